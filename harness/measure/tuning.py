@@ -144,7 +144,7 @@ class Tuner:
         words = "prompts of an earlier run are tuned anew"
         return loadable(path, PromptFile.read, PromptFile.load, words, self.progress)
 
-    def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple["Judged", "Judged"]:
+    def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[Judged, Judged]:
         """Judge a row by labelled images, as it is, by text, and tuned."""
 
         def judged(features: Tensor, classifier: Tensor) -> Judged:

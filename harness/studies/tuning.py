@@ -202,11 +202,6 @@ class Trial:
     untuned: tuple[Judged, ...]
     tuned: tuple[Judged, ...]
 
-    @property
-    def gains(self) -> list[float]:
-        """Top-1 minus that of the model as it was, a share, by seed."""
-        return [own.top1 - plain.top1 for own, plain in zip(self.tuned, self.untuned, strict=True)]
-
 
 def trial_runs(tuner: Tuner, recipes: Mapping[str, TuneConfig], shots: int, seeds: range) -> float:
     """Return about how many runs of a row on an image trials of recipes take."""
@@ -225,15 +220,15 @@ def trials(tuner: Tuner, row: Variant, recipes: Mapping[str, TuneConfig], shots:
     Raises:
         ValueError: what `Tuner.tuned` refuses, or a draw that leaves nothing.
     """
+    left = {seed: undrawn(tuner.dataset, tuner.few(shots, seed)) for seed in seeds}
+    images = tuple(map(len, left.values()))
     for name, recipe in recipes.items():
-        judged, images = [], []
-        for seed in seeds:
-            rest = undrawn(tuner.dataset, tuner.few(shots, seed))
+        judged = []
+        for seed, rest in left.items():
             tuned = tuner.tuned([row], shots, seed, replace(recipe, seed=seed))[row.key]
             judged.append(tuner.judge(row, tuned, rest))
-            images.append(len(rest))
         untuned, own = zip(*judged, strict=True)
-        yield Trial(name, tuner.dataset.name, images=tuple(images), untuned=untuned, tuned=own)
+        yield Trial(name, tuner.dataset.name, images=images, untuned=untuned, tuned=own)
 
 
 def trials_table(every: Sequence[Trial], title: str) -> Table:
@@ -245,13 +240,9 @@ def trials_table(every: Sequence[Trial], title: str) -> Table:
         own = [by[recipe, name] for name in datasets]
         first = [by[recipes[0], name] for name in datasets]
         cells = {"recipe": Cell(recipe)}
-        cells |= {f"{one.dataset}": Cell(f"{100 * fmean(two.top1 for two in one.tuned):.1f}") for one in own}
-        gains = _over_seeds([one.gains for one in own])
-        cells["to untuned"] = in_points(gains)
-        apart = [
-            [a.top1 - b.top1 for a, b in zip(one.tuned, other.tuned, strict=True)]
-            for one, other in zip(own, first, strict=True)
-        ]
+        cells |= {one.dataset: Cell(f"{100 * fmean(two.top1 for two in one.tuned):.1f}") for one in own}
+        cells["to untuned"] = in_points(_over_seeds([_gain(one.tuned, one.untuned) for one in own]))
+        apart = [_gain(one.tuned, other.tuned) for one, other in zip(own, first, strict=True)]
         cells["to first"] = in_points(_over_seeds(apart) if recipe != recipes[0] else None)
         cells["loss"] = Cell(f"{fmean(fmean(two.loss for two in one.tuned) for one in own):.4f}")
         rows.append(list(cells.values()))
@@ -265,6 +256,11 @@ def trials_table(every: Sequence[Trial], title: str) -> Table:
         f"seeds; loss: cross-entropy in nats; untuned: {', '.join(untuned)}, loss {loss:.4f}"
     )
     return Table.of(title, heads, rows, words={"recipe"}, roomy=set(datasets), caption=caption)
+
+
+def _gain(own: Sequence[Judged], other: Sequence[Judged]) -> list[float]:
+    """Return by seed how much more top-1 is, a share."""
+    return [a.top1 - b.top1 for a, b in zip(own, other, strict=True)]
 
 
 def _over_seeds(shares: Sequence[Sequence[float]]) -> Interval | None:

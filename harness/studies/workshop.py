@@ -182,6 +182,12 @@ def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_i
     return None
 
 
+def _decided_by(conditions: list[Any]) -> str:
+    """Return 20 hex digits that tell what was made under these conditions, and this torch, from all else."""
+    content = json.dumps([*conditions, torch.__version__], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
 class Fitted(NamedTuple):
     """A predictor that a study fitted."""
 
@@ -234,10 +240,9 @@ class Workshop:
 
     def path_after(self, one: Tuned, golden: GoldenConfig) -> Path:
         """Return where the predictor of a tuned tower is kept: by a hash of all that decides its weights."""
-        conditions = [asdict(golden), asdict(self.config.fit), self.ranked_after_on, torch.__version__]
-        digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
+        conditions = [asdict(golden), asdict(self.config.fit), self.ranked_after_on]
         folder = cache_folder() / "studies" / f"{self.tower.arch}-{one.digest}"
-        return folder / f"predictor-{digest[:20]}.safetensors"
+        return folder / f"predictor-{_decided_by(conditions)}.safetensors"
 
     def _after(self, one: Tuned, file: PredictorFile) -> Fitted:
         return Fitted(file, int(one.file.recipe["seed"]), self.config.train_limit or 0)
@@ -330,9 +335,7 @@ class Workshop:
         """Return where a predictor is kept: by a hash of all that decides its weights."""
         parts = [[asdict(r.provenance) | {"ids": r.image_ids} for r in part] for part in (train, stop)]
         conditions = [self.tower.name, self.weights, parts, asdict(recipe), shots]
-        conditions.append(torch.__version__)
-        digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
-        return cache_folder() / "studies" / f"{digest[:20]}.safetensors"
+        return cache_folder() / "studies" / f"{_decided_by(conditions)}.safetensors"
 
     def predicted(
         self,
