@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.reducer import HostSpec, Pruner, ReducerConfig, register_method
-from zoo.tokens import Tokens
+from zoo.core.reducer import HostSpec, Pruner, ReducerConfig, register_method
+from zoo.core.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)

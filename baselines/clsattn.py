@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.attention import Attended, cls_attention
-from zoo.reducer import Pruner, ReducerConfig, register_method
-from zoo.tokens import Tokens
+from zoo.core.attention import Attended, cls_attention
+from zoo.core.reducer import Pruner, ReducerConfig, register_method
+from zoo.core.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import torch
 
-from zoo.attention import Attended, cls_attention
-from zoo.reducer import Reducer, ReducerConfig, register_method
-from zoo.tokens import Tokens
+from zoo.core.attention import Attended, cls_attention
+from zoo.core.reducer import Reducer, ReducerConfig, register_method
+from zoo.core.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)

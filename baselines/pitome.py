@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.merger import Merger, MergerConfig, bipartite
-from zoo.reducer import HostSpec, register_method
-from zoo.tokens import Tokens
+from zoo.core.merger import Merger, MergerConfig, bipartite
+from zoo.core.reducer import HostSpec, register_method
+from zoo.core.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.reducer import Pruner, ReducerConfig, register_method
-from zoo.tokens import Tokens
+from zoo.core.reducer import Pruner, ReducerConfig, register_method
+from zoo.core.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.attention import Attended, PoolingQuery
-from zoo.reducer import Reducer, ReducerConfig, register_method
-from zoo.tokens import Tokens, rows
+from zoo.core.attention import Attended, PoolingQuery
+from zoo.core.reducer import Reducer, ReducerConfig, register_method
+from zoo.core.tokens import Tokens, rows
 
 
 @dataclass(frozen=True, kw_only=True)

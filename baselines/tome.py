@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from zoo.merger import Merger, MergerConfig, bipartite
-from zoo.reducer import register_method
-from zoo.tokens import Tokens
+from zoo.core.merger import Merger, MergerConfig, bipartite
+from zoo.core.reducer import register_method
+from zoo.core.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)

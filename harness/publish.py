@@ -27,15 +27,15 @@ from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrain
 from harness.records.conditions import DENSE, RECOVERY
 from harness.records.record import Record, conditions, lacking, read_run
 from harness.report.groups import markdown_table
-from zoo.files import digest_of, read_facts, write_whole
-from zoo.open_clip import FOLDER, HUB
-from zoo.predictor import PredictorFile, read_predictors
-from zoo.prompts import CosineHead
-from zoo.recovery import RecoveryFile
-from zoo.reducer import configure
-from zoo.sizes import MODELS, SIZES, unknown_model
-from zoo.vit import ReducedViT, TimmHost
-from zoo.weights import find_predictor, fingerprint
+from zoo.core.files import digest_of, read_facts, write_whole
+from zoo.core.predictor import PredictorFile, read_predictors
+from zoo.core.prompts import CosineHead
+from zoo.core.reducer import configure
+from zoo.loading.open_clip import FOLDER, HUB
+from zoo.loading.recovery_file import RecoveryFile
+from zoo.loading.sizes import MODELS, SIZES, unknown_model
+from zoo.loading.weights import find_predictor, fingerprint
+from zoo.towers.vit import ReducedViT, TimmHost
 
 FILES = ("README.md", "config.json", "model.safetensors")
 FREE = ("apache-2.0", "bsd-3-clause", "mit")

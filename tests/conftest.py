@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 import zoo
 from harness.measure.times import LatencyRecord, time_fields
 from harness.measure.timing import Machine, Surroundings, Timing
-from zoo.open_clip import offer
-from zoo.sizes import SIZES
+from zoo.loading.open_clip import offer
+from zoo.loading.sizes import SIZES
 
 # A shared machine stalls now and then, and the same commit must give the same verdict twice.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)

@@ -13,7 +13,7 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 from harness.cli import main
-from zoo.registry import default_cfgs
+from zoo.loading.registry import default_cfgs
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "hub.md").read_text(encoding="utf-8")

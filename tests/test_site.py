@@ -16,7 +16,7 @@ import yaml
 import zoo
 from harness.cli import main
 from harness.datasets import get_dataset
-from zoo.reducer import METHODS
+from zoo.core.reducer import METHODS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

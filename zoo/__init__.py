@@ -3,26 +3,27 @@
 ``import zoo`` registers them: ``timm.create_model("clip_vit_b16_patchrank60")``.
 """
 
-from zoo.adopt import add_prompts, reduce, reduced_vit
-from zoo.beit import ReducedBeit
-from zoo.clip import Clip, create_clip
-from zoo.eva import ReducedEva
-from zoo.export import export_model, load_exported
-from zoo.golden import GoldenConfig, GoldenEngine, golden_importance
-from zoo.naflex import ReducedNaFlexVit
-from zoo.open_clip import from_open_clip, offer_models
-from zoo.open_clip_tower import ReducedOpenClip
-from zoo.optimized import optimize
-from zoo.prompt_learner import TuneConfig
-from zoo.recovery import RecoveryConfig, add_recovery, recover, save_recovery
-from zoo.reducer import METHODS, Reducer, ReducerConfig, register_method
-from zoo.registry import load_methods
-from zoo.schedule import read_schedule
-from zoo.sizes import MODELS
-from zoo.tokens import Reduction, Tokens, Trace
-from zoo.tuning import Labelled, tune
-from zoo.vit import ReducedViT
-from zoo.weight_file import read_weights
+from zoo.core.reducer import METHODS, Reducer, ReducerConfig, register_method
+from zoo.core.tokens import Reduction, Tokens, Trace
+from zoo.deploy.export import export_model, load_exported
+from zoo.deploy.optimized import optimize
+from zoo.learning.prompt_learner import TuneConfig
+from zoo.learning.recovery import recover
+from zoo.learning.tuning import Labelled, tune
+from zoo.loading.adopt import add_prompts, reduce, reduced_vit
+from zoo.loading.clip import Clip, create_clip
+from zoo.loading.open_clip import from_open_clip, offer_models
+from zoo.loading.recovery_file import RecoveryConfig, add_recovery, save_recovery
+from zoo.loading.registry import load_methods
+from zoo.loading.schedule_file import read_schedule
+from zoo.loading.sizes import MODELS
+from zoo.loading.weight_file import read_weights
+from zoo.ranking.golden import GoldenConfig, GoldenEngine, golden_importance
+from zoo.towers.beit import ReducedBeit
+from zoo.towers.eva import ReducedEva
+from zoo.towers.naflex import ReducedNaFlexVit
+from zoo.towers.open_clip import ReducedOpenClip
+from zoo.towers.vit import ReducedViT
 
 __all__ = [
     "METHODS",

@@ -21,7 +21,8 @@ from harness.records.averages import protocol, tower_of
 from harness.records.conditions import DENSE, GOLDEN, MATCHED
 from harness.records.record import Record, read_run
 from harness.report.changes import ABSENT
-from zoo.reducer import METHODS, expected
+from zoo.core.messages import expected
+from zoo.core.reducer import METHODS
 
 FOLDER = Path(__file__).parents[1] / "expected"  # the expectation that ships
 KEEPS = (0.6, 0.3)

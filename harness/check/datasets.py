@@ -20,7 +20,7 @@ from harness.datasets.decoded import Decoded, decode_all
 from harness.datasets.images import how_many, shortened
 from harness.datasets.rooted import RootedDataset
 from harness.models.towers import text_classifier
-from zoo.clip import create_clip
+from zoo.loading.clip import create_clip
 
 SHOWN = 5  # names in a line
 ROWS = 40  # classes that a table shows; of more, those that stand out

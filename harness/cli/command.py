@@ -135,7 +135,7 @@ class CommandParser(argparse.ArgumentParser):
             self.exit(2)
         values, rest = super(CommandParser, self.filled()).parse_known_args(args, namespace)
         if rest:
-            from zoo.reducer import expected
+            from zoo.core.messages import expected
 
             flag = rest[0].partition("=")[0]
             if flag.startswith("-"):
@@ -161,7 +161,7 @@ class CommandParser(argparse.ArgumentParser):
         choices = action.choices
         if choices is None or value in choices or ANY in choices:
             return
-        from zoo.reducer import expected
+        from zoo.core.messages import expected
 
         near = expected(str(value), map(str, choices), shown_by=f"{self.prog} --help")
         text = f"{_name(action)} {value!r}: {near}"

@@ -13,11 +13,11 @@ from harness.measure.rows import known_methods
 from harness.records.conditions import DTYPES, TUNINGS
 from harness.studies.paper import list_reproductions
 from harness.studies.run import list_studies
-from zoo.fit import LOSSES
-from zoo.golden import SCORES
-from zoo.predictor import ARCHITECTURES
-from zoo.reducer import METHODS
-from zoo.sizes import MODELS
+from zoo.core.predictor import ARCHITECTURES
+from zoo.core.reducer import METHODS
+from zoo.learning.fit import LOSSES
+from zoo.loading.sizes import MODELS
+from zoo.ranking.golden import SCORES
 
 FOLDER = "DIR"  # metavar of a path that is a folder
 

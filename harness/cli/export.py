@@ -13,13 +13,13 @@ from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
     from harness.datasets.base import Split, SplitName
-    from zoo.export import Agreement
+    from zoo.deploy.export import Agreement
 
 CHECKED, CALIBRATED = 64, 128  # images
 
 
 def _export_flags(parser: CommandParser) -> None:
-    from zoo.export import BATCHES, FORMATS, LEAST_COSINE, ONNX
+    from zoo.deploy.export import BATCHES, FORMATS, LEAST_COSINE, ONNX
 
     flags.setup(parser)
     file = parser.add_argument_group("file")
@@ -49,7 +49,7 @@ def run_export(args: Namespace, status: Console) -> Shown:
     """
     import torch
 
-    from zoo.export import INT8, OPENVINO, DisagreementError, export_model, require_format
+    from zoo.deploy.export import INT8, OPENVINO, DisagreementError, export_model, require_format
 
     setup, progress = flags.setup_of(args), Progress(status)
     if args.int8 and args.dtype is not None:

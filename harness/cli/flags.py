@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from harness.datasets.base import SplitName
     from harness.measure.setup import Setup
-    from zoo.fit import FitConfig
-    from zoo.golden import GoldenConfig
-    from zoo.prompt_learner import TuneConfig
+    from zoo.learning.fit import FitConfig
+    from zoo.learning.prompt_learner import TuneConfig
+    from zoo.ranking.golden import GoldenConfig
 
 C = TypeVar("C", bound="DataclassInstance")
 SPLITS: "tuple[SplitName, ...]" = ("train", "val", "test")
@@ -65,7 +65,7 @@ def split(text: str) -> str:
 def dtype(text: str) -> str:
     """Read the name of a precision."""
     from harness.records.conditions import DTYPES
-    from zoo.reducer import expected
+    from zoo.core.messages import expected
 
     if text not in DTYPES:
         raise ArgumentTypeError(f"{text!r}: {expected(text, DTYPES)}")
@@ -275,14 +275,14 @@ def golden_windows(parser: CommandParser, *, window: int = 2, stride: int = 1) -
 
 def block(group: Any) -> None:
     """Add the reduction point."""
-    from zoo.golden import GoldenConfig
+    from zoo.ranking.golden import GoldenConfig
 
     fields(group, GoldenConfig, block="patches go before this block")
 
 
 def golden_config(args: Namespace) -> "GoldenConfig":
     """Return the settings of golden rankings that the flags ask for."""
-    from zoo.golden import GoldenConfig
+    from zoo.ranking.golden import GoldenConfig
 
     return settings(GoldenConfig, args, approximate=vars(args).get("approx"))
 
@@ -300,11 +300,11 @@ def fresh(group: Any, text: str = "measure again what is known") -> None:
 
 def predictor_recipe(parser: CommandParser, *, study: bool = False) -> None:
     """Add how a predictor is fitted; the seed of a ``study`` is that of tokens, too."""
-    from zoo.fit import FitConfig
+    from zoo.learning.fit import FitConfig
 
     group = parser.add_argument_group("predictor")
-    group.add_argument("--arch", default=FitConfig.arch, help="see zoo/predictor.py")
-    group.add_argument("--loss", default=FitConfig.loss, help="see zoo/fit.py")
+    group.add_argument("--arch", default=FitConfig.arch, help="see zoo/core/predictor.py")
+    group.add_argument("--loss", default=FitConfig.loss, help="see zoo/learning/fit.py")
     fields(group, FitConfig, width="channels inside the predictor", epochs="at most")
     fields(group, FitConfig, patience="epochs without a better one", batch="images per step")
     text = "of weights, order and shots"
@@ -317,7 +317,7 @@ def predictor_recipe(parser: CommandParser, *, study: bool = False) -> None:
 
 def fit_config(args: Namespace) -> "FitConfig":
     """Return the recipe that the flags of a predictor ask for."""
-    from zoo.fit import FitConfig
+    from zoo.learning.fit import FitConfig
 
     return settings(FitConfig, args)
 
@@ -360,7 +360,7 @@ def tuning_recipe(parser: CommandParser, *, study: bool = False) -> Any:
     Flags without a value leave what the recipe says. In a study those that a predictor's recipe has
     too begin with ``--tune-``.
     """
-    from zoo.prompt_learner import RECIPES
+    from zoo.learning.prompt_learner import RECIPES
 
     group = parser.add_argument_group("learned tokens")
     text = f"{', '.join(RECIPES)}: what follows, where nothing else is said"
@@ -387,7 +387,7 @@ def tuning_recipe(parser: CommandParser, *, study: bool = False) -> Any:
 
 def _by_recipe(name: str) -> dict[str, Any]:
     """Return what recipes say of a field; those of epochs say nothing of rounds."""
-    from zoo.prompt_learner import RECIPES
+    from zoo.learning.prompt_learner import RECIPES
 
     rounds = name in ("rounds", "steps")
     return {recipe: getattr(one, name) for recipe, one in RECIPES.items() if one.epochs is None or not rounds}
@@ -401,7 +401,7 @@ def _typed(value: Any) -> str:
 
 
 def _tuning_flag(name: str, study: bool) -> str:
-    from zoo.fit import FitConfig
+    from zoo.learning.fit import FitConfig
 
     word = _WORDS.get(name, name.replace("_", "-"))
     return f"--tune-{word}" if study and hasattr(FitConfig, name) else f"--{word}"
@@ -414,7 +414,7 @@ def tune_config(args: Namespace, draws: str) -> "TuneConfig":
         ValueError: rounds for a recipe of epochs, or what ``TuneConfig`` refuses.
     """
     from harness.datasets.few_shot import COOP
-    from zoo.prompt_learner import RECIPES
+    from zoo.learning.prompt_learner import RECIPES
 
     study = args.command != "fit prompts"
     recipe, known = RECIPES[args.recipe], {name: _tuning_flag(name, study) for name in _LEARNED}

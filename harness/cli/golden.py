@@ -17,15 +17,15 @@ from harness.console.terminal import Progress
 if TYPE_CHECKING:
     from harness.datasets.base import SplitName
     from harness.measure.rows import Variant
-    from zoo.clip import ClipParts
-    from zoo.golden import GoldenConfig
+    from zoo.loading.clip import ClipParts
+    from zoo.ranking.golden import GoldenConfig
 
 
 RANKED_BY = 2  # window and stride of rankings that `fit predictor` makes: a quarter of the passes of stride 1
 
 
 def _rank_flags(parser: CommandParser) -> None:
-    from zoo.golden import GoldenConfig
+    from zoo.ranking.golden import GoldenConfig
 
     what = parser.add_argument_group("what is ranked")
     flags.model(what)
@@ -68,8 +68,8 @@ def run_rank(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.golden.rank import Job, Source, rank_by_scores
     from harness.records.conditions import DTYPES
-    from zoo.reducer import expected
-    from zoo.suffix import AUTO
+    from zoo.core.messages import expected
+    from zoo.core.precision import AUTO
 
     if args.dtype not in (AUTO, *DTYPES):
         raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, (AUTO, *DTYPES))}")
@@ -203,7 +203,7 @@ def _ranked_by(args: Namespace) -> "GoldenConfig":
     Raises:
         ValueError: windows of rankings that are given, or windows that can't be.
     """
-    from zoo.golden import GoldenConfig
+    from zoo.ranking.golden import GoldenConfig
 
     for name in ("window", "stride"):
         if (value := vars(args)[name]) is not None and not args.dataset:
@@ -218,7 +218,7 @@ def _ranked_by(args: Namespace) -> "GoldenConfig":
 
 def _prompts_flags(parser: CommandParser) -> None:
     from harness.datasets.few_shot import OURS
-    from zoo.prompt_learner import TuneConfig
+    from zoo.learning.prompt_learner import TuneConfig
 
     what = parser.add_argument_group("what is tuned, on what")
     what.add_argument("--model", default="clip_vit_s14_patchrank60", help="dense or reduced")
@@ -243,8 +243,8 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
     from harness.measure.tuning import Tuner, step_runs
-    from zoo.files import write_whole
-    from zoo.weights import fingerprint
+    from zoo.core.files import write_whole
+    from zoo.loading.weights import fingerprint
 
     config = flags.tune_config(args, args.draws)
     dataset = get_dataset(args.dataset)
@@ -285,7 +285,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
 
 def _recovery_flags(parser: CommandParser) -> None:
     from harness.measure.recovery import Sources
-    from zoo.recovery import RecoveryConfig
+    from zoo.loading.recovery_file import RecoveryConfig
 
     what = parser.add_argument_group("what is trained, on what")
     flags.model(what, "a reduced name, or a dense one with --methods and --keeps")
@@ -311,7 +311,7 @@ def _recovery_flags(parser: CommandParser) -> None:
 def run_fit_recovery(args: Namespace, status: Console) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
     from harness.measure.recovery import Sources, train_recovery
-    from zoo.recovery import RecoveryConfig
+    from zoo.loading.recovery_file import RecoveryConfig
 
     sources = flags.settings(Sources, args, datasets=tuple(dict.fromkeys(args.dataset)))
     config = flags.settings(RecoveryConfig, args)
@@ -393,7 +393,7 @@ def load_row(name: str) -> "tuple[ClipParts, Variant, str]":
 
 def dense_name(row: "Variant") -> str:
     """Return the name of a row's dense tower."""
-    from zoo.sizes import MODELS
+    from zoo.loading.sizes import MODELS
 
     known = MODELS.get(row.model)
     return row.model if known is None else known.dense

@@ -228,7 +228,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
     from harness.measure.timing import load_1min
     from harness.records.record import require_appendable
-    from zoo.files import write_whole
+    from zoo.core.files import write_whole
 
     progress = Progress(status)
     batches = batches_for(args.device, args.batches)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.cli.command import ALIASES, EXIT_CODES, PROGRAM, CommandParser, default_text, leaves
 from harness.cli.parser import COMMANDS, build_parser
-from zoo.files import write_whole
+from zoo.core.files import write_whole
 
 PAGE = Path("docs/commands.md")
 REWRITE = "python -m harness.cli.reference"

@@ -68,7 +68,7 @@ def run_floor(args: Namespace, status: Console) -> Work:
 
 
 def _overhead_flags(parser: CommandParser) -> None:
-    from zoo.fit import FitConfig
+    from zoo.learning.fit import FitConfig
 
     what = parser.add_argument_group("what is measured")
     flags.model(what)
@@ -87,8 +87,8 @@ def run_overhead(args: Namespace, status: Console) -> Shown:
     from harness.measure.cost import overhead, overhead_table
     from harness.models.towers import find_tower
     from harness.records.conditions import device_name
-    from zoo.fit import FitConfig
-    from zoo.predictor import ARCHITECTURES
+    from zoo.core.predictor import ARCHITECTURES
+    from zoo.learning.fit import FitConfig
 
     tower = find_tower(args.model, random_weights=args.random_weights)
     shapes = [(arch, args.width) for arch in args.archs or ARCHITECTURES]
@@ -313,7 +313,7 @@ def study_config(args: Namespace, recipe: "Reproduction | Picture") -> "StudyCon
     from harness.datasets.few_shot import COOP, OURS
     from harness.studies.reproduce import MODEL
     from harness.studies.workshop import StudyConfig
-    from zoo.golden import GoldenConfig
+    from zoo.ranking.golden import GoldenConfig
 
     rooted = _rooted(args)
     draws = args.draws or (COOP if rooted else OURS)
@@ -376,7 +376,7 @@ def _readable(
 def _write(comparison: "Comparison", config: "StudyConfig", argv: list[str], path: Path) -> None:
     """Write what is known so far: a stopped run leaves the datasets that are done."""
     from harness.studies.reproduce import draw
-    from zoo.files import write_whole
+    from zoo.core.files import write_whole
 
     recipe = comparison.recipe
     conditions = f"- {config.described(tunes=recipe.study.tunes)}\n"
@@ -441,7 +441,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     from harness.studies.dry_run import expected_runs
     from harness.studies.run import NOTES, SEED_NOTES, get_study, make, tower_with_text
     from harness.studies.workshop import StudyConfig
-    from zoo.files import write_whole
+    from zoo.core.files import write_whole
 
     study = get_study(args.name, [command.path.split()[1] for command in COMMANDS[:-1]])
     progress = Progress(status)
@@ -490,7 +490,7 @@ def run_recipes(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.measure.tuning import Tuner
     from harness.studies.tuning import AS_IT_IS, changed, trial_runs, trials, trials_table
-    from zoo.weights import fingerprint
+    from zoo.loading.weights import fingerprint
 
     config = flags.tune_config(args, args.draws)
     recipes = {AS_IT_IS: config} | {change: changed(config, change) for change in args.changes}
@@ -535,7 +535,7 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness.records.record import Record, require_appendable, write_records
     from harness.report.tables import comparison_table, matched_table
     from harness.report.writers import markdown
-    from zoo.files import write_whole
+    from zoo.core.files import write_whole
 
     path, progress = args.output / "records.jsonl", Progress(status)
     require_appendable(path)

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 import zoo
 from harness.cli.reference import END, replaced
-from zoo.files import write_whole
-from zoo.golden import GoldenConfig, GoldenEngine
-from zoo.host import FeatureTower, Host
-from zoo.recovery import RecoveryConfig
-from zoo.reducer import configure
-from zoo.registry import load_methods
-from zoo.vit import TimmHost
+from zoo.core.files import write_whole
+from zoo.core.host import FeatureTower, Host
+from zoo.core.reducer import configure
+from zoo.loading.recovery_file import RecoveryConfig
+from zoo.loading.registry import load_methods
+from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.towers.vit import TimmHost
 
 PAGE = Path("docs/towers.md")
 REWRITE = "python -m harness.cli.towers"

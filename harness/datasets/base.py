@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.files import write_whole
-from zoo.weights import cache_folder
+from zoo.core.files import write_whole
+from zoo.loading.weights import cache_folder
 
 SplitName = Literal["train", "val", "test", "final"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")  # that every dataset has

@@ -14,7 +14,7 @@ from pathlib import Path
 from harness.console.terminal import Progress
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName, cached_json, keep_json
 from harness.datasets.images import how_many
-from zoo.files import write_whole
+from zoo.core.files import write_whole
 
 CHUNK = 128  # images that threads share out
 SAVED_S = 30.0  # seconds between two states on disk

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Rendered, Split, SplitName, slug
 from harness.datasets.images import MISSING, decode_image
-from zoo.reducer import expected
+from zoo.core.messages import expected
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 IMAGE, CLASSES = "Image", "ClassLabel"  # types of columns

@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from harness.embedded.shipping import read_known, run
-from zoo.files import write_whole
+from zoo.core.files import write_whole
 
 PACKAGE = "openclipart-png"
 SHA256 = "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02"  # of 1:0.18+dfsg-19

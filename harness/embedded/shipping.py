@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from zoo.files import write_whole
+from zoo.core.files import write_whole
 
 DATA_DIR = Path(__file__).parent / "data"
 

@@ -29,11 +29,11 @@ from harness.datasets.canvas import seeded
 from harness.datasets.emoji import CATEGORIES, STYLES, SUBCATEGORIES, Emoji, EmojiCategory
 from harness.datasets.fashion import CLASSES, Fashion, sample
 from harness.embedded import build_fashion
-from zoo.clip import image_transform
-from zoo.files import write_whole
-from zoo.sizes import EMBEDDED
-from zoo.text import CompactText, LitConfig, LitModel, tokenizer, train_lit
-from zoo.weights import cache_folder
+from zoo.core.files import write_whole
+from zoo.loading.clip import image_transform
+from zoo.loading.sizes import EMBEDDED
+from zoo.loading.text import CompactText, LitConfig, LitModel, tokenizer, train_lit
+from zoo.loading.weights import cache_folder
 
 log = logging.getLogger(__name__)
 CONTEXT = 20

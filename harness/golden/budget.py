@@ -9,11 +9,11 @@ from typing import Any, Self
 
 from harness.records.conditions import GOLDEN
 from harness.records.statistics import Interval
-from zoo.approximate import Effort, approximate_passes, fitting
-from zoo.files import write_whole
-from zoo.golden import GoldenConfig
-from zoo.host import Host
-from zoo.windows import windows
+from zoo.core.files import write_whole
+from zoo.core.host import Host
+from zoo.ranking.approximate import Effort, approximate_passes, fitting
+from zoo.ranking.golden import GoldenConfig
+from zoo.ranking.windows import windows
 
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).parent / "curve.json"
@@ -28,7 +28,7 @@ class Point:
     method: str = GOLDEN  # or a registered method that ranks at the reduction point
     window: int | None = EXACT[0]  # side in patches, None for other methods
     stride: int | None = EXACT[1]  # in patches, None for other methods
-    approximate: str | None = None  # see `zoo.approximate`; None for removing every window
+    approximate: str | None = None  # see `zoo.ranking.approximate`; None for removing every window
     seed: int | None = None  # of random
 
     @property

@@ -25,11 +25,11 @@ from harness.datasets.images import folder_images
 from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, ranked_revision
 from harness.models.towers import Tower, load_tower
 from harness.records.agreement import kendall_tau
-from zoo.files import partial_of, write_whole
-from zoo.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
-from zoo.predictor import Predictor, predictor_name
-from zoo.vit import ReducedViT
-from zoo.weights import blocks_fingerprint, cache_folder, fingerprint
+from zoo.core.files import partial_of, write_whole
+from zoo.core.predictor import Predictor, predictor_name
+from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
+from zoo.loading.weights import blocks_fingerprint, cache_folder, fingerprint
+from zoo.towers.vit import ReducedViT
 
 SHARE = 0.1  # of a tower's run on an image that a predictor's step takes for one, about
 HELD_OUT = 5  # one image in so many

@@ -9,12 +9,13 @@ from torch import Tensor
 
 import zoo
 from harness.models.towers import Tower
-from zoo.clip import class_features
-from zoo.golden import GoldenConfig, GoldenEngine
-from zoo.reducer import METHODS, Pruner, expected, final_count
-from zoo.tokens import top
-from zoo.vit import ReducedViT
-from zoo.weights import load_predictor, with_predictors
+from zoo.core.messages import expected
+from zoo.core.reducer import METHODS, Pruner, final_count
+from zoo.core.tokens import top
+from zoo.loading.clip import class_features
+from zoo.loading.weights import load_predictor, with_predictors
+from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.towers.vit import ReducedViT
 
 
 @torch.inference_mode()
@@ -33,7 +34,7 @@ def golden_maps(
     Args:
         dense: dense image tower.
         images: (B, C, H, W), on its device.
-        scores: which, from ``zoo.golden.SCORES``.
+        scores: which, from ``zoo.ranking.golden.SCORES``.
         config: block and windows, one-shot and exact; its own score is not looked at.
         text: (classes, D) unit class features; for ``label`` and ``confidence``.
         scale: factor on cosines in the posterior.

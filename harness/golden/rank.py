@@ -25,10 +25,10 @@ from harness.golden.shards import ShardFacts, claimed, missing, shard_path, surv
 from harness.golden.store import FOLDER_SPLIT, Provenance, Shard, own_store, ranked_revision
 from harness.golden.workers import check_workers, made_by_workers, require_same
 from harness.models.towers import Tower, load_tower, text_classifier
-from zoo.golden import GoldenConfig, GoldenEngine
-from zoo.suffix import AUTO, precision_on
-from zoo.weights import fingerprint
-from zoo.windows import windows
+from zoo.core.precision import AUTO, precision_on
+from zoo.loading.weights import fingerprint
+from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.ranking.windows import windows
 
 V = TypeVar("V")
 

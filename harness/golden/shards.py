@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from zoo.files import PARTIAL, NoRoomError, write_whole
+from zoo.core.files import PARTIAL, NoRoomError, write_whole
 
 CODEC = "zstd"  # of our shards
 AMPLE = 2**30  # bytes of free memory with which any shard can be read

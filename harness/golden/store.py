@@ -24,9 +24,9 @@ from harness.golden.shards import (
     shard_paths,
     write_with_room,
 )
-from zoo.files import write_whole
-from zoo.golden import GoldenConfig
-from zoo.weights import cache_folder
+from zoo.core.files import write_whole
+from zoo.loading.weights import cache_folder
+from zoo.ranking.golden import GoldenConfig
 
 FOLDER_SPLIT = "all"  # the split of a folder of images, which has no others
 PROVENANCE_KEY, SHARD_KEY = b"golden", b"shard"  # of a Parquet file's metadata
@@ -41,7 +41,7 @@ class Provenance(Origin):
     """What a set of rankings was made from, and how. Two are equal whatever their versions."""
 
     model: str  # of the dense tower, with its weight tag
-    weights: str  # `zoo.weights.fingerprint` of the tower
+    weights: str  # `zoo.loading.weights.fingerprint` of the tower
     dataset: str  # its name, or that of the folder of images
     revision: str  # of the dataset or folder
     split: str  # train, val or test; `FOLDER_SPLIT` for a folder

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from harness.console.terminal import Progress
 from harness.golden.shards import shard_path
-from zoo.files import PARTIAL
+from zoo.core.files import PARTIAL
 
 MOST_DEATHS = 3  # of workers on one shard
 Make = Callable[[int], Any]  # makes a shard by its number and returns a value that JSON holds

@@ -57,11 +57,11 @@ from harness.records.record import (
     utc_now,
 )
 from harness.records.statistics import paired_difference, wilson_interval
-from zoo.clip import ClipParts
-from zoo.golden import GoldenConfig
-from zoo.predictor import tower_name
-from zoo.prompt_learner import TuneConfig
-from zoo.weights import fingerprint
+from zoo.core.messages import tower_name
+from zoo.learning.prompt_learner import TuneConfig
+from zoo.loading.clip import ClipParts
+from zoo.loading.weights import fingerprint
+from zoo.ranking.golden import GoldenConfig
 
 Groups = NDArray[np.int64] | None  # of images, see `Record.groups`
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key

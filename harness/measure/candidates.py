@@ -34,15 +34,16 @@ from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.conditions import DENSE, DTYPES
 from harness.records.record import utc_now
 from harness.records.statistics import median_interval
-from zoo.files import digest_of, read_facts
-from zoo.host import shared
-from zoo.merger import Merger
-from zoo.recovery import RecoveryFile
-from zoo.reducer import METHODS, configure, expected
-from zoo.schedule import ScheduleFile
-from zoo.suffix import best_precision
-from zoo.vit import ReducedViT
-from zoo.weights import find_predictor, fingerprint
+from zoo.core.files import digest_of, read_facts
+from zoo.core.host import shared
+from zoo.core.merger import Merger
+from zoo.core.messages import expected
+from zoo.core.precision import best_precision
+from zoo.core.reducer import METHODS, configure
+from zoo.loading.recovery_file import RecoveryFile
+from zoo.loading.schedule_file import ScheduleFile
+from zoo.loading.weights import find_predictor, fingerprint
+from zoo.towers.vit import ReducedViT
 
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
 MERGING = ("rankmerge",)  # merges without being a `Merger`

@@ -25,11 +25,11 @@ from harness.measure.tuning import Tuned, step_runs
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RANDOM, Tuning
 from harness.records.record import Record
 from harness.records.statistics import Interval, bootstrap_mean, paired_p
-from zoo.predictor import tower_name
-from zoo.prompt_learner import TuneConfig
-from zoo.prompts import PromptFile
-from zoo.suffix import best_precision
-from zoo.vit import ReducedViT
+from zoo.core.messages import tower_name
+from zoo.core.precision import best_precision
+from zoo.core.prompts import PromptFile
+from zoo.learning.prompt_learner import TuneConfig
+from zoo.towers.vit import ReducedViT
 
 MATCHED_CALLS = 35  # of each model, about, while keep rates of equal time are searched
 

@@ -15,8 +15,8 @@ from harness.models.cost import gflops
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import Latency, lacking
 from harness.records.statistics import Interval
-from zoo.host import Host
-from zoo.predictor import Predictor
+from zoo.core.host import Host
+from zoo.core.predictor import Predictor
 
 COUNTED = 20  # runs on an image that take about as long as counting a row's multiply-adds
 

@@ -23,7 +23,7 @@ from harness.measure.rows import Variant, run
 from harness.models.towers import nameable
 from harness.records.agreement import over_images
 from harness.records.statistics import bootstrap_quantile
-from zoo.optimized import OptimizedHost
+from zoo.deploy.optimized import OptimizedHost
 
 COSINE, OVERLAP = "cosine", "neighbour_overlap"
 AGREEMENT, CHANGE = "dense_agreement", "top1_change"  # of the answers by text, and of those that are right

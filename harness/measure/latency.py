@@ -23,12 +23,12 @@ from harness.measure.ways import EAGER
 from harness.models import towers
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import utc_now
-from zoo.export import INT8
-from zoo.open_clip import FOLDER, HUB
-from zoo.reducer import expected
-from zoo.sizes import MODELS
-from zoo.vit import ReducedViT
-from zoo.weights import fingerprint
+from zoo.core.messages import expected
+from zoo.deploy.export import INT8
+from zoo.loading.open_clip import FOLDER, HUB
+from zoo.loading.sizes import MODELS
+from zoo.loading.weights import fingerprint
+from zoo.towers.vit import ReducedViT
 
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)
 MOST_THREADS = 1024  # of so many more OpenMP ends the process, without an error to catch

@@ -23,7 +23,7 @@ from harness.models.cost import gflops
 from harness.records.averages import time_ratio
 from harness.records.conditions import DENSE, DTYPES, MATCHED
 from harness.records.record import Record
-from zoo.vit import ReducedViT
+from zoo.towers.vit import ReducedViT
 
 TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row further off is reported
 # Of the target's time, which a search may be off: half the tolerance, as timing again moves it.

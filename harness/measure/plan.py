@@ -6,11 +6,11 @@ from typing import Any
 
 from harness.datasets.base import SplitName
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
-from zoo.prompt_learner import TuneConfig
-from zoo.prompts import PromptFile
-from zoo.recovery import RecoveryFile
-from zoo.reducer import expected
-from zoo.suffix import best_precision
+from zoo.core.messages import expected
+from zoo.core.precision import best_precision
+from zoo.core.prompts import PromptFile
+from zoo.learning.prompt_learner import TuneConfig
+from zoo.loading.recovery_file import RecoveryFile
 
 MATCHES = ("gflops", "time")
 FEW = 64  # images of a dataset at equal time, beside the main job

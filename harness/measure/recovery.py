@@ -17,11 +17,12 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import Variant, reduced_row, require_rows
 from harness.models.towers import load_tower, split_method
-from zoo.files import digest_of
-from zoo.predictor import tower_name
-from zoo.recovery import RecoveryConfig, RecoveryFile, add_recovery, recover, save_recovery
-from zoo.vit import ReducedViT
-from zoo.weights import cache_folder
+from zoo.core.files import digest_of
+from zoo.core.messages import tower_name
+from zoo.learning.recovery import recover
+from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile, add_recovery, save_recovery
+from zoo.loading.weights import cache_folder
+from zoo.towers.vit import ReducedViT
 
 PREPARED = 0.2  # of a tower's run on an image that reading and preparing it takes, about
 HELD_OUT = 5  # one training image in so many, where a dataset has no val split

@@ -15,15 +15,16 @@ import zoo
 from harness.golden.store import Rankings
 from harness.models.towers import TIMM
 from harness.records.conditions import DENSE, GOLDEN, RECOVERY
-from zoo.files import digest_of
-from zoo.golden import GoldenConfig
-from zoo.predictor import PredictorFile
-from zoo.reducer import METHODS, Pruner, ReducerConfig, expected
-from zoo.registry import require_fitted
-from zoo.sizes import MODELS, SIZES, ModelName
-from zoo.tokens import Tokens, left_at, rank_scores, tokens_of
-from zoo.vit import ReducedViT
-from zoo.weights import load_predictor, with_predictors
+from zoo.core.files import digest_of
+from zoo.core.messages import expected
+from zoo.core.predictor import PredictorFile
+from zoo.core.reducer import METHODS, Pruner, ReducerConfig
+from zoo.core.tokens import Tokens, left_at, rank_scores, tokens_of
+from zoo.loading.registry import require_fitted
+from zoo.loading.sizes import MODELS, SIZES, ModelName
+from zoo.loading.weights import load_predictor, with_predictors
+from zoo.ranking.golden import GoldenConfig
+from zoo.towers.vit import ReducedViT
 
 BLOCK = GoldenConfig.block
 PATCHWISE = ("scores", "left", "token")  # of an outcome: a value per patch, if anything went

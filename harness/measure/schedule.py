@@ -38,11 +38,12 @@ from harness.measure.rows import Variant, reduced_row, run
 from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
 from harness.records.statistics import Interval, paired_mean
-from zoo.files import write_whole
-from zoo.reducer import METHODS, expected, spread
-from zoo.schedule import OPTIONS, ScheduleFile
-from zoo.vit import ReducedViT
-from zoo.weights import blocks_fingerprint, cache_folder
+from zoo.core.files import write_whole
+from zoo.core.messages import expected
+from zoo.core.reducer import METHODS, spread
+from zoo.loading.schedule_file import OPTIONS, ScheduleFile
+from zoo.loading.weights import blocks_fingerprint, cache_folder
+from zoo.towers.vit import ReducedViT
 
 UNITS = 12  # that a candidate's points share the work in
 STEPS = (2, 1)  # units that move from one point to another, the coarse step first

@@ -13,10 +13,11 @@ import zoo
 from harness.measure.rows import reduced_row, require_rows
 from harness.models.towers import OPEN_CLIP, TRANSFORMERS, Tower, find_tower, split_method
 from harness.records.conditions import DTYPES
-from zoo.files import filled, strict_json, write_whole
-from zoo.open_clip import FOLDER, HUB
-from zoo.reducer import METHODS, expected
-from zoo.sizes import MODELS
+from zoo.core.files import filled, strict_json, write_whole
+from zoo.core.messages import expected
+from zoo.core.reducer import METHODS
+from zoo.loading.open_clip import FOLDER, HUB
+from zoo.loading.sizes import MODELS
 
 FORMAT = 1  # of a file
 _MEND = "make one with: patchrank choose --output FILE"

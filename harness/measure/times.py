@@ -13,7 +13,7 @@ from harness.measure.timing import Machine, Surroundings, Timing
 from harness.measure.ways import EAGER
 from harness.records.conditions import DENSE
 from harness.records.record import append, parsed_lines, to_go_on_from
-from zoo.files import parsed, strict_json
+from zoo.core.files import parsed, strict_json
 
 LATENCIES = "latency.jsonl"  # file of a run's records
 SCHEMA_VERSION = 1

@@ -31,7 +31,7 @@ from harness.measure.plan import TRACED
 from harness.measure.rows import Outcome
 from harness.records.conditions import DENSE
 from harness.records.record import Record
-from zoo.files import parsed, write_whole
+from zoo.core.files import parsed, write_whole
 
 TRACES = "traces"  # folder beside a run's records, and the kind of its files
 THUMBNAILS = "thumbnails"  # likewise

@@ -17,15 +17,15 @@ from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.measure.evaluate import OutcomeCache, correct, outcomes
 from harness.measure.rows import Outcome, Variant
 from harness.models.towers import text_classifier
-from zoo.adopt import add_prompts
-from zoo.clip import ClipParts
-from zoo.files import digest_of
-from zoo.prompt_learner import TuneConfig
-from zoo.prompts import PromptFile
-from zoo.suffix import precision_on
-from zoo.tuning import Labelled, tune
-from zoo.vit import ReducedViT
-from zoo.weights import cache_folder
+from zoo.core.files import digest_of
+from zoo.core.precision import precision_on
+from zoo.core.prompts import PromptFile
+from zoo.learning.prompt_learner import TuneConfig
+from zoo.learning.tuning import Labelled, tune
+from zoo.loading.adopt import add_prompts
+from zoo.loading.clip import ClipParts
+from zoo.loading.weights import cache_folder
+from zoo.towers.vit import ReducedViT
 
 T = TypeVar("T")
 

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 import zoo
 from harness.measure.timing import Call, random_images, waiting
-from zoo.export import AOTI, FORMATS, INT8, ONNX, OPENVINO, Served, as_runtime, require_format
-from zoo.open_clip import to_open_clip
-from zoo.optimized import OptimizedHost
-from zoo.reducer import expected
-from zoo.suffix import PRECISIONS
-from zoo.vit import ReducedViT
+from zoo.core.messages import expected
+from zoo.core.precision import PRECISIONS
+from zoo.deploy.export import AOTI, FORMATS, INT8, ONNX, OPENVINO, Served, as_runtime, require_format
+from zoo.deploy.optimized import OptimizedHost
+from zoo.loading.open_clip import to_open_clip
+from zoo.towers.vit import ReducedViT
 
 EAGER, COMPILE, REDUCE_OVERHEAD = "eager", "compile", "reduce-overhead"
 CUDA_GRAPHS, CHANNELS_LAST = "cuda-graphs", "channels-last"

@@ -16,16 +16,14 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import Tensor, nn
 
 from harness.datasets.base import SPLITS, Dataset, Split
-from zoo.adopt import reduce
-from zoo.clip import Clip, ClipParts, class_features, create_clip, image_transform
-from zoo.open_clip import FOLDER, HUB, load_open_clip
-from zoo.predictor import tower_name
-from zoo.prompts import CosineHead
-from zoo.reducer import expected
-from zoo.sizes import MODELS, SIZES, unknown_model
-from zoo.text import UnseenWordsError
-from zoo.vit import ReducedViT, TimmHost
-from zoo.weights import (
+from zoo.core.messages import expected, tower_name
+from zoo.core.prompts import CosineHead
+from zoo.loading.adopt import reduce
+from zoo.loading.clip import Clip, ClipParts, class_features, create_clip, image_transform
+from zoo.loading.open_clip import FOLDER, HUB, load_open_clip
+from zoo.loading.sizes import MODELS, SIZES, unknown_model
+from zoo.loading.text import UnseenWordsError
+from zoo.loading.weights import (
     UNUSABLE,
     MissingWeightsError,
     UnusableWeightsError,
@@ -33,6 +31,7 @@ from zoo.weights import (
     require_timm_hub,
     unusable,
 )
+from zoo.towers.vit import ReducedViT, TimmHost
 
 TIMM, OPEN_CLIP, TRANSFORMERS = "timm:", "open_clip:", "transformers:"  # a bare name means timm's
 NAMED = 12  # unknown classes in a message
@@ -147,7 +146,7 @@ def load_tower(name: str) -> Tower:
 def _of_transformers(folder: Path) -> Tower:
     if find_spec("transformers") is None:
         raise ValueError(f"{TRANSFORMERS}{folder} needs transformers: pip install 'clip-patchrank[transformers]'")
-    from zoo.transformers_clip import load_transformers
+    from zoo.loading.transformers_clip import load_transformers
 
     vit: Any
     vit, preprocess, clip = load_transformers(folder)

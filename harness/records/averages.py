@@ -40,8 +40,8 @@ from harness.records.statistics import (
     sign_flips,
     together,
 )
-from zoo.predictor import tower_name
-from zoo.sizes import SIZES
+from zoo.core.messages import tower_name
+from zoo.loading.sizes import SIZES
 
 REFERENCE = "patchrank"  # method that fidelity is compared with, unless another is named
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from zoo.suffix import PRECISIONS
+from zoo.core.precision import PRECISIONS
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
 RANDOM = "random"  # the control: a method that is no better than it does nothing

@@ -24,8 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 from harness.console.table import NOT_MEASURED
 from harness.console.terminal import Progress
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RECOVERY, TUNINGS
-from zoo.files import no_room, parsed, strict_json
-from zoo.reducer import expected
+from zoo.core.files import no_room, parsed, strict_json
+from zoo.core.messages import expected
 
 try:
     import fcntl

@@ -33,7 +33,7 @@ from harness.records.statistics import (
     together,
 )
 from harness.report.writers import markdown, markdown_text
-from zoo.files import write_whole
+from zoo.core.files import write_whole
 
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null
 # What makes a row the same row in both runs; tag and not the weights' hash, which is told.

@@ -48,7 +48,7 @@ from harness.report.pictures import agreement_rows, galleries, matrices, samples
 from harness.report.plots import drawn_groups, plots_of
 from harness.report.tables import records_csv
 from harness.report.writers import csv_text, latex, markdown
-from zoo.files import PARTIAL, partial_of, strict_json, write_whole
+from zoo.core.files import PARTIAL, partial_of, strict_json, write_whole
 
 TITLE = "Token reduction for CLIP, side by side"
 _TABLES = (".html", ".md", ".csv", ".tex")

@@ -22,10 +22,11 @@ from harness.golden.maps import class_text, golden_maps, method_maps, most_impor
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import GOLDEN
 from harness.report.drawing import OPTIONS, saved
-from zoo.files import write_whole
-from zoo.golden import SCORES, GoldenConfig
-from zoo.reducer import METHODS, Pruner, expected
-from zoo.tokens import Trace, tokens_of
+from zoo.core.files import write_whole
+from zoo.core.messages import expected
+from zoo.core.reducer import METHODS, Pruner
+from zoo.core.tokens import Trace, tokens_of
+from zoo.ranking.golden import SCORES, GoldenConfig
 
 Colours = NDArray[np.floating]  # (height, width, 3) in [0, 1]
 Size = tuple[int, int]  # height and width, in pixels or in patches

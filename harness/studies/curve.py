@@ -33,12 +33,13 @@ from harness.records.statistics import Interval, bootstrap_mean
 from harness.report import drawing
 from harness.report.drawing import STYLES, Chart, Plot, Style
 from harness.report.writers import markdown
-from zoo.approximate import KINDS, SHALLOW, Effort
-from zoo.files import write_whole
-from zoo.golden import GoldenConfig, GoldenEngine
-from zoo.reducer import ReducerConfig, expected, final_count
-from zoo.suffix import PRECISIONS
-from zoo.weights import cache_folder, fingerprint
+from zoo.core.files import write_whole
+from zoo.core.messages import expected
+from zoo.core.precision import PRECISIONS
+from zoo.core.reducer import ReducerConfig, final_count
+from zoo.loading.weights import cache_folder, fingerprint
+from zoo.ranking.approximate import KINDS, SHALLOW, Effort
+from zoo.ranking.golden import GoldenConfig, GoldenEngine
 
 TIMED_IMAGES = 2
 KEEPS = (60, 50, 30)  # percent of the patches

@@ -34,12 +34,12 @@ from harness.records.record import Record
 from harness.studies.paper import Reproduction, Target
 from harness.studies.run import bench_of, dataset_of, lines, plain_rows, tower_with_text
 from harness.studies.workshop import Fitted, Line, Study, StudyConfig, Workshop, find
-from zoo.fit import FitConfig
-from zoo.golden import GoldenConfig
-from zoo.predictor import PredictorFile
-from zoo.prompt_learner import TuneConfig
-from zoo.prompts import PromptFile, PromptShape
-from zoo.vit import ReducedViT
+from zoo.core.predictor import PredictorFile
+from zoo.core.prompts import PromptFile, PromptShape
+from zoo.learning.fit import FitConfig
+from zoo.learning.prompt_learner import TuneConfig
+from zoo.ranking.golden import GoldenConfig
+from zoo.towers.vit import ReducedViT
 
 NO_SHAPE = PromptShape(tokens=0, depth=0, classes=0, features=0)
 MISSING = "missing"  # in place of the digest of predictors that aren't there

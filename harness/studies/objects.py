@@ -19,7 +19,7 @@ from harness.datasets.few_shot import subset
 from harness.golden.maps import class_text, golden_maps, method_maps, object_patches, patch_grid, reduced, unprocessed
 from harness.models.towers import Tower, load_tower
 from harness.records.statistics import Interval, bootstrap_mean
-from zoo.golden import GoldenConfig
+from zoo.ranking.golden import GoldenConfig
 
 BATCH = 8
 KEEP = 0.5  # what methods run at; those that rank at one point rank alike at every keep rate

@@ -20,9 +20,9 @@ from harness.studies.pruning import WITHOUT_PREDICTOR, baselines, early
 from harness.studies.run import Entry
 from harness.studies.tuning import WAYS, four_points, points, tuning
 from harness.studies.workshop import PREDICTED, Line, Study, StudyConfig, TuningShop, Workshop, study
-from zoo.golden import SCORES
-from zoo.predictor import ARCHITECTURES
-from zoo.reducer import expected
+from zoo.core.messages import expected
+from zoo.core.predictor import ARCHITECTURES
+from zoo.ranking.golden import SCORES
 
 PATH = Path(__file__).with_name("paper.json")
 TOP1, MATCH, GFLOPS, LATENCY = "top1", "match", "gflops", "latency"  # what a row is measured by

@@ -7,9 +7,9 @@ from typing import Any
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import SHOTS
 from harness.studies.workshop import MERGED, Line, Workshop, study
-from zoo.fit import LOSSES
-from zoo.golden import SCORES, GoldenConfig
-from zoo.predictor import ARCHITECTURES
+from zoo.core.predictor import ARCHITECTURES
+from zoo.learning.fit import LOSSES
+from zoo.ranking.golden import SCORES, GoldenConfig
 
 TARGETS: tuple[dict[str, Any], ...] = (
     {"window": 3, "stride": 2},

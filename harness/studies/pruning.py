@@ -10,9 +10,9 @@ from harness.datasets.base import Dataset
 from harness.measure.rows import Variant
 from harness.records.conditions import MATCHED
 from harness.studies.workshop import MERGED, PREDICTED, Line, Workshop, study
-from zoo.predictor import architecture
-from zoo.rankmerge import RANKS
-from zoo.reducer import METHODS, configure
+from zoo.core.predictor import architecture
+from zoo.core.reducer import METHODS, configure
+from zoo.methods.rankmerge import RANKS
 
 SCORES_SUBSETS = "mlp"  # what is fitted where the study's own network wants the whole grid
 DEPTH = 12  # of a tower on which methods are asked whether they predict

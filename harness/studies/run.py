@@ -35,7 +35,7 @@ from harness.records.statistics import (
 from harness.report.writers import markdown
 from harness.studies import predictors, pruning, tuning
 from harness.studies.workshop import Line, Study, StudyConfig, Workshop
-from zoo.reducer import expected
+from zoo.core.messages import expected
 
 LISTED = "patchrank study --help"  # shows all studies
 NOTES = (

@@ -27,13 +27,13 @@ from harness.records.agreement import kendall_tau
 from harness.records.conditions import device_name
 from harness.records.record import utc_now
 from harness.records.statistics import Interval
-from zoo.approximate import Effort
-from zoo.files import write_whole
-from zoo.golden import GoldenConfig, GoldenEngine
-from zoo.reducer import expected
-from zoo.suffix import PRECISIONS
-from zoo.vit import ReducedViT
-from zoo.windows import mean_over_windows, members, outside, windows
+from zoo.core.files import write_whole
+from zoo.core.messages import expected
+from zoo.core.precision import PRECISIONS
+from zoo.ranking.approximate import Effort
+from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.ranking.windows import mean_over_windows, members, outside, windows
+from zoo.towers.vit import ReducedViT
 
 SCHEMA_VERSION = 1
 STRAIGHTFORWARD = "straightforward"

@@ -13,8 +13,8 @@ from harness.measure.rows import Variant
 from harness.measure.tuning import Judged, Tuned, Tuner, step_runs
 from harness.records.statistics import Interval, mean_interval
 from harness.studies.workshop import Line, TuningShop, Workshop, study
-from zoo.prompt_learner import TuneConfig
-from zoo.reducer import expected
+from zoo.core.messages import expected
+from zoo.learning.prompt_learner import TuneConfig
 
 WAYS = {"none": "", "T": "t", "V+T": "vt"}
 COUNTS = (16, 4, 32)

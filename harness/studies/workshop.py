@@ -30,15 +30,15 @@ from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import DENSE, MATCHED
 from harness.records.record import Record
-from zoo.adopt import add_prompts
-from zoo.fit import FitConfig
-from zoo.golden import GoldenConfig
-from zoo.predictor import PredictorFile
-from zoo.prompt_learner import TuneConfig
-from zoo.reducer import ReducerConfig
-from zoo.suffix import AUTO
-from zoo.vit import ReducedViT
-from zoo.weights import cache_folder, fingerprint, load_predictor
+from zoo.core.precision import AUTO
+from zoo.core.predictor import PredictorFile
+from zoo.core.reducer import ReducerConfig
+from zoo.learning.fit import FitConfig
+from zoo.learning.prompt_learner import TuneConfig
+from zoo.loading.adopt import add_prompts
+from zoo.loading.weights import cache_folder, fingerprint, load_predictor
+from zoo.ranking.golden import GoldenConfig
+from zoo.towers.vit import ReducedViT
 
 PREDICTED = "patchrank"
 MERGED = "rankmerge"

@@ -31,7 +31,7 @@ from harness.vectors.store import (
     facts_of,
     write_errors,
 )
-from zoo.reducer import expected
+from zoo.core.messages import expected
 
 DECODING, MODEL = "decoding", "model"
 

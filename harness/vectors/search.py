@@ -15,7 +15,7 @@ from harness.datasets.images import EXTENSIONS, decode_image
 from harness.vectors.encoder import Encoder
 from harness.vectors.source import Source, open_source
 from harness.vectors.store import IMAGES, TEXTS, Provenance, provenance_of, read_vectors
-from zoo.files import write_whole
+from zoo.core.files import write_whole
 
 ACROSS = 5  # pictures of a sheet side by side
 SIDE, MARGIN, LINE = 240, 12, 20  # pixels: of a picture, between them, of the text below

@@ -26,7 +26,7 @@ from harness.datasets.base import cached_json, keep_json
 from harness.datasets.huggingface import Place, unlabelled
 from harness.datasets.images import EXTENSIONS, folder_images
 from harness.datasets.webdataset import LARGEST, members_of
-from zoo.reducer import expected
+from zoo.core.messages import expected
 
 HFDS = "hfds:"
 TAR, PARQUET = ".tar", ".parquet"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from harness.golden.shards import BrokenShardError, Origin, ShardFacts, reading, shard_paths
 from harness.golden.store import MAGIC, lists
 from harness.measure.setup import Setup
-from zoo.files import write_whole
+from zoo.core.files import write_whole
 
 PROVENANCE_KEY, SHARD_KEY = b"vectors", b"shard"  # of a Parquet file's metadata
 DTYPES = {"float16": np.float16, "float32": np.float32}  # of embeddings
@@ -49,7 +49,7 @@ class Provenance(Origin):
     options: Mapping[str, Any] = field(default_factory=dict)
     recovery: str | None = None  # its file
     random_weights: bool = False
-    weights: str  # `zoo.weights.fingerprint` of the image tower
+    weights: str  # `zoo.loading.weights.fingerprint` of the image tower
     reducer: str | None = None  # digest of the method's own weights, None without
     text_weights: str | None = None  # digest of the text tower's; None of images
     preprocessing: str  # of pictures, in words

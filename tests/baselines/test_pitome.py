@@ -12,7 +12,7 @@ from torch import Tensor
 import zoo
 from baselines.pitome import energy
 from baselines.tome import merge
-from zoo.tokens import Tokens
+from zoo.core.tokens import Tokens
 
 
 def slow_energy(metric: Tensor, margin: float, alpha: float) -> list[float]:

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import zoo
-from zoo.tokens import Tokens
+from zoo.core.tokens import Tokens
 
 
 def slow_fusion(x: Tensor, size: list[float], metric: Tensor, r: int, prune: bool) -> list[tuple[int, float, Tensor]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import zoo
 from baselines.tome import merge
-from zoo.tokens import Tokens, left_at, tokens_of
+from zoo.core.tokens import Tokens, left_at, tokens_of
 
 
 def some_tokens(n: int, batch: int = 2, prefix: int = 1, sized: bool = True) -> Tokens:

@@ -49,8 +49,8 @@ import zoo
 from harness.cli import main, towers
 from harness.models.towers import load_tower
 from harness.records.record import read_records
-from zoo.golden import GoldenConfig, golden_importance
-from zoo.weights import blocks_fingerprint
+from zoo.loading.weights import blocks_fingerprint
+from zoo.ranking.golden import GoldenConfig, golden_importance
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 IMAGE = {"image_size": 32, "patch_size": 8}
@@ -505,8 +505,7 @@ def test_llava_without_reduction_is_the_dense_one(layer: int):
 
 
 def test_importing_zoo_needs_no_transformers():
-    code = (
-        "import sys; sys.modules['transformers'] = None; import zoo; assert 'zoo.transformers_tower' not in sys.modules"
-    )
+    module = "zoo.towers.transformers"
+    code = f"import sys; sys.modules['transformers'] = None; import zoo; assert {module!r} not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

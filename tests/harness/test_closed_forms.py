@@ -13,7 +13,7 @@ import torch
 
 import zoo
 from harness.models.cost import gflops
-from zoo.sizes import SIZES
+from zoo.loading.sizes import SIZES
 
 NARROW = {"embed_dim": 64, "num_heads": 4}
 ALL = ("dense", *sorted(zoo.METHODS))

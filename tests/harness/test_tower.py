@@ -9,8 +9,8 @@ from harness.datasets import get_dataset
 from harness.golden.fit import fit
 from harness.golden.rank import Job, Source, rank
 from harness.models.towers import load_tower
-from zoo.fit import FitConfig
-from zoo.golden import GoldenConfig
+from zoo.learning.fit import FitConfig
+from zoo.ranking.golden import GoldenConfig
 
 
 def test_the_command_that_the_missing_predictor_names_makes_one(small_clip):

@@ -20,17 +20,17 @@ import baselines.evit
 import baselines.tome
 import harness.measure.bench
 import harness.measure.evaluate
-import zoo.clip
-import zoo.reducer
-import zoo.text
-import zoo.vit
+import zoo.core.reducer
+import zoo.loading.clip
+import zoo.loading.text
+import zoo.towers.vit
 from harness.console.table import Shown
 from harness.datasets.base import Dataset
 from harness.measure.rows import Oracle
-from zoo.clip import ClipParts
-from zoo.patchrank import PatchRank
-from zoo.sizes import SIZES
-from zoo.vit import ViTBlock
+from zoo.loading.clip import ClipParts
+from zoo.loading.sizes import SIZES
+from zoo.methods.patchrank import PatchRank
+from zoo.towers.vit import ViTBlock
 
 pytestmark = pytest.mark.slow
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -45,8 +45,8 @@ def wrong_activation(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_token_less(patch: pytest.MonkeyPatch) -> None:
-    real = zoo.reducer.final_count
-    patch.setattr(zoo.reducer, "final_count", lambda patches, keep: real(patches, keep) - 1)
+    real = zoo.core.reducer.final_count
+    patch.setattr(zoo.core.reducer, "final_count", lambda patches, keep: real(patches, keep) - 1)
 
 
 def inverted_predictor(patch: pytest.MonkeyPatch) -> None:
@@ -55,7 +55,7 @@ def inverted_predictor(patch: pytest.MonkeyPatch) -> None:
 
 
 def inverted_attention(patch: pytest.MonkeyPatch) -> None:
-    for module, name in ((zoo.vit, "cls_attention_of"), (baselines.evit, "cls_attention")):
+    for module, name in ((zoo.towers.vit, "cls_attention_of"), (baselines.evit, "cls_attention")):
         real = getattr(module, name)
         patch.setattr(module, name, lambda *args, real=real: -real(*args))
 
@@ -67,8 +67,8 @@ def inverted_oracle(patch: pytest.MonkeyPatch) -> None:
 
 def text_sees_what_follows(patch: pytest.MonkeyPatch) -> None:
     """The text tower lost its causal mask."""
-    blind = functools.partial(zoo.text.TextTransformer, no_causal_mask=True)
-    patch.setattr(zoo.text, "TextTransformer", blind)
+    blind = functools.partial(zoo.loading.text.TextTransformer, no_causal_mask=True)
+    patch.setattr(zoo.loading.text, "TextTransformer", blind)
 
 
 def merging_blocks_lose_their_mask(patch: pytest.MonkeyPatch) -> None:
@@ -126,23 +126,23 @@ def empty_fused_token(patch: pytest.MonkeyPatch) -> None:
 
 def other_normalisation(patch: pytest.MonkeyPatch) -> None:
     """CLIP's mean and deviation, which are near those of ImageNet."""
-    real = zoo.clip.image_transform_v2
+    real = zoo.loading.clip.image_transform_v2
 
     def transform(cfg: Any, **options: Any) -> Any:
         return real(replace(cfg, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD), **options)
 
-    patch.setattr(zoo.clip, "image_transform_v2", transform)
+    patch.setattr(zoo.loading.clip, "image_transform_v2", transform)
 
 
 def _pixels(patch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
     """Change what the preprocessing returns."""
-    real = zoo.clip.image_transform_v2
+    real = zoo.loading.clip.image_transform_v2
 
     def transform(cfg: Any, **options: Any) -> Any:
         preprocess = real(cfg, **options)
         return lambda image: change(preprocess(image))
 
-    patch.setattr(zoo.clip, "image_transform_v2", transform)
+    patch.setattr(zoo.loading.clip, "image_transform_v2", transform)
 
 
 def inputs_two_percent_larger(patch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import zoo
 from harness.models.cost import gflops
-from zoo.approximate import Effort, follow, gate_slopes, gated, jacobian, run_whole
-from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
-from zoo.suffix import Suffix
-from zoo.tokens import Tokens
-from zoo.windows import members, outside, windows
+from zoo.core.tokens import Tokens
+from zoo.ranking.approximate import Effort, follow, gate_slopes, gated, jacobian, run_whole
+from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.ranking.suffix import Suffix
+from zoo.ranking.windows import members, outside, windows
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]

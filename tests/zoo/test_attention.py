@@ -11,9 +11,9 @@ from timm.layers import Attention, LayerNorm
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from zoo.attention import Attended, cls_attention, cls_attention_of, is_plain
-from zoo.tokens import Tokens
-from zoo.vit import ViTBlock
+from zoo.core.attention import Attended, cls_attention, cls_attention_of, is_plain
+from zoo.core.tokens import Tokens
+from zoo.towers.vit import ViTBlock
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo.vit import straight_line
+from zoo.towers.vit import straight_line
 
 Build = Callable[..., nn.Module]
 pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")

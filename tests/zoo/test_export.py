@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import export
-from zoo.export import (
+from zoo.deploy.export import (
     AOTI,
     EXPORTED_PROGRAM,
     INT8,
@@ -58,7 +58,7 @@ def test_every_method_in_onnx_runtime(method: str, tiny: Build, images: Tensor, 
     about = json.loads(path.with_name("model.onnx.json").read_text())
     assert (about["method"], about["tower"]) == (half.reducer.method, "tiny")
     assert about["options"] == half.reducer.config.plain()
-    assert about["weights_sha256"] == zoo.weights.fingerprint(half)
+    assert about["weights_sha256"] == zoo.loading.weights.fingerprint(half)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.json"]
 
 

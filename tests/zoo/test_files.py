@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zoo.files import read_facts, write_learned, write_whole
-from zoo.fit import FitConfig, RankedTokens, fit_predictor, save_predictor
-from zoo.predictor import Predictor, PredictorFile
-from zoo.prompts import PromptFile, save_prompts
+from zoo.core.files import read_facts, write_learned, write_whole
+from zoo.core.predictor import Predictor, PredictorFile
+from zoo.core.prompts import PromptFile, save_prompts
+from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, save_predictor
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from harness.records.agreement import kendall_tau
-from zoo.fit import LOSSES, FitConfig, RankedTokens, fit_predictor, kept_share
-from zoo.predictor import ARCHITECTURES, Predictor
+from zoo.core.predictor import ARCHITECTURES, Predictor
+from zoo.learning.fit import LOSSES, FitConfig, RankedTokens, fit_predictor, kept_share
 
 QUICK = FitConfig(width=32, epochs=30)
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import zoo
-from zoo.approximate import follow
-from zoo.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
-from zoo.rankmerge import RankMergeConfig
-from zoo.windows import mean_over_windows, windows
+from zoo.methods.rankmerge import RankMergeConfig
+from zoo.ranking.approximate import follow
+from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.ranking.windows import mean_over_windows, windows
 
 Build = Callable[..., nn.Module]
 GRID = 8

@@ -18,9 +18,9 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-import zoo.open_clip
-import zoo.weights
-from zoo.weights import MissingWeightsError, UnusableWeightsError
+import zoo.loading.open_clip
+import zoo.loading.weights
+from zoo.loading.weights import MissingWeightsError, UnusableWeightsError
 
 REPO = "timm/vit_base_patch32_clip_224.openai"
 SMALL = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
@@ -85,15 +85,15 @@ def online(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         raise AssertionError("the client is asked")
 
     monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", tries_again)
-    monkeypatch.setattr("zoo.weights.PROBE_S", 0.5)
+    monkeypatch.setattr("zoo.loading.weights.PROBE_S", 0.5)
     return at
 
 
 LOADERS: dict[str, Callable[[], object]] = {
     "clip_vit_b32.openai": lambda: timm.create_model("clip_vit_b32", pretrained=True, **SMALL),
     "clip_vit_b32.laion2b": lambda: zoo.create_clip("clip_vit_b32.laion2b"),
-    "ViT-B-32/openai": lambda: zoo.open_clip.load_open_clip("ViT-B-32/openai"),
-    "hf-hub:nobody/nothing": lambda: zoo.open_clip.load_open_clip("hf-hub:nobody/nothing"),
+    "ViT-B-32/openai": lambda: zoo.loading.open_clip.load_open_clip("ViT-B-32/openai"),
+    "hf-hub:nobody/nothing": lambda: zoo.loading.open_clip.load_open_clip("hf-hub:nobody/nothing"),
 }
 
 
@@ -120,12 +120,12 @@ def test_of_cached_weights_nothing_is_asked(
     online: Callable[[str], None], fill: Fill, original: CLIP, monkeypatch: pytest.MonkeyPatch
 ):
     online("http://127.0.0.1:9")
-    monkeypatch.setattr("zoo.weights.get_session", None)
+    monkeypatch.setattr("zoo.loading.weights.get_session", None)
     fill(REPO, "open_clip_model.safetensors", lambda path: save_file(half(original), path))
-    assert zoo.weights.find_clip("b32", "openai").name == "open_clip_model.safetensors"
-    zoo.weights.require_hub(f"{REPO}@main", ["open_clip_model.safetensors"], "any", "")
+    assert zoo.loading.weights.find_clip("b32", "openai").name == "open_clip_model.safetensors"
+    zoo.loading.weights.require_hub(f"{REPO}@main", ["open_clip_model.safetensors"], "any", "")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    zoo.weights.require_hub("nobody/nothing", ["any"], "any", "")  # the client refuses by itself
+    zoo.loading.weights.require_hub("nobody/nothing", ["any"], "any", "")  # the client refuses by itself
 
 
 def test_a_hub_that_answers_is_asked_for_the_file(online: Callable[[str], None]):
@@ -133,7 +133,7 @@ def test_a_hub_that_answers_is_asked_for_the_file(online: Callable[[str], None])
         threading.Thread(target=server.handle_request).start()
         online(f"http://127.0.0.1:{server.server_port}/nothing")
         with pytest.raises(MissingWeightsError, match="the client is asked"):
-            zoo.weights.find_clip("b32", "openai")
+            zoo.loading.weights.find_clip("b32", "openai")
 
 
 def test_a_missing_predictor_is_told_before_weights_are_fetched(online: Callable[[str], None]):

@@ -23,10 +23,10 @@ from timm.layers.activations import QuickGELU
 from torch import Tensor, nn
 
 import zoo
-from zoo.clip import class_features, image_transform
-from zoo.golden import GoldenConfig, golden_importance
-from zoo.open_clip import from_open_clip, load_open_clip, to_open_clip
-from zoo.sizes import SIZES
+from zoo.loading.clip import class_features, image_transform
+from zoo.loading.open_clip import from_open_clip, load_open_clip, to_open_clip
+from zoo.loading.sizes import SIZES
+from zoo.ranking.golden import GoldenConfig, golden_importance
 
 MODELS = {size: spec.open_clip for size, spec in SIZES.items() if spec.open_clip}
 PAIRS = [(size, tag) for size in MODELS for tag in SIZES[size].tags]

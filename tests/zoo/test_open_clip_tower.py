@@ -14,12 +14,12 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 import zoo
-from zoo.files import write_learned
-from zoo.golden import GoldenConfig, golden_importance
-from zoo.recovery import RecoveryConfig
-from zoo.suffix import Suffix
-from zoo.tokens import every_position
-from zoo.weights import blocks_fingerprint
+from zoo.core.files import write_learned
+from zoo.core.tokens import every_position
+from zoo.loading.recovery_file import RecoveryConfig
+from zoo.loading.weights import blocks_fingerprint
+from zoo.ranking.golden import GoldenConfig, golden_importance
+from zoo.ranking.suffix import Suffix
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 GEOMETRY: dict[str, Any] = {

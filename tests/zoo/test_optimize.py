@@ -16,10 +16,10 @@ from torch.nn.utils import parametrizations
 import zoo
 from harness.cli.towers import TOWERS, options_of
 from harness.measure.ways import peak_mib
-from zoo.lean import Product, parts
-from zoo.optimized import OptimizedHost
-from zoo.prompts import VisualPrompts
-from zoo.tokens import Tokens
+from zoo.core.prompts import VisualPrompts
+from zoo.core.tokens import Tokens
+from zoo.deploy.optimized import OptimizedHost
+from zoo.towers.lean import Product, parts
 
 Build = Callable[..., nn.Module]
 # Class token, average, both, maximum, attention pool, registers, LayerScale.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenLinear, TokenTransformer
-from zoo.reducer import HostSpec, build_reducer
+from zoo.core.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenLinear, TokenTransformer
+from zoo.core.reducer import HostSpec, build_reducer
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]

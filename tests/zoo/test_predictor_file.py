@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import zoo
 from zoo import weights
-from zoo.fit import FitConfig, save_predictor
-from zoo.predictor import ARCHITECTURES, Predictor, predictor_name
-from zoo.weights import cache_folder, find_predictor, fitted_blocks, load_predictor, with_predictors
+from zoo.core.predictor import ARCHITECTURES, Predictor, predictor_name
+from zoo.learning.fit import FitConfig, save_predictor
+from zoo.loading.weights import cache_folder, find_predictor, fitted_blocks, load_predictor, with_predictors
 
 NAME, TAG = "clip_vit_b16", "openai"
 Build = Callable[..., nn.Module]

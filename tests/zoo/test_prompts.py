@@ -14,8 +14,16 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.prompts import CosineHead, CoupledPrompts, PromptFile, PromptShape, VisualPrompts, save_prompts, tune_command
-from zoo.weights import blocks_fingerprint
+from zoo.core.prompts import (
+    CosineHead,
+    CoupledPrompts,
+    PromptFile,
+    PromptShape,
+    VisualPrompts,
+    save_prompts,
+    tune_command,
+)
+from zoo.loading.weights import blocks_fingerprint
 
 Build = Callable[..., nn.Module]
 COUNT = 5

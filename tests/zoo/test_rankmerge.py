@@ -11,9 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import zoo
-from zoo.attention import cls_attention_of
-from zoo.rankmerge import RankMergeConfig, pairs
-from zoo.tokens import Tokens, tokens_of
+from zoo.core.attention import cls_attention_of
+from zoo.core.tokens import Tokens, tokens_of
+from zoo.methods.rankmerge import RankMergeConfig, pairs
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

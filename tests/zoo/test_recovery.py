@@ -14,23 +14,20 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.files import read_facts, write_learned
-from zoo.recovery import (
+from zoo.core.files import read_facts, write_learned
+from zoo.learning.recovery import Changes, distance, recover, view
+from zoo.loading.recovery_file import (
     TOKENS,
     WHATS,
-    Changes,
     Recovered,
     RecoveryConfig,
     RecoveryFile,
     add_recovery,
     additions,
-    distance,
-    recover,
     save_recovery,
     trainable,
-    view,
 )
-from zoo.weights import fingerprint
+from zoo.loading.weights import fingerprint
 
 Build = Callable[..., nn.Module]
 FACTS: dict[str, Any] = {"name": "clip_vit_b16", "tag": "openai", "datasets": [{"name": "toy"}]}

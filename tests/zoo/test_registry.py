@@ -9,8 +9,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import zoo
-from zoo.registry import PERCENTS, default_cfgs
-from zoo.sizes import SIZES
+from zoo.loading.registry import PERCENTS, default_cfgs
+from zoo.loading.sizes import SIZES
 
 POINTS = {"patchrank": (3,), "clsattn": (3,), "random": (3,), "evit": (3, 6, 9), "tome": range(24)}
 DEPTHS = {"b32": 12, "b16": 12, "l14": 24, "s14": 9}

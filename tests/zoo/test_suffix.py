@@ -12,11 +12,11 @@ from torch import Tensor, nn
 import zoo
 from harness.records.agreement import kendall_tau
 from zoo import suffix as module
-from zoo.golden import GoldenConfig, GoldenEngine
-from zoo.lean import LeanBlock, Product
-from zoo.suffix import Suffix, fitting_batch
-from zoo.tokens import Tokens
-from zoo.vit import ViTBlock
+from zoo.core.tokens import Tokens
+from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.ranking.suffix import Suffix, fitting_batch
+from zoo.towers.lean import LeanBlock, Product
+from zoo.towers.vit import ViTBlock
 
 Build = Callable[..., nn.Module]
 STYLES: list[dict[str, Any]] = [{}, {"init_values": 0.3}, {"qk_norm": True}, {"qkv_bias": False}, {"reg_tokens": 4}]

@@ -13,7 +13,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor
 
 from zoo import text
-from zoo.text import CompactText, LitConfig, LitModel, tokenizer, train_lit
+from zoo.loading.text import CompactText, LitConfig, LitModel, tokenizer, train_lit
 
 GEOMETRY = {"context_length": 12, "width": 24, "heads": 2, "layers": 2, "output_dim": 10}
 SEEN = ["a photo of a cat.", "an icon of two dogs, a photo", "mixed-up cats"]

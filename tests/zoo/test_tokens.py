@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import zoo
-from zoo.tokens import Reduction, Tokens, left_at, rank_scores, tokens_of, top
+from zoo.core.tokens import Reduction, Tokens, left_at, rank_scores, tokens_of, top
 
 Build = Callable[..., nn.Module]
 

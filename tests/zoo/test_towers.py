@@ -14,12 +14,12 @@ from torch import Tensor, nn
 import zoo
 from harness.cli.towers import CHECKS, OPEN_CLIP, TOWERS, YES
 from harness.cli.towers import tiny as tiny_tower
-from zoo.eva import rotation
-from zoo.golden import GoldenConfig, GoldenEngine
-from zoo.host import Host
-from zoo.recovery import RecoveryConfig
-from zoo.tokens import Tokens
-from zoo.windows import members, merge_windows, outside, windows
+from zoo.core.host import Host
+from zoo.core.tokens import Tokens
+from zoo.loading.recovery_file import RecoveryConfig
+from zoo.ranking.golden import GoldenConfig, GoldenEngine
+from zoo.ranking.windows import members, merge_windows, outside, windows
+from zoo.towers.eva import rotation
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]

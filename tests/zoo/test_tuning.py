@@ -17,10 +17,10 @@ from torch import nn
 
 import zoo
 from zoo import tuning
-from zoo.clip import Clip, ClipParts
-from zoo.prompt_learner import COUPLINGS, RECIPES, TOKENS, PromptLearner, TuneConfig
-from zoo.text import CompactText, tokenizer
-from zoo.tuning import Labelled, augmented, encode, frozen, tune
+from zoo.learning.prompt_learner import COUPLINGS, RECIPES, TOKENS, PromptLearner, TuneConfig
+from zoo.learning.tuning import Labelled, augmented, encode, frozen, tune
+from zoo.loading.clip import Clip, ClipParts
+from zoo.loading.text import CompactText, tokenizer
 
 Build = Callable[..., nn.Module]
 CLASSES = ("cat", "dog", "house")

@@ -15,10 +15,10 @@ from timm.models import save_for_hf
 from torch import nn
 
 import zoo
-from zoo.files import write_learned
-from zoo.predictor import PredictorFile
-from zoo.sizes import SIZES
-from zoo.weights import SUFFIXES, blocks_fingerprint, find_clip, fingerprint, load_predictor
+from zoo.core.files import write_learned
+from zoo.core.predictor import PredictorFile
+from zoo.loading.sizes import SIZES
+from zoo.loading.weights import SUFFIXES, blocks_fingerprint, find_clip, fingerprint, load_predictor
 
 NAME, TAG = "clip_vit_b16_patchrank60", "openai"
 WORDS = ["a photo of a cat.", "a zebra crossing"]

@@ -21,7 +21,7 @@ from harness.check.cases import (
     shipped_files,
 )
 from harness.records.record import Record
-from zoo.reducer import METHODS
+from zoo.core.reducer import METHODS
 
 Make = Callable[..., Record]
 

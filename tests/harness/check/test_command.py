@@ -13,7 +13,7 @@ from harness.cli import main
 from harness.cli.parser import build_parser
 from harness.console.table import Shown
 from harness.records.record import read_records
-from zoo.clip import ClipParts
+from zoo.loading.clip import ClipParts
 
 Run = Callable[..., Shown]
 

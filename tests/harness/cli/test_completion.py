@@ -10,7 +10,7 @@ from harness.cli.command import CommandParser, leaves
 from harness.cli.completion import NAMES, complete, script
 from harness.cli.parser import COMMANDS, build_parser
 from harness.studies.paper import list_reproductions
-from zoo.sizes import MODELS
+from zoo.loading.sizes import MODELS
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 WORDS = [

@@ -11,7 +11,7 @@ from harness.cli.data import list_data, list_tables
 from harness.console.table import Table
 from harness.datasets import list_datasets, shipped_facts
 from harness.datasets.rooted import RootedDataset
-from zoo.sizes import SIZES
+from zoo.loading.sizes import SIZES
 
 
 def shown(table: Table) -> list[str]:

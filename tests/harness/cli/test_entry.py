@@ -23,8 +23,8 @@ from harness.golden.shards import claimed
 from harness.measure import traces
 from harness.models.towers import Tower
 from harness.records.record import Record, read_records, write_records
-from zoo.clip import ClipParts
-from zoo.files import NoRoomError
+from zoo.core.files import NoRoomError
+from zoo.loading.clip import ClipParts
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "docs" / "results" / "records.jsonl"

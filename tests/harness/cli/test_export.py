@@ -13,7 +13,7 @@ import zoo
 from harness.cli import main
 from harness.datasets import get_dataset
 from zoo import export
-from zoo.export import EXPORTED_PROGRAM, load_exported
+from zoo.deploy.export import EXPORTED_PROGRAM, load_exported
 
 # Of a tower that ships, by the format that takes no other package.
 COMMAND = [

@@ -18,9 +18,9 @@ from harness.cli import main
 from harness.datasets.base import DATA_DIR, Dataset
 from harness.golden.store import shipped_rankings
 from harness.models.towers import Tower, load_tower
-from zoo.clip import ClipParts
-from zoo.predictor import PredictorFile
-from zoo.weights import cache_folder
+from zoo.core.predictor import PredictorFile
+from zoo.loading.clip import ClipParts
+from zoo.loading.weights import cache_folder
 
 EMBEDDED = "clip_vit_s14.imgfocus_lit"
 

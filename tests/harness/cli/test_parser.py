@@ -195,7 +195,7 @@ def test_flags_of_every_command_stand_before_it_or_after_it(words: str, expected
 def test_defaults_are_those_of_the_settings():
     from harness.measure.latency import LatencyPlan
     from harness.measure.plan import Plan
-    from zoo.fit import FitConfig
+    from zoo.learning.fit import FitConfig
 
     for words, config in (
         (["compare"], Plan),
@@ -210,7 +210,7 @@ def test_defaults_are_those_of_the_settings():
 
 @pytest.mark.parametrize("words", ["fit prompts --dataset emoji", "study tuning"])
 def test_without_flags_tokens_are_learned_by_the_recipe_s_own_settings(words: str):
-    from zoo.prompt_learner import TuneConfig
+    from zoo.learning.prompt_learner import TuneConfig
 
     assert tune_config(build_parser().parse_args(words.split()), "ours") == TuneConfig()
 

@@ -8,7 +8,7 @@ import harness
 from harness.cli import main
 from harness.datasets.base import FINAL, Dataset
 from harness.records.record import read_records
-from zoo.clip import ClipParts
+from zoo.loading.clip import ClipParts
 
 
 @pytest.fixture

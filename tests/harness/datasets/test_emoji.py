@@ -12,7 +12,7 @@ from harness.datasets.base import FINAL, SPLITS
 from harness.datasets.canvas import SIZE, compose, decode, seeded
 from harness.datasets.emoji import CAPTION, CAPTIONED, CATEGORIES, STYLES, EmojiNames
 from harness.embedded import build_emoji
-from zoo.text import EmbeddedTokenizer, tokenizer, unseen_words
+from zoo.loading.text import EmbeddedTokenizer, tokenizer, unseen_words
 
 TASKS = ("emoji", "emoji-subcategory", "emoji-names")
 

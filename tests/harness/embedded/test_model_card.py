@@ -13,8 +13,8 @@ from harness.datasets.emoji import EmojiCategory, EmojiNames
 from harness.datasets.few_shot import batches
 from harness.measure.evaluate import predicted
 from harness.models.towers import load_clip, named, text_classifier
-from zoo.files import read_facts
-from zoo.weights import find_predictor
+from zoo.core.files import read_facts
+from zoo.loading.weights import find_predictor
 
 CARD = " ".join((Path(__file__).parents[3] / "docs" / "model_card.md").read_text("utf-8").split())
 

@@ -67,7 +67,7 @@ def test_fashion_takes_no_item_of_val_or_test(monkeypatch, tmp_path):
 
 
 def test_the_shipped_text_tower_knows_every_seen_caption():
-    from zoo.text import load_text, tokenizer
+    from zoo.loading.text import load_text, tokenizer
 
     text, _, length = load_text()
     for name in ("fashion", "emoji", "emoji-subcategory"):

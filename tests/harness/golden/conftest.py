@@ -21,8 +21,8 @@ from harness.golden.rank import Job, Ranked, Source, rank
 from harness.golden.shards import LOCK, shard_path
 from harness.golden.store import Provenance, Rankings, Shard
 from harness.models.towers import Tower
-from zoo.clip import ClipParts
-from zoo.golden import GoldenConfig, GoldenEngine
+from zoo.loading.clip import ClipParts
+from zoo.ranking.golden import GoldenConfig, GoldenEngine
 
 TOWER = {"model": "clip_vit_s14.imgfocus_lit", "weights": "0123456789abcdef"}
 SOURCE = {"dataset": "fashion", "revision": "feedbeef0000", "split": "test"}

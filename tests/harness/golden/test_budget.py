@@ -6,8 +6,8 @@ import pytest
 
 from harness.golden.budget import SHIPPED, Curve, Point, Worth, best_within, recipe_for
 from harness.records.statistics import Interval
-from zoo.approximate import Effort
-from zoo.golden import GoldenConfig
+from zoo.ranking.approximate import Effort
+from zoo.ranking.golden import GoldenConfig
 
 
 def made(*ways: tuple[Point, float]) -> Curve:

@@ -29,10 +29,10 @@ from harness.golden.shards import shard_path
 from harness.golden.store import Rankings, Shard
 from harness.measure.rows import variants
 from harness.models.towers import Tower
-from zoo.clip import ClipParts
-from zoo.fit import FitConfig, fit_predictor
-from zoo.predictor import Predictor
-from zoo.weights import blocks_fingerprint, cache_folder, find_predictor
+from zoo.core.predictor import Predictor
+from zoo.learning.fit import FitConfig, fit_predictor
+from zoo.loading.clip import ClipParts
+from zoo.loading.weights import blocks_fingerprint, cache_folder, find_predictor
 
 MODEL = "clip_vit_b16.openai"
 QUICK = FitConfig(arch="mlp", width=16, epochs=3)

@@ -15,9 +15,9 @@ from harness.datasets.base import Dataset
 from harness.golden import maps
 from harness.golden.maps import class_text, golden_maps, method_maps, most_important, reduced
 from harness.models.towers import Tower
-from zoo.clip import ClipParts, class_features, image_transform
-from zoo.golden import SCORES, GoldenConfig, golden_importance
-from zoo.reducer import METHODS
+from zoo.core.reducer import METHODS
+from zoo.loading.clip import ClipParts, class_features, image_transform
+from zoo.ranking.golden import SCORES, GoldenConfig, golden_importance
 
 CONFIG = GoldenConfig(window=2, stride=2)
 MODEL = "clip_vit_b16.openai"

@@ -23,9 +23,9 @@ from harness.golden.shards import shard_path, shard_paths
 from harness.golden.store import Rankings, find_rankings
 from harness.golden.store import ranked as ranked_positions
 from harness.models.towers import Tower, text_classifier
-from zoo.clip import ClipParts
-from zoo.golden import SCORES, GoldenConfig, GoldenEngine
-from zoo.weights import fingerprint
+from zoo.loading.clip import ClipParts
+from zoo.loading.weights import fingerprint
+from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine
 
 Run = Callable[..., Ranked]
 

@@ -23,7 +23,7 @@ from harness.datasets.few_shot import turns
 from harness.golden import workers as module
 from harness.golden.rank import Job, Source, rank
 from harness.golden.shards import shard_path, shard_paths
-from zoo.golden import GoldenConfig
+from zoo.ranking.golden import GoldenConfig
 
 # At most two blocks, 1 or 2 KiB by the kind of shell; the smallest shard has more.
 SMALL_FILES = ("sh", "-c", 'ulimit -f 2 && exec "$@"', "sh")

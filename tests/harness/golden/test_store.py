@@ -23,8 +23,8 @@ from harness.golden import shards
 from harness.golden import store as module
 from harness.golden.shards import BrokenShardError, shard_path
 from harness.golden.store import Provenance, Rankings, Shard
-from zoo.files import NoRoomError
-from zoo.golden import GoldenConfig
+from zoo.core.files import NoRoomError
+from zoo.ranking.golden import GoldenConfig
 
 MakeShard = Callable[..., Shard]
 Make = Callable[..., Rankings]

@@ -9,8 +9,8 @@ from harness.datasets.base import Dataset
 from harness.golden.store import Rankings, own_store
 from harness.measure import compare
 from harness.models import towers
-from zoo.clip import ClipParts
-from zoo.golden import GoldenConfig
+from zoo.loading.clip import ClipParts
+from zoo.ranking.golden import GoldenConfig
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from harness.measure.rows import rows_of
 from harness.measure.setup import Setup
 from harness.measure.timing import Timing
 from harness.models.towers import Tower
-from zoo.schedule import ScheduleFile
+from zoo.loading.schedule_file import ScheduleFile
 
 ARCH, TAG = "clip_vit_b16", "openai"
 

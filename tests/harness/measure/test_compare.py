@@ -24,7 +24,7 @@ from harness.measure.rows import variants
 from harness.records.record import METRICS, Record, read_records, refuse_mixed, write_records
 from harness.report.groups import grouped
 from harness.report.tables import title
-from zoo.clip import ClipParts, class_features
+from zoo.loading.clip import ClipParts, class_features
 
 ARCH, CPU = "clip_vit_b16", torch.device("cpu")
 WHERE: dict[str, Any] = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "keeps": (0.5,)}

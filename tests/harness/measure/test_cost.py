@@ -16,7 +16,7 @@ from harness.measure.cost import costs, counts, overhead, overhead_table
 from harness.measure.rows import variants
 from harness.models.cost import gflops
 from harness.models.towers import load_tower
-from zoo.predictor import Predictor
+from zoo.core.predictor import Predictor
 
 HOW = {"batch": 2, "rounds": 3, "dtype": "float32", "progress": Progress()}
 

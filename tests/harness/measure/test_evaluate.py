@@ -37,7 +37,7 @@ from harness.measure.evaluate import (
 from harness.measure.rows import Outcome, variants
 from harness.models.towers import text_classifier
 from harness.records.record import METRICS
-from zoo.clip import ClipParts, class_features
+from zoo.loading.clip import ClipParts, class_features
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 

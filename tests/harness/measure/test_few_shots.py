@@ -21,8 +21,8 @@ from harness.measure.compare import compare, expected_runs, judge
 from harness.measure.plan import Plan, tuning_of
 from harness.models import towers
 from harness.records.record import Record, read_records, write_records
-from zoo.clip import ClipParts
-from zoo.prompt_learner import TuneConfig
+from zoo.learning.prompt_learner import TuneConfig
+from zoo.loading.clip import ClipParts
 
 ARCH = "clip_vit_b16"
 WHERE: dict[str, Any] = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "keeps": (0.5,)}

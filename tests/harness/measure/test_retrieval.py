@@ -19,8 +19,8 @@ from harness.measure.plan import Plan
 from harness.models.towers import Tower, caption_features
 from harness.records.record import RECALL_AT, RetrievalRecord, read_records, write_records
 from harness.report.tables import comparison_table, records_csv
-from zoo.clip import ClipParts
-from zoo.golden import GoldenConfig
+from zoo.loading.clip import ClipParts
+from zoo.ranking.golden import GoldenConfig
 
 NAMES = [f"recall_{found}_{k}" for found in ("image", "text") for k in RECALL_AT]
 

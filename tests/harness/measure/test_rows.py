@@ -14,9 +14,9 @@ from torch import Tensor
 import zoo
 from harness.measure.rows import Variant, run, usual_methods, variants
 from harness.records.conditions import DENSE, GOLDEN
-from zoo.files import read_facts, write_learned
-from zoo.reducer import final_count
-from zoo.weights import find_predictor, load_predictor
+from zoo.core.files import read_facts, write_learned
+from zoo.core.reducer import final_count
+from zoo.loading.weights import find_predictor, load_predictor
 
 ARCH, TAG = "clip_vit_b16", "openai"
 REDUCERS = ("clsattn", "evit", "patchrank", "random", "rankmerge", "tome")

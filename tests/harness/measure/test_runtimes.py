@@ -16,7 +16,7 @@ from harness.measure.latency import Family, LatencyPlan, measure_latency
 from harness.measure.rows import variants
 from harness.measure.times import LatencyRecord, latency_markdown, read_latencies, write_latencies
 from harness.measure.ways import COMPILE, EAGER, ONNX, OPENVINO
-from zoo.weights import fingerprint
+from zoo.loading.weights import fingerprint
 
 PLAN = LatencyPlan(models=("x",), runtimes=(EAGER,), batches=(2,), threads=(1,), rounds=6, seconds=0.0)
 CPU = torch.device("cpu")
@@ -116,6 +116,6 @@ def test_refused(wrong: dict[str, Any], message: str):
 
 
 def test_a_missing_package_is_refused_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("zoo.export.find_spec", lambda name: None)
+    monkeypatch.setattr("zoo.deploy.export.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs openvino, onnx, onnxscript: pip install 'clip-patchrank\[export\]'"):
         ways.check_runtimes([OPENVINO], ["float32"], CPU)

@@ -22,8 +22,8 @@ from harness.measure.match import TOLERANCE, TimeRatios
 from harness.measure.recovery import Sources
 from harness.measure.schedule import UNITS, Found, Schedule, SearchConfig, Shape, loss, neighbours, search, starts
 from harness.models.cost import gflops
-from zoo.schedule import ScheduleFile, read_schedule
-from zoo.weights import cache_folder
+from zoo.loading.schedule_file import ScheduleFile, read_schedule
+from zoo.loading.weights import cache_folder
 
 ARCH = "clip_vit_b16"
 TOY = Sources(datasets=("toy",))

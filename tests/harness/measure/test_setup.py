@@ -11,10 +11,10 @@ import torch
 import zoo
 from harness.measure.setup import Setup
 from harness.models.towers import load_tower
-from zoo.fit import FitConfig, save_predictor
-from zoo.predictor import Predictor, predictor_name
-from zoo.recovery import Recovered, trainable
-from zoo.weights import blocks_fingerprint, cache_folder
+from zoo.core.predictor import Predictor, predictor_name
+from zoo.learning.fit import FitConfig, save_predictor
+from zoo.loading.recovery_file import Recovered, trainable
+from zoo.loading.weights import blocks_fingerprint, cache_folder
 
 NAME = "clip_vit_s14_rankmerge50"
 

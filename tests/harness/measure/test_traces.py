@@ -29,7 +29,7 @@ from harness.measure.compare import compare
 from harness.measure.plan import TRACED, Plan
 from harness.records.agreement import kendall_tau
 from harness.records.record import Record
-from zoo.clip import ClipParts
+from zoo.loading.clip import ClipParts
 
 ARCH = "clip_vit_b16"
 PLAN = Plan(

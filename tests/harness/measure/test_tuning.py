@@ -27,10 +27,10 @@ from harness.measure.evaluate import correct
 from harness.measure.rows import Variant, variants
 from harness.measure.tuning import Tuner
 from harness.models.towers import load_tower, text_classifier
-from zoo.clip import ClipParts
-from zoo.prompt_learner import RECIPES, TuneConfig
-from zoo.prompts import PromptFile, save_prompts
-from zoo.weights import blocks_fingerprint, fingerprint
+from zoo.core.prompts import PromptFile, save_prompts
+from zoo.learning.prompt_learner import RECIPES, TuneConfig
+from zoo.loading.clip import ClipParts
+from zoo.loading.weights import blocks_fingerprint, fingerprint
 
 ARCH, TAG = "clip_vit_b16", "openai"
 QUICK: dict[str, Any] = {"count": 2, "rounds": 2, "steps": 2, "batch": 3, "dtype": "float32"}

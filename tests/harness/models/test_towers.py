@@ -24,7 +24,7 @@ from harness.cli import main
 from harness.measure.rows import require_rows
 from harness.measure.setup import Setup
 from harness.models.towers import load_tower, random_tower, split_method, split_name
-from zoo.weights import fingerprint
+from zoo.loading.weights import fingerprint
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 Saved = Callable[..., str]

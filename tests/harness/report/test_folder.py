@@ -31,7 +31,7 @@ from harness.report.groups import grouped, sections
 from harness.report.highlights import highlights
 from harness.report.plots import plots_of
 from harness.report.writers import markdown
-from zoo.files import PARTIAL
+from zoo.core.files import PARTIAL
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 COSTS = ("gflops", "ms_batch1", "ms_batch8", "ratio_batch1", "ratio_batch8")

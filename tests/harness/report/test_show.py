@@ -42,10 +42,10 @@ from harness.report.show import (
     width_of,
     wrapped,
 )
-from zoo.clip import class_features
-from zoo.golden import SCORES, GoldenConfig, golden_importance
-from zoo.reducer import METHODS
-from zoo.tokens import tokens_of
+from zoo.core.reducer import METHODS
+from zoo.core.tokens import tokens_of
+from zoo.loading.clip import class_features
+from zoo.ranking.golden import SCORES, GoldenConfig, golden_importance
 
 GRID = (4, 6)
 CELLS = 24

@@ -15,10 +15,10 @@ from harness.studies.paper import get_reproduction
 from harness.studies.reproduce import Comparison, compared, produce, under_its_conditions
 from harness.studies.run import Sheet, get_study, make
 from harness.studies.workshop import StudyConfig
-from zoo.clip import ClipParts
-from zoo.fit import FitConfig
-from zoo.golden import GoldenConfig
-from zoo.prompt_learner import TuneConfig
+from zoo.learning.fit import FitConfig
+from zoo.learning.prompt_learner import TuneConfig
+from zoo.loading.clip import ClipParts
+from zoo.ranking.golden import GoldenConfig
 
 NAME = "clip_vit_b16.openai"
 NAMES = ("plain", "caltech101", "other", "dtd", "imagenet", "elsewhere")

@@ -28,9 +28,9 @@ from harness.studies.curve import (
     usual_points,
     write_curve,
 )
-from zoo.approximate import Effort
-from zoo.clip import ClipParts
-from zoo.golden import GoldenConfig, golden_importance
+from zoo.loading.clip import ClipParts
+from zoo.ranking.approximate import Effort
+from zoo.ranking.golden import GoldenConfig, golden_importance
 
 POINTS = (
     Point(window=3, stride=3),

@@ -18,8 +18,8 @@ from harness.golden.maps import object_patches, reduced
 from harness.models.towers import Tower
 from harness.studies import objects as module
 from harness.studies.objects import ObjectShare, find_objects, object_share
-from zoo.clip import ClipParts
-from zoo.golden import GoldenConfig
+from zoo.loading.clip import ClipParts
+from zoo.ranking.golden import GoldenConfig
 
 RANKINGS = ["golden preservation", "golden label", "patchrank", "clsattn", "random"]
 

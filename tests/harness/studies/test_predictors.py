@@ -6,8 +6,8 @@ from itertools import product
 from typing import Any
 
 from harness.studies.workshop import StudyConfig
-from zoo.golden import SCORES
-from zoo.reducer import final_count
+from zoo.core.reducer import final_count
+from zoo.ranking.golden import SCORES
 
 Studied = Callable[..., Any]
 

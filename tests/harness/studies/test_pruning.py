@@ -10,7 +10,7 @@ import torch
 from harness.measure.timing import Timing
 from harness.studies.pruning import WITHOUT_PREDICTOR, schedules
 from harness.studies.workshop import StudyConfig
-from zoo.reducer import METHODS
+from zoo.core.reducer import METHODS
 
 Studied = Callable[..., Any]
 

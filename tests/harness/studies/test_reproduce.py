@@ -18,8 +18,8 @@ from harness.studies.dry_run import remaining
 from harness.studies.paper import MATCH, REPRODUCTIONS, get_reproduction
 from harness.studies.reproduce import Comparison, draw, mean_of, series, under_its_conditions
 from harness.studies.workshop import StudyConfig
-from zoo.prompt_learner import RECIPES, TuneConfig
-from zoo.reducer import final_count
+from zoo.core.reducer import final_count
+from zoo.learning.prompt_learner import RECIPES, TuneConfig
 
 Reproduced = Callable[..., tuple[Comparison, list[Record]]]
 FLAGS = (

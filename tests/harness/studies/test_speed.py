@@ -19,7 +19,7 @@ from harness.models.towers import Tower
 from harness.records.agreement import kendall_tau
 from harness.studies import speed
 from harness.studies.speed import Plain, Speed, SpeedConfig, measure_speed, same_ranking, speed_table
-from zoo.golden import GoldenConfig, GoldenEngine
+from zoo.ranking.golden import GoldenConfig, GoldenEngine
 
 SPARSE = GoldenConfig(block=2, window=2, stride=2)
 

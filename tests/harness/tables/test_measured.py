@@ -24,7 +24,7 @@ from harness.report.folder import front_table
 from harness.report.groups import grouped
 from harness.report.highlights import Cost, Front, Standing
 from harness.report.tables import comparison_table, floor_table, matched_table, shot_tables, shots_apart
-from zoo.schedule import ScheduleFile
+from zoo.loading.schedule_file import ScheduleFile
 
 SHARE = Interval(-0.0712, -0.1043, -0.0381)
 LONG = "A dataset of some kind, in the form in which its makers gave it to the world in 2014"

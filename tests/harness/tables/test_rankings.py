@@ -21,7 +21,7 @@ from harness.studies.reproduce import Comparison, Result
 from harness.studies.run import Sheet, entries
 from harness.studies.speed import Speed, Way, speed_table
 from harness.studies.tuning import Trial, trials_table
-from zoo.approximate import Effort
+from zoo.ranking.approximate import Effort
 
 PERCENT = Interval(57.1, 50.04, 64.06)
 SHARE = Interval(-0.0712, -0.1043, -0.0381)

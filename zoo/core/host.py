@@ -1,0 +1,468 @@
+"""What reducers, rankings and the forward loop may ask of a tower, and that one loop.
+
+A family of towers is one file with a ``HostBlock``, which takes one of its blocks apart, and a ``Host``, a
+subclass of the tower's own class; ``register_host`` makes ``zoo.reduce`` find it. Nothing is copied: a reduced
+tower is another object that shares the modules of the user's.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection
+from functools import partial
+from importlib import import_module
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from timm.models._manipulate import checkpoint
+from torch import Tensor, nn
+
+from zoo.core.attention import Attended, PoolingQuery, cls_attention
+from zoo.core.prompts import Prompts, renew
+from zoo.core.reducer import HostSpec, Reducer
+from zoo.core.tokens import Tokens, Trace
+
+
+class HostBlock:
+    """One block of a tower, taken apart: attention, the residual behind it, and the MLP.
+
+    Tensors are those of ``zoo.core.attention``: B sequences of T tokens of width D, H heads of d channels. It holds
+    nothing about the images in flight; what depends on a token's place is read off ``Tokens.patch_idx``,
+    ``Tokens.place`` and ``Tokens.positional``.
+
+    Args:
+        module: the tower's own block.
+        index: of the block, 0-based.
+        probe: ``Host.probe`` where an attention pool has the query that pools.
+    """
+
+    def __init__(self, module: Any, index: int = 0, probe: Callable[[Tokens], PoolingQuery] | None = None) -> None:
+        self.module, self.index, self.probe = module, index, probe
+
+    @property
+    @abstractmethod
+    def heads(self) -> int:
+        """Number of attention heads."""
+
+    @property
+    @abstractmethod
+    def scale(self) -> float:
+        """Factor on the logits."""
+
+    @property
+    def dropout(self) -> float:
+        """Share of attention weights that are dropped now, 0 outside training."""
+        return 0.0
+
+    @abstractmethod
+    def norm(self, x: Tensor) -> Tensor:
+        """Normalise tokens (B, T, D) for the attention."""
+
+    @abstractmethod
+    def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values (B, H, T, d) of normalised tokens, rotated if the tower does so.
+
+        ``tokens`` says where they belong; its ``x`` isn't read.
+        """
+
+    @abstractmethod
+    def project(self, out: Tensor, normed: Tensor) -> Tensor:
+        """Turn attended values (B, T, H * d) into what the attention layer returns, (B, T, D)."""
+
+    @abstractmethod
+    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """Add the attention layer's result to the residual stream."""
+
+    @abstractmethod
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """Run the MLP on the residual stream and add its result."""
+
+    @property
+    def pairs_places(self) -> bool:
+        """Whether ``bias`` gives one for each pair of places."""
+        return False
+
+    def bias(self, tokens: Tokens) -> Tensor | None:
+        """Return the tower's own bias on the logits, broadcastable to (B, H, T, T), None for none."""
+        return None
+
+    def fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *, is_causal: bool) -> Tensor:
+        """Attend by a fused kernel, to (B, H, T, d)."""
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, dropout_p=self.dropout, is_causal=is_causal
+        )
+
+    def attend(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Attended:
+        """Normalise and attend; the same operations in the same order as the tower's own."""
+        normed = self.norm(tokens.x)
+        query, key, value = self.queries_keys_values(normed, tokens)
+        out = self.fused(query, key, value, self._sum(tokens, bias), is_causal=is_causal)
+        out = out.transpose(1, 2).flatten(2)
+        return Attended(self.project(out, normed), query, key, value, self.scale)
+
+    def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
+        """Run the whole block, to (B, T, D)."""
+        attended = self.attend(tokens, bias, is_causal=is_causal)
+        return self.add_mlp(self.add_attention(tokens.x, attended.out))
+
+    def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
+        """Run the block for the first token alone, (B, 1, D): exact where nothing else is read afterwards."""
+        normed = self.norm(tokens.x)
+        query, key, value = self.queries_keys_values(normed, tokens)
+        bias = self._sum(tokens, bias)
+        if bias is not None and bias.shape[2] > 1:
+            bias = bias[:, :, :1]
+        out = self.fused(query[:, :, :1], key, value, bias, is_causal=False).transpose(1, 2).flatten(2)
+        return self.add_mlp(self.add_attention(tokens.x[:, :1], self.project(out, normed[:, :1])))
+
+    def cls_attention(self, tokens: Tokens) -> Tensor:
+        """Return how much the class token would attend to each patch token in this block, (B, n) float32."""
+        query, key, _ = self.queries_keys_values(self.norm(tokens.x), tokens)
+        return cls_attention(query[:, :, :1], key, self.scale, tokens.prefix)
+
+    def pooling_attention(self, tokens: Tokens) -> Tensor:
+        """Return how much the query that pools attends to each patch token at the block's input, (B, n) float32.
+
+        See ``Host.query`` for which that is.
+        """
+        if self.probe is None:
+            return self.cls_attention(tokens)
+        return cls_attention(*self.probe(tokens))
+
+    def pooling_query(self, tokens: Tokens, attended: Attended) -> PoolingQuery:
+        """Return the query that pools, and the keys that it meets, between attention and MLP.
+
+        The class token's query and keys are those of the attention that just ran, a probe's of the residual stream.
+        """
+        if self.probe is None:
+            return PoolingQuery(attended.query[:, :, :1], attended.key, attended.scale, tokens.prefix)
+        return self.probe(tokens)
+
+    def _sum(self, tokens: Tokens, bias: Tensor | None) -> Tensor | None:
+        own = self.bias(tokens)
+        if own is None or bias is None:
+            return bias if own is None else own
+        return own + bias
+
+
+CLASS_TOKEN, PROBE = "class token", "probe"  # the queries that can pool
+
+
+def refuse_mask(x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Return ``x`` as it is, or raise ValueError if there is a mask: reduction moves tokens."""
+    if mask is not None or is_causal:
+        raise ValueError("attn_mask and is_causal need all tokens in place; use a dense model")
+    return x
+
+
+torch.fx.wrap("refuse_mask")
+
+
+class Host(nn.Module):
+    """A tower with one forward loop that a reducer may shorten.
+
+    A family subclasses this and the tower's class, in this order, and says what is abstract here. Its own
+    ``forward`` is ``finish`` of ``advance`` of ``embed``, or puts the tokens of ``advance`` into whatever object
+    the tower returns.
+
+    Attributes:
+        reducer: the reduction method, None for the dense tower.
+        prompts: learned prefix tokens, None without.
+        grad_checkpointing: run blocks again for gradients instead of keeping what they computed.
+        embed_dim: width D of the tokens.
+        blocks_prefix: what the names of the blocks' weights begin with.
+        in_place: whether blocks write into the tokens that they are given.
+    """
+
+    Block: ClassVar[type[HostBlock]]
+    in_place: ClassVar[bool] = False
+    blocks_prefix: str = "blocks."
+    reducer: Reducer | None
+    prompts: Prompts | None
+    grad_checkpointing: bool
+    embed_dim: int
+
+    @property
+    @abstractmethod
+    def block_modules(self) -> Any:
+        """The tower's own blocks, a sequence of modules."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches at the tower's own image size."""
+
+    @property
+    @abstractmethod
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the tower's own image size."""
+
+    @property
+    @abstractmethod
+    def prefix_count(self) -> int:
+        """Number of tokens that are never reduced: class token, registers and learned ones."""
+
+    @property
+    @abstractmethod
+    def query(self) -> str | None:
+        """Which query pools: ``class token`` if there is one, else the ``probe`` of an attention pool, else None.
+
+        The methods whose settings say ``needs_query`` go by its attention.
+        """
+
+    @property
+    @abstractmethod
+    def pools_first(self) -> bool:
+        """Whether ``finish`` reads nothing but the first token."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tokens:
+        """Turn images (B, C, H, W) into the tokens that enter block 0, with what blocks add of places."""
+
+    @abstractmethod
+    def finish(self, tokens: Tokens) -> Tensor:
+        """Normalise and pool the tokens that left the last block, and apply the head.
+
+        Merged tokens count for as many as they stand for: see ``Tokens.size_bias`` and ``Tokens.mean``.
+        """
+
+    @abstractmethod
+    def require_reducible(self) -> None:
+        """Raise ValueError, with the reason, if this tower lacks what reduction needs."""
+
+    def probe(self, tokens: Tokens) -> PoolingQuery:
+        """Return the attention pool's query and its keys of the tokens, normalised as those that leave the tower.
+
+        In the middle of a tower that is a reading of our own: what the pool would attend to if the blocks ended there.
+        """
+        raise NotImplementedError
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.block_modules)
+
+    def block(self, index: int) -> HostBlock:
+        """Take block ``index`` apart."""
+        return self.Block(self.block_modules[index], index, self.probe if self.query == PROBE else None)
+
+    def spec(self, device: Any = None, dtype: Any = None) -> HostSpec:
+        """Describe the tower to a reducer whose weights go to ``device`` in ``dtype``.
+
+        Raises:
+            ValueError: the tower can't be reduced.
+        """
+        self.require_reducible()
+        return HostSpec(
+            embed_dim=self.embed_dim, depth=self.depth, grid=self.grid, query=self.query, device=device, dtype=dtype
+        )
+
+    @classmethod
+    def adopt(cls, tower: nn.Module) -> Self:
+        """Return another tower of the same modules and weights, of this class."""
+        other = shared(tower, cls)
+        if not isinstance(tower, Host):
+            other.reducer = other.prompts = None
+        return other
+
+    def advance(
+        self,
+        tokens: Tokens,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        taps: Collection[int] = (),
+        pooled: bool = False,
+    ) -> tuple[Tokens, list[Tokens]]:
+        """Run blocks ``start`` to ``stop`` - 1, None for all, on the tokens: the one forward loop.
+
+        ``mask`` and ``is_causal`` are those of fused attention, for every block of a dense tower. ``pooled`` says that
+        the tokens are read by nobody else, and what leaves the last block by ``finish`` alone: a tower that pools the
+        first token then runs that block for it alone. The result is the tokens that leave the last block, and those
+        that left each block in ``taps``, in order.
+        """
+        tapped = []
+        if self.in_place and not pooled:
+            tokens = tokens._replace(x=tokens.x.clone())
+        masked = self.reducer is None and (mask is not None or is_causal)
+        if self.reducer is not None:
+            tokens = tokens._replace(x=refuse_mask(tokens.x, mask, is_causal))
+        for index in range(start, self.depth if stop is None else stop):
+            if self.prompts is not None and 0 < index < self.prompts.depth:
+                tokens = renew(tokens, self.prompts()[index])
+            if masked:
+                tokens = tokens._replace(x=self.block(index).whole(tokens, mask, is_causal=is_causal))
+            elif pooled and self.pools_first and index == self.depth - 1:
+                tokens = self._last(index, tokens)
+            elif self.grad_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(self._step, index, tokens)
+            else:
+                tokens = self._step(index, tokens)
+            if index in taps:
+                tapped.append(tokens._replace(x=tokens.x.clone()) if self.in_place else tokens)
+        return tokens, tapped
+
+    def _step(self, index: int, tokens: Tokens) -> Tokens:
+        block, reducer = self.block(index), self.reducer
+        if reducer is None:
+            return tokens._replace(x=block.whole(tokens))
+        tokens = reducer.before_block(index, tokens, block)
+        bias = reducer.attention_bias(tokens)
+        if not reducer.needs_attention(index):
+            return tokens._replace(x=block.whole(tokens, bias))
+        attended = block.attend(tokens, bias)
+        tokens = tokens._replace(x=block.add_attention(tokens.x, attended.out))
+        if self.query is not None:
+            attended = attended._replace(pooling=partial(block.pooling_query, tokens, attended))
+        tokens = reducer.after_attention(index, tokens, attended)
+        return tokens._replace(x=block.add_mlp(tokens.x))
+
+    def _last(self, index: int, tokens: Tokens) -> Tokens:
+        """Run the last block for the first token alone: what happens to others behind its attention changes nothing."""
+        block, bias = self.block(index), None
+        if self.reducer is not None:
+            tokens = self.reducer.before_block(index, tokens, block)
+            bias = self.reducer.attention_bias(tokens)
+        return tokens._replace(x=block.first(tokens, bias))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what ``finish`` makes of images (B, C, H, W), whatever the library's own output is."""
+        tokens, _ = self.advance(self.embed(images))
+        return self.finish(tokens)
+
+    def trace(self, images: Tensor) -> Trace:
+        """Run the model on images (B, C, H, W) and return what the reducer did, with the output."""
+        tokens, each = self.advance(self.embed(images), taps=range(self.depth))
+        return Trace.of(self.finish(tokens), each)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def shared(module: nn.Module, kind: type[M]) -> M:
+    """Return another module, of class ``kind``, with the submodules and weights of ``module``."""
+    other = kind.__new__(kind)
+    nn.Module.__init__(other)
+    for name, value in module.__dict__.items():
+        # Registries are copied one level deep: replacing a submodule of one leaves the other alone.
+        other.__dict__[name] = value.copy() if isinstance(value, dict) else value
+    return other
+
+
+HOSTS: dict[type[nn.Module], type[Host]] = {}
+FAMILIES = {"transformers": "zoo.towers.transformers"}  # by library: imported when one of its towers comes along
+H = TypeVar("H", bound=type[Host])
+
+
+def register_host(tower: type[nn.Module]) -> Callable[[H], H]:
+    """Make the class that is decorated the host of towers of exactly the class ``tower``."""
+
+    def register(cls: H) -> H:
+        HOSTS[tower] = HOSTS[cls] = cls
+        return cls
+
+    return register
+
+
+def host_of(tower: nn.Module) -> type[Host]:
+    """Return the host class of a tower, dense or reduced.
+
+    Raises:
+        ValueError: there is none; a subclass of a known tower may override what its host would.
+    """
+    kind = type(tower)
+    for library in {base.__module__.partition(".")[0] for base in kind.__mro__} & FAMILIES.keys():
+        import_module(FAMILIES[library])
+    if kind in HOSTS:
+        return HOSTS[kind]
+    names = {
+        base: f"{base.__module__.partition('.')[0]}'s {base.__name__}" for base in HOSTS if base not in HOSTS.values()
+    }
+    for base in kind.__mro__:
+        if base in names:
+            raise ValueError(f"{kind.__name__} overrides parts of {names[base]}: unsupported")
+    raise ValueError(f"{kind.__name__} is no tower that can be reduced; expected one of {', '.join(names.values())}")
+
+
+class FeatureTower(Host):
+    """Any host as a tower whose output is a tensor of features, whatever the library's is."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self.host = host
+        self.reducer = self.prompts = None
+        self.grad_checkpointing = False
+        self.embed_dim, self.blocks_prefix = host.embed_dim, f"host.{host.blocks_prefix}"
+        self.train(host.training)
+
+    @property
+    def block_modules(self) -> Any:
+        """The tower's own blocks."""
+        return self.host.block_modules
+
+    def block(self, index: int) -> HostBlock:
+        """Take block ``index`` apart."""
+        return self.host.block(index)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches at the tower's own image size."""
+        return self.host.grid
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the tower's own image size."""
+        return self.host.input_size
+
+    @property
+    def prefix_count(self) -> int:
+        """Number of tokens that are never reduced."""
+        return self.host.prefix_count
+
+    @property
+    def query(self) -> str | None:
+        """Which query pools."""
+        return self.host.query
+
+    @property
+    def pools_first(self) -> bool:
+        """Whether ``finish`` reads nothing but the first token."""
+        return self.host.pools_first
+
+    def embed(self, images: Tensor) -> Tokens:
+        """Turn images (B, C, H, W) into the tokens that enter block 0."""
+        return self.host.embed(images)
+
+    def finish(self, tokens: Tokens) -> Tensor:
+        """Normalise and pool the tokens that left the last block, and apply the head."""
+        return self.host.finish(tokens)
+
+    def probe(self, tokens: Tokens) -> PoolingQuery:
+        """Return the attention pool's query and its keys."""
+        return self.host.probe(tokens)
+
+    def require_reducible(self) -> None:
+        """Raise ValueError, with the reason, if the tower lacks what reduction needs."""
+        self.host.require_reducible()
+
+    def bare(self) -> Host:
+        """Return the library's own tower with this one's reducer, on the same modules."""
+        host = type(self.host).adopt(self.host)
+        host.reducer = self.reducer
+        return host
+
+    def over(self, host: Host) -> Self:
+        """Return another one over a tower of the same kind, whose reducer becomes this one's."""
+        other = shared(self, type(self))
+        other.host = type(host).adopt(host)
+        other.reducer, other.host.reducer = host.reducer, None
+        return other
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, D)."""
+        return self.features(images)
+
+
+HOSTS[FeatureTower] = FeatureTower

@@ -1,0 +1,240 @@
+"""Learned visual tokens of an image tower, the head of text features, and files of both."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from zoo.core.files import load_learned, read_learned, write_learned
+from zoo.core.messages import tower_name
+from zoo.core.tokens import Tokens
+
+
+class PromptShape(NamedTuple):
+    """What a tuned model is built from, as JSON values."""
+
+    tokens: int  # learned visual tokens in the sequence, 0 where only the text was tuned
+    depth: int  # blocks that get visual tokens of their own at their input, from block 0 on
+    classes: int  # of the head; 0: it stays the tower's
+    features: int  # width of the joint space of images and text
+
+
+def for_head(prompts: dict[str, int] | None, vit_args: dict[str, Any]) -> tuple[PromptShape | None, bool]:
+    """Return a tuned model's shape, and whether the caller wants logits of its classes.
+
+    In that case ``num_classes`` of ``vit_args`` becomes the width of the projection.
+    """
+    if prompts is None:
+        return None, False
+    shape = PromptShape(**prompts)
+    classify = shape.classes > 0 and vit_args.get("num_classes") == shape.classes
+    if classify:
+        vit_args["num_classes"] = shape.features
+    return shape, classify
+
+
+class Prompts(nn.Module):
+    """Learned prefix tokens, ``count`` in a sequence: never reduced, visible to every block.
+
+    The first ``depth`` blocks have tokens of their own, later ones those that the last of these
+    computed.
+    """
+
+    def __init__(self, depth: int, count: int) -> None:
+        super().__init__()
+        self.depth, self.count = depth, count
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """Return the tokens of every depth, (depth, count, D)."""
+
+
+class VisualPrompts(Prompts):
+    """Learned prefix tokens by themselves, zeros at first."""
+
+    def __init__(self, depth: int, count: int, dim: int, *, device: Any, dtype: Any) -> None:
+        super().__init__(depth, count)
+        self.tokens = nn.Parameter(torch.zeros(depth, count, dim, device=device, dtype=dtype))
+
+    def forward(self) -> Tensor:
+        """Return the tokens of every depth, (depth, count, D)."""
+        return self.tokens
+
+
+class CoupledPrompts(Prompts):
+    """Visual tokens as a linear map of the text's learned tokens, P_v = M P_t + p.
+
+    ``projection`` is M, one for all depths. ``begin`` is p (depth, 1, D), which is fixed. The paper
+    (2409.14607, section 3.4) prints P_v = M P_t, with one M (768 x 512) for all tokens and no p,
+    and doesn't say how M begins; ``PromptLearner`` says what we do beside it and why.
+    """
+
+    begin: Tensor
+
+    def __init__(self, context: nn.Parameter, begin: Tensor, start: torch.Generator | None = None) -> None:
+        """Couple ``context`` (1, depth, count, D_t) to tokens ``begin`` (depth, D).
+
+        M begins as zero, or with ``start`` as the random weight of ``nn.Linear``, drawn from it.
+        """
+        super().__init__(context.shape[1], context.shape[2])
+        self.context = context
+        self.register_buffer("begin", begin[:, None], persistent=False)
+        self.projection = nn.Linear(context.shape[3], begin.shape[1], bias=False)
+        if start is None:
+            nn.init.zeros_(self.projection.weight)
+        else:
+            bound = context.shape[3] ** -0.5
+            nn.init.uniform_(self.projection.weight, -bound, bound, generator=start)
+
+    def forward(self) -> Tensor:
+        """Return the tokens of every depth, (depth, count, D)."""
+        tokens: Tensor = self.projection(self.context[0]) + self.begin
+        return tokens
+
+
+NOISE = 0.05  # of the first visual tokens, as a share of the mean patch's size
+
+
+def near(patches: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` tokens (depth, count, D) near each of patches (depth, D)."""
+    noise = torch.randn(len(patches), count, patches.shape[1], generator=generator).to(patches.device)
+    size = NOISE * patches.square().mean(dim=1).sqrt()
+    return patches[:, None] + size[:, None, None] * noise
+
+
+def insert(x: Tensor, prefix: int, prompts: Tensor) -> Tensor:
+    """Put learned tokens (count, D) behind the prefix tokens of (B, prefix + n, D)."""
+    every = prompts.to(x.dtype).expand(x.shape[0], -1, -1)
+    return torch.cat((x[:, :prefix], every, x[:, prefix:]), dim=1)
+
+
+def renew(tokens: Tokens, prompts: Tensor) -> Tokens:
+    """Replace the last prefix tokens by ``prompts`` (count, D)."""
+    start = tokens.prefix - prompts.shape[0]
+    rest = torch.cat((tokens.x[:, :start], tokens.x[:, tokens.prefix :]), dim=1)
+    return tokens._replace(x=insert(rest, start, prompts))
+
+
+class CosineHead(nn.Module):
+    """Classify as CLIP does: by the scaled cosine of image and text features.
+
+    Attributes:
+        projection: from pooled tokens to the joint space, the dense tower's head.
+        classes: linear; its weights (classes, D) are unit text features times the logit scale.
+    """
+
+    def __init__(self, projection: nn.Module, features: int, classes: int, *, device: Any, dtype: Any) -> None:
+        super().__init__()
+        self.projection = projection
+        self.classes = nn.Linear(features, classes, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map pooled tokens (B, D) to logits (B, classes)."""
+        logits: Tensor = self.classes(F.normalize(self.projection(x), dim=-1))
+        return logits
+
+
+_KIND = "prompts"
+_TUNE = "tune some with: patchrank fit prompts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptFile:
+    """Saved prompts: tensors in safetensors, provenance in its metadata.
+
+    The tensors are ``classifier`` (classes, D), unit text features; ``logit_scale``; ``visual``
+    (depth, count, D_v) if visual tokens were learned; ``context`` (1 or classes, depth, count, D_t)
+    if text tokens were.
+    """
+
+    path: Path
+    model: str  # dense name of the tower, also where a method reduced it
+    tag: str  # its weight tag
+    weights: str  # its ``blocks_fingerprint``
+    width: int  # channels of its tokens
+    classes: tuple[str, ...]  # names in the order of the logits
+    dataset: str  # source of the classes and the labelled images
+    recipe: dict[str, Any]  # fields of ``TuneConfig``
+    shape: PromptShape
+    provenance: dict[str, Any]  # further facts, such as shots and seed
+
+    @classmethod
+    def read(cls, path: Path) -> "PromptFile":
+        """Read the provenance of ``path``.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a file of prompts.
+        """
+        file = read_learned(path, _KIND, cls, _TUNE)
+        expected = {"classifier": [file.shape.classes, file.shape.features]}
+        if file.shape.tokens:
+            expected["visual"] = [file.shape.depth, file.shape.tokens, file.width]
+        with safe_open(path, framework="pt") as opened:
+            shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+        for name, shape in expected.items():
+            if shapes.get(name) != shape or len(file.classes) != file.shape.classes:
+                raise ValueError(
+                    f"{str(path)!r} holds no {_KIND}: its {name!r} has shape {shapes.get(name)}, its facts and "
+                    f"{len(file.classes)} classes say {shape}; {_TUNE}"
+                )
+        return file
+
+    def require_tower(self, width: int, weights: str) -> None:
+        """Refuse, by ValueError, a tower of another ``width`` or ``blocks_fingerprint``."""
+        named = f"prompts {str(self.path)!r} were tuned on {tower_name(self.model, self.tag)}"
+        mend = f"tune some for this tower with: {tune_command(self)}"
+        if width != self.width:
+            raise ValueError(f"{named}, whose tokens have width {self.width}, not {width}; {mend}")
+        if weights != self.weights:
+            raise ValueError(f"{named} with weights {self.weights}, these are {weights}; {mend}")
+
+    def require_classes(self, classes: Sequence[str]) -> None:
+        """Refuse, by ValueError, other names or another order; quote the first difference."""
+        if self.classes == tuple(classes):
+            return
+        named = f"prompts {str(self.path)!r} are for {len(self.classes)} classes of {self.dataset}"
+        if len(classes) != len(self.classes):
+            raise ValueError(f"{named}, not for {len(classes)}")
+        pairs = zip(self.classes, classes, strict=True)
+        place, (ours, theirs) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+        raise ValueError(f"{named}; their class {place} is {ours!r}, not {theirs!r}")
+
+    def load(self) -> dict[str, Tensor]:
+        """Load all tensors; raise as ``load_learned`` does."""
+        # A class that was left out, for words that the text tower never saw, has a row of NaN.
+        return load_learned(self.path, _KIND, f"tune some anew with: {tune_command(self)}", gaps=["classifier"])
+
+    def tensors(self, *, classify: bool) -> dict[str, Tensor]:
+        """Load what an image tower needs, named as in its state dict."""
+        saved = self.load()
+        state = {"prompts.tokens": saved["visual"]} if "visual" in saved else {}
+        if classify:
+            state["head.classes.weight"] = saved["logit_scale"].exp() * saved["classifier"]
+        return state
+
+
+def save_prompts(path: Path, tensors: dict[str, Tensor], **facts: Any) -> PromptFile:
+    """Write prompts whole or not at all; ``facts`` are the fields of ``PromptFile`` but shape."""
+    visual, classifier = tensors.get("visual"), tensors["classifier"]
+    depth, count = (1, 0) if visual is None else visual.shape[:2]
+    shape = PromptShape(depth=depth, tokens=count, classes=len(classifier), features=classifier.shape[1])
+    plain = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
+    fields = {**facts, "classes": list(facts["classes"]), "shape": shape._asdict()}
+    write_learned(path, _KIND, plain, fields)
+    return PromptFile.read(path)
+
+
+def tune_command(like: PromptFile) -> str:
+    """Return the command that tunes prompts of the same kind."""
+    fields = {"tokens": "vt", "count": 16, **like.recipe}
+    return (
+        f"patchrank fit prompts --model MODEL --dataset {like.dataset} --tokens "
+        f"{fields['tokens']} --num-tokens {fields['count']} --out PATH"
+    )

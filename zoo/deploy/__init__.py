@@ -1,0 +1,1 @@
+"""Towers for inference alone, and files for other runtimes."""

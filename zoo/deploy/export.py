@@ -1,0 +1,501 @@
+"""Write a model, dense or reduced, as a file that another runtime runs, and hold that runtime to the eager model.
+
+A file maps images (B, 3, H, W) float32 to features (B, D) float32, for any B. Beside it lies a JSON file of the same
+name with ``.json`` behind, which says what it is.
+"""
+
+import copy
+import io
+import json
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.core.files import write_whole
+from zoo.core.host import Host
+from zoo.core.messages import expected
+from zoo.core.precision import PRECISIONS
+from zoo.loading.weights import fingerprint
+
+Call = Callable[[Tensor], Tensor]
+
+EXPORTED_PROGRAM, AOTI, ONNX, OPENVINO = "exported-program", "aoti", "onnx", "openvino"
+INT8 = "int8"
+
+DEVIATION = 1e-3  # of the features' length, allowed in float32
+LEAST_COSINE = 0.99  # on average, in lower precision
+TIED = 1e-5  # two images this equally similar to a third are both its nearest
+BATCHES = (2, 5)  # images per call when a file is checked
+MOST_IMAGES = 4096  # per call of an exported graph
+_EXTRA = "pip install 'clip-patchrank[export]'"
+_IN, _OUT = "images", "features"
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", INT8: "f32"}  # OpenVINO's
+_CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16", INT8: "INT8"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How features of an exported file agree with the eager float32 model's on real images.
+
+    Attributes:
+        images: how many were run, once per batch size.
+        batches: images per call.
+        deviation: largest difference of an image's features, by their length.
+        median_deviation: the same, in the middle.
+        cosine_mean: of an image's features with the eager ones, on average.
+        cosine_q05: its 5 % quantile.
+        same_nearest: share of images whose nearest other image is the same.
+    """
+
+    images: int
+    batches: tuple[int, ...]
+    deviation: float
+    median_deviation: float
+    cosine_mean: float
+    cosine_q05: float
+    same_nearest: float
+
+    @classmethod
+    def of(cls, features: Sequence[Tensor], eager: Tensor, batches: Sequence[int]) -> "Agreement":
+        """Compare features (n, D), one tensor per batch size, with the eager model's (n, D)."""
+        wanted = eager.double()
+        apart, cosines, same = [], [], []
+        for one in features:
+            ours = one.double()
+            apart.append((ours - wanted).norm(dim=1) / wanted.norm(dim=1))
+            cosines.append(F.cosine_similarity(ours, wanted, dim=1))
+            same.append(_same_nearest(ours, wanted))
+        deviations, cosine = torch.cat(apart), torch.cat(cosines)
+        return cls(
+            images=len(eager),
+            batches=tuple(batches),
+            deviation=float(deviations.max()),
+            median_deviation=float(deviations.median()),
+            cosine_mean=float(cosine.mean()),
+            cosine_q05=float(cosine.quantile(0.05)),
+            same_nearest=float(torch.cat(same).double().mean()),
+        )
+
+    def problem(self, dtype: str, least_cosine: float = LEAST_COSINE) -> str:
+        """Say why the file may not be used, nothing if it may: float32 has to agree, the rest to resemble."""
+        if dtype != "float32":
+            if self.cosine_mean >= least_cosine:
+                return ""
+            return f"the mean cosine with eager float32 is {self.cosine_mean:.5f}, below {least_cosine:g}"
+        if not self.deviation <= DEVIATION:  # NaN, too
+            size = f"{self.deviation:.2g} of their length (in the middle {self.median_deviation:.2g})"
+            return f"features differ from eager's by {size}, above {DEVIATION:g}"
+        if self.same_nearest < 1:
+            return f"the nearest image is another one for {100 * (1 - self.same_nearest):.1f} % of the images"
+        return ""
+
+
+def _same_nearest(ours: Tensor, eager: Tensor) -> Tensor:
+    """Tell for which images (n,) our nearest other image is, by the eager features, the nearest or ties with it."""
+    theirs, mine = (F.normalize(x, dim=1) @ F.normalize(x, dim=1).T for x in (eager, ours))
+    nearest = mine.fill_diagonal_(-2.0).argmax(dim=1, keepdim=True)
+    best = theirs.fill_diagonal_(-2.0).amax(dim=1)
+    return theirs.gather(1, nearest).squeeze(1) >= best - TIED
+
+
+class DisagreementError(RuntimeError):
+    """An exported file computes something else than the model; it was not kept."""
+
+    def __init__(self, text: str, agreement: Agreement) -> None:
+        super().__init__(text)
+        self.agreement = agreement
+
+
+def export_model(
+    model: nn.Module,
+    path: str | Path,
+    images: Tensor,
+    *,
+    format: str,
+    dtype: str = "float32",
+    calibration: Tensor | None = None,
+    batches: Sequence[int] = BATCHES,
+    least_cosine: float = LEAST_COSINE,
+    facts: Mapping[str, Any] | None = None,
+    tick: Callable[[int], object] = lambda _: None,
+) -> Agreement:
+    """Write a model for a runtime, run real images through that runtime, and keep the file if it agrees.
+
+    Args:
+        model: a tower with features (B, D) as output, in float32 on the CPU and in evaluation mode; its reduction,
+            predictor and recovery go along.
+        path: file to write; ``FORMATS`` says how it ends. OpenVINO has a ``.bin`` beside it.
+        images: (n, 3, H, W) float32 preprocessed real images, two at least.
+        format: of ``FORMATS``.
+        dtype: precision, of the format's. ``int8`` is by the runtime's own tool.
+        calibration: (m, 3, H, W) other real images, for ``int8`` of OpenVINO.
+        batches: images per call in the check.
+        least_cosine: with the eager float32 features on average, in lower precision; in float32 no more than
+            ``DEVIATION`` is allowed and every image must have the same nearest.
+        facts: more JSON values for the file beside it.
+        tick: takes the number of images checked so far, of ``len(batches) * n``.
+
+    Returns:
+        How the runtime's features agree with the eager model's.
+
+    Raises:
+        ValueError: a format, precision, path or model that doesn't fit, or a package that is missing.
+        DisagreementError: the runtime gives other features; nothing is left at ``path``.
+    """
+    path = Path(path)
+    kind = require_format(format, dtype)
+    _require_suffix(path, format)
+    _require_model(model, images, calibration, format, dtype)
+    with torch.no_grad():
+        eager = model(images[:2])
+    if not isinstance(eager, Tensor) or eager.ndim != 2:
+        raise ValueError(f"{type(model).__name__} gives no features (B, D): expected a pooled tower, not one of tokens")
+    with torch.no_grad():
+        eager = torch.cat([model(part) for part in images.split(max(batches))])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without gradients: exporters cannot undo views of what needs them.
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder, _quiet(), torch.no_grad():
+        # Under its final name, which files with weights apart keep inside.
+        place = Path(folder) / path.name
+        kind.write(model, place, images[:2], dtype, calibration)
+        call = kind.load(place, dtype, torch.get_num_threads())
+        features, done = [], 0
+        for batch in batches:
+            parts = []
+            for part in images.split(batch):
+                parts.append(call(part))
+                done += len(part)
+                tick(done)
+            features.append(torch.cat(parts))
+        agreement = Agreement.of(features, eager, batches)
+        if problem := agreement.problem(dtype, least_cosine):
+            raise DisagreementError(f"{format} in {dtype}: {problem}; {path.name} was not written", agreement)
+        about = {**described(model), **(facts or {}), "format": format, "dtype": dtype, "agreement": asdict(agreement)}
+        write_whole(about_path(path), (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
+        # The file that is asked for comes last: who finds it finds the others.
+        for file in sorted(Path(folder).glob(f"{path.stem}.*"), key=lambda file: file == place):
+            file.replace(path.with_name(file.name))
+    return agreement
+
+
+def as_runtime(
+    model: nn.Module, images: Tensor, *, format: str, dtype: str = "float32", calibration: Tensor | None = None
+) -> Call:
+    """Return a model as a format's runtime runs it, by way of a file that is gone again; nothing is checked.
+
+    Arguments and refusals are those of ``export_model``; two ``images`` are enough.
+    """
+    kind = require_format(format, dtype)
+    _require_model(model, images, calibration, format, dtype)
+    # What comes of inference mode can't be recorded.
+    with tempfile.TemporaryDirectory() as folder, _quiet(), torch.inference_mode(mode=False), torch.no_grad():
+        place = Path(folder) / f"model{kind.suffix}"
+        kind.write(model, place, images[:2].clone(), dtype, None if calibration is None else calibration.clone())
+        return kind.load(place, dtype, torch.get_num_threads())
+
+
+def load_exported(path: str | Path, *, threads: int | None = None) -> Call:
+    """Return what maps images (B, 3, H, W) to features (B, D) float32, run by the runtime that a file is for.
+
+    ONNX and OpenVINO files are data. An exported program is refused if anything in it would be unpickled, but torch
+    evaluates expressions of sizes in it, and an AOTInductor package is machine code: load only those that you or
+    somebody whom you trust wrote.
+
+    Args:
+        path: what ``export_model`` wrote, with the JSON file beside it.
+        threads: of ONNX Runtime and OpenVINO; None for torch's number. Torch's own formats go by torch's.
+
+    Raises:
+        FileNotFoundError: no such file, or no JSON file beside it.
+        ValueError: not such a file, or a package that is missing.
+    """
+    path = Path(path)
+    for file in (path, about_path(path)):
+        if not file.is_file():
+            raise FileNotFoundError(f"no exported model at {str(file)!r}; `patchrank export --output FILE` writes both")
+    try:
+        about = json.loads(about_path(path).read_bytes())
+        format, dtype = about["format"], about["dtype"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{str(about_path(path))!r} doesn't describe an exported model: {error!r}") from error
+    kind = require_format(format, dtype, writing=False)
+    _require_suffix(path, format)
+    with _quiet():
+        return kind.load(path, dtype, threads or torch.get_num_threads())
+
+
+def about_path(path: Path) -> Path:
+    """Return the place of the JSON file that describes an exported one."""
+    return path.with_name(f"{path.name}.json")
+
+
+def described(model: nn.Module) -> dict[str, Any]:
+    """Return JSON values that say what a model is: method, settings, weights, and the package's version."""
+    facts: dict[str, Any] = {"version": version("clip-patchrank"), "method": None, "options": {}}
+    if isinstance(model, Host):
+        facts |= {"weights_sha256": fingerprint(model), "image_size": list(model.input_size)}
+        if model.reducer is not None:
+            facts |= {"method": model.reducer.method, "options": model.reducer.config.plain()}
+    return facts
+
+
+class Served(nn.Module):
+    """A model in some precision behind float32 images and features."""
+
+    def __init__(self, model: nn.Module, dtype: str) -> None:
+        """Take the model itself in float32, else a copy."""
+        super().__init__()
+        self.dtype = PRECISIONS[dtype]
+        self.model = model if self.dtype == torch.float32 else copy.deepcopy(model).to(self.dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) float32 to features (B, D) float32."""
+        features: Tensor = self.model(images.to(self.dtype))
+        return features.float()
+
+
+def _recorded(model: nn.Module, images: Tensor, dtype: str) -> Any:
+    """Record a model as a graph of a free batch size; ``images`` are an example of two."""
+    batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    return torch.export.export(Served(model, dtype).eval(), (images,), dynamic_shapes=({0: batch},))
+
+
+def _write_program(model: nn.Module, path: Path, images: Tensor, dtype: str, _: Tensor | None) -> None:
+    program = _recorded(model, images, dtype)
+    program._example_inputs = None  # else they are pickled into the file
+    torch.export.save(program, path)
+
+
+def _load_program(path: Path, _dtype: str, _threads: int) -> Call:
+    _refuse_pickles(path)
+    module = torch.export.load(path).module()
+
+    def call(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            features: Tensor = module(images)
+        return features
+
+    return call
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Raise ValueError if torch would unpickle a part of an exported program; of ours it doesn't."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for file in archive.infolist():
+                if file.filename.endswith("_config.json"):
+                    entries = json.loads(archive.read(file))["config"].values()
+                    odd = any(one["use_pickle"] or "obj" in one["path_name"] for one in entries)
+                else:
+                    odd = file.filename.endswith(".pt") and file.file_size > 0
+                if odd:
+                    raise ValueError(f"{str(path)!r}: {file.filename} would be unpickled, which can run any code")
+    except (zipfile.BadZipFile, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} is no exported program: {error!r}") from error
+
+
+def _write_aoti(model: nn.Module, path: Path, images: Tensor, dtype: str, _: Tensor | None) -> None:
+    from torch._inductor import aoti_compile_and_package
+
+    aoti_compile_and_package(_recorded(model, images, dtype), package_path=str(path))
+
+
+def _load_aoti(path: Path, _dtype: str, _threads: int) -> Call:
+    from torch._inductor import aoti_load_package
+
+    package = aoti_load_package(str(path))
+
+    def call(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            features: Tensor = package(images)
+        return features
+
+    return call
+
+
+def _write_onnx(model: nn.Module, path: Path, images: Tensor, dtype: str, _: Tensor | None) -> None:
+    from onnxscript import opset18 as op
+
+    # ONNX has no stable sort, but TopK, which breaks ties by the lower index as we do.
+    def stable_sort(x: Any, dim: int = -1, descending: bool = False, **_stable: Any) -> Any:
+        count = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))
+        values, indices = op.TopK(x, count, axis=dim, largest=descending, sorted=1)
+        return values, indices
+
+    program = torch.onnx.export(
+        _recorded(model, images, "float32"),
+        input_names=[_IN],
+        output_names=[_OUT],
+        dynamo=True,
+        verbose=False,
+        custom_translation_table={torch.ops.aten.sort.stable: stable_sort},
+    )
+    assert program is not None
+    # One file as long as protobuf can hold it.
+    apart = sum(weight.nbytes for weight in model.parameters()) > 1.9e9
+    if dtype != INT8:
+        program.save(str(path), external_data=apart)
+        return
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    whole = _scratch(path)
+    program.save(str(whole), external_data=apart)
+    # Scales of activations per call and of weights per channel: of the tool's ways by far the closest.
+    how: dict[str, Any] = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True}
+    # Not where a ranking multiplies by weights that are split by head: the tool takes matrices alone.
+    graph = program.model_proto.graph
+    stacks = {one.name for one in graph.initializer if len(one.dims) > 2}
+    how["nodes_to_exclude"] = [node.name for node in graph.node if node.op_type == "MatMul" and stacks & {*node.input}]
+    quantize_dynamic(whole, path, weight_type=QuantType.QInt8, use_external_data_format=apart, **how)
+
+
+def _scratch(path: Path) -> Path:
+    """Return the place of a float32 ONNX file on the way to another one, in a folder that goes with what holds it."""
+    folder = path.parent / "scratch"
+    folder.mkdir()
+    return folder / "float32.onnx"
+
+
+def _load_onnx(path: Path, _dtype: str, threads: int) -> Call:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run([_OUT], {_IN: images.contiguous().numpy()})[0])
+
+
+def _write_openvino(model: nn.Module, path: Path, images: Tensor, dtype: str, calibration: Tensor | None) -> None:
+    import openvino
+
+    whole = _scratch(path)
+    _write_onnx(model, whole, images, "float32", None)
+    graph = _with_stable_sorts(openvino.Core().read_model(whole))
+    if dtype == INT8:
+        import nncf
+
+        assert calibration is not None
+        pictures = nncf.Dataset(list(calibration.split(1)), lambda one: one.numpy())
+        graph = nncf.quantize(
+            graph, pictures, model_type=nncf.ModelType.TRANSFORMER, subset_size=max(1, len(calibration))
+        )
+    openvino.save_model(graph, path, compress_to_fp16=False)
+
+
+def _with_stable_sorts(graph: Any) -> Any:
+    """Make all sorts of a graph break ties by the lower index, which OpenVINO's reading of ONNX leaves open."""
+    from openvino import opset11
+
+    for node in graph.get_ops():
+        if node.get_type_name() == "TopK":
+            how = node.get_attributes()
+            axis, kind, mode, order = (how[key] for key in ("axis", "index_element_type", "mode", "sort"))
+            inputs = [node.input_value(0), node.input_value(1)]
+            other = opset11.topk(*inputs, axis, mode, order, index_element_type=kind, stable=True)
+            for index in range(2):
+                node.output(index).replace(other.output(index))
+    return graph
+
+
+def _load_openvino(path: Path, dtype: str, threads: int) -> Call:
+    import openvino
+
+    core = openvino.Core()
+    if _CAPABILITIES[dtype] not in (able := core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")):
+        raise ValueError(f"OpenVINO computes no {dtype} on this CPU: expected one of {', '.join(able)}")
+    # Without the hint OpenVINO computes in the precision that it finds fastest, bfloat16 on many CPUs.
+    hints = {"INFERENCE_PRECISION_HINT": _HINTS[dtype], "INFERENCE_NUM_THREADS": threads}
+    compiled = core.compile_model(core.read_model(path), "CPU", hints)
+    return lambda images: torch.from_numpy(compiled([images.contiguous().numpy()])[0])
+
+
+class Format(NamedTuple):
+    """A kind of file: how its name ends, its precisions, and the packages that write and run it."""
+
+    suffix: str
+    dtypes: tuple[str, ...]
+    writers: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    write: Callable[[nn.Module, Path, Tensor, str, Tensor | None], None]
+    load: Callable[[Path, str, int], Call]
+
+
+_LOW, _ONNX = ("bfloat16", "float16"), ("onnx", "onnxscript")
+FORMATS: dict[str, Format] = {
+    EXPORTED_PROGRAM: Format(".pt2", ("float32", *_LOW), (), (), _write_program, _load_program),
+    AOTI: Format(".pt2", ("float32", *_LOW), (), (), _write_aoti, _load_aoti),
+    ONNX: Format(".onnx", ("float32", INT8), _ONNX, ("onnxruntime",), _write_onnx, _load_onnx),
+    OPENVINO: Format(".xml", ("float32", *_LOW, INT8), _ONNX, ("openvino",), _write_openvino, _load_openvino),
+}
+
+
+def require_format(format: Any, dtype: Any, *, writing: bool = True) -> Format:
+    """Return what a format is if it has the precision and its packages are there.
+
+    Raises:
+        ValueError: it hasn't, or they aren't.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r}: {expected(str(format), FORMATS)}")
+    kind = FORMATS[format]
+    if dtype not in kind.dtypes:
+        raise ValueError(f"dtype {dtype!r} of {format}: {expected(str(dtype), kind.dtypes)}")
+    packages = list(kind.runtimes)
+    if writing:
+        packages += [*kind.writers, *(["nncf"] if (format, dtype) == (OPENVINO, INT8) else [])]
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ValueError(f"format {format!r} in {dtype} needs {', '.join(missing)}: {_EXTRA}")
+    return kind
+
+
+def _require_suffix(path: Path, format: str) -> None:
+    if path.suffix != FORMATS[format].suffix:
+        raise ValueError(f"{str(path)!r}: a file of {format} ends with {FORMATS[format].suffix!r}")
+
+
+def _require_model(model: nn.Module, images: Tensor, calibration: Tensor | None, format: str, dtype: str) -> None:
+    name = type(model).__name__
+    if model.training:
+        raise ValueError(f"{name} is in training mode: call eval() first")
+    kinds = {(weight.device.type, weight.dtype) for weight in model.parameters()}
+    if kinds != {("cpu", torch.float32)}:
+        found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
+        raise ValueError(f"{name} has weights in {found}: expected float32 on the CPU; `dtype` is for the file")
+    for images_of in (images, *([] if calibration is None else [calibration])):
+        if images_of.ndim != 4 or images_of.dtype != torch.float32 or len(images_of) < 2:
+            raise ValueError(
+                f"images {tuple(images_of.shape)} of {images_of.dtype}: expected (n, 3, H, W) float32 with n from 2"
+            )
+    if (format, dtype) == (OPENVINO, INT8) and calibration is None:
+        raise ValueError("OpenVINO in int8 needs images to calibrate with: pass calibration=(m, 3, H, W)")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the advice of exporters, which is for their authors, from warnings, standard output and the log."""
+    import logging
+
+    names = ("nncf", "torch.onnx", "root", "onnx_ir", "onnxscript")
+    loggers = [logging.getLogger(None if name == "root" else name) for name in names]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)

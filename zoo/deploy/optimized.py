@@ -1,0 +1,206 @@
+"""Towers for inference alone: the same outputs in less time and memory."""
+
+import copy
+from functools import cache
+from typing import Any, NoReturn, Self, overload
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from zoo.core.host import PROBE, Host, HostBlock, shared
+from zoo.core.messages import expected
+from zoo.core.precision import PRECISIONS
+from zoo.loading.adopt import image_tower, reduce
+from zoo.towers.lean import LeanBlock, Product, is_lean, special_layer
+from zoo.towers.open_clip import ReducedOpenClip
+from zoo.towers.vit import ReducedViT, TimmHost
+
+
+@overload
+def optimize(model: VisionTransformer, *, dtype: str | torch.dtype = "float32") -> ReducedViT: ...
+
+
+@overload
+def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any: ...
+
+
+def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:
+    """Return a tower for inference alone that gives the model's outputs in less time and memory.
+
+    It takes images of any floating dtype and gives float32 features. The model stays as it is; weights that nothing
+    is folded into are shared with it. After a change of its weights, optimise it again.
+
+    Args:
+        model: a tower of timm or open_clip, dense or reduced, or a model that holds one, as for ``zoo.reduce``.
+        dtype: of the blocks' matrix products: ``float32``, ``bfloat16`` or ``float16``, or torch's. The residual
+            stream, the class token's row, the choice of tokens and the last block where only the class token leaves
+            it are float32. In bfloat16 on a CPU weights are kept a second time, in oneDNN's layout.
+
+    Raises:
+        ValueError: an unknown dtype, one that the tower's blocks can't have, or a tower in which nothing can be saved.
+    """
+    dtype = str(dtype).removeprefix("torch.")
+    if dtype not in PRECISIONS:
+        raise ValueError(f"dtype={dtype!r}: {expected(dtype, PRECISIONS)}")
+    place = image_tower(model)
+    if place is not None:
+        whole = shared(model, type(model))
+        inner = model._modules[place]
+        assert inner is not None
+        whole._modules[place] = optimize(inner, dtype=dtype)
+        return whole
+    if isinstance(model, OptimizedHost):
+        raise ValueError(f"{type(model).__name__} is optimised already: expected the model that it was made of")
+    host: Host = model if isinstance(model, Host) else reduce(model, method=None)
+    _check(host, dtype)
+    kind: Any = type(host)
+    tower = shared(_frozen(host), _kind(kind))
+    tower.take_apart(PRECISIONS[dtype])
+    return tower
+
+
+def _check(host: Host, dtype: str) -> None:
+    """Refuse towers that would gain nothing, or lose exactness."""
+    name, blocks = type(host).__name__, host.block_modules
+    kinds = (type(block) for block in blocks if not is_lean(block))
+    other = next((f"{kind.__name__} of {kind.__module__}" for kind in kinds), None)
+    if not isinstance(host, (TimmHost, ReducedOpenClip)):
+        raise ValueError(
+            f"{name} hands out every token of the last block, and its blocks are {other}: nothing to optimise; "
+            "expected a tower of timm or open_clip"
+        )
+    if other is None:
+        for block in blocks:
+            special = special_layer(block)
+            if special is not None:
+                raise ValueError(
+                    f"optimised blocks need plain linear layers, this tower has {special}; merge adapters into the "
+                    "weights, or quantize the model instead of optimising it"
+                )
+        return
+    if dtype != "float32":
+        raise ValueError(f"dtype={dtype!r}: expected 'float32' for this tower, whose blocks are {other}")
+    if not host.pools_first:
+        raise ValueError(
+            f"nothing to optimise in {name}: its blocks are {other}, and what it pools is more than the class token; "
+            "expected plain blocks of timm's vision_transformer, or a tower that pools the class token alone"
+        )
+
+
+def _frozen(host: Host) -> Host:
+    """Return a copy in evaluation mode whose weights are float32, without gradients, shared where they were float32."""
+    memo: dict[int, Any] = {}
+    for parameter in host.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().float(), requires_grad=False)
+    for buffer in host.buffers():
+        memo[id(buffer)] = buffer.detach().float() if buffer.is_floating_point() else buffer.detach()
+    frozen = copy.deepcopy(host, memo)
+    return frozen.eval()
+
+
+class OptimizedHost(Host):
+    """A tower of lean blocks, for inference alone; ``optimize`` makes it.
+
+    Its weights by name, ``state_dict``, are the given model's. A call keeps nothing on it.
+    """
+
+    in_place = True
+    _blocks: list[HostBlock]
+
+    def take_apart(self, dtype: torch.dtype) -> None:
+        """Prepare the blocks; the last one stays the tower's own where it is run for the class token alone."""
+        probe = self.probe if self.query == PROBE else None
+        own = [super(OptimizedHost, self).block(index) for index in range(self.depth)]
+        lean = [
+            LeanBlock(block.module, dtype, block.index, probe) if is_lean(block.module) else block
+            for block in (own[:-1] if self.pools_first else own)
+        ]
+        self._blocks = lean + own[len(lean) :]
+        self.__dict__["grad_checkpointing"] = False  # a property in open_clip's
+        if dtype != torch.float32 and lean and isinstance(lean[0], LeanBlock):
+            self._embed_low(dtype)
+
+    def _embed_low(self, dtype: torch.dtype) -> None:
+        """Embed patches by a product in ``dtype`` where that is what timm's convolution is."""
+        embed: Any = self._modules.get("patch_embed")
+        conv = getattr(embed, "proj", None)
+        if type(conv) is nn.Conv2d and conv.stride == conv.kernel_size and conv.padding == (0, 0) and conv.groups == 1:
+            embed._modules["proj"] = shared(conv, PatchProduct).prepare(dtype)
+
+    def held_bytes(self) -> int:
+        """Return what its weights take, those of the given model that it shares included, each storage once."""
+        tensors = [*self.parameters(), *self.buffers()]
+        products = [part.low for part in self.modules() if isinstance(part, PatchProduct)]
+        products += [each for block in self._blocks if isinstance(block, LeanBlock) for each in block.products()]
+        tensors += [weight for product in products for weight in product.weights()]
+        # Those in oneDNN's layout have no storage to tell them by, and nothing shares them.
+        places = {id(each) if each.is_mkldnn else each.data_ptr(): each.nbytes for each in tensors}
+        return sum(places.values())
+
+    @classmethod
+    def adopt(cls, tower: nn.Module) -> NoReturn:  # noqa: ARG003
+        """Refuse to make another tower of an optimised one."""
+        raise _refusal("can't be changed", "change the model that it was made of, and optimise the result")
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode.
+
+        Raises:
+            ValueError: ``mode`` is true.
+        """
+        if mode:
+            raise _refusal("can't be trained", "train the model that it was made of, and optimise it afterwards")
+        return super().train(mode)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse other weights: the blocks' are prepared already."""
+        raise _refusal("takes no other weights", "load them into the model that it was made of, and optimise that")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NoReturn:
+        """Refuse another device or dtype, for the same reason."""
+        raise _refusal("can't be moved or cast", "move the model that it was made of, and optimise that with dtype=")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse to be copied or pickled: what is changed in a copy would not reach its blocks."""
+        raise _refusal("can't be copied or pickled", "copy or save the model that it was made of, and optimise that")
+
+    def block(self, index: int) -> HostBlock:
+        """Return block ``index``, taken apart."""
+        return self._blocks[index]
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Return the head's output, float32, for images (B, C, H, W) of any floating dtype."""
+        if attn_mask is not None or is_causal:
+            raise _refusal("takes no attn_mask and no is_causal", "use the model that it was made of")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise _refusal("has no gradients", "use the model that it was made of, or torch.no_grad()")
+        tokens, _ = self.advance(self.embed(x.float()), pooled=True)
+        return self.finish(tokens)
+
+
+def _refusal(what: str, instead: str) -> ValueError:
+    return ValueError(f"an optimised model {what}; {instead}")
+
+
+class PatchProduct(nn.Conv2d):
+    """A convolution of patches side by side as one matrix product in low precision; its weight's name stays."""
+
+    low: Product
+
+    def prepare(self, dtype: torch.dtype) -> Self:
+        """Round the weight."""
+        self.low = Product(self.weight.detach().flatten(1).to(dtype), self.bias)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to float32 patches (B, D, rows, columns)."""
+        height, width = self.kernel_size
+        grid = images.unfold(2, height, height).unfold(3, width, width)  # (B, C, rows, columns, h, w)
+        patches = grid.permute(0, 2, 3, 1, 4, 5).to(self.low.weight.dtype).flatten(3)
+        return self.low(patches).permute(0, 3, 1, 2)
+
+
+@cache
+def _kind(host: type[Host]) -> type[OptimizedHost]:
+    return type(f"Optimized{host.__name__.removeprefix('Reduced')}", (OptimizedHost, host), {})

@@ -1,0 +1,297 @@
+"""Fit a predictor to golden rankings (arXiv 2409.14607, section 3.3).
+
+All losses take predictions p (B, N) and golden importance t (B, N), normalised per image to mean 0
+and deviation 1, higher = keep, and return the mean over images.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoo.core.files import FitState, write_learned
+from zoo.core.messages import expected
+from zoo.core.predictor import REMOVE, Predictor, architecture
+
+
+class Rows(Protocol):
+    """Tokens of n images, (n, prefix + N, D): a tensor, or what reads some of it when asked."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(n, prefix + N, D)."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Return the tokens of the images ``rows`` (k,) int64, in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedTokens:
+    """What a predictor learns from: n images at the reduction point.
+
+    ``tokens`` (n, prefix + N, D) may have any float type; ``importance`` is (n, N), higher = keep.
+    """
+
+    tokens: Rows
+    importance: Tensor
+    prefix: int
+    grid: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.importance)
+
+    def take(self, rows: Tensor) -> "RankedTokens":
+        """Return the images ``rows`` (k,) int64 alone; their tokens aren't copied."""
+        return replace(self, tokens=_Chosen(self.tokens, rows), importance=self.importance[rows])
+
+
+class _Chosen:
+    def __init__(self, tokens: Rows, rows: Tensor) -> None:
+        self._tokens, self._rows = tokens, rows
+        self.shape = (len(rows), *tokens.shape[1:])
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        return self._tokens[self._rows[rows]]
+
+
+def listnet(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return -sum_i softmax(t)_i log softmax(p)_i: listwise cross-entropy.
+
+    Least at p = t up to a constant. Cao et al., Learning to Rank, ICML 2007, top-one form.
+    """
+    return -(target.softmax(dim=1) * predicted.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def mse(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return mean_i (p_i - t_i)^2: pointwise regression. Least at p = t."""
+    return (predicted - target).square().mean()
+
+
+def bce(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return mean_i -(y_i log sigmoid(p_i) + (1 - y_i) log(1 - sigmoid(p_i))).
+
+    y_i is the share of keep counts k = 1..N at which golden top-k pruning keeps patch i, shifted by
+    half a place so that it lies inside (0, 1): binary classification of kept and dropped, over all
+    keep rates at once. Only the golden order counts; ties share their places. Least at
+    p = logit(y).
+    """
+    return F.binary_cross_entropy_with_logits(predicted, kept_share(target))
+
+
+def kept_share(target: Tensor) -> Tensor:
+    """Return for each patch how often it is kept over all keep counts, (B, N) in (0, 1)."""
+    above = (target.unsqueeze(2) - target.unsqueeze(1)).sign()  # 1, or 0 for a tie, or -1
+    return 0.5 + 0.5 * above.mean(dim=2)
+
+
+def ranknet(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return sum_ij w_ij log(1 + exp(p_j - p_i)) / sum_ij w_ij with w_ij = max(0, t_i - t_j).
+
+    Pairwise logistic loss over all pairs of an image, a pair weighing as much as its patches
+    differ, so that near ties, which are noise, hardly count. Burges et al., Learning to Rank using
+    Gradient Descent, ICML 2005, there unweighted.
+    """
+    weight = (target.unsqueeze(2) - target.unsqueeze(1)).clamp(min=0)
+    lead = predicted.unsqueeze(2) - predicted.unsqueeze(1)
+    total = (weight * F.softplus(-lead)).sum(dim=(1, 2))
+    return (total / weight.sum(dim=(1, 2)).clamp(min=1e-6)).mean()
+
+
+def paper(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return -sum_i sigmoid(t_i) log sigmoid(p_i), as printed in arXiv 2409.14607, section 3.3.
+
+    Degenerate: every prediction lowers it by growing, whatever its target, so that it has no
+    minimum and its infimum 0 says nothing of the ranking. Only weights that can't grow fast enough
+    leave some order in what it fits. Kept to be compared, not to be used.
+    """
+    return -(target.sigmoid() * F.logsigmoid(predicted)).sum(dim=1).mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bce": bce,
+    "listnet": listnet,
+    "mse": mse,
+    "paper": paper,
+    "ranknet": ranknet,
+}
+
+
+CHUNK = 64  # images at a time where nothing is learnt
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Recipe of a predictor.
+
+    Attributes:
+        arch: a key of ``zoo.core.predictor.ARCHITECTURES``.
+        loss: a key of ``LOSSES``.
+        steps: least steps per epoch: images that make fewer are gone through again in it, so that
+            a few of them are learnt from as long as many.
+        patience: epochs without a better validation loss before stopping.
+        learning_rate: of AdamW, cosine to zero.
+        weight_decay: of AdamW.
+        seed: of initial weights and order.
+    """
+
+    arch: str = "conv"
+    width: int = 64
+    loss: str = "bce"
+    epochs: int = 40
+    steps: int = 16
+    patience: int = 8
+    batch: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss={self.loss!r}: {expected(self.loss, LOSSES)}")
+        architecture(self.arch)
+        for name in ("width", "epochs", "steps", "patience", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number from 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate!r}: expected a number above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay={self.weight_decay!r}: expected a number from 0")
+
+
+def fit_predictor(
+    train: RankedTokens,
+    val: RankedTokens,
+    config: FitConfig,
+    *,
+    on_epoch: Callable[[int, float, float], None] = lambda *_: None,
+    checkpoint: Path | None = None,
+) -> Predictor:
+    """Fit a predictor; keep the weights of the epoch with the best validation loss.
+
+    The same data, recipe, machine and number of threads give the same weights bit for bit, whether
+    or not the fit was stopped in between.
+
+    ``val`` decides on early stopping only. ``on_epoch`` is called with epoch, training loss and
+    validation loss; ``checkpoint`` is that of ``FitState.run``.
+
+    Raises:
+        ValueError: no images, a loss that is NaN, or a checkpoint of another fit.
+    """
+    if not len(train) or not len(val):
+        raise ValueError("nothing to fit: no images to learn from, or none for early stopping")
+    # The caller's random numbers are left alone.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        dim = train.tokens.shape[-1]
+        predictor = Predictor(config.arch, dim, config.width, train.grid, None, None)
+    # What its scale and shift could do, the linear layer behind it can; without gradients of the
+    # tokens a fit takes 12 % (mixer) to 39 % (mlp) less time.
+    predictor.norm.requires_grad_(False)
+    rate, decay = config.learning_rate, config.weight_decay
+    state = FitState(
+        mark=_mark(config, train, val),
+        model=predictor,
+        optimiser=torch.optim.AdamW(predictor.net.parameters(), lr=rate, weight_decay=decay),
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    target, target_val = _normalised(train.importance), _normalised(val.importance)
+    state.run(
+        lambda: _learn(state, train, target, config),
+        lambda: _validate(predictor, val, target_val, config),
+        most=config.epochs,
+        patience=config.patience,
+        on_epoch=on_epoch,
+        checkpoint=checkpoint,
+    )
+    return predictor.eval()
+
+
+def _mark(config: FitConfig, *data: RankedTokens) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for part in data:
+        digest.update(repr((tuple(part.tokens.shape), part.prefix, part.grid)).encode())
+        digest.update(part.importance.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _learn(state: FitState, train: RankedTokens, target: Tensor, config: FitConfig) -> float:
+    """Go through the training images once, or more often if they are few; return the mean loss."""
+    for group in state.optimiser.param_groups:
+        cosine = 0.5 * (1 + math.cos(math.pi * state.epoch / config.epochs))
+        group["lr"] = config.learning_rate * cosine
+    total, count = 0.0, 0
+    for _ in range(math.ceil(config.steps / math.ceil(len(target) / config.batch))):
+        order = torch.randperm(len(target), generator=state.generator)
+        for rows in order.split(config.batch):
+            predicted = state.model(train.tokens[rows].float(), train.prefix, train.grid)
+            loss = LOSSES[config.loss](predicted, target[rows])
+            state.optimiser.zero_grad()
+            loss.backward()
+            state.optimiser.step()
+            total += loss.item() * len(rows)
+            count += len(rows)
+    return total / count
+
+
+def _normalised(importance: Tensor) -> Tensor:
+    importance = importance.float()
+    centred = importance - importance.mean(dim=1, keepdim=True)
+    return centred / importance.std(dim=1, keepdim=True).clamp(min=1e-6)
+
+
+@torch.no_grad()
+def _validate(model: Predictor, val: RankedTokens, target: Tensor, config: FitConfig) -> float:
+    model.eval()
+    total = 0.0
+    for rows in torch.arange(len(target)).split(CHUNK):
+        predicted = model(val.tokens[rows].float(), val.prefix, val.grid)
+        total += float(LOSSES[config.loss](predicted, target[rows])) * len(rows)
+    model.train()
+    return total / len(target)
+
+
+@torch.inference_mode()
+def predict(predictor: Predictor, data: RankedTokens) -> Tensor:
+    """Return the predicted importance of all images, (n, N) float32."""
+    rows = torch.arange(len(data)).split(CHUNK)
+    parts = [predictor(data.tokens[r].float(), data.prefix, data.grid) for r in rows]
+    return torch.cat(parts)
+
+
+def save_predictor(
+    predictor: Predictor,
+    path: Path,
+    *,
+    model: str,
+    tag: str,
+    block: int,
+    config: FitConfig,
+    provenance: dict[str, Any],
+    weights: str | None = None,
+    action: str = REMOVE,
+) -> None:
+    """Write a predictor as fp16 safetensors with what it was fitted to, whole or not at all.
+
+    The tower goes by its dense timm name, weight ``tag`` and ``weights``, the
+    ``zoo.loading.weights.blocks_fingerprint``, None for a file that serves any of this name. ``provenance``
+    is JSON-able facts about the rankings, ``action`` what they ranked for.
+    """
+    facts = {
+        "model": model,
+        "tag": tag,
+        "block": block,
+        "action": action,
+        "options": {"arch": config.arch, "width": config.width},
+        "recipe": asdict(config),
+        "provenance": provenance,
+    }
+    if weights is not None:
+        facts["weights"] = weights
+    write_learned(path, "predictor", {name: value.half() for name, value in predictor.state_dict().items()}, facts)

@@ -1,0 +1,299 @@
+"""Recover without labels what a reduction loses: the training of small changes of a tower.
+
+The teacher is the dense tower, the loss a distance of projected features on the same view of an
+image. The changes are added to the tower's weights, so that inference costs nothing more.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from zoo.core.files import FitState
+from zoo.core.host import Host
+from zoo.core.prompts import CosineHead, near
+from zoo.loading.recovery_file import (
+    DOWN,
+    FORMAT,
+    UP,
+    Recovered,
+    RecoveryConfig,
+    additions,
+    bare_tower,
+    make_room,
+    trainable,
+    twin,
+    with_precision,
+)
+from zoo.loading.weights import weights_digest
+from zoo.towers.vit import TimmHost
+
+CHUNK = 16  # images at a time where nothing is learnt
+_NOTHING = 1e-9  # mean distance of features that are equal up to rounding
+_FLAT = 1e-4  # added to a share under the root, whose slope would be infinite at 0
+_WARM = 0.1  # share of the steps in which the learning rate rises
+
+
+class Images(Protocol):
+    """Preprocessed images (n, C, H, W): a tensor, or what reads some when asked."""
+
+    def __len__(self) -> int:
+        """Return n."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Return the images ``rows`` (k,) int64, in this order."""
+
+
+class Changes(nn.Module):
+    """Learned changes of weights, which begin as none; see `additions` for the names of ``tensors``.
+
+    Attributes:
+        values: what the optimiser moves.
+        means: their mean over the steps of a round, which is nearer to the goal than where the noise of
+            small batches has left them; these are validated and kept.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.names = tuple(tensors)
+        self.values = nn.ParameterList(tensor.clone() for tensor in tensors.values())
+        self.means = nn.ParameterList(tensor.clone().requires_grad_(False) for tensor in tensors.values())
+
+    @classmethod
+    def of(cls, vit: Host, config: RecoveryConfig) -> "Changes":
+        """Begin those of a tower; all but learned tokens leave its weights as they are."""
+        generator = torch.Generator().manual_seed(config.seed)
+        weights, tensors = dict(vit.named_parameters()), {}
+        for name, own in trainable(vit, config.what).items():
+            like = weights[own]
+            if config.what == "lora":
+                down = torch.randn(config.rank, like.shape[1], generator=generator) / math.sqrt(like.shape[1])
+                tensors[name + UP] = torch.zeros(like.shape[0], config.rank, device=like.device)
+                tensors[name + DOWN] = down.to(like.device)
+            else:
+                tensors[name] = torch.zeros_like(like, dtype=torch.float32)
+        return cls(tensors)
+
+    def moving(self) -> dict[str, Tensor]:
+        """Return what the optimiser moves, by name."""
+        return dict(zip(self.names, self.values, strict=True))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the means by name."""
+        return dict(zip(self.names, self.means, strict=True))
+
+    @torch.no_grad()
+    def average(self, step: int) -> None:
+        """Take the values of a round's step, counted from 0, into the means."""
+        for mean, value in zip(self.means, self.values, strict=True):
+            mean.lerp_(value, 1 / (step + 1))
+
+
+def recover(
+    model: Host,
+    train: Sequence[Images],
+    val: Sequence[Images],
+    config: RecoveryConfig,
+    *,
+    on_round: Callable[[int, float, float], None] = lambda *_: None,
+    on_step: Callable[[int], None] = lambda _: None,
+    checkpoint: Path | None = None,
+) -> Recovered:
+    """Learn changes of a reduced tower that bring its features nearer to the dense tower's.
+
+    The model stays as it is. ``train`` and ``val`` are the same sets of images, in the same order;
+    a set counts by how much of its own loss is left, so that one that is near dense already isn't
+    given up for another. The best round has the least geometric mean of these shares on the
+    held-out images; a round in which one of them is above 1 doesn't count. The same data, recipe,
+    machine and number of threads give the same tensors, whether or not training was stopped in
+    between. ``on_round`` is called with round, training loss and that mean, ``on_step`` with the
+    steps done; ``checkpoint`` is that of ``FitState.run``.
+
+    Raises:
+        ValueError: no tower, or one without reduction or tuned already, learned tokens for a tower of another library
+            than timm, no images, a loss that is NaN, or a checkpoint of another run.
+    """
+    if not isinstance(model, Host):
+        raise ValueError(f"{type(model).__name__} is no reduced tower: expected what zoo.reduce makes of one")
+    model = bare_tower(model)
+    if model.reducer is None:
+        raise ValueError("this model is dense: there is nothing to recover; reduce it first")
+    if config.what == "tokens" and not isinstance(model, TimmHost):
+        raise ValueError(f"what='tokens': {type(model).__name__} takes no learned tokens; expected 'norm' or 'lora'")
+    if isinstance(getattr(model, "head", None), CosineHead) or model.prompts is not None:
+        raise ValueError("this tower has learned tokens already; take the one that it was made of")
+    if not train or len(train) != len(val) or not all(map(len, (*train, *val))):
+        raise ValueError("nothing to train on: a set has no images to learn from, or none held out")
+    config = with_precision(config, model)
+    teacher, plain, student = (twin(model).eval() for _ in range(3))
+    teacher.reducer = None
+    if isinstance(student, TimmHost) and config.what == "tokens":
+        make_room(student, config.count)
+    trainer = _Trainer(teacher, student, train, val, config)
+    changes = Changes.of(student, config)
+    if config.what == "tokens":
+        for tokens in (changes.values[0], changes.means[0]):
+            tokens.data.copy_(_first_tokens(teacher, train, config))
+    state = FitState(
+        mark=_mark(model, config, *train, *val),
+        model=changes,
+        optimiser=torch.optim.AdamW(changes.values, weight_decay=0.0, betas=(0.9, 0.98)),
+        generator=torch.Generator().manual_seed(config.seed),
+        best=1.0,  # no change
+        best_weights={name: value.clone() for name, value in changes.state_dict().items()},
+    )
+    before = trainer.held_out(plain, {})
+    trainer.start = [max(loss, _NOTHING) for loss in before]
+    state.run(
+        lambda: trainer.learn(state, on_step),
+        lambda: trainer.validate(changes),
+        most=0 if max(before) <= _NOTHING else config.rounds,
+        patience=config.patience,
+        on_epoch=on_round,
+        checkpoint=checkpoint,
+    )
+    if state.best == 1.0:
+        return Recovered({}, before, before)
+    tensors = {name: value.detach().cpu().clone() for name, value in changes.tensors().items()}
+    return Recovered(tensors, before, trainer.held_out(student, additions(changes.tensors())))
+
+
+class _Trainer:
+    """A student with its teacher, on the same sets of images."""
+
+    def __init__(
+        self,
+        teacher: Host,
+        student: Host,
+        train: Sequence[Images],
+        val: Sequence[Images],
+        config: RecoveryConfig,
+    ) -> None:
+        self.teacher, self.student, self.train, self.val, self.config = teacher, student, train, val, config
+        self.weights = {name: value.detach() for name, value in student.named_parameters()}
+        self.names = trainable(student, config.what)
+        self.start: list[float] = []  # held-out loss of each set without changes
+        like = next(teacher.block_modules[0].parameters())
+        self.device, self.dtype = like.device, like.dtype
+        self.truth = [self._features(teacher, images) for images in val]
+
+    def learn(self, state: FitState, on_step: Callable[[int], None]) -> float:
+        """Take the steps of a round; return the mean loss."""
+        config, total = self.config, 0.0
+        assert isinstance(state.model, Changes)
+        for step in range(config.steps):
+            done = (state.epoch * config.steps + step) / (config.rounds * config.steps)
+            rate = config.learning_rate * min(1, (done + 1 / (config.rounds * config.steps)) / _WARM)
+            for group in state.optimiser.param_groups:
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done))
+            images, scale = self._batch(state.generator)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+                with torch.no_grad():
+                    truth = self.teacher.features(images)
+                features = self._changed(additions(state.model.moving()), images)
+            loss = (distance(features, truth) / scale + _FLAT).sqrt().mean()
+            state.optimiser.zero_grad()
+            loss.backward()
+            state.optimiser.step()
+            state.model.average(step)
+            total += loss.item()
+            on_step(state.epoch * config.steps + step + 1)
+        return total / config.steps
+
+    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return views of images of all sets alike, and the loss that each image's set began with."""
+        each = max(1, self.config.batch // len(self.train))
+        rows = [torch.randint(len(images), (each,), generator=generator) for images in self.train]
+        parts = [images[some].float() for images, some in zip(self.train, rows, strict=True)]
+        images = torch.cat([view(part, self.config.crop, generator) for part in parts])
+        scale = torch.tensor(self.start).repeat_interleave(each)
+        return images.to(self.device, self.dtype), scale.to(self.device)
+
+    def _changed(self, added: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        own = {self.names[name]: value for name, value in added.items()}
+        weights = self.weights | {name: self.weights[name] + value for name, value in own.items()}
+        named = {f"host.{name}": value for name, value in weights.items()}
+        features: Tensor = functional_call(_Features(self.student), named, (images,))
+        return features
+
+    @torch.no_grad()
+    def _features(self, vit: Host, images: Images, added: Mapping[str, Tensor] | None = None) -> Tensor:
+        parts = []
+        for rows in torch.arange(len(images)).split(CHUNK):
+            some = images[rows].to(self.device, self.dtype)
+            parts.append(self._changed(added, some) if added else vit.features(some))
+        return torch.cat(parts)
+
+    def held_out(self, vit: Host, added: Mapping[str, Tensor]) -> tuple[float, ...]:
+        """Return the mean distance to dense on the held-out images of each set."""
+        pairs = zip(self.val, self.truth, strict=True)
+        return tuple(float(distance(self._features(vit, images, added), truth).mean()) for images, truth in pairs)
+
+    def validate(self, changes: Changes) -> float:
+        """Return the geometric mean of the shares of loss that are left; infinite where one is above 1."""
+        losses = self.held_out(self.student, additions(changes.tensors()))
+        shares = [loss / start for loss, start in zip(losses, self.start, strict=True)]
+        return math.inf if max(shares) > 1 else math.exp(sum(math.log(s + _NOTHING) for s in shares) / len(shares))
+
+
+class _Features(nn.Module):
+    """A tower as a map from images to features, whatever its own output is."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self.host = host
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.host.features(images)
+
+
+def distance(features: Tensor, truth: Tensor) -> Tensor:
+    """Return 1 - cosine of each image's features (n, D) to the teacher's, (n,) float32."""
+    unit, true = (F.normalize(each.float(), dim=-1) for each in (features, truth))
+    return (unit - true).square().sum(dim=-1) / 2
+
+
+def view(images: Tensor, crop: float, generator: torch.Generator) -> Tensor:
+    """Return a random part of each image (B, C, H, W), as large as before, mirrored at random.
+
+    A part has the image's proportions and at least the share ``crop`` of its area.
+    """
+    height, width = images.shape[-2:]
+    parts = []
+    for image in images:
+        share, top, left, mirror = torch.rand(4, generator=generator).tolist()
+        side = math.sqrt(1 - (1 - crop) * share)
+        rows, columns = max(1, round(side * height)), max(1, round(side * width))
+        y, x = int(top * (height - rows + 1)), int(left * (width - columns + 1))
+        part = image[None, :, y : y + rows, x : x + columns]
+        if part.shape[-2:] != image.shape[-2:]:
+            part = F.interpolate(part, (height, width), mode="bicubic", align_corners=False)
+        parts.append(part.flip(-1) if mirror < 0.5 else part)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _first_tokens(teacher: Host, train: Sequence[Images], config: RecoveryConfig) -> Tensor:
+    """Return tokens (1, count, D) near the mean patch."""
+    assert isinstance(teacher, TimmHost)
+    like = next(teacher.blocks.parameters())
+    some = torch.cat([images[torch.arange(min(CHUNK, len(images)))] for images in train])
+    patches = teacher.mean_patches(some.to(like.device, like.dtype), 1)
+    return near(patches, config.count, torch.Generator().manual_seed(config.seed))
+
+
+def _mark(model: Host, config: RecoveryConfig, *sets: Images) -> str:
+    recipe = [FORMAT, asdict(config), weights_digest(model.state_dict()), repr(model.reducer), torch.__version__]
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
+    for images in sets:
+        for rows in torch.arange(len(images)).split(CHUNK):
+            digest.update(images[rows].flatten(1).double().sum(dim=1).cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,207 @@
+"""Give a model that exists a reduction method or prompts, keeping its modules and weights."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import timm
+from timm.models import build_model_with_cfg, register_model
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from zoo.core.host import Host, host_of, shared
+from zoo.core.predictor import PredictorPaths, read_predictors
+from zoo.core.prompts import PromptFile, for_head
+from zoo.core.reducer import build_reducer
+from zoo.loading.recovery_file import add_recovery
+from zoo.loading.weights import blocks_fingerprint, filter_weights, load_predictor
+from zoo.towers.vit import ReducedViT, TimmHost
+
+# Models that hold an image tower, by the names of their classes, and its place in them: nothing is imported.
+CONTAINERS = {
+    "open_clip.model.CLIP": "visual",
+    "open_clip.model.CustomTextCLIP": "visual",
+    "open_clip.coca_model.CoCa": "visual",
+    "open_clip.timm_model.TimmModel": "trunk",
+    "transformers.models.clip.modeling_clip.CLIPModel": "vision_model",
+    "transformers.models.siglip.modeling_siglip.SiglipModel": "vision_model",
+    "transformers.models.siglip2.modeling_siglip2.Siglip2Model": "vision_model",
+    "transformers.models.llava.modeling_llava.LlavaForConditionalGeneration": "model",
+    "transformers.models.llava.modeling_llava.LlavaModel": "vision_tower",
+    "sentence_transformers.base.modules.transformer.Transformer": "model",
+    "sentence_transformers.sentence_transformer.model.SentenceTransformer": "0",
+}
+REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
+
+
+@overload
+def reduce(
+    model: VisionTransformer,
+    *,
+    method: str | None,
+    predictor: PredictorPaths = None,
+    recovery: str | Path | None = None,
+    **options: Any,
+) -> ReducedViT: ...
+
+
+@overload
+def reduce(
+    model: nn.Module,
+    *,
+    method: str | None,
+    predictor: PredictorPaths = None,
+    recovery: str | Path | None = None,
+    **options: Any,
+) -> Any: ...
+
+
+def reduce(
+    model: nn.Module,
+    *,
+    method: str | None,
+    predictor: PredictorPaths = None,
+    recovery: str | Path | None = None,
+    **options: Any,
+) -> Any:
+    """Give any tower of a known family a token reduction method.
+
+    The new model, a ``Host``, shares modules and weights with ``model``, which stays as it is: nothing is
+    copied, and training one trains the other. Use ``copy.deepcopy`` first to separate them. Of a model that
+    holds an image tower, such as CLIP of open_clip or transformers, the result is another of the same class
+    with the reduced tower in place; all else in it is shared.
+
+    Args:
+        model: a tower of timm, open_clip or transformers (CLIP, SigLIP, DINOv2, DINOv3, EVA, DeiT, AugReg, ...),
+            or a model that holds one, see docs/towers.md.
+        method: name of a registered method, None for the dense tower in our class.
+        predictor: for patchrank, the file of its predictor, or one for each block at which it
+            scores; None for random weights. The file determines the network's shape.
+        recovery: file of ``zoo.recover``'s result, whose changes only the new model has.
+        options: the method's options, ``keep`` first of all.
+
+    Raises:
+        ValueError: unknown method or option, value out of range, tower that can't be reduced, or a
+            predictor or recovery of another tower, block or setting.
+        FileNotFoundError: no such predictor or recovery.
+    """
+    place = image_tower(model)
+    if place is not None:
+        whole = shared(model, type(model))
+        inner = model._modules[place]
+        assert inner is not None
+        whole._modules[place] = reduce(inner, method=method, predictor=predictor, recovery=recovery, **options)
+        return whole
+    host = host_of(model)
+    reduced = host.adopt(model)
+    reduced.reducer = None
+    if method is not None:
+        like = next(reduced.block_modules[0].parameters())
+        spec = reduced.spec(device=like.device, dtype=like.dtype)
+        files = None if predictor is None else read_predictors(predictor)
+        for one in files or ():
+            one.fill(options)
+        reduced.reducer = build_reducer(method, options, spec).train(model.training)
+        if files is not None:
+            load_predictor(reduced, files)
+    _describe(reduced, method)
+    return reduced if recovery is None else add_recovery(reduced, recovery)
+
+
+def image_tower(model: nn.Module) -> str | None:
+    """Return the name of the submodule that is or holds the image tower, None if ``model`` is one itself."""
+    names = (f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__)
+    return next((CONTAINERS[name] for name in names if name in CONTAINERS), None)
+
+
+T = TypeVar("T", bound=TimmHost)
+
+
+@overload
+def add_prompts(model: T, prompts: str | Path | PromptFile, *, classify: bool = True) -> T: ...
+
+
+@overload
+def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify: bool = True) -> TimmHost: ...
+
+
+def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify: bool = True) -> TimmHost:
+    """Give a tower, dense or reduced, the prompts that were tuned on it.
+
+    The new model shares modules and weights with ``model``, which stays as it is.
+
+    Args:
+        model: the image tower, with its projection to the joint space as head.
+        prompts: file of ``zoo.tune``'s result.
+        classify: map images to logits of the tuned classes, else to the joint space.
+
+    Raises:
+        ValueError: prompts of another tower, or not a file of prompts.
+        FileNotFoundError: no such file.
+    """
+    file = prompts if isinstance(prompts, PromptFile) else PromptFile.read(Path(prompts))
+    if not isinstance(model, Host):
+        model = reduce(model, method=None)
+    if not isinstance(model, TimmHost):
+        raise ValueError(f"{type(model).__name__} takes no prompts: expected a tower of timm's")
+    file.require_tower(model.embed_dim, blocks_fingerprint(model.state_dict()))
+    tuned = type(model).adopt(model)
+    like = next(model.blocks.parameters())
+    shape = file.shape
+    tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
+    tuned.load_state_dict(file.tensors(classify=classify), strict=False)
+    tuned.train(model.training)
+    facts = tuned.__dict__
+    facts["_model_args"] = {**tuned._model_args, "prompts": shape._asdict()}
+    if classify and facts.get("pretrained_cfg"):
+        classes = {"num_classes": shape.classes, "label_names": list(file.classes)}
+        facts["pretrained_cfg"] = facts["default_cfg"] = {**facts["pretrained_cfg"], **classes}
+    return tuned
+
+
+def _describe(model: Host, method: str | None) -> None:
+    """Tell timm how to build the model again, for ``save_for_hf`` and ``local-dir:``."""
+    facts = model.__dict__
+    cfg, args = facts.get("pretrained_cfg"), facts.get("_model_args", {})
+    if not cfg or not cfg.get("architecture"):
+        return
+    tag = f".{cfg['tag']}" if cfg.get("tag") else ""
+    reducer = model.reducer
+    facts["_model_args"] = args | {
+        "base": args.get("base", cfg["architecture"] + tag),
+        "method": method,
+        "reduction": {} if reducer is None else dataclasses.asdict(reducer.config),
+    }
+    facts["pretrained_cfg"] = facts["default_cfg"] = {**cfg, "architecture": REBUILT}
+
+
+@register_model
+def reduced_vit(
+    pretrained: bool = False,
+    *,
+    base: str = "",
+    method: str | None = None,
+    reduction: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> TimmHost:
+    """Reduce timm's model ``base`` by ``method``; made for models that ``zoo.reduce`` saved.
+
+    Raises:
+        ValueError: no ``base``, or what ``zoo.reduce`` refuses.
+    """
+    if not base:
+        raise ValueError(f"{REBUILT} needs base=NAME, a tower of timm's")
+
+    def build(prompts: dict[str, int] | None = None, **vit_args: Any) -> TimmHost:
+        shape, classify = for_head(prompts, vit_args)
+        tower = timm.create_model(base, **vit_args)
+        model = reduce(tower, method=method, **(reduction or {}))
+        assert isinstance(model, TimmHost)
+        if shape is not None:
+            device, dtype = vit_args.get("device"), vit_args.get("dtype")
+            model.expect(shape, classify=classify, device=device, dtype=dtype)
+        return model
+
+    kwargs["feature_cfg"] = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
+    model: TimmHost = build_model_with_cfg(build, REBUILT, pretrained, pretrained_filter_fn=filter_weights, **kwargs)
+    return model

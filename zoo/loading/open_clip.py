@@ -1,0 +1,436 @@
+"""open_clip's models here, and our models in open_clip.
+
+``from_open_clip`` converts an image tower, ``load_open_clip`` loads a whole model. In the other
+direction ``offer_models`` enters every registered name into open_clip's lists, so that
+``open_clip.create_model_and_transforms("clip_vit_b16_evit60", pretrained="openai")`` works.
+open_clip fixes the activation by a model's name: the plain name has that of its default weights,
+``NAME.TAG`` that of the weights ``TAG``. Its ``get_tokenizer`` is wrapped, so that the tokenizer of
+our embedded text tower refuses words that this never saw.
+"""
+
+import difflib
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip import factory, pretrained
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import LayerNorm as NativeNorm
+from open_clip.transformer import PatchDropout, QuickGELU, VisionTransformer
+from safetensors.torch import save, save_file
+from timm.layers import LayerNorm
+from timm.layers.activations import QuickGELU as TimmQuickGELU
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from zoo.core.files import digest_of, write_whole
+from zoo.core.host import FeatureTower
+from zoo.core.messages import expected
+from zoo.core.predictor import PredictorFile
+from zoo.core.reducer import on_method
+from zoo.loading.adopt import reduce
+from zoo.loading.clip import Clip, ClipParts, create_clip
+from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
+from zoo.loading.text import VOCABULARY, CompactText, EmbeddedTokenizer, OpenClipText, embedded_geometry
+from zoo.loading.weight_file import read_weights
+from zoo.loading.weights import (
+    OPEN_CLIP_FILES,
+    UNUSABLE,
+    cache_folder,
+    find_clip,
+    require_hub,
+    unusable,
+    with_predictors,
+)
+from zoo.towers.vit import ReducedViT
+
+_POOLS = {"tok": "token", "avg": "avg"}
+_CROPS = {"shortest": "center", "squash": "squash"}
+
+
+def from_open_clip(model: nn.Module) -> ReducedViT:
+    """Convert the image tower of an open_clip model to a dense tower whose head is the projection.
+
+    Its output equals that of ``encode_image``. The weights of open_clip's own VisionTransformer are
+    copied, as float32; a timm trunk shares modules and weights with the result. Preprocessing that
+    open_clip attached to the model becomes timm's ``pretrained_cfg``. ``model`` is open_clip's CLIP
+    or CustomTextCLIP, or its ``.visual``.
+
+    Raises:
+        ValueError: an image tower without an exact counterpart: a ResNet, or a tower of open_clip's own with
+            attentional pooling.
+    """
+    visual: Any = getattr(model, "visual", model)
+    if isinstance(visual, TimmModel):
+        tower = _from_trunk(visual)
+    elif isinstance(visual, VisionTransformer):
+        tower = _from_native(visual)
+    else:
+        raise ValueError(f"{type(visual).__name__} is not a vision transformer of open_clip")
+    preprocess = getattr(visual, "preprocess_cfg", {})
+    if preprocess.get("resize_mode") in _CROPS:  # timm pads "longest" with another colour
+        _describe(tower, preprocess)
+    return tower.train(visual.training)
+
+
+def _from_trunk(visual: TimmModel) -> ReducedViT:
+    """Convert a timm trunk; what open_clip puts behind it becomes its head."""
+    tower: ReducedViT = reduce(visual.trunk, method=None)
+    tower.spec()
+    if not tower.global_pool:
+        raise ValueError("timm_pool='' hands out tokens; expected a pooling such as 'token'")
+    if len(visual.head):
+        assert isinstance(tower.head, nn.Identity)
+        tower.head = visual.head
+        last = [m for m in visual.head.modules() if isinstance(m, nn.Linear)][-1]
+        tower.num_classes = last.out_features
+    return tower
+
+
+def _from_native(visual: VisionTransformer) -> ReducedViT:
+    """Build the same geometry in timm's terms and fill it through timm's own key conversion."""
+    if visual.attn_pool is not None:
+        raise ValueError("attentional_pool: this tower pools by attention; expected 'tok' or 'avg'")
+    if visual.pool_type not in _POOLS:
+        raise ValueError(f"pool_type={visual.pool_type!r}: expected one of {', '.join(_POOLS)}")
+    if isinstance(visual.patch_dropout, PatchDropout):
+        raise ValueError("patch_dropout > 0 loses patch positions; set it to 0 for reduction")
+    # The weights' names don't show this one.
+    epsilons = {module.eps for module in visual.modules() if isinstance(module, nn.LayerNorm)}
+    if len(epsilons) != 1:
+        raise ValueError(f"norms of several eps: {sorted(epsilons)}")
+    block = visual.transformer.resblocks[0]
+    width, hidden = visual.conv1.out_channels, block.mlp.c_fc.out_features
+    scaled = not isinstance(block.ls_1, nn.Identity)
+    norm_after_pool = visual.pool_type == "avg" and visual.final_ln_after_pool
+    tower = ReducedViT(
+        img_size=visual.image_size,
+        patch_size=visual.patch_size,
+        embed_dim=width,
+        depth=len(visual.transformer.resblocks),
+        num_heads=block.attn.num_heads,
+        # timm rounds width * ratio down, which must not lose a channel to the division.
+        mlp_ratio=hidden / width if hidden % width == 0 else (hidden + 0.5) / width,
+        init_values=1.0 if scaled else None,
+        pre_norm=not isinstance(visual.ln_pre, nn.Identity),
+        fc_norm=norm_after_pool,
+        global_pool=_POOLS[visual.pool_type],
+        num_classes=0 if visual.proj is None else visual.proj.shape[1],
+        norm_layer=partial(LayerNorm, eps=visual.ln_post.eps),
+        act_layer=_activation(block.mlp.gelu),
+        weight_init="skip",
+        device=visual.conv1.weight.device,
+    )
+    # Layer scales aside, timm knows open_clip's keys, which it tells by this prefix.
+    state = {f"visual.{k.replace('.ls_', '.ls')}": v for k, v in visual.state_dict().items()}
+    weights = checkpoint_filter_fn(state, tower)
+    if tower.patch_embed.proj.bias is not None:
+        weights["patch_embed.proj.bias"] = tower.patch_embed.proj.bias.new_zeros(width)
+    if norm_after_pool:
+        weights |= {f"fc_norm.{k}": weights.pop(f"norm.{k}") for k in ("weight", "bias")}
+    if extra := sorted(weights.keys() ^ tower.state_dict().keys()):
+        raise ValueError(
+            f"this tower differs from timm's VisionTransformer in {extra[0]!r}; expected plain "
+            "attention and MLP, without open_clip's qk_norm, scaled_cosine_attn, scale_*"
+        )
+    tower.load_state_dict(weights)
+    return tower
+
+
+_TO_NATIVE = {  # parts of timm's names
+    r"^cls_token$": "class_embedding", r"^pos_embed$": "positional_embedding", r"^patch_embed\.proj\.": "conv1.",
+    r"^norm_pre\.": "ln_pre.", r"^norm\.": "ln_post.", r"^head\.weight$": "proj",
+    r"^blocks\.": "transformer.resblocks.", r"\.norm(\d)\.": r".ln_\1.", r"\.qkv\.": ".in_proj_",
+    r"\.attn\.proj\.": ".attn.out_proj.", r"\.fc1\.": ".c_fc.", r"\.fc2\.": ".c_proj.",
+}  # fmt: skip
+
+
+def to_open_clip(vit: nn.Module) -> VisionTransformer:
+    """Return open_clip's own image tower with a dense CLIP tower's weights, copied; undoes `from_open_clip`.
+
+    Raises:
+        ValueError: a reduced or tuned tower, or one that isn't laid out as OpenAI's CLIP.
+    """
+    if not isinstance(vit, ReducedViT) or vit.reducer is not None or vit.prompts is not None:
+        raise ValueError("open_clip's own code takes the dense tower alone")
+    block, state = vit.blocks[0], vit.state_dict()
+    act = block.mlp.act
+    if "head.bias" in state and not state["head.bias"].any():  # CLIP's projection has none, which timm stores as zeros
+        del state["head.bias"]
+    shaped: dict[str, Callable[[Tensor], Tensor]] = {
+        "cls_token": lambda x: x[0, 0], "pos_embed": lambda x: x[0], "head.weight": lambda x: x.T,
+    }  # fmt: skip
+    state |= {key: reshape(state[key]) for key, reshape in shaped.items() if key in state}
+    visual = VisionTransformer(
+        image_size=vit.input_size,
+        patch_size=vit.patch_embed.patch_size,
+        width=vit.embed_dim,
+        layers=vit.depth,
+        heads=block.attn.num_heads,
+        mlp_ratio=block.mlp.fc1.out_features / vit.embed_dim,
+        output_dim=vit.num_classes,
+        act_layer=QuickGELU if isinstance(act, TimmQuickGELU) else nn.GELU,
+        norm_layer=partial(NativeNorm, eps=vit.norm.eps),
+    )
+    for name, other in _TO_NATIVE.items():
+        state = {re.sub(name, other, key): value for key, value in state.items()}
+    if differing := sorted(state.keys() ^ visual.state_dict().keys()):
+        raise ValueError(f"this tower isn't laid out as OpenAI's CLIP: it differs in {differing[0]!r}")
+    if vit.global_pool != "token" or (type(act) is not nn.GELU and not isinstance(act, TimmQuickGELU)):
+        raise ValueError(f"this tower isn't OpenAI's CLIP: its pool is {vit.global_pool!r}, its activation {act}")
+    visual.load_state_dict(state)
+    weight = vit.patch_embed.proj.weight
+    return visual.to(weight.device, weight.dtype).train(vit.training)
+
+
+def _activation(module: nn.Module) -> Any:
+    """Return timm's constructor of open_clip's activation."""
+    if isinstance(module, QuickGELU):
+        return TimmQuickGELU
+    if type(module) is nn.GELU:
+        return partial(nn.GELU, approximate=module.approximate)
+    raise ValueError(f"activation {type(module).__name__}: expected GELU or QuickGELU")
+
+
+def _describe(tower: ReducedViT, preprocess: dict[str, Any]) -> None:
+    """Tell timm the preprocessing, for ``timm.data.resolve_data_config``."""
+    size = preprocess["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    facts = {
+        **{"first_conv": "patch_embed.proj", "classifier": "head", "crop_pct": 1.0},
+        "input_size": (3, height, width),
+        "mean": tuple(preprocess["mean"]),
+        "std": tuple(preprocess["std"]),
+        "interpolation": preprocess["interpolation"],
+        "crop_mode": _CROPS[preprocess["resize_mode"]],
+        "num_classes": tower.num_classes,
+    }
+    tower.__dict__["pretrained_cfg"] = tower.__dict__["default_cfg"] = facts
+
+
+FOLDER, HUB = "local-dir:", "hf-hub:"
+
+
+def load_open_clip(spec: str) -> tuple[ClipParts, str]:
+    """Load an open_clip model and convert its image tower; ``read_weights`` reads its files.
+
+    A tag gets the activation that it was trained with (OpenAI, MetaCLIP, DFN: QuickGELU); a file
+    gets the architecture's activation and preprocessing, so that QuickGELU needs
+    ``ViT-B-16-quickgelu/FILE``. ``spec`` is ``ARCH/TAG``, ``ARCH/FILE``, or ``local-dir:FOLDER``
+    and ``hf-hub:OWNER/NAME`` as open_clip's ``push_to_hf_hub`` writes them; it is also returned,
+    without folders.
+
+    Raises:
+        ValueError: unknown architecture or tag, unreadable weights, or what ``from_open_clip``
+            refuses.
+        FileNotFoundError: the weights are neither here nor cached, and the hub is out of reach.
+    """
+    arch, pretrained, quick = _parts(spec)
+    otherwise = "give a file: open_clip:ARCH/FILE, or a folder: open_clip:local-dir:FOLDER"
+    if arch.startswith(HUB):
+        require_hub(arch.removeprefix(HUB), ("open_clip_config.json",), spec, otherwise)
+    elif repo := get_pretrained_cfg(arch, pretrained or "").get("hf_hub"):
+        owner, _, file = repo.rpartition("/")
+        require_hub(owner, (file.replace(".bin", ".safetensors"), file) if file else OPEN_CLIP_FILES, spec, otherwise)
+    try:
+        # Here rather than below, where open_clip logs a failure as well as raising it.
+        download_pretrained(get_pretrained_cfg(arch, pretrained or ""))
+        with _readable(pretrained) as readable:
+            model, preprocess = open_clip.create_model_from_pretrained(arch, readable, force_quick_gelu=quick)
+        tokenizer = open_clip.get_tokenizer(arch)
+    except UNUSABLE as error:
+        raise unusable(spec, error, otherwise) from error
+    visual: Any
+    try:
+        if isinstance(model.visual, VisionTransformer) and model.visual.attn_pool is not None:
+            visual = FeatureTower(reduce(model.visual, method=None))  # CoCa: timm has no such pool
+        else:
+            visual = from_open_clip(model)
+        visual.spec()
+    except ValueError as error:
+        raise ValueError(f"open_clip model {spec!r}: {error}") from error
+    logit_scale = model.logit_scale.item()  # before the text side drops it
+    clip = Clip(visual, OpenClipText(model), logit_scale).eval()
+    name = spec
+    if spec.startswith(FOLDER):
+        name = FOLDER + Path(spec.removeprefix(FOLDER)).resolve().name
+    elif pretrained is not None:
+        name = f"{arch}/{Path(pretrained).name}"
+    return ClipParts(clip, preprocess, tokenizer), name
+
+
+@contextmanager
+def _readable(pretrained: str | None) -> Iterator[str | None]:
+    """Give a file to open_clip as safetensors, whatever it was; tags stay as they are."""
+    if pretrained is None or not Path(pretrained).is_file():
+        yield pretrained
+        return
+    weights = {name: value.contiguous() for name, value in read_weights(pretrained).items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "weights.safetensors")
+        save_file(weights, path)
+        yield str(path)
+
+
+def _parts(spec: str) -> tuple[str, str | None, bool]:
+    """Return open_clip's ``model_name`` and ``pretrained``, and whether to force QuickGELU."""
+    if spec.startswith(HUB):
+        return spec, None, False
+    if spec.startswith(FOLDER):
+        if not (Path(spec.removeprefix(FOLDER)) / "open_clip_config.json").is_file():
+            raise FileNotFoundError(
+                f"open_clip model {spec!r}: no open_clip_config.json there; open_clip's "
+                "push_to_hf_hub.save_for_hf writes one"
+            )
+        return spec, None, False
+    arch, _, pretrained = spec.partition("/")
+    config = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
+    if config is None:
+        near = difflib.get_close_matches(arch, open_clip.list_models(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"open_clip model {arch!r}: {hint}expected one of open_clip.list_models()")
+    tags = list_pretrained_tags_by_model(arch)
+    tag = pretrained.lower().replace("-", "_")  # as open_clip itself reads tags
+    if tag in tags:
+        quick = bool(get_pretrained_cfg(arch, tag).get("quick_gelu"))
+        if config.get("quick_gelu") and not quick:
+            raise ValueError(
+                f"open_clip model {arch!r} computes with QuickGELU, and its weights {tag!r} were "
+                f"trained without; use {arch.removesuffix('-quickgelu')}/{tag}"
+            )
+        return arch, tag, quick
+    if Path(pretrained).is_file():
+        return arch, pretrained, False
+    known = expected(pretrained, tags) if tags else "there are no tags"
+    raise ValueError(f"weights {pretrained!r} of open_clip model {arch!r}: {known}; or a file")
+
+
+class Checkpoint(dict[str, Any]):
+    """An entry of open_clip's list of weights, whose file ``make`` creates on the first access."""
+
+    def __init__(self, make: Callable[[], str], **facts: Any) -> None:
+        super().__init__(facts, file=None)
+        self._make = make
+
+    def __getitem__(self, key: str) -> Any:
+        return self._make() if key == "file" else super().__getitem__(key)
+
+
+def offer_models() -> None:
+    """Make all registered models known to open_clip, and those of methods that come later."""
+
+    def offer_method(method: str | None) -> None:
+        for name in [name for name in MODELS.values() if name.method == method]:
+            offer(name)
+
+    offer_method(None)
+    on_method(offer_method)
+    open_clip.get_tokenizer = factory.get_tokenizer = _with_ours(factory.get_tokenizer)
+
+
+def _with_ours(get_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
+    """Return open_clip's ``get_tokenizer``, but for models with the embedded text tower."""
+
+    @wraps(get_tokenizer)
+    def get(model_name: str = "", context_length: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        own = MODELS.get(model_name.partition(".")[0])
+        if own is None or SIZES[own.size].open_clip is not None:
+            return get_tokenizer(model_name, context_length, *args, **kwargs)
+        return EmbeddedTokenizer(context_length=context_length or embedded_geometry()["context_length"])
+
+    return get
+
+
+def offer(name: ModelName) -> None:
+    """Make a model known to open_clip, with the weight tags of its size."""
+    size, tags = name.size, SIZES[name.size].tags
+    default = next(iter(tags))
+    configs, known = factory._MODEL_CONFIGS, pretrained._PRETRAINED
+    known[str(name)] = {}
+    for tag, facts in tags.items():
+        full = f"{name}.{tag}"
+        configs[full] = _config(name, tag)
+        cfg = weights_cfg(size, tag)
+        settings = {key: cfg[key] for key in ("mean", "std", "interpolation")}
+        settings |= {"resize_mode": "shortest", "quick_gelu": facts.quick_gelu}
+
+        def make(tag: str = tag) -> str:
+            return str(checkpoint(name, tag))
+
+        def refuse(tag: str = tag, full: str = full) -> str:
+            raise ValueError(
+                f"open_clip's {str(name)!r} computes as its default weights {default!r} were "
+                f"trained, the weights {tag!r} need another activation: give the model name "
+                f"{full!r}"
+            )
+
+        same_activation = facts.quick_gelu == tags[default].quick_gelu
+        known[full] = {tag: Checkpoint(make, **settings)}
+        known[str(name)][tag] = Checkpoint(make if same_activation else refuse, **settings)
+    configs[str(name)] = configs[f"{name}.{default}"]
+
+
+def _config(name: ModelName, tag: str) -> dict[str, Any]:
+    """Return a model's configuration in open_clip's terms."""
+    spec = SIZES[name.size]
+    if spec.open_clip is not None:
+        text = open_clip.get_model_config(spec.open_clip)["text_cfg"]
+    else:
+        text = {**embedded_geometry(), "vocab_size": VOCABULARY}
+        del text["output_dim"]
+    # The tower's own head projects.
+    vision = {"timm_pool": "token", "timm_proj": "", "image_size": spec.image}
+    return {
+        "embed_dim": spec.features,
+        "quick_gelu": spec.tags[tag].quick_gelu,
+        "vision_cfg": {"timm_model_name": f"{name}.{tag}", **vision},
+        "text_cfg": text,
+    }
+
+
+def checkpoint(name: ModelName, tag: str) -> Path:
+    """Return a model's weights as a file in open_clip's layout, made if it isn't in the cache.
+
+    Models with the same weights share a file. Rows of word pieces that the embedded text tower
+    never saw are NaN; `EmbeddedTokenizer` refuses texts with one of them.
+
+    Raises:
+        FileNotFoundError: the weights or the predictor are missing; says how to supply them.
+    """
+    spec = SIZES[name.size]
+    embedded = EMBEDDED / f"{name.dense}.safetensors"
+    source = (embedded if spec.open_clip is None else find_clip(name.size, tag)).resolve()
+    predictors: tuple[PredictorFile, ...] = ()
+    if name.method is not None:
+        depth = spec.vit_args["depth"]
+        _, predictors = with_predictors(name.dense, tag, name.method, name.options, depth)
+    facts, digest = source.stat(), digest_of(*(p.path for p in predictors))
+    content = [source.name, facts.st_size, facts.st_mtime_ns, digest]
+    mark = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    path = cache_folder() / "open_clip" / f"{name.dense}.{tag}.{mark}.safetensors"
+    if not path.is_file():
+        model = create_clip(f"{name}.{tag}").model
+        tensors = {f"visual.trunk.{k}": v for k, v in model.visual.state_dict().items()}
+        tensors |= _text_side(model.text) | {"logit_scale": model.logit_scale.detach()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, save({k: v.contiguous() for k, v in tensors.items()}))
+    return path
+
+
+def _text_side(text: Any) -> dict[str, Tensor]:
+    """Return a text tower's weights under open_clip's names, with its whole vocabulary."""
+    if not isinstance(text, CompactText):
+        return dict(text.model.state_dict())
+    weights = dict(text.tower.state_dict())
+    rows = weights["token_embedding.weight"]
+    table = rows.new_full((VOCABULARY, rows.shape[1]), torch.nan)
+    table[text.token_ids] = rows
+    return weights | {"token_embedding.weight": table}

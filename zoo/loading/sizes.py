@@ -1,0 +1,163 @@
+"""The sizes of CLIP ViT, their weights, and the names of all models made of them."""
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+from timm.layers import LayerNorm
+
+from zoo.core.messages import expected
+
+EMBEDDED = Path(__file__).parent.parent / "embedded"
+
+
+class Tag(NamedTuple):
+    """Weights of a size: activation, SPDX-like license, open_clip's tag of the same weights."""
+
+    quick_gelu: bool
+    license: str
+    open_clip: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One size of tower: its geometry as arguments of timm's class, and its weights."""
+
+    vit_args: dict[str, Any]
+    features: int  # width of the joint image-text space, what ``forward`` returns
+    weights: str | None  # timm's model with these weights on the hub, None for embedded ones
+    open_clip: str | None  # open_clip's architecture of both towers, None if it has none
+    tags: dict[str, Tag]  # the default first
+    image: int = 224  # input height and width in pixels
+
+
+_APPLE, _NC = "apple-ascl", "cc-by-nc-4.0"
+_OPENAI = Tag(True, "mit", "openai")
+_LAION400M = Tag(False, "mit", "laion400m_e32")
+_DATACOMP = Tag(False, "mit", "datacomp_xl_s13b_b90k")
+_METACLIP = {"metaclip_400m": Tag(True, _NC, "metaclip_400m"), "metaclip_2pt5b": Tag(True, _NC, "metaclip_fullcc")}
+_DFN2B = Tag(True, _APPLE, "dfn2b")
+
+
+def _published(laion2b: str) -> dict[str, Tag]:
+    """Return the weights that every size of open_clip has, with its tag of LAION-2B."""
+    tags = {"openai": _OPENAI, "laion2b": Tag(False, "mit", laion2b), "laion400m_e32": _LAION400M}
+    return {**tags, "datacompxl": _DATACOMP, **_METACLIP}
+
+
+_CLIP_ARGS = {"pre_norm": True, "norm_layer": partial(LayerNorm, eps=1e-5)}
+_BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12, **_CLIP_ARGS}
+_LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16, **_CLIP_ARGS}
+_SMALL = {"embed_dim": 384, "depth": 9, "num_heads": 6, "init_values": 1e-5}
+
+SIZES = {
+    "b32": Size(
+        vit_args={"patch_size": 32, **_BASE},
+        features=512,
+        weights="vit_base_patch32_clip_224",
+        open_clip="ViT-B-32",
+        tags=_published("laion2b_s34b_b79k") | {"laion400m_e32": _LAION400M._replace(quick_gelu=True)},
+    ),
+    "b16": Size(
+        vit_args={"patch_size": 16, **_BASE},
+        features=512,
+        weights="vit_base_patch16_clip_224",
+        open_clip="ViT-B-16",
+        tags=_published("laion2b_s34b_b88k") | {"dfn2b": _DFN2B},
+    ),
+    "l14": Size(
+        vit_args={"patch_size": 14, **_LARGE},
+        features=768,
+        weights="vit_large_patch14_clip_224",
+        open_clip="ViT-L-14",
+        tags=_published("laion2b_s32b_b82k") | {"dfn2b": _DFN2B, "dfn2b_s39b": Tag(False, _APPLE, "dfn2b_s39b")},
+    ),
+    "s14": Size(
+        vit_args={"patch_size": 14, **_SMALL},
+        features=256,
+        weights=None,
+        open_clip=None,
+        tags={"imgfocus_lit": Tag(False, "mit", None)},
+        image=196,
+    ),
+}
+
+
+def weights_cfg(size: str, tag: str) -> dict[str, Any]:
+    """Describe the weights ``tag`` of ``size`` to timm."""
+    spec = SIZES[size]
+    mean, std = OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+    if spec.weights is None:
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    elif (size, tag) == ("l14", "laion2b"):
+        mean, std = IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+    source = {"hf_hub_id": f"timm/{spec.weights}.{tag}"}
+    if spec.weights is None:
+        source = {"file": str(EMBEDDED / f"clip_vit_{size}.safetensors")}
+    return {
+        **source,
+        **{"fixed_input_size": True, "crop_pct": 1.0, "interpolation": "bicubic"},
+        **{"first_conv": "patch_embed.proj", "classifier": "head", "mean": mean, "std": std},
+        "num_classes": spec.features,
+        "input_size": (3, spec.image, spec.image),
+        "license": spec.tags[tag].license,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelName:
+    """The parts of a model's name: ``clip_vit_{size}`` or ``clip_vit_{size}_{method}{percent}``.
+
+    ``percent`` is the keep rate, ``method`` is None for the dense tower.
+    """
+
+    size: str
+    method: str | None = None
+    percent: int = 100
+
+    def __str__(self) -> str:
+        """Return the timm name."""
+        return self.dense if self.method is None else f"{self.dense}_{self.method}{self.percent}"
+
+    @property
+    def dense(self) -> str:
+        """The dense tower's timm name."""
+        return f"clip_vit_{self.size}"
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The method's options that the name states; none for the dense tower."""
+        return {} if self.method is None else {"keep": self.percent / 100}
+
+
+MODELS: dict[str, ModelName] = {}  # filled by zoo.loading.registry, also when a method comes later
+
+
+def unknown_model(name: str) -> str:
+    """Say what is wrong with a name, with weight tag or without, that `MODELS` doesn't have.
+
+    Of a method of ours at a keep rate without a name it says how models of that rate are made.
+    """
+    arch, dot, tag = name.partition(".")
+    form = re.fullmatch(r"(clip_vit_[^_]+)_(.*?)(\d+)", arch)
+    dense, method, digits = ("", "", "0") if form is None else form.groups()
+    percents = {own.percent: known for known, own in MODELS.items() if (own.dense, own.method) == (dense, method)}
+    percent = int(digits)
+    if not percents or not 0 < percent <= 100:
+        return f"model {name!r}: {expected(arch, MODELS)}"
+    nearest = percents[min(sorted(percents), key=lambda one: abs(one - percent))]
+    return (
+        f"model {name!r}: names have the keep rates {', '.join(map(str, sorted(percents)))} %; for another one use "
+        f"timm.create_model({nearest + dot + tag!r}, keep={percent / 100:g}) in Python, or patchrank compare --model "
+        f"{dense}{dot}{tag} --methods {method} --keeps {percent / 100:g}"
+    )

@@ -1,0 +1,140 @@
+"""Image towers from folders of transformers, as maps from images to features, with their text towers if they have one.
+
+Only files are read: nothing is fetched, and no code or pickle of a folder is run.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPVisionModelWithProjection,
+    Siglip2Model,
+    Siglip2VisionModel,
+    SiglipModel,
+)
+
+from zoo.core.host import FeatureTower
+from zoo.loading.adopt import reduce
+from zoo.loading.clip import Clip, ClipParts
+
+
+class TransformersText(nn.Module):
+    """The text side of CLIP, SigLIP or SigLIP 2 of transformers, as a module from token ids to features."""
+
+    def __init__(self, model: Any) -> None:
+        """Take over a model, which loses its image tower."""
+        super().__init__()
+        del model.vision_model
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map token ids (B, L) to text features (B, D), not normalised."""
+        features: Tensor = self.model.get_text_features(tokens).pooler_output
+        return features
+
+
+class Preprocess:
+    """A folder's image processor, from one PIL image to (C, H, W)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+
+    def __call__(self, image: Image) -> Tensor:
+        """Return what the processor makes of an image."""
+        pixels: Tensor = self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    def __repr__(self) -> str:
+        """Say what the processor does."""
+        return repr(self.processor)
+
+
+class SquarePreprocess(Preprocess):
+    """SigLIP 2's processor for one grid: images are squeezed to a square, as a batch has one count of tokens.
+
+    Args:
+        side: of the square in pixels.
+        size: of a patch in pixels.
+    """
+
+    def __init__(self, folder: Path, side: int, size: int) -> None:
+        super().__init__(folder)
+        self.side, self.size = side, size
+
+    def __call__(self, image: Image) -> Tensor:
+        """Return what the processor makes of an image, its patches put together again, (C, H, W)."""
+        rows = self.side // self.size
+        square = image.convert("RGB").resize((self.side, self.side), int(self.processor.resample))
+        made = self.processor(images=square, max_num_patches=rows * rows, return_tensors="pt")
+        patches: Tensor = made["pixel_values"][0, : rows * rows]
+        return (
+            patches.view(rows, rows, self.size, self.size, -1).permute(4, 0, 2, 1, 3).reshape(-1, self.side, self.side)
+        )
+
+
+class Tokenize:
+    """A folder's tokenizer, from texts to token ids (B, L) of the text tower's whole length."""
+
+    def __init__(self, folder: Path, length: int) -> None:
+        self.tokenizer, self.length = AutoTokenizer.from_pretrained(folder, local_files_only=True), length
+
+    def __call__(self, texts: str | list[str]) -> Tensor:
+        """Return token ids, padded and cut to the length."""
+        texts = [texts] if isinstance(texts, str) else texts
+        how = {"padding": "max_length", "truncation": True, "max_length": self.length, "return_tensors": "pt"}
+        ids: Tensor = self.tokenizer(texts, **how)["input_ids"]
+        return ids
+
+
+def _preprocess(folder: Path, model: Any) -> Preprocess:
+    if not isinstance(model, (Siglip2Model, Siglip2VisionModel)):
+        return Preprocess(folder)
+    vision = getattr(model.config, "vision_config", model.config)
+    return SquarePreprocess(folder, math.isqrt(vision.num_patches) * vision.patch_size, vision.patch_size)
+
+
+def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts | None]:
+    """Load a model that transformers' ``save_pretrained`` wrote, with its processor.
+
+    Returns:
+        The dense image tower in float32 and evaluation mode, its preprocessing, and both with the text tower, None if
+        there is none. CLIP's projection belongs to the image tower. SigLIP 2 gets squares, not its images' proportions.
+
+    Raises:
+        FileNotFoundError: there is no config.json.
+        ValueError: weights that aren't safetensors, or a model whose image tower can't be reduced.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"transformers model {str(folder)!r}: no config.json there; save_pretrained writes one")
+    try:
+        model: Any = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        ).eval()
+        preprocess = _preprocess(folder, model)
+    except OSError as error:
+        raise ValueError(f"transformers model {str(folder)!r}: {error}") from error
+    tower = model
+    if isinstance(model, CLIPModel):
+        with torch.device("meta"):
+            tower = CLIPVisionModelWithProjection(model.config.vision_config)
+        tower.vision_model, tower.visual_projection = model.vision_model, model.visual_projection
+    elif isinstance(model, (SiglipModel, Siglip2Model)):
+        tower = model.vision_model
+    try:
+        visual: Any = FeatureTower(reduce(tower.eval(), method=None)).eval()
+        visual.spec()
+    except ValueError as error:
+        raise ValueError(f"transformers model {str(folder)!r}: {error}") from error
+    if tower is model:
+        return visual, preprocess, None
+    tokenize = Tokenize(folder, model.config.text_config.max_position_embeddings)
+    scale = model.logit_scale.item()
+    return visual, preprocess, ClipParts(Clip(visual, TransformersText(model), scale).eval(), preprocess, tokenize)

@@ -1,0 +1,437 @@
+"""Find the weights of a tower, its predictors and its text side, and fit them to a model."""
+
+import hashlib
+import logging
+import os
+import re
+import textwrap
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import open_clip
+import torch
+from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
+from open_clip.model import CLIP
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import PretrainedCfg
+from torch import Tensor
+
+from zoo.core.host import Host
+from zoo.core.messages import tower_name
+from zoo.core.predictor import (
+    REMOVE,
+    PredictorFile,
+    PredictorPaths,
+    fit_command,
+    one_each,
+    predictor_name,
+    read_predictors,
+    require_any_subset,
+)
+from zoo.core.reducer import configure
+from zoo.loading.sizes import EMBEDDED, SIZES
+from zoo.loading.text import OpenClipText
+from zoo.towers.vit import TimmHost
+
+# Whatever timm, open_clip and torch raise over a file that isn't what it should be.
+UNUSABLE = (*(OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError), *(SafetensorError, UnpicklingError))
+_log = logging.getLogger(__name__)
+_LONGEST_REASON = 240
+PROBE_S = 4.0  # that the hub may take to answer at all; its client would try for most of a minute
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
+_OTHERWISE = (
+    "put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
+    "local-dir:FOLDER, saved by timm's save_for_hf"
+)
+
+
+class MissingWeightsError(FileNotFoundError):
+    """A model's weights are neither here nor on the hub; the message stands by itself."""
+
+
+class UnusableWeightsError(ValueError):
+    """A model's weights don't fit it or can't be read; the message stands by itself."""
+
+
+def unusable(
+    name: str, error: BaseException, otherwise: str, file: str = ""
+) -> MissingWeightsError | UnusableWeightsError:
+    """Make the error that says in one line why weights couldn't be loaded, and what to do.
+
+    ``otherwise`` is a way that needs no hub; ``file`` the missing file with its repository.
+    """
+    links = [error]
+    while link := links[-1].__cause__ or links[-1].__context__:
+        links.append(link)
+    if not any(isinstance(link, OSError) for link in links):
+        reason = _in_one_line(error)
+        return UnusableWeightsError(f"the weights of {name} can't be used: {reason}")
+    answered = [link for link in links if isinstance(link, HfHubHTTPError)]
+    hub = "the hub doesn't give it" if answered else "the hub can't be reached"
+    return _missing(name, hub, _in_one_line(answered[0] if answered else links[-1]), otherwise, file)
+
+
+def _missing(name: str, hub: str, reason: str, otherwise: str, file: str) -> MissingWeightsError:
+    source = f" (wanted: {file})" if file else ""
+    return MissingWeightsError(
+        f"no weights of {name}: not in the Hugging Face cache{source}, and {hub} ({reason}); "
+        f"run once where it can, or copy the cache, or {otherwise}"
+    )
+
+
+def cached_file(repo: str, files: Iterable[str]) -> Path | None:
+    """Find the first of some files of a repository, ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, in the hub's cache."""
+    name, _, revision = repo.partition("@")
+    found = (try_to_load_from_cache(name, file, revision=revision or None) for file in files)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def require_hub(repo: str, files: Sequence[str], name: str, otherwise: str) -> None:
+    """Refuse, within seconds, the weights ``name`` of a repository if the hub can't be reached.
+
+    Nothing is asked where one of ``files`` is cached, or by HF_HUB_OFFLINE, as which the client itself refuses.
+
+    Raises:
+        MissingWeightsError: none is cached, and the hub doesn't answer; ``otherwise`` is a way that needs no hub.
+    """
+    if constants.HF_HUB_OFFLINE or cached_file(repo, files) is not None:
+        return
+    reason = [f"no answer within {PROBE_S:g} s"]
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PROBE_S)
+            reason.clear()
+        except Exception as error:  # whatever the transport raises, release by release
+            reason[:] = [_in_one_line(error)]
+
+    # In a thread: no timeout holds for looking up a name.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_S)
+    if told := list(reason):
+        raise _missing(
+            name, "there is no network or the hub can't be reached", told[0], otherwise, f"{repo}/{files[0]}"
+        )
+
+
+def require_timm_hub(cfg: PretrainedCfg, name: str, otherwise: str) -> None:
+    """Do the same for weights that timm would take from the hub, and nothing for others."""
+    if cfg.hf_hub_id and not cfg.file and not cfg.state_dict:
+        files = TIMM_FILES if cfg.hf_hub_filename is None else (cfg.hf_hub_filename,)
+        require_hub(cfg.hf_hub_id, files, name, otherwise)
+
+
+def _in_one_line(error: BaseException) -> str:
+    return textwrap.shorten(str(error), _LONGEST_REASON) or type(error).__name__
+
+
+@contextmanager
+def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
+    """Say in one line why timm couldn't load the weights ``cfg`` of ``name``, which has a tag.
+
+    Raises:
+        MissingWeightsError: they are neither cached nor to be had from the hub.
+        UnusableWeightsError: they don't fit the model or can't be read.
+    """
+    if cfg.source == "hf-hub":
+        name = f"hf-hub:{cfg.hf_hub_id}"
+    elif cfg.source == "local-dir":
+        name = f"local-dir:{cfg.file}"
+    otherwise = _OTHERWISE.format(own=own)
+    require_timm_hub(cfg, name, otherwise)
+    try:
+        yield
+    except UNUSABLE as error:
+        # Errors of arguments and devices speak for themselves.
+        if isinstance(error, RuntimeError) and not re.search("state_dict|checkpoint", str(error)):
+            raise
+        if isinstance(error, (ValueError, TypeError)) and not isinstance(error, OSError):
+            raise
+        file = f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or 'model.safetensors'}"
+        raise unusable(name, error, otherwise, file) from error
+
+
+_RESCORERS = "reducer.rescorers."
+
+
+def cache_folder() -> Path:
+    """Return this user's cache folder for predictors and rankings (XDG rules)."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "clip-patchrank"
+
+
+def fitted_blocks(model: str, tag: str, action: str = REMOVE) -> tuple[int, ...]:
+    """Return the blocks for which ``find_predictor`` finds one by itself, ascending."""
+    start, end = predictor_name(model, tag, 0, action).rsplit("0", 1)
+    folders = (EMBEDDED, cache_folder() / "predictors")
+    paths = [path for folder in folders for path in folder.glob(f"{start}*{end}")]
+    blocks = {path.name.removeprefix(start).removesuffix(end) for path in paths}
+    return tuple(sorted(int(block) for block in blocks if block.isdecimal()))
+
+
+def find_predictor(
+    model: str,
+    tag: str,
+    block: int,
+    path: str | Path | None = None,
+    *,
+    shape: Mapping[str, Any] | None = None,
+    action: str = REMOVE,
+) -> PredictorFile:
+    """Find the predictor for a tower: ``path``, else the user's own, else the packaged one.
+
+    A log warns of an own one that is taken instead of a packaged one. ``shape`` holds ``arch`` and ``width`` for
+    the command that makes a missing one; ``action`` is what patches are ranked for.
+
+    Raises:
+        FileNotFoundError: there is none; says which command makes one.
+        ValueError: it was fitted to another tower, at another block or for another action.
+    """
+    name = predictor_name(model, tag, block, action)
+    if path is None:
+        own, packaged = cache_folder() / "predictors" / name, EMBEDDED / name
+        path = next((file for file in (own, packaged) if file.is_file()), None)
+        if path == own and packaged.is_file():
+            _log.warning("predictor %s of your own is used, not the packaged one; remove it to use that", own)
+    if path is None:
+        others = ", ".join(map(str, fitted_blocks(model, tag, action)))
+        there = f" (fitted so far: block {others})" if others else ""
+        command = fit_command(model, tag, block, shape or {}, action)
+        raise FileNotFoundError(
+            f"no predictor for {tower_name(model, tag)} at block {block}: neither packaged nor in "
+            f"the user's cache{there}; make one with: {command}; or pass predictor=PATH; or use "
+            "pretrained=False"
+        )
+    file = PredictorFile.read(Path(path))
+    file.require_name(model, tag)
+    file.require_action(action)
+    one_each([file], [block])
+    return file
+
+
+def with_predictors(
+    model: str, tag: str, method: str, options: dict[str, Any], depth: int, paths: PredictorPaths = None
+) -> tuple[dict[str, Any], tuple[PredictorFile, ...]]:
+    """Find the predictors of a model, in the order of blocks; add their network's shape to options.
+
+    ``paths`` are files, one for each block at which the model scores, in any order.
+
+    Raises:
+        FileNotFoundError: one is missing; says which command makes it.
+        ValueError: options out of range or of another network, or predictors fitted to another
+            tower, at other blocks or unable to score there.
+    """
+    config = configure(method, options, depth)
+    blocks, action = config.predictor_blocks(depth), config.action
+    completed = dict(options)
+    if not blocks:
+        return completed, ()
+    if blocks[1:] and "arch" in options:
+        require_any_subset(options["arch"], blocks[1])
+    files: Iterable[PredictorFile]
+    if paths is None:
+        # A command for one of several must not make a conv, which is its default.
+        shape = {"arch": "mlp"} if blocks[1:] else {}
+        files = (find_predictor(model, tag, b, shape=shape | completed, action=action) for b in blocks)
+    else:
+        files = read_predictors(paths)
+    predictors = []
+    for one in files:
+        one.require_name(model, tag)
+        one.require_action(action)
+        one.fill(completed)
+        predictors.append(one)
+        if blocks[1:]:
+            require_any_subset(completed["arch"], blocks[1])
+    return completed, one_each(predictors, blocks)
+
+
+def filter_weights(
+    state_dict: dict[str, Any], model: TimmHost, predictors: Sequence[PredictorFile] = ()
+) -> dict[str, Any]:
+    """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``.
+
+    Predictors come the first block's first; none if they are in ``state_dict``.
+
+    Raises:
+        ValueError: weights of the model's predictor are missing, or one of ``predictors`` was
+            fitted to other weights of the tower.
+    """
+    reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
+    tower = {k: v for k, v in state_dict.items() if k not in reducer}
+    weights = model.converted(tower)
+    facts: Any = model.pretrained_cfg
+    embedded = str(facts.get("architecture")).startswith("clip_vit_s14")
+    headless = not any(name.startswith("head.") for name in weights)
+    if embedded and model.num_classes > 0 and headless:
+        text = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
+        weights |= {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
+    if model.reducer is None:
+        return weights | reducer
+    if predictors:
+        _require_weights(predictors, weights)
+        reducer = {}
+        for prefix, one in _placed(predictors):
+            reducer |= one.tensors(prefix)
+    needed = {k for k in model.state_dict() if k.startswith("reducer.")}
+    # What was saved with rescore=True also serves a model that carries the first ranking along.
+    reducer = {k: v for k, v in reducer.items() if k in needed or not k.startswith(_RESCORERS)}
+    if missing := sorted(needed - reducer.keys()):
+        raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
+    return weights | reducer
+
+
+def fingerprint(model: Host) -> str:
+    """Return 16 hex digits of the sha256 over the tower's weights, without a reducer's.
+
+    The weights count as float32: a model has one fingerprint in every lossless precision.
+    """
+    return weights_digest({k: v for k, v in model.state_dict().items() if not k.startswith("reducer.")})
+
+
+def blocks_fingerprint(tower: Mapping[str, Tensor], prefix: str = "blocks.") -> str:
+    """Return 16 hex digits of the sha256 over the weights of a state dict's blocks, as float32.
+
+    The blocks are what is named ``prefix``, see ``Host.blocks_prefix``; it doesn't count itself. Unlike
+    ``fingerprint`` the result is the same for every image size and head that a tower is built with.
+    """
+    return weights_digest({f"blocks.{k.removeprefix(prefix)}": v for k, v in tower.items() if k.startswith(prefix)})
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return 16 hex digits of the sha256 over named weights, as float32."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_predictor(model: Host, predictors: PredictorFile | Sequence[PredictorFile]) -> None:
+    """Fill the predictors of a patchrank model, one for each block at which it scores.
+
+    Raises:
+        ValueError: the model has no predictor of this architecture, reduces at another block, or
+            its tower has other weights.
+    """
+    files = [predictors] if isinstance(predictors, PredictorFile) else predictors
+    reducer = model.reducer
+    blocks = () if reducer is None else reducer.config.predictor_blocks(model.depth)
+    if not blocks:
+        raise ValueError(
+            "this model has no predictor to fill: it isn't reduced by patchrank or rankmerge of rank='predictor'"
+        )
+    assert reducer is not None
+    state = model.state_dict()
+    loaded: dict[str, Tensor] = {}
+    for prefix, one in _placed(one_each(files, blocks)):
+        one.require_action(reducer.config.action)
+        tensors = one.tensors(prefix)
+        shapes = {k: v.shape for k, v in state.items() if k.startswith(prefix)}
+        if shapes != {k: v.shape for k, v in tensors.items()}:
+            raise ValueError(f"the predictor {str(one.path)!r} has another architecture")
+        loaded |= tensors
+    _require_weights(files, state, model.blocks_prefix)
+    model.load_state_dict(loaded, strict=False)
+
+
+def _placed(predictors: Sequence[PredictorFile]) -> Iterable[tuple[str, PredictorFile]]:
+    """Say where in a model's state dict each predictor goes, the first block's first."""
+    for one in predictors:
+        later = one.block != predictors[0].block
+        yield f"{_RESCORERS}{one.block}." if later else "reducer.predictor.", one
+
+
+def _require_weights(predictors: Sequence[PredictorFile], tower: Mapping[str, Tensor], prefix: str = "blocks.") -> None:
+    if any(one.weights for one in predictors):
+        weights = blocks_fingerprint(tower, prefix)
+        for one in predictors:
+            one.require_weights(weights)
+
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+# The image tower of a model that is made for its text tower; it is thrown away.
+_LEAST_VISION = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
+
+
+def own_weights(size: str, tag: str) -> Path | None:
+    """Find the file that the user laid into their cache for these weights, if there is one."""
+    stem = cache_folder() / "weights" / f"clip_vit_{size}.{tag}"
+    files = (stem.with_name(stem.name + suffix) for suffix in SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def find_clip(size: str, tag: str) -> Path:
+    """Find the file with both towers of a size of open_clip: the user's own, else the hub's.
+
+    Raises:
+        FileNotFoundError: neither is here, and the hub is out of reach; names the missing file and
+            the ways to supply it.
+    """
+    if (own := own_weights(size, tag)) is not None:
+        return own
+    spec = SIZES[size]
+    assert spec.open_clip is not None
+    cfg = get_pretrained_cfg(spec.open_clip, spec.tags[tag].open_clip)
+    name, repo = f"clip_vit_{size}.{tag}", cfg["hf_hub"].rstrip("/")
+    otherwise = (
+        f"put a file of these weights at {own_path(name)}, or pass local-dir:FOLDER, saved by timm's save_for_hf; "
+        "commands that only time or export models take --random-weights"
+    )
+    if (cached := cached_file(repo, OPEN_CLIP_FILES)) is not None:
+        return cached
+    require_hub(repo, OPEN_CLIP_FILES, name, otherwise)
+    try:
+        return Path(download_pretrained(cfg))
+    except UNUSABLE as error:
+        raise unusable(name, error, otherwise, f"{repo}/{OPEN_CLIP_FILES[0]}") from error
+
+
+def own_path(name: str) -> str:
+    """Say where the user may lay a file of the weights ``name``, which has a tag."""
+    return f"{cache_folder() / 'weights' / name}{{{','.join(SUFFIXES)}}}"
+
+
+def open_clip_text(size: str, tag: str, weights: Mapping[str, Tensor] | None = None) -> tuple[OpenClipText, float, int]:
+    """Build a text tower of open_clip; also return the log of the logit scale and its context.
+
+    ``weights`` are those of both towers, as open_clip and OpenAI name them; None for random ones.
+    The context is in tokens.
+    """
+    spec = SIZES[size]
+    config = open_clip.get_model_config(spec.open_clip)
+    text = config["text_cfg"]
+    model = CLIP(config["embed_dim"], _LEAST_VISION, text, quick_gelu=spec.tags[tag].quick_gelu)
+    scale = model.logit_scale.detach()
+    module = OpenClipText(model)
+    if weights is not None:
+        named = {k.removeprefix("text."): v for k, v in weights.items()}
+        named = {k: v for k, v in named.items() if not k.startswith("visual.")}
+        try:
+            scale = named.pop("logit_scale")
+            module.model.load_state_dict(named)
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]!r} is missing") from error
+        except RuntimeError as error:
+            reason = first_mismatch(error)
+            raise ValueError(f"no text tower of {spec.open_clip}: {reason}") from error
+    return module.eval(), scale.item(), text["context_length"]
+
+
+def first_mismatch(error: BaseException) -> str:
+    """Return the first thing that torch says of weights that don't fit a module."""
+    return next(iter(str(error).splitlines()[1:]), str(error)).strip()
+
+
+def image_side(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the image tower's part of both towers' weights."""
+    return {name: value for name, value in weights.items() if name.startswith("visual.")}

@@ -1,0 +1,1 @@
+"""Our methods of reduction; `baselines` has those of others."""

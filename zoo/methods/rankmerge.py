@@ -1,0 +1,223 @@
+"""Rankmerge: at a few points of the tower, merge patch tokens into their nearest, whatever matters least first."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+from torch import Tensor
+
+from zoo.core.attention import Attended, cls_attention
+from zoo.core.predictor import Predictor, architecture
+from zoo.core.reducer import HostSpec, Reducer, ReducerConfig, register_method
+from zoo.core.tokens import Tokens, rows
+
+STAGES = 3
+RANKS = ("none", "cls", "predictor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMergeConfig(ReducerConfig):
+    """Settings of rankmerge. Defaults were chosen on validation images; see docs/methods.md.
+
+    Attributes:
+        reduce_at: blocks that merge between attention and MLP; None for three, evenly over the depth from the first.
+        distance: what a squared distance in the grid costs, the grid's side being 1; a cosine of 0 costs 1.
+        size_power: a pair's cost grows with this power of each token's size.
+        rescale: stretch a merged token to the norm of the longest of its parts.
+        rank: what protects tokens: ``none``; ``cls``, the class token's attention in the merging block; ``predictor``,
+            a predictor of the golden ranking by merging, with which that attention, where the tower has it, counts in
+            equal parts at later reduction points.
+        rank_at: block from which on ranks protect, and before which a predictor scores.
+        rank_weight: how much ranks protect: the cost by which tokens go in turn grows with their rank, from
+            exp(-rank_weight / 2) for the least important to exp(rank_weight / 2). Into which they go is left alone.
+        arch: the predictor's network.
+        width: of the predictor.
+    """
+
+    reduce_at: tuple[int, ...] | None = None
+    distance: float = 0.5
+    size_power: float = 0.125
+    rescale: bool = True
+    rank: str = "none"
+    rank_at: int = 3
+    rank_weight: float = 0.5
+    arch: str = "conv"
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("distance", "size_power", "rank_weight"):
+            self.nonnegative(field)
+        self.switch("rescale")
+        self.choose("rank", RANKS)
+        self.whole("rank_at", 0)
+        architecture(self.arch)
+        self.whole("width", 1)
+
+    @property
+    def action(self) -> str:
+        """What a predictor ranks patches for."""
+        return "merge"
+
+    @property
+    def needs_query(self) -> bool:
+        """For ranks by attention; a predictor's can do without."""
+        return self.rank == "cls"
+
+    def points(self, depth: int) -> tuple[int, ...]:
+        """Return the reduction points: blocks 0, 3 and 6 of 9, say."""
+        points = super().points(depth)
+        if self.reduce_at is None:
+            points = tuple(sorted({depth * stage // STAGES for stage in range(STAGES)}))
+        if self.rank != "none" and points[-1] < self.rank_at:
+            raise ValueError(f"rank_at={self.rank_at}: expected a block up to the last reduction point, {points[-1]}")
+        return points
+
+    def predictor_blocks(self, depth: int) -> tuple[int, ...]:
+        """Return the block from which on ranks protect, if a predictor ranks."""
+        return (self.rank_at,) if self.rank == "predictor" else ()
+
+
+@register_method("rankmerge")
+class RankMerge(Reducer):
+    """Merge patch tokens into their nearest, in a few blocks, between attention and MLP.
+
+    A pair's cost is one minus the cosine of the residual stream, plus the squared distance in the grid, times what
+    both tokens' sizes make of it. The cheapest go, each into its nearest of those that stay; ranks change the turn.
+    """
+
+    Config = RankMergeConfig
+    config: RankMergeConfig
+
+    def __init__(self, config: RankMergeConfig, host: HostSpec) -> None:
+        super().__init__(config, host)
+        self.predictor: Predictor | None = None
+        if config.rank == "predictor":
+            self.predictor = Predictor(config.arch, host.embed_dim, config.width, host.grid, host.device, host.dtype)
+
+    @property
+    def first_block(self) -> int:
+        """The first block that merges or is scored before."""
+        return min(self.points[0], *self.config.predictor_blocks(self.points[-1] + 1), self.points[-1])
+
+    def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
+        """Predict the importance of all patches, each of which is seen as the token that it is in by now.
+
+        That of a token is its most important patch's.
+        """
+        left = self.count_after(self.points[-1], tokens)
+        if self.predictor is None or index != self.config.rank_at or left >= tokens.patch_count:
+            return tokens
+        if not tokens.history:
+            return tokens._replace(importance=self.predictor(tokens.x, tokens.prefix, tokens.grid))
+        token = tokens.token_of_patch()
+        x = torch.cat((tokens.x[:, : tokens.prefix], rows(tokens.x, tokens.prefix + token)), dim=1)
+        scores = self.predictor(x, tokens.prefix, tokens.grid)
+        least = torch.full_like(tokens.patch_idx, -math.inf, dtype=torch.float32)
+        return tokens._replace(importance=least.scatter_reduce(1, token, scores, "amax"))
+
+    def needs_attention(self, index: int) -> bool:
+        """In every block that merges."""
+        return index in self.points
+
+    def attention_bias(self, tokens: Tokens) -> Tensor | None:
+        """Attend in proportion to size."""
+        return tokens.size_bias()
+
+    def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
+        """Merge down to the scheduled count, at most half of the tokens at a time."""
+        count = self.count_after(index, tokens)
+        attends = index >= self.config.rank_at + (self.predictor is not None)
+        ranked = attends and self.config.rank != "none" and tokens.patch_count > count
+        if ranked and attended.pooling is not None:
+            attention = cls_attention(*attended.pooling())
+            carried = 0.0 if tokens.importance is None else _shares(tokens.importance, tokens.patch_count)
+            tokens = tokens._replace(importance=_shares(attention, tokens.patch_count) + carried)
+        while tokens.patch_count > count:
+            r = min(tokens.patch_count // 2, tokens.patch_count - count)
+            left = tokens.patch_count - r
+            weight = None if tokens.size is None else tokens.size**self.config.size_power
+            place = places(tokens, self.config.distance)
+            gone, into, cost = pairs(tokens.patches, place, weight, r, protection=self._protection(tokens))
+            tokens = tokens.merge(index, gone, into, cost, left, rescale=self.config.rescale)
+        return tokens
+
+    def _protection(self, tokens: Tokens) -> Tensor | None:
+        """Return the factor of each token's rank on the cost by which it goes, (B, n), None for 1."""
+        if tokens.importance is None:
+            return None
+        return (self.config.rank_weight * (_shares(tokens.importance, tokens.patch_count) - 0.5)).exp()
+
+
+def _shares(importance: Tensor, count: int) -> Tensor:
+    """Return the share of the other ``count`` - 1 tokens that each is more important than, (B, n)."""
+    return importance.argsort(dim=1, stable=True).argsort(dim=1) / max(1, count - 1)
+
+
+def places(tokens: Tokens, distance: float) -> Tensor:
+    """Return each patch token's row and column, (B, n, 2), so scaled that their squared distance is a cost."""
+    columns, idx = tokens.grid[1], tokens.patch_idx
+    scale = math.sqrt(distance) / max(tokens.grid)
+    return scale * torch.stack((idx // columns, idx % columns), dim=-1).float()
+
+
+def pairs(
+    patches: Tensor, places: Tensor, weight: Tensor | None, r: int, links: int = 4, protection: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose which ``r`` of n tokens, at most half of them, merge into which.
+
+    Greedy matching without a loop over pairs. Costs are symmetric, so the nearest token's own nearest is no further
+    away: following the nearest from token to token ends at two that are one another's, of which the first stays. Then
+    a token goes if its nearest stays, and stays if that goes; at the nearest's nearest's cost it goes, too, where too
+    few do. The cheapest ``r`` go, each into its nearest of those that stay. On ties the lower position goes first.
+
+    Args:
+        patches: (B, n, D) tokens; they are compared in float32 by their cosine.
+        places: (B, n, 2), whose squared distance adds to the cost.
+        weight: (B, n) factors on the cost, None for 1.
+        r: at least 1.
+        protection: (B, n) factors on the cost of those that go, for whose turn it is alone; None for 1. On the cost of
+            pairs it would send what matters into what doesn't, however unlike.
+        links: how far chains are followed; beyond, a token may have to go into a farther one than need be.
+
+    Returns:
+        (B, r) positions of those that go, cheapest first, (B, r) of those that they go into, (B, r) costs.
+    """
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        cost = pair_costs(patches.float(), places, weight)
+        n, infinite = patches.shape[1], float("inf")
+        own = torch.arange(n, device=patches.device)
+        near, nearest = cost.min(dim=2)
+        second = nearest.gather(1, nearest)
+        first = (second == own) & (own < nearest)
+        first = first | (~first.any(dim=1, keepdim=True) & (own == 0))  # rounding may leave no such two
+        goes = ~first
+        for _ in range(links):
+            goes = ~first & ~goes.gather(1, nearest)
+        beyond = cost.gather(2, second.unsqueeze(2)).squeeze(2)
+        turn = near.where(goes, beyond)
+        turn = turn if protection is None else turn * protection
+        order = turn.masked_fill(first, infinite).argsort(dim=1, stable=True)
+        gone = order[:, :r]
+        went = torch.zeros_like(nearest).scatter(1, gone, 1) == 1
+        near, into = rows(cost, gone).masked_fill_(went.unsqueeze(1), infinite).min(dim=2)
+        return gone, into, near
+
+
+def pair_costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the cost of each pair, (B, n, n), infinite on the diagonal."""
+    factor = 1 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
+    half = 0.5 + (places * places).sum(dim=-1, keepdim=True)
+    left = torch.cat((-2 * places, half, torch.ones_like(half)), dim=-1)
+    right = torch.cat((places, torch.ones_like(half), half), dim=-1)
+    if weight is not None:
+        factor, left, right = factor * weight, left * weight.unsqueeze(-1), right * weight.unsqueeze(-1)
+    x = x * factor.unsqueeze(-1)
+    cost = (left @ right.transpose(1, 2)).sub_(x @ x.transpose(1, 2))
+    cost.flatten(1)[:, :: x.shape[1] + 1].fill_(float("inf"))
+    return cost
+
+
+torch.fx.wrap("pairs")  # one call in a graph: its shapes are not known there

@@ -1,0 +1,1 @@
+"""Golden rankings of patches."""

@@ -1,0 +1,405 @@
+"""Golden Rankings: remove windows of patch tokens, or merge them into others, and watch CLIP's output.
+
+Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md lists. The paper
+removes; merging asks the same question for methods that merge.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.core.host import Host
+from zoo.core.messages import expected
+from zoo.core.precision import PRECISIONS
+from zoo.core.tokens import Tokens, every_position, rank_scores, top
+from zoo.ranking.approximate import (
+    FOLLOWED,
+    SHALLOW,
+    Effort,
+    approximate_passes,
+    check,
+    follow_merges,
+    last_block,
+    parse,
+    quick_features,
+)
+from zoo.ranking.suffix import Suffix
+from zoo.ranking.windows import distances, mean_over_windows, members, merge_windows, outside, windows
+from zoo.towers.lean import is_lean, special_layer
+
+SCORES = ("preservation", "label", "confidence")
+ACTIONS = ("remove", "merge")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Score what is left of some images; a high score says that what went was dispensable.
+
+    ``preservation`` is the cosine with ``target`` (B, D), unit features of the whole images.
+    ``label`` is the posterior of the true class in ``labels`` (B,), ``confidence`` the highest of
+    any class, from ``scale`` times the cosines with unit class features ``text`` (classes, D).
+    """
+
+    score: str
+    target: Tensor
+    text: Tensor | None = None
+    scale: float = 100.0
+    labels: Tensor | None = None
+
+    def __call__(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Score unit features (S, D) of what is left of images ``rows`` (S,); (S,) float32."""
+        if self.score == "preservation":
+            return (features * self.target[rows]).sum(dim=-1)
+        assert self.text is not None
+        posterior = (self.scale * features @ self.text.float().T).softmax(dim=-1)
+        if self.score == "confidence":
+            return posterior.amax(dim=-1)
+        assert self.labels is not None
+        return posterior.gather(1, self.labels[rows, None]).squeeze(1)
+
+
+def greedy_importance(suffix: Suffix, start: Tokens, judge: Judge, cells: Tensor, step: int) -> Tensor:
+    """Rank patches by when an iterative search removes them: 0 goes first, N - 1 last, (B, N).
+
+    In every round each window of ``cells`` (W, r * r) is removed together with all that went
+    before, and what is left is scored against the whole image; a patch's score is the mean over the
+    windows that cover it. The ``step`` patches of highest score then go for good.
+    """
+    count = start.patch_count
+    inside = members(cells, count)
+    alive = torch.ones(start.x.shape[0], count, dtype=torch.bool, device=cells.device)
+    order = torch.zeros_like(alive, dtype=torch.float32)
+    for gone in range(0, count, step):
+        scores = _scores(suffix, start, judge, inside, alive)
+        importance = -mean_over_windows(scores, cells, count)
+        # What went before sorts behind everything that is left.
+        importance = importance.where(alive, -torch.inf)
+        best_first = importance.argsort(dim=1, descending=True, stable=True)
+        left = count - gone
+        going = best_first[:, max(0, left - step) : left]
+        places = torch.arange(going.shape[1] - 1, -1, -1, device=cells.device) + gone
+        order.scatter_(1, going, places.float().expand(len(going), -1))
+        alive = alive.scatter(1, going, False)
+    return order
+
+
+def rounds_importance(suffix: Suffix, start: Tokens, judge: Judge, config: "GoldenConfig") -> Tensor:
+    """Rank patches as ``greedy_importance`` does, but score against what is left, (B, N).
+
+    In every round each single token that is left is removed by ``follow:0``, or merged into its
+    nearest, and the rest is scored against what is left before. The score must not be signed: against
+    the whole image, patches whose removal undoes what earlier ones did would look dispensable, and all
+    would go in one round. Merged tokens stay merged: each of those that go takes the nearest that stays.
+    """
+    tokens, count = start, start.patch_count
+    assert config.greedy is not None
+    while (left := tokens.patch_count) > 0:
+        cells = torch.arange(left, device=start.x.device).unsqueeze(1)
+        importance = torch.zeros_like(tokens.patch_idx, dtype=torch.float32)
+        if left > 1:  # the last one has none to go into
+            target, features = changed_features(suffix, tokens, cells, config)
+            rows = torch.arange(len(target), device=target.device).repeat_interleave(left)
+            scores = replace(judge, target=target)(features.flatten(0, 1), rows)
+            importance = -scores.unflatten(0, (-1, left))
+        stay = top(importance, max(0, left - config.greedy))
+        if config.action == "merge" and stay.shape[1]:
+            tokens = _merged_away(tokens, importance, stay)
+        else:
+            tokens = tokens.select(0, importance, stay)
+    best_first = rank_scores(tokens.history, count).argsort(dim=1, descending=True, stable=True)
+    return (count - 1 - best_first.argsort(dim=1)).float()
+
+
+def changed_features(suffix: Suffix, tokens: Tokens, cells: Tensor, config: "GoldenConfig") -> tuple[Tensor, Tensor]:
+    """Compute unit features of what is there, (B, D), and of that with each window gone, (B, W, D).
+
+    ``cells`` (W, r * r) are the windows, as positions in the sequence.
+    """
+    rows = torch.arange(len(tokens.x), device=tokens.x.device)
+    every = rows.repeat_interleave(len(cells))
+    if config.action == "merge":
+        merges = merge_windows(tokens, cells)
+        if config.approximate == FOLLOWED:
+            return follow_merges(suffix, tokens, merges)
+        extended, idx = merges.copies(tokens)
+        target = suffix.features(tokens, rows, tokens.token_of_patch())
+        features = suffix.features(extended, every, idx.flatten(0, 1))
+    elif quick := quick_features(config.approximate, suffix, tokens, cells):
+        return quick
+    else:
+        target = suffix.features(tokens, rows, every_position(tokens.x, tokens.patch_count))
+        kept = outside(members(cells, tokens.patch_count)).repeat(len(rows), 1)
+        features = suffix.features(tokens, every, kept)
+    return target, features.unflatten(0, (len(rows), -1))
+
+
+def _merged_away(tokens: Tokens, importance: Tensor, stay: Tensor) -> Tokens:
+    """Merge all patch tokens but those at ``stay`` (B, k) into the nearest of these."""
+    away = torch.ones_like(importance, dtype=torch.bool).scatter(1, stay, False)
+    gone = away.nonzero()[:, 1].reshape(len(stay), -1)
+    into = distances(tokens).masked_fill(away.unsqueeze(1), torch.inf).argmin(dim=-1).gather(1, gone)
+    return tokens.merge(0, gone, into, importance.gather(1, gone), stay.shape[1], rescale=True)
+
+
+def _scores(suffix: Suffix, start: Tokens, judge: Judge, inside: Tensor, alive: Tensor) -> Tensor:
+    """Score every window of every image on top of what is gone already, (B, W).
+
+    Windows with the same patches left are run once; those with none left get 0, which nobody reads.
+    """
+    going = (inside & alive.unsqueeze(1)).flatten(0, 1)
+    rows = torch.arange(len(alive), device=alive.device).repeat_interleave(len(inside))
+    keyed = torch.cat((rows.unsqueeze(1), going.long()), dim=1)
+    unique, which = keyed.unique(dim=0, return_inverse=True)
+    row, sets = unique[:, 0], unique[:, 1:].bool()
+    kept = alive[row] & ~sets
+    scores = torch.zeros(len(unique), device=alive.device)
+    sizes = kept.sum(dim=1)
+    for size in sizes.unique().tolist():
+        # Sequences of one length share batches, whatever image they come from.
+        some = ((sizes == size) & sets.any(dim=1)).nonzero().squeeze(1)
+        if len(some):
+            keep_idx = kept[some].nonzero()[:, 1].reshape(len(some), size)
+            scores[some] = judge(suffix.features(start, row[some], keep_idx), row[some])
+    return scores[which].reshape(len(alive), len(inside))
+
+
+__all__ = ["ACTIONS", "SCORES", "GoldenConfig", "GoldenEngine", "golden_importance"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenConfig:
+    """How a golden ranking is made.
+
+    Attributes:
+        score: see ``Judge``.
+        action: what happens to a window: ``remove``, or ``merge`` each of its patches into its nearest
+            outside, see ``merge_windows``.
+        block: patches go at the input of this block, 0-based.
+        window: side of the square window, in patches.
+        stride: step of the window, in patches; a last window touches the border.
+        greedy: patches that go for good in each round of an iterative search; None for one-shot.
+        approximate: what replaces removing or merging every window, see ``zoo.ranking.approximate``; None for
+            nothing. A greedy search takes ``follow:0`` alone (see ``rounds_importance``), merging that
+            for single patches, or ``shallow``.
+    """
+
+    score: str = "preservation"
+    action: str = "remove"
+    block: int = 3
+    window: int = 2
+    stride: int = 1
+    greedy: int | None = None
+    approximate: str | None = None
+
+    def __post_init__(self) -> None:
+        for field, known in (("score", SCORES), ("action", ACTIONS)):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}={getattr(self, field)!r}: {expected(getattr(self, field), known)}")
+        for field, low in (("block", 0), ("window", 1), ("stride", 1), ("greedy", 1)):
+            value = getattr(self, field)
+            if field == "greedy" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{field}={value!r}: expected an integer from {low}")
+        if self.stride > self.window:
+            raise ValueError(f"stride={self.stride!r}: more than window={self.window} leaves patches out")
+        if self.approximate is not None:
+            parse(self.approximate)
+        self._check_way()
+
+    def _check_way(self) -> None:
+        """Refuse an approximation that the search or the action can't take."""
+        merge, shallow = self.action == "merge", (self.approximate or "").startswith(SHALLOW)
+        limited = self.greedy is not None or (merge and not shallow)
+        if limited and self.approximate not in (None, FOLLOWED):
+            what = f"action={self.action!r}" if self.greedy is None else f"greedy={self.greedy}"
+            raise ValueError(f"{what} with approximate={self.approximate!r}: expected none, or {FOLLOWED!r}")
+        if limited and self.window > 1 and (self.approximate or (merge and self.greedy is not None)):
+            raise ValueError(f"window={self.window}: this search goes by single patches; expected window=1")
+
+    def described(self) -> str:
+        """Return the settings in words."""
+        way = self.approximate or "exact"
+        if self.greedy:
+            way = f"greedy by {self.greedy}" + (f", {self.approximate}" if self.approximate else "")
+        size = f"{self.window} x {self.window} by {self.stride}"
+        action = "" if self.action == "remove" else " by merging"
+        return f"{self.score}{action} before block {self.block}, windows of {size}, {way}"
+
+
+class GoldenEngine:
+    """Make golden rankings of many images with one tower.
+
+    Args:
+        model: dense image tower in float32 whose head, if any, projects to the joint space.
+        text: (classes, D) unit class features; for ``label`` and ``confidence``.
+        scale: factor on cosines in the posterior (CLIP's exp of the logit scale).
+        precision: of the patch tokens after the block, see ``Suffix``; ``zoo.ranking.suffix.best_precision`` knows
+            the fastest. ``follow`` and ``jacobian`` run in float32 whatever it is.
+        compiled: use torch.compile; one-shot only.
+        batch: sequences per forward pass, None for what the free memory allows.
+
+    Raises:
+        ValueError: the model reduces tokens itself or isn't float32, the block lies outside it, a
+            window is larger than the grid, text is missing, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        model: Host,
+        config: GoldenConfig,
+        *,
+        text: Tensor | None = None,
+        scale: float = 100.0,
+        precision: str = "float32",
+        compiled: bool = False,
+        batch: int | None = None,
+    ) -> None:
+        _check(model, config, text)
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision!r}: {expected(precision, PRECISIONS)}")
+        if batch is not None and (isinstance(batch, bool) or batch < 1):
+            raise ValueError(f"batch={batch!r}: expected an integer from 1")
+        if compiled and config.greedy is not None:
+            raise ValueError("compiled=True needs one sequence length; a greedy search has many")
+        if compiled and config.approximate is not None:
+            raise ValueError(f"compiled=True with approximate={config.approximate!r}: exact only")
+        self.model = model
+        self.config = config
+        stop = last_block(model, config.approximate) + 1
+        self.suffix = Suffix(model, config.block, batch, stop=stop, precision=precision, compiled=compiled)
+        self.text = None if text is None else text.to(self.suffix.device)
+        self.scale = scale
+
+    @property
+    def passes(self) -> float:
+        """Passes per image through the tower from the block on, the whole image's left out."""
+        grid = self.model.grid
+        count = len(windows(grid, self.config.window, self.config.stride))
+        rounds = -(-grid[0] * grid[1] // (self.config.greedy or grid[0] * grid[1]))  # at most, of fewer and fewer
+        effort = Effort.of(self.model, self.config.block)
+        merged = self.config.action == "merge"
+        each = approximate_passes(self.config.approximate, effort, self.config.block, count, merge=merged)
+        return float(rounds * each)
+
+    def importance(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Score the patches of images (B, C, H, W), with labels (B,) for ``label``.
+
+        Returns:
+            (B, N) float32 importance on the CPU, higher = keep: minus the mean score of the windows
+            that cover the patch; for a greedy search the place in the order of removal.
+
+        Raises:
+            ValueError: labels are missing or out of range.
+        """
+        return self.importances(images, (self.config.score,), labels)[self.config.score]
+
+    @torch.inference_mode()
+    def importances(self, images: Tensor, scores: Sequence[str], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Score patches by several scores, each as ``importance`` does, in the passes of one.
+
+        The config's own score counts only if it is among ``scores``. A greedy search can't share: its score decides
+        what is removed next.
+
+        Raises:
+            ValueError: an unknown score, one that needs text and has none, several of a greedy search, or labels that
+                are missing or out of range.
+        """
+        config, suffix = self.config, self.suffix
+        configs = [replace(config, score=score) for score in scores]
+        if len(configs) > 1 and config.greedy is not None:
+            raise ValueError(f"greedy={config.greedy} goes by one score, got {', '.join(scores)}")
+        for one in configs:
+            _check_text(one, self.text)
+        if "label" in scores:
+            labels = self._labels(labels, len(images))
+        embedded = self.model.embed(images.to(suffix.device, torch.float32))
+        start, _ = self.model.advance(embedded, stop=config.block)
+        common: dict[str, Any] = {"text": self.text, "scale": self.scale, "labels": labels}
+        cells = windows(start.grid, config.window, config.stride).to(suffix.device)
+        rows = torch.arange(len(images), device=suffix.device)
+        if config.greedy is not None:
+            return {one.score: self._searched(start, cells, rows, one, common) for one in configs}
+        target, features = changed_features(suffix, start, cells, config)
+        flat, every = features.flatten(0, 1), rows.repeat_interleave(len(cells))
+        judges = {score: Judge(score=score, target=target, **common) for score in scores}
+        marks = {score: judge(flat, every).unflatten(0, (-1, len(cells))) for score, judge in judges.items()}
+        return {score: -mean_over_windows(own, cells, start.patch_count).cpu() for score, own in marks.items()}
+
+    def _searched(
+        self, start: Tokens, cells: Tensor, rows: Tensor, config: GoldenConfig, common: dict[str, Any]
+    ) -> Tensor:
+        """Rank patches by a greedy search, (B, N) on the CPU."""
+        judge = Judge(score=config.score, target=start.x, **common)
+        assert config.greedy is not None
+        if config.approximate is not None or config.action == "merge":
+            return rounds_importance(self.suffix, start, judge, config).cpu()
+        judge = replace(judge, target=self.suffix.features(start, rows, start.patch_idx))
+        return greedy_importance(self.suffix, start, judge, cells, config.greedy).cpu()
+
+    def _labels(self, labels: Tensor | None, count: int) -> Tensor:
+        if labels is None or len(labels) != count:
+            raise ValueError("score='label' needs labels: (B,) class indices")
+        assert self.text is not None
+        if labels.min() < 0 or labels.max() >= len(self.text):
+            bad = int(labels[(labels < 0) | (labels >= len(self.text))][0])
+            raise ValueError(f"label {bad}: there are classes 0 to {len(self.text) - 1}")
+        return labels.to(self.suffix.device)
+
+
+def golden_importance(
+    model: Host,
+    images: Tensor,
+    config: GoldenConfig,
+    *,
+    text: Tensor | None = None,
+    scale: float = 100.0,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Score the patches of images (B, C, H, W) once, by ``GoldenEngine.importance``."""
+    return GoldenEngine(model, config, text=text, scale=scale).importance(images, labels)
+
+
+def _check(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
+    """Refuse what can't be scored."""
+    if model.reducer is not None:
+        raise ValueError("golden rankings need the dense model: zoo.reduce(model, method=None)")
+    if model.training:
+        raise ValueError("golden rankings need the model in evaluation mode: model.eval()")
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    if dtypes != {torch.float32}:
+        raise ValueError(
+            f"golden rankings need a float32 tower, this one has "
+            f"{', '.join(sorted(map(str, dtypes)))}; precision='bfloat16' makes them fast"
+        )
+    if config.block >= model.depth:
+        raise ValueError(f"block={config.block}: this tower has blocks 0 to {model.depth - 1}")
+    for block in model.block_modules[config.block :]:
+        special = special_layer(block) if is_lean(block) else None
+        if special is not None:
+            raise ValueError(
+                f"golden rankings need plain linear layers, this tower has {special}; "
+                "merge adapters into the weights, or rank before quantizing"
+            )
+    if model.prompts is not None and model.prompts.depth > max(1, config.block):
+        raise ValueError(f"block={config.block}: later blocks get learned tokens of their own")
+    _check_scoring(model, config, text)
+
+
+def _check_scoring(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
+    """Refuse windows, approximations and scores that this tower can't do."""
+    count = len(windows(model.grid, config.window, config.stride))
+    if config.window == max(model.grid):
+        grid = "{} x {}".format(*model.grid)
+        raise ValueError(f"window={config.window!r}: the whole {grid} patch grid, so no patch would rank first")
+    if config.approximate is not None:
+        check(config.approximate, model, config.block, config.window, count)
+    _check_text(config, text)
+
+
+def _check_text(config: GoldenConfig, text: Tensor | None) -> None:
+    if config.score != "preservation" and text is None:
+        raise ValueError(f"score={config.score!r} needs text: (classes, D) unit class features")

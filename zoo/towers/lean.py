@@ -1,0 +1,316 @@
+"""timm's plain block for inference: constants folded into the weights, everything done in place.
+
+Equal to timm's block up to rounding. What a block does apart from matrix products takes half of its time in bfloat16
+on a CPU, most of that in fresh memory and in tensors too large for the caches; hence the care.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention, Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from zoo.core.attention import Attended, PoolingQuery, is_plain
+from zoo.core.tokens import Tokens
+from zoo.towers.vit import ViTBlock
+
+QUICK = 1.702  # QuickGELU's constant
+ROWS = 3200  # tokens at a time on a CPU at most, so that a layer's output is still in the caches when it is read
+# Of tokens between these two numbers oneDNN's products in bfloat16 whose output is as narrow as the tower take up to
+# twice as long for each; so they are run in parts of no more than the lower one.
+FEW, MANY = 480, 1300
+TAIL = 16
+# The layers whose weights a lean block reads instead of calling them.
+LINEAR = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+def is_lean(block: Any) -> bool:
+    """Tell whether a block is timm's plain one, with its plain attention and MLP, which ``LeanBlock`` stands for."""
+    kinds = (type(block), type(getattr(block, "attn", None)), type(getattr(block, "mlp", None)))
+    return kinds == (Block, Attention, Mlp)
+
+
+def special_layer(block: Any) -> str | None:
+    """Return the class of a layer whose weights don't say what it computes, see ``is_plain``; None if all do."""
+    for name, layer in block.named_modules():
+        if name.endswith(LINEAR) and not is_plain(layer):
+            return type(layer).__name__
+    return None
+
+
+class LeanBlock(ViTBlock):
+    """timm's plain block, without what only training needs; it writes into the residual stream that it is given.
+
+    In bfloat16 the residual stream stays float32. Rounding of patch tokens averages out in the class token's
+    attention, that of the class token's own row reaches the output undiminished: ``cls`` spares it half of that, for
+    weights that are read twice, which costs little in large batches alone.
+
+    Args:
+        module: the tower's own block.
+        dtype: of the matrix products: float32, bfloat16 or float16.
+        index: of the block, 0-based.
+        probe: as in ``HostBlock``.
+        cls: whether projection and MLP of the first token stay float32.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        dtype: torch.dtype,
+        index: int = 0,
+        probe: Callable[[Tokens], PoolingQuery] | None = None,
+        *,
+        cls: bool = False,
+    ) -> None:
+        super().__init__(module, index, probe)
+        self.cls = cls
+        self.fp32 = Weights(module, torch.float32)
+        self.low = None if dtype == torch.float32 else Weights(module, dtype)
+
+    @property
+    def scale(self) -> float:
+        """Factor on the logits of the queries and keys that ``attend`` gives."""
+        return float(self.weights.scale)
+
+    @property
+    def weights(self) -> "Weights":
+        """The weights that all tokens' products are made with."""
+        return self.low or self.fp32
+
+    def products(self) -> "list[Product]":
+        """Return the linear layers of every precision that it has."""
+        each = [weights for weights in (self.fp32, self.low) if weights is not None]
+        return [product for w in each for product in (w.qkv, w.proj, w.hidden, w.out)]
+
+    def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
+        """Run the whole block in place, to (B, T, D)."""
+        assert not is_causal
+        x = tokens.x.contiguous()
+        self.run(x, bias)
+        return x
+
+    def run(self, x: Tensor, bias: Tensor | None = None) -> None:
+        """Run the block on tokens (S, T, D) float32, contiguous, in place."""
+        cls, attended = self._class_row(x), []
+        for part in parts(x, self.weights.dtype):
+            attended.append(self._attention(x[part], sliced(bias, len(x), part))[3])
+            self._mlp(self.weights, x[part].view(-1, x.shape[-1]))
+        if cls is not None:
+            self._add_to_class(cls, torch.cat(attended))
+            self._mlp(self.fp32, cls)
+            x[:, 0] = cls
+
+    def attend(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Attended:
+        """Normalise, attend and add to the residual stream, in place: ``out`` is what ``add_attention`` returns."""
+        assert not is_causal
+        x = tokens.x.contiguous()
+        cls = self._class_row(x)
+        query, key, value, attended = self._attention(x, bias)
+        if cls is not None:
+            self._add_to_class(cls, attended)
+            x[:, 0] = cls
+        return Attended(x, query, key.float(), value, self.scale)  # float32 for those who match by keys
+
+    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """Return the residual stream with what ``attend`` added already."""
+        return out
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """Run the MLP on the residual stream and add its result, in place."""
+        x = x.contiguous()
+        cls = self._class_row(x)
+        for part in parts(x, self.weights.dtype):
+            self._mlp(self.weights, x[part].view(-1, x.shape[-1]))
+        if cls is not None:
+            self._mlp(self.fp32, cls)
+            x[:, 0] = cls
+        return x
+
+    def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
+        """Run the block for the class token alone, in float32 and not in place."""
+        return ViTBlock(self.module, self.index, self.probe).first(tokens, bias)
+
+    def pooling_query(self, tokens: Tokens, attended: Attended) -> PoolingQuery:
+        """Return the query that pools, and the keys that it meets, in float32."""
+        pooling = super().pooling_query(tokens, attended)
+        return pooling._replace(query=pooling.query.float())
+
+    def _class_row(self, x: Tensor) -> Tensor | None:
+        """Copy the class tokens (S, D) before the products of all tokens change them; None without low precision."""
+        return x[:, 0].clone() if self.low is not None and self.cls else None
+
+    def _attention(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Add the attention's result to tokens (S, T, D) in place.
+
+        Returns:
+            Queries, keys and values (S, H, T, d), and what the first token attended to, (S, H * d).
+        """
+        rows = x.view(-1, x.shape[-1])
+        normed = self.module.norm1(rows).to(self.weights.dtype)
+        query, key, value = self._heads(normed, x.shape[:2])
+        mask = None if bias is None else bias.to(query.dtype)
+        keys, values, mask = filled(key, value, mask)
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
+        out = out.transpose(1, 2).flatten(2)
+        attn = self.module.attn
+        if not isinstance(attn.norm, nn.Identity):
+            out = attn.norm(out.float()).to(out.dtype)
+        if attn.gate is not None:
+            out = out * attn.gate(normed.view_as(x).float()).sigmoid().to(out.dtype)
+        self.weights.proj.add_to(rows, out.flatten(0, 1))
+        return query, key, value, out[:, 0]
+
+    def _add_to_class(self, cls: Tensor, attended: Tensor) -> None:
+        """Add what class tokens (S, D) attended to, (S, H * d), projected in float32."""
+        self.fp32.proj.add_to(cls, attended.float())
+
+    def _heads(self, normed: Tensor, shape: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys, values (S, H, T, d) of tokens (S * T, D)."""
+        attn = self.module.attn
+        qkv = self.weights.qkv(normed)
+        q, k, v = qkv.view(*shape, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+        if not isinstance(attn.q_norm, nn.Identity):
+            q, k = attn.q_norm(q.float()).to(q.dtype), attn.k_norm(k.float()).to(k.dtype)
+        return q, k, v
+
+    def _mlp(self, weights: "Weights", rows: Tensor) -> None:
+        """Add the MLP's output to the residual stream (R, D)."""
+        mlp = self.module.mlp
+        normed = self.module.norm2(rows).to(weights.dtype)
+        hidden = weights.act(weights.hidden(normed))
+        if not isinstance(mlp.norm, nn.Identity):
+            hidden = mlp.norm(hidden.float()).to(hidden.dtype)
+        weights.out.add_to(rows, hidden)
+
+
+def filled(key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Fill keys and values (S, H, T, d) up to a multiple of ``TAIL`` tokens, which a bias of -inf hides.
+
+    Fused attention in low precision on a CPU takes up to twice as long for what is left over.
+    """
+    missing = -key.shape[2] % TAIL
+    low = key.dtype != torch.float32 and key.device.type == "cpu"
+    if not missing or not low or torch.compiler.is_compiling():
+        return key, value, bias
+    size, heads, count, dim = key.shape
+    both = key.new_empty(2, size, count + missing, heads, dim)  # the layout that they are made in
+    both[:, :, count:] = 0
+    for each, wide in zip((key, value), both, strict=True):
+        wide[:, :count] = each.transpose(1, 2)
+    if bias is None:
+        bias = key.new_zeros(1, 1, 1, count)
+    keys, values = both.transpose(2, 3)
+    return keys, values, F.pad(bias, (0, missing), value=-torch.inf)
+
+
+def parts(x: Tensor, dtype: torch.dtype) -> Iterator[slice]:
+    """Cut sequences (S, T, D) into equal parts, which products in ``dtype`` are run for one after another.
+
+    On a CPU into parts of ``ROWS`` tokens at most; on other devices there is one.
+    """
+    count, tokens = x.shape[:2]
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        yield slice(0, count)
+        return
+    most = FEW if dtype == torch.bfloat16 and FEW < count * tokens < MANY else ROWS
+    size = math.ceil(count / math.ceil(count / max(1, most // tokens)))
+    for first in range(0, count, size):
+        yield slice(first, first + size)
+
+
+def sliced(bias: Tensor | None, count: int, part: slice) -> Tensor | None:
+    """Return the bias of a part of ``count`` sequences; it is broadcastable to (count, H, T, T)."""
+    if bias is None or bias.ndim < 4 or len(bias) < count:
+        return bias
+    return bias[part]
+
+
+class Weights:
+    """The weights and biases of a block in one dtype, LayerScale and other constants folded in.
+
+    Biases stay float32. ``scale`` is the factor on the logits that is
+    left to apply; ``act`` is the MLP's activation, in place where it can be.
+    """
+
+    def __init__(self, block: Any, dtype: torch.dtype) -> None:
+        attn, mlp = block.attn, block.mlp
+        self.dtype = dtype
+        first, second = (getattr(scale, "gamma", None) for scale in (block.ls1, block.ls2))
+        self.scale, rows = attn.scale, None
+        if dtype != torch.float32 and isinstance(attn.q_norm, nn.Identity):
+            # The queries' scale goes into their weights, which saves a pass over the logits. In
+            # float32 it would cost a copy of the weights instead.
+            self.scale, rows = 1.0, torch.ones_like(attn.qkv.weight[:, 0])
+            rows[: attn.attn_dim] = attn.scale
+        self.qkv = Product(*_scaled(attn.qkv, rows, dtype))
+        self.proj = Product(*_scaled(attn.proj, first, dtype))
+        # QuickGELU(x) = silu(1.702 x) / 1.702, and silu has a kernel: the first layer's weights
+        # take the factor, the second's its inverse.
+        quick = type(mlp.act).__name__ == "QuickGELU" and isinstance(mlp.norm, nn.Identity)
+        rows = torch.full_like(mlp.fc1.weight[:, 0], QUICK) if quick else None
+        self.act = partial(F.silu, inplace=True) if quick else _in_place(mlp.act)
+        self.hidden = Product(*_scaled(mlp.fc1, rows, dtype))
+        weight, bias = _scaled(mlp.fc2, second, torch.float32)
+        self.out = Product((weight * (1 / QUICK) if quick else weight).to(dtype), bias)
+
+
+def _scaled(layer: Any, rows: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of a linear layer, each output times its ``rows``; else no copy."""
+    weight, bias = layer.weight, layer.bias
+    if rows is not None:
+        weight = weight * rows.unsqueeze(1)
+        bias = None if bias is None else bias * rows
+    return weight.detach().to(dtype), None if bias is None else bias.detach()
+
+
+def _in_place(act: Any) -> Any:
+    """Return an activation that may use its argument's memory for the result."""
+    exact = type(act).__name__ == "GELU" and getattr(act, "approximate", "none") == "none"
+    return torch.ops.aten.gelu_ if exact else act
+
+
+class Product:
+    """A linear layer of one dtype with a float32 bias.
+
+    ``F.linear`` in bfloat16 on a CPU adds the bias in a pass of its own, and brings the weight into oneDNN's layout at
+    every call. Here that is done once, at the first call, for as much memory as the weight takes.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self._packed: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the layer to (R, in)."""
+        if torch.compiler.is_compiling() or x.dtype != torch.bfloat16 or x.device.type != "cpu" or not _packs():
+            return F.linear(x, self.weight, None if self.bias is None else self.bias.to(x.dtype))
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, FEW)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return out
+
+    def weights(self) -> list[Tensor]:
+        """Return all copies of the weight."""
+        return [self.weight] if self._packed is None else [self.weight, self._packed]
+
+    def add_to(self, rows: Tensor, x: Tensor) -> None:
+        """Add the layer's output for (R, in) to float32 rows (R, out), in place."""
+        if x.dtype != rows.dtype:
+            rows.add_(self(x))
+            return
+        rows.addmm_(x, self.weight.t())
+        if self.bias is not None:
+            rows.add_(self.bias)
+
+
+@cache
+def _packs() -> bool:
+    """Tell whether oneDNN's product in bfloat16, with bias and weights in its layout, is there."""
+    ops = torch.ops.mkldnn
+    here: bool = all(hasattr(ops, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+    return here and bool(ops._is_mkldnn_bf16_supported())

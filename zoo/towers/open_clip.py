@@ -1,0 +1,209 @@
+"""open_clip's own image tower, CoCa's included; towers of timm within open_clip are those of ``zoo.towers.vit``."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from open_clip.transformer import AttentionalPooler, PatchDropout, ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from zoo.core.attention import Attended, torch_attention
+from zoo.core.host import CLASS_TOKEN, Host, HostBlock, register_host
+from zoo.core.tokens import Tokens
+
+
+class OpenClipBlock(HostBlock):
+    """open_clip's block, whose attention is torch's ``nn.MultiheadAttention``."""
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return int(self.module.attn.num_heads)
+
+    @property
+    def scale(self) -> float:
+        """Factor on the logits."""
+        return float(self.module.attn.head_dim**-0.5)
+
+    @property
+    def dropout(self) -> float:
+        """Share of attention weights that are dropped now."""
+        attn = self.module.attn
+        return float(attn.dropout) if attn.training else 0.0
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Normalise tokens for the attention."""
+        normed: Tensor = self.module.ln_1(x)
+        return normed
+
+    def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values; places are in the tokens already."""
+        attn = self.module.attn
+        qkv = F.linear(normed, attn.in_proj_weight, attn.in_proj_bias).unflatten(2, (3, self.heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+    def project(self, out: Tensor, normed: Tensor) -> Tensor:
+        """Project attended values."""
+        projected: Tensor = self.module.attn.out_proj(out)
+        return projected
+
+    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """Add the attention layer's result, with LayerScale."""
+        added: Tensor = x + self.module.ls_1(out)
+        return added
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """Add the MLP's result, with LayerScale."""
+        added: Tensor = x + self.module.ls_2(self.module.mlp(self.module.ln_2(x)))
+        return added
+
+    def attend(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Attended:
+        """Normalise and attend; without a bias by torch's layer, whose way through a kernel depends on the mode."""
+        if bias is not None or is_causal:
+            return super().attend(tokens, bias, is_causal=is_causal)
+        normed = self.norm(tokens.x)
+        query, key, value = self.queries_keys_values(normed, tokens)
+        return Attended(self.module.attention(normed), query, key, value, self.scale)
+
+    def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
+        """Run the whole block, without a bias by calling it."""
+        if bias is not None or is_causal:
+            return super().whole(tokens, bias, is_causal=is_causal)
+        x: Tensor = self.module(tokens.x)
+        return x
+
+
+@register_host(VisionTransformer)
+class ReducedOpenClip(Host, VisionTransformer):
+    """open_clip's VisionTransformer, dense or with a token reduction method; ``zoo.reduce`` makes it.
+
+    Its class token is what CLS attention means even where the patch tokens are averaged or an attention pool sees all.
+    """
+
+    Block = OpenClipBlock
+    blocks_prefix = "transformer.resblocks."
+    # Typed loosely, as the library isn't typed.
+    transformer: Any
+    attn_pool: Any
+    attn_pool_contrastive: Any
+    conv1: Any
+    grid_size: Any
+    image_size: Any
+    ln_post: Any
+    proj: Any
+    _embeds: Any
+    _global_pool: Any
+    _pool: Any
+
+    @property
+    def block_modules(self) -> Any:
+        """The tower's own blocks."""
+        return self.transformer.resblocks
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        rows, columns = self.grid_size
+        return int(rows), int(columns)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        height, width = self.image_size
+        return int(height), int(width)
+
+    @property
+    def prefix_count(self) -> int:
+        """The class token alone."""
+        return 1
+
+    @property
+    def query(self) -> str:
+        """The class token."""
+        return CLASS_TOKEN
+
+    @property
+    def pools_first(self) -> bool:
+        """Whether the class token is all that leaves the tower."""
+        return self.attn_pool is None and self.pool_type == "tok" and not self.output_tokens
+
+    @property
+    def embed_dim(self) -> int:  # type: ignore[override]
+        """Width of the tokens."""
+        return int(self.conv1.out_channels)
+
+    @property
+    def grad_checkpointing(self) -> bool:  # type: ignore[override]
+        """What ``set_grad_checkpointing`` says."""
+        return bool(self.transformer.grad_checkpointing)
+
+    def embed(self, images: Tensor) -> Tokens:
+        """Turn images (B, C, H, W) into the tokens that enter block 0."""
+        return Tokens.start(self._embeds(images), 1, self.grid)
+
+    def finish(self, tokens: Tokens) -> Tensor:
+        """Normalise, pool and project the tokens that left the last block."""
+        projected = self._projected(tokens)[0]
+        return projected.squeeze(1) if projected.ndim == 3 else projected  # CoCa's second pool has one query
+
+    def _projected(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Return what open_clip does: the pooled tokens, projected, and those that it hands out beside them."""
+        pooled, seen = self._pool(tokens.x) if tokens.size is None else self._pool_by_size(tokens)
+        return pooled if self.proj is None else pooled @ self.proj, seen
+
+    @property
+    def _second_pool(self) -> Any:
+        return None if self.attn_pool is None else self.attn_pool_contrastive
+
+    def _pool_by_size(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        x, bias = tokens.x, tokens.size_bias()
+        pooled: Tensor
+        if self._second_pool is not None:
+            x = self.ln_post(x)
+            seen = _attend(self.attn_pool, x, bias)
+            second = self._second_pool
+            pooled = _attend(second, x, bias) if self.attn_pool_type == "parallel" else second(seen)
+            return pooled, seen
+        if self.attn_pool is not None:
+            pooled, seen = self._global_pool(self.ln_post(_attend(self.attn_pool, x, bias)))
+            return pooled, seen
+        if self.pool_type == "tok":
+            pooled, seen = self._pool(x)
+            return pooled, seen
+        patches, left = x[:, 1:], tokens._replace(prefix=0)
+        if self.final_ln_after_pool:
+            return self.ln_post(left.mean(patches)), patches
+        patches = self.ln_post(patches)
+        return left.mean(patches), patches
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the projected features, with ``output_tokens`` also the tokens that open_clip hands out."""
+        tokens, _ = self.advance(self.embed(x))
+        projected, seen = self._projected(tokens)
+        return (projected, seen) if self.output_tokens else projected
+
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """Return open_clip's intermediates of a dense tower; a reduced one has no maps."""
+        if self.reducer is not None:
+            raise ValueError("forward_intermediates gives maps of all patches; use the dense tower, or trace")
+        return super().forward_intermediates(*args, **kwargs)
+
+    def require_reducible(self) -> None:
+        """Raise ValueError unless this tower has open_clip's plain blocks, and one feature per image."""
+        if isinstance(self.patch_dropout, PatchDropout):
+            raise ValueError("patch_dropout > 0 loses patch positions; set it to 0 for reduction")
+        if self.pool_type == "none" and self._second_pool is None:
+            raise ValueError("pool_type='none' gives tokens, not one feature per image; expected 'tok' or 'avg'")
+        block = self.block_modules[0]
+        kinds = (type(block), type(getattr(block, "attn", None)))
+        if kinds != (ResidualAttentionBlock, nn.MultiheadAttention) or not block.attn.batch_first:
+            raise ValueError(
+                f"this tower's blocks are {kinds[0].__name__} with {kinds[1].__name__}; expected open_clip's "
+                "ResidualAttentionBlock with a MultiheadAttention of batch_first=True"
+            )
+
+
+def _attend(pool: AttentionalPooler, x: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what the pool makes of tokens ``x`` (B, T, D), with a bias (B, 1, 1, T) on its logits."""
+    query = pool.ln_q(pool.query).expand(x.shape[0], -1, -1)
+    return torch_attention(pool.attn, query, pool.ln_k(x), bias)

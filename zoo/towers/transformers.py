@@ -1,0 +1,516 @@
+"""Image towers of transformers: CLIP, SigLIP, SigLIP 2, DINOv2 and DINOv3.
+
+``zoo.reduce`` imports this module when one of them comes along. A reduced tower returns transformers' own outputs and,
+as the field ``kept``, the grid positions of the patch tokens in ``last_hidden_state``.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    Dinov2Model,
+    Dinov2WithRegistersModel,
+    DINOv3ViTModel,
+    Siglip2VisionModel,
+    SiglipVisionModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.clip.modeling_clip import CLIPVisionModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from zoo.core.attention import PoolingQuery, torch_attention, torch_projections
+from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, register_host
+from zoo.core.tokens import Tokens
+from zoo.towers.eva import rotation
+
+IMPLEMENTATIONS = ("sdpa", "eager")  # that take a bias on the logits
+
+
+@dataclass
+class ReducedOutput(BaseModelOutputWithPooling):
+    """transformers' output, and where its patch tokens belong.
+
+    ``kept`` (B, n) int64 are the grid positions of the last n tokens of ``last_hidden_state``, -1 for a fused one.
+    """
+
+    kept: Tensor | None = None
+
+
+@dataclass
+class ReducedProjectionOutput(CLIPVisionModelOutput):
+    """Output of CLIP with its projection, and ``kept`` as in ``ReducedOutput``."""
+
+    kept: Tensor | None = None
+
+
+class EncoderBlock(HostBlock):
+    """A layer of the encoders of CLIP, SigLIP and SigLIP 2."""
+
+    @property
+    def attn(self) -> Any:
+        """The attention layer."""
+        return self.module.self_attn
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return int(self.attn.num_heads)
+
+    @property
+    def scale(self) -> float:
+        """Factor on the logits."""
+        return float(self.attn.scale)
+
+    @property
+    def dropout(self) -> float:
+        """Share of attention weights that are dropped now."""
+        return float(self.attn.dropout) if self.attn.training else 0.0
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Normalise tokens for the attention."""
+        normed: Tensor = self.module.layer_norm1(x)
+        return normed
+
+    def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values; places are in the tokens already."""
+        layers = (self.attn.q_proj, self.attn.k_proj, self.attn.v_proj)
+        query, key, value = (layer(normed).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in layers)
+        return query, key, value
+
+    def fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *, is_causal: bool) -> Tensor:
+        """Attend as ``attn_implementation`` says, to (B, H, T, d)."""
+        attn = self.attn
+        eager = sys.modules[type(attn).__module__].eager_attention_forward
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attn.config._attn_implementation, eager)
+        options = {"scaling": self.scale, "dropout": self.dropout, "is_causal": is_causal}
+        out: Tensor = attend(attn, query, key, value, bias, **options)[0]
+        return out.transpose(1, 2)
+
+    def project(self, out: Tensor, normed: Tensor) -> Tensor:
+        """Project attended values."""
+        projected: Tensor = self.attn.out_proj(out)
+        return projected
+
+    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """Add the attention layer's result."""
+        return x + out
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """Add the MLP's result."""
+        added: Tensor = x + self.module.mlp(self.module.layer_norm2(x))
+        return added
+
+
+class DinoBlock(EncoderBlock):
+    """A layer of DINOv2 or DINOv3: LayerScale, stochastic depth, and in DINOv3 rotary embeddings."""
+
+    @property
+    def attn(self) -> Any:
+        """The attention layer."""
+        return self.module.attention
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return int(self.attn.config.num_attention_heads)
+
+    @property
+    def scale(self) -> float:
+        """Factor on the logits."""
+        return float(self.attn.scaling)
+
+    @property
+    def dropout(self) -> float:
+        """Share of attention weights that are dropped now."""
+        attn = self.attn
+        rate = attn.dropout if hasattr(attn, "dropout") else attn.attention_dropout
+        return float(rate) if attn.training else 0.0
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Normalise tokens for the attention."""
+        normed: Tensor = self.module.norm1(x)
+        return normed
+
+    def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, in DINOv3 the first two rotated by each token's place."""
+        query, key, value = super().queries_keys_values(normed, tokens)
+        if tokens.positional is None:
+            return query, key, value
+        sine, cosine = rotation(tokens, self.index).chunk(2, dim=-1)
+        query, key = (_rotated(part, sine, cosine, tokens.prefix) for part in (query, key))
+        return query, key, value
+
+    def project(self, out: Tensor, normed: Tensor) -> Tensor:
+        """Project attended values."""
+        projected: Tensor = self.attn.o_proj(out)
+        return projected
+
+    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """Add the attention layer's result."""
+        added: Tensor = self.module.drop_path(self.module.layer_scale1(out)) + x
+        return added
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """Add the MLP's result."""
+        layer = self.module
+        added: Tensor = layer.drop_path(layer.layer_scale2(layer.mlp(layer.norm2(x)))) + x
+        return added
+
+
+def _rotated(x: Tensor, sine: Tensor, cosine: Tensor, prefix: int) -> Tensor:
+    patches = x[:, :, prefix:]
+    first, second = patches.chunk(2, dim=-1)
+    turned = patches * cosine + torch.cat((-second, first), dim=-1) * sine
+    return torch.cat((x[:, :, :prefix], turned), dim=2)
+
+
+class TransformersHost(Host):
+    """What transformers' towers share; a family says how it embeds and what leaves it."""
+
+    Block = EncoderBlock
+    blocks_prefix = "encoder.layers."
+    # Typed loosely, as the library may be missing.
+    config: Any
+    embeddings: Any
+    encoder: Any
+
+    @property
+    def block_modules(self) -> Any:
+        """The tower's own blocks."""
+        return self.encoder.layers
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches at the configured image size."""
+        return self.cells(*self.input_size)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the configured images."""
+        return _pair(self.config.image_size)
+
+    def cells(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of patches of an image of this size."""
+        rows, columns = _pair(self.config.patch_size)
+        return int(height) // rows, int(width) // columns  # sizes are tensors while torch traces
+
+    @property
+    def prefix_count(self) -> int:
+        """The class token and registers."""
+        return 1 + int(getattr(self.config, "num_register_tokens", 0))
+
+    @property
+    def query(self) -> str | None:
+        """The class token."""
+        return CLASS_TOKEN
+
+    @property
+    def pools_first(self) -> bool:
+        """Whether the class token is all that is pooled."""
+        return True
+
+    @property
+    def embed_dim(self) -> int:  # type: ignore[override]
+        """Width of the tokens."""
+        return int(self.config.hidden_size)
+
+    @property
+    def grad_checkpointing(self) -> bool:  # type: ignore[override]
+        """What ``gradient_checkpointing_enable`` says."""
+        return bool(self.block_modules[0].gradient_checkpointing and self.training)
+
+    def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """Return ``last_hidden_state`` and ``pooler_output`` of the tokens that left the last block."""
+        raise NotImplementedError
+
+    def finish(self, tokens: Tokens) -> Tensor:
+        """Return ``pooler_output``."""
+        pooled = self.leave(tokens)[1]
+        if pooled is None:
+            raise ValueError("vision_use_head=False: this tower gives tokens, not one feature per image")
+        return pooled
+
+    def output(self, tokens: Tokens, hidden_states: tuple[Tensor, ...] | None) -> Any:
+        """Put what left the last block into transformers' object."""
+        last, pooled = self.leave(tokens)
+        return ReducedOutput(
+            last_hidden_state=last, pooler_output=pooled, hidden_states=hidden_states, kept=tokens.patch_idx
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: Any = None,
+        output_attentions: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Return transformers' output, with ``kept``.
+
+        ``inputs`` are the arguments of ``embed`` beside images. With ``output_hidden_states`` all blocks' tokens are
+        in the output, fewer after a reduction.
+
+        Raises:
+            ValueError: ``output_attentions``.
+        """
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise ValueError("output_attentions=True: a reduced tower has no attention maps; use the dense tower")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        tapping = output_hidden_states is not None and output_hidden_states is not False  # a layer's number may be 0
+        embedded = self.embed(pixel_values, **inputs)
+        tokens, tapped = self.advance(embedded, taps=range(self.depth) if tapping else ())
+        return self.output(tokens, (embedded.x, *(t.x for t in tapped)) if tapping else None)
+
+    def require_reducible(self) -> None:
+        """Raise ValueError unless the attention takes a bias on its logits."""
+        implementation = self.config._attn_implementation
+        if implementation not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"attn_implementation={implementation!r}: expected one of {', '.join(IMPLEMENTATIONS)}; "
+                "call model.set_attn_implementation('sdpa') first"
+            )
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    height, width = value if isinstance(value, Iterable) else (value, value)
+    return int(height), int(width)
+
+
+class ClipHost(TransformersHost):
+    """CLIP's tower, which may be a submodule of what has its projection."""
+
+    @property
+    def vision(self) -> Any:
+        """The module of embeddings, encoder and norms."""
+        return self
+
+    @property
+    def block_modules(self) -> Any:
+        """The tower's own blocks."""
+        return self.vision.encoder.layers
+
+    def embed(self, images: Tensor, interpolate_pos_encoding: bool | None = False) -> Tokens:
+        """Turn images (B, C, H, W) into the tokens that enter block 0."""
+        x = self.vision.embeddings(images, interpolate_pos_encoding=interpolate_pos_encoding)
+        return Tokens.start(self.vision.pre_layrnorm(x), 1, self.cells(*images.shape[-2:]))
+
+    def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Return the tokens as they are, and the class token normalised."""
+        return tokens.x, self.vision.post_layernorm(tokens.x[:, 0, :])
+
+
+@register_host(CLIPVisionModel)
+class ReducedClipVision(ClipHost, CLIPVisionModel):
+    """transformers' CLIPVisionModel, dense or with a token reduction method; ``zoo.reduce`` makes it."""
+
+
+@register_host(CLIPVisionModelWithProjection)
+class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
+    """transformers' CLIPVisionModelWithProjection, dense or with a token reduction method; ``zoo.reduce`` makes it."""
+
+    blocks_prefix = "vision_model.encoder.layers."
+    vision_model: Any
+    visual_projection: Any
+
+    @property
+    def vision(self) -> Any:
+        """The module of embeddings, encoder and norms."""
+        return self.vision_model
+
+    def finish(self, tokens: Tokens) -> Tensor:
+        """Return ``image_embeds``."""
+        projected: Tensor = self.visual_projection(super().finish(tokens))
+        return projected
+
+    def output(self, tokens: Tokens, hidden_states: tuple[Tensor, ...] | None) -> Any:
+        """Put what left the last block into transformers' object."""
+        return ReducedProjectionOutput(
+            image_embeds=self.finish(tokens),
+            last_hidden_state=tokens.x,
+            hidden_states=hidden_states,
+            kept=tokens.patch_idx,
+        )
+
+
+class SiglipHost(TransformersHost):
+    """What SigLIP and SigLIP 2 share: an attention pool, no class token."""
+
+    post_layernorm: Any
+    head: Any
+    use_head: bool
+
+    @property
+    def prefix_count(self) -> int:
+        """None at all."""
+        return 0
+
+    @property
+    def query(self) -> str | None:
+        """The probe of the attention pool."""
+        return PROBE if self.use_head else None
+
+    @property
+    def pools_first(self) -> bool:
+        """The pool sees all tokens."""
+        return False
+
+    def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens normalised, and what the pool makes of them, which counts merged ones by size."""
+        x: Tensor = self.post_layernorm(tokens.x)
+        if not self.use_head:
+            return x, None
+        if tokens.size is None:
+            return x, self.head(x)
+        head = self.head
+        pooled = torch_attention(head.attention, head.probe.expand(x.shape[0], -1, -1), x, tokens.size_bias())
+        return x, (pooled + head.mlp(head.layernorm(pooled)))[:, 0]
+
+    def probe(self, tokens: Tokens) -> PoolingQuery:
+        """Return the attention pool's query and its keys of the tokens, normalised as those that leave the tower."""
+        layer: nn.MultiheadAttention = self.head.attention
+        x = self.post_layernorm(tokens.x)
+        query, key, _ = torch_projections(layer, self.head.probe.expand(x.shape[0], -1, -1), x)
+        return PoolingQuery(query, key, layer.head_dim**-0.5, 0)
+
+
+@register_host(SiglipVisionModel)
+class ReducedSiglip(SiglipHost, SiglipVisionModel):
+    """transformers' SiglipVisionModel, dense or with a token reduction method; ``zoo.reduce`` makes it."""
+
+    def embed(self, images: Tensor, interpolate_pos_encoding: bool | None = False) -> Tokens:
+        """Turn images (B, C, H, W) into the tokens that enter block 0."""
+        x = self.embeddings(images, interpolate_pos_encoding=interpolate_pos_encoding)
+        return Tokens.start(x, 0, self.cells(*images.shape[-2:]))
+
+
+@register_host(Siglip2VisionModel)
+class ReducedSiglip2(SiglipHost, Siglip2VisionModel):
+    """transformers' Siglip2VisionModel, dense or with a token reduction method; ``zoo.reduce`` makes it.
+
+    Images of one batch must have the same grid, since one count of tokens is kept of all; padding is cut off.
+    """
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images that have the learned positions, of which those of others are interpolated."""
+        side = int(self.config.num_patches**0.5) * int(self.config.patch_size)
+        return side, side
+
+    def embed(
+        self,
+        images: Tensor,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+    ) -> Tokens:
+        """Turn images (B, C, H, W), or what the processor makes of them, into the tokens that enter block 0.
+
+        Raises:
+            ValueError: images of several grids, or patches missing in one.
+        """
+        if spatial_shapes is None:
+            grid = self.cells(*images.shape[-2:])
+            size = self.config.patch_size
+            tiles = images.unflatten(3, (grid[1], size)).unflatten(2, (grid[0], size))
+            patches = tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+            shapes = torch.tensor(grid, device=images.device).expand(images.shape[0], -1)
+        else:
+            if (spatial_shapes != spatial_shapes[:1]).any():
+                raise ValueError(
+                    f"spatial_shapes={spatial_shapes.tolist()}: expected one grid in a batch; "
+                    "give the model images of equal shape at a time"
+                )
+            grid = (int(spatial_shapes[0, 0]), int(spatial_shapes[0, 1]))
+            count = grid[0] * grid[1]
+            if pixel_attention_mask is not None and not pixel_attention_mask[:, :count].all():
+                raise ValueError(f"pixel_attention_mask leaves out some of the {grid[0]} x {grid[1]} patches")
+            patches, shapes = images[:, :count], spatial_shapes
+        return Tokens.start(self.embeddings(patches, shapes), 0, grid)
+
+
+class DinoHost(TransformersHost):
+    """What DINOv2 and DINOv3 share."""
+
+    Block = DinoBlock
+
+    def embed(
+        self, images: Tensor, bool_masked_pos: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tokens:
+        """Turn images (B, C, H, W) into the tokens that enter block 0."""
+        if attention_mask is not None:
+            raise ValueError("attention_mask needs all tokens in place; use the dense tower")
+        x, positional = self.positioned(images, bool_masked_pos)
+        return Tokens.start(x, self.prefix_count, self.cells(*images.shape[-2:]), positional)
+
+    def positioned(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens of images, and ``Tokens.positional``."""
+        return self.embeddings(images, bool_masked_pos=masked), None
+
+    def normed(self, x: Tensor) -> Tensor:
+        """Normalise tokens that left the last block."""
+        raise NotImplementedError
+
+    def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Return the tokens normalised, and the class token among them."""
+        x = self.normed(tokens.x)
+        return x, x[:, 0, :]
+
+
+class Dinov2Host(DinoHost):
+    """DINOv2, with or without registers."""
+
+    blocks_prefix = "encoder.layer."
+    layernorm: Any
+
+    @property
+    def block_modules(self) -> Any:
+        """The tower's own blocks."""
+        return self.encoder.layer
+
+    def normed(self, x: Tensor) -> Tensor:
+        """Normalise tokens that left the last block."""
+        y: Tensor = self.layernorm(x)
+        return y
+
+
+@register_host(Dinov2Model)
+class ReducedDinov2(Dinov2Host, Dinov2Model):
+    """transformers' Dinov2Model, dense or with a token reduction method; ``zoo.reduce`` makes it."""
+
+
+@register_host(Dinov2WithRegistersModel)
+class ReducedDinov2Registers(Dinov2Host, Dinov2WithRegistersModel):
+    """transformers' Dinov2WithRegistersModel, dense or with a token reduction method; ``zoo.reduce`` makes it."""
+
+
+@register_host(DINOv3ViTModel)
+class ReducedDinov3(DinoHost, DINOv3ViTModel):
+    """transformers' DINOv3ViTModel, dense or with a token reduction method; ``zoo.reduce`` makes it."""
+
+    blocks_prefix = "model.layer."
+    model: Any
+    norm: Any
+    rope_embeddings: Any
+
+    @property
+    def block_modules(self) -> Any:
+        """The tower's own blocks."""
+        return self.model.layer
+
+    def positioned(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the tokens of images, and sines and cosines of the grid's positions, see ``rotation``."""
+        images = images.to(self.embeddings.patch_embeddings.weight.dtype)
+        cosine, sine = self.rope_embeddings(images)
+        return self.embeddings(images, bool_masked_pos=masked), torch.cat((sine, cosine), dim=-1)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """Normalise tokens that left the last block."""
+        y: Tensor = self.norm(x)
+        return y
