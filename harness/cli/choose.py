@@ -7,14 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
+from harness.base.table import Part, Shown, json_values
+from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import PROGRAM, Command, CommandParser
-from harness.console.table import Part, Shown, json_values
-from harness.console.terminal import Progress
 
 
 def _choose_flags(parser: CommandParser) -> None:
-    from harness.measure.candidates import ChooseConfig
+    from harness.apps.candidates import ChooseConfig
 
     what = parser.add_argument_group("model and pictures")
     flags.model(what)
@@ -52,9 +52,9 @@ def _choose_flags(parser: CommandParser) -> None:
 
 def run_choose(args: Namespace, status: Console) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
-    from harness.measure.candidates import ChooseConfig
-    from harness.measure.choose import choice_table, choose
-    from harness.measure.fidelity import Bounds
+    from harness.apps.candidates import ChooseConfig
+    from harness.apps.choose import choice_table, choose
+    from harness.apps.fidelity import Bounds
 
     bounds = flags.settings(Bounds, args)
     config = flags.settings(ChooseConfig, args)

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from harness import git_commit
-from harness.console.table import Shown, Work
-from harness.console.terminal import WHENS
+from harness.base.table import Shown, Work
+from harness.base.terminal import WHENS
 
 Run = Callable[[argparse.Namespace, Console], Shown | Work]
 PROGRAM = "patchrank"  # however it was started

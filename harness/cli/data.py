@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
+from harness.base.table import NOT_MEASURED, Shown, Table
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser, imported
-from harness.console.table import NOT_MEASURED, Shown, Table
 
 
 def run_list(*_: Any) -> Shown:
@@ -150,7 +150,7 @@ COMMANDS = (
         path="datasets check",
         what="Verify a local copy before hours are spent on it: counts, checksums, every image.",
         flags=_check_flags,
-        run=imported("harness.check.datasets:run_check"),
+        run=imported("harness.apps.check.datasets:run_check"),
         examples=(
             ("datasets check emoji", "a dataset that ships"),
             ("datasets check folder:photos --fast", "your own images, by their names alone"),

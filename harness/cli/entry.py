@@ -14,11 +14,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from harness.base.table import Part, Shown, Table, fitted, whole
+from harness.base.terminal import Progress, errors, has_width, notes, printable, results
 from harness.cli.command import PROGRAM
 from harness.cli.flags import check_device
 from harness.cli.parser import build_parser
-from harness.console.table import Part, Shown, Table, fitted, whole
-from harness.console.terminal import Progress, errors, has_width, notes, printable, results
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
 

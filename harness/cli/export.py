@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from harness.base.table import Shown, Table, json_values
+from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser
-from harness.console.table import Shown, Table, json_values
-from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
     from harness.datasets.base import Split, SplitName

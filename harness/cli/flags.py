@@ -11,8 +11,8 @@ from harness.cli.command import CommandParser
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from harness.apps.setup import Setup
     from harness.datasets.base import SplitName
-    from harness.measure.setup import Setup
     from zoo.learning.fit import FitConfig
     from zoo.learning.prompt_learner import TuneConfig
     from zoo.ranking.golden import GoldenConfig
@@ -250,7 +250,7 @@ def setup_of(args: Namespace) -> "Setup":
         ValueError: a file with a method, keep rate or recovery beside it; or what ``Setup.of`` refuses.
         FileNotFoundError: no such file.
     """
-    from harness.measure.setup import Setup
+    from harness.apps.setup import Setup
 
     recovery = None if args.recovery is None else str(args.recovery)
     if not args.model.endswith(".json"):

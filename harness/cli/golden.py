@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from harness.base.table import Shown, json_values
+from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser
-from harness.console.table import Shown, json_values
-from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
     from harness.datasets.base import SplitName
@@ -338,8 +338,8 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
 
 
 def _schedule_flags(parser: CommandParser) -> None:
+    from harness.apps.schedule import SearchConfig
     from harness.measure.recovery import Sources
-    from harness.measure.schedule import SearchConfig
 
     what = parser.add_argument_group("what is searched, on what")
     flags.model(what)
@@ -362,8 +362,8 @@ def _schedule_flags(parser: CommandParser) -> None:
 
 def run_fit_schedule(args: Namespace, status: Console) -> Shown:
     """Search a schedule, write it, and show the default and the best beside it."""
+    from harness.apps.schedule import SearchConfig, schedule_table, search_schedule
     from harness.measure.recovery import Sources
-    from harness.measure.schedule import SearchConfig, schedule_table, search_schedule
 
     sources = flags.settings(Sources, args, datasets=tuple(dict.fromkeys(args.dataset)))
     config = flags.settings(SearchConfig, args)

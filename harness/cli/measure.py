@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from harness.base.table import Shown, Work, json_values
+from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser
-from harness.console.table import Shown, Work, json_values
-from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
     from harness.records.record import Record
@@ -78,7 +78,7 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
 
 def _side_by_side(args: Namespace, status: Console) -> Work:
     """Measure while no other run writes to the folder."""
-    from harness.golden.shards import claimed
+    from harness.base.store import claimed
     from harness.records.record import RECORDS, require_appendable
 
     require_appendable(args.output / RECORDS)

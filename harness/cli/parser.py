@@ -9,7 +9,7 @@ from harness.cli.command import EXIT_CODES, PROGRAM, Command, CommandParser, Sub
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from harness.console.table import Shown
+    from harness.base.table import Shown
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 
@@ -19,8 +19,8 @@ def _completion_flags(parser: CommandParser) -> None:
 
 
 def _run_completion(args: Namespace, _status: "Console") -> "Shown":
+    from harness.base.table import Shown
     from harness.cli.completion import script
-    from harness.console.table import Shown
 
     text = script(args.shell, build_parser())
     return Shown(parts=(text.rstrip(),), data={"shell": args.shell, "script": text})

@@ -19,7 +19,7 @@ def _report_flags(parser: CommandParser) -> None:
 
 
 def _check_flags(parser: CommandParser) -> None:
-    from harness.check.verdict import Bounds
+    from harness.apps.check.verdict import Bounds
 
     text = "expectations, which are files of records; default: the one that ships"
     files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
@@ -93,7 +93,7 @@ COMMANDS = (
         path="check",
         what="Measure a reduced benchmark again and tell what moved.",
         flags=_check_flags,
-        run=imported("harness.check.check:run_check"),
+        run=imported("harness.apps.check.check:run_check"),
         examples=(
             ("check", "the expectation that ships"),
             ("check --methods tome --no-latency", "some of its rows"),
@@ -107,7 +107,7 @@ COMMANDS = (
         path="push",
         what="Publish a model with a generated card on the Hugging Face hub, or write it to a folder.",
         flags=_push_flags,
-        run=imported("harness.publish:run_push"),
+        run=imported("harness.apps.push:run_push"),
         examples=(
             (f"{PUSH} --dry-run", "see the card first"),
             (f"{PUSH} --records results/records.jsonl", "with measured figures"),

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from harness.base.table import Part, Shown, Work, json_values
+from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import ANY, Command, CommandParser
-from harness.console.table import Part, Shown, Work, json_values
-from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
     from harness.datasets.base import Dataset, SplitName

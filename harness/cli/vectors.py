@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from harness.base.table import Shown, Table, json_values
+from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser
-from harness.console.table import Shown, Table, json_values
-from harness.console.terminal import Progress
 
 if TYPE_CHECKING:
-    from harness.vectors.embed import Embedded, Job
-    from harness.vectors.source import Source, TextSource
+    from harness.apps.vectors.embed import Embedded, Job
+    from harness.apps.vectors.source import Source, TextSource
 
 VECTORS = Path("vectors")
 
@@ -44,7 +44,7 @@ def _embed_flags(parser: CommandParser) -> None:
 
 def run_embed(args: Namespace, status: Console) -> Shown:
     """Embed pictures or texts and say where the embeddings are, what is bad, and what bound."""
-    from harness.vectors.embed import Job, embed
+    from harness.apps.vectors.embed import Job, embed
 
     job = flags.settings(
         Job,
@@ -61,7 +61,7 @@ def run_embed(args: Namespace, status: Console) -> Shown:
 
 
 def _source(args: Namespace, progress: Progress) -> "Source | TextSource":
-    from harness.vectors.source import EXPECTED, TextSource, open_source
+    from harness.apps.vectors.source import EXPECTED, TextSource, open_source
 
     if args.texts is None:
         if not args.source:
@@ -106,8 +106,8 @@ def _search_flags(parser: CommandParser) -> None:
 
 def run_search(args: Namespace, _status: Console) -> Shown:
     """Search embeddings and show the nearest ones."""
-    from harness.vectors.search import nearest, query_vector, source_of, write_sheet
-    from harness.vectors.store import IMAGES, provenance_of
+    from harness.apps.vectors.search import nearest, query_vector, source_of, write_sheet
+    from harness.apps.vectors.store import IMAGES, provenance_of
 
     provenance = provenance_of(args.vectors)
     source = None if args.sheet is None else source_of(provenance)

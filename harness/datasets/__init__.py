@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Example, OwnDataset, Split, SplitName, named_classes
 from harness.datasets.coop import CoopSplit
 from harness.datasets.decoded import bad_images, require_readable

@@ -20,7 +20,7 @@ import pooch
 import requests
 from filelock import FileLock
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 
 PACKED = (".tar.gz", ".tgz", ".tar", ".zip")
 PART, LOCK, PARTIAL = ".part", ".lock", ".unpacking"

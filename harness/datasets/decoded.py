@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName, cached_json, keep_json
 from harness.datasets.images import how_many
 from zoo.core.files import write_whole

@@ -3,7 +3,7 @@
 Tasks on the same images: category (`emoji`), subcategory (`emoji-subcategory`) and, for test emoji,
 the name among all test names (`emoji-names`, zero-shot), and captions made of such names, for retrieval
 (`emoji-captions`). Splits are disjoint by group of
-near-duplicates (rule: `harness.embedded.build_emoji`). The drawing has 96 to 160 of 196 px.
+near-duplicates (rule: `tools.build_emoji`). The drawing has 96 to 160 of 196 px.
 """
 
 import functools
@@ -72,7 +72,7 @@ class _EmojiTask(Dataset):
     license = "Apache-2.0 (Noto art), MIT (Fluent art; names and categories)"
     source = "npm emoji-datasource-google 16.0.0, npm @lobehub/fluent-emoji-3d 1.1.0"
     files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-final.pack", "emoji-index.json")
-    build_command = "python -m harness.embedded.build_emoji"
+    build_command = "python -m tools.build_emoji"
     studied = True
     templates: tuple[str, ...] = (
         "an emoji showing {}.", "an emoji of the kind {}.", "a drawing of {}.", "an icon of {}.",

@@ -90,7 +90,7 @@ class Fashion(Dataset):
     license = "MIT"
     source = "Fashion-MNIST, Zalando SE (Debian package dataset-fashion-mnist)"
     files = ("fashion-items.idx3", "fashion-final.idx3", "fashion-index.json")
-    build_command = "python -m harness.embedded.build_fashion"
+    build_command = "python -m tools.build_fashion"
     shots_from = "val"
     studied = has_final = True
     classes = CLASSES  # whose captions all occur in text training

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets.archives import Archive, drive
 from harness.datasets.base import SplitName, cached_json, keep_json
 from harness.datasets.images import EXTENSIONS, ImageList, shortened

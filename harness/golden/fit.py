@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness import git_commit
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.few_shot import batches, draw_ranked, seeded_order

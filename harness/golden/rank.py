@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.console.terminal import Progress
+from harness.base.store import ShardFacts, claimed, missing, shard_path, survey
+from harness.base.terminal import Progress
+from harness.base.workers import check_workers, made_by_workers, require_same
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.few_shot import turns
 from harness.datasets.images import folder_images
 from harness.golden import store
-from harness.golden.shards import ShardFacts, claimed, missing, shard_path, survey
 from harness.golden.store import FOLDER_SPLIT, Provenance, Shard, own_store, ranked_revision
-from harness.golden.workers import check_workers, made_by_workers, require_same
 from harness.models.towers import Tower, load_tower, text_classifier
 from zoo.core.precision import AUTO, precision_on
 from zoo.loading.weights import fingerprint

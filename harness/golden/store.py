@@ -13,9 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from harness.datasets import Dataset, kind_of
-from harness.datasets.base import DATA_DIR, Split
-from harness.golden.shards import (
+from harness.base.store import (
     BrokenShardError,
     Origin,
     ShardFacts,
@@ -24,6 +22,8 @@ from harness.golden.shards import (
     shard_paths,
     write_with_room,
 )
+from harness.datasets import Dataset, kind_of
+from harness.datasets.base import DATA_DIR, Split
 from zoo.core.files import write_whole
 from zoo.loading.weights import cache_folder
 from zoo.ranking.golden import GoldenConfig

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness import git_commit
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import draw_train, subset, turns
 from harness.golden.store import Rankings, find_rankings

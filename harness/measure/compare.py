@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import zoo
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.console.table import Cell, Column, Table
-from harness.console.terminal import Progress
+from harness.base.table import Cell, Column, Table
+from harness.base.terminal import Progress
 from harness.measure.rows import Variant
 from harness.measure.timing import Call, interleaved, random_images
 from harness.models.cost import gflops

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import zoo
 from harness import git_commit
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.measure import timing, ways
 from harness.measure.cost import Counts, counts
 from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of

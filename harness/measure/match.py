@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import isotonic_regression
 
 import zoo
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, rows_of
 from harness.measure.timing import interleaved, random_images

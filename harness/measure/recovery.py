@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness import git_commit
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset

@@ -7,8 +7,8 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from harness.console.table import FORMS, NOT_MEASURED, Cell, Column, Part, Table
-from harness.console.terminal import Progress
+from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Part, Table
+from harness.base.terminal import Progress
 from harness.measure.timing import Machine, Surroundings, Timing
 from harness.measure.ways import EAGER
 from harness.records.conditions import DENSE

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import rankdata
 
-from harness.console.terminal import Progress
+from harness.base.store import BrokenShardError, reading
+from harness.base.terminal import Progress
 from harness.datasets.base import Split
 from harness.datasets.few_shot import batches
 from harness.golden import store
 from harness.golden.maps import unprocessed
-from harness.golden.shards import BrokenShardError, reading
 from harness.measure.plan import TRACED
 from harness.measure.rows import Outcome
 from harness.records.conditions import DENSE

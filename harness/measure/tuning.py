@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.measure.evaluate import OutcomeCache, correct, outcomes

@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hi
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.console.table import NOT_MEASURED
-from harness.console.terminal import Progress
+from harness.base.table import NOT_MEASURED
+from harness.base.terminal import Progress
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RECOVERY, TUNINGS
 from zoo.core.files import no_room, parsed, strict_json
 from zoo.core.messages import expected

@@ -15,8 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.console.table import UNMEASURED, Cell, Column, Shown, Table, json_values
-from harness.console.terminal import Progress
+from harness.base.table import UNMEASURED, Cell, Column, Shown, Table, json_values
+from harness.base.terminal import Progress
 from harness.measure.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.averages import Average, labels
 from harness.records.record import CONDITIONS, FIDELITY, RECORDS, Record, read_run

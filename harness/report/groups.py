@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from harness.console.table import UNMEASURED, Cell, Column, Table, json_values
+from harness.base.table import UNMEASURED, Cell, Column, Table, json_values
 from harness.measure.times import CAPTION, DETAILS, PREPARED, LatencyRecord, notes
 from harness.measure.times import CONDITIONS as TIMED_CONDITIONS
 from harness.measure.times import columns_of as timed_columns_of

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from harness.console.table import Table
+from harness.base.table import Table
 from harness.report.drawing import INK, Panel, Picture, Plot, Style, styles_of
 from harness.report.groups import Grouped, TimedGroup, counted, sections, time_sections
 from harness.report.highlights import Highlights, Missing, headline

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.stats import rankdata
 from torch import Tensor
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
 from harness.golden.maps import class_text, golden_maps, method_maps, most_important, patch_grid, reduced, unprocessed

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from harness.console.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure, points
+from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure, points
 from harness.datasets import split_words
 from harness.measure.compare import Floor
 from harness.records.averages import (

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from harness.console.table import NOT_MEASURED, Table
+from harness.base.table import NOT_MEASURED, Table
 
 
 def markdown(tables: Sequence[Table], level: int = 3) -> str:

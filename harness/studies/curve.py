@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import zoo
-from harness.console.table import FORMS, Cell, Column, Table
-from harness.console.terminal import Progress
+from harness.base.table import FORMS, Cell, Column, Table
+from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Split, SplitName
 from harness.datasets.few_shot import subset

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.console.table import Cell, Column, Table, json_values
-from harness.console.terminal import Progress
+from harness.base.table import Cell, Column, Table, json_values
+from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import subset

@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.stats import rankdata
 from torch import Tensor
 
-from harness.console.table import FORMS, Cell, Column, Table, json_values, points
-from harness.console.terminal import Progress
+from harness.base.table import FORMS, Cell, Column, Table, json_values, points
+from harness.base.terminal import Progress
 from harness.datasets import get_dataset, list_datasets, shipped_facts
 from harness.datasets.base import Dataset, Example, SplitName
 from harness.datasets.few_shot import subset

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.console.table import FORMS, NOT_MEASURED, Cell, Column, Table, json_values
-from harness.console.terminal import Progress
+from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table, json_values
+from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import turns
 from harness.golden.budget import passes_of

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.console.table import FORMS, UNMEASURED, Cell, Column, Table, json_values, points
-from harness.console.terminal import Progress
+from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, json_values, points
+from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset
 from harness.datasets.few_shot import require_labels

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from harness import git_commit
-from harness.console.table import FORMS, NOT_MEASURED, Cell, Column, Table
-from harness.console.terminal import Progress
+from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table
+from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.datasets.few_shot import subset

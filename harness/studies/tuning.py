@@ -5,8 +5,8 @@ from dataclasses import KW_ONLY, dataclass, fields, replace
 from statistics import fmean
 from typing import Any, get_args, get_type_hints
 
-from harness.console.table import Cell, Table
-from harness.console.table import points as in_points
+from harness.base.table import Cell, Table
+from harness.base.table import points as in_points
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import undrawn
 from harness.measure.rows import Variant

@@ -14,7 +14,7 @@ import torch
 from timm.models import save_for_hf
 
 import zoo
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import COOP, OURS, draw, require_apart, subset

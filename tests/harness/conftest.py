@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 import zoo
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings
 from harness.measure import bench

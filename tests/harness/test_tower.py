@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import zoo
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.golden.fit import fit
 from harness.golden.rank import Job, Source, rank

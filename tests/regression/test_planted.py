@@ -24,7 +24,7 @@ import zoo.core.reducer
 import zoo.loading.clip
 import zoo.loading.text
 import zoo.towers.vit
-from harness.console.table import Shown
+from harness.base.table import Shown
 from harness.datasets.base import Dataset
 from harness.measure.rows import Oracle
 from zoo.loading.clip import ClipParts

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 import zoo
+from harness.base.table import Table
 from harness.cli.data import list_data, list_tables
-from harness.console.table import Table
 from harness.datasets import list_datasets, shipped_facts
 from harness.datasets.rooted import RootedDataset
 from zoo.loading.sizes import SIZES

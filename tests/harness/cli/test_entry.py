@@ -14,12 +14,12 @@ from unittest.mock import Mock
 import pytest
 from rich.table import Table
 
+from harness.base.store import claimed
+from harness.base.table import Shown
 from harness.cli import main
 from harness.cli.entry import BROKEN_PIPE, own_words
 from harness.cli.parser import COMMANDS
-from harness.console.table import Shown
 from harness.datasets.base import Dataset
-from harness.golden.shards import claimed
 from harness.measure import traces
 from harness.models.towers import Tower
 from harness.records.record import Record, read_records, write_records

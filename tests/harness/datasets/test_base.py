@@ -8,7 +8,7 @@ import pytest
 from harness import datasets
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import DATA_DIR, FINAL, SPLITS, Dataset
-from harness.embedded.shipping import read_known, write_or_check
+from tools.shipping import read_known, write_or_check
 
 NAMES = tuple(name for name in list_datasets() if get_dataset(name).files)
 MEBIBYTE = 2**20

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets import Dataset, get_dataset, names_of
 from harness.datasets import decoded as module
 from harness.datasets.decoded import bad_images, decode_all, require_readable

@@ -11,7 +11,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, SPLITS
 from harness.datasets.canvas import SIZE, compose, decode, seeded
 from harness.datasets.emoji import CAPTION, CAPTIONED, CATEGORIES, STYLES, EmojiNames
-from harness.embedded import build_emoji
+from tools import build_emoji
 from zoo.loading.text import EmbeddedTokenizer, tokenizer, unseen_words
 
 TASKS = ("emoji", "emoji-subcategory", "emoji-names")

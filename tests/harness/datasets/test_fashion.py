@@ -11,7 +11,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, SPLITS
 from harness.datasets.canvas import SIZE, draw, draws, seeded
 from harness.datasets.fashion import CLUTTER, Fashion, compose, sample, silhouette
-from harness.embedded import build_fashion
+from tools import build_fashion
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from PIL import Image
 from harness.datasets import get_dataset
 from harness.datasets.base import Split
 from harness.datasets.photos import SMALLEST, Photos
-from harness.embedded import build_photos
-from harness.embedded.build_photos import BY_2, BY_4, CC0, LEAST, OVERLAP, PHOTOS, PUBLIC, SIDE, boxes
+from tools import build_photos
+from tools.build_photos import BY_2, BY_4, CC0, LEAST, OVERLAP, PHOTOS, PUBLIC, SIDE, boxes
 
 ROOT = Path(__file__).parents[3]
 NAMES = tuple(build_photos.SHARES)

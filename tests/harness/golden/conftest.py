@@ -13,12 +13,12 @@ from PIL import Image
 from timm.models import save_for_hf
 
 import zoo  # noqa: F401  (registers the models)
+from harness.base.store import LOCK, shard_path
+from harness.base.terminal import Progress
 from harness.cli import main
-from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden import rank as module
 from harness.golden.rank import Job, Ranked, Source, rank
-from harness.golden.shards import LOCK, shard_path
 from harness.golden.store import Provenance, Rankings, Shard
 from harness.models.towers import Tower
 from zoo.loading.clip import ClipParts

@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 from scipy.stats import kendalltau
 
 import zoo
-from harness.console.terminal import Progress
+from harness.base.store import shard_path
+from harness.base.terminal import Progress
 from harness.datasets import few_shot as sampling
 from harness.datasets.base import Dataset, Split
 from harness.golden import fit as module
 from harness.golden.fit import Entering, Joined, entering, gather, held_out, tau_of
-from harness.golden.shards import shard_path
 from harness.golden.store import Rankings, Shard
 from harness.measure.rows import variants
 from harness.models.towers import Tower

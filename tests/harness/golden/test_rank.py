@@ -14,12 +14,12 @@ import torch
 from rich.console import Console
 
 import zoo
-from harness.console.terminal import Progress
+from harness.base.store import shard_path, shard_paths
+from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import subset, turns
 from harness.golden import rank as module
 from harness.golden.rank import Job, Ranked, Source, ahead, rank, rank_by_scores
-from harness.golden.shards import shard_path, shard_paths
 from harness.golden.store import Rankings, find_rankings
 from harness.golden.store import ranked as ranked_positions
 from harness.models.towers import Tower, text_classifier

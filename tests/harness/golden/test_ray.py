@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
+from harness.base.store import shard_path, shard_paths
+from harness.base.terminal import Progress
 from harness.cli import main
-from harness.console.terminal import Progress
 from harness.datasets.base import Split
 from harness.datasets.few_shot import turns
 from harness.golden import workers as module
 from harness.golden.rank import Job, Source, rank
-from harness.golden.shards import shard_path, shard_paths
 from zoo.ranking.golden import GoldenConfig
 
 # At most two blocks, 1 or 2 KiB by the kind of shell; the smallest shard has more.

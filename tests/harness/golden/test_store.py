@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.golden import shards
+from harness.base import store as shards
+from harness.base.store import BrokenShardError, shard_path
 from harness.golden import store as module
-from harness.golden.shards import BrokenShardError, shard_path
 from harness.golden.store import Provenance, Rankings, Shard
 from zoo.core.files import NoRoomError
 from zoo.ranking.golden import GoldenConfig
@@ -298,7 +298,7 @@ WRITER = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from harness.golden.shards import shard_path
+from harness.base.store import shard_path
 from harness.golden.store import read_shard, write_shard
 folder, index = Path(sys.argv[1]), 0
 shard = read_shard(shard_path(folder, 0), 0)

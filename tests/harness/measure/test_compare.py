@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from rich.console import Console
 
 import zoo
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.measure import bench

@@ -9,8 +9,8 @@ from fvcore.nn import FlopCountAnalysis
 from rich.console import Console
 
 import zoo
+from harness.base.terminal import Progress
 from harness.cli import main
-from harness.console.terminal import Progress
 from harness.measure import cost
 from harness.measure.cost import costs, counts, overhead, overhead_table
 from harness.measure.rows import variants

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from harness.base.terminal import Progress
 from harness.cli import main
-from harness.console.terminal import Progress
 from harness.measure import bench
 from harness.measure import compare as floor_module
 from harness.measure.compare import floor

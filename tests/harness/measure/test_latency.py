@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import zoo
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.measure import latency, ways
 from harness.measure.cost import counts
 from harness.measure.latency import Family, LatencyPlan, load_family, measure_latency, time_cell

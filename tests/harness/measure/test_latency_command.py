@@ -10,8 +10,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 import torch
 
+from harness.base.terminal import Progress
 from harness.cli import main
-from harness.console.terminal import Progress
 from harness.measure import latency
 from harness.measure.latency import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
 from harness.measure.times import CONDITIONS, VERDICTS, LatencyRecord, read_latencies

@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 
 import zoo
+from harness.base.terminal import Progress
 from harness.cli import main
-from harness.console.terminal import Progress
 from harness.measure.compare import compare
 from harness.measure.match import SLACK, TOLERANCE, KeepSolver, matched_rows, together
 from harness.measure.plan import Plan

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 
 import zoo
+from harness.base.terminal import Progress
 from harness.cli import main
-from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.measure import recovery

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.rank import Job, Source, rank
 from harness.golden.store import Rankings

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import zoo
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.measure import latency, ways
 from harness.measure.cost import counts
 from harness.measure.latency import Family, LatencyPlan, measure_latency

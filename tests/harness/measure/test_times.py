@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.console.table import Table, fitted
-from harness.console.terminal import Progress
+from harness.base.table import Table, fitted
+from harness.base.terminal import Progress
 from harness.measure import times
 from harness.measure.timing import Surroundings
 from harness.records.record import Latency

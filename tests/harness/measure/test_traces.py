@@ -19,10 +19,10 @@ from PIL import Image
 from rich.console import Console
 
 import zoo
+from harness.base.store import BrokenShardError
+from harness.base.terminal import Progress
 from harness.cli.parser import build_parser
-from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
-from harness.golden.shards import BrokenShardError
 from harness.golden.store import Rankings
 from harness.measure import traces
 from harness.measure.compare import compare

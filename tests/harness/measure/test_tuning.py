@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 import zoo
+from harness.base.terminal import Progress
 from harness.cli import main
 from harness.cli.golden import dense_name, load_row
-from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw
 from harness.measure import tuning as module

@@ -19,10 +19,10 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from harness.check.check import tower_names
+from harness.apps.check.check import tower_names
+from harness.apps.setup import Setup
 from harness.cli import main
 from harness.measure.rows import require_rows
-from harness.measure.setup import Setup
 from harness.models.towers import load_tower, random_tower, split_method, split_name
 from zoo.loading.weights import fingerprint
 

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis.extra import numpy as arrays
 from rich.console import Console
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.measure.bench import per_image
 from harness.records import record as appending
 from harness.records.record import (

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from harness.base.table import Cell, Table, fitted
 from harness.cli import main
-from harness.console.table import Cell, Table, fitted
 from harness.measure.bench import per_image
 from harness.records.record import METRICS, Latency, Record, pack_correct, read_records, write_records
 from harness.records.statistics import (

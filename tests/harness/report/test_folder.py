@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness.base.table import Shown
+from harness.base.terminal import Progress
 from harness.cli import main
 from harness.cli.parser import build_parser
-from harness.console.table import Shown
-from harness.console.terminal import Progress
 from harness.measure.times import LatencyRecord, write_latencies
 from harness.records.record import Record, write_records
 from harness.report.changes import read_run

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.records.record import Record
 from harness.report.drawing import Picture
 from harness.report.folder import write_report

@@ -13,8 +13,8 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
+from harness.base.terminal import Progress
 from harness.cli import main
-from harness.console.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.golden.maps import method_maps, most_important, reduced

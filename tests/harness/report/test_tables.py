@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from harness.check.cases import Row
-from harness.check.verdict import Bounds, Outcome, moved
-from harness.console.table import Cell, Form, Table
+from harness.apps.check.cases import Row
+from harness.apps.check.verdict import Bounds, Outcome, moved
+from harness.base.table import Cell, Form, Table
 from harness.measure.bench import per_image
 from harness.measure.compare import Floor
 from harness.records.averages import Average, averages, judged, labels, matched

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.models.towers import Tower
 from harness.records.record import Record

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from harness.base.terminal import Progress
 from harness.cli import main
-from harness.console.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.budget import Curve, Point
 from harness.models.towers import Tower, text_classifier

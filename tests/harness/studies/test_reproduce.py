@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.base.terminal import Progress
 from harness.cli import main
 from harness.cli.study import study_config
-from harness.console.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.records.record import Record, read_records
 from harness.records.statistics import Interval

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import zoo
+from harness.base.table import NOT_MEASURED
+from harness.base.terminal import Progress
 from harness.cli import main
-from harness.console.table import NOT_MEASURED
-from harness.console.terminal import Progress
 from harness.models.cost import gflops
 from harness.models.towers import Tower
 from harness.records.agreement import kendall_tau

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.console.table import points
-from harness.console.terminal import Progress
+from harness.base.table import points
+from harness.base.terminal import Progress
 from harness.datasets.base import FINAL, Dataset
 from harness.datasets.few_shot import draw, undrawn
 from harness.measure.rows import variants

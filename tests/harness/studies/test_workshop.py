@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from harness.console.terminal import Progress
+from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.rank import Source
 from harness.golden.store import Rankings, own_store

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from harness.console.table import Part, Table, fitted, whole
+from harness.base.table import Part, Table, fitted, whole
 from harness.records.record import Record, read_records
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.check.datasets import Checked, class_table
+from harness.apps.check.datasets import Checked, class_table
+from harness.apps.choose import Choice, Judged, choice_table
+from harness.apps.fidelity import CHANGE, COSINE, Q05
+from harness.apps.schedule import Finalist, Found, Schedule, schedule_table
+from harness.apps.setup import Setup
+from harness.base.table import Part
 from harness.cli.data import datasets_table, list_tables
-from harness.console.table import Part
-from harness.measure.choose import Choice, Judged, choice_table
 from harness.measure.compare import Floor
 from harness.measure.cost import Overhead, overhead_table
-from harness.measure.fidelity import CHANGE, COSINE, Q05
-from harness.measure.schedule import Finalist, Found, Schedule, schedule_table
-from harness.measure.setup import Setup
 from harness.records.averages import averages, matched
 from harness.records.record import Record
 from harness.records.statistics import Interval

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.base.table import Part
 from harness.cli import study as studies
-from harness.console.table import Part
 from harness.golden.budget import Curve, Point, Worth
 from harness.measure.tuning import Judged
 from harness.records.record import Record

@@ -1,0 +1,1 @@
+"""What users do with towers: choose, embed, search, push, check."""

@@ -1,0 +1,416 @@
+"""Publish a model: its weights and where they are from, its card, a folder, and the upload."""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+from jinja2 import Environment, FileSystemLoader, Template
+from rich.console import Console
+from timm.models import save_for_hf
+
+import zoo
+from harness.base.table import Shown
+from harness.base.terminal import Progress
+from harness.measure.rows import predictors_digest
+from harness.models.cost import gflops
+from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
+from harness.records.conditions import DENSE, RECOVERY
+from harness.records.record import Record, conditions, lacking, read_run
+from harness.report.groups import markdown_table
+from zoo.core.files import digest_of, read_facts, write_whole
+from zoo.core.predictor import PredictorFile, read_predictors
+from zoo.core.prompts import CosineHead
+from zoo.core.reducer import configure
+from zoo.loading.open_clip import FOLDER, HUB
+from zoo.loading.recovery_file import RecoveryFile
+from zoo.loading.sizes import MODELS, SIZES, unknown_model
+from zoo.loading.weights import find_predictor, fingerprint
+from zoo.towers.vit import ReducedViT, TimmHost
+
+FILES = ("README.md", "config.json", "model.safetensors")
+FREE = ("apache-2.0", "bsd-3-clause", "mit")
+UNKNOWN = "unknown"
+PROVENANCE = "provenance"  # its key in config.json
+_HUBS_LICENSES = (*FREE, UNKNOWN, "cc-by-nc-4.0")  # others it knows by license_name
+_RANKED = (
+    *("dataset", "split", "revision", "model", "weights", "score", "block", "window", "stride"),
+    *("dtype", "approximate", "greedy"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publishable:
+    """A model in evaluation mode with its weights, and where these are from.
+
+    Attributes:
+        provenance: JSON values: metadata of the files that the weights came from, in
+            ``predictors`` (one entry each), ``prompts`` and ``recovery``, and hashes of these files in
+            ``digests``; with a recovery, ``tower`` is the fingerprint before it. Empty where nobody wrote that down.
+    """
+
+    vit: TimmHost
+    arch: str  # timm name, without a tag
+    tag: str  # of its tower's weights
+    provenance: dict[str, Any]
+
+    @property
+    def dense(self) -> TimmHost:
+        """The model without its reduction; shares its modules."""
+        dense: TimmHost = zoo.reduce(self.vit, method=None)
+        return dense
+
+    @property
+    def method(self) -> str:
+        """Registered method, or ``dense``."""
+        return DENSE if self.vit.reducer is None else self.vit.reducer.method
+
+    @property
+    def license(self) -> str:
+        """Licence of the tower's weights, ``unknown`` if nobody said."""
+        facts: Any = self.vit.pretrained_cfg
+        return str(facts.get("license") or UNKNOWN)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that tuned text features tell apart; none without them."""
+        facts: Any = self.vit.pretrained_cfg
+        tuned = isinstance(self.vit.head, CosineHead)
+        return tuple(facts.get("label_names") or ()) if tuned else ()
+
+    def settings(self) -> dict[str, Any]:
+        """Return the method's settings as records keep them, its predictor left out."""
+        return {} if self.vit.reducer is None else self.vit.reducer.config.plain()
+
+    def weights(self) -> str:
+        """Return the fingerprint of the tower as records keep it: without what was tuned or recovered."""
+        if RECOVERY in self.provenance:
+            return str(self.provenance["tower"])
+        tower = self.dense
+        tower.prompts = None
+        if isinstance(tower.head, CosineHead):
+            tower.head = tower.head.projection
+        return fingerprint(tower)
+
+    def rows(self, records: Sequence[Record], path: Path) -> list[Record]:
+        """Choose what was measured of this model, and of its dense tower beside it.
+
+        Raises:
+            ValueError: the records of ``path`` have none with these weights and settings.
+        """
+        weights, settings = self.weights(), self.settings()
+        mine = [record for record in records if self._is_of(record, weights, settings)]
+        if not mine:
+            models = ", ".join(sorted({record.model for record in records})) or "nothing"
+            command = self.command()
+            mend = f"measure it with: {command}" if command else "leave --records out"
+            raise ValueError(
+                f"{str(path)!r} has no record of {self.arch}.{self.tag} with these weights "
+                f"({weights}) and settings; it has {models}; {mend}"
+            )
+        same = {conditions(record) for record in mine}
+        dense = [r for r in records if r.method == DENSE and conditions(r) in same]
+        return [*(r for r in dense if r not in mine), *mine]
+
+    def _is_of(self, record: Record, weights: str, settings: dict[str, Any]) -> bool:
+        values = {**settings, **(self.provenance.get("digests") or {})}
+        return (
+            (record.model, record.tag, record.weights_sha256) == (self.arch, self.tag, weights)
+            and all(record.method_config.get(key) == value for key, value in values.items())
+            and (record.shots > 0) == bool(self.classes)
+            and record.recovered == (RECOVERY in self.provenance)
+        )
+
+    def command(self) -> str | None:
+        """Return the command that measures this model; None if none has its settings."""
+        known = MODELS.get(self.arch)
+        if known is None:
+            return None
+        keeps = ""
+        if known.method is not None:
+            keeps = f" --keeps {known.percent / 100:g}"
+            usual = configure(known.method, {"keep": known.percent / 100}, len(self.vit.blocks)).plain()
+            free = ("arch", "width")  # by the predictor
+            if any(usual[k] != v for k, v in self.settings().items() if k not in free):
+                return None
+        dataset, shots = "NAME", ""
+        if self.classes:
+            prompts = self.provenance.get("prompts")
+            if not prompts:
+                return None
+            dataset, recipe = prompts["dataset"], prompts["recipe"]
+            shots = f" --shots {prompts['provenance'].get('shots')} --tokens {recipe.get('tokens')}"
+        shots += " --recovery FILE" if RECOVERY in self.provenance else ""
+        return (
+            f"patchrank compare --models clip_vit_{known.size}.{self.tag} --methods "
+            f"{self.method}{keeps} --datasets {dataset}{shots} --output results"
+        )
+
+
+def load_publishable(
+    name: str, predictor: Sequence[Path] = (), prompts: Path | None = None, recovery: Path | None = None
+) -> Publishable:
+    """Load a model by one of our names, or from ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
+
+    Raises:
+        ValueError: unknown name, or files that don't fit.
+        FileNotFoundError: weights, predictor, prompts or recovery are missing.
+    """
+    name = name.removeprefix(TIMM)
+    if name.startswith((FOLDER, HUB)):
+        if predictor or prompts or recovery:
+            raise ValueError(f"model {name!r} carries its weights: leave out predictor, prompts and recovery")
+        return _saved(name)
+    arch = name.partition(".")[0]
+    if arch not in MODELS:
+        raise ValueError(_unpublishable(name))
+    tower, tag = split_name(split_method(name)[0])
+    options: dict[str, Any] = {} if prompts is None else {"prompts": str(prompts)}
+    if predictor:
+        options["predictor"] = [str(path) for path in predictor]
+    file = None if recovery is None else RecoveryFile.read(recovery)
+    vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=True, **options)
+    provenance: dict[str, Any] = {"digests": {}}  # named as in the settings of records
+    if files := _predictors(vit, tower, tag, predictor):
+        provenance["predictors"] = [read_facts(file.path, "predictor") for file in files]
+        provenance["digests"]["predictor"] = predictors_digest(files)
+    if prompts is not None:
+        provenance["prompts"] = read_facts(prompts, "prompts")
+        provenance["digests"]["prompts"] = digest_of(prompts)
+    model = Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
+    if file is None:
+        return model
+    provenance["tower"] = model.weights()
+    provenance[RECOVERY] = read_facts(file.path, RECOVERY)
+    provenance["digests"][RECOVERY] = digest_of(file.path)
+    return replace(model, vit=zoo.add_recovery(vit, file).eval())
+
+
+def _unpublishable(name: str) -> str:
+    """Say why a model of another library can't be published by its name, and what can be done."""
+    for prefix, theirs in ((OPEN_CLIP, "push_to_hf_hub"), (TRANSFORMERS, "push_to_hub")):
+        if name.startswith(prefix):
+            return (
+                f"model {name!r}: push takes towers of timm alone; publish the dense one by {theirs} of {prefix[:-1]}, "
+                "and reduce what is loaded by zoo.reduce(model, method=METHOD, keep=RATE)"
+            )
+    if timm.is_model(name.partition(".")[0]):
+        return (
+            f"model {name!r}: push takes a name of `patchrank list`, or a folder: save it by timm.models.save_for_hf("
+            f"zoo.reduce(timm.create_model({name!r}, pretrained=True), method=METHOD, keep=RATE), FOLDER), and push "
+            f"{FOLDER}FOLDER"
+        )
+    return f"{unknown_model(name)}, or {FOLDER}FOLDER, {HUB}OWNER/NAME"
+
+
+def _predictors(vit: ReducedViT, tower: str, tag: str, paths: Sequence[Path]) -> Sequence[PredictorFile]:
+    reducer = vit.reducer
+    if reducer is None:
+        return ()
+    if paths:
+        return sorted(read_predictors(paths), key=lambda file: file.block)
+    blocks = reducer.config.predictor_blocks(len(vit.blocks))
+    return [find_predictor(tower, tag, block) for block in blocks]
+
+
+def _saved(name: str) -> Publishable:
+    folder = Path(name.removeprefix(FOLDER))
+    if name.startswith(FOLDER) and not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"model {name!r}: no config.json there; timm.models.save_for_hf(model, FOLDER) or "
+            "patchrank push --folder FOLDER writes one"
+        )
+    vit = create_pretrained(name)
+    if not isinstance(vit, TimmHost):
+        raise ValueError(
+            f"model {name!r} is {type(vit).__name__}, none that zoo.reduce made; save it by timm.models.save_for_hf("
+            "zoo.reduce(model, method=METHOD, keep=RATE), FOLDER)"
+        )
+    facts: Any = vit.pretrained_cfg
+    config = folder / "config.json"
+    if name.startswith(HUB):
+        repo, _, revision = name.removeprefix(HUB).partition("@")
+        config = Path(str(try_to_load_from_cache(repo, "config.json", revision=revision or None)))
+    provenance = json.loads(config.read_text("utf-8")).get(PROVENANCE) or {}
+    arch = str(vit.__dict__["_model_args"].get("base") or facts["architecture"]).partition(".")[0]
+    tag = str(facts.get("tag") or "")
+    return Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
+
+
+def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
+    """Write the card of a model; it says only what is recorded or computed.
+
+    ``repo`` is ``OWNER/NAME`` on the hub; records are of the model and of its dense tower.
+    """
+    reducer, known, recovery = model.vit.reducer, MODELS.get(model.arch), model.provenance.get(RECOVERY)
+    weights = None if known is None else SIZES[known.size].weights
+    facts, uncounted = _facts(model)
+    reduction = ["token reduction"] if reducer is not None else []
+    return _template().render(
+        model=model,
+        repo=repo,
+        hub_licenses=_HUBS_LICENSES,
+        free=FREE,
+        clip=known is not None or "_clip_" in model.arch,
+        base=f"timm/{weights}.{model.tag}" if weights else None,
+        parts=reduction + ["learned tokens"] * bool(model.classes) + [RECOVERY] * bool(recovery),
+        facts=facts,
+        uncounted=uncounted,
+        table=markdown_table(records, summary=True).strip() if records else "",
+        version=records[0].version if records else "",
+        commits=sorted({record.git_commit for record in records if record.git_commit}),
+        predicted=reducer is not None and bool(reducer.config.predictor_blocks(len(model.vit.blocks))),
+        predictors=[_with_heads(file) for file in model.provenance.get("predictors") or []],
+        prompts=model.provenance.get("prompts"),
+        recovery=recovery,
+        embedded=known is not None and weights is None,
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(  # Markdown, of values that we computed
+        loader=FileSystemLoader(Path(__file__).parent), keep_trailing_newline=True
+    )
+    environment.filters["json"] = lambda value: json.dumps(value, sort_keys=True)
+    return environment.get_template("model_card.md")
+
+
+def _facts(model: Publishable) -> tuple[dict[str, str], str]:
+    """Return the rows of the card's first table, and which operators GFLOPs lack."""
+    vit = model.vit
+    config: Any = vit.pretrained_cfg
+    size = tuple(config["input_size"])
+    like = next(vit.parameters())
+    with torch.inference_mode():
+        trace = vit.trace(torch.zeros(1, *size, device=like.device, dtype=like.dtype))
+    patches = trace.grid[0] * trace.grid[1]
+    cost = gflops(vit, size[1:], size[0])
+    facts = {"input": " x ".join(map(str, size))}
+    dense = ""
+    if vit.reducer is not None:
+        dense = f" (dense: {gflops(model.dense, size[1:], size[0]).gflops:.2f})"
+        facts |= {
+            "method": _method(model),
+            "settings": f"`{json.dumps(model.settings())}`",
+            "keep rate": f"{100 * trace.final_tokens / patches:.1f} %",
+        }
+    classes = len(model.classes)
+    facts |= {
+        "patch tokens": f"{trace.final_tokens} of {patches} at the end",
+        "tokens leaving each block": ", ".join(map(str, trace.tokens_per_block)),
+        "GFLOPs per image": f"{cost.gflops:.2f}{dense}",
+        "parameters": f"{cost.params:,}",
+        "output": f"logits of {classes} classes" if classes else f"{vit.num_classes} features",
+    }
+    return facts, lacking(cost.unsupported)
+
+
+def _method(model: Publishable) -> str:
+    """Say what the method is, by the first line of its module."""
+    module = sys.modules[type(model.vit.reducer).__module__]
+    line = (module.__doc__ or model.method).strip().splitlines()[0]
+    link = r"[arXiv \1](https://arxiv.org/abs/\1)"
+    return f"{model.method}. {re.sub(r'arXiv ([0-9.]+[0-9])', link, line)}"
+
+
+def _with_heads(file: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete what is known of a predictor, with the columns that its rankings fill."""
+    provenance = file.get("provenance") or {}
+    rankings = provenance.get("rankings") or []
+    heads = [key for key in _RANKED if any(one.get(key) is not None for one in rankings)]
+    return {**file, "recipe": file.get("recipe") or {}, "provenance": provenance, "heads": heads}
+
+
+def run_push(args: argparse.Namespace, status: Console) -> Shown:
+    """Write a model with its card, upload it unless only a folder is asked for, and say so.
+
+    Raises:
+        ValueError: a name, licence or record that doesn't fit, or a folder with other files.
+        FileNotFoundError: weights or files that aren't there.
+        ConnectionError: the hub is out of reach or refuses.
+    """
+    _check_repo(args.to)
+    records = read_run(args.records) if args.records is not None else []
+    model = load_publishable(args.model, args.predictor, args.prompts, args.recovery)
+    uploads = args.folder is None and not args.dry_run
+    _check_license(model, args.accept_license, uploads=uploads)
+    rows = model.rows(records, args.records) if args.records is not None else []
+    with tempfile.TemporaryDirectory() as name:
+        folder = args.folder or Path(name)
+        card = write_folder(model, folder, args.to, rows)
+        sizes = {file: (folder / file).stat().st_size for file in FILES}
+        where = None if args.folder is None else str(args.folder)
+        if uploads:
+            Progress(status).say(f"uploading {sum(sizes.values()):,} bytes to {args.to}")
+            where = upload(folder, args.to, private=args.private)
+    files = ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes.items())
+    text = f"wrote {where}: {files}"
+    if where is None:
+        text = f"nothing was written or sent; it would be {files}\n\n{card}"
+    return Shown(parts=(text,), data={"where": where, "bytes_by_file": sizes, "card": card})
+
+
+def write_folder(model: Publishable, folder: Path, repo: str, records: Sequence[Record]) -> str:
+    """Write weights, config and card, which ``local-dir:`` loads, and return the card.
+
+    Raises:
+        ValueError: the folder has other files, which an upload would take along.
+    """
+    others = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if strange := sorted(set(others) - set(FILES)):
+        raise ValueError(f"folder {str(folder)!r} holds {strange[0]!r}: give a new or empty one")
+    card = model_card(model, repo, records)
+    config = {PROVENANCE: model.provenance} if model.provenance else {}
+    save_for_hf(model.vit, str(folder), model_config=config, safe_serialization=True)
+    write_whole(folder / "README.md", card.encode())
+    return card
+
+
+def upload(folder: Path, repo: str, *, private: bool) -> str:
+    """Upload the folder as one commit to a repository, maybe a new one; return its address.
+
+    Raises:
+        ConnectionError: no token, no network, or the hub refuses.
+    """
+    from huggingface_hub import HfApi  # here, so that a test's stand-in is found
+
+    try:
+        api = HfApi(library_name="clip-patchrank")
+        api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=list(FILES), commit_message="Upload model and card"
+        )
+    except Exception as error:  # the client raises what its transport does, release by release
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConnectionError(
+            f"can't upload to {repo!r}: {reason} (log in with 'hf auth login' or set HF_TOKEN, "
+            "where the hub can be reached; or write the files with --folder DIR and upload them "
+            f"from elsewhere with 'hf upload {repo} DIR')"
+        ) from error
+    return f"https://huggingface.co/{repo}"
+
+
+def _check_repo(repo: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo, re.ASCII):
+        raise ValueError(f"--to {repo!r}: expected OWNER/NAME, of letters, digits and - _ .")
+
+
+def _check_license(model: Publishable, accepted: str | None, *, uploads: bool) -> None:
+    if accepted not in (None, model.license):
+        raise ValueError(f"--accept-license {accepted!r}: the weights {model.tag!r} are under {model.license!r}")
+    if uploads and model.license not in FREE and accepted is None:
+        raise ValueError(
+            f"the weights {model.tag!r} are under {model.license!r}, which may forbid publishing "
+            "what is derived from them: read it, and if you may, add --accept-license "
+            f"{model.license}"
+        )

@@ -1,0 +1,218 @@
+"""Pictures decoded and resized beside the model: in processes that may die, in the pictures' order.
+
+torch's DataLoader isn't used: when a decoder takes its process along, as a damaged file may make it
+do, the loader ends the run and can't say which picture it was.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing.connection import wait
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.apps.vectors.source import Picture
+from harness.datasets.images import decode_image
+
+CHUNK = 16  # pictures that a process takes at a time
+AHEAD = 3  # chunks per process that wait for the model at most
+LONGEST = 1_000  # times the shorter side: resized by that, a longer side would fill the memory
+MOST = 16  # processes beside a GPU
+PRELOADED = ["harness.apps.vectors.decode", "open_clip", "timm.data", "torchvision.transforms"]
+Transform = Callable[[Any], Any]  # from a PIL image to (C, H, W)
+
+
+class Prepared(NamedTuple):
+    """What came of a chunk of pictures.
+
+    paths: one for each. pixels: (n, C, H, W) float32, zeros where a picture can't be read; None if none
+    can be. wrong: why, by position in the chunk. seconds: that it took one process.
+    """
+
+    paths: list[str]
+    pixels: NDArray[np.float32] | None
+    wrong: dict[int, str]
+    seconds: float
+
+
+def prepare(pictures: Sequence[Picture], transform: Transform) -> Prepared:
+    """Read, decode, resize and normalise pictures."""
+    start = time.perf_counter()
+    rows: dict[int, NDArray[np.float32]] = {}
+    wrong: dict[int, str] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PIL, about metadata
+        for place, picture in enumerate(pictures):
+            try:
+                image = decode_image(picture.read(), repr(picture.path), way="leave it out")
+                if max(image.size) > LONGEST * min(image.size):
+                    raise ValueError(f"it has {image.width} x {image.height} pixels; expected sides of 1 : {LONGEST}")
+                rows[place] = np.asarray(transform(image), dtype=np.float32)
+            except Exception as error:  # an odd size may stop a transform, too
+                wrong[place] = str(error) or type(error).__name__
+    pixels = None
+    if rows:
+        pixels = np.zeros((len(pictures), *next(iter(rows.values())).shape), np.float32)
+        for place, row in rows.items():
+            pixels[place] = row
+    return Prepared([picture.path for picture in pictures], pixels, wrong, time.perf_counter() - start)
+
+
+def processes_beside(device: str) -> int:
+    """Return how many processes decode: a quarter of the cores beside a model on the CPU, else all, up to `MOST`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST, cores // 4 if device.startswith("cpu") else cores))
+
+
+class Decoders:
+    """Processes that prepare pictures; with ``count`` 0 this process does, when they are asked for."""
+
+    def __init__(self, count: int, transform: Transform) -> None:
+        self.count, self._transform = count, transform
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Decoders":
+        """Start no process yet."""
+        return self
+
+    def start(self) -> None:
+        """Start the processes, unless they run, and wait for the first.
+
+        Raises:
+            ValueError: it ends at once.
+        """
+        if self.count and self._pool is None:
+            self._pool = _pool(self.count, self._transform)
+            try:
+                self._pool.submit(_prepare, []).result()
+            except BrokenProcessPool as error:
+                raise _no_process() from error
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes."""
+        self._end()
+
+    def prepare(self, chunks: Iterable[Sequence[Picture]]) -> Iterator[Prepared]:
+        """Yield what comes of each chunk, in order; the chunks are asked for as far ahead as they are worked on.
+
+        A chunk whose process dies is prepared again, picture by picture in a process alone; a
+        picture that ends that one as well can't be read.
+
+        Raises:
+            ValueError: no process can be started.
+        """
+        if self.count == 0:
+            for chunk in chunks:
+                yield prepare(chunk, self._transform)
+            return
+        rest = iter(chunks)
+        pending: deque[tuple[Sequence[Picture], Future[Prepared] | None]] = deque()
+        while True:
+            for new in islice(rest, AHEAD * self.count - len(pending)):
+                pending.append((new, self._submit(new)))
+            if not pending:
+                return
+            chunk, future = pending[0]
+            try:
+                result = future.result() if future else self._alone(chunk)
+            except BrokenProcessPool:
+                self._end()
+                # Any of these may have been its end.
+                pending = deque((later, _whole(done)) for later, done in pending)
+                continue
+            pending.popleft()
+            yield result
+
+    def _submit(self, chunk: Sequence[Picture]) -> "Future[Prepared] | None":
+        """Give a chunk to a process; None if the processes have died meanwhile."""
+        self._pool = self._pool or _pool(self.count, self._transform)
+        try:
+            return self._pool.submit(_prepare, chunk)
+        except BrokenProcessPool:
+            return None
+
+    def _alone(self, chunk: Sequence[Picture]) -> Prepared:
+        """Prepare a chunk in a process of its own, and if that dies, each of its pictures."""
+        with contextlib.suppress(BrokenProcessPool), _pool(1, self._transform) as pool:
+            return pool.submit(_prepare, chunk).result()
+        parts = [self._last_try(picture) for picture in chunk]
+        wrong = {place: why for place, part in enumerate(parts) for why in part.wrong.values()}
+        shapes = [part.pixels.shape[1:] for part in parts if part.pixels is not None]
+        pixels = np.zeros((len(chunk), *shapes[0]), np.float32) if shapes else None
+        for place, part in enumerate(parts):
+            if pixels is not None and part.pixels is not None:
+                pixels[place] = part.pixels[0]
+        return Prepared([picture.path for picture in chunk], pixels, wrong, sum(part.seconds for part in parts))
+
+    def _last_try(self, picture: Picture) -> Prepared:
+        with contextlib.suppress(BrokenProcessPool), _pool(1, self._transform) as pool:
+            return pool.submit(_prepare, [picture]).result()
+        try:
+            with _pool(1, self._transform) as pool:
+                pool.submit(_prepare, []).result()
+        except BrokenProcessPool as error:
+            raise _no_process() from error
+        why = f"image {picture.path!r} ends the process that decodes it: too large, or it breaks its decoder"
+        return Prepared([picture.path], None, {0: why}, 0.0)
+
+    def _end(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+
+def _no_process() -> ValueError:
+    return ValueError(
+        "the processes that decode pictures end before they begin: too little memory? try --decoders 0, "
+        "which decodes in the process of the model"
+    )
+
+
+def _whole(future: "Future[Prepared] | None") -> "Future[Prepared] | None":
+    """Return a future that has its result, None for one that hasn't or failed."""
+    if future is None or not future.done() or future.cancelled() or future.exception() is not None:
+        return None
+    return future
+
+
+def _pool(count: int, transform: Transform) -> ProcessPoolExecutor:
+    """Start processes: forked from one that has nothing but the libraries, where that can be."""
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context.set_forkserver_preload(PRELOADED)
+    return ProcessPoolExecutor(count, context, _begin, (transform,))
+
+
+_begun: list[Transform] = []  # of a decoding process, one
+
+
+def _begin(transform: Transform) -> None:
+    """Prepare a decoding process: one thread, Ctrl-C is the parent's, and none outlives the parent."""
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    _begun.append(transform)
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+def _prepare(chunk: Sequence[Picture]) -> Prepared:
+    return prepare(chunk, _begun[0])

@@ -1,0 +1,156 @@
+"""Search embeddings exactly, by a text or a picture, one shard in memory at a time."""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from harness.apps.vectors.encoder import Encoder
+from harness.apps.vectors.source import Source, open_source
+from harness.apps.vectors.store import IMAGES, TEXTS, Provenance, provenance_of, read_vectors
+from harness.datasets.images import EXTENSIONS, decode_image
+from zoo.core.files import write_whole
+
+ACROSS = 5  # pictures of a sheet side by side
+SIDE, MARGIN, LINE = 240, 12, 20  # pixels: of a picture, between them, of the text below
+
+
+class Hit(NamedTuple):
+    """One of the nearest: rank from 1, cosine with the query, position in the source, path or text."""
+
+    rank: int
+    score: float
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The nearest embeddings to a query, best first, of how many, and where these are from."""
+
+    hits: Sequence[Hit]
+    searched: int
+    provenance: Provenance
+
+
+def query_vector(query: str, provenance: Provenance, *, device: str = "cpu") -> NDArray[np.float32]:
+    """Embed a query by the model of some embeddings, (D,) of unit length: a picture if it is a file, else a text.
+
+    Raises:
+        FileNotFoundError: it looks like a picture's path, and there is none; or the weights are missing.
+        ValueError: the picture or the words can't be embedded, or the model isn't the same any more.
+    """
+    file = Path(query)
+    is_picture = file.is_file()
+    if not is_picture and file.suffix.lower() in EXTENSIONS:
+        raise FileNotFoundError(f"query {query!r} looks like a picture, and there is no such file")
+    if not query.strip():
+        raise ValueError("the query is empty; expected words, or the path of a picture")
+    encoder = Encoder(provenance.setup, random_weights=provenance.random_weights, device=device)
+    there = {"weights": provenance.weights, "reducer": provenance.reducer, "preprocessing": provenance.preprocessing}
+    if provenance.kind == TEXTS:
+        encoder.require_text()
+        there["text_weights"] = provenance.text_weights
+    for name, value in there.items():
+        if getattr(encoder, name) != value:
+            raise ValueError(
+                f"{provenance.model} has other {name} now, {getattr(encoder, name)!r}, than when the embeddings were "
+                f"made, {value!r}; embed again"
+            )
+    if is_picture:
+        image = decode_image(file.read_bytes(), repr(query), way="take another one")
+        features = encoder.pictures(encoder.preprocess(image).unsqueeze(0))
+    else:
+        encoded = encoder.texts([query.strip()])
+        if encoded.features is None:
+            raise ValueError(f"query: {encoded.wrong[0]}")
+        features = encoded.features
+    vector: NDArray[np.float32] = features[0]
+    return vector
+
+
+def nearest(folder: Path, vector: NDArray[np.float32], top: int) -> Found:
+    """Return the ``top`` embeddings of a folder with the largest cosine; of equal ones the first come first.
+
+    Raises:
+        ValueError: ``top`` is below 1, or what ``read_vectors`` refuses.
+        FileNotFoundError: there are no embeddings.
+    """
+    if top < 1:
+        raise ValueError(f"--top {top}: expected a number from 1")
+    best: list[tuple[float, int, str]] = []
+    searched, provenance = 0, provenance_of(folder)
+    for vectors in read_vectors(folder):
+        scores = vectors.embeddings.astype(np.float32) @ vector
+        order = np.argsort(-scores, kind="stable")[:top]
+        best += [(float(scores[row]), int(vectors.ids[row]), vectors.names[row]) for row in order]
+        best = sorted(best, key=lambda hit: (-hit[0], hit[1]))[:top]
+        searched += len(scores)
+    hits = [Hit(rank, score, position, name) for rank, (score, position, name) in enumerate(best, start=1)]
+    return Found(hits=hits, searched=searched, provenance=provenance)
+
+
+def source_of(provenance: Provenance) -> Source:
+    """Open the pictures that embeddings were made of, to look at.
+
+    Raises:
+        ValueError: they are of texts, or the source has changed.
+        FileNotFoundError: the source is gone.
+    """
+    if provenance.kind != IMAGES:
+        raise ValueError("these embeddings are of texts; there are no pictures to show")
+    source = open_source(provenance.source, column=provenance.column)
+    if source.revision != provenance.revision:
+        words = ", ".join(map(repr, provenance.source))
+        raise ValueError(f"the pictures in {words} have changed since they were embedded; embed them again")
+    return source
+
+
+def write_sheet(path: Path, query: str, found: Found, source: Source) -> None:
+    """Draw the hits on a contact sheet, a PNG, each with its rank, score and path.
+
+    A picture that can't be read any more is drawn as an empty frame.
+    """
+    font = ImageFont.load_default(13)
+    rows = math.ceil(len(found.hits) / ACROSS)
+    wide, high = SIDE + MARGIN, SIDE + 2 * LINE + MARGIN
+    sheet = Image.new("RGB", (ACROSS * wide + MARGIN, rows * high + LINE + 2 * MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text(
+        (MARGIN, MARGIN), _fitted(f"{query}: {len(found.hits)} of {found.searched:,}", sheet.width, font), 0, font
+    )
+    for place, hit in enumerate(found.hits):
+        left, top = MARGIN + place % ACROSS * wide, 2 * MARGIN + LINE + place // ACROSS * high
+        [picture] = source.pictures(range(hit.id, hit.id + 1))
+        try:
+            image = ImageOps.contain(decode_image(picture.read(), repr(hit.name)), (SIDE, SIDE))
+            sheet.paste(image, (left + (SIDE - image.width) // 2, top + (SIDE - image.height) // 2))
+        except (ValueError, OSError):
+            draw.rectangle((left, top, left + SIDE, top + SIDE), outline="black")
+        draw.text((left, top + SIDE + 2), f"{hit.rank}   {hit.score:.3f}", 0, font)
+        draw.text((left, top + SIDE + LINE), _fitted(hit.name, SIDE, font), (90, 90, 90), font)
+    content = _png(sheet)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
+
+
+def _fitted(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Return the end of a text that has room in some pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"...{text}") > width:
+        text = text[1:]
+    return f"...{text}"
+
+
+def _png(sheet: Image.Image) -> bytes:
+
+    sink = io.BytesIO()
+    sheet.save(sink, "PNG")
+    return sink.getvalue()

@@ -1,0 +1,176 @@
+"""Ray's actors that make whole shards of a folder, on one machine or several."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from harness.base.store import shard_path
+from harness.base.terminal import Progress
+from zoo.core.files import PARTIAL
+
+MOST_DEATHS = 3  # of workers on one shard
+Make = Callable[[int], Any]  # makes a shard by its number and returns a value that JSON holds
+
+
+def check_workers(workers: int, device: str) -> None:
+    """Refuse workers that can't be had.
+
+    Raises:
+        ValueError: Ray isn't installed, a device with a number, or too few GPUs here.
+    """
+    if find_spec("ray") is None:
+        raise ValueError(f"--workers {workers} needs Ray: pip install 'clip-patchrank[ray]'")
+    kind, _, number = device.partition(":")
+    if number:
+        text = f"--device {device!r} with --workers: say {kind}; each worker takes its own"
+        raise ValueError(text)
+    count = torch.cuda.device_count()
+    if kind == "cuda" and not _cluster() and workers > count:
+        text = f"--workers {workers} on a machine with {count} GPUs: each worker takes one"
+        raise ValueError(text)
+
+
+def made_by_workers(
+    start: Callable[[], Make], folder: Path, todo: Sequence[int], *, workers: int, device: str
+) -> Iterator[Any]:
+    """Make shards by Ray's actors; yield what ``Make`` returns for each, as they are done.
+
+    Each actor calls ``start`` once, with its first shard, and takes one shard at a time. A shard
+    whose actor dies goes to another one, until it has ended ``MOST_DEATHS`` of them.
+
+    Raises:
+        ValueError: a worker says why it can't go on, or Ray does.
+    """
+    import ray
+    import ray.data
+    from ray.exceptions import RayError
+
+    shards = [{"shard": index} for index in todo]
+    with _ray_running(workers):
+        # A dataset may hold a console to show its downloads on.
+        ray.util.register_serializer(Progress, serializer=lambda _: None, deserializer=lambda _: Progress())
+        # By reference: Ray Data logs what it is given, item by item, and would decode all images.
+        task = ray.put((start, folder.absolute(), str(Path.cwd())))
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        made = ray.data.from_items(shards, override_num_blocks=len(todo)).map_batches(
+            _Actor,
+            fn_constructor_args=(task,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+            num_cpus=1,
+            num_gpus=1 if device == "cuda" else None,
+        )
+        try:
+            for block in made.iter_batches(batch_size=None, prefetch_batches=0):
+                for value, error in zip(block["made"], block["error"], strict=True):
+                    if error:
+                        raise ValueError(str(error))
+                    yield json.loads(str(value))
+        except RayError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"the workers can't go on ({reason}); finished shards are kept, the same command goes on"
+            ) from error
+
+
+def require_same(differences: Sequence[str]) -> None:
+    """Refuse to go on in a worker whose tower or images aren't the driver's.
+
+    Raises:
+        ValueError: there are differences.
+    """
+    if differences:
+        raise ValueError(
+            f"a worker has another tower or other images: {'; '.join(differences)}; "
+            "every machine needs the same weights and files"
+        )
+
+
+class _Actor:
+    """What an actor of Ray runs; errors that a user can mend come back as text, not as Ray's tracebacks."""
+
+    def __init__(self, task: Any) -> None:
+        import ray
+
+        self.start: Callable[[], Make]
+        self.folder: Path
+        self.start, self.folder, place = ray.get(task)
+        with contextlib.suppress(FileNotFoundError):  # another machine's; its paths are absolute
+            os.chdir(place)  # what relative paths start from
+        self.make: Make | None = None
+
+    def __call__(self, rows: dict[str, NDArray[np.int64]]) -> dict[str, list[str]]:
+        (index,) = rows["shard"]
+        try:
+            with attempt(self.folder, int(index)):
+                self.make = self.make or self.start()
+                return {"made": [json.dumps(self.make(int(index)))], "error": [""]}
+        except (ValueError, OSError) as error:
+            return {"made": [""], "error": [str(error)]}
+
+
+@contextlib.contextmanager
+def attempt(folder: Path, index: int) -> Iterator[None]:
+    """Note in a file beside a shard that a worker begins it; only its sudden end leaves the file.
+
+    Ray starts a worker anew whenever it dies, and gives it the same shard: here that has an end.
+
+    Raises:
+        ValueError: the shard has ended as many workers as may die of one.
+    """
+    path = shard_path(folder, index)
+    note = path.with_name(f".{path.name}.attempts{PARTIAL}")  # `survey` removes it
+    with note.open("ab") as file:
+        file.write(b".")
+    deaths = note.stat().st_size - 1
+    try:
+        if deaths >= MOST_DEATHS:
+            raise ValueError(
+                f"shard {index}, {path.name}, ended {deaths} workers without a message: too "
+                "little memory, or an image that breaks its decoder? Finished shards are kept; "
+                "without --workers the same command may say more"
+            )
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def _cluster() -> str | None:
+    """Return the address of the cluster to use, None to start one on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "local")
+    return None if address == "local" else address
+
+
+@contextlib.contextmanager
+def _ray_running(workers: int) -> Iterator[None]:
+    """Join the cluster of ``RAY_ADDRESS``, or start one here; leave it at the end."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    # Ray reads these when it starts: no reports home, no notes from its core on standard error.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    # Workers that took all logical CPUs would leave none for Ray's own tasks.
+    own = {"num_cpus": workers + 1, "include_dashboard": False}
+    address = _cluster()
+    # Ray tells on standard output of workers that die, until it has stopped; that is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        ray.init(**quiet, **({"address": address} if address else own))
+        try:
+            yield
+        finally:
+            ray.shutdown()

@@ -1,0 +1,262 @@
+"""What counts as moved, each quantity beyond its own bound, and how it is told."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from harness.apps.check.cases import Row
+from harness.apps.check.verdict import EXACT, Bounds, Moved, Outcome, Verdict, differing, moved
+from harness.base.table import Table, fitted
+from harness.records.record import Latency, Record
+
+Make = Callable[..., Record]
+RIGHT = np.arange(40) % 4 > 0
+TOWER = "clip_vit_s14.imgfocus_lit"
+
+
+def between(then: Record | None, now: Record | None, bounds: Bounds | None = None) -> list[Any]:
+    row = Row(method="tome", keep=0.3, options={}, record=then)
+    outcome = Outcome(tower=TOWER, dataset="fashion", row=row, now=now)
+    return moved(outcome, bounds or Bounds())
+
+
+UNLABELLED = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "margin"))
+
+
+def quantities(then: Record, now: Record, **bounds: Any) -> list[str]:
+    return [one.quantity for one in between(then, now, Bounds(**bounds))]
+
+
+def flipped(*images: int) -> Any:
+    right = RIGHT.copy()
+    right[list(images)] ^= True
+    return right
+
+
+def timed(ratio: float, low: float, batch: int = 1) -> tuple[Latency, ...]:
+    settings = {"median_ms": 9.0, "q1_ms": 8.0, "q3_ms": 10.0, "images_per_s": 100.0}
+    return (Latency(batch=batch, ratio_to_dense=ratio, ratio_low=low, ratio_high=9.0, **settings),)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "by"),
+    [
+        ("gflops", 2.196547264 + 1e-9, pytest.approx(1e-9)),
+        *(("params", 16378625, 1), ("final_tokens", 58, -1), ("golden_images", 39, None)),
+        *(("tokens_per_block", (182, 167, 60, 59), None), ("dtype", "bfloat16", None)),
+        ("weights_sha256", "cd" * 8, None),
+    ],
+)
+def test_what_is_counted_or_given_may_not_move_at_all(record, field: str, value: Any, by: Any):
+    [one] = between(record(), record(**{field: value}))
+    assert (one.quantity, one.expected, one.now) == (field, getattr(record(), field), value)
+    assert (one.by, one.allowed) == (by, "nothing")
+
+
+@pytest.mark.parametrize("names", [("uncounted_operators", ("aten::new",)), ("activations", 5)])
+def test_what_an_earlier_record_did_not_measure_is_not_judged(record, names: Any):
+    name, value = names
+    assert between(record(), record(**{name: value})) == []
+    [one] = between(record(**{name: value}), record())
+    assert (one.quantity, one.now) == (name, None)
+
+
+@pytest.mark.parametrize("field", ["gflops", "tau", "cosine_distance", "margin"])
+def test_what_is_not_measured_any_more_moved(record, field: str):
+    ends = {"tau": ("tau_low", "tau_high"), "cosine_distance": ("cosine_low", "cosine_high")}
+    now = record(**dict.fromkeys((field, *ends.get(field, ()))))
+    assert quantities(record(), now)[-1] == field.replace("_", " ")
+
+
+def test_a_changed_setting_goes_by_its_name(record):
+    now = record(method_config={"keep": 0.3, "reduce_at": [2], "r": None})
+    assert [(m.quantity, m.expected, m.now) for m in between(record(), now)] == [
+        ("reduce_at", None, [2]),
+        ("r", "(absent)", None),
+    ]
+    # How a keep rate was found isn't asked of what is measured at it.
+    assert (
+        between(
+            record(method_config={"keep": 0.3, "matched": {"time_of": "patchrank"}}),
+            record(method_config={"keep": 0.3}),
+        )
+        == []
+    )
+
+
+def test_answers_are_judged_by_their_number_and_by_the_images_that_flipped(record):
+    assert quantities(record(), record(flipped(0, 1))) == []  # one won, one lost
+    assert quantities(record(), record(flipped(0, 4))) == ["images right"]
+    assert quantities(record(), record(flipped(0, 1, 4, 5))) == ["answers flipped"]
+    [right, flips] = between(record(), record(flipped(1, 2, 3)))
+    assert (right.expected, right.now, right.by, right.allowed) == (30, 27, -3, "±1")
+    assert (flips.now, flips.by, flips.allowed) == ("3 lost, 0 won", 3, "2")
+    assert quantities(record(), record(flipped(1, 2, 3)), images=3, flips=3) == []
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("field", ["margin", "cosine_distance"])
+def test_cosines_may_move_by_their_bound(record, field: str, sign: int):
+    name = field.replace("_", " ")
+    then = getattr(record(), field)
+    assert quantities(record(), record(**{field: then + sign * 4e-4})) == []
+    assert quantities(record(), record(**{field: then + sign * 6e-4})) == [name]
+    assert quantities(record(), record(**{field: then + sign * 6e-4}), cosine=1e-3) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "small", "large", "name"),
+    [
+        ({}, {"dense_agreement": 0.95}, {"dense_agreement": 0.925}, "dense agreement"),  # 2 and 3 of 40 images
+        ({}, {"kl_to_dense": 0.0015}, {"kl_to_dense": 0.0025}, "kl to dense"),
+        ({}, {"feature_probe": (0.1, 0.20018)}, {"feature_probe": (0.1, 0.20022)}, "feature probe"),
+        (UNLABELLED, {"feature_probe": (0.1, 0.20018)}, {"feature_probe": (0.10022, 0.2)}, "feature probe"),
+    ],
+)
+def test_fidelity_and_the_probe_may_move_by_their_bounds(record, fields: Any, small: Any, large: Any, name: str):
+    def near(**changed: Any) -> Record:
+        values = {"dense_agreement": 1.0, "kl_to_dense": 0.0, "feature_probe": (0.1, 0.2)} | changed
+        ends = {"agreement_low": 0.0, "agreement_high": 1.0, "kl_low": 0.0, "kl_high": 1.0}
+        return record(**values, **ends, **fields)
+
+    assert quantities(near(), near(**small)) == []
+    assert quantities(near(), near(**large)) == [name]
+
+
+def test_tau_stays_within_its_bound_and_within_its_interval(record):
+    def now(tau: float) -> Record:
+        return record(tau=tau, tau_low=-1.0, tau_high=1.0)
+
+    assert quantities(record(), now(0.3015)) == []
+    assert quantities(record(), now(0.303)) == ["tau"]
+    assert quantities(record(), now(0.297)) == ["tau"]
+    assert quantities(record(), now(0.309), tau=0.5) == []
+    assert quantities(record(), now(0.311), tau=0.5) == ["tau"]  # beyond the interval
+    # Rounding is no news where the interval has no width.
+    golden = record(tau=1.0, tau_low=1.0, tau_high=1.0)
+    assert quantities(golden, replace(golden, tau=0.99997, tau_low=0.9)) == []
+    assert quantities(golden, replace(golden, tau=0.9999, tau_low=0.9)) == ["tau"]
+
+
+def test_other_images_are_told_and_nothing_else_of_them_is_compared(record):
+    now = record(flipped(1, 2, 3), dataset_revision="ffff", margin=0.9)
+    [one] = between(record(), now)
+    assert one.quantity == "images"
+    assert "dataset_revision '12ab34cd' in A, 'ffff' in B" in one.expected
+
+
+def test_latency_fails_only_if_even_the_least_ratio_is_beyond_the_factor(record):
+    then = record(latency=timed(0.6, 0.5))
+    assert quantities(then, record(latency=timed(1.2, 0.89))) == []
+    assert quantities(then, record(latency=timed(0.1, 0.05))) == []  # faster is never wrong
+    [one] = between(then, record(latency=timed(1.2, 0.91)))
+    assert (one.quantity, one.now, one.allowed) == ("time to dense, batch 1", 1.2, "up to 0.90")
+    slow = record(latency=timed(9.0, 8.0))
+    assert quantities(then, slow, slower=None) == []
+    assert quantities(then, replace(slow, latency=timed(9.0, 8.0, batch=2))) == []
+    assert quantities(then, replace(slow, device="cuda")) == []
+
+
+def test_new_and_missing_rows_moved_as_a_whole_and_equal_ones_in_nothing(record):
+    assert between(record(), record(), EXACT) == []
+    [new], [gone] = between(None, record()), between(record(), None)
+    assert (new.quantity, new.expected, new.now) == ("row", None, "measured")
+    assert (gone.quantity, gone.expected, gone.now) == ("row", "measured", None)
+
+
+def test_machine_and_software_are_told_and_not_judged(record):
+    now = record(device_name="another", threads=1, torch="3.0", git_commit="fff")
+    assert between(record(), now) == []
+    assert differing(record(), now) == [
+        "torch: 2.13.0 expected, 3.0 now",
+        "device_name: a processor expected, another now",
+        "threads: 2 expected, 1 now",
+    ]
+    timed_then = record(latency=timed(0.6, 0.5))
+    assert differing(timed_then, replace(timed_then, device="cuda"))[-1].startswith("latency isn't")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *(("images", -1, "number from 0"), ("flips", -2, "number from 0")),
+        *(("cosine", -0.1, "number from 0"), ("tau", float("nan"), "number from 0")),
+        ("slower", 0.5, "factor from 1"),
+    ],
+)
+def test_bounds_out_of_range_are_refused(name: str, value: float, expected: str):
+    with pytest.raises(ValueError, match=f"--{name} {value}: expected a {expected}"):
+        Bounds(**{name: value})
+
+
+def one(**changed: object) -> Moved:
+    settings = {"tower": TOWER, "dataset": "fashion", "row": "patchrank30 reduce_at=[3,6]"}
+    settings |= {"quantity": "tau", "expected": 0.8092, "now": -0.8092, "by": -1.6184}
+    return Moved(**{**settings, "allowed": "0.8072 to 0.8112", **changed})
+
+
+COUNTS = {"expected": (197, 197, 197, 60, 60, 60), "now": (197, 197, 197, 59, 59, 58)}
+TOKENS = one(quantity="tokens_per_block", **COUNTS, by=None, allowed="nothing")
+FAILED = Verdict(rows=32, moved=(one(), TOKENS), notes=("threads: 2 expected, 1 now",))
+
+
+def printed(verdict: Verdict, width: int = 80) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    for part in verdict.shown():
+        shown = fitted(part.forms(), width) if isinstance(part, Table) else part
+        console.print(shown, highlight=False, markup=False)
+    return console.export_text()
+
+
+def test_a_check_that_failed_says_what_moved_by_how_much_and_exits_with_1():
+    assert FAILED.shown().code == 1
+    assert FAILED.summary == "check failed: 2 quantities moved in 1 of 32 rows"
+    for width in (80, 160):
+        text = printed(FAILED, width)
+        for figure in ("0.8092", "-0.8092", "-1.6184", "197×3", "59×2"):
+            assert figure in text
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        assert text.splitlines()[-1].strip() == FAILED.summary
+
+
+def test_a_check_that_passed_and_an_update_exit_with_0():
+    shown = Verdict(rows=1, moved=()).shown()
+    assert (shown.code, list(shown)) == (0, ["check passed: nothing moved in 1 row"])
+    update = Verdict(rows=32, moved=(one(),), update=True)
+    assert update.shown().code == 0
+    assert update.summary == "expectation written: 1 quantity changed in 1 of 32 rows"
+    assert "allowed" not in printed(update, 160)
+    assert "0.8072 to 0.8112" not in update.markdown()
+
+
+def test_markdown_has_a_table_and_the_conditions():
+    assert FAILED.markdown() == (
+        "### check failed: 2 quantities moved in 1 of 32 rows\n"
+        "\n"
+        f"#### moved: {TOWER}\n"
+        "\n"
+        "| row | quantity | expected | now | moved by | allowed |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: |\n"
+        "| fashion patchrank30 reduce_at=[3,6] | tau | 0.8092 | -0.8092 | -1.6184 | "
+        "0.8072 to 0.8112 |\n"
+        "| fashion patchrank30 reduce_at=[3,6] | tokens_per_block | 197×3 60×3 | "
+        "197×3 59×2 58 | – | nothing |\n"
+        "\n"
+        "- threads: 2 expected, 1 now\n"
+    )
+
+
+def test_data_is_plain_json_with_numbers_as_they_are():
+    data = json.loads(json.dumps(FAILED.data(), allow_nan=False))
+    assert (data["passed"], data["updated"], data["rows"]) == (False, False, 32)
+    assert data["moved"][0]["by"] == -1.6184
+    assert data["moved"][1]["now"] == [197, 197, 197, 59, 59, 58]
+    # What a file holds can't steer the terminal.
+    assert "\x1b[2J" not in printed(Verdict(rows=1, moved=(one(quantity="x", now="\x1b[2J"),)))

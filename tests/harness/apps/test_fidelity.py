@@ -1,0 +1,208 @@
+"""Pictures parted by photograph, bounds, and how faithful rows are on them."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.apps.fidelity import AGREEMENT, CHANGE, COSINE, OVERLAP, Q05, Bounds, Part, Pictures, parted
+from harness.datasets import get_dataset
+from harness.datasets.base import Dataset, Rendered, Split, SplitName
+from harness.datasets.folder import ImageFolder
+from harness.measure.evaluate import neighbours, overlap
+from harness.measure.rows import Variant, rows_of, run
+from harness.models.towers import Tower, text_classifier
+
+ARCH, TAG = "clip_vit_b16", "openai"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "quoted"),
+    [
+        ({}, "no bound to meet: expected at least one of --min-cosine"),
+        ({"min_cosine": 99}, r"--min-cosine 99: did you mean 0\.99\? expected a mean cosine in \(0, 1\)"),
+        ({"min_cosine": 1.0}, "--min-cosine 1: expected"),
+        ({"min_cosine": math.nan}, "--min-cosine nan"),
+        ({"min_overlap": 90}, r"--min-overlap 90: did you mean 0\.9\?"),
+        ({"max_loss": 0}, "--max-loss 0: expected points of top-1"),
+        ({"max_loss": 100}, "--max-loss 100"),
+        ({"speed_up": 0.5}, r"--speed-up 0\.5: expected a number above 1"),
+        ({"speed_up": math.inf}, "--speed-up inf"),
+        ({"min_cosine": 0.9, "max_ms": -1}, "--max-ms -1"),
+    ],
+)
+def test_bounds_that_can_not_be_meant_are_refused(bounds: dict[str, float], quoted: str):
+    with pytest.raises(ValueError, match=quoted):
+        Bounds(**bounds)
+
+
+def test_what_is_used_up_is_one_where_the_lower_end_is_at_the_bound():
+    values = {COSINE: [0.99, 0.98, 0.97, 1.0], OVERLAP: [0.9, 0.9, 0.9, 0.9]}
+    low = np.mean(values[COSINE]) - 1.96 * np.std(values[COSINE], ddof=1) / math.sqrt(50)
+    assert Bounds(min_cosine=float(low)).used(values, 50) == pytest.approx(1)
+    assert Bounds(min_cosine=float(low), min_overlap=0.8).used(values, 50) == pytest.approx(1)  # the worse of the two
+    assert Bounds(min_overlap=0.8).used(values, 50) == pytest.approx(0.5)
+    assert Bounds(speed_up=2).used(values, 50) == pytest.approx(1 - low)
+    assert Bounds(min_cosine=0.9).used({}, 50) == math.inf
+
+
+def test_no_loss_among_few_pictures_is_not_taken_for_none():
+    """With no flip among n pictures, what may be lost is about 1.96 times the root of 2, by n."""
+    none = {CHANGE: [0.0] * 98}
+    assert Bounds(max_loss=2).used(none, 98) == pytest.approx(1.96 * math.sqrt(2) / 98 / 0.02, rel=0.03)
+    part = Part(Split(np.zeros(98, dtype=np.int64), str, lambda *_: None), np.arange(98))
+    pictures = Pictures(part, None, None, None, print)
+    figures = pictures.figures(none | {COSINE: [1.0] * 98}, 0)
+    assert figures[CHANGE]["estimate"] == 0
+    assert -0.035 < figures[CHANGE]["low"] < -0.02
+    assert Bounds(max_loss=4).met(figures)
+    assert not Bounds(max_loss=1.5).met(figures)
+    assert Bounds(min_cosine=0.999).met(figures)
+
+
+class Series(Dataset):
+    """Photographs with three crops each, in all splits."""
+
+    name, title, license, source, files, build_command = "series", "", "", "", (), "true"
+    templates, classes = (), ()
+
+    def group_of(self, image_id: str) -> str:
+        return image_id.split("/", maxsplit=1)[0]
+
+    def _split(self, name: SplitName) -> Split:
+        count = {"train": 30, "val": 15, "test": 60}[name]
+
+        def render(index: int, variant: int) -> Rendered:
+            return Image.new("RGB", (8, 8), (len(name), index, variant)), None
+
+        return Split(np.full(count, -1), lambda index: f"{name}{index // 3}/{index % 3}", render)
+
+
+def photographs(dataset: Dataset, part: Part) -> set[str]:
+    return {dataset.group_of(name) for name in part.split.image_ids}
+
+
+def check_apart(dataset: Dataset, parts: Sequence[Part], sizes: tuple[int, int]) -> None:
+    """Check that no photograph is in both parts, and that groups number photographs."""
+    assert photographs(dataset, parts[0]).isdisjoint(photographs(dataset, parts[1]))
+    for part, size in zip(parts, sizes, strict=True):
+        assert len(part.split) == size
+        assert len(set(part.split.image_ids)) == size
+        names = [dataset.group_of(name) for name in part.split.image_ids]
+        assert len(set(zip(names, part.groups.tolist(), strict=True))) == len(set(names)) == len(np.unique(part.groups))
+
+
+def test_a_known_dataset_is_judged_by_its_test_split():
+    dataset = Series()
+    search, held = parts = parted(dataset, (20, 40), 0, learned=())
+    check_apart(dataset, parts, (20, 40))
+    assert {name[:3] for name in search.split.image_ids} == {"tra", "val"}
+    assert {name[:3] for name in held.split.image_ids} == {"tes"}
+    assert len(photographs(dataset, search)) == 15  # they give in turn, so all 15 are there
+    image, _ = search.split[0].image, held
+    assert image.getpixel((0, 0))[0] == 5  # drawn by the split that it came from
+    few = held.few(7)
+    assert len(np.unique(few.groups)) == len(few.split) == 7
+
+
+def test_photos_that_ship_are_parted_by_photograph():
+    dataset = get_dataset("photos")
+    check_apart(dataset, parted(dataset, (64, 100), 3, learned=()), (64, 100))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """60 pictures, of which the first ten are there twice."""
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 64, 64, 3), dtype=np.uint8)
+    for at in range(60):
+        Image.fromarray(pixels[at]).save(tmp_path / f"{at}.png")
+        if at < 10:
+            Image.fromarray(pixels[at]).save(tmp_path / f"copy-{at}.png")
+    return tmp_path
+
+
+def test_all_of_a_users_own_pictures_are_shared_out(folder: Path):
+    dataset = ImageFolder(folder)
+    search, held = parted(dataset, (14, 56), 0, learned=())
+    assert set(search.split.image_ids).isdisjoint(held.split.image_ids)
+    assert len(search.split) == pytest.approx(14, abs=3)  # whole groups: 12 of 60
+    assert len(search.split) + len(held.split) == pytest.approx(70, abs=3)
+    others, _ = parted(dataset, (14, 56), 1, learned=())
+    assert others.split.image_ids != search.split.image_ids
+    assert parted(dataset, (14, 56), 0, learned=())[0].split.image_ids == search.split.image_ids
+
+
+def test_pictures_that_something_learned_from_do_not_decide(folder: Path):
+    dataset = ImageFolder(folder)
+    search, held = parted(dataset, (14, 56), 0, learned=(dataset.name,))
+    assert set(held.split.image_ids) <= set(dataset.split("test").image_ids)
+    assert not set(search.split.image_ids) & set(dataset.split("test").image_ids)
+
+
+def test_too_few_photographs_are_refused(folder: Path):
+    for at in range(3, 60):
+        (folder / f"{at}.png").unlink()
+    with pytest.raises(ValueError, match=r"pictures held out, of \d photographs: expected 10"):
+        parted(ImageFolder(folder), (14, 56), 0, learned=())
+
+
+@pytest.fixture
+def rows(dense: Any) -> list[Variant]:
+    return rows_of(dense, ARCH, TAG, [("dense", 1.0), ("tome", 0.6), ("clsattn", 0.3)])
+
+
+def test_values_are_those_of_the_plain_way(rows: list[Variant], tower: Tower, named: Dataset):
+    """The slow way, picture by picture."""
+    assert tower.clip is not None
+    split, (classifier, _) = named.split("test"), text_classifier(tower.clip, named)
+    counted: list[int] = []
+    part = Part(split, np.arange(len(split)))
+    pictures = Pictures(part, rows[0], tower.preprocess, classifier, counted.append)
+    values = pictures.values(rows)
+    assert sum(counted) == len(split) * (len(rows) + 1)
+    for row in rows:
+        own = values[row.key]
+        assert set(own) == {COSINE, AGREEMENT, CHANGE}
+        for at, example in enumerate(split):
+            image = tower.preprocess(example.image)[None]
+            with torch.inference_mode():
+                (ours,), (dense,) = (run([each], image)[each.key].features for each in (row, rows[0]))
+            answers = [int((classifier @ features).argmax()) for features in (ours, dense)]
+            assert own[COSINE][at] == pytest.approx(float(ours @ dense), abs=1e-5)
+            assert own[AGREEMENT][at] == (answers[0] == answers[1])
+            assert own[CHANGE][at] == (answers[0] == example.label) - (answers[1] == example.label)
+    assert values[rows[0].key][COSINE] == pytest.approx([1.0] * len(split))
+
+
+def test_overlap_is_there_with_pictures_enough(rows: list[Variant], tower: Tower, unlabelled: Dataset, monkeypatch):
+    monkeypatch.setattr("harness.apps.fidelity.LEAST_GALLERY", 12)
+    split = unlabelled.split("test")
+    pictures = Pictures(Part(split, np.arange(len(split))), rows[0], tower.preprocess, None, print)
+    features = pictures.features(rows)
+    truth = features[rows[0].key]
+    values = pictures.values(rows)[rows[2].key]
+    assert set(values) == {COSINE, OVERLAP}
+    expected = overlap(neighbours(features[rows[2].key], truth), neighbours(truth, truth))
+    assert values[OVERLAP] == expected.tolist()
+
+
+def test_intervals_are_over_photographs():
+    """Crops of a photograph that agree say no more than one of them."""
+    rng = np.random.default_rng(0)
+    means = 0.99 + 0.005 * rng.standard_normal(30)
+
+    def width(times: int) -> tuple[float, float]:
+        groups = np.repeat(np.arange(30), times)
+        split = Split(np.zeros(len(groups), dtype=np.int64), str, lambda *_: None)
+        pictures = Pictures(Part(split, groups), None, None, None, print)
+        figures = pictures.figures({COSINE: means[groups].tolist()}, 0)
+        assert figures[Q05]["low"] <= figures[Q05]["estimate"] <= figures[Q05]["high"]
+        return figures[COSINE]["high"] - figures[COSINE]["low"], figures[Q05]["estimate"]
+
+    assert width(1)[0] == pytest.approx(width(8)[0], rel=0.1)
+    assert width(1)[1] == width(8)[1] == sorted(means)[1]

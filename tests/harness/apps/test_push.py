@@ -1,0 +1,510 @@
+"""push: what is written comes back bit for bit; the card says what is recorded and computed."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from safetensors.torch import load
+from torch import nn
+
+import zoo
+from harness.apps.push import FILES, Publishable, load_publishable, model_card
+from harness.cli import main
+from harness.models.cost import gflops
+from harness.records.record import Record, read_records, write_records
+from harness.report.groups import markdown_table
+from zoo.core.files import digest_of
+from zoo.core.prompts import save_prompts
+from zoo.loading.recovery_file import Recovered, trainable
+from zoo.loading.sizes import EMBEDDED
+from zoo.loading.weights import blocks_fingerprint
+
+PATCHRANK = "clip_vit_s14_patchrank60"
+PREDICTOR = EMBEDDED / "clip_vit_s14.imgfocus_lit.patchrank.block3.safetensors"
+IMAGES = torch.randn(2, 3, 196, 196, generator=torch.Generator().manual_seed(0))
+
+
+class StandIn:
+    """The hub's client, as far as push uses it."""
+
+    made: ClassVar[list["StandIn"]] = []
+
+    def __init__(self, **facts: Any) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.files: dict[str, bytes] = {}
+        StandIn.made.append(self)
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+        self.calls.append(("create", (repo_id, private, exist_ok)))
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str) -> None:
+        self.calls.append(("upload", (repo_id, tuple(allow_patterns), commit_message)))
+        self.files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    monkeypatch.setattr(StandIn, "made", [])
+    monkeypatch.setattr(huggingface_hub, "HfApi", StandIn)
+    return StandIn
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    dense = timm.create_model("clip_vit_s14", pretrained=True)
+    text = nn.functional.normalize(torch.randn(3, 256), dim=1)
+    tensors = {"classifier": text, "logit_scale": torch.tensor(3.0)}
+    tensors["visual"] = torch.randn(1, 4, 384)
+    facts = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "width": 384, "dataset": "toy"}
+    facts |= {"weights": blocks_fingerprint(dense.state_dict())}
+    facts |= {"recipe": {"tokens": "v", "count": 4}, "provenance": {"shots": 2, "draw": 0}}
+    return save_prompts(tmp_path / "p.safetensors", tensors, classes=("a", "b", "c"), **facts).path
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", ["clip_vit_s14", PATCHRANK, "clip_vit_s14_tome50.imgfocus_lit"])
+@torch.no_grad()
+def test_the_folder_is_the_model(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "out"
+    for _ in range(2):  # what push wrote it may write again
+        assert main(["push", name, "--to", "me/pruned", "--folder", str(folder)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert f"wrote {folder}: README.md" in capsys.readouterr().out
+    model = timm.create_model(name, pretrained=True).eval()
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert repr(again) == repr(model)
+    assert torch.equal(again(IMAGES), model(IMAGES))
+    assert str(EMBEDDED) not in (folder / "config.json").read_text()
+
+
+@torch.no_grad()
+def test_a_tuned_model(prompts: Path, tmp_path: Path):
+    flags = ["--prompts", str(prompts), "--folder", str(tmp_path / "out")]
+    assert main(["push", PATCHRANK, "--to", "me/tuned", *flags]) == 0
+    model = timm.create_model(PATCHRANK, prompts=str(prompts)).eval()
+    again = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
+    assert torch.equal(again(IMAGES), model(IMAGES))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pipeline_tag: image-classification\n" in card
+    assert "Classes, in the order of the logits: a, b, c." in card
+    assert '- recipe: `{"count": 4, "tokens": "v"}`' in card
+    assert "| output | logits of 3 classes |" in card
+    assert "--methods patchrank --keeps 0.6 --datasets toy --shots 2 --tokens v" in card
+    found = load_publishable(f"local-dir:{tmp_path}/out")
+    assert found.classes == ("a", "b", "c")
+    assert found.weights() == load_publishable("clip_vit_s14").weights()
+    assert found.provenance == load_publishable(PATCHRANK, (), prompts).provenance
+
+
+RECOVERED = "clip_vit_s14_tome50"
+SETS = [{"name": "toy", "revision": "12ab", "images": 5, "held_out": 3}]
+
+
+@pytest.fixture
+def recovery(tmp_path: Path) -> Callable[..., Path]:
+    """Return what writes a recovery of a model, of random changes."""
+
+    def write(name: str, what: str = "norm") -> Path:
+        vit = timm.create_model(name, pretrained=True).eval()
+        config = zoo.RecoveryConfig(what=what, count=2)
+        drawn = torch.Generator().manual_seed(3)
+        shapes = {key: vit.get_parameter(own).shape for key, own in trainable(vit, what).items() if what == "norm"}
+        shapes |= {"prompts.tokens": (1, 2, 384)} if what == "tokens" else {}
+        tensors = {key: 0.01 * torch.randn(shape, generator=drawn) for key, shape in shapes.items()}
+        recovered = Recovered(tensors, (0.05,), (0.04,))
+        path = tmp_path / f"{what}.safetensors"
+        own: dict[str, Any] = {"name": "clip_vit_s14", "tag": "imgfocus_lit", "datasets": SETS}
+        return zoo.save_recovery(path, vit, recovered, config, **own).path
+
+    return write
+
+
+@pytest.mark.parametrize(("name", "what"), [(RECOVERED, "norm"), (RECOVERED, "tokens"), (PATCHRANK, "norm")])
+@torch.no_grad()
+def test_a_recovered_model(name: str, what: str, recovery: Callable[..., Path], tmp_path: Path):
+    file = recovery(name, what)
+    flags = ["--to", "me/recovered", "--recovery", str(file), "--folder", str(tmp_path / "out")]
+    assert main(["push", name, *flags]) == 0
+    model = timm.create_model(name, pretrained=True, recovery=str(file)).eval()
+    again = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
+    assert torch.equal(again(IMAGES), model(IMAGES))
+    assert not torch.equal(again(IMAGES), timm.create_model(name, pretrained=True).eval()(IMAGES))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "with token reduction and recovery." in card
+    assert "| toy | 12ab | 5 | 0.0500 | 0.0400 |" in card
+    assert f'"what": "{what}"' in card
+    assert "--keeps 0.5 --datasets NAME --recovery FILE --output results" in card or name == PATCHRANK
+    found = load_publishable(f"local-dir:{tmp_path}/out")
+    assert found.provenance == load_publishable(name, (), None, file).provenance
+    assert found.provenance["digests"]["recovery"] == digest_of(file)
+    assert found.weights() == load_publishable("clip_vit_s14").weights()
+
+
+def test_records_of_a_recovered_model_are_those_with_its_file(
+    recovery: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file, results = recovery(RECOVERED), tmp_path / "results"
+    flags = "--methods tome --keeps 0.5 --datasets fashion --limit 10 --batches --traces 0 --no-equal-time"
+    assert main(["compare", *flags.split(), "--recovery", str(file), "--output", str(results)]) == 0
+    records = read_records(results / "records.jsonl")
+    assert [(record.method, record.recovered) for record in records] == [
+        ("dense", False), ("tome", False), ("tome", True),
+    ]  # fmt: skip
+    model = load_publishable(RECOVERED, (), None, file)
+    assert model.rows(records, results) == [records[0], records[2]]
+    assert load_publishable(RECOVERED).rows(records, results) == records[:2]
+    with pytest.raises(ValueError, match=r"has no record of .*; measure it with: .* --recovery FILE"):
+        model.rows(records[:2], results)
+
+
+def test_recoveries_that_do_not_fit(recovery: Callable[..., Path], prompts: Path, capsys: pytest.CaptureFixture[str]):
+    file = str(recovery(RECOVERED))
+    for words, match in (
+        (["clip_vit_s14"], "was trained for tome, this model is dense"),
+        (["clip_vit_s14_tome60"], "was trained for tome with keep=0.5, this model has 0.6"),
+        (["clip_vit_s14_evit50"], "was trained for tome, this model is reduced by evit"),
+        ([RECOVERED, "--prompts", str(prompts)], "this tower has learned tokens already"),
+        (["local-dir:here"], "carries its weights: leave out predictor, prompts and recovery"),
+    ):
+        assert main(["push", *words, "--recovery", file, "--to", "me/a", "--dry-run"]) == 2
+        assert match in said(capsys)
+
+
+@torch.no_grad()
+def test_a_folder_is_published_on_with_what_is_known_of_it(tmp_path: Path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["push", PATCHRANK, "--to", "me/a", "--folder", str(first)]) == 0
+    assert main(["push", f"local-dir:{first}", "--to", "me/a", "--folder", str(second)]) == 0
+    for name in ("README.md", "model.safetensors"):
+        assert (second / name).read_bytes() == (first / name).read_bytes()
+    configs = [json.loads((f / "config.json").read_text()) for f in (first, second)]
+    assert configs[0]["provenance"] == configs[1]["provenance"]
+    assert configs[0]["provenance"]["predictors"][0]["provenance"]["images"] == 800
+
+
+def test_a_model_of_the_hub_brings_what_is_known_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--me--a"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots").mkdir()
+    there = folder / "snapshots" / commit
+    assert main(["push", PATCHRANK, "--to", "me/a", "--folder", str(there)]) == 0
+    found = load_publishable("hf-hub:me/a")
+    named = load_publishable(PATCHRANK)
+    assert found.provenance == named.provenance
+    assert (found.arch, found.tag, found.license) == (named.arch, named.tag, "mit")
+    assert found.weights() == named.weights()
+
+
+def pushed(model: torch.nn.Module, folder: Path) -> tuple[torch.nn.Module, str]:
+    """Save a model as timm does, push it to a folder; return what timm loads from there, and the card."""
+    timm.models.save_for_hf(model, folder / "mine", safe_serialization=True)
+    flags = ["--to", "me/mine", "--folder", str(folder / "out")]
+    assert main(["push", f"local-dir:{folder}/mine", *flags]) == 0
+    again = timm.create_model(f"local-dir:{folder}/out", pretrained=True).eval()
+    return again, (folder / "out" / "README.md").read_text()
+
+
+@torch.no_grad()
+def test_a_model_that_zoo_reduce_made(tmp_path: Path):
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4, num_classes=5)
+    vit.pretrained_cfg.pop("license", None)
+    model = zoo.reduce(vit.eval(), method="evit", keep=0.5, reduce_at=[1])
+    again, card = pushed(model, tmp_path)
+    images = IMAGES[:, :, :64, :64]
+    assert torch.equal(again(images), model(images))
+    assert "license: unknown\n" in card
+    assert "Nobody wrote down under which licence the tower's weights are." in card
+    assert "Nothing was measured, and no command measures these settings." in card
+
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 0}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "vit_base_patch16_siglip_224": {},
+    "vit_small_patch16_dinov3": {},
+    "eva02_tiny_patch14_224": {},
+    "beit_base_patch16_224": {},
+    "naflexvit_base_patch16_siglip": {"pos_embed_grid_size": (4, 4)},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("method", [None, "rankmerge"])
+@torch.no_grad()
+def test_towers_of_timms_other_families(name: str, method: str | None, tmp_path: Path):
+    options = {} if method is None else {"keep": 0.5, "reduce_at": 1}
+    model = zoo.reduce(timm.create_model(name, **{**TINY, **FAMILIES[name]}).eval(), method=method, **options)
+    again, card = pushed(model, tmp_path)
+    images = IMAGES[:, :, :32, :32]
+    assert torch.equal(again(images), model(images))
+    assert f"An image tower as a timm model: `{name}`" in card
+    assert "\n- clip\n" not in card
+
+
+def test_a_tower_without_our_class_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path / "mine", safe_serialization=True)
+    assert main(["push", f"local-dir:{tmp_path}/mine", "--to", "me/a", "--dry-run"]) == 2
+    assert "is VisionTransformer, none that zoo.reduce made; save it by timm.models.save_for_hf(zoo.red" in said(capsys)
+
+
+def test_the_upload_is_one_commit_of_three_files(hub: type[StandIn], capsys: pytest.CaptureFixture[str]):
+    assert main(["push", PATCHRANK, "--to", "me/pruned", "--private"]) == 0
+    (api,) = hub.made
+    assert api.calls == [
+        ("create", ("me/pruned", True, True)),
+        ("upload", ("me/pruned", FILES, "Upload model and card")),
+    ]
+    assert sorted(api.files) == sorted(FILES)
+    weights = timm.create_model(PATCHRANK, pretrained=True).state_dict()
+    sent = load(api.files["model.safetensors"])
+    assert sent.keys() == weights.keys()
+    assert all(torch.equal(sent[key], value) for key, value in weights.items())
+    assert "wrote https://huggingface.co/me/pruned: README.md (" in capsys.readouterr().out
+
+
+def test_a_dry_run_sends_nothing_and_shows_the_card(hub: type[StandIn], capsys: pytest.CaptureFixture[str]):
+    assert main(["push", "clip_vit_s14_evit50", "--to", "me/pruned", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("nothing was written or sent; it would be README.md (")
+    assert 'model = timm.create_model("hf-hub:me/pruned", pretrained=True).eval()' in out
+    assert hub.made == []
+
+
+def test_no_hub_is_one_error_with_another_way(capsys: pytest.CaptureFixture[str]):
+    """The real client, which is offline in tests."""
+    assert main(["push", "clip_vit_s14", "--to", "me/dense"]) == 2
+    text = said(capsys)
+    for words in ("error: can't upload to 'me/dense': ", "offline", "'hf upload me/dense DIR'"):
+        assert words in text
+
+
+def test_no_token_is_one_error(hub: type[StandIn], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def refuse(*_: Any, **__: Any) -> None:
+        raise huggingface_hub.errors.LocalTokenNotFoundError("Token is required\nlines follow")
+
+    monkeypatch.setattr(hub, "create_repo", refuse)
+    assert main(["push", "clip_vit_s14", "--to", "me/dense"]) == 2
+    assert "can't upload to 'me/dense': Token is required (log in with 'hf auth" in said(capsys)
+    assert [api.files for api in hub.made] == [{}]
+
+
+def test_a_predictor_of_ones_own(tmp_path: Path):
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(PREDICTOR.read_bytes())
+    found = load_publishable(PATCHRANK, [own])
+    assert found.provenance == load_publishable(PATCHRANK).provenance
+    assert set(found.provenance["digests"]) == {"predictor"}
+
+
+@pytest.mark.parametrize("to", ["pruned", "me/", "/pruned", "a/b/c", "me/p r", "../x", "me/.x"])
+def test_repositories_that_cannot_be(to: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["push", PATCHRANK, "--to", to]) == 2
+    assert f"--to {to!r}: expected OWNER/NAME" in said(capsys)
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "mine.txt").touch()
+    assert main(["push", "clip_vit_s14", "--to", "me/a", "--folder", str(tmp_path)]) == 2
+    assert "holds 'mine.txt': give a new or empty one" in said(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ("clip_vit_s14_patchrnk60", "model 'clip_vit_s14_patchrnk60': did you mean"),
+        ("timm:clip_vit_s14_patchrnk60", "model 'clip_vit_s14_patchrnk60': did you mean"),
+        ("open_clip:ViT-B-16/openai", "push takes towers of timm alone; publish the dense one by push_to_hf_hub of"),
+        ("transformers:here", "publish the dense one by push_to_hub of transformers, and reduce what is loaded by zoo"),
+        ("timm:vit_small_patch16_dinov3", "save_for_hf(zoo.reduce(timm.create_model('vit_small_patch16_dinov3', pre"),
+        ("vit_nothing", "model 'vit_nothing': "),
+        ("clip_vit_s14.openai", "weight tag 'openai' of clip_vit_s14"),
+        ("local-dir:here", "no config.json there; timm.models.save_for_hf"),
+        ("clip_vit_b16_evit60.openai", "no weights of clip_vit_b16_evit60.openai: not in the"),
+        ("hf-hub:nobody/nothing", "no weights of hf-hub:nobody/nothing: not in the Hugging Fa"),
+        ("local-dir:here --prompts p.safetensors", "carries its weights: leave out"),
+        (f"{PATCHRANK} --predictor no", "no predictor at"),
+        (f"{PATCHRANK} --recovery no", "no recovery at"),
+        (f"{PATCHRANK} --records no.jsonl", "no.jsonl': there is no such file"),
+    ],
+)
+def test_names_and_files_that_do_not_fit(
+    words: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["push", *words.split(), "--to", "me/a", "--dry-run"]) == 2
+    assert match in said(capsys)
+
+
+RUN = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
+
+
+@pytest.fixture(scope="module")
+def model() -> Publishable:
+    return load_publishable(PATCHRANK)
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    return [record for record in read_records(RUN) if record.method in ("dense", "patchrank")]
+
+
+def test_the_table_is_the_records_of_this_model_and_of_dense(model: Publishable, records: list[Record]):
+    rows = model.rows(records, RUN)
+    assert {row.model for row in rows} == {"clip_vit_s14", PATCHRANK}
+    assert {row.dataset for row in rows} == {"fashion", "emoji", "photos"}
+    assert {row.shots for row in rows} == {0}
+    card = model_card(model, "me/pruned", rows)
+    assert markdown_table(rows, summary=True).strip() in card
+    for row in rows:
+        top1 = "" if row.top1 is None else f"{100 * row.top1:.1f} [{100 * row.top1_low:.1f}, {100 * row.top1_high:.1f}]"
+        near = "" if row.cosine_distance is None else f"{row.cosine_distance:.4f} [{row.cosine_low:.4f}, "
+        revision, split = f"revision {row.dataset_revision}", f"{row.dataset} {row.split}"
+        assert all(words in card for words in (top1, near, revision, split, row.device_name, row.dtype))
+    assert "Nothing was measured" not in card
+
+
+def test_without_records_it_says_so_and_by_which_command(model: Publishable):
+    card = model_card(model, "me/pruned", [])
+    assert "GFLOPs lack" not in card
+    assert "Nothing was measured." in card
+    assert "compare --models clip_vit_s14.imgfocus_lit --methods patchrank --keeps 0.6" in card
+    measured = card[card.index("## Measured") : card.index("## Rankings")]
+    assert re.findall(r"\d+\.\d+ %|\d+\.\d+ \[", measured) == []
+
+
+def test_operators_that_gflops_lack_are_told(model: Publishable, monkeypatch: pytest.MonkeyPatch):
+    cost = replace(gflops(model.vit, 196), unsupported=("aten::linalg_inv",))
+    monkeypatch.setattr("harness.apps.push.gflops", lambda *args: cost)
+    card = model_card(model, "me/pruned", [])
+    assert "GFLOPs lack operators of unknown cost: aten::linalg_inv." in card
+
+
+def test_facts_are_computed(model: Publishable):
+    card = model_card(model, "me/pruned", [])
+    cost, dense = gflops(model.vit, 196), gflops(model.dense, 196)
+    assert f"| GFLOPs per image | {cost.gflops:.2f} (dense: {dense.gflops:.2f}) |" in card
+    assert f"| parameters | {sum(p.numel() for p in model.vit.parameters()):,} |" in card
+    assert "| keep rate | 60.2 % |" in card
+    assert "| patch tokens | 118 of 196 at the end |" in card
+    with torch.no_grad():
+        trace = model.vit.trace(torch.zeros(1, 3, 196, 196))
+    assert f"| {', '.join(map(str, trace.tokens_per_block))} |" in card
+    assert "[arXiv 2409.14607](https://arxiv.org/abs/2409.14607)" in card
+
+
+def test_the_front_matter_is_what_the_hub_reads(model: Publishable):
+    from huggingface_hub import ModelCardData
+    from huggingface_hub.repocard import ModelCard
+
+    data = ModelCard(model_card(model, "me/pruned", [])).data
+    assert isinstance(data, ModelCardData)
+    assert (data.license, data.library_name) == ("mit", "timm")
+    assert data.pipeline_tag == "image-feature-extraction"
+    assert {"timm", "clip", "token-reduction", "patchrank"} <= set(data.tags)
+
+
+def test_rankings_and_recipe_are_the_predictors_own(model: Publishable):
+    card = model_card(model, "me/pruned", [])
+    (facts,) = model.provenance["predictors"]
+    assert f"- recipe: `{json.dumps(facts['recipe'], sort_keys=True)}`" in card
+    for one in facts["provenance"]["rankings"]:
+        assert f"| {one['dataset']} | {one['split']} | {one['revision']} | {one['model']} |" in card
+    unknown = replace(model, provenance={})
+    assert "Where the predictor is from wasn't written down." in model_card(unknown, "me/p", [])
+
+
+def test_the_example_runs_on_the_written_folder(model: Publishable, tmp_path: Path):
+    assert main(["push", PATCHRANK, "--to", "me/pruned", "--folder", str(tmp_path)]) == 0
+    card = (tmp_path / "README.md").read_text()
+    [code] = re.findall(r"^```python\n(.*?)^```$", card, re.M | re.S)
+    from PIL import Image
+
+    known = {"image": Image.new("RGB", (300, 200), "red")}
+    exec(code.replace("hf-hub:me/pruned", f"local-dir:{tmp_path}"), known)
+    assert known["features"].shape == (1, 256)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fits"),
+    [
+        ({}, True),
+        ({"weights_sha256": "0" * 16}, False),
+        ({"tag": "other"}, False),
+        ({"model": "clip_vit_s14_patchrank50"}, False),
+        ({"method_config": {"keep": 0.6, "reduce_at": [2]}}, False),
+        ({"shots": 4, "tuning": "probe"}, False),
+    ],
+)
+def test_records_of_another_model_are_refused(changes: dict, fits: bool, model: Publishable, records: list[Record]):
+    mine = next(record for record in records if record.model == PATCHRANK)
+    changed = replace(mine, **changes)
+    if fits:
+        assert model.rows([changed], RUN) == [changed]
+        return
+    with pytest.raises(ValueError, match=r"has no record of .*with these weights \(74efc4.*; meas"):
+        model.rows([changed], RUN)
+
+
+def test_another_predictor_is_another_model(model: Publishable, records: list[Record], tmp_path: Path):
+    mine = next(record for record in records if record.model == PATCHRANK)
+    other = replace(mine, method_config=mine.method_config | {"predictor": "0" * 16})
+    with pytest.raises(ValueError, match=r"has no record of clip_vit_s14_patchrank60"):
+        model.rows([other], RUN)
+    write_records(tmp_path / "run.jsonl", [other])
+    flags = ["--to", "me/a", "--dry-run", "--records", str(tmp_path / "run.jsonl")]
+    assert main(["push", PATCHRANK, *flags]) == 2
+
+
+def restricted(tmp_path: Path, tag: str) -> str:
+    """Write a small model whose weights have another licence; return its name."""
+    small = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    model = timm.create_model(f"clip_vit_b16_random50.{tag}", reduce_at=[1], **small)
+    timm.models.save_for_hf(model, tmp_path / "nc", safe_serialization=True)
+    return f"local-dir:{tmp_path}/nc"
+
+
+@pytest.mark.parametrize(("tag", "license_"), [("metaclip_400m", "cc-by-nc-4.0"), ("dfn2b", "apple-ascl")])
+def test_licences_that_restrict_are_told_and_must_be_confirmed(
+    tag: str, license_: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    sent = []
+    monkeypatch.setattr("harness.apps.push.upload", lambda *a, **k: sent.append(a) or "there")
+    args = ["push", restricted(tmp_path, tag), "--to", "me/nc"]
+    assert main(args) == 2
+    error = said(capsys)
+    assert f"the weights '{tag}' are under '{license_}', which may forbid publishing" in error
+    assert f"add --accept-license {license_}" in error
+    assert main([*args, "--accept-license", "mit"]) == 2
+    assert f"are under '{license_}'" in said(capsys)
+    assert sent == []
+    assert main([*args, "--accept-license", license_]) == 0
+    assert len(sent) == 1
+    assert main([*args, "--folder", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    named = license_ if license_ == "cc-by-nc-4.0" else f"other\nlicense_name: {license_}"
+    assert f"\nlicense: {named}\n" in card
+    assert "It doesn't allow every use: read it before you use or pass on this model." in card
+    assert f"base_model: timm/vit_base_patch16_clip_224.{tag}\n" in card
+
+
+def test_settings_that_no_command_measures(tmp_path: Path):
+    found = load_publishable(restricted(tmp_path, "openai"))
+    assert found.settings()["reduce_at"] == [1]
+    assert found.command() is None
+    card = model_card(found, "me/p", [])
+    assert "Nothing was measured, and no command measures these settings." in card

@@ -1,0 +1,128 @@
+"""A folder of odd and broken pictures, a tiny tower that commands can name, and jobs with both."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+
+import zoo  # noqa: F401  (registers the models)
+from harness.apps.setup import Setup
+from harness.apps.vectors.embed import Embedded, Job, embed
+from harness.apps.vectors.source import open_source
+from harness.base.terminal import Progress
+
+# The whole pictures by name, and the broken ones with what is said of them.
+WHOLE = 40
+BROKEN = {
+    "bomb.png": "too large to be trusted",
+    "cut.jpg": "can't be read",
+    "deep/text.webp": "in no known format",
+    "empty.png": "in no known format",
+}
+
+
+def drawn(number: int, form: str = "png") -> bytes:
+    """Draw a picture of another size and noise for each number."""
+    generator = np.random.default_rng(number)
+    size = (int(generator.integers(20, 90)), int(generator.integers(20, 90)), 3)
+    sink = io.BytesIO()
+    Image.fromarray(generator.integers(0, 255, size, dtype=np.uint8)).save(sink, form)
+    return sink.getvalue()
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., bytes]:
+    """Draw a picture by its number."""
+    return drawn
+
+
+def bomb() -> bytes:
+    """Return a PNG whose header says that it has 400 million pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pictures in three folders, and four that can't be read."""
+    folder = tmp_path_factory.mktemp("some") / "pictures"
+    for number in range(WHOLE):
+        form = ("png", "jpeg")[number % 2]
+        place = folder / ("", "deep", "deep/er")[number % 3] / f"{number:02d}.{form}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(drawn(number, form))
+    (folder / "bomb.png").write_bytes(bomb())
+    (folder / "cut.jpg").write_bytes(drawn(7, "jpeg")[:400])
+    (folder / "deep" / "text.webp").write_text("no picture")
+    (folder / "empty.png").touch()
+    (folder / "notes.txt").write_text("no picture, and it doesn't say so")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a tower of 16 patches and 7 features."""
+    folder = tmp_path_factory.mktemp("tower") / "tower"
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(15)
+        vit = timm.create_model("clip_vit_b16.openai", num_classes=7, **shape)
+        with torch.no_grad():
+            for name, weight in vit.named_parameters():
+                if name.endswith("weight") and weight.ndim > 1:  # else all pictures are alike
+                    weight.add_(torch.randn_like(weight), alpha=0.2)
+        save_for_hf(vit, folder, safe_serialization=True)
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture
+def job(pictures: Path, tower: str, tmp_path: Path) -> Callable[..., Job]:
+    """Make a job of the pictures, in batches of 6 and files of 10."""
+
+    def make(**facts: Any) -> Job:
+        setup = Setup.of(facts.pop("model", tower), **facts.pop("how", {}))
+        source = facts.pop("source", None) or open_source([str(pictures)])
+        defaults = {"out": tmp_path / "vectors", "batch": 6, "shard_size": 10, "decoders": 0}
+        return Job(setup=setup, source=source, **defaults | facts)
+
+    return make
+
+
+@pytest.fixture
+def run(job: Callable[..., Job]) -> Callable[..., Embedded]:
+    """Run such a job."""
+    return lambda **facts: embed(job(**facts), Progress())
+
+
+@pytest.fixture(scope="session")
+def files() -> Callable[[Path], dict[str, bytes]]:
+    """Return the content of a folder's shards by name, and whatever else lies there but its lock."""
+
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
+
+    return contents
+
+
+@pytest.fixture(scope="session")
+def whole(pictures: Path, tower: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embeddings of an undisturbed run that decodes in its own process."""
+    out = tmp_path_factory.mktemp("whole") / "vectors"
+    made = Job(setup=Setup.of(tower), source=open_source([str(pictures)]), out=out, batch=6, shard_size=10, decoders=0)
+    embed(made, Progress())
+    return out

@@ -1,0 +1,151 @@
+"""Decoding in processes: the order of the pictures, whatever the processes do, and their deaths."""
+
+import io
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.apps.vectors import decode
+from harness.apps.vectors.decode import Decoders, Prepared, prepare, processes_beside
+from harness.apps.vectors.source import Picture, open_source
+from harness.datasets.images import decode_image
+
+
+class Code:
+    """A function that a process of its own can be given: it travels as its source."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __reduce__(self) -> Any:
+        return eval, (self.text,)
+
+    def __call__(self, image: Any) -> Any:
+        return eval(self.text)(image)
+
+
+RESIZED = Code("lambda image: __import__('numpy').asarray(image.resize((4, 5))).transpose(2, 0, 1) / 255")
+# Pictures of some width end their process.
+KILLED = "__import__('os').kill(__import__('os').getpid(), 9)"
+DEADLY = f"lambda image: {KILLED} if image.width == {{}} else __import__('numpy').asarray(image.resize((1, 1)))"
+
+
+@pytest.fixture
+def chunks(pictures: Path) -> list[list[Picture]]:
+    source = open_source([str(pictures)])
+    every = list(source.pictures(range(len(source))))
+    return [every[start : start + 4] for start in range(0, len(every), 4)]
+
+
+def outcome(results: Sequence[Prepared]) -> Any:
+    assert all(one.pixels is None or one.pixels.dtype == np.float32 for one in results)
+    return [(one.paths, None if one.pixels is None else one.pixels.tolist(), one.wrong) for one in results]
+
+
+def test_what_cannot_be_read_keeps_its_place_and_its_reason(chunks: list[list[Picture]]):
+    results = [prepare(chunk, RESIZED) for chunk in chunks]
+    wrong = {one.paths[place]: why for one in results for place, why in one.wrong.items()}
+    assert wrong.keys() == {"bomb.png", "cut.jpg", "deep/text.webp", "empty.png"}
+    assert "400000000" in wrong["bomb.png"].replace(",", "") or "20000 x 20000" in wrong["bomb.png"]
+    assert "no known format" in wrong["empty.png"]
+    for one in results:
+        assert one.pixels is not None
+        assert one.pixels.shape == (len(one.paths), 3, 5, 4)
+        assert sorted(one.wrong) == [place for place, row in enumerate(one.pixels) if not row.any()]
+
+
+def test_a_picture_that_resizing_would_blow_up_is_bad():
+    contents = []
+    for width in (1_000, 1_001):
+        sink = io.BytesIO()
+        Image.new("L", (width, 1)).save(sink, "png")
+        contents.append(Picture(str(width), content=sink.getvalue()))
+    assert prepare(contents, RESIZED).wrong == {1: "it has 1001 x 1 pixels; expected sides of 1 : 1000"}
+
+
+@pytest.mark.slow
+def test_neither_their_number_nor_their_death_changes_what_comes(chunks: list[list[Picture]]):
+    wanted = outcome([prepare(chunk, RESIZED) for chunk in chunks])
+    for count in (0, 1, 3):
+        with Decoders(count, RESIZED) as decoders:
+            assert outcome(list(decoders.prepare(chunks))) == wanted
+    with Decoders(2, RESIZED) as decoders:
+        results = []
+        for place, result in enumerate(decoders.prepare(chunks)):
+            results.append(result)
+            if place == 2:
+                assert decoders._pool is not None
+                processes = list(decoders._pool._processes)
+                os.kill(processes[0], signal.SIGKILL)
+    assert outcome(results) == wanted
+    limit = time.monotonic() + 60
+    while any(Path(f"/proc/{process}").exists() for process in processes):
+        assert time.monotonic() < limit, "processes outlive their use"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_picture_that_ends_its_process_is_bad_and_no_other(chunks: list[list[Picture]]):
+    first = next(picture for picture in chunks[3] if picture.path not in ("deep/text.webp", "empty.png"))
+    safe, deadly = Code(DEADLY.format(-1)), Code(DEADLY.format(decode_image(first.read(), "").width))
+    wanted = [prepare(chunk, safe) for chunk in chunks]
+    with Decoders(2, deadly) as decoders:
+        results = list(decoders.prepare(chunks))
+    lost = {one.paths[place] for one in results for place, why in one.wrong.items() if "ends the process" in why}
+    assert first.path in lost
+    for one, other in zip(results, wanted, strict=True):
+        for place, path in enumerate(one.paths):
+            if path not in lost:
+                assert np.array_equal(one.pixels[place], other.pixels[place])
+                assert one.wrong.get(place) == other.wrong.get(place)
+
+
+@pytest.mark.slow
+def test_processes_that_cannot_begin_are_told_once():
+    class Unborn(Code):
+        def __reduce__(self) -> Any:
+            return os._exit, (3,)
+
+    with Decoders(1, Unborn("")) as decoders, pytest.raises(ValueError, match=r"end before they begin.*--decoders 0"):
+        decoders.start()
+
+
+def test_no_more_is_read_ahead_than_is_worked_on(chunks: list[list[Picture]], monkeypatch):
+    asked: list[int] = []
+
+    def counted() -> Any:
+        for number, chunk in enumerate(chunks):
+            asked.append(number)
+            yield chunk
+
+    class Now:
+        """An executor that works when it is asked."""
+
+        def submit(self, function: Callable[..., Any], chunk: Any) -> Any:
+            future: Future[Any] = Future()
+            future.set_result(prepare(chunk, RESIZED))
+            return future
+
+        def shutdown(self, **_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(decode, "_pool", lambda count, transform: Now())
+    with Decoders(2, RESIZED) as decoders:
+        for done, _ in enumerate(decoders.prepare(counted()), start=1):
+            assert len(asked) - done < decode.AHEAD * 2
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "expected"), [("cpu", 2, 1), ("cpu", 16, 4), ("cuda:0", 12, 12), ("cuda", 99, 16)]
+)
+def test_processes_by_the_cores(device: str, cores: int, expected: int, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert processes_beside(device) == expected

@@ -1,0 +1,418 @@
+"""Embeddings: what is in them, the same bytes however a run went, what is refused, what is said."""
+
+import errno
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+
+from harness.apps.setup import Setup
+from harness.apps.vectors.embed import Embedded, Job, Spent, embed
+from harness.apps.vectors.encoder import Encoder
+from harness.apps.vectors.source import TextSource, open_source
+from harness.apps.vectors.store import Provenance, Vectors, errors_path, provenance_of, read_vectors
+from harness.base.store import BrokenShardError, claimed, shard_paths
+from harness.base.terminal import Progress
+from harness.cli import main
+from harness.datasets.images import read_image
+from harness.models.towers import load_tower
+
+Run = Callable[..., Embedded]
+Files = Callable[[Path], dict[str, bytes]]
+BROKEN = {
+    "bomb.png": "too large to be trusted",
+    "cut.jpg": "can't be read",
+    "deep/text.webp": "in no known format",
+    "empty.png": "in no known format",
+}
+
+
+def test_each_embedding_is_the_tower_on_its_picture(whole: Path, pictures: Path, tower: str):
+    model = load_tower(tower)
+    shards = list(read_vectors(whole))
+    assert [len(shard.ids) + len(shard.bad) for shard in shards] == [10, 10, 10, 10, 4]
+    names = [name for shard in shards for name in shard.names]
+    assert len(names) == 40
+    order = [str(picture.path) for picture in open_source([str(pictures)]).pictures(range(44))]
+    assert [order[position] for shard in shards for position in shard.ids] == names
+    with torch.inference_mode():
+        for shard in shards:
+            assert shard.embeddings.dtype == np.float16
+            for name, own in zip(shard.names, shard.embeddings, strict=True):
+                pixels = model.preprocess(read_image(pictures / name)).unsqueeze(0)
+                wanted = F.normalize(model.vit(pixels), dim=-1)[0].numpy()
+                assert np.abs(own.astype(np.float32) - wanted).max() < 1e-3
+
+
+def test_bad_pictures_are_listed_beside_the_folder(whole: Path):
+    table = pq.read_table(errors_path(whole))
+    assert table.column_names == ["id", "path", "reason"]
+    reasons = dict(zip(table["path"].to_pylist(), table["reason"].to_pylist(), strict=True))
+    assert reasons.keys() == BROKEN.keys()
+    for path, why in BROKEN.items():
+        assert why in reasons[path]
+    bad = [one for shard in read_vectors(whole) for one in shard.bad]
+    assert [one.id for one in bad] == table["id"].to_pylist()
+
+
+@pytest.mark.slow
+def test_decoding_processes_change_no_byte(whole: Path, run: Run, files: Files):
+    done = run(decoders=3)
+    assert files(done.path) == files(whole)
+    assert (done.total, done.bad, done.errors) == (44, 4, errors_path(done.path))
+    assert done.rates.keys() == {"decoding", "model"}
+    assert errors_path(done.path).read_bytes() == errors_path(whole).read_bytes()
+
+
+def test_what_is_there_is_not_made_again(whole: Path, run: Run, files: Files, tmp_path: Path, monkeypatch, capsys):
+    done = run()
+    gone, broken, flipped, *_ = shard_paths(done.path).values()
+    gone.unlink()
+    broken.write_bytes(broken.read_bytes()[:-9])
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 8] ^= 1
+    flipped.write_bytes(content)
+    (done.path / ".part-00009.parquet.elsewhere-1.partial").write_bytes(b"PAR1")
+    times = {path: path.stat().st_mtime_ns for path in done.path.glob("part-*")}
+    again = run()
+    assert files(done.path) == files(whole)
+    assert [path.name for path, when in times.items() if path.stat().st_mtime_ns == when] == [
+        path.name for path in times if path not in (gone, broken, flipped)
+    ]
+    assert (again.total, again.bad) == (44, 4)
+    third = run()
+    assert (third.rates, third.binds) == ({}, None)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a command as a process of its own."""
+    processes = []
+
+    def call(command: Sequence[str], *flags: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "harness", *command, *flags]
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes))
+        return processes[-1]
+
+    yield call
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def below(parent: int) -> list[int]:
+    """Return the ids of all processes below one."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found, new = set(), {parent}
+    while new:
+        new = {child for child, own in parents.items() if own in new}
+        found |= new
+    return sorted(found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds processes in /proc")
+def test_killed_then_stopped_the_same_command_brings_the_same_bytes(
+    pictures: Path, tower: str, tmp_path: Path, start: Any, files: Files, capsys
+):
+    command = ["embed", str(pictures), "--model", tower, "--batch", "1", "--shard-size", "2"]
+    assert main([*command, "--output", str(tmp_path / "whole"), "--decoders", "0"]) == 0
+    capsys.readouterr()
+    whole, out = files(tmp_path / "whole"), tmp_path / "vectors"
+    command += ["--output", str(out)]
+    limit = time.monotonic() + 300
+    there = 0
+    for how, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        process = start(command, "--decoders", "2")
+        while not out.is_dir() or len(shard_paths(out)) <= there:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < limit
+            time.sleep(0.001)
+        children = below(process.pid)
+        process.send_signal(how)
+        output, errors = process.communicate()
+        assert (process.returncode, output) == (code, ""), errors
+        assert "Traceback" not in errors
+        while any(Path(f"/proc/{child}/cwd").exists() for child in children):
+            assert time.monotonic() < limit, "decoding processes outlive their parent"
+            time.sleep(0.05)
+        done = {path.name: path.read_bytes() for path in shard_paths(out).values()}
+        assert there < len(done) < 22
+        assert done.items() <= whole.items()
+        there = len(done)
+    assert main([*command, "--decoders", "1"]) == 0
+    assert files(out) == whole
+    output, errors = capsys.readouterr()
+    assert f"{2 * there} of 44 images are there" in errors
+    assert f"wrote {out}: 40 of 44 images; 4 can't be embedded, listed in {errors_path(out)}\n" in output
+    line = r"^(decoding|model) binds: the model does \S+ images/s, decoding by 1 process \S+ images/s$"
+    assert re.search(line, output, re.M)
+
+
+@pytest.mark.parametrize(
+    ("facts", "quoted"),
+    [
+        ({"batch": 7}, "batch=6 there, 7 wanted"),
+        ({"shard_size": 11}, "shard size 10 there, 11 wanted"),
+        ({"embedding_dtype": "float32"}, "embedding_dtype='float16' there, 'float32' wanted"),
+        ({"how": {"dtype": "bfloat16"}}, "dtype='float32' there, 'bfloat16' wanted"),
+        ({"how": {"method": "tome", "keep": 0.5}}, "method=None there, 'tome' wanted"),
+    ],
+)
+def test_another_job_is_refused_with_what_differs(facts: Any, quoted: str, run: Run, whole: Path):
+    with pytest.raises(ValueError, match=quoted):
+        run(out=whole, **facts)
+
+
+def test_other_pictures_and_other_weights_are_refused(run: Run, job: Any, tmp_path: Path, pictures: Path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        (tmp_path / "pictures" / f"{number}.png").write_bytes((pictures / "00.png").read_bytes())
+    word = [str(tmp_path / "pictures")]
+    run(source=open_source(word))
+    (tmp_path / "pictures" / "3.png").write_bytes((pictures / "06.png").read_bytes())
+    with pytest.raises(ValueError, match=r"revision='\w+' there, '\w+' wanted; count=3 there, 4 wanted"):
+        run(source=open_source(word))
+    (tmp_path / "pictures" / "3.png").unlink()
+    monkeypatch.setattr("harness.apps.vectors.encoder.fingerprint", lambda vit: "other")
+    with pytest.raises(ValueError, match=r"weights='.*' there, 'other' wanted"):
+        run(source=open_source(word))
+
+
+def test_two_runs_do_not_share_a_folder(run: Run, tmp_path: Path):
+    with claimed(tmp_path / "vectors"), pytest.raises(ValueError, match="another run is writing"):
+        run()
+
+
+def test_a_folder_of_bad_pictures_alone_is_refused(run: Run, tmp_path: Path):
+    (tmp_path / "bad").mkdir()
+    for number in range(12):
+        (tmp_path / "bad" / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(
+        ValueError, match=r"none of the 12 images can be embedded; '.*vectors\.errors\.parquet' says why"
+    ):
+        run(source=open_source([str(tmp_path / "bad")]))
+
+
+@pytest.mark.parametrize(
+    ("facts", "quoted"),
+    [
+        ({"batch": 0}, "--batch 0: expected a number from 1"),
+        ({"shard_size": 0}, "--shard-size 0: expected a number from 1"),
+        ({"decoders": -1}, "--decoders -1: expected a number from 0"),
+        ({"embedding_dtype": "float61"}, "--embedding-dtype 'float61': did you mean 'float16'"),
+        ({"workers": 1, "device": "cuda:1"}, "--device 'cuda:1' with --workers: say cuda"),
+    ],
+)
+def test_refused_settings(facts: Any, quoted: str, job: Callable[..., Job]):
+    with pytest.raises(ValueError, match=quoted):
+        job(**facts)
+
+
+def test_a_tower_without_text_takes_no_texts(run: Run, tmp_path: Path):
+    (tmp_path / "texts").write_text("shirt\n")
+    with pytest.raises(ValueError, match="has no text tower here"):
+        run(source=TextSource(tmp_path / "texts"))
+    assert not (tmp_path / "vectors").exists()
+
+
+def test_an_overflow_is_refused(run: Run, monkeypatch):
+    monkeypatch.setattr(
+        "harness.apps.vectors.encoder.Encoder._forward", lambda self, x: torch.full((len(x), 7), torch.inf)
+    )
+    with pytest.raises(ValueError, match="overflowed in float32; use --dtype bfloat16"):
+        run()
+
+
+def test_a_reduced_tower_embeds_otherwise_and_says_so(run: Run, whole: Path, tower: str):
+    done = run(how={"method": "tome", "keep": 0.5}, embedding_dtype="float32")
+    provenance = provenance_of(done.path)
+    assert (provenance.method, provenance.options["keep"]) == ("tome", 0.5)
+    assert provenance.setup == Setup.of(tower, method="tome", keep=0.5)
+    first, dense = next(read_vectors(done.path)), next(read_vectors(whole))
+    assert first.embeddings.dtype == np.float32
+    assert np.allclose(np.linalg.norm(first.embeddings, axis=1), 1, atol=1e-6)
+    cosines = (first.embeddings * dense.embeddings.astype(np.float32)).sum(axis=1)
+    assert 0.5 < cosines.min() < cosines.max() < 0.99999
+
+
+def test_the_file_says_what_it_was_made_from(whole: Path, pictures: Path, tower: str):
+    facts = json.loads(pq.read_metadata(whole / "part-00000.parquet").metadata[b"vectors"])
+    assert facts["source"] == [str(pictures)]
+    assert (facts["model"], facts["method"], facts["dtype"], facts["batch"]) == (tower, None, "float32", 6)
+    assert (facts["kind"], facts["count"], facts["width"], facts["embedding_dtype"]) == ("images", 44, 48, "float16")
+    assert re.fullmatch(r"\w{16}", facts["weights"])
+    assert "Normalize" in facts["preprocessing"]
+    assert facts["versions"].keys() == {"clip-patchrank", "timm", "torch"}
+    with pytest.raises(ValueError, match="'colour'"):
+        Provenance.parse(json.dumps({**facts, "colour": "red"}))
+    with pytest.raises(ValueError, match="missing"):
+        Provenance.parse("{}")
+
+
+def test_every_changed_byte_is_noticed_or_means_nothing(whole: Path, tmp_path: Path):
+    content = (whole / "part-00000.parquet").read_bytes()
+    wanted = Vectors.read(whole / "part-00000.parquet")
+    changed, noticed = tmp_path / "part-00000.parquet", 0
+    for place in range(0, len(content), 7):
+        changed.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        try:
+            found = Vectors.read(changed)
+        except BrokenShardError:
+            noticed += 1
+            continue
+        assert (found.ids.tolist(), list(found.names), found.bad) == (wanted.ids.tolist(), wanted.names, wanted.bad)
+        assert np.array_equal(found.embeddings, wanted.embeddings)
+        assert found.provenance == wanted.provenance
+    assert noticed > 0.5 * len(content) / 7
+
+
+def test_a_file_of_another_release_is_neither_read_nor_removed(run: Run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Provenance, "json", lambda self: json.dumps({**asdict(self), "colour": "red"}))
+        done = run()
+    before = (done.path / "part-00000.parquet").read_bytes()
+    with pytest.raises(ValueError, match=r"part-00000\.parquet' was made by another release: .*'colour'"):
+        run()
+    assert (done.path / "part-00000.parquet").read_bytes() == before
+
+
+def test_a_file_of_somebody_else_is_refused(run: Run, whole: Path, tmp_path: Path):
+    (tmp_path / "vectors").mkdir()
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "vectors" / "part-00000.parquet")
+    with pytest.raises(ValueError, match=r"part-00000\.parquet' is a Parquet file, but not of embeddings"):
+        run()
+
+
+WORDS = ("t-shirt", "ankle boot", "zebrafishes", "", "red apple")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "texts.txt"
+    file.write_text("\n".join(WORDS) + "\n")
+    assert (
+        main(["embed", "--texts", str(file), "--output", str(file.parent / "vectors"), "--batch", "2", "--quiet"]) == 0
+    )
+    return file.parent / "vectors"
+
+
+def test_texts_are_in_the_space_of_the_shipped_tower(texts: Path):
+    [shard] = read_vectors(texts)
+    assert shard.names == ["t-shirt", "ankle boot", "red apple"]
+    assert [(bad.id, bad.name) for bad in shard.bad] == [(2, "zebrafishes"), (3, "")]
+    assert "the embedded text tower never saw" in shard.bad[0].reason
+    assert shard.bad[1].reason == "the line is empty"
+    clip = load_tower("clip_vit_s14").clip
+    assert clip is not None
+    with torch.inference_mode():
+        wanted = clip.model.encode_text(clip.tokenizer(list(shard.names)), normalize=True).numpy()
+    assert np.abs(wanted - shard.embeddings.astype(np.float32)).max() < 1e-3
+
+
+def test_rates_are_of_all_processes_and_what_waited_is_told():
+    spent = Spent(pictures=100, decoding_s=20.0, model_s=5.0, waiting_s=7.0)
+    assert spent.rates(processes=4, workers=2) == {"decoding": 40.0, "model": 40.0}
+    assert spent.binds == "decoding"
+    spent.add(Spent(pictures=100, decoding_s=20.0, model_s=15.0))
+    assert spent.rates(processes=2, workers=1) == {"decoding": 10.0, "model": 10.0}
+    assert spent.binds == "model"
+    assert Spent().rates(1, 1) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "quoted"),
+    [
+        ("embed", "nothing to embed: give a folder of pictures"),
+        ("embed gone", "'gone': there is no such file or folder"),
+        ("embed gone --texts other", "--texts 'other' with 'gone'"),
+        ("embed --texts other --image-column jpg", "--texts 'other' with '--image-column'"),
+        ("embed . --model clip_vit_s41", "did you mean 'clip_vit_s14'"),
+        ("embed . --keep 0.5", "--keep and without --method"),
+    ],
+)
+def test_mistakes(words: str, quoted: str, capsys, tmp_path: Path, monkeypatch, draw: Any):
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").write_bytes(draw(1))
+    assert main([*words.split(), "--output", "new/vectors"]) == 2
+    assert quoted in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_same_pictures_in_four_forms_have_the_same_embeddings(run: Run, draw: Any, tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    contents = [draw(number) for number in range(7)]
+    (tmp_path / "folder").mkdir()
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number, content in enumerate(contents):
+            (tmp_path / "folder" / f"{number}.png").write_bytes(content)
+            info = tarfile.TarInfo(f"{number}.png")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    pq.write_table(pa.table({"image": [{"bytes": content} for content in contents]}), tmp_path / "x.parquet")
+    features = datasets.Features({"image": datasets.Image()})
+    rows = {"image": [{"bytes": content, "path": None} for content in contents]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    names = {"folder": "{}.png", "x.tar": "x.tar/{}.png", "x.parquet": "x.parquet/{}", "saved": "{}"}
+    vectors = []
+    for word, name in names.items():
+        source = open_source([f"{'hfds:' if word == 'saved' else ''}{tmp_path / word}"])
+        done = run(source=source, out=tmp_path / "vectors" / word)
+        [shard] = read_vectors(done.path)
+        assert list(shard.names) == [name.format(number) for number in range(7)]
+        vectors.append(shard.embeddings)
+    assert all(np.array_equal(own, vectors[0]) for own in vectors)
+
+
+def test_precision_is_that_of_the_setup(run: Run, whole: Path):
+    done = run(how={"dtype": "bfloat16"}, embedding_dtype="float32")
+    for own, other in zip(read_vectors(done.path), read_vectors(whole), strict=True):
+        cosines = (own.embeddings * other.embeddings.astype(np.float32)).sum(axis=1)
+        assert cosines.min() > 0.99
+        assert not np.array_equal(own.embeddings.astype(np.float16), other.embeddings)
+
+
+def test_a_full_disk_is_told_with_the_way_on(run: Run, monkeypatch, files: Files, whole: Path):
+    full = Mock(side_effect=[None, None, OSError(errno.ENOSPC, "no room")])
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match=r"part-00001\.parquet': the disk is full; .*go on with: the same command"):
+            run()
+    assert files(run().path) == files(whole)
+
+
+def test_ids_are_positions_and_no_batch_crosses_a_file(job: Callable[..., Job], monkeypatch):
+    sizes: list[int] = []
+    pictures = Encoder.pictures
+    monkeypatch.setattr(Encoder, "pictures", lambda self, x: sizes.append(len(x)) or pictures(self, x))
+    done = embed(job(), Progress())
+    assert sizes == [6, 4, 6, 4, 6, 4, 6, 4, 4]
+    ids = itertools.chain.from_iterable(
+        sorted([*shard.ids, *(b.id for b in shard.bad)]) for shard in read_vectors(done.path)
+    )
+    assert list(ids) == list(range(44))
+    assert isinstance(next(read_vectors(done.path)), Vectors)

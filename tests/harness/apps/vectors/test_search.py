@@ -1,0 +1,171 @@
+"""Search: the plain matrix product, refusals, and the command as a newcomer uses it."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from harness.apps.vectors.search import nearest, query_vector, source_of
+from harness.apps.vectors.store import Provenance, provenance_of, read_vectors
+from harness.cli import main
+from harness.datasets import get_dataset
+from harness.models.towers import load_tower
+
+WORDS = ("t-shirt", "trousers", "ankle boot", "bag")
+
+
+@pytest.fixture(scope="module")
+def clothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures each of four kinds of clothing, in a folder of the kind, and their embeddings."""
+    folder = tmp_path_factory.mktemp("clothing")
+    dataset = get_dataset("fashion")
+    split = dataset.split("val")
+    for word in WORDS:
+        (folder / "pictures" / word).mkdir(parents=True)
+        for number, place in enumerate(np.flatnonzero(split.labels == dataset.classes.index(word))[:4].tolist()):
+            split[place].image.save(folder / "pictures" / word / f"{number}.png")
+    command = ["embed", str(folder / "pictures"), "--output", str(folder / "vectors"), "--shard-size", "5"]
+    assert main([*command, "--decoders", "0", "--quiet"]) == 0
+    return folder
+
+
+def every(folder: Path) -> tuple[list[str], np.ndarray]:
+    shards = list(read_vectors(folder))
+    names = [name for shard in shards for name in shard.names]
+    return names, np.concatenate([shard.embeddings for shard in shards]).astype(np.float32)
+
+
+def test_the_nearest_are_those_of_the_matrix_product(whole: Path):
+    names, embeddings = every(whole)
+    ids = np.concatenate([shard.ids for shard in read_vectors(whole)])
+    vector = np.random.default_rng(0).normal(size=48).astype(np.float32)
+    scores = embeddings @ vector
+    order = np.argsort(-scores, kind="stable")
+    for top in (1, 3, 12, 100):
+        found = nearest(whole, vector, top)
+        assert found.searched == 40
+        assert [hit.rank for hit in found.hits] == list(range(1, min(top, 40) + 1))
+        assert [hit.name for hit in found.hits] == [names[row] for row in order[:top]]
+        assert [hit.id for hit in found.hits] == ids[order[:top]].tolist()
+        assert np.allclose([hit.score for hit in found.hits], scores[order[:top]], atol=1e-6)
+
+
+def test_of_equal_ones_the_first_come_first(whole: Path):
+    hits = nearest(whole, np.zeros(48, np.float32), 25).hits
+    assert [hit.id for hit in hits] == sorted(hit.id for hit in hits)
+    assert hits[0].id == min(int(shard.ids.min()) for shard in read_vectors(whole))
+
+
+def test_pictures_and_texts_are_in_the_joint_space_of_the_shipped_tower(clothing: Path):
+    names, embeddings = every(clothing / "vectors")
+    provenance = provenance_of(clothing / "vectors")
+    clip = load_tower("clip_vit_s14").clip
+    assert clip is not None
+    right = 0
+    for word in WORDS:
+        vector = query_vector(word, provenance)
+        with torch.inference_mode():
+            wanted = F.normalize(clip.model.encode_text(clip.tokenizer([word])), dim=-1)[0].numpy()
+        assert np.allclose(vector, wanted, atol=1e-6)
+        hits = nearest(clothing / "vectors", vector, 4).hits
+        right += sum(hit.name.startswith(f"{word}/") for hit in hits)
+        scores = embeddings @ vector
+        own = np.array([name.startswith(f"{word}/") for name in names])
+        assert scores[own].mean() > scores[~own].mean()
+    assert right >= 12  # of 16; by chance 4
+
+
+def test_a_picture_is_nearest_to_itself(clothing: Path):
+    folder = clothing / "vectors"
+    vector = query_vector(str(clothing / "pictures" / "bag" / "2.png"), provenance_of(folder))
+    [first, *_] = nearest(folder, vector, 3).hits
+    assert first.name == "bag/2.png"
+    assert first.score == pytest.approx(1, abs=1e-3)
+
+
+def test_the_command_shows_paths_and_a_sheet(clothing: Path, tmp_path: Path, capsys):
+    sheet = tmp_path / "new" / "hits.png"
+    command = ["search", "ankle boot", "--in", str(clothing / "vectors"), "--top", "7"]
+    assert main([*command, "--sheet", str(sheet)]) == 0
+    out = capsys.readouterr().out
+    assert "nearest to ankle boot" in out
+    text = f"searched 16 images, embedded by clip_vit_s14; paths are below {clothing / 'pictures'}\n"
+    assert text in out
+    assert f"wrote {sheet}" in out
+    image = Image.open(sheet)
+    assert image.size == (5 * 252 + 12, 2 * 292 + 44)
+    first = np.asarray(image)[44 : 44 + 240, 12 : 12 + 240]
+    assert first.std() > 10
+    assert main([*command, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    found = nearest(clothing / "vectors", query_vector("ankle boot", provenance_of(clothing / "vectors")), 7)
+    assert facts["hits"] == [
+        {"rank": hit.rank, "score": hit.score, "id": hit.id, "path": hit.name} for hit in found.hits
+    ]
+    assert (facts["searched"], facts["sheet"], facts["source"]) == (16, None, [str(clothing / "pictures")])
+
+
+def test_a_picture_finds_texts(clothing: Path, tmp_path: Path, capsys):
+    (tmp_path / "texts.txt").write_text("\n".join(WORDS))
+    where = str(tmp_path / "texts")
+    assert main(["embed", "--texts", str(tmp_path / "texts.txt"), "--output", where]) == 0
+    capsys.readouterr()
+    assert main(["search", str(clothing / "pictures" / "bag" / "0.png"), "--in", where, "--top", "4", "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert {hit["text"] for hit in hits} == set(WORDS)
+    assert main(["search", "bag", "--in", where, "--sheet", str(tmp_path / "sheet.png")]) == 2
+    assert "these embeddings are of texts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "quoted"),
+    [
+        ("zebrafishes", "query: the embedded text tower never saw"),
+        ("gone.jpg", "query 'gone.jpg' looks like a picture, and there is no such file"),
+        ("bag --top 0", "--top 0: expected a number from 1"),
+        ("bag --in gone", "'gone' holds no embeddings: no part-00000.parquet; make them with: patchrank embed"),
+    ],
+)
+def test_mistakes(words: str, quoted: str, clothing: Path, capsys):
+    place = [] if "--in" in words else ["--in", str(clothing / "vectors")]
+    assert main(["search", *words.split(), *place]) == 2
+    assert quoted in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("facts", "quoted"),
+    [
+        ({"weights": "other"}, "has other weights now"),
+        ({"preprocessing": "other"}, "has other preprocessing now"),
+        ({"kind": "texts", "text_weights": "other"}, "has other text_weights now"),
+    ],
+)
+def test_another_model_than_that_of_the_embeddings(facts: dict[str, str], quoted: str, clothing: Path):
+    provenance = dataclasses.replace(provenance_of(clothing / "vectors"), **facts)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=quoted):
+        query_vector("bag", provenance)
+
+
+def test_pictures_that_changed_are_not_shown(clothing: Path):
+    provenance: Provenance = provenance_of(clothing / "vectors")
+    assert len(source_of(provenance)) == 16
+    with pytest.raises(ValueError, match="have changed since they were embedded"):
+        source_of(dataclasses.replace(provenance, revision="other"))
+
+
+def test_shards_of_two_origins_are_refused(whole: Path, run: Callable[..., Any], tmp_path: Path):
+    done = run(batch=5)
+    first = done.path / "part-00001.parquet"
+    first.write_bytes((whole / first.name).read_bytes())
+    with pytest.raises(ValueError, match=r"were made differently: part-00001\.parquet has batch=6 there, 5 wanted"):
+        nearest(done.path, np.zeros(48, np.float32), 3)
+    first.write_bytes(first.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"part-00001\.parquet' is broken: cut off"):
+        nearest(done.path, np.zeros(48, np.float32), 3)

@@ -1,0 +1,217 @@
+"""Pictures listed: in folders, tars, Parquet and `datasets`, whole and damaged."""
+
+import io
+import os
+import pickle
+import tarfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from harness.apps.vectors import source as module
+from harness.apps.vectors.source import Source, TextSource, open_source
+
+Draw = Callable[[int], bytes]
+
+
+def everything(source: Source, first: int = 0) -> list[tuple[str, bytes | str]]:
+    """Read all pictures from one on; what can't be read is its reason."""
+    rows: list[tuple[str, bytes | str]] = []
+    for picture in source.pictures(range(first, len(source))):
+        try:
+            rows.append((picture.path, picture.read()))
+        except (ValueError, OSError) as error:
+            rows.append((picture.path, str(error)))
+    return rows
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def tars(tmp_path: Path, draw: Draw) -> Path:
+    """Three tars of two pictures each, as img2dataset writes them."""
+    for number in range(3):
+        keys = [f"{number}{i}" for i in range(2)]
+        members = {f"{key}.png": draw(int(key)) for key in keys} | {f"{key}.json": b"{}" for key in keys}
+        write_tar(tmp_path / f"x-{number:03d}.tar", members)
+    return tmp_path
+
+
+@pytest.fixture
+def parquet(tmp_path: Path, draw: Draw) -> Path:
+    """Two files of five pictures in groups of two rows, one of them null, another only named."""
+    for number in range(2):
+        rows = [{"bytes": draw(5 * number + i), "path": f"{i}.png"} for i in range(5)]
+        rows[1]["bytes"] = None
+        table = pa.table({"caption": ["x"] * 5, "image": pa.array([*rows[:3], None, rows[4]])})
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=2)
+    return tmp_path
+
+
+def test_a_folder_is_in_the_order_of_its_names(pictures: Path):
+    source = open_source([str(pictures)])
+    rows = everything(source)
+    names = [path for path, _ in rows]
+    assert names == sorted(names, key=lambda name: name.split("/"))
+    assert len(source) == len(rows) == 44
+    assert all(content == (pictures / path).read_bytes() for path, content in rows)
+    assert "notes.txt" not in names
+
+
+def test_names_that_are_no_text_and_names_that_are_there_twice(tmp_path: Path, draw: Draw):
+    odd = os.fsencode(tmp_path) + b"/\xff.png"
+    Path(os.fsdecode(odd)).write_bytes(draw(1))
+    assert everything(open_source([str(tmp_path)])) == [(r"\xff.png", draw(1))]
+    tars = [tmp_path / part / "x.tar" for part in "ab"]
+    for tar in tars:
+        tar.parent.mkdir()
+        write_tar(tar, {"1.png": draw(1)})
+    assert [path for path, _ in everything(open_source(list(map(str, tars))))] == [f"{tar}/1.png" for tar in tars]
+
+
+@pytest.mark.parametrize("word", ["x-{000..002}.tar", "x-*.tar", "**/*.tar"])
+def test_tars_by_ranges_and_globs(tars: Path, word: str, draw: Draw):
+    source = open_source([str(tars / word)])
+    assert everything(source) == [(f"x-00{n}.tar/{n}{i}.png", draw(10 * n + i)) for n in range(3) for i in range(2)]
+    assert source.words == tuple(str(tars / f"x-00{n}.tar") for n in range(3))
+
+
+def test_many_tars_are_listed_by_processes_and_large_lists_are_kept(tars: Path, monkeypatch: pytest.MonkeyPatch):
+    word = [str(tars / "x-*.tar")]
+    wanted = open_source(word)
+    monkeypatch.setattr(module, "KEPT", 1)
+    monkeypatch.setattr(module, "MANY", 2)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda **_: ThreadPoolExecutor(2))
+    assert everything(open_source(word)) == everything(wanted)
+    monkeypatch.setattr(module, "members_of", None)
+    kept = open_source(word)
+    assert (everything(kept), kept.revision) == (everything(wanted), wanted.revision)
+
+
+def test_of_a_damaged_tar_the_rest_is_named(tars: Path, draw: Draw):
+    damaged = tars / "x-001.tar"
+    whole = damaged.read_bytes()
+    second = whole.index(b"11.png")
+    damaged.write_bytes(whole[: second + 600])
+    (tars / "x-002.tar").write_bytes(whole[:second] + b"\0" * 512 + b"no header" * 100)
+    rows = dict(everything(open_source([str(tars / "x-*.tar")])))
+    assert list(rows)[:3] == ["x-000.tar/00.png", "x-000.tar/01.png", "x-001.tar/10.png"]
+    assert rows["x-001.tar/10.png"] == draw(10)
+    wrong = [why for why in rows.values() if isinstance(why, str)]
+    assert len(wrong) == 2
+    assert all("truncated" in why or "ends within" in why for why in wrong)
+
+
+def test_parquet_begins_at_any_row(parquet: Path, draw: Draw):
+    source = open_source([str(parquet / "*.parquet")])
+    rows = everything(source)
+    assert [path for path, _ in rows] == [f"{n}.parquet/{i}" for n in range(2) for i in range(5)]
+    for place, (_, content) in enumerate(rows):
+        wrong = {1: "the row has no bytes; only its name is there, '1.png'", 3: "the row has no bytes"}
+        assert content == (wrong.get(place % 5) or draw(place))
+    for first in range(len(source)):
+        assert everything(source, first) == rows[first:]
+    # Rows that follow come from the file that is open, whatever came between.
+    parts = [list(source.pictures(positions)) for positions in (range(3), range(3, 7), range(1), range(7, 10))]
+    assert [picture.path for part in (parts[0], parts[1], parts[3]) for picture in part] == [path for path, _ in rows]
+
+
+def test_parquet_of_plain_bytes_and_the_column_that_is_asked_for(tmp_path: Path, draw: Draw):
+    table = pa.table({"jpg": [draw(0), draw(1)], "other": [b"a", b"b"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    word = [str(tmp_path / "x.parquet")]
+    assert [content for _, content in everything(open_source(word, column="jpg"))] == [draw(0), draw(1)]
+    with pytest.raises(ValueError, match=r"2 columns of bytes .*jpg \(binary\).*--image-column jpg"):
+        open_source(word)
+    with pytest.raises(ValueError, match="'jgp': did you mean 'jpg'"):
+        open_source(word, column="jgp")
+
+
+def test_a_dataset_of_the_library_without_classes(tmp_path: Path, draw: Draw):
+    datasets = pytest.importorskip("datasets")
+    images = [Image.open(io.BytesIO(draw(number))) for number in range(3)]
+    features = datasets.Features({"picture": datasets.Image()})
+    splits = {name: datasets.Dataset.from_dict({"picture": images}, features=features) for name in ("one", "two")}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    source = open_source([f"hfds:{tmp_path / 'saved'}"])
+    assert [path for path, _ in everything(source)] == ["one/0", "one/1", "one/2", "two/0", "two/1", "two/2"]
+    assert all(isinstance(content, bytes) and content for _, content in everything(source))
+    chosen = open_source([f"hfds:{tmp_path / 'saved'}#test=two"])
+    assert [path for path, _ in everything(chosen)] == ["two/0", "two/1", "two/2"]
+    assert everything(pickle.loads(pickle.dumps(source))) == everything(source)
+
+
+def test_a_source_goes_to_another_process(pictures: Path, tars: Path, parquet: Path):
+    for word in (pictures, tars / "x-*.tar", parquet / "*.parquet"):
+        source = open_source([str(word)])
+        next(source.pictures(range(1)))
+        other = pickle.loads(pickle.dumps(source))
+        assert (everything(other), other.revision, other.words) == (everything(source), source.revision, source.words)
+
+
+def test_other_pictures_have_another_revision(tars: Path, parquet: Path):
+    revisions = {open_source([str(tars / name)]).revision for name in ("x-000.tar", "x-001.tar", "x-*.tar")}
+    revisions |= {open_source([str(parquet / name)]).revision for name in ("0.parquet", "*.parquet")}
+    assert len(revisions) == 5
+
+
+def test_lines_of_a_text(tmp_path: Path):
+    file = tmp_path / "texts.txt"
+    file.write_bytes("\ufeffcat\r\n\r\n  Tür \nend\n".encode())
+    assert TextSource(file).texts(range(4)) == ["cat", "", "Tür", "end"]
+    assert len(TextSource(file)) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "quoted"),
+    [
+        (["gone"], FileNotFoundError, "'gone': there is no such file or folder"),
+        (["x-{002..001}.tar"], ValueError, r"range \{002\.\.001\} is empty"),
+        (["x-{000..003}.tar"], FileNotFoundError, r"x-003\.tar"),
+        (["x-000.tar", "0.parquet"], ValueError, "tars and Parquet files at once"),
+        (["notes.txt"], ValueError, r"notes\.txt'.*expected a folder of pictures, tars, Parquet files"),
+        (["x-000.tar", "hfds:here"], ValueError, "'hfds:here' beside others"),
+        (["."], ValueError, r"no images below this folder.*for its tar files give"),
+        (["broken.parquet"], ValueError, r"broken\.parquet' is no whole Parquet file"),
+        (["plain.parquet"], ValueError, r"has no columns of bytes .*caption \(string\)"),
+        (["none.tar"], ValueError, "no pictures inside"),
+        (["hfds:nowhere at all"], FileNotFoundError, "neither a folder"),
+    ],
+)
+@pytest.mark.usefixtures("parquet")
+def test_refusals(words: list[str], kind: type[Exception], quoted: str, tars: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tars)
+    Path("notes.txt").write_text("x")
+    Path("broken.parquet").write_bytes(b"PAR1")
+    pq.write_table(pa.table({"caption": ["x"]}), "plain.parquet")
+    write_tar(Path("none.tar"), {"a.json": b"{}"})
+    with pytest.raises(kind, match=quoted):
+        open_source(words)
+
+
+@pytest.mark.parametrize(("content", "quoted"), [(b"", "is empty"), (b"\xff\xfe", "not text in UTF-8")])
+def test_refused_texts(content: bytes, quoted: str, tmp_path: Path):
+    (tmp_path / "texts").write_bytes(content)
+    with pytest.raises(ValueError, match=quoted):
+        TextSource(tmp_path / "texts")
+    with pytest.raises(FileNotFoundError, match="'gone'"):
+        TextSource(Path("gone"))
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path):
+    monkeypatch.setattr(module, "LARGEST", 100)
+    [first, *_] = open_source([str(pictures)]).pictures(range(1))
+    with pytest.raises(ValueError, match="bytes; expected 100 at most"):
+        first.read()
