@@ -46,7 +46,7 @@ KEPT = 10_000  # samples from which on an index is worth keeping
 BLOCK = 512  # bytes of a tar's record
 
 
-class Sample(NamedTuple):
+class TarSample(NamedTuple):
     """One image: its tar by number, where its bytes are, its label (-1 beside captions), key and extension."""
 
     shard: int
@@ -186,13 +186,13 @@ def _shards(folder: Path, split: SplitName) -> list[Path]:
     return sorted(tars, key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
 
 
-def index_of(shards: Sequence[Path], *, captions: bool) -> list[Sample]:
+def index_of(shards: Sequence[Path], *, captions: bool) -> list[TarSample]:
     """List the samples of some tars, with a label or captions, in order; a large index is kept in the user's cache."""
     facts = [(path, path.stat()) for path in shards]
     identity = [(str(path.resolve()), fact.st_size, fact.st_mtime_ns) for path, fact in facts]
     file, entries = cached_json("tars", identity, captions)
     with suppress(TypeError):  # nothing is kept, or something else; it is made anew
-        return [Sample(*entry)._replace(captions=tuple(entry[-1])) for entry in entries]
+        return [TarSample(*entry)._replace(captions=tuple(entry[-1])) for entry in entries]
     samples = [sample for number, shard in enumerate(shards) for sample in _samples(number, shard, captions=captions)]
     if len(samples) >= KEPT:
         keep_json(file, samples)
@@ -207,7 +207,7 @@ class _Fields:
     texts: dict[str, bytes] = field(default_factory=dict)
 
 
-def _samples(number: int, shard: Path, *, captions: bool) -> list[Sample]:
+def _samples(number: int, shard: Path, *, captions: bool) -> list[TarSample]:
     """Index one tar."""
     what, wanted = f"tar {str(shard)!r}", CAPTIONS if captions else LABEL
     keys: dict[str, _Fields] = {}
@@ -253,7 +253,7 @@ def members_of(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
         )
 
 
-def _sample(number: int, key: str, fields: _Fields, wanted: str, where: str) -> Sample:
+def _sample(number: int, key: str, fields: _Fields, wanted: str, where: str) -> TarSample:
     """Return a whole sample, which has what is ``wanted`` beside its image: LABEL or CAPTIONS."""
     if not key.isprintable():
         raise ValueError(f"{where} can't be printed")
@@ -270,7 +270,7 @@ def _sample(number: int, key: str, fields: _Fields, wanted: str, where: str) -> 
         [label, *more] = lines or ("",)
         if more or not label.isascii() or not label.isdigit() or len(label) > BLOCK:
             raise ValueError(f"{where}: {key}.{LABEL} is {' '.join(lines)[:20]!r}; expected the number of a class")
-        return Sample(number, offset, size, int(label), key, extension)
+        return TarSample(number, offset, size, int(label), key, extension)
     if not lines:
         raise ValueError(f"{where}: {key}.{CAPTIONS} holds no caption; expected one a line")
-    return Sample(number, offset, size, -1, key, extension, lines)
+    return TarSample(number, offset, size, -1, key, extension, lines)
