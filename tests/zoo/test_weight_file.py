@@ -109,7 +109,7 @@ def test_no_file_at_all(tmp_path: Path):
 def test_nothing_in_a_file_is_run(save: Callable[..., None], tmp_path: Path, evil: Any):
     path = tmp_path / "w.pt"
     save({"state_dict": evil}, path)
-    with pytest.raises(ValueError, match=r"names '.*', .*; nothing of it was run"):
+    with pytest.raises(ValueError, match=r"names '.*', .*; nothing in it was run"):
         read_weights(path)
     assert not evil.mark.exists()
     torch.load(path, weights_only=False)
@@ -124,7 +124,7 @@ def test_an_archive_with_code_is_refused_with_the_line_that_converts_it(state: d
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     model.register_buffer("input_resolution", torch.tensor(224))
     torch.jit.save(torch.jit.script(model), path)
-    with pytest.raises(ValueError, match=r"TorchScript.*nothing of it was run") as caught:
+    with pytest.raises(ValueError, match=r"TorchScript.*nothing in it was run") as caught:
         read_weights(path)
     command = shlex.split(str(caught.value).partition("convert it: ")[2])
     assert command[0] == "python"

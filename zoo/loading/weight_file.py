@@ -24,7 +24,7 @@ _LFS = b"version https://git-lfs"
 _SCRIPT_MARK = "constants.pkl"  # by which torch, too, tells TorchScript archives from state dicts
 _KNOWN = "expected safetensors or a state dict written by torch.save"
 _CONVERT = (
-    "is a TorchScript archive, such as OpenAI's, which holds code; nothing of it was run. Where you trust it, convert it: "
+    "is a TorchScript archive, such as OpenAI's; nothing in it was run. Where you trust it, convert it: "
     'python -c "import sys, torch; from safetensors.torch import save_model; '
     "save_model(torch.jit.load(sys.argv[1], 'cpu'), sys.argv[2])\" {path} {new}"
 )
