@@ -1,7 +1,5 @@
 """Recoveries of reduced towers, trained on datasets without looking at a label."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import reduced_row, require_rows
 from harness.models.towers import load_tower, split_method
+from zoo.core.files import digest
 from zoo.learning.recovery import recover
 from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile, save_recovery
 from zoo.loading.weights import cache_folder
@@ -131,8 +130,7 @@ def train_recovery(
     train, val = [read(one.train, one.dataset) for one in sets], [read(one.held_out, one.dataset) for one in sets]
     facts, ids = [one.facts for one in sets], [one.image_ids for one in sets]
     decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
-    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-    checkpoint = cache_folder() / "fits" / f"{key}.pt"
+    checkpoint = cache_folder() / "fits" / f"{digest(decisive)}.pt"
     vit = row.vit.to(device)
     with progress.task(f"steps of {name}", config.rounds * config.steps) as update:
         recovered = recover(vit, train, val, config, on_step=update, checkpoint=checkpoint)

@@ -16,7 +16,7 @@ import zoo
 from harness.golden.store import Rankings
 from harness.models.towers import TIMM, split_method
 from harness.records.conditions import DENSE, GOLDEN, RECOVERY
-from zoo.core.files import digest_of
+from zoo.core.files import digest
 from zoo.core.messages import expected, tower_name
 from zoo.core.predictor import PredictorFile
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
@@ -146,7 +146,7 @@ def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
 
 def predictors_digest(files: Sequence[PredictorFile]) -> str:
     """Return 16 hex digits that tell a model's predictors from others."""
-    return digest_of(*(file.path for file in files))
+    return digest(*(file.path for file in files))
 
 
 def reduced_row(
@@ -175,9 +175,9 @@ def recovered_row(dense: ReducedViT, arch: str, tag: str, file: RecoveryFile) ->
         raise ValueError(f"recovery {str(file.path)!r} is of a model without keep rate, which no row can show")
     name = f"{arch}_{file.method}{round(100 * keep)}"
     row = reduced_row(dense, arch, tag, name, file.method, file.options)
-    digest = digest_of(file.path)
-    config = row.config | {RECOVERY: digest}
-    return replace(row, vit=add_recovery(row.vit, file).eval(), config=config, what=f"with recovery {digest}")
+    mark = digest(file.path)
+    vit = add_recovery(row.vit, file).eval()
+    return replace(row, vit=vit, config=row.config | {RECOVERY: mark}, what=f"with recovery {mark}")
 
 
 def recovered_rows(dense: ReducedViT, arch: str, tag: str, paths: Sequence[Path]) -> list[Variant]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import zoo
-from zoo import clip
+from zoo.loading import clip
 from zoo.loading.clip import Clip, class_features, create_clip
 from zoo.loading.sizes import EMBEDDED
 from zoo.loading.text import CompactText, tokenizer

@@ -15,9 +15,9 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo import weights
 from zoo.core.predictor import ARCHITECTURES, Predictor, predictor_name
 from zoo.learning.fit import FitConfig, save_predictor
+from zoo.loading import weights
 from zoo.loading.weights import cache_folder, find_predictor, fitted_blocks, load_predictor, with_predictors
 
 NAME, TAG = "clip_vit_b16", "openai"
