@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
-from zoo import text
+from zoo.loading import text
 from zoo.loading.text import CompactText, LitConfig, LitModel, tokenizer, train_lit
 
 GEOMETRY = {"context_length": 12, "width": 24, "heads": 2, "layers": 2, "output_dim": 10}
