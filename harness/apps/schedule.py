@@ -6,7 +6,6 @@ better ones on the rest. What candidates have in common, the dense blocks before
 several of them.
 """
 
-import hashlib
 import json
 import math
 import statistics
@@ -38,7 +37,7 @@ from harness.measure.rows import Variant, reduced_row, run
 from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
 from harness.records.statistics import Interval, paired_mean
-from zoo.core.files import write_whole
+from zoo.core.files import digest, write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, spread
 from zoo.loading.schedule_file import OPTIONS, ScheduleFile
@@ -474,7 +473,7 @@ class _Bench:
             *([each.image_ids for each in pair] for pair in self.splits),
             torch.__version__,
         ]
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(decisive)
 
     def groups(self) -> NDArray[np.int64]:
         """Return the number of each held-out image's group, over all sets."""

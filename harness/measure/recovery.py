@@ -1,7 +1,5 @@
 """Recoveries of reduced towers: trained on datasets without looking at a label, and as rows."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import Variant, reduced_row, require_rows
 from harness.models.towers import load_tower, split_method
-from zoo.core.files import digest_of
+from zoo.core.files import digest
 from zoo.core.messages import tower_name
 from zoo.learning.recovery import recover
 from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile, add_recovery, save_recovery
@@ -90,7 +88,7 @@ def train_recovery(
         ]
         ids = [[each.image_ids for each in pair] for pair in splits]
         decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
-        key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        key = digest(decisive)
         checkpoint = cache_folder() / "fits" / f"{key}.pt"
         vit = row.vit.to(device)
         with progress.task(f"steps of {name}", steps, units=units) as update:
@@ -143,9 +141,9 @@ def recovered_row(dense: ReducedViT, arch: str, tag: str, file: RecoveryFile) ->
         raise ValueError(f"recovery {str(file.path)!r} is of a model without keep rate, which no row can show")
     name = f"{arch}_{file.method}{round(100 * keep)}"
     row = reduced_row(dense, arch, tag, name, file.method, file.options)
-    digest = digest_of(file.path)
-    config = row.config | {"recovery": digest}
-    return replace(row, vit=add_recovery(row.vit, file).eval(), config=config, what=f"with recovery {digest}")
+    mark = digest(file.path)
+    vit = add_recovery(row.vit, file).eval()
+    return replace(row, vit=vit, config=row.config | {"recovery": mark}, what=f"with recovery {mark}")
 
 
 def recovered_rows(dense: ReducedViT, arch: str, tag: str, paths: Sequence[Path]) -> list[Variant]:

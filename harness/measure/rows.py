@@ -15,7 +15,7 @@ import zoo
 from harness.golden.store import Rankings
 from harness.models.towers import TIMM
 from harness.records.conditions import DENSE, GOLDEN, RECOVERY
-from zoo.core.files import digest_of
+from zoo.core.files import digest
 from zoo.core.messages import expected
 from zoo.core.predictor import PredictorFile
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
@@ -144,7 +144,7 @@ def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
 
 def predictors_digest(files: Sequence[PredictorFile]) -> str:
     """Return 16 hex digits that tell a model's predictors from others."""
-    return digest_of(*(file.path for file in files))
+    return digest(*(file.path for file in files))
 
 
 def reduced_row(

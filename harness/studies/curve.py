@@ -1,8 +1,6 @@
 """Measure what cheaper golden rankings cost and are worth: agreement, and accuracy by them."""
 
-import hashlib
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +31,7 @@ from harness.records.statistics import Interval, bootstrap_mean
 from harness.report import drawing
 from harness.report.drawing import STYLES, Chart, Plot, Style
 from harness.report.writers import markdown
-from zoo.core.files import write_whole
+from zoo.core.files import digest, write_whole
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.core.reducer import ReducerConfig, final_count
@@ -122,10 +120,10 @@ class Ranker:
     ) -> NDArray[np.float32]:
         """Rank n images by a point, (n, N), or read what an earlier run kept."""
         way = vars(point) | {"block": self.block, "precision": self.precision(point)}
-        folder = cache_folder() / "curve" / _digest(json.dumps(facts | way, sort_keys=True))
+        folder = cache_folder() / "curve" / digest(facts | way)
         folder.mkdir(parents=True, exist_ok=True)
         parts = [images[first : first + PART] for first in range(0, len(images), PART)]
-        paths = [folder / f"{_digest(*part.image_ids)}.npy" for part in parts]
+        paths = [folder / f"{digest(part.image_ids)}.npy" for part in parts]
         done = sum(len(part) for part, path in zip(parts, paths, strict=True) if path.is_file())
         passes, label = self.passes([point]), f"{point.label} on {name}"
         whole = progress.part(passes * len(images))
@@ -175,10 +173,6 @@ class Ranker:
             way: correct(results[row.key].features, classifier, split.labels).astype(np.float64)
             for way, row in rows.items()
         }
-
-
-def _digest(*lines: str) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def agreement_facts(

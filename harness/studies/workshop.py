@@ -1,7 +1,5 @@
 """Where studies get their models: rankings, predictors and prompts are made once and kept."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -30,6 +28,7 @@ from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import DENSE, MATCHED
 from harness.records.record import Record
+from zoo.core.files import digest
 from zoo.core.precision import AUTO
 from zoo.core.predictor import PredictorFile
 from zoo.core.reducer import ReducerConfig
@@ -184,8 +183,7 @@ def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_i
 
 def _decided_by(conditions: list[Any]) -> str:
     """Return 20 hex digits that tell what was made under these conditions, and this torch, from all else."""
-    content = json.dumps([*conditions, torch.__version__], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:20]
+    return digest([*conditions, torch.__version__], length=20)
 
 
 class Fitted(NamedTuple):

@@ -373,14 +373,10 @@ def checkpoint(model: nn.Module, kind: str, folder: Path) -> Path:
     return folder / f"w.{kind}"
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
-@pytest.mark.parametrize("kind", ["safetensors", "pt", "archive"])
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
 @torch.no_grad()
-def test_a_file_gives_both_towers(kind: str, theirs: Any, tmp_path: Path, images: Tensor, openai_archive: Any):
-    if kind == "archive":
-        file = openai_archive(theirs.state_dict(), tmp_path / "jit.pt")
-    else:
-        file = checkpoint(theirs, kind, tmp_path)
+def test_a_file_gives_both_towers(kind: str, theirs: Any, tmp_path: Path, images: Tensor):
+    file = checkpoint(theirs, kind, tmp_path)
     (model, preprocess, tokenizer), name = load_open_clip(f"tiny/{file}")
     assert name == f"tiny/{file.name}"
     assert torch.allclose(model.encode_image(images), theirs.encode_image(images), atol=1e-5)
@@ -441,7 +437,7 @@ def test_files_without_usable_weights(theirs: Any, tmp_path: Path, evil: Any, mo
     for name, reason in (
         ("new.pt", "could run code"),
         ("old.pt", "is never unpickled"),
-        (file.name, "is cut short"),
+        (file.name, "cut short"),
         ("x.pt", ""),
     ):
         match = rf"the weights of tiny/.* can't be used: .*{reason}"

@@ -20,7 +20,7 @@ from harness.cli import main
 from harness.models.cost import gflops
 from harness.records.record import Record, read_records, write_records
 from harness.report.groups import markdown_table
-from zoo.core.files import digest_of
+from zoo.core.files import digest
 from zoo.core.prompts import save_prompts
 from zoo.loading.recovery_file import Recovered, trainable
 from zoo.loading.sizes import EMBEDDED
@@ -146,7 +146,7 @@ def test_a_recovered_model(name: str, what: str, recovery: Callable[..., Path], 
     assert "--keeps 0.5 --datasets NAME --recovery FILE --output results" in card or name == PATCHRANK
     found = load_publishable(f"local-dir:{tmp_path}/out")
     assert found.provenance == load_publishable(name, (), None, file).provenance
-    assert found.provenance["digests"]["recovery"] == digest_of(file)
+    assert found.provenance["digests"]["recovery"] == digest(file)
     assert found.weights() == load_publishable("clip_vit_s14").weights()
 
 
