@@ -669,7 +669,7 @@ def _left(tower: Tower, pictures: Sequence[Subject], images: Tensor, views: Colo
         columns[column] = f"{column} %\n{count} of {grid[0] * grid[1]} tokens"
     about = f"{tower.name}. Dropped patches are grey."
     if golden is not None:
-        about += f" golden: {config.golden.described()}."
+        about += f" golden: {config.golden.describe()}."
     if merges:
         names = ", ".join(dict.fromkeys(merges))
         about += f" {names}: patches that share a token have their mean colour, and no line between neighbours."
