@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.apps.check.datasets import Checked, class_table
-from harness.apps.choose import Choice, Judged, choice_table
+from harness.apps.choose import Assessment, Selection, selection_table
 from harness.apps.fidelity import CHANGE, COSINE, Q05
 from harness.apps.schedule import Finalist, Schedule, ScheduleResult, schedule_table
 from harness.apps.setup import Setup
@@ -129,9 +129,9 @@ def _choice(_records: list[Record]) -> list[Part]:
     setup = Setup(model="clip_vit_s14", method="rankmerge", options={"keep": 0.6}, certificate=facts)
     fidelity = {COSINE: whole, Q05: whole, CHANGE: {"estimate": -0.012, "low": -0.031, "high": 0.004}}
     time = {"ratio_to_dense": {"estimate": 0.4762, "low": 0.1618, "high": 0.9434}}
-    first = Judged(setup=setup, name="rankmerge", keep=0.6, passed=True, fidelity=fidelity)
+    first = Assessment(setup=setup, name="rankmerge", keep=0.6, passed=True, fidelity=fidelity)
     chosen = replace(first, setup=replace(setup, dtype="bfloat16"), name="rankmerge", keep=0.42, time=time)
-    return [choice_table(Choice(setup=setup, met=True, why="", judged=(first, chosen), seconds=3.0))]
+    return [selection_table(Selection(setup=setup, met=True, why="", judged=(first, chosen), seconds=3.0))]
 
 
 def _report(records: list[Record]) -> list[Part]:
