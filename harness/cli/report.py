@@ -1,8 +1,13 @@
 """Subcommands that pass results on: ``report``, ``check``, ``push``."""
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from harness.base.table import Shown
+from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser, imported
 
@@ -14,8 +19,14 @@ def _report_flags(parser: CommandParser) -> None:
     flags.output(files, "report", "folder of the report")
     title = "Token reduction for CLIP, side by side"
     files.add_argument("--title", default=title, help="of the page")
-    text = "draw every table; default: up to 6 of 150 rows in all, of more the first 3"
-    files.add_argument("--all-plots", action="store_true", help=text)
+    files.add_argument("--all-plots", action="store_true", help="draw every table; default: the first 6")
+
+
+def run_report(args: Namespace, status: Console) -> Shown:
+    """Write a report and show the Pareto fronts."""
+    from harness.report.folder import report_runs
+
+    return report_runs(args.runs, args.output, Progress(status), title=args.title, every_plot=args.all_plots)
 
 
 def _check_flags(parser: CommandParser) -> None:
@@ -80,7 +91,7 @@ COMMANDS = (
         path="report",
         what="Write a page, tables (Markdown, CSV, LaTeX) and plots of one or more runs.",
         flags=_report_flags,
-        run=imported("harness.report.folder:run_report"),
+        run=run_report,
         examples=(
             ("report results", "what `compare` and `latency` measured"),
             ("report results results_gpu/records.jsonl --title 'Two machines'", "two runs"),
