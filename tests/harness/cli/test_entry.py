@@ -318,14 +318,14 @@ def test_a_failed_command_leaves_no_empty_folder(left: str, error: BaseException
     place = tmp_path / "there" / "new" / "out"
     (tmp_path / "there").mkdir()
 
-    def fail(args: Any, status: Any) -> None:
+    def fail(runs: Any, output: Path, *_: Any, **_flags: Any) -> None:
         if left != "nothing":
-            (args.output / "empty" / "deeper").mkdir(parents=True)
+            (output / "empty" / "deeper").mkdir(parents=True)
         if left == "a file":
-            (args.output / "records.jsonl").touch()
+            (output / "records.jsonl").touch()
         raise error
 
-    monkeypatch.setattr("harness.report.folder.run_report", fail)
+    monkeypatch.setattr("harness.report.folder.report_runs", fail)
     code = 2 if isinstance(error, ValueError) else 130
     assert main(["report", "run", "--output", str(place)]) == code
     expected = {"a file": [place.parent, place, place / "records.jsonl"]}.get(left, [])
