@@ -22,7 +22,7 @@ from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrain
 from harness.records.conditions import DENSE, RECOVERY
 from harness.records.record import Record, conditions, lacking
 from harness.report.groups import markdown_table
-from zoo.core.files import digest_of, read_facts, write_whole
+from zoo.core.files import digest, read_facts, write_whole
 from zoo.core.predictor import read_predictors
 from zoo.core.prompts import CosineHead
 from zoo.core.reducer import configure
@@ -172,13 +172,13 @@ def load_publishable(
         provenance["digests"]["predictor"] = predictors_digest(files)
     if prompts is not None:
         provenance["prompts"] = read_facts(prompts, "prompts")
-        provenance["digests"]["prompts"] = digest_of(prompts)
+        provenance["digests"]["prompts"] = digest(prompts)
     model = Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
     if file is None:
         return model
     provenance["tower"] = model.weights()
     provenance[RECOVERY] = read_facts(file.path, RECOVERY)
-    provenance["digests"][RECOVERY] = digest_of(file.path)
+    provenance["digests"][RECOVERY] = digest(file.path)
     return replace(model, vit=zoo.add_recovery(vit, file).eval())
 
 

@@ -390,7 +390,7 @@ def _leavings(
         columns[column] = f"{column} %\n{count} of {patches} tokens"
     about = f"{tower.name}. Dropped patches are grey."
     if golden is not None:
-        about += f" golden: {config.golden.described()}."
+        about += f" golden: {config.golden.describe()}."
     if merging:
         names = ", ".join(merging)
         about += f" {names}: patches that share a token have their mean colour, and no line between neighbours."

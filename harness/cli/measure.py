@@ -78,11 +78,12 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
 
 def _side_by_side(args: Namespace, status: Console) -> Work:
     """Measure while no other run writes to the folder."""
-    from harness.base.store import claimed
-    from harness.records.record import RECORDS, require_appendable
+    from harness.base.lines import require_appendable
+    from harness.base.store import claim
+    from harness.records.record import RECORDS
 
     require_appendable(args.output / RECORDS)
-    with claimed(args.output, leave_lock=False):
+    with claim(args.output):
         return (yield from _measured_side_by_side(args, status))
 
 
@@ -224,10 +225,10 @@ def run_latency(args: Namespace, status: Console) -> Work:
     """Time models in turn with their dense towers, and write records and tables."""
     import torch
 
+    from harness.base.lines import require_appendable
     from harness.measure import times
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
     from harness.measure.timing import load_1min
-    from harness.records.record import require_appendable
     from zoo.core.files import write_whole
 
     progress = Progress(status)

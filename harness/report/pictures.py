@@ -18,7 +18,6 @@ from harness.measure.traces import (
     Facts,
     RowTraces,
     Thumbnails,
-    digest_of,
     order,
     read_thumbnails,
     read_traces,
@@ -29,6 +28,7 @@ from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.record import Record, differing, in_words
 from harness.report.charts import OPTIONS, encode
 from harness.report.patches import IMAGE, PatchRow, PatchSheet, draw
+from zoo.core.files import digest
 
 AGREEMENT = (
     "Mean Kendall τ-b between two rankings of the same image's patches, over {images} traced "
@@ -102,7 +102,7 @@ class TracedGroup:
     def slug(self) -> str:
         """Return it as a part of a file's name."""
         words = f"{self.facts.dataset}_{self.facts.split}_{tower_of(self.facts)}"
-        return f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}_{digest_of(self.facts.conditions)[:6]}"
+        return f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}_{digest(self.facts.conditions, length=6)}"
 
     @property
     def image_ids(self) -> Sequence[str]:
@@ -162,9 +162,9 @@ def traced_groups(
             newest |= {row.facts.name: (row, folder) for row in rows}
     shares: dict[str, list[tuple[RowTraces, Path]]] = {}
     for record in records or ():
-        shares.setdefault(digest_of(Facts.of(record).conditions), [])
+        shares.setdefault(digest(Facts.of(record).conditions), [])
     for row, folder in newest.values():
-        shares.setdefault(digest_of(row.facts.conditions), []).append((row, folder))
+        shares.setdefault(digest(row.facts.conditions), []).append((row, folder))
     groups = []
     for share in filter(None, shares.values()):
         jpeg: dict[str, bytes] = {}
@@ -199,7 +199,7 @@ def label(row: RowTraces, rows: Sequence[RowTraces]) -> str:
     if len({other.facts.keep for other in rows if not other.golden}) > 1:
         words += f" {100 * row.facts.keep:.3g} %"
     same = [other for other in rows if (other.facts.method, other.facts.keep) == place]
-    return words if len(same) == 1 else f"{words} {digest_of(row.facts.method_config)[:4]}"
+    return words if len(same) == 1 else f"{words} {digest(row.facts.method_config, length=4)}"
 
 
 def keeps(rows: Sequence[RowTraces]) -> str:

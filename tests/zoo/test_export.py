@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo import export
+from zoo.deploy import export
 from zoo.deploy.export import (
     AOTI,
     EXPORTED_PROGRAM,

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 from rich.table import Table
 
-from harness.base.store import claimed
+from harness.base.store import claim
 from harness.base.table import Shown
 from harness.cli import main
 from harness.cli.entry import BROKEN_PIPE, own_words
@@ -360,7 +360,7 @@ def test_another_package_of_the_same_name_is_refused(name: str, tmp_path: Path):
 
 
 def test_two_runs_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with claimed(tmp_path / "run"):
+    with claim(tmp_path / "run"):
         assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
     assert f"another run is writing to {str(tmp_path / 'run')!r}" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import zoo
 from harness.cli import main
 from harness.datasets import get_dataset
-from zoo import export
+from zoo.deploy import export
 from zoo.deploy.export import EXPORTED_PROGRAM, load_exported
 
 # Of a tower that ships, by the format that takes no other package.
