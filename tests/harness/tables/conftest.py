@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from harness.base.table import Part, Table, fitted, whole
+from harness.base.table import Part, Table, fit, fit_pipe
 from harness.records.record import Record, read_records
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
@@ -26,10 +26,10 @@ def fit() -> Callable[[Part, int | None], None]:
     def check(part: Part, width: int | None) -> None:
         forms = part.forms() if isinstance(part, Table) else (part,)
         if width is None:
-            shown, width = whole(forms[0])
+            shown, width = fit_pipe(forms[0])
             assert len(shown.columns) == len(forms[0].columns)
         else:
-            shown = fitted(forms, width)
+            shown = fit(forms, width)
         assert isinstance(shown, RichTable), "rows are stacked, and can't be compared"
         console = Console(file=io.StringIO(), width=width, force_terminal=False)
         console.print(shown)
