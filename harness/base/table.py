@@ -187,7 +187,7 @@ class Table:
         places = self.places(form)
         own = self.narrow_caption if form == "narrow" else None
         caption = self.caption if own is None else own
-        if len(places) < len(self.columns):
+        if len(places) < len(self.places("wide")):
             caption = "; ".join(filter(None, (caption.removesuffix("."), ALL_COLUMNS)))
         table = RichTable(
             title=escape(self.title),
