@@ -56,12 +56,12 @@ def reported(run: Path) -> tuple[Shown, Path]:
 
 
 def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The three tables in Markdown are to the last byte what stands in the repository."""
+    """The table in Markdown is to the last byte what stands in the repository."""
     folder = tmp_path / "made" / "here"
     assert main(["report", str(RESULTS), "--output", str(folder)]) == 0
     drawn = [f"{name}.{form}" for name in PLOTS for form in ("svg", "png")]
     assert sorted(path.name for path in folder.iterdir()) == sorted((*TABLES, "brief.md", *drawn))
-    for name in ("brief.md", "summary.md", "table.md"):
+    for name in ("brief.md",):
         assert (folder / name).read_bytes() == (RESULTS / name).read_bytes()
     out = capsys.readouterr().out
     assert f"wrote {folder / 'report.html'} and {len(TABLES) + len(drawn)} files" in out
