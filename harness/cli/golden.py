@@ -284,7 +284,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
 
 
 def _recovery_flags(parser: CommandParser) -> None:
-    from harness.measure.recovery import Sources
+    from harness.apps.recovery import Sources
     from zoo.loading.recovery_file import RecoveryConfig
 
     what = parser.add_argument_group("what is trained, on what")
@@ -310,7 +310,7 @@ def _recovery_flags(parser: CommandParser) -> None:
 
 def run_fit_recovery(args: Namespace, status: Console) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
-    from harness.measure.recovery import Sources, train_recovery
+    from harness.apps.recovery import Sources, train_recovery
     from zoo.loading.recovery_file import RecoveryConfig
 
     sources = flags.settings(Sources, args, datasets=tuple(dict.fromkeys(args.dataset)))
@@ -338,8 +338,8 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
 
 
 def _schedule_flags(parser: CommandParser) -> None:
+    from harness.apps.recovery import Sources
     from harness.apps.schedule import SearchConfig
-    from harness.measure.recovery import Sources
 
     what = parser.add_argument_group("what is searched, on what")
     flags.model(what)
@@ -362,19 +362,19 @@ def _schedule_flags(parser: CommandParser) -> None:
 
 def run_fit_schedule(args: Namespace, status: Console) -> Shown:
     """Search a schedule, write it, and show the default and the best beside it."""
+    from harness.apps.recovery import Sources
     from harness.apps.schedule import SearchConfig, schedule_table, search_schedule
-    from harness.measure.recovery import Sources
 
     sources = flags.settings(Sources, args, datasets=tuple(dict.fromkeys(args.dataset)))
     config = flags.settings(SearchConfig, args)
     where = {"out": args.output, "device": args.device, "progress": Progress(status)}
-    found = search_schedule(args.model, args.method, sources, config, **where)
-    file = found.file
+    result = search_schedule(args.model, args.method, sources, config, **where)
+    file = result.file
     numbers = f"reduce_at={file.reduce_at}, schedule={file.schedule}, keep={file.keep:g}"
     worth = "" if file.found else "; nothing found is better on held-out images, so this is the default"
-    text = f"wrote {found.path}: {numbers}; {file.candidates} schedules tried in {file.seconds:.1f} s{worth}"
-    data = {"path": found.path, "schedule": file, "default": found.default, "best": found.best}
-    return Shown(parts=(schedule_table(found), text), data=json_values(data))
+    text = f"wrote {result.path}: {numbers}; {file.candidates} schedules tried in {file.seconds:.1f} s{worth}"
+    data = {"path": result.path, "schedule": file, "default": result.default, "best": result.best}
+    return Shown(parts=(schedule_table(result), text), data=json_values(data))
 
 
 def load_row(name: str) -> "tuple[ClipParts, Variant, str]":

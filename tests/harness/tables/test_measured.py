@@ -10,7 +10,7 @@ import pytest
 from harness.apps.check.datasets import Checked, class_table
 from harness.apps.choose import Choice, Judged, choice_table
 from harness.apps.fidelity import CHANGE, COSINE, Q05
-from harness.apps.schedule import Finalist, Found, Schedule, schedule_table
+from harness.apps.schedule import Finalist, Schedule, ScheduleResult, schedule_table
 from harness.apps.setup import Setup
 from harness.base.table import Part
 from harness.cli.data import datasets_table, list_tables
@@ -101,6 +101,7 @@ def _schedules(records: list[Record]) -> list[Part]:
         time_ratio=0.678,
         means=(0.01234, 0.00012),
         differences=(SHARE, SHARE),
+        better=True,
     )
     file = ScheduleFile(
         reduce_at=(0, 4, 8),
@@ -119,7 +120,7 @@ def _schedules(records: list[Record]) -> list[Part]:
         version="1",
     )
     longer = replace(default, schedule=Schedule((0, 3, 5, 7), (165, 138, 116, 100)))
-    return [schedule_table(Found(file=file, path=Path("s.json"), default=default, best=(longer, longer)))]
+    return [schedule_table(ScheduleResult(file=file, path=Path("s.json"), default=default, best=(longer, longer)))]
 
 
 def _choice(_records: list[Record]) -> list[Part]:
