@@ -37,7 +37,7 @@ from harness.report.highlights import (
     row_name,
 )
 from harness.report.page import Report, page
-from harness.report.pictures import agreement_rows, galleries, matrices, samples, traced_groups
+from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
 from harness.report.plots import DRAWN, plots_of
 from harness.report.tables import records_csv
 from harness.report.writers import csv_text, latex, markdown
@@ -144,7 +144,6 @@ def write_report(
         short=short,
         times=timed,
         plots=plots_of(groups, short, timed, most),
-        samples=samples(traced),
         pictures=pictures,
         agreement=agreement_rows(traced),
         missing=missing(groups, traced=bool(pictures)),
