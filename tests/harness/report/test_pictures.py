@@ -24,7 +24,6 @@ from harness.report.pictures import (
     galleries,
     label,
     matrices,
-    taus,
     traced_groups,
 )
 
