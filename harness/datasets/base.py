@@ -2,7 +2,6 @@
 
 import abc
 import copy
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.core.files import write_whole
+from zoo.core.files import digest, write_whole
 from zoo.loading.weights import cache_folder
 
 SplitName = Literal["train", "val", "test", "final"]
@@ -232,17 +231,17 @@ class Dataset(abc.ABC):
     def revision(self) -> str:
         """12 hex digits that tell these images with their labels from others."""
         own = self._revision()
-        return short_hash("\0".join((own, *sorted(self.left_out))).encode()) if self.left_out else own
+        return digest("\0".join((own, *sorted(self.left_out))).encode(), length=12) if self.left_out else own
 
     def _revision(self) -> str:
         """12 hex digits over the shipped files, in order."""
-        return short_hash(b"".join(self.path(file).read_bytes() for file in self.files))
+        return digest(*map(self.path, self.files), length=12)
 
     @property
     def condition(self) -> str:
         """What records go by: the revision, and the templates where they aren't its own."""
-        digest = f"-{short_hash(chr(0).join(self.templates).encode(), 8)}" if self.reworded else ""
-        return self.revision + digest
+        prompts = f"-{digest(chr(0).join(self.templates).encode(), length=8)}" if self.reworded else ""
+        return self.revision + prompts
 
     def with_templates(self, templates: Sequence[str]) -> Self:
         """Return it with other prompts, see ``require_template``."""
@@ -327,11 +326,6 @@ def require_unique(texts: Sequence[str], names: Sequence[str], where: str) -> No
             raise ValueError(f"{where}: {first[text]!r} and {name!r} would both be class {text!r}")
 
 
-def short_hash(content: bytes, length: int = 12) -> str:
-    """Return the first hex digits of the sha256."""
-    return hashlib.sha256(content).hexdigest()[:length]
-
-
 def require_template(template: str) -> None:
     """Refuse, by a ValueError, a prompt without exactly one ``{}`` or with other braces."""
     if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
@@ -360,7 +354,7 @@ def cached_json(room: str, *identity: object) -> tuple[Path, Any]:
 
     What can't be read or understood is nothing.
     """
-    file = cache_folder() / room / f"{short_hash(json.dumps(identity).encode(), 16)}.json"
+    file = cache_folder() / room / f"{digest(identity)}.json"
     with suppress(OSError, ValueError, RecursionError):
         return file, json.loads(file.read_bytes())
     return file, None

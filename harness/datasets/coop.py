@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.datasets.archives import Archive, drive
-from harness.datasets.base import SPLITS, OwnDataset, Split, SplitName, lines_of, require_unique, short_hash
+from harness.datasets.base import SPLITS, OwnDataset, Split, SplitName, lines_of, require_unique
 from harness.datasets.images import ImageList, require_inside
 from harness.datasets.rooted import RootedDataset, counted
+from zoo.core.files import digest
 
 PICKLES = (".pkl", ".pickle")
 PAGE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
@@ -142,7 +143,7 @@ class CoopSplit(OwnDataset):
 
     def _revision(self) -> str:
         """12 hex digits over the split file; the images aren't read."""
-        return short_hash(self._split_file.source)
+        return digest(self._split_file.source, length=12)
 
     def differences(self) -> list[str]:
         """List what images are missing or empty; none is opened."""
