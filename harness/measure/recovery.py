@@ -15,11 +15,10 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import Variant, reduced_row, require_rows
 from harness.models.towers import load_tower, split_method
-from zoo.core.files import digest
+from zoo.core.files import cache_folder, digest
 from zoo.core.messages import tower_name
 from zoo.learning.recovery import recover
 from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile, add_recovery, save_recovery
-from zoo.loading.weights import cache_folder
 from zoo.towers.vit import ReducedViT
 
 PREPARED = 0.2  # of a tower's run on an image that reading and preparing it takes, about

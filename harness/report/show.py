@@ -15,6 +15,7 @@ from PIL import Image
 from scipy.stats import rankdata
 from torch import Tensor
 
+from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
@@ -529,8 +530,7 @@ class Maps:
         except (FileNotFoundError, ValueError) as error:
             if method in self.config.required:
                 raise
-            # What the message offers beyond a command are arguments of functions.
-            reason = str(error).partition("; or pass")[0]
+            reason = describe_error(error)
             self.gaps |= {(method, i): reason for i in range(len(self.images))}
 
     def add_golden(self, progress: Progress) -> None:

@@ -15,7 +15,7 @@ from harness.datasets import Dataset, get_dataset, names_of
 from harness.datasets import decoded as module
 from harness.datasets.decoded import bad_images, decode_all, require_readable
 from harness.datasets.folder import FolderDataset
-from zoo.loading.weights import cache_folder
+from zoo.core.files import cache_folder
 
 BAD = ("folder-pets/test/dog/2.png", "folder-pets/train/cat/1.png")
 QUIET = Progress()
