@@ -27,8 +27,7 @@ from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
 from harness.measure.evaluate import LEAST_GALLERY
 from harness.measure.plan import Plan
-from harness.measure.recovery import recovered_row
-from harness.measure.rows import Variant, reduced_row
+from harness.measure.rows import Variant, recovered_row, reduced_row
 from harness.measure.times import FASTER, OPEN, SLOWER
 from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.conditions import DENSE, DTYPES
