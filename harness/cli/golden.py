@@ -115,16 +115,17 @@ def _show_flags(parser: CommandParser) -> None:
 
 def run_show(args: Namespace, status: Console) -> Shown:
     """Draw images beside the importance of their patches."""
-    from harness.report.show import ShowConfig, find_pictures, show
+    from harness.apps.show import ShowConfig, find_subjects, show
+    from harness.report.patches import IMAGE
 
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
-    pictures = find_pictures(args.images, dataset=args.dataset, classes=classes, labels=args.label)
+    subjects = find_subjects(args.images, dataset=args.dataset, classes=classes, labels=args.label)
     keeps, golden = tuple(args.keep), flags.golden_config(args)
     config = flags.settings(ShowConfig, args, keeps=keeps, golden=golden)
     progress = Progress(status)
-    figure = show(args.model, pictures, config, args.out, device=args.device, progress=progress)
-    data = {"path": str(figure.path), "columns": figure.columns, "notes": figure.notes}
-    return Shown(parts=(*figure.notes, f"wrote {figure.path}"), data=json_values(data))
+    sheet = show(args.model, subjects, config, args.out, device=args.device, progress=progress)
+    data = {"path": str(args.out), "columns": [IMAGE, *sheet.columns], "notes": sheet.notes}
+    return Shown(parts=(*sheet.notes, f"wrote {args.out}"), data=json_values(data))
 
 
 def _predictor_flags(parser: CommandParser) -> None:
@@ -243,8 +244,8 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
     from harness.measure.tuning import Tuner, step_runs
+    from zoo.core.digests import fingerprint
     from zoo.core.files import write_whole
-    from zoo.loading.weights import fingerprint
 
     config = flags.tune_config(args, args.draws)
     dataset = get_dataset(args.dataset)

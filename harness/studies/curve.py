@@ -28,14 +28,13 @@ from harness.models.towers import Tower, load_tower, named, text_classifier
 from harness.records.agreement import kendall_tau, match_at_k
 from harness.records.conditions import DENSE, device_name
 from harness.records.statistics import Interval, bootstrap_mean
-from harness.report import drawing
-from harness.report.drawing import STYLES, Chart, Plot, Style
+from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.writers import markdown
-from zoo.core.files import digest, write_whole
+from zoo.core.digests import fingerprint
+from zoo.core.files import cache_folder, digest, write_whole
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.core.reducer import ReducerConfig, final_count
-from zoo.loading.weights import cache_folder, fingerprint
 from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 
@@ -358,15 +357,15 @@ def draw_curve(curve: Curve, form: str) -> bytes:
         title = f"top-1 at keep {keep}, %"
         panels.append(_panel(curve, top1, title, level=100 * curve.dense))
     styles = {name: Style(*STYLES[place], "none" if name in ALONE else "-") for place, name in enumerate(FAMILIES)}
-    return Plot(name="curve", title="", about="", panels=panels).draw(styles, form)
+    return render(panels, styles, form)
 
 
 def _panel(curve: Curve, values: Sequence[Interval], title: str, level: float | None = None) -> Chart:
     """Return one quantity against cost."""
-    series: dict[str, list[drawing.Point]] = {name: [] for name in FAMILIES}
+    series: dict[str, list[Dot]] = {name: [] for name in FAMILIES}
     for worth, value in zip(curve.worths, values, strict=True):
         cost = Interval(worth.passes, worth.passes, worth.passes)
-        series[family(worth)].append(drawing.Point(x=cost, y=value))
+        series[family(worth)].append(Dot(cost, value))
     return Chart(
         title="", alt="", x_label="passes per image (0 is drawn at the left end)", y_label=title,
         series={n: sorted(own, key=lambda point: point.x) for n, own in series.items() if own},

@@ -21,7 +21,7 @@ import zoo
 from harness.cli import main, towers
 from harness.models.towers import load_tower
 from harness.records.record import read_records
-from zoo.loading.weights import blocks_fingerprint
+from zoo.core.digests import blocks_fingerprint
 from zoo.ranking.golden import GoldenConfig, golden_importance
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
