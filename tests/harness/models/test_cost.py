@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 import zoo
 from harness.models.cost import FREE_OPERATORS, Cost, gflops
+from zoo.core.digests import blocks_fingerprint
 from zoo.core.predictor import ARCHITECTURES, Predictor
-from zoo.core.prompts import save_prompts
-from zoo.loading.weights import blocks_fingerprint
+from zoo.loading.prompt_file import save_prompts
 
 NOTHING = {"gflops": 0, "by_operator": {}, "unsupported": (), "params": 1, "activations": 0}
 
