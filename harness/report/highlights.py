@@ -509,8 +509,8 @@ def _command(groups: Sequence[Group], flags: Sequence[str]) -> str:
     """Return a command for towers, datasets and keep rates of the groups."""
     first = [group.first for group in groups]
     keeps = {row.keep for group in groups for row in group.rows if row.method != DENSE}
-    words = ["--models", *dict.fromkeys(tower_of(record) for record in first)]
-    words += ["--datasets", *dict.fromkeys(record.dataset for record in first)]
+    words = ["--model", *dict.fromkeys(tower_of(record) for record in first)]
+    words += ["--dataset", *dict.fromkeys(record.dataset for record in first)]
     if keeps:
         words += ["--keeps", *(f"{keep:.3g}" for keep in sorted(keeps, reverse=True))]
     if "--shots" not in flags and (shots := sorted({record.shots for record in first})) != [0]:

@@ -174,7 +174,7 @@ def narrowed(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) 
                 if prefix := kind_of(dataset):
                     raise ValueError(
                         f"dataset {dataset!r} of the expectation is made from your files, and "
-                        f"records hold no path; say where they are: --datasets {prefix}:PATH"
+                        f"records hold no path; say where they are: --dataset {prefix}:PATH"
                     )
             cases_left.append(replace(case, rows=rows))
     if not cases_left:

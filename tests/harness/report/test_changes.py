@@ -544,7 +544,7 @@ def test_output_is_a_folder_for_the_same_in_markdown(command: str, runs: Path, c
         ("a b --full", "--full with runs to compare: it is for measuring; expected compare RUN_A"),
         ("a b --limit=250", "--limit=250 with runs to compare"),
         ("--seed 0 a b", "--seed with runs to compare"),
-        ("a b --datasets gone", "--datasets with runs to compare"),
+        ("a b --dataset gone", "--dataset with runs to compare"),
         ("a b --download", "--download with runs to compare"),
         ("a --output out --device cpu", "--device with runs to compare"),
         ("a b --output a/records.jsonl", "--output 'a/records.jsonl' is a file, or lies in one"),
