@@ -490,7 +490,7 @@ def run_recipes(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.measure.tuning import Tuner
     from harness.studies.tuning import AS_IT_IS, changed, trial_runs, trials, trials_table
-    from zoo.loading.weights import fingerprint
+    from zoo.core.digests import fingerprint
 
     config = flags.tune_config(args, args.draws)
     recipes = {AS_IT_IS: config} | {change: changed(config, change) for change in args.changes}

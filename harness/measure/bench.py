@@ -56,10 +56,10 @@ from harness.records.record import (
     utc_now,
 )
 from harness.records.statistics import paired_difference, wilson_interval
+from zoo.core.digests import fingerprint
 from zoo.core.messages import tower_name
 from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.clip import ClipParts
-from zoo.loading.weights import fingerprint
 from zoo.ranking.golden import GoldenConfig
 
 Groups = NDArray[np.int64] | None  # of images, see `Record.groups`

@@ -23,10 +23,10 @@ from harness.measure.ways import EAGER
 from harness.models import towers
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import utc_now
+from zoo.core.digests import fingerprint
 from zoo.core.messages import expected
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.sizes import MODELS
-from zoo.loading.weights import fingerprint
 from zoo.towers.vit import ReducedViT
 
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)

@@ -15,14 +15,13 @@ from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.measure.evaluate import OutcomeCache, correct, outcomes
 from harness.measure.rows import Outcome, Variant
 from harness.models.towers import text_classifier
-from zoo.core.files import digest
+from zoo.core.files import cache_folder, digest
 from zoo.core.precision import precision_on
-from zoo.core.prompts import PromptFile
 from zoo.learning.prompt_learner import TuneConfig
 from zoo.learning.tuning import Labelled, tune
 from zoo.loading.adopt import add_prompts
 from zoo.loading.clip import ClipParts
-from zoo.loading.weights import cache_folder
+from zoo.loading.prompt_file import PromptFile
 from zoo.towers.vit import ReducedViT
 
 T = TypeVar("T")

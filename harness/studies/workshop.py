@@ -28,14 +28,14 @@ from harness.measure.tuning import Tuned, Tuner, loadable
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import DENSE, MATCHED
 from harness.records.record import Record
-from zoo.core.files import digest
+from zoo.core.digests import fingerprint
+from zoo.core.files import cache_folder, digest
 from zoo.core.precision import AUTO
-from zoo.core.predictor import PredictorFile
 from zoo.core.reducer import ReducerConfig
 from zoo.learning.fit import FitConfig
 from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.adopt import add_prompts
-from zoo.loading.weights import cache_folder, fingerprint, load_predictor
+from zoo.loading.predictor_file import PredictorFile, load_predictor
 from zoo.ranking.golden import GoldenConfig
 from zoo.towers.vit import ReducedViT
 

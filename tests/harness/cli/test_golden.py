@@ -18,9 +18,9 @@ from harness.cli import main
 from harness.datasets.base import DATA_DIR, Dataset
 from harness.golden.store import shipped_rankings
 from harness.models.towers import Tower, load_tower
-from zoo.core.predictor import PredictorFile
+from zoo.core.files import cache_folder
 from zoo.loading.clip import ClipParts
-from zoo.loading.weights import cache_folder
+from zoo.loading.predictor_file import PredictorFile
 
 EMBEDDED = "clip_vit_s14.imgfocus_lit"
 

@@ -23,7 +23,7 @@ from harness.measure.timing import Stopwatch, Surroundings, Timing
 from harness.measure.ways import EAGER, Prepared
 from harness.models import towers
 from harness.models.towers import Tower
-from zoo.loading.weights import fingerprint
+from zoo.core.digests import fingerprint
 
 PLAN = LatencyPlan(models=("x",), batches=(1, 2), threads=(1,), rounds=6, seconds=0.0)
 

@@ -16,7 +16,7 @@ from harness.measure.latency import Family, LatencyPlan, measure_latency
 from harness.measure.rows import variants
 from harness.measure.times import LatencyRecord, latency_markdown, read_latencies, write_latencies
 from harness.measure.ways import COMPILE, EAGER, ONNX, OPENVINO
-from zoo.loading.weights import fingerprint
+from zoo.core.digests import fingerprint
 
 PLAN = LatencyPlan(models=("x",), runtimes=(EAGER,), batches=(2,), threads=(1,), rounds=6, seconds=0.0)
 CPU = torch.device("cpu")

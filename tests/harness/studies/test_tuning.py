@@ -22,9 +22,9 @@ from harness.studies.dry_run import DryShop, expected_runs
 from harness.studies.run import get_study, lines
 from harness.studies.tuning import KINDS, Trial, changed, four_points, trial_runs, trials, trials_table
 from harness.studies.workshop import StudyConfig
+from zoo.core.digests import fingerprint
 from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.clip import ClipParts
-from zoo.loading.weights import fingerprint
 
 Studied = Callable[..., Any]
 
