@@ -17,7 +17,7 @@ from torch import nn
 import zoo
 from harness.apps.push import FILES, Publishable, load_publishable, model_card
 from harness.cli import main
-from harness.models.cost import gflops
+from harness.measure.cost import gflops
 from harness.records.record import Record, read_records, write_records
 from harness.report.groups import markdown_table
 from zoo.core.digests import blocks_fingerprint
