@@ -303,10 +303,7 @@ COMMANDS = (
             ("latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
             ("latency --model clip_vit_b16_evit60 --random-weights --ways eager compile", "compiled, too"),
             ("latency --model clip_vit_b16_rankmerge50 --random-weights --image-sizes 384 512", "larger images"),
-            (
-                "latency --model clip_vit_s14_rankmerge60 --runtimes onnx openvino --dtypes float32 bfloat16",
-                "files",
-            ),
+            ("latency --model clip_vit_s14_rankmerge60 --runtimes onnx openvino --dtypes float32 bfloat16", "files"),
             ("latency --model clip_vit_b16_tome60 --device cuda --ways eager cuda-graphs", "on a GPU"),
         ),
         output="a table per condition on standard output; latency.jsonl and latency.md in "
