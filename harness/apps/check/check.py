@@ -96,7 +96,8 @@ class CheckPlan:
 
     def named(self, names: Sequence[str]) -> list[str]:
         """Return the flags among these that were given."""
-        return [f"--{name}" for name in names if getattr(self, name) not in (None, False)]
+        words = {"models": "model", "datasets": "dataset"}
+        return [f"--{words.get(name, name)}" for name in names if getattr(self, name) not in (None, False)]
 
 
 def run_check(args: argparse.Namespace, status: Console) -> Shown:

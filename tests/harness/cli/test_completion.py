@@ -67,7 +67,7 @@ def test_fish_completes(words: str, expected: set[str], scripts: dict[str, str])
 
 def test_names_are_those_of_the_registries():
     choices = {(path, a.dest): a.choices for path, p in _completed().items() for a in p._actions}
-    assert set(choices["eval", "--model", "model"]) == set(MODELS)
+    assert set(choices["eval", "model"]) == set(MODELS)
     assert set(choices["compare", "models"]) < set(MODELS)
     assert "clip_vit_b16_tome60" not in choices["compare", "models"]
     assert "golden" in choices["compare", "methods"]

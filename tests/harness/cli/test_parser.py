@@ -45,7 +45,7 @@ def test_help_of_a_command_fits_and_tells_all(path: str, monkeypatch, capsys):
 def test_flags_have_one_spelling_and_a_help():
     for path, leaf in leaves(build_parser()).items():
         flags = {name for action in leaf._actions for name in action.option_strings}
-        assert flags.isdisjoint({"--model", "--dataset", "--output"}), path
+        assert flags.isdisjoint({"--models", "--datasets", "--out"}), path
         assert "--method" not in flags or "--methods" not in flags, path  # one model has one method and one keep rate
         assert "--keep" not in flags or "--keeps" not in flags, path
         assert all(action.help for action in leaf._actions), path

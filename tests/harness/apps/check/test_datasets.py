@@ -131,7 +131,7 @@ def test_of_many_classes_those_that_stand_out(tmp_path: Path, capsys):
 )
 def test_what_can_not_be_checked(given: str, match: str, capsys, monkeypatch):
     monkeypatch.delenv("CLIP_PATCHRANK_DATA", raising=False)
-    assert main(["datasets", "check", *given.split()]) == 2
+    assert main(["datasets", "check", "--dataset", *given.split()]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     with pytest.raises(ValueError, match=match):
