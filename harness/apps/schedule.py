@@ -30,13 +30,13 @@ from harness import git_commit
 from harness.base.table import UNMEASURED, Cell, Table, figure
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.measure.evaluate import cosine_distance
 from harness.measure.match import ROUNDS, TOLERANCE, KeepSolver, TimeRatios, together
 from harness.measure.plan import MATCHES, Plan
 from harness.measure.recovery import Sources, learning_splits, preprocessed
 from harness.measure.rows import Variant, reduced_row, run
 from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
+from harness.records.metrics import cosine_distance
 from harness.records.statistics import Interval, paired_mean
 from zoo.core.files import write_whole
 from zoo.core.messages import expected

@@ -3,12 +3,12 @@
 import io
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from by_hand import replace
 from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image

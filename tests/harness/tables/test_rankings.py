@@ -1,11 +1,11 @@
 """Tables of rankings, studies and the paper."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import replace
 
 from harness.base.table import Part
 from harness.cli import study as studies
