@@ -1,7 +1,5 @@
 """Where studies get their models: rankings, predictors and prompts are made once and kept."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -30,6 +28,7 @@ from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import DENSE, MATCHED
 from harness.records.record import Record
+from zoo.core.files import digest
 from zoo.core.precision import AUTO
 from zoo.core.predictor import PredictorFile
 from zoo.core.reducer import ReducerConfig
@@ -88,7 +87,7 @@ class StudyConfig:
             one = self.tune
             predictors = "predictors that ship or are fitted as in the other studies"
             if self.own_predictors:
-                predictors = f"predictors fitted to {self.golden.described()}"
+                predictors = f"predictors fitted to {self.golden.describe()}"
             drawn = ", CoOp's own draws," if self.draws == COOP else ""
             val = " and up to 4 others per class to validate by" if one.patience else ""
             return (
@@ -100,7 +99,7 @@ class StudyConfig:
         images = "all" if self.train_limit is None else f"up to {self.train_limit}"
         few = "" if self.shots is None else f", {self.shots} per class"
         return (
-            f"Where nothing else is said: golden {self.golden.described()}; predictors "
+            f"Where nothing else is said: golden {self.golden.describe()}; predictors "
             f"{fit.arch} of width {fit.width}, {fit.loss}, {self.seeds} seeds, {images} ranked "
             f"training images of each dataset{few}, stopped by val."
         )
@@ -184,8 +183,7 @@ def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_i
 
 def _decided_by(conditions: list[Any]) -> str:
     """Return 20 hex digits that tell what was made under these conditions, and this torch, from all else."""
-    content = json.dumps([*conditions, torch.__version__], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:20]
+    return digest([*conditions, torch.__version__], length=20)
 
 
 class Fitted(NamedTuple):

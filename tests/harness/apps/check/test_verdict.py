@@ -12,7 +12,7 @@ from rich.console import Console
 
 from harness.apps.check.cases import Row
 from harness.apps.check.verdict import EXACT, Bounds, Moved, Outcome, Verdict, differing, moved
-from harness.base.table import Table, fitted
+from harness.base.table import Table, fit
 from harness.records.record import Record, Times
 
 Make = Callable[..., Record]
@@ -209,7 +209,7 @@ FAILED = Verdict(rows=32, moved=(one(), TOKENS), notes=("threads: 2 expected, 1 
 def printed(verdict: Verdict, width: int = 80) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
     for one in verdict.shown():
-        shown = fitted(one.forms(), width) if isinstance(one, Table) else one
+        shown = fit(one.forms(), width) if isinstance(one, Table) else one
         console.print(shown, highlight=False, markup=False)
     return console.export_text()
 
