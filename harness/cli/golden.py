@@ -66,7 +66,7 @@ def _rank_flags(parser: CommandParser) -> None:
 def run_rank(args: Namespace, status: Console) -> Shown:
     """Make golden rankings and say where they are."""
     from harness.datasets import get_dataset
-    from harness.golden.rank import Job, Source, rank_by_scores
+    from harness.golden.rank import RankJob, Source, rank_by_scores
     from harness.records.conditions import DTYPES
     from zoo.core.messages import expected
     from zoo.core.precision import AUTO
@@ -82,7 +82,7 @@ def run_rank(args: Namespace, status: Console) -> Shown:
     config = replace(flags.golden_config(args), score=args.scores[0])
     folder = args.images is not None
     source = Source.folder(args.images) if folder else Source.of(get_dataset(args.dataset), args.split)
-    job = flags.settings(Job, args, source=source, config=config, compiled=args.compile)
+    job = flags.settings(RankJob, args, source=source, config=config, compiled=args.compile)
     stores = rank_by_scores(job, Progress(status))
     lines = [f"wrote {path}: {images} of {total} images" for path, images, total in stores.values()]
     data = [{"path": str(path), "images": images, "images_there": total} for path, images, total in stores.values()]
@@ -157,7 +157,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     from harness.datasets.few_shot import require_images, require_labels
     from harness.golden.budget import passes_of
     from harness.golden.fit import fit, fit_runs
-    from harness.golden.rank import Job, Source, rank
+    from harness.golden.rank import RankJob, Source, rank
     from harness.golden.store import shipped_rankings
     from harness.models.towers import load_tower
 
@@ -168,7 +168,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
             require_labels(get_dataset(dataset), f"--shots {args.shots}")
         require_images(get_dataset(dataset), "train", "images to learn from asked for")
     ships = way.action == "remove" and (args.window, args.stride) == (None, None)
-    jobs: list[tuple[Job, list[Path]]] = []
+    jobs: list[tuple[RankJob, list[Path]]] = []
     tower = load_tower(args.model) if args.dataset else None
     for dataset in args.dataset:
         splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
@@ -179,7 +179,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
             if path is not None:
                 files.append(path)
             elif len(source.images):
-                jobs.append((Job(model=args.model, source=source, config=way, limit=args.limit), files))
+                jobs.append((RankJob(model=args.model, source=source, config=way, limit=args.limit), files))
             else:
                 progress.say(f"{source.name} has no {split} images: none of its images decides when the fit stops")
     if not train and not jobs:

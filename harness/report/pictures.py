@@ -15,20 +15,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.datasets import split_words
-from harness.measure.traces import (
+from harness.records.agreement import Agreement, kendall_tau, over_images
+from harness.records.averages import REFERENCE, protocol, tower_of
+from harness.records.conditions import DENSE, GOLDEN, RANDOM
+from harness.records.record import Record, differing, in_words
+from harness.records.traces import (
     RANKING,
     TRACES,
     Facts,
     RowTraces,
     Thumbnails,
     order,
-    read_thumbnails,
     read_traces,
 )
-from harness.records.agreement import Agreement, kendall_tau, over_images
-from harness.records.averages import REFERENCE, protocol, tower_of
-from harness.records.conditions import DENSE, GOLDEN, RANDOM
-from harness.records.record import Record, differing, in_words
 from harness.report.drawing import OPTIONS, Picture, saved
 from harness.report.show import IMAGE, Row, Sheet, draw
 from zoo.core.files import digest
@@ -179,7 +178,7 @@ def traced_groups(
         jpeg: dict[str, bytes] = {}
         for folder in dict.fromkeys(folder for _, folder in share):
             try:
-                jpeg |= read_thumbnails(folder, share[0][0].facts).jpeg
+                jpeg |= Thumbnails.read(folder, share[0][0].facts).jpeg
             except (ValueError, OSError) as error:
                 if left_out is None:
                     raise

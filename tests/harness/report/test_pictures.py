@@ -17,8 +17,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
-from harness.measure.traces import RANKING, Facts, RowTraces, Thumbnails, read_traces, seal, thumbnails_path
+from harness.base.store import seal
 from harness.records.agreement import kendall_tau, over_images
+from harness.records.traces import RANKING, Facts, RowTraces, Thumbnails, read_traces, thumbnails_path
 from harness.report.pictures import (
     LIMIT,
     TracedGroup,
