@@ -206,7 +206,7 @@ def _latency_flags(parser: CommandParser) -> None:
     flags.number(how, "--batches", None, text, nargs="+")
     text = "pixels a side; default: the tower's own"
     flags.number(how, "--image-sizes", [], text, nargs="+", metavar="N")
-    text = "float32, bfloat16 or float16; with --runtimes int8, too"
+    text = "float32, bfloat16 or float16"
     dtypes, ways = list(LatencyPlan.dtypes), list(LatencyPlan.ways)
     how.add_argument("--dtypes", nargs="+", metavar="DTYPE", default=dtypes, help=text)
     how.add_argument("--ways", nargs="+", metavar="WAY", default=ways, help=", ".join(WAYS))
@@ -303,7 +303,7 @@ COMMANDS = (
             ("latency clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
             ("latency clip_vit_b16_evit60 --random-weights --ways eager compile", "compiled, too"),
             ("latency clip_vit_b16_rankmerge50 --random-weights --image-sizes 384 512", "larger images"),
-            ("latency clip_vit_s14_rankmerge60 --runtimes eager onnx openvino --dtypes float32 int8", "exported files"),
+            ("latency clip_vit_s14_rankmerge60 --runtimes eager onnx openvino --dtypes float32 bfloat16", "files"),
             ("latency clip_vit_b16_tome60 --device cuda --ways eager cuda-graphs", "on a GPU"),
         ),
         output="a table per condition on standard output; latency.jsonl and latency.md in "

@@ -45,7 +45,7 @@ AGAIN = Mock(side_effect=AssertionError("measured again"))
 
 
 def test_compare_writes_what_it_measured(results: Path):
-    names = ".report.json accuracy_gflops.svg agreement.csv records.jsonl report.html summary.md "
+    names = "accuracy_gflops.svg agreement.csv records.jsonl report.html summary.md "
     names += "table.csv table.md table.tex thumbnails traces"
     assert sorted(path.name for path in results.iterdir()) == names.split()
     dense, random = read_records(results / "records.jsonl")
@@ -318,14 +318,14 @@ def test_a_failed_command_leaves_no_empty_folder(left: str, error: BaseException
     place = tmp_path / "there" / "new" / "out"
     (tmp_path / "there").mkdir()
 
-    def fail(args: Any, status: Any) -> None:
+    def fail(runs: Any, output: Path, *_: Any, **_flags: Any) -> None:
         if left != "nothing":
-            (args.output / "empty" / "deeper").mkdir(parents=True)
+            (output / "empty" / "deeper").mkdir(parents=True)
         if left == "a file":
-            (args.output / "records.jsonl").touch()
+            (output / "records.jsonl").touch()
         raise error
 
-    monkeypatch.setattr("harness.report.folder.run_report", fail)
+    monkeypatch.setattr("harness.report.folder.report_runs", fail)
     code = 2 if isinstance(error, ValueError) else 130
     assert main(["report", "run", "--output", str(place)]) == code
     expected = {"a file": [place.parent, place, place / "records.jsonl"]}.get(left, [])

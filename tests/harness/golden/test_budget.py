@@ -24,6 +24,7 @@ MADE = (
     (Point(), 1.0),
     (Point(window=2, stride=2), 0.75),
     (Point(approximate="follow:0"), 0.8),
+    (Point(approximate="follow:16"), 0.85),
     (Point(method="clsattn", window=None, stride=None), 0.2),
 )
 
@@ -31,30 +32,30 @@ MADE = (
 @pytest.mark.parametrize(
     ("budget", "label"),
     [
-        *((1e9, "window 2, stride 1"), (169, "window 2, stride 1"), (168, "follow:0")),
-        *((49, "follow:0"), (30, "follow:0"), (1.1, "follow:0")),
+        *((1e9, "window 2, stride 1"), (169, "window 2, stride 1"), (168, "follow:16")),
+        *((16, "follow:16"), (10, "follow:0"), (1.1, "follow:0")),
     ],
 )
 def test_a_budget_buys_the_closest_ranking_within_it(budget: float, label: str):
-    assert best_within(made(*MADE), budget, Effort(grid=(14, 14), blocks=6), 3).label == label
+    assert best_within(made(*MADE), budget, Effort(grid=(14, 14), blocks=6)).label == label
 
 
 def test_costs_go_by_the_tower_at_hand():
-    """169 windows of 14 x 14 patches are 36 of 7 x 7; how much a late block matters isn't known."""
+    """169 windows of 14 x 14 patches are 36 of 7 x 7."""
     effort = Effort(grid=(7, 7), blocks=9, dim=768, hidden=3072)
-    assert best_within(made(*MADE), 36, effort, 3).label == "window 2, stride 1"
-    assert best_within(made(*MADE), 35, effort, 3).label == "follow:0"
+    assert best_within(made(*MADE), 36, effort).label == "window 2, stride 1"
+    assert best_within(made(*MADE), 10, effort).label == "follow:0"
 
 
 def test_without_a_class_token_windows_are_removed():
-    found = best_within(made(*MADE), 100, Effort(grid=(14, 14), blocks=6), 3, removal_only=True)
+    found = best_within(made(*MADE), 100, Effort(grid=(14, 14), blocks=6), removal_only=True)
     assert found.label == "window 2, stride 2"
 
 
 def test_a_budget_below_the_cheapest_is_refused():
     match = r"--budget 0.5: the cheapest golden ranking, follow:0, takes 1.03 passes per image"
     with pytest.raises(ValueError, match=match):
-        best_within(made(*MADE), 0.5, Effort(grid=(14, 14), blocks=6), 3)
+        best_within(made(*MADE), 0.5, Effort(grid=(14, 14), blocks=6))
 
 
 def test_the_shipped_curve_serves_every_budget():
@@ -62,16 +63,16 @@ def test_the_shipped_curve_serves_every_budget():
     taus = {worth.point: worth.tau.estimate for worth in shipped.worths}
     last = 0.0
     for budget in (1.5, 5, 10, 25, 49, 100, 169):
-        point = best_within(shipped, budget, shipped.effort, shipped.block)
-        assert point.passes(shipped.effort, shipped.block) <= budget
+        point = best_within(shipped, budget, shipped.effort)
+        assert point.passes(shipped.effort) <= budget
         assert taus[point] >= last
         last = taus[point]
         GoldenConfig(window=point.window, stride=point.stride, approximate=point.approximate)
     assert point == Point()
-    assert best_within(shipped, 1e6, Effort(grid=(7, 7), blocks=12, dim=768), 0) == Point()
+    assert best_within(shipped, 1e6, Effort(grid=(7, 7), blocks=12, dim=768)) == Point()
     for budget, removal_only in ((0.01, False), (5, True)):
         with pytest.raises(ValueError, match="the cheapest golden ranking"):
-            best_within(shipped, budget, shipped.effort, shipped.block, removal_only=removal_only)
+            best_within(shipped, budget, shipped.effort, removal_only=removal_only)
 
 
 def test_a_budget_goes_by_the_tower(dense: zoo.ReducedViT):

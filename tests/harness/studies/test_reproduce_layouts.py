@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 import zoo
+from harness.apps import show
 from harness.cli import main
 from harness.models.towers import Tower, load_tower
 from harness.records.record import read_records
-from harness.report import show
 from harness.studies.paper import PICTURES, REPRODUCTIONS, get_reproduction
 
 MODEL = "clip_vit_b32.openai"
@@ -96,7 +96,7 @@ def cached(small_clip) -> None:
 
 def load_once(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every step of a command have the same tower; loading takes longer than running it."""
-    for place in ("studies.run", "studies.workshop", "studies.reproduce", "golden.fit", "golden.rank", "report.show"):
+    for place in ("studies.run", "studies.workshop", "studies.reproduce", "golden.fit", "golden.rank", "apps.show"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
 
 

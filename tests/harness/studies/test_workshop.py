@@ -104,7 +104,7 @@ def test_notes_say_what_was_learned(tiny: StudyConfig):
     assert "up to 4 others per class to validate by." in text
     assert "predictors that ship" in text
     own = replace(config, own_predictors=True).described(tunes=True)
-    assert f"predictors fitted to {config.golden.described()}" in own
+    assert f"predictors fitted to {config.golden.describe()}" in own
     tuning = [name for name, study in list_studies().items() if study.tunes]
     assert tuning == ["count", "kinds", "order", "points", "tuning"]
 

@@ -316,7 +316,8 @@ def test_the_same_pictures_in_four_forms_have_the_same_embeddings(run: Run, draw
         [shard] = read_vectors(done.path)
         assert list(shard.names) == [name.format(number) for number in range(7)]
         vectors.append(shard.embeddings)
-    assert all(np.array_equal(own, vectors[0]) for own in vectors)
+    for own in vectors[1:]:  # each by a tower loaded anew
+        np.testing.assert_allclose(own, vectors[0], rtol=1e-3, atol=1e-4)
 
 
 def test_precision_is_that_of_the_setup(run: Run, whole: Path):

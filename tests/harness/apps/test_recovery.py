@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 
 import zoo
+from harness.apps import recovery
+from harness.apps.recovery import Sources, train_recovery
 from harness.base.terminal import Progress
 from harness.cli import main
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
-from harness.measure import recovery
 from harness.measure.compare import compare
 from harness.measure.plan import Plan
-from harness.measure.recovery import Sources, train_recovery
 from harness.models.towers import split_method
 from harness.records.averages import matched, training_free
 from harness.records.record import Record
