@@ -14,10 +14,9 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import reduced_row, require_rows
 from harness.models.towers import load_tower, split_method
-from zoo.core.files import digest
+from zoo.core.files import cache_folder, digest
 from zoo.learning.recovery import recover
 from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile, save_recovery
-from zoo.loading.weights import cache_folder
 
 HELD_OUT = 5  # one training image in so many, where a dataset has no val split
 
@@ -112,8 +111,8 @@ def train_recovery(
     dense, named, percent = split_method(model)
     if (named is None) == (method is None) or (named is None) == (keep is None):
         raise ValueError(
-            f"--model {model!r}: expected a reduced model, such as clip_vit_s14_tome30, or a dense one with --methods "
-            "and --keeps, not both"
+            f"--model {model!r}: expected a reduced model, such as clip_vit_s14_tome30, or a dense one with --method "
+            "and --keep, not both"
         )
     kind, rate = (named, percent) if named is not None else (method, keep)
     assert kind is not None

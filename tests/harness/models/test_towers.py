@@ -21,10 +21,11 @@ from torch import Tensor, nn
 import zoo
 from harness.apps.check.check import tower_names
 from harness.apps.setup import Setup
+from harness.base.hints import describe_error
 from harness.cli import main
 from harness.measure.rows import require_rows
 from harness.models.towers import load_tower, random_tower, split_method, split_name
-from zoo.loading.weights import fingerprint
+from zoo.core.digests import fingerprint
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 Saved = Callable[..., str]
@@ -84,11 +85,11 @@ def test_towers_with_the_prefix_are_the_same():
 @pytest.mark.parametrize(
     "command",
     [
-        "eval timm:clip_vit_s14_random60 --dataset emoji --limit 4",
-        "compare --models timm:clip_vit_s14 --methods patchrank --keeps 0.6 --datasets emoji --limit 4 --batches "
+        "eval --model timm:clip_vit_s14_random60 --dataset emoji --limit 4",
+        "compare --model timm:clip_vit_s14 --methods patchrank --keeps 0.6 --dataset emoji --limit 4 --batches "
         "--traces 0 --no-equal-time",
-        "latency timm:clip_vit_s14_tome60 --random-weights --batches 1 --rounds 6 --seconds 0",
-        "push timm:clip_vit_s14_tome60 --to me/a --dry-run",
+        "latency --model timm:clip_vit_s14_tome60 --random-weights --batches 1 --rounds 6 --seconds 0",
+        "push --model timm:clip_vit_s14_tome60 --to me/a --dry-run",
     ],
 )
 def test_commands_take_the_prefix(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -278,9 +279,7 @@ def test_offline_the_error_names_what_is_wanted_and_ways_to_get_it(
         load_tower(name)
     way = "give a file: open_clip:ARCH/FILE" if "open_clip" in name else "pass local-dir:FOLDER"
     if name == "clip_vit_b16.openai":
-        way = (
-            "pass local-dir:FOLDER, saved by timm's save_for_hf; commands that only time or export models take --random"
-        )
+        assert "; commands that only time or export models take --random" in describe_error(caught.value)
     assert way in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert [r.message for r in caplog.records if r.levelname == "ERROR"] == []
