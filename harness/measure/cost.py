@@ -13,7 +13,7 @@ from harness.measure.rows import Variant
 from harness.measure.timing import Call, interleaved, random_images
 from harness.models.cost import gflops
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
-from harness.records.record import Latency, lacking
+from harness.records.record import Times, lacking
 from harness.records.statistics import Interval
 from zoo.core.host import Host
 from zoo.core.predictor import Predictor
@@ -66,7 +66,7 @@ def costs(rows: Sequence[Variant], rounds: Mapping[int, int], progress: Progress
     for key, counted in counts(real, progress).items():
         facts[key] = dict(vars(counted))
         del facts[key]["final_tokens"]  # the images' own say that
-    latencies: dict[str, list[Latency]] = {row.key: [] for row in real}
+    latencies: dict[str, list[Times]] = {row.key: [] for row in real}
     dense = next((row.key for row in real if row.method == DENSE), "")  # none beside prompts
     for batch, count in rounds.items():
         weight, size = next(real[0].vit.parameters()), real[0].vit.input_size

@@ -121,21 +121,6 @@ def test_the_revision_is_of_what_the_rows_hold_however_they_are_written(tmp_path
     assert len(revisions | {wanted}) == len(others) + 1
 
 
-def test_of_equal_sizes_a_few_images_are_looked_at(tmp_path: Path):
-    """Uncompressed images are all of one size; of many, the first and the last count, say."""
-
-    def bitmaps(*shades: int) -> Table:
-        images = [Image.new("RGB", (4, 4), (shade, 0, 0)) for shade in shades]
-        files = [{"bytes": encoded(image, "bmp"), "path": None} for image in images]
-        return table(image=files, label=[0] * len(shades))
-
-    seen = set()
-    for number, shades in enumerate(([1] * 99, [2, *[1] * 98], [*[1] * 98, 2])):
-        write_saved(tmp_path / str(number), {"test": bitmaps(*shades)})
-        seen.add(HfDataset(tmp_path / str(number)).revision)
-    assert len(seen) == 3
-
-
 def test_tables_without_some_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rows(2, 0).save_to_disk(tmp_path / "one")
     dataset = HfDataset(tmp_path / "one")
@@ -162,12 +147,6 @@ def test_splits_and_columns_can_be_chosen(tmp_path: Path):
     [other] = names_of([f"hfds:{tmp_path / 'pets'}#image=image,label=label,test=train"])
     assert other == "hfds-pets-image-label"
     assert get_dataset(other).revision != dataset.revision
-
-
-def test_a_hash_may_be_part_of_a_folders_name(tmp_path: Path):
-    write_saved(tmp_path / "pets#2=b", {"test": rows(0)})
-    assert HfDataset(tmp_path / "pets#2=b").asked_as == f"hfds:{tmp_path / 'pets#2=b'}"
-    assert len(HfDataset(Path(f"{tmp_path / 'pets#2=b'}#label=label")).split("test")) == 1
 
 
 def test_folders_of_images_are_read_where_they_lie(tmp_path: Path):
@@ -214,7 +193,7 @@ ALIKE, NAMELESS = (datasets.ClassLabel(names=n) for n in (["a_cat", "a cat"], ["
     ({"image": NUMBER}, "no column of type Image; there is .*cast_column"),
     ({"more": datasets.Image()}, "2 columns of type Image: image, more; .* #image=image"),
     ({"more": LABEL}, "2 columns of type ClassLabel: label, more; .* #label=label"),
-    ({"label": ALIKE}, "column 'label': classes 'a_cat' and 'a cat' are both 'a cat'"),
+    ({"label": ALIKE}, "column 'label': 'a_cat' and 'a cat' would both be class 'a cat'"),
     ({"label": NAMELESS}, "column 'label': class name '_' can't be put into a prompt"),
 ])  # fmt: skip
 def test_columns(features: dict[str, Any], match: str, save: Save):
@@ -228,13 +207,11 @@ def test_columns(features: dict[str, Any], match: str, save: Save):
 
 @pytest.mark.parametrize(("choice", "match"), [
     ("img=image", "'img=image' after '#': .*did you mean 'image'. expected one of config, i"),
-    ("image", "'image' after '#': expected one value for image"),
     ("image=a,image=b", "'image=b' after '#': expected one value for image"),
-    ("", "'' after '#': expected one of config"),
     ("image=imag", "image=imag: did you mean 'image'. expected one of image"),
     ("label=image", "label=image: it is of type Image, expected ClassLabel"),
     ("val=tests", "val=tests: did you mean 'test'. expected one of test"),
-    ("config=x", "config=x: what save_to_disk wrote has no configs"),
+    ("config=x", "config=x: what save_to_disk wrote has none"),
 ])  # fmt: skip
 def test_choices(choice: str, match: str, save: Save):
     with pytest.raises(ValueError, match=match):
@@ -298,14 +275,6 @@ def test_what_other_folders_hold(tmp_path: Path):
             HfDataset(folder)
 
 
-@pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
-def test_folders_that_name_files_elsewhere(file: str, tmp_path: Path):
-    told = "configs:\n- config_name: default\n  data_files: http://127.0.0.1/a.parquet\n"
-    (tmp_path / file).write_text(f"---\n{told}---\n" if file == "README.md" else told)
-    with pytest.raises(ValueError, match=r"names files by URL"):
-        HfDataset(tmp_path)
-
-
 def test_one_of_several_configs_must_be_named(tmp_path: Path):
     configs = [f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in ("a", "b")]
     folder = parquet(tmp_path / "pets", table())
@@ -353,8 +322,7 @@ def test_flags_of_other_datasets(save: Save):
 
 @pytest.mark.parametrize(("content", "path", "match"), [
     (b"\x89PNG", None, "in row 1 of split 'test' of folder .* can't be read"),
-    (None, "a.png", "row 1 of .* only named, as 'a.png', which is none of"),
-    (None, "http://127.0.0.1/a.png", "which is none of the dataset's files"),
+    (None, "http://127.0.0.1/a.png", "'http://127.0.0.1/a.png', in row 1 of .* is missing"),
     (b"", None, "in row 1 of .* the row has none"),
 ])  # fmt: skip
 def test_bad_images_stop_with_their_row_and_can_be_left_out(
@@ -364,28 +332,10 @@ def test_bad_images_stop_with_their_row_and_can_be_left_out(
     folder = parquet(tmp_path / "pets", table(image=images, label=[0, 1, 1]))
     split = HfDataset(folder).split("test")
     assert [example.label for example in (split[0], split[2])] == [0, 1]
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
         split[1]
     [name] = names_of([f"hfds:{folder}"], skip_bad=True)
     assert get_dataset(name).split("test").image_ids == ("hfds-pets/test/0", "hfds-pets/test/2")
     assert get_dataset(name).revision != HfDataset(folder).revision
     assert main(["datasets", "check", f"hfds:{folder}"]) == 1
     assert "problem: 1 unreadable image; --skip-bad leaves them out" in capsys.readouterr().out
-
-
-def test_images_that_are_only_named_may_not_lie_elsewhere(tmp_path: Path):
-    """Neither by their path nor by a link."""
-    outside, folder = tmp_path / "secret.png", tmp_path / "pets"
-    outside.write_bytes(image()["bytes"])
-    inside = {"bytes": None, "path": str(folder / "b.png")}
-    parquet(folder, table(image=[{"bytes": None, "path": str(outside)}, inside]))
-    (folder / "b.png").symlink_to(outside)
-    dataset = HfDataset(folder)
-    for row in range(2):
-        with pytest.raises(ValueError, match=rf"image in row {row} of .* is none of the dataset's"):
-            dataset.split("test")[row]
-    before = dataset.revision
-    (folder / "b.png").unlink()
-    (folder / "b.png").write_bytes(image()["bytes"])
-    assert HfDataset(folder).split("test")[1].label == 1
-    assert HfDataset(folder).revision != before
