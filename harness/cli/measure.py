@@ -3,7 +3,7 @@
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +70,29 @@ def _learned(group: Any) -> None:
 
 
 def run_compare(args: Namespace, status: Console) -> Shown | Work:
-    """Measure side by side, or tell what changed between two runs."""
-    from harness.report.changes import run_changes
+    """Measure side by side, or tell what changed between two runs, which takes no flag but --output.
 
-    return run_changes(args, status) if args.runs else _side_by_side(args, status)
+    Raises:
+        ValueError: not two runs, or a flag for measuring.
+    """
+    if not args.runs:
+        return _side_by_side(args, status)
+    from harness.report.changes import compare_runs
+
+    words = takewhile(lambda word: word != "--", args.argv)
+    given = [word for word in words if word.startswith("--")]
+    if wrong := [flag for flag in given if flag.split("=")[0] != "--output"]:
+        raise ValueError(
+            f"{wrong[0]} with runs to compare: it is for measuring; expected compare RUN_A RUN_B, "
+            "with --output at most, or no runs"
+        )
+    if len(args.runs) != 2:
+        raise ValueError(
+            f"compare {' '.join(repr(str(run)) for run in args.runs)}: expected two runs, "
+            "patchrank compare RUN_A RUN_B, or none, to measure"
+        )
+    a, b = args.runs
+    return compare_runs(a, b, args.output if given else None)
 
 
 def _side_by_side(args: Namespace, status: Console) -> Work:

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,10 @@ from harness.cli import main
 from harness.cli.parser import build_parser
 from harness.measure.times import LatencyRecord, write_latencies
 from harness.records.record import Record, write_records
-from harness.report.folder import latencies_in, once, records_in, write_report
-from harness.report.groups import grouped
-from harness.report.highlights import highlights
-from harness.report.plots import plots_of
+from harness.report.folder import latencies_in, records_in, unique_runs, write_report
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
-COSTS = ("gflops", "ms_batch1", "ms_batch8", "ratio_batch1", "ratio_batch8")
+COSTS = ("gflops", "ratio_batch1", "ratio_batch8")
 PLOTS = (
     *(f"{quality}_{cost}" for quality in ("accuracy", "fidelity") for cost in COSTS),
     "tau_keep",
@@ -66,9 +62,8 @@ def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys
     out = capsys.readouterr().out
     assert f"wrote {folder / 'report.html'} and {len(TABLES) + len(drawn)} files" in out
     assert "Top-1 by shots: there is one number of shots only in fashion test" in out
-    assert "Pareto fronts of fashion test" in out
-    _, line, *_ = [line for line in out.splitlines() if line.startswith("│ random 30 %")]  # first by nearness
-    assert "beaten by rankmerge 30 %" in line
+    assert "Nearness to dense by GFLOPs: On the front: " in out
+    assert "random 30 % (by rankmerge 30 %)" in out
 
 
 def test_data_are_figures_and_json(reported: tuple[Shown, Path], patchrank: Record):
@@ -160,9 +155,9 @@ def timed_run(tmp_path: Path, records: list[Record], times: list[LatencyRecord])
 
 def test_a_run_is_once_there_as_a_folder_or_as_its_file(timed_run: Path, tmp_path: Path):
     file, other = timed_run / "records.jsonl", tmp_path / "other"
-    assert once([timed_run, other, file, timed_run]) == [timed_run, other]
-    assert once([file, timed_run]) == [file]
-    assert once([timed_run / ".." / "run", timed_run]) == [timed_run / ".." / "run"]
+    assert unique_runs([timed_run, other, file, timed_run]) == [timed_run, other]
+    assert unique_runs([file, timed_run]) == [file]
+    assert unique_runs([timed_run / ".." / "run", timed_run]) == [timed_run / ".." / "run"]
 
 
 def test_times_lie_beside_the_records_or_are_the_run(timed_run: Path, tmp_path: Path, times):
@@ -249,29 +244,11 @@ def first_cells(heading: str) -> list[str]:
     return re.findall(r"^\| `([\w.]+)`", part, re.M)
 
 
-def test_the_commands_parse():
-    commands = [shlex.split(line) for line in block("sh").splitlines()]
-    assert len(commands) == 2
-    for command in commands:
-        assert command[:2] == ["patchrank", "report"]
-        assert build_parser().parse_args(command[1:]).runs
-
-
 def test_the_files_are_those_that_are_written(records: list[Record], tmp_path: Path):
     written = [path.name for path in write_report(records, tmp_path, Progress(), drawn=()).files]
     assert sorted(first_cells("Files")) == sorted(
         [*written, "agreement.csv", "brief.md", "equal_time.md", "latency.csv"]
     )
-
-
-def test_the_plots_are_those_that_are_drawn(records: list[Record], dense: Record, row: Any):
-    shots = [row(m, 0.6, 50, 2.0, shots=n) for m in ("random", "evit") for n in (16, 4)]
-    report = grouped([*records, *shots])
-    short = [highlights(group) for group in report.groups]
-    plots = [plot.name for plot in plots_of(report, short)]
-    names = [name for name in first_cells("The plots") if not name.endswith("_...") and not name.startswith("fidelity")]
-    drawn = [name for name in plots if not name.endswith("_batch32")]
-    assert names == [*drawn, "ratio_batches"]  # of times, in test_plots.py
 
 
 def test_the_python_runs(records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

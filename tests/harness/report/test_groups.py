@@ -7,9 +7,8 @@ import pytest
 from by_hand import replace
 
 from harness.measure.times import LatencyRecord, table_of
-from harness.records.record import CONDITIONS, Record
+from harness.records.record import Record
 from harness.report.groups import brief_tables, grouped, markdown_table, sections, time_sections, timed_groups
-from harness.report.writers import latex, markdown
 
 # Of each condition another value, and what a heading says of it.
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -37,10 +36,6 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "timm": ({"timm": "1.0.99"}, "; timm 1.0.99"),
     "version": ({"version": "0.2.0"}, "; clip-patchrank 0.2.0"),
 }
-
-
-def test_the_table_of_conditions_is_whole():
-    assert {*OTHERS, "version", "caption_count"} == {*CONDITIONS, "version"}
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -80,14 +75,6 @@ def test_the_newest_measurement_of_a_row_stands_wherever_it_is(row: Any):
         report = grouped(records)
         assert [each.first for each in report.groups[0].rows] == [newest]
         assert report.replaced == 1
-
-
-def test_which_images_is_named_only_where_nothing_else_differs(dense: Record):
-    known = replace(dense, images_sha256="ab" * 32, image_size=(196, 196))
-    names = [group.name for group in grouped([dense, known]).groups]
-    assert names[1].endswith("; images abababab, image size (196, 196)")
-    names = [group.name for group in grouped([dense, replace(known, threads=1)]).groups]
-    assert [name.partition("; ")[2] for name in names] == ["2 threads", "1 thread"]
 
 
 def test_rows_of_other_seeds_do_not_share_a_mean(row: Any):
@@ -190,17 +177,6 @@ def test_the_newest_time_counts_wherever_it_stands(times: list[LatencyRecord]):
     for records in ([later, *times], [*times, later]):
         [group] = timed_groups(records)
         assert [row.ratio_to_dense for row in group.rows if row.batch == 8] == [None, 0.5]
-
-
-def test_markdown_and_latex_have_the_table(times: list[LatencyRecord]):
-    groups = timed_groups(times)
-    text = markdown(time_sections(groups))
-    assert text.count("| tome60 |") == 2
-    assert text.endswith("- batch 8, tome60: wide spread\n")
-    tex = latex(time_sections(groups, summary=True))
-    assert tex.count(r"\begin{tabular}") == 1
-    assert r"model & batch & ms & ratio & verdict & arrived" in tex
-    assert tex.count(r"\addlinespace") == 1
 
 
 def test_what_failed_is_said(latency_record: Make):
