@@ -116,7 +116,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     from harness.records.conditions import GOLDEN
     from harness.records.record import RECORDS, earlier, write_records
     from harness.report.folder import write_report
-    from harness.report.tables import comparison_table, matched_table, precision_note, shots_apart
+    from harness.report.tables import comparison_table, matched_table, shots_apart
 
     path, progress = args.output / RECORDS, Progress(status)
     # Where cost counts, all but the oracle, which has none.
@@ -153,7 +153,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
             for group in measured(more):
                 rows = matched(group, more.match_to, more.timed_batch)
                 with progress.hidden():
-                    yield matched_table(rows, precision_note(group, records))
+                    yield matched_table(rows)
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # the page has all plots; `report` writes them as files, too
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)

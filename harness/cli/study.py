@@ -52,9 +52,8 @@ def _floor_flags(parser: CommandParser) -> None:
 def run_floor(args: Namespace, status: Console) -> Work:
     """Measure methods against random pruning, and show a table per dataset."""
     from harness.golden.store import Rankings
-    from harness.measure.compare import floor, floor_runs
+    from harness.measure.compare import floor, floor_runs, floor_table
     from harness.measure.plan import Plan
-    from harness.report.tables import floor_table
 
     plan, progress = flags.settings(Plan, args, models=(args.model,)), Progress(status)
     rankings = [Rankings.read(path) for path in args.rankings]

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import zoo
+from harness.base.table import Cell, Table, figure, points
 from harness.base.terminal import Progress
-from harness.datasets import get_dataset
+from harness.datasets import get_dataset, split_words
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels
 from harness.golden.store import Rankings, find_rankings, ranked, ranked_revision
@@ -23,7 +24,7 @@ from harness.measure.tuning import Tuned, step_runs
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RANDOM, Tuning
 from harness.records.metrics import correct
 from harness.records.record import Record
-from harness.records.statistics import Interval, bootstrap_mean, paired_p
+from harness.records.statistics import SIGN_FLIP, Interval, bootstrap_mean, mark_note, paired_p, together
 from zoo.core.messages import tower_name
 from zoo.core.precision import best_precision
 from zoo.core.prompts import PromptFile
@@ -287,3 +288,26 @@ def _rankings(bench: Bench, dataset: Dataset, own: Sequence[Rankings]) -> Rankin
     revision = ranked_revision(dataset, rankings.provenance.score)
     rankings.require(weights=bench.weights, revision=revision, block=BLOCK)
     return rankings
+
+
+def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
+    """Lay out methods beside random pruning."""
+    first = rows[0]
+    family = together({at: row.p_value for at, row in enumerate(rows)})
+    return Table.of(
+        f"{first.dataset} ({split_words(first.dataset, first.split)}), against random pruning, mean of {seeds} orders",
+        ("method", "keep", "images", "top-1", "random", "difference"),
+        [
+            (
+                Cell(row.method, row.method),
+                figure(row.keep, ".0%"),
+                figure(row.image_count, "d"),
+                figure(row.top1, ".1%"),
+                figure(row.random_top1, ".1%"),
+                points(row.difference, family.mark(at)),
+            )
+            for at, row in enumerate(rows)
+        ],
+        words=("method",),
+        caption="in points; interval: 95 % paired bootstrap over images; " + mark_note(SIGN_FLIP),
+    )

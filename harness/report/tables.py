@@ -6,8 +6,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure, points
-from harness.datasets import split_words
-from harness.measure.compare import Floor
 from harness.records.averages import (
     REFERENCE,
     Average,
@@ -409,31 +407,8 @@ def _about_shots(groups: Sequence[Sequence[Average]]) -> str:
     return f"{'; '.join(words)}; {' or '.join(map(str, images))} images"
 
 
-def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
-    """Lay out methods beside random pruning."""
-    first = rows[0]
-    family = together({at: row.p_value for at, row in enumerate(rows)})
-    return Table.of(
-        f"{first.dataset} ({split_words(first.dataset, first.split)}), against random pruning, mean of {seeds} orders",
-        ("method", "keep", "images", "top-1", "random", "difference"),
-        [
-            (
-                Cell(row.method, row.method),
-                figure(row.keep, ".0%"),
-                figure(row.image_count, "d"),
-                figure(row.top1, ".1%"),
-                figure(row.random_top1, ".1%"),
-                points(row.difference, family.mark(at)),
-            )
-            for at, row in enumerate(rows)
-        ],
-        words=("method",),
-        caption="in points; interval: 95 % paired bootstrap over images; " + mark_note(SIGN_FLIP),
-    )
-
-
-def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
-    """Lay out methods at equal cost, one section per keep rate of the target; ``more`` goes below."""
+def matched_table(rows: Sequence[Matched]) -> Table:
+    """Lay out methods at equal cost, one section per keep rate of the target."""
     target, batch = rows[0].target, rows[0].batch
     distance = METRICS["cosine_distance"]
     short = short_heading(distance)
@@ -473,27 +448,9 @@ def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
         [list(cells(at, row)) for at, row in enumerate(rows)],
         words=("method",),
         roomy=(f"top-1 {to}",),
-        caption=f"{caption}; {mark_note(tests, 'all of a column')}{_lacking(row.row for row in rows)}{more}",
+        caption=f"{caption}; {mark_note(tests, 'all of a column')}{_lacking(row.row for row in rows)}",
         sections=frozenset(at for at, row in enumerate(rows) if row.row is row.target),
     )
-
-
-def precision_note(group: Sequence[Record], records: Sequence[Record]) -> str:
-    """Say how fast the dense model of a group is, and how fast in another precision among all records."""
-
-    def speed(record: Record) -> tuple[float, str]:
-        entry = min(record.latency, key=lambda entry: abs(entry.batch - at))
-        return entry.images_per_s, f"{entry.images_per_s:.0f} images/s in {record.dtype} at batch {entry.batch}"
-
-    dense = [r for r in records if r.method == DENSE and r.latency and r.model == group[0].model]
-    at = group[0].latency[0].batch
-    ours, own = speed(group[0])
-    for other in dense:
-        if (other.dataset, other.device) == (group[0].dataset, group[0].device) and other.dtype != group[0].dtype:
-            theirs, words = speed(other)
-            slower = f": {group[0].dtype} is slower on this machine" if ours < theirs else ""
-            return f"; dense: {own}, {words}{slower}"
-    return f"; dense: {own}"
 
 
 def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:

@@ -7,9 +7,8 @@ from harness.base.terminal import Progress
 from harness.cli import main
 from harness.measure import bench
 from harness.measure import compare as floor_module
-from harness.measure.compare import floor
+from harness.measure.compare import floor, floor_table
 from harness.measure.plan import Plan
-from harness.report.tables import floor_table
 
 PLAN = Plan(methods=("clsattn",), keeps=(0.3,), datasets=("emoji",), limit=8, split="val")
 

@@ -16,7 +16,7 @@ from scipy import stats
 from harness.apps.check.cases import Row
 from harness.apps.check.verdict import Bounds, Outcome, moved
 from harness.base.table import Cell, Form, Table
-from harness.measure.compare import Floor
+from harness.measure.compare import Floor, floor_table
 from harness.records.averages import Average, averages, judged, labels, matched
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
@@ -34,7 +34,6 @@ from harness.report.page import Report, page
 from harness.report.plots import plots_of
 from harness.report.tables import (
     comparison_table,
-    floor_table,
     matched_table,
     records_csv,
     report_columns,
