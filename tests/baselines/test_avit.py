@@ -1,7 +1,6 @@
 """A-ViT: sums of halting scores by a loop over tokens, who goes and when."""
 
 import math
-import re
 
 import pytest
 from timm.models.vision_transformer import VisionTransformer

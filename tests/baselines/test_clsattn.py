@@ -1,6 +1,5 @@
 """CLS attention against a softmax that is written out."""
 
-import re
 
 import pytest
 import torch

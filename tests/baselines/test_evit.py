@@ -1,7 +1,6 @@
 """EViT against slow stages: which tokens stay, what the fused token is, how many there are."""
 
 import math
-import re
 
 import pytest
 import torch

@@ -1,7 +1,6 @@
 """PiToMe: energies by loops over pairs of tokens, who is protected, who merges into whom."""
 
 import math
-import re
 
 import pytest
 import torch

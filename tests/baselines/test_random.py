@@ -1,6 +1,5 @@
 """Random pruning: uniform, repeatable, blind to images."""
 
-import re
 
 import pytest
 import torch

@@ -1,6 +1,5 @@
 """TCA's condensation by loops: ranks of every head, who is pruned, centres and their clusters."""
 
-import re
 
 import pytest
 import torch

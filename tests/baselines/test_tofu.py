@@ -1,6 +1,5 @@
 """ToFu: early blocks drop what later blocks merge, by a loop over pairs; MLERP keeps norms."""
 
-import re
 
 import pytest
 import torch

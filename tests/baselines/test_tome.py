@@ -1,7 +1,6 @@
 """ToMe: bipartite matching by a slow loop, conserved sums, proportional attention."""
 
 import math
-import re
 
 import pytest
 import torch

@@ -8,7 +8,6 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.golden.fit import fit
 from harness.golden.rank import Job, Source, rank
-from harness.models.towers import load_tower
 from zoo.learning.fit import FitConfig
 from zoo.ranking.golden import GoldenConfig
 

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import re
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import open_clip
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from open_clip import pretrained
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
@@ -26,7 +24,6 @@ import zoo
 from zoo.loading.clip import class_features, image_transform
 from zoo.loading.open_clip import from_open_clip, load_open_clip, to_open_clip
 from zoo.loading.sizes import SIZES
-from zoo.ranking.golden import GoldenConfig, golden_importance
 
 MODELS = {size: spec.open_clip for size, spec in SIZES.items() if spec.open_clip}
 PAIRS = [(size, tag) for size in MODELS for tag in SIZES[size].tags]

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import zoo
 from zoo.core.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenLinear, TokenTransformer
 from zoo.core.reducer import HostSpec, build_reducer
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
-from zoo.core.reducer import HostSpec, Reducer, ReducerConfig, build_reducer, final_count, register_method, spread
+from zoo.core.reducer import HostSpec, Reducer, build_reducer, final_count, register_method, spread
 
 HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4))
 SCHEDULE = st.sampled_from(["geometric", "linear"])

@@ -9,7 +9,6 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import zoo
-from zoo.loading.registry import PERCENTS, default_cfgs
 from zoo.loading.sizes import SIZES
 
 POINTS = {"patchrank": (3,), "clsattn": (3,), "random": (3,), "evit": (3, 6, 9), "tome": range(24)}

@@ -1,12 +1,9 @@
 """timm's interfaces keep working while tokens go, for every method."""
 
-import copy
 from collections.abc import Callable
 
 import pytest
-import timm
 import torch
-from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import Tensor, nn
 
