@@ -19,7 +19,7 @@ from harness.cli import main
 from harness.cli.parser import build_parser
 from harness.measure.times import LatencyRecord, write_latencies
 from harness.records.record import Record, write_records
-from harness.report.folder import latencies_in, records_in, unique_runs, write_report
+from harness.report.folder import latencies_in, records_in, write_report
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 COSTS = ("gflops", "ratio_batch1", "ratio_batch8")
@@ -151,13 +151,6 @@ def timed_run(tmp_path: Path, records: list[Record], times: list[LatencyRecord])
     write_records(folder / "records.jsonl", records[:2])
     write_latencies(folder / "latency.jsonl", times)
     return folder
-
-
-def test_a_run_is_once_there_as_a_folder_or_as_its_file(timed_run: Path, tmp_path: Path):
-    file, other = timed_run / "records.jsonl", tmp_path / "other"
-    assert unique_runs([timed_run, other, file, timed_run]) == [timed_run, other]
-    assert unique_runs([file, timed_run]) == [file]
-    assert unique_runs([timed_run / ".." / "run", timed_run]) == [timed_run / ".." / "run"]
 
 
 def test_times_lie_beside_the_records_or_are_the_run(timed_run: Path, tmp_path: Path, times):

@@ -156,15 +156,6 @@ def test_differences_that_stay_clear_among_all_rows_are_marked(wide: bool):
     assert marked(compared(alone), wide=wide) == ["70"]
 
 
-def test_nothing_is_judged_without_a_dense_row_or_differences():
-    dense, *others = compared({30: (90, 3)})
-    assert judged(averages([dense])) is judged(averages(others)) is None
-    unpaired = replace(others[0], diff_to_dense=None, diff_low=None, diff_high=None)
-    assert judged(averages([dense, unpaired])) is None
-    for records in ([dense], others, [dense, unpaired]):
-        assert "*" not in prose_of(records)
-
-
 def test_means_over_seeds_are_judged_by_sign_flips():
     records = [
         replace(record, shots=4, tuning="probe", seed=seed)
@@ -224,15 +215,6 @@ def test_fidelity_is_marked_where_it_is_clear_of_the_references_at_the_same_keep
     text = prose(table)
     assert "clear of patchrank's at the same keep rate, better or worse, each column by itself" in text
     assert "sign-flip test over images, Holm" in text
-
-
-def test_operators_that_nobody_can_count_are_told_where_gflops_are_shown():
-    assert "GFLOPs lack" not in prose_of([DENSE, EVIT])
-    lacking = replace(EVIT, uncounted_operators=("aten::linalg_inv", "aten::fft"))
-    model = EVIT.model
-    settings = f"GFLOPs lack operators of unknown cost: aten::linalg_inv ({model}), aten::fft ({model})"
-    assert settings in prose_of([DENSE, lacking])
-    assert "GFLOPs lack" not in prose_of([replace(DENSE, uncounted_operators=None)])
 
 
 def floor_row(keep: float, p_value: float) -> Floor:
@@ -318,12 +300,6 @@ def test_a_table_for_each_kind_of_tuning_and_none_of_a_single_column():
     kinds = [table.title.split(", ")[3] for table in tables]
     assert kinds == ["learned text tokens (16)", "linear probe"]
     assert shot_tables([shot_group(0)]) == shot_tables([shot_group(4)]) == []
-
-
-@pytest.mark.parametrize("change", [{"device_name": "another"}, {"dataset_revision": "34cd"}])
-def test_columns_differ_in_nothing_else(change: dict[str, Any]):
-    with pytest.raises(ValueError, match=f"different {next(iter(change))}"):
-        shot_tables([shot_group(0), shot_group(4, **change)])
 
 
 @pytest.fixture(scope="module")
