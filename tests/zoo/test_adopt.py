@@ -73,8 +73,24 @@ def test_weights_are_shared_not_copied(method: str, tiny: Build, images: Tensor)
     assert (tower.num_classes, model.num_classes) == (7, 0)
 
 
+def test_reducing_again_replaces_the_method(tiny: Build, images: Tensor):
+    first = zoo.reduce(tiny("deit_tiny_patch16_224.fb_in1k"), method="tome", keep=0.5)
+    second = zoo.reduce(first, method="evit", keep=0.7)
+    assert second.trace(images).final_tokens == round(0.7 * 64)
+    assert first.trace(images).final_tokens == 32
+    dense = zoo.reduce(second, method=None)
+    assert dense.reducer is None
+    assert dense.trace(images).final_tokens == 64
+    assert set(dense.state_dict()) == {k for k in second.state_dict() if "reducer." not in k}
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_and_meta_device_are_taken_over(training: bool, method: str, tiny: Build):
+    model = zoo.reduce(tiny("deit_tiny_patch16_224").train(training), method=method, keep=0.5)
+    assert {module.training for module in model.modules()} == {training}
+    tower = timm.create_model("vit_tiny_patch16_224", device="meta")
+    model = zoo.reduce(tower, method=method, keep=0.5)
+    assert all(p.is_meta for p in model.parameters())
 
 
 TINY = {"img_size": 32, "embed_dim": 48, "depth": 4, "num_heads": 3}
@@ -101,6 +117,18 @@ def test_towers_that_cannot_be_reduced(make: Any, match: str, method: str):
         zoo.reduce(tower, method=method, keep=0.5)
 
 
+@pytest.mark.parametrize(
+    ("method_", "options", "match"),
+    [
+        ("evitt", {"keep": 0.5}, r"method 'evitt': did you mean 'evit'\?"),
+        ("prune", {"keep": 0.5}, "method 'prune': expected one of"),
+        ("random", {"keep": 0.5, "zzz": 1}, "random has no option 'zzz': expected one of keep,"),
+        ("random", {}, "expected exactly one of keep, got none of them"),
+    ],
+)
+def test_unknown_words(method_: str, options: dict, match: str, tiny: Build):
+    with pytest.raises(ValueError, match=match):
+        zoo.reduce(tiny("deit_tiny_patch16_224"), method=method_, **options)
 
 
 @pytest.mark.parametrize(

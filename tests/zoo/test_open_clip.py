@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import open_clip
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from open_clip import pretrained
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
@@ -24,6 +26,7 @@ import zoo
 from zoo.loading.clip import class_features, image_transform
 from zoo.loading.open_clip import from_open_clip, load_open_clip, to_open_clip
 from zoo.loading.sizes import SIZES
+from zoo.ranking.golden import GoldenConfig, golden_importance
 
 MODELS = {size: spec.open_clip for size, spec in SIZES.items() if spec.open_clip}
 PAIRS = [(size, tag) for size in MODELS for tag in SIZES[size].tags]
@@ -251,6 +254,15 @@ def test_a_native_tower_is_copied_and_a_trunk_shared():
     assert {p.data_ptr() for p in from_open_clip(model).parameters()} <= theirs
 
 
+@torch.no_grad()
+def test_half_precision_becomes_float32_without_loss():
+    model = build(B16).half()
+    tower = from_open_clip(model)
+    assert {p.dtype for p in tower.parameters()} == {torch.float32}
+    assert torch.equal(tower.head.weight.half(), model.visual.proj.T)
+    assert from_open_clip(model.train()).training
+    reduced = zoo.reduce(tower, method="random", keep=0.5, reduce_at=1)
+    assert reduced.trace(images_for(B16)).final_tokens == 8
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
@@ -304,8 +316,41 @@ def test_other_norms_and_activations_are_refused():
         from_open_clip(torch.nn.Linear(2, 2))
 
 
+def slow_importance(visual: Any, image: Tensor, first: int) -> Tensor:
+    """Remove one 2 x 2 window after the other inside open_clip's own transformer."""
+    rows, columns = visual.grid_size
+
+    def features(x: Tensor) -> Tensor:
+        for block in visual.transformer.resblocks[first:]:
+            x = block(x)
+        return F.normalize(visual._pool(x)[0] @ visual.proj, dim=-1)
+
+    x = visual._embeds(image[None])
+    for block in visual.transformer.resblocks[:first]:
+        x = block(x)
+    whole = features(x)
+    scores: list[list[Tensor]] = [[] for _ in range(rows * columns)]
+    for top, left in product(range(rows - 1), range(columns - 1)):
+        gone = [(top + i) * columns + left + j for i, j in product(range(2), repeat=2)]
+        kept = [0, *(1 + p for p in range(rows * columns) if p not in gone)]
+        for patch in gone:
+            scores[patch].append((whole * features(x[:, kept])).sum())
+    return torch.stack([-torch.stack(each).mean() for each in scores])
 
 
+@pytest.mark.parametrize("block", [0, 2])
+@pytest.mark.parametrize(
+    ("vision", "quick"),
+    [(B16, False), (B16, True), ({**B16, "image_size": (24, 40)}, False), ({**B16, "pool_type": "avg"}, False)],
+)
+@torch.no_grad()
+def test_golden_scores_are_open_clips(vision: dict, quick: bool, block: int):
+    model, images = build(vision, quick), images_for(vision)
+    expected = torch.stack([slow_importance(model.visual, image, block) for image in images])
+    config = GoldenConfig(block=block, window=2, stride=1)
+    importance = golden_importance(from_open_clip(model), images, config)
+    assert torch.allclose(importance, expected, atol=1e-5)
+    assert expected.std(dim=1).min() > 1e-4
 
 
 @pytest.fixture
@@ -406,6 +451,12 @@ def test_files_without_usable_weights(theirs: Any, tmp_path: Path, evil: Any, mo
         load_open_clip(f"dropping/{file}")
 
 
+def test_folders_that_hold_no_model(theirs: Any, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"no open_clip_config.json there; open_clip's"):
+        load_open_clip(f"local-dir:{tmp_path}")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    with pytest.raises(ValueError, match=r"the weights of .* can't be used: Required pretrained"):
+        load_open_clip(f"local-dir:{tmp_path}")
 
 
 @torch.no_grad()
@@ -428,3 +479,12 @@ def test_what_open_clip_has_no_code_for_is_refused(name: str, reason: str):
         to_open_clip(timm.create_model(name))
 
 
+def test_a_head_with_a_bias_and_another_pool_are_refused():
+    vit = timm.create_model("clip_vit_b32")
+    torch.nn.init.ones_(vit.head.bias)
+    with pytest.raises(ValueError, match=r"'head\.bias'"):
+        to_open_clip(vit)
+    vit.head.bias.data.zero_()
+    vit.global_pool = "avg"
+    with pytest.raises(ValueError, match="its pool is 'avg'"):
+        to_open_clip(vit)

@@ -114,6 +114,9 @@ def test_tiny_grids_and_equal_tokens_meet_the_count(count: int, keep: float, tow
         assert after.size.sum(dim=1).tolist() == [count, count]
 
 
+def test_equal_positions_go_first_among_ties():
+    gone, into, _ = pairs(torch.ones(1, 6, 3), torch.zeros(1, 6, 2), None, 2)
+    assert (gone.tolist(), into.tolist()) == ([[1, 2]], [[0, 0]])
 
 
 def test_merging_twins_changes_nothing(tower: VisionTransformer):
@@ -128,6 +131,11 @@ def test_merging_twins_changes_nothing(tower: VisionTransformer):
         assert torch.allclose(trace.output, tower(images), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("depth", "points"), [(9, (0, 3, 6)), (12, (0, 4, 8)), (24, (0, 8, 16)), (2, (0, 1)), (1, (0,))]
+)
+def test_points_follow_the_depth(depth: int, points: tuple[int, ...]):
+    assert RankMergeConfig(keep=0.5).points(depth) == points
 
 
 @pytest.mark.parametrize("rank", ["cls", "predictor"])

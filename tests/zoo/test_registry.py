@@ -9,6 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 import zoo
+from zoo.loading.registry import PERCENTS, default_cfgs
 from zoo.loading.sizes import SIZES
 
 POINTS = {"patchrank": (3,), "clsattn": (3,), "random": (3,), "evit": (3, 6, 9), "tome": range(24)}
@@ -17,8 +18,19 @@ PATCHES = {"b32": 49, "b16": 196, "l14": 256, "s14": 196}
 SOME = [name for name, parts in zoo.MODELS.items() if parts.percent in (100, 60)]
 
 
+def test_every_promised_name_is_there():
+    methods = ("patchrank", "rankmerge", "clsattn", "evit", "tome", "random")
+    ends = ["", *(f"_{m}{p}" for m in methods for p in (90, 80, 70, 60, 50, 40, 30))]
+    promised = {f"clip_vit_{size}{end}" for size in ("b32", "b16", "l14", "s14") for end in ends}
+    assert {parts.percent for parts in zoo.MODELS.values()} == {100, *PERCENTS}
+    assert promised <= set(zoo.MODELS)
+    assert set(zoo.MODELS) == set(timm.list_models("clip_vit_*"))
 
 
+def test_every_name_is_listed_with_its_tags():
+    listed = set(timm.list_models("clip_vit_*", pretrained=True))
+    expected = {f"{n}.{tag}" for n, parts in zoo.MODELS.items() for tag in SIZES[parts.size].tags}
+    assert listed == expected
 
 
 @pytest.mark.parametrize("name", zoo.MODELS)
@@ -56,8 +68,29 @@ def test_parameters_are_timms_and_the_reducers(name: str):
     assert trained == any(k.startswith("reducer.") for k in model.state_dict())
 
 
+@pytest.mark.parametrize("name", [n for n in SOME if zoo.MODELS[n].method in POINTS])
+def test_default_reduction_points(name: str):
+    parts = zoo.MODELS[name]
+    model = timm.create_model(name, embed_dim=16, num_heads=2, device="meta")
+    there = tuple(p for p in POINTS[parts.method] if p < DEPTHS[parts.size])
+    assert model.reducer.points == there
+    assert model.reducer.config.keep == parts.percent / 100
+    assert not getattr(model.reducer.config, "fuse", False)
 
 
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_every_tag_has_a_complete_cfg(name: str):
+    parts = zoo.MODELS[name]
+    size = SIZES[parts.size]
+    assert list(default_cfgs[name].cfgs) == list(size.tags)  # the first is the default
+    for tag in size.tags:
+        cfg = timm.get_pretrained_cfg(f"{name}.{tag}")
+        assert cfg.crop_pct == 1.0
+        assert cfg.num_classes == size.features
+        assert cfg.input_size == (3, size.image, size.image)
+        assert cfg.interpolation == "bicubic"
+        assert cfg.license
+        assert (cfg.hf_hub_id is None) == (size.weights is None)
 
 
 @pytest.mark.parametrize("size", [s for s in SIZES if SIZES[s].weights])
@@ -134,3 +167,6 @@ def test_a_name_that_is_none_is_refused_with_the_way(name: str, ways: list[str])
         assert way in str(caught.value)
 
 
+def test_the_way_for_another_keep_rate_works():
+    model = timm.create_model("clip_vit_s14_evit60", keep=0.65, device="meta")
+    assert model.reducer.config.keep == 0.65
