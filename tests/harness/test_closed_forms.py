@@ -227,3 +227,9 @@ def test_full_towers_of_random_weights(size: str, method: str):
         assert cost == pytest.approx(12.27, abs=0.01)  # no keys are formed to rank
 
 
+def test_a_method_without_a_closed_form_fails_with_what_to_do(monkeypatch):
+    monkeypatch.setitem(zoo.METHODS, "newcomer", zoo.METHODS["random"])
+    with pytest.raises(AssertionError, match="'newcomer' has no closed form: write one into FORMS"):
+        check("b32", "newcomer", 0.6, narrow=True)
+    with pytest.raises(AssertionError, match="newcomer has no closed form"):
+        test_every_method_has_a_closed_form()
