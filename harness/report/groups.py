@@ -39,16 +39,8 @@ _APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "vers
 _EVERY = (*_NAMED, *_APART, *_FINE)
 # What the images of several datasets were judged under, by one tower.
 _BRIEF = (
-    "tag",
-    "weights_sha256",
-    "image_size",
-    "device",
-    "device_name",
-    "dtype",
-    "threads",
-    "torch",
-    "timm",
-    "version",
+    *("tag", "weights_sha256", "image_size", "device", "device_name", "dtype", "threads"),
+    *("torch", "timm", "version"),
 )
 _WORDS = {
     "dataset_revision": "revision {}", "seed": "seed {}", "image_count": "{} images",
