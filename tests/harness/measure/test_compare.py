@@ -18,9 +18,10 @@ from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.measure import bench
 from harness.measure.compare import compare, floor
-from harness.measure.evaluate import feature_probe, linear_probe, outcomes, predicted
+from harness.measure.evaluate import feature_probe, linear_probe, outcomes
 from harness.measure.plan import Plan
 from harness.measure.rows import variants
+from harness.records.metrics import predicted
 from harness.records.record import Record, read_records, refuse_mixed, write_records
 from harness.report.groups import grouped
 from harness.report.tables import title

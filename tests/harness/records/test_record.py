@@ -102,7 +102,7 @@ def metric(name: str, **changes: object) -> Callable[[dict[str, Any]], object]:
     ("change", "complaint"),
     [
         (without("golden_images"), "missing field 'golden_images'"),
-        (changed(metric=1.0), "unknown field 'metric', did you mean: metrics"),
+        (changed(image_sizes=1), "unknown field 'image_sizes', did you mean: image_size"),
         (changed(zzz=1.0), "unknown field 'zzz', did you mean: none"),
         (metric("tau", zzz=1), "metric 'tau': unknown field 'zzz'"),
         (metric("tau", mean=None), "metric 'tau': mean must be"),
