@@ -179,12 +179,6 @@ def test_counted_costs_must_be_equal_to_the_last_bit(name: str, value: Any):
     assert only(record(), record(**{name: None})).costs == []  # not measured
 
 
-@pytest.mark.parametrize("changed", [{"device": "cuda"}, {"device_name": "x"}, {"threads": 1}, {"dtype": "float16"}])
-def test_latency_of_another_machine_or_precision_is_not_compared(changed: dict[str, Any]):
-    pair = only(record(ratio=0.8), record(B, ratio=0.6, **changed))
-    assert pair.latency == pair.latency_to_dense == {}
-
-
 def rows_of(table: Table) -> list[dict[str, Cell]]:
     return [dict(zip(table.heads, row, strict=True)) for row in table.rows]
 
@@ -310,29 +304,8 @@ def test_a_row_under_several_conditions_meets_the_most_alike_and_none_twice():
     assert pair_runs([short, full], [half]).pairs[0].a == full
 
 
-def test_rows_are_grouped_by_dataset_tower_and_tuning_and_conditions_counted():
-    evit = record(method="evit", model="clip_vit_s14_evit60")
-    by_text = record(shots=0, tuning=None, prompt_tokens=None)
-    rows = [record(), record(dataset="emoji"), evit, record(seed=1), by_text]
-    newer = [replace(row, torch="2.14.0") for row in rows[:-1]] + [replace(rows[-1], threads=8)]
-    found = pair_runs(rows, newer)
-    groups = [[pair.a for pair in group] for group in found.groups()]
-    assert groups == [[rows[0], rows[2], rows[3]], [rows[1]], [rows[4]]]
-    assert [(one.name, one.b, count) for one, count in found.conditions()] == [
-        ("torch", "2.14.0", 4),
-        ("threads", 8, 1),
-    ]
-
-
 def record_of(*entries: Times) -> Record:
     return record(latency=entries)
-
-
-def test_medians_are_divided_where_both_have_the_batch():
-    a, b = record_of(timed(1, 4.0), timed(8, 10.0)), record_of(timed(8, 5.0), timed(32, 9.0))
-    assert (Change(a=a, b=b).latency, Change(a=b, b=a).latency) == ({8: 0.5}, {8: 2.0})
-    assert Change(a=a, b=record_of()).latency == {}
-    assert Change(a=record_of(timed(1, 0.0)), b=a).latency == {}
 
 
 def test_the_ends_are_the_furthest_that_both_intervals_allow():
@@ -368,18 +341,6 @@ def test_two_runs_are_compared_and_nothing_is_measured_or_written(runs: Path, ca
     assert "│ patchrank │   60 │" in out
     assert "+0.0 [+0.0, +0.0]" in out
     assert sorted(runs.rglob("*")) == before
-
-
-@pytest.mark.parametrize("command", ["a b --output new/out", "--output new/out a b", "--output=new/out a b"])
-def test_output_is_a_folder_for_the_same_in_markdown(command: str, runs: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["compare", *command.split()]) == 0
-    out, _ = capsys.readouterr()
-    assert f"wrote {Path('new/out/changes.md')}\n" in out
-    assert [path.name for path in Path("new/out").iterdir()] == ["changes.md"]
-    text = Path("new/out/changes.md").read_text("utf-8")
-    for line in out.splitlines()[:4]:
-        assert f"- {line}\n" in text
-    assert "| patchrank | 60 | " in text
 
 
 @pytest.mark.parametrize(

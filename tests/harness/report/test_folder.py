@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from by_hand import replace
 from rich.console import Console
 
 from harness.base.table import Shown
@@ -78,22 +77,6 @@ def test_data_are_figures_and_json(reported: tuple[Shown, Path], patchrank: Reco
     assert row["latency"][0]["median_ms"] == patchrank.latency[0].median_ms
     assert row["pareto"]["gflops"] == {"verdict": "front", "beaten_by": None}
     assert rows["clip_vit_s14_random30"]["pareto"]["gflops"]["verdict"] in {"front", "open"}
-
-
-def test_several_runs_are_one_report(run: Path, tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("harness.report.folder.plots_of", lambda *groups: [])
-    other = tmp_path / "other.jsonl"
-    others = [replace(record, device_name="another processor") for record in records[:4]]
-    later = replace(records[0], created="2026-03-01T00:00:00+00:00")
-    write_records(other, [*others, later])
-    data = shown(str(run), str(other), "--output", str(tmp_path / "out")).data
-    assert (data["records"], data["replaced"]) == (12, 1)
-    names = [group["name"] for group in data["groups"]]
-    assert len(names) == 3
-    assert names[0].endswith("; on a processor")
-    assert names[2].endswith("; on another processor")
-    page = (tmp_path / "out" / "report.html").read_text("utf-8")
-    assert "1 earlier measurement" in page
 
 
 def test_the_same_runs_give_the_same_bytes_in_place_of_the_earlier_ones(reported: tuple[Shown, Path], run: Path):
@@ -210,18 +193,6 @@ def test_lines_of_both_csv_say_which_run_they_are_from(timed_run: Path, tmp_path
     assert timed[1]["ratio_to_dense"] == str(times[1].ratio_to_dense)
     assert timed[0]["machine_device_name"] == "A CPU"
     assert timed[0]["ratio_to_dense"] == ""
-
-
-def test_what_is_left_out_is_told_on_the_page_and_beside_it(timed_run: Path, tmp_path: Path, records: list[Record]):
-    (timed_run / "latency.jsonl").write_text('{"torn')
-    console = Console(record=True, width=300)
-    written = write_report(records, tmp_path / "out", Progress(console), runs=[timed_run], drawn=())
-    [reason] = written.left_out
-    assert f"left out of the report: {reason}" in console.export_text()
-    page = (tmp_path / "out" / "report.html").read_text("utf-8")
-    assert "These files could not be read" in page
-    assert "latency.jsonl" in page.partition("These files could not be read")[2]
-    assert "These files" not in (tmp_path / "out" / "table.md").read_text("utf-8")
 
 
 TEXT = (Path(__file__).parents[3] / "docs" / "reports.md").read_text("utf-8")

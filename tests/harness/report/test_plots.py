@@ -150,17 +150,6 @@ def test_shots_have_a_panel_per_keep_and_dense_in_each(with_shots: Grouped):
     assert len(set(places)) == len(places)  # no bar hides another
 
 
-def test_plots_without_figures_are_left_out(committed: list[Record]):
-    bare = {"gflops": None, "latency": (), "tokens_per_block": None}
-    no_tau = {"tau": None, "tau_low": None, "tau_high": None}
-    assert plots(grouped([replace(record, **bare, **no_tau) for record in committed])) == {}
-    timed = [replace(record, gflops=None, latency=()) for record in committed]
-    assert list(plots(grouped(timed))) == ["tau_keep", "tokens_per_block"]
-    [dense] = [r for r in of(committed, "fashion") if r.method == "dense"]
-    assert "accuracy_gflops" not in plots(grouped([dense]))  # of one row
-    assert fronts(grouped([dense]).groups[0]) == []
-
-
 def test_every_plot_is_an_svg_of_its_words_and_a_png(report: Grouped):
     """One of each kind."""
     own = plots(report)

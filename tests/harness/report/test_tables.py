@@ -38,7 +38,6 @@ from harness.report.tables import (
     records_csv,
     report_columns,
     shot_tables,
-    title,
 )
 from harness.report.writers import latex, markdown
 
@@ -101,23 +100,6 @@ def test_the_narrow_form_explains_what_it_shows_and_says_that_there_is_more():
     assert "all columns: a wider terminal, or --json" in text
     assert "quartiles" not in text
     assert "all columns" not in " ".join(shown(comparison_table([DENSE, FULL])))
-
-
-@pytest.mark.parametrize(
-    ("shots", "tuning", "said"),
-    [
-        (0, None, "text classifier: all class captions seen in text training"),
-        (1, "probe", "1 shot, linear probe"),
-        (16, "probe", "16 shots, linear probe"),
-        (16, "t", "16 shots, learned text tokens (4)"),
-        (16, "vt", "16 shots, learned visual and text tokens (4)"),
-    ],
-)
-def test_the_title_names_the_conditions(shots: int, tuning: str | None, said: str):
-    count = None if tuning in (None, "probe") else 4
-    assert title(replace(FULL, shots=shots, tuning=tuning, prompt_tokens=count)) == (
-        f"fashion (test, read by studies, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, AMD EPYC, 1 threads"
-    )
 
 
 def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
@@ -292,14 +274,6 @@ def test_all_of_a_table_of_shots_is_judged_together():
     assert "".join(shown(table)).count("*[") == len(clear)
     settings = "* clear of the dense model's at as many shots, all of this table judged together (exact"
     assert settings in prose(table)
-
-
-def test_a_table_for_each_kind_of_tuning_and_none_of_a_single_column():
-    probe = shot_group(4, tuning="probe", prompt_tokens=None)
-    tables = shot_tables([shot_group(0), shot_group(4), probe])
-    kinds = [table.title.split(", ")[3] for table in tables]
-    assert kinds == ["learned text tokens (16)", "linear probe"]
-    assert shot_tables([shot_group(0)]) == shot_tables([shot_group(4)]) == []
 
 
 @pytest.fixture(scope="module")
