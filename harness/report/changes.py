@@ -191,7 +191,7 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes:
+class RunChanges:
     """Two runs: rows that both have, in A's order, and rows that the other lacks."""
 
     pairs: tuple[Change, ...]
@@ -215,7 +215,7 @@ class Changes:
         return [(by_text[text], count) for text, count in counts.items()]
 
 
-def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> Changes:
+def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> RunChanges:
     """Pair the rows of two runs.
 
     A run may have a row several times, under several conditions. Those most alike are paired, and
@@ -233,7 +233,7 @@ def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> Changes:
         if i not in partner and j not in partner.values():
             partner[i] = j
     taken = set(partner.values())
-    return Changes(
+    return RunChanges(
         pairs=tuple(Change(a=ours[i], b=theirs[partner[i]]) for i in sorted(partner)),
         only_a=tuple(one for i, one in enumerate(ours) if i not in partner),
         only_b=tuple(one for j, one in enumerate(theirs) if j not in taken),
@@ -262,7 +262,7 @@ def _changing(*, stored: bool = False) -> list[Metric]:
     return [metric for metric in METRICS.values() if metric.change and (metric.stored or not stored)]
 
 
-def changes_data(runs: Changes) -> dict[str, Any]:
+def changes_data(runs: RunChanges) -> dict[str, Any]:
     """Return the pairs with what may be compared, conditions that differ, and rows of one run."""
     return {
         "pairs": [
@@ -314,7 +314,7 @@ def _pair_values(pair: Change, adjusted: dict[str, float | None]) -> dict[str, A
     return {**_row_values(pair.a), **json_values(values)}
 
 
-def notes(runs: Changes) -> list[str]:
+def notes(runs: RunChanges) -> list[str]:
     """Say in words what is not the same in both runs, and what is therefore not compared."""
     pairs = len(runs.pairs)
     lines = [f"{pairs} {'row is' if pairs == 1 else 'rows are'} in both runs"]
@@ -333,7 +333,7 @@ def notes(runs: Changes) -> list[str]:
     return lines
 
 
-def _uncompared(runs: Changes) -> Iterator[str]:
+def _uncompared(runs: RunChanges) -> Iterator[str]:
     """Say what of the pairs is not compared, or should be equal and isn't."""
     pairs = len(runs.pairs)
     for pair in runs.pairs:
@@ -362,7 +362,7 @@ def _name(record: Record) -> str:
     return printable(f"{record.model}.{record.tag} on {record.dataset} {record.split}{learned}")
 
 
-def tables(runs: Changes) -> list[Table]:
+def tables(runs: RunChanges) -> list[Table]:
     """Return a table per dataset, split, tower and tuning."""
     return [_table(group) for group in runs.groups()]
 
@@ -440,7 +440,7 @@ def _describe_tests(group: Sequence[Change], families: dict[str, Together[int]])
         yield f"in top-1: {mark_note(MCNEMAR, 'all rows of this table')}{more}"
 
 
-def changes_markdown(runs: Changes, a: str, b: str) -> str:
+def changes_markdown(runs: RunChanges, a: str, b: str) -> str:
     """Return notes and tables as one document; ``a`` and ``b`` say which runs they are."""
     lines = ["# Changes from A to B", ""]
     lines += [f"- {run}: {markdown_text(name)}" for run, name in (("A", a), ("B", b))]

@@ -29,8 +29,7 @@ from harness.report.highlights import NAMED, Front, Highlights, highlights, list
 from harness.report.page import Report, page
 from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
 from harness.report.plots import DRAWN, plots_of
-from harness.report.tables import records_csv
-from harness.report.writers import csv_text, latex, markdown
+from harness.report.writers import csv_text, latex, markdown, records_csv
 from zoo.core.files import write_whole
 
 TITLE = "Token reduction for CLIP, side by side"

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure, points
@@ -28,9 +28,8 @@ from harness.records.averages import (
 )
 from harness.records.conditions import DENSE
 from harness.records.metrics import METRICS, RECALL_AT, Metric, fidelity_metrics
-from harness.records.record import Record, Times, declared, refuse_mixed
+from harness.records.record import Record, Times, refuse_mixed
 from harness.records.statistics import FLIPPED, MCNEMAR, SIGN_FLIP, Interval, Together, mark_note, together
-from harness.report.writers import csv_text
 
 # What a column of a table of shots differs in from another, with what follows from it.
 BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "classes_judged", "images_sha256")
@@ -451,38 +450,3 @@ def matched_table(rows: Sequence[Matched]) -> Table:
         caption=f"{caption}; {mark_note(tests, 'all of a column')}{_lacking(row.row for row in rows)}",
         sections=frozenset(at for at, row in enumerate(rows) if row.row is row.target),
     )
-
-
-def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
-    """Return CSV with a line per record, at least one; what wasn't measured is empty.
-
-    Every field is there but values of all images. Lists and settings are JSON. Of each batch
-    size timed there is a column per figure. ``runs``, which run each record is from, are the last.
-    """
-    batches = sorted({timed.batch for record in records for timed in record.latency})
-    times = [field.name for field in fields(Times) if field.name != "batch"]
-    columns = {name: own.unit for name, own in declared(Record).items() if name not in _UNTABLED}
-    measured = list(dict.fromkeys([*METRICS, *(name for record in records for name in record.metrics)]))
-    rows = []
-    for at, record in enumerate(records):
-        timed = {entry.batch: entry for entry in record.latency}
-        row = {f"{name}_{unit}" if unit else name: getattr(record, name, None) for name, unit in columns.items()}
-        row |= {key: value for name in measured for key, value in _csv_metric(record, name).items()}
-        row |= {
-            f"latency_batch{batch}_{name}": getattr(timed.get(batch), name, None) for batch in batches for name in times
-        }
-        rows.append(row | ({"run": runs[at]} if runs else {}))
-    return csv_text(rows)
-
-
-_UNTABLED = ("metrics", "latency", "image_groups")  # fields that aren't a column in CSV
-
-
-def _csv_metric(record: Record, name: str) -> dict[str, Any]:
-    """Return the columns of a metric; the same for every record."""
-    metric, own = METRICS.get(name), record.metrics.get(name)
-    unit = f"_{metric.unit}" if metric is not None and metric.unit else ""
-    ends = {"_low": "low", "_high": "high", "_chance": "chance"}
-    columns = {f"{name}{unit}": own and own.mean}
-    columns |= {f"{name}{end}{unit}": own and getattr(own, field) for end, field in ends.items()}
-    return columns | {f"{name}_at": own and own.at}

@@ -35,11 +35,10 @@ from harness.report.plots import plots_of
 from harness.report.tables import (
     comparison_table,
     matched_table,
-    records_csv,
     report_columns,
     shot_tables,
 )
-from harness.report.writers import latex, markdown
+from harness.report.writers import latex, markdown, records_csv
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")

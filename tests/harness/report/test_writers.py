@@ -16,8 +16,7 @@ from by_hand import part, replace
 from harness.records.metrics import METRICS
 from harness.records.record import Record, Times, declared
 from harness.report.groups import grouped, sections
-from harness.report.tables import records_csv
-from harness.report.writers import latex, latex_text
+from harness.report.writers import latex, latex_text, records_csv
 
 HOSTILE = r"\input{x} $y_1^2$ & 50% #1 ~ {a} <b> | [c] \\ 'd' \"e\" ×τ–"
 DOCUMENT = r"""\documentclass{article}
