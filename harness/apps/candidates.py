@@ -17,6 +17,7 @@ import zoo
 from harness import git_commit
 from harness.apps.fidelity import OVERLAP, Pictures, SetupBounds, part_pictures
 from harness.apps.setup import Setup
+from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
@@ -28,15 +29,16 @@ from harness.records.conditions import DENSE, DTYPES
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import utc_now
 from harness.records.statistics import median_interval
+from zoo.core.digests import fingerprint
 from zoo.core.files import digest, read_facts
 from zoo.core.host import shared
 from zoo.core.merger import Merger
 from zoo.core.messages import expected
 from zoo.core.precision import best_precision
 from zoo.core.reducer import METHODS, configure
+from zoo.loading.predictor_file import find_predictor
 from zoo.loading.recovery_file import RecoveryFile
 from zoo.loading.schedule_file import ScheduleFile
-from zoo.loading.weights import find_predictor, fingerprint
 from zoo.towers.vit import ReducedViT
 
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
@@ -223,8 +225,8 @@ class Lab:
         except (ValueError, FileNotFoundError) as error:
             if approach.recovery or approach.schedule or approach.method in self.config.methods:
                 raise
-            self.left_out[approach.name] = str(error)
-            self.progress.say(f"{approach.name} is left out: {error}")
+            self.left_out[approach.name] = describe_error(error)
+            self.progress.say(f"{approach.name} is left out: {describe_error(error)}")
             return False
         return True
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
@@ -244,8 +245,7 @@ class Maps:
         except (FileNotFoundError, ValueError) as error:
             if method in (*config.methods, config.by):
                 raise
-            # What the message offers beyond a command are arguments of functions.
-            reason = str(error).partition("; or pass")[0]
+            reason = describe_error(error)
             self.gaps.setdefault(reason, []).extend((method, i) for i in range(len(scene.images)))
 
     def add_golden(self, progress: Progress) -> None:

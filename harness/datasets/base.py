@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.core.files import digest, write_whole
-from zoo.loading.weights import cache_folder
+from zoo.core.files import cache_folder, digest, write_whole
 
 SplitName = Literal["train", "val", "test", "final"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")  # that every dataset has

@@ -27,8 +27,8 @@ from harness.records.record import Record
 from harness.records.statistics import SIGN_FLIP, Interval, bootstrap_mean, mark_note, paired_p, together
 from zoo.core.messages import tower_name
 from zoo.core.precision import best_precision
-from zoo.core.prompts import PromptFile
 from zoo.learning.prompt_learner import TuneConfig
+from zoo.loading.prompt_file import PromptFile
 from zoo.towers.vit import ReducedViT
 
 MATCHED_CALLS = 35  # of each model, about, while keep rates of equal time are searched

@@ -31,11 +31,11 @@ from harness.records.metrics import Importance, correct
 from harness.records.statistics import Interval, bootstrap_mean
 from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.writers import markdown
-from zoo.core.files import digest, write_whole
+from zoo.core.digests import fingerprint
+from zoo.core.files import cache_folder, digest, write_whole
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.core.reducer import ReducerConfig, final_count
-from zoo.loading.weights import cache_folder, fingerprint
 from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 

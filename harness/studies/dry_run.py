@@ -34,10 +34,11 @@ from harness.records.record import Record
 from harness.studies.paper import Reproduction, Target
 from harness.studies.run import bench_of, dataset_of, lines, plain_rows, tower_with_text
 from harness.studies.workshop import Fitted, Line, Study, StudyConfig, Workshop, find
-from zoo.core.predictor import PredictorFile
-from zoo.core.prompts import PromptFile, PromptShape
+from zoo.core.prompts import PromptShape
 from zoo.learning.fit import FitConfig
 from zoo.learning.prompt_learner import TuneConfig
+from zoo.loading.predictor_file import PredictorFile
+from zoo.loading.prompt_file import PromptFile
 from zoo.ranking.golden import GoldenConfig
 from zoo.towers.vit import ReducedViT
 

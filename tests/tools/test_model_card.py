@@ -14,7 +14,7 @@ from harness.datasets.few_shot import batches
 from harness.models.towers import load_clip, named, text_classifier
 from harness.records.metrics import predicted
 from zoo.core.files import read_facts
-from zoo.loading.weights import find_predictor
+from zoo.loading.predictor_file import find_predictor
 
 CARD = " ".join((Path(__file__).parents[2] / "docs" / "model_card.md").read_text("utf-8").split())
 

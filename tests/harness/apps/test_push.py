@@ -17,14 +17,14 @@ from torch import nn
 import zoo
 from harness.apps.push import FILES, Publishable, load_publishable, model_card
 from harness.cli import main
-from harness.models.cost import gflops
+from harness.measure.cost import gflops
 from harness.records.record import Record, read_records
 from harness.report.groups import markdown_table
+from zoo.core.digests import blocks_fingerprint
 from zoo.core.files import digest
-from zoo.core.prompts import save_prompts
+from zoo.loading.prompt_file import save_prompts
 from zoo.loading.recovery_file import Recovered, trainable
 from zoo.loading.sizes import EMBEDDED
-from zoo.loading.weights import blocks_fingerprint
 
 PATCHRANK = "clip_vit_s14_patchrank60"
 PREDICTOR = EMBEDDED / "clip_vit_s14.imgfocus_lit.patchrank.block3.safetensors"

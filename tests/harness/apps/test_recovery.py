@@ -23,10 +23,9 @@ from harness.models.towers import split_method
 from harness.records.averages import matched, training_free
 from harness.records.record import Record
 from harness.report.groups import grouped, markdown_table
-from zoo.core.files import digest
+from zoo.core.files import cache_folder, digest
 from zoo.learning.recovery import distance
 from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile
-from zoo.loading.weights import cache_folder
 
 ARCH = "clip_vit_b16"
 NAME = f"{ARCH}_evit50"

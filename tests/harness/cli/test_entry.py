@@ -109,7 +109,7 @@ def test_eval_shows_one_model_beside_the_dense_one(capsys):
         ("compare --num-tokens 0", "--num-tokens 0: expected a number from 1"),
         ("eval clip_vit_s14 --dataset emoji --tokens x", "--tokens 'x': expected one of t, v, vt"),
         ("eval clip_vit_s14 --dataset emoji --shots 2 --prompts x", "--prompts 'x' with --shots 2"),
-        ("compare --shots 9999", "9999 shots asked for, but class "),
+        ("compare --shots 9999", "--shots 9999: class "),
         ("compare --shots 1 --seed -1", "--seed -1: expected a number from 0"),
         ("eval clip_vit_s14_rando60 --dataset emoji", "did you mean 'clip_vit_s14_random60'"),
         ("eval clip_vit_s14 --dataset emojis", "no dataset is called 'emojis'"),

@@ -15,7 +15,7 @@ from harness.datasets import decoded as module
 from harness.datasets import get_dataset, names_of
 from harness.datasets.decoded import decode_all
 from harness.datasets.folder import FolderDataset
-from zoo.loading.weights import cache_folder
+from zoo.core.files import cache_folder
 
 BAD = ("folder-pets/test/dog/2.png", "folder-pets/train/cat/1.png")
 QUIET = Progress()

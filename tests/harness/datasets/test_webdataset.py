@@ -14,7 +14,7 @@ from PIL import Image
 from harness.datasets import get_dataset, names_of
 from harness.datasets import webdataset as tar_index
 from harness.datasets.webdataset import TarDataset
-from zoo.loading.weights import cache_folder
+from zoo.core.files import cache_folder
 
 Member = tuple[str, bytes]
 Make = Callable[..., Path]

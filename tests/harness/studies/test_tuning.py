@@ -15,16 +15,16 @@ from harness.base.terminal import Progress
 from harness.datasets.base import FINAL, Dataset
 from harness.datasets.few_shot import draw, undrawn
 from harness.measure.rows import variants
-from harness.measure.tuning import Judged, Tuner, step_runs
+from harness.measure.tuning import Performance, Tuner, step_runs
 from harness.models.towers import Tower
 from harness.records.statistics import bootstrap_mean, mean_interval
 from harness.studies.dry_run import DryShop, expected_runs
 from harness.studies.run import get_study, lines
 from harness.studies.tuning import KINDS, Trial, changed, four_points, trial_runs, trials, trials_table
 from harness.studies.workshop import StudyConfig
+from zoo.core.digests import fingerprint
 from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.clip import ClipParts
-from zoo.loading.weights import fingerprint
 
 Studied = Callable[..., Any]
 
@@ -132,8 +132,8 @@ def test_changes_that_make_no_recipe(changes: str, match: str):
         changed(TuneConfig(), changes)
 
 
-def judged(*top1: float) -> tuple[Judged, ...]:
-    return tuple(Judged(share, 2 - share) for share in top1)
+def judged(*top1: float) -> tuple[Performance, ...]:
+    return tuple(Performance(share, 2 - share) for share in top1)
 
 
 def test_recipes_are_compared_over_seeds():

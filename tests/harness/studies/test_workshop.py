@@ -16,10 +16,9 @@ from harness.golden.rank import Source
 from harness.golden.store import Rankings, own_store
 from harness.studies.run import get_study, list_studies, make
 from harness.studies.workshop import StudyConfig, find
-from zoo.core.files import read_facts
-from zoo.core.predictor import PredictorFile
+from zoo.core.files import cache_folder, read_facts
 from zoo.learning.prompt_learner import RECIPES, TuneConfig
-from zoo.loading.weights import cache_folder
+from zoo.loading.predictor_file import PredictorFile
 from zoo.ranking.golden import GoldenConfig
 
 MODEL = "clip_vit_b16.openai"
