@@ -41,12 +41,6 @@ def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):
         next(floor(PLAN, 2, Progress()))
 
 
-def test_the_overall_bar_counts_what_is_expected(bars: list[tuple[str, float, float]], capsys):
-    words = "study floor --methods clsattn --keeps 0.3 0.5 --datasets emoji fashion --limit 4 --split val"
-    assert main(words.split()) == 0
-    assert bars == [("study floor", (1 + 3) * 2 * (4 + 4), (1 + 3) * 2 * (4 + 4))]
-
-
 def test_golden_without_rankings_names_the_command_before_anything_is_measured(monkeypatch, capsys):
     find = floor_module.find_rankings
     monkeypatch.setattr(  # the first dataset has rankings, the second one none
