@@ -29,7 +29,6 @@ from zoo.core.precision import best_precision
 from zoo.loading.prompt_file import PromptFile
 from zoo.towers.vit import ReducedViT
 
-
 Hits = NDArray[np.float64]  # (images,) 1 where the answer is right, 0 where not, NaN if unknown
 
 
