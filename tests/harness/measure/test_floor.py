@@ -48,7 +48,7 @@ def test_golden_without_rankings_names_the_command_before_anything_is_measured(m
     )
     for name in ("text_classifier", "outcomes"):
         monkeypatch.setattr(bench, name, None)  # nothing is measured before
-    arguments = "study floor --methods golden --datasets fashion emoji-names --limit 4 --keeps 0.3"
+    arguments = "study floor --methods golden --dataset fashion emoji-names --limit 4 --keeps 0.3"
     assert main(arguments.split()) == 2
     # The images are those of `emoji`, and so are their rankings.
     assert "patchrank rank --model clip_vit_s14.imgfocus_lit --dataset emoji --split test" in (capsys.readouterr().err)

@@ -354,7 +354,7 @@ def test_two_runs_are_compared_and_nothing_is_measured_or_written(runs: Path, ca
         ("a b --full", "--full with runs to compare: it is for measuring; expected compare RUN_A"),
         ("a b --limit=250", "--limit=250 with runs to compare"),
         ("--seed 0 a b", "--seed with runs to compare"),
-        ("a b --datasets gone", "--datasets with runs to compare"),
+        ("a b --dataset gone", "--dataset with runs to compare"),
         ("a b --download", "--download with runs to compare"),
         ("a --output out --device cpu", "--device with runs to compare"),
         ("a b --output a/records.jsonl", "--output 'a/records.jsonl' is a file, or lies in one"),

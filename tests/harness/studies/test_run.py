@@ -20,7 +20,7 @@ IMAGES = 300
 TRUTH = np.arange(IMAGES) < 200
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 FLAGS = (
-    "--model clip_vit_b16 --datasets plain --limit 7 --train-limit 9 --seeds 2 --block 2 "
+    "--model clip_vit_b16 --dataset plain --limit 7 --train-limit 9 --seeds 2 --block 2 "
     "--window 4 --stride 4 --arch mlp --width 8 --epochs 2 --keeps 0.5"
 )
 
@@ -204,8 +204,8 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(studied, tmp_path: 
         ("scores --dtype int8", "--dtype 'int8'"),
         ("scores --score labels", "score='labels': did you mean 'label'?"),
         ("scores --model clip_vit_s15", "model 'clip_vit_s15': did you mean"),
-        ("scores --datasets photos", "study scores: dataset 'photos' has no labels; expected one with classes"),
-        ("scores --datasets fashoin", "no dataset is called 'fashoin'"),
+        ("scores --dataset photos", "study scores: dataset 'photos' has no labels; expected one with classes"),
+        ("scores --dataset fashoin", "no dataset is called 'fashoin'"),
     ],
 )
 def test_refusals(flags: str, text: str, capsys):
