@@ -19,15 +19,15 @@ from harness.report.groups import (
     brief_tables,
     count_of,
     equal_time_tables,
-    grouped,
+    group_records,
+    group_times,
     sections,
     time_rows,
     time_sections,
-    timed_groups,
 )
 from harness.report.highlights import NAMED, Front, Highlights, highlights, list_words, missing
 from harness.report.page import Report, page
-from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
+from harness.report.pictures import agreement_rows, galleries, group_traces, matrices
 from harness.report.plots import DRAWN, plots_of
 from harness.report.writers import csv_text, latex, markdown, records_csv
 from zoo.core.files import write_whole
@@ -111,12 +111,12 @@ def write_report(
     """
     left_out: list[str] = []
     times = latencies_in(runs, left_out.append)
-    groups = Grouped(groups=[]) if times and not records else grouped(records)
-    traced = traced_groups(runs, records, left_out.append) if records else []
+    groups = Grouped(groups=[]) if times and not records else group_records(records)
+    traced = group_traces(runs, records, left_out.append) if records else []
     for reason in left_out:
         progress.say(f"left out of the report: {reason}")
     short = [highlights(group) for group in groups.groups]
-    timed = timed_groups([record for _, record in times])
+    timed = group_times([record for _, record in times])
     most = None if every_plot else DRAWN
     pictures = [*matrices(traced[:most]), *galleries(traced[:most])]
     report = Report(

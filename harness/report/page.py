@@ -67,18 +67,18 @@ def page(report: Report, title: str) -> str:
     switched = [plot for plot in report.plots if plot.axis]
     others = [plot for plot in report.plots if not plot.axis]
     chapters = {
-        ("tables", "Tables"): _numbered("table", tables),
-        ("times", "Times"): _numbered("times", times),
+        ("tables", "Tables"): _number("table", tables),
+        ("times", "Times"): _number("times", times),
         ("plots", "Plots"): [(plot.name, plot.title) for plot in others],
         ("rankings", "Rankings and kept patches"): [(k, p.title) for k, p in pictures.items()],
-        ("missing", "Not measured"): _numbered("missing", report.missing),
+        ("missing", "Not measured"): _number("missing", report.missing),
     }
     styles = report.styles
     return _template().render(
         report=report,
         title=title,
         tables=tables,
-        anchor_of={name: anchor for anchor, name in _numbered("table", tables)},
+        anchor_of={name: anchor for anchor, name in _number("table", tables)},
         times=times,
         headline=headline(report.short),
         axes={plot.axis: plot.about for plot in switched},
@@ -89,7 +89,7 @@ def page(report: Report, title: str) -> str:
     )
 
 
-def _numbered(kind: str, parts: Sequence[Table | Missing]) -> list[tuple[str, str]]:
+def _number(kind: str, parts: Sequence[Table | Missing]) -> list[tuple[str, str]]:
     return [(f"{kind}-{at}", part.title) for at, part in enumerate(parts, 1)]
 
 

@@ -14,7 +14,7 @@ from harness.records.metrics import METRICS, pack
 from harness.records.record import Record
 from harness.records.statistics import Interval, holm, mcnemar_exact
 from harness.report.changes import read_run
-from harness.report.groups import grouped
+from harness.report.groups import group_records
 from harness.report.highlights import (
     Highlights,
     Missing,
@@ -97,7 +97,7 @@ def test_a_method_is_ahead_where_all_rows_of_others_are_beaten(row: Any):
     ]
 
     def said(records: list[Record]) -> list[str]:
-        return headline([highlights(group) for group in grouped(records).groups])
+        return headline([highlights(group) for group in group_records(records).groups])
 
     [ahead] = said(records)
     words = "tome is clearly ahead on fashion, in nearness to dense by GFLOPs: on fashion tome 60 % takes 2.00 GFLOPs, "
@@ -139,7 +139,7 @@ def test_nearness_has_a_front_of_its_own_that_labels_are_not_asked_for(row: Any)
         **{"clip_vit_s14_evit60": "open", "clip_vit_s14_random60": "beaten"},
     }
     assert [one.by.method for one in judged if one.by] == ["tome"]
-    [group] = grouped(records).groups
+    [group] = group_records(records).groups
     short = highlights(group)
     assert short.least is None
     assert short.saving == "The images have no labels, so no loss of accuracy can be told."
@@ -148,10 +148,10 @@ def test_nearness_has_a_front_of_its_own_that_labels_are_not_asked_for(row: Any)
         "Nearness to dense by GFLOPs: On the front: patchrank 60 %, tome 60 %. "
         "Clearly beaten: random 60 % (by tome 60 %)."
     ]
-    assert {one.title for one in missing(grouped(records), traced=False)}.isdisjoint(
+    assert {one.title for one in missing(group_records(records), traced=False)}.isdisjoint(
         {"Top-1 by shots", "Agreement of rankings, and kept patches"}
     )
-    [plot] = [plot for plot in plots_of(grouped(records), [short]) if plot.name.startswith(("fid", "acc"))]
+    [plot] = [plot for plot in plots_of(group_records(records), [short]) if plot.name.startswith(("fid", "acc"))]
     [panel] = plot.charts
     assert (plot.name, plot.title, panel.log) == ("fidelity_gflops", "1 - cosine against GFLOPs", True)
     [point] = panel.series["tome"]
@@ -198,7 +198,7 @@ def test_where_times_overlap_nobody_is_beaten(row: Any):
 
 
 def short(records: list[Record]) -> Highlights:
-    [group] = grouped(records).groups
+    [group] = group_records(records).groups
     return highlights(group)
 
 
@@ -257,7 +257,7 @@ RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
 
 def lacking(records: list[Record]) -> dict[str, Missing]:
-    return {one.title: one for one in missing(grouped(records), traced=False)}
+    return {one.title: one for one in missing(group_records(records), traced=False)}
 
 
 def parsed(one: Missing) -> Any:
@@ -286,5 +286,5 @@ def test_a_bare_record_lacks_every_plot(row: Any):
 def test_what_is_there_is_not_missing():
     records = read_run(RESULTS)
     assert list(lacking(records)) == ["Top-1 by shots", "Agreement of rankings, and kept patches"]
-    [shots] = missing(grouped(records), traced=True)
+    [shots] = missing(group_records(records), traced=True)
     assert (shots.title, len(shots.groups)) == ("Top-1 by shots", 2)
