@@ -1,24 +1,22 @@
 """What changed between two runs: their rows in pairs, what of each may be compared, and tables."""
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from harness.base.lines import require_appendable
 from harness.base.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
 from harness.base.terminal import printable
 from harness.records.averages import judged_on, protocol, tower_of, uncounted
-from harness.records.record import METRICS, Metric, Record, measured_alike, metrics, read_run
+from harness.records.metrics import METRICS, Metric
+from harness.records.record import Record, measured_alike, read_run
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
@@ -33,9 +31,11 @@ from harness.records.statistics import (
     sign_flip,
     together,
 )
+from harness.report.tables import short_heading
 from harness.report.writers import markdown, markdown_text
 from zoo.core.files import write_whole
 
+COUNTED = ("uncounted_operators", "tokens_per_block")  # fields in which nothing may vary
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null
 # What makes a row the same row in both runs; tag and not the weights' hash, which is told.
 _ROW = (*("dataset", "split", "model", "tag", "method", "keep"), *("shots", "tuning", "prompt_tokens", "seed"))
@@ -52,7 +52,6 @@ _CAPTION = (
     "all that follows: B minus A, of each beside its own dense model, with 95 % paired bootstrap "
     "interval where values per image are known"
 )
-_DIGITS = 16  # of a hash
 _NAMED = 12  # rows of one run alone that a line names
 
 
@@ -62,6 +61,14 @@ class Difference(NamedTuple):
     name: str
     a: Any
     b: Any
+
+    def __str__(self) -> str:
+        """Say both in words, of a hash the first digits."""
+        words = []
+        for value in (self.a, self.b):
+            short = str(value)[:16] if self.name.endswith("_sha256") else value
+            words.append(ABSENT if short == ABSENT else "none" if short is None else json.dumps(short))
+        return f"{printable(self.name)} {words[0]} in A, {words[1]} in B"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +99,7 @@ class Change:
     @property
     def labelled(self) -> bool:
         """Whether both say which images were right, of the same images."""
-        return None not in (self.a.correct_bits, self.b.correct_bits) and not self.other_images
+        return self.a.labelled and self.b.labelled and not self.other_images
 
     @property
     def top1(self) -> Interval | None:
@@ -117,7 +124,7 @@ class Change:
         if (both := self._per_image(metric)) is not None:
             return paired_mean(*both, seed=0, groups=self.a.groups)
         same = not self.other_images and self.a.golden_images == self.b.golden_images
-        a, b = getattr(self.a, metric.name), getattr(self.b, metric.name)
+        a, b = self.a.mean(metric.name), self.b.mean(metric.name)
         return None if a is None or b is None or not same else b - a
 
     def change_p(self, metric: Metric) -> float | None:
@@ -127,7 +134,7 @@ class Change:
 
     def _per_image(self, metric: Metric) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """Return B's and A's values of the same images; None unless both have them."""
-        a, b = self.a.per_image(metric), self.b.per_image(metric)
+        a, b = self.a.per_image(metric.name), self.b.per_image(metric.name)
         return None if a is None or b is None or self.other_images else (b, a)
 
     @property
@@ -151,11 +158,7 @@ class Change:
         if _differences(self.a, self.b, _MACHINE):
             return {}
         before, after = (
-            {
-                entry.batch: Interval(entry.ratio_to_dense, entry.ratio_low, entry.ratio_high)
-                for entry in record.latency
-                if entry.ratio_to_dense and entry.ratio_low and entry.ratio_high
-            }
+            {entry.batch: entry.ratio for entry in record.latency if entry.ratio is not None and entry.ratio.low}
             for record in (self.a, self.b)
         )
         return {
@@ -167,7 +170,10 @@ class Change:
     @property
     def costs(self) -> list[Difference]:
         """Costs that both have and that aren't equal; they are counted, so nothing may vary."""
-        return _known(self.a, self.b, exact(self.a))
+        names = [name for name, metric in METRICS.items() if metric.bound == "exact"]
+        counted = [Difference(name, self.a.mean(name), self.b.mean(name)) for name in names]
+        differing = [one for one in counted if one.a != one.b and None not in (one.a, one.b)]
+        return [*differing, *_known(self.a, self.b, COUNTED)]
 
     @property
     def conditions(self) -> list[Difference]:
@@ -179,13 +185,13 @@ class Change:
             if (a := ours.get(name, ABSENT)) != (b := theirs.get(name, ABSENT))
         ]
         names = (*_SOFTWARE, *_MACHINE, "weights_sha256")
-        golden = () if None in (self.a.tau, self.b.tau) else ("golden_images",)
+        golden = ("golden_images",) if all("tau" in record.metrics for record in (self.a, self.b)) else ()
         size = _known(self.a, self.b, ["image_size"])
         return [*_differences(self.a, self.b, (*names, *golden)), *size, *settings]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes:
+class RunChanges:
     """Two runs: rows that both have, in A's order, and rows that the other lacks."""
 
     pairs: tuple[Change, ...]
@@ -209,7 +215,7 @@ class Changes:
         return [(by_text[text], count) for text, count in counts.items()]
 
 
-def changes(a: Sequence[Record], b: Sequence[Record]) -> Changes:
+def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> RunChanges:
     """Pair the rows of two runs.
 
     A run may have a row several times, under several conditions. Those most alike are paired, and
@@ -227,17 +233,12 @@ def changes(a: Sequence[Record], b: Sequence[Record]) -> Changes:
         if i not in partner and j not in partner.values():
             partner[i] = j
     taken = set(partner.values())
-    return Changes(
+    return RunChanges(
         pairs=tuple(Change(a=ours[i], b=theirs[partner[i]]) for i in sorted(partner)),
         only_a=tuple(one for i, one in enumerate(ours) if i not in partner),
         only_b=tuple(one for j, one in enumerate(theirs) if j not in taken),
         replaced=(len(a) - len(ours), len(b) - len(theirs)),
     )
-
-
-def exact(record: Record) -> list[str]:
-    """Return what is counted of a record, so that nothing may vary."""
-    return [name for name, metric in metrics(type(record)).items() if metric.bound == "exact"]
 
 
 def _likeness(a: Record, b: Record) -> tuple[bool, ...]:
@@ -256,17 +257,21 @@ def _known(a: Record, b: Record, names: Sequence[str]) -> list[Difference]:
     return [one for one in _differences(a, b, names) if None not in (one.a, one.b)]
 
 
-def changes_data(runs: Changes) -> dict[str, Any]:
+def _changing(*, stored: bool = False) -> list[Metric]:
+    """Return the metrics that are compared by the difference of their values, or of those per image alone."""
+    return [metric for metric in METRICS.values() if metric.change and (metric.stored or not stored)]
+
+
+def changes_data(runs: RunChanges) -> dict[str, Any]:
     """Return the pairs with what may be compared, conditions that differ, and rows of one run."""
-    conditions = [{**json_values(difference), "rows": count} for difference, count in runs.conditions()]
     return {
         "pairs": [
-            _pair(pair, {name: family.adjusted.get(at) for name, family in families.items()})
+            _pair_values(pair, {name: family.adjusted.get(at) for name, family in families.items()})
             for group in runs.groups()
             for families in [_families(group)]
             for at, pair in enumerate(group)
         ],
-        "conditions": conditions,
+        "conditions": [{**json_values(difference), "rows": count} for difference, count in runs.conditions()],
         "only_in_a": [_row_values(record) for record in runs.only_a],
         "only_in_b": [_row_values(record) for record in runs.only_b],
         "replaced": dict(zip("ab", runs.replaced, strict=True)),
@@ -276,20 +281,20 @@ def changes_data(runs: Changes) -> dict[str, Any]:
 def _families(group: Sequence[Change]) -> dict[str, Together[int]]:
     """Judge the rows of one table together: in top-1, and in each metric with values per image."""
     tested = {"top1": together({at: pair.p_value for at, pair in enumerate(group)})}
-    for metric in _changing(group[0]):
-        if metric.values:
-            tested[metric.name] = together({at: pair.change_p(metric) for at, pair in enumerate(group)})
-    return tested
+    return tested | {
+        metric.name: together({at: pair.change_p(metric) for at, pair in enumerate(group)})
+        for metric in _changing(stored=True)
+    }
 
 
 def _row_values(record: Record) -> dict[str, Any]:
     return {name: json_values(getattr(record, name)) for name in _ROW}
 
 
-def _pair(pair: Change, adjusted: dict[str, float | None]) -> dict[str, Any]:
+def _pair_values(pair: Change, adjusted: dict[str, float | None]) -> dict[str, Any]:
     only_a, only_b = pair.answers or (None, None)
     values = {
-        "top1": {"a": pair.a.top1, "b": pair.b.top1},
+        "top1": {"a": pair.a.mean("top1"), "b": pair.b.mean("top1")},
         "top1_difference": pair.top1,
         "only_a_right": only_a,
         "only_b_right": only_b,
@@ -297,24 +302,19 @@ def _pair(pair: Change, adjusted: dict[str, float | None]) -> dict[str, Any]:
         "p_value_holm": adjusted["top1"],
         "images_proven_the_same": pair.proven and not pair.other_images,
         "other_images": pair.other_images,
-        "gflops": {"a": pair.a.gflops, "b": pair.b.gflops},
+        "gflops": {"a": pair.a.mean("gflops"), "b": pair.b.mean("gflops")},
         "latency_ratio_by_batch": pair.latency,
         "latency_ratio_to_dense_by_batch": pair.latency_to_dense,
-        **{f"{metric.name}_difference": pair.change(metric) for metric in _changing(pair)},
-        **{f"{m.name}_p_value": pair.change_p(m) for m in _changing(pair) if m.values},
-        **{f"{m.name}_p_value_holm": adjusted[m.name] for m in _changing(pair) if m.values},
+        **{f"{metric.name}_difference": pair.change(metric) for metric in _changing()},
+        **{f"{metric.name}_p_value": pair.change_p(metric) for metric in _changing(stored=True)},
+        **{f"{metric.name}_p_value_holm": adjusted[metric.name] for metric in _changing(stored=True)},
         "costs": pair.costs,
         "conditions": pair.conditions,
     }
     return {**_row_values(pair.a), **json_values(values)}
 
 
-def tables(runs: Changes) -> list[Table]:
-    """Return a table per dataset, split, tower and tuning."""
-    return [_table(group) for group in runs.groups()]
-
-
-def notes(runs: Changes) -> list[str]:
+def notes(runs: RunChanges) -> list[str]:
     """Say in words what is not the same in both runs, and what is therefore not compared."""
     pairs = len(runs.pairs)
     lines = [f"{pairs} {'row is' if pairs == 1 else 'rows are'} in both runs"]
@@ -322,99 +322,71 @@ def notes(runs: Changes) -> list[str]:
         if count:
             what = "1 record gives" if count == 1 else f"{count} records give"
             lines.append(f"in {run} {what} way to newer ones of the same row and conditions")
-    lines += [
-        f"conditions differ: {_in_words(difference)} ({_share(count, pairs)})"
-        for difference, count in runs.conditions()
-    ]
+    lines += [f"conditions differ: {one} ({_share(count, pairs)})" for one, count in runs.conditions()]
     if pairs and not runs.conditions():
         lines.append("conditions are the same in every row")
-    lines += _apart(runs)
+    lines += _uncompared(runs)
+    for run, alone in (("A", runs.only_a), ("B", runs.only_b)):
+        if alone:
+            more = f" and {len(alone) - _NAMED} more" if alone[_NAMED:] else ""
+            lines.append(f"only in {run}: {', '.join(map(_name, alone[:_NAMED]))}{more}")
+    return lines
+
+
+def _uncompared(runs: RunChanges) -> Iterator[str]:
+    """Say what of the pairs is not compared, or should be equal and isn't."""
+    pairs = len(runs.pairs)
     for pair in runs.pairs:
-        lines += [f"{_name(pair.a)}: cost differs: {_in_words(cost)}" for cost in pair.costs]
+        if pair.other_images:
+            why = printable(pair.other_images)
+            yield f"{_name(pair.a)}: accuracy not compared, images or prompts differ: {why}"
+        yield from (f"{_name(pair.a)}: cost differs: {cost}" for cost in pair.costs)
     if lost := uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
-        lines.append(printable(lost))
+        yield printable(lost)
     if assumed := sum(not pair.proven and not pair.other_images for pair in runs.pairs):
-        lines.append(
+        yield (
             f"images taken for the same by revision and count ({_share(assumed, pairs)}): one of "
             "the two doesn't say which its images are"
         )
-    if untimed := sum(bool(p.a.latency and p.b.latency and not p.latency) for p in runs.pairs):
-        lines.append(
-            f"latency not compared ({_share(untimed, pairs)}): it takes the same device, "
-            "device_name, dtype, threads and batch"
-        )
-    return [*lines, *_alone("A", runs.only_a), *_alone("B", runs.only_b)]
+    if untimed := sum(bool(pair.a.latency and pair.b.latency and not pair.latency) for pair in runs.pairs):
+        same = "the same device, device_name, dtype, threads and batch"
+        yield f"latency not compared ({_share(untimed, pairs)}): it takes {same}"
 
 
-def _alone(run: str, rows: Sequence[Record]) -> Iterator[str]:
-    """Say in one line which rows are in one run alone, by tower, dataset and tuning."""
-    if len(rows) == 1:
-        yield f"only in {run}: {_name(rows[0])}"
-    elif rows:
-        groups: dict[str, list[str]] = {}
-        for row in rows:
-            place = f"{tower_of(row)} on {row.dataset} {row.split}{_how(row)}"
-            groups.setdefault(place, []).append(f"{row.label} {100 * row.keep:.4g}")
-        parts = []
-        for place, labels in groups.items():
-            names = list(dict.fromkeys(labels))
-            more = f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
-            parts.append(f"{place}: {', '.join(names[:_NAMED])}{more}")
-        yield printable(f"{len(rows)} rows only in {run}: {'; '.join(parts)}")
+def _share(count: int, pairs: int) -> str:
+    return "every row" if count == pairs else f"{count} of {pairs} rows"
 
 
-def _how(record: Record) -> str:
-    """Say what a row learned from, nothing without shots."""
-    return f", {protocol(record)}" if record.shots else ""
+def _name(record: Record) -> str:
+    learned = f", {protocol(record)}, seed {record.seed}" if record.shots else ""
+    return printable(f"{record.model}.{record.tag} on {record.dataset} {record.split}{learned}")
 
 
-def _apart(runs: Changes) -> Iterator[str]:
-    """Say which rows are of other images in the other run, those of one reason in one line."""
-    apart: dict[tuple[str, str, str], list[Record]] = {}
-    for pair in runs.pairs:
-        if pair.other_images:
-            reason = (pair.a.dataset, pair.a.split, pair.other_images)
-            apart.setdefault(reason, []).append(pair.a)
-    for (dataset, split, why), rows in apart.items():
-        named = printable(f"{len(rows)} rows on {dataset} {split}") if rows[1:] else _name(rows[0])
-        yield f"{named}: accuracy not compared, images or prompts differ: {printable(why)}"
-
-
-def changes_markdown(runs: Changes, a: str, b: str) -> str:
-    """Return notes and tables as one document; ``a`` and ``b`` say which runs they are."""
-    lines = ["# Changes from A to B", ""]
-    lines += [f"- {run}: {markdown_text(name)}" for run, name in (("A", a), ("B", b))]
-    lines += [f"- {markdown_text(line)}" for line in notes(runs)]
-    return "\n".join([*lines, "", markdown(tables(runs), level=2)])
+def tables(runs: RunChanges) -> list[Table]:
+    """Return a table per dataset, split, tower and tuning."""
+    return [_table(group) for group in runs.groups()]
 
 
 def _table(group: Sequence[Change]) -> Table:
-    first = group[0].a
-    families = _families(group)
-    images = {record.image_count for pair in group for record in (pair.a, pair.b)}
-    count = " or ".join(map(str, sorted(images)))
-    name = f"{first.dataset} ({judged_on(first)}, {count} images; {protocol(first)}), {tower_of(first)}"
+    first, families = group[0].a, _families(group)
+    images = sorted({record.image_count for pair in group for record in (pair.a, pair.b)})
+    count = " or ".join(map(str, images))
     rows = [
         _cells(pair, group, {name: family.mark(at) for name, family in families.items()})
         for at, pair in enumerate(group)
     ]
-    labelled = "top-1 A" in rows[0]
-    narrow = _NARROW if labelled else _ALWAYS | _ROOMY
-    about = (_OF_LABELS if labelled else "", _CAPTION, *_judged(group, families))
+    labelled, roomy = "top-1 A" in rows[0], {short_heading(METRICS["cosine_distance"])}
+    narrow = {"method", "keep", "seed", "GFLOPs"} | ({"top-1 A", "top-1 B", "B - A", "p"} if labelled else roomy)
+    about = (_OF_LABELS if labelled else "", _CAPTION, *_describe_tests(group, families))
     return Table.of(
-        printable(name),
+        printable(f"{first.dataset} ({judged_on(first)}, {count} images; {protocol(first)}), {tower_of(first)}"),
         list(rows[0]),
         [list(row.values()) for row in rows],
         words=("method",),
-        wide=rows[0].keys() - narrow - _ROOMY,
-        roomy=_ROOMY - narrow,
+        wide=rows[0].keys() - narrow - roomy,
+        roomy=roomy - narrow,
         caption="; ".join(filter(None, about)),
     )
-
-
-_ALWAYS = {"method", "keep", "seed", "GFLOPs"}
-_NARROW = {*_ALWAYS, "top-1 A", "top-1 B", "B - A", "p"}
-_ROOMY = {METRICS["cosine_distance"].short}
 
 
 def _cells(pair: Change, group: Sequence[Change], marks: dict[str, str]) -> dict[str, Cell]:
@@ -424,46 +396,39 @@ def _cells(pair: Change, group: Sequence[Change], marks: dict[str, str]) -> dict
     """
     a, b, answers = pair.a, pair.b, pair.answers
     seed = {"seed": figure(a.seed, "d")} if len({other.a.seed for other in group}) > 1 else {}
-    ours, theirs = figure(a.gflops, ".3f"), figure(b.gflops, ".3f")
+    ours, theirs = (figure(record.mean("gflops"), ".3f") for record in (a, b))
     cells = {"method": Cell(printable(a.label), a.label), "keep": Cell(f"{100 * a.keep:.4g}", a.keep), **seed}
-    if any(record.top1 is not None for other in group for record in (other.a, other.b)):
+    if any(record.labelled for other in group for record in (other.a, other.b)):
         cells |= {
-            "top-1 A": figure(a.top1, ".1%"),
-            "top-1 B": figure(b.top1, ".1%"),
+            "top-1 A": figure(a.mean("top1"), ".1%"),
+            "top-1 B": figure(b.mean("top1"), ".1%"),
             "B - A": points(pair.top1, marks["top1"]),
             "only A, only B": UNMEASURED if answers is None else Cell("{}, {}".format(*answers)),
             "p": figure(pair.p_value, ".3f"),
         }
-    cells["GFLOPs"] = ours if a.gflops == b.gflops else Cell(f"{ours} → {theirs}", theirs.value)
+    cells["GFLOPs"] = ours if ours.value == theirs.value else Cell(f"{ours} → {theirs}", theirs.value)
     for batch in sorted({batch for other in group for batch in other.latency}):
         cells[f"batch {batch}, B / A"] = figure(pair.latency.get(batch), ".2f", "x")
     for batch in sorted({batch for other in group for batch in other.latency_to_dense}):
         ratio = pair.latency_to_dense.get(batch)
         text = "" if ratio is None else "{:.2f}x [{:.2f}, {:.2f}]".format(*ratio)
         cells[f"batch {batch}, to dense"] = Cell(text, ratio.estimate) if ratio else UNMEASURED
-    for metric in _changing(pair):
-        if any(None not in (getattr(o.a, metric.name), getattr(o.b, metric.name)) for o in group):
-            cells[metric.short] = _changed(pair, metric, marks.get(metric.name, ""))
+    for metric in _changing():
+        if any(metric.name in o.a.metrics and metric.name in o.b.metrics for o in group):
+            cells[short_heading(metric)] = _change_cell(pair.change(metric), metric, marks.get(metric.name, ""))
     return cells
 
 
-def _changed(pair: Change, metric: Metric, mark: str) -> Cell:
-    """Show how a metric changed."""
-    change = pair.change(metric)
+def _change_cell(change: Interval | float | None, metric: Metric, mark: str) -> Cell:
     if not isinstance(change, Interval):
         return figure(change, metric.change)
     value, low, high = (figure(number, metric.change) for number in change)
     return Cell(f"{value} [{low}, {high}]", change.estimate, mark)
 
 
-def _changing(pair: Change) -> list[Metric]:
-    """Return the metrics that are compared by the difference of their values."""
-    return [metric for metric in metrics(type(pair.a)).values() if metric.change]
-
-
-def _judged(group: Sequence[Change], families: dict[str, Together[int]]) -> Iterator[str]:
+def _describe_tests(group: Sequence[Change], families: dict[str, Together[int]]) -> Iterator[str]:
     """Say what the marks are, and what so many images show of the rows without one."""
-    tested = [metric.short for metric in _changing(group[0]) if metric.values and families[metric.name].alone]
+    tested = [short_heading(metric) for metric in _changing(stored=True) if families[metric.name].alone]
     if tested:
         yield f"in {', '.join(tested)}: {mark_note(FLIPPED, 'each column by itself')}"
     family = families["top1"]
@@ -475,28 +440,15 @@ def _judged(group: Sequence[Change], families: dict[str, Together[int]]) -> Iter
         yield f"in top-1: {mark_note(MCNEMAR, 'all rows of this table')}{more}"
 
 
-def _in_words(difference: Difference) -> str:
-    def text(value: object) -> str:
-        if difference.name.endswith("_sha256"):
-            value = str(value)[:_DIGITS]
-        if value == ABSENT:
-            return ABSENT
-        return "none" if value is None else json.dumps(value)
-
-    a, b = text(difference.a), text(difference.b)
-    return f"{printable(difference.name)} {a} in A, {b} in B"
+def changes_markdown(runs: RunChanges, a: str, b: str) -> str:
+    """Return notes and tables as one document; ``a`` and ``b`` say which runs they are."""
+    lines = ["# Changes from A to B", ""]
+    lines += [f"- {run}: {markdown_text(name)}" for run, name in (("A", a), ("B", b))]
+    lines += [f"- {markdown_text(line)}" for line in notes(runs)]
+    return "\n".join([*lines, "", markdown(tables(runs), level=2)])
 
 
-def _share(count: int, pairs: int) -> str:
-    return "every row" if count == pairs else f"{count} of {pairs} rows"
-
-
-def _name(record: Record) -> str:
-    seed = f", seed {record.seed}" if record.shots else ""
-    return printable(f"{record.model}.{record.tag} on {record.dataset} {record.split}{_how(record)}{seed}")
-
-
-def compare_runs(a: Path, b: Path, output: Path | None, status: Console) -> Shown:
+def compare_runs(a: Path, b: Path, output: Path | None = None) -> Shown:
     """Tell what changed between two runs; with ``output``, a folder, write changes.md there, too.
 
     Raises:
@@ -504,33 +456,11 @@ def compare_runs(a: Path, b: Path, output: Path | None, status: Console) -> Show
         ValueError: a run can't be read.
         NotADirectoryError: ``output`` is a file.
     """
-    runs = changes(read_run(a), read_run(b))
+    runs = pair_runs(read_run(a), read_run(b))
+    lines = [f"A: {a}", f"B: {b}", *notes(runs)]
     if output is not None:
         path = output / "changes.md"
         require_appendable(path)
         write_whole(path, changes_markdown(runs, str(a), str(b)).encode())
-        status.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
-    lines = (f"A: {a}", f"B: {b}", *notes(runs))
+        lines.append(f"wrote {path}")
     return Shown(parts=(*lines, *tables(runs)), data={"a": str(a), "b": str(b), **changes_data(runs)})
-
-
-def run_changes(args: argparse.Namespace, status: Console) -> Shown:
-    """Run `compare_runs` for ``compare RUN_A RUN_B``, which has no flag but --output.
-
-    Raises:
-        ValueError: not two runs, or a flag for measuring.
-    """
-    words = takewhile(lambda word: word != "--", args.argv)
-    flags = [word for word in words if word.startswith("--")]
-    if wrong := [flag for flag in flags if flag.split("=")[0] != "--output"]:
-        raise ValueError(
-            f"{wrong[0]} with runs to compare: it is for measuring; expected compare RUN_A RUN_B, "
-            "with --output at most, or no runs"
-        )
-    if len(args.runs) != 2:
-        raise ValueError(
-            f"compare {' '.join(repr(str(run)) for run in args.runs)}: expected two runs, "
-            "patchrank compare RUN_A RUN_B, or none, to measure"
-        )
-    a, b = args.runs
-    return compare_runs(a, b, args.output if flags else None, status)

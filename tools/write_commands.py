@@ -1,6 +1,6 @@
 """The generated part of docs/commands.md: every subcommand and flag.
 
-``python -m harness.cli.reference`` in a checkout writes it anew; a test holds it still.
+``python -m tools.write_commands`` in a checkout writes it anew; a test holds it still.
 """
 
 import argparse
@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.cli.command import ALIASES, EXIT_CODES, PROGRAM, CommandParser, default_text, leaves
+from harness.cli.command import EXIT_CODES, PROGRAM, CommandParser, default_text, leaves
 from harness.cli.parser import COMMANDS, build_parser
 from zoo.core.files import write_whole
 
 PAGE = Path("docs/commands.md")
-REWRITE = "python -m harness.cli.reference"
+REWRITE = "python -m tools.write_commands"
 BEGIN, END = f"<!-- generated: {REWRITE} -->", "<!-- end of what is generated -->"
 
 
@@ -22,8 +22,6 @@ def page() -> str:
     parsers = leaves(build_parser())
     lines = [BEGIN, "", "## Commands", ""]
     lines += [f"- [`{path}`](#{path.lower().replace(' ', '-')})" for path in parsers]
-    pairs = ", ".join(f"`{alias}` for `{flag}`" for flag, alias in ALIASES.items())
-    lines += ["", f"These spellings are taken as well: {pairs}."]
     for path, parser in parsers.items():
         lines += ["", *_section(path, parser)]
     codes = [f"| {code} | {text} |" for code, text in EXIT_CODES.items()]
@@ -61,16 +59,16 @@ def _row(action: argparse.Action) -> str:
     return f"| `{name}` | {text} | {'' if default is None else f'`{default}`'} |"
 
 
-def spliced(text: str) -> str:
+def splice(text: str) -> str:
     """Return the text of docs/commands.md with the generated part in the place of the old one.
 
     Raises:
         ValueError: it has no such place.
     """
-    return replaced(text, page(), BEGIN, END, PAGE)
+    return replace_part(text, page(), BEGIN, END, PAGE)
 
 
-def replaced(text: str, part: str, begin: str, end: str, page: Path) -> str:
+def replace_part(text: str, part: str, begin: str, end: str, page: Path) -> str:
     """Return a page's text with ``part`` in the place of the lines from ``begin`` to ``end``, which it has itself.
 
     Raises:
@@ -84,5 +82,5 @@ def replaced(text: str, part: str, begin: str, end: str, page: Path) -> str:
 
 
 if __name__ == "__main__":
-    write_whole(PAGE, spliced(PAGE.read_text("utf-8")).encode())
+    write_whole(PAGE, splice(PAGE.read_text("utf-8")).encode())
     sys.stdout.write(f"wrote {PAGE}\n")
