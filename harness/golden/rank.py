@@ -170,7 +170,7 @@ def _fill(ranker: "ShardRanker", scores: Sequence[str], progress: Progress) -> N
     )
     store = stores[lacking[0]]
     begun = total - sum(len(store.positions(index)) for index in todo)
-    with progress.long(f"golden rankings of {source.name} {source.split}", total, begun, passes) as show:
+    with progress.task(f"golden rankings of {source.name} {source.split}", total, begun, "images") as show:
         for count in ranker.run(todo):
             begun += count
             show(begun)

@@ -126,7 +126,7 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
         if todo:
             begun = total - sum(len(store.positions(index)) for index in todo)
             title = f"embeddings by {job.setup.name}"
-            with progress.long(title, total, begun, what=job.kind) as show, embedder.decoders:
+            with progress.task(title, total, begun, job.kind) as show, embedder.decoders:
                 for part in embedder.run(todo):
                     spent.add(part)
                     show(begun + spent.pictures)
