@@ -224,7 +224,7 @@ def test_the_help_has_every_number(recipe: str, command: Callable[..., int], cap
     ("words", "options"),
     [
         (["--tokens", "x"], "tokens='x': expected one of t, v, vt"),
-        (["--shots", "9"], "9 shots asked for, but class"),
+        (["--shots", "9"], "--shots 9: class"),
         (["--num-tokens", "0"], "count=0: expected a number from 1"),
         (["--init", "zebra"], "never saw 'zebra'"),
         (["--class-specific"], "use coupling='none'"),
