@@ -9,31 +9,29 @@ import numpy as np
 
 from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table, json_values
 from harness.base.terminal import Progress
-from harness.datasets.base import Dataset
+from harness.datasets import get_dataset
+from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import turns
-from harness.golden.budget import passes_of
-from harness.models.towers import load_tower
 from harness.records.conditions import DENSE
 from harness.records.record import Record
 from harness.records.statistics import Interval, bootstrap_mean, wilson_interval
 from harness.report.drawing import STYLES, Chart, Plot, Point, Style
 from harness.report.show import Figure, ShowConfig, find_pictures, show
 from harness.report.writers import markdown
-from harness.studies.dry_run import Step
 from harness.studies.paper import (
     GFLOPS,
     LATENCY,
     MATCH,
     TOP1,
     UNPRUNED,
-    Picture,
+    PaperPicture,
+    PaperRow,
+    PaperTable,
     Printed,
-    Reproduction,
-    Row,
     printed,
 )
-from harness.studies.run import Sheet, make
-from harness.studies.workshop import StudyConfig
+from harness.studies.run import Stock, StudyTable, make, stock
+from harness.studies.spec import StudyConfig
 
 MODEL = "clip_vit_b16.openai"
 NOTES = (
@@ -41,6 +39,11 @@ NOTES = (
     "bootstrap of several); of a mean over datasets, what follows from theirs. Compared: ours with "
     "a paired bootstrap on the same images; mean over datasets, in points, or for cost the ratio."
 )
+USES: dict[SplitName, str] = {
+    "train": "predictors learn from",
+    "val": "fits are stopped by",
+    "test": "tables are judged by",
+}
 OTHER = "NOT the paper's {}: what differs is no failed reproduction"
 
 
@@ -136,10 +139,10 @@ def mean_of(intervals: Sequence[Interval]) -> Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class PaperResult:
     """What was measured for a row."""
 
-    row: Row
+    row: PaperRow
     ours: dict[str, Interval] = field(default_factory=dict)  # by dataset, those that were measured
     to: dict[str, Interval] = field(default_factory=dict)  # by dataset, against the row's reference
     paper: Printed | None = None  # None where we know nothing of the row
@@ -162,9 +165,9 @@ class Result:
 class Comparison:
     """A table or figure of the paper with what we measured, on all datasets done so far."""
 
-    recipe: Reproduction
+    recipe: PaperTable
     tower: str
-    results: tuple[Result, ...]
+    results: tuple[PaperResult, ...]
     images: dict[str, int]  # number of judged images by dataset, in order
 
     @property
@@ -208,7 +211,7 @@ class Comparison:
             sections=frozenset(sections),
         )
 
-    def _lines(self, one: Result) -> Iterator[list[str]]:
+    def _lines(self, one: PaperResult) -> Iterator[list[str]]:
         form, relative = MEASURES[one.row.measure].form, MEASURES[one.row.measure].relative
         mean, to = self.mean(one.ours), self.mean(one.to)
         name = one.row.name
@@ -256,23 +259,22 @@ def _difference(ours: Interval | None, theirs: float | None, form: str) -> str:
     return _number(None if ours is None or theirs is None else ours.estimate - theirs, form)
 
 
-def compared(recipe: Reproduction, config: StudyConfig, depth: int, tower: str, sheets: Sequence[Sheet]) -> Comparison:
+def compare_rows(
+    recipe: PaperTable, config: StudyConfig, depth: int, tower: str, tables: Sequence[StudyTable]
+) -> Comparison:
     """Put what a study measured on some datasets beside the paper's rows."""
-    by_dataset = {sheet.dense.dataset: sheet for sheet in sheets}
-    paper_rows = printed(recipe.name)
-    results = []
+    by_dataset = {table.dense.dataset: table for table in tables}
+    paper_rows, results = printed(recipe.name), []
     records: dict[str, dict[str, Sequence[Record]]] = {}
     for row in recipe.rows(config, depth):
-        measure = MEASURES[row.measure]
+        measure, others = MEASURES[row.measure], records.get(row.against or "", {})
         own = records[row.name] = _records(row, by_dataset)
-        others = records.get(row.against or "", {})
         ours = {name: measure.read(part) for name, part in own.items()}
-        both = own.keys() & others.keys()
-        to = {name: measure.compare(own[name], others[name]) for name in own if name in both}
+        to = {name: measure.compare(part, others[name]) for name, part in own.items() if name in others}
         shares = [_cost_ratio(part, [by_dataset[name].dense]) for name, part in own.items()]
         counted = [share.estimate for share in shares if share is not None]
         results.append(
-            Result(
+            PaperResult(
                 row=row,
                 ours={name: value for name, value in ours.items() if value is not None},
                 to={name: value for name, value in to.items() if value is not None},
@@ -281,19 +283,17 @@ def compared(recipe: Reproduction, config: StudyConfig, depth: int, tower: str, 
                 share=sum(counted) / len(counted) if counted else None,
             )
         )
-    images = {name: sheet.dense.image_count for name, sheet in by_dataset.items()}
+    images = {name: table.dense.image_count for name, table in by_dataset.items()}
     return Comparison(recipe=recipe, tower=tower, results=tuple(results), images=images)
 
 
-def _records(row: Row, sheets: Mapping[str, Sheet]) -> dict[str, Sequence[Record]]:
+def _records(row: PaperRow, tables: Mapping[str, StudyTable]) -> dict[str, Sequence[Record]]:
     """Return the records that a row is made of, by dataset; none where no line fits."""
     if not row.labels and row.group is None:
         # The dense model is a line of no study; other such rows are methods that aren't built.
-        return {name: [sheet.dense] for name, sheet in sheets.items() if row.method == "dense"}
-    lines = {
-        name: next((e.records for e in sheet.entries if row.fits(e, name)), None) for name, sheet in sheets.items()
-    }
-    return {name: records for name, records in lines.items() if records is not None}
+        return {name: [table.dense] for name, table in tables.items() if row.method == DENSE}
+    found = {name: next((own for own in table.rows if row.fits(own, name)), None) for name, table in tables.items()}
+    return {name: own.records for name, own in found.items() if own is not None}
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:
@@ -375,25 +375,20 @@ def draw(comparison: Comparison) -> bytes:
     return Plot(name=comparison.recipe.name, title="", about="", panels=[chart]).draw(styles, "svg")
 
 
-def under_its_conditions(recipe: Reproduction, config: StudyConfig) -> StudyConfig:
-    """Return a config with a table's own settings, and its keep rates unless the config has others.
-
-    Raises:
-        ValueError: keep rates that the table can't have.
-    """
-    datasets = config.datasets[:1] if recipe.single else config.datasets
-    return replace(config, keeps=recipe.rates(config.keeps), datasets=datasets, **recipe.changes)
-
-
 def produce(
-    recipe: Reproduction, config: StudyConfig, known: Sequence[Record], progress: Progress
-) -> Iterator[tuple[Sheet, list[Record]]]:
+    recipe: PaperTable, config: StudyConfig, known: Sequence[Record], progress: Progress
+) -> Iterator[tuple[StudyTable, list[Record]]]:
     """Measure what a table needs and ``known`` lacks; see ``harness.studies.run.make``."""
     for part in recipe.groups(config):
         yield from make(recipe.study, part, known, progress)
 
 
-def shown(picture: Picture, config: StudyConfig) -> ShowConfig:
+def stock_of(recipe: PaperTable, config: StudyConfig, known: Sequence[Record], progress: Progress) -> list[Stock]:
+    """Return what a table takes, and how much of it is there; see ``harness.studies.run.stock``."""
+    return [one for part in recipe.groups(config) for one in stock(recipe.study, part, known, progress)]
+
+
+def show_config(picture: PaperPicture, config: StudyConfig) -> ShowConfig:
     """Return how a picture is drawn under a study's conditions; ValueError for unfit keep rates."""
     block = config.golden.block if picture.block is None else picture.block
     golden = replace(config.golden, block=block)
@@ -401,20 +396,31 @@ def shown(picture: Picture, config: StudyConfig) -> ShowConfig:
 
 
 def draw_picture(
-    picture: Picture, config: StudyConfig, datasets: Sequence[Dataset], images: int, out: Path, progress: Progress
+    picture: PaperPicture, config: StudyConfig, datasets: Sequence[Dataset], images: int, out: Path, progress: Progress
 ) -> Figure:
     """Draw a few test images of each dataset, drawn once and for all, as a PNG."""
-    how = shown(picture, config)
+    how = show_config(picture, config)
     places = [f"{one.name}:test:{at}" for one in datasets for at in turns(one.split("test").labels)[:images]]
     return show(config.model, find_pictures(places), how, out, progress=progress, device=config.device)
 
 
-def picture_steps(picture: Picture, config: StudyConfig, datasets: Sequence[Dataset], images: int) -> list[Step]:
-    """Return what drawing takes: golden rankings that aren't kept, and a pass for each keep rate."""
-    how = shown(picture, config)
-    passes = passes_of(how.golden, load_tower(config.model).vit) + len(how.keeps)
-    counts = {one.name: min(images, len(one.split("test"))) for one in datasets}
-    return [
-        Step(kind="draw images", of=f"{name} test", total=count, cached=0, images=count, passes=round(count * passes))
-        for name, count in counts.items()
-    ]
+def readable(
+    names: Sequence[str], splits: Sequence[SplitName] = tuple(USES), general: str | None = None
+) -> tuple[list[Dataset], dict[str, Exception]]:
+    """Return the datasets that can be read and lack none of the splits, and what is wrong with others.
+
+    Beside a ``general`` dataset, whose predictor serves the others, these need a test split only.
+    """
+    datasets: list[Dataset] = []
+    failures: dict[str, Exception] = {}
+    for name in names:
+        try:
+            dataset = get_dataset(name)
+            for split in splits:
+                served = split != "test" and general in names and name != general
+                if not len(dataset.split(split)) and not served:
+                    raise ValueError(f"dataset {name!r} has no {split} images, which {USES[split]}")
+            datasets.append(dataset)
+        except (OSError, ValueError) as error:
+            failures[name] = error
+    return datasets, failures

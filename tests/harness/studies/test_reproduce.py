@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.studies.dry_run import remaining
 
 from harness.base.terminal import Progress
 from harness.cli import main
@@ -14,10 +15,9 @@ from harness.cli.study import study_config
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.records.record import Record, read_records
 from harness.records.statistics import Interval
-from harness.studies.dry_run import remaining
 from harness.studies.paper import MATCH, REPRODUCTIONS, get_reproduction
 from harness.studies.reproduce import Comparison, draw, mean_of, series, under_its_conditions
-from harness.studies.workshop import StudyConfig
+from harness.studies.spec import StudyConfig
 from zoo.core.reducer import final_count
 from zoo.learning.prompt_learner import RECIPES, TuneConfig
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness.studies.dry_run import DryShop, expected_runs
 
 from harness.base.table import points
 from harness.base.terminal import Progress
@@ -18,10 +19,9 @@ from harness.measure.rows import variants
 from harness.measure.tuning import Judged, Tuner, step_runs
 from harness.models.towers import Tower
 from harness.records.statistics import bootstrap_mean, mean_interval
-from harness.studies.dry_run import DryShop, expected_runs
 from harness.studies.run import get_study, lines
+from harness.studies.spec import StudyConfig
 from harness.studies.tuning import KINDS, Trial, changed, four_points, trial_runs, trials, trials_table
-from harness.studies.workshop import StudyConfig
 from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.weights import fingerprint
@@ -37,9 +37,9 @@ def few(few: StudyConfig, predictor_file: Path) -> StudyConfig:
 
 def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(few: StudyConfig, studied):
     sheet, records = studied("tuning", few)["plain"]
-    lines = [(e.labels["tuned"], e.labels["model"].split("_")[-1]) for e in sheet.entries]
+    lines = [(e.labels["tuned"], e.labels["model"].split("_")[-1]) for e in sheet.rows]
     assert lines == list(product(("none", "T", "V+T"), ("b16", "patchrank50")))
-    dense, pruned = sheet.entries[4:]
+    dense, pruned = sheet.rows[4:]
     for entry in (dense, pruned):
         assert [(r.tuning, r.shots, r.seed, r.prompt_tokens) for r in entry.records] == [
             ("vt", 1, seed, 2) for seed in (0, 1)
@@ -49,31 +49,31 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(few: StudyCon
     assert pruned.to_first == bootstrap_mean(np.mean(apart, axis=0), seed=0)
     assert pruned.over_seeds == pytest.approx(mean_interval([float(a.mean()) for a in apart]))
     assert dense.over_seeds is None
-    assert sheet.entries[1].over_seeds is None
-    plain = sheet.entries[0].records[0]
+    assert sheet.rows[1].over_seeds is None
+    plain = sheet.rows[0].records[0]
     assert plain.gflops is not None
-    assert dense.row.mean("gflops") > plain.gflops
-    assert sheet.entries[2].row.mean("gflops") == plain.gflops
+    assert dense.average.mean("gflops") > plain.gflops
+    assert sheet.rows[2].average.mean("gflops") == plain.gflops
     assert "over seeds" in sheet.table().heads
     assert len({r.method_config["prompts"] for r in records if r.tuning}) == 8
 
 
 def test_more_tokens_cost_more(few: StudyConfig, studied):
     sheet, _ = studied("count", few)["plain"]
-    costs = {e.labels["tokens"]: e.row.mean("gflops") for e in sheet.entries}
+    costs = {e.labels["tokens"]: e.average.mean("gflops") for e in sheet.rows}
     assert costs["0"] < costs["4"] < costs["16"] < costs["32"]
-    assert [e.records[0].prompt_tokens for e in sheet.entries] == [16, 4, 32, None]
+    assert [e.records[0].prompt_tokens for e in sheet.rows] == [16, 4, 32, None]
 
 
 def test_moved_prompts_are_the_ones_of_the_other_tower(few: StudyConfig, studied):
     sheet, _ = studied("order", few)["plain"]
-    by = {e.labels["order"].split(",")[0] + "/" + e.labels["model"]: e for e in sheet.entries}
+    by = {e.labels["order"].split(",")[0] + "/" + e.labels["model"]: e for e in sheet.rows}
     used = {key: [r.method_config["prompts"] for r in entry.records] for key, entry in by.items()}
     pruned, dense = "clip_vit_b16_patchrank50", "clip_vit_b16"
     assert used[f"rank/{pruned}"] == used[f"tune at keep 0.5/{dense}"]
-    orders = [e.labels["order"] for e in sheet.entries]
+    orders = [e.labels["order"] for e in sheet.rows]
     assert len(set(orders)) == 5
-    moved, later = sheet.entries[1], sheet.entries[2]
+    moved, later = sheet.rows[1], sheet.rows[2]
     for entry in (moved, later):
         prompts = [r.method_config["prompts"] for r in entry.records]
         assert prompts == used[f"tune the dense tower/{dense}"]
@@ -99,7 +99,7 @@ def test_labelled_images_are_not_judged_by(few: StudyConfig, studied):
 def test_every_kind_is_another_and_the_first_is_compared_with(few: StudyConfig, studied):
     """Words that text tokens begin with don't hinder visual ones alone."""
     sheet, records = studied("kinds", replace(few, seeds=1, tune=replace(few.tune, init="a photo")))["plain"]
-    assert [entry.labels["tokens"] for entry in sheet.entries] == list(KINDS)
+    assert [entry.labels["tokens"] for entry in sheet.rows] == list(KINDS)
     assert list(KINDS)[:3] == ["V+T, coupled", "V+T, coupled as printed", "V+T, independent"]
     assert len({record.method_config["prompts"] for record in records if record.tuning}) == len(KINDS)
 
