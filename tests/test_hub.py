@@ -55,7 +55,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with torch.device("meta"):
         shapes = CLIP(512, VISION, SMALL).state_dict()
     weights = {k: torch.zeros(v.shape, dtype=torch.float16) for k, v in shapes.items()}
-    torch.save(weights, "ViT-B-16.pt")
+    save_file(weights, "ViT-B-16.safetensors")
     repo = default_cfgs["clip_vit_b16_evit60"].cfgs["openai"].hf_hub_id
     save_file(weights, snapshot(repo) / "model.safetensors")
     (tmp_path / "results").mkdir()

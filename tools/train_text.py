@@ -1,28 +1,31 @@
 """Train the embedded text tower: ``python -m tools.train_text``.
 
-Two steps, each resumable. First the class tokens of all training images go through the frozen
-tower and into a cache; then projection and text tower are fitted on them. Images: the shipped
-training emoji, and canvases composed from Fashion-MNIST's training part without the items that
-ship as validation. No validation or test image is ever looked at here.
+By locked-image tuning (arXiv 2111.07991): projection and text tower for a frozen image tower. Two steps, each
+resumable. First the class tokens of all training images go through the frozen tower and into a cache; then projection
+and text tower are fitted on them. Images: the shipped training emoji, and canvases composed from Fashion-MNIST's
+training part without the items that ship as validation. No validation or test image is ever looked at here.
 """
 
 import argparse
 import io
 import json
 import logging
+import math
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from rich.progress import track
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 import zoo
 from harness.datasets.canvas import seeded
@@ -32,7 +35,7 @@ from tools import build_fashion
 from zoo.core.files import write_whole
 from zoo.loading.clip import image_transform
 from zoo.loading.sizes import EMBEDDED
-from zoo.loading.text import CompactText, LitConfig, LitModel, tokenizer, train_lit
+from zoo.loading.text import CompactText, tokenizer
 from zoo.loading.weights import cache_folder
 
 log = logging.getLogger(__name__)
@@ -124,6 +127,120 @@ def features_of(source: Source, name: str, cache: Path) -> Tensor:
             write_whole(path, content.getvalue())
         parts.append(torch.from_numpy(np.load(path, allow_pickle=False)))
     return torch.cat(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LitConfig:
+    """Recipe of locked-image tuning."""
+
+    steps: int = 2000
+    batch: int = 512  # images per step
+    learning_rate: float = 1e-3  # AdamW's peak, cosine to zero after the warm-up
+    weight_decay: float = 0.05
+    warmup: int = 100  # steps of linear growth
+    noise: float = 0.1  # standard deviation of feature noise, as a share of the features' own
+    seed: int = 0  # of batches, captions and noise
+    checkpoint_every: int = 200  # steps
+
+
+class LitModel(nn.Module):
+    """What is trained: projection of the class token, text tower, logit scale."""
+
+    def __init__(self, dim: int, text: CompactText, features: int) -> None:
+        """Build for class tokens of width ``dim`` and a joint space of width ``features``."""
+        super().__init__()
+        self.project = nn.Linear(dim, features)
+        self.text = text
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+
+def train_lit(
+    model: LitModel,
+    images: Tensor,
+    captions: Sequence[Sequence[int]],
+    tokens: Tensor,
+    config: LitConfig,
+    *,
+    weights: Tensor,
+    checkpoint: Path,
+    on_step: Callable[[int, float], None],
+) -> None:
+    """Fit projection and text tower with a contrastive loss over sets of captions.
+
+    In a batch, an image and a caption are a positive pair whenever the caption is one of the
+    image's, not only where they were drawn together; targets are spread evenly over positives.
+    ``images`` are (n, D) float32 class tokens after the final norm, ``captions`` for each image the
+    rows of ``tokens`` (m, L) that describe it, ``weights`` (n,) how often it is drawn, relative.
+    ``checkpoint`` is written as training goes and resumed from if it exists.
+
+    Raises:
+        ValueError: the checkpoint was made with another recipe.
+    """
+    torch.manual_seed(config.seed)
+    optimiser = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate)
+    start = _resume(model, optimiser, config, checkpoint)
+    spread = images.std(dim=0) * config.noise
+    member = [torch.tensor(list(c)) for c in captions]
+    for step in range(start, config.steps):
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step + 500_000)
+        rows = torch.multinomial(weights, config.batch, replacement=True, generator=generator)
+        generator.manual_seed(config.seed * 1_000_003 + step)
+        noise = torch.randn(len(rows), images.shape[1], generator=generator) * spread
+        own = [member[int(row)] for row in rows]
+        texts = torch.stack([c[torch.randint(len(c), (), generator=generator)] for c in own])
+        texts = texts.unique()
+        positive = torch.stack([torch.isin(texts, choices) for choices in own]).float()
+        image = F.normalize(model.project(images[rows] + noise), dim=-1)
+        with torch.autocast("cpu", torch.bfloat16):
+            text_features = model.text(tokens[texts])
+        text_features = F.normalize(text_features.float(), dim=-1)
+        logits = model.logit_scale.exp().clamp(max=100.0) * image @ text_features.T
+        loss = 0.5 * (_spread_loss(logits, positive) + _spread_loss(logits.T, positive.T))
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * _schedule(step, config)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        on_step(step, loss.item())
+        if (step + 1) % config.checkpoint_every == 0:
+            facts = {"config": asdict(config), "step": step + 1}
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            partial = checkpoint.with_suffix(".partial")
+            torch.save(facts | state, partial)
+            partial.replace(checkpoint)
+
+
+def _spread_loss(logits: Tensor, positive: Tensor) -> Tensor:
+    target = positive / positive.sum(dim=1, keepdim=True)
+    return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def _schedule(step: int, config: LitConfig) -> float:
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
+    """Decay matrices only: no biases, norms, tables or the scale."""
+    groups: dict[float, list[nn.Parameter]] = {decay: [], 0.0: []}
+    for name, parameter in model.named_parameters():
+        groups[decay if parameter.ndim >= 2 and "embedding" not in name else 0.0].append(parameter)
+    return [{"params": params, "weight_decay": rate} for rate, params in groups.items()]
+
+
+def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, config: LitConfig, path: Path) -> int:
+    if not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    if state.get("config") != asdict(config):
+        raise ValueError(
+            f"checkpoint {str(path)!r} was made with another recipe, {state.get('config')}; remove it to start anew"
+        )
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["step"])
 
 
 def main(argv: list[str] | None = None) -> int:

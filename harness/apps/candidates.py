@@ -5,7 +5,6 @@ A *line* is all that a setup consists of but its keep rate.
 
 import copy
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -27,14 +26,13 @@ from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
 from harness.measure.evaluate import LEAST_GALLERY
 from harness.measure.plan import Plan
-from harness.measure.recovery import recovered_row
-from harness.measure.rows import Variant, reduced_row
+from harness.measure.rows import Variant, recovered_row, reduced_row
 from harness.measure.times import FASTER, OPEN, SLOWER
 from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.conditions import DENSE, DTYPES
 from harness.records.record import utc_now
 from harness.records.statistics import median_interval
-from zoo.core.files import digest_of, read_facts
+from zoo.core.files import digest, read_facts
 from zoo.core.host import shared
 from zoo.core.merger import Merger
 from zoo.core.messages import expected
@@ -148,7 +146,7 @@ class Lab:
             progress.say(f"models run as they are: {why}")
         self.schedules = {str(path): ScheduleFile.read(path) for path in config.schedules}
         self.recoveries = {str(path): RecoveryFile.read(path) for path in config.recoveries}
-        self.digests = {str(path): digest_of(path) for path in config.recoveries}
+        self.digests = {str(path): digest(path) for path in config.recoveries}
         self.left_out: dict[str, str] = {}  # lines that can't be had, with the reason
         self.lines = self._lines()
         self.dataset = get_dataset(dataset)
@@ -371,7 +369,7 @@ class Lab:
         """
         every = sorted(set(candidates), key=self._name)
         names = [self._name(one) for one in every]
-        key = hashlib.sha256(json.dumps([rounds, names]).encode()).hexdigest()[:16]
+        key = digest([rounds, names])
         known = self.known["ratios"]
         if key not in known:
             vits: dict[str, ReducedViT] = {}

@@ -1,10 +1,8 @@
 """Publish a model: its weights and where they are from, its card, a folder, and the upload."""
 
-import argparse
 import json
 import re
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,27 +13,24 @@ import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader, Template
-from rich.console import Console
 from timm.models import save_for_hf
 
 import zoo
-from harness.base.table import Shown
-from harness.base.terminal import Progress
 from harness.measure.rows import predictors_digest
 from harness.models.cost import gflops
 from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
 from harness.records.conditions import DENSE, RECOVERY
-from harness.records.record import Record, conditions, lacking, read_run
+from harness.records.record import Record, conditions, lacking
 from harness.report.groups import markdown_table
-from zoo.core.files import digest_of, read_facts, write_whole
-from zoo.core.predictor import PredictorFile, read_predictors
+from zoo.core.files import digest, read_facts, write_whole
+from zoo.core.predictor import read_predictors
 from zoo.core.prompts import CosineHead
 from zoo.core.reducer import configure
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.recovery_file import RecoveryFile
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import find_predictor, fingerprint
-from zoo.towers.vit import ReducedViT, TimmHost
+from zoo.towers.vit import TimmHost
 
 FILES = ("README.md", "config.json", "model.safetensors")
 FREE = ("apache-2.0", "bsd-3-clause", "mit")
@@ -131,29 +126,19 @@ class Publishable:
         )
 
     def command(self) -> str | None:
-        """Return the command that measures this model; None if none has its settings."""
+        """Return the command that measures this model; None if none has its settings or learned tokens."""
         known = MODELS.get(self.arch)
-        if known is None:
+        if known is None or self.classes:
             return None
-        keeps = ""
+        words = f"--models clip_vit_{known.size}.{self.tag} --methods {self.method}"
         if known.method is not None:
-            keeps = f" --keeps {known.percent / 100:g}"
-            usual = configure(known.method, {"keep": known.percent / 100}, len(self.vit.blocks)).plain()
-            free = ("arch", "width")  # by the predictor
-            if any(usual[k] != v for k, v in self.settings().items() if k not in free):
+            rate = known.percent / 100
+            words += f" --keeps {rate:g}"
+            usual = configure(known.method, {"keep": rate}, len(self.vit.blocks)).plain()
+            if any(usual[k] != v for k, v in self.settings().items() if k not in ("arch", "width")):  # by the predictor
                 return None
-        dataset, shots = "NAME", ""
-        if self.classes:
-            prompts = self.provenance.get("prompts")
-            if not prompts:
-                return None
-            dataset, recipe = prompts["dataset"], prompts["recipe"]
-            shots = f" --shots {prompts['provenance'].get('shots')} --tokens {recipe.get('tokens')}"
-        shots += " --recovery FILE" if RECOVERY in self.provenance else ""
-        return (
-            f"patchrank compare --models clip_vit_{known.size}.{self.tag} --methods "
-            f"{self.method}{keeps} --datasets {dataset}{shots} --output results"
-        )
+        words += " --recovery FILE" if RECOVERY in self.provenance else ""
+        return f"patchrank compare {words} --datasets NAME --output results"
 
 
 def load_publishable(
@@ -180,18 +165,20 @@ def load_publishable(
     file = None if recovery is None else RecoveryFile.read(recovery)
     vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=True, **options)
     provenance: dict[str, Any] = {"digests": {}}  # named as in the settings of records
-    if files := _predictors(vit, tower, tag, predictor):
+    if vit.reducer is not None and (blocks := vit.reducer.config.predictor_blocks(len(vit.blocks))):
+        files = read_predictors(predictor) if predictor else [find_predictor(tower, tag, block) for block in blocks]
+        files = sorted(files, key=lambda file: file.block)
         provenance["predictors"] = [read_facts(file.path, "predictor") for file in files]
         provenance["digests"]["predictor"] = predictors_digest(files)
     if prompts is not None:
         provenance["prompts"] = read_facts(prompts, "prompts")
-        provenance["digests"]["prompts"] = digest_of(prompts)
+        provenance["digests"]["prompts"] = digest(prompts)
     model = Publishable(vit=vit.eval(), arch=arch, tag=tag, provenance=provenance)
     if file is None:
         return model
     provenance["tower"] = model.weights()
     provenance[RECOVERY] = read_facts(file.path, RECOVERY)
-    provenance["digests"][RECOVERY] = digest_of(file.path)
+    provenance["digests"][RECOVERY] = digest(file.path)
     return replace(model, vit=zoo.add_recovery(vit, file).eval())
 
 
@@ -200,26 +187,15 @@ def _unpublishable(name: str) -> str:
     for prefix, theirs in ((OPEN_CLIP, "push_to_hf_hub"), (TRANSFORMERS, "push_to_hub")):
         if name.startswith(prefix):
             return (
-                f"model {name!r}: push takes towers of timm alone; publish the dense one by {theirs} of {prefix[:-1]}, "
-                "and reduce what is loaded by zoo.reduce(model, method=METHOD, keep=RATE)"
+                f"model {name!r}: push takes towers of timm alone; publish the dense one by {theirs} of {prefix[:-1]}"
             )
     if timm.is_model(name.partition(".")[0]):
+        made = f"zoo.reduce(timm.create_model({name!r}, pretrained=True), method=METHOD, keep=RATE)"
         return (
-            f"model {name!r}: push takes a name of `patchrank list`, or a folder: save it by timm.models.save_for_hf("
-            f"zoo.reduce(timm.create_model({name!r}, pretrained=True), method=METHOD, keep=RATE), FOLDER), and push "
-            f"{FOLDER}FOLDER"
+            f"model {name!r}: push takes a name of `patchrank list`, or a folder: save it by "
+            f"timm.models.save_for_hf({made}, FOLDER), and push {FOLDER}FOLDER"
         )
     return f"{unknown_model(name)}, or {FOLDER}FOLDER, {HUB}OWNER/NAME"
-
-
-def _predictors(vit: ReducedViT, tower: str, tag: str, paths: Sequence[Path]) -> Sequence[PredictorFile]:
-    reducer = vit.reducer
-    if reducer is None:
-        return ()
-    if paths:
-        return sorted(read_predictors(paths), key=lambda file: file.block)
-    blocks = reducer.config.predictor_blocks(len(vit.blocks))
-    return [find_predictor(tower, tag, block) for block in blocks]
 
 
 def _saved(name: str) -> Publishable:
@@ -331,35 +307,6 @@ def _with_heads(file: Mapping[str, Any]) -> dict[str, Any]:
     return {**file, "recipe": file.get("recipe") or {}, "provenance": provenance, "heads": heads}
 
 
-def run_push(args: argparse.Namespace, status: Console) -> Shown:
-    """Write a model with its card, upload it unless only a folder is asked for, and say so.
-
-    Raises:
-        ValueError: a name, licence or record that doesn't fit, or a folder with other files.
-        FileNotFoundError: weights or files that aren't there.
-        ConnectionError: the hub is out of reach or refuses.
-    """
-    _check_repo(args.to)
-    records = read_run(args.records) if args.records is not None else []
-    model = load_publishable(args.model, args.predictor, args.prompts, args.recovery)
-    uploads = args.folder is None and not args.dry_run
-    _check_license(model, args.accept_license, uploads=uploads)
-    rows = model.rows(records, args.records) if args.records is not None else []
-    with tempfile.TemporaryDirectory() as name:
-        folder = args.folder or Path(name)
-        card = write_folder(model, folder, args.to, rows)
-        sizes = {file: (folder / file).stat().st_size for file in FILES}
-        where = None if args.folder is None else str(args.folder)
-        if uploads:
-            Progress(status).say(f"uploading {sum(sizes.values()):,} bytes to {args.to}")
-            where = upload(folder, args.to, private=args.private)
-    files = ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes.items())
-    text = f"wrote {where}: {files}"
-    if where is None:
-        text = f"nothing was written or sent; it would be {files}\n\n{card}"
-    return Shown(parts=(text,), data={"where": where, "bytes_by_file": sizes, "card": card})
-
-
 def write_folder(model: Publishable, folder: Path, repo: str, records: Sequence[Record]) -> str:
     """Write weights, config and card, which ``local-dir:`` loads, and return the card.
 
@@ -400,17 +347,18 @@ def upload(folder: Path, repo: str, *, private: bool) -> str:
     return f"https://huggingface.co/{repo}"
 
 
-def _check_repo(repo: str) -> None:
+def check_repo(repo: str) -> None:
+    """Raise ValueError for what is no repository's name."""
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo, re.ASCII):
         raise ValueError(f"--to {repo!r}: expected OWNER/NAME, of letters, digits and - _ .")
 
 
-def _check_license(model: Publishable, accepted: str | None, *, uploads: bool) -> None:
+def check_license(model: Publishable, accepted: str | None, *, uploads: bool) -> None:
+    """Raise ValueError for a confirmed licence that isn't the weights', or one to confirm before an upload."""
     if accepted not in (None, model.license):
         raise ValueError(f"--accept-license {accepted!r}: the weights {model.tag!r} are under {model.license!r}")
     if uploads and model.license not in FREE and accepted is None:
         raise ValueError(
-            f"the weights {model.tag!r} are under {model.license!r}, which may forbid publishing "
-            "what is derived from them: read it, and if you may, add --accept-license "
-            f"{model.license}"
+            f"the weights {model.tag!r} are under {model.license!r}, which may forbid publishing what is derived "
+            f"from them: read it, and if you may, add --accept-license {model.license}"
         )

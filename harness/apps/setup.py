@@ -13,7 +13,7 @@ import zoo
 from harness.measure.rows import reduced_row, require_rows
 from harness.models.towers import OPEN_CLIP, TRANSFORMERS, Tower, find_tower, split_method
 from harness.records.conditions import DTYPES
-from zoo.core.files import filled, strict_json, write_whole
+from zoo.core.files import from_json, strict_json, write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS
 from zoo.loading.open_clip import FOLDER, HUB
@@ -90,9 +90,10 @@ class Setup:
         if not path.is_file():
             raise FileNotFoundError(f"no setup at {str(path)!r}; {_MEND}")
         try:
-            return filled(cls, strict_json(path.read_bytes()))
+            setup: Setup = from_json(cls, strict_json(path.read_bytes()), "setup")
         except ValueError as error:
             raise ValueError(f"{str(path)!r} holds no setup ({error}); {_MEND}") from error
+        return setup
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
+from harness.base.lock import hold_lock
 from zoo.core.files import PARTIAL, NoRoomError, write_whole
 
 CODEC = "zstd"  # of our shards
@@ -117,30 +117,17 @@ def shard_paths(folder: Path) -> dict[int, Path]:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, *, leave_lock: bool = True) -> Iterator[None]:
+def claim(folder: Path) -> Iterator[None]:
     """Make the folder and keep other runs out of it while the body runs or the process lives.
-
-    The lock's file stays, unless ``leave_lock`` is False.
 
     Raises:
         ValueError: another run writes there.
         OSError: the folder can't be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        text = f"another run is writing to {str(folder)!r}: wait for its end, or use another --output"
-        raise ValueError(text) from None
-    except NotImplementedError:
-        pass  # a file system without locks: two runs there would only do the same work twice
-    try:
+    busy = f"another run is writing to {str(folder)!r}: wait for its end, or use another --output"
+    with hold_lock(folder / LOCK, busy):  # without locks two runs would only do the same work twice
         yield
-    finally:
-        if not leave_lock:
-            (folder / LOCK).unlink(missing_ok=True)
-        lock.release()
 
 
 def survey(folder: Path, read: Callable[[Path, int], ShardFacts]) -> tuple[dict[int, ShardFacts], list[str]]:

@@ -1,11 +1,9 @@
-"""Tables that fit: as they are, else closer together, with fewer columns, or stacked."""
+"""Tables that fit: as they are, else with fewer columns, closer together, or stacked."""
 
-import copy
 import math
-import textwrap
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -14,7 +12,6 @@ from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.measure import Measurement
-from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -22,92 +19,41 @@ NOT_MEASURED = "–"
 PIPE_WIDTH = 200  # columns that prose is wrapped to where there is no terminal
 ALL_COLUMNS = "all columns: a wider terminal, or --json"
 PROSE = 24  # columns that prose needs to be read
-_ENDLESS = 100_000
 Form = Literal["wide", "middle", "narrow"]
 FORMS: tuple[Form, ...] = ("wide", "middle", "narrow")
 
 
-def fitted(forms: Sequence[RichTable], width: int) -> RichTable | Group:
+def fit(forms: Sequence[RichTable], width: int) -> RichTable | Group:
     """Lay a table out so that no line is longer than a terminal and no figure is cut.
 
-    Of its forms, the fullest first, this is the first that fits as it is, or with heads and prose
-    wrapped; else the first that does without lines between columns; else the fullest one with its
-    rows stacked, a line per cell.
+    Of its forms, the fullest first, this is the first that fits, heads and prose wrapped; else the first
+    that does without lines between columns; else the fullest one with its rows stacked, a line per cell.
     """
-    for change in (_wrapped, _tight):
-        for form in forms:
-            if change is _wrapped and _natural(form) <= width:
-                return form
-            if least(narrow := change(form)) <= width:
-                return narrow
-    return _stacked(forms[0])
+    for form in forms:
+        if least(form) <= width:
+            return form
+    for form in forms:
+        form.box, form.show_edge, form.padding = box.SIMPLE, False, (0, 0)
+        if least(form) <= width:
+            return form
+    return _stack(forms[0])
 
 
-def whole(table: RichTable) -> tuple[RichTable, int]:
+def fit_pipe(table: RichTable) -> tuple[RichTable, int]:
     """Lay a table out for a pipe or a file, which have no width: every figure on its row's line.
 
     The columns that it takes are `PIPE_WIDTH`, or more where figures need more.
     """
-    if _natural(table) <= PIPE_WIDTH:
-        return table, PIPE_WIDTH
-    plain = _wrapped(table, heads=False)
-    return plain, max(PIPE_WIDTH, least(plain))
+    return table, max(PIPE_WIDTH, least(table))
 
 
 def least(table: RichTable) -> int:
-    """Return the fewest columns that a table needs: figures whole, prose wrapped at `PROSE`."""
-    spare = _natural(table) - sum(_longest(column) for column in table.columns)
-    return spare + sum(
-        column.min_width if _is_prose(column) and column.min_width else _longest(column) for column in table.columns
-    )
+    """Return the fewest columns that a table needs."""
+    console = Console(width=100_000)
+    return Measurement.get(console, console.options, table).minimum
 
 
-def _is_prose(column: RichColumn) -> bool:
-    return column.justify == "left" and not column.no_wrap
-
-
-def _natural(table: RichTable) -> int:
-    console = Console(width=_ENDLESS)
-    return Measurement.get(console, console.options, table).maximum
-
-
-def _longest(column: RichColumn) -> int:
-    texts = [column.header, *column.cells] if column.header else column.cells
-    return max((cell_len(line) for text in texts for line in _plain(text).split("\n")), default=0)
-
-
-def _plain(cell: object) -> str:
-    return Text.from_markup(cell).plain if isinstance(cell, str) else str(cell)
-
-
-def _wrapped(table: RichTable, *, heads: bool = True) -> RichTable:
-    """Return a copy whose heads break between words, whose prose wraps, and whose figures don't."""
-    narrow = copy.copy(table)
-    narrow.columns = [_narrowed(column, heads=heads) for column in table.columns]
-    return narrow
-
-
-def _tight(table: RichTable) -> RichTable:
-    """Return the same with nothing but a space between columns."""
-    narrow = _wrapped(table)
-    narrow.box, narrow.show_edge, narrow.padding = box.SIMPLE, False, (0, 0)
-    return narrow
-
-
-def _narrowed(column: RichColumn, *, heads: bool) -> RichColumn:
-    if _is_prose(column):
-        words = _plain(column.header).split()
-        most = max(PROSE, *map(cell_len, words), 0)
-        return replace(column, overflow="fold", min_width=min(_longest(column), most))
-    head = column.header
-    if heads:
-        # Between words, into lines no longer than the column's figures, or than a word.
-        body = max(1, _longest(replace(column, header="")))
-        head = textwrap.fill(str(head), body, break_long_words=False, break_on_hyphens=False)
-    return replace(column, header=head, no_wrap=True)
-
-
-def _stacked(table: RichTable) -> Group:
+def _stack(table: RichTable) -> Group:
     """Lay rows out one below the other, a line per cell that holds something."""
     tall = RichTable(box=box.SIMPLE, show_header=False, pad_edge=False)
     tall.add_column("head", no_wrap=True)
@@ -199,11 +145,9 @@ class Table:
         words: Collection[str] = (),
         wide: Collection[str] = (),
         roomy: Collection[str] = (),
-        caption: str = "",
-        sections: frozenset[int] = frozenset(),
-        notes: Sequence[str] = (),
+        **more: Any,
     ) -> "Table":
-        """Return a table of texts or cells below heads.
+        """Return a table of texts or cells below heads; ``more`` are its other fields.
 
         Columns of ``words`` may be broken; all others hold figures. Only the wide form has those of
         ``wide``, and the narrow one lacks those of ``roomy``.
@@ -218,8 +162,7 @@ class Table:
             for head in heads
         ]
         cells = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in rows]
-        about = Table(title=title, columns=columns, rows=cells, caption=caption)
-        return replace(about, sections=sections, notes=notes)
+        return Table(title=title, columns=columns, rows=cells, **more)
 
     @property
     def heads(self) -> list[str]:
@@ -251,12 +194,17 @@ class Table:
             caption=escape(caption) or None,
             box=box.SIMPLE if form == "narrow" else box.HEAVY_HEAD,
         )
-        for column in (self.columns[at] for at in places):
+        for at in places:
+            column, cells = self.columns[at], [row[at].tight for row in self.rows]
+            words = column.heading.split()
+            longest = max(map(cell_len, cells), default=0)
+            # Heads break between words; figures don't break, prose does.
+            narrow = min(longest, PROSE) if column.fold else longest
             table.add_column(
                 escape(column.heading),
                 justify="left" if column.left else "right",
-                no_wrap=not column.fold,
-                overflow="fold" if column.fold else "ellipsis",
+                overflow="fold",
+                min_width=max(narrow, *map(cell_len, words), 1),
             )
         for at, row in enumerate(self.rows):
             if at in self.sections:

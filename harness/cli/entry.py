@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from harness.base.table import Part, Shown, Table, fitted, whole
+from harness.base.table import Part, Shown, Table, fit, fit_pipe
 from harness.base.terminal import Progress, errors, has_width, notes, printable, results
 from harness.cli.command import PROGRAM
 from harness.cli.flags import check_device
@@ -176,14 +176,14 @@ def _through(work: Generator[Part, None, Shown], output: Console | None) -> Show
 
 def _print(part: Part, output: Console) -> None:
     if isinstance(part, str):
-        # A line is wrapped between words, for paths to stay whole; several are someone's own.
+        # A line is wrapped between words, for paths to stay fit_pipe; several are someone's own.
         if has_width() and "\n" not in part:
             part = textwrap.fill(part, output.width, break_long_words=False, break_on_hyphens=False)
         print(printable(part))
         return
     forms = part.forms() if isinstance(part, Table) else (part,)
     if has_width():
-        output.print(fitted(forms, output.width))
+        output.print(fit(forms, output.width))
     else:
-        table, width = whole(forms[0])
+        table, width = fit_pipe(forms[0])
         output.print(table, width=width)

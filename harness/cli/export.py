@@ -12,10 +12,9 @@ from harness.cli import flags
 from harness.cli.command import Command, CommandParser
 
 if TYPE_CHECKING:
-    from harness.datasets.base import Split, SplitName
     from zoo.deploy.export import Agreement
 
-CHECKED, CALIBRATED = 64, 128  # images
+CHECKED = 64  # images
 
 
 def _export_flags(parser: CommandParser) -> None:
@@ -26,8 +25,6 @@ def _export_flags(parser: CommandParser) -> None:
     file.add_argument("--format", choices=list(FORMATS), default=ONNX, metavar="FORMAT", help=", ".join(FORMATS))
     ends = ", ".join(sorted({kind.suffix for kind in FORMATS.values()}))
     flags.output(file, None, f"ends with {ends}, by the format", metavar="FILE", required=True)
-    text = "quantise by the runtime's own tool, instead of --dtype; onnx, openvino"
-    file.add_argument("--int8", action="store_true", help=text)
     check = parser.add_argument_group("check by real images")
     flags.dataset(check, default="photos")
     check.add_argument("--images", type=Path, metavar="FOLDER", help="any images instead, unlabelled")
@@ -35,8 +32,6 @@ def _export_flags(parser: CommandParser) -> None:
     flags.number(check, "--batches", list(BATCHES), "images per call", kind=flags.positive, nargs="+")
     text = "that lower precision may have on average with float32"
     flags.number(check, "--least-cosine", LEAST_COSINE, text)
-    text = "other images that int8 of openvino takes its ranges from"
-    flags.number(check, "--calibration", CALIBRATED, text, kind=flags.positive)
     flags.data(parser)
 
 
@@ -49,75 +44,35 @@ def run_export(args: Namespace, status: Console) -> Shown:
     """
     import torch
 
-    from zoo.deploy.export import INT8, OPENVINO, DisagreementError, export_model, require_format
-
-    setup, progress = flags.setup_of(args), Progress(status)
-    if args.int8 and args.dtype is not None:
-        raise ValueError(f"--int8 with --dtype {args.dtype}: give one of the two")
-    dtype = INT8 if args.int8 else setup.dtype
-    require_format(args.format, dtype)  # before anything is loaded
-    tower = setup.load(random_weights=args.random_weights)
-    checked, others = _images(args, calibrates=(args.format, dtype) == (OPENVINO, INT8))
-
-    def tensor(split: "Split") -> torch.Tensor:
-        return torch.stack([tower.preprocess(split[index].image) for index in range(len(split))])
-
-    images = tensor(checked)
-    about: dict[str, Any] = {"model": setup.name, "tower": setup.model, "preprocessing": tower.preprocessing}
-    about |= {"recovery": setup.recovery, "random_weights": args.random_weights, "features": tower.vit.num_classes}
-    progress.say(f"{setup.name}: writing {args.format} in {dtype}, then {len(images)} images run through it")
-    data: dict[str, Any] = {"path": str(args.output), "format": args.format, "dtype": dtype}
-    with progress.task("checked", len(images) * len(args.batches)) as tick:
-        try:
-            agreement = export_model(
-                tower.vit,
-                args.output,
-                images,
-                format=args.format,
-                dtype=dtype,
-                calibration=tensor(others) if len(others) else None,
-                batches=args.batches,
-                least_cosine=args.least_cosine,
-                facts=about,
-                tick=tick,
-            )
-        except DisagreementError as error:
-            table = _table(setup.name, args.format, dtype, error.agreement)
-            failed = {**data, "path": None, "problem": str(error), "agreement": error.agreement}
-            return Shown(parts=(table, str(error)), data=json_values(failed), code=1)
-    table = _table(setup.name, args.format, dtype, agreement)
-    size = args.output.stat().st_size
-    text = f"wrote {args.output} ({size:,} bytes) and {args.output.name}.json, which says what it is"
-    return Shown(parts=(table, text), data=json_values({**data, "bytes": size, "agreement": agreement}))
-
-
-def _images(args: Namespace, *, calibrates: bool) -> "tuple[Split, Split]":
-    """Return the images to check with, and others to calibrate with, none if nothing is calibrated.
-
-    Raises:
-        ValueError: fewer than two of either.
-    """
-    import numpy as np
-
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import subset
     from harness.golden.rank import Source
+    from zoo.deploy.export import DisagreementError, export_model, require_format
 
-    folder = args.images is not None
-    source = Source.folder(args.images) if folder else Source.of(get_dataset(args.dataset), args.split)
-    whole, count = source.images, flags.limit_of(args)
-    if folder and calibrates:  # one set serves both
-        turns = subset(whole, None if count is None else count + args.calibration)
-        order = np.arange(len(turns))
-        checked, others = turns.subset(order[args.calibration :]), turns.subset(order[: args.calibration])
-    else:
-        checked = subset(whole, count)
-        split: SplitName = "val" if args.split == "train" else "train"
-        others = subset(get_dataset(args.dataset).split(split), args.calibration) if calibrates else checked.subset([])
-    for images, what in ((checked, "to check with"), *([(others, "to calibrate with")] if calibrates else [])):
-        if len(images) < 2:
-            raise ValueError(f"{len(images)} images {what} of {source.name!r}: expected two at least")
-    return checked, others
+    setup, progress = flags.setup_of(args), Progress(status)
+    require_format(args.format, setup.dtype)  # before anything is loaded
+    tower = setup.load(random_weights=args.random_weights)
+    source = Source.folder(args.images) if args.images else Source.of(get_dataset(args.dataset), args.split)
+    split = subset(source.images, flags.limit_of(args))
+    if len(split) < 2:
+        raise ValueError(f"{len(split)} images to check with of {source.name!r}: expected two at least")
+    images = torch.stack([tower.preprocess(split[index].image) for index in range(len(split))])
+    about: dict[str, Any] = {"model": setup.name, "tower": setup.model, "preprocessing": tower.preprocessing}
+    about |= {"recovery": setup.recovery, "random_weights": args.random_weights, "features": tower.vit.num_classes}
+    progress.say(f"{setup.name}: writing {args.format} in {setup.dtype}, then {len(images)} images run through it")
+    data: dict[str, Any] = {"path": str(args.output), "format": args.format, "dtype": setup.dtype}
+    how = {"format": args.format, "dtype": setup.dtype, "batches": args.batches, "least_cosine": args.least_cosine}
+    with progress.task("checked", len(images) * len(args.batches)) as tick:
+        try:
+            agreement = export_model(tower.vit, args.output, images, **how, facts=about, tick=tick)
+        except DisagreementError as error:
+            table = _table(setup.name, args.format, setup.dtype, error.agreement)
+            failed = {**data, "path": None, "problem": str(error), "agreement": error.agreement}
+            return Shown(parts=(table, str(error)), data=json_values(failed), code=1)
+    table = _table(setup.name, args.format, setup.dtype, agreement)
+    size = args.output.stat().st_size
+    text = f"wrote {args.output} ({size:,} bytes) and {args.output.name}.json, which says what it is"
+    return Shown(parts=(table, text), data=json_values({**data, "bytes": size, "agreement": agreement}))
 
 
 def _table(name: str, format: str, dtype: str, agreement: "Agreement") -> Table:
@@ -143,7 +98,7 @@ COMMANDS = (
         run=run_export,
         examples=(
             ("export --model clip_vit_s14_rankmerge60 --output rankmerge60.onnx", "a model that ships"),
-            ("export --model clip_vit_s14_rankmerge60 --format openvino --int8 --output int8.xml", "quantised"),
+            ("export --model clip_vit_s14_rankmerge60 --format openvino --dtype bfloat16 --output m.xml", "OpenVINO"),
             ("export --model chosen.json --format aoti --output model.pt2 --images photos/", "what `choose` found"),
         ),
         output="how features of the file's runtime agree with the eager float32 model's, on standard output; --output, "

@@ -115,16 +115,17 @@ def _show_flags(parser: CommandParser) -> None:
 
 def run_show(args: Namespace, status: Console) -> Shown:
     """Draw images beside the importance of their patches."""
-    from harness.report.show import ShowConfig, find_pictures, show
+    from harness.apps.show import ShowConfig, find_subjects, show
+    from harness.report.patches import IMAGE
 
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
-    pictures = find_pictures(args.images, dataset=args.dataset, classes=classes, labels=args.label)
+    subjects = find_subjects(args.images, dataset=args.dataset, classes=classes, labels=args.label)
     keeps, golden = tuple(args.keep), flags.golden_config(args)
     config = flags.settings(ShowConfig, args, keeps=keeps, golden=golden)
     progress = Progress(status)
-    figure = show(args.model, pictures, config, args.out, device=args.device, progress=progress)
-    data = {"path": str(figure.path), "columns": figure.columns, "notes": figure.notes}
-    return Shown(parts=(*figure.notes, f"wrote {figure.path}"), data=json_values(data))
+    sheet = show(args.model, subjects, config, args.out, device=args.device, progress=progress)
+    data = {"path": str(args.out), "columns": [IMAGE, *sheet.columns], "notes": sheet.notes}
+    return Shown(parts=(*sheet.notes, f"wrote {args.out}"), data=json_values(data))
 
 
 def _predictor_flags(parser: CommandParser) -> None:
@@ -284,7 +285,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
 
 
 def _recovery_flags(parser: CommandParser) -> None:
-    from harness.measure.recovery import Sources
+    from harness.apps.recovery import Sources
     from zoo.loading.recovery_file import RecoveryConfig
 
     what = parser.add_argument_group("what is trained, on what")
@@ -310,7 +311,7 @@ def _recovery_flags(parser: CommandParser) -> None:
 
 def run_fit_recovery(args: Namespace, status: Console) -> Shown:
     """Train a recovery, write it, and say what that took and gave."""
-    from harness.measure.recovery import Sources, train_recovery
+    from harness.apps.recovery import Sources, train_recovery
     from zoo.loading.recovery_file import RecoveryConfig
 
     sources = flags.settings(Sources, args, datasets=tuple(dict.fromkeys(args.dataset)))
@@ -338,8 +339,8 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
 
 
 def _schedule_flags(parser: CommandParser) -> None:
+    from harness.apps.recovery import Sources
     from harness.apps.schedule import SearchConfig
-    from harness.measure.recovery import Sources
 
     what = parser.add_argument_group("what is searched, on what")
     flags.model(what)
@@ -362,19 +363,19 @@ def _schedule_flags(parser: CommandParser) -> None:
 
 def run_fit_schedule(args: Namespace, status: Console) -> Shown:
     """Search a schedule, write it, and show the default and the best beside it."""
+    from harness.apps.recovery import Sources
     from harness.apps.schedule import SearchConfig, schedule_table, search_schedule
-    from harness.measure.recovery import Sources
 
     sources = flags.settings(Sources, args, datasets=tuple(dict.fromkeys(args.dataset)))
     config = flags.settings(SearchConfig, args)
     where = {"out": args.output, "device": args.device, "progress": Progress(status)}
-    found = search_schedule(args.model, args.method, sources, config, **where)
-    file = found.file
+    result = search_schedule(args.model, args.method, sources, config, **where)
+    file = result.file
     numbers = f"reduce_at={file.reduce_at}, schedule={file.schedule}, keep={file.keep:g}"
     worth = "" if file.found else "; nothing found is better on held-out images, so this is the default"
-    text = f"wrote {found.path}: {numbers}; {file.candidates} schedules tried in {file.seconds:.1f} s{worth}"
-    data = {"path": found.path, "schedule": file, "default": found.default, "best": found.best}
-    return Shown(parts=(schedule_table(found), text), data=json_values(data))
+    text = f"wrote {result.path}: {numbers}; {file.candidates} schedules tried in {file.seconds:.1f} s{worth}"
+    data = {"path": result.path, "schedule": file, "default": result.default, "best": result.best}
+    return Shown(parts=(schedule_table(result), text), data=json_values(data))
 
 
 def load_row(name: str) -> "tuple[ClipParts, Variant, str]":

@@ -78,11 +78,12 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
 
 def _side_by_side(args: Namespace, status: Console) -> Work:
     """Measure while no other run writes to the folder."""
-    from harness.base.store import claimed
-    from harness.records.record import RECORDS, require_appendable
+    from harness.base.lines import require_appendable
+    from harness.base.store import claim
+    from harness.records.record import RECORDS
 
     require_appendable(args.output / RECORDS)
-    with claimed(args.output, leave_lock=False):
+    with claim(args.output):
         return (yield from _measured_side_by_side(args, status))
 
 
@@ -205,7 +206,7 @@ def _latency_flags(parser: CommandParser) -> None:
     flags.number(how, "--batches", None, text, nargs="+")
     text = "pixels a side; default: the tower's own"
     flags.number(how, "--image-sizes", [], text, nargs="+", metavar="N")
-    text = "float32, bfloat16 or float16; with --runtimes int8, too"
+    text = "float32, bfloat16 or float16"
     dtypes, ways = list(LatencyPlan.dtypes), list(LatencyPlan.ways)
     how.add_argument("--dtypes", nargs="+", metavar="DTYPE", default=dtypes, help=text)
     how.add_argument("--ways", nargs="+", metavar="WAY", default=ways, help=", ".join(WAYS))
@@ -224,10 +225,10 @@ def run_latency(args: Namespace, status: Console) -> Work:
     """Time models in turn with their dense towers, and write records and tables."""
     import torch
 
+    from harness.base.lines import require_appendable
     from harness.measure import times
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
     from harness.measure.timing import load_1min
-    from harness.records.record import require_appendable
     from zoo.core.files import write_whole
 
     progress = Progress(status)
@@ -302,7 +303,7 @@ COMMANDS = (
             ("latency clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
             ("latency clip_vit_b16_evit60 --random-weights --ways eager compile", "compiled, too"),
             ("latency clip_vit_b16_rankmerge50 --random-weights --image-sizes 384 512", "larger images"),
-            ("latency clip_vit_s14_rankmerge60 --runtimes eager onnx openvino --dtypes float32 int8", "exported files"),
+            ("latency clip_vit_s14_rankmerge60 --runtimes eager onnx openvino --dtypes float32 bfloat16", "files"),
             ("latency clip_vit_b16_tome60 --device cuda --ways eager cuda-graphs", "on a GPU"),
         ),
         output="a table per condition on standard output; latency.jsonl and latency.md in "

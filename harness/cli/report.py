@@ -1,8 +1,14 @@
 """Subcommands that pass results on: ``report``, ``check``, ``push``."""
 
+import tempfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from harness.base.table import Shown
+from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser, imported
 
@@ -14,8 +20,14 @@ def _report_flags(parser: CommandParser) -> None:
     flags.output(files, "report", "folder of the report")
     title = "Token reduction for CLIP, side by side"
     files.add_argument("--title", default=title, help="of the page")
-    text = "draw every table; default: up to 6 of 150 rows in all, of more the first 3"
-    files.add_argument("--all-plots", action="store_true", help=text)
+    files.add_argument("--all-plots", action="store_true", help="draw every table; default: the first 6")
+
+
+def run_report(args: Namespace, status: Console) -> Shown:
+    """Write a report and show the Pareto fronts."""
+    from harness.report.folder import report_runs
+
+    return report_runs(args.runs, args.output, Progress(status), title=args.title, every_plot=args.all_plots)
 
 
 def _check_flags(parser: CommandParser) -> None:
@@ -74,13 +86,39 @@ def _push_flags(parser: CommandParser) -> None:
     what.add_argument("--accept-license", metavar="ID", help=text)
 
 
+def run_push(args: Namespace, status: Console) -> Shown:
+    """Write a model with its card, and upload it unless only a folder is asked for."""
+    from harness.apps import push
+    from harness.records.record import read_run
+
+    push.check_repo(args.to)
+    records = read_run(args.records) if args.records is not None else []
+    model = push.load_publishable(args.model, args.predictor, args.prompts, args.recovery)
+    uploads = args.folder is None and not args.dry_run
+    push.check_license(model, args.accept_license, uploads=uploads)
+    rows = model.rows(records, args.records) if args.records is not None else []
+    with tempfile.TemporaryDirectory() as name:
+        folder = args.folder or Path(name)
+        card = push.write_folder(model, folder, args.to, rows)
+        sizes = {file: (folder / file).stat().st_size for file in push.FILES}
+        where = None if args.folder is None else str(args.folder)
+        if uploads:
+            Progress(status).say(f"uploading {sum(sizes.values()):,} bytes to {args.to}")
+            where = push.upload(folder, args.to, private=args.private)
+    files = ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes.items())
+    text = f"wrote {where}: {files}"
+    if where is None:
+        text = f"nothing was written or sent; it would be {files}\n\n{card}"
+    return Shown(parts=(text,), data={"where": where, "bytes_by_file": sizes, "card": card})
+
+
 PUSH = "push clip_vit_s14_patchrank60 --to OWNER/NAME"
 COMMANDS = (
     Command(
         path="report",
         what="Write a page, tables (Markdown, CSV, LaTeX) and plots of one or more runs.",
         flags=_report_flags,
-        run=imported("harness.report.folder:run_report"),
+        run=run_report,
         examples=(
             ("report results", "what `compare` and `latency` measured"),
             ("report results results_gpu/records.jsonl --title 'Two machines'", "two runs"),
@@ -107,7 +145,7 @@ COMMANDS = (
         path="push",
         what="Publish a model with a generated card on the Hugging Face hub, or write it to a folder.",
         flags=_push_flags,
-        run=imported("harness.apps.push:run_push"),
+        run=run_push,
         examples=(
             (f"{PUSH} --dry-run", "see the card first"),
             (f"{PUSH} --records results/records.jsonl", "with measured figures"),

@@ -506,13 +506,14 @@ def _final_flags(parser: CommandParser) -> None:
 def run_final(args: Namespace, status: Console) -> Work:
     """Measure all methods on the split that nothing was chosen by, and name the commit."""
     from harness import git_commit
+    from harness.base.lines import require_appendable
     from harness.datasets.base import FINAL
     from harness.measure.compare import compare, expected_runs
     from harness.measure.plan import Plan
     from harness.measure.rows import usual_methods
     from harness.records.averages import matched
     from harness.records.conditions import GOLDEN
-    from harness.records.record import Record, require_appendable, write_records
+    from harness.records.record import Record, write_records
     from harness.report.tables import comparison_table, matched_table
     from harness.report.writers import markdown
     from zoo.core.files import write_whole

@@ -2,7 +2,6 @@
 
 import abc
 import copy
-import hashlib
 import importlib
 import inspect
 import json
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.core.files import write_whole
+from zoo.core.files import digest, write_whole
 from zoo.loading.weights import cache_folder
 
 SplitName = Literal["train", "val", "test", "final"]
@@ -238,20 +237,18 @@ class Dataset(abc.ABC):
         own = self._revision()
         if not self.left_out:
             return own
-        return hashlib.sha256("\0".join((own, *sorted(self.left_out))).encode()).hexdigest()[:12]
+        return digest("\0".join((own, *sorted(self.left_out))).encode(), length=12)
 
     def _revision(self) -> str:
         """First 12 hex digits of the sha256 over the shipped files, in order."""
-        content = b"".join(self.path(file).read_bytes() for file in self.files)
-        return hashlib.sha256(content).hexdigest()[:12]
+        return digest(*map(self.path, self.files), length=12)
 
     @property
     def condition(self) -> str:
         """What records go by: the revision, and the templates where they aren't its own."""
         if not self.templates or self.templates == type(self).templates:
             return self.revision
-        digest = hashlib.sha256("\0".join(self.templates).encode()).hexdigest()[:8]
-        return f"{self.revision}-{digest}"
+        return f"{self.revision}-{digest(chr(0).join(self.templates).encode(), length=8)}"
 
     def with_templates(self, templates: Sequence[str]) -> Self:
         """Return it with other prompts, see ``require_template``."""
@@ -357,7 +354,7 @@ def cached_json(room: str, *identity: object) -> tuple[Path, Any]:
 
     What can't be read or understood is nothing.
     """
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    key = digest(identity)
     file = cache_folder() / room / f"{key}.json"
     with suppress(OSError, ValueError, RecursionError):
         return file, json.loads(file.read_bytes())

@@ -22,6 +22,7 @@ from harness.datasets.archives import Archive, drive
 from harness.datasets.base import SPLITS, OwnDataset, Split, SplitName, slug
 from harness.datasets.images import ImageList, require_inside, shortened
 from harness.datasets.rooted import RootedDataset, counted
+from zoo.core.files import digest
 
 PICKLES = (".pkl", ".pickle")
 LISTED = 6  # folders in a message
@@ -173,7 +174,7 @@ class CoopSplit(OwnDataset):
 
     def _revision(self) -> str:
         """First 12 hex digits of the split file's sha256; the images aren't read."""
-        return hashlib.sha256(self._split_file.source).hexdigest()[:12]
+        return digest(self._split_file.source, length=12)
 
     def differences(self) -> list[str]:
         """Say which images are missing or empty; none is opened."""

@@ -1,6 +1,5 @@
 """Image files: found below folders, listed with labels, and read without trust."""
 
-import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from harness.datasets.base import Rendered, Split
+from zoo.core.files import digest
 
 _NAMES = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp"
 EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
@@ -62,9 +62,8 @@ def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE
     files = image_files(folder)
     if not files:
         raise ValueError(f"{where}: no images below this folder; known extensions are {', '.join(sorted(EXTENSIONS))}")
-    digest, paths = hashlib.sha256(), tuple(PurePosixPath(file.relative_to(folder).as_posix()) for file in files)
-    for relative, file in zip(paths, files, strict=True):
-        digest.update(f"{relative}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
+    paths = tuple(PurePosixPath(file.relative_to(folder).as_posix()) for file in files)
+    facts = [f"{path}\0{file.stat().st_size}\0" for path, file in zip(paths, files, strict=True)]
 
     def render(index: int, _variant: int) -> Rendered:
         return read_image(files[index], way=way), None
@@ -73,8 +72,8 @@ def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE
     return FolderImages(
         name=folder.resolve().name or "images",
         paths=paths,
-        revision=digest.hexdigest()[:12],
-        split=Split(labels, lambda index: _digest(files[index]), render),
+        revision=digest("".join(facts).encode(errors="surrogateescape"), length=12),
+        split=Split(labels, lambda index: digest(files[index]), render),
     )
 
 
@@ -123,15 +122,10 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def _digest(file: Path) -> str:
-    """Return 16 hex digits of the sha256 over a file's bytes."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-
-
 def file_digests(files: Sequence[Path]) -> list[str]:
     """Return 16 hex digits of the sha256 over each file's bytes, on several threads."""
     with ThreadPoolExecutor() as threads:
-        return list(threads.map(_digest, files))
+        return list(threads.map(digest, files))
 
 
 def how_many(count: int, what: str = "") -> str:

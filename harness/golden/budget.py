@@ -11,7 +11,7 @@ from harness.records.conditions import GOLDEN
 from harness.records.statistics import Interval
 from zoo.core.files import write_whole
 from zoo.core.host import Host
-from zoo.ranking.approximate import Effort, approximate_passes, fitting
+from zoo.ranking.approximate import Effort, parse, passes
 from zoo.ranking.golden import GoldenConfig
 from zoo.ranking.windows import windows
 
@@ -38,24 +38,20 @@ class Point:
             return self.method
         return self.approximate or f"window {self.window}, stride {self.stride}"
 
-    def fits(self, effort: Effort, block: int) -> bool:
+    def fits(self, effort: Effort) -> bool:
         """Tell whether a tower can do it."""
         if self.window is None or self.stride is None:
             return True
         if self.window > min(effort.grid):
             return False
-        if self.approximate is None:
-            return True
-        count = len(windows(effort.grid, self.window, self.stride))
-        low, high = fitting(self.approximate, effort, block, self.window, count)
-        return low <= int(self.approximate.partition(":")[2]) <= high
+        return self.approximate is None or parse(self.approximate) <= effort.patches - self.window**2
 
-    def passes(self, effort: Effort, block: int) -> float:
+    def passes(self, effort: Effort) -> float:
         """Return what it costs per image, in passes of a whole image from the block on."""
         if self.window is None or self.stride is None:
             return 0.0
         count = len(windows(effort.grid, self.window, self.stride))
-        return approximate_passes(self.approximate, effort, block, count)
+        return passes(self.approximate, effort, count)
 
 
 def passes_of(golden: GoldenConfig, vit: Host) -> float:
@@ -63,7 +59,7 @@ def passes_of(golden: GoldenConfig, vit: Host) -> float:
     grid = vit.grid[0] * vit.grid[1]
     rounds = 1 if golden.greedy is None else math.ceil(grid / golden.greedy)
     point = Point(window=golden.window, stride=golden.stride, approximate=golden.approximate)
-    return rounds * point.passes(Effort.of(vit, golden.block), golden.block)
+    return rounds * point.passes(Effort.of(vit, golden.block))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +126,7 @@ def _worth(facts: dict[str, Any]) -> Worth:
     return Worth(**facts | {"point": point, "tau": tau, "difference": difference})
 
 
-def best_within(curve: Curve, budget: float, effort: Effort, block: int, *, removal_only: bool = False) -> Point:
+def best_within(curve: Curve, budget: float, effort: Effort, *, removal_only: bool = False) -> Point:
     """Choose the golden way of highest tau that a tower can do within a number of passes.
 
     ``effort`` is the tower's from the reduction point on; ``removal_only`` tells that windows have
@@ -139,15 +135,12 @@ def best_within(curve: Curve, budget: float, effort: Effort, block: int, *, remo
     Raises:
         ValueError: the budget is below the cheapest way; names it.
     """
-    cuts = curve.effort.blocks == effort.blocks and curve.block == block
     ways = [
-        (worth.point.passes(effort, block), worth.tau.estimate, worth.point)
+        (worth.point.passes(effort), worth.tau.estimate, worth.point)
         for worth in curve.worths
         if worth.point.window is not None
-        and worth.point.fits(effort, block)
+        and worth.point.fits(effort)
         and not (removal_only and worth.point.approximate)
-        # How much a block at the end matters is known for the measured tower alone.
-        and (cuts or not (worth.point.approximate or "").startswith("shallow"))
     ]
     cheapest = min(ways, key=lambda way: way[0])
     within = [way for way in ways if way[0] <= budget]
@@ -173,8 +166,8 @@ def recipe_for(
 
     ``budget`` is in passes per image from ``block`` on, that of the whole image left out; the
     others are of the tower: (rows, columns) of patches, blocks, width of tokens (the MLP's is taken
-    to be four times it), and whether features come from the class token, which ``follow`` and
-    ``jacobian`` need. Return ``window``, ``stride`` and ``approximate`` for ``GoldenConfig``.
+    to be four times it), and whether features come from the class token, which ``follow`` needs. Return ``window``,
+    ``stride`` and ``approximate`` for ``GoldenConfig``.
 
     Raises:
         ValueError: the budget is below the cheapest way, or the block outside the tower.
@@ -183,5 +176,5 @@ def recipe_for(
         raise ValueError(f"block={block}: this tower has blocks 0 to {depth - 1}")
     heads = max(1, dim // HEAD)
     effort = Effort(grid=grid, blocks=depth - block, dim=dim, hidden=4 * dim, heads=heads)
-    point = best_within(Curve.read(SHIPPED), budget, effort, block, removal_only=not token_pooled)
+    point = best_within(Curve.read(SHIPPED), budget, effort, removal_only=not token_pooled)
     return {"window": point.window, "stride": point.stride, "approximate": point.approximate}

@@ -2,7 +2,6 @@
 
 import bisect
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from harness.datasets.images import folder_images
 from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, ranked_revision
 from harness.models.towers import Tower, load_tower
 from harness.records.agreement import kendall_tau
-from zoo.core.files import partial_of, write_whole
+from zoo.core.files import digest, partial_of, write_whole
 from zoo.core.predictor import Predictor, predictor_name
 from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
 from zoo.loading.weights import blocks_fingerprint, cache_folder, fingerprint
@@ -173,7 +172,7 @@ def entering(
     images = _subset(split, set(image_ids), facts)
     key_facts: dict[str, Any] = {name: getattr(facts, name) for name in _KEY}
     key_facts["versions"] = {name: metadata.version(name) for name in _PACKAGES}
-    key = _digest([key_facts, sorted(image_ids)])
+    key = digest([key_facts, sorted(image_ids)])
     name = f"{facts.dataset}-{facts.split}-b{facts.block}-{key}"
     path = cache_folder() / "tokens" / f"{name}.npy"
     cells = vit.grid[0] * vit.grid[1]
@@ -192,10 +191,6 @@ def entering(
         tokens = _read(path, shape, images.image_ids)
         assert tokens is not None
     return Entering(tokens=tokens, image_ids=images.image_ids, labels=images.labels)
-
-
-def _digest(facts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _subset(split: Split, image_ids: set[str], facts: Provenance) -> Split:
@@ -313,7 +308,7 @@ def fit(
         stop = gather(tower, rankings[1], progress, folders=folders)
         # By all that decides the result.
         images = [learn.image_ids, stop.image_ids]
-        key = _digest([asdict(config), facts, images, learn.blocks, torch.__version__])
+        key = digest([asdict(config), facts, images, learn.blocks, torch.__version__])
         checkpoint, units = cache_folder() / "fits" / f"{key}.pt", epoch_runs(config, len(learn.data))
         with progress.task(f"epochs of {config.arch}", config.epochs, units=units) as update:
             predictor = fit_predictor(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.base.store import ShardFacts, claimed, missing, shard_path, survey
+from harness.base.store import ShardFacts, claim, missing, shard_path, survey
 from harness.base.terminal import Progress
 from harness.base.workers import check_workers, made_by_workers, require_same
 from harness.datasets.base import Dataset, Split, SplitName
@@ -161,7 +161,7 @@ def rank_by_scores(job: Job, progress: Progress) -> dict[str, Ranked]:
     with contextlib.ExitStack() as claims:
         stored: dict[str, dict[int, ShardFacts]] = {}
         for score, out in maker.stores.items():
-            claims.enter_context(claimed(out))
+            claims.enter_context(claim(out))
             stored[score], removed = survey(out, store.facts_of)
             for line in removed:
                 progress.say(line)

@@ -58,7 +58,7 @@ class Provenance(Origin):
     def described(self) -> str:
         """Return the settings in words."""
         names = [entry.name for entry in fields(GoldenConfig)]
-        return GoldenConfig(**{name: getattr(self, name) for name in names}).described()
+        return GoldenConfig(**{name: getattr(self, name) for name in names}).describe()
 
     def command(self) -> str:
         """Return the command that makes such rankings."""

@@ -37,8 +37,7 @@ from harness.measure.evaluate import (
 )
 from harness.measure.match import matched_rows, say_time_misses
 from harness.measure.plan import Plan
-from harness.measure.recovery import recovered_rows
-from harness.measure.rows import BLOCK, Outcome, Variant, variants
+from harness.measure.rows import BLOCK, Outcome, Variant, recovered_rows, variants
 from harness.measure.traces import Answered, Tracer
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import caption_features, load_tower, nameable, named, text_classifier, without_text

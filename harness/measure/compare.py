@@ -18,8 +18,7 @@ from harness.measure.bench import Bench
 from harness.measure.cost import COUNTED
 from harness.measure.evaluate import correct
 from harness.measure.plan import Plan, check_plan, tuning_of
-from harness.measure.recovery import require_towers
-from harness.measure.rows import BLOCK, Variant, require_rows
+from harness.measure.rows import BLOCK, Variant, require_rows, require_towers
 from harness.measure.traces import Tracer
 from harness.measure.tuning import Tuned, step_runs
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RANDOM, Tuning

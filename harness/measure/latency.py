@@ -24,7 +24,6 @@ from harness.models import towers
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import utc_now
 from zoo.core.messages import expected
-from zoo.deploy.export import INT8
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.sizes import MODELS
 from zoo.loading.weights import fingerprint
@@ -62,8 +61,6 @@ class LatencyPlan:
         """Validate."""
         self._check_numbers()
         for dtype in self.dtypes:
-            if dtype == INT8 and not self.runtimes:
-                raise ValueError(f"--dtypes {dtype}: only with --runtimes, such as --runtimes eager onnx openvino")
             if dtype not in ways.DTYPES:
                 raise ValueError(f"--dtypes {dtype!r}: {expected(dtype, ways.DTYPES)}")
         real = [name for name in known_methods() if name not in (DENSE, GOLDEN)]
@@ -386,7 +383,7 @@ class _FamilyRun:
             failed="not timed",
             **counts,
             saved_gflops=None if row is self.dense else saved,
-            weights_mib=None if cell.dtype == INT8 else ways.weights_mib(row.vit, DTYPES[cell.dtype]),
+            weights_mib=ways.weights_mib(row.vit, DTYPES[cell.dtype]),
             surroundings=timing.Surroundings(),
         )
 

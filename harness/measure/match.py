@@ -152,32 +152,53 @@ class TimeRatios:
         return placed.to(self.images.device, self.images.dtype).eval()
 
 
+def search_times(
+    times: TimeRatios,
+    solvers: Mapping[K, KeepSolver],
+    starts: Mapping[K, int],
+    goals: Mapping[K, ReducedViT | float],
+    on_step: Callable[[], object] = lambda: None,
+) -> dict[K, tuple[int, float]]:
+    """Search counts of patch tokens whose time is a goal's: a model's, or a share of the dense tower's.
+
+    Every step times the dense tower, the models of goals and what all searches ask for in the same rounds.
+
+    Returns:
+        By key the count, and the median of what its time was by the goal's.
+    """
+    models = {id(goal): goal for goal in goals.values() if not isinstance(goal, float)}
+    measured = defaultdict[tuple[K, int], list[float]](list)
+
+    def costs(asked: Mapping[K, int]) -> dict[K, float]:
+        vits: dict[Any, ReducedViT] = dict(models)
+        for key, count in asked.items():
+            if count < solvers[key].patches:  # else it is the dense tower
+                vits[key] = solvers[key].build(count / solvers[key].patches)
+        ratios = times.of(vits, ROUNDS) if vits else {}
+        on_step()
+        found = {}
+        for key, count in asked.items():
+            goal = goals[key]
+            found[key] = ratios.get(key, 1.0) / (goal if isinstance(goal, float) else ratios[id(goal)])
+            measured[key, count].append(found[key])
+        return found
+
+    counts = together({key: solver.search(starts[key]) for key, solver in solvers.items()}, costs)
+    return {key: (count, statistics.median(measured[key, count])) for key, count in counts.items()}
+
+
 def equal_times(
     times: TimeRatios, targets: Mapping[float, ReducedViT], solvers: Mapping[MethodRate, KeepSolver], progress: Progress
 ) -> dict[MethodRate, float]:
-    """Solve keep rates for the time of the targets, by method and the target's keep rate.
-
-    Every step times the dense tower, the targets and what all searches ask for in the same rounds.
-    Searches start at the target's keep rate; see `KeepSolver.search`.
-    """
+    """Solve keep rates for the time of the targets, by method and the target's keep rate, where searches start."""
     if not solvers:
         return {}
+    starts = {key: round(key[1] * solver.patches) for key, solver in solvers.items()}
     with progress.task("keep rates of equal time", STEPS) as update:
         done = itertools.count(1)
-
-        def costs(asked: Mapping[MethodRate, int]) -> dict[MethodRate, float]:
-            vits: dict[Any, ReducedViT] = dict(targets)
-            for key, count in asked.items():
-                if count < solvers[key].patches:  # else it is the dense tower
-                    vits[key] = solvers[key].build(count / solvers[key].patches)
-            ratios = times.of(vits, ROUNDS)
-            progress.advance((1 + len(vits)) * ROUNDS * len(times.images))
-            update(next(done))
-            return {key: ratios.get(key, 1.0) / ratios[key[1]] for key in asked}
-
-        starts = {key: solver.search(round(key[1] * solver.patches)) for key, solver in solvers.items()}
-        counts = together(starts, costs)
-    return {key: count / solvers[key].patches for key, count in counts.items()}
+        goals = {key: targets[key[1]] for key in solvers}
+        answers = search_times(times, solvers, starts, goals, lambda: update(next(done)))
+    return {key: count / solvers[key].patches for key, (count, _) in answers.items()}
 
 
 def remembered(known: Sequence[Record], target: Variant, method: str, matched: Mapping[str, Any]) -> Record | None:

@@ -1,7 +1,8 @@
 """The models that stand side by side: one dense tower and everything that shares its weights."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch import Tensor
 
 import zoo
 from harness.golden.store import Rankings
-from harness.models.towers import TIMM
+from harness.models.towers import TIMM, split_method
 from harness.records.conditions import DENSE, GOLDEN, RECOVERY
-from zoo.core.files import digest_of
-from zoo.core.messages import expected
+from zoo.core.files import digest
+from zoo.core.messages import expected, tower_name
 from zoo.core.predictor import PredictorFile
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, left_at, rank_scores, tokens_of
+from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.registry import require_fitted
 from zoo.loading.sizes import MODELS, SIZES, ModelName
 from zoo.loading.weights import load_predictor, with_predictors
@@ -144,7 +146,7 @@ def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
 
 def predictors_digest(files: Sequence[PredictorFile]) -> str:
     """Return 16 hex digits that tell a model's predictors from others."""
-    return digest_of(*(file.path for file in files))
+    return digest(*(file.path for file in files))
 
 
 def reduced_row(
@@ -160,6 +162,40 @@ def reduced_row(
         config["predictor"] = predictors_digest(predictors)
     keep = options["keep"]
     return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config, what=what)
+
+
+def recovered_row(dense: ReducedViT, arch: str, tag: str, file: RecoveryFile) -> Variant:
+    """Make a row of a method with a recovery, whose file says method and settings.
+
+    Raises:
+        ValueError: a recovery of another tower or predictor, or one without keep rate.
+    """
+    keep = file.options.get("keep")
+    if keep is None:
+        raise ValueError(f"recovery {str(file.path)!r} is of a model without keep rate, which no row can show")
+    name = f"{arch}_{file.method}{round(100 * keep)}"
+    row = reduced_row(dense, arch, tag, name, file.method, file.options)
+    mark = digest(file.path)
+    vit = add_recovery(row.vit, file).eval()
+    return replace(row, vit=vit, config=row.config | {RECOVERY: mark}, what=f"with recovery {mark}")
+
+
+def recovered_rows(dense: ReducedViT, arch: str, tag: str, paths: Sequence[Path]) -> list[Variant]:
+    """Make the rows of those recoveries that are of this tower."""
+    files = [RecoveryFile.read(path) for path in paths]
+    return [recovered_row(dense, arch, tag, file) for file in files if (file.model, file.tag) == (arch, tag)]
+
+
+def require_towers(paths: Sequence[Path], models: Sequence[str]) -> None:
+    """Raise ValueError for a recovery that is of no tower of ``models``, dense names."""
+    known = {split_method(name)[0].partition(".")[0] for name in models}
+    for path in paths:
+        file = RecoveryFile.read(path)
+        if file.model not in known:
+            raise ValueError(
+                f"recovery {str(path)!r} is of {tower_name(file.model, file.tag)}, which is not measured: add it to "
+                "--model"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

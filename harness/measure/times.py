@@ -7,13 +7,13 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+from harness.base.lines import append_lines, can_resume, parse_lines
 from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Part, Table
 from harness.base.terminal import Progress
 from harness.measure.timing import Machine, Surroundings, Timing
 from harness.measure.ways import EAGER
 from harness.records.conditions import DENSE
-from harness.records.record import append, parsed_lines, to_go_on_from
-from zoo.core.files import parsed, strict_json
+from zoo.core.files import from_json, strict_json
 
 LATENCIES = "latency.jsonl"  # file of a run's records
 SCHEMA_VERSION = 1
@@ -114,7 +114,7 @@ def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:
         OSError: the file can't be written to.
     """
     lines = [json.dumps(asdict(record), allow_nan=False) + "\n" for record in records]
-    append(path, "".join(lines).encode())
+    append_lines(path, "".join(lines).encode())
 
 
 def read_latencies(path: Path) -> list[LatencyRecord]:
@@ -126,10 +126,10 @@ def read_latencies(path: Path) -> list[LatencyRecord]:
     """
 
     def record(line: bytes) -> LatencyRecord:
-        value: LatencyRecord = parsed(LatencyRecord, strict_json(line), "record")
+        value: LatencyRecord = from_json(LatencyRecord, strict_json(line), "record", complete=True)
         return value
 
-    return parsed_lines(path, record)
+    return parse_lines(path, record)
 
 
 def earlier_times(path: Path, progress: Progress, *, fresh: bool) -> list[LatencyRecord]:
@@ -138,7 +138,7 @@ def earlier_times(path: Path, progress: Progress, *, fresh: bool) -> list[Latenc
     Raises:
         ValueError: another line is no record.
     """
-    return read_latencies(path) if to_go_on_from(path, progress.say, fresh=fresh) else []
+    return read_latencies(path) if can_resume(path, progress.say, fresh=fresh) else []
 
 
 def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -> LatencyRecord | None:

@@ -31,7 +31,7 @@ from harness.measure.plan import TRACED
 from harness.measure.rows import Outcome
 from harness.records.conditions import DENSE
 from harness.records.record import Record
-from zoo.core.files import parsed, write_whole
+from zoo.core.files import digest, from_json, write_whole
 
 TRACES = "traces"  # folder beside a run's records, and the kind of its files
 THUMBNAILS = "thumbnails"  # likewise
@@ -48,15 +48,10 @@ _OWN = ("model", "method", "keep", "method_config")
 _SHARED = ("dataset", "dataset_revision", "split", "tag", "weights_sha256")
 
 
-def digest_of(facts: Mapping[str, Any]) -> str:
-    """Return 12 hex digits that tell facts from others."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def _file_name(words: str, facts: Mapping[str, Any]) -> str:
     """Return a file's name that tells facts from others; datasets of the user's have any names."""
     plain = re.sub(r"[^\w.,-]+", "-", words)
-    return f"{plain[:120]}-{digest_of(facts)}.parquet"
+    return f"{plain[:120]}-{digest(facts, length=12)}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +208,7 @@ class RowTraces:
         none = [UNRANKED] * left.shape[1]
         ranks = [none if row is None else row for row in table["importance"].to_pylist()]
         return cls(
-            facts=parsed(Facts, metadata["facts"], "facts"),
+            facts=from_json(Facts, metadata["facts"], "facts"),
             grid=(metadata["grid"][0], metadata["grid"][1]),
             image_ids=tuple(table["image_id"].to_pylist()),
             labels=tuple(table["label"].to_pylist()),

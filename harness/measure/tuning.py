@@ -1,7 +1,5 @@
 """Models tuned on a few labelled images: made once for each draw and recipe, and kept."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.measure.evaluate import OutcomeCache, correct, outcomes
 from harness.measure.rows import Outcome, Variant
 from harness.models.towers import text_classifier
-from zoo.core.files import digest_of
+from zoo.core.files import digest
 from zoo.core.precision import precision_on
 from zoo.core.prompts import PromptFile
 from zoo.learning.prompt_learner import TuneConfig
@@ -51,7 +49,7 @@ class Tuned:
     @property
     def digest(self) -> str:
         """16 hex digits that tell these prompts from others."""
-        return digest_of(self.file.path)
+        return digest(self.file.path)
 
 
 class Judged(NamedTuple):
@@ -183,8 +181,7 @@ class Tuner:
             *(self.dataset.name, self.dataset.condition, shots, seed, asdict(config)),
             *(few.train.image_ids, few.val.image_ids, like.device.type, torch.__version__),
         ]
-        digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
-        return cache_folder() / "prompts" / f"{digest[:20]}.safetensors"
+        return cache_folder() / "prompts" / f"{digest(conditions, length=20)}.safetensors"
 
     def _outcomes_of(self, rows: Sequence[Variant], split: Split) -> dict[str, Outcome]:
         like = next(rows[0].vit.blocks.parameters())

@@ -1,40 +1,28 @@
 """Records: what is measured of a model, by field; reading, appending and using them again."""
 
 import base64
-import contextlib
-import gzip
 import hashlib
 import json
 import math
-import os
 import re
-import shlex
-import tempfile
-import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
-from io import FileIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from harness.base.lines import append_lines, can_resume, parse_lines
 from harness.base.table import NOT_MEASURED
 from harness.base.terminal import Progress
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RECOVERY, TUNINGS
-from zoo.core.files import no_room, parsed, strict_json
+from zoo.core.files import from_json, strict_json
 from zoo.core.messages import expected
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 SCHEMA_VERSION = 7
 RECORDS = "records.jsonl"  # in the folder of a run
-MOST_UNPACKED = 2**30  # bytes of a file of records that is read packed
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
 _ROUNDING = 1e-4  # by which a mean of rounded values may leave its range
 _NAMED = 3  # owners named of each value that differs
@@ -503,7 +491,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
         ValueError: as `record_lines`; nothing is written.
         OSError: the file can't be written; nothing is added to it.
     """
-    append(Path(path), record_lines(records))
+    append_lines(Path(path), record_lines(records))
 
 
 def record_lines(records: Iterable[Record]) -> bytes:
@@ -523,7 +511,7 @@ def read_records(path: str | Path) -> list[Record]:
         ValueError: a line is no record of this schema; names the file and the line, and whether
             the last line is torn.
     """
-    return parsed_lines(Path(path), lambda line: _record(line, Record))
+    return parse_lines(Path(path), lambda line: _record(line, Record))
 
 
 def read_run(path: Path) -> list[Record]:
@@ -577,7 +565,7 @@ def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
     Raises:
         ValueError: another line is no record.
     """
-    return read_records(path) if to_go_on_from(path, progress.say, fresh=fresh) else []
+    return read_records(path) if can_resume(path, progress.say, fresh=fresh) else []
 
 
 def fitting(blank: Record, known: Sequence[Record], batches: Sequence[int], *, ranked: bool = False) -> Record | None:
@@ -623,8 +611,8 @@ def _record(line: str | bytes, kind: type[R]) -> R:
         if type(version) is not int or version != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
         if kind is Record and _RETRIEVAL in values:
-            return cast(R, parsed(RetrievalRecord, values, "record"))
-    return cast(R, parsed(kind, values, "record"))
+            return cast(R, from_json(RetrievalRecord, values, "record", complete=True))
+    return cast(R, from_json(kind, values, "record", complete=True))
 
 
 def _check_interval(holder: object, value: str, low: str, high: str) -> None:
@@ -752,156 +740,3 @@ def in_words(differences: Mapping[str, Mapping[Any, list[str]]]) -> str:
         f"{name} {' and '.join(f'{v!r} ({some(owners)})' for v, owners in values.items())}"
         for name, values in differences.items()
     )
-
-
-def append(path: Path, lines: bytes) -> None:
-    """Add lines at the end of a file, all or none; it is made if it isn't there.
-
-    Raises:
-        ValueError: a file that is read packed, see `read_lines`.
-        OSError: they can't be written.
-    """
-    if path.suffix == ".gz":
-        raise ValueError(f"{path}: lines are appended to plain files only; unpack it with gzip -d")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+", buffering=0) as file, _locked(file, exclusive=True) as alone:
-        if alone:
-            _mend(file)
-        size = os.fstat(file.fileno()).st_size
-        try:
-            rest = memoryview(lines)
-            while rest:
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
-        except BaseException as error:
-            if alone:
-                os.ftruncate(file.fileno(), size)
-            if (told := no_room(path, len(lines), error)) is not None:
-                raise told from error
-            raise
-
-
-def require_appendable(path: Path, flag: str = "--output") -> None:
-    """Refuse a file that couldn't be written once all is measured; its folder is made.
-
-    Raises:
-        NotADirectoryError: its folder is a file.
-        OSError: file or folder can't be written to.
-    """
-    folder = path.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=folder):
-            pass
-    except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(f"{flag} {str(folder)!r} is a file, or lies in one; expected a folder") from error
-    except OSError as error:
-        raise OSError(f"{flag} {str(folder)!r} can't be written to ({error.strerror}); name another folder") from error
-
-
-def read_lines(path: Path) -> tuple[list[bytes], bool]:
-    """Return a file's lines, unpacked where its name ends in ``.gz``, and whether the last is torn.
-
-    Raises:
-        ValueError: no gzip file, not the whole of one, or one of more than `MOST_UNPACKED` bytes.
-    """
-    with path.open("rb", buffering=0) as file, _locked(file, exclusive=False):
-        *lines, last = (_unpacked(file) if path.suffix == ".gz" else file.readall()).split(b"\n")
-    return ([*lines, last], _is_torn(last)) if last else (lines, False)
-
-
-def _unpacked(file: FileIO) -> bytes:
-    try:
-        content = gzip.GzipFile(fileobj=file).read(MOST_UNPACKED + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file.name}: not a whole gzip file ({error}); unpack what there is with gzip -dc") from error
-    if len(content) > MOST_UNPACKED:
-        raise ValueError(f"{file.name}: unpacks to more than {MOST_UNPACKED:,} bytes; unpack it with gzip -d")
-    return content
-
-
-def parsed_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
-    """Read each line by a function that raises ValueError for what isn't right, in file order.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: names the file, the line and what the function said; or the last line is torn.
-    """
-    values = []
-    lines, torn = read_lines(path)
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            values.append(parse(line))
-        except ValueError as error:
-            what = str(error)
-            if torn and number == len(lines):
-                code = f"from harness.records.record import mend; mend({str(path)!r})"
-                what = (
-                    "torn, as what wrote it was stopped midway; the same command drops it and goes "
-                    f"on, or drop it with: python -c {shlex.quote(code)}"
-                )
-            raise ValueError(f"{path}, line {number}: {what}") from error
-    return values
-
-
-def to_go_on_from(path: Path, say: Callable[[str], object], *, fresh: bool) -> bool:
-    """Tell whether an earlier run left lines to go on from, which none are if all is ``fresh``.
-
-    A torn last line is dropped first, and ``say`` called with words that say so.
-    """
-    if fresh or not path.is_file():
-        return False
-    if mend(path):
-        say(f"{path}: the last line was torn, as what wrote it was stopped; dropped")
-    return True
-
-
-def mend(path: str | Path) -> bool:
-    """Drop the torn last line of a file, as the next that appends would; say if there was one.
-
-    Raises:
-        FileNotFoundError: no such file.
-        OSError: the file can't be written to.
-    """
-    with Path(path).open("rb+", buffering=0) as file, _locked(file, exclusive=True) as alone:
-        return alone and _mend(file)
-
-
-def _is_torn(line: bytes) -> bool:
-    """Say if a line without an end is a part of a JSON object, which ends with its bracket."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return True
-    except RecursionError:
-        pass  # whole, and no record
-    return False
-
-
-def _mend(file: FileIO) -> bool:
-    """End the last line of a locked file, or drop it if it is torn; say if it was dropped."""
-    file.seek(0)
-    content = file.readall()
-    start = content.rfind(b"\n") + 1
-    if start == len(content):
-        return False
-    if _is_torn(content[start:]):
-        os.ftruncate(file.fileno(), start)
-        return True
-    file.seek(0, os.SEEK_END)
-    file.write(b"\n")  # an editor left it out
-    return False
-
-
-@contextlib.contextmanager
-def _locked(file: FileIO, *, exclusive: bool) -> Iterator[bool]:
-    """Wait for a lock, which ends with the file's being closed; yield whether there is one."""
-    held = False
-    if fcntl is not None:
-        # A file system without locks raises.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-            held = True
-    yield held

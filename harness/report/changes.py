@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from harness.base.lines import require_appendable
 from harness.base.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
 from harness.base.terminal import printable
 from harness.records.averages import judged_on, protocol, tower_of, uncounted
-from harness.records.record import METRICS, Metric, Record, measured_alike, metrics, read_run, require_appendable
+from harness.records.record import METRICS, Metric, Record, measured_alike, metrics, read_run
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,

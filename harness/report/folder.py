@@ -1,25 +1,18 @@
-"""A report as a folder: the page, tables and plots; and the command that writes it."""
+"""A report as a folder: the page, tables, plots and pictures of runs."""
 
-import argparse
-import glob
-import hashlib
 import json
-import os
-import shlex
-import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from harness.base.table import UNMEASURED, Cell, Column, Shown, Table, json_values
 from harness.base.terminal import Progress
 from harness.measure.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.averages import Average, labels
 from harness.records.record import CONDITIONS, FIDELITY, RECORDS, Record, read_run
+from harness.report.charts import render
 from harness.report.groups import (
     Group,
     Grouped,
@@ -45,37 +38,36 @@ from harness.report.highlights import (
 )
 from harness.report.page import Report, page
 from harness.report.pictures import agreement_rows, galleries, matrices, samples, traced_groups
-from harness.report.plots import drawn_groups, plots_of
+from harness.report.plots import DRAWN, plots_of
 from harness.report.tables import records_csv
 from harness.report.writers import csv_text, latex, markdown
-from zoo.core.files import PARTIAL, partial_of, strict_json, write_whole
+from zoo.core.files import write_whole
 
 TITLE = "Token reduction for CLIP, side by side"
 _TABLES = (".html", ".md", ".csv", ".tex")
-_MADE = ".report"  # folder of files that are all made and on their way to their places
-_MAKING = _MADE.removeprefix(".")  # folder of files that are being made, under a partial's name
-_LIST = ".report.json"  # names and digests of the files of the report that lies in a folder
 _VERDICTS = {"front": "on the front", "open": "beside it", "beaten": "beaten by"}
 
 
-def run_report(args: argparse.Namespace, status: Console) -> Shown:
+def report_runs(
+    paths: Sequence[Path], folder: Path, progress: Progress, *, title: str = TITLE, every_plot: bool = False
+) -> Shown:
     """Write the report of runs; show which rows are on the Pareto fronts.
 
     Raises:
         FileNotFoundError: a run isn't there.
         ValueError: one that can't be read, or no record in any.
-        NotADirectoryError: ``--output`` is a file.
+        NotADirectoryError: ``folder`` is a file.
     """
-    runs = once(args.runs)
+    runs = once(paths)
     pairs = [(record, str(run)) for run in runs for record in records_in(run)]
     report = write_report(
         [record for record, _ in pairs],
-        args.output,
-        Progress(status),
+        folder,
+        progress,
         runs=runs,
         sources=[run for _, run in pairs],
-        title=args.title,
-        every_plot=args.all_plots,
+        title=title,
+        every_plot=every_plot,
     )
     page_file, replaced = report.files[0], report.records.replaced
     tables = [
@@ -123,14 +115,14 @@ def write_report(
     drawn: Collection[str] | None = None,
     every_plot: bool = False,
 ) -> Report:
-    """Write the report of records in place of an earlier one, all its files or none.
+    """Write the report of records, each file whole; those of an earlier report are overwritten.
 
     Traces and times beside the records that can't be read are named and left out: measuring may
     have taken hours.
 
     All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in
     the rest. Traces and times are those of ``runs``. ``drawn`` are the files of plots and pictures
-    to write, None for all. Of many groups only the first are drawn, and the page says so, save with
+    to write, None for all. Only the first groups are drawn, and the page says so, save with
     ``every_plot``.
 
     Raises:
@@ -145,7 +137,7 @@ def write_report(
         progress.say(f"left out of the report: {reason}")
     short = [highlights(group) for group in groups.groups]
     timed = timed_groups([record for _, record in times])
-    most = None if every_plot else drawn_groups(groups.groups)
+    most = None if every_plot else DRAWN
     pictures = [*matrices(traced[:most]), *galleries(traced[:most])]
     report = Report(
         records=groups,
@@ -158,7 +150,6 @@ def write_report(
         missing=missing(groups, traced=bool(pictures)),
         left_out=left_out,
         most=most,
-        command=f"patchrank report {shlex.join([str(run) for run in runs] or ['RUN'])} --all-plots",
     )
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
@@ -170,93 +161,11 @@ def write_report(
     names = [name for name in files if drawn is None or name.endswith(_TABLES) or name in drawn]
     folder.mkdir(parents=True, exist_ok=True)
     with progress.task("report", len(names)) as update:
-        swap(folder, names, lambda name: files[name](), update)
-    return replace(report, files=[folder / name for name in names])
-
-
-def swap(
-    folder: Path, names: Sequence[str], content: Callable[[str], bytes | str], update: Callable[[int], object]
-) -> None:
-    """Write files that replace those of the last call in this folder, all or none.
-
-    They are made in a hidden folder inside, which gets its last name when they are whole. Then they
-    take their places, and what the last call wrote beyond them goes, unless somebody changed it. A
-    stop in between is made good by the next call, before it makes anything. ``content`` returns what
-    a file of ``names`` is to hold; ``update`` is told how many are made.
-
-    Raises:
-        NoRoomError: no room; the folder is as it was.
-    """
-    _take_places(folder)
-    _clear_leftovers(folder)
-    making = partial_of(folder / _MAKING)
-    making.mkdir()
-    try:
-        digests = {}
         for count, name in enumerate(names, start=1):
-            made = content(name)
-            raw = made.encode() if isinstance(made, str) else made
-            write_whole(making / name, raw)
-            digests[name] = hashlib.sha256(raw).hexdigest()
+            content = files[name]()
+            write_whole(folder / name, content.encode() if isinstance(content, str) else content)
             update(count)
-        write_whole(making / _LIST, json.dumps(digests, indent=0).encode())
-        making.rename(folder / _MADE)
-    except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
-        raise
-    try:
-        _take_places(folder)
-    except KeyboardInterrupt:
-        _take_places(folder)
-        raise
-
-
-def _take_places(folder: Path) -> None:
-    """Move files that are all made to where they belong; going on after a stop is the same."""
-    made = folder / _MADE
-    if not made.is_dir():
-        return
-    new, old = _listed(made / _LIST), _listed(folder / _LIST)
-    for name, digest in old.items():
-        path = folder / name
-        if name not in new and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
-            path.unlink()
-    for name in (*new, _LIST):  # the list is the last: until then, what it replaces says what has to go
-        if (made / name).exists():
-            (made / name).replace(folder / name)
-    made.rmdir()
-
-
-def _listed(path: Path) -> dict[str, str]:
-    """Return the names in a list of a report's files with their digests; none of a list that isn't ours."""
-    try:
-        facts = strict_json(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return {}
-    known = facts.items() if isinstance(facts, dict) else ()
-    # Names of files in the folder itself: whatever a list says, nothing elsewhere is touched.
-    return {name: str(digest) for name, digest in known if name == Path(name).name}
-
-
-def _clear_leftovers(folder: Path) -> None:
-    """Remove what killed commands of this machine were making."""
-    host = partial_of(folder / _MAKING).name.removesuffix(f"{os.getpid()}{PARTIAL}")
-    for path in folder.glob(f"{glob.escape(host)}*{PARTIAL}"):
-        process = path.name.removeprefix(host).removesuffix(PARTIAL)
-        if process.isdecimal() and not _runs(int(process)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    if os.name != "posix":
-        return True  # where asking would end it
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return process != os.getpid()
+    return replace(report, files=[folder / name for name in names])
 
 
 def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
@@ -275,17 +184,12 @@ def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
     if report.agreement:
         files["agreement.csv"] = lambda: csv_text(report.agreement)
     for plot in report.plots:
-        both = cache(partial(plot.draw_both, styles))
         for form in ("svg", "png"):
-            files[f"{plot.name}.{form}"] = partial(_formed, both, form)
+            files[f"{plot.name}.{form}"] = partial(render, plot.charts, styles, form)
     for picture in report.pictures:
-        files[f"{picture.name}.svg"] = partial(bytes, picture.svg)
-        files[f"{picture.name}.png"] = partial(bytes, picture.png)
+        for form, content in picture.files.items():
+            files[f"{picture.name}.{form}"] = partial(bytes, content)
     return files
-
-
-def _formed(drawn: Callable[[], Mapping[str, bytes]], form: str) -> bytes:
-    return drawn()[form]
 
 
 def front_table(group: Group, fronts: Sequence[Front]) -> Table:

@@ -1,7 +1,6 @@
 """A report as one page that needs no network; its template, style and script lie beside this."""
 
 import base64
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from harness.base.table import Table
-from harness.report.drawing import INK, Panel, Picture, Plot, Style, styles_of
+from harness.report.charts import INK, Chart, Style, draw, encode, styles_of
 from harness.report.groups import Grouped, TimedGroup, counted, sections, time_sections
 from harness.report.highlights import Highlights, Missing, headline
-
-_HERE = Path(__file__).parent
+from harness.report.pictures import TracePicture
+from harness.report.plots import Plot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +29,19 @@ class Report:
     short: Sequence[Highlights] = ()
     times: Sequence[TimedGroup] = ()
     plots: Sequence[Plot] = ()  # of records and times
-    samples: Picture | None = None  # of traces, as are pictures
-    pictures: Sequence[Picture] = ()
+    samples: TracePicture | None = None  # of traces, as are pictures
+    pictures: Sequence[TracePicture] = ()
     agreement: Sequence[dict[str, Any]] = ()  # of rankings, a pair a row
     missing: Sequence[Missing] = ()
     left_out: Sequence[str] = ()  # why files beside the records are not in it
     most: int | None = None  # groups that are drawn; None for all
-    command: str = ""  # what draws all
     files: Sequence[Path] = ()  # the page first
 
     @property
     def styles(self) -> dict[str, Style]:
-        """Of the series of all plots."""
-        return styles_of(n for plot in self.plots for panel in plot.panels for n in panel.names)
+        """Of the methods in all plots, the same in each."""
+        charts = (chart for plot in self.plots for chart in plot.charts if not chart.steps)
+        return styles_of(name for chart in charts for name in chart.series)
 
     @property
     def undrawn(self) -> str:
@@ -50,27 +49,15 @@ class Report:
         tables = len(self.records.groups)
         if self.most is None or self.most >= max(tables, len(self.times)):
             return ""
-        first = "first" if self.most == 1 else f"first {min(self.most, tables)}"
-        return f"Plots and pictures show the {first} of {counted(tables, 'table')} of records."
+        return f"Plots and pictures show the first {self.most} of {counted(tables, 'table')}; --all-plots draws all."
 
 
-class Choice(NamedTuple):
-    """A plot of the same rows by several costs, of which the page shows one at a time."""
+class Drawing(NamedTuple):
+    """A chart as an SVG; no other one of the page has its name."""
 
-    title: str
-    drawings: Mapping[str, tuple[str, bytes, Panel]]  # by cost: the name of the drawing, it, and what it is of
-
-
-def choices(plots: Sequence[Plot], styles: Mapping[str, Style]) -> list[Choice]:
-    """Put plots of the same group and quality together, the group's qualities side by side."""
-    found: dict[tuple[str, str], dict[str, tuple[str, bytes, Panel]]] = {}
-    for plot in plots:
-        for at, (panel, svg) in enumerate(zip(plot.panels, plot.draw_each(styles), strict=True)):
-            key = (panel.title, plot.title.partition(" against ")[0])
-            found.setdefault(key, {})[plot.axis] = (f"{plot.name}-{at}", svg, panel)
-    titles = list(dict.fromkeys(title for title, _ in found))
-    ordered = sorted(found, key=lambda key: titles.index(key[0]))
-    return [Choice(f"{key[1]}: {key[0]}", found[key]) for key in ordered]
+    name: str
+    chart: Chart
+    svg: Markup
 
 
 def page(report: Report, title: str) -> str:
@@ -87,7 +74,7 @@ def page(report: Report, title: str) -> str:
         ("rankings", "Rankings and kept patches"): [(k, p.title) for k, p in pictures.items()],
         ("missing", "Not measured"): _numbered("missing", report.missing),
     }
-    script, styles = _asset("sort.js"), report.styles
+    styles = report.styles
     return _template().render(
         report=report,
         title=title,
@@ -96,14 +83,10 @@ def page(report: Report, title: str) -> str:
         times=times,
         headline=headline(report.short),
         axes={plot.axis: plot.about for plot in switched},
-        choices=choices(switched, styles),
-        plots=others,
-        drawings={plot.name: plot.draw_each(styles) for plot in others},
+        switched=_by_axis(switched, styles),
+        plots=[(plot, _drawings(plot, styles)) for plot in others],
         pictures=pictures,
         contents=[(*chapter, [(*entry, ()) for entry in entries]) for chapter, entries in chapters.items() if entries],
-        style=Markup(_asset("style.css")),
-        script=Markup(script),
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
@@ -111,23 +94,40 @@ def _numbered(kind: str, parts: Sequence[Table | Missing]) -> list[tuple[str, st
     return [(f"{kind}-{at}", part.title) for at, part in enumerate(parts, 1)]
 
 
+def _drawings(plot: Plot, styles: Mapping[str, Style]) -> list[Drawing]:
+    """Draw each chart of a plot by itself, small enough for a phone."""
+    drawings = []
+    for at, chart in enumerate(plot.charts):
+        name = f"{plot.name}-{at}"
+        svg = encode(draw([chart], styles, small=True), "svg")
+        drawings.append(Drawing(name, chart, inline(svg, name, chart.alt)))
+    return drawings
+
+
+def _by_axis(plots: Sequence[Plot], styles: Mapping[str, Style]) -> list[tuple[str, dict[str, Drawing]]]:
+    """Put charts of the same group and quality together by their costs, the group's qualities side by side."""
+    found: dict[tuple[str, str], dict[str, Drawing]] = {}
+    for plot in plots:
+        for drawing in _drawings(plot, styles):
+            key = (drawing.chart.title, plot.title.partition(" against ")[0])
+            found.setdefault(key, {})[plot.axis] = drawing
+    titles = list(dict.fromkeys(title for title, _ in found))
+    ordered = sorted(found, key=lambda key: titles.index(key[0]))
+    return [(f"{quality}: {title}", found[title, quality]) for title, quality in ordered]
+
+
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=FileSystemLoader(_HERE),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_with_unit,
         keep_trailing_newline=True,
     )
-    environment.globals |= {"counted": counted, "inline": inline}
-    environment.filters["settings"] = _settings
+    environment.globals |= {"counted": counted, "shown": show_picture}
+    environment.filters["settings"] = lambda settings: json.dumps(settings, sort_keys=True)[1:-1] or "no settings"
     return environment.get_template("page.html")
-
-
-@cache
-def _asset(name: str) -> str:
-    return (_HERE / name).read_text(encoding="utf-8")
 
 
 def _with_unit(value: Any) -> Any:
@@ -137,8 +137,13 @@ def _with_unit(value: Any) -> Any:
     return re.sub(r"(?<=\d) (?=%)|(?<=×) (?=\w)|(?<=\w) (?=×)", "\u00a0", value)
 
 
-def _settings(settings: Mapping[str, object]) -> str:
-    return json.dumps(settings, sort_keys=True)[1:-1] or "no settings"
+def show_picture(picture: TracePicture, name: str) -> Markup:
+    """Return a picture as an element that holds it whole."""
+    form, content = next(iter(picture.files.items()))
+    if form == "svg":
+        return inline(content, name, picture.alt)
+    data = base64.b64encode(content).decode()
+    return Markup('<img alt="{}" src="data:image/jpeg;base64,{}">').format(picture.alt, data)
 
 
 def inline(svg: bytes, name: str, alt: str) -> Markup:

@@ -1,18 +1,15 @@
 """Pictures of a run's traces: how rankings agree, and which patches of images are kept."""
 
-import base64
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from harness.datasets import split_words
 from harness.measure.traces import (
@@ -21,7 +18,6 @@ from harness.measure.traces import (
     Facts,
     RowTraces,
     Thumbnails,
-    digest_of,
     order,
     read_thumbnails,
     read_traces,
@@ -30,13 +26,10 @@ from harness.records.agreement import Agreement, kendall_tau, over_images
 from harness.records.averages import REFERENCE, protocol, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.record import Record, differing, in_words
-from harness.report.drawing import OPTIONS, Picture, saved
-from harness.report.show import IMAGE, Row, Sheet, draw
+from harness.report.charts import OPTIONS, encode
+from harness.report.patches import IMAGE, PatchRow, PatchSheet, draw
+from zoo.core.files import digest
 
-CELL = (0.98, 0.62)  # inches
-COLOURS = "PuOr_r"  # diverging, its ends told apart with any colour vision
-# Not the colour of the text, which a page changes: cells have their own background.
-DARK, LIGHT = "#0b0b0b", "#ffffff"
 AGREEMENT = (
     "Mean Kendall τ-b between two rankings of the same image's patches, over {images} traced "
     "images, with its 95 % bootstrap interval over images below: 1 is the same order, 0 what "
@@ -46,8 +39,6 @@ AGREEMENT = (
 )
 IMAGES, SAMPLES = 6, 3  # of a gallery, and where the page begins
 SCALE = 0.62  # of a sheet's 2000 pixels
-LIMIT = 1_000_000  # bytes of a picture; above, it gets coarser
-QUALITIES = (85, 70, 50, 30)  # of the panels in an SVG
 RIGHT, WRONG = "✓", "✗"
 GALLERY = (
     "What is left of {count} {split} images at the lowest keep rate, {keeps}. {rule} Patches whose "
@@ -111,7 +102,7 @@ class TracedGroup:
     def slug(self) -> str:
         """Return it as a part of a file's name."""
         words = f"{self.facts.dataset}_{self.facts.split}_{tower_of(self.facts)}"
-        return f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}_{digest_of(self.facts.conditions)[:6]}"
+        return f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}_{digest(self.facts.conditions, length=6)}"
 
     @property
     def image_ids(self) -> Sequence[str]:
@@ -171,9 +162,9 @@ def traced_groups(
             newest |= {row.facts.name: (row, folder) for row in rows}
     shares: dict[str, list[tuple[RowTraces, Path]]] = {}
     for record in records or ():
-        shares.setdefault(digest_of(Facts.of(record).conditions), [])
+        shares.setdefault(digest(Facts.of(record).conditions), [])
     for row, folder in newest.values():
-        shares.setdefault(digest_of(row.facts.conditions), []).append((row, folder))
+        shares.setdefault(digest(row.facts.conditions), []).append((row, folder))
     groups = []
     for share in filter(None, shares.values()):
         jpeg: dict[str, bytes] = {}
@@ -208,7 +199,7 @@ def label(row: RowTraces, rows: Sequence[RowTraces]) -> str:
     if len({other.facts.keep for other in rows if not other.golden}) > 1:
         words += f" {100 * row.facts.keep:.3g} %"
     same = [other for other in rows if (other.facts.method, other.facts.keep) == place]
-    return words if len(same) == 1 else f"{words} {digest_of(row.facts.method_config)[:4]}"
+    return words if len(same) == 1 else f"{words} {digest(row.facts.method_config, length=4)}"
 
 
 def keeps(rows: Sequence[RowTraces]) -> str:
@@ -266,24 +257,35 @@ def agreement_rows(traced: Sequence[TracedGroup]) -> list[dict[str, Any]]:
     ]
 
 
-def matrices(traced: Sequence[TracedGroup]) -> list[Picture]:
+@dataclass(frozen=True, kw_only=True)
+class TracePicture:
+    """One drawn picture of traces."""
+
+    name: str  # of its files
+    title: str
+    about: str  # what it shows and how to read it, one paragraph
+    alt: str  # for those who can't see it: what it shows, in one or two sentences
+    files: Mapping[str, bytes]  # by suffix; the page shows the first
+
+
+def matrices(traced: Sequence[TracedGroup]) -> list[TracePicture]:
     """Draw the agreement of all pairs of rankings, one picture per dataset, tower and tuning."""
     return [_matrix_picture(group) for group in traced if group.matrices]
 
 
-def _matrix_picture(group: TracedGroup) -> Picture:
+def _matrix_picture(group: TracedGroup) -> TracePicture:
     golden = "The golden ranking comes first" if group.golden else "There is no golden ranking"
-    return Picture(
+    figure = _draw_matrices(group.matrices)
+    return TracePicture(
         name=f"agreement_{group.slug}",
         title=f"Agreement of rankings: {group.title}",
         about=AGREEMENT.format(images=len(group.image_ids), golden=golden),
-        alt=" ".join(_matrix_alt(*matrix) for matrix in group.matrices),
-        svg=_draw(group.matrices, "svg"),
-        png=_draw(group.matrices, "png"),
+        alt=" ".join(_describe_matrix(*matrix) for matrix in group.matrices),
+        files={form: encode(figure, form) for form in ("svg", "png")},
     )
 
 
-def _matrix_alt(rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], Agreement]) -> str:
+def _describe_matrix(rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], Agreement]) -> str:
     """Say how each row agrees with the golden ranking, and which others agree most and least."""
     means = {pair: tau.mean for pair, tau in agreements.items()}
     names = [label(row, rows) for row in rows]
@@ -299,73 +301,71 @@ def _number(tau: float | None) -> str:
     return "–" if tau is None else f"{tau:.2f}".replace("-0.00", "0.00")
 
 
-def _draw(panels: Sequence[Matrix], form: str) -> bytes:
+def _draw_matrices(panels: Sequence[Matrix]) -> Any:
+    """Draw the pairs of each matrix below its diagonal."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     most = max(len(rows) for rows, _ in panels) - 1
     across = 1 if most > 6 else min(2, len(panels))
     down = -(-len(panels) // across)
-    size = (across * (CELL[0] * most + 1.6) + 0.6, down * (CELL[1] * most + 1.0))
+    size = (across * (0.98 * most + 1.6) + 0.6, down * (0.62 * most + 1.0))
     with mpl.rc_context(OPTIONS | {"axes.spines.left": False, "axes.spines.bottom": False}):
         figure = Figure(figsize=size, layout="constrained")
         axes = [figure.add_subplot(down, across, i) for i in range(1, len(panels) + 1)]
-        for each, (rows, agreements) in zip(axes, panels, strict=True):
-            mesh = _panel(each, rows, agreements)
-        bar = figure.colorbar(mesh, ax=axes, ticks=[-1, 0, 1], aspect=30, pad=0.02)
+        for each, matrix in zip(axes, panels, strict=True):
+            mesh = _draw_matrix(each, *matrix)
+        bar = figure.colorbar(mesh, ax=axes, ticks=[-1, 0, 1], aspect=30, pad=0.02, label="Kendall τ-b")
         bar.outline.set_visible(False)
-        bar.set_label("Kendall τ-b")
-        return saved(figure, form)
+    return figure
 
 
-def _panel(axes: Any, rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], Agreement]) -> Any:
-    """Draw the pairs below the diagonal and return what the colour bar is of."""
+def _draw_matrix(axes: Any, rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], Agreement]) -> Any:
+    """Draw one and return what the colour bar is of."""
     names = [label(row, rows) for row in rows]
     size = len(rows) - 1
     values = np.full((size, size), np.nan)
     for (i, j), tau in agreements.items():
         values[j - 1, i] = np.nan if tau.mean is None else tau.mean
-    mesh = axes.pcolormesh(values, cmap=COLOURS, vmin=-1, vmax=1, edgecolors="none")
+    # Diverging, its ends told apart with any colour vision.
+    mesh = axes.pcolormesh(values, cmap="PuOr_r", vmin=-1, vmax=1, edgecolors="none")
     axes.invert_yaxis()
     axes.set_xticks(np.arange(size) + 0.5, [name.replace(" ", "\n", 1) for name in names[:-1]])
     axes.set_yticks(np.arange(size) + 0.5, names[1:])
     axes.tick_params(length=0)
     axes.set_title(keeps(rows), loc="left")
     for (i, j), tau in agreements.items():
-        ink = DARK if tau.mean is None or abs(tau.mean) < 0.6 else LIGHT
-        where = {"ha": "center", "color": ink}
-        axes.text(i + 0.5, j - 0.53, _number(tau.mean), va="bottom", fontsize=11, **where)
+        # Not the colour of the text, which a page changes: cells have their own background.
+        ink = "#0b0b0b" if tau.mean is None or abs(tau.mean) < 0.6 else "#ffffff"
+        axes.text(i + 0.5, j - 0.53, _number(tau.mean), va="bottom", ha="center", color=ink, fontsize=11)
         if tau.low is not None and tau.high is not None:
             ends = f"{_number(tau.low)} to {_number(tau.high)}"
-            axes.text(i + 0.5, j - 0.45, ends, va="top", fontsize=7, **where)
+            axes.text(i + 0.5, j - 0.45, ends, va="top", ha="center", color=ink, fontsize=7)
     return mesh
 
 
-class Choice(NamedTuple):
-    """Images of a gallery: a short name for its file, what they are, and the rule they follow."""
-
-    name: str
-    title: str
-    rule: str
-    image_ids: Sequence[str]
-
-
-def galleries(traced: Sequence[TracedGroup]) -> list[Picture]:
+def galleries(traced: Sequence[TracedGroup]) -> list[TracePicture]:
     """Draw galleries of each dataset, tower and tuning at the lowest keep rate.
 
     One is of the first images, another of those on which rankings disagree most. Runs without
     small copies of the images have none.
     """
-    return [_gallery(group, choice) for group in traced if _pictured(group) for choice in choices(group)]
+    pictures = []
+    for group in filter(_pictured, traced):
+        ids = [name for name in group.image_ids if name in group.thumbnails.jpeg]
+        rule = FIRST.format(count=len(ids[:IMAGES]), images=len(ids))
+        pictures.append(_gallery(group, "first", "first images", rule, ids[:IMAGES]))
+        if (found := most_disagreeing(group, ids)) is not None:
+            pictures.append(_gallery(group, "disagreeing", "where rankings disagree most", *found))
+    return pictures
 
 
-def samples(traced: Sequence[TracedGroup]) -> Picture | None:
+def samples(traced: Sequence[TracedGroup]) -> TracePicture | None:
     """Draw a few images of the first group that has some, as an example of what methods keep."""
     for group in filter(_pictured, traced):
-        names = [name for name in group.image_ids if name in group.thumbnails.jpeg]
-        first = names[:SAMPLES]
-        rule = FIRST.format(count=len(first), images=len(names))
-        return _gallery(group, Choice("samples", "examples", rule, first))
+        ids = [name for name in group.image_ids if name in group.thumbnails.jpeg]
+        rule = FIRST.format(count=len(ids[:SAMPLES]), images=len(ids))
+        return _gallery(group, "samples", "examples", rule, ids[:SAMPLES])
     return None
 
 
@@ -373,25 +373,21 @@ def _pictured(group: TracedGroup) -> bool:
     return bool(group.levels) and any(name in group.thumbnails.jpeg for name in group.image_ids)
 
 
-def choices(group: TracedGroup) -> list[Choice]:
-    """Return the images of galleries, and why these."""
-    names = [name for name in group.image_ids if name in group.thumbnails.jpeg]
-    rule = FIRST.format(count=len(names[:IMAGES]), images=len(names))
-    first = Choice("first", "first images", rule, names[:IMAGES])
+def most_disagreeing(group: TracedGroup, ids: Sequence[str]) -> tuple[str, list[str]] | None:
+    """Return the images of ``ids`` on which rankings disagree most, and which these are; None where too few rank."""
     rows, agreed = disagreement(group)
     means = dict(zip(group.image_ids, agreed.tolist(), strict=True))
-    ranked = sorted((name for name in names if not np.isnan(means[name])), key=means.__getitem__)
+    ranked = sorted((name for name in ids if not np.isnan(means[name])), key=means.__getitem__)
     if len(rows) < 2 or len(ranked) <= IMAGES:
-        return [first]
+        return None
     rule = APART.format(
-        images=len(names),
+        images=len(ids),
         rows=", ".join(label(row, rows) for row in rows),
         low=means[ranked[0]],
         high=means[ranked[IMAGES - 1]],
         every=float(np.mean([means[name] for name in ranked])),
     )
-    least = Choice("disagreeing", "where rankings disagree most", rule, ranked[:IMAGES])
-    return [first, least]
+    return rule, ranked[:IMAGES]
 
 
 def disagreement(group: TracedGroup) -> tuple[list[RowTraces], NDArray[np.float64]]:
@@ -405,50 +401,52 @@ def disagreement(group: TracedGroup) -> tuple[list[RowTraces], NDArray[np.float6
     return rows, np.mean(every, axis=0) if every else np.full(len(group.image_ids), np.nan)
 
 
-def _gallery(group: TracedGroup, choice: Choice) -> Picture:
+def _gallery(group: TracedGroup, name: str, title: str, rule: str, ids: Sequence[str]) -> TracePicture:
     # The method that learns the golden ranking beside it.
     level = sorted(group.levels[-1], key=lambda row: row.facts.method != REFERENCE)
-    ids = choice.image_ids
     rows = [row.take(ids) for row in (*group.golden, *level)]
     dense = [row.take(ids) for row in group.rows if row.facts.method == DENSE]
     merging = ", ".join(label(row, rows) for row in rows if _merges(row))
-    sheet = Sheet(
-        rows=[_row(group, rows, dense, i) for i in range(len(ids))],
+    sheet = PatchSheet(
+        rows=[_patch_row(group, rows, dense, i) for i in range(len(ids))],
         grid=rows[0].grid,
         columns={label(row, rows): _head(row, rows) for row in rows},
     )
-    drawing = draw(sheet, SCALE, vector=True)
     about = GALLERY.format(
         count=len(ids),
         split=group.facts.split,
         keeps=keeps(level),
-        rule=choice.rule,
+        rule=rule,
         merging=MERGING.format(names=merging) if merging else "",
         right=RIGHT,
         wrong=WRONG,
         golden=RANKED if group.golden else "",
     )
-    return Picture(
-        name=f"gallery_{choice.name}_{group.slug}",
-        title=f"Kept patches, {choice.title}: {group.title}",
+    answers = [
+        f"{DENSE if row in dense else label(row, rows)} {sum(map(bool, row.correct))}"
+        for row in (*dense, *rows)
+        if not row.golden
+    ]
+    return TracePicture(
+        name=f"gallery_{name}_{group.slug}",
+        title=f"Kept patches, {title}: {group.title}",
         about=about,
-        alt=_gallery_alt(rows, dense),
-        svg=lighter(drawing.svg),
-        png=fewer_colours(drawing.png),
+        alt=f"{len(ids)} images ({', '.join(rows[0].labels)}) with their kept patches by method; right "
+        f"answers of {len(ids)}: {', '.join(answers)}.",
+        files={"jpg": draw(sheet, "jpg", SCALE)},
     )
 
 
-def _row(group: TracedGroup, rows: Sequence[RowTraces], dense: Sequence[RowTraces], i: int) -> Row:
+def _patch_row(group: TracedGroup, rows: Sequence[RowTraces], dense: Sequence[RowTraces], i: int) -> PatchRow:
     name = rows[0].image_ids[i]
     named = {label(row, rows): row for row in rows}
     answers = {key: _answer(row, i) for key, row in named.items() if not row.golden}
-    return Row(
+    return PatchRow(
         name=name,
         label=rows[0].labels[i],
         view=group.thumbnails.view(name),
-        importance={k: row.importance[i] for k, row in named.items() if row.golden and row.ranked[i]},
-        kept={k: row.kept[i] for k, row in named.items() if not row.golden and not _merges(row)},
-        tokens={k: row.token[i] for k, row in named.items() if _merges(row)},
+        importance={key: row.importance[i] for key, row in named.items() if row.golden and row.ranked[i]},
+        tokens={key: row.token[i] for key, row in named.items() if not row.golden},
         captions=answers | ({IMAGE: _answer(dense[0], i)} if dense else {}),
     )
 
@@ -469,47 +467,3 @@ def _head(row: RowTraces, rows: Sequence[RowTraces]) -> str:
         return label(row, rows).replace(" ", "\n", 1)
     tokens = sorted({len(set(each) - {-1}) for each in row.token.tolist()})
     return f"{label(row, rows)}\n{' to '.join(map(str, tokens[:1] + tokens[1:][-1:]))} tokens"
-
-
-def _gallery_alt(rows: Sequence[RowTraces], dense: Sequence[RowTraces]) -> str:
-    """Say which images these are and how many of them each row gets right."""
-    right = [
-        f"{DENSE if row in dense else label(row, rows)} {sum(map(bool, row.correct))}"
-        for row in (*dense, *rows)
-        if not row.golden
-    ]
-    count = len(rows[0].image_ids)
-    return (
-        f"{count} images ({', '.join(rows[0].labels)}) with their kept patches by method; right "
-        f"answers of {count}: {', '.join(right)}."
-    )
-
-
-def lighter(svg: bytes) -> bytes:
-    """Return a drawing with JPEGs in it instead of PNGs, in which photos take much room."""
-    for quality in QUALITIES:
-
-        def again(match: re.Match[bytes], quality: int = quality) -> bytes:
-            content = base64.b64decode(re.sub(rb"\s", b"", match[1]))
-            with Image.open(io.BytesIO(content)) as image:
-                jpeg = _bytes(image.convert("RGB"), "JPEG", quality=quality, subsampling=0)
-            return b"data:image/jpeg;base64," + base64.b64encode(jpeg)
-
-        light = re.sub(rb"data:image/png;base64,([A-Za-z0-9+/=\s]+)", again, svg)
-        if len(light) <= LIMIT:
-            break
-    return light
-
-
-def fewer_colours(png: bytes) -> bytes:
-    """Return a bitmap of at most 256 colours if it takes too much room."""
-    if len(png) <= LIMIT:
-        return png
-    with Image.open(io.BytesIO(png)) as image:
-        return _bytes(image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT), "PNG")
-
-
-def _bytes(image: Image.Image, form: str, **how: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, optimize=True, **how)
-    return buffer.getvalue()

@@ -1,7 +1,8 @@
 """Plots of records and times: which rows they show, and the words that go with them."""
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, groupby
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeVar
 
 from harness.measure.times import VERDICTS, LatencyRecord, short_name
@@ -9,7 +10,7 @@ from harness.records.averages import Average, judged_on, labels, learned, shots_
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.record import METRICS, Metric
 from harness.records.statistics import Interval
-from harness.report.drawing import Chart, Line, Panel, Plot, Point, Steps
+from harness.report.charts import Chart, Dot
 from harness.report.groups import Group, Grouped, TimedGroup, shot_columns
 from harness.report.highlights import (
     QUALITIES,
@@ -28,8 +29,7 @@ T = TypeVar("T")
 
 _SPREAD = 0.07  # between rows at one number of shots, and between models at one batch size
 _TOP1 = f"{METRICS['top1'].short}, %"
-_GROUPS, _ROWS, _OF_MORE = 6, 150, 3  # that are drawn, and of more the first; unless all are asked for
-_MANY = 30  # groups, of which one is drawn
+DRAWN = 6  # groups that are drawn, the first, unless all are asked for: a chart takes a while
 _LABELLED = 24  # points of a panel that have their keep rates beside them; of more, the ends of each series
 _TAU = METRICS["tau"].heading
 _RATIO = "time, × dense"
@@ -65,51 +65,54 @@ _COSTS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Charts of one kind, at least one; ``about`` says what they show and how to read them."""
+
+    name: str  # of its files
+    title: str
+    about: str
+    charts: Sequence[Chart]
+    axis: str = ""  # one of several plots of the same rows, which the page shows one at a time, by this name
+
+
 def plots_of(
     report: Grouped, short: Sequence[Highlights], times: Sequence[TimedGroup] = (), most: int | None = None
 ) -> list[Plot]:
     """Return the plots that there are figures for, of records in groups and of times.
 
-    ``most`` is how many panels a plot has at most; None for all. See `drawn_groups`.
+    ``most`` is how many charts a plot has at most; None for all.
     """
     others = (
         tau_plot(report.groups[:most]),
         tokens_plot(report.groups[:most]),
         shots_plot(shot_columns(report), most),
-        batches_plot(times if most is None else times[:_GROUPS]),
+        batches_plot(times[:most]),
     )
     return [*quality_plots(short[:most]), *filter(None, others)]
 
 
-def drawn_groups(groups: Sequence[Group]) -> int:
-    """Return how many of the first groups are drawn where nobody asks for all: a panel takes a while."""
-    rows = list(accumulate(len(group.rows) for group in groups))
-    if not rows or (len(rows) <= _GROUPS and rows[-1] <= _ROWS):
-        return _GROUPS
-    return max(1, sum(count <= _ROWS for count in rows[:_OF_MORE])) if len(rows) < _MANY else 1
-
-
-def _plot(name: str, title: str, about: str, panels: Sequence[Panel | None]) -> Plot | None:
-    """Return a plot of the panels that there are; None without any."""
-    drawn = [panel for panel in panels if panel is not None]
-    return Plot(name=name, title=title, about=about, panels=drawn) if drawn else None
+def _plot(name: str, title: str, about: str, charts: Sequence[Chart | None]) -> Plot | None:
+    """Return a plot of the charts that there are; None without any."""
+    known = [chart for chart in charts if chart is not None]
+    return Plot(name=name, title=title, about=about, charts=known) if known else None
 
 
 def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
     """Return fidelity and top-1 against each cost, a panel per group in which two rows have both."""
-    panels: dict[tuple[Metric, Cost], list[Chart]] = {}
+    charts: dict[tuple[Metric, Cost], list[Chart]] = {}
     for one in short:
         for front in one.fronts:
-            panels.setdefault((front.metric, front.cost), []).append(_quality_panel(one.group, front))
+            charts.setdefault((front.metric, front.cost), []).append(_quality_chart(one.group, front))
     metrics, kinds = list(QUALITIES), list(_COSTS)
     # The time that a user waits comes first, at the largest batch size.
-    ordered = sorted(panels, key=lambda key: (metrics.index(key[0]), kinds.index(key[1].kind), -(key[1].batch or 0)))
+    ordered = sorted(charts, key=lambda key: (metrics.index(key[0]), kinds.index(key[1].kind), -(key[1].batch or 0)))
     return [
         Plot(
             name=f"{'accuracy' if metric == TOP1 else 'fidelity'}_{cost.name}",
             title=_against(metric, cost),
             about=_COSTS[cost.kind][2].format(" or ".join(words for _, words in QUALITIES.values())),
-            panels=panels[metric, cost],
+            charts=charts[metric, cost],
             axis=_COSTS[cost.kind][0].format(cost.batch),
         )
         for metric, cost in ordered
@@ -121,7 +124,7 @@ def _against(metric: Metric, cost: Cost) -> str:
     return f"{name[0].upper()}{name[1:]} against {_COSTS[cost.kind][0].format(cost.batch)}"
 
 
-def _quality_panel(group: Group, front: Front) -> Chart:
+def _quality_chart(group: Group, front: Front) -> Chart:
     """Plot distance to dense, or the paired difference to it in top-1; without a dense row top-1 itself."""
     names, metric = labels(group.rows), front.metric
     paired = metric == TOP1 and any(row.to_dense is not None for row in group.rows)
@@ -139,10 +142,10 @@ def _quality_panel(group: Group, front: Front) -> Chart:
         own.setdefault(names[one.row.identity], []).append(one.row.identity)
     ends = {key for keys in own.values() for key in (keys[0], keys[-1])}
 
-    def point(one: Standing) -> Point:
+    def dot(one: Standing) -> Dot:
         named = one.row.method != DENSE and (len(rows) <= _LABELLED or one.row.identity in ends)
         label = f"{100 * one.row.keep:.3g}" if named else ""
-        return Point(x=one.cost, y=heights[one.row.identity], hollow=one.verdict == "beaten", label=label)
+        return Dot(x=one.cost, y=heights[one.row.identity], hollow=one.verdict == "beaten", label=label)
 
     notes = front_notes(rows, names)
     lacking = [row for row in group.rows if row.identity not in heights and row.mean(metric.name) is not None]
@@ -158,7 +161,7 @@ def _quality_panel(group: Group, front: Front) -> Chart:
         else _TOP1
         if metric == TOP1
         else f"{metric.heading} to dense",
-        series=_series(ordered, lambda one: names[one.row.identity], point),
+        series=_series(ordered, lambda one: names[one.row.identity], dot),
         level=dense[0] if dense else None,
         front=sorted((one.cost.estimate, heights[one.row.identity].estimate) for one in rows if one.verdict == "front"),
         log=metric != TOP1,
@@ -175,10 +178,10 @@ def tau_plot(groups: Sequence[Group]) -> Plot | None:
         "over images. The golden row is left out, as it agrees with itself. High agreement isn't "
         "high accuracy: look at both."
     )
-    return _plot("tau_keep", f"{_TAU} against keep rate", about, list(map(_tau_panel, groups)))
+    return _plot("tau_keep", f"{_TAU} against keep rate", about, list(map(_tau_chart, groups)))
 
 
-def _tau_panel(group: Group) -> Chart | None:
+def _tau_chart(group: Group) -> Chart | None:
     names = labels(group.rows)
     taus = [
         (row, tau)
@@ -187,7 +190,7 @@ def _tau_panel(group: Group) -> Chart | None:
     ]
     if not taus:
         return None
-    series = _series(taus, lambda one: names[one[0].identity], lambda one: Point(x=exact(100 * one[0].keep), y=one[1]))
+    series = _series(taus, lambda one: names[one[0].identity], lambda one: Dot(x=exact(100 * one[0].keep), y=one[1]))
     means = {name: sum(p.y.estimate for p in own) / len(own) for name, own in series.items()}
     best = max(means, key=lambda name: means[name])
     ticks = sorted({100 * row.keep for row, _ in taus})
@@ -204,21 +207,21 @@ def _tau_panel(group: Group) -> Chart | None:
 
 
 def tokens_plot(groups: Sequence[Group]) -> Plot | None:
-    """Return tokens per block, a panel for each set of rows; datasets share it where all is one."""
-    panels: dict[tuple[Line, ...], list[str]] = {}
+    """Return tokens per block, a chart for each set of rows; datasets share it where all is one."""
+    shared: dict[tuple[tuple[str, tuple[float, ...]], ...], list[str]] = {}
     for group in groups:
-        if lines := _token_lines(group.rows):
-            panels.setdefault(lines, []).append(group.name)
+        if courses := _courses(group.rows):
+            shared.setdefault(tuple(courses.items()), []).append(group.name)
     about = (
         "Tokens that leave each block, class token and learned tokens included; the area below a "
-        "line is about what the blocks cost. At its right end stands the keep rate. Methods that "
-        "share a line have it in their colours by turns."
+        "line is about what the blocks cost. Methods that share a line share its name."
     )
-    steps = [_token_panel(lines, names) for lines, names in panels.items()]
-    return _plot("tokens_per_block", "Tokens per block", about, steps)
+    charts = [_token_chart(dict(courses), names) for courses, names in shared.items()]
+    return _plot("tokens_per_block", "Tokens per block", about, charts)
 
 
-def _token_lines(rows: Sequence[Average]) -> tuple[Line, ...]:
+def _courses(rows: Sequence[Average]) -> dict[str, tuple[float, ...]]:
+    """Return tokens per block by the names of the rows that have them so."""
     names = labels(rows)
     shared: dict[tuple[str, tuple[float, ...]], dict[str, None]] = {}
     for row in rows:
@@ -226,16 +229,20 @@ def _token_lines(rows: Sequence[Average]) -> tuple[Line, ...]:
         if counts is not None:
             key = (f"{100 * row.keep:.3g} %", tuple(counts))
             shared.setdefault(key, {})[names[row.identity]] = None
-    return tuple(Line(names=tuple(own), end=end, counts=counts) for (end, counts), own in shared.items())
+    return {f"{', '.join(own)} {keep}": counts for (keep, counts), own in shared.items()}
 
 
-def _token_panel(lines: tuple[Line, ...], groups: Sequence[str]) -> Steps:
-    courses = [f"{', '.join(line.names)} {line.end}: {_runs(line.counts)}" for line in lines]
-    return Steps(
+def _token_chart(courses: dict[str, tuple[float, ...]], groups: Sequence[str]) -> Chart:
+    depth = max(map(len, courses.values()))
+    return Chart(
         title="; ".join(groups),
-        alt=f"Tokens per block, {'; '.join(groups)}: {len(lines)} different courses.",
-        lines=lines,
-        notes=[f"{'; '.join(courses)}."],
+        alt=f"Tokens per block, {'; '.join(groups)}: {len(courses)} different courses.",
+        x_label="block",
+        y_label="tokens that leave it",
+        series={name: [Dot(exact(at), exact(n)) for at, n in enumerate(counts)] for name, counts in courses.items()},
+        steps=True,
+        ticks={float(at): str(at) for at in range(0, depth, 1 if depth <= 12 else 2)},
+        notes=["; ".join(f"{name}: {_runs(counts)}" for name, counts in courses.items()) + "."],
     )
 
 
@@ -252,8 +259,8 @@ def shots_plot(tables: Sequence[Sequence[Sequence[Average]]], most: int | None =
         "intervals: Wilson's for one seed, Student's over several. Rows at one number stand "
         "side by side so that bars don't hide each other."
     )
-    panels = [_shot_panel(columns, keep) for columns in tables for keep in _keeps(columns)][:most]
-    return _plot("shots", "Top-1 by shots", about, panels)
+    charts = [_shot_chart(columns, keep) for columns in tables for keep in _keeps(columns)][:most]
+    return _plot("shots", "Top-1 by shots", about, charts)
 
 
 def _keeps(columns: Sequence[Sequence[Average]]) -> list[float]:
@@ -261,7 +268,7 @@ def _keeps(columns: Sequence[Sequence[Average]]) -> list[float]:
     return sorted({row.keep for row in rows if row.method != DENSE}, reverse=True)
 
 
-def _shot_panel(columns: Sequence[Sequence[Average]], keep: float) -> Chart | None:
+def _shot_chart(columns: Sequence[Sequence[Average]], keep: float) -> Chart | None:
     names = {key: name for column in columns for key, name in labels(column).items()}
     every: dict[str, dict[int, Interval]] = {}
     for place, column in enumerate(columns):
@@ -273,7 +280,7 @@ def _shot_panel(columns: Sequence[Sequence[Average]], keep: float) -> Chart | No
     if not curves:
         return None
     series = {
-        name: [Point(x=_beside(at, nth, len(curves)), y=_percent(top1)) for at, top1 in sorted(values.items())]
+        name: [Dot(x=_beside(at, nth, len(curves)), y=_percent(top1)) for at, top1 in sorted(values.items())]
         for nth, (name, values) in enumerate(curves.items())
     }
     first, shots = columns[-1][0].first, [column[0].first.shots for column in columns]
@@ -298,11 +305,10 @@ def batches_plot(groups: Sequence[TimedGroup]) -> Plot | None:
         "difference. Batch sizes are evenly spaced, and models at one size stand side by side so "
         "that bars don't hide each other."
     )
-    panels = list(map(_batch_panel, groups))
-    return _plot("ratio_batches", "Time against batch size", about, panels)
+    return _plot("ratio_batches", "Time against batch size", about, list(map(_batch_chart, groups)))
 
 
-def _batch_panel(group: TimedGroup) -> Chart | None:
+def _batch_chart(group: TimedGroup) -> Chart | None:
     timed = [(row, ratio) for row in group.rows if (ratio := ratio_of(row)) is not None]
     if not timed:
         return None
@@ -310,9 +316,9 @@ def _batch_panel(group: TimedGroup) -> Chart | None:
     batches = sorted({row.batch for row in rows})
     names = list(dict.fromkeys(map(short_name, rows)))
 
-    def point(one: tuple[LatencyRecord, Interval]) -> Point:
+    def dot(one: tuple[LatencyRecord, Interval]) -> Dot:
         place, nth = batches.index(one[0].batch), names.index(short_name(one[0]))
-        return Point(x=_beside(place, nth, len(names)), y=one[1])
+        return Dot(x=_beside(place, nth, len(names)), y=one[1])
 
     notes = [note for verdict in VERDICTS if (note := _verdicts(verdict, rows))]
     if doubtful := sum(bool(row.warnings) for row in rows):
@@ -322,7 +328,7 @@ def _batch_panel(group: TimedGroup) -> Chart | None:
         alt=f"Time over dense's by batch size, {group.name}: {len(names)} models. {notes[0]}",
         x_label="batch size",
         y_label=_RATIO,
-        series=_series(timed, lambda one: short_name(one[0]), point),
+        series=_series(timed, lambda one: short_name(one[0]), dot),
         level=1.0,
         ticks={float(at): str(batch) for at, batch in enumerate(batches)},
         notes=notes,
@@ -339,11 +345,11 @@ def _verdicts(verdict: str, rows: Sequence[LatencyRecord]) -> str:
     return f"{verdict.capitalize()}: {models}." if models else ""
 
 
-def _series(rows: Sequence[T], name: Callable[[T], str], point: Callable[[T], Point]) -> dict[str, list[Point]]:
-    """Return a point per row, by the name of its series."""
-    series: dict[str, list[Point]] = {}
+def _series(rows: Sequence[T], name: Callable[[T], str], dot: Callable[[T], Dot]) -> dict[str, list[Dot]]:
+    """Return a dot per row, by the name of its series."""
+    series: dict[str, list[Dot]] = {}
     for row in rows:
-        series.setdefault(name(row), []).append(point(row))
+        series.setdefault(name(row), []).append(dot(row))
     return series
 
 

@@ -1,8 +1,6 @@
 """Measure what cheaper golden rankings cost and are worth: agreement, and accuracy by them."""
 
-import hashlib
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,15 +28,14 @@ from harness.models.towers import Tower, load_tower, named, text_classifier
 from harness.records.agreement import kendall_tau, match_at_k
 from harness.records.conditions import DENSE, device_name
 from harness.records.statistics import Interval, bootstrap_mean
-from harness.report import drawing
-from harness.report.drawing import STYLES, Chart, Plot, Style
+from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.writers import markdown
-from zoo.core.files import write_whole
+from zoo.core.files import digest, write_whole
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.core.reducer import ReducerConfig, final_count
 from zoo.loading.weights import cache_folder, fingerprint
-from zoo.ranking.approximate import KINDS, SHALLOW, Effort
+from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 
 TIMED_IMAGES = 2
@@ -46,8 +43,6 @@ KEEPS = (60, 50, 30)  # percent of the patches
 PART = 10  # images whose importance is kept as one file
 COARSE = ((2, 2), (3, 2), (4, 2), (3, 3), (4, 4), (5, 5))
 FOLLOWED = (0, 1, 2, 4, 8, 16, 32, 64)
-DIRECTIONS = (4, 8, 16)
-SHORTER = (3, 4)  # blocks that are left out at the end
 
 # By point and percent kept, for each dataset (images,) 1 where the answer is right, else 0.
 Hits = Mapping[tuple[Point, int], Sequence[NDArray[np.float64]]]
@@ -76,18 +71,16 @@ class CurveConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number from {low}")
 
 
-def usual_points(effort: Effort, block: int, seeds: int) -> list[Point]:
+def usual_points(effort: Effort, seeds: int) -> list[Point]:
     """List the points of a curve, the exact one first; random orders come last."""
-    specs = [f"follow:{n}" for n in FOLLOWED] + [f"jacobian:{n}" for n in DIRECTIONS]
-    specs += [f"{SHALLOW}:{block + effort.blocks - 1 - n}" for n in SHORTER if n < effort.blocks]
     points = [
         Point(),
         *(Point(window=window, stride=stride) for window, stride in COARSE),
-        *(Point(approximate=spec) for spec in specs),
+        *(Point(approximate=f"follow:{n}") for n in FOLLOWED),
         Point(method="clsattn", window=None, stride=None),
         *(Point(method="random", window=None, stride=None, seed=seed) for seed in range(seeds)),
     ]
-    return [point for point in points if point.fits(effort, block)]
+    return [point for point in points if point.fits(effort)]
 
 
 class Ranker:
@@ -100,14 +93,12 @@ class Ranker:
 
     def precision(self, point: Point) -> str:
         """Return in what precision a point is computed."""
-        kind = (point.approximate or "").partition(":")[0]
-        removes = not kind or KINDS[kind].run is None
-        return self.dtype if removes and point != Point() else "float32"
+        return self.dtype if point.approximate is None and point != Point() else "float32"
 
     def passes(self, points: Sequence[Point]) -> float:
         """Return what points cost per image, all together, as ``Point.passes`` counts it."""
         effort = Effort.of(self.tower.vit, self.block)
-        return sum(point.passes(effort, self.block) for point in points)
+        return sum(point.passes(effort) for point in points)
 
     def importance(self, point: Point, images: Tensor, precision: str | None = None) -> Tensor:
         """Rank images (B, C, H, W) by a point, (B, N) float32 on the CPU, higher = keep."""
@@ -128,10 +119,10 @@ class Ranker:
     ) -> NDArray[np.float32]:
         """Rank n images by a point, (n, N), or read what an earlier run kept."""
         way = vars(point) | {"block": self.block, "precision": self.precision(point)}
-        folder = cache_folder() / "curve" / _digest(json.dumps(facts | way, sort_keys=True))
+        folder = cache_folder() / "curve" / digest(facts | way)
         folder.mkdir(parents=True, exist_ok=True)
         parts = [images[first : first + PART] for first in range(0, len(images), PART)]
-        paths = [folder / f"{_digest(*part.image_ids)}.npy" for part in parts]
+        paths = [folder / f"{digest(part.image_ids)}.npy" for part in parts]
         done = sum(len(part) for part, path in zip(parts, paths, strict=True) if path.is_file())
         passes, label = self.passes([point]), f"{point.label} on {name}"
         whole = progress.part(passes * len(images))
@@ -183,10 +174,6 @@ class Ranker:
         }
 
 
-def _digest(*lines: str) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
 def agreement_facts(
     members: Sequence[Sequence[Importance]], exact: Sequence[Importance], datasets: Iterable[str]
 ) -> dict[str, Any]:
@@ -233,7 +220,7 @@ def measure_curve(config: CurveConfig, progress: Progress, points: Sequence[Poin
         raise ValueError(f"block={config.block}: this tower has blocks 0 to {depth - 1}")
     ranker = Ranker(tower, config.block, config.dtype)
     effort = Effort.of(tower.vit, config.block)
-    usual = usual_points(effort, config.block, config.seeds)
+    usual = usual_points(effort, config.seeds)
     every = usual if points is None else [Point(), *points]
     orders_of: dict[Point, list[Importance]] = {point: [] for point in every}
     hits: dict[tuple[Point, int], list[NDArray[np.float64]]] = {}
@@ -271,7 +258,7 @@ def measure_curve(config: CurveConfig, progress: Progress, points: Sequence[Poin
         values |= accuracy_facts(members, hits)
         if times:
             values["seconds"] = times[members[0]] / times[Point()]
-        worths.append(Worth(point=point, passes=point.passes(effort, config.block), **values))
+        worths.append(Worth(point=point, passes=point.passes(effort), **values))
     return Curve(
         model=tower.name, weights=fingerprint(tower.vit), block=config.block, split=config.split,
         dtype=config.dtype, device=device_name(config.device), images=images, named=nameable,
@@ -286,7 +273,7 @@ def _classifiers(tower: Tower, datasets: Sequence[str]) -> dict[str, Tensor]:
     return {} if tower.clip is None else {name: text_classifier(tower.clip, get_dataset(name))[0] for name in datasets}
 
 
-FAMILIES = ("removal", "follow", "jacobian", "shallow", "clsattn", "random")
+FAMILIES = ("removal", "follow", "clsattn", "random")
 ALONE = ("removal", "clsattn", "random")  # families that are drawn without lines
 
 
@@ -370,15 +357,15 @@ def draw_curve(curve: Curve, form: str) -> bytes:
         title = f"top-1 at keep {keep}, %"
         panels.append(_panel(curve, top1, title, level=100 * curve.dense))
     styles = {name: Style(*STYLES[place], "none" if name in ALONE else "-") for place, name in enumerate(FAMILIES)}
-    return Plot(name="curve", title="", about="", panels=panels).draw(styles, form)
+    return render(panels, styles, form)
 
 
 def _panel(curve: Curve, values: Sequence[Interval], title: str, level: float | None = None) -> Chart:
     """Return one quantity against cost."""
-    series: dict[str, list[drawing.Point]] = {name: [] for name in FAMILIES}
+    series: dict[str, list[Dot]] = {name: [] for name in FAMILIES}
     for worth, value in zip(curve.worths, values, strict=True):
         cost = Interval(worth.passes, worth.passes, worth.passes)
-        series[family(worth)].append(drawing.Point(x=cost, y=value))
+        series[family(worth)].append(Dot(cost, value))
     return Chart(
         title="", alt="", x_label="passes per image (0 is drawn at the left end)", y_label=title,
         series={n: sorted(own, key=lambda point: point.x) for n, own in series.items() if own},

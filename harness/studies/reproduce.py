@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from harness.apps.show import ShowConfig, find_subjects, show
 from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table, json_values
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
@@ -15,8 +16,8 @@ from harness.datasets.few_shot import turns
 from harness.records.conditions import DENSE
 from harness.records.record import Record
 from harness.records.statistics import Interval, bootstrap_mean, wilson_interval
-from harness.report.drawing import STYLES, Chart, Plot, Point, Style
-from harness.report.show import Figure, ShowConfig, find_pictures, show
+from harness.report.charts import STYLES, Chart, Dot, Style, render
+from harness.report.patches import PatchSheet
 from harness.report.writers import markdown
 from harness.studies.paper import (
     GFLOPS,
@@ -329,13 +330,13 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
     return values
 
 
-def series(comparison: Comparison) -> dict[str, list[Point]]:
+def series(comparison: Comparison) -> dict[str, list[Dot]]:
     """Return mean losses over datasets by "METHOD, ours" and "METHOD, paper", along the axis.
 
     The paper's points are hollow and have no interval. A line begins at the unpruned tower, unless
     it has a dense row of its own.
     """
-    lines: dict[str, list[Point]] = {}
+    lines: dict[str, list[Dot]] = {}
     begun: set[str] = set()
     starts: dict[str, float | None] = {}
     for one in comparison.results:
@@ -347,15 +348,15 @@ def series(comparison: Comparison) -> dict[str, list[Point]]:
             continue
         begun |= {method} if one.row.method == DENSE else set()
         if place is not None and (mean := comparison.mean(one.to)) is not None:
-            lines.setdefault(f"{method}, ours", []).append(Point(x=_exact(place), y=mean))
+            lines.setdefault(f"{method}, ours", []).append(Dot(x=_exact(place), y=mean))
         place, lost = one.row.paper_place, one.paper_to(comparison.datasets)
         if place is not None and lost is not None:
-            point = Point(x=_exact(place), y=_exact(lost), hollow=True)
+            point = Dot(x=_exact(place), y=_exact(lost), hollow=True)
             lines.setdefault(f"{method}, paper", []).append(point)
     for name, line in lines.items():
         method, _, whose = name.rpartition(", ")
         if method not in begun and (start := starts.get(whose)) is not None:
-            line.append(Point(x=_exact(start), y=_exact(0.0), hollow=whose == "paper"))
+            line.append(Dot(x=_exact(start), y=_exact(0.0), hollow=whose == "paper"))
     return {name: sorted(line, key=lambda point: point.x) for name, line in lines.items()}
 
 
@@ -372,7 +373,7 @@ def draw(comparison: Comparison) -> bytes:
         title=comparison.title, alt="", x_label=comparison.recipe.axis,
         y_label="top-1 against unpruned, points", series=lines, level=0,
     )  # fmt: skip
-    return Plot(name=comparison.recipe.name, title="", about="", panels=[chart]).draw(styles, "svg")
+    return render([chart], styles)
 
 
 def produce(
@@ -397,11 +398,11 @@ def show_config(picture: PaperPicture, config: StudyConfig) -> ShowConfig:
 
 def draw_picture(
     picture: PaperPicture, config: StudyConfig, datasets: Sequence[Dataset], images: int, out: Path, progress: Progress
-) -> Figure:
+) -> PatchSheet:
     """Draw a few test images of each dataset, drawn once and for all, as a PNG."""
     how = show_config(picture, config)
     places = [f"{one.name}:test:{at}" for one in datasets for at in turns(one.split("test").labels)[:images]]
-    return show(config.model, find_pictures(places), how, out, progress=progress, device=config.device)
+    return show(config.model, find_subjects(places), how, out, progress=progress, device=config.device)
 
 
 def readable(

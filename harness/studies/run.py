@@ -391,12 +391,12 @@ def describe(spec: Spec) -> tuple[str, str]:
     """Return the kind of thing that a spec describes, and what it is of."""
     if isinstance(spec, RankingSpec):
         by = "" if spec.prompts is None else " by the tuned tower"
-        return "rankings", f"{spec.dataset} {spec.split}{by}: {spec.golden.described()}"
+        return "rankings", f"{spec.dataset} {spec.split}{by}: {spec.golden.describe()}"
     if isinstance(spec, PredictorSpec):
         first = spec.train[0]
         by = "" if first.prompts is None else " by the tuned tower"
         names = " + ".join(one.dataset for one in spec.train)
-        return "predictors", f"{spec.recipe.arch} {spec.recipe.width} on {names}{by}: {first.golden.described()}"
+        return "predictors", f"{spec.recipe.arch} {spec.recipe.width} on {names}{by}: {first.golden.describe()}"
     model = spec.model
     name = DENSE if model.method == DENSE else f"{model.method}{round(100 * model.keep)}"
     return "prompts", f"{spec.recipe.tokens} for {name} on {spec.dataset}"

@@ -71,7 +71,7 @@ class StudyConfig:
             one = self.tune
             predictors = "predictors that ship or are fitted as in the other studies"
             if self.own_predictors:
-                predictors = f"predictors fitted to {self.golden.described()}"
+                predictors = f"predictors fitted to {self.golden.describe()}"
             drawn = ", CoOp's own draws," if self.draws == COOP else ""
             val = " and up to 4 others per class to validate by" if one.patience else ""
             return (
@@ -83,7 +83,7 @@ class StudyConfig:
         images = "all" if self.train_limit is None else f"up to {self.train_limit}"
         few = "" if self.shots is None else f", {self.shots} per class"
         return (
-            f"Where nothing else is said: golden {self.golden.described()}; predictors {fit.arch} of width "
+            f"Where nothing else is said: golden {self.golden.describe()}; predictors {fit.arch} of width "
             f"{fit.width}, {fit.loss}, {self.seeds} seeds, {images} ranked training images of each dataset{few}, "
             "stopped by val."
         )

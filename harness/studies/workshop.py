@@ -1,7 +1,5 @@
 """Make what a study's lines describe, or find it in the user's cache, where it is kept."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
@@ -38,7 +36,8 @@ from harness.studies.spec import (
     StudyLine,
     Truth,
 )
-from zoo.core.precision import AUTO
+from zoo.core.files import digest
+from zoo.core.precision import AUTO, precision_on
 from zoo.core.predictor import PredictorFile
 from zoo.core.prompts import PromptFile
 from zoo.core.reducer import ReducerConfig
@@ -131,38 +130,47 @@ class Workshop:
     def _ranker(self, spec: RankingSpec) -> tuple[str, str, Source, tuple[str, ...]]:
         """Return the name and weights of the tower that ranks, with the images and their ids.
 
-        That of a tuned tower is free of where its folder is.
+        A tuned tower has weights once it is written, and a name free of where that is.
         """
         source = Source.of(get_dataset(spec.dataset), spec.split)
         name, weights = self.tower.name, self.weights
         if spec.prompts is not None:
-            tuned = self._tuned(self.model(spec.prompts.model), self.prompts(spec.prompts))
-            name, weights = f"{FOLDER}{self.tower.arch}-{tuned.digest}", fingerprint(tuned.vit)
+            folder = self._folder(spec.prompts)
+            name, weights = f"{FOLDER}{folder.name}", ""
+            if (folder / "config.json").is_file():
+                if folder not in self._made:
+                    self._made[folder] = fingerprint(load_tower(f"{FOLDER}{folder}").vit)
+                weights = self._made[folder]
         return name, weights, source, subset(source.images, spec.limit).image_ids
 
     def rankings(self, spec: RankingSpec) -> Rankings:
         """Find golden rankings, or make those that are missing."""
         if spec in self._made:
             return cast(Rankings, self._made[spec])
+        loaded_by = self._write_tower(spec)
         name, weights, source, image_ids = self._ranker(spec)
         rankings = find(name, weights, source, spec.golden, image_ids)
         if rankings is None or len(rankings) < len(image_ids):
             others = (replace(spec.golden, score=score) for score in sorted(self.scores))
             lacking = [one for one in others if len(find(name, weights, source, one, image_ids) or ()) < len(image_ids)]
             job = Job(
-                model=self._loadable_name(spec), source=source, config=spec.golden, scores=tuple(one.score for one in lacking),
-                limit=spec.limit, dtype=AUTO, device=self.config.device,
+                model=loaded_by, source=source, config=spec.golden,
+                scores=tuple(one.score for one in lacking), limit=spec.limit, dtype=AUTO, device=self.config.device,
             )  # fmt: skip
             rankings = Rankings.read(rank(job, self.progress).path)
         self._made[spec] = rankings.take(image_ids)
         return cast(Rankings, self._made[spec])
 
-    def _loadable_name(self, spec: RankingSpec) -> str:
+    def _folder(self, spec: PromptsSpec) -> Path:
+        """Return where a tuned tower is written."""
+        tuned = self._tuned(self.model(spec.model), self.prompts(spec))
+        return cache_folder() / "studies" / f"{self.tower.arch}-{tuned.digest}"
+
+    def _write_tower(self, spec: RankingSpec) -> str:
         """Return what the tower that ranks is loaded by; a tuned one is written first."""
-        name = self._ranker(spec)[0]
         if spec.prompts is None:
-            return name
-        folder = cache_folder() / "studies" / name.removeprefix(FOLDER)
+            return self.tower.name
+        folder = self._folder(spec.prompts)
         if not (folder / "config.json").is_file():
             dense = add_prompts(load_tower(self.tower.name).vit, self.prompts(spec.prompts))
             save_for_hf(dense, str(folder), safe_serialization=True)
@@ -176,7 +184,7 @@ class Workshop:
             path = self._predictor_path(spec)
             if (file := self._loadable(path)) is None:
                 train, stop = (list(map(self.rankings, part)) for part in (spec.train, spec.stop))
-                name = self._loadable_name(spec.train[0])
+                name = self._write_tower(spec.train[0])
                 fit(name, train, stop, spec.recipe, out=path, progress=self.progress, shots=spec.shots)
                 file = PredictorFile.read(path)
             self._made[spec] = file
@@ -184,12 +192,11 @@ class Workshop:
 
     def _predictor_path(self, spec: PredictorSpec) -> Path:
         """Return where a predictor is kept: by a hash of all that decides its weights."""
-        name, weights, *_ = self._ranker(spec.train[0])
         every = [[self.rankings(one) for one in part] for part in (spec.train, spec.stop)]
+        name, weights, *_ = self._ranker(spec.train[0])
         parts = [[asdict(one.provenance) | {"ids": one.image_ids} for one in part] for part in every]
-        conditions = [name, weights, parts, asdict(spec.recipe), spec.shots, torch.__version__]
-        digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
-        return cache_folder() / "studies" / f"{digest[:20]}.safetensors"
+        key = digest([name, weights, parts, asdict(spec.recipe), spec.shots, torch.__version__], length=20)
+        return cache_folder() / "studies" / f"{key}.safetensors"
 
     def _loadable(self, path: Path) -> PredictorFile | None:
         """Return the predictor of an earlier run; None, with a note, of a file that can't be loaded any more."""
@@ -241,7 +248,8 @@ class Workshop:
             case PromptsSpec():
                 tuner, seed = self._tuner(spec.dataset), spec.recipe.seed
                 row, few = self.model(spec.model), tuner.few(self.config.labelled, seed)
-                path = tuner.path(row, few, self.config.labelled, seed, spec.recipe)
+                dtype = precision_on(next(row.vit.parameters()).device, spec.recipe.dtype)
+                path = tuner.path(row, few, self.config.labelled, seed, replace(spec.recipe, dtype=dtype))
                 return int(tuner.cached(path) is not None)
 
     # Models

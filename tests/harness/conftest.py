@@ -23,11 +23,12 @@ from timm.models import save_for_hf
 import zoo
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
-from harness.golden.store import Provenance, Rankings
-from harness.measure import bench
+from harness.golden.store import Provenance, Rankings, own_store
+from harness.measure import bench, compare
 from harness.measure.rows import Variant
 from harness.measure.traces import Facts
 from harness.measure.tuning import Tuned
+from harness.models import towers
 from harness.models.towers import Tower
 from zoo.core.predictor import Predictor, predictor_name
 from zoo.core.prompts import save_prompts
@@ -36,6 +37,7 @@ from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.clip import Clip, ClipParts
 from zoo.loading.text import CompactText, tokenizer
 from zoo.loading.weights import blocks_fingerprint, cache_folder, fingerprint
+from zoo.ranking.golden import GoldenConfig
 
 ARCH, TAG = "clip_vit_b16", "openai"
 WORDS = ("cat", "dog", "house")
@@ -209,6 +211,26 @@ def write(ranked: Callable[..., Rankings], tmp_path: Path) -> Callable[..., Path
         return path
 
     return call
+
+
+@pytest.fixture
+def benchmark(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load the tiny tower and the toy dataset, whatever the names."""
+    monkeypatch.setattr(towers, "create_clip", lambda name: parts)
+    monkeypatch.setattr(compare, "get_dataset", lambda name: toy)
+
+
+@pytest.fixture
+def shipped(ranked: Callable[..., Rankings]) -> Callable[..., Rankings]:
+    """Write random rankings of the toy dataset where they are looked for."""
+
+    def write(*split: Any, **facts: Any) -> Rankings:
+        rankings = ranked(*split, **facts)
+        own = own_store("clip_vit_b16.openai", "toy", rankings.provenance.split, GoldenConfig())
+        rankings.write(own.with_name(f"{own.name}.parquet"))
+        return rankings
+
+    return write
 
 
 class QuickTuner:

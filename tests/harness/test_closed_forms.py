@@ -3,8 +3,8 @@
 What a method does beside the tower's blocks is written down here; a method without that fails.
 """
 
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import pytest
@@ -181,7 +181,13 @@ def costs(tower: Tower, form: Form | None, keep: float) -> tuple[int, int, tuple
     return products, results + tower.features, tuple(tokens)
 
 
-@cache
+@pytest.fixture(autouse=True, scope="module")
+def _let_go() -> Iterator[None]:
+    yield
+    dense_of.cache_clear()
+
+
+@lru_cache(maxsize=1)
 def dense_of(size: str, narrow: bool) -> zoo.ReducedViT:
     return timm.create_model(f"clip_vit_{size}", **(NARROW if narrow else {})).eval()
 

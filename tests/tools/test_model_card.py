@@ -16,7 +16,7 @@ from harness.models.towers import load_clip, named, text_classifier
 from zoo.core.files import read_facts
 from zoo.loading.weights import find_predictor
 
-CARD = " ".join((Path(__file__).parents[3] / "docs" / "model_card.md").read_text("utf-8").split())
+CARD = " ".join((Path(__file__).parents[2] / "docs" / "model_card.md").read_text("utf-8").split())
 
 
 def test_the_predictor_is_as_its_file_says():

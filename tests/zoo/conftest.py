@@ -91,34 +91,6 @@ def fill(hub: Path) -> Callable[..., Path]:
     return put
 
 
-class Node(nn.Module):
-    """A module of a tree that only holds tensors."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-@pytest.fixture
-def openai_archive() -> Callable[[dict[str, Tensor], Path], Path]:
-    """Write a state dict as a TorchScript archive, as OpenAI does."""
-    return _write_archive
-
-
-def _write_archive(state: dict[str, Tensor], path: Path) -> Path:
-    root = Node()
-    for name, value in state.items():
-        *parents, last = name.split(".")
-        node: nn.Module = root
-        for part in parents:
-            if not hasattr(node, part):
-                node.add_module(part, Node())
-            node = getattr(node, part)
-        node.register_parameter(last, nn.Parameter(value))
-    root.register_buffer("input_resolution", torch.tensor(64))
-    torch.jit.save(torch.jit.trace(root, torch.ones(1)), path)
-    return path
-
-
 class Evil:
     """Leaves a mark if it is unpickled."""
 

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo import export
+from zoo.deploy import export
 from zoo.deploy.export import (
     AOTI,
     EXPORTED_PROGRAM,
-    INT8,
     ONNX,
     OPENVINO,
     Agreement,
@@ -28,6 +27,7 @@ from zoo.deploy.export import (
 Build = Callable[..., nn.Module]
 pytestmark = pytest.mark.usefixtures("no_grad")
 BATCHES = (1, 2, 5)
+SHORT = {"depth": 3, "reduce_at": 1}
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def needs(*packages: str) -> None:
 
 def test_every_method_in_onnx_runtime(method: str, tiny: Build, images: Tensor, tmp_path: Path):
     needs("onnxscript", "onnxruntime")
-    half, path = tiny(f"clip_vit_b16_{method}50", depth=4), tmp_path / "model.onnx"
+    half, path = tiny(f"clip_vit_b16_{method}50", **SHORT), tmp_path / "model.onnx"
     agreement = export_model(half, path, images, format=ONNX, batches=BATCHES, facts={"tower": "tiny"})
     assert agreement.deviation < 1e-4
     assert agreement.batches == BATCHES
@@ -63,43 +63,33 @@ def test_every_method_in_onnx_runtime(method: str, tiny: Build, images: Tensor, 
 
 
 # Those with most ties: sorts of zeros and ones, a hash in 64 bits, and one that no sort can change.
-@pytest.mark.parametrize("method", ["rankmerge", "tca", "random", "patchrank"])
+@pytest.mark.parametrize("method", ["rankmerge", "tca", "random"])
 def test_methods_in_openvino(method: str, tiny: Build, images: Tensor, tmp_path: Path):
     needs("onnxscript", "openvino")
-    model = tiny(f"clip_vit_b16_{method}50", depth=4)
+    model = tiny(f"clip_vit_b16_{method}50", **SHORT)
     export_model(model, tmp_path / "model.xml", images, format=OPENVINO, batches=BATCHES)
     check_again(tmp_path / "model.xml", model)
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["model.bin", "model.xml", "model.xml.json"]
 
 
-@pytest.mark.parametrize("method", ["rankmerge", "evitfuse"])
-def test_an_exported_program_is_data(method: str, tiny: Build, images: Tensor, tmp_path: Path):
-    model, path = tiny(f"clip_vit_b16_{method}50", depth=4), tmp_path / "model.pt2"
-    export_model(model, path, images, format=EXPORTED_PROGRAM)
-    check_again(path, model)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_a_package_of_machine_code(tiny: Build, images: Tensor, tmp_path: Path):
-    model = tiny("clip_vit_b16_patchrank50", depth=2, reduce_at=1)
+    model = tiny("clip_vit_b16_patchrank50", depth=2, reduce_at=1, arch="mlp", width=8)
     export_model(model, tmp_path / "model.pt2", images, format=AOTI)
     check_again(tmp_path / "model.pt2", model)
 
 
-def test_a_predictor_goes_along(tiny: Build, images: Tensor, tmp_path: Path):
+def test_an_exported_program_holds_the_predictor(tiny: Build, images: Tensor, tmp_path: Path):
     model = tiny("clip_vit_b16_rankmerge50", depth=3, rank="predictor", rank_at=1, arch="mlp", width=8)
     export_model(model, tmp_path / "model.pt2", images, format=EXPORTED_PROGRAM)
     check_again(tmp_path / "model.pt2", model)
 
 
-@pytest.mark.parametrize(("format", "dtype"), [(EXPORTED_PROGRAM, "bfloat16"), (ONNX, INT8), (OPENVINO, INT8)])
-def test_lower_precision_is_measured_and_bounded(format: str, dtype: str, tiny: Build, images: Tensor, tmp_path: Path):
-    kind = export.FORMATS[format]
-    needs(*kind.writers, *kind.runtimes, *(["nncf"] if format == OPENVINO else []))
-    model, path = tiny("clip_vit_b16_clsattn50", depth=2, reduce_at=1), tmp_path / f"model{kind.suffix}"
-    how = {"format": format, "dtype": dtype, "calibration": torch.randn(4, 3, 64, 64)}
+def test_lower_precision_is_measured_and_bounded(tiny: Build, images: Tensor, tmp_path: Path):
+    model, path = tiny("clip_vit_b16_clsattn50", depth=2, reduce_at=1), tmp_path / "model.pt2"
+    how = {"format": EXPORTED_PROGRAM, "dtype": "bfloat16"}
     agreement = export_model(model, path, images, least_cosine=0.5, **how)
     assert 0.5 < agreement.cosine_q05 <= agreement.cosine_mean < 1
     before = path.read_bytes()
@@ -153,7 +143,7 @@ def test_examples_of_the_guide(format: str, package: str, tiny: Build, tmp_path:
 
 REFUSED = {
     "format": ({"format": "onyx"}, "format 'onyx': did you mean 'onnx'"),
-    "precision": ({"dtype": "int8"}, "dtype 'int8' of exported-program: expected one of float32"),
+    "precision": ({"dtype": "int8"}, "dtype 'int8' of exported-program: expected one of"),
     "suffix": ({"path": "model.onnx"}, "model.onnx.*ends with '.pt2'"),
     "one image": ({"images": torch.zeros(1, 3, 64, 64)}, r"images \(1, 3, 64, 64\).*n from 2"),
     "other images": ({"images": torch.zeros(2, 3, 64, 64).half()}, "of torch.float16: expected"),
@@ -172,22 +162,21 @@ def test_models_that_are_refused(tiny: Build, images: Tensor, tmp_path: Path):
     how = {"path": tmp_path / "model.pt2", "images": images, "format": EXPORTED_PROGRAM}
     with pytest.raises(ValueError, match="training mode"):
         export_model(tiny("clip_vit_b16").train(), **how)
-    with pytest.raises(ValueError, match="bfloat16 on cpu: expected float32"):
+    with pytest.raises(ValueError, match="bfloat16 on cpu"):
         export_model(tiny("clip_vit_b16").bfloat16(), **how)
-    with pytest.raises(ValueError, match=r"no features \(B, D\)"):
+    with pytest.raises(ValueError, match="no features"):
         export_model(tiny("clip_vit_b16", global_pool=""), **how)
 
 
 def test_missing_packages_name_themselves(tiny: Build, images: Tensor, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda name: None)
-    message = r"'openvino' in int8 needs openvino, onnx, onnxscript, nncf: pip install 'clip-patchrank\[export\]'"
-    with pytest.raises(ValueError, match=message):
-        export_model(tiny("clip_vit_b16"), tmp_path / "model.xml", images, format=OPENVINO, dtype=INT8)
+    with pytest.raises(ValueError, match=r"needs openvino, onnx, onnxscript: pip install 'clip-patchrank\[export\]'"):
+        export_model(tiny("clip_vit_b16"), tmp_path / "model.xml", images, format=OPENVINO)
 
 
 def test_files_that_are_not_exported_models(tiny: Build, images: Tensor, tmp_path: Path, evil):
     path, about = tmp_path / "model.pt2", tmp_path / "model.pt2.json"
-    with pytest.raises(FileNotFoundError, match=r"model\.pt2.*patchrank export"):
+    with pytest.raises(FileNotFoundError, match=r"model\.pt2"):
         load_exported(path)
     export_model(tiny("clip_vit_b16"), path, images, format=EXPORTED_PROGRAM)
     # Sample inputs are what torch falls back to unpickling.

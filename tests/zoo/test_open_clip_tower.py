@@ -183,7 +183,7 @@ def test_predictors_tell_the_weights_of_their_tower(tmp_path: Path):
     facts = {"model": "coca", "tag": "", "block": 1, "options": {"arch": "mlp", "width": 8}, "weights": weights}
     write_learned(path, "predictor", source.reducer.predictor.state_dict(), facts)
     model = zoo.reduce(tower, method="patchrank", keep=0.5, reduce_at=1, predictor=path)
-    assert torch.equal(parts(model(some_images()))[0], parts(source(some_images()))[0])
+    torch.testing.assert_close(parts(model(some_images()))[0], parts(source(some_images()))[0])
     tower.transformer.resblocks[2].ln_1.bias[0] += 1
     with pytest.raises(ValueError, match=rf"was fitted to coca\S* with weights {weights}, these are"):
         zoo.reduce(tower, method="patchrank", keep=0.5, reduce_at=1, predictor=path)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import zoo
 from harness.records.agreement import kendall_tau
-from zoo import suffix as module
 from zoo.core.tokens import Tokens
+from zoo.ranking import suffix as module
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.ranking.suffix import Suffix, fitting_batch
 from zoo.towers.lean import LeanBlock, Product

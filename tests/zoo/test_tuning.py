@@ -16,7 +16,7 @@ from open_clip.transformer import TextTransformer
 from torch import nn
 
 import zoo
-from zoo import tuning
+from zoo.learning import tuning
 from zoo.learning.prompt_learner import COUPLINGS, RECIPES, TOKENS, PromptLearner, TuneConfig
 from zoo.learning.tuning import Labelled, augmented, encode, frozen, tune
 from zoo.loading.clip import Clip, ClipParts

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -106,9 +106,10 @@ def read_learned(path: Path, kind: str, what: type[T], mend: str, *, format: int
         raise ValueError(f"{kind} {str(path)!r} has format {have!r}, this version reads {format}; {mend}")
     facts.pop("hash", None)
     try:
-        return filled(what, facts, path=path)
+        file: T = from_json(what, facts, kind, path=path)
     except ValueError as error:
         raise ValueError(f"{str(path)!r} holds no {kind}: {error}; {mend}") from error
+    return file
 
 
 def load_learned(path: Path, kind: str, mend: str, *, gaps: Collection[str] = ()) -> dict[str, Tensor]:
@@ -140,11 +141,11 @@ def load_learned(path: Path, kind: str, mend: str, *, gaps: Collection[str] = ()
 
 
 def _hash(facts: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    parts: list[Any] = [facts]
     for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        parts.append(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        parts.append(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest(*parts, length=64)
 
 
 def read_facts(path: Path, kind: str) -> dict[str, Any]:
@@ -222,65 +223,61 @@ def _require_plain(value: Any) -> None:
             _require_plain(one)
 
 
-def parsed(kind: Any, value: Any, name: str) -> Any:
-    """Return a value of ``json.loads`` as the annotated type; messages name the field.
+_hints = functools.cache(get_type_hints)  # records ask for theirs a thousand times
 
-    Types are bool, int, float, str, dict, tuple[T, ...], list[T], a dataclass or named tuple of such, or a union.
+
+def from_json(kind: Any, value: Any, what: str, *, complete: bool = False, **own: Any) -> Any:
+    """Return a value of ``json.loads`` as the annotated type ``kind``; messages call it ``what``.
+
+    Types are Any, bool, int, float, str, dict, dict[str, T], Mapping[str, T], tuple[T, ...], tuple[T, T], list[T],
+    a dataclass or named tuple of such, or a union. ``own`` are fields of a dataclass that the value may not name.
+    Fields with a default may be missing unless it must be ``complete``.
 
     Raises:
         ValueError: names the field that is unknown, missing or of another type.
     """
     for option in get_args(kind) if isinstance(kind, UnionType) else (kind,):
-        if (is_dataclass(option) or hasattr(option, "_fields")) and isinstance(value, dict):
-            return _dataclass(option, value)
-        origin = get_origin(option)
-        if origin in (tuple, list) and isinstance(value, list):
-            return origin(parsed(get_args(option)[0], item, name) for item in value)
-        if option is float and type(value) in {int, float}:
+        origin, args = get_origin(option) or option, get_args(option)
+        if is_dataclass(option) or hasattr(option, "_fields"):
+            if isinstance(value, dict):
+                return _from_object(option, value, complete, own)
+        elif origin in (tuple, list, Sequence) and isinstance(value, list):
+            if len(args) < 2 or args[1] is Ellipsis or len(args) == len(value):
+                items = [from_json(args[0], item, what, complete=complete) for item in value]
+                return items if origin is list else tuple(items)
+        elif origin in (dict, Mapping) and isinstance(value, dict):
+            inner = args[1] if args else Any
+            return {name: from_json(inner, item, name, complete=complete) for name, item in value.items()}
+        elif option is float and type(value) in {int, float}:
             return float(value)
-        if type(value) is (get_origin(option) or option):
+        elif option is Any or type(value) is option:
             return value
-    raise ValueError(f"{name} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+    raise ValueError(f"{what} must be {getattr(kind, '__name__', kind)}, got {value!r}")
 
 
-_hints = functools.cache(get_type_hints)  # records ask for theirs a thousand times
-
-
-def filled(what: type[T], facts: Any, **own: Any) -> T:
-    """Return the dataclass ``what`` of facts as JSON has them, and of ``own`` fields, which facts may not name.
-
-    Raises:
-        ValueError: no object, or a field that is missing, unknown or of another type.
-    """
-    if not isinstance(facts, dict):
-        raise ValueError(f"a {type(facts).__name__} instead of an object")
-    make: Any = what
-    kinds = {name: kind for name, kind in _hints(make).items() if name not in own}
-    if unknown := sorted(facts.keys() - kinds.keys()):
-        raise ValueError(f"unknown field {unknown[0]!r}")
-    needed = {one.name for one in fields(make) if one.default is MISSING and one.default_factory is MISSING}
-    if missing := sorted(needed & kinds.keys() - facts.keys()):
-        raise ValueError(f"missing field {missing[0]!r}")
-    made: T = make(**own, **{name: parsed(kinds[name], value, name) for name, value in facts.items()})
-    return made
-
-
-def _dataclass(kind: Any, values: dict[str, Any]) -> Any:
-    kinds = _hints(kind)
+def _from_object(kind: Any, values: dict[str, Any], complete: bool, own: dict[str, Any]) -> Any:
+    kinds = {name: hint for name, hint in _hints(kind).items() if name not in own}
     for name in values.keys() - kinds.keys():
         near = "".join(difflib.get_close_matches(name, kinds, n=1)) or "none that is close"
         raise ValueError(f"unknown field {name!r}, did you mean: {near}")
-    if missing := [name for name in kinds if name not in values]:
+    if hasattr(kind, "_field_defaults"):
+        optional = set(kind._field_defaults)
+    else:
+        have = (MISSING, MISSING)
+        optional = {one.name for one in fields(kind) if (one.default, one.default_factory) != have}
+    if missing := [name for name in kinds if name not in values and (complete or name not in optional)]:
         raise ValueError(f"missing field {missing[0]!r}")
-    return kind(**{name: parsed(kinds[name], value, name) for name, value in values.items()})
+    made = {name: from_json(kinds[name], value, name, complete=complete) for name, value in values.items()}
+    return kind(**own, **made)
 
 
-def digest_of(*paths: Path) -> str:
-    """Return 16 hex digits of the sha256 over the content of files, in order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def digest(*parts: Any, length: int = 16) -> str:
+    """Return hex digits of the sha256 over parts, in order: bytes, the content of paths, other values as JSON."""
+    whole = hashlib.sha256()
+    for part in parts:
+        content = part.read_bytes() if isinstance(part, Path) else part
+        whole.update(content if isinstance(content, bytes) else json.dumps(content, sort_keys=True).encode())
+    return whole.hexdigest()[:length]
 
 
 @dataclass(kw_only=True)

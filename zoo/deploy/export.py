@@ -31,8 +31,6 @@ from zoo.loading.weights import fingerprint
 Call = Callable[[Tensor], Tensor]
 
 EXPORTED_PROGRAM, AOTI, ONNX, OPENVINO = "exported-program", "aoti", "onnx", "openvino"
-INT8 = "int8"
-
 DEVIATION = 1e-3  # of the features' length, allowed in float32
 LEAST_COSINE = 0.99  # on average, in lower precision
 TIED = 1e-5  # two images this equally similar to a third are both its nearest
@@ -40,8 +38,7 @@ BATCHES = (2, 5)  # images per call when a file is checked
 MOST_IMAGES = 4096  # per call of an exported graph
 _EXTRA = "pip install 'clip-patchrank[export]'"
 _IN, _OUT = "images", "features"
-_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", INT8: "f32"}  # OpenVINO's
-_CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16", INT8: "INT8"}
+_OPENVINO = {"float32": ("FP32", "f32"), "bfloat16": ("BF16", "bf16"), "float16": ("FP16", "f16")}  # ability, hint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +121,6 @@ def export_model(
     *,
     format: str,
     dtype: str = "float32",
-    calibration: Tensor | None = None,
     batches: Sequence[int] = BATCHES,
     least_cosine: float = LEAST_COSINE,
     facts: Mapping[str, Any] | None = None,
@@ -138,8 +134,7 @@ def export_model(
         path: file to write; ``FORMATS`` says how it ends. OpenVINO has a ``.bin`` beside it.
         images: (n, 3, H, W) float32 preprocessed real images, two at least.
         format: of ``FORMATS``.
-        dtype: precision, of the format's. ``int8`` is by the runtime's own tool.
-        calibration: (m, 3, H, W) other real images, for ``int8`` of OpenVINO.
+        dtype: precision, of the format's.
         batches: images per call in the check.
         least_cosine: with the eager float32 features on average, in lower precision; in float32 no more than
             ``DEVIATION`` is allowed and every image must have the same nearest.
@@ -156,7 +151,7 @@ def export_model(
     path = Path(path)
     kind = require_format(format, dtype)
     _require_suffix(path, format)
-    _require_model(model, images, calibration, format, dtype)
+    _require_model(model, images)
     with torch.no_grad():
         eager = model(images[:2])
     if not isinstance(eager, Tensor) or eager.ndim != 2:
@@ -168,7 +163,7 @@ def export_model(
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder, _quiet(), torch.no_grad():
         # Under its final name, which files with weights apart keep inside.
         place = Path(folder) / path.name
-        kind.write(model, place, images[:2], dtype, calibration)
+        kind.write(model, place, images[:2], dtype)
         call = kind.load(place, dtype, torch.get_num_threads())
         features, done = [], 0
         for batch in batches:
@@ -181,7 +176,7 @@ def export_model(
         agreement = Agreement.of(features, eager, batches)
         if problem := agreement.problem(dtype, least_cosine):
             raise DisagreementError(f"{format} in {dtype}: {problem}; {path.name} was not written", agreement)
-        about = {**described(model), **(facts or {}), "format": format, "dtype": dtype, "agreement": asdict(agreement)}
+        about = {**describe(model), **(facts or {}), "format": format, "dtype": dtype, "agreement": asdict(agreement)}
         write_whole(about_path(path), (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
         # The file that is asked for comes last: who finds it finds the others.
         for file in sorted(Path(folder).glob(f"{path.stem}.*"), key=lambda file: file == place):
@@ -189,19 +184,17 @@ def export_model(
     return agreement
 
 
-def as_runtime(
-    model: nn.Module, images: Tensor, *, format: str, dtype: str = "float32", calibration: Tensor | None = None
-) -> Call:
+def as_runtime(model: nn.Module, images: Tensor, *, format: str, dtype: str = "float32") -> Call:
     """Return a model as a format's runtime runs it, by way of a file that is gone again; nothing is checked.
 
     Arguments and refusals are those of ``export_model``; two ``images`` are enough.
     """
     kind = require_format(format, dtype)
-    _require_model(model, images, calibration, format, dtype)
+    _require_model(model, images)
     # What comes of inference mode can't be recorded.
     with tempfile.TemporaryDirectory() as folder, _quiet(), torch.inference_mode(mode=False), torch.no_grad():
         place = Path(folder) / f"model{kind.suffix}"
-        kind.write(model, place, images[:2].clone(), dtype, None if calibration is None else calibration.clone())
+        kind.write(model, place, images[:2].clone(), dtype)
         return kind.load(place, dtype, torch.get_num_threads())
 
 
@@ -223,7 +216,7 @@ def load_exported(path: str | Path, *, threads: int | None = None) -> Call:
     path = Path(path)
     for file in (path, about_path(path)):
         if not file.is_file():
-            raise FileNotFoundError(f"no exported model at {str(file)!r}; `patchrank export --output FILE` writes both")
+            raise FileNotFoundError(f"no exported model at {str(file)!r}; `zoo.export_model` writes both files")
     try:
         about = json.loads(about_path(path).read_bytes())
         format, dtype = about["format"], about["dtype"]
@@ -240,7 +233,7 @@ def about_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def described(model: nn.Module) -> dict[str, Any]:
+def describe(model: nn.Module) -> dict[str, Any]:
     """Return JSON values that say what a model is: method, settings, weights, and the package's version."""
     facts: dict[str, Any] = {"version": version("clip-patchrank"), "method": None, "options": {}}
     if isinstance(model, Host):
@@ -271,22 +264,24 @@ def _recorded(model: nn.Module, images: Tensor, dtype: str) -> Any:
     return torch.export.export(Served(model, dtype).eval(), (images,), dynamic_shapes=({0: batch},))
 
 
-def _write_program(model: nn.Module, path: Path, images: Tensor, dtype: str, _: Tensor | None) -> None:
+def _write_program(model: nn.Module, path: Path, images: Tensor, dtype: str) -> None:
     program = _recorded(model, images, dtype)
     program._example_inputs = None  # else they are pickled into the file
     torch.export.save(program, path)
 
 
-def _load_program(path: Path, _dtype: str, _threads: int) -> Call:
-    _refuse_pickles(path)
-    module = torch.export.load(path).module()
-
+def _without_gradients(run: Callable[[Tensor], Any]) -> Call:
     def call(images: Tensor) -> Tensor:
         with torch.no_grad():
-            features: Tensor = module(images)
+            features: Tensor = run(images)
         return features
 
     return call
+
+
+def _load_program(path: Path, _dtype: str, _threads: int) -> Call:
+    _refuse_pickles(path)
+    return _without_gradients(torch.export.load(path).module())
 
 
 def _refuse_pickles(path: Path) -> None:
@@ -305,7 +300,7 @@ def _refuse_pickles(path: Path) -> None:
         raise ValueError(f"{str(path)!r} is no exported program: {error!r}") from error
 
 
-def _write_aoti(model: nn.Module, path: Path, images: Tensor, dtype: str, _: Tensor | None) -> None:
+def _write_aoti(model: nn.Module, path: Path, images: Tensor, dtype: str) -> None:
     from torch._inductor import aoti_compile_and_package
 
     aoti_compile_and_package(_recorded(model, images, dtype), package_path=str(path))
@@ -314,17 +309,10 @@ def _write_aoti(model: nn.Module, path: Path, images: Tensor, dtype: str, _: Ten
 def _load_aoti(path: Path, _dtype: str, _threads: int) -> Call:
     from torch._inductor import aoti_load_package
 
-    package = aoti_load_package(str(path))
-
-    def call(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            features: Tensor = package(images)
-        return features
-
-    return call
+    return _without_gradients(aoti_load_package(str(path)))
 
 
-def _write_onnx(model: nn.Module, path: Path, images: Tensor, dtype: str, _: Tensor | None) -> None:
+def _write_onnx(model: nn.Module, path: Path, images: Tensor, _dtype: str) -> None:
     from onnxscript import opset18 as op
 
     # ONNX has no stable sort, but TopK, which breaks ties by the lower index as we do.
@@ -344,27 +332,7 @@ def _write_onnx(model: nn.Module, path: Path, images: Tensor, dtype: str, _: Ten
     assert program is not None
     # One file as long as protobuf can hold it.
     apart = sum(weight.nbytes for weight in model.parameters()) > 1.9e9
-    if dtype != INT8:
-        program.save(str(path), external_data=apart)
-        return
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    whole = _scratch(path)
-    program.save(str(whole), external_data=apart)
-    # Scales of activations per call and of weights per channel: of the tool's ways by far the closest.
-    how: dict[str, Any] = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True}
-    # Not where a ranking multiplies by weights that are split by head: the tool takes matrices alone.
-    graph = program.model_proto.graph
-    stacks = {one.name for one in graph.initializer if len(one.dims) > 2}
-    how["nodes_to_exclude"] = [node.name for node in graph.node if node.op_type == "MatMul" and stacks & {*node.input}]
-    quantize_dynamic(whole, path, weight_type=QuantType.QInt8, use_external_data_format=apart, **how)
-
-
-def _scratch(path: Path) -> Path:
-    """Return the place of a float32 ONNX file on the way to another one, in a folder that goes with what holds it."""
-    folder = path.parent / "scratch"
-    folder.mkdir()
-    return folder / "float32.onnx"
+    program.save(str(path), external_data=apart)
 
 
 def _load_onnx(path: Path, _dtype: str, threads: int) -> Call:
@@ -377,21 +345,14 @@ def _load_onnx(path: Path, _dtype: str, threads: int) -> Call:
     return lambda images: torch.from_numpy(session.run([_OUT], {_IN: images.contiguous().numpy()})[0])
 
 
-def _write_openvino(model: nn.Module, path: Path, images: Tensor, dtype: str, calibration: Tensor | None) -> None:
+def _write_openvino(model: nn.Module, path: Path, images: Tensor, _dtype: str) -> None:
     import openvino
 
-    whole = _scratch(path)
-    _write_onnx(model, whole, images, "float32", None)
-    graph = _with_stable_sorts(openvino.Core().read_model(whole))
-    if dtype == INT8:
-        import nncf
-
-        assert calibration is not None
-        pictures = nncf.Dataset(list(calibration.split(1)), lambda one: one.numpy())
-        graph = nncf.quantize(
-            graph, pictures, model_type=nncf.ModelType.TRANSFORMER, subset_size=max(1, len(calibration))
-        )
-    openvino.save_model(graph, path, compress_to_fp16=False)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        whole = Path(folder) / "model.onnx"
+        _write_onnx(model, whole, images, "float32")
+        graph = _with_stable_sorts(openvino.Core().read_model(whole))
+        openvino.save_model(graph, path, compress_to_fp16=False)
 
 
 def _with_stable_sorts(graph: Any) -> Any:
@@ -413,10 +374,11 @@ def _load_openvino(path: Path, dtype: str, threads: int) -> Call:
     import openvino
 
     core = openvino.Core()
-    if _CAPABILITIES[dtype] not in (able := core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")):
+    ability, hint = _OPENVINO[dtype]
+    if ability not in (able := core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")):
         raise ValueError(f"OpenVINO computes no {dtype} on this CPU: expected one of {', '.join(able)}")
     # Without the hint OpenVINO computes in the precision that it finds fastest, bfloat16 on many CPUs.
-    hints = {"INFERENCE_PRECISION_HINT": _HINTS[dtype], "INFERENCE_NUM_THREADS": threads}
+    hints = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads}
     compiled = core.compile_model(core.read_model(path), "CPU", hints)
     return lambda images: torch.from_numpy(compiled([images.contiguous().numpy()])[0])
 
@@ -428,16 +390,16 @@ class Format(NamedTuple):
     dtypes: tuple[str, ...]
     writers: tuple[str, ...]
     runtimes: tuple[str, ...]
-    write: Callable[[nn.Module, Path, Tensor, str, Tensor | None], None]
+    write: Callable[[nn.Module, Path, Tensor, str], None]
     load: Callable[[Path, str, int], Call]
 
 
-_LOW, _ONNX = ("bfloat16", "float16"), ("onnx", "onnxscript")
+_ALL, _ONNX = tuple(PRECISIONS), ("onnx", "onnxscript")
 FORMATS: dict[str, Format] = {
-    EXPORTED_PROGRAM: Format(".pt2", ("float32", *_LOW), (), (), _write_program, _load_program),
-    AOTI: Format(".pt2", ("float32", *_LOW), (), (), _write_aoti, _load_aoti),
-    ONNX: Format(".onnx", ("float32", INT8), _ONNX, ("onnxruntime",), _write_onnx, _load_onnx),
-    OPENVINO: Format(".xml", ("float32", *_LOW, INT8), _ONNX, ("openvino",), _write_openvino, _load_openvino),
+    EXPORTED_PROGRAM: Format(".pt2", _ALL, (), (), _write_program, _load_program),
+    AOTI: Format(".pt2", _ALL, (), (), _write_aoti, _load_aoti),
+    ONNX: Format(".onnx", ("float32",), _ONNX, ("onnxruntime",), _write_onnx, _load_onnx),
+    OPENVINO: Format(".xml", _ALL, _ONNX, ("openvino",), _write_openvino, _load_openvino),
 }
 
 
@@ -452,11 +414,9 @@ def require_format(format: Any, dtype: Any, *, writing: bool = True) -> Format:
     kind = FORMATS[format]
     if dtype not in kind.dtypes:
         raise ValueError(f"dtype {dtype!r} of {format}: {expected(str(dtype), kind.dtypes)}")
-    packages = list(kind.runtimes)
-    if writing:
-        packages += [*kind.writers, *(["nncf"] if (format, dtype) == (OPENVINO, INT8) else [])]
+    packages = kind.runtimes + (kind.writers if writing else ())
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise ValueError(f"format {format!r} in {dtype} needs {', '.join(missing)}: {_EXTRA}")
+        raise ValueError(f"format {format!r} needs {', '.join(missing)}: {_EXTRA}")
     return kind
 
 
@@ -465,7 +425,7 @@ def _require_suffix(path: Path, format: str) -> None:
         raise ValueError(f"{str(path)!r}: a file of {format} ends with {FORMATS[format].suffix!r}")
 
 
-def _require_model(model: nn.Module, images: Tensor, calibration: Tensor | None, format: str, dtype: str) -> None:
+def _require_model(model: nn.Module, images: Tensor) -> None:
     name = type(model).__name__
     if model.training:
         raise ValueError(f"{name} is in training mode: call eval() first")
@@ -473,13 +433,8 @@ def _require_model(model: nn.Module, images: Tensor, calibration: Tensor | None,
     if kinds != {("cpu", torch.float32)}:
         found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
         raise ValueError(f"{name} has weights in {found}: expected float32 on the CPU; `dtype` is for the file")
-    for images_of in (images, *([] if calibration is None else [calibration])):
-        if images_of.ndim != 4 or images_of.dtype != torch.float32 or len(images_of) < 2:
-            raise ValueError(
-                f"images {tuple(images_of.shape)} of {images_of.dtype}: expected (n, 3, H, W) float32 with n from 2"
-            )
-    if (format, dtype) == (OPENVINO, INT8) and calibration is None:
-        raise ValueError("OpenVINO in int8 needs images to calibrate with: pass calibration=(m, 3, H, W)")
+    if images.ndim != 4 or images.dtype != torch.float32 or len(images) < 2:
+        raise ValueError(f"images {tuple(images.shape)} of {images.dtype}: expected (n, 3, H, W) float32 with n from 2")
 
 
 @contextmanager
@@ -487,7 +442,7 @@ def _quiet() -> Iterator[None]:
     """Keep the advice of exporters, which is for their authors, from warnings, standard output and the log."""
     import logging
 
-    names = ("nncf", "torch.onnx", "root", "onnx_ir", "onnxscript")
+    names = ("torch.onnx", "root", "onnx_ir", "onnxscript")
     loggers = [logging.getLogger(None if name == "root" else name) for name in names]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):

@@ -4,8 +4,6 @@ All losses take predictions p (B, N) and golden importance t (B, N), normalised 
 and deviation 1, higher = keep, and return the mean over images.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.core.files import FitState, write_learned
+from zoo.core.files import FitState, digest, write_learned
 from zoo.core.messages import expected
 from zoo.core.predictor import REMOVE, Predictor, architecture
 
@@ -214,11 +212,9 @@ def fit_predictor(
 
 
 def _mark(config: FitConfig, *data: RankedTokens) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
-    for part in data:
-        digest.update(repr((tuple(part.tokens.shape), part.prefix, part.grid)).encode())
-        digest.update(part.importance.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    shapes = [[list(part.tokens.shape), part.prefix, part.grid] for part in data]
+    importance = (part.importance.contiguous().numpy().tobytes() for part in data)
+    return digest([asdict(config), shapes], *importance, length=64)
 
 
 def _learn(state: FitState, train: RankedTokens, target: Tensor, config: FitConfig) -> float:

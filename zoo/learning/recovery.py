@@ -4,8 +4,6 @@ The teacher is the dense tower, the loss a distance of projected features on the
 image. The changes are added to the tower's weights, so that inference costs nothing more.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.core.files import FitState
+from zoo.core.files import FitState, digest
 from zoo.core.host import Host
 from zoo.core.prompts import CosineHead, near
 from zoo.loading.recovery_file import (
@@ -292,8 +290,6 @@ def _first_tokens(teacher: Host, train: Sequence[Images], config: RecoveryConfig
 
 def _mark(model: Host, config: RecoveryConfig, *sets: Images) -> str:
     recipe = [FORMAT, asdict(config), weights_digest(model.state_dict()), repr(model.reducer), torch.__version__]
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    for images in sets:
-        for rows in torch.arange(len(images)).split(CHUNK):
-            digest.update(images[rows].flatten(1).double().sum(dim=1).cpu().numpy().tobytes())
-    return digest.hexdigest()
+    every = (images[rows] for images in sets for rows in torch.arange(len(images)).split(CHUNK))
+    sums = (each.flatten(1).double().sum(dim=1).cpu().numpy().tobytes() for each in every)
+    return digest(recipe, *sums, length=64)

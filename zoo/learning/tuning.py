@@ -1,7 +1,5 @@
 """Tune learned tokens on a few labelled images (arXiv 2409.14607, section 3.4)."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -12,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.files import FitState
+from zoo.core.files import FitState, digest
 from zoo.core.precision import precision_on
 from zoo.core.prompts import CosineHead
 from zoo.learning.prompt_learner import PromptLearner, TuneConfig
@@ -125,11 +123,8 @@ def _features(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
 def _mark(vit: ReducedViT, classes: Sequence[str], config: TuneConfig, *images: Labelled) -> str:
     weights = blocks_fingerprint(vit.state_dict())
     recipe = [asdict(config), list(classes), weights, repr(vit.reducer)]
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    for data in images:
-        sums = data.images.flatten(1).double().sum(dim=1)
-        digest.update(sums.cpu().numpy().tobytes() + data.labels.cpu().numpy().tobytes())
-    return digest.hexdigest()
+    parts = (part for data in images for part in (data.images.flatten(1).double().sum(dim=1), data.labels))
+    return digest(recipe, *(part.cpu().numpy().tobytes() for part in parts), length=64)
 
 
 def _optimiser(learner: PromptLearner, config: TuneConfig) -> torch.optim.Optimizer:

@@ -63,7 +63,7 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
         name: a model's name, with weight tag or without, such as
             ``clip_vit_b16_patchrank60.openai``.
         pretrained: load the weights; False for random ones (the embedded text tower stays); or a
-            file with both towers: safetensors, a state dict saved by torch, OpenAI's archive. It
+            file with both towers: safetensors or a state dict saved by torch. It
             must have been trained with the activation that the tag stands for.
         kwargs: further arguments of ``timm.create_model``.
 

@@ -9,7 +9,6 @@ our embedded text tower refuses words that this never saw.
 """
 
 import difflib
-import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from timm.layers.activations import QuickGELU as TimmQuickGELU
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from zoo.core.files import digest_of, write_whole
+from zoo.core.files import digest, write_whole
 from zoo.core.host import FeatureTower
 from zoo.core.messages import expected
 from zoo.core.predictor import PredictorFile
@@ -412,9 +411,8 @@ def checkpoint(name: ModelName, tag: str) -> Path:
     if name.method is not None:
         depth = spec.vit_args["depth"]
         _, predictors = with_predictors(name.dense, tag, name.method, name.options, depth)
-    facts, digest = source.stat(), digest_of(*(p.path for p in predictors))
-    content = [source.name, facts.st_size, facts.st_mtime_ns, digest]
-    mark = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    facts = source.stat()
+    mark = digest([source.name, facts.st_size, facts.st_mtime_ns], *(p.path for p in predictors))
     path = cache_folder() / "open_clip" / f"{name.dense}.{tag}.{mark}.safetensors"
     if not path.is_file():
         model = create_clip(f"{name}.{tag}").model

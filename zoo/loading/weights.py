@@ -43,7 +43,7 @@ from zoo.towers.vit import TimmHost
 # Whatever timm, open_clip and torch raise over a file that isn't what it should be.
 UNUSABLE = (*(OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError), *(SafetensorError, UnpicklingError))
 _log = logging.getLogger(__name__)
-_LONGEST_REASON = 240
+_LONGEST_REASON = 600
 PROBE_S = 4.0  # that the hub may take to answer at all; its client would try for most of a minute
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")

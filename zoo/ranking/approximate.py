@@ -1,22 +1,21 @@
-"""Approximate golden rankings, as ``GoldenConfig.approximate`` names them, and their costs.
+"""Golden rankings without running every window: ``follow:N`` recomputes the class token and N patch tokens.
 
-docs/approximations.md says how well each agrees with exact rankings.
+docs/approximations.md says how well they agree with exact rankings.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.core.host import Host
-from zoo.core.messages import expected
 from zoo.core.tokens import Tokens
 from zoo.ranking.suffix import Suffix, sequences
 from zoo.ranking.windows import Merges, members, sizes_of
+
+FOLLOWED = "follow:0"  # the only approximation that a greedy search or merging can take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +69,13 @@ class Effort:
         last = self.linear + 2 * self.heads * self.dim * self.tokens
         return self.inner(self.tokens, self.tokens) + last
 
-    def inner(self, tokens: int, visible: int, products: int = 2) -> int:
-        """Count all blocks but the last for ``tokens`` tokens, each attending to ``visible``.
+    def inner(self, tokens: int, visible: int) -> int:
+        """Count all blocks but the last for ``tokens`` tokens, each attending to ``visible``."""
+        return (self.blocks - 1) * tokens * (self.linear + 2 * self.dim * visible)
 
-        Attention takes 2 matrix ``products`` forwards, and 5 backwards where its weights are
-        computed anew, as fused attention does.
-        """
-        return (self.blocks - 1) * tokens * (self.linear + products * self.dim * visible)
-
-    def last(self, tokens: int, visible: int, products: int = 2) -> int:
+    def last(self, tokens: int, visible: int) -> int:
         """Count the last block: keys and values of ``tokens`` tokens, the rest for CLS alone."""
-        return 2 * self.dim**2 * (tokens - 1) + self.linear + products * self.dim * visible
+        return 2 * self.dim**2 * (tokens - 1) + self.linear + 2 * self.dim * visible
 
 
 def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -90,9 +85,10 @@ def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Te
     no longer did. The first is exact here at the cost of one token per window instead of a
     sequence. Of the second, only the patch tokens that carry most of the window are recomputed. All
     others stay as in the whole image, whose keys and values are computed once; with all patch
-    tokens outside the window recomputed it is exact.
+    tokens outside the window recomputed it is exact. All of it is float32, whatever the suffix's precision.
 
-    Arguments and results are those of ``Kind.run``.
+    Returns:
+        Unit features of the whole images (B, D), and of those without each window of ``cells`` (W, r * r), (B, W, D).
     """
     targets, features = [], []
     for part in start.split(max(1, suffix.batch // 4)):
@@ -110,7 +106,7 @@ def follow_merges(suffix: Suffix, start: Tokens, merges: Merges) -> tuple[Tensor
     """Compute features with each of some merges, recomputing only CLS and the merged token.
 
     All others stay as in the whole image, but for the two tokens that became one, which nobody sees.
-    Results are those of ``Kind.run``; ``merges`` are of single patch tokens.
+    Results are those of ``follow``; ``merges`` are of single patch tokens.
     """
     sizes = F.pad(sizes_of(start).log(), (start.prefix, 0))
     targets, features = [], []
@@ -242,181 +238,40 @@ def follow_effort(effort: Effort, count: int, windows: int, merged: int = 0) -> 
     return windows * (effort.inner(moved, visible) + effort.last(moved, visible)) + choice
 
 
-WIDER = 8  # dimensions added to the heads; fused attention likes multiples of 8
-
-
-def jacobian(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Compute features without each window to first order, along ``count`` directions.
-
-    A gate on the attention to each patch token, 1 in the whole image and 0 where it is removed,
-    makes the features a smooth function. Its derivative by all gates along one direction of
-    features takes one backward pass, and a window's is the sum over its patches. Features vary
-    along few directions when windows go, so few passes suffice. The directions are, image by image,
-    the principal ones of how the features move when only the class token is recomputed (``follow``
-    with no other token).
-
-    Arguments and results are those of ``Kind.run``.
-    """
-    targets, features = [], []
-    for part in start.split(max(1, suffix.batch // 16)):
-        target, moved = follow(suffix, part, cells, 0)
-        shift = moved - target.unsqueeze(1)
-        shift = shift - (shift @ target.unsqueeze(2)) * target.unsqueeze(1)
-        basis = torch.linalg.svd(shift, full_matrices=False).Vh[:, :count]
-        slopes = gate_slopes(suffix, part, basis)
-        # Removal takes the gates from 1 to 0, hence the sign.
-        change = -slopes[:, :, cells].sum(dim=-1).transpose(1, 2) @ basis
-        targets.append(target)
-        features.append(F.normalize(target.unsqueeze(1) + change, dim=-1))
-    return torch.cat(targets), torch.cat(features)
-
-
-def gate_slopes(suffix: Suffix, start: Tokens, directions: Tensor) -> Tensor:
-    """Differentiate unit features along ``directions`` (B, K, D) by all gates at 1, (B, K, N)."""
-    with torch.inference_mode(False), torch.enable_grad():
-        # Tensors made in inference mode take no part in gradients; copies do.
-        x, directions = start.x.clone(), directions.clone()
-        # The logarithm of the gates: added to the logits, and of the same derivative at 1.
-        gates = x.new_zeros(len(x), start.patch_count, requires_grad=True)
-        features = gated(suffix, start._replace(x=x), F.pad(gates, (start.prefix, 0)))
-        slopes = [
-            torch.autograd.grad((features * direction).sum(), gates, retain_graph=True)[0]
-            for direction in directions.unbind(1)
-        ]
-    return torch.stack(slopes, dim=1)
-
-
-def gated(suffix: Suffix, start: Tokens, gates: Tensor) -> Tensor:
-    """Compute unit features (B, D) with ``gates`` (B, T) added to the logits of all attention.
-
-    The gates travel as one more dimension of the keys, as attention with a mask that wants a
-    gradient is not fused.
-    """
-    tokens = start
-    for index, block in enumerate(suffix.blocks):
-        x = tokens.x
-        normed = block.norm(x)
-        query, key, value = block.queries_keys_values(normed, tokens)
-        if index == len(suffix.blocks) - 1:
-            query, x, normed = query[:, :, :1], x[:, :1], normed[:, :1]
-        one = torch.full_like(query[..., :1], 1 / block.scale)
-        gate = gates[:, None, :, None].expand(-1, block.heads, -1, 1)
-        out = F.scaled_dot_product_attention(
-            F.pad(torch.cat((query, one), dim=-1), (0, WIDER - 1)),
-            F.pad(torch.cat((key, gate), dim=-1), (0, WIDER - 1)),
-            F.pad(value, (0, WIDER)),
-            scale=block.scale,
-        )[..., : value.shape[-1]]
-        out = block.project(out.transpose(1, 2).flatten(2), normed)
-        tokens = tokens._replace(x=block.add_mlp(block.add_attention(x, out)))
-    return unit_features(suffix, tokens)
-
-
-Run = Callable[[Suffix, Tokens, Tensor, int], tuple[Tensor, Tensor]]
-
-
-class Kind(NamedTuple):
-    """A way to be cheaper, with one number that says how much.
-
-    Attributes:
-        number: what the number is.
-        low: least number.
-        run: from suffix (in float32 whatever its precision), tokens at the block, windows
-            (W, r * r) and the number to unit features of whole images (B, D) and of those without
-            each window (B, W, D); None where windows are removed for real, from a tower that
-            ends early.
-    """
-
-    number: str
-    low: int
-    run: Run | None
-
-
-SHALLOW = "shallow"
-FOLLOWED = "follow:0"  # the approximation that a greedy search or merging can take
-KINDS = {
-    "follow": Kind("patch tokens per window that feel its removal", 0, follow),
-    "jacobian": Kind("directions of features, each a backward pass", 1, jacobian),
-    SHALLOW: Kind("the last block that is run, 0-based", 0, None),
-}
-
-
-def parse(spec: str) -> tuple[str, int]:
-    """Split a spec such as ``follow:4`` into its kind and number.
+def parse(spec: str) -> int:
+    """Return the number of patch tokens that a spec such as ``follow:4`` recomputes per window.
 
     Raises:
-        ValueError: no such kind, or no number in its range.
+        ValueError: anything else.
     """
-    kind, _, number = spec.partition(":")
-    if kind not in KINDS:
-        known = ", ".join(f"{name}:N" for name in KINDS)
-        raise ValueError(f"approximate={spec!r}: {expected(kind, KINDS)}, as in {known}")
-    low = KINDS[kind].low
-    if not re.fullmatch(r"[0-9]+", number) or int(number) < low:
-        raise ValueError(f"approximate={spec!r}: expected {kind}:N with an integer N from {low} ({KINDS[kind].number})")
-    return kind, int(number)
+    if not (found := re.fullmatch(r"follow:([0-9]+)", spec)):
+        raise ValueError(
+            f"approximate={spec!r}: expected follow:N with an integer N from 0 (patch tokens per window that feel "
+            "its removal)"
+        )
+    return int(found[1])
 
 
-def fitting(spec: str, effort: Effort, block: int, window: int, windows: int) -> tuple[int, int]:
-    """Return the least and the greatest number that a spec of this kind can have on a tower.
-
-    ``effort`` is the tower's from reduction point ``block`` on; ``windows`` of side ``window``.
-    """
-    highest = {"follow": effort.patches - window**2, "jacobian": windows, SHALLOW: block + effort.blocks - 1}
-    kind, _ = parse(spec)
-    return block if kind == SHALLOW else KINDS[kind].low, highest[kind]
-
-
-def check(spec: str, model: Host, block: int, window: int, windows: int) -> None:
-    """Raise ValueError for a number that doesn't fit, or features of more than the class token."""
-    kind, number = parse(spec)
-    low, high = fitting(spec, Effort.of(model, block), block, window, windows)
-    if not low <= number <= high:
-        raise ValueError(f"approximate={spec!r}: expected a number from {low} to {high} here ({KINDS[kind].number})")
-    if KINDS[kind].run is None:
-        return
+def check(spec: str, model: Host, block: int, window: int) -> None:
+    """Raise ValueError for more tokens than a window leaves, or a tower whose features ``follow`` can't compute."""
+    most = model.grid[0] * model.grid[1] - window**2
+    if parse(spec) > most:
+        raise ValueError(f"approximate={spec!r}: expected a number from 0 to {most} here")
     if not model.pools_first:
         raise ValueError(
             f"approximate={spec!r} needs features that come from the class token, which this tower pools with others "
-            f"or lacks; expected none, or {SHALLOW}:N"
+            "or lacks; expected none"
         )
     if model.block(block).pairs_places:
-        raise ValueError(
-            f"approximate={spec!r} knows no bias for pairs of places, which this tower has; "
-            f"expected none, or {SHALLOW}:N"
-        )
+        raise ValueError(f"approximate={spec!r} knows no bias for pairs of places, which this tower has; expected none")
 
 
-def last_block(model: Host, spec: str | None) -> int:
-    """Return the block with which the tower ends whose features are compared: an early one for ``shallow``."""
-    if spec is None or parse(spec)[0] != SHALLOW:
-        return model.depth - 1
-    return parse(spec)[1]
-
-
-def quick_features(spec: str | None, suffix: Suffix, start: Tokens, cells: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return what ``Kind.run`` does, None where windows are removed for real."""
-    if spec is None:
-        return None
-    kind, number = parse(spec)
-    run = KINDS[kind].run
-    return None if run is None else run(suffix, start, cells, number)
-
-
-def approximate_passes(spec: str | None, effort: Effort, block: int, windows: int, *, merge: bool = False) -> float:
+def passes(spec: str | None, effort: Effort, windows: int, *, merge: bool = False) -> float:
     """Return what the windows of an image cost, 1 being a pass of a whole image from the block on.
 
     As in ``GoldenEngine.passes`` a window removed, or merged with ``merge``, counts as 1, and the
-    whole image's own pass is left out. ``effort`` is the tower's from reduction point ``block`` on.
+    whole image's own pass is left out. ``effort`` is the tower's from the reduction point on.
     """
     if spec is None:
         return windows
-    kind, number = parse(spec)
-    if kind == "follow":
-        return follow_effort(effort, number, windows, int(merge)) / effort.whole
-    if kind == "jacobian":
-        passed = effort.tokens, effort.tokens
-        forward, backward = (effort.inner(*passed, n) + effort.last(*passed, n) for n in (2, 5))
-        slopes = forward + number * backward
-        return (follow_effort(effort, 0, windows) + slopes) / effort.whole
-    return windows * replace(effort, blocks=number - block + 1).whole / effort.whole
+    return follow_effort(effort, parse(spec), windows, int(merge)) / effort.whole

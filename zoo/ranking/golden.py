@@ -15,17 +15,7 @@ from zoo.core.host import Host
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.core.tokens import Tokens, every_position, rank_scores, top
-from zoo.ranking.approximate import (
-    FOLLOWED,
-    SHALLOW,
-    Effort,
-    approximate_passes,
-    check,
-    follow_merges,
-    last_block,
-    parse,
-    quick_features,
-)
+from zoo.ranking.approximate import FOLLOWED, Effort, check, follow, follow_merges, parse, passes
 from zoo.ranking.suffix import Suffix
 from zoo.ranking.windows import distances, mean_over_windows, members, merge_windows, outside, windows
 from zoo.towers.lean import is_lean, special_layer
@@ -127,8 +117,8 @@ def changed_features(suffix: Suffix, tokens: Tokens, cells: Tensor, config: "Gol
         extended, idx = merges.copies(tokens)
         target = suffix.features(tokens, rows, tokens.token_of_patch())
         features = suffix.features(extended, every, idx.flatten(0, 1))
-    elif quick := quick_features(config.approximate, suffix, tokens, cells):
-        return quick
+    elif config.approximate is not None:
+        return follow(suffix, tokens, cells, parse(config.approximate))
     else:
         target = suffix.features(tokens, rows, every_position(tokens.x, tokens.patch_count))
         kept = outside(members(cells, tokens.patch_count)).repeat(len(rows), 1)
@@ -166,9 +156,6 @@ def _scores(suffix: Suffix, start: Tokens, judge: Judge, inside: Tensor, alive: 
     return scores[which].reshape(len(alive), len(inside))
 
 
-__all__ = ["ACTIONS", "SCORES", "GoldenConfig", "GoldenEngine", "golden_importance"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class GoldenConfig:
     """How a golden ranking is made.
@@ -181,9 +168,8 @@ class GoldenConfig:
         window: side of the square window, in patches.
         stride: step of the window, in patches; a last window touches the border.
         greedy: patches that go for good in each round of an iterative search; None for one-shot.
-        approximate: what replaces removing or merging every window, see ``zoo.ranking.approximate``; None for
-            nothing. A greedy search takes ``follow:0`` alone (see ``rounds_importance``), merging that
-            for single patches, or ``shallow``.
+        approximate: ``follow:N`` instead of removing or merging every window, see ``zoo.ranking.approximate``; None
+            for the real thing. Merging and a greedy search take ``follow:0`` alone, for single patches.
     """
 
     score: str = "preservation"
@@ -208,19 +194,14 @@ class GoldenConfig:
             raise ValueError(f"stride={self.stride!r}: more than window={self.window} leaves patches out")
         if self.approximate is not None:
             parse(self.approximate)
-        self._check_way()
-
-    def _check_way(self) -> None:
-        """Refuse an approximation that the search or the action can't take."""
-        merge, shallow = self.action == "merge", (self.approximate or "").startswith(SHALLOW)
-        limited = self.greedy is not None or (merge and not shallow)
-        if limited and self.approximate not in (None, FOLLOWED):
-            what = f"action={self.action!r}" if self.greedy is None else f"greedy={self.greedy}"
+        merge, search = self.action == "merge", self.greedy is not None
+        if (merge or search) and self.approximate not in (None, FOLLOWED):
+            what = f"greedy={self.greedy}" if search else f"action={self.action!r}"
             raise ValueError(f"{what} with approximate={self.approximate!r}: expected none, or {FOLLOWED!r}")
-        if limited and self.window > 1 and (self.approximate or (merge and self.greedy is not None)):
+        if self.window > 1 and ((merge and search) or ((merge or search) and self.approximate)):
             raise ValueError(f"window={self.window}: this search goes by single patches; expected window=1")
 
-    def described(self) -> str:
+    def describe(self) -> str:
         """Return the settings in words."""
         way = self.approximate or "exact"
         if self.greedy:
@@ -237,8 +218,8 @@ class GoldenEngine:
         model: dense image tower in float32 whose head, if any, projects to the joint space.
         text: (classes, D) unit class features; for ``label`` and ``confidence``.
         scale: factor on cosines in the posterior (CLIP's exp of the logit scale).
-        precision: of the patch tokens after the block, see ``Suffix``; ``zoo.ranking.suffix.best_precision`` knows
-            the fastest. ``follow`` and ``jacobian`` run in float32 whatever it is.
+        precision: of the patch tokens after the block, see ``Suffix``; ``zoo.core.precision.best_precision`` knows
+            the fastest. ``follow`` runs in float32 whatever it is.
         compiled: use torch.compile; one-shot only.
         batch: sequences per forward pass, None for what the free memory allows.
 
@@ -269,8 +250,7 @@ class GoldenEngine:
             raise ValueError(f"compiled=True with approximate={config.approximate!r}: exact only")
         self.model = model
         self.config = config
-        stop = last_block(model, config.approximate) + 1
-        self.suffix = Suffix(model, config.block, batch, stop=stop, precision=precision, compiled=compiled)
+        self.suffix = Suffix(model, config.block, batch, precision=precision, compiled=compiled)
         self.text = None if text is None else text.to(self.suffix.device)
         self.scale = scale
 
@@ -281,9 +261,7 @@ class GoldenEngine:
         count = len(windows(grid, self.config.window, self.config.stride))
         rounds = -(-grid[0] * grid[1] // (self.config.greedy or grid[0] * grid[1]))  # at most, of fewer and fewer
         effort = Effort.of(self.model, self.config.block)
-        merged = self.config.action == "merge"
-        each = approximate_passes(self.config.approximate, effort, self.config.block, count, merge=merged)
-        return float(rounds * each)
+        return float(rounds * passes(self.config.approximate, effort, count, merge=self.config.action == "merge"))
 
     def importance(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Score the patches of images (B, C, H, W), with labels (B,) for ``label``.
@@ -386,17 +364,12 @@ def _check(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
             )
     if model.prompts is not None and model.prompts.depth > max(1, config.block):
         raise ValueError(f"block={config.block}: later blocks get learned tokens of their own")
-    _check_scoring(model, config, text)
-
-
-def _check_scoring(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
-    """Refuse windows, approximations and scores that this tower can't do."""
-    count = len(windows(model.grid, config.window, config.stride))
+    windows(model.grid, config.window, config.stride)
     if config.window == max(model.grid):
         grid = "{} x {}".format(*model.grid)
         raise ValueError(f"window={config.window!r}: the whole {grid} patch grid, so no patch would rank first")
     if config.approximate is not None:
-        check(config.approximate, model, config.block, config.window, count)
+        check(config.approximate, model, config.block, config.window)
     _check_text(config, text)
 
 

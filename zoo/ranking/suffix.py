@@ -25,9 +25,8 @@ class Suffix:
     token's projection and MLP, and the last block where only the class token leaves it stay float32: rounding there
     would not average out, and costs little to avoid.
 
-    ``model`` is dense and in float32, ``index`` the first block to run, ``stop`` the one behind the
-    last, None for all; ``batch`` the sequences per forward pass, None for what the free memory
-    allows. ``compiled`` uses torch.compile.
+    ``model`` is dense and in float32, ``index`` the first block to run, ``batch`` the sequences per forward pass, None
+    for what the free memory allows. ``compiled`` uses torch.compile.
     """
 
     def __init__(
@@ -36,13 +35,12 @@ class Suffix:
         index: int,
         batch: int | None = None,
         *,
-        stop: int | None = None,
         precision: str = "float32",
         compiled: bool = False,
     ) -> None:
         """Prepare the blocks; later changes of the model's weights may go unnoticed."""
         self.model = model
-        self.blocks = [model.block(number) for number in range(index, stop or model.depth)]
+        self.blocks = [model.block(number) for number in range(index, model.depth)]
         # Where more than the class token leaves the tower, the last block is run for all.
         self.whole = self.blocks[:-1] if model.pools_first else self.blocks
         lean = [LeanBlock(b.module, PRECISIONS[precision], cls=True) for b in self.whole if is_lean(b.module)]

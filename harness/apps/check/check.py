@@ -26,6 +26,7 @@ from harness.apps.check.cases import (
     shipped_files,
 )
 from harness.apps.check.verdict import EXACT, MEANS, Bounds, Outcome, Verdict, differing, moved
+from harness.base.lines import require_appendable
 from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset, kind_of, list_datasets
@@ -36,7 +37,7 @@ from harness.measure.plan import Plan
 from harness.measure.rows import Variant, golden_row, known_methods, reduced_row, usual_methods
 from harness.models.towers import TIMM, load_clip, split_name, text_classifier
 from harness.records.conditions import DENSE, GOLDEN, Tuning
-from harness.records.record import record_lines, require_appendable
+from harness.records.record import record_lines
 from zoo.core.files import write_whole
 from zoo.core.messages import tower_name
 from zoo.core.reducer import ReducerConfig

@@ -28,7 +28,7 @@ from harness.apps.vectors.store import (
     facts_of,
     write_errors,
 )
-from harness.base.store import claimed, missing, shard_path, survey, write_with_room
+from harness.base.store import claim, missing, shard_path, survey, write_with_room
 from harness.base.terminal import Progress
 from harness.base.workers import check_workers, made_by_workers, require_same
 from zoo.core.messages import expected
@@ -126,7 +126,7 @@ def embed(job: Job, progress: Progress) -> Embedded:
     """
     maker = ShardMaker(job)
     total, spent = len(job.source), Spent()
-    with claimed(job.out):
+    with claim(job.out):
         present, removed = survey(job.out, facts_of)
         for line in removed:
             progress.say(line)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +14,12 @@ from rich.console import Console
 
 import zoo
 from harness.apps import schedule
-from harness.apps.schedule import UNITS, Found, Schedule, SearchConfig, Shape, loss, neighbours, search, starts
+from harness.apps.recovery import Sources
+from harness.apps.schedule import UNITS, Schedule, ScheduleResult, SearchConfig, Shape, loss, neighbours, search, starts
 from harness.base.terminal import Progress
 from harness.cli import main
 from harness.datasets.base import Dataset
 from harness.measure.match import TOLERANCE, TimeRatios
-from harness.measure.recovery import Sources
 from harness.models.cost import gflops
 from zoo.loading.schedule_file import ScheduleFile, read_schedule
 from zoo.loading.weights import cache_folder
@@ -32,19 +31,15 @@ CONFIG = SearchConfig(points=2, candidates=16, cost=0.7)
 
 
 @pytest.fixture(autouse=True)
-def _toy(benchmark: None, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "get_dataset", lambda name: toy)
-
-
-@pytest.fixture(autouse=True)
-def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _toy(request: pytest.FixtureRequest, benchmark: None, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Count multiply-adds without a trace, as if a method's own work were a tenth of what the blocks save."""
+    monkeypatch.setattr("harness.apps.recovery.get_dataset", lambda name: toy)
+
+    def quick(vit: zoo.ReducedViT, size: Any) -> SimpleNamespace:
+        dense, own = (schedule.closed_gflops(each) for each in (zoo.reduce(vit, method=None), vit))
+        return SimpleNamespace(gflops=0.9 * own + 0.1 * dense)
+
     if "slow_counts" not in request.fixturenames:
-
-        def quick(vit: zoo.ReducedViT, size: Any) -> SimpleNamespace:
-            dense, own = (schedule._closed_gflops(each) for each in (zoo.reduce(vit, method=None), vit))
-            return SimpleNamespace(gflops=0.9 * own + 0.1 * dense)
-
         monkeypatch.setattr(schedule, "gflops", quick)
 
 
@@ -63,7 +58,7 @@ def planted(dense: zoo.ReducedViT) -> zoo.ReducedViT:
     return dense
 
 
-def searched(method: str = "rankmerge", config: SearchConfig = CONFIG, **options: Any) -> Found:
+def searched(method: str = "rankmerge", config: SearchConfig = CONFIG, **options: Any) -> ScheduleResult:
     return schedule.search_schedule(ARCH, method, TOY, config, progress=QUIET, **options)
 
 
@@ -84,7 +79,6 @@ def test_neighbours_do_all_of_the_work(shape: Shape):
         assert len(points) == len(parts) <= 4
         assert sum(parts) == UNITS
         assert min(parts) > 0
-    assert {len(points) for points, _ in near} <= {len(shape.points) + more for more in (-1, 0, 1)}
 
 
 def far(shape: Shape, best: Shape) -> float:
@@ -95,7 +89,7 @@ def far(shape: Shape, best: Shape) -> float:
     return float(np.abs(np.cumsum(done[0]) - np.cumsum(done[1])).sum())
 
 
-@pytest.mark.parametrize("best", [Shape((2, 6), (8, 4)), Shape((4,), (12,)), Shape((0, 1, 7), (2, 5, 5))])
+@pytest.mark.parametrize("best", [Shape((2, 6), (8, 4)), Shape((0, 1, 7), (2, 5, 5))])
 def test_a_planted_optimum_is_found(best: Shape):
     asked: list[Shape] = []
 
@@ -113,19 +107,15 @@ def test_a_planted_optimum_is_found(best: Shape):
 
 def test_losses_are_shares_of_which_none_may_grow():
     before = np.array([0.1, 0.001])
-    assert loss(np.array([0.05, 0.0005]), before) == pytest.approx(0.5)
-    assert loss(np.array([0.09, 0.0004]), before) == pytest.approx(0.6)
-    assert loss(np.array([0.01, 0.0011]), before) == pytest.approx(1.1)
-    assert loss(before, before) == 1.0
+    for means, share in (((0.05, 0.0005), 0.5), ((0.09, 0.0004), 0.6), ((0.01, 0.0011), 1.1), (before, 1)):
+        assert loss(np.array(means), before) == pytest.approx(share)
 
 
 @pytest.mark.usefixtures("slow_counts")
 @pytest.mark.parametrize("method", ["rankmerge", "clsattn"])
 def test_the_cost_is_met_as_nearly_as_the_slow_way(method: str, dense: zoo.ReducedViT):
     goal, shape = 0.7 * gflops(dense, 64).gflops, Shape((1, 4), (4, 8))
-    bench = schedule._Bench(ARCH, method, TOY, {}, "cpu", QUIET)
-    costs = schedule._Costs(bench.tower, bench.vit, CONFIG, schedule._State(cache_folder() / "s.json"))
-    [one] = costs.solve([shape]).values()
+    [one] = schedule._Bench(ARCH, method, TOY, CONFIG, {}, "cpu").solve([shape]).values()
     last, off = one.counts[-1], {}
     for count in range(last - 2, last + 3):
         vit = zoo.reduce(dense, method=method, **shape.options(count / 64))
@@ -133,18 +123,10 @@ def test_the_cost_is_met_as_nearly_as_the_slow_way(method: str, dense: zoo.Reduc
     assert off[one] == min(off.values()) <= TOLERANCE["gflops"]
 
 
-def test_every_schedule_meets_the_cost(dense: zoo.ReducedViT):
-    goal = 0.7 * schedule._closed_gflops(dense)
-    found = searched("evit")
-    assert len(found.best) == schedule.SHOWN
-    for one in (found.default, *found.best):
-        assert abs(one.gflops / goal - 1) <= TOLERANCE["gflops"]
-
-
 def test_what_is_known_to_be_best_is_found(planted: zoo.ReducedViT, toy: Dataset, parts: Any, tmp_path: Path):
-    found = searched(out=tmp_path / "s.json")
+    result = searched(out=tmp_path / "s.json")
     file = ScheduleFile.read(tmp_path / "s.json")
-    assert file == found.file
+    assert file == result.file
     assert file.found
     assert file.reduce_at[0] >= 2  # between attention and MLP of block 2 patches are of no use any more
     [facts] = file.datasets
@@ -155,27 +137,29 @@ def test_what_is_known_to_be_best_is_found(planted: zoo.ReducedViT, toy: Dataset
     assert (file.model, file.tag, file.method, file.options["rank"]) == (ARCH, "openai", "rankmerge", "none")
     vit = zoo.reduce(planted, method="rankmerge", **read_schedule(tmp_path / "s.json")).eval()
     assert file.cost["reached"] == schedule.gflops(vit, 64).gflops
-    assert tuple(vit.reducer.counts(64).values()) == found.best[0].schedule.counts
+    assert tuple(vit.reducer.counts(64).values()) == result.best[0].schedule.counts
     images = torch.stack([parts.preprocess(example.image) for example in toy.split("val")])
     with torch.no_grad():
         assert torch.allclose(vit(images), planted(images), atol=1e-5)
+    assert len(result.best) == schedule.SHOWN
+    for one in (result.default, *result.best):
+        assert abs(one.gflops / (0.7 * schedule.closed_gflops(planted)) - 1) <= TOLERANCE["gflops"]
 
 
 def test_the_default_stays_where_nothing_is_better(planted: zoo.ReducedViT):
-    found = searched("clsattn")  # which drops before block 3
-    file = found.file
+    result = searched("clsattn")  # which drops before block 3
+    file = result.file
     assert not file.found
     assert (file.reduce_at, file.schedule) == ((3,), ())
     [facts] = file.datasets
     assert facts["before"] == facts["after"] < 1e-12
     assert facts["difference"] == [0.0, 0.0, 0.0]
-    assert found.path.parent == cache_folder() / "schedules"
+    assert result.path.parent == cache_folder() / "schedules"
 
 
-def test_a_search_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_search_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch):
     config = replace(CONFIG, candidates=8)
-    whole = searched(config=config).file
-    run, calls = schedule.run, 0
+    run, calls, stop = schedule.run, 0, 0
 
     def counted(*args: Any, **options: Any) -> Any:
         nonlocal calls
@@ -185,85 +169,67 @@ def test_a_search_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_
         return run(*args, **options)
 
     monkeypatch.setattr(schedule, "run", counted)
-    stop = 0
-    searched(config=config)
+    whole = searched(config=config).file
     every, calls, stop = calls, 0, 4
     with pytest.raises(KeyboardInterrupt):
         searched(config=config)
-    [state] = (cache_folder() / "fits").iterdir()
-    done = state.read_text()
-    state.write_text(done[:-9])
-    with pytest.raises(ValueError, match="can't be read; delete it"):
-        searched(config=config)
-    state.write_text(done)
     calls = stop = 0
-    again = searched(config=config).file
-    assert replace(again, seconds=0) == replace(whole, seconds=0)
+    assert replace(searched(config=config).file, seconds=0) == replace(whole, seconds=0)
     assert calls == every - 3
     assert not list((cache_folder() / "fits").iterdir())  # it has done its work
 
 
 def test_times_are_met_too(monkeypatch: pytest.MonkeyPatch):
-    timed: list[int] = []
-
     def of(self: TimeRatios, vits: Mapping[Any, zoo.ReducedViT], rounds: int) -> dict[Any, float]:
-        timed.append(rounds)
-        dense = schedule._closed_gflops(zoo.reduce(next(iter(vits.values())), method=None))
-        return {key: 1.1 * schedule._closed_gflops(vit) / dense for key, vit in vits.items()}
+        dense = schedule.closed_gflops(zoo.reduce(next(iter(vits.values())), method=None))
+        return {key: 1.1 * schedule.closed_gflops(vit) / dense for key, vit in vits.items()}
 
     monkeypatch.setattr(TimeRatios, "of", of)
     for ask in ({"cost": 0.8}, {"cost": None, "match_to": "random", "keep": 0.5}):
-        found = searched("evit", replace(CONFIG, match="time", candidates=6, **ask))
-        goal = found.file.cost["asked"]
+        result = searched("evit", replace(CONFIG, match="time", candidates=6, **ask))
+        goal = result.file.cost["asked"]
         assert ask["cost"] in (goal, None)
-        for one in (found.default, *found.best):
+        for one in (result.default, *result.best):
             assert abs(one.time_ratio / goal - 1) <= TOLERANCE["time"]
-        assert found.file.cost["match"] == "time"
-    assert timed
-    with pytest.raises(ValueError, match="clsattn can't meet the time of 20 % of dense by its default schedule"):
+    with pytest.raises(ValueError, match="clsattn can't meet the time of 20 %"):
         searched("clsattn", replace(CONFIG, match="time", cost=0.2))
-    said = Console(record=True, quiet=False, file=StringIO(), width=200)
-    schedule.search_schedule(
-        ARCH, "clsattn", TOY, replace(CONFIG, match="time", cost=0.55, candidates=1), progress=Progress(said)
-    )
-    assert "clsattn can't meet the time of 55 % of dense" in said.export_text()
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "quoted"),
     [
-        ({"cost": None}, "expected one cost: --keep RATE"),
-        ({"keep": 0.5}, "expected one cost: --keep RATE"),
-        ({"cost": 1.5}, r"--cost 1.5: expected a share of the dense tower's cost, in \(0, 1\)"),
-        ({"match": "flops"}, "--match 'flops': did you mean 'gflops'"),
-        ({"match_to": "dense"}, "--match-to 'dense': expected one of"),
-        ({"points": 0}, "--points 0: expected a number from 1"),
-        ({"candidates": 0}, "--candidates 0: expected a number from 1"),
+        ({"cost": None}, "--keep RATE"),
+        ({"keep": 0.5}, "--keep RATE"),
+        ({"cost": 1.5}, r"--cost 1\.5"),
+        ({"match": "flops"}, "'flops': did you mean 'gflops'"),
+        ({"match_to": "dense"}, "'dense'"),
+        ({"points": 0}, "--points 0"),
+        ({"candidates": 0}, "--candidates 0"),
     ],
 )
-def test_refusals(change: dict[str, Any], words: str):
-    with pytest.raises(ValueError, match=words):
+def test_settings_are_refused(change: dict[str, Any], quoted: str):
+    with pytest.raises(ValueError, match=quoted):
         SearchConfig(**asdict(CONFIG) | change)
 
 
-def test_more_refusals(monkeypatch: pytest.MonkeyPatch, toy: Dataset):
-    with pytest.raises(ValueError, match="--method 'rankmrge': did you mean 'rankmerge'"):
-        searched("rankmrge")
-    with pytest.raises(ValueError, match="option 'keep' is what is searched for"):
-        searched(options={"keep": 0.5})
-    with pytest.raises(ValueError, match="clsattn can't meet the GFLOPs of 20 % of dense by its default schedule"):
-        searched("clsattn", replace(CONFIG, cost=0.2))
-    with pytest.raises(FileNotFoundError, match="predictor"):
-        searched("patchrank")
-    monkeypatch.setattr(toy, "split", lambda name: type(toy).split(toy, name).subset([]))
-    with pytest.raises(ValueError, match="images to learn from asked for, but 'toy' has no train images"):
-        searched()
+@pytest.mark.parametrize(
+    ("method", "more", "quoted"),
+    [
+        ("rankmrge", {}, "'rankmrge': did you mean 'rankmerge'"),
+        ("rankmerge", {"options": {"keep": 0.5}}, "'keep'"),
+        ("clsattn", {"config": replace(CONFIG, cost=0.2)}, "clsattn can't meet the GFLOPs of 20 %"),
+        ("patchrank", {}, "predictor"),
+    ],
+)
+def test_searches_are_refused(method: str, more: dict[str, Any], quoted: str):
+    with pytest.raises((ValueError, FileNotFoundError), match=quoted):
+        searched(method, **more)
 
 
 def test_points_without_a_predictor_are_left_out(predictor_file: Path):
-    found = searched("patchrank")
-    assert {one.schedule.points[0] for one in (found.default, *found.best)} == {3}
-    assert found.file.options["predictor"]
+    result = searched("patchrank")
+    assert {one.schedule.points[0] for one in (result.default, *result.best)} == {3}
+    assert result.file.options["predictor"]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
@@ -273,19 +239,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     cost = ["--match-to", "random", "--keep", "0.5"]
     assert main([*words, *cost, "--output", path]) == 0
     out = capsys.readouterr().out
-    assert "Schedules of rankmerge in clip_vit_b16 at the GFLOPs of random at keep 50 %" in out
-    for text in ("default", "0, 2, 4", "found 1", f"wrote {path}: reduce_at=(", "6 schedules tried"):
+    for text in ("GFLOPs of random at keep 50 %", "0, 2, 4", "found 1", f"wrote {path}: reduce_at=("):
         assert text in out
     assert main([*words, *cost, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["schedule"]["reduce_at"] == list(read_schedule(path)["reduce_at"])
     assert data["default"]["means"] == [data["schedule"]["datasets"][0]["before"]]
-    assert main(words) == 2
-    assert "expected one cost: --keep RATE" in capsys.readouterr().err
-
-    def stopped(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(schedule, "run", stopped)
-    assert main([*words, *cost]) == 130
-    assert "the same command goes on from there" in capsys.readouterr().err

@@ -12,24 +12,18 @@ import pytest
 from rich.console import Console, Group
 from rich.table import Table as RichTable
 
-from harness.base.table import PIPE_WIDTH, Cell, Table, fitted, json_values, least, whole
+from harness.base.table import PIPE_WIDTH, Cell, Table, fit, fit_pipe, json_values, least
 from harness.records.statistics import Interval
 
 FIGURES = ("12.5 [10.1, 14.9]", "1,281,167", "-0.8 [-8.2, +6.4]", "0.944")
 PROSE = "Predict a ranking at the first reduction point and drop the least important patches."
 
 
-def table(columns: int, *, prose: bool = True, rows: int = 2) -> RichTable:
-    made = RichTable(title="a title of some length", caption="a caption that says what columns mean")
-    made.add_column("method", no_wrap=True)
-    if prose:
-        made.add_column("what it does")
-    for at in range(columns):
-        made.add_column(f"figure number {at}", justify="right")
-    for _ in range(rows):
-        figures = (FIGURES[at % len(FIGURES)] for at in range(columns))
-        made.add_row("clip_vit_s14", *([PROSE] if prose else []), *figures)
-    return made
+def table(columns: int, *, prose: bool = True) -> Table:
+    heads = ["method", *(["what it does"] if prose else []), *(f"figure number {at}" for at in range(columns))]
+    row = ["clip_vit_s14", *([PROSE] if prose else []), *(FIGURES[at % len(FIGURES)] for at in range(columns))]
+    words = ["what it does"]
+    return Table.of("a title of some length", heads, [row, row], words=words, caption="a caption that says something")
 
 
 def lines(shown: RichTable | Table | Group, width: int) -> list[str]:
@@ -38,11 +32,11 @@ def lines(shown: RichTable | Table | Group, width: int) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 100, 160, 240])
-@pytest.mark.parametrize("columns", [1, 3, 6, 12])
+@pytest.mark.parametrize("width", [40, 80, 160, 240])
+@pytest.mark.parametrize("columns", [1, 3, 12])
 @pytest.mark.parametrize("prose", [True, False])
 def test_no_line_is_too_long_and_no_figure_cut(width: int, columns: int, prose: bool):
-    shown = lines(fitted([table(columns, prose=prose)], width), width)
+    shown = lines(fit(table(columns, prose=prose).forms(), width), width)
     text = "\n".join(shown)
     assert max(map(len, shown)) <= width
     assert "…" not in text
@@ -52,63 +46,40 @@ def test_no_line_is_too_long_and_no_figure_cut(width: int, columns: int, prose: 
     assert all(word in words for word in (PROSE.split() if prose else ["method"]))
 
 
-def test_what_fits_is_left_as_it_is():
-    made = table(2)
-    assert fitted([made], 200) is made
-    assert fitted([table(12), made], 200) is made
-
-
 def test_heads_wrap_before_lines_between_columns_go():
-    roomy, close = (lines(fitted([table(3, prose=False)], width), width) for width in (80, 62))
+    roomy, close = (lines(fit(table(3, prose=False).forms(), width), width) for width in (80, 62))
     assert any("┃" in line for line in roomy)
     assert not any("┃" in line or "│" in line for line in close)
     assert max(map(len, close)) <= 62
 
 
-def test_rows_are_stacked_at_last():
-    shown = lines(fitted([table(12, prose=False)], 60), 60)
-    assert sum(line.split()[:1] == ["method"] for line in shown) == 2
-    assert any(re.search(r"figure number 11 +0\.944$", line.rstrip()) for line in shown)
+def test_rows_are_stacked_at_last_and_an_empty_cell_has_no_line():
+    made = Table.of("a title", [f"figure {at}" for at in range(12)], [["", *["1.5 [1.0, 2.0]"] * 11]] * 2)
+    shown = lines(fit(made.forms(), 40), 40)
+    assert sum(line.split()[:2] == ["figure", "1"] for line in shown) == 2
+    assert not any("figure 0" in line for line in shown)
     assert shown[0].startswith("a title")
-
-
-def test_an_empty_cell_has_no_line_when_rows_are_stacked():
-    made = table(12, prose=False, rows=0)
-    made.add_row("tome", "", *["1.5 [1.0, 2.0]"] * 11)
-    shown = lines(fitted([made], 40), 40)
-    assert not any("figure number 0" in line for line in shown)
 
 
 def test_fewer_columns_come_before_closer_ones():
     heads = [f"figure number {at}" for at in range(8)]
     made = Table.of("a title", heads, [FIGURES * 2], wide=heads[2:], caption="It is.")
-    shown = "\n".join(lines(fitted(made.forms(), 80), 80))
+    shown = "\n".join(lines(fit(made.forms(), 80), 80))
     assert "figure number 1" in shown
     assert "number 7" not in shown
     assert "It is; all columns: a wider terminal, or --json" in " ".join(shown.split())
     assert made.heads[-1] == "figure number 7"
 
 
-@pytest.mark.parametrize("columns", [2, 12, 30])
+@pytest.mark.parametrize("columns", [2, 30])
 def test_in_a_pipe_a_row_s_figures_stand_on_one_line(columns: int):
-    made, width = whole(table(columns))
+    made, width = fit_pipe(table(columns).form())
     shown = lines(made, width)
     assert max(map(len, shown)) <= width
     rows = [line for line in shown if "clip_vit_s14" in line]
     assert len(rows) == 2
-    for figure in FIGURES[:columns]:
-        assert all(figure in row for row in rows)
+    assert all(figure in row for figure in FIGURES[:columns] for row in rows)
     assert (width == PIPE_WIDTH) == (least(made) <= PIPE_WIDTH)
-
-
-def test_markup_counts_for_nothing():
-    made = RichTable()
-    made.add_column("x", justify="right")
-    made.add_row("\\[1, 2]")
-    marked = RichTable()
-    marked.add_column("x", justify="right")
-    marked.add_row("[bold]\\[1, 2][/bold]")
-    assert least(made) == least(marked) == len("│ [1, 2] │")
 
 
 def test_a_table_is_made_of_texts_and_cells():

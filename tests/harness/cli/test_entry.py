@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 from rich.table import Table
 
-from harness.base.store import claimed
+from harness.base.store import claim
 from harness.base.table import Shown
 from harness.cli import main
 from harness.cli.entry import BROKEN_PIPE, own_words
@@ -318,14 +318,14 @@ def test_a_failed_command_leaves_no_empty_folder(left: str, error: BaseException
     place = tmp_path / "there" / "new" / "out"
     (tmp_path / "there").mkdir()
 
-    def fail(args: Any, status: Any) -> None:
+    def fail(runs: Any, output: Path, *_: Any, **_flags: Any) -> None:
         if left != "nothing":
-            (args.output / "empty" / "deeper").mkdir(parents=True)
+            (output / "empty" / "deeper").mkdir(parents=True)
         if left == "a file":
-            (args.output / "records.jsonl").touch()
+            (output / "records.jsonl").touch()
         raise error
 
-    monkeypatch.setattr("harness.report.folder.run_report", fail)
+    monkeypatch.setattr("harness.report.folder.report_runs", fail)
     code = 2 if isinstance(error, ValueError) else 130
     assert main(["report", "run", "--output", str(place)]) == code
     expected = {"a file": [place.parent, place, place / "records.jsonl"]}.get(left, [])
@@ -360,7 +360,7 @@ def test_another_package_of_the_same_name_is_refused(name: str, tmp_path: Path):
 
 
 def test_two_runs_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with claimed(tmp_path / "run"):
+    with claim(tmp_path / "run"):
         assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
     assert f"another run is writing to {str(tmp_path / 'run')!r}" in capsys.readouterr().err
 

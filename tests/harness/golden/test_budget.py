@@ -23,7 +23,7 @@ MADE = (
     (Point(), 1.0),
     (Point(window=2, stride=2), 0.75),
     (Point(approximate="follow:0"), 0.8),
-    (Point(approximate="shallow:4"), 0.85),
+    (Point(approximate="follow:16"), 0.85),
     (Point(method="clsattn", window=None, stride=None), 0.2),
 )
 
@@ -31,30 +31,30 @@ MADE = (
 @pytest.mark.parametrize(
     ("budget", "label"),
     [
-        *((1e9, "window 2, stride 1"), (169, "window 2, stride 1"), (168, "shallow:4")),
-        *((49, "shallow:4"), (30, "follow:0"), (1.1, "follow:0")),
+        *((1e9, "window 2, stride 1"), (169, "window 2, stride 1"), (168, "follow:16")),
+        *((16, "follow:16"), (10, "follow:0"), (1.1, "follow:0")),
     ],
 )
 def test_a_budget_buys_the_closest_ranking_within_it(budget: float, label: str):
-    assert best_within(made(*MADE), budget, Effort(grid=(14, 14), blocks=6), 3).label == label
+    assert best_within(made(*MADE), budget, Effort(grid=(14, 14), blocks=6)).label == label
 
 
 def test_costs_go_by_the_tower_at_hand():
-    """169 windows of 14 x 14 patches are 36 of 7 x 7; how much a late block matters isn't known."""
+    """169 windows of 14 x 14 patches are 36 of 7 x 7."""
     effort = Effort(grid=(7, 7), blocks=9, dim=768, hidden=3072)
-    assert best_within(made(*MADE), 36, effort, 3).label == "window 2, stride 1"
-    assert best_within(made(*MADE), 35, effort, 3).label == "follow:0"
+    assert best_within(made(*MADE), 36, effort).label == "window 2, stride 1"
+    assert best_within(made(*MADE), 10, effort).label == "follow:0"
 
 
 def test_without_a_class_token_windows_are_removed():
-    found = best_within(made(*MADE), 100, Effort(grid=(14, 14), blocks=6), 3, removal_only=True)
+    found = best_within(made(*MADE), 100, Effort(grid=(14, 14), blocks=6), removal_only=True)
     assert found.label == "window 2, stride 2"
 
 
 def test_a_budget_below_the_cheapest_is_refused():
     match = r"--budget 0.5: the cheapest golden ranking, follow:0, takes 1.03 passes per image"
     with pytest.raises(ValueError, match=match):
-        best_within(made(*MADE), 0.5, Effort(grid=(14, 14), blocks=6), 3)
+        best_within(made(*MADE), 0.5, Effort(grid=(14, 14), blocks=6))
 
 
 def test_the_shipped_curve_serves_every_budget():
@@ -66,7 +66,7 @@ def test_the_shipped_curve_serves_every_budget():
     for budget in (1.5, 5, 10, 25, 49, 100, 169):
         recipe = recipe_for(budget)
         point = Point(**recipe)
-        assert point.passes(shipped.effort, shipped.block) <= budget
+        assert point.passes(shipped.effort) <= budget
         assert taus[point] >= last
         last = taus[point]
         GoldenConfig(**recipe)

@@ -200,7 +200,7 @@ def test_shots_are_ranked_images_of_each_class(tower: Tower, write: Write, toy: 
     whole = gather(tower, [write("train"), write("test")], Progress())
     rows = torch.tensor([whole.image_ids.index(name) for name in gathered.image_ids])
     assert torch.equal(gathered.data.importance, whole.data.importance[rows])
-    assert torch.equal(gathered.data.tokens[torch.arange(16)], whole.data.tokens[rows])
+    torch.testing.assert_close(gathered.data.tokens[torch.arange(16)], whole.data.tokens[rows])  # in float16
 
 
 def test_the_file_tells_what_it_was_fitted_to(write: Write, dense: zoo.ReducedViT):

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
+from harness.base import workers as module
 from harness.base.store import shard_path, shard_paths
 from harness.base.terminal import Progress
 from harness.cli import main
 from harness.datasets.base import Split
 from harness.datasets.few_shot import turns
-from harness.golden import workers as module
 from harness.golden.rank import Job, Source, rank
 from zoo.ranking.golden import GoldenConfig
 

@@ -243,11 +243,11 @@ def test_other_settings_are_refused_by_name_with_both_values(store: Path, proven
 
 
 def test_two_runs_can_not_write_to_one_folder(tmp_path):
-    with shards.claimed(tmp_path / "new"):
+    with shards.claim(tmp_path / "new"):
         with pytest.raises(ValueError, match=r"another run is writing to .*new"):
-            shards.claimed(tmp_path / "new").__enter__()
+            shards.claim(tmp_path / "new").__enter__()
         assert module.shard_paths(tmp_path / "new") == {}
-    with shards.claimed(tmp_path / "new"):
+    with shards.claim(tmp_path / "new"):
         pass
 
 

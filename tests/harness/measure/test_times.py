@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.base.table import Table, fitted
+from harness.base.table import Table, fit
 from harness.base.terminal import Progress
 from harness.measure import times
 from harness.measure.timing import Surroundings
@@ -167,7 +167,7 @@ def records(latency_record: Make) -> list[times.LatencyRecord]:
 def shown(records: list[times.LatencyRecord], width: int) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
     for part in times.latency_tables(records):
-        laid = fitted(part.forms(), width) if isinstance(part, Table) else part
+        laid = fit(part.forms(), width) if isinstance(part, Table) else part
         console.print(laid, soft_wrap=isinstance(part, str), markup=False)
     return console.export_text()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.base.table import Cell, Table, fitted
+from harness.base.table import Cell, Table, fit
 from harness.cli import main
 from harness.measure.bench import per_image
 from harness.records.record import METRICS, Latency, Record, pack_correct, read_records, write_records
@@ -212,7 +212,7 @@ def shown(a: list[Record], b: list[Record], width: int = 200) -> str:
     console = Console(width=width)
     with console.capture() as captured:
         for table in tables(changes(a, b)):
-            console.print(fitted(table.forms(), width))
+            console.print(fit(table.forms(), width))
     return captured.get()
 
 

@@ -2,15 +2,10 @@
 
 import contextlib
 import csv
-import errno
 import io
 import json
-import os
 import re
 import shlex
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +20,10 @@ from harness.cli import main
 from harness.cli.parser import build_parser
 from harness.measure.times import LatencyRecord, write_latencies
 from harness.records.record import Record, write_records
-from harness.report.changes import read_run
-from harness.report.folder import latencies_in, once, records_in, run_report, swap, write_report
-from harness.report.groups import grouped, sections
+from harness.report.folder import latencies_in, once, records_in, write_report
+from harness.report.groups import grouped
 from harness.report.highlights import highlights
 from harness.report.plots import plots_of
-from harness.report.writers import markdown
-from zoo.core.files import PARTIAL
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 COSTS = ("gflops", "ms_batch1", "ms_batch8", "ratio_batch1", "ratio_batch8")
@@ -40,13 +32,12 @@ PLOTS = (
     "tau_keep",
     "tokens_per_block",
 )
-LIST = ".report.json"  # of what the report wrote
 TABLES = ("report.html", "summary.md", "table.csv", "table.md", "table.tex")
 
 
 def shown(*words: str) -> Shown:
     args = build_parser().parse_args(["report", *words])
-    return run_report(args, Console(quiet=True))
+    return args.run(args, Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +56,12 @@ def reported(run: Path) -> tuple[Shown, Path]:
 
 
 def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The three tables in Markdown are to the last byte what stands in the repository."""
+    """The table in Markdown is to the last byte what stands in the repository."""
     folder = tmp_path / "made" / "here"
     assert main(["report", str(RESULTS), "--output", str(folder)]) == 0
     drawn = [f"{name}.{form}" for name in PLOTS for form in ("svg", "png")]
-    assert sorted(path.name for path in folder.iterdir()) == sorted((LIST, *TABLES, "brief.md", *drawn))
-    for name in ("brief.md", "summary.md", "table.md"):
+    assert sorted(path.name for path in folder.iterdir()) == sorted((*TABLES, "brief.md", *drawn))
+    for name in ("brief.md",):
         assert (folder / name).read_bytes() == (RESULTS / name).read_bytes()
     out = capsys.readouterr().out
     assert f"wrote {folder / 'report.html'} and {len(TABLES) + len(drawn)} files" in out
@@ -110,104 +101,19 @@ def test_several_runs_are_one_report(run: Path, tmp_path: Path, records: list[Re
     assert "1 earlier measurement" in page
 
 
-def test_the_same_runs_give_the_same_bytes(run: Path, reported: tuple[Shown, Path], tmp_path: Path):
-    shown(str(run), "--output", str(tmp_path / "again"), "--title", "Two <machines>")
-    folders = (reported[1], tmp_path / "again")
-    made = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders]
-    assert made[0] == made[1]
-    assert made[0]["accuracy_gflops.png"].startswith(b"\x89PNG")
+def test_the_same_runs_give_the_same_bytes_in_place_of_the_earlier_ones(reported: tuple[Shown, Path], run: Path):
+    folder = reported[1]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "report.html").write_text("older")
+    shown(str(run), "--output", str(folder), "--title", "Two <machines>")
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before["accuracy_gflops.png"].startswith(b"\x89PNG")
 
 
 def test_compare_draws_only_what_is_asked_for(tmp_path: Path, records: list[Record]):
     write_report(records, tmp_path, Progress(), drawn=("accuracy_gflops.svg", "gone.svg"))
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == sorted((LIST, *TABLES, "accuracy_gflops.svg"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def write_all(folder: Path, names: list[str], text: str) -> None:
-    swap(folder, names, lambda name: f"{text} {name}", lambda count: None)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), ValueError("bad")])
-def test_a_stop_while_files_are_made_leaves_the_old_report_byte_for_byte(error: BaseException, tmp_path: Path):
-    write_all(tmp_path, ["a", "b"], "old")
-    (tmp_path / "records.jsonl").write_text("somebody else's")
-    before = contents(tmp_path)
-
-    def content(name: str) -> str:
-        if name == "c":
-            raise error
-        return f"new {name}"
-
-    with pytest.raises(type(error)):
-        swap(tmp_path, ["a", "b", "c"], content, lambda count: None)
-    assert contents(tmp_path) == before
-    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
-
-
-def test_no_room_for_the_page_leaves_the_old_report(
-    tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
-):
-    write_report(records, tmp_path, Progress(), drawn=())
-    before = contents(tmp_path)
-
-    def full(path: Path, content: bytes) -> None:
-        raise OSError(errno.ENOSPC, "no room", str(path))
-
-    monkeypatch.setattr("harness.report.folder.write_whole", full)
-    with pytest.raises(OSError, match="no room"):
-        write_report(records[:3], tmp_path, Progress(), drawn=())
-    assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize("moved", range(5))
-def test_a_kill_while_files_take_their_places_is_made_good_by_the_next_command(
-    moved: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    for name in ("killed", "whole"):
-        (tmp_path / name).mkdir()
-        write_all(tmp_path / name, ["a", "b", "gone"], "old")
-    write_all(tmp_path / "whole", ["a", "b", "c"], "new")
-    left = moved
-
-    def replaced(self: Path, target: Path) -> Path:
-        nonlocal left
-        if self.parent.name == ".report" and (left := left - 1) < 0:
-            raise SystemError("killed")
-        return self.rename(target)
-
-    with monkeypatch.context() as killed:
-        killed.setattr(Path, "replace", replaced)
-        with contextlib.suppress(SystemError):
-            write_all(tmp_path / "killed", ["a", "b", "c"], "new")
-    with pytest.raises(ValueError, match="bad"):  # even where it makes nothing itself
-        swap(tmp_path / "killed", ["a"], lambda name: int("bad") and "", lambda count: None)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-
-
-def test_files_of_the_earlier_report_go_and_those_of_others_stay(tmp_path: Path):
-    (tmp_path / "mine").write_text("mine")
-    write_all(tmp_path, ["a", "b", "c"], "old")
-    (tmp_path / "b").write_text("changed by hand")
-    (tmp_path / LIST).write_text((tmp_path / LIST).read_text().replace('"c"', '"../outside"'))
-    write_all(tmp_path, ["a"], "new")
-    assert {n: t for n, t in contents(tmp_path).items() if n != LIST} == {
-        "a": b"new a", "b": b"changed by hand", "c": b"old c", "mine": b"mine",
-    }  # fmt: skip
-
-
-def test_what_a_killed_command_was_making_goes(tmp_path: Path):
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    leftover = tmp_path / f".report.{socket.gethostname()}-{int(dead.stdout)}{PARTIAL}"
-    others = tmp_path / f".report.{socket.gethostname()}-{os.getppid()}{PARTIAL}"
-    for folder in (leftover, others):
-        folder.mkdir()
-    write_all(tmp_path, ["a"], "new")
-    assert (leftover.exists(), others.exists()) == (False, True)
+    assert names == sorted((*TABLES, "accuracy_gflops.svg"))
 
 
 @pytest.mark.parametrize(
@@ -233,16 +139,6 @@ def test_refusals(
     assert main(["report", "run", name, "--output", out]) == 2
     assert match in capsys.readouterr().err
     assert not Path("out").exists()
-
-
-@pytest.mark.parametrize("path", sorted((RESULTS / "studies").glob("*.jsonl.gz")), ids=lambda p: p.name)
-def test_records_of_a_study_are_grouped_and_none_is_lost(path: Path):
-    records = read_run(path)
-    report = grouped(records)
-    rows = [record for group in report.groups for row in group.rows for record in row.records]
-    assert len(rows) + report.replaced == len(records)
-    assert len({group.name for group in report.groups}) == len(report.groups)
-    assert markdown(list(sections(report))).count("### ") >= len(report.groups)
 
 
 Make = Callable[..., LatencyRecord]
@@ -304,7 +200,7 @@ def test_a_run_of_times_alone_is_a_report(timed_run: Path, tmp_path: Path, capsy
     assert [len(group["records"]) for group in data["latency"]] == [2]
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [
-        LIST, "latency.csv", "ratio_batches.png", "ratio_batches.svg", "report.html", "table.md",
+        "latency.csv", "ratio_batches.png", "ratio_batches.svg", "report.html", "table.md",
         "table.tex",
     ]  # fmt: skip
     page = (tmp_path / "out" / "report.html").read_text("utf-8")

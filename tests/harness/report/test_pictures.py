@@ -1,9 +1,7 @@
 """Pictures of traces: agreement of rankings as numbers and as a matrix, and galleries."""
 
-import base64
 import io
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -15,25 +13,23 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from harness.measure.traces import RANKING, Facts, RowTraces, Thumbnails, read_traces, seal, thumbnails_path
 from harness.records.agreement import kendall_tau, over_images
+from harness.report import pictures
+from harness.report.patches import PatchSheet
 from harness.report.pictures import (
-    LIMIT,
     TracedGroup,
     agreement_rows,
-    choices,
     disagreement,
-    fewer_colours,
     galleries,
     label,
-    lighter,
     matrices,
+    most_disagreeing,
     taus,
     traced_groups,
 )
-from harness.report.show import DIM, LEFT
 
 IMAGES, SIDE = 12, 6
 
@@ -90,19 +86,16 @@ class Written:
         path.write_bytes(row.encode())
         return row
 
-    def thumbnails(self, grain: int = 8, side: int = 48) -> None:
-        """Write small copies of the images, the finer the grain the larger."""
+    def thumbnails(self) -> None:
+        """Write small copies of the images."""
         jpegs = []
         for i in range(IMAGES):
-            drawn = np.random.default_rng(i).integers(0, 256, (side // grain, side // grain, 3))
-            pixels = drawn.repeat(grain, axis=0).repeat(grain, axis=1).astype(np.uint8)
             buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "JPEG", quality=95, subsampling=0)
+            Image.fromarray(np.random.default_rng(i).integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(buffer, "JPEG")
             jpegs.append(buffer.getvalue())
         path = thumbnails_path(self.run, self.facts)
         path.parent.mkdir(parents=True, exist_ok=True)
-        table = pa.table({"image_id": list(self.ids), "jpeg": jpegs})
-        path.write_bytes(seal(table, "thumbnails", {}))
+        path.write_bytes(seal(pa.table({"image_id": list(self.ids), "jpeg": jpegs}), "thumbnails", {}))
 
 
 @pytest.fixture
@@ -132,21 +125,6 @@ def test_a_pair_has_the_mean_over_images_with_its_interval(run):
     assert (pair["tau"], pair["tau_low"], pair["tau_high"]) == (mean.mean, mean.low, mean.high)
     facts = tuple(pair[name] for name in ("a", "b", "dataset", "images"))
     assert facts == ("evit", "patchrank", "toy", 12)
-
-
-def test_every_pair_of_a_keep_rate_is_there_golden_first(run):
-    pairs = [(p["a"], p["b"], p["b_model"][-2:]) for p in run.pairs]
-    wanted = [("golden ranking", m) for m in ("evit", "patchrank", "random")]
-    wanted += [("evit", "patchrank"), ("evit", "random"), ("patchrank", "random")]
-    assert pairs == [(*pair, keep) for keep in ("50", "25") for pair in wanted]
-    json.dumps(run.pairs, allow_nan=False)
-
-
-def test_a_ranking_agrees_with_itself_and_opposes_its_reverse(run):
-    [row] = [row for row in read_traces(run.run) if row.facts.model == "clip_vit_b16_evit50"]
-    back = replace(row, importance=(row.importance.max() - row.importance).astype(np.int16))
-    assert taus(row, row).tolist() == pytest.approx([1.0] * 12)
-    assert taus(row, back).tolist() == pytest.approx([-1.0] * 12)
 
 
 def test_images_without_a_ranking_or_with_ties_throughout_do_not_count(run):
@@ -233,40 +211,6 @@ def test_methods_with_keep_rates_of_their_own_stand_by_their_order(written):
     assert "Kendall τ-b with 55 to 61 % of the patch tokens kept" in matrices(made.groups)[0].alt
 
 
-def test_rows_of_one_method_and_keep_are_told_apart_by_their_settings(run):
-    run.row("evit", 0.5, method_config={"keep": 0.5, "fuse": True})
-    names = {pair["a"] for pair in run.pairs} - {"golden ranking", "patchrank", "evit"}
-    assert len(names) == 2
-    assert all(name.startswith("evit ") for name in names)
-
-
-def rounded(tau: float) -> str:
-    return f"{tau:.2f}".replace("-0.00", "0.00")
-
-
-def test_every_number_is_in_the_drawing_and_what_counts_in_its_words(run):
-    [picture] = matrices(run.groups)
-    words = texts(picture.svg)
-    for pair in run.pairs:
-        tau, low, high = (rounded(pair[name]) for name in ("tau", "tau_low", "tau_high"))
-        assert {tau, f"{low} to {high}"} <= set(words)
-        if pair["a"] == "golden ranking":
-            assert f"golden ranking and {pair['b']} {tau}" in picture.alt
-    others = [pair for pair in run.pairs[:6] if pair["a"] != "golden ranking"]
-    most = max(others, key=lambda pair: pair["tau"])
-    best = f"{most['a']} and {most['b']} agree most of the others, {rounded(most['tau'])}"
-    assert best in picture.alt
-    assert "12 traced images" in picture.about
-    assert "golden ranking comes first" in picture.about
-    assert picture.title == "Agreement of rankings: toy test, by text, clip_vit_b16.openai"
-    assert re.fullmatch(r"agreement_toy_test_clip_vit_b16_openai_[0-9a-f]{6}", picture.name)
-
-
-def test_the_same_traces_give_the_same_bytes(run):
-    assert matrices(run.groups) == matrices(run.groups)
-    assert galleries(run.groups) == galleries(run.groups)
-
-
 def test_one_ranking_makes_no_matrix(written):
     made = written()
     made.row("dense", 1.0)
@@ -274,146 +218,8 @@ def test_one_ranking_makes_no_matrix(written):
     assert matrices(made.groups) == []
 
 
-def test_agreement_shows_on_a_scale_with_unrelated_in_its_middle(run):
-    """The reverse of the golden ranking lies on the other side of the colours than itself."""
-    golden = run.golden()
-    same, back = run.row("evit", 0.5), run.row("patchrank", 0.5)
-    same.importance[:] = golden.importance
-    back.importance[:] = 35 - golden.importance
-    run.put(same)
-    run.put(back)
-    [picture] = matrices(run.groups)
-    image = Image.open(io.BytesIO(picture.png)).convert("RGB")
-    pixels = np.asarray(image, dtype=int).reshape(-1, 3)
-    brown, violet = np.array([127, 59, 8]), np.array([45, 0, 75])
-    for colour in (brown, violet):
-        assert (np.abs(pixels - colour).max(axis=1) < 4).sum() > 1000
-
-
 def texts(svg: bytes) -> list[str]:
     return [e.text or "" for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("text")]
-
-
-def bitmaps(svg: bytes) -> list[Image.Image]:
-    """Return the bitmaps in an SVG, which matplotlib stores upside down."""
-    found = re.findall(rb"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", svg)
-    return [ImageOps.flip(Image.open(io.BytesIO(base64.b64decode(each)))) for each in found]
-
-
-def panels(svg: bytes) -> list[Image.Image]:
-    """Return the bitmaps that are panels and no colour bar, column by column."""
-    return [image for image in bitmaps(svg) if image.width == image.height]
-
-
-def test_there_is_one_of_the_first_images_and_one_of_those_rankings_disagree_on(run):
-    first, other = galleries(run.groups)
-    assert first.name.startswith("gallery_first_toy_test")
-    assert other.name.startswith("gallery_disagreeing_toy_test")
-    assert "the first 6 of the 12 traced ones" in first.about
-    assert "over all pairs of golden ranking, evit, patchrank is least" in other.about
-    assert "6 images (dog, cat, dog, cat, dog, cat)" in first.alt
-    assert "right answers of 6: dense 3, patchrank 3, evit 3, random 3" in first.alt
-
-
-def test_those_disagreed_on_are_the_least_by_a_slow_mean(run):
-    [group] = run.groups
-    names = ("clip_vit_b16_evit25", "clip_vit_b16_patchrank25")
-    rows = [row for row in group.rows if row.golden or row.facts.model in names]
-    values = {}
-    for i, name in enumerate(group.image_ids):
-        pairs = combinations([row.importance[i : i + 1] for row in rows], 2)
-        values[name] = np.mean([kendall_tau(a, b)[0] for a, b in pairs])
-    chosen = choices(group)[1]
-    assert list(chosen.image_ids) == sorted(values, key=values.__getitem__)[:6]
-    assert len(disagreement(group)[0]) == 3
-    run.row("golden", 0.25)  # prunes by the ranking that is there itself
-    assert len(disagreement(run.groups[0])[0]) == 3
-
-
-def test_panels_are_an_image_a_golden_ranking_and_a_method_each(run):
-    first, _ = galleries(run.groups)
-    found = texts(first.svg)
-    for words in ("image", "evit", "patchrank", "random", "9 tokens", "ranking"):
-        assert words in found
-    assert found.count("9 tokens") == 3
-    assert found.count("✓ cat") == found.count("✗ cat") == 3 * 4  # dense and three methods
-    assert [image for image in run.ids if image in found] == list(run.ids[:6])
-    assert len(panels(first.svg)) == 6 * 5
-
-
-def test_dropped_patches_are_dimmed_and_kept_ones_as_they_are(run):
-    first, _ = galleries(run.groups)
-    [group] = run.groups
-    [row] = [row for row in group.rows if row.facts.model == "clip_vit_b16_evit25"]
-    columns = panels(first.svg)[::6]
-    original, shown = (np.asarray(columns[at].convert("RGB"), dtype=float) for at in (0, 3))
-    side = original.shape[0] // 6
-    for patch, kept in enumerate(row.kept[0]):
-        y, x = (side * place for place in divmod(patch, 6))
-        inner = (slice(y + 3, y + side - 3), slice(x + 3, x + side - 3))
-        if kept:
-            assert np.abs(shown[inner] - original[inner]).mean() < 12
-        else:
-            dim = (1 - LEFT) * 255 * np.array(DIM) + LEFT * original[inner].mean(axis=(0, 1))
-            assert np.abs(shown[inner].mean(axis=(0, 1)) - dim).max() < 8  # but for JPEG
-            assert shown[inner].std(axis=(0, 1)).max() < 12  # no pattern
-
-
-def test_merging_is_said_and_shown_by_one_colour(run):
-    row = run.row("tome", 0.25)
-    token = np.tile(np.arange(36), (12, 1)).astype(np.int16)
-    token[:, :27] = 27
-    left = np.where(token == np.arange(36), -1, 2).astype(np.int16)
-    run.put(replace(row, token=token, left=left))
-    first, _ = galleries(run.groups)
-    assert "Where a method merges (tome), patches that share a token" in first.about
-    assert "nothing is dropped" in first.about
-    shown = np.asarray(panels(first.svg)[5 * 6].convert("RGB"), dtype=float)
-    side = shown.shape[0] // 6
-    merged = shown[3 : 4 * side - 3, 3 : 3 * side - 3]
-    assert merged.std(axis=(0, 1)).max() < 4
-
-
-def test_few_images_or_one_ranking_make_the_first_gallery_alone(written):
-    made = written()
-    made.row("evit", 0.5)
-    assert galleries(made.groups) == []  # without small copies
-    made.thumbnails()
-    [only] = galleries(made.groups)
-    assert only.name.startswith("gallery_first")
-    assert "golden" not in only.about
-
-
-def test_pictures_of_photos_stay_below_the_limit(written):
-    made = written()
-    made.golden()
-    for method in ("clsattn", "evit", "golden", "patchrank", "random", "tome"):
-        made.row(method, 0.9)
-    made.thumbnails(grain=1, side=222)  # noise, which is harder to store than any photo
-    for picture in galleries(made.groups):
-        assert len(picture.svg) < LIMIT
-        assert len(picture.png) < 2 * LIMIT
-        assert len(bitmaps(picture.svg)) > 0
-
-
-def test_coarser_bitmaps_keep_their_size():
-    drawn = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(drawn).save(buffer, "PNG")
-    assert len(buffer.getvalue()) > LIMIT
-    fewer = fewer_colours(buffer.getvalue())
-    assert len(fewer) < len(buffer.getvalue()) / 2
-    assert Image.open(io.BytesIO(fewer)).size == (900, 900)
-    assert lighter(b"<svg/>") == b"<svg/>"
-
-
-@pytest.mark.parametrize("wanted", ["evit", "patchrank"])
-def test_only_rows_of_the_records_are_shown(wanted: str, run):
-    rows = [row for row in run.groups[0].rows if row.facts.method in (wanted, "dense")]
-    records = [SimpleNamespace(**vars(row.facts)) for row in rows]
-    first = galleries(traced_groups([run.run], records))[0]
-    assert wanted in texts(first.svg)
-    assert {"evit", "patchrank", "random"} & set(texts(first.svg)) == {wanted}
 
 
 def path_of(run, method: str) -> Path:
@@ -462,8 +268,95 @@ def test_groups_come_in_the_order_of_the_records(written):
     assert [group.facts.dataset for group in made.groups] == ["aardvark", "zebra"]
 
 
-def test_facts_without_traces_make_no_group(run):
-    [row] = [r for r in read_traces(run.run) if r.facts.method == "dense"]
-    other = SimpleNamespace(**vars(replace(row.facts, dataset="other")))
-    assert Facts.of(other).dataset == "other"
-    assert traced_groups([run.run], [other]) == []
+def test_every_pair_of_a_keep_rate_is_in_the_numbers_and_the_drawing_golden_first(run):
+    pairs = [(p["a"], p["b"], p["b_model"][-2:]) for p in run.pairs]
+    wanted = [("golden ranking", m) for m in ("evit", "patchrank", "random")]
+    wanted += [("evit", "patchrank"), ("evit", "random"), ("patchrank", "random")]
+    assert pairs == [(*pair, keep) for keep in ("50", "25") for pair in wanted]
+    json.dumps(run.pairs, allow_nan=False)
+    [picture] = matrices(run.groups)
+    words = texts(picture.files["svg"])
+    for pair in run.pairs:
+        tau, low, high = (f"{pair[name]:.2f}".replace("-0.00", "0.00") for name in ("tau", "tau_low", "tau_high"))
+        assert {tau, f"{low} to {high}"} <= set(words)
+        assert pair["a"] != "golden ranking" or f"golden ranking and {pair['b']} {tau}" in picture.alt
+    assert "12 traced images" in picture.about
+    assert picture.title == "Agreement of rankings: toy test, by text, clip_vit_b16.openai"
+    assert matrices(run.groups) == [picture]  # the same bytes
+
+
+@pytest.fixture
+def sheets(monkeypatch: pytest.MonkeyPatch) -> list[PatchSheet]:
+    """Sheets that galleries draw, in order."""
+    drawn: list[PatchSheet] = []
+    monkeypatch.setattr(pictures, "draw", lambda sheet, form, scale: drawn.append(sheet) or b"drawn")
+    return drawn
+
+
+def test_galleries_are_of_the_first_images_and_of_those_that_rankings_disagree_on(run, sheets):
+    first, other = galleries(run.groups)
+    assert first.name.startswith("gallery_first_toy_test")
+    assert other.name.startswith("gallery_disagreeing_toy_test")
+    assert "right answers of 6: dense 3, patchrank 3, evit 3, random 3" in first.alt
+    [group] = run.groups
+    sheet = sheets[0]
+    assert [row.name for row in sheet.rows] == list(run.ids[:6])
+    heads = [f"{method}\n9 tokens" for method in ("patchrank", "evit", "random")]
+    assert list(sheet.columns.values()) == ["golden\nranking", *heads]
+    [evit] = [row for row in group.rows if row.facts.model == "clip_vit_b16_evit25"]
+    assert (sheet.rows[1].tokens["evit"] == evit.token[1]).all()
+    assert (sheet.rows[1].importance["golden ranking"] == group.golden[0].importance[1]).all()
+    assert sheet.rows[1].captions == dict.fromkeys(("image", "patchrank", "evit", "random"), "✓ cat")
+    assert sheet.rows[0].captions["evit"] == "✗ cat"
+
+
+def test_a_gallery_is_a_jpeg(run):
+    [first, _] = galleries(run.groups)
+    assert Image.open(io.BytesIO(first.files["jpg"])).width > 500
+
+
+def test_those_disagreed_on_are_the_least_by_a_slow_mean(run):
+    [group] = run.groups
+    names = ("clip_vit_b16_evit25", "clip_vit_b16_patchrank25")
+    rows = [row for row in group.rows if row.golden or row.facts.model in names]
+    values = {}
+    for i, name in enumerate(group.image_ids):
+        pairs = combinations([row.importance[i : i + 1] for row in rows], 2)
+        values[name] = np.mean([kendall_tau(a, b)[0] for a, b in pairs])
+    _, chosen = most_disagreeing(group, group.image_ids)
+    assert chosen == sorted(values, key=values.__getitem__)[:6]
+    run.row("golden", 0.25)  # prunes by the ranking that is there itself
+    assert len(disagreement(run.groups[0])[0]) == 3
+
+
+def test_merging_is_said(run, sheets):
+    row = run.row("tome", 0.25)
+    token = np.tile(np.arange(36), (12, 1)).astype(np.int16)
+    token[:, :27] = 27
+    run.put(replace(row, token=token, left=np.where(token == np.arange(36), -1, 2).astype(np.int16)))
+    first, _ = galleries(run.groups)
+    assert "Where a method merges (tome), patches that share a token" in first.about
+
+
+def test_few_images_or_one_ranking_make_the_first_gallery_alone(written, sheets):
+    made = written()
+    made.row("evit", 0.5)
+    assert galleries(made.groups) == []  # without small copies
+    made.thumbnails()
+    [only] = galleries(made.groups)
+    assert only.name.startswith("gallery_first")
+
+
+def test_only_rows_of_the_records_are_shown(run):
+    rows = [row for row in run.groups[0].rows if row.facts.method in ("evit", "dense")]
+    records = [SimpleNamespace(**vars(row.facts)) for row in rows]
+    [group] = traced_groups([run.run], records)
+    assert {row.facts.method for row in group.rows} == {"dense", "golden ranking", "evit"}
+    assert traced_groups([run.run], [SimpleNamespace(**vars(replace(rows[0].facts, dataset="other")))]) == []
+
+
+def test_rows_of_one_method_and_keep_are_told_apart_by_their_settings(run):
+    run.row("evit", 0.5, method_config={"keep": 0.5, "fuse": True})
+    names = {pair["a"] for pair in run.pairs} - {"golden ranking", "patchrank", "evit"}
+    assert len(names) == 2
+    assert all(name.startswith("evit ") for name in names)

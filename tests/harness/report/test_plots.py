@@ -12,10 +12,10 @@ import pytest
 from harness.measure.times import LatencyRecord
 from harness.records.record import Record
 from harness.report.changes import read_run
-from harness.report.drawing import FRONT, INK, LINES, STYLES, Chart, Plot, Point, Steps, styles_of
+from harness.report.charts import FRONT, INK, LINES, STYLES, Dot, draw, encode, render, styles_of
 from harness.report.groups import Grouped, grouped, shot_columns, timed_groups
 from harness.report.highlights import fronts, highlights
-from harness.report.plots import batches_plot, plots_of, shots_plot, tau_plot, tokens_plot
+from harness.report.plots import Plot, batches_plot, plots_of, shots_plot, tau_plot, tokens_plot
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
@@ -47,11 +47,9 @@ def plots(report: Grouped) -> dict[str, Plot]:
     return {plot.name: plot for plot in plots_of(report, short)}
 
 
-def points(plot: Plot | None, at: int = 0) -> dict[str, Sequence[Point]]:
+def points(plot: Plot | None, at: int = 0) -> dict[str, Sequence[Dot]]:
     assert plot is not None
-    panel = plot.panels[at]
-    assert isinstance(panel, Chart)
-    return dict(panel.series)
+    return dict(plot.charts[at].series)
 
 
 def of(committed: list[Record], dataset: str) -> list[Record]:
@@ -87,8 +85,7 @@ def test_times_are_ratios_or_milliseconds_of_one_image(report: Grouped, committe
 
 def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Grouped):
     plot = plots(report)["accuracy_gflops"]
-    panel = plot.panels[0]
-    assert isinstance(panel, Chart)
+    panel = plot.charts[0]
     [stood] = [front.standings for front in fronts(report.groups[0]) if front.name == "gflops"]
     front = [s.row for s in stood if s.verdict == "front"]
     on = sorted((r.first.gflops, 100 * r.to_dense.estimate if r.to_dense else 0.0) for r in front)
@@ -103,17 +100,14 @@ def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Gr
 
 def test_a_logarithmic_axis_has_plain_numbers(report: Grouped):
     plot = plots(report)["fidelity_gflops"]
-    styles = styles_of(name for panel in plot.panels for name in panel.names)
-    for svg in (plot.draw(styles, "svg"), *plot.draw_each(styles)):
-        words = "".join(ET.fromstring(svg).itertext())
-        assert {"0.01", "0.02", "0.05"} <= set(words.split())
-        assert "mathdefault" not in words
+    words = "".join(ET.fromstring(render(plot.charts)).itertext())
+    assert {"0.01", "0.02", "0.05"} <= set(words.split())
+    assert "mathdefault" not in words
 
 
 def test_random_does_not_stretch_the_axes_and_stands_at_the_edge_with_its_figure(report: Grouped):
     plot = plots(report)["accuracy_gflops"]
-    styles = styles_of(name for panel in plot.panels for name in panel.names)
-    [svg, *_] = plot.draw_each(styles)
+    svg = encode(draw(plot.charts[:1], small=True), "svg")
     texts = [element.text for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
     assert "30 -34" in texts
     assert "60" in texts
@@ -124,31 +118,28 @@ def test_tau_against_keep_leaves_golden_out(report: Grouped, committed: list[Rec
     shown = points(tau_plot(report.groups))
     assert sorted(shown) == ["clsattn", "evit", "patchrank", "random", "rankmerge", "tome"]
     row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_evit30")
-    assert shown["evit"][0] == Point(
-        x=shown["evit"][0].x, y=type(shown["evit"][0].y)(row.tau, row.tau_low, row.tau_high)
-    )
+    assert tuple(shown["evit"][0].y) == (row.tau, row.tau_low, row.tau_high)
     assert shown["evit"][0].x.estimate == 30
 
 
 def test_methods_that_share_a_course_share_a_line(report: Grouped):
     plot = tokens_plot(report.groups)
     assert plot is not None
-    [panel] = plot.panels  # both datasets have the same
-    assert isinstance(panel, Steps)
-    counts = {(line.end, tuple(line.names)): tuple(line.counts) for line in panel.lines}
-    assert counts["60 %", ("clsattn", "patchrank", "random")] == (197,) * 3 + (119,) * 6
-    assert counts["30 %", ("tome",)] == (182, 167, 151, 136, 121, 106, 90, 75, 60)
+    [panel] = plot.charts  # both datasets have the same
+    counts = {name: tuple(dot.y.estimate for dot in dots) for name, dots in panel.series.items()}
+    assert counts["clsattn, patchrank, random 60 %"] == (197,) * 3 + (119,) * 6
+    assert counts["tome 30 %"] == (182, 167, 151, 136, 121, 106, 90, 75, 60)
+    assert panel.steps
     assert "clsattn, patchrank, random 60 %: 197 × 3, 119 × 6" in panel.notes[0]
 
 
 def test_shots_have_a_panel_per_keep_and_dense_in_each(with_shots: Grouped):
     plot = shots_plot(shot_columns(with_shots))
     assert plot is not None
-    assert [panel.title.rpartition(", ")[2] for panel in plot.panels] == [
+    assert [panel.title.rpartition(", ")[2] for panel in plot.charts] == [
         "keep 60 %", "keep 30 %",
     ] * 2  # fmt: skip
-    panel = plot.panels[0]
-    assert isinstance(panel, Chart)
+    panel = plot.charts[0]
     assert panel.ticks == {0: "0", 1: "1", 2: "2"}
     assert "dense" in panel.series
     near = {name: [round(p.x.estimate) for p in own] for name, own in panel.series.items()}
@@ -181,20 +172,16 @@ def test_settings_of_one_method_are_series_of_their_own(committed: list[Record])
     assert [len(series) for series in shown.values()] == [1, 2, 2]
 
 
-def test_every_plot_is_an_svg_of_its_words_and_a_png(report: Grouped, with_shots: Grouped):
-    """That of shots needs six groups; of the others two panels each show as much."""
-    shots = shots_plot(shot_columns(with_shots))
-    assert shots is not None
-    for plot in (*plots(report).values(), shots):
-        styles = styles_of(name for panel in plot.panels for name in panel.names)
-        words = "".join(ET.fromstring(plot.draw(styles, "svg")).itertext())
-        for panel in plot.panels:
-            assert set(panel.names) <= set(styles)
-            assert all(name in words for name in panel.names)
-            assert len(panel.alt) > 40
-        assert (FRONT in words) == plot.name.startswith(("accuracy", "fidelity"))
-        assert plot.draw(styles, "png").startswith(b"\x89PNG")
-        assert len([ET.fromstring(svg) for svg in plot.draw_each(styles)]) == len(plot.panels)
+def test_every_plot_is_an_svg_of_its_words_and_a_png(report: Grouped):
+    """One of each kind."""
+    own = plots(report)
+    for plot in (own["accuracy_gflops"], own["tokens_per_block"]):
+        words = "".join(ET.fromstring(render(plot.charts)).itertext())
+        for chart in plot.charts:
+            assert all(name in words for name in chart.series)
+            assert len(chart.alt) > 40
+        assert (FRONT in words) == plot.name.startswith("accuracy")
+    assert render(plot.charts, form="png").startswith(b"\x89PNG")
 
 
 def test_styles_differ_in_more_than_colour():
@@ -232,9 +219,8 @@ def test_a_panel_per_condition_with_every_ratio(latency_record: Make, reduced_ti
     plot = batches_plot(timed_groups(times))
     assert plot is not None
     assert plot.name == "ratio_batches"
-    assert ["bfloat16" in panel.title for panel in plot.panels] == [False, True]
-    panel = plot.panels[0]
-    assert isinstance(panel, Chart)
+    assert ["bfloat16" in panel.title for panel in plot.charts] == [False, True]
+    panel = plot.charts[0]
     assert list(panel.series) == ["tome60", "evit60"]
     for point, row in zip(panel.series["tome60"], (times[1], times[4]), strict=True):
         assert tuple(point.y) == (row.ratio_to_dense, row.ratio_low, row.ratio_high)
@@ -254,6 +240,6 @@ def test_what_shows_no_difference_is_called_so(latency_record: Make, reduced_tim
     row = replace(reduced_time("tome", 0.9), **unclear)
     plot = batches_plot(timed_groups([latency_record(), row]))
     assert plot is not None
-    assert list(plot.panels[0].notes) == ["Not shown: tome60 at batch 1."]
+    assert list(plot.charts[0].notes) == ["Not shown: tome60 at batch 1."]
     assert batches_plot(timed_groups([latency_record()])) is None
     assert batches_plot([]) is None

@@ -11,7 +11,8 @@ import pytest
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.models.towers import Tower
+from harness.models.cost import gflops
+from harness.models.towers import Tower, load_tower
 from harness.records.record import Record
 from harness.studies.paper import get_target
 from harness.studies.reproduce import Comparison, compare_rows, produce
@@ -24,6 +25,7 @@ from zoo.ranking.golden import GoldenConfig
 
 NAME = "clip_vit_b16.openai"
 NAMES = ("plain", "caltech101", "other", "dtd", "imagenet", "elsewhere")
+COUNTED: dict[str, Any] = {}
 Reproduced = Callable[..., tuple[Comparison, list[Record]]]
 
 
@@ -77,8 +79,9 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
 
     monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names))
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
-    for place in ("studies.workshop", "golden.fit", "golden.rank"):
-        monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
+    for place in ("studies.workshop", "golden.fit", "golden.rank"):  # a tuned tower is loaded from its folder
+        load = lambda name: load_tower(name) if name.startswith("local-dir:") else tower  # noqa: E731
+        monkeypatch.setattr(f"harness.{place}.load_tower", load)
     rooms = ("workshop", "spec", "predictors", "reproduce")
     for place in (*(f"studies.{room}" for room in rooms), "golden.fit", "datasets"):
         monkeypatch.setattr(f"harness.{place}.get_dataset", get)
@@ -134,3 +137,20 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     }.items():  # fmt: skip
         count(place, kind)
     return made
+
+
+@pytest.fixture(autouse=True)
+def _counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count the multiply-adds of one configuration once for all tests of a process."""
+
+    def count(model: Any, size: tuple[int, int], **how: Any) -> Any:
+        reducer = getattr(model, "reducer", None)
+        shapes = [tuple(weight.shape) for weight in model.parameters()]
+        config = None if reducer is None else (reducer.method, str(reducer.config.plain()))
+        key = str((type(model), config, shapes, size, how, next(model.parameters()).dtype))
+        if key not in COUNTED:
+            COUNTED[key] = gflops(model, size, **how)
+        return COUNTED[key]
+
+    for place in ("models.cost", "measure.match", "measure.cost", "studies.workshop", "studies.predictors"):
+        monkeypatch.setattr(f"harness.{place}.gflops", count)

@@ -177,7 +177,7 @@ def test_the_command_prints_the_table(measure, tmp_path: Path, capsys):
     flags = f"--datasets toy --split test --limit 2 --rounds 0 --seeds 1 --out {tmp_path / 'c'}"
     assert main(["study", "curve", *flags.split()]) == 0
     printed = capsys.readouterr().out
-    for label in ("window 2, stride 2", "follow:4", "jacobian:8", "clsattn", "random"):
+    for label in ("window 2, stride 2", "follow:4", "clsattn", "random"):
         assert label in printed
     assert (tmp_path / "c" / "curve.json").is_file()
 
@@ -197,13 +197,11 @@ def test_refused(facts: dict[str, Any], match: str, measure):
 
 
 def test_usual_points_are_what_the_tower_can_do():
-    small = usual_points(Effort(grid=(4, 4), blocks=2, dim=48, hidden=192), 4, seeds=2)
+    small = usual_points(Effort(grid=(4, 4), blocks=2, dim=48, hidden=192), seeds=2)
     labels = [point.label for point in small]
     assert labels[0] == "window 2, stride 1"
     assert "follow:8" in labels
     assert "follow:16" not in labels  # only 12 patches are outside a window
-    assert "jacobian:8" in labels
-    assert "jacobian:16" not in labels  # only 9 windows
     assert "window 5, stride 5" not in labels
     assert labels[-2:] == ["random", "random"]
 

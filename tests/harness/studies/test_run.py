@@ -248,7 +248,7 @@ def test_every_kind_is_another_and_longer_sequences_cost_more(tuned: StudyConfig
     table, _ = studied("count", tuned)["plain"]
     costs = {row.labels["tokens"]: row.average.mean("gflops") for row in table.rows}
     assert costs["0"] < costs["4"] < costs["16"] < costs["32"]
-    with pytest.raises(ValueError, match="--split val: .* --split test"):
+    with pytest.raises(ValueError, match="--split val"):
         studied("kinds", replace(tuned, split="val"))
 
 

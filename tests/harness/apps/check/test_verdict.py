@@ -12,7 +12,7 @@ from rich.console import Console
 
 from harness.apps.check.cases import Row
 from harness.apps.check.verdict import EXACT, Bounds, Moved, Outcome, Verdict, differing, moved
-from harness.base.table import Table, fitted
+from harness.base.table import Table, fit
 from harness.records.record import Latency, Record
 
 Make = Callable[..., Record]
@@ -209,7 +209,7 @@ FAILED = Verdict(rows=32, moved=(one(), TOKENS), notes=("threads: 2 expected, 1 
 def printed(verdict: Verdict, width: int = 80) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
     for part in verdict.shown():
-        shown = fitted(part.forms(), width) if isinstance(part, Table) else part
+        shown = fit(part.forms(), width) if isinstance(part, Table) else part
         console.print(shown, highlight=False, markup=False)
     return console.export_text()
 

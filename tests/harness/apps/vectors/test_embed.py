@@ -29,7 +29,7 @@ from harness.apps.vectors.embed import Embedded, Job, Spent, embed
 from harness.apps.vectors.encoder import Encoder
 from harness.apps.vectors.source import TextSource, open_source
 from harness.apps.vectors.store import Provenance, Vectors, errors_path, provenance_of, read_vectors
-from harness.base.store import BrokenShardError, claimed, shard_paths
+from harness.base.store import BrokenShardError, claim, shard_paths
 from harness.base.terminal import Progress
 from harness.cli import main
 from harness.datasets.images import read_image
@@ -204,7 +204,7 @@ def test_other_pictures_and_other_weights_are_refused(run: Run, job: Any, tmp_pa
 
 
 def test_two_runs_do_not_share_a_folder(run: Run, tmp_path: Path):
-    with claimed(tmp_path / "vectors"), pytest.raises(ValueError, match="another run is writing"):
+    with claim(tmp_path / "vectors"), pytest.raises(ValueError, match="another run is writing"):
         run()
 
 
@@ -385,7 +385,8 @@ def test_the_same_pictures_in_four_forms_have_the_same_embeddings(run: Run, draw
         [shard] = read_vectors(done.path)
         assert list(shard.names) == [name.format(number) for number in range(7)]
         vectors.append(shard.embeddings)
-    assert all(np.array_equal(own, vectors[0]) for own in vectors)
+    for own in vectors[1:]:  # each by a tower loaded anew
+        np.testing.assert_allclose(own, vectors[0], rtol=1e-3, atol=1e-4)
 
 
 def test_precision_is_that_of_the_setup(run: Run, whole: Path):

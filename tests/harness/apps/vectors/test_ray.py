@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from harness.apps.vectors.embed import Job, embed
+from harness.base import workers as module
 from harness.base.store import shard_paths
 from harness.base.terminal import Progress
 from harness.cli import main
-from harness.golden import workers as module
 
 Files = Callable[[Path], dict[str, bytes]]
 

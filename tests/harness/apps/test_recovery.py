@@ -11,19 +11,19 @@ import torch
 from rich.console import Console
 
 import zoo
+from harness.apps import recovery
+from harness.apps.recovery import Sources, train_recovery
 from harness.base.terminal import Progress
 from harness.cli import main
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
-from harness.measure import recovery
 from harness.measure.compare import compare
 from harness.measure.plan import Plan
-from harness.measure.recovery import Sources, train_recovery
 from harness.models.towers import split_method
 from harness.records.averages import matched, training_free
 from harness.records.record import Record
 from harness.report.groups import grouped, markdown_table
-from zoo.core.files import digest_of
+from zoo.core.files import digest
 from zoo.learning.recovery import distance
 from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile
 from zoo.loading.weights import cache_folder
@@ -61,11 +61,11 @@ def test_the_file_says_what_it_is_of(toy: Dataset, tmp_path: Path):
     assert file.recipe["rounds"] == 2
     assert not list((cache_folder() / "fits").iterdir())  # the checkpoint has done its work
     assert trained().path.parent == cache_folder() / "recoveries"
-    assert digest_of(trained(model=ARCH, method="evit", keep=0.5).path) == digest_of(file.path)
+    assert digest(trained(model=ARCH, method="evit", keep=0.5).path) == digest(file.path)
 
 
 def test_a_run_that_was_killed_goes_on(monkeypatch: pytest.MonkeyPatch):
-    whole, learn = digest_of(trained().path), recovery.recover
+    whole, learn = digest(trained().path), recovery.recover
 
     def killed(*args: Any, **options: Any) -> Any:
         def stop(*_: float) -> None:
@@ -83,7 +83,7 @@ def test_a_run_that_was_killed_goes_on(monkeypatch: pytest.MonkeyPatch):
         return learn(*args, on_round=lambda done, *_: rounds.append(done), **options)
 
     monkeypatch.setattr(recovery, "recover", counted)
-    assert (digest_of(trained().path), rounds) == (whole, [1])
+    assert (digest(trained().path), rounds) == (whole, [1])
 
 
 def test_without_val_images_a_fifth_of_train_is_held_out(toy: Dataset, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,141 @@
+"""Recoveries of reduced towers, trained on datasets without looking at a label."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import git_commit
+from harness.base.terminal import Progress
+from harness.datasets import get_dataset
+from harness.datasets.base import Dataset, Split
+from harness.datasets.few_shot import batches, require_images, seeded_order, subset
+from harness.measure.rows import reduced_row, require_rows
+from harness.models.towers import load_tower, split_method
+from zoo.core.files import digest
+from zoo.learning.recovery import recover
+from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile, save_recovery
+from zoo.loading.weights import cache_folder
+
+HELD_OUT = 5  # one training image in so many, where a dataset has no val split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Which images are learned from without labels."""
+
+    datasets: tuple[str, ...]
+    limit: int | None = 800  # training images per dataset, None for all
+    held_out: int = 60  # images per dataset to stop or to judge by
+
+
+@dataclass(frozen=True)
+class LearningSet:
+    """A dataset's images to learn from and those held out; its test split isn't touched."""
+
+    dataset: Dataset
+    train: Split
+    held_out: Split
+
+    @classmethod
+    def load(cls, sources: Sources) -> "list[LearningSet]":
+        """Return one of each dataset.
+
+        Raises:
+            ValueError: an unknown dataset, or one without images.
+        """
+        return [cls(dataset, *_split(dataset, sources)) for dataset in map(get_dataset, sources.datasets)]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a file that was learned from it says of it."""
+        counts = {"images": len(self.train), "held_out": len(self.held_out)}
+        return {"name": self.dataset.name, "revision": self.dataset.revision, **counts}
+
+    @property
+    def image_ids(self) -> list[Any]:
+        """The images of both parts."""
+        return [self.train.image_ids, self.held_out.image_ids]
+
+
+def _split(dataset: Dataset, sources: Sources) -> tuple[Split, Split]:
+    require_images(dataset, "train", "images to learn from asked for")
+    train, val = dataset.split("train"), dataset.split("val")
+    if not len(val):
+        order = seeded_order(len(train), 0)
+        count = len(train) // HELD_OUT
+        train, val = train.subset(order[count:]), train.subset(order[:count])
+    train, val = subset(train, sources.limit), subset(val, sources.held_out)
+    if not len(train) or not len(val):
+        raise ValueError(
+            f"dataset {dataset.name!r} has {len(train)} images to learn from and {len(val)} to stop by; "
+            "it needs both, from its train and val splits"
+        )
+    return train, val
+
+
+def preprocess_split(
+    split: Split, preprocess: Any, name: str, progress: Progress, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Return the images of a split of the dataset ``name``, (n, C, H, W)."""
+    parts, done = [], 0
+    with progress.task(f"images of {name}", len(split)) as update:
+        for examples, images in batches(split, preprocess):
+            parts.append(images.to(dtype))
+            done += len(examples)
+            update(done)
+    return torch.cat(parts)
+
+
+def train_recovery(
+    model: str,
+    sources: Sources,
+    config: RecoveryConfig,
+    *,
+    method: str | None = None,
+    keep: float | None = None,
+    out: Path | None = None,
+    device: str = "cpu",
+    progress: Progress,
+) -> RecoveryFile:
+    """Train a recovery of a reduced model and write it; a run that was stopped goes on where it was.
+
+    ``model`` is a reduced name, or a dense one with ``method`` and ``keep``. ``out`` None is for the user's cache.
+
+    Raises:
+        ValueError: no reduction or two, an unknown name, a dataset without images, or what `zoo.recover` refuses.
+    """
+    if not sources.datasets:
+        raise ValueError("nothing to train on: give --dataset")
+    dense, named, percent = split_method(model)
+    if (named is None) == (method is None) or (named is None) == (keep is None):
+        raise ValueError(
+            f"--model {model!r}: expected a reduced model, such as clip_vit_s14_tome30, or a dense one with --methods "
+            "and --keeps, not both"
+        )
+    kind, rate = (named, percent) if named is not None else (method, keep)
+    assert kind is not None
+    assert rate is not None
+    sets = LearningSet.load(sources)
+    require_rows(dense, [(kind, rate)])
+    tower = load_tower(dense)
+    name = f"{tower.arch}_{kind}{round(100 * rate)}"
+    row = reduced_row(tower.vit, tower.arch, tower.tag, name, kind, {"keep": rate})
+
+    def read(split: Split, dataset: Dataset) -> Tensor:
+        return preprocess_split(split, tower.preprocess, dataset.name, progress, torch.bfloat16)
+
+    train, val = [read(one.train, one.dataset) for one in sets], [read(one.held_out, one.dataset) for one in sets]
+    facts, ids = [one.facts for one in sets], [one.image_ids for one in sets]
+    decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
+    checkpoint = cache_folder() / "fits" / f"{digest(decisive)}.pt"
+    vit = row.vit.to(device)
+    with progress.task(f"steps of {name}", config.rounds * config.steps) as update:
+        recovered = recover(vit, train, val, config, on_step=update, checkpoint=checkpoint)
+    path = out or cache_folder() / "recoveries" / f"{name}.{tower.tag or 'own'}.{config.what}.safetensors"
+    origin: dict[str, Any] = {"name": tower.arch, "tag": tower.tag, "datasets": facts, "commit": git_commit()}
+    file = save_recovery(path, vit, recovered, config, **origin)
+    checkpoint.unlink(missing_ok=True)
+    return file

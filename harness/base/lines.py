@@ -1,0 +1,175 @@
+"""Files of JSON lines: several processes append to one, and a torn last line is told and dropped."""
+
+import gzip
+import json
+import os
+import shlex
+import tempfile
+import zlib
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import TypeVar
+
+from harness.base.lock import hold_lock
+from zoo.core.files import no_room
+
+MOST_UNPACKED = 2**30  # bytes of a file that is read packed
+T = TypeVar("T")
+
+
+def append_lines(path: Path, lines: bytes) -> None:
+    """Add lines at the end of a file, all or none; it is made if it isn't there.
+
+    Raises:
+        ValueError: a file that is read packed, see `read_lines`.
+        OSError: they can't be written.
+    """
+    if path.suffix == ".gz":
+        raise ValueError(f"{path}: lines are appended to plain files only; unpack it with gzip -d")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file, hold_lock(_lock_path(path)) as alone:
+        if alone:
+            _mend(file)
+        size = os.fstat(file.fileno()).st_size
+        try:
+            rest = memoryview(lines)
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except BaseException as error:
+            if alone:
+                os.ftruncate(file.fileno(), size)
+            if (full := no_room(path, len(lines), error)) is not None:
+                raise full from error
+            raise
+
+
+def require_appendable(path: Path, flag: str = "--output") -> None:
+    """Refuse a file that couldn't be written once all is measured; its folder is made.
+
+    Raises:
+        NotADirectoryError: its folder is a file.
+        OSError: file or folder can't be written to.
+    """
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"{flag} {str(folder)!r} is a file, or lies in one; expected a folder") from error
+    except OSError as error:
+        raise OSError(f"{flag} {str(folder)!r} can't be written to ({error.strerror}); name another folder") from error
+
+
+def read_lines(path: Path) -> tuple[list[bytes], bool]:
+    """Return a file's lines, unpacked where its name ends in ``.gz``, and whether the last is torn.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no gzip file, not the whole of one, or one of more than `MOST_UNPACKED` bytes.
+    """
+    lines, torn = _split(path)
+    if torn and _lock_path(path).exists():  # unless somebody is writing it
+        with hold_lock(_lock_path(path)):
+            return _split(path)
+    return lines, torn
+
+
+def _split(path: Path) -> tuple[list[bytes], bool]:
+    content = _unpack(path) if path.suffix == ".gz" else path.read_bytes()
+    *lines, last = content.split(b"\n")
+    return ([*lines, last], _is_torn(last)) if last else (lines, False)
+
+
+def _unpack(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as file:
+            content = file.read(MOST_UNPACKED + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error}); unpack what there is with gzip -dc") from error
+    if len(content) > MOST_UNPACKED:
+        raise ValueError(f"{path}: unpacks to more than {MOST_UNPACKED:,} bytes; unpack it with gzip -d")
+    return content
+
+
+def parse_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
+    """Read each line by a function that raises ValueError for what isn't right, in file order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: names the file, the line and what the function said; or the last line is torn.
+    """
+    values = []
+    lines, torn = read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values.append(parse(line))
+        except ValueError as error:
+            what = str(error)
+            if torn and number == len(lines):
+                code = f"from harness.base.lines import mend; mend({str(path)!r})"
+                what = (
+                    "torn, as what wrote it was stopped midway; the same command drops it and goes "
+                    f"on, or drop it with: python -c {shlex.quote(code)}"
+                )
+            raise ValueError(f"{path}, line {number}: {what}") from error
+    return values
+
+
+def can_resume(path: Path, say: Callable[[str], object], *, fresh: bool) -> bool:
+    """Tell whether an earlier run left lines to go on from, which none are if all is ``fresh``.
+
+    A torn last line is dropped first, and ``say`` called with words that say so.
+    """
+    if fresh or not path.is_file():
+        return False
+    if mend(path):
+        say(f"{path}: the last line was torn, as what wrote it was stopped; dropped")
+    return True
+
+
+def mend(path: str | Path) -> bool:
+    """Drop the torn last line of a file, as the next that appends would; say if there was one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError: the file can't be written to.
+    """
+    with Path(path).open("rb+", buffering=0) as file, hold_lock(_lock_path(Path(path))) as alone:
+        return alone and _mend(file)
+
+
+def _is_torn(line: bytes) -> bool:
+    """Say if a line without an end is a part of a JSON object, which ends with its bracket."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    except RecursionError:
+        pass  # whole, and nested too deeply
+    return False
+
+
+def _mend(file: FileIO) -> bool:
+    """End the last line of a locked file, or drop it if it is torn; say if it was dropped."""
+    file.seek(0)
+    content = file.readall()
+    start = content.rfind(b"\n") + 1
+    if start == len(content):
+        return False
+    if _is_torn(content[start:]):
+        os.ftruncate(file.fileno(), start)
+        return True
+    file.seek(0, os.SEEK_END)
+    file.write(b"\n")  # an editor left it out
+    return False
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")

@@ -1,0 +1,270 @@
+"""Which images a figure is asked for, and what it shows beside them."""
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.apps import show as module
+from harness.apps.show import ShowConfig, find_subjects, show
+from harness.base.terminal import Progress
+from harness.cli import main
+from harness.datasets import get_dataset
+from harness.datasets.base import Dataset
+from harness.golden.maps import method_maps, most_important, reduced
+from harness.models.towers import Tower
+from harness.report.patches import PatchSheet
+from zoo.core.reducer import METHODS
+from zoo.core.tokens import tokens_of
+from zoo.loading.clip import class_features
+from zoo.ranking.golden import SCORES, GoldenConfig, golden_importance
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder with two images and a text."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (30, 20), "red").save("red.png")
+    Image.new("RGBA", (8, 8), (0, 0, 255, 128)).save("blue.png")
+    Path("words.txt").write_text("no image")
+    return tmp_path
+
+
+def test_a_place_in_a_dataset():
+    [subject] = find_subjects(["fashion:val:3"])
+    fashion = get_dataset("fashion")
+    example = fashion.split("val")[3]
+    assert subject.name == "fashion:val:3"
+    assert (np.asarray(subject.image) == np.asarray(example.image)).all()
+    assert subject.classes[subject.label] == "dress"
+    assert (subject.label, subject.classes) == (example.label, fashion.classes)
+    assert subject.templates == fashion.templates
+
+
+def test_files_alone(here: Path):
+    [red, blue] = find_subjects([str(here / "red.png"), "blue.png"])
+    assert (red.name, red.label, red.classes) == ("red.png", None, ())
+    assert (red.image.size, red.image.getpixel((5, 5))) == ((30, 20), (255, 0, 0))
+    assert blue.image.mode == "RGB"
+
+
+def test_one_label_serves_all_files_and_one_file_may_have_several(here: Path):
+    subjects = find_subjects(["red.png", "blue.png"], classes=["cat", "dog"], labels=["dog"])
+    assert [subject.label for subject in subjects] == [1, 1]
+    twice = find_subjects(["red.png"] * 2, classes=["cat", "dog"], labels=["dog", "cat"])
+    assert [subject.label for subject in twice] == [1, 0]
+    places = ["emoji:val:2", "red.png", "fashion:test:0", "blue.png"]
+    subjects = find_subjects(places, dataset="fashion", labels=["bag", "coat"])
+    assert [subject.name for subject in subjects] == places
+    labels = [subject.classes[subject.label] for subject in subjects]
+    assert labels == ["smiley or emotion", "bag", "t-shirt", "coat"]
+    assert subjects[1].templates == get_dataset("fashion").templates
+    [unlabelled] = find_subjects(["red.png"], classes=["cat", "dog"])
+    assert (unlabelled.label, unlabelled.classes) == (None, ("cat", "dog"))
+
+
+def test_a_file_goes_before_a_place_of_its_name(here: Path):
+    Image.new("RGB", (5, 5)).save(here / "x.png")
+    (here / "x.png").rename(here / "fashion:val:3")
+    [subject] = find_subjects(["fashion:val:3"])
+    assert subject.image.size == (5, 5)
+    assert subject.label is None
+
+
+@pytest.mark.parametrize("place", ["gone.png", "sub/gone.jpg", ".", "C:pictures"])
+def test_files_that_are_not_there(place: str, here: Path):
+    with pytest.raises(FileNotFoundError, match=f"image {re.escape(repr(place))} does not exist"):
+        find_subjects([place])
+
+
+@pytest.mark.parametrize(
+    ("places", "names", "match"),
+    [
+        (["words.txt"], {}, r"image 'words.txt' can't be read .* or leave it out$"),
+        (["fasion:val:3"], {}, "no dataset is called 'fasion'. Did you mean 'fashion'?"),
+        (["fashion:vla:3"], {}, "'fashion:vla:3': split must be one of train, val, test"),
+        (["fashion:val:100000"], {}, r"index '100000': fashion val has images 0 to \d+"),
+        (["fashion:val:-1"], {}, "index '-1': fashion val has images 0 to"),
+        (["fashion:val:x"], {}, "index 'x': fashion val has images 0 to"),
+        (["fashion:val:"], {}, "index '': fashion val has images 0 to"),
+        (["emoji-names:val:0"], {}, "emoji-names val has no images"),
+        (["red.png"], {"labels": ["bag"]}, "--label 'bag': a label needs the classes"),
+        (["red.png"], {"labels": ["bga"], "dataset": "fashion"}, "'bga': did you mean 'bag'"),
+        (["red.png"], {"dataset": "fashoin"}, "no dataset is called 'fashoin'"),
+        (["red.png"], {"dataset": "fashion", "classes": ["a"]}, "both name classes"),
+        (["red.png"], {"classes": ["a", "b", "a"]}, "--classes 'a,b,a': expected names, each once"),
+        (["red.png"], {"classes": ["a", ""]}, "--classes 'a,': expected names"),
+        (["fashion:val:3"], {"dataset": "emoji"}, "are for image files, and there is none among"),
+        (["red.png"] * 3, {"classes": ["a", "b"], "labels": ["a", "b"]}, "2 labels for 3 files"),
+    ],
+)
+def test_refusals(places: list[str], names: dict, match: str, here: Path):
+    with pytest.raises(ValueError, match=match):
+        find_subjects(places, **names)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"left": ("tmoe",)}, "--left 'tmoe': did you mean 'tome'"),
+        ({"left": ("goldn",)}, "--left 'goldn': did you mean 'golden'"),
+        ({"methods": ("golden",)}, "--methods 'golden': "),
+        ({"left": ("tome",), "methods": ("evit",)}, "--left shows what methods leave, and no rankings"),
+        ({"left": ("tome",), "by": "golden"}, "expected no --methods and no --by with it"),
+    ],
+)
+def test_refusals_of_what_is_left(settings: dict, match: str):
+    with pytest.raises(ValueError, match=match):
+        ShowConfig(**settings)
+
+
+GOLDEN = GoldenConfig(window=2, stride=2)
+ALWAYS = (*SCORES, "patchrank", "clsattn")
+Show = Callable[..., PatchSheet]
+
+
+@pytest.fixture
+def sheet_of(tower: Tower, toy: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Show:
+    """Look at toy images, of classes that the text tower has words for, with the miniature tower."""
+    monkeypatch.setattr(type(toy), "classes", ("cat", "dog", "house", "dog house"))
+    monkeypatch.setattr(module, "load_tower", lambda name: tower)
+    monkeypatch.setattr(module, "get_dataset", lambda name: toy)
+    monkeypatch.setattr(module, "draw", lambda sheet, scale: b"drawn")
+
+    def call(places: tuple[str, ...] = ("toy:test:5", "toy:test:6"), **config: object) -> PatchSheet:
+        settings = {"golden": GOLDEN} | config
+        files = {key: settings.pop(key) for key in ("dataset", "classes", "labels") if key in settings}
+        subjects = find_subjects([str(place) for place in places], **files)
+        sheet = show("any", subjects, ShowConfig(**settings), tmp_path / "show.png", progress=Progress())
+        assert (tmp_path / "show.png").read_bytes() == b"drawn"
+        return sheet
+
+    return call
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    drawn = np.random.default_rng(3).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(drawn).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_panels_hold_what_the_model_computes(sheet_of: Show, tower: Tower, toy: Dataset):
+    """Every ranking and every kept patch, against the same things computed one by one."""
+    sheet = sheet_of(keeps=(0.6, 0.25))
+    assert tuple(sheet.columns) == (*ALWAYS, "kept 60", "kept 25")
+    [conditions] = sheet.notes
+    assert conditions.startswith("clip_vit_b16.openai. Golden scores: windows of 2 × 2 patches")
+    examples = [toy.split("test")[i] for i in (5, 6)]
+    images = torch.stack([tower.preprocess(example.image) for example in examples])
+    model, _, tokenizer = tower.clip
+    text = class_features(model, tokenizer, toy.classes, toy.templates)
+    kept, maps = {}, {}
+    for score in SCORES:
+        config = GoldenConfig(score=score, stride=2)
+        maps[score] = [  # one by one, as rounding may swap patches that all but tie
+            golden_importance(tower.vit, image[None], config, text=text, scale=20.0, labels=torch.tensor([label]))[0]
+            for image, label in zip(images, (e.label for e in examples), strict=True)
+        ]
+    for method in ("patchrank", "clsattn"):
+        for keep in (0.25, 0.6):
+            maps[method], kept[method, keep] = method_maps(reduced(tower, method, keep=keep, block=3), images)
+    for i, (row, example) in enumerate(zip(sheet.rows, examples, strict=True)):
+        assert row.view == pytest.approx(np.asarray(example.image) / 255, abs=1e-6)
+        for column, importance in maps.items():
+            assert row.importance[column] == pytest.approx(importance[i].numpy(), rel=1e-5)
+        for percent, keep in ((60, 0.6), (25, 0.25)):
+            assert ((row.tokens[f"kept {percent}"] >= 0) == kept["patchrank", keep][i].numpy()).all()
+
+
+@pytest.mark.parametrize("by", ["golden", "confidence", "predictor", "random", "evit"])
+def test_any_ranking_may_decide_what_is_kept(by: str, sheet_of: Show):
+    sheet = sheet_of(by=by, keeps=(0.3,))
+    for row in sheet.rows:
+        importance = torch.from_numpy(row.importance[module.ALIASES.get(by, by)])[None]
+        assert ((row.tokens["kept 30"] >= 0) == most_important(importance, 0.3)[0].numpy()).all()
+    title = {"golden": "golden preservation", "confidence": "golden confidence"}.get(by, by)
+    assert sheet.columns["kept 30"] == f"30 % kept\nby {title}"
+
+
+def test_what_methods_and_the_golden_ranking_leave(sheet_of: Show, tower: Tower, toy: Dataset):
+    sheet = sheet_of(left=("golden", "rankmerge", "evit"), keeps=(0.5, 0.25))
+    assert list(sheet.columns) == [f"{m} {k}" for k in (50, 25) for m in ("golden", "rankmerge", "evit")]
+    assert "rankmerge: patches that share a token have their mean colour" in sheet.notes[0]
+    assert "golden: preservation before block 3, windows of 2 x 2 by 2" in sheet.notes[0]
+    images = torch.stack([tower.preprocess(toy.split("test")[i].image) for i in (5, 6)])
+    for method in ("rankmerge", "evit"):
+        trace = reduced(tower, method, keep=0.5, block=3).trace(images)
+        tokens = tokens_of(trace.reductions, 64).numpy()
+        assert (tokens < 0).any() == (method == "evit")
+        for row, wanted in zip(sheet.rows, tokens, strict=True):
+            assert (row.tokens[f"{method} 50"] == wanted).all()
+    for row, image in zip(sheet.rows, images, strict=True):
+        importance = golden_importance(tower.vit, image[None], GoldenConfig(stride=2))
+        assert ((row.tokens["golden 25"] >= 0) == most_important(importance, 0.25)[0].numpy()).all()
+
+
+def test_every_registered_method_can_have_a_column(sheet_of: Show):
+    sheet = sheet_of(places=("toy:val:0",), methods=tuple(METHODS))
+    assert set(sheet.columns) == {*ALWAYS, *METHODS, "kept 60"}
+
+
+def test_a_file_without_label_leaves_its_panels_empty(sheet_of: Show, photo: Path):
+    sheet = sheet_of(places=("toy:test:5", photo))
+    assert tuple(sheet.columns) == (*ALWAYS, "kept 60")
+    assert sheet.notes[1].startswith("Left out: golden label and golden confidence of photo.png: its classes are not")
+    assert "label" in sheet.rows[0].importance
+    assert "label" not in sheet.rows[1].importance
+
+
+def test_classes_give_confidence_and_a_label_gives_all(sheet_of: Show, photo: Path):
+    sheet = sheet_of(places=(photo,), classes=["cat", "dog"])
+    assert tuple(sheet.columns) == ("preservation", "confidence", "patchrank", "clsattn", "kept 60")
+    assert sheet.notes[1].startswith("Left out: golden label: its true class is not known")
+    sheet = sheet_of(places=(photo,), classes=["cat", "dog"], labels=["dog"])
+    assert (tuple(sheet.columns), sheet.notes[1:]) == ((*ALWAYS, "kept 60"), ())
+    sheet = sheet_of(places=(photo,), classes=["cat", "zebra"], labels=["cat"])
+    assert "golden label and golden confidence: class 'zebra': " in sheet.notes[1]
+
+
+def test_towers_without_text_or_predictor(
+    sheet_of: Show, tower: Tower, predictor_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    predictor_file.unlink()
+    monkeypatch.setattr(module, "load_tower", lambda name: tower._replace(clip=None))
+    sheet = sheet_of(places=("toy:val:0",))
+    assert tuple(sheet.columns) == ("preservation", "clsattn", "kept 60")
+    first, second = sorted(sheet.notes[1:])
+    assert first.endswith("confidence: clip_vit_b16.openai has no text tower here.")
+    assert second.startswith("Left out: predictor: no predictor for ")
+    with pytest.raises(FileNotFoundError, match="no predictor for clip_vit_b16"):
+        sheet_of(by="predictor")
+    with pytest.raises(ValueError, match=r"--by 'label' can't be had: .* has no text tower"):
+        sheet_of(by="label")
+
+
+def test_a_predictor_of_another_block_is_left_out(sheet_of: Show):
+    sheet = sheet_of(places=("toy:val:0",), golden=GoldenConfig(block=2, stride=2))
+    assert tuple(sheet.columns) == (*SCORES, "clsattn", "kept 60")
+    assert "predictor: no predictor for clip_vit_b16.openai at block 2: " in sheet.notes[1]
+
+
+def test_the_command(
+    sheet_of: Show, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from harness.report.patches import draw
+
+    monkeypatch.setattr(module, "draw", draw)
+    out = tmp_path / "new" / "figure.png"
+    command = ["show", "toy:val:1", str(photo), "--classes", "cat, dog", "--keep", "0.5", "0.25"]
+    command += ["--stride", "2", "--methods", "tome", "--by", "tome", "--out", str(out)]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    reason = "its true class is not known (--label CLASS names it)"
+    assert lines[1:] == [f"Left out: golden label of photo.png: {reason}.", f"wrote {out}"]
+    assert Image.open(io.BytesIO(out.read_bytes())).width > 1600

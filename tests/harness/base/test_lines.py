@@ -1,0 +1,165 @@
+"""JSON lines: what several processes append is all there or not at all, and torn lines are dropped."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from harness.base import lines as appending
+from harness.base.lines import append_lines, mend, read_lines
+from harness.base.lock import hold_lock
+
+pytest.importorskip("fcntl", reason="no locks here")
+
+# Waits for the others, so that the file is made by several at once.
+WRITER = """
+import json, sys, time
+from pathlib import Path
+from harness.base.lines import append_lines
+path, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+print("ready", flush=True)
+while not path.with_name("go").exists():
+    time.sleep(0.001)
+for number in range(count):
+    fill = "x" * (number * 977 % 20000)
+    pair = [{"of": name, "number": 2 * number + i, "fill": fill} for i in (0, 1)]
+    append_lines(path, "".join(json.dumps(one) + "\\n" for one in pair).encode())
+"""
+# The system stops the process in the middle of a write that goes beyond the limit.
+DOOMED = (
+    """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+"""
+    + WRITER
+)
+# Python ignores that signal, and the write fails as on a full disk.
+FULL_DISK = DOOMED.replace("SIG_DFL", "SIG_IGN")
+
+
+def start(code: str, path: Path, name: str, count: int, limit: int = 0) -> subprocess.Popen[str]:
+    text = code.replace("{limit}", str(limit))
+    command = [sys.executable, "-c", text, str(path), name, str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def go(path: Path, processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Let them start together; return exit codes and what they complained of."""
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    path.with_name("go").touch()
+    told = [process.communicate(timeout=120)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+def numbers(lines: list[bytes]) -> dict[str, list[int]]:
+    found = defaultdict(list)
+    for line in lines:
+        values = json.loads(line)
+        found[values["of"]].append(values["number"])
+    return found
+
+
+def test_no_line_of_several_processes_is_lost_or_mixed_even_if_one_is_killed(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    names = ["a", "b", "c", "d"]
+    processes = [start(WRITER, path, name, 60) for name in names]
+    ends = go(path, [*processes, start(DOOMED, path, "doomed", 10_000, 1_000_000)])
+    assert ends == [(0, "")] * 4 + [(-signal.SIGXFSZ, "")]
+    mend(path)  # it may have been the last
+    lines, torn = read_lines(path)
+    assert not torn
+    found = numbers(lines)
+    assert {name: found[name] for name in names} == {name: list(range(120)) for name in names}
+    assert found.keys() <= {*names, "doomed"}
+    assert found["doomed"] == list(range(len(found["doomed"])))
+
+
+def test_readers_tell_what_a_killed_process_left_and_the_next_writer_drops_it(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    append_lines(path, b'{"of": "a", "number": 0}\n')
+    [end] = go(path, [start(DOOMED, path, "doomed", 10, 100)])
+    assert end == (-signal.SIGXFSZ, "")
+    assert path.stat().st_size == 100
+    lines, torn = read_lines(path)
+    assert torn
+    assert [line[:14] for line in lines] == [b'{"of": "a", "n', *[b'{"of": "doomed'] * 2]
+    append_lines(path, b'{"of": "a", "number": 1}\n')
+    lines, torn = read_lines(path)
+    assert not torn
+    assert numbers(lines) == {"a": [0, 1], "doomed": [0]}
+
+
+def test_lines_that_do_not_fit_on_the_disk_are_taken_back_together(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    append_lines(path, b'{"of": "a", "number": 0}\n')
+    before = path.read_bytes()
+    [(code, complaint)] = go(path, [start(FULL_DISK, path, "full", 1, 100)])
+    assert code == 1
+    assert "OSError: [Errno 27] File too large" in complaint
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("left", [b"\0\0\0", b"{", b'{"a": "\xc3', b'{"a": {}', b'{"a": 1}\n{"b"'])
+def test_all_that_is_no_whole_object_is_torn(left: bytes, tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    whole = b'{"a": 0}\n' + left[: left.rfind(b"\n") + 1]
+    for drop in (lambda: append_lines(path, b'{"c": 1}\n'), lambda: mend(path)):
+        path.write_bytes(b'{"a": 0}\n' + left)
+        assert read_lines(path)[1]
+        dropped = drop()
+        assert path.read_bytes() == whole + (b"" if dropped else b'{"c": 1}\n')
+    assert dropped
+    assert not mend(path)
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1}', b'{"a": \n'])  # editors leave out the end
+def test_neither_a_whole_line_nor_a_bad_one_with_an_end_is_dropped(content: bytes, tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(content)
+    assert read_lines(path) == ([content.rstrip(b"\n")], False)
+    assert not mend(path)
+    append_lines(path, b'{"a": 2}\n')
+    assert read_lines(path) == ([content.rstrip(b"\n"), b'{"a": 2}'], False)
+
+
+def test_where_there_are_no_locks_nothing_is_dropped(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(appending, "hold_lock", lambda path: contextlib.nullcontext(False))
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"a": ')
+    assert not mend(path)
+    append_lines(path, b'{"a": 2}\n')
+    assert path.read_bytes() == b'{"a": {"a": 2}\n'
+
+
+def test_a_reader_waits_for_a_writer_s_last_byte(tmp_path: Path):
+    path = tmp_path / "records.jsonl"
+    code = "import sys; from pathlib import Path; from harness.base.lines import read_lines\n"
+    code += "print('ready', flush=True); print(*read_lines(Path(sys.argv[1])), flush=True)"
+    with path.open("ab", buffering=0) as file, hold_lock(path.with_name(".records.jsonl.lock")):
+        file.write(b'{"a"')
+        command = [sys.executable, "-c", code, str(path)]
+        reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            reader.wait(0.3)
+        file.write(b": 1}\n")
+    assert reader.communicate(timeout=60)[0] == "[b'{\"a\": 1}'] False\n"
+
+
+@pytest.mark.parametrize("of", [mend, read_lines])
+def test_a_file_that_is_not_there_is_not_made(of, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
+        of(tmp_path / "gone.jsonl")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(IsADirectoryError):
+        append_lines(tmp_path, b"{}\n")
