@@ -32,11 +32,10 @@ from harness.datasets.canvas import seeded
 from harness.datasets.emoji import CATEGORIES, STYLES, SUBCATEGORIES, Emoji, EmojiCategory
 from harness.datasets.fashion import CLASSES, Fashion, sample
 from tools import build_fashion
-from zoo.core.files import write_whole
+from zoo.core.files import cache_folder, write_whole
 from zoo.loading.clip import image_transform
 from zoo.loading.sizes import EMBEDDED
 from zoo.loading.text import CompactText, tokenizer
-from zoo.loading.weights import cache_folder
 
 log = logging.getLogger(__name__)
 CONTEXT = 20

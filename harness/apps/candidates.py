@@ -1,7 +1,4 @@
-"""Setups of a tower that may be chosen: made, run on pictures, timed, and what was measured remembered.
-
-A *line* is all that a setup consists of but its keep rate.
-"""
+"""Setups of a tower that may be chosen: made, run on pictures, timed, and what was measured remembered."""
 
 import copy
 import dataclasses
@@ -18,29 +15,30 @@ import torch
 
 import zoo
 from harness import git_commit
-from harness.apps.fidelity import OVERLAP, Bounds, Pictures, parted
+from harness.apps.fidelity import OVERLAP, Pictures, SetupBounds, part_pictures
 from harness.apps.setup import Setup
+from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
-from harness.measure.evaluate import LEAST_GALLERY
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, recovered_row, reduced_row
-from harness.measure.times import FASTER, OPEN, SLOWER
 from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.conditions import DENSE, DTYPES
+from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import utc_now
 from harness.records.statistics import median_interval
+from zoo.core.digests import fingerprint
 from zoo.core.files import digest, read_facts
 from zoo.core.host import shared
 from zoo.core.merger import Merger
 from zoo.core.messages import expected
 from zoo.core.precision import best_precision
 from zoo.core.reducer import METHODS, configure
+from zoo.loading.predictor_file import find_predictor
 from zoo.loading.recovery_file import RecoveryFile
 from zoo.loading.schedule_file import ScheduleFile
-from zoo.loading.weights import find_predictor, fingerprint
 from zoo.towers.vit import ReducedViT
 
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
@@ -51,42 +49,26 @@ DECIDING = 5  # rounds in which setups that may be chosen are compared
 
 @dataclass(frozen=True, kw_only=True)
 class ChooseConfig:
-    """What to choose from, and how.
+    """What to choose from, and how."""
 
-    Attributes:
-        methods: registered ones; none for those that are measured by default.
-        dtypes: precisions; none for float32 and the fastest of the device.
-        recoveries: files of recoveries, each a setup of its own.
-        schedules: files of schedules, each stretched over keep rates.
-        search: pictures to search by.
-        held_out: other pictures, that decide.
-        batch: images per call, where time is measured.
-        rounds: calls of the chosen setup and of dense in the end, at least.
-        seconds: that these go on for.
-        seed: of the parting of pictures and of bootstraps.
-        device: torch device.
-    """
-
-    methods: tuple[str, ...] = ()
-    dtypes: tuple[str, ...] = ()
-    recoveries: tuple[Path, ...] = ()
-    schedules: tuple[Path, ...] = ()
-    search: int = 64
-    held_out: int = 256
-    batch: int = Plan.match_batch
-    rounds: int = 9
-    seconds: float = 5.0
-    seed: int = 0
+    methods: tuple[str, ...] = ()  # registered ones; none for those that are measured by default
+    dtypes: tuple[str, ...] = ()  # none for float32 and the fastest of the device
+    recoveries: tuple[Path, ...] = ()  # files, each a setup of its own
+    schedules: tuple[Path, ...] = ()  # files, each stretched over keep rates
+    search: int = 64  # pictures to search by
+    held_out: int = 256  # other pictures, that decide
+    batch: int = Plan.match_batch  # images per call, where time is measured
+    rounds: int = 9  # calls of the chosen setup and of dense in the end, at least
+    seconds: float = 5.0  # that these go on for
+    seed: int = 0  # of the parting of pictures and of bootstraps
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Validate."""
-        for method in self.methods:
-            if method not in METHODS:
-                raise ValueError(f"--methods {method!r}: {expected(method, METHODS)}")
-        for dtype in self.dtypes:
-            if dtype not in DTYPES:
-                raise ValueError(f"--dtypes {dtype!r}: {expected(dtype, DTYPES)}")
+        for flag, values, known in (("methods", self.methods, METHODS), ("dtypes", self.dtypes, DTYPES)):
+            for value in values:
+                if value not in known:
+                    raise ValueError(f"--{flag} {value!r}: {expected(value, known)}")
         for name, least in (("search", 8), ("held_out", 20), ("batch", 1), ("rounds", timing.LEAST_ROUNDS)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number from {least}")
@@ -101,7 +83,7 @@ class ChooseConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class Approach:
     """All that setups have in common but their keep rate; ``method`` None is the dense tower, optimised or rounded."""
 
     dtype: str
@@ -113,68 +95,90 @@ class Line:
     @property
     def name(self) -> str:
         """What tells it from others of its precision."""
-        extras = [f"{Path(path).name}" for path in (self.recovery, self.schedule) if path is not None]
+        extras = [Path(path).name for path in (self.recovery, self.schedule) if path is not None]
         return " with ".join([self.method or DENSE, *extras])
 
 
 class Candidate(NamedTuple):
-    """A line at a keep rate."""
+    """An approach at a keep rate."""
 
-    line: Line
+    approach: Approach
     keep: float
 
 
 class Lab:
-    """A tower with its lines, measured on pictures and timed; what was measured is remembered in the user's cache."""
+    """A tower with its approaches, measured on pictures and timed; the user's cache remembers what was measured."""
 
-    def __init__(self, model: str, dataset: str, bounds: Bounds, config: ChooseConfig, progress: Progress) -> None:
-        """Load the tower, find its lines and part the pictures; ``dataset`` is a name."""
-        dense, method, _ = split_method(model)
+    def __init__(
+        self,
+        model: str,
+        dataset: str,
+        bounds: SetupBounds,
+        config: ChooseConfig,
+        progress: Progress,
+        *,
+        fresh: bool = False,
+    ) -> None:
+        """Load the tower, find its approaches and part the pictures; ``fresh`` remembers nothing."""
+        name, method, _ = split_method(model)
         if method is not None:
-            raise ValueError(f"--model {model!r} is reduced already: name its dense tower, {dense!r}")
-        self.model, self.bounds, self.config, self.progress = dense, bounds, config, progress
+            raise ValueError(f"--model {model!r} is reduced already: name its dense tower, {name!r}")
+        self.model, self.bounds, self.config, self.progress = name, bounds, config, progress
         self.device = torch.device(config.device)
-        self.tower = load_tower(dense)
-        self.dense = Variant(
-            model=self.tower.arch, method=DENSE, keep=1.0, vit=self.tower.vit.to(self.device), config={}
-        )
-        self.weights = fingerprint(self.dense.vit)
-        self._dense: dict[str, ReducedViT] = {}  # as it is run, by precision
-        why = self._why_not_optimised()
-        self.optimised = not why
-        if why:
-            progress.say(f"models run as they are: {why}")
+        self.tower = load_tower(name)
+        vit = self.tower.vit.to(self.device)
+        self.dense = Variant(model=self.tower.arch, method=DENSE, keep=1.0, vit=vit, config={})
+        self.weights = fingerprint(vit)
+        self._served: dict[str, ReducedViT] = {}  # the dense tower as it is run, by precision
+        self.optimised = self._try_to_optimise()
         self.schedules = {str(path): ScheduleFile.read(path) for path in config.schedules}
         self.recoveries = {str(path): RecoveryFile.read(path) for path in config.recoveries}
-        self.digests = {str(path): digest(path) for path in config.recoveries}
-        self.left_out: dict[str, str] = {}  # lines that can't be had, with the reason
-        self.lines = self._lines()
+        self._marks: dict[str | None, str] = {str(path): f" {digest(path)}" for path in config.recoveries}
+        self.left_out: dict[str, str] = {}  # approaches that can't be had, with the reason
+        self.approaches = self._find_approaches()
         self.dataset = get_dataset(dataset)
-        if bounds.max_loss is not None and not self.dataset.labelled:
-            raise ValueError(
-                f"--max-loss {bounds.max_loss:g}: dataset {self.dataset.name!r} has no classes; expected one with "
-                "classes, or another bound, such as --min-cosine"
-            )
-        classifier = None
-        if self.dataset.labelled and (self.tower.clip is not None or bounds.max_loss is not None):
-            if self.tower.clip is None:
-                raise ValueError(
-                    f"--max-loss {bounds.max_loss:g}: {self.tower.name} has no text tower that could name classes; "
-                    "expected another model, or another bound, such as --min-cosine"
-                )
-            classifier, _ = text_classifier(self.tower.clip, self.dataset)
         sizes = (config.search, config.held_out)
-        parts = parted(self.dataset, sizes, config.seed, learned=self._learned(), classifier=classifier)
-        more: tuple[Any, ...] = (self.dense, self.tower.preprocess, classifier, self.progress.advance)
-        self.search, self.held_out = (Pictures(part, *more) for part in parts)
+        classifier = self._classifier()
+        parts = part_pictures(self.dataset, sizes, config.seed, learned=self._learned(), classifier=classifier)
         # A first look at nearest pictures needs all of them.
-        few = len(self.search) if OVERLAP in bounds.floors else max(FEWEST, len(self.search) // FIRST)
-        self.first = Pictures(parts[0].few(few), *more)
-        for metric, floor in bounds.floors.items():
-            if metric == OVERLAP:
-                self._require_gallery(floor.least)
+        count = len(parts[0].split)
+        few = count if OVERLAP in bounds.floors else max(FEWEST, count // FIRST)
+        self.first, self.search, self.held_out = (
+            Pictures(part, self.dense, self.tower.preprocess, classifier) for part in (parts[0].few(few), *parts)
+        )
+        if OVERLAP in bounds.floors:
+            self._require_gallery(bounds.floors[OVERLAP])
         self.machine = dataclasses.asdict(timing.Machine.here(self.device))
-        self._path, self._known = cached_json("choices", *self._identity())
+        self._path, known = cached_json("choices", *self._identity(), few)
+        # Values on the pictures of each name by candidate, and ratios of times.
+        self.known: dict[str, dict[str, Any]] = {"first": {}, "search": {}, "held_out": {}, "ratios": {}}
+        if isinstance(known, dict) and not fresh:
+            self.known = known
+
+    def _try_to_optimise(self) -> bool:
+        """Optimise the tower in all precisions if it can be."""
+        try:
+            for dtype in self.config.precisions:
+                self._served[dtype] = zoo.optimize(self.dense.vit, dtype=dtype)
+        except ValueError as error:
+            self._served.clear()
+            self.progress.say(f"models run as they are: {error}")
+            return False
+        return True
+
+    def _classifier(self) -> Any:
+        """Encode the classes, if there are any and a text tower knows them; raise ValueError where a bound needs it."""
+        loss = self.bounds.max_loss
+        if loss is not None and (not self.dataset.labelled or self.tower.clip is None):
+            lack = (
+                f"{self.tower.name} has no text tower that could name classes; expected another model"
+                if self.dataset.labelled
+                else f"dataset {self.dataset.name!r} has no classes; expected one with classes"
+            )
+            raise ValueError(f"--max-loss {loss:g}: {lack}, or another bound, such as --min-cosine")
+        if self.tower.clip is None or not self.dataset.labelled:
+            return None
+        return text_classifier(self.tower.clip, self.dataset)[0]
 
     def _require_gallery(self, least: float) -> None:
         for pictures, flag in ((self.search, "search"), (self.held_out, "held-out")):
@@ -190,67 +194,49 @@ class Lab:
         return [
             *(version("clip-patchrank"), git_commit(), self.tower.name, self.weights),
             *(self.dataset.name, self.dataset.condition, self.search.split.image_ids, self.held_out.split.image_ids),
-            len(self.first),
             *(self.machine, str(self.device), torch.get_num_threads(), self.config.batch, self.optimised),
         ]
 
-    def forget(self) -> None:
-        """Measure everything anew."""
-        self._known = None
-
-    @property
-    def known(self) -> dict[str, dict[str, Any]]:
-        """What was measured: values on the pictures of each name by candidate, and ``ratios`` of times."""
-        if not isinstance(self._known, dict):
-            self._known = {"first": {}, "search": {}, "held_out": {}, "ratios": {}}
-        return self._known
-
-    def _lines(self) -> list[Line]:
-        """Return the lines that the tower can run, merging first, the fastest precision before the others."""
+    def _find_approaches(self) -> list[Approach]:
+        """Return the approaches that the tower can run, merging first, the fastest precision before the others."""
         usual = [name for name in METHODS if METHODS[name].by_default]
         methods = sorted(self.config.methods or usual, key=lambda name: (not _merges(name), name))
-        every = [
-            *(Line(dtype="", method=method) for method in methods),
-            *(Line(dtype="", method=file.method, schedule=path) for path, file in self.schedules.items()),
-            *(
-                Line(dtype="", method=file.method, recovery=path, rates=(file.options.get("keep", 1.0),))
-                for path, file in self.recoveries.items()
-            ),
-        ]
-        able = [line for line in every if self._able(line)]
-        dense = Line(dtype="", rates=(1.0,))
-        lines = [
-            dataclasses.replace(line, dtype=dtype)
+        every = [Approach(dtype="", method=method) for method in methods]
+        every += [Approach(dtype="", method=file.method, schedule=path) for path, file in self.schedules.items()]
+        for path, recovery in self.recoveries.items():
+            rates = (recovery.options.get("keep", 1.0),)
+            every.append(Approach(dtype="", method=recovery.method, recovery=path, rates=rates))
+        able = [approach for approach in every if self._can_run(approach)]
+        dense = Approach(dtype="", rates=(1.0,))
+        approaches = [
+            dataclasses.replace(approach, dtype=dtype)
             for dtype in self.config.precisions
-            for line in ([dense] if self.optimised or dtype != "float32" else []) + able
+            for approach in ([dense] if self.optimised or dtype != "float32" else []) + able
         ]
-        if not lines:
+        if not approaches:
             reasons = "; ".join(f"{name}: {why}" for name, why in self.left_out.items())
             raise ValueError(f"nothing to choose from for {self.model}: {reasons}")
-        return lines
+        return approaches
 
-    def _able(self, line: Line) -> bool:
-        """Tell whether the tower can run a line; what was asked for by a file must."""
+    def _can_run(self, approach: Approach) -> bool:
+        """Tell whether the tower can run it; what was asked for by name or file must."""
         try:
-            self.row(Candidate(line, line.rates[-1]))
+            self.row(Candidate(approach, approach.rates[-1]))
         except (ValueError, FileNotFoundError) as error:
-            if line.recovery is not None or line.schedule is not None or line.method in self.config.methods:
+            if approach.recovery or approach.schedule or approach.method in self.config.methods:
                 raise
-            self.left_out[line.name] = str(error)
-            self.progress.say(f"{line.name} is left out: {error}")
+            self.left_out[approach.name] = describe_error(error)
+            self.progress.say(f"{approach.name} is left out: {describe_error(error)}")
             return False
         return True
 
     def _learned(self) -> set[str]:
         """Return the datasets that recoveries, schedules and predictors were learned from."""
-        used = [
-            *(file.datasets for file in self.recoveries.values()),
-            *(file.datasets for file in self.schedules.values()),
-        ]
-        names = {one["name"] for datasets in used for one in datasets}
-        for line in self.lines:
-            if line.recovery is None:
-                for path in self.predictors(self.setup(Candidate(line, line.rates[-1]))):
+        files: list[Any] = [*self.recoveries.values(), *self.schedules.values()]
+        names = {one["name"] for file in files for one in file.datasets}
+        for approach in self.approaches:
+            if approach.recovery is None:
+                for path in self.predictors(self.setup(Candidate(approach, approach.rates[-1]))):
                     facts = read_facts(path, "predictor")
                     names |= {one["dataset"] for one in facts["provenance"].get("rankings", ())}
         return names
@@ -266,17 +252,17 @@ class Lab:
 
     def options(self, one: Candidate) -> dict[str, Any]:
         """Return the method's options of a candidate as JSON values, those that aren't its defaults."""
-        line, keep = one
-        if line.method is None:
+        approach, keep = one
+        if approach.method is None:
             return {}
-        if line.recovery is not None:
-            file = self.recoveries[line.recovery]
+        if approach.recovery is not None:
+            file = self.recoveries[approach.recovery]
             return _own_options(file.method, file.options)
-        if line.schedule is None:
+        if approach.schedule is None:
             return {"keep": keep}
-        schedule = self.schedules[line.schedule]
+        schedule = self.schedules[approach.schedule]
         if schedule.keep == 1:
-            raise ValueError(f"schedule {line.schedule!r} keeps every patch token: search another one")
+            raise ValueError(f"schedule {approach.schedule!r} keeps every patch token: search another one")
         # Shares of the work, which are what the points have in common at every keep rate.
         shares = [math.log(rate) / math.log(schedule.keep) for rate in schedule.schedule]
         rates = [round(keep**share, 4) for share in shares]
@@ -285,9 +271,14 @@ class Lab:
 
     def setup(self, one: Candidate) -> Setup:
         """Return a candidate as what is to be run."""
-        line = one.line
-        options, dtype = self.options(one), line.dtype or "float32"
-        return Setup(model=self.model, method=line.method, options=options, recovery=line.recovery, dtype=dtype)
+        way, options = one.approach, self.options(one)
+        how: dict[str, Any] = {"method": way.method, "recovery": way.recovery, "dtype": way.dtype or "float32"}
+        return Setup(model=self.model, options=options, **how)
+
+    def key(self, one: Candidate) -> str:
+        """Return what a candidate is remembered by."""
+        way, options = one.approach, json.dumps(self.options(one), sort_keys=True)
+        return f"{way.name} {options} {way.dtype}{self._marks.get(way.recovery, '')}"
 
     def row(self, one: Candidate) -> Variant:
         """Make a candidate's row, in float32.
@@ -296,111 +287,88 @@ class Lab:
             ValueError: the tower or the method can't do it.
             FileNotFoundError: it has no predictor.
         """
-        line, arch, tag = one.line, self.tower.arch, self.tower.tag
-        key = _key(one, self.options(one))
-        if line.method is None:
+        way, arch, tag, key = one.approach, self.tower.arch, self.tower.tag, self.key(one)
+        if way.method is None:
             return dataclasses.replace(self.dense, what=key)
-        if line.recovery is not None:
-            return dataclasses.replace(
-                recovered_row(self.dense.vit, arch, tag, self.recoveries[line.recovery]), what=key
-            )
-        return reduced_row(self.dense.vit, arch, tag, arch, line.method, self.options(one), what=key)
+        if way.recovery is not None:
+            row = recovered_row(self.dense.vit, arch, tag, self.recoveries[way.recovery])
+            return dataclasses.replace(row, what=key)
+        return reduced_row(self.dense.vit, arch, tag, arch, way.method, self.options(one), what=key)
 
-    def placed(self, one: Candidate) -> Variant:
+    def served_row(self, one: Candidate) -> Variant:
         """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights."""
-        row, dtype = self.row(one), one.line.dtype
+        row, dtype = self.row(one), one.approach.dtype
         if row.apart:
-            return dataclasses.replace(row, vit=self._inference(row.vit, dtype))
-        if dtype not in self._dense:
-            self._dense[dtype] = self._inference(self.dense.vit, dtype)
-        dense = self._dense[dtype]
+            return dataclasses.replace(row, vit=self._serve(row.vit, dtype))
+        if dtype not in self._served:
+            self._served[dtype] = self._serve(self.dense.vit, dtype)
+        dense = self._served[dtype]
         vit = shared(dense, type(dense))
         vit.reducer = row.vit.reducer
         if vit.reducer is not None and not self.optimised:
             vit.reducer = copy.deepcopy(vit.reducer).to(DTYPES[dtype])
         return dataclasses.replace(row, vit=vit)
 
-    def _inference(self, vit: ReducedViT, dtype: str) -> ReducedViT:
+    def _serve(self, vit: ReducedViT, dtype: str) -> ReducedViT:
         if self.optimised:
             return zoo.optimize(vit, dtype=dtype)
         return vit if dtype == "float32" else copy.deepcopy(vit).to(DTYPES[dtype]).eval()
-
-    def _why_not_optimised(self) -> str:
-        """Return why the tower can't be optimised in all precisions, nothing if it can."""
-        try:
-            for dtype in self.config.precisions:
-                self._dense[dtype] = zoo.optimize(self.dense.vit, dtype=dtype)
-        except ValueError as error:
-            self._dense.clear()
-            return str(error)
-        return ""
 
     def values(self, pictures: str, candidates: Iterable[Candidate]) -> dict[Candidate, Mapping[str, list[float]]]:
         """Return values of candidates on ``first``, ``search`` or ``held_out`` pictures; none is run twice.
 
         None of those that can't be built, such as ToMe's that would merge more than half of the tokens.
         """
-        known: dict[str, Any] = self.known[pictures]
-        source: Pictures = getattr(self, pictures)
-        every = list(dict.fromkeys(candidates))
-        for dtype in dict.fromkeys(one.line.dtype for one in every):
+        known, every = self.known[pictures], list(dict.fromkeys(candidates))
+        for dtype in dict.fromkeys(one.approach.dtype for one in every):
             rows = {}
             for one in every:
-                if one.line.dtype == dtype and self._name(one) not in known:
+                if one.approach.dtype == dtype and (key := self.key(one)) not in known:
                     try:
-                        rows[self._name(one)] = self.placed(one)
+                        rows[key] = self.served_row(one)
                     except ValueError:
-                        known[self._name(one)] = {}
+                        known[key] = {}
             if rows:
-                found = source.values(list(rows.values()))
-                known |= {name: found[row.key] for name, row in rows.items()}
-                self._save()
-        return {one: known[self._name(one)] for one in every}
+                found = getattr(self, pictures).values(list(rows.values()))
+                known |= {key: found[row.key] for key, row in rows.items()}
+                keep_json(self._path, self.known)
+        return {one: known[self.key(one)] for one in every}
 
-    def used(self, candidates: Iterable[Candidate], *, first: bool = False) -> dict[Candidate, float]:
-        """Return how much of what the bounds allow candidates use up; see `choose.Instruments`."""
-        count, pictures = self.held_out.group_count, "first" if first else "search"
-        return {one: self.bounds.used(values, count) for one, values in self.values(pictures, candidates).items()}
+    def shares(self, candidates: Iterable[Candidate], *, first: bool = False) -> dict[Candidate, float]:
+        """Return how much of what the bounds allow candidates use up, by pictures to search by or ``first`` ones."""
+        values = self.values("first" if first else "search", candidates)
+        return {one: self.bounds.share(each, self.held_out.part.group_count) for one, each in values.items()}
 
     def ratios(self, candidates: Iterable[Candidate], rounds: int) -> dict[Candidate, float]:
-        """Return times by the dense tower's; see `choose.Instruments`. Infinite of those that can't be built.
+        """Return times by the dense tower's in float32, all in the same rounds; infinite of those that can't be built.
 
         They are of the quickest calls, which other processes disturb least; certificates have medians.
         """
-        every = sorted(set(candidates), key=self._name)
-        names = [self._name(one) for one in every]
-        key = digest([rounds, names])
-        known = self.known["ratios"]
-        if key not in known:
+        every = {self.key(one): one for one in candidates}
+        keys = sorted(every)
+        mark, known = digest([rounds, keys]), self.known["ratios"]
+        if mark not in known:
             vits: dict[str, ReducedViT] = {}
-            for one, name in zip(every, names, strict=True):
+            for key in keys:
                 try:
-                    vits[name] = self.placed(one).vit
+                    vits[key] = self.served_row(every[key]).vit
                 except ValueError:
                     continue
-            timings = self.timed(vits, rounds)
-            least = {name: min(one.samples_ms) for name, one in timings.items()}
-            known[key] = {name: least[name] / least[DENSE] for name in vits}
-            self._save()
-        return {one: known[key].get(name, math.inf) for one, name in zip(every, names, strict=True)}
+            timings = self.time(vits, rounds)
+            least = {key: min(one.samples_ms) for key, one in timings.items()}
+            known[mark] = {key: least[key] / least[DENSE] for key in vits}
+            keep_json(self._path, self.known)
+        return {one: known[mark].get(key, math.inf) for key, one in every.items()}
 
-    def timed(self, vits: Mapping[str, ReducedViT], rounds: int, **more: Any) -> dict[str, timing.Timing]:
+    def time(self, vits: Mapping[str, ReducedViT], rounds: int, **options: Any) -> dict[str, timing.Timing]:
         """Time models in turn with the dense tower in float32, all from the same images in float32."""
-        images = timing.random_images(self.config.batch, self.dense.vit.input_size, self.device, torch.float32)
         every = {DENSE: self.dense.vit, **vits}
-        runs, advance = len(every) * self.config.batch, self.progress.advance
-
-        def call(vit: ReducedViT) -> timing.Call:
-            dtype = next(vit.parameters()).dtype
-            return lambda batch: vit(batch.to(dtype))
-
-        calls = {name: call(vit) for name, vit in every.items()}
-        return timing.interleaved(calls, images, rounds, tick=lambda _: advance(runs), **{"warmup": 1, **more})
+        return timing.time_models(every, self.config.batch, rounds, **{"warmup": 1, **options})
 
     @cached_property
     def dense_ms(self) -> float:
         """Median time of the dense tower in float32, milliseconds of a call."""
-        return self.timed({}, DECIDING)[DENSE].spread_ms.estimate
+        return self.time({}, DECIDING)[DENSE].spread_ms.estimate
 
     def figures(self, one: Candidate) -> dict[str, Any]:
         """Return means with intervals on the pictures held out, see `Pictures.figures`."""
@@ -408,18 +376,16 @@ class Lab:
 
     def times(self, one: Candidate) -> dict[str, Any]:
         """Time a candidate in turn with the dense tower in float32, as it is and as the candidate is run."""
-        alike_dense = Candidate(Line(dtype=one.line.dtype, rates=(1.0,)), 1.0)
-        vits = {"chosen": self.placed(one).vit, "alike": self.placed(alike_dense).vit}
-        meanwhile = timing.Watch()
-        timings = self.timed(vits, self.config.rounds, seconds=self.config.seconds, warmup=2)
+        dense_alike = Candidate(Approach(dtype=one.approach.dtype, rates=(1.0,)), 1.0)
+        vits = {"chosen": self.served_row(one).vit, "alike": self.served_row(dense_alike).vit}
+        meanwhile, batch = timing.Watch(), self.config.batch
+        timings = self.time(vits, self.config.rounds, seconds=self.config.seconds, warmup=2)
         chosen, dense = timings["chosen"], timings[DENSE]
         ratio, per_call = chosen.ratio_to(dense), median_interval(chosen.samples_ms)
-        alike = chosen.ratio_to(timings["alike"])
-        batch = self.config.batch
         return {
             "ratio_to_dense": ratio._asdict(),
-            "ratio_to_dense_run_alike": alike._asdict(),
-            "verdict": FASTER if ratio.high < 1 else SLOWER if ratio.low > 1 else OPEN,
+            "ratio_to_dense_run_alike": chosen.ratio_to(timings["alike"])._asdict(),
+            "verdict": timing.verdict(ratio),
             "median_ms": per_call._asdict(),
             "dense_median_ms": median_interval(dense.samples_ms)._asdict(),
             "images_per_s": 1000 * batch / per_call.estimate,
@@ -432,7 +398,7 @@ class Lab:
     def facts(self) -> dict[str, Any]:
         """Return what a certificate says of where it was measured."""
         pictures = {
-            name: {"pictures": len(one), "photographs": one.group_count}
+            name: {"pictures": len(one), "photographs": one.part.group_count}
             for name, one in (("search", self.search), ("held_out", self.held_out))
         }
         return {
@@ -441,30 +407,16 @@ class Lab:
             "machine": self.machine,
             "optimised": self.optimised,
             "seed": self.config.seed,
-            "lines": len(self.lines),
+            "lines": len(self.approaches),
             "left_out": self.left_out,
             "created": utc_now(),
             "version": version("clip-patchrank"),
             "commit": git_commit(),
         }
 
-    def _save(self) -> None:
-        keep_json(self._path, self.known)
-
-    def _name(self, one: Candidate) -> str:
-        """Return what a candidate is remembered by."""
-        line = one.line
-        name = _key(one, self.options(one))
-        return name if line.recovery is None else f"{name} {self.digests[line.recovery]}"
-
 
 def _merges(method: str) -> bool:
     return method in MERGING or issubclass(METHODS[method], Merger)
-
-
-def _key(one: Candidate, options: Mapping[str, Any]) -> str:
-    line = one.line
-    return f"{line.name} {json.dumps(options, sort_keys=True)} {line.dtype}"
 
 
 def _own_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ of what a bound allows that is used up, orders rows by any of them.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,65 +18,52 @@ from torch import Tensor
 
 from harness.datasets.base import SPLITS, Dataset, OwnDataset, Rendered, Split, SplitName
 from harness.datasets.few_shot import batches, seeded_order, turns
-from harness.measure.evaluate import LEAST_GALLERY, cosine_distance, neighbours, overlap, predicted
 from harness.measure.rows import Variant, run
 from harness.models.towers import nameable
 from harness.records.agreement import over_images
+from harness.records.metrics import LEAST_GALLERY, cosine_distance, neighbours, overlap, predicted
 from harness.records.statistics import bootstrap_quantile
 from zoo.deploy.optimized import OptimizedHost
 
 COSINE, OVERLAP = "cosine", "neighbour_overlap"
 AGREEMENT, CHANGE = "dense_agreement", "top1_change"  # of the answers by text, and of those that are right
-Q05 = "cosine_q05"  # the quantile of cosines that is told beside their mean
+Q05 = "cosine_q05"  # the quantile of cosines that stands beside their mean
+BEST = {COSINE: 1.0, OVERLAP: 1.0, CHANGE: 0.0}  # that a mean can be
 LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing
 KEPT = 512 << 20  # bytes of preprocessed pictures that are held in memory
 _NORMAL = 1.96  # standard errors from a mean to the end of its interval
+_RANGES = {
+    "min_cosine": (0.0, 1.0, "a mean cosine in (0, 1), such as 0.99"),
+    "min_overlap": (0.0, 1.0, "a share in (0, 1), such as 0.9"),
+    "max_loss": (0.0, 100.0, "points of top-1 in (0, 100), such as 0.5"),
+    "speed_up": (1.0, math.inf, "a number above 1, such as 1.5"),
+    "max_ms": (0.0, math.inf, "milliseconds above 0"),
+}
 
 Values = Mapping[str, Sequence[float]]  # by metric, one per picture
 
 
-class Floor(NamedTuple):
-    """The best that the mean of a metric can be, and the least that it may be."""
-
-    best: float
-    least: float
-
-
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
+class SetupBounds:
     """What a setup must meet; None where nothing is asked.
-
-    Attributes:
-        min_cosine: mean cosine to the dense tower's features, in (0, 1).
-        min_overlap: mean share of the dense tower's ten nearest pictures that are found, in (0, 1).
-        max_loss: points of top-1 that may be lost, in (0, 100); the pictures need classes.
-        speed_up: how many times as fast as the dense tower in float32, above 1.
-        max_ms: milliseconds of one call, on a whole batch.
 
     Raises:
         ValueError: no bound, or one out of range.
     """
 
-    min_cosine: float | None = None
-    min_overlap: float | None = None
-    max_loss: float | None = None
-    speed_up: float | None = None
-    max_ms: float | None = None
+    min_cosine: float | None = None  # mean cosine to the dense tower's features
+    min_overlap: float | None = None  # mean share of the dense tower's ten nearest pictures that are found
+    max_loss: float | None = None  # points of top-1 that may be lost; the pictures need classes
+    speed_up: float | None = None  # times as fast as the dense tower in float32
+    max_ms: float | None = None  # milliseconds of one call, on a whole batch
 
     def __post_init__(self) -> None:
         """Validate."""
-        ranges = {
-            "min_cosine": (0.0, 1.0, "a mean cosine in (0, 1), such as 0.99"),
-            "min_overlap": (0.0, 1.0, "a share in (0, 1), such as 0.9"),
-            "max_loss": (0.0, 100.0, "points of top-1 in (0, 100), such as 0.5"),
-            "speed_up": (1.0, math.inf, "a number above 1, such as 1.5"),
-            "max_ms": (0.0, math.inf, "milliseconds above 0"),
-        }
-        values = {name: getattr(self, name) for name in ranges}
+        values = {name: getattr(self, name) for name in _RANGES}
         if all(value is None for value in values.values()):
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in ranges)
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in _RANGES)
             raise ValueError(f"no bound to meet: expected at least one of {flags}")
-        for name, (low, high, words) in ranges.items():
+        for name, (low, high, words) in _RANGES.items():
             value = values[name]
             if value is None or low < value < high:
                 continue
@@ -84,16 +71,11 @@ class Bounds:
             raise ValueError(f"--{name.replace('_', '-')} {value:g}: {hint}expected {words}")
 
     @property
-    def floors(self) -> dict[str, Floor]:
-        """The bounds on fidelity, by metric."""
-        floors = {}
-        if self.min_cosine is not None:
-            floors[COSINE] = Floor(1.0, self.min_cosine)
-        if self.min_overlap is not None:
-            floors[OVERLAP] = Floor(1.0, self.min_overlap)
-        if self.max_loss is not None:
-            floors[CHANGE] = Floor(0.0, -self.max_loss / 100)
-        return floors
+    def floors(self) -> dict[str, float]:
+        """The least that means may be, by metric that is bounded."""
+        loss = None if self.max_loss is None else -self.max_loss / 100
+        floors = {COSINE: self.min_cosine, OVERLAP: self.min_overlap, CHANGE: loss}
+        return {metric: least for metric, least in floors.items() if least is not None}
 
     @property
     def words(self) -> str:
@@ -107,7 +89,7 @@ class Bounds:
         }
         return ", ".join(text.format(value) for text, value in texts.items() if value is not None)
 
-    def used(self, values: Values, count: int) -> float:
+    def share(self, values: Values, count: int) -> float:
         """Return how much of what is allowed would be used up on ``count`` other pictures, at most 1 if it is met.
 
         What counts there is the lower end of the mean's interval, which is foretold from the spread here. Without a
@@ -116,32 +98,37 @@ class Bounds:
         if not values:
             return math.inf
         shares = []
-        for metric, (best, least) in (self.floors or {COSINE: Floor(1.0, 0.0)}).items():
-            sample = _padded(metric, values[metric])
+        for metric, least in (self.floors or {COSINE: 0.0}).items():
+            sample, best = _pad(metric, values[metric]), BEST[metric]
             low = float(sample.mean() - _NORMAL * sample.std(ddof=1) / math.sqrt(count))
             shares.append((best - low) / (best - least))
         return max(shares)
 
-    def met(self, figures: Mapping[str, Any]) -> bool:
+    def meets(self, figures: Mapping[str, Any]) -> bool:
         """Tell whether the lower ends of all intervals in `Pictures.figures` meet the bounds on fidelity."""
-        return all(figures[metric]["low"] >= floor.least for metric, floor in self.floors.items())
+        return all(figures[metric]["low"] >= least for metric, least in self.floors.items())
 
 
-class Part(NamedTuple):
+class PicturePart(NamedTuple):
     """Some pictures, and the number of each one's group, (n,)."""
 
     split: Split
     groups: NDArray[np.int64]
 
-    def few(self, count: int) -> "Part":
+    def few(self, count: int) -> "PicturePart":
         """Return so many of them; groups give in turn, so that few pictures show many of them."""
         places = np.sort(turns(self.groups)[:count])
-        return Part(self.split.subset(places), self.groups[places])
+        return PicturePart(self.split.subset(places), self.groups[places])
+
+    @property
+    def group_count(self) -> int:
+        """How many photographs they show."""
+        return len(np.unique(self.groups))
 
 
-def parted(
+def part_pictures(
     dataset: Dataset, sizes: tuple[int, int], seed: int, *, learned: Collection[str], classifier: Tensor | None = None
-) -> tuple[Part, Part]:
+) -> list[PicturePart]:
     """Return pictures to search by and others held out, about so many of each, that share no group.
 
     All of a user's own pictures are shared out, whole groups at a time. Of other datasets, and of those with a name in
@@ -152,31 +139,30 @@ def parted(
         ValueError: too few pictures or groups.
     """
     whole = not isinstance(dataset, OwnDataset) or dataset.name in learned
-    search, held = _joined(dataset, ("train", "val")), _joined(dataset, ("test",))
+    search, held = _join(dataset, ("train", "val")), _join(dataset, ("test",))
     if whole and len(search):
         halves = [search, held]
     else:
-        every = _joined(dataset, SPLITS)
+        every = _join(dataset, SPLITS)
         numbers = _groups(dataset, every)
         order = seeded_order(int(numbers.max(initial=-1)) + 1, seed)
         first = order[: max(1, round(len(order) * sizes[0] / sum(sizes)))]
         chosen = np.isin(numbers, first)
         halves = [every.subset(np.flatnonzero(chosen)), every.subset(np.flatnonzero(~chosen))]
     parts = []
-    for half, size in zip(halves, sizes, strict=True):
+    for half, size, least, what in zip(halves, sizes, (2, LEAST_GROUPS), ("to search by", "held out"), strict=True):
         named = nameable(half, classifier)
-        parts.append(Part(named, _groups(dataset, named)).few(size))
-    for part, least, what in zip(parts, (2, LEAST_GROUPS), ("to search by", "held out"), strict=True):
-        groups = len(np.unique(part.groups))
-        if groups < least:
+        part = PicturePart(named, _groups(dataset, named)).few(size)
+        if part.group_count < least:
             raise ValueError(
-                f"dataset {dataset.asked_as!r} has {len(part.split)} pictures {what}, of {groups} photographs: "
-                f"expected {least} photographs at least; give more pictures"
+                f"dataset {dataset.asked_as!r} has {len(part.split)} pictures {what}, of {part.group_count} "
+                f"photographs: expected {least} photographs at least; give more pictures"
             )
-    return parts[0], parts[1]
+        parts.append(part)
+    return parts
 
 
-def _joined(dataset: Dataset, names: Sequence[SplitName]) -> Split:
+def _join(dataset: Dataset, names: Sequence[SplitName]) -> Split:
     """Return several splits as one."""
     parts = [dataset.split(name) for name in names]
     starts = np.cumsum([0, *map(len, parts)])
@@ -195,7 +181,7 @@ def _groups(dataset: Dataset, split: Split) -> NDArray[np.int64]:
     return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
-def _padded(metric: str, values: Sequence[float]) -> NDArray[np.float64]:
+def _pad(metric: str, values: Sequence[float]) -> NDArray[np.float64]:
     """Return values; of changes of top-1 with a picture more that is won and one that is lost.
 
     Else none among few pictures would pass for none among all. Source: Agresti and Min, 2005.
@@ -206,22 +192,15 @@ def _padded(metric: str, values: Sequence[float]) -> NDArray[np.float64]:
 class Pictures:
     """Some pictures beside what the dense tower in float32 makes of them."""
 
-    def __init__(
-        self, part: Part, dense: Variant, preprocess: Any, classifier: Tensor | None, on_images: Callable[[int], object]
-    ) -> None:
-        """Look at nothing yet; ``on_images`` takes how many times a row has run on a picture since."""
-        self.split, self.groups = part
-        self.dense, self.preprocess, self.classifier, self.on_images = dense, preprocess, classifier, on_images
+    def __init__(self, part: PicturePart, dense: Variant, preprocess: Any, classifier: Tensor | None) -> None:
+        """Look at nothing yet."""
+        self.split, self.groups = self.part = part
+        self.dense, self.preprocess, self.classifier = dense, preprocess, classifier
         self._kept: list[Tensor] = []
 
     def __len__(self) -> int:
         """Count the pictures."""
         return len(self.split)
-
-    @property
-    def group_count(self) -> int:
-        """How many photographs they show."""
-        return len(np.unique(self.groups))
 
     def _batches(self) -> Iterator[Tensor]:
         """Yield preprocessed pictures, read again only where memory can't hold them."""
@@ -251,7 +230,6 @@ class Pictures:
                     outputs = {key: outcome.features for key, outcome in run(rows, placed).items()}
                 for key, features in outputs.items():
                     parts[key].append(features)
-                self.on_images(len(rows) * len(images))
         return {key: torch.cat(part) for key, part in parts.items()}
 
     @cached_property
@@ -272,10 +250,8 @@ class Pictures:
 
         A row whose features overflowed has none.
         """
-        return {
-            key: self._values(features) if features.isfinite().all() else {}
-            for key, features in self.features(rows).items()
-        }
+        features = self.features(rows).items()
+        return {key: self._values(each) if each.isfinite().all() else {} for key, each in features}
 
     def _values(self, features: Tensor) -> dict[str, list[float]]:
         values = {COSINE: 1 - cosine_distance(features, self._truth)}
@@ -292,7 +268,7 @@ class Pictures:
         """Return each metric's mean and the 5 % quantile of cosines, with 95 % intervals over photographs."""
         figures, numbers = {}, np.unique(self.groups, return_inverse=True)[1]
         for metric, each in values.items():
-            padded = _padded(metric, each)
+            padded = _pad(metric, each)
             more = numbers.max() + 1 + np.arange(len(padded) - len(each))
             mean = over_images(padded, seed, np.append(numbers, more))
             figures[metric] = {"estimate": float(np.mean(each)), "low": mean.low, "high": mean.high}

@@ -16,20 +16,20 @@ from jinja2 import Environment, FileSystemLoader, Template
 from timm.models import save_for_hf
 
 import zoo
+from harness.measure.cost import gflops
 from harness.measure.rows import predictors_digest
-from harness.models.cost import gflops
 from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
 from harness.records.conditions import DENSE, RECOVERY
 from harness.records.record import Record, conditions, lacking
 from harness.report.groups import markdown_table
+from zoo.core.digests import fingerprint
 from zoo.core.files import digest, read_facts, write_whole
-from zoo.core.predictor import read_predictors
 from zoo.core.prompts import CosineHead
 from zoo.core.reducer import configure
 from zoo.loading.open_clip import FOLDER, HUB
+from zoo.loading.predictor_file import find_predictor, read_predictors
 from zoo.loading.recovery_file import RecoveryFile
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
-from zoo.loading.weights import find_predictor, fingerprint
 from zoo.towers.vit import TimmHost
 
 FILES = ("README.md", "config.json", "model.safetensors")
@@ -157,7 +157,7 @@ def load_publishable(
         return _saved(name)
     arch = name.partition(".")[0]
     if arch not in MODELS:
-        raise ValueError(_unpublishable(name))
+        raise _unpublishable(name)
     tower, tag = split_name(split_method(name)[0])
     options: dict[str, Any] = {} if prompts is None else {"prompts": str(prompts)}
     if predictor:
@@ -182,20 +182,20 @@ def load_publishable(
     return replace(model, vit=zoo.add_recovery(vit, file).eval())
 
 
-def _unpublishable(name: str) -> str:
-    """Say why a model of another library can't be published by its name, and what can be done."""
+def _unpublishable(name: str) -> ValueError:
+    """Make the error that says why a model of another library can't be published by its name, and what can be done."""
     for prefix, theirs in ((OPEN_CLIP, "push_to_hf_hub"), (TRANSFORMERS, "push_to_hub")):
         if name.startswith(prefix):
-            return (
+            return ValueError(
                 f"model {name!r}: push takes towers of timm alone; publish the dense one by {theirs} of {prefix[:-1]}"
             )
     if timm.is_model(name.partition(".")[0]):
         made = f"zoo.reduce(timm.create_model({name!r}, pretrained=True), method=METHOD, keep=RATE)"
-        return (
+        return ValueError(
             f"model {name!r}: push takes a name of `patchrank list`, or a folder: save it by "
             f"timm.models.save_for_hf({made}, FOLDER), and push {FOLDER}FOLDER"
         )
-    return f"{unknown_model(name)}, or {FOLDER}FOLDER, {HUB}OWNER/NAME"
+    return unknown_model(name, f", or {FOLDER}FOLDER, {HUB}OWNER/NAME")
 
 
 def _saved(name: str) -> Publishable:

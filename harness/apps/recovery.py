@@ -14,10 +14,9 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import reduced_row, require_rows
 from harness.models.towers import load_tower, split_method
-from zoo.core.files import digest
+from zoo.core.files import cache_folder, digest
 from zoo.learning.recovery import recover
 from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile, save_recovery
-from zoo.loading.weights import cache_folder
 
 HELD_OUT = 5  # one training image in so many, where a dataset has no val split
 

@@ -26,17 +26,18 @@ from harness.apps.recovery import LearningSet, Sources, preprocess_split
 from harness.base.table import UNMEASURED, Cell, Table, figure
 from harness.base.terminal import Progress
 from harness.datasets.base import Split, cached_json, keep_json
-from harness.measure.evaluate import cosine_distance
+from harness.measure.cost import gflops
 from harness.measure.match import ROUNDS, TOLERANCE, KeepSolver, TimeRatios, search_times
 from harness.measure.plan import MATCHES, Plan
 from harness.measure.rows import Variant, reduced_row, run
-from harness.models.cost import gflops
 from harness.models.towers import load_tower
+from harness.records.metrics import cosine_distance
 from harness.records.statistics import Interval, paired_mean
+from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import cache_folder
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, spread
 from zoo.loading.schedule_file import OPTIONS, ScheduleFile
-from zoo.loading.weights import blocks_fingerprint, cache_folder
 from zoo.towers.vit import ReducedViT
 
 UNITS = 12  # that a candidate's points share the work in
@@ -53,27 +54,16 @@ _NOTHING = 1e-12  # 1 - cosine that counts as none
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """What to search among, and at what cost.
+    """What to search among, and at what cost."""
 
-    Attributes:
-        points: reduction points at most.
-        candidates: schedules to try at most.
-        match: what the cost is, ``gflops`` or ``time``.
-        match_to: method whose cost it is, at keep rate ``keep``.
-        keep: that keep rate; None with ``cost``.
-        cost: the cost instead, as a share of the dense tower's.
-        match_batch: images per call, where the cost is time.
-        dtype: precision that is timed; features are compared in float32.
-    """
-
-    points: int = 4
-    candidates: int = 150
-    match: str = "gflops"
-    match_to: str = Plan.match_to
-    keep: float | None = None
-    cost: float | None = None
-    match_batch: int = Plan.match_batch
-    dtype: str = Plan.dtype
+    points: int = 4  # reduction points at most
+    candidates: int = 150  # schedules to try at most
+    match: str = "gflops"  # what the cost is, or ``time``
+    match_to: str = Plan.match_to  # method whose cost it is, at keep rate ``keep``
+    keep: float | None = None  # that keep rate; None with ``cost``
+    cost: float | None = None  # the cost instead, as a share of the dense tower's
+    match_batch: int = Plan.match_batch  # images per call, where the cost is time
+    dtype: str = Plan.dtype  # precision that is timed; features are compared in float32
 
     def __post_init__(self) -> None:
         """Validate."""

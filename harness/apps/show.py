@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
@@ -181,22 +182,15 @@ class ShowConfig:
             raise ValueError(f"--scale {self.scale:g}: expected a number in [0.25, 8]")
         object.__setattr__(self, "by", ALIASES.get(self.by or "", self.by))
 
-    @property
-    def required(self) -> tuple[str, ...]:
-        """Methods that the user named: without them there is no figure."""
-        return (*self.methods, *([self.by] if self.by in METHODS else []))
-
 
 @dataclass(kw_only=True)
 class Maps:
-    """What is known of the patches of some images, by ranking and position of the image.
+    """What is known of the patches of some images (B, C, H, W), by ranking and position of the image.
 
     Attributes:
-        images: (B, C, H, W), the subjects, preprocessed.
-        config: methods that rank at one block do so at that of golden scores.
         importance: ranking -> position -> (N,) float, higher = keep.
         kept: (ranking, keep rate) -> position -> (N,) bool.
-        gaps: (ranking, position) -> why there is nothing.
+        gaps: reason -> rankings and positions that have nothing.
     """
 
     tower: Tower
@@ -205,14 +199,14 @@ class Maps:
     config: ShowConfig
     importance: dict[str, dict[int, NDArray[np.floating]]] = field(default_factory=dict)
     kept: dict[tuple[str, float], dict[int, NDArray[np.bool_]]] = field(default_factory=dict)
-    gaps: dict[tuple[str, int], str] = field(default_factory=dict)
+    gaps: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
 
     def add_method(self, method: str) -> None:
         """Run a registered method at each keep rate; its importance is that at the first one.
 
         Raises:
-            FileNotFoundError: it has no predictor for this tower, and is required.
-            ValueError: it can't rank at this block, and is required.
+            FileNotFoundError: it has no predictor for this tower, and the user named it.
+            ValueError: it can't rank at this block, and the user named it.
         """
         try:
             for keep in self.config.keeps:
@@ -221,11 +215,10 @@ class Maps:
                 self.importance.setdefault(method, dict(enumerate(importance.numpy())))
                 self.kept[method, keep] = dict(enumerate(kept.numpy()))
         except (FileNotFoundError, ValueError) as error:
-            if method in self.config.required:
+            if method in (*self.config.methods, self.config.by):
                 raise
-            # What the message offers beyond a command are arguments of functions.
-            reason = str(error).partition("; or pass")[0]
-            self.gaps |= {(method, i): reason for i in range(len(self.images))}
+            reason = describe_error(error)
+            self.gaps.setdefault(reason, []).extend((method, i) for i in range(len(self.images)))
 
     def add_golden(self, progress: Progress) -> None:
         """Make golden rankings, by each score that an image has text and label for."""
@@ -252,27 +245,23 @@ class Maps:
         reasons = {"label": text, "confidence": text} if isinstance(text, str) else {}
         if subject.label is None:
             reasons.setdefault("label", NO_LABEL)
-        self.gaps |= {(score, i): reason for score, reason in reasons.items()}
+        for score, reason in reasons.items():
+            self.gaps.setdefault(reason, []).append((score, i))
         features, scale = (None, 1.0) if isinstance(text, str) else text
         labels = torch.tensor([subject.label or 0], device=self.images.device)
         scores = [score for score in SCORES if score not in reasons]
-        maps = golden_maps(
-            self.tower.vit, self.images[i : i + 1], scores, self.config.golden,
-            text=features, scale=scale, labels=labels,
-        )  # fmt: skip
+        facts: dict[str, Any] = {"text": features, "scale": scale, "labels": labels}
+        maps = golden_maps(self.tower.vit, self.images[i : i + 1], scores, self.config.golden, **facts)
         for score, importance in maps.items():
             self.importance.setdefault(score, {})[i] = importance[0].cpu().numpy()
             for keep in self.config.keeps:
                 kept = most_important(importance, keep)[0].cpu().numpy()
                 self.kept.setdefault((score, keep), {})[i] = kept
 
-    def why(self) -> list[str]:
+    def describe_gaps(self) -> list[str]:
         """Say what is left out and why, each reason once."""
-        reasons: dict[str, list[tuple[str, int]]] = {}
-        for gap, reason in self.gaps.items():
-            reasons.setdefault(reason, []).append(gap)
         notes = []
-        for reason, gaps in reasons.items():
+        for reason, gaps in self.gaps.items():
             names = " and ".join(dict.fromkeys(NAMES.get(column, column) for column, _ in gaps))
             rows = sorted({i for _, i in gaps})
             images = ", ".join(self.subjects[i].name for i in rows)
@@ -322,12 +311,14 @@ def _rankings(
 ) -> PatchSheet:
     """Return a sheet of the importance by each ranking, and of what one of them keeps."""
     maps = Maps(tower=tower, subjects=subjects, images=images, config=config)
-    for method in dict.fromkeys((PREDICTOR, ATTENTION, *config.required)):
+    named = [config.by] if config.by in METHODS else []
+    for method in dict.fromkeys((PREDICTOR, ATTENTION, *config.methods, *named)):
         maps.add_method(method)
     maps.add_golden(progress)
     by = config.by or (PREDICTOR if PREDICTOR in maps.importance else ALIASES[GOLDEN])
     if by not in maps.importance:
-        raise ValueError(f"--by {by!r} can't be had: {maps.gaps[by, 0]}")
+        [reason] = [reason for reason, gaps in maps.gaps.items() if (by, 0) in gaps]
+        raise ValueError(f"--by {by!r} can't be had: {reason}")
     others = [name for name in maps.importance if name not in SCORES]
     columns = {}
     for name in (*(score for score in SCORES if score in maps.importance), *others):
@@ -353,7 +344,9 @@ def _rankings(
         )
         for i, subject in enumerate(subjects)
     ]
-    return PatchSheet(rows=rows, grid=patch_grid(tower.vit, images), columns=columns, notes=(about, *maps.why()))
+    return PatchSheet(
+        rows=rows, grid=patch_grid(tower.vit, images), columns=columns, notes=(about, *maps.describe_gaps())
+    )
 
 
 @torch.inference_mode()

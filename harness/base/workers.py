@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from harness.base.hints import describe_error
 from harness.base.store import shard_path
 from harness.base.terminal import Progress
 from zoo.core.files import PARTIAL
@@ -117,7 +118,7 @@ class _Actor:
                 self.make = self.make or self.start()
                 return {"made": [json.dumps(self.make(int(index)))], "error": [""]}
         except (ValueError, OSError) as error:
-            return {"made": [""], "error": [str(error)]}
+            return {"made": [""], "error": [describe_error(error)]}
 
 
 @contextlib.contextmanager

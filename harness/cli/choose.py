@@ -53,15 +53,20 @@ def _choose_flags(parser: CommandParser) -> None:
 def run_choose(args: Namespace, status: Console) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
     from harness.apps.candidates import ChooseConfig
-    from harness.apps.choose import choice_table, choose
-    from harness.apps.fidelity import Bounds
+    from harness.apps.choose import choose, selection_table
+    from harness.apps.fidelity import SetupBounds
 
-    bounds = flags.settings(Bounds, args)
+    bounds = flags.settings(SetupBounds, args)
     config = flags.settings(ChooseConfig, args)
     dataset = args.dataset or f"images:{args.images}"
-    choice = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
-    setup, table = choice.setup, choice_table(choice)
-    data = {"path": args.output if choice.met else None, "why": choice.why, "setup": setup, "judged": choice.judged}
+    selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
+    setup, table = selection.setup, selection_table(selection)
+    data = {
+        "path": args.output if selection.met else None,
+        "why": selection.why,
+        "setup": setup,
+        "judged": selection.judged,
+    }
     time = setup.certificate["time"]
     ratio = time["ratio_to_dense"]
     text = (
@@ -70,10 +75,10 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         f"{time['dense_images_per_s']:.1f} at batch {time['batch']}"
     )
     warnings = [f"be wary of times: {warning}" for warning in time["warnings"]]
-    if not choice.met:
+    if not selection.met:
         parts: tuple[Part, ...] = (
             table,
-            f"nothing meets {bounds.words}; the nearest is {text}; {choice.why}",
+            f"nothing meets {bounds.words}; the nearest is {text}; {selection.why}",
             *warnings,
         )
         return Shown(parts=parts, data=json_values(data), code=1)
@@ -88,7 +93,7 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         f"{PROGRAM} export --model {file} --format onnx --output model.onnx",
     ]
     ends = "by the ends of 95 % intervals"
-    wrote = f"wrote {args.output} in {choice.seconds:.0f} s; {bounds.words}: met, {ends}. {text}"
+    wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, {ends}. {text}"
     return Shown(parts=(table, wrote, *warnings, "\n".join(["", *use, "", setup.python()])), data=json_values(data))
 
 

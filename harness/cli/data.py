@@ -44,9 +44,8 @@ def _require_root(root: Path | None) -> None:
 def list_data() -> dict[str, Any]:
     """Return what there is as JSON values."""
     from zoo import METHODS
-    from zoo.loading.registry import PERCENTS
-    from zoo.loading.sizes import SIZES
-    from zoo.loading.weights import fitted_blocks
+    from zoo.loading.predictor_file import fitted_blocks
+    from zoo.loading.sizes import PERCENTS, SIZES
 
     def fitted(size: str, tag: str) -> list[int]:
         return list(fitted_blocks(f"clip_vit_{size}", tag))

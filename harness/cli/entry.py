@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from harness.base.hints import describe_error
 from harness.base.table import Part, Shown, Table, fit, fit_pipe
 from harness.base.terminal import Progress, errors, has_width, notes, printable, results
 from harness.cli.command import PROGRAM
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except (ValueError, OSError) as error:
         # Not wrapped, so that a command or a path in it can be copied.
-        text = f"[bold red]{PROGRAM}: error:[/] {escape(printable(str(error)))}"
+        text = f"[bold red]{PROGRAM}: error:[/] {escape(printable(describe_error(error)))}"
         errors(color).print(text, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:

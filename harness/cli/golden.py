@@ -244,8 +244,8 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
     from harness.measure.tuning import Tuner, step_runs
+    from zoo.core.digests import fingerprint
     from zoo.core.files import write_whole
-    from zoo.loading.weights import fingerprint
 
     config = flags.tune_config(args, args.draws)
     dataset = get_dataset(args.dataset)

@@ -79,9 +79,9 @@ def _overhead_flags(parser: CommandParser) -> None:
 
 def run_overhead(args: Namespace, status: Console) -> Shown:
     """Measure predictors beside their tower."""
-    from harness.measure.cost import overhead, overhead_table
     from harness.models.towers import find_tower
     from harness.records.conditions import device_name
+    from harness.studies.overhead import overhead, overhead_table
     from zoo.core.predictor import ARCHITECTURES
     from zoo.learning.fit import FitConfig
 
@@ -475,7 +475,7 @@ def run_recipes(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.measure.tuning import Tuner
     from harness.studies.recipes import AS_IT_IS, change_recipe, trials, trials_table
-    from zoo.loading.weights import fingerprint
+    from zoo.core.digests import fingerprint
 
     config = flags.tune_config(args, args.draws)
     recipes = {AS_IT_IS: config} | {change: change_recipe(config, change) for change in args.changes}

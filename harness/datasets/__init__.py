@@ -1,16 +1,18 @@
-"""Find every dataset: those that files of this folder define by name, others by a path."""
+"""Find every dataset: those that files of this folder list by name, others by a path."""
 
 import difflib
 import functools
+import importlib
 import os
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.base.terminal import Progress
-from harness.datasets.base import Dataset, Example, OwnDataset, Split, SplitName, named_classes
+from harness.datasets.base import Dataset, Example, OwnDataset, Split, SplitName
 from harness.datasets.coop import CoopSplit
-from harness.datasets.decoded import bad_images, require_readable
+from harness.datasets.decoded import find_bad_images, require_readable
 from harness.datasets.folder import FolderDataset, FolderParted, ImageFolder
 from harness.datasets.huggingface import HfDataset
 from harness.datasets.rooted import RootedDataset
@@ -27,7 +29,7 @@ KINDS: dict[str, type[OwnDataset]] = {kind.prefix: kind for kind in _OWN}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _How:
+class _Options:
     """What the command line says about all its datasets."""
 
     root: Path | None = None
@@ -37,7 +39,7 @@ class _How:
     skip_unknown: bool = False
     progress: Progress = field(default_factory=Progress)
 
-    def prepared(self, dataset: Dataset) -> Dataset:
+    def prepare(self, dataset: Dataset) -> Dataset:
         """Bind a dataset to its root, give it prompts and leave out what can't be read."""
         flags: list[str] = []
         if isinstance(dataset, RootedDataset) and (root := root_of(self.root)):
@@ -49,7 +51,7 @@ class _How:
         # What ships is drawn, so there is nothing that can't be read.
         here = not dataset.files and getattr(dataset, "root", Path()) is not None
         if here and self.skip_bad:
-            dataset = dataset.without(bad_images(dataset, self.progress))
+            dataset = dataset.without(find_bad_images(dataset, self.progress))
             flags += ["--skip-bad"]
         elif here and self.skip_bad is False:
             require_readable(dataset)
@@ -62,31 +64,32 @@ class _How:
 
 
 @dataclass
-class _Known:
+class _State:
     """How datasets are taken in this process, and those that were taken so, by name."""
 
-    how: _How = field(default_factory=_How)
+    options: _Options = field(default_factory=_Options)
     datasets: dict[str, Dataset] = field(default_factory=dict)
 
 
-_known = _Known()
+_state = _State()
 
 
 @functools.cache
-def _classes() -> dict[str, type[Dataset]]:
-    """Map dataset names to the classes of the folder's files."""
-    return named_classes(__name__, __path__)
+def _listed() -> dict[str, Dataset]:
+    """Map names to the datasets of the tables ``DATASETS`` in this folder's files."""
+    modules = (importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
+    datasets: list[Dataset] = [dataset for module in modules for dataset in getattr(module, "DATASETS", ())]
+    return {dataset.name: dataset for dataset in sorted(datasets, key=lambda dataset: dataset.name)}
 
 
-@functools.cache
 def shipped_facts(name: str) -> Dataset:
     """Return one of ``list_datasets`` as it is by itself: without root, with its own prompts."""
-    return _classes()[name]()
+    return _listed()[name]
 
 
 def split_words(dataset: str, split: str) -> str:
     """Return a split's name with what results on it have to say; ``dataset`` may be unknown."""
-    studied = dataset in _classes() and shipped_facts(dataset).studied
+    studied = dataset in _listed() and shipped_facts(dataset).studied
     return f"{split}, read by studies" if split == "test" and studied else split
 
 
@@ -98,7 +101,7 @@ def root_of(root: Path | None) -> Path | None:
 
 def list_datasets() -> tuple[str, ...]:
     """List the names of all datasets, sorted; those made from the user's files have none."""
-    return tuple(_classes())
+    return tuple(_listed())
 
 
 def kind_of(name: str) -> str | None:
@@ -123,42 +126,37 @@ def get_dataset(name: str) -> Dataset:
         ValueError: no dataset has that name, the nearest is told; or what is there is none.
         FileNotFoundError: files are missing; the message holds the command that gets them.
     """
-    how, path = _known.how, name.partition(":")[2]
+    options, path = _state.options, name.partition(":")[2]
     if (kind := _kind(name)) is not None:
         if not path:
             raise ValueError(f"dataset {name!r}: expected {kind.prefix}:PATH of a {kind.expected}")
         make: Callable[..., Dataset] = kind
-        options = {"download": True} if kind.downloads and how.download else {}
-        dataset = how.prepared(make(Path(path), **options))
-        _known.datasets[dataset.name] = dataset
-    elif name in _known.datasets:
-        dataset = _known.datasets[name]
-    elif name in _classes():
-        dataset = how.prepared(shipped_facts(name))
-        if dataset is not shipped_facts(name):
-            _known.datasets[name] = dataset
+        dataset = options.prepare(make(Path(path), **({"download": options.download} if kind.downloads else {})))
+    elif name in _state.datasets:
+        return _state.datasets[name]
+    elif name in _listed():
+        dataset = options.prepare(shipped_facts(name))
     else:
-        raise ValueError(_unknown(name))
+        raise ValueError(_explain_unknown(name))
+    _state.datasets[dataset.name] = dataset
     return dataset
 
 
 def forget() -> None:
     """Take datasets as they are by themselves again, and know none that was made by its path."""
-    _known.how = _How()
-    _known.datasets.clear()
+    _state.options = _Options()
+    _state.datasets.clear()
 
 
-def _unknown(name: str) -> str:
+def _explain_unknown(name: str) -> str:
     """Say what is wrong with a name."""
-    prefix = kind_of(name)
-    if prefix is not None:
+    if (prefix := kind_of(name)) is not None:
         return f"dataset {name!r} is made from {KINDS[prefix].what}; give {prefix}:PATH of it"
-    near = difflib.get_close_matches(name, _classes(), n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, _listed(), n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     made = "; ".join(f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items())
     return (
-        f"no dataset is called {name!r}.{hint} Choose from {', '.join(_classes())}; "
-        f"`patchrank list` shows them. {made}."
+        f"no dataset is called {name!r}.{hint} Choose from {', '.join(_listed())}; `patchrank list` shows them. {made}."
     )
 
 
@@ -184,15 +182,11 @@ def names_of(
         FileNotFoundError: a dataset that isn't shipped, and no root.
     """
     forget()
-    _known.how = _How(
-        root=root,
-        download=download,
-        templates=tuple(templates or ()),
-        skip_bad=skip_bad,
-        skip_unknown=skip_unknown_classes,
-        progress=progress or Progress(),
-    )
-    rooted = [word for word in datasets if issubclass(_classes().get(word, Dataset), RootedDataset)]
+    _state.options = _Options(
+        root=root, download=download, templates=tuple(templates or ()), skip_bad=skip_bad,
+        skip_unknown=skip_unknown_classes, progress=progress or Progress(),
+    )  # fmt: skip
+    rooted = [word for word in datasets if isinstance(_listed().get(word), RootedDataset)]
     useless = download and not any(kind.downloads for kind in map(_kind, datasets) if kind)
     if datasets and not rooted and (root is not None or useless):
         raise ValueError(
@@ -201,7 +195,7 @@ def names_of(
         )
     names = []
     for word in datasets:
-        resolved = _kind(word) is not None or word in rooted or (templates and word in _classes())
+        resolved = _kind(word) is not None or word in rooted or (templates and word in _listed())
         dataset = get_dataset(word) if resolved else None
         if isinstance(dataset, RootedDataset):
             _ = dataset.place  # refuses what has no root

@@ -4,19 +4,16 @@ import gzip
 import hashlib
 import lzma
 import shutil
-import stat
 import tarfile
-import urllib.parse
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from posixpath import normpath
-from typing import IO, Any, cast
+from pathlib import Path, PurePosixPath
+from typing import IO
 
-import pooch
 import requests
 from filelock import FileLock
 
@@ -27,18 +24,14 @@ PART, LOCK, PARTIAL = ".part", ".lock", ".unpacking"
 BLOCK = 2**20
 CHUNK = 2**16  # of a download
 TIMEOUT_S = 60
-LOCAL = ("127.0.0.1", "localhost")
 # Photographs hardly shrink, lists of names do; bombs are above 1000.
 RATIO = 20
 ALLOWANCE = 2**26
-HEADER = 512  # bytes that a member counts at least
-TEXT = 2**16  # bytes of a long name and the like that a member may have
-NAME, NAMED = 4096, 60  # characters of a path at most, and of one in a message
-TEXTS = 2**24  # of all members together, beyond their headers
-_REFUSED = "; it isn't unpacked"
+HEADER = 512  # bytes that a member counts at least, else a bomb may be of empty files
+AGAIN = "delete it and get it again, by --download or by hand"
 DAMAGE = (
-    EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError,
-    OverflowError, RecursionError, UnicodeError, OSError,
+    EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError,
+    RuntimeError, OverflowError, UnicodeError, KeyError,
 )  # fmt: skip
 
 
@@ -75,8 +68,8 @@ class Archive:
 
         Others have names like images.tar.gz, which beside the folder may be of another dataset.
         """
-        places = [folder / self.file, *([folder.parent / self.file] if self.strip else [])]
-        return next((place for place in places if place.is_file()), None)
+        candidates = [folder / self.file, *([folder.parent / self.file] if self.strip else [])]
+        return next((file for file in candidates if file.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -94,60 +87,54 @@ class Provider:
 
         A FileNotFoundError says what is missing, where it was looked for and what to do.
         """
-        packed = {archive.file for archive in self.archives if archive.packed}
-        paths = dict.fromkeys(a.holds for a in self.archives if a.holds not in packed)
+        files = {archive.file for archive in self.archives if archive.packed}
+        paths = dict.fromkeys(archive.holds for archive in self.archives if archive.holds not in files)
         missing = [path for path in paths if not (self.folder / path).exists()]
-        sources = [archive for path in missing for archive in self._holding(path)]
-        if any(a.find(self.folder) or (self.may_download and a.url) for a in sources):
+        if any(a.find(self.folder) or (self.may_download and a.url) for path in missing for a in self._holding(path)):
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / LOCK):
                 missing = [path for path in missing if not self._have(path)]
         optional = {archive.holds for archive in self.archives if archive.optional}
         if required := [path for path in missing if path not in optional]:
-            raise FileNotFoundError(self._missing(required))
+            raise FileNotFoundError(self._describe(required))
 
     def _have(self, path: str) -> bool:
-        """Have one path, out of any archive that holds it."""
-        if (self.folder / path).exists():
-            return True
+        """Have one path, out of any archive that holds it, which may be in another one."""
         holding = [archive for archive in self.archives if archive.holds == path]
-        if any(self._take(archive) for archive in holding):
-            return True
-        online = next((archive for archive in holding if archive.url is not None), None)
-        if online is None or not self.may_download:
-            return False
-        with self.progress.bytes(f"downloading {online.file}") as update:
-            download(online, self.folder / online.file, update)
-        return self._take(online)
+        for archive in holding:
+            if (self.folder / path).exists():
+                return True
+            if archive.find(self.folder) is not None or (archive.packed and self._have(archive.file)):
+                self._unpack(archive)
+        for archive in holding:
+            if self.may_download and archive.url and not (self.folder / path).exists():
+                with self.progress.bytes(f"downloading {archive.file}") as update:
+                    download(archive, self.folder / archive.file, update)
+                self._unpack(archive)
+        return (self.folder / path).exists()
 
-    def _take(self, archive: Archive) -> bool:
-        """Check and unpack an archive, if it is there or in another one that is."""
-        inside = any(other.holds == archive.file for other in self.archives)
-        if archive.packed and inside and archive.find(self.folder) is None:
-            self._have(archive.file)
-        if (file := archive.find(self.folder)) is None:
-            return False
+    def _unpack(self, archive: Archive) -> None:
+        """Check an archive that is there, and unpack it."""
+        file = archive.find(self.folder)
+        assert file is not None
         size = file.stat().st_size
         with self.progress.bytes(f"checking {file.name}", size) as update:
             require_sum(archive, file, update)
         if archive.packed:
             with self.progress.bytes(f"unpacking {file.name}", size) as update:
                 unpack(archive, file, self.folder, update)
-        return (self.folder / archive.holds).exists()
 
-    def _missing(self, paths: Sequence[str]) -> str:
+    def _describe(self, paths: Sequence[str]) -> str:
         """Say what is missing and how to mend it."""
         lines = [f"dataset {self.dataset!r} isn't complete in {str(self.folder)!r}:"]
         for path in paths:
             holding = self._holding(path)
             files = " or ".join(dict.fromkeys(repr(archive.file) for archive in holding))
             pages = " or ".join(dict.fromkeys(archive.page for archive in holding))
-            by_hand = all(archive.url is None for archive in holding)
-            how = "by hand only" if by_hand else "by --download, or by hand"
+            how = "by --download, or by hand" if any(archive.url for archive in holding) else "by hand only"
             out_of = "" if files == repr(path) else f", which is in {files}"
             lines.append(f"  {path!r} is missing{out_of}; get that {how}, from {pages}")
-        put = f"Put files into {str(self.folder)!r} as they are; archives are unpacked there."
-        return "\n".join([*lines, put])
+        return "\n".join([*lines, f"Put files into {str(self.folder)!r} as they are; archives are unpacked there."])
 
     def _holding(self, path: str) -> list[Archive]:
         """Return the archives that hold a path, and those that hold these."""
@@ -158,99 +145,55 @@ class Provider:
 def download(archive: Archive, to: Path, on_bytes: Callable[[int, int], None] = lambda *_: None) -> None:
     """Get a file of a source; it is there whole, with the sum it should have, or not at all.
 
-    What came before a stop stays beside it as NAME.part and is gone on with. ``on_bytes`` receives
-    how many bytes are there, and of how many (0 where nobody says).
+    What came before a stop stays beside it as NAME.part and is gone on with, which pooch can't do.
+    ``on_bytes`` receives how many bytes are there, and of how many (0 where nobody says).
 
     Raises:
         ValueError: it has another sum, or a web page came in its place.
         OSError: the server can't be reached, says no, or stops too early; or there is no room.
     """
-    assert archive.url is not None
-    _require_safe(archive.url)
     part = to.with_name(to.name + PART)
     to.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _append(archive, archive.url, part, on_bytes)
+        _append(archive, part, on_bytes)
         require_sum(archive, part)
     except requests.RequestException as error:
-        answer = error.response
-        why = str(error) if answer is None else f"it answered {answer.status_code} {answer.reason}"
-        size = part.stat().st_size
-        kept = f"; {size:,} bytes are kept" if size else ""
+        kept = f"; {part.stat().st_size:,} bytes are kept" if part.exists() else ""
         raise OSError(
-            f"the download of {archive.file!r} from {archive.url} failed: {why}{kept}; the same "
-            f"command goes on, or get it from {archive.page} and put it at {str(to)!r}"
+            f"the download of {archive.file!r} from {archive.url} failed: {error}{kept}; the same command goes on, or "
+            f"get it from {archive.page} and put it at {str(to)!r}"
         ) from error
     except ValueError:
         part.unlink(missing_ok=True)
         raise
-    finally:
-        if part.exists() and not part.stat().st_size:
-            part.unlink()
     part.replace(to)
 
 
-class _Bar:
-    """Pass on what pooch says about its progress."""
-
-    def __init__(self, file: IO[bytes], on_bytes: Callable[[int, int], None]) -> None:
-        self.file, self.on_bytes = file, on_bytes
-        self.start = self.total = 0
-
-    def update(self, _size: int) -> None:
-        """Say how large the file is by now, and will be."""
-        self.on_bytes(self.file.tell(), self.start + self.total if self.total else 0)
-
-    def reset(self) -> None:
-        """Do nothing; the size is the file's."""
-
-    close = reset
-
-
-def _append(archive: Archive, url: str, part: Path, on_bytes: Callable[[int, int], None]) -> None:
+def _append(archive: Archive, part: Path, on_bytes: Callable[[int, int], None]) -> None:
     """Append to the part what it lacks."""
+    assert archive.url is not None
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "clip-patchrank", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    with part.open("ab") as file:
-        bar = _Bar(file, on_bytes)
-
-        def judge(answer: requests.Response, **_: Any) -> None:
-            """Judge an answer before anything of it is written."""
-            if answer.is_redirect:
-                _require_safe(urllib.parse.urljoin(answer.url, answer.headers["Location"]))
-            elif answer.ok:
-                if answer.headers.get("Content-Type", "").startswith("text/html"):
-                    raise ValueError(
-                        f"{url} answered with a web page instead of {archive.file!r}; open "
-                        f"{archive.page} in a browser and put the file at "
-                        f"{str(part.with_name(archive.file))!r}"
-                    )
-                if answer.status_code != HTTPStatus.PARTIAL_CONTENT:
-                    file.truncate(0)  # the server doesn't go on, or has another file by now
-                bar.start = file.seek(0, 2)
-                size = int(answer.headers.get("Content-Length") or 0)
-                require_room(part.parent, size, f"the download of {archive.file!r}")
-
-        http = {"timeout": TIMEOUT_S, "headers": headers, "hooks": {"response": judge}}
-        get = pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK, **http)
-        try:
-            get(url, file, None)
-        except requests.HTTPError as error:
-            answer = cast(requests.Response, error.response)
-            if not have or answer.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise
-            if answer.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
-                return  # all of it came before a stop
-            file.truncate(0)
-            _append(archive, url, part, on_bytes)
-
-
-def _require_safe(url: str) -> None:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOCAL):
-        raise ValueError(f"address {url!r} isn't https, so anybody on the way could change it")
+    headers |= {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(archive.url, stream=True, timeout=TIMEOUT_S, headers=headers) as answer:
+        if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if answer.headers.get("Content-Range", "").rpartition("/")[2] != str(have):
+                part.unlink()  # of another file than is there by now
+                _append(archive, part, on_bytes)
+            return
+        answer.raise_for_status()
+        if answer.headers.get("Content-Type", "").startswith("text/html"):
+            raise ValueError(
+                f"{archive.url} answered with a web page instead of {archive.file!r}; open {archive.page} in a browser "
+                f"and put the file at {str(part.with_name(archive.file))!r}"
+            )
+        size = int(answer.headers.get("Content-Length") or 0)
+        require_room(part.parent, size, f"the download of {archive.file!r}")
+        with part.open("ab" if answer.status_code == HTTPStatus.PARTIAL_CONTENT else "wb") as file:
+            total = file.tell() + size if size else 0
+            for block in answer.iter_content(CHUNK):
+                file.write(block)
+                on_bytes(file.tell(), total)
 
 
 def require_sum(archive: Archive, file: Path, on_bytes: Callable[[int], None] = lambda _: None) -> None:
@@ -267,9 +210,8 @@ def require_sum(archive: Archive, file: Path, on_bytes: Callable[[int], None] = 
     sums = [f"{kind}:{digest.hexdigest()}" for kind, digest in digests.items()]
     if not set(sums) & set(archive.checksums):
         raise ValueError(
-            f"archive {str(file)!r} has {', '.join(sums)} at {file.stat().st_size:,} bytes; "
-            f"expected {' or '.join(archive.checksums)}: it is damaged or another version; delete "
-            "it and get it again, by --download or by hand"
+            f"archive {str(file)!r} has {', '.join(sums)} at {file.stat().st_size:,} bytes; expected "
+            f"{' or '.join(archive.checksums)}: it is damaged or another version; {AGAIN}"
         )
 
 
@@ -284,13 +226,13 @@ def require_room(folder: Path, size: int, what: str) -> None:
 def unpack(archive: Archive, file: Path, folder: Path, on_bytes: Callable[[int], None] = lambda _: None) -> None:
     """Unpack a file into the dataset's folder; ``holds`` is there whole or not at all.
 
-    What an archive is, its first bytes say, not its name: the tar.gz of ImageNetV2 is a plain tar.
-    Links to files become copies. What is there already stays as it is. One process at a time may
-    do so in a folder. ``on_bytes`` receives how far in the file this is.
+    The filters of tarfile and zipfile keep members inside, see ``tarfile.data_filter``; all together may have
+    ``RATIO`` times the archive's bytes. What is there already stays as it is. One process at a time may do so in a
+    folder. ``on_bytes`` receives how far in the file this is.
 
     Raises:
-        ValueError: it is damaged, encrypted, unpacks to absurdly much, doesn't hold what it
-            should, or holds something that leaves the folder: a path, a link, a device.
+        ValueError: it is damaged, encrypted, unpacks to absurdly much, doesn't hold what it should, or holds
+            something that leaves the folder: a path, a link, a device.
         OSError: not enough room.
     """
     what = f"archive {str(file)!r}"
@@ -298,44 +240,40 @@ def unpack(archive: Archive, file: Path, folder: Path, on_bytes: Callable[[int],
     require_room(folder, file.stat().st_size, what)
     partial = folder / f".{file.name}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    whole, tree = partial / "whole", partial / "tree"
+    source, goal = partial / archive.into, folder / archive.into
+    source.mkdir(parents=True)
     try:
-        whole.mkdir(parents=True)
-        with file.open("rb") as content:
-            _Unpacking(archive, content, file.stat().st_size, what, on_bytes).extract(whole)
-        if (whole / archive.strip).is_dir():
-            (tree / archive.into).parent.mkdir(parents=True, exist_ok=True)
-            (whole / archive.strip).rename(tree / archive.into)
-        if not (tree / archive.holds).exists():
-            holds = f"doesn't hold {archive.holds!r}"
-            raise ValueError(f"{what} {holds}, so it isn't the one of {archive.page}")
-        _merge(tree, folder, PurePosixPath(archive.holds).parts)
-    except DAMAGE as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the machine's, such as a full disk
-        raise ValueError(
-            f"{what} is truncated or damaged: {file.stat().st_size:,} bytes, {error}; delete it "
-            "and get it again, by --download or by hand"
-        ) from error
+        with _explain(file, what), file.open("rb") as content:
+            unpacking = _Unpacking(archive, content, file.stat().st_size, what, on_bytes)
+            if file.suffix == ".zip":
+                unpacking.unzip(source)
+            else:
+                unpacking.untar(content, source, nested=archive.nested)
+        if not (partial / archive.holds).exists():
+            raise ValueError(f"{what} doesn't hold {archive.holds!r}, so it isn't the one of {archive.page}")
+        if archive.holds == archive.into:
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(goal)
+            return
+        last = PurePosixPath(archive.holds).relative_to(archive.into).parts[0]
+        for entry in sorted(source.iterdir(), key=lambda path: path.name == last):
+            if not (goal / entry.name).exists():
+                entry.rename(goal / entry.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-class _Content:
-    """The bytes of a tar, of which ``tarfile`` must not ask for many at once.
-
-    It reads a header's text, such as a long name, in one piece, however long that says to be.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
-
-    def read(self, size: int) -> bytes:
-        """Read some bytes."""
-        if not 0 <= size <= TEXT:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
-        return self._file.read(size)
+@contextmanager
+def _explain(file: Path, what: str) -> Iterator[None]:
+    """Say what an archive has that its reader stumbles over."""
+    try:
+        yield
+    except tarfile.FilterError as error:
+        raise ValueError(f"{what}: {error}; it isn't unpacked") from error
+    except DAMAGE as error:
+        raise ValueError(
+            f"{what} is truncated, damaged or encrypted: {file.stat().st_size:,} bytes, {error}; {AGAIN}"
+        ) from error
 
 
 @dataclass
@@ -350,111 +288,49 @@ class _Unpacking:
 
     def __post_init__(self) -> None:
         """Compute what it may unpack to."""
-        self.most = self.left = RATIO * self.size + ALLOWANCE
-        self.texts = TEXTS
+        self.left = RATIO * self.size + ALLOWANCE
 
-    def extract(self, goal: Path) -> None:
-        """Write all files."""
-        start = self.file.read(2)
-        self.file.seek(0)
-        if start == b"PK":
-            self.unzip(goal)
-        elif start == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=self.file) as content:
-                self.untar(cast(IO[bytes], content), goal, nested=self.archive.nested)
-        else:
-            self.untar(self.file, goal, nested=self.archive.nested)
-
-    def count(self, name: str, size: int) -> None:
-        """Count a file before it is written, by the size that no reader goes beyond."""
+    def admit(self, name: str, size: int) -> str | None:
+        """Count a member before it is written; return its path in the folder that is taken, None if it isn't in it."""
         self.on_bytes(self.file.tell())
-        self.left -= HEADER + size  # else a bomb may be of empty files
-        if size < 0 or self.left < 0:
-            raise ValueError(
-                f"{self.what} unpacks to more than {self.most:,} bytes, by far more than its "
-                f"{self.size:,}, at {name[:NAMED]!r}; it isn't unpacked"
-            )
-
-    def takes(self, name: str) -> bool:
-        """Say whether a member is wanted; refuse a path that leaves the folder."""
-        if len(name) > NAME:
-            raise ValueError(f"{self.what} holds {name[:NAMED]!r}... of {len(name):,} characters, too long for a path")
+        self.left -= HEADER + size
+        if self.left < 0:
+            raise ValueError(f"{self.what} unpacks to by far more than its {self.size:,} bytes, at {name[:60]!r}")
         path = PurePosixPath(name)
-        leaves = path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive
-        if leaves or "\\" in name or "\0" in name:
-            raise ValueError(f"{self.what} holds {name!r}, which leaves the folder{_REFUSED}")
-        return path.is_relative_to(self.archive.strip)
+        return str(path.relative_to(self.archive.strip)) if path.is_relative_to(self.archive.strip) else None
 
     def untar(self, stream: IO[bytes], goal: Path, *, nested: bool) -> None:
-        """Write the files of a tar, then copies for its links."""
-        content, links = _Content(stream), list[tarfile.TarInfo]()
-        with tarfile.open(fileobj=cast(IO[bytes], content), mode="r:") as tar:
-            end = 0  # of the member before
-            while (info := tar.next()) is not None:
-                cast(Any, tar).members.clear()  # else all names stay in memory
-                self.texts -= info.offset_data - end - tarfile.BLOCKSIZE
-                end = tar.offset
-                if self.texts < 0:
-                    raise tarfile.ReadError(f"headers with more than {TEXTS:,} bytes of names and the like")
-                self.count(info.name, info.size)
-                if not self.takes(info.name):
-                    continue
-                if nested and info.isfile() and info.name.endswith(".tar"):
-                    inner = cast(IO[bytes], tar.extractfile(info))
-                    self.untar(inner, goal / info.name.removesuffix(".tar"), nested=False)
-                    continue
-                try:
-                    if info.islnk() or info.issym():
-                        links.append(tarfile.data_filter(info, str(goal)))
-                    else:
-                        tar.extract(info, goal, set_attrs=False, filter="data")
-                except tarfile.FilterError as error:
-                    member = f"{self.what} holds {info.name!r}"
-                    raise ValueError(f"{member}: {error}{_REFUSED}") from error
-            # tarfile takes a damaged header for the end, whose mark are blocks of zeros.
-            content.seek(tar.offset)
-        mark = content.read(tarfile.BLOCKSIZE)
-        if mark != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("it ends without an end marker")
-        while content.read(TEXT):  # checks a gzip's sum
-            pass
-        for link in links:
-            self.copy(link, goal)
+        """Write the files of a tar, in whatever compression."""
 
-    def copy(self, link: tarfile.TarInfo, goal: Path) -> None:
-        """Copy what a link points to: symbolic ones start where they are, hard ones at the top."""
-        start = "." if link.islnk() else PurePosixPath(link.name).parent
-        target = normpath(f"{start}/{link.linkname}")
-        if not (goal / target).is_file():
-            what = f"{self.what} holds {link.name!r}"
-            raise ValueError(f"{what}, a link to {target!r}, which is no file of it")
-        self.count(link.name, (goal / target).stat().st_size)
-        (goal / link.name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(goal / target, goal / link.name)
+        def accept(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
+            if (path := self.admit(member.name, member.size)) is None:
+                return None
+            target = PurePosixPath(member.linkname)
+            if member.islnk() and target.is_relative_to(self.archive.strip):
+                member = member.replace(linkname=str(target.relative_to(self.archive.strip)), deep=False)
+            member = member.replace(name=path, deep=False)
+            return tarfile.data_filter(member, into)
+
+        with tarfile.open(fileobj=stream) as tar:
+            for member in tar:
+                if nested and member.isfile() and member.name.endswith(".tar"):
+                    inner = tar.extractfile(member)
+                    assert inner is not None
+                    self.untar(inner, goal / PurePosixPath(member.name).stem, nested=False)
+                else:
+                    tar.extract(member, goal, set_attrs=False, filter=accept)
+            content = tar.fileobj
+            while content is not None and content.read(BLOCK):
+                pass  # a gzip's sum stands at its end
 
     def unzip(self, goal: Path) -> None:
-        """Write the files of a zip."""
+        """Write the files of a zip; what is a link there becomes a file."""
         with zipfile.ZipFile(self.file) as opened:
             for info in opened.infolist():
-                self.count(info.filename, info.file_size)
-                kind = stat.S_IFMT(info.external_attr >> 16)
-                odd = "encrypted" if info.flag_bits & 1 else ""
-                odd = odd or ("" if kind in {0, stat.S_IFREG, stat.S_IFDIR} else "a link or device")
-                if odd:
-                    raise ValueError(f"{self.what} holds {info.filename!r}, {odd}{_REFUSED}")
-                if self.takes(info.orig_filename):
+                path = self.admit(info.filename, info.file_size)
+                if path is not None and not info.is_dir():
+                    info.filename = path
                     opened.extract(info, goal)
-
-
-def _merge(source: Path, goal: Path, last: tuple[str, ...]) -> None:
-    """Move what is below a folder to where it isn't yet, ``last`` at the end."""
-    first = last[0] if last else ""
-    for entry in sorted(source.iterdir(), key=lambda path: (path.name == first, path.name)):
-        place = goal / entry.name
-        if not place.exists():
-            entry.rename(place)
-        elif place.is_dir() and entry.is_dir():
-            _merge(entry, place, last[1:] if entry.name == first else ())
 
 
 def drive(number: str) -> str:

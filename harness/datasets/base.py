@@ -2,12 +2,8 @@
 
 import abc
 import copy
-import importlib
-import inspect
 import json
-import pkgutil
 import re
-import string
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.core.files import digest, write_whole
-from zoo.loading.weights import cache_folder
+from zoo.core.files import cache_folder, digest, write_whole
 
 SplitName = Literal["train", "val", "test", "final"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")  # that every dataset has
@@ -126,30 +121,30 @@ class Dataset(abc.ABC):
     """Classes with readable captions, and train, val and test splits that share no source image.
 
     A dataset without labels has no classes and no templates, and all its labels are -1.
-    templates: prompts with one `{}`. left_out: ids of images that no split has. asked_with: flags
-    beside ``--dataset`` that make it so. shots_from: the split that few-shot images are drawn from;
-    "val" where the embedded text tower learnt from train, whose images would teach nothing new.
-    listed_by_coop: whether train and val are in the order of the lists that CoOp draws shots from.
-    studied: whether studies have read the test split many times. has_final: whether there is a
-    split "final", see ``released``. skip_unknown: classes that a text tower has no words for are
-    left out, not refused. captioned: whether texts describe single images, see ``captions_of``.
-    Subclasses with all of this filled in are found by name; one that is made from a user's file
-    names its instances.
+    files: that ship. build_command: that makes them. templates: prompts with one `{}`; reworded: whether
+    they aren't its own. left_out: ids of images that no split has. asked_with: flags beside
+    ``--dataset`` that make it so. shots_from: the split that few-shot images are drawn from; "val" where
+    the embedded text tower learnt from train, whose images would teach nothing new. listed_by_coop: whether
+    train and val are in the order of the lists that CoOp draws shots from. studied: whether studies have
+    read the test split many times. has_final: whether there is a split "final", see ``released``.
+    skip_unknown: classes that a text tower has no words for are left out, not refused. captioned:
+    whether texts describe single images, see ``captions_of``.
     """
 
     name: str
     title: str
-    license: ClassVar[str]
-    source: ClassVar[str]
-    files: ClassVar[tuple[str, ...]]
-    build_command: ClassVar[str]
+    license: str
+    source: str
+    files: tuple[str, ...] = ()
+    build_command: str = ""
     templates: tuple[str, ...]
+    reworded: bool = False
     left_out: frozenset[str] = frozenset()
     asked_with: tuple[str, ...] = ()
-    shots_from: ClassVar[SplitName] = "train"
-    listed_by_coop: ClassVar[bool] = False
-    studied: ClassVar[bool] = False
-    has_final: ClassVar[bool] = False
+    shots_from: SplitName = "train"
+    listed_by_coop: bool = False
+    studied: bool = False
+    has_final: bool = False
     skip_unknown: bool = False
     captioned: bool = False
     _released: bool = False
@@ -191,7 +186,7 @@ class Dataset(abc.ABC):
         return self.name
 
     def differences(self) -> list[str]:
-        """Say which listed images are missing or empty; none is opened."""
+        """List what images are missing or empty; none is opened."""
         return []
 
     @abc.abstractmethod
@@ -207,25 +202,25 @@ class Dataset(abc.ABC):
         whole = self._split(name)
         if not self.left_out:
             return whole
-        kept = [i for i, image_id in enumerate(whole.image_ids) if image_id not in self.left_out]
-        return whole.subset(kept)
+        return whole.subset([i for i, image_id in enumerate(whole.image_ids) if image_id not in self.left_out])
+
+    def _changed(self, **values: Any) -> Self:
+        other = copy.copy(self)
+        vars(other).update(values)
+        return other
 
     def released(self) -> Self:
         """Return it with its split ``final`` to be read, for what `FINAL_ALONE` names."""
         if not self.has_final:
             raise ValueError(self._without_final())
-        other = copy.copy(self)
-        other._released = True
-        return other
+        return self._changed(_released=True)
 
     def _without_final(self) -> str:
         return f"dataset {self.name!r} has no split 'final'; fashion, emoji and photos have one"
 
     def without_unknown(self) -> Self:
         """Return it so that classes a text tower has no words for are left out, not refused."""
-        other = copy.copy(self)
-        other.skip_unknown = True
-        return other
+        return self._changed(skip_unknown=True)
 
     def labels(self, name: SplitName) -> NDArray[np.int64]:
         """(n,) int64 labels of a split, without drawing an image."""
@@ -235,20 +230,17 @@ class Dataset(abc.ABC):
     def revision(self) -> str:
         """12 hex digits that tell these images with their labels from others."""
         own = self._revision()
-        if not self.left_out:
-            return own
-        return digest("\0".join((own, *sorted(self.left_out))).encode(), length=12)
+        return digest("\0".join((own, *sorted(self.left_out))).encode(), length=12) if self.left_out else own
 
     def _revision(self) -> str:
-        """First 12 hex digits of the sha256 over the shipped files, in order."""
+        """12 hex digits over the shipped files, in order."""
         return digest(*map(self.path, self.files), length=12)
 
     @property
     def condition(self) -> str:
         """What records go by: the revision, and the templates where they aren't its own."""
-        if not self.templates or self.templates == type(self).templates:
-            return self.revision
-        return f"{self.revision}-{digest(chr(0).join(self.templates).encode(), length=8)}"
+        prompts = f"-{digest(chr(0).join(self.templates).encode(), length=8)}" if self.reworded else ""
+        return self.revision + prompts
 
     def with_templates(self, templates: Sequence[str]) -> Self:
         """Return it with other prompts, see ``require_template``."""
@@ -256,14 +248,12 @@ class Dataset(abc.ABC):
             raise ValueError(f"--templates: {self.name!r} has no classes that a prompt could name")
         for template in templates:
             require_template(template)
-        other = copy.copy(self)
-        other.templates = tuple(dict.fromkeys(templates))
-        return other
+        new = tuple(dict.fromkeys(templates))
+        return self._changed(templates=new, reworded=self.reworded or new != self.templates)
 
     def without(self, image_ids: Iterable[str]) -> Self:
         """Return it without some images; no class, or split, may lose all its images."""
-        other = copy.copy(self)
-        other.left_out = self.left_out | frozenset(image_ids)
+        other = self._changed(left_out=self.left_out | frozenset(image_ids))
         for name in SPLITS:
             size = len(self.classes) + 1  # the first is of images without a label
             before, after = (np.bincount(d.labels(name) + 1, minlength=size) for d in (self, other))
@@ -278,8 +268,8 @@ class Dataset(abc.ABC):
         path = DATA_DIR / file
         if not path.is_file():
             raise FileNotFoundError(
-                f"dataset {cls.name!r} needs {file!r}, which is missing from "
-                f"harness/embedded/data; `{cls.build_command}` makes it"
+                f"dataset {cls.name!r} needs {file!r}, which is missing from harness/embedded/data; in a clone of the "
+                f"repository `{cls.build_command}` makes it"
             )
         return path
 
@@ -300,8 +290,6 @@ class OwnDataset(Dataset):
     expected: ClassVar[str]
     downloads: ClassVar[bool] = False
     license = "see the dataset's own"
-    files = ()
-    build_command = "none: it is made from the user's files"
     templates: tuple[str, ...] = ("a photo of a {}.",)
     classes: tuple[str, ...] = ()
     asked_path: Path | str
@@ -311,26 +299,38 @@ class OwnDataset(Dataset):
         """The prefix and the path."""
         return f"{self.prefix}:{self.asked_path}"
 
+    def name_after(self, text: str, where: str) -> None:
+        """Name it after a file or folder: lower case, dashes between words."""
+        words = re.sub(r"\W+", "-", text.lower()).strip("-")
+        if not words:
+            raise ValueError(f"{where}: its name becomes the dataset's and needs letters or digits")
+        self.name = f"{self.prefix}-{words}"
 
-def slug(text: str, where: str) -> str:
-    """Return what a dataset is called after a file or folder: lower case, dashes between words."""
-    words = re.sub(r"\W+", "-", text.lower()).strip("-")
-    if not words:
-        raise ValueError(f"{where}: its name becomes the dataset's and needs letters or digits")
-    return words
+
+def require_folder(folder: Path, where: str, hint: str) -> None:
+    """Refuse what is no folder."""
+    if not folder.exists():
+        raise FileNotFoundError(f"{where} does not exist")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{where} is a file; give {hint}")
+
+
+def require_unique(texts: Sequence[str], names: Sequence[str], where: str) -> None:
+    """Refuse captions of classes that can't be printed, or that two of the ``names`` share."""
+    first: dict[str, str] = {}
+    for text, name in zip(texts, names, strict=True):
+        if not text or not text.isprintable():
+            raise ValueError(f"{where}: class name {name!r} can't be put into a prompt")
+        if first.setdefault(text, name) is not name:
+            raise ValueError(f"{where}: {first[text]!r} and {name!r} would both be class {text!r}")
 
 
 def require_template(template: str) -> None:
     """Refuse, by a ValueError, a prompt without exactly one ``{}`` or with other braces."""
-    try:
-        parsed = list(string.Formatter().parse(template))
-    except ValueError:  # braces that don't pair
-        parsed = []
-    fields = [part[1:] for part in parsed if part[1] is not None]
-    if fields != [("", "", None)] or "{{" in template or "}}" in template:
+    if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
         raise ValueError(
-            f"template {template!r}: expected one {{}} where the class goes, as in "
-            "'a photo of a {}.', and no other braces"
+            f"template {template!r}: expected one {{}} where the class goes, as in 'a photo of a {{}}.', "
+            "and no other braces"
         )
 
 
@@ -339,10 +339,9 @@ def lines_of(file: Path) -> list[str]:
     if file.stat().st_size > LARGEST:
         raise ValueError(f"{str(file)!r} has more than {LARGEST:,} bytes and is no list of names")
     try:
-        lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().split("\n")]
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(file)!r} is not text in UTF-8: {error}") from error
-    lines = [line.strip() for line in lines]
     for number, line in enumerate(lines, start=1):
         if not line or not line.replace("\t", " ").isprintable():
             raise ValueError(f"{str(file)!r}, line {number}: expected a name, got {line!r}")
@@ -354,8 +353,7 @@ def cached_json(room: str, *identity: object) -> tuple[Path, Any]:
 
     What can't be read or understood is nothing.
     """
-    key = digest(identity)
-    file = cache_folder() / room / f"{key}.json"
+    file = cache_folder() / room / f"{digest(identity)}.json"
     with suppress(OSError, ValueError, RecursionError):
         return file, json.loads(file.read_bytes())
     return file, None
@@ -365,17 +363,3 @@ def keep_json(file: Path, content: object) -> None:
     """Write a file of the user's cache, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(content).encode())
-
-
-def named_classes(package: str, path: Iterable[str]) -> dict[str, type[Dataset]]:
-    """Import each file of a package and return its datasets that have a name of their own."""
-    classes: dict[str, type[Dataset]] = {}
-    for info in pkgutil.iter_modules(path):
-        module = importlib.import_module(f"{package}.{info.name}")
-        for value in vars(module).values():
-            if not (inspect.isclass(value) and issubclass(value, Dataset)):
-                continue
-            if value.__module__ == module.__name__ and hasattr(value, "name"):
-                assert value.name not in classes, f"two of {package} are called {value.name!r}"
-                classes[value.name] = value
-    return dict(sorted(classes.items()))

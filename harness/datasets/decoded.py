@@ -32,12 +32,12 @@ class Decoded:
     digests: dict[SplitName, list[str]]
     bad: dict[str, str] = field(default_factory=dict)
 
-    def read(self, name: SplitName, split: Split, places: Sequence[int], workers: Executor) -> None:
+    def read(self, name: SplitName, split: Split, indices: Sequence[int], workers: Executor) -> None:
         """Decode images of a split."""
-        results = list(workers.map(_decoder(split), places))
-        ids = split.subset(places).image_ids
-        for place, image_id, (digest, why) in zip(places, ids, results, strict=True):
-            self.digests[name][place] = digest
+        results = list(workers.map(_decoder(split), indices))
+        ids = split.subset(indices).image_ids
+        for index, image_id, (digest, why) in zip(indices, ids, results, strict=True):
+            self.digests[name][index] = digest
             self.bad.pop(image_id, None)
             if why:
                 self.bad[image_id] = why
@@ -49,17 +49,13 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     With ``known`` an earlier pass that came to its end counts, and images that it couldn't read are
     tried again. A pass that was stopped always counts.
     """
-    path, state = _state(dataset)
+    path, state = _load(dataset)
     if not known and sum(digests.count("") for digests in state.digests.values()) == len(state.bad):
-        state = _nothing(dataset)
-    unread = {
-        name: [place for place, digest in enumerate(digests) if not digest] for name, digests in state.digests.items()
-    }
-    chunks = [
-        (name, places[start : start + CHUNK])
-        for name, places in unread.items()
-        for start in range(0, len(places), CHUNK)
-    ]
+        state = _fresh(dataset)
+    chunks: list[tuple[SplitName, list[int]]] = []
+    for name, digests in state.digests.items():
+        unread = [index for index, digest in enumerate(digests) if not digest]
+        chunks += [(name, unread[start : start + CHUNK]) for start in range(0, len(unread), CHUNK)]
     splits = {name: dataset.split(name) for name in SPLITS}
     total, done, saved = sum(len(chunk) for _, chunk in chunks), 0, time.monotonic()
     with progress.task(f"reading {dataset.name}", total) as update, ThreadPoolExecutor() as threads:
@@ -81,14 +77,13 @@ def require_readable(dataset: Dataset) -> None:
     if lines := dataset.differences():
         mend = "Put them there, or leave them out with --skip-bad"
         raise FileNotFoundError(f"{'. '.join(lines)}. {mend}")
-    path, state = _state(dataset)
+    path, state = _load(dataset)
     if not state.bad:
         return
     with ThreadPoolExecutor() as threads:
         for name in SPLITS:
             split = dataset.split(name)
-            places = [i for i, image_id in enumerate(split.image_ids) if image_id in state.bad]
-            state.read(name, split, places, threads)
+            state.read(name, split, [i for i, own in enumerate(split.image_ids) if own in state.bad], threads)
     keep_json(path, asdict(state))
     if state.bad:
         raise ValueError(
@@ -97,14 +92,14 @@ def require_readable(dataset: Dataset) -> None:
         )
 
 
-def bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
+def find_bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
     """Return the ids of the images that can't be read, and tell how many and where the list is."""
     state = decode_all(dataset, progress)
     if not state.bad:
         return frozenset()
     if len(state.bad) == sum(len(digests) for digests in state.digests.values()):
         raise ValueError(f"none of the {len(state.bad)} images of {dataset.name} can be read")
-    list_file = _state(dataset)[0].with_suffix(".txt")
+    list_file = _load(dataset)[0].with_suffix(".txt")
     write_whole(list_file, "".join(f"{why}\n" for why in state.bad.values()).encode())
     progress.say(
         f"{dataset.name}: left out, as they can't be read: {how_many(len(state.bad))}; all are listed in {list_file}"
@@ -117,9 +112,9 @@ def bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
 def _decoder(split: Split) -> Callable[[int], tuple[str, str]]:
     """Return what decodes one image: its digest, or why there is none."""
 
-    def decode(place: int) -> tuple[str, str]:
+    def decode(index: int) -> tuple[str, str]:
         try:
-            image = split[place].image
+            image = split[index].image
         except (ValueError, OSError) as error:
             return "", str(error)
         digest = blake2b(image.tobytes(), digest_size=8)
@@ -129,16 +124,16 @@ def _decoder(split: Split) -> Callable[[int], tuple[str, str]]:
     return decode
 
 
-def _nothing(dataset: Dataset) -> Decoded:
+def _fresh(dataset: Dataset) -> Decoded:
     return Decoded(digests={name: [""] * len(dataset.labels(name)) for name in SPLITS})
 
 
-def _state(dataset: Dataset) -> tuple[Path, Decoded]:
+def _load(dataset: Dataset) -> tuple[Path, Decoded]:
     """Return where the state is kept, by the images and where they lie, and what is there."""
     root = getattr(dataset, "root", None)
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(root)]
     file, content = cached_json("decoded", *identity)
-    fresh = _nothing(dataset)
+    fresh = _fresh(dataset)
     with suppress(KeyError, TypeError, AttributeError):
         digests = {name: [str(digest) for digest in content["digests"][name]] for name in SPLITS}
         bad = {str(image_id): str(why) for image_id, why in content["bad"].items()}

@@ -213,3 +213,6 @@ class EmojiCaptions(_EmojiTask):
     def label_of(self, emoji: Emoji) -> int | None:
         """-1, which is no class; None where it is no test emoji, or its name has unknown words."""
         return -1 if emoji.split == "test" and emoji.name in CAPTIONED else None
+
+
+DATASETS = (EmojiCategory(), EmojiSubcategory(), EmojiNames(), EmojiCaptions())

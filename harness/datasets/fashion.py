@@ -129,3 +129,6 @@ class Fashion(Dataset):
             return sample(items, labels, index, seeded(SEED, (*SPLITS, FINAL).index(name), index, variant))
 
         return Split(labels, lambda index: f"fashion/{part}-{source[index]:05d}", render)
+
+
+DATASETS = (Fashion(),)

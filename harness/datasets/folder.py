@@ -13,9 +13,19 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Split, SplitName, lines_of, slug
+from harness.datasets.base import (
+    SPLIT_NAMES,
+    SPLITS,
+    OwnDataset,
+    Split,
+    SplitName,
+    lines_of,
+    require_folder,
+    require_unique,
+)
 from harness.datasets.images import (
     EXTENSIONS,
+    KNOWN,
     SKIP_BAD,
     ImageList,
     file_digests,
@@ -43,61 +53,45 @@ class FolderDataset(OwnDataset):
     def __init__(self, place: Path) -> None:
         self.asked_path = self.folder = folder = place.expanduser().absolute()
         where = f"folder {str(folder)!r}"
-        if not folder.exists():
-            raise FileNotFoundError(f"{where} does not exist")
-        if not folder.is_dir():
-            raise NotADirectoryError(f"{where} is a file; give the folder of class folders")
-        self.name = f"{self.prefix}-{slug(folder.resolve().name, where)}"
+        require_folder(folder, where, "the folder of class folders")
+        self.name_after(folder.resolve().name, where)
         self.title = f"Images of the folder {folder.resolve().name}"
         roots = split_folders(folder, where)
         names = _class_names(roots, where)
         self.classes = captions_of(folder, names, where)
-        empty = self._listed(folder, [])
-        lists = {n: self._listed(roots[n], names) if n in roots else empty for n in SPLITS}
+        lists = {n: self._listed(roots.get(n), names) for n in SPLITS}
         paths = chain.from_iterable(images.paths for images in lists.values())
         require_inside(folder, map(PurePosixPath, paths), where)
         labels = np.concatenate([images.labels for images in lists.values()])
         if missing := sorted(set(range(len(names))) - set(labels.tolist())):
             raise ValueError(
-                f"{where}: class folder {names[missing[0]]!r} has no images; remove it, or put "
-                f"images there; known extensions are {', '.join(sorted(EXTENSIONS))}"
+                f"{where}: class folder {names[missing[0]]!r} has no images; remove it, or put images there; {KNOWN}"
             )
         self._lists = self._parted(lists, where)
-        self._digest = self._hashed()
 
     def _parted(self, lists: dict[SplitName, ImageList], where: str) -> dict[SplitName, ImageList]:
         """Say which images are in which split."""
         return lists
 
-    def _listed(self, root: Path, names: Sequence[str]) -> ImageList:
+    def _listed(self, root: Path | None, names: Sequence[str]) -> ImageList:
         """List a split's images, class by class."""
-        files = [
-            (path, label)
-            for label, name in enumerate(names)
-            if (root / name).is_dir()
-            for path in image_files(root / name)
-        ]
+        folders = [(root / name, label) for label, name in enumerate(names) if root and (root / name).is_dir()]
+        files = [(path, label) for folder, label in folders for path in image_files(folder)]
         return ImageList(
             root=self.folder,
             paths=[path.relative_to(self.folder).as_posix() for path, _ in files],
             labels=np.array([label for _, label in files], dtype=np.int64),
             known_sizes=np.array([path.stat().st_size for path, _ in files], dtype=np.int64),
             prefix=self.name,
-            dataset=self.name,
         )
-
-    def _hashed(self) -> str:
-        digest = hashlib.sha256("\0".join(self.classes).encode())
-        for split, images in self._lists.items():
-            facts = zip(images.paths, images.sizes.tolist(), images.labels.tolist(), strict=True)
-            for path, size, label in facts:
-                line = f"{split}\0{path}\0{size}\0{label}\n"
-                digest.update(line.encode(errors="surrogateescape"))
-        return digest.hexdigest()[:12]
 
     def _revision(self) -> str:
         """12 hex digits over names, sizes, splits and captions; the files aren't read."""
-        return self._digest
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        for split, images in self._lists.items():
+            for facts in zip(images.paths, images.sizes.tolist(), images.labels.tolist(), strict=True):
+                digest.update("\0".join(map(str, (split, *facts))).encode(errors="surrogateescape") + b"\n")
+        return digest.hexdigest()[:12]
 
     def _split(self, name: SplitName) -> Split:
         return self._lists[name].split()
@@ -121,7 +115,7 @@ class FolderParted(FolderDataset):
         part: dict[str, SplitName] = {}
         for label in range(len(self.classes)):
             new = sorted(set(digests[images.labels == label].tolist()) - part.keys())
-            part |= dict(zip(new, _parts(len(new)), strict=True))
+            part |= dict(zip(new, _share(len(new)), strict=True))
         parts = np.array([part[digest] for digest in digests.tolist()])
         return {split: images.subset(np.flatnonzero(parts == split)) for split in SPLITS}
 
@@ -143,26 +137,25 @@ class ImageFolder(OwnDataset):
         where = f"folder {str(folder)!r}"
         self._images = folder_images(folder, flag="folder ", way=SKIP_BAD)
         require_inside(folder, self._images.paths, where)
-        self.name = f"{self.prefix}-{slug(self._images.name, where)}"
+        self.name_after(self._images.name, where)
         self.title = f"Images below the folder {self._images.name}"
 
     @cached_property
-    def _places(self) -> dict[SplitName, NDArray[np.int64]]:
-        """Map splits to the positions of their images."""
+    def _parts(self) -> NDArray[np.int64]:
+        """(n,) int64: which split each image is in."""
         digests = file_digests([self.folder / path for path in self._images.paths])
         shares = np.array([int(digest, 16) % 100 for digest in digests])
-        parts = np.searchsorted(np.cumsum(PARTS), shares, side="right")
-        return {name: np.flatnonzero(parts == number) for number, name in enumerate(SPLITS)}
+        return np.searchsorted(np.cumsum(PARTS), shares, side="right")
 
     def _revision(self) -> str:
         """12 hex digits over names and sizes; the files aren't read."""
         return self._images.revision
 
     def _split(self, name: SplitName) -> Split:
-        return self._images.split.subset(self._places[name])
+        return self._images.split.subset(np.flatnonzero(self._parts == SPLITS.index(name)))
 
 
-def _parts(count: int) -> list[SplitName]:
+def _share(count: int) -> list[SplitName]:
     """Share a class's images out; one goes to test, the second to train."""
     test = max(1, round(count * PARTS[2] / 100)) if count else 0
     val = round(count * PARTS[1] / 100) if count > 3 else max(0, count - 2)
@@ -182,18 +175,15 @@ def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
         if split is None or not _folders(path) or _own_images(path):
             continue
         if split in roots:
-            both = f"{roots[split].name} and {path.name}"
-            raise ValueError(f"{where}: {both} would both be the {split} split; leave one")
+            raise ValueError(f"{where}: {roots[split].name} and {path.name} would both be the {split} split; leave one")
         roots[split] = path
-    if not roots:
-        return {"test": folder}
     for path in inner:
-        if path not in roots.values() and image_files(path):
+        if roots and path not in roots.values() and image_files(path):
             raise ValueError(
                 f"{where}: the images of {path.name!r} are in none of the splits "
                 f"{', '.join(split.name for split in roots.values())} beside it; move them away"
             )
-    return roots
+    return roots or {"test": folder}
 
 
 def _class_names(roots: dict[SplitName, Path], where: str) -> list[str]:
@@ -201,14 +191,14 @@ def _class_names(roots: dict[SplitName, Path], where: str) -> list[str]:
     for root in roots.values():
         if stray := _own_images(root):
             raise ValueError(
-                f"{where}: image {stray[0].name!r} lies beside the class folders of {root.name!r} "
-                "and so has no class; put it into one, or away"
+                f"{where}: image {stray[0].name!r} lies beside the class folders of {root.name!r} and so has no class; "
+                "put it into one, or away"
             )
     names = sorted({path.name for root in roots.values() for path in _folders(root)})
     if not names:
         raise ValueError(
-            f"{where} has no subfolders; expected one for each class, or train, val and test with "
-            f"such; captions may be in {CAPTION_FILES[0]}"
+            f"{where} has no subfolders; expected one for each class, or train, val and test with such; captions may "
+            f"be in {CAPTION_FILES[0]}"
         )
     return names
 
@@ -233,32 +223,14 @@ def captions_of(folder: Path, names: Sequence[str], where: str) -> tuple[str, ..
     if len(present) > 1:
         raise ValueError(f"{where}: both {' and '.join(present)} are there; leave one")
     if present:
-        lines = lines_of(folder / present[0])
-        captions = _matched(lines, names, f"{where}: {present[0]}")
+        captions = _match(lines_of(folder / present[0]), names, f"{where}: {present[0]}")
     else:
-        captions = [_caption(name, where) for name in names]
-    first: dict[str, str] = {}
-    for name, text in zip(names, captions, strict=True):
-        if first.setdefault(text, name) != name:
-            raise ValueError(
-                f"{where}: folders {first[text]!r} and {name!r} would both be class {text!r}; say "
-                f"otherwise in {CAPTION_FILES[0]}"
-            )
+        captions = [" ".join(re.sub(r"[_-]", " ", name).split()) for name in names]
+    require_unique(captions, names, f"{where} (say what folders mean in {CAPTION_FILES[0]})")
     return tuple(captions)
 
 
-def _caption(name: str, where: str) -> str:
-    """Return the caption that a folder's name says: underscores and dashes are spaces."""
-    words = " ".join(re.sub(r"[_-]", " ", name).split())
-    if not words or not name.isprintable():
-        raise ValueError(
-            f"{where}: the folder's name {name!r} can't be put into a prompt; rename it, or say "
-            f"what it means in {CAPTION_FILES[0]}"
-        )
-    return words
-
-
-def _matched(lines: list[str], names: Sequence[str], where: str) -> list[str]:
+def _match(lines: list[str], names: Sequence[str], where: str) -> list[str]:
     """Match lines with folders."""
     pairs = [_pair(line, set(names)) for line in lines]
     if all(pairs):
@@ -272,14 +244,14 @@ def _matched(lines: list[str], names: Sequence[str], where: str) -> list[str]:
         return [captions[name] for name in names]
     if len(lines) != len(names):
         raise ValueError(
-            f"{where}: {len(lines)} lines for {len(names)} class folders; expected a line for "
-            "each, with or without the folder's name before the caption"
+            f"{where}: {len(lines)} lines for {len(names)} class folders; expected a line for each, with or without "
+            "the folder's name before the caption"
         )
     for number, (line, name) in enumerate(zip(lines, names, strict=True), start=1):
         if line != name and line in names:
             raise ValueError(
-                f"{where}, line {number}: {line!r} would be the caption of the folder {name!r}, "
-                "but another folder has that name; write lines as 'folder caption'"
+                f"{where}, line {number}: {line!r} would be the caption of the folder {name!r}, but another folder has "
+                "that name; write lines as 'folder caption'"
             )
     return lines
 

@@ -1,22 +1,17 @@
 """Datasets of the Hugging Face `datasets` library, from its cache of the hub or from a folder.
 
-timm has a reader for these, ``timm.data.readers.reader_hfds``, which isn't used: it takes neither a
-config nor what ``save_to_disk`` wrote, goes to the network whenever it can, and opens any file
-that a table names. It reads as is done here, though: rows at random, images as bytes.
-
-Nothing here runs or unpickles what a dataset brings. Of the library's ways to read files only those
-are used that yield tables with columns for images and classes. It may use the network for a dataset
-of the hub if it is told to, and not otherwise.
+timm's reader of these takes neither a config nor what ``save_to_disk`` wrote, and goes to the network whenever it can.
+Nothing here runs or unpickles what a dataset brings: of the library's ways to read files only those are used that
+yield tables with columns for images and classes. The network is used if that is asked for, and not otherwise.
 """
 
 import functools
 import hashlib
 import importlib
 import importlib.util
-import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from huggingface_hub import constants, metadata_load
+from huggingface_hub import constants
 from numpy.typing import NDArray
 
-from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Rendered, Split, SplitName, slug
+from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Rendered, Split, SplitName, require_unique
 from harness.datasets.images import MISSING, decode_image
 from zoo.core.messages import expected
 
@@ -39,25 +34,24 @@ LOOKED_AT = 32  # images of a split whose bytes count for its revision
 OLDEST = 5  # release of the library; those before 4 ran scripts
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 READERS = ("arrow", "cache", "imagefolder", "parquet")
-SEVERAL = ("Config name is missing", "specify which configuration")  # in its messages
 INSTALL = f"python -m pip install 'datasets>={OLDEST}'"
 # What may follow "#", as in #image=img,test=validation: the config of a dataset that has several,
 # columns, and splits that are so here; to name one split leaves those that aren't named empty.
 CHOICES = ("config", "image", "label", *SPLITS)
-Choice = dict[str, str]
+Parts = dict[str, str]  # what was chosen, by CHOICES
 
 
-def _choice(text: str, what: str) -> Choice:
+def _parse_parts(text: str, what: str) -> Parts:
     """Read ``KEY=VALUE,...``; refuse an unknown key, one without a value or one twice."""
-    choice: Choice = {}
+    parts: Parts = {}
     for part in text.split(","):
         key, _, value = part.partition("=")
         if key not in CHOICES:
             raise ValueError(f"{what}: {part!r} after '#': {expected(key, CHOICES)}, as KEY=VALUE")
-        if not value or key in choice:
+        if not value or key in parts:
             raise ValueError(f"{what}: {part!r} after '#': expected one value for {key}")
-        choice[key] = value
-    return {key: choice[key] for key in CHOICES if key in choice}
+        parts[key] = value
+    return {key: parts[key] for key in CHOICES if key in parts}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +65,7 @@ class Place:
     folder: Path | None
     name: str
     what: str
-    choice: Choice
-
-    @property
-    def saved(self) -> bool:
-        """Whether save_to_disk wrote it."""
-        return any(self.folder and (self.folder / file).is_file() for file in SAVED)
+    choice: Parts
 
     @classmethod
     def parse(cls, text: str) -> "Place":
@@ -84,27 +73,18 @@ class Place:
         where, sharp, choices = text.rpartition("#")
         if not sharp or Path(text).expanduser().is_dir():  # "#" may be part of its name
             where, sharp = text, ""
-        choice = _choice(choices, f"hfds:{text}") if sharp else {}
+        choice = _parse_parts(choices, f"hfds:{text}") if sharp else {}
         folder = Path(where).expanduser().absolute()
         if folder.is_dir():
-            what = f"folder {str(folder)!r}"
-            return cls(folder=folder, name=folder.resolve().name, what=what, choice=choice)
+            return cls(folder=folder, name=folder.resolve().name, what=f"folder {str(folder)!r}", choice=choice)
         if folder.exists():
             raise NotADirectoryError(f"hfds:{where} is a file; give the folder it lies in")
         if not HUB_NAME.fullmatch(where):
             raise FileNotFoundError(
-                f"hfds:{text} is neither a folder, {str(folder)!r} does not exist, nor the name of "
-                "a dataset of the Hugging Face hub, owner/name, such as uoft-cs/cifar10"
+                f"hfds:{text} is neither a folder, {str(folder)!r} does not exist, nor the name of a dataset of the "
+                "Hugging Face hub, owner/name, such as uoft-cs/cifar10"
             )
         return cls(folder=None, name=where, what=f"dataset {where!r} of the hub", choice=choice)
-
-
-def roots(place: Place) -> tuple[str, ...]:
-    """Return folders, as real paths, in which images may be that a table only has paths of."""
-    own = () if place.folder is None else (str(place.folder),)
-    caches = (constants.HF_HUB_CACHE, str(_library().config.HF_DATASETS_CACHE))
-    # What was saved has its writer's paths.
-    return tuple(os.path.realpath(root) for root in (*own, *(() if place.saved else caches)))
 
 
 def load(place: Place, *, download: bool = False) -> dict[str, Any]:
@@ -116,38 +96,30 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
         OSError: a download failed.
     """
     library = _library()
+    get = "" if download or place.folder else "; --download gets it where there is a network"
     with _quiet(library, offline=not download or place.folder is not None):
         try:
-            return _opened(library, place)
-        except (ConnectionError, FileNotFoundError) as error:
-            if place.folder is None and not download:
+            return _open(library, place)
+        except OSError as error:
+            if get and isinstance(error, ConnectionError | FileNotFoundError):
                 cache = str(library.config.HF_DATASETS_CACHE)
-                raise FileNotFoundError(
-                    f"{place.what} is not in the cache of `datasets`, {cache!r}; {_way(place)}"
-                ) from error
+                raise FileNotFoundError(f"{place.what} is not in the cache of `datasets`, {cache!r}{get}") from error
             hint = "; HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE and download else ""
-            raise OSError(f"{place.what} can't be opened: {_text(error)}{hint}") from error
-        except OSError:
-            raise
+            raise OSError(f"{place.what} can't be opened: {_describe(error)}{hint}") from error
         except Exception as error:  # the library raises whatever it stumbles over
-            text = _text(error)
-            mend = "" if download or place.folder else f"; {_way(place)}"
-            hint = "; name it as in #config=CONFIG" if any(s in text for s in SEVERAL) else ""
-            raise ValueError(f"{place.what} can't be read: {text}{hint}{mend}") from error
+            hint = "; name it as in #config=CONFIG" if "onfig" in str(error) else ""
+            raise ValueError(f"{place.what} can't be read: {_describe(error)}{hint}{get}") from error
 
 
-def _opened(library: Any, place: Place) -> dict[str, Any]:
+def _open(library: Any, place: Place) -> dict[str, Any]:
     """Let the library open it."""
     config = place.choice.get("config")
-    if place.saved:
+    if place.folder is not None and any((place.folder / file).is_file() for file in SAVED):
         if config is not None:
-            raise ValueError(f"config={config}: what save_to_disk wrote has no configs")
+            raise ValueError(f"config={config}: what save_to_disk wrote has none")
         tables = library.load_from_disk(str(place.folder))
     else:
-        if place.folder is not None:
-            _require_files(place.folder)
-        path = place.name if place.folder is None else str(place.folder)
-        builder = library.load_dataset_builder(path, config)
+        builder = library.load_dataset_builder(str(place.folder or place.name), config)
         *_, reader = type(builder).__module__.split(".")
         if reader not in READERS or not type(builder).__module__.startswith("datasets.packaged_"):
             raise ValueError(
@@ -160,28 +132,10 @@ def _opened(library: Any, place: Place) -> dict[str, Any]:
     return {str(name): split for name, split in tables.items()}
 
 
-def _require_files(folder: Path) -> None:
-    """Refuse a folder whose own words would send the library elsewhere."""
-    card, own = folder / "README.md", folder / ".huggingface.yaml"
-    text = str((metadata_load(card) or {}).get("configs", "")) if card.is_file() else ""
-    text += own.read_text(encoding="utf-8") if own.is_file() else ""
-    if "://" in text:
-        raise ValueError("its README.md or .huggingface.yaml names files by URL; put them there")
-
-
-def _text(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     """Put what the library says, and why, into one line."""
     errors = [error, error.__cause__] if error.__cause__ else [error]
     return ": ".join(" ".join(str(one).split()) for one in errors)
-
-
-def _way(place: Place) -> str:
-    """Say how to get a dataset of the hub."""
-    config = f", {place.choice['config']!r}" if "config" in place.choice else ""
-    return (
-        "--download gets it; so does, where there is a network and HF_HOME is the same, `python -c "
-        f'"import datasets; datasets.load_dataset({place.name!r}{config})"`'
-    )
 
 
 def _library() -> Any:
@@ -221,68 +175,40 @@ class Columns(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-def find_columns(features: Mapping[str, Any], choice: Choice, what: str) -> Columns:
-    """Find the columns by their types, or check those that are asked for."""
-    image = _column(features, IMAGE, choice.get("image"), "image", what)
-    label = _column(features, CLASSES, choice.get("label"), "label", what)
-    return Columns(image, label, tuple(map(str, features[label].names)))
-
-
-def _column(features: Mapping[str, Any], kind: str, choice: str | None, key: str, what: str) -> str:
-    """Return the column of a type."""
+def _column(features: Mapping[str, Any], kind: str, key: str, choice: Parts, what: str) -> str:
+    """Find the one column of a type, or check the one that is asked for."""
     types = {name: type(feature).__name__ for name, feature in features.items()}
     fitting = [name for name, own in types.items() if own == kind]
-    if choice is not None:
-        if choice not in types:
-            raise ValueError(f"{what}: {key}={choice}: {expected(choice, fitting or types)}")
-        if choice not in fitting:
-            own = types[choice]
-            raise ValueError(f"{what}: {key}={choice}: it is of type {own}, expected {kind}")
-        return choice
+    if key in choice and choice[key] not in fitting:
+        own = f"it is of type {types[choice[key]]}, expected {kind}; " if choice[key] in types else ""
+        raise ValueError(f"{what}: {key}={choice[key]}: {own}{expected(choice[key], fitting or types)}")
     if not fitting:
         listed = ", ".join(f"{name} ({own})" for name, own in types.items())
         mend = "class_encode_column" if kind == CLASSES else "cast_column"
         raise ValueError(
-            f"{what} has no column of type {kind}; there is {listed}; `datasets.Dataset.{mend}` "
-            "makes one of another, then save it again"
+            f"{what} has no column of type {kind}; there is {listed}; `datasets.Dataset.{mend}` makes one of another, "
+            "then save it again"
         )
-    if len(fitting) > 1:
+    if key not in choice and len(fitting) > 1:
         raise ValueError(
-            f"{what} has {len(fitting)} columns of type {kind}: {', '.join(fitting)}; say which, "
-            f"as in #{key}={fitting[0]}"
+            f"{what} has {len(fitting)} columns of type {kind}: {', '.join(fitting)}; say which, as in "
+            f"#{key}={fitting[0]}"
         )
-    return fitting[0]
-
-
-def captions(names: Sequence[str], what: str) -> tuple[str, ...]:
-    """Return what prompts say of the classes: their names, with spaces for underscores."""
-    names_by_caption: dict[str, str] = {}
-    for name in names:
-        words = " ".join(name.replace("_", " ").split())
-        if not words or not words.isprintable():
-            raise ValueError(f"{what}: class name {name!r} can't be put into a prompt")
-        if words in names_by_caption:
-            raise ValueError(f"{what}: classes {names_by_caption[words]!r} and {name!r} are both {words!r}")
-        names_by_caption[words] = name
-    return tuple(names_by_caption)
+    return choice.get(key, fitting[0])
 
 
 class Rows:
-    """The rows of a split, of which nothing is read before it is asked for.
+    """The rows of a split, of which nothing is read before it is asked for."""
 
-    roots: folders in which image files may be that the table only has paths of.
-    """
-
-    def __init__(self, table: Any, columns: Columns, roots: Sequence[str], what: str) -> None:
+    def __init__(self, table: Any, columns: Columns, what: str) -> None:
         self._rows = table.select_columns([columns.image]).with_format("arrow")
-        self._columns, self._roots, self.what = columns, roots, what
+        self._columns, self.what = columns, what
         used = [name for name in (columns.image, columns.label) if name is not None]
-        whole = table.select_columns(used).with_format("arrow")[:]
+        self._whole = table.select_columns(used).with_format("arrow")[:]
         try:
-            whole.validate(full=True)  # of images only where they begin and end
+            self._whole.validate(full=True)  # of images only where they begin and end
         except pa.ArrowInvalid as error:
             raise ValueError(f"{what}: the table is damaged: {error}") from error
-        self._whole = whole
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -293,13 +219,13 @@ class Rows:
         labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
         if unlabelled := int(np.count_nonzero(labels < 0)):
             raise ValueError(
-                f"{self.what}: {unlabelled:,} of {len(labels):,} rows have no label; leave this "
-                "split out by naming those to use, as in #test=validation"
+                f"{self.what}: {unlabelled:,} of {len(labels):,} rows have no label; leave this split out by naming "
+                "those to use, as in #test=validation"
             )
         if len(labels) and labels.max() >= len(self._columns.names):
             raise ValueError(
-                f"{self.what}: label {labels.max()} is there; {self._columns.label!r} names "
-                f"{len(self._columns.names)} classes, for labels from 0"
+                f"{self.what}: label {labels.max()} is there; {self._columns.label!r} names {len(self._columns.names)} "
+                "classes, for labels from 0"
             )
         return labels
 
@@ -312,7 +238,7 @@ class Rows:
         elsewhere = np.flatnonzero(sizes <= 0)
         paths = pc.struct_field(images, "path").take(pa.array(elsewhere)).to_pylist()
         for index, path in zip(elsewhere.tolist(), paths, strict=True):
-            if path and self._is_inside(path) and Path(path).is_file():
+            if path and Path(path).is_file():
                 sizes[index] = Path(path).stat().st_size
         return sizes
 
@@ -323,11 +249,6 @@ class Rows:
             return bytes(image["bytes"])
         if not (path := image["path"]):
             raise ValueError(f"image {self.where(index)} can't be read: the row has none")
-        if not self._is_inside(path):
-            raise ValueError(
-                f"image {self.where(index)} is only named, as {path!r}, which is none of the "
-                f"dataset's files, in {' or '.join(map(repr, self._roots))}"
-            )
         if not Path(path).is_file():
             raise FileNotFoundError(f"image {path!r}, {self.where(index)}, is missing")
         return Path(path).read_bytes()
@@ -345,10 +266,6 @@ class Rows:
         for index in np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int)):
             if self.sizes[index] > 0:
                 digest.update(hashlib.sha256(self.read(int(index))).digest())
-
-    def _is_inside(self, path: str) -> bool:
-        real = Path(os.path.realpath(path))
-        return any(real.is_relative_to(root) for root in self._roots)
 
 
 class HfDataset(OwnDataset):
@@ -370,22 +287,19 @@ class HfDataset(OwnDataset):
         where, choice = source.what, source.choice
         sharp = "#" + ",".join(f"{key}={value}" for key, value in choice.items())
         self.asked_path = f"{source.folder or source.name}{sharp if choice else ''}"
-        parts = (source.name, *(choice[key] for key in CHOICES[:3] if key in choice))
-        self.name = f"hfds-{slug(' '.join(parts), where)}"
+        self.name_after(" ".join((source.name, *(choice[key] for key in CHOICES[:3] if key in choice))), where)
         self.title = f"Images of {source.name}"
         tables = load(source, download=download)
-        chosen = _chosen(tables, choice, where)
-        names = chosen.values()
-        columns = {own: find_columns(tables[own].features, choice, where) for own in names}
+        chosen = _choose_splits(list(tables), choice, where)
+        columns = {own: _columns(tables[own].features, choice, where) for own in chosen.values()}
         first, *others = columns
         for own in others:
             if columns[own] != columns[first]:
                 raise ValueError(f"{where}: {own!r} has other columns or classes than {first!r}")
-        used, inside = columns[first], roots(source)
-        self.classes = captions(used.names, f"{where}: column {used.label!r}")
-        self._rows = {
-            split: Rows(tables[own], used, inside, f"split {own!r} of {where}") for split, own in chosen.items()
-        }
+        names = columns[first].names
+        self.classes = tuple(" ".join(name.replace("_", " ").split()) for name in names)
+        require_unique(self.classes, names, f"{where}: column {columns[first].label!r}")
+        self._rows = {s: Rows(tables[own], columns[own], f"split {own!r} of {where}") for s, own in chosen.items()}
         for rows in self._rows.values():
             _ = rows.labels  # refuses rows without
 
@@ -407,6 +321,11 @@ class HfDataset(OwnDataset):
         return Split(labels, lambda index: f"{self.name}/{name}/{index}", render)
 
 
+def _columns(features: Mapping[str, Any], choice: Parts, what: str) -> Columns:
+    label = _column(features, CLASSES, "label", choice, what)
+    return Columns(_column(features, IMAGE, "image", choice, what), label, tuple(map(str, features[label].names)))
+
+
 def unlabelled(place: Place, *, download: bool = False) -> dict[str, Rows]:
     """Open the images of all splits, or of those that are chosen, by the splits' own names.
 
@@ -414,40 +333,38 @@ def unlabelled(place: Place, *, download: bool = False) -> dict[str, Rows]:
         FileNotFoundError, ValueError, OSError: see ``load``; or no column of images, or several.
     """
     tables = load(place, download=download)
-    names = [place.choice[split] for split in SPLITS if split in place.choice] or list(tables)
     rows = {}
-    for name in names:
+    for name in [place.choice[split] for split in SPLITS if split in place.choice] or list(tables):
         if name not in tables:
             raise ValueError(f"{place.what}: split {name!r}: {expected(name, tables)}")
-        column = _column(tables[name].features, IMAGE, place.choice.get("image"), "image", place.what)
-        where = f"split {name!r} of {place.what}" if name else place.what
-        rows[name] = Rows(tables[name], Columns(column), roots(place), where)
+        column = _column(tables[name].features, IMAGE, "image", place.choice, place.what)
+        rows[name] = Rows(tables[name], Columns(column), f"split {name!r} of {place.what}" if name else place.what)
     return rows
 
 
-def _chosen(names: Iterable[str], choice: Choice, what: str) -> dict[SplitName, str]:
+def _choose_splits(names: Sequence[str], choice: Parts, what: str) -> dict[SplitName, str]:
     """Say which splits of the dataset are which of ours; others are left alone."""
     there = {name or "(without a name)": name for name in names}
-    chosen: dict[SplitName, str] = {s: choice[s] for s in SPLITS if s in choice}
+    chosen: dict[SplitName, str] = {split: choice[split] for split in SPLITS if split in choice}
     for split, name in chosen.items():
         if name not in there:
             raise ValueError(f"{what}: {split}={name}: {expected(name, there)}")
     if chosen:
         return chosen
-    if list(there.values()) == [""]:  # as with a folder: without splits, all is for testing
+    if list(names) == [""]:  # as with a folder: without splits, all is for testing
         return {"test": ""}
-    for name in there:
+    for name in names:
         own = SPLIT_NAMES.get(name.lower())
         if own in chosen:
             raise ValueError(
-                f"{what}: {chosen[own]} and {name} would both be the {own} split; say which is, as "
-                f"in #{own}={name}, and name the other splits to use likewise"
+                f"{what}: {chosen[own]} and {name} would both be the {own} split; say which is, as in #{own}={name}, "
+                "and name the other splits to use likewise"
             )
         if own is not None:
             chosen[own] = name
     if not chosen:
         raise ValueError(
-            f"{what} has the splits {', '.join(there)}, none of {', '.join(SPLIT_NAMES)}; say "
-            f"which is which, as in #test={next(iter(there))}"
+            f"{what} has the splits {', '.join(there)}, none of {', '.join(SPLIT_NAMES)}; say which is which, as in "
+            f"#test={next(iter(there))}"
         )
     return chosen

@@ -18,6 +18,7 @@ from zoo.core.files import digest
 
 _NAMES = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp"
 EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
+KNOWN = f"known extensions are {', '.join(sorted(EXTENSIONS))}"
 UNLABELLED = -1
 LEAVE_OUT = "leave it out"
 SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with datasets
@@ -61,7 +62,7 @@ def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE
         raise NotADirectoryError(f"{where}: not a folder; give the one it lies in")
     files = image_files(folder)
     if not files:
-        raise ValueError(f"{where}: no images below this folder; known extensions are {', '.join(sorted(EXTENSIONS))}")
+        raise ValueError(f"{where}: no images below this folder; {KNOWN}")
     paths = tuple(PurePosixPath(file.relative_to(folder).as_posix()) for file in files)
     facts = [f"{path}\0{file.stat().st_size}\0" for path, file in zip(paths, files, strict=True)]
 
@@ -83,9 +84,13 @@ def image_files(folder: Path) -> list[Path]:
     Links are followed, and a folder that is reached twice, as in a loop of links, counts once.
     Names that start with a dot are not looked at.
     """
+
+    def refuse(error: OSError) -> None:
+        raise error  # os.walk would swallow it, as of a folder without permission
+
     files: list[Path] = []
     visited: set[tuple[int, int]] = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         facts = Path(root).stat()
         if (facts.st_dev, facts.st_ino) in visited:
             folders.clear()
@@ -98,11 +103,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def require_inside(root: Path, paths: Iterable[PurePosixPath], what: str) -> None:
-    """Refuse images that a symbolic link takes out of the root, which may be a link itself.
-
-    Raises:
-        ValueError: names the first of ``paths``, relative to the root, that leaves.
-    """
+    """Refuse, by a ValueError, images that a symbolic link takes out of the root, which may be a link itself."""
     real = os.path.realpath(root)
 
     @cache  # many images share a folder, and to resolve it takes long
@@ -112,14 +113,8 @@ def require_inside(root: Path, paths: Iterable[PurePosixPath], what: str) -> Non
     for path in paths:
         if outside(path.parent) or ((root / path).is_symlink() and outside(path)):
             raise ValueError(
-                f"{what}: image '{path}' is a link out of the folder of images {str(root)!r}; "
-                "put the image itself there"
+                f"{what}: image '{path}' is a link out of the folder of images {str(root)!r}; put the image there"
             )
-
-
-def _refuse(error: OSError) -> None:
-    """Pass on what os.walk would swallow, such as a folder without permission."""
-    raise error
 
 
 def file_digests(files: Sequence[Path]) -> list[str]:
@@ -158,10 +153,7 @@ def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Im
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Decode an image to 8-bit RGB.
-
-    PIL's own conversion clips 16-bit greys at 255; here they are scaled.
-    """
+    """Decode an image to 8-bit RGB; 16-bit greys are scaled, where PIL's own conversion clips them at 255."""
     if image.mode == "F":
         raise ValueError("mode F: the range of floating-point pixels is unknown")
     if image.mode.startswith("I"):
@@ -177,29 +169,23 @@ class ImageList:
     """Images below a folder.
 
     paths: relative to ``root``, with "/". labels: (n,) int64. prefix: what ids start with, before
-    "/" and the path. dataset, listed: whose images these are, and what lists them, for messages.
-    known_sizes: bytes of each file where they are known already. names: in ids, where they aren't
-    the paths.
+    "/" and the path. known_sizes: bytes of each file where they are known already. names: in ids,
+    where they aren't the paths.
     """
 
     root: Path
     paths: Sequence[str]
     labels: NDArray[np.int64]
     prefix: str
-    dataset: str
-    listed: str = "it was there when the folder was listed"
     known_sizes: NDArray[np.int64] | None = None
     names: Sequence[str] | None = None
 
-    def subset(self, places: NDArray[np.int64]) -> "ImageList":
+    def subset(self, indices: NDArray[np.int64]) -> "ImageList":
         """Keep the images at some positions, in that order."""
         assert self.names is None
-        return replace(
-            self,
-            paths=[self.paths[place] for place in places],
-            labels=self.labels[places],
-            known_sizes=None if self.known_sizes is None else self.known_sizes[places],
-        )
+        sizes = None if self.known_sizes is None else self.known_sizes[indices]
+        paths = [self.paths[index] for index in indices]
+        return replace(self, paths=paths, labels=self.labels[indices], known_sizes=sizes)
 
     def split(self) -> Split:
         """Make the split; images are opened when they are asked for."""
@@ -208,8 +194,7 @@ class ImageList:
         def render(index: int, _variant: int) -> Rendered:
             path = self.root / self.paths[index]
             if not path.is_file():
-                what = f"image {str(path)!r} of {self.dataset}"
-                raise FileNotFoundError(f"{what} is missing; {self.listed}")
+                raise FileNotFoundError(f"image {str(path)!r} is missing; `datasets check` lists all that are")
             return read_image(path), None
 
         return Split(self.labels, lambda index: f"{self.prefix}/{names[index]}", render)
@@ -227,15 +212,14 @@ class ImageList:
             digest.update(f"{name}\0{size}\0".encode())
 
     def differences(self) -> Iterator[str]:
-        """Say which images are missing or empty."""
+        """List what images are missing or empty."""
         for size, what in ((MISSING, "missing"), (0, "empty")):
             if (where := np.flatnonzero(self.sizes == size)).size:
-                names = shortened([self.paths[index] for index in where[: SHOWN + 1]])
-                count = how_many(where.size, what)
-                yield f"{count} in {str(self.root)!r}: {names}; {self.listed}"
+                names = shorten([self.paths[index] for index in where[: SHOWN + 1]])
+                yield f"{how_many(where.size, what)} in {str(self.root)!r}: {names}"
 
 
-def shortened(names: Sequence[str], most: int = SHOWN) -> str:
+def shorten(names: Sequence[str], most: int = SHOWN) -> str:
     """List the first few."""
     return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 

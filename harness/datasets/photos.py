@@ -85,3 +85,6 @@ def compose(content: bytes, variant: int, *key: int) -> Image.Image:
     left, top = draw(rng, 0, image.width - new + 1), draw(rng, 0, image.height - new + 1)
     image = image.crop((left, top, left + new, top + new))
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw(rng, 0, 2) else image
+
+
+DATASETS = (Photos(),)

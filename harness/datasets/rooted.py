@@ -2,37 +2,42 @@
 
 import abc
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import Self
 
 import numpy as np
 
 from harness.base.terminal import Progress
 from harness.datasets.archives import Archive, Provider, require_sum
 from harness.datasets.base import SPLITS, Dataset, Split, SplitName
-from harness.datasets.images import ImageList, shortened
+from harness.datasets.images import ImageList, shorten
 
 
+@dataclass(eq=False, kw_only=True)
 class RootedDataset(Dataset):
     """A public dataset in a folder below a root, laid out as CoOp's DATASETS.md says.
 
     What doesn't hang on the images is known without a root. Images, labels and whatever else is
     read need ``at``.
 
-    folder: below the root. archives: files that the source ships. counts: images per split of the
-    whole dataset, 0 where it has no such split. class_count: its number of classes.
-    homepage: of the source; docs/datasets.md names the papers.
+    folder: below the root. images: folder of the images, in that. archives: files that the source ships.
+    counts: images per split of the whole dataset, 0 where it has no such split. class_count: its
+    number of classes. homepage: of the source; docs/datasets.md names the papers.
     """
 
-    folder: ClassVar[str]
-    archives: ClassVar[tuple[Archive, ...]]
-    counts: ClassVar[Mapping[SplitName, int]]
-    class_count: ClassVar[int]
-    homepage: ClassVar[str]
-    files = ()
-    build_command = "none: it is downloaded"
+    name: str
+    title: str
+    license: str
+    source: str
+    homepage: str
+    folder: str
+    images: str
+    archives: tuple[Archive, ...]
+    class_count: int
+    counts: Mapping[SplitName, int]
     templates: tuple[str, ...] = ("a photo of a {}.",)
     root: Path | None = None
 
@@ -48,29 +53,24 @@ class RootedDataset(Dataset):
             ValueError: an archive or list is damaged, not the source's or not to be trusted.
             OSError: a download failed, or there is no room.
         """
-        place = root.expanduser().absolute()
-        if place.exists() and not place.is_dir():
+        whole = root.expanduser().absolute()
+        if whole.exists() and not whole.is_dir():
             raise NotADirectoryError(f"--root {str(root)!r} is a file; give a folder")
-        if not place.exists() and not download:
+        if not whole.exists() and not download:
             raise FileNotFoundError(
                 f"--root {str(root)!r}: there is no such folder; {self.name!r} is looked for in {self.folder!r} in it"
             )
-        bound = type(self)()
-        bound.root = place
-        bound.provide(self.archives, download, progress or Progress())
+        bound = replace(self, root=whole)
+        Provider(self.name, bound.place, bound.archives, download, progress or Progress()).provide()
         return bound
-
-    def provide(self, archives: Sequence[Archive], download: bool, progress: Progress) -> None:
-        """Have what the archives hold."""
-        Provider(self.name, self.place, archives, download, progress).provide()
 
     @property
     def place(self) -> Path:
         """The folder of the dataset; without a root a FileNotFoundError."""
         if self.root is None:
             raise FileNotFoundError(
-                f"dataset {self.name!r} isn't shipped here; say where it lies: --root FOLDER, the "
-                f"folder that holds {self.folder!r}; docs/datasets.md says what belongs there"
+                f"dataset {self.name!r} isn't shipped here; say where it lies: --root FOLDER, the folder that holds "
+                f"{self.folder!r}; docs/datasets.md says what belongs there"
             )
         return self.root / self.folder
 
@@ -80,15 +80,15 @@ class RootedDataset(Dataset):
         return (True,) * self.class_count
 
     def _revision(self) -> str:
-        """First 12 hex digits of a sha256 over what lists the images and their names and sizes."""
-        digest = hashlib.sha256(self._lists())
+        """12 hex digits over what lists the images and their names and sizes."""
+        digest = hashlib.sha256(self._listed_by())
         for split in SPLITS:
             self._images(split).add_to(digest)
         return digest.hexdigest()[:12]
 
-    @abc.abstractmethod
-    def _lists(self) -> bytes:
+    def _listed_by(self) -> bytes:
         """Return what says which images and classes there are, b"" where folders do."""
+        return b""
 
     @abc.abstractmethod
     def _images(self, name: SplitName) -> ImageList:
@@ -98,11 +98,11 @@ class RootedDataset(Dataset):
         return self._images(name).split()
 
     def differences(self) -> list[str]:
-        """Say which images are missing or empty; none is opened."""
+        """List what images are missing or empty; none is opened."""
         return [line for split in SPLITS for line in self._images(split).differences()]
 
     def problems(self, progress: Progress | None = None) -> list[str]:
-        """Say in what the data differs from the whole dataset: images, classes, archives.
+        """List in what the data differs from the whole dataset: images, classes, archives.
 
         No image is opened. Archives that are still there are read, which takes long.
         """
@@ -110,13 +110,13 @@ class RootedDataset(Dataset):
         if (count := len(self.classes)) != self.class_count:
             problems.append(f"classes: {count:,} instead of {self.class_count:,}")
         for split in SPLITS:
-            if (count := len(self.split(split))) != self.counts[split]:
-                problems.append(f"{split}: {count:,} images instead of {self.counts[split]:,}")
-            counts = np.bincount(self.labels(split), minlength=len(self.classes))
-            names = [self.classes[label] for label in np.flatnonzero(counts == 0)]
-            if self.counts[split] and names:
-                few = shortened(names)
-                problems.append(f"{split}: no image of {len(names):,} classes, such as {few}")
+            labels = self.labels(split)
+            if len(labels) != self.counts[split]:
+                problems.append(f"{split}: {len(labels):,} images instead of {self.counts[split]:,}")
+            lacking = np.flatnonzero(np.bincount(labels, minlength=len(self.classes)) == 0)
+            if self.counts[split] and lacking.size:
+                few = shorten([self.classes[label] for label in lacking])
+                problems.append(f"{split}: no image of {lacking.size:,} classes, such as {few}")
         problems += self.differences()
         for archive in self.archives:
             if (file := archive.find(self.place)) is not None:
@@ -128,6 +128,6 @@ class RootedDataset(Dataset):
         return problems
 
 
-def counted(*, train: int, val: int, test: int) -> Mapping[SplitName, int]:
+def counted(*, train: int = 0, val: int = 0, test: int) -> Mapping[SplitName, int]:
     """Say how many images the splits have."""
     return MappingProxyType({"train": train, "val": val, "test": test})

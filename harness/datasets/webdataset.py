@@ -3,20 +3,20 @@
 PATH/{test,train}/0.tar, 1.tar, ... beside PATH/classnames.txt; optional are nshards.txt in the
 folders of tars and PATH/zeroshot_classification_templates.txt, with ``{c}`` for the class. A sample
 is KEY.png (jpg, jpeg, webp) and KEY.cls, a number. Where PATH/dataset_type.txt says retrieval there are
-no classes, and a sample is the image and KEY.txt, a caption a line. Tars come from elsewhere, so nothing in them is
-trusted: nothing is extracted, other members are never read, and what a header says is checked
-against the file.
+no classes, and a sample is the image and KEY.txt, a caption a line. Images are read at random where they lie,
+which the package `webdataset` can't do. Tars come from elsewhere, so nothing is extracted, and other members are
+never read.
 """
 
 import functools
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -30,22 +30,32 @@ from harness.datasets.base import (
     cached_json,
     keep_json,
     lines_of,
+    require_folder,
     require_template,
-    slug,
-)  # fmt: skip
+    require_unique,
+)
 from harness.datasets.images import decode_image
 
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 IMAGES = frozenset(("jpg", "jpeg", "png", "webp"))
 LABEL, CAPTIONS = "cls", "txt"
 TYPE, RETRIEVAL = "dataset_type.txt", "retrieval"
-PICKLES = frozenset(("npy", "pickle", "pkl", "pth", "pt", "pyd"))  # npy: labels of several classes
-FIELDS = IMAGES | PICKLES | {LABEL}  # of classification; of retrieval images and captions alone
 LARGEST = 256 << 20  # bytes of an image file
-LONGEST = 20  # bytes of a label
-TEXTS = 1 << 16  # bytes of the captions of an image
+TEXTS = 1 << 16  # bytes of the label or captions of an image
 KEPT = 10_000  # samples from which on an index is worth keeping
 BLOCK = 512  # bytes of a tar's record
+
+
+class TarSample(NamedTuple):
+    """One image: its tar by number, where its bytes are, its label (-1 beside captions), key and extension."""
+
+    shard: int
+    offset: int
+    size: int
+    label: int
+    key: str
+    extension: str
+    captions: tuple[str, ...] = ()
 
 
 class TarDataset(OwnDataset):
@@ -58,9 +68,8 @@ class TarDataset(OwnDataset):
     def __init__(self, place: Path) -> None:
         self.asked_path = folder = place.expanduser().absolute()
         where = f"folder of tars {str(folder)!r}"
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{where} does not exist")
-        self.name = f"wds-{slug(folder.resolve().name, where)}"
+        require_folder(folder, where, "the folder that holds test/0.tar")
+        self.name_after(folder.resolve().name, where)
         self.title = f"Tars of the folder {folder.resolve().name}"
         self.captioned = _is_retrieval(folder, where)
         self.classes = () if self.captioned else _class_names(folder, where)
@@ -68,14 +77,13 @@ class TarDataset(OwnDataset):
             self.templates = ()
         elif (file := folder / TEMPLATES).is_file():
             self.templates = _templates(file)
+            self.reworded = self.templates != type(self).templates
         self.shards = {split: _shards(folder, split) for split in SPLITS}
-        if not any(self.shards.values()):
-            raise FileNotFoundError(f"{where} has no tars; expected test/0.tar, test/1.tar, ... and likewise train")
         self._samples = {split: index_of(shards, captions=self.captioned) for split, shards in self.shards.items()}
         for split in SPLITS:
             self._check(split)
         if not any(self._samples.values()):
-            raise ValueError(f"{where}: its tars hold no images")
+            raise ValueError(f"{where} has no tars with images; expected test/0.tar, test/1.tar, ..., and likewise")
 
     def _check(self, split: SplitName) -> None:
         """Refuse labels without a class, and keys that are there twice."""
@@ -115,12 +123,9 @@ class TarDataset(OwnDataset):
 
         def render(index: int, _variant: int) -> Rendered:
             sample = samples[index]
-            shard = shards[sample.shard]
-            with shard.open("rb") as file:
+            tar = f"tar {str(shards[sample.shard])!r}"
+            with shards[sample.shard].open("rb") as file:
                 content = os.pread(file.fileno(), sample.size, sample.offset)
-            tar = f"tar {str(shard)!r}"
-            if len(content) != sample.size:
-                raise ValueError(f"{tar} ends within {sample.key!r}; it was cut meanwhile")
             return decode_image(content, f"{sample.key}.{sample.extension} of {tar}"), None
 
         return Split(labels, lambda index: f"{self.name}/{name}/{samples[index].key}", render)
@@ -129,13 +134,12 @@ class TarDataset(OwnDataset):
 def _is_retrieval(folder: Path, what: str) -> bool:
     """Tell whether images have captions instead of classes; without a file that says so they have classes."""
     kind = folder / TYPE
-    words = lines_of(kind) if kind.is_file() else ["classification"]
-    if words not in (["classification"], [RETRIEVAL]):
+    words = " ".join(lines_of(kind)) if kind.is_file() else "classification"
+    if words not in ("classification", RETRIEVAL):
         raise ValueError(
-            f"{what}: {kind.name} says {' '.join(words)!r}; expected classification with one label an image, or "
-            f"{RETRIEVAL}"
+            f"{what}: {TYPE} says {words!r}; expected classification with one label an image, or {RETRIEVAL}"
         )
-    return words == [RETRIEVAL]
+    return words == RETRIEVAL
 
 
 def _class_names(folder: Path, what: str) -> tuple[str, ...]:
@@ -145,10 +149,7 @@ def _class_names(folder: Path, what: str) -> tuple[str, ...]:
             f"captions, write {RETRIEVAL!r} into {TYPE}"
         )
     names = lines_of(folder / CLASSES)
-    places: dict[str, int] = {}
-    for place, name in enumerate(names):
-        if (first := places.setdefault(name, place)) != place:
-            raise ValueError(f"{what}: {CLASSES}: lines {first + 1} and {place + 1} are {name!r}")
+    require_unique(names, [f"line {number}" for number, _ in enumerate(names, start=1)], f"{what}: {CLASSES}")
     return tuple(names)
 
 
@@ -164,79 +165,76 @@ def _templates(file: Path) -> tuple[str, ...]:
 
 def _shards(folder: Path, split: SplitName) -> list[Path]:
     """List the tars of a split, in order of their numbers."""
-    names = [name for name, own in SPLIT_NAMES.items() if own == split]
-    folders = [folder / name for name in names if (folder / name).is_dir()]
+    folders = [folder / name for name, own in SPLIT_NAMES.items() if own == split and (folder / name).is_dir()]
     if len(folders) > 1:
         raise ValueError(
-            f"folder of tars {str(folder)!r}: {folders[0].name} and {folders[1].name} would both "
-            f"be the {split} split; leave one"
+            f"folder of tars {str(folder)!r}: {folders[0].name} and {folders[1].name} would both be the {split} split; "
+            "leave one"
         )
     if not folders:
         return []
     count_file = folders[0] / "nshards.txt"
     if count_file.is_file():
-        [count, *more] = lines_of(count_file)
-        if more or not count.isascii() or not count.isdigit() or len(count) > 7:
+        count = " ".join(lines_of(count_file))
+        if not count.isascii() or not count.isdigit() or len(count) > 7:
             raise ValueError(f"{str(count_file)!r}: expected the number of tars, got {count!r}")
         shards = [folders[0] / f"{number}.tar" for number in range(int(count))]
-        for shard in shards:
-            if not shard.is_file():
-                raise FileNotFoundError(f"tar {str(shard)!r} is missing; {count_file.name} beside it says {count}")
+        if missing := [shard for shard in shards if not shard.is_file()]:
+            raise FileNotFoundError(f"tar {str(missing[0])!r} is missing; {count_file.name} beside it says {count}")
         return shards
     tars = sorted(path for path in folders[0].glob("*.tar") if path.is_file())
     return sorted(tars, key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
 
 
-class Sample(NamedTuple):
-    """One image: its tar by number, where its bytes are, its label (-1 beside captions), key and extension."""
-
-    shard: int
-    offset: int
-    size: int
-    label: int
-    key: str
-    extension: str
-    captions: tuple[str, ...] = ()
-
-
-@dataclass
-class _Fields:
-    """The members of a key, as far as they matter."""
-
-    image: tuple[int, int, str] | None = None  # offset, bytes, extension
-    label: int | None = None
-    text: tuple[str, ...] | None = None  # captions
-    pickled: str | None = None
-
-
-def index_of(shards: Sequence[Path], *, captions: bool) -> list[Sample]:
+def index_of(shards: Sequence[Path], *, captions: bool) -> list[TarSample]:
     """List the samples of some tars, with a label or captions, in order; a large index is kept in the user's cache."""
     facts = [(path, path.stat()) for path in shards]
     identity = [(str(path.resolve()), fact.st_size, fact.st_mtime_ns) for path, fact in facts]
     file, entries = cached_json("tars", identity, captions)
     with suppress(TypeError):  # nothing is kept, or something else; it is made anew
-        return [Sample(*entry)._replace(captions=tuple(entry[-1])) for entry in entries]
+        return [TarSample(*entry)._replace(captions=tuple(entry[-1])) for entry in entries]
     samples = [sample for number, shard in enumerate(shards) for sample in _samples(number, shard, captions=captions)]
     if len(samples) >= KEPT:
         keep_json(file, samples)
     return samples
 
 
-def _samples(number: int, shard: Path, *, captions: bool) -> list[Sample]:
+@dataclass
+class _Fields:
+    """The members of a key, as far as they matter; texts by extension."""
+
+    image: tuple[int, int, str] | None = None  # offset, bytes, extension
+    texts: dict[str, bytes] = field(default_factory=dict)
+
+
+def _samples(number: int, shard: Path, *, captions: bool) -> list[TarSample]:
     """Index one tar."""
-    what = f"tar {str(shard)!r}"
+    what, wanted = f"tar {str(shard)!r}", CAPTIONS if captions else LABEL
     keys: dict[str, _Fields] = {}
-    fields = IMAGES | {CAPTIONS} if captions else FIELDS
     with shard.open("rb") as file:
-        length = os.fstat(file.fileno()).st_size
         for member in members_of(file, what):
-            _take(file.fileno(), member, length, keys, fields, what)
-    return [_sample(number, key, own, CAPTIONS if captions else LABEL, what) for key, own in keys.items()]
+            parent, slash, base = member.name.rpartition("/")
+            stem, _, extension = base.partition(".")
+            extension = extension.lower()
+            if not member.isreg() or not stem or extension not in (*IMAGES, wanted):
+                continue
+            where = f"{what}: member {member.name!r}"
+            most = LARGEST if extension in IMAGES else TEXTS
+            if member.size > most or member.issparse():
+                raise ValueError(f"{where} has {member.size:,} bytes; expected {most:,} at most")
+            fields = keys.setdefault(f"{parent}{slash}{stem}", _Fields())
+            if fields.image if extension in IMAGES else fields.texts:
+                raise ValueError(f"{where} is a second one of its kind and key")
+            if extension in IMAGES:
+                fields.image = (member.offset_data, member.size, extension)
+            else:
+                fields.texts[extension] = os.pread(file.fileno(), member.size, member.offset_data)
+    return [_sample(number, key, own, wanted, f"{what}: {key!r}") for key, own in keys.items()]
 
 
 def members_of(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
     """Yield the headers of a tar that is whole."""
-    end = 0
+    end, length = 0, os.fstat(file.fileno()).st_size
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -250,82 +248,29 @@ def members_of(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
     # tarfile takes a damaged header for the end; the mark of a tar's end are blocks of zeros.
     if os.pread(file.fileno(), BLOCK, end) != bytes(BLOCK):
         raise ValueError(
-            f"{what} is truncated or damaged after byte {end:,}: the mark of a tar's end is "
-            "missing; get or make it again"
+            f"{what} is truncated or damaged after byte {min(end, length):,}: the mark of a tar's end is missing; get "
+            "or make it again"
         )
 
 
-def _take(
-    handle: int, member: tarfile.TarInfo, length: int, keys: dict[str, _Fields], wanted: frozenset[str], what: str
-) -> None:
-    """Note a member whose extension is ``wanted``, of a pickle only its name; nothing else."""
-    if not member.isreg():  # folders, links and devices have no bytes of their own
-        return
-    where = f"{what}: member {member.name!r}"
-    if member.offset_data + member.size > length:
-        raise ValueError(f"{where} ends after the file does: the tar is truncated; get it again")
-    parent, _, base = member.name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    extension = extension.lower()
-    if not stem or extension not in wanted:
-        return
-    fields = keys.setdefault(f"{parent}/{stem}" if parent else stem, _Fields())
-    if extension in PICKLES:
-        fields.pickled = base
-        return
-    kind, read = _READ.get(extension, ("image", _image))
-    if getattr(fields, kind) is not None:
-        raise ValueError(f"{where} is a second {kind} of that key")
-    setattr(fields, kind, read(handle, member, where))
-
-
-def _image(_handle: int, member: tarfile.TarInfo, where: str) -> tuple[int, int, str]:
-    """Return where an image is, and its extension."""
-    if member.size > LARGEST or member.issparse():
-        raise ValueError(f"{where} has {member.size:,} bytes; expected {LARGEST:,} at most")
-    return member.offset_data, member.size, member.name.rpartition("/")[2].partition(".")[2].lower()
-
-
-def _label(handle: int, member: tarfile.TarInfo, where: str) -> int:
-    """Return the number of a class."""
-    content = os.pread(handle, min(member.size, LONGEST + 1), member.offset_data)
-    if len(content) > LONGEST or not content.strip().isdigit():
-        raise ValueError(f"{where} is {content[:LONGEST]!r}; expected the number of a class")
-    return int(content)
-
-
-def _text(handle: int, member: tarfile.TarInfo, where: str) -> tuple[str, ...]:
-    """Return the lines of a text that aren't blank."""
-    if member.size > TEXTS or member.issparse():
-        raise ValueError(f"{where} has {member.size:,} bytes; expected {TEXTS:,} at most")
-    content = os.pread(handle, member.size, member.offset_data)
-    try:
-        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not text in UTF-8: {error}") from error
-    if not any(lines):
-        raise ValueError(f"{where} holds no caption; expected one a line")
-    return tuple(filter(None, lines))
-
-
-_READ: dict[str, tuple[str, Callable[[int, tarfile.TarInfo, str], Any]]] = {
-    LABEL: ("label", _label),
-    CAPTIONS: ("text", _text),
-}
-
-
-def _sample(number: int, key: str, fields: _Fields, needed: str, what: str) -> Sample:
-    """Return a whole sample, which has what is ``needed`` beside its image: LABEL or CAPTIONS."""
+def _sample(number: int, key: str, fields: _Fields, wanted: str, where: str) -> TarSample:
+    """Return a whole sample, which has what is ``wanted`` beside its image: LABEL or CAPTIONS."""
     if not key.isprintable():
-        raise ValueError(f"{what}: key {key!r} can't be printed")
+        raise ValueError(f"{where} can't be printed")
     if fields.image is None:
-        raise ValueError(f"{what}: {key!r} has no image ({', '.join(sorted(IMAGES))})")
+        raise ValueError(f"{where} has no image ({', '.join(sorted(IMAGES))})")
+    if wanted not in fields.texts:
+        raise ValueError(f"{where} has no {key}.{wanted}")
     offset, size, extension = fields.image
-    if needed == CAPTIONS:
-        if fields.text is None:
-            raise ValueError(f"{what}: {key!r} has no captions, {key}.{CAPTIONS}")
-        return Sample(number, offset, size, -1, key, extension, fields.text)
-    if fields.label is None:
-        hint = f"; {fields.pickled!r} is no plain number and isn't read" if fields.pickled else ""
-        raise ValueError(f"{what}: {key!r} has no label, {key}.{LABEL}{hint}")
-    return Sample(number, offset, size, fields.label, key, extension)
+    try:
+        lines = tuple(filter(None, map(str.strip, fields.texts[wanted].decode("utf-8-sig").splitlines())))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: {key}.{wanted} is not text in UTF-8: {error}") from error
+    if wanted == LABEL:
+        [label, *more] = lines or ("",)
+        if more or not label.isascii() or not label.isdigit() or len(label) > BLOCK:
+            raise ValueError(f"{where}: {key}.{LABEL} is {' '.join(lines)[:20]!r}; expected the number of a class")
+        return TarSample(number, offset, size, int(label), key, extension)
+    if not lines:
+        raise ValueError(f"{where}: {key}.{CAPTIONS} holds no caption; expected one a line")
+    return TarSample(number, offset, size, -1, key, extension, lines)

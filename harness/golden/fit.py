@@ -24,10 +24,11 @@ from harness.datasets.images import folder_images
 from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, ranked_revision
 from harness.models.towers import Tower, load_tower
 from harness.records.agreement import kendall_tau
-from zoo.core.files import digest, partial_of, write_whole
-from zoo.core.predictor import Predictor, predictor_name
+from zoo.core.digests import blocks_fingerprint, fingerprint
+from zoo.core.files import cache_folder, digest, partial_of, write_whole
+from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
-from zoo.loading.weights import blocks_fingerprint, cache_folder, fingerprint
+from zoo.loading.predictor_file import predictor_name
 from zoo.towers.vit import ReducedViT
 
 SHARE = 0.1  # of a tower's run on an image that a predictor's step takes for one, about

@@ -13,7 +13,7 @@ from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, Pruner, final_count
 from zoo.core.tokens import top
 from zoo.loading.clip import class_features
-from zoo.loading.weights import load_predictor, with_predictors
+from zoo.loading.predictor_file import load_predictor, with_predictors
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.towers.vit import ReducedViT
 

@@ -25,8 +25,8 @@ from harness.datasets.images import folder_images
 from harness.golden import store
 from harness.golden.store import FOLDER_SPLIT, Provenance, Shard, own_store, ranked_revision
 from harness.models.towers import Tower, load_tower, text_classifier
+from zoo.core.digests import fingerprint
 from zoo.core.precision import AUTO, precision_on
-from zoo.loading.weights import fingerprint
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.ranking.windows import windows
 

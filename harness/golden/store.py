@@ -24,8 +24,7 @@ from harness.base.store import (
 )
 from harness.datasets import Dataset, kind_of
 from harness.datasets.base import DATA_DIR, Split
-from zoo.core.files import write_whole
-from zoo.loading.weights import cache_folder
+from zoo.core.files import cache_folder, write_whole
 from zoo.ranking.golden import GoldenConfig
 
 FOLDER_SPLIT = "all"  # the split of a folder of images, which has no others
@@ -41,7 +40,7 @@ class Provenance(Origin):
     """What a set of rankings was made from, and how. Two are equal whatever their versions."""
 
     model: str  # of the dense tower, with its weight tag
-    weights: str  # `zoo.loading.weights.fingerprint` of the tower
+    weights: str  # `zoo.core.digests.fingerprint` of the tower
     dataset: str  # its name, or that of the folder of images
     revision: str  # of the dataset or folder
     split: str  # train, val or test; `FOLDER_SPLIT` for a folder

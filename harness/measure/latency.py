@@ -16,17 +16,17 @@ import zoo
 from harness import git_commit
 from harness.base.terminal import Progress
 from harness.measure import timing, ways
-from harness.measure.cost import Counts, counts
+from harness.measure.cost import RowCost, count_costs
 from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
 from harness.measure.times import EAGER_FLOAT32, OWN, LatencyRecord, fitting, time_fields
 from harness.measure.ways import EAGER
 from harness.models import towers
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import utc_now
+from zoo.core.digests import fingerprint
 from zoo.core.messages import expected
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.sizes import MODELS
-from zoo.loading.weights import fingerprint
 from zoo.towers.vit import ReducedViT
 
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)
@@ -146,7 +146,7 @@ class Family:
     tag: str  # of the tower's weights
     weights: str  # their fingerprint
     rows: list[Variant]  # the dense one first; all share its weights
-    counts: dict[str, Counts]  # by the row's key
+    counts: dict[str, RowCost]  # by the row's key
 
 
 def load_family(
@@ -170,7 +170,7 @@ def load_family(
         tower = towers.load_tower(dense)
         vit, (arch, _, tag) = _resized(tower.vit, size), tower.name.partition(".")
         rows = rows_of(vit, arch, tag, whole + list(pairs)) + _saved(dense, vit, arch)
-    return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=counts(rows, progress))
+    return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=count_costs(rows, progress))
 
 
 def _resized(vit: ReducedViT, size: int | None) -> ReducedViT:

@@ -4,24 +4,27 @@ import gc
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from harness.records.conditions import device_name
-from harness.records.record import Latency
+from harness.records.record import Times
 from harness.records.statistics import Interval, median_interval
 
 LEAST_ROUNDS = 6  # from which on a median has a 95 % interval
 MOST_ROUNDS = 200  # however short the calls are
 
+FASTER, SLOWER, OPEN = "faster", "slower", "not shown"
+VERDICTS = (FASTER, SLOWER, OPEN)  # the ratio's interval lies below 1, above it, includes it
+K = TypeVar("K", bound=Hashable)
 Call = Callable[[Tensor], object]
 
 
@@ -60,18 +63,39 @@ class Timing:
         pairs = zip(self.samples_ms, reference.samples_ms, strict=True)
         return median_interval([sample / other for sample, other in pairs])
 
-    def latency(self, dense: Self | None = None) -> Latency:
+    def latency(self, dense: Self | None = None) -> Times:
         """Summarise the samples as records do; ``dense`` is of the same rounds, if there is one."""
         median, first, third = self.spread_ms
         ratio = (None, None, None) if dense is None else self.ratio_to(dense)
         times: dict[str, Any] = {"median_ms": median, "q1_ms": first, "q3_ms": third}
         names = ("ratio_to_dense", "ratio_low", "ratio_high")
         times |= dict(zip(names, ratio, strict=True))
-        return Latency(batch=self.batch, images_per_s=1000 * self.batch / median, **times)
+        return Times(batch=self.batch, images_per_s=1000 * self.batch / median, **times)
+
+
+def verdict(ratio: Interval) -> str:
+    """Return what a ratio of times shows, of `VERDICTS`."""
+    return FASTER if ratio.high < 1 else SLOWER if ratio.low > 1 else OPEN
+
+
+def time_models(models: Mapping[K, nn.Module], batch: int, rounds: int, **options: Any) -> dict[K, Timing]:
+    """Time models in turn on random images of the first one's size, device and precision; others cast them.
+
+    Models know their ``input_size``; ``options`` are those of `interleaved`.
+    """
+
+    def call(model: nn.Module) -> Call:
+        dtype = next(model.parameters()).dtype
+        return lambda images: model(images.to(dtype))
+
+    first: Any = next(iter(models.values()))
+    like = next(first.parameters())
+    images = random_images(batch, first.input_size, like.device, like.dtype)
+    return interleaved({key: call(model) for key, model in models.items()}, images, rounds, **options)
 
 
 def interleaved(
-    callables: Mapping[str, Call],
+    callables: Mapping[K, Call],
     images: Tensor,
     rounds: int,
     *,
@@ -81,7 +105,7 @@ def interleaved(
     stopwatch: Stopwatch | None = None,
     now: Callable[[], float] = time.monotonic,
     tick: Callable[[int], object] = lambda _: None,
-) -> dict[str, Timing]:
+) -> dict[K, Timing]:
     """Time every callable once per round, the order rotating by one from round to round.
 
     Runs in inference mode with garbage collection off. Models must be in eval mode and on the
@@ -100,7 +124,7 @@ def interleaved(
         )
     watch = stopwatch or wall_clock(waiting(images.device))
     names = list(callables)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[K, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()

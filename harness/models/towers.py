@@ -101,7 +101,7 @@ def split_method(name: str) -> tuple[str, str | None, float]:
     arch, _, tag = name.partition(".")
     known = MODELS.get(arch)
     if known is None and arch.startswith("clip_vit_"):
-        raise ValueError(unknown_model(name))
+        raise unknown_model(name)
     if known is None or known.method is None:
         return name, None, 1.0
     return tower_name(known.dense, tag), known.method, known.percent / 100

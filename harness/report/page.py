@@ -29,8 +29,7 @@ class Report:
     short: Sequence[Highlights] = ()
     times: Sequence[TimedGroup] = ()
     plots: Sequence[Plot] = ()  # of records and times
-    samples: TracePicture | None = None  # of traces, as are pictures
-    pictures: Sequence[TracePicture] = ()
+    pictures: Sequence[TracePicture] = ()  # of traces
     agreement: Sequence[dict[str, Any]] = ()  # of rankings, a pair a row
     missing: Sequence[Missing] = ()
     left_out: Sequence[str] = ()  # why files beside the records are not in it

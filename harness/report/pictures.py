@@ -24,38 +24,25 @@ from harness.measure.traces import (
 )
 from harness.records.agreement import Agreement, kendall_tau, over_images
 from harness.records.averages import REFERENCE, protocol, tower_of
-from harness.records.conditions import DENSE, GOLDEN, RANDOM
+from harness.records.conditions import DENSE, GOLDEN
 from harness.records.record import Record, differing, in_words
 from harness.report.charts import OPTIONS, encode
 from harness.report.patches import IMAGE, PatchRow, PatchSheet, draw
 from zoo.core.files import digest
 
 AGREEMENT = (
-    "Mean Kendall τ-b between two rankings of the same image's patches, over {images} traced "
-    "images, with its 95 % bootstrap interval over images below: 1 is the same order, 0 what "
-    "unrelated rankings give, -1 the reverse. A ranking is by when a patch went, then by how it "
-    "was judged; patches of equal fate tie. {golden}. Methods that are no judge of patches, such "
-    "as merging, are ranked by when they merge."
+    "Mean Kendall τ-b between two rankings of the same image's patches, over {images} traced images, with its "
+    "95 % bootstrap interval below: 1 is the same order, 0 what unrelated rankings give. A ranking is by when a "
+    "patch went, then by how it was judged; methods that merge are ranked by when they merge."
 )
-IMAGES, SAMPLES = 6, 3  # of a gallery, and where the page begins
+IMAGES = 6  # of a gallery
 SCALE = 0.62  # of a sheet's 2000 pixels
 RIGHT, WRONG = "✓", "✗"
 GALLERY = (
-    "What is left of {count} {split} images at the lowest keep rate, {keeps}. {rule} Patches whose "
-    "token was dropped are dimmed to an even blue-grey. {merging}Below each panel is the class that the model "
-    "answers, {right} right or {wrong} wrong, below the image what the dense one does; on the left "
-    "the image's id and true class. {golden}Images are as the tower sees them."
-)
-MERGING = (
-    "Where a method merges ({names}), patches that share a token are drawn in their mean colour "
-    "without a line between them; they needn't touch, and nothing is dropped. "
-)
-RANKED = "The golden ranking is drawn as the rank of each patch, whatever is kept. "
-FIRST = "They are the first {count} of the {images} traced ones, which take turns by class."
-APART = (
-    "They are those of the {images} traced ones on which rankings disagree most: the mean Kendall "
-    "τ-b over all pairs of {rows} is least, {low:.2f} to {high:.2f} here against {every:.2f} on "
-    "average."
+    "What is left of the first {count} of {images} traced {split} images, which take turns by class, at the lowest "
+    "keep rate, {keeps}. Dropped patches are dimmed to an even blue-grey, patches that share a token have their mean "
+    "colour and no line between them. Below a panel is the class that the model answers, ✓ right or ✗ wrong, below "
+    "the image what the dense one does. The golden ranking is drawn as the rank of each patch, whatever is kept."
 )
 
 Matrix = tuple[Sequence[RowTraces], Mapping[tuple[int, int], Agreement]]
@@ -139,7 +126,11 @@ class TracedGroup:
         ranked = [
             [r for r in (*self.golden, *level) if r.ranked.any() and r.facts.method != GOLDEN] for level in self.levels
         ]
-        return [(rows, pairs(rows)) for rows in ranked if len(rows) > 1]
+        return [
+            (rows, {(i, j): over_images(taus(rows[i], rows[j])) for i, j in combinations(range(len(rows)), 2)})
+            for rows in ranked
+            if len(rows) > 1
+        ]
 
 
 def traced_groups(
@@ -210,25 +201,10 @@ def keeps(rows: Sequence[RowTraces]) -> str:
 
 
 def taus(one: RowTraces, other: RowTraces) -> NDArray[np.float64]:
-    """Return Kendall's tau-b of each image's two rankings, (n,); NaN: one is missing or all ties.
-
-    Raises:
-        ValueError: the images differ.
-    """
-    if one.image_ids != other.image_ids:
-        raise ValueError(f"{one.facts.model} and {other.facts.model} are of different images")
+    """Return Kendall's tau-b of two rankings of each image that both rank; NaN where one is all ties."""
+    assert one.image_ids == other.image_ids
     both = one.ranked & other.ranked
-    values = np.full(len(one), np.nan)
-    values[both] = kendall_tau(one.importance[both], other.importance[both])
-    return values
-
-
-def pairs(rows: Sequence[RowTraces]) -> dict[tuple[int, int], Agreement]:
-    """Return how each two rows agree, the mean over images with its interval, by their places."""
-    return {
-        (i, j): over_images(taus(rows[i], rows[j])[rows[i].ranked & rows[j].ranked])
-        for i, j in combinations(range(len(rows)), 2)
-    }
+    return kendall_tau(one.importance[both], other.importance[both])
 
 
 def agreement_rows(traced: Sequence[TracedGroup]) -> list[dict[str, Any]]:
@@ -274,12 +250,11 @@ def matrices(traced: Sequence[TracedGroup]) -> list[TracePicture]:
 
 
 def _matrix_picture(group: TracedGroup) -> TracePicture:
-    golden = "The golden ranking comes first" if group.golden else "There is no golden ranking"
     figure = _draw_matrices(group.matrices)
     return TracePicture(
         name=f"agreement_{group.slug}",
         title=f"Agreement of rankings: {group.title}",
-        about=AGREEMENT.format(images=len(group.image_ids), golden=golden),
+        about=AGREEMENT.format(images=len(group.image_ids)),
         alt=" ".join(_describe_matrix(*matrix) for matrix in group.matrices),
         files={form: encode(figure, form) for form in ("svg", "png")},
     )
@@ -345,82 +320,23 @@ def _draw_matrix(axes: Any, rows: Sequence[RowTraces], agreements: Mapping[tuple
 
 
 def galleries(traced: Sequence[TracedGroup]) -> list[TracePicture]:
-    """Draw galleries of each dataset, tower and tuning at the lowest keep rate.
+    """Draw the first images of each dataset, tower and tuning at the lowest keep rate.
 
-    One is of the first images, another of those on which rankings disagree most. Runs without
-    small copies of the images have none.
+    Runs without small copies of the images have no gallery.
     """
-    pictures = []
-    for group in filter(_pictured, traced):
-        ids = [name for name in group.image_ids if name in group.thumbnails.jpeg]
-        rule = FIRST.format(count=len(ids[:IMAGES]), images=len(ids))
-        pictures.append(_gallery(group, "first", "first images", rule, ids[:IMAGES]))
-        if (found := most_disagreeing(group, ids)) is not None:
-            pictures.append(_gallery(group, "disagreeing", "where rankings disagree most", *found))
-    return pictures
+    known = [(group, [name for name in group.image_ids if name in group.thumbnails.jpeg]) for group in traced]
+    return [_gallery(group, ids[:IMAGES], len(ids)) for group, ids in known if group.levels and ids]
 
 
-def samples(traced: Sequence[TracedGroup]) -> TracePicture | None:
-    """Draw a few images of the first group that has some, as an example of what methods keep."""
-    for group in filter(_pictured, traced):
-        ids = [name for name in group.image_ids if name in group.thumbnails.jpeg]
-        rule = FIRST.format(count=len(ids[:SAMPLES]), images=len(ids))
-        return _gallery(group, "samples", "examples", rule, ids[:SAMPLES])
-    return None
-
-
-def _pictured(group: TracedGroup) -> bool:
-    return bool(group.levels) and any(name in group.thumbnails.jpeg for name in group.image_ids)
-
-
-def most_disagreeing(group: TracedGroup, ids: Sequence[str]) -> tuple[str, list[str]] | None:
-    """Return the images of ``ids`` on which rankings disagree most, and which these are; None where too few rank."""
-    rows, agreed = disagreement(group)
-    means = dict(zip(group.image_ids, agreed.tolist(), strict=True))
-    ranked = sorted((name for name in ids if not np.isnan(means[name])), key=means.__getitem__)
-    if len(rows) < 2 or len(ranked) <= IMAGES:
-        return None
-    rule = APART.format(
-        images=len(ids),
-        rows=", ".join(label(row, rows) for row in rows),
-        low=means[ranked[0]],
-        high=means[ranked[IMAGES - 1]],
-        every=float(np.mean([means[name] for name in ranked])),
-    )
-    return rule, ranked[:IMAGES]
-
-
-def disagreement(group: TracedGroup) -> tuple[list[RowTraces], NDArray[np.float64]]:
-    """Return the rows whose rankings count, and per image their mean tau-b over all pairs.
-
-    Random pruning agrees with nothing, so it is left out. NaN for an image where a pair has none.
-    """
-    level = [row for row in group.levels[-1] if row.facts.method not in (RANDOM, GOLDEN)]
-    rows = [row for row in (*group.golden, *level) if row.ranked.any()]
-    every = [taus(one, other) for i, one in enumerate(rows) for other in rows[:i]]
-    return rows, np.mean(every, axis=0) if every else np.full(len(group.image_ids), np.nan)
-
-
-def _gallery(group: TracedGroup, name: str, title: str, rule: str, ids: Sequence[str]) -> TracePicture:
+def _gallery(group: TracedGroup, ids: Sequence[str], images: int) -> TracePicture:
     # The method that learns the golden ranking beside it.
     level = sorted(group.levels[-1], key=lambda row: row.facts.method != REFERENCE)
     rows = [row.take(ids) for row in (*group.golden, *level)]
     dense = [row.take(ids) for row in group.rows if row.facts.method == DENSE]
-    merging = ", ".join(label(row, rows) for row in rows if _merges(row))
     sheet = PatchSheet(
         rows=[_patch_row(group, rows, dense, i) for i in range(len(ids))],
         grid=rows[0].grid,
         columns={label(row, rows): _head(row, rows) for row in rows},
-    )
-    about = GALLERY.format(
-        count=len(ids),
-        split=group.facts.split,
-        keeps=keeps(level),
-        rule=rule,
-        merging=MERGING.format(names=merging) if merging else "",
-        right=RIGHT,
-        wrong=WRONG,
-        golden=RANKED if group.golden else "",
     )
     answers = [
         f"{DENSE if row in dense else label(row, rows)} {sum(map(bool, row.correct))}"
@@ -428,9 +344,9 @@ def _gallery(group: TracedGroup, name: str, title: str, rule: str, ids: Sequence
         if not row.golden
     ]
     return TracePicture(
-        name=f"gallery_{name}_{group.slug}",
-        title=f"Kept patches, {title}: {group.title}",
-        about=about,
+        name=f"gallery_{group.slug}",
+        title=f"Kept patches: {group.title}",
+        about=GALLERY.format(count=len(ids), images=images, split=group.facts.split, keeps=keeps(level)),
         alt=f"{len(ids)} images ({', '.join(rows[0].labels)}) with their kept patches by method; right "
         f"answers of {len(ids)}: {', '.join(answers)}.",
         files={"jpg": draw(sheet, "jpg", SCALE)},
@@ -449,12 +365,6 @@ def _patch_row(group: TracedGroup, rows: Sequence[RowTraces], dense: Sequence[Ro
         tokens={key: row.token[i] for key, row in named.items() if not row.golden},
         captions=answers | ({IMAGE: _answer(dense[0], i)} if dense else {}),
     )
-
-
-def _merges(row: RowTraces) -> bool:
-    """Tell whether a patch is in a token that isn't its own."""
-    own = np.arange(row.token.shape[1])
-    return bool(((row.token >= 0) & (row.token != own)).any())
 
 
 def _answer(row: RowTraces, i: int) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import zoo
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import SHOTS
+from harness.measure.cost import gflops
 from harness.measure.rows import Variant
-from harness.models.cost import gflops
 from harness.studies.spec import MERGED, Label, StudyCase, StudyLine, study
 from zoo.core.predictor import ARCHITECTURES
 from zoo.learning.fit import LOSSES

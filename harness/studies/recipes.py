@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 from harness.base.table import Cell, Table, points
 from harness.datasets.few_shot import undrawn
 from harness.measure.rows import Variant
-from harness.measure.tuning import Judged, Tuner
+from harness.measure.tuning import Performance, Tuner
 from harness.records.statistics import Interval, mean_interval
 from zoo.core.messages import expected
 from zoo.learning.prompt_learner import TuneConfig
@@ -53,8 +53,8 @@ class Trial:
     dataset: str
     _: KW_ONLY
     images: tuple[int, ...]  # judged
-    untuned: tuple[Judged, ...]
-    tuned: tuple[Judged, ...]
+    untuned: tuple[Performance, ...]
+    tuned: tuple[Performance, ...]
 
 
 def trials(tuner: Tuner, row: Variant, recipes: Mapping[str, TuneConfig], shots: int, seeds: range) -> Iterator[Trial]:
@@ -104,7 +104,7 @@ def trials_table(every: Sequence[Trial], title: str) -> Table:
     return Table.of(title, heads, rows, words={"recipe"}, roomy=set(datasets), caption=caption)
 
 
-def _gain(own: Sequence[Judged], other: Sequence[Judged]) -> list[float]:
+def _gain(own: Sequence[Performance], other: Sequence[Performance]) -> list[float]:
     """Return by seed how much more top-1 is, a share."""
     return [a.top1 - b.top1 for a, b in zip(own, other, strict=True)]
 

@@ -21,7 +21,8 @@ from harness.measure.rows import Variant
 from harness.models.towers import Tower
 from harness.records.averages import Average, fidelity_difference, judged_on, row_p, uncounted
 from harness.records.conditions import DENSE, DTYPES, Tuning
-from harness.records.record import METRICS, Record, refuse_mixed
+from harness.records.metrics import METRICS
+from harness.records.record import Record, refuse_mixed
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
@@ -51,7 +52,7 @@ DISTANCE = METRICS["cosine_distance"]
 # Differences that are tested, a family each, by the row's field; their columns.
 DIFFERENCES = {"distance_to_first": "1 - cos to first", "to_dense": "to dense", "to_first": "to first"}
 _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
-_MEANS = ("keep", "top1", "gflops", "cosine_distance", "tau", "match_at_k", "match_chance")
+_MEANS = ("top1", "gflops", "cosine_distance", "tau", "match_at_k")
 # Columns that narrower terminals do without.
 _WIDE = ("GFLOPs", "over seeds", "tau", "match@k (chance)")
 _FORMS = dict.fromkeys(_WIDE, FORMS[:1]) | dict.fromkeys(("top-1", "to dense", "to first"), FORMS[:2])
@@ -124,7 +125,7 @@ def compare_lines(
         others = {"to_dense": base} | ({} if first is row else {"to_first": first})
         p: dict[str, float | None] = {}
         differences: dict[str, Interval | None] = {}
-        if dense.top1 is not None:
+        if dense.labelled:
             for name, other in others.items():
                 differences[name] = bootstrap_mean(_share(row) - _share(other), seed=0)
                 p[name] = row_p(row, other)
@@ -179,7 +180,7 @@ class StudyTable:
             lines.append(cells)
         heads = [head for head in lines[0] if any(line[head] != UNMEASURED for line in lines)]
         several = any(len(row.records) > 1 for row in self.rows)
-        tests = [FLIPPED] if self.dense.top1 is None else [SIGN_FLIP if several else MCNEMAR, FLIPPED]
+        tests = [FLIPPED] if not self.dense.labelled else [SIGN_FLIP if several else MCNEMAR, FLIPPED]
         lacking = uncounted(self.dense, *(row.records[0] for row in self.rows))
         notes = [f"{NOTES} {mark_note(' or '.join(tests), 'all of a column')}.", *([f"{lacking}."] if lacking else [])]
         begins = {row.group: at for at, row in reversed(list(enumerate(self.rows)))}
@@ -207,24 +208,30 @@ class StudyTable:
                 **{name: getattr(row, name) for name in (*DIFFERENCES, "over_seeds")},
                 "p": row.p,
                 "p_holm": {name: family.adjusted.get(at) for name, family in families.items()},
-                **{name: row.average.mean(name) for name in _MEANS},
+                **_means(row.average),
             }
             for at, row in enumerate(self.rows)
         ]
         about = {"dataset": self.dense.dataset, "split": self.dense.split, "title": self.title}
-        dense = {name: getattr(self.dense, name) for name in _MEANS}
+        dense = _means(_average([self.dense]))
         values: dict[str, Any] = json_values(
             {**about, "images": self.dense.image_count, "dense": dense, "lines": lines}
         )
         return values
 
 
+def _means(row: Average) -> dict[str, Any]:
+    match = row.measured("match_at_k")
+    chance = None if match is None else match.chance
+    return {"keep": row.keep, **{name: row.mean(name) for name in _MEANS}, "match_chance": chance}
+
+
 def _cells(row: StudyRow) -> dict[str, Cell]:
     """Return a row's figures by heading."""
     mean = row.average.mean
-    top1 = [100 * record.top1 for record in row.records if record.top1 is not None]
+    top1 = [100 * right for record in row.records if (right := record.mean("top1")) is not None]
     spread = f" ({min(top1):.1f}–{max(top1):.1f})" if len(top1) > 1 else ""
-    match, chance = mean("match_at_k"), mean("match_chance")
+    match = row.average.measured("match_at_k")
     apart = row.distance_to_first
     return {
         "keep": Cell(f"{100 * row.records[0].keep:.3g}"),
@@ -238,7 +245,7 @@ def _cells(row: StudyRow) -> dict[str, Cell]:
         DIFFERENCES["to_first"]: points(row.to_first),
         "over seeds": points(row.over_seeds),
         "tau": number(mean("tau"), ".3f"),
-        "match@k (chance)": UNMEASURED if match is None or chance is None else Cell(f"{match:.2f} ({chance:.2f})"),
+        "match@k (chance)": Cell(f"{match.mean:.2f} ({match.chance:.2f})") if match else UNMEASURED,
     }
 
 
@@ -286,7 +293,7 @@ def make(
         (dense,), *others = records
         images = f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"
         conditions = f"{shop.tower.name}, {dense.dtype}"
-        conditions += "" if dense.top1 is None else f"; dense {100 * dense.top1:.1f} %"
+        conditions += f"; dense {100 * dense.correct.mean():.1f} %" if dense.labelled else ""
         lines = [(one.labels, one.group, part) for one, part in zip(own, others, strict=True)]
         title = f"{study.title}: {images}, {conditions}"
         table = StudyTable(title=title, dense=dense, rows=compare_lines(lines, dense))

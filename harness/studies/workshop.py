@@ -18,11 +18,11 @@ from harness.golden.fit import fit
 from harness.golden.rank import Job, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
 from harness.measure.bench import measured_here
+from harness.measure.cost import gflops
 from harness.measure.match import ROUNDS, KeepSolver, TimeRatios, equal_times, remembered, say_miss
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, golden_row, predictors_digest, reduced_row
 from harness.measure.tuning import Tuned, Tuner, loadable
-from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import DENSE, GOLDEN, MATCHED
 from harness.records.record import Record
@@ -36,14 +36,14 @@ from harness.studies.spec import (
     StudyLine,
     Truth,
 )
-from zoo.core.files import digest
+from zoo.core.digests import fingerprint
+from zoo.core.files import cache_folder, digest
 from zoo.core.precision import AUTO, precision_on
-from zoo.core.predictor import PredictorFile
-from zoo.core.prompts import PromptFile
 from zoo.core.reducer import ReducerConfig
 from zoo.loading.adopt import add_prompts
 from zoo.loading.open_clip import FOLDER
-from zoo.loading.weights import cache_folder, fingerprint, load_predictor
+from zoo.loading.predictor_file import PredictorFile, load_predictor
+from zoo.loading.prompt_file import PromptFile
 from zoo.ranking.golden import GoldenConfig
 from zoo.towers.vit import ReducedViT
 

@@ -30,13 +30,15 @@ from harness.measure.traces import Facts
 from harness.measure.tuning import Tuned
 from harness.models import towers
 from harness.models.towers import Tower
-from zoo.core.predictor import Predictor, predictor_name
-from zoo.core.prompts import save_prompts
+from zoo.core.digests import blocks_fingerprint, fingerprint
+from zoo.core.files import cache_folder
+from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.clip import Clip, ClipParts
+from zoo.loading.predictor_file import predictor_name
+from zoo.loading.prompt_file import save_prompts
 from zoo.loading.text import CompactText, tokenizer
-from zoo.loading.weights import blocks_fingerprint, cache_folder, fingerprint
 from zoo.ranking.golden import GoldenConfig
 
 ARCH, TAG = "clip_vit_b16", "openai"

@@ -11,10 +11,10 @@ from harness.datasets import get_dataset
 from harness.datasets.base import FINAL
 from harness.datasets.emoji import EmojiCategory, EmojiNames
 from harness.datasets.few_shot import batches
-from harness.measure.evaluate import predicted
 from harness.models.towers import load_clip, named, text_classifier
+from harness.records.metrics import predicted
 from zoo.core.files import read_facts
-from zoo.loading.weights import find_predictor
+from zoo.loading.predictor_file import find_predictor
 
 CARD = " ".join((Path(__file__).parents[2] / "docs" / "model_card.md").read_text("utf-8").split())
 

@@ -14,9 +14,10 @@ from harness.measure.evaluate import outcomes
 from harness.measure.plan import Plan
 from harness.measure.rows import variants
 from harness.records.agreement import kendall_tau
+from zoo.core.digests import blocks_fingerprint, fingerprint
 from zoo.loading.clip import ClipParts, create_clip
+from zoo.loading.predictor_file import find_predictor
 from zoo.loading.sizes import EMBEDDED
-from zoo.loading.weights import blocks_fingerprint, find_predictor, fingerprint
 from zoo.ranking.golden import GoldenConfig, golden_importance
 
 ARCH, TAG = "clip_vit_s14", "imgfocus_lit"

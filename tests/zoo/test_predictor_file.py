@@ -15,10 +15,11 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.predictor import ARCHITECTURES, Predictor, predictor_name
+from zoo.core.files import cache_folder
+from zoo.core.predictor import ARCHITECTURES, Predictor
 from zoo.learning.fit import FitConfig, save_predictor
-from zoo.loading import weights
-from zoo.loading.weights import cache_folder, find_predictor, fitted_blocks, load_predictor, with_predictors
+from zoo.loading import predictor_file
+from zoo.loading.predictor_file import find_predictor, fitted_blocks, load_predictor, predictor_name, with_predictors
 
 NAME, TAG = "clip_vit_b16", "openai"
 Build = Callable[..., nn.Module]
@@ -29,7 +30,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Point the user's cache at an empty folder, and the packaged weights at another."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "packaged").mkdir()
-    monkeypatch.setattr(weights, "EMBEDDED", tmp_path / "packaged")
+    monkeypatch.setattr(predictor_file, "EMBEDDED", tmp_path / "packaged")
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_predictors_of_several_blocks(tiny: Build, tower: dict, tmp_path: Path):
         model = tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(block,), **tower)
         weight = model.reducer.predictor.net.score.weight
         assert torch.equal(weight, saved[block].net.score.weight)
-    match = r"at block 2: .* \(fitted so far: block 3, 5\); make one with: patchrank .* --block 2 "
+    match = r"at block 2: .* \(fitted so far: block 3, 5\)"
     with pytest.raises(FileNotFoundError, match=match):
         tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(2,), **tower)
 
@@ -154,24 +155,23 @@ def test_each_point_has_its_predictor(named: bool, tiny: Build, tower: dict, ima
         assert torch.allclose(again(images), created(images), atol=1e-5) == pretrained
 
 
-def test_the_command_for_one_of_several_makes_what_can_rescore(tiny: Build, tower: dict):
+def test_what_is_wanted_for_one_of_several_can_rescore(tiny: Build, tower: dict):
     save_each(cache_folder() / "predictors")
-    match = "at block 0: .* --block 0 --arch mlp --dataset NAME"
-    with pytest.raises(FileNotFoundError, match=match):
+    with pytest.raises(FileNotFoundError, match="at block 0: ") as caught:
         tiny(f"{NAME}_patchrank60.{TAG}", **{**RESCORE, "reduce_at": [0, 3]}, **tower)
+    assert (caught.value.wanted.facts["block"], caught.value.wanted.facts["options"]["arch"]) == (0, "mlp")
     (cache_folder() / "predictors" / predictor_name(NAME, TAG, 5)).unlink()
-    with pytest.raises(FileNotFoundError, match="--block 5 --arch mlp --width 24 --dataset NAME"):
+    with pytest.raises(FileNotFoundError, match="at block 5: ") as caught:
         tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower)
+    assert {"arch": "mlp", "width": 24}.items() <= caught.value.wanted.facts["options"].items()
 
 
 @pytest.mark.parametrize(
     ("blocks", "match"),
     [
         ([], "no predictor was given; expected one for blocks 1, 3, 5"),
-        ([1, 3], "scores before blocks 1, 3, 5, and none of the given predictors was fitted at "),
-        ([1, 3], "block 5; fit one with: patchrank fit predictor --model clip_vit_b16.op"),
-        ([1, 3], "--block 5 --arch mlp --width 24 --dataset NAME"),
-        ([1, 3, 4], "fitted at block 4, this model scores before blocks 1, 3, 5; fit one with: "),
+        ([1, 3], "scores before blocks 1, 3, 5, and none of the given predictors was fitted at block 5"),
+        ([1, 3, 4], "fitted at block 4, this model scores before blocks 1, 3, 5"),
         ([1, 3, 5, 2], "fitted at block 2, this model scores before blocks 1, 3, 5; leave it out"),
         ([1, 3, 3, 5], "were both fitted at block 3; expected one for blocks 1, 3, 5"),
     ],
@@ -179,8 +179,11 @@ def test_the_command_for_one_of_several_makes_what_can_rescore(tiny: Build, towe
 def test_other_blocks(blocks: list[int], match: str, tiny: Build, tower: dict, tmp_path: Path):
     save_each(tmp_path)
     paths = [tmp_path / predictor_name(NAME, TAG, block) for block in blocks]
-    with pytest.raises(ValueError, match=re.escape(match)):
+    with pytest.raises(ValueError, match=re.escape(match)) as caught:
         tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower, predictor=paths)
+    if blocks and 5 not in blocks:
+        facts = {"model": NAME, "tag": TAG, "block": 5, "options": {"arch": "mlp", "width": 24}, "action": "remove"}
+        assert caught.value.wanted == ("predictor", facts)
     reduced = tiny(f"{NAME}_patchrank60", arch="mlp", width=24, **RESCORE)
     found = [find_predictor(NAME, TAG, b, p) for b, p in zip(blocks, paths, strict=True)]
     with pytest.raises(ValueError, match=re.escape(match)):
@@ -192,7 +195,7 @@ def test_predictors_of_several_networks(tiny: Build, tower: dict, tmp_path: Path
     save(tmp_path / "b", arch="linear", block=3)
     save(tmp_path / "c", arch="conv", block=1)
     several = {"reduce_at": [1, 3], "rescore": True, **tower}
-    with pytest.raises(ValueError, match=r"arch='mlp': .*b' has arch='linear'; fit one with: "):
+    with pytest.raises(ValueError, match=r"arch='mlp': .*b' has arch='linear'"):
         tiny(f"{NAME}_patchrank60.{TAG}", predictor=[tmp_path / "a", tmp_path / "b"], **several)
     with pytest.raises(ValueError, match="arch='conv' scores whole grids only"):
         tiny(f"{NAME}_patchrank60.{TAG}", predictor=[tmp_path / "c", tmp_path / "b"], **several)
@@ -236,15 +239,15 @@ def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):
     merge = rank | {"rank": "predictor", "rank_at": 0}
     methods = {"remove": ("patchrank", rank), "merge": ("rankmerge", merge)}
     for action, (method, options) in methods.items():
-        match = rf"no predictor for {NAME}.{TAG} at block 0: .* --block 0.*{'--action merge' * (action == 'merge')}"
-        with pytest.raises(FileNotFoundError, match=match):
+        with pytest.raises(FileNotFoundError, match=rf"no predictor for {NAME}.{TAG} at block 0: ") as caught:
             with_predictors(NAME, TAG, method, options, 6)
+        assert caught.value.wanted.facts["action"] == action
         path = cache_folder() / "predictors" / names[action]
         save(path, block=0, action=action)
         assert fitted_blocks(NAME, TAG, action) == (0,)
         _, [found] = with_predictors(NAME, TAG, method, options, 6)
         assert (found.path, found.action) == (path, action)
     other = cache_folder() / "predictors" / names["remove"]
-    match = r"action='remove', this model asks for 'merge'; fit one with: .* --block 0 .*--action merge"
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=r"action='remove', this model asks for 'merge'") as caught:
         with_predictors(NAME, TAG, "rankmerge", merge, 6, other)
+    assert caught.value.wanted.facts["action"] == "merge"

@@ -14,16 +14,9 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.prompts import (
-    CosineHead,
-    CoupledPrompts,
-    PromptFile,
-    PromptShape,
-    VisualPrompts,
-    save_prompts,
-    tune_command,
-)
-from zoo.loading.weights import blocks_fingerprint
+from zoo.core.digests import blocks_fingerprint
+from zoo.core.prompts import CosineHead, CoupledPrompts, PromptShape, VisualPrompts
+from zoo.loading.prompt_file import PromptFile, save_prompts
 
 Build = Callable[..., nn.Module]
 COUNT = 5
@@ -262,7 +255,7 @@ def test_refuses_other_towers_classes_and_files(file: PromptFile, tmp_path: Path
     wider = save_prompts(
         tmp_path / "wide.safetensors", tensors(visual=torch.randn(2, 5, 768)), **{**FACTS, "width": 768}
     )
-    with pytest.raises(ValueError, match=r"whose tokens have width 768, not 384; tune some"):
+    with pytest.raises(ValueError, match=r"whose tokens have width 768, not 384"):
         timm.create_model("clip_vit_s14", prompts=wider.path)
     with pytest.raises(ValueError, match="a tuned model classifies"):
         zoo.create_clip("clip_vit_s14", prompts=file.path)
@@ -278,12 +271,3 @@ def test_refuses_other_towers_classes_and_files(file: PromptFile, tmp_path: Path
     for name, match in (("text", "holds no prompts"), ("other", "lacks the 'prompts' metadata")):
         with pytest.raises(ValueError, match=match):
             PromptFile.read(tmp_path / f"{name}.safetensors")
-
-
-def test_the_command_that_mends_is_one(file: PromptFile):
-    from harness.cli.parser import build_parser
-
-    words = tune_command(file).split()[1:]
-    args = build_parser().parse_args(words)
-    assert (args.command, args.tokens, args.num_tokens) == ("fit prompts", "vt", 2)
-    assert args.dataset == "toy"

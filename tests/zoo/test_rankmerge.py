@@ -12,8 +12,9 @@ from torch import Tensor
 
 import zoo
 from zoo.core.attention import cls_attention_of
+from zoo.core.pairing import pair_tokens
 from zoo.core.tokens import Tokens, tokens_of
-from zoo.methods.rankmerge import RankMergeConfig, pairs
+from zoo.methods.rankmerge import RankMergeConfig
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -60,7 +61,7 @@ def test_pairs_cost_what_the_slow_costs_say_and_little_more_than_greedy_ones(n: 
     spent, least = 0.0, 0.0
     for seed in range(5):
         x, places, weight = some(n, seed=seed)
-        gone, into, cost = pairs(x, places, weight, r)
+        gone, into, cost = pair_tokens(x, places, weight, r)
         for image in range(3):
             wanted = slow_costs(x[image], places[image], weight[image].tolist())
             of_pairs = [wanted[i][j] for i, j in zip(gone[image].tolist(), into[image].tolist(), strict=True)]
@@ -74,7 +75,7 @@ def test_protection_changes_whose_turn_it_is_and_not_the_goal():
     x, places, weight = some(16)
     protection = torch.ones(3, 16)
     protection[:, ::2] = 1e6
-    gone, into, cost = pairs(x, places, weight, 4, protection=protection)
+    gone, into, cost = pair_tokens(x, places, weight, 4, protection=protection)
     for image in range(3):
         wanted = slow_costs(x[image], places[image], weight[image].tolist())
         stay = set(range(16)) - set(gone[image].tolist())
@@ -92,7 +93,7 @@ def test_those_that_go_are_so_many_and_none_goes_into_one_that_goes(
     """Of few different values, with many ties and zeros."""
     r = max(1, round(share * (n // 2)))
     x = torch.randint(values, (2, n, 2), generator=torch.Generator().manual_seed(seed)).float()
-    gone, into, _ = pairs(x, torch.zeros(2, n, 2), None, r, links)
+    gone, into, _ = pair_tokens(x, torch.zeros(2, n, 2), None, r, links)
     for goes, target in zip(gone.tolist(), into.tolist(), strict=True):
         assert len(set(goes)) == r
         assert not set(goes) & set(target)
@@ -115,7 +116,7 @@ def test_tiny_grids_and_equal_tokens_meet_the_count(count: int, keep: float, tow
 
 
 def test_equal_positions_go_first_among_ties():
-    gone, into, _ = pairs(torch.ones(1, 6, 3), torch.zeros(1, 6, 2), None, 2)
+    gone, into, _ = pair_tokens(torch.ones(1, 6, 3), torch.zeros(1, 6, 2), None, 2)
     assert (gone.tolist(), into.tolist()) == ([[1, 2]], [[0, 0]])
 
 

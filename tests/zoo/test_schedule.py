@@ -68,7 +68,7 @@ def test_they_are_saved_with_the_model(tiny: Callable[..., nn.Module], path: Pat
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": 2}, "has format 2, this version reads 1; search one with: patchrank fit schedule"),
+        ({"format": 2}, "has format 2, this version reads 1"),
         ({"keep": 1.5}, "keep=1.5"),
         ({"schedule": [0.5, 0.75]}, r"schedule=\[0.5, 0.75\]"),
         ({"schedule": [0.5]}, "expected 2 keep rates"),

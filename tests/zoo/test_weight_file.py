@@ -109,7 +109,7 @@ def test_no_file_at_all(tmp_path: Path):
 def test_nothing_in_a_file_is_run(save: Callable[..., None], tmp_path: Path, evil: Any):
     path = tmp_path / "w.pt"
     save({"state_dict": evil}, path)
-    with pytest.raises(ValueError, match=r"names '.*', .*; nothing in it was run"):
+    with pytest.raises(ValueError, match=r"names '.*', .*; nothing of it was run"):
         read_weights(path)
     assert not evil.mark.exists()
     torch.load(path, weights_only=False)

@@ -15,10 +15,11 @@ from timm.models import save_for_hf
 from torch import nn
 
 import zoo
+from zoo.core.digests import blocks_fingerprint, fingerprint
 from zoo.core.files import write_learned
-from zoo.core.predictor import PredictorFile
+from zoo.loading.predictor_file import PredictorFile, load_predictor
 from zoo.loading.sizes import SIZES
-from zoo.loading.weights import SUFFIXES, blocks_fingerprint, find_clip, fingerprint, load_predictor
+from zoo.loading.weights import SUFFIXES, find_clip
 
 NAME, TAG = "clip_vit_b16_patchrank60", "openai"
 WORDS = ["a photo of a cat.", "a zebra crossing"]
@@ -48,11 +49,11 @@ def save_predictor(path: Path, source: zoo.ReducedViT, **facts: Any) -> Path:
     return path
 
 
-def test_a_missing_predictor_is_an_error_with_the_command(tiny: Build, tower: dict):
+def test_a_missing_predictor_is_an_error_that_says_which(tiny: Build, tower: dict):
     with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b16\.openai") as error:
         tiny(f"{NAME}.{TAG}", pretrained=True, pretrained_cfg_overlay=tower)
-    command = "patchrank fit predictor --model clip_vit_b16.openai --block 3"
-    assert command in str(error.value)
+    facts = {"model": "clip_vit_b16", "tag": TAG, "block": 3, "options": {"keep": 0.6}, "action": "remove"}
+    assert error.value.wanted == ("predictor", facts)
     assert "predictor=PATH" in str(error.value)
     assert "pretrained=False" in str(error.value)
 
@@ -67,11 +68,10 @@ def same_predictor(model: nn.Module, source: nn.Module) -> bool:
     [
         ({"tag": "laion2b"}, {}, "was fitted to clip_vit_b16.laion2b, not to clip_vit_b16.openai"),
         ({"model": "clip_vit_l14"}, {}, "was fitted to clip_vit_l14.openai, not to clip_vit_b16"),
-        ({"block": 5}, {}, "was fitted at block 5, this model scores before block 3; fit one with"),
-        ({}, {"reduce_at": [2, 4]}, "--block 2 --arch mlp --width 64 --dataset NAME"),
+        ({"block": 5}, {}, "was fitted at block 5, this model scores before block 3"),
+        ({}, {"reduce_at": [2, 4]}, "was fitted at block 3, this model scores before block 2"),
         ({}, {"arch": "conv"}, "arch='conv': the predictor"),
         ({}, {"width": 7}, "width=7: the predictor"),
-        ({}, {"width": 7}, "--block 3 --arch mlp --width 7 --dataset NAME --out PATH, and give"),
     ],
 )
 def test_refused_predictors(facts: dict, options: dict, match: str, tiny: Build, tower: dict, tmp_path: Path):

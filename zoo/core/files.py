@@ -1,19 +1,18 @@
-"""Files that are written whole or not at all, and training that goes on from one."""
+"""Files that are written whole or not at all, and what their metadata says."""
 
 import contextlib
 import difflib
 import errno
 import functools
 import hashlib
-import io
 import json
 import math
 import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -21,7 +20,9 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
+
+from zoo.core.messages import wanting
 
 PARTIAL = ".partial"
 _DIGITS, _SHOWN = 20, 40  # of a whole number at most; characters of a text in a message
@@ -45,6 +46,12 @@ def no_room(path: Path, size: int, error: BaseException) -> NoRoomError | None:
         return None
     free = shutil.disk_usage(path.parent).free
     return NoRoomError(f"can't write {str(path)!r}: {_NO_ROOM[error.errno]}; {size:,} bytes needed, {free:,} free")
+
+
+def cache_folder() -> Path:
+    """Return this user's cache folder (XDG rules)."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "clip-patchrank"
 
 
 def partial_of(path: Path) -> Path:
@@ -92,51 +99,54 @@ def write_learned(path: Path, kind: str, tensors: dict[str, Tensor], facts: dict
     write_whole(path, save(plain, {kind: content}))
 
 
-def read_learned(path: Path, kind: str, what: type[T], mend: str, *, format: int | None = None) -> T:
+def read_learned(path: Path, kind: str, what: type[T], *, format: int | None = None) -> T:
     """Read the metadata ``kind`` of a file of ours as the dataclass ``what``, whose ``path`` becomes the file's.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a file of that kind, one of another ``format``, where files of this kind have one, or a field
-            that is missing, unknown or of another type; ``mend`` is the command that makes one.
+            that is missing, unknown or of another type.
     """
     facts = read_facts(path, kind)
     if format is not None and facts.get("format") != format:
         have = facts.get("format")
-        raise ValueError(f"{kind} {str(path)!r} has format {have!r}, this version reads {format}; {mend}")
+        message = f"{kind} {str(path)!r} has format {have!r}, this version reads {format}"
+        raise wanting(ValueError(message), kind)
     facts.pop("hash", None)
     try:
         file: T = from_json(what, facts, kind, path=path)
     except ValueError as error:
-        raise ValueError(f"{str(path)!r} holds no {kind}: {error}; {mend}") from error
+        raise wanting(ValueError(f"{str(path)!r} holds no {kind}: {error}"), kind) from error
     return file
 
 
-def load_learned(path: Path, kind: str, mend: str, *, gaps: Collection[str] = ()) -> dict[str, Tensor]:
+def load_learned(path: Path, kind: str, *, gaps: Collection[str] = ()) -> dict[str, Tensor]:
     """Load the tensors of a file that ``write_learned`` wrote.
 
     Of those named in ``gaps`` whole rows, but not all, may be NaN.
 
     Raises:
-        ValueError: an earlier version wrote the file, without a hash; facts or tensors aren't those that were
-            written, or a value isn't finite; ``mend`` is the command that makes one.
+        ValueError: facts or tensors aren't those that were written, or a value isn't finite; one with the same facts
+            is wanted.
     """
     facts = read_facts(path, kind)
     written = facts.pop("hash", None)
+
+    def refuse(reason: str) -> ValueError:
+        return wanting(ValueError(f"{kind} {str(path)!r} {reason}"), kind, **facts)
+
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{kind} {str(path)!r} is damaged ({error}); {mend}") from error
-    if written is None:
-        raise ValueError(f"{kind} {str(path)!r} has no hash of its content: an earlier version wrote it; {mend}")
+        raise refuse(f"is damaged ({error})") from error
     if _hash(facts, tensors) != written:
-        raise ValueError(f"{kind} {str(path)!r} is damaged: its content is not what was written; {mend}")
+        raise refuse("is damaged: its content is not what was written")
     for name, value in tensors.items():
         finite = value.isfinite()
         if name in gaps and finite.any():
             finite = finite | value.isnan().all(dim=-1, keepdim=True)
         if not finite.all():
-            raise ValueError(f"{kind} {str(path)!r} has values that aren't finite in {name!r}; {mend}")
+            raise refuse(f"has values that aren't finite in {name!r}")
     return tensors
 
 
@@ -278,82 +288,3 @@ def digest(*parts: Any, length: int = 16) -> str:
         content = part.read_bytes() if isinstance(part, Path) else part
         whole.update(content if isinstance(content, bytes) else json.dumps(content, sort_keys=True).encode())
     return whole.hexdigest()[:length]
-
-
-@dataclass(kw_only=True)
-class FitState:
-    """The state of a fit: all that decides how it goes on, and its best epoch."""
-
-    mark: str  # digest of recipe and data; a checkpoint continues only its own fit
-    model: nn.Module
-    optimiser: torch.optim.Optimizer
-    generator: torch.Generator  # draws the order of the images
-    epoch: int = 0  # epochs done
-    since: int = 0  # epochs since the best one
-    best: float = math.inf  # the best epoch's validation loss
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-
-    def run(
-        self,
-        learn: Callable[[], float],
-        validate: Callable[[], float],
-        *,
-        most: int,
-        patience: int,
-        on_epoch: Callable[[int, float, float], None],
-        checkpoint: Path | None,
-    ) -> None:
-        """Learn and validate in turn; leave the model with the weights of its best epoch.
-
-        It stops after ``patience`` epochs without a better validation loss. ``checkpoint`` keeps
-        the state after each epoch, and the fit goes on from it.
-
-        Raises:
-            ValueError: a loss that is NaN, or a checkpoint of another fit.
-        """
-        if checkpoint is not None and checkpoint.is_file():
-            self._resume(checkpoint)
-        while self.epoch < most and self.since < patience:
-            epoch, loss, val_loss = self.epoch, learn(), validate()
-            if math.isnan(val_loss):
-                raise ValueError(f"validation loss is NaN in epoch {epoch}; lower learning_rate")
-            self.epoch += 1
-            self.since += 1
-            if val_loss < self.best:
-                self.best, self.since = val_loss, 0
-                self.best_weights = {k: v.clone() for k, v in self.model.state_dict().items()}
-            if checkpoint is not None:
-                self._save(checkpoint)
-            on_epoch(epoch, loss, val_loss)
-        self.model.load_state_dict(self.best_weights)
-
-    def _save(self, path: Path) -> None:
-        facts = {
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-            **{k: getattr(self, k) for k in ("mark", "epoch", "since", "best", "best_weights")},
-        }
-        content = io.BytesIO()
-        torch.save(facts, content)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content.getvalue())
-
-    def _resume(self, path: Path) -> None:
-        try:
-            # Tensors and numbers only: a file in a cache must not be able to run code.
-            facts: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            mark = facts["mark"]
-        except Exception as error:  # torch raises whatever a damaged file leads it to
-            raise ValueError(
-                f"checkpoint {str(path)!r} can't be read ({type(error).__name__}); delete it, and the fit starts anew"
-            ) from error
-        if mark != self.mark:
-            raise ValueError(
-                f"checkpoint {str(path)!r} is of another recipe or of other rankings; delete it, or give another path"
-            )
-        self.model.load_state_dict(facts["model"])
-        self.optimiser.load_state_dict(facts["optimiser"])
-        self.generator.set_state(facts["generator"])
-        for name in ("epoch", "since", "best", "best_weights"):
-            setattr(self, name, facts[name])

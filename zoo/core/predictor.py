@@ -1,23 +1,18 @@
-"""Small networks that predict importance from the tokens at the reduction point, and their files.
+"""Small networks that predict importance from the tokens at the reduction point.
 
 Networks other than mixers work on any grid (``dynamic_img_size``).
 """
 
-import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.fx
-from safetensors import safe_open
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
-from zoo.core.files import load_learned, read_learned
-from zoo.core.messages import expected, tower_name
+from zoo.core.messages import expected
+
+REMOVE = "remove"  # of ``zoo.ranking.golden.ACTIONS`` the one that most methods rank for
 
 
 def require_patches(patches: Tensor, count: int, refusal: str) -> Tensor:
@@ -236,152 +231,3 @@ class Predictor(nn.Module):
 
 
 REMOVE = "remove"  # of ``zoo.ranking.golden.ACTIONS`` the one that most methods rank for
-
-# predictor=: a file, or one for each block
-PredictorPaths = str | Path | Sequence[str | Path] | None
-
-
-_KIND = "predictor"
-_FIT = "fit one with: patchrank fit predictor"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictorFile:
-    """A saved predictor: weights in safetensors, provenance in its metadata.
-
-    It was fitted at reduction point ``block`` to the tower of dense timm name ``model``, weight
-    ``tag`` and ``blocks_fingerprint`` ``weights``, None in files that serve any of this name.
-    ``options`` are those that shape the network (``arch``, ``width``), ``action`` that of the golden
-    rankings: what it ranks patches for.
-    """
-
-    path: Path
-    model: str
-    tag: str
-    block: int
-    options: dict[str, Any]
-    weights: str | None = None
-    action: str = REMOVE
-    recipe: dict[str, Any] | None = None  # fields of ``FitConfig``
-    provenance: dict[str, Any] | None = None  # facts about the rankings
-
-    @classmethod
-    def read(cls, path: Path) -> "PredictorFile":
-        """Read the facts of ``path``; raise as ``read_learned`` does."""
-        file = read_learned(path, _KIND, cls, _FIT)
-        with safe_open(path, framework="pt") as opened:
-            count = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
-        width = file.options.get("width", 1)
-        if type(width) is not int or not 0 < width <= count:
-            raise ValueError(
-                f"{str(path)!r} holds no {_KIND}: its {count} weights aren't those of width {width!r}; {_FIT}"
-            )
-        return file
-
-    def fill(self, options: dict[str, Any]) -> None:
-        """Add the network's shape to ``options``.
-
-        Raises:
-            ValueError: they ask for another network.
-        """
-        for key, value in self.options.items():
-            option = options.setdefault(key, value)
-            if option != value:
-                shape = {**self.options, key: option}
-                raise ValueError(
-                    f"{key}={option!r}: the predictor {str(self.path)!r} has {key}={value!r}; fit "
-                    f"one with: {self.command(shape)} --out PATH, "
-                    "and give PATH as predictor"
-                )
-
-    def command(self, shape: Mapping[str, Any], **other: Any) -> str:
-        """Return the command that fits one of another ``shape``, see ``fit_command``, or other facts."""
-        facts: dict[str, Any] = {"model": self.model, "tag": self.tag, "block": self.block, "action": self.action}
-        return fit_command(**facts | other, shape=shape)
-
-    def require_action(self, action: str) -> None:
-        """Raise ValueError unless this ranks patches for the same action."""
-        if self.action != action:
-            raise ValueError(
-                f"predictor {str(self.path)!r} was fitted to rankings of action={self.action!r}, this model asks for "
-                f"{action!r}; fit one with: {self.command(self.options, action=action)}"
-            )
-
-    def require_name(self, model: str, tag: str) -> None:
-        """Raise ValueError unless this was fitted to the tower of this timm name and weight tag."""
-        if (self.model, self.tag) != (model, tag):
-            raise ValueError(
-                f"predictor {str(self.path)!r} was fitted to {tower_name(self.model, self.tag)}, "
-                f"not to {tower_name(model, tag)}"
-            )
-
-    def require_weights(self, weights: str) -> None:
-        """Raise ValueError if this was fitted to a tower of another ``blocks_fingerprint``."""
-        if self.weights not in (None, weights):
-            raise ValueError(
-                f"the predictor {str(self.path)!r} was fitted to "
-                f"{tower_name(self.model, self.tag)} with weights {self.weights}, these are "
-                f"{weights}; fit one to them with: "
-                f"{self.command(self.options)}"
-            )
-
-    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """Load the weights, named as in ``Predictor``, behind ``prefix``."""
-        loaded = load_learned(self.path, _KIND, f"fit one anew with: {self.command(self.options)}")
-        return {prefix + name: tensor for name, tensor in loaded.items()}
-
-
-def predictor_name(model: str, tag: str, block: int, action: str = REMOVE) -> str:
-    """Return the file name of a predictor for a tower (dense timm name, weight tag), block and action."""
-    # Names of other libraries' towers may hold slashes and colons.
-    tower = re.sub(r"[^\w.,-]+", "-", tower_name(model, tag))
-    role = "patchrank" if action == REMOVE else "rankmerge"
-    return f"{tower}.{role}.block{block}.safetensors"
-
-
-def fit_command(model: str, tag: str, block: int, shape: Mapping[str, Any], action: str = REMOVE) -> str:
-    """Return the command that fits a predictor; what ``shape`` leaves out is the default."""
-    flags = "".join(f" --{key} {shape[key]}" for key in ("arch", "width") if key in shape)
-    flags += "" if action == REMOVE else f" --action {action}"
-    fit = "patchrank fit predictor"
-    return f"{fit} --model {tower_name(model, tag)} --block {block}{flags} --dataset NAME"
-
-
-def one_each(files: Sequence[PredictorFile], blocks: Sequence[int]) -> tuple[PredictorFile, ...]:
-    """Put predictors in the order of the blocks before which a model scores.
-
-    Raises:
-        ValueError: a block has none or two of them, or one was fitted at another block.
-    """
-    places = f"block{'s'[: len(blocks) - 1]} {', '.join(map(str, blocks))}"
-    if not files:
-        raise ValueError(f"no predictor was given; expected one for {places}")
-    by_block: dict[int, PredictorFile] = {}
-    for one in files:
-        if one.block in by_block:
-            both = f"{str(by_block[one.block].path)!r} and {str(one.path)!r}"
-            raise ValueError(f"the predictors {both} were both fitted at block {one.block}; expected one for {places}")
-        by_block[one.block] = one
-    missing = [block for block in blocks if block not in by_block]
-    mend = "leave it out"
-    if missing:
-        like = files[0]
-        mend = f"fit one with: {like.command(like.options, block=missing[0])}"
-    for one in files:
-        if one.block not in blocks:
-            raise ValueError(
-                f"the predictor {str(one.path)!r} was fitted at block {one.block}, this model "
-                f"scores before {places}; {mend}"
-            )
-    if missing:
-        raise ValueError(
-            f"this model scores before {places}, and none of the given predictors was fitted at "
-            f"block {missing[0]}; {mend}"
-        )
-    return tuple(by_block[block] for block in blocks)
-
-
-def read_predictors(paths: str | Path | Sequence[str | Path]) -> list[PredictorFile]:
-    """Read what ``predictor=`` names, one file or several, each as ``PredictorFile.read`` does."""
-    several = [paths] if isinstance(paths, (str, Path)) else paths
-    return [PredictorFile.read(Path(path)) for path in several]

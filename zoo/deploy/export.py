@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.core.digests import fingerprint
 from zoo.core.files import write_whole
 from zoo.core.host import Host
-from zoo.core.messages import expected
+from zoo.core.messages import expected, wanting
 from zoo.core.precision import PRECISIONS
-from zoo.loading.weights import fingerprint
 
 Call = Callable[[Tensor], Tensor]
 
@@ -216,7 +216,7 @@ def load_exported(path: str | Path, *, threads: int | None = None) -> Call:
     path = Path(path)
     for file in (path, about_path(path)):
         if not file.is_file():
-            raise FileNotFoundError(f"no exported model at {str(file)!r}; `zoo.export_model` writes both files")
+            raise wanting(FileNotFoundError(f"no exported model at {str(file)!r}"), "exported model")
     try:
         about = json.loads(about_path(path).read_bytes())
         format, dtype = about["format"], about["dtype"]

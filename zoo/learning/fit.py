@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.core.files import FitState, digest, write_learned
+from zoo.core.files import digest, write_learned
 from zoo.core.messages import expected
 from zoo.core.predictor import REMOVE, Predictor, architecture
+from zoo.learning.fit_state import FitState
 
 
 class Rows(Protocol):
@@ -276,7 +277,7 @@ def save_predictor(
     """Write a predictor as fp16 safetensors with what it was fitted to, whole or not at all.
 
     The tower goes by its dense timm name, weight ``tag`` and ``weights``, the
-    ``zoo.loading.weights.blocks_fingerprint``, None for a file that serves any of this name. ``provenance``
+    ``zoo.core.digests.blocks_fingerprint``, None for a file that serves any of this name. ``provenance``
     is JSON-able facts about the rankings, ``action`` what they ranked for.
     """
     facts = {

@@ -15,12 +15,13 @@ from open_clip.transformer import TextTransformer
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
+from zoo.core.digests import blocks_fingerprint
 from zoo.core.messages import expected
 from zoo.core.precision import AUTO
-from zoo.core.prompts import CoupledPrompts, PromptFile, Prompts, VisualPrompts, near, save_prompts
+from zoo.core.prompts import CoupledPrompts, Prompts, VisualPrompts, near
 from zoo.loading.clip import ClipParts, class_features
+from zoo.loading.prompt_file import PromptFile, save_prompts
 from zoo.loading.text import CompactText, OpenClipText
-from zoo.loading.weights import blocks_fingerprint
 from zoo.towers.vit import ReducedViT
 
 TOKENS = ("t", "v", "vt")

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.core.files import FitState, digest
+from zoo.core.digests import weights_digest
+from zoo.core.files import digest
 from zoo.core.host import Host
 from zoo.core.prompts import CosineHead, near
+from zoo.learning.fit_state import FitState
 from zoo.loading.recovery_file import (
     DOWN,
     FORMAT,
@@ -31,7 +33,6 @@ from zoo.loading.recovery_file import (
     twin,
     with_precision,
 )
-from zoo.loading.weights import weights_digest
 from zoo.towers.vit import TimmHost
 
 CHUNK = 16  # images at a time where nothing is learnt

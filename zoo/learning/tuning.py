@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.files import FitState, digest
+from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import digest
 from zoo.core.precision import precision_on
 from zoo.core.prompts import CosineHead
+from zoo.learning.fit_state import FitState
 from zoo.learning.prompt_learner import PromptLearner, TuneConfig
 from zoo.loading.clip import ClipParts
-from zoo.loading.weights import blocks_fingerprint
 from zoo.towers.vit import ReducedViT
 
 CHUNK = 32  # images at a time where nothing is learnt

@@ -12,7 +12,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from zoo.core.messages import expected
-from zoo.loading.registry import require_fitted
+from zoo.loading.arguments import require_fitted
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.text import UnseenWordsError, load_text, tokenizer
 from zoo.loading.weight_file import read_weights
@@ -77,7 +77,7 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     """
     arch, _, tag = name.partition(".")
     if arch not in MODELS:
-        raise ValueError(unknown_model(name))
+        raise unknown_model(name)
     size = MODELS[arch].size
     tags = SIZES[size].tags
     tag = tag or next(iter(tags))

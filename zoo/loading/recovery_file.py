@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from zoo.core.digests import blocks_fingerprint, weights_digest
 from zoo.core.files import load_learned, read_learned, write_learned
 from zoo.core.host import FeatureTower, Host
-from zoo.core.messages import expected, tower_name
+from zoo.core.messages import expected, tower_name, wanting
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.prompts import PromptShape
 from zoo.core.reducer import Reducer
-from zoo.loading.weights import blocks_fingerprint, weights_digest
 from zoo.towers.vit import TimmHost
 
 WHATS = ("norm", "lora", "tokens")
@@ -178,33 +178,30 @@ class RecoveryFile:
             FileNotFoundError: no such file.
             ValueError: not a file of a recovery, or one of another format.
         """
-        return read_learned(path, _KIND, cls, "train one with: patchrank fit recovery", format=FORMAT)
-
-    @property
-    def command(self) -> str:
-        """The command that trains one for the same tower."""
-        names = " ".join(one["name"] for one in self.datasets)
-        return f"patchrank fit recovery --model MODEL --dataset {names} --output FILE"
+        return read_learned(path, _KIND, cls, format=FORMAT)
 
     def require(self, model: Host) -> None:
         """Refuse, by ValueError, a tower with other weights, or one that is reduced otherwise."""
-        own, mend = f"recovery {str(self.path)!r} was trained", f"train one for this model with: {self.command}"
+        own = f"recovery {str(self.path)!r} was trained"
         weights = blocks_fingerprint(model.state_dict(), model.blocks_prefix)
         if weights != self.weights or model.prompts is not None:
             on = f"{own} on {tower_name(self.model, self.tag)} with weights {self.weights}"
             other = f"these are {weights}" if weights != self.weights else "this tower has learned tokens already"
-            raise ValueError(f"{on}, {other}; {mend}")
+            raise self._refusal(f"{on}, {other}")
         reducer = model.reducer
         if reducer is None or reducer.method != self.method:
             other = "dense" if reducer is None else f"reduced by {reducer.method}"
-            raise ValueError(f"{own} for {self.method}, this model is {other}; {mend}")
+            raise self._refusal(f"{own} for {self.method}, this model is {other}")
         options = reducer.config.plain()
         for name in sorted(self.options.keys() | options.keys()):
             ours, theirs = self.options.get(name), options.get(name)
             if ours != theirs:
-                raise ValueError(f"{own} for {self.method} with {name}={ours!r}, this model has {theirs!r}; {mend}")
+                raise self._refusal(f"{own} for {self.method} with {name}={ours!r}, this model has {theirs!r}")
         if self.reducer != reducer_digest(reducer):
-            raise ValueError(f"{own} with another predictor of {self.method} than this model's; {mend}")
+            raise self._refusal(f"{own} with another predictor of {self.method} than this model's")
+
+    def _refusal(self, message: str) -> ValueError:
+        return wanting(ValueError(message), _KIND, datasets=self.datasets)
 
     def load(self, model: Host) -> dict[str, Tensor]:
         """Load what is added to each weight of a model, by its name there, on its device.
@@ -212,8 +209,7 @@ class RecoveryFile:
         Raises:
             ValueError: tensors that are damaged or don't fit.
         """
-        where, mend = f"recovery {str(self.path)!r}", f"train one anew with: {self.command}"
-        tensors = load_learned(self.path, _KIND, mend)
+        tensors = load_learned(self.path, _KIND)
         names, weights = trainable(model, self.recipe["what"]), dict(model.named_parameters())
         shapes = {name: weights[own].shape for name, own in names.items() if own in weights}
         if TOKENS in names:
@@ -225,9 +221,8 @@ class RecoveryFile:
                 rank = self.recipe["rank"]
                 shape = torch.Size((shape[0], rank) if name.endswith(UP) else (rank, shape[1]))
             if value.shape != shape:
-                raise ValueError(
-                    f"{where} has {name!r} of shape {tuple(value.shape)}, which doesn't fit this tower; {mend}"
-                )
+                what = f"recovery {str(self.path)!r} has {name!r} of shape {tuple(value.shape)}"
+                raise self._refusal(f"{what}, which doesn't fit this tower")
         device = next(model.block_modules[0].parameters()).device
         return {names[name]: value.to(device) for name, value in additions(tensors).items()}
 

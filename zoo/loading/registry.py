@@ -5,9 +5,6 @@ Methods may register before this module is imported (patchrank), after it (the e
 ``load_methods`` imports) or at any later time; ``on_method`` covers all three.
 """
 
-import dataclasses
-import inspect
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,38 +14,23 @@ from typing import Any
 
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import zoo.methods.patchrank
-import zoo.methods.rankmerge
-from zoo.core.messages import expected
-from zoo.core.predictor import PredictorFile
-from zoo.core.prompts import PromptFile
-from zoo.core.reducer import METHODS, configure, on_method
+import zoo.methods.rankmerge  # noqa: F401  # it registers itself
+from zoo.core.reducer import configure, on_method
 from zoo.loading.adopt import add_prompts
+from zoo.loading.arguments import depth_of, split_options
+from zoo.loading.predictor_file import PredictorFile, with_predictors
+from zoo.loading.prompt_file import PromptFile
 from zoo.loading.recovery_file import add_recovery
-from zoo.loading.sizes import MODELS, SIZES, ModelName, weights_cfg
+from zoo.loading.sizes import MODELS, PERCENTS, SIZES, ModelName, weights_cfg
 from zoo.loading.weight_file import read_weights
-from zoo.loading.weights import (
-    filter_weights,
-    find_predictor,
-    fitted_blocks,
-    image_side,
-    loading,
-    own_path,
-    own_weights,
-    with_predictors,
-)
+from zoo.loading.weights import filter_weights, image_side, loading, own_path, own_weights
 from zoo.towers.vit import ReducedViT
 
-PERCENTS = (90, 80, 70, 60, 50, 40, 30)
 METHOD_GROUP = "clip_patchrank.methods"
 default_cfgs: dict[str, Any] = {}
-
-
-class UnknownArgumentError(TypeError, ValueError):
-    """A TypeError as of any function, and a ValueError as all other refusals here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +63,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
             f"recovery={str(recovery)!r} fits whole towers, not features_only=True: save the model with recovery by "
             "timm's save_for_hf, and load local-dir:FOLDER with features_only=True"
         )
-    options, arguments = _split_options(name, kwargs)
+    options, arguments = split_options(name, kwargs)
     if fitted is not None and not arguments.get("predictor"):
         _require_blocks(name, fitted, options, arguments)
     weights = _find_weights(name, pretrained, options, arguments)
@@ -92,31 +74,9 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     return model if recovery is None else add_recovery(model, recovery)
 
 
-def require_fitted(name: ModelName, tag: str, kwargs: Mapping[str, Any]) -> None:
-    """Refuse, before anything is loaded, arguments of ``build`` and a model whose predictor is missing.
-
-    ``tag`` is that of the tower's weights.
-
-    Raises:
-        UnknownArgumentError: an argument that neither the method nor timm has.
-        FileNotFoundError: no predictor; says which command makes it.
-        ValueError: options out of range.
-    """
-    options, arguments = _split_options(name, dict(kwargs))
-    if name.method is None:
-        return
-    depth = arguments.get("depth", SIZES[name.size].vit_args["depth"])
-    config = configure(name.method, options, depth)
-    blocks, there = config.predictor_blocks(depth), fitted_blocks(name.dense, tag, config.action)
-    shape = {"arch": "mlp"} if blocks[1:] else {}  # several can't be of conv, the default
-    for block in blocks:
-        if block not in there:
-            find_predictor(name.dense, tag, block, shape=shape | options, action=config.action)
-
-
 def _require_blocks(name: ModelName, fitted: list[int], options: dict[str, Any], arguments: dict[str, Any]) -> None:
     """Refuse, by ValueError, a saved model that is to score at blocks that its predictor wasn't fitted at."""
-    depth = arguments.get("depth", SIZES[name.size].vit_args["depth"])
+    depth = depth_of(name, arguments)
     blocks = [] if name.method is None else list(configure(name.method, options, depth).predictor_blocks(depth))
     if blocks != fitted:
         have, want = (", ".join(map(str, some)) or "none" for some in (fitted, blocks))
@@ -124,51 +84,6 @@ def _require_blocks(name: ModelName, fitted: list[int], options: dict[str, Any],
             f"{name}: the predictor in this saved model was fitted at block {have}, these options score at block "
             f"{want}; leave reduce_at and rescore as they were saved, or give a predictor for it by predictor=PATH"
         )
-
-
-def _split_options(name: ModelName, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split keyword arguments into the method's options and all others; refuse unknown ones."""
-    options: dict[str, Any] = {}
-    fields: list[str] = []
-    if name.method is not None:
-        config = METHODS[name.method].Config
-        fields = [f.name for f in dataclasses.fields(config)]
-        options = {key: value for key, value in kwargs.items() if key in fields}
-        if not any(key in options for key in ("keep", *config.instead_of_keep)):
-            options |= name.options
-        depth = kwargs.get("depth", SIZES[name.size].vit_args["depth"])
-        if configure(name.method, options, depth).predictor_blocks(depth):
-            fields = [*fields, "predictor"]
-        fields = [*fields, "recovery"]
-    arguments = {key: value for key, value in kwargs.items() if key not in options}
-    known = {
-        parameter
-        for each in (VisionTransformer, build_model_with_cfg)
-        for parameter in inspect.signature(each).parameters
-    }
-    # What timm takes through its own **kwargs doesn't show in a signature.
-    known |= {*fields, "prompts", "features_only", "out_indices", "feature_cls"}
-    for key in arguments:
-        if key not in known:
-            if key == "method" or (key == "keep" and name.method is None):
-                raise UnknownArgumentError(_method_in_name(name, kwargs))
-            allowed = expected(key, [*fields, *inspect.signature(VisionTransformer).parameters])
-            raise UnknownArgumentError(f"{name} has no argument {key!r}: {allowed}")
-    return options, arguments
-
-
-def _method_in_name(name: ModelName, arguments: dict[str, Any]) -> str:
-    """Say that method and keep rate are parts of a name, and which name it is."""
-    method, keep = arguments.get("method"), arguments.get("keep")
-    key = "method" if "method" in arguments else "keep"
-    start = f"{name} has no argument {key!r}, the method is part of the name: "
-    if method is not None and method not in METHODS:
-        return f"{start}method {method!r}: {expected(str(method), METHODS)}"
-    rate = keep if isinstance(keep, (int, float)) and 0 < keep <= 1 else 0.6
-    percent = min(reversed(PERCENTS), key=lambda one: abs(one - 100 * rate))
-    full = ModelName(size=name.size, method=method or zoo.methods.patchrank.PatchRank.method, percent=percent)
-    more = f", keep={rate:g}" if percent / 100 != rate else ""
-    return f"{start}use timm.create_model({str(full)!r}{more})"
 
 
 def _find_weights(name: ModelName, pretrained: bool, options: dict[str, Any], arguments: dict[str, Any]) -> _Weights:
@@ -189,7 +104,7 @@ def _find_weights(name: ModelName, pretrained: bool, options: dict[str, Any], ar
     predictors: tuple[PredictorFile, ...] = ()
     # A model saved by save_for_hf holds its predictor among its weights.
     if pretrained and name.method and not (saved and predictor is None):
-        depth = arguments.get("depth", SIZES[name.size].vit_args["depth"])
+        depth = depth_of(name, arguments)
         options, predictors = with_predictors(name.dense, tag, name.method, options, depth, predictor)
     tower = None
     if pretrained and not saved and not cfg.state_dict:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from zoo.core.files import strict_json, write_whole
+from zoo.core.messages import wanting
 from zoo.core.reducer import ReducerConfig, spread
 
 FORMAT = 1  # of a file
 OPTIONS = ("reduce_at", "schedule", "keep")  # what a method takes of a file
-_MEND = "search one with: patchrank fit schedule"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +65,16 @@ class ScheduleFile:
             raise FileNotFoundError(f"no schedule at {str(path)!r}: the file does not exist")
         try:
             facts = strict_json(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{str(path)!r} holds no schedule: {error}") from error
-        if not isinstance(facts, dict) or not set(OPTIONS) <= set(facts):
-            raise ValueError(f"{str(path)!r} holds no schedule: it lacks {', '.join(OPTIONS)}; {_MEND}")
-        if facts.get("format") != FORMAT:
-            raise ValueError(
-                f"schedule {str(path)!r} has format {facts.get('format')!r}, this version reads {FORMAT}; {_MEND}"
-            )
-        try:
+            if not isinstance(facts, dict) or not set(OPTIONS) <= set(facts):
+                raise ValueError(f"it lacks {', '.join(OPTIONS)}")
+            if facts.get("format") != FORMAT:
+                raise ValueError(f"it has format {facts.get('format')!r}, this version reads {FORMAT}")
             config = ReducerConfig(**{name: facts[name] for name in OPTIONS})
             facts |= {name: getattr(config, name) for name in OPTIONS}
             spread(1, facts["keep"], facts["reduce_at"], facts["schedule"])
             return cls(**facts)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{str(path)!r} holds no schedule: {error}; {_MEND}") from error
+            raise wanting(ValueError(f"{str(path)!r} holds no schedule: {error}"), "schedule") from error
 
     def write(self, path: Path) -> None:
         """Write it whole or not at all."""
@@ -88,7 +83,7 @@ class ScheduleFile:
 
 
 def read_schedule(path: str | Path) -> dict[str, Any]:
-    """Read the options ``reduce_at``, ``schedule`` and ``keep`` of a file of ``patchrank fit schedule``.
+    """Read the options ``reduce_at``, ``schedule`` and ``keep`` of a file of a schedule.
 
     They are shares of the patch tokens, so that any tower with these blocks takes them, on any grid; whether they are
     good for it wasn't measured. ``ScheduleFile`` says for which one they were found.

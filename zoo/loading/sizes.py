@@ -16,7 +16,7 @@ from timm.data import (
 )
 from timm.layers import LayerNorm
 
-from zoo.core.messages import expected
+from zoo.core.messages import expected, wanting
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
@@ -140,13 +140,15 @@ class ModelName:
         return {} if self.method is None else {"keep": self.percent / 100}
 
 
+PERCENTS = (90, 80, 70, 60, 50, 40, 30)  # keep rates in names
 MODELS: dict[str, ModelName] = {}  # filled by zoo.loading.registry, also when a method comes later
 
 
-def unknown_model(name: str) -> str:
-    """Say what is wrong with a name, with weight tag or without, that `MODELS` doesn't have.
+def unknown_model(name: str, more: str = "") -> ValueError:
+    """Make the error of a name, with weight tag or without, that `MODELS` doesn't have.
 
-    Of a method of ours at a keep rate without a name it says how models of that rate are made.
+    Of a method of ours at a keep rate without a name it says how models of that rate are made. ``more`` says what
+    else was expected.
     """
     arch, dot, tag = name.partition(".")
     form = re.fullmatch(r"(clip_vit_[^_]+)_(.*?)(\d+)", arch)
@@ -154,10 +156,11 @@ def unknown_model(name: str) -> str:
     percents = {own.percent: known for known, own in MODELS.items() if (own.dense, own.method) == (dense, method)}
     percent = int(digits)
     if not percents or not 0 < percent <= 100:
-        return f"model {name!r}: {expected(arch, MODELS)}"
+        return wanting(ValueError(f"model {name!r}: {expected(arch, MODELS)}{more}"), "model")
     nearest = percents[min(sorted(percents), key=lambda one: abs(one - percent))]
-    return (
+    keep = percent / 100
+    message = (
         f"model {name!r}: names have the keep rates {', '.join(map(str, sorted(percents)))} %; for another one use "
-        f"timm.create_model({nearest + dot + tag!r}, keep={percent / 100:g}) in Python, or patchrank compare --model "
-        f"{dense}{dot}{tag} --methods {method} --keeps {percent / 100:g}"
+        f"timm.create_model({nearest + dot + tag!r}, keep={keep:g}) in Python{more}"
     )
+    return wanting(ValueError(message), "keep rate", model=f"{dense}{dot}{tag}", method=method, keep=keep)

@@ -1,8 +1,5 @@
-"""Find the weights of a tower, its predictors and its text side, and fit them to a model."""
+"""Find the weights of a tower and its text side, here or on the hub, and fit them to a model."""
 
-import hashlib
-import logging
-import os
 import re
 import textwrap
 import threading
@@ -13,7 +10,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
-import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from open_clip.model import CLIP
@@ -23,26 +19,15 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg
 from torch import Tensor
 
-from zoo.core.host import Host
-from zoo.core.messages import tower_name
-from zoo.core.predictor import (
-    REMOVE,
-    PredictorFile,
-    PredictorPaths,
-    fit_command,
-    one_each,
-    predictor_name,
-    read_predictors,
-    require_any_subset,
-)
-from zoo.core.reducer import configure
+from zoo.core.files import cache_folder
+from zoo.core.messages import wanting
+from zoo.loading.predictor_file import PredictorFile, is_rescorer, predictor_tensors, require_weights
 from zoo.loading.sizes import EMBEDDED, SIZES
 from zoo.loading.text import OpenClipText
 from zoo.towers.vit import TimmHost
 
 # Whatever timm, open_clip and torch raise over a file that isn't what it should be.
 UNUSABLE = (*(OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError), *(SafetensorError, UnpicklingError))
-_log = logging.getLogger(__name__)
 _LONGEST_REASON = 600
 PROBE_S = 4.0  # that the hub may take to answer at all; its client would try for most of a minute
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -160,101 +145,6 @@ def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
         raise unusable(name, error, otherwise, file) from error
 
 
-_RESCORERS = "reducer.rescorers."
-
-
-def cache_folder() -> Path:
-    """Return this user's cache folder for predictors and rankings (XDG rules)."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "clip-patchrank"
-
-
-def fitted_blocks(model: str, tag: str, action: str = REMOVE) -> tuple[int, ...]:
-    """Return the blocks for which ``find_predictor`` finds one by itself, ascending."""
-    start, end = predictor_name(model, tag, 0, action).rsplit("0", 1)
-    folders = (EMBEDDED, cache_folder() / "predictors")
-    paths = [path for folder in folders for path in folder.glob(f"{start}*{end}")]
-    blocks = {path.name.removeprefix(start).removesuffix(end) for path in paths}
-    return tuple(sorted(int(block) for block in blocks if block.isdecimal()))
-
-
-def find_predictor(
-    model: str,
-    tag: str,
-    block: int,
-    path: str | Path | None = None,
-    *,
-    shape: Mapping[str, Any] | None = None,
-    action: str = REMOVE,
-) -> PredictorFile:
-    """Find the predictor for a tower: ``path``, else the user's own, else the packaged one.
-
-    A log warns of an own one that is taken instead of a packaged one. ``shape`` holds ``arch`` and ``width`` for
-    the command that makes a missing one; ``action`` is what patches are ranked for.
-
-    Raises:
-        FileNotFoundError: there is none; says which command makes one.
-        ValueError: it was fitted to another tower, at another block or for another action.
-    """
-    name = predictor_name(model, tag, block, action)
-    if path is None:
-        own, packaged = cache_folder() / "predictors" / name, EMBEDDED / name
-        path = next((file for file in (own, packaged) if file.is_file()), None)
-        if path == own and packaged.is_file():
-            _log.warning("predictor %s of your own is used, not the packaged one; remove it to use that", own)
-    if path is None:
-        others = ", ".join(map(str, fitted_blocks(model, tag, action)))
-        there = f" (fitted so far: block {others})" if others else ""
-        command = fit_command(model, tag, block, shape or {}, action)
-        raise FileNotFoundError(
-            f"no predictor for {tower_name(model, tag)} at block {block}: neither packaged nor in "
-            f"the user's cache{there}; make one with: {command}; or pass predictor=PATH; or use "
-            "pretrained=False"
-        )
-    file = PredictorFile.read(Path(path))
-    file.require_name(model, tag)
-    file.require_action(action)
-    one_each([file], [block])
-    return file
-
-
-def with_predictors(
-    model: str, tag: str, method: str, options: dict[str, Any], depth: int, paths: PredictorPaths = None
-) -> tuple[dict[str, Any], tuple[PredictorFile, ...]]:
-    """Find the predictors of a model, in the order of blocks; add their network's shape to options.
-
-    ``paths`` are files, one for each block at which the model scores, in any order.
-
-    Raises:
-        FileNotFoundError: one is missing; says which command makes it.
-        ValueError: options out of range or of another network, or predictors fitted to another
-            tower, at other blocks or unable to score there.
-    """
-    config = configure(method, options, depth)
-    blocks, action = config.predictor_blocks(depth), config.action
-    completed = dict(options)
-    if not blocks:
-        return completed, ()
-    if blocks[1:] and "arch" in options:
-        require_any_subset(options["arch"], blocks[1])
-    files: Iterable[PredictorFile]
-    if paths is None:
-        # A command for one of several must not make a conv, which is its default.
-        shape = {"arch": "mlp"} if blocks[1:] else {}
-        files = (find_predictor(model, tag, b, shape=shape | completed, action=action) for b in blocks)
-    else:
-        files = read_predictors(paths)
-    predictors = []
-    for one in files:
-        one.require_name(model, tag)
-        one.require_action(action)
-        one.fill(completed)
-        predictors.append(one)
-        if blocks[1:]:
-            require_any_subset(completed["arch"], blocks[1])
-    return completed, one_each(predictors, blocks)
-
-
 def filter_weights(
     state_dict: dict[str, Any], model: TimmHost, predictors: Sequence[PredictorFile] = ()
 ) -> dict[str, Any]:
@@ -278,84 +168,14 @@ def filter_weights(
     if model.reducer is None:
         return weights | reducer
     if predictors:
-        _require_weights(predictors, weights)
-        reducer = {}
-        for prefix, one in _placed(predictors):
-            reducer |= one.tensors(prefix)
+        require_weights(predictors, weights)
+        reducer = predictor_tensors(predictors)
     needed = {k for k in model.state_dict() if k.startswith("reducer.")}
     # What was saved with rescore=True also serves a model that carries the first ranking along.
-    reducer = {k: v for k, v in reducer.items() if k in needed or not k.startswith(_RESCORERS)}
+    reducer = {k: v for k, v in reducer.items() if k in needed or not is_rescorer(k)}
     if missing := sorted(needed - reducer.keys()):
         raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
     return weights | reducer
-
-
-def fingerprint(model: Host) -> str:
-    """Return 16 hex digits of the sha256 over the tower's weights, without a reducer's.
-
-    The weights count as float32: a model has one fingerprint in every lossless precision.
-    """
-    return weights_digest({k: v for k, v in model.state_dict().items() if not k.startswith("reducer.")})
-
-
-def blocks_fingerprint(tower: Mapping[str, Tensor], prefix: str = "blocks.") -> str:
-    """Return 16 hex digits of the sha256 over the weights of a state dict's blocks, as float32.
-
-    The blocks are what is named ``prefix``, see ``Host.blocks_prefix``; it doesn't count itself. Unlike
-    ``fingerprint`` the result is the same for every image size and head that a tower is built with.
-    """
-    return weights_digest({f"blocks.{k.removeprefix(prefix)}": v for k, v in tower.items() if k.startswith(prefix)})
-
-
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return 16 hex digits of the sha256 over named weights, as float32."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def load_predictor(model: Host, predictors: PredictorFile | Sequence[PredictorFile]) -> None:
-    """Fill the predictors of a patchrank model, one for each block at which it scores.
-
-    Raises:
-        ValueError: the model has no predictor of this architecture, reduces at another block, or
-            its tower has other weights.
-    """
-    files = [predictors] if isinstance(predictors, PredictorFile) else predictors
-    reducer = model.reducer
-    blocks = () if reducer is None else reducer.config.predictor_blocks(model.depth)
-    if not blocks:
-        raise ValueError(
-            "this model has no predictor to fill: it isn't reduced by patchrank or rankmerge of rank='predictor'"
-        )
-    assert reducer is not None
-    state = model.state_dict()
-    loaded: dict[str, Tensor] = {}
-    for prefix, one in _placed(one_each(files, blocks)):
-        one.require_action(reducer.config.action)
-        tensors = one.tensors(prefix)
-        shapes = {k: v.shape for k, v in state.items() if k.startswith(prefix)}
-        if shapes != {k: v.shape for k, v in tensors.items()}:
-            raise ValueError(f"the predictor {str(one.path)!r} has another architecture")
-        loaded |= tensors
-    _require_weights(files, state, model.blocks_prefix)
-    model.load_state_dict(loaded, strict=False)
-
-
-def _placed(predictors: Sequence[PredictorFile]) -> Iterable[tuple[str, PredictorFile]]:
-    """Say where in a model's state dict each predictor goes, the first block's first."""
-    for one in predictors:
-        later = one.block != predictors[0].block
-        yield f"{_RESCORERS}{one.block}." if later else "reducer.predictor.", one
-
-
-def _require_weights(predictors: Sequence[PredictorFile], tower: Mapping[str, Tensor], prefix: str = "blocks.") -> None:
-    if any(one.weights for one in predictors):
-        weights = blocks_fingerprint(tower, prefix)
-        for one in predictors:
-            one.require_weights(weights)
 
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -384,16 +204,18 @@ def find_clip(size: str, tag: str) -> Path:
     cfg = get_pretrained_cfg(spec.open_clip, spec.tags[tag].open_clip)
     name, repo = f"clip_vit_{size}.{tag}", cfg["hf_hub"].rstrip("/")
     otherwise = (
-        f"put a file of these weights at {own_path(name)}, or pass local-dir:FOLDER, saved by timm's save_for_hf; "
-        "commands that only time or export models take --random-weights"
+        f"put a file of these weights at {own_path(name)}, or pass local-dir:FOLDER, saved by timm's save_for_hf"
     )
     if (cached := cached_file(repo, OPEN_CLIP_FILES)) is not None:
         return cached
-    require_hub(repo, OPEN_CLIP_FILES, name, otherwise)
     try:
+        require_hub(repo, OPEN_CLIP_FILES, name, otherwise)
         return Path(download_pretrained(cfg))
+    except MissingWeightsError as error:
+        wanting(error, "weights")
+        raise
     except UNUSABLE as error:
-        raise unusable(name, error, otherwise, f"{repo}/{OPEN_CLIP_FILES[0]}") from error
+        raise wanting(unusable(name, error, otherwise, f"{repo}/{OPEN_CLIP_FILES[0]}"), "weights") from error
 
 
 def own_path(name: str) -> str:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zoo.core.pairing import DISTANCE, pair_costs, scale_places
 from zoo.core.tokens import Tokens
-from zoo.methods.rankmerge import RankMergeConfig, pair_costs, places
 
 
 def windows(grid: tuple[int, int], window: int, stride: int) -> Tensor:
@@ -109,7 +109,7 @@ def merge_windows(tokens: Tokens, cells: Tensor) -> Merges:
 
 def distances(tokens: Tokens) -> Tensor:
     """Return how unlike patch tokens are to ``rankmerge``, (B, n, n), before sizes and ranks count."""
-    return pair_costs(tokens.patches.float(), places(tokens, RankMergeConfig.distance), None)
+    return pair_costs(tokens.patches.float(), scale_places(tokens, DISTANCE), None)
 
 
 def sizes_of(tokens: Tokens) -> Tensor:

@@ -17,7 +17,7 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset, kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
 from harness.datasets.decoded import Decoded, decode_all
-from harness.datasets.images import how_many, shortened
+from harness.datasets.images import how_many, shorten
 from harness.datasets.rooted import RootedDataset
 from harness.models.towers import text_classifier
 from zoo.loading.clip import create_clip
@@ -80,7 +80,7 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
     if left_out:
         notes.append(
             f"{len(left_out)} of {len(dataset.classes)} classes have words that the text tower of {TOWER} never "
-            f"saw; without shots, measure the others by --skip-unknown-classes: {shortened(left_out, SHOWN)}"
+            f"saw; without shots, measure the others by --skip-unknown-classes: {shorten(left_out, SHOWN)}"
         )
     names = (dataset.name, dataset.revision, dataset.classes)
     return Checked(*names, counts, bad, tuple(problems), tuple(notes), unreadable)
@@ -99,7 +99,7 @@ def _uneven(dataset: Dataset, counts: Counts) -> tuple[list[str], list[str]]:
         if not counts[name].any():
             notes.append(f"{name} has no images")
         elif lacking.size:
-            names = shortened([dataset.classes[label] for label in lacking], SHOWN)
+            names = shorten([dataset.classes[label] for label in lacking], SHOWN)
             uneven.append(f"{name} has no image of {lacking.size} classes: {names}")
     if not counts["test"].any():
         notes.append("measure on another split than test, with --split")
@@ -121,7 +121,7 @@ def _copies(dataset: Dataset, decoded: Decoded) -> list[str]:
     lines = []
     for what, some in (("two splits", apart), ("two classes", torn)):
         if some:
-            ids = shortened([image_id for _, _, image_id in some[0]], SHOWN)
+            ids = shorten([image_id for _, _, image_id in some[0]], SHOWN)
             lines.append(f"images that are in {what}, pixel for pixel: {len(some)}, such as {ids}")
     return lines
 

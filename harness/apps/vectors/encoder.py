@@ -14,8 +14,8 @@ import zoo
 from harness.apps.setup import Setup
 from harness.models.towers import no_text
 from harness.records.conditions import DTYPES
+from zoo.core.digests import fingerprint, weights_digest
 from zoo.loading.text import UnseenWordsError
-from zoo.loading.weights import fingerprint, weights_digest
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
 

@@ -49,7 +49,7 @@ class Provenance(Origin):
     options: Mapping[str, Any] = field(default_factory=dict)
     recovery: str | None = None  # its file
     random_weights: bool = False
-    weights: str  # `zoo.loading.weights.fingerprint` of the image tower
+    weights: str  # `zoo.core.digests.fingerprint` of the image tower
     reducer: str | None = None  # digest of the method's own weights, None without
     text_weights: str | None = None  # digest of the text tower's; None of images
     preprocessing: str  # of pictures, in words

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ FLAGS = (
     "--headless", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 )  # fmt: skip
-WIDTHS = (1400, 400)
-SCHEMES = ("light", "dark")
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +27,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def browser(profile: Path, width: int, scheme: str, **features: str) -> Iterator[Any]:
+def browser(profile: Path, width: int, scheme: str) -> Iterator[Any]:
     """Start a browser of that width that reports what it fetches and says."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="tox -e clients has selenium")
     chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -46,7 +44,7 @@ def browser(profile: Path, width: int, scheme: str, **features: str) -> Iterator
     try:
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        wanted = {"prefers-color-scheme": scheme, **features}
+        wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
         media = [{"name": name, "value": value} for name, value in wanted.items()]
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
         yield driver
@@ -56,21 +54,14 @@ def browser(profile: Path, width: int, scheme: str, **features: str) -> Iterator
 
 @pytest.fixture(
     scope="module",
-    params=[(width, scheme) for width in WIDTHS for scheme in SCHEMES],
+    params=[(1400, "light"), (400, "dark")],
     ids=lambda given: f"{given[0]}-{given[1]}",
 )
 def page(report: Path, request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     width, scheme = request.param
-    profile, still = tmp_path_factory.mktemp("profile"), {"prefers-reduced-motion": "reduce"}
-    with browser(profile, width, scheme, **still) as driver:
+    with browser(tmp_path_factory.mktemp("profile"), width, scheme) as driver:
         driver.get(report.as_uri())
         yield driver
-
-
-@pytest.fixture
-def start() -> Callable[..., AbstractContextManager[Any]]:
-    """Return what starts a browser: profile folder, width, colour scheme, other wishes."""
-    return browser
 
 
 @pytest.fixture(scope="session")

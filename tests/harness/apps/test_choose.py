@@ -17,13 +17,12 @@ from rich.console import Console
 
 import zoo
 from harness.apps import candidates
-from harness.apps.candidates import RATES, Candidate, ChooseConfig, Lab, Line
-from harness.apps.choose import SLACK, choice_table, choose, front, in_time, ladder, lowest
-from harness.apps.fidelity import COSINE, Bounds
+from harness.apps.candidates import RATES, Approach, Candidate, ChooseConfig, Lab
+from harness.apps.choose import SLACK, choose, front, in_time, ladder, lowest
+from harness.apps.fidelity import COSINE, Pictures, SetupBounds
 from harness.apps.setup import Setup
 from harness.base.terminal import Progress
-from harness.cli import flags, main
-from harness.cli.parser import build_parser
+from harness.cli import main
 from harness.datasets.base import Dataset
 from harness.measure.match import together
 from harness.measure.rows import rows_of
@@ -55,8 +54,10 @@ class Fake:
     def __init__(self, seed: int, lines: int = 6) -> None:
         rng = np.random.default_rng(seed)
         methods = sorted(zoo.METHODS)[:lines]
-        self.lines = [Line(dtype=dtype, method=method) for dtype in ("bfloat16", "float32") for method in methods]
-        self.lines.append(Line(dtype="bfloat16", rates=(1.0,)))
+        self.approaches = [
+            Approach(dtype=dtype, method=method) for dtype in ("bfloat16", "float32") for method in methods
+        ]
+        self.approaches.append(Approach(dtype="bfloat16", rates=(1.0,)))
         self.power = dict(zip(methods, rng.uniform(1, 4, lines).tolist(), strict=True))
         self.scale = dict(zip(methods, rng.uniform(0.5, 5, lines).tolist(), strict=True))
         self.base = dict(zip(methods, rng.uniform(0.1, 0.5, lines).tolist(), strict=True))
@@ -75,7 +76,7 @@ class Fake:
         base = 1.0 if line.method is None else self.base[line.method] + (1 - self.base[line.method]) * keep
         return self.slow[line.dtype] * base
 
-    def used(self, candidates: Iterable[Candidate], *, first: bool = False) -> dict[Candidate, float]:
+    def shares(self, candidates: Iterable[Candidate], *, first: bool = False) -> dict[Candidate, float]:
         self.asked += len(list(candidates))
         return {one: self.share(one) for one in candidates}
 
@@ -84,14 +85,14 @@ class Fake:
 
     @property
     def every(self) -> list[Candidate]:
-        return [Candidate(line, keep) for line in self.lines for keep in line.rates]
+        return [Candidate(line, keep) for line in self.approaches for keep in line.rates]
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(12))
 def test_the_last_rung_is_the_fastest_of_all_that_meet_the_bounds(seed: int):
     """The slow way tries every method, precision and keep rate."""
     fake = Fake(seed)
-    rungs = ladder(fake.lines, fake)
+    rungs = ladder(fake.approaches, fake)
     fastest = min((one for one in fake.every if fake.share(one) <= 1), key=fake.ratio)
     assert fake.ratio(rungs[-1]) == pytest.approx(fake.ratio(fastest))
     assert fake.asked < len(fake.every) / 4
@@ -100,12 +101,12 @@ def test_the_last_rung_is_the_fastest_of_all_that_meet_the_bounds(seed: int):
         assert fake.share(one) < fake.share(other) <= 1
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("goal", [0.35, 0.5, 0.8])
 def test_in_a_time_the_first_is_the_most_faithful_of_all(seed: int, goal: float):
     fake = Fake(seed)
     within = [one for one in fake.every if fake.ratio(one) <= goal * (1 - SLACK)]
-    found = in_time(fake.lines, fake, goal)
+    found = in_time(fake.approaches, fake, goal)
     if not within:
         assert fake.ratio(found[0]) == min(map(fake.ratio, fake.every))
         return
@@ -115,13 +116,13 @@ def test_in_a_time_the_first_is_the_most_faithful_of_all(seed: int, goal: float)
 
 def test_where_none_meets_the_bounds_the_most_faithful_is_the_ladder():
     fake = Fake(0)
-    fake.share = lambda one: 5 - one.keep + (one.line.dtype == "bfloat16")  # type: ignore[method-assign]
-    [one] = ladder(fake.lines, fake)
-    assert (one.line.dtype, one.keep) == ("float32", RATES[-1])
+    fake.share = lambda one: 5 - one.keep + (one.approach.dtype == "bfloat16")  # type: ignore[method-assign]
+    [one] = ladder(fake.approaches, fake)
+    assert (one.approach.dtype, one.keep) == ("float32", RATES[-1])
 
 
 def test_a_front_has_what_nothing_beats():
-    line = Line(dtype="float32", method="tome")
+    line = Approach(dtype="float32", method="tome")
     points = {(0.5, 0.9): 0.1, (0.6, 0.95): 0.2, (0.7, 0.3): 0.3, (0.8, 0.3): 0.4, (0.9, 0.1): 0.5}
     found = front({Candidate(line, keep): point for point, keep in points.items()})
     assert [one.keep for one in found] == [0.5, 0.3, 0.1]
@@ -139,31 +140,29 @@ class Clock:
         self.ran = 0
         self.stop_after = math.inf
 
-    def interleaved(self, callables: Mapping[str, Any], images: Any, rounds: int, **more: Any) -> dict[str, Timing]:
-        self.timed.append(len(callables))
-        return {name: Timing(batch=8, samples_ms=(self.ms(call),) * rounds) for name, call in callables.items()}
-
-    def ms(self, call: Any) -> float:
-        [vit] = [cell.cell_contents for cell in call.__closure__ if isinstance(cell.cell_contents, zoo.ReducedViT)]
-        if vit.reducer is None:
-            return 100.0
-        return 20.0 + 80 * vit.reducer.config.keep
+    def time_models(self, models: Mapping[str, Any], batch: int, rounds: int, **_: Any) -> dict[str, Timing]:
+        self.timed.append(len(models))
+        keeps = {name: 1.0 if vit.reducer is None else vit.reducer.config.keep for name, vit in models.items()}
+        return {name: Timing(batch=batch, samples_ms=(20 + 80 * keep,) * rounds) for name, keep in keeps.items()}
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("harness.measure.timing.interleaved", clock.interleaved)
+    monkeypatch.setattr("harness.measure.timing.time_models", clock.time_models)
     monkeypatch.setattr("harness.measure.timing.warnings_of", lambda *_: ())
     # A test of bootstraps is elsewhere.
     monkeypatch.setattr("harness.records.statistics.RESAMPLES", 400)
 
-    def counted(progress: Progress, units: float) -> None:
-        clock.ran += units
+    features = Pictures.features
+
+    def counted(pictures: Pictures, rows: Any) -> Any:
+        clock.ran += len(rows) * len(pictures)
         if clock.ran > clock.stop_after:
             raise KeyboardInterrupt
+        return features(pictures, rows)
 
-    monkeypatch.setattr(Progress, "advance", counted)
+    monkeypatch.setattr(Pictures, "features", counted)
     return clock
 
 
@@ -178,14 +177,14 @@ def small(tower: Tower, unlabelled: Dataset, named: Dataset, predictor_file: Pat
     monkeypatch.setattr("harness.apps.fidelity._NORMAL", 1.0)
 
 
-def chosen(bounds: Bounds, config: ChooseConfig = CONFIG, dataset: str = "toy", **more: Any) -> Any:
+def chosen(bounds: SetupBounds, config: ChooseConfig = CONFIG, dataset: str = "toy", **more: Any) -> Any:
     return choose(ARCH, dataset, bounds, config, progress=Progress(), **more)
 
 
 @pytest.mark.usefixtures("small")
 def test_the_choice_is_what_trying_all_gives(clock: Clock, tower: Tower, unlabelled: Dataset):
     """Time rises with the keep rate alone here, so the fewest tokens that any method needs are the fastest."""
-    bounds = Bounds(min_cosine=0.97)
+    bounds = SetupBounds(min_cosine=0.97)
     choice = chosen(bounds)
     assert choice.met
     assert clock.timed[-1] == 3  # at last the chosen one and dense, as it is and optimised
@@ -193,7 +192,7 @@ def test_the_choice_is_what_trying_all_gives(clock: Clock, tower: Tower, unlabel
     pairs = [(method, keep) for method in METHODS for keep in RATES if _able(tower, method, keep)]
     rows = rows_of(tower.vit, ARCH, TAG, pairs)
     values = lab.search.values(rows)
-    share = {(row.method, row.keep): bounds.used(values[row.key], 40) for row in rows}
+    share = {(row.method, row.keep): bounds.share(values[row.key], 40) for row in rows}
     last = choice.judged[-1]
     rungs = [one for one in choice.judged if one.passed]
     assert rungs[-1] is last
@@ -214,7 +213,7 @@ def _able(tower: Tower, method: str, keep: float) -> bool:
 
 @pytest.mark.usefixtures("small")
 def test_the_certificate_says_what_was_measured_and_the_file_has_it(clock: Clock, tmp_path: Path):
-    bounds = Bounds(min_cosine=0.97, speed_up=1.05)
+    bounds = SetupBounds(min_cosine=0.97, speed_up=1.05)
     choice = chosen(bounds)
     choice.setup.write(tmp_path / "setup.json")
     setup = Setup.read(tmp_path / "setup.json")
@@ -228,31 +227,20 @@ def test_the_certificate_says_what_was_measured_and_the_file_has_it(clock: Clock
     assert {"batch", "threads", "rounds", "stopwatch", "verdict"} <= set(facts["time"])
     assert (setup.model, setup.options["keep"]) == (ARCH, choice.judged[-1].keep)
     json.dumps(facts, allow_nan=False)
-    console = Console(width=200, record=True)
-    console.print(choice_table(choice))
-    assert f"{100 * choice.judged[-1].keep:.0f}" in console.export_text()
-
-
-@pytest.mark.usefixtures("small", "clock")
-def test_the_certificate_names_the_predictors(predictor_file: Path):
-    alone = chosen(Bounds(speed_up=1.5), replace(CONFIG, methods=("patchrank",))).setup
-    assert (alone.method, alone.certificate["predictors"]) == ("patchrank", [str(predictor_file)])
-    other = chosen(Bounds(speed_up=1.5), replace(CONFIG, methods=("clsattn",))).setup
-    assert other.certificate["predictors"] == []
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("share", [0.3, 0.7])
 def test_a_search_that_was_stopped_goes_on_where_it_was(clock: Clock, share: float):
-    whole = chosen(Bounds(min_cosine=0.97), fresh=True)
+    whole = chosen(SetupBounds(min_cosine=0.97), fresh=True)
     needed, clock.ran = clock.ran, 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates.Lab, "_identity", lambda lab: ["another search"])
         clock.stop_after = share * needed
         with pytest.raises(KeyboardInterrupt):
-            chosen(Bounds(min_cosine=0.97))
+            chosen(SetupBounds(min_cosine=0.97))
         before, clock.ran, clock.stop_after = clock.ran, 0, math.inf
-        again = chosen(Bounds(min_cosine=0.97))
+        again = chosen(SetupBounds(min_cosine=0.97))
     assert again.judged == whole.judged
     # What was cut short and the dense tower's features are run again, nothing else.
     assert before + clock.ran <= needed + 2 * 20 * len(METHODS) + 60 + 20
@@ -261,14 +249,14 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(clock: Clock, share: flo
 
 @pytest.mark.usefixtures("small")
 def test_other_bounds_take_what_was_measured(clock: Clock):
-    chosen(Bounds(min_cosine=0.97))
+    chosen(SetupBounds(min_cosine=0.97))
     first, clock.ran = clock.ran, 0
-    chosen(Bounds(min_cosine=0.97))
+    chosen(SetupBounds(min_cosine=0.97))
     assert clock.ran == 0
-    chosen(Bounds(min_cosine=0.95))
+    chosen(SetupBounds(min_cosine=0.95))
     second, clock.ran = clock.ran, 0
     assert 0 < second < first
-    chosen(Bounds(min_cosine=0.97), fresh=True)
+    chosen(SetupBounds(min_cosine=0.97), fresh=True)
     assert clock.ran == first
 
 
@@ -277,12 +265,12 @@ def test_rungs_after_the_first_that_fails_are_not_judged(clock: Clock, monkeypat
     """Of rungs that pass, fail, pass the first is chosen: the order is fixed beforehand, and a failure ends it."""
     rungs: list[Candidate] = []
 
-    def met(bounds: Bounds, figures: Any) -> bool:
+    def met(bounds: SetupBounds, figures: Any) -> bool:
         rungs.append(figures)
         return len(rungs) != 2
 
-    monkeypatch.setattr(Bounds, "met", met)
-    choice = chosen(Bounds(min_cosine=0.96))
+    monkeypatch.setattr(SetupBounds, "meets", met)
+    choice = chosen(SetupBounds(min_cosine=0.96))
     assert len(rungs) == 2
     assert [one.passed for one in choice.judged] == [False, True]
     assert choice.judged[0].keep < choice.judged[1].keep
@@ -290,43 +278,39 @@ def test_rungs_after_the_first_that_fails_are_not_judged(clock: Clock, monkeypat
 
 @pytest.mark.usefixtures("small")
 def test_what_comes_nearest_is_told_where_nothing_meets_the_bounds(clock: Clock):
-    choice = chosen(Bounds(min_cosine=0.9999999999999))
+    choice = chosen(SetupBounds(min_cosine=0.9999999999999))
     assert not choice.met
     assert choice.why.startswith("the mean cosine on pictures held out is ")
     assert choice.judged[-1].name == "dense"  # optimised, so not bit-equal
-    slow = chosen(Bounds(min_cosine=0.97, speed_up=20))
+    slow = chosen(SetupBounds(min_cosine=0.97, speed_up=20))
     assert not slow.met
     assert "times as fast as dense, by its interval at least" in slow.why
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(("bounds", "keep"), [(Bounds(speed_up=1.5), 0.54), (Bounds(max_ms=50), 0.34)])
-def test_bounds_on_time_alone_give_the_most_faithful_setup_in_it(clock: Clock, bounds: Bounds, keep: float):
+@pytest.mark.parametrize(("bounds", "keep"), [(SetupBounds(speed_up=1.5), 0.54), (SetupBounds(max_ms=50), 0.34)])
+def test_bounds_on_time_alone_give_the_most_faithful_setup_in_it(clock: Clock, bounds: SetupBounds, keep: float):
     """The clock's ratio is .2 + .8 keep; a search leaves 3 % of the time and tries two keep rates below."""
     choice = chosen(bounds)
     assert choice.met
     [judged] = choice.judged
     lab = Lab(ARCH, "toy", bounds, CONFIG, Progress())
-    every = [Candidate(line, round(keep - less, 2)) for line in lab.lines[1:] for less in (0, 0.02, 0.04)]
-    used = lab.used(every)
+    every = [Candidate(line, round(keep - less, 2)) for line in lab.approaches[1:] for less in (0, 0.02, 0.04)]
+    used = lab.shares(every)
     least = min(every, key=lambda one: used[one])
-    assert (judged.name, judged.keep) == (least.line.method, least.keep)
+    assert (judged.name, judged.keep) == (least.approach.method, least.keep)
 
 
 @pytest.mark.usefixtures("small")
-def test_points_of_top1_need_classes_and_are_then_bounded(clock: Clock):
-    with pytest.raises(ValueError, match="--max-loss 5: dataset 'unlabelled' has no classes"):
-        chosen(Bounds(max_loss=5))
-    choice = chosen(Bounds(max_loss=30), dataset="named")
+def test_bounds_need_classes_or_many_pictures(clock: Clock):
+    with pytest.raises(ValueError, match="--max-loss 5: dataset 'unlabelled'"):
+        chosen(SetupBounds(max_loss=5))
+    with pytest.raises(ValueError, match=r"--min-overlap 0\.9 with 20 pictures \(--search\)"):
+        chosen(SetupBounds(min_overlap=0.9))
+    choice = chosen(SetupBounds(max_loss=30), dataset="named")
     assert choice.met
     assert choice.setup.certificate["fidelity"]["top1_change"]["low"] >= -0.3
     assert "dense_agreement" in choice.setup.certificate["fidelity"]
-
-
-@pytest.mark.usefixtures("small")
-def test_few_pictures_have_no_neighbours():
-    with pytest.raises(ValueError, match=r"--min-overlap 0\.9 with 20 pictures \(--search\): of fewer than 500"):
-        chosen(Bounds(min_overlap=0.9))
 
 
 @pytest.mark.usefixtures("small", "clock")
@@ -334,13 +318,13 @@ def test_a_method_without_a_predictor_is_left_out_and_told(predictor_file: Path)
     predictor_file.unlink()
     console = Console(record=True, width=300)
     usual = replace(CONFIG, methods=())
-    lab = Lab(ARCH, "toy", Bounds(min_cosine=0.9), usual, Progress(console))
+    lab = Lab(ARCH, "toy", SetupBounds(min_cosine=0.9), usual, Progress(console))
     assert list(lab.left_out) == ["patchrank"]
     assert "patchrank is left out: no predictor for clip_vit_b16.openai" in console.export_text()
-    methods = [line.method for line in lab.lines]
+    methods = [line.method for line in lab.approaches]
     assert methods == [None, "rankmerge", "tome", "clsattn", "evit", "random"]  # merging first
     with pytest.raises(FileNotFoundError, match="no predictor"):
-        chosen(Bounds(min_cosine=0.9))  # which asks for it by name
+        chosen(SetupBounds(min_cosine=0.9))  # which asks for it by name
 
 
 @pytest.mark.usefixtures("small", "clock")
@@ -351,8 +335,8 @@ def test_a_schedule_is_stretched_over_keep_rates(tmp_path: Path, tower: Tower):
     )  # fmt: skip
     file.write(tmp_path / "s.json")
     config = replace(CONFIG, methods=("clsattn",), schedules=(tmp_path / "s.json",))
-    lab = Lab(ARCH, "toy", Bounds(min_cosine=0.9), config, Progress())
-    line = lab.lines[-1]
+    lab = Lab(ARCH, "toy", SetupBounds(min_cosine=0.9), config, Progress())
+    line = lab.approaches[-1]
     assert (line.method, line.name) == ("tome", "tome with s.json")
     own = {"proportional": False, "reduce_at": [1, 3]}
     assert lab.options(Candidate(line, 0.49)) == own | {"schedule": [0.7], "keep": 0.49}
@@ -370,8 +354,8 @@ def test_a_recovery_is_a_setup_of_its_own(clock: Clock, tmp_path: Path, tower: T
     origin = {"name": ARCH, "tag": TAG, "commit": None}
     zoo.save_recovery(path, student, recovered, recipe, **origin, datasets=[{"name": "elsewhere"}])
     config = replace(CONFIG, methods=("clsattn",), recoveries=(path,))
-    lab = Lab(ARCH, "toy", Bounds(min_cosine=0.9), config, Progress())
-    line = lab.lines[-1]
+    lab = Lab(ARCH, "toy", SetupBounds(min_cosine=0.9), config, Progress())
+    line = lab.approaches[-1]
     assert (line.name, line.rates) == ("tome with r.safetensors", (0.5,))
     assert "elsewhere" in lab._learned()
     one = Candidate(line, 0.5)
@@ -379,15 +363,15 @@ def test_a_recovery_is_a_setup_of_its_own(clock: Clock, tmp_path: Path, tower: T
     assert (setup.options, setup.recovery) == ({"keep": 0.5}, str(path))
     plain = zoo.add_recovery(zoo.reduce(tower.vit, method="tome", keep=0.5), path).eval()
     with torch.inference_mode():
-        torch.testing.assert_close(lab.placed(one).vit(images[0]), zoo.optimize(plain)(images[0]))
-    assert chosen(Bounds(min_cosine=0.9), config).met
+        torch.testing.assert_close(lab.served_row(one).vit(images[0]), zoo.optimize(plain)(images[0]))
+    assert chosen(SetupBounds(min_cosine=0.9), config).met
     other = tmp_path / "s.safetensors"
     stranger = copy.deepcopy(student)
     with torch.no_grad():
         stranger.blocks[0].mlp.fc1.weight += 1
     zoo.save_recovery(other, stranger, recovered, recipe, **origin, datasets=[{"name": "elsewhere"}])
     with pytest.raises(ValueError, match=r"s\.safetensors"):
-        chosen(Bounds(min_cosine=0.9), replace(config, recoveries=(other,)))
+        chosen(SetupBounds(min_cosine=0.9), replace(config, recoveries=(other,)))
 
 
 @pytest.mark.parametrize(
@@ -400,7 +384,7 @@ def test_a_recovery_is_a_setup_of_its_own(clock: Clock, tmp_path: Path, tower: T
         (lambda: ChooseConfig(rounds=2), "--rounds 2: expected a number from 6"),
         (lambda: ChooseConfig(seconds=-1.0), "--seconds -1"),
         (
-            lambda: choose("clip_vit_s14_tome60", "photos", Bounds(min_cosine=0.9), progress=Progress()),
+            lambda: choose("clip_vit_s14_tome60", "photos", SetupBounds(min_cosine=0.9), progress=Progress()),
             "name its dense tower, 'clip_vit_s14'",
         ),
     ],
@@ -411,29 +395,6 @@ def test_refusals(make: Callable[[], Any], quoted: str):
 
 
 COMMAND = "choose --methods rankmerge --dtypes float32 --rounds 6 --seconds 0 --batch 1"
-
-
-@pytest.mark.slow
-def test_the_command_on_the_shipped_tower(tmp_path: Path, monkeypatch, capsys):
-    """A few pictures; the printed Python builds what the file loads."""
-    monkeypatch.chdir(tmp_path)
-    words = "--dataset photos --search 8 --held-out 20 --min-cosine 0.9 --output new/s.json"
-    code = main([*COMMAND.split(), *words.split()])
-    out, _ = capsys.readouterr()
-    if code == 1:  # the machine was so busy that all looked slower than dense
-        assert "nothing meets mean cosine at least 0.9; the nearest is clip_vit_s14" in out
-        assert not (tmp_path / "new").exists()
-        return
-    assert "wrote new/s.json" in out
-    assert "patchrank embed FOLDER --model new/s.json" in out
-    setup = Setup.read(Path("new/s.json"))
-    scope: dict[str, Any] = {}
-    exec(out[out.index("import timm") :], scope)
-    images = torch.randn(2, 3, 196, 196)
-    assert setup.certificate["optimised"] is True
-    with torch.inference_mode():
-        torch.testing.assert_close(scope["model"](images), zoo.optimize(setup.load().vit)(images))
-    assert setup.certificate["fidelity"][COSINE]["low"] >= 0.9
 
 
 @pytest.fixture
@@ -471,10 +432,10 @@ def test_the_command_fails_where_nothing_meets_the_bound(command: Callable[[str]
 def test_what_is_judged_and_timed_is_what_the_file_loads(small: None, tower: Tower, unlabelled: Dataset):
     """Every method and precision, by the plain way."""
     images = torch.stack([tower.preprocess(example.image) for example in unlabelled.split("test")[:4]])
-    lab = Lab(ARCH, "toy", Bounds(min_cosine=0.9), replace(CONFIG, dtypes=("float32", "bfloat16")), Progress())
-    for line in lab.lines:
+    lab = Lab(ARCH, "toy", SetupBounds(min_cosine=0.9), replace(CONFIG, dtypes=("float32", "bfloat16")), Progress())
+    for line in lab.approaches:
         one = Candidate(line, line.rates[len(line.rates) // 2])
-        setup, row = lab.setup(one), lab.placed(one)
+        setup, row = lab.setup(one), lab.served_row(one)
         with torch.inference_mode():
             plain = lab.row(one).vit
             features = zoo.optimize(plain, dtype=line.dtype)(images)
@@ -483,12 +444,12 @@ def test_what_is_judged_and_timed_is_what_the_file_loads(small: None, tower: Tow
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zoo, "optimize", _refuse)
         console = Console(record=True, width=200)
-        lab = Lab(ARCH, "toy", Bounds(min_cosine=0.9), replace(CONFIG, dtypes=("bfloat16",)), Progress(console))
+        lab = Lab(ARCH, "toy", SetupBounds(min_cosine=0.9), replace(CONFIG, dtypes=("bfloat16",)), Progress(console))
         assert "models run as they are: not this one" in console.export_text()
-        one = Candidate(lab.lines[1], 0.5)
-        assert (one.line.method, lab.optimised) == ("rankmerge", False)
+        one = Candidate(lab.approaches[1], 0.5)
+        assert (one.approach.method, lab.optimised) == ("rankmerge", False)
         with torch.inference_mode():
-            low = lab.placed(one).vit(images.to(torch.bfloat16))
+            low = lab.served_row(one).vit(images.to(torch.bfloat16))
             cosines = torch.cosine_similarity(low.float(), lab.row(one).vit(images))
         assert low.dtype == torch.bfloat16
         assert cosines.min() > 0.95
@@ -497,15 +458,6 @@ def test_what_is_judged_and_timed_is_what_the_file_loads(small: None, tower: Tow
 
 def _refuse(*_: Any, **__: Any) -> Any:
     raise ValueError("not this one")
-
-
-def test_the_commands_of_the_guide_are_commands():
-    page = (Path(__file__).parents[3] / "docs" / "choose.md").read_text("utf-8")
-    lines = [line for line in page.splitlines() if line.startswith("patchrank choose ")]
-    assert len(lines) == 4
-    for line in lines:
-        args = build_parser().parse_args(line.split()[1:])
-        assert flags.settings(Bounds, args).floors
 
 
 @pytest.mark.usefixtures("small", "clock")

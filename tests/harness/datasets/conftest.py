@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from harness.datasets import forget, get_dataset
+from harness.datasets import forget, get_dataset, imagenet
 from harness.datasets.archives import Archive
-from harness.datasets.imagenet import DEVKIT, ImageNet
+from harness.datasets.imagenet import DEVKIT
+from harness.datasets.rooted import RootedDataset
 
 Files = Mapping[str, bytes]
 SPLITS = ("train", "val", "test")
@@ -238,7 +239,7 @@ def imagenet_copy() -> Copy:
     return Copy(archives, found)
 
 
-def made(name: str) -> Copy:
+def make_copy(name: str) -> Copy:
     if name in ZHOU or name in SYNSETS:
         return zhou_copy(name) if name in ZHOU else synset_copy(name)
     return imagenet_copy() if name == "imagenet" else aircraft_copy()
@@ -256,8 +257,9 @@ def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Copy]
     """Put a copy's archives where a user puts them, and let the dataset know their sums."""
 
     def call(name: str, *, without: tuple[str, ...] = ()) -> Copy:
-        copy, kind = made(name), type(get_dataset(name))
-        place = tmp_path / kind.folder
+        copy, dataset = make_copy(name), get_dataset(name)
+        assert isinstance(dataset, RootedDataset)
+        place = tmp_path / dataset.folder
         place.mkdir()
         for file in copy.archives.keys() - set(without):
             (place / file).write_bytes(copy.archives[file])
@@ -267,9 +269,8 @@ def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Copy]
             digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
             return replace(archive, checksums=(f"md5:{digest}",)) if content else archive
 
-        monkeypatch.setattr(kind, "archives", tuple(map(known, kind.archives)))
-        if kind is ImageNet:
-            monkeypatch.setattr(kind, "devkit", known(DEVKIT))
+        monkeypatch.setattr(dataset, "archives", tuple(map(known, dataset.archives)))
+        monkeypatch.setattr(imagenet, "DEVKIT", known(DEVKIT))
         return copy
 
     return call

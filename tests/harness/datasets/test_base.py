@@ -1,5 +1,6 @@
 """What holds for every dataset that is shipped, and the interface's refusals."""
 
+import re
 import sys
 
 import numpy as np
@@ -7,129 +8,117 @@ import pytest
 
 from harness import datasets
 from harness.datasets import get_dataset, list_datasets
-from harness.datasets.base import DATA_DIR, FINAL, SPLITS, Dataset
-from tools.shipping import read_known, write_or_check
+from harness.datasets.base import DATA_DIR, FINAL, SPLITS, Dataset, lines_of, require_template
 
 NAMES = tuple(name for name in list_datasets() if get_dataset(name).files)
 MEBIBYTE = 2**20
 
 
-def test_a_file_of_the_folder_is_a_dataset(tmp_path, monkeypatch):
+def test_a_file_of_the_folder_is_enough(tmp_path, monkeypatch):
     assert set(NAMES) >= {"fashion", "emoji", "emoji-subcategory", "emoji-names", "photos"}
-    assert list(NAMES) == sorted(NAMES)
+    assert list(list_datasets()) == sorted(list_datasets())
     assert get_dataset("fashion") is get_dataset("fashion")
-    text = 'from harness.datasets.fashion import Fashion\nclass Toy(Fashion):\n    name = "toy"\n'
-    (tmp_path / "toy.py").write_text(text)
-    datasets._classes.cache_clear()
+    (tmp_path / "toy.py").write_text(
+        "from harness.datasets.fashion import Fashion\nclass Toy(Fashion):\n    name = 'toy'\nDATASETS = (Toy(),)\n"
+    )
+    datasets._listed.cache_clear()
     try:
         with monkeypatch.context() as patch:
             patch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
             assert "toy" in list_datasets()
             assert get_dataset("toy").name == "toy"
     finally:
-        datasets._classes.cache_clear()
+        datasets._listed.cache_clear()
         sys.modules.pop("harness.datasets.toy")
 
 
-def test_unknown_names_get_the_nearest_one():
-    with pytest.raises(ValueError, match=r"'fasion'.*Did you mean 'fashion'.*patchrank list"):
-        get_dataset("fasion")
-    with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
-        get_dataset("fashion").split("dev")
-    with pytest.raises(ValueError, match="only `patchrank study final`, and"):
-        get_dataset("fashion").split("final")
-    for read in (Dataset.released, lambda dataset: dataset.labels("final")):
-        with pytest.raises(ValueError, match="'emoji-names' has no split 'final'; fashion, emoji and photos have"):
-            read(get_dataset("emoji-names"))
-    with pytest.raises(ValueError, match="got -1"):
-        get_dataset("fashion").split("train").variant(-1)
+@pytest.mark.parametrize(("ask", "match"), [
+    (lambda: get_dataset("fasion"), r"'fasion'.*'fashion'.*patchrank list"),
+    (lambda: get_dataset("folder:"), "'folder:'.*folder:PATH"),
+    (lambda: get_dataset("folder-parted-x"), "'folder-parted-x'.*folder-parted:PATH"),
+    (lambda: get_dataset("fashion").split("dev"), "train, val, test, got 'dev'"),
+    (lambda: get_dataset("fashion").split("final"), "patchrank study final"),
+    (lambda: get_dataset("emoji-names").labels("final"), "'emoji-names'.*'final'"),
+    (lambda: get_dataset("emoji-names").released(), "'emoji-names'.*'final'"),
+    (lambda: get_dataset("fashion").split("train").variant(-1), "got -1"),
+    (lambda: get_dataset("photos").with_templates(["a {}"]), "--templates: 'photos'"),
+])  # fmt: skip
+def test_refusals(ask, match):
+    with pytest.raises(ValueError, match=match):
+        ask()
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} {}", "{0}", "{!r}", "{", "}", "{{}}"])
+def test_texts_that_are_no_prompts(template: str):
+    with pytest.raises(ValueError, match=re.escape(repr(template))):
+        get_dataset("fashion").with_templates([template])
+    require_template("100 % {}, it is")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name):
-    dataset = get_dataset(name)
+    dataset: Dataset = get_dataset(name)
     assert len(dataset.classes) == len(set(dataset.classes)) == len(dataset.captions_seen)
     assert dataset.labelled == bool(dataset.classes) == (len(dataset.templates) >= 3)
     assert all(template.count("{}") == 1 for template in dataset.templates)
     assert all(caption == caption.lower().strip() for caption in dataset.classes)
     assert all((dataset.license, dataset.source, dataset.title))
     assert len(dataset.revision) == 12
-    ids: set[str] = set()
-    splits = SPLITS
     if dataset.has_final:
-        dataset, splits = dataset.released(), (*SPLITS, FINAL)
-    for split_name in splits:
-        split = dataset.split(split_name)
-        labels = dataset.labels(split_name)
-        assert (labels.shape, labels.dtype) == ((len(split),), np.int64)
+        dataset = dataset.released()
+    splits = [dataset.split(one) for one in (*SPLITS, *([FINAL] if dataset.has_final else []))]
+    for split in splits:
+        assert (split.labels.shape, split.labels.dtype) == ((len(split),), np.int64)
+        assert (split.labels < max(len(dataset.classes), 0)).all()
         if len(split):
-            least = 0 if dataset.labelled else -1
-            assert least <= labels.min() <= labels.max() < max(len(dataset.classes), least + 1)
             example = split[len(split) - 1]
-            assert example.label == labels[-1]
+            assert example.label == split.labels[-1]
             assert example.image.mode == "RGB"
             if dataset.labelled:
                 assert (example.mask.shape, example.mask.dtype) == (example.image.size[::-1], np.bool_)
-        ids |= set(split.image_ids)
-    assert len(ids) == sum(len(dataset.split(split)) for split in splits)
+    assert len({image_id for split in splits for image_id in split.image_ids}) == sum(map(len, splits))
     assert len(np.unique(dataset.labels("test"))) == max(len(dataset.classes), 1)
 
 
-@pytest.mark.parametrize("split_name", SPLITS)
 @pytest.mark.parametrize("name", NAMES)
-def test_ids_are_the_drawn_examples_ids(name, split_name):
-    split = get_dataset(name).split(split_name)
-    assert len(split.image_ids) == len(set(split.image_ids)) == len(split)
+def test_ids_and_labels_need_no_image_and_variants_no_order(name, monkeypatch):
+    split = get_dataset(name).split("test")
     chosen = np.arange(len(split))[::-61]
     few = split.subset(chosen)
-    other = few.variant(3)
-    assert few.image_ids == tuple(split.image_ids[i] for i in chosen)
     both = few.variant(3).variants(2)
-    for part in (few, other, both):
-        assert part.image_ids == tuple(example.image_id for example in part)
-    assert both.image_ids == other.image_ids + few.variant(1).image_ids
-    for example in few.variant(1)[:1]:
-        assert both[len(few)].image == example.image
-    assert other.image_ids == tuple(f"{name}/3" for name in few.image_ids)
-    assert other.variant(0).image_ids == few[:].image_ids == few.image_ids
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_ids_and_labels_need_no_image(name, monkeypatch):
-    module = sys.modules[type(get_dataset(name)).__module__]
-    monkeypatch.setattr(module, "compose", lambda *_: pytest.fail("drawn"))
-    split = get_dataset(name).split("test")
+    assert few.image_ids == tuple(split.image_ids[i] for i in chosen)
+    assert both.image_ids == tuple(f"{name}/{v}" for v in (3, 1) for name in few.image_ids)
+    assert both[len(few)].image == few.variant(1)[0].image != few[0].image
+    assert both[len(few)].image_id == both.image_ids[len(few)]
+    assert few.variant(3).variant(0).image_ids == few[:].image_ids == few.image_ids
+    monkeypatch.setattr(sys.modules[type(get_dataset(name)).__module__], "compose", lambda *_: pytest.fail("drawn"))
     assert len(split.image_ids) == len(split.labels) == len(split)
     with pytest.raises(pytest.fail.Exception, match="drawn"):
         split[0]
 
 
-def test_a_missing_file_names_the_command(monkeypatch, tmp_path):
+def test_shipped_files_stay_small_and_a_missing_one_names_its_builder(monkeypatch, tmp_path):
+    sizes = {file: (DATA_DIR / file).stat().st_size for name in NAMES for file in get_dataset(name).files}
+    assert max(sizes.values()) < 5 * MEBIBYTE
+    assert sum(sizes.values()) < 17 * MEBIBYTE
     monkeypatch.setattr("harness.datasets.base.DATA_DIR", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"python -m harness\.embedded\.build_emoji"):
+    with pytest.raises(FileNotFoundError, match=r"'emoji-noto.pack'.*python -m tools\.build_emoji"):
         get_dataset("emoji").path("emoji-noto.pack")
 
 
-def test_shipped_files_stay_small():
-    files = {file for name in NAMES for file in get_dataset(name).files}
-    sizes = {file: (DATA_DIR / file).stat().st_size for file in files}
-    assert max(sizes.values()) < 5 * MEBIBYTE
-    assert sum(sizes.values()) < 17 * MEBIBYTE
+def test_other_prompts_and_less_images_are_another_condition():
+    fashion = get_dataset("fashion")
+    assert fashion.condition == fashion.with_templates(fashion.templates).condition == fashion.revision
+    assert fashion.with_templates(["a {}"]).condition.startswith(f"{fashion.revision}-")
+    less = fashion.without(fashion.split("test").image_ids[:2])
+    assert less.split("test").image_ids == fashion.split("test").image_ids[2:]
+    assert less.revision != fashion.revision == fashion.without(()).revision
 
 
-def test_check_tells_equal_from_different(tmp_path, capsys):
-    assert write_or_check({"a": b"1"}, tmp_path, check=True) == 1
-    assert write_or_check({"a": b"1"}, tmp_path, check=False) == 0
-    assert write_or_check({"a": b"1"}, tmp_path, check=True) == 0
-    assert write_or_check({"a": b"2"}, tmp_path, check=True) == 1
-    assert (tmp_path / "a").read_bytes() == b"1"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert capsys.readouterr().out.count("DIFFERS") == 2
-
-
-def test_a_known_file_must_be_the_known_one(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`get x` gets it"):
-        read_known(tmp_path / "x", "0", "get x")
-    (tmp_path / "x").write_bytes(b"1")
-    with pytest.raises(ValueError, match=r"has sha256 6b86b273.*expected 0"):
-        read_known(tmp_path / "x", "0", "get x")
+@pytest.mark.parametrize(("content", "match"), [
+    (b"x\n\ny", "line 2.*''"), (b"x\ny\x07", "line 2"), (b"\xff\xfe", "UTF-8"), (b"a" * (5 << 20), "4,194,304"),
+])  # fmt: skip
+def test_lists_of_names_that_are_none(content: bytes, match: str, tmp_path):
+    (tmp_path / "classes.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=f"classes.txt'.*{match}"):
+        lines_of(tmp_path / "classes.txt")

@@ -42,18 +42,10 @@ def test_every_image_below_the_folder_in_the_order_of_names(folder: Path):
     assert found.name == "holiday"
     assert len(found.split) == 3
     names = ("a.JPG", "b/z.webp", "c.png")
-    assert ids(folder) == [digest(folder / name) for name in names]
+    assert ids(folder) == [digest(folder / name) for name in names] == [example.image_id for example in found.split]
     for example, name in zip(found.split, names, strict=True):
         assert (example.image.mode, example.label) == ("RGB", -1)
         assert np.array_equal(example.image, Image.open(folder / name).convert("RGB"))
-
-
-def test_ids_are_the_read_images_ids_and_decode_nothing(folder: Path, monkeypatch):
-    split = folder_images(folder).split
-    assert split.image_ids == tuple(example.image_id for example in split)
-    assert split.subset([2, 0]).image_ids == (split[2].image_id, split[0].image_id)
-    monkeypatch.setattr(Image, "open", None)
-    assert len(set(split.image_ids)) == 3
 
 
 def test_an_image_keeps_its_id_wherever_it_goes(folder: Path, tmp_path: Path):
@@ -96,9 +88,7 @@ def test_links_are_followed_and_loops_of_them_end_and_count_once(folder: Path, t
 
 
 @pytest.mark.parametrize(("mode", "extension"), [
-    *((mode, "png") for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")),
-    *((mode, "tif") for mode in ("RGB", "RGBA", "L", "P", "1", "CMYK", "I;16", "I")),
-    ("CMYK", "jpg"),
+    *((mode, "png") for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")), ("I", "tif"), ("CMYK", "jpg"),
 ])  # fmt: skip
 def test_every_mode_becomes_rgb(mode: str, extension: str, tmp_path: Path):
     grey = np.full((6, 5), 153, dtype=np.uint8)  # in PIL's palette, so that nothing dithers
@@ -129,8 +119,9 @@ def test_images_lie_as_they_are_stored_and_transparency_is_dropped(tmp_path: Pat
     assert turned.image.size == (10, 4)
 
 
-@pytest.mark.parametrize("kept", [0, 20, 300])
-@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif", "gif"])
+@pytest.mark.parametrize(
+    ("kept", "extension"), [(0, "png"), *((300, kind) for kind in ("png", "jpg", "webp", "tif", "gif"))]
+)
 def test_a_damaged_image_is_named(kept: int, extension: str, tmp_path: Path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / f"good.{extension}")
@@ -174,11 +165,3 @@ def test_no_folder_no_images(folder: Path, tmp_path: Path):
     ):
         with pytest.raises(error, match=match):
             folder_images(path)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_a_folder_without_permission_is_not_passed_over(folder: Path):
-    (folder / "b").chmod(0)
-    with pytest.raises(PermissionError):
-        folder_images(folder)
-    (folder / "b").chmod(0o700)

@@ -1,7 +1,6 @@
 """Tars in CLIP_benchmark's layout: read where they lie, and refused where they can't be trusted."""
 
 import io
-import os
 import pickle
 import tarfile
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from PIL import Image
 from harness.datasets import get_dataset, names_of
 from harness.datasets import webdataset as tar_index
 from harness.datasets.webdataset import TarDataset
-from zoo.loading.weights import cache_folder
+from zoo.core.files import cache_folder
 
 Member = tuple[str, bytes]
 Make = Callable[..., Path]
@@ -97,12 +96,9 @@ def test_keys_may_lie_in_folders_and_other_fields_are_left_alone(make: Make):
     evil = pickle.dumps(pytest.fail)
     members = [
         ("a/1.jpg", encoded(1)), ("a/1.cls", b" 1\n"), ("a/1.json", b"{}"), ("a/1.pyd", evil),
-        ("../../up.txt", b"out"), ("/etc/x.pkl", evil), ("b/1.cls", b"0"), ("b/1.PNG", encoded(2)),
-        (".hidden", b""),
+        ("../../up.txt", b"out"), ("/etc/x.pkl", evil), ("b/1.cls", b"0"), ("b/1.PNG", encoded(2)), (".hidden", b""),
     ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"'/etc/x' has no image \(jpeg, jpg, png, webp\)"):
-        TarDataset(make([members]))
-    folder = make([[member for member in members if "etc" not in member[0]]])
+    folder = make([members])
     before = sorted(folder.parent.rglob("*"))
     split = TarDataset(folder).split("test")
     assert split.image_ids == ("wds-pets/test/a/1", "wds-pets/test/b/1")
@@ -110,18 +106,15 @@ def test_keys_may_lie_in_folders_and_other_fields_are_left_alone(make: Make):
     assert sorted(folder.parent.rglob("*")) == before
 
 
-def test_one_key_in_two_tars(make: Make):
-    with pytest.raises(ValueError, match=r"1.tar': 's0000000' is in test twice"):
-        TarDataset(make([samples(0), samples(1)]))
-
-
-def test_links_and_devices_hold_nothing(make: Make):
+def test_links_and_devices_hold_nothing_and_keys_are_there_once(make: Make):
     link, device = tarfile.TarInfo("s9.png"), tarfile.TarInfo("s8.png")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     device.type = tarfile.CHRTYPE
     assert len(TarDataset(make([[*samples(0), link, device]])).split("test")) == 1
     with pytest.raises(ValueError, match="'s9' has no image"):
         TarDataset(make([[*samples(0), link, ("s9.cls", b"0")]]))
+    with pytest.raises(ValueError, match=r"1.tar': 's0000000' is in test twice"):
+        TarDataset(make([samples(0), samples(1)]))
 
 
 def test_the_revision_tells_other_content(make: Make):
@@ -134,10 +127,11 @@ def test_the_revision_tells_other_content(make: Make):
 def test_an_index_is_kept_and_not_believed_of_another_tar(make: Make, monkeypatch):
     monkeypatch.setattr(tar_index, "KEPT", 2)
     folder = make([samples(0, 1, 1)])
-    before = TarDataset(folder).split("test").image_ids
+    before = TarDataset(folder)
     with monkeypatch.context() as patch:
         patch.setattr(tar_index, "_samples", None)
-        assert TarDataset(folder).split("test").image_ids == before
+        assert TarDataset(folder).split("test").image_ids == before.split("test").image_ids
+        assert TarDataset(folder).revision == before.revision
     write_tar(folder / "test" / "0.tar", samples(0, 1, 1, 0))
     assert len(TarDataset(folder).split("test")) == 4
     for kept in (cache_folder() / "tars").iterdir():
@@ -145,30 +139,20 @@ def test_an_index_is_kept_and_not_believed_of_another_tar(make: Make, monkeypatc
     assert len(TarDataset(folder).split("test")) == 4
 
 
-@pytest.mark.parametrize("cut", [1, 300, 512, 700, 1100, 1500])
-def test_truncated_tars(cut: int, make: Make):
-    folder = make([samples(0, 1, 1)])
-    file = folder / "test" / "0.tar"
-    with tarfile.open(file) as tar:
-        end = tar.getmembers()[-1].offset_data
-    os.truncate(file, min(cut, end))
-    with pytest.raises(ValueError, match=r"0.tar'.*(is truncated|ends after the file does)"):
-        TarDataset(folder)
-
-
 def test_tars_that_are_cut_damaged_or_compressed(make: Make):
     folder = make([samples(0, 1, 1)])
     file = folder / "test" / "0.tar"
-    content, split = file.read_bytes(), TarDataset(folder).split("test")
+    content = file.read_bytes()
     with tarfile.open(file) as tar:
         third = tar.getmembers()[2].offset
     for damaged in (content[:third], content[:third] + b"\x07" * 512 + content[third + 512 :]):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=f"truncated or damaged after byte {third:,}"):
             TarDataset(folder)
-    os.truncate(file, 600)
-    with pytest.raises(ValueError, match=r"0.tar' ends within 's0000002'; it was cut meanwhile"):
-        split[2]
+    for cut in (1, 300, 700, 1100):
+        file.write_bytes(content[:cut])
+        with pytest.raises(ValueError, match=r"0.tar' is truncated"):
+            TarDataset(folder)
     for mode in ("w:gz", "w:xz"):
         write_tar(file, samples(0), mode)
         with pytest.raises(ValueError, match=r"0.tar' is truncated or no plain tar .*uncompressed"):
@@ -176,18 +160,15 @@ def test_tars_that_are_cut_damaged_or_compressed(make: Make):
 
 
 @pytest.mark.parametrize(("members", "match"), [
-    ([("a.png", b"x")], "'a' has no label, a.cls"),
-    ([("a.png", b"x"), ("a.pyd", b"x")], "'a' has no label, a.cls; 'a.pyd' is no plain number"),
-    ([("a.png", b"x"), ("a.npy", b"x")], "'a.npy' is no plain number and isn't read"),
+    ([("a.png", b"x"), ("a.npy", b"x")], "'a' has no a.cls"),
     ([("a.cls", b"0")], "'a' has no image"),
-    ([("a.png", b"x"), ("a.jpg", b"x")], "member 'a.jpg' is a second image"),
-    ([("a.cls", b"0"), ("a.cls", b"0")], "member 'a.cls' is a second label"),
-    ([("a.cls", b"cat")], "member 'a.cls' is b'cat'; expected the number of a class"),
-    ([("a.cls", b"-1")], "is b'-1'; expected the number"),
-    ([("a.cls", b"1" * 99)], "is b'1111.*'; expected the number"),
+    ([("a.png", b"x"), ("a.jpg", b"x")], "member 'a.jpg' is a second"),
+    ([("a.cls", b"0"), ("a.cls", b"0")], "member 'a.cls' is a second"),
+    *(([("a.cls", label), ("a.png", b"x")], f"a.cls is '{label[:9].decode()}")
+      for label in (b"cat", b"-1", b"1" * 999, b"1 2", b"")),
     ([("a.cls", b"2"), ("a.png", b"x")], "'a' has the label 2; classnames.txt has 2 lines"),
-    ([("a\n.png", b"x"), ("a\n.cls", b"0")], r"key 'a\\n' can't be printed"),
-    ([], "its tars hold no images"),
+    ([("a\n.png", b"x"), ("a\n.cls", b"0")], r"'a\\n' can't be printed"),
+    ([], "has no tars with images"),
 ])  # fmt: skip
 def test_samples_that_are_refused(members: list[Member], match: str, make: Make):
     with pytest.raises(ValueError, match=match):
@@ -195,21 +176,14 @@ def test_samples_that_are_refused(members: list[Member], match: str, make: Make)
 
 
 def test_images_that_are_too_large(make: Make, monkeypatch: pytest.MonkeyPatch):
-    folder = make([samples(0)])
-    split = TarDataset(folder).split("test")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(ValueError, match=r"s0000000.png of tar '.*0.tar' is too large to be trus"):
-        split[0]
     monkeypatch.setattr(tar_index, "LARGEST", 20)
     with pytest.raises(ValueError, match=r"'s0000000.png' has .* bytes; expected 20 at most"):
-        TarDataset(folder)
+        TarDataset(make([samples(0)]))
 
 
 @pytest.mark.parametrize(("files", "match"), [
-    ({"dataset_type": "captions"}, "dataset_type.txt says 'captions'; expected classification with one label"),
-    ({"dataset_type": "multilabel"}, "says 'multilabel'"),
-    ({"names": "cat\ncat\n"}, "classnames.txt: lines 1 and 2 are 'cat'"),
-    ({"names": "cat\n\ndog\n"}, "line 2: expected a name, got ''"),
+    ({"dataset_type": "multilabel"}, "dataset_type.txt says 'multilabel'"),
+    ({"names": "cat\ncat\n"}, "'line 1' and 'line 2' would both be class 'cat'"),
     ({"zeroshot_classification_templates": "a {}\na photo"}, "line 2: template 'a photo'"),
     ({"zeroshot_classification_templates": "a {x}"}, "line 1: template 'a {x}'.*here it is {c"),
 ])  # fmt: skip
@@ -218,7 +192,7 @@ def test_texts_that_are_refused(files: dict[str, str], match: str, make: Make):
         TarDataset(make(**files))
 
 
-@pytest.mark.parametrize("count", ["3", "3\n", "two", "2\n2", "-1", "²", "99999999"])
+@pytest.mark.parametrize("count", ["3", "two", "2\n2", "-1", "²"])
 def test_numbers_of_tars_that_are_others(count: str, make: Make):
     folder = make()
     (folder / "test" / "nshards.txt").write_text(count)
@@ -238,12 +212,10 @@ def test_folders_that_hold_no_tars(make: Make, tmp_path: Path):
     (folder / "classnames.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"classnames.txt is missing; write the class"):
         TarDataset(folder)
-    (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "classnames.txt").write_text("a")
-    with pytest.raises(FileNotFoundError, match=r"has no tars; expected test/0.tar"):
-        get_dataset(f"wds:{tmp_path / 'none'}")
-    with pytest.raises(FileNotFoundError, match=r"folder of tars '.*gone' does not exist"):
-        get_dataset(f"wds:{tmp_path / 'gone'}")
+    for name, error in (("gone", FileNotFoundError), ("Pets/val/file", NotADirectoryError)):
+        (folder / "val" / "file").touch()
+        with pytest.raises(error, match=f"folder of tars '.*{name}'"):
+            get_dataset(f"wds:{tmp_path / name}")
 
 
 def described(*captions: str) -> list[Member]:
@@ -274,27 +246,11 @@ def test_captions_are_the_lines_of_texts(make: Make):
     assert TarDataset(make()).captions_of("wds-pets/test/s0000000") == ()
 
 
-def test_an_index_of_captions_is_kept(make: Make, monkeypatch):
-    monkeypatch.setattr(tar_index, "KEPT", 2)
-    folder = make([described("a cat\nthe cat", "a dog")], dataset_type="retrieval")
-    before = TarDataset(folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(tar_index, "_samples", None)
-        again = TarDataset(folder)
-    assert again.captions_of("wds-pets/test/s0000000") == ("a cat", "the cat")
-    assert again.revision == before.revision
-    (folder / "dataset_type.txt").unlink()
-    with pytest.raises(ValueError, match="'s0000000' has no label"):
-        TarDataset(folder)
-
-
 @pytest.mark.parametrize(("members", "match"), [
-    ([("a.png", b"x"), ("a.cls", b"0")], "'a' has no captions, a.txt"),
-    ([("a.txt", b"a cat")], "'a' has no image"),
-    ([("a.txt", b"a cat"), ("a.txt", b"a cat"), ("a.png", b"x")], "member 'a.txt' is a second text"),
-    ([("a.txt", b" \n\n"), ("a.png", b"x")], "member 'a.txt' holds no caption; expected one a line"),
-    ([("a.txt", b"\xff"), ("a.png", b"x")], "member 'a.txt' is not text in UTF-8"),
-    ([("a.txt", b"a" * 70_000), ("a.png", b"x")], "'a.txt' has 70,000 bytes; expected 65,536 at most"),
+    ([("a.png", b"x"), ("a.cls", b"0")], "'a' has no a.txt"),
+    ([("a.txt", b" \n\n"), ("a.png", b"x")], "a.txt holds no caption"),
+    ([("a.txt", b"\xff"), ("a.png", b"x")], "a.txt is not text in UTF-8"),
+    ([("a.txt", b"a" * 70_000), ("a.png", b"x")], "'a.txt' has 70,000 bytes"),
 ])  # fmt: skip
 def test_captions_that_are_refused(members: list[Member], match: str, make: Make):
     with pytest.raises(ValueError, match=match):

@@ -29,10 +29,12 @@ from harness.golden.fit import Entering, Joined, entering, gather, held_out, tau
 from harness.golden.store import Rankings, Shard
 from harness.measure.rows import variants
 from harness.models.towers import Tower
+from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import cache_folder
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, fit_predictor
 from zoo.loading.clip import ClipParts
-from zoo.loading.weights import blocks_fingerprint, cache_folder, find_predictor
+from zoo.loading.predictor_file import find_predictor
 
 MODEL = "clip_vit_b16.openai"
 QUICK = FitConfig(arch="mlp", width=16, epochs=3)

@@ -23,8 +23,8 @@ from harness.golden.rank import Job, Ranked, Source, ahead, rank, rank_by_scores
 from harness.golden.store import Rankings, find_rankings
 from harness.golden.store import ranked as ranked_positions
 from harness.models.towers import Tower, text_classifier
+from zoo.core.digests import fingerprint
 from zoo.loading.clip import ClipParts
-from zoo.loading.weights import fingerprint
 from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine
 
 Run = Callable[..., Ranked]

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import zoo
+from harness.base.hints import describe_error
 from harness.measure.rows import Variant, run, usual_methods, variants
 from harness.records.conditions import DENSE, GOLDEN
 from zoo.core.files import read_facts, write_learned
 from zoo.core.reducer import final_count
-from zoo.loading.weights import find_predictor, load_predictor
+from zoo.loading.predictor_file import find_predictor, load_predictor
 
 ARCH, TAG = "clip_vit_b16", "openai"
 REDUCERS = ("clsattn", "evit", "patchrank", "random", "rankmerge", "tome")
@@ -138,5 +139,6 @@ def test_refused_rows(method: str, keeps: list, match: str, dense: zoo.ReducedVi
 
 
 def test_patchrank_needs_a_predictor(dense: zoo.ReducedViT):
-    with pytest.raises(FileNotFoundError, match="patchrank fit predictor --model clip_vit"):
+    with pytest.raises(FileNotFoundError, match="no predictor for clip_vit") as caught:
         variants(dense, ARCH, TAG, ["patchrank"], [0.5])
+    assert "; fit one with: patchrank fit predictor --model clip_vit" in describe_error(caught.value)

@@ -3,8 +3,6 @@
 import io
 import json
 from collections.abc import Callable
-from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow as pa
 import pytest
+from by_hand import replace
 from PIL import Image
 
 from harness.measure.traces import RANKING, Facts, RowTraces, Thumbnails, read_traces, seal, thumbnails_path
@@ -22,12 +21,9 @@ from harness.report.patches import PatchSheet
 from harness.report.pictures import (
     TracedGroup,
     agreement_rows,
-    disagreement,
     galleries,
     label,
     matrices,
-    most_disagreeing,
-    taus,
     traced_groups,
 )
 
@@ -177,8 +173,6 @@ def test_other_patch_grids_and_other_images_are_refused(run):
     row = run.row("evit", 0.5)
     with pytest.raises(ValueError, match="different grid"):
         TracedGroup.of([row, replace(run.row("random", 0.5), grid=(4, 9))], Thumbnails(jpeg={}))
-    with pytest.raises(ValueError, match="are of different images"):
-        taus(row, row.take(run.ids[:3]))
 
 
 def test_several_runs_stand_in_one_matrix_the_last_of_a_row_counting(written):
@@ -236,7 +230,7 @@ def test_a_torn_row_is_named_and_the_others_are_drawn(content: bytes, run):
     [reason] = reasons
     assert f"{str(path)!r} is broken" in reason
     assert [row.facts.method for row in traced[0].levels[-1]] == ["patchrank", "random"]
-    assert (len(matrices(traced)), len(galleries(traced))) == (1, 2)
+    assert (len(matrices(traced)), len(galleries(traced))) == (1, 1)
     with pytest.raises(ValueError, match="is broken"):
         traced_groups([run.run])
 
@@ -293,10 +287,9 @@ def sheets(monkeypatch: pytest.MonkeyPatch) -> list[PatchSheet]:
     return drawn
 
 
-def test_galleries_are_of_the_first_images_and_of_those_that_rankings_disagree_on(run, sheets):
-    first, other = galleries(run.groups)
-    assert first.name.startswith("gallery_first_toy_test")
-    assert other.name.startswith("gallery_disagreeing_toy_test")
+def test_galleries_are_of_the_first_images(run, sheets):
+    [first] = galleries(run.groups)
+    assert first.name.startswith("gallery_toy_test")
     assert "right answers of 6: dense 3, patchrank 3, evit 3, random 3" in first.alt
     [group] = run.groups
     sheet = sheets[0]
@@ -311,40 +304,14 @@ def test_galleries_are_of_the_first_images_and_of_those_that_rankings_disagree_o
 
 
 def test_a_gallery_is_a_jpeg(run):
-    [first, _] = galleries(run.groups)
+    [first] = galleries(run.groups)
     assert Image.open(io.BytesIO(first.files["jpg"])).width > 500
 
 
-def test_those_disagreed_on_are_the_least_by_a_slow_mean(run):
-    [group] = run.groups
-    names = ("clip_vit_b16_evit25", "clip_vit_b16_patchrank25")
-    rows = [row for row in group.rows if row.golden or row.facts.model in names]
-    values = {}
-    for i, name in enumerate(group.image_ids):
-        pairs = combinations([row.importance[i : i + 1] for row in rows], 2)
-        values[name] = np.mean([kendall_tau(a, b)[0] for a, b in pairs])
-    _, chosen = most_disagreeing(group, group.image_ids)
-    assert chosen == sorted(values, key=values.__getitem__)[:6]
-    run.row("golden", 0.25)  # prunes by the ranking that is there itself
-    assert len(disagreement(run.groups[0])[0]) == 3
-
-
-def test_merging_is_said(run, sheets):
-    row = run.row("tome", 0.25)
-    token = np.tile(np.arange(36), (12, 1)).astype(np.int16)
-    token[:, :27] = 27
-    run.put(replace(row, token=token, left=np.where(token == np.arange(36), -1, 2).astype(np.int16)))
-    first, _ = galleries(run.groups)
-    assert "Where a method merges (tome), patches that share a token" in first.about
-
-
-def test_few_images_or_one_ranking_make_the_first_gallery_alone(written, sheets):
+def test_without_small_copies_there_is_no_gallery(written):
     made = written()
     made.row("evit", 0.5)
-    assert galleries(made.groups) == []  # without small copies
-    made.thumbnails()
-    [only] = galleries(made.groups)
-    assert only.name.startswith("gallery_first")
+    assert galleries(made.groups) == []
 
 
 def test_only_rows_of_the_records_are_shown(run):

@@ -3,15 +3,15 @@
 import importlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import replace
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.models.cost import gflops
+from harness.measure.cost import gflops
 from harness.models.towers import Tower, load_tower
 from harness.records.record import Record
 from harness.studies.paper import get_target
@@ -152,5 +152,5 @@ def _counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
             COUNTED[key] = gflops(model, size, **how)
         return COUNTED[key]
 
-    for place in ("models.cost", "measure.match", "measure.cost", "studies.workshop", "studies.predictors"):
+    for place in ("measure.match", "measure.cost", "studies.workshop", "studies.predictors"):
         monkeypatch.setattr(f"harness.{place}.gflops", count)

@@ -11,13 +11,13 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw, undrawn
 from harness.measure.rows import variants
-from harness.measure.tuning import Judged, Tuner
+from harness.measure.tuning import Performance, Tuner
 from harness.records.statistics import mean_interval
 from harness.studies.recipes import Trial, change_recipe, trials, trials_table
 from harness.studies.spec import StudyConfig
+from zoo.core.digests import fingerprint
 from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.clip import ClipParts
-from zoo.loading.weights import fingerprint
 
 
 @pytest.mark.parametrize(("changes", "fields"), [
@@ -46,8 +46,8 @@ def test_changes_that_make_no_recipe(changes: str, match: str):
         change_recipe(TuneConfig(), changes)
 
 
-def judged(*top1: float) -> tuple[Judged, ...]:
-    return tuple(Judged(share, 2 - share) for share in top1)
+def judged(*top1: float) -> tuple[Performance, ...]:
+    return tuple(Performance(share, 2 - share) for share in top1)
 
 
 def test_recipes_are_compared_over_seeds():

@@ -4,7 +4,6 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from by_hand import replace
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -21,7 +21,8 @@ from harness.datasets.base import FINAL, Dataset
 from harness.golden.rank import Source
 from harness.golden.store import Rankings, own_store
 from harness.measure.timing import Timing
-from harness.records.record import Record, pack_correct, pack_values, read_records, unpack_values, utc_now
+from harness.records.metrics import pack, unpack
+from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, mean_interval, paired_p
 from harness.studies import workshop as module
 from harness.studies.pruning import WITHOUT_PREDICTOR, schedules
@@ -37,7 +38,7 @@ from zoo.ranking.golden import SCORES, GoldenConfig
 NOW = utc_now()
 IMAGES = 300
 TRUTH = np.arange(IMAGES) < 200
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v7.jsonl")
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 FLAGS = (
     "--model clip_vit_b16 --datasets plain --limit 7 --train-limit 9 --seeds 2 --block 2 "
     "--window 4 --stride 4 --arch mlp --width 8 --epochs 2 --keeps 0.5"
@@ -108,7 +109,7 @@ def test_every_score_golden_and_predicted(tiny: StudyConfig, studied: Studied, w
     lines = [(row.labels["score"], row.group, row.labels["ranking"]) for row in table.rows]
     assert lines == list(product(SCORES, (0.7, 0.3), ("golden", "predicted")))
     for row in table.rows:
-        assert row.records[0].final_tokens == final_count(64, row.group)
+        assert row.records[0].mean("final_tokens") == final_count(64, row.group)
     assert work["rankings"] == 2  # train and val, each by all scores in the same passes
 
 
@@ -183,7 +184,7 @@ def test_keep_rates_of_equal_time_are_remembered(few: StudyConfig, studied: Stud
     for dtype in timed.time_dtypes:
         lines = [row for row in table.rows[1:] if row.labels["equal"] == f"time, {dtype}"]
         assert [row.labels["method"] for row in lines] == WITHOUT_PREDICTOR
-        assert {row.records[0].final_tokens for row in lines} == {21}  # of 64, where patchrank has 32
+        assert {row.records[0].mean("final_tokens") for row in lines} == {21}  # of 64, where patchrank has 32
         assert {row.labels["off"] for row in lines} == {"-1.6 %"}
         assert all(row.records[0].method_config["matched"]["dtype"] == dtype for row in lines)
     monkeypatch.setattr("harness.measure.match.interleaved", None)
@@ -303,7 +304,7 @@ def test_a_predictor_that_cannot_be_loaded_is_fitted_anew(
 ):
     def fidelity(console: Console) -> list[float | None]:
         tables = make(get_study("losses"), replace(few, seeds=1), [], Progress(console))
-        return [record.cosine_distance for _, records in tables for record in records]
+        return [record.mean("cosine_distance") for _, records in tables for record in records]
 
     whole = fidelity(Console(quiet=True))
     path, *others = sorted((cache_folder() / "studies").glob("*.safetensors"))
@@ -322,7 +323,7 @@ def make_record(lost: int, won: int = 0, **changes: object) -> Record:
     """Make a record that is wrong where the dense one is right, and the other way round."""
     right = TRUTH.copy()
     right[:lost], right[200 : 200 + won] = False, True
-    facts = {"image_count": IMAGES, "correct_bits": pack_correct(right), "top1": right.mean()}
+    facts = {"image_count": IMAGES, "correct_bits": pack(right), "top1": right.mean()}
     return replace(KNOWN, **facts, **{"top1_low": 0.0, "top1_high": 1.0} | changes)
 
 
@@ -360,9 +361,9 @@ def test_without_labels_lines_differ_by_their_distance_to_dense():
     near = np.random.default_rng(0).uniform(0.01, 0.02, IMAGES).astype(np.float16).astype(np.float64)
     lines = []
     for values in (near, near + 0.25 * near, np.flip(near)):
-        mean = unpack_values(pack_values(values), IMAGES).mean()
+        mean = unpack(pack(values), IMAGES).mean()
         fidelity = {
-            "cosine_values": pack_values(values),
+            "cosine_values": pack(values),
             "cosine_distance": mean,
             "cosine_low": 0.0,
             "cosine_high": 1.0,

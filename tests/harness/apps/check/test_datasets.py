@@ -168,6 +168,9 @@ def test_a_dataset_of_a_source_says_its_own_problems(folder: Path, monkeypatch, 
         name = folder = "shelf"
         classes = inner.classes
 
+        def __init__(self) -> None:
+            """Have no other facts."""
+
         def at(self, root: Path, **options: object) -> Dataset:
             self.root = root
             return self
@@ -182,7 +185,7 @@ def test_a_dataset_of_a_source_says_its_own_problems(folder: Path, monkeypatch, 
             return "0" * 12
 
     Bound.__abstractmethods__ = frozenset()  # whatever else a source's dataset has to say
-    monkeypatch.setattr("harness.datasets._classes", lambda: {"shelf": Bound})
+    monkeypatch.setattr("harness.datasets._listed", lambda: {"shelf": Bound()})
     monkeypatch.setattr("harness.datasets.shipped_facts", lambda name: Bound())
     assert main(["datasets", "check", "shelf", "--root", str(folder.parent)]) == 1
     out = capsys.readouterr().out

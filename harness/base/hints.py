@@ -1,0 +1,60 @@
+"""Commands that mend what an error of zoo says is missing; zoo itself, which may be another's, isn't imported."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error's message, with the command that mends it where there is one."""
+    link: BaseException | None = error
+    while link is not None:  # what an error was raised from may say it
+        if (wanted := getattr(link, "wanted", None)) is not None:
+            return f"{error}; {_HINTS[wanted.kind](**wanted.facts)}"
+        link = link.__cause__
+    return str(error)
+
+
+def _fit_predictor(
+    *,
+    model: str = "",
+    tag: str = "",
+    block: int = 0,
+    options: dict[str, Any] | None = None,
+    action: str = "remove",
+    **_: Any,
+) -> str:
+    if not model:
+        return "fit one with: patchrank fit predictor"
+    shape = options or {}
+    flags = "".join(f" --{name} {shape[name]}" for name in ("arch", "width") if name in shape)
+    flags += "" if action == "remove" else f" --action {action}"
+    tower = f"{model}.{tag}" if tag else model
+    return f"fit one with: patchrank fit predictor --model {tower} --block {block}{flags} --dataset NAME"
+
+
+def _fit_prompts(*, dataset: str = "", recipe: dict[str, Any] | None = None, **_: Any) -> str:
+    if not dataset:
+        return "tune some with: patchrank fit prompts"
+    kind = {"tokens": "vt", "count": 16} | (recipe or {})
+    flags = f"--tokens {kind['tokens']} --num-tokens {kind['count']} --output FILE"
+    return f"tune some with: patchrank fit prompts --model MODEL --dataset {dataset} {flags}"
+
+
+def _fit_recovery(*, datasets: list[dict[str, Any]] | None = None, **_: Any) -> str:
+    names = " ".join(one["name"] for one in datasets or ())
+    flags = f" --model MODEL --dataset {names} --output FILE" if names else ""
+    return f"train one with: patchrank fit recovery{flags}"
+
+
+_HINTS: dict[str, Callable[..., str]] = {
+    "predictor": _fit_predictor,
+    "prompts": _fit_prompts,
+    "recovery": _fit_recovery,
+    "schedule": lambda: "search one with: patchrank fit schedule",
+    "exported model": lambda: "write both with: patchrank export --output FILE",
+    "weights": lambda: "commands that only time or export models take --random-weights",
+    "model": lambda: "see all with: patchrank list",
+    "keep rate": lambda model, method, keep: (
+        f"or measure it with: patchrank compare --model {model} --methods {method} --keeps {keep:g}"
+    ),
+}

@@ -1,0 +1,40 @@
+"""What zoo's errors lack comes with the command that makes it, and the program takes that command."""
+
+import shlex
+
+import pytest
+
+from harness.base.hints import describe_error
+from harness.cli.parser import build_parser
+from zoo.core.messages import wanting
+
+PREDICTOR = {"model": "clip_vit_b16", "tag": "openai", "block": 3, "options": {"arch": "mlp", "width": 9}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "path", "values"),
+    [
+        ("predictor", PREDICTOR, "fit predictor", {"block": 3, "arch": "mlp", "width": 9, "action": None}),
+        ("predictor", PREDICTOR | {"action": "merge"}, "fit predictor", {"action": "merge"}),
+        ("prompts", {"dataset": "toy", "recipe": {"count": 2}}, "fit prompts", {"tokens": "vt", "num_tokens": 2}),
+        ("recovery", {"datasets": [{"name": "a"}, {"name": "b"}]}, "fit recovery", {"dataset": ["a", "b"]}),
+        ("keep rate", {"model": "clip_vit_b16.", "method": "tome", "keep": 0.55}, "compare", {"keeps": [0.55]}),
+        ("model", {}, "list", {}),
+    ],
+)
+def test_the_command_of_a_hint_is_one(kind: str, facts: dict, path: str, values: dict):
+    inner = wanting(ValueError("inner"), kind, **facts)
+    try:
+        raise ValueError("outer") from inner
+    except ValueError as error:
+        message = describe_error(error)
+    assert message.startswith("outer; ")
+    args = vars(build_parser().parse_args(shlex.split(message.partition("patchrank ")[2])))
+    assert args["command"] == path
+    assert {name: args[name] for name in values} == values
+
+
+@pytest.mark.parametrize("kind", ["predictor", "prompts", "recovery", "schedule", "exported model", "weights"])
+def test_without_facts_a_hint_is_short(kind: str):
+    assert describe_error(wanting(ValueError("bad"), kind)).startswith("bad; ")
+    assert describe_error(ValueError("bad")) == "bad"

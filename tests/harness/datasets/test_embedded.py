@@ -1,0 +1,233 @@
+"""The datasets that ship: emoji, fashion canvases, photographs; their splits, masks and pixels never drift."""
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import binary_dilation
+
+from harness.datasets import get_dataset
+from harness.datasets.base import FINAL, SPLITS
+from harness.datasets.canvas import SIZE, decode, draw, draws, seeded
+from harness.datasets.canvas import compose as paint
+from harness.datasets.emoji import CAPTION, CAPTIONED, CATEGORIES, STYLES
+from harness.datasets.fashion import CLUTTER, Fashion, compose, sample, silhouette
+from harness.datasets.photos import SMALLEST, Photos
+from zoo.loading.text import EmbeddedTokenizer, tokenizer, unseen_words
+
+TASKS = ("emoji", "emoji-subcategory", "emoji-names")
+
+
+def digest(example) -> str:
+    return hashlib.sha256(example.image.tobytes() + example.mask.tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(("name", "split", "index", "expected"), [
+    ("fashion", "train", 0, "d64714116bb5c9e6"),
+    ("fashion", "val", 7, "6ab0ad279e0ecf26"),
+    ("fashion", "test", 1799, "22143dbd4b0139e3"),
+    *((task, "test", index, expected) for task in ("emoji", "emoji-names") for index, expected in
+      {0: "ce2bd32a20eea6bc", 1: "d7ec98417eb9572d", 226: "2719b8301c21d419"}.items()),
+])  # fmt: skip
+def test_a_canvas_is_the_same_on_every_machine(name, split, index, expected):
+    assert digest(get_dataset(name).split(split)[index]) == expected
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_both_styles_of_an_emoji_share_its_split_and_its_group(task: str):
+    dataset = get_dataset(task)
+    codes: Counter[str] = Counter()
+    for name in SPLITS:
+        members, split = dataset.members(name), dataset.split(name)
+        assert len(split) == len(STYLES) * len(members)
+        codes.update(emoji.code for emoji, _ in members)
+        groups = [dataset.group_of(image_id) for image_id in split.image_ids]
+        assert groups[::2] == groups[1::2]
+        for index in range(0, len(split), 97):
+            emoji, label = members[index // 2]
+            assert split.image_ids[index] == f"emoji/{emoji.code}/{STYLES[index % 2]}"
+            assert split[index].label == label == dataset.labels(name)[index]
+    assert set(codes.values()) == {1}
+
+
+def test_groups_of_emoji_are_in_one_split():
+    emoji = get_dataset("emoji").emoji
+    splits = defaultdict(set)
+    for one in emoji:
+        splits[one.group] |= {one.split} - {None}
+    assert max(map(len, splits.values())) == 1
+    assert len({image for one in emoji for image in one.images}) == 2 * len(emoji)
+
+
+def test_classes_of_emoji_are_large_enough():
+    dataset = get_dataset("emoji")
+    assert set(dataset.classes) == set(CATEGORIES.values())
+    assert len(dataset.split("test")) >= 350
+    assert len(dataset.released().split(FINAL)) >= 150
+    for split in SPLITS:
+        counts = np.bincount(dataset.labels(split), minlength=len(dataset.classes))
+        assert (counts > 0).all()
+        assert counts.max() / counts.sum() < 0.27
+    dataset = get_dataset("emoji-subcategory")
+    assert len(dataset.classes) >= 20
+    for split, least in (("train", 16), ("test", 4)):
+        assert (np.bincount(dataset.labels(split), minlength=len(dataset.classes)) >= least).all()
+
+
+def test_names_are_those_of_test_emoji_and_of_no_other():
+    dataset = get_dataset("emoji-names")
+    assert not {emoji.name for emoji in dataset.emoji if emoji.split in ("train", "val")} & set(dataset.classes)
+    # "coat" is a class of fashion
+    assert [n for n, s in zip(dataset.classes, dataset.captions_seen, strict=True) if s] == ["coat"]
+    assert len(dataset.split("train")) == len(dataset.split("val")) == 0
+    assert (np.bincount(dataset.labels("test")) == 2).all()
+
+
+def test_captions_are_of_names_that_the_embedded_text_tower_knows():
+    dataset, spell, known = get_dataset("emoji-captions"), tokenizer(20), EmbeddedTokenizer().known
+    split = dataset.split("test")
+    for emoji in dataset.emoji:
+        if emoji.split == "test":
+            assert (emoji.name in CAPTIONED) != bool(unseen_words(spell([CAPTION.format(emoji.name)]), known))
+    texts = [dataset.captions_of(image_id) for image_id in split.image_ids]
+    assert len(texts) == len(STYLES) * len(set(texts)) == len(STYLES) * len(CAPTIONED)
+    assert dataset.captions_of(split.variant(1).image_ids[0]) == texts[0]
+
+
+def test_the_mask_of_an_emoji_is_what_the_drawing_changes():
+    for emoji in get_dataset("emoji").emoji[::150]:
+        for image in emoji.images:
+            canvas, mask = paint(decode(image), seeded(1))
+            without, nothing = paint(np.zeros_like(decode(image)), seeded(1))
+            assert not nothing.any()
+            assert (np.asarray(canvas) != np.asarray(without)).any(axis=-1)[mask].mean() > 0.98
+    drawing = np.zeros((64, 64, 4), np.uint8)
+    drawing[16:48, 16:48] = (255, 0, 0, 255)  # a quarter of the drawn square
+    image, mask = paint(drawing, seeded(2))
+    rows, cols = np.nonzero(mask)
+    side = np.ptp(rows) + 1
+    assert side == np.ptp(cols) + 1
+    assert 96 // 2 - 1 <= side <= 160 // 2 + 1
+    assert side * side - 4 <= mask.sum() <= side * side  # a corner's alpha is below half
+    inner = np.asarray(image)[rows.min() + 2 : rows.max() - 1, cols.min() + 2 : cols.max() - 1]
+    assert (inner == (255, 0, 0)).all()
+    assert image.size == (SIZE, SIZE)
+
+
+@pytest.fixture(scope="module")
+def fashion() -> Fashion:
+    dataset = get_dataset("fashion").released()
+    assert isinstance(dataset, Fashion)
+    return dataset
+
+
+def test_items_are_in_one_split_and_none_that_was_seen_is_tested_by(fashion):
+    sources, pixels, total = set(), set(), 0
+    for split, per_class in (("train", 120), ("val", 60), ("test", 180), (FINAL, 50)):
+        part, source, labels = (
+            fashion._index["splits"][split]["part"],
+            fashion.source_index(split),
+            fashion.labels(split),
+        )
+        assert part == ("t10k" if split in ("test", FINAL) else "train")
+        assert np.bincount(labels).tolist() == [per_class] * 10
+        # Classes come in the source's order; the design looked at the first hundred of each in t10k.
+        assert part == "train" or min(source[labels == label].min() for label in range(10)) >= 100
+        sources |= {(part, int(i)) for i in source}
+        pixels |= {item.tobytes() for item in fashion.items(split)}
+        total += len(labels)
+    assert len(sources) == len(pixels) == total
+
+
+def test_the_order_of_access_does_not_matter(fashion):
+    forward = [fashion.split("test")[i].image.tobytes() for i in range(4)]
+    split = fashion.split("test")
+    assert [split[i].image.tobytes() for i in (3, 2, 1, 0)] == forward[::-1]
+    assert [example.image.tobytes() for example in split[:4].subset([2, 0])] == [forward[2], forward[0]]
+
+
+def test_the_mask_of_an_item_is_what_the_item_changes(fashion):
+    """Paint once with the item and once with an empty one: only the mask's soft border differs."""
+    items = fashion.items("val")
+    for index in range(20):
+        clutter = items[[index + 1, index + 2, index + 3]]
+        image, mask = compose(items[index], clutter, seeded(index))
+        without, nothing = compose(np.zeros_like(items[index]), clutter, seeded(index))
+        changed = (np.asarray(image) != np.asarray(without)).any(axis=-1)
+        assert not nothing.any()
+        assert changed[mask].mean() > 0.99
+        assert not (changed & ~binary_dilation(mask, np.ones((9, 9)))).any()
+        rows, cols = np.nonzero(mask)
+        assert 40 <= max(np.ptp(rows), np.ptp(cols)) + 1 <= 112
+
+
+def test_silhouettes_fill_holes_and_keep_the_outside_out():
+    item = np.zeros((28, 28), np.uint8)
+    item[5:20, 5:20] = 200
+    expected = item > 0
+    item[10:12, 10:12] = 0  # a dark print: inside
+    item[5:15, 17] = 0  # a slit from the border: outside
+    expected[5:15, 17] = False
+    assert (silhouette(item) == expected).all()
+
+
+def test_clutter_comes_from_other_classes_only():
+    """Class 1 is empty items: an empty target gets clutter of class 0, a full one gets none."""
+    items = np.stack([np.full((28, 28), 255, np.uint8), np.zeros((28, 28), np.uint8)])
+    for index in range(2):
+        image, mask = sample(items, np.array([0, 1]), index, seeded(3))
+        rng = seeded(3)
+        count = draw(rng, *CLUTTER)
+        draws(rng, 0, 1, (count,))
+        expected, expected_mask = compose(items[index], items[[1 - index] * count], rng)
+        assert image.tobytes() == expected.tobytes()
+        assert (mask == expected_mask).all()
+
+
+@pytest.fixture(scope="module")
+def photos() -> Photos:
+    dataset = get_dataset("photos").released()
+    assert isinstance(dataset, Photos)
+    return dataset
+
+
+def test_the_pack_and_notice_hold_what_the_index_says(photos: Photos):
+    notice = (Path(__file__).parents[3] / "NOTICE").read_text()
+    file = io.BytesIO(photos.path("photos.pack").read_bytes())
+    for row in photos.photos:
+        assert f"  {row['name']} | {row['author']} | {row['licence']}\n" in notice
+        assert row["package"] in notice
+        for left, top, right, bottom, size in row["crops"]:
+            assert 0 <= left < right <= row["size"][0]
+            assert 0 <= top < bottom <= row["size"][1]
+            with Image.open(io.BytesIO(file.read(size))) as image:
+                assert image.size == (min(224, right - left),) * 2 == (min(224, bottom - top),) * 2
+    assert not file.read()
+
+
+def test_splits_share_no_photograph_and_no_series(photos: Photos):
+    groups = []
+    for name, least in (("train", 100), ("val", 40), ("test", 100), (FINAL, 60)):
+        split = photos.split(name)
+        assert len(split) >= least
+        assert (split.labels == -1).all()
+        groups += {photos.group_of(image_id) for image_id in split.image_ids}
+    assert len(groups) == len(set(groups))
+
+
+def test_other_variants_are_parts_of_the_crop_and_half_are_mirrored(photos: Photos):
+    split, seen = photos.split("val"), set()
+    whole = np.asarray(split[0].image)
+    for variant in range(1, 5):
+        part = np.asarray(split.variant(variant)[0].image)
+        side = len(part)
+        assert len(whole) * SMALLEST // 100 <= side <= len(whole)
+        windows = np.lib.stride_tricks.sliding_window_view(whole, (side, side, 3))[:, :, 0]
+        mirrored = [(windows == image).all(axis=(2, 3, 4)).any() for image in (part, part[:, ::-1])]
+        assert sum(mirrored) == 1
+        seen.add(mirrored[0])
+    assert seen == {False, True}
