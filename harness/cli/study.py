@@ -447,7 +447,8 @@ def run_study(args: Namespace, status: Console) -> Work:
             write_records(path, fresh)
         sections.append(measured.markdown())
         data.append(measured.data())
-        yield measured.table()
+        with progress.hidden():
+            yield measured.table()
     notes = [config.describe(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
     write_whole(path.with_suffix(".md"), "\n".join([*sections, *notes, ""]).encode())
     progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")

@@ -378,8 +378,11 @@ def produce(
     recipe: PaperTable, config: StudyConfig, known: Sequence[Record], progress: Progress
 ) -> Iterator[tuple[StudyTable, list[Record]]]:
     """Measure what a table needs and ``known`` lacks; see ``harness.studies.run.make``."""
-    for part in recipe.groups(config):
-        yield from make(recipe.study, part, known, progress)
+    groups = recipe.groups(config)
+    with progress.task(f"study reproduce {recipe.name}", len(groups)) as update:
+        for done, part in enumerate(groups, start=1):
+            yield from make(recipe.study, part, known, progress)
+            update(done)
 
 
 def stock_of(recipe: PaperTable, config: StudyConfig, known: Sequence[Record], progress: Progress) -> list[Stock]:

@@ -286,18 +286,30 @@ def make(
         ValueError: an unknown name, a tower without text tower, or something that can't be made.
     """
     shop = Workshop(config, tower or get_tower(config.model), progress, known)
-    # All before the first is measured: predictors know their tower by the weights as loaded.
-    every = [(dataset, shop.lines(lines)) for dataset, lines in cases(study, shop).values()]
-    for dataset, own in every:
-        records = _judge(_bench(shop, dataset, own), dataset, own, known)
-        (dense,), *others = records
-        images = f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"
-        conditions = f"{shop.tower.name}, {dense.dtype}"
-        conditions += f"; dense {100 * dense.correct.mean():.1f} %" if dense.labelled else ""
-        lines = [(one.labels, one.group, part) for one, part in zip(own, others, strict=True)]
-        title = f"{study.title}: {images}, {conditions}"
-        table = StudyTable(title=title, dense=dense, rows=compare_lines(lines, dense))
-        yield table, [record for group in records for record in group]
+    found = list(cases(study, shop).values())
+    specs = list(dict.fromkeys(spec for _, lines in found for line in lines for spec in takes(line)))
+    with progress.task(f"study {study.name}, steps", len(specs) + len(found)) as update:
+        # All before the first is measured: predictors know their tower by the weights as loaded.
+        for done, _ in enumerate(shop.make(specs), start=1):
+            update(done)
+        every = [(dataset, shop.lines(lines)) for dataset, lines in found]
+        for done, (dataset, own) in enumerate(every, start=len(specs) + 1):
+            yield _measure(study, shop, dataset, own, known)
+            update(done)
+
+
+def _measure(
+    study: Study, shop: Workshop, dataset: Dataset, own: Sequence[ReadyLine], known: Sequence[Record]
+) -> tuple[StudyTable, list[Record]]:
+    records = _judge(_bench(shop, dataset, own), dataset, own, known)
+    (dense,), *others = records
+    images = f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"
+    conditions = f"{shop.tower.name}, {dense.dtype}"
+    conditions += f"; dense {100 * dense.correct.mean():.1f} %" if dense.labelled else ""
+    lines = [(one.labels, one.group, part) for one, part in zip(own, others, strict=True)]
+    title = f"{study.title}: {images}, {conditions}"
+    table = StudyTable(title=title, dense=dense, rows=compare_lines(lines, dense))
+    return table, [record for group in records for record in group]
 
 
 def _bench(shop: Workshop, dataset: Dataset, lines: Sequence[ReadyLine]) -> Bench:

@@ -226,6 +226,18 @@ class Workshop:
     def _tuned(self, row: Variant, file: PromptFile) -> Tuned:
         return Tuned.of(row.vit, file)
 
+    def make(self, specs: Sequence[Spec]) -> Iterator[Any]:
+        """Make things in their order, or take those of an earlier run; each image is ranked by all scores at once."""
+        self.scores = {spec.golden.score for spec in specs if isinstance(spec, RankingSpec)}
+        for spec in specs:
+            match spec:
+                case RankingSpec():
+                    yield self.rankings(spec)
+                case PredictorSpec():
+                    yield self.predictor(spec)
+                case PromptsSpec():
+                    yield self.prompts(spec)
+
     # What is there already
 
     def cached(self, spec: Spec) -> tuple[int, int]:
@@ -292,7 +304,6 @@ class Workshop:
 
     def lines(self, lines: Sequence[StudyLine]) -> list[ReadyLine]:
         """Make the models of a table's lines, at keep rates of equal cost where these are asked for."""
-        self.scores |= {spec.golden.score for line in lines for spec in takes(line) if isinstance(spec, RankingSpec)}
         self._meet_times([line for line in lines if line.cost is not None and line.cost.dtype is not None])
         return list(map(self._line, lines))
 
