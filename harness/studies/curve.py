@@ -1,7 +1,6 @@
 """Measure what cheaper golden rankings cost and are worth: agreement, and accuracy by them."""
 
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -32,7 +31,7 @@ from harness.records.statistics import Interval, bootstrap_mean
 from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.writers import markdown
 from zoo.core.digests import fingerprint
-from zoo.core.files import cache_folder, digest, write_whole
+from zoo.core.files import write_whole
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.core.reducer import ReducerConfig, final_count
@@ -41,12 +40,12 @@ from zoo.ranking.golden import GoldenConfig, GoldenEngine
 
 TIMED_IMAGES = 2
 KEEPS = (60, 50, 30)  # percent of the patches
-PART = 10  # images whose importance is kept as one file
+PART = 10  # images per call
 COARSE = ((2, 2), (3, 2), (4, 2), (3, 3), (4, 4), (5, 5))
 FOLLOWED = (0, 1, 2, 4, 8, 16, 32, 64)
 
-# By point and percent kept, for each dataset (images,) 1 where the answer is right, else 0.
-Hits = Mapping[tuple[Point, int], Sequence[NDArray[np.float64]]]
+# By point and percent kept, (images,) 1 where the answer is right, else 0.
+Hits = Mapping[tuple[Point, int], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,64 +91,40 @@ class Ranker:
         self.tower, self.block, self.dtype = tower, block, dtype
         self._engines: dict[tuple[Point, str], GoldenEngine] = {}
 
-    def precision(self, point: Point) -> str:
-        """Return in what precision a point is computed."""
-        return self.dtype if point.approximate is None and point != Point() else "float32"
-
-    def passes(self, points: Sequence[Point]) -> float:
-        """Return what points cost per image, all together, as ``Point.passes`` counts it."""
-        effort = Effort.of(self.tower.vit, self.block)
-        return sum(point.passes(effort) for point in points)
-
     def importance(self, point: Point, images: Tensor, precision: str | None = None) -> Tensor:
         """Rank images (B, C, H, W) by a point, (B, N) float32 on the CPU, higher = keep."""
         if point.window is None or point.stride is None:
             options: dict[str, Any] = {} if point.seed is None else {"seed": point.seed}
-            options |= {"method": point.method, "keep": 0.5, "reduce_at": (self.block,)}
-            vit = zoo.reduce(self.tower.vit, **options)
+            vit = zoo.reduce(self.tower.vit, method=point.method, keep=0.5, reduce_at=(self.block,), **options)
             return method_maps(vit, images.to(next(vit.parameters()).device))[0]
-        key = (point, precision or self.precision(point))
+        own = self.dtype if point.approximate is None and point != Point() else "float32"
+        key = (point, precision or own)
         if key not in self._engines:
             options = {name: getattr(point, name) for name in ("window", "stride", "approximate")}
             config = GoldenConfig(block=self.block, **options)
             self._engines[key] = GoldenEngine(self.tower.vit, config, precision=key[1])
         return self._engines[key].importance(images)
 
-    def ranked(
-        self, point: Point, images: Split, facts: dict[str, Any], name: str, progress: Progress
-    ) -> NDArray[np.float32]:
-        """Rank n images by a point, (n, N), or read what an earlier run kept."""
-        way = vars(point) | {"block": self.block, "precision": self.precision(point)}
-        folder = cache_folder() / "curve" / digest(facts | way)
-        folder.mkdir(parents=True, exist_ok=True)
-        parts = [images[first : first + PART] for first in range(0, len(images), PART)]
-        paths = [folder / f"{digest(part.image_ids)}.npy" for part in parts]
-        done = sum(len(part) for part, path in zip(parts, paths, strict=True) if path.is_file())
-        passes, label = self.passes([point]), f"{point.label} on {name}"
-        whole = progress.part(passes * len(images))
-        with whole, progress.long(label, len(images), done, passes, units=passes) as show:
-            for part, path in zip(parts, paths, strict=True):
-                if path.is_file():
-                    continue
-                batch = torch.stack([self.tower.preprocess(example.image) for example in part])
-                buffer = io.BytesIO()
-                np.save(buffer, self.importance(point, batch).numpy())
-                write_whole(path, buffer.getvalue())
-                done += len(part)
-                show(done)
-        return np.concatenate([np.load(path, allow_pickle=False) for path in paths])
+    def rank(self, points: Sequence[Point], split: Split, progress: Progress) -> dict[Point, Importance]:
+        """Rank n images by each point, (n, N)."""
+        found: dict[Point, list[Importance]] = {point: [] for point in points}
+        with progress.task("rankings, images x ways", len(split) * len(points)) as update:
+            for first in range(0, len(split), PART):
+                part = split[first : first + PART]
+                images = torch.stack([self.tower.preprocess(example.image) for example in part])
+                for done, point in enumerate(points, start=1):
+                    found[point].append(self.importance(point, images).numpy())
+                    update(first * len(points) + done * len(part))
+        return {point: np.concatenate(parts) for point, parts in found.items()}
 
     def times(self, points: Sequence[Point], images: Tensor, rounds: int, progress: Progress) -> dict[Point, float]:
         """Time points in turn, all in float32; the least of ``rounds`` rounds, in ms."""
-        rank = partial(self.importance, precision="float32")
-        calls = {str(at): partial(rank, point) for at, point in enumerate(points)}
-        with progress.task("times, rounds", rounds, units=len(images) * self.passes(points)) as update:
+        calls = {str(at): partial(self.importance, point, precision="float32") for at, point in enumerate(points)}
+        with progress.task("times, rounds", rounds) as update:
             timings = interleaved(calls, images, rounds, warmup=1, tick=update).values()
         return {point: min(one.samples_ms) for point, one in zip(points, timings, strict=True)}
 
-    def hits(
-        self, split: Split, classifier: Tensor, orders: Mapping[Point, Importance], progress: Progress
-    ) -> dict[tuple[Point, int], NDArray[np.float64]]:
+    def hits(self, split: Split, classifier: Tensor, orders: Mapping[Point, Importance], progress: Progress) -> Hits:
         """Judge the dense model on n images, pruned by each ranking (n, N), the exact one first.
 
         ``classifier`` is (classes, D) unit features. Returns by (point, percent kept) (n,) 1 where
@@ -163,51 +138,43 @@ class Ranker:
                 config = ReducerConfig(keep=percent / 100, reduce_at=(self.block,))
                 row = golden_row(vit, f"{number} at {percent}", config)
                 rows[point, percent], importance[row.key] = row, order
-        like = next(vit.parameters())
-        with progress.task("accuracy of pruned models, images x rows", len(split) * len(rows), units=1) as update:
-            results = outcomes(
-                list(rows.values()), split, self.tower.preprocess, device=like.device,
-                dtype=like.dtype, importance=importance, on_run=update,
-            )  # fmt: skip
+        like, every = next(vit.parameters()), list(rows.values())
+        with progress.task("accuracy of pruned models, images x rows", len(split) * len(rows)) as update:
+            how: dict[str, Any] = {"device": like.device, "dtype": like.dtype, "importance": importance}
+            found = outcomes(every, split, self.tower.preprocess, on_run=update, **how)
         return {
-            way: correct(results[row.key].features, classifier, split.labels).astype(np.float64)
+            way: correct(found[row.key].features, classifier, split.labels).astype(np.float64)
             for way, row in rows.items()
         }
 
 
-def agreement_facts(
-    members: Sequence[Sequence[Importance]], exact: Sequence[Importance], datasets: Iterable[str]
-) -> dict[str, Any]:
-    """Compare rankings with the exact ones, as fields of ``Worth``; images and seeds averaged."""
-    taus = [np.mean([kendall_tau(member[i], exact[i]) for member in members], axis=0) for i in range(len(exact))]
-    truth = np.concatenate(exact)
-    match = {}
-    for percent in KEEPS:
-        count = final_count(truth.shape[1], percent / 100)
-        shares = [match_at_k(truth, np.concatenate(member), count) for member in members]
-        match[str(percent)] = float(np.mean(shares))
-    return {
-        "tau": bootstrap_mean(np.concatenate(taus), seed=0),
-        "tau_of": {name: float(tau.mean()) for name, tau in zip(datasets, taus, strict=True)},
-        "match": match,
+def _worth(members: Sequence[Point], orders: Mapping[str, Mapping[Point, Importance]], hits: Hits) -> dict[str, Any]:
+    """Compare a way, from one or more seeds, with the exact ranking, as fields of ``Worth``."""
+    exact = {name: every[Point()] for name, every in orders.items()}
+    taus = {
+        name: np.mean([kendall_tau(every[point], exact[name]) for point in members], axis=0)
+        for name, every in orders.items()
     }
-
-
-def accuracy_facts(members: Sequence[Point], hits: Hits) -> dict[str, Any]:
-    """Compare accuracies with that of the exact ranking, as fields of ``Worth``."""
-    if not hits:
-        return {}
-    top1, difference = {}, {}
-    for percent in KEEPS:
-        right = np.mean([np.concatenate(hits[point, percent]) for point in members], axis=0)
-        top1[str(percent)] = float(right.mean())
-        apart = right - np.concatenate(hits[Point(), percent])
-        difference[str(percent)] = bootstrap_mean(apart, seed=0)
-    return {"top1": top1, "difference": difference}
+    truth = np.concatenate(list(exact.values()))
+    own = [np.concatenate([every[point] for every in orders.values()]) for point in members]
+    facts: dict[str, Any] = {
+        "tau": bootstrap_mean(np.concatenate(list(taus.values())), seed=0),
+        "tau_of": {name: float(tau.mean()) for name, tau in taus.items()},
+        "match": {},
+    }
+    for percent in map(str, KEEPS):
+        count = final_count(truth.shape[1], int(percent) / 100)
+        facts["match"][percent] = float(np.mean([match_at_k(truth, one, count) for one in own]))
+        if hits:
+            right = np.mean([hits[point, int(percent)] for point in members], axis=0)
+            facts.setdefault("top1", {})[percent] = float(right.mean())
+            apart = right - hits[Point(), int(percent)]
+            facts.setdefault("difference", {})[percent] = bootstrap_mean(apart, seed=0)
+    return facts
 
 
 def measure_curve(config: CurveConfig, progress: Progress, points: Sequence[Point] | None = None) -> Curve:
-    """Measure ways to rank on some images; what an earlier run ranked is read from the cache.
+    """Measure ways to rank on some images.
 
     ``points`` are measured beside the exact ranking; None for the usual.
 
@@ -216,62 +183,45 @@ def measure_curve(config: CurveConfig, progress: Progress, points: Sequence[Poin
     """
     tower = load_tower(config.model)
     tower.vit.to(config.device)
-    depth = len(tower.vit.blocks)
-    if config.block >= depth:
-        raise ValueError(f"block={config.block}: this tower has blocks 0 to {depth - 1}")
-    ranker = Ranker(tower, config.block, config.dtype)
-    effort = Effort.of(tower.vit, config.block)
-    usual = usual_points(effort, config.seeds)
-    every = usual if points is None else [Point(), *points]
-    orders_of: dict[Point, list[Importance]] = {point: [] for point in every}
-    hits: dict[tuple[Point, int], list[NDArray[np.float64]]] = {}
-    nameable, sample = {}, torch.empty(0)
-    classifiers = _classifiers(tower, config.datasets)  # refuses before anything is ranked
+    if config.block >= tower.vit.depth:
+        raise ValueError(f"block={config.block}: this tower has blocks 0 to {tower.vit.depth - 1}")
+    ranker, effort = Ranker(tower, config.block, config.dtype), Effort.of(tower.vit, config.block)
+    every = usual_points(effort, config.seeds) if points is None else [Point(), *points]
     datasets = {name: get_dataset(name) for name in config.datasets}
+    classifiers = {} if tower.clip is None else {n: text_classifier(tower.clip, d)[0] for n, d in datasets.items()}
     splits = {name: subset(dataset.split(config.split), config.limit) for name, dataset in datasets.items()}
-    images = {name: len(split) for name, split in splits.items()}
-    if sum(images.values()) < 2:
+    if sum(map(len, splits.values())) < 2:
         raise ValueError("a curve needs at least two images")
     ways: dict[Point, list[Point]] = {}
     for point in every:
         ways.setdefault(replace(point, seed=None), []).append(point)
-    firsts = [members[0] for members in ways.values()]
-    work = sum(images.values()) * ranker.passes(every) + config.rounds * TIMED_IMAGES * ranker.passes(firsts)
-    work += sum(images[name] for name in classifiers) * (1 + len(KEEPS) * len(every))
-    with progress.overall("study curve", work):
-        for name, split in splits.items():
-            facts = {"weights": fingerprint(tower.vit), "dataset": name, "revision": datasets[name].revision}
-            for point in every:
-                orders_of[point].append(ranker.ranked(point, split, facts, name, progress))
-            few = split[:TIMED_IMAGES]
-            sample = torch.stack([tower.preprocess(example.image) for example in few])
-            if (classifier := classifiers.get(name)) is not None:
-                known = np.flatnonzero(named(classifier)[split.labels])
+    orders, answers, nameable = {}, [], {}
+    with progress.task("study curve, datasets", len(splits)) as update:
+        for done, (name, split) in enumerate(splits.items(), start=1):
+            orders[name] = ranker.rank(every, split, progress)
+            if name in classifiers:
+                known = np.flatnonzero(named(classifiers[name])[split.labels])
                 nameable[name] = len(known)
-                orders = {point: orders_of[point][-1][known] for point in every}
-                right = ranker.hits(split.subset(known), classifier, orders, progress) if len(known) else {}
-                for way, answers in right.items():
-                    hits.setdefault(way, []).append(answers)
-        times = ranker.times(firsts, sample, config.rounds, progress) if config.rounds else {}
+                if len(known):
+                    own = {point: order[known] for point, order in orders[name].items()}
+                    answers.append(ranker.hits(split.subset(known), classifiers[name], own, progress))
+            update(done)
+    hits = {way: np.concatenate([one[way] for one in answers]) for way in answers[0]} if answers else {}
+    sample = torch.stack([tower.preprocess(example.image) for example in split[:TIMED_IMAGES]])
+    firsts = [members[0] for members in ways.values()]
+    times = ranker.times(firsts, sample, config.rounds, progress) if config.rounds else {}
     worths = []
     for point, members in ways.items():
-        values = agreement_facts([orders_of[one] for one in members], orders_of[Point()], images)
-        values |= accuracy_facts(members, hits)
+        facts = _worth(members, orders, hits)
         if times:
-            values["seconds"] = times[members[0]] / times[Point()]
-        worths.append(Worth(point=point, passes=point.passes(effort), **values))
+            facts["seconds"] = times[members[0]] / times[Point()]
+        worths.append(Worth(point=point, passes=point.passes(effort), **facts))
     return Curve(
         model=tower.name, weights=fingerprint(tower.vit), block=config.block, split=config.split,
-        dtype=config.dtype, device=device_name(config.device), images=images, named=nameable,
-        effort=effort, dense=float(np.concatenate(hits[Point(), 100]).mean()) if hits else None,
-        versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
-        worths=worths,
+        dtype=config.dtype, device=device_name(config.device), images={n: len(split) for n, split in splits.items()},
+        named=nameable, effort=effort, dense=float(hits[Point(), 100].mean()) if hits else None,
+        versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")}, worths=worths,
     )  # fmt: skip
-
-
-def _classifiers(tower: Tower, datasets: Sequence[str]) -> dict[str, Tensor]:
-    """Return the text classifier of each dataset, none for a tower without text tower."""
-    return {} if tower.clip is None else {name: text_classifier(tower.clip, get_dataset(name))[0] for name in datasets}
 
 
 FAMILIES = ("removal", "follow", "clsattn", "random")
