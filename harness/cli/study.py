@@ -1,5 +1,6 @@
 """Research tools: ``study floor``, ``curve``, ``speed``, ``reproduce``, ``final``, ..., and ``study NAME``."""
 
+import json
 import shlex
 from argparse import Namespace
 from dataclasses import replace
@@ -184,6 +185,7 @@ def run_speed(args: Namespace, status: Console) -> Shown:
     import torch
 
     from harness.studies.speed import SpeedConfig, measure_speed, speed_table
+    from zoo.core.files import write_whole
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -191,10 +193,12 @@ def run_speed(args: Namespace, status: Console) -> Shown:
     config = flags.settings(SpeedConfig, args, golden=golden, compiled=args.compile)
     progress = Progress(status)
     speed = measure_speed(config, progress)
+    data = json_values(speed)
     if args.out is not None:
-        speed.write(args.out)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(args.out, json.dumps(data, indent=1).encode())
         progress.say(f"wrote {args.out}")
-    return Shown(parts=(speed_table(speed),), data=json_values(speed))
+    return Shown(parts=(speed_table(speed),), data=data)
 
 
 def _reproduce_flags(parser: CommandParser) -> None:

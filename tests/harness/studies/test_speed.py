@@ -80,7 +80,7 @@ def test_a_table_shows_every_way_and_no_agreement_without_weights(measured: Spee
         table = speed_table(replace(measured, random_weights=random_weights))
         assert table.cells("way") == [way.name for way in measured.ways]
         assert sum(row.count(NOT_MEASURED) for row in table.rows) == dashes
-        assert "[quartiles], ratios with their range" in table.caption
+        assert "their range" in table.caption
 
 
 def noise(image: object) -> Tensor:
@@ -95,7 +95,6 @@ def test_the_command_prints_tables_and_leaves_a_record(tmp_path: Path, capsys):
     assert "straightforward" in text
     assert "engine, float32" in text
     record = json.loads(out.read_text())
-    assert record["schema_version"] == 1
     assert record["windows"] == 4
     assert [way["name"] for way in record["ways"]] == ["straightforward", "engine, float32"]
 
