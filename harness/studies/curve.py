@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import zoo
-from harness.base.table import FORMS, Cell, Column, Table
+from harness.base.table import Table
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Split, SplitName
@@ -42,6 +42,7 @@ TIMED_IMAGES = 2
 KEEPS = (60, 50, 30)  # percent of the patches
 PART = 10  # images per call
 COARSE = ((2, 2), (3, 2), (4, 2), (3, 3), (4, 4), (5, 5))
+FAMILIES = ("removal", "follow", "clsattn", "random")  # that are drawn
 FOLLOWED = (0, 1, 2, 4, 8, 16, 32, 64)
 
 # By point and percent kept, (images,) 1 where the answer is right, else 0.
@@ -224,17 +225,6 @@ def measure_curve(config: CurveConfig, progress: Progress, points: Sequence[Poin
     )  # fmt: skip
 
 
-FAMILIES = ("removal", "follow", "clsattn", "random")
-ALONE = ("removal", "clsattn", "random")  # families that are drawn without lines
-
-
-def family(worth: Worth) -> str:
-    """Return what kind of way it is: ``removal`` of windows, or an approximation or method."""
-    if worth.point.window is None:
-        return worth.point.method
-    return (worth.point.approximate or "removal").partition(":")[0]
-
-
 def _cheapest_first(curve: Curve) -> list[Worth]:
     return sorted(curve.worths, key=lambda worth: (worth.passes, -worth.tau.estimate))
 
@@ -250,46 +240,32 @@ def undominated(curve: Curve) -> list[Worth]:
 
 def curve_table(curve: Curve) -> Table:
     """Lay out a curve, cheapest first."""
-    best, (first, *_) = undominated(curve), curve.worths
-    rows = []
+    best, rows = undominated(curve), []
+    timed = curve.worths[0].seconds is not None
     for worth in _cheapest_first(curve):
-        cells = {
-            "": Cell("*" if worth in best else ""),
-            "way": Cell(worth.point.label),
-            "passes": Cell(f"{worth.passes:.1f}"),
-        }
+        cells = {"": "*" if worth in best else "", "way": worth.point.label, "passes": f"{worth.passes:.1f}"}
         if worth.seconds is not None:
-            cells["time"] = Cell(f"{100 * worth.seconds:.1f} %")
-        cells["Kendall tau"] = _interval(worth.tau, 1, 3)
-        for keep, match in worth.match.items():
-            cells[f"match at keep {keep}"] = Cell(f"{match:.3f}")
-        for keep, top1 in worth.top1.items():
-            cells[f"top-1 at keep {keep}"] = Cell(f"{100 * top1:.1f}")
-        for keep, difference in list(worth.difference.items())[-1:]:
-            cells[f"against exact at keep {keep}"] = _interval(difference, 100, 1)
-        rows.append(cells)
+            cells["time"] = f"{100 * worth.seconds:.1f} %"
+        cells["Kendall tau"] = "{:.3f} [{:.3f}, {:.3f}]".format(*worth.tau)
+        cells |= {f"match at keep {keep}": f"{match:.3f}" for keep, match in worth.match.items()}
+        cells |= {f"top-1 at keep {keep}": f"{100 * top1:.1f}" for keep, top1 in worth.top1.items()}
+        for keep, apart in list(worth.difference.items())[-1:]:
+            cells[f"against exact at keep {keep}"] = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * part for part in apart))
+        rows.append(list(cells.values()))
+        heads = list(cells)
     images = ", ".join(f"{count} of {name}" for name, count in curve.images.items())
     caption = (
-        f"{curve.split} images: {images}. Tau and match are with the exact ranking (window 2, "
-        f"stride 1, float32); removed windows of the others in {curve.dtype}. * = no other way is "
-        "at least as cheap and closer."
+        f"{curve.split} images: {images}. Tau and match are with the exact ranking (window 2, stride 1, float32); "
+        f"removed windows of the others in {curve.dtype}. * = no other way is at least as cheap and closer."
     )
     if curve.dense is not None:
         named = ", ".join(f"{count} of {name}" for name, count in curve.named.items())
-        caption += f" Accuracy in %, on the images whose class has a caption ({named}); dense "
-        caption += f"{100 * curve.dense:.1f}."
-    if first.seconds is not None:
+        caption += f" Accuracy in %, on the images whose class has a caption ({named}); dense {100 * curve.dense:.1f}."
+    if timed:
         caption += f" Time against the exact ranking, all in float32, on {curve.device}."
-    return Table(
-        title=f"{curve.model}, before block {curve.block}, preservation",
-        caption=caption,
-        columns=[
-            Column(heading=head, left=head in ("", "way"), forms=FORMS[: 1 if wide else 3])
-            for head in rows[0]
-            for wide in [head.startswith(("time", "match", "top-1"))]
-        ],
-        rows=[list(cells.values()) for cells in rows],
-    )
+    wide = {head for head in heads if head.startswith(("time", "match", "top-1"))}
+    title = f"{curve.model}, before block {curve.block}, preservation"
+    return Table.of(title, heads, rows, words={"", "way"}, wide=wide, caption=caption)
 
 
 def write_curve(curve: Curve, folder: Path) -> None:
@@ -301,30 +277,25 @@ def write_curve(curve: Curve, folder: Path) -> None:
 
 def draw_curve(curve: Curve, form: str) -> bytes:
     """Return tau, and accuracy at the lowest keep rate, against passes, as "png" or "svg" bytes."""
-    panels = [_panel(curve, [worth.tau for worth in curve.worths], "Kendall tau to exact")]
+    taus = [worth.tau for worth in curve.worths]
+    panels: list[tuple[str, float | None, list[Interval]]] = [("Kendall tau to exact", None, taus)]
     if curve.dense is not None:
         keep = list(curve.worths[0].match)[-1]
         top1 = [Interval(*[100 * worth.top1[keep]] * 3) for worth in curve.worths]
-        title = f"top-1 at keep {keep}, %"
-        panels.append(_panel(curve, top1, title, level=100 * curve.dense))
-    styles = {name: Style(*STYLES[place], "none" if name in ALONE else "-") for place, name in enumerate(FAMILIES)}
-    return render(panels, styles, form)
-
-
-def _panel(curve: Curve, values: Sequence[Interval], title: str, level: float | None = None) -> Chart:
-    """Return one quantity against cost."""
-    series: dict[str, list[Dot]] = {name: [] for name in FAMILIES}
-    for worth, value in zip(curve.worths, values, strict=True):
-        cost = Interval(worth.passes, worth.passes, worth.passes)
-        series[family(worth)].append(Dot(cost, value))
-    return Chart(
-        title="", alt="", x_label="passes per image (0 is drawn at the left end)", y_label=title,
-        series={n: sorted(own, key=lambda point: point.x) for n, own in series.items() if own},
-        level=level, ticks={float(passes): str(passes) for passes in (0, 1, 3, 10, 30, 100)},
-        symlog=True,
-    )  # fmt: skip
-
-
-def _interval(value: Interval, factor: float, digits: int) -> Cell:
-    middle, low, high = (f"{factor * part:.{digits}f}" for part in value)
-    return Cell(f"{middle} [{low}, {high}]", value.estimate)
+        panels.append((f"top-1 at keep {keep}, %", 100 * curve.dense, top1))
+    charts = []
+    for label, level, values in panels:
+        series: dict[str, list[Dot]] = {name: [] for name in FAMILIES}
+        for worth, value in sorted(zip(curve.worths, values, strict=True), key=lambda pair: pair[0].passes):
+            family = worth.point.method
+            if worth.point.window is not None:
+                family = (worth.point.approximate or "removal").partition(":")[0]
+            series[family].append(Dot(x=Interval(*[worth.passes] * 3), y=value))
+        chart = Chart(
+            title="", alt="", x_label="passes per image (0 is drawn at the left end)", y_label=label,
+            series={name: own for name, own in series.items() if own}, level=level, symlog=True,
+            ticks={float(passes): str(passes) for passes in (0, 1, 3, 10, 30, 100)},
+        )  # fmt: skip
+        charts.append(chart)
+    styles = {name: Style(*STYLES[place], "-" if name == "follow" else "none") for place, name in enumerate(FAMILIES)}
+    return render(charts, styles, form)
