@@ -3,7 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +48,6 @@ NOTES = (
     "patches kept."
 )
 SEED_NOTES = "Over seeds: the difference to first with Student's 95 % t interval over seeds instead."
-DISTANCE = METRICS["cosine_distance"]
 # Differences that are tested, a family each, by the row's field; their columns.
 DIFFERENCES = {"distance_to_first": "1 - cos to first", "to_dense": "to dense", "to_first": "to first"}
 _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
@@ -87,21 +86,19 @@ class Stock(NamedTuple):
 class StudyRow:
     """One line of a study with what was measured on one dataset.
 
-    Differences are means over seeds on the same images; of top-1 they are None without labels, and
-    those against the first line None for that line itself. ``p`` has the p-value of each difference
-    in `DIFFERENCES` that there is.
+    Differences are means over seeds on the same images; there is none of top-1 without labels, and none to itself.
     """
 
     labels: dict[str, str]  # what distinguishes it, by column
     group: float | str  # lines are compared with the first of the same group
     average: Average  # its records, one per seed
-    to_dense: Interval | None = None  # top-1 minus that of the dense model
-    to_first: Interval | None = None  # the same against the first line
-    distance_to_first: Interval | None = None  # 1 - cosine minus that of the first line
-    p: Mapping[str, float | None] = field(default_factory=dict)
-    # the difference to first with Student's t interval over seeds, where both lines were tuned
-    # from the same seeds
+    differences: Mapping[str, tuple[Interval, float | None]]  # by name in `DIFFERENCES`, with the p-value
+    # top-1 to first with Student's t interval over seeds, where both lines were tuned from the same
     over_seeds: Interval | None = None
+
+    def difference(self, name: str) -> Interval | None:
+        """Return a difference by its name in `DIFFERENCES`."""
+        return self.differences.get(name, (None,))[0]
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -123,16 +120,13 @@ def compare_lines(
         row = _average(records)
         first = first_of.setdefault(group, row)
         others = {"to_dense": base} | ({} if first is row else {"to_first": first})
-        p: dict[str, float | None] = {}
-        differences: dict[str, Interval | None] = {}
-        if dense.labelled:
-            for name, other in others.items():
-                differences[name] = bootstrap_mean(_share(row) - _share(other), seed=0)
-                p[name] = row_p(row, other)
-        if first is not row and (apart := fidelity_difference(row, first, DISTANCE)) is not None:
-            differences["distance_to_first"], p["distance_to_first"] = apart
-        over_seeds = None if first is row else _over_seeds(records, first.records)
-        rows.append(StudyRow(labels=labels, group=group, average=row, p=p, over_seeds=over_seeds, **differences))
+        differences: dict[str, tuple[Interval, float | None]] = {}
+        for name, other in others.items() if dense.labelled else ():
+            differences[name] = bootstrap_mean(_share(row) - _share(other), seed=0), row_p(row, other)
+        if first is not row and (apart := fidelity_difference(row, first, METRICS["cosine_distance"])) is not None:
+            differences["distance_to_first"] = apart
+        own = None if first is row else _over_seeds(records, first.records)
+        rows.append(StudyRow(labels=labels, group=group, average=row, differences=differences, over_seeds=own))
     return rows
 
 
@@ -162,7 +156,8 @@ class StudyTable:
 
     def families(self) -> dict[str, Together[int]]:
         """Return the p-values of each column of differences, a family each, by row."""
-        return {name: together({at: row.p.get(name) for at, row in enumerate(self.rows)}) for name in DIFFERENCES}
+        every = {name: [row.differences.get(name, (None, None))[1] for row in self.rows] for name in DIFFERENCES}
+        return {name: together(dict(enumerate(p_values))) for name, p_values in every.items()}
 
     def table(self) -> Table:
         """Lay it out; differences that are clear when their column is judged together have marks.
@@ -205,8 +200,9 @@ class StudyTable:
                 "labels": row.labels,
                 "asked": row.group,
                 "seeds": len(row.records),
-                **{name: getattr(row, name) for name in (*DIFFERENCES, "over_seeds")},
-                "p": row.p,
+                **{name: row.difference(name) for name in DIFFERENCES},
+                "over_seeds": row.over_seeds,
+                "p": {name: p for name, (_, p) in row.differences.items()},
                 "p_holm": {name: family.adjusted.get(at) for name, family in families.items()},
                 **_means(row.average),
             }
@@ -232,17 +228,16 @@ def _cells(row: StudyRow) -> dict[str, Cell]:
     top1 = [100 * right for record in row.records if (right := record.mean("top1")) is not None]
     spread = f" ({min(top1):.1f}–{max(top1):.1f})" if len(top1) > 1 else ""
     match = row.average.measured("match_at_k")
-    apart = row.distance_to_first
+    apart = row.difference("distance_to_first")
+    distance = "" if apart is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*apart)
     return {
         "keep": Cell(f"{100 * row.records[0].keep:.3g}"),
         "GFLOPs": number(mean("gflops"), ".3f"),
         "1 - cos": number(mean("cosine_distance"), ".4f"),
-        DIFFERENCES["distance_to_first"]: UNMEASURED
-        if apart is None
-        else Cell("{:+.4f} [{:+.4f}, {:+.4f}]".format(*apart), apart.estimate),
+        "1 - cos to first": UNMEASURED if apart is None else Cell(distance, apart.estimate),
         "top-1": Cell(f"{np.mean(top1):.1f}{spread}") if top1 else UNMEASURED,
-        DIFFERENCES["to_dense"]: points(row.to_dense),
-        DIFFERENCES["to_first"]: points(row.to_first),
+        "to dense": points(row.difference("to_dense")),
+        "to first": points(row.difference("to_first")),
         "over seeds": points(row.over_seeds),
         "tau": number(mean("tau"), ".3f"),
         "match@k (chance)": Cell(f"{match.mean:.2f} ({match.chance:.2f})") if match else UNMEASURED,

@@ -68,7 +68,7 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(
     assert bool(missing["rankings"]) == bool(work["rankings"])
 
     begins = {row.group: row for row in reversed(table.rows)}
-    assert [row for row in table.rows if row.to_first is None] == list(reversed(begins.values()))
+    assert [row for row in table.rows if row.difference("to_first") is None] == list(reversed(begins.values()))
     assert table.dense == records[0]
     for row in table.rows:
         assert {(record.image_count, record.split) for record in row.records} == {(7, few.split)}
@@ -222,7 +222,7 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(tuned: StudyC
         ]
     pairs = zip(pruned.records, dense.records, strict=True)
     apart = [np.asarray(a.correct, float) - b.correct for a, b in pairs]
-    assert pruned.to_first == bootstrap_mean(np.mean(apart, axis=0), seed=0)
+    assert pruned.difference("to_first") == bootstrap_mean(np.mean(apart, axis=0), seed=0)
     assert pruned.over_seeds == pytest.approx(mean_interval([float(a.mean()) for a in apart]))
     assert dense.over_seeds is table.rows[1].over_seeds is None
     plain = table.rows[0].average.mean("gflops")
@@ -350,10 +350,9 @@ def test_means_over_seeds_are_judged_by_sign_flips():
     table = make_table([make_record(3)], seeds)
     hits = np.sum([record.correct for record in seeds], axis=0)
     first, second = table.rows
-    assert second.p["to_dense"] == paired_p(hits, TRUTH, 2, 1)
-    assert second.p["to_first"] == paired_p(hits, make_record(3).correct, 2, 1)
-    assert second.to_dense == bootstrap_mean(hits / 2 - TRUTH, seed=0)
-    assert first.p.keys() == {"to_dense"}
+    assert second.differences["to_dense"] == (bootstrap_mean(hits / 2 - TRUTH, seed=0), paired_p(hits, TRUTH, 2, 1))
+    assert second.differences["to_first"][1] == paired_p(hits, make_record(3).correct, 2, 1)
+    assert first.differences.keys() == {"to_dense"}
 
 
 def test_without_labels_lines_differ_by_their_distance_to_dense():
@@ -372,7 +371,7 @@ def test_without_labels_lines_differ_by_their_distance_to_dense():
     table = make_table(*lines, dense=replace(make_record(0), **blank))
     assert {"1 - cos", "1 - cos to first"} <= set(table.table().heads)
     assert not {"top-1", "to dense", "to first"} & set(table.table().heads)
-    assert table.rows[1].distance_to_first.estimate == pytest.approx(0.25 * near.mean(), rel=1e-3)
+    assert table.rows[1].difference("distance_to_first").estimate == pytest.approx(0.25 * near.mean(), rel=1e-3)
     assert [family.clear for family in table.families().values()] == [{1}, set(), set()]
 
 
