@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
-from harness.base.table import Part, Shown, Work, json_values
-from harness.base.table import Table as BaseTable
+from harness.base.table import Part, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import ANY, Command, CommandParser
 
 if TYPE_CHECKING:
     from harness.measure.compare import Floor
+    from harness.records.record import Record
     from harness.studies.paper import PaperPicture, PaperTable
     from harness.studies.reproduce import Comparison
     from harness.studies.run import Stock
@@ -245,7 +244,7 @@ def _few_shots(parser: CommandParser, draws: str | None, text: str = "") -> None
 
 def run_reproduce(args: Namespace, status: Console) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
-    from harness.records.record import earlier, write_records
+    from harness.records.record import earlier
     from harness.studies.paper import PaperPicture, get_target
     from harness.studies.reproduce import compare_rows, comparison_data, produce, readable, stock_of
     from harness.studies.workshop import get_tower
@@ -265,15 +264,15 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
         if args.dry_run:
             config = replace(config, datasets=tuple(dataset.name for dataset in datasets))
             steps = stock_of(target, config, known, progress) if datasets else []
-            data.append(_stock_data(target.name, config.model, steps, failures))
-            yield _stock_table(f"{target.title}; {config.model}", steps, failures)
+            table, facts = _show_stock(target.name, target.title, config.model, steps, failures)
+            data.append(facts)
+            yield table
             continue
         for error in failures.values():
             raise error  # at once, not after the work on others
         tables, tower = [], get_tower(config.model)
         for measured, records in produce(target, config, known, progress):
-            if fresh := [record for record in records if record not in known]:
-                write_records(path, fresh)
+            _keep_new(path, records, known)
             tables.append(measured)
             comparison = compare_rows(target, config, len(tower.vit.blocks), tower.name, tables)
             _write(comparison, config, args.argv, path)
@@ -283,19 +282,18 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
 
 
-def _stock_data(name: str, model: str, steps: "list[Stock]", failures: dict[str, Exception]) -> dict[str, Any]:
-    """Return what is cached and what is missing, and why datasets can't be read."""
-    missing = {name: str(error) for name, error in failures.items()}
-    values: dict[str, Any] = json_values({"name": name, "model": model, "steps": steps, "missing": missing})
-    return values
-
-
-def _stock_table(title: str, steps: "list[Stock]", failures: dict[str, Exception]) -> BaseTable:
-    """Lay out what is cached and what is missing."""
+def _show_stock(
+    name: str, title: str, model: str, steps: "list[Stock]", failures: dict[str, Exception]
+) -> tuple[Table, dict[str, Any]]:
+    """Lay out what is cached and what is missing, and datasets that can't be read with the reason."""
     rows = [[one.kind, one.of, f"{one.cached:,}", f"{one.missing:,}"] for one in steps]
-    rows += [["dataset", f"{name}: {error}", "", "?"] for name, error in failures.items()]
+    rows += [["dataset", f"{dataset}: {error}", "", "?"] for dataset, error in failures.items()]
     caption = "rankings by image; all else one by one. What is cached, in the user's cache or in records, costs nothing"
-    return BaseTable.of(title, ("what", "of", "cached", "missing"), rows, words={"what", "of"}, caption=caption)
+    heads = ("what", "of", "cached", "missing")
+    table = Table.of(f"{title}; {model}", heads, rows, words={"what", "of"}, caption=caption)
+    missing = {dataset: str(error) for dataset, error in failures.items()}
+    data: dict[str, Any] = json_values({"name": name, "model": model, "steps": steps, "missing": missing})
+    return table, data
 
 
 def _picture(args: Namespace, picture: "PaperPicture", progress: Progress) -> tuple[Part, dict[str, Any]]:
@@ -309,8 +307,7 @@ def _picture(args: Namespace, picture: "PaperPicture", progress: Progress) -> tu
     if args.dry_run:
         counts = {one.name: min(args.images, len(one.split("test"))) for one in datasets}
         steps = [Stock("images", f"{name} test", 0, count) for name, count in counts.items()]
-        table = _stock_table(f"{picture.title}; {config.model}", steps, failures)
-        return table, _stock_data(picture.name, config.model, steps, failures)
+        return _show_stock(picture.name, picture.title, config.model, steps, failures)
     for error in failures.values():
         raise error
     path = args.output / f"{picture.name}.png"
@@ -374,6 +371,14 @@ def _write(comparison: "Comparison", config: "StudyConfig", argv: list[str], pat
         write_whole(path.with_suffix(".svg"), draw(comparison))
 
 
+def _keep_new(path: Path, records: "list[Record]", known: "list[Record]") -> None:
+    """Append the records that earlier runs haven't written."""
+    from harness.records.record import write_records
+
+    if fresh := [record for record in records if record not in known]:
+        write_records(path, fresh)
+
+
 def _command(argv: list[str]) -> str:
     """Return what makes a table as Markdown, without where results went and ``--fresh``."""
     words = [word for word in argv if word != "--fresh"]
@@ -387,11 +392,11 @@ def run_study_list(*_: Any) -> Shown:
     """Show the studies and their questions."""
     from harness.studies.run import list_studies
 
-    table = Table("name", "question", "keep rates", title="studies")
-    studies = []
-    for name, study in list_studies().items():
-        table.add_row(name, study.question, " ".join(f"{keep:g}" for keep in study.keeps))
-        studies.append({"name": name, "question": study.question, "keeps": list(study.keeps)})
+    every = list_studies().values()
+    rows = [[one.name, one.question, " ".join(f"{keep:g}" for keep in one.keeps)] for one in every]
+    heads = ("name", "question", "keep rates")
+    table = Table.of("studies", heads, rows, words=set(heads))
+    studies = [{"name": one.name, "question": one.question, "keeps": list(one.keeps)} for one in every]
     return Shown(parts=(table,), data={"studies": studies})
 
 
@@ -426,7 +431,7 @@ def _study_flags(parser: CommandParser) -> None:
 def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records and a Markdown table, and show a table per dataset."""
     from harness.datasets.base import FINAL, FINAL_ALONE
-    from harness.records.record import earlier, write_records
+    from harness.records.record import earlier
     from harness.studies.run import NOTES, SEED_NOTES, get_study, make, stock
     from harness.studies.spec import StudyConfig
     from zoo.core.files import write_whole
@@ -442,13 +447,12 @@ def run_study(args: Namespace, status: Console) -> Work:
     known = earlier(path, progress, fresh=args.fresh)
     if args.dry_run:
         steps = stock(study, config, known, progress)
-        table = _stock_table(f"{study.title}; {config.model}", steps, {})
-        return Shown(parts=(table,), data=_stock_data(study.name, config.model, steps, {}))
+        table, facts = _show_stock(study.name, study.title, config.model, steps, {})
+        return Shown(parts=(table,), data=facts)
     sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
     data = []
     for measured, records in make(study, config, known, progress):
-        if fresh := [record for record in records if record not in known]:
-            write_records(path, fresh)
+        _keep_new(path, records, known)
         sections.append(measured.markdown())
         data.append(measured.data())
         with progress.hidden():

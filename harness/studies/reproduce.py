@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.apps.show import ShowConfig, find_subjects, show
-from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table, json_values
+from harness.base.table import NOT_MEASURED, Table, figure, json_values
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import turns
 from harness.records.conditions import DENSE
-from harness.records.record import Record
+from harness.records.record import Record, Times
 from harness.records.statistics import Interval, bootstrap_mean, wilson_interval
 from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.patches import PatchSheet
@@ -102,22 +102,22 @@ def _cost_ratio(records: Sequence[Record], reference: Sequence[Record]) -> Inter
     return None if ours is None or theirs is None else _exact(ours / theirs)
 
 
+def _times(records: Sequence[Record]) -> Times | None:
+    """Return the times of the largest batch."""
+    return max(records[0].latency or (), key=lambda entry: entry.batch, default=None)
+
+
 def _latency(records: Sequence[Record]) -> Interval | None:
-    """Return the time per image of the largest batch, with its quartiles."""
-    if not (times := records[0].latency):
+    """Return the time per image, with its quartiles."""
+    if (last := _times(records)) is None:
         return None
-    last = max(times, key=lambda entry: entry.batch)
     return Interval(*(time / last.batch for time in (last.median_ms, last.q1_ms, last.q3_ms)))
 
 
 def _ratio(records: Sequence[Record], _reference: Sequence[Record]) -> Interval | None:
     """Return the time as ratio to the dense model's in the same rounds."""
-    if not (times := records[0].latency):
-        return None
-    last = max(times, key=lambda entry: entry.batch)
-    if last.ratio_to_dense is None or last.ratio_low is None or last.ratio_high is None:
-        return None
-    return Interval(last.ratio_to_dense, last.ratio_low, last.ratio_high)
+    last = _times(records)
+    return None if last is None else last.ratio
 
 
 MEASURES = {
@@ -194,43 +194,28 @@ class Comparison:
 
     def table(self) -> Table:
         """Lay out what we have of each row, what the paper has, and the difference."""
-        rows: list[list[Cell]] = []
+        heads = ("", "whose", *self.datasets, "mean", "compared with", "by")
+        rows: list[list[str]] = []
         sections = []
         for one in self.results:
             sections.append(len(rows))
-            rows += [[Cell(text) for text in line] for line in self._lines(one)]
-        own = [Column(heading=name, forms=FORMS[:1]) for name in self.datasets]
-        names = ("", "whose", "compared with")
-        row, whose, against = (Column(heading=head, left=True) for head in names)
-        return Table(
-            title=self.title,
-            caption=NOTES,
-            columns=[row, whose, *own, Column(heading="mean"), against, Column(heading="by")],
-            rows=rows,
-            sections=frozenset(sections),
-        )
+            rows += self._lines(one)
+        words, wide = {"", "whose", "compared with"}, set(self.datasets)
+        about: dict[str, Any] = {"caption": NOTES, "sections": frozenset(sections)}
+        return Table.of(self.title, heads, rows, words=words, wide=wide, **about)
 
     def _lines(self, one: PaperResult) -> Iterator[list[str]]:
         form, relative = MEASURES[one.row.measure].form, MEASURES[one.row.measure].relative
-        mean, to = self.mean(one.ours), self.mean(one.to)
-        name = one.row.name
-        if one.row.empty and not one.ours:
-            name = f"{name} ({one.row.empty})"
-        ours = [_interval(one.ours.get(dataset), form) for dataset in self.datasets]
-        against = one.row.against or ""
-        yield [name, "ours", *ours, _interval(mean, form), against, _interval(to, relative)]
+        own, to = [*map(one.ours.get, self.datasets), self.mean(one.ours)], self.mean(one.to)
+        name = one.row.name + (f" ({one.row.empty})" if one.row.empty and not one.ours else "")
+        yield [name, "ours", *(_interval(each, form) for each in own), one.row.against or "", _interval(to, relative)]
         if one.paper is None:
             return
-        values = [one.paper.values.get(dataset) for dataset in self.datasets]
-        theirs, theirs_to = one.paper.mean_over(self.datasets), one.paper_to(self.datasets)
-        means = [_number(value, form) for value in (*values, theirs)]
-        yield ["", "paper", *means, "", _number(theirs_to, relative)]
-        signed = f"+{form}"
-        off = [NOT_MEASURED] * len(means)
-        if not self.differences:
-            own = [*(one.ours.get(dataset) for dataset in self.datasets), mean]
-            pairs = zip(own, (*values, theirs), strict=True)
-            off = [_difference(*pair, signed) for pair in pairs]
+        theirs = [*map(one.paper.values.get, self.datasets), one.paper.mean_over(self.datasets)]
+        theirs_to = one.paper_to(self.datasets)
+        yield ["", "paper", *(figure(value, form) for value in theirs), "", figure(theirs_to, relative)]
+        comparable = not self.differences
+        off = [_difference(*pair, f"+{form}") if comparable else NOT_MEASURED for pair in zip(own, theirs, strict=True)]
         off += ["", _difference(to, theirs_to, f"+{relative.removeprefix('+')}")]
         if any(cell not in ("", NOT_MEASURED) for cell in off):
             yield ["", "difference", *off]
@@ -242,10 +227,6 @@ class Comparison:
         return markdown([replace(self.table(), notes=[*self.recipe.notes, source])], level=2)
 
 
-def _number(value: float | None, form: str) -> str:
-    return NOT_MEASURED if value is None else format(value, form)
-
-
 def _interval(value: Interval | None, form: str) -> str:
     """Show an estimate with its ends, unless they are the estimate."""
     if value is None:
@@ -255,7 +236,7 @@ def _interval(value: Interval | None, form: str) -> str:
 
 
 def _difference(ours: Interval | None, theirs: float | None, form: str) -> str:
-    return _number(None if ours is None or theirs is None else ours.estimate - theirs, form)
+    return figure(None if ours is None or theirs is None else ours.estimate - theirs, form)
 
 
 def compare_rows(
@@ -297,34 +278,31 @@ def _records(row: PaperRow, tables: Mapping[str, StudyTable]) -> dict[str, Seque
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:
     """Return rows by dataset and as mean, ours and the paper's, as JSON values."""
-    names, rows = comparison.datasets, []
-    for one in comparison.results:
-        mean = comparison.mean(one.ours)
-        paper = one.paper and {
-            "by_dataset": {name: one.paper.values.get(name) for name in names},
-            "mean": one.paper.mean_over(names),
-            "mean_compared": one.paper_to(names),
-            "source": one.paper.source,
-        }
-        row = {
+    names = comparison.datasets
+    rows = [
+        {
             "name": one.row.name,
             "measure": one.row.measure,
             "unit": MEASURES[one.row.measure].unit,
             "compared_with": one.row.against,
-            "ours": {"by_dataset": one.ours, "mean": mean, "compared_by_dataset": one.to},
-            "paper": paper,
+            "ours": {"by_dataset": one.ours, "mean": comparison.mean(one.ours), "compared_by_dataset": one.to},
+            "paper": one.paper
+            and {
+                "by_dataset": {name: one.paper.values.get(name) for name in names},
+                "mean": one.paper.mean_over(names),
+                "mean_compared": one.paper_to(names),
+                "source": one.paper.source,
+            },
             "gflops_share_of_dense": one.share,
             "missing_because": one.row.empty or None,
         }
-        rows.append(row)
-    about = {
-        "name": comparison.recipe.name,
-        "title": comparison.title,
-        "tower": comparison.tower,
-        "images_by_dataset": comparison.images,
-        "comparable": not comparison.differences,
-    }
-    values: dict[str, Any] = json_values({**about, "rows": rows})
+        for one in comparison.results
+    ]
+    about = {"name": comparison.recipe.name, "title": comparison.title, "tower": comparison.tower}
+    comparable = not comparison.differences
+    values: dict[str, Any] = json_values(
+        {**about, "images_by_dataset": comparison.images, "comparable": comparable, "rows": rows}
+    )
     return values
 
 
