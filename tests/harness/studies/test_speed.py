@@ -92,11 +92,10 @@ def test_the_command_prints_tables_and_leaves_a_record(tmp_path: Path, capsys):
     ("flags", "text"),
     [
         (["--precisions", "float8"], "precisions='float8'"),
-        (["--rounds", "0"], "rounds=0: expected a number from 1"),
-        (["--images", "0"], "images=0: expected a number from 1"),
-        (["--batches", "0"], "batches=0: expected a number from 1"),
-        (["--threads", "0"], "--threads 0: expected a number from 1"),
-        (["--random-weights", "--model", "vit_tiny_patch16_224"], "only models of `patchrank list`"),
+        (["--rounds", "0"], "rounds=0"),
+        (["--images", "0"], "images=0"),
+        (["--batches", "0"], "batches=0"),
+        (["--random-weights", "--model", "vit_tiny_patch16_224"], "vit_tiny_patch16_224|patchrank list"),
     ],
 )
 def test_refusals(flags: list[str], text: str, capsys):
