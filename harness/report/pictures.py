@@ -133,7 +133,7 @@ class TracedGroup:
         ]
 
 
-def traced_groups(
+def group_traces(
     runs: Sequence[Path | str], records: Sequence[Record] | None = None, left_out: Callable[[str], object] | None = None
 ) -> list[TracedGroup]:
     """Share the traces of runs out to groups; runs without traces have none.
@@ -168,10 +168,10 @@ def traced_groups(
                 left_out(str(error))
         rows = sorted((row for row, _ in share), key=order)
         groups.append(TracedGroup.of(rows, Thumbnails(jpeg=jpeg)))
-    return _named([group for group in groups if group.image_ids])
+    return _name_apart([group for group in groups if group.image_ids])
 
 
-def _named(groups: Sequence[TracedGroup]) -> list[TracedGroup]:
+def _name_apart(groups: Sequence[TracedGroup]) -> list[TracedGroup]:
     """Tell groups apart that would be called the same."""
     named = []
     for group in groups:

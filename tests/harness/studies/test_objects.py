@@ -1,6 +1,5 @@
 """Objects among the top patches: equal to a slow count, and far above chance where it is real."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -96,7 +96,7 @@ def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
     name: str, work: Counter[str], tmp_path: Path, capsys
 ):
     datasets = ("caltech101", "imagenet") if name == "table4" else ("caltech101",)
-    flags = [name, "--datasets", *datasets, FLAGS, f"--output {tmp_path / 'out'}"]
+    flags = [name, "--dataset", *datasets, FLAGS, f"--output {tmp_path / 'out'}"]
     flags += ["--keeps 0.5"] if name == "figure1" else []  # costs are counted, which takes long
 
     def plan() -> dict[str, tuple[int, int]]:
@@ -146,7 +146,7 @@ def test_ours_stand_beside_the_paper_s(staged, tmp_path: Path, capsys):
             raise KeyboardInterrupt
         return real(rows, split, *args, **options)
 
-    command = ("figure5 --datasets caltech101 dtd --keeps 0.6", FLAGS, f"--output {tmp_path}")
+    command = ("figure5 --dataset caltech101 dtd --keeps 0.6", FLAGS, f"--output {tmp_path}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harness.measure.bench.outcomes", stop)
         assert run(*command) == 130
@@ -177,7 +177,7 @@ def workshop_outcomes() -> Any:
 
 
 def test_other_data_are_named_and_what_cannot_be_read(staged, tmp_path: Path, capsys):
-    assert run("table3 --datasets elsewhere", FLAGS, f"--output {tmp_path}") == 0
+    assert run("table3 --dataset elsewhere", FLAGS, f"--output {tmp_path}") == 0
     text = (tmp_path / "table3.md").read_text()
     assert "NOT the paper's data" in text
     lines = text.splitlines()
@@ -186,7 +186,7 @@ def test_other_data_are_named_and_what_cannot_be_read(staged, tmp_path: Path, ca
     assert lines[at + 1].split(" | ")[2:6] == ["–", "16.80", "", "0.718 |"]
     assert lines[at + 2].split(" | ")[2:4] == ["–", "–"]  # only the ratio may be compared
     capsys.readouterr()
-    assert run("table5 --datasets dtd food101", FLAGS, f"--output {tmp_path} --dry-run --json") == 0
+    assert run("table5 --dataset dtd food101", FLAGS, f"--output {tmp_path} --dry-run --json") == 0
     [plan] = json.loads(capsys.readouterr().out)["plans"]
     assert list(plan["missing"]) == ["food101"]
 
@@ -308,7 +308,7 @@ def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
         ("table8", "'table8': did you mean 'table"),
         ("table1 --limit 0", "--limit 0"),
         ("table1 --dtype int8", "--dtype 'int8'"),
-        ("table1 --datasets dtdd", "'dtdd'"),
+        ("table1 --dataset dtdd", "'dtdd'"),
         ("table1 --stride 3 --window 2", "stride=3"),
         ("table1 --arch mixr", "'mixr': did you mean 'mixer'?"),
         ("table4 --keeps 0.6", "--keeps 0.6: table4"),
@@ -330,10 +330,10 @@ def test_neither_data_without_val_nor_a_tower_without_text_is_taken(
 ):
     whole = staged["dtd"].split
     monkeypatch.setattr(staged["dtd"], "split", lambda name: whole(name)[:0] if name == "val" else whole(name))
-    assert run("table1 --datasets caltech101 dtd", FLAGS, f"--output {tmp_path}") == 2
+    assert run("table1 --dataset caltech101 dtd", FLAGS, f"--output {tmp_path}") == 2
     assert "'dtd' has no val images" in capsys.readouterr().err
     monkeypatch.setattr(staged["dtd"], "split", whole)
     tower = workshop.load_tower("")._replace(clip=None)
     monkeypatch.setattr(workshop, "load_tower", lambda name: tower)
-    assert run("table1 --datasets dtd", FLAGS, f"--output {tmp_path}") == 2
+    assert run("table1 --dataset dtd", FLAGS, f"--output {tmp_path}") == 2
     assert "has no text tower here" in capsys.readouterr().err

@@ -120,7 +120,7 @@ def test_every_dataset_of_the_paper_is_read(root: Path, small, tmp_path: Path, c
 def test_a_picture_shows_what_each_ranking_keeps(picture, root: Path, small, tmp_path: Path, monkeypatch, capsys):
     sheets, show = [], reproduce.show
     monkeypatch.setattr(reproduce, "show", lambda *args, **how: sheets.append(show(*args, **how)) or sheets[-1])
-    flags = f"--keeps 0.75 0.5 --datasets caltech101 dtd --output {tmp_path / 'out'}"
+    flags = f"--keeps 0.75 0.5 --dataset caltech101 dtd --output {tmp_path / 'out'}"
     assert run(picture.name, root, flags, "--dry-run") == 0
     assert not (tmp_path / "out").exists()
     assert run(picture.name, root, flags) == 0
@@ -138,7 +138,7 @@ def test_a_picture_shows_what_each_ranking_keeps(picture, root: Path, small, tmp
 
 def test_variants_of_imagenet_are_judged_by_its_predictor(root: Path, small, tmp_path: Path, capsys):
     datasets = ("imagenet", *ROBUST)
-    assert run("table4", root, f"--datasets {' '.join(datasets)} --output {tmp_path}") == 0, capsys.readouterr().err
+    assert run("table4", root, f"--dataset {' '.join(datasets)} --output {tmp_path}") == 0, capsys.readouterr().err
     lines = (tmp_path / "table4.md").read_text().splitlines()
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in lines if " | ours | " in line}
     for name, row in rows.items():

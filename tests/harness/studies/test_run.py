@@ -40,7 +40,7 @@ IMAGES = 300
 TRUTH = np.arange(IMAGES) < 200
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 FLAGS = (
-    "--model clip_vit_b16 --datasets plain --limit 7 --train-limit 9 --seeds 2 --block 2 "
+    "--model clip_vit_b16 --dataset plain --limit 7 --train-limit 9 --seeds 2 --block 2 "
     "--window 4 --stride 4 --arch mlp --width 8 --epochs 2 --keeps 0.5"
 )
 Studied = Callable[..., Any]
@@ -421,8 +421,8 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(staged, tmp_path: P
         ("scores --dtype int8", "--dtype 'int8'"),
         ("scores --score labels", "'labels': did you mean 'label'"),
         ("scores --model clip_vit_s15", "'clip_vit_s15': did you mean"),
-        ("scores --datasets photos", "'photos' has no labels"),
-        ("scores --datasets fashoin", "'fashoin'"),
+        ("scores --dataset photos", "'photos' has no labels"),
+        ("scores --dataset fashoin", "'fashoin'"),
     ],
 )
 def test_refusals(flags: str, text: str, capsys):
