@@ -37,7 +37,7 @@ from harness.records.statistics import (
 from harness.report.writers import markdown
 from harness.studies import predictors, pruning, tuning
 from harness.studies.spec import PredictorSpec, RankingSpec, Study, StudyCase, StudyConfig, StudyLine
-from harness.studies.workshop import ReadyLine, Spec, Workshop, get_tower, judged_dataset, takes
+from harness.studies.workshop import ReadyLine, Spec, Workshop, get_tower, judged_dataset, needs
 from zoo.core.messages import expected
 
 LISTED = "patchrank study --help"  # shows all studies
@@ -282,7 +282,7 @@ def make(
     """
     shop = Workshop(config, tower or get_tower(config.model), progress, known)
     found = list(cases(study, shop).values())
-    specs = list(dict.fromkeys(spec for _, lines in found for line in lines for spec in takes(line)))
+    specs = list(dict.fromkeys(spec for _, lines in found for line in lines for spec in needs(line)))
     with progress.task(f"study {study.name}, steps", len(specs) + len(found)) as update:
         # All before the first is measured: predictors know their tower by the weights as loaded.
         for done, _ in enumerate(shop.make(specs), start=1):
@@ -360,7 +360,7 @@ def stock(study: Study, config: StudyConfig, known: Sequence[Record], progress: 
     found = cases(study, shop)
     there: Counter[tuple[str, str]] = Counter()
     total: Counter[tuple[str, str]] = Counter()
-    for spec in dict.fromkeys(spec for _, lines in found.values() for line in lines for spec in takes(line)):
+    for spec in dict.fromkeys(spec for _, lines in found.values() for line in lines for spec in needs(line)):
         cached, every = shop.cached(spec)
         there[describe(spec)] += cached
         total[describe(spec)] += every
@@ -377,7 +377,7 @@ def _ready(shop: Workshop, lines: Sequence[StudyLine]) -> list[ReadyLine]:
     """Make the lines that nothing is missing for: all without prompts or none of them, rows with prompts one by one."""
 
     def whole(line: StudyLine) -> bool:
-        return all(there == total for there, total in map(shop.cached, takes(line))) and shop.solved(line)
+        return all(there == total for there, total in map(shop.cached, needs(line))) and shop.solved(line)
 
     plain = [line for line in lines if not line.prompts]
     tuned = [

@@ -27,6 +27,7 @@ from harness.models.towers import Tower, load_tower
 from harness.records.conditions import DENSE, GOLDEN, MATCHED
 from harness.records.record import Record
 from harness.studies.spec import (
+    EqualCost,
     KnownRankings,
     ModelSpec,
     PredictorSpec,
@@ -74,31 +75,16 @@ def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_i
     return None
 
 
-def needs(spec: Spec | ModelSpec) -> Iterator[Spec]:
-    """Go through all that must be made before a spec, in the order of making."""
-    below: tuple[Any, ...] = ()
-    match spec:
-        case RankingSpec():
-            below = (spec.prompts,)
-        case PredictorSpec():
-            below = (*spec.train, *spec.stop)
-        case PromptsSpec():
-            below = (spec.model,)
-        case ModelSpec():
-            below = (spec.truth, *spec.predictors)
-    for one in below:
-        if isinstance(one, ModelSpec):
-            yield from needs(one)
-        elif isinstance(one, Spec):
-            yield from (*needs(one), one)
-
-
-def takes(line: StudyLine) -> list[Spec]:
-    """Return all that must be made for a line, each once, in the order of making."""
-    models = (*((line.cost.target,) if line.cost else ()), *line.models)
-    below = [one for model in models for one in needs(model)]
-    below += [one for prompts in line.prompts for one in (*needs(prompts), prompts)]
-    return list(dict.fromkeys(below))
+def needs(one: Spec | ModelSpec | EqualCost | StudyLine) -> list[Spec]:
+    """Return all that must be made before a spec, or for a line of a table: each once, in the order of making."""
+    found: dict[Spec, None] = {}
+    for value in vars(one).values():
+        for below in value if isinstance(value, tuple) else (value,):
+            if isinstance(below, Spec | ModelSpec | EqualCost):
+                found |= dict.fromkeys(needs(below))
+            if isinstance(below, Spec):
+                found[below] = None
+    return list(found)
 
 
 @dataclass(frozen=True)
@@ -163,7 +149,7 @@ class Workshop:
 
     def _folder(self, spec: PromptsSpec) -> Path:
         """Return where a tuned tower is written."""
-        tuned = self._tuned(self.model(spec.model), self.prompts(spec))
+        tuned = Tuned.of(self.model(spec.model).vit, self.prompts(spec))
         return cache_folder() / "studies" / f"{self.tower.arch}-{tuned.digest}"
 
     def _write_tower(self, spec: RankingSpec) -> str:
@@ -222,9 +208,6 @@ class Workshop:
             tuned = self._tuner(spec.dataset).tuned([row], config.labelled, spec.recipe.seed, spec.recipe)
             self._made[spec] = tuned[row.key].file
         return cast(PromptFile, self._made[spec])
-
-    def _tuned(self, row: Variant, file: PromptFile) -> Tuned:
-        return Tuned.of(row.vit, file)
 
     def make(self, specs: Sequence[Spec]) -> Iterator[Any]:
         """Make things in their order, or take those of an earlier run; each image is ranked by all scores at once."""
@@ -318,7 +301,7 @@ class Workshop:
             models = tuple(replace(one, keep=keep) for one in models)
         rows = [self.model(one) for one in models]
         rows = [replace(row, config=row.config | setting) for row in rows] if setting else rows
-        prompts = [self._tuned(row, self.prompts(one)) for row, one in zip(rows, line.prompts, strict=False)]
+        prompts = [Tuned.of(row.vit, self.prompts(one)) for row, one in zip(rows, line.prompts, strict=False)]
         labels = {name: value if isinstance(value, str) else value(rows[0]) for name, value in line.labels.items()}
         return ReadyLine(labels, rows, line.group, prompts)
 
