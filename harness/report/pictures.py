@@ -12,20 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.datasets import split_words
-from harness.measure.traces import (
+from harness.records.agreement import Agreement, kendall_tau, over_images
+from harness.records.averages import REFERENCE, protocol, tower_of
+from harness.records.conditions import DENSE, GOLDEN
+from harness.records.record import Record, differing, in_words
+from harness.records.traces import (
     RANKING,
     TRACES,
     Facts,
     RowTraces,
     Thumbnails,
     order,
-    read_thumbnails,
     read_traces,
 )
-from harness.records.agreement import Agreement, kendall_tau, over_images
-from harness.records.averages import REFERENCE, protocol, tower_of
-from harness.records.conditions import DENSE, GOLDEN
-from harness.records.record import Record, differing, in_words
 from harness.report.charts import OPTIONS, encode
 from harness.report.patches import IMAGE, PatchRow, PatchSheet, draw
 from zoo.core.files import digest
@@ -161,7 +160,7 @@ def group_traces(
         jpeg: dict[str, bytes] = {}
         for folder in dict.fromkeys(folder for _, folder in share):
             try:
-                jpeg |= read_thumbnails(folder, share[0][0].facts).jpeg
+                jpeg |= Thumbnails.read(folder, share[0][0].facts).jpeg
             except (ValueError, OSError) as error:
                 if left_out is None:
                     raise

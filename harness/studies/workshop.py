@@ -15,7 +15,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import subset
 from harness.golden.fit import fit
-from harness.golden.rank import Job, Source, rank
+from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
 from harness.measure.bench import measured_here
 from harness.measure.cost import gflops
@@ -139,7 +139,7 @@ class Workshop:
         if rankings is None or len(rankings) < len(image_ids):
             others = (replace(spec.golden, score=score) for score in sorted(self.scores))
             lacking = [one for one in others if len(find(name, weights, source, one, image_ids) or ()) < len(image_ids)]
-            job = Job(
+            job = RankJob(
                 model=loaded_by, source=source, config=spec.golden,
                 scores=tuple(one.score for one in lacking), limit=spec.limit, dtype=AUTO, device=self.config.device,
             )  # fmt: skip

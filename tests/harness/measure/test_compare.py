@@ -248,7 +248,7 @@ def test_a_validation_split_has_its_own_rankings(shipped: Callable[..., Rankings
     [
         ({"models": ("clip_vit_b61",)}, "model 'clip_vit_b61': did you mean 'clip_vit_b16'?"),
         ({"methods": ("toem",)}, "method 'toem': did you mean 'tome'?"),
-        ({"shots": (4,)}, "4 shots asked for, but class 'cat' of 'toy' has 3 training images"),
+        ({"shots": (4,)}, "--shots 4: class 'cat' of 'toy' has 3 training images"),
     ],
 )
 def test_refusals_before_any_run(change: dict, match: str, no_run: None):

@@ -168,8 +168,8 @@ def test_keep_rates_of_equal_time_are_remembered(few: StudyConfig, studied: Stud
     """Models take as long as patches that stay, and half as long again where they aren't patchrank."""
     dtypes = []
 
-    def interleaved(models: dict[str, Any], images: torch.Tensor, rounds: int, **_: Any) -> dict[str, Timing]:
-        dtypes.append(images.dtype)
+    def time_models(models: dict[str, Any], batch: int, rounds: int, **_: Any) -> dict[str, Timing]:
+        dtypes.append(next(models["dense"].parameters()).dtype)
         reducers = {name: vit.reducer for name, vit in models.items()}
         keeps = {
             n: 1.0 if r is None else r.config.keep * (1 if r.method == "patchrank" else 1.5)
@@ -177,7 +177,7 @@ def test_keep_rates_of_equal_time_are_remembered(few: StudyConfig, studied: Stud
         }
         return {name: Timing(batch=8, samples_ms=(keep,) * rounds) for name, keep in keeps.items()}
 
-    monkeypatch.setattr("harness.measure.match.interleaved", interleaved)
+    monkeypatch.setattr("harness.measure.match.time_models", time_models)
     timed = replace(few, time_dtypes=("float32", "bfloat16"), seeds=1)
     table, records = studied("baselines", timed)["plain"]
     assert set(dtypes) == {torch.float32, torch.bfloat16}
@@ -187,7 +187,7 @@ def test_keep_rates_of_equal_time_are_remembered(few: StudyConfig, studied: Stud
         assert {row.records[0].mean("final_tokens") for row in lines} == {21}  # of 64, where patchrank has 32
         assert {row.labels["off"] for row in lines} == {"-1.6 %"}
         assert all(row.records[0].method_config["matched"]["dtype"] == dtype for row in lines)
-    monkeypatch.setattr("harness.measure.match.interleaved", None)
+    monkeypatch.setattr("harness.measure.match.time_models", None)
     assert studied("baselines", timed, records)["plain"][1] == records
     assert [one.missing for one in take_stock("baselines", timed, records)][-1] == 0
     assert [one.cached for one in take_stock("baselines", timed, records[:1])][-1] == 0  # and times nothing
