@@ -60,7 +60,7 @@ class RefusedError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class ReadyModel:
     """A model as a way runs it. None means not measured."""
 
     call: Call | None = field(default=None, repr=False)  # None if it failed
@@ -143,7 +143,7 @@ def memory_format(models: Sequence[nn.Module], way: str) -> Iterator[torch.memor
             module.to(memory_format=torch.contiguous_format)
 
 
-def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> Prepared:
+def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> ReadyModel:
     """Prepare a model, call it, and compare its features with the eager model's.
 
     A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't
@@ -152,8 +152,8 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
     float32, ``way`` is of ``RUNTIMES``, and what it runs is in that precision behind float32 images.
     """
     if dtype is not None and dtype not in (FORMATS[way].dtypes if way in EXPORTED else PRECISIONS):
-        return Prepared(failed=f"{way} computes no {dtype}")
-    ready: Prepared | None = None
+        return ReadyModel(failed=f"{way} computes no {dtype}")
+    ready: ReadyModel | None = None
     try:
         with torch.inference_mode():
             ready = _first(vit, way, images, dtype)
@@ -168,23 +168,20 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
         if images.is_cuda:  # else the pieces that it left would be in the way of the next model
             gc.collect()  # errors hold on to the frames that they came through, in circles
             torch.cuda.empty_cache()
-        return Prepared(failed=reason)
-    most, typical, allowed = (
-        float(apart.max()),
-        float(apart.median()),
-        ALLOWED[dtype or str(images.dtype).removeprefix("torch.")],
-    )
+        return ReadyModel(failed=reason)
+    most, typical = float(apart.max()), float(apart.median())
+    allowed = ALLOWED[dtype or str(images.dtype).removeprefix("torch.")]
     deviation = most if math.isfinite(most) else None
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
     if not math.isfinite(typical):
-        return Prepared(failed="features aren't finite, so they can't be compared with eager's")
+        return ReadyModel(failed="features aren't finite, so they can't be compared with eager's")
     if typical > allowed:
         size = f"{typical:.2g} of their length, allowed {allowed:g}"
-        return Prepared(failed=f"features differ from eager's by {size}", deviation=deviation)
+        return ReadyModel(failed=f"features differ from eager's by {size}", deviation=deviation)
     return replace(ready, deviation=deviation)
 
 
-def _first(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> Prepared:
+def _first(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory of a call."""
     wait = waiting(images.device)
     skipped = _skipped_graphs() if way == REDUCE_OVERHEAD else 0
@@ -210,7 +207,7 @@ def _first(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> Prep
     if way not in (CUDA_GRAPHS, REDUCE_OVERHEAD, *EXPORTED):
         peak = peak_mib(calls[0], images)
     held = calls[0].held_bytes() / MIB if isinstance(calls[0], OptimizedHost) else None
-    return Prepared(call=calls[0], first_call_s=first_call_s, peak_mib=peak, weights_mib=held)
+    return ReadyModel(call=calls[0], first_call_s=first_call_s, peak_mib=peak, weights_mib=held)
 
 
 def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def test_a_run_writes_what_it_shows(
     assert "clip_vit_s14: float32, eager, threads 1, batch 1: 2 of 2 models timed" in said.err
     assert f"| 1 | random60 | 118 | {random.gflops:.2f} |" in page.read_text("utf-8")
 
-    monkeypatch.setattr("harness.measure.latency.time_cell", None)
+    monkeypatch.setattr("harness.measure.latency.time_runnables", None)
     assert main(argv) == 0
     assert file.read_bytes() == before
     assert capsys.readouterr().out == said.out

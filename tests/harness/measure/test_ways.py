@@ -17,7 +17,7 @@ from harness.measure import ways
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 METHODS = (None, "random", "clsattn", "evit", "tome")
 Change = Callable[[Tensor], Tensor]
-Prepare = Callable[..., ways.Prepared]
+Prepare = Callable[..., ways.ReadyModel]
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_graphs_are_eager_on_new_images(dense: zoo.ReducedViT, images: Tensor, m
 def prepare_changed(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> Prepare:
     """Prepare a model whose features are changed."""
 
-    def run(change: Change = lambda features: features, way: str = ways.EAGER) -> ways.Prepared:
+    def run(change: Change = lambda features: features, way: str = ways.EAGER) -> ways.ReadyModel:
         vit = reduced(dense, "random")
         monkeypatch.setattr(ways, "as_run", lambda model, *_: lambda batch: change(model(batch)))
         return ways.prepare(vit, way, torch.randn(2, 3, 64, 64))
@@ -269,7 +269,7 @@ def test_graphs_that_the_compiler_leaves_out_are_a_reason(prepare_changed: Prepa
         return features
 
     reason = "the compiler left out CUDA graphs, so this would be compile"
-    assert prepare_changed(skip, ways.REDUCE_OVERHEAD) == ways.Prepared(failed=reason)
+    assert prepare_changed(skip, ways.REDUCE_OVERHEAD) == ways.ReadyModel(failed=reason)
     assert prepare_changed(skip, ways.COMPILE).failed is None
 
 
