@@ -27,11 +27,11 @@ from harness.base.table import UNMEASURED, Cell, Table, figure
 from harness.base.terminal import Progress
 from harness.datasets.base import Split, cached_json, keep_json
 from harness.measure.cost import gflops
-from harness.measure.evaluate import cosine_distance
 from harness.measure.match import ROUNDS, TOLERANCE, KeepSolver, TimeRatios, search_times
 from harness.measure.plan import MATCHES, Plan
 from harness.measure.rows import Variant, reduced_row, run
 from harness.models.towers import load_tower
+from harness.records.metrics import cosine_distance
 from harness.records.statistics import Interval, paired_mean
 from zoo.core.digests import blocks_fingerprint
 from zoo.core.files import cache_folder

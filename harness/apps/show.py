@@ -162,9 +162,9 @@ class ShowConfig:
         """Validate, and put the names of rankings in place of their aliases."""
         for keep in self.keeps:
             if not 0 < keep < 1:
-                raise ValueError(f"--keep {keep:g}: expected fractions in (0, 1), such as 0.6")
+                raise ValueError(f"--keeps {keep:g}: expected fractions in (0, 1), such as 0.6")
         if not self.keeps or len(set(self.keeps)) < len(self.keeps):
-            raise ValueError(f"--keep {self.keeps}: expected at least one rate, each once")
+            raise ValueError(f"--keeps {self.keeps}: expected at least one rate, each once")
         known = [*ALIASES, *SCORES, *sorted(METHODS)]
         for flag, given, names in (
             ("by", [self.by] if self.by is not None else [], known),
@@ -280,7 +280,7 @@ def show(
         FileNotFoundError: weights are missing, or the predictor of a required method.
     """
     if out.suffix.lower() != ".png" or out.is_dir():
-        raise ValueError(f"--out {str(out)!r}: expected a file's name that ends in .png")
+        raise ValueError(f"--output {str(out)!r}: expected a file's name that ends in .png")
     tower = load_tower(model)
     tower.vit.to(device)
     images = torch.stack([tower.preprocess(subject.image) for subject in subjects])

@@ -289,9 +289,9 @@ def _recovery_flags(parser: CommandParser) -> None:
     from zoo.loading.recovery_file import RecoveryConfig
 
     what = parser.add_argument_group("what is trained, on what")
-    flags.model(what, "a reduced name, or a dense one with --methods and --keeps")
-    what.add_argument("--methods", dest="method", metavar="METHOD", help="one, of a dense model; see `list`")
-    what.add_argument("--keeps", dest="keep", type=flags.keep_rate, metavar="RATE", help="one, in (0, 1]")
+    flags.model(what, "a reduced name, or a dense one with --method and --keep")
+    what.add_argument("--method", metavar="METHOD", help="of a dense model; see `list`")
+    flags.number(what, "--keep", None, "in (0, 1]", kind=flags.keep_rate, metavar="RATE")
     flags.dataset(what, nargs="+", required=True)
     flags.limits(what, Sources.limit, "images to learn from, per dataset")
     flags.fields(what, Sources, held_out="images to stop by, per dataset")
@@ -344,7 +344,7 @@ def _schedule_flags(parser: CommandParser) -> None:
 
     what = parser.add_argument_group("what is searched, on what")
     flags.model(what)
-    what.add_argument("--methods", dest="method", metavar="METHOD", default="rankmerge", help="one; see `list`")
+    what.add_argument("--method", metavar="METHOD", default="rankmerge", help="see `list`")
     flags.dataset(what, nargs="+", required=True)
     flags.limits(what, 100, "images to search on, per dataset")
     flags.fields(what, Sources, held_out="images to judge by, per dataset")
@@ -352,7 +352,7 @@ def _schedule_flags(parser: CommandParser) -> None:
     how = parser.add_argument_group("cost and search")
     how.add_argument("--match", metavar="WHAT", default=SearchConfig.match, help="gflops or time")
     how.add_argument("--match-to", metavar="METHOD", default=SearchConfig.match_to, help="whose cost it is")
-    how.add_argument("--keeps", dest="keep", type=flags.keep_rate, metavar="RATE", help="its keep rate, one, in (0, 1]")
+    flags.number(how, "--keep", None, "its keep rate, in (0, 1]", kind=flags.keep_rate, metavar="RATE")
     flags.number(how, "--cost", None, "share of the dense tower's cost instead", kind=float)
     flags.fields(how, SearchConfig, points="reduction points at most", candidates="schedules to try at most")
     where = parser.add_argument_group("conditions and files")
@@ -471,7 +471,7 @@ COMMANDS = (
         run=run_fit_schedule,
         examples=(
             ("fit schedule --dataset photos --keep 0.6 --output s.json", "rankmerge at patchrank's GFLOPs"),
-            ("fit schedule --methods evit --dataset images:photos --cost 0.5 --match time", "half the time of dense"),
+            ("fit schedule --method evit --dataset images:photos --cost 0.5 --match time", "half the time of dense"),
         ),
         output="the default and the best found, on standard output; the schedule in --output",
     ),

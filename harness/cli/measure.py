@@ -143,8 +143,8 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
 
 
 def _eval_flags(parser: CommandParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model's name, dense or reduced")
     what = parser.add_argument_group("what is measured")
+    what.add_argument("--model", required=True, help="a model's name, dense or reduced")
     flags.dataset(what, required=True)
     flags.number(what, "--shots", 0, "0: text classifier", metavar="K")
     _learned(what)
@@ -194,9 +194,9 @@ def _latency_flags(parser: CommandParser) -> None:
     from harness.measure.latency import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
     from harness.measure.ways import RUNTIMES, WAYS
 
-    text = "a reduced or dense model's name; see `list`"
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=text)
     what = parser.add_argument_group("what is timed")
+    text = "reduced or dense models' names; see `list`"
+    what.add_argument("--model", dest="models", nargs="+", metavar="MODEL", required=True, help=text)
     flags.methods(what, [], "of each dense tower, too")
     flags.keeps(what, list(LatencyPlan.keeps), "of --methods", float)
     flags.random_weights(what, "none are loaded; times don't depend on them")
@@ -287,9 +287,9 @@ COMMANDS = (
         flags=_eval_flags,
         run=run_eval,
         examples=(
-            ("eval clip_vit_s14_patchrank60 --dataset emoji", "a model that ships"),
-            ("eval clip_vit_b16_tome50 --dataset folder:photos --full", "on your own images"),
-            ("eval clip_vit_s14 --dataset emoji --shots 4 --tokens probe", "a linear probe"),
+            ("eval --model clip_vit_s14_patchrank60 --dataset emoji", "a model that ships"),
+            ("eval --model clip_vit_b16_tome50 --dataset folder:photos --full", "on your own images"),
+            ("eval --model clip_vit_s14 --dataset emoji --shots 4 --tokens probe", "a linear probe"),
         ),
         output="a table on standard output, the model beside its dense tower; with --prompts a second one, the model "
         "with them; no files",
@@ -300,11 +300,11 @@ COMMANDS = (
         flags=_latency_flags,
         run=run_latency,
         examples=(
-            ("latency clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
-            ("latency clip_vit_b16_evit60 --random-weights --ways eager compile", "compiled, too"),
-            ("latency clip_vit_b16_rankmerge50 --random-weights --image-sizes 384 512", "larger images"),
-            ("latency clip_vit_s14_rankmerge60 --runtimes eager onnx openvino --dtypes float32 bfloat16", "files"),
-            ("latency clip_vit_b16_tome60 --device cuda --ways eager cuda-graphs", "on a GPU"),
+            ("latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
+            ("latency --model clip_vit_b16_evit60 --random-weights --ways eager compile", "compiled, too"),
+            ("latency --model clip_vit_b16_rankmerge50 --random-weights --image-sizes 384 512", "larger images"),
+            ("latency --model clip_vit_s14_rankmerge60 --runtimes onnx openvino --dtypes float32 bfloat16", "files"),
+            ("latency --model clip_vit_b16_tome60 --device cuda --ways eager cuda-graphs", "on a GPU"),
         ),
         output="a table per condition on standard output; latency.jsonl and latency.md in "
         "--output. The same command goes on where it stopped",

@@ -630,7 +630,7 @@ COMMANDS = (
             ("study reproduce table1 --limit 60 --dry-run", "what is left to do"),
             ("study reproduce table1 figure1 --root data", "on the paper's datasets"),
             ("study reproduce figure5 --keeps 0.95 0.75 0.5 --limit 60", "at other keep rates"),
-            ("study reproduce figure3 --datasets photos --images 3", "a picture"),
+            ("study reproduce figure3 --dataset photos --images 3", "a picture"),
         ),
         output=f"a table each on standard output; records, table and figure in --output. {AGAIN}",
     ),

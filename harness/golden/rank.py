@@ -115,7 +115,7 @@ class Job:
         parts = ["--model", self.model, *self.source.flags, flag, *self.every_score, *flags[1:]]
         parts += ["--full"] if self.limit is None else ["--limit", str(self.limit)]
         parts += ["--variants", str(self.variants)] if self.variants > 1 else []
-        parts += ["--out", str(out)] if out is not None else []
+        parts += ["--output", str(out)] if out is not None else []
         parts += ["--shard-size", str(self.shard_size)]
         parts += ["--batch", str(self.batch)] if self.batch else []
         parts += ["--compile"] if self.compiled else []

@@ -16,7 +16,7 @@ from harness.base.terminal import Progress
 from harness.measure.rows import Variant
 from harness.measure.timing import time_models
 from harness.records.conditions import DENSE, GOLDEN
-from harness.records.record import Latency, lacking
+from harness.records.record import Times, lacking
 
 # Counted as free, like everywhere in the field: one pass over the data, no contraction. fvcore
 # itself counts LayerNorm as 5 per element (0.02 of ViT-B/16's 17.58 G) and knows more free ones
@@ -251,7 +251,7 @@ def costs(rows: Sequence[Variant], rounds: Mapping[int, int], progress: Progress
     for key, counted in count_costs(real, progress).items():
         facts[key] = dict(vars(counted))
         del facts[key]["final_tokens"]  # the images' own say that
-    latencies: dict[str, list[Latency]] = {row.key: [] for row in real}
+    latencies: dict[str, list[Times]] = {row.key: [] for row in real}
     dense = next((row.key for row in real if row.method == DENSE), "")  # none beside prompts
     for batch, count in rounds.items():
         with progress.task(f"latency at batch {batch}", count) as update:

@@ -12,9 +12,10 @@ from torch import Tensor
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
-from harness.measure.evaluate import OutcomeCache, correct, outcomes
+from harness.measure.evaluate import OutcomeCache, outcomes
 from harness.measure.rows import Outcome, Variant
 from harness.models.towers import text_classifier
+from harness.records.metrics import correct
 from zoo.core.files import cache_folder, digest
 from zoo.core.precision import precision_on
 from zoo.learning.prompt_learner import TuneConfig

@@ -261,8 +261,8 @@ def test_the_command(
 
     monkeypatch.setattr(module, "draw", draw)
     out = tmp_path / "new" / "figure.png"
-    command = ["show", "toy:val:1", str(photo), "--classes", "cat, dog", "--keep", "0.5", "0.25"]
-    command += ["--stride", "2", "--methods", "tome", "--by", "tome", "--out", str(out)]
+    command = ["show", "toy:val:1", str(photo), "--classes", "cat, dog", "--keeps", "0.5", "0.25"]
+    command += ["--stride", "2", "--methods", "tome", "--by", "tome", "--output", str(out)]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     reason = "its true class is not known (--label CLASS names it)"

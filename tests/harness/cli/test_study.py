@@ -42,7 +42,7 @@ def test_it_measures_every_method_at_equal_keep_and_at_equal_cost(
 ):
     for place in (harness, harness.measure.bench):
         monkeypatch.setattr(place, "git_commit", lambda: commit)
-    command = ["study", "final", "--model", "clip_vit_b16", "--datasets", "emoji", "--output", str(tmp_path)]
+    command = ["study", "final", "--model", "clip_vit_b16", "--dataset", "emoji", "--output", str(tmp_path)]
     assert main(command) == 0
     [(name, foretold, counted)] = bars
     assert (name, counted) == ("study final", pytest.approx(foretold, rel=0.15))
@@ -61,7 +61,7 @@ def test_it_measures_every_method_at_equal_keep_and_at_equal_cost(
 
 
 @pytest.mark.parametrize("words", [
-    "compare --split final", "eval clip_vit_s14 --dataset fashion --split final",
+    "compare --split final", "eval --model clip_vit_s14 --dataset fashion --split final",
     "rank --dataset fashion --split final",
     "study floor --split final", "study speed --split final", "study scores --split final",
     "check --split final",

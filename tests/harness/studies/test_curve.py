@@ -174,7 +174,7 @@ def test_files_hold_what_was_measured_and_are_the_same_every_time(measure, tmp_p
 
 
 def test_the_command_prints_the_table(measure, tmp_path: Path, capsys):
-    flags = f"--datasets toy --split test --limit 2 --rounds 0 --seeds 1 --out {tmp_path / 'c'}"
+    flags = f"--dataset toy --split test --limit 2 --rounds 0 --seeds 1 --output {tmp_path / 'c'}"
     assert main(["study", "curve", *flags.split()]) == 0
     printed = capsys.readouterr().out
     for label in ("window 2, stride 2", "follow:4", "clsattn", "random"):

@@ -59,7 +59,7 @@ def test_keep_rates_of_equal_time_are_remembered(few: StudyConfig, studied, monk
     for dtype in timed.time_dtypes:
         lines = [entry for entry in others if entry.labels["equal"] == f"time, {dtype}"]
         assert [entry.labels["method"] for entry in lines] == WITHOUT_PREDICTOR
-        assert {entry.records[0].final_tokens for entry in lines} == {21}  # of 64, where patchrank has 32
+        assert {entry.records[0].mean("final_tokens") for entry in lines} == {21}  # of 64, where patchrank has 32
         assert {entry.labels["off"] for entry in lines} == {"-1.6 %"}
         assert all(entry.records[0].method_config["matched"]["dtype"] == dtype for entry in lines)
     monkeypatch.setattr("harness.measure.match.time_models", None)
@@ -71,9 +71,9 @@ def test_where_blocks_differ_their_rankings_do(few: StudyConfig, studied):
     at_keep, at_cost = sheet.entries[:24], sheet.entries[24:]
     assert [e.labels["before block"] for e in at_keep[::4]] == list("012345")
     assert len({e.records[0].method_config.get("against") for e in at_keep[1::4]}) == 6
-    assert {e.records[0].final_tokens for e in at_keep} == {32}
+    assert {e.records[0].mean("final_tokens") for e in at_keep} == {32}
     costs = [e.row.mean("gflops") for e in at_cost]  # block 2 is the study's own
     assert costs[:4] == pytest.approx([costs[2]] * 4, rel=0.04)
     assert costs[2] < costs[4] < costs[5]  # where even one patch costs more
-    kept = [e.records[0].final_tokens for e in at_cost]
+    kept = [e.records[0].mean("final_tokens") for e in at_cost]
     assert kept == sorted(kept, reverse=True)  # the later, the fewer may stay

@@ -1,12 +1,12 @@
 """The paper's tables and figures: what each promises, what is written, how a run goes on."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import part, replace
 
 from harness.base.terminal import Progress
 from harness.cli import main
@@ -34,7 +34,7 @@ def run(*flags: str) -> int:
 
 
 def test_ours_stand_beside_the_paper_s(staged, bars, tmp_path: Path, capsys):
-    command = ("figure5 --datasets caltech101 dtd", FLAGS, f"--output {tmp_path}")
+    command = ("figure5 --dataset caltech101 dtd", FLAGS, f"--output {tmp_path}")
     assert run(*command) == 0
     assert "Figure 5: pruning before block 1" in capsys.readouterr().out
     text = (tmp_path / "figure5.md").read_text()
@@ -60,7 +60,7 @@ def test_ours_stand_beside_the_paper_s(staged, bars, tmp_path: Path, capsys):
 
 
 def test_another_tower_or_other_data_are_named(staged, tmp_path: Path, capsys):
-    assert run("table3 --datasets elsewhere", FLAGS, f"--output {tmp_path}") == 0
+    assert run("table3 --dataset elsewhere", FLAGS, f"--output {tmp_path}") == 0
     capsys.readouterr()
     text = (tmp_path / "table3.md").read_text()
     assert "NOT the paper's data: what differs is no failed reproduction" in text
@@ -77,7 +77,7 @@ def test_another_tower_or_other_data_are_named(staged, tmp_path: Path, capsys):
 def test_a_dry_run_only_names_what_is_missing(staged, tmp_path: Path, capsys, forbid):
     forbid()
     where = f"--output {tmp_path / 'out'} --dry-run"
-    assert run("table5 --datasets dtd food101", FLAGS, where) == 0
+    assert run("table5 --dataset dtd food101", FLAGS, where) == 0
     out = capsys.readouterr().out
     steps = ("rank", "fit predictors", "tune tokens", "judge", "missing", "food101: no dataset")
     assert [step for step in steps if step not in out] == []
@@ -109,7 +109,7 @@ def test_what_was_stopped_goes_on(staged, tmp_path: Path, capsys, monkeypatch):
         return real(rows, split, *args, **options)
 
     monkeypatch.setattr(bench, "outcomes", stopping)
-    command = ("figure5 --datasets caltech101 dtd", FLAGS, f"--output {tmp_path}")
+    command = ("figure5 --dataset caltech101 dtd", FLAGS, f"--output {tmp_path}")
     assert run(*command) == 130
     first = read_records(tmp_path / "figure5.jsonl")
     assert {record.dataset for record in first} == {"caltech101"}
@@ -154,7 +154,7 @@ def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
         ("table1 --limit 0", "--limit 0: expected a number from 1"),
         ("table1 --seeds 0", "--seeds 0: expected a number from 1"),
         ("table1 --dtype int8", "--dtype 'int8'"),
-        ("table1 --datasets dtdd", "no dataset is called 'dtdd'"),
+        ("table1 --dataset dtdd", "no dataset is called 'dtdd'"),
         ("table1 --stride 3 --window 2", "stride=3: more than window=2 leaves patches out"),
         ("table1 --arch mixr", "arch='mixr': did you mean 'mixer'?"),
         ("table4 --keeps 0.6", "--keeps 0.6: table4 drops as many tokens as the paper, keep 59.2 %"),
@@ -181,7 +181,7 @@ def test_neither_data_without_val_nor_a_tower_without_text_is_taken(staged, tmp_
         return whole(name)[:0] if name == "val" else whole(name)
 
     monkeypatch.setattr(staged["dtd"], "split", split)
-    assert run("table1 --datasets caltech101 dtd", FLAGS, f"--output {tmp_path}") == 2
+    assert run("table1 --dataset caltech101 dtd", FLAGS, f"--output {tmp_path}") == 2
     text = "dataset 'dtd' has no val images, which fits are stopped by"
     assert text in capsys.readouterr().err
     import harness.studies.run as module
@@ -189,7 +189,7 @@ def test_neither_data_without_val_nor_a_tower_without_text_is_taken(staged, tmp_
     monkeypatch.setattr(staged["dtd"], "split", whole)
     tower = module.load_tower("")._replace(clip=None)
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
-    assert run("table1 --datasets dtd", FLAGS, f"--output {tmp_path}") == 2
+    assert run("table1 --dataset dtd", FLAGS, f"--output {tmp_path}") == 2
     assert "has no text tower here, so accuracy can't be judged" in capsys.readouterr().err
 
 
@@ -250,16 +250,16 @@ def test_predictors_of_table_1_are_the_dataset_s_own(paper_s: StudyConfig, repro
     [record] = [
         r for r in records
         if (r.dataset, r.method, r.keep) == ("dtd", "patchrank", 0.51)
-        and r.match_at_k == pytest.approx(rows[0].ours["dtd"].estimate / 100)
+        and r.mean("match_at_k") == pytest.approx(rows[0].ours["dtd"].estimate / 100)
     ][:1]  # fmt: skip
-    assert record.match_k == final_count(64, 0.51) == 33
+    assert part(record, "match_k") == final_count(64, 0.51) == 33
 
 
 def test_table_4_drops_the_same_at_the_same_blocks(paper_s: StudyConfig, reproduced):
     comparison, records = reproduced("table4", conditions("table4", paper_s))
     pruned = [r for r in records if r.keep < 1]
     assert {tuple(r.method_config["reduce_at"]) for r in pruned} == {(1, 2, 3, 4)}
-    assert {r.final_tokens for r in pruned} == {final_count(64, 116 / 196)}
+    assert {r.mean("final_tokens") for r in pruned} == {final_count(64, 116 / 196)}
     rows = {one.row.name: one for one in comparison.results}
     assert rows["A-ViT"].ours.keys() == rows["EViT"].ours.keys() != set()
     assert rows["A-ViT"].paper.mean == 63.8
@@ -295,7 +295,7 @@ def test_costs_are_compared_by_their_ratio(paper_s: StudyConfig, reproduced):
     rows = {one.row.name: one for one in comparison.results}
     dense, pruned = (next(r for r in records if r.keep == keep) for keep in (1.0, 0.6))
     share = rows["keep 60, GFLOPs"].to["caltech101"].estimate
-    assert share == pytest.approx(pruned.gflops / dense.gflops)
+    assert share == pytest.approx(pruned.mean("gflops") / dense.mean("gflops"))
     assert rows["keep 60, GFLOPs"].paper_to(()) is None
     timed = max(pruned.latency, key=lambda entry: entry.batch)
     assert rows["keep 60, ms"].to["caltech101"].estimate == timed.ratio_to_dense
