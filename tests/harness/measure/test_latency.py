@@ -119,11 +119,6 @@ def test_unknown_names_are_refused(name: str, options: dict[str, Any], message: 
         families(name, **options)
 
 
-def test_a_predictor_that_is_missing_is_named(loaded: list[str]):
-    with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b16\.openai"):
-        families("clip_vit_b16_patchrank50")
-
-
 def metronome() -> Callable[[Any, Tensor], float]:
     """Take 10 ms for the first model, 5 for the second and so on, whatever they do."""
     times: dict[Any, float] = {}
@@ -235,13 +230,6 @@ def test_every_condition_is_a_cell_of_all_models(runs: Runs):
     assert (random.verdict, tome.verdict) == ("faster", "faster")
     assert random.arrived == pytest.approx(random.saved_time / random.saved_gflops)
     assert random.saved_gflops == pytest.approx(1 - random.gflops / dense.gflops)
-
-
-def test_half_precision_halves_weights_and_keeps_the_family(runs: Runs, dense: zoo.ReducedViT):
-    before = fingerprint(dense)
-    single, half = runs.go(replace(PLAN, batches=(1,), dtypes=("float32", "float16")))
-    assert half.weights_mib == single.weights_mib / 2 > 0
-    assert fingerprint(dense) == before
 
 
 def test_a_stopped_run_goes_on_and_another_times_nothing_and_changes_no_byte(runs: Runs):
