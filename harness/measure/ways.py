@@ -146,10 +146,10 @@ def memory_format(models: Sequence[nn.Module], way: str) -> Iterator[torch.memor
 def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> ReadyModel:
     """Prepare a model, call it, and compare its features with the eager model's.
 
-    A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't
-    the eager model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device
-    of ``images`` (B, C, H, W), both in the way's memory format. With a ``dtype``, of ``DTYPES``, they are
-    float32, ``way`` is of ``RUNTIMES``, and what it runs is in that precision behind float32 images.
+    A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
+    model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W),
+    both in the way's memory format. With a ``dtype``, of ``DTYPES``, they are float32, ``way`` is of ``RUNTIMES``, and
+    what it runs is in that precision behind float32 images.
     """
     if dtype is not None and dtype not in (FORMATS[way].dtypes if way in EXPORTED else PRECISIONS):
         return ReadyModel(failed=f"{way} computes no {dtype}")
@@ -265,8 +265,8 @@ def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None)
 def _own_code(model: nn.Module) -> Callable[[Tensor], Any]:
     """Return a function that calls the model, with a code object of its own.
 
-    Dynamo keeps what it compiled by code object: models of one class would share one list, each
-    call would look through it, and the ninth model would be refused.
+    Dynamo keeps what it compiled by code object: models of one class would share one list, each call would look through
+    it, and the ninth model would be refused.
     """
 
     def forward(images: Tensor) -> Any:
@@ -350,8 +350,8 @@ def weights_mib(model: nn.Module, dtype: torch.dtype) -> float:
 def peak_mib(call: Call, images: Tensor) -> float | None:
     """Return the most that one call holds at a time, weights and images not counted.
 
-    On CUDA the caching allocator's peak; on a CPU the peak of what torch's allocator gives out,
-    so that scratch memory of MKL and oneDNN isn't in it. None on other devices.
+    On CUDA the caching allocator's peak; on a CPU the peak of what torch's allocator gives out, so that scratch memory
+    of MKL and oneDNN isn't in it. None on other devices.
     """
     device = images.device
     if device.type == "cpu":
