@@ -2,7 +2,6 @@
 
 import time
 from argparse import Namespace
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,8 +155,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import require_images, require_labels
-    from harness.golden.budget import passes_of
-    from harness.golden.fit import fit, fit_runs
+    from harness.golden.fit import fit
     from harness.golden.rank import Job, Source, rank
     from harness.golden.store import shipped_rankings
     from harness.models.towers import load_tower
@@ -185,14 +183,11 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
                 progress.say(f"{source.name} has no {split} images: none of its images decides when the fit stops")
     if not train and not jobs:
         raise ValueError("nothing to learn from: give --dataset, or --rankings")
-    counts = [min(args.limit, len(job.source.images)) for job, _ in jobs]
-    passes = 0.0 if tower is None else passes_of(way, tower.vit)
-    work = fit_runs(config, sum(counts), 0) + sum(counts) * passes
     limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
-    with progress.overall("fit predictor", work) if jobs else nullcontext():
-        for (job, files), count in zip(jobs, counts, strict=True):
-            with progress.part(count * passes):
-                files.append(rank(job, progress).path)
+    with progress.task("fit predictor, steps", len(jobs) + 1) as update:
+        for done, (job, files) in enumerate(jobs, start=1):
+            files.append(rank(job, progress).path)
+            update(done)
         path, tau = fit(args.model, train, val, config, progress=progress, out=args.output, **limits)
     text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
     return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))
@@ -243,7 +238,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
-    from harness.measure.tuning import Tuner, step_runs
+    from harness.measure.tuning import Tuner
     from zoo.core.digests import fingerprint
     from zoo.core.files import write_whole
 
@@ -257,18 +252,14 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     tuner = Tuner(parts, dataset, model=dense, tag=tag, weights=weights, progress=progress, draws=args.draws)
     begin = time.perf_counter()
     steps = config.total_steps(len(drawn.train))
-    runs = steps * step_runs(config, len(dataset.classes))
-    learning, judging = len(drawn.train) + len(drawn.val) + runs, 2 * len(drawn.val)
-    with progress.overall("fit prompts", learning + judging):
-        with progress.part(learning):
-            tuned = tuner.tuned([row], args.shots, config.seed, config)[row.key]
-        seconds = time.perf_counter() - begin
-        path = tuned.file.path
-        if args.output is not None:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(args.output, path.read_bytes())
-            path = args.output
-        untuned, top1 = (one.top1 for one in tuner.judge(row, tuned, drawn.val))
+    tuned = tuner.tuned([row], args.shots, config.seed, config)[row.key]
+    seconds = time.perf_counter() - begin
+    path = tuned.file.path
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(args.output, path.read_bytes())
+        path = args.output
+    untuned, top1 = (one.top1 for one in tuner.judge(row, tuned, drawn.val))
     parameters, memory_mib = tuned.file.provenance["parameters"], _memory_mib(args.device)
     text = (
         f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, "

@@ -203,7 +203,7 @@ def _fill(maker: "ShardMaker", stored: Mapping[str, dict[int, ShardFacts]], prog
         )
         title = f"golden rankings of {source.name} {source.split}"
         here = (count for index, lacking in todo.items() for count in maker.make(index, lacking))
-        with progress.long(title, total, begun, passes, units=passes) as show:
+        with progress.task(title, total, begun, "images") as show:
             for count in here if job.workers is None else _made_by_ray(maker, todo):
                 begun += count
                 show(begun)

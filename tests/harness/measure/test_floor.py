@@ -7,9 +7,8 @@ from harness.base.terminal import Progress
 from harness.cli import main
 from harness.measure import bench
 from harness.measure import compare as floor_module
-from harness.measure.compare import floor
+from harness.measure.compare import floor, floor_table
 from harness.measure.plan import Plan
-from harness.report.tables import floor_table
 
 PLAN = Plan(methods=("clsattn",), keeps=(0.3,), datasets=("emoji",), limit=8, split="val")
 
@@ -40,12 +39,6 @@ def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):
     assert row.difference.estimate == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="--seeds 2: expected at least 3"):
         next(floor(PLAN, 2, Progress()))
-
-
-def test_the_overall_bar_counts_what_is_expected(bars: list[tuple[str, float, float]], capsys):
-    words = "study floor --methods clsattn --keeps 0.3 0.5 --dataset emoji fashion --limit 4 --split val"
-    assert main(words.split()) == 0
-    assert bars == [("study floor", (1 + 3) * 2 * (4 + 4), (1 + 3) * 2 * (4 + 4))]
 
 
 def test_golden_without_rankings_names_the_command_before_anything_is_measured(monkeypatch, capsys):

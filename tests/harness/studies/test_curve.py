@@ -117,18 +117,6 @@ def test_a_second_run_ranks_only_what_is_new(measure, monkeypatch):
     assert len(calls) == 11
 
 
-def test_the_overall_bar_counts_what_is_expected(measure, bars: list[tuple[str, float, float]]):
-    """A second run has its rankings from the cache, which count as nothing."""
-    for _ in range(2):
-        measure(rounds=1)
-    (name, total, counted), (_, again, less) = bars
-    # Images of a class without a name are ranked, and not judged.
-    rows = (12 - 9) * (1 + 3 * len((Point(), *POINTS)))
-    assert (name, counted) == ("study curve", pytest.approx(total - rows))
-    assert total == again
-    assert less < counted / 3
-
-
 def test_what_a_ranking_depends_on_tells_it_apart(measure, toy: Dataset, monkeypatch):
     before = measure(POINTS[:1])
     assert measure(POINTS[:1], block=1) != before

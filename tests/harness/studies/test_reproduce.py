@@ -33,7 +33,7 @@ def run(*flags: str) -> int:
     return main(["study", "reproduce", *" ".join(flags).split()])
 
 
-def test_ours_stand_beside_the_paper_s(staged, bars, tmp_path: Path, capsys):
+def test_ours_stand_beside_the_paper_s(staged, tmp_path: Path, capsys):
     command = ("figure5 --dataset caltech101 dtd", FLAGS, f"--output {tmp_path}")
     assert run(*command) == 0
     assert "Figure 5: pruning before block 1" in capsys.readouterr().out
@@ -52,9 +52,6 @@ def test_ours_stand_beside_the_paper_s(staged, bars, tmp_path: Path, capsys):
     assert {record.dataset for record in records} == {"caltech101", "dtd"}
     assert (tmp_path / "figure5.svg").read_bytes().startswith(b"<?xml")
     assert run(*command) == 0  # nothing new to write
-    (name, first, _), (_, second, _) = bars
-    assert name == "study reproduce figure5"
-    assert second < 0.6 * first  # what each row costs beside its images is left
     assert read_records(tmp_path / "figure5.jsonl") == records
     assert (tmp_path / "figure5.md").read_text() == text
 
