@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -433,14 +432,3 @@ def test_what_is_judged_and_timed_is_what_the_file_loads(small: None, tower: Tow
 
 def _refuse(*_: Any, **__: Any) -> Any:
     raise ValueError("not this one")
-
-
-@pytest.mark.usefixtures("small", "clock")
-def test_the_python_of_the_guide_runs(monkeypatch):
-    page = (Path(__file__).parents[3] / "docs" / "choose.md").read_text("utf-8")
-    [code] = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
-    monkeypatch.setattr(candidates, "get_dataset", lambda name, known=candidates.get_dataset: known("toy"))
-    scope: dict[str, Any] = {}
-    exec(code, scope)
-    assert scope["choice"].met
-    assert scope["tower"].vit.reducer is not None

@@ -65,17 +65,6 @@ def test_names_of_one_tower_are_one_family_with_the_dense_one_first(loaded: list
     assert [len(family.rows) for family in several] == [2, 2, 2]
 
 
-def test_flags_reduce_towers_that_are_not_ours_and_nothing_is_timed_twice(loaded: list[str]):
-    reductions = {"methods": ("random", "tome"), "keeps": (0.5, 0.75)}
-    [family] = families("open_clip:ViT-B-16/laion2b_s34b_b88k", **reductions)
-    assert loaded == ["open_clip:ViT-B-16/laion2b_s34b_b88k"]
-    assert [(row.method, row.keep) for row in family.rows] == [
-        ("dense", 1.0), ("random", 0.5), ("random", 0.75), ("tome", 0.5), ("tome", 0.75),
-    ]  # fmt: skip
-    [family] = families("clip_vit_b16_tome50", methods=("tome",), keeps=(0.5,))
-    assert [row.model for row in family.rows] == ["clip_vit_b16", "clip_vit_b16_tome50"]
-
-
 def test_a_model_that_was_saved_with_its_method_is_timed_as_it_was_saved(tmp_path: Path):
     small = {"embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": 32}
     model = timm.create_model("clip_vit_b16_tome50", keep=None, r=1, **small)
