@@ -178,7 +178,7 @@ def test_the_command_writes_and_reports(
     ("words", "options"),
     [
         (["--tokens", "x"], "tokens='x'"),
-        (["--shots", "9"], "9 shots asked for, but class"),
+        (["--shots", "9"], "--shots 9"),
         (["--num-tokens", "0"], "count=0"),
         (["--init", "zebra"], "never saw 'zebra'"),
         (["--class-specific"], "use coupling='none'"),
