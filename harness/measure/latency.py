@@ -282,7 +282,6 @@ class _FamilyRun:
         }
         with (
             _threads(threads),
-            ways.memory_format([one.vit for one in models.values()], way) as form,
             self.progress.task(f"{self.dense.model}: {label}", len(runs) + plan.rounds) as tick,
         ):
             try:
@@ -296,13 +295,13 @@ class _FamilyRun:
             else:
                 ready, timings, around = time_runnables(
                     models,
-                    images.contiguous(memory_format=form),
+                    images,
                     rounds=plan.rounds,
                     seconds=plan.seconds,
                     watch=timing.stopwatch(self.device, threads),
                     tick=lambda done: tick(min(done, len(runs) + plan.rounds)),
                 )
-        if plan.runtimes or way in ways.COMPILED:
+        if plan.runtimes or way == ways.COMPILE:
             torch._dynamo.reset()
         new = {
             index: self._complete(blank, ready[index], timings.get(index), timings.get(0) if index else None, around)

@@ -92,7 +92,6 @@ def test_a_runtime_that_errs_has_a_reason(family: Family, monkeypatch: pytest.Mo
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "runtime": ({"runtimes": ("onyx",)}, "--runtimes 'onyx': did you mean 'onnx'"),
-    "in place": ({"runtimes": ("channels-last",)}, "--runtimes 'channels-last': expected one of eager"),
     "ways": ({"ways": (COMPILE,)}, "--runtimes with --ways compile: give one of the two"),
     "device": ({"runtimes": (ONNX,), "device": "cuda"}, "--runtimes onnx on --device 'cuda': exported files"),
 }
