@@ -158,13 +158,6 @@ def test_conditions_never_share_a_table(times: list[LatencyRecord]):
         assert len({group.name for group in groups}) == 2
 
 
-def test_the_newest_time_counts_wherever_it_stands(times: list[LatencyRecord]):
-    later = replace(times[0], created="2027-01-01T00:00:00+00:00", ratio_to_dense=0.5)
-    for records in ([later, *times], [*times, later]):
-        [group] = group_times(records)
-        assert [row.ratio_to_dense for row in group.rows if row.batch == 8] == [None, 0.5]
-
-
 def test_what_failed_is_said(latency_record: Make):
     tome = {"model": "clip_vit_b16_tome60", "method": "tome", "keep": 0.6}
     failed = latency_record((), failed="out of memory", **tome)

@@ -75,15 +75,6 @@ def test_accuracy_against_cost_has_every_row_with_its_intervals(
             assert point.label == ("" if name == "dense" else f"{100 * row.keep:.0f}")
 
 
-def test_times_are_ratios(report: Grouped, committed: list[Record]):
-    named = plots(report)
-    row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_tome60")
-    for timed in row.latency:
-        ratio = points(named[f"accuracy_ratio_batch{timed.batch}"])
-        assert ratio["tome"][1].x == timed.ratio
-        assert ratio["dense"][0].x == (1, 1, 1)
-
-
 def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Grouped):
     plot = plots(report)["accuracy_gflops"]
     panel = plot.charts[0]

@@ -15,7 +15,7 @@ from scipy import stats
 
 from harness.apps.check.cases import Row
 from harness.apps.check.verdict import Bounds, Outcome, moved
-from harness.base.table import Cell, Form, Table
+from harness.base.table import Form, Table
 from harness.measure.compare import Floor, floor_table
 from harness.records.averages import Average, averages, judged, labels, matched
 from harness.records.metrics import METRICS, Sample, metric, pack
@@ -35,7 +35,6 @@ from harness.report.plots import plots_of
 from harness.report.tables import (
     comparison_table,
     matched_table,
-    report_columns,
     shot_tables,
 )
 from harness.report.writers import latex, markdown, records_csv
@@ -291,16 +290,6 @@ def test_settings_that_differ_at_one_keep_rate_are_told_at_all(evit: list[Record
     assert names(*evit) == ["evit", "evit"]
     assert names(*evit, fused) == ["evit (fuse false)", "evit (fuse false)", "evit (fuse true)"]
     assert names(evit[0], predicted) == ["evit", "evit (predictor ab12)"]  # one row lacks it
-
-
-def test_a_cell_is_its_text_and_sorts_by_its_value(evit: list[Record]):
-    cells = {column.heading: cell for column, cell in report_columns(averages(evit))}
-    cell = cells["GFLOPs"](averages(evit)[0])
-    assert (cell, cell.value) == (f"{evit[0].mean('gflops'):.2f}", evit[0].mean("gflops"))
-    [row] = averages([replace(evit[0], tau=None, tau_low=None, tau_high=None)])
-    lost = cells["Kendall τ"](row)
-    assert (lost, lost.value) == ("–", None)
-    assert Cell("a", 1.0) == "a"
 
 
 @pytest.fixture
