@@ -68,12 +68,3 @@ def test_an_open_clip_tower_gives_the_same_answers(small_clip, measured, tmp_pat
         assert again[method].correct.tolist() == ours[method].correct.tolist()
         assert again[method].gflops == ours[method].gflops
         assert str(tmp_path) not in again[method].model
-
-
-def test_eval_takes_a_reduced_model_of_the_hub(small_clip, capsys):
-    small_clip.cached(small_clip.original())
-    words = ["--dataset", "emoji", "--limit", str(COUNT)]
-    assert main(["eval", "clip_vit_b32_tome50.openai", *words]) == 0
-    shown = capsys.readouterr().out
-    assert "clip_vit_b32.openai" in shown
-    assert "seen in text training" not in shown  # that is the embedded text tower's

@@ -9,7 +9,6 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.golden.fit import fit
 from harness.golden.rank import Job, Source, rank
-from harness.models.towers import load_tower
 from zoo.learning.fit import FitConfig
 from zoo.ranking.golden import GoldenConfig
 
@@ -32,9 +31,3 @@ def test_the_command_that_the_missing_predictor_names_makes_one(small_clip):
     model = zoo.create_clip("clip_vit_b32_patchrank60").model.visual
     with torch.inference_mode():
         assert model.trace(torch.randn(1, 3, 224, 224)).final_tokens == 29
-
-
-def test_preprocessing_is_the_towers_own():
-    tower = load_tower("clip_vit_s14")
-    image = get_dataset("emoji").split("val")[0].image
-    assert tower.preprocess(image).shape == (3, 196, 196)

@@ -67,12 +67,6 @@ def test_offline_with_nothing_cached(name: str, hub: Path):
         assert way in message
 
 
-def test_another_file_name_of_the_hub_is_the_one_wanted(hub: Path):
-    overlay = {"hf_hub_filename": "open_clip_model.safetensors"}
-    with pytest.raises(FileNotFoundError, match=rf"wanted: {REPO}/open_clip_model\.safetensors"):
-        timm.create_model("clip_vit_b32", pretrained=True, pretrained_cfg_overlay=overlay, **SMALL)
-
-
 @pytest.fixture
 def online(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Let the hub be at an address, whatever is asked of its client; a second request of it fails the test."""
