@@ -53,30 +53,12 @@ class ReducedProjectionOutput(CLIPVisionModelOutput):
 class EncoderBlock(HostBlock):
     """A layer of the encoders of CLIP, SigLIP and SigLIP 2."""
 
-    @property
-    def attn(self) -> Any:
-        """The attention layer."""
-        return self.module.self_attn
-
-    @property
-    def heads(self) -> int:
-        """Number of attention heads."""
-        return int(self.attn.num_heads)
-
-    @property
-    def scale(self) -> float:
-        """Factor on the logits."""
-        return float(self.attn.scale)
+    attn_name, norm_name = "self_attn", "layer_norm1"
 
     @property
     def dropout(self) -> float:
         """Share of attention weights that are dropped now."""
         return float(self.attn.dropout) if self.attn.training else 0.0
-
-    def norm(self, x: Tensor) -> Tensor:
-        """Normalise tokens for the attention."""
-        normed: Tensor = self.module.layer_norm1(x)
-        return normed
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values; places are in the tokens already."""
@@ -111,10 +93,7 @@ class EncoderBlock(HostBlock):
 class DinoBlock(EncoderBlock):
     """A layer of DINOv2 or DINOv3: LayerScale, stochastic depth, and in DINOv3 rotary embeddings."""
 
-    @property
-    def attn(self) -> Any:
-        """The attention layer."""
-        return self.module.attention
+    attn_name, norm_name = "attention", "norm1"
 
     @property
     def heads(self) -> int:
@@ -132,11 +111,6 @@ class DinoBlock(EncoderBlock):
         attn = self.attn
         rate = attn.dropout if hasattr(attn, "dropout") else attn.attention_dropout
         return float(rate) if attn.training else 0.0
-
-    def norm(self, x: Tensor) -> Tensor:
-        """Normalise tokens for the attention."""
-        normed: Tensor = self.module.norm1(x)
-        return normed
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, in DINOv3 the first two rotated by each token's place."""
@@ -405,10 +379,7 @@ class ReducedSiglip2(SiglipHost, Siglip2VisionModel):
         return side, side
 
     def embed(
-        self,
-        images: Tensor,
-        pixel_attention_mask: Tensor | None = None,
-        spatial_shapes: Tensor | None = None,
+        self, images: Tensor, pixel_attention_mask: Tensor | None = None, spatial_shapes: Tensor | None = None
     ) -> Tokens:
         """Turn images (B, C, H, W), or what the processor makes of them, into the tokens that enter block 0.
 

@@ -127,7 +127,7 @@ class TimmHost(Host):
     @property
     def pooled_prefix(self) -> int:
         """Number of prefix tokens that are pooled like patch tokens, never learned ones."""
-        return 0
+        return int(self.num_prefix_tokens) if getattr(self, "pool_include_prefix", False) else 0
 
     def pooled(self, x: Tensor) -> Tensor:
         """Return the tokens of ``x`` (B, T, D) that the pool sees."""
@@ -319,25 +319,9 @@ class TimmBlock(HostBlock):
     """What blocks of timm's families share."""
 
     @property
-    def heads(self) -> int:
-        """Number of attention heads."""
-        return int(self.module.attn.num_heads)
-
-    @property
-    def scale(self) -> float:
-        """Factor on the logits."""
-        return float(self.module.attn.scale)
-
-    @property
     def dropout(self) -> float:
         """Share of attention weights that are dropped now."""
-        attn = self.module.attn
-        return float(attn.attn_drop.p) if attn.training else 0.0
-
-    def norm(self, x: Tensor) -> Tensor:
-        """Normalise tokens for the attention."""
-        normed: Tensor = self.module.norm1(x)
-        return normed
+        return float(self.attn.attn_drop.p) if self.attn.training else 0.0
 
 
 class ViTBlock(TimmBlock):
@@ -426,8 +410,3 @@ class ReducedViT(TimmHost, VisionTransformer):
         """Return the tokens of images with their position embeddings, (B, T, D)."""
         x: Tensor = self.patch_drop(self._pos_embed(self.patch_embed(images)))
         return x, None
-
-    @property
-    def pooled_prefix(self) -> int:
-        """Number of prefix tokens that are pooled like patch tokens."""
-        return int(self.num_prefix_tokens) if self.pool_include_prefix else 0
