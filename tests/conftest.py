@@ -1,13 +1,15 @@
 """What holds for every test: no hub, no display, fixed seeds, honest skips."""
 
 import os
+import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # tools aren't installed; whatever is comes first
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import huggingface_hub

@@ -22,11 +22,11 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
-from harness.measure.evaluate import LEAST_GALLERY
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, recovered_row, reduced_row
 from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.conditions import DENSE, DTYPES
+from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import utc_now
 from harness.records.statistics import median_interval
 from zoo.core.digests import fingerprint

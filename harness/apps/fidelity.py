@@ -18,10 +18,10 @@ from torch import Tensor
 
 from harness.datasets.base import SPLITS, Dataset, OwnDataset, Rendered, Split, SplitName
 from harness.datasets.few_shot import batches, seeded_order, turns
-from harness.measure.evaluate import LEAST_GALLERY, cosine_distance, neighbours, overlap, predicted
 from harness.measure.rows import Variant, run
 from harness.models.towers import nameable
 from harness.records.agreement import over_images
+from harness.records.metrics import LEAST_GALLERY, cosine_distance, neighbours, overlap, predicted
 from harness.records.statistics import bootstrap_quantile
 from zoo.deploy.optimized import OptimizedHost
 

@@ -16,8 +16,8 @@ from jinja2 import Environment, FileSystemLoader, Template
 from timm.models import save_for_hf
 
 import zoo
+from harness.measure.cost import gflops
 from harness.measure.rows import predictors_digest
-from harness.models.cost import gflops
 from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
 from harness.records.conditions import DENSE, RECOVERY
 from harness.records.record import Record, conditions, lacking

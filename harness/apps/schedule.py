@@ -26,12 +26,12 @@ from harness.apps.recovery import LearningSet, Sources, preprocess_split
 from harness.base.table import UNMEASURED, Cell, Table, figure
 from harness.base.terminal import Progress
 from harness.datasets.base import Split, cached_json, keep_json
-from harness.measure.evaluate import cosine_distance
+from harness.measure.cost import gflops
 from harness.measure.match import ROUNDS, TOLERANCE, KeepSolver, TimeRatios, search_times
 from harness.measure.plan import MATCHES, Plan
 from harness.measure.rows import Variant, reduced_row, run
-from harness.models.cost import gflops
 from harness.models.towers import load_tower
+from harness.records.metrics import cosine_distance
 from harness.records.statistics import Interval, paired_mean
 from zoo.core.digests import blocks_fingerprint
 from zoo.core.files import cache_folder

@@ -84,9 +84,9 @@ def _overhead_flags(parser: CommandParser) -> None:
 
 def run_overhead(args: Namespace, status: Console) -> Shown:
     """Measure predictors beside their tower."""
-    from harness.measure.cost import overhead, overhead_table
     from harness.models.towers import find_tower
     from harness.records.conditions import device_name
+    from harness.studies.overhead import overhead, overhead_table
     from zoo.core.predictor import ARCHITECTURES
     from zoo.learning.fit import FitConfig
 

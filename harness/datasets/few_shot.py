@@ -22,11 +22,7 @@ DRAWS = (OURS, COOP)  # which K images of a class a seed means: nested ones, or 
 
 
 def subset(split: Split, limit: int | None) -> Split:
-    """Take a fixed, class-balanced part of a split: ``limit`` images, or all if None.
-
-    Classes give in turn until ``limit`` is reached; which image a class gives next is drawn once
-    and for all, so that a smaller subset is part of a larger one.
-    """
+    """Take a fixed, class-balanced part of a split: ``limit`` images, or all if None; a smaller one is part of it."""
     if limit is None or limit >= len(split):
         return split
     return split.subset(np.sort(turns(split.labels)[:limit]))
@@ -67,28 +63,26 @@ def draw(dataset: Dataset, shots: int, seed: int, draws: str = OURS) -> FewShot:
     images is in both, see ``Dataset.group_of``. One seed gives nested sets to train on: the images
     for K are among those for K + 1. The test split isn't touched.
 
-    With ``draws="coop"`` they are those that CoOp (2109.01134) itself draws, see ``_as_coop``.
+    With ``draws="coop"`` they are those that CoOp (2109.01134) itself draws, see ``_draw_as_coop``.
 
     Raises:
         ValueError: shots < 1, a class with fewer than K training images, a class without
-            validation images, or what ``_as_coop`` refuses.
+            validation images, or what ``_draw_as_coop`` refuses.
     """
     if draws not in DRAWS:
         raise ValueError(f"--draws {draws!r}: {expected(draws, DRAWS)}")
     if draws == COOP:
-        return _as_coop(dataset, shots, seed)
+        return _draw_as_coop(dataset, shots, seed)
     train = draw_train(dataset, shots, seed)
-    split, most = dataset.split("val"), min(shots, VAL_SHOTS)
+    split, beside = dataset.split("val"), ""
     order = seeded_order(len(split), seed)
     if dataset.shots_from == "val":
-        ids = split.image_ids
+        ids, beside = split.image_ids, f" beside the {shots} to learn from"
         taken = {dataset.group_of(name) for name in train.image_ids}  # a group may span classes
-        kept = _kept_back(dataset, shots, seed)
-        free = [place for place in kept if dataset.group_of(ids[place]) not in taken]
+        free = [i for i in _keep_back(dataset, shots, seed) if dataset.group_of(ids[i]) not in taken]
         order = np.array(free, dtype=np.int64)
-    beside = f" beside the {shots} to learn from" if dataset.shots_from == "val" else ""
-    _require_validation(dataset, shots, split.labels[order], beside)
-    return FewShot(train, split.subset(_first_of_each(dataset, split.labels, order, most)))
+    _require_each(dataset, split.labels[order], shots, 1, f"validation images{beside}")
+    return FewShot(train, split.subset(_first_of_each(dataset, split.labels, order, min(shots, VAL_SHOTS))))
 
 
 def undrawn(dataset: Dataset, few: FewShot) -> Split:
@@ -99,16 +93,16 @@ def undrawn(dataset: Dataset, few: FewShot) -> Split:
     """
     split = dataset.split("val")
     taken = {dataset.group_of(name) for part in few for name in part.image_ids}
-    places = [place for place, name in enumerate(split.image_ids) if dataset.group_of(name) not in taken]
-    if not places:
+    left = [index for index, name in enumerate(split.image_ids) if dataset.group_of(name) not in taken]
+    if not left:
         raise ValueError(
             f"{dataset.name!r}: the draw took all {len(split)} images of val, none is left to judge by; "
             "ask for fewer per class"
         )
-    return split.subset(places)
+    return split.subset(left)
 
 
-def _as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
+def _draw_as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
     """Draw the images that CoOp's runs of a seed (1, 2 and 3 are the published ones) learn from.
 
     Python's ``random`` is seeded; then each class, in the order in which the list of train first
@@ -135,26 +129,27 @@ def _as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
     _require_shots(dataset, shots)
     stream = random.Random(seed)
     train, val = dataset.split(dataset.shots_from), dataset.split("val")
-    _require_validation(dataset, shots, val.labels)
-    return FewShot(_sampled(train, shots, stream), _sampled(val, min(shots, VAL_SHOTS), stream))
+    _require_each(dataset, val.labels, shots, 1, "validation images")
+    return FewShot(_sample(train, shots, stream), _sample(val, min(shots, VAL_SHOTS), stream))
 
 
-def _sampled(split: Split, shots: int, stream: random.Random) -> Split:
+def _sample(split: Split, shots: int, stream: random.Random) -> Split:
     """Take a random sample of each class's images, class by class as they come; sorted."""
     members: dict[int, list[int]] = {}
-    for place, label in enumerate(split.labels.tolist()):
-        members.setdefault(label, []).append(place)
+    for index, label in enumerate(split.labels.tolist()):
+        members.setdefault(label, []).append(index)
     drawn = [stream.sample(own, shots) if len(own) >= shots else own for own in members.values()]
     return split.subset(np.sort(np.concatenate(drawn)))
 
 
-def _require_validation(dataset: Dataset, shots: int, labels: NDArray[np.int64], beside: str = "") -> None:
-    """Refuse a class without images to validate by; ``labels`` are those of the images that there are."""
-    poorest, count = _poorest(dataset, labels)
-    if count == 0:
+def _require_each(dataset: Dataset, labels: NDArray[np.int64], shots: int, least: int, what: str) -> None:
+    """Refuse a class with fewer images than ``least``; ``labels`` are those of the images that there are."""
+    counts = np.bincount(labels, minlength=len(dataset.classes))
+    if counts.min() < least:
+        poorest = dataset.classes[int(counts.argmin())]
         raise ValueError(
-            f"{shots} shots asked for, but class {poorest!r} of {dataset.name!r} has 0 validation "
-            f"images{beside}, of {len(dataset.split('val'))} in its val split; every class needs 1 at least"
+            f"--shots {shots}: class {poorest!r} of {dataset.name!r} has {counts.min()} {what}; "
+            f"every class needs {least}"
         )
 
 
@@ -163,25 +158,20 @@ def _require_shots(dataset: Dataset, shots: int) -> None:
     if shots < 1:
         raise ValueError(f"--shots {shots}: expected a number from 1; 0 shots draw no image")
     require_labels(dataset, f"--shots {shots}")
-    require_images(dataset, dataset.shots_from, f"{shots} shots asked for", "0 shots or another dataset")
+    require_images(dataset, dataset.shots_from, f"--shots {shots}", "0 shots or another dataset")
 
 
 def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
     """Draw the training images of ``draw`` alone; the dataset needs no validation images."""
     _require_shots(dataset, shots)
     split = dataset.split(dataset.shots_from)
-    poorest, count = _poorest(dataset, split.labels)
-    if count < shots:
-        raise ValueError(
-            f"{shots} shots asked for, but class {poorest!r} of {dataset.name!r} "
-            f"has {count} training images; k can be at most {count}"
-        )
+    _require_each(dataset, split.labels, shots, shots, "training images")
     order = seeded_order(len(split), seed)
-    order = order[~np.isin(order, _kept_back(dataset, shots, seed))]
+    order = order[~np.isin(order, _keep_back(dataset, shots, seed))]
     return split.subset(_first_of_each(dataset, split.labels, order, shots))
 
 
-def _kept_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
+def _keep_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
     """Return positions in val that validate where val also trains, the first choice first.
 
     Of each class the groups that come last in the seed's order, until they make min(K, 4) images or
@@ -196,12 +186,11 @@ def _kept_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
     for label in range(len(dataset.classes)):
         groups: dict[str, list[int]] = defaultdict(list)
         members = order[labels[order] == label]
-        for place in members.tolist():
-            groups[dataset.group_of(ids[place])].append(place)
+        for index in members.tolist():
+            groups[dataset.group_of(ids[index])].append(index)
         kept: list[int] = []
         for group in reversed(groups.values()):
-            enough = len(kept) >= min(shots, VAL_SHOTS)
-            if enough or len(members) - len(kept) - len(group) < shots:
+            if len(kept) >= min(shots, VAL_SHOTS) or len(members) - len(kept) - len(group) < shots:
                 break
             kept += group
         positions += kept
@@ -226,12 +215,7 @@ def draw_ranked(
     order; images of unknown class (-1) are left out.
     """
     require_labels(dataset, f"--shots {shots}")
-    poorest, count = _poorest(dataset, labels[labels >= 0])
-    if count < shots:
-        raise ValueError(
-            f"--shots {shots}: class {poorest!r} of {dataset.name!r} has {count} ranked images; "
-            "k can be at most that, or rank more of them"
-        )
+    _require_each(dataset, labels[labels >= 0], shots, shots, "ranked images")
     order = np.argsort(np.array(image_ids))[seeded_order(len(labels), seed)]
     return _first_of_each(dataset, labels, order, shots)
 
@@ -240,8 +224,8 @@ def require_images(dataset: Dataset, split: SplitName, asked: str, instead: str 
     """Refuse, by a ValueError, a split without images; ``asked`` says what for, ``instead`` what else to take."""
     if len(dataset.split(split)):
         return
-    prefix, _, place = dataset.asked_as.partition(":")
-    way = f", or folder-parted:{place}, which makes splits" if prefix == "folder" else ""
+    prefix, _, path = dataset.asked_as.partition(":")
+    way = f", or folder-parted:{path}, which makes splits" if prefix == "folder" else ""
     raise ValueError(
         f"{asked}, but {dataset.name!r} has no {split} images: it is for testing only, or they are missing, which "
         f"`patchrank datasets check {dataset.asked_as}` tells; take {instead}{way}"
@@ -259,12 +243,6 @@ def seeded_order(count: int, seed: int) -> NDArray[np.int64]:
     if seed < 0:
         raise ValueError(f"--seed {seed}: expected a number from 0")
     return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
-
-
-def _poorest(dataset: Dataset, labels: NDArray[np.int64]) -> tuple[str, int]:
-    """Return the class with the fewest images, and how many it has."""
-    counts = np.bincount(labels, minlength=len(dataset.classes))
-    return dataset.classes[int(counts.argmin())], int(counts.min())
 
 
 def _first_of_each(

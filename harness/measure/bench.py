@@ -2,7 +2,7 @@
 
 import functools
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -18,74 +18,27 @@ from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import draw_train, subset, turns
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
-from harness.measure.evaluate import (
-    LEAST_GALLERY,
-    Captions,
-    Importance,
-    OutcomeCache,
-    captions_of,
-    cosine_distance,
-    divergence,
-    feature_probe,
-    linear_probe,
-    margin,
-    neighbours,
-    outcomes,
-    overlap,
-    predicted,
-    recalls,
-)
+from harness.measure.evaluate import OutcomeCache, captions_of, feature_probe, linear_probe, outcomes
 from harness.measure.match import matched_rows, say_time_misses
 from harness.measure.plan import Plan
 from harness.measure.rows import BLOCK, Outcome, Variant, recovered_rows, variants
 from harness.measure.traces import Answered, Tracer
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import caption_features, load_tower, nameable, named, text_classifier, without_text
-from harness.records import agreement as ranks
 from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, RECOVERY, Tuning, device_name
-from harness.records.record import (
-    Record,
-    RetrievalRecord,
-    fitting,
-    images_digest,
-    metrics,
-    pack_correct,
-    pack_groups,
-    pack_values,
-    unpack_values,
-    utc_now,
-)
-from harness.records.statistics import paired_difference, wilson_interval
+from harness.records.metrics import METRICS, Captions, Sample, measure
+from harness.records.record import Record, fitting, images_digest, pack_groups, utc_now
 from zoo.core.digests import fingerprint
 from zoo.core.messages import tower_name
 from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig
 
-Groups = NDArray[np.int64] | None  # of images, see `Record.groups`
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 Rows = Sequence[Variant]
 Known = Sequence[Record]
 PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
-EVERY = metrics(RetrievalRecord)  # and so of all records
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """A row's outcome on the judged images, and what it says they are."""
-
-    outcome: Outcome
-    classifier: Tensor | None = None  # (classes, D), the row's own; None without classes
-    predicted: NDArray[np.int64] | None = None  # (n,) classes
-    hits: NDArray[np.bool_] | None = None  # (n,) whether they are right
-    scale: float | None = None  # of cosines in the classes' logits; None of a probe
-    recalls: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # (n,) by field; none without captions
-
-    @functools.cached_property
-    def neighbours(self) -> NDArray[np.int64]:
-        """(n, 10) nearest images by its own features."""
-        return neighbours(self.outcome.features, self.outcome.features)
 
 
 @dataclass
@@ -153,30 +106,36 @@ class Bench:
         classifiers = self._classifiers(view, tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
         scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
-        answers, traces = {}, []
-        for row, record in zip(rows, blanks, strict=True):
+        costs = self._costs(rows)
+
+        def sample(row: Variant, dense: Sample | None = None) -> Sample:
             result = results[row.key]
-            answers[row.key] = answered(result, classifiers.get(self._judge(row)), split.labels, scale)
-            if captions is not None:
-                shares = recalls(result.features, captions)
-                answers[row.key] = replace(answers[row.key], recalls=shares)
-            if (answer := answers[row.key].predicted) is not None and not record.recovered:
-                traces.append(Answered.of(record, result, answer, chosen))
+            return Sample(
+                features=result.features,
+                final_tokens=result.final_tokens,
+                scores=result.scores,
+                golden=None if row.rankings is None else row.rankings.of(split.image_ids),
+                classifier=classifiers.get(self._judge(row)),
+                scale=scale,
+                labels=split.labels,
+                captions=captions,
+                groups=blanks[0].groups,
+                costs={name: value for name, value in costs[row.key].items() if name in METRICS},
+                dense=dense,
+            )
+
+        dense = next((sample(row) for row in rows if row.key == self.rows[0].key), None)
+        records, traces = [], []
+        for row, record in zip(rows, blanks, strict=True):
+            own = sample(row, dense) if dense is None or row.method != DENSE else dense
+            facts = {name: value for name, value in costs[row.key].items() if name not in METRICS}
+            records.append(replace(record, **facts, **measurements(own)))
+            if own.predicted is not None and not record.recovered:
+                traces.append(Answered.of(record, results[row.key], own.predicted, chosen))
         if tracer is not None and len(chosen):
             how = {"preprocess": self.parts.preprocess, "golden": rows[0].rankings}
             grid = self.rows[0].vit.grid
             tracer.later(traces, split.subset(chosen), dataset.classes, grid=grid, **how)
-        costs, dense = self._costs(rows), answers.get(self.rows[0].key)
-        records = []
-        for row, record in zip(rows, blanks, strict=True):
-            own = answers[row.key]
-            truth = None if row.rankings is None else row.rankings.of(split.image_ids)
-            facts = costs[row.key] | measurements(own, truth, record.groups)
-            if row.method != DENSE and dense is not None:
-                facts |= beside(own, dense, record.groups)
-            if own.classifier is not None and scale is not None:
-                facts["margin"] = margin(own.outcome.features, own.classifier, split.labels)
-            records.append(replace(record, **facts))
         return records
 
     def reusable(
@@ -200,10 +159,10 @@ class Bench:
         split = view.split(tuning)
         rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
         own: dict[str, Any] = {"plan": self.plan, "tag": self.tag, "weights": self.weights}
-        if dataset.captioned:
-            own["caption_count"] = len(captions_of(dataset, split.image_ids)[0])
         blanks = [blank(row, dataset, tuning, split.image_ids, **own) for row in rows]
-        return split, rows, [replace(one, classes_judged=view.classes_judged(tuning)) for one in blanks]
+        count = len(captions_of(dataset, split.image_ids)[0]) if dataset.captioned else None
+        more: dict[str, Any] = {"classes_judged": view.classes_judged(tuning), "caption_count": count}
+        return split, rows, [replace(one, **more) for one in blanks]
 
     def _again(self, rows: Rows, blanks: Known, known: Known) -> list[Record] | None:
         ranked = any(row.rankings is not None for row in rows)
@@ -280,7 +239,7 @@ class View:
         with self.bench.progress.task(f"captions of {self.dataset.name}", 1) as update:
             features = caption_features(self.bench.parts, texts, self.dataset.name, self.plan.device)
             update(1)
-        return Captions(features, pairs)
+        return Captions(features=features, pairs=pairs)
 
     @functools.cached_property
     def tuner(self) -> Tuner:
@@ -383,18 +342,14 @@ class View:
 
 
 def blank(
-    row: Variant, dataset: Dataset, tuning: Tuning, image_ids: Sequence[str], *, plan: Plan, tag: str, weights: str,
-    caption_count: int | None = None,
-) -> Record:  # fmt: skip
-    """Return a record with the conditions and no measurement; that of retrieval where there are captions."""
-    config, count = row.config, len(image_ids)
+    row: Variant, dataset: Dataset, tuning: Tuning, image_ids: Sequence[str], *, plan: Plan, tag: str, weights: str
+) -> Record:
+    """Return a record with the conditions and no measurement."""
+    config = row.config
     if row.method == GOLDEN and row.rankings is not None:
         origin = {name: getattr(row.rankings.provenance, name) for name in PROVENANCE}
         config = config | {name: value for name, value in origin.items() if value not in (None, GoldenConfig.action)}
-    kind: Callable[..., Record] = Record
-    if caption_count is not None:
-        kind = functools.partial(RetrievalRecord, caption_count=caption_count)
-    return kind(
+    return Record(
         created=utc_now(),
         model=row.model,
         method=row.method,
@@ -407,11 +362,10 @@ def blank(
         tuning=tuning.kind,
         prompt_tokens=tuning.prompt_tokens,
         seed=tuning.seed,
-        image_count=count,
+        image_count=len(image_ids),
         images_sha256=images_digest(image_ids),
         image_groups=pack_groups([dataset.group_of(image_id) for image_id in image_ids]),
         image_size=row.vit.input_size,
-        **right(np.zeros(count, dtype=np.bool_) if dataset.classes else None),
         **measured_here(plan, tag, weights),
     )
 
@@ -431,107 +385,16 @@ def measured_here(plan: Plan, tag: str, weights: str) -> dict[str, Any]:
     }
 
 
-def answered(outcome: Outcome, classifier: Tensor | None, labels: NDArray[np.int64], scale: float | None) -> Answers:
-    """Return what a row says of images with these labels, (n,), by a classifier, if there is one."""
-    if classifier is None:
-        return Answers(outcome=outcome)
-    answer = predicted(outcome.features, classifier)
-    return Answers(outcome=outcome, classifier=classifier, predicted=answer, hits=answer == labels, scale=scale)
-
-
-def right(hits: NDArray[np.bool_] | None) -> dict[str, Any]:
-    """Return the fields of ``Record`` that say which images were right; None without labels."""
-    if hits is None:
-        return dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high"))
-    low, high = wilson_interval(int(hits.sum()), len(hits))
-    return {"correct_bits": pack_correct(hits), "top1": float(hits.mean()), "top1_low": low, "top1_high": high}
-
-
-def measurements(own: Answers, truth: Importance | None, groups: Groups = None) -> dict[str, Any]:
-    """Return a row's own fields of ``Record``; ``truth`` is golden importance, if there is any."""
+def measurements(sample: Sample) -> dict[str, Any]:
+    """Return the fields of ``Record`` that say what was measured."""
     facts: dict[str, Any] = {
         "created": utc_now(),
         "git_commit": git_commit(),
-        **right(own.hits),
-        "feature_probe": feature_probe(own.outcome.features),
-        "final_tokens": own.outcome.final_tokens,
-        **agreement(own.outcome, truth, groups),
+        "metrics": measure(sample),
+        "feature_probe": feature_probe(sample.features),
     }
-    for name, found in own.recalls.items():
-        facts |= per_image(name, found, groups)
-    return facts
-
-
-def beside(own: Answers, dense: Answers, groups: Groups = None) -> dict[str, Any]:
-    """Return the fields of ``Record`` that say how a row differs from the dense one.
-
-    Neither agreement of answers nor divergence of probabilities asks for labels, only for classes.
-    """
-    features, theirs = own.outcome.features, dense.outcome.features
-    facts = per_image("cosine_distance", cosine_distance(features, theirs), groups)
-    if len(features) >= LEAST_GALLERY:
-        facts |= per_image("neighbour_overlap", overlap(neighbours(features, theirs), dense.neighbours), groups)
-    if own.predicted is not None:
-        facts |= per_image("dense_agreement", own.predicted == dense.predicted, groups)
-    if own.classifier is not None and dense.classifier is not None and own.scale is not None:
-        apart = divergence(features, own.classifier, theirs, dense.classifier, own.scale)
-        facts |= per_image("kl_to_dense", apart, groups)
-    if own.hits is not None and dense.hits is not None:
-        difference = paired_difference(own.hits, dense.hits, seed=0)
-        facts |= zip(("diff_to_dense", "diff_low", "diff_high"), difference, strict=True)
-    for name, found in own.recalls.items():
-        change = ranks.over_images(found - dense.recalls[name].astype(float), groups=groups)
-        facts |= {f"{name}_diff": change.mean, f"{name}_diff_low": change.low, f"{name}_diff_high": change.high}
-    return facts
-
-
-def per_image(name: str, values: NDArray[Any], groups: Groups = None) -> dict[str, Any]:
-    """Return the fields of a metric with its (n,) values: their mean, its interval, and themselves.
-
-    The mean is that of the values as they are stored, with 3 digits. Nothing of one image.
-    """
-    metric = EVERY[name]
-    if values.dtype == np.bool_:
-        packed = pack_correct(values)
-    else:
-        packed = pack_values(values)
-        values = unpack_values(packed, len(values))
-    mean = ranks.over_images(values, groups=groups)
-    if mean.mean is None:  # one image says nothing about the spread
-        return {}
-    return {name: mean.mean, metric.low: mean.low, metric.high: mean.high, metric.values: packed}
-
-
-def agreement(outcome: Outcome, golden: Importance | None, groups: Groups = None) -> dict[str, Any]:
-    """Compare a row's ranking with the golden one, image by image, as fields of ``Record``.
-
-    k is the number of tokens that the row keeps; ``golden`` is (n, N) importance, NaN rows where
-    there is none. Nothing if fewer than two images have a tau.
-    """
-    if outcome.scores is None or golden is None:
-        return {}
-    ranked = ~np.isnan(golden).any(axis=1)
-    truth, scores = golden[ranked], outcome.scores[ranked]
-    over_images = functools.partial(ranks.over_images, groups=None if groups is None else groups[ranked])
-    tau = over_images(ranks.kendall_tau(truth, scores))
-    if tau.mean is None:
-        return {}
-    cells = golden.shape[1]
-    k = min(outcome.final_tokens, cells)
-    facts: dict[str, Any] = {
-        "match_k": k,
-        "match_chance": ranks.match_chance(k, cells),
-        "golden_images": tau.counted,
-        "tau_undefined": tau.undefined,
-    }
-    means = {
-        ("tau", "tau"): tau,
-        ("weighted_tau", "weighted_tau"): over_images(ranks.weighted_tau(truth, scores)),
-        ("match_at_k", "match"): over_images(ranks.match_at_k(truth, scores, k)),
-    }
-    if k < cells:  # else there is no border
-        means["border_overlap", "border"] = over_images(ranks.border_overlap(truth, scores, k))
-        facts["border_chance"] = ranks.border_chance(k, cells)
-    for (name, prefix), mean in means.items():
-        facts |= {name: mean.mean, f"{prefix}_low": mean.low, f"{prefix}_high": mean.high}
+    if sample.taus is not None and sample.golden is not None:
+        ranked = int((~np.isnan(sample.golden).any(axis=1)).sum())
+        counted = int((~np.isnan(sample.taus)).sum())
+        facts |= {"golden_images": counted, "tau_undefined": ranked - counted}
     return facts

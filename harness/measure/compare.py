@@ -16,12 +16,12 @@ from harness.datasets.few_shot import draw, draw_train, require_apart, require_l
 from harness.golden.store import Rankings, find_rankings, ranked, ranked_revision
 from harness.measure.bench import Bench
 from harness.measure.cost import COUNTED
-from harness.measure.evaluate import correct
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.rows import BLOCK, Variant, require_rows, require_towers
 from harness.measure.traces import Tracer
 from harness.measure.tuning import Tuned, step_runs
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RANDOM, Tuning
+from harness.records.metrics import correct
 from harness.records.record import Record
 from harness.records.statistics import Interval, bootstrap_mean, paired_p
 from zoo.core.messages import tower_name

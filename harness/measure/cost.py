@@ -1,29 +1,214 @@
-"""What rows and predictors cost: multiply-adds, activations, parameters, tokens and time."""
+"""What models cost: multiply-adds and activations of one image, hiding no operator, tokens, and time."""
 
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from harness.base.table import Cell, Column, Table
 from harness.base.terminal import Progress
 from harness.measure.rows import Variant
-from harness.measure.timing import Call, interleaved, random_images
-from harness.models.cost import gflops
-from harness.records.conditions import DENSE, DTYPES, GOLDEN
-from harness.records.record import Latency, lacking
-from harness.records.statistics import Interval
-from zoo.core.host import Host
-from zoo.core.predictor import Predictor
+from harness.measure.timing import time_models
+from harness.records.conditions import DENSE, GOLDEN
+from harness.records.record import Times, lacking
+
+# Counted as free, like everywhere in the field: one pass over the data, no contraction. fvcore
+# itself counts LayerNorm as 5 per element (0.02 of ViT-B/16's 17.58 G) and knows more free ones
+# (views, copies, gather, comparisons). An operator in neither list is reported as unsupported.
+FREE_OPERATORS = frozenset(
+    f"aten::{name}"
+    for names in (
+        # elementwise arithmetic and activations
+        "abs add addcmul bernoulli clamp_max clamp_min clone cos div erf exp gelu "
+        "hardsigmoid le lift_fresh log log1p logical_and logical_not logical_or lt maximum "
+        "minimum mul ne neg pow reciprocal rsqrt rsub sigmoid silu sin sqrt sub tanh where",
+        # integer arithmetic on bits
+        "__lshift__ __or__ __rshift__ __xor__ bitwise_and bitwise_left_shift bitwise_or "
+        "bitwise_right_shift bitwise_xor",
+        # reductions and normalisations
+        "adaptive_avg_pool1d all amax amin any argmax argmin cummax cumsum frobenius_norm "
+        "linalg_vector_norm log_softmax logsumexp mean min norm prod softmax std sum var",
+        # ordering and random numbers (comparisons, no multiplication)
+        "argsort kthvalue one_hot rand rand_like randn randn_like randperm sort topk unique_dim",
+        # moving data that fvcore does not list
+        "broadcast_tensors embedding expand_as eye fill full index_add index_copy index_select "
+        "is_floating_point masked_fill masked_select masked_scatter movedim new_ones ones_like "
+        "pad repeat repeat_interleave scatter scatter_add scatter_reduce searchsorted swapaxes "
+        "take_along_dim tensor tile tril triu unflatten view_as zero",
+    )
+    for name in names.split()
+)
 
 COUNTED = 20  # runs on an image that take about as long as counting a row's multiply-adds
+Handle = Callable[[list[Any], list[Any]], Any]  # an operator's inputs and outputs to its count
+_ACTIVATIONS = "activations"  # beside operators' names in what the handles return; none has it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Carry what can be counted of a row, regardless of images."""
+class OperatorCost:
+    """What one image costs a model.
+
+    Activations are elements that products give per image: results of convolutions, linear maps and
+    matrix products (fvcore's definition). Of attention both its weights and its result, fused or
+    not, though a fused kernel never writes the weights down.
+    """
+
+    gflops: float  # 1e9 multiply-adds per image, attention included
+    by_operator: Mapping[str, float]  # the same per operator name without "aten::"
+    unsupported: tuple[str, ...]  # operators whose cost is unknown and missing, sorted
+    params: int  # trained or not
+    activations: int
+
+
+def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 3) -> OperatorCost:
+    """Trace one image through the model in eval mode and count with fvcore.
+
+    The model maps (1, channels, height, width) to a tensor. It stays on its device and in its
+    dtype; training flags, random state and the attention fast path are restored.
+
+    Raises:
+        ValueError: The size is not positive, or the model has no parameter to place input by.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width, channels) < 1:
+        raise ValueError(f"need a positive image size, got {channels}x{height}x{width}")
+    place = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if place is None:
+        raise ValueError(f"{type(model).__name__} has no parameters: cannot tell device and dtype")
+    if place.is_meta:
+        raise ValueError("a model on the meta device cannot be traced: create it on the cpu")
+    image = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
+    with _undisturbed(model), torch.no_grad():
+        from fvcore.nn import FlopCountAnalysis  # here, as importing it warns about torch.jit
+
+        analysis = FlopCountAnalysis(model, (image.to(place),))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.tracer_warnings("none").set_op_handle(**_handles())
+        totals = dict(analysis.by_operator())
+        activations = int(totals.pop(_ACTIVATIONS, 0))
+        counts = {name: count / 1e9 for name, count in totals.items()}
+        free = {form for name in FREE_OPERATORS for form in (name, f"{name}_")}  # or in place
+        unknown = set(analysis.unsupported_ops()) - free
+    return OperatorCost(
+        gflops=sum(counts.values()),
+        by_operator=counts,
+        unsupported=tuple(sorted(unknown)),
+        params=sum(p.numel() for p in model.parameters()),
+        activations=activations,
+    )
+
+
+def _attention(inputs: list[Any], _outputs: list[Any]) -> int:
+    """Count fused attention: queries times keys, then weights times values."""
+    query, key, value = (_shape(argument) for argument in inputs[:3])
+    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _attended(inputs: list[Any], outputs: list[Any]) -> int:
+    """Return the elements of fused attention: a weight per query and key, and the result."""
+    query, key = (_shape(argument) for argument in inputs[:2])
+    return prod(query[:-1]) * key[-2] + _elements(inputs, outputs)
+
+
+def _bmm(inputs: list[Any], _outputs: list[Any]) -> int:
+    """Count a product of matrices, batched or not; fvcore's own handle fails with `out=`."""
+    left, right = (_shape(argument) for argument in inputs[:2])
+    return prod(left) * right[-1]
+
+
+def _cdist(inputs: list[Any], _outputs: list[Any]) -> int:
+    """Count pairwise distances as the product of matrices that they hide."""
+    left, right = (_shape(argument) for argument in inputs[:2])
+    return prod(left) * right[-2]
+
+
+def _shape(value: Any) -> list[int]:
+    sizes: list[int] = value.type().sizes()
+    return sizes
+
+
+def _elements(_inputs: list[Any], outputs: list[Any]) -> int:
+    """Return the elements of an operator's result."""
+    return prod(_shape(outputs[0]))
+
+
+def _bicubic(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count 4 x 4 weights for each resized value (position tables of another image size)."""
+    return 16 * _elements(inputs, outputs)
+
+
+def _added(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count a product that is added to something, the first input."""
+    return _bmm(inputs[1:], outputs)
+
+
+# Products that fvcore doesn't know, or counts wrongly.
+_PRODUCTS = {
+    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("addmm_", "baddbmm", "addbmm"), _added),
+    "bmm": _bmm,
+    "cdist": _cdist,
+    **dict.fromkeys(("dot", "mv"), lambda inputs, _: prod(_shape(inputs[0]))),
+}
+_RESIZED = {f"aten::{name}": _bicubic for name in ("upsample_bicubic2d", "_upsample_bicubic2d_aa")}
+
+
+def _handles() -> dict[str, Handle]:
+    """Return what counts products, their activations along, so that one trace gives both."""
+    from fvcore.nn import jit_handles as known
+
+    def both(name: str, count: Handle) -> Handle:
+        elements = _attended if count is _attention else _elements
+
+        def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+            counted = count(inputs, outputs)
+            if not isinstance(counted, Counter):
+                counted = Counter({name: counted})
+            return counted + Counter({_ACTIVATIONS: elements(inputs, outputs)})
+
+        return handle
+
+    names = ("addmm", "einsum", "linear", "matmul")
+    products = {name: getattr(known, f"{name}_flop_jit") for name in names}
+    products |= {"_convolution": known.conv_flop_jit, "mm": known.matmul_flop_jit, **_PRODUCTS}
+    return _RESIZED | {f"aten::{name}": both(name, count) for name, count in products.items()}
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Set eval mode, silence the tracer, and put back every flag on leaving.
+
+    nn.MultiheadAttention's fast path is one opaque operator (its cost would be missing), so it is
+    off meanwhile.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    logger = logging.getLogger("fvcore")
+    disabled = logger.disabled
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        logger.disabled = True
+        model.eval()
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = disabled
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, was_training in training:
+            module.training = was_training
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCost:
+    """What can be counted of a row, regardless of images."""
 
     gflops: float  # 1e9 multiply-adds per image
     uncounted_operators: tuple[str, ...] = ()  # whose cost is unknown and missing from it
@@ -33,10 +218,10 @@ class Counts:
     final_tokens: int  # patch tokens left at the end
 
 
-def counts(rows: Sequence[Variant], progress: Progress) -> dict[str, Counts]:
+def count_costs(rows: Sequence[Variant], progress: Progress) -> dict[str, RowCost]:
     """Count multiply-adds, activations, parameters and tokens of rows that can be run, by key."""
     counted = {}
-    with progress.task("multiply-adds", len(rows), units=COUNTED) as update:
+    with progress.task("multiply-adds", len(rows)) as update:
         for done, row in enumerate(rows, start=1):
             like, size = next(row.vit.parameters()), row.vit.input_size
             cost = gflops(row.vit, size)
@@ -44,7 +229,7 @@ def counts(rows: Sequence[Variant], progress: Progress) -> dict[str, Counts]:
                 progress.say(f"{row.key}: {lack}")
             with torch.inference_mode():
                 trace = row.vit.trace(torch.zeros(1, 3, *size).to(like))
-            counted[row.key] = Counts(
+            counted[row.key] = RowCost(
                 gflops=cost.gflops,
                 uncounted_operators=cost.unsupported,
                 activations=cost.activations,
@@ -63,102 +248,16 @@ def costs(rows: Sequence[Variant], rounds: Mapping[int, int], progress: Progress
     """
     real = [row for row in rows if row.method != GOLDEN]
     facts: dict[str, dict[str, Any]] = {row.key: {} for row in rows}
-    for key, counted in counts(real, progress).items():
+    for key, counted in count_costs(real, progress).items():
         facts[key] = dict(vars(counted))
         del facts[key]["final_tokens"]  # the images' own say that
-    latencies: dict[str, list[Latency]] = {row.key: [] for row in real}
+    latencies: dict[str, list[Times]] = {row.key: [] for row in real}
     dense = next((row.key for row in real if row.method == DENSE), "")  # none beside prompts
     for batch, count in rounds.items():
-        weight, size = next(real[0].vit.parameters()), real[0].vit.input_size
-        images = random_images(batch, size, weight.device, weight.dtype)
-        with progress.task(f"latency at batch {batch}", count, units=batch * len(real)) as update:
-            timings = interleaved({row.key: row.vit for row in real}, images, count, warmup=1, tick=update)
+        with progress.task(f"latency at batch {batch}", count) as update:
+            timings = time_models({row.key: row.vit for row in real}, batch, count, warmup=1, tick=update)
         for key, timing in timings.items():
             latencies[key].append(timing.latency(None if key == dense else timings.get(dense)))
     for key, entries in latencies.items():
         facts[key]["latency"] = tuple(entries)
     return facts
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overhead:
-    """What one predictor costs beside the dense tower that it serves."""
-
-    arch: str
-    width: int  # channels inside
-    params: int
-    gflops: float  # 1e9 multiply-adds per image, fvcore's
-    share: float  # of the dense tower's
-    uncounted: tuple[str, ...]  # operators of unknown cost, which ``gflops`` lacks
-    latency: Interval  # time by the dense tower's, median over rounds in which both were timed
-
-
-class _Alone(nn.Module):
-    """A predictor on tokens (B, T, D), which the counter gives it as an image (B, D, T, 1)."""
-
-    def __init__(self, predictor: Predictor, prefix: int, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.predictor, self.prefix, self.grid = predictor, prefix, grid
-
-    def forward(self, image: Tensor) -> Tensor:
-        tokens = image.flatten(2).transpose(1, 2)
-        scores: Tensor = self.predictor(tokens, self.prefix, self.grid)
-        return scores
-
-
-def overhead(
-    vit: Host, shapes: Sequence[tuple[str, int]], *, batch: int, rounds: int, dtype: str, progress: Progress
-) -> list[Overhead]:
-    """Count and time predictors with random weights, which cost what fitted ones do.
-
-    ``shapes`` are their architectures and widths, ``vit`` the dense tower on its device.
-    """
-    vit = vit.to(dtype=DTYPES[dtype])
-    weight, size = next(vit.parameters()), vit.input_size
-    grid, prefix = vit.grid, vit.prefix_count
-    count = prefix + grid[0] * grid[1]
-    images = random_images(batch, size, weight.device, weight.dtype)
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.randn(batch, count, vit.embed_dim, generator=generator).to(images)
-    tokens = tokens.transpose(1, 2)[..., None]  # as an image, and contiguous for the predictor
-    nets: dict[tuple[str, int], nn.Module] = {}
-    for arch, width in shapes:
-        shape = (arch, vit.embed_dim, width, grid)
-        predictor = Predictor(*shape, weight.device, weight.dtype).eval()
-        nets[arch, width] = _Alone(predictor, prefix, grid)
-
-    def on_tokens(net: nn.Module) -> Call:
-        return lambda _images: net(tokens)
-
-    calls: dict[str, Call] = {DENSE: vit}
-    calls |= {f"{arch} {width}": on_tokens(net) for (arch, width), net in nets.items()}
-    with progress.task(f"latency at batch {batch}", 1) as update:
-        timings = interleaved(calls, images, rounds)
-        update(1)
-    whole, rows = gflops(vit, size).gflops, []
-    for (arch, width), net in nets.items():
-        cost = gflops(net, (count, 1), channels=vit.embed_dim)
-        facts: dict[str, Any] = {"arch": arch, "width": width, "params": cost.params}
-        facts |= {"gflops": cost.gflops, "share": cost.gflops / whole}
-        latency = timings[f"{arch} {width}"].ratio_to(timings[DENSE])
-        rows.append(Overhead(**facts, uncounted=cost.unsupported, latency=latency))
-    return rows
-
-
-def overhead_table(rows: Sequence[Overhead], title: str) -> Table:
-    """Lay predictors out beside the tower."""
-    lack = lacking(dict.fromkeys(name for row in rows for name in row.uncounted))
-    heads = ("network", "width", "parameters", "GFLOPs", "share, %", "time, %")
-    cells = []
-    for row in rows:
-        ratio, low, high = (100 * value for value in row.latency)
-        time = f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
-        size, share = (str(row.width), f"{row.params:,}"), f"{100 * row.share:.2f}"
-        cells.append([*map(Cell, (row.arch, *size, f"{row.gflops:.4f}", share, time))])
-    return Table(
-        title=title,
-        caption="share: of the dense tower's multiply-adds; time: ratio to the dense tower's, "
-        f"median [interval] of rounds in turn{'; ' if lack else ''}{lack}",
-        columns=[Column(heading=head, left=head == "network") for head in heads],
-        rows=cells,
-    )

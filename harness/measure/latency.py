@@ -16,7 +16,7 @@ import zoo
 from harness import git_commit
 from harness.base.terminal import Progress
 from harness.measure import timing, ways
-from harness.measure.cost import Counts, counts
+from harness.measure.cost import RowCost, count_costs
 from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
 from harness.measure.times import EAGER_FLOAT32, OWN, LatencyRecord, fitting, time_fields
 from harness.measure.ways import EAGER
@@ -146,7 +146,7 @@ class Family:
     tag: str  # of the tower's weights
     weights: str  # their fingerprint
     rows: list[Variant]  # the dense one first; all share its weights
-    counts: dict[str, Counts]  # by the row's key
+    counts: dict[str, RowCost]  # by the row's key
 
 
 def load_family(
@@ -170,7 +170,7 @@ def load_family(
         tower = towers.load_tower(dense)
         vit, (arch, _, tag) = _resized(tower.vit, size), tower.name.partition(".")
         rows = rows_of(vit, arch, tag, whole + list(pairs)) + _saved(dense, vit, arch)
-    return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=counts(rows, progress))
+    return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=count_costs(rows, progress))
 
 
 def _resized(vit: ReducedViT, size: int | None) -> ReducedViT:

@@ -11,15 +11,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from scipy.optimize import isotonic_regression
 
 import zoo
 from harness.base.terminal import Progress
+from harness.measure.cost import gflops
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, rows_of
-from harness.measure.timing import interleaved, random_images
-from harness.models.cost import gflops
+from harness.measure.timing import time_models
 from harness.records.averages import time_ratio
 from harness.records.conditions import DENSE, DTYPES, MATCHED
 from harness.records.record import Record
@@ -138,18 +137,20 @@ class TimeRatios:
     def __init__(self, dense: ReducedViT, *, batch: int, device: str, dtype: str) -> None:
         """Copy the dense tower, which stays as it is: predictors know it by its weights."""
         self._dense = copy.deepcopy(dense).to(device, DTYPES[dtype])
-        self.images = random_images(batch, dense.input_size, torch.device(device), DTYPES[dtype])
+        self._batch = batch
 
     def of(self, vits: Mapping[K, ReducedViT], rounds: int) -> dict[K, float]:
         """Return the median over rounds, in which all models are called in turn, of times by the dense one's."""
-        calls = {str(at): self._placed(vit) for at, vit in enumerate(vits.values())}
-        timings = interleaved({DENSE: self._dense, **calls}, self.images, rounds, warmup=0)
+        copies = {str(at): self._copy(vit) for at, vit in enumerate(vits.values())}
+        timings = time_models({DENSE: self._dense, **copies}, self._batch, rounds, warmup=0)
         return {key: timings[str(at)].ratio_to(timings[DENSE]).estimate for at, key in enumerate(vits)}
 
-    def _placed(self, vit: ReducedViT) -> ReducedViT:
-        placed = zoo.reduce(self._dense, method=None)
-        placed.reducer = copy.deepcopy(vit.reducer)
-        return placed.to(self.images.device, self.images.dtype).eval()
+    def _copy(self, vit: ReducedViT) -> ReducedViT:
+        """Return the reduction on the copied tower's weights."""
+        like = next(self._dense.parameters())
+        copied = zoo.reduce(self._dense, method=None)
+        copied.reducer = copy.deepcopy(vit.reducer)
+        return copied.to(like.device, like.dtype).eval()
 
 
 def search_times(
@@ -251,7 +252,7 @@ def matched_rows(
             keeps |= equal_times(times, {rate: one.vit for rate, one in targets.items()}, left, progress)
     pairs = [(method, keeps.get((method, rate), rate)) for method in methods for rate in plan.keeps]
     rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *pairs]))
-    return rows if plan.match == "gflops" else [_marked(one, keeps, plan) for one in rows]
+    return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
 
 
 def _equal_gflops(
@@ -267,7 +268,7 @@ def _equal_gflops(
     return keeps
 
 
-def _marked(row: Variant, keeps: Mapping[MethodRate, float], plan: Plan) -> Variant:
+def _mark(row: Variant, keeps: Mapping[MethodRate, float], plan: Plan) -> Variant:
     """Note in a row's settings whose time it meets."""
     rates = [rate for (method, rate), keep in keeps.items() if (method, keep) == (row.method, row.keep)]
     return replace(row, config=row.config | {MATCHED: plan.matched(*rates)}) if rates else row

@@ -54,7 +54,7 @@ class LatencyRecord:
     machine: Machine
     failed: str | None = None  # why there are no times
     samples_ms: tuple[float, ...] = ()  # of whole calls; those of a cell share rounds
-    # As `records.Latency` has them, under the same names.
+    # As `records.Times` has them, under the same names.
     median_ms: float | None = None
     q1_ms: float | None = None
     q3_ms: float | None = None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from harness.records.conditions import device_name
-from harness.records.record import Latency
+from harness.records.record import Times
 from harness.records.statistics import Interval, median_interval
 
 LEAST_ROUNDS = 6  # from which on a median has a 95 % interval
@@ -63,14 +63,14 @@ class Timing:
         pairs = zip(self.samples_ms, reference.samples_ms, strict=True)
         return median_interval([sample / other for sample, other in pairs])
 
-    def latency(self, dense: Self | None = None) -> Latency:
+    def latency(self, dense: Self | None = None) -> Times:
         """Summarise the samples as records do; ``dense`` is of the same rounds, if there is one."""
         median, first, third = self.spread_ms
         ratio = (None, None, None) if dense is None else self.ratio_to(dense)
         times: dict[str, Any] = {"median_ms": median, "q1_ms": first, "q3_ms": third}
         names = ("ratio_to_dense", "ratio_low", "ratio_high")
         times |= dict(zip(names, ratio, strict=True))
-        return Latency(batch=self.batch, images_per_s=1000 * self.batch / median, **times)
+        return Times(batch=self.batch, images_per_s=1000 * self.batch / median, **times)
 
 
 def verdict(ratio: Interval) -> str:

@@ -12,9 +12,10 @@ from torch import Tensor
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
-from harness.measure.evaluate import OutcomeCache, correct, outcomes
+from harness.measure.evaluate import OutcomeCache, outcomes
 from harness.measure.rows import Outcome, Variant
 from harness.models.towers import text_classifier
+from harness.records.metrics import correct
 from zoo.core.files import cache_folder, digest
 from zoo.core.precision import precision_on
 from zoo.learning.prompt_learner import TuneConfig
@@ -51,7 +52,7 @@ class Tuned:
         return digest(self.file.path)
 
 
-class Judged(NamedTuple):
+class Performance(NamedTuple):
     """How a model does on labelled images."""
 
     top1: float  # share of images that are right
@@ -141,20 +142,20 @@ class Tuner:
         words = "prompts of an earlier run are tuned anew"
         return loadable(path, PromptFile.read, PromptFile.load, words, self.progress)
 
-    def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[Judged, Judged]:
+    def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[Performance, Performance]:
         """Judge a row by labelled images, as it is, by text, and tuned."""
 
-        def judged(features: Tensor, classifier: Tensor) -> Judged:
+        def perform(features: Tensor, classifier: Tensor) -> Performance:
             scores = self.parts.model.logit_scale.detach().exp().cpu() * features @ classifier.T
             loss = float(F.cross_entropy(scores, torch.from_numpy(split.labels)))
-            return Judged(float(correct(features, classifier, split.labels).mean()), loss)
+            return Performance(float(correct(features, classifier, split.labels).mean()), loss)
 
         text, _ = text_classifier(self.parts, self.dataset)
         plain = self._outcomes.whole([row.key], split, lambda rest: self._outcomes_of([row], rest))[row.key]
         own = plain
         if tuned.file.recipe["tokens"] != "t":
             own = self._outcomes_of([replace(row, vit=tuned.vit)], split)[row.key]
-        return judged(plain.features, text), judged(own.features, tuned.classifier)
+        return perform(plain.features, text), perform(own.features, tuned.classifier)
 
     def _tune(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig, path: Path) -> None:
         """Tune one row and write the result; go on where a stopped run was."""
@@ -162,9 +163,7 @@ class Tuner:
         what = f"{config.tokens} for {row.key}, {self.dataset.name}, {shots} shots, draw {seed}"
         train, val = (self._labelled(row, split, config) for split in few)
         model = (row.vit, self.parts, self.dataset.classes, self.dataset.templates)
-        units = step_runs(config, len(self.dataset.classes))
-        steps = config.total_steps(len(few.train))
-        with self.progress.task(f"{what}, steps", steps, units=units) as update:
+        with self.progress.task(f"{what}, steps", config.total_steps(len(few.train))) as update:
             learner = tune(*model, train, val, config, checkpoint=checkpoint, on_step=update)
         provenance = {"tuned_on": row.model, "method": row.config, "shots": shots, "draw": seed, "draws": self.draws}
         provenance["dataset_revision"] = self.dataset.condition
@@ -186,7 +185,7 @@ class Tuner:
         like = next(rows[0].vit.blocks.parameters())
         device, dtype, preprocess = like.device, like.dtype, self.parts.preprocess
         runs = len(split) * len(rows)
-        with self.progress.task(f"images of {self.dataset.name} x rows", runs, units=1) as update:
+        with self.progress.task(f"images of {self.dataset.name} x rows", runs) as update:
             return outcomes(rows, split, preprocess, device=device, dtype=dtype, on_run=update)
 
     def _labelled(self, row: Variant, split: Split, config: TuneConfig) -> Labelled:

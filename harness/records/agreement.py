@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from harness.records.statistics import bootstrap_mean
+from harness.records.statistics import Interval, bootstrap_mean
 
 BAND = 0.1  # of all patches: how far on either side of the border `border_overlap` looks
 
@@ -28,6 +28,13 @@ class Agreement:
     counted: int  # images behind the mean
     undefined: int  # images without a value (NaN: one side gives all patches the same score)
 
+    @property
+    def interval(self) -> Interval | None:
+        """The mean with the ends of its interval; None where there is none."""
+        if self.mean is None or self.low is None or self.high is None:
+            return None
+        return Interval(self.mean, self.low, self.high)
+
 
 def over_images(values: ArrayLike, seed: int = 0, groups: ArrayLike | None = None) -> Agreement:
     """Return the mean of (B,) values, one per image, those that are NaN left out and counted.
@@ -38,12 +45,19 @@ def over_images(values: ArrayLike, seed: int = 0, groups: ArrayLike | None = Non
     defined = ~np.isnan(every)
     known = every[defined]
     counts = {"counted": len(known), "undefined": len(every) - len(known)}
-    left = None if groups is None else np.unique(np.asarray(groups)[defined], return_inverse=True)[1]
-    if len(known) < 2 or (left is not None and not left.any()):  # one says nothing about the spread
+    if not has_spread(every, groups):
         return Agreement(mean=None, low=None, high=None, **counts)
+    left = None if groups is None else np.unique(np.asarray(groups)[defined], return_inverse=True)[1]
     mean, low, high = bootstrap_mean(known, seed, left)
     # Equal values would otherwise leave the mean outside by its last digit.
     return Agreement(mean=mean, low=min(low, mean), high=max(high, mean), **counts)
+
+
+def has_spread(values: NDArray[np.float64], groups: ArrayLike | None = None) -> bool:
+    """Tell whether two of (B,) values, of images of two groups, aren't NaN: one says nothing about the spread."""
+    defined = ~np.isnan(values)
+    known = np.arange(len(values)) if groups is None else np.asarray(groups)
+    return len(np.unique(known[defined])) > 1
 
 
 def kendall_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64]:

@@ -3,8 +3,9 @@
 import functools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,8 @@ from numpy.typing import NDArray
 from harness.datasets import list_datasets, shipped_facts, split_words
 from harness.datasets.rooted import RootedDataset
 from harness.records.conditions import DENSE, MATCHED, PROMPTS
-from harness.records.record import (
-    FIDELITY,
-    METRICS,
-    Latency,
-    Metric,
-    Record,
-    RetrievalRecord,
-    lacking,
-    refuse_mixed,
-)
+from harness.records.metrics import METRICS, Measured, Metric, fidelity_metrics
+from harness.records.record import Record, Times, lacking, refuse_mixed
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
@@ -99,17 +92,21 @@ class Average:
         counts: NDArray[np.int64] = np.sum([r.correct for r in self.records], axis=0)
         return counts
 
-    def mean(self, field: str) -> Any:
-        """Return the mean over seeds of a field of ``Record``; None where one lacks it."""
-        return _mean([getattr(record, field) for record in self.records])
+    def measured(self, name: str) -> Measured | None:
+        """Return the means over seeds of all numbers of a metric; None where one lacks it."""
+        own = [record.metrics.get(name) for record in self.records]
+        if len(own) == 1 or None in own:
+            return own[0] if len(own) == 1 else None
+        numbers = ("mean", "low", "high", "at", "chance")
+        return Measured(**{each: _mean([getattr(one, each) for one in own]) for each in numbers})
 
-    def interval(self, field: str, low: str, high: str) -> Interval | None:
-        """Return a field with the ends of its interval, all three the mean over seeds."""
-        return _interval(*(self.mean(name) for name in (field, low, high)))
+    def mean(self, name: str) -> Any:
+        """Return the mean over seeds of a metric; None where one lacks it."""
+        return _mean([record.mean(name) for record in self.records])
 
-    def per_image(self, metric: Metric) -> NDArray[np.float64] | None:
+    def per_image(self, name: str) -> NDArray[np.float64] | None:
         """Return (image_count,) values of a metric, mean over seeds; None where one lacks them."""
-        values = [record.per_image(metric) for record in self.records]
+        values = [record.per_image(name) for record in self.records]
         known = [own for own in values if own is not None]
         return np.mean(known, axis=0) if len(known) == len(values) else None
 
@@ -127,19 +124,18 @@ class Average:
             return self.top1
         if metric.name == "diff_to_dense":
             return self.to_dense
-        if len(self.records) > 1 and (values := self.per_image(metric)) is not None:
+        if len(self.records) > 1 and (values := self.per_image(metric.name)) is not None:
             return bootstrap_mean(values, seed=0, groups=self.first.groups)
-        ends = self.interval(metric.name, metric.low, metric.high) if metric.low else None
-        value: float | None = self.mean(metric.name)
-        return value if ends is None else ends
+        own = self.measured(metric.name)
+        return None if own is None else own.mean if own.interval is None else own.interval
 
     @functools.cached_property
-    def latency(self) -> tuple[Latency, ...]:
+    def latency(self) -> tuple[Times, ...]:
         """One entry per batch size that all seeds were timed at."""
         times = [{entry.batch: entry for entry in record.latency} for record in self.records]
-        names = [field.name for field in fields(Latency)]
+        names = [field.name for field in fields(Times)]
         return tuple(
-            Latency(**{n: _mean([getattr(known[batch], n) for known in times]) for n in names})
+            Times(**{n: _mean([getattr(known[batch], n) for known in times]) for n in names})
             for batch in times[0]
             if all(batch in known for known in times)
         )
@@ -158,8 +154,8 @@ def averages(records: Sequence[Record]) -> list[Average]:
         return [
             Average(
                 records=(record,),
-                top1=_interval(record.top1, record.top1_low, record.top1_high),
-                to_dense=_interval(record.diff_to_dense, record.diff_low, record.diff_high),
+                top1=record.interval("top1"),
+                to_dense=record.interval("diff_to_dense"),
             )
             for record in records
         ]
@@ -178,7 +174,7 @@ def averages(records: Sequence[Record]) -> list[Average]:
             )
     rows = []
     for own in models.values():
-        tops = [top1 for seed in seeds if (top1 := own[seed].top1) is not None]
+        tops = [top1 for seed in seeds if (top1 := own[seed].mean("top1")) is not None]
         mean = mean_interval(tops) if len(tops) == len(seeds) else None
         cut = None if mean is None else Interval(mean.estimate, max(0.0, mean.low), min(1.0, mean.high))
         rows.append(Average(records=tuple(own[s] for s in seeds), top1=cut, to_dense=None))
@@ -198,12 +194,6 @@ def training_free(records: Sequence[Record]) -> list[list[Record]]:
     return shown or [dense]
 
 
-def _interval(estimate: float | None, low: float | None, high: float | None) -> Interval | None:
-    if estimate is None or low is None or high is None:
-        return None
-    return Interval(estimate, low, high)
-
-
 def _dense(rows: Sequence[Average]) -> Average | None:
     return next((row for row in rows if row.method == DENSE), None)
 
@@ -220,11 +210,13 @@ class Judged:
         return self.families[metric].mark(row.identity) if metric in self.families else ""
 
 
-def judged(rows: Sequence[Average], reference: str = REFERENCE) -> Judged | None:
+def judged(
+    rows: Sequence[Average], reference: str = REFERENCE, heading: Callable[[Metric], str] = attrgetter("title")
+) -> Judged | None:
     """Say which rows differ clearly; None where there is nothing to compare with.
 
     Top-1 is compared with the dense model's, each fidelity metric with that of the method
-    ``reference`` at the same keep rate; a family each.
+    ``reference`` at the same keep rate; a family each. ``heading`` gives the name of a metric in the note.
     """
     families, notes = {}, []
     dense = _dense(rows)
@@ -241,10 +233,10 @@ def judged(rows: Sequence[Average], reference: str = REFERENCE) -> Judged | None
     goals = {row.keep: row for row in reversed(rows) if row.method == reference}
     pairs = [(row, goals[row.keep]) for row in rows if row.method not in (DENSE, reference) and row.keep in goals]
     keys = [row.identity for row, _ in pairs]
-    judged_by = {m.name: together(dict(zip(keys, fidelity_ps(pairs, m), strict=True))) for m in FIDELITY}
+    judged_by = {m.name: together(dict(zip(keys, fidelity_ps(pairs, m), strict=True))) for m in fidelity_metrics()}
     if tested := {name: family for name, family in judged_by.items() if family.alone}:
         families |= tested
-        names = ", ".join(metric.short for metric in FIDELITY if metric.name in tested)
+        names = ", ".join(heading(metric) for metric in fidelity_metrics() if metric.name in tested)
         what = f"{reference}'s at the same keep rate, better or worse"
         notes.append(f"in {names}: {mark_note(FLIPPED, 'each column by itself', what)}")
     return Judged(families=families, note="; ".join(notes)) if families else None
@@ -257,7 +249,7 @@ def fidelity_p(row: Average, other: Average, metric: Metric) -> float | None:
 
 def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> list[float | None]:
     """Return `fidelity_p` of pairs of rows, all on the same images."""
-    values = {id(row): row.per_image(metric) for pair in pairs for row in pair}
+    values = {id(row): row.per_image(metric.name) for pair in pairs for row in pair}
     known = {
         at: a - b
         for at, (row, other) in enumerate(pairs)
@@ -272,7 +264,7 @@ def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> lis
 
 def fidelity_difference(row: Average, other: Average, metric: Metric) -> tuple[Interval, float] | None:
     """Return a row's metric minus another's, paired by image, and its p-value; None where one has no values."""
-    a, b, p = row.per_image(metric), other.per_image(metric), fidelity_p(row, other, metric)
+    a, b, p = row.per_image(metric.name), other.per_image(metric.name), fidelity_p(row, other, metric)
     return None if a is None or b is None or p is None else (paired_mean(a, b, seed=0, groups=row.first.groups), p)
 
 
@@ -367,9 +359,8 @@ def protocol(record: Record) -> str:
     """Say how the images of a record were classified, or retrieved."""
     if record.shots:
         return f"{shots_of(record)}, {learned(record)}"
-    if record.correct_bits is None:
-        by = f"retrieval by {record.caption_count:,} captions" if isinstance(record, RetrievalRecord) else ""
-        return by or "without labels"
+    if not record.labelled:
+        return "without labels" if record.caption_count is None else f"retrieval by {record.caption_count:,} captions"
     if record.tag in SIZES[EMBEDDED].tags and record.dataset in list_datasets():
         return captions(record.dataset)
     return "text classifier"
@@ -479,6 +470,6 @@ def _meets(row: Average, goal: Average, batch: int | None) -> bool:
     return goal.keep in facts["keeps"] and (facts["time_of"], facts["batch"]) == (goal.method, batch)
 
 
-def time_ratio(latency: Sequence[Latency], batch: int) -> float | None:
+def time_ratio(latency: Sequence[Times], batch: int) -> float | None:
     """Return the time at a batch size by the dense model's; None where there is none."""
     return next((entry.ratio_to_dense for entry in latency if entry.batch == batch), None)

@@ -1,34 +1,34 @@
-"""Records: what is measured of a model, by field; reading, appending and using them again."""
+"""Records: what is measured of a model on a dataset; reading, appending and using them again."""
 
 import base64
+import functools
 import hashlib
 import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from harness.base.lines import append_lines, can_resume, parse_lines
-from harness.base.table import NOT_MEASURED
 from harness.base.terminal import Progress
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RECOVERY, TUNINGS
+from harness.records.metrics import METRICS, Measured, unpack
+from harness.records.statistics import Interval
 from zoo.core.files import from_json, strict_json
 from zoo.core.messages import expected
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 RECORDS = "records.jsonl"  # in the folder of a run
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
-_ROUNDING = 1e-4  # by which a mean of rounded values may leave its range
 _NAMED = 3  # owners named of each value that differs
 
 T = TypeVar("T")
-R = TypeVar("R", bound="Record")
 
 Role = Literal["run", "setting", "condition", "measurement"]
 
@@ -45,89 +45,39 @@ class Field:
     unit: str = ""  # suffix of its column in CSV, where the field's name doesn't say it
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metric(Field):
-    """Describe a measured quantity for all that show, compare or check it."""
-
-    name: str = ""  # of the field; known once it is declared, see `metrics`
-    heading: str = ""  # of its column in reports, CSV apart; empty: it has none
-    short: str = ""  # of its column in the terminal; empty: it has none
-    form: str = ".2f"  # ``format`` of a value; if it ends in %, the column is in percent
-    short_form: str = ""  # in the terminal, if it is another one
-    low: str = ""  # field with the low end of its interval
-    high: str = ""  # field with the high end
-    loose: bool = False  # whether the interval may be missing where the value is there
-    ends: Literal["", "wide", "roomy", "always"] = ""  # which forms in the terminal show the interval
-    at: str = ""  # field with the number of patches that it is for
-    chance: str = ""  # field with what unrelated rankings give
-    # Field with its value of each image, packed: a name in "_bits" by `pack_correct`, else by
-    # `pack_values`. Rows and runs are compared by these in pairs.
-    values: str = ""
-    # Narrowest form of a terminal's table that has the column; what the narrow one has, a report's
-    # summary has, too.
-    least: Literal["narrow", "middle", "wide"] = "wide"
-    place: int = 0  # columns with a higher one stand further right; else they stand as declared
-    better: Literal["", "higher", "lower"] = ""  # empty: neither
-    # How far `check` lets it move: not at all, or an attribute of ``Bounds``; empty: unchecked.
-    bound: Literal["", "exact", "cosine", "flips", "divergence", "probe", "tau"] = "exact"
-    change: str = ""  # ``format`` of differences in ``compare RUN RUN``; empty: it has no column
-    # Of one that says how near to the dense model a row is: what it is, for captions.
-    fidelity: str = ""
-    least_value: float = -math.inf  # that it can have; rounding may take it a little further
-    most_value: float = math.inf
-
-    def text(self, value: float | None, *, short: bool = False) -> str:
-        """Format a value; a dash if it was not measured."""
-        if value is None:
-            return NOT_MEASURED
-        return format(value, self.short_form or self.form if short else self.form).removesuffix("%")
-
-    def require_value(self, value: Any) -> None:
-        """Raise ValueError for a number that it can't have."""
-        if not isinstance(value, (int, float)):
-            return
-        slack = _ROUNDING * max(1.0, abs(value))
-        if not self.least_value - slack <= value <= self.most_value + slack or not math.isfinite(value):
-            raise ValueError(f"{self.name} must lie in [{self.least_value:g}, {self.most_value:g}], got {value!r}")
-
-
 RUN = Field(role="run")
 SETTING = Field(role="setting")
 CONDITION = Field(role="condition")
-MEASURED = Field()  # what comes with a metric: the ends of its interval and the like
-FRACTION = Field(unit="fraction")
-End = Annotated[float | None, MEASURED]
-FractionEnd = Annotated[float | None, FRACTION]
-PerImage = Annotated[str | None, MEASURED]  # a value of each image, packed as `Metric.values` says
+MEASURED = Field()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Latency:
+class Times:
     """Carry the time of one batch; ratios are None for the dense model and where it is missing."""
 
-    batch: Annotated[int, MEASURED]
-    median_ms: Annotated[float, Metric(
-        least_value=0,
-        heading="Batch {batch}, ms [IQR]", form=".1f", low="q1_ms", high="q3_ms",
-        better="lower", bound="",
-    )]  # fmt: skip
-    q1_ms: Annotated[float, MEASURED]
-    q3_ms: Annotated[float, MEASURED]
-    ratio_to_dense: Annotated[float | None, Metric(
-        least_value=0,
-        heading="Batch {batch}, × dense", low="ratio_low", high="ratio_high", least="narrow",
-        better="lower", bound="",
-    )] = None  # fmt: skip
-    ratio_low: End = None
-    ratio_high: End = None
-    images_per_s: Annotated[
-        float, Metric(least_value=0, heading="Batch {batch}, images/s", form=".1f", better="higher", bound="")
-    ]
+    batch: int
+    median_ms: float
+    q1_ms: float
+    q3_ms: float
+    ratio_to_dense: float | None = None  # median over rounds with a 95 % interval
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    images_per_s: float  # at the median
 
     def __post_init__(self) -> None:
-        _check_interval(self, "ratio_to_dense", "ratio_low", "ratio_high")
-        for metric in metrics(type(self)).values():
-            metric.require_value(getattr(self, metric.name))
+        for name in ("median_ms", "images_per_s", "ratio_to_dense"):
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise ValueError(f"{name} must lie in [0, inf), got {getattr(self, name)!r}")
+        ends = {name: getattr(self, name) for name in ("ratio_low", "ratio_to_dense", "ratio_high")}
+        known = [number for number in ends.values() if number is not None]
+        if len(known) not in {0, 3} or known != sorted(known):
+            raise ValueError(f"need ratio_low <= ratio_to_dense <= ratio_high, or all three None, got {ends}")
+
+    @property
+    def ratio(self) -> Interval | None:
+        """The ratio to dense with its interval; None where it wasn't measured."""
+        ends = (self.ratio_to_dense, self.ratio_low, self.ratio_high)
+        return None if None in ends else Interval(*ends)  # type: ignore[arg-type]  # none is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,123 +109,17 @@ class Record:
     # How many classes are judged, and of how many, where some have no name; see `--skip-unknown-classes`.
     classes_judged: Annotated[tuple[int, ...] | None, Field(role="condition", unit="classes")] = None
     images_sha256: Annotated[str | None, CONDITION] = None  # of ids in order: `images_digest`
-    image_groups: PerImage = None  # number of each image's group; None where each is its own
+    image_groups: Annotated[str | None, MEASURED] = None  # number of each image's group; None where each is its own
     # Height and width in pixels, as the tower sees them.
     image_size: Annotated[tuple[int, ...] | None, Field(role="condition", unit="pixels")] = None
-    # How near the features are to the dense model's on the same images; None of the dense model.
-    # Mean over images of 1 - cosine, with a 95 % bootstrap interval, as all that is near dense.
-    cosine_distance: Annotated[float | None, Metric(
-        least_value=0, most_value=2,
-        heading="1 - cosine", form=".4f", short="1 - cos", low="cosine_low", high="cosine_high",
-        values="cosine_values", ends="roomy", least="narrow", better="lower", bound="cosine",
-        change="+.4f", fidelity="1 - cosine of the features to dense",
-    )] = None  # fmt: skip
-    cosine_low: End = None
-    cosine_high: End = None
-    cosine_values: PerImage = None
-    # Share of images with the dense model's answer, right or wrong.
-    dense_agreement: Annotated[float | None, Metric(
-        least_value=0, most_value=1,
-        heading="Dense's answer, %", form=".1%", unit="fraction", short="agree", low="agreement_low",
-        high="agreement_high", values="agreement_bits", least="middle", better="higher",
-        bound="flips", change="+.1%", fidelity="same class as dense, %",
-    )] = None  # fmt: skip
-    agreement_low: FractionEnd = None
-    agreement_high: FractionEnd = None
-    agreement_bits: PerImage = None
-    # Mean Kullback-Leibler divergence of class probabilities from the dense model's, at the tower's
-    # own temperature; None of a linear probe, which has none.
-    kl_to_dense: Annotated[float | None, Metric(
-        least_value=0,
-        heading="KL, nats", form=".3f", unit="nats", short="KL", low="kl_low", high="kl_high",
-        values="kl_values", better="lower", bound="divergence", change="+.4f",
-        fidelity="divergence of class probabilities from dense, nats",
-    )] = None  # fmt: skip
-    kl_low: End = None
-    kl_high: End = None
-    kl_values: PerImage = None
-    # Mean share of the 10 images that are nearest by dense features found with a row's own; from
-    # 500 images on.
-    neighbour_overlap: Annotated[float | None, Metric(
-        least_value=0, most_value=1,
-        heading="Neighbours@10, %", form=".1%", unit="fraction", short="nn@10", low="overlap_low",
-        high="overlap_high", values="overlap_values", better="higher", bound="divergence",
-        change="+.1%", fidelity="dense's 10 nearest images found, %",
-    )] = None  # fmt: skip
-    overlap_low: FractionEnd = None
-    overlap_high: FractionEnd = None
-    overlap_values: PerImage = None
+    # Distinct captions of the images, by which images are retrieved and the other way round; None without.
+    caption_count: Annotated[int | None, Field(role="condition", unit="captions")] = None
+    metrics: Annotated[dict[str, Measured], MEASURED] = field(default_factory=dict)  # by name, of `metrics.METRICS`
     # Mean feature of all images in a few directions, see `evaluate.feature_probe`.
-    feature_probe: Annotated[tuple[float, ...] | None, Metric(bound="probe")] = None
-    correct_bits: PerImage  # correctness in image order; None without labels, as what follows
-    # 95 % Wilson interval; of several seeds another, see `averages.Average`.
-    top1: Annotated[float | None, Metric(
-        least_value=0, most_value=1,
-        heading="Top-1, %", form=".1%", unit="fraction", short="top-1", low="top1_low",
-        high="top1_high", values="correct_bits", ends="wide", least="narrow", better="higher",
-        bound="",
-    )]  # fmt: skip
-    top1_low: FractionEnd
-    top1_high: FractionEnd
-    # On the same images, with a 95 % paired bootstrap interval.
-    diff_to_dense: Annotated[float | None, Metric(
-        least_value=-1, most_value=1,
-        heading="To dense", form="+.1%", unit="fraction", short="to dense", low="diff_low",
-        high="diff_high", ends="always", least="narrow", better="higher", bound="",
-    )] = None  # fmt: skip
-    diff_low: FractionEnd = None
-    diff_high: FractionEnd = None
-    # Mean cosine with the own class minus that with the best other.
-    margin: Annotated[float | None, Metric(least_value=-2, most_value=2, better="higher", bound="cosine")] = None
-    gflops: Annotated[  # 1e9 multiply-adds per image
-        float | None, Metric(least_value=0, heading="GFLOPs", short="GFLOPs", least="narrow", better="lower")
-    ] = None
-    uncounted_operators: Annotated[tuple[str, ...] | None, Metric()] = None  # missing from gflops
-    # Elements that products give per image, see cost.Cost.
-    activations: Annotated[int | None, Metric(least_value=0, unit="per_image", better="lower")] = None
-    params: Annotated[int | None, Metric(least_value=0, unit="count", better="lower")] = None
-    tokens_per_block: Annotated[tuple[int, ...] | None, Metric()] = None  # prefix tokens, too
-    final_tokens: Annotated[  # patch tokens left at the end
-        int | None, Metric(least_value=0, heading="Final tokens", short="tokens", form="", least="middle", place=2)
-    ] = None
-    latency: Annotated[tuple[Latency, ...], MEASURED] = ()  # one entry per batch size
-    # Mean Kendall tau-b against the golden ranking, as all that follows with a 95 % interval.
-    tau: Annotated[float | None, Metric(
-        least_value=-1, most_value=1,
-        heading="Kendall τ", form="+.2f", short="tau", short_form=".2f", low="tau_low",
-        high="tau_high", least="narrow", better="higher", bound="tau", change="+.3f",
-    )] = None  # fmt: skip
-    tau_low: End = None
-    tau_high: End = None
-    # Mean share of golden's match_k best that this method has, too.
-    match_at_k: Annotated[float | None, Metric(
-        least_value=0, most_value=1,
-        heading="Match at k (chance), %", form=".1%", unit="fraction", short="match@k (chance)",
-        short_form=".2f", low="match_low", high="match_high", loose=True, at="match_k",
-        chance="match_chance", place=1, better="higher", bound="",
-    )] = None  # fmt: skip
-    match_low: FractionEnd = None
-    match_high: FractionEnd = None
-    match_k: Annotated[int | None, Field(unit="patches")] = None
-    match_chance: FractionEnd = None  # what unrelated rankings give
-    # Mean top-weighted tau against the golden ranking.
-    weighted_tau: Annotated[float | None, Metric(
-        least_value=-1, most_value=1,
-        heading="Weighted τ", form="+.2f", short="w. tau", short_form=".2f",
-        low="weighted_tau_low", high="weighted_tau_high", better="higher", bound="",
-    )] = None  # fmt: skip
-    weighted_tau_low: End = None
-    weighted_tau_high: End = None
-    # Mean share on golden's side of the border.
-    border_overlap: Annotated[float | None, Metric(
-        least_value=0, most_value=1,
-        heading="Border overlap (chance), %", form=".1%", unit="fraction",
-        short="border (chance)", short_form=".2f", low="border_low", high="border_high",
-        chance="border_chance", place=1, better="higher", bound="",
-    )] = None  # fmt: skip
-    border_low: FractionEnd = None
-    border_high: FractionEnd = None
-    border_chance: FractionEnd = None  # what unrelated rankings give
+    feature_probe: Annotated[tuple[float, ...] | None, MEASURED] = None
+    uncounted_operators: Annotated[tuple[str, ...] | None, MEASURED] = None  # missing from gflops
+    tokens_per_block: Annotated[tuple[int, ...] | None, MEASURED] = None  # prefix tokens, too
+    latency: Annotated[tuple[Times, ...], MEASURED] = ()  # one entry per batch size
     golden_images: Annotated[int | None, MEASURED] = None  # images behind the agreement
     # Golden images without a tau, as all patches scored alike.
     tau_undefined: Annotated[int | None, Field(unit="images")] = None
@@ -296,23 +140,21 @@ class Record:
         self._check_tuning()
         if self.images_sha256 is not None and not SHA256.fullmatch(self.images_sha256):
             raise ValueError(f"images_sha256 must be 64 hex digits, got {self.images_sha256!r}")
-        for metric in metrics(type(self)).values():
-            metric.require_value(getattr(self, metric.name))
-            if metric.low and not (metric.loose and getattr(self, metric.low) is None):
-                _check_interval(self, metric.name, metric.low, metric.high)
-            if metric.values:
-                self._check_values(metric)
+        for name, measured in self.metrics.items():
+            self._check_metric(name, measured)
         if self.image_groups is not None:
             unpack_groups(self.image_groups, self.image_count)
 
-    def _check_values(self, metric: Metric) -> None:
-        """Refuse a metric that isn't the mean of its values; they may be missing, save for top-1's."""
-        mean, values = getattr(self, metric.name), self.per_image(metric)
-        if values is None and (mean is None or metric.name != "top1"):
+    def _check_metric(self, name: str, measured: Measured) -> None:
+        """Refuse a metric that is out of its range, or isn't the mean of its values."""
+        if name in METRICS:
+            METRICS[name].require_value(measured.mean)
+        values = measured.per_image(self.image_count)
+        if values is None and name != "top1":
             return
-        share = None if values is None else values.mean() if self.image_count else math.nan
-        if mean is None or share is None or not math.isclose(share, mean, abs_tol=1e-6):
-            raise ValueError(f"{metric.name} is {mean}, but {metric.values} says {share}")
+        mean = None if values is None else values.mean() if self.image_count else math.nan
+        if mean is None or not math.isclose(mean, measured.mean, abs_tol=1e-6):
+            raise ValueError(f"{name} is {measured.mean}, but its values say {mean}")
 
     def _check_tuning(self) -> None:
         if (self.tuning is None) != (self.shots == 0):
@@ -333,134 +175,52 @@ class Record:
         return f"{self.method} + recovery" if self.recovered else self.method
 
     @property
+    def labelled(self) -> bool:
+        """Whether the images have labels, so that each is right or wrong."""
+        return "top1" in self.metrics
+
+    @property
     def correct(self) -> NDArray[np.bool_]:
         """Return (image_count,) bool, whether each image was right; ValueError without labels."""
-        if self.correct_bits is None:
+        if not self.labelled:
             raise ValueError(f"{self.dataset} has no labels, so no image is right or wrong")
-        return unpack_correct(self.correct_bits, self.image_count)
+        packed = self.metrics["top1"].values
+        assert packed is not None
+        return unpack(packed, self.image_count)
 
     @property
     def groups(self) -> NDArray[np.int64] | None:
         """Return (image_count,) numbers of the images' groups, see `bootstrap_mean`; None if all have their own."""
         return None if self.image_groups is None else unpack_groups(self.image_groups, self.image_count)
 
-    def per_image(self, metric: Metric) -> NDArray[np.float64] | None:
+    def mean(self, name: str) -> int | float | None:
+        """Return the mean of a metric; None where it wasn't measured."""
+        return self.metrics[name].mean if name in self.metrics else None
+
+    def interval(self, name: str) -> Interval | None:
+        """Return the mean of a metric with its interval; None where there is none."""
+        return self.metrics[name].interval if name in self.metrics else None
+
+    def per_image(self, name: str) -> NDArray[np.float64] | None:
         """Return (image_count,) values of a metric; None if there are none."""
-        packed = getattr(self, metric.values) if metric.values else None
-        if packed is None:
-            return None
-        unpack = unpack_correct if metric.values.endswith("_bits") else unpack_values
-        return unpack(packed, self.image_count).astype(np.float64)
+        return self.metrics[name].per_image(self.image_count) if name in self.metrics else None
 
 
-RECALL_AT = (1, 5, 10)
-_RETRIEVAL = "caption_count"  # field that tells such records
-_WAYS = {"image": ("Text → image", "t2i"), "text": ("Image → text", "i2t")}  # by what is found
-
-
-def _recall(found: str, k: int) -> Metric:
-    """Declare the recall at k of images by text or of texts by image; the former has a share for each image."""
-    name, (way, short) = f"recall_{found}_{k}", _WAYS[found]
-    first = k == RECALL_AT[0]
-    return Metric(
-        least_value=0, most_value=1, heading=f"{way} R@{k}, %", form=".1%", unit="fraction",
-        short=f"{short} R@{k}", low=f"{name}_low", high=f"{name}_high",
-        values=f"{name}_{'values' if found == 'image' else 'bits'}", ends="roomy" if first else "",
-        least="narrow" if first else "wide", place=-1, better="higher", bound="flips", change="+.1%",
-    )  # fmt: skip
-
-
-def _recall_to_dense(found: str, k: int) -> Metric:
-    """Declare the difference of a recall at k to the dense row's."""
-    name, (way, short) = f"recall_{found}_{k}_diff", _WAYS[found]
-    return Metric(
-        least_value=-1, most_value=1, heading=f"{way} R@{k} to dense", form="+.1%", unit="fraction",
-        short=f"{short} to dense" if k == RECALL_AT[0] else "", low=f"{name}_low", high=f"{name}_high",
-        ends="roomy", least="narrow" if k == RECALL_AT[0] else "wide", place=-1, better="higher", bound="",
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalRecord(Record):
-    """Carry one model on one dataset with captions, by which images are retrieved and the other way round.
-
-    Intervals are 95 % bootstraps over images, paired ones of the differences to dense.
-    """
-
-    # Distinct captions of the images: what is searched by, and in.
-    caption_count: Annotated[int, Field(role="condition", unit="captions")]
-    recall_image_1: Annotated[float | None, _recall("image", 1)] = None
-    recall_image_1_low: FractionEnd = None
-    recall_image_1_high: FractionEnd = None
-    recall_image_1_values: PerImage = None
-    recall_image_1_diff: Annotated[float | None, _recall_to_dense("image", 1)] = None
-    recall_image_1_diff_low: FractionEnd = None
-    recall_image_1_diff_high: FractionEnd = None
-    recall_text_1: Annotated[float | None, _recall("text", 1)] = None
-    recall_text_1_low: FractionEnd = None
-    recall_text_1_high: FractionEnd = None
-    recall_text_1_bits: PerImage = None
-    recall_text_1_diff: Annotated[float | None, _recall_to_dense("text", 1)] = None
-    recall_text_1_diff_low: FractionEnd = None
-    recall_text_1_diff_high: FractionEnd = None
-    recall_image_5: Annotated[float | None, _recall("image", 5)] = None
-    recall_image_5_low: FractionEnd = None
-    recall_image_5_high: FractionEnd = None
-    recall_image_5_values: PerImage = None
-    recall_image_5_diff: Annotated[float | None, _recall_to_dense("image", 5)] = None
-    recall_image_5_diff_low: FractionEnd = None
-    recall_image_5_diff_high: FractionEnd = None
-    recall_text_5: Annotated[float | None, _recall("text", 5)] = None
-    recall_text_5_low: FractionEnd = None
-    recall_text_5_high: FractionEnd = None
-    recall_text_5_bits: PerImage = None
-    recall_text_5_diff: Annotated[float | None, _recall_to_dense("text", 5)] = None
-    recall_text_5_diff_low: FractionEnd = None
-    recall_text_5_diff_high: FractionEnd = None
-    recall_image_10: Annotated[float | None, _recall("image", 10)] = None
-    recall_image_10_low: FractionEnd = None
-    recall_image_10_high: FractionEnd = None
-    recall_image_10_values: PerImage = None
-    recall_image_10_diff: Annotated[float | None, _recall_to_dense("image", 10)] = None
-    recall_image_10_diff_low: FractionEnd = None
-    recall_image_10_diff_high: FractionEnd = None
-    recall_text_10: Annotated[float | None, _recall("text", 10)] = None
-    recall_text_10_low: FractionEnd = None
-    recall_text_10_high: FractionEnd = None
-    recall_text_10_bits: PerImage = None
-    recall_text_10_diff: Annotated[float | None, _recall_to_dense("text", 10)] = None
-    recall_text_10_diff_low: FractionEnd = None
-    recall_text_10_diff_high: FractionEnd = None
-
-
-_DECLARED: dict[type, dict[str, Field]] = {}  # by kind of record
-_SORTED: dict[type, dict[str, Metric]] = {}  # its metrics, as columns stand
-
-
+@functools.cache
 def declared(kind: type) -> dict[str, Field]:
-    """Return what the fields of `Latency`, `Record` or a subclass are, by name and in order.
+    """Return what the fields of `Record` are, by name and in order.
 
     Raises:
         TypeError: a field doesn't say what it is.
     """
-    if kind in _DECLARED:
-        return _DECLARED[kind]
     hints = get_type_hints(kind, include_extras=True)
     by_name: dict[str, Field] = {}
     for name in (each.name for each in fields(kind)):
         own = next((own for own in get_args(hints[name])[1:] if isinstance(own, Field)), None)
         if own is None:
-            raise TypeError(f"{kind.__name__}.{name} must be Annotated with a Field or a Metric")
-        by_name[name] = replace(own, name=name) if isinstance(own, Metric) else own
-    return _DECLARED.setdefault(kind, by_name)
-
-
-def metrics(kind: type) -> dict[str, Metric]:
-    """Return the measured quantities of a record by field, as columns of them stand."""
-    if kind not in _SORTED:  # every record that is read asks
-        named = [own for own in declared(kind).values() if isinstance(own, Metric)]
-        _SORTED[kind] = {metric.name: metric for metric in sorted(named, key=lambda metric: metric.place)}
-    return _SORTED[kind]
+            raise TypeError(f"{kind.__name__}.{name} must be Annotated with a Field")
+        by_name[name] = own
+    return by_name
 
 
 def names_of(kind: type, *roles: Role) -> tuple[str, ...]:
@@ -468,8 +228,6 @@ def names_of(kind: type, *roles: Role) -> tuple[str, ...]:
     return tuple(name for name, own in declared(kind).items() if own.role in roles)
 
 
-METRICS = metrics(Record)
-FIDELITY = tuple(metric for metric in METRICS.values() if metric.fidelity)
 CONDITIONS = names_of(Record, "condition")
 
 
@@ -511,7 +269,7 @@ def read_records(path: str | Path) -> list[Record]:
         ValueError: a line is no record of this schema; names the file and the line, and whether
             the last line is torn.
     """
-    return parse_lines(Path(path), lambda line: _record(line, Record))
+    return parse_lines(Path(path), _record)
 
 
 def read_run(path: Path) -> list[Record]:
@@ -577,10 +335,10 @@ def fitting(blank: Record, known: Sequence[Record], batches: Sequence[int], *, r
     same = measured_alike(blank)
     for record in reversed(known):
         timed = record.method == GOLDEN or {e.batch for e in record.latency} >= set(batches)
-        compared = record.weighted_tau is not None or not ranked or record.keep == 1
+        compared = "weighted_tau" in record.metrics or not ranked or record.keep == 1
         # A tuned row may stand alone; see Bench.judged.
         alone = record.method == DENSE or record.tuning is not None
-        near = record.cosine_distance is not None or alone
+        near = "cosine_distance" in record.metrics or alone
         if timed and compared and near and measured_alike(record) == same:
             return record
     return None
@@ -588,39 +346,47 @@ def fitting(blank: Record, known: Sequence[Record], batches: Sequence[int], *, r
 
 def measured_alike(record: Record) -> str:
     """Return what is the same text for all records made under the same conditions."""
-    names = names_of(type(record), "setting", "condition")
+    names = names_of(Record, "setting", "condition")
     return json.dumps([getattr(record, name) for name in names], sort_keys=True)
 
 
 def _line(record: Record) -> str:
     values = asdict(record)
-    for name, value in values.items():
+    # A metric says only what it has.
+    plain = {name: {key: v for key, v in own.items() if v is not None} for name, own in values["metrics"].items()}
+    values["metrics"] = plain
+    for name, value in (*values.items(), *plain.items()):
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} of {record.model}: {error}") from error
     line = json.dumps(values)
-    _record(line, type(record))
+    _record(line)
     return line + "\n"
 
 
-def _record(line: str | bytes, kind: type[R]) -> R:
+def _record(line: str | bytes) -> Record:
     values = strict_json(line)
     if isinstance(values, dict):
         version = values.get("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
-        if kind is Record and _RETRIEVAL in values:
-            return cast(R, from_json(RetrievalRecord, values, "record", complete=True))
-    return cast(R, from_json(kind, values, "record", complete=True))
+        if isinstance(metrics := values.pop("metrics", None), dict):
+            measured = {name: _measured(name, own) for name, own in metrics.items()}
+            made: Record = from_json(Record, values, "record", complete=True, metrics=measured)
+            return made
+        if metrics is not None:
+            raise ValueError(f"metrics must be an object, got {metrics!r}")
+    record: Record = from_json(Record, values, "record", complete=True)
+    return record
 
 
-def _check_interval(holder: object, value: str, low: str, high: str) -> None:
-    ordered = {name: getattr(holder, name) for name in (low, value, high)}
-    numbers = [number for number in ordered.values() if number is not None]
-    whole = len(numbers) in {0, 3} and all(math.isfinite(number) for number in numbers)
-    if not whole or numbers != sorted(numbers):
-        raise ValueError(f"need {low} <= {value} <= {high}, or all three None, got {ordered}")
+def _measured(name: str, facts: Any) -> Measured:
+    try:
+        measured: Measured = from_json(Measured, facts, "it")
+        return measured
+    except ValueError as error:
+        raise ValueError(f"metric {name!r}: {error}") from error
 
 
 def images_digest(image_ids: Iterable[str]) -> str:
@@ -633,59 +399,6 @@ def images_digest(image_ids: Iterable[str]) -> str:
         name = image_id.encode()
         digest.update(b"%d:%s" % (len(name), name))
     return digest.hexdigest()
-
-
-def pack_correct(correct: ArrayLike) -> str:
-    """Return the hex bitmap of (n,) bool, first image in the highest bit of the first byte.
-
-    Raises:
-        ValueError: not (n,) bool.
-    """
-    flags = np.asarray(correct)
-    if flags.ndim != 1 or flags.dtype != np.bool_:
-        raise ValueError(f"correctness must be (n,) bool, got {flags.shape} {flags.dtype}")
-    return np.packbits(flags).tobytes().hex()
-
-
-def unpack_correct(bits: str, image_count: int) -> NDArray[np.bool_]:
-    """Return (image_count,) bool from a hex bitmap.
-
-    Raises:
-        ValueError: the bitmap is no hex, or not of that many images.
-    """
-    packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
-    flags = np.unpackbits(packed).astype(np.bool_)
-    if len(packed) != math.ceil(image_count / 8) or flags[image_count:].any():
-        raise ValueError(f"correct_bits of {len(packed)} bytes is not of {image_count} images")
-    return flags[:image_count]
-
-
-def pack_values(values: ArrayLike) -> str:
-    """Return (n,) numbers as base64 of little-endian half floats, which keep 3 digits.
-
-    Raises:
-        ValueError: not (n,), or a number that isn't finite as such.
-    """
-    with np.errstate(over="ignore"):  # infinite then, which is refused
-        halves = np.asarray(values).astype("<f2")
-    if halves.ndim != 1 or not np.isfinite(halves).all():
-        raise ValueError(f"values must be (n,) finite numbers, got {halves.shape}")
-    return base64.b64encode(halves.tobytes()).decode()
-
-
-def unpack_values(packed: str, image_count: int) -> NDArray[np.float64]:
-    """Return (image_count,) numbers.
-
-    Raises:
-        ValueError: no base64, not of that many images, or a number that isn't finite.
-    """
-    raw = base64.b64decode(packed, validate=True)
-    if len(raw) != 2 * image_count:
-        raise ValueError(f"values of {len(raw)} bytes are not of {image_count} images")
-    values = np.frombuffer(raw, dtype="<f2").astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("values must be finite numbers")
-    return values
 
 
 def pack_groups(names: Sequence[str]) -> str | None:

@@ -18,7 +18,8 @@ from harness.base.lines import require_appendable
 from harness.base.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
 from harness.base.terminal import printable
 from harness.records.averages import judged_on, protocol, tower_of, uncounted
-from harness.records.record import METRICS, Metric, Record, measured_alike, metrics, read_run
+from harness.records.metrics import METRICS, Metric
+from harness.records.record import Record, measured_alike, read_run
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
@@ -33,9 +34,11 @@ from harness.records.statistics import (
     sign_flip,
     together,
 )
+from harness.report.tables import short_heading
 from harness.report.writers import markdown, markdown_text
 from zoo.core.files import write_whole
 
+COUNTED = ("uncounted_operators", "tokens_per_block")  # fields in which nothing may vary
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null
 # What makes a row the same row in both runs; tag and not the weights' hash, which is told.
 _ROW = (*("dataset", "split", "model", "tag", "method", "keep"), *("shots", "tuning", "prompt_tokens", "seed"))
@@ -92,7 +95,7 @@ class Change:
     @property
     def labelled(self) -> bool:
         """Whether both say which images were right, of the same images."""
-        return None not in (self.a.correct_bits, self.b.correct_bits) and not self.other_images
+        return self.a.labelled and self.b.labelled and not self.other_images
 
     @property
     def top1(self) -> Interval | None:
@@ -117,7 +120,7 @@ class Change:
         if (both := self._per_image(metric)) is not None:
             return paired_mean(*both, seed=0, groups=self.a.groups)
         same = not self.other_images and self.a.golden_images == self.b.golden_images
-        a, b = getattr(self.a, metric.name), getattr(self.b, metric.name)
+        a, b = self.a.mean(metric.name), self.b.mean(metric.name)
         return None if a is None or b is None or not same else b - a
 
     def change_p(self, metric: Metric) -> float | None:
@@ -127,7 +130,7 @@ class Change:
 
     def _per_image(self, metric: Metric) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """Return B's and A's values of the same images; None unless both have them."""
-        a, b = self.a.per_image(metric), self.b.per_image(metric)
+        a, b = self.a.per_image(metric.name), self.b.per_image(metric.name)
         return None if a is None or b is None or self.other_images else (b, a)
 
     @property
@@ -151,11 +154,7 @@ class Change:
         if _differences(self.a, self.b, _MACHINE):
             return {}
         before, after = (
-            {
-                entry.batch: Interval(entry.ratio_to_dense, entry.ratio_low, entry.ratio_high)
-                for entry in record.latency
-                if entry.ratio_to_dense and entry.ratio_low and entry.ratio_high
-            }
+            {entry.batch: entry.ratio for entry in record.latency if entry.ratio is not None and entry.ratio.low}
             for record in (self.a, self.b)
         )
         return {
@@ -167,7 +166,10 @@ class Change:
     @property
     def costs(self) -> list[Difference]:
         """Costs that both have and that aren't equal; they are counted, so nothing may vary."""
-        return _known(self.a, self.b, exact(self.a))
+        names = [name for name, metric in METRICS.items() if metric.bound == "exact"]
+        counted = [Difference(name, self.a.mean(name), self.b.mean(name)) for name in names]
+        differing = [one for one in counted if one.a != one.b and None not in (one.a, one.b)]
+        return [*differing, *_known(self.a, self.b, COUNTED)]
 
     @property
     def conditions(self) -> list[Difference]:
@@ -179,7 +181,7 @@ class Change:
             if (a := ours.get(name, ABSENT)) != (b := theirs.get(name, ABSENT))
         ]
         names = (*_SOFTWARE, *_MACHINE, "weights_sha256")
-        golden = () if None in (self.a.tau, self.b.tau) else ("golden_images",)
+        golden = ("golden_images",) if all("tau" in record.metrics for record in (self.a, self.b)) else ()
         size = _known(self.a, self.b, ["image_size"])
         return [*_differences(self.a, self.b, (*names, *golden)), *size, *settings]
 
@@ -235,11 +237,6 @@ def changes(a: Sequence[Record], b: Sequence[Record]) -> Changes:
     )
 
 
-def exact(record: Record) -> list[str]:
-    """Return what is counted of a record, so that nothing may vary."""
-    return [name for name, metric in metrics(type(record)).items() if metric.bound == "exact"]
-
-
 def _likeness(a: Record, b: Record) -> tuple[bool, ...]:
     """Say what two records have in common, the weightiest first."""
     names = (_IMAGES, ("method_config",), ("weights_sha256",), _MACHINE, _SOFTWARE)
@@ -276,8 +273,8 @@ def changes_data(runs: Changes) -> dict[str, Any]:
 def _families(group: Sequence[Change]) -> dict[str, Together[int]]:
     """Judge the rows of one table together: in top-1, and in each metric with values per image."""
     tested = {"top1": together({at: pair.p_value for at, pair in enumerate(group)})}
-    for metric in _changing(group[0]):
-        if metric.values:
+    for metric in _changing():
+        if metric.stored:
             tested[metric.name] = together({at: pair.change_p(metric) for at, pair in enumerate(group)})
     return tested
 
@@ -289,7 +286,7 @@ def _row_values(record: Record) -> dict[str, Any]:
 def _pair(pair: Change, adjusted: dict[str, float | None]) -> dict[str, Any]:
     only_a, only_b = pair.answers or (None, None)
     values = {
-        "top1": {"a": pair.a.top1, "b": pair.b.top1},
+        "top1": {"a": pair.a.mean("top1"), "b": pair.b.mean("top1")},
         "top1_difference": pair.top1,
         "only_a_right": only_a,
         "only_b_right": only_b,
@@ -297,12 +294,12 @@ def _pair(pair: Change, adjusted: dict[str, float | None]) -> dict[str, Any]:
         "p_value_holm": adjusted["top1"],
         "images_proven_the_same": pair.proven and not pair.other_images,
         "other_images": pair.other_images,
-        "gflops": {"a": pair.a.gflops, "b": pair.b.gflops},
+        "gflops": {"a": pair.a.mean("gflops"), "b": pair.b.mean("gflops")},
         "latency_ratio_by_batch": pair.latency,
         "latency_ratio_to_dense_by_batch": pair.latency_to_dense,
-        **{f"{metric.name}_difference": pair.change(metric) for metric in _changing(pair)},
-        **{f"{m.name}_p_value": pair.change_p(m) for m in _changing(pair) if m.values},
-        **{f"{m.name}_p_value_holm": adjusted[m.name] for m in _changing(pair) if m.values},
+        **{f"{metric.name}_difference": pair.change(metric) for metric in _changing()},
+        **{f"{m.name}_p_value": pair.change_p(m) for m in _changing() if m.stored},
+        **{f"{m.name}_p_value_holm": adjusted[m.name] for m in _changing() if m.stored},
         "costs": pair.costs,
         "conditions": pair.conditions,
     }
@@ -414,7 +411,7 @@ def _table(group: Sequence[Change]) -> Table:
 
 _ALWAYS = {"method", "keep", "seed", "GFLOPs"}
 _NARROW = {*_ALWAYS, "top-1 A", "top-1 B", "B - A", "p"}
-_ROOMY = {METRICS["cosine_distance"].short}
+_ROOMY = {short_heading(METRICS["cosine_distance"])}
 
 
 def _cells(pair: Change, group: Sequence[Change], marks: dict[str, str]) -> dict[str, Cell]:
@@ -424,26 +421,26 @@ def _cells(pair: Change, group: Sequence[Change], marks: dict[str, str]) -> dict
     """
     a, b, answers = pair.a, pair.b, pair.answers
     seed = {"seed": figure(a.seed, "d")} if len({other.a.seed for other in group}) > 1 else {}
-    ours, theirs = figure(a.gflops, ".3f"), figure(b.gflops, ".3f")
+    ours, theirs = (figure(record.mean("gflops"), ".3f") for record in (a, b))
     cells = {"method": Cell(printable(a.label), a.label), "keep": Cell(f"{100 * a.keep:.4g}", a.keep), **seed}
-    if any(record.top1 is not None for other in group for record in (other.a, other.b)):
+    if any(record.labelled for other in group for record in (other.a, other.b)):
         cells |= {
-            "top-1 A": figure(a.top1, ".1%"),
-            "top-1 B": figure(b.top1, ".1%"),
+            "top-1 A": figure(a.mean("top1"), ".1%"),
+            "top-1 B": figure(b.mean("top1"), ".1%"),
             "B - A": points(pair.top1, marks["top1"]),
             "only A, only B": UNMEASURED if answers is None else Cell("{}, {}".format(*answers)),
             "p": figure(pair.p_value, ".3f"),
         }
-    cells["GFLOPs"] = ours if a.gflops == b.gflops else Cell(f"{ours} → {theirs}", theirs.value)
+    cells["GFLOPs"] = ours if ours.value == theirs.value else Cell(f"{ours} → {theirs}", theirs.value)
     for batch in sorted({batch for other in group for batch in other.latency}):
         cells[f"batch {batch}, B / A"] = figure(pair.latency.get(batch), ".2f", "x")
     for batch in sorted({batch for other in group for batch in other.latency_to_dense}):
         ratio = pair.latency_to_dense.get(batch)
         text = "" if ratio is None else "{:.2f}x [{:.2f}, {:.2f}]".format(*ratio)
         cells[f"batch {batch}, to dense"] = Cell(text, ratio.estimate) if ratio else UNMEASURED
-    for metric in _changing(pair):
-        if any(None not in (getattr(o.a, metric.name), getattr(o.b, metric.name)) for o in group):
-            cells[metric.short] = _changed(pair, metric, marks.get(metric.name, ""))
+    for metric in _changing():
+        if any(metric.name in o.a.metrics and metric.name in o.b.metrics for o in group):
+            cells[short_heading(metric)] = _changed(pair, metric, marks.get(metric.name, ""))
     return cells
 
 
@@ -456,14 +453,14 @@ def _changed(pair: Change, metric: Metric, mark: str) -> Cell:
     return Cell(f"{value} [{low}, {high}]", change.estimate, mark)
 
 
-def _changing(pair: Change) -> list[Metric]:
+def _changing() -> list[Metric]:
     """Return the metrics that are compared by the difference of their values."""
-    return [metric for metric in metrics(type(pair.a)).values() if metric.change]
+    return [metric for metric in METRICS.values() if metric.change]
 
 
 def _judged(group: Sequence[Change], families: dict[str, Together[int]]) -> Iterator[str]:
     """Say what the marks are, and what so many images show of the rows without one."""
-    tested = [metric.short for metric in _changing(group[0]) if metric.values and families[metric.name].alone]
+    tested = [short_heading(metric) for metric in _changing() if metric.stored and families[metric.name].alone]
     if tested:
         yield f"in {', '.join(tested)}: {mark_note(FLIPPED, 'each column by itself')}"
     family = families["top1"]

@@ -11,7 +11,8 @@ from harness.base.table import UNMEASURED, Cell, Column, Shown, Table, json_valu
 from harness.base.terminal import Progress
 from harness.measure.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.averages import Average, labels
-from harness.records.record import CONDITIONS, FIDELITY, RECORDS, Record, read_run
+from harness.records.metrics import fidelity_metrics
+from harness.records.record import CONDITIONS, RECORDS, Record, read_run
 from harness.report.charts import render
 from harness.report.groups import (
     Group,
@@ -27,19 +28,19 @@ from harness.report.groups import (
 )
 from harness.report.highlights import (
     NAMED,
-    QUALITIES,
     Front,
     Highlights,
     Standing,
     highlights,
     listed,
     missing,
+    qualities,
     row_name,
 )
 from harness.report.page import Report, page
 from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
 from harness.report.plots import DRAWN, plots_of
-from harness.report.tables import records_csv
+from harness.report.tables import records_csv, short_heading
 from harness.report.writers import csv_text, latex, markdown
 from zoo.core.files import write_whole
 
@@ -73,7 +74,7 @@ def report_runs(
     tables = [
         front_table(one.group, own)
         for one in report.short
-        for metric in QUALITIES
+        for metric in qualities()
         if (own := [front for front in one.trusted if front.metric == metric])
     ]
     lines = [f"{one.group.name}: {one.saving}" for one in report.short]
@@ -197,8 +198,8 @@ def front_table(group: Group, fronts: Sequence[Front]) -> Table:
     rows = {row_name(row, names): [front.of(row) for front in fronts] for row in group.rows}
     heads = ["row", *(front.cost.heading for front in fronts)]
     return Table(
-        title=f"Pareto fronts of {group.name}, {fronts[0].metric.short}",
-        caption=f"beaten: the best row that costs no more is clearly {QUALITIES[fronts[0].metric][1]}; "
+        title=f"Pareto fronts of {group.name}, {short_heading(fronts[0].metric)}",
+        caption=f"beaten: the best row that costs no more is clearly {qualities()[fronts[0].metric][1]}; "
         "beside: not on the front by the estimates, which may be wrong",
         columns=[Column(heading=heading, left=True, fold=True) for heading in heads],
         rows=[
@@ -232,7 +233,7 @@ def _row_data(row: Average, fronts: Sequence[Front]) -> dict[str, Any]:
         "keep_fraction": row.keep,
         "method_config": row.config,
         "seeds": [record.seed for record in row.records],
-        **{metric.name: json_values(row.estimate(metric)) for metric in FIDELITY},
+        **{metric.name: json_values(row.estimate(metric)) for metric in fidelity_metrics()},
         "top1_fraction": None if row.top1 is None else row.top1._asdict(),
         "diff_to_dense_fraction": None if row.to_dense is None else row.to_dense._asdict(),
         "gflops": row.mean("gflops"),

@@ -26,7 +26,8 @@ from harness.records.averages import (
     with_recovery,
 )
 from harness.records.conditions import DENSE, GOLDEN, MATCHED, RANDOM
-from harness.records.record import CONDITIONS, METRICS, Record, differing
+from harness.records.metrics import METRICS
+from harness.records.record import CONDITIONS, Record, differing
 from harness.report.tables import BY_COLUMN, by_shots, matched_table, report_columns, shot_tables, table_of
 from harness.report.writers import markdown
 
@@ -211,7 +212,7 @@ def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
 
 def _heading(rows: Sequence[Average]) -> str:
     first = rows[0].first
-    how = "by text" if first.top1 is not None and not first.shots else protocol(first)
+    how = "by text" if first.labelled and not first.shots else protocol(first)
     return f"{first.dataset} {judged_on(first)}, {how}, {tower_of(first)}{with_recovery(rows)}"
 
 
@@ -297,8 +298,8 @@ def brief_tables(report: Grouped) -> list[Table]:
 
 
 def _brief_table(groups: Sequence[Group]) -> Table | None:
-    near = next((group for group in groups if group.first.top1 is None), groups[0])
-    right = next((group for group in groups if group.first.top1 is not None), None)
+    near = next((group for group in groups if not group.first.labelled), groups[0])
+    right = next((group for group in groups if group.first.labelled), None)
     reduced = [row for row in near.rows if row.method not in (DENSE, GOLDEN, RANDOM)]
     keep = max((row.keep for row in reduced), default=None)
     if keep is None:

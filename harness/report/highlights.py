@@ -12,14 +12,13 @@ from harness.measure.plan import Plan
 from harness.measure.times import LatencyRecord
 from harness.records.averages import Average, Judged, fidelity_ps, labels, row_p, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
-from harness.records.record import METRICS, Latency, Metric
+from harness.records.metrics import METRICS, Metric
+from harness.records.record import Record, Times
 from harness.records.statistics import Interval, minimum_detectable_difference, together
 from harness.report.groups import Group, Grouped, counted, shot_columns
 
 Verdict = Literal["front", "open", "beaten"]
 TOP1 = METRICS["top1"]
-# What rows are judged by at a cost: what it is, and what is said of a row that has more of it.
-QUALITIES = {METRICS["cosine_distance"]: ("Nearness to dense", "nearer to dense"), TOP1: ("Accuracy", "more accurate")}
 NAMED, _ROWS = 6, 24  # sets, methods or tables, and rows, that are named in a sentence
 SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
 
@@ -67,12 +66,17 @@ class Cost:
         return exact(1.0) if row.method == DENSE else ratio_of(timed)
 
 
+def qualities() -> dict[Metric, tuple[str, str]]:
+    """Return what rows are judged by at a cost: what it is, and what is said of a row that has more of it."""
+    return {metric: metric.quality for metric in METRICS.values() if metric.quality is not None}
+
+
 def exact(value: float) -> Interval:
     """Return a value as an interval of no width."""
     return Interval(value, value, value)
 
 
-def ratio_of(timed: Latency | LatencyRecord) -> Interval | None:
+def ratio_of(timed: Times | LatencyRecord) -> Interval | None:
     """Return the ratio to dense with its interval; None where it wasn't measured."""
     ends = (timed.ratio_to_dense, timed.ratio_low, timed.ratio_high)
     return None if None in ends else Interval(*ends)  # type: ignore[arg-type]  # none is None
@@ -102,7 +106,7 @@ class Front:
 
     cost: Cost
     standings: Sequence[Standing]
-    metric: Metric = TOP1  # that they are judged by, of ``QUALITIES``
+    metric: Metric = TOP1  # that they are judged by, of `qualities`
 
     @property
     def name(self) -> str:
@@ -228,7 +232,7 @@ def fronts(group: Group) -> list[Front]:
     costs = [Cost("gflops"), *(Cost(kind, b) for kind in ("ratio", "ms") for b in batches)]
     every = [
         Front(cost=cost, standings=stood, metric=metric)
-        for metric in QUALITIES
+        for metric in qualities()
         for cost, stood in zip(
             costs, _standings([_Rivals.of(group.rows, cost.of, metric) for cost in costs], metric), strict=True
         )
@@ -317,7 +321,7 @@ def _sets(short: Sequence[Highlights]) -> dict[str, str]:
 
 def _ahead(metric: Metric, cost: Cost, methods: Sequence[str], groups: Sequence[tuple[str, Highlights]]) -> str:
     where = listed([name for name, _ in groups], NAMED, "set")
-    by = f"{QUALITIES[metric][0].lower()} by {cost.words}"
+    by = f"{qualities()[metric][0].lower()} by {cost.words}"
     if len(methods) != 1:
         return (
             f"No method is clearly ahead on {where}: in {by}, rows of {listed(methods, NAMED, 'method')} are unbeaten."
@@ -385,7 +389,7 @@ def _winners(front: Front, names: Mapping[str, str]) -> str:
     notes = [n for n in front_notes(front.standings, names) if not n.startswith("Beside")]
     if all(one.by is None for one in front.standings):
         notes.append("None is clearly beaten.")
-    return f"{QUALITIES[front.metric][0]} by {front.cost.words}: {' '.join(notes)}"
+    return f"{qualities()[front.metric][0]} by {front.cost.words}: {' '.join(notes)}"
 
 
 def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str]:
@@ -471,7 +475,7 @@ def missing(report: Grouped, *, traced: bool) -> list[Missing]:
     groups = report.groups
     no_rankings = "there were no golden rankings, or no methods that rank"
     no_traces = "no traces lie beside the records"
-    labelled = [group for group in groups if group.first.top1 is not None]
+    labelled = [group for group in groups if group.first.labelled]
     one_number = [] if shot_columns(report) else labelled
     shots = ["--shots", "0", "1", "2", "4", "8", "16"]
     lacking: tuple[tuple[str, str, Sequence[Group], list[str]], ...] = (
@@ -495,8 +499,12 @@ def missing(report: Grouped, *, traced: bool) -> list[Missing]:
 
 
 def _without(groups: Sequence[Group], field: str) -> list[Group]:
-    """Return the groups in which no record has a measurement."""
-    return [group for group in groups if all(getattr(r, field) is None for row in group.rows for r in row.records)]
+    """Return the groups in which no record has a metric, or a field."""
+
+    def lacks(record: Record) -> bool:
+        return field not in record.metrics and getattr(record, field, None) is None
+
+    return [group for group in groups if all(lacks(r) for row in group.rows for r in row.records)]
 
 
 def _methods(groups: Sequence[Group]) -> list[str]:

@@ -8,12 +8,11 @@ from typing import TypeVar
 from harness.measure.times import VERDICTS, LatencyRecord, short_name
 from harness.records.averages import Average, judged_on, labels, learned, shots_of, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
-from harness.records.record import METRICS, Metric
+from harness.records.metrics import METRICS, Metric
 from harness.records.statistics import Interval
 from harness.report.charts import Chart, Dot
 from harness.report.groups import Group, Grouped, TimedGroup, shot_columns
 from harness.report.highlights import (
-    QUALITIES,
     TOP1,
     Cost,
     Front,
@@ -21,14 +20,16 @@ from harness.report.highlights import (
     Standing,
     exact,
     front_notes,
+    qualities,
     ratio_of,
     row_names,
 )
+from harness.report.tables import short_heading
 
 T = TypeVar("T")
 
 _SPREAD = 0.07  # between rows at one number of shots, and between models at one batch size
-_TOP1 = f"{METRICS['top1'].short}, %"
+_TOP1 = f"{short_heading(TOP1)}, %"
 DRAWN = 6  # groups that are drawn, the first, unless all are asked for: a chart takes a while
 _LABELLED = 24  # points of a panel that have their keep rates beside them; of more, the ends of each series
 _TAU = METRICS["tau"].heading
@@ -43,6 +44,7 @@ _BARS = (
     "Vertical bars are 95 % intervals, of top-1 that of the difference to dense on the same images; beside a point "
     "stands its keep rate in %, and at the edge random pruning where the axes would be stretched for it"
 )
+_NAMES = {"top1": "accuracy", "cosine_distance": "fidelity"}  # of files of plots
 # Title behind the metric's, label of the axis, and how to read it, by kind of cost.
 _COSTS = {
     "ratio": (
@@ -104,14 +106,14 @@ def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
     for one in short:
         for front in one.fronts:
             charts.setdefault((front.metric, front.cost), []).append(_quality_chart(one.group, front))
-    metrics, kinds = list(QUALITIES), list(_COSTS)
+    metrics, kinds = list(qualities()), list(_COSTS)
     # The time that a user waits comes first, at the largest batch size.
     ordered = sorted(charts, key=lambda key: (metrics.index(key[0]), kinds.index(key[1].kind), -(key[1].batch or 0)))
     return [
         Plot(
-            name=f"{'accuracy' if metric == TOP1 else 'fidelity'}_{cost.name}",
+            name=f"{_NAMES.get(metric.name, metric.name)}_{cost.name}",
             title=_against(metric, cost),
-            about=_COSTS[cost.kind][2].format(" or ".join(words for _, words in QUALITIES.values())),
+            about=_COSTS[cost.kind][2].format(" or ".join(words for _, words in qualities().values())),
             charts=charts[metric, cost],
             axis=_COSTS[cost.kind][0].format(cost.batch),
         )
@@ -120,7 +122,7 @@ def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
 
 
 def _against(metric: Metric, cost: Cost) -> str:
-    name = f"{METRICS['top1'].short} to dense" if metric == TOP1 else metric.heading
+    name = f"{short_heading(TOP1)} to dense" if metric == TOP1 else metric.heading
     return f"{name[0].upper()}{name[1:]} against {_COSTS[cost.kind][0].format(cost.batch)}"
 
 
@@ -156,7 +158,7 @@ def _quality_chart(group: Group, front: Front) -> Chart:
         title=group.name,
         alt=f"{_against(metric, front.cost)}, {group.name}: {len(rows)} rows. {notes[0]}",
         x_label=_COSTS[front.cost.kind][1],
-        y_label=f"{METRICS['top1'].short} to dense, points"
+        y_label=f"{short_heading(TOP1)} to dense, points"
         if paired
         else _TOP1
         if metric == TOP1
@@ -186,7 +188,7 @@ def _tau_chart(group: Group) -> Chart | None:
     taus = [
         (row, tau)
         for row in sorted(group.rows, key=lambda row: (names[row.identity], row.keep))
-        if row.method != GOLDEN and (tau := row.interval("tau", "tau_low", "tau_high")) is not None
+        if row.method != GOLDEN and (own := row.measured("tau")) is not None and (tau := own.interval) is not None
     ]
     if not taus:
         return None

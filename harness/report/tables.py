@@ -1,9 +1,9 @@
-"""Tables of measured models. Their columns are what `records.Metric` declares."""
+"""Tables of measured models. Their columns are `metrics.METRICS`."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure, points
 from harness.datasets import split_words
@@ -29,16 +29,8 @@ from harness.records.averages import (
     with_recovery,
 )
 from harness.records.conditions import DENSE
-from harness.records.record import (
-    FIDELITY,
-    Latency,
-    Metric,
-    Record,
-    RetrievalRecord,
-    declared,
-    metrics,
-    refuse_mixed,
-)
+from harness.records.metrics import METRICS, RECALL_AT, Metric, fidelity_metrics
+from harness.records.record import Record, Times, declared, refuse_mixed
 from harness.records.statistics import FLIPPED, MCNEMAR, SIGN_FLIP, Interval, Together, mark_note, together
 from harness.report.writers import csv_text
 
@@ -53,6 +45,56 @@ RECALLS = (
     "with 95 % bootstrap intervals over images"
 )
 _ROOMY: tuple[Form, ...] = ("wide", "middle")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a metric's column stands in a terminal, whose tables have three forms."""
+
+    heading: str = ""  # empty: the metric's own
+    form: str = ""  # ``format`` of a value, if it isn't the metric's
+    ends: Literal["", "wide", "roomy", "always"] = ""  # which forms show the interval
+    least: Form = "wide"  # narrowest form with the column; what the narrow one has, a report's summary has, too
+
+
+_LAYOUTS = {
+    "cosine_distance": Layout(heading="1 - cos", ends="roomy", least="narrow"),
+    "dense_agreement": Layout(heading="agree", least="middle"),
+    "kl_to_dense": Layout(heading="KL"),
+    "neighbour_overlap": Layout(heading="nn@10"),
+    "top1": Layout(heading="top-1", ends="wide", least="narrow"),
+    "diff_to_dense": Layout(heading="to dense", ends="always", least="narrow"),
+    "gflops": Layout(least="narrow"),
+    "tau": Layout(heading="tau", form=".2f", least="narrow"),
+    "weighted_tau": Layout(heading="w. tau", form=".2f"),
+    "match_at_k": Layout(heading="match@k (chance)", form=".2f"),
+    "border_overlap": Layout(heading="border (chance)", form=".2f"),
+    "final_tokens": Layout(heading="tokens", least="middle"),
+}
+for _found, _short in (("image", "t2i"), ("text", "i2t")):
+    for _k in RECALL_AT:
+        _first: Any = {"ends": "roomy", "least": "narrow"} if _k == RECALL_AT[0] else {}
+        _LAYOUTS[f"recall_{_found}_{_k}"] = Layout(heading=f"{_short} R@{_k}", **_first)
+    _LAYOUTS[f"recall_{_found}_1_diff"] = Layout(heading=f"{_short} to dense", ends="roomy", least="narrow")
+_AFTER_TIMES = "tau"  # the first metric whose column stands behind those of times
+# Columns of times in reports: field, heading, format, whether a summary has it.
+_TIMES = (
+    ("median_ms", "Batch {batch}, ms [IQR]", ".1f", False),
+    ("ratio_to_dense", "Batch {batch}, × dense", ".2f", True),
+    ("images_per_s", "Batch {batch}, images/s", ".1f", False),
+)
+
+
+def layout(metric: Metric) -> Layout:
+    """Return how a metric's column stands in a terminal."""
+    own = _LAYOUTS.get(metric.name, Layout())
+    return replace(own, heading=own.heading or metric.heading, form=own.form or metric.form)
+
+
+def short_heading(metric: Metric) -> str:
+    """Return what a metric is called in a terminal."""
+    return layout(metric).heading
+
 
 # A column, and what fills it of each row.
 Filled = tuple[Column, Callable[[Average], Cell]]
@@ -95,16 +137,16 @@ def comparison_table(records: Sequence[Record], reference: str = REFERENCE) -> T
     """
     rows = averages(records)
     batches = sorted({entry.batch for row in rows for entry in row.latency})
-    family = judged(rows, reference)
+    family = judged(rows, reference, short_heading)
     seeded = len(rows[0].records) > 1
-    near = [metric for metric in FIDELITY if any(row.has(metric) for row in rows)]
-    wide = [f"{m.short}: {m.fidelity}{', with 95 % bootstrap interval' if m.ends else ''}" for m in near]
-    narrow = [f"{m.short}: {m.fidelity}" for m in near if m.least == "narrow"]
+    near = {layout(m): m.fidelity for m in fidelity_metrics() if any(row.has(m) for row in rows)}
+    wide = [f"{m.heading}: {what}{', with 95 % bootstrap interval' if m.ends else ''}" for m, what in near.items()]
+    narrow = [f"{m.heading}: {what}" for m, what in near.items() if m.least == "narrow"]
     if rows[0].top1 is not None:
         wide.append(OVER_SEEDS if seeded else "top-1 in % with 95 % intervals")
         over = "mean over seeds: " if seeded else ""
         narrow.append(f"{over}top-1 in %, to dense with 95 % paired bootstrap interval over images")
-    if isinstance(rows[0].first, RetrievalRecord):
+    if rows[0].first.caption_count is not None:
         wide.append(RECALLS)
         narrow.append(RECALLS)
     if batches:
@@ -143,16 +185,15 @@ def _terminal_columns(rows: Sequence[Average], batches: Sequence[int], family: J
 def _in_order(
     rows: Sequence[Average], times: Sequence[Filled], columns: Callable[[Metric], list[Filled]]
 ) -> list[Filled]:
-    """Return columns of metrics and times, as the record declares them and metrics' places say.
+    """Return columns of metrics and times.
 
     A metric that no row has, such as top-1 without labels, has no column.
     """
-    kind = type(rows[0].first)
-    names = list(declared(kind))
-    every = [m for m in metrics(kind).values() if any(row.has(m) for row in rows)]
-    at = names.index("latency")
-    before = [m for m in every if m.place < 0 or (not m.place and names.index(m.name) < at)]
-    after = [metric for metric in every if metric not in before]
+    at = list(METRICS).index(_AFTER_TIMES)
+    before, after = (
+        [metric for metric in part if any(row.has(metric) for row in rows)]
+        for part in (list(METRICS.values())[:at], list(METRICS.values())[at:])
+    )
     return [
         *(column for metric in before for column in columns(metric)),
         *times,
@@ -162,17 +203,18 @@ def _in_order(
 
 def _terminal(metric: Metric, family: Judged | None) -> list[Filled]:
     """Return a metric's columns for the terminal: two where the narrow one is without interval."""
-    if not metric.short:
+    own = layout(metric)
+    if not own.heading:
         return []
-    forms = FORMS[: FORMS.index(metric.least) + 1]
+    forms = FORMS[: FORMS.index(own.least) + 1]
 
     def filled(forms: Sequence[Form], *, ends: bool) -> Filled:
-        column = Column(heading=metric.short, forms=forms)
+        column = Column(heading=own.heading, forms=forms)
         return column, lambda row: _cell(row, metric, family, short=True, ends=ends)
 
-    shown = {"": (), "wide": FORMS[:1], "roomy": _ROOMY, "always": FORMS}[metric.ends]
-    own = [(tuple(form for form in forms if (form in shown) == ends), ends) for ends in (True, False)]
-    return [filled(some, ends=ends) for some, ends in own if some]
+    shown = {"": (), "wide": FORMS[:1], "roomy": _ROOMY, "always": FORMS}[own.ends]
+    parts = [(tuple(form for form in forms if (form in shown) == ends), ends) for ends in (True, False)]
+    return [filled(some, ends=ends) for some, ends in parts if some]
 
 
 def _cell(row: Average, metric: Metric, family: Judged | None, *, short: bool = False, ends: bool = True) -> Cell:
@@ -180,27 +222,27 @@ def _cell(row: Average, metric: Metric, family: Judged | None, *, short: bool = 
     cell = estimate_cell(row.estimate(metric), metric, short=short, ends=ends)
     if cell.value is None:
         return cell
-    text = f"{cell} at {row.mean(metric.at)}" if metric.at and not short else str(cell)
-    chance = row.mean(metric.chance) if metric.chance else None
-    if chance is not None:
-        text += f" ({metric.text(chance, short=short)})"
+    own = row.measured(metric.name)
+    text = f"{cell} at {own.at}" if own and own.at is not None and not short else str(cell)
+    if own and own.chance is not None:
+        text += f" ({metric.text(own.chance, layout(metric).form if short else None)})"
     return Cell(text, cell.value, "" if family is None else family.mark(row, metric.name))
 
 
-def _timed(batch: int, show: Callable[[Latency], Cell]) -> Callable[[Average], Cell]:
+def _timed(batch: int, show: Callable[[Times], Cell]) -> Callable[[Average], Cell]:
     def cell(row: Average) -> Cell:
         return next((show(entry) for entry in row.latency if entry.batch == batch), UNMEASURED)
 
     return cell
 
 
-def _time(entry: Latency) -> Cell:
+def _time(entry: Times) -> Cell:
     text = f"{entry.median_ms:.0f} [{entry.q1_ms:.0f}, {entry.q3_ms:.0f}]"
     ratio = "" if entry.ratio_to_dense is None else f" {entry.ratio_to_dense:.2f}x"
     return Cell(text + ratio, entry.median_ms)
 
 
-def _ratio(entry: Latency) -> Cell:
+def _ratio(entry: Times) -> Cell:
     return Cell("1") if entry.ratio_to_dense is None else figure(entry.ratio_to_dense, ".2f")
 
 
@@ -213,7 +255,7 @@ def report_columns(rows: Sequence[Average], *, family: Judged | None = None, sum
     """Return the columns of a report; a summary leaves out what a first look doesn't need."""
 
     def stands(metric: Metric) -> bool:
-        return bool(metric.heading) and (metric.least == "narrow" or not summary)
+        return bool(metric.heading) and (layout(metric).least == "narrow" or not summary)
 
     def reported(metric: Metric) -> list[Filled]:
         cell = functools.partial(_cell, metric=metric, family=family)
@@ -222,13 +264,13 @@ def report_columns(rows: Sequence[Average], *, family: Judged | None = None, sum
     names = labels(rows)
     times = [
         (
-            Column(heading=metric.heading.format(batch=batch)),
-            _timed(batch, functools.partial(_time_cell, metric=metric)),
+            Column(heading=heading.format(batch=batch)),
+            _timed(batch, functools.partial(_time_cell, name=name, form=form)),
         )
         for batch in sorted({latency.batch for row in rows for latency in row.latency})
-        for metric in metrics(Latency).values()
-        if stands(metric)
-        and any(getattr(own, metric.name) is not None for row in rows for own in row.latency if own.batch == batch)
+        for name, heading, form, brief in _TIMES
+        if (brief or not summary)
+        and any(getattr(own, name) is not None for row in rows for own in row.latency if own.batch == batch)
     ]
     return [
         (Column(heading="Method", left=True), lambda row: Cell(names[row.identity], names[row.identity])),
@@ -237,11 +279,10 @@ def report_columns(rows: Sequence[Average], *, family: Judged | None = None, sum
     ]
 
 
-def _time_cell(entry: Latency, metric: Metric) -> Cell:
-    numbers = [getattr(entry, name) for name in (metric.name, metric.low, metric.high) if name]
-    if None in numbers:
-        return UNMEASURED
-    return estimate_cell(Interval(*numbers) if metric.low else numbers[0], metric)
+def _time_cell(entry: Times, name: str, form: str) -> Cell:
+    spread = Interval(entry.median_ms, entry.q1_ms, entry.q3_ms)
+    estimate = {"median_ms": spread, "ratio_to_dense": entry.ratio}.get(name, getattr(entry, name))
+    return _estimate_cell(estimate, lambda value: format(value, form), ends=True)
 
 
 def keep_cell(keep: float) -> Cell:
@@ -251,11 +292,18 @@ def keep_cell(keep: float) -> Cell:
 
 def estimate_cell(estimate: Interval | float | None, metric: Metric, *, short: bool = False, ends: bool = True) -> Cell:
     """Show an estimate, with the ends of its interval where it has one."""
+    form = layout(metric).form if short else None
+    return _estimate_cell(estimate, lambda value: metric.text(value, form), ends=ends, short=short)
+
+
+def _estimate_cell(
+    estimate: Interval | float | None, text: Callable[[float], str], *, ends: bool, short: bool = False
+) -> Cell:
     if estimate is None:
         return UNMEASURED
     if not isinstance(estimate, Interval):
-        return Cell(metric.text(estimate, short=short), estimate)
-    value, low, high = (metric.text(number, short=short) for number in estimate)
+        return Cell(text(estimate), estimate)
+    value, low, high = map(text, estimate)
     if short:  # the terminal is narrow
         low, high = low.lstrip("+"), high.lstrip("+")
     return Cell(f"{value} [{low}, {high}]" if ends else value, estimate.estimate)
@@ -312,7 +360,7 @@ def _shot_table(groups: Sequence[Sequence[Average]], *, marked: bool) -> Table:
         test = SIGN_FLIP if several else MCNEMAR
         note = mark_note(test, "all of this table", of="the dense model's at as many shots")
         caption = f"{caption}; {note}"
-    top1 = metrics(type(first))["top1"]
+    top1 = METRICS["top1"]
 
     def cell(key: str, at: int) -> Cell:
         row = columns[at].get(key)
@@ -387,7 +435,8 @@ def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
 def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
     """Lay out methods at equal cost, one section per keep rate of the target; ``more`` goes below."""
     target, batch = rows[0].target, rows[0].batch
-    distance = metrics(Record)["cosine_distance"]
+    distance = METRICS["cosine_distance"]
+    short = short_heading(distance)
     apart = replace(distance, form=distance.change)
     nearer = together({at: row.distance_p for at, row in enumerate(rows)})
     righter = together({at: row.p_value for at, row in enumerate(rows)})
@@ -408,16 +457,16 @@ def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
             yield points(row.difference, righter.mark(at))
 
     to, tests = f"to {target.method}", FLIPPED
-    heads = ["at", "method", "keep", cost, "off", distance.short, f"{distance.short} {to}"]
+    heads = ["at", "method", "keep", cost, "off", short, f"{short} {to}"]
     timed = "" if batch is None else "x dense: median time by the dense model's, both in eager mode; "
     caption = (
-        f"at: keep rate of {target.method} in %; {timed}{distance.short}: {distance.fidelity}; {to}: difference with "
+        f"at: keep rate of {target.method} in %; {timed}{short}: {distance.fidelity}; {to}: difference with "
         "95 % paired bootstrap interval"
     )
     if target.top1 is not None:
         heads += ["top-1", f"top-1 {to}"]
         caption += "; top-1 in %, its difference in points"
-        tests = f"{distance.short}: {FLIPPED}, top-1: {exact_test(target)}"
+        tests = f"{short}: {FLIPPED}, top-1: {exact_test(target)}"
     return Table.of(
         f"at equal {what}: {title(target.first, seeds(target.records))}",
         heads,
@@ -450,22 +499,33 @@ def precision_note(group: Sequence[Record], records: Sequence[Record]) -> str:
 def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
     """Return CSV with a line per record, at least one; what wasn't measured is empty.
 
-    Every field is there but what is base64 of all images. Lists and settings are JSON. Of each batch
+    Every field is there but values of all images. Lists and settings are JSON. Of each batch
     size timed there is a column per figure. ``runs``, which run each record is from, are the last.
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
-    times = [field.name for field in fields(Latency) if field.name != "batch"]
-    columns = {name: own for record in records for name, own in declared(type(record)).items()}
+    times = [field.name for field in fields(Times) if field.name != "batch"]
+    columns = {name: own.unit for name, own in declared(Record).items() if name not in _UNTABLED}
+    measured = list(dict.fromkeys([*METRICS, *(name for record in records for name in record.metrics)]))
     rows = []
     for at, record in enumerate(records):
         timed = {entry.batch: entry for entry in record.latency}
-        row = {
-            f"{name}_{own.unit}" if own.unit else name: getattr(record, name, None)
-            for name, own in columns.items()
-            if name not in ("latency", "image_groups") and not name.endswith("_values")
-        }
+        row = {f"{name}_{unit}" if unit else name: getattr(record, name, None) for name, unit in columns.items()}
+        row |= {key: value for name in measured for key, value in _csv_metric(record, name).items()}
         row |= {
             f"latency_batch{batch}_{name}": getattr(timed.get(batch), name, None) for batch in batches for name in times
         }
         rows.append(row | ({"run": runs[at]} if runs else {}))
     return csv_text(rows)
+
+
+_UNTABLED = ("metrics", "latency", "image_groups")  # fields that aren't a column in CSV
+
+
+def _csv_metric(record: Record, name: str) -> dict[str, Any]:
+    """Return the columns of a metric; the same for every record."""
+    metric, own = METRICS.get(name), record.metrics.get(name)
+    unit = f"_{metric.unit}" if metric is not None and metric.unit else ""
+    ends = {"_low": "low", "_high": "high", "_chance": "chance"}
+    columns = {f"{name}{unit}": own and own.mean}
+    columns |= {f"{name}{end}{unit}": own and getattr(own, field) for end, field in ends.items()}
+    return columns | {f"{name}_at": own and own.at}

@@ -21,12 +21,13 @@ from harness.datasets.base import Split, SplitName
 from harness.datasets.few_shot import subset
 from harness.golden.budget import Curve, Point, Worth
 from harness.golden.maps import method_maps
-from harness.measure.evaluate import Importance, correct, outcomes
+from harness.measure.evaluate import outcomes
 from harness.measure.rows import Variant, golden_row
 from harness.measure.timing import interleaved
 from harness.models.towers import Tower, load_tower, named, text_classifier
 from harness.records.agreement import kendall_tau, match_at_k
 from harness.records.conditions import DENSE, device_name
+from harness.records.metrics import Importance, correct
 from harness.records.statistics import Interval, bootstrap_mean
 from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.writers import markdown

@@ -85,19 +85,17 @@ def _lost(records: Sequence[Record], reference: Sequence[Record]) -> Interval:
 
 
 def _match(records: Sequence[Record]) -> Interval | None:
-    values = [(record.match_at_k, record.match_low, record.match_high) for record in records]
-    if any(match is None for match, _, _ in values):
-        return None
-    return _percent(*np.mean(np.array(values, float), axis=0))
+    values = [record.interval("match_at_k") for record in records]
+    return None if None in values else _percent(*np.mean(np.array(values, float), axis=0))
 
 
 def _gflops(records: Sequence[Record]) -> Interval | None:
-    count = records[0].gflops
+    count = records[0].mean("gflops")
     return None if count is None else _exact(count)
 
 
 def _cost_ratio(records: Sequence[Record], reference: Sequence[Record]) -> Interval | None:
-    ours, theirs = records[0].gflops, reference[0].gflops
+    ours, theirs = records[0].mean("gflops"), reference[0].mean("gflops")
     return None if ours is None or theirs is None else _exact(ours / theirs)
 
 

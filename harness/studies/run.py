@@ -20,7 +20,8 @@ from harness.measure.rows import Variant
 from harness.models.towers import Tower, load_tower
 from harness.records.averages import Average, fidelity_difference, judged_on, row_p, uncounted
 from harness.records.conditions import DENSE, DTYPES, Tuning
-from harness.records.record import METRICS, Record, refuse_mixed
+from harness.records.metrics import METRICS
+from harness.records.record import Record, refuse_mixed
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
@@ -49,7 +50,7 @@ DISTANCE = METRICS["cosine_distance"]
 # Differences that are tested, a family each, by the entry's field; their columns.
 DIFFERENCES = {"distance_to_first": "1 - cos to first", "to_dense": "to dense", "to_first": "to first"}
 _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
-_MEANS = ("keep", "top1", "gflops", "cosine_distance", "tau", "match_at_k", "match_chance")
+_MEANS = ("top1", "gflops", "cosine_distance", "tau", "match_at_k")
 # Columns that narrower terminals do without.
 _WIDE = ("GFLOPs", "over seeds", "tau", "match@k (chance)")
 _FORMS = dict.fromkeys(_WIDE, FORMS[:1]) | dict.fromkeys(("top-1", "to dense", "to first"), FORMS[:2])
@@ -113,7 +114,7 @@ def entries(lines: Sequence[tuple[dict[str, str], float | str, Sequence[Record]]
         others = {"to_dense": base} | ({} if first is row else {"to_first": first})
         p: dict[str, float | None] = {}
         differences: dict[str, Interval | None] = {}
-        if dense.top1 is not None:
+        if dense.labelled:
             for name, other in others.items():
                 differences[name] = bootstrap_mean(_share(row) - _share(other), seed=0)
                 p[name] = row_p(row, other)
@@ -174,7 +175,7 @@ class Sheet:
         begins = {entry.group: at for at, entry in reversed(list(enumerate(self.entries)))}
         starts = frozenset(begins.values())
         several = any(len(entry.records) > 1 for entry in self.entries)
-        tests = [FLIPPED] if self.dense.top1 is None else [SIGN_FLIP if several else MCNEMAR, FLIPPED]
+        tests = [FLIPPED] if not self.dense.labelled else [SIGN_FLIP if several else MCNEMAR, FLIPPED]
         note = mark_note(" or ".join(tests), "all of a column")
         lacking = uncounted(self.dense, *(entry.records[0] for entry in self.entries))
         caption = f"{NOTES} {note}.{f' {lacking}.' if lacking else ''}"
@@ -197,7 +198,7 @@ class Sheet:
                 **{name: getattr(entry, name) for name in (*DIFFERENCES, "over_seeds")},
                 "p": entry.p,
                 "p_holm": {name: family.adjusted.get(at) for name, family in families.items()},
-                **{name: entry.row.mean(name) for name in _MEANS},
+                **_means(entry.row),
             }
             for at, entry in enumerate(self.entries)
         ]
@@ -206,19 +207,24 @@ class Sheet:
             "split": self.dense.split,
             "title": self.title,
             "images": self.dense.image_count,
-            "dense": {name: getattr(self.dense, name) for name in _MEANS},
+            "dense": _means(_average([self.dense])),
         }
         values: dict[str, Any] = json_values({**about, "lines": lines})
         return values
 
 
+def _means(row: Average) -> dict[str, Any]:
+    match = row.measured("match_at_k")
+    chance = None if match is None else match.chance
+    return {"keep": row.keep, **{name: row.mean(name) for name in _MEANS}, "match_chance": chance}
+
+
 def _cells(entry: Entry) -> dict[str, Cell]:
     """Return a line's figures by heading."""
     mean = entry.row.mean
-    top1 = [100 * record.top1 for record in entry.records if record.top1 is not None]
+    top1 = [100 * right for record in entry.records if (right := record.mean("top1")) is not None]
     spread = f" ({min(top1):.1f}–{max(top1):.1f})" if len(top1) > 1 else ""
-    match, chance = mean("match_at_k"), mean("match_chance")
-    unmatched = match is None or chance is None
+    match = entry.row.measured("match_at_k")
     return {
         "keep": Cell(f"{100 * entry.records[0].keep:.3g}"),
         "GFLOPs": _number(mean("gflops"), ".3f"),
@@ -229,7 +235,7 @@ def _cells(entry: Entry) -> dict[str, Cell]:
         DIFFERENCES["to_first"]: points(entry.to_first),
         "over seeds": points(entry.over_seeds),
         "tau": _number(mean("tau"), ".3f"),
-        "match@k (chance)": UNMEASURED if unmatched else Cell(f"{match:.2f} ({chance:.2f})"),
+        "match@k (chance)": Cell(f"{match.mean:.2f} ({match.chance:.2f})") if match else UNMEASURED,
     }
 
 
@@ -267,7 +273,7 @@ def make(
         judged = [(one.labels, one.group, part) for one, part in zip(own, others, strict=True)]
         images = f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"
         conditions = f"{shop.tower.name}, {dense.dtype}"
-        conditions += "" if dense.top1 is None else f"; dense {100 * dense.top1:.1f} %"
+        conditions += f"; dense {100 * dense.correct.mean():.1f} %" if dense.labelled else ""
         title = f"{study.title}: {images}, {conditions}"
         sheet = Sheet(title=title, dense=dense, entries=entries(judged, dense))
         yield sheet, [record for group in records for record in group]

@@ -10,7 +10,7 @@ from harness.base.table import points as in_points
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import undrawn
 from harness.measure.rows import Variant
-from harness.measure.tuning import Judged, Tuned, Tuner, step_runs
+from harness.measure.tuning import Performance, Tuned, Tuner, step_runs
 from harness.records.statistics import Interval, mean_interval
 from harness.studies.workshop import Line, TuningShop, Workshop, study
 from zoo.core.messages import expected
@@ -199,8 +199,8 @@ class Trial:
     dataset: str
     _: KW_ONLY
     images: tuple[int, ...]  # judged
-    untuned: tuple[Judged, ...]
-    tuned: tuple[Judged, ...]
+    untuned: tuple[Performance, ...]
+    tuned: tuple[Performance, ...]
 
 
 def trial_runs(tuner: Tuner, recipes: Mapping[str, TuneConfig], shots: int, seeds: range) -> float:
@@ -258,7 +258,7 @@ def trials_table(every: Sequence[Trial], title: str) -> Table:
     return Table.of(title, heads, rows, words={"recipe"}, roomy=set(datasets), caption=caption)
 
 
-def _gain(own: Sequence[Judged], other: Sequence[Judged]) -> list[float]:
+def _gain(own: Sequence[Performance], other: Sequence[Performance]) -> list[float]:
     """Return by seed how much more top-1 is, a share."""
     return [a.top1 - b.top1 for a, b in zip(own, other, strict=True)]
 

@@ -20,11 +20,11 @@ from harness.golden.fit import fit
 from harness.golden.rank import Job, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
 from harness.measure.bench import measured_here
+from harness.measure.cost import gflops
 from harness.measure.match import ROUNDS, KeepSolver, TimeRatios, equal_times, remembered, say_miss
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, golden_row, predictors_digest, rows_of
 from harness.measure.tuning import Tuned, Tuner, loadable
-from harness.models.cost import gflops
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import DENSE, MATCHED
 from harness.records.record import Record

@@ -19,7 +19,6 @@ TIMM_MARKERS = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-names", action="store_true", help="run timm's tests over every name")
-    parser.addoption("--write-docs", action="store_true", help="write docs/timm_tests.md anew")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from harness.cli.parser import build_parser
 from harness.datasets import get_dataset
 from harness.datasets.base import Example
 from harness.datasets.few_shot import subset
-from harness.records.record import RECALL_AT
+from harness.records.metrics import RECALL_AT
 
-COUNT = 64
+COUNT = 32
 TAG = "imgfocus_lit"
-MODELS = ("clip_vit_s14", "clip_vit_s14_patchrank60", "clip_vit_s14_tome50")
+MODELS = ("clip_vit_s14", "clip_vit_s14_patchrank60")
 # One process as a user starts it: the import makes our names known, the rest is theirs.
 COMMAND = "import zoo; from clip_benchmark.cli import main; main()"
 # What their own code and its dependencies warn of.
@@ -36,29 +37,31 @@ def _cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the first test emoji in their layout, which is webdataset's."""
-    dataset = get_dataset("emoji")
-    root = tmp_path_factory.mktemp("emoji")
-    (root / "test").mkdir()
-    (root / "test" / "nshards.txt").write_text("1")
-    (root / "classnames.txt").write_text("\n".join(dataset.classes))
-    templates = [template.replace("{}", "{c}") for template in dataset.templates]
-    (root / "zeroshot_classification_templates.txt").write_text("\n".join(templates))
-    with tarfile.open(root / "test" / "0.tar", "w") as archive:
-        for index, example in enumerate(subset(dataset.split("test"), COUNT)):
-            for suffix, content in members(example).items():
+def write_tar(path: Path, examples: Iterable[Example], **members: list[str]) -> None:
+    """Write pictures and texts in webdataset's layout, which is theirs."""
+    path.parent.mkdir()
+    (path.parent / "nshards.txt").write_text("1")
+    with tarfile.open(path, "w") as archive:
+        for index, example in enumerate(examples):
+            image = io.BytesIO()
+            example.image.save(image, "png")
+            contents = {"png": image.getvalue()} | {suffix: own[index].encode() for suffix, own in members.items()}
+            for suffix, content in contents.items():
                 member = tarfile.TarInfo(f"s{index:07d}.{suffix}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the first test emoji."""
+    dataset, root = get_dataset("emoji"), tmp_path_factory.mktemp("emoji")
+    (root / "classnames.txt").write_text("\n".join(dataset.classes))
+    templates = [template.replace("{}", "{c}") for template in dataset.templates]
+    (root / "zeroshot_classification_templates.txt").write_text("\n".join(templates))
+    split = subset(dataset.split("test"), COUNT)
+    write_tar(root / "test" / "0.tar", split, cls=[str(example.label) for example in split])
     return root
-
-
-def members(example: Example) -> dict[str, bytes]:
-    image = io.BytesIO()
-    example.image.save(image, "png")
-    return {"cls": str(example.label).encode(), "png": image.getvalue()}
 
 
 def ours(model: str) -> np.ndarray:
@@ -89,16 +92,6 @@ def test_every_image_gets_the_same_answer(model: str, folder: Path):
     assert 0.2 < answers.mean() < 0.9  # neither chance nor a test that can't fail
 
 
-def test_a_class_with_an_unknown_word_is_refused_by_name():
-    """NaN features would leave the choice to argmax, which takes the first NaN."""
-    from clip_benchmark.metrics.zeroshot_classification import zero_shot_classifier
-    from clip_benchmark.models import load_clip
-
-    clip, _, tokenizer = load_clip("open_clip", MODELS[0], TAG, None, device="cpu")
-    with pytest.raises(ValueError, match=r"text 'a photo of a crossing\.': .* never saw 'crossing'"):
-        zero_shot_classifier(clip, tokenizer, ["bag", "crossing"], ["a photo of a {c}."], "cpu", amp=False)
-
-
 def test_its_command_line_prints_our_accuracy(folder: Path, tmp_path: Path):
     model, output = MODELS[1], tmp_path / "result.json"
     words = ["eval", "--dataset", "wds/emoji", "--dataset_root", str(folder), "--no_amp"]
@@ -113,19 +106,11 @@ def test_its_command_line_prints_our_accuracy(folder: Path, tmp_path: Path):
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write emoji in their layout of retrieval, two captions each, all different."""
-    dataset = get_dataset("emoji")
-    root = tmp_path_factory.mktemp("captions")
-    (root / "test").mkdir()
+    dataset, root = get_dataset("emoji"), tmp_path_factory.mktemp("captions")
     (root / "dataset_type.txt").write_text("retrieval")
-    (root / "test" / "nshards.txt").write_text("1")
-    words = [f"{kind} or {other}" for kind in dataset.classes for other in dataset.classes]
-    with tarfile.open(root / "test" / "0.tar", "w") as archive:
-        for index, example in enumerate(subset(dataset.split("test"), len(words) // 2)):
-            own = [words[index], words[-1 - index]]
-            for suffix, content in (members(example) | {"txt": "\n".join(own).encode()}).items():
-                member = tarfile.TarInfo(f"s{index:07d}.{suffix}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+    words = [f"{kind} or {other}" for kind in dataset.classes[:8] for other in dataset.classes[:8]]
+    pairs = [f"{words[index]}\n{words[-1 - index]}" for index in range(len(words) // 2)]
+    write_tar(root / "test" / "0.tar", subset(dataset.split("test"), len(pairs)), txt=pairs)
     return root
 
 
@@ -146,4 +131,4 @@ def test_recall_is_theirs(captioned: Path):
         theirs = evaluate(clip.eval(), loader, tokenizer, "cpu", amp=False, recall_k_list=[k])
         assert record.__dict__[f"recall_image_{k}"] == pytest.approx(theirs[f"image_retrieval_recall@{k}"], abs=5e-4)
         assert record.__dict__[f"recall_text_{k}"] == pytest.approx(theirs[f"text_retrieval_recall@{k}"], abs=1e-6)
-    assert 0 < record.recall_text_1 < 1
+    assert 0 < record.mean("recall_text_1") < 1

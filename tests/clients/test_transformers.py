@@ -13,37 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from by_hand import part
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    CLIPVisionModelWithProjection,
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    DINOv3ViTConfig,
-    DINOv3ViTModel,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Siglip2Config,
-    Siglip2ImageProcessor,
-    Siglip2Model,
-    Siglip2VisionConfig,
-    Siglip2VisionModel,
-    SiglipConfig,
-    SiglipModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
 
 import zoo
 from harness.cli import main, towers
@@ -60,20 +33,24 @@ TEXT |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "projection_si
 Make = Callable[[], nn.Module]
 NAFLEX = {**SIZE, "intermediate_size": 48, "patch_size": 8, "num_patches": 16}
 TOWERS: dict[str, Make] = {
-    "clip": lambda: CLIPVisionModel(CLIPVisionConfig(**WIDE)),
-    "clip projection": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**WIDE, projection_dim=16)),
-    "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**WIDE)),
-    "siglip 2": lambda: Siglip2VisionModel(Siglip2VisionConfig(**NAFLEX)),
-    "dinov2": lambda: Dinov2Model(Dinov2Config(**SIZE, **IMAGE, mlp_ratio=2)),
-    "dinov2 registers": lambda: Dinov2WithRegistersModel(
-        Dinov2WithRegistersConfig(**SIZE, **IMAGE, mlp_ratio=2, num_register_tokens=2, use_swiglu_ffn=True)
+    "clip": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**WIDE)),
+    "clip projection": lambda: transformers.CLIPVisionModelWithProjection(
+        transformers.CLIPVisionConfig(**WIDE, projection_dim=16)
     ),
-    "dinov3": lambda: DINOv3ViTModel(DINOv3ViTConfig(**WIDE, num_register_tokens=2)),
+    "siglip": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**WIDE)),
+    "siglip 2": lambda: transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**NAFLEX)),
+    "dinov2": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SIZE, **IMAGE, mlp_ratio=2)),
+    "dinov2 registers": lambda: transformers.Dinov2WithRegistersModel(
+        transformers.Dinov2WithRegistersConfig(**SIZE, **IMAGE, mlp_ratio=2, num_register_tokens=2, use_swiglu_ffn=True)
+    ),
+    "dinov3": lambda: transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**WIDE, num_register_tokens=2)),
 }
 WHOLE: dict[str, Make] = {
-    "clip": lambda: CLIPModel(CLIPConfig(text_config=TEXT, vision_config=WIDE, projection_dim=16)),
-    "siglip": lambda: SiglipModel(SiglipConfig(text_config=TEXT, vision_config=WIDE)),
-    "siglip 2": lambda: Siglip2Model(Siglip2Config(text_config=TEXT, vision_config=NAFLEX)),
+    "clip": lambda: transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=TEXT, vision_config=WIDE, projection_dim=16)
+    ),
+    "siglip": lambda: transformers.SiglipModel(transformers.SiglipConfig(text_config=TEXT, vision_config=WIDE)),
+    "siglip 2": lambda: transformers.Siglip2Model(transformers.Siglip2Config(text_config=TEXT, vision_config=NAFLEX)),
 }
 # What the libraries themselves warn of.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -84,16 +61,6 @@ def _no_grad() -> Iterator[None]:
     transformers.logging.set_verbosity_error()
     with torch.no_grad():
         yield
-
-
-@pytest.fixture(params=TOWERS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture(params=sorted(zoo.METHODS))
-def method(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 @torch.no_grad()
@@ -131,8 +98,12 @@ def pooled(output: Any) -> Tensor:
     return output.image_embeds if "image_embeds" in output else output.pooler_output
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_every_method_on_every_tower(kind: str, method: str, implementation: str):
+CASES = [("clip projection", method, "eager") for method in sorted(zoo.METHODS)]
+CASES += [(kind, "rankmerge", "sdpa") for kind in TOWERS]
+
+
+@pytest.mark.parametrize(("kind", "method", "implementation"), CASES)
+def test_methods_and_towers(kind: str, method: str, implementation: str):
     tower, inputs = build(kind, implementation), inputs_of(kind)
     wanted = tower(**inputs, output_hidden_states=True)
     whole = zoo.reduce(tower, method=method, keep=1.0, **options_of(method))(**inputs, output_hidden_states=True)
@@ -155,6 +126,7 @@ def test_every_method_on_every_tower(kind: str, method: str, implementation: str
     assert rough.output.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["dinov2 registers", "siglip 2"])
 def test_kept_says_which_tokens_are_in_the_output(kind: str):
     """Without blocks behind the reduction the tokens themselves are the dense tower's."""
     tower, inputs = build(kind), inputs_of(kind)
@@ -167,22 +139,20 @@ def test_kept_says_which_tokens_are_in_the_output(kind: str):
     assert torch.equal(model.leave(left)[0], output.last_hidden_state)
 
 
-@pytest.mark.parametrize("kind", towers.TRANSFORMERS)
+@pytest.mark.parametrize("kind", ["transformers dinov3", "transformers siglip 2"])
 def test_permuted_patches_with_their_places_change_nothing(kind: str):
     assert towers.CHECKS["any order"](towers.tiny(kind)[1], []) == towers.YES
 
 
 @torch.enable_grad()
-@pytest.mark.parametrize("kind", ["transformers clip", "transformers siglip 2"])
-def test_a_row_of_the_page_is_what_trying_gives(kind: str):
+def test_a_row_of_the_page_is_what_trying_gives():
     page = (Path(__file__).parents[2] / "docs" / "towers.md").read_text(encoding="utf-8")
     notes = [line.partition(". ")[2] for line in page.splitlines() if re.match(r"\d\. ", line)]
-    assert f"| {' | '.join(towers.row_of(kind, notes))} |" in page.splitlines()
+    assert f"| {' | '.join(towers.row_of('transformers siglip 2', notes))} |" in page.splitlines()
 
 
-@pytest.mark.parametrize("kind", ["clip projection", "siglip", "dinov3"])
-def test_export(kind: str):
-    model = zoo.reduce(build(kind), method="rankmerge", keep=0.5)
+def test_export():
+    model = zoo.reduce(build("dinov3"), method="rankmerge", keep=0.5)
     batch = torch.export.Dim("batch", min=1, max=16)
     graph = torch.export.export(model, (some_images(),), dynamic_shapes=({0: batch},)).module()
     for count in (1, 5):
@@ -191,6 +161,7 @@ def test_export(kind: str):
         assert torch.equal(output.kept, wanted.kept)
 
 
+@pytest.mark.parametrize("kind", ["clip projection", "siglip 2"])
 def test_golden_rankings_watch_the_output(kind: str):
     """Against patches removed one by one."""
     model = zoo.reduce(build(kind), method=None)
@@ -204,41 +175,34 @@ def test_golden_rankings_watch_the_output(kind: str):
         assert torch.allclose(found[:, patch], wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["siglip", "siglip 2"])
-def test_pools_count_a_token_as_often_as_it_stands_for(kind: str):
-    model = zoo.reduce(build(kind), method=None)
+def test_the_pool_counts_a_token_as_often_as_it_stands_for_and_its_probe_attends():
+    tower = build("siglip")
+    model = zoo.reduce(tower, method=None)
     tokens = model.embed(some_images())
     size = torch.ones(2, 16)
     size[:, 3], size[:, 7] = 3, 2
     x = torch.cat((tokens.x, tokens.x[:, [3, 3, 7]]), dim=1)
     wanted = model.finish(tokens._replace(x=x, patch_count=19))
     assert torch.allclose(model.finish(tokens._replace(size=size)), wanted, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["siglip", "siglip 2"])
-def test_the_probe_attends_as_in_the_pool(kind: str):
-    tower = build(kind)
-    model = zoo.reduce(tower, method=None)
     tokens, _ = model.advance(model.embed(some_images()))
     x = tower.post_layernorm(tokens.x)
     shares = tower.head.attention(tower.head.probe.expand(2, -1, -1), x, x)[1][:, 0]
     assert torch.allclose(model.block(2).pooling_attention(tokens), shares, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["clip", "dinov2"])
 def test_larger_images(kind: str):
     tower, images = build(kind), torch.randn(2, 3, 48, 64)
-    larger = {"interpolate_pos_encoding": True} if kind in ("clip", "clip projection", "siglip") else {}
-    output = zoo.reduce(tower, method="rankmerge", keep=0.5)(images, **larger)
-    assert output.kept.shape == (2, 24)
-    if kind != "siglip 2":
-        whole = zoo.reduce(tower, method="rankmerge", keep=1.0)(images, **larger)
-        assert torch.equal(pooled(whole), pooled(tower(images, **larger)))
+    larger = {"interpolate_pos_encoding": True} if kind == "clip" else {}
+    assert zoo.reduce(tower, method="rankmerge", keep=0.5)(images, **larger).kept.shape == (2, 24)
+    whole = zoo.reduce(tower, method="rankmerge", keep=1.0)(images, **larger)
+    assert torch.equal(pooled(whole), pooled(tower(images, **larger)))
 
 
 def test_siglip_2_takes_what_its_processor_gives():
     """Padding is cut off; images of several grids have different numbers of tokens."""
     tower = build("siglip 2")
-    processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
     wide, high = (Image.fromarray(pixels(shape)) for shape in ((24, 56, 3), (56, 24, 3)))
     inputs = processor(images=[wide, wide], return_tensors="pt")
     rows, columns = inputs["spatial_shapes"][0].tolist()
@@ -282,7 +246,7 @@ def test_saved_models_are_the_dense_ones(tmp_path: Path):
     tower = build("dinov3")
     zoo.reduce(tower, method="rankmerge", keep=0.5).save_pretrained(tmp_path)
     again = transformers.AutoModel.from_pretrained(tmp_path).eval()
-    assert type(again) is DINOv3ViTModel
+    assert type(again) is transformers.DINOv3ViTModel
     torch.testing.assert_close(again(some_images()).pooler_output, tower(some_images()).pooler_output)
     assert zoo.reduce(again, method="rankmerge", keep=0.5)(some_images()).kept.shape == (2, 8)
 
@@ -292,8 +256,10 @@ def clip_folder(tmp_path: Path) -> Path:
     letters = [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
     words = {word: index for index, word in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    tokenizer = CLIPTokenizer(vocab=words, merges=[])
-    CLIPProcessor(image_processor=CLIPImageProcessor(**size), tokenizer=tokenizer).save_pretrained(tmp_path)
+    tokenizer = transformers.CLIPTokenizer(vocab=words, merges=[])
+    transformers.CLIPProcessor(
+        image_processor=transformers.CLIPImageProcessor(**size), tokenizer=tokenizer
+    ).save_pretrained(tmp_path)
     lively(WHOLE["clip"]()).save_pretrained(tmp_path)
     return tmp_path
 
@@ -312,17 +278,8 @@ def test_sentence_transformers(clip_folder: Path):
     assert np.array_equal(model.encode(images), wanted)
 
 
-def test_overhead_works_and_push_says_what_else_to_do(clip_folder: Path, capsys: pytest.CaptureFixture[str]):
-    name, words = f"transformers:{clip_folder}", ["--archs", "mlp", "--width", "8", "--batch", "2", "--rounds", "2"]
-    assert main(["study", "overhead", "--model", name, *words]) == 0
-    assert f"predictors beside transformers:{clip_folder.name}" in " ".join(capsys.readouterr().out.split())
-    assert main(["push", name, "--to", "me/a", "--dry-run"]) == 2
-    error = " ".join(capsys.readouterr().err.split())
-    assert "push takes towers of timm alone; publish the dense one by push_to_hub of transformers" in error
-
-
 @torch.enable_grad()
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(("kind", "implementation"), [("clip", "sdpa"), ("siglip 2", "eager")])
 def test_training(kind: str, implementation: str):
     """Dropout draws the same numbers, and gradients come through checkpointed blocks."""
     tower = build(kind, implementation).train()
@@ -345,30 +302,29 @@ def test_training(kind: str, implementation: str):
 def test_refusals():
     tower = build("clip")
     model = zoo.reduce(tower, method="rankmerge", keep=0.5)
-    with pytest.raises(ValueError, match="output_attentions=True: a reduced tower has no attention maps"):
-        model(some_images(), output_attentions=True)
-    with pytest.raises(ValueError, match="what='tokens': ReducedClipVision takes no learned tokens"):
-        zoo.recover(model, [some_images()], [some_images()], zoo.RecoveryConfig(what="tokens"))
-    with pytest.raises(ValueError, match="attention_mask needs all tokens in place"):
-        zoo.reduce(build("dinov2"), method=None)(some_images(), attention_mask=torch.ones(2, 17))
-    tower.config._attn_implementation = "flex_attention"
-    with pytest.raises(ValueError, match=r"attn_implementation='flex_attention': expected one of sdpa, eager; call"):
-        zoo.reduce(tower, method="rankmerge", keep=0.5)
-    headless = SiglipVisionModel(SiglipVisionConfig(**WIDE, vision_use_head=False)).eval()
-    output = zoo.reduce(headless, method="rankmerge", keep=0.5)(some_images())
-    assert (output.pooler_output, output.kept.shape) == (None, (2, 8))
-    with pytest.raises(ValueError, match="vision_use_head=False"):
-        zoo.reduce(headless, method=None).trace(some_images())
-    with pytest.raises(ValueError, match="goes by the attention of the query that pools"):
-        zoo.reduce(headless, method="evit", keep=0.5)
+    headless = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**WIDE, vision_use_head=False)).eval()
+    assert zoo.reduce(headless, method="rankmerge", keep=0.5)(some_images()).pooler_output is None
+    dinov2 = zoo.reduce(build("dinov2"), method=None)
     text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**TEXT))
-    with pytest.raises(ValueError, match=re.escape("CLIPTextModel is no tower that can be reduced; expected one of")):
-        zoo.reduce(text, method=None)
+    flexible = build("clip")
+    flexible.config._attn_implementation = "flex_attention"
+    recipe = zoo.RecoveryConfig(what="tokens")
+    for refused, match in (
+        (lambda: model(some_images(), output_attentions=True), "output_attentions=True"),
+        (lambda: zoo.recover(model, [some_images()], [some_images()], recipe), "what='tokens'"),
+        (lambda: dinov2(some_images(), attention_mask=torch.ones(2, 17)), "attention_mask"),
+        (lambda: zoo.reduce(flexible, method="rankmerge", keep=0.5), "'flex_attention'"),
+        (lambda: zoo.reduce(headless, method=None).trace(some_images()), "vision_use_head=False"),
+        (lambda: zoo.reduce(headless, method="evit", keep=0.5), "the query that pools"),
+        (lambda: zoo.reduce(text, method=None), "CLIPTextModel"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            refused()
 
 
 def test_the_harness_takes_a_folder_with_its_text_tower(clip_folder: Path):
-    model, tower = CLIPModel.from_pretrained(clip_folder).eval(), load_tower(f"transformers:{clip_folder}")
-    image, processor = Image.fromarray(pixels((40, 50, 3))), CLIPProcessor.from_pretrained(clip_folder)
+    model, tower = transformers.CLIPModel.from_pretrained(clip_folder).eval(), load_tower(f"transformers:{clip_folder}")
+    image, processor = Image.fromarray(pixels((40, 50, 3))), transformers.CLIPProcessor.from_pretrained(clip_folder)
     inputs = processor(images=[image], text=["a cat"], return_tensors="pt")
     assert tower.name == f"transformers:{clip_folder.name}"
     assert torch.equal(tower.preprocess(image), inputs["pixel_values"][0])
@@ -387,7 +343,7 @@ def test_the_harness_takes_a_folder_with_its_text_tower(clip_folder: Path):
 
 
 @torch.enable_grad()
-@pytest.mark.parametrize("what", ["norm", "lora"])
+@pytest.mark.parametrize(("kind", "what"), [("clip", "norm"), ("dinov3", "lora")])
 def test_recovery(kind: str, what: str, tmp_path: Path):
     """What is saved brings the features as near to dense as training said, and fits no other tower."""
     tower, images = build(kind), [some_images(6)]
@@ -415,7 +371,7 @@ def test_a_recovery_of_a_folder_fits_the_whole_model(clip_folder: Path, tmp_path
     words = ["fit", "recovery", "--model", f"transformers:{clip_folder}", "--methods", "rankmerge", "--keeps", "0.4"]
     words += ["--dataset", f"images:{images}", "--rounds", "1", "--steps", "2", "--output", str(path), "--quiet"]
     assert main(words) == 0
-    model = CLIPModel.from_pretrained(clip_folder).eval()
+    model = transformers.CLIPModel.from_pretrained(clip_folder).eval()
     pixel_values = load_tower(f"transformers:{clip_folder}").preprocess(Image.open(images / "0.png"))[None]
     whole = zoo.reduce(model, method="rankmerge", keep=0.4, recovery=path)
     part = zoo.reduce(load_tower(f"transformers:{clip_folder}").vit, method="rankmerge", keep=0.4, recovery=path)
@@ -424,8 +380,8 @@ def test_a_recovery_of_a_folder_fits_the_whole_model(clip_folder: Path, tmp_path
 
 def test_siglip_2_from_a_folder_takes_squares(tmp_path: Path):
     """A square of the tower's own size is what its processor makes of it; the harness has one grid."""
-    model = lively(Siglip2VisionModel(Siglip2VisionConfig(**NAFLEX)))
-    processor = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    model = lively(transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**NAFLEX)))
+    processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     tower = load_tower(f"transformers:{tmp_path}")
@@ -439,13 +395,13 @@ def test_siglip_2_from_a_folder_takes_squares(tmp_path: Path):
 
 def saved_tower(tower: nn.Module, folder: Path) -> str:
     tower.save_pretrained(folder)
-    CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
+    transformers.CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(folder)
     return f"transformers:{folder}"
 
 
 def test_compare_without_a_text_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Fidelity on images without classes; classes are refused."""
-    tower = lively(Dinov2Model(Dinov2Config(**{**SIZE, **IMAGE, "num_hidden_layers": 5})))
+    tower = lively(transformers.Dinov2Model(transformers.Dinov2Config(**{**SIZE, **IMAGE, "num_hidden_layers": 5})))
     name, images = saved_tower(tower, tmp_path / "dino"), tmp_path / "images"
     images.mkdir()
     for index in range(24):
@@ -456,43 +412,41 @@ def test_compare_without_a_text_tower(tmp_path: Path, capsys: pytest.CaptureFixt
     dense, evit = read_records(tmp_path / "run" / "records.jsonl")
     assert (dense.model, evit.model) == ("transformers:dino", "transformers:dino_evit50")
     assert evit.tokens_per_block == (17, 17, 17, 9, 9)
-    assert evit.gflops < dense.gflops
-    assert 0 < evit.cosine_low < evit.cosine_distance
+    assert evit.mean("gflops") < dense.mean("gflops")
+    assert 0 < part(evit, "cosine_low") < evit.mean("cosine_distance")
     assert main([*words, "emoji"]) == 2
     assert "transformers:dino has no text tower here, so it takes no words" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("kind", "damage", "match"),
-    [
-        (None, "", "no config.json there; save_pretrained writes one"),
-        ("dinov2", "preprocessor_config.json", "transformers model"),
-        ("dinov2", "model.safetensors", "no file named model.safetensors"),
-    ],
+    ("damage", "match"),
+    [("config.json", "no config.json there"), ("preprocessor_config.json", ""), ("model.safetensors", "")],
 )
-def test_refused_folders(kind: str | None, damage: str, match: str, tmp_path: Path):
-    if kind is not None:
-        saved_tower(build(kind), tmp_path)
-    if damage:
-        (tmp_path / damage).unlink()
+def test_refused_folders(damage: str, match: str, tmp_path: Path):
+    name = saved_tower(build("dinov2"), tmp_path)
+    (tmp_path / damage).unlink()
     with pytest.raises((ValueError, FileNotFoundError), match=match):
-        load_tower(f"transformers:{tmp_path}")
+        load_tower(name)
 
 
 def test_the_guides_example_prints_what_it_says():
     page = (Path(__file__).parents[2] / "docs" / "vlm.md").read_text(encoding="utf-8")
     code, printed = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", page, re.DOTALL).groups()
+    code = f"import torch; torch.manual_seed(0)\n{code}"  # else an end token comes early once in a while
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(printed)
 
 
-@pytest.mark.parametrize("layer", [-2, -1])
-def test_llava_without_reduction_is_the_dense_one(layer: int):
-    text = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
-    vision = CLIPVisionConfig(**WIDE)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=63, vision_feature_layer=layer)
-    model = lively(LlavaForConditionalGeneration(config))
+def test_llava_without_reduction_is_the_dense_one():
+    text = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
+    )
+    vision = transformers.CLIPVisionConfig(**WIDE)
+    config = transformers.LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=63, vision_feature_layer=-2
+    )
+    model = lively(transformers.LlavaForConditionalGeneration(config))
     words = torch.tensor([[1, *[63] * 16, 5, 6]])
     wanted = model(input_ids=words, pixel_values=some_images(1)).logits
     whole = zoo.reduce(model, method="clsattn", keep=1.0, reduce_at=1)

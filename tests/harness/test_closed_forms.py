@@ -12,7 +12,7 @@ import timm
 import torch
 
 import zoo
-from harness.models.cost import gflops
+from harness.measure.cost import gflops
 from zoo.loading.sizes import SIZES
 
 NARROW = {"embed_dim": 64, "num_heads": 4}

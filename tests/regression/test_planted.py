@@ -19,7 +19,7 @@ from torch import Tensor
 import baselines.evit
 import baselines.tome
 import harness.measure.bench
-import harness.measure.evaluate
+import harness.records.metrics
 import zoo.core.reducer
 import zoo.loading.clip
 import zoo.loading.text
@@ -223,8 +223,8 @@ def one_image_a_caption(patch: pytest.MonkeyPatch) -> None:
 
 
 def counted_from_one(patch: pytest.MonkeyPatch) -> None:
-    real = harness.measure.evaluate.found_after
-    patch.setattr(harness.measure.evaluate, "found_after", lambda *given: real(*given) + 1)
+    real = harness.records.metrics.found_after
+    patch.setattr(harness.records.metrics, "found_after", lambda *given: real(*given) + 1)
 
 
 RETRIEVAL: list[tuple[Plant, set[str]]] = [

@@ -11,8 +11,8 @@ from harness.datasets import get_dataset
 from harness.datasets.base import FINAL
 from harness.datasets.emoji import EmojiCategory, EmojiNames
 from harness.datasets.few_shot import batches
-from harness.measure.evaluate import predicted
 from harness.models.towers import load_clip, named, text_classifier
+from harness.records.metrics import predicted
 from zoo.core.files import read_facts
 from zoo.loading.predictor_file import find_predictor
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from harness.models.cost import gflops
+from harness.measure.cost import gflops
 from zoo.core.tokens import Tokens
 from zoo.ranking.approximate import Effort, follow, run_whole
 from zoo.ranking.golden import GoldenConfig, GoldenEngine

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import zoo
-from harness.cli.towers import TOWERS, options_of
 from harness.measure.ways import peak_mib
+from tools.write_towers import TOWERS, options_of
 from zoo.core.prompts import VisualPrompts
 from zoo.core.tokens import Tokens
 from zoo.deploy.optimized import OptimizedHost

@@ -12,8 +12,8 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 
 import zoo
-from harness.cli.towers import CHECKS, OPEN_CLIP, TOWERS, YES
-from harness.cli.towers import tiny as tiny_tower
+from tools.write_towers import CHECKS, OPEN_CLIP, TOWERS, YES
+from tools.write_towers import tiny as tiny_tower
 from zoo.core.host import Host
 from zoo.core.tokens import Tokens
 from zoo.loading.recovery_file import RecoveryConfig

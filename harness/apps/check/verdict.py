@@ -10,8 +10,9 @@ from harness.apps.check.cases import Row
 from harness.base.table import NOT_MEASURED, Cell, Column, Shown, Table
 from harness.base.terminal import printable
 from harness.records.conditions import MATCHED
-from harness.records.record import Metric, Record, metrics
-from harness.report.changes import Change, exact
+from harness.records.metrics import METRICS, Measured, Metric
+from harness.records.record import Record
+from harness.report.changes import COUNTED, Change
 from harness.report.writers import markdown, markdown_text
 
 SHOWN_DIGITS = 5e-5  # half of the last digit that a table shows
@@ -140,8 +141,10 @@ def _exact(change: Change) -> Iterator[Moved]:
         numbers = isinstance(one.a, (int, float)) and isinstance(one.b, (int, float))
         by = one.b - one.a if numbers else None
         yield Moved(quantity=one.name, expected=one.a, now=one.b, by=by)
-    for name in exact(change.a):
-        then, now = getattr(change.a, name), getattr(change.b, name)
+    for name in (*METRICS, *COUNTED):
+        if name in METRICS and METRICS[name].bound != "exact":
+            continue
+        then, now = (getattr(r, name, None) if name in COUNTED else r.mean(name) for r in (change.a, change.b))
         if then is not None and now is None:
             yield Moved(quantity=name, expected=then, now=None)
 
@@ -161,31 +164,41 @@ def _answers(change: Change, bounds: Bounds) -> Iterator[Moved]:
 
 def _near(change: Change, bounds: Bounds) -> Iterator[Moved]:
     """Compare what rounding may move; of several numbers the one that moved most."""
-    for metric in metrics(type(change.a)).values():
-        then, now = (getattr(record, metric.name) for record in (change.a, change.b))
+    for metric in METRICS.values():
+        then, now = change.a.metrics.get(metric.name), change.b.mean(metric.name)
         if metric.bound in ("", "exact") or then is None:
             continue
-        if isinstance(then, tuple) and now is not None:
-            then, now = max(zip(then, now, strict=True), key=lambda pair: abs(pair[1] - pair[0]))
-        by = getattr(bounds, metric.bound)
+        by = getattr(bounds, metric.bound) if isinstance(metric.bound, str) else metric.bound
         if metric.bound == "flips":  # of images, and half of one for rounding
             by = (by + 0.5) / change.a.image_count
-        low, high, allowed = _allowed(change.a, then, metric, by)
-        if now is None or not low <= now <= high:
-            name, moved_by = metric.name.replace("_", " "), None if now is None else now - then
-            yield Moved(quantity=name, expected=then, now=now, by=moved_by, allowed=allowed)
+        yield from _beyond(metric.name, then.mean, now, *_allowed(then, metric, by))
+    probe, other = change.a.feature_probe, change.b.feature_probe
+    if probe is not None and other is None:
+        yield from _beyond("feature_probe", probe, None, 0, 0, f"±{bounds.probe:g}")
+    elif probe is not None and other is not None:
+        before, here = max(zip(probe, other, strict=True), key=lambda pair: abs(pair[1] - pair[0]))
+        ends = before - bounds.probe, before + bounds.probe
+        yield from _beyond("feature_probe", before, here, *ends, f"±{bounds.probe:g}")
 
 
-def _allowed(record: Record, value: Any, metric: Metric, by: float) -> tuple[Any, Any, str]:
-    """Return how low and how high a metric's value may be, and the same in words."""
+def _beyond(name: str, then: Any, now: Any, low: float, high: float, allowed: str) -> Iterator[Moved]:
+    """Say that a value is missing, or out of its bounds."""
+    if now is None or not low <= now <= high:
+        by = None if now is None else now - then
+        yield Moved(quantity=name.replace("_", " "), expected=then, now=now, by=by, allowed=allowed)
+
+
+def _allowed(then: Measured, metric: Metric, by: float) -> tuple[float, float, str]:
+    """Return how low and how high a metric's mean may be, and the same in words."""
+    value = then.mean
     if metric.bound == "flips":
         return value - by, value + by, f"±{by:.4f}"
-    if metric.bound != "tau" or getattr(record, metric.low) is None:
+    if metric.bound != "tau" or then.low is None or then.high is None:
         return value - by, value + by, f"±{by:g}"
     # It also has to stay in the expected interval. The golden row's has no width, and rounding is
     # no news.
-    low = min(max(getattr(record, metric.low), value - by), value - SHOWN_DIGITS)
-    high = max(min(getattr(record, metric.high), value + by), value + SHOWN_DIGITS)
+    low = min(max(then.low, value - by), value - SHOWN_DIGITS)
+    high = max(min(then.high, value + by), value + SHOWN_DIGITS)
     return low, high, f"{low:.4f} to {high:.4f}"
 
 

@@ -17,8 +17,6 @@ FLAGS = (
     "--headless", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 )  # fmt: skip
-WIDTHS = (1400, 400)
-SCHEMES = ("light", "dark")
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +54,7 @@ def browser(profile: Path, width: int, scheme: str) -> Iterator[Any]:
 
 @pytest.fixture(
     scope="module",
-    params=[(width, scheme) for width in WIDTHS for scheme in SCHEMES],
+    params=[(1400, "light"), (400, "dark")],
     ids=lambda given: f"{given[0]}-{given[1]}",
 )
 def page(report: Path, request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:

@@ -140,21 +140,16 @@ class Clock:
         self.ran = 0
         self.stop_after = math.inf
 
-    def interleaved(self, callables: Mapping[str, Any], images: Any, rounds: int, **more: Any) -> dict[str, Timing]:
-        self.timed.append(len(callables))
-        return {name: Timing(batch=8, samples_ms=(self.ms(call),) * rounds) for name, call in callables.items()}
-
-    def ms(self, call: Any) -> float:
-        [vit] = [cell.cell_contents for cell in call.__closure__ if isinstance(cell.cell_contents, zoo.ReducedViT)]
-        if vit.reducer is None:
-            return 100.0
-        return 20.0 + 80 * vit.reducer.config.keep
+    def time_models(self, models: Mapping[str, Any], batch: int, rounds: int, **_: Any) -> dict[str, Timing]:
+        self.timed.append(len(models))
+        keeps = {name: 1.0 if vit.reducer is None else vit.reducer.config.keep for name, vit in models.items()}
+        return {name: Timing(batch=batch, samples_ms=(20 + 80 * keep,) * rounds) for name, keep in keeps.items()}
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("harness.measure.timing.interleaved", clock.interleaved)
+    monkeypatch.setattr("harness.measure.timing.time_models", clock.time_models)
     monkeypatch.setattr("harness.measure.timing.warnings_of", lambda *_: ())
     # A test of bootstraps is elsewhere.
     monkeypatch.setattr("harness.records.statistics.RESAMPLES", 400)

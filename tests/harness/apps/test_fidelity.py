@@ -23,9 +23,9 @@ from harness.apps.fidelity import (
 )
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.datasets.folder import ImageFolder
-from harness.measure.evaluate import neighbours, overlap
 from harness.measure.rows import Variant, rows_of, run
 from harness.models.towers import Tower, text_classifier
+from harness.records.metrics import neighbours, overlap
 
 ARCH, TAG = "clip_vit_b16", "openai"
 

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,13 +10,14 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from by_hand import part, replace
 from safetensors.torch import load
 from torch import nn
 
 import zoo
 from harness.apps.push import FILES, Publishable, load_publishable, model_card
 from harness.cli import main
-from harness.models.cost import gflops
+from harness.measure.cost import gflops
 from harness.records.record import Record, read_records, write_records
 from harness.report.groups import markdown_table
 from zoo.core.digests import blocks_fingerprint
@@ -347,8 +347,16 @@ def test_the_table_is_the_records_of_this_model_and_of_dense(model: Publishable,
     card = model_card(model, "me/pruned", rows)
     assert markdown_table(rows, summary=True).strip() in card
     for row in rows:
-        top1 = "" if row.top1 is None else f"{100 * row.top1:.1f} [{100 * row.top1_low:.1f}, {100 * row.top1_high:.1f}]"
-        near = "" if row.cosine_distance is None else f"{row.cosine_distance:.4f} [{row.cosine_low:.4f}, "
+        top1 = (
+            ""
+            if row.mean("top1") is None
+            else f"{100 * row.mean('top1'):.1f} [{100 * part(row, 'top1_low'):.1f}, {100 * part(row, 'top1_high'):.1f}]"
+        )
+        near = (
+            ""
+            if row.mean("cosine_distance") is None
+            else f"{row.mean('cosine_distance'):.4f} [{part(row, 'cosine_low'):.4f}, "
+        )
         revision, split = f"revision {row.dataset_revision}", f"{row.dataset} {row.split}"
         assert all(words in card for words in (top1, near, revision, split, row.device_name, row.dtype))
     assert "Nothing was measured" not in card

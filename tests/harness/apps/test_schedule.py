@@ -19,8 +19,8 @@ from harness.apps.schedule import UNITS, Schedule, ScheduleResult, SearchConfig,
 from harness.base.terminal import Progress
 from harness.cli import main
 from harness.datasets.base import Dataset
+from harness.measure.cost import gflops
 from harness.measure.match import TOLERANCE, TimeRatios
-from harness.models.cost import gflops
 from zoo.core.files import cache_folder
 from zoo.loading.schedule_file import ScheduleFile, read_schedule
 

@@ -13,7 +13,6 @@ from harness.cli import main, parser
 from harness.cli.command import ALIASES, leaves
 from harness.cli.flags import tune_config
 from harness.cli.parser import COMMANDS, FAMILIES, build_parser
-from harness.cli.reference import BEGIN, END, PAGE, REWRITE, page, spliced
 from harness.datasets import shipped_facts
 
 ROOT = Path(__file__).parents[3]
@@ -22,19 +21,6 @@ EXAMPLES = [(c.path, line) for c in COMMANDS.values() for line, _ in c.examples]
 
 def words_of(example: str) -> list[str]:
     return shlex.split(example.partition(" > ")[0])
-
-
-def test_the_page_is_what_the_parser_says():
-    text = (ROOT / PAGE).read_text("utf-8")
-    assert spliced(text) == text, f"docs/commands.md is out of date; run: {REWRITE}"
-    heads = "".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
-    assert [path for path in COMMANDS if f"`{path}`" not in heads] == []  # of JSON documents
-
-
-def test_only_the_generated_part_of_the_page_is_rewritten():
-    assert spliced(f"before\n{BEGIN}\nold\n{END}\nafter\n") == f"before\n{page()}after\n"
-    with pytest.raises(ValueError, match=r"docs/commands\.md lacks the lines"):
-        spliced(f"{END}\n")
 
 
 def test_the_commands_that_a_newcomer_sees():

@@ -113,12 +113,12 @@ NO_VAL = Uneven(train=[0, 1, 2], val=[0, 0, 2])
 
 
 @pytest.mark.parametrize(("dataset", "shots", "match"), [
-    ("fashion", 61, "61 shots .*'t-shirt' of 'fashion' has 60 .*at most 60"),
+    ("fashion", 61, "--shots 61: .*'t-shirt' of 'fashion' has 60"),
     ("fashion", 0, "--shots 0"),
     ("emoji-names", 1, "'emoji-names' has no train images"),
     ("photos", 1, "--shots 1: dataset 'photos' has no labels"),
-    (UNEVEN, 2, "2 shots .*'dog' of 'uneven' has 1 .*at most 1"),
-    (NO_VAL, 1, "1 shots .*'dog' of 'uneven' has 0 validation images, of 3"),
+    (UNEVEN, 2, "--shots 2: .*'dog' of 'uneven' has 1"),
+    (NO_VAL, 1, "--shots 1: .*'dog' of 'uneven' has 0 validation images"),
 ])  # fmt: skip
 def test_refusals(dataset: Dataset | str, shots: int, match: str):
     found = get_dataset(dataset) if isinstance(dataset, str) else dataset

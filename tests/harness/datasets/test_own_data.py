@@ -118,7 +118,7 @@ def test_the_same_images_are_right_wherever_they_lie(folder: Path, tars: Path, t
         assert [record.image_count for record in records] == [COUNT] * 2
         assert get_dataset(flags[1]).classes == fashion.classes
         assert [right_by_image(record, flags[1]) for record in records] == wanted
-        assert 0 < records[0].top1 < 1
+        assert 0 < records[0].mean("top1") < 1
     assert own[0].dataset_revision == fashion.revision
 
 
@@ -135,7 +135,7 @@ def test_golden_rankings_of_a_folder_are_found_again(
     facts = Rankings.read(store).provenance
     assert (facts.dataset, facts.revision) == ("folder-items", FolderDataset(folder).revision)
     assert "--dataset folder:PATH --split test" in facts.command()
-    assert measured(*asked, "--templates", "a {}")[1].tau is not None
+    assert measured(*asked, "--templates", "a {}")[1].mean("tau") is not None
 
 
 @pytest.mark.parametrize(("flags", "match"), [

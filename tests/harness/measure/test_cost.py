@@ -1,24 +1,337 @@
-"""What rows cost, and what predictors cost beside their tower."""
+"""Counts against closed forms written here, of towers, predictors and learned tokens; times of rows."""
 
 import io
+import logging
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
-from fvcore.nn import FlopCountAnalysis
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import zoo
 from harness.base.terminal import Progress
-from harness.cli import main
 from harness.measure import cost
-from harness.measure.cost import costs, counts, overhead, overhead_table
+from harness.measure.cost import FREE_OPERATORS, OperatorCost, costs, count_costs, gflops
 from harness.measure.rows import variants
-from harness.models.cost import gflops
-from harness.models.towers import load_tower
-from zoo.core.predictor import Predictor
+from zoo.core.digests import blocks_fingerprint
+from zoo.core.predictor import ARCHITECTURES, Predictor
+from zoo.loading.prompt_file import save_prompts
 
-HOW = {"batch": 2, "rounds": 3, "dtype": "float32", "progress": Progress()}
+NOTHING = {"gflops": 0, "by_operator": {}, "unsupported": (), "params": 1, "activations": 0}
+
+
+class Applied(nn.Module):
+    """Apply a function to the image."""
+
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images * self.weight)
+
+
+def closed_form(into: list[int], out: list[int], patch: int = 16, width: int = 768, features: int = 512) -> float:
+    """Return 1e9 multiply-adds of a tower of 196 patches, no LayerNorm.
+
+    Its blocks' attention sees ``into`` tokens, prefix tokens left out, and their MLP ``out``.
+    """
+    blocks = sum(
+        4 * (1 + a) * width**2 + 2 * (1 + a) ** 2 * width + 8 * (1 + b) * width**2
+        for a, b in zip(into, out, strict=True)
+    )
+    return (196 * 3 * patch**2 * width + blocks + width * features) / 1e9
+
+
+def test_vit_b16_equals_the_closed_form_and_the_published_figure() -> None:
+    model = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=512)
+    cost = gflops(model, 224)
+    assert cost.gflops == pytest.approx(17.58, abs=0.03)
+    # norms: one before the blocks, two in each, one after
+    expected = closed_form([196] * 12, [196] * 12) + 26 * 5 * 197 * 768 / 1e9  # 5 per element
+    assert cost.gflops == pytest.approx(expected, rel=1e-9)
+    attention = cost.by_operator["scaled_dot_product_attention"]
+    assert attention == pytest.approx(12 * 2 * 197**2 * 768 / 1e9)
+    assert cost.unsupported == ()
+    assert cost.params == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_counts_the_same_fused_or_not(fused: bool) -> None:
+    """From 5 queries to 12 keys, 2 heads, key width 8, value width 6."""
+
+    def attend(images: Tensor) -> Tensor:
+        q, k, v = (images.new_ones(1, 2, *size) for size in ((5, 8), (12, 8), (12, 6)))
+        q = q * images.mean()
+        if fused:
+            return F.scaled_dot_product_attention(q, k, v)
+        return (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+
+    cost = gflops(Applied(attend), 4)
+    assert cost.gflops == pytest.approx(2 * 5 * 12 * (8 + 6) / 1e9)
+    assert cost.activations == 2 * 5 * 12 + 2 * 5 * 6
+    assert cost.unsupported == ()
+
+
+@pytest.mark.parametrize(
+    ("function", "operator", "count"),
+    [
+        (lambda x: torch.cdist(x, x), "cdist", 3 * 8 * 8 * 8),
+        (lambda x: torch.baddbmm(x[0], x[0], x[0]), "baddbmm", 3 * 8 * 8 * 8),
+        (lambda x: x[0, 0].clone().addmm_(x[0, 0], x[0, 1]), "addmm_", 8 * 8 * 8),
+        (lambda x: torch.bmm(x[0], x[0], out=torch.empty(3, 8, 8)), "bmm", 3 * 8 * 8 * 8),
+        (lambda x: torch.mv(x[0, 0], x[0, 0, 0]), "mv", 8 * 8),
+        (lambda x: torch.dot(x[0, 0, 0], x[0, 0, 1]), "dot", 8),
+        (lambda x: F.interpolate(x, 5, mode="bicubic"), "upsample_bicubic2d", 3 * 25 * 16),
+        (lambda x: x[0] @ x[0], "matmul", 3 * 8 * 8 * 8),
+    ],
+)
+def test_hidden_products_are_counted(function: object, operator: str, count: int) -> None:
+    cost = gflops(Applied(function), 8)
+    assert cost.by_operator == {operator: pytest.approx(count / 1e9)}
+    with torch.no_grad():
+        output = function(torch.ones(1, 3, 8, 8))
+    assert cost.activations == (0 if "bicubic" in operator else output.numel())  # no product
+    assert cost.unsupported == ()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_activations_are_fvcores_of_attention_in_the_open(fused: bool) -> None:
+    model = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=512, depth=2, img_size=64)
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    linear = 16 * 768 + 2 * 17 * (3 * 768 + 768 + 3072 + 768) + 512
+    attention = 2 * (12 * 17**2 + 17 * 768)
+    assert gflops(model, 64).activations == linear + attention
+    if not fused:
+        counted = ActivationCountAnalysis(model.eval(), torch.ones(1, 3, 64, 64))
+        counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        assert counted.total() == linear + attention
+
+
+def test_selection_is_free_and_anything_unknown_is_reported() -> None:
+    def select(x: Tensor) -> Tensor:
+        scores = F.gelu(x).softmax(-1).mean(-1).add_(1).sub_(0.5)
+        order = torch.argsort(scores + torch.rand_like(scores), dim=-1, descending=True)
+        best = scores.topk(2).indices + order[..., :2]
+        return x.gather(-1, best.clamp(0, 1).unsqueeze(-1).expand(-1, -1, -1, 2)) ** 2
+
+    assert gflops(Applied(select), 8) == OperatorCost(**NOTHING)
+    unknown = gflops(Applied(lambda x: torch.linalg.inv(x + torch.eye(8) * 9)), 8)
+    assert unknown.unsupported == ("aten::linalg_inv",)
+
+
+def test_no_operator_with_a_product_is_called_free() -> None:
+    names = {name.removeprefix("aten::") for name in FREE_OPERATORS}
+    products = "matmul mm bmm addmm linear einsum cdist convolution conv2d"
+    assert not names & set(products.split())
+    missing = {name for name in names if not hasattr(torch.ops.aten, name)}
+    assert not missing, "not torch operators, misspelt?"
+
+
+def test_open_blocks_are_counted_without_the_opaque_fast_path() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(nn.Flatten(2), layer)  # (1, 3, 2, 4) becomes 3 tokens of width 8
+    cost = gflops(model, (2, 4))
+    linear = 3 * 8 * (3 * 8 + 8 + 2 * 16)
+    attention = 2 * 3 * 3 * 8
+    assert cost.gflops == pytest.approx((linear + attention + 2 * 5 * 3 * 8) / 1e9)
+    assert cost.unsupported == ()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_model_random_state_and_loggers_are_left_alone(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(), nn.Sequential(nn.ReLU())).bfloat16()
+    model.train()
+    model[2].eval()
+    flags = [module.training for module in model.modules()]
+    random_state = torch.get_rng_state()
+    cost = gflops(Applied(lambda x: torch.fft.fft(x + torch.rand_like(x))), 4)
+    with caplog.at_level(logging.DEBUG):
+        assert gflops(model, (4, 6)).gflops == pytest.approx(4 * 6 * 3 * 4 / 1e9)
+    assert cost.unsupported
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+    assert [module.training for module in model.modules()] == flags
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not logging.getLogger("fvcore").disabled
+    with pytest.raises(RuntimeError):
+        gflops(model, 4, channels=5)  # a failing forward restores the flags, too
+    assert [module.training for module in model.modules()] == flags
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "message"),
+    [
+        (nn.Conv2d(3, 1, 1), (0, 4), "got 3x0x4"),
+        (nn.ReLU(), 4, "ReLU has no parameters"),
+        (nn.Conv2d(3, 1, 1, device="meta"), 4, "meta device cannot be traced"),
+    ],
+)
+def test_refusals(model: nn.Module, size: int | tuple[int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gflops(model, size)
+
+
+TOWER = 17.58  # GFLOPs of the dense ViT-B/16
+
+
+class OnTokens(nn.Module):
+    """A predictor of one argument, as the counter wants it: tokens (1, 768, 197, 1)."""
+
+    def __init__(self, arch: str, width: int) -> None:
+        super().__init__()
+        self.predictor = Predictor(arch, 768, width, (14, 14), None, None)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.predictor(tokens.flatten(2).transpose(1, 2), 1, (14, 14))
+
+
+def predictor_cost(arch: str, width: int) -> OperatorCost:
+    return gflops(OnTokens(arch, width), (197, 1), channels=768)
+
+
+def test_the_papers_mixer_and_that_of_the_released_script():
+    """Full width: 4.9M parameters and 1.05 G multiply-adds, 6 % of the tower.
+
+    64 averaged channels: 46k parameters and 7 M multiply-adds, LayerNorm counted as free.
+    """
+    found = predictor_cost("mixer", 768)
+    assert found.params / 1e6 == pytest.approx(4.9, abs=0.05)
+    assert found.gflops == pytest.approx(1.05, abs=0.005)
+    assert found.gflops / TOWER == pytest.approx(0.06, abs=0.001)
+    net = OnTokens("pooledmixer", 64).predictor.net
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(46_000, rel=0.015)
+    found = predictor_cost("pooledmixer", 64)
+    assert 1e3 * found.by_operator["linear"] == pytest.approx(7.2, abs=0.1)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_narrow_ones_cost_next_to_nothing(arch: str):
+    """At width 64, less than 0.5 % of the tower, and every operator is accounted for."""
+    n, d, w = 196, 768, 64
+    forms = {  # products alone: per patch, per class token and per pair of tokens
+        "linear": n * d,
+        "mlp": n * (d * w + w * w + w) + 2 * d * w,
+        "mixer": n * d * w + 8 * n * w * w + w * w * n,
+        "transformer": (n + 1) * (d * w + 12 * w * w + 2 * w * (n + 1)) + n * w,
+    }
+    found = predictor_cost(arch, w)
+    assert found.unsupported == ()
+    assert found.gflops < 0.005 * TOWER
+    if arch in forms:
+        products = found.gflops - found.by_operator["layer_norm"]
+        assert 1e9 * products == pytest.approx(forms[arch], rel=1e-3)
+
+
+def test_rescoring_costs_a_predictor_on_what_is_left():
+    """Keep 0.5 in three linear stages from N = 64: predictors see 64, 53 and 43 patches."""
+    tower = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
+    tower |= {"arch": "mlp", "width": 16, "reduce_at": (1, 3, 5), "schedule": "linear"}
+    anew, carried = (
+        gflops(timm.create_model("clip_vit_b16_patchrank50", rescore=rescore, **tower), 64) for rescore in (True, False)
+    )
+    d, w = 48, 16
+    products = sum(n * (d * w + w * w + w) + 2 * d * w for n in (53, 43))
+    norms = anew.by_operator["layer_norm"] - carried.by_operator["layer_norm"]
+    assert 1e9 * (anew.gflops - carried.gflops - norms) == pytest.approx(products, rel=1e-6)
+    assert 1e9 * norms == pytest.approx(5 * d * (53 + 1 + 43 + 1), rel=1e-6)
+    assert anew.params - carried.params == 2 * (3 * d * w + w * w + 4 * w + 1 + 2 * d)
+    assert anew.unsupported == ()
+
+
+WIDTH, FEATURES, CLASSES, LEARNED = 384, 256, 10, 16
+
+
+def prompted_form(learned: int, kept: int) -> float:
+    """Count a tower that prunes before block 3."""
+    tokens = [learned + 196] * 3 + [learned + kept] * 6
+    norms = 2 * sum(1 + count for count in tokens) + 1 + learned + kept
+    plain = closed_form(tokens, tokens, patch=14, width=WIDTH, features=FEATURES)
+    return plain + 5 * norms * WIDTH / 1e9
+
+
+def test_learned_tokens_are_counted(tmp_path):
+    kept, tower = 118, timm.create_model("clip_vit_s14_random60", pretrained=False).eval()
+    tensors = {
+        "visual": torch.randn(1, LEARNED, WIDTH),
+        "classifier": F.normalize(torch.randn(CLASSES, FEATURES), dim=-1),
+        "logit_scale": torch.tensor(3.0),
+    }
+    facts = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "width": WIDTH, "dataset": "toy"}
+    facts |= {"weights": blocks_fingerprint(tower.state_dict()), "recipe": {}, "provenance": {}}
+    classes = tuple(map(str, range(CLASSES)))
+    file = save_prompts(tmp_path / "p.safetensors", tensors, classes=classes, **facts)
+    tuned = zoo.add_prompts(tower, file)
+    plain, cost = gflops(tower, 196), gflops(tuned, 196)
+    assert plain.gflops == pytest.approx(prompted_form(0, kept), rel=1e-6)
+    expected = prompted_form(LEARNED, kept) + FEATURES * CLASSES / 1e9
+    assert cost.gflops == pytest.approx(expected, rel=1e-6)
+    assert cost.unsupported == ()
+    assert cost.params == plain.params + LEARNED * WIDTH + CLASSES * FEATURES
+    with torch.no_grad():
+        trace = tuned.trace(torch.zeros(1, 3, 196, 196))
+    assert trace.tokens_per_block == (213,) * 3 + (1 + LEARNED + kept,) * 6
+
+
+def counted(name: str, **options: object) -> tuple[float, float]:
+    """Return what fvcore counts with and without LayerNorm."""
+    found = gflops(timm.create_model(f"clip_vit_{name}", **options), 224)
+    assert found.unsupported == ()
+    return found.gflops, found.gflops - found.by_operator["layer_norm"]
+
+
+def test_patchrank_60():
+    """One shot before block 3, and what the predictor adds."""
+    found, plain = counted("b16_patchrank60")
+    counts = [196] * 3 + [118] * 9
+    # conv predictor, width 64: tokens, context, two 5 x 5 depthwise, hidden, score; LayerNorm
+    predictor = 196 * 64 * (768 + 25 + 64 + 25 + 1) / 1e9 + 2 * 768 * 64 / 1e9
+    assert predictor < 0.02
+    assert found - predictor == pytest.approx(12.27, rel=0.015)
+    assert plain == pytest.approx(closed_form(counts, counts) + predictor, rel=1e-4)
+
+
+def test_random_50_and_clsattn_60_which_pays_for_its_row():
+    """The class token's query times the keys' weights times all tokens: no key is formed."""
+    found, plain = counted("b16_random50")
+    counts = [196] * 3 + [98] * 9
+    assert found == pytest.approx(10.94, rel=0.01)
+    assert plain == pytest.approx(closed_form(counts, counts), rel=1e-4)
+    _, plain = counted("b16_clsattn60")
+    counts = [196] * 3 + [118] * 9
+    row = (2 * 768**2 + 12 * 197 * 768) / 1e9
+    assert plain == pytest.approx(closed_form(counts, counts) + row, rel=1e-6)
+
+
+def test_evit_with_stage_rate():
+    """As published, with the fused token; without it the keep rate is met exactly, for less."""
+    found, plain = counted("b16_evit60", stage_rate=0.7, fuse=True)
+    into = [196] * 4 + [139] * 3 + [99] * 3 + [71] * 2
+    out = [196] * 3 + [139] * 3 + [99] * 3 + [71] * 3
+    assert found == pytest.approx(11.63, rel=0.01)
+    assert plain == pytest.approx(closed_form(into, out), rel=1e-3)
+    assert counted("b16_evit60", stage_rate=0.7)[0] == pytest.approx(11.50, abs=0.01)
+
+
+def test_tome_with_r_13():
+    """The matching is counted too: cosine similarities by matrix product."""
+    found, plain = counted("b16_tome60", r=13)
+    into = [196 - 13 * i for i in range(12)]
+    out = [196 - 13 * i for i in range(1, 13)]
+    matching = sum((n // 2) * (n - n // 2) * 64 for n in into) / 1e9
+    assert found == pytest.approx(10.39, rel=0.01)
+    assert plain == pytest.approx(closed_form(into, out) + matching, rel=2e-3)
+    assert closed_form(into, out) == pytest.approx(10.37, abs=0.02)
 
 
 def test_costs_of_every_row_that_is_a_model(dense: zoo.ReducedViT):
@@ -63,62 +376,9 @@ def test_activations_and_unknown_operators_are_reported(dense: zoo.ReducedViT, m
 
 def test_what_is_counted_does_not_depend_on_the_precision(dense: zoo.ReducedViT):
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "tome"], [0.5])
-    single = counts(rows, Progress())
+    single = count_costs(rows, Progress())
     assert list(single) == ["clip_vit_b16", "clip_vit_b16_tome50"]
     assert [one.final_tokens for one in single.values()] == [64, 32]
     for row in rows:
         row.vit.to(torch.bfloat16)
-    assert counts(rows, Progress()) == single
-
-
-def test_counts_are_the_difference_that_a_predictor_makes(dense: zoo.ReducedViT):
-    """The pruned model with a predictor against one without: random order costs nothing."""
-    [row] = overhead(dense, [("conv", 16)], **HOW)
-    pruned, free = (
-        gflops(zoo.reduce(dense, method=method, keep=0.5, **options).eval(), 64).gflops
-        for method, options in (("patchrank", {"arch": "conv", "width": 16}), ("random", {}))
-    )
-    assert row.gflops == pytest.approx(pruned - free, rel=1e-9)
-    assert row.share == pytest.approx(row.gflops / gflops(dense, 64).gflops, rel=1e-9)
-    net = Predictor("conv", 48, 16, (8, 8), None, None)
-    assert row.params == sum(p.numel() for p in net.parameters())
-    assert 0 < row.latency.low <= row.latency.estimate <= row.latency.high
-
-
-def test_a_row_per_shape_in_this_order(dense: zoo.ReducedViT):
-    rows = overhead(dense, [("linear", 8), ("mixer", 48)], **HOW)
-    assert [(row.arch, row.width) for row in rows] == [("linear", 8), ("mixer", 48)]
-    assert rows[0].gflops < rows[1].gflops
-    console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(overhead_table(rows, "a title"))
-    text = " ".join(console.export_text().split())
-    for part in ("a title", f"{100 * rows[1].share:.2f}", "median [interval] of rounds in turn"):
-        assert part in text
-    assert "GFLOPs lack" not in text
-    console.print(overhead_table([replace(rows[0], uncounted=("aten::fft",))], "a title"))
-    text = " ".join(console.export_text().split())
-    assert "GFLOPs lack operators of unknown cost: aten::fft" in text
-
-
-def test_overhead_beside_towers_of_other_libraries(foreign: str, capsys: pytest.CaptureFixture[str]):
-    words = ["--archs", "mlp", "conv", "--width", "8", "--batch", "2", "--rounds", "2"]
-    assert main(["study", "overhead", "--model", foreign, *words]) == 0
-    assert f"predictors beside {load_tower(foreign).name}, batch 2" in " ".join(capsys.readouterr().out.split())
-    assert main(["study", "overhead", "--model", foreign, "--random-weights"]) == 2
-    error = " ".join(capsys.readouterr().err.split())
-    assert "only models of `patchrank list`, such as clip_vit_b16, can be built without; name one" in error
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ("--archs covn", "arch='covn': did you mean 'conv'"),
-        ("--width 0", "width=0: expected a number from 1"),
-        ("--batch 0", "--batch 0: expected a number from 1"),
-        ("--rounds 0", "--rounds 0: expected a number from 1"),
-        ("--dtype int8", "--dtype 'int8'"),
-    ],
-)
-def test_refused(flags: str, said: str, capsys: pytest.CaptureFixture[str]):
-    assert main(["study", "overhead", *flags.split()]) == 2
-    assert said in capsys.readouterr().err
+    assert count_costs(rows, Progress()) == single

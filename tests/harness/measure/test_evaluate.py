@@ -20,23 +20,20 @@ from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings
-from harness.measure.bench import answered, beside
-from harness.measure.evaluate import (
+from harness.measure.evaluate import OutcomeCache, feature_probe, linear_probe, outcomes
+from harness.measure.rows import Outcome, variants
+from harness.models.towers import text_classifier
+from harness.records.metrics import (
     LEAST_GALLERY,
-    OutcomeCache,
+    Sample,
     correct,
     cosine_distance,
     divergence,
-    feature_probe,
-    linear_probe,
     margin,
+    measure,
     neighbours,
-    outcomes,
     overlap,
 )
-from harness.measure.rows import Outcome, variants
-from harness.models.towers import text_classifier
-from harness.records.record import METRICS
 from zoo.loading.clip import ClipParts, class_features
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
@@ -265,17 +262,19 @@ def test_what_is_said_beside_dense_hangs_on_classes_temperature_and_number(
     """Without classes there are no answers, of a probe no probabilities, of few images no neighbours."""
     labels = np.full(count, -1) if not classes else np.arange(count) % classes
     text = units(classes, 8, seed=3) if classes else None
-    own, dense = (
-        answered(Outcome(features=units(count, 8, seed=seed), final_tokens=3), text, labels, scale) for seed in (0, 1)
+    dense, own = (
+        Sample(features=units(count, 8, seed=seed), classifier=text, labels=labels, scale=scale) for seed in (1, 0)
     )
-    found = beside(own, dense)
-    expected = {"cosine_distance"} | ({"dense_agreement", "diff_to_dense"} if classes else set())
-    expected |= {"kl_to_dense"} if scale else set()
+    found = measure(replace(own, dense=dense))
+    expected = {"cosine_distance"} | ({"dense_agreement", "top1", "diff_to_dense"} if classes else set())
+    expected |= {"kl_to_dense", "margin"} if scale else set()
     expected |= {"neighbour_overlap"} if count == LEAST_GALLERY else set()
-    assert {name for name in found if name in METRICS} == expected
-    assert found["cosine_low"] < found["cosine_distance"] < found["cosine_high"]
-    same = beside(own, own)
-    assert (same["cosine_distance"], same.get("dense_agreement", 1.0)) == (0, 1)
+    assert found.keys() == expected
+    assert found["cosine_distance"].low < found["cosine_distance"].mean < found["cosine_distance"].high
+    same = measure(replace(own, dense=own))
+    assert same["cosine_distance"].mean == 0
+    assert not classes or same["dense_agreement"].mean == 1
+    assert measure(own).keys() == expected & {"top1", "margin"}  # as of the dense row itself
 
 
 def test_the_probe_moves_with_all_images_and_not_with_rounding():

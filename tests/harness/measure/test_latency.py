@@ -15,7 +15,7 @@ from torch import Tensor
 import zoo
 from harness.base.terminal import Progress
 from harness.measure import latency, ways
-from harness.measure.cost import counts
+from harness.measure.cost import count_costs
 from harness.measure.latency import Family, LatencyPlan, load_family, measure_latency, time_cell
 from harness.measure.rows import variants
 from harness.measure.times import LatencyRecord, read_latencies, write_latencies
@@ -183,7 +183,7 @@ class Runs:
         """Let a plan's models be the tiny tower with these methods at keep 50."""
         rows = variants(self.dense, "clip_vit_b16", "openai", ["dense", *methods], [0.5])
         facts = {"tag": "openai", "weights": fingerprint(self.dense)}
-        family = Family(rows=rows, counts=counts(rows, Progress()), **facts)
+        family = Family(rows=rows, counts=count_costs(rows, Progress()), **facts)
         self.patch.setattr(latency, "load_family", lambda *_, **__: family)
 
     def time_cell(self, models: Any, images: Tensor, way: str, **how: Any) -> Any:

@@ -12,12 +12,14 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.rank import Job, Source, rank
 from harness.golden.store import Rankings
-from harness.measure import bench, compare, evaluate
+from harness.measure import compare
 from harness.measure.compare import compare as compared
-from harness.measure.evaluate import Captions, captions_of, recalls
+from harness.measure.evaluate import captions_of
 from harness.measure.plan import Plan
 from harness.models.towers import Tower, caption_features
-from harness.records.record import RECALL_AT, RetrievalRecord, read_records, write_records
+from harness.records import metrics
+from harness.records.metrics import RECALL_AT, Captions, Sample, recalls
+from harness.records.record import read_records, write_records
 from harness.report.tables import comparison_table, records_csv
 from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig
@@ -60,14 +62,14 @@ def slow_recalls(images: Tensor, texts: Tensor, own: list[set[int]]) -> dict[str
 @pytest.mark.parametrize("seed", range(4))
 def test_recalls_are_those_of_a_loop(seed: int, part: int, monkeypatch: pytest.MonkeyPatch):
     """Several captions an image, several images a caption, features that tie, and galleries in parts."""
-    monkeypatch.setattr(evaluate, "_PART", part)
+    monkeypatch.setattr(metrics, "_PART", part)
     generator = np.random.default_rng(seed)
     # Few whole numbers, so that products are exact and many are equal.
     images, texts = (torch.from_numpy(generator.integers(-1, 2, (n, 4))).float() for n in (23, 31))
     own = [{int(text) for text in generator.choice(31, generator.integers(1, 4))} for _ in range(23)]
     own[0] |= set(range(31)) - set.union(*own)  # none without an image
     pairs = np.array([(image, text) for image, mine in enumerate(own) for text in sorted(mine)])
-    found = recalls(images, Captions(texts, pairs))
+    found = recalls(images, Captions(features=texts, pairs=pairs))
     expected = slow_recalls(images, texts, own)
     assert found.keys() == expected.keys()
     for name, values in found.items():
@@ -78,9 +80,9 @@ def test_recalls_are_those_of_a_loop(seed: int, part: int, monkeypatch: pytest.M
 def test_features_that_are_all_alike_find_nothing():
     features = F.normalize(torch.ones(20, 3), dim=1)
     pairs = np.stack([np.arange(20)] * 2, axis=1)
-    assert not any(values.any() for values in recalls(features, Captions(features, pairs)).values())
+    assert not any(values.any() for values in recalls(features, Captions(features=features, pairs=pairs)).values())
     with pytest.raises(ValueError, match="image features overflowed"):
-        recalls(features * torch.nan, Captions(features, pairs))
+        Sample(features=features * torch.nan)
 
 
 def test_equal_captions_are_one_text(captioned: Dataset):
@@ -102,18 +104,17 @@ def test_what_a_record_says(captioned: Dataset, parts: ClipParts):
     features = parts.model.encode_text(parts.tokenizer(texts), normalize=True)
     own = [{text for image, text in pairs.tolist() if image == at} for at in range(len(split))]
     expected = slow_recalls(parts.model.encode_image(images, normalize=True), features, own)
-    assert isinstance(dense, RetrievalRecord)
     assert (dense.image_count, dense.caption_count) == (len(split), len(texts))
-    assert (dense.top1, dense.correct_bits, dense.dense_agreement) == (None, None, None)
+    assert not dense.labelled
+    assert "dense_agreement" not in random.metrics
     for name in NAMES:
-        assert getattr(dense, name) == pytest.approx(np.mean(expected[name]), abs=1e-3)
-        low, high = (getattr(dense, f"{name}_{end}") for end in ("low", "high"))
-        assert low <= getattr(dense, name) <= high
-        assert getattr(dense, f"{name}_diff") is None
-        apart = getattr(random, name) - getattr(dense, name)
-        assert getattr(random, f"{name}_diff") == pytest.approx(apart, abs=1e-3)
-        assert getattr(random, f"{name}_diff_low") <= apart + 1e-3
-    assert random.cosine_distance > 0
+        mine, other, apart = dense.metrics[name], random.metrics[name], random.metrics[f"{name}_diff"]
+        assert mine.mean == pytest.approx(np.mean(expected[name]), abs=1e-3)
+        assert mine.low <= mine.mean <= mine.high
+        assert f"{name}_diff" not in dense.metrics
+        assert apart.mean == pytest.approx(other.mean - mine.mean, abs=1e-3)
+        assert apart.low <= other.mean - mine.mean + 1e-3
+    assert random.mean("cosine_distance") > 0
 
 
 @pytest.mark.usefixtures("benchmark")
@@ -122,7 +123,7 @@ def test_records_with_recalls_are_read_used_again_and_shown(tmp_path: Path, monk
     write_records(tmp_path / "r.jsonl", records)
     known = read_records(tmp_path / "r.jsonl")
     assert known == records
-    monkeypatch.setattr(bench, "recalls", None)
+    monkeypatch.setattr(metrics, "recalls", None)
     assert list(compared(PLAN, known, Progress())) == [records]
     table = comparison_table(records)
     heads = [column.heading for column in table.columns]

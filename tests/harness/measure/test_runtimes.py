@@ -11,7 +11,7 @@ import torch
 import zoo
 from harness.base.terminal import Progress
 from harness.measure import latency, ways
-from harness.measure.cost import counts
+from harness.measure.cost import count_costs
 from harness.measure.latency import Family, LatencyPlan, measure_latency
 from harness.measure.rows import variants
 from harness.measure.times import LatencyRecord, latency_markdown, read_latencies, write_latencies
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def family(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> Iterator[Family]:
     """Let a plan's models be the tiny tower, dense and by rankmerge."""
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "rankmerge"], [0.5])
-    family = Family(tag="openai", weights=fingerprint(dense), rows=rows, counts=counts(rows, Progress()))
+    family = Family(tag="openai", weights=fingerprint(dense), rows=rows, counts=count_costs(rows, Progress()))
     monkeypatch.setattr(LatencyPlan, "groups", {"clip_vit_b16.openai": []})
     monkeypatch.setattr(latency, "load_family", lambda *_, **__: family)
     return family

@@ -3,18 +3,19 @@
 import io
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hand import replace
 from rich.console import Console
 
 from harness.base.table import Table, fit
 from harness.base.terminal import Progress
 from harness.measure import times
 from harness.measure.timing import Surroundings
-from harness.records.record import Latency
+from harness.records.record import Times
 
 Make = Callable[..., times.LatencyRecord]
 
@@ -35,7 +36,7 @@ def test_records_come_back_as_they_were(latency_record: Make, tmp_path: Path):
 
 def test_a_record_has_all_that_the_latency_of_a_record_of_accuracy_has():
     names = [field.name for field in fields(times.LatencyRecord)]
-    assert [field.name for field in fields(Latency) if field.name not in names] == []
+    assert [field.name for field in fields(Times) if field.name not in names] == []
 
 
 def test_what_follows_from_times(latency_record: Make):

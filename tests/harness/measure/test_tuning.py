@@ -23,10 +23,10 @@ from harness.cli.golden import dense_name, load_row
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw
 from harness.measure import tuning as module
-from harness.measure.evaluate import correct
 from harness.measure.rows import Variant, variants
 from harness.measure.tuning import Tuner
 from harness.models.towers import load_tower, text_classifier
+from harness.records.metrics import correct
 from zoo.core.digests import blocks_fingerprint, fingerprint
 from zoo.learning.prompt_learner import RECIPES, TuneConfig
 from zoo.loading.clip import ClipParts

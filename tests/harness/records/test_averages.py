@@ -1,16 +1,17 @@
 """Means over seeds by hand, and records that don't belong in one table."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import part, replace
 from rich.console import Console
 from scipy import stats
 
 from harness.records.averages import averages, matched
-from harness.records.record import Latency, Record, names_of, pack_correct, read_records
+from harness.records.metrics import pack
+from harness.records.record import Record, Times, names_of, read_records
 from harness.records.statistics import bootstrap_mean, sign_flip_exact, wilson_interval
 from harness.report.groups import markdown_table
 from harness.report.tables import comparison_table, matched_table, shot_tables
@@ -19,7 +20,7 @@ IMAGES = 60
 SEEDS = (3, 4, 5)
 
 
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v7.jsonl")
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 
 
 def record(method: str, seed: int, share: float, **changes: Any) -> Record:
@@ -30,11 +31,11 @@ def record(method: str, seed: int, share: float, **changes: Any) -> Record:
         **{"model": "clip_vit_s14" + (method != "dense") * f"_{method}60", "method": method},
         **{"keep": 1.0 if method == "dense" else 0.6, "seed": seed, "image_count": IMAGES},
         **{"method_config": {"reduce_at": [3], "prompts": f"{seed:016x}"}},
-        **{"shots": 4, "tuning": "t", "prompt_tokens": 16, "correct_bits": pack_correct(right)},
+        **{"shots": 4, "tuning": "t", "prompt_tokens": 16, "correct_bits": pack(right)},
         **{"top1": float(right.mean()), "top1_low": low, "top1_high": high},
         **{"tau": seed / 10, "tau_low": seed / 10 - 0.1, "tau_high": seed / 10 + 0.2},
         **{"gflops": 2.0, "final_tokens": 118},
-        "latency": (Latency(batch=1, median_ms=seed, q1_ms=1, q3_ms=9, images_per_s=10.0 * seed),),
+        "latency": (Times(batch=1, median_ms=seed, q1_ms=1, q3_ms=9, images_per_s=10.0 * seed),),
     }
     return replace(KNOWN, **facts | changes)
 
@@ -52,12 +53,12 @@ def test_the_mean_over_seeds_by_hand():
     assert [row.first.model for row in rows] == names
     for row in rows:
         assert [r.seed for r in row.records] == list(SEEDS)
-        tops = np.array([r.top1 for r in row.records])
+        tops = np.array([r.mean("top1") for r in row.records])
         low, high = stats.t.interval(0.95, 2, tops.mean(), stats.sem(tops))
         wanted = (tops.mean(), max(low, 0), min(high, 1))
         assert row.top1 == pytest.approx(wanted)
         assert row.mean("tau") == pytest.approx(0.4)
-        assert row.interval("tau", "tau_low", "tau_high") == pytest.approx((0.4, 0.3, 0.6))
+        assert row.measured("tau").interval == pytest.approx((0.4, 0.3, 0.6))
         assert (row.mean("final_tokens"), row.mean("cosine_distance")) == (118, None)
         [timed] = row.latency
         assert (timed.median_ms, timed.images_per_s) == (pytest.approx(4), pytest.approx(40))
@@ -79,7 +80,7 @@ def test_one_seed_is_the_record_as_it_stands():
     diff = {"diff_to_dense": -0.1, "diff_low": -0.2, "diff_high": 0.05}
     one = record("evit", 3, 0.7, **diff)
     [row] = averages([one])
-    assert row.top1 == (one.top1, one.top1_low, one.top1_high)
+    assert row.top1 == (one.mean("top1"), part(one, "top1_low"), part(one, "top1_high"))
     assert row.to_dense == (-0.1, -0.2, 0.05)
     assert (row.latency, row.config) == (one.latency, one.method_config)
     assert np.array_equal(row.hits, one.correct)
@@ -90,7 +91,7 @@ def test_an_interval_over_seeds_ends_where_shares_end():
     most = np.arange(IMAGES) > 5
     ends = {"top1_low": 0.5, "top1_high": 1.0}
     rows = [
-        record("evit", seed, 1.0, correct_bits=pack_correct(hits), top1=hits.mean(), **ends)
+        record("evit", seed, 1.0, correct_bits=pack(hits), top1=hits.mean(), **ends)
         for seed, hits in enumerate((right, most))
     ]
     [row] = averages(rows)

@@ -4,102 +4,65 @@ import contextlib
 import io
 import math
 import re
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from harness.records.record import (
-    RECALL_AT,
-    Latency,
-    Record,
-    RetrievalRecord,
-    declared,
-    metrics,
-    read_records,
-    write_records,
-)
+from harness.records.metrics import METRICS, RECALL_AT, Measured
+from harness.records.record import Record, Times, declared, read_records, write_records
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "records.md").read_text("utf-8")
-JSON = {str: "string", int: "integer", float: "number", dict: "object", Latency: "object"}
-ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \| ([^|]*)\| ([^|]*)\| ([^|]*)\|$", re.MULTILINE)
+JSON = {str: "string", int: "integer", float: "number", dict: "object", Times: "object"}
+TABLES = [("Fields", Record), ("An object of `latency`", Times), ("A metric", Measured)]
 
 
-def rows(heading: str) -> dict[str, tuple[str, str, str, str]]:
-    part = re.split(r"^##+ ", TEXT.split(f"# {heading}\n")[1], maxsplit=1, flags=re.MULTILINE)[0]
-    table = [line for line in part.splitlines() if line.startswith("| `")]
-    found = [ROW.fullmatch(line) for line in table]
-    assert None not in found, table[found.index(None)]
-    cells = [[cell.strip() for cell in row.groups()] for row in found if row]
-    own = {name: (json, unit, better, meaning) for name, json, unit, better, meaning in cells}
-    of_k = {name: row for name, row in own.items() if "_K" in name}
-    plain = {name: row for name, row in own.items() if name not in of_k}
-    return plain | {name.replace("K", str(k)): row for k in RECALL_AT for name, row in of_k.items()}
+def rows(heading: str, skip: int = 0) -> dict[str, list[str]]:
+    section = re.split(r"^##+ ", TEXT.split(f"# {heading}\n")[1], maxsplit=1, flags=re.MULTILINE)[0]
+    table = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)[skip]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    own = {cells[0].strip("`"): cells[1:] for cells in lines}
+    of_k = {name: cells for name, cells in own.items() if "_K" in name}
+    plain = {name: cells for name, cells in own.items() if name not in of_k}
+    return {name.replace("K", str(k)): cells for k in RECALL_AT for name, cells in of_k.items()} | plain
 
 
 def json_name(kind: Any) -> str:
     if isinstance(kind, UnionType):
-        [own] = [part for part in get_args(kind) if part is not type(None)]
-        return f"{json_name(own)} or null"
+        names = {json_name(own) for own in get_args(kind) if own is not type(None)} - {"integer"} or {"integer"}
+        return " or ".join([*names, *(["null"] if type(None) in get_args(kind) else [])])
     if get_origin(kind) is tuple:
         return f"array of {json_name(get_args(kind)[0])}s"
     return JSON[get_origin(kind) or kind]
 
 
-TABLES = [("Fields", Record), ("An object of `latency`", Latency), ("Fields of retrieval", RetrievalRecord)]
-
-
 @pytest.mark.parametrize(("heading", "kind"), TABLES)
 def test_every_field_is_there_in_order_with_its_type(heading: str, kind: Any):
     types = get_type_hints(kind)
-    known = {field.name for field in fields(Record)} if kind is RetrievalRecord else set()
-    expected = {field.name: json_name(types[field.name]) for field in fields(kind) if field.name not in known}
+    expected = {field.name: json_name(types[field.name]) for field in fields(kind)}
     documented = {name: row[0] for name, row in rows(heading).items()}
     assert list(documented.items()) == list(expected.items())
+    if kind is Record:
+        units = {name for name, own in declared(Record).items() if own.unit == "fraction"}
+        assert {name for name, row in rows(heading).items() if row[1] == "fraction"} == units
 
 
-@pytest.mark.parametrize(("heading", "kind"), TABLES)
-def test_every_field_has_a_meaning_but_the_upper_end_of_an_interval(heading: str, kind: Any):
-    silent = [name for name, row in rows(heading).items() if not row[3]]
-    assert all(name.endswith("_high") for name in silent)
-    for name in silent:
-        low = f"{name.removesuffix('_high')}_low"
-        assert rows(heading)[low][1:3] == rows(heading)[name][1:3]
+def test_every_metric_is_there_in_order_with_its_unit_and_direction():
+    documented = {name: row[:2] for name, row in rows("A metric", 1).items()}
+    assert list(documented.items()) == [(name, [own.unit, own.better]) for name, own in METRICS.items()]
 
 
-def test_units_in_names_are_the_units_of_the_table():
-    for name, row in rows("An object of `latency`").items():
-        assert (row[1] == "ms") == name.endswith("_ms")
-    assert rows("An object of `latency`")["images_per_s"][1] == "images per second"
-
-
-@pytest.mark.parametrize(("heading", "kind"), TABLES)
-def test_directions_and_fractions_are_those_that_the_code_declares(heading: str, kind: Any):
-    known = metrics(kind)
-    for name, (_, unit, better, _) in rows(heading).items():
-        assert better == (known[name].better if name in known else ""), name
-        assert (unit == "fraction") == (declared(kind)[name].unit == "fraction"), name
-
-
-def test_pandas_reads_records_in_three_lines(tmp_path: Path, monkeypatch):
+def test_pandas_reads_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     [code] = re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-    assert sum(map(bool, code.splitlines())) == 3
-    path = tmp_path / "results" / "records.jsonl"
     known = read_records(ROOT / "docs" / "results" / "records.jsonl")
-    digits = replace(known[0], dataset_revision="001122334455")
-    write_records(path, [digits, *known[1:]])
+    write_records(tmp_path / "results" / "records.jsonl", known)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(code, names)
     assert "clip_vit_s14_patchrank60" in out.getvalue()
-    frame = names["records"]
-    assert list(frame.columns) == [field.name for field in fields(Record)]
-    top1 = [math.nan if record.top1 is None else record.top1 for record in known]
-    assert frame["top1"].tolist() == pytest.approx(top1, rel=1e-12, nan_ok=True)
-    assert frame["dataset_revision"][0] == "001122334455"
-    there = [record.correct_bits for record in known if record.correct_bits is not None]
-    assert frame["correct_bits"].dropna().tolist() == there
+    top1 = [math.nan if one.mean("top1") is None else one.mean("top1") for one in known]
+    assert names["records"]["top1"].tolist() == pytest.approx(top1, rel=1e-12, nan_ok=True)

@@ -7,24 +7,24 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import per_image, replace
 from hypothesis import given
 from hypothesis.extra import numpy as arrays
 from rich.console import Console
 
 from harness.base.terminal import Progress
-from harness.measure.bench import per_image
+from harness.records.metrics import METRICS, pack, unpack
 from harness.records.record import (
     CONDITIONS,
-    METRICS,
     SCHEMA_VERSION,
-    Latency,
     Record,
+    Times,
     conditions,
     differing,
     earlier,
@@ -32,25 +32,22 @@ from harness.records.record import (
     images_digest,
     in_words,
     names_of,
-    pack_correct,
-    pack_values,
     read_records,
     read_run,
     refuse_mixed,
-    unpack_correct,
-    unpack_values,
     write_records,
 )
 
 CORRECT = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
 FROZEN = Path(__file__).parents[1] / "schema"
-[KNOWN] = read_records(FROZEN / "v7.jsonl")
-ANSWERS = {"correct_bits": pack_correct(CORRECT), "top1": 0.5, "top1_low": 0.24, "top1_high": 0.76}
+[KNOWN] = read_records(FROZEN / "record.jsonl")
+ANSWERS = {"correct_bits": pack(CORRECT), "top1": 0.5, "top1_low": 0.24, "top1_high": 0.76}
 ANSWERS |= {"image_count": 10, "shots": 16, "tuning": "t", "prompt_tokens": 8}
 CONFIG = {"reduce_at": [3], "name": "ü", "fuse": False, "rate": None}
 FULL = replace(KNOWN, **ANSWERS, method_config=CONFIG, uncounted_operators=("aten::linalg_inv",))
 MEASURED = names_of(Record, "measurement")
-NOTHING = dict.fromkeys(name for name in MEASURED if name not in ANSWERS) | {"latency": ()}
+OTHERS = [name for name in METRICS if name != "top1"]
+NOTHING = dict.fromkeys(name for name in (*MEASURED, *OTHERS) if name != "metrics") | {"latency": ()}
 NAMED = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, "method_config": {}}
 DENSE = replace(FULL, git_commit=None, **NOTHING, **NAMED)
 
@@ -68,10 +65,11 @@ def test_records_round_trip_and_append(tmp_path: Path):
 def test_a_line_starts_with_the_schema_and_says_null_for_unmeasured(tmp_path: Path):
     path = tmp_path / "records.jsonl"
     write_records(path, [DENSE])
-    assert path.read_text().startswith('{"schema_version": 7, ')
+    assert path.read_text().startswith('{"schema_version": 8, ')
     values = json.loads(path.read_text())
     assert list(values) == [field.name for field in fields(Record)]
-    assert {values[name] for name in ("gflops", "tau", "diff_to_dense", "match_k")} == {None}
+    assert {values[name] for name in ("golden_images", "tokens_per_block")} == {None}
+    assert values["metrics"].keys() == {"top1"}
 
 
 @pytest.mark.parametrize(
@@ -96,30 +94,37 @@ def changed(**changes: object) -> Callable[[dict[str, Any]], object]:
     return lambda values: values.update(changes)
 
 
+def metric(name: str, **changes: object) -> Callable[[dict[str, Any]], object]:
+    return lambda values: values["metrics"][name].update(changes)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (without("gflops"), "missing field 'gflops'"),
-        (changed(gflop=1.0), "unknown field 'gflop', did you mean: gflops"),
+        (without("golden_images"), "missing field 'golden_images'"),
+        (changed(image_sizes=1), "unknown field 'image_sizes', did you mean: image_size"),
         (changed(zzz=1.0), "unknown field 'zzz', did you mean: none"),
-        (without("weighted_tau"), "missing field 'weighted_tau'"),
-        (changed(schema_version=6), "schema_version is 6, this version reads 7"),
+        (metric("tau", zzz=1), "metric 'tau': unknown field 'zzz'"),
+        (metric("tau", mean=None), "metric 'tau': mean must be"),
+        (changed(metrics={"tau": {}}), "metric 'tau': missing field 'mean'"),
+        (changed(metrics={"tau": 0.3}), "metric 'tau': it must be Measured, got 0.3"),
+        (changed(schema_version=6), "schema_version is 6, this version reads 8"),
         (changed(schema_version=True), "schema_version is True"),
         (without("schema_version"), "schema_version is None"),
         (changed(shots=1.5), "shots must be int, got 1.5"),
         (changed(shots=True), "shots must be int, got True"),
-        (changed(tau="0.3"), r"tau must be float \| None, got '0.3'"),
+        (metric("tau", mean="0.3"), "metric 'tau': mean must be .* got '0.3'"),
         (changed(tokens_per_block=[1, "2"]), "tokens_per_block must be int, got '2'"),
         (changed(latency=[{"batch": 1}]), "missing field 'median_ms'"),
         (changed(method_config=[]), r"method_config must be dict, got \[\]"),
-        (changed(top1=0.6), "top1 is 0.6, but correct_bits says 0.5"),
-        (changed(top1_low=0.51), "need top1_low <= top1 <= top1_high"),
-        (changed(tau_low=None), "or all three None"),
-        (changed(tau_high=float("nan")), "NaN is no number"),
-        (changed(weighted_tau=0.5), "need weighted_tau_low <= weighted_tau <= weighted"),
-        (changed(border_low=None), "need border_low <= border_overlap .* or all three None"),
-        (changed(correct_bits="b1"), "correct_bits of 1 bytes is not of 10 images"),
-        (changed(correct_bits="b181"), "is not of 10 images"),
+        (metric("top1", mean=0.6), "top1 is 0.6, but its values say 0.5"),
+        (metric("top1", values=None), "top1 is 0.5, but its values say None"),
+        (metric("top1", low=0.51), "metric 'top1': need low <= mean <= high"),
+        (metric("tau", low=None), "metric 'tau': need low <= mean <= high, or no interval"),
+        (metric("tau", high=float("nan")), "NaN is no number"),
+        (metric("top1", values="bits:b1"), "values of 1 bytes are not of 10 images"),
+        (metric("top1", values="bits:b181"), "are not of 10 images"),
+        (metric("top1", values="b180"), "values must begin with 'bits:' or 'half:', got 'b180'"),
         (without("tuning"), "missing field 'tuning'"),
         (changed(tuning=None), "tuning must be None at 0 shots and only there, got None"),
         (changed(shots=0), "tuning must be None at 0 shots and only there, got 't'"),
@@ -164,14 +169,14 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, content: bytes, compl
 @pytest.mark.parametrize(
     ("field", "text", "complaint"),
     [
-        ("gflops", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
-        ("gflops", "9" * 401, "has 401 digits"),
-        ("gflops", "1e999", "no finite number"),
-        ("gflops", "Infinity", "Infinity is no number"),
-        ("gflops", "NaN", "NaN is no number"),
-        ("gflops", "-3.5", r"gflops must lie in \[0, inf\], got -3.5"),
-        ("tau", "5", r"tau must lie in \[-1, 1\], got 5"),
-        ("cosine_distance", "2.5", r"cosine_distance must lie in \[0, 2\]"),
+        ("keep", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("keep", "9" * 401, "has 401 digits"),
+        ("keep", "1e999", "no finite number"),
+        ("keep", "Infinity", "Infinity is no number"),
+        ("keep", "NaN", "NaN is no number"),
+        ("metrics", '{"gflops": {"mean": -3.5}}', r"gflops must lie in \[0, inf\], got -3.5"),
+        ("metrics", '{"tau": {"mean": 5}}', r"tau must lie in \[-1, 1\], got 5"),
+        ("metrics", '{"cosine_distance": {"mean": 2.5}}', r"cosine_distance must lie in \[0, 2\]"),
         ("tag", '"a\\u0000b"', r"'a\\x00b' holds the control character '\\x00'"),
         ("tag", '"\\u001b[31mred"', r"control character '\\x1b'"),
         ("tag", '"\\u009b31m"', r"control character '\\x9b'"),
@@ -231,22 +236,15 @@ def test_a_torn_last_line_is_named_with_the_command_that_drops_it(tmp_path: Path
     assert path.read_bytes() == whole
 
 
-def types_of(kind: Any) -> dict[str, str]:
-    hints = get_type_hints(kind).items()
-    return {name: hint.__name__ if isinstance(hint, type) else str(hint) for name, hint in hints}
-
-
 def test_the_frozen_line_is_read_and_written_as_it_is(tmp_path: Path):
-    """Fields changed: raise SCHEMA_VERSION, and freeze a line and the fields of the new version."""
-    text = (FROZEN / f"v{SCHEMA_VERSION}.jsonl").read_text()
-    fields = json.loads((FROZEN / f"v{SCHEMA_VERSION}.json").read_text())
-    assert {"record": types_of(Record), "latency": types_of(Latency)} == fields
-    assert list(json.loads(text)) == list(fields["record"])
+    """Fields changed: raise SCHEMA_VERSION, and freeze a line of the new version."""
+    text = (FROZEN / "record.jsonl").read_text()
+    assert json.loads(text)["schema_version"] == SCHEMA_VERSION
     write_records(tmp_path / "again.jsonl", [KNOWN])
     assert (tmp_path / "again.jsonl").read_text() == text
 
 
-OTHER = {"tuning": "v", "images_sha256": "ef" * 32, "image_size": (224, 224)}
+OTHER = {"caption_count": 9, "tuning": "v", "images_sha256": "ef" * 32, "image_size": (224, 224)}
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
@@ -254,7 +252,7 @@ def test_each_condition_is_refused_when_it_differs(name: str):
     change = getattr(FULL, name)
     change = change + 1 if isinstance(change, int) else f"other {change}"
     change = OTHER.get(name, change)
-    more = {"image_count": {"correct_bits": pack_correct(np.append(CORRECT, True)), "top1": 6 / 11}}
+    more = {"image_count": {"correct_bits": pack(np.append(CORRECT, True)), "top1": 6 / 11}}
     other = replace(FULL, **{name: change, **more.get(name, {})})
     with pytest.raises(ValueError, match=f"records of different {name} cannot") as refused:
         refuse_mixed([DENSE, FULL, other])
@@ -300,30 +298,31 @@ def test_only_what_differs_is_found_with_its_owners_once():
 
 @given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=1, max_dims=1, max_side=99)))
 def test_bits_round_trip(correct: np.ndarray):
-    np.testing.assert_array_equal(unpack_correct(pack_correct(correct), len(correct)), correct)
+    np.testing.assert_array_equal(unpack(pack(correct), len(correct)), correct)
 
 
 def test_bits_are_bools_in_image_order():
-    assert pack_correct(CORRECT) == "b180"
-    np.testing.assert_array_equal(unpack_correct("b180", 10), CORRECT)
-    with pytest.raises(ValueError, match=r"\(n,\) bool, got \(2,\) int64"):
-        pack_correct(np.array([1, 0]))
+    assert pack(CORRECT) == "bits:b180"
+    np.testing.assert_array_equal(unpack("bits:b180", 10), CORRECT)
 
 
-def timed(batch: int) -> Latency:
-    return Latency(batch=batch, median_ms=2.0, q1_ms=1.0, q3_ms=3.0, images_per_s=9.0)
+def timed(batch: int) -> Times:
+    return Times(batch=batch, median_ms=2.0, q1_ms=1.0, q3_ms=3.0, images_per_s=9.0)
 
 
 def row(**changes: Any) -> Record:
     """Return a row of random pruning without agreement, timed at batches 1 and 32."""
     named = {"model": "clip_vit_s14_random60", "method": "random", "method_config": {"keep": 0.6}}
-    near = {name: getattr(FULL, name) for name in ("cosine_distance", "cosine_low", "cosine_high")}
-    facts = NOTHING | named | near | {"latency": (timed(1), timed(32)), "gflops": 3.5}
+    near = FULL.metrics["cosine_distance"]
+    facts = NOTHING | named | {"cosine_distance": near, "latency": (timed(1), timed(32)), "gflops": 3.5}
     return replace(FULL, **facts | changes)
 
 
-NONE_RIGHT = {"correct_bits": "0000", "top1": 0.0, "top1_low": 0.0, "top1_high": 0.0}
-BLANK: dict[str, Any] = {**NOTHING, **NONE_RIGHT, "created": "2026-02-02T02:02:02+00:00"}
+BLANK: dict[str, Any] = {
+    **NOTHING,
+    "top1": None,
+    "created": "2026-02-02T02:02:02+00:00",
+}
 AS_DENSE: dict[str, Any] = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0}
 
 
@@ -343,7 +342,7 @@ ANOTHER = {
     **{"dataset_revision": "34cd", "split": "val", "shots": 8, "tuning": "v", "prompt_tokens": 4},
     **{"seed": 1, "device": "cuda:0", "device_name": "another processor", "dtype": "bfloat16"},
     **{"threads": 3, "torch": "2.14.0", "timm": "1.0.32", "images_sha256": "cd" * 32},
-    **{"image_size": (224, 224), "classes_judged": (4, 7)},
+    **{"image_size": (224, 224), "classes_judged": (4, 7), "caption_count": 3},
 }
 
 
@@ -351,8 +350,7 @@ ANOTHER = {
 def test_another_condition_is_measured_anew(field: str):
     assert fitting(row(**BLANK), [row()], [1]) is not None
     assert fitting(row(**{**BLANK, field: ANOTHER[field]}), [row()], [1]) is None
-    eight = {"image_count": 8, "correct_bits": "00"}
-    assert fitting(row(**{**BLANK, **eight}), [row()], []) is None
+    assert fitting(row(**BLANK, image_count=8), [row()], []) is None
 
 
 def test_every_field_is_either_a_condition_or_measured():
@@ -425,26 +423,26 @@ def test_a_run_is_a_file_or_the_folder_of_one(tmp_path: Path):
     )
 )
 def test_values_round_trip(values: np.ndarray):
-    np.testing.assert_array_equal(unpack_values(pack_values(values), len(values)), values)
+    np.testing.assert_array_equal(unpack(pack(values), len(values)), values)
 
 
 def test_values_are_kept_with_three_digits_and_are_finite():
-    assert unpack_values(pack_values([0.01234567]), 1)[0] == pytest.approx(0.01234567, rel=5e-4)
+    assert unpack(pack([0.01234567]), 1)[0] == pytest.approx(0.01234567, rel=5e-4)
     for wrong in ([[1.0]], [float("nan")], [1e6]):
-        with pytest.raises(ValueError, match=r"\(n,\) finite numbers"):
-            pack_values(wrong)
+        with pytest.raises(ValueError, match=r"values must be \(n,\)|finite numbers"):
+            pack(wrong)
     with pytest.raises(ValueError, match="of 4 bytes are not of 3 images"):
-        unpack_values(pack_values([1.0, 2.0]), 3)
+        unpack(pack([1.0, 2.0]), 3)
 
 
 def test_a_record_has_values_per_image_where_a_metric_names_them():
     values = np.linspace(0.01, 0.03, 10)
     own = replace(FULL, **per_image("cosine_distance", values), **per_image("dense_agreement", values > 0.015))
-    np.testing.assert_allclose(own.per_image(METRICS["cosine_distance"]), values, rtol=5e-4)
-    np.testing.assert_array_equal(own.per_image(METRICS["dense_agreement"]), values > 0.015)
-    np.testing.assert_array_equal(own.per_image(METRICS["top1"]), CORRECT)
-    assert own.per_image(METRICS["kl_to_dense"]) is own.per_image(METRICS["gflops"]) is None
-    with pytest.raises(ValueError, match=r"cosine_distance is 0\.021, but cosine_values says 0.0199"):
+    np.testing.assert_allclose(own.per_image("cosine_distance"), values, rtol=5e-4)
+    np.testing.assert_array_equal(own.per_image("dense_agreement"), values > 0.015)
+    np.testing.assert_array_equal(own.per_image("top1"), CORRECT)
+    assert own.per_image("kl_to_dense") is own.per_image("gflops") is None
+    with pytest.raises(ValueError, match=r"cosine_distance is 0\.021, but its values say 0.0199"):
         replace(own, cosine_distance=0.021)
 
 
@@ -457,5 +455,3 @@ def test_without_labels_there_is_no_top1_and_a_record_says_so(tmp_path: Path):
     assert read_records(tmp_path / "r.jsonl") == [own]
     with pytest.raises(ValueError, match="fashion has no labels"):
         _ = own.correct
-    with pytest.raises(ValueError, match=r"top1 is 0\.5, but correct_bits says None"):
-        replace(DENSE, correct_bits=None)

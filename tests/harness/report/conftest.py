@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import make, replace
 
 from harness.measure.times import LatencyRecord
-from harness.records.record import Latency, Record, pack_correct
+from harness.records.metrics import pack
+from harness.records.record import Record, Times
 from harness.report.groups import grouped
 from harness.report.highlights import highlights, missing
 from harness.report.page import Report, page
@@ -29,17 +30,17 @@ def make_row(method: str, keep: float, right: int, gflops: float | None = None, 
         "method": method, "keep": keep, "method_config": {"reduce_at": [3]}, "tag": "saliency",
         "weights_sha256": "ab" * 32, "dataset": "fashion", "dataset_revision": "12ab34cd",
         "split": "test", "shots": 16, "tuning": "probe", "seed": 0, "image_count": IMAGES,
-        "correct_bits": pack_correct(np.arange(IMAGES) < right), "top1": right / IMAGES,
+        "correct_bits": pack(np.arange(IMAGES) < right), "top1": right / IMAGES,
         "top1_low": max(0.0, right / IMAGES - 0.08), "top1_high": min(1.0, right / IMAGES + 0.07),
         "gflops": gflops, "device": "cpu", "device_name": "a processor", "dtype": "float32",
         "threads": 2, "torch": "2.13.0", "timm": "1.0.31",
     }  # fmt: skip
-    return Record(**(values | more))
+    return make(**(values | more))
 
 
-def make_timed(batch: int, ratio: float) -> Latency:
+def make_timed(batch: int, ratio: float) -> Times:
     times = (40.04 * ratio * batch, 39.0 * ratio * batch, 42.0 * ratio * batch)
-    return Latency(
+    return Times(
         batch=batch, median_ms=times[0], q1_ms=times[1], q3_ms=times[2], images_per_s=25.0 / ratio,
         ratio_to_dense=ratio, ratio_low=ratio - 0.01, ratio_high=ratio + 0.02,
     )  # fmt: skip
@@ -51,14 +52,14 @@ def row() -> Make:
 
 
 @pytest.fixture(scope="session")
-def timed() -> Callable[[int, float], Latency]:
+def timed() -> Callable[[int, float], Times]:
     return make_timed
 
 
 @pytest.fixture(scope="session")
 def dense() -> Record:
     latency = tuple(
-        Latency(batch=b, median_ms=40.0 * b, q1_ms=39.0 * b, q3_ms=42.0 * b, images_per_s=25.0) for b in (1, 32)
+        Times(batch=b, median_ms=40.0 * b, q1_ms=39.0 * b, q3_ms=42.0 * b, images_per_s=25.0) for b in (1, 32)
     )
     return make_row("dense", 1.0, 70, 3.4, final_tokens=196, tokens_per_block=(197,) * 4, latency=latency)
 

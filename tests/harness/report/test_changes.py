@@ -1,18 +1,18 @@
 """Two runs in pairs: the same rows meet, what isn't alike is not compared, and tables say so."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import part, per_image, replace
 from rich.console import Console
 
 from harness.base.table import Cell, Table, fit
 from harness.cli import main
-from harness.measure.bench import per_image
-from harness.records.record import METRICS, Latency, Record, pack_correct, read_records, write_records
+from harness.records.metrics import METRICS, pack
+from harness.records.record import Record, Times, read_records, write_records
 from harness.records.statistics import (
     holm,
     median_interval,
@@ -34,16 +34,16 @@ B = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0], dtype=bool)
 def answers(correct: Any) -> dict[str, Any]:
     flags = np.asarray(correct, dtype=bool)
     share = float(flags.mean())
-    told = {"correct_bits": pack_correct(flags), "image_count": len(flags)}
+    told = {"correct_bits": pack(flags), "image_count": len(flags)}
     return told | {"top1": share, "top1_low": share / 2, "top1_high": 1.0}
 
 
-def timed(batch: int, median: float, *to_dense: float) -> Latency:
+def timed(batch: int, median: float, *to_dense: float) -> Times:
     ends = dict(zip(("ratio_to_dense", "ratio_low", "ratio_high"), to_dense, strict=False))
-    return Latency(batch=batch, median_ms=median, q1_ms=1.0, q3_ms=9.0, images_per_s=1.0, **ends)
+    return Times(batch=batch, median_ms=median, q1_ms=1.0, q3_ms=9.0, images_per_s=1.0, **ends)
 
 
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v7.jsonl")
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 
 
 def record(correct: Any = A, median: float | None = None, ratio: float | None = None, **changed: Any) -> Record:
@@ -96,7 +96,7 @@ def test_fidelity_changes_image_by_image_and_each_column_is_judged_by_itself():
     found = changes(*runs)
     metric = METRICS["cosine_distance"]
     for pair in found.pairs:
-        a, b = pair.a.per_image(metric), pair.b.per_image(metric)
+        a, b = pair.a.per_image(metric.name), pair.b.per_image(metric.name)
         assert pair.change(metric) == paired_mean(b, a, seed=0)
         assert pair.change_p(metric) == sign_flip(b - a, seed=0)
         assert (pair.change(METRICS["tau"]), pair.change_p(METRICS["tau"])) == (0.0, None)
@@ -164,7 +164,7 @@ def test_answers_on_other_images_are_not_paired(other: Record, reason: str):
 )
 def test_every_condition_that_differs_is_told(name: str, value: Any):
     pair = only(record(), record(B, **{name: value}))
-    assert pair.conditions == [(name, getattr(record(), name), value)]
+    assert pair.conditions == [(name, part(record(), name), value)]
     assert pair.top1 is not None
 
 
@@ -185,7 +185,7 @@ def test_settings_that_differ_are_told_one_by_one():
     ],
 )
 def test_counted_costs_must_be_equal_to_the_last_bit(name: str, value: Any):
-    assert only(record(), record(**{name: value})).costs == [(name, getattr(record(), name), value)]
+    assert only(record(), record(**{name: value})).costs == [(name, part(record(), name), value)]
     assert only(record(), record(**{name: None})).costs == []  # not measured
 
 
@@ -458,7 +458,7 @@ def test_rows_are_grouped_by_dataset_tower_and_tuning_and_conditions_counted():
     ]
 
 
-def record_of(*entries: Latency) -> Record:
+def record_of(*entries: Times) -> Record:
     return record(latency=entries)
 
 
@@ -477,7 +477,7 @@ def test_the_ends_are_the_furthest_that_both_intervals_allow():
 
 
 @pytest.mark.parametrize("other", [timed(8, 1.0), timed(1, 1.0, 0.6, 0.5, 0.7), timed(8, 1.0, 0.0, 0.0, 0.0)])
-def test_without_a_ratio_to_dense_in_both_there_is_none(other: Latency):
+def test_without_a_ratio_to_dense_in_both_there_is_none(other: Times):
     a, b = record_of(timed(8, 9.0, 0.8, 0.72, 0.96)), record_of(other)
     assert Change(a=a, b=b).latency_to_dense == Change(a=b, b=a).latency_to_dense == {}
 

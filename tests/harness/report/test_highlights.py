@@ -1,19 +1,19 @@
 """A group in short claims no more than the tests on its images; what is missing has a command."""
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import part, per_image, replace
 
 from harness.cli.parser import build_parser
-from harness.measure.bench import per_image
 from harness.records import averages as averages_module
 from harness.records import statistics
 from harness.records.averages import Average, averages
-from harness.records.record import METRICS, Record, pack_correct
+from harness.records.metrics import METRICS, pack
+from harness.records.record import Record
 from harness.records.statistics import Interval, holm, mcnemar_exact
 from harness.report.changes import read_run
 from harness.report.groups import grouped
@@ -50,7 +50,7 @@ def drawn(row: Any, seed: int, count: int = 9, **more: Any) -> list[Record]:
         correct ^= rng.random(100) < 0.05
         top1 = float(correct.mean())
         keep = round(0.1 + 0.08 * at, 2)
-        change = {"correct_bits": pack_correct(correct), "top1": top1, "top1_low": 0.0}
+        change = {"correct_bits": pack(correct), "top1": top1, "top1_low": 0.0}
         one = row("evit", keep, 0, float(rng.choice([1.0, 1.005, 1.5, 2.0, 3.0])), **more)
         found.append(replace(one, **change, top1_high=1.0))
     return found
@@ -63,10 +63,12 @@ def test_it_is_its_definition_read_slowly(row: Any, seed: int):
         (a, b)
         for b in rows
         for a in rows
-        if a is not b and a.first.gflops <= 1.01 * b.first.gflops and a.first.top1 > b.first.top1
+        if a is not b
+        and a.first.mean("gflops") <= 1.01 * b.first.mean("gflops")
+        and a.first.mean("top1") > b.first.mean("top1")
     ]
     # Of each row the best one that costs no more is tested; the other pairs count as p-values of 1.
-    best = {b.identity: max((a for a, other in pairs if other is b), key=lambda a: (a.first.top1, -a.first.gflops))
+    best = {b.identity: max((a for a, other in pairs if other is b), key=lambda a: (a.top1.estimate, -a.mean("gflops")))
             for _, b in pairs}  # fmt: skip
     tested = [mcnemar_exact(a.first.correct, b.first.correct) if a is best[b.identity] else 1.0 for a, b in pairs]
     clear = [pair for pair, p in zip(pairs, holm(tested), strict=True) if p <= 0.05]
@@ -77,14 +79,15 @@ def test_it_is_its_definition_read_slowly(row: Any, seed: int):
         better = [
             other
             for other in rows
-            if other.first.gflops <= one.row.first.gflops
-            and other.first.top1 >= one.row.first.top1
-            and (other.first.gflops, other.first.top1) != (one.row.first.gflops, one.row.first.top1)
+            if other.first.mean("gflops") <= one.row.first.mean("gflops")
+            and other.first.mean("top1") >= one.row.first.mean("top1")
+            and (other.first.mean("gflops"), other.first.mean("top1"))
+            != (one.row.first.mean("gflops"), one.row.first.mean("top1"))
         ]
         if one.verdict == "beaten":
             own = [a for a, b in clear if b.identity == one.row.identity]
             assert one.by is not None
-            assert one.by.first.top1 == max(a.first.top1 for a in own)
+            assert one.by.first.mean("top1") == max(a.first.mean("top1") for a in own)
         else:
             assert (one.verdict == "front") == (not better)
             assert one.by is None
@@ -135,7 +138,7 @@ def test_a_method_is_ahead_where_all_rows_of_others_are_beaten(row: Any):
     words = "tome is clearly ahead on fashion, in nearness to dense by GFLOPs: on fashion tome 60 % takes 2.00 GFLOPs, "
     assert ahead.startswith(f"{words}1 - cosine 0.01")
     assert "[" in ahead  # with its interval
-    right = {"top1": 0.7, "top1_low": 0.6, "top1_high": 0.8, "correct_bits": pack_correct(np.arange(100) < 70)}
+    right = {"top1": 0.7, "top1_low": 0.6, "top1_high": 0.8, "correct_bits": pack(np.arange(100) < 70)}
     labelled = [replace(r, **right) for r in records]
     changed = {"diff_to_dense": -0.03, "diff_low": -0.06, "diff_high": 0.0}
     labelled = [r if r.method == "dense" else replace(r, **changed) for r in labelled]
@@ -188,9 +191,9 @@ def test_nearness_has_a_front_of_its_own_that_labels_are_not_asked_for(row: Any)
     assert (plot.name, plot.title, panel.log) == ("fidelity_gflops", "1 - cosine against GFLOPs", True)
     [point] = panel.series["tome"]
     tome = next(r for r in records if r.method == "tome")
-    assert point.y == (tome.cosine_distance, tome.cosine_low, tome.cosine_high)
+    assert point.y == (tome.mean("cosine_distance"), part(tome, "cosine_low"), part(tome, "cosine_high"))
     assert list(panel.front) == sorted(
-        (r.gflops, r.cosine_distance) for r in records if r.method in ("tome", "patchrank")
+        (r.mean("gflops"), r.mean("cosine_distance")) for r in records if r.method in ("tome", "patchrank")
     )
 
 
@@ -223,7 +226,7 @@ def test_where_times_overlap_nobody_is_beaten(row: Any):
 
     def within(margin: float) -> dict[str, str]:
         def cost(one: Average) -> Interval:
-            ratio = one.first.gflops or 0.0
+            ratio = one.first.mean("gflops") or 0.0
             if one.method == "tome":
                 ratio = 0.65
             return Interval(ratio, ratio - margin, ratio + margin)
@@ -283,7 +286,7 @@ def test_what_so_many_images_would_show_is_said(dense: Record, row: Any):
     correct = np.arange(100) < 70
     other = correct.copy()
     other[np.arange(0, 100, 5)] ^= True
-    bits = {"correct_bits": pack_correct(other), "top1": float(other.mean())}
+    bits = {"correct_bits": pack(other), "top1": float(other.mean())}
     difference = {"diff_to_dense": float(other.mean()) - 0.7, "diff_low": -0.15, "diff_high": 0.02}
     saving = short([dense, replace(row("evit", 0.6, 62, 2.0), **bits, **difference)]).saving
     assert "No clear loss isn't no loss: 100 images show one of " in saving
@@ -291,7 +294,7 @@ def test_what_so_many_images_would_show_is_said(dense: Record, row: Any):
 
 
 def test_costs_within_a_percent_are_one_and_the_more_accurate_row_is_named(rows: list[Record]):
-    correct = pack_correct(np.arange(100) < 67)
+    correct = pack(np.arange(100) < 67)
     near = replace(rows[1], method="tome", top1=0.67, gflops=2.44, correct_bits=correct)
     for gflops, method in ((2.44, "patchrank"), (2.3, "tome")):
         least = short([*rows, replace(near, gflops=gflops)]).least

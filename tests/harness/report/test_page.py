@@ -5,6 +5,8 @@ import itertools
 import re
 from typing import Any
 
+from by_hand import replace
+
 from harness.base.terminal import Progress
 from harness.records.record import Record
 from harness.report.folder import write_report
@@ -54,7 +56,7 @@ def test_every_drawing_is_a_picture_with_words(drawn: Any) -> None:
 def test_hostile_names_stay_text(made: Any, dense: Record) -> None:
     names = dict.fromkeys(("model", "tag", "dataset", "device_name"), HOSTILE)
     hostile = dataclasses.replace(dense, **names, method_config={HOSTILE: HOSTILE})
-    other = dataclasses.replace(hostile, method=HOSTILE, keep=0.5, gflops=2.0)
+    other = replace(hostile, method=HOSTILE, keep=0.5, gflops=2.0)
     text, parsed = made([hostile, other], HOSTILE)
     assert parsed.tags.count("script") == 1
     assert text.count("<script") == 1
@@ -126,10 +128,10 @@ def test_what_sorting_goes_by_are_the_figures_unrounded(made: Any, patchrank: Re
     at = next(n for n, cells in enumerate(parsed.rows) if cells[0] == "patchrank")
     values = dict(zip(parsed.tables[0], parsed.values[at], strict=True))
     assert (values["Method"], values["Keep"]) == ("patchrank", "0.6")
-    assert values["Top-1, %"] == str(patchrank.top1)
-    assert values["To dense"] == str(patchrank.diff_to_dense)
+    assert values["Top-1, %"] == str(patchrank.mean("top1"))
+    assert values["To dense"] == str(patchrank.mean("diff_to_dense"))
     assert values["Batch 1, ms [IQR]"] == str(patchrank.latency[0].median_ms)
-    assert values["Match at k (chance), %"] == str(patchrank.match_at_k)
+    assert values["Match at k (chance), %"] == str(patchrank.mean("match_at_k"))
     assert parsed.values[at - 1][parsed.tables[0].index("To dense")] is None
 
 

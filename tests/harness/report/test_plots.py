@@ -3,11 +3,11 @@
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hand import part, replace
 
 from harness.measure.times import LatencyRecord
 from harness.records.record import Record
@@ -60,14 +60,18 @@ def of(committed: list[Record], dataset: str) -> list[Record]:
 def test_accuracy_against_cost_has_every_row_with_its_intervals(
     at: int, dataset: str, report: Grouped, committed: list[Record]
 ):
-    own = {(r.method, r.keep): r for r in of(committed, dataset) if r.gflops is not None}
+    own = {(r.method, r.keep): r for r in of(committed, dataset) if r.mean("gflops") is not None}
     shown = points(plots(report)["accuracy_gflops"], at)
     assert sum(map(len, shown.values())) == len(own) == 13
     for name, series in shown.items():
         rows = sorted((r for r in own.values() if r.method == name), key=lambda r: r.keep)
         for point, row in zip(series, rows, strict=True):
-            assert tuple(point.x) == (row.gflops,) * 3
-            paired = (0.0,) * 3 if name == "dense" else (row.diff_to_dense, row.diff_low, row.diff_high)
+            assert tuple(point.x) == (row.mean("gflops"),) * 3
+            paired = (
+                (0.0,) * 3
+                if name == "dense"
+                else (row.mean("diff_to_dense"), part(row, "diff_low"), part(row, "diff_high"))
+            )
             assert point.y == pytest.approx(tuple(100 * number for number in paired))
             assert point.label == ("" if name == "dense" else f"{100 * row.keep:.0f}")
 
@@ -88,7 +92,7 @@ def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Gr
     panel = plot.charts[0]
     [stood] = [front.standings for front in fronts(report.groups[0]) if front.name == "gflops"]
     front = [s.row for s in stood if s.verdict == "front"]
-    on = sorted((r.first.gflops, 100 * r.to_dense.estimate if r.to_dense else 0.0) for r in front)
+    on = sorted((r.first.mean("gflops"), 100 * r.to_dense.estimate if r.to_dense else 0.0) for r in front)
     assert list(panel.front) == on
     assert sorted(y for _, y in on) == [y for _, y in on]
     assert panel.notes[0].count("%") + panel.notes[0].count("dense") == len(on)
@@ -118,7 +122,7 @@ def test_tau_against_keep_leaves_golden_out(report: Grouped, committed: list[Rec
     shown = points(tau_plot(report.groups))
     assert sorted(shown) == ["clsattn", "evit", "patchrank", "random", "rankmerge", "tome"]
     row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_evit30")
-    assert tuple(shown["evit"][0].y) == (row.tau, row.tau_low, row.tau_high)
+    assert tuple(shown["evit"][0].y) == row.interval("tau")
     assert shown["evit"][0].x.estimate == 30
 
 
@@ -163,7 +167,7 @@ def test_plots_without_figures_are_left_out(committed: list[Record]):
 def test_settings_of_one_method_are_series_of_their_own(committed: list[Record]):
     twice = [r for r in of(committed, "fashion") if r.method in ("dense", "evit")]
     fused = [
-        replace(r, method_config=r.method_config | {"fuse": True}, gflops=r.gflops + 0.1)
+        replace(r, method_config=r.method_config | {"fuse": True}, gflops=r.mean("gflops") + 0.1)
         for r in twice
         if r.method == "evit"
     ]

@@ -2,32 +2,24 @@
 
 import csv
 import io
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from by_hand import per_image, replace
 from rich.console import Console
 from scipy import stats
 
 from harness.apps.check.cases import Row
 from harness.apps.check.verdict import Bounds, Outcome, moved
 from harness.base.table import Cell, Form, Table
-from harness.measure.bench import per_image
 from harness.measure.compare import Floor
 from harness.records.averages import Average, averages, judged, labels, matched
-from harness.records.record import (
-    METRICS,
-    Latency,
-    Metric,
-    Record,
-    metrics,
-    names_of,
-    pack_correct,
-    read_records,
-    read_run,
-)
+from harness.records.metrics import METRICS, Sample, metric, pack
+from harness.records.record import Record, Times, names_of, read_records, read_run
 from harness.records.statistics import (
     Interval,
     bootstrap_mean,
@@ -39,7 +31,9 @@ from harness.records.statistics import (
 )
 from harness.report.changes import changes, changes_data, tables
 from harness.report.groups import grouped, sections
+from harness.report.highlights import highlights
 from harness.report.page import Report, page
+from harness.report.plots import plots_of
 from harness.report.tables import (
     comparison_table,
     floor_table,
@@ -52,9 +46,9 @@ from harness.report.tables import (
 from harness.report.writers import latex, markdown
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v7.jsonl")
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 NOTHING = dict.fromkeys(names_of(Record, "measurement")) | {"latency": ()}
-EIGHT = {"image_count": 8, "correct_bits": "eb", "top1": 0.75, "top1_low": 0.409}
+EIGHT = {"image_count": 8, "correct_bits": "bits:eb", "top1": 0.75, "top1_low": 0.409}
 NAMED = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, "method_config": {}}
 DENSE = replace(KNOWN, **NOTHING | NAMED | EIGHT | {"top1_high": 0.929})
 EVIT = replace(DENSE, model="clip_vit_s14_evit30", method="evit", keep=0.3)
@@ -68,7 +62,7 @@ FULL = replace(
     **{"weighted_tau": 0.5678, "weighted_tau_low": 0.5, "weighted_tau_high": 0.6},
     **{"border_overlap": 0.644, "border_low": 0.6, "border_high": 0.7, "border_chance": 0.503},
     latency=tuple(
-        Latency(batch=b, median_ms=10.0 * b, q1_ms=9.0 * b, q3_ms=12.0 * b, images_per_s=100.0 + b,
+        Times(batch=b, median_ms=10.0 * b, q1_ms=9.0 * b, q3_ms=12.0 * b, images_per_s=100.0 + b,
                 **RATIO)
         for b in (1, 32)
     ),
@@ -143,13 +137,13 @@ def test_the_title_names_the_conditions(shots: int, tuning: str | None, said: st
 def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
     """Return a dense row right on half the images, and by keep what others lose and gain of it."""
     truth = np.arange(images) < images // 2
-    facts = {"image_count": images, "correct_bits": pack_correct(truth), "top1": truth.mean()}
+    facts = {"image_count": images, "correct_bits": pack(truth), "top1": truth.mean()}
     found = [replace(DENSE, **facts)]
     for keep, (lost, gained) in losses.items():
         right = truth.copy()
         right[:lost], right[images // 2 : images // 2 + gained] = False, True
         estimate, low, high = paired_difference(right, truth, seed=0)
-        facts |= {"correct_bits": pack_correct(right), "top1": right.mean(), "top1_low": 0.0}
+        facts |= {"correct_bits": pack(right), "top1": right.mean(), "top1_low": 0.0}
         facts |= {"diff_to_dense": estimate, "diff_low": low, "diff_high": high}
         found.append(replace(DENSE, **facts, method="evit", model=f"evit{keep}", keep=keep / 100))
     return found
@@ -242,7 +236,7 @@ def test_fidelity_is_marked_where_it_is_clear_of_the_references_at_the_same_keep
     found = judged(rows)
     assert found is not None
     metric = METRICS["cosine_distance"]
-    values = {(row.method, row.keep): row.per_image(metric) for row in rows}
+    values = {(row.method, row.keep): row.per_image(metric.name) for row in rows}
     pairs = {
         key: sign_flip(value - values["patchrank", key[1]], seed=0)
         for key, value in values.items()
@@ -293,8 +287,8 @@ def test_seeds_are_averaged_image_by_image():
         for record in distant({("evit", 0.6): 0.01 * (seed + 1)})
     ]
     _, row = averages(records)
-    own = [r.per_image(METRICS["cosine_distance"]) for r in records if r.method == "evit"]
-    np.testing.assert_allclose(row.per_image(METRICS["cosine_distance"]), np.mean(own, axis=0))
+    own = [r.per_image("cosine_distance") for r in records if r.method == "evit"]
+    np.testing.assert_allclose(row.per_image("cosine_distance"), np.mean(own, axis=0))
     assert row.estimate(METRICS["cosine_distance"]) == bootstrap_mean(np.mean(own, axis=0), seed=0)
 
 
@@ -330,7 +324,7 @@ def test_rows_at_equal_cost_are_judged_together_over_all_targets():
     evit = [replace(r, **settings | {"gflops": 4 * r.keep}) for r in records]
     target = [
         replace(r, method="tome", model=f"tome{100 * r.keep:.0f}",
-                correct_bits=compared({})[0].correct_bits, top1=0.5)
+                correct_bits=compared({})[0].metrics["top1"].values, top1=0.5)
         for r in evit
     ]  # fmt: skip
     rows = matched([*target, *evit], "tome")
@@ -352,7 +346,7 @@ SHARES = {"dense": 0.8, "evit": 0.75, "patchrank": 0.5}
 def shot_record(method: str, seed: int, shots: int, **changed: Any) -> Record:
     right = np.random.default_rng((seed, shots, len(method))).random(IMAGES) < SHARES[method]
     tuned = {"tuning": "t", "prompt_tokens": 16} if shots else {}
-    facts: dict[str, Any] = {"image_count": IMAGES, "correct_bits": pack_correct(right), **tuned}
+    facts: dict[str, Any] = {"image_count": IMAGES, "correct_bits": pack(right), **tuned}
     facts |= {"top1": right.mean(), "top1_low": 0.0, "top1_high": 1.0, "shots": shots, "seed": seed}
     facts |= {"diff_to_dense": 0.0, "diff_low": 0.0, "diff_high": 0.0} if method != "dense" else {}
     return replace(KNOWN, method=method, model=f"clip_vit_s14_{method}60", **facts | changed)
@@ -430,63 +424,61 @@ def test_settings_that_differ_at_one_keep_rate_are_told_at_all(evit: list[Record
 def test_a_cell_is_its_text_and_sorts_by_its_value(evit: list[Record]):
     cells = {column.heading: cell for column, cell in report_columns(averages(evit))}
     cell = cells["GFLOPs"](averages(evit)[0])
-    assert (cell, cell.value) == (f"{evit[0].gflops:.2f}", evit[0].gflops)
+    assert (cell, cell.value) == (f"{evit[0].mean('gflops'):.2f}", evit[0].mean("gflops"))
     [row] = averages([replace(evit[0], tau=None, tau_low=None, tau_high=None)])
     lost = cells["Kendall τ"](row)
     assert (lost, lost.value) == ("–", None)
     assert Cell("a", 1.0) == "a"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sharper(Record):
-    """A record with one more quantity: this entry, and nothing else of it anywhere."""
+@pytest.fixture
+def sharpness() -> Iterator[Callable[..., Record]]:
+    """Declare one more metric by one function, and return what gives it to a record."""
+    known = dict(METRICS)
 
-    sharpness: Annotated[
-        float | None,
-        Metric(
-            heading="Sharpness, %", short="sharp", form=".1%", unit="fraction", least="narrow",
-            better="higher", bound="cosine", change="+.1%",
-        ),
-    ] = None  # fmt: skip
+    @metric(
+        "sharpness", heading="Sharpness, %", form=".1%", unit="fraction", better="higher", bound=5e-4, change="+.1%",
+        quality=("Sharpness", "sharper"),
+    )  # fmt: skip
+    def _sharpness(sample: Sample) -> np.ndarray:
+        return sample.features.numpy()[:, 0]
+
+    def add(record: Record, value: float) -> Record:
+        values = np.full(record.image_count, value)
+        values[::2] += 1 / 64
+        sample = Sample(features=torch.from_numpy(values)[:, None])
+        return replace(record, sharpness=METRICS["sharpness"].measure(sample))
+
+    yield add
+    METRICS.clear()
+    METRICS.update(known)
 
 
-def sharper(record: Record, **changed: Any) -> Sharper:
-    return Sharper(**vars(record), **changed)
-
-
-def test_a_metric_is_one_entry_that_all_tables_and_check_read():
-    rows = [sharper(DENSE, sharpness=0.5), sharper(FULL, sharpness=0.25)]
+def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Callable[..., Record]):
+    rows = [sharpness(replace(DENSE, gflops=3.0), 0.5), sharpness(FULL, 0.25)]
     table = comparison_table(rows)
-    for form in ("wide", "middle", "narrow"):
-        assert "sharp" in prose(table, form)
-    assert table.cells("sharp") == ["50.0", "25.0"]
-    for summary in (False, True):
-        [section] = sections(grouped(rows), summary=summary)
-        assert section.cells("Sharpness, %") == ["50.0", "25.0"]
-        assert [cell.value for cell in section.cells("Sharpness, %")] == [0.5, 0.25]
+    assert table.cells("Sharpness, %") == ["50.8", "25.8"]
+    [section] = sections(grouped(rows))
+    assert [cell.value for cell in section.cells("Sharpness, %")] == [0.5078125, 0.2578125]
     assert "| Sharpness, % |" in markdown([section])
     assert r"Sharpness, \%" in latex([section])
-    assert '<td data-sort="0.25">25.0</td>' in page(Report(records=grouped(rows)), "Results")
+    groups = grouped(rows)
+    short = [highlights(group) for group in groups.groups]
+    plots = plots_of(groups, short)
+    assert "sharpness_gflops" in {plot.name for plot in plots}
+    text = page(Report(records=groups, short=short, plots=plots), "Results")
+    assert 'data-sort="0.2578125">25.8' in text
+    assert "Sharpness, % against GFLOPs" in text
     [first, _] = csv.DictReader(io.StringIO(records_csv(rows)))
-    assert first["sharpness_fraction"] == "0.5"
+    assert first["sharpness_fraction"] == "0.5078125"
 
 
-def test_a_metric_of_one_entry_is_compared_and_checked():
-    then, now = sharper(FULL, sharpness=0.25), sharper(FULL, sharpness=0.2)
+def test_a_metric_of_one_function_is_compared_and_checked(sharpness: Callable[..., Record]):
+    then, now = sharpness(FULL, 0.25), sharpness(FULL, 0.1875)
     found = changes([then], [now])
-    assert tables(found)[0].cells("sharp") == ["-5.0"]
-    assert changes_data(found)["pairs"][0]["sharpness_difference"] == pytest.approx(-0.05)
+    assert tables(found)[0].cells("Sharpness, %")[0].startswith("-6.2 [")
+    assert changes_data(found)["pairs"][0]["sharpness_difference"]["estimate"] == pytest.approx(-0.0625)
     row = Row(method="evit", keep=0.3, options={}, record=then)
     [one] = moved(Outcome(tower="t", dataset="d", row=row, now=now), Bounds())
-    assert (one.quantity, one.expected, one.now, one.allowed) == ("sharpness", 0.25, 0.2, "±0.0005")
-    near = sharper(FULL, sharpness=0.2501)
-    assert moved(Outcome(tower="t", dataset="d", row=row, now=near), Bounds()) == []
-
-
-def test_a_field_that_says_not_what_it_is_is_refused():
-    @dataclass(frozen=True, kw_only=True)
-    class Silent(Record):
-        sharpness: float | None = None
-
-    with pytest.raises(TypeError, match=r"Silent\.sharpness must be Annotated with a Field or a"):
-        metrics(Silent)
+    assert (one.quantity, one.by, one.allowed) == ("sharpness", pytest.approx(-0.0625), "±0.0005")
+    assert moved(Outcome(tower="t", dataset="d", row=row, now=then), Bounds()) == []

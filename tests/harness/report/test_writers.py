@@ -6,13 +6,15 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from by_hand import part, replace
 
-from harness.records.record import Latency, Record, declared
+from harness.records.metrics import METRICS
+from harness.records.record import Record, Times, declared
 from harness.report.groups import grouped, sections
 from harness.report.tables import records_csv
 from harness.report.writers import latex, latex_text
@@ -92,12 +94,16 @@ def lines(records: list[Record]) -> list[dict[str, str]]:
 
 def test_every_field_comes_back_from_csv(records: list[Record]):
     units = {name: own.unit for name, own in declared(Record).items()}
+    untold = {"image_groups", "metrics", "latency"}
     for record, line in zip(records, lines(records), strict=True):
-        packed = {"image_groups"} | {name for name in units if name.endswith("_values")}  # base64
-        assert not packed & line.keys()
-        for name in units.keys() - {"latency"} - packed:
-            value = getattr(record, name)
-            cell = line[f"{name}_{units[name]}" if units[name] else name]
+        assert not untold & line.keys()
+        values = {f"{n}_{u}" if u else n: getattr(record, n) for n, u in units.items() if n not in untold}
+        for name, own in METRICS.items():
+            unit = f"_{own.unit}" if own.unit else ""
+            values |= {f"{name}{unit}": part(record, name), f"{name}_at": part(record, f"{name}_at")}
+            values |= {f"{name}_{end}{unit}": part(record, f"{name}_{end}") for end in ("low", "high", "chance")}
+        for name, value in values.items():
+            cell = line[name]
             if value is None:
                 assert cell == ""
             elif isinstance(value, str):
@@ -106,7 +112,7 @@ def test_every_field_comes_back_from_csv(records: list[Record]):
                 assert json.loads(cell) == (list(value) if isinstance(value, tuple) else value)
         times = {timed.batch: timed for timed in record.latency}
         for batch in (1, 32):
-            for name in {field.name for field in fields(Latency)} - {"batch"}:
+            for name in {field.name for field in fields(Times)} - {"batch"}:
                 value = getattr(times.get(batch), name, None)
                 expected = "" if value is None else json.dumps(value)
                 assert line[f"latency_batch{batch}_{name}"] == expected
@@ -119,7 +125,7 @@ def test_not_measured_is_empty_and_zero_is_zero(records: list[Record]):
 
 def test_pandas_reads_the_csv(records: list[Record]):
     frame = pd.read_csv(io.StringIO(records_csv(records)))
-    assert frame["top1_fraction"].tolist() == [record.top1 for record in records]
+    assert frame["top1_fraction"].tolist() == [record.mean("top1") for record in records]
     assert frame["latency_batch32_ratio_to_dense"].notna().sum() == 1
 
 

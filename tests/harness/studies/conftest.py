@@ -1,11 +1,11 @@
 """Studies in miniature: the toy tower, and toy datasets whose classes all have a name."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import replace
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName

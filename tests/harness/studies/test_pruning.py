@@ -42,8 +42,8 @@ def test_keep_rates_of_equal_time_are_remembered(few: StudyConfig, studied, monk
     """Models take as long as patches that stay, and half as long again where they aren't patchrank."""
     dtypes = []
 
-    def interleaved(models: dict[str, Any], images: torch.Tensor, rounds: int, **_: Any) -> dict[str, Timing]:
-        dtypes.append(images.dtype)
+    def time_models(models: dict[str, Any], batch: int, rounds: int, **_: Any) -> dict[str, Timing]:
+        dtypes.append(next(next(iter(models.values())).parameters()).dtype)
         reducers = {name: vit.reducer for name, vit in models.items()}
         keeps = {
             n: 1.0 if r is None else r.config.keep * (1 if r.method == "patchrank" else 1.5)
@@ -51,7 +51,7 @@ def test_keep_rates_of_equal_time_are_remembered(few: StudyConfig, studied, monk
         }
         return {name: Timing(batch=8, samples_ms=(keep,) * rounds) for name, keep in keeps.items()}
 
-    monkeypatch.setattr("harness.measure.match.interleaved", interleaved)
+    monkeypatch.setattr("harness.measure.match.time_models", time_models)
     timed = replace(few, time_dtypes=("float32", "bfloat16"))
     sheet, records = studied("baselines", timed)["plain"]
     assert set(dtypes) == {torch.float32, torch.bfloat16}
@@ -59,10 +59,10 @@ def test_keep_rates_of_equal_time_are_remembered(few: StudyConfig, studied, monk
     for dtype in timed.time_dtypes:
         lines = [entry for entry in others if entry.labels["equal"] == f"time, {dtype}"]
         assert [entry.labels["method"] for entry in lines] == WITHOUT_PREDICTOR
-        assert {entry.records[0].final_tokens for entry in lines} == {21}  # of 64, where patchrank has 32
+        assert {entry.records[0].mean("final_tokens") for entry in lines} == {21}  # of 64, where patchrank has 32
         assert {entry.labels["off"] for entry in lines} == {"-1.6 %"}
         assert all(entry.records[0].method_config["matched"]["dtype"] == dtype for entry in lines)
-    monkeypatch.setattr("harness.measure.match.interleaved", None)
+    monkeypatch.setattr("harness.measure.match.time_models", None)
     assert studied("baselines", timed, records)["plain"][1] == records
 
 
@@ -71,9 +71,9 @@ def test_where_blocks_differ_their_rankings_do(few: StudyConfig, studied):
     at_keep, at_cost = sheet.entries[:24], sheet.entries[24:]
     assert [e.labels["before block"] for e in at_keep[::4]] == list("012345")
     assert len({e.records[0].method_config.get("against") for e in at_keep[1::4]}) == 6
-    assert {e.records[0].final_tokens for e in at_keep} == {32}
+    assert {e.records[0].mean("final_tokens") for e in at_keep} == {32}
     costs = [e.row.mean("gflops") for e in at_cost]  # block 2 is the study's own
     assert costs[:4] == pytest.approx([costs[2]] * 4, rel=0.04)
     assert costs[2] < costs[4] < costs[5]  # where even one patch costs more
-    kept = [e.records[0].final_tokens for e in at_cost]
+    kept = [e.records[0].mean("final_tokens") for e in at_cost]
     assert kept == sorted(kept, reverse=True)  # the later, the fewer may stay

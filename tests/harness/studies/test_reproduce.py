@@ -1,12 +1,12 @@
 """The paper's tables and figures: what each promises, what is written, how a run goes on."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import part, replace
 
 from harness.base.terminal import Progress
 from harness.cli import main
@@ -250,16 +250,16 @@ def test_predictors_of_table_1_are_the_dataset_s_own(paper_s: StudyConfig, repro
     [record] = [
         r for r in records
         if (r.dataset, r.method, r.keep) == ("dtd", "patchrank", 0.51)
-        and r.match_at_k == pytest.approx(rows[0].ours["dtd"].estimate / 100)
+        and r.mean("match_at_k") == pytest.approx(rows[0].ours["dtd"].estimate / 100)
     ][:1]  # fmt: skip
-    assert record.match_k == final_count(64, 0.51) == 33
+    assert part(record, "match_k") == final_count(64, 0.51) == 33
 
 
 def test_table_4_drops_the_same_at_the_same_blocks(paper_s: StudyConfig, reproduced):
     comparison, records = reproduced("table4", conditions("table4", paper_s))
     pruned = [r for r in records if r.keep < 1]
     assert {tuple(r.method_config["reduce_at"]) for r in pruned} == {(1, 2, 3, 4)}
-    assert {r.final_tokens for r in pruned} == {final_count(64, 116 / 196)}
+    assert {r.mean("final_tokens") for r in pruned} == {final_count(64, 116 / 196)}
     rows = {one.row.name: one for one in comparison.results}
     assert rows["A-ViT"].ours.keys() == rows["EViT"].ours.keys() != set()
     assert rows["A-ViT"].paper.mean == 63.8
@@ -295,7 +295,7 @@ def test_costs_are_compared_by_their_ratio(paper_s: StudyConfig, reproduced):
     rows = {one.row.name: one for one in comparison.results}
     dense, pruned = (next(r for r in records if r.keep == keep) for keep in (1.0, 0.6))
     share = rows["keep 60, GFLOPs"].to["caltech101"].estimate
-    assert share == pytest.approx(pruned.gflops / dense.gflops)
+    assert share == pytest.approx(pruned.mean("gflops") / dense.mean("gflops"))
     assert rows["keep 60, GFLOPs"].paper_to(()) is None
     timed = max(pruned.latency, key=lambda entry: entry.batch)
     assert rows["keep 60, ms"].to["caltech101"].estimate == timed.ratio_to_dense

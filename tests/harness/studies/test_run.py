@@ -1,14 +1,15 @@
 """One contract for every study; its table, judged together; the command and its records."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from by_hand import replace
 from rich.console import Console
 
 from harness.cli import main
-from harness.records.record import Record, pack_correct, pack_values, read_records, unpack_values, utc_now
+from harness.records.metrics import pack, unpack
+from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, paired_p
 from harness.studies import run as module
 from harness.studies.run import NOTES, Sheet, entries, get_study, list_studies
@@ -17,7 +18,7 @@ from harness.studies.workshop import StudyConfig
 NOW = utc_now()
 IMAGES = 300
 TRUTH = np.arange(IMAGES) < 200
-[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "v7.jsonl")
+[KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 FLAGS = (
     "--model clip_vit_b16 --datasets plain --limit 7 --train-limit 9 --seeds 2 --block 2 "
     "--window 4 --stride 4 --arch mlp --width 8 --epochs 2 --keeps 0.5"
@@ -68,7 +69,7 @@ def judged(lost: int, won: int = 0, **changes: object) -> Record:
     """Make a record that is wrong where the dense one is right, and the other way round."""
     right = TRUTH.copy()
     right[:lost], right[200 : 200 + won] = False, True
-    facts = {"image_count": IMAGES, "correct_bits": pack_correct(right), "top1": right.mean()}
+    facts = {"image_count": IMAGES, "correct_bits": pack(right), "top1": right.mean()}
     return replace(KNOWN, **facts, **{"top1_low": 0.0, "top1_high": 1.0} | changes)
 
 
@@ -129,9 +130,9 @@ def test_without_labels_lines_differ_by_their_distance_to_dense():
     near = np.random.default_rng(0).uniform(0.01, 0.02, IMAGES).astype(np.float16).astype(np.float64)
     lines = []
     for values in (near, near + 0.25 * near, np.flip(near)):
-        mean = unpack_values(pack_values(values), IMAGES).mean()
+        mean = unpack(pack(values), IMAGES).mean()
         fidelity = {
-            "cosine_values": pack_values(values),
+            "cosine_values": pack(values),
             "cosine_distance": mean,
             "cosine_low": 0.0,
             "cosine_high": 1.0,

@@ -14,7 +14,7 @@ import zoo
 from harness.base.table import NOT_MEASURED
 from harness.base.terminal import Progress
 from harness.cli import main
-from harness.models.cost import gflops
+from harness.measure.cost import gflops
 from harness.models.towers import Tower
 from harness.records.agreement import kendall_tau
 from harness.studies import speed

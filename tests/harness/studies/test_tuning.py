@@ -15,7 +15,7 @@ from harness.base.terminal import Progress
 from harness.datasets.base import FINAL, Dataset
 from harness.datasets.few_shot import draw, undrawn
 from harness.measure.rows import variants
-from harness.measure.tuning import Judged, Tuner, step_runs
+from harness.measure.tuning import Performance, Tuner, step_runs
 from harness.models.towers import Tower
 from harness.records.statistics import bootstrap_mean, mean_interval
 from harness.studies.dry_run import DryShop, expected_runs
@@ -51,9 +51,9 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(few: StudyCon
     assert dense.over_seeds is None
     assert sheet.entries[1].over_seeds is None
     plain = sheet.entries[0].records[0]
-    assert plain.gflops is not None
-    assert dense.row.mean("gflops") > plain.gflops
-    assert sheet.entries[2].row.mean("gflops") == plain.gflops
+    assert plain.mean("gflops") is not None
+    assert dense.row.mean("gflops") > plain.mean("gflops")
+    assert sheet.entries[2].row.mean("gflops") == plain.mean("gflops")
     assert "over seeds" in sheet.table().heads
     assert len({r.method_config["prompts"] for r in records if r.tuning}) == 8
 
@@ -132,8 +132,8 @@ def test_changes_that_make_no_recipe(changes: str, match: str):
         changed(TuneConfig(), changes)
 
 
-def judged(*top1: float) -> tuple[Judged, ...]:
-    return tuple(Judged(share, 2 - share) for share in top1)
+def judged(*top1: float) -> tuple[Performance, ...]:
+    return tuple(Performance(share, 2 - share) for share in top1)
 
 
 def test_recipes_are_compared_over_seeds():

@@ -79,7 +79,7 @@ def test_a_predictor_of_an_earlier_run_that_cannot_be_loaded_is_fitted_anew(
 ):
     def fidelity(console: Console) -> list[float | None]:
         sheets = make(get_study("losses"), replace(few, seeds=1), [], Progress(console))
-        return [record.cosine_distance for _, records in sheets for record in records]
+        return [record.mean("cosine_distance") for _, records in sheets for record in records]
 
     whole = fidelity(Console(quiet=True))
     path, *others = sorted((cache_folder() / "studies").glob("*.safetensors"))

@@ -1,17 +1,18 @@
 """Records of rows that were never measured."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import replace
 
-from harness.records.record import Record, names_of, pack_correct, read_records
+from harness.records.metrics import pack
+from harness.records.record import Record, names_of, read_records
 
 RIGHT = np.arange(40) % 4 > 0  # 30 of 40
-[KNOWN] = read_records(Path(__file__).parents[2] / "schema" / "v7.jsonl")
+[KNOWN] = read_records(Path(__file__).parents[2] / "schema" / "record.jsonl")
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def record() -> Callable[..., Record]:
         facts: dict[str, Any] = dict.fromkeys(names_of(Record, "measurement")) | {
             **{"model": "clip_vit_s14_tome30", "method": "tome", "keep": 0.3},
             **{"method_config": {"keep": 0.3, "reduce_at": None}, "dataset_revision": "12ab34cd"},
-            **{"image_count": len(flags), "correct_bits": pack_correct(flags)},
+            **{"image_count": len(flags), "correct_bits": pack(flags)},
             **{"top1": float(flags.mean()), "top1_low": 0.0, "top1_high": 1.0, "margin": 0.05},
             **{"cosine_distance": 0.1, "cosine_low": 0.05, "cosine_high": 0.2, "latency": ()},
             **{"gflops": 2.196547264, "params": 16378624, "final_tokens": 59},

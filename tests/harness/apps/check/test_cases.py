@@ -1,11 +1,11 @@
 """Rows come back from records with the settings that they were asked with."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hand import replace
 
 from harness.apps.check.cases import (
     BATCHES,
@@ -36,9 +36,9 @@ def test_the_first_row_of_a_name_says_the_defaults(record, dense: Record):
 
 def test_the_newest_record_of_a_row_counts(record, dense: Record):
     [case] = cases_of([dense, record(margin=0.1), record(margin=0.2)], "mine.jsonl")
-    assert [row.record.margin for row in case.rows["fashion"] if row.record] == [0.05, 0.2]
+    assert [row.record.mean("margin") for row in case.rows["fashion"] if row.record] == [0.05, 0.2]
     # Other numbers of images are other cases.
-    other = replace(dense, image_count=8, correct_bits="fc", top1=0.75)
+    other = replace(dense, image_count=8, correct_bits="bits:fc", top1=0.75)
     assert len(cases_of([dense, record(), other], "mine.jsonl")) == 2
 
 

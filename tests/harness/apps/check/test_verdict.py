@@ -3,17 +3,17 @@
 import io
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from by_hand import part, replace
 from rich.console import Console
 
 from harness.apps.check.cases import Row
 from harness.apps.check.verdict import EXACT, Bounds, Moved, Outcome, Verdict, differing, moved
 from harness.base.table import Table, fit
-from harness.records.record import Latency, Record
+from harness.records.record import Record, Times
 
 Make = Callable[..., Record]
 RIGHT = np.arange(40) % 4 > 0
@@ -39,9 +39,9 @@ def flipped(*images: int) -> Any:
     return right
 
 
-def timed(ratio: float, low: float, batch: int = 1) -> tuple[Latency, ...]:
+def timed(ratio: float, low: float, batch: int = 1) -> tuple[Times, ...]:
     settings = {"median_ms": 9.0, "q1_ms": 8.0, "q3_ms": 10.0, "images_per_s": 100.0}
-    return (Latency(batch=batch, ratio_to_dense=ratio, ratio_low=low, ratio_high=9.0, **settings),)
+    return (Times(batch=batch, ratio_to_dense=ratio, ratio_low=low, ratio_high=9.0, **settings),)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def timed(ratio: float, low: float, batch: int = 1) -> tuple[Latency, ...]:
 )
 def test_what_is_counted_or_given_may_not_move_at_all(record, field: str, value: Any, by: Any):
     [one] = between(record(), record(**{field: value}))
-    assert (one.quantity, one.expected, one.now) == (field, getattr(record(), field), value)
+    assert (one.quantity, one.expected, one.now) == (field, part(record(), field), value)
     assert (one.by, one.allowed) == (by, "nothing")
 
 
@@ -104,7 +104,7 @@ def test_answers_are_judged_by_their_number_and_by_the_images_that_flipped(recor
 @pytest.mark.parametrize("field", ["margin", "cosine_distance"])
 def test_cosines_may_move_by_their_bound(record, field: str, sign: int):
     name = field.replace("_", " ")
-    then = getattr(record(), field)
+    then = part(record(), field)
     assert quantities(record(), record(**{field: then + sign * 4e-4})) == []
     assert quantities(record(), record(**{field: then + sign * 6e-4})) == [name]
     assert quantities(record(), record(**{field: then + sign * 6e-4}), cosine=1e-3) == []
@@ -208,8 +208,8 @@ FAILED = Verdict(rows=32, moved=(one(), TOKENS), notes=("threads: 2 expected, 1 
 
 def printed(verdict: Verdict, width: int = 80) -> str:
     console = Console(width=width, file=io.StringIO(), record=True)
-    for part in verdict.shown():
-        shown = fit(part.forms(), width) if isinstance(part, Table) else part
+    for one in verdict.shown():
+        shown = fit(one.forms(), width) if isinstance(one, Table) else one
         console.print(shown, highlight=False, markup=False)
     return console.export_text()
 

@@ -1,6 +1,6 @@
 """The generated part of docs/commands.md: every subcommand and flag.
 
-``python -m harness.cli.reference`` in a checkout writes it anew; a test holds it still.
+``python -m tools.write_commands`` in a checkout writes it anew; a test holds it still.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from harness.cli.parser import COMMANDS, build_parser
 from zoo.core.files import write_whole
 
 PAGE = Path("docs/commands.md")
-REWRITE = "python -m harness.cli.reference"
+REWRITE = "python -m tools.write_commands"
 BEGIN, END = f"<!-- generated: {REWRITE} -->", "<!-- end of what is generated -->"
 
 
@@ -61,16 +61,16 @@ def _row(action: argparse.Action) -> str:
     return f"| `{name}` | {text} | {'' if default is None else f'`{default}`'} |"
 
 
-def spliced(text: str) -> str:
+def splice(text: str) -> str:
     """Return the text of docs/commands.md with the generated part in the place of the old one.
 
     Raises:
         ValueError: it has no such place.
     """
-    return replaced(text, page(), BEGIN, END, PAGE)
+    return replace_part(text, page(), BEGIN, END, PAGE)
 
 
-def replaced(text: str, part: str, begin: str, end: str, page: Path) -> str:
+def replace_part(text: str, part: str, begin: str, end: str, page: Path) -> str:
     """Return a page's text with ``part`` in the place of the lines from ``begin`` to ``end``, which it has itself.
 
     Raises:
@@ -84,5 +84,5 @@ def replaced(text: str, part: str, begin: str, end: str, page: Path) -> str:
 
 
 if __name__ == "__main__":
-    write_whole(PAGE, spliced(PAGE.read_text("utf-8")).encode())
+    write_whole(PAGE, splice(PAGE.read_text("utf-8")).encode())
     sys.stdout.write(f"wrote {PAGE}\n")

@@ -1,6 +1,6 @@
 """The table of docs/towers.md: what works for each family of towers, tried on tiny ones of random weights.
 
-``python -m harness.cli.towers`` in a checkout writes it anew; it needs the extra ``transformers``.
+``python -m tools.write_towers`` in a checkout writes it anew; it needs the extra ``transformers``.
 """
 
 import sys
@@ -14,7 +14,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 import zoo
-from harness.cli.reference import END, replaced
+from tools.write_commands import END, replace_part
 from zoo.core.files import write_whole
 from zoo.core.host import FeatureTower, Host
 from zoo.core.reducer import configure
@@ -24,7 +24,7 @@ from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.towers.vit import TimmHost
 
 PAGE = Path("docs/towers.md")
-REWRITE = "python -m harness.cli.towers"
+REWRITE = "python -m tools.write_towers"
 BEGIN = f"<!-- generated: {REWRITE} -->"
 SIZES: dict[str, Any] = {"img_size": 32, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 P8: dict[str, Any] = {"patch_size": 8}
@@ -270,7 +270,7 @@ def main() -> None:
     if not PAGE.is_file():
         sys.exit(f"{PAGE} isn't here: run {REWRITE} in a checkout")
     part = f"{BEGIN}\n{table()}{END}\n"
-    write_whole(PAGE, replaced(PAGE.read_text("utf-8"), part, BEGIN, END, PAGE).encode())
+    write_whole(PAGE, replace_part(PAGE.read_text("utf-8"), part, BEGIN, END, PAGE).encode())
     sys.stdout.write(f"wrote {PAGE}\n")
 
 

@@ -1,0 +1,537 @@
+"""Metrics: one decorated function each; all that show, compare or check them ask here."""
+
+import base64
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from harness.base.table import NOT_MEASURED
+from harness.records import agreement
+from harness.records.statistics import Interval, paired_difference, wilson_interval
+
+Importance = NDArray[np.float32]  # (n, N), higher = keep, NaN where unknown
+NEIGHBOURS = 10  # nearest images that `neighbours` looks for
+LEAST_GALLERY = 500  # of fewer images the nearest say little about features
+RECALL_AT = (1, 5, 10)
+OVERFLOW = "image features overflowed; use --dtype bfloat16 or float32"
+_PART = 2048  # images at once, so that a matrix of all pairs is never held
+_ROUNDING = 1e-4  # by which a mean of rounded values may leave its range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Carry a metric of one row on a dataset: its mean, the ends of a 95 % interval, and more where there is more."""
+
+    mean: int | float
+    low: float | None = None
+    high: float | None = None
+    values: str | None = None  # of each image, as `pack` does it; rows and runs are compared by these in pairs
+    at: int | float | None = None  # number of patches that it is for
+    chance: float | None = None  # what unrelated rankings give
+
+    def __post_init__(self) -> None:
+        numbers = [number for number in (self.low, self.mean, self.high) if number is not None]
+        whole = len(numbers) in {1, 3} and all(math.isfinite(number) for number in numbers)
+        if not whole or numbers != sorted(numbers):
+            ends = {name: getattr(self, name) for name in ("low", "mean", "high")}
+            raise ValueError(f"need low <= mean <= high, or no interval, got {ends}")
+
+    @property
+    def interval(self) -> Interval | None:
+        """The mean with the ends of its interval; None without one."""
+        return None if self.low is None or self.high is None else Interval(self.mean, self.low, self.high)
+
+    def per_image(self, count: int) -> NDArray[np.float64] | None:
+        """Return (count,) values; None if there are none."""
+        return None if self.values is None else unpack(self.values, count).astype(np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """Texts that describe images."""
+
+    features: Tensor  # (m, D), unit, of distinct texts
+    pairs: NDArray[np.int64]  # (p, 2), an image and a text that describes it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a row does with n images, as metrics see it.
+
+    Raises:
+        ValueError: features that aren't finite.
+    """
+
+    features: Tensor  # (n, D), unit
+    final_tokens: int | None = None  # patch tokens left at the end
+    scores: NDArray[np.float32] | None = None  # (n, N) the row's importance of patches, if it ranks them
+    golden: Importance | None = None  # (n, N), NaN rows where there is no golden ranking
+    classifier: Tensor | None = None  # (classes, D), the row's own, NaN rows for classes that can't win
+    scale: float | None = None  # of cosines in the classes' logits; None of a linear probe
+    labels: NDArray[np.int64] | None = None  # (n,)
+    captions: Captions | None = None
+    groups: NDArray[np.int64] | None = None  # (n,) see `bootstrap_mean`
+    costs: Mapping[str, float] = field(default_factory=dict)
+    dense: "Sample | None" = None  # the dense row's on the same images; None of the dense row itself
+
+    def __post_init__(self) -> None:
+        if not self.features.isfinite().all():
+            raise ValueError(OVERFLOW)
+
+    @functools.cached_property
+    def predicted(self) -> NDArray[np.int64] | None:
+        """(n,) classes; None without a classifier."""
+        return None if self.classifier is None else predicted(self.features, self.classifier)
+
+    @functools.cached_property
+    def hits(self) -> NDArray[np.bool_] | None:
+        """(n,) whether the predicted class is right; None without labels."""
+        return None if self.predicted is None or self.labels is None else np.asarray(self.predicted == self.labels)
+
+    @functools.cached_property
+    def neighbours(self) -> NDArray[np.int64]:
+        """(n, 10) nearest images by its own features."""
+        return neighbours(self.features, self.features)
+
+    @functools.cached_property
+    def recalls(self) -> dict[str, NDArray[Any]]:
+        """(n,) values of `recalls`; none without captions."""
+        return {} if self.captions is None else recalls(self.features, self.captions)
+
+    @functools.cached_property
+    def taus(self) -> NDArray[np.float64] | None:
+        """(n,) Kendall taus to the golden rankings, NaN where undefined; None if fewer than two have one."""
+        taus = self.ranked(agreement.kendall_tau)
+        return taus if taus is not None and agreement.has_spread(taus, self.groups) else None
+
+    def ranked(self, compare: Callable[[Any, Any], NDArray[np.float64]]) -> NDArray[np.float64] | None:
+        """Return (n,) what ``compare`` gives of golden importance and scores, NaN where there is no golden ranking."""
+        if self.scores is None or self.golden is None:
+            return None
+        known = np.asarray(~np.isnan(self.golden).any(axis=1))
+        values = np.full(len(known), np.nan)
+        if known.any():
+            values[known] = compare(self.golden[known], self.scores[known])
+        return values
+
+    @property
+    def border(self) -> tuple[int, int]:
+        """Patches that the row keeps, and all patches."""
+        assert self.golden is not None
+        assert self.final_tokens is not None
+        cells = self.golden.shape[1]
+        return min(self.final_tokens, cells), cells
+
+
+class PerImage(NamedTuple):
+    """Values per image of a metric that is for a number of patches, or has a level of chance."""
+
+    values: NDArray[Any]
+    chance: float | None = None
+    at: int | None = None
+
+
+Found = NDArray[Any] | PerImage | float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """Describe a metric for all that show, compare or check it."""
+
+    name: str
+    function: Callable[[Sample], Found]
+    heading: str = ""  # of its column in reports, CSV apart; empty: it has none
+    form: str = ".2f"  # ``format`` of a value; if it ends in %, the column is in percent
+    unit: str = ""  # suffix of its column in CSV, where the name doesn't say it
+    better: Literal["", "higher", "lower"] = ""  # empty: neither
+    # How far `check` lets it move: not at all, an attribute of its bounds, or a number; empty: unchecked.
+    bound: str | float = "exact"
+    change: str = ""  # ``format`` of differences in ``compare RUN RUN``; empty: it has no column
+    fidelity: str = ""  # of one that says how near to the dense model a row is: what it is, for captions
+    # Of one that rows are judged by at a cost, in plots and fronts: what it is, and what is said of more of it.
+    quality: tuple[str, str] | None = None
+    least: float = -math.inf  # that it can be; rounding may take it a little further
+    most: float = math.inf
+    interval: Literal["bootstrap", "wilson", "paired"] = "bootstrap"  # over images
+    stored: bool = True  # whether records keep the value of each image
+
+    @property
+    def title(self) -> str:
+        """What it is called in a sentence."""
+        return self.heading.partition(",")[0] or self.name.replace("_", " ")
+
+    def text(self, value: float | None, form: str | None = None) -> str:
+        """Format a value; a dash if it was not measured."""
+        return NOT_MEASURED if value is None else format(value, self.form if form is None else form).removesuffix("%")
+
+    def require_value(self, value: float) -> None:
+        """Raise ValueError for a number that it can't have."""
+        slack = _ROUNDING * max(1.0, abs(value))
+        if not self.least - slack <= value <= self.most + slack:
+            raise ValueError(f"{self.name} must lie in [{self.least:g}, {self.most:g}], got {value!r}")
+
+    def measure(self, sample: Sample) -> Measured | None:
+        """Return the metric of a sample with its interval; None where there is none to measure."""
+        found = self.function(sample)
+        if found is None or isinstance(found, (int, float)):
+            return None if found is None else Measured(mean=found)
+        values, chance, at = found if isinstance(found, PerImage) else PerImage(found)
+        packed = None
+        if self.stored:  # the mean is that of the values as they are stored
+            packed = pack(values)
+            values = unpack(packed, len(values))
+        if (mean := self._interval(values, sample)) is None:
+            return None
+        return Measured(mean=mean.estimate, low=mean.low, high=mean.high, values=packed, at=at, chance=chance)
+
+    def _interval(self, values: NDArray[Any], sample: Sample) -> Interval | None:
+        if self.interval == "wilson":
+            return Interval(float(values.mean()), *wilson_interval(int(values.sum()), len(values)))
+        if self.interval == "paired":
+            return paired_difference(values > 0, values < 0, seed=0)
+        return agreement.over_images(values, groups=sample.groups).interval
+
+
+METRICS: dict[str, Metric] = {}  # as their columns stand
+
+
+def metric(name: str, **facts: Any) -> Callable[[Callable[[Sample], Found]], Callable[[Sample], Found]]:
+    """Register a function as the metric ``name``; ``facts`` are the other fields of `Metric`.
+
+    The function returns (n,) values, one per image, NaN where one has none; or a number that has no interval; or None
+    where there is nothing to measure.
+    """
+
+    def register(function: Callable[[Sample], Found]) -> Callable[[Sample], Found]:
+        if name in METRICS:
+            raise ValueError(f"metric {name!r} is registered twice")
+        METRICS[name] = Metric(name=name, function=function, **facts)
+        return function
+
+    return register
+
+
+def fidelity_metrics() -> list[Metric]:
+    """Return the metrics that say how near to the dense model a row is."""
+    return [one for one in METRICS.values() if one.fidelity]
+
+
+def measure(sample: Sample) -> dict[str, Measured]:
+    """Return every metric that a sample has."""
+    return {name: own for name, one in METRICS.items() if (own := one.measure(sample)) is not None}
+
+
+def pack(values: ArrayLike) -> str:
+    """Return (n,) bool as a hex bitmap, first image in the highest bit; other numbers as base64 of half floats.
+
+    Half floats, little-endian, keep 3 digits.
+
+    Raises:
+        ValueError: not (n,), or a number that isn't finite as such.
+    """
+    numbers = np.asarray(values)
+    if numbers.ndim != 1:
+        raise ValueError(f"values must be (n,), got {numbers.shape}")
+    if numbers.dtype == np.bool_:
+        return f"bits:{np.packbits(numbers).tobytes().hex()}"
+    with np.errstate(over="ignore"):  # infinite then, which is refused
+        halves = numbers.astype("<f2")
+    if not np.isfinite(halves).all():
+        raise ValueError("values must be finite numbers")
+    return f"half:{base64.b64encode(halves.tobytes()).decode()}"
+
+
+def unpack(packed: str, count: int) -> NDArray[Any]:
+    """Return (count,) bool or float64.
+
+    Raises:
+        ValueError: not packed by `pack`, not of that many images, or a number that isn't finite.
+    """
+    kind, _, text = packed.partition(":")
+    if kind == "bits":
+        flags = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8)).astype(np.bool_)
+        if len(flags) != 8 * math.ceil(count / 8) or flags[count:].any():
+            raise ValueError(f"values of {len(flags) // 8} bytes are not of {count} images")
+        return flags[:count]
+    if kind != "half":
+        raise ValueError(f"values must begin with 'bits:' or 'half:', got {packed[:8]!r}")
+    raw = base64.b64decode(text, validate=True)
+    if len(raw) != 2 * count:
+        raise ValueError(f"values of {len(raw)} bytes are not of {count} images")
+    numbers = np.frombuffer(raw, dtype="<f2").astype(np.float64)
+    if not np.isfinite(numbers).all():
+        raise ValueError("values must be finite numbers")
+    return numbers
+
+
+def _declare_recalls() -> None:
+    """Register the recalls at k of images by text and of texts by image, with differences to the dense row's."""
+
+    def recall(name: str, sample: Sample) -> Found:
+        return sample.recalls.get(name)
+
+    def difference(name: str, sample: Sample) -> Found:
+        if sample.dense is None or name not in sample.recalls:
+            return None
+        return np.asarray(sample.recalls[name] - sample.dense.recalls[name].astype(float))
+
+    for k in RECALL_AT:
+        for found, way in (("image", "Text → image"), ("text", "Image → text")):
+            name = f"recall_{found}_{k}"
+            metric(
+                name, heading=f"{way} R@{k}, %", form=".1%", unit="fraction", least=0, most=1, better="higher",
+                bound="flips", change="+.1%",
+            )(functools.partial(recall, name))  # fmt: skip
+            metric(
+                f"{name}_diff", heading=f"{way} R@{k} to dense", form="+.1%", unit="fraction", least=-1, most=1,
+                better="higher", bound="", stored=False,
+            )(functools.partial(difference, name))  # fmt: skip
+
+
+_declare_recalls()
+
+
+@metric(
+    "cosine_distance", heading="1 - cosine", form=".4f", least=0, most=2, better="lower", bound="cosine",
+    change="+.4f", fidelity="1 - cosine of the features to dense", quality=("Nearness to dense", "nearer to dense"),
+)  # fmt: skip
+def _cosine_distance(sample: Sample) -> Found:
+    return None if sample.dense is None else cosine_distance(sample.features, sample.dense.features)
+
+
+@metric(
+    "dense_agreement", heading="Dense's answer, %", form=".1%", unit="fraction", least=0, most=1, better="higher",
+    bound="flips", change="+.1%", fidelity="same class as dense, %",
+)  # fmt: skip
+def _dense_agreement(sample: Sample) -> Found:
+    """Compare answers, right or wrong."""
+    return None if sample.dense is None or sample.predicted is None else sample.predicted == sample.dense.predicted
+
+
+@metric(
+    "kl_to_dense", heading="KL, nats", form=".3f", unit="nats", least=0, better="lower", bound="divergence",
+    change="+.4f", fidelity="divergence of class probabilities from dense, nats",
+)  # fmt: skip
+def _kl_to_dense(sample: Sample) -> Found:
+    """Diverge at the tower's own temperature; a linear probe has none."""
+    dense, scale = sample.dense, sample.scale
+    if dense is None or sample.classifier is None or dense.classifier is None or scale is None:
+        return None
+    return divergence(sample.features, sample.classifier, dense.features, dense.classifier, scale)
+
+
+@metric(
+    "neighbour_overlap", heading="Neighbours@10, %", form=".1%", unit="fraction", least=0, most=1, better="higher",
+    bound="divergence", change="+.1%", fidelity="dense's 10 nearest images found, %",
+)  # fmt: skip
+def _neighbour_overlap(sample: Sample) -> Found:
+    """Find with a row's own features the images that are nearest by dense ones."""
+    if sample.dense is None or len(sample.features) < LEAST_GALLERY:
+        return None
+    return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
+
+
+@metric(
+    "top1", heading="Top-1, %", form=".1%", unit="fraction", least=0, most=1, better="higher", bound="",
+    interval="wilson", quality=("Accuracy", "more accurate"),
+)  # fmt: skip
+def _top1(sample: Sample) -> Found:
+    return sample.hits
+
+
+@metric(
+    "diff_to_dense", heading="To dense", form="+.1%", unit="fraction", least=-1, most=1, better="higher", bound="",
+    interval="paired", stored=False,
+)  # fmt: skip
+def _diff_to_dense(sample: Sample) -> Found:
+    if sample.dense is None or sample.hits is None or sample.dense.hits is None:
+        return None
+    return sample.hits.astype(np.int8) - sample.dense.hits.astype(np.int8)
+
+
+@metric("margin", least=-2, most=2, better="higher", bound="cosine")
+def _margin(sample: Sample) -> Found:
+    if sample.classifier is None or sample.scale is None or sample.labels is None:
+        return None
+    return margin(sample.features, sample.classifier, sample.labels)
+
+
+@metric("gflops", heading="GFLOPs", least=0, better="lower")
+def _gflops(sample: Sample) -> Found:
+    """Count 1e9 multiply-adds per image."""
+    return sample.costs.get("gflops")
+
+
+@metric("activations", unit="per_image", least=0, better="lower")
+def _activations(sample: Sample) -> Found:
+    """Count elements that products give per image."""
+    return sample.costs.get("activations")
+
+
+@metric("params", unit="count", least=0, better="lower")
+def _params(sample: Sample) -> Found:
+    return sample.costs.get("params")
+
+
+@metric(
+    "tau", heading="Kendall τ", form="+.2f", least=-1, most=1, better="higher", bound="tau", change="+.3f",
+    stored=False,
+)  # fmt: skip
+def _tau(sample: Sample) -> Found:
+    """Compare a row's ranking of the patches with the golden one, as those that follow do."""
+    return sample.taus
+
+
+@metric("weighted_tau", heading="Weighted τ", form="+.2f", least=-1, most=1, better="higher", bound="", stored=False)
+def _weighted_tau(sample: Sample) -> Found:
+    return None if sample.taus is None else sample.ranked(agreement.weighted_tau)
+
+
+@metric(
+    "match_at_k", heading="Match at k (chance), %", form=".1%", unit="fraction", least=0, most=1, better="higher",
+    bound="", stored=False,
+)  # fmt: skip
+def _match_at_k(sample: Sample) -> Found:
+    """Share golden's k best patches, k being as many as the row keeps."""
+    if sample.taus is None:
+        return None
+    k, cells = sample.border
+    values = sample.ranked(lambda truth, scores: agreement.match_at_k(truth, scores, k))
+    return None if values is None else PerImage(values, agreement.match_chance(k, cells), k)
+
+
+@metric(
+    "border_overlap", heading="Border overlap (chance), %", form=".1%", unit="fraction", least=0, most=1,
+    better="higher", bound="", stored=False,
+)  # fmt: skip
+def _border_overlap(sample: Sample) -> Found:
+    """Share golden's side of the border; where nothing goes there is none."""
+    if sample.taus is None:
+        return None
+    k, cells = sample.border
+    values = sample.ranked(lambda truth, scores: agreement.border_overlap(truth, scores, k)) if k < cells else None
+    return None if values is None else PerImage(values, agreement.border_chance(k, cells))
+
+
+@metric("final_tokens", heading="Final tokens", form="", least=0)
+def _final_tokens(sample: Sample) -> Found:
+    return sample.final_tokens
+
+
+def predicted(features: Tensor, classifier: Tensor) -> NDArray[np.int64]:
+    """Return the best class of each image, (n,), by features (n, D) and a classifier (classes, D).
+
+    Rows of NaN are classes that can't win. Raises ValueError for features that aren't finite.
+    """
+    if not features.isfinite().all():
+        raise ValueError(OVERFLOW)
+    logits = (features @ classifier.T).nan_to_num(nan=-torch.inf)
+    return np.asarray(logits.argmax(dim=1).numpy())
+
+
+def correct(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell for each image whether the class of `predicted` is its own, ``labels`` (n,)."""
+    return np.asarray(predicted(features, classifier) == labels)
+
+
+def margin(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> float | None:
+    """Return the mean cosine with an image's own class minus that with the best other class.
+
+    It moves with every feature, of images and of text, long before an answer flips. None where
+    there is only one class. Shapes are those of `correct`; features of images and text are unit.
+    """
+    cosines = (features @ classifier.T).nan_to_num(nan=-torch.inf)
+    own = torch.from_numpy(labels).unsqueeze(1)
+    others = cosines.scatter(1, own, -torch.inf).amax(dim=1)
+    mean = float((cosines.gather(1, own).squeeze(1) - others).mean())
+    return mean if math.isfinite(mean) else None
+
+
+def cosine_distance(features: Tensor, dense: Tensor) -> NDArray[np.float64]:
+    """Return 1 - cosine of each image's unit features (n, D) with the dense model's, (n,).
+
+    By the difference of the two, so that nothing is cancelled and equal features are at exactly 0.
+    """
+    return np.asarray(((features.double() - dense.double()).square().sum(dim=1) / 2).numpy())
+
+
+def divergence(
+    features: Tensor, classifier: Tensor, dense: Tensor, dense_classifier: Tensor, scale: float
+) -> NDArray[np.float64]:
+    """Return KL(dense || row) of each image's class probabilities, in nats, (n,).
+
+    Probabilities are the softmax of ``scale`` times the cosines of features (n, D) with the row's
+    own classifier (classes, D); where prompts were learned each row has its own. Classes whose row
+    is NaN are left out of both.
+    """
+
+    def log_chances(images: Tensor, classes: Tensor) -> Tensor:
+        return (scale * (images.double() @ classes.double().T)).log_softmax(dim=1)
+
+    known = ~(classifier + dense_classifier).isnan().any(dim=1)
+    parts = []
+    for own, other in zip(features.split(_PART), dense.split(_PART), strict=True):
+        p, q = log_chances(other, dense_classifier[known]), log_chances(own, classifier[known])
+        parts.append((p.exp() * (p - q)).sum(dim=1).clamp(min=0))
+    return np.asarray(torch.cat(parts).numpy())
+
+
+def neighbours(features: Tensor, gallery: Tensor) -> NDArray[np.int64]:
+    """Return the `NEIGHBOURS` images whose ``gallery`` features are nearest each one's, (n, 10).
+
+    Both are unit features (n, D) of the same images; an image is not its own neighbour.
+    """
+    parts = []
+    for start, own in zip(range(0, len(features), _PART), features.split(_PART), strict=True):
+        cosines = own @ gallery.T
+        cosines[torch.arange(len(own)), start + torch.arange(len(own))] = -torch.inf
+        parts.append(cosines.topk(NEIGHBOURS, dim=1).indices)
+    return np.asarray(torch.cat(parts).numpy())
+
+
+def overlap(found: NDArray[np.int64], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the share of each image's true neighbours (n, k) that are among those found, (n,)."""
+    return np.asarray((found[:, :, np.newaxis] == truth[:, np.newaxis]).any(axis=1).mean(axis=1))
+
+
+def found_after(queries: Tensor, gallery: Tensor, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many entries of a gallery come before the first that is a query's own, (n,).
+
+    Both are unit features, (n, D) and (m, D); ``pairs`` (p, 2) are a query and an entry of its own. What is as near as
+    the own one comes before it, so that features that are all alike find nothing.
+    """
+    own, counts = torch.from_numpy(pairs), []
+    for start, part in zip(range(0, len(queries), _PART), queries.split(_PART), strict=True):
+        cosines = part @ gallery.T
+        here = own[(own[:, 0] >= start) & (own[:, 0] < start + len(part))]
+        mine = torch.zeros_like(cosines, dtype=torch.bool)
+        mine[here[:, 0] - start, here[:, 1]] = True
+        first = cosines.masked_fill(~mine, -torch.inf).amax(dim=1, keepdim=True)
+        counts.append((cosines.masked_fill(mine, -torch.inf) >= first).sum(dim=1))
+    return np.asarray(torch.cat(counts).numpy())
+
+
+def recalls(features: Tensor, captions: Captions) -> dict[str, NDArray[Any]]:
+    """Return the fields ``recall_*`` of each image, (n,), by unit image features (n, D).
+
+    ``recall_text_K`` tells whether a text of the image is among the K nearest of all texts; ``recall_image_K`` is the
+    share of its texts for which it, or another image of theirs, is among the K nearest images.
+    """
+    if not features.isfinite().all():
+        raise ValueError(OVERFLOW)
+    images, texts = captions.pairs.T
+    by_image = found_after(features, captions.features, captions.pairs)
+    by_text = found_after(captions.features, features, np.ascontiguousarray(captions.pairs[:, ::-1]))[texts]
+    count = np.bincount(images, minlength=len(features))
+    values: dict[str, NDArray[Any]] = {}
+    for k in RECALL_AT:
+        values[f"recall_image_{k}"] = np.bincount(images, by_text < k, minlength=len(features)) / count
+        values[f"recall_text_{k}"] = by_image < k
+    return values

@@ -1,0 +1,71 @@
+"""Records made by hand: metrics and their parts are given by keyword, such as ``tau``, ``tau_low``, ``match_at``."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from harness.records.metrics import METRICS, Measured, Sample
+from harness.records.record import Record
+
+T = TypeVar("T")
+NOTHING = Sample(features=torch.zeros(1, 1))
+_OTHERS = {
+    "cosine_distance": "cosine", "dense_agreement": "agreement", "kl_to_dense": "kl", "neighbour_overlap": "overlap",
+    "diff_to_dense": "diff", "match_at_k": "match", "border_overlap": "border",
+}  # fmt: skip
+PARTS = {
+    f"{short}_{part}": (name, part)
+    for name in METRICS
+    for short in (name, _OTHERS.get(name, name))
+    for part in ("low", "high", "values", "at", "chance")
+} | {
+    "match_k": ("match_at_k", "at"),
+    "correct_bits": ("top1", "values"),
+    "agreement_bits": ("dense_agreement", "values"),
+}
+
+
+def apart(changes: dict[str, Any], known: dict[str, Measured]) -> tuple[dict[str, Any], dict[str, Measured]]:
+    """Return the changed fields, and the metrics with their changed parts; one whose mean is None is gone."""
+    parts = {n: dataclasses.asdict(own) for n, own in (changes.pop("metrics", known) or {}).items()}
+    fields = {}
+    for name, value in changes.items():
+        if name not in METRICS and name not in PARTS:
+            fields[name] = value
+            continue
+        of, part = PARTS.get(name, (name, "mean"))
+        if isinstance(value, Measured):
+            parts[of] = dataclasses.asdict(value)
+        elif value is not None or of in parts:
+            parts.setdefault(of, {"mean": None})[part] = value
+    return fields, {name: Measured(**own) for name, own in parts.items() if own["mean"] is not None}
+
+
+def replace(thing: T, **changes: Any) -> T:
+    """Return a record with other fields and metrics; whatever else as dataclasses do."""
+    if not isinstance(thing, Record):
+        return dataclasses.replace(thing, **changes)
+    fields, metrics = apart(changes, thing.metrics)
+    return dataclasses.replace(thing, **fields, metrics=metrics)
+
+
+def make(**values: Any) -> Record:
+    """Return a record of fields and metrics."""
+    fields, metrics = apart(values, {})
+    return Record(**fields, metrics=metrics)
+
+
+def part(record: Record, name: str) -> Any:
+    """Return a part of a metric, or a field, by its name."""
+    of, own = PARTS.get(name, (name, "mean"))
+    if of not in METRICS:
+        return getattr(record, name)
+    return getattr(record.metrics[of], own) if of in record.metrics else None
+
+
+def per_image(name: str, values: Any) -> dict[str, Measured]:
+    """Return a metric with its (n,) values, as it is measured."""
+    found = dataclasses.replace(METRICS[name], function=lambda _: np.asarray(values)).measure(NOTHING)
+    return {} if found is None else {name: found}
