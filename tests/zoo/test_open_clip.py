@@ -11,7 +11,7 @@ import open_clip
 import pytest
 import timm
 import torch
-from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.model import CLIP
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -210,19 +210,6 @@ def test_features_of_a_taken_tower_are_open_clips(name: str, quick: bool):
     assert tower.num_classes == (0 if name == "trunk without projection" else 24)
     assert tower.reducer is None
     assert not tower.training
-
-
-@torch.no_grad()
-def test_the_image_tower_alone_a_custom_text_model_and_no_projection():
-    images = images_for(B16)
-    model = build(B16, kind=CustomTextCLIP)
-    expected = model.encode_image(images)
-    assert torch.allclose(from_open_clip(model)(images), expected, atol=1e-5)
-    assert torch.allclose(from_open_clip(model.visual)(images), expected, atol=1e-5)
-    model.visual.proj = None
-    tower = from_open_clip(model)
-    assert torch.allclose(tower(images), model.encode_image(images), atol=1e-5)
-    assert tower.num_classes == 0
 
 
 def test_a_native_tower_is_copied_and_a_trunk_shared():

@@ -16,7 +16,6 @@ from tools.write_towers import CHECKS, OPEN_CLIP, TOWERS, YES
 from tools.write_towers import tiny as tiny_tower
 from zoo.core.host import Host
 from zoo.core.tokens import Tokens
-from zoo.loading.recovery_file import RecoveryConfig
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.ranking.windows import members, merge_windows, outside, windows
 from zoo.towers.eva import rotation
@@ -123,11 +122,6 @@ def assert_exports(tower: nn.Module, method: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_of_merging(kind: str, build: Build):
     assert_exports(build(kind, depth=2), "tome")
-
-
-@pytest.mark.slow
-def test_export_of_every_method(method: str, build: Build):
-    assert_exports(build("dinov3 s", depth=2), method)
 
 
 @pytest.mark.parametrize("kind", QUERYLESS)
@@ -328,18 +322,6 @@ def test_approximations_of_towers_with_places(kind: str, build: Build):
         return
     exact = GoldenEngine(model, GoldenConfig(block=1)).importance(images)
     assert torch.allclose(GoldenEngine(model, config).importance(images), exact, atol=1e-5)
-
-
-@torch.enable_grad()
-@pytest.mark.parametrize("what", ["norm", "lora", "tokens"])
-@pytest.mark.parametrize("kind", ["siglip b16", "pe core", "beit"])
-def test_recovery(kind: str, what: str, build: Build):
-    tower = zoo.reduce(build(kind), method=None)
-    student = zoo.reduce(tower, method="rankmerge", keep=0.3, reduce_at=0)
-    config = RecoveryConfig(what=what, rounds=1, steps=2, batch=4, dtype="float32", count=2)
-    images = [some_images(tower, 6)]
-    recovered = zoo.recover(student, images, images, config)
-    assert all(after <= before for before, after in zip(recovered.before, recovered.after, strict=True))
 
 
 SIZED = {
