@@ -193,9 +193,12 @@ class Host(nn.Module):
     embed_dim: int
 
     @property
-    @abstractmethod
     def block_modules(self) -> Any:
-        """The tower's own blocks, a sequence of modules."""
+        """The tower's own blocks, a sequence of modules, which ``blocks_prefix`` names."""
+        blocks: Any = self
+        for name in self.blocks_prefix.split(".")[:-1]:
+            blocks = getattr(blocks, name)
+        return blocks
 
     @property
     @abstractmethod
@@ -404,7 +407,6 @@ def _hosts(name: str) -> Any:
 class FeatureTower(Host):
     """Any host as a tower whose output is a tensor of features, whatever the library's is."""
 
-    block_modules: Any = _hosts("block_modules")
     grid: Any = _hosts("grid")
     input_size: Any = _hosts("input_size")
     prefix_count: Any = _hosts("prefix_count")

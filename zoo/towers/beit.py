@@ -46,19 +46,6 @@ class BeitHostBlock(TimmBlock):
         projected: Tensor = self.module.attn.proj_drop(self.module.attn.proj(out))
         return projected
 
-    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Add the attention layer's result, with LayerScale and stochastic depth."""
-        block = self.module
-        added: Tensor = x + block.drop_path1(out if block.gamma_1 is None else block.gamma_1 * out)
-        return added
-
-    def add_mlp(self, x: Tensor) -> Tensor:
-        """Add the MLP's result, with LayerScale and stochastic depth."""
-        block = self.module
-        out = block.mlp(block.norm2(x))
-        added: Tensor = x + block.drop_path2(out if block.gamma_2 is None else block.gamma_2 * out)
-        return added
-
 
 @register_host(Beit)
 class ReducedBeit(TimmHost, Beit):

@@ -57,25 +57,18 @@ class EvaHostBlock(TimmBlock):
         projected: Tensor = self.module.attn.proj_drop(project(self.module.attn, out, normed))
         return projected
 
-    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Add the attention layer's result, with LayerScale and stochastic depth."""
-        block = self.module
-        if self._norm_behind:
-            out = block.norm1(out)
-        elif block.gamma_1 is not None:
-            out = block.gamma_1 * out
-        added: Tensor = x + block.drop_path1(out)
-        return added
+    def layer_scale(self, number: int, out: Tensor) -> Tensor:
+        """Scale by a vector, or normalise behind."""
+        if not self._norm_behind:
+            return super().layer_scale(number, out)
+        normed: Tensor = getattr(self.module, f"norm{number}")(out)
+        return normed
 
     def add_mlp(self, x: Tensor) -> Tensor:
-        """Add the MLP's result, with LayerScale and stochastic depth."""
-        block = self.module
-        if self._norm_behind:
-            out = block.norm2(block.mlp(x))
-        else:
-            out = block.mlp(block.norm2(x))
-            out = out if block.gamma_2 is None else block.gamma_2 * out
-        added: Tensor = x + block.drop_path2(out)
+        """Add the MLP's result, with LayerScale or norm and stochastic depth."""
+        if not self._norm_behind:
+            return super().add_mlp(x)
+        added: Tensor = x + self.module.drop_path2(self.layer_scale(2, self.module.mlp(x)))
         return added
 
 

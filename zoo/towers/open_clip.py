@@ -85,11 +85,8 @@ class ReducedOpenClip(Host, VisionTransformer):
     _embeds: Any
     _global_pool: Any
     _pool: Any
-
-    @property
-    def block_modules(self) -> Any:
-        """The tower's own blocks."""
-        return self.transformer.resblocks
+    prefix_count = 1  # the class token
+    query = CLASS_TOKEN
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -102,16 +99,6 @@ class ReducedOpenClip(Host, VisionTransformer):
         """Height and width of the images."""
         height, width = self.image_size
         return int(height), int(width)
-
-    @property
-    def prefix_count(self) -> int:
-        """The class token alone."""
-        return 1
-
-    @property
-    def query(self) -> str:
-        """The class token."""
-        return CLASS_TOKEN
 
     @property
     def pools_first(self) -> bool:

@@ -1,7 +1,7 @@
 """timm's towers with one forward loop that a reducer may shorten; its VisionTransformer first of all."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -88,12 +88,6 @@ class TimmHost(Host):
         """Bring a checkpoint of any library that timm knows into the form of this tower."""
         named: dict[str, Any] = type(self).filter_fn(weights, self)
         return named
-
-    @property
-    def block_modules(self) -> Sequence[nn.Module]:
-        """The tower's own blocks."""
-        blocks: Sequence[nn.Module] = self.blocks
-        return blocks
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -323,6 +317,25 @@ class TimmBlock(HostBlock):
         """Share of attention weights that are dropped now."""
         return float(self.attn.attn_drop.p) if self.attn.training else 0.0
 
+    def layer_scale(self, number: int, out: Tensor) -> Tensor:
+        """Scale what the attention layer (1) or the MLP (2) gives, by a layer or a vector where there is one."""
+        if (layer := getattr(self.module, f"ls{number}", None)) is not None:
+            scaled: Tensor = layer(out)
+            return scaled
+        gamma = getattr(self.module, f"gamma_{number}", None)
+        return out if gamma is None else gamma * out
+
+    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """Add the attention layer's result, with LayerScale and stochastic depth."""
+        added: Tensor = x + self.module.drop_path1(self.layer_scale(1, out))
+        return added
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """Add the MLP's result, with LayerScale and stochastic depth."""
+        block = self.module
+        added: Tensor = x + block.drop_path2(self.layer_scale(2, block.mlp(block.norm2(x))))
+        return added
+
 
 class ViTBlock(TimmBlock):
     """timm's plain block, with its plain attention."""
@@ -335,17 +348,6 @@ class ViTBlock(TimmBlock):
         """Normalise, gate and project attended values."""
         projected: Tensor = self.module.attn.proj_drop(project(self.module.attn, out, normed))
         return projected
-
-    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Add the attention layer's result, with LayerScale and stochastic depth."""
-        added: Tensor = x + self.module.drop_path1(self.module.ls1(out))
-        return added
-
-    def add_mlp(self, x: Tensor) -> Tensor:
-        """Add the MLP's result, with LayerScale and stochastic depth."""
-        block = self.module
-        added: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-        return added
 
     def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
         """Call timm's block."""
