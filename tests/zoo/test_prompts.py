@@ -111,7 +111,7 @@ def file_for(tower: nn.Module, folder: Path) -> PromptFile:
     return save_prompts(folder / "prompts.safetensors", tensors, **facts)
 
 
-@pytest.mark.parametrize("method", [None, *sorted(zoo.METHODS)])
+@pytest.mark.parametrize("method", [None, "patchrank", "evit"])
 @torch.no_grad()
 def test_class_logits(tiny: Build, images: Tensor, tmp_path: Path, method: str | None):
     options = {} if method is None else {"keep": 0.5}

@@ -35,6 +35,11 @@ QUICK = RecoveryConfig(rounds=3, steps=4, batch=4, rank=2, count=3, dtype="float
 SIX = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(5))
 
 
+@pytest.fixture(params=["patchrank", "rankmerge"])
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 def quick(**options: Any) -> RecoveryConfig:
     return RecoveryConfig(**{**QUICK.__dict__, **options})
 
