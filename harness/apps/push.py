@@ -130,7 +130,7 @@ class Publishable:
         known = MODELS.get(self.arch)
         if known is None or self.classes:
             return None
-        words = f"--models clip_vit_{known.size}.{self.tag} --methods {self.method}"
+        words = f"--model clip_vit_{known.size}.{self.tag} --methods {self.method}"
         if known.method is not None:
             rate = known.percent / 100
             words += f" --keeps {rate:g}"
@@ -138,7 +138,7 @@ class Publishable:
             if any(usual[k] != v for k, v in self.settings().items() if k not in ("arch", "width")):  # by the predictor
                 return None
         words += " --recovery FILE" if RECOVERY in self.provenance else ""
-        return f"patchrank compare {words} --datasets NAME --output results"
+        return f"patchrank compare {words} --dataset NAME --output results"
 
 
 def load_publishable(
@@ -154,7 +154,7 @@ def load_publishable(
     if name.startswith((FOLDER, HUB)):
         if predictor or prompts or recovery:
             raise ValueError(f"model {name!r} carries its weights: leave out predictor, prompts and recovery")
-        return _saved(name)
+        return _load_saved(name)
     arch = name.partition(".")[0]
     if arch not in MODELS:
         raise _unpublishable(name)
@@ -198,7 +198,7 @@ def _unpublishable(name: str) -> ValueError:
     return unknown_model(name, f", or {FOLDER}FOLDER, {HUB}OWNER/NAME")
 
 
-def _saved(name: str) -> Publishable:
+def _load_saved(name: str) -> Publishable:
     folder = Path(name.removeprefix(FOLDER))
     if name.startswith(FOLDER) and not (folder / "config.json").is_file():
         raise FileNotFoundError(

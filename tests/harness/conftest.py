@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,14 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 import zoo
-from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings, own_store
 from harness.measure import bench, compare
 from harness.measure.rows import Variant
-from harness.measure.traces import Facts
 from harness.measure.tuning import Tuned
 from harness.models import towers
 from harness.models.towers import Tower
+from harness.records.traces import Facts
 from zoo.core.digests import blocks_fingerprint, fingerprint
 from zoo.core.files import cache_folder
 from zoo.core.predictor import Predictor
@@ -300,30 +298,6 @@ def foreign(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
-def bars(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float]]:
-    """Note of each overall bar its name, how much work it foretold, and how much the steps counted."""
-    found: list[tuple[str, float, float]] = []
-    asked: list[float] = []
-    overall, advance = Progress.overall, Progress.advance
-
-    def counted(progress: Progress, units: float) -> None:
-        asked.append(units)
-        advance(progress, units)
-
-    @contextmanager
-    def noted(progress: Progress, name: str, total: float) -> Iterator[None]:
-        inner, before = progress._work is not None, len(asked)
-        with overall(progress, name, total):
-            yield
-        if not inner:
-            found.append((name, total, sum(asked[before:])))
-
-    monkeypatch.setattr(Progress, "advance", counted)
-    monkeypatch.setattr(Progress, "overall", noted)
-    return found
-
-
-@pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
     """Return what `outcomes` was called for: rows, and how many images."""
     calls: list[tuple[list[str], int]] = []
@@ -346,3 +320,27 @@ def facts() -> Facts:
         shots=0, tuning=None, prompt_tokens=None, seed=0, image_count=250, device="cpu",
         device_name="a processor", dtype="float32", threads=2, torch="2.13", timm="1.0.31",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Start a real Ray on this machine, whose workers take one thread each."""
+    ray = pytest.importorskip("ray")
+    settings = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(num_cpus=3, **settings)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compute on one thread, as workers do: their number decides the last bits."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

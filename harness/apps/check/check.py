@@ -96,7 +96,8 @@ class CheckPlan:
 
     def named(self, names: Sequence[str]) -> list[str]:
         """Return the flags among these that were given."""
-        return [f"--{name}" for name in names if getattr(self, name) not in (None, False)]
+        words = {"models": "model", "datasets": "dataset"}
+        return [f"--{words.get(name, name)}" for name in names if getattr(self, name) not in (None, False)]
 
 
 def run_check(args: argparse.Namespace, status: Console) -> Shown:
@@ -174,7 +175,7 @@ def narrowed(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) 
                 if prefix := kind_of(dataset):
                     raise ValueError(
                         f"dataset {dataset!r} of the expectation is made from your files, and "
-                        f"records hold no path; say where they are: --datasets {prefix}:PATH"
+                        f"records hold no path; say where they are: --dataset {prefix}:PATH"
                     )
             cases_left.append(replace(case, rows=rows))
     if not cases_left:

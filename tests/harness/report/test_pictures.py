@@ -14,17 +14,18 @@ import pytest
 from by_hand import replace
 from PIL import Image
 
-from harness.measure.traces import RANKING, Facts, RowTraces, Thumbnails, read_traces, seal, thumbnails_path
+from harness.base.store import seal
 from harness.records.agreement import kendall_tau, over_images
+from harness.records.traces import RANKING, Facts, RowTraces, Thumbnails, read_traces, thumbnails_path
 from harness.report import pictures
 from harness.report.patches import PatchSheet
 from harness.report.pictures import (
     TracedGroup,
     agreement_rows,
     galleries,
+    group_traces,
     label,
     matrices,
-    traced_groups,
 )
 
 IMAGES, SIDE = 12, 6
@@ -69,7 +70,7 @@ class Written:
     @property
     def groups(self) -> list[TracedGroup]:
         """What was written, as a report reads it."""
-        return traced_groups([self.run])
+        return group_traces([self.run])
 
     @property
     def pairs(self) -> list[dict[str, Any]]:
@@ -135,15 +136,6 @@ def test_images_without_a_ranking_or_with_ties_throughout_do_not_count(run):
     assert counts["evit", "patchrank"] == (9, 3)
 
 
-def test_one_image_has_no_mean(written):
-    made = written()
-    for method in ("evit", "patchrank"):
-        made.put(made.row(method, 0.5).take(made.ids[:1]))
-    [found] = made.pairs
-    assert (found["tau"], found["tau_low"], found["images"]) == (None, None, 1)
-    assert "none is defined" in matrices(made.groups)[0].alt
-
-
 def test_a_row_of_the_oracle_stands_not_beside_the_ranking_itself(run):
     run.row("golden", 0.5, method_config={"score": "preservation", "keep": 0.5})
     assert "golden" not in {pair["b"] for pair in run.pairs}
@@ -169,19 +161,13 @@ def test_rows_of_other_conditions_never_stand_side_by_side(name: str, value: str
         TracedGroup.of([other, run.row("random", 0.5)], Thumbnails(jpeg={}))
 
 
-def test_other_patch_grids_and_other_images_are_refused(run):
-    row = run.row("evit", 0.5)
-    with pytest.raises(ValueError, match="different grid"):
-        TracedGroup.of([row, replace(run.row("random", 0.5), grid=(4, 9))], Thumbnails(jpeg={}))
-
-
 def test_several_runs_stand_in_one_matrix_the_last_of_a_row_counting(written):
     one, other = written("one"), written("other")
     one.row("evit", 0.5)
     one.row("patchrank", 0.5)
     last = other.row("patchrank", 0.5, seed=9)
     other.row("tome", 0.5)
-    [group] = traced_groups([one.run, other.run])
+    [group] = group_traces([one.run, other.run])
     assert [row.facts.method for row in group.rows] == ["evit", "patchrank", "tome"]
     assert np.array_equal(group.rows[1].importance, last.importance)
 
@@ -189,9 +175,9 @@ def test_several_runs_stand_in_one_matrix_the_last_of_a_row_counting(written):
 def test_a_run_is_its_folder_or_its_file_and_one_without_traces_adds_nothing(run, tmp_path: Path):
     file = run.run / "records.jsonl"
     file.write_text("")
-    assert agreement_rows(traced_groups([file, run.run, tmp_path])) == run.pairs
-    assert len(traced_groups([run.run, file, run.run])) == 1
-    assert traced_groups([tmp_path]) == []
+    assert agreement_rows(group_traces([file, run.run, tmp_path])) == run.pairs
+    assert len(group_traces([run.run, file, run.run])) == 1
+    assert group_traces([tmp_path]) == []
 
 
 def test_methods_with_keep_rates_of_their_own_stand_by_their_order(written):
@@ -203,13 +189,6 @@ def test_methods_with_keep_rates_of_their_own_stand_by_their_order(written):
     labels = [[label(row, level) for row in level] for level in group.levels]
     assert labels == [["evit 61 %", "tome 55 %"], ["evit 31 %", "tome 28 %"]]
     assert "Kendall τ-b with 55 to 61 % of the patch tokens kept" in matrices(made.groups)[0].alt
-
-
-def test_one_ranking_makes_no_matrix(written):
-    made = written()
-    made.row("dense", 1.0)
-    made.row("evit", 0.5)
-    assert matrices(made.groups) == []
 
 
 def texts(svg: bytes) -> list[str]:
@@ -226,13 +205,13 @@ def test_a_torn_row_is_named_and_the_others_are_drawn(content: bytes, run):
     path = path_of(run, "evit")
     path.write_bytes(content)
     reasons: list[str] = []
-    traced = traced_groups([run.run], None, reasons.append)
+    traced = group_traces([run.run], None, reasons.append)
     [reason] = reasons
     assert f"{str(path)!r} is broken" in reason
     assert [row.facts.method for row in traced[0].levels[-1]] == ["patchrank", "random"]
     assert (len(matrices(traced)), len(galleries(traced))) == (1, 1)
     with pytest.raises(ValueError, match="is broken"):
-        traced_groups([run.run])
+        group_traces([run.run])
 
 
 def test_files_of_others_are_named_and_without_thumbnails_there_is_a_matrix_alone(run):
@@ -242,24 +221,12 @@ def test_files_of_others_are_named_and_without_thumbnails_there_is_a_matrix_alon
     foreign.write_bytes(small.read_bytes())
     small.write_bytes(small.read_bytes()[:-5])
     reasons: list[str] = []
-    [group] = traced_groups([run.run], None, reasons.append)
+    [group] = group_traces([run.run], None, reasons.append)
     assert len(reasons) == 3
     for words in ("a Parquet file, but not of traces", "traces of another row", str(small)):
         assert any(words in reason for reason in reasons)
     assert [row.facts.method for row in group.levels[-1]] == ["random"]
     assert (len(matrices([group])), galleries([group])) == (1, [])
-
-
-def test_groups_come_in_the_order_of_the_records(written):
-    made = written()
-    rows = [
-        made.row(method, 0.5, dataset=dataset) for dataset in ("aardvark", "zebra") for method in ("evit", "patchrank")
-    ]
-    for order in (rows, rows[::-1]):
-        records = [SimpleNamespace(**vars(row.facts)) for row in order]
-        datasets = list(dict.fromkeys(record.dataset for record in records))
-        assert [group.facts.dataset for group in traced_groups([made.run], records)] == datasets
-    assert [group.facts.dataset for group in made.groups] == ["aardvark", "zebra"]
 
 
 def test_every_pair_of_a_keep_rate_is_in_the_numbers_and_the_drawing_golden_first(run):
@@ -308,22 +275,9 @@ def test_a_gallery_is_a_jpeg(run):
     assert Image.open(io.BytesIO(first.files["jpg"])).width > 500
 
 
-def test_without_small_copies_there_is_no_gallery(written):
-    made = written()
-    made.row("evit", 0.5)
-    assert galleries(made.groups) == []
-
-
 def test_only_rows_of_the_records_are_shown(run):
     rows = [row for row in run.groups[0].rows if row.facts.method in ("evit", "dense")]
     records = [SimpleNamespace(**vars(row.facts)) for row in rows]
-    [group] = traced_groups([run.run], records)
+    [group] = group_traces([run.run], records)
     assert {row.facts.method for row in group.rows} == {"dense", "golden ranking", "evit"}
-    assert traced_groups([run.run], [SimpleNamespace(**vars(replace(rows[0].facts, dataset="other")))]) == []
-
-
-def test_rows_of_one_method_and_keep_are_told_apart_by_their_settings(run):
-    run.row("evit", 0.5, method_config={"keep": 0.5, "fuse": True})
-    names = {pair["a"] for pair in run.pairs} - {"golden ranking", "patchrank", "evit"}
-    assert len(names) == 2
-    assert all(name.startswith("evit ") for name in names)
+    assert group_traces([run.run], [SimpleNamespace(**vars(replace(rows[0].facts, dataset="other")))]) == []
