@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.cli.command import ALIASES, EXIT_CODES, PROGRAM, CommandParser, default_text, leaves
+from harness.cli.command import EXIT_CODES, PROGRAM, CommandParser, default_text, leaves
 from harness.cli.parser import COMMANDS, build_parser
 from zoo.core.files import write_whole
 
@@ -22,8 +22,6 @@ def page() -> str:
     parsers = leaves(build_parser())
     lines = [BEGIN, "", "## Commands", ""]
     lines += [f"- [`{path}`](#{path.lower().replace(' ', '-')})" for path in parsers]
-    pairs = ", ".join(f"`{alias}` for `{flag}`" for flag, alias in ALIASES.items())
-    lines += ["", f"These spellings are taken as well: {pairs}."]
     for path, parser in parsers.items():
         lines += ["", *_section(path, parser)]
     codes = [f"| {code} | {text} |" for code, text in EXIT_CODES.items()]

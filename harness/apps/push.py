@@ -130,7 +130,7 @@ class Publishable:
         known = MODELS.get(self.arch)
         if known is None or self.classes:
             return None
-        words = f"--models clip_vit_{known.size}.{self.tag} --methods {self.method}"
+        words = f"--model clip_vit_{known.size}.{self.tag} --methods {self.method}"
         if known.method is not None:
             rate = known.percent / 100
             words += f" --keeps {rate:g}"
@@ -138,7 +138,7 @@ class Publishable:
             if any(usual[k] != v for k, v in self.settings().items() if k not in ("arch", "width")):  # by the predictor
                 return None
         words += " --recovery FILE" if RECOVERY in self.provenance else ""
-        return f"patchrank compare {words} --datasets NAME --output results"
+        return f"patchrank compare {words} --dataset NAME --output results"
 
 
 def load_publishable(

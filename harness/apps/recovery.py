@@ -111,8 +111,8 @@ def train_recovery(
     dense, named, percent = split_method(model)
     if (named is None) == (method is None) or (named is None) == (keep is None):
         raise ValueError(
-            f"--model {model!r}: expected a reduced model, such as clip_vit_s14_tome30, or a dense one with --methods "
-            "and --keeps, not both"
+            f"--model {model!r}: expected a reduced model, such as clip_vit_s14_tome30, or a dense one with --method "
+            "and --keep, not both"
         )
     kind, rate = (named, percent) if named is not None else (method, keep)
     assert kind is not None

@@ -1,7 +1,7 @@
 """Show images beside the importance of their patches by several rankings, and what is kept."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -162,9 +162,9 @@ class ShowConfig:
         """Validate, and put the names of rankings in place of their aliases."""
         for keep in self.keeps:
             if not 0 < keep < 1:
-                raise ValueError(f"--keep {keep:g}: expected fractions in (0, 1), such as 0.6")
+                raise ValueError(f"--keeps {keep:g}: expected fractions in (0, 1), such as 0.6")
         if not self.keeps or len(set(self.keeps)) < len(self.keeps):
-            raise ValueError(f"--keep {self.keeps}: expected at least one rate, each once")
+            raise ValueError(f"--keeps {self.keeps}: expected at least one rate, each once")
         known = [*ALIASES, *SCORES, *sorted(METHODS)]
         for flag, given, names in (
             ("by", [self.by] if self.by is not None else [], known),
@@ -183,9 +183,39 @@ class ShowConfig:
         object.__setattr__(self, "by", ALIASES.get(self.by or "", self.by))
 
 
+Columns = Mapping[str, Mapping[int, NDArray[Any]]]  # by column and position of the image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Images and the dense tower that looks at them."""
+
+    tower: Tower
+    subjects: Sequence[Subject]
+    images: Tensor  # (B, C, H, W), preprocessed
+    views: NDArray[np.floating]  # (B, H, W, 3), the same in [0, 1]
+    config: ShowConfig
+
+    def sheet(
+        self, columns: Mapping[str, str], importance: Columns, tokens: Columns, notes: Sequence[str]
+    ) -> PatchSheet:
+        """Put what is known of the patches into a sheet; see `PatchRow`."""
+        rows = [
+            PatchRow(
+                name=subject.name,
+                label="" if subject.label is None else subject.classes[subject.label],
+                view=self.views[i],
+                importance={name: own[i] for name, own in importance.items() if i in own},
+                tokens={name: own[i] for name, own in tokens.items() if i in own},
+            )
+            for i, subject in enumerate(self.subjects)
+        ]
+        return PatchSheet(rows=rows, grid=patch_grid(self.tower.vit, self.images), columns=columns, notes=notes)
+
+
 @dataclass(kw_only=True)
 class Maps:
-    """What is known of the patches of some images (B, C, H, W), by ranking and position of the image.
+    """What is known of the patches of a scene.
 
     Attributes:
         importance: ranking -> position -> (N,) float, higher = keep.
@@ -193,10 +223,7 @@ class Maps:
         gaps: reason -> rankings and positions that have nothing.
     """
 
-    tower: Tower
-    subjects: Sequence[Subject]
-    images: Tensor
-    config: ShowConfig
+    scene: Scene
     importance: dict[str, dict[int, NDArray[np.floating]]] = field(default_factory=dict)
     kept: dict[tuple[str, float], dict[int, NDArray[np.bool_]]] = field(default_factory=dict)
     gaps: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
@@ -208,23 +235,24 @@ class Maps:
             FileNotFoundError: it has no predictor for this tower, and the user named it.
             ValueError: it can't rank at this block, and the user named it.
         """
+        scene, config = self.scene, self.scene.config
         try:
-            for keep in self.config.keeps:
-                vit = reduced(self.tower, method, keep=keep, block=self.config.golden.block)
-                importance, kept = method_maps(vit, self.images)
+            for keep in config.keeps:
+                vit = reduced(scene.tower, method, keep=keep, block=config.golden.block)
+                importance, kept = method_maps(vit, scene.images)
                 self.importance.setdefault(method, dict(enumerate(importance.numpy())))
                 self.kept[method, keep] = dict(enumerate(kept.numpy()))
         except (FileNotFoundError, ValueError) as error:
-            if method in (*self.config.methods, self.config.by):
+            if method in (*config.methods, config.by):
                 raise
             reason = describe_error(error)
-            self.gaps.setdefault(reason, []).extend((method, i) for i in range(len(self.images)))
+            self.gaps.setdefault(reason, []).extend((method, i) for i in range(len(scene.images)))
 
     def add_golden(self, progress: Progress) -> None:
         """Make golden rankings, by each score that an image has text and label for."""
         texts: dict[tuple[str, ...], tuple[Tensor, float] | str] = {}
-        with progress.task("golden rankings", len(self.subjects)) as update:
-            for i, subject in enumerate(self.subjects):
+        with progress.task("golden rankings", len(self.scene.subjects)) as update:
+            for i, subject in enumerate(self.scene.subjects):
                 key = (*subject.templates, *subject.classes)
                 if key not in texts:
                     texts[key] = self._text(subject)
@@ -233,13 +261,13 @@ class Maps:
 
     def _text(self, subject: Subject) -> tuple[Tensor, float] | str:
         """Return the features of an image's classes and the scale, or why there are none."""
-        if self.tower.clip is not None and not subject.classes:
+        if self.scene.tower.clip is not None and not subject.classes:
             return NO_CLASSES
         try:
-            features, scale = class_text(self.tower, subject.classes, subject.templates)
+            features, scale = class_text(self.scene.tower, subject.classes, subject.templates)
         except ValueError as error:
             return str(error)
-        return features.to(self.images.device), scale
+        return features.to(self.scene.images.device), scale
 
     def _add_golden(self, i: int, subject: Subject, text: tuple[Tensor, float] | str) -> None:
         reasons = {"label": text, "confidence": text} if isinstance(text, str) else {}
@@ -248,24 +276,22 @@ class Maps:
         for score, reason in reasons.items():
             self.gaps.setdefault(reason, []).append((score, i))
         features, scale = (None, 1.0) if isinstance(text, str) else text
-        labels = torch.tensor([subject.label or 0], device=self.images.device)
+        image, config = self.scene.images[i : i + 1], self.scene.config
+        labels = torch.tensor([subject.label or 0], device=image.device)
         scores = [score for score in SCORES if score not in reasons]
         facts: dict[str, Any] = {"text": features, "scale": scale, "labels": labels}
-        maps = golden_maps(self.tower.vit, self.images[i : i + 1], scores, self.config.golden, **facts)
-        for score, importance in maps.items():
+        for score, importance in golden_maps(self.scene.tower.vit, image, scores, config.golden, **facts).items():
             self.importance.setdefault(score, {})[i] = importance[0].cpu().numpy()
-            for keep in self.config.keeps:
-                kept = most_important(importance, keep)[0].cpu().numpy()
-                self.kept.setdefault((score, keep), {})[i] = kept
+            for keep in config.keeps:
+                self.kept.setdefault((score, keep), {})[i] = most_important(importance, keep)[0].cpu().numpy()
 
     def describe_gaps(self) -> list[str]:
         """Say what is left out and why, each reason once."""
-        notes = []
+        subjects, notes = self.scene.subjects, []
         for reason, gaps in self.gaps.items():
             names = " and ".join(dict.fromkeys(NAMES.get(column, column) for column, _ in gaps))
             rows = sorted({i for _, i in gaps})
-            images = ", ".join(self.subjects[i].name for i in rows)
-            where = "" if len(rows) == len(self.subjects) else f" of {images}"
+            where = "" if len(rows) == len(subjects) else f" of {', '.join(subjects[i].name for i in rows)}"
             notes.append(f"Left out: {names}{where}: {reason}.")
         return notes
 
@@ -280,20 +306,16 @@ def show(
         FileNotFoundError: weights are missing, or the predictor of a required method.
     """
     if out.suffix.lower() != ".png" or out.is_dir():
-        raise ValueError(f"--out {str(out)!r}: expected a file's name that ends in .png")
+        raise ValueError(f"--output {str(out)!r}: expected a file's name that ends in .png")
     tower = load_tower(model)
     tower.vit.to(device)
     images = torch.stack([tower.preprocess(subject.image) for subject in subjects])
     views = unprocessed(tower.preprocess, images).permute(0, 2, 3, 1).numpy()
-    sheet = (_leavings if config.left else _rankings)(tower, subjects, images.to(device), views, config, progress)
+    scene = Scene(tower=tower, subjects=subjects, images=images.to(device), views=views, config=config)
+    sheet = _leavings(scene) if config.left else _rankings(scene, progress)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, draw(sheet, scale=config.scale))
     return sheet
-
-
-def _row(subject: Subject, view: NDArray[np.floating], **columns: dict[str, Any]) -> PatchRow:
-    label = "" if subject.label is None else subject.classes[subject.label]
-    return PatchRow(name=subject.name, label=label, view=view, **columns)
 
 
 def _own_tokens(kept: NDArray[np.bool_]) -> NDArray[np.integer]:
@@ -301,16 +323,9 @@ def _own_tokens(kept: NDArray[np.bool_]) -> NDArray[np.integer]:
     return np.where(kept, np.arange(kept.shape[-1]), -1)
 
 
-def _rankings(
-    tower: Tower,
-    subjects: Sequence[Subject],
-    images: Tensor,
-    views: NDArray[np.floating],
-    config: ShowConfig,
-    progress: Progress,
-) -> PatchSheet:
+def _rankings(scene: Scene, progress: Progress) -> PatchSheet:
     """Return a sheet of the importance by each ranking, and of what one of them keeps."""
-    maps = Maps(tower=tower, subjects=subjects, images=images, config=config)
+    maps, config, golden = Maps(scene=scene), scene.config, scene.config.golden
     named = [config.by] if config.by in METHODS else []
     for method in dict.fromkeys((PREDICTOR, ATTENTION, *config.methods, *named)):
         maps.add_method(method)
@@ -319,76 +334,49 @@ def _rankings(
     if by not in maps.importance:
         [reason] = [reason for reason, gaps in maps.gaps.items() if (by, 0) in gaps]
         raise ValueError(f"--by {by!r} can't be had: {reason}")
-    others = [name for name in maps.importance if name not in SCORES]
     columns = {}
-    for name in (*(score for score in SCORES if score in maps.importance), *others):
+    for name in sorted(maps.importance, key=lambda name: (*SCORES, name).index(name)):
         columns[name] = NAMES.get(name, name).replace(" ", "\n")
         if name in METHODS and not issubclass(METHODS[name], Pruner):
             columns[name] += f"\nat keep {100 * config.keeps[0]:g} %"  # ranks otherwise at another
-    kept = {f"kept {100 * keep:g}": maps.kept[by, keep] for keep in config.keeps}
-    columns |= {
-        name: f"{100 * keep:g} % kept\nby {NAMES.get(by, by)}" for name, keep in zip(kept, config.keeps, strict=True)
-    }
-    golden = config.golden
+    tokens = {}
+    for keep in config.keeps:
+        tokens[f"kept {100 * keep:g}"] = {i: _own_tokens(kept) for i, kept in maps.kept[by, keep].items()}
+        columns[f"kept {100 * keep:g}"] = f"{100 * keep:g} % kept\nby {NAMES.get(by, by)}"
     about = (
-        f"{tower.name}. Golden scores: windows of {golden.window} × {golden.window} patches, stride "
+        f"{scene.tower.name}. Golden scores: windows of {golden.window} × {golden.window} patches, stride "
         f"{golden.stride}, removed before block {golden.block}. Colours show the rank of a patch "
         "within its image and ranking; they don't compare images."
     )
-    rows = [
-        _row(
-            subject,
-            views[i],
-            importance={name: own[i] for name, own in maps.importance.items() if i in own},
-            tokens={name: _own_tokens(own[i]) for name, own in kept.items() if i in own},
-        )
-        for i, subject in enumerate(subjects)
-    ]
-    return PatchSheet(
-        rows=rows, grid=patch_grid(tower.vit, images), columns=columns, notes=(about, *maps.describe_gaps())
-    )
+    return scene.sheet(columns, maps.importance, tokens, (about, *maps.describe_gaps()))
 
 
 @torch.inference_mode()
-def _leavings(
-    tower: Tower,
-    subjects: Sequence[Subject],
-    images: Tensor,
-    views: NDArray[np.floating],
-    config: ShowConfig,
-    _progress: Progress,
-) -> PatchSheet:
+def _leavings(scene: Scene) -> PatchSheet:
     """Return a sheet of the patch tokens that each method leaves, keep rate by keep rate."""
-    grid, score = patch_grid(tower.vit, images), ALIASES[GOLDEN]
-    patches = grid[0] * grid[1]
+    tower, images, config, score = scene.tower, scene.images, scene.config, ALIASES[GOLDEN]
     columns: dict[str, str] = {}
-    tokens: dict[str, NDArray[np.integer]] = {}
-    merging: dict[str, None] = {}
-    golden = None
+    tokens: dict[str, dict[int, NDArray[np.integer]]] = {}
+    about, merging, golden = f"{tower.name}. Dropped patches are grey.", dict[str, None](), None
     if GOLDEN in config.left:
         golden = torch.cat([golden_maps(tower.vit, image[None], [score], config.golden)[score] for image in images])
+        about += f" golden: {config.golden.describe()}."
     for keep, method in product(config.keeps, config.left):
         column = f"{method} {100 * keep:g}"
         if method == GOLDEN:
             assert golden is not None
             kept = most_important(golden, keep).cpu().numpy()
-            tokens[column], count = _own_tokens(kept), int(kept[0].sum())
+            own, count, patches = _own_tokens(kept), int(kept[0].sum()), kept.shape[1]
         else:
             trace = reduced(tower, method, keep=keep, block=config.golden.block).trace(images)
-            own = torch.arange(patches).expand(len(images), -1)  # where nothing was reduced
-            tokens[column] = (tokens_of(trace.reductions, patches) if trace.reductions else own).cpu().numpy()
-            count = trace.final_tokens
+            patches, count = trace.grid[0] * trace.grid[1], trace.final_tokens
+            whole = torch.arange(patches).expand(len(images), -1)  # where nothing was reduced
+            own = (tokens_of(trace.reductions, patches) if trace.reductions else whole).cpu().numpy()
             if any(step.into is not None for step in trace.reductions):
                 merging[method] = None
+        tokens[column] = dict(enumerate(own))
         columns[column] = f"{column} %\n{count} of {patches} tokens"
-    about = f"{tower.name}. Dropped patches are grey."
-    if golden is not None:
-        about += f" golden: {config.golden.describe()}."
     if merging:
         names = ", ".join(merging)
         about += f" {names}: patches that share a token have their mean colour, and no line between neighbours."
-    rows = [
-        _row(subject, views[i], tokens={column: every[i] for column, every in tokens.items()})
-        for i, subject in enumerate(subjects)
-    ]
-    return PatchSheet(rows=rows, grid=grid, columns=columns, notes=(about,))
+    return scene.sheet(columns, {}, tokens, (about,))

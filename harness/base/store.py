@@ -165,7 +165,7 @@ def missing(
         if differences:
             raise ValueError(
                 f"{str(folder)!r} holds {what} made with other settings: "
-                f"{'; '.join(differences)}. Use another --out, or delete that folder"
+                f"{'; '.join(differences)}. Use another --output, or delete that folder"
             )
     return [
         index

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -173,6 +173,12 @@ class Table:
         """Return a column's cells."""
         at = self.heads.index(heading)
         return [row[at] for row in self.rows]
+
+    def summary(self) -> "Table":
+        """Return the table without the columns that only its wide form has."""
+        places = self.places("middle")
+        rows = [[row[at] for at in places] for row in self.rows]
+        return replace(self, columns=[self.columns[at] for at in places], rows=rows)
 
     def __rich__(self) -> RichTable:
         return self.form()

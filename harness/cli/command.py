@@ -29,15 +29,6 @@ EXIT_CODES = {
     130: "stopped by Ctrl-C",
     141: "the output was closed",
 }
-# Help shows the first spelling; the second one does the same.
-ALIASES = {
-    "--model": "--models",
-    "--dataset": "--datasets",
-    "--output": "--out",
-    "--methods": "--method",
-    "--keeps": "--keep",
-    "--batches": "--batch",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +74,7 @@ class CommandParser(argparse.ArgumentParser):
         self.command = command
         self._positionals.title, self._optionals.title = "arguments", "flags"
 
-    def filled(self) -> "CommandParser":
+    def fill(self) -> "CommandParser":
         """Add the flags of the command unless they are there, and return the parser."""
         command = self.command
         if command is None or self._actions:
@@ -95,33 +86,23 @@ class CommandParser(argparse.ArgumentParser):
         self.set_defaults(command=command.path, run=command.run)
         self.epilog = command.epilog().replace("%", "%%")
         self.usage = " ".join([self.prog, *self._required(), "[flags]"])
-        options = self._option_string_actions
-        for flag, alias in ALIASES.items():
-            if flag in options:
-                options.setdefault(alias, options[flag])
         return self
 
     def _required(self) -> list[str]:
         """Return what usage names: arguments, and flags that must be given."""
 
-        def flag(action: argparse.Action) -> str:
-            return f"{action.option_strings[0]} {action.metavar or action.dest.upper()}"
+        def word(action: argparse.Action) -> str:
+            name = " ".join([*action.option_strings[:1], str(action.metavar or action.dest.upper())])
+            several = f"{name} ..." if action.nargs == "+" else name
+            return several if action.required or action.option_strings else f"[{several}]"
 
-        words = []
-        for action in self._actions:
-            if not action.option_strings:
-                name = f"{action.metavar or action.dest}{' ...' if action.nargs == '+' else ''}"
-                words.append(name if action.required else f"[{name}]")
-            elif action.required:
-                words.append(flag(action))
-        for group in self._mutually_exclusive_groups:
-            if group.required:
-                words.append(f"({' | '.join(map(flag, group._group_actions))})")
-        return words
+        words = [word(action) for action in self._actions if action.required or not action.option_strings]
+        groups = (group for group in self._mutually_exclusive_groups if group.required)
+        return words + [f"({' | '.join(map(word, group._group_actions))})" for group in groups]
 
     def format_help(self) -> str:
         """Return the help, with the command's flags."""
-        return super(CommandParser, self.filled()).format_help()
+        return super(CommandParser, self.fill()).format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, refusing what no argument takes; half a command prints its help.
@@ -133,7 +114,7 @@ class CommandParser(argparse.ArgumentParser):
         if self._subparsers is not None and not args:
             self.print_help(sys.stderr)
             self.exit(2)
-        values, rest = super(CommandParser, self.filled()).parse_known_args(args, namespace)
+        values, rest = super(CommandParser, self.fill()).parse_known_args(args, namespace)
         if rest:
             from zoo.core.messages import expected
 
@@ -164,33 +145,19 @@ class CommandParser(argparse.ArgumentParser):
         from zoo.core.messages import expected
 
         near = expected(str(value), map(str, choices), shown_by=f"{self.prog} --help")
-        text = f"{_name(action)} {value!r}: {near}"
-        if isinstance(choices, dict):
-            for word, child in choices.items():
-                if value in _subcommands(child):
-                    text = f"{_name(action)} {value!r}: it is {self.prog} {word} {value}"
-        raise argparse.ArgumentError(None, text)
+        raise argparse.ArgumentError(None, f"{_name(action)} {value!r}: {near}")
 
 
 def _name(action: argparse.Action) -> str:
     return action.option_strings[0] if action.option_strings else str(action.metavar or action.dest)
 
 
-def _subcommands(parser: CommandParser) -> dict[str, CommandParser]:
-    """Return the parsers below a parser by word."""
-    return {
-        word: child
-        for action in parser._actions
-        if isinstance(action, argparse._SubParsersAction)
-        for word, child in action.choices.items()
-    }
-
-
 def leaves(parser: CommandParser) -> dict[str, CommandParser]:
     """Return the parsers of all subcommands by path, with their flags."""
     found: dict[str, CommandParser] = {}
-    for child in _subcommands(parser).values():
-        found |= {child.command.path: child.filled()} if child.command else leaves(child)
+    for action in parser._actions:
+        for child in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            found |= {child.command.path: child.fill()} if child.command else leaves(child)
     return found
 
 

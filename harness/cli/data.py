@@ -132,7 +132,7 @@ def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
 
 
 def _check_flags(parser: CommandParser) -> None:
-    parser.add_argument("dataset", metavar="NAME", help="see `datasets list`; or PREFIX:PATH")
+    flags.dataset(parser, required=True)
     flags.root(parser)
     parser.add_argument("--download", action="store_true", help="get what is missing")
     parser.add_argument("--fast", action="store_true", help="decode no image")
@@ -160,8 +160,8 @@ COMMANDS = (
         flags=_check_flags,
         run=run_dataset_check,
         examples=(
-            ("datasets check emoji", "a dataset that ships"),
-            ("datasets check folder:photos --fast", "your own images, by their names alone"),
+            ("datasets check --dataset emoji", "a dataset that ships"),
+            ("datasets check --dataset folder:photos --fast", "your own images, by their names alone"),
         ),
         output="a table of the classes and a line per problem, on standard output",
         problems="the dataset has problems",

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         require_own_packages()
         args = build_parser().parse_args(words)
-        args.argv, color = own_words(words), args.color
+        args.argv, color = drop_shared(words), args.color
         with _no_empty_folders(args):
             code = _run(args)
         sys.stdout.flush()
@@ -78,7 +78,7 @@ def require_own_packages() -> None:
             )
 
 
-def own_words(words: Sequence[str]) -> list[str]:
+def drop_shared(words: Sequence[str]) -> list[str]:
     """Leave out the flags that every command takes: what is measured doesn't depend on them."""
     left: list[str] = []
     rest = iter(words)
@@ -87,8 +87,6 @@ def own_words(words: Sequence[str]) -> list[str]:
             return [*left, word, *rest]
         if word == "--color":
             next(rest, None)
-        elif word.partition("=")[0] == "--out":
-            left.append(word.replace("--out", "--output", 1))
         elif word not in ("--json", "--quiet", "-q") and not word.startswith("--color="):
             left.append(word)
     return left
@@ -98,13 +96,13 @@ def own_words(words: Sequence[str]) -> list[str]:
 def _no_empty_folders(args: Namespace) -> Iterator[None]:
     """Remove what the body leaves of a new output but empty folders."""
     outputs = [vars(args).get(name) for name in ("output", "out", "folder")]
-    places = [place for output in outputs if output for place in (output, *output.parents)]
-    new = [place for place in places if not place.exists()]
+    folders = [folder for output in outputs if output for folder in (output, *output.parents)]
+    new = [folder for folder in folders if not folder.exists()]
     try:
         yield
     finally:
-        for place in new:
-            for folder, _, _ in os.walk(place, topdown=False):
+        for made in new:
+            for folder, _, _ in os.walk(made, topdown=False):
                 with contextlib.suppress(OSError):  # it holds something
                     Path(folder).rmdir()
 
@@ -120,7 +118,7 @@ def _run(args: Namespace) -> int:
         _name_datasets(args, status)
         outcome = args.run(args, status)
         if isinstance(outcome, Generator):
-            outcome = _through(outcome, output)
+            outcome = _print_parts(outcome, output)
         if output is None:
             print(_document(args.command, outcome))
         else:
@@ -163,7 +161,7 @@ def _document(command: str, outcome: Shown) -> str:
         raise AssertionError(f"{command}: {error}") from error
 
 
-def _through(work: Generator[Part, None, Shown], output: Console | None) -> Shown:
+def _print_parts(work: Generator[Part, None, Shown], output: Console | None) -> Shown:
     """Print parts as they come, unless there is nowhere to, and return what is left to show."""
     while True:
         try:

@@ -2,7 +2,6 @@
 
 import time
 from argparse import Namespace
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,8 +155,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import require_images, require_labels
-    from harness.golden.budget import passes_of
-    from harness.golden.fit import fit, fit_runs
+    from harness.golden.fit import fit
     from harness.golden.rank import Job, Source, rank
     from harness.golden.store import shipped_rankings
     from harness.models.towers import load_tower
@@ -185,14 +183,11 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
                 progress.say(f"{source.name} has no {split} images: none of its images decides when the fit stops")
     if not train and not jobs:
         raise ValueError("nothing to learn from: give --dataset, or --rankings")
-    counts = [min(args.limit, len(job.source.images)) for job, _ in jobs]
-    passes = 0.0 if tower is None else passes_of(way, tower.vit)
-    work = fit_runs(config, sum(counts), 0) + sum(counts) * passes
     limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
-    with progress.overall("fit predictor", work) if jobs else nullcontext():
-        for (job, files), count in zip(jobs, counts, strict=True):
-            with progress.part(count * passes):
-                files.append(rank(job, progress).path)
+    with progress.task("fit predictor, steps", len(jobs) + 1) as update:
+        for done, (job, files) in enumerate(jobs, start=1):
+            files.append(rank(job, progress).path)
+            update(done)
         path, tau = fit(args.model, train, val, config, progress=progress, out=args.output, **limits)
     text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
     return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))
@@ -243,7 +238,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
-    from harness.measure.tuning import Tuner, step_runs
+    from harness.measure.tuning import Tuner
     from zoo.core.digests import fingerprint
     from zoo.core.files import write_whole
 
@@ -257,18 +252,14 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     tuner = Tuner(parts, dataset, model=dense, tag=tag, weights=weights, progress=progress, draws=args.draws)
     begin = time.perf_counter()
     steps = config.total_steps(len(drawn.train))
-    runs = steps * step_runs(config, len(dataset.classes))
-    learning, judging = len(drawn.train) + len(drawn.val) + runs, 2 * len(drawn.val)
-    with progress.overall("fit prompts", learning + judging):
-        with progress.part(learning):
-            tuned = tuner.tuned([row], args.shots, config.seed, config)[row.key]
-        seconds = time.perf_counter() - begin
-        path = tuned.file.path
-        if args.output is not None:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(args.output, path.read_bytes())
-            path = args.output
-        untuned, top1 = (one.top1 for one in tuner.judge(row, tuned, drawn.val))
+    tuned = tuner.tuned([row], args.shots, config.seed, config)[row.key]
+    seconds = time.perf_counter() - begin
+    path = tuned.file.path
+    if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(args.output, path.read_bytes())
+        path = args.output
+    untuned, top1 = (one.top1 for one in tuner.judge(row, tuned, drawn.val))
     parameters, memory_mib = tuned.file.provenance["parameters"], _memory_mib(args.device)
     text = (
         f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, "
@@ -289,9 +280,9 @@ def _recovery_flags(parser: CommandParser) -> None:
     from zoo.loading.recovery_file import RecoveryConfig
 
     what = parser.add_argument_group("what is trained, on what")
-    flags.model(what, "a reduced name, or a dense one with --methods and --keeps")
-    what.add_argument("--methods", dest="method", metavar="METHOD", help="one, of a dense model; see `list`")
-    what.add_argument("--keeps", dest="keep", type=flags.keep_rate, metavar="RATE", help="one, in (0, 1]")
+    flags.model(what, "a reduced name, or a dense one with --method and --keep")
+    what.add_argument("--method", metavar="METHOD", help="of a dense model; see `list`")
+    flags.number(what, "--keep", None, "in (0, 1]", kind=flags.keep_rate, metavar="RATE")
     flags.dataset(what, nargs="+", required=True)
     flags.limits(what, Sources.limit, "images to learn from, per dataset")
     flags.fields(what, Sources, held_out="images to stop by, per dataset")
@@ -344,7 +335,7 @@ def _schedule_flags(parser: CommandParser) -> None:
 
     what = parser.add_argument_group("what is searched, on what")
     flags.model(what)
-    what.add_argument("--methods", dest="method", metavar="METHOD", default="rankmerge", help="one; see `list`")
+    what.add_argument("--method", metavar="METHOD", default="rankmerge", help="see `list`")
     flags.dataset(what, nargs="+", required=True)
     flags.limits(what, 100, "images to search on, per dataset")
     flags.fields(what, Sources, held_out="images to judge by, per dataset")
@@ -352,7 +343,7 @@ def _schedule_flags(parser: CommandParser) -> None:
     how = parser.add_argument_group("cost and search")
     how.add_argument("--match", metavar="WHAT", default=SearchConfig.match, help="gflops or time")
     how.add_argument("--match-to", metavar="METHOD", default=SearchConfig.match_to, help="whose cost it is")
-    how.add_argument("--keeps", dest="keep", type=flags.keep_rate, metavar="RATE", help="its keep rate, one, in (0, 1]")
+    flags.number(how, "--keep", None, "its keep rate, in (0, 1]", kind=flags.keep_rate, metavar="RATE")
     flags.number(how, "--cost", None, "share of the dense tower's cost instead", kind=float)
     flags.fields(how, SearchConfig, points="reduction points at most", candidates="schedules to try at most")
     where = parser.add_argument_group("conditions and files")
@@ -471,7 +462,7 @@ COMMANDS = (
         run=run_fit_schedule,
         examples=(
             ("fit schedule --dataset photos --keep 0.6 --output s.json", "rankmerge at patchrank's GFLOPs"),
-            ("fit schedule --methods evit --dataset images:photos --cost 0.5 --match time", "half the time of dense"),
+            ("fit schedule --method evit --dataset images:photos --cost 0.5 --match time", "half the time of dense"),
         ),
         output="the default and the best found, on standard output; the schedule in --output",
     ),

@@ -3,7 +3,7 @@
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +70,29 @@ def _learned(group: Any) -> None:
 
 
 def run_compare(args: Namespace, status: Console) -> Shown | Work:
-    """Measure side by side, or tell what changed between two runs."""
-    from harness.report.changes import run_changes
+    """Measure side by side, or tell what changed between two runs, which takes no flag but --output.
 
-    return run_changes(args, status) if args.runs else _side_by_side(args, status)
+    Raises:
+        ValueError: not two runs, or a flag for measuring.
+    """
+    if not args.runs:
+        return _side_by_side(args, status)
+    from harness.report.changes import compare_runs
+
+    words = takewhile(lambda word: word != "--", args.argv)
+    given = [word for word in words if word.startswith("--")]
+    if wrong := [flag for flag in given if flag.split("=")[0] != "--output"]:
+        raise ValueError(
+            f"{wrong[0]} with runs to compare: it is for measuring; expected compare RUN_A RUN_B, "
+            "with --output at most, or no runs"
+        )
+    if len(args.runs) != 2:
+        raise ValueError(
+            f"compare {' '.join(repr(str(run)) for run in args.runs)}: expected two runs, "
+            "patchrank compare RUN_A RUN_B, or none, to measure"
+        )
+    a, b = args.runs
+    return compare_runs(a, b, args.output if given else None)
 
 
 def _side_by_side(args: Namespace, status: Console) -> Work:
@@ -89,7 +108,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
 def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
-    from harness.measure.compare import compare, expected_runs
+    from harness.measure.compare import compare
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
     from harness.measure.traces import Tracer
@@ -97,7 +116,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     from harness.records.conditions import GOLDEN
     from harness.records.record import RECORDS, earlier, record_values, write_records
     from harness.report.folder import write_report
-    from harness.report.tables import comparison_table, matched_table, precision_note, shots_apart
+    from harness.report.tables import comparison_table, matched_table, shots_apart
 
     path, progress = args.output / RECORDS, Progress(status)
     # Where cost counts, all but the oracle, which has none.
@@ -109,6 +128,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     tracer = Tracer(run=args.output, progress=progress, **stored)
     records: list[Record] = []
     groups: list[list[Record]] = []  # of one dataset and tower
+    done = 0
 
     more = at_equal_time(plan) if args.equal_time else None
 
@@ -119,7 +139,8 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
             records.extend(group)
             yield group
 
-    with progress.overall("compare", sum(expected_runs(one) for one in (plan, more) if one is not None)):
+    total = sum(len(one.models) * len(one.datasets) * len(one.shots) for one in (plan, more) if one is not None)
+    with progress.task("compare, datasets x towers x shots", total) as update:
         for group in measured(plan, tracer):
             with progress.hidden():
                 for part in training_free(group):
@@ -130,11 +151,12 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
                 if group[0].shots == plan.shots[-1]:
                     yield from shots_apart(groups)
                     groups = []
+            update(done := done + 1)
         if more is not None:
             for group in measured(more):
-                rows = matched(group, more.match_to, more.timed_batch)
                 with progress.hidden():
-                    yield matched_table(rows, precision_note(group, records))
+                    yield matched_table(matched(group, more.match_to, more.timed_batch))
+                update(done := done + 1)
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # the page has all plots; `report` writes them as files, too
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
@@ -143,8 +165,8 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
 
 
 def _eval_flags(parser: CommandParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model's name, dense or reduced")
     what = parser.add_argument_group("what is measured")
+    what.add_argument("--model", required=True, help="a model's name, dense or reduced")
     flags.dataset(what, required=True)
     flags.number(what, "--shots", 0, "0: text classifier", metavar="K")
     _learned(what)
@@ -166,7 +188,7 @@ def run_eval(args: Namespace, status: Console) -> Shown:
 
 def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
-    from harness.measure.compare import compare, expected_runs, judge
+    from harness.measure.compare import compare, judge
     from harness.measure.plan import Plan, recovered_alone
     from harness.models.towers import split_method
     from harness.records.conditions import DENSE
@@ -179,25 +201,23 @@ def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
         plan = recovered_alone(plan, args.recovery)
     progress = Progress(status)
     if args.prompts is None:
-        with progress.overall(f"eval {args.model}", expected_runs(plan)):
-            return [next(compare(plan, [], progress))]
+        return [next(compare(plan, [], progress))]
     for name, default in (("shots", 0), ("tokens", Plan.tokens), ("num_tokens", Plan.num_tokens)):
         if (value := getattr(args, name)) != default:
             raise ValueError(
                 f"--prompts {str(args.prompts)!r} with --{name.replace('_', '-')} {value}: the "
                 "file says what it was learned from; give one of the two"
             )
-    with progress.overall(f"eval {args.model}", expected_runs(plan)):
-        return judge(plan, args.prompts, progress)
+    return judge(plan, args.prompts, progress)
 
 
 def _latency_flags(parser: CommandParser) -> None:
     from harness.measure.latency import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
     from harness.measure.ways import RUNTIMES, WAYS
 
-    text = "a reduced or dense model's name; see `list`"
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=text)
     what = parser.add_argument_group("what is timed")
+    text = "reduced or dense models' names; see `list`"
+    what.add_argument("--model", dest="models", nargs="+", metavar="MODEL", required=True, help=text)
     flags.methods(what, [], "of each dense tower, too")
     flags.keeps(what, list(LatencyPlan.keeps), "of --methods", float)
     flags.random_weights(what, "none are loaded; times don't depend on them")
@@ -288,9 +308,9 @@ COMMANDS = (
         flags=_eval_flags,
         run=run_eval,
         examples=(
-            ("eval clip_vit_s14_patchrank60 --dataset emoji", "a model that ships"),
-            ("eval clip_vit_b16_tome50 --dataset folder:photos --full", "on your own images"),
-            ("eval clip_vit_s14 --dataset emoji --shots 4 --tokens probe", "a linear probe"),
+            ("eval --model clip_vit_s14_patchrank60 --dataset emoji", "a model that ships"),
+            ("eval --model clip_vit_b16_tome50 --dataset folder:photos --full", "on your own images"),
+            ("eval --model clip_vit_s14 --dataset emoji --shots 4 --tokens probe", "a linear probe"),
         ),
         output="a table on standard output, the model beside its dense tower; with --prompts a second one, the model "
         "with them; no files",
@@ -301,11 +321,11 @@ COMMANDS = (
         flags=_latency_flags,
         run=run_latency,
         examples=(
-            ("latency clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
-            ("latency clip_vit_b16_evit60 --random-weights --ways eager compile", "compiled, too"),
-            ("latency clip_vit_b16_rankmerge50 --random-weights --image-sizes 384 512", "larger images"),
-            ("latency clip_vit_s14_rankmerge60 --runtimes eager onnx openvino --dtypes float32 bfloat16", "files"),
-            ("latency clip_vit_b16_tome60 --device cuda --ways eager cuda-graphs", "on a GPU"),
+            ("latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
+            ("latency --model clip_vit_b16_evit60 --random-weights --ways eager compile", "compiled, too"),
+            ("latency --model clip_vit_b16_rankmerge50 --random-weights --image-sizes 384 512", "larger images"),
+            ("latency --model clip_vit_s14_rankmerge60 --runtimes onnx openvino --dtypes float32 bfloat16", "files"),
+            ("latency --model clip_vit_b16_tome60 --device cuda --ways eager cuda-graphs", "on a GPU"),
         ),
         output="a table per condition on standard output; latency.jsonl and latency.md in "
         "--output. The same command goes on where it stopped",

@@ -89,9 +89,9 @@ def run_check(args: Namespace, status: Console) -> Shown:
 
 
 def _push_flags(parser: CommandParser) -> None:
+    where = parser.add_argument_group("what goes where")
     text = "a name of `list`, dense or reduced, local-dir:FOLDER or hf-hub:OWNER/NAME"
-    parser.add_argument("model", metavar="MODEL", help=text)
-    where = parser.add_argument_group("where it goes")
+    where.add_argument("--model", required=True, help=text)
     where.add_argument("--to", required=True, metavar="OWNER/NAME", help="repository on the hub")
     where.add_argument("--private", action="store_true", help="make a private repository")
     where.add_argument("--folder", type=Path, metavar="DIR", help="write there, upload nothing")
@@ -134,7 +134,7 @@ def run_push(args: Namespace, status: Console) -> Shown:
     return Shown(parts=(text,), data={"where": where, "bytes_by_file": sizes, "card": card})
 
 
-PUSH = "push clip_vit_s14_patchrank60 --to OWNER/NAME"
+PUSH = "push --model clip_vit_s14_patchrank60 --to OWNER/NAME"
 COMMANDS = (
     Command(
         path="report",

@@ -52,18 +52,18 @@ def _floor_flags(parser: CommandParser) -> None:
 def run_floor(args: Namespace, status: Console) -> Work:
     """Measure methods against random pruning, and show a table per dataset."""
     from harness.golden.store import Rankings
-    from harness.measure.compare import floor, floor_runs
+    from harness.measure.compare import floor, floor_table
     from harness.measure.plan import Plan
-    from harness.report.tables import floor_table
 
     plan, progress = flags.settings(Plan, args, models=(args.model,)), Progress(status)
     rankings = [Rankings.read(path) for path in args.rankings]
     every: list[Floor] = []
-    with progress.overall("study floor", floor_runs(plan, args.seeds)):
-        for rows in floor(plan, args.seeds, progress, rankings):
+    with progress.task("study floor, datasets", len(plan.datasets)) as update:
+        for done, rows in enumerate(floor(plan, args.seeds, progress, rankings), start=1):
             every += rows
             with progress.hidden():
                 yield floor_table(rows, args.seeds)
+            update(done)
     return Shown(parts=(), data={"random_orders": args.seeds, "rows": json_values(every)})
 
 
@@ -504,9 +504,8 @@ def run_recipes(args: Namespace, status: Console) -> Shown:
     runs = [trial_runs(tuner, recipes, args.labelled, seeds) for tuner in tuners]
     found: list[Trial] = []
     with progress.overall("study recipes", sum(runs)):
-        for tuner, part in zip(tuners, runs, strict=True):
-            with progress.part(part):
-                found += trials(tuner, row, recipes, args.labelled, seeds)
+        for tuner in tuners:
+            found += trials(tuner, row, recipes, args.labelled, seeds)
     images, last = f"{args.labelled} images per class", seeds[-1]
     title = f"recipes of learned tokens, {args.model}, {images}, seeds {seeds[0]} to {last}: {config.learned}"
     data = {"model": args.model, "labelled": args.labelled, "draws": args.draws, "recipe": config, "trials": found}
@@ -528,7 +527,7 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness import git_commit
     from harness.base.lines import require_appendable
     from harness.datasets.base import FINAL
-    from harness.measure.compare import compare, expected_runs
+    from harness.measure.compare import compare
     from harness.measure.plan import Plan
     from harness.measure.rows import usual_methods
     from harness.records.averages import matched
@@ -546,8 +545,8 @@ def run_final(args: Namespace, status: Console) -> Work:
     words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
     records: list[Record] = []
     tables = []
-    plans = [flags.settings(Plan, args, **what, match=match) for match in (None, "gflops")]
-    with progress.overall("study final", sum(expected_runs(one, release=True) for one in plans)):
+    done, plans = 0, [flags.settings(Plan, args, **what, match=match) for match in (None, "gflops")]
+    with progress.task("study final, datasets", sum(len(plan.datasets) for plan in plans)) as update:
         for plan in plans:
             for group in compare(plan, [], progress, release=True):
                 write_records(path, group)
@@ -558,6 +557,7 @@ def run_final(args: Namespace, status: Console) -> Work:
                 tables += [replace(table, title=f"{table.title}; {words}") for table in parts]
                 with progress.hidden():
                     yield from tables[-len(parts) :]
+                update(done := done + 1)
     write_whole(path.with_name("table.md"), markdown(tables).encode())
     progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
     return Shown(parts=(), data={"commit": commit, "records": json_values(records)})
@@ -630,7 +630,7 @@ COMMANDS = (
             ("study reproduce table1 --limit 60 --dry-run", "what is left to do"),
             ("study reproduce table1 figure1 --root data", "on the paper's datasets"),
             ("study reproduce figure5 --keeps 0.95 0.75 0.5 --limit 60", "at other keep rates"),
-            ("study reproduce figure3 --datasets photos --images 3", "a picture"),
+            ("study reproduce figure3 --dataset photos --images 3", "a picture"),
         ),
         output=f"a table each on standard output; records, table and figure in --output. {AGAIN}",
     ),

@@ -228,7 +228,7 @@ def require_images(dataset: Dataset, split: SplitName, asked: str, instead: str 
     way = f", or folder-parted:{path}, which makes splits" if prefix == "folder" else ""
     raise ValueError(
         f"{asked}, but {dataset.name!r} has no {split} images: it is for testing only, or they are missing, which "
-        f"`patchrank datasets check {dataset.asked_as}` tells; take {instead}{way}"
+        f"`patchrank datasets check --dataset {dataset.asked_as}` tells; take {instead}{way}"
     )
 
 

@@ -181,7 +181,7 @@ def entering(
     tokens = _read(path, shape, images.image_ids)
     if tokens is None:
         title, done = f"tokens of {facts.dataset} {facts.split}", 0
-        with _growing(path, shape) as file, progress.task(title, len(images), units=1) as update:
+        with _growing(path, shape) as file, progress.task(title, len(images)) as update:
             for examples, batch in batches(images, preprocess):
                 file.write(_advance(vit, batch, facts.block).tobytes())
                 done += len(examples)
@@ -303,18 +303,16 @@ def fit(
     ids = [{name for one in part for name in one.image_ids} for part in rankings]
     if both := ids[0] & ids[1]:
         raise ValueError(f"{len(both)} images are in the rankings to learn from and in those for early stopping")
-    sizes = [sum(len(one.image_ids) for one in part) for part in rankings]
-    with progress.overall(f"predictor of {tower.name}", fit_runs(config, *sizes)):
-        learn = gather(tower, rankings[0], progress, shots=shots, seed=config.seed, folders=folders)
-        stop = gather(tower, rankings[1], progress, folders=folders)
-        # By all that decides the result.
-        images = [learn.image_ids, stop.image_ids]
-        key = digest([asdict(config), facts, images, learn.blocks, torch.__version__])
-        checkpoint, units = cache_folder() / "fits" / f"{key}.pt", epoch_runs(config, len(learn.data))
-        with progress.task(f"epochs of {config.arch}", config.epochs, units=units) as update:
-            predictor = fit_predictor(
-                learn.data, stop.data, config, on_epoch=lambda epoch, *_: update(epoch + 1), checkpoint=checkpoint
-            )
+    learn = gather(tower, rankings[0], progress, shots=shots, seed=config.seed, folders=folders)
+    stop = gather(tower, rankings[1], progress, folders=folders)
+    # By all that decides the result.
+    images = [learn.image_ids, stop.image_ids]
+    key = digest([asdict(config), facts, images, learn.blocks, torch.__version__])
+    checkpoint = cache_folder() / "fits" / f"{key}.pt"
+    with progress.task(f"epochs of {config.arch}", config.epochs) as update:
+        predictor = fit_predictor(
+            learn.data, stop.data, config, on_epoch=lambda epoch, *_: update(epoch + 1), checkpoint=checkpoint
+        )
     result = out or cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, agreed, ranked_for)
     counts = [{"images": len(one)} for part in rankings for one in part]
     made_from = [fact | count for fact, count in zip(facts, counts, strict=True)]

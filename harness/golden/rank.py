@@ -115,7 +115,7 @@ class Job:
         parts = ["--model", self.model, *self.source.flags, flag, *self.every_score, *flags[1:]]
         parts += ["--full"] if self.limit is None else ["--limit", str(self.limit)]
         parts += ["--variants", str(self.variants)] if self.variants > 1 else []
-        parts += ["--out", str(out)] if out is not None else []
+        parts += ["--output", str(out)] if out is not None else []
         parts += ["--shard-size", str(self.shard_size)]
         parts += ["--batch", str(self.batch)] if self.batch else []
         parts += ["--compile"] if self.compiled else []
@@ -203,7 +203,7 @@ def _fill(maker: "ShardMaker", stored: Mapping[str, dict[int, ShardFacts]], prog
         )
         title = f"golden rankings of {source.name} {source.split}"
         here = (count for index, lacking in todo.items() for count in maker.make(index, lacking))
-        with progress.long(title, total, begun, passes, units=passes) as show:
+        with progress.task(title, total, begun, "images") as show:
             for count in here if job.workers is None else _made_by_ray(maker, todo):
                 begun += count
                 show(begun)

@@ -320,7 +320,7 @@ class View:
         device, dtype = torch.device(self.plan.device), DTYPES[self.plan.dtype]
         preprocess = self.bench.parts.preprocess
         runs = len(split) * len(rows)
-        with self.bench.progress.task(f"{label}, images x rows", runs, units=1) as update:
+        with self.bench.progress.task(f"{label}, images x rows", runs) as update:
             return outcomes(rows, split, preprocess, device=device, dtype=dtype, on_run=update)
 
     @property

@@ -9,28 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 import zoo
+from harness.base.table import Cell, Table, figure, points
 from harness.base.terminal import Progress
-from harness.datasets import get_dataset
+from harness.datasets import get_dataset, split_words
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels
 from harness.golden.store import Rankings, find_rankings, ranked, ranked_revision
 from harness.measure.bench import Bench
-from harness.measure.cost import COUNTED
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.rows import BLOCK, Variant, require_rows, require_towers
 from harness.measure.traces import Tracer
-from harness.measure.tuning import Tuned, step_runs
+from harness.measure.tuning import Tuned
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RANDOM, Tuning
 from harness.records.metrics import correct
 from harness.records.record import Record
-from harness.records.statistics import Interval, bootstrap_mean, paired_p
+from harness.records.statistics import SIGN_FLIP, Interval, bootstrap_mean, mark_note, paired_p, together
 from zoo.core.messages import tower_name
 from zoo.core.precision import best_precision
-from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.prompt_file import PromptFile
 from zoo.towers.vit import ReducedViT
-
-MATCHED_CALLS = 35  # of each model, about, while keep rates of equal time are searched
 
 Hits = NDArray[np.float64]  # (images,) 1 where the answer is right, 0 where not, NaN if unknown
 
@@ -66,12 +63,9 @@ def compare(
     if plan.dtype == "bfloat16" != best_precision(plan.device):
         progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
     for name in plan.models:
-        with progress.part(_matching_runs(plan)):
-            bench = replace(Bench.build(plan, name, progress, known), tracer=tracer)
-        for first, (dataset, shots) in enumerate(pairs):
-            with progress.part(_runs(plan, dataset, shots, first=not first)):
-                records = bench.measure(dataset, shots, known)
-            yield records
+        bench = replace(Bench.build(plan, name, progress, known), tracer=tracer)
+        for dataset, shots in pairs:
+            yield bench.measure(dataset, shots, known)
             if tracer is not None:  # what was measured is kept by now
                 tracer.flush()
 
@@ -87,57 +81,9 @@ def _datasets(plan: Plan, *, release: bool) -> list[Dataset]:
     return [dataset.released() for dataset in datasets] if release else datasets
 
 
-def expected_runs(plan: Plan, *, release: bool = False) -> float:
-    """Return about how often `compare` runs a row on an image, what else it does counted as runs that take as long.
-
-    Of what is known from earlier runs nothing is left out.
-    """
-    pairs = _measurable(_datasets(plan, release=release), plan)
-    each = sum(_runs(plan, dataset, shots, first=not at) for at, (dataset, shots) in enumerate(pairs))
-    return len(plan.models) * (each + _matching_runs(plan))
-
-
-def _row_count(plan: Plan) -> int:
-    return 1 + sum(len(plan.keeps) for method in plan.methods if method != DENSE) + len(plan.recoveries)
-
-
-def _image_count(plan: Plan, dataset: Dataset) -> int:
-    images = len(dataset.split(plan.split))
-    return images if plan.limit is None else min(images, plan.limit)
-
-
-def _matching_runs(plan: Plan) -> float:
-    """Return about how many runs keep rates of equal time take."""
-    return _row_count(plan) * plan.match_batch * MATCHED_CALLS if plan.match == "time" else 0
-
-
-def _runs(plan: Plan, dataset: Dataset, shots: int, *, first: bool) -> float:
-    """Return about how many runs a dataset with a number of shots takes; the ``first`` one of a tower has its costs."""
-    rows, images = _row_count(plan), _image_count(plan, dataset)
-    # Rows without learned visual tokens run on an image once, whatever is learned from shots.
-    plain = next((one for one in plan.shots if not any(tuning.visual for tuning in plan.tunings(one)[:1])), None)
-    runs: float = rows * images if shots == plain else 0
-    if first:
-        timed = sum(batch * rounds for batch, rounds in plan.latency_rounds.items())
-        runs += rows * (COUNTED + timed)
-    for tuning in plan.tunings(shots) if shots else ():
-        runs += rows * shots * len(dataset.classes)
-        if tuning.prompted:
-            config = TuneConfig(tokens=plan.tokens, count=plan.num_tokens)
-            runs += rows * config.rounds * config.steps * step_runs(config, len(dataset.classes))
-        if tuning.visual:
-            runs += rows * images
-    return runs
-
-
-def _measurable(datasets: Sequence[Dataset], plan: Plan) -> list[tuple[Dataset, int]]:
-    """Return the datasets with the numbers of shots that can be measured on each; 0 alone without labels."""
-    return [(dataset, shots) for dataset in datasets for shots in plan.shots if dataset.labelled or not shots]
-
-
 def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:
     """Return the datasets with the numbers of shots that are measured on each; 0 alone without labels."""
-    pairs = _measurable(datasets, plan)
+    pairs = [(dataset, shots) for dataset in datasets for shots in plan.shots if dataset.labelled or not shots]
     if not pairs:
         require_labels(datasets[0], f"--shots {plan.shots[0]}")
     for dataset in datasets:
@@ -229,12 +175,6 @@ def floor(plan: Plan, seeds: int, progress: Progress, rankings: Sequence[Ranking
         yield [_floor_row(row, name, plan.split, hits, orders) for row in rows]
 
 
-def floor_runs(plan: Plan, seeds: int) -> float:
-    """Return about how often `floor` runs a row on an image."""
-    rows = (len(_ordering(plan)) + seeds) * len(plan.keeps)
-    return float(rows * sum(_image_count(plan, get_dataset(name)) for name in plan.datasets))
-
-
 def _ordering(plan: Plan) -> tuple[str, ...]:
     """Return the plan's methods that go by an order of their own."""
     return tuple(method for method in plan.methods if method not in (DENSE, RANDOM))
@@ -287,3 +227,26 @@ def _rankings(bench: Bench, dataset: Dataset, own: Sequence[Rankings]) -> Rankin
     revision = ranked_revision(dataset, rankings.provenance.score)
     rankings.require(weights=bench.weights, revision=revision, block=BLOCK)
     return rankings
+
+
+def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
+    """Lay out methods beside random pruning."""
+    first = rows[0]
+    family = together({at: row.p_value for at, row in enumerate(rows)})
+    return Table.of(
+        f"{first.dataset} ({split_words(first.dataset, first.split)}), against random pruning, mean of {seeds} orders",
+        ("method", "keep", "images", "top-1", "random", "difference"),
+        [
+            (
+                Cell(row.method, row.method),
+                figure(row.keep, ".0%"),
+                figure(row.image_count, "d"),
+                figure(row.top1, ".1%"),
+                figure(row.random_top1, ".1%"),
+                points(row.difference, family.mark(at)),
+            )
+            for at, row in enumerate(rows)
+        ],
+        words=("method",),
+        caption="in points; interval: 95 % paired bootstrap over images; " + mark_note(SIGN_FLIP),
+    )

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.base.lines import append_lines, can_resume, parse_lines
-from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Part, Table
+from harness.base.table import FORMS, NOT_MEASURED, UNMEASURED, Cell, Column, Part, Table, figure
 from harness.base.terminal import Progress
 from harness.measure.timing import Machine, Surroundings, Timing
 from harness.measure.ways import EAGER
 from harness.records.conditions import DENSE
+from harness.records.statistics import Interval
 from zoo.core.files import from_json, strict_json
 
 LATENCIES = "latency.jsonl"  # file of a run's records
@@ -77,6 +78,12 @@ class LatencyRecord:
     weights_mib: float | None  # None where a runtime's own tool made them int8
     peak_mib: float | None = None  # most that a call holds beside weights and images
     surroundings: Surroundings
+
+    @property
+    def ratio(self) -> Interval | None:
+        """The time over the dense model's, with its interval."""
+        ends = (self.ratio_to_dense, self.ratio_low, self.ratio_high)
+        return None if None in ends else Interval(*ends)  # type: ignore[arg-type]  # none is None
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
@@ -172,7 +179,8 @@ def latency_table(rows: Sequence[LatencyRecord]) -> Table:
         title=table_of(rows[0]),
         caption=caption + (PREPARED if "off" in columns else ""),
         columns=[Column(heading=h, left=h in WORDS, forms=("wide",) if h in DETAILS else FORMS) for h in columns],
-        rows=[[Cell(text(row)) for text in columns.values()] for row in rows],
+        rows=[[cell(row) for cell in columns.values()] for row in rows],
+        models=[row.model for row in rows],
         sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if a.batch != b.batch),
         notes=notes(rows),
     )
@@ -235,59 +243,51 @@ def short_name(row: LatencyRecord) -> str:
     return name if row.reference == OWN else f"{name} ({row.way}, {row.dtype})"
 
 
-def columns_of(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyRecord], str]]:
+def columns_of(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyRecord], Cell]]:
     """Return what fills the columns of a table, by heading."""
-    columns: dict[str, Callable[[LatencyRecord], str]] = {
-        "batch": lambda row: str(row.batch),
-        "model": short_name,
-        "tokens": lambda row: str(row.final_tokens),
-        "GFLOPs": lambda row: f"{row.gflops:.2f}",
+    columns: dict[str, Callable[[LatencyRecord], Cell]] = {
+        "batch": lambda row: figure(row.batch, "d"),
+        "model": lambda row: Cell(short_name(row), short_name(row)),
+        "tokens": lambda row: figure(row.final_tokens, "d"),
+        "GFLOPs": lambda row: figure(row.gflops, ".2f"),
         "ms": _time,
-        "images/s": lambda row: _number(row.images_per_s, ".1f"),
+        "images/s": lambda row: figure(row.images_per_s, ".1f"),
         "ratio": lambda row: _interval((row.ratio_to_dense, row.ratio_low, row.ratio_high), ".3f"),
         "verdict": _verdict,
-        "saved": lambda row: _percent(row.saved_gflops),
-        "of time": lambda row: _percent(row.saved_time),
-        "arrived": lambda row: _percent(row.arrived),
-        "MiB": lambda row: f"{_number(row.weights_mib, '.0f')} + {_number(row.peak_mib, '.1f')}",
+        "saved": lambda row: figure(row.saved_gflops, ".0%", " %"),
+        "of time": lambda row: figure(row.saved_time, ".0%", " %"),
+        "arrived": lambda row: figure(row.arrived, ".0%", " %"),
+        "MiB": lambda row: Cell(f"{figure(row.weights_mib, '.0f')} + {figure(row.peak_mib, '.1f')}", row.peak_mib),
     }
     if any(row.way != EAGER for row in rows):
-        columns["first, s"] = lambda row: _number(row.first_call_s, ".1f")
-        columns["off"] = lambda row: _number(row.deviation, ".0e")
+        columns["first, s"] = lambda row: figure(row.first_call_s, ".1f")
+        columns["off"] = lambda row: figure(row.deviation, ".0e")
     if any(row.reference != OWN for row in rows):  # several ways and precisions in one table
         for name in ("model", "arrived", "MiB"):
             del columns[name]
-        of_runtimes: dict[str, Callable[[LatencyRecord], str]] = {
+        of_runtimes: dict[str, Callable[[LatencyRecord], Cell]] = {
             "batch": columns.pop("batch"),
-            "model": lambda row: short_name(replace(row, reference=OWN)),
-            "runtime": lambda row: row.way,
-            "precision": lambda row: row.dtype,
+            "model": lambda row: Cell(short_name(replace(row, reference=OWN)), row.model),
+            "runtime": lambda row: Cell(row.way, row.way),
+            "precision": lambda row: Cell(row.dtype, row.dtype),
         }
         columns = of_runtimes | columns
     return columns
 
 
-def _interval(values: Sequence[float | None], form: str) -> str:
+def _interval(values: Sequence[float | None], form: str) -> Cell:
     if None in values:
-        return NOT_MEASURED
+        return UNMEASURED
     estimate, low, high = (format(value, form) for value in values)
-    return f"{estimate} [{low}, {high}]"
+    return Cell(f"{estimate} [{low}, {high}]", values[0])
 
 
-def _time(row: LatencyRecord) -> str:
+def _time(row: LatencyRecord) -> Cell:
     short = row.median_ms is not None and row.median_ms < 100
     return _interval((row.median_ms, row.q1_ms, row.q3_ms), ".2f" if short else ".0f")
 
 
-def _verdict(row: LatencyRecord) -> str:
+def _verdict(row: LatencyRecord) -> Cell:
     if row.failed:
-        return "not timed"
-    return f"{row.verdict or NOT_MEASURED}{' !' if row.warnings else ''}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return NOT_MEASURED if value is None else format(value, form)
-
-
-def _percent(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{100 * value:.0f} %"
+        return Cell("not timed")
+    return Cell(f"{row.verdict or NOT_MEASURED}{' !' if row.warnings else ''}", row.verdict)

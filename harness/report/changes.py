@@ -1,18 +1,15 @@
 """What changed between two runs: their rows in pairs, what of each may be compared, and tables."""
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from harness.base.lines import require_appendable
 from harness.base.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
@@ -55,7 +52,6 @@ _CAPTION = (
     "all that follows: B minus A, of each beside its own dense model, with 95 % paired bootstrap "
     "interval where values per image are known"
 )
-_DIGITS = 16  # of a hash
 _NAMED = 12  # rows of one run alone that a line names
 
 
@@ -65,6 +61,14 @@ class Difference(NamedTuple):
     name: str
     a: Any
     b: Any
+
+    def __str__(self) -> str:
+        """Say both in words, of a hash the first digits."""
+        words = []
+        for value in (self.a, self.b):
+            short = str(value)[:16] if self.name.endswith("_sha256") else value
+            words.append(ABSENT if short == ABSENT else "none" if short is None else json.dumps(short))
+        return f"{printable(self.name)} {words[0]} in A, {words[1]} in B"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +191,7 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes:
+class RunChanges:
     """Two runs: rows that both have, in A's order, and rows that the other lacks."""
 
     pairs: tuple[Change, ...]
@@ -211,7 +215,7 @@ class Changes:
         return [(by_text[text], count) for text, count in counts.items()]
 
 
-def changes(a: Sequence[Record], b: Sequence[Record]) -> Changes:
+def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> RunChanges:
     """Pair the rows of two runs.
 
     A run may have a row several times, under several conditions. Those most alike are paired, and
@@ -229,7 +233,7 @@ def changes(a: Sequence[Record], b: Sequence[Record]) -> Changes:
         if i not in partner and j not in partner.values():
             partner[i] = j
     taken = set(partner.values())
-    return Changes(
+    return RunChanges(
         pairs=tuple(Change(a=ours[i], b=theirs[partner[i]]) for i in sorted(partner)),
         only_a=tuple(one for i, one in enumerate(ours) if i not in partner),
         only_b=tuple(one for j, one in enumerate(theirs) if j not in taken),
@@ -253,17 +257,21 @@ def _known(a: Record, b: Record, names: Sequence[str]) -> list[Difference]:
     return [one for one in _differences(a, b, names) if None not in (one.a, one.b)]
 
 
-def changes_data(runs: Changes) -> dict[str, Any]:
+def _changing(*, stored: bool = False) -> list[Metric]:
+    """Return the metrics that are compared by the difference of their values, or of those per image alone."""
+    return [metric for metric in METRICS.values() if metric.change and (metric.stored or not stored)]
+
+
+def changes_data(runs: RunChanges) -> dict[str, Any]:
     """Return the pairs with what may be compared, conditions that differ, and rows of one run."""
-    conditions = [{**json_values(difference), "rows": count} for difference, count in runs.conditions()]
     return {
         "pairs": [
-            _pair(pair, {name: family.adjusted.get(at) for name, family in families.items()})
+            _pair_values(pair, {name: family.adjusted.get(at) for name, family in families.items()})
             for group in runs.groups()
             for families in [_families(group)]
             for at, pair in enumerate(group)
         ],
-        "conditions": conditions,
+        "conditions": [{**json_values(difference), "rows": count} for difference, count in runs.conditions()],
         "only_in_a": [_row_values(record) for record in runs.only_a],
         "only_in_b": [_row_values(record) for record in runs.only_b],
         "replaced": dict(zip("ab", runs.replaced, strict=True)),
@@ -273,17 +281,17 @@ def changes_data(runs: Changes) -> dict[str, Any]:
 def _families(group: Sequence[Change]) -> dict[str, Together[int]]:
     """Judge the rows of one table together: in top-1, and in each metric with values per image."""
     tested = {"top1": together({at: pair.p_value for at, pair in enumerate(group)})}
-    for metric in _changing():
-        if metric.stored:
-            tested[metric.name] = together({at: pair.change_p(metric) for at, pair in enumerate(group)})
-    return tested
+    return tested | {
+        metric.name: together({at: pair.change_p(metric) for at, pair in enumerate(group)})
+        for metric in _changing(stored=True)
+    }
 
 
 def _row_values(record: Record) -> dict[str, Any]:
     return {name: json_values(getattr(record, name)) for name in _ROW}
 
 
-def _pair(pair: Change, adjusted: dict[str, float | None]) -> dict[str, Any]:
+def _pair_values(pair: Change, adjusted: dict[str, float | None]) -> dict[str, Any]:
     only_a, only_b = pair.answers or (None, None)
     values = {
         "top1": {"a": pair.a.mean("top1"), "b": pair.b.mean("top1")},
@@ -298,20 +306,15 @@ def _pair(pair: Change, adjusted: dict[str, float | None]) -> dict[str, Any]:
         "latency_ratio_by_batch": pair.latency,
         "latency_ratio_to_dense_by_batch": pair.latency_to_dense,
         **{f"{metric.name}_difference": pair.change(metric) for metric in _changing()},
-        **{f"{m.name}_p_value": pair.change_p(m) for m in _changing() if m.stored},
-        **{f"{m.name}_p_value_holm": adjusted[m.name] for m in _changing() if m.stored},
+        **{f"{metric.name}_p_value": pair.change_p(metric) for metric in _changing(stored=True)},
+        **{f"{metric.name}_p_value_holm": adjusted[metric.name] for metric in _changing(stored=True)},
         "costs": pair.costs,
         "conditions": pair.conditions,
     }
     return {**_row_values(pair.a), **json_values(values)}
 
 
-def tables(runs: Changes) -> list[Table]:
-    """Return a table per dataset, split, tower and tuning."""
-    return [_table(group) for group in runs.groups()]
-
-
-def notes(runs: Changes) -> list[str]:
+def notes(runs: RunChanges) -> list[str]:
     """Say in words what is not the same in both runs, and what is therefore not compared."""
     pairs = len(runs.pairs)
     lines = [f"{pairs} {'row is' if pairs == 1 else 'rows are'} in both runs"]
@@ -319,99 +322,71 @@ def notes(runs: Changes) -> list[str]:
         if count:
             what = "1 record gives" if count == 1 else f"{count} records give"
             lines.append(f"in {run} {what} way to newer ones of the same row and conditions")
-    lines += [
-        f"conditions differ: {_in_words(difference)} ({_share(count, pairs)})"
-        for difference, count in runs.conditions()
-    ]
+    lines += [f"conditions differ: {one} ({_share(count, pairs)})" for one, count in runs.conditions()]
     if pairs and not runs.conditions():
         lines.append("conditions are the same in every row")
-    lines += _apart(runs)
+    lines += _uncompared(runs)
+    for run, alone in (("A", runs.only_a), ("B", runs.only_b)):
+        if alone:
+            more = f" and {len(alone) - _NAMED} more" if alone[_NAMED:] else ""
+            lines.append(f"only in {run}: {', '.join(map(_name, alone[:_NAMED]))}{more}")
+    return lines
+
+
+def _uncompared(runs: RunChanges) -> Iterator[str]:
+    """Say what of the pairs is not compared, or should be equal and isn't."""
+    pairs = len(runs.pairs)
     for pair in runs.pairs:
-        lines += [f"{_name(pair.a)}: cost differs: {_in_words(cost)}" for cost in pair.costs]
+        if pair.other_images:
+            why = printable(pair.other_images)
+            yield f"{_name(pair.a)}: accuracy not compared, images or prompts differ: {why}"
+        yield from (f"{_name(pair.a)}: cost differs: {cost}" for cost in pair.costs)
     if lost := uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
-        lines.append(printable(lost))
+        yield printable(lost)
     if assumed := sum(not pair.proven and not pair.other_images for pair in runs.pairs):
-        lines.append(
+        yield (
             f"images taken for the same by revision and count ({_share(assumed, pairs)}): one of "
             "the two doesn't say which its images are"
         )
-    if untimed := sum(bool(p.a.latency and p.b.latency and not p.latency) for p in runs.pairs):
-        lines.append(
-            f"latency not compared ({_share(untimed, pairs)}): it takes the same device, "
-            "device_name, dtype, threads and batch"
-        )
-    return [*lines, *_alone("A", runs.only_a), *_alone("B", runs.only_b)]
+    if untimed := sum(bool(pair.a.latency and pair.b.latency and not pair.latency) for pair in runs.pairs):
+        same = "the same device, device_name, dtype, threads and batch"
+        yield f"latency not compared ({_share(untimed, pairs)}): it takes {same}"
 
 
-def _alone(run: str, rows: Sequence[Record]) -> Iterator[str]:
-    """Say in one line which rows are in one run alone, by tower, dataset and tuning."""
-    if len(rows) == 1:
-        yield f"only in {run}: {_name(rows[0])}"
-    elif rows:
-        groups: dict[str, list[str]] = {}
-        for row in rows:
-            place = f"{tower_of(row)} on {row.dataset} {row.split}{_how(row)}"
-            groups.setdefault(place, []).append(f"{row.label} {100 * row.keep:.4g}")
-        parts = []
-        for place, labels in groups.items():
-            names = list(dict.fromkeys(labels))
-            more = f" and {len(names) - _NAMED} more" if names[_NAMED:] else ""
-            parts.append(f"{place}: {', '.join(names[:_NAMED])}{more}")
-        yield printable(f"{len(rows)} rows only in {run}: {'; '.join(parts)}")
+def _share(count: int, pairs: int) -> str:
+    return "every row" if count == pairs else f"{count} of {pairs} rows"
 
 
-def _how(record: Record) -> str:
-    """Say what a row learned from, nothing without shots."""
-    return f", {protocol(record)}" if record.shots else ""
+def _name(record: Record) -> str:
+    learned = f", {protocol(record)}, seed {record.seed}" if record.shots else ""
+    return printable(f"{record.model}.{record.tag} on {record.dataset} {record.split}{learned}")
 
 
-def _apart(runs: Changes) -> Iterator[str]:
-    """Say which rows are of other images in the other run, those of one reason in one line."""
-    apart: dict[tuple[str, str, str], list[Record]] = {}
-    for pair in runs.pairs:
-        if pair.other_images:
-            reason = (pair.a.dataset, pair.a.split, pair.other_images)
-            apart.setdefault(reason, []).append(pair.a)
-    for (dataset, split, why), rows in apart.items():
-        named = printable(f"{len(rows)} rows on {dataset} {split}") if rows[1:] else _name(rows[0])
-        yield f"{named}: accuracy not compared, images or prompts differ: {printable(why)}"
-
-
-def changes_markdown(runs: Changes, a: str, b: str) -> str:
-    """Return notes and tables as one document; ``a`` and ``b`` say which runs they are."""
-    lines = ["# Changes from A to B", ""]
-    lines += [f"- {run}: {markdown_text(name)}" for run, name in (("A", a), ("B", b))]
-    lines += [f"- {markdown_text(line)}" for line in notes(runs)]
-    return "\n".join([*lines, "", markdown(tables(runs), level=2)])
+def tables(runs: RunChanges) -> list[Table]:
+    """Return a table per dataset, split, tower and tuning."""
+    return [_table(group) for group in runs.groups()]
 
 
 def _table(group: Sequence[Change]) -> Table:
-    first = group[0].a
-    families = _families(group)
-    images = {record.image_count for pair in group for record in (pair.a, pair.b)}
-    count = " or ".join(map(str, sorted(images)))
-    name = f"{first.dataset} ({judged_on(first)}, {count} images; {protocol(first)}), {tower_of(first)}"
+    first, families = group[0].a, _families(group)
+    images = sorted({record.image_count for pair in group for record in (pair.a, pair.b)})
+    count = " or ".join(map(str, images))
     rows = [
         _cells(pair, group, {name: family.mark(at) for name, family in families.items()})
         for at, pair in enumerate(group)
     ]
-    labelled = "top-1 A" in rows[0]
-    narrow = _NARROW if labelled else _ALWAYS | _ROOMY
-    about = (_OF_LABELS if labelled else "", _CAPTION, *_judged(group, families))
+    labelled, roomy = "top-1 A" in rows[0], {short_heading(METRICS["cosine_distance"])}
+    narrow = {"method", "keep", "seed", "GFLOPs"} | ({"top-1 A", "top-1 B", "B - A", "p"} if labelled else roomy)
+    about = (_OF_LABELS if labelled else "", _CAPTION, *_describe_tests(group, families))
     return Table.of(
-        printable(name),
+        printable(f"{first.dataset} ({judged_on(first)}, {count} images; {protocol(first)}), {tower_of(first)}"),
         list(rows[0]),
         [list(row.values()) for row in rows],
         words=("method",),
-        wide=rows[0].keys() - narrow - _ROOMY,
-        roomy=_ROOMY - narrow,
+        wide=rows[0].keys() - narrow - roomy,
+        roomy=roomy - narrow,
         caption="; ".join(filter(None, about)),
     )
-
-
-_ALWAYS = {"method", "keep", "seed", "GFLOPs"}
-_NARROW = {*_ALWAYS, "top-1 A", "top-1 B", "B - A", "p"}
-_ROOMY = {short_heading(METRICS["cosine_distance"])}
 
 
 def _cells(pair: Change, group: Sequence[Change], marks: dict[str, str]) -> dict[str, Cell]:
@@ -440,27 +415,20 @@ def _cells(pair: Change, group: Sequence[Change], marks: dict[str, str]) -> dict
         cells[f"batch {batch}, to dense"] = Cell(text, ratio.estimate) if ratio else UNMEASURED
     for metric in _changing():
         if any(metric.name in o.a.metrics and metric.name in o.b.metrics for o in group):
-            cells[short_heading(metric)] = _changed(pair, metric, marks.get(metric.name, ""))
+            cells[short_heading(metric)] = _change_cell(pair.change(metric), metric, marks.get(metric.name, ""))
     return cells
 
 
-def _changed(pair: Change, metric: Metric, mark: str) -> Cell:
-    """Show how a metric changed."""
-    change = pair.change(metric)
+def _change_cell(change: Interval | float | None, metric: Metric, mark: str) -> Cell:
     if not isinstance(change, Interval):
         return figure(change, metric.change)
     value, low, high = (figure(number, metric.change) for number in change)
     return Cell(f"{value} [{low}, {high}]", change.estimate, mark)
 
 
-def _changing() -> list[Metric]:
-    """Return the metrics that are compared by the difference of their values."""
-    return [metric for metric in METRICS.values() if metric.change]
-
-
-def _judged(group: Sequence[Change], families: dict[str, Together[int]]) -> Iterator[str]:
+def _describe_tests(group: Sequence[Change], families: dict[str, Together[int]]) -> Iterator[str]:
     """Say what the marks are, and what so many images show of the rows without one."""
-    tested = [short_heading(metric) for metric in _changing() if metric.stored and families[metric.name].alone]
+    tested = [short_heading(metric) for metric in _changing(stored=True) if families[metric.name].alone]
     if tested:
         yield f"in {', '.join(tested)}: {mark_note(FLIPPED, 'each column by itself')}"
     family = families["top1"]
@@ -472,28 +440,15 @@ def _judged(group: Sequence[Change], families: dict[str, Together[int]]) -> Iter
         yield f"in top-1: {mark_note(MCNEMAR, 'all rows of this table')}{more}"
 
 
-def _in_words(difference: Difference) -> str:
-    def text(value: object) -> str:
-        if difference.name.endswith("_sha256"):
-            value = str(value)[:_DIGITS]
-        if value == ABSENT:
-            return ABSENT
-        return "none" if value is None else json.dumps(value)
-
-    a, b = text(difference.a), text(difference.b)
-    return f"{printable(difference.name)} {a} in A, {b} in B"
+def changes_markdown(runs: RunChanges, a: str, b: str) -> str:
+    """Return notes and tables as one document; ``a`` and ``b`` say which runs they are."""
+    lines = ["# Changes from A to B", ""]
+    lines += [f"- {run}: {markdown_text(name)}" for run, name in (("A", a), ("B", b))]
+    lines += [f"- {markdown_text(line)}" for line in notes(runs)]
+    return "\n".join([*lines, "", markdown(tables(runs), level=2)])
 
 
-def _share(count: int, pairs: int) -> str:
-    return "every row" if count == pairs else f"{count} of {pairs} rows"
-
-
-def _name(record: Record) -> str:
-    seed = f", seed {record.seed}" if record.shots else ""
-    return printable(f"{record.model}.{record.tag} on {record.dataset} {record.split}{_how(record)}{seed}")
-
-
-def compare_runs(a: Path, b: Path, output: Path | None, status: Console) -> Shown:
+def compare_runs(a: Path, b: Path, output: Path | None = None) -> Shown:
     """Tell what changed between two runs; with ``output``, a folder, write changes.md there, too.
 
     Raises:
@@ -501,33 +456,11 @@ def compare_runs(a: Path, b: Path, output: Path | None, status: Console) -> Show
         ValueError: a run can't be read.
         NotADirectoryError: ``output`` is a file.
     """
-    runs = changes(read_run(a), read_run(b))
+    runs = pair_runs(read_run(a), read_run(b))
+    lines = [f"A: {a}", f"B: {b}", *notes(runs)]
     if output is not None:
         path = output / "changes.md"
         require_appendable(path)
         write_whole(path, changes_markdown(runs, str(a), str(b)).encode())
-        status.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
-    lines = (f"A: {a}", f"B: {b}", *notes(runs))
+        lines.append(f"wrote {path}")
     return Shown(parts=(*lines, *tables(runs)), data={"a": str(a), "b": str(b), **changes_data(runs)})
-
-
-def run_changes(args: argparse.Namespace, status: Console) -> Shown:
-    """Run `compare_runs` for ``compare RUN_A RUN_B``, which has no flag but --output.
-
-    Raises:
-        ValueError: not two runs, or a flag for measuring.
-    """
-    words = takewhile(lambda word: word != "--", args.argv)
-    flags = [word for word in words if word.startswith("--")]
-    if wrong := [flag for flag in flags if flag.split("=")[0] != "--output"]:
-        raise ValueError(
-            f"{wrong[0]} with runs to compare: it is for measuring; expected compare RUN_A RUN_B, "
-            "with --output at most, or no runs"
-        )
-    if len(args.runs) != 2:
-        raise ValueError(
-            f"compare {' '.join(repr(str(run)) for run in args.runs)}: expected two runs, "
-            "patchrank compare RUN_A RUN_B, or none, to measure"
-        )
-    a, b = args.runs
-    return compare_runs(a, b, args.output if flags else None, status)

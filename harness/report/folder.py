@@ -1,24 +1,23 @@
 """A report as a folder: the page, tables, plots and pictures of runs."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.base.table import UNMEASURED, Cell, Column, Shown, Table, json_values
+from harness.base.table import Shown, json_values
 from harness.base.terminal import Progress
 from harness.measure.times import LATENCIES, LatencyRecord, read_latencies
-from harness.records.averages import Average, labels
+from harness.records.averages import Average
 from harness.records.metrics import fidelity_metrics
 from harness.records.record import CONDITIONS, RECORDS, Record, read_run
 from harness.report.charts import render
 from harness.report.groups import (
-    Group,
     Grouped,
     brief_tables,
-    counted,
+    count_of,
     equal_time_tables,
     grouped,
     sections,
@@ -26,40 +25,28 @@ from harness.report.groups import (
     time_sections,
     timed_groups,
 )
-from harness.report.highlights import (
-    NAMED,
-    Front,
-    Highlights,
-    Standing,
-    highlights,
-    listed,
-    missing,
-    qualities,
-    row_name,
-)
+from harness.report.highlights import NAMED, Front, Highlights, highlights, list_words, missing
 from harness.report.page import Report, page
 from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
 from harness.report.plots import DRAWN, plots_of
-from harness.report.tables import records_csv, short_heading
-from harness.report.writers import csv_text, latex, markdown
+from harness.report.writers import csv_text, latex, markdown, records_csv
 from zoo.core.files import write_whole
 
 TITLE = "Token reduction for CLIP, side by side"
 _TABLES = (".html", ".md", ".csv", ".tex")
-_VERDICTS = {"front": "on the front", "open": "beside it", "beaten": "beaten by"}
 
 
 def report_runs(
     paths: Sequence[Path], folder: Path, progress: Progress, *, title: str = TITLE, every_plot: bool = False
 ) -> Shown:
-    """Write the report of runs; show which rows are on the Pareto fronts.
+    """Write the report of runs; say which rows are on the Pareto fronts.
 
     Raises:
         FileNotFoundError: a run isn't there.
         ValueError: one that can't be read, or no record in any.
         NotADirectoryError: ``folder`` is a file.
     """
-    runs = once(paths)
+    runs = unique_runs(paths)
     pairs = [(record, str(run)) for run in runs for record in records_in(run)]
     report = write_report(
         [record for record, _ in pairs],
@@ -71,26 +58,18 @@ def report_runs(
         every_plot=every_plot,
     )
     page_file, replaced = report.files[0], report.records.replaced
-    tables = [
-        front_table(one.group, own)
-        for one in report.short
-        for metric in qualities()
-        if (own := [front for front in one.trusted if front.metric == metric])
-    ]
-    lines = [f"{one.group.name}: {one.saving}" for one in report.short]
+    lines = [f"{one.group.name}: {' '.join([one.saving, *one.winners])}" for one in report.short]
     if report.times:
-        count = counted(sum(len(group.rows) for group in report.times), "time")
-        where = f"{counted(len(report.times), 'table')} of {page_file.name}"
-        lines.append(f"{count} by latency in {where}")
+        count = count_of(sum(len(group.rows) for group in report.times), "time")
+        lines.append(f"{count} by latency in {count_of(len(report.times), 'table')} of {page_file.name}")
     lines += [
-        f"{one.title}: {one.why} in {listed(one.groups, NAMED, 'table', '; ')}. This measures it: {one.command}"
+        f"{one.title}: {one.why} in {list_words(one.groups, NAMED, 'table', '; ')}. This measures it: {one.command}"
         for one in report.missing
     ]
     if replaced:
-        count = counted(replaced, "earlier measurement")
-        lines.append(f"left out for newer ones of the same rows: {count}")
+        lines.append(f"left out for newer ones of the same rows: {count_of(replaced, 'earlier measurement')}")
     return Shown(
-        parts=(*tables, *lines, f"wrote {page_file} and {len(report.files) - 1} files beside it"),
+        parts=(*lines, f"wrote {page_file} and {len(report.files) - 1} files beside it"),
         data={
             "runs": [str(run) for run in runs],
             "records": len(pairs),
@@ -192,41 +171,18 @@ def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
     return files
 
 
-def front_table(group: Group, fronts: Sequence[Front]) -> Table:
-    """Lay out where a group's rows stand in one quality by each cost, at least one."""
-    names = labels(group.rows)
-    rows = {row_name(row, names): [front.of(row) for front in fronts] for row in group.rows}
-    heads = ["row", *(front.cost.heading for front in fronts)]
-    return Table(
-        title=f"Pareto fronts of {group.name}, {short_heading(fronts[0].metric)}",
-        caption=f"beaten: the best row that costs no more is clearly {qualities()[fronts[0].metric][1]}; "
-        "beside: not on the front by the estimates, which may be wrong",
-        columns=[Column(heading=heading, left=True, fold=True) for heading in heads],
-        rows=[
-            [Cell(name), *(_verdict(place, names) for place in places)] for name, places in rows.items() if any(places)
-        ],
-    )
-
-
-def _verdict(place: Standing | None, names: Mapping[str, str]) -> Cell:
-    if place is None:
-        return UNMEASURED
-    words = _VERDICTS[place.verdict]
-    return Cell(words if place.by is None else f"{words} {row_name(place.by, names)}")
-
-
 def _group_data(short: Highlights) -> dict[str, Any]:
     first = short.group.first
     return {
         "name": short.group.name,
         "conditions": {name: getattr(first, name) for name in (*CONDITIONS, "version")},
         "fewest_gflops_without_clear_loss": short.least and short.least.first.model,
-        "rows": [_row_data(row, short.trusted) for row in short.group.rows],
+        "rows": [_row_data(row, short.fronts) for row in short.group.rows],
     }
 
 
 def _row_data(row: Average, fronts: Sequence[Front]) -> dict[str, Any]:
-    places = {front.name: front.of(row) for front in fronts}
+    standings = {front.name: one for front in fronts if (one := front.of(row)) is not None}
     return {
         "model": row.first.model,
         "method": row.method,
@@ -240,14 +196,13 @@ def _row_data(row: Average, fronts: Sequence[Front]) -> dict[str, Any]:
         "latency": [asdict(timed) for timed in row.latency],
         "tau": row.mean("tau"),
         "pareto": {
-            name: {"verdict": place.verdict, "beaten_by": place.by and place.by.first.model}
-            for name, place in places.items()
-            if place is not None
+            name: {"verdict": one.verdict, "beaten_by": one.by and one.by.first.model}
+            for name, one in standings.items()
         },
     }
 
 
-def once(runs: Iterable[Path]) -> list[Path]:
+def unique_runs(runs: Iterable[Path]) -> list[Path]:
     """Return runs without those that are there already, be it as a folder or as its file."""
     unique: dict[Path, Path] = {}
     for run in runs:
@@ -263,7 +218,7 @@ def records_in(run: Path) -> list[Record]:
         ValueError: no records, or a line that is none.
     """
     only_times = (run / LATENCIES).is_file() and not (run / RECORDS).exists()
-    return [] if only_times or _of_times(run) else read_run(run)
+    return [] if only_times or _has_times(run) else read_run(run)
 
 
 def latencies_in(runs: Sequence[Path], left_out: Callable[[str], object]) -> list[tuple[str, LatencyRecord]]:
@@ -277,7 +232,7 @@ def latencies_in(runs: Sequence[Path], left_out: Callable[[str], object]) -> lis
     """
     times: dict[Path, list[tuple[str, LatencyRecord]]] = {}
     for run in runs:
-        alone = _of_times(run)
+        alone = _has_times(run)
         file = run if alone else (run if run.is_dir() else run.parent) / LATENCIES
         if file.resolve() in times or not file.is_file():
             continue
@@ -295,14 +250,13 @@ def latencies_in(runs: Sequence[Path], left_out: Callable[[str], object]) -> lis
     return [time for each in times.values() for time in each]
 
 
-def _of_times(run: Path) -> bool:
+def _has_times(run: Path) -> bool:
     """Tell a file of times, whatever it is called, by its first line."""
-    if not run.is_file():
-        return False
+    if not run.is_file() or run.name == LATENCIES:
+        return run.is_file()
     with run.open("rb") as file:
-        line = file.readline()
-    try:
-        first = json.loads(line)
-    except ValueError:
-        return run.name == LATENCIES
-    return run.name == LATENCIES or (isinstance(first, dict) and "stopwatch" in first)
+        try:
+            first = json.loads(file.readline())
+        except ValueError:
+            return False
+    return isinstance(first, dict) and "stopwatch" in first

@@ -3,14 +3,13 @@
 import functools
 import json
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
 from harness.base.table import UNMEASURED, Cell, Column, Table, json_values
-from harness.measure.times import CAPTION, DETAILS, PREPARED, LatencyRecord, notes
 from harness.measure.times import CONDITIONS as TIMED_CONDITIONS
-from harness.measure.times import columns_of as timed_columns_of
+from harness.measure.times import LatencyRecord, latency_table
 from harness.measure.times import table_of as timed_title
 from harness.measure.timing import Machine
 from harness.records.averages import (
@@ -40,29 +39,14 @@ _APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "vers
 _EVERY = (*_NAMED, *_APART, *_FINE)
 # What the images of several datasets were judged under, by one tower.
 _BRIEF = (
-    "tag",
-    "weights_sha256",
-    "image_size",
-    "device",
-    "device_name",
-    "dtype",
-    "threads",
-    "torch",
-    "timm",
-    "version",
+    *("tag", "weights_sha256", "image_size", "device", "device_name", "dtype", "threads"),
+    *("torch", "timm", "version"),
 )
 _WORDS = {
     "dataset_revision": "revision {}", "seed": "seed {}", "image_count": "{} images",
     "images_sha256": "images {:.8}", "weights_sha256": "weights {:.8}", "device": "device {}",
     "dtype": "{}", "device_name": "on {}", "torch": "torch {}", "timm": "timm {}",
     "version": "clip-patchrank {}",
-}  # fmt: skip
-# What a column of times is sorted by, where it isn't what stands in the cell.
-_SORTED_BY = {
-    "batch": "batch", "tokens": "final_tokens", "GFLOPs": "gflops", "ms": "median_ms",
-    "images/s": "images_per_s", "ratio": "ratio_to_dense", "saved": "saved_gflops",
-    "of time": "saved_time", "arrived": "arrived", "MiB": "peak_mib", "first, s": "first_call_s",
-    "off": "deviation",
 }  # fmt: skip
 _TIMED_ROW = ("model", "method", "keep", "method_config", "batch")
 _TIMED_APART = ("version", "weights_sha256", *(field.name for field in fields(Machine)))
@@ -175,7 +159,7 @@ def timed_groups(records: Sequence[LatencyRecord]) -> list[TimedGroup]:
     return groups
 
 
-def counted(count: int, noun: str) -> str:
+def count_of(count: int, noun: str) -> str:
     """Return a number of things in words."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
@@ -225,7 +209,7 @@ def _text(rows: Sequence[Average], condition: str) -> str:
 
 def _words(rows: Sequence[Average], condition: str) -> str:
     if condition == "threads":
-        return counted(rows[0].first.threads, "thread")
+        return count_of(rows[0].first.threads, "thread")
     several = "seeds {}" if condition == "seed" and len(rows[0].records) > 1 else None
     words = several or _WORDS.get(condition, f"{condition.replace('_', ' ')} {{}}")
     return words.format(_text(rows, condition))
@@ -326,7 +310,7 @@ def _brief_table(groups: Sequence[Group]) -> Table | None:
         [(Column(heading="Method", left=True), lambda row: Cell(row.label, row.label)), *filled],
         title=f"{tower_of(first)} at keep {100 * keep:.3g} %",
         caption=f"{'; '.join(about)}; × dense: time by the dense model's; with 95 % intervals; "
-        f"{first.device_name}, {first.dtype}, {counted(first.threads, 'thread')}.",
+        f"{first.device_name}, {first.dtype}, {count_of(first.threads, 'thread')}.",
     )
 
 
@@ -391,38 +375,16 @@ def _about(group: Group) -> str:
         f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
         f"{'seed' if len(seeds) == 1 else 'mean of seeds'} {', '.join(seeds)}), "
         f"{first.device_name}, {first.device}, {first.dtype}, "
-        f"{counted(first.threads, 'thread')}, torch {first.torch}, timm {first.timm}, "
+        f"{count_of(first.threads, 'thread')}, torch {first.torch}, timm {first.timm}, "
         f"weights {first.weights_sha256[:12]}; agreement on "
         f"{', '.join(map(str, golden)) or 'no'} images.{f' {unknown}.' if unknown else ''}"
     )
 
 
-def time_sections(groups: Sequence[TimedGroup], *, summary: bool = False) -> Sequence[Table]:
-    """Return a table per group, the model first in each row; a summary lacks details."""
-    return [_time_section(group, summary=summary) for group in groups]
-
-
-def _time_section(group: TimedGroup, *, summary: bool) -> Table:
-    cells = timed_columns_of(group.rows)
-    heads = ["model", *(head for head in cells if head != "model")]
-    if summary:
-        heads = [head for head in heads if head not in DETAILS]
-    more = PREPARED if "off" in cells and not summary else ""
-    return Table(
-        title=group.name,
-        caption=f"{CAPTION[0].upper()}{CAPTION[1:]}{more}.",
-        columns=[Column(heading=head, left=head == "model") for head in heads],
-        rows=[[Cell(cells[head](row), _value(row, head, cells[head](row))) for head in heads] for row in group.rows],
-        models=[row.model for row in group.rows],
-        notes=notes(group.rows),
-    )
-
-
-def _value(row: LatencyRecord, head: str, text: str) -> float | str | None:
-    if head in _SORTED_BY:
-        value: float | None = getattr(row, _SORTED_BY[head])
-        return value
-    return None if head == "verdict" and row.verdict is None else text
+def time_sections(groups: Sequence[TimedGroup], *, summary: bool = False) -> list[Table]:
+    """Return a table per group; a summary lacks details."""
+    tables = [replace(latency_table(group.rows), title=group.name) for group in groups]
+    return [table.summary() if summary else table for table in tables]
 
 
 def time_rows(times: Sequence[tuple[str, LatencyRecord]]) -> list[dict[str, Any]]:

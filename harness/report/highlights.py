@@ -1,47 +1,40 @@
 """What a reader asks first: what is saved without a clear loss, what wins, what is missing."""
 
 import functools
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from harness.measure.plan import Plan
-from harness.measure.times import LatencyRecord
 from harness.records.averages import Average, Judged, fidelity_ps, labels, row_p, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.metrics import METRICS, Metric
-from harness.records.record import Record, Times
+from harness.records.record import Record
 from harness.records.statistics import Interval, minimum_detectable_difference, together
-from harness.report.groups import Group, Grouped, counted, shot_columns
+from harness.report.groups import Group, Grouped, count_of, shot_columns
 
 Verdict = Literal["front", "open", "beaten"]
 TOP1 = METRICS["top1"]
 NAMED, _ROWS = 6, 24  # sets, methods or tables, and rows, that are named in a sentence
 SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
 
-# Flags, the fields that they decide, and what they are if nothing is said.
-_CONDITIONS = (
-    ("--split", "split", Plan.split),
-    ("--limit", "image_count", str(Plan.limit)),
-    ("--device", "device", Plan.device),
-    ("--dtype", "dtype", Plan.dtype),
-)
+
+def qualities() -> dict[Metric, tuple[str, str]]:
+    """Return what rows are judged by at a cost: what it is, and what is said of a row that has more of it."""
+    return {metric: metric.quality for metric in METRICS.values() if metric.quality is not None}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What rows may cost: multiply-adds, time over dense's, or milliseconds per image."""
+    """What rows may cost: multiply-adds, or time over dense's at a batch size."""
 
-    kind: Literal["gflops", "ratio", "ms"]
-    batch: int | None = None  # size of the one that was timed; None of multiply-adds
+    batch: int | None = None  # None: multiply-adds
 
     @property
     def name(self) -> str:
         """Its name in files and data, such as ``ratio_batch32``."""
-        return self.kind if self.batch is None else f"{self.kind}_batch{self.batch}"
+        return "gflops" if self.batch is None else f"ratio_batch{self.batch}"
 
     @property
     def heading(self) -> str:
@@ -55,31 +48,16 @@ class Cost:
 
     def of(self, row: Average) -> Interval | None:
         """Return a row's cost with its interval; None where it wasn't measured."""
-        if self.kind == "gflops":
+        if self.batch is None:
             gflops = row.mean("gflops")
             return None if gflops is None else exact(gflops)
         timed = next((each for each in row.latency if each.batch == self.batch), None)
-        if timed is None:
-            return None
-        if self.kind == "ms":
-            return Interval(*(n / timed.batch for n in (timed.median_ms, timed.q1_ms, timed.q3_ms)))
-        return exact(1.0) if row.method == DENSE else ratio_of(timed)
-
-
-def qualities() -> dict[Metric, tuple[str, str]]:
-    """Return what rows are judged by at a cost: what it is, and what is said of a row that has more of it."""
-    return {metric: metric.quality for metric in METRICS.values() if metric.quality is not None}
+        return None if timed is None else exact(1.0) if row.method == DENSE else timed.ratio
 
 
 def exact(value: float) -> Interval:
     """Return a value as an interval of no width."""
     return Interval(value, value, value)
-
-
-def ratio_of(timed: Times | LatencyRecord) -> Interval | None:
-    """Return the ratio to dense with its interval; None where it wasn't measured."""
-    ends = (timed.ratio_to_dense, timed.ratio_low, timed.ratio_high)
-    return None if None in ends else Interval(*ends)  # type: ignore[arg-type]  # none is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +91,115 @@ class Front:
         """Its name in files and data: that of the cost, and of the metric if it isn't top-1."""
         return self.cost.name if self.metric == TOP1 else f"{self.metric.name}_{self.cost.name}"
 
+    def of(self, row: Average) -> Standing | None:
+        """Return where a row stands; None where it lacks the cost."""
+        return self._by_row.get(row.identity)
+
     @functools.cached_property
     def _by_row(self) -> dict[str, Standing]:
         return {one.row.identity: one for one in self.standings}
 
-    def of(self, row: Average) -> Standing | None:
-        """Return where a row stands; None where it lacks the cost."""
-        return self._by_row.get(row.identity)
+    @property
+    def contenders(self) -> dict[str, list[Standing]]:
+        """Standings of each method that takes part: not the dense model, the golden ranking or random pruning."""
+        methods: dict[str, list[Standing]] = {}
+        for one in self.standings:
+            if one.row.method not in (DENSE, GOLDEN, RANDOM):
+                methods.setdefault(one.row.label, []).append(one)
+        return methods
+
+    @property
+    def unbeaten(self) -> list[str]:
+        """Methods of which a row isn't beaten."""
+        return [name for name, own in self.contenders.items() if any(one.verdict != "beaten" for one in own)]
+
+
+Priced = list[tuple[Average, Interval, float]]  # rows with their cost and quality, of which more is better
+
+
+def standings(
+    rows: Sequence[Average], costs: Sequence[Callable[[Average], Interval | None]], metric: Metric = TOP1
+) -> list[list[Standing]]:
+    """Judge, by each cost, every row that has it and the metric.
+
+    Clearly better is what the test of two rows, `averages.row_p` or `averages.fidelity_ps`, says on
+    the same images, at 5 % by Holm over all pairs of a row and one that could beat it. Of each row
+    only the best of these is tested, and two rows once, so that tests are as many as rows; the others
+    count as not clear.
+    """
+    priced: list[Priced] = [
+        [(row, price, good) for row in rows if (price := cost(row)) and (good := _quality(row, metric)) is not None]
+        for cost in costs
+    ]
+    rivals = [_rivals(known) for known in priced]
+    asked = {
+        (known[by][0].identity, known[at][0].identity): (known[by][0], known[at][0])
+        for known, (best, _) in zip(priced, rivals, strict=True)
+        for at, by in best.items()
+    }
+    pairs = list(asked.values())
+    tests = [row_p(a, b) for a, b in pairs] if metric == TOP1 else fidelity_ps(pairs, metric)
+    p_values = dict(zip(asked, tests, strict=True))
+    judged = []
+    for known, (best, count) in zip(priced, rivals, strict=True):
+        tested = {at: p_values[known[by][0].identity, known[at][0].identity] for at, by in best.items()}
+        beaten, front = together(tested, of=count).clear, _front(known)
+        judged.append(
+            [
+                Standing(
+                    row=row,
+                    cost=price,
+                    verdict="beaten" if at in beaten else "front" if at in front else "open",
+                    by=known[best[at]][0] if at in beaten else None,
+                )
+                for at, (row, price, _) in enumerate(known)
+            ]
+        )
+    return judged
+
+
+def _quality(row: Average, metric: Metric) -> float | None:
+    """Return a row's metric with the sign that makes more of it better."""
+    value = row.mean(metric.name)
+    return None if value is None else float(-value if metric.better == "lower" else value)
+
+
+def _rivals(known: Priced) -> tuple[dict[int, int], int]:
+    """Return of each row the best one that may beat it, by their places, and how many pairs could be such."""
+    lows, highs = (np.array([getattr(price, end) for _, price, _ in known]) for end in ("low", "high"))
+    goods = np.array([good for _, _, good in known])
+    control = np.array([row.method == RANDOM for row, _, _ in known], dtype=np.bool_)
+    best, pairs = {}, 0
+    for at, (_, spent, good) in enumerate(known):
+        rivals = np.flatnonzero((highs <= SAME * spent.low) & (goods > good) & ~control)
+        pairs += len(rivals)
+        if len(rivals):
+            equal = rivals[goods[rivals] == goods[rivals].max()]
+            best[at] = int(equal[lows[equal].argmin()])  # of equally good ones the cheapest, then the first
+    return best, pairs
+
+
+def _front(known: Priced) -> set[int]:
+    """Return the places of rows that no other is as cheap and good as, and better in one; never the control."""
+    front: set[int] = set()
+    best, at_cost = float("-inf"), float("-inf")
+    points = [(price.estimate, good, at) for at, (row, price, good) in enumerate(known) if row.method != RANDOM]
+    for cost, good, at in sorted(points, key=lambda point: (point[0], -point[1])):
+        if good > best or (good == best and cost == at_cost):
+            front.add(at)
+            best, at_cost = good, cost
+    return front
+
+
+def fronts(group: Group) -> list[Front]:
+    """Return where rows stand in each quality by each cost that at least two of them have."""
+    costs = [Cost(), *map(Cost, sorted({timed.batch for row in group.rows for timed in row.latency}))]
+    every = [
+        Front(cost=cost, standings=own, metric=metric)
+        for metric in qualities()
+        for cost, own in zip(costs, standings(group.rows, [cost.of for cost in costs], metric), strict=True)
+    ]
+    return [front for front in every if len(front.standings) > 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,113 +211,7 @@ class Highlights:
     saving: str  # about the row that costs least of those without a clear loss to dense
     winners: Sequence[str]  # on the fronts, and those that are clearly beaten; a cost each
     least: Average | None  # what `saving` is about
-    fronts: Sequence[Front]  # of fidelity and of top-1, by GFLOPs, the ratio of time and ms at each batch size
-
-    @property
-    def trusted(self) -> list[Front]:
-        """The fronts without those by ms, which hold the machine's own swings, too."""
-        return [front for front in self.fronts if front.cost.kind != "ms"]
-
-
-@dataclass(frozen=True)
-class _Rivals:
-    """Rows with a cost and the metric; of each the best one that costs no more and may beat it."""
-
-    rows: Sequence[tuple[Average, Interval, float]]  # with the cost, and the quality: more is better
-    best: Mapping[int, int]  # by the places of both
-    pairs: int  # of a row and one that costs no more and is better by the estimates: all that may beat
-
-    @classmethod
-    def of(cls, rows: Sequence[Average], cost: Callable[[Average], Interval | None], metric: Metric) -> "_Rivals":
-        known = [
-            (row, price, good)
-            for row in rows
-            if (price := cost(row)) is not None and (good := quality(row, metric)) is not None
-        ]
-        lows, highs = (np.array([getattr(price, end) for _, price, _ in known]) for end in ("low", "high"))
-        goods = np.array([good for _, _, good in known])
-        control = np.array([row.method == RANDOM for row, _, _ in known], dtype=np.bool_)
-        best, pairs = {}, 0
-        for at, (_, spent, good) in enumerate(known):
-            rivals = np.flatnonzero((highs <= SAME * spent.low) & (goods > good) & ~control)
-            pairs += len(rivals)
-            if len(rivals):
-                equal = rivals[goods[rivals] == goods[rivals].max()]
-                best[at] = int(equal[lows[equal].argmin()])  # of equally good ones the cheapest, then the first
-        return cls(known, best, pairs)
-
-
-def standings(
-    rows: Sequence[Average], cost: Callable[[Average], Interval | None], metric: Metric = TOP1
-) -> list[Standing]:
-    """Judge every row that has a cost and the metric.
-
-    Clearly better is what the test of two rows, `averages.row_p` or `averages.fidelity_ps`, says on
-    the same images, at 5 % by Holm over all pairs of a row and one that could beat it. Of each row
-    only the best of these is tested, so that tests are as many as rows; the others count as not clear.
-    """
-    return _standings([_Rivals.of(rows, cost, metric)], metric)[0]
-
-
-def _standings(every: Sequence[_Rivals], metric: Metric) -> list[list[Standing]]:
-    """Judge the same rows by several costs; two rows are tested once."""
-    asked: dict[tuple[str, str], tuple[Average, Average]] = {}
-    for one in every:
-        for worse, better in one.best.items():
-            pair = one.rows[better][0], one.rows[worse][0]
-            asked[pair[0].identity, pair[1].identity] = pair
-    pairs = list(asked.values())
-    tests = [row_p(a, b) for a, b in pairs] if metric == TOP1 else fidelity_ps(pairs, metric)
-    return [_placed(one, dict(zip(asked, tests, strict=True))) for one in every]
-
-
-def _placed(rivals: _Rivals, p_values: Mapping[tuple[str, str], float | None]) -> list[Standing]:
-    rows, best = rivals.rows, rivals.best
-    tested = {at: p_values[rows[by][0].identity, rows[at][0].identity] for at, by in best.items()}
-    beaten = together(tested, of=rivals.pairs).clear
-    front = _front_of(
-        {at: (price.estimate, good) for at, (row, price, good) in enumerate(rows) if row.method != RANDOM}
-    )
-    return [
-        Standing(
-            row=row,
-            cost=price,
-            verdict="beaten" if at in beaten else "front" if at in front else "open",
-            by=rows[best[at]][0] if at in beaten else None,
-        )
-        for at, (row, price, _) in enumerate(rows)
-    ]
-
-
-def quality(row: Average, metric: Metric) -> float | None:
-    """Return a row's metric with the sign that makes more of it better."""
-    value = row.mean(metric.name)
-    return None if value is None else float(-value if metric.better == "lower" else value)
-
-
-def _front_of(points: Mapping[int, tuple[float, float]]) -> set[int]:
-    """Return which (cost, quality) no other is as cheap and good as, and better in one."""
-    front: set[int] = set()
-    best, at_cost = float("-inf"), float("-inf")
-    for at, (cost, good) in sorted(points.items(), key=lambda p: (p[1][0], -p[1][1])):
-        if good > best or (good == best and cost == at_cost):
-            front.add(at)
-            best, at_cost = good, cost
-    return front
-
-
-def fronts(group: Group) -> list[Front]:
-    """Return where rows stand in each quality by each cost that at least two of them have."""
-    batches = sorted({timed.batch for row in group.rows for timed in row.latency})
-    costs = [Cost("gflops"), *(Cost(kind, b) for kind in ("ratio", "ms") for b in batches)]
-    every = [
-        Front(cost=cost, standings=stood, metric=metric)
-        for metric in qualities()
-        for cost, stood in zip(
-            costs, _standings([_Rivals.of(group.rows, cost.of, metric) for cost in costs], metric), strict=True
-        )
-    ]
-    return [front for front in every if len(front.standings) > 1]
+    fronts: Sequence[Front]  # of fidelity and of top-1, by GFLOPs and the ratio of time at each batch size
 
 
 def highlights(group: Group) -> Highlights:
@@ -246,13 +220,12 @@ def highlights(group: Group) -> Highlights:
     least, saving = _saving(group, names)
     every = fronts(group)
     seeds = len(group.rows[0].records)
-    over = f", mean of {seeds} seeds" if seeds > 1 else ""
     return Highlights(
         group=group,
-        conditions=f"{first.image_count} images{over}; {first.device_name}, {first.device}, "
-        f"{first.dtype}, {counted(first.threads, 'thread')}",
+        conditions=f"{first.image_count} images{f', mean of {seeds} seeds' if seeds > 1 else ''}; {first.device_name}, "
+        f"{first.device}, {first.dtype}, {count_of(first.threads, 'thread')}",
         saving=saving,
-        winners=[_winners(front, names) for front in every if front.cost.kind != "ms"],
+        winners=[_winners(front, names) for front in every],
         least=least,
         fronts=every,
     )
@@ -263,110 +236,79 @@ def headline(short: Sequence[Highlights]) -> list[str]:
 
     A method is clearly ahead in a group if every row of the others is clearly beaten and not every
     one of its own is. Rows are judged by nearness to dense where it was measured, and by time where
-    it was, at the largest batch size; random pruning, golden rankings and the dense model take no part.
+    it was, at the largest batch size.
     """
-    verdicts: dict[tuple[str, Metric, Cost], list[Highlights]] = {}  # by the method that is ahead, if one is
-    unbeaten: dict[tuple[Metric, Cost], dict[str, None]] = {}  # where none is
+    verdicts: dict[tuple[str, Metric, Cost], list[tuple[str, Front, Highlights]]] = {}  # by the method that is ahead
     for one in short:
-        if (front := _decisive(one)) is None:
-            continue
-        methods = _unbeaten(front)
-        ahead = methods[0] if len(methods) == 1 else ""
-        verdicts.setdefault((ahead, front.metric, front.cost), []).append(one)
+        decisive = [front for front in one.fronts if len(front.contenders) > 1]
+        if decisive:
+            front = max(decisive, key=lambda front: (front.metric != TOP1, front.cost.batch or 0))
+            ahead = front.unbeaten[0] if len(front.unbeaten) == 1 else ""
+            verdicts.setdefault((ahead, front.metric, front.cost), []).append((_set_name(one, short), front, one))
+    lines = []
+    for (ahead, metric, cost), own in sorted(verdicts.items(), key=lambda one: not one[0][0]):
+        where = list_words([name for name, _, _ in own], NAMED, "set")
+        by = f"{qualities()[metric][0].lower()} by {cost.words}"
         if not ahead:
-            unbeaten.setdefault((front.metric, front.cost), {}).update(dict.fromkeys(methods))
-    names = _sets(short)
-    return [
-        _ahead(
-            metric, cost, [ahead] if ahead else list(unbeaten[metric, cost]), [(names[o.group.name], o) for o in own]
-        )
-        for (ahead, metric, cost), own in sorted(verdicts.items(), key=lambda one: not one[0][0])
-    ]
+            methods = list(dict.fromkeys(name for _, front, _ in own for name in front.unbeaten))
+            rows = list_words(methods, NAMED, "method")
+            lines.append(f"No method is clearly ahead on {where}: in {by}, rows of {rows} are unbeaten.")
+            continue
+        figures = []
+        for name, front, one in own[:NAMED]:
+            unbeaten = (each for each in front.contenders[ahead] if each.verdict != "beaten")
+            best = min(unbeaten, key=lambda each: each.cost.estimate)
+            figures.append(f"on {name} {_figures(best, metric, cost, labels(one.group.rows))}")
+        lines.append(f"{ahead} is clearly ahead on {where}, in {by}: {'; '.join(figures)}.")
+    return lines
 
 
-def _decisive(one: Highlights) -> Front | None:
-    """Return the front that a group is judged by; None where there are no two methods."""
-
-    def worth(front: Front) -> tuple[bool, bool, int]:
-        return front.metric != TOP1, front.cost.kind == "ratio", front.cost.batch or 0
-
-    fronts = [front for front in one.trusted if len(_contenders(front)) > 1]
-    return max(fronts, key=worth, default=None)
-
-
-def _contenders(front: Front) -> dict[str, list[Standing]]:
-    methods: dict[str, list[Standing]] = {}
-    for one in front.standings:
-        if one.row.method not in (DENSE, GOLDEN, RANDOM):
-            methods.setdefault(one.row.label, []).append(one)
-    return methods
-
-
-def _unbeaten(front: Front) -> tuple[str, ...]:
-    return tuple(name for name, own in _contenders(front).items() if any(one.verdict != "beaten" for one in own))
-
-
-def _sets(short: Sequence[Highlights]) -> dict[str, str]:
-    """Return what groups are called in a sentence, by heading: the dataset, and what tells it from others."""
-    names = {}
-    for one in short:
-        same = [other.group for other in short if other.group.first.dataset == one.group.first.dataset]
-        towers = dict.fromkeys(tower_of(group.first) for group in same)
-        _, _, apart = one.group.name.partition("; ")
-        words = [*([tower_of(one.group.first)] if len(towers) > 1 else []), *([apart] if apart else [])]
-        more = f" ({', '.join(words)})" if words else ""
-        names[one.group.name] = f"{one.group.first.dataset}{more}"
-    return names
-
-
-def _ahead(metric: Metric, cost: Cost, methods: Sequence[str], groups: Sequence[tuple[str, Highlights]]) -> str:
-    where = listed([name for name, _ in groups], NAMED, "set")
-    by = f"{qualities()[metric][0].lower()} by {cost.words}"
-    if len(methods) != 1:
-        return (
-            f"No method is clearly ahead on {where}: in {by}, rows of {listed(methods, NAMED, 'method')} are unbeaten."
-        )
-    [method], figures = methods, []
-    for name, one in groups[:NAMED]:
-        front = next(f for f in one.trusted if (f.metric, f.cost) == (metric, cost))
-        best = min((s for s in _contenders(front)[method] if s.verdict != "beaten"), key=lambda s: s.cost.estimate)
-        figures.append(f"on {name} {_figures(best, metric, cost, labels(one.group.rows))}")
-    return f"{method} is clearly ahead on {where}, in {by}: {'; '.join(figures)}."
+def _set_name(one: Highlights, short: Sequence[Highlights]) -> str:
+    """Return what a group is called in a sentence: the dataset, and what tells it from others."""
+    first = one.group.first
+    towers = {tower_of(other.group.first) for other in short if other.group.first.dataset == first.dataset}
+    words = [tower_of(first) if len(towers) > 1 else "", one.group.name.partition("; ")[2]]
+    more = ", ".join(filter(None, words))
+    return f"{first.dataset} ({more})" if more else first.dataset
 
 
 def _figures(one: Standing, metric: Metric, cost: Cost, names: Mapping[str, str]) -> str:
     """Say what a row costs and how far from dense it is by the metric, with intervals."""
     row, near = one.row, one.row.estimate(metric)
     if metric == TOP1 and row.to_dense is not None:
-        estimate, low, high = (100 * number for number in row.to_dense)
-        distance = f"{estimate:+.1f} points of top-1 [{low:+.1f}, {high:+.1f}]"
+        distance = _points(row.to_dense, "points of top-1")
+    elif isinstance(near, Interval):
+        distance = "{} {} [{}, {}]".format(metric.heading, *map(metric.text, near))
     else:
-        ends = [metric.text(number) for number in near] if isinstance(near, Interval) else [metric.text(near)]
-        distance = f"{metric.heading} {ends[0]}{f' [{ends[1]}, {ends[2]}]' if len(ends) > 1 else ''}"
-    spent = f"{one.cost.estimate:.2f}"
-    if cost.kind == "ratio":
-        spent = f"{spent} of dense's time [{one.cost.low:.2f}, {one.cost.high:.2f}]"
-    else:
-        spent = f"{spent} GFLOPs"
+        distance = f"{metric.heading} {metric.text(near)}"
+    spent = f"{one.cost.estimate:.2f} GFLOPs"
+    if cost.batch is not None:
+        spent = "{:.2f} of dense's time [{:.2f}, {:.2f}]".format(*one.cost)
     return f"{row_name(row, names)} takes {spent}, {distance} from dense"
 
 
-def listed(names: Sequence[str], most: int, noun: str, comma: str = ", ") -> str:
+def _points(difference: Interval, words: str) -> str:
+    estimate, low, high = (100 * number for number in difference)
+    return f"{estimate:+.1f} {words} [{low:+.1f}, {high:+.1f}]"
+
+
+def list_words(names: Sequence[str], most: int, noun: str, comma: str = ", ") -> str:
     """List names in a sentence; beyond ``most``, say how many more there are."""
     if len(names) > most:
-        return f"{comma.join(names[:most])} and {counted(len(names) - most, f'more {noun}')}"
+        return f"{comma.join(names[:most])} and {count_of(len(names) - most, f'more {noun}')}"
     return " and ".join(filter(None, [comma.join(names[:-1]), *names[-1:]]))
 
 
-def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> list[str]:
+def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> dict[Verdict, str]:
     """Say which rows are on the front, which may be, and which clearly aren't."""
     ordered = sorted(stood, key=lambda one: one.cost.estimate)
-    notes = []
-    for verdict, words in (("front", "On the front"), ("open", "Beside it, not clearly")):
-        if rows := [one.row for one in ordered if one.verdict == verdict]:
-            notes.append(f"{words}: {row_names(rows, names)}.")
-    losers = [f"{row_name(one.row, names)} (by {row_name(one.by, names)})" for one in ordered if one.by is not None]
-    return [*notes, f"Clearly beaten: {_first_of(losers)}."] if losers else notes
+    words = {"front": "On the front", "open": "Beside it, not clearly", "beaten": "Clearly beaten"}
+    every: dict[Verdict, list[str]] = {}
+    for one in ordered:
+        by = "" if one.by is None else f" (by {row_name(one.by, names)})"
+        every.setdefault(one.verdict, []).append(f"{row_name(one.row, names)}{by}")
+    order: tuple[Verdict, ...] = ("front", "open", "beaten")
+    return {verdict: f"{words[verdict]}: {_first_of(every[verdict])}." for verdict in order if verdict in every}
 
 
 def row_name(row: Average, names: Mapping[str, str]) -> str:
@@ -386,10 +328,9 @@ def _first_of(rows: Sequence[str]) -> str:
 
 
 def _winners(front: Front, names: Mapping[str, str]) -> str:
-    notes = [n for n in front_notes(front.standings, names) if not n.startswith("Beside")]
-    if all(one.by is None for one in front.standings):
-        notes.append("None is clearly beaten.")
-    return f"{qualities()[front.metric][0]} by {front.cost.words}: {' '.join(notes)}"
+    notes = front_notes(front.standings, names)
+    parts = [notes.get("front"), notes.get("beaten", "None is clearly beaten.")]
+    return f"{qualities()[front.metric][0]} by {front.cost.words}: {' '.join(filter(None, parts))}"
 
 
 def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str]:
@@ -403,18 +344,30 @@ def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str
     whole = dense.mean("gflops")
     if family is None or whole is None:
         return None, "No row has both a difference to dense and counted GFLOPs."
-    judged = [row for row in rows if row.to_dense is not None and row.method != RANDOM]
-    cheaper = [row for row in judged if (row.mean("gflops") or whole) < whole]
+    cheaper = [
+        row
+        for row in rows
+        if row.to_dense is not None and row.method != RANDOM and (row.mean("gflops") or whole) < whole
+    ]
     if not cheaper:
         return None, "No row with a difference to dense has fewer GFLOPs."
     without_loss = [row for row in cheaper if not _loses(row, family)]
     if not without_loss:
-        words = "Every row with fewer GFLOPs is less accurate than dense by its interval or the"
-        return None, f"{words} test."
+        return None, "Every row with fewer GFLOPs is less accurate than dense by its interval or the test."
     fewest = min(row.mean("gflops") for row in without_loss)
     alike = [row for row in without_loss if row.mean("gflops") <= SAME * fewest]
     least = max(alike, key=lambda row: row.mean("top1"))
-    return least, _about(least, dense, family, row_name(least, names))
+    assert least.to_dense is not None
+    spent = least.mean("gflops")
+    text = (
+        f"Fewest GFLOPs without a clear loss to dense ({100 * dense.top1.estimate:.1f} %): {row_name(least, names)}, "
+        f"{_points(least.to_dense, 'points')}, {spent:.2f} GFLOPs, {100 * (1 - spent / whole):.0f} % fewer"
+    )
+    for timed in least.latency:
+        if timed.ratio is not None:
+            ratio, low, high = timed.ratio
+            text += f"; {ratio:.2f} of dense's time at batch {timed.batch} [{low:.2f}, {high:.2f}]"
+    return least, f"{text}.{_hidden_loss(least, dense, family)}"
 
 
 def _loses(row: Average, family: Judged) -> bool:
@@ -426,25 +379,6 @@ def _loses(row: Average, family: Judged) -> bool:
     return row.to_dense.high < 0 or (bool(family.mark(row)) and row.to_dense.estimate < 0)
 
 
-def _about(row: Average, dense: Average, family: Judged, name: str) -> str:
-    assert row.to_dense is not None
-    assert dense.top1 is not None
-    estimate, low, high = (100 * number for number in row.to_dense)
-    spent, whole = row.mean("gflops"), dense.mean("gflops")
-    text = (
-        f"Fewest GFLOPs without a clear loss to dense ({100 * dense.top1.estimate:.1f} %): {name}, "
-        f"{estimate:+.1f} points [{low:+.1f}, {high:+.1f}], {spent:.2f} GFLOPs, "
-        f"{100 * (1 - spent / whole):.0f} % fewer"
-    )
-    for timed in row.latency:
-        if timed.ratio_to_dense is not None:
-            text += (
-                f"; {timed.ratio_to_dense:.2f} of dense's time at batch {timed.batch} "
-                f"[{timed.ratio_low:.2f}, {timed.ratio_high:.2f}]"
-            )
-    return f"{text}.{_hidden_loss(row, dense, family)}"
-
-
 def _hidden_loss(row: Average, dense: Average, family: Judged) -> str:
     """Say what loss so many images may hide; nothing of several seeds, or of a clear gain."""
     if family.mark(row) or len(dense.records) > 1:
@@ -453,7 +387,7 @@ def _hidden_loss(row: Average, dense: Average, family: Judged) -> str:
     apart = row.first.correct != truth
     least = minimum_detectable_difference(truth.size, float(apart.mean()))
     if least is None:
-        images = counted(int(apart.sum()), "image")
+        images = count_of(int(apart.sum()), "image")
         return f" Just one of the two is right on {images}, too few to show a loss."
     return (
         f" No clear loss isn't no loss: {truth.size} images show one of {100 * least:.1f} points in four of five cases."
@@ -473,24 +407,19 @@ class Missing:
 def missing(report: Grouped, *, traced: bool) -> list[Missing]:
     """Return what none of a group's rows has, one entry per subject."""
     groups = report.groups
-    no_rankings = "there were no golden rankings, or no methods that rank"
-    no_traces = "no traces lie beside the records"
     labelled = [group for group in groups if group.first.labelled]
-    one_number = [] if shot_columns(report) else labelled
-    shots = ["--shots", "0", "1", "2", "4", "8", "16"]
-    lacking: tuple[tuple[str, str, Sequence[Group], list[str]], ...] = (
-        ("Top-1 against GFLOPs", "multiply-adds weren't counted", _without(groups, "gflops"), []),
-        (
-            "Top-1 against time",
-            "nothing was timed",
-            [group for group in groups if not any(row.latency for row in group.rows)],
-            ["--batches", "1", "32"],
-        ),
-        ("Kendall τ against keep rate", no_rankings, _without(groups, "tau"), ["--methods", GOLDEN, *_methods(groups)]),
-        ("Tokens per block", "they weren't recorded", _without(groups, "tokens_per_block"), []),
-        ("Top-1 by shots", "there is one number of shots only", one_number, shots),
-        ("Agreement of rankings, and kept patches", no_traces, [] if traced else labelled, ["--fresh"]),
-    )
+    untimed = [group for group in groups if not any(row.latency for row in group.rows)]
+    lacking: tuple[tuple[str, str, Sequence[Group], str], ...] = (
+        ("Top-1 against GFLOPs", "multiply-adds weren't counted", _without(groups, "gflops"), ""),
+        ("Top-1 against time", "nothing was timed", untimed, "--batches 1 32"),
+        ("Kendall τ against keep rate", "there were no golden rankings, or no methods that rank",
+         _without(groups, "tau"), "--methods golden patchrank"),
+        ("Tokens per block", "they weren't recorded", _without(groups, "tokens_per_block"), ""),
+        ("Top-1 by shots", "there is one number of shots only", [] if shot_columns(report) else labelled,
+         "--shots 0 1 4 16"),
+        ("Agreement of rankings, and kept patches", "no traces lie beside the records", [] if traced else labelled,
+         "--fresh"),
+    )  # fmt: skip
     return [
         Missing(title=title, groups=[group.name for group in those], why=why, command=_command(those, flags))
         for title, why, those, flags in lacking
@@ -498,33 +427,17 @@ def missing(report: Grouped, *, traced: bool) -> list[Missing]:
     ]
 
 
-def _without(groups: Sequence[Group], field: str) -> list[Group]:
+def _without(groups: Sequence[Group], name: str) -> list[Group]:
     """Return the groups in which no record has a metric, or a field."""
 
     def lacks(record: Record) -> bool:
-        return field not in record.metrics and getattr(record, field, None) is None
+        return name not in record.metrics and getattr(record, name, None) is None
 
-    return [group for group in groups if all(lacks(r) for row in group.rows for r in row.records)]
-
-
-def _methods(groups: Sequence[Group]) -> list[str]:
-    """Return the methods that take part, without dense and golden."""
-    every = dict.fromkeys(row.method for group in groups for row in group.rows)
-    return [method for method in every if method not in (DENSE, GOLDEN)]
+    return [group for group in groups if all(lacks(record) for row in group.rows for record in row.records)]
 
 
-def _command(groups: Sequence[Group], flags: Sequence[str]) -> str:
-    """Return a command for towers, datasets and keep rates of the groups."""
-    first = [group.first for group in groups]
-    keeps = {row.keep for group in groups for row in group.rows if row.method != DENSE}
-    words = ["--models", *dict.fromkeys(tower_of(record) for record in first)]
-    words += ["--datasets", *dict.fromkeys(record.dataset for record in first)]
-    if keeps:
-        words += ["--keeps", *(f"{keep:.3g}" for keep in sorted(keeps, reverse=True))]
-    if "--shots" not in flags and (shots := sorted({record.shots for record in first})) != [0]:
-        words += ["--shots", *map(str, shots)]
-    for flag, field, usual in _CONDITIONS:
-        values = {str(getattr(record, field)) for record in first}
-        if len(values) == 1 and values != {usual}:
-            words += [flag, *values]
-    return f"patchrank compare {shlex.join([*words, *flags])}"
+def _command(groups: Sequence[Group], flags: str) -> str:
+    """Return the command that measures towers and datasets of groups."""
+    towers = " ".join(dict.fromkeys(tower_of(group.first) for group in groups))
+    datasets = " ".join(dict.fromkeys(group.first.dataset for group in groups))
+    return f"patchrank compare --model {towers} --dataset {datasets} {flags}".strip()

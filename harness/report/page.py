@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from harness.base.table import Table
 from harness.report.charts import INK, Chart, Style, draw, encode, styles_of
-from harness.report.groups import Grouped, TimedGroup, counted, sections, time_sections
+from harness.report.groups import Grouped, TimedGroup, count_of, sections, time_sections
 from harness.report.highlights import Highlights, Missing, headline
 from harness.report.pictures import TracePicture
 from harness.report.plots import Plot
@@ -48,7 +48,7 @@ class Report:
         tables = len(self.records.groups)
         if self.most is None or self.most >= max(tables, len(self.times)):
             return ""
-        return f"Plots and pictures show the first {self.most} of {counted(tables, 'table')}; --all-plots draws all."
+        return f"Plots and pictures show the first {self.most} of {count_of(tables, 'table')}; --all-plots draws all."
 
 
 class Drawing(NamedTuple):
@@ -124,7 +124,7 @@ def _template() -> Template:
         finalize=_with_unit,
         keep_trailing_newline=True,
     )
-    environment.globals |= {"counted": counted, "shown": show_picture}
+    environment.globals |= {"count_of": count_of, "shown": show_picture}
     environment.filters["settings"] = lambda settings: json.dumps(settings, sort_keys=True)[1:-1] or "no settings"
     return environment.get_template("page.html")
 

@@ -21,50 +21,26 @@ from harness.report.highlights import (
     exact,
     front_notes,
     qualities,
-    ratio_of,
     row_names,
 )
 from harness.report.tables import short_heading
 
 T = TypeVar("T")
 
-_SPREAD = 0.07  # between rows at one number of shots, and between models at one batch size
-_TOP1 = f"{short_heading(TOP1)}, %"
 DRAWN = 6  # groups that are drawn, the first, unless all are asked for: a chart takes a while
-_LABELLED = 24  # points of a panel that have their keep rates beside them; of more, the ends of each series
-_TAU = METRICS["tau"].heading
+_SPREAD = 0.07  # between rows at one number of shots, and between models at one batch size
+_LABELLED = 24  # dots of a chart that have their keep rates beside them; of more, the ends of each series
+_NAMES = {"top1": "accuracy", "cosine_distance": "fidelity"}  # of files of plots
+_TOP1 = f"{short_heading(TOP1)}, %"
 _RATIO = "time, × dense"
 _FRONT = (
+    "Vertical bars are 95 % intervals, of top-1 that of the difference to dense on the same images; beside a dot "
+    "stands its keep rate in %, and at the edge random pruning where the axes would be stretched for it. "
     "Hollow rows are clearly beaten: the best row that costs no more, within 1 %, is clearly {}. The line "
     "is the Pareto front of the rest by the estimates: no row is as cheap and as good as one on it "
     "and better in one of the two. Filled rows beside it may belong on it: images or timings are too "
     "few to say. Random pruning is a control and takes no part in the front."
 )
-_BARS = (
-    "Vertical bars are 95 % intervals, of top-1 that of the difference to dense on the same images; beside a point "
-    "stands its keep rate in %, and at the edge random pruning where the axes would be stretched for it"
-)
-_NAMES = {"top1": "accuracy", "cosine_distance": "fidelity"}  # of files of plots
-# Title behind the metric's, label of the axis, and how to read it, by kind of cost.
-_COSTS = {
-    "ratio": (
-        "time at batch {}, ratio to dense",
-        _RATIO,
-        "Below 1 is faster than dense, timed in turns with it. Horizontal bars are the "
-        f"ratios' intervals. {_BARS}. {_FRONT}",
-    ),
-    "ms": (
-        "time at batch {}, ms per image",
-        "ms per image",
-        "Median of the rounds; horizontal bars are quartiles, which also hold the machine's "
-        f"own swings, so trust the ratio more. {_BARS}. {_FRONT}",
-    ),
-    "gflops": (
-        METRICS["gflops"].heading,
-        f"{METRICS['gflops'].heading} per image",
-        f"Multiply-adds are counted, so they have no interval. {_BARS}. {_FRONT}",
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,29 +77,39 @@ def _plot(name: str, title: str, about: str, charts: Sequence[Chart | None]) -> 
 
 
 def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
-    """Return fidelity and top-1 against each cost, a panel per group in which two rows have both."""
-    charts: dict[tuple[Metric, Cost], list[Chart]] = {}
+    """Return fidelity and top-1 against each cost, a chart per group in which two rows have both."""
+    fronts: dict[tuple[Metric, Cost], list[tuple[Group, Front]]] = {}
     for one in short:
         for front in one.fronts:
-            charts.setdefault((front.metric, front.cost), []).append(_quality_chart(one.group, front))
-    metrics, kinds = list(qualities()), list(_COSTS)
-    # The time that a user waits comes first, at the largest batch size.
-    ordered = sorted(charts, key=lambda key: (metrics.index(key[0]), kinds.index(key[1].kind), -(key[1].batch or 0)))
+            fronts.setdefault((front.metric, front.cost), []).append((one.group, front))
+    better = " or ".join(words for _, words in qualities().values())
+    metrics = list(qualities())
     return [
         Plot(
             name=f"{_NAMES.get(metric.name, metric.name)}_{cost.name}",
             title=_against(metric, cost),
-            about=_COSTS[cost.kind][2].format(" or ".join(words for _, words in qualities().values())),
-            charts=charts[metric, cost],
-            axis=_COSTS[cost.kind][0].format(cost.batch),
+            about=f"{_cost_words(cost)} {_FRONT.format(better)}",
+            charts=[_quality_chart(group, front) for group, front in fronts[metric, cost]],
+            axis=_axis(cost),
         )
-        for metric, cost in ordered
+        # The time that a user waits comes first, at the largest batch size.
+        for metric, cost in sorted(fronts, key=lambda key: (metrics.index(key[0]), -(key[1].batch or 0)))
     ]
+
+
+def _axis(cost: Cost) -> str:
+    return cost.heading if cost.batch is None else f"time at batch {cost.batch}, ratio to dense"
+
+
+def _cost_words(cost: Cost) -> str:
+    if cost.batch is None:
+        return "Multiply-adds are counted, so they have no interval."
+    return "Below 1 is faster than dense, timed in turns with it. Horizontal bars are the ratios' intervals."
 
 
 def _against(metric: Metric, cost: Cost) -> str:
     name = f"{short_heading(TOP1)} to dense" if metric == TOP1 else metric.heading
-    return f"{name[0].upper()}{name[1:]} against {_COSTS[cost.kind][0].format(cost.batch)}"
+    return f"{name[0].upper()}{name[1:]} against {_axis(cost)}"
 
 
 def _quality_chart(group: Group, front: Front) -> Chart:
@@ -137,33 +123,32 @@ def _quality_chart(group: Group, front: Front) -> Chart:
         return Interval(*(factor * number for number in estimate)) if isinstance(estimate, Interval) else None
 
     heights = {one.row.identity: high for one in front.standings if (high := height(one.row)) is not None}
-    rows = [one for one in front.standings if one.row.identity in heights]
-    ordered = sorted(rows, key=lambda one: (one.row.method != DENSE, names[one.row.identity], one.row.keep))
+    rows = sorted(
+        (one for one in front.standings if one.row.identity in heights),
+        key=lambda one: (one.row.method != DENSE, names[one.row.identity], one.row.keep),
+    )
     own: dict[str, list[str]] = {}
-    for one in ordered:
+    for one in rows:
         own.setdefault(names[one.row.identity], []).append(one.row.identity)
     ends = {key for keys in own.values() for key in (keys[0], keys[-1])}
 
     def dot(one: Standing) -> Dot:
         named = one.row.method != DENSE and (len(rows) <= _LABELLED or one.row.identity in ends)
         label = f"{100 * one.row.keep:.3g}" if named else ""
-        return Dot(x=one.cost, y=heights[one.row.identity], hollow=one.verdict == "beaten", label=label)
+        return Dot(one.cost, heights[one.row.identity], one.verdict == "beaten", label)
 
-    notes = front_notes(rows, names)
+    notes = list(front_notes(rows, names).values())
     lacking = [row for row in group.rows if row.identity not in heights and row.mean(metric.name) is not None]
     if lacking:
         notes.append(f"Without this cost or a difference to dense: {row_names(lacking, names)}.")
     dense = [heights[one.row.identity].estimate for one in rows if one.row.method == DENSE]
+    heading = _TOP1 if metric == TOP1 else f"{metric.heading} to dense"
     return Chart(
         title=group.name,
         alt=f"{_against(metric, front.cost)}, {group.name}: {len(rows)} rows. {notes[0]}",
-        x_label=_COSTS[front.cost.kind][1],
-        y_label=f"{short_heading(TOP1)} to dense, points"
-        if paired
-        else _TOP1
-        if metric == TOP1
-        else f"{metric.heading} to dense",
-        series=_series(ordered, lambda one: names[one.row.identity], dot),
+        x_label=f"{front.cost.heading} per image" if front.cost.batch is None else _RATIO,
+        y_label=f"{short_heading(TOP1)} to dense, points" if paired else heading,
+        series=_series(rows, lambda one: names[one.row.identity], dot),
         level=dense[0] if dense else None,
         front=sorted((one.cost.estimate, heights[one.row.identity].estimate) for one in rows if one.verdict == "front"),
         log=metric != TOP1,
@@ -173,18 +158,18 @@ def _quality_chart(group: Group, front: Front) -> Chart:
 
 
 def tau_plot(groups: Sequence[Group]) -> Plot | None:
-    """Return Kendall tau against keep, a panel per group that has it."""
+    """Return Kendall tau against keep, a chart per group that has it."""
     about = (
         "Mean over images of Kendall τ between a method's ranking of the patches and the golden "
         "one: 1 is the same order, 0 (dotted) is no relation. Bars are 95 % bootstrap intervals "
         "over images. The golden row is left out, as it agrees with itself. High agreement isn't "
         "high accuracy: look at both."
     )
-    return _plot("tau_keep", f"{_TAU} against keep rate", about, list(map(_tau_chart, groups)))
+    return _plot("tau_keep", f"{METRICS['tau'].heading} against keep rate", about, list(map(_tau_chart, groups)))
 
 
 def _tau_chart(group: Group) -> Chart | None:
-    names = labels(group.rows)
+    names, heading = labels(group.rows), METRICS["tau"].heading
     taus = [
         (row, tau)
         for row in sorted(group.rows, key=lambda row: (names[row.identity], row.keep))
@@ -192,16 +177,16 @@ def _tau_chart(group: Group) -> Chart | None:
     ]
     if not taus:
         return None
-    series = _series(taus, lambda one: names[one[0].identity], lambda one: Dot(x=exact(100 * one[0].keep), y=one[1]))
-    means = {name: sum(p.y.estimate for p in own) / len(own) for name, own in series.items()}
+    series = _series(taus, lambda one: names[one[0].identity], lambda one: Dot(exact(100 * one[0].keep), one[1]))
+    means = {name: sum(dot.y.estimate for dot in own) / len(own) for name, own in series.items()}
     best = max(means, key=lambda name: means[name])
     ticks = sorted({100 * row.keep for row, _ in taus})
     return Chart(
         title=group.name,
-        alt=f"{_TAU} against keep rate, {group.name}: {len(series)} methods; "
+        alt=f"{heading} against keep rate, {group.name}: {len(series)} methods; "
         f"{best} agrees most with the golden ranking, {means[best]:.2f} on average.",
         x_label="keep rate, %",
-        y_label=f"{_TAU} to golden",
+        y_label=f"{heading} to golden",
         series=series,
         level=0.0,
         ticks={tick: f"{tick:.3g}" for tick in ticks} if len(ticks) <= 6 else None,
@@ -236,6 +221,11 @@ def _courses(rows: Sequence[Average]) -> dict[str, tuple[float, ...]]:
 
 def _token_chart(courses: dict[str, tuple[float, ...]], groups: Sequence[str]) -> Chart:
     depth = max(map(len, courses.values()))
+    runs = {name: [(count, len(list(same))) for count, same in groupby(own)] for name, own in courses.items()}
+    words = (
+        f"{name}: {', '.join(f'{count} × {length}' if length > 1 else str(count) for count, length in own)}"
+        for name, own in runs.items()
+    )
     return Chart(
         title="; ".join(groups),
         alt=f"Tokens per block, {'; '.join(groups)}: {len(courses)} different courses.",
@@ -244,63 +234,55 @@ def _token_chart(courses: dict[str, tuple[float, ...]], groups: Sequence[str]) -
         series={name: [Dot(exact(at), exact(n)) for at, n in enumerate(counts)] for name, counts in courses.items()},
         steps=True,
         ticks={float(at): str(at) for at in range(0, depth, 1 if depth <= 12 else 2)},
-        notes=["; ".join(f"{name}: {_runs(counts)}" for name, counts in courses.items()) + "."],
+        notes=[f"{'; '.join(words)}."],
     )
 
 
-def _runs(counts: Sequence[float]) -> str:
-    """Say numbers of tokens, equal ones in a row once."""
-    runs = ((count, len(list(same))) for count, same in groupby(counts))
-    return ", ".join(f"{count} × {length}" if length > 1 else str(count) for count, length in runs)
-
-
 def shots_plot(tables: Sequence[Sequence[Sequence[Average]]], most: int | None = None) -> Plot | None:
-    """Return top-1 by shots, a panel for each table of `shot_columns` and keep rate; ``most`` at most."""
+    """Return top-1 by shots, a chart for each table of `shot_columns` and keep rate; ``most`` at most."""
     about = (
         "Numbers of labelled images per class, evenly spaced; 0 is by text. Bars are 95 % "
         "intervals: Wilson's for one seed, Student's over several. Rows at one number stand "
         "side by side so that bars don't hide each other."
     )
-    charts = [_shot_chart(columns, keep) for columns in tables for keep in _keeps(columns)][:most]
-    return _plot("shots", "Top-1 by shots", about, charts)
-
-
-def _keeps(columns: Sequence[Sequence[Average]]) -> list[float]:
-    rows = (row for column in columns for row in column)
-    return sorted({row.keep for row in rows if row.method != DENSE}, reverse=True)
+    charts = [
+        _shot_chart(columns, keep)
+        for columns in tables
+        for keep in sorted({row.keep for own in columns for row in own if row.method != DENSE}, reverse=True)
+    ]
+    return _plot("shots", "Top-1 by shots", about, charts[:most])
 
 
 def _shot_chart(columns: Sequence[Sequence[Average]], keep: float) -> Chart | None:
     names = {key: name for column in columns for key, name in labels(column).items()}
     every: dict[str, dict[int, Interval]] = {}
-    for place, column in enumerate(columns):
+    for at, column in enumerate(columns):
         for row in column:
             if row.top1 is not None and (row.method == DENSE or row.keep == keep):
-                every.setdefault(names[row.identity], {})[place] = row.top1
+                every.setdefault(names[row.identity], {})[at] = Interval(*(100 * number for number in row.top1))
     # At one number of shots a row is no curve.
     curves = {name: values for name, values in every.items() if len(values) > 1}
     if not curves:
         return None
-    series = {
-        name: [Dot(x=_beside(at, nth, len(curves)), y=_percent(top1)) for at, top1 in sorted(values.items())]
-        for nth, (name, values) in enumerate(curves.items())
-    }
-    first, shots = columns[-1][0].first, [column[0].first.shots for column in columns]
+    first = columns[-1][0].first
     title = f"{first.dataset} {judged_on(first)}, {learned(first)}, {tower_of(first)}, keep {100 * keep:.3g} %"
-    last = {name: 100 * values[max(values)].estimate for name, values in curves.items()}
+    last = {name: values[max(values)].estimate for name, values in curves.items()}
     return Chart(
         title=title,
         alt=f"Top-1 by shots, {title}. At the most shots of each, {shots_of(first)} at most: "
         f"{', '.join(f'{name} {value:.1f} %' for name, value in last.items())}.",
         x_label="shots per class",
         y_label=_TOP1,
-        series=series,
-        ticks={float(at): str(count) for at, count in enumerate(shots)},
+        series={
+            name: [Dot(_beside(at, nth, len(curves)), top1) for at, top1 in sorted(values.items())]
+            for nth, (name, values) in enumerate(curves.items())
+        },
+        ticks={float(at): str(column[0].first.shots) for at, column in enumerate(columns)},
     )
 
 
 def batches_plot(groups: Sequence[TimedGroup]) -> Plot | None:
-    """Return the ratio to dense by batch size, a panel for each table that has some."""
+    """Return the ratio to dense by batch size, a chart for each table that has some."""
     about = (
         "Time over the dense model's in the same round, as the subcommand latency timed them: "
         "below 1 (dotted) is faster. Bars are 95 % intervals; one that reaches across 1 shows no "
@@ -311,7 +293,7 @@ def batches_plot(groups: Sequence[TimedGroup]) -> Plot | None:
 
 
 def _batch_chart(group: TimedGroup) -> Chart | None:
-    timed = [(row, ratio) for row in group.rows if (ratio := ratio_of(row)) is not None]
+    timed = [(row, row.ratio) for row in group.rows if row.ratio is not None]
     if not timed:
         return None
     rows = [row for row, _ in timed]
@@ -319,8 +301,7 @@ def _batch_chart(group: TimedGroup) -> Chart | None:
     names = list(dict.fromkeys(map(short_name, rows)))
 
     def dot(one: tuple[LatencyRecord, Interval]) -> Dot:
-        place, nth = batches.index(one[0].batch), names.index(short_name(one[0]))
-        return Dot(x=_beside(place, nth, len(names)), y=one[1])
+        return Dot(_beside(batches.index(one[0].batch), names.index(short_name(one[0])), len(names)), one[1])
 
     notes = [note for verdict in VERDICTS if (note := _verdicts(verdict, rows))]
     if doubtful := sum(bool(row.warnings) for row in rows):
@@ -358,7 +339,3 @@ def _series(rows: Sequence[T], name: Callable[[T], str], dot: Callable[[T], Dot]
 def _beside(at: float, nth: int, count: int) -> Interval:
     """Return where the nth of some rows stands that would all be at one place."""
     return exact(at + _SPREAD * (nth - (count - 1) / 2))
-
-
-def _percent(top1: Interval) -> Interval:
-    return Interval(*(100 * number for number in top1))

@@ -2,12 +2,10 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure, points
-from harness.datasets import split_words
-from harness.measure.compare import Floor
 from harness.records.averages import (
     REFERENCE,
     Average,
@@ -30,9 +28,8 @@ from harness.records.averages import (
 )
 from harness.records.conditions import DENSE
 from harness.records.metrics import METRICS, RECALL_AT, Metric, fidelity_metrics
-from harness.records.record import Record, Times, declared, refuse_mixed
+from harness.records.record import Record, Times, refuse_mixed
 from harness.records.statistics import FLIPPED, MCNEMAR, SIGN_FLIP, Interval, Together, mark_note, together
-from harness.report.writers import csv_text
 
 # What a column of a table of shots differs in from another, with what follows from it.
 BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "classes_judged", "images_sha256")
@@ -409,31 +406,8 @@ def _about_shots(groups: Sequence[Sequence[Average]]) -> str:
     return f"{'; '.join(words)}; {' or '.join(map(str, images))} images"
 
 
-def floor_table(rows: Sequence[Floor], seeds: int) -> Table:
-    """Lay out methods beside random pruning."""
-    first = rows[0]
-    family = together({at: row.p_value for at, row in enumerate(rows)})
-    return Table.of(
-        f"{first.dataset} ({split_words(first.dataset, first.split)}), against random pruning, mean of {seeds} orders",
-        ("method", "keep", "images", "top-1", "random", "difference"),
-        [
-            (
-                Cell(row.method, row.method),
-                figure(row.keep, ".0%"),
-                figure(row.image_count, "d"),
-                figure(row.top1, ".1%"),
-                figure(row.random_top1, ".1%"),
-                points(row.difference, family.mark(at)),
-            )
-            for at, row in enumerate(rows)
-        ],
-        words=("method",),
-        caption="in points; interval: 95 % paired bootstrap over images; " + mark_note(SIGN_FLIP),
-    )
-
-
-def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
-    """Lay out methods at equal cost, one section per keep rate of the target; ``more`` goes below."""
+def matched_table(rows: Sequence[Matched]) -> Table:
+    """Lay out methods at equal cost, one section per keep rate of the target."""
     target, batch = rows[0].target, rows[0].batch
     distance = METRICS["cosine_distance"]
     short = short_heading(distance)
@@ -473,59 +447,6 @@ def matched_table(rows: Sequence[Matched], more: str = "") -> Table:
         [list(cells(at, row)) for at, row in enumerate(rows)],
         words=("method",),
         roomy=(f"top-1 {to}",),
-        caption=f"{caption}; {mark_note(tests, 'all of a column')}{_lacking(row.row for row in rows)}{more}",
+        caption=f"{caption}; {mark_note(tests, 'all of a column')}{_lacking(row.row for row in rows)}",
         sections=frozenset(at for at, row in enumerate(rows) if row.row is row.target),
     )
-
-
-def precision_note(group: Sequence[Record], records: Sequence[Record]) -> str:
-    """Say how fast the dense model of a group is, and how fast in another precision among all records."""
-
-    def speed(record: Record) -> tuple[float, str]:
-        entry = min(record.latency, key=lambda entry: abs(entry.batch - at))
-        return entry.images_per_s, f"{entry.images_per_s:.0f} images/s in {record.dtype} at batch {entry.batch}"
-
-    dense = [r for r in records if r.method == DENSE and r.latency and r.model == group[0].model]
-    at = group[0].latency[0].batch
-    ours, own = speed(group[0])
-    for other in dense:
-        if (other.dataset, other.device) == (group[0].dataset, group[0].device) and other.dtype != group[0].dtype:
-            theirs, words = speed(other)
-            slower = f": {group[0].dtype} is slower on this machine" if ours < theirs else ""
-            return f"; dense: {own}, {words}{slower}"
-    return f"; dense: {own}"
-
-
-def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
-    """Return CSV with a line per record, at least one; what wasn't measured is empty.
-
-    Every field is there but values of all images. Lists and settings are JSON. Of each batch
-    size timed there is a column per figure. ``runs``, which run each record is from, are the last.
-    """
-    batches = sorted({timed.batch for record in records for timed in record.latency})
-    times = [field.name for field in fields(Times) if field.name != "batch"]
-    columns = {name: own.unit for name, own in declared(Record).items() if name not in _UNTABLED}
-    measured = list(dict.fromkeys([*METRICS, *(name for record in records for name in record.metrics)]))
-    rows = []
-    for at, record in enumerate(records):
-        timed = {entry.batch: entry for entry in record.latency}
-        row = {f"{name}_{unit}" if unit else name: getattr(record, name, None) for name, unit in columns.items()}
-        row |= {key: value for name in measured for key, value in _csv_metric(record, name).items()}
-        row |= {
-            f"latency_batch{batch}_{name}": getattr(timed.get(batch), name, None) for batch in batches for name in times
-        }
-        rows.append(row | ({"run": runs[at]} if runs else {}))
-    return csv_text(rows)
-
-
-_UNTABLED = ("metrics", "latency", "image_groups")  # fields that aren't a column in CSV
-
-
-def _csv_metric(record: Record, name: str) -> dict[str, Any]:
-    """Return the columns of a metric; the same for every record."""
-    metric, own = METRICS.get(name), record.metrics.get(name)
-    unit = f"_{metric.unit}" if metric is not None and metric.unit else ""
-    ends = {"_low": "low", "_high": "high", "_chance": "chance"}
-    columns = {f"{name}{unit}": own and own.mean}
-    columns |= {f"{name}{end}{unit}": own and getattr(own, field) for end, field in ends.items()}
-    return columns | {f"{name}_at": own and own.at}

@@ -5,10 +5,13 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from html import escape
 from typing import Any
 
 from harness.base.table import NOT_MEASURED, Table
+from harness.records.metrics import METRICS
+from harness.records.record import Record, Times, declared
 
 
 def markdown(tables: Sequence[Table], level: int = 3) -> str:
@@ -112,6 +115,41 @@ def _latex_signed(text: str) -> str:
 def latex_text(text: str) -> str:
     """Return text in which nothing is a command of LaTeX's."""
     return " ".join(text.split()).translate(_ESCAPED)
+
+
+_UNTABLED = ("metrics", "latency", "image_groups")  # fields that aren't a column in CSV
+
+
+def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
+    """Return CSV with a line per record, at least one; what wasn't measured is empty.
+
+    Every field is there but values of all images. Lists and settings are JSON. Of each batch
+    size timed there is a column per figure. ``runs``, which run each record is from, are the last.
+    """
+    batches = sorted({timed.batch for record in records for timed in record.latency})
+    times = [field.name for field in fields(Times) if field.name != "batch"]
+    columns = {name: own.unit for name, own in declared(Record).items() if name not in _UNTABLED}
+    measured = list(dict.fromkeys([*METRICS, *(name for record in records for name in record.metrics)]))
+    rows = []
+    for at, record in enumerate(records):
+        timed = {entry.batch: entry for entry in record.latency}
+        row = {f"{name}_{unit}" if unit else name: getattr(record, name, None) for name, unit in columns.items()}
+        row |= {key: value for name in measured for key, value in _csv_metric(record, name).items()}
+        row |= {
+            f"latency_batch{batch}_{name}": getattr(timed.get(batch), name, None) for batch in batches for name in times
+        }
+        rows.append(row | ({"run": runs[at]} if runs else {}))
+    return csv_text(rows)
+
+
+def _csv_metric(record: Record, name: str) -> dict[str, Any]:
+    """Return the columns of a metric; the same for every record."""
+    metric, own = METRICS.get(name), record.metrics.get(name)
+    unit = f"_{metric.unit}" if metric is not None and metric.unit else ""
+    ends = {"_low": "low", "_high": "high", "_chance": "chance"}
+    columns = {f"{name}{unit}": own and own.mean}
+    columns |= {f"{name}{end}{unit}": own and getattr(own, field) for end, field in ends.items()}
+    return columns | {f"{name}_at": own and own.at}
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -125,9 +125,8 @@ class Ranker:
         parts = [images[first : first + PART] for first in range(0, len(images), PART)]
         paths = [folder / f"{digest(part.image_ids)}.npy" for part in parts]
         done = sum(len(part) for part, path in zip(parts, paths, strict=True) if path.is_file())
-        passes, label = self.passes([point]), f"{point.label} on {name}"
-        whole = progress.part(passes * len(images))
-        with whole, progress.long(label, len(images), done, passes, units=passes) as show:
+        label = f"{point.label} on {name}"
+        with progress.task(label, len(images), done, "images") as show:
             for part, path in zip(parts, paths, strict=True):
                 if path.is_file():
                     continue
@@ -143,7 +142,7 @@ class Ranker:
         """Time points in turn, all in float32; the least of ``rounds`` rounds, in ms."""
         rank = partial(self.importance, precision="float32")
         calls = {str(at): partial(rank, point) for at, point in enumerate(points)}
-        with progress.task("times, rounds", rounds, units=len(images) * self.passes(points)) as update:
+        with progress.task("times, rounds", rounds) as update:
             timings = interleaved(calls, images, rounds, warmup=1, tick=update).values()
         return {point: min(one.samples_ms) for point, one in zip(points, timings, strict=True)}
 
@@ -164,7 +163,7 @@ class Ranker:
                 row = golden_row(vit, f"{number} at {percent}", config)
                 rows[point, percent], importance[row.key] = row, order
         like = next(vit.parameters())
-        with progress.task("accuracy of pruned models, images x rows", len(split) * len(rows), units=1) as update:
+        with progress.task("accuracy of pruned models, images x rows", len(split) * len(rows)) as update:
             results = outcomes(
                 list(rows.values()), split, self.tower.preprocess, device=like.device,
                 dtype=like.dtype, importance=importance, on_run=update,

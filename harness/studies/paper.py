@@ -380,7 +380,7 @@ def table4(config: StudyConfig, _depth: int) -> list[Row]:
     name = "Patch Ranking, ImageNet-trained"
     general = _pruned(name, {"method": PREDICTED, "fitted on": GENERAL})
     if GENERAL not in config.datasets:
-        general = replace(general, empty=f"needs {GENERAL} among --datasets")
+        general = replace(general, empty=f"needs {GENERAL} among --dataset")
     return [UNPRUNED, evit, avit, tome, own, general, *others]
 
 

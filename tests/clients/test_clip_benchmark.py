@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ours(model: str) -> np.ndarray:
     """Return which images ``harness eval`` has right, in their order."""
-    words = ["eval", model, "--dataset", "emoji", "--limit", str(COUNT)]
+    words = ["eval", "--model", model, "--dataset", "emoji", "--limit", str(COUNT)]
     [records] = evaluated(build_parser().parse_args(words), Console(quiet=True))
     (record,) = [record for record in records if record.model == model]
     return record.correct
@@ -124,7 +124,7 @@ def test_recall_is_theirs(captioned: Path):
     options = {"root": str(captioned), "transform": transform, "task": "zeroshot_retrieval", "download": False}
     data = build_dataset("wds/captions", **options)
     loader = torch.utils.data.DataLoader(data.batched(16), batch_size=None)
-    words = ["eval", MODELS[1], "--dataset", f"wds:{captioned}", "--full"]
+    words = ["eval", "--model", MODELS[1], "--dataset", f"wds:{captioned}", "--full"]
     [records] = evaluated(build_parser().parse_args(words), Console(quiet=True))
     (record,) = [record for record in records if record.model == MODELS[1]]
     for k in RECALL_AT:

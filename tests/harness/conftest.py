@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 import zoo
-from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings, own_store
 from harness.measure import bench, compare
@@ -297,30 +295,6 @@ def foreign(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         return f"open_clip:tiny/{tmp_path}/w.safetensors"
     save_for_hf(timm.create_model("vit_base_patch16_siglip_224", **SMALL), tmp_path / "mine", safe_serialization=True)
     return f"local-dir:{tmp_path}/mine"
-
-
-@pytest.fixture
-def bars(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, float]]:
-    """Note of each overall bar its name, how much work it foretold, and how much the steps counted."""
-    found: list[tuple[str, float, float]] = []
-    asked: list[float] = []
-    overall, advance = Progress.overall, Progress.advance
-
-    def counted(progress: Progress, units: float) -> None:
-        asked.append(units)
-        advance(progress, units)
-
-    @contextmanager
-    def noted(progress: Progress, name: str, total: float) -> Iterator[None]:
-        inner, before = progress._work is not None, len(asked)
-        with overall(progress, name, total):
-            yield
-        if not inner:
-            found.append((name, total, sum(asked[before:])))
-
-    monkeypatch.setattr(Progress, "advance", counted)
-    monkeypatch.setattr(Progress, "overall", noted)
-    return found
 
 
 @pytest.fixture

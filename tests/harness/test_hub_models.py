@@ -22,7 +22,7 @@ def measured(small_clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(model: str) -> dict[str, Record]:
-        words = ["--models", model, "--methods", "tome", "--keeps", "0.5", "--datasets", "emoji"]
+        words = ["--model", model, "--methods", "tome", "--keeps", "0.5", "--dataset", "emoji"]
         words += ["--batches", "1", "--rounds", "2", "--limit", str(COUNT)]
         output = tmp_path / "run"
         assert main(["compare", *words, "--output", str(output), "--fresh"]) == 0
@@ -73,7 +73,7 @@ def test_an_open_clip_tower_gives_the_same_answers(small_clip, measured, tmp_pat
 def test_eval_takes_a_reduced_model_of_the_hub(small_clip, capsys):
     small_clip.cached(small_clip.original())
     words = ["--dataset", "emoji", "--limit", str(COUNT)]
-    assert main(["eval", "clip_vit_b32_tome50.openai", *words]) == 0
+    assert main(["eval", "--model", "clip_vit_b32_tome50.openai", *words]) == 0
     shown = capsys.readouterr().out
     assert "clip_vit_b32.openai" in shown
     assert "seen in text training" not in shown  # that is the embedded text tower's

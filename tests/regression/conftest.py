@@ -11,7 +11,7 @@ from harness.cli.parser import build_parser
 from harness.cli.report import run_check
 
 ROWS = ("clsattn", "evit:fuse=true", "patchrank", "tome:reduce_at=[2,4,6]", "golden")
-SMALL = ("--datasets", "fashion", "--keeps", "0.3", "--limit", "24")
+SMALL = ("--dataset", "fashion", "--keeps", "0.3", "--limit", "24")
 
 
 @pytest.fixture(scope="session")
@@ -47,5 +47,5 @@ def captions(run: Callable[..., Shown], tmp_path_factory: pytest.TempPathFactory
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         file = tmp_path_factory.mktemp("expected") / "captions.jsonl"
-        assert run(str(file), "--update", "--datasets", "emoji-captions", "--methods", "dense").code == 0
+        assert run(str(file), "--update", "--dataset", "emoji-captions", "--methods", "dense").code == 0
         return file

@@ -93,7 +93,8 @@ class CheckPlan:
 
     def named(self, names: Sequence[str]) -> list[str]:
         """Return the flags among these that were given."""
-        return [f"--{name}" for name in names if getattr(self, name) not in (None, False)]
+        words = {"models": "model", "datasets": "dataset"}
+        return [f"--{words.get(name, name)}" for name in names if getattr(self, name) not in (None, False)]
 
 
 def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Verdict:
@@ -148,7 +149,7 @@ def narrow(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) ->
                 if prefix := kind_of(dataset):
                     raise ValueError(
                         f"dataset {dataset!r} of the expectation is made from your files, and "
-                        f"records hold no path; say where they are: --datasets {prefix}:PATH"
+                        f"records hold no path; say where they are: --dataset {prefix}:PATH"
                     )
             cases_left.append(replace(case, rows=rows))
     if not cases_left:

@@ -135,7 +135,7 @@ def embed(job: Job, progress: Progress) -> Embedded:
         if todo:
             made = maker.make(todo) if job.workers is None else _made_by_ray(maker, todo)
             title = f"embeddings by {job.setup.name}"
-            with progress.long(title, total, begun, what=job.kind) as show, maker.decoders:
+            with progress.task(title, total, begun, job.kind) as show, maker.decoders:
                 for part in made:
                     spent.add(part)
                     show(begun + spent.pictures)

@@ -184,12 +184,12 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert data["path"] == path
     assert data["seconds"] > 0
     for model in (NAME, ARCH):
-        assert main(["eval", model, "--dataset", "emoji", "--recovery", path]) == 0
+        assert main(["eval", "--model", model, "--dataset", "emoji", "--recovery", path]) == 0
         out = capsys.readouterr().out
         assert "evit + recovery" in out
         assert "with recovery, trained without labels" in out
     assert split_method(f"{ARCH}_evit60")[2] == 0.6
-    assert main(["eval", f"{ARCH}_evit60", "--dataset", "emoji", "--recovery", path]) == 2
+    assert main(["eval", "--model", f"{ARCH}_evit60", "--dataset", "emoji", "--recovery", path]) == 2
     assert "was trained for evit at keep 0.5, not for evit at keep 0.6" in capsys.readouterr().err
     assert main([*fit, "--what", "bias"]) == 2
     assert "what='bias': expected one of norm, lora, tokens" in capsys.readouterr().err

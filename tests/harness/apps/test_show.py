@@ -68,14 +68,6 @@ def test_one_label_serves_all_files_and_one_file_may_have_several(here: Path):
     assert (unlabelled.label, unlabelled.classes) == (None, ("cat", "dog"))
 
 
-def test_a_file_goes_before_a_place_of_its_name(here: Path):
-    Image.new("RGB", (5, 5)).save(here / "x.png")
-    (here / "x.png").rename(here / "fashion:val:3")
-    [subject] = find_subjects(["fashion:val:3"])
-    assert subject.image.size == (5, 5)
-    assert subject.label is None
-
-
 @pytest.mark.parametrize("place", ["gone.png", "sub/gone.jpg", ".", "C:pictures"])
 def test_files_that_are_not_there(place: str, here: Path):
     with pytest.raises(FileNotFoundError, match=f"image {re.escape(repr(place))} does not exist"):
@@ -248,12 +240,6 @@ def test_towers_without_text_or_predictor(
         sheet_of(by="label")
 
 
-def test_a_predictor_of_another_block_is_left_out(sheet_of: Show):
-    sheet = sheet_of(places=("toy:val:0",), golden=GoldenConfig(block=2, stride=2))
-    assert tuple(sheet.columns) == (*SCORES, "clsattn", "kept 60")
-    assert "predictor: no predictor for clip_vit_b16.openai at block 2: " in sheet.notes[1]
-
-
 def test_the_command(
     sheet_of: Show, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -261,8 +247,8 @@ def test_the_command(
 
     monkeypatch.setattr(module, "draw", draw)
     out = tmp_path / "new" / "figure.png"
-    command = ["show", "toy:val:1", str(photo), "--classes", "cat, dog", "--keep", "0.5", "0.25"]
-    command += ["--stride", "2", "--methods", "tome", "--by", "tome", "--out", str(out)]
+    command = ["show", "toy:val:1", str(photo), "--classes", "cat, dog", "--keeps", "0.5", "0.25"]
+    command += ["--stride", "2", "--methods", "tome", "--by", "tome", "--output", str(out)]
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     reason = "its true class is not known (--label CLASS names it)"

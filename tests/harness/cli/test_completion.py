@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,7 @@ WORDS = [
     ("compare --meth", {"--methods"}),
     ("compare --methods ev", {"evit", "evitfuse"}),
     ("compare --split v", {"val"}),
-    ("eval clip_vit_s14_tome6", {"clip_vit_s14_tome60"}),
+    ("eval --model clip_vit_s14_tome6", {"clip_vit_s14_tome60"}),
     ("rank --dataset fash", {"fashion"}),
     ("study sco", {"scores"}),
     ("study reproduce fig", {"figure1", "figure3", "figure4", "figure5"}),
@@ -64,29 +63,6 @@ def test_fish_completes(words: str, expected: set[str], scripts: dict[str, str])
     code = f"source {scripts['fish']}; complete -C 'patchrank {words}'"
     found = {line.split("\t")[0] for line in run("fish", "-N", "-c", code).splitlines()}
     assert found == expected
-
-
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh isn't installed")
-def test_zsh_takes_the_script(scripts: dict[str, str]):
-    assert run("zsh", "-fn", scripts["zsh"]) == ""
-    load = f'eval "$(<{scripts["zsh"]})"'
-    code = f"autoload -U compinit; compinit -D; {load}; print $_comps[patchrank]"
-    assert run("zsh", "-fc", code).strip() == "_shtab_patchrank"
-
-
-@pytest.mark.skipif(shutil.which("tcsh") is None, reason="tcsh isn't installed")
-def test_tcsh_takes_the_script(scripts: dict[str, str]):
-    assert "compare" in run("tcsh", "-fc", f"source {scripts['tcsh']}; complete patchrank")
-
-
-@pytest.mark.parametrize("shell", SHELLS)
-def test_a_script_knows_every_command_and_flag(shell: str, scripts: dict[str, str]):
-    text = Path(scripts[shell]).read_text()
-    for path, parser in _completed().items():
-        assert path.split()[-1] in text.replace("scores", "NAME")
-        for action in parser._actions:
-            for name in action.option_strings:
-                assert name.lstrip("-") in text
 
 
 def test_names_are_those_of_the_registries():

@@ -43,11 +43,6 @@ def test_the_list_shows_all_there_is():
             assert classes == len(dataset.classes)
 
 
-def test_methods_say_what_they_do():
-    for cls in zoo.METHODS.values():
-        assert cls.__doc__.split("\n")[0].endswith(".")
-
-
 def test_predictors_are_listed_where_there_are_some(monkeypatch: pytest.MonkeyPatch, predictor_file: Path):
     predictors = {tower["size"]: tower["predictors"] for tower in list_data()["towers"]}
     assert predictors["b16"] == {"openai": [3]}

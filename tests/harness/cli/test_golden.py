@@ -137,7 +137,7 @@ def ranked_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, 
         Image.fromarray(pixels).save(folder / "pictures" / f"{i}.png")
     model, store = f"local-dir:{folder / 'tower'}", folder / "rankings"
     command = f"rank --model {model} --images {folder / 'pictures'} --full --window 4 --stride 4"
-    assert main([*command.split(), "--out", str(store)]) == 0
+    assert main([*command.split(), "--output", str(store)]) == 0
     return model, folder / "pictures", store
 
 
@@ -145,7 +145,7 @@ def fit_to(ranked_folder: tuple[str, Path, Path], folder: Path) -> tuple[str, Pa
     """Fit a predictor to the rankings of the folder; return its tower's name and its file."""
     model, pictures, store = ranked_folder
     out = folder / "p.safetensors"
-    command = f"fit predictor --model {model} --rankings {store} --images {pictures} --out {out}"
+    command = f"fit predictor --model {model} --rankings {store} --images {pictures} --output {out}"
     assert main([*command.split(), *FIT.split()]) == 0
     return model, out
 
@@ -213,15 +213,15 @@ def test_a_folder_that_is_not_at_hand(flags: str, said: str, ranked_folder, tmp_
         ("fit predictor --dataset fashion --shots 0", "--shots 0: expected a number from 1"),
         ("show gone.png", "image 'gone.png' does not exist; expected an image file"),
         ("show fashion:val:99999", "index '99999': fashion val has images 0 to"),
-        ("show fashion:val:3 --keep 0.5 1.5", "--keep 1.5: expected fractions in (0, 1)"),
-        ("show fashion:val:3 --keep 1", "--keep 1: expected fractions"),
-        ("show fashion:val:3 --keep nan", "--keep nan: expected fractions"),
-        ("show fashion:val:3 --keep 0.5 0.5", "expected at least one rate, each once"),
+        ("show fashion:val:3 --keeps 0.5 1.5", "--keeps 1.5: expected fractions in (0, 1)"),
+        ("show fashion:val:3 --keeps 1", "--keeps 1: expected fractions"),
+        ("show fashion:val:3 --keeps nan", "--keeps nan: expected fractions"),
+        ("show fashion:val:3 --keeps 0.5 0.5", "expected at least one rate, each once"),
         ("show fashion:val:3 --by predicter", "--by 'predicter': did you mean 'predictor'"),
         ("show fashion:val:3 --methods evti", "--methods 'evti': did you mean 'evit'"),
         ("show fashion:val:3 --scale 0", "--scale 0: expected a number in [0.25, 8]"),
         ("show fashion:val:3 --stride 3", "stride=3: more than window=2 leaves patches out"),
-        ("show fashion:val:3 --out show.svg", "--out 'show.svg': expected a file's name"),
+        ("show fashion:val:3 --output show.svg", "--output 'show.svg': expected a file's name"),
         ("show fashion:val:3 --model clip_vit_s41", "'clip_vit_s41': did you mean 'clip_vit_s14'"),
         ("show fashion:val:3 --device nonsense", "--device 'nonsense' can't be used here"),
         ("show fashion:val:3 --label bag", "there is none among fashion:val:3"),

@@ -110,7 +110,7 @@ def test_images_that_are_missing_or_damaged(make: Make):
             split[index]
     with pytest.raises(FileNotFoundError, match=r"1 missing image in .*'bag/test_1.png'.*1 empty image .*--skip-bad"):
         names_of([f"coop:{file}"], skip_bad=False)
-    assert main(["datasets", "check", f"coop:{file}", "--fast"]) == 1
+    assert main(["datasets", "check", "--dataset", f"coop:{file}", "--fast"]) == 1
     (file.parent / "images" / "dress" / "test_0.png").write_bytes((file.parent / "images/bag/test_0.png").read_bytes())
     assert names_of([f"coop:{file}"], skip_bad=True) == ["coop-shop"]
     assert len(get_dataset("coop-shop").split("test")) == len(split) - 2

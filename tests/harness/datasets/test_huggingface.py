@@ -301,9 +301,11 @@ def test_only_download_goes_to_the_network(tmp_path: Path):
         }
 
         def run(*flags: str, home: str = "hf") -> tuple[int, str]:
-            command = [sys.executable, "-m", "harness", "datasets", "check", "hfds:ann/pets", "--fast", *flags]
+            words = ["datasets", "check", "--dataset", "hfds:ann/pets", "--fast", *flags]
             env = {**os.environ, **own, "HF_HOME": str(tmp_path / home), "PYTHONPATH": str(Path(__file__).parents[3])}
-            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, "-m", "harness", *words], env=env, capture_output=True, text=True, check=False
+            )
             return done.returncode, done.stdout + done.stderr
 
         assert (run()[0], hub.asked) == (2, [])

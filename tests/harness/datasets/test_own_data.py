@@ -85,7 +85,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
     records: list[Record] = []
 
     def call(*flags: str) -> list[Record]:
-        assert main(["eval", "clip_vit_s14_random60", *flags]) == 0
+        assert main(["eval", "--model", "clip_vit_s14_random60", *flags]) == 0
         return list(records)
 
     def kept(*args: object) -> list[list[Record]]:
@@ -146,14 +146,14 @@ def test_golden_rankings_of_a_folder_are_found_again(
     ("--images . --root x", "--root with --images: it is for datasets"),
 ])  # fmt: skip
 def test_mistakes(flags: str, match: str, folder: Path, capsys: pytest.CaptureFixture[str]):
-    own = ["rank"] if "--images" in flags else ["eval", "clip_vit_s14", "--dataset", f"folder:{folder}"]
+    own = ["rank"] if "--images" in flags else ["eval", "--model", "clip_vit_s14", "--dataset", f"folder:{folder}"]
     assert main([*own, *shlex.split(flags)]) == 2
     assert match in capsys.readouterr().err
 
 
 def test_a_damaged_image_stops_with_its_name(folder: Path, capsys: pytest.CaptureFixture[str]):
     (folder / "8_bag" / "bad.png").write_bytes(b"\x89PNG")
-    command = ["eval", "clip_vit_s14_random60", "--dataset", f"folder:{folder}"]
+    command = ["eval", "--model", "clip_vit_s14_random60", "--dataset", f"folder:{folder}"]
     assert main(command) == 2
     err = capsys.readouterr().err
     assert f"error: image '{folder / '8_bag' / 'bad.png'}' can't be read" in err

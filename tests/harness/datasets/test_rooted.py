@@ -126,6 +126,6 @@ def test_a_command_counts_missing_ones_or_leaves_them_out(
     ship("dtd")
     dataset = get_dataset("dtd").at(tmp_path)
     file_of(dataset, dataset.split("test").image_ids[0]).unlink()
-    words = ["datasets", "check", "dtd", "--root", str(tmp_path)]
+    words = ["datasets", "check", "--dataset", "dtd", "--root", str(tmp_path)]
     assert main(words) == 1
     assert "1 missing image in" in capsys.readouterr().out

@@ -66,7 +66,7 @@ def store(tmp_path, make_shard: MakeShard) -> Path:
 class Small(NamedTuple):
     """A command that ranks 60 random pictures with a random tower, and where it runs."""
 
-    command: list[str]  # without `--out`; 30 shards
+    command: list[str]  # without `--output`; 30 shards
     folder: Path  # where relative paths in it hold
     whole: Path  # the store that an undisturbed run in one process wrote
 
@@ -102,7 +102,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Any) -> Small
     flags = "--full --block 0 --shard-size 2 --batch 8 --dtype float32"
     command = ["rank", *paths, *flags.split()]
     whole = folder / "whole"
-    assert main([*command, "--out", str(whole)]) == 0
+    assert main([*command, "--output", str(whole)]) == 0
     small = Small(command, folder, whole)
     assert len(small.shards(whole)) == 30
     return small

@@ -143,7 +143,7 @@ def test_several_stores_in_the_users_cache_and_the_command_that_goes_on(run: Run
     with pytest.raises(ValueError, match=r"3 shards have vanished from '.*toy-test-b3w2s2'"):
         run(scores=("confidence",))
     assert told[0].startswith("patchrank rank --model clip_vit_b16 --dataset toy --split test --score preservation con")
-    assert "--out" not in told[0]
+    assert "--output" not in told[0]
     job = Job(model="clip_vit_b16", source=Source.of(toy, "test"), config=GoldenConfig(greedy=8), scores=SCORES)
     monkeypatch.setattr(module, "rank", lambda job, progress: (job.config.score, job.scores))
     assert rank_by_scores(job, Progress()) == {score: (score, ()) for score in SCORES}
@@ -216,7 +216,7 @@ def test_other_settings_never_mix(other: dict, run: Run, named: None, tmp_path):
     before = {path.name: path.read_bytes() for path in first.iterdir()}
     job = {name: other.pop(name) for name in ("dtype", "batch", "shard_size") if name in other}
     config = GoldenConfig(**{"window": 2, "stride": 2, **other})
-    with pytest.raises(ValueError, match=r"made with other settings: .* Use another --out"):
+    with pytest.raises(ValueError, match=r"made with other settings: .* Use another --output"):
         run(config, out=tmp_path / "r", **job)
     assert {path.name: path.read_bytes() for path in first.iterdir()} == before
     if not job.keys() & {"batch", "shard_size"}:
@@ -325,7 +325,7 @@ def test_the_command_of_a_job_says_all_of_it(toy: Dataset):
     assert job.command(Path("my store")) == (
         "patchrank rank --model clip_vit_b16 --dataset toy --split val "
         "--score preservation --block 3 --window 3 --stride 1 --greedy 4 --limit 5 --variants 2 "
-        "--out 'my store' --shard-size 64 --batch 8 --compile --dtype auto --device cuda"
+        "--output 'my store' --shard-size 64 --batch 8 --compile --dtype auto --device cuda"
     )
 
 

@@ -36,7 +36,7 @@ def start(small: Any) -> Iterator[Start]:
     processes = []
 
     def run(out: Path, *flags: str, before: tuple[str, ...] = (), **environment: str) -> Any:
-        command = [*before, sys.executable, "-m", "harness", *small.command, "--out", str(out)]
+        command = [*before, sys.executable, "-m", "harness", *small.command, "--output", str(out)]
         where = {"cwd": small.folder, "env": {**os.environ, "OMP_NUM_THREADS": "1", **environment}}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen([*command, *flags], **where, **pipes))
@@ -100,7 +100,7 @@ def test_killed_stopped_and_damaged_the_same_command_brings_the_same_store(small
     second.write_bytes(flipped)
     third.write_bytes(whole["part-00029.parquet"])
     (out / ".part-00029.parquet.elsewhere-1.partial").write_bytes(b"PAR1 and no more")
-    assert main([*small.command, "--out", str(out)]) == 0
+    assert main([*small.command, "--output", str(out)]) == 0
     errors = capsys.readouterr().err
     line = r"^(part-\d+\.parquet) is broken \(.+\): removed, to be made again$"
     assert re.findall(line, errors, re.M) == [first.name, second.name, third.name]
@@ -120,7 +120,7 @@ def test_a_full_disk_ends_in_one_clear_error_and_more_room_goes_on(small, tmp_pa
     mount(tmp_path, "size=64k")
     request.addfinalizer(partial(subprocess.run, ["umount", str(tmp_path)], check=True))
     out = tmp_path / "store"
-    assert main([*small.command, "--out", str(out)]) == 2
+    assert main([*small.command, "--output", str(out)]) == 2
     errors = capsys.readouterr().err
     assert errors.count("error: ") == 1
     assert re.search(r"store/part-000\d\d\.parquet': the disk is full; [\d,]+ bytes needed", errors)
@@ -128,7 +128,7 @@ def test_a_full_disk_ends_in_one_clear_error_and_more_room_goes_on(small, tmp_pa
     assert 3 <= len(done) < 30
     assert done.items() <= small.shards(small.whole).items()
     mount(tmp_path, "size=1m,remount")
-    assert main([*small.command, "--out", str(out)]) == 0
+    assert main([*small.command, "--output", str(out)]) == 0
     assert f"{2 * len(done)} of 60 images are there" in capsys.readouterr().err
     assert small.shards(out) == small.shards(small.whole)
 
@@ -150,10 +150,10 @@ def test_workers_that_can_not_be_had(flags: str, match: str, small: Any, monkeyp
 def test_without_ray_the_error_names_the_extra(small: Any, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     out = tmp_path / "store"
-    assert main([*small.command, "--out", str(out), "--workers", "2"]) == 2
+    assert main([*small.command, "--output", str(out), "--workers", "2"]) == 2
     assert "--workers 2 needs Ray: pip install 'clip-patchrank[ray]'" in capsys.readouterr().err
     assert not out.exists()
-    assert main([*small.command, "--out", str(out), "--limit", "2"]) == 0
+    assert main([*small.command, "--output", str(out), "--limit", "2"]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_a_worker_is_killed_then_the_driver_and_the_store_is_as_by_one_process(
     assert len(done) < 30
     assert done.items() <= whole.items()
 
-    assert main([*small.command, "--out", str(out), "--workers", "2"]) == 0
+    assert main([*small.command, "--output", str(out), "--workers", "2"]) == 0
     output, errors = capsys.readouterr()
     assert output == f"wrote {out}: 60 of 60 images\n"
     there = int(re.findall(r"all: (\d+) of 60 images are there", errors)[0])
@@ -285,10 +285,10 @@ def test_workers_rank_by_several_scores_in_one_go(small: Any, tmp_path, monkeypa
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert main([*command, "--out", str(tmp_path / "one")]) == 0
+        assert main([*command, "--output", str(tmp_path / "one")]) == 0
     finally:
         torch.set_num_threads(threads)
-    assert main([*command, "--out", str(tmp_path / "many"), "--workers", "2"]) == 0
+    assert main([*command, "--output", str(tmp_path / "many"), "--workers", "2"]) == 0
     for score in ("preservation", "label", "confidence"):
         alone, together = (small.shards(tmp_path / whose / score) for whose in ("one", "many"))
         assert len(alone) == 3

@@ -238,7 +238,7 @@ def test_other_settings_are_refused_by_name_with_both_values(store: Path, proven
         f"{str(store)!r} holds rankings made with other settings: "
         "weights='0123456789abcdef' there, 'fedc' wanted; stride=1 there, 2 wanted; "
         "batch=8 there, 16 wanted; shard size 4 there, 8 wanted. "
-        "Use another --out, or delete that folder"
+        "Use another --output, or delete that folder"
     )
 
 

@@ -132,7 +132,7 @@ def test_refusals_before_any_run(change: dict[str, Any], match: str, monkeypatch
 
 
 def test_the_command_shows_means_and_shots(tuner: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    command = f"compare --models {ARCH} --datasets toy --keeps 0.5 --methods random golden"
+    command = f"compare --model {ARCH} --dataset toy --keeps 0.5 --methods random golden"
     command += " --shots 0 1 2 2 --seeds 2 --full --batches --output"
     assert main([*command.split(), str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -147,7 +147,7 @@ def test_the_command_shows_means_and_shots(tuner: Any, tmp_path: Path, capsys: p
         assert "mean of seeds 0, 1" in shown
     words = ET.fromstring((tmp_path / "accuracy_gflops.svg").read_bytes()).itertext()
     assert "2 shots, learned text tokens" in " ".join(" ".join(words).split())
-    command = f"eval {ARCH}_random50 --dataset toy --shots 2 --seed 1"
+    command = f"eval --model {ARCH}_random50 --dataset toy --shots 2 --seed 1"
     assert main(command.split()) == 0
     assert "2 shots, learned text tokens (4)" in " ".join(capsys.readouterr().out.split())
 
@@ -206,7 +206,7 @@ def test_a_file_of_prompts_is_judged_beside_dense_and_untuned(
     assert record.correct.tolist() == by_hand(own.vit, own.classifier, parts, toy)
     assert record.method_config["prompts"] == own.digest
     assert record.tokens_per_block[-1] == 33 + 4 * (tokens == "v")
-    command = ["eval", f"{ARCH}_random50", "--dataset", "toy", "--prompts", str(own.file.path)]
+    command = ["eval", "--model", f"{ARCH}_random50", "--dataset", "toy", "--prompts", str(own.file.path)]
     assert main(command) == 0
     first, second = " ".join(capsys.readouterr().out.split()).split("2 shots, learned")
     assert "dense" in first

@@ -7,9 +7,8 @@ from harness.base.terminal import Progress
 from harness.cli import main
 from harness.measure import bench
 from harness.measure import compare as floor_module
-from harness.measure.compare import floor
+from harness.measure.compare import floor, floor_table
 from harness.measure.plan import Plan
-from harness.report.tables import floor_table
 
 PLAN = Plan(methods=("clsattn",), keeps=(0.3,), datasets=("emoji",), limit=8, split="val")
 
@@ -42,12 +41,6 @@ def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):
         next(floor(PLAN, 2, Progress()))
 
 
-def test_the_overall_bar_counts_what_is_expected(bars: list[tuple[str, float, float]], capsys):
-    words = "study floor --methods clsattn --keeps 0.3 0.5 --datasets emoji fashion --limit 4 --split val"
-    assert main(words.split()) == 0
-    assert bars == [("study floor", (1 + 3) * 2 * (4 + 4), (1 + 3) * 2 * (4 + 4))]
-
-
 def test_golden_without_rankings_names_the_command_before_anything_is_measured(monkeypatch, capsys):
     find = floor_module.find_rankings
     monkeypatch.setattr(  # the first dataset has rankings, the second one none
@@ -55,7 +48,7 @@ def test_golden_without_rankings_names_the_command_before_anything_is_measured(m
     )
     for name in ("text_classifier", "outcomes"):
         monkeypatch.setattr(bench, name, None)  # nothing is measured before
-    arguments = "study floor --methods golden --datasets fashion emoji-names --limit 4 --keeps 0.3"
+    arguments = "study floor --methods golden --dataset fashion emoji-names --limit 4 --keeps 0.3"
     assert main(arguments.split()) == 2
     # The images are those of `emoji`, and so are their rankings.
     assert "patchrank rank --model clip_vit_s14.imgfocus_lit --dataset emoji --split test" in (capsys.readouterr().err)

@@ -18,7 +18,7 @@ from harness.measure.times import CONDITIONS, VERDICTS, LatencyRecord, read_late
 from harness.measure.timing import LEAST_ROUNDS, MOST_ROUNDS, OTHERS, SPREAD, Machine, Surroundings
 from harness.measure.ways import ALLOWED, CHECKED, COMPILE, WAYS
 
-RANDOM = "latency clip_vit_s14_random60 --batches 1 --rounds 6 --seconds 0"
+RANDOM = "latency --model clip_vit_s14_random60 --batches 1 --rounds 6 --seconds 0"
 
 
 def test_a_run_writes_what_it_shows(
@@ -78,7 +78,7 @@ def test_wrong_use_is_refused(
     flags: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("harness.models.towers.load_tower", None)
-    assert main(["latency", "clip_vit_s14_tome60", *flags.split()]) == 2
+    assert main(["latency", "--model", "clip_vit_s14_tome60", *flags.split()]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
 
 
@@ -131,7 +131,7 @@ def test_the_embedded_model_is_timed_in_every_way_that_a_cpu_has():
 @pytest.mark.cuda
 @pytest.mark.slow
 def test_the_embedded_model_is_timed_in_every_way_that_cuda_has(tmp_path: Path):
-    argv = "latency clip_vit_s14_patchrank60 clip_vit_s14_tome60 --device cuda --batches 1 32"
+    argv = "latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --device cuda --batches 1 32"
     ways = "--ways eager compile reduce-overhead cuda-graphs channels-last --dtypes float16"
     assert main([*argv.split(), *ways.split(), "--output", str(tmp_path)]) == 0
     for record in read_latencies(tmp_path / "latency.jsonl"):

@@ -345,7 +345,7 @@ def test_the_main_job_ends_with_equal_time_in_the_fastest_precision(
 ):
     clock()
     monkeypatch.setattr("harness.measure.plan.best_precision", lambda device: fastest)
-    command = ["compare", "--models", "clip_vit_b16", "--datasets", "toy", "--keeps", "0.5", "--batches", "4"]
+    command = ["compare", "--model", "clip_vit_b16", "--dataset", "toy", "--keeps", "0.5", "--batches", "4"]
     command += ["--limit", "8", "--methods", "golden", "evit", "patchrank", "--traces", "0", "--output", str(tmp_path)]
     for more in (["--no-equal-time"], ["--dtype", "bfloat16"], []):
         assert main([*command, *more]) == 0
@@ -359,7 +359,7 @@ def test_the_main_job_ends_with_equal_time_in_the_fastest_precision(
 
 
 def test_the_command_leaves_out_the_oracle(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    command = "compare --models clip_vit_b16 --datasets toy --keeps 0.5 --batches --limit 8"
+    command = "compare --model clip_vit_b16 --dataset toy --keeps 0.5 --batches --limit 8"
     output = ["--output", str(tmp_path)]
     assert main([*command.split(), "--match", "gflops", *output]) == 0
     assert "at equal GFLOPs: toy (test" in capsys.readouterr().out

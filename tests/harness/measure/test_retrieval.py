@@ -20,7 +20,8 @@ from harness.models.towers import Tower, caption_features
 from harness.records import metrics
 from harness.records.metrics import RECALL_AT, Captions, Sample, recalls
 from harness.records.record import read_records, write_records
-from harness.report.tables import comparison_table, records_csv
+from harness.report.tables import comparison_table
+from harness.report.writers import records_csv
 from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig
 

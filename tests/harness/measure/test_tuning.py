@@ -182,12 +182,12 @@ def test_the_command_writes_and_reports(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "deep" / "prompts.safetensors"
-    assert command("--tokens", "t", "--out", str(out)) == 0
+    assert command("--tokens", "t", "--output", str(out)) == 0
     options = capsys.readouterr().out
     assert options.startswith(f"wrote {out}: 32 learned parameters, 3 images, ")
     assert "MiB at most; top-1 on the 3 validation images" in options
     first = out.read_bytes()
-    assert command("--tokens", "t", "--out", str(out)) == 0
+    assert command("--tokens", "t", "--output", str(out)) == 0
     assert out.read_bytes() == first
 
 
@@ -278,7 +278,7 @@ def test_open_clips_towers_are_tuned(named: Dataset, tokens: str, tmp_path: Path
     save_file(CLIP(**CONFIG).state_dict(), tmp_path / "w.safetensors")
     name, out = f"open_clip:tiny/{tmp_path}/w.safetensors", tmp_path / "p.safetensors"
     words = ["--model", name, "--dataset", "named", "--shots", "1", "--tokens", tokens]
-    small = ["--num-tokens", "3", "--rounds", "1", "--out", str(out)]
+    small = ["--num-tokens", "3", "--rounds", "1", "--output", str(out)]
     assert main(["fit", "prompts", *words, *small]) == 0
     file = PromptFile.read(out)
     counts = {"t": 3 * 16, "v": 3 * 48, "vt": 3 * 16 + 16 * 48}

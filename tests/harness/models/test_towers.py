@@ -85,11 +85,11 @@ def test_towers_with_the_prefix_are_the_same():
 @pytest.mark.parametrize(
     "command",
     [
-        "eval timm:clip_vit_s14_random60 --dataset emoji --limit 4",
-        "compare --models timm:clip_vit_s14 --methods patchrank --keeps 0.6 --datasets emoji --limit 4 --batches "
+        "eval --model timm:clip_vit_s14_random60 --dataset emoji --limit 4",
+        "compare --model timm:clip_vit_s14 --methods patchrank --keeps 0.6 --dataset emoji --limit 4 --batches "
         "--traces 0 --no-equal-time",
-        "latency timm:clip_vit_s14_tome60 --random-weights --batches 1 --rounds 6 --seconds 0",
-        "push timm:clip_vit_s14_tome60 --to me/a --dry-run",
+        "latency --model timm:clip_vit_s14_tome60 --random-weights --batches 1 --rounds 6 --seconds 0",
+        "push --model timm:clip_vit_s14_tome60 --to me/a --dry-run",
     ],
 )
 def test_commands_take_the_prefix(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

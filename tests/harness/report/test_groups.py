@@ -7,9 +7,8 @@ import pytest
 from by_hand import replace
 
 from harness.measure.times import LatencyRecord, table_of
-from harness.records.record import CONDITIONS, Record
+from harness.records.record import Record
 from harness.report.groups import brief_tables, grouped, markdown_table, sections, time_sections, timed_groups
-from harness.report.writers import latex, markdown
 
 # Of each condition another value, and what a heading says of it.
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -37,10 +36,6 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "timm": ({"timm": "1.0.99"}, "; timm 1.0.99"),
     "version": ({"version": "0.2.0"}, "; clip-patchrank 0.2.0"),
 }
-
-
-def test_the_table_of_conditions_is_whole():
-    assert {*OTHERS, "version", "caption_count"} == {*CONDITIONS, "version"}
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -80,14 +75,6 @@ def test_the_newest_measurement_of_a_row_stands_wherever_it_is(row: Any):
         report = grouped(records)
         assert [each.first for each in report.groups[0].rows] == [newest]
         assert report.replaced == 1
-
-
-def test_which_images_is_named_only_where_nothing_else_differs(dense: Record):
-    known = replace(dense, images_sha256="ab" * 32, image_size=(196, 196))
-    names = [group.name for group in grouped([dense, known]).groups]
-    assert names[1].endswith("; images abababab, image size (196, 196)")
-    names = [group.name for group in grouped([dense, replace(known, threads=1)]).groups]
-    assert [name.partition("; ")[2] for name in names] == ["2 threads", "1 thread"]
 
 
 def test_rows_of_other_seeds_do_not_share_a_mean(row: Any):
@@ -132,11 +119,6 @@ def test_the_brief_table_has_each_method_at_the_highest_keep_rate_nearest_first(
     assert brief_tables(grouped([ours[0], matched])) == []
 
 
-def test_nothing_to_report_is_refused():
-    with pytest.raises(ValueError, match="there are no records to report"):
-        grouped([])
-
-
 Make = Callable[..., LatencyRecord]
 
 
@@ -176,31 +158,11 @@ def test_conditions_never_share_a_table(times: list[LatencyRecord]):
         assert len({group.name for group in groups}) == 2
 
 
-@pytest.mark.parametrize("change", [{"torch_version": "3.0"}, {"cores": 64}])
-def test_tables_of_one_title_are_told_apart_by_their_machines(times, change: dict):
-    [(name, value)] = change.items()
-    other = [replace(time, machine=replace(time.machine, **change)) for time in times]
-    first, second = timed_groups([*times, *other])
-    assert second.name == f"{table_of(times[0])}; {name} {value}"
-    assert first.name == f"{table_of(times[0])}; {name} {getattr(times[0].machine, name)}"
-
-
 def test_the_newest_time_counts_wherever_it_stands(times: list[LatencyRecord]):
     later = replace(times[0], created="2027-01-01T00:00:00+00:00", ratio_to_dense=0.5)
     for records in ([later, *times], [*times, later]):
         [group] = timed_groups(records)
         assert [row.ratio_to_dense for row in group.rows if row.batch == 8] == [None, 0.5]
-
-
-def test_markdown_and_latex_have_the_table(times: list[LatencyRecord]):
-    groups = timed_groups(times)
-    text = markdown(time_sections(groups))
-    assert text.count("| tome60 |") == 2
-    assert text.endswith("- batch 8, tome60: wide spread\n")
-    tex = latex(time_sections(groups, summary=True))
-    assert tex.count(r"\begin{tabular}") == 1
-    assert r"model & batch & ms & ratio & verdict & arrived" in tex
-    assert tex.count(r"\addlinespace") == 1
 
 
 def test_what_failed_is_said(latency_record: Make):

@@ -1,7 +1,6 @@
 """Pages are safe, whole and offline, and their tables have every figure."""
 
 import dataclasses
-import itertools
 import re
 from typing import Any
 
@@ -29,17 +28,6 @@ def test_the_page_loads_nothing_and_follows_the_readers_colours(drawn: Any) -> N
         assert wish in text
     assert "currentColor" in text
     assert not re.search(r"\d{4}-\d{2}-\d{2}T", text)
-
-
-def test_headings_are_in_order_and_links_lead_somewhere_once(drawn: Any) -> None:
-    _, parsed = drawn
-    levels = [int(heading[1]) for heading in parsed.headings]
-    assert (levels[0], levels.count(1)) == (1, 1)
-    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
-    assert len(set(parsed.ids)) == len(parsed.ids)
-    targets = {target.removeprefix("#") for _, target in parsed.links if target}
-    assert targets <= set(parsed.ids)
-    assert len([target for target in targets if target.startswith("table-")]) == 2
 
 
 def test_every_drawing_is_a_picture_with_words(drawn: Any) -> None:
@@ -166,9 +154,9 @@ def test_one_plot_has_all_costs_and_shows_the_first_without_a_script(
     axes = re.findall(r'name="axis" id="axis-(\d)"( checked)?> ([^<]*)<', text)
     assert [name.replace("\u00a0", " ") for *_, name in axes] == [
         "time at batch 32, ratio to dense", "time at batch 1, ratio to dense",
-        "time at batch 32, ms per image", "time at batch 1, ms per image", "GFLOPs",
+        "GFLOPs",
     ]  # fmt: skip
-    assert [bool(checked) for _, checked, _ in axes] == [True, False, False, False, False]
+    assert [bool(checked) for _, checked, _ in axes] == [True, False, False]
     assert text.count("Top-1 to dense: fashion test") == 1
     assert text.index('class="axis axis-0"') < text.index('<h2 id="tables-title"')
 
@@ -189,11 +177,3 @@ def test_the_page_marks_what_is_clear_and_says_so(made: Any, dense: Record, patc
     assert cells == ["To dense", "–", "-2.0 [-5.1, +1.2]", "-30.0* [-39.0, -21.0]"]
     assert "agreement on 60 images. in the difference to dense: * clear of zero, all rows judged together" in text
     assert "*" not in markdown_table([dense, patchrank, lost])
-
-
-def test_settings_and_what_was_not_counted_are_named(made: Any, patchrank: Record, dense: Record) -> None:
-    text, parsed = made([patchrank, dataclasses.replace(dense, uncounted_operators=("a::b",))])
-    assert text.count("<summary>Models and settings") == 1
-    assert ["clip_vit_s14_patchrank60", '"reduce_at": [3]'] in parsed.rows
-    assert "GFLOPs lack operators of unknown cost: a::b" in text
-    assert "GFLOPs lack" not in made([dense])[0]

@@ -135,15 +135,6 @@ def test_images_without_a_ranking_or_with_ties_throughout_do_not_count(run):
     assert counts["evit", "patchrank"] == (9, 3)
 
 
-def test_one_image_has_no_mean(written):
-    made = written()
-    for method in ("evit", "patchrank"):
-        made.put(made.row(method, 0.5).take(made.ids[:1]))
-    [found] = made.pairs
-    assert (found["tau"], found["tau_low"], found["images"]) == (None, None, 1)
-    assert "none is defined" in matrices(made.groups)[0].alt
-
-
 def test_a_row_of_the_oracle_stands_not_beside_the_ranking_itself(run):
     run.row("golden", 0.5, method_config={"score": "preservation", "keep": 0.5})
     assert "golden" not in {pair["b"] for pair in run.pairs}
@@ -167,12 +158,6 @@ def test_rows_of_other_conditions_never_stand_side_by_side(name: str, value: str
     assert f"({name} {value})" in groups[1].title + groups[0].title
     with pytest.raises(ValueError, match=f"traces of different {name} cannot stand side by side"):
         TracedGroup.of([other, run.row("random", 0.5)], Thumbnails(jpeg={}))
-
-
-def test_other_patch_grids_and_other_images_are_refused(run):
-    row = run.row("evit", 0.5)
-    with pytest.raises(ValueError, match="different grid"):
-        TracedGroup.of([row, replace(run.row("random", 0.5), grid=(4, 9))], Thumbnails(jpeg={}))
 
 
 def test_several_runs_stand_in_one_matrix_the_last_of_a_row_counting(written):
@@ -203,13 +188,6 @@ def test_methods_with_keep_rates_of_their_own_stand_by_their_order(written):
     labels = [[label(row, level) for row in level] for level in group.levels]
     assert labels == [["evit 61 %", "tome 55 %"], ["evit 31 %", "tome 28 %"]]
     assert "Kendall τ-b with 55 to 61 % of the patch tokens kept" in matrices(made.groups)[0].alt
-
-
-def test_one_ranking_makes_no_matrix(written):
-    made = written()
-    made.row("dense", 1.0)
-    made.row("evit", 0.5)
-    assert matrices(made.groups) == []
 
 
 def texts(svg: bytes) -> list[str]:
@@ -248,18 +226,6 @@ def test_files_of_others_are_named_and_without_thumbnails_there_is_a_matrix_alon
         assert any(words in reason for reason in reasons)
     assert [row.facts.method for row in group.levels[-1]] == ["random"]
     assert (len(matrices([group])), galleries([group])) == (1, [])
-
-
-def test_groups_come_in_the_order_of_the_records(written):
-    made = written()
-    rows = [
-        made.row(method, 0.5, dataset=dataset) for dataset in ("aardvark", "zebra") for method in ("evit", "patchrank")
-    ]
-    for order in (rows, rows[::-1]):
-        records = [SimpleNamespace(**vars(row.facts)) for row in order]
-        datasets = list(dict.fromkeys(record.dataset for record in records))
-        assert [group.facts.dataset for group in traced_groups([made.run], records)] == datasets
-    assert [group.facts.dataset for group in made.groups] == ["aardvark", "zebra"]
 
 
 def test_every_pair_of_a_keep_rate_is_in_the_numbers_and_the_drawing_golden_first(run):
@@ -308,22 +274,9 @@ def test_a_gallery_is_a_jpeg(run):
     assert Image.open(io.BytesIO(first.files["jpg"])).width > 500
 
 
-def test_without_small_copies_there_is_no_gallery(written):
-    made = written()
-    made.row("evit", 0.5)
-    assert galleries(made.groups) == []
-
-
 def test_only_rows_of_the_records_are_shown(run):
     rows = [row for row in run.groups[0].rows if row.facts.method in ("evit", "dense")]
     records = [SimpleNamespace(**vars(row.facts)) for row in rows]
     [group] = traced_groups([run.run], records)
     assert {row.facts.method for row in group.rows} == {"dense", "golden ranking", "evit"}
     assert traced_groups([run.run], [SimpleNamespace(**vars(replace(rows[0].facts, dataset="other")))]) == []
-
-
-def test_rows_of_one_method_and_keep_are_told_apart_by_their_settings(run):
-    run.row("evit", 0.5, method_config={"keep": 0.5, "fuse": True})
-    names = {pair["a"] for pair in run.pairs} - {"golden ranking", "patchrank", "evit"}
-    assert len(names) == 2
-    assert all(name.startswith("evit ") for name in names)

@@ -16,34 +16,29 @@ from scipy import stats
 from harness.apps.check.cases import CheckRow
 from harness.apps.check.verdict import CheckedRow, Tolerances, find_movements
 from harness.base.table import Cell, Form, Table
-from harness.measure.compare import Floor
+from harness.measure.compare import Floor, floor_table
 from harness.records.averages import Average, averages, judged, labels, matched
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
 from harness.records.statistics import (
     Interval,
-    bootstrap_mean,
     holm,
-    minimum_detectable_difference,
     paired_difference,
     sign_flip,
     sign_flip_exact,
 )
-from harness.report.changes import changes, changes_data, tables
+from harness.report.changes import changes_data, pair_runs, tables
 from harness.report.groups import grouped, sections
 from harness.report.highlights import highlights
 from harness.report.page import Report, page
 from harness.report.plots import plots_of
 from harness.report.tables import (
     comparison_table,
-    floor_table,
     matched_table,
-    records_csv,
     report_columns,
     shot_tables,
-    title,
 )
-from harness.report.writers import latex, markdown
+from harness.report.writers import latex, markdown, records_csv
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
@@ -106,34 +101,6 @@ def test_the_narrow_form_explains_what_it_shows_and_says_that_there_is_more():
     assert "all columns" not in " ".join(shown(comparison_table([DENSE, FULL])))
 
 
-def test_between_wide_and_narrow_intervals_and_times_stay():
-    wide, middle, _ = comparison_table([DENSE, FULL]).forms()
-    heads = [str(column.header) for column in middle.columns]
-    assert heads == [
-        *("method", "keep", "1 - cos", "top-1", "to dense", "GFLOPs"),
-        *("batch 1, ms", "batch 32, ms", "tau", "tokens"),
-    ]
-    assert set(heads) < {column.header for column in wide.columns}
-    assert "all columns: a wider terminal, or --json" in f"{middle.caption}"
-
-
-@pytest.mark.parametrize(
-    ("shots", "tuning", "said"),
-    [
-        (0, None, "text classifier: all class captions seen in text training"),
-        (1, "probe", "1 shot, linear probe"),
-        (16, "probe", "16 shots, linear probe"),
-        (16, "t", "16 shots, learned text tokens (4)"),
-        (16, "vt", "16 shots, learned visual and text tokens (4)"),
-    ],
-)
-def test_the_title_names_the_conditions(shots: int, tuning: str | None, said: str):
-    count = None if tuning in (None, "probe") else 4
-    assert title(replace(FULL, shots=shots, tuning=tuning, prompt_tokens=count)) == (
-        f"fashion (test, read by studies, 8 images; {said}), clip_vit_s14.imgfocus_lit, float32, AMD EPYC, 1 threads"
-    )
-
-
 def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
     """Return a dense row right on half the images, and by keep what others lose and gain of it."""
     truth = np.arange(images) < images // 2
@@ -168,31 +135,6 @@ def test_differences_that_stay_clear_among_all_rows_are_marked(wide: bool):
     assert sorted(marked(compared(losses), wide=wide)) == sorted(clear)
     alone = {70: losses[70]}
     assert marked(compared(alone), wide=wide) == ["70"]
-
-
-def test_the_caption_says_what_the_mark_is_and_what_the_rest_would_show():
-    text = prose_of(compared({70: (9, 7), 50: (5, 6), 30: (90, 3)}))
-    least = minimum_detectable_difference(400, 16 / 400)
-    assert least is not None
-    assert "* clear of zero, all rows judged together (exact McNemar test, Holm, 5 %)" in text
-    assert (
-        f"without *: 400 images show {100 * least:.1f} points with power 80 %, in one comparison, "
-        "where just one of two models is right on 4.0 % of them (the most here)"
-    ) in text
-    text = prose_of(compared({70: (1, 2), 50: (0, 0)}))
-    assert "too few images that just one of two models gets right to show any difference" in text
-    text = prose_of(compared({30: (90, 3)}))
-    assert "Holm, 5 %)" in text
-    assert "without *" not in text
-
-
-def test_nothing_is_judged_without_a_dense_row_or_differences():
-    dense, *others = compared({30: (90, 3)})
-    assert judged(averages([dense])) is judged(averages(others)) is None
-    unpaired = replace(others[0], diff_to_dense=None, diff_low=None, diff_high=None)
-    assert judged(averages([dense, unpaired])) is None
-    for records in ([dense], others, [dense, unpaired]):
-        assert "*" not in prose_of(records)
 
 
 def test_means_over_seeds_are_judged_by_sign_flips():
@@ -254,51 +196,6 @@ def test_fidelity_is_marked_where_it_is_clear_of_the_references_at_the_same_keep
     text = prose(table)
     assert "clear of patchrank's at the same keep rate, better or worse, each column by itself" in text
     assert "sign-flip test over images, Holm" in text
-
-
-def test_another_reference_is_compared_with_and_none_where_it_is_no_row():
-    records = distant({("patchrank", 0.6): 0.02, ("evit", 0.6): 0.03})
-    rows = averages(records)
-    found = judged(rows, "evit")
-    assert found is not None
-    assert [row.method for row in rows if found.mark(row, "cosine_distance")] == ["patchrank"]
-    assert judged(rows, "tome") is None
-    assert "*" not in prose(comparison_table(records, "tome"))
-
-
-def test_without_labels_a_table_has_fidelity_and_no_top1():
-    for form in ("wide", "middle", "narrow"):
-        text = prose(comparison_table(distant({("evit", 0.6): 0.0123})), form)
-        assert "1 - cos" in text
-        assert "without labels" in text
-        assert ("[" in text.split("evit")[1]) == (form != "narrow")
-        for absent in ("top-1", "to dense with", "agree ", "KL "):
-            assert absent not in text.partition("*")[0].split("1 - cos:")[0]
-    [section] = sections(grouped(distant({("evit", 0.6): 0.0123})), marked=True)
-    assert "1 - cosine" in section.heads
-    assert not {"Top-1, %", "To dense", "KL, nats"} & set(section.heads)
-    assert "Top-1" not in markdown([section]) + latex([section])
-
-
-def test_seeds_are_averaged_image_by_image():
-    records = [
-        replace(record, seed=seed, shots=4, tuning="probe")
-        for seed in (0, 1)
-        for record in distant({("evit", 0.6): 0.01 * (seed + 1)})
-    ]
-    _, row = averages(records)
-    own = [r.per_image("cosine_distance") for r in records if r.method == "evit"]
-    np.testing.assert_allclose(row.per_image("cosine_distance"), np.mean(own, axis=0))
-    assert row.estimate(METRICS["cosine_distance"]) == bootstrap_mean(np.mean(own, axis=0), seed=0)
-
-
-def test_operators_that_nobody_can_count_are_told_where_gflops_are_shown():
-    assert "GFLOPs lack" not in prose_of([DENSE, EVIT])
-    lacking = replace(EVIT, uncounted_operators=("aten::linalg_inv", "aten::fft"))
-    model = EVIT.model
-    settings = f"GFLOPs lack operators of unknown cost: aten::linalg_inv ({model}), aten::fft ({model})"
-    assert settings in prose_of([DENSE, lacking])
-    assert "GFLOPs lack" not in prose_of([replace(DENSE, uncounted_operators=None)])
 
 
 def floor_row(keep: float, p_value: float) -> Floor:
@@ -378,31 +275,6 @@ def test_all_of_a_table_of_shots_is_judged_together():
     assert settings in prose(table)
 
 
-def test_without_a_dense_row_no_table_of_shots_is_judged():
-    groups = [[row for row in shot_group(shots) if row.method != "dense"] for shots in (0, 4)]
-    [table] = shot_tables(groups)
-    assert "*" not in prose(table)
-
-
-def test_a_table_for_each_kind_of_tuning_and_none_of_a_single_column():
-    probe = shot_group(4, tuning="probe", prompt_tokens=None)
-    tables = shot_tables([shot_group(0), shot_group(4), probe])
-    kinds = [table.title.split(", ")[3] for table in tables]
-    assert kinds == ["learned text tokens (16)", "linear probe"]
-    assert shot_tables([shot_group(0)]) == shot_tables([shot_group(4)]) == []
-
-
-@pytest.mark.parametrize("change", [{"device_name": "another"}, {"dataset_revision": "34cd"}])
-def test_columns_differ_in_nothing_else(change: dict[str, Any]):
-    with pytest.raises(ValueError, match=f"different {next(iter(change))}"):
-        shot_tables([shot_group(0), shot_group(4, **change)])
-
-
-def test_columns_may_be_of_other_images_as_by_text_some_classes_have_no_name():
-    [table] = shot_tables([shot_group(0, images_sha256="cd" * 32), shot_group(4)])
-    assert len(table.heads) == 4
-
-
 @pytest.fixture(scope="module")
 def evit() -> list[Record]:
     return [r for r in read_run(RESULTS) if r.method == "evit" and r.dataset == "emoji"]
@@ -475,7 +347,7 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
 
 def test_a_metric_of_one_function_is_compared_and_checked(sharpness: Callable[..., Record]):
     then, now = sharpness(FULL, 0.25), sharpness(FULL, 0.1875)
-    found = changes([then], [now])
+    found = pair_runs([then], [now])
     assert tables(found)[0].cells("Sharpness, %")[0].startswith("-6.2 [")
     assert changes_data(found)["pairs"][0]["sharpness_difference"]["estimate"] == pytest.approx(-0.0625)
     row = CheckRow(method="evit", keep=0.3, options={}, record=then)

@@ -61,7 +61,7 @@ def test_the_paper_s_points_of_figure_1_stand_at_our_multiply_adds():
 
 def test_without_imagenet_its_row_says_so():
     recipe = get_reproduction("table4")
-    for datasets, empty in ((recipe.datasets, ""), (("dtd",), "needs imagenet among --datasets")):
+    for datasets, empty in ((recipe.datasets, ""), (("dtd",), "needs imagenet among --dataset")):
         rows = {row.name: row for row in recipe.rows(StudyConfig(datasets=datasets), 12)}
         assert rows["Patch Ranking, ImageNet-trained"].empty == empty
 

@@ -141,7 +141,7 @@ def check(target: str, datasets: tuple[str, ...], folder: Path) -> None:
 def test_a_table_is_made_by_its_command(target: str, root: Path, small, tmp_path: Path, capsys):
     recipe = get_reproduction(target)
     datasets = (*TWO, "imagenet") if recipe.general else TWO if recipe.joint else TWO[:1]
-    flags = [f"--datasets {' '.join(datasets)} --output {tmp_path}"]
+    flags = [f"--dataset {' '.join(datasets)} --output {tmp_path}"]
     if recipe.axis:  # costs are counted for each rate
         flags += ["--keeps 0.5"]
     assert run(target, root, *flags) == 0, capsys.readouterr().err
@@ -163,7 +163,7 @@ def test_a_dry_run_reads_all_datasets(target: str, root: Path, small, capsys, tm
 
 
 def test_the_real_b32_makes_a_table(root: Path, real, tmp_path: Path, capsys):
-    flags = "--keeps 1.0 0.75 0.5 --datasets dtd"
+    flags = "--keeps 1.0 0.75 0.5 --dataset dtd"
     assert run("figure5", root, flags, f"--output {tmp_path}") == 0, capsys.readouterr().err
     check("figure5", ("dtd",), tmp_path)
     assert {record.keep for record in read_records(tmp_path / "figure5.jsonl")} == {1.0, 0.75, 0.5}
@@ -174,7 +174,7 @@ def test_the_real_b32_draws_a_picture(picture, root: Path, real, tmp_path: Path,
     sheets, drawn = [], show.draw
     monkeypatch.setattr(show, "draw", lambda sheet, scale: sheets.append(sheet) or drawn(sheet, scale))
     names = " ".join(picture.datasets)
-    assert run(picture.name, root, f"--keeps 0.75 0.5 --datasets {names} --output {tmp_path}") == 0
+    assert run(picture.name, root, f"--keeps 0.75 0.5 --dataset {names} --output {tmp_path}") == 0
     out = capsys.readouterr().out
     assert f"before block {3 if picture.block is None else picture.block}" in out
     [sheet] = sheets
@@ -190,7 +190,7 @@ def test_the_real_b32_draws_a_picture(picture, root: Path, real, tmp_path: Path,
 
 def test_variants_of_imagenet_are_judged_by_its_predictor(root: Path, small, tmp_path: Path, capsys):
     datasets = ("imagenet", *ROBUST)
-    assert run("table4", root, f"--datasets {' '.join(datasets)} --output {tmp_path}") == 0, capsys.readouterr().err
+    assert run("table4", root, f"--dataset {' '.join(datasets)} --output {tmp_path}") == 0, capsys.readouterr().err
     lines = (tmp_path / "table4.md").read_text().splitlines()
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in lines if " | ours | " in line}
     for name, row in rows.items():

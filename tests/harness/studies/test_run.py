@@ -20,7 +20,7 @@ IMAGES = 300
 TRUTH = np.arange(IMAGES) < 200
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 FLAGS = (
-    "--model clip_vit_b16 --datasets plain --limit 7 --train-limit 9 --seeds 2 --block 2 "
+    "--model clip_vit_b16 --dataset plain --limit 7 --train-limit 9 --seeds 2 --block 2 "
     "--window 4 --stride 4 --arch mlp --width 8 --epochs 2 --keeps 0.5"
 )
 
@@ -166,7 +166,7 @@ def test_lines_of_other_images_or_conditions_are_refused(change: dict[str, objec
     assert len(make_sheet([judged(3)], tuned).entries) == 2  # these may differ
 
 
-def test_a_second_run_reads_the_records_that_the_first_wrote(studied, bars, tmp_path: Path, capsys, monkeypatch):
+def test_a_second_run_reads_the_records_that_the_first_wrote(studied, tmp_path: Path, capsys, monkeypatch):
     loads: list[str] = []
     load = module.load_tower
     monkeypatch.setattr(module, "load_tower", lambda name: loads.append(name) or load(name))
@@ -186,9 +186,6 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(studied, bars, tmp_
     )
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| plain", "| (golden)"]
     assert main(command) == 0  # nothing new to write
-    (name, first, _), (_, second, _) = bars
-    assert name == "study transfer"
-    assert second < first / 2
     assert read_records(tmp_path / "transfer.jsonl") == records
     assert (tmp_path / "transfer.md").read_text() == text
     capsys.readouterr()
@@ -207,8 +204,8 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(studied, bars, tmp_
         ("scores --dtype int8", "--dtype 'int8'"),
         ("scores --score labels", "score='labels': did you mean 'label'?"),
         ("scores --model clip_vit_s15", "model 'clip_vit_s15': did you mean"),
-        ("scores --datasets photos", "study scores: dataset 'photos' has no labels; expected one with classes"),
-        ("scores --datasets fashoin", "no dataset is called 'fashoin'"),
+        ("scores --dataset photos", "study scores: dataset 'photos' has no labels; expected one with classes"),
+        ("scores --dataset fashoin", "no dataset is called 'fashoin'"),
     ],
 )
 def test_refusals(flags: str, text: str, capsys):

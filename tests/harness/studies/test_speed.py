@@ -90,7 +90,7 @@ def noise(image: object) -> Tensor:
 def test_the_command_prints_tables_and_leaves_a_record(tmp_path: Path, capsys):
     out = tmp_path / "speed.json"
     flags = "--images 1 --window 7 --stride 7 --rounds 1 --precisions float32 --block 7"
-    assert main(["study", "speed", *flags.split(), "--out", str(out)]) == 0
+    assert main(["study", "speed", *flags.split(), "--output", str(out)]) == 0
     text = capsys.readouterr().out
     assert "straightforward" in text
     assert "engine, float32" in text

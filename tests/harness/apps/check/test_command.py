@@ -35,7 +35,7 @@ def run(parts: ClipParts, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
 @pytest.fixture
 def file(run: Run, tmp_path: Path) -> Path:
     path = tmp_path / "mine.jsonl"
-    what = ("--models", "clip_vit_b16", "--datasets", "toy", "--keeps", "0.5", "--limit", "12")
+    what = ("--model", "clip_vit_b16", "--dataset", "toy", "--keeps", "0.5", "--limit", "12")
     methods = ("--methods", "random", "tome", "evit:fuse=true")
     assert run(str(path), "--update", *what, *methods, "--rounds", "1").code == 0
     return path
@@ -54,7 +54,7 @@ def test_flags_take_some_rows_and_the_dense_one(run, file: Path):
     assert run(str(file), "--no-latency", "--methods", "random").data["rows"] == 2
     assert run(str(file), "--no-latency", "--methods", "evit").data["rows"] == 3
     assert run(str(file), "--no-latency", "--keeps", "0.25").data["rows"] == 1
-    assert run(str(file), "--no-latency", "--models", "anything").data["rows"] == 5
+    assert run(str(file), "--no-latency", "--model", "anything").data["rows"] == 5
 
 
 def test_an_update_without_flags_measures_the_same_rows(run, file: Path):
@@ -66,7 +66,7 @@ def test_an_update_without_flags_measures_the_same_rows(run, file: Path):
 
 
 def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run, file: Path):
-    what = ("--models", "clip_vit_b16", "--datasets", "toy", "--keeps", "0.5", "--limit", "12")
+    what = ("--model", "clip_vit_b16", "--dataset", "toy", "--keeps", "0.5", "--limit", "12")
     shown = run(str(file), "--update", *what, "--methods", "random", "clsattn", "--no-latency")
     moved = {(one["row"], one["expected"], one["now"]) for one in shown.data["moved"]}
     gone = {(name, "measured", None) for name in ("tome50", "evit50", "evit50 fuse=true")}
@@ -113,7 +113,7 @@ def test_shuffled_answers_are_told_by_row(run, file: Path):
         ("--full", "--full without --update"),
         ("--dtype bfloat16", "--dtype without --update"),
         ("--batches 1", "--batches without --update"),
-        ("--update --models clip_vit_s14", "--models with --update and no FILE"),
+        ("--update --model clip_vit_s14", "--model with --update and no FILE"),
         ("--update --limit 5", "--limit with --update and no FILE"),
         ("a.jsonl b.jsonl --update --limit 5", "--update of several FILEs with other rows"),
         ("a.jsonl --update --limit 0", "--limit 0: expected a number from 1"),
@@ -124,7 +124,7 @@ def test_shuffled_answers_are_told_by_row(run, file: Path):
         ("--slower 0.5", "--slower 0.5: expected a factor from 1"),
         ("--images -1", "--images -1: expected a number from 0"),
         ("--methods evitt", "method 'evitt': did you mean 'evit'"),
-        ("--datasets cifar", "--datasets: the expectation has no such row; it is of clip_vit_s14"),
+        ("--dataset cifar", "--dataset: the expectation has no such row; it is of clip_vit_s14"),
     ],
 )
 def test_wrong_use_is_refused_before_anything_is_measured(words: str, message: str, monkeypatch):
@@ -152,8 +152,8 @@ def test_what_can_not_be_written_is_told_first(words: str, message: str, monkeyp
 
 def test_what_a_tower_of_ours_is_called_takes_no_weights(file: Path, run, monkeypatch):
     monkeypatch.setattr("harness.apps.check.check.load_clip", None)
-    with pytest.raises(ValueError, match="--models: the expectation has no such row"):
-        run(str(file), "--models", "clip_vit_l14.openai")
+    with pytest.raises(ValueError, match="--model: the expectation has no such row"):
+        run(str(file), "--model", "clip_vit_l14.openai")
 
 
 def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(monkeypatch):
@@ -165,5 +165,5 @@ def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(monkeypatc
 
 def test_an_expectation_of_own_images_asks_where_they_are(file: Path, run):
     file.write_text(file.read_text().replace('"dataset": "toy"', '"dataset": "folder-photos"'))
-    with pytest.raises(ValueError, match=r"records hold no path; say .*--datasets folder:PATH"):
+    with pytest.raises(ValueError, match=r"records hold no path; say .*--dataset folder:PATH"):
         run(str(file))
