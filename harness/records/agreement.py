@@ -87,7 +87,8 @@ def weighted_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64
         (B,) in [-1, 1], 0 on average for unrelated scores; NaN as in `kendall_tau`.
     """
     a, b = _paired(scores_a, scores_b)
-    return np.asarray(stats.weightedtau(a, b, axis=1).statistic, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # scipy adds infinities up
+        return np.asarray(stats.weightedtau(a, b, axis=1).statistic, dtype=np.float64)
 
 
 def match_at_k(scores_a: ArrayLike, scores_b: ArrayLike, k: int) -> NDArray[np.float64]:
