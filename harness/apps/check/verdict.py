@@ -98,11 +98,12 @@ def find_movements(outcome: CheckedRow, bounds: Tolerances) -> list[Movement]:
     """Return what moved in a row; a row that is new, or gone, moved as a whole."""
     tower, dataset, row = outcome.place
     return [
-        replace(one, tower=tower, dataset=dataset, row=row) for one in _moved(outcome.row.record, outcome.now, bounds)
+        replace(one, tower=tower, dataset=dataset, row=row)
+        for one in _compare_records(outcome.row.record, outcome.now, bounds)
     ]
 
 
-def _moved(then: Record | None, now: Record | None, bounds: Tolerances) -> Iterator[Movement]:
+def _compare_records(then: Record | None, now: Record | None, bounds: Tolerances) -> Iterator[Movement]:
     if then is None or now is None:
         there = [None if record is None else "measured" for record in (then, now)]
         yield Movement(quantity="row", expected=there[0], now=there[1])
@@ -204,16 +205,18 @@ def _allowed(then: Measured, metric: Metric, by: float) -> tuple[float, float, s
 
 def _slower(then: Record, now: Record, factor: float) -> Iterator[Movement]:
     """Compare ratios to the dense model's time in the same run."""
-    times = {entry.batch: entry for entry in now.latency}
+    times = {entry.batch: entry.ratio for entry in now.latency}
     for entry in then.latency:
-        before, here = entry.ratio_to_dense, times.get(entry.batch)
-        if before is None or here is None or here.ratio_to_dense is None:
+        before, here = entry.ratio, times.get(entry.batch)
+        if before is None or here is None or here.low <= factor * before.estimate:
             continue
-        ratio, most = here.ratio_to_dense, factor * before
-        if here.ratio_low is not None and here.ratio_low > most:
-            name, allowed = f"time to dense, batch {entry.batch}", f"up to {most:.2f}"
-            by = ratio - before
-            yield Movement(quantity=name, expected=before, now=ratio, by=by, allowed=allowed)
+        yield Movement(
+            quantity=f"time to dense, batch {entry.batch}",
+            expected=before.estimate,
+            now=here.estimate,
+            by=here.estimate - before.estimate,
+            allowed=f"up to {factor * before.estimate:.2f}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

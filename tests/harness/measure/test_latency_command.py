@@ -17,6 +17,7 @@ from harness.measure.latency import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
 from harness.measure.times import CONDITIONS, VERDICTS, LatencyRecord, read_latencies
 from harness.measure.timing import LEAST_ROUNDS, MOST_ROUNDS, OTHERS, SPREAD, Machine, Surroundings
 from harness.measure.ways import ALLOWED, CHECKED, COMPILE, WAYS
+from harness.records.record import Times
 
 RANDOM = "latency --model clip_vit_s14_random60 --batches 1 --rounds 6 --seconds 0"
 
@@ -145,7 +146,7 @@ TEXT = (ROOT / "docs" / "latency.md").read_text("utf-8")
 ROW = re.compile(r"^\| `([\w-]+)` \| ([^|]+) \| ([^|]*)\| ([^|]+) \|$")
 JSON = {
     str: "string", int: "integer", float: "number", bool: "boolean", dict: "object",
-    Machine: "object", Surroundings: "object",
+    Machine: "object", Surroundings: "object", Times: "object",
 }  # fmt: skip
 
 
