@@ -12,7 +12,7 @@ from harness.cli import flags
 from harness.cli.command import Command, CommandParser
 
 if TYPE_CHECKING:
-    from zoo.deploy.export import Agreement
+    from zoo.deploy.export import FeatureAgreement
 
 CHECKED = 64  # images
 
@@ -75,7 +75,7 @@ def run_export(args: Namespace, status: Console) -> Shown:
     return Shown(parts=(table, text), data=json_values({**data, "bytes": size, "agreement": agreement}))
 
 
-def _table(name: str, format: str, dtype: str, agreement: "Agreement") -> Table:
+def _table(name: str, format: str, dtype: str, agreement: "FeatureAgreement") -> Table:
     """Lay out how a file's features agree with the eager model's."""
     heads = ("runtime", "precision", "images", "cosine", "5 % quantile", "largest difference", "same nearest")
     row = (

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import zoo
 from harness.measure.cost import gflops
 from zoo.core.tokens import Tokens
-from zoo.ranking.approximate import Effort, follow, run_whole
+from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
-from zoo.ranking.suffix import Suffix
+from zoo.ranking.suffix import Suffix, follow, run_whole
 from zoo.ranking.windows import members, outside, windows
 
 pytestmark = pytest.mark.usefixtures("no_grad")

@@ -92,11 +92,6 @@ def test_scripted(model: nn.Module):
     check_same(torch.jit.script(model), model)
 
 
-def test_the_dense_tower_scripted(tiny: Build):
-    model = tiny("clip_vit_b16")
-    check_same(torch.jit.script(model), model)
-
-
 @pytest.mark.parametrize("options", [{"attn_mask": torch.ones(65, 65)}, {"is_causal": True}])
 def test_a_recorded_model_refuses_masks(half: zoo.ReducedViT, images: Tensor, options: dict):
     with pytest.raises(ValueError, match="need all tokens in place"):

@@ -18,8 +18,8 @@ from zoo.deploy.export import (
     EXPORTED_PROGRAM,
     ONNX,
     OPENVINO,
-    Agreement,
     DisagreementError,
+    FeatureAgreement,
     export_model,
     load_exported,
 )
@@ -115,16 +115,16 @@ def test_a_wrong_runtime_leaves_nothing_behind(tiny: Build, images: Tensor, tmp_
 def test_agreement_by_hand():
     eager = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     turned = torch.tensor([[1.0, 0.0], [0.9, 0.1], [1.0, 0.0]])  # the last one's features are the first one's
-    agreement = Agreement.of([turned], eager, (3,))
+    agreement = FeatureAgreement.of([turned], eager, (3,))
     assert agreement.deviation == pytest.approx(2**0.5)
     assert agreement.median_deviation == 0
     assert agreement.cosine_mean == pytest.approx(2 / 3)
     assert agreement.same_nearest == pytest.approx(1 / 3)
-    assert Agreement.of([eager, eager], eager, (1, 3)).problem("float32") == ""
+    assert FeatureAgreement.of([eager, eager], eager, (1, 3)).problem("float32") == ""
     # Of two equal images either may be the nearest.
     twins = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1e-9]])
-    assert Agreement.of([twins.flip(0)], twins, (3,)).same_nearest == 1
-    assert "nan" in Agreement.of([eager * torch.nan], eager, (3,)).problem("float32")
+    assert FeatureAgreement.of([twins.flip(0)], twins, (3,)).same_nearest == 1
+    assert "nan" in FeatureAgreement.of([eager * torch.nan], eager, (3,)).problem("float32")
 
 
 @pytest.mark.parametrize(("format", "package"), [(ONNX, "onnxruntime"), (OPENVINO, "openvino")])

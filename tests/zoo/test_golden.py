@@ -13,8 +13,8 @@ from torch.nn.utils import prune
 
 import zoo
 from zoo.methods.rankmerge import RankMergeConfig
-from zoo.ranking.approximate import follow
 from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.ranking.suffix import follow
 from zoo.ranking.windows import mean_over_windows, windows
 
 Build = Callable[..., nn.Module]

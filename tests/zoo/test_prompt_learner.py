@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.model import CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import nn
 
@@ -26,7 +26,7 @@ def compact() -> nn.Module:
     return CompactText(every, **geometry, output_dim=10)
 
 
-@pytest.fixture(params=[None, CLIP, CustomTextCLIP])
+@pytest.fixture(params=[None, CustomTextCLIP])
 def text(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(2)
     kind = request.param

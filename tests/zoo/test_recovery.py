@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.core.digests import fingerprint
 from zoo.core.files import read_facts, write_learned
-from zoo.learning.recovery import Changes, distance, recover, view
+from zoo.learning.recovery import WeightChanges, distance, recover, view
 from zoo.loading.recovery_file import (
     TOKENS,
     WHATS,
@@ -53,8 +53,9 @@ def lively_file(model: Any, path: Path, what: str = "norm") -> RecoveryFile:
 
 
 @pytest.mark.parametrize("what", ["norm", "lora"])
-def test_no_changes_are_the_model_bit_for_bit(half: zoo.ReducedViT, images: Tensor, what: str, tmp_path: Path):
-    fresh = Changes.of(half, quick(what=what)).tensors()
+def test_changes_begin_as_none(tiny: Build, images: Tensor, what: str, tmp_path: Path):
+    half = tiny("clip_vit_b16_evit50")
+    fresh = WeightChanges.of(half, quick(what=what)).tensors()
     assert all(not value.any() for value in additions(fresh).values())
     file = save_recovery(tmp_path / "r", half, Recovered(fresh, (1.0,), (1.0,)), quick(what=what), **FACTS)
     with torch.no_grad():
@@ -146,7 +147,9 @@ def test_by_name_with_a_predictor_that_is_checked_first(tmp_path: Path):
         timm.create_model("clip_vit_s14_patchrank50", pretrained=True, recovery=path, features_only=True)
 
 
-@pytest.mark.parametrize("what", WHATS)
+@pytest.mark.parametrize(
+    ("method", "what"), [*((name, "norm") for name in sorted(zoo.METHODS)), ("evit", "lora"), ("tome", "tokens")]
+)
 def test_training_brings_features_nearer_and_moves_nothing_else(half: zoo.ReducedViT, what: str):
     before = deepcopy(half.state_dict())
     trained = {name: p.requires_grad for name, p in half.named_parameters()}
@@ -172,20 +175,18 @@ def test_losses_are_those_of_the_folded_model(tiny: Build, tmp_path: Path):
     assert file.datasets == [{"name": "toy", "before": result.before[0], "after": result.after[0]}]
 
 
-@pytest.mark.parametrize("what", ["norm", "lora"])
-def test_a_rate_that_ruins_everything_changes_nothing(tiny: Build, what: str, tmp_path: Path):
+def test_a_rate_that_ruins_everything_changes_nothing(tiny: Build, tmp_path: Path):
     model = tiny("clip_vit_b16_tome50.openai")
-    result = recover(model, [SIX], [SIX], quick(what=what, learning_rate=30.0))
+    result = recover(model, [SIX], [SIX], quick(learning_rate=30.0))
     assert (result.tensors, result.after) == ({}, result.before)
-    file = save_recovery(tmp_path / "r", model, result, quick(what=what), **FACTS)
+    file = save_recovery(tmp_path / "r", model, result, QUICK, **FACTS)
     with torch.no_grad():
         torch.testing.assert_close(add_recovery(model, file)(SIX), model(SIX))
 
 
-@pytest.mark.parametrize("what", WHATS)
-def test_where_nothing_is_lost_nothing_is_learned(tiny: Build, what: str):
+def test_where_nothing_is_lost_nothing_is_learned(tiny: Build):
     model = zoo.reduce(tiny("clip_vit_b16.openai"), method="tome", keep=1.0)
-    assert recover(model, [SIX], [SIX], quick(what=what)) == ({}, (0.0,), (0.0,))
+    assert recover(model, [SIX], [SIX], QUICK) == ({}, (0.0,), (0.0,))
 
 
 @pytest.mark.parametrize("what", WHATS)
@@ -274,8 +275,6 @@ def test_refused_with_another_predictor(tiny: Build, tmp_path: Path):
     [
         ("has format 9", {"format": 9}),
         ("unknown field 'more'", {"more": 1}),
-        ("format must be int", {"format": 2.0}),
-        ("datasets must be", {"datasets": "photos"}),
         ("'blocks.1.norm1.bias' of shape \\(3,\\)", lambda t: t | {"blocks.1.norm1.bias": torch.zeros(3)}),
         ("'head.weight' of shape", lambda t: t | {"head.weight": torch.zeros(7, 48)}),
         ("values that aren't finite", lambda t: t | {"norm.bias": torch.full((48,), torch.nan)}),
@@ -305,9 +304,7 @@ def test_other_files_are_refused(tiny: Build, tmp_path: Path):
     ("options", "words"),
     [
         ({"what": "bias"}, "what='bias'"),
-        ({"dtype": "float16"}, "dtype='float16'"),
         ({"rank": 0}, "rank=0"),
-        ({"batch": 0}, "batch=0"),
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"crop": 0.0}, "crop=0.0"),
     ],

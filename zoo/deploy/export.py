@@ -42,7 +42,7 @@ _OPENVINO = {"float32": ("FP32", "f32"), "bfloat16": ("BF16", "bf16"), "float16"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class FeatureAgreement:
     """How features of an exported file agree with the eager float32 model's on real images.
 
     Attributes:
@@ -64,7 +64,7 @@ class Agreement:
     same_nearest: float
 
     @classmethod
-    def of(cls, features: Sequence[Tensor], eager: Tensor, batches: Sequence[int]) -> "Agreement":
+    def of(cls, features: Sequence[Tensor], eager: Tensor, batches: Sequence[int]) -> "FeatureAgreement":
         """Compare features (n, D), one tensor per batch size, with the eager model's (n, D)."""
         wanted = eager.double()
         apart, cosines, same = [], [], []
@@ -109,7 +109,7 @@ def _same_nearest(ours: Tensor, eager: Tensor) -> Tensor:
 class DisagreementError(RuntimeError):
     """An exported file computes something else than the model; it was not kept."""
 
-    def __init__(self, text: str, agreement: Agreement) -> None:
+    def __init__(self, text: str, agreement: FeatureAgreement) -> None:
         super().__init__(text)
         self.agreement = agreement
 
@@ -125,7 +125,7 @@ def export_model(
     least_cosine: float = LEAST_COSINE,
     facts: Mapping[str, Any] | None = None,
     tick: Callable[[int], object] = lambda _: None,
-) -> Agreement:
+) -> FeatureAgreement:
     """Write a model for a runtime, run real images through that runtime, and keep the file if it agrees.
 
     Args:
@@ -173,7 +173,7 @@ def export_model(
                 done += len(part)
                 tick(done)
             features.append(torch.cat(parts))
-        agreement = Agreement.of(features, eager, batches)
+        agreement = FeatureAgreement.of(features, eager, batches)
         if problem := agreement.problem(dtype, least_cosine):
             raise DisagreementError(f"{format} in {dtype}: {problem}; {path.name} was not written", agreement)
         about = {**describe(model), **(facts or {}), "format": format, "dtype": dtype, "agreement": asdict(agreement)}

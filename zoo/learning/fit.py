@@ -20,7 +20,7 @@ from zoo.core.predictor import REMOVE, Predictor, architecture
 from zoo.learning.fit_state import FitState
 
 
-class Rows(Protocol):
+class TokenRows(Protocol):
     """Tokens of n images, (n, prefix + N, D): a tensor, or what reads some of it when asked."""
 
     @property
@@ -38,7 +38,7 @@ class RankedTokens:
     ``tokens`` (n, prefix + N, D) may have any float type; ``importance`` is (n, N), higher = keep.
     """
 
-    tokens: Rows
+    tokens: TokenRows
     importance: Tensor
     prefix: int
     grid: tuple[int, int]
@@ -52,7 +52,7 @@ class RankedTokens:
 
 
 class _Chosen:
-    def __init__(self, tokens: Rows, rows: Tensor) -> None:
+    def __init__(self, tokens: TokenRows, rows: Tensor) -> None:
         self._tokens, self._rows = tokens, rows
         self.shape = (len(rows), *tokens.shape[1:])
 
@@ -108,7 +108,7 @@ def paper(predicted: Tensor, target: Tensor) -> Tensor:
 
     Degenerate: every prediction lowers it by growing, whatever its target, so that it has no
     minimum and its infimum 0 says nothing of the ranking. Only weights that can't grow fast enough
-    leave some order in what it fits. Kept to be compared, not to be used.
+    leave some order in what it fits.
     """
     return -(target.sigmoid() * F.logsigmoid(predicted)).sum(dim=1).mean()
 
@@ -200,7 +200,7 @@ def fit_predictor(
         optimiser=torch.optim.AdamW(predictor.net.parameters(), lr=rate, weight_decay=decay),
         generator=torch.Generator().manual_seed(config.seed),
     )
-    target, target_val = _normalised(train.importance), _normalised(val.importance)
+    target, target_val = _normalise(train.importance), _normalise(val.importance)
     state.run(
         lambda: _learn(state, train, target, config),
         lambda: _validate(predictor, val, target_val, config),
@@ -237,7 +237,7 @@ def _learn(state: FitState, train: RankedTokens, target: Tensor, config: FitConf
     return total / count
 
 
-def _normalised(importance: Tensor) -> Tensor:
+def _normalise(importance: Tensor) -> Tensor:
     importance = importance.float()
     centred = importance - importance.mean(dim=1, keepdim=True)
     return centred / importance.std(dim=1, keepdim=True).clamp(min=1e-6)

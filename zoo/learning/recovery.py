@@ -51,7 +51,7 @@ class Images(Protocol):
         """Return the images ``rows`` (k,) int64, in this order."""
 
 
-class Changes(nn.Module):
+class WeightChanges(nn.Module):
     """Learned changes of weights, which begin as none; see `additions` for the names of ``tensors``.
 
     Attributes:
@@ -67,7 +67,7 @@ class Changes(nn.Module):
         self.means = nn.ParameterList(tensor.clone().requires_grad_(False) for tensor in tensors.values())
 
     @classmethod
-    def of(cls, vit: Host, config: RecoveryConfig) -> "Changes":
+    def of(cls, vit: Host, config: RecoveryConfig) -> "WeightChanges":
         """Begin those of a tower; all but learned tokens leave its weights as they are."""
         generator = torch.Generator().manual_seed(config.seed)
         weights, tensors = dict(vit.named_parameters()), {}
@@ -137,7 +137,7 @@ def recover(
     if isinstance(student, TimmHost) and config.what == "tokens":
         make_room(student, config.count)
     trainer = _Trainer(teacher, student, train, val, config)
-    changes = Changes.of(student, config)
+    changes = WeightChanges.of(student, config)
     if config.what == "tokens":
         for tokens in (changes.values[0], changes.means[0]):
             tokens.data.copy_(_first_tokens(teacher, train, config))
@@ -187,7 +187,7 @@ class _Trainer:
     def learn(self, state: FitState, on_step: Callable[[int], None]) -> float:
         """Take the steps of a round; return the mean loss."""
         config, total = self.config, 0.0
-        assert isinstance(state.model, Changes)
+        assert isinstance(state.model, WeightChanges)
         for step in range(config.steps):
             done = (state.epoch * config.steps + step) / (config.rounds * config.steps)
             rate = config.learning_rate * min(1, (done + 1 / (config.rounds * config.steps)) / _WARM)
@@ -197,7 +197,7 @@ class _Trainer:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                 with torch.no_grad():
                     truth = self.teacher.features(images)
-                features = self._changed(additions(state.model.moving()), images)
+                features = self._change(additions(state.model.moving()), images)
             loss = (distance(features, truth) / scale + _FLAT).sqrt().mean()
             state.optimiser.zero_grad()
             loss.backward()
@@ -216,7 +216,7 @@ class _Trainer:
         scale = torch.tensor(self.start).repeat_interleave(each)
         return images.to(self.device, self.dtype), scale.to(self.device)
 
-    def _changed(self, added: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def _change(self, added: Mapping[str, Tensor], images: Tensor) -> Tensor:
         own = {self.names[name]: value for name, value in added.items()}
         weights = self.weights | {name: self.weights[name] + value for name, value in own.items()}
         named = {f"host.{name}": value for name, value in weights.items()}
@@ -228,7 +228,7 @@ class _Trainer:
         parts = []
         for rows in torch.arange(len(images)).split(CHUNK):
             some = images[rows].to(self.device, self.dtype)
-            parts.append(self._changed(added, some) if added else vit.features(some))
+            parts.append(self._change(added, some) if added else vit.features(some))
         return torch.cat(parts)
 
     def held_out(self, vit: Host, added: Mapping[str, Tensor]) -> tuple[float, ...]:
@@ -236,7 +236,7 @@ class _Trainer:
         pairs = zip(self.val, self.truth, strict=True)
         return tuple(float(distance(self._features(vit, images, added), truth).mean()) for images, truth in pairs)
 
-    def validate(self, changes: Changes) -> float:
+    def validate(self, changes: WeightChanges) -> float:
         """Return the geometric mean of the shares of loss that are left; infinite where one is above 1."""
         losses = self.held_out(self.student, additions(changes.tensors()))
         shares = [loss / start for loss, start in zip(losses, self.start, strict=True)]

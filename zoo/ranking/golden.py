@@ -15,8 +15,8 @@ from zoo.core.host import Host
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.core.tokens import Tokens, every_position, rank_scores, top
-from zoo.ranking.approximate import FOLLOWED, Effort, check, follow, follow_merges, parse, passes
-from zoo.ranking.suffix import Suffix
+from zoo.ranking.approximate import FOLLOWED, Effort, check, parse, passes
+from zoo.ranking.suffix import Suffix, follow, follow_merges
 from zoo.ranking.windows import distances, mean_over_windows, members, merge_windows, outside, windows
 from zoo.towers.lean import is_lean, special_layer
 
@@ -70,8 +70,8 @@ def greedy_importance(suffix: Suffix, start: Tokens, judge: Judge, cells: Tensor
         best_first = importance.argsort(dim=1, descending=True, stable=True)
         left = count - gone
         going = best_first[:, max(0, left - step) : left]
-        places = torch.arange(going.shape[1] - 1, -1, -1, device=cells.device) + gone
-        order.scatter_(1, going, places.float().expand(len(going), -1))
+        ranks = torch.arange(going.shape[1] - 1, -1, -1, device=cells.device) + gone
+        order.scatter_(1, going, ranks.float().expand(len(going), -1))
         alive = alive.scatter(1, going, False)
     return order
 
@@ -96,7 +96,7 @@ def rounds_importance(suffix: Suffix, start: Tokens, judge: Judge, config: "Gold
             importance = -scores.unflatten(0, (-1, left))
         stay = top(importance, max(0, left - config.greedy))
         if config.action == "merge" and stay.shape[1]:
-            tokens = _merged_away(tokens, importance, stay)
+            tokens = _merge_away(tokens, importance, stay)
         else:
             tokens = tokens.select(0, importance, stay)
     best_first = rank_scores(tokens.history, count).argsort(dim=1, descending=True, stable=True)
@@ -126,7 +126,7 @@ def changed_features(suffix: Suffix, tokens: Tokens, cells: Tensor, config: "Gol
     return target, features.unflatten(0, (len(rows), -1))
 
 
-def _merged_away(tokens: Tokens, importance: Tensor, stay: Tensor) -> Tokens:
+def _merge_away(tokens: Tokens, importance: Tensor, stay: Tensor) -> Tokens:
     """Merge all patch tokens but those at ``stay`` (B, k) into the nearest of these."""
     away = torch.ones_like(importance, dtype=torch.bool).scatter(1, stay, False)
     gone = away.nonzero()[:, 1].reshape(len(stay), -1)
@@ -300,14 +300,14 @@ class GoldenEngine:
         cells = windows(start.grid, config.window, config.stride).to(suffix.device)
         rows = torch.arange(len(images), device=suffix.device)
         if config.greedy is not None:
-            return {one.score: self._searched(start, cells, rows, one, common) for one in configs}
+            return {one.score: self._search(start, cells, rows, one, common) for one in configs}
         target, features = changed_features(suffix, start, cells, config)
         flat, every = features.flatten(0, 1), rows.repeat_interleave(len(cells))
         judges = {score: Judge(score=score, target=target, **common) for score in scores}
         marks = {score: judge(flat, every).unflatten(0, (-1, len(cells))) for score, judge in judges.items()}
         return {score: -mean_over_windows(own, cells, start.patch_count).cpu() for score, own in marks.items()}
 
-    def _searched(
+    def _search(
         self, start: Tokens, cells: Tensor, rows: Tensor, config: GoldenConfig, common: dict[str, Any]
     ) -> Tensor:
         """Rank patches by a greedy search, (B, N) on the CPU."""

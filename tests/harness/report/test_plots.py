@@ -12,7 +12,7 @@ from harness.measure.times import LatencyRecord
 from harness.records.record import Record
 from harness.report.changes import read_run
 from harness.report.charts import FRONT, INK, LINES, STYLES, Dot, draw, encode, render, styles_of
-from harness.report.groups import Grouped, grouped, shot_columns, timed_groups
+from harness.report.groups import Grouped, group_records, group_times, shot_columns
 from harness.report.highlights import fronts, highlights
 from harness.report.plots import Plot, batches_plot, plots_of, shots_plot, tau_plot, tokens_plot
 
@@ -26,7 +26,7 @@ def committed() -> list[Record]:
 
 @pytest.fixture(scope="session")
 def report(committed: list[Record]) -> Grouped:
-    return grouped(committed)
+    return group_records(committed)
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def with_shots(committed: list[Record]) -> Grouped:
         for record in committed
         if record.method != "tome" or shots == 2
     ]
-    return grouped([*committed, *learned])
+    return group_records([*committed, *learned])
 
 
 def plots(report: Grouped) -> dict[str, Plot]:
@@ -73,15 +73,6 @@ def test_accuracy_against_cost_has_every_row_with_its_intervals(
             )
             assert point.y == pytest.approx(tuple(100 * number for number in paired))
             assert point.label == ("" if name == "dense" else f"{100 * row.keep:.0f}")
-
-
-def test_times_are_ratios(report: Grouped, committed: list[Record]):
-    named = plots(report)
-    row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_tome60")
-    for timed in row.latency:
-        ratio = points(named[f"accuracy_ratio_batch{timed.batch}"])
-        assert ratio["tome"][1].x == timed.ratio
-        assert ratio["dense"][0].x == (1, 1, 1)
 
 
 def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Grouped):
@@ -186,7 +177,7 @@ def test_a_panel_per_condition_with_every_ratio(latency_record: Make, reduced_ti
             reduced_time("evit", 1.2, batch=batch, dtype=dtype, warnings=("drift",)),
         )
     ]
-    plot = batches_plot(timed_groups(times))
+    plot = batches_plot(group_times(times))
     assert plot is not None
     assert plot.name == "ratio_batches"
     assert ["bfloat16" in panel.title for panel in plot.charts] == [False, True]

@@ -15,7 +15,7 @@ from scipy import stats
 
 from harness.apps.check.cases import CheckRow
 from harness.apps.check.verdict import CheckedRow, Tolerances, find_movements
-from harness.base.table import Cell, Form, Table
+from harness.base.table import Form, Table
 from harness.measure.compare import Floor, floor_table
 from harness.records.averages import Average, averages, judged, labels, matched
 from harness.records.metrics import METRICS, Sample, metric, pack
@@ -28,14 +28,13 @@ from harness.records.statistics import (
     sign_flip_exact,
 )
 from harness.report.changes import changes_data, pair_runs, tables
-from harness.report.groups import grouped, sections
+from harness.report.groups import group_records, sections
 from harness.report.highlights import highlights
 from harness.report.page import Report, page
 from harness.report.plots import plots_of
 from harness.report.tables import (
     comparison_table,
     matched_table,
-    report_columns,
     shot_tables,
 )
 from harness.report.writers import latex, markdown, records_csv
@@ -293,16 +292,6 @@ def test_settings_that_differ_at_one_keep_rate_are_told_at_all(evit: list[Record
     assert names(evit[0], predicted) == ["evit", "evit (predictor ab12)"]  # one row lacks it
 
 
-def test_a_cell_is_its_text_and_sorts_by_its_value(evit: list[Record]):
-    cells = {column.heading: cell for column, cell in report_columns(averages(evit))}
-    cell = cells["GFLOPs"](averages(evit)[0])
-    assert (cell, cell.value) == (f"{evit[0].mean('gflops'):.2f}", evit[0].mean("gflops"))
-    [row] = averages([replace(evit[0], tau=None, tau_low=None, tau_high=None)])
-    lost = cells["Kendall τ"](row)
-    assert (lost, lost.value) == ("–", None)
-    assert Cell("a", 1.0) == "a"
-
-
 @pytest.fixture
 def sharpness() -> Iterator[Callable[..., Record]]:
     """Declare one more metric by one function, and return what gives it to a record."""
@@ -330,11 +319,11 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
     rows = [sharpness(replace(DENSE, gflops=3.0), 0.5), sharpness(FULL, 0.25)]
     table = comparison_table(rows)
     assert table.cells("Sharpness, %") == ["50.8", "25.8"]
-    [section] = sections(grouped(rows))
+    [section] = sections(group_records(rows))
     assert [cell.value for cell in section.cells("Sharpness, %")] == [0.5078125, 0.2578125]
     assert "| Sharpness, % |" in markdown([section])
     assert r"Sharpness, \%" in latex([section])
-    groups = grouped(rows)
+    groups = group_records(rows)
     short = [highlights(group) for group in groups.groups]
     plots = plots_of(groups, short)
     assert "sharpness_gflops" in {plot.name for plot in plots}
