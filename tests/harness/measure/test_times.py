@@ -82,7 +82,7 @@ def test_nan_is_not_written(latency_record: Make, tmp_path: Path):
         ({"batches": 1}, r"line 2: unknown field 'batches', did you mean: batch"),
         ({"batch": "one"}, r"line 2: batch must be int, got 'one'"),
         ({"machine": {"cores": 2}}, r"line 2: missing field 'device_name'"),
-        ({"schema_version": 9}, r"line 2: schema_version must be 1, got 9"),
+        ({"schema_version": 9}, r"line 2: schema_version must be 2, got 9"),
     ],
 )
 def test_a_line_that_is_no_record(latency_record: Make, tmp_path: Path, change: dict[str, Any], said: str):
