@@ -207,8 +207,7 @@ class Outcome:
         scores: (n, N) float, higher = kept longer.
         final_tokens: patch tokens left at the end.
         left: (n, N) int16 block at which a patch's own token went, -1 where it stayed.
-        token: (n, N) int16 grid position of the token that a patch is in at the end, -1 where it
-            was dropped.
+        token: (n, N) int16 grid position of the token that a patch is in at the end, -1 where it was dropped.
     """
 
     features: Tensor
@@ -248,8 +247,8 @@ def run(
 ) -> dict[str, Outcome]:
     """Run all rows on a batch; what rows without tokens or weights of their own share is computed once.
 
-    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key;
-    ``on_row`` is called after each row.
+    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key; ``on_row`` is called
+    after each row.
     """
     shared = _shared([row for row in rows if not row.apart], images)
     outcomes = {}
