@@ -26,7 +26,7 @@ def test_a_run_writes_what_it_shows(
     dense, random = read_latencies(file)
     assert (dense.model, random.model) == ("clip_vit_b16", "clip_vit_b16_random60")
     assert (random.final_tokens, len(random.samples_ms)) == (38, 6)
-    assert f"{random.ratio_to_dense:.3f} [" in said.out
+    assert f"{random.times.ratio_to_dense:.3f} [" in said.out
     assert "clip_vit_b16: float32, eager, threads 1, batch 1: 2 of 2 models timed" in said.err
     assert f"| 1 | random60 | 38 | {random.gflops:.2f} |" in page.read_text("utf-8")
 

@@ -45,11 +45,11 @@ def test_precisions_share_a_round_with_eager_float32(family: Family, tmp_path: P
         (dtype, method) for dtype in ("float32", "bfloat16") for method in ("dense", "rankmerge")
     ]
     reference, *others = records
-    assert reference.ratio_to_dense is None
+    assert reference.ratio is None
     assert {one.reference for one in records} == {"the dense model in eager float32"}
     for one in others:
         pairs = zip(one.samples_ms, reference.samples_ms, strict=True)
-        assert min(a / b for a, b in pairs) <= one.ratio_to_dense
+        assert min(a / b for a, b in pairs) <= one.times.ratio_to_dense
         assert one.arrived is None
     assert 0 < others[1].deviation < ways.ALLOWED["bfloat16"]  # of features from eager float32's
     # All of it is used again, and none of it where ratios are to another dense model.
