@@ -378,7 +378,7 @@ def time_runnables(
 ) -> tuple[dict[int, ways.ReadyModel], dict[int, timing.Timing], timing.Surroundings]:
     """Make models ready and time those that can be timed in turn on the same images (B, C, H, W).
 
-    ``rounds`` and ``seconds`` are those of `timing.interleaved`; ``tick`` takes models ready and rounds done.
+    ``rounds`` and ``seconds`` are those of `timing.interleave`; ``tick`` takes models ready and rounds done.
 
     Returns:
         How making each ready went, timings of those that did not fail, how busy the machine was.
@@ -394,7 +394,7 @@ def time_runnables(
     how: dict[str, Any] = {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": watch}
     how["tick"] = lambda done: tick(len(ready) + done)
     try:
-        timings = timing.interleaved(calls, images, rounds, seconds=seconds, **how)
+        timings = timing.interleave(calls, images, rounds, seconds=seconds, **how)
     except (RuntimeError, MemoryError) as error:
         if not ways.is_out_of_memory(error):
             raise

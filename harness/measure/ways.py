@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from harness.measure.timing import Call, random_images, waiting
+from harness.measure.timing import Call, random_images, synchronizer
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, Served, as_runtime, require_format
@@ -155,7 +155,7 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
 
 def _first(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory of a call."""
-    wait = waiting(images.device)
+    wait = synchronizer(images.device)
     calls: list[Call] = []
 
     def first(batch: Tensor) -> None:

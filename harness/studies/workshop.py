@@ -19,10 +19,10 @@ from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
 from harness.measure.bench import measured_here
 from harness.measure.cost import gflops
-from harness.measure.match import ROUNDS, KeepSolver, TimeRatios, equal_times, remembered, say_miss
+from harness.measure.match import ROUNDS, KeepSolver, TimeRatios, equal_times, find_record, say_miss
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, golden_row, predictors_digest, reduced_row
-from harness.measure.tuning import Tuned, Tuner, loadable
+from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import DENSE, GOLDEN, MATCHED
 from harness.records.record import Record
@@ -187,7 +187,7 @@ class Workshop:
     def _loadable(self, path: Path) -> PredictorFile | None:
         """Return the predictor of an earlier run; None, with a note, of a file that can't be loaded any more."""
         words = "a predictor of an earlier run is fitted anew"
-        return loadable(path, PredictorFile.read, PredictorFile.tensors, words, self.progress)
+        return read_if_valid(path, PredictorFile.read, PredictorFile.tensors, words, self.progress)
 
     # Learned tokens
 
@@ -332,7 +332,7 @@ class Workshop:
             here = measured_here(replace(plan, dtype=self.config.dtype), self.tower.tag, self.weights)
             known = [r for r in self.records if all(getattr(r, name) == value for name, value in here.items())]
             target = self.model(line.cost.target)
-            if record := remembered(known, target, method, plan.matched(target.keep)):
+            if record := find_record(known, target, method, plan.matched(target.keep)):
                 self._times[key] = record.keep, record.method_config[MATCHED]
         return key in self._times
 
