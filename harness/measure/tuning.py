@@ -75,12 +75,6 @@ def read_if_valid(
     return file
 
 
-def step_runs(config: TuneConfig, classes: int) -> float:
-    """Return about how many runs of a row on an image take as long as a step of tuning."""
-    images = 0 if config.tokens == "t" else 3 * config.batch  # gradients take as long again, twice
-    return images + (0 if config.tokens == "v" else classes / 2)
-
-
 @dataclass
 class Tuner:
     """Tune models of one tower on labelled images of one dataset."""
