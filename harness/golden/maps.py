@@ -113,7 +113,7 @@ def most_important(importance: Tensor, keep: float) -> Tensor:
     return torch.zeros_like(importance, dtype=torch.bool).scatter(1, kept, True)
 
 
-def unprocessed(preprocess: Any, images: Tensor) -> Tensor:
+def undo_preprocess(preprocess: Any, images: Tensor) -> Tensor:
     """Take the normalisation out of preprocessed images: what the model sees, as colours.
 
     Every preprocessing that ends in an affine map per channel is undone, whatever its constants:

@@ -436,7 +436,7 @@ class Workshop:
         if predictor:
             config["predictor"] = predictor
         if truth is not None:
-            config["against"] = truth.provenance.described()
+            config["against"] = truth.provenance.describe()
         keep = float(config["keep"])
         return Variant(
             model=self._name(method, keep), method=method, keep=keep, vit=vit.eval(),
