@@ -15,8 +15,6 @@ from harness.cli.command import Command, CommandParser
 
 if TYPE_CHECKING:
     from harness.datasets.base import SplitName
-    from harness.measure.rows import Variant
-    from zoo.loading.clip import ClipParts
     from zoo.ranking.golden import GoldenConfig
 
 
@@ -238,6 +236,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
+    from harness.measure.rows import dense_name, load_row
     from harness.measure.tuning import Tuner
     from zoo.core.digests import fingerprint
     from zoo.core.files import write_whole
@@ -367,28 +366,6 @@ def run_fit_schedule(args: Namespace, status: Console) -> Shown:
     text = f"wrote {result.path}: {numbers}; {file.candidates} schedules tried in {file.seconds:.1f} s{worth}"
     data = {"path": result.path, "schedule": file, "default": result.default, "best": result.best}
     return Shown(parts=(schedule_table(result), text), data=json_values(data))
-
-
-def load_row(name: str) -> "tuple[ClipParts, Variant, str]":
-    """Load a model with its text tower; return the towers, the model as a row, and its tag."""
-    from harness.measure.rows import require_rows, rows_of
-    from harness.models.towers import load_clip, split_method
-    from harness.records.conditions import DENSE
-
-    dense, method, keep = split_method(name)
-    require_rows(dense, [(method or DENSE, keep)])
-    parts, arch, tag = load_clip(dense)
-    (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
-    parts.model.visual = row.vit
-    return parts, row, tag
-
-
-def dense_name(row: "Variant") -> str:
-    """Return the name of a row's dense tower."""
-    from zoo.loading.sizes import MODELS
-
-    known = MODELS.get(row.model)
-    return row.model if known is None else known.dense
 
 
 def _memory_mib(device: str) -> float:

@@ -30,7 +30,6 @@ from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, predict, sa
 from zoo.loading.predictor_file import predictor_name
 from zoo.towers.vit import ReducedViT
 
-SHARE = 0.1  # of a tower's run on an image that a predictor's step takes for one, about
 HELD_OUT = 5  # one image in so many
 _DTYPE = np.dtype("<f2")
 _KEY = ("model", "weights", "dataset", "revision", "split", "block")
@@ -311,16 +310,6 @@ def fit(
     save_predictor(predictor, result, model=tower.arch, tag=tower.tag, block=agreed, **made)
     checkpoint.unlink(missing_ok=True)
     return result, float(np.nanmean(tau_of(predictor, stop.data)))
-
-
-def epoch_runs(config: FitConfig, images: int) -> float:
-    """Return about how many runs of a tower on an image take as long as an epoch on so many images."""
-    return SHARE * max(config.steps * config.batch, images)
-
-
-def fit_runs(config: FitConfig, train: int, val: int) -> float:
-    """Return the same of a whole fit, the tokens of its images included; it mostly stops earlier."""
-    return train + val + config.epochs * epoch_runs(config, train)
 
 
 def _agree(facts: list[dict[str, Any]], **asked: Any) -> tuple[int, str]:

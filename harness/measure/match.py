@@ -68,8 +68,8 @@ class KeepSolver:
     def search(self, start: int) -> Search:
         """Look for the number of patch tokens whose cost is 1, under noise that any sample may have.
 
-        It starts at ``start`` and moves to where all that is known meets the goal, until the answer's cost,
-        the median of `SURE`, is within `SLACK`; the nearest after `STEPS`.
+        It starts at ``start`` and moves to where all that is known meets the goal, until the answer's cost, the median
+        of `SURE`, is within `SLACK`; the nearest after `STEPS`.
         """
         self.build(1.0)  # a method that can't do even this says why
         samples = defaultdict[int, list[float]](list)
@@ -205,8 +205,8 @@ def equal_times(
 def remembered(known: Sequence[Record], target: Variant, method: str, matched: Mapping[str, Any]) -> Record | None:
     """Find the newest record of a method at a target's time, if the target itself is known, too.
 
-    ``known`` records are of one tower and machine; ``matched`` is what `MATCHED` says of the row,
-    its keep rates maybe among others.
+    ``known`` records are of one tower and machine; ``matched`` is what `MATCHED` says of the row, its keep rates maybe
+    among others.
     """
     if not any(record.method_config == target.config for record in known):
         return None
@@ -223,9 +223,9 @@ def matched_rows(
 ) -> list[Variant]:
     """Make the plan's rows: one method has its keep rates, the others meet its cost at each of them.
 
-    GFLOPs are fvcore's of the model itself. Times are measured, unless ``known`` records, of this
-    tower on this machine, have what came out before. Two keep rates may share a method's row.
-    GFLOPs further off than `TOLERANCE` are reported; for times see `time_misses`.
+    GFLOPs are fvcore's of the model itself. Times are measured, unless ``known`` records, of this tower on this
+    machine, have what came out before. Two keep rates may share a method's row. GFLOPs further off than `TOLERANCE` are
+    reported; for times see `time_misses`.
     """
 
     def row(method: str, keep: float) -> Variant:

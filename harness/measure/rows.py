@@ -14,13 +14,14 @@ from torch import Tensor
 
 import zoo
 from harness.golden.store import Rankings
-from harness.models.towers import TIMM, split_method
+from harness.models.towers import TIMM, load_clip, split_method
 from harness.records.conditions import DENSE, GOLDEN, RECOVERY
 from zoo.core.files import digest
 from zoo.core.messages import expected, tower_name
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, left_at, rank_scores, tokens_of
 from zoo.loading.arguments import require_fitted
+from zoo.loading.clip import ClipParts
 from zoo.loading.predictor_file import PredictorFile, load_predictor, with_predictors
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, ModelName
@@ -206,8 +207,7 @@ class Outcome:
         scores: (n, N) float, higher = kept longer.
         final_tokens: patch tokens left at the end.
         left: (n, N) int16 block at which a patch's own token went, -1 where it stayed.
-        token: (n, N) int16 grid position of the token that a patch is in at the end, -1 where it
-            was dropped.
+        token: (n, N) int16 grid position of the token that a patch is in at the end, -1 where it was dropped.
     """
 
     features: Tensor
@@ -247,8 +247,8 @@ def run(
 ) -> dict[str, Outcome]:
     """Run all rows on a batch; what rows without tokens or weights of their own share is computed once.
 
-    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key;
-    ``on_row`` is called after each row.
+    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key; ``on_row`` is called
+    after each row.
     """
     shared = _shared([row for row in rows if not row.apart], images)
     outcomes = {}
@@ -280,3 +280,19 @@ def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
         entering[stop], _ = dense.advance(entering[done], done, stop)
         done = stop
     return entering
+
+
+def load_row(name: str) -> tuple[ClipParts, Variant, str]:
+    """Load a model with its text tower; return the towers, the model as a row, and its tag."""
+    dense, method, keep = split_method(name)
+    require_rows(dense, [(method or DENSE, keep)])
+    parts, arch, tag = load_clip(dense)
+    (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
+    parts.model.visual = row.vit
+    return parts, row, tag
+
+
+def dense_name(row: Variant) -> str:
+    """Return the name of a row's dense tower."""
+    known = MODELS.get(row.model)
+    return row.model if known is None else known.dense

@@ -51,8 +51,8 @@ class Timing:
     def ratio_to(self, reference: Self) -> Interval:
         """Return the median over rounds of this time by the reference's time in the same round.
 
-        The interval lies between order statistics; see `statistics.median_interval` for what
-        fewer than 6 rounds can promise.
+        The interval lies between order statistics; see `statistics.median_interval` for what fewer than 6 rounds can
+        promise.
 
         Raises:
             ValueError: The two were not timed together (rounds or batch differ).
@@ -108,11 +108,11 @@ def interleaved(
 ) -> dict[K, Timing]:
     """Time every callable once per round, the order rotating by one from round to round.
 
-    Runs in inference mode with garbage collection off. Models must be in eval mode and on the
-    device of ``images`` (batch, ...) already. Each is called ``warmup`` times untimed and for
-    ``warmup_s`` seconds, at least, then for ``rounds`` rounds and ``seconds`` seconds, at least,
-    but after the former in no more than ``MOST_ROUNDS``. The wall clock, which waits for the
-    images' device, is the usual stopwatch; ``now`` gives seconds, ``tick`` takes finished rounds.
+    Runs in inference mode with garbage collection off. Models must be in eval mode and on the device of ``images``
+    (batch, ...) already. Each is called ``warmup`` times untimed and for ``warmup_s`` seconds, at least, then for
+    ``rounds`` rounds and ``seconds`` seconds, at least, but after the former in no more than ``MOST_ROUNDS``. The wall
+    clock, which waits for the images' device, is the usual stopwatch; ``now`` gives seconds, ``tick`` takes finished
+    rounds.
 
     Raises:
         ValueError: No callables, rounds below 1, or warmup or seconds below 0.

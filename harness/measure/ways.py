@@ -60,7 +60,7 @@ class RefusedError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class ReadyModel:
     """A model as a way runs it. None means not measured."""
 
     call: Call | None = field(default=None, repr=False)  # None if it failed
@@ -143,17 +143,17 @@ def memory_format(models: Sequence[nn.Module], way: str) -> Iterator[torch.memor
             module.to(memory_format=torch.contiguous_format)
 
 
-def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> Prepared:
+def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> ReadyModel:
     """Prepare a model, call it, and compare its features with the eager model's.
 
-    A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't
-    the eager model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device
-    of ``images`` (B, C, H, W), both in the way's memory format. With a ``dtype``, of ``DTYPES``, they are
-    float32, ``way`` is of ``RUNTIMES``, and what it runs is in that precision behind float32 images.
+    A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
+    model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W),
+    both in the way's memory format. With a ``dtype``, of ``DTYPES``, they are float32, ``way`` is of ``RUNTIMES``, and
+    what it runs is in that precision behind float32 images.
     """
     if dtype is not None and dtype not in (FORMATS[way].dtypes if way in EXPORTED else PRECISIONS):
-        return Prepared(failed=f"{way} computes no {dtype}")
-    ready: Prepared | None = None
+        return ReadyModel(failed=f"{way} computes no {dtype}")
+    ready: ReadyModel | None = None
     try:
         with torch.inference_mode():
             ready = _first(vit, way, images, dtype)
@@ -168,23 +168,20 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
         if images.is_cuda:  # else the pieces that it left would be in the way of the next model
             gc.collect()  # errors hold on to the frames that they came through, in circles
             torch.cuda.empty_cache()
-        return Prepared(failed=reason)
-    most, typical, allowed = (
-        float(apart.max()),
-        float(apart.median()),
-        ALLOWED[dtype or str(images.dtype).removeprefix("torch.")],
-    )
+        return ReadyModel(failed=reason)
+    most, typical = float(apart.max()), float(apart.median())
+    allowed = ALLOWED[dtype or str(images.dtype).removeprefix("torch.")]
     deviation = most if math.isfinite(most) else None
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
     if not math.isfinite(typical):
-        return Prepared(failed="features aren't finite, so they can't be compared with eager's")
+        return ReadyModel(failed="features aren't finite, so they can't be compared with eager's")
     if typical > allowed:
         size = f"{typical:.2g} of their length, allowed {allowed:g}"
-        return Prepared(failed=f"features differ from eager's by {size}", deviation=deviation)
+        return ReadyModel(failed=f"features differ from eager's by {size}", deviation=deviation)
     return replace(ready, deviation=deviation)
 
 
-def _first(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> Prepared:
+def _first(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory of a call."""
     wait = waiting(images.device)
     skipped = _skipped_graphs() if way == REDUCE_OVERHEAD else 0
@@ -210,7 +207,7 @@ def _first(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> Prep
     if way not in (CUDA_GRAPHS, REDUCE_OVERHEAD, *EXPORTED):
         peak = peak_mib(calls[0], images)
     held = calls[0].held_bytes() / MIB if isinstance(calls[0], OptimizedHost) else None
-    return Prepared(call=calls[0], first_call_s=first_call_s, peak_mib=peak, weights_mib=held)
+    return ReadyModel(call=calls[0], first_call_s=first_call_s, peak_mib=peak, weights_mib=held)
 
 
 def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
@@ -268,8 +265,8 @@ def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None)
 def _own_code(model: nn.Module) -> Callable[[Tensor], Any]:
     """Return a function that calls the model, with a code object of its own.
 
-    Dynamo keeps what it compiled by code object: models of one class would share one list, each
-    call would look through it, and the ninth model would be refused.
+    Dynamo keeps what it compiled by code object: models of one class would share one list, each call would look through
+    it, and the ninth model would be refused.
     """
 
     def forward(images: Tensor) -> Any:
@@ -353,8 +350,8 @@ def weights_mib(model: nn.Module, dtype: torch.dtype) -> float:
 def peak_mib(call: Call, images: Tensor) -> float | None:
     """Return the most that one call holds at a time, weights and images not counted.
 
-    On CUDA the caching allocator's peak; on a CPU the peak of what torch's allocator gives out,
-    so that scratch memory of MKL and oneDNN isn't in it. None on other devices.
+    On CUDA the caching allocator's peak; on a CPU the peak of what torch's allocator gives out, so that scratch memory
+    of MKL and oneDNN isn't in it. None on other devices.
     """
     device = images.device
     if device.type == "cpu":

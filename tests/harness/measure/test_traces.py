@@ -368,7 +368,7 @@ def test_the_examples_run(
     patterns = (
         r"clip_vit_b16_evit50(?s:.*)toy/test-",
         r"clip_vit_b16_tome50\s+┆ 32.0",
-        r"Agreement\(mean=(?s:.*)\(64, 64, 3\)",
+        r"ImageMean\(mean=(?s:.*)\(64, 64, 3\)",
         r"golden ranking evit(?s:.*)agreement_toy_test_clip_vit_b16_openai(?s:.*)gallery_toy",
     )
     for example, pattern in zip(examples, patterns, strict=True):

@@ -13,7 +13,7 @@ from harness.measure.times import LatencyRecord
 from harness.records.metrics import pack
 from harness.records.record import Record, Times
 from harness.report.groups import group_records
-from harness.report.highlights import highlights, missing
+from harness.report.highlights import highlights
 from harness.report.page import Report, page
 from harness.report.plots import plots_of
 
@@ -158,7 +158,6 @@ def make_page(records: list[Record], title: str = "Results", **more: Any) -> tup
         records=groups,
         short=short,
         plots=plots_of(groups, short),
-        missing=missing(groups, traced=bool(more.get("pictures"))),
         **more,
     )
     text = page(report, title)

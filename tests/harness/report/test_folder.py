@@ -60,7 +60,7 @@ def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys
         assert (folder / name).read_bytes() == (RESULTS / name).read_bytes()
     out = capsys.readouterr().out
     assert f"wrote {folder / 'report.html'} and {len(TABLES) + len(drawn)} files" in out
-    assert "Top-1 by shots: there is one number of shots only in fashion test" in out
+    assert "Top-1 by shots: not measured; patchrank compare --shots 0 1 4 16 measures it" in out
     assert "Nearness to dense by GFLOPs: On the front: " in out
     assert "random 30 % (by rankmerge 30 %)" in out
 
@@ -190,7 +190,7 @@ def test_lines_of_both_csv_say_which_run_they_are_from(timed_run: Path, tmp_path
     timed = list(csv.DictReader(io.StringIO((out / "latency.csv").read_text("utf-8"))))
     assert [line["run"] for line in timed] == [str(timed_run)] * 2
     assert [line["model"] for line in timed] == [time.model for time in times]
-    assert timed[1]["ratio_to_dense"] == str(times[1].ratio_to_dense)
+    assert timed[1]["ratio_to_dense"] == str(times[1].times.ratio_to_dense)
     assert timed[0]["machine_device_name"] == "A CPU"
     assert timed[0]["ratio_to_dense"] == ""
 
