@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import zoo
 from harness.base.table import Cell, Table, figure, points
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset, split_words
@@ -26,6 +25,7 @@ from harness.records.record import Record
 from harness.records.statistics import SIGN_FLIP, Interval, bootstrap_mean, mark_note, paired_p, together
 from zoo.core.messages import tower_name
 from zoo.core.precision import best_precision
+from zoo.loading.adopt import reduce
 from zoo.loading.prompt_file import PromptFile
 from zoo.towers.vit import ReducedViT
 
@@ -204,7 +204,7 @@ def _random_orders(dense: ReducedViT, seeds: int, keeps: Sequence[float]) -> lis
             model=f"{RANDOM}{round(100 * keep)}",
             method=RANDOM,
             keep=keep,
-            vit=zoo.reduce(dense, method=RANDOM, keep=keep, seed=seed).eval(),
+            vit=reduce(dense, method=RANDOM, keep=keep, seed=seed).eval(),
             config={"keep": keep, "seed": seed},
             what=f"seed {seed}",
         )
