@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import zoo
 from harness import git_commit
 from harness.base.terminal import Progress
 from harness.measure import timing, ways
@@ -25,6 +24,7 @@ from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import utc_now
 from zoo.core.digests import fingerprint
 from zoo.core.messages import expected
+from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.sizes import MODELS
 from zoo.towers.vit import ReducedViT
@@ -160,7 +160,7 @@ def load_family(
         for method, keep in pairs:
             with torch.random.fork_rng(devices=[]):  # what a method learns is random, too
                 torch.manual_seed(0)
-                rows.append(_row(arch, zoo.reduce(vit, method=method, keep=keep)))
+                rows.append(_row(arch, reduce(vit, method=method, keep=keep)))
     else:
         require_rows(dense, pairs)
         tower = towers.load_tower(dense)
@@ -186,7 +186,7 @@ def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
     saved = towers.create_pretrained(name) if name.startswith((FOLDER, HUB)) else None
     if not isinstance(saved, ReducedViT) or saved.reducer is None:
         return []
-    model = zoo.reduce(vit, method=None)
+    model = reduce(vit, method=None)
     model.reducer = saved.reducer
     return [_row(arch, model)]
 

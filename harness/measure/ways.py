@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import zoo
 from harness.measure.timing import Call, random_images, synchronizer
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, Served, as_runtime, require_format
-from zoo.deploy.optimized import OptimizedHost
+from zoo.deploy.optimized import OptimizedHost, optimize
 from zoo.loading.open_clip import to_open_clip
 from zoo.towers.vit import ReducedViT
 
@@ -206,7 +205,7 @@ def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None)
     try:
         if way == OPTIMIZED:
             names = {each: name for name, each in PRECISIONS.items()}
-            optimized: Call = zoo.optimize(model, dtype=dtype or names[images.dtype])
+            optimized: Call = optimize(model, dtype=dtype or names[images.dtype])
             return optimized
         if way == OPEN_CLIP:
             model = to_open_clip(model)

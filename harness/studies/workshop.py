@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from timm.models import save_for_hf
 
-import zoo
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
@@ -41,7 +40,7 @@ from zoo.core.digests import fingerprint
 from zoo.core.files import cache_folder, digest
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.reducer import ReducerConfig
-from zoo.loading.adopt import add_prompts
+from zoo.loading.adopt import add_prompts, reduce
 from zoo.loading.open_clip import FOLDER
 from zoo.loading.predictor_file import PredictorFile, load_predictor
 from zoo.loading.prompt_file import PromptFile
@@ -267,7 +266,7 @@ class Workshop:
             )
         if spec.predictors:
             files = [self.predictor(one) for one in spec.predictors]
-            vit = zoo.reduce(self.dense, method=spec.method, keep=spec.keep, **files[0].options | options).eval()
+            vit = reduce(self.dense, method=spec.method, keep=spec.keep, **files[0].options | options).eval()
             load_predictor(vit, files)
             assert vit.reducer is not None
             config = vit.reducer.config.plain() | {"predictor": predictors_digest(files)}
@@ -275,7 +274,7 @@ class Workshop:
         else:
             row = reduced_row(self.dense, arch, tag, name, spec.method, {"keep": spec.keep} | options)
         if (truth := self._truth(spec.truth)) is not None:
-            row = replace(row, config=row.config | {"against": truth.provenance.described()}, rankings=truth)
+            row = replace(row, config=row.config | {"against": truth.provenance.describe()}, rankings=truth)
         return row
 
     def _truth(self, spec: Truth) -> Rankings | None:

@@ -415,7 +415,7 @@ def test_what_is_judged_and_timed_is_what_the_file_loads(small: None, tower: Tow
             assert torch.equal(row.vit(images), features)
             assert plain.reducer is None or setup.options == {"keep": one.keep}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zoo, "optimize", _refuse)
+        patch.setattr("harness.apps.candidates.optimize", _refuse)
         console = Console(record=True, width=200)
         lab = Lab(ARCH, "toy", SetupBounds(min_cosine=0.9), replace(CONFIG, dtypes=("bfloat16",)), Progress(console))
         assert "models run as they are: not this one" in console.export_text()
