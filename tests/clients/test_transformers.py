@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 import zoo
-from harness.cli import main
+from harness.cli.entry import main
 from harness.models.towers import load_tower
 from harness.records.record import read_records
 from tools import write_towers as towers
