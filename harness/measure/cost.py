@@ -45,7 +45,6 @@ FREE_OPERATORS = frozenset(
     for name in names.split()
 )
 
-COUNTED = 20  # runs on an image that take about as long as counting a row's multiply-adds
 Handle = Callable[[list[Any], list[Any]], Any]  # an operator's inputs and outputs to its count
 _ACTIVATIONS = "activations"  # beside operators' names in what the handles return; none has it
 

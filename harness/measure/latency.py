@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import zoo
 from harness import git_commit
 from harness.base.terminal import Progress
 from harness.measure import timing, ways
@@ -25,6 +24,7 @@ from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import utc_now
 from zoo.core.digests import fingerprint
 from zoo.core.messages import expected
+from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.sizes import MODELS
 from zoo.towers.vit import ReducedViT
@@ -160,7 +160,7 @@ def load_family(
         for method, keep in pairs:
             with torch.random.fork_rng(devices=[]):  # what a method learns is random, too
                 torch.manual_seed(0)
-                rows.append(_row(arch, zoo.reduce(vit, method=method, keep=keep)))
+                rows.append(_row(arch, reduce(vit, method=method, keep=keep)))
     else:
         require_rows(dense, pairs)
         tower = towers.load_tower(dense)
@@ -186,7 +186,7 @@ def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
     saved = towers.create_pretrained(name) if name.startswith((FOLDER, HUB)) else None
     if not isinstance(saved, ReducedViT) or saved.reducer is None:
         return []
-    model = zoo.reduce(vit, method=None)
+    model = reduce(vit, method=None)
     model.reducer = saved.reducer
     return [_row(arch, model)]
 
@@ -282,7 +282,6 @@ class _FamilyRun:
         }
         with (
             _threads(threads),
-            ways.memory_format([one.vit for one in models.values()], way) as form,
             self.progress.task(f"{self.dense.model}: {label}", len(runs) + plan.rounds) as tick,
         ):
             try:
@@ -296,13 +295,13 @@ class _FamilyRun:
             else:
                 ready, timings, around = time_runnables(
                     models,
-                    images.contiguous(memory_format=form),
+                    images,
                     rounds=plan.rounds,
                     seconds=plan.seconds,
                     watch=timing.stopwatch(self.device, threads),
                     tick=lambda done: tick(min(done, len(runs) + plan.rounds)),
                 )
-        if plan.runtimes or way in ways.COMPILED:
+        if plan.runtimes or way == ways.COMPILE:
             torch._dynamo.reset()
         new = {
             index: self._complete(blank, ready[index], timings.get(index), timings.get(0) if index else None, around)
@@ -379,7 +378,7 @@ def time_runnables(
 ) -> tuple[dict[int, ways.ReadyModel], dict[int, timing.Timing], timing.Surroundings]:
     """Make models ready and time those that can be timed in turn on the same images (B, C, H, W).
 
-    ``rounds`` and ``seconds`` are those of `timing.interleaved`; ``tick`` takes models ready and rounds done.
+    ``rounds`` and ``seconds`` are those of `timing.interleave`; ``tick`` takes models ready and rounds done.
 
     Returns:
         How making each ready went, timings of those that did not fail, how busy the machine was.
@@ -395,7 +394,7 @@ def time_runnables(
     how: dict[str, Any] = {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": watch}
     how["tick"] = lambda done: tick(len(ready) + done)
     try:
-        timings = timing.interleaved(calls, images, rounds, seconds=seconds, **how)
+        timings = timing.interleave(calls, images, rounds, seconds=seconds, **how)
     except (RuntimeError, MemoryError) as error:
         if not ways.is_out_of_memory(error):
             raise

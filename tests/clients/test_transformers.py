@@ -19,9 +19,10 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 import zoo
-from harness.cli import main, towers
+from harness.cli import main
 from harness.models.towers import load_tower
 from harness.records.record import read_records
+from tools import write_towers as towers
 from zoo.core.digests import blocks_fingerprint
 from zoo.ranking.golden import GoldenConfig, golden_importance
 
