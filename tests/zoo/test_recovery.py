@@ -291,15 +291,6 @@ def test_damaged_files_are_refused(tiny: Build, tmp_path: Path, words: str, chan
     assert error.value.wanted.kind == "recovery"
 
 
-def test_other_files_are_refused(tiny: Build, tmp_path: Path):
-    model = tiny("clip_vit_b16_tome50.openai")
-    with pytest.raises(FileNotFoundError, match="no recovery at"):
-        add_recovery(model, tmp_path / "none")
-    (tmp_path / "text").write_text("no tensors")
-    with pytest.raises(ValueError, match="holds no recovery"):
-        add_recovery(model, tmp_path / "text")
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
