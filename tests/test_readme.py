@@ -16,7 +16,7 @@ from PIL import Image
 from harness.cli.parser import build_parser
 from harness.records.averages import matched
 from harness.records.record import read_records
-from harness.report.groups import brief_tables, equal_time_tables, grouped
+from harness.report.groups import brief_tables, equal_time_tables, group_records
 from harness.report.tables import comparison_table, matched_table
 from harness.report.writers import markdown
 from harness.studies.run import list_studies
@@ -43,13 +43,13 @@ def test_the_python_runs(code, tmp_path):
 def test_the_table_is_what_report_writes_of_the_records():
     """The table between the marks is docs/results/brief.md, which `report` makes of records.jsonl."""
     table = (RESULTS / "brief.md").read_text(encoding="utf-8")
-    assert table == markdown(brief_tables(grouped(read_records(RESULTS / "records.jsonl"))))
+    assert table == markdown(brief_tables(group_records(read_records(RESULTS / "records.jsonl"))))
     assert f"<!-- results -->\n{table.strip()}\n<!-- end -->" in README
 
 
 def test_the_tables_at_equal_time_are_what_report_writes_of_the_records():
     table = (RESULTS / "equal_time.md").read_text(encoding="utf-8")
-    assert table == markdown(equal_time_tables(grouped(read_records(RESULTS / "equal_time.jsonl"))))
+    assert table == markdown(equal_time_tables(group_records(read_records(RESULTS / "equal_time.jsonl"))))
     assert "(equal_time.md)" in (RESULTS / "main_job.md").read_text(encoding="utf-8")
 
 
@@ -59,7 +59,7 @@ BATCHES = sorted(RESULTS.glob("equal_time_*.jsonl.gz"))
 @pytest.mark.parametrize("path", BATCHES, ids=lambda path: path.name)
 def test_the_tables_at_equal_time_of_other_batches_are_what_report_writes(path: Path):
     batch, dtype = path.name.split(".")[0].split("_")[2:]
-    table = markdown(equal_time_tables(grouped(read_records(path))))
+    table = markdown(equal_time_tables(group_records(read_records(path))))
     page = (RESULTS / "batches.md").read_text(encoding="utf-8")
     assert f"<!-- equal time {batch} {dtype} -->\n{table.strip()}\n<!-- end -->" in page
 

@@ -154,7 +154,7 @@ def load_publishable(
     if name.startswith((FOLDER, HUB)):
         if predictor or prompts or recovery:
             raise ValueError(f"model {name!r} carries its weights: leave out predictor, prompts and recovery")
-        return _saved(name)
+        return _load_saved(name)
     arch = name.partition(".")[0]
     if arch not in MODELS:
         raise _unpublishable(name)
@@ -198,7 +198,7 @@ def _unpublishable(name: str) -> ValueError:
     return unknown_model(name, f", or {FOLDER}FOLDER, {HUB}OWNER/NAME")
 
 
-def _saved(name: str) -> Publishable:
+def _load_saved(name: str) -> Publishable:
     folder = Path(name.removeprefix(FOLDER))
     if name.startswith(FOLDER) and not (folder / "config.json").is_file():
         raise FileNotFoundError(

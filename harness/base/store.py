@@ -1,27 +1,35 @@
-"""A folder of numbered Parquet shards: one run writes it, each file whole, and what is missing can be made."""
+"""Parquet files that prove to be whole, and stores: folders of numbered ones that any run of the same job goes on with.
+
+One run at a time writes a store, each file whole; what is missing or broken is found and made again.
+"""
 
 import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Generic, Self, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from harness.base.lock import hold_lock
-from zoo.core.files import PARTIAL, NoRoomError, write_whole
+from zoo.core.files import PARTIAL, NoRoomError, digest, from_json, write_whole
 
-CODEC = "zstd"  # of our shards
-AMPLE = 2**30  # bytes of free memory with which any shard can be read
+VERSION = 1  # of the metadata
+CODEC = "zstd"
+AMPLE = 2**30  # bytes of free memory with which any file can be read
 LOCK = ".lock"  # pandas, polars and datasets leave out names that start with a dot
+_MAGIC = b"PAR1"
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
 
 
 class BrokenShardError(ValueError):
-    """A shard that is cut off, changed or not one at all."""
+    """A file that is cut off, changed or not one at all."""
 
 
 def free_memory() -> int:
@@ -33,7 +41,7 @@ def free_memory() -> int:
 
 
 def has_codec() -> bool:
-    """Tell whether this pyarrow reads our shards' compression."""
+    """Tell whether this pyarrow reads our files' compression."""
     return bool(pa.Codec.is_available(CODEC))
 
 
@@ -60,32 +68,95 @@ def reading() -> Iterator[None]:
         raise BrokenShardError(f"unreadable ({type(error).__name__})") from error
 
 
+def to_lists(values: NDArray[Any]) -> Any:
+    """Return (n, width) numbers as a column of n lists."""
+    flat = pa.array(values.reshape(-1))
+    kind = pa.list_(pa.field("element", flat.type), values.shape[1])  # as Parquet names it
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+
+
+def from_lists(table: Any, column: str) -> NDArray[Any]:
+    """Return a column of equally long lists as an array (n, width), the reverse of ``to_lists``."""
+    values = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(values).reshape(len(table), table.schema.field(column).type.list_size)
+
+
+def seal(table: Any, kind: str, facts: Mapping[str, Any], raw: Collection[str] = ()) -> bytes:
+    """Return a pyarrow table as a Parquet file; the same gives the same bytes with one pyarrow.
+
+    ``kind`` says what the file is, and is the key of its metadata: ``facts``, which are JSON values, and a sha256 of
+    these and the table. Lists are small: byte planes apart, then zstd; ``raw`` columns stay as they are.
+    """
+    values: dict[str, Any] = json.loads(json.dumps(facts))  # as they will be read
+    values |= {"kind": kind, "version": VERSION}
+    text = json.dumps(values | {"sha256": _digest(table, values)}, sort_keys=True)
+    lists = [entry.name for entry in table.schema if pa.types.is_fixed_size_list(entry.type)]
+    leaves = {name: f"{name}.list.element" if name in lists else name for name in table.column_names}
+    packed = [leaf for name, leaf in leaves.items() if name not in raw]
+    how: dict[str, Any] = {
+        "compression": {leaf: CODEC if leaf in packed else "none" for leaf in leaves.values()},
+        "compression_level": dict.fromkeys(packed, 19),
+        "use_byte_stream_split": [leaves[name] for name in lists if name not in raw],
+    }
+    sink = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({kind.encode(): text.encode()})
+    pq.write_table(table, sink, use_dictionary=False, write_statistics=False, **how)
+    return bytes(sink.getvalue())
+
+
+def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
+    """Read a file's table and facts back and check all of it.
+
+    Raises:
+        BrokenShardError: something in it isn't as ``seal`` wrote it.
+        ValueError: a file of another kind, or of a version that this package doesn't know.
+    """
+    if content[:4] != _MAGIC or content[-4:] != _MAGIC:
+        raise BrokenShardError("cut off, or no Parquet file")
+    with reading():
+        file = pq.ParquetFile(pa.BufferReader(content))
+        texts = file.metadata.metadata or {}
+    if kind.encode() not in texts:
+        if _named(kind) in content:
+            raise BrokenShardError("its metadata are damaged")
+        raise ValueError(f"a Parquet file, but not of {kind}")
+    with reading():
+        facts = json.loads(texts[kind.encode()])
+        table, known = file.read(use_threads=False), facts.pop("sha256")
+        if _digest(table, facts) != known:
+            raise BrokenShardError("content and checksum differ")
+    if facts.pop("kind") != kind:
+        raise BrokenShardError("its metadata are damaged")
+    if (version := facts.pop("version")) != VERSION:
+        raise ValueError(f"{kind} of version {version!r}; this package reads {VERSION}, update it")
+    return table.replace_schema_metadata(None), facts
+
+
+def _named(kind: str) -> bytes:
+    """Return what a file of this kind holds, whatever became of the key."""
+    return json.dumps({"kind": kind})[1:-1].encode()
+
+
+def _digest(table: Any, facts: Mapping[str, Any]) -> str:
+    parts: list[Any] = [facts]
+    for entry in table.schema:
+        column = table[entry.name].combine_chunks()
+        if pa.types.is_fixed_size_list(entry.type):
+            parts.append([entry.name, str(entry.type.value_type), entry.type.list_size, len(column)])
+            parts.append(np.asarray(column.is_valid()).tobytes())
+            parts.append(np.ascontiguousarray(column.flatten().to_numpy(zero_copy_only=False)).tobytes())
+        else:
+            parts.append([entry.name, str(entry.type)])
+            parts.append(repr(column.to_pylist()).encode())
+    return digest(*parts, length=64)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Origin:
     """What shards were made from, and how. Two are equal whatever their versions."""
 
     # Of the packages that computed them.
     versions: Mapping[str, str] = field(default_factory=dict, compare=False)
-
-    @classmethod
-    def parse(cls, text: str | bytes) -> Self:
-        """Read what ``json`` wrote.
-
-        Raises:
-            ValueError: not JSON, an unknown field, or a missing one without a default.
-        """
-        facts = json.loads(text)
-        known = sorted(entry.name for entry in fields(cls))
-        if not isinstance(facts, dict) or not facts.keys() <= set(known):
-            raise ValueError(f"provenance {facts!r}: expected the fields {', '.join(known)}")
-        try:
-            return cls(**facts)
-        except TypeError as error:
-            raise ValueError(f"provenance {facts!r}: {error}") from error
-
-    def json(self) -> str:
-        """Return everything as JSON, sorted by name."""
-        return json.dumps(asdict(self), sort_keys=True)
 
     def differences(self, other: Self) -> list[str]:
         """List the fields in which ``other`` differs, versions aside, with both values."""
@@ -94,15 +165,104 @@ class Origin:
         return [f"{name}={a!r} there, {b!r} wanted" for name, a, b in pairs if a != b]
 
 
-class ShardFacts(NamedTuple):
-    """What ``missing`` must know of a whole shard: its images, those of a full one, its origin.
+P = TypeVar("P", bound=Origin)
 
-    ``provenance.differences(other)`` lists in words in what another origin differs.
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shard(Generic[P]):
+    """A file of a store: a table of the images, or whatever they are, from position ``first`` on.
+
+    It covers ``covers`` of them, of the ``size`` that a full shard does; those without a row are in its ``notes``.
     """
 
-    images: int
+    table: Any
+    provenance: P
+    first: int
+    covers: int
     size: int
-    provenance: Any
+    notes: Sequence[Any] = ()  # JSON values
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardKind(Generic[P]):
+    """What the shards of a store hold: how they are written, checked and spoken of."""
+
+    key: str  # of the file's metadata
+    what: str  # they hold, in words
+    command: str  # that makes them
+    provenance: type[P]
+    check: Callable[[Shard[P]], object]  # raises for what can't be as it was written
+    raw: tuple[str, ...] = ()  # columns that no compression makes smaller
+
+    def encode(self, shard: Shard[P]) -> bytes:
+        """Return the file; the same shard gives the same bytes with the same pyarrow."""
+        facts = {"provenance": asdict(shard.provenance), "notes": shard.notes}
+        facts |= {name: getattr(shard, name) for name in ("first", "covers", "size")}
+        return seal(shard.table, self.key, facts, self.raw)
+
+    def decode(self, content: bytes) -> Shard[P]:
+        """Read a file back and check all of it.
+
+        Raises:
+            BrokenShardError: something in it isn't as ``encode`` wrote it.
+            ValueError: a file of somebody else's, or of a version that knows other provenance.
+        """
+        table, facts = unseal(content, self.key)
+        provenance: P = from_json(self.provenance, facts.pop("provenance"), "provenance")
+        shard = Shard(table=table, provenance=provenance, **facts)
+        if not 1 <= shard.covers <= shard.size or shard.first % shard.size:
+            raise BrokenShardError(f"covers {shard.covers} from {shard.first}, of {shard.size} per shard")
+        with reading():
+            self.check(shard)
+        return shard
+
+    def read(self, path: Path, index: int) -> Shard[P]:
+        """Read a shard and check it.
+
+        Raises:
+            BrokenShardError: it is not whole, or not the one that its name says.
+            ValueError: it is somebody else's.
+        """
+        try:
+            shard = self.decode(path.read_bytes())
+        except BrokenShardError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r}: {error}; use another folder for {self.what}") from error
+        if shard.first != index * shard.size:
+            raise BrokenShardError(f"starts at {shard.first}, not at {index * shard.size}")
+        return shard
+
+    def shards(self, folder: Path) -> Iterator[Shard[P]]:
+        """Yield the shards of a store, finished or not, one in memory at a time.
+
+        Raises:
+            ValueError: a shard is broken, somebody else's, or made in another way than the first.
+            FileNotFoundError: there are none.
+        """
+        first: P | None = None
+        for index, path in (shard_paths(folder) if folder.is_dir() else {}).items():
+            try:
+                shard = self.read(path, index)
+            except BrokenShardError as error:
+                raise ValueError(
+                    f"{str(path)!r} is broken: {error}; the `{self.command}` command that made it finds it and makes "
+                    "it again"
+                ) from error
+            first = first or shard.provenance
+            if differences := shard.provenance.differences(first):
+                raise ValueError(
+                    f"shards of {str(folder)!r} were made differently: {path.name} has {'; '.join(differences)}; "
+                    "make them again in another folder"
+                )
+            yield shard
+        if first is None:
+            raise FileNotFoundError(f"{str(folder)!r} holds no {self.what}: no {shard_path(folder, 0).name}")
+
+    def facts(self, folder: Path) -> Iterator[dict[str, Any]]:
+        """Yield the metadata of the shards of a folder, which are taken to be whole."""
+        for path in shard_paths(folder).values():
+            yield json.loads(pq.read_metadata(path).metadata[self.key.encode()])
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -130,58 +290,78 @@ def claim(folder: Path) -> Iterator[None]:
         yield
 
 
-def survey(folder: Path, read: Callable[[Path, int], ShardFacts]) -> tuple[dict[int, ShardFacts], list[str]]:
-    """Check every shard of a claimed folder by ``read``; remove broken ones and half-written files.
+class Store(Generic[P]):
+    """A folder of shards that a run fills, until they cover the first ``total`` images.
 
-    Return the whole shards by index, and a line for each that was removed.
+    Attributes:
+        present: the whole shards that were there when it was claimed, by index, without their rows.
     """
-    for path in folder.glob(f".*{PARTIAL}"):
-        path.unlink(missing_ok=True)
-    present: dict[int, ShardFacts] = {}
-    removed = []
-    for index, path in shard_paths(folder).items():
+
+    def __init__(self, folder: Path, kind: ShardKind[P], *, size: int, total: int) -> None:
+        """Take what belongs in it; nothing is made or read yet."""
+        self.folder, self.kind, self.size, self.total = folder, kind, size, total
+        self.present: dict[int, Shard[P]] = {}
+
+    @contextlib.contextmanager
+    def open(self, say: Callable[[str], object]) -> Iterator[Self]:
+        """Keep other runs out, and check all that is there: broken shards and half-written files go.
+
+        ``say`` is called with a line for each shard that was broken.
+
+        Raises:
+            ValueError: another run writes there, or a shard is somebody else's.
+        """
+        with claim(self.folder):
+            for path in self.folder.glob(f".*{PARTIAL}"):
+                path.unlink(missing_ok=True)
+            for index, path in shard_paths(self.folder).items():
+                try:
+                    shard = self.kind.read(path, index)
+                    self.present[index] = replace(shard, table=None)
+                except BrokenShardError as error:
+                    path.unlink(missing_ok=True)
+                    say(f"{path.name} is broken ({error}): removed, to be made again")
+            yield self
+
+    def positions(self, index: int) -> range:
+        """Return the positions of what a shard covers."""
+        return range(index * self.size, min((index + 1) * self.size, self.total))
+
+    def missing(self, provenance: P) -> list[int]:
+        """Return the shards that must be made.
+
+        Raises:
+            ValueError: a shard was made with other settings; names them and what to do.
+        """
+        for shard in self.present.values():
+            differences = shard.provenance.differences(provenance)
+            if shard.size != self.size:
+                differences.append(f"shard size {shard.size} there, {self.size} wanted")
+            if differences:
+                raise ValueError(
+                    f"{str(self.folder)!r} holds {self.kind.what} made with other settings: "
+                    f"{'; '.join(differences)}. Use another --output, or delete that folder"
+                )
+        count = -(-self.total // self.size)
+        covers = {index: shard.covers for index, shard in self.present.items()}
+        return [index for index in range(count) if covers.get(index, 0) < len(self.positions(index))]
+
+    def write(self, index: int, table: Any, provenance: P, notes: Sequence[Any] = ()) -> None:
+        """Write a shard whole or not at all.
+
+        Raises:
+            NoRoomError: no room; says how much is needed and free, and how to go on.
+            OSError: it can't be written for another reason.
+        """
+        at = self.positions(index)
+        place: dict[str, Any] = {"first": at.start, "covers": len(at), "size": self.size}
+        shard = Shard(table=table, provenance=provenance, notes=notes, **place)
         try:
-            present[index] = read(path, index)
-        except BrokenShardError as error:
-            path.unlink(missing_ok=True)
-            removed.append(f"{path.name} is broken ({error}): removed, to be made again")
-    return present, removed
+            write_whole(shard_path(self.folder, index), self.kind.encode(shard))
+        except NoRoomError as error:
+            raise NoRoomError(f"{error}. Finished shards are kept; make room, then the same command goes on") from error
 
-
-def missing(
-    folder: Path, present: dict[int, ShardFacts], provenance: Any, size: int, total: int, what: str
-) -> list[int]:
-    """Return the shards that must be made so that the folder holds the first ``total`` images.
-
-    ``what`` it holds is for messages.
-
-    Raises:
-        ValueError: a shard was made with other settings; names them and what to do.
-    """
-    for shard in present.values():
-        differences = shard.provenance.differences(provenance)
-        if shard.size != size:
-            differences.append(f"shard size {shard.size} there, {size} wanted")
-        if differences:
-            raise ValueError(
-                f"{str(folder)!r} holds {what} made with other settings: "
-                f"{'; '.join(differences)}. Use another --output, or delete that folder"
-            )
-    return [
-        index
-        for index, first in enumerate(range(0, total, size))
-        if index not in present or present[index].images < min(size, total - first)
-    ]
-
-
-def write_with_room(path: Path, content: bytes, resume: str) -> None:
-    """Write a file whole or not at all; ``resume`` is the command that goes on from here.
-
-    Raises:
-        NoRoomError: no room; says how much is needed and free, and how to go on.
-        OSError: it can't be written for another reason.
-    """
-    try:
-        write_whole(path, content)
-    except NoRoomError as error:
-        raise NoRoomError(f"{error}. Finished shards are kept; make room, then go on with: {resume}") from error
+    def require_whole(self, indices: Sequence[int]) -> None:
+        """Refuse a store from which shards that were made have vanished."""
+        if gone := [index for index in indices if not shard_path(self.folder, index).is_file()]:
+            raise ValueError(f"{len(gone)} shards have vanished from {str(self.folder)!r} meanwhile")

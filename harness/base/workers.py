@@ -1,14 +1,15 @@
-"""Ray's actors that make whole shards of a folder, on one machine or several."""
+"""Shards made in this process, or by Ray's actors on one machine or several."""
 
 import contextlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,10 +21,87 @@ from harness.base.terminal import Progress
 from zoo.core.files import PARTIAL
 
 MOST_DEATHS = 3  # of workers on one shard
-Make = Callable[[int], Any]  # makes a shard by its number and returns a value that JSON holds
+# Makes shards by their numbers and yields values that JSON holds while it goes on.
+Make = Callable[[Sequence[int]], Iterator[Any]]
 
 
-def check_workers(workers: int, device: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """How a store is made, whatever it holds."""
+
+    LEAST: ClassVar[Mapping[str, int]] = {"shard_size": 1, "batch": 1, "workers": 1}  # of numbers, None aside
+
+    shard_size: int  # a run that stops loses at most the shards in work
+    batch: int | None = None
+    device: str = "cpu"
+    workers: int | None = None  # Ray actors that share the work; None: this process alone
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        for name, least in self.LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number from {least}")
+        if self.workers is not None:
+            _check_workers(self.workers, self.device)
+
+
+def make_shards(
+    job: ShardJob,
+    folder: Path,
+    todo: Sequence[int],
+    make: Make,
+    *,
+    start: Callable[[], Make],
+    release: Callable[[], object],
+) -> Iterator[Any]:
+    """Make shards here by ``make``, or by workers; yield what it yields, as shards are done.
+
+    Each worker calls ``start`` once, with its first shard, and takes one shard at a time. A shard whose worker dies
+    goes to another one, until it has ended ``MOST_DEATHS`` of them. ``release`` frees the device for the workers.
+
+    Raises:
+        ValueError: a worker says why it can't go on, or Ray does.
+    """
+    if job.workers is None:
+        yield from make(todo)
+        return
+    release()
+    torch.cuda.empty_cache()
+    import ray
+    import ray.data
+    from ray.exceptions import RayError
+
+    shards = [{"shard": index} for index in todo]
+    with _ray_running(job.workers):
+        # A dataset may hold a console to show its downloads on.
+        ray.util.register_serializer(Progress, serializer=lambda _: None, deserializer=lambda _: Progress())
+        # By reference: Ray Data logs what it is given, item by item, and would decode all images.
+        task = ray.put((start, folder.absolute(), str(Path.cwd())))
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        made = ray.data.from_items(shards, override_num_blocks=len(todo)).map_batches(
+            _Actor,
+            fn_constructor_args=(task,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=job.workers, max_tasks_in_flight_per_actor=1),
+            num_cpus=1,
+            num_gpus=1 if job.device == "cuda" else None,
+        )
+        try:
+            for block in made.iter_batches(batch_size=None, prefetch_batches=0):
+                for value, error in zip(block["made"], block["error"], strict=True):
+                    if error:
+                        raise ValueError(str(error))
+                    yield from json.loads(str(value))
+        except RayError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"the workers can't go on ({reason}); finished shards are kept, the same command goes on"
+            ) from error
+
+
+def _check_workers(workers: int, device: str) -> None:
     """Refuse workers that can't be had.
 
     Raises:
@@ -39,50 +117,6 @@ def check_workers(workers: int, device: str) -> None:
     if kind == "cuda" and not _cluster() and workers > count:
         text = f"--workers {workers} on a machine with {count} GPUs: each worker takes one"
         raise ValueError(text)
-
-
-def made_by_workers(
-    start: Callable[[], Make], folder: Path, todo: Sequence[int], *, workers: int, device: str
-) -> Iterator[Any]:
-    """Make shards by Ray's actors; yield what ``Make`` returns for each, as they are done.
-
-    Each actor calls ``start`` once, with its first shard, and takes one shard at a time. A shard
-    whose actor dies goes to another one, until it has ended ``MOST_DEATHS`` of them.
-
-    Raises:
-        ValueError: a worker says why it can't go on, or Ray does.
-    """
-    import ray
-    import ray.data
-    from ray.exceptions import RayError
-
-    shards = [{"shard": index} for index in todo]
-    with _ray_running(workers):
-        # A dataset may hold a console to show its downloads on.
-        ray.util.register_serializer(Progress, serializer=lambda _: None, deserializer=lambda _: Progress())
-        # By reference: Ray Data logs what it is given, item by item, and would decode all images.
-        task = ray.put((start, folder.absolute(), str(Path.cwd())))
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        made = ray.data.from_items(shards, override_num_blocks=len(todo)).map_batches(
-            _Actor,
-            fn_constructor_args=(task,),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-            num_cpus=1,
-            num_gpus=1 if device == "cuda" else None,
-        )
-        try:
-            for block in made.iter_batches(batch_size=None, prefetch_batches=0):
-                for value, error in zip(block["made"], block["error"], strict=True):
-                    if error:
-                        raise ValueError(str(error))
-                    yield json.loads(str(value))
-        except RayError as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                f"the workers can't go on ({reason}); finished shards are kept, the same command goes on"
-            ) from error
 
 
 def require_same(differences: Sequence[str]) -> None:
@@ -116,7 +150,7 @@ class _Actor:
         try:
             with attempt(self.folder, int(index)):
                 self.make = self.make or self.start()
-                return {"made": [json.dumps(self.make(int(index)))], "error": [""]}
+                return {"made": [json.dumps([*self.make([int(index)])])], "error": [""]}
         except (ValueError, OSError) as error:
             return {"made": [""], "error": [describe_error(error)]}
 
@@ -131,7 +165,7 @@ def attempt(folder: Path, index: int) -> Iterator[None]:
         ValueError: the shard has ended as many workers as may die of one.
     """
     path = shard_path(folder, index)
-    note = path.with_name(f".{path.name}.attempts{PARTIAL}")  # `survey` removes it
+    note = path.with_name(f".{path.name}.attempts{PARTIAL}")  # the next run removes it
     with note.open("ab") as file:
         file.write(b".")
     deaths = note.stat().st_size - 1

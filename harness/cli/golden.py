@@ -15,8 +15,6 @@ from harness.cli.command import Command, CommandParser
 
 if TYPE_CHECKING:
     from harness.datasets.base import SplitName
-    from harness.measure.rows import Variant
-    from zoo.loading.clip import ClipParts
     from zoo.ranking.golden import GoldenConfig
 
 
@@ -65,7 +63,7 @@ def _rank_flags(parser: CommandParser) -> None:
 def run_rank(args: Namespace, status: Console) -> Shown:
     """Make golden rankings and say where they are."""
     from harness.datasets import get_dataset
-    from harness.golden.rank import Job, Source, rank_by_scores
+    from harness.golden.rank import RankJob, Source, rank_by_scores
     from harness.records.conditions import DTYPES
     from zoo.core.messages import expected
     from zoo.core.precision import AUTO
@@ -81,7 +79,7 @@ def run_rank(args: Namespace, status: Console) -> Shown:
     config = replace(flags.golden_config(args), score=args.scores[0])
     folder = args.images is not None
     source = Source.folder(args.images) if folder else Source.of(get_dataset(args.dataset), args.split)
-    job = flags.settings(Job, args, source=source, config=config, compiled=args.compile)
+    job = flags.settings(RankJob, args, source=source, config=config, compiled=args.compile)
     stores = rank_by_scores(job, Progress(status))
     lines = [f"wrote {path}: {images} of {total} images" for path, images, total in stores.values()]
     data = [{"path": str(path), "images": images, "images_there": total} for path, images, total in stores.values()]
@@ -156,7 +154,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import require_images, require_labels
     from harness.golden.fit import fit
-    from harness.golden.rank import Job, Source, rank
+    from harness.golden.rank import RankJob, Source, rank
     from harness.golden.store import shipped_rankings
     from harness.models.towers import load_tower
 
@@ -167,7 +165,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
             require_labels(get_dataset(dataset), f"--shots {args.shots}")
         require_images(get_dataset(dataset), "train", "images to learn from asked for")
     ships = way.action == "remove" and (args.window, args.stride) == (None, None)
-    jobs: list[tuple[Job, list[Path]]] = []
+    jobs: list[tuple[RankJob, list[Path]]] = []
     tower = load_tower(args.model) if args.dataset else None
     for dataset in args.dataset:
         splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
@@ -178,7 +176,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
             if path is not None:
                 files.append(path)
             elif len(source.images):
-                jobs.append((Job(model=args.model, source=source, config=way, limit=args.limit), files))
+                jobs.append((RankJob(model=args.model, source=source, config=way, limit=args.limit), files))
             else:
                 progress.say(f"{source.name} has no {split} images: none of its images decides when the fit stops")
     if not train and not jobs:
@@ -238,6 +236,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
+    from harness.measure.rows import dense_name, load_row
     from harness.measure.tuning import Tuner
     from zoo.core.digests import fingerprint
     from zoo.core.files import write_whole
@@ -367,28 +366,6 @@ def run_fit_schedule(args: Namespace, status: Console) -> Shown:
     text = f"wrote {result.path}: {numbers}; {file.candidates} schedules tried in {file.seconds:.1f} s{worth}"
     data = {"path": result.path, "schedule": file, "default": result.default, "best": result.best}
     return Shown(parts=(schedule_table(result), text), data=json_values(data))
-
-
-def load_row(name: str) -> "tuple[ClipParts, Variant, str]":
-    """Load a model with its text tower; return the towers, the model as a row, and its tag."""
-    from harness.measure.rows import require_rows, rows_of
-    from harness.models.towers import load_clip, split_method
-    from harness.records.conditions import DENSE
-
-    dense, method, keep = split_method(name)
-    require_rows(dense, [(method or DENSE, keep)])
-    parts, arch, tag = load_clip(dense)
-    (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
-    parts.model.visual = row.vit
-    return parts, row, tag
-
-
-def dense_name(row: "Variant") -> str:
-    """Return the name of a row's dense tower."""
-    from zoo.loading.sizes import MODELS
-
-    known = MODELS.get(row.model)
-    return row.model if known is None else known.dense
 
 
 def _memory_mib(device: str) -> float:

@@ -486,8 +486,8 @@ def _recipes_flags(parser: CommandParser) -> None:
 
 def run_recipes(args: Namespace, status: Console) -> Shown:
     """Tune by a recipe and by changed ones, and judge them by images of val that they never saw."""
-    from harness.cli.golden import dense_name, load_row
     from harness.datasets import get_dataset
+    from harness.measure.rows import dense_name, load_row
     from harness.measure.tuning import Tuner
     from harness.studies.tuning import AS_IT_IS, changed, trial_runs, trials, trials_table
     from zoo.core.digests import fingerprint

@@ -12,8 +12,8 @@ from harness.cli import flags
 from harness.cli.command import Command, CommandParser
 
 if TYPE_CHECKING:
-    from harness.apps.vectors.embed import Embedded, Job
-    from harness.apps.vectors.source import Source, TextSource
+    from harness.apps.vectors.embed import Embedded, EmbedJob
+    from harness.apps.vectors.source import PictureSource, TextSource
 
 VECTORS = Path("vectors")
 
@@ -44,10 +44,10 @@ def _embed_flags(parser: CommandParser) -> None:
 
 def run_embed(args: Namespace, status: Console) -> Shown:
     """Embed pictures or texts and say where the embeddings are, what is bad, and what bound."""
-    from harness.apps.vectors.embed import Job, embed
+    from harness.apps.vectors.embed import EmbedJob, embed
 
     job = flags.settings(
-        Job,
+        EmbedJob,
         args,
         setup=flags.setup_of(args),
         source=_source(args, Progress(status)),
@@ -60,7 +60,7 @@ def run_embed(args: Namespace, status: Console) -> Shown:
     return Shown(parts=_lines(done, job), data=data)
 
 
-def _source(args: Namespace, progress: Progress) -> "Source | TextSource":
+def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource":
     from harness.apps.vectors.source import EXPECTED, TextSource, open_source
 
     if args.texts is None:
@@ -73,7 +73,7 @@ def _source(args: Namespace, progress: Progress) -> "Source | TextSource":
     return TextSource(args.texts)
 
 
-def _lines(done: "Embedded", job: "Job") -> tuple[str, ...]:
+def _lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
     """Say what came of it: how fast, then where it is and what is missing."""
     lines = []
     if done.binds is not None:
@@ -106,11 +106,11 @@ def _search_flags(parser: CommandParser) -> None:
 
 def run_search(args: Namespace, _status: Console) -> Shown:
     """Search embeddings and show the nearest ones."""
-    from harness.apps.vectors.search import nearest, query_vector, source_of, write_sheet
-    from harness.apps.vectors.store import IMAGES, provenance_of
+    from harness.apps.vectors.search import nearest, open_pictures, query_vector, write_sheet
+    from harness.apps.vectors.store import IMAGES, read_provenance
 
-    provenance = provenance_of(args.vectors)
-    source = None if args.sheet is None else source_of(provenance)
+    provenance = read_provenance(args.vectors)
+    source = None if args.sheet is None else open_pictures(provenance)
     found = nearest(args.vectors, query_vector(args.query, provenance, device=args.device), args.top)
     name = "path" if provenance.kind == IMAGES else "text"
     rows = [(str(hit.rank), f"{hit.score:.4f}", hit.name) for hit in found.hits]

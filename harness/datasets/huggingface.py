@@ -197,7 +197,7 @@ def _column(features: Mapping[str, Any], kind: str, key: str, choice: Parts, wha
     return choice.get(key, fitting[0])
 
 
-class Rows:
+class HfRows:
     """The rows of a split, of which nothing is read before it is asked for."""
 
     def __init__(self, table: Any, columns: Columns, what: str) -> None:
@@ -299,7 +299,7 @@ class HfDataset(OwnDataset):
         names = columns[first].names
         self.classes = tuple(" ".join(name.replace("_", " ").split()) for name in names)
         require_unique(self.classes, names, f"{where}: column {columns[first].label!r}")
-        self._rows = {s: Rows(tables[own], columns[own], f"split {own!r} of {where}") for s, own in chosen.items()}
+        self._rows = {s: HfRows(tables[own], columns[own], f"split {own!r} of {where}") for s, own in chosen.items()}
         for rows in self._rows.values():
             _ = rows.labels  # refuses rows without
 
@@ -326,7 +326,7 @@ def _columns(features: Mapping[str, Any], choice: Parts, what: str) -> Columns:
     return Columns(_column(features, IMAGE, "image", choice, what), label, tuple(map(str, features[label].names)))
 
 
-def unlabelled(place: Place, *, download: bool = False) -> dict[str, Rows]:
+def unlabelled(place: Place, *, download: bool = False) -> dict[str, HfRows]:
     """Open the images of all splits, or of those that are chosen, by the splits' own names.
 
     Raises:
@@ -338,7 +338,7 @@ def unlabelled(place: Place, *, download: bool = False) -> dict[str, Rows]:
         if name not in tables:
             raise ValueError(f"{place.what}: split {name!r}: {expected(name, tables)}")
         column = _column(tables[name].features, IMAGE, "image", place.choice, place.what)
-        rows[name] = Rows(tables[name], Columns(column), f"split {name!r} of {place.what}" if name else place.what)
+        rows[name] = HfRows(tables[name], Columns(column), f"split {name!r} of {place.what}" if name else place.what)
     return rows
 
 

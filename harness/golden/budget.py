@@ -5,11 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from harness.records.conditions import GOLDEN
 from harness.records.statistics import Interval
-from zoo.core.files import write_whole
+from zoo.core.files import from_json, write_whole
 from zoo.core.host import Host
 from zoo.ranking.approximate import Effort, parse, passes
 from zoo.ranking.golden import GoldenConfig
@@ -18,7 +18,6 @@ from zoo.ranking.windows import windows
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).parent / "curve.json"
 EXACT = (2, 1)  # window and stride of the reference
-HEAD = 64  # dimensions of an attention head in every CLIP ViT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,15 +114,8 @@ class Curve:
             raise ValueError(
                 f"{str(path)!r} is no curve of schema version {SCHEMA_VERSION}; make one with: patchrank study curve"
             )
-        effort = facts.pop("effort")
-        effort = Effort(**effort | {"grid": tuple(effort["grid"])})
-        return cls(effort=effort, worths=[_worth(w) for w in facts.pop("worths")], **facts)
-
-
-def _worth(facts: dict[str, Any]) -> Worth:
-    point, tau = Point(**facts["point"]), Interval(*facts["tau"])
-    difference = {keep: Interval(*value) for keep, value in facts["difference"].items()}
-    return Worth(**facts | {"point": point, "tau": tau, "difference": difference})
+        curve: Self = from_json(cls, facts, "curve")
+        return curve
 
 
 def best_within(curve: Curve, budget: float, effort: Effort, *, removal_only: bool = False) -> Point:
@@ -153,28 +145,12 @@ def best_within(curve: Curve, budget: float, effort: Effort, *, removal_only: bo
     return max(within, key=lambda way: (way[1], -way[0]))[2]
 
 
-def recipe_for(
-    budget: float,
-    *,
-    grid: tuple[int, int] = (14, 14),
-    depth: int = 9,
-    block: int = GoldenConfig.block,
-    dim: int = 384,
-    token_pooled: bool = True,
-) -> dict[str, Any]:
-    """Pick the most faithful golden ranking within a budget, by the curve that ships.
-
-    ``budget`` is in passes per image from ``block`` on, that of the whole image left out; the
-    others are of the tower: (rows, columns) of patches, blocks, width of tokens (the MLP's is taken
-    to be four times it), and whether features come from the class token, which ``follow`` needs. Return ``window``,
-    ``stride`` and ``approximate`` for ``GoldenConfig``.
+def best_within_budget(budget: float, vit: Host, block: int, *, removal_only: bool = False) -> Point:
+    """Choose the way of ``best_within`` for a tower, by the curve that ships.
 
     Raises:
         ValueError: the budget is below the cheapest way, or the block outside the tower.
     """
-    if not 0 <= block < depth:
-        raise ValueError(f"block={block}: this tower has blocks 0 to {depth - 1}")
-    heads = max(1, dim // HEAD)
-    effort = Effort(grid=grid, blocks=depth - block, dim=dim, hidden=4 * dim, heads=heads)
-    point = best_within(Curve.read(SHIPPED), budget, effort, removal_only=not token_pooled)
-    return {"window": point.window, "stride": point.stride, "approximate": point.approximate}
+    if not 0 <= block < vit.depth:
+        raise ValueError(f"block={block}: this tower has blocks 0 to {vit.depth - 1}")
+    return best_within(Curve.read(SHIPPED), budget, Effort.of(vit, block), removal_only=removal_only)

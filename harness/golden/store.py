@@ -1,7 +1,5 @@
-"""Golden rankings on disk: a folder of Parquet shards as ``rank`` makes it, or one small file."""
+"""Golden rankings on disk: a store of Parquet shards as ``rank`` makes it, or one small file."""
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -10,28 +8,17 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from harness.base.store import (
-    BrokenShardError,
-    Origin,
-    ShardFacts,
-    reading,
-    shard_path,
-    shard_paths,
-    write_with_room,
-)
+from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, from_lists, shard_paths, to_lists
 from harness.datasets import Dataset, kind_of
 from harness.datasets.base import DATA_DIR, Split
 from zoo.core.files import cache_folder, write_whole
 from zoo.ranking.golden import GoldenConfig
 
 FOLDER_SPLIT = "all"  # the split of a folder of images, which has no others
-PROVENANCE_KEY, SHARD_KEY = b"golden", b"shard"  # of a Parquet file's metadata
-MAGIC = b"PAR1"
 UNKNOWN = -1  # label of an image without one
-_CHECKSUM = b'"sha256": "'
+_SMALL = ("image_id", "importance")  # columns of the small file
 _COLUMNS = ("importance", "labels", "least", "ranking")
 
 
@@ -66,16 +53,10 @@ class Provenance(Origin):
         source = f"--dataset {name} --split {self.split}"
         if self.split == FOLDER_SPLIT:
             source = "--images FOLDER"
-        flags = " ".join(golden_flags(self))
-        return f"patchrank rank --model {self.model} {source} {flags}"
-
-
-def golden_flags(settings: GoldenConfig | Provenance) -> list[str]:
-    """Return the flags of ``rank`` that ask for these settings."""
-    names = {"approximate": "approx"}
-    values = [(entry.name, getattr(settings, entry.name)) for entry in fields(GoldenConfig)]
-    flags = [(names.get(name, name), str(value)) for name, value in values if value not in (None, GoldenConfig.action)]
-    return [word for name, value in flags for word in (f"--{name}", value)]
+        settings = {entry.name: getattr(self, entry.name) for entry in fields(GoldenConfig)}
+        settings["approx"] = settings.pop("approximate")
+        flags = [f"--{name} {value}" for name, value in settings.items() if value not in (None, GoldenConfig.action)]
+        return f"patchrank rank --model {self.model} {source} {' '.join(flags)}"
 
 
 def ranked_revision(dataset: Dataset, score: str) -> str:
@@ -119,13 +100,58 @@ class Rankings:
         """Count the images."""
         return len(self.image_ids)
 
+    @classmethod
+    def from_importance(
+        cls, importance: NDArray[np.float32], labels: NDArray[Any], image_ids: Sequence[str], provenance: Provenance
+    ) -> Self:
+        """Make rankings from exact importance, (n, N).
+
+        Raises:
+            ValueError: importance is not a finite number, or in no range that float16 has.
+        """
+        if not np.isfinite(importance).all():
+            raise ValueError(
+                "the importance of a patch is no finite number: the tower overflowed; use --dtype bfloat16 or float32"
+            )
+        half = to_half(importance)
+        if not np.isfinite(half).all():
+            raise ValueError(f"importance spreads over {np.ptp(importance):g}, above float16's 65504")
+        return cls(
+            image_ids=tuple(image_ids),
+            importance=half,
+            provenance=provenance,
+            labels=np.asarray(labels, dtype=np.int32),
+            least=importance.min(axis=1),
+            ranking=np.argsort(-importance, axis=1, kind="stable").astype(np.int16),
+        )
+
+    @classmethod
+    def from_shard(cls, shard: Shard[Provenance]) -> Self:
+        """Take the rankings of a shard, or of the small file."""
+        table, columns = shard.table, dict[str, Any]()
+        if len(table.column_names) > len(_SMALL):
+            columns["labels"] = table["label"].fill_null(UNKNOWN).to_numpy()
+            columns |= {"least": table["least"].to_numpy(), "ranking": from_lists(table, "ranking")}
+        ids, importance = tuple(table["image_id"].to_pylist()), from_lists(table, "importance")
+        return cls(image_ids=ids, importance=importance, provenance=shard.provenance, **columns)
+
+    def table(self) -> Any:
+        """Return the table of a shard."""
+        content = {
+            "image_id": pa.array(self.image_ids, pa.string()),
+            "label": pa.array(self.labels, pa.int32(), mask=self.labels == UNKNOWN),
+            "importance": to_lists(self.importance),
+            "least": pa.array(self.least, pa.float32()),
+            "ranking": to_lists(self.ranking),
+        }
+        return pa.table(content)
+
     def write(self, path: Path) -> None:
         """Write ids and importance as one small file, the form in which rankings ship."""
-        importance = lists(self.importance, self.importance.shape[1])
-        table = pa.table({"image_id": list(self.image_ids), "importance": importance})
-        facts = {PROVENANCE_KEY: self.provenance.json().encode()}
+        count, table = len(self), self.table().select(_SMALL)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, encode_table(table.replace_schema_metadata(facts)))
+        shard = Shard(table=table, provenance=self.provenance, first=0, covers=count, size=count)
+        write_whole(path, RANKINGS.encode(shard))
 
     @classmethod
     def read(cls, path: Path) -> "Rankings":
@@ -136,23 +162,16 @@ class Rankings:
             ValueError: no rankings, a broken shard, or shards that were made differently.
         """
         if path.is_dir():
-            return _joined(path)
+            parts = [cls.from_shard(shard) for shard in RANKINGS.shards(path)]
+            columns: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _COLUMNS}
+            ids = tuple(name for part in parts for name in part.image_ids)
+            return cls(image_ids=ids, provenance=parts[0].provenance, **columns)
         if not path.is_file():
             raise FileNotFoundError(f"rankings {str(path)!r} do not exist")
         try:
-            table = pq.read_table(path)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{str(path)!r} is not a Parquet file: {error}") from error
-        facts = table.schema.metadata or {}
-        if PROVENANCE_KEY not in facts:
-            raise ValueError(f"{str(path)!r} holds no golden rankings: no provenance inside")
-        if SHARD_KEY in facts:
-            return Shard.decode(path.read_bytes())
-        return Rankings(
-            image_ids=tuple(table["image_id"].to_pylist()),
-            importance=flat(table, "importance"),
-            provenance=Provenance.parse(facts[PROVENANCE_KEY]),
-        )
+            return cls.from_shard(RANKINGS.decode(path.read_bytes()))
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} holds no golden rankings: {error}") from error
 
     def require(self, **expected: Any) -> None:
         """Refuse rankings of which a field of ``Provenance`` has another value.
@@ -194,112 +213,18 @@ def ranked(split: Split, rankings: Rankings) -> NDArray[np.int64]:
     return np.array([i for i, name in enumerate(split.image_ids) if name in known], dtype=np.int64)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Shard(Rankings):
-    """Golden rankings of consecutive images as one Parquet file with a checksum."""
+def _check(shard: Shard[Provenance]) -> None:
+    found = Rankings.from_shard(shard)
+    small = len(shard.table.column_names) == len(_SMALL)
+    if len(found) != shard.covers or not np.isfinite(found.importance).all():
+        raise BrokenShardError("importance is not finite, or not of every image")
+    if not small and not np.isfinite(found.least).all():
+        raise BrokenShardError("importance is not finite")
+    if (np.sort(found.ranking, axis=1) != np.arange(found.ranking.shape[1])).any():
+        raise BrokenShardError("a ranking doesn't hold every patch once")
 
-    first: int  # position of the first image in the order of the store
-    size: int  # images in a full shard of the store
 
-    @classmethod
-    def from_importance(
-        cls,
-        importance: NDArray[np.float32],
-        labels: NDArray[Any],
-        *,
-        first: int,
-        size: int,
-        image_ids: Sequence[str],
-        provenance: Provenance,
-    ) -> Self:
-        """Make a shard from exact importance, (n, N) float32.
-
-        Raises:
-            ValueError: importance is not a finite number, or in no range that float16 has.
-        """
-        if not np.isfinite(importance).all():
-            raise ValueError(
-                "the importance of a patch is no finite number: the tower overflowed; use --dtype bfloat16 or float32"
-            )
-        half = to_half(importance)
-        if not np.isfinite(half).all():
-            spread = np.ptp(importance)
-            raise ValueError(f"importance spreads over {spread:g}, above float16's 65504")
-        columns: dict[str, Any] = {
-            "labels": np.asarray(labels, dtype=np.int32),
-            "importance": half,
-            "least": importance.min(axis=1),
-            "ranking": np.argsort(-importance, axis=1, kind="stable").astype(np.int16),
-        }
-        ids = tuple(image_ids)
-        return cls(first=first, size=size, image_ids=ids, provenance=provenance, **columns)
-
-    def encode(self) -> bytes:
-        """Return the file; the same shard gives the same bytes with the same pyarrow."""
-        width = self.importance.shape[1]
-        content = {
-            "image_id": pa.array(self.image_ids, pa.string()),
-            "label": pa.array(self.labels, pa.int32(), mask=self.labels == UNKNOWN),
-            "importance": lists(self.importance, width),
-            "least": pa.array(self.least, pa.float32()),
-            "ranking": lists(self.ranking, width),
-        }
-        provenance = self.provenance.json().encode()
-        place = {"first": self.first, "count": len(self), "size": self.size}
-        shard = json.dumps({**place, "sha256": self._digest(provenance)}).encode()
-        metadata = {PROVENANCE_KEY: provenance, SHARD_KEY: shard}
-        return encode_table(pa.table(content).replace_schema_metadata(metadata))
-
-    @classmethod
-    def decode(cls, content: bytes) -> Self:
-        """Read a file back and check all of it.
-
-        Raises:
-            BrokenShardError: something in it isn't as ``encode`` wrote it.
-            ValueError: a file of somebody else's, or of a version that knows other provenance.
-        """
-        if content[:4] != MAGIC or content[-4:] != MAGIC:
-            raise BrokenShardError("cut off, or no Parquet file")
-        with reading():
-            file = pq.ParquetFile(pa.BufferReader(content))
-            metadata = file.metadata.metadata or {}
-        if not metadata.keys() & {PROVENANCE_KEY, SHARD_KEY} and _CHECKSUM not in content:
-            raise ValueError("a Parquet file, but not of golden rankings")
-        with reading():
-            table = file.read(use_threads=False)
-            place, provenance = json.loads(metadata[SHARD_KEY]), metadata[PROVENANCE_KEY]
-            columns: dict[str, Any] = {
-                "image_ids": tuple(table["image_id"].to_pylist()),
-                "labels": table["label"].fill_null(UNKNOWN).to_numpy(),
-                "importance": flat(table, "importance"),
-                "least": table["least"].to_numpy(),
-                "ranking": flat(table, "ranking"),
-            }
-            facts: Any = None  # parsed only once the checksum has proved it whole
-            shard = cls(first=place["first"], size=place["size"], provenance=facts, **columns)
-            if shard._digest(provenance) != place["sha256"]:
-                raise BrokenShardError("content and checksum differ")
-        shard = replace(shard, provenance=Provenance.parse(provenance))
-        shard._check()
-        return shard
-
-    def _digest(self, provenance: bytes) -> str:
-        digest = hashlib.sha256(provenance)
-        digest.update(json.dumps([self.first, self.size, self.image_ids]).encode())
-        for name in _COLUMNS:
-            array = getattr(self, name)
-            digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
-
-    def _check(self) -> None:
-        if not 1 <= len(self) <= self.size or self.first % self.size:
-            text = f"holds {len(self)} images from {self.first}, of {self.size} per shard"
-            raise BrokenShardError(text)
-        if not np.isfinite(self.importance).all() or not np.isfinite(self.least).all():
-            raise BrokenShardError("importance is not finite")
-        if (np.sort(self.ranking, axis=1) != np.arange(self.ranking.shape[1])).any():
-            raise BrokenShardError("a ranking doesn't hold every patch once")
+RANKINGS = ShardKind(key="golden", what="golden rankings", command="rank", provenance=Provenance, check=_check)
 
 
 def to_half(importance: NDArray[np.float32]) -> NDArray[np.float16]:
@@ -310,83 +235,6 @@ def to_half(importance: NDArray[np.float32]) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):  # the caller refuses infinity
         lifted = importance - importance.min(axis=1, keepdims=True)
         return np.asarray(lifted, dtype=np.float16)
-
-
-def encode_table(table: Any) -> bytes:
-    """Return a table of rankings as a Parquet file, small: byte planes apart, then zstd."""
-    split = [name for name in ("importance", "ranking") if name in table.column_names]
-    apart = [f"{name}.list.element" for name in split]
-    zstd: dict[str, Any] = {"compression": "zstd", "compression_level": 19}
-    plain = {"use_dictionary": False, "write_statistics": False}
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, use_byte_stream_split=apart, **plain, **zstd)
-    return bytes(sink.getvalue())
-
-
-def flat(table: Any, column: str) -> NDArray[Any]:
-    """Return a column of equally long lists as an array (n, N)."""
-    values = table[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values).reshape(len(table), -1)
-
-
-def lists(values: NDArray[Any], width: int) -> Any:
-    """Return (n, width) numbers as a column of n lists, the reverse of ``flat``."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
-
-
-def read_shard(path: Path, index: int) -> Shard:
-    """Read a shard and check it.
-
-    Raises:
-        BrokenShardError: it is not whole, or not the one that its name says.
-        ValueError: it is somebody else's.
-    """
-    try:
-        shard = Shard.decode(path.read_bytes())
-    except BrokenShardError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r}: {error}; use another folder for rankings") from error
-    if shard.first != index * shard.size:
-        raise BrokenShardError(f"starts at image {shard.first}, not at {index * shard.size}")
-    return shard
-
-
-def facts_of(path: Path, index: int) -> ShardFacts:
-    """Read and check a shard, see ``read_shard``, and return what ``survey`` asks for."""
-    shard = read_shard(path, index)
-    return ShardFacts(len(shard), shard.size, shard.provenance)
-
-
-def write_shard(folder: Path, index: int, shard: Shard, resume: str) -> None:
-    """Write a shard, see ``write_with_room``."""
-    write_with_room(shard_path(folder, index), shard.encode(), resume)
-
-
-def _joined(folder: Path) -> Rankings:
-    """Read all shards of a folder as one."""
-    shards: list[Shard] = []
-    for index, path in shard_paths(folder).items():
-        try:
-            shards.append(read_shard(path, index))
-        except BrokenShardError as error:
-            raise ValueError(
-                f"{str(path)!r} is broken: {error}; the `rank` command that made the store finds it and makes it again"
-            ) from error
-        differences = shards[-1].provenance.differences(shards[0].provenance)
-        if differences:
-            raise ValueError(
-                f"shards of {str(folder)!r} were made differently: {path.name} has "
-                f"{'; '.join(differences)}; make them again in another folder with: "
-                f"{shards[0].provenance.command()}"
-            )
-    if not shards:
-        raise ValueError(f"{str(folder)!r} holds no golden rankings: no part-00000.parquet")
-    return Rankings(
-        image_ids=tuple(name for shard in shards for name in shard.image_ids),
-        provenance=shards[0].provenance,
-        **{name: np.concatenate([getattr(s, name) for s in shards]) for name in _COLUMNS},
-    )
 
 
 def store_name(model: str, dataset: str, split: str, score: str = "preservation") -> str:

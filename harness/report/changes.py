@@ -47,8 +47,7 @@ _OF_LABELS = (
     "images that one alone got right; p: exact McNemar test, one comparison at a time"
 )
 _CAPTION = (
-    "batch: median time of B over A's, without interval, as the two were not timed in turns; to "
-    "dense: the same of the ratios to dense, which were, with an interval that covers at least 90 %; "
+    "batch: ratio to dense of B over A's, with an interval that covers at least 90 %; "
     "all that follows: B minus A, of each beside its own dense model, with 95 % paired bootstrap "
     "interval where values per image are known"
 )
@@ -138,19 +137,8 @@ class Change:
         return None if a is None or b is None or self.other_images else (b, a)
 
     @property
-    def latency(self) -> dict[int, float]:
-        """Median time of B over A's by batch size; empty unless machine and precision are one.
-
-        There is no interval: records keep no rounds, and the two weren't timed in turns.
-        """
-        times = {entry.batch: entry.median_ms for entry in self.a.latency}
-        both = [entry for entry in self.b.latency if times.get(entry.batch)]
-        same = not _differences(self.a, self.b, _MACHINE)
-        return {entry.batch: entry.median_ms / times[entry.batch] for entry in both if same}
-
-    @property
-    def latency_to_dense(self) -> dict[int, Interval]:
-        """B's ratio to its dense model over A's to its own by batch size; empty as `latency` is.
+    def latency(self) -> dict[int, Interval]:
+        """B's ratio to its dense model over A's to its own by batch size; empty unless machine and precision are one.
 
         Each of the two was timed in turns with its dense model, so a busier machine cancels out.
         The ends are the furthest that both 95 % intervals allow, which covers at least 90 %.
@@ -303,8 +291,7 @@ def _pair_values(pair: Change, adjusted: dict[str, float | None]) -> dict[str, A
         "images_proven_the_same": pair.proven and not pair.other_images,
         "other_images": pair.other_images,
         "gflops": {"a": pair.a.mean("gflops"), "b": pair.b.mean("gflops")},
-        "latency_ratio_by_batch": pair.latency,
-        "latency_ratio_to_dense_by_batch": pair.latency_to_dense,
+        "latency_ratio_to_dense_by_batch": pair.latency,
         **{f"{metric.name}_difference": pair.change(metric) for metric in _changing()},
         **{f"{metric.name}_p_value": pair.change_p(metric) for metric in _changing(stored=True)},
         **{f"{metric.name}_p_value_holm": adjusted[metric.name] for metric in _changing(stored=True)},
@@ -348,7 +335,8 @@ def _uncompared(runs: RunChanges) -> Iterator[str]:
             f"images taken for the same by revision and count ({_share(assumed, pairs)}): one of "
             "the two doesn't say which its images are"
         )
-    if untimed := sum(bool(pair.a.latency and pair.b.latency and not pair.latency) for pair in runs.pairs):
+    both = [pair for pair in runs.pairs if pair.a.latency and pair.b.latency]
+    if untimed := sum(bool(_differences(pair.a, pair.b, _MACHINE)) for pair in both):
         same = "the same device, device_name, dtype, threads and batch"
         yield f"latency not compared ({_share(untimed, pairs)}): it takes {same}"
 
@@ -408,9 +396,7 @@ def _cells(pair: Change, group: Sequence[Change], marks: dict[str, str]) -> dict
         }
     cells["GFLOPs"] = ours if ours.value == theirs.value else Cell(f"{ours} → {theirs}", theirs.value)
     for batch in sorted({batch for other in group for batch in other.latency}):
-        cells[f"batch {batch}, B / A"] = figure(pair.latency.get(batch), ".2f", "x")
-    for batch in sorted({batch for other in group for batch in other.latency_to_dense}):
-        ratio = pair.latency_to_dense.get(batch)
+        ratio = pair.latency.get(batch)
         text = "" if ratio is None else "{:.2f}x [{:.2f}, {:.2f}]".format(*ratio)
         cells[f"batch {batch}, to dense"] = Cell(text, ratio.estimate) if ratio else UNMEASURED
     for metric in _changing():

@@ -19,16 +19,16 @@ from harness.report.groups import (
     brief_tables,
     count_of,
     equal_time_tables,
-    grouped,
+    group_records,
+    group_times,
     sections,
     time_rows,
     time_sections,
-    timed_groups,
 )
-from harness.report.highlights import NAMED, Front, Highlights, highlights, list_words, missing
+from harness.report.highlights import Front, Highlights, highlights
 from harness.report.page import Report, page
-from harness.report.pictures import agreement_rows, galleries, matrices, traced_groups
-from harness.report.plots import DRAWN, plots_of
+from harness.report.pictures import agreement_rows, galleries, group_traces, matrices
+from harness.report.plots import DRAWN, describe_missing, plots_of
 from harness.report.writers import csv_text, latex, markdown, records_csv
 from zoo.core.files import write_whole
 
@@ -62,10 +62,7 @@ def report_runs(
     if report.times:
         count = count_of(sum(len(group.rows) for group in report.times), "time")
         lines.append(f"{count} by latency in {count_of(len(report.times), 'table')} of {page_file.name}")
-    lines += [
-        f"{one.title}: {one.why} in {list_words(one.groups, NAMED, 'table', '; ')}. This measures it: {one.command}"
-        for one in report.missing
-    ]
+    lines += report.missing
     if replaced:
         lines.append(f"left out for newer ones of the same rows: {count_of(replaced, 'earlier measurement')}")
     return Shown(
@@ -76,7 +73,7 @@ def report_runs(
             "replaced": replaced,
             "files": [str(path) for path in report.files],
             "left_out": list(report.left_out),
-            "missing": [asdict(one) for one in report.missing],
+            "missing": list(report.missing),
             "groups": [_group_data(one) for one in report.short],
             "latency": [{"name": group.name, "records": json_values(group.rows)} for group in report.times],
             "agreement": list(report.agreement),
@@ -111,22 +108,23 @@ def write_report(
     """
     left_out: list[str] = []
     times = latencies_in(runs, left_out.append)
-    groups = Grouped(groups=[]) if times and not records else grouped(records)
-    traced = traced_groups(runs, records, left_out.append) if records else []
+    groups = Grouped(groups=[]) if times and not records else group_records(records)
+    traced = group_traces(runs, records, left_out.append) if records else []
     for reason in left_out:
         progress.say(f"left out of the report: {reason}")
     short = [highlights(group) for group in groups.groups]
-    timed = timed_groups([record for _, record in times])
+    timed = group_times([record for _, record in times])
     most = None if every_plot else DRAWN
     pictures = [*matrices(traced[:most]), *galleries(traced[:most])]
+    plots = plots_of(groups, short, timed, most)
     report = Report(
         records=groups,
         short=short,
         times=timed,
-        plots=plots_of(groups, short, timed, most),
+        plots=plots,
         pictures=pictures,
         agreement=agreement_rows(traced),
-        missing=missing(groups, traced=bool(pictures)),
+        missing=describe_missing([*(plot.name for plot in plots), *(one.name for one in pictures)]) if records else [],
         left_out=left_out,
         most=most,
     )

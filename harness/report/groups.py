@@ -92,7 +92,7 @@ class TimedGroup:
     rows: Sequence[LatencyRecord]  # batches rising, of each the dense model first
 
 
-def grouped(records: Iterable[Record]) -> Grouped:
+def group_records(records: Iterable[Record]) -> Grouped:
     """Share records out to groups, so that no table mixes conditions.
 
     A row that was measured several times under the same conditions counts once, as it was last.
@@ -136,21 +136,21 @@ def _beside_dense(shares: dict[tuple[Conditions, frozenset[int]], list[Record]])
                 del shares[free]
 
 
-def timed_groups(records: Sequence[LatencyRecord]) -> list[TimedGroup]:
+def group_times(records: Sequence[LatencyRecord]) -> list[TimedGroup]:
     """Share times out to tables; what was timed several times counts once, as it was last."""
     newest: dict[str, LatencyRecord] = {}
     for record in records:
-        key = _timed_key(record, TIMED_CONDITIONS)
+        key = _time_key(record, TIMED_CONDITIONS)
         if key not in newest or _when(record) >= _when(newest[key]):
             newest[key] = record
     shared = tuple(name for name in TIMED_CONDITIONS if name not in _TIMED_ROW)
     tables: dict[str, dict[str, list[LatencyRecord]]] = {}
     for record in newest.values():
         shares = tables.setdefault(timed_title(record), {})
-        shares.setdefault(_timed_key(record, shared), []).append(record)
+        shares.setdefault(_time_key(record, shared), []).append(record)
     groups = []
     for title, shares in tables.items():
-        facts = {key: _timed_facts(rows[0]) for key, rows in shares.items()}
+        facts = {key: _time_facts(rows[0]) for key, rows in shares.items()}
         varying = differing(facts.items())
         for key, rows in shares.items():
             apart = ", ".join(f"{name} {facts[key][name]}" for name in varying)
@@ -215,11 +215,11 @@ def _words(rows: Sequence[Average], condition: str) -> str:
     return words.format(_text(rows, condition))
 
 
-def _timed_key(record: LatencyRecord, names: Sequence[str]) -> str:
+def _time_key(record: LatencyRecord, names: Sequence[str]) -> str:
     return json.dumps({n: json_values(getattr(record, n)) for n in names}, sort_keys=True)
 
 
-def _timed_facts(record: LatencyRecord) -> dict[str, Any]:
+def _time_facts(record: LatencyRecord) -> dict[str, Any]:
     return {n: getattr(record if hasattr(record, n) else record.machine, n) for n in _TIMED_APART}
 
 
@@ -255,7 +255,7 @@ def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
     Raises:
         ValueError: no records.
     """
-    return markdown(list(sections(grouped(records), summary=summary)))
+    return markdown(list(sections(group_records(records), summary=summary)))
 
 
 def equal_time_tables(report: Grouped) -> list[Table]:

@@ -1,4 +1,4 @@
-"""What a reader asks first: what is saved without a clear loss, what wins, what is missing."""
+"""What a reader asks first: what is saved without a clear loss, what wins."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,9 +10,8 @@ import numpy as np
 from harness.records.averages import Average, Judged, fidelity_ps, labels, row_p, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.metrics import METRICS, Metric
-from harness.records.record import Record
-from harness.records.statistics import Interval, minimum_detectable_difference, together
-from harness.report.groups import Group, Grouped, count_of, shot_columns
+from harness.records.statistics import Interval, together
+from harness.report.groups import Group, count_of
 
 Verdict = Literal["front", "open", "beaten"]
 TOP1 = METRICS["top1"]
@@ -254,12 +253,7 @@ def headline(short: Sequence[Highlights]) -> list[str]:
             rows = list_words(methods, NAMED, "method")
             lines.append(f"No method is clearly ahead on {where}: in {by}, rows of {rows} are unbeaten.")
             continue
-        figures = []
-        for name, front, one in own[:NAMED]:
-            unbeaten = (each for each in front.contenders[ahead] if each.verdict != "beaten")
-            best = min(unbeaten, key=lambda each: each.cost.estimate)
-            figures.append(f"on {name} {_figures(best, metric, cost, labels(one.group.rows))}")
-        lines.append(f"{ahead} is clearly ahead on {where}, in {by}: {'; '.join(figures)}.")
+        lines.append(f"{ahead} is clearly ahead on {where}, in {by}.")
     return lines
 
 
@@ -270,21 +264,6 @@ def _set_name(one: Highlights, short: Sequence[Highlights]) -> str:
     words = [tower_of(first) if len(towers) > 1 else "", one.group.name.partition("; ")[2]]
     more = ", ".join(filter(None, words))
     return f"{first.dataset} ({more})" if more else first.dataset
-
-
-def _figures(one: Standing, metric: Metric, cost: Cost, names: Mapping[str, str]) -> str:
-    """Say what a row costs and how far from dense it is by the metric, with intervals."""
-    row, near = one.row, one.row.estimate(metric)
-    if metric == TOP1 and row.to_dense is not None:
-        distance = _points(row.to_dense, "points of top-1")
-    elif isinstance(near, Interval):
-        distance = "{} {} [{}, {}]".format(metric.heading, *map(metric.text, near))
-    else:
-        distance = f"{metric.heading} {metric.text(near)}"
-    spent = f"{one.cost.estimate:.2f} GFLOPs"
-    if cost.batch is not None:
-        spent = "{:.2f} of dense's time [{:.2f}, {:.2f}]".format(*one.cost)
-    return f"{row_name(row, names)} takes {spent}, {distance} from dense"
 
 
 def _points(difference: Interval, words: str) -> str:
@@ -367,7 +346,7 @@ def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str
         if timed.ratio is not None:
             ratio, low, high = timed.ratio
             text += f"; {ratio:.2f} of dense's time at batch {timed.batch} [{low:.2f}, {high:.2f}]"
-    return least, f"{text}.{_hidden_loss(least, dense, family)}"
+    return least, f"{text}. No clear loss isn't no loss: {family.note}."
 
 
 def _loses(row: Average, family: Judged) -> bool:
@@ -377,67 +356,3 @@ def _loses(row: Average, family: Judged) -> bool:
     """
     assert row.to_dense is not None
     return row.to_dense.high < 0 or (bool(family.mark(row)) and row.to_dense.estimate < 0)
-
-
-def _hidden_loss(row: Average, dense: Average, family: Judged) -> str:
-    """Say what loss so many images may hide; nothing of several seeds, or of a clear gain."""
-    if family.mark(row) or len(dense.records) > 1:
-        return ""
-    truth = dense.first.correct
-    apart = row.first.correct != truth
-    least = minimum_detectable_difference(truth.size, float(apart.mean()))
-    if least is None:
-        images = count_of(int(apart.sum()), "image")
-        return f" Just one of the two is right on {images}, too few to show a loss."
-    return (
-        f" No clear loss isn't no loss: {truth.size} images show one of {100 * least:.1f} points in four of five cases."
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Missing:
-    """A plot that records lack the figures for."""
-
-    title: str
-    groups: Sequence[str]  # headings of those that lack it
-    why: str
-    command: str  # what measures it
-
-
-def missing(report: Grouped, *, traced: bool) -> list[Missing]:
-    """Return what none of a group's rows has, one entry per subject."""
-    groups = report.groups
-    labelled = [group for group in groups if group.first.labelled]
-    untimed = [group for group in groups if not any(row.latency for row in group.rows)]
-    lacking: tuple[tuple[str, str, Sequence[Group], str], ...] = (
-        ("Top-1 against GFLOPs", "multiply-adds weren't counted", _without(groups, "gflops"), ""),
-        ("Top-1 against time", "nothing was timed", untimed, "--batches 1 32"),
-        ("Kendall τ against keep rate", "there were no golden rankings, or no methods that rank",
-         _without(groups, "tau"), "--methods golden patchrank"),
-        ("Tokens per block", "they weren't recorded", _without(groups, "tokens_per_block"), ""),
-        ("Top-1 by shots", "there is one number of shots only", [] if shot_columns(report) else labelled,
-         "--shots 0 1 4 16"),
-        ("Agreement of rankings, and kept patches", "no traces lie beside the records", [] if traced else labelled,
-         "--fresh"),
-    )  # fmt: skip
-    return [
-        Missing(title=title, groups=[group.name for group in those], why=why, command=_command(those, flags))
-        for title, why, those, flags in lacking
-        if those
-    ]
-
-
-def _without(groups: Sequence[Group], name: str) -> list[Group]:
-    """Return the groups in which no record has a metric, or a field."""
-
-    def lacks(record: Record) -> bool:
-        return name not in record.metrics and getattr(record, name, None) is None
-
-    return [group for group in groups if all(lacks(record) for row in group.rows for record in row.records)]
-
-
-def _command(groups: Sequence[Group], flags: str) -> str:
-    """Return the command that measures towers and datasets of groups."""
-    towers = " ".join(dict.fromkeys(tower_of(group.first) for group in groups))
-    datasets = " ".join(dict.fromkeys(group.first.dataset for group in groups))
-    return f"patchrank compare --model {towers} --dataset {datasets} {flags}".strip()

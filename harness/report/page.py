@@ -16,7 +16,7 @@ from markupsafe import Markup
 from harness.base.table import Table
 from harness.report.charts import INK, Chart, Style, draw, encode, styles_of
 from harness.report.groups import Grouped, TimedGroup, count_of, sections, time_sections
-from harness.report.highlights import Highlights, Missing, headline
+from harness.report.highlights import Highlights, headline
 from harness.report.pictures import TracePicture
 from harness.report.plots import Plot
 
@@ -31,7 +31,7 @@ class Report:
     plots: Sequence[Plot] = ()  # of records and times
     pictures: Sequence[TracePicture] = ()  # of traces
     agreement: Sequence[dict[str, Any]] = ()  # of rankings, a pair a row
-    missing: Sequence[Missing] = ()
+    missing: Sequence[str] = ()  # plots without figures, and what measures them
     left_out: Sequence[str] = ()  # why files beside the records are not in it
     most: int | None = None  # groups that are drawn; None for all
     files: Sequence[Path] = ()  # the page first
@@ -67,18 +67,17 @@ def page(report: Report, title: str) -> str:
     switched = [plot for plot in report.plots if plot.axis]
     others = [plot for plot in report.plots if not plot.axis]
     chapters = {
-        ("tables", "Tables"): _numbered("table", tables),
-        ("times", "Times"): _numbered("times", times),
+        ("tables", "Tables"): _number("table", tables),
+        ("times", "Times"): _number("times", times),
         ("plots", "Plots"): [(plot.name, plot.title) for plot in others],
         ("rankings", "Rankings and kept patches"): [(k, p.title) for k, p in pictures.items()],
-        ("missing", "Not measured"): _numbered("missing", report.missing),
     }
     styles = report.styles
     return _template().render(
         report=report,
         title=title,
         tables=tables,
-        anchor_of={name: anchor for anchor, name in _numbered("table", tables)},
+        anchor_of={name: anchor for anchor, name in _number("table", tables)},
         times=times,
         headline=headline(report.short),
         axes={plot.axis: plot.about for plot in switched},
@@ -89,7 +88,7 @@ def page(report: Report, title: str) -> str:
     )
 
 
-def _numbered(kind: str, parts: Sequence[Table | Missing]) -> list[tuple[str, str]]:
+def _number(kind: str, parts: Sequence[Table]) -> list[tuple[str, str]]:
     return [(f"{kind}-{at}", part.title) for at, part in enumerate(parts, 1)]
 
 

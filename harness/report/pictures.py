@@ -12,20 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.datasets import split_words
-from harness.measure.traces import (
+from harness.records.agreement import Agreement, kendall_tau, over_images
+from harness.records.averages import REFERENCE, protocol, tower_of
+from harness.records.conditions import DENSE, GOLDEN
+from harness.records.record import Record, differing, in_words
+from harness.records.traces import (
     RANKING,
     TRACES,
     Facts,
     RowTraces,
     Thumbnails,
     order,
-    read_thumbnails,
     read_traces,
 )
-from harness.records.agreement import Agreement, kendall_tau, over_images
-from harness.records.averages import REFERENCE, protocol, tower_of
-from harness.records.conditions import DENSE, GOLDEN
-from harness.records.record import Record, differing, in_words
 from harness.report.charts import OPTIONS, encode
 from harness.report.patches import IMAGE, PatchRow, PatchSheet, draw
 from zoo.core.files import digest
@@ -133,7 +132,7 @@ class TracedGroup:
         ]
 
 
-def traced_groups(
+def group_traces(
     runs: Sequence[Path | str], records: Sequence[Record] | None = None, left_out: Callable[[str], object] | None = None
 ) -> list[TracedGroup]:
     """Share the traces of runs out to groups; runs without traces have none.
@@ -161,17 +160,17 @@ def traced_groups(
         jpeg: dict[str, bytes] = {}
         for folder in dict.fromkeys(folder for _, folder in share):
             try:
-                jpeg |= read_thumbnails(folder, share[0][0].facts).jpeg
+                jpeg |= Thumbnails.read(folder, share[0][0].facts).jpeg
             except (ValueError, OSError) as error:
                 if left_out is None:
                     raise
                 left_out(str(error))
         rows = sorted((row for row, _ in share), key=order)
         groups.append(TracedGroup.of(rows, Thumbnails(jpeg=jpeg)))
-    return _named([group for group in groups if group.image_ids])
+    return _name_apart([group for group in groups if group.image_ids])
 
 
-def _named(groups: Sequence[TracedGroup]) -> list[TracedGroup]:
+def _name_apart(groups: Sequence[TracedGroup]) -> list[TracedGroup]:
     """Tell groups apart that would be called the same."""
     named = []
     for group in groups:

@@ -1,6 +1,6 @@
 """Plots of records and times: which rows they show, and the words that go with them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
@@ -43,6 +43,14 @@ _FRONT = (
 )
 
 
+_MEASURED_BY: dict[str | tuple[str, ...], tuple[str, str]] = {  # by the beginning of a plot's name
+    ("accuracy_ratio", "fidelity_ratio"): ("Quality against time", "--batches 1 32"),
+    "tau_keep": ("Kendall τ against keep rate", "--methods golden patchrank"),
+    "shots": ("Top-1 by shots", "--shots 0 1 4 16"),
+    "agreement": ("Agreement of rankings", "--fresh"),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plot:
     """Charts of one kind, at least one; ``about`` says what they show and how to read them."""
@@ -68,6 +76,15 @@ def plots_of(
         batches_plot(times[:most]),
     )
     return [*quality_plots(short[:most]), *filter(None, others)]
+
+
+def describe_missing(names: Collection[str]) -> list[str]:
+    """Say which plots and pictures are not among those of these names, and how their figures are measured."""
+    return [
+        f"{title}: not measured; patchrank compare {flags} measures it"
+        for start, (title, flags) in _MEASURED_BY.items()
+        if not any(name.startswith(start) for name in names)
+    ]
 
 
 def _plot(name: str, title: str, about: str, charts: Sequence[Chart | None]) -> Plot | None:

@@ -162,12 +162,12 @@ def comparison_table(records: Sequence[Record], reference: str = REFERENCE) -> T
 
 def _terminal_columns(rows: Sequence[Average], batches: Sequence[int], family: Judged | None) -> list[Filled]:
     names = labels(rows)
-    times = [(Column(heading=f"batch {b}, ms", forms=_ROOMY), _timed(b, _time)) for b in batches]
+    times = [(Column(heading=f"batch {b}, ms", forms=_ROOMY), _time_column(b, _time)) for b in batches]
     for batch in batches[-1:]:
-        speed = _timed(batch, lambda entry: figure(entry.images_per_s, ".0f"))
+        speed = _time_column(batch, lambda entry: figure(entry.images_per_s, ".0f"))
         times += [
             (Column(heading="images/s", forms=("wide",)), speed),
-            (Column(heading=f"x b{batch}", forms=("narrow",)), _timed(batch, _ratio)),
+            (Column(heading=f"x b{batch}", forms=("narrow",)), _time_column(batch, _ratio)),
         ]
     return [
         (
@@ -205,13 +205,13 @@ def _terminal(metric: Metric, family: Judged | None) -> list[Filled]:
         return []
     forms = FORMS[: FORMS.index(own.least) + 1]
 
-    def filled(forms: Sequence[Form], *, ends: bool) -> Filled:
+    def fill(forms: Sequence[Form], *, ends: bool) -> Filled:
         column = Column(heading=own.heading, forms=forms)
         return column, lambda row: _cell(row, metric, family, short=True, ends=ends)
 
     shown = {"": (), "wide": FORMS[:1], "roomy": _ROOMY, "always": FORMS}[own.ends]
     parts = [(tuple(form for form in forms if (form in shown) == ends), ends) for ends in (True, False)]
-    return [filled(some, ends=ends) for some, ends in parts if some]
+    return [fill(some, ends=ends) for some, ends in parts if some]
 
 
 def _cell(row: Average, metric: Metric, family: Judged | None, *, short: bool = False, ends: bool = True) -> Cell:
@@ -226,7 +226,7 @@ def _cell(row: Average, metric: Metric, family: Judged | None, *, short: bool = 
     return Cell(text, cell.value, "" if family is None else family.mark(row, metric.name))
 
 
-def _timed(batch: int, show: Callable[[Times], Cell]) -> Callable[[Average], Cell]:
+def _time_column(batch: int, show: Callable[[Times], Cell]) -> Callable[[Average], Cell]:
     def cell(row: Average) -> Cell:
         return next((show(entry) for entry in row.latency if entry.batch == batch), UNMEASURED)
 
@@ -243,7 +243,7 @@ def _ratio(entry: Times) -> Cell:
     return Cell("1") if entry.ratio_to_dense is None else figure(entry.ratio_to_dense, ".2f")
 
 
-def _lacking(rows: Iterable[Average]) -> str:
+def _describe_uncounted(rows: Iterable[Average]) -> str:
     words = uncounted(*(row.first for row in rows))
     return f"; {words}" if words else ""
 
@@ -254,7 +254,7 @@ def report_columns(rows: Sequence[Average], *, family: Judged | None = None, sum
     def stands(metric: Metric) -> bool:
         return bool(metric.heading) and (layout(metric).least == "narrow" or not summary)
 
-    def reported(metric: Metric) -> list[Filled]:
+    def report(metric: Metric) -> list[Filled]:
         cell = functools.partial(_cell, metric=metric, family=family)
         return [(Column(heading=metric.heading), cell)] if stands(metric) else []
 
@@ -262,7 +262,7 @@ def report_columns(rows: Sequence[Average], *, family: Judged | None = None, sum
     times = [
         (
             Column(heading=heading.format(batch=batch)),
-            _timed(batch, functools.partial(_time_cell, name=name, form=form)),
+            _time_column(batch, functools.partial(_time_cell, name=name, form=form)),
         )
         for batch in sorted({latency.batch for row in rows for latency in row.latency})
         for name, heading, form, brief in _TIMES
@@ -272,7 +272,7 @@ def report_columns(rows: Sequence[Average], *, family: Judged | None = None, sum
     return [
         (Column(heading="Method", left=True), lambda row: Cell(names[row.identity], names[row.identity])),
         (Column(heading="Keep"), lambda row: keep_cell(row.keep)),
-        *_in_order(rows, times, reported),
+        *_in_order(rows, times, report),
     ]
 
 
@@ -447,6 +447,6 @@ def matched_table(rows: Sequence[Matched]) -> Table:
         [list(cells(at, row)) for at, row in enumerate(rows)],
         words=("method",),
         roomy=(f"top-1 {to}",),
-        caption=f"{caption}; {mark_note(tests, 'all of a column')}{_lacking(row.row for row in rows)}",
+        caption=f"{caption}; {mark_note(tests, 'all of a column')}{_describe_uncounted(row.row for row in rows)}",
         sections=frozenset(at for at, row in enumerate(rows) if row.row is row.target),
     )

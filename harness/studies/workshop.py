@@ -17,7 +17,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import COOP, OURS, draw, require_apart, subset
 from harness.golden.fit import fit
-from harness.golden.rank import Job, Source, rank
+from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
 from harness.measure.bench import measured_here
 from harness.measure.cost import gflops
@@ -276,7 +276,7 @@ class Workshop:
             lacking = [
                 one for one in others if len(find(model, weights, source, one, image_ids) or ()) < len(image_ids)
             ]
-            job = Job(
+            job = RankJob(
                 model=model, source=source, config=golden, scores=tuple(one.score for one in lacking), limit=limit,
                 dtype=AUTO, device=self.config.device,
             )  # fmt: skip

@@ -24,10 +24,10 @@ from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings, own_store
 from harness.measure import bench, compare
 from harness.measure.rows import Variant
-from harness.measure.traces import Facts
 from harness.measure.tuning import Tuned
 from harness.models import towers
 from harness.models.towers import Tower
+from harness.records.traces import Facts
 from zoo.core.digests import blocks_fingerprint, fingerprint
 from zoo.core.files import cache_folder
 from zoo.core.predictor import Predictor
@@ -320,3 +320,27 @@ def facts() -> Facts:
         shots=0, tuning=None, prompt_tokens=None, seed=0, image_count=250, device="cpu",
         device_name="a processor", dtype="float32", threads=2, torch="2.13", timm="1.0.31",
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Start a real Ray on this machine, whose workers take one thread each."""
+    ray = pytest.importorskip("ray")
+    settings = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(num_cpus=3, **settings)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compute on one thread, as workers do: their number decides the last bits."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

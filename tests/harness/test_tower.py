@@ -8,7 +8,7 @@ from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.golden.fit import fit
-from harness.golden.rank import Job, Source, rank
+from harness.golden.rank import RankJob, Source, rank
 from harness.models.towers import load_tower
 from zoo.learning.fit import FitConfig
 from zoo.ranking.golden import GoldenConfig
@@ -25,7 +25,7 @@ def test_the_command_that_the_missing_predictor_names_makes_one(small_clip):
     files = []
     for split in ("train", "val"):
         source = Source.of(dataset, split)
-        job = Job(model="clip_vit_b32", source=source, config=golden, limit=3)
+        job = RankJob(model="clip_vit_b32", source=source, config=golden, limit=3)
         files.append(rank(job, Progress()).path)
     config = FitConfig(arch="mlp", width=8, epochs=1)
     fit("clip_vit_b32", files[:1], files[1:], config, out=None, progress=Progress())

@@ -249,6 +249,8 @@ def from_json(kind: Any, value: Any, what: str, *, complete: bool = False, **own
     for option in get_args(kind) if isinstance(kind, UnionType) else (kind,):
         origin, args = get_origin(option) or option, get_args(option)
         if is_dataclass(option) or hasattr(option, "_fields"):
+            if isinstance(value, list) and hasattr(option, "_fields") and len(value) <= len(option._fields):
+                value = dict(zip(option._fields, value, strict=False))  # as json writes named tuples
             if isinstance(value, dict):
                 return _from_object(option, value, complete, own)
         elif origin in (tuple, list, Sequence) and isinstance(value, list):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.apps.vectors.source import Picture
+from harness.apps.vectors.source import PictureFile
 from harness.datasets.images import decode_image
 
 CHUNK = 16  # pictures that a process takes at a time
@@ -33,7 +33,7 @@ PRELOADED = ["harness.apps.vectors.decode", "open_clip", "timm.data", "torchvisi
 Transform = Callable[[Any], Any]  # from a PIL image to (C, H, W)
 
 
-class Prepared(NamedTuple):
+class DecodedChunk(NamedTuple):
     """What came of a chunk of pictures.
 
     paths: one for each. pixels: (n, C, H, W) float32, zeros where a picture can't be read; None if none
@@ -46,7 +46,7 @@ class Prepared(NamedTuple):
     seconds: float
 
 
-def prepare(pictures: Sequence[Picture], transform: Transform) -> Prepared:
+def prepare(pictures: Sequence[PictureFile], transform: Transform) -> DecodedChunk:
     """Read, decode, resize and normalise pictures."""
     start = time.perf_counter()
     rows: dict[int, NDArray[np.float32]] = {}
@@ -66,7 +66,7 @@ def prepare(pictures: Sequence[Picture], transform: Transform) -> Prepared:
         pixels = np.zeros((len(pictures), *next(iter(rows.values())).shape), np.float32)
         for place, row in rows.items():
             pixels[place] = row
-    return Prepared([picture.path for picture in pictures], pixels, wrong, time.perf_counter() - start)
+    return DecodedChunk([picture.path for picture in pictures], pixels, wrong, time.perf_counter() - start)
 
 
 def processes_beside(device: str) -> int:
@@ -103,7 +103,7 @@ class Decoders:
         """End the processes."""
         self._end()
 
-    def prepare(self, chunks: Iterable[Sequence[Picture]]) -> Iterator[Prepared]:
+    def prepare(self, chunks: Iterable[Sequence[PictureFile]]) -> Iterator[DecodedChunk]:
         """Yield what comes of each chunk, in order; the chunks are asked for as far ahead as they are worked on.
 
         A chunk whose process dies is prepared again, picture by picture in a process alone; a
@@ -117,7 +117,7 @@ class Decoders:
                 yield prepare(chunk, self._transform)
             return
         rest = iter(chunks)
-        pending: deque[tuple[Sequence[Picture], Future[Prepared] | None]] = deque()
+        pending: deque[tuple[Sequence[PictureFile], Future[DecodedChunk] | None]] = deque()
         while True:
             for new in islice(rest, AHEAD * self.count - len(pending)):
                 pending.append((new, self._submit(new)))
@@ -134,7 +134,7 @@ class Decoders:
             pending.popleft()
             yield result
 
-    def _submit(self, chunk: Sequence[Picture]) -> "Future[Prepared] | None":
+    def _submit(self, chunk: Sequence[PictureFile]) -> "Future[DecodedChunk] | None":
         """Give a chunk to a process; None if the processes have died meanwhile."""
         self._pool = self._pool or _pool(self.count, self._transform)
         try:
@@ -142,7 +142,7 @@ class Decoders:
         except BrokenProcessPool:
             return None
 
-    def _alone(self, chunk: Sequence[Picture]) -> Prepared:
+    def _alone(self, chunk: Sequence[PictureFile]) -> DecodedChunk:
         """Prepare a chunk in a process of its own, and if that dies, each of its pictures."""
         with contextlib.suppress(BrokenProcessPool), _pool(1, self._transform) as pool:
             return pool.submit(_prepare, chunk).result()
@@ -153,9 +153,9 @@ class Decoders:
         for place, part in enumerate(parts):
             if pixels is not None and part.pixels is not None:
                 pixels[place] = part.pixels[0]
-        return Prepared([picture.path for picture in chunk], pixels, wrong, sum(part.seconds for part in parts))
+        return DecodedChunk([picture.path for picture in chunk], pixels, wrong, sum(part.seconds for part in parts))
 
-    def _last_try(self, picture: Picture) -> Prepared:
+    def _last_try(self, picture: PictureFile) -> DecodedChunk:
         with contextlib.suppress(BrokenProcessPool), _pool(1, self._transform) as pool:
             return pool.submit(_prepare, [picture]).result()
         try:
@@ -164,7 +164,7 @@ class Decoders:
         except BrokenProcessPool as error:
             raise _no_process() from error
         why = f"image {picture.path!r} ends the process that decodes it: too large, or it breaks its decoder"
-        return Prepared([picture.path], None, {0: why}, 0.0)
+        return DecodedChunk([picture.path], None, {0: why}, 0.0)
 
     def _end(self) -> None:
         if self._pool is not None:
@@ -179,7 +179,7 @@ def _no_process() -> ValueError:
     )
 
 
-def _whole(future: "Future[Prepared] | None") -> "Future[Prepared] | None":
+def _whole(future: "Future[DecodedChunk] | None") -> "Future[DecodedChunk] | None":
     """Return a future that has its result, None for one that hasn't or failed."""
     if future is None or not future.done() or future.cancelled() or future.exception() is not None:
         return None
@@ -214,5 +214,5 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _prepare(chunk: Sequence[Picture]) -> Prepared:
+def _prepare(chunk: Sequence[PictureFile]) -> DecodedChunk:
     return prepare(chunk, _begun[0])

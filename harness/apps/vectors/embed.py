@@ -1,67 +1,62 @@
 """Embed pictures or texts, shard by shard and resumable, in this process or on Ray."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from harness.apps.setup import Setup
-from harness.apps.vectors.decode import CHUNK, Decoders, Prepared, processes_beside
+from harness.apps.vectors.decode import CHUNK, DecodedChunk, Decoders, processes_beside
 from harness.apps.vectors.encoder import Encoded, Encoder
-from harness.apps.vectors.source import Source, TextSource
+from harness.apps.vectors.source import PictureSource, TextSource
 from harness.apps.vectors.store import (
     DTYPES,
     IMAGES,
     TEXTS,
+    VECTORS,
     Bad,
-    Provenance,
     Vectors,
+    VectorsProvenance,
     absolute,
     errors_path,
-    facts_of,
     write_errors,
 )
-from harness.base.store import claim, missing, shard_path, survey, write_with_room
+from harness.base.store import Store
 from harness.base.terminal import Progress
-from harness.base.workers import check_workers, made_by_workers, require_same
+from harness.base.workers import Make, ShardJob, make_shards, require_same
 from zoo.core.messages import expected
 
 DECODING, MODEL = "decoding", "model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class EmbedJob(ShardJob):
     """What to embed, and how."""
 
+    LEAST: ClassVar[Mapping[str, int]] = {**ShardJob.LEAST, "decoders": 0}
+
     setup: Setup
-    source: Source | TextSource
+    source: PictureSource | TextSource
     out: Path
     column: str | None = None  # of images, as the source was opened
     random_weights: bool = False
-    shard_size: int = 4096  # pictures per file, a run that stops loses at most those of one
+    shard_size: int = 4096  # pictures per file
     batch: int = 64  # pictures per pass
     embedding_dtype: str = "float16"
     decoders: int | None = None  # processes that decode; 0: the model's own; None: by the cores
-    device: str = "cpu"
-    workers: int | None = None  # Ray actors that share the work; None: this process alone
 
     def __post_init__(self) -> None:
         """Validate."""
-        for name, least in (("shard_size", 1), ("batch", 1), ("decoders", 0), ("workers", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number from {least}")
+        super().__post_init__()
         if self.embedding_dtype not in DTYPES:
             raise ValueError(f"--embedding-dtype {self.embedding_dtype!r}: {expected(self.embedding_dtype, DTYPES)}")
-        if self.workers is not None:
-            check_workers(self.workers, self.device)
 
     @property
     def kind(self) -> str:
@@ -112,7 +107,7 @@ class Embedded(NamedTuple):
     binds: str | None  # what this run waited for; None if nothing was left to do
 
 
-def embed(job: Job, progress: Progress) -> Embedded:
+def embed(job: EmbedJob, progress: Progress) -> Embedded:
     """Embed and write shards; go on where an earlier call with the same job stopped.
 
     Whenever and however a process ends, at most the shards in work are lost, and those that are
@@ -124,19 +119,15 @@ def embed(job: Job, progress: Progress) -> Embedded:
         FileNotFoundError: no weights.
         OSError: a shard can't be written, for instance for lack of room.
     """
-    maker = ShardMaker(job)
-    total, spent = len(job.source), Spent()
-    with claim(job.out):
-        present, removed = survey(job.out, facts_of)
-        for line in removed:
-            progress.say(line)
-        todo = missing(job.out, present, maker.provenance, job.shard_size, total, "embeddings")
-        begun = total - sum(len(maker.positions(index)) for index in todo)
+    embedder = Embedder(job)
+    total, spent, store = len(job.source), Spent(), embedder.store
+    with store.open(progress.say):
+        todo = store.missing(embedder.provenance)
         if todo:
-            made = maker.make(todo) if job.workers is None else _made_by_ray(maker, todo)
+            begun = total - sum(len(store.positions(index)) for index in todo)
             title = f"embeddings by {job.setup.name}"
-            with progress.task(title, total, begun, job.kind) as show, maker.decoders:
-                for part in made:
+            with progress.task(title, total, begun, job.kind) as show, embedder.decoders:
+                for part in embedder.run(todo):
                     spent.add(part)
                     show(begun + spent.pictures)
         bad = write_errors(job.out)
@@ -147,18 +138,18 @@ def embed(job: Job, progress: Progress) -> Embedded:
     return Embedded(job.out, total, bad, errors, rates, spent.binds if spent.pictures else None)
 
 
-class ShardMaker:
-    """A tower, on the job's device, that makes any shard of a job and writes it to ``out``."""
+class Embedder:
+    """A tower, on the job's device, that makes any shard of a job and writes it to its ``store``."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: EmbedJob) -> None:
         """Load the tower; refuse what can't be done."""
-        self.job = job = replace(job, setup=absolute(job.setup))
+        self.job = job = replace(job, setup=absolute(job.setup), out=job.out.absolute())
         self.encoder = encoder = Encoder(job.setup, random_weights=job.random_weights, device=job.device)
         texts = job.kind == TEXTS
         if texts:
             encoder.require_text()
         setup = {name: getattr(job.setup, name) for name in ("model", "method", "options", "recovery", "dtype")}
-        self.provenance = Provenance(
+        self.provenance = VectorsProvenance(
             **setup,
             kind=job.kind,
             source=job.source.words,
@@ -176,15 +167,17 @@ class ShardMaker:
             width=encoder.width,
             versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         )
+        self.store = Store(job.out, VECTORS, size=job.shard_size, total=len(job.source))
         self.decoders = Decoders(job.processes, encoder.preprocess)
 
-    def positions(self, index: int) -> range:
-        """Return the positions in the source that a shard covers."""
-        size = self.job.shard_size
-        return range(index * size, min((index + 1) * size, len(self.job.source)))
+    def run(self, todo: Sequence[int]) -> Iterator[Spent]:
+        """Make shards here or by workers; yield what each batch took."""
+        start = partial(_start, self.job, self.provenance)
+        for spent in make_shards(self.job, self.job.out, todo, self.make, start=start, release=self.encoder.release):
+            yield Spent(**spent)
 
-    def make(self, indices: Sequence[int]) -> Iterator[Spent]:
-        """Embed what some shards cover and write each when it is whole; yield what each batch took.
+    def make(self, indices: Sequence[int]) -> Iterator[dict[str, float]]:
+        """Embed what some shards cover and write each when it is whole; yield what each batch took, see ``Spent``.
 
         Raises:
             ValueError: too little memory for the batch, or an overflow.
@@ -193,41 +186,37 @@ class ShardMaker:
         encode = self._texts if isinstance(self.job.source, TextSource) else self._pictures
         batches = encode(indices)
         for index in indices:
-            positions = self.positions(index)
             parts: list[NDArray[np.float32]] = [np.empty((0, self.encoder.width), np.float32)]
             names: list[str] = []
+            ids: list[int] = []
             bad: list[Bad] = []
             for group in self._groups(index):
                 own, encoded, spent = next(batches)
                 bad += [Bad(group[place], own[place], why) for place, why in sorted(encoded.wrong.items())]
                 good = [place for place in range(len(group)) if place not in encoded.wrong]
                 names += [own[place] for place in good]
+                ids += [group[place] for place in good]
                 if encoded.features is not None:
                     parts.append(encoded.features[good])
-                yield spent
-            lost = {one.id for one in bad}
+                yield asdict(spent)
             vectors = Vectors(
-                ids=np.array([position for position in positions if position not in lost], dtype=np.int64),
+                ids=np.array(ids, dtype=np.int64),
                 names=names,
                 embeddings=np.concatenate(parts),
                 provenance=self.provenance,
-                first=positions.start,
-                covers=len(positions),
-                size=self.job.shard_size,
-                bad=bad,
             )
-            write_with_room(shard_path(self.job.out, index), vectors.encode(), "the same command")
+            self.store.write(index, vectors.table(), self.provenance, bad)
 
     def _groups(self, index: int) -> Iterator[range]:
         """Yield the positions of each batch of a shard: batches depend on nothing else."""
-        positions, size = self.positions(index), self.job.batch
+        positions, size = self.store.positions(index), self.job.batch
         for start in range(0, len(positions), size):
             yield positions[start : start + size]
 
     def _pictures(self, indices: Sequence[int]) -> Iterator[tuple[list[str], Encoded, Spent]]:
         """Yield names and embeddings of each batch; pictures are decoded ahead of the model, across shards."""
         source = self.job.source
-        assert isinstance(source, Source)
+        assert isinstance(source, PictureSource)
         self.decoders.start()
         parts = (part for index in indices for group in self._groups(index) for part in _parts(group))
         prepared = self.decoders.prepare([*source.pictures(part)] for part in parts)
@@ -235,7 +224,7 @@ class ShardMaker:
             for group in self._groups(index):
                 start = time.perf_counter()
                 chunks = [next(prepared) for _ in _parts(group)]
-                names, pixels, wrong = joined(chunks)
+                names, pixels, wrong = join_chunks(chunks)
                 ready = time.perf_counter()
                 features = None if pixels is None else self.encoder.pictures(torch.from_numpy(pixels))
                 times = {"decoding_s": sum(chunk.seconds for chunk in chunks), "waiting_s": ready - start}
@@ -258,7 +247,7 @@ def _parts(group: range) -> list[range]:
     return [group[start : start + CHUNK] for start in range(0, len(group), CHUNK)]
 
 
-def joined(chunks: Sequence[Prepared]) -> tuple[list[str], NDArray[np.float32] | None, dict[int, str]]:
+def join_chunks(chunks: Sequence[DecodedChunk]) -> tuple[list[str], NDArray[np.float32] | None, dict[int, str]]:
     """Join the chunks of a batch: names, pixels, None if no picture can be read, and what is wrong by position.
 
     A picture that can't be read keeps its place, as zeros: what else is in a batch moves the last bits.
@@ -275,26 +264,8 @@ def joined(chunks: Sequence[Prepared]) -> tuple[list[str], NDArray[np.float32] |
     return names, np.concatenate(filled), wrong
 
 
-def _make_by(job: Job, wanted: Provenance) -> Callable[[int], Any]:
-    """Return what makes a shard in a worker, which loads the tower anew, and says what it took."""
-    maker = ShardMaker(job)
-    require_same(maker.provenance.differences(wanted))
-
-    def make(index: int) -> Any:
-        spent = Spent()
-        for part in maker.make([index]):
-            spent.add(part)
-        return asdict(spent)
-
-    return make
-
-
-def _made_by_ray(maker: ShardMaker, todo: Sequence[int]) -> Iterator[Spent]:
-    """Make shards by Ray's actors; yield what each took."""
-    job = maker.job
-    maker.encoder.release()  # the workers need the room
-    torch.cuda.empty_cache()
-    assert job.workers is not None
-    start = partial(_make_by, replace(job, out=job.out.absolute()), maker.provenance)
-    for spent in made_by_workers(start, job.out, todo, workers=job.workers, device=job.device):
-        yield Spent(**spent)
+def _start(job: EmbedJob, wanted: VectorsProvenance) -> Make:
+    """Return what makes shards in a worker, which loads the tower anew."""
+    embedder = Embedder(job)
+    require_same(embedder.provenance.differences(wanted))
+    return embedder.make

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from harness.apps.vectors.encoder import Encoder
-from harness.apps.vectors.source import Source, open_source
-from harness.apps.vectors.store import IMAGES, TEXTS, Provenance, provenance_of, read_vectors
+from harness.apps.vectors.source import PictureSource, open_source
+from harness.apps.vectors.store import IMAGES, TEXTS, VectorsProvenance, read_provenance, read_vectors
 from harness.datasets.images import EXTENSIONS, decode_image
 from zoo.core.files import write_whole
 
@@ -31,15 +31,15 @@ class Hit(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchResult:
     """The nearest embeddings to a query, best first, of how many, and where these are from."""
 
     hits: Sequence[Hit]
     searched: int
-    provenance: Provenance
+    provenance: VectorsProvenance
 
 
-def query_vector(query: str, provenance: Provenance, *, device: str = "cpu") -> NDArray[np.float32]:
+def query_vector(query: str, provenance: VectorsProvenance, *, device: str = "cpu") -> NDArray[np.float32]:
     """Embed a query by the model of some embeddings, (D,) of unit length: a picture if it is a file, else a text.
 
     Raises:
@@ -75,7 +75,7 @@ def query_vector(query: str, provenance: Provenance, *, device: str = "cpu") -> 
     return vector
 
 
-def nearest(folder: Path, vector: NDArray[np.float32], top: int) -> Found:
+def nearest(folder: Path, vector: NDArray[np.float32], top: int) -> SearchResult:
     """Return the ``top`` embeddings of a folder with the largest cosine; of equal ones the first come first.
 
     Raises:
@@ -85,7 +85,7 @@ def nearest(folder: Path, vector: NDArray[np.float32], top: int) -> Found:
     if top < 1:
         raise ValueError(f"--top {top}: expected a number from 1")
     best: list[tuple[float, int, str]] = []
-    searched, provenance = 0, provenance_of(folder)
+    searched, provenance = 0, read_provenance(folder)
     for vectors in read_vectors(folder):
         scores = vectors.embeddings.astype(np.float32) @ vector
         order = np.argsort(-scores, kind="stable")[:top]
@@ -93,10 +93,10 @@ def nearest(folder: Path, vector: NDArray[np.float32], top: int) -> Found:
         best = sorted(best, key=lambda hit: (-hit[0], hit[1]))[:top]
         searched += len(scores)
     hits = [Hit(rank, score, position, name) for rank, (score, position, name) in enumerate(best, start=1)]
-    return Found(hits=hits, searched=searched, provenance=provenance)
+    return SearchResult(hits=hits, searched=searched, provenance=provenance)
 
 
-def source_of(provenance: Provenance) -> Source:
+def open_pictures(provenance: VectorsProvenance) -> PictureSource:
     """Open the pictures that embeddings were made of, to look at.
 
     Raises:
@@ -112,7 +112,7 @@ def source_of(provenance: Provenance) -> Source:
     return source
 
 
-def write_sheet(path: Path, query: str, found: Found, source: Source) -> None:
+def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSource) -> None:
     """Draw the hits on a contact sheet, a PNG, each with its rank, score and path.
 
     A picture that can't be read any more is drawn as an empty frame.

@@ -39,7 +39,7 @@ EXPECTED = "a folder of pictures, tars, Parquet files, or hfds:PATH"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-class Picture(NamedTuple):
+class PictureFile(NamedTuple):
     """A picture that isn't read yet.
 
     path: what it is called. content: its bytes, or file, offset and size: where they are. wrong: why
@@ -75,7 +75,7 @@ class Picture(NamedTuple):
         return content
 
 
-class Source(abc.ABC):
+class PictureSource(abc.ABC):
     """Pictures with positions from 0.
 
     words: what was asked for, with absolute paths. revision: 12 hex digits over what tells these
@@ -90,11 +90,11 @@ class Source(abc.ABC):
         """Count the pictures."""
 
     @abc.abstractmethod
-    def pictures(self, positions: range) -> Iterator[Picture]:
+    def pictures(self, positions: range) -> Iterator[PictureFile]:
         """Yield the pictures at consecutive positions."""
 
 
-class FolderSource(Source):
+class FolderSource(PictureSource):
     """The pictures below a folder, in the order of their names; paths are relative to it."""
 
     def __init__(self, folder: Path) -> None:
@@ -112,11 +112,11 @@ class FolderSource(Source):
         """Count the pictures."""
         return len(self._paths)
 
-    def pictures(self, positions: range) -> Iterator[Picture]:
+    def pictures(self, positions: range) -> Iterator[PictureFile]:
         """Yield the pictures at consecutive positions."""
         for position in positions:
             path = os.fsdecode(self._paths[position].as_py())
-            yield Picture(printable(path), file=os.path.join(self.words[0], path))  # noqa: PTH118  (as it is)
+            yield PictureFile(printable(path), file=os.path.join(self.words[0], path))  # noqa: PTH118  (as it is)
 
 
 class _Index(NamedTuple):
@@ -164,7 +164,7 @@ def _indexed(tars: Sequence[Path]) -> Iterator[_Index]:
         yield from pool.map(_index, tars)
 
 
-class TarSource(Source):
+class TarSource(PictureSource):
     """The pictures in tars, in the tars' order; a path is the tar's name and the member's.
 
     All members with the ending of a picture count, whatever their key. Of a damaged tar the
@@ -199,23 +199,23 @@ class TarSource(Source):
         """Count the pictures."""
         return len(self._places)
 
-    def pictures(self, positions: range) -> Iterator[Picture]:
+    def pictures(self, positions: range) -> Iterator[PictureFile]:
         """Yield the pictures at consecutive positions."""
         for position in positions:
             number, offset, size = self._places[position].tolist()
             path = f"{self._names[number]}/{self._members[position]}".rstrip("/")
             where = {"file": self.words[number], "offset": offset, "size": size}
-            yield Picture(path, **where, wrong=self._wrong.get(position, ""))
+            yield PictureFile(path, **where, wrong=self._wrong.get(position, ""))
 
 
 class _Stream(NamedTuple):
     """Pictures of a Parquet source from a position on, opened already."""
 
     position: int
-    pictures: Iterator[Picture]
+    pictures: Iterator[PictureFile]
 
 
-class ParquetSource(Source):
+class ParquetSource(PictureSource):
     """The pictures of a column of Parquet files: bytes, or a struct with a field ``bytes``.
 
     A path is the file's name and the row. Rows are read one after another, a few at a time.
@@ -252,7 +252,7 @@ class ParquetSource(Source):
         """Leave out the files that are open."""
         return {**vars(self), "_stream": None}
 
-    def pictures(self, positions: range) -> Iterator[Picture]:
+    def pictures(self, positions: range) -> Iterator[PictureFile]:
         """Yield the pictures at consecutive positions; those that follow the last ones come at once."""
         stream = self._stream
         if stream is None or stream.position != positions.start:
@@ -261,13 +261,13 @@ class ParquetSource(Source):
         yield from islice(stream.pictures, len(positions))
         self._stream = _Stream(positions.stop, stream.pictures)
 
-    def _from(self, position: int) -> Iterator[Picture]:
+    def _from(self, position: int) -> Iterator[PictureFile]:
         """Yield all pictures from a position on."""
         for number, (first, count) in enumerate(zip(self._firsts, self._counts, strict=False)):
             if position < first + count:
                 yield from self._rows(number, max(0, position - first))
 
-    def _rows(self, number: int, start: int) -> Iterator[Picture]:
+    def _rows(self, number: int, start: int) -> Iterator[PictureFile]:
         """Yield the pictures of a file from a row on; groups of rows before it aren't read."""
         with pq.ParquetFile(self.words[number], pre_buffer=False, buffer_size=BUFFER) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -285,10 +285,10 @@ class ParquetSource(Source):
                 # What follows of the file has its rows, each with what is wrong.
                 for lost in range(max(row, start), ends[-1]):
                     wrong = f"{self.words[number]!r} can't be read from row {row} on: {error}"
-                    yield Picture(f"{self._names[number]}/{lost}", wrong=wrong)
+                    yield PictureFile(f"{self._names[number]}/{lost}", wrong=wrong)
 
 
-class HfSource(Source):
+class HfSource(PictureSource):
     """The pictures of what the Hugging Face `datasets` library opens; a path is the split and the row."""
 
     def __init__(self, word: str, *, download: bool = False) -> None:
@@ -315,7 +315,7 @@ class HfSource(Source):
         """Open it anew where it arrives: its tables hold all images."""
         return _reopened, (self.words, self.revision)
 
-    def pictures(self, positions: range) -> Iterator[Picture]:
+    def pictures(self, positions: range) -> Iterator[PictureFile]:
         """Yield the pictures at consecutive positions."""
         names = list(self._splits)
         for position in positions:
@@ -323,12 +323,12 @@ class HfSource(Source):
             row = position - self._firsts[number]
             path = f"{names[number]}/{row}".removeprefix("/")
             try:
-                yield Picture(path, content=self._splits[names[number]].read(row))
+                yield PictureFile(path, content=self._splits[names[number]].read(row))
             except (ValueError, OSError, pa.ArrowException) as error:
-                yield Picture(path, wrong=str(error))
+                yield PictureFile(path, wrong=str(error))
 
 
-def _reopened(words: Sequence[str], revision: str) -> Source:
+def _reopened(words: Sequence[str], revision: str) -> PictureSource:
     """Open a source in another process.
 
     Raises:
@@ -341,7 +341,7 @@ def _reopened(words: Sequence[str], revision: str) -> Source:
 
 
 class TextSource:
-    """The lines of a text file in UTF-8; ``words`` and ``revision`` are as of ``Source``."""
+    """The lines of a text file in UTF-8; ``words`` and ``revision`` are as of ``PictureSource``."""
 
     def __init__(self, file: Path) -> None:
         """Read it.
@@ -374,7 +374,7 @@ class TextSource:
 
 def open_source(
     words: Sequence[str], *, column: str | None = None, download: bool = False, progress: Progress | None = None
-) -> Source:
+) -> PictureSource:
     """Open what ``patchrank embed`` is given: a folder, tars, Parquet files, or ``hfds:PATH``.
 
     Names of files may hold ranges, ``x-{000..010}.tar``, and what ``glob`` takes. ``column`` is that
@@ -458,7 +458,7 @@ def _holds_bytes(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _picture(path: str, value: Any) -> Picture:
+def _picture(path: str, value: Any) -> PictureFile:
     """Return the picture of a row."""
     named = ""
     if isinstance(value, dict):
@@ -466,7 +466,7 @@ def _picture(path: str, value: Any) -> Picture:
             named = f"; only its name is there, {value['path']!r}" if value["path"] else ""
         value = value["bytes"]
     if not value:
-        return Picture(path, wrong=f"the row has no bytes{named}")
+        return PictureFile(path, wrong=f"the row has no bytes{named}")
     if len(value) > LARGEST:
-        return Picture(path, wrong=f"it has {len(value):,} bytes; expected {LARGEST:,} at most")
-    return Picture(path, content=value)
+        return PictureFile(path, wrong=f"it has {len(value):,} bytes; expected {LARGEST:,} at most")
+    return PictureFile(path, content=value)

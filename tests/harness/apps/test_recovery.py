@@ -22,7 +22,7 @@ from harness.measure.plan import Plan
 from harness.models.towers import split_method
 from harness.records.averages import matched, training_free
 from harness.records.record import Record
-from harness.report.groups import grouped, markdown_table
+from harness.report.groups import group_records, markdown_table
 from zoo.core.files import cache_folder, digest
 from zoo.learning.recovery import distance
 from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile
@@ -132,7 +132,7 @@ def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):
     free, rest = training_free(records)
     assert [r.method for r in free] == ["dense", "evit", "golden"]
     assert [r.method for r in rest] == ["dense", "evit", "evit"]
-    groups = grouped(records).groups
+    groups = group_records(records).groups
     assert [[row.label for row in group.rows] for group in groups] == [
         ["dense", "evit", "golden"],
         ["dense", "evit + recovery", "evit + recovery"],
@@ -142,7 +142,7 @@ def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):
     text = markdown_table(records)
     assert text.count("evit + recovery (recovery ") == 2
     assert [pair.row.label for pair in matched(records, "evit")] == ["evit"]  # golden has no cost
-    only = grouped([r for r in records if r.recovered or r.method == "dense"]).groups
+    only = group_records([r for r in records if r.recovered or r.method == "dense"]).groups
     assert [[row.label for row in group.rows] for group in only] == [[row.label for row in groups[1].rows]]
 
 

@@ -3,23 +3,19 @@
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from timm.models import save_for_hf
 
-import zoo  # noqa: F401  (registers the models)
-from harness.base.store import LOCK, shard_path
+from harness.base.store import Store
 from harness.base.terminal import Progress
-from harness.cli import main
 from harness.datasets.base import Dataset
 from harness.golden import rank as module
-from harness.golden.rank import Job, Ranked, Source, rank
-from harness.golden.store import Provenance, Rankings, Shard
+from harness.golden.rank import Ranked, RankJob, Source, rank
+from harness.golden.store import RANKINGS, Provenance, Rankings
 from harness.models.towers import Tower
 from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
@@ -28,7 +24,7 @@ TOWER = {"model": "clip_vit_s14.imgfocus_lit", "weights": "0123456789abcdef"}
 SOURCE = {"dataset": "fashion", "revision": "feedbeef0000", "split": "test"}
 WAY: dict[str, Any] = {**asdict(GoldenConfig()), "dtype": "float32", "batch": 8}
 PROVENANCE = Provenance(**TOWER, **SOURCE, **WAY, versions={"torch": "2.6"})
-MakeShard = Callable[..., Shard]
+Make = Callable[..., Rankings]
 Run = Callable[..., Ranked]
 SPARSE = GoldenConfig(window=2, stride=2)
 
@@ -39,41 +35,26 @@ def provenance() -> Provenance:
 
 
 @pytest.fixture
-def make_shard() -> MakeShard:
-    """Make a shard of random rankings; every third image has no label."""
+def exact() -> Make:
+    """Make random rankings of four images of a store; every third has no label."""
 
-    def make(index: int = 0, count: int = 4, size: int = 4, **facts: Any) -> Shard:
-        first = index * size
+    def make(index: int = 0, count: int = 4) -> Rankings:
         importance = np.random.default_rng(index).normal(size=(count, 6)).astype(np.float32)
-        labels = np.where(np.arange(count) % 3 == 2, -1, np.arange(count) + first)
-        place = {"first": first, "size": size, "provenance": PROVENANCE}
-        ids = tuple(f"fashion/ü-{first + i}" for i in range(count))
-        return Shard.from_importance(importance, labels, **{**place, "image_ids": ids, **facts})
+        labels = np.where(np.arange(count) % 3 == 2, -1, np.arange(count) + 4 * index)
+        ids = [f"fashion/ü-{4 * index + i}" for i in range(count)]
+        return Rankings.from_importance(importance, labels, ids, PROVENANCE)
 
     return make
 
 
 @pytest.fixture
-def store(tmp_path, make_shard: MakeShard) -> Path:
+def store(tmp_path: Path, exact: Make) -> Path:
     """Write a store of ten images in shards of four."""
-    folder = tmp_path / "store"
-    folder.mkdir()
-    for index, count in enumerate((4, 4, 2)):
-        shard_path(folder, index).write_bytes(make_shard(index, count).encode())
-    return folder
-
-
-class Small(NamedTuple):
-    """A command that ranks 60 random pictures with a random tower, and where it runs."""
-
-    command: list[str]  # without `--output`; 30 shards
-    folder: Path  # where relative paths in it hold
-    whole: Path  # the store that an undisturbed run in one process wrote
-
-    def shards(self, out: Path) -> dict[str, bytes]:
-        """Return the content of a store's files by name, whatever they are but its lock."""
-        paths = sorted(path for path in out.iterdir() if path.name != LOCK)
-        return {path.name: path.read_bytes() for path in paths}
+    made = Store(tmp_path / "store", RANKINGS, size=4, total=10)
+    with made.open(print):
+        for index, count in enumerate((4, 4, 2)):
+            made.write(index, exact(index, count).table(), PROVENANCE)
+    return made.folder
 
 
 @pytest.fixture(scope="session")
@@ -90,24 +71,6 @@ def draw_pictures() -> Callable[[Path, int], None]:
     return draw
 
 
-@pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory, draw_pictures: Any) -> Small:
-    folder = tmp_path_factory.mktemp("small")
-    shape = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
-    torch.manual_seed(15)
-    tower = timm.create_model("clip_vit_b16.openai", num_classes=7, **shape)
-    save_for_hf(tower, folder / "tower", safe_serialization=True)
-    draw_pictures(folder / "pictures", 60)
-    paths = ["--model", f"local-dir:{folder / 'tower'}", "--images", str(folder / "pictures")]
-    flags = "--full --block 0 --shard-size 2 --batch 8 --dtype float32"
-    command = ["rank", *paths, *flags.split()]
-    whole = folder / "whole"
-    assert main([*command, "--output", str(whole)]) == 0
-    small = Small(command, folder, whole)
-    assert len(small.shards(whole)) == 30
-    return small
-
-
 @pytest.fixture
 def run(parts: ClipParts, toy: Dataset, monkeypatch) -> Run:
     """Rank ten toy images with the miniature tower, in shards of four."""
@@ -116,7 +79,7 @@ def run(parts: ClipParts, toy: Dataset, monkeypatch) -> Run:
 
     def call(config: GoldenConfig = SPARSE, progress: Progress | None = None, **facts: Any) -> Ranked:
         defaults = {"source": Source.of(toy, "test"), "limit": 10, "shard_size": 4, "batch": 16}
-        job = Job(model="clip_vit_b16", config=config, **defaults | facts)
+        job = RankJob(model="clip_vit_b16", config=config, **defaults | facts)
         return rank(job, progress or Progress())
 
     return call

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from harness.golden.budget import SHIPPED, Curve, Point, Worth, best_within, recipe_for
+import zoo
+from harness.golden.budget import SHIPPED, Curve, Point, Worth, best_within, best_within_budget
 from harness.records.statistics import Interval
 from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig
@@ -59,23 +60,25 @@ def test_a_budget_below_the_cheapest_is_refused():
 
 def test_the_shipped_curve_serves_every_budget():
     shipped = Curve.read(SHIPPED)
-    exact = {"window": 2, "stride": 1, "approximate": None}
-    assert recipe_for(169) == exact
     taus = {worth.point: worth.tau.estimate for worth in shipped.worths}
     last = 0.0
     for budget in (1.5, 5, 10, 25, 49, 100, 169):
-        recipe = recipe_for(budget)
-        point = Point(**recipe)
+        point = best_within(shipped, budget, shipped.effort)
         assert point.passes(shipped.effort) <= budget
         assert taus[point] >= last
         last = taus[point]
-        GoldenConfig(**recipe)
-    assert recipe_for(1e6, grid=(7, 7), depth=12, block=0, dim=768) == exact
-    for budget, shape in ((0.01, {}), (5, {"token_pooled": False})):
+        GoldenConfig(window=point.window, stride=point.stride, approximate=point.approximate)
+    assert point == Point()
+    assert best_within(shipped, 1e6, Effort(grid=(7, 7), blocks=12, dim=768)) == Point()
+    for budget, removal_only in ((0.01, False), (5, True)):
         with pytest.raises(ValueError, match="the cheapest golden ranking"):
-            recipe_for(budget, **shape)
-    with pytest.raises(ValueError, match="block=12: this tower has blocks 0 to 11"):
-        recipe_for(10, depth=12, block=12)
+            best_within(shipped, budget, shipped.effort, removal_only=removal_only)
+
+
+def test_a_budget_goes_by_the_tower(dense: zoo.ReducedViT):
+    assert best_within_budget(1e6, dense, 3) == Point()
+    with pytest.raises(ValueError, match="block=6: this tower has blocks 0 to 5"):
+        best_within_budget(10, dense, 6)
 
 
 def test_another_schema_is_refused(tmp_path):

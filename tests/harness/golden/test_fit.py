@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from scipy.stats import kendalltau
 
 import zoo
-from harness.base.store import shard_path
+from harness.base.store import Store
 from harness.base.terminal import Progress
 from harness.datasets import few_shot as sampling
 from harness.datasets.base import Dataset, Split
 from harness.golden import fit as module
 from harness.golden.fit import Entering, Joined, entering, gather, held_out, tau_of
-from harness.golden.store import Rankings, Shard
+from harness.golden.store import RANKINGS, Rankings
 from harness.measure.rows import variants
 from harness.models.towers import Tower
 from zoo.core.digests import blocks_fingerprint
@@ -142,13 +142,13 @@ def test_images_may_not_judge_their_own_training(write: Write):
 def test_stores_and_rankings_do_as_well_as_files(write: Write, tmp_path):
     files = [write("train"), write("val")]
     learn, stop = map(Rankings.read, files)
-    (tmp_path / "store").mkdir()
-    for index in range(0, len(learn), 4):
-        rows, place = slice(index, index + 4), {"first": index, "size": 4}
-        facts = {"image_ids": learn.image_ids[rows], "provenance": learn.provenance, **place}
-        importance = learn.importance[rows].astype(np.float32)
-        shard = Shard.from_importance(importance, learn.labels[rows], **facts)
-        shard_path(tmp_path / "store", index // 4).write_bytes(shard.encode())
+    store = Store(tmp_path / "store", RANKINGS, size=4, total=len(learn))
+    with store.open(print):
+        for index in range(3):
+            rows = list(store.positions(index))
+            importance, ids = learn.importance[rows].astype(np.float32), [learn.image_ids[row] for row in rows]
+            part = Rankings.from_importance(importance, learn.labels[rows], ids, learn.provenance)
+            store.write(index, part.table(), learn.provenance)
     first, tau = fit(MODEL, files[:1], files[1:], QUICK)
     again, same = fit(MODEL, [tmp_path / "store"], [stop], QUICK)
     # A shard's importance counts from the least, which rounds otherwise.

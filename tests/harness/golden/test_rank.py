@@ -14,12 +14,14 @@ import torch
 from rich.console import Console
 
 import zoo
-from harness.base.store import shard_path, shard_paths
+from harness.base.store import Store, shard_path, shard_paths
 from harness.base.terminal import Progress
+from harness.cli import main
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import subset, turns
 from harness.golden import rank as module
-from harness.golden.rank import Job, Ranked, Source, ahead, rank, rank_by_scores
+from harness.golden.budget import Point
+from harness.golden.rank import Ranked, RankJob, Source, ahead, rank
 from harness.golden.store import Rankings, find_rankings
 from harness.golden.store import ranked as ranked_positions
 from harness.models.towers import Tower, text_classifier
@@ -63,26 +65,6 @@ def test_lands_where_compare_looks(run: Run, tmp_path):
     assert found.image_ids == Rankings.read(done.path).image_ids
     assert run(out=tmp_path / "mine").path == tmp_path / "mine"
     assert Rankings.read(tmp_path / "mine").image_ids == found.image_ids
-
-
-def test_goes_on_where_it_stopped(run: Run, counted: list[int], monkeypatch, tmp_path):
-    """Ten images are shards of 4, 4 and 2: what is done isn't done again."""
-    whole = run(out=tmp_path / "whole").path
-    counted.clear()
-
-    stop, write = Mock(side_effect=EOFError), module.store.write_shard
-    monkeypatch.setattr(module.store, "write_shard", lambda *a: stop() if a[1] == 2 else write(*a))
-    with pytest.raises(EOFError):
-        run(out=tmp_path / "r")
-    assert sorted(shard_paths(tmp_path / "r")) == [0, 1]
-    monkeypatch.setattr(module.store, "write_shard", write)
-    assert counted == [4, 4, 2]
-    run(out=tmp_path / "r")
-    assert counted == [4, 4, 2, 2]
-    run(out=tmp_path / "r")
-    assert counted == [4, 4, 2, 2]
-    for path in shard_paths(whole).values():
-        assert (tmp_path / "r" / path.name).read_bytes() == path.read_bytes()
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -137,18 +119,12 @@ def test_a_greedy_search_ranks_by_one_score_at_a_time(run: Run, counted: list[in
         Rankings.read(tmp_path / "r" / score).require(score=score, greedy=32)
 
 
-def test_several_stores_in_the_users_cache_and_the_command_that_goes_on(run: Run, named: None, toy, monkeypatch):
-    monkeypatch.setattr(module.store, "write_shard", lambda *a: told.append(a[3]))
-    told: list[str] = []
+def test_stores_in_the_users_cache_whose_shards_vanish(run: Run, named: None, toy, monkeypatch):
+    monkeypatch.setattr(Store, "write", lambda *_: None)
     with pytest.raises(ValueError, match=r"3 shards have vanished from '.*toy-test-b3w2s2'"):
         run(scores=("confidence",))
-    assert told[0].startswith("patchrank rank --model clip_vit_b16 --dataset toy --split test --score preservation con")
-    assert "--output" not in told[0]
-    job = Job(model="clip_vit_b16", source=Source.of(toy, "test"), config=GoldenConfig(greedy=8), scores=SCORES)
-    monkeypatch.setattr(module, "rank", lambda job, progress: (job.config.score, job.scores))
-    assert rank_by_scores(job, Progress()) == {score: (score, ()) for score in SCORES}
     with pytest.raises(ValueError, match="score='lable': did you mean 'label'"):
-        Job(model="clip_vit_b16", source=job.source, scores=("lable",))
+        RankJob(model="clip_vit_b16", source=Source.of(toy, "test"), scores=("lable",))
 
 
 def test_a_larger_limit_redoes_only_the_last_shard(run: Run, counted: list[int], tmp_path):
@@ -186,40 +162,17 @@ def test_any_number_of_first_images_is_class_balanced(toy: Dataset):
     assert set(part[1].image_ids) == set(images.subset(turns(images.labels)[:9]).image_ids)
 
 
-def test_a_broken_shard_is_found_told_and_made_again(run: Run, counted: list[int], tmp_path):
-    run(out=tmp_path / "r")
-    whole = {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()}
-    broken = shard_path(tmp_path / "r", 1)
-    broken.write_bytes(whole[broken.name][:100])
-    counted.clear()
-    console = Console(record=True, width=200)
-    run(out=tmp_path / "r", progress=Progress(console))
-    assert counted == [4]
-    assert {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()} == whole
-    said = console.export_text()
-    assert said.count("is broken") == 1
-    assert "part-00001.parquet is broken (cut off, or no Parquet file): removed" in said
-    assert "golden rankings of toy test: 6 of 10 images are there" in said
-
-
 @pytest.mark.parametrize(
-    "other",
-    [
-        *({"score": "confidence"}, {"block": 2}, {"window": 3}, {"stride": 1}, {"greedy": 16}),
-        *({"dtype": "bfloat16"}, {"batch": 8}, {"shard_size": 2}),
-    ],
-    ids=str,
+    "other", [{"score": "confidence"}, {"stride": 1}, {"dtype": "bfloat16"}, {"batch": 8}], ids=str
 )
 def test_other_settings_never_mix(other: dict, run: Run, named: None, tmp_path):
-    """Not in one folder, which keeps what it has; in another folder they give something else."""
+    """Not in one folder; in another folder they give something else."""
     first = run(out=tmp_path / "r").path
-    before = {path.name: path.read_bytes() for path in first.iterdir()}
-    job = {name: other.pop(name) for name in ("dtype", "batch", "shard_size") if name in other}
+    job = {name: other.pop(name) for name in ("dtype", "batch") if name in other}
     config = GoldenConfig(**{"window": 2, "stride": 2, **other})
     with pytest.raises(ValueError, match=r"made with other settings: .* Use another --output"):
         run(config, out=tmp_path / "r", **job)
-    assert {path.name: path.read_bytes() for path in first.iterdir()} == before
-    if not job.keys() & {"batch", "shard_size"}:
+    if "batch" not in job:
         again = Rankings.read(run(config, out=tmp_path / "other", **job).path)
         assert again.image_ids == Rankings.read(first).image_ids
         assert not np.array_equal(again.importance, Rankings.read(first).importance)
@@ -315,27 +268,29 @@ def test_refusals_leave_no_folder(facts: dict[str, Any], match: str, run: Run, t
 
 def test_unknown_towers(toy: Dataset):
     with pytest.raises(ValueError, match="model 'clip_vit_b61': did you mean 'clip_vit_b16'"):
-        rank(Job(model="clip_vit_b61", source=Source.of(toy, "test")), Progress())
+        rank(RankJob(model="clip_vit_b61", source=Source.of(toy, "test")), Progress())
 
 
-def test_the_command_of_a_job_says_all_of_it(toy: Dataset):
-    source, config = Source.of(toy, "val"), GoldenConfig(window=3, greedy=4)
-    how = {"batch": 8, "compiled": True, "dtype": "auto", "device": "cuda"}
-    job = Job(model="clip_vit_b16", source=source, config=config, limit=5, variants=2, **how)
-    assert job.command(Path("my store")) == (
-        "patchrank rank --model clip_vit_b16 --dataset toy --split val "
-        "--score preservation --block 3 --window 3 --stride 1 --greedy 4 --limit 5 --variants 2 "
-        "--output 'my store' --shard-size 64 --batch 8 --compile --dtype auto --device cuda"
-    )
-
-
-def test_a_budget_picks_by_the_tower_at_hand(run: Run, monkeypatch, tmp_path):
-    recipe = Mock(return_value={"window": 3, "stride": 2, "approximate": None})
-    monkeypatch.setattr("harness.golden.budget.recipe_for", recipe)
+def test_a_budget_picks_by_the_tower_at_hand(run: Run, dense: zoo.ReducedViT, monkeypatch, tmp_path):
+    best = Mock(return_value=Point(window=3, stride=2))
+    monkeypatch.setattr(module, "best_within_budget", best)
     found = Rankings.read(run(GoldenConfig(block=2), budget=20.0, out=tmp_path / "r").path)
-    shape = {"grid": (8, 8), "depth": 6, "block": 2, "dim": 48, "token_pooled": True}
-    recipe.assert_called_once_with(20.0, **shape)
+    best.assert_called_once_with(20.0, dense, 2, removal_only=False)
     found.require(block=2, window=3, stride=2, approximate=None)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster", "one_thread")
+def test_workers_rank_by_several_scores_in_one_go(tmp_path):
+    """Each score has the store that one process writes."""
+    images = "rank --model clip_vit_s14 --dataset emoji --split val --limit 6 --score preservation label confidence"
+    command = f"{images} --window 7 --stride 7 --shard-size 2 --batch 8 --dtype float32".split()
+    assert main([*command, "--output", str(tmp_path / "one")]) == 0
+    assert main([*command, "--output", str(tmp_path / "many"), "--workers", "2"]) == 0
+    for score in SCORES:
+        alone, together = (files_of(tmp_path / whose / score) for whose in ("one", "many"))
+        assert len(alone) == 3
+        assert together == alone
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -23,7 +23,7 @@ from harness.measure.plan import Plan
 from harness.measure.rows import variants
 from harness.records.metrics import predicted
 from harness.records.record import Record, read_records, refuse_mixed, write_records
-from harness.report.groups import grouped
+from harness.report.groups import group_records
 from harness.report.tables import title
 from zoo.loading.clip import ClipParts, class_features
 
@@ -100,7 +100,7 @@ def test_what_a_record_says(ranked_test: Rankings, toy: Dataset):
     assert (dense.tag, dense.split, dense.shots, dense.dtype) == ("openai", "test", 0, "float32")
     assert dense.classes_judged == (3, 4)
     assert title(dense).startswith("toy (test, 3 of 4 classes, 16 images; ")
-    assert grouped([dense]).groups[0].name.startswith("toy test, 3 of 4 classes, by text")
+    assert group_records([dense]).groups[0].name.startswith("toy test, 3 of 4 classes, by text")
 
 
 def test_records_from_a_file_are_used_again(
@@ -248,7 +248,7 @@ def test_a_validation_split_has_its_own_rankings(shipped: Callable[..., Rankings
     [
         ({"models": ("clip_vit_b61",)}, "model 'clip_vit_b61': did you mean 'clip_vit_b16'?"),
         ({"methods": ("toem",)}, "method 'toem': did you mean 'tome'?"),
-        ({"shots": (4,)}, "4 shots asked for, but class 'cat' of 'toy' has 3 training images"),
+        ({"shots": (4,)}, "--shots 4: class 'cat' of 'toy' has 3 training images"),
     ],
 )
 def test_refusals_before_any_run(change: dict, match: str, no_run: None):

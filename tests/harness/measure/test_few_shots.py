@@ -122,7 +122,7 @@ def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs: list):
         ({"num_tokens": 0}, "--num-tokens 0: expected a number from 1"),
         ({"split": "val"}, "--split val: labelled images of 'toy' for shots come from there"),
         ({"split": "train"}, "--split train: labelled images of 'toy' for shots come from there"),
-        ({"shots": (4,)}, "4 shots asked for, but class 'cat' of 'toy' has 3 training images"),
+        ({"shots": (4,)}, "--shots 4: class 'cat' of 'toy' has 3 training images"),
     ],
 )
 def test_refusals_before_any_run(change: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
-from harness.golden.rank import Job, Source, rank
+from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings
 from harness.measure import compare
 from harness.measure.compare import compare as compared
@@ -139,12 +139,12 @@ def test_golden_rankings_are_made_of_images_with_captions(captioned: Dataset, pa
     """What preservation watches is the feature by which images are retrieved."""
     tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     monkeypatch.setattr("harness.golden.rank.load_tower", lambda name: tower)
-    job = Job(model="clip_vit_b16", source=Source.of(captioned, "test"), config=GoldenConfig(stride=2), limit=4)
+    job = RankJob(model="clip_vit_b16", source=Source.of(captioned, "test"), config=GoldenConfig(stride=2), limit=4)
     rankings = Rankings.read(rank(job, Progress()).path)
     assert len(rankings) == 4
     assert rankings.provenance.revision == captioned.revision
     with pytest.raises(ValueError, match="score='label' needs classes, and 'captioned' has none"):
-        rank(Job(model="clip_vit_b16", source=job.source, scores=("label",), out=tmp_path), Progress())
+        rank(RankJob(model="clip_vit_b16", source=job.source, scores=("label",), out=tmp_path), Progress())
 
 
 def test_words_that_the_text_tower_never_saw(parts: ClipParts):

@@ -19,11 +19,10 @@ from timm.models import save_for_hf
 import zoo
 from harness.base.terminal import Progress
 from harness.cli import main
-from harness.cli.golden import dense_name, load_row
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw
 from harness.measure import tuning as module
-from harness.measure.rows import Variant, variants
+from harness.measure.rows import Variant, dense_name, load_row, variants
 from harness.measure.tuning import Tuner
 from harness.models.towers import load_tower, text_classifier
 from harness.records.metrics import correct
@@ -169,7 +168,7 @@ def command(
 ) -> Callable[..., int]:
     row = variants(parts.model.visual, ARCH, TAG, ["patchrank"], [0.5])[0]
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: named)
-    monkeypatch.setattr("harness.cli.golden.load_row", lambda name: (parts, row, TAG))
+    monkeypatch.setattr("harness.measure.rows.load_row", lambda name: (parts, row, TAG))
 
     def call(*words: str) -> int:
         small = ["--num-tokens", "2", "--batch", "3", *([] if "--epochs" in words else ["--rounds", "1"])]
@@ -225,7 +224,7 @@ def test_the_help_has_every_number(recipe: str, command: Callable[..., int], cap
     ("words", "options"),
     [
         (["--tokens", "x"], "tokens='x': expected one of t, v, vt"),
-        (["--shots", "9"], "9 shots asked for, but class"),
+        (["--shots", "9"], "--shots 9: class"),
         (["--num-tokens", "0"], "count=0: expected a number from 1"),
         (["--init", "zebra"], "never saw 'zebra'"),
         (["--class-specific"], "use coupling='none'"),

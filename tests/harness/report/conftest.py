@@ -12,8 +12,8 @@ from by_hand import make, replace
 from harness.measure.times import LatencyRecord
 from harness.records.metrics import pack
 from harness.records.record import Record, Times
-from harness.report.groups import grouped
-from harness.report.highlights import highlights, missing
+from harness.report.groups import group_records
+from harness.report.highlights import highlights
 from harness.report.page import Report, page
 from harness.report.plots import plots_of
 
@@ -152,13 +152,12 @@ class Page(HTMLParser):
 
 
 def make_page(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
-    groups = grouped(records)
+    groups = group_records(records)
     short = [highlights(group) for group in groups.groups]
     report = Report(
         records=groups,
         short=short,
         plots=plots_of(groups, short),
-        missing=missing(groups, traced=bool(more.get("pictures"))),
         **more,
     )
     text = page(report, title)

@@ -60,7 +60,7 @@ def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys
         assert (folder / name).read_bytes() == (RESULTS / name).read_bytes()
     out = capsys.readouterr().out
     assert f"wrote {folder / 'report.html'} and {len(TABLES) + len(drawn)} files" in out
-    assert "Top-1 by shots: there is one number of shots only in fashion test" in out
+    assert "Top-1 by shots: not measured; patchrank compare --shots 0 1 4 16 measures it" in out
     assert "Nearness to dense by GFLOPs: On the front: " in out
     assert "random 30 % (by rankmerge 30 %)" in out
 

@@ -8,7 +8,7 @@ from by_hand import replace
 
 from harness.measure.times import LatencyRecord, table_of
 from harness.records.record import Record
-from harness.report.groups import brief_tables, grouped, markdown_table, sections, time_sections, timed_groups
+from harness.report.groups import brief_tables, group_records, group_times, markdown_table, sections, time_sections
 
 # Of each condition another value, and what a heading says of it.
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -48,7 +48,7 @@ def test_rows_of_other_conditions_have_a_table_of_their_own_that_tells_them(
         known |= {"shots": 0, "tuning": None}
     ours = [replace(record, **known) for record in (dense, patchrank)]
     theirs = [replace(record, **(known | change)) for record in (dense, patchrank)]
-    first, second = grouped([ours[0], theirs[0], ours[1], theirs[1]]).groups
+    first, second = group_records([ours[0], theirs[0], ours[1], theirs[1]]).groups
     assert [row.first for row in first.rows] == ours
     assert [row.first for row in second.rows] == theirs
     assert first.name != second.name
@@ -58,13 +58,13 @@ def test_rows_of_other_conditions_have_a_table_of_their_own_that_tells_them(
 
 
 def test_one_condition_needs_no_words_and_other_settings_are_another_row(records: list[Record], row: Any):
-    assert [group.name for group in grouped(records).groups] == [
+    assert [group.name for group in group_records(records).groups] == [
         "fashion test, read by studies, 16 shots, linear probe, clip_vit_s14.saliency",
         "emoji test, read by studies, by text, clip_vit_s14.saliency",
     ]
     one = row("evit", 0.6, 50)
     other = replace(one, method_config={"reduce_at": [4]})
-    assert len(grouped([one, other]).groups[0].rows) == 2
+    assert len(group_records([one, other]).groups[0].rows) == 2
 
 
 def test_the_newest_measurement_of_a_row_stands_wherever_it_is(row: Any):
@@ -72,7 +72,7 @@ def test_the_newest_measurement_of_a_row_stands_wherever_it_is(row: Any):
     new = replace(row("random", 0.6, 60), created="2026-05-01T00:00:00+00:00")
     equal = row("random", 0.6, 70)
     for records, newest in (([old, new], new), ([new, old], new), ([old, equal], equal)):
-        report = grouped(records)
+        report = group_records(records)
         assert [each.first for each in report.groups[0].rows] == [newest]
         assert report.replaced == 1
 
@@ -80,7 +80,7 @@ def test_the_newest_measurement_of_a_row_stands_wherever_it_is(row: Any):
 def test_rows_of_other_seeds_do_not_share_a_mean(row: Any):
     three = [row("evit", 0.6, 50 + seed, seed=seed) for seed in (0, 1, 2)]
     two = [row("tome", 0.6, 50, seed=seed) for seed in (0, 1)]
-    first, second = grouped([*three, *two]).groups
+    first, second = group_records([*three, *two]).groups
     assert (len(first.rows[0].records), len(second.rows[0].records)) == (3, 2)
     assert first.name.endswith("; seeds 0, 1, 2")
     assert second.name.endswith("; seeds 0, 1")
@@ -90,11 +90,11 @@ def test_rows_of_equal_time_are_paired_with_the_method_whose_time_they_take(row:
     setting = {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "dtype": "float32"}
     target = row("patchrank", 0.6, 60, latency=(timed(8, 0.7),))
     other = row("evit", 0.45, 50, latency=(timed(8, 0.71),), method_config={"matched": setting})
-    plain, paired = sections(grouped([target, other]))
+    plain, paired = sections(group_records([target, other]))
     assert len(plain.rows) == 2
     assert paired.title.startswith("at equal time at batch 8: fashion (test")
     assert [cells[1] for cells in paired.rows] == ["patchrank", "evit"]
-    assert [table.title for table in sections(grouped([target]))] == [plain.title]
+    assert [table.title for table in sections(group_records([target]))] == [plain.title]
 
 
 def test_the_brief_table_has_each_method_at_the_highest_keep_rate_nearest_first(row: Any, dense: Record):
@@ -108,7 +108,7 @@ def test_the_brief_table_has_each_method_at_the_highest_keep_rate_nearest_first(
         replace(row(method, keep, 66), **blind, cosine_distance=far, cosine_low=far, cosine_high=far)
         for method, keep, far in kinds
     ]
-    [table] = brief_tables(grouped([*ours, replace(dense, **blind), *theirs]))
+    [table] = brief_tables(group_records([*ours, replace(dense, **blind), *theirs]))
     assert table.heads[:3] == ["Method", "1 - cosine, photos", "Top-1, %, fashion"]
     assert table.cells("Method") == ["dense", "tome", "evit"]
     assert table.cells("1 - cosine, photos")[1] == "0.0100 [0.0100, 0.0100]"
@@ -116,7 +116,7 @@ def test_the_brief_table_has_each_method_at_the_highest_keep_rate_nearest_first(
     assert (top1[1].value, top1[2].value) == (0.66, None)
     setting = {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "dtype": "float32"}
     matched = row("evit", 0.45, 50, **by_text, method_config={"matched": setting})
-    assert brief_tables(grouped([ours[0], matched])) == []
+    assert brief_tables(group_records([ours[0], matched])) == []
 
 
 Make = Callable[..., LatencyRecord]
@@ -135,7 +135,7 @@ def times(latency_record: Make, reduced_time: Make) -> list[LatencyRecord]:
 
 
 def test_a_table_has_ratio_interval_verdict_and_memory(times: list[LatencyRecord]):
-    [section] = time_sections(timed_groups(times))
+    [section] = time_sections(group_times(times))
     assert section.title == table_of(times[0])
     rows = [dict(zip(section.heads, row, strict=True)) for row in section.rows]
     assert [(row["model"], row["batch"]) for row in rows] == [
@@ -153,7 +153,7 @@ def test_a_table_has_ratio_interval_verdict_and_memory(times: list[LatencyRecord
 
 def test_conditions_never_share_a_table(times: list[LatencyRecord]):
     for change in ({"dtype": "bfloat16"}, {"way": "compile"}, {"threads": 2}, {"device": "cuda"}):
-        groups = timed_groups([*times, *(replace(time, **change) for time in times)])
+        groups = group_times([*times, *(replace(time, **change) for time in times)])
         assert [len(group.rows) for group in groups] == [4, 4]
         assert len({group.name for group in groups}) == 2
 
@@ -161,14 +161,14 @@ def test_conditions_never_share_a_table(times: list[LatencyRecord]):
 def test_the_newest_time_counts_wherever_it_stands(times: list[LatencyRecord]):
     later = replace(times[0], created="2027-01-01T00:00:00+00:00", ratio_to_dense=0.5)
     for records in ([later, *times], [*times, later]):
-        [group] = timed_groups(records)
+        [group] = group_times(records)
         assert [row.ratio_to_dense for row in group.rows if row.batch == 8] == [None, 0.5]
 
 
 def test_what_failed_is_said(latency_record: Make):
     tome = {"model": "clip_vit_b16_tome60", "method": "tome", "keep": 0.6}
     failed = latency_record((), failed="out of memory", **tome)
-    [section] = time_sections(timed_groups([latency_record(), failed]))
+    [section] = time_sections(group_times([latency_record(), failed]))
     row = dict(zip(section.heads, section.rows[1], strict=True))
     assert (row["verdict"], row["ms"], row["ms"].value) == ("not timed", "–", None)
     assert section.notes == ["batch 1, tome60: not timed: out of memory"]

@@ -1,27 +1,21 @@
-"""A group in short claims no more than the tests on its images; what is missing has a command."""
+"""A group in short claims no more than the tests on its images; and no less."""
 
-import shlex
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from by_hand import part, per_image, replace
 
-from harness.cli.parser import build_parser
 from harness.records.averages import Average, averages
 from harness.records.metrics import METRICS, pack
 from harness.records.record import Record
 from harness.records.statistics import Interval, holm, mcnemar_exact
-from harness.report.changes import read_run
-from harness.report.groups import grouped
+from harness.report.groups import group_records
 from harness.report.highlights import (
     Highlights,
-    Missing,
     Standing,
     headline,
     highlights,
-    missing,
     standings,
 )
 from harness.report.plots import plots_of
@@ -97,12 +91,10 @@ def test_a_method_is_ahead_where_all_rows_of_others_are_beaten(row: Any):
     ]
 
     def said(records: list[Record]) -> list[str]:
-        return headline([highlights(group) for group in grouped(records).groups])
+        return headline([highlights(group) for group in group_records(records).groups])
 
     [ahead] = said(records)
-    words = "tome is clearly ahead on fashion, in nearness to dense by GFLOPs: on fashion tome 60 % takes 2.00 GFLOPs, "
-    assert ahead.startswith(f"{words}1 - cosine 0.01")
-    assert "[" in ahead  # with its interval
+    assert ahead == "tome is clearly ahead on fashion, in nearness to dense by GFLOPs."
     right = {"top1": 0.7, "top1_low": 0.6, "top1_high": 0.8, "correct_bits": pack(np.arange(100) < 70)}
     labelled = [replace(r, **right) for r in records]
     changed = {"diff_to_dense": -0.03, "diff_low": -0.06, "diff_high": 0.0}
@@ -139,7 +131,7 @@ def test_nearness_has_a_front_of_its_own_that_labels_are_not_asked_for(row: Any)
         **{"clip_vit_s14_evit60": "open", "clip_vit_s14_random60": "beaten"},
     }
     assert [one.by.method for one in judged if one.by] == ["tome"]
-    [group] = grouped(records).groups
+    [group] = group_records(records).groups
     short = highlights(group)
     assert short.least is None
     assert short.saving == "The images have no labels, so no loss of accuracy can be told."
@@ -148,10 +140,7 @@ def test_nearness_has_a_front_of_its_own_that_labels_are_not_asked_for(row: Any)
         "Nearness to dense by GFLOPs: On the front: patchrank 60 %, tome 60 %. "
         "Clearly beaten: random 60 % (by tome 60 %)."
     ]
-    assert {one.title for one in missing(grouped(records), traced=False)}.isdisjoint(
-        {"Top-1 by shots", "Agreement of rankings, and kept patches"}
-    )
-    [plot] = [plot for plot in plots_of(grouped(records), [short]) if plot.name.startswith(("fid", "acc"))]
+    [plot] = [plot for plot in plots_of(group_records(records), [short]) if plot.name.startswith(("fid", "acc"))]
     [panel] = plot.charts
     assert (plot.name, plot.title, panel.log) == ("fidelity_gflops", "1 - cosine against GFLOPs", True)
     [point] = panel.series["tome"]
@@ -198,7 +187,7 @@ def test_where_times_overlap_nobody_is_beaten(row: Any):
 
 
 def short(records: list[Record]) -> Highlights:
-    [group] = grouped(records).groups
+    [group] = group_records(records).groups
     return highlights(group)
 
 
@@ -219,7 +208,7 @@ def test_the_cheapest_row_without_a_clear_loss_is_named_with_what_it_saves(rows:
         "[-5.1, +1.2], 2.45 GFLOPs, 28 % fewer; 0.71 of dense's time at batch 1 [0.70, 0.73]; 0.70 "
         "of dense's time at batch 32 [0.69, 0.72]."
     )
-    assert "right on 2 images, too few to show a loss" in group.saving
+    assert "No clear loss isn't no loss: in the difference to dense: * clear of zero" in group.saving
     assert group.conditions == "100 images; a processor, cpu, float32, 2 threads"
     assert "Clearly beaten: random 30 %" not in " ".join(group.winners)
 
@@ -251,40 +240,3 @@ def test_no_saving_has_its_reason(methods: list[str], changes: dict[str, Any], s
     group = short([record for record in changed if record.method in methods])
     assert group.least is None
     assert group.saving.startswith(saving)
-
-
-RESULTS = Path(__file__).parents[3] / "docs" / "results"
-
-
-def lacking(records: list[Record]) -> dict[str, Missing]:
-    return {one.title: one for one in missing(grouped(records), traced=False)}
-
-
-def parsed(one: Missing) -> Any:
-    words = shlex.split(one.command)
-    assert words[0] == "patchrank"
-    return build_parser().parse_args(words[1:])
-
-
-def test_a_bare_record_lacks_every_plot(row: Any):
-    absent = lacking([row("random", 0.6, 50)])
-    assert list(absent) == [
-        "Top-1 against GFLOPs",
-        "Top-1 against time",
-        "Kendall τ against keep rate",
-        "Tokens per block",
-        "Top-1 by shots",
-        "Agreement of rankings, and kept patches",
-    ]
-    for one in absent.values():
-        args = parsed(one)
-        assert (args.command, args.models, args.datasets) == ("compare", ["clip_vit_s14.saliency"], ["fashion"])
-    assert parsed(absent["Top-1 against time"]).batches == [1, 32]
-    assert parsed(absent["Agreement of rankings, and kept patches"]).fresh
-
-
-def test_what_is_there_is_not_missing():
-    records = read_run(RESULTS)
-    assert list(lacking(records)) == ["Top-1 by shots", "Agreement of rankings, and kept patches"]
-    [shots] = missing(grouped(records), traced=True)
-    assert (shots.title, len(shots.groups)) == ("Top-1 by shots", 2)

@@ -130,8 +130,6 @@ def test_not_measured_is_a_dash_and_never_zero(made: Any, row: Any) -> None:
     assert len(cells) == len(heading)
     _, parsed = made([row("random", 0.6, 50), row("random", 0.3, 40, 1.7)])
     assert [cells[parsed.tables[0].index("GFLOPs")] for cells in parsed.tables[1:3]] == ["–", "1.70"]
-    for lacking in ("Multiply-adds weren&#39;t counted", "Nothing was timed"):
-        assert lacking in text
     assert "<svg" not in text
 
 

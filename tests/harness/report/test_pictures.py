@@ -14,17 +14,18 @@ import pytest
 from by_hand import replace
 from PIL import Image
 
-from harness.measure.traces import RANKING, Facts, RowTraces, Thumbnails, read_traces, seal, thumbnails_path
+from harness.base.store import seal
 from harness.records.agreement import kendall_tau, over_images
+from harness.records.traces import RANKING, Facts, RowTraces, Thumbnails, read_traces, thumbnails_path
 from harness.report import pictures
 from harness.report.patches import PatchSheet
 from harness.report.pictures import (
     TracedGroup,
     agreement_rows,
     galleries,
+    group_traces,
     label,
     matrices,
-    traced_groups,
 )
 
 IMAGES, SIDE = 12, 6
@@ -69,7 +70,7 @@ class Written:
     @property
     def groups(self) -> list[TracedGroup]:
         """What was written, as a report reads it."""
-        return traced_groups([self.run])
+        return group_traces([self.run])
 
     @property
     def pairs(self) -> list[dict[str, Any]]:
@@ -166,7 +167,7 @@ def test_several_runs_stand_in_one_matrix_the_last_of_a_row_counting(written):
     one.row("patchrank", 0.5)
     last = other.row("patchrank", 0.5, seed=9)
     other.row("tome", 0.5)
-    [group] = traced_groups([one.run, other.run])
+    [group] = group_traces([one.run, other.run])
     assert [row.facts.method for row in group.rows] == ["evit", "patchrank", "tome"]
     assert np.array_equal(group.rows[1].importance, last.importance)
 
@@ -174,9 +175,9 @@ def test_several_runs_stand_in_one_matrix_the_last_of_a_row_counting(written):
 def test_a_run_is_its_folder_or_its_file_and_one_without_traces_adds_nothing(run, tmp_path: Path):
     file = run.run / "records.jsonl"
     file.write_text("")
-    assert agreement_rows(traced_groups([file, run.run, tmp_path])) == run.pairs
-    assert len(traced_groups([run.run, file, run.run])) == 1
-    assert traced_groups([tmp_path]) == []
+    assert agreement_rows(group_traces([file, run.run, tmp_path])) == run.pairs
+    assert len(group_traces([run.run, file, run.run])) == 1
+    assert group_traces([tmp_path]) == []
 
 
 def test_methods_with_keep_rates_of_their_own_stand_by_their_order(written):
@@ -204,13 +205,13 @@ def test_a_torn_row_is_named_and_the_others_are_drawn(content: bytes, run):
     path = path_of(run, "evit")
     path.write_bytes(content)
     reasons: list[str] = []
-    traced = traced_groups([run.run], None, reasons.append)
+    traced = group_traces([run.run], None, reasons.append)
     [reason] = reasons
     assert f"{str(path)!r} is broken" in reason
     assert [row.facts.method for row in traced[0].levels[-1]] == ["patchrank", "random"]
     assert (len(matrices(traced)), len(galleries(traced))) == (1, 1)
     with pytest.raises(ValueError, match="is broken"):
-        traced_groups([run.run])
+        group_traces([run.run])
 
 
 def test_files_of_others_are_named_and_without_thumbnails_there_is_a_matrix_alone(run):
@@ -220,7 +221,7 @@ def test_files_of_others_are_named_and_without_thumbnails_there_is_a_matrix_alon
     foreign.write_bytes(small.read_bytes())
     small.write_bytes(small.read_bytes()[:-5])
     reasons: list[str] = []
-    [group] = traced_groups([run.run], None, reasons.append)
+    [group] = group_traces([run.run], None, reasons.append)
     assert len(reasons) == 3
     for words in ("a Parquet file, but not of traces", "traces of another row", str(small)):
         assert any(words in reason for reason in reasons)
@@ -277,6 +278,6 @@ def test_a_gallery_is_a_jpeg(run):
 def test_only_rows_of_the_records_are_shown(run):
     rows = [row for row in run.groups[0].rows if row.facts.method in ("evit", "dense")]
     records = [SimpleNamespace(**vars(row.facts)) for row in rows]
-    [group] = traced_groups([run.run], records)
+    [group] = group_traces([run.run], records)
     assert {row.facts.method for row in group.rows} == {"dense", "golden ranking", "evit"}
-    assert traced_groups([run.run], [SimpleNamespace(**vars(replace(rows[0].facts, dataset="other")))]) == []
+    assert group_traces([run.run], [SimpleNamespace(**vars(replace(rows[0].facts, dataset="other")))]) == []

@@ -12,7 +12,7 @@ from harness.measure.times import LatencyRecord
 from harness.records.record import Record
 from harness.report.changes import read_run
 from harness.report.charts import FRONT, INK, LINES, STYLES, Dot, draw, encode, render, styles_of
-from harness.report.groups import Grouped, grouped, shot_columns, timed_groups
+from harness.report.groups import Grouped, group_records, group_times, shot_columns
 from harness.report.highlights import fronts, highlights
 from harness.report.plots import Plot, batches_plot, plots_of, shots_plot, tau_plot, tokens_plot
 
@@ -26,7 +26,7 @@ def committed() -> list[Record]:
 
 @pytest.fixture(scope="session")
 def report(committed: list[Record]) -> Grouped:
-    return grouped(committed)
+    return group_records(committed)
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def with_shots(committed: list[Record]) -> Grouped:
         for record in committed
         if record.method != "tome" or shots == 2
     ]
-    return grouped([*committed, *learned])
+    return group_records([*committed, *learned])
 
 
 def plots(report: Grouped) -> dict[str, Plot]:
@@ -186,7 +186,7 @@ def test_a_panel_per_condition_with_every_ratio(latency_record: Make, reduced_ti
             reduced_time("evit", 1.2, batch=batch, dtype=dtype, warnings=("drift",)),
         )
     ]
-    plot = batches_plot(timed_groups(times))
+    plot = batches_plot(group_times(times))
     assert plot is not None
     assert plot.name == "ratio_batches"
     assert ["bfloat16" in panel.title for panel in plot.charts] == [False, True]

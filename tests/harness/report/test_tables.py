@@ -28,7 +28,7 @@ from harness.records.statistics import (
     sign_flip_exact,
 )
 from harness.report.changes import changes_data, pair_runs, tables
-from harness.report.groups import grouped, sections
+from harness.report.groups import group_records, sections
 from harness.report.highlights import highlights
 from harness.report.page import Report, page
 from harness.report.plots import plots_of
@@ -330,11 +330,11 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
     rows = [sharpness(replace(DENSE, gflops=3.0), 0.5), sharpness(FULL, 0.25)]
     table = comparison_table(rows)
     assert table.cells("Sharpness, %") == ["50.8", "25.8"]
-    [section] = sections(grouped(rows))
+    [section] = sections(group_records(rows))
     assert [cell.value for cell in section.cells("Sharpness, %")] == [0.5078125, 0.2578125]
     assert "| Sharpness, % |" in markdown([section])
     assert r"Sharpness, \%" in latex([section])
-    groups = grouped(rows)
+    groups = group_records(rows)
     short = [highlights(group) for group in groups.groups]
     plots = plots_of(groups, short)
     assert "sharpness_gflops" in {plot.name for plot in plots}

@@ -16,7 +16,7 @@ from timm.models import save_for_hf
 
 import zoo  # noqa: F401  (registers the models)
 from harness.apps.setup import Setup
-from harness.apps.vectors.embed import Embedded, Job, embed
+from harness.apps.vectors.embed import Embedded, EmbedJob, embed
 from harness.apps.vectors.source import open_source
 from harness.base.terminal import Progress
 
@@ -91,20 +91,20 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def job(pictures: Path, tower: str, tmp_path: Path) -> Callable[..., Job]:
+def job(pictures: Path, tower: str, tmp_path: Path) -> Callable[..., EmbedJob]:
     """Make a job of the pictures, in batches of 6 and files of 10."""
 
-    def make(**facts: Any) -> Job:
+    def make(**facts: Any) -> EmbedJob:
         setup = Setup.of(facts.pop("model", tower), **facts.pop("how", {}))
         source = facts.pop("source", None) or open_source([str(pictures)])
         defaults = {"out": tmp_path / "vectors", "batch": 6, "shard_size": 10, "decoders": 0}
-        return Job(setup=setup, source=source, **defaults | facts)
+        return EmbedJob(setup=setup, source=source, **defaults | facts)
 
     return make
 
 
 @pytest.fixture
-def run(job: Callable[..., Job]) -> Callable[..., Embedded]:
+def run(job: Callable[..., EmbedJob]) -> Callable[..., Embedded]:
     """Run such a job."""
     return lambda **facts: embed(job(**facts), Progress())
 
@@ -123,6 +123,8 @@ def files() -> Callable[[Path], dict[str, bytes]]:
 def whole(pictures: Path, tower: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embeddings of an undisturbed run that decodes in its own process."""
     out = tmp_path_factory.mktemp("whole") / "vectors"
-    made = Job(setup=Setup.of(tower), source=open_source([str(pictures)]), out=out, batch=6, shard_size=10, decoders=0)
+    made = EmbedJob(
+        setup=Setup.of(tower), source=open_source([str(pictures)]), out=out, batch=6, shard_size=10, decoders=0
+    )
     embed(made, Progress())
     return out

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from harness.apps.vectors import decode
-from harness.apps.vectors.decode import Decoders, Prepared, prepare, processes_beside
-from harness.apps.vectors.source import Picture, open_source
+from harness.apps.vectors.decode import DecodedChunk, Decoders, prepare, processes_beside
+from harness.apps.vectors.source import PictureFile, open_source
 from harness.datasets.images import decode_image
 
 
@@ -39,18 +39,18 @@ DEADLY = f"lambda image: {KILLED} if image.width == {{}} else __import__('numpy'
 
 
 @pytest.fixture
-def chunks(pictures: Path) -> list[list[Picture]]:
+def chunks(pictures: Path) -> list[list[PictureFile]]:
     source = open_source([str(pictures)])
     every = list(source.pictures(range(len(source))))
     return [every[start : start + 4] for start in range(0, len(every), 4)]
 
 
-def outcome(results: Sequence[Prepared]) -> Any:
+def outcome(results: Sequence[DecodedChunk]) -> Any:
     assert all(one.pixels is None or one.pixels.dtype == np.float32 for one in results)
     return [(one.paths, None if one.pixels is None else one.pixels.tolist(), one.wrong) for one in results]
 
 
-def test_what_cannot_be_read_keeps_its_place_and_its_reason(chunks: list[list[Picture]]):
+def test_what_cannot_be_read_keeps_its_place_and_its_reason(chunks: list[list[PictureFile]]):
     results = [prepare(chunk, RESIZED) for chunk in chunks]
     wrong = {one.paths[place]: why for one in results for place, why in one.wrong.items()}
     assert wrong.keys() == {"bomb.png", "cut.jpg", "deep/text.webp", "empty.png"}
@@ -67,12 +67,12 @@ def test_a_picture_that_resizing_would_blow_up_is_bad():
     for width in (1_000, 1_001):
         sink = io.BytesIO()
         Image.new("L", (width, 1)).save(sink, "png")
-        contents.append(Picture(str(width), content=sink.getvalue()))
+        contents.append(PictureFile(str(width), content=sink.getvalue()))
     assert prepare(contents, RESIZED).wrong == {1: "it has 1001 x 1 pixels; expected sides of 1 : 1000"}
 
 
 @pytest.mark.slow
-def test_neither_their_number_nor_their_death_changes_what_comes(chunks: list[list[Picture]]):
+def test_neither_their_number_nor_their_death_changes_what_comes(chunks: list[list[PictureFile]]):
     wanted = outcome([prepare(chunk, RESIZED) for chunk in chunks])
     for count in (0, 1, 3):
         with Decoders(count, RESIZED) as decoders:
@@ -93,7 +93,7 @@ def test_neither_their_number_nor_their_death_changes_what_comes(chunks: list[li
 
 
 @pytest.mark.slow
-def test_a_picture_that_ends_its_process_is_bad_and_no_other(chunks: list[list[Picture]]):
+def test_a_picture_that_ends_its_process_is_bad_and_no_other(chunks: list[list[PictureFile]]):
     first = next(picture for picture in chunks[3] if picture.path not in ("deep/text.webp", "empty.png"))
     safe, deadly = Code(DEADLY.format(-1)), Code(DEADLY.format(decode_image(first.read(), "").width))
     wanted = [prepare(chunk, safe) for chunk in chunks]
@@ -118,7 +118,7 @@ def test_processes_that_cannot_begin_are_told_once():
         decoders.start()
 
 
-def test_no_more_is_read_ahead_than_is_worked_on(chunks: list[list[Picture]], monkeypatch):
+def test_no_more_is_read_ahead_than_is_worked_on(chunks: list[list[PictureFile]], monkeypatch):
     asked: list[int] = []
 
     def counted() -> Any:

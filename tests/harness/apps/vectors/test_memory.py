@@ -27,11 +27,11 @@ CODE = """
 import json, sys
 from harness.base.terminal import Progress
 from harness.apps.setup import Setup
-from harness.apps.vectors.embed import Job, embed
+from harness.apps.vectors.embed import EmbedJob, embed
 from harness.apps.vectors.source import open_source
 tower, tars, out = sys.argv[1:]
 source = open_source([tars])
-done = embed(Job(setup=Setup.of(tower), source=source, out=Path(out), batch=256, decoders=2), Progress())
+done = embed(EmbedJob(setup=Setup.of(tower), source=source, out=Path(out), batch=256, decoders=2), Progress())
 print(json.dumps({"total": done.total, "bad": done.bad, "peak": peak()}))
 """
 

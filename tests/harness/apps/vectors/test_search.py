@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from harness.apps.vectors.search import nearest, query_vector, source_of
-from harness.apps.vectors.store import Provenance, provenance_of, read_vectors
+from harness.apps.vectors.search import nearest, open_pictures, query_vector
+from harness.apps.vectors.store import VectorsProvenance, read_provenance, read_vectors
 from harness.cli import main
 from harness.datasets import get_dataset
 from harness.models.towers import load_tower
@@ -65,7 +63,7 @@ def test_of_equal_ones_the_first_come_first(whole: Path):
 
 def test_pictures_and_texts_are_in_the_joint_space_of_the_shipped_tower(clothing: Path):
     names, embeddings = every(clothing / "vectors")
-    provenance = provenance_of(clothing / "vectors")
+    provenance = read_provenance(clothing / "vectors")
     clip = load_tower("clip_vit_s14").clip
     assert clip is not None
     right = 0
@@ -84,7 +82,7 @@ def test_pictures_and_texts_are_in_the_joint_space_of_the_shipped_tower(clothing
 
 def test_a_picture_is_nearest_to_itself(clothing: Path):
     folder = clothing / "vectors"
-    vector = query_vector(str(clothing / "pictures" / "bag" / "2.png"), provenance_of(folder))
+    vector = query_vector(str(clothing / "pictures" / "bag" / "2.png"), read_provenance(folder))
     [first, *_] = nearest(folder, vector, 3).hits
     assert first.name == "bag/2.png"
     assert first.score == pytest.approx(1, abs=1e-3)
@@ -105,7 +103,7 @@ def test_the_command_shows_paths_and_a_sheet(clothing: Path, tmp_path: Path, cap
     assert first.std() > 10
     assert main([*command, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    found = nearest(clothing / "vectors", query_vector("ankle boot", provenance_of(clothing / "vectors")), 7)
+    found = nearest(clothing / "vectors", query_vector("ankle boot", read_provenance(clothing / "vectors")), 7)
     assert facts["hits"] == [
         {"rank": hit.rank, "score": hit.score, "id": hit.id, "path": hit.name} for hit in found.hits
     ]
@@ -148,24 +146,13 @@ def test_mistakes(words: str, quoted: str, clothing: Path, capsys):
     ],
 )
 def test_another_model_than_that_of_the_embeddings(facts: dict[str, str], quoted: str, clothing: Path):
-    provenance = dataclasses.replace(provenance_of(clothing / "vectors"), **facts)  # type: ignore[arg-type]
+    provenance = dataclasses.replace(read_provenance(clothing / "vectors"), **facts)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=quoted):
         query_vector("bag", provenance)
 
 
 def test_pictures_that_changed_are_not_shown(clothing: Path):
-    provenance: Provenance = provenance_of(clothing / "vectors")
-    assert len(source_of(provenance)) == 16
+    provenance: VectorsProvenance = read_provenance(clothing / "vectors")
+    assert len(open_pictures(provenance)) == 16
     with pytest.raises(ValueError, match="have changed since they were embedded"):
-        source_of(dataclasses.replace(provenance, revision="other"))
-
-
-def test_shards_of_two_origins_are_refused(whole: Path, run: Callable[..., Any], tmp_path: Path):
-    done = run(batch=5)
-    first = done.path / "part-00001.parquet"
-    first.write_bytes((whole / first.name).read_bytes())
-    with pytest.raises(ValueError, match=r"were made differently: part-00001\.parquet has batch=6 there, 5 wanted"):
-        nearest(done.path, np.zeros(48, np.float32), 3)
-    first.write_bytes(first.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"part-00001\.parquet' is broken: cut off"):
-        nearest(done.path, np.zeros(48, np.float32), 3)
+        open_pictures(dataclasses.replace(provenance, revision="other"))

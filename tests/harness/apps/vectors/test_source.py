@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from harness.apps.vectors import source as module
-from harness.apps.vectors.source import Source, TextSource, open_source
+from harness.apps.vectors.source import PictureSource, TextSource, open_source
 
 Draw = Callable[[int], bytes]
 
 
-def everything(source: Source, first: int = 0) -> list[tuple[str, bytes | str]]:
+def everything(source: PictureSource, first: int = 0) -> list[tuple[str, bytes | str]]:
     """Read all pictures from one on; what can't be read is its reason."""
     rows: list[tuple[str, bytes | str]] = []
     for picture in source.pictures(range(first, len(source))):

@@ -1,0 +1,338 @@
+"""Stores of the smallest shards: what goes in comes back, nothing else does, and no end of a run loses anything."""
+
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from harness.base import store as module
+from harness.base.store import (
+    AMPLE,
+    BrokenShardError,
+    Origin,
+    Shard,
+    ShardKind,
+    Store,
+    claim,
+    from_lists,
+    seal,
+    shard_path,
+    shard_paths,
+    to_lists,
+    unseal,
+)
+from zoo.core.files import NoRoomError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Powers(Origin):
+    """What the shards of these tests were made from."""
+
+    power: int
+    base: str | None = None
+
+
+def check(shard: Shard[Powers]) -> None:
+    if (from_lists(shard.table, "powers")[:, 0] != 1).any():
+        raise BrokenShardError("no powers")
+
+
+KIND = ShardKind(key="powers", what="powers", command="raise", provenance=Powers, check=check, raw=("raw",))
+ORIGIN = Powers(power=3, versions={"torch": "2.6"})
+
+
+def table(positions: range, power: int = 3) -> Any:
+    values = np.array(positions, dtype=np.float32)[:, None] ** np.arange(power + 1)
+    noise = np.random.default_rng(positions.start).random((len(positions), 8)).astype(np.float16)
+    names = [f"ü-{position}" for position in positions]
+    return pa.table({"name": names, "powers": to_lists(values.astype(np.float32)), "raw": to_lists(noise)})
+
+
+def fill(folder: Path, total: int = 10, origin: Powers = ORIGIN, pause: float = 0.0) -> list[str]:
+    """Fill a store whose shards have four; return what is said of broken ones."""
+    said: list[str] = []
+    store = Store(folder, KIND, size=4, total=total)
+    with store.open(said.append):
+        for index in store.missing(origin):
+            store.write(index, table(store.positions(index), origin.power), origin, [["note", index]])
+            time.sleep(pause)
+    return said
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != module.LOCK}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    assert fill(tmp_path / "store") == []
+    return tmp_path / "store"
+
+
+def test_what_goes_in_comes_back(folder: Path):
+    shards = list(KIND.shards(folder))
+    assert [(one.first, one.covers, one.size, one.notes) for one in shards] == [
+        (0, 4, 4, [["note", 0]]),
+        (4, 4, 4, [["note", 1]]),
+        (8, 2, 4, [["note", 2]]),
+    ]
+    for shard in shards:
+        assert shard.table.equals(table(range(shard.first, shard.first + shard.covers)))
+        assert (shard.provenance, shard.provenance.versions) == (ORIGIN, {"torch": "2.6"})
+        assert KIND.encode(shard) == shard_path(folder, shard.first // 4).read_bytes()
+    assert [facts["notes"] for facts in KIND.facts(folder)] == [one.notes for one in shards]
+    shard_path(folder, 1).unlink()  # workers finish shards in any order
+    assert [shard.first for shard in KIND.shards(folder)] == [0, 8]
+    with pytest.raises(FileNotFoundError, match=r"holds no powers: no part-00000\.parquet"):
+        list(KIND.shards(folder / "none"))
+
+
+def test_lists_may_be_missing_or_none_at_all():
+    values = pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int16(), 2))
+    content = seal(pa.table({"a": values}), "kind", {"x": 1})
+    found, facts = unseal(content, "kind")
+    assert found["a"].to_pylist() == [[1, 2], None, [3, 4]]
+    assert facts == {"x": 1}
+    empty, _ = unseal(seal(pa.table({"a": to_lists(np.empty((0, 3), np.float32))}), "kind", {}), "kind")
+    assert from_lists(empty, "a").shape == (0, 3)
+
+
+def test_every_changed_byte_is_noticed_or_means_nothing(folder: Path):
+    content = shard_path(folder, 0).read_bytes()
+    wanted, noticed = KIND.decode(content), 0
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        try:
+            found = KIND.decode(bytes(changed))
+        except BrokenShardError:
+            noticed += 1
+        else:
+            assert found.table.equals(wanted.table)
+            assert (found.provenance, found.first, found.covers, found.size) == (ORIGIN, 0, 4, 4)
+    assert noticed > 0.5 * len(content)
+    for length in range(len(content)):
+        with pytest.raises(BrokenShardError):
+            KIND.decode(content[:length])
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"size": 3}, "covers 4 from 0, of 3 per shard"),
+        ({"first": 2}, "covers 4 from 2, of 4 per shard"),
+        ({"covers": 0}, "covers 0 from 0"),
+        ({"table": pa.table({"powers": to_lists(np.zeros((4, 2), np.float32))})}, "no powers"),
+        ({"table": pa.table({"other": [1]})}, "unreadable"),
+    ],
+    ids=str,
+)
+def test_wrong_content_is_broken_even_with_its_checksum(changes: dict[str, Any], match: str, folder: Path):
+    shard = KIND.read(shard_path(folder, 0), 0)
+    with pytest.raises(BrokenShardError, match=match):
+        KIND.decode(KIND.encode(replace(shard, **changes)))
+
+
+def flip(content: bytes) -> bytes:
+    middle = len(content) // 3
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def test_broken_shards_and_half_written_files_go_and_are_made_again(folder: Path):
+    whole = contents(folder)
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    (folder / ".part-00003.parquet.host-7.partial").write_bytes(b"PAR1")
+    assert fill(folder) == []
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
+    for damage in (lambda c: c[: len(c) // 2], flip, lambda c: b"", lambda c: whole["part-00000.parquet"]):
+        shard_path(folder, 1).write_bytes(damage(whole["part-00001.parquet"]))
+        [line] = fill(folder)
+        assert re.fullmatch(r"part-00001\.parquet is broken \(.+\): removed, to be made again", line)
+        assert contents(folder) == whole
+    assert "starts at 0, not at 4" in line
+    shard_path(folder, 1).write_bytes(whole["part-00001.parquet"][:-9])
+    with pytest.raises(ValueError, match=r"part-00001\.parquet' is broken: cut off.* `raise` command that made it"):
+        list(KIND.shards(folder))
+
+
+def test_somebody_elses_files_are_refused_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Broken shards are removed; other people's data must not be, nor what another version wrote."""
+    path = shard_path(folder, 0)
+    contents_of = {
+        "a Parquet file, but not of powers; use another folder": seal(pa.table({"a": [1]}), "others", {}),
+        r"powers of version 1; this package reads 2": path.read_bytes(),
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": [1]}), sink)
+    contents_of["a Parquet file, but not of powers"] = sink.getvalue().to_pybytes()
+    for match, content in contents_of.items():
+        path.write_bytes(content)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "VERSION", 2 if "version" in match else 1)
+            with pytest.raises(ValueError, match=match) as error:
+                fill(folder)
+        assert not isinstance(error.value, BrokenShardError)
+        assert path.read_bytes() == content
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaterPowers(Powers):
+    """As a later version knows them."""
+
+    mood: str = "good"
+
+
+def test_provenance_that_is_not_known_is_refused_and_not_called_broken(tmp_path: Path):
+    shard = Shard(table=table(range(4)), provenance=LaterPowers(power=3), first=0, covers=4, size=4)
+    with pytest.raises(ValueError, match="unknown field 'mood'") as error:
+        KIND.decode(KIND.encode(shard))
+    assert not isinstance(error.value, BrokenShardError)
+
+
+@pytest.mark.parametrize(
+    ("total", "wanted"), [(1, []), (8, []), (10, []), (11, [2]), (12, [2]), (13, [2, 3]), (17, [2, 3, 4])]
+)
+def test_only_what_a_larger_total_adds_is_missing(total: int, wanted: list[int], folder: Path):
+    store = Store(folder, KIND, size=4, total=total)
+    with store.open(Mock()):
+        assert store.missing(replace(ORIGIN, versions={"torch": "3.0"})) == wanted  # which is no other setting
+
+
+def test_other_settings_are_refused_by_name_with_both_values(folder: Path):
+    before = contents(folder)
+    store = Store(folder, KIND, size=8, total=10)
+    with store.open(Mock()), pytest.raises(ValueError, match="made with other settings") as error:
+        store.missing(Powers(power=2, base="e"))
+    assert str(error.value) == (
+        f"{str(folder)!r} holds powers made with other settings: power=3 there, 2 wanted; base=None there, 'e' "
+        "wanted; shard size 4 there, 8 wanted. Use another --output, or delete that folder"
+    )
+    assert contents(folder) == before
+    shard = KIND.read(shard_path(folder, 1), 1)
+    shard_path(folder, 1).write_bytes(KIND.encode(replace(shard, provenance=replace(ORIGIN, base="e"))))
+    with pytest.raises(ValueError, match=r"were made differently: part-00001\.parquet has base='e' there, None"):
+        list(KIND.shards(folder))
+
+
+def test_two_runs_can_not_write_to_one_folder(tmp_path: Path):
+    for _ in range(2):
+        with claim(tmp_path / "new"):
+            with pytest.raises(ValueError, match=r"another run is writing to .*new"):
+                claim(tmp_path / "new").__enter__()
+            assert shard_paths(tmp_path / "new") == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "codec", "kept"),
+    [
+        (pa.ArrowMemoryError("malloc of 9 bytes failed"), 2**20, True, True),
+        (pa.ArrowMemoryError("malloc of 9 exabytes failed"), AMPLE, True, False),  # a damaged length
+        (pa.ArrowNotImplementedError("Support for codec 'zstd' not built"), AMPLE, False, True),
+        (pa.ArrowNotImplementedError("codec 77"), AMPLE, True, False),
+    ],
+)
+def test_a_shard_goes_only_if_it_is_proven_broken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int, codec: bool, kept: bool
+):
+    before = shard_paths(folder)
+    monkeypatch.setattr(module, "free_memory", lambda: free)
+    monkeypatch.setattr(module, "has_codec", lambda: codec)
+    monkeypatch.setattr(pq, "ParquetFile", Mock(side_effect=error))
+    store = Store(folder, KIND, size=4, total=10)
+    refusal = pytest.raises(OSError, match=r"can't be read here .* it is kept; free") if kept else nullcontext()
+    with refusal, store.open(Mock()):
+        pass
+    assert shard_paths(folder) == (before if kept else {})
+
+
+@pytest.mark.parametrize(
+    ("code", "why"), [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota is used"), (errno.EROFS, "read-only")]
+)
+def test_no_room_is_told_with_the_way_on(code: int, why: str, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(code, "no room")))
+    with pytest.raises(NoRoomError, match=why) as error:
+        fill(folder, total=13)
+    assert f"can't write {str(shard_path(folder, 2))!r}" in str(error.value)
+    assert re.search(r"; [\d,]+ bytes needed, [\d,]+ free\. Finished shards are kept; .*same command", str(error.value))
+    assert len(contents(folder)) == 3
+    monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error") as other:
+        fill(folder, total=13)
+    assert not isinstance(other.value, NoRoomError)
+
+
+def mount(folder: Path, options: str) -> None:
+    """Mount a small disk, or change it; skip where there is no right to."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+        pytest.skip("no right to mount a small disk")
+
+
+def test_a_really_full_disk_keeps_whole_shards_and_more_room_goes_on(tmp_path: Path, request: Any):
+    (tmp_path / "disk").mkdir()
+    mount(tmp_path / "disk", "size=32k")
+    request.addfinalizer(partial(subprocess.run, ["umount", str(tmp_path / "disk")], check=True))
+    with pytest.raises(NoRoomError, match="the disk is full"):
+        fill(tmp_path / "disk" / "store", 100)
+    fill(tmp_path / "whole", 100)
+    done, whole = contents(tmp_path / "disk" / "store"), contents(tmp_path / "whole")
+    assert 1 <= len(done) < 25
+    assert done.items() <= whole.items()
+    mount(tmp_path / "disk", "size=1m,remount")
+    fill(tmp_path / "disk" / "store", 100)
+    assert contents(tmp_path / "disk" / "store") == whole
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Fill a store of a hundred in a process of its own, slowly."""
+    processes = []
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom pathlib import Path\n"
+    code += "from test_store import fill; fill(Path(sys.argv[1]), 100, pause=0.01)"
+
+    def run(folder: Path) -> subprocess.Popen[bytes]:
+        processes.append(subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.DEVNULL))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_killed_and_stopped_at_any_moment_the_same_run_brings_the_same_bytes(tmp_path: Path, start: Any):
+    fill(tmp_path / "whole", 100)
+    whole, folder, there = contents(tmp_path / "whole"), tmp_path / "store", 0
+    for how in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+        process = start(folder)
+        limit = time.monotonic() + 120
+        while not folder.is_dir() or len(shard_paths(folder)) < there + 3:
+            assert process.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.001)
+        os.kill(process.pid, how)
+        assert process.wait() != 0
+        done = {path.name: path.read_bytes() for path in shard_paths(folder).values()}
+        assert there + 3 <= len(done) < 25
+        assert done.items() <= whole.items()
+        others = contents(folder).keys() - done.keys()
+        assert all(re.fullmatch(r"\.part-\d+\.parquet\..+\.partial", name) for name in others)
+        there = len(done)
+    fill(folder, 100)
+    assert contents(folder) == whole
