@@ -9,6 +9,7 @@ single one is wrong.
 """
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ BEST, RUNGS = 3, 4  # approaches that the ladder is made of, the fastest; its ru
 ROUGH = 5  # calls of each setup, to compare approaches
 SLACK = 0.03  # of the time that is asked for, which a search for it leaves, as timing again moves it
 TRIES = 6  # setups that are timed against a bound on time, one after the other
+STEPS = 5  # of a search beside the setups that are judged, at most
 WORDS = {  # what metrics are called, as columns
     COSINE: "cosine",
     Q05: "5 % of cosines below",
@@ -186,7 +188,14 @@ def choose(
     """
     begun = time.monotonic()
     lab = Lab(model, dataset, bounds, config or ChooseConfig(), progress, fresh=fresh)
-    judged = _by_fidelity(lab) if bounds.floors else _by_time(lab)
+    done = itertools.count(1)
+    with progress.task(f"setups of {lab.tower.name}", STEPS + (RUNGS if bounds.floors else TRIES)) as update:
+
+        def on_step(text: str) -> None:
+            progress.say(text)
+            update(next(done))
+
+        judged = _by_fidelity(lab, on_step) if bounds.floors else _by_time(lab, on_step)
     last = judged[-1]
     why = _miss(bounds, last)
     certificate = {
@@ -205,29 +214,31 @@ def choose(
     return Selection(setup=setup, met=not why, why=why, judged=tuple(judged), seconds=certificate["seconds"])
 
 
-def _by_fidelity(lab: Lab) -> list[Assessment]:
+def _by_fidelity(lab: Lab, on_step: Callable[[str], object]) -> list[Assessment]:
     """Go down the ladder on pictures held out, from the most faithful rung on, until one fails; time the last good one.
 
     It comes last in the list. If the first fails, it is that one.
     """
     judged: dict[Candidate, Assessment] = {}
-    for rung in ladder(lab.approaches, lab, lab.progress.say):
+    for rung in ladder(lab.approaches, lab, on_step):
+        on_step(f"{rung.approach.name} at keep {100 * rung.keep:.0f} % on pictures held out")
         figures = lab.figures(rung)
         judged[rung] = _assess(lab, rung, figures, passed=lab.bounds.meets(figures))
         if not judged[rung].passed:
             break
     chosen = [one for one, own in judged.items() if own.passed or len(judged) == 1][-1]
     last = judged.pop(chosen)
-    lab.progress.say("time of the chosen setup")
+    on_step("time of the chosen setup")
     return [*judged.values(), dataclasses.replace(last, time=lab.times(chosen))]
 
 
-def _by_time(lab: Lab) -> list[Assessment]:
+def _by_time(lab: Lab, on_step: Callable[[str], object]) -> list[Assessment]:
     """Time setups, the most faithful first, until one is as fast as asked; it comes last, or the fastest if none is."""
     bounds, judged = lab.bounds, list[Assessment]()
     goals = [] if bounds.speed_up is None else [1 / bounds.speed_up]
     goals += [] if bounds.max_ms is None else [bounds.max_ms / lab.dense_ms]
-    for one in in_time(lab.approaches, lab, min(goals), lab.progress.say)[:TRIES]:
+    for one in in_time(lab.approaches, lab, min(goals), on_step)[:TRIES]:
+        on_step(f"{one.approach.name} at keep {100 * one.keep:.0f} %")
         times = lab.times(one)
         judged.append(_assess(lab, one, lab.figures(one), passed=not _too_slow(bounds, times), time=times))
         if judged[-1].passed:

@@ -139,12 +139,6 @@ class Progress:
                 self._depth -= 1
 
     @contextmanager
-    def overall(self, name: str, _total: float) -> Iterator[None]:
-        """Show that a command goes on."""  # until studies call `task`
-        with self.task(name, 1):
-            yield
-
-    @contextmanager
     def bytes(self, name: str, total: int = 0) -> Iterator[Callable[..., None]]:
         """Show a bar of bytes; call what it yields with those done, and the total if it is new.
 

@@ -1,5 +1,6 @@
 """Research tools: ``study floor``, ``curve``, ``speed``, ``reproduce``, ``final``, ..., and ``study NAME``."""
 
+import json
 import shlex
 from argparse import Namespace
 from dataclasses import replace
@@ -7,20 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
-from harness.base.table import Part, Shown, Work, json_values
+from harness.base.table import Part, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import ANY, Command, CommandParser
 
 if TYPE_CHECKING:
-    from harness.datasets.base import Dataset, SplitName
     from harness.measure.compare import Floor
-    from harness.studies.paper import Picture, Reproduction
+    from harness.records.record import Record
+    from harness.studies.paper import PaperPicture, PaperTable
     from harness.studies.reproduce import Comparison
-    from harness.studies.tuning import Trial
-    from harness.studies.workshop import StudyConfig
+    from harness.studies.run import Stock
+    from harness.studies.spec import StudyConfig
 
 # `study reproduce` without a root: what ships.
 EMBEDDED_MODEL, EMBEDDED, LIMIT = "clip_vit_s14", ("fashion", "emoji"), 300
@@ -28,11 +28,6 @@ FINAL_SETS = ("fashion", "emoji", "photos")  # with a split that nothing was cho
 FINAL_KEEPS = (0.6, 0.5, 0.3)
 WINDOWS = {True: (2, 2), False: (3, 2)}  # side and stride: the released code's; those that ship
 AGAIN = "The same command goes on where it stopped"
-USES: "dict[SplitName, str]" = {
-    "train": "predictors learn from",
-    "val": "fits are stopped by",
-    "test": "tables are judged by",
-}
 
 
 def _floor_flags(parser: CommandParser) -> None:
@@ -189,6 +184,7 @@ def run_speed(args: Namespace, status: Console) -> Shown:
     import torch
 
     from harness.studies.speed import SpeedConfig, measure_speed, speed_table
+    from zoo.core.files import write_whole
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -196,16 +192,17 @@ def run_speed(args: Namespace, status: Console) -> Shown:
     config = flags.settings(SpeedConfig, args, golden=golden, compiled=args.compile)
     progress = Progress(status)
     speed = measure_speed(config, progress)
+    data = json_values(speed)
     if args.out is not None:
-        speed.write(args.out)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(args.out, json.dumps(data, indent=1).encode())
         progress.say(f"wrote {args.out}")
-    return Shown(parts=(speed_table(speed),), data=json_values(speed))
+    return Shown(parts=(speed_table(speed),), data=data)
 
 
 def _reproduce_flags(parser: CommandParser) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to 7, figure1, 3, 4 and 5")
-    text = "tell what is cached, what is missing and what is left to do, and stop"
-    parser.add_argument("--dry-run", action="store_true", help=text)
+    _dry_run(parser)
     what = parser.add_argument_group("what is measured")
     text = "default: the paper's with a root, else the embedded ones"
     flags.datasets(what, None, help=text)
@@ -235,6 +232,10 @@ def _reproduce_flags(parser: CommandParser) -> None:
     flags.output(how, "results/reproduce", "folder")
 
 
+def _dry_run(parser: CommandParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="list what is cached and what is missing, and stop")
+
+
 def _few_shots(parser: CommandParser, draws: str | None, text: str = "") -> None:
     tokens = flags.tuning_recipe(parser, study=True)
     flags.number(tokens, "--labelled", 16, "images per class that tokens see", metavar="K")
@@ -243,62 +244,70 @@ def _few_shots(parser: CommandParser, draws: str | None, text: str = "") -> None
 
 def run_reproduce(args: Namespace, status: Console) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
-    from harness.records.record import earlier, write_records
-    from harness.studies.dry_run import expected_runs, plan_data, plan_table, remaining
-    from harness.studies.paper import Picture, get_reproduction
-    from harness.studies.reproduce import compared, comparison_data, produce, under_its_conditions
-    from harness.studies.run import Sheet, tower_with_text
+    from harness.records.record import earlier
+    from harness.studies.paper import PaperPicture, get_target
+    from harness.studies.reproduce import compare_rows, comparison_data, produce, readable, stock_of
+    from harness.studies.workshop import get_tower
 
     data: list[dict[str, Any]] = []
     progress = Progress(status)
-    for recipe in [get_reproduction(name) for name in dict.fromkeys(args.names)]:
-        if isinstance(recipe, Picture):
-            part, facts = _picture(args, recipe, progress)
+    for target in [get_target(name) for name in dict.fromkeys(args.names)]:
+        if isinstance(target, PaperPicture):
+            part, facts = _picture(args, target, progress)
             data.append(facts)
             yield part
             continue
-        config = under_its_conditions(recipe, study_config(args, recipe))
-        path: Path = args.output / f"{recipe.name}.jsonl"
+        config = target.conditions(study_config(args, target))
+        path: Path = args.output / f"{target.name}.jsonl"
         known = earlier(path, progress, fresh=args.fresh)
-        datasets, failures = _readable(config.datasets, general=recipe.general)
+        datasets, failures = readable(config.datasets, general=target.general)
         if args.dry_run:
-            missing = {name: str(error) for name, error in failures.items()}
-            steps = remaining(recipe, config, datasets, known, progress)
-            data.append(plan_data(recipe, config.model, steps, missing))
-            yield plan_table(recipe, config.model, steps, missing)
+            config = replace(config, datasets=tuple(dataset.name for dataset in datasets))
+            steps = stock_of(target, config, known, progress) if datasets else []
+            table, facts = _show_stock(target.name, target.title, config.model, steps, failures)
+            data.append(facts)
+            yield table
             continue
         for error in failures.values():
             raise error  # at once, not after the work on others
-        sheets: list[Sheet] = []
-        tower = tower_with_text(config.model)
-        comparison: Comparison | None = None
-        runs = sum(expected_runs(recipe.study, part, known, tower) for part in recipe.groups(config))
-        with progress.overall(f"study reproduce {recipe.name}", runs):
-            for sheet, records in produce(recipe, config, known, progress):
-                if fresh := [record for record in records if record not in known]:
-                    write_records(path, fresh)
-                sheets.append(sheet)
-                comparison = compared(recipe, config, len(tower.vit.blocks), tower.name, sheets)
-                _write(comparison, config, args.argv, path)
-        assert comparison is not None
+        tables, tower = [], get_tower(config.model)
+        for measured, records in produce(target, config, known, progress):
+            _keep_new(path, records, known)
+            tables.append(measured)
+            comparison = compare_rows(target, config, len(tower.vit.blocks), tower.name, tables)
+            _write(comparison, config, args.argv, path)
         data.append(comparison_data(comparison))
         yield comparison.table()
         progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
 
 
-def _picture(args: Namespace, picture: "Picture", progress: Progress) -> tuple[Part, dict[str, Any]]:
-    """Draw a figure of images, or tell what that would take."""
-    from harness.studies.dry_run import plan_data, plan_table
-    from harness.studies.reproduce import draw_picture, picture_steps
+def _show_stock(
+    name: str, title: str, model: str, steps: "list[Stock]", failures: dict[str, Exception]
+) -> tuple[Table, dict[str, Any]]:
+    """Lay out what is cached and what is missing, and datasets that can't be read with the reason."""
+    rows = [[one.kind, one.of, f"{one.cached:,}", f"{one.missing:,}"] for one in steps]
+    rows += [["dataset", f"{dataset}: {error}", "", "?"] for dataset, error in failures.items()]
+    caption = "rankings by image; all else one by one. What is cached, in the user's cache or in records, costs nothing"
+    heads = ("what", "of", "cached", "missing")
+    table = Table.of(f"{title}; {model}", heads, rows, words={"what", "of"}, caption=caption)
+    missing = {dataset: str(error) for dataset, error in failures.items()}
+    data: dict[str, Any] = json_values({"name": name, "model": model, "steps": steps, "missing": missing})
+    return table, data
+
+
+def _picture(args: Namespace, picture: "PaperPicture", progress: Progress) -> tuple[Part, dict[str, Any]]:
+    """Draw a figure of images, or tell which images that would take."""
+    from harness.studies.reproduce import draw_picture, readable, show_config
+    from harness.studies.run import Stock
 
     config = study_config(args, picture)
-    datasets, failures = _readable(config.datasets, ("test",))
+    datasets, failures = readable(config.datasets, ("test",))
+    show_config(picture, config)  # refuses keep rates
     if args.dry_run:
-        missing = {name: str(error) for name, error in failures.items()}
-        steps = picture_steps(picture, config, datasets, args.images)
-        plan = picture, config.model, steps, missing
-        return plan_table(*plan), plan_data(*plan)
+        counts = {one.name: min(args.images, len(one.split("test"))) for one in datasets}
+        steps = [Stock("images", f"{name} test", 0, count) for name, count in counts.items()]
+        return _show_stock(picture.name, picture.title, config.model, steps, failures)
     for error in failures.values():
         raise error
     path = args.output / f"{picture.name}.png"
@@ -308,16 +317,16 @@ def _picture(args: Namespace, picture: "Picture", progress: Progress) -> tuple[P
     return "\n".join(lines), json_values({**facts, "notes": [*picture.notes, *figure.notes]})
 
 
-def study_config(args: Namespace, recipe: "Reproduction | Picture") -> "StudyConfig":
+def study_config(args: Namespace, target: "PaperTable | PaperPicture") -> "StudyConfig":
     """Return what the flags ask for: the paper's conditions below a root, else the embedded."""
     from harness.datasets.few_shot import COOP, OURS
     from harness.studies.reproduce import MODEL
-    from harness.studies.workshop import StudyConfig
+    from harness.studies.spec import StudyConfig
     from zoo.ranking.golden import GoldenConfig
 
     rooted = _rooted(args)
     draws = args.draws or (COOP if rooted else OURS)
-    datasets = args.datasets or (recipe.datasets if rooted else EMBEDDED)
+    datasets = args.datasets or (target.datasets if rooted else EMBEDDED)
     limit = args.limit or (None if rooted else LIMIT)
     window, stride = WINDOWS[rooted]
     return flags.settings(
@@ -349,41 +358,25 @@ def _rooted(args: Namespace) -> bool:
     return any(isinstance(shipped_facts(name), RootedDataset) for name in named)
 
 
-def _readable(
-    names: tuple[str, ...], splits: "tuple[SplitName, ...]" = tuple(USES), general: str | None = None
-) -> "tuple[list[Dataset], dict[str, Exception]]":
-    """Return the datasets that can be read and lack none of the splits, and what is wrong with others.
-
-    Beside a `general` dataset, whose predictor serves the others, these need a test split only.
-    """
-    from harness.datasets import get_dataset
-
-    datasets: list[Dataset] = []
-    failures: dict[str, Exception] = {}
-    for name in names:
-        try:
-            dataset = get_dataset(name)
-            for split in splits:
-                served = split != "test" and general in names and name != general
-                if not len(dataset.split(split)) and not served:
-                    raise ValueError(f"dataset {name!r} has no {split} images, which {USES[split]}")
-            datasets.append(dataset)
-        except (OSError, ValueError) as error:
-            failures[name] = error
-    return datasets, failures
-
-
 def _write(comparison: "Comparison", config: "StudyConfig", argv: list[str], path: Path) -> None:
     """Write what is known so far: a stopped run leaves the datasets that are done."""
     from harness.studies.reproduce import draw
     from zoo.core.files import write_whole
 
     recipe = comparison.recipe
-    conditions = f"- {config.described(tunes=recipe.study.tunes)}\n"
+    conditions = f"- {config.describe(tunes=recipe.study.tunes)}\n"
     text = "\n".join([_command(argv), comparison.markdown() + conditions])
     write_whole(path.with_suffix(".md"), text.encode())
     if recipe.axis:
         write_whole(path.with_suffix(".svg"), draw(comparison))
+
+
+def _keep_new(path: Path, records: "list[Record]", known: "list[Record]") -> None:
+    """Append the records that earlier runs haven't written."""
+    from harness.records.record import write_records
+
+    if fresh := [record for record in records if record not in known]:
+        write_records(path, fresh)
 
 
 def _command(argv: list[str]) -> str:
@@ -399,11 +392,11 @@ def run_study_list(*_: Any) -> Shown:
     """Show the studies and their questions."""
     from harness.studies.run import list_studies
 
-    table = Table("name", "question", "keep rates", title="studies")
-    studies = []
-    for name, study in list_studies().items():
-        table.add_row(name, study.question, " ".join(f"{keep:g}" for keep in study.keeps))
-        studies.append({"name": name, "question": study.question, "keeps": list(study.keeps)})
+    every = list_studies().values()
+    rows = [[one.name, one.question, " ".join(f"{keep:g}" for keep in one.keeps)] for one in every]
+    heads = ("name", "question", "keep rates")
+    table = Table.of("studies", heads, rows, words=set(heads))
+    studies = [{"name": one.name, "question": one.question, "keeps": list(one.keeps)} for one in every]
     return Shown(parts=(table,), data={"studies": studies})
 
 
@@ -412,6 +405,7 @@ def _study_flags(parser: CommandParser) -> None:
     from harness.measure.plan import Plan
 
     parser.add_argument("name", metavar="NAME", help="of the study; see `study list`")
+    _dry_run(parser)
     what = parser.add_argument_group("what is studied")
     flags.model(what, "needs a text tower")
     flags.datasets(what, list(Plan.datasets))
@@ -437,10 +431,9 @@ def _study_flags(parser: CommandParser) -> None:
 def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records and a Markdown table, and show a table per dataset."""
     from harness.datasets.base import FINAL, FINAL_ALONE
-    from harness.records.record import earlier, write_records
-    from harness.studies.dry_run import expected_runs
-    from harness.studies.run import NOTES, SEED_NOTES, get_study, make, tower_with_text
-    from harness.studies.workshop import StudyConfig
+    from harness.records.record import earlier
+    from harness.studies.run import NOTES, SEED_NOTES, get_study, make, stock
+    from harness.studies.spec import StudyConfig
     from zoo.core.files import write_whole
 
     study = get_study(args.name, [command.path.split()[1] for command in COMMANDS[:-1]])
@@ -452,21 +445,22 @@ def run_study(args: Namespace, status: Console) -> Work:
     config = flags.settings(StudyConfig, args, split=split, golden=golden, **recipes)
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
+    if args.dry_run:
+        steps = stock(study, config, known, progress)
+        table, facts = _show_stock(study.name, study.title, config.model, steps, {})
+        return Shown(parts=(table,), data=facts)
     sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
-    sheets = []
-    tower = tower_with_text(config.model)
-    with progress.overall(f"study {study.name}", expected_runs(study, config, known, tower)):
-        for sheet, records in make(study, config, known, progress, tower):
-            if fresh := [record for record in records if record not in known]:
-                write_records(path, fresh)
-            sections += [sheet.markdown()]
-            sheets.append(sheet.data())
-            with progress.hidden():
-                yield sheet.table()
-    notes = [config.described(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
+    data = []
+    for measured, records in make(study, config, known, progress):
+        _keep_new(path, records, known)
+        sections.append(measured.markdown())
+        data.append(measured.data())
+        with progress.hidden():
+            yield measured.table()
+    notes = [config.describe(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
     write_whole(path.with_suffix(".md"), "\n".join([*sections, *notes, ""]).encode())
     progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
-    return Shown(parts=(), data={"study": study.name, "tables": sheets})
+    return Shown(parts=(), data={"study": study.name, "tables": data})
 
 
 def _recipes_flags(parser: CommandParser) -> None:
@@ -489,11 +483,11 @@ def run_recipes(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.measure.rows import dense_name, load_row
     from harness.measure.tuning import Tuner
-    from harness.studies.tuning import AS_IT_IS, changed, trial_runs, trials, trials_table
+    from harness.studies.recipes import AS_IT_IS, change_recipe, trials, trials_table
     from zoo.core.digests import fingerprint
 
     config = flags.tune_config(args, args.draws)
-    recipes = {AS_IT_IS: config} | {change: changed(config, change) for change in args.changes}
+    recipes = {AS_IT_IS: config} | {change: change_recipe(config, change) for change in args.changes}
     seeds = range(config.seed, config.seed + args.seeds)
     parts, row, tag = load_row(args.model)
     parts.model.to(args.device)
@@ -501,11 +495,7 @@ def run_recipes(args: Namespace, status: Console) -> Shown:
     about = {"model": dense_name(row), "tag": tag, "weights": fingerprint(row.vit)}
     names = dict.fromkeys(args.datasets)
     tuners = [Tuner(parts, get_dataset(name), **about, progress=progress, draws=args.draws) for name in names]
-    runs = [trial_runs(tuner, recipes, args.labelled, seeds) for tuner in tuners]
-    found: list[Trial] = []
-    with progress.overall("study recipes", sum(runs)):
-        for tuner in tuners:
-            found += trials(tuner, row, recipes, args.labelled, seeds)
+    found = [trial for tuner in tuners for trial in trials(tuner, row, recipes, args.labelled, seeds)]
     images, last = f"{args.labelled} images per class", seeds[-1]
     title = f"recipes of learned tokens, {args.model}, {images}, seeds {seeds[0]} to {last}: {config.learned}"
     data = {"model": args.model, "labelled": args.labelled, "draws": args.draws, "recipe": config, "trials": found}

@@ -1,7 +1,6 @@
 """Cheaper golden rankings: what each costs and is worth, and the best within a budget."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ from harness.records.statistics import Interval
 from zoo.core.files import from_json, write_whole
 from zoo.core.host import Host
 from zoo.ranking.approximate import Effort, parse, passes
-from zoo.ranking.golden import GoldenConfig
 from zoo.ranking.windows import windows
 
 SCHEMA_VERSION = 1
@@ -51,14 +49,6 @@ class Point:
             return 0.0
         count = len(windows(effort.grid, self.window, self.stride))
         return passes(self.approximate, effort, count)
-
-
-def passes_of(golden: GoldenConfig, vit: Host) -> float:
-    """Return what rankings by these settings cost per image, as ``Point.passes`` counts it; of a search its rounds."""
-    grid = vit.grid[0] * vit.grid[1]
-    rounds = 1 if golden.greedy is None else math.ceil(grid / golden.greedy)
-    point = Point(window=golden.window, stride=golden.stride, approximate=golden.approximate)
-    return rounds * point.passes(Effort.of(vit, golden.block))
 
 
 @dataclass(frozen=True, kw_only=True)

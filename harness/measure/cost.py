@@ -45,7 +45,6 @@ FREE_OPERATORS = frozenset(
     for name in names.split()
 )
 
-COUNTED = 20  # runs on an image that take about as long as counting a row's multiply-adds
 Handle = Callable[[list[Any], list[Any]], Any]  # an operator's inputs and outputs to its count
 _ACTIVATIONS = "activations"  # beside operators' names in what the handles return; none has it
 
@@ -54,9 +53,9 @@ _ACTIVATIONS = "activations"  # beside operators' names in what the handles retu
 class OperatorCost:
     """What one image costs a model.
 
-    Activations are elements that products give per image: results of convolutions, linear maps and
-    matrix products (fvcore's definition). Of attention both its weights and its result, fused or
-    not, though a fused kernel never writes the weights down.
+    Activations are elements that products give per image: results of convolutions, linear maps and matrix products
+    (fvcore's definition). Of attention both its weights and its result, fused or not, though a fused kernel never
+    writes the weights down.
     """
 
     gflops: float  # 1e9 multiply-adds per image, attention included
@@ -69,8 +68,8 @@ class OperatorCost:
 def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 3) -> OperatorCost:
     """Trace one image through the model in eval mode and count with fvcore.
 
-    The model maps (1, channels, height, width) to a tensor. It stays on its device and in its
-    dtype; training flags, random state and the attention fast path are restored.
+    The model maps (1, channels, height, width) to a tensor. It stays on its device and in its dtype; training flags,
+    random state and the attention fast path are restored.
 
     Raises:
         ValueError: The size is not positive, or the model has no parameter to place input by.
@@ -184,8 +183,7 @@ def _handles() -> dict[str, Handle]:
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Set eval mode, silence the tracer, and put back every flag on leaving.
 
-    nn.MultiheadAttention's fast path is one opaque operator (its cost would be missing), so it is
-    off meanwhile.
+    nn.MultiheadAttention's fast path is one opaque operator (its cost would be missing), so it is off meanwhile.
     """
     training = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()

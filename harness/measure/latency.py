@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import zoo
 from harness import git_commit
 from harness.base.terminal import Progress
 from harness.measure import timing, ways
@@ -25,6 +24,7 @@ from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import utc_now
 from zoo.core.digests import fingerprint
 from zoo.core.messages import expected
+from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.sizes import MODELS
 from zoo.towers.vit import ReducedViT
@@ -32,7 +32,6 @@ from zoo.towers.vit import ReducedViT
 CPU_BATCHES, CUDA_BATCHES = (1, 8, 32), (1, 8, 32, 64, 256)
 MOST_THREADS = 1024  # of so many more OpenMP ends the process, without an error to catch
 WARMUP, WARMUP_S = 3, 0.5
-PREPARED = ("failed", "first_call_s", "deviation", "peak_mib")  # fields of both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +90,13 @@ class LatencyPlan:
                 raise ValueError(f"--keeps {keep:g}: expected fractions in (0, 1], such as 0.6")
 
     @property
-    def cells(self) -> list["Cell"]:
-        """All conditions, batches changing fastest and precisions slowest."""
-        return [Cell(*c) for c in product(self.dtypes, self.threads, self.ways, self.batches)]
-
-    @property
-    def rounds_of_runtimes(self) -> list[list["Cell"]]:
-        """Conditions that share rounds where there are runtimes, eager float32 first, which the others are held to."""
+    def rounds_of(self) -> list[list["Condition"]]:
+        """Conditions that share rounds; of several the first is what the others are held to."""
+        if not self.runtimes:  # batches change fastest and precisions slowest
+            return [[Condition(*c)] for c in product(self.dtypes, self.threads, self.ways, self.batches)]
         every = dict.fromkeys([(EAGER, "float32"), *product(self.runtimes, self.dtypes)])
         return [
-            [Cell(dtype, threads, runtime, batch) for runtime, dtype in every]
+            [Condition(dtype, threads, runtime, batch) for runtime, dtype in every]
             for threads, batch in product(self.threads, self.batches)
         ]
 
@@ -125,8 +121,8 @@ def batches_for(device: str, batches: Sequence[int] | None) -> tuple[int, ...]:
     return CUDA_BATCHES if torch.device(device).type == "cuda" else CPU_BATCHES
 
 
-class Cell(NamedTuple):
-    """One condition: models timed in it share every round."""
+class Condition(NamedTuple):
+    """How models are run: those timed in one condition share every round."""
 
     dtype: str
     threads: int
@@ -164,7 +160,7 @@ def load_family(
         for method, keep in pairs:
             with torch.random.fork_rng(devices=[]):  # what a method learns is random, too
                 torch.manual_seed(0)
-                rows.append(_row(arch, zoo.reduce(vit, method=method, keep=keep)))
+                rows.append(_row(arch, reduce(vit, method=method, keep=keep)))
     else:
         require_rows(dense, pairs)
         tower = towers.load_tower(dense)
@@ -190,7 +186,7 @@ def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
     saved = towers.create_pretrained(name) if name.startswith((FOLDER, HUB)) else None
     if not isinstance(saved, ReducedViT) or saved.reducer is None:
         return []
-    model = zoo.reduce(vit, method=None)
+    model = reduce(vit, method=None)
     model.reducer = saved.reducer
     return [_row(arch, model)]
 
@@ -209,10 +205,10 @@ def _row(arch: str, vit: ReducedViT) -> Variant:
 def measure_latency(
     plan: LatencyPlan, known: Sequence[LatencyRecord], progress: Progress
 ) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
-    """Time all models in all cells, but use ``known`` records that fit again.
+    """Time all models under all conditions, but use ``known`` records that fit again.
 
     Yields:
-        For each cell the records of all its models, the dense one first, and those of them, or the
+        For conditions that share rounds the records of all models, the dense one first, and those of them, or the
         dense one's once more, that are new.
 
     Raises:
@@ -222,13 +218,12 @@ def measure_latency(
     for dense, pairs in plan.groups.items():
         for size in plan.image_sizes or (None,):
             family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress, size=size)
-            run = _FamilyRun(plan, family, known, progress)
-            yield from run.runtimes() if plan.runtimes else run.cells()
+            yield from _FamilyRun(plan, family, known, progress).rounds()
 
 
 @dataclass
 class _FamilyRun:
-    """One dense tower and its reductions on their way through the cells."""
+    """One dense tower and its reductions on their way through the conditions."""
 
     plan: LatencyPlan
     family: Family
@@ -240,126 +235,101 @@ class _FamilyRun:
         self.device = torch.device(self.plan.device)
         self.machine = timing.Machine.here(self.device)
 
-    def cells(self) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
+    def rounds(self) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
+        """Go through all conditions; see `measure_latency`."""
         dtype, vits = "", list[ReducedViT]()
-        for cell in self.plan.cells:
-            blanks = [self._blank(row, cell) for row in self.family.rows]
-            known = self._fitting(blanks)
+        for conditions in self.plan.rounds_of:
+            pairs = list(product(conditions, range(len(self.family.rows))))
+            blanks = [self._blank(self.family.rows[at], condition) for condition, at in pairs]
+            known = self._find_known(blanks)
             new: dict[int, LatencyRecord] = {}
             if missing := {i for i, one in enumerate(known) if one is None}:
-                if dtype != cell.dtype:
+                if dtype != conditions[0].dtype:
                     vits.clear()  # before there are others
-                    dtype, vits = cell.dtype, self._placed(cell.dtype)
-                # The dense model is timed with whatever is missing.
-                new = self._timed(cell, {i: (blanks[i], vits[i]) for i in sorted(missing | {0})})
-            both = [new.get(i, one) for i, one in enumerate(known)]
-            yield [one for one in both if one is not None], list(new.values())
-
-    def runtimes(self) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
-        """Go through the rounds that runtimes and precisions share, as ``cells`` does through cells."""
-        for cells in self.plan.rounds_of_runtimes:
-            pairs = list(product(cells, range(len(self.family.rows))))
-            blanks = [replace(self._blank(self.family.rows[i], cell), reference=EAGER_FLOAT32) for cell, i in pairs]
-            known = self._fitting(blanks)
-            new: dict[int, LatencyRecord] = {}
-            if missing := {i for i, one in enumerate(known) if one is None}:
-                vits = self._placed("float32")
+                    dtype, vits = conditions[0].dtype, self._copies(conditions[0].dtype)
+                # The first, a dense model, is timed with whatever is missing.
                 runs = {i: (blanks[i], vits[pairs[i][1]]) for i in sorted(missing | {0})}
-                new = self._timed_runtimes(cells[0], runs)
+                new = self._time(conditions[0], runs)
             both = [new.get(i, one) for i, one in enumerate(known)]
             yield [one for one in both if one is not None], list(new.values())
 
-    def _fitting(self, blanks: Sequence[LatencyRecord]) -> list[LatencyRecord | None]:
+    def _find_known(self, blanks: Sequence[LatencyRecord]) -> list[LatencyRecord | None]:
         """Find known records, and say which failed before."""
         known = [fitting(blank, self.known, self.plan.rounds) for blank in blanks]
         for record in known:
             if record is not None and record.failed is not None:
-                cell = Cell(record.dtype, record.threads, record.way, record.batch)
+                condition = Condition(record.dtype, record.threads, record.way, record.batch)
                 self.progress.say(
-                    f"{record.model}: {cell.label}: {record.failed} in an earlier run, so it "
+                    f"{record.model}: {condition.label}: {record.failed} in an earlier run, so it "
                     "isn't tried again; --fresh does"
                 )
         return known
 
-    def _placed(self, dtype: str) -> list[ReducedViT]:
+    def _copies(self, dtype: str) -> list[ReducedViT]:
         """Copy the models, which go on sharing weights, to the device in a precision."""
         vits = copy.deepcopy([row.vit for row in self.family.rows])
         return [vit.to(self.device, DTYPES[dtype]) for vit in vits]
 
-    def _timed(self, cell: Cell, models: Mapping[int, tuple[LatencyRecord, ReducedViT]]) -> dict[int, LatencyRecord]:
-        """Time models, the dense one first; complete their blank records."""
-        label = f"{self.dense.model}: {cell.label}"
-        vits = {str(index): vit for index, (_, vit) in models.items()}
+    def _time(
+        self, condition: Condition, runs: Mapping[int, tuple[LatencyRecord, ReducedViT]]
+    ) -> dict[int, LatencyRecord]:
+        """Time models, the first a dense one in ``condition``; complete their blank records."""
+        plan, (dtype, threads, way, batch) = self.plan, condition
+        label = f"runtimes, threads {threads}, batch {batch}" if plan.runtimes else condition.label
+        models = {
+            index: Runnable(vit, blank.way, blank.dtype if plan.runtimes else None)
+            for index, (blank, vit) in runs.items()
+        }
         with (
-            _threads(cell.threads),
-            ways.memory_format(list(vits.values()), cell.way) as form,
-            self.progress.task(label, self.plan.rounds) as tick,
+            _threads(threads),
+            self.progress.task(f"{self.dense.model}: {label}", len(runs) + plan.rounds) as tick,
         ):
             try:
-                size, dtype = self.dense.vit.input_size, DTYPES[cell.dtype]
-                images = timing.random_images(cell.batch, size, self.device, dtype)
+                images = timing.random_images(batch, self.dense.vit.input_size, self.device, DTYPES[dtype])
             except RuntimeError as error:
                 if not ways.is_out_of_memory(error):
                     raise
                 reason = f"{ways.OUT_OF_MEMORY}, for the images alone"
-                timings, around = dict[str, timing.Timing](), timing.Surroundings()
-                ready = dict.fromkeys(vits, ways.Prepared(failed=reason))
+                ready = dict.fromkeys(models, ways.ReadyModel(failed=reason))
+                timings, around = dict[int, timing.Timing](), timing.Surroundings()
             else:
-                how: dict[str, Any] = {"rounds": self.plan.rounds, "seconds": self.plan.seconds}
-                how["tick"] = lambda done: tick(min(done, self.plan.rounds))
-                how["watch"] = timing.stopwatch(self.device, cell.threads)
-                images = images.contiguous(memory_format=form)
-                ready, timings, around = time_cell(vits, images, cell.way, **how)
-        if cell.way in ways.COMPILED:
+                ready, timings, around = time_runnables(
+                    models,
+                    images,
+                    rounds=plan.rounds,
+                    seconds=plan.seconds,
+                    watch=timing.stopwatch(self.device, threads),
+                    tick=lambda done: tick(min(done, len(runs) + plan.rounds)),
+                )
+        if plan.runtimes or way == ways.COMPILE:
             torch._dynamo.reset()
-        new = self._completed(models, ready, timings, around)
-        self.progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
+        new = {
+            index: self._complete(blank, ready[index], timings.get(index), timings.get(0) if index else None, around)
+            for index, (blank, _) in runs.items()
+        }
+        self.progress.say(f"{self.dense.model}: {label}: {len(timings)} of {len(new)} models timed")
         return new
 
-    def _timed_runtimes(
-        self, cell: Cell, runs: Mapping[int, tuple[LatencyRecord, ReducedViT]]
-    ) -> dict[int, LatencyRecord]:
-        """Time models in runtimes and precisions in turn, dense in eager float32 first; complete their records."""
-        label = f"{self.dense.model}: runtimes, threads {cell.threads}, batch {cell.batch}"
-        watch, rounds = timing.stopwatch(self.device, cell.threads), self.plan.rounds
-        images = timing.random_images(cell.batch, self.dense.vit.input_size, self.device, torch.float32)
-        with _threads(cell.threads), self.progress.task(label, len(runs) + rounds) as tick:
-            ready = {}
-            for index, (blank, vit) in runs.items():
-                ready[str(index)] = ways.prepare(vit, blank.way, images, blank.dtype)
-                tick(len(ready))
-            how: dict[str, Any] = {"rounds": rounds, "seconds": self.plan.seconds, "watch": watch}
-            how["tick"] = lambda done: tick(len(runs) + min(done, rounds))
-            ready, timings, around = time_prepared(ready, images, **how)
-        torch._dynamo.reset()
-        new = self._completed(runs, ready, timings, around)
-        self.progress.say(f"{label}: {len(timings)} of {len(new)} timed")
-        return new
-
-    def _completed(
+    def _complete(
         self,
-        models: Mapping[int, tuple[LatencyRecord, ReducedViT]],
-        ready: Mapping[str, ways.Prepared],
-        timings: Mapping[str, timing.Timing],
+        blank: LatencyRecord,
+        ready: ways.ReadyModel,
+        own: timing.Timing | None,
+        dense: timing.Timing | None,
         around: timing.Surroundings,
-    ) -> dict[int, LatencyRecord]:
-        """Complete blank records, of which number 0 is what the others are held to."""
-        new = {}
-        for index, (blank, _) in models.items():
-            name = str(index)
-            fields: dict[str, Any] = {key: getattr(ready[name], key) for key in PREPARED}
-            if ready[name].weights_mib is not None:
-                fields["weights_mib"] = ready[name].weights_mib
-            if name in timings:
-                dense = timings.get("0") if index else None
-                # Of a runtime's time the multiply-adds explain only a part.
-                saved = blank.saved_gflops if blank.reference == OWN else None
-                fields |= time_fields(timings[name], dense, saved)
-                fields["warnings"] = timing.warnings_of(timings[name], around, self.machine.cores)
-            new[index] = replace(blank, created=utc_now(), surroundings=around, **fields)
-        return new
+    ) -> LatencyRecord:
+        """Complete a blank record by its own timing and that of what it is held to, if there are any."""
+        names = ("failed", "first_call_s", "deviation", "peak_mib")
+        fields: dict[str, Any] = {name: getattr(ready, name) for name in names}
+        if ready.weights_mib is not None:
+            fields["weights_mib"] = ready.weights_mib
+        if own is not None:
+            # Of a runtime's time the multiply-adds explain only a part.
+            fields |= time_fields(own, dense, blank.saved_gflops if blank.reference == OWN else None)
+            fields["warnings"] = timing.warnings_of(own, around, self.machine.cores)
+        return replace(blank, created=utc_now(), surroundings=around, **fields)
 
-    def _blank(self, row: Variant, cell: Cell) -> LatencyRecord:
+    def _blank(self, row: Variant, condition: Condition) -> LatencyRecord:
         """Return a record with conditions and costs, and no time."""
         counts = dict(vars(self.family.counts[row.key]))
         del counts["activations"]  # times hardly follow them
@@ -377,61 +347,59 @@ class _FamilyRun:
             random_weights=self.plan.random_weights,
             image_size=row.vit.input_size,
             device=self.plan.device,
-            **cell._asdict(),
-            stopwatch=timing.stopwatch(self.device, cell.threads).name,
+            **condition._asdict(),
+            stopwatch=timing.stopwatch(self.device, condition.threads).name,
+            reference=EAGER_FLOAT32 if self.plan.runtimes else OWN,
             machine=self.machine,
             failed="not timed",
             **counts,
             saved_gflops=None if row is self.dense else saved,
-            weights_mib=ways.weights_mib(row.vit, DTYPES[cell.dtype]),
+            weights_mib=ways.weights_mib(row.vit, DTYPES[condition.dtype]),
             surroundings=timing.Surroundings(),
         )
 
 
-def time_cell(
-    models: Mapping[str, ReducedViT],
+class Runnable(NamedTuple):
+    """A model in evaluation mode on its images' device, and how it is run."""
+
+    vit: ReducedViT
+    way: str
+    dtype: str | None = None  # of what it runs behind float32 images; None for the images' own
+
+
+def time_runnables(
+    models: Mapping[int, Runnable],
     images: Tensor,
-    way: str,
     *,
     rounds: int,
     seconds: float,
     watch: timing.Stopwatch,
     tick: Callable[[int], object] = lambda _: None,
-) -> tuple[dict[str, ways.Prepared], dict[str, timing.Timing], timing.Surroundings]:
-    """Prepare models and time those that can be timed in turn on the same images (B, C, H, W).
+) -> tuple[dict[int, ways.ReadyModel], dict[int, timing.Timing], timing.Surroundings]:
+    """Make models ready and time those that can be timed in turn on the same images (B, C, H, W).
 
-    Models are in evaluation mode on the images' device, both in the memory format of ``way``;
-    ``rounds``, ``seconds`` and ``tick`` are those of `timing.interleaved`.
+    ``rounds`` and ``seconds`` are those of `timing.interleave`; ``tick`` takes models ready and rounds done.
 
     Returns:
-        How preparing each went, timings of those that did not fail, how busy the machine was.
+        How making each ready went, timings of those that did not fail, how busy the machine was.
     """
-    ready = {name: ways.prepare(vit, way, images) for name, vit in models.items()}
-    return time_prepared(ready, images, rounds=rounds, seconds=seconds, watch=watch, tick=tick)
-
-
-def time_prepared(
-    ready: dict[str, ways.Prepared],
-    images: Tensor,
-    *,
-    rounds: int,
-    seconds: float,
-    watch: timing.Stopwatch,
-    tick: Callable[[int], object] = lambda _: None,
-) -> tuple[dict[str, ways.Prepared], dict[str, timing.Timing], timing.Surroundings]:
-    """Time in turn what could be prepared, on the same images; arguments and result are ``time_cell``'s."""
-    calls = {name: one.call for name, one in ready.items() if one.call is not None}
+    ready = {}
+    for key, one in models.items():
+        ready[key] = ways.prepare(one.vit, one.way, images, one.dtype)
+        tick(len(ready))
+    calls = {key: one.call for key, one in ready.items() if one.call is not None}
     if not calls:
         return ready, {}, timing.Surroundings()
     meanwhile = timing.Watch()
+    how: dict[str, Any] = {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": watch}
+    how["tick"] = lambda done: tick(len(ready) + done)
     try:
-        how: dict[str, Any] = {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": watch}
-        timings = timing.interleaved(calls, images, rounds, seconds=seconds, tick=tick, **how)
+        timings = timing.interleave(calls, images, rounds, seconds=seconds, **how)
     except (RuntimeError, MemoryError) as error:
         if not ways.is_out_of_memory(error):
             raise
-        reason, timings = f"{ways.OUT_OF_MEMORY}, with all of them prepared", {}
-        ready |= {name: replace(ready[name], failed=reason) for name in calls}
+        reason, timings = f"{ways.OUT_OF_MEMORY}, with all of them ready", {}
+        ready |= {key: replace(ready[key], failed=reason) for key in calls}
     return ready, timings, meanwhile.surroundings()
 
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-import zoo
 from harness.golden.store import Rankings
 from harness.models.towers import TIMM, load_clip, split_method
 from harness.records.conditions import DENSE, GOLDEN, RECOVERY
@@ -20,6 +19,7 @@ from zoo.core.files import digest
 from zoo.core.messages import expected, tower_name
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, left_at, rank_scores, tokens_of
+from zoo.loading.adopt import reduce
 from zoo.loading.arguments import require_fitted
 from zoo.loading.clip import ClipParts
 from zoo.loading.predictor_file import PredictorFile, load_predictor, with_predictors
@@ -138,7 +138,7 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
 def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
     """Make a row that prunes by golden rankings, which come later."""
     like = next(dense.block_modules[0].parameters())
-    vit = zoo.reduce(dense, method=None)
+    vit = reduce(dense, method=None)
     vit.reducer = Oracle(config, dense.spec(device=like.device, dtype=like.dtype))
     assert config.keep is not None
     return Variant(model=name, method=GOLDEN, keep=config.keep, vit=vit.eval(), config=config.plain())
@@ -154,7 +154,7 @@ def reduced_row(
 ) -> Variant:
     """Make a row of a registered method with its ``options``, ``keep`` among them."""
     options, predictors = with_predictors(arch, tag, method, options, dense.depth)
-    vit = zoo.reduce(dense, method=method, **options)
+    vit = reduce(dense, method=method, **options)
     assert vit.reducer is not None
     config = vit.reducer.config.plain()
     if predictors:
@@ -207,8 +207,7 @@ class Outcome:
         scores: (n, N) float, higher = kept longer.
         final_tokens: patch tokens left at the end.
         left: (n, N) int16 block at which a patch's own token went, -1 where it stayed.
-        token: (n, N) int16 grid position of the token that a patch is in at the end, -1 where it
-            was dropped.
+        token: (n, N) int16 grid position of the token that a patch is in at the end, -1 where it was dropped.
     """
 
     features: Tensor
@@ -248,8 +247,8 @@ def run(
 ) -> dict[str, Outcome]:
     """Run all rows on a batch; what rows without tokens or weights of their own share is computed once.
 
-    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key;
-    ``on_row`` is called after each row.
+    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key; ``on_row`` is called
+    after each row.
     """
     shared = _shared([row for row in rows if not row.apart], images)
     outcomes = {}
@@ -275,7 +274,7 @@ def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
     """Return what enters each block at which one of the rows parts from the dense tower."""
     if not rows:
         return {}
-    dense = rows[0].vit if rows[0].vit.reducer is None else zoo.reduce(rows[0].vit, method=None)
+    dense = rows[0].vit if rows[0].vit.reducer is None else reduce(rows[0].vit, method=None)
     entering, done = {0: dense.embed(images)}, 0
     for stop in sorted({row.first_block for row in rows} - {0}):
         entering[stop], _ = dense.advance(entering[done], done, stop)

@@ -59,7 +59,7 @@ class Performance(NamedTuple):
     loss: float  # mean cross-entropy, nats
 
 
-def loadable(
+def read_if_valid(
     path: Path, read: Callable[[Path], T], load: Callable[[T], object], words: str, progress: Progress
 ) -> T | None:
     """Return what was learned in an earlier run, if its file is there; None, with ``words``, if it can't be loaded."""
@@ -73,12 +73,6 @@ def loadable(
         progress.say(f"{words}: {reason}")
         return None
     return file
-
-
-def step_runs(config: TuneConfig, classes: int) -> float:
-    """Return about how many runs of a row on an image take as long as a step of tuning."""
-    images = 0 if config.tokens == "t" else 3 * config.batch  # gradients take as long again, twice
-    return images + (0 if config.tokens == "v" else classes / 2)
 
 
 @dataclass
@@ -140,7 +134,7 @@ class Tuner:
     def cached(self, path: Path) -> PromptFile | None:
         """Return the prompts of an earlier run; None, with a note, of a file that can't be loaded any more."""
         words = "prompts of an earlier run are tuned anew"
-        return loadable(path, PromptFile.read, PromptFile.load, words, self.progress)
+        return read_if_valid(path, PromptFile.read, PromptFile.load, words, self.progress)
 
     def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[Performance, Performance]:
         """Judge a row by labelled images, as it is, by text, and tuned."""

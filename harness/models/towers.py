@@ -110,9 +110,9 @@ def split_method(name: str) -> tuple[str, str | None, float]:
 def load_tower(name: str) -> Tower:
     """Load a dense image tower with its weights, and its text tower where there is one.
 
-    A classifier's logits are no features, so a classifier is dropped; see ``has_projection``. Of a
-    model that was saved with a reduction method, the dense tower is taken, and of a tuned one the
-    projection; learned visual tokens stay. Files are read as tensors, never unpickled.
+    A classifier's logits are no features, so a classifier is dropped; see ``has_projection``. Of a model that was saved
+    with a reduction method, the dense tower is taken, and of a tuned one the projection; learned visual tokens stay.
+    Files are read as tensors, never unpickled.
 
     Args:
         name: a dense name of ours (``clip_vit_b16.openai``), a ViT of timm
@@ -255,9 +255,9 @@ def named(classifier: Tensor) -> NDArray[np.bool_]:
 def has_projection(model: TimmHost) -> bool:
     """Tell whether the head projects to a joint space of images and text, or classifies.
 
-    Our names have a projection of known width. For timm's ``_clip_`` names the bias decides: CLIP's
-    projection has none, which timm stores as zeros, and fine-tuned classifiers (``_ft_in1k``) have
-    one, and so it does for Perception Encoder's core. No other ViT of timm has a projection.
+    Our names have a projection of known width. For timm's ``_clip_`` names the bias decides: CLIP's projection has
+    none, which timm stores as zeros, and fine-tuned classifiers (``_ft_in1k``) have one, and so it does for Perception
+    Encoder's core. No other ViT of timm has a projection.
     """
     facts = model.__dict__
     arch = facts.get("_model_args", {}).get("base") or facts["pretrained_cfg"]["architecture"]

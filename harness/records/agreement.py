@@ -19,7 +19,7 @@ BAND = 0.1  # of all patches: how far on either side of the border `border_overl
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class ImageMean:
     """Carry a mean over images with its 95 % bootstrap interval; None of fewer than two values."""
 
     mean: float | None
@@ -36,7 +36,7 @@ class Agreement:
         return Interval(self.mean, self.low, self.high)
 
 
-def over_images(values: ArrayLike, seed: int = 0, groups: ArrayLike | None = None) -> Agreement:
+def over_images(values: ArrayLike, seed: int = 0, groups: ArrayLike | None = None) -> ImageMean:
     """Return the mean of (B,) values, one per image, those that are NaN left out and counted.
 
     ``groups`` are as for `bootstrap_mean`.
@@ -46,11 +46,11 @@ def over_images(values: ArrayLike, seed: int = 0, groups: ArrayLike | None = Non
     known = every[defined]
     counts = {"counted": len(known), "undefined": len(every) - len(known)}
     if not has_spread(every, groups):
-        return Agreement(mean=None, low=None, high=None, **counts)
+        return ImageMean(mean=None, low=None, high=None, **counts)
     left = None if groups is None else np.unique(np.asarray(groups)[defined], return_inverse=True)[1]
     mean, low, high = bootstrap_mean(known, seed, left)
     # Equal values would otherwise leave the mean outside by its last digit.
-    return Agreement(mean=mean, low=min(low, mean), high=max(high, mean), **counts)
+    return ImageMean(mean=mean, low=min(low, mean), high=max(high, mean), **counts)
 
 
 def has_spread(values: NDArray[np.float64], groups: ArrayLike | None = None) -> bool:
@@ -87,7 +87,8 @@ def weighted_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64
         (B,) in [-1, 1], 0 on average for unrelated scores; NaN as in `kendall_tau`.
     """
     a, b = _paired(scores_a, scores_b)
-    return np.asarray(stats.weightedtau(a, b, axis=1).statistic, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # scipy adds infinities up
+        return np.asarray(stats.weightedtau(a, b, axis=1).statistic, dtype=np.float64)
 
 
 def match_at_k(scores_a: ArrayLike, scores_b: ArrayLike, k: int) -> NDArray[np.float64]:

@@ -350,12 +350,16 @@ def measured_alike(record: Record) -> str:
     return json.dumps([getattr(record, name) for name in names], sort_keys=True)
 
 
-def _line(record: Record) -> str:
+def record_values(record: Record) -> dict[str, Any]:
+    """Return what a line of JSON says; a metric has only what was measured of it."""
     values = asdict(record)
-    # A metric says only what it has.
-    plain = {name: {key: v for key, v in own.items() if v is not None} for name, own in values["metrics"].items()}
-    values["metrics"] = plain
-    for name, value in (*values.items(), *plain.items()):
+    values["metrics"] = {n: {key: v for key, v in own.items() if v is not None} for n, own in values["metrics"].items()}
+    return values
+
+
+def _line(record: Record) -> str:
+    values = record_values(record)
+    for name, value in (*values.items(), *values["metrics"].items()):
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:

@@ -11,12 +11,20 @@ from PIL import Image
 from scipy.stats import rankdata
 from torch import Tensor
 
-from harness.base.table import FORMS, Cell, Column, Table, json_values, points
+from harness.base.table import Table, json_values, points
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset, list_datasets, shipped_facts
 from harness.datasets.base import Dataset, Example, SplitName
 from harness.datasets.few_shot import subset
-from harness.golden.maps import class_text, golden_maps, method_maps, object_patches, patch_grid, reduced, unprocessed
+from harness.golden.maps import (
+    class_text,
+    golden_maps,
+    method_maps,
+    object_patches,
+    patch_grid,
+    reduced,
+    undo_preprocess,
+)
 from harness.models.towers import Tower, load_tower
 from harness.records.statistics import Interval, bootstrap_mean
 from zoo.ranking.golden import GoldenConfig
@@ -144,7 +152,7 @@ def _patches(tower: Tower, examples: Sequence[Example]) -> NDArray[np.bool_]:
     """Return the object patches of each image; masks go the way that images go, crop included."""
     masks = [Image.fromarray(np.asarray(example.mask)).convert("RGB") for example in examples]
     images = torch.stack([tower.preprocess(mask) for mask in masks])
-    inside = unprocessed(tower.preprocess, images).mean(dim=1)
+    inside = undo_preprocess(tower.preprocess, images).mean(dim=1)
     return np.asarray(object_patches(inside, patch_grid(tower.vit, images)).numpy())
 
 
@@ -158,27 +166,19 @@ def shares_data(shares: ObjectShare) -> dict[str, Any]:
 
 def objects_table(shares_of: Mapping[str, ObjectShare], title: str) -> Table:
     """Lay out how well rankings find objects."""
-    rows = []
+    heads = ("ranking", "images", "share", "chance", "difference", "lift", "AUC")
+    rows: list[list[str]] = []
     for name, shares in shares_of.items():
         intervals = shares.intervals()
-        cells = {
-            "ranking": name,
-            "images": str(len(shares.share)),
-            "share": "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in intervals["share"])),
-            "chance": f"{100 * float(shares.chance.mean()):.1f}",
-            "difference": points(intervals["difference"]),
-            "lift": f"{shares.lift:.2f}",
-            "AUC": "{:.3f} [{:.3f}, {:.3f}]".format(*intervals["auc"]),
-        }
-        rows.append(cells)
+        share = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in intervals["share"]))
+        auc = "{:.3f} [{:.3f}, {:.3f}]".format(*intervals["auc"])
+        chance = f"{100 * float(shares.chance.mean()):.1f}"
+        difference = points(intervals["difference"])
+        rows.append([name, str(len(shares.share)), share, chance, difference, f"{shares.lift:.2f}", auc])
     left_out = int((~next(iter(shares_of.values())).used).sum())
-    forms = dict.fromkeys(("images", "chance", "lift"), FORMS[:1])
-    return Table(
-        title=title,
-        caption="of an object's m patches, the share among the m most important ones, in %; "
-        "intervals: 95 % bootstrap over images, paired for the difference; AUC: how often an "
-        f"object patch ranks above a background patch; {left_out} images without object or "
-        "background left out",
-        columns=[Column(heading=head, left=head == "ranking", forms=forms.get(head, FORMS)) for head in rows[0]],
-        rows=[list(map(Cell, cells.values())) for cells in rows],
+    caption = (
+        "of an object's m patches, the share among the m most important ones, in %; intervals: 95 % bootstrap over "
+        "images, paired for the difference; AUC: how often an object patch ranks above a background patch; "
+        f"{left_out} images without object or background left out"
     )
+    return Table.of(title, heads, rows, words={"ranking"}, wide={"images", "chance", "lift"}, caption=caption)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.base.table import Cell, Column, Table
+from harness.base.table import Table
 from harness.base.terminal import Progress
 from harness.measure.cost import gflops
-from harness.measure.timing import Call, interleaved, random_images
+from harness.measure.timing import Call, interleave, random_images
 from harness.records.conditions import DENSE, DTYPES
 from harness.records.record import lacking
 from harness.records.statistics import Interval
@@ -71,7 +71,7 @@ def overhead(
     calls: dict[str, Call] = {DENSE: vit}
     calls |= {f"{arch} {width}": on_tokens(net) for (arch, width), net in nets.items()}
     with progress.task(f"latency at batch {batch}", 1) as update:
-        timings = interleaved(calls, images, rounds)
+        timings = interleave(calls, images, rounds)
         update(1)
     whole, rows = gflops(vit, size).gflops, []
     for (arch, width), net in nets.items():
@@ -86,17 +86,14 @@ def overhead(
 def overhead_table(rows: Sequence[Overhead], title: str) -> Table:
     """Lay predictors out beside the tower."""
     lack = lacking(dict.fromkeys(name for row in rows for name in row.uncounted))
-    heads = ("network", "width", "parameters", "GFLOPs", "share, %", "time, %")
     cells = []
     for row in rows:
-        ratio, low, high = (100 * value for value in row.latency)
-        time = f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
-        size, share = (str(row.width), f"{row.params:,}"), f"{100 * row.share:.2f}"
-        cells.append([*map(Cell, (row.arch, *size, f"{row.gflops:.4f}", share, time))])
-    return Table(
-        title=title,
-        caption="share: of the dense tower's multiply-adds; time: ratio to the dense tower's, "
-        f"median [interval] of rounds in turn{'; ' if lack else ''}{lack}",
-        columns=[Column(heading=head, left=head == "network") for head in heads],
-        rows=cells,
+        time = "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * value for value in row.latency))
+        size = str(row.width), f"{row.params:,}"
+        cells.append((row.arch, *size, f"{row.gflops:.4f}", f"{100 * row.share:.2f}", time))
+    heads = ("network", "width", "parameters", "GFLOPs", "share, %", "time, %")
+    caption = (
+        "share: of the dense tower's multiply-adds; time: ratio to the dense tower's, "
+        f"median [interval] of rounds in turn{'; ' if lack else ''}{lack}"
     )
+    return Table.of(title, heads, cells, words={"network"}, caption=caption)

@@ -3,23 +3,21 @@
 What isn't known of the paper is None, never guessed.
 """
 
-import abc
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from harness.datasets.base import Dataset, SplitName
+from harness.datasets.base import SplitName
 from harness.records.conditions import DENSE
 from harness.studies.predictors import architectures, scores, transfer
 from harness.studies.pruning import WITHOUT_PREDICTOR, baselines, early
-from harness.studies.run import Entry
+from harness.studies.run import StudyRow
+from harness.studies.spec import PREDICTED, Study, StudyCase, StudyConfig, StudyLine, study
 from harness.studies.tuning import WAYS, four_points, points, tuning
-from harness.studies.workshop import PREDICTED, Line, Study, StudyConfig, TuningShop, Workshop, study
 from zoo.core.messages import expected
 from zoo.core.predictor import ARCHITECTURES
 from zoo.ranking.golden import SCORES
@@ -88,7 +86,7 @@ def printed(table: str) -> dict[str, Printed]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PaperRow:
     """One row as the paper has it, or one of ours beside those."""
 
     name: str  # heading; the paper's figures go by it
@@ -107,68 +105,73 @@ class Row:
     place: float | None = None
     paper_place: float | None = None  # of the paper's point; None for no such point
 
-    def fits(self, entry: Entry, dataset: str) -> bool:
+    def fits(self, row: StudyRow, dataset: str) -> bool:
         """Tell whether a study's line is this row."""
         labels = {name: value.replace(TARGET, dataset) for name, value in self.labels.items()}
         return (
-            labels.items() <= entry.labels.items()
-            and self.group in (None, entry.group)
-            and self.method in (None, entry.records[0].method)
-            and self.keep in (None, entry.records[0].keep)
+            labels.items() <= row.labels.items()
+            and self.group in (None, row.group)
+            and self.method in (None, row.records[0].method)
+            and self.keep in (None, row.records[0].keep)
         )
 
 
-UNPRUNED = Row(name="unpruned", method=DENSE)
+UNPRUNED = PaperRow(name="unpruned", method=DENSE)
+RowsOf = Callable[[StudyConfig, int], Sequence[PaperRow]]
 
 
-class Target(abc.ABC):
+@dataclass(frozen=True, kw_only=True)
+class PaperTarget:
     """One table or figure of the paper, with what is known of it."""
 
+    name: str  # of the table or figure
+    keeps: tuple[float, ...]  # unless others are asked for
+
     @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """Name of the table or figure."""
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = _content()["tables"][self.name]
+        return facts
 
     @property
     def title(self) -> str:
         """What it shows."""
-        return str(_content()["tables"][self.name]["title"])
+        return str(self._facts["title"])
 
     @property
     def notes(self) -> Sequence[str]:
         """Remarks on the paper's figures, or on ours."""
-        return tuple(_content()["tables"][self.name]["notes"])
+        return tuple(self._facts["notes"])
 
     @property
     def datasets(self) -> tuple[str, ...]:
         """The paper's datasets, in its order."""
         return _columns(self.name)
 
+    @property
+    def axis(self) -> str:
+        """What a figure is drawn along; empty for a table."""
+        return str(self._facts.get("axis", ""))
 
-@dataclass(frozen=True)
-class Reproduction(Target):
-    """One table or measured figure: a study, and which of its lines is which row."""
+    def rates(self, asked: Sequence[float] | None) -> tuple[float, ...]:
+        """Return the keep rates to measure, the paper's if None; 1 is the unpruned tower, always there."""
+        return self.keeps if asked is None else tuple(keep for keep in asked if keep < 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable(PaperTarget):
+    """A table or measured figure: a study, and which of its lines is which row."""
 
     study: Study
-    keeps: tuple[float, ...]  # unless others are asked for
     # from config, whose keep rates are set, and number of blocks to the rows, each after that it is
     # compared with
-    rows: Callable[[StudyConfig, int], Sequence[Row]]
-    _: KW_ONLY
-    # fields of ``StudyConfig`` that are this table's
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    # the study is made of all datasets at once, as lines learn from other datasets
-    joint: bool = False
+    rows: RowsOf
+    changes: Mapping[str, Any] = field(default_factory=dict)  # fields of ``StudyConfig`` that are this table's
+    joint: bool = False  # made of all datasets at once, as lines learn from other datasets
     single: bool = False  # the first dataset will do
     besides: tuple[float, ...] = ()  # keep rates that are measured whatever others are asked for
     fixed: bool = False  # no other keep rates can be asked for
     # dataset whose predictor serves the others, too; these need nothing to learn from then
     general: str | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the table or figure."""
-        return self.rows.__name__
 
     def rates(self, asked: Sequence[float] | None) -> tuple[float, ...]:
         """Return the keep rates to measure, the paper's if None; 1 is the unpruned row, always there.
@@ -176,25 +179,29 @@ class Reproduction(Target):
         Raises:
             ValueError: the table has but one rate, there is none below 1, or two have one name.
         """
+        below = super().rates(asked)
         if asked is None:
-            return (*self.keeps, *self.besides)
+            return (*below, *self.besides)
         flag = f"--keeps {' '.join(f'{keep:g}' for keep in asked)}"
         if self.fixed:
             text = f"drops as many tokens as the paper, keep {100 * self.keeps[0]:.3g} %; leave --keeps out"
             raise ValueError(f"{flag}: {self.name} {text}")
-        below = tuple(keep for keep in asked if keep < 1)
         if not below:
             raise ValueError(f"{flag}: expected a rate below 1; the unpruned tower is measured in any case")
-        rates = (*below, *self.besides)
-        if len({round(100 * keep) for keep in rates}) < len(rates):
-            others = "".join(f", and not {keep:g}, which {self.name} needs itself" for keep in self.besides)
-            raise ValueError(f"{flag}: expected rates that differ by a whole percent{others}")
-        return rates
+        taken = {round(100 * keep) for keep in below} & {round(100 * keep) for keep in self.besides}
+        if taken:
+            others = ", ".join(f"{keep:g}, which {self.name} needs itself" for keep in self.besides)
+            raise ValueError(f"{flag}: expected rates that differ by a whole percent, and not {others}")
+        return (*below, *self.besides)
 
-    @property
-    def axis(self) -> str:
-        """What a figure is drawn along; empty for a table."""
-        return str(_content()["tables"][self.name].get("axis", ""))
+    def conditions(self, config: StudyConfig) -> StudyConfig:
+        """Return a config with the table's own settings, and its keep rates unless the config has others.
+
+        Raises:
+            ValueError: keep rates that the table can't have.
+        """
+        datasets = config.datasets[:1] if self.single else config.datasets
+        return replace(config, keeps=self.rates(config.keeps), datasets=datasets, **self.changes)
 
     def groups(self, config: StudyConfig) -> list[StudyConfig]:
         """Split a study by dataset, each with its own predictors, unless it is joint."""
@@ -204,36 +211,40 @@ class Reproduction(Target):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture(Target):
+class PaperPicture(PaperTarget):
     """A figure that shows images: the patches that each ranking keeps of them."""
 
-    number: int  # of the figure
+    keeps: tuple[float, ...] = (0.9, 0.7, 0.5)
     block: int | None  # that patches are removed before; None for that of the golden rankings
     rankings: tuple[str, ...] = ("golden", "clsattn")
-    keeps: tuple[float, ...] = (0.9, 0.7, 0.5)  # unless others are asked for
-
-    @property
-    def name(self) -> str:
-        """Name of the figure."""
-        return f"figure{self.number}"
-
-    def rates(self, asked: Sequence[float] | None) -> tuple[float, ...]:
-        """Return the keep rates to draw; 1 is the image itself, always there."""
-        return self.keeps if asked is None else tuple(keep for keep in asked if keep < 1)
 
 
-def list_reproductions() -> dict[str, Reproduction | Picture]:
+TABLES: dict[str, PaperTable] = {}
+PICTURES = {one.name: one for one in (PaperPicture(name="figure3", block=None), PaperPicture(name="figure4", block=0))}
+
+
+def list_targets() -> dict[str, PaperTable | PaperPicture]:
     """Return all tables and figures by name, sorted."""
-    every: tuple[Reproduction | Picture, ...] = (*REPRODUCTIONS, *PICTURES)
-    return {one.name: one for one in sorted(every, key=lambda one: one.name)}
+    every: dict[str, PaperTable | PaperPicture] = {**TABLES, **PICTURES}
+    return dict(sorted(every.items()))
 
 
-def get_reproduction(name: str) -> Reproduction | Picture:
-    """Return the reproduction of that table or figure; ValueError if there is none."""
-    every = list_reproductions()
+def get_target(name: str) -> PaperTable | PaperPicture:
+    """Return the table or figure of that name; ValueError if there is none."""
+    every = list_targets()
     if name not in every:
         raise ValueError(f"reproduce {name!r}: {expected(name, every)}")
     return every[name]
+
+
+def table(study: Study, keeps: tuple[float, ...], **facts: Any) -> Callable[[RowsOf], PaperTable]:
+    """Declare the table that a function is called like; the function returns its rows."""
+
+    def declare(rows: RowsOf) -> PaperTable:
+        one = TABLES[rows.__name__] = PaperTable(name=rows.__name__, study=study, keeps=keeps, rows=rows, **facts)
+        return one
+
+    return declare
 
 
 @study(
@@ -241,30 +252,26 @@ def get_reproduction(name: str) -> Reproduction | Picture:
     "Which method chooses best what goes, where and how much being the same?",
     keeps=(FOUR_STAGES,),
 )
-def stages(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def stages(on: StudyCase) -> Iterator[StudyLine]:
     """Prune by the dataset's own predictor, if it has images for one, by ImageNet's, then by methods without one."""
-    points = four_points(len(shop.dense.blocks))[0]
-    own = [dataset.images_of] if all(len(dataset.split(split)) for split in LEARNED_FROM) else []
-    general = [GENERAL] if GENERAL in shop.config.datasets else []
-    golden = shop.golden(block=points[0])
-    steps: dict[str, Any] = {"reduce_at": points, "schedule": "linear"}
-    for keep in keeps:
+    at = four_points(on.depth)[0]
+    own = [on.dataset.images_of] if all(len(on.dataset.split(split)) for split in LEARNED_FROM) else []
+    general = [GENERAL] if GENERAL in on.config.datasets else []
+    steps: dict[str, Any] = {"reduce_at": at, "schedule": "linear"}
+    for keep in on.keeps:
         for source in dict.fromkeys([*own, *general]):
-            fits = shop.fitted([source], golden)
-            rows = shop.predicted(fits, keep, None, f"on {source}", **steps)
-            yield Line({"method": PREDICTED, "fitted on": source}, rows, keep)
+            models = on.predicted(on.predictors(on.golden(block=at[0]), [source]), keep, **steps)
+            yield StudyLine({"method": PREDICTED, "fitted on": source}, models, keep)
         for method in STAGED:
-            rows = shop.baseline(method, keep, None, "in four stages", **steps)
-            yield Line({"method": method}, rows, keep)
+            yield StudyLine({"method": method}, on.baseline(method, keep, **steps), keep)
 
 
 @study("Cost of Patch Ranking", "How much cheaper is a pruned tower, in multiply-adds and in time?", keeps=(0.6, 0.5))
-def cost(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def cost(on: StudyCase) -> Iterator[StudyLine]:
     """Count and time the pruned tower beside the dense one."""
-    fits = shop.fitted([dataset.images_of], shop.golden())
-    for keep in keeps:
-        rows = shop.predicted(fits, keep, None, "cost")
-        yield Line({"model": rows[0].model}, rows, keep)
+    predictors = on.predictors(on.golden(), [on.dataset.images_of])
+    for keep in on.keeps:
+        yield StudyLine({"model": lambda row: row.model}, on.predicted(predictors, keep), keep)
 
 
 @study(
@@ -273,20 +280,19 @@ def cost(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[L
     keeps=(0.9, 0.8, 0.7, 0.6, 0.5),
     tunes=True,
 )
-def curves(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def curves(on: StudyCase) -> Iterator[StudyLine]:
     """Compare methods at equal cost, then tune the dense tower and Patch Ranking by T and by V+T."""
-    yield from baselines.lines(shop, dataset, keeps)
-    tuner = TuningShop(shop, dataset)
+    yield from baselines.lines(on)
     for way, tokens in WAYS.items():
-        for keep in (1.0, *keeps) if tokens else ():
-            row = tuner.row(keep)
-            labels = {"for": f"{100 * keep:g}", "method": row.method, "tuned": way}
-            yield tuner.line(labels, row, way, tuner.tuned(row, tokens=tokens))
+        for keep in (1.0, *on.keeps) if tokens else ():
+            model = on.untuned(keep)
+            labels = {"for": f"{100 * keep:g}", "method": model.method, "tuned": way}
+            yield on.line(labels, model, way, on.tuned(model, tokens=tokens))
 
 
-def _pruned(name: str, labels: dict[str, str], group: float | None = None) -> Row:
+def _pruned(name: str, labels: dict[str, str], group: float | None = None) -> PaperRow:
     """Return a row that is compared with the unpruned tower."""
-    return Row(name=name, labels=labels, group=group, against=UNPRUNED.name)
+    return PaperRow(name=name, labels=labels, group=group, against=UNPRUNED.name)
 
 
 def _at(name: str, keep: float, usual: float) -> str:
@@ -294,8 +300,8 @@ def _at(name: str, keep: float, usual: float) -> str:
     return name if keep == usual else f"{name}, keep {100 * keep:g}"
 
 
-@partial(Reproduction, curves, curves.keeps, changes={"time_dtypes": (), **OWN})
-def figure1(config: StudyConfig, _depth: int) -> list[Row]:
+@table(curves, curves.keeps, changes={"time_dtypes": (), **OWN})
+def figure1(config: StudyConfig, _depth: int) -> list[PaperRow]:
     """Patch Ranking first, then every other method at the same cost, then both tuned curves."""
     percents = [f"{100 * keep:g}" for keep in config.keeps or ()]
     rows = [replace(UNPRUNED, paper_place=1.0)]
@@ -315,8 +321,8 @@ def _place(percent: str, counts: Mapping[int, float]) -> float | None:
     return next((count / DENSE_GFLOPS for known, count in counts.items() if str(known) == percent), None)
 
 
-@partial(Reproduction, early, (0.9, 0.8, 0.7, 0.6, 0.5))
-def figure5(config: StudyConfig, _depth: int) -> list[Row]:
+@table(early, (0.9, 0.8, 0.7, 0.6, 0.5))
+def figure5(config: StudyConfig, _depth: int) -> list[PaperRow]:
     """Both of the paper's rankings, then ours; the unpruned tower is keep rate 100."""
     names = {"clsattn": "CLS attention", "golden": "golden"}
     rows = [replace(UNPRUNED, place=100, paper_place=100)]
@@ -327,8 +333,8 @@ def figure5(config: StudyConfig, _depth: int) -> list[Row]:
     return rows
 
 
-@partial(Reproduction, scores, (0.8, 0.7, 0.6, 0.5), besides=(TOP_100,))
-def table1(config: StudyConfig, _depth: int) -> list[Row]:
+@table(scores, (0.8, 0.7, 0.6, 0.5), besides=(TOP_100,))
+def table1(config: StudyConfig, _depth: int) -> list[PaperRow]:
     """Golden and predicted by score and keep rate, then the matching rates."""
     keeps = [keep for keep in config.keeps or () if keep != TOP_100]
     rows = [UNPRUNED]
@@ -338,12 +344,12 @@ def table1(config: StudyConfig, _depth: int) -> list[Row]:
     for score in SCORES:
         labels = {"score": score, "ranking": "predicted"}
         name = f"match at 100, {score}"
-        rows.append(Row(name=name, labels=labels, group=TOP_100, measure=MATCH))
+        rows.append(PaperRow(name=name, labels=labels, group=TOP_100, measure=MATCH))
     return rows
 
 
-@partial(Reproduction, transfer, (0.5,), joint=True)
-def table2(config: StudyConfig, _depth: int) -> list[Row]:
+@table(transfer, (0.5,), joint=True)
+def table2(config: StudyConfig, _depth: int) -> list[PaperRow]:
     """One row per dataset to learn from, each against the target's own predictor."""
     sources = {f"fitted on {name}": name for name in config.datasets}
     if len(config.datasets) > 1:
@@ -352,28 +358,28 @@ def table2(config: StudyConfig, _depth: int) -> list[Row]:
     for keep in config.keeps or ():
         own = _pruned(_at("fitted on the target", keep, 0.5), {"fitted on": TARGET}, keep)
         others = [
-            Row(name=_at(name, keep, 0.5), labels={"fitted on": source}, group=keep, against=own.name)
+            PaperRow(name=_at(name, keep, 0.5), labels={"fitted on": source}, group=keep, against=own.name)
             for name, source in sources.items()
         ]
         rows += [own, *others, _pruned(_at("golden", keep, 0.5), {"fitted on": "(golden)"}, keep)]
     return rows
 
 
-@partial(Reproduction, cost, cost.keeps, changes=COST, single=True)
-def table3(config: StudyConfig, _depth: int) -> list[Row]:
+@table(cost, cost.keeps, changes=COST, single=True)
+def table3(config: StudyConfig, _depth: int) -> list[PaperRow]:
     """Multiply-adds, then times; rows are compared by their ratio."""
     rows = []
     for unit, measure in (("GFLOPs", GFLOPS), ("ms", LATENCY)):
-        dense = Row(name=f"unpruned, {unit}", method=DENSE, measure=measure)
+        dense = PaperRow(name=f"unpruned, {unit}", method=DENSE, measure=measure)
         rows.append(dense)
         for keep in config.keeps or ():
-            row = Row(name=f"keep {100 * keep:g}, {unit}", method=PREDICTED, group=keep)
+            row = PaperRow(name=f"keep {100 * keep:g}, {unit}", method=PREDICTED, group=keep)
             rows.append(replace(row, against=dense.name, measure=measure))
     return rows
 
 
-@partial(Reproduction, stages, stages.keeps, joint=True, fixed=True, general=GENERAL)
-def table4(config: StudyConfig, _depth: int) -> list[Row]:
+@table(stages, stages.keeps, joint=True, fixed=True, general=GENERAL)
+def table4(config: StudyConfig, _depth: int) -> list[PaperRow]:
     """The paper's rows, then CLS attention and random order, which it lacks."""
     evit, avit, tome, *others = (_pruned(name, {"method": method}) for method, name in STAGED.items())
     own = _pruned("Patch Ranking", {"method": PREDICTED, "fitted on": TARGET})
@@ -384,13 +390,13 @@ def table4(config: StudyConfig, _depth: int) -> list[Row]:
     return [UNPRUNED, evit, avit, tome, own, general, *others]
 
 
-@partial(Reproduction, tuning, (0.6,), changes=OWN)
-def table5(config: StudyConfig, _depth: int) -> list[Row]:
+@table(tuning, (0.6,), changes=OWN)
+def table5(config: StudyConfig, _depth: int) -> list[PaperRow]:
     """The full tower and the pruned one for each way of tuning."""
     rows = []
     for way in WAYS:
         name = "no prompts" if way == "none" else way
-        full = Row(name=f"{name}, full", labels={"tuned": way}, method=DENSE)
+        full = PaperRow(name=f"{name}, full", labels={"tuned": way}, method=DENSE)
         rows.append(full)
         for keep in config.keeps or ():
             pruned = replace(full, name=f"{name}, keep {100 * keep:g}", method=PREDICTED, keep=keep)
@@ -398,8 +404,8 @@ def table5(config: StudyConfig, _depth: int) -> list[Row]:
     return rows
 
 
-@partial(Reproduction, architectures, (0.6,))
-def table6(config: StudyConfig, _depth: int) -> list[Row]:
+@table(architectures, (0.6,))
+def table6(config: StudyConfig, _depth: int) -> list[PaperRow]:
     """The paper's three networks, then ours."""
     width = str(config.fit.width)
     names = {"mlp": "MLP", "transformer": "transformer"}
@@ -411,8 +417,8 @@ def table6(config: StudyConfig, _depth: int) -> list[Row]:
     return rows
 
 
-@partial(Reproduction, points, (0.6,), changes=OWN)
-def table7(config: StudyConfig, depth: int) -> list[Row]:
+@table(points, (0.6,), changes=OWN)
+def table7(config: StudyConfig, depth: int) -> list[PaperRow]:
     """The paper's schedules, its best first, then all in one step."""
     others = ((2, 3, 4, 5), (4, 5, 6, 7), (1, 3, 5, 7))  # 1-based, as printed
     schedules = {}
@@ -424,7 +430,7 @@ def table7(config: StudyConfig, depth: int) -> list[Row]:
     every = []
     for keep in config.keeps or ():
         rows = [
-            Row(name=_at(name, keep, 0.6), labels={"before blocks": _comma(at)}, keep=keep)
+            PaperRow(name=_at(name, keep, 0.6), labels={"before blocks": _comma(at)}, keep=keep)
             for name, at in schedules.items()
         ]
         every += [rows[0], *(replace(row, against=rows[0].name) for row in rows[1:])]
@@ -433,9 +439,3 @@ def table7(config: StudyConfig, depth: int) -> list[Row]:
 
 def _comma(blocks: Sequence[int]) -> str:
     return ", ".join(map(str, blocks))
-
-
-REPRODUCTIONS = (
-    figure1, figure5, table1, table2, table3, table4, table5, table6, table7,
-)  # fmt: skip
-PICTURES = (Picture(number=3, block=None), Picture(number=4, block=0))

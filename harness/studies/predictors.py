@@ -1,14 +1,19 @@
 """Studies of predictors: what they learn from, by which network and loss, and where they serve."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from harness.datasets.base import Dataset
+import numpy as np
+
+from harness.datasets import get_dataset
 from harness.datasets.few_shot import SHOTS
-from harness.studies.workshop import MERGED, Line, Workshop, study
+from harness.measure.cost import gflops
+from harness.measure.rows import Variant
+from harness.studies.spec import MERGED, Label, StudyCase, StudyLine, study
 from zoo.core.predictor import ARCHITECTURES
 from zoo.learning.fit import LOSSES
+from zoo.loading.adopt import reduce
 from zoo.ranking.golden import SCORES, GoldenConfig
 
 TARGETS: tuple[dict[str, Any], ...] = (
@@ -32,18 +37,14 @@ MERGES: tuple[dict[str, Any], ...] = (
     keeps=(0.8, 0.7, 0.6, 0.5),
     labels=True,
 )
-def scores(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def scores(on: StudyCase) -> Iterator[StudyLine]:
     """Prune by golden rankings of three scores, and by predictors fitted to each."""
-    shop.scores = SCORES
     for score in SCORES:
-        golden = shop.golden(score=score)
-        truth = shop.truth(dataset, golden)
-        fits = shop.fitted(shop.config.datasets, golden)
-        for keep in keeps:
-            oracle = shop.oracle(truth, keep, score)
-            yield Line({"score": score, "ranking": "golden"}, oracle, keep)
-            rows = shop.predicted(fits, keep, truth, score)
-            yield Line({"score": score, "ranking": "predicted"}, rows, keep)
+        golden = on.golden(score=score)
+        predictors, truth = on.predictors(golden), on.truth(golden)
+        for keep in on.keeps:
+            yield StudyLine({"score": score, "ranking": "golden"}, on.oracle(golden, keep), keep)
+            yield StudyLine({"score": score, "ranking": "predicted"}, on.predicted(predictors, keep, truth), keep)
 
 
 @study(
@@ -51,20 +52,18 @@ def scores(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
     "Does a predictor need images of the dataset that it serves?",
     keeps=(0.5,),
 )
-def transfer(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def transfer(on: StudyCase) -> Iterator[StudyLine]:
     """Fit on one dataset or on all, judge on another; the dataset's own predictor comes first."""
-    golden = shop.golden()
-    truth = shop.truth(dataset, golden)
-    others = [name for name in shop.config.datasets if name != dataset.name]
-    sources: list[tuple[str, ...]] = [(dataset.name,), *((name,) for name in others)]
+    golden, own = on.golden(), on.dataset.name
+    others = [name for name in on.config.datasets if name != own]
+    sources: list[tuple[str, ...]] = [(own,), *((name,) for name in others)]
     if others:
-        sources.append(tuple(shop.config.datasets))
-    for keep in keeps:
+        sources.append(tuple(on.config.datasets))
+    for keep in on.keeps:
         for source in sources:
-            name = " + ".join(source)
-            rows = shop.predicted(shop.fitted(source, golden), keep, truth, f"on {name}")
-            yield Line({"fitted on": name}, rows, keep)
-        yield Line({"fitted on": "(golden)"}, shop.oracle(truth, keep, "golden"), keep)
+            models = on.predicted(on.predictors(golden, source), keep, on.truth(golden))
+            yield StudyLine({"fitted on": " + ".join(source)}, models, keep)
+        yield StudyLine({"fitted on": "(golden)"}, on.oracle(golden, keep), keep)
 
 
 @study(
@@ -72,27 +71,29 @@ def transfer(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterat
     "Which network predicts the golden ranking best, and does accuracy follow?",
     keeps=(0.6, 0.3),
 )
-def architectures(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def architectures(on: StudyCase) -> Iterator[StudyLine]:
     """Fit every architecture by one loss, the paper's full-width Mixer first."""
-    golden = shop.golden()
-    truth = shop.truth(dataset, golden)
-    full = int(shop.dense.embed_dim)
-    shapes = [("mixer", full), *((arch, shop.config.fit.width) for arch in ARCHITECTURES)]
-    for keep in keeps:
-        without = shop.gflops(shop.baseline("random", keep, None, "")[0])
-        for arch, width in shapes:
-            recipe = replace(shop.config.fit, arch=arch, width=width)
-            fits = shop.fitted(shop.config.datasets, golden, recipe)
-            rows = shop.predicted(fits, keep, truth, f"{arch} {width}")
-            reducer = rows[0].vit.reducer
-            assert reducer is not None
-            labels = {
+    golden, recipe, dense = on.golden(), on.config.fit, on.tower.vit
+    size = dense.patch_embed.img_size
+
+    def parameters(row: Variant) -> str:
+        assert row.vit.reducer is not None
+        return f"{sum(weight.numel() for weight in row.vit.reducer.parameters()):,}"
+
+    def cost(row: Variant) -> str:
+        without = gflops(reduce(dense, method="random", keep=row.keep), size).gflops
+        return f"{gflops(row.vit, size).gflops - without:.4f}"
+
+    for keep in on.keeps:
+        for arch, width in [("mixer", int(dense.embed_dim)), *((arch, recipe.width) for arch in ARCHITECTURES)]:
+            predictors = on.predictors(golden, recipe=replace(recipe, arch=arch, width=width))
+            labels: dict[str, Label] = {
                 "network": arch,
                 "width": str(width),
-                "parameters": f"{sum(weight.numel() for weight in reducer.parameters()):,}",
-                "its GFLOPs": f"{shop.gflops(rows[0]) - without:.4f}",
+                "parameters": parameters,
+                "its GFLOPs": cost,
             }
-            yield Line(labels, rows, keep)
+            yield StudyLine(labels, on.predicted(predictors, keep, on.truth(golden)), keep)
 
 
 @study(
@@ -100,43 +101,39 @@ def architectures(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> I
     "Which loss leads to the best ranking, and what does the paper's printed one do?",
     keeps=(0.6, 0.3),
 )
-def losses(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def losses(on: StudyCase) -> Iterator[StudyLine]:
     """Fit one architecture by every loss, listnet first."""
-    golden = shop.golden()
-    truth = shop.truth(dataset, golden)
-    for keep in keeps:
+    golden, recipe = on.golden(), on.config.fit
+    for keep in on.keeps:
         for loss in sorted(LOSSES, key=lambda name: (name != "listnet", name)):
-            recipe = replace(shop.config.fit, loss=loss)
-            fits = shop.fitted(shop.config.datasets, golden, recipe)
-            rows = shop.predicted(fits, keep, truth, loss)
-            yield Line({"network": recipe.arch, "loss": loss}, rows, keep)
+            predictors = on.predictors(golden, recipe=replace(recipe, loss=loss))
+            models = on.predicted(predictors, keep, on.truth(golden))
+            yield StudyLine({"network": recipe.arch, "loss": loss}, models, keep)
 
 
 @study("Golden rankings to learn from", "Which windows, and which cheap way, make the best teacher?", keeps=(0.6, 0.3))
-def targets(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def targets(on: StudyCase) -> Iterator[StudyLine]:
     """Prune by predictors fitted to golden rankings made in several ways, and by those rankings.
 
     All are compared with the predictor fitted to the study's own. Those of merging serve rankmerge,
     beside which it stands without a ranking and by the class token's attention.
     """
-    own = shop.golden()
-    truth = shop.truth(dataset, own)
+    own = on.golden()
+    truth = on.truth(own)
     others, merges = (
-        [replace(own, **{"greedy": None, "approximate": None, **way}) for way in ways] for ways in (TARGETS, MERGES)
+        [on.golden(**{"greedy": None, "approximate": None, **way}) for way in ways] for ways in (TARGETS, MERGES)
     )
-    for keep in keeps:
-        for way in dict.fromkeys([own, *others]):
-            name = _way(way)
-            rows = shop.predicted(shop.fitted(shop.config.datasets, way), keep, truth, name)
-            yield Line({"target": name, "ranking": "predicted"}, rows, keep)
-            oracle = shop.oracle(shop.truth(dataset, way), keep, name)
-            yield Line({"target": name, "ranking": "golden"}, oracle, keep)
+    for keep in on.keeps:
+        for golden in dict.fromkeys([own, *others]):
+            models = on.predicted(on.predictors(golden), keep, truth)
+            yield StudyLine({"target": _way(golden), "ranking": "predicted"}, models, keep)
+            yield StudyLine({"target": _way(golden), "ranking": "golden"}, on.oracle(golden, keep), keep)
         for rank in ("none", "cls"):
-            rows = shop.baseline(MERGED, keep, truth, rank, rank=rank)
-            yield Line({"target": "(merged)", "ranking": rank}, rows, keep)
-        for way in merges:
-            rows = shop.predicted(shop.fitted(shop.config.datasets, way), keep, truth, _way(way))
-            yield Line({"target": _way(way), "ranking": "predicted"}, rows, keep)
+            models = on.baseline(MERGED, keep, truth, rank=rank)
+            yield StudyLine({"target": "(merged)", "ranking": rank}, models, keep)
+        for golden in merges:
+            models = on.predicted(on.predictors(golden), keep, truth)
+            yield StudyLine({"target": _way(golden), "ranking": "predicted"}, models, keep)
 
 
 def _way(golden: GoldenConfig) -> str:
@@ -152,17 +149,18 @@ def _way(golden: GoldenConfig) -> str:
     keeps=(0.6, 0.3),
     labels=True,
 )
-def shots(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def shots(on: StudyCase) -> Iterator[StudyLine]:
     """Fit on few ranked images per class; all of them come first."""
-    golden = shop.golden()
-    truth = shop.truth(dataset, golden)
-    most = min(shop.most_shots(name, golden) for name in shop.config.datasets)
-    if too_many := [k for k in SHOTS if k > most]:
+    golden, names = on.golden(), on.config.datasets
+    classes = {name: len(get_dataset(name).classes) for name in names}
+    labels = {name: on.labels_of(name) for name in names}
+    most = min(int(np.bincount(labels[name], minlength=classes[name]).min()) for name in names)
+    if too_many := [count for count in SHOTS if count > most]:
         counts = ", ".join(map(str, too_many))
-        shop.progress.say(f"left out: {counts} images per class; a class has {most} ranked ones")
-    for keep in keeps:
-        for count in (None, *reversed([k for k in SHOTS if k <= most])):
-            fits = shop.fitted(shop.config.datasets, golden, shots=count)
+        on.progress.say(f"left out: {counts} images per class; a class has {most} ranked ones")
+    for keep in on.keeps:
+        for count in (None, *reversed([count for count in SHOTS if count <= most])):
+            images = sum(len(labels[name]) if count is None else count * classes[name] for name in names)
+            models = on.predicted(on.predictors(golden, shots=count), keep, on.truth(golden))
             name = "all" if count is None else str(count)
-            rows = shop.predicted(fits, keep, truth, f"{name} shots")
-            yield Line({"images per class": name, "images": str(fits[0].images)}, rows, keep)
+            yield StudyLine({"images per class": name, "images": str(images)}, models, keep)

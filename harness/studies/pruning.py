@@ -1,15 +1,13 @@
 """Studies of pruning: which method, at which blocks, in how many steps, at what cost."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from typing import Any
 
-from harness.datasets.base import Dataset
 from harness.measure.rows import Variant
 from harness.records.conditions import MATCHED
-from harness.studies.workshop import MERGED, PREDICTED, Line, Workshop, study
+from harness.studies.spec import MERGED, PREDICTED, EqualCost, Label, StudyCase, StudyLine, study
 from zoo.core.predictor import architecture
 from zoo.core.reducer import METHODS, configure
 from zoo.methods.rankmerge import RANKS
@@ -28,34 +26,26 @@ WITHOUT_PREDICTOR = sorted(
     "Is Patch Ranking ahead of other methods for the same cost?",
     keeps=(0.6, 0.5, 0.3),
 )
-def baselines(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def baselines(on: StudyCase) -> Iterator[StudyLine]:
     """Give every method without a predictor the keep rates at which it costs what patchrank does.
 
     Equal times are those of a precision at batch 8; all features are in the study's own.
     """
-    fits = shop.fitted(shop.config.datasets, shop.golden())
-    truth = shop.known(dataset.images_of)
 
-    def baseline(method: str, what: str, keep: float) -> list[Variant]:
-        return shop.baseline(method, keep, truth, what)
+    def off(row: Variant) -> str:
+        return f"{100 * (row.config[MATCHED]['ratio'] / row.config[MATCHED]['goal'] - 1):+.1f} %"
 
-    targets = {keep: shop.predicted(fits, keep, truth, f"for {keep:g}") for keep in keeps}
-    first = {keep: rows[0] for keep, rows in targets.items()}
-    times = {dtype: shop.at_time(first, WITHOUT_PREDICTOR, dtype) for dtype in shop.config.time_dtypes}
-    for keep, own in targets.items():
-        what, percent, goal = f"for {keep:g}", f"{100 * keep:g}", shop.gflops(own[0])
-        yield Line({"for": percent, "method": PREDICTED}, own, keep)
-        for method in WITHOUT_PREDICTOR:
-            rows = shop.at_cost(method, partial(baseline, method, what), goal)
-            yield Line({"for": percent, "method": method, "equal": "GFLOPs"}, rows, keep)
-        for (dtype, matches), method in product(times.items(), WITHOUT_PREDICTOR):
-            rate, setting = matches[method, keep]
-            rows = [
-                replace(row, config=row.config | {MATCHED: setting})
-                for row in baseline(method, f"{what} in {dtype}", rate)
-            ]
-            off = f"{100 * (setting['ratio'] / setting['goal'] - 1):+.1f} %"
-            yield Line({"for": percent, "method": method, "equal": f"time, {dtype}", "off": off}, rows, keep)
+    predictors, truth = on.predictors(on.golden()), on.known()
+    for keep in on.keeps:
+        own = on.predicted(predictors, keep, truth)
+        labels = {"for": f"{100 * keep:g}"}
+        yield StudyLine(labels | {"method": PREDICTED}, own, keep)
+        for dtype, method in product((None, *on.config.time_dtypes), WITHOUT_PREDICTOR):
+            equal: dict[str, Label] = {"equal": "GFLOPs"}
+            if dtype is not None:
+                equal = {"equal": f"time, {dtype}", "off": off}
+            models = on.baseline(method, keep, truth)
+            yield StudyLine({**labels, "method": method, **equal}, models, keep, cost=EqualCost(own[0], dtype=dtype))
 
 
 @study(
@@ -63,30 +53,23 @@ def baselines(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Itera
     "Does rankmerge lose less than ToMe, and does a ranking earn its place where nothing is dropped?",
     keeps=(0.6, 0.5, 0.3),
 )
-def merging(shop: Workshop, _dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def merging(on: StudyCase) -> Iterator[StudyLine]:
     """Give ToMe, and rankmerge with each kind of ranking, the keep rates at which they cost what patchrank does.
 
     Rankmerge's predictor is fitted to golden rankings by merging before the first block.
     """
-    golden = shop.golden(block=0, action="merge", window=1, stride=1, greedy=None, approximate="follow:0")
-    fits = shop.fitted(shop.config.datasets, golden)
-    pruned = shop.fitted(shop.config.datasets, shop.golden())
-
-    def merged(rank: str, keep: float) -> list[Variant]:
-        if rank == "predictor":
-            return shop.predicted(fits, keep, None, rank)
-        return shop.baseline(MERGED, keep, None, rank, rank=rank)
-
-    for keep in keeps:
-        own = shop.predicted(pruned, keep, None, f"for {keep:g}")
-        goal = shop.gflops(own[0])
-        ways = {("tome", ""): lambda keep: shop.baseline("tome", keep, None, "")}
-        ways |= {(MERGED, rank): partial(merged, rank) for rank in RANKS}
-        for (method, rank), build in ways.items():
-            rows = shop.at_cost(f"{method} {rank}", build, goal)
-            rows = [replace(row, what=f"for {keep:g}, {row.what}") for row in rows]
-            yield Line({"for": f"{100 * keep:g}", "method": method, "ranking": rank}, rows, keep)
-        yield Line({"for": f"{100 * keep:g}", "method": PREDICTED, "ranking": "predictor"}, own, keep)
+    golden = on.golden(block=0, action="merge", window=1, stride=1, greedy=None, approximate="follow:0")
+    predictors, pruned = on.predictors(golden), on.predictors(on.golden())
+    for keep in on.keeps:
+        own, percent = on.predicted(pruned, keep), f"{100 * keep:g}"
+        ways = {("tome", ""): on.baseline("tome", keep)}
+        for rank in RANKS:
+            learned = rank == "predictor"
+            ways[MERGED, rank] = on.predicted(predictors, keep) if learned else on.baseline(MERGED, keep, rank=rank)
+        for (method, rank), models in ways.items():
+            labels = {"for": percent, "method": method, "ranking": rank}
+            yield StudyLine(labels, models, keep, cost=EqualCost(own[0]))
+        yield StudyLine({"for": percent, "method": PREDICTED, "ranking": "predictor"}, own, keep)
 
 
 def parts(depth: int) -> dict[str, dict[str, Any]]:
@@ -105,37 +88,29 @@ def parts(depth: int) -> dict[str, dict[str, Any]]:
 
 
 @study("Parts of rankmerge, at equal GFLOPs", "What is each part of the method worth?", keeps=(0.6, 0.3))
-def ablation(shop: Workshop, _dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def ablation(on: StudyCase) -> Iterator[StudyLine]:
     """Change one setting of rankmerge at a time, at the cost of random pruning, which is that of any other."""
-    for keep in keeps:
-        goal = shop.gflops(shop.baseline("random", keep, None, "")[0])
-        for name, options in parts(len(shop.dense.blocks)).items():
-            build = partial(shop.baseline, MERGED, truth=None, what=f"{name} for {keep:g}", **options)
-            yield Line({"for": f"{100 * keep:g}", "changed": name}, shop.at_cost(name, build, goal), keep)
+    for keep in on.keeps:
+        cost = EqualCost(on.baseline("random", keep)[0])
+        for name, options in parts(on.depth).items():
+            labels = {"for": f"{100 * keep:g}", "changed": name}
+            yield StudyLine(labels, on.baseline(MERGED, keep, **options), keep, cost=cost)
 
 
 @study(
     "Reduction point", "Before which block do tokens go at the least loss, for one keep rate or one cost?", keeps=(0.6,)
 )
-def blocks(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def blocks(on: StudyCase) -> Iterator[StudyLine]:
     """Prune before every block to one keep rate, then to the cost of the study's own block."""
-    every = range(len(shop.dense.blocks))
-    yield from _at_blocks(shop, dataset, every, keeps)
-    goldens = [shop.golden(block=block) for block in every]
-    truth = [shop.truth(dataset, golden) for golden in goldens]
-    fits = [shop.fitted(shop.config.datasets, golden) for golden in goldens]
-
-    def predicted(block: int, what: str, keep: float) -> list[Variant]:
-        return shop.predicted(fits[block], keep, truth[block], f"block {block} {what}")
-
-    own = shop.golden().block
-    for keep in keeps:
-        goal = shop.gflops(predicted(own, "", keep)[0])
-        ranking = f"predicted, cost of block {own} at {100 * keep:g}"
+    every, own = range(on.depth), on.golden().block
+    yield from _at_blocks(on, every)
+    for keep in on.keeps:
+        cost = EqualCost(on.predicted(on.predictors(on.golden()), keep, on.truth(on.golden()))[0])
         for block in every:
-            build = partial(predicted, block, f"for {keep:g}")
-            rows = shop.at_cost(f"block {block}", build, goal)
-            yield Line({"before block": str(block), "ranking": ranking}, rows, keep)
+            golden = on.golden(block=block)
+            models = on.predicted(on.predictors(golden), keep, on.truth(golden))
+            labels = {"before block": str(block), "ranking": f"predicted, cost of block {own} at {100 * keep:g}"}
+            yield StudyLine(labels, models, keep, cost=cost)
 
 
 @study(
@@ -143,27 +118,24 @@ def blocks(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator
     "Does the golden ranking beat the class token's attention where pruning pays most?",
     keeps=(0.6, 0.5),
 )
-def early(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def early(on: StudyCase) -> Iterator[StudyLine]:
     """Prune before block 0, where the class token hasn't attended to anything yet."""
-    yield from _at_blocks(shop, dataset, (0,), keeps)
+    yield from _at_blocks(on, (0,))
 
 
-def _at_blocks(shop: Workshop, dataset: Dataset, at: Sequence[int], keeps: Sequence[float]) -> Iterator[Line]:
+def _at_blocks(on: StudyCase, at: Sequence[int]) -> Iterator[StudyLine]:
     """Yield golden, predicted, class token's attention and random order at some blocks."""
-    for block in at:
-        golden = shop.golden(block=block)
-        truth = shop.truth(dataset, golden)
-        fits = shop.fitted(shop.config.datasets, golden)
-        for keep in keeps:
-            what = f"block {block}"
-            rankings = {
-                "golden": shop.oracle(truth, keep, what),
-                "predicted": shop.predicted(fits, keep, truth, what),
-                "clsattn": shop.baseline("clsattn", keep, truth, what, reduce_at=(block,)),
-                "random": shop.baseline("random", keep, truth, what, reduce_at=(block,)),
-            }
-            for ranking, rows in rankings.items():
-                yield Line({"before block": str(block), "ranking": ranking}, rows, keep)
+    for block, keep in product(at, on.keeps):
+        golden = on.golden(block=block)
+        truth = on.truth(golden)
+        rankings = {
+            "golden": on.oracle(golden, keep),
+            "predicted": on.predicted(on.predictors(golden), keep, truth),
+            "clsattn": on.baseline("clsattn", keep, truth, reduce_at=(block,)),
+            "random": on.baseline("random", keep, truth, reduce_at=(block,)),
+        }
+        for ranking, models in rankings.items():
+            yield StudyLine({"before block": str(block), "ranking": ranking}, models, keep)
 
 
 def schedules(first: int, depth: int) -> list[tuple[int, ...]]:
@@ -181,24 +153,18 @@ def schedules(first: int, depth: int) -> list[tuple[int, ...]]:
     "Is it better to drop all tokens at once, or fewer at a time and more in the end?",
     keeps=(0.6, 0.5, 0.3),
 )
-def schedule(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def schedule(on: StudyCase) -> Iterator[StudyLine]:
     """Prune in one step or in several, by one ranking made at the first."""
-    golden = shop.golden()
-    truth = shop.truth(dataset, golden)
-    fits = shop.fitted(shop.config.datasets, golden)
-
-    def predicted(points: Sequence[int], what: str, keep: float) -> list[Variant]:
-        return shop.predicted(fits, keep, truth, what, reduce_at=points)
-
-    for keep in keeps:
-        goal = shop.gflops(predicted((golden.block,), "", keep)[0])
-        for points in schedules(golden.block, len(shop.dense.blocks)):
-            what = f"at {points} for {keep:g}"
-            rows = shop.at_cost(f"at {points}", partial(predicted, points, what), goal)
+    golden, predictors = on.golden(), on.predictors(on.golden())
+    for keep in on.keeps:
+        once = on.predicted(predictors, keep, on.truth(golden))[0]
+        for points in schedules(golden.block, on.depth):
+            models = on.predicted(predictors, keep, on.truth(golden), reduce_at=points)
             labels = {"for": f"{100 * keep:g}", "before blocks": ", ".join(map(str, points))}
-            yield Line(labels | {"ranking": "predicted"}, rows, keep)
-            rows = shop.oracle(truth, rows[0].keep, what, reduce_at=points)
-            yield Line(labels | {"ranking": "golden"}, rows, keep)
+            cost = EqualCost(once, models[0])  # a golden row has that of the predicted one
+            yield StudyLine(labels | {"ranking": "predicted"}, models, keep, cost=cost)
+            oracle = on.oracle(golden, keep, reduce_at=points)
+            yield StudyLine(labels | {"ranking": "golden"}, oracle, keep, cost=cost)
 
 
 @study(
@@ -206,34 +172,25 @@ def schedule(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterat
     "Do later blocks know better which of the remaining patches matter?",
     keeps=(0.6, 0.3),
 )
-def rescore(shop: Workshop, dataset: Dataset, keeps: Sequence[float]) -> Iterator[Line]:
+def rescore(on: StudyCase) -> Iterator[StudyLine]:
     """Rank once, carry the ranking along, or score what is left anew."""
-    recipe = shop.config.fit
+    recipe = on.config.fit
     if not architecture(recipe.arch).any_subset:
         recipe = replace(recipe, arch=SCORES_SUBSETS)
-    golden = shop.golden()
-    once = (golden.block,)
-    points = tuple(range(golden.block, len(shop.dense.blocks), 2))[:3]
-    truth = shop.truth(dataset, golden)
-    fits = [shop.fitted(shop.config.datasets, shop.golden(block=block), recipe) for block in points]
-
-    def predicted(what: str, anew: bool, at: tuple[int, ...], keep: float) -> list[Variant]:
-        later = fits[1:] if anew else ()
-        return shop.predicted(fits[0], keep, truth, what, later=later, reduce_at=at, rescore=anew)
-
-    def attention(what: str, at: tuple[int, ...], keep: float) -> list[Variant]:
-        return shop.baseline("clsattn", keep, truth, what, reduce_at=at)
-
-    for keep in keeps:
-        goal = shop.gflops(predicted("", False, once, keep)[0])
-        ways: dict[tuple[str, str], Callable[[float], list[Variant]]] = {
-            (recipe.arch, "once"): partial(predicted, f"once for {keep:g}", False, once),
-            (recipe.arch, "carried"): partial(predicted, f"carried for {keep:g}", False, points),
-            (recipe.arch, "anew"): partial(predicted, f"anew for {keep:g}", True, points),
-            ("clsattn", "once"): partial(attention, f"once for {keep:g}", once),
-            ("clsattn", "anew"): partial(attention, f"anew for {keep:g}", points),
+    golden = on.golden()
+    once, points = (golden.block,), tuple(range(golden.block, on.depth, 2))[:3]
+    first, *later = [on.predictors(on.golden(block=block), recipe=recipe) for block in points]
+    truth = on.truth(golden)
+    for keep in on.keeps:
+        own = on.predicted(first, keep, truth, reduce_at=once, rescore=False)
+        ways = {
+            (recipe.arch, "once"): own,
+            (recipe.arch, "carried"): on.predicted(first, keep, truth, reduce_at=points, rescore=False),
+            (recipe.arch, "anew"): on.predicted(first, keep, truth, later=later, reduce_at=points, rescore=True),
+            ("clsattn", "once"): on.baseline("clsattn", keep, truth, reduce_at=once),
+            ("clsattn", "anew"): on.baseline("clsattn", keep, truth, reduce_at=points),
         }
-        for (by, way), build in ways.items():
+        for (by, way), models in ways.items():
             before = ", ".join(map(str, once if way == "once" else points))
             labels = {"for": f"{100 * keep:g}", "by": by, "scored": way, "before blocks": before}
-            yield Line(labels, shop.at_cost(f"{by} {way}", build, goal), keep)
+            yield StudyLine(labels, models, keep, cost=EqualCost(own[0]))

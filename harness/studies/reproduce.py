@@ -8,33 +8,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.apps.show import ShowConfig, find_subjects, show
-from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table, json_values
+from harness.base.table import NOT_MEASURED, Table, figure, json_values
 from harness.base.terminal import Progress
-from harness.datasets.base import Dataset
+from harness.datasets import get_dataset
+from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import turns
-from harness.golden.budget import passes_of
-from harness.models.towers import load_tower
 from harness.records.conditions import DENSE
-from harness.records.record import Record
+from harness.records.record import Record, Times
 from harness.records.statistics import Interval, bootstrap_mean, wilson_interval
 from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.patches import PatchSheet
 from harness.report.writers import markdown
-from harness.studies.dry_run import Step
 from harness.studies.paper import (
     GFLOPS,
     LATENCY,
     MATCH,
     TOP1,
     UNPRUNED,
-    Picture,
+    PaperPicture,
+    PaperRow,
+    PaperTable,
     Printed,
-    Reproduction,
-    Row,
     printed,
 )
-from harness.studies.run import Sheet, make
-from harness.studies.workshop import StudyConfig
+from harness.studies.run import Stock, StudyTable, make, stock
+from harness.studies.spec import StudyConfig
 
 MODEL = "clip_vit_b16.openai"
 NOTES = (
@@ -42,6 +40,11 @@ NOTES = (
     "bootstrap of several); of a mean over datasets, what follows from theirs. Compared: ours with "
     "a paired bootstrap on the same images; mean over datasets, in points, or for cost the ratio."
 )
+USES: dict[SplitName, str] = {
+    "train": "predictors learn from",
+    "val": "fits are stopped by",
+    "test": "tables are judged by",
+}
 OTHER = "NOT the paper's {}: what differs is no failed reproduction"
 
 
@@ -99,22 +102,22 @@ def _cost_ratio(records: Sequence[Record], reference: Sequence[Record]) -> Inter
     return None if ours is None or theirs is None else _exact(ours / theirs)
 
 
+def _times(records: Sequence[Record]) -> Times | None:
+    """Return the times of the largest batch."""
+    return max(records[0].latency or (), key=lambda entry: entry.batch, default=None)
+
+
 def _latency(records: Sequence[Record]) -> Interval | None:
-    """Return the time per image of the largest batch, with its quartiles."""
-    if not (times := records[0].latency):
+    """Return the time per image, with its quartiles."""
+    if (last := _times(records)) is None:
         return None
-    last = max(times, key=lambda entry: entry.batch)
     return Interval(*(time / last.batch for time in (last.median_ms, last.q1_ms, last.q3_ms)))
 
 
 def _ratio(records: Sequence[Record], _reference: Sequence[Record]) -> Interval | None:
     """Return the time as ratio to the dense model's in the same rounds."""
-    if not (times := records[0].latency):
-        return None
-    last = max(times, key=lambda entry: entry.batch)
-    if last.ratio_to_dense is None or last.ratio_low is None or last.ratio_high is None:
-        return None
-    return Interval(last.ratio_to_dense, last.ratio_low, last.ratio_high)
+    last = _times(records)
+    return None if last is None else last.ratio
 
 
 MEASURES = {
@@ -135,10 +138,10 @@ def mean_of(intervals: Sequence[Interval]) -> Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class PaperResult:
     """What was measured for a row."""
 
-    row: Row
+    row: PaperRow
     ours: dict[str, Interval] = field(default_factory=dict)  # by dataset, those that were measured
     to: dict[str, Interval] = field(default_factory=dict)  # by dataset, against the row's reference
     paper: Printed | None = None  # None where we know nothing of the row
@@ -161,9 +164,9 @@ class Result:
 class Comparison:
     """A table or figure of the paper with what we measured, on all datasets done so far."""
 
-    recipe: Reproduction
+    recipe: PaperTable
     tower: str
-    results: tuple[Result, ...]
+    results: tuple[PaperResult, ...]
     images: dict[str, int]  # number of judged images by dataset, in order
 
     @property
@@ -191,43 +194,28 @@ class Comparison:
 
     def table(self) -> Table:
         """Lay out what we have of each row, what the paper has, and the difference."""
-        rows: list[list[Cell]] = []
+        heads = ("", "whose", *self.datasets, "mean", "compared with", "by")
+        rows: list[list[str]] = []
         sections = []
         for one in self.results:
             sections.append(len(rows))
-            rows += [[Cell(text) for text in line] for line in self._lines(one)]
-        own = [Column(heading=name, forms=FORMS[:1]) for name in self.datasets]
-        names = ("", "whose", "compared with")
-        row, whose, against = (Column(heading=head, left=True) for head in names)
-        return Table(
-            title=self.title,
-            caption=NOTES,
-            columns=[row, whose, *own, Column(heading="mean"), against, Column(heading="by")],
-            rows=rows,
-            sections=frozenset(sections),
-        )
+            rows += self._lines(one)
+        words, wide = {"", "whose", "compared with"}, set(self.datasets)
+        about: dict[str, Any] = {"caption": NOTES, "sections": frozenset(sections)}
+        return Table.of(self.title, heads, rows, words=words, wide=wide, **about)
 
-    def _lines(self, one: Result) -> Iterator[list[str]]:
+    def _lines(self, one: PaperResult) -> Iterator[list[str]]:
         form, relative = MEASURES[one.row.measure].form, MEASURES[one.row.measure].relative
-        mean, to = self.mean(one.ours), self.mean(one.to)
-        name = one.row.name
-        if one.row.empty and not one.ours:
-            name = f"{name} ({one.row.empty})"
-        ours = [_interval(one.ours.get(dataset), form) for dataset in self.datasets]
-        against = one.row.against or ""
-        yield [name, "ours", *ours, _interval(mean, form), against, _interval(to, relative)]
+        own, to = [*map(one.ours.get, self.datasets), self.mean(one.ours)], self.mean(one.to)
+        name = one.row.name + (f" ({one.row.empty})" if one.row.empty and not one.ours else "")
+        yield [name, "ours", *(_interval(each, form) for each in own), one.row.against or "", _interval(to, relative)]
         if one.paper is None:
             return
-        values = [one.paper.values.get(dataset) for dataset in self.datasets]
-        theirs, theirs_to = one.paper.mean_over(self.datasets), one.paper_to(self.datasets)
-        means = [_number(value, form) for value in (*values, theirs)]
-        yield ["", "paper", *means, "", _number(theirs_to, relative)]
-        signed = f"+{form}"
-        off = [NOT_MEASURED] * len(means)
-        if not self.differences:
-            own = [*(one.ours.get(dataset) for dataset in self.datasets), mean]
-            pairs = zip(own, (*values, theirs), strict=True)
-            off = [_difference(*pair, signed) for pair in pairs]
+        theirs = [*map(one.paper.values.get, self.datasets), one.paper.mean_over(self.datasets)]
+        theirs_to = one.paper_to(self.datasets)
+        yield ["", "paper", *(figure(value, form) for value in theirs), "", figure(theirs_to, relative)]
+        comparable = not self.differences
+        off = [_difference(*pair, f"+{form}") if comparable else NOT_MEASURED for pair in zip(own, theirs, strict=True)]
         off += ["", _difference(to, theirs_to, f"+{relative.removeprefix('+')}")]
         if any(cell not in ("", NOT_MEASURED) for cell in off):
             yield ["", "difference", *off]
@@ -239,10 +227,6 @@ class Comparison:
         return markdown([replace(self.table(), notes=[*self.recipe.notes, source])], level=2)
 
 
-def _number(value: float | None, form: str) -> str:
-    return NOT_MEASURED if value is None else format(value, form)
-
-
 def _interval(value: Interval | None, form: str) -> str:
     """Show an estimate with its ends, unless they are the estimate."""
     if value is None:
@@ -252,26 +236,25 @@ def _interval(value: Interval | None, form: str) -> str:
 
 
 def _difference(ours: Interval | None, theirs: float | None, form: str) -> str:
-    return _number(None if ours is None or theirs is None else ours.estimate - theirs, form)
+    return figure(None if ours is None or theirs is None else ours.estimate - theirs, form)
 
 
-def compared(recipe: Reproduction, config: StudyConfig, depth: int, tower: str, sheets: Sequence[Sheet]) -> Comparison:
+def compare_rows(
+    recipe: PaperTable, config: StudyConfig, depth: int, tower: str, tables: Sequence[StudyTable]
+) -> Comparison:
     """Put what a study measured on some datasets beside the paper's rows."""
-    by_dataset = {sheet.dense.dataset: sheet for sheet in sheets}
-    paper_rows = printed(recipe.name)
-    results = []
+    by_dataset = {table.dense.dataset: table for table in tables}
+    paper_rows, results = printed(recipe.name), []
     records: dict[str, dict[str, Sequence[Record]]] = {}
     for row in recipe.rows(config, depth):
-        measure = MEASURES[row.measure]
+        measure, others = MEASURES[row.measure], records.get(row.against or "", {})
         own = records[row.name] = _records(row, by_dataset)
-        others = records.get(row.against or "", {})
         ours = {name: measure.read(part) for name, part in own.items()}
-        both = own.keys() & others.keys()
-        to = {name: measure.compare(own[name], others[name]) for name in own if name in both}
+        to = {name: measure.compare(part, others[name]) for name, part in own.items() if name in others}
         shares = [_cost_ratio(part, [by_dataset[name].dense]) for name, part in own.items()]
         counted = [share.estimate for share in shares if share is not None]
         results.append(
-            Result(
+            PaperResult(
                 row=row,
                 ours={name: value for name, value in ours.items() if value is not None},
                 to={name: value for name, value in to.items() if value is not None},
@@ -280,51 +263,46 @@ def compared(recipe: Reproduction, config: StudyConfig, depth: int, tower: str, 
                 share=sum(counted) / len(counted) if counted else None,
             )
         )
-    images = {name: sheet.dense.image_count for name, sheet in by_dataset.items()}
+    images = {name: table.dense.image_count for name, table in by_dataset.items()}
     return Comparison(recipe=recipe, tower=tower, results=tuple(results), images=images)
 
 
-def _records(row: Row, sheets: Mapping[str, Sheet]) -> dict[str, Sequence[Record]]:
+def _records(row: PaperRow, tables: Mapping[str, StudyTable]) -> dict[str, Sequence[Record]]:
     """Return the records that a row is made of, by dataset; none where no line fits."""
     if not row.labels and row.group is None:
         # The dense model is a line of no study; other such rows are methods that aren't built.
-        return {name: [sheet.dense] for name, sheet in sheets.items() if row.method == "dense"}
-    lines = {
-        name: next((e.records for e in sheet.entries if row.fits(e, name)), None) for name, sheet in sheets.items()
-    }
-    return {name: records for name, records in lines.items() if records is not None}
+        return {name: [table.dense] for name, table in tables.items() if row.method == DENSE}
+    found = {name: next((own for own in table.rows if row.fits(own, name)), None) for name, table in tables.items()}
+    return {name: own.records for name, own in found.items() if own is not None}
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:
     """Return rows by dataset and as mean, ours and the paper's, as JSON values."""
-    names, rows = comparison.datasets, []
-    for one in comparison.results:
-        mean = comparison.mean(one.ours)
-        paper = one.paper and {
-            "by_dataset": {name: one.paper.values.get(name) for name in names},
-            "mean": one.paper.mean_over(names),
-            "mean_compared": one.paper_to(names),
-            "source": one.paper.source,
-        }
-        row = {
+    names = comparison.datasets
+    rows = [
+        {
             "name": one.row.name,
             "measure": one.row.measure,
             "unit": MEASURES[one.row.measure].unit,
             "compared_with": one.row.against,
-            "ours": {"by_dataset": one.ours, "mean": mean, "compared_by_dataset": one.to},
-            "paper": paper,
+            "ours": {"by_dataset": one.ours, "mean": comparison.mean(one.ours), "compared_by_dataset": one.to},
+            "paper": one.paper
+            and {
+                "by_dataset": {name: one.paper.values.get(name) for name in names},
+                "mean": one.paper.mean_over(names),
+                "mean_compared": one.paper_to(names),
+                "source": one.paper.source,
+            },
             "gflops_share_of_dense": one.share,
             "missing_because": one.row.empty or None,
         }
-        rows.append(row)
-    about = {
-        "name": comparison.recipe.name,
-        "title": comparison.title,
-        "tower": comparison.tower,
-        "images_by_dataset": comparison.images,
-        "comparable": not comparison.differences,
-    }
-    values: dict[str, Any] = json_values({**about, "rows": rows})
+        for one in comparison.results
+    ]
+    about = {"name": comparison.recipe.name, "title": comparison.title, "tower": comparison.tower}
+    comparable = not comparison.differences
+    values: dict[str, Any] = json_values(
+        {**about, "images_by_dataset": comparison.images, "comparable": comparable, "rows": rows}
+    )
     return values
 
 
@@ -374,25 +352,23 @@ def draw(comparison: Comparison) -> bytes:
     return render([chart], styles)
 
 
-def under_its_conditions(recipe: Reproduction, config: StudyConfig) -> StudyConfig:
-    """Return a config with a table's own settings, and its keep rates unless the config has others.
-
-    Raises:
-        ValueError: keep rates that the table can't have.
-    """
-    datasets = config.datasets[:1] if recipe.single else config.datasets
-    return replace(config, keeps=recipe.rates(config.keeps), datasets=datasets, **recipe.changes)
-
-
 def produce(
-    recipe: Reproduction, config: StudyConfig, known: Sequence[Record], progress: Progress
-) -> Iterator[tuple[Sheet, list[Record]]]:
+    recipe: PaperTable, config: StudyConfig, known: Sequence[Record], progress: Progress
+) -> Iterator[tuple[StudyTable, list[Record]]]:
     """Measure what a table needs and ``known`` lacks; see ``harness.studies.run.make``."""
-    for part in recipe.groups(config):
-        yield from make(recipe.study, part, known, progress)
+    groups = recipe.groups(config)
+    with progress.task(f"study reproduce {recipe.name}", len(groups)) as update:
+        for done, part in enumerate(groups, start=1):
+            yield from make(recipe.study, part, known, progress)
+            update(done)
 
 
-def shown(picture: Picture, config: StudyConfig) -> ShowConfig:
+def stock_of(recipe: PaperTable, config: StudyConfig, known: Sequence[Record], progress: Progress) -> list[Stock]:
+    """Return what a table takes, and how much of it is there; see ``harness.studies.run.stock``."""
+    return [one for part in recipe.groups(config) for one in stock(recipe.study, part, known, progress)]
+
+
+def show_config(picture: PaperPicture, config: StudyConfig) -> ShowConfig:
     """Return how a picture is drawn under a study's conditions; ValueError for unfit keep rates."""
     block = config.golden.block if picture.block is None else picture.block
     golden = replace(config.golden, block=block)
@@ -400,20 +376,31 @@ def shown(picture: Picture, config: StudyConfig) -> ShowConfig:
 
 
 def draw_picture(
-    picture: Picture, config: StudyConfig, datasets: Sequence[Dataset], images: int, out: Path, progress: Progress
+    picture: PaperPicture, config: StudyConfig, datasets: Sequence[Dataset], images: int, out: Path, progress: Progress
 ) -> PatchSheet:
     """Draw a few test images of each dataset, drawn once and for all, as a PNG."""
-    how = shown(picture, config)
+    how = show_config(picture, config)
     places = [f"{one.name}:test:{at}" for one in datasets for at in turns(one.split("test").labels)[:images]]
     return show(config.model, find_subjects(places), how, out, progress=progress, device=config.device)
 
 
-def picture_steps(picture: Picture, config: StudyConfig, datasets: Sequence[Dataset], images: int) -> list[Step]:
-    """Return what drawing takes: golden rankings that aren't kept, and a pass for each keep rate."""
-    how = shown(picture, config)
-    passes = passes_of(how.golden, load_tower(config.model).vit) + len(how.keeps)
-    counts = {one.name: min(images, len(one.split("test"))) for one in datasets}
-    return [
-        Step(kind="draw images", of=f"{name} test", total=count, cached=0, images=count, passes=round(count * passes))
-        for name, count in counts.items()
-    ]
+def readable(
+    names: Sequence[str], splits: Sequence[SplitName] = tuple(USES), general: str | None = None
+) -> tuple[list[Dataset], dict[str, Exception]]:
+    """Return the datasets that can be read and lack none of the splits, and what is wrong with others.
+
+    Beside a ``general`` dataset, whose predictor serves the others, these need a test split only.
+    """
+    datasets: list[Dataset] = []
+    failures: dict[str, Exception] = {}
+    for name in names:
+        try:
+            dataset = get_dataset(name)
+            for split in splits:
+                served = split != "test" and general in names and name != general
+                if not len(dataset.split(split)) and not served:
+                    raise ValueError(f"dataset {name!r} has no {split} images, which {USES[split]}")
+            datasets.append(dataset)
+        except (OSError, ValueError) as error:
+            failures[name] = error
+    return datasets, failures

@@ -1,13 +1,11 @@
 """Measure how fast golden rankings are made, against the straightforward way."""
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import product
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,29 +14,25 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from harness import git_commit
-from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table
+from harness.base.table import NOT_MEASURED, Table
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.datasets.few_shot import subset
-from harness.measure.timing import LEAST_ROUNDS, interleaved
+from harness.measure.timing import LEAST_ROUNDS, interleave
 from harness.models.towers import find_tower
 from harness.records.agreement import kendall_tau
 from harness.records.conditions import device_name
 from harness.records.record import utc_now
 from harness.records.statistics import Interval
-from zoo.core.files import write_whole
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
-from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.ranking.windows import mean_over_windows, members, outside, windows
 from zoo.towers.vit import ReducedViT
 
-SCHEMA_VERSION = 1
-STRAIGHTFORWARD = "straightforward"
+Call = Callable[[Tensor], Tensor]  # from images (B, C, H, W) to importance (B, N)
 TIE = 1e-5  # scores that differ by no more are equal
-DETAILS = ("batch", "tau (least)", "G per image", "G/s")  # columns for a wide terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +44,7 @@ class SpeedConfig:
     dataset: str = "fashion"
     split: SplitName = "val"
     images: int = 4  # number of images
-    # block and windows; preservation, one-shot, exact
-    golden: GoldenConfig = field(default_factory=GoldenConfig)
+    golden: GoldenConfig = field(default_factory=GoldenConfig)  # block and windows; preservation, one-shot, exact
     precisions: tuple[str, ...] = ("float32", "bfloat16")  # of the engine
     batches: tuple[int, ...] = ()  # sequences per forward pass; none for the engine's own choice
     compiled: bool = False  # measure the compiled engine as well
@@ -70,11 +63,10 @@ class SpeedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class SpeedWay:
     """How fast one way makes the rankings."""
 
     name: str  # ``straightforward``, or ``engine`` with its precision
-    precision: str
     batch: int  # sequences per forward pass
     samples_ms: tuple[float, ...]  # for all images, one per round
     windows_per_s: Interval  # at the median time, at the third and at the first quartile
@@ -82,34 +74,21 @@ class Way:
     tau: float  # Kendall tau-b to the straightforward way's importance, mean over images
     tau_least: float  # the same, least over images
     same: float  # share of the images whose ranking is the straightforward way's, up to ties
-    multiply_adds: int  # per image, of embedding and blocks
-    multiply_adds_per_s: float  # at the median time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
     """What was measured under which conditions; the straightforward way is the first."""
 
-    schema_version: int = SCHEMA_VERSION
     created: str
     git_commit: str | None
     model: str
-    random_weights: bool
-    block: int
-    window: int
-    stride: int
+    config: SpeedConfig
     windows: int
-    images: int
-    dataset: str
-    device: str
+    device_name: str
     threads: int
     versions: Mapping[str, str]
-    ways: tuple[Way, ...]
-
-    def write(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+    ways: tuple[SpeedWay, ...]
 
 
 class Plain:
@@ -151,36 +130,13 @@ class Plain:
         return features
 
 
-class _Runner(NamedTuple):
-    """A way to rank, from images (B, C, H, W) to importance (B, N)."""
-
-    name: str
-    precision: str
-    batch: int  # sequences per forward pass
-    run: Callable[[Tensor], Tensor]
-    multiply_adds: int  # per image, of embedding and blocks
-
-
-def _runners(vit: ReducedViT, config: SpeedConfig, count: int) -> Iterator[_Runner]:
-    """Prepare the straightforward way, then the engine in every precision and batch."""
-    golden, effort = config.golden, Effort.of(vit, config.golden.block)
-    without = effort.tokens - golden.window**2  # tokens of an image without a window
-    weights: Any = vit.patch_embed.proj.weight
-
-    def blocks(number: int, tokens: int) -> int:
-        """Count blocks that are all run for every token; ``inner`` counts all but the last."""
-        return replace(effort, blocks=number + 1).inner(tokens, tokens)
-
-    once = effort.patches * weights.numel() + blocks(golden.block, effort.tokens)
-    work = blocks(effort.blocks, effort.tokens) + count * blocks(effort.blocks, without)
-    yield _Runner(STRAIGHTFORWARD, "float32", count, Plain(vit, golden).importance, once + work)
-    left = replace(effort, grid=(1, without - effort.prefix))
-    work = once + effort.whole + count * left.whole
+def _runners(vit: ReducedViT, config: SpeedConfig, count: int) -> Iterator[tuple[str, int, Call]]:
+    """Prepare the straightforward way, then the engine in every precision and batch: name, batch, call."""
+    yield "straightforward", count, Plain(vit, config.golden).importance
     ahead = (False, True) if config.compiled else (False,)
     for precision, batch, compiled in product(config.precisions, config.batches or (None,), ahead):
-        engine = GoldenEngine(vit, golden, precision=precision, compiled=compiled, batch=batch)
-        name = f"engine, {precision}{', compiled' if compiled else ''}"
-        yield _Runner(name, precision, engine.suffix.batch, engine.importance, work)
+        engine = GoldenEngine(vit, config.golden, precision=precision, compiled=compiled, batch=batch)
+        yield f"engine, {precision}{', compiled' if compiled else ''}", engine.suffix.batch, engine.importance
 
 
 def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
@@ -195,43 +151,30 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
     split = subset(get_dataset(config.dataset).split(config.split), config.images)
     images = torch.stack([tower.preprocess(example.image) for example in split]).to(config.device)
     count = len(windows(vit.patch_embed.grid_size, golden.window, golden.stride))
-    runners = list(_runners(vit, config, count))
-    importance = []
-    with progress.task("once, not timed", len(runners)) as show:
-        for done, runner in enumerate(runners, start=1):
-            importance.append(runner.run(images).numpy())
+    names, batches, calls = zip(*_runners(vit, config, count), strict=True)
+    with progress.task("study speed", len(calls) + config.rounds) as show:
+        importance = []
+        for done, call in enumerate(calls, start=1):  # once, not timed
+            importance.append(call(images).numpy())
             show(done)
-    progress.say(f"{config.rounds} rounds")
-    calls = {str(index): runner.run for index, runner in enumerate(runners)}
-    timings = list(interleaved(calls, images, config.rounds, warmup=0).values())
+        numbered = {str(index): call for index, call in enumerate(calls)}
+        on_round = lambda done: show(len(calls) + done)  # noqa: E731
+        timings = list(interleave(numbered, images, config.rounds, warmup=0, tick=on_round).values())
     ways = []
-    for runner, timing, scores in zip(runners, timings, importance, strict=True):
+    for name, batch, timing, scores in zip(names, batches, timings, importance, strict=True):
         median, fast, slow = timing.spread_ms
         taus = kendall_tau(scores, importance[0])
-        per_s = (1e3 * len(images) * count / time for time in (median, slow, fast))
-        ways.append(
-            Way(
-                name=runner.name,
-                precision=runner.precision,
-                batch=runner.batch,
-                samples_ms=timing.samples_ms,
-                windows_per_s=Interval(*per_s),
-                speed_up=timings[0].ratio_to(timing),
-                tau=float(taus.mean()),
-                tau_least=float(taus.min()),
-                same=float(same_ranking(scores, importance[0]).mean()),
-                multiply_adds=runner.multiply_adds,
-                multiply_adds_per_s=1000 * len(images) * runner.multiply_adds / median,
-            )
-        )
+        way = SpeedWay(
+            name=name, batch=batch, samples_ms=timing.samples_ms, speed_up=timings[0].ratio_to(timing),
+            windows_per_s=Interval(*(1e3 * len(images) * count / time for time in (median, slow, fast))),
+            tau=float(taus.mean()), tau_least=float(taus.min()),
+            same=float(same_ranking(scores, importance[0]).mean()),
+        )  # fmt: skip
+        ways.append(way)
     return Speed(
-        created=utc_now(), git_commit=git_commit(), model=tower.name,
-        random_weights=config.random_weights, block=golden.block, window=golden.window,
-        stride=golden.stride, windows=count, images=len(images),
-        dataset=f"{config.dataset} ({config.split})", device=device_name(config.device),
-        threads=torch.get_num_threads(),
+        created=utc_now(), git_commit=git_commit(), model=tower.name, config=config, windows=count,
+        device_name=device_name(config.device), threads=torch.get_num_threads(), ways=tuple(ways),
         versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
-        ways=tuple(ways),
     )  # fmt: skip
 
 
@@ -248,31 +191,23 @@ def same_ranking(ours: ArrayLike, theirs: ArrayLike, tie: float = TIE) -> NDArra
 
 def speed_table(speed: Speed) -> Table:
     """Lay out all ways, the straightforward one first."""
-    rounds = len(speed.ways[0].samples_ms)
-    ends = "95 % intervals" if rounds >= LEAST_ROUNDS else "their range"
+    config, golden = speed.config, speed.config.golden
     rows = []
     for way in speed.ways:
-        cells = {
-            "way": way.name,
-            "batch": str(way.batch),
-            "windows/s": "{:.1f} [{:.1f}, {:.1f}]".format(*way.windows_per_s),
-            "speed-up": "{:.2f} [{:.2f}, {:.2f}]".format(*way.speed_up),
-            "tau (least)": f"{way.tau:.3f} ({way.tau_least:.3f})",
-            "same": f"{100 * way.same:.0f} %",
-            "G per image": f"{way.multiply_adds / 1e9:.1f}",
-            "G/s": f"{way.multiply_adds_per_s / 1e9:.1f}",
-        }
-        if speed.random_weights:  # all patches are as good as each other
-            cells |= dict.fromkeys(("tau (least)", "same"), NOT_MEASURED)
-        rows.append(cells)
-    return Table(
-        title=f"{speed.model}, before block {speed.block}, {speed.windows} windows (side "
-        f"{speed.window}, stride {speed.stride}), images of {speed.dataset}: {speed.images}",
-        caption=f"{speed.device}, threads: {speed.threads}. {rounds} rounds: medians [quartiles], "
-        f"ratios with {ends}. same: share of rankings equal to the first row's up to scores "
-        f"within {TIE:g}. G: 1e9 multiply-adds of embedding and blocks.",
-        columns=[
-            Column(heading=head, left=head == "way", forms=FORMS[: 1 if head in DETAILS else 3]) for head in rows[0]
-        ],
-        rows=[list(map(Cell, cells.values())) for cells in rows],
+        rate = "{:.1f} [{:.1f}, {:.1f}]".format(*way.windows_per_s)
+        ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*way.speed_up)
+        alike = f"{way.tau:.3f} ({way.tau_least:.3f})", f"{100 * way.same:.0f} %"
+        if config.random_weights:  # all patches are as good as each other
+            alike = NOT_MEASURED, NOT_MEASURED
+        rows.append([way.name, str(way.batch), rate, ratio, *alike])
+    ends = "95 % intervals" if config.rounds >= LEAST_ROUNDS else "their range"
+    return Table.of(
+        f"{speed.model}, before block {golden.block}, {speed.windows} windows (side {golden.window}, stride "
+        f"{golden.stride}), images of {config.dataset} ({config.split}): {config.images}",
+        ("way", "batch", "windows/s", "speed-up", "tau (least)", "same"),
+        rows,
+        words={"way"},
+        wide={"batch", "tau (least)"},
+        caption=f"{speed.device_name}, threads: {speed.threads}. {config.rounds} rounds: medians [quartiles], ratios "
+        f"with {ends}. same: share of rankings equal to the first row's up to scores within {TIE:g}.",
     )

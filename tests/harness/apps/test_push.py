@@ -167,31 +167,6 @@ def test_records_of_a_recovered_model_are_those_with_its_file(
         model.rows(records[:2], results)
 
 
-def test_recoveries_that_do_not_fit(recovery: Callable[..., Path], prompts: Path, capsys: pytest.CaptureFixture[str]):
-    file = str(recovery(RECOVERED))
-    for words, match in (
-        (["clip_vit_s14"], "was trained for tome, this model is dense"),
-        (["clip_vit_s14_tome60"], "was trained for tome with keep=0.5, this model has 0.6"),
-        (["clip_vit_s14_evit50"], "was trained for tome, this model is reduced by evit"),
-        ([RECOVERED, "--prompts", str(prompts)], "this tower has learned tokens already"),
-        (["local-dir:here"], "carries its weights: leave out predictor, prompts and recovery"),
-    ):
-        assert main(["push", "--model", *words, "--recovery", file, "--to", "me/a", "--dry-run"]) == 2
-        assert match in said(capsys)
-
-
-@torch.no_grad()
-def test_a_folder_is_published_on_with_what_is_known_of_it(tmp_path: Path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert main(["push", "--model", PATCHRANK, "--to", "me/a", "--folder", str(first)]) == 0
-    assert main(["push", "--model", f"local-dir:{first}", "--to", "me/a", "--folder", str(second)]) == 0
-    for name in ("README.md", "model.safetensors"):
-        assert (second / name).read_bytes() == (first / name).read_bytes()
-    configs = [json.loads((f / "config.json").read_text()) for f in (first, second)]
-    assert configs[0]["provenance"] == configs[1]["provenance"]
-    assert configs[0]["provenance"]["predictors"][0]["provenance"]["images"] == 800
-
-
 def test_a_model_of_the_hub_brings_what_is_known_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     folder = tmp_path / "hub" / "models--me--a"

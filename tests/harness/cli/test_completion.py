@@ -8,7 +8,7 @@ import pytest
 from harness.cli.command import CommandParser, leaves
 from harness.cli.completion import NAMES, complete, script
 from harness.cli.parser import COMMANDS, build_parser
-from harness.studies.paper import list_reproductions
+from harness.studies.paper import list_targets
 from zoo.loading.sizes import MODELS
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
@@ -72,7 +72,7 @@ def test_names_are_those_of_the_registries():
     assert "clip_vit_b16_tome60" not in choices["compare", "models"]
     assert "golden" in choices["compare", "methods"]
     assert "golden" not in choices["show", "methods"]
-    assert choices["study reproduce", "names"] == list(list_reproductions())
+    assert choices["study reproduce", "names"] == list(list_targets())
 
 
 def test_what_is_named_is_an_argument_of_a_command():

@@ -207,16 +207,6 @@ def test_parts_make_the_whole_in_any_order(scored: bool):
             assert np.array_equal(found.scores, wanted.scores)
 
 
-def test_an_image_lacks_if_one_of_the_rows_was_not_run_on_it():
-    cache = OutcomeCache()
-    cache.add({"one": said("ab"), "other": said("ab")}, "ab")
-    cache.add({"one": said("bc", more=0.5)}, "bc")  # what is known of b stays
-    assert cache.of("one", "abc").features[:, 0].tolist() == [0, 1, 2.5]
-    assert cache.missing(["one"], "abc") == []
-    assert cache.missing(["one", "other"], "abc") == [2]
-    assert cache.missing(["one", "new"], "abc") == [0, 1, 2]
-
-
 # --- fidelity to the dense model
 
 

@@ -14,7 +14,7 @@ from harness.measure import latency, ways
 from harness.measure.cost import count_costs
 from harness.measure.latency import Family, LatencyPlan, measure_latency
 from harness.measure.rows import variants
-from harness.measure.times import LatencyRecord, latency_markdown, read_latencies, write_latencies
+from harness.measure.times import LatencyRecord, read_latencies, write_latencies
 from harness.measure.ways import COMPILE, EAGER, ONNX, OPENVINO
 from zoo.core.digests import fingerprint
 
@@ -45,11 +45,11 @@ def test_precisions_share_a_round_with_eager_float32(family: Family, tmp_path: P
         (dtype, method) for dtype in ("float32", "bfloat16") for method in ("dense", "rankmerge")
     ]
     reference, *others = records
-    assert reference.ratio_to_dense is None
+    assert reference.ratio is None
     assert {one.reference for one in records} == {"the dense model in eager float32"}
     for one in others:
         pairs = zip(one.samples_ms, reference.samples_ms, strict=True)
-        assert min(a / b for a, b in pairs) <= one.ratio_to_dense
+        assert min(a / b for a, b in pairs) <= one.times.ratio_to_dense
         assert one.arrived is None
     assert 0 < others[1].deviation < ways.ALLOWED["bfloat16"]  # of features from eager float32's
     # All of it is used again, and none of it where ratios are to another dense model.
@@ -59,21 +59,11 @@ def test_precisions_share_a_round_with_eager_float32(family: Family, tmp_path: P
     assert timed(replace(PLAN, runtimes=(), dtypes=("bfloat16",)), known)[1] == 2
 
 
-def test_the_table_has_columns_of_runtime_and_precision(family: Family):
-    plan = replace(PLAN, runtimes=("eager", ways.OPEN_CLIP), dtypes=("float32", "bfloat16"))
-    text = latency_markdown(timed(plan)[0])
-    assert "## clip_vit_b16 (openai, 64x64 px), ratios to the dense model in eager float32, cpu" in text
-    assert "| batch | model | runtime | precision |" in text
-    assert "| 2 | rankmerge50 | eager | float32 |" in text
-    assert "arrived |" not in text
-    assert "rankmerge50 (open_clip, bfloat16): not timed: open_clip's own code takes the dense tower alone" in text
-
-
-@pytest.mark.parametrize("runtime", [ONNX, OPENVINO])
-def test_exported_files_are_timed(runtime: str, family: Family):
-    for package in ("onnxscript", {ONNX: "onnxruntime"}.get(runtime, runtime)):
-        pytest.importorskip(package, reason="needs the extra `export`")
-    [*eager, dense, short] = timed(replace(PLAN, runtimes=(runtime,)))[0]
+def test_exported_files_are_timed(family: Family, monkeypatch: pytest.MonkeyPatch):
+    """Whether they compute what the model does is a question to `zoo.export`'s own tests."""
+    monkeypatch.setattr(ways, "check_runtimes", lambda *_: None)
+    monkeypatch.setattr(ways, "as_runtime", lambda model, *_, **__: model)
+    [*eager, dense, short] = timed(replace(PLAN, runtimes=(ONNX,)))[0]
     assert [one.way for one in eager] == [EAGER, EAGER]
     for one in (dense, short):
         assert one.failed is None
@@ -102,7 +92,6 @@ def test_a_runtime_that_errs_has_a_reason(family: Family, monkeypatch: pytest.Mo
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "runtime": ({"runtimes": ("onyx",)}, "--runtimes 'onyx': did you mean 'onnx'"),
-    "in place": ({"runtimes": ("channels-last",)}, "--runtimes 'channels-last': expected one of eager"),
     "ways": ({"ways": (COMPILE,)}, "--runtimes with --ways compile: give one of the two"),
     "device": ({"runtimes": (ONNX,), "device": "cuda"}, "--runtimes onnx on --device 'cuda': exported files"),
 }

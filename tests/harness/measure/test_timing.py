@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from harness.measure import timing
-from harness.records.statistics import median_interval
 
 IMAGES = torch.zeros(4, 3, 8, 8)
 
@@ -37,7 +36,7 @@ class Workshop:
 
     def time(self, workers: dict[str, Any], **options: Any) -> dict[str, timing.Timing]:
         options = {"warmup": 0, "stopwatch": self.stopwatch, "now": lambda: self.now} | options
-        return timing.interleaved(workers, IMAGES, **options)
+        return timing.interleave(workers, IMAGES, **options)
 
 
 def test_samples_are_what_the_clock_says_and_warmup_is_not_among_them():
@@ -78,12 +77,6 @@ def test_ratio_pairs_rounds_so_that_drift_cancels():
     assert noisy.ratio_to(dense) == pytest.approx((0.5, 0.4, 0.7))
 
 
-def test_fewest_rounds_are_those_from_which_on_a_median_has_an_interval():
-    """The chance that all of n values lie on one side of the median, both sides counted."""
-    assert 2 * 0.5**timing.LEAST_ROUNDS < 0.05 < 2 * 0.5 ** (timing.LEAST_ROUNDS - 1)
-    assert median_interval([1.0] * (timing.LEAST_ROUNDS - 1) + [9.0]).high == 9.0
-
-
 def test_models_run_in_inference_mode_without_garbage_collection_which_comes_back():
     modes = []
 
@@ -93,11 +86,11 @@ def test_models_run_in_inference_mode_without_garbage_collection_which_comes_bac
             raise RuntimeError("third")
         return images
 
-    timing.interleaved({"good": fail_third}, IMAGES, rounds=1, warmup=1)
+    timing.interleave({"good": fail_third}, IMAGES, rounds=1, warmup=1)
     assert modes == [(True, False, True)] * 2
     assert gc.isenabled()
     with pytest.raises(RuntimeError, match="third"):
-        timing.interleaved({"bad": fail_third}, IMAGES, rounds=1, warmup=0)
+        timing.interleave({"bad": fail_third}, IMAGES, rounds=1, warmup=0)
     assert gc.isenabled()
 
 
@@ -132,7 +125,7 @@ def test_warming_up_takes_so_many_calls_and_so_much_time():
 def test_refusals(options: dict[str, Any], message: str):
     usual = {"callables": {"same": lambda images: images}, "images": IMAGES, "rounds": 1}
     with pytest.raises(ValueError, match=message):
-        timing.interleaved(**usual | options)
+        timing.interleave(**usual | options)
     one = timing.Timing(batch=1, samples_ms=(1.0, 2.0))
     with pytest.raises(ValueError, match=r"not timed together.*\(2, 1\) and \(2, 32\)"):
         one.ratio_to(timing.Timing(batch=32, samples_ms=(1.0, 2.0)))
@@ -162,13 +155,6 @@ def test_torchs_timer_times_the_third_call_and_gives_the_threads_back():
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(
-    ("device", "name"), [("cpu", "torch.utils.benchmark.Timer"), ("cuda:0", "CUDA events"), ("meta", "wall clock")]
-)
-def test_each_device_has_its_stopwatch(device: str, name: str):
-    assert timing.stopwatch(torch.device(device), 1).name == name
-
-
 @pytest.mark.cuda
 def test_events_time_what_the_device_does():
     """Many products take longer than one, though launching them returns at once."""
@@ -195,18 +181,6 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in ("GOVERNOR", "STAT"):
         monkeypatch.setattr(timing, name, tmp_path / name)
     return tmp_path
-
-
-def test_facts_of_this_machine(files: Path, monkeypatch: pytest.MonkeyPatch):
-    facts = timing.Machine.here(torch.device("cpu"))
-    assert facts.torch_version == torch.__version__
-    assert (facts.cuda, facts.cudnn, facts.governor) == (None,) * 3
-    assert facts.cores == timing.cores() >= 1
-    assert facts == timing.Machine.here(torch.device("cpu"))
-    (files / "GOVERNOR").write_text("powersave\n")
-    assert timing.Machine.here(torch.device("cpu")).governor == "powersave"
-    monkeypatch.setattr(timing, "device_name", lambda device: f"named {device}")
-    assert timing.Machine.here(torch.device("cuda:0")).device_name == "named cuda:0"
 
 
 def test_busy_is_all_but_idling_and_waiting(files: Path, monkeypatch: pytest.MonkeyPatch):

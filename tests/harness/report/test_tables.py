@@ -13,9 +13,9 @@ from by_hand import per_image, replace
 from rich.console import Console
 from scipy import stats
 
-from harness.apps.check.cases import Row
-from harness.apps.check.verdict import Bounds, Outcome, moved
-from harness.base.table import Cell, Form, Table
+from harness.apps.check.cases import CheckRow
+from harness.apps.check.verdict import CheckedRow, Tolerances, find_movements
+from harness.base.table import Form, Table
 from harness.measure.compare import Floor, floor_table
 from harness.records.averages import Average, averages, judged, labels, matched
 from harness.records.metrics import METRICS, Sample, metric, pack
@@ -35,7 +35,6 @@ from harness.report.plots import plots_of
 from harness.report.tables import (
     comparison_table,
     matched_table,
-    report_columns,
     shot_tables,
 )
 from harness.report.writers import latex, markdown, records_csv
@@ -293,16 +292,6 @@ def test_settings_that_differ_at_one_keep_rate_are_told_at_all(evit: list[Record
     assert names(evit[0], predicted) == ["evit", "evit (predictor ab12)"]  # one row lacks it
 
 
-def test_a_cell_is_its_text_and_sorts_by_its_value(evit: list[Record]):
-    cells = {column.heading: cell for column, cell in report_columns(averages(evit))}
-    cell = cells["GFLOPs"](averages(evit)[0])
-    assert (cell, cell.value) == (f"{evit[0].mean('gflops'):.2f}", evit[0].mean("gflops"))
-    [row] = averages([replace(evit[0], tau=None, tau_low=None, tau_high=None)])
-    lost = cells["Kendall τ"](row)
-    assert (lost, lost.value) == ("–", None)
-    assert Cell("a", 1.0) == "a"
-
-
 @pytest.fixture
 def sharpness() -> Iterator[Callable[..., Record]]:
     """Declare one more metric by one function, and return what gives it to a record."""
@@ -350,7 +339,7 @@ def test_a_metric_of_one_function_is_compared_and_checked(sharpness: Callable[..
     found = pair_runs([then], [now])
     assert tables(found)[0].cells("Sharpness, %")[0].startswith("-6.2 [")
     assert changes_data(found)["pairs"][0]["sharpness_difference"]["estimate"] == pytest.approx(-0.0625)
-    row = Row(method="evit", keep=0.3, options={}, record=then)
-    [one] = moved(Outcome(tower="t", dataset="d", row=row, now=now), Bounds())
+    row = CheckRow(method="evit", keep=0.3, options={}, record=then)
+    [one] = find_movements(CheckedRow(tower="t", dataset="d", row=row, now=now), Tolerances())
     assert (one.quantity, one.by, one.allowed) == ("sharpness", pytest.approx(-0.0625), "±0.0005")
-    assert moved(Outcome(tower="t", dataset="d", row=row, now=then), Bounds()) == []
+    assert find_movements(CheckedRow(tower="t", dataset="d", row=row, now=then), Tolerances()) == []

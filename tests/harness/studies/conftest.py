@@ -1,5 +1,7 @@
 """Studies in miniature: the toy tower, and toy datasets whose classes all have a name."""
 
+import importlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +11,13 @@ from by_hand import replace
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.models.towers import Tower
+from harness.measure.cost import gflops
+from harness.models.towers import Tower, load_tower
 from harness.records.record import Record
-from harness.studies.paper import get_reproduction
-from harness.studies.reproduce import Comparison, compared, produce, under_its_conditions
-from harness.studies.run import Sheet, get_study, make
-from harness.studies.workshop import StudyConfig
+from harness.studies.paper import get_target
+from harness.studies.reproduce import Comparison, compare_rows, produce
+from harness.studies.run import StudyTable, get_study, make
+from harness.studies.spec import StudyConfig
 from zoo.learning.fit import FitConfig
 from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.clip import ClipParts
@@ -22,6 +25,7 @@ from zoo.ranking.golden import GoldenConfig
 
 NAME = "clip_vit_b16.openai"
 NAMES = ("plain", "caltech101", "other", "dtd", "imagenet", "elsewhere")
+COUNTED: dict[str, Any] = {}
 Reproduced = Callable[..., tuple[Comparison, list[Record]]]
 
 
@@ -75,9 +79,11 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
 
     monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names))
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
-    for place in ("studies.run", "studies.workshop", "golden.fit", "golden.rank"):
-        monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
-    for place in ("studies.run", "studies.workshop", "studies.dry_run", "golden.fit", "datasets"):
+    for place in ("studies.workshop", "golden.fit", "golden.rank"):  # a tuned tower is loaded from its folder
+        load = lambda name: load_tower(name) if name.startswith("local-dir:") else tower  # noqa: E731
+        monkeypatch.setattr(f"harness.{place}.load_tower", load)
+    rooms = ("workshop", "spec", "predictors", "reproduce")
+    for place in (*(f"studies.{room}" for room in rooms), "golden.fit", "datasets"):
         monkeypatch.setattr(f"harness.{place}.get_dataset", get)
     return datasets
 
@@ -88,7 +94,7 @@ def studied(staged: dict[str, Dataset]) -> Callable[..., Any]:
 
     def call(
         name: str, config: StudyConfig, records: list[Record] | None = None
-    ) -> dict[str, tuple[Sheet, list[Record]]]:
+    ) -> dict[str, tuple[StudyTable, list[Record]]]:
         sheets = make(get_study(name), config, records or [], Progress())
         return {sheet.dense.dataset: (sheet, own) for sheet, own in sheets}
 
@@ -100,25 +106,51 @@ def reproduced(staged: dict[str, Dataset]) -> Reproduced:
     """Measure a table on the toys."""
 
     def call(name: str, config: StudyConfig, known: list[Record] | None = None) -> tuple[Comparison, list[Record]]:
-        recipe = get_reproduction(name)
-        config = under_its_conditions(recipe, config)
+        recipe = get_target(name)
+        config = recipe.conditions(config)
         parts = list(produce(recipe, config, known or [], Progress()))
         records = [record for _, group in parts for record in group]
-        return compared(recipe, config, 6, NAME, [sheet for sheet, _ in parts]), records
+        return compare_rows(recipe, config, 6, NAME, [table for table, _ in parts]), records
 
     return call
 
 
 @pytest.fixture
-def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let work fail, all of it or what is named."""
+def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count what is made; anything fails once the key ``done`` is set."""
+    made: Counter[str] = Counter()
 
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("worked")
+    def count(place: str, kind: str) -> None:
+        module, _, name = f"harness.{place}".rpartition(".")
+        real = getattr(importlib.import_module(module), name)
 
-    def call(*places: str) -> None:
-        for place in places or ("measure.bench.outcomes", "studies.workshop.fit",
-                                "studies.workshop.rank", "measure.tuning.tune"):  # fmt: skip
-            monkeypatch.setattr(f"harness.{place}", fail)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            assert not made["done"], f"{kind} once more"
+            made[kind] += 1
+            return real(*args, **kwargs)
 
-    return call
+        monkeypatch.setattr(f"harness.{place}", call)
+
+    for place, kind in {
+        "studies.workshop.rank": "rankings", "studies.workshop.fit": "predictors",
+        "measure.tuning.tune": "prompts", "measure.bench.outcomes": "outcomes",
+    }.items():  # fmt: skip
+        count(place, kind)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count the multiply-adds of one configuration once for all tests of a process."""
+
+    def count(model: Any, size: tuple[int, int], **how: Any) -> Any:
+        reducer = getattr(model, "reducer", None)
+        shapes = [tuple(weight.shape) for weight in model.parameters()]
+        config = None if reducer is None else (reducer.method, str(reducer.config.plain()))
+        key = str((type(model), config, shapes, size, how, next(model.parameters()).dtype))
+        if key not in COUNTED:
+            COUNTED[key] = gflops(model, size, **how)
+        return COUNTED[key]
+
+    for place in ("measure.match", "measure.cost", "studies.workshop", "studies.predictors"):
+        monkeypatch.setattr(f"harness.{place}.gflops", count)

