@@ -431,8 +431,9 @@ def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records and a Markdown table, and show a table per dataset."""
     from harness.datasets.base import FINAL, FINAL_ALONE
     from harness.records.record import earlier
-    from harness.studies.run import NOTES, SEED_NOTES, get_study, make, stock
+    from harness.studies.run import get_study, make, stock
     from harness.studies.spec import StudyConfig
+    from harness.studies.tables import NOTES, SEED_NOTES
     from zoo.core.files import write_whole
 
     study = get_study(args.name, [command.path.split()[1] for command in COMMANDS[:-1]])

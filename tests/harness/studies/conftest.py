@@ -17,8 +17,9 @@ from harness.models.towers import Tower, load_tower
 from harness.records.record import Record
 from harness.studies.paper import get_target
 from harness.studies.reproduce import Comparison, compare_rows, produce
-from harness.studies.run import StudyTable, get_study, make
+from harness.studies.run import get_study, make
 from harness.studies.spec import StudyConfig
+from harness.studies.tables import StudyTable
 from zoo.learning.fit import FitConfig
 from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.clip import ClipParts

@@ -26,8 +26,9 @@ from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, mean_interval, paired_p
 from harness.studies import workshop as module
 from harness.studies.pruning import WITHOUT_PREDICTOR, schedules
-from harness.studies.run import Stock, StudyTable, compare_lines, get_study, list_studies, make, stock
+from harness.studies.run import Stock, get_study, list_studies, make, stock
 from harness.studies.spec import StudyConfig
+from harness.studies.tables import StudyTable, compare_lines
 from harness.studies.tuning import KINDS, four_points
 from harness.studies.workshop import find
 from zoo.core.files import read_facts
