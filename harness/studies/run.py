@@ -9,7 +9,7 @@ from typing import NamedTuple
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import require_apart, require_labels
-from harness.measure.bench import Bench
+from harness.measure.bench import Bench, measured_here
 from harness.measure.cost import costs
 from harness.measure.plan import Plan, tuning_of
 from harness.measure.rows import Variant
@@ -51,6 +51,14 @@ class Stock(NamedTuple):
     missing: int
 
 
+def _open_workshop(config: StudyConfig, tower: Tower, progress: Progress, known: Sequence[Record]) -> Workshop:
+    """Return a workshop that knows what was measured of its tower on this machine."""
+    shop = Workshop(config, tower, progress)
+    here = measured_here(Plan(methods=(), device=config.device, dtype=config.dtype), tower.tag, shop.weights)
+    shop.records = [r for r in known if all(getattr(r, name) == value for name, value in here.items())]
+    return shop
+
+
 def cases(study: Study, shop: Workshop) -> dict[str, tuple[Dataset, list[StudyLine]]]:
     """Return the datasets that a study can do something with, and its lines on each.
 
@@ -87,7 +95,7 @@ def make(
     Raises:
         ValueError: an unknown name, a tower without text tower, or something that can't be made.
     """
-    shop = Workshop(config, tower or get_tower(config.model), progress, known)
+    shop = _open_workshop(config, tower or get_tower(config.model), progress, known)
     found = list(cases(study, shop).values())
     specs = list(dict.fromkeys(spec for _, lines in found for line in lines for spec in needs(line)))
     with progress.task(f"study {study.name}, steps", len(specs) + len(found)) as update:
@@ -163,7 +171,7 @@ def _judge_tuned(bench: Bench, dataset: Dataset, line: ReadyLine, known: Sequenc
 
 def stock(study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress) -> list[Stock]:
     """Return what a study takes. Nothing is made: caches are asked, and ``known`` records."""
-    shop = Workshop(config, get_tower(config.model), progress, known)
+    shop = _open_workshop(config, get_tower(config.model), progress, known)
     found = cases(study, shop)
     there: Counter[tuple[str, str]] = Counter()
     total: Counter[tuple[str, str]] = Counter()
