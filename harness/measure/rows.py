@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.golden.store import Rankings
 from harness.models.towers import TIMM, load_clip, split_method
 from harness.records.conditions import DENSE, GOLDEN, RECOVERY
 from zoo.core.files import digest
@@ -27,6 +26,9 @@ from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, ModelName
 from zoo.ranking.golden import GoldenConfig
 from zoo.towers.vit import ReducedViT
+
+if TYPE_CHECKING:
+    from harness.golden.store import Rankings
 
 BLOCK = GoldenConfig.block
 PATCHWISE = ("scores", "left", "token")  # of an outcome: a value per patch, if anything went
@@ -54,7 +56,7 @@ class Variant:
     vit: ReducedViT
     config: dict[str, Any]  # settings as JSON values, with the digest of a predictor
     what: str = ""  # tells rows of the same name apart
-    rankings: Rankings | None = None  # that a golden row prunes by and others are compared with
+    rankings: "Rankings | None" = None  # that a golden row prunes by and others are compared with
 
     @property
     def key(self) -> str:
