@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.models.towers import TIMM, load_clip, split_method
+from harness.models.names import TIMM, split_method
 from harness.records.conditions import DENSE, GOLDEN, RECOVERY
 from zoo.core.files import digest
 from zoo.core.messages import expected, tower_name
@@ -20,7 +20,6 @@ from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, left_at, rank_scores, tokens_of
 from zoo.loading.adopt import reduce
 from zoo.loading.arguments import require_fitted
-from zoo.loading.clip import ClipParts
 from zoo.loading.predictor_file import PredictorFile, load_predictor, with_predictors
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, ModelName
@@ -282,19 +281,3 @@ def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
         entering[stop], _ = dense.advance(entering[done], done, stop)
         done = stop
     return entering
-
-
-def load_row(name: str) -> tuple[ClipParts, Variant, str]:
-    """Load a model with its text tower; return the towers, the model as a row, and its tag."""
-    dense, method, keep = split_method(name)
-    require_rows(dense, [(method or DENSE, keep)])
-    parts, arch, tag = load_clip(dense)
-    (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
-    parts.model.visual = row.vit
-    return parts, row, tag
-
-
-def dense_name(row: Variant) -> str:
-    """Return the name of a row's dense tower."""
-    known = MODELS.get(row.model)
-    return row.model if known is None else known.dense
