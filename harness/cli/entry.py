@@ -175,7 +175,7 @@ def _print_parts(work: Generator[Part, None, Shown], output: Console | None) -> 
 
 def _print(part: Part, output: Console) -> None:
     if isinstance(part, str):
-        # A line is wrapped between words, for paths to stay fit_pipe; several are someone's own.
+        # A line is wrapped between words, for paths to stay whole; several are someone's own.
         if has_width() and "\n" not in part:
             part = textwrap.fill(part, output.width, break_long_words=False, break_on_hyphens=False)
         print(printable(part))

@@ -138,19 +138,6 @@ def test_golden_rankings_of_a_folder_are_found_again(
     assert measured(*asked, "--templates", "a {}")[1].mean("tau") is not None
 
 
-@pytest.mark.parametrize(("flags", "match"), [
-    ("--templates 'a photo'", "template 'a photo': expected one {} where the class goes"),
-    ("--root x", "--root: none of folder:"),
-    ("--download", "--download: none of folder:"),
-    ("--split train", "no train images"),
-    ("--images . --root x", "--root with --images: it is for datasets"),
-])  # fmt: skip
-def test_mistakes(flags: str, match: str, folder: Path, capsys: pytest.CaptureFixture[str]):
-    own = ["rank"] if "--images" in flags else ["eval", "--model", "clip_vit_s14", "--dataset", f"folder:{folder}"]
-    assert main([*own, *shlex.split(flags)]) == 2
-    assert match in capsys.readouterr().err
-
-
 def test_a_damaged_image_stops_with_its_name(folder: Path, capsys: pytest.CaptureFixture[str]):
     (folder / "8_bag" / "bad.png").write_bytes(b"\x89PNG")
     command = ["eval", "--model", "clip_vit_s14_random60", "--dataset", f"folder:{folder}"]
