@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from harness.cli.parser import build_parser
+from harness.cli.entry import build_parser
 from harness.records.averages import matched
 from harness.records.record import read_records
 from harness.report.groups import brief_tables, equal_time_tables, group_records

@@ -21,7 +21,7 @@ from harness.apps.choose import SLACK, choose, in_time, ladder, lowest
 from harness.apps.fidelity import Pictures, SetupBounds
 from harness.apps.setup import Setup
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.measure.match import together
 from harness.measure.rows import rows_of

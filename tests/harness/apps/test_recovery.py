@@ -14,7 +14,7 @@ import zoo
 from harness.apps import recovery
 from harness.apps.recovery import Sources, train_recovery
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.measure.compare import compare

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from harness.cli import main
+from harness.cli.entry import main
 from harness.cli.measure import evaluated
 from harness.datasets import get_dataset
 from harness.datasets.base import Example

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import SPLITS
 from harness.datasets.rooted import RootedDataset

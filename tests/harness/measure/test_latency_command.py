@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from harness.cli import main
+from harness.cli.entry import main
 from harness.measure import latency
 from harness.measure.latency import CPU_BATCHES, CUDA_BATCHES
 from harness.measure.times import read_latencies

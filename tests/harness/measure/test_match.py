@@ -15,7 +15,7 @@ from rich.console import Console
 
 import zoo
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.measure.compare import compare
 from harness.measure.cost import gflops
 from harness.measure.match import SLACK, TOLERANCE, KeepSolver, matched_rows, together

@@ -11,7 +11,6 @@ from by_hand import replace
 from rich.console import Console
 
 from harness.base.table import Table, fit
-from harness.base.terminal import Progress
 from harness.measure import times, timing
 from harness.measure.timing import Surroundings
 
@@ -92,19 +91,6 @@ def test_a_line_that_is_no_record(latency_record: Make, tmp_path: Path, change: 
     path.write_text(line + json.dumps(json.loads(line) | change) + "\n", "utf-8")
     with pytest.raises(ValueError, match=said):
         times.read_latencies(path)
-
-
-def test_a_torn_line_is_dropped_by_the_command_that_goes_on(latency_record: Make, tmp_path: Path):
-    path = tmp_path / "latency.jsonl"
-    times.write_latencies(path, [latency_record(), latency_record(batch=8)])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-40])
-    with pytest.raises(ValueError, match=r"line 2: torn, .*mend"):
-        times.read_latencies(path)
-    assert times.earlier_times(path, Progress(), fresh=False) == [latency_record()]
-    assert path.read_bytes() == whole.splitlines(keepends=True)[0]
-    assert times.earlier_times(path, Progress(), fresh=True) == []
-    assert times.earlier_times(tmp_path / "none", Progress(), fresh=False) == []
 
 
 def test_the_newest_of_equal_conditions_with_enough_rounds_or_a_failure_fits(latency_record: Make):

@@ -16,7 +16,7 @@ from timm.models import save_for_hf
 
 import zoo
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw
 from harness.measure import tuning as module
