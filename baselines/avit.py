@@ -1,11 +1,10 @@
 """A-ViT: halt tokens by a score that one of their channels holds (arXiv 2112.07658, section 3).
 
-The paper trains the network to write halting scores into that channel, by a ponder loss and a prior
-on depth, and a token halts once the sum of its scores reaches 1 - epsilon, so that each image has
-counts of its own. Here the weights are as they were and the counts are the schedule's, the same for
-all images. What is left of the paper is its mechanism: the token with the largest sum goes next. Its
-code masks halted tokens, here they are dropped. The class token never halts, and its last state is
-read instead of the mean of its states, weighted by halting scores.
+The paper trains the network to write halting scores into that channel, by a ponder loss and a prior on depth, and a
+token halts once the sum of its scores reaches 1 - epsilon, so that each image has counts of its own. Here the weights
+are as they were and the counts are the schedule's, the same for all images. What is left of the paper is its
+mechanism: the token with the largest sum goes next. Its code masks halted tokens, here they are dropped. The class
+token never halts, and its last state is read instead of the mean of its states, weighted by halting scores.
 """
 
 from dataclasses import dataclass

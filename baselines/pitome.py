@@ -1,15 +1,14 @@
 """PiToMe: protect what is unique, merge what has many alike (arXiv 2405.16148, section 3).
 
-The paper's full text could not be had where this was written: f_m, the margin and the constants are
-from memory, the rest from abstracts and notes, so a poor result may be ours and not the method's.
+The paper's full text could not be had where this was written: f_m, the margin and the constants are from memory, the
+rest from abstracts and notes, so a poor result may be ours and not the method's.
 
-Each token has an energy, the mean over all tokens of f_m(cosine of keys), where f_m(x) = x from the
-margin m on and alpha * (exp(x - m) - 1) below. Of a block that merges k tokens away the 2 k of highest
+Each token has an energy, the mean over all tokens of f_m(cosine of keys), where f_m(x) = x from the margin m on and
+alpha * (exp(x - m) - 1) below. Of a block that merges k tokens away the 2 k of highest
 energy may merge: in order of energy they alternate into two sets, and each token of one goes into its
-nearest in the other. The margin falls with depth, 0.9 - 0.9 * l / L. The same share goes in
-every block (``schedule="geometric"``), with ToMe's size-weighted means and proportional attention.
-Layers are counted from 0 here. Notes of others say that it goes by energy in the second half of the
-blocks only, which ``energy_from`` can ask for.
+nearest in the other. The margin falls with depth, 0.9 - 0.9 * l / L. The same share goes in every block
+(``schedule="geometric"``), with ToMe's size-weighted means and proportional attention. Layers are counted from 0 here.
+Notes of others say that it goes by energy in the second half of the blocks only, which ``energy_from`` can ask for.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,12 @@
 """TCA's condensation: prune what no head attends to, merge what is in between (arXiv 2410.14729, section 3).
 
-Between attention and MLP each head ranks the patch tokens by the class token's attention, and a
-token's score is the mean of its ranks. Those of lowest score are pruned, those of highest stay, and
+Between attention and MLP each head ranks the patch tokens by the class token's attention, and a token's score is the
+mean of its ranks. Those of lowest score are pruned, those of highest stay, and
 those between are merged: some are chosen as centres, each as far from those before as possible (a
-coreset), and the others go into the nearest. That two of three are merged, that there are four centres
-and that this happens in blocks 3, 6 and 9 isn't in the text that we have: these are facts about its
-code (MIT), read in others' ports and notes. There the first centre is random and the mean weighs a
-token by one over its distance, which leaves the centre as it was; here the first centre is the token of
-highest score, and the mean is plain.
+coreset), and the others go into the nearest. That two of three are merged, that there are four centres and that this
+happens in blocks 3, 6 and 9 isn't in the text that we have: these are facts about its code (MIT), read in others'
+ports and notes. There the first centre is random and the mean weighs a token by one over its distance, which leaves
+the centre as it was; here the first centre is the token of highest score, and the mean is plain.
 
 What makes TCA an adaptation to a stream of images is left out: its reservoir of class tokens of images
 seen before needs text and remembers, and so do its anchors in the attention and its correction of logits.

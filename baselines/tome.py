@@ -55,8 +55,7 @@ class ToMe(Merger):
 def merge(index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
     """Merge ``r`` pairs, at most n // 2, of most similar patch tokens by size-weighted mean.
 
-    The order afterwards is prefix, what is left of set A, set B. ``index`` is the block's number, for
-    the history.
+    The order afterwards is prefix, what is left of set A, set B. ``index`` is the block's number, for the history.
     """
     gone, into, similarity, stay = bipartite(metric, tokens.patch_count, r)
     return tokens.merge(index, gone, into, -similarity, tokens.patch_count - r, stay=stay)

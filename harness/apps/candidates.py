@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-import zoo
 from harness import git_commit
 from harness.apps.fidelity import OVERLAP, Pictures, SetupBounds, part_pictures
 from harness.apps.setup import Setup
@@ -24,7 +23,8 @@ from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, recovered_row, reduced_row
-from harness.models.towers import load_tower, split_method, text_classifier
+from harness.models.names import split_method
+from harness.models.towers import load_tower, text_classifier
 from harness.records.conditions import DENSE, DTYPES
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import utc_now
@@ -36,6 +36,7 @@ from zoo.core.merger import Merger
 from zoo.core.messages import expected
 from zoo.core.precision import best_precision
 from zoo.core.reducer import METHODS, configure
+from zoo.deploy.optimized import optimize
 from zoo.loading.predictor_file import find_predictor
 from zoo.loading.recovery_file import RecoveryFile
 from zoo.loading.schedule_file import ScheduleFile
@@ -159,7 +160,7 @@ class Lab:
         """Optimise the tower in all precisions if it can be."""
         try:
             for dtype in self.config.precisions:
-                self._served[dtype] = zoo.optimize(self.dense.vit, dtype=dtype)
+                self._served[dtype] = optimize(self.dense.vit, dtype=dtype)
         except ValueError as error:
             self._served.clear()
             self.progress.say(f"models run as they are: {error}")
@@ -311,7 +312,7 @@ class Lab:
 
     def _serve(self, vit: ReducedViT, dtype: str) -> ReducedViT:
         if self.optimised:
-            return zoo.optimize(vit, dtype=dtype)
+            return optimize(vit, dtype=dtype)
         return vit if dtype == "float32" else copy.deepcopy(vit).to(DTYPES[dtype]).eval()
 
     def values(self, pictures: str, candidates: Iterable[Candidate]) -> dict[Candidate, Mapping[str, list[float]]]:

@@ -15,10 +15,10 @@ from huggingface_hub import try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader, Template
 from timm.models import save_for_hf
 
-import zoo
 from harness.measure.cost import gflops
 from harness.measure.rows import predictors_digest
-from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
+from harness.models.names import OPEN_CLIP, TIMM, TRANSFORMERS, split_method, split_name
+from harness.models.towers import create_pretrained
 from harness.records.conditions import DENSE, RECOVERY
 from harness.records.record import Record, conditions, lacking
 from harness.report.groups import markdown_table
@@ -26,9 +26,10 @@ from zoo.core.digests import fingerprint
 from zoo.core.files import digest, read_facts, write_whole
 from zoo.core.prompts import CosineHead
 from zoo.core.reducer import configure
+from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.predictor_file import find_predictor, read_predictors
-from zoo.loading.recovery_file import RecoveryFile
+from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.towers.vit import TimmHost
 
@@ -61,7 +62,7 @@ class Publishable:
     @property
     def dense(self) -> TimmHost:
         """The model without its reduction; shares its modules."""
-        dense: TimmHost = zoo.reduce(self.vit, method=None)
+        dense: TimmHost = reduce(self.vit, method=None)
         return dense
 
     @property
@@ -179,7 +180,7 @@ def load_publishable(
     provenance["tower"] = model.weights()
     provenance[RECOVERY] = read_facts(file.path, RECOVERY)
     provenance["digests"][RECOVERY] = digest(file.path)
-    return replace(model, vit=zoo.add_recovery(vit, file).eval())
+    return replace(model, vit=add_recovery(vit, file).eval())
 
 
 def _unpublishable(name: str) -> ValueError:

@@ -9,14 +9,15 @@ from typing import Any
 import open_clip
 from open_clip.pretrained import get_pretrained_cfg
 
-import zoo
 from harness.measure.rows import reduced_row, require_rows
-from harness.models.towers import OPEN_CLIP, TRANSFORMERS, Tower, find_tower, split_method
+from harness.models.names import OPEN_CLIP, TRANSFORMERS, split_method
+from harness.models.towers import Tower, find_tower
 from harness.records.conditions import DTYPES
 from zoo.core.files import from_json, strict_json, write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS
 from zoo.loading.open_clip import FOLDER, HUB
+from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS
 
 FORMAT = 1  # of a file
@@ -121,7 +122,7 @@ class Setup:
         if self.method is None:
             return tower
         row = reduced_row(tower.vit, tower.arch, tower.tag, self.name, self.method, dict(self.options))
-        vit = row.vit if self.recovery is None else zoo.add_recovery(row.vit, self.recovery)
+        vit = row.vit if self.recovery is None else add_recovery(row.vit, self.recovery)
         return tower._replace(vit=vit.eval())
 
     def python(self) -> str:

@@ -17,7 +17,15 @@ from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
-from harness.golden.maps import class_text, golden_maps, method_maps, most_important, patch_grid, reduced, unprocessed
+from harness.golden.maps import (
+    class_text,
+    golden_maps,
+    method_maps,
+    most_important,
+    patch_grid,
+    reduced,
+    undo_preprocess,
+)
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import GOLDEN
 from harness.report.patches import PatchRow, PatchSheet, draw
@@ -310,7 +318,7 @@ def show(
     tower = load_tower(model)
     tower.vit.to(device)
     images = torch.stack([tower.preprocess(subject.image) for subject in subjects])
-    views = unprocessed(tower.preprocess, images).permute(0, 2, 3, 1).numpy()
+    views = undo_preprocess(tower.preprocess, images).permute(0, 2, 3, 1).numpy()
     scene = Scene(tower=tower, subjects=subjects, images=images.to(device), views=views, config=config)
     sheet = _leavings(scene) if config.left else _rankings(scene, progress)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,9 @@ from typing import Any
 from rich.console import Console
 
 from harness.base.table import NOT_MEASURED, Shown, Table
+from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import Command, CommandParser, imported
+from harness.cli.command import Command, CommandParser
 
 
 def run_list(*_: Any) -> Shown:
@@ -137,6 +138,14 @@ def _check_flags(parser: CommandParser) -> None:
     parser.add_argument("--fast", action="store_true", help="decode no image")
 
 
+def run_dataset_check(args: Namespace, status: Console) -> Shown:
+    """Check a dataset."""
+    from harness.apps.check.datasets import check_dataset, show_check
+    from harness.datasets import get_dataset
+
+    return show_check(check_dataset(get_dataset(args.dataset), Progress(status), fast=args.fast))
+
+
 COMMANDS = (
     Command(
         path="datasets list",
@@ -149,7 +158,7 @@ COMMANDS = (
         path="datasets check",
         what="Verify a local copy before hours are spent on it: counts, checksums, every image.",
         flags=_check_flags,
-        run=imported("harness.apps.check.datasets:run_check"),
+        run=run_dataset_check,
         examples=(
             ("datasets check --dataset emoji", "a dataset that ships"),
             ("datasets check --dataset folder:photos --fast", "your own images, by their names alone"),

@@ -114,7 +114,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     from harness.measure.traces import Tracer
     from harness.records.averages import matched, training_free
     from harness.records.conditions import GOLDEN
-    from harness.records.record import RECORDS, earlier, write_records
+    from harness.records.record import RECORDS, earlier, record_values, write_records
     from harness.report.folder import write_report
     from harness.report.tables import comparison_table, matched_table, shots_apart
 
@@ -161,7 +161,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # the page has all plots; `report` writes them as files, too
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
-    return Shown(parts=(), data={"records": json_values(records)})
+    return Shown(parts=(), data={"records": [record_values(record) for record in records]})
 
 
 def _eval_flags(parser: CommandParser) -> None:
@@ -178,18 +178,19 @@ def _eval_flags(parser: CommandParser) -> None:
 
 def run_eval(args: Namespace, status: Console) -> Shown:
     """Measure one model."""
+    from harness.records.record import record_values
     from harness.report.tables import comparison_table
 
     groups = evaluated(args, status)
-    records = [record for group in groups for record in group]
-    return Shown(parts=tuple(map(comparison_table, groups)), data={"records": json_values(records)})
+    data = {"records": [record_values(record) for group in groups for record in group]}
+    return Shown(parts=tuple(map(comparison_table, groups)), data=data)
 
 
 def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
     from harness.measure.compare import compare, judge
     from harness.measure.plan import Plan, recovered_alone
-    from harness.models.towers import split_method
+    from harness.models.names import split_method
     from harness.records.conditions import DENSE
 
     dense, method, keep = split_method(args.model)

@@ -2,6 +2,7 @@
 
 import tempfile
 from argparse import Namespace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import Command, CommandParser, imported
+from harness.cli.command import Command, CommandParser
 
 
 def _report_flags(parser: CommandParser) -> None:
@@ -31,7 +32,7 @@ def run_report(args: Namespace, status: Console) -> Shown:
 
 
 def _check_flags(parser: CommandParser) -> None:
-    from harness.apps.check.verdict import Bounds
+    from harness.apps.check.verdict import Tolerances
 
     text = "expectations, which are files of records; default: the one that ships"
     files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
@@ -44,13 +45,13 @@ def _check_flags(parser: CommandParser) -> None:
     flags.datasets(rows, None, help="or PREFIX:PATH")
     flags.data(parser)
     bounds = parser.add_argument_group("how far things may move")
-    flags.fields(bounds, Bounds, images="right answers, net", flips="images whose answer flips")
-    flags.fields(bounds, Bounds, cosine="mean cosines, to dense and between classes")
-    flags.fields(bounds, Bounds, divergence="mean KL to dense in nats, and share of dense's neighbours")
-    flags.fields(bounds, Bounds, probe="mean feature in fixed directions")
-    flags.fields(bounds, Bounds, tau="in its expected interval besides")
+    flags.fields(bounds, Tolerances, images="right answers, net", flips="images whose answer flips")
+    flags.fields(bounds, Tolerances, cosine="mean cosines, to dense and between classes")
+    flags.fields(bounds, Tolerances, divergence="mean KL to dense in nats, and share of dense's neighbours")
+    flags.fields(bounds, Tolerances, probe="mean feature in fixed directions")
+    flags.fields(bounds, Tolerances, tau="in its expected interval besides")
     text = "on the expected ratio of time to dense"
-    flags.number(bounds, "--slower", Bounds.slower, text, metavar="FACTOR")
+    flags.number(bounds, "--slower", Tolerances.slower, text, metavar="FACTOR")
     how = parser.add_argument_group("how it is measured")
     flags.device(how, None, "default: the expectation's, or cpu")
     text = "latency samples, four times as many below batch 8"
@@ -64,6 +65,27 @@ def _check_flags(parser: CommandParser) -> None:
     flags.number(new, "--batches", None, "timed; default: 1", kind=flags.positive, nargs="*")
     outcome = parser.add_argument_group("files")
     outcome.add_argument("--markdown", type=Path, metavar="FILE", help="the outcome as Markdown")
+
+
+def run_check(args: Namespace, status: Console) -> Shown:
+    """Check expectations, or write them anew; with --markdown write the outcome, too."""
+    from harness.apps.check.check import CheckPlan, check, update
+    from harness.apps.check.verdict import MEANS, Tolerances
+    from zoo.core.files import write_whole
+
+    plan = CheckPlan(**{field.name: getattr(args, field.name) for field in fields(CheckPlan)})
+    slower = None if args.no_latency else args.slower
+    bounds = Tolerances(**{name: getattr(args, name) for name in MEANS}, slower=slower)
+    if (file := args.markdown) is not None:
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"--markdown {str(file)!r}: its folder doesn't exist")
+        if file.is_dir():
+            example = str(file / "check.md")
+            raise IsADirectoryError(f"--markdown {str(file)!r} is a folder; give a file, such as {example!r}")
+    verdict = update(plan, Progress(status)) if plan.update else check(plan, bounds, Progress(status))
+    if file is not None:
+        write_whole(file, verdict.markdown().encode())
+    return verdict.shown()
 
 
 def _push_flags(parser: CommandParser) -> None:
@@ -131,7 +153,7 @@ COMMANDS = (
         path="check",
         what="Measure a reduced benchmark again and tell what moved.",
         flags=_check_flags,
-        run=imported("harness.apps.check.check:run_check"),
+        run=run_check,
         examples=(
             ("check", "the expectation that ships"),
             ("check --methods tome --no-latency", "some of its rows"),

@@ -481,8 +481,7 @@ def _recipes_flags(parser: CommandParser) -> None:
 def run_recipes(args: Namespace, status: Console) -> Shown:
     """Tune by a recipe and by changed ones, and judge them by images of val that they never saw."""
     from harness.datasets import get_dataset
-    from harness.measure.rows import dense_name, load_row
-    from harness.measure.tuning import Tuner
+    from harness.measure.tuning import Tuner, dense_name, load_row
     from harness.studies.recipes import AS_IT_IS, change_recipe, trials, trials_table
     from zoo.core.digests import fingerprint
 

@@ -7,8 +7,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
@@ -39,13 +38,12 @@ DAMAGE = (
 class Archive:
     """A file of the source: an archive, or a plain file that is used as it is.
 
-    file: its name, see ``find``. holds: path that is there once it is unpacked, relative to the
-    dataset's folder; of a plain file its own name. Several archives may hold the same: any of them
-    will do. page: where a person gets it. url: None where there is a licence to agree to, or no
-    lasting address. checksums: ``md5:...`` or ``sha256:...`` of the versions that are known.
-    strip: folder in the archive whose content is taken, and nothing else of it. into: folder that
-    it is unpacked in, relative to the dataset's. nested: its members are tars, each to be unpacked
-    in a folder of its name. optional: the dataset is of use without it.
+    file: its name, see ``find``. holds: path that is there once it is unpacked, relative to the dataset's folder; of a
+    plain file its own name. Several archives may hold the same: any of them will do. page: where a person gets it.
+    url: None where there is a licence to agree to, or no lasting address. checksums: ``md5:...`` or ``sha256:...`` of
+    the versions that are known. strip: folder in the archive whose content is taken, and nothing else of it. into:
+    folder that it is unpacked in, relative to the dataset's. nested: its members are tars, each to be unpacked in a
+    folder of its name. optional: the dataset is of use without it.
     """
 
     file: str
@@ -117,11 +115,9 @@ class Provider:
         """Check an archive that is there, and unpack it."""
         file = archive.find(self.folder)
         assert file is not None
-        size = file.stat().st_size
-        with self.progress.bytes(f"checking {file.name}", size) as update:
+        with self.progress.bytes(f"checking and unpacking {file.name}", file.stat().st_size) as update:
             require_sum(archive, file, update)
-        if archive.packed:
-            with self.progress.bytes(f"unpacking {file.name}", size) as update:
+            if archive.packed:
                 unpack(archive, file, self.folder, update)
 
     def _describe(self, paths: Sequence[str]) -> str:
@@ -132,8 +128,7 @@ class Provider:
             files = " or ".join(dict.fromkeys(repr(archive.file) for archive in holding))
             pages = " or ".join(dict.fromkeys(archive.page for archive in holding))
             how = "by --download, or by hand" if any(archive.url for archive in holding) else "by hand only"
-            out_of = "" if files == repr(path) else f", which is in {files}"
-            lines.append(f"  {path!r} is missing{out_of}; get that {how}, from {pages}")
+            lines.append(f"  {path!r} is missing, which is in {files}; get that {how}, from {pages}")
         return "\n".join([*lines, f"Put files into {str(self.folder)!r} as they are; archives are unpacked there."])
 
     def _holding(self, path: str) -> list[Archive]:
@@ -172,15 +167,12 @@ def download(archive: Archive, to: Path, on_bytes: Callable[[int, int], None] = 
 def _append(archive: Archive, part: Path, on_bytes: Callable[[int, int], None]) -> None:
     """Append to the part what it lacks."""
     assert archive.url is not None
-    have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "clip-patchrank", "Accept-Encoding": "identity"}
-    headers |= {"Range": f"bytes={have}-"} if have else {}
+    headers |= {"Range": f"bytes={part.stat().st_size}-"} if part.exists() else {}
     with requests.get(archive.url, stream=True, timeout=TIMEOUT_S, headers=headers) as answer:
         if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            if answer.headers.get("Content-Range", "").rpartition("/")[2] != str(have):
-                part.unlink()  # of another file than is there by now
-                _append(archive, part, on_bytes)
-            return
+            part.unlink()  # nothing is lacking, or it is of another file: get it anew
+            return _append(archive, part, on_bytes)
         answer.raise_for_status()
         if answer.headers.get("Content-Type", "").startswith("text/html"):
             raise ValueError(
@@ -194,21 +186,20 @@ def _append(archive: Archive, part: Path, on_bytes: Callable[[int, int], None]) 
             for block in answer.iter_content(CHUNK):
                 file.write(block)
                 on_bytes(file.tell(), total)
+    return None
 
 
 def require_sum(archive: Archive, file: Path, on_bytes: Callable[[int], None] = lambda _: None) -> None:
     """Refuse a file, by a ValueError, that has none of the source's sums."""
-    if not archive.checksums:
-        return
     kinds = sorted({checksum.partition(":")[0] for checksum in archive.checksums})
     digests = {kind: hashlib.new(kind, usedforsecurity=False) for kind in kinds}
     with file.open("rb") as content:
-        while block := content.read(BLOCK):
+        while kinds and (block := content.read(BLOCK)):
             for digest in digests.values():
                 digest.update(block)
             on_bytes(content.tell())
     sums = [f"{kind}:{digest.hexdigest()}" for kind, digest in digests.items()]
-    if not set(sums) & set(archive.checksums):
+    if kinds and not set(sums) & set(archive.checksums):
         raise ValueError(
             f"archive {str(file)!r} has {', '.join(sums)} at {file.stat().st_size:,} bytes; expected "
             f"{' or '.join(archive.checksums)}: it is damaged or another version; {AGAIN}"
@@ -227,24 +218,24 @@ def unpack(archive: Archive, file: Path, folder: Path, on_bytes: Callable[[int],
     """Unpack a file into the dataset's folder; ``holds`` is there whole or not at all.
 
     The filters of tarfile and zipfile keep members inside, see ``tarfile.data_filter``; all together may have
-    ``RATIO`` times the archive's bytes. What is there already stays as it is. One process at a time may do so in a
-    folder. ``on_bytes`` receives how far in the file this is.
+    ``RATIO`` times the archive's bytes. What is there already stays as it is. ``on_bytes`` receives how far in the
+    file this is.
 
     Raises:
         ValueError: it is damaged, encrypted, unpacks to absurdly much, doesn't hold what it should, or holds
             something that leaves the folder: a path, a link, a device.
         OSError: not enough room.
     """
-    what = f"archive {str(file)!r}"
+    what, size = f"archive {str(file)!r}", file.stat().st_size
     folder.mkdir(parents=True, exist_ok=True)
-    require_room(folder, file.stat().st_size, what)
+    require_room(folder, size, what)
     partial = folder / f".{file.name}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
     source, goal = partial / archive.into, folder / archive.into
     source.mkdir(parents=True)
     try:
-        with _explain(file, what), file.open("rb") as content:
-            unpacking = _Unpacking(archive, content, file.stat().st_size, what, on_bytes)
+        with file.open("rb") as content:
+            unpacking = _Unpacking(archive, content, RATIO * size + ALLOWANCE, on_bytes)
             if file.suffix == ".zip":
                 unpacking.unzip(source)
             else:
@@ -259,68 +250,51 @@ def unpack(archive: Archive, file: Path, folder: Path, on_bytes: Callable[[int],
         for entry in sorted(source.iterdir(), key=lambda path: path.name == last):
             if not (goal / entry.name).exists():
                 entry.rename(goal / entry.name)
+    except tarfile.FilterError as error:
+        raise ValueError(f"{what}: {error}; it isn't unpacked") from error
+    except DAMAGE as error:
+        raise ValueError(f"{what} is truncated, damaged or encrypted: {size:,} bytes, {error}; {AGAIN}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-@contextmanager
-def _explain(file: Path, what: str) -> Iterator[None]:
-    """Say what an archive has that its reader stumbles over."""
-    try:
-        yield
-    except tarfile.FilterError as error:
-        raise ValueError(f"{what}: {error}; it isn't unpacked") from error
-    except DAMAGE as error:
-        raise ValueError(
-            f"{what} is truncated, damaged or encrypted: {file.stat().st_size:,} bytes, {error}; {AGAIN}"
-        ) from error
-
-
 @dataclass
 class _Unpacking:
-    """One archive on its way to a folder, with what it may still unpack to."""
+    """One archive on its way to a folder, with the bytes that it may still unpack to."""
 
     archive: Archive
     file: IO[bytes]
-    size: int
-    what: str
+    left: int
     on_bytes: Callable[[int], None]
-
-    def __post_init__(self) -> None:
-        """Compute what it may unpack to."""
-        self.left = RATIO * self.size + ALLOWANCE
 
     def admit(self, name: str, size: int) -> str | None:
         """Count a member before it is written; return its path in the folder that is taken, None if it isn't in it."""
         self.on_bytes(self.file.tell())
         self.left -= HEADER + size
         if self.left < 0:
-            raise ValueError(f"{self.what} unpacks to by far more than its {self.size:,} bytes, at {name[:60]!r}")
+            raise ValueError(f"archive {self.archive.file!r} unpacks to by far more than its bytes, at {name[:60]!r}")
         path = PurePosixPath(name)
         return str(path.relative_to(self.archive.strip)) if path.is_relative_to(self.archive.strip) else None
 
+    def accept(self, member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
+        """Be the filter of tarfile: its own one, for members of the folder that is taken."""
+        if (path := self.admit(member.name, member.size)) is None:
+            return None
+        target = PurePosixPath(member.linkname)
+        if member.islnk() and target.is_relative_to(self.archive.strip):
+            member = member.replace(linkname=str(target.relative_to(self.archive.strip)), deep=False)
+        return tarfile.data_filter(member.replace(name=path, deep=False), into)
+
     def untar(self, stream: IO[bytes], goal: Path, *, nested: bool) -> None:
         """Write the files of a tar, in whatever compression."""
-
-        def accept(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo | None:
-            if (path := self.admit(member.name, member.size)) is None:
-                return None
-            target = PurePosixPath(member.linkname)
-            if member.islnk() and target.is_relative_to(self.archive.strip):
-                member = member.replace(linkname=str(target.relative_to(self.archive.strip)), deep=False)
-            member = member.replace(name=path, deep=False)
-            return tarfile.data_filter(member, into)
-
         with tarfile.open(fileobj=stream) as tar:
             for member in tar:
-                if nested and member.isfile() and member.name.endswith(".tar"):
-                    inner = tar.extractfile(member)
-                    assert inner is not None
+                inner = tar.extractfile(member) if nested and member.isfile() and member.name.endswith(".tar") else None
+                if inner is not None:
                     self.untar(inner, goal / PurePosixPath(member.name).stem, nested=False)
                 else:
-                    tar.extract(member, goal, set_attrs=False, filter=accept)
-            content = tar.fileobj
-            while content is not None and content.read(BLOCK):
+                    tar.extract(member, goal, set_attrs=False, filter=self.accept)
+            while tar.fileobj is not None and tar.fileobj.read(BLOCK):
                 pass  # a gzip's sum stands at its end
 
     def unzip(self, goal: Path) -> None:

@@ -2,7 +2,6 @@
 
 import bisect
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, ranked_revi
 from harness.models.towers import Tower, load_tower
 from harness.records.agreement import kendall_tau
 from zoo.core.digests import blocks_fingerprint, fingerprint
-from zoo.core.files import cache_folder, digest, partial_of, write_whole
+from zoo.core.files import cache_folder, digest, partial_of
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
 from zoo.loading.predictor_file import predictor_name
@@ -160,7 +159,7 @@ class Entering(NamedTuple):
 def entering(
     facts: Provenance, split: Split, image_ids: Sequence[str], vit: ReducedViT, preprocess: Any, progress: Progress
 ) -> Entering:
-    """Return the tokens of some images of a split, from disk if they were computed before.
+    """Return the tokens of some images of a split, from the user's cache if they were computed before.
 
     Tower, weights, dataset, revision, split and block of ``facts`` are what they go by; the order
     of ``image_ids`` doesn't matter.
@@ -170,14 +169,11 @@ def entering(
         OSError: no room on the disk; nothing is left there.
     """
     images = _subset(split, set(image_ids), facts)
-    key_facts: dict[str, Any] = {name: getattr(facts, name) for name in _KEY}
-    key_facts["versions"] = {name: metadata.version(name) for name in _PACKAGES}
-    key = digest([key_facts, sorted(image_ids)])
-    name = f"{facts.dataset}-{facts.split}-b{facts.block}-{key}"
+    shape = (len(images), vit.prefix_count + vit.grid[0] * vit.grid[1], vit.embed_dim)
+    known = [[getattr(facts, name) for name in _KEY], [metadata.version(name) for name in _PACKAGES]]
+    name = f"{facts.dataset}-{facts.split}-b{facts.block}-{digest([*known, images.image_ids])}"
     path = cache_folder() / "tokens" / f"{name}.npy"
-    cells = vit.grid[0] * vit.grid[1]
-    shape = (len(images), vit.prefix_count + cells, vit.embed_dim)
-    tokens = _read(path, shape, images.image_ids)
+    tokens = _read(path, shape)
     if tokens is None:
         title, done = f"tokens of {facts.dataset} {facts.split}", 0
         with _growing(path, shape) as file, progress.task(title, len(images)) as update:
@@ -185,10 +181,7 @@ def entering(
                 file.write(_advance(vit, batch, facts.block).tobytes())
                 done += len(examples)
                 update(done)
-        # Last, so that tokens without it count as not there.
-        key_facts["image_ids"] = images.image_ids
-        write_whole(path.with_suffix(".json"), json.dumps(key_facts).encode())
-        tokens = _read(path, shape, images.image_ids)
+        tokens = _read(path, shape)
         assert tokens is not None
     return Entering(tokens=tokens, image_ids=images.image_ids, labels=images.labels)
 
@@ -206,23 +199,20 @@ def _subset(split: Split, image_ids: set[str], facts: Provenance) -> Split:
     return split.subset([i for i, name in enumerate(split.image_ids) if name in image_ids])
 
 
-def _read(path: Path, shape: tuple[int, ...], image_ids: tuple[str, ...]) -> Tensor | None:
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     """Map tokens on disk into memory; None if they aren't there, or not whole."""
     try:
-        facts = json.loads(path.with_suffix(".json").read_bytes())
         # Copy on write: torch wants memory that may be written to, and the file must stay.
         tokens = np.load(path, mmap_mode="c", allow_pickle=False)
     except (FileNotFoundError, EOFError, ValueError):
         return None
-    stored = (tokens.shape, tokens.dtype, tuple(facts["image_ids"]))
-    return torch.from_numpy(tokens) if stored == (shape, _DTYPE, image_ids) else None
+    return torch.from_numpy(tokens) if (tokens.shape, tokens.dtype) == (shape, _DTYPE) else None
 
 
 @contextlib.contextmanager
 def _growing(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
     """Yield a file for the rows of an array; it gets its name if the body ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").unlink(missing_ok=True)
     partial = partial_of(path)
     header = {"descr": _DTYPE.str, "fortran_order": False, "shape": shape}
     try:
@@ -298,7 +288,7 @@ def fit(
         rankings = held_out(rankings[0])
         progress.say(f"held out for early stopping: {sum(map(len, rankings[1]))} ranked images")
     facts = [asdict(one.provenance) for part in rankings for one in part]
-    agreed, ranked_for = _agreed(facts, block=block, action=action)
+    agreed, ranked_for = _agree(facts, block=block, action=action)
     ids = [{name for one in part for name in one.image_ids} for part in rankings]
     if both := ids[0] & ids[1]:
         raise ValueError(f"{len(both)} images are in the rankings to learn from and in those for early stopping")
@@ -322,7 +312,7 @@ def fit(
     return result, float(np.nanmean(tau_of(predictor, stop.data)))
 
 
-def _agreed(facts: list[dict[str, Any]], **asked: Any) -> tuple[int, str]:
+def _agree(facts: list[dict[str, Any]], **asked: Any) -> tuple[int, str]:
     """Return the one reduction point and action of all rankings; they must have one score, too."""
     for field, what in (("block", "reduction points"), ("score", "scores"), ("action", "actions")):
         values = sorted({fact[field] for fact in facts})

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import zoo
 from harness.models.towers import Tower
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, Pruner, final_count
 from zoo.core.tokens import top
+from zoo.loading.adopt import reduce
 from zoo.loading.clip import class_features
 from zoo.loading.predictor_file import load_predictor, with_predictors
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
@@ -81,7 +81,7 @@ def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT
         options["reduce_at"] = (block,)
     arch, _, tag = tower.name.partition(".")
     options, files = with_predictors(arch, tag, method, options, tower.vit.depth)
-    vit: ReducedViT = zoo.reduce(tower.vit, method=method, **options)
+    vit: ReducedViT = reduce(tower.vit, method=method, **options)
     if files:
         load_predictor(vit, files)
     return vit.eval()
@@ -113,7 +113,7 @@ def most_important(importance: Tensor, keep: float) -> Tensor:
     return torch.zeros_like(importance, dtype=torch.bool).scatter(1, kept, True)
 
 
-def unprocessed(preprocess: Any, images: Tensor) -> Tensor:
+def undo_preprocess(preprocess: Any, images: Tensor) -> Tensor:
     """Take the normalisation out of preprocessed images: what the model sees, as colours.
 
     Every preprocessing that ends in an affine map per channel is undone, whatever its constants:

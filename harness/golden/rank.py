@@ -165,7 +165,7 @@ def _fill(ranker: "ShardRanker", scores: Sequence[str], progress: Progress) -> N
     lacking = [score for score in scores if any(score in each for each in todo.values())]
     settings, passes, total = ranker.provenance(lacking[0]), ranker.engine.passes, len(ranker.split)
     progress.say(
-        f"{', '.join(lacking)}{settings.described().removeprefix(lacking[0])}: {passes:.4g} passes per image in "
+        f"{', '.join(lacking)}{settings.describe().removeprefix(lacking[0])}: {passes:.4g} passes per image in "
         f"{settings.dtype}, {settings.batch} at a time"
     )
     store = stores[lacking[0]]

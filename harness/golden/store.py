@@ -41,7 +41,7 @@ class Provenance(Origin):
     greedy: int | None = None  # patches removed per round; None = one-shot
     approximate: str | None = None  # how the score was approximated; None = exact
 
-    def described(self) -> str:
+    def describe(self) -> str:
         """Return the settings in words."""
         names = [entry.name for entry in fields(GoldenConfig)]
         return GoldenConfig(**{name: getattr(self, name) for name in names}).describe()
@@ -207,7 +207,7 @@ class Rankings:
         return Rankings(image_ids=tuple(image_ids), provenance=self.provenance, **columns)
 
 
-def ranked(split: Split, rankings: Rankings) -> NDArray[np.int64]:
+def ranked_positions(split: Split, rankings: Rankings) -> NDArray[np.int64]:
     """Return the positions in ``split`` of the images that have a ranking, (k,) ascending."""
     known = set(rankings.image_ids)
     return np.array([i for i, name in enumerate(split.image_ids) if name in known], dtype=np.int64)

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import zoo
 from harness.base.table import Cell, Table, figure, points
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset, split_words
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels
-from harness.golden.store import Rankings, find_rankings, ranked, ranked_revision
+from harness.golden.store import Rankings, find_rankings, ranked_positions, ranked_revision
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.rows import BLOCK, Variant, require_rows, require_towers
@@ -26,6 +25,7 @@ from harness.records.record import Record
 from harness.records.statistics import SIGN_FLIP, Interval, bootstrap_mean, mark_note, paired_p, together
 from zoo.core.messages import tower_name
 from zoo.core.precision import best_precision
+from zoo.loading.adopt import reduce
 from zoo.loading.prompt_file import PromptFile
 from zoo.towers.vit import ReducedViT
 
@@ -164,7 +164,7 @@ def floor(plan: Plan, seeds: int, progress: Progress, rankings: Sequence[Ranking
         split = view.split(Tuning())
         everywhere = [*(row for row in rows if row.method != GOLDEN), *orders]
         oracles = [replace(r, rankings=goldens[name]) for r in rows if r.method == GOLDEN]
-        known = ranked(split, goldens[name]) if oracles else np.arange(0)
+        known = ranked_positions(split, goldens[name]) if oracles else np.arange(0)
         hits: dict[str, Hits] = {}
         for part, places in ((everywhere, np.arange(len(split))), (oracles, known)):
             images = split.subset(places)
@@ -204,7 +204,7 @@ def _random_orders(dense: ReducedViT, seeds: int, keeps: Sequence[float]) -> lis
             model=f"{RANDOM}{round(100 * keep)}",
             method=RANDOM,
             keep=keep,
-            vit=zoo.reduce(dense, method=RANDOM, keep=keep, seed=seed).eval(),
+            vit=reduce(dense, method=RANDOM, keep=keep, seed=seed).eval(),
             config={"keep": keep, "seed": seed},
             what=f"seed {seed}",
         )

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-import zoo
 from harness.base.terminal import Progress
 from harness.measure.cost import gflops
 from harness.measure.plan import Plan
@@ -22,6 +21,7 @@ from harness.measure.timing import time_models
 from harness.records.averages import time_ratio
 from harness.records.conditions import DENSE, DTYPES, MATCHED
 from harness.records.record import Record
+from zoo.loading.adopt import reduce
 from zoo.towers.vit import ReducedViT
 
 TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row further off is reported
@@ -148,7 +148,7 @@ class TimeRatios:
     def _copy(self, vit: ReducedViT) -> ReducedViT:
         """Return the reduction on the copied tower's weights."""
         like = next(self._dense.parameters())
-        copied = zoo.reduce(self._dense, method=None)
+        copied = reduce(self._dense, method=None)
         copied.reducer = copy.deepcopy(vit.reducer)
         return copied.to(like.device, like.dtype).eval()
 
@@ -202,7 +202,7 @@ def equal_times(
     return {key: count / solvers[key].patches for key, (count, _) in answers.items()}
 
 
-def remembered(known: Sequence[Record], target: Variant, method: str, matched: Mapping[str, Any]) -> Record | None:
+def find_record(known: Sequence[Record], target: Variant, method: str, matched: Mapping[str, Any]) -> Record | None:
     """Find the newest record of a method at a target's time, if the target itself is known, too.
 
     ``known`` records are of one tower and machine; ``matched`` is what `MATCHED` says of the row, its keep rates maybe
@@ -242,7 +242,7 @@ def matched_rows(
     else:
         targets = {rate: row(plan.match_to, rate) for rate in plan.keeps}
         earlier = {
-            (method, rate): remembered(known, target, method, plan.matched(rate))
+            (method, rate): find_record(known, target, method, plan.matched(rate))
             for method in solvers
             for rate, target in targets.items()
         }

@@ -10,14 +10,15 @@ from typing import Any
 from harness.base.lines import append_lines, can_resume, parse_lines
 from harness.base.table import FORMS, NOT_MEASURED, UNMEASURED, Cell, Column, Part, Table, figure
 from harness.base.terminal import Progress
-from harness.measure.timing import Machine, Surroundings, Timing
+from harness.measure.timing import OPEN, Machine, Surroundings, Timing, verdict
 from harness.measure.ways import EAGER
 from harness.records.conditions import DENSE
+from harness.records.record import Times
 from harness.records.statistics import Interval
 from zoo.core.files import from_json, strict_json
 
 LATENCIES = "latency.jsonl"  # file of a run's records
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 OWN, EAGER_FLOAT32 = "the dense model", "the dense model in eager float32"  # what ratios are to
 CONDITIONS = (
     "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",
@@ -25,8 +26,6 @@ CONDITIONS = (
     "reference", "machine",
 )  # fmt: skip
 LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
-FASTER, SLOWER, OPEN = "faster", "slower", "not shown"
-VERDICTS = (FASTER, SLOWER, OPEN)  # the ratio's interval lies below 1, above it, includes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +54,7 @@ class LatencyRecord:
     machine: Machine
     failed: str | None = None  # why there are no times
     samples_ms: tuple[float, ...] = ()  # of whole calls; those of a cell share rounds
-    # As `records.Times` has them, under the same names.
-    median_ms: float | None = None
-    q1_ms: float | None = None
-    q3_ms: float | None = None
-    images_per_s: float | None = None  # at the median
-    ratio_to_dense: float | None = None  # median over rounds, 95 % interval
-    ratio_low: float | None = None
-    ratio_high: float | None = None
+    times: Times | None = None  # of the samples, as records of accuracy have them
     verdict: str | None = None  # of VERDICTS; None for the dense model
     warnings: tuple[str, ...] = ()
     gflops: float  # 1e9 multiply-adds per image
@@ -82,14 +74,13 @@ class LatencyRecord:
     @property
     def ratio(self) -> Interval | None:
         """The time over the dense model's, with its interval."""
-        ends = (self.ratio_to_dense, self.ratio_low, self.ratio_high)
-        return None if None in ends else Interval(*ends)  # type: ignore[arg-type]  # none is None
+        return None if self.times is None else self.times.ratio
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {self.schema_version}")
-        times = (self.median_ms, self.q1_ms, self.q3_ms, self.images_per_s, *self.samples_ms)
-        if (self.failed is None) != (bool(self.samples_ms) and None not in times):
+        timed = bool(self.samples_ms)
+        if (self.failed is None) != timed or (self.times is not None) != timed:
             raise ValueError(
                 f"{self.model} must have times or say why it failed, and not both: "
                 f"failed={self.failed!r}, {len(self.samples_ms)} samples"
@@ -102,15 +93,13 @@ def time_fields(timing: Timing, dense: Timing | None, saved: float | None) -> di
     ``dense`` is None for the dense model and where that has no time; ``saved`` is the share of its
     multiply-adds that isn't done.
     """
-    fields = {"samples_ms": timing.samples_ms, **vars(timing.latency(dense))}
+    fields: dict[str, Any] = {"samples_ms": timing.samples_ms, "times": timing.latency(dense)}
     if dense is None:
         return fields
-    ratio, low, high = timing.ratio_to(dense)
-    return fields | {
-        "verdict": FASTER if high < 1 else SLOWER if low > 1 else OPEN,
-        "saved_time": 1 - ratio,
-        "arrived": (1 - ratio) / saved if saved is not None and saved >= LEAST_SAVED else None,
-    }
+    ratio = timing.ratio_to(dense)
+    saved_time = 1 - ratio.estimate
+    arrived = saved_time / saved if saved is not None and saved >= LEAST_SAVED else None
+    return fields | {"verdict": verdict(ratio), "saved_time": saved_time, "arrived": arrived}
 
 
 def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:
@@ -251,8 +240,8 @@ def columns_of(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyReco
         "tokens": lambda row: figure(row.final_tokens, "d"),
         "GFLOPs": lambda row: figure(row.gflops, ".2f"),
         "ms": _time,
-        "images/s": lambda row: figure(row.images_per_s, ".1f"),
-        "ratio": lambda row: _interval((row.ratio_to_dense, row.ratio_low, row.ratio_high), ".3f"),
+        "images/s": lambda row: figure(None if row.times is None else row.times.images_per_s, ".1f"),
+        "ratio": lambda row: _interval(row.ratio, ".3f"),
         "verdict": _verdict,
         "saved": lambda row: figure(row.saved_gflops, ".0%", " %"),
         "of time": lambda row: figure(row.saved_time, ".0%", " %"),
@@ -275,16 +264,18 @@ def columns_of(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyReco
     return columns
 
 
-def _interval(values: Sequence[float | None], form: str) -> Cell:
-    if None in values:
+def _interval(values: Interval | None, form: str) -> Cell:
+    if values is None:
         return UNMEASURED
     estimate, low, high = (format(value, form) for value in values)
     return Cell(f"{estimate} [{low}, {high}]", values[0])
 
 
 def _time(row: LatencyRecord) -> Cell:
-    short = row.median_ms is not None and row.median_ms < 100
-    return _interval((row.median_ms, row.q1_ms, row.q3_ms), ".2f" if short else ".0f")
+    if (times := row.times) is None:
+        return UNMEASURED
+    spread = Interval(times.median_ms, times.q1_ms, times.q3_ms)
+    return _interval(spread, ".2f" if times.median_ms < 100 else ".0f")
 
 
 def _verdict(row: LatencyRecord) -> Cell:

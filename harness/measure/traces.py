@@ -14,7 +14,7 @@ from harness.base.store import BrokenShardError
 from harness.base.terminal import Progress
 from harness.datasets.base import Split
 from harness.datasets.few_shot import batches
-from harness.golden.maps import unprocessed
+from harness.golden.maps import undo_preprocess
 from harness.golden.store import Rankings
 from harness.measure.plan import TRACED
 from harness.measure.rows import Outcome
@@ -111,7 +111,7 @@ class Tracer:
             return
         count = 0
         for examples, images in batches(split.subset(absent), preprocess):
-            views = unprocessed(preprocess, images).permute(0, 2, 3, 1).numpy()
+            views = undo_preprocess(preprocess, images).permute(0, 2, 3, 1).numpy()
             for example, view in zip(examples, views, strict=True):
                 thumbnails.add(example.image_id, view)
             count += len(examples)

@@ -26,9 +26,6 @@ _NEVER = 1e-60  # a chance that changes no p-value anybody could print
 _DEEP = 1000  # 2**-1000 is still a number
 FLIPS = 20_000  # random sign-flips: the least p-value is 1/20,001, so 1,000 tests can be clear together
 _ALL = 14  # differences whose sign-flips are all tried
-_LISTS, _EIGHTS = 128, 16  # lists of differences, and eights of each, whose signs are held at once
-_KEPT = 4  # parts of random signs that are kept
-_FEW = 4  # lists for which the sums of eights are looked up, not multiplied
 _NEAR = 1 - 1e-9  # sums this near the observed one, relatively, are equal but for rounding
 
 K = TypeVar("K", bound=Hashable)
@@ -310,53 +307,26 @@ def sign_flips(differences: Sequence[ArrayLike], seed: int, groups: ArrayLike | 
     samples = [finite_sample(own) if groups is None else _sums(finite_sample(own), groups) for own in differences]
     samples = [sample[sample != 0] for sample in samples]
     p_values = np.empty(len(samples))
-    for at, sample in enumerate(samples):
-        if sample.size <= _ALL:
-            sums = _signed_sums(sample[np.newaxis])[0]
-            p_values[at] = (np.abs(sums) >= _NEAR * abs(sample.sum())).mean()
     many = [at for at, sample in enumerate(samples) if sample.size > _ALL]
-    for start in range(0, len(many), _LISTS):
-        part = many[start : start + _LISTS]
-        sums = np.array([samples[at].sum() for at in part])
-        hits = (np.abs(_drawn([samples[at] for at in part], seed)) >= _NEAR * np.abs(sums)).sum(axis=0)
-        p_values[part] = (hits + 1) / (FLIPS + 1)
+    drawn = dict(zip(many, _drawn([samples[at] for at in many], seed), strict=True)) if many else {}
+    for at, sample in enumerate(samples):
+        sums = drawn[at] if at in drawn else _signed_sums(sample[np.newaxis])[0]
+        hits = np.abs(sums) >= _NEAR * abs(sample.sum())
+        p_values[at] = (hits.sum() + 1) / (FLIPS + 1) if at in drawn else hits.mean()
     return p_values
 
 
 def _drawn(samples: Sequence[NDArray[np.float64]], seed: int) -> NDArray[np.float64]:
-    """Return the sums of lists with random signs, (FLIPS, lists); a list that is longer goes on where others end."""
+    """Return the sums of lists with random signs, (lists, FLIPS); a list that is longer goes on where others end."""
     most = max(sample.size for sample in samples)
-    values = np.zeros((most + -most % 8, len(samples)))
+    values = np.zeros((len(samples), most + -most % 8))
     for at, sample in enumerate(samples):
-        values[: sample.size, at] = sample
-    generator, drawn = np.random.default_rng(seed), np.zeros((FLIPS, len(samples)))
-    for number, start in enumerate(range(0, len(values), 8 * _EIGHTS)):
-        part = values[start : start + 8 * _EIGHTS]
-        eights = _eights(generator, len(part) // 8)
-        if len(samples) < _FEW:
-            for at, eight in enumerate(eights):
-                drawn += _signed_sums(part[8 * at : 8 * at + 8].T)[:, eight].T
-        else:
-            signs = _first_signs(seed, number) if number < _KEPT else _signs(eights)
-            drawn += signs[:, : len(part)] @ part
+        values[at, : sample.size] = sample
+    generator, drawn = np.random.default_rng(seed), np.zeros((len(samples), FLIPS))
+    for start in range(0, values.shape[1], 8):  # eight signs are the bits of a random byte
+        signs = generator.integers(256, size=FLIPS, dtype=np.uint8)
+        drawn += _signed_sums(values[:, start : start + 8])[:, signs]
     return drawn
-
-
-def _eights(generator: np.random.Generator, count: int) -> list[NDArray[np.uint8]]:
-    """Return random signs: for each eight differences (FLIPS,) bytes, whose bits they are."""
-    return [generator.integers(256, size=FLIPS, dtype=np.uint8) for _ in range(count)]
-
-
-def _signs(eights: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
-    """Return the same as (FLIPS, 8 x count) of -1 and 1."""
-    bits = np.unpackbits(np.stack(eights, axis=1), axis=1, bitorder="little")
-    return np.asarray(2.0 * bits - 1.0)
-
-
-@functools.lru_cache(maxsize=_KEPT)
-def _first_signs(seed: int, number: int) -> NDArray[np.float64]:
-    """Keep the first parts of the signs, 20 MB each: a report asks for them once per table and metric."""
-    return _signs(_eights(np.random.default_rng(seed), (number + 1) * _EIGHTS)[-_EIGHTS:])
 
 
 def _signed_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ from harness.records.averages import (
 )
 from harness.records.conditions import DENSE, GOLDEN, MATCHED, RANDOM
 from harness.records.metrics import METRICS
-from harness.records.record import CONDITIONS, Record, differing
+from harness.records.record import CONDITIONS, Record, Times, differing
 from harness.report.tables import BY_COLUMN, by_shots, matched_table, report_columns, shot_tables, table_of
 from harness.report.writers import markdown
 
@@ -392,6 +392,8 @@ def time_rows(times: Sequence[tuple[str, LatencyRecord]]) -> list[dict[str, Any]
     rows = []
     for run, record in times:
         values = asdict(record)
+        known = values.pop("times") or {}
+        values |= {field.name: known.get(field.name, values.get(field.name)) for field in fields(Times)}
         inner = {name: values.pop(name) for name in ("machine", "surroundings")}
         flat = {f"{name}_{key}": value for name, own in inner.items() for key, value in own.items()}
         rows.append({"run": run} | values | flat)

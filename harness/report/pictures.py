@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.datasets import split_words
-from harness.records.agreement import Agreement, kendall_tau, over_images
+from harness.records.agreement import ImageMean, kendall_tau, over_images
 from harness.records.averages import REFERENCE, protocol, tower_of
 from harness.records.conditions import DENSE, GOLDEN
 from harness.records.record import Record, differing, in_words
@@ -44,7 +44,7 @@ GALLERY = (
     "the image what the dense one does. The golden ranking is drawn as the rank of each patch, whatever is kept."
 )
 
-Matrix = tuple[Sequence[RowTraces], Mapping[tuple[int, int], Agreement]]
+Matrix = tuple[Sequence[RowTraces], Mapping[tuple[int, int], ImageMean]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -259,7 +259,7 @@ def _matrix_picture(group: TracedGroup) -> TracePicture:
     )
 
 
-def _describe_matrix(rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], Agreement]) -> str:
+def _describe_matrix(rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], ImageMean]) -> str:
     """Say how each row agrees with the golden ranking, and which others agree most and least."""
     means = {pair: tau.mean for pair, tau in agreements.items()}
     names = [label(row, rows) for row in rows]
@@ -294,7 +294,7 @@ def _draw_matrices(panels: Sequence[Matrix]) -> Any:
     return figure
 
 
-def _draw_matrix(axes: Any, rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], Agreement]) -> Any:
+def _draw_matrix(axes: Any, rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], ImageMean]) -> Any:
     """Draw one and return what the colour bar is of."""
     names = [label(row, rows) for row in rows]
     size = len(rows) - 1

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import zoo
 from harness.base.table import Table
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
@@ -22,7 +21,7 @@ from harness.golden.budget import Curve, Point, Worth
 from harness.golden.maps import method_maps
 from harness.measure.evaluate import outcomes
 from harness.measure.rows import Variant, golden_row
-from harness.measure.timing import interleaved
+from harness.measure.timing import interleave
 from harness.models.towers import Tower, load_tower, named, text_classifier
 from harness.records.agreement import kendall_tau, match_at_k
 from harness.records.conditions import DENSE, device_name
@@ -35,6 +34,7 @@ from zoo.core.files import write_whole
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.core.reducer import ReducerConfig, final_count
+from zoo.loading.adopt import reduce
 from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 
@@ -96,7 +96,7 @@ class Ranker:
         """Rank images (B, C, H, W) by a point, (B, N) float32 on the CPU, higher = keep."""
         if point.window is None or point.stride is None:
             options: dict[str, Any] = {} if point.seed is None else {"seed": point.seed}
-            vit = zoo.reduce(self.tower.vit, method=point.method, keep=0.5, reduce_at=(self.block,), **options)
+            vit = reduce(self.tower.vit, method=point.method, keep=0.5, reduce_at=(self.block,), **options)
             return method_maps(vit, images.to(next(vit.parameters()).device))[0]
         own = self.dtype if point.approximate is None and point != Point() else "float32"
         key = (point, precision or own)
@@ -122,7 +122,7 @@ class Ranker:
         """Time points in turn, all in float32; the least of ``rounds`` rounds, in ms."""
         calls = {str(at): partial(self.importance, point, precision="float32") for at, point in enumerate(points)}
         with progress.task("times, rounds", rounds) as update:
-            timings = interleaved(calls, images, rounds, warmup=1, tick=update).values()
+            timings = interleave(calls, images, rounds, warmup=1, tick=update).values()
         return {point: min(one.samples_ms) for point, one in zip(points, timings, strict=True)}
 
     def hits(self, split: Split, classifier: Tensor, orders: Mapping[Point, Importance], progress: Progress) -> Hits:

@@ -16,7 +16,15 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset, list_datasets, shipped_facts
 from harness.datasets.base import Dataset, Example, SplitName
 from harness.datasets.few_shot import subset
-from harness.golden.maps import class_text, golden_maps, method_maps, object_patches, patch_grid, reduced, unprocessed
+from harness.golden.maps import (
+    class_text,
+    golden_maps,
+    method_maps,
+    object_patches,
+    patch_grid,
+    reduced,
+    undo_preprocess,
+)
 from harness.models.towers import Tower, load_tower
 from harness.records.statistics import Interval, bootstrap_mean
 from zoo.ranking.golden import GoldenConfig
@@ -144,7 +152,7 @@ def _patches(tower: Tower, examples: Sequence[Example]) -> NDArray[np.bool_]:
     """Return the object patches of each image; masks go the way that images go, crop included."""
     masks = [Image.fromarray(np.asarray(example.mask)).convert("RGB") for example in examples]
     images = torch.stack([tower.preprocess(mask) for mask in masks])
-    inside = unprocessed(tower.preprocess, images).mean(dim=1)
+    inside = undo_preprocess(tower.preprocess, images).mean(dim=1)
     return np.asarray(object_patches(inside, patch_grid(tower.vit, images)).numpy())
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-import zoo
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import SHOTS
 from harness.measure.cost import gflops
@@ -14,6 +13,7 @@ from harness.measure.rows import Variant
 from harness.studies.spec import MERGED, Label, StudyCase, StudyLine, study
 from zoo.core.predictor import ARCHITECTURES
 from zoo.learning.fit import LOSSES
+from zoo.loading.adopt import reduce
 from zoo.ranking.golden import SCORES, GoldenConfig
 
 TARGETS: tuple[dict[str, Any], ...] = (
@@ -81,7 +81,7 @@ def architectures(on: StudyCase) -> Iterator[StudyLine]:
         return f"{sum(weight.numel() for weight in row.vit.reducer.parameters()):,}"
 
     def cost(row: Variant) -> str:
-        without = gflops(zoo.reduce(dense, method="random", keep=row.keep), size).gflops
+        without = gflops(reduce(dense, method="random", keep=row.keep), size).gflops
         return f"{gflops(row.vit, size).gflops - without:.4f}"
 
     for keep in on.keeps:

@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from timm.models import save_for_hf
 
-import zoo
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
@@ -18,10 +17,10 @@ from harness.golden.fit import fit
 from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
 from harness.measure.cost import gflops
-from harness.measure.match import ROUNDS, KeepSolver, TimeRatios, equal_times, remembered, say_miss
+from harness.measure.match import ROUNDS, KeepSolver, TimeRatios, equal_times, find_record, say_miss
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, golden_row, predictors_digest, reduced_row
-from harness.measure.tuning import Tuned, Tuner, loadable
+from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import DENSE, GOLDEN, MATCHED
 from harness.records.record import Record
@@ -40,7 +39,7 @@ from zoo.core.digests import fingerprint
 from zoo.core.files import cache_folder, digest
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.reducer import ReducerConfig
-from zoo.loading.adopt import add_prompts
+from zoo.loading.adopt import add_prompts, reduce
 from zoo.loading.open_clip import FOLDER
 from zoo.loading.predictor_file import PredictorFile, load_predictor
 from zoo.loading.prompt_file import PromptFile
@@ -187,7 +186,7 @@ class Workshop:
     def _loadable(self, path: Path) -> PredictorFile | None:
         """Return the predictor of an earlier run; None, with a note, of a file that can't be loaded any more."""
         words = "a predictor of an earlier run is fitted anew"
-        return loadable(path, PredictorFile.read, PredictorFile.tensors, words, self.progress)
+        return read_if_valid(path, PredictorFile.read, PredictorFile.tensors, words, self.progress)
 
     # Learned tokens
 
@@ -267,7 +266,7 @@ class Workshop:
             )
         if spec.predictors:
             files = [self.predictor(one) for one in spec.predictors]
-            vit = zoo.reduce(self.dense, method=spec.method, keep=spec.keep, **files[0].options | options).eval()
+            vit = reduce(self.dense, method=spec.method, keep=spec.keep, **files[0].options | options).eval()
             load_predictor(vit, files)
             assert vit.reducer is not None
             config = vit.reducer.config.plain() | {"predictor": predictors_digest(files)}
@@ -275,7 +274,7 @@ class Workshop:
         else:
             row = reduced_row(self.dense, arch, tag, name, spec.method, {"keep": spec.keep} | options)
         if (truth := self._truth(spec.truth)) is not None:
-            row = replace(row, config=row.config | {"against": truth.provenance.described()}, rankings=truth)
+            row = replace(row, config=row.config | {"against": truth.provenance.describe()}, rankings=truth)
         return row
 
     def _truth(self, spec: Truth) -> Rankings | None:
@@ -330,7 +329,7 @@ class Workshop:
         key = plan.dtype, (method, line.cost.target.keep)
         if key not in self._times:
             target = self.model(line.cost.target)
-            if record := remembered(self.records, target, method, plan.matched(target.keep)):
+            if record := find_record(self.records, target, method, plan.matched(target.keep)):
                 self._times[key] = record.keep, record.method_config[MATCHED]
         return key in self._times
 

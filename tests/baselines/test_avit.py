@@ -1,7 +1,6 @@
 """A-ViT: sums of halting scores by a loop over tokens, who goes and when."""
 
 import math
-import re
 
 import pytest
 from timm.models.vision_transformer import VisionTransformer
@@ -52,22 +51,6 @@ def test_nothing_is_summed_up_after_the_last_point(tower: VisionTransformer, ima
     _, each = model.advance(model.embed(images), taps=range(6))
     assert each[0].importance is None
     assert all(tokens.importance is each[2].importance for tokens in each[2:])
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"reduce_at": [0, 3]}, "reduce_at=0: no block has scored the tokens by then"),
-        ({"reduce_at": [6]}, "reduce_at=6: this tower has blocks 0 to 5"),
-        ({"channel": 48}, "channel=48: this tower has channels 0 to 47"),
-        ({"channel": -1}, "channel=-1: expected an integer from 0"),
-        ({"gamma": 0}, "gamma=0: expected a number in (0, 1000]"),
-        ({"beta": float("nan")}, "beta=nan: expected a number in (-1000, 1000]"),
-    ],
-)
-def test_refusals(options: dict, match: str, tower: VisionTransformer):
-    with pytest.raises(ValueError, match=re.escape(match)):
-        zoo.reduce(tower, method="avit", keep=0.5, **options)
 
 
 def test_a_tower_of_one_block_is_refused(tower: VisionTransformer):

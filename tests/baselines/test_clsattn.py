@@ -1,7 +1,5 @@
 """CLS attention against a softmax that is written out."""
 
-import re
-
 import pytest
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -52,18 +50,3 @@ def test_the_rest_runs_on_what_is_left(source: str, tower: VisionTransformer, im
         judged = attention_of_cls(tower.blocks[index], x)
         x = tower.blocks[index](x)
     assert torch.allclose(model(images), tower.forward_head(tower.norm(x)), atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"source": "prev"}, "source='prev': expected one of input, previous"),
-        ({"source": None}, "source=None: expected one of input, previous"),
-        ({"source": "previous", "reduce_at": 0}, "no block comes before reduction point 0"),
-        ({"source": "previous", "reduce_at": None}, "no block comes before reduction point 0"),
-        ({"sorce": "input"}, "clsattn has no option 'sorce': did you mean 'source'?"),
-    ],
-)
-def test_refusals(options: dict, match: str, tower: VisionTransformer):
-    with pytest.raises(ValueError, match=re.escape(match)):
-        zoo.reduce(tower, method="clsattn", keep=0.5, **options)

@@ -1,7 +1,6 @@
 """EViT against slow stages: which tokens stay, what the fused token is, how many there are."""
 
 import math
-import re
 
 import pytest
 import torch
@@ -56,20 +55,6 @@ def test_stages_are_the_slow_ones(fuse: bool, tower: VisionTransformer, images: 
     assert torch.allclose(trace.output, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.6, 0.7, 0.83, 0.9])
-@pytest.mark.parametrize("fuse", [False, True])
-def test_stage_rate_counts_with_ceil(rate: float, fuse: bool, tower: VisionTransformer):
-    """A fused token that arrives counts as a token; the one that is added isn't kept by rate."""
-    model = zoo.reduce(tower, method="evit", stage_rate=rate, reduce_at=[0, 2, 4], fuse=fuse)
-    trace = model.trace(torch.randn(1, 3, 64, 64))
-    tokens, wanted = 64, []
-    for index in range(6):
-        if index in (0, 2, 4):
-            tokens = math.ceil(rate * tokens) + fuse
-        wanted.append(1 + tokens)
-    assert trace.tokens_per_block == tuple(wanted)
-
-
 def test_the_fused_token_has_no_place_in_the_grid(tower: VisionTransformer, images: Tensor):
     """``keep`` counts what attention keeps, so that the fused token comes on top."""
     model = zoo.reduce(tower, method="evit", keep=0.25, reduce_at=[1], fuse=True)
@@ -102,33 +87,6 @@ def test_the_class_token_of_the_same_block_decides(tower: VisionTransformer, ima
     assert torch.allclose(ours.importance, theirs.importance, atol=1e-6)
     assert torch.equal(ours.after, theirs.after)
     assert not torch.allclose(model(images), same(images), atol=1e-3)  # attention saw all tokens
-
-
-def test_low_precision_keeps_its_type(tower: VisionTransformer, images: Tensor):
-    model = zoo.reduce(tower.bfloat16(), method="evit", keep=0.5, fuse=True)
-    assert model.forward_features(images.bfloat16()).dtype == torch.bfloat16
-    model = zoo.reduce(tower.float(), method="evit", keep=0.5, fuse=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model(images).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({}, "expected exactly one of keep or stage_rate, got none of them"),
-        ({"keep": 0.5, "stage_rate": 0.7}, "got keep=0.5, stage_rate=0.7"),
-        ({"stage_rate": 0}, "stage_rate=0: expected a number in (0, 1]"),
-        ({"stage_rate": 1.5}, "stage_rate=1.5: expected a number in (0, 1]"),
-        ({"stage_rate": "0.7"}, "stage_rate='0.7': expected a number"),
-        ({"keep": 0.5, "fuse": 1}, "fuse=1: expected true or false"),
-        ({"keep": 0.5, "fuse": "yes"}, "fuse='yes': expected true or false"),
-        ({"keep": 0.5, "rate": 0.7}, "evit has no option 'rate'"),
-        ({"keep": 0.5, "reduce_at": [3, 6]}, "reduce_at=6: this tower has blocks 0 to 5"),
-    ],
-)
-def test_refusals(options: dict, match: str, tower: VisionTransformer):
-    with pytest.raises(ValueError, match=re.escape(match)):
-        zoo.reduce(tower, method="evit", **options)
 
 
 @pytest.mark.parametrize(("fuse", "counts"), [(False, {1: 138, 3: 97, 5: 68}), (True, {1: 138, 3: 98, 5: 70})])

@@ -1,7 +1,6 @@
 """PiToMe: energies by loops over pairs of tokens, who is protected, who merges into whom."""
 
 import math
-import re
 
 import pytest
 import torch
@@ -60,15 +59,6 @@ def test_energy_is_the_slow_sum(margin: float, alpha: float):
         assert found.tolist() == pytest.approx(slow_energy(image, margin, alpha), abs=1e-5)
 
 
-def test_a_crowd_has_high_energy_and_a_loner_is_protected(tower: VisionTransformer):
-    crowd = torch.tensor([1.0, 0, 0]) + 0.01 * torch.randn(6, 3)
-    metric = torch.cat((crowd, torch.tensor([[0.0, 1, 0], [0, 0, 1]])))[None]
-    assert set(energy(metric, 0.9, 1.0)[0].argsort()[:2].tolist()) == {6, 7}
-    reducer = zoo.reduce(tower, method="pitome", keep=0.5).reducer
-    tokens = reducer.merge(0, Tokens.start(torch.randn(1, 9, 6), 1, (1, 8)), metric, 3)
-    assert tokens.size[0, -2:].tolist() == [1.0, 1.0]
-
-
 def test_the_same_share_goes_in_every_block_with_the_keys_as_metric(tower: VisionTransformer, images: Tensor):
     model = zoo.reduce(tower, method="pitome", keep=0.5)
     trace = model.trace(images)
@@ -88,18 +78,3 @@ def test_blocks_before_energy_counts_merge_as_tome_does(tower: VisionTransformer
     assert torch.equal(ours.patch_idx, theirs.patch_idx)
     assert torch.equal(ours.x, theirs.x)
     assert not torch.equal(reducer.merge(3, tokens, metric, 5).patch_idx, ours.patch_idx)
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"margin": 1.5}, "margin=1.5: expected a number in (-1, 1]"),
-        ({"alpha": 0}, "alpha=0: expected a number in (0, 1000]"),
-        ({"energy_from": 2.5}, "energy_from=2.5: expected an integer from 0"),
-        ({"proportional": 1}, "proportional=1: expected true or false"),
-        ({"reduce_at": 2, "keep": 0.4}, "asks block 2 to merge 38 of 64 patch tokens, at most half can"),
-    ],
-)
-def test_refusals(options: dict, match: str, tower: VisionTransformer):
-    with pytest.raises(ValueError, match=re.escape(match)):
-        zoo.reduce(tower, method="pitome", **{"keep": 0.5, **options})

@@ -1,7 +1,5 @@
 """TCA's condensation by loops: ranks of every head, who is pruned, centres and their clusters."""
 
-import re
-
 import pytest
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -88,23 +86,3 @@ def test_the_pruned_rank_below_the_merged_and_those_below_the_rest(tower: Vision
         assert {into[place] for place in merged} <= after
         assert max(importance[place] for place in pruned) <= min(importance[place] for place in merged)
         assert all(importance[place] == float("inf") for place in after)
-
-
-def test_equal_tokens_still_leave_as_many_centres(tower: VisionTransformer):
-    tower.pos_embed.zero_()
-    model = zoo.reduce(tower, method="tca", keep=0.5, reduce_at=2)
-    assert len(set(model.trace(torch.ones(1, 3, 64, 64)).kept[0].tolist())) == 32
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"centers": 0}, "centers=0: expected an integer from 1"),
-        ({"merged": 0.0}, "merged=0.0: expected a number in (0, 1000]"),
-        ({"merged": "2"}, "merged='2': expected a number in (0, 1000]"),
-        ({"center": 4}, "tca has no option 'center': did you mean 'centers'?"),
-    ],
-)
-def test_refusals(options: dict, match: str, tower: VisionTransformer):
-    with pytest.raises(ValueError, match=re.escape(match)):
-        zoo.reduce(tower, method="tca", keep=0.5, **options)

@@ -1,7 +1,5 @@
 """ToFu: early blocks drop what later blocks merge, by a loop over pairs; MLERP keeps norms."""
 
-import re
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,16 +62,3 @@ def test_with_no_block_that_prunes_it_is_tome_but_for_norms(tower: VisionTransfo
     assert torch.equal(one.after, other.after)
     assert torch.equal(one.into, other.into)
     assert not torch.allclose(ours(images), tome(images), atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"merge_from": -1}, "merge_from=-1: expected an integer from 0"),
-        ({"keep": 0.3, "reduce_at": 4}, "asks block 4 to merge 45 of 64 patch tokens, at most half can"),
-        ({"r": 8}, "tofu has no option 'r'"),
-    ],
-)
-def test_refusals(options: dict, match: str, tower: VisionTransformer):
-    with pytest.raises(ValueError, match=re.escape(match)):
-        zoo.reduce(tower, method="tofu", **{"keep": 0.5, **options})

@@ -1,7 +1,6 @@
 """ToMe: bipartite matching by a slow loop, conserved sums, proportional attention."""
 
 import math
-import re
 
 import pytest
 import torch
@@ -91,36 +90,6 @@ def test_merged_first_ranks_last():
     assert went.importance[0, [0, 2, 4, 5]].isinf().all()
 
 
-def test_a_token_of_size_two_attends_as_two(tower: VisionTransformer):
-    """Token 3 stands for two patches: as if it were in the sequence twice."""
-    model = zoo.reduce(tower, method="tome", keep=0.5)
-    tokens = Tokens.start(torch.randn(2, 9, 48), 1, (2, 4))
-    size = torch.ones(2, 8)
-    size[:, 3] = 2
-    sized, block = tokens._replace(size=size), model.block(2)
-    twice = tokens._replace(x=torch.cat((tokens.x, tokens.x[:, 4:5]), dim=1))
-    bias = model.reducer.attention_bias(sized)
-    assert bias.shape == (2, 1, 1, 9)
-    found = block.attend(tokens, bias).out
-    wanted = block.attend(twice).out[:, :9]
-    assert torch.allclose(found, wanted, atol=1e-5)
-    assert not torch.allclose(block.attend(tokens).out, wanted, atol=1e-4)
-
-
-def test_merging_twins_changes_nothing(tower: VisionTransformer):
-    """Every patch comes twice and places don't matter: half the tokens say the same."""
-    tower.pos_embed.zero_()
-    tiles = torch.randn(2, 3, 8, 8, 8, 4).repeat_interleave(2, dim=5)  # B, C, row, y, x, column
-    images = tiles.permute(0, 1, 2, 3, 5, 4).reshape(2, 3, 64, 64)
-    model = zoo.reduce(tower, method="tome", keep=0.5, reduce_at=1)
-    trace = model.trace(images)
-    assert trace.final_tokens == 32
-    assert (trace.reductions[0].after % 2 == 0).all()
-    assert torch.allclose(trace.output, tower(images), atol=1e-4)
-    lost = zoo.reduce(tower, method="tome", keep=0.5, reduce_at=1, proportional=False)
-    assert lost.reducer.attention_bias(Tokens.start(images.new_ones(1, 3, 4), 1, (1, 2))) is None
-
-
 def test_sizes_reach_blocks_that_do_not_merge(tower: VisionTransformer, images: Tensor):
     """Slowly: blocks 0 and 1, merge in 1, then attention with log sizes in all later blocks."""
     model = zoo.reduce(tower, method="tome", keep=0.6, reduce_at=[1])
@@ -155,30 +124,6 @@ def test_more_than_half_is_refused_on_small_images_too(tower: VisionTransformer)
     model = zoo.reduce(tower, method="tome", keep=0.5, reduce_at=0)
     with pytest.raises(ValueError, match="raise keep or add reduction points"):
         model.reducer.counts(37)  # rounds to 18, and 18 pairs leave 19
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({}, "expected exactly one of keep or r, got none of them"),
-        ({"keep": 0.5, "r": 8}, "expected exactly one of keep or r, got keep=0.5, r=8"),
-        ({"r": -1}, "r=-1: expected an integer from 0"),
-        ({"r": 8.0}, "r=8.0: expected an integer from 0"),
-        ({"keep": 0.5, "proportional": None}, "proportional=None: expected true or false"),
-        ({"keep": 0.2, "reduce_at": [0, 1]}, "at most half can; raise keep"),
-        ({"keep": 0.5, "proportinal": True}, "did you mean 'proportional'?"),
-    ],
-)
-def test_refusals(options: dict, match: str, tower: VisionTransformer):
-    with pytest.raises(ValueError, match=re.escape(match)):
-        zoo.reduce(tower, method="tome", **options)
-
-
-def test_sizes_always_add_up_to_the_grid(tower: VisionTransformer, images: Tensor):
-    model = zoo.reduce(tower, method="tome", keep=0.3)
-    _, each = model.advance(model.embed(images), taps=range(6))
-    for tokens in each:
-        assert torch.equal(tokens.size.sum(dim=1), torch.full((3,), 64.0))
 
 
 def test_the_papers_counts(tower: VisionTransformer):

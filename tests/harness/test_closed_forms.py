@@ -212,7 +212,7 @@ def test_every_method_has_a_closed_form():
     assert [name for name in FORMS if name not in zoo.METHODS] == []
 
 
-@pytest.mark.parametrize("keep", [0.9, 0.6, 0.3])
+@pytest.mark.parametrize("keep", [0.9, 0.3])
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_with_every_method_on_a_narrow_tower(size: str, method: str, keep: float):
@@ -220,16 +220,7 @@ def test_every_size_with_every_method_on_a_narrow_tower(size: str, method: str, 
 
 
 @pytest.mark.parametrize("method", ALL)
-@pytest.mark.parametrize("size", ["b32", "b16", "s14", pytest.param("l14", marks=pytest.mark.slow)])
-def test_full_towers_of_random_weights(size: str, method: str):
-    cost = check(size, method, 0.6, narrow=False)
-    if (size, method) == ("b16", "clsattn"):
+def test_a_full_tower_of_random_weights(method: str):
+    cost = check("b16", method, 0.6, narrow=False)
+    if method == "clsattn":
         assert cost == pytest.approx(12.27, abs=0.01)  # no keys are formed to rank
-
-
-def test_a_method_without_a_closed_form_fails_with_what_to_do(monkeypatch):
-    monkeypatch.setitem(zoo.METHODS, "newcomer", zoo.METHODS["random"])
-    with pytest.raises(AssertionError, match="'newcomer' has no closed form: write one into FORMS"):
-        check("b32", "newcomer", 0.6, narrow=True)
-    with pytest.raises(AssertionError, match="newcomer has no closed form"):
-        test_every_method_has_a_closed_form()

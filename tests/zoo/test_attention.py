@@ -70,11 +70,6 @@ def test_cls_attention_is_the_first_row_of_the_softmax(layer: Attention, prefix:
     assert torch.allclose(cls_attention_of(layer, x, prefix), wanted, atol=1e-6)
 
 
-def test_low_precision_gives_float32(layer: Attention):
-    x = torch.randn(2, 10, 24).bfloat16()
-    assert cls_attention_of(layer.bfloat16(), x, 1).dtype == torch.float32
-
-
 class LowRank(nn.Module):
     """A LoRA adapter around a linear layer whose weights and bias it shows as its own."""
 

@@ -159,7 +159,7 @@ def whole() -> tuple[Predictor, list[Any]]:
     return predictor, epochs
 
 
-@pytest.mark.parametrize("calls", [0, 30, 51, 100])
+@pytest.mark.parametrize("calls", [0, 51])
 def test_stopped_within_an_epoch(calls: int, whole: tuple[Predictor, list[Any]], tmp_path: Path):
     """16 or more steps make an epoch: the one that broke off is done again, the others are not."""
     path = tmp_path / "fit.pt"

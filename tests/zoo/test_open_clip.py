@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import re
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ import open_clip
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
-from open_clip import pretrained
-from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.model import CLIP
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -26,7 +23,6 @@ import zoo
 from zoo.loading.clip import class_features, image_transform
 from zoo.loading.open_clip import from_open_clip, load_open_clip, to_open_clip
 from zoo.loading.sizes import SIZES
-from zoo.ranking.golden import GoldenConfig, golden_importance
 
 MODELS = {size: spec.open_clip for size, spec in SIZES.items() if spec.open_clip}
 PAIRS = [(size, tag) for size in MODELS for tag in SIZES[size].tags]
@@ -57,23 +53,22 @@ def test_what_is_said_of_the_weights_is_open_clips(size: str, tag: str):
     assert model.pretrained_cfg["input_size"][1] == config["vision_cfg"]["image_size"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("size", "tag"), DIFFERENT)
 @torch.no_grad()
 def test_features_are_open_clips(size: str, tag: str, tmp_path: Path):
-    """Exact with the activation of the tag, and clearly different with the other one."""
+    """Exact with the activation of the tag, and clearly different with the other one; narrow towers of 2 blocks."""
     torch.manual_seed(3)
     config = open_clip.get_model_config(MODELS[size])
+    vision = {**config["vision_cfg"], "width": 64, "layers": 2, "head_width": 16}
     quick = bool(published(size, tag).get("quick_gelu"))
-    same, other = (
-        CLIP(config["embed_dim"], config["vision_cfg"], TEXT, quick_gelu=q).eval() for q in (quick, not quick)
-    )
+    same, other = (CLIP(config["embed_dim"], vision, TEXT, quick_gelu=q).eval() for q in (quick, not quick))
+    for parameter in same.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.05)
     other.load_state_dict(same.state_dict(), assign=True)
     file = tmp_path / "open_clip.safetensors"
     save_file({k: v.contiguous() for k, v in same.state_dict().items()}, file)
-    overlay = {"file": str(file)}
-    name = f"clip_vit_{size}.{tag}"
-    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    options = {"pretrained_cfg_overlay": {"file": str(file)}, "embed_dim": 64, "depth": 2, "num_heads": 4}
+    model = timm.create_model(f"clip_vit_{size}.{tag}", pretrained=True, **options).eval()
     images = torch.randn(1, 3, 224, 224)
     features = model(images)
     assert torch.allclose(features, same.encode_image(images), atol=1e-4)
@@ -121,23 +116,8 @@ def test_open_clip_refuses_weights_of_another_activation(small_clip):
     torch.testing.assert_close(model.encode_image(images), ours.encode_image(images))
 
 
-@pytest.mark.parametrize("name", sorted(zoo.MODELS))
-def test_open_clip_knows_every_name(name: str):
-    size = zoo.MODELS[name].size
-    for tag in SIZES[size].tags:
-        config = open_clip.get_model_config(f"{name}.{tag}")
-        assert config["vision_cfg"]["timm_model_name"] == f"{name}.{tag}"
-        assert config["quick_gelu"] == SIZES[size].tags[tag].quick_gelu
-        assert pretrained.is_pretrained_cfg(name, tag)
-        assert pretrained.is_pretrained_cfg(f"{name}.{tag}", tag)
-    assert open_clip.get_model_config(name)["vision_cfg"]["image_size"] == SIZES[size].image
-
-
-MODES = ("RGB", "L", "P", "RGBA", "CMYK", "1", "LA")
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", [(300, 200), (97, 511), (224, 224), (31, 17)], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+@pytest.mark.parametrize("shape", [(97, 511), (31, 17)], ids=str)
 def test_preprocessing_is_open_clips_pixel_for_pixel(mode: str, shape: tuple[int, int], small_clip):
     noise = torch.randint(0, 256, (*shape[::-1], 3), dtype=torch.uint8).numpy()
     image = Image.fromarray(noise).convert(mode)
@@ -232,19 +212,6 @@ def test_features_of_a_taken_tower_are_open_clips(name: str, quick: bool):
     assert not tower.training
 
 
-@torch.no_grad()
-def test_the_image_tower_alone_a_custom_text_model_and_no_projection():
-    images = images_for(B16)
-    model = build(B16, kind=CustomTextCLIP)
-    expected = model.encode_image(images)
-    assert torch.allclose(from_open_clip(model)(images), expected, atol=1e-5)
-    assert torch.allclose(from_open_clip(model.visual)(images), expected, atol=1e-5)
-    model.visual.proj = None
-    tower = from_open_clip(model)
-    assert torch.allclose(tower(images), model.encode_image(images), atol=1e-5)
-    assert tower.num_classes == 0
-
-
 def test_a_native_tower_is_copied_and_a_trunk_shared():
     model = build(B16)
     ours = {p.data_ptr() for p in from_open_clip(model).parameters()}
@@ -252,17 +219,6 @@ def test_a_native_tower_is_copied_and_a_trunk_shared():
     model = build(EXACT["trunk"])
     theirs = {p.data_ptr() for p in model.parameters()}
     assert {p.data_ptr() for p in from_open_clip(model).parameters()} <= theirs
-
-
-@torch.no_grad()
-def test_half_precision_becomes_float32_without_loss():
-    model = build(B16).half()
-    tower = from_open_clip(model)
-    assert {p.dtype for p in tower.parameters()} == {torch.float32}
-    assert torch.equal(tower.head.weight.half(), model.visual.proj.T)
-    assert from_open_clip(model.train()).training
-    reduced = zoo.reduce(tower, method="random", keep=0.5, reduce_at=1)
-    assert reduced.trace(images_for(B16)).final_tokens == 8
 
 
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
@@ -314,43 +270,6 @@ def test_other_norms_and_activations_are_refused():
         from_open_clip(model)
     with pytest.raises(ValueError, match="Linear is not a vision transformer of open_clip"):
         from_open_clip(torch.nn.Linear(2, 2))
-
-
-def slow_importance(visual: Any, image: Tensor, first: int) -> Tensor:
-    """Remove one 2 x 2 window after the other inside open_clip's own transformer."""
-    rows, columns = visual.grid_size
-
-    def features(x: Tensor) -> Tensor:
-        for block in visual.transformer.resblocks[first:]:
-            x = block(x)
-        return F.normalize(visual._pool(x)[0] @ visual.proj, dim=-1)
-
-    x = visual._embeds(image[None])
-    for block in visual.transformer.resblocks[:first]:
-        x = block(x)
-    whole = features(x)
-    scores: list[list[Tensor]] = [[] for _ in range(rows * columns)]
-    for top, left in product(range(rows - 1), range(columns - 1)):
-        gone = [(top + i) * columns + left + j for i, j in product(range(2), repeat=2)]
-        kept = [0, *(1 + p for p in range(rows * columns) if p not in gone)]
-        for patch in gone:
-            scores[patch].append((whole * features(x[:, kept])).sum())
-    return torch.stack([-torch.stack(each).mean() for each in scores])
-
-
-@pytest.mark.parametrize("block", [0, 2])
-@pytest.mark.parametrize(
-    ("vision", "quick"),
-    [(B16, False), (B16, True), ({**B16, "image_size": (24, 40)}, False), ({**B16, "pool_type": "avg"}, False)],
-)
-@torch.no_grad()
-def test_golden_scores_are_open_clips(vision: dict, quick: bool, block: int):
-    model, images = build(vision, quick), images_for(vision)
-    expected = torch.stack([slow_importance(model.visual, image, block) for image in images])
-    config = GoldenConfig(block=block, window=2, stride=1)
-    importance = golden_importance(from_open_clip(model), images, config)
-    assert torch.allclose(importance, expected, atol=1e-5)
-    assert expected.std(dim=1).min() > 1e-4
 
 
 @pytest.fixture
@@ -451,18 +370,10 @@ def test_files_without_usable_weights(theirs: Any, tmp_path: Path, evil: Any, mo
         load_open_clip(f"dropping/{file}")
 
 
-def test_folders_that_hold_no_model(theirs: Any, tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"no open_clip_config.json there; open_clip's"):
-        load_open_clip(f"local-dir:{tmp_path}")
-    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
-    with pytest.raises(ValueError, match=r"the weights of .* can't be used: Required pretrained"):
-        load_open_clip(f"local-dir:{tmp_path}")
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["clip_vit_b32", "clip_vit_b16.laion2b"])
 def test_a_dense_tower_goes_back_to_open_clips_code(name: str):
-    vit = timm.create_model(name).eval()
+    vit = timm.create_model(name, embed_dim=64, depth=2, num_heads=4).eval()
     for parameter in vit.parameters():
         parameter.normal_(std=0.05)
     vit.head.bias.zero_()
@@ -477,14 +388,3 @@ def test_a_dense_tower_goes_back_to_open_clips_code(name: str):
 def test_what_open_clip_has_no_code_for_is_refused(name: str, reason: str):
     with pytest.raises(ValueError, match=reason):
         to_open_clip(timm.create_model(name))
-
-
-def test_a_head_with_a_bias_and_another_pool_are_refused():
-    vit = timm.create_model("clip_vit_b32")
-    torch.nn.init.ones_(vit.head.bias)
-    with pytest.raises(ValueError, match=r"'head\.bias'"):
-        to_open_clip(vit)
-    vit.head.bias.data.zero_()
-    vit.global_pool = "avg"
-    with pytest.raises(ValueError, match="its pool is 'avg'"):
-        to_open_clip(vit)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import zoo
 from zoo.core.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenLinear, TokenTransformer
 from zoo.core.reducer import HostSpec, build_reducer
 
@@ -84,21 +83,6 @@ def test_conv_is_a_slow_neighbourhood_sum():
                     weight = net.mix1.weight[:, 0, r - row + 2, c - column + 2]
                     total += weight * x[0, 4 * r + c]
             assert torch.allclose(found[0, 4 * row + column], total, atol=1e-5)
-
-
-@pytest.mark.parametrize("arch", ["mlp", "conv", "transformer"])
-def test_classes_matter(arch: str):
-    """The class token takes part: the same patches rank otherwise in another image."""
-    model, x = predictor(arch), torch.randn(2, 17, 12)
-    other = x.clone()
-    other[:, 0] = torch.randn(2, 12)
-    assert not torch.allclose(model(other, 1, (4, 4)), model(x, 1, (4, 4)), atol=1e-3)
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_honours_device_and_dtype(arch: str):
-    model = Predictor(arch, 12, 8, (4, 4), "meta", torch.float16)
-    assert all(p.is_meta and p.dtype == torch.float16 for p in model.parameters())
 
 
 def test_patchrank_ranks_once_and_drops_the_least_important(tiny: Build, images: Tensor):
@@ -196,14 +180,6 @@ def built(tiny: Build, **options: Any) -> nn.Module:
     return tiny("clip_vit_b16_patchrank50", width=16, **options)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_with_one_point_nothing_changes(arch: str, tiny: Build, images: Tensor):
-    plain = built(tiny, arch=arch)
-    again = built(tiny, arch=arch, rescore=True)
-    assert again.state_dict().keys() == plain.state_dict().keys()
-    torch.testing.assert_close(again(images), plain(images))
-
-
 @pytest.mark.parametrize("arch", FREE)
 @pytest.mark.parametrize("points", [(1, 3, 5), (0, 1), (4,)], ids=str)
 def test_each_point_keeps_the_best_of_its_own_predictor(
@@ -252,22 +228,3 @@ def test_what_needs_the_whole_grid_can_not_rescore(arch: str):
         build_reducer("patchrank", options, HOST)
     assert not build_reducer("patchrank", options | {"rescore": False}, HOST).rescorers
     assert not build_reducer("patchrank", options | {"reduce_at": [3]}, HOST).rescorers
-
-
-@pytest.mark.parametrize("arch", FREE)
-def test_permuting_patches_permutes_what_stays(arch: str, tiny: Build, images: Tensor):
-    model = built(tiny, arch=arch, reduce_at=(0, 2, 4), rescore=True)
-    tokens = model.embed(images)
-    order = torch.randperm(64)
-    moved = tokens._replace(
-        x=torch.cat((tokens.x[:, :1], tokens.patches[:, order]), dim=1), patch_idx=tokens.patch_idx[:, order]
-    )
-    plain, _ = model.advance(tokens)
-    permuted, _ = model.advance(moved)
-    assert torch.equal(permuted.patch_idx.sort(dim=1).values, plain.patch_idx)
-    assert torch.allclose(model.finish(permuted), model.finish(plain), atol=1e-5)
-
-
-def test_keeping_all_is_the_dense_tower(tiny: Build, images: Tensor):
-    model = built(tiny, arch="mlp", reduce_at=(1, 3), rescore=True, keep=1.0)
-    assert torch.equal(model(images), zoo.reduce(model, method=None)(images))

@@ -210,27 +210,6 @@ def test_methods_without_a_predictor(tiny: Build, tmp_path: Path):
             load_predictor(tiny(name), found)
 
 
-def test_what_is_named_as_a_predictor_of_its_block(tmp_path: Path):
-    for name in ("block5.old", "blockx", "block"):
-        (tmp_path / "packaged" / f"{NAME}.{TAG}.patchrank.{name}.safetensors").touch()
-    assert fitted_blocks(NAME, TAG) == ()
-
-
-def test_every_block_means_the_first(tmp_path: Path):
-    save(tmp_path / "p.safetensors", block=0)
-    options, [found] = with_predictors(
-        NAME, TAG, "patchrank", {"keep": 0.6, "reduce_at": None}, 6, tmp_path / "p.safetensors"
-    )
-    assert (found.block, options["arch"]) == (0, "conv")
-
-
-def test_a_file_that_is_no_safetensors_at_all(tmp_path: Path):
-    path = tmp_path / "notes.txt"
-    path.write_text("nothing of the kind")
-    with pytest.raises(ValueError, match=re.escape("notes.txt' holds no predictor")):
-        find_predictor(NAME, TAG, 3, path)
-
-
 def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):
     """Patches that may be removed are not those that may be merged."""
     names = {action: predictor_name(NAME, TAG, 0, action) for action in ("remove", "merge")}

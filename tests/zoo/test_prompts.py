@@ -75,28 +75,12 @@ def test_no_method_touches_learned_tokens(half: zoo.ReducedViT, images: Tensor):
     assert torch.equal(model(images), plain.output)
 
 
-@pytest.mark.parametrize("arch", ["linear", "mlp", "conv", "mixer", "pooledmixer"])
-@torch.no_grad()
-def test_predictors_rank_patches_only(tiny: Build, images: Tensor, arch: str):
-    """Before block 0 patches don't know of learned tokens, so the ranking must be the same."""
-    model = tiny("clip_vit_b16_patchrank60.openai", arch=arch, reduce_at=0)
-    torch.testing.assert_close(prompted(model).trace(images).scores, model.trace(images).scores)
-
-
 @torch.no_grad()
 def test_average_pooling_leaves_them_out(tiny: Build, images: Tensor):
     model = prompted(tiny("clip_vit_b16.openai", global_pool="avg"))
     tokens = model.forward_features(images)
     assert torch.allclose(model.pool(tokens), tokens[:, 1 + COUNT :].mean(dim=1), atol=1e-6)
     assert torch.equal(model.pool(tokens, "token"), tokens[:, 0])
-
-
-@torch.no_grad()
-def test_intermediates_count_them_as_prefix(tiny: Build, images: Tensor):
-    model = prompted(tiny("clip_vit_b16_evit60.openai", reduce_at=[1, 3]))
-    maps = model.forward_intermediates(images, return_prefix_tokens=True, intermediates_only=True)
-    assert [m.shape for m, _ in maps] == [(3, 48, 8, 8)] * 6
-    assert [p.shape[1] for _, p in maps] == [1 + COUNT] * 6
 
 
 def test_coupled_tokens_are_a_linear_image_of_the_text(tiny: Build):
@@ -127,7 +111,7 @@ def file_for(tower: nn.Module, folder: Path) -> PromptFile:
     return save_prompts(folder / "prompts.safetensors", tensors, **facts)
 
 
-@pytest.mark.parametrize("method", [None, *sorted(zoo.METHODS)])
+@pytest.mark.parametrize("method", [None, "patchrank", "evit"])
 @torch.no_grad()
 def test_class_logits(tiny: Build, images: Tensor, tmp_path: Path, method: str | None):
     options = {} if method is None else {"keep": 0.5}

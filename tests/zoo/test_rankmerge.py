@@ -115,11 +115,6 @@ def test_tiny_grids_and_equal_tokens_meet_the_count(count: int, keep: float, tow
         assert after.size.sum(dim=1).tolist() == [count, count]
 
 
-def test_equal_positions_go_first_among_ties():
-    gone, into, _ = pair_tokens(torch.ones(1, 6, 3), torch.zeros(1, 6, 2), None, 2)
-    assert (gone.tolist(), into.tolist()) == ([[1, 2]], [[0, 0]])
-
-
 def test_merging_twins_changes_nothing(tower: VisionTransformer):
     """Every patch comes twice and places don't matter: half the tokens say the same."""
     tower.pos_embed.zero_()
@@ -130,13 +125,6 @@ def test_merging_twins_changes_nothing(tower: VisionTransformer):
         trace = model.trace(images)
         assert trace.final_tokens == 32
         assert torch.allclose(trace.output, tower(images), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("depth", "points"), [(9, (0, 3, 6)), (12, (0, 4, 8)), (24, (0, 8, 16)), (2, (0, 1)), (1, (0,))]
-)
-def test_points_follow_the_depth(depth: int, points: tuple[int, ...]):
-    assert RankMergeConfig(keep=0.5).points(depth) == points
 
 
 @pytest.mark.parametrize("rank", ["cls", "predictor"])

@@ -61,16 +61,3 @@ def test_equals_open_clips_tower_with_the_same_rows(compact: CompactText, tokens
 def test_unseen_words_are_named(words: str, match: str, compact: CompactText):
     with pytest.raises(ValueError, match=re.escape(match)):
         compact(tokenizer(12)([words, "a photo of a cat."]))
-
-
-@pytest.mark.parametrize("token", [1, 5000, 49405])
-def test_ids_between_the_known_ones(token: int, compact: CompactText):
-    assert token not in compact.token_ids
-    with pytest.raises(ValueError, match="the embedded text tower never saw"):
-        compact.rows(torch.tensor([[START, token, END]]))
-
-
-@pytest.mark.parametrize("ids", [[0, 5, 3], [0, 3, 3]])
-def test_token_ids_come_ascending(ids: list[int]):
-    with pytest.raises(ValueError, match="token_ids: expected ascending ids, each once"):
-        CompactText(ids, **GEOMETRY)

@@ -1,12 +1,9 @@
 """timm's interfaces keep working while tokens go, for every method."""
 
-import copy
 from collections.abc import Callable
 
 import pytest
-import timm
 import torch
-from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import Tensor, nn
 
@@ -96,14 +93,6 @@ def test_intermediates_in_all_forms(half: zoo.ReducedViT, images: Tensor):
         half.forward_intermediates(images, output_fmt="NHWC")
 
 
-def test_get_intermediate_layers(half: zoo.ReducedViT, images: Tensor):
-    last = half.get_intermediate_layers(images, n=2, norm=True)
-    wanted = half.forward_intermediates(images, 2, norm=True, output_fmt="NLC")[1]
-    assert len(last) == 2
-    assert all(torch.equal(a, b) for a, b in zip(last, wanted, strict=True))
-    assert half.get_intermediate_layers(images, reshape=True)[0].shape == (3, 48, 8, 8)
-
-
 def test_features_only(method: str, tiny: Build, images: Tensor):
     name, take = f"clip_vit_b16_{method}50", [1, 4]
     whole = tiny(name)
@@ -115,14 +104,6 @@ def test_features_only(method: str, tiny: Build, images: Tensor):
     assert len(part.model.blocks) == 5  # timm drops the blocks that nobody asks for
     wanted = whole.forward_intermediates(images, take, intermediates_only=True)
     torch.testing.assert_close(part(images), wanted)
-
-
-def test_towers_cut_before_the_reduction_are_dense(tiny: Build, images: Tensor):
-    model = tiny("clip_vit_b16_random50")
-    dense = zoo.reduce(model, method=None)
-    wanted = dense.forward_intermediates(images, [2], intermediates_only=True)[0]
-    model.prune_intermediate_layers([2], prune_norm=True)
-    assert torch.equal(model.forward_intermediates(images, 1, intermediates_only=True)[0], wanted)
 
 
 def test_dynamic_image_size(method: str, tiny: Build):
@@ -148,11 +129,6 @@ def test_set_input_size(half: zoo.ReducedViT):
     assert (trace.grid, trace.final_tokens) == ((4, 4), 8)
 
 
-def test_other_image_sizes_are_refused_as_by_timm(half: zoo.ReducedViT):
-    with pytest.raises(AssertionError, match="Input height"):
-        half(torch.randn(1, 3, 96, 96))
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"reduce_at": [1, 2, 4]}, {"schedule": "linear"}, {"reduce_at": [1, 3], "schedule": [0.7]}]
 )
@@ -166,14 +142,6 @@ def test_an_image_fares_the_same_alone_and_in_company(method: str, options: dict
         for one, all_ in zip(alone.reductions, together.reductions, strict=True):
             assert torch.equal(one.after[0], all_.after[index])
         assert torch.equal(alone.ranking[0], together.ranking[index])
-
-
-def test_copies_live_their_own_life(half: zoo.ReducedViT, images: Tensor):
-    twin = copy.deepcopy(half)
-    torch.testing.assert_close(twin(images), half(images))
-    before = half(images)
-    twin.blocks[0].mlp.fc1.weight.zero_()
-    assert torch.equal(half(images), before)
 
 
 @pytest.mark.parametrize(
@@ -190,14 +158,6 @@ def test_dense_names_are_timm(ours: str, theirs: str, tiny: Build, images: Tenso
     model, stock = tiny(ours), tiny(theirs)
     stock.load_state_dict(model.state_dict(), strict=True)
     torch.testing.assert_close(model(images), stock(images))
-
-
-def test_full_size_b32_is_timm_with_every_method():
-    theirs = timm.create_model("vit_base_patch32_clip_224.laion2b").eval()
-    images = torch.randn(2, 3, 224, 224)
-    wanted = theirs(images)
-    for method in zoo.METHODS:
-        assert torch.equal(zoo.reduce(theirs, method=method, keep=1.0)(images), wanted), method
 
 
 @pytest.mark.parametrize(
@@ -280,36 +240,6 @@ def test_checkpointing_changes_nothing(half: zoo.ReducedViT, images: Tensor):
     assert torch.equal(gradients(half, images)[0], output)
 
 
-@torch.enable_grad()
-def test_checkpointing_saves_activations(half: zoo.ReducedViT, images: Tensor):
-    def saved() -> int:
-        kept = []
-        hooks = (lambda t: kept.append(t.numel()), lambda t: t)
-        with torch.autograd.graph.saved_tensors_hooks(*hooks):
-            half(images)
-        return sum(kept)
-
-    half.train()
-    everything = saved()
-    half.set_grad_checkpointing()
-    assert saved() < everything / 2
-
-
-def test_every_parameter_has_one_group(half: zoo.ReducedViT):
-    names = [name for name, _ in half.named_parameters()]
-    for coarse in (False, True):
-        groups = group_parameters(half, half.group_matcher(coarse=coarse))
-        assert sorted(name for group in groups.values() for name in group) == sorted(names)
-    groups = group_parameters(half, half.group_matcher(), reverse=True)
-    assert groups["head.weight"] == max(groups.values()) == 7
-    for name in names:
-        if name.startswith(("norm.", "reducer.")):
-            assert groups[name] == 6
-        if name.startswith("blocks."):
-            assert groups[name] == 1 + int(name.split(".")[1])
-    assert groups["patch_embed.proj.weight"] == 0
-
-
 def test_layer_decay_scales_the_rates(half: zoo.ReducedViT):
     groups = param_groups_layer_decay(
         half, weight_decay=0.1, no_weight_decay_list=half.no_weight_decay(), layer_decay=0.5
@@ -336,31 +266,6 @@ def test_other_precisions_and_layouts(half: zoo.ReducedViT, images: Tensor, dtyp
     assert half.forward_intermediates(images.to(dtype))[1][-1].dtype == dtype
     if dtype == torch.float64:
         assert torch.allclose(trace.output.float(), exact, atol=1e-4)
-
-
-@pytest.mark.parametrize("method_", ["evit", "tome"])
-def test_bf16_stays_near_fp32(method_: str, tiny: Build, images: Tensor):
-    """Near on average: a token at the threshold may be chosen differently."""
-    model = tiny(f"clip_vit_b16_{method_}90")
-    exact = model(images)
-    rough = model.to(torch.bfloat16)(images.to(torch.bfloat16)).float()
-    assert torch.nn.functional.cosine_similarity(exact, rough).min() > 0.98
-
-
-@torch.enable_grad()
-def test_autocast(half: zoo.ReducedViT, images: Tensor):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert half.trace(images).final_tokens == 32
-        loss = half.train()(images).float().square().sum()
-    loss.backward()
-    assert half.blocks[0].attn.qkv.weight.grad.isfinite().all()
-
-
-def test_built_in_the_dtype_asked_for(method: str, tiny: Build):
-    model = tiny(f"clip_vit_b16_{method}50", dtype=torch.float64)
-    assert {p.dtype for p in model.parameters()} == {torch.float64}
-    wide = zoo.reduce(model, method=method, keep=0.5)
-    assert {p.dtype for p in wide.parameters()} == {torch.float64}
 
 
 @pytest.mark.cuda

@@ -90,13 +90,6 @@ def fitted(tiny: Build, tower: dict, tmp_path: Path) -> Path:
     return save_predictor(tmp_path / "fitted.safetensors", source, weights=weights)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"num_classes": 0}, {"img_size": 96}], ids=str)
-def test_head_and_image_size_are_free(overrides: dict, tiny: Build, tower: dict, fitted: Path):
-    options = {"pretrained_cfg_overlay": tower, "predictor": str(fitted), "noise": 0, **overrides}
-    model = tiny(f"{NAME}.{TAG}", pretrained=True, **options)
-    assert model.reducer.config.arch == "mlp"
-
-
 @pytest.mark.parametrize("where", ["blocks.0.attn.qkv.bias", "blocks.5.mlp.fc2.weight"])
 def test_predictors_of_other_weights(where: str, tiny: Build, tower: dict, fitted: Path):
     """The name is the same, one number in one block isn't: created by name, or by reduce."""
@@ -207,15 +200,6 @@ def test_the_tag_decides_the_activation_of_both_towers(small_clip, tmp_path: Pat
             features = getattr(model, encode)(data)
             assert torch.allclose(features, getattr(same, encode)(data), atol=1e-5)
             assert not torch.allclose(features, getattr(other, encode)(data), atol=1e-4)
-
-
-def test_without_weights_anywhere_the_ways_to_supply_them_are_told(small_clip):
-    wanted = "no weights of clip_vit_b32.openai: .*timm/vit_base_patch32_clip_224.openai/open_clip_"
-    with pytest.raises(FileNotFoundError, match=wanted) as caught:
-        zoo.create_clip("clip_vit_b32")
-    assert str(small_clip.weights / "clip_vit_b32.openai") in str(caught.value)
-    with pytest.raises(RuntimeError, match=wanted):
-        open_clip.create_model("clip_vit_b32", pretrained="openai")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ Shapes: B images, T tokens of width D, H heads of d channels.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,6 +38,15 @@ def queries_keys_values(attn: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     qkv = attn.qkv(x).reshape(batch, count, 3, attn.num_heads, attn.head_dim)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     return attn.q_norm(q), attn.k_norm(k), v
+
+
+def qkv_with_biases(attn: Any, x: Tensor) -> Tensor:
+    """Call the layer's ``qkv`` with biases of queries, keys and values apart, where it has them, (B, T, 3 H d)."""
+    if getattr(attn, "q_bias", None) is None:
+        qkv: Tensor = attn.qkv(x)
+        return qkv
+    bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+    return attn.qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, attn.qkv.weight, bias)
 
 
 def project(attn: Any, out: Tensor, x: Tensor) -> Tensor:

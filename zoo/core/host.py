@@ -36,27 +36,37 @@ class HostBlock:
         probe: ``Host.probe`` where an attention pool has the query that pools.
     """
 
+    # Where the module has its attention layer and the norm before it.
+    attn_name: ClassVar[str] = "attn"
+    norm_name: ClassVar[str] = "norm1"
+
     def __init__(self, module: Any, index: int = 0, probe: Callable[[Tokens], PoolingQuery] | None = None) -> None:
         self.module, self.index, self.probe = module, index, probe
 
     @property
-    @abstractmethod
-    def heads(self) -> int:
-        """Number of attention heads."""
+    def attn(self) -> Any:
+        """The attention layer."""
+        return getattr(self.module, self.attn_name)
 
     @property
-    @abstractmethod
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return int(self.attn.num_heads)
+
+    @property
     def scale(self) -> float:
         """Factor on the logits."""
+        return float(self.attn.scale)
 
     @property
     def dropout(self) -> float:
         """Share of attention weights that are dropped now, 0 outside training."""
         return 0.0
 
-    @abstractmethod
     def norm(self, x: Tensor) -> Tensor:
         """Normalise tokens (B, T, D) for the attention."""
+        normed: Tensor = getattr(self.module, self.norm_name)(x)
+        return normed
 
     @abstractmethod
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,9 +193,12 @@ class Host(nn.Module):
     embed_dim: int
 
     @property
-    @abstractmethod
     def block_modules(self) -> Any:
-        """The tower's own blocks, a sequence of modules."""
+        """The tower's own blocks, a sequence of modules, which ``blocks_prefix`` names."""
+        blocks: Any = self
+        for name in self.blocks_prefix.split(".")[:-1]:
+            blocks = getattr(blocks, name)
+        return blocks
 
     @property
     @abstractmethod
@@ -386,8 +399,24 @@ def host_of(tower: nn.Module) -> type[Host]:
     raise ValueError(f"{kind.__name__} is no tower that can be reduced; expected one of {', '.join(names.values())}")
 
 
+def _hosts(name: str) -> Any:
+    """Make a property that is the inner tower's."""
+    return property(lambda self: getattr(self.host, name))
+
+
 class FeatureTower(Host):
     """Any host as a tower whose output is a tensor of features, whatever the library's is."""
+
+    grid: Any = _hosts("grid")
+    input_size: Any = _hosts("input_size")
+    prefix_count: Any = _hosts("prefix_count")
+    query: Any = _hosts("query")
+    pools_first: Any = _hosts("pools_first")
+    block: Any = _hosts("block")
+    embed: Any = _hosts("embed")
+    finish: Any = _hosts("finish")
+    probe: Any = _hosts("probe")
+    require_reducible: Any = _hosts("require_reducible")
 
     def __init__(self, host: Host) -> None:
         super().__init__()
@@ -396,56 +425,6 @@ class FeatureTower(Host):
         self.grad_checkpointing = False
         self.embed_dim, self.blocks_prefix = host.embed_dim, f"host.{host.blocks_prefix}"
         self.train(host.training)
-
-    @property
-    def block_modules(self) -> Any:
-        """The tower's own blocks."""
-        return self.host.block_modules
-
-    def block(self, index: int) -> HostBlock:
-        """Take block ``index`` apart."""
-        return self.host.block(index)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches at the tower's own image size."""
-        return self.host.grid
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width of the tower's own image size."""
-        return self.host.input_size
-
-    @property
-    def prefix_count(self) -> int:
-        """Number of tokens that are never reduced."""
-        return self.host.prefix_count
-
-    @property
-    def query(self) -> str | None:
-        """Which query pools."""
-        return self.host.query
-
-    @property
-    def pools_first(self) -> bool:
-        """Whether ``finish`` reads nothing but the first token."""
-        return self.host.pools_first
-
-    def embed(self, images: Tensor) -> Tokens:
-        """Turn images (B, C, H, W) into the tokens that enter block 0."""
-        return self.host.embed(images)
-
-    def finish(self, tokens: Tokens) -> Tensor:
-        """Normalise and pool the tokens that left the last block, and apply the head."""
-        return self.host.finish(tokens)
-
-    def probe(self, tokens: Tokens) -> PoolingQuery:
-        """Return the attention pool's query and its keys."""
-        return self.host.probe(tokens)
-
-    def require_reducible(self) -> None:
-        """Raise ValueError, with the reason, if the tower lacks what reduction needs."""
-        self.host.require_reducible()
 
     def bare(self) -> Host:
         """Return the library's own tower with this one's reducer, on the same modules."""

@@ -3,7 +3,6 @@
 import math
 
 import torch
-import torch.fx
 from torch import Tensor
 
 from zoo.core.tokens import Tokens, rows
@@ -73,6 +72,3 @@ def pair_costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
     cost = (left @ right.transpose(1, 2)).sub_(x @ x.transpose(1, 2))
     cost.flatten(1)[:, :: x.shape[1] + 1].fill_(float("inf"))
     return cost
-
-
-torch.fx.wrap("pair_tokens")  # one call in a graph: its shapes are not known there

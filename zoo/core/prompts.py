@@ -36,8 +36,7 @@ def for_head(prompts: dict[str, int] | None, vit_args: dict[str, Any]) -> tuple[
 class Prompts(nn.Module):
     """Learned prefix tokens, ``count`` in a sequence: never reduced, visible to every block.
 
-    The first ``depth`` blocks have tokens of their own, later ones those that the last of these
-    computed.
+    The first ``depth`` blocks have tokens of their own, later ones those that the last of these computed.
     """
 
     def __init__(self, depth: int, count: int) -> None:

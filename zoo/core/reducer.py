@@ -50,9 +50,8 @@ def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str | t
 class HostSpec:
     """What a reducer may know about the tower it works in.
 
-    ``grid`` is (rows, columns) of patches at the tower's own image size; ``query`` which query pools,
-    ``class token`` or ``probe``, None where none does; ``device`` and ``dtype`` are those of a reducer's
-    own weights.
+    ``grid`` is (rows, columns) of patches at the tower's own image size; ``query`` which query pools, ``class token``
+    or ``probe``, None where none does; ``device`` and ``dtype`` are those of a reducer's own weights.
     """
 
     embed_dim: int

@@ -349,8 +349,7 @@ class Trace:
         grid: (rows, columns) of the patch grid; N = rows * columns.
         tokens_per_block: number of tokens, prefix tokens included, that leave each block.
         final_tokens: number n of patch tokens that leave the last block (a fused token counts).
-        kept: (B, n) int64 grid positions of these, in the order of the sequence; -1 for a fused
-            token.
+        kept: (B, n) int64 grid positions of these, in the order of the sequence; -1 for a fused token.
         reductions: what went at each reduction point, in order; positions are grid positions.
         scores: (B, N) float, higher = kept longer, ties allowed; None when nothing was reduced.
         ranking: (B, N) int64 grid positions, most important first; None when nothing was reduced.

@@ -60,16 +60,15 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     the user's cache, ``weights/NAME.TAG.pt`` (or ``.safetensors``).
 
     Args:
-        name: a model's name, with weight tag or without, such as
-            ``clip_vit_b16_patchrank60.openai``.
-        pretrained: load the weights; False for random ones (the embedded text tower stays); or a
-            file with both towers: safetensors or a state dict saved by torch. It
-            must have been trained with the activation that the tag stands for.
+        name: a model's name, with weight tag or without, such as ``clip_vit_b16_patchrank60.openai``.
+        pretrained: load the weights; False for random ones (the embedded text tower stays); or a file with both
+            towers: safetensors or a state dict saved by torch. It must have been trained with the activation that the
+            tag stands for.
         kwargs: further arguments of ``timm.create_model``.
 
     Returns:
-        The model, in evaluation mode, with the interface of open_clip's; open_clip's own
-        preprocessing; and a callable from texts to token ids.
+        The model, in evaluation mode, with the interface of open_clip's; open_clip's own preprocessing; and a callable
+        from texts to token ids.
 
     Raises:
         ValueError: unknown name or tag, prompts, or a file of another architecture.

@@ -1,11 +1,10 @@
 """open_clip's models here, and our models in open_clip.
 
-``from_open_clip`` converts an image tower, ``load_open_clip`` loads a whole model. In the other
-direction ``offer_models`` enters every registered name into open_clip's lists, so that
-``open_clip.create_model_and_transforms("clip_vit_b16_evit60", pretrained="openai")`` works.
-open_clip fixes the activation by a model's name: the plain name has that of its default weights,
-``NAME.TAG`` that of the weights ``TAG``. Its ``get_tokenizer`` is wrapped, so that the tokenizer of
-our embedded text tower refuses words that this never saw.
+``from_open_clip`` converts an image tower, ``load_open_clip`` loads a whole model. In the other direction
+``offer_models`` enters every registered name into open_clip's lists, so that
+``open_clip.create_model_and_transforms("clip_vit_b16_evit60", pretrained="openai")`` works. open_clip fixes the
+activation by a model's name: the plain name has that of its default weights, ``NAME.TAG`` that of the weights ``TAG``.
+Its ``get_tokenizer`` is wrapped, so that the tokenizer of our embedded text tower refuses words that this never saw.
 """
 
 import difflib
@@ -50,10 +49,9 @@ _CROPS = {"shortest": "center", "squash": "squash"}
 def from_open_clip(model: nn.Module) -> ReducedViT:
     """Convert the image tower of an open_clip model to a dense tower whose head is the projection.
 
-    Its output equals that of ``encode_image``. The weights of open_clip's own VisionTransformer are
-    copied, as float32; a timm trunk shares modules and weights with the result. Preprocessing that
-    open_clip attached to the model becomes timm's ``pretrained_cfg``. ``model`` is open_clip's CLIP
-    or CustomTextCLIP, or its ``.visual``.
+    Its output equals that of ``encode_image``. The weights of open_clip's own VisionTransformer are copied, as
+    float32; a timm trunk shares modules and weights with the result. Preprocessing that open_clip attached to the
+    model becomes timm's ``pretrained_cfg``. ``model`` is open_clip's CLIP or CustomTextCLIP, or its ``.visual``.
 
     Raises:
         ValueError: an image tower without an exact counterpart: a ResNet, or a tower of open_clip's own with
@@ -213,15 +211,13 @@ FOLDER, HUB = "local-dir:", "hf-hub:"
 def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     """Load an open_clip model and convert its image tower; ``read_weights`` reads its files.
 
-    A tag gets the activation that it was trained with (OpenAI, MetaCLIP, DFN: QuickGELU); a file
-    gets the architecture's activation and preprocessing, so that QuickGELU needs
-    ``ViT-B-16-quickgelu/FILE``. ``spec`` is ``ARCH/TAG``, ``ARCH/FILE``, or ``local-dir:FOLDER``
-    and ``hf-hub:OWNER/NAME`` as open_clip's ``push_to_hf_hub`` writes them; it is also returned,
-    without folders.
+    A tag gets the activation that it was trained with (OpenAI, MetaCLIP, DFN: QuickGELU); a file gets the
+    architecture's activation and preprocessing, so that QuickGELU needs ``ViT-B-16-quickgelu/FILE``. ``spec`` is
+    ``ARCH/TAG``, ``ARCH/FILE``, or ``local-dir:FOLDER`` and ``hf-hub:OWNER/NAME`` as open_clip's ``push_to_hf_hub``
+    writes them; it is also returned, without folders.
 
     Raises:
-        ValueError: unknown architecture or tag, unreadable weights, or what ``from_open_clip``
-            refuses.
+        ValueError: unknown architecture or tag, unreadable weights, or what ``from_open_clip`` refuses.
         FileNotFoundError: the weights are neither here nor cached, and the hub is out of reach.
     """
     arch, pretrained, quick = _parts(spec)

@@ -20,9 +20,8 @@ _KIND = "prompts"
 class PromptFile:
     """Saved prompts: tensors in safetensors, provenance in its metadata.
 
-    The tensors are ``classifier`` (classes, D), unit text features; ``logit_scale``; ``visual``
-    (depth, count, D_v) if visual tokens were learned; ``context`` (1 or classes, depth, count, D_t)
-    if text tokens were.
+    The tensors are ``classifier`` (classes, D), unit text features; ``logit_scale``; ``visual`` (depth, count, D_v) if
+    visual tokens were learned; ``context`` (1 or classes, depth, count, D_t) if text tokens were.
     """
 
     path: Path

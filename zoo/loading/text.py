@@ -40,10 +40,9 @@ class CompactText(nn.Module):
     """A CLIP text tower that stores table rows only for known tokens.
 
     Args:
-        token_ids: (V,) ids of open_clip's tokenizer that the table holds, ascending, with 0
-            (padding) and the end-of-text id.
-        geometry: ``context_length``, ``width``, ``heads``, ``layers``, ``output_dim`` of
-            open_clip's TextTransformer.
+        token_ids: (V,) ids of open_clip's tokenizer that the table holds, ascending, with 0 (padding) and the
+            end-of-text id.
+        geometry: ``context_length``, ``width``, ``heads``, ``layers``, ``output_dim`` of open_clip's TextTransformer.
     """
 
     token_ids: Tensor

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor
 
 from zoo.core.attention import Attended, cls_attention
@@ -12,6 +13,8 @@ from zoo.core.pairing import DISTANCE, pair_tokens, scale_places
 from zoo.core.predictor import Predictor, architecture
 from zoo.core.reducer import HostSpec, Reducer, ReducerConfig, register_method
 from zoo.core.tokens import Tokens, rows
+
+torch.fx.wrap("pair_tokens")  # one call in a graph of this module: its shapes are not known there
 
 STAGES = 3
 RANKS = ("none", "cls", "predictor")

@@ -6,6 +6,7 @@ from timm.models.beit import Attention, Beit, checkpoint_filter_fn
 from timm.models.beit import Block as PlainBlock
 from torch import Tensor
 
+from zoo.core.attention import qkv_with_biases
 from zoo.core.host import register_host
 from zoo.core.tokens import Tokens
 from zoo.towers.vit import TimmBlock, TimmHost
@@ -19,13 +20,8 @@ class BeitHostBlock(TimmBlock):
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values; places count in ``bias``."""
-        attn = self.module.attn
-        if attn.q_bias is None or attn.qkv_bias_separate:
-            qkv = attn.qkv(normed)
-        if attn.q_bias is not None:
-            bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-            qkv = qkv + bias if attn.qkv_bias_separate else F.linear(normed, attn.qkv.weight, bias)
-        query, key, value = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = qkv_with_biases(self.attn, normed).unflatten(2, (3, self.heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
 
     @property
@@ -49,19 +45,6 @@ class BeitHostBlock(TimmBlock):
         """Project attended values."""
         projected: Tensor = self.module.attn.proj_drop(self.module.attn.proj(out))
         return projected
-
-    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Add the attention layer's result, with LayerScale and stochastic depth."""
-        block = self.module
-        added: Tensor = x + block.drop_path1(out if block.gamma_1 is None else block.gamma_1 * out)
-        return added
-
-    def add_mlp(self, x: Tensor) -> Tensor:
-        """Add the MLP's result, with LayerScale and stochastic depth."""
-        block = self.module
-        out = block.mlp(block.norm2(x))
-        added: Tensor = x + block.drop_path2(out if block.gamma_2 is None else block.gamma_2 * out)
-        return added
 
 
 @register_host(Beit)

@@ -1,13 +1,12 @@
 """timm's Eva family: EVA-02, DINOv3, Perception Encoder and others with rotary position embeddings."""
 
 import torch
-import torch.nn.functional as F
 from timm.layers import AttentionRope
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm, checkpoint_filter_fn
 from torch import Tensor
 
-from zoo.core.attention import project
+from zoo.core.attention import project, qkv_with_biases
 from zoo.core.host import register_host
 from zoo.core.tokens import Tokens
 from zoo.towers.vit import TimmBlock, TimmHost
@@ -38,7 +37,7 @@ class EvaHostBlock(TimmBlock):
             parts = [layer(normed).unflatten(2, shape) for layer in (attn.q_proj, attn.k_proj, attn.v_proj)]
             query, key, value = (part.transpose(1, 2) for part in parts)
         else:
-            qkv = self._fused_qkv(normed).unflatten(2, (3, *shape))
+            qkv = qkv_with_biases(attn, normed).unflatten(2, (3, *shape))
             query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         query, key = attn.q_norm(query), attn.k_norm(key)
         if tokens.positional is not None:
@@ -49,18 +48,6 @@ class EvaHostBlock(TimmBlock):
             key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
         return query, key, value
 
-    def _fused_qkv(self, normed: Tensor) -> Tensor:
-        attn = self.module.attn
-        qkv: Tensor
-        if getattr(attn, "q_bias", None) is None:
-            qkv = attn.qkv(normed)
-            return qkv
-        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-        if attn.qkv_bias_separate:
-            qkv = attn.qkv(normed) + bias
-            return qkv
-        return F.linear(normed, attn.qkv.weight, bias)
-
     def _rotated(self, x: Tensor, rope: Tensor, prefix: int) -> Tensor:
         patches = apply_rot_embed_cat(x[:, :, prefix:], rope, half=self.module.attn.rotate_half)
         return torch.cat((x[:, :, :prefix], patches), dim=2)
@@ -70,25 +57,18 @@ class EvaHostBlock(TimmBlock):
         projected: Tensor = self.module.attn.proj_drop(project(self.module.attn, out, normed))
         return projected
 
-    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Add the attention layer's result, with LayerScale and stochastic depth."""
-        block = self.module
-        if self._norm_behind:
-            out = block.norm1(out)
-        elif block.gamma_1 is not None:
-            out = block.gamma_1 * out
-        added: Tensor = x + block.drop_path1(out)
-        return added
+    def layer_scale(self, number: int, out: Tensor) -> Tensor:
+        """Scale by a vector, or normalise behind."""
+        if not self._norm_behind:
+            return super().layer_scale(number, out)
+        normed: Tensor = getattr(self.module, f"norm{number}")(out)
+        return normed
 
     def add_mlp(self, x: Tensor) -> Tensor:
-        """Add the MLP's result, with LayerScale and stochastic depth."""
-        block = self.module
-        if self._norm_behind:
-            out = block.norm2(block.mlp(x))
-        else:
-            out = block.mlp(block.norm2(x))
-            out = out if block.gamma_2 is None else block.gamma_2 * out
-        added: Tensor = x + block.drop_path2(out)
+        """Add the MLP's result, with LayerScale or norm and stochastic depth."""
+        if not self._norm_behind:
+            return super().add_mlp(x)
+        added: Tensor = x + self.module.drop_path2(self.layer_scale(2, self.module.mlp(x)))
         return added
 
 

@@ -71,11 +71,6 @@ class ReducedNaFlexVit(TimmHost, NaFlexVit):  # type: ignore[misc]  # forward ta
         pooled: Tensor = super()._pool(self.unprompted(x, pool_type), pool_type, patch_valid)
         return pooled
 
-    @property
-    def pooled_prefix(self) -> int:
-        """Number of prefix tokens that are pooled like patch tokens."""
-        return int(self.num_prefix_tokens) if self.pool_include_prefix else 0
-
     def require_reducible(self) -> None:
         """Raise ValueError, with the reason, if this tower lacks what reduction needs."""
         super().require_reducible()

@@ -14,26 +14,17 @@ from zoo.core.tokens import Tokens
 class OpenClipBlock(HostBlock):
     """open_clip's block, whose attention is torch's ``nn.MultiheadAttention``."""
 
-    @property
-    def heads(self) -> int:
-        """Number of attention heads."""
-        return int(self.module.attn.num_heads)
+    norm_name = "ln_1"
 
     @property
     def scale(self) -> float:
         """Factor on the logits."""
-        return float(self.module.attn.head_dim**-0.5)
+        return float(self.attn.head_dim**-0.5)
 
     @property
     def dropout(self) -> float:
         """Share of attention weights that are dropped now."""
-        attn = self.module.attn
-        return float(attn.dropout) if attn.training else 0.0
-
-    def norm(self, x: Tensor) -> Tensor:
-        """Normalise tokens for the attention."""
-        normed: Tensor = self.module.ln_1(x)
-        return normed
+        return float(self.attn.dropout) if self.attn.training else 0.0
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values; places are in the tokens already."""
@@ -94,11 +85,8 @@ class ReducedOpenClip(Host, VisionTransformer):
     _embeds: Any
     _global_pool: Any
     _pool: Any
-
-    @property
-    def block_modules(self) -> Any:
-        """The tower's own blocks."""
-        return self.transformer.resblocks
+    prefix_count = 1  # the class token
+    query = CLASS_TOKEN
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -111,16 +99,6 @@ class ReducedOpenClip(Host, VisionTransformer):
         """Height and width of the images."""
         height, width = self.image_size
         return int(height), int(width)
-
-    @property
-    def prefix_count(self) -> int:
-        """The class token alone."""
-        return 1
-
-    @property
-    def query(self) -> str:
-        """The class token."""
-        return CLASS_TOKEN
 
     @property
     def pools_first(self) -> bool:

@@ -53,30 +53,12 @@ class ReducedProjectionOutput(CLIPVisionModelOutput):
 class EncoderBlock(HostBlock):
     """A layer of the encoders of CLIP, SigLIP and SigLIP 2."""
 
-    @property
-    def attn(self) -> Any:
-        """The attention layer."""
-        return self.module.self_attn
-
-    @property
-    def heads(self) -> int:
-        """Number of attention heads."""
-        return int(self.attn.num_heads)
-
-    @property
-    def scale(self) -> float:
-        """Factor on the logits."""
-        return float(self.attn.scale)
+    attn_name, norm_name = "self_attn", "layer_norm1"
 
     @property
     def dropout(self) -> float:
         """Share of attention weights that are dropped now."""
         return float(self.attn.dropout) if self.attn.training else 0.0
-
-    def norm(self, x: Tensor) -> Tensor:
-        """Normalise tokens for the attention."""
-        normed: Tensor = self.module.layer_norm1(x)
-        return normed
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values; places are in the tokens already."""
@@ -111,10 +93,7 @@ class EncoderBlock(HostBlock):
 class DinoBlock(EncoderBlock):
     """A layer of DINOv2 or DINOv3: LayerScale, stochastic depth, and in DINOv3 rotary embeddings."""
 
-    @property
-    def attn(self) -> Any:
-        """The attention layer."""
-        return self.module.attention
+    attn_name, norm_name = "attention", "norm1"
 
     @property
     def heads(self) -> int:
@@ -132,11 +111,6 @@ class DinoBlock(EncoderBlock):
         attn = self.attn
         rate = attn.dropout if hasattr(attn, "dropout") else attn.attention_dropout
         return float(rate) if attn.training else 0.0
-
-    def norm(self, x: Tensor) -> Tensor:
-        """Normalise tokens for the attention."""
-        normed: Tensor = self.module.norm1(x)
-        return normed
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, in DINOv3 the first two rotated by each token's place."""
@@ -180,11 +154,8 @@ class TransformersHost(Host):
     config: Any
     embeddings: Any
     encoder: Any
-
-    @property
-    def block_modules(self) -> Any:
-        """The tower's own blocks."""
-        return self.encoder.layers
+    query: Any = CLASS_TOKEN
+    pools_first = True
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -205,16 +176,6 @@ class TransformersHost(Host):
     def prefix_count(self) -> int:
         """The class token and registers."""
         return 1 + int(getattr(self.config, "num_register_tokens", 0))
-
-    @property
-    def query(self) -> str | None:
-        """The class token."""
-        return CLASS_TOKEN
-
-    @property
-    def pools_first(self) -> bool:
-        """Whether the class token is all that is pooled."""
-        return True
 
     @property
     def embed_dim(self) -> int:  # type: ignore[override]
@@ -292,11 +253,6 @@ class ClipHost(TransformersHost):
         """The module of embeddings, encoder and norms."""
         return self
 
-    @property
-    def block_modules(self) -> Any:
-        """The tower's own blocks."""
-        return self.vision.encoder.layers
-
     def embed(self, images: Tensor, interpolate_pos_encoding: bool | None = False) -> Tokens:
         """Turn images (B, C, H, W) into the tokens that enter block 0."""
         x = self.vision.embeddings(images, interpolate_pos_encoding=interpolate_pos_encoding)
@@ -346,21 +302,13 @@ class SiglipHost(TransformersHost):
     post_layernorm: Any
     head: Any
     use_head: bool
-
-    @property
-    def prefix_count(self) -> int:
-        """None at all."""
-        return 0
+    prefix_count = 0
+    pools_first = False
 
     @property
     def query(self) -> str | None:
         """The probe of the attention pool."""
         return PROBE if self.use_head else None
-
-    @property
-    def pools_first(self) -> bool:
-        """The pool sees all tokens."""
-        return False
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """Return the tokens normalised, and what the pool makes of them, which counts merged ones by size."""
@@ -405,10 +353,7 @@ class ReducedSiglip2(SiglipHost, Siglip2VisionModel):
         return side, side
 
     def embed(
-        self,
-        images: Tensor,
-        pixel_attention_mask: Tensor | None = None,
-        spatial_shapes: Tensor | None = None,
+        self, images: Tensor, pixel_attention_mask: Tensor | None = None, spatial_shapes: Tensor | None = None
     ) -> Tokens:
         """Turn images (B, C, H, W), or what the processor makes of them, into the tokens that enter block 0.
 
@@ -469,11 +414,6 @@ class Dinov2Host(DinoHost):
     blocks_prefix = "encoder.layer."
     layernorm: Any
 
-    @property
-    def block_modules(self) -> Any:
-        """The tower's own blocks."""
-        return self.encoder.layer
-
     def normed(self, x: Tensor) -> Tensor:
         """Normalise tokens that left the last block."""
         y: Tensor = self.layernorm(x)
@@ -498,11 +438,6 @@ class ReducedDinov3(DinoHost, DINOv3ViTModel):
     model: Any
     norm: Any
     rope_embeddings: Any
-
-    @property
-    def block_modules(self) -> Any:
-        """The tower's own blocks."""
-        return self.model.layer
 
     def positioned(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the tokens of images, and sines and cosines of the grid's positions, see ``rotation``."""

@@ -1,7 +1,7 @@
 """timm's towers with one forward loop that a reducer may shorten; its VisionTransformer first of all."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -90,12 +90,6 @@ class TimmHost(Host):
         return named
 
     @property
-    def block_modules(self) -> Sequence[nn.Module]:
-        """The tower's own blocks."""
-        blocks: Sequence[nn.Module] = self.blocks
-        return blocks
-
-    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches at the tower's own image size."""
         rows, columns = self.patch_embed.grid_size
@@ -127,7 +121,7 @@ class TimmHost(Host):
     @property
     def pooled_prefix(self) -> int:
         """Number of prefix tokens that are pooled like patch tokens, never learned ones."""
-        return 0
+        return int(self.num_prefix_tokens) if getattr(self, "pool_include_prefix", False) else 0
 
     def pooled(self, x: Tensor) -> Tensor:
         """Return the tokens of ``x`` (B, T, D) that the pool sees."""
@@ -319,25 +313,28 @@ class TimmBlock(HostBlock):
     """What blocks of timm's families share."""
 
     @property
-    def heads(self) -> int:
-        """Number of attention heads."""
-        return int(self.module.attn.num_heads)
-
-    @property
-    def scale(self) -> float:
-        """Factor on the logits."""
-        return float(self.module.attn.scale)
-
-    @property
     def dropout(self) -> float:
         """Share of attention weights that are dropped now."""
-        attn = self.module.attn
-        return float(attn.attn_drop.p) if attn.training else 0.0
+        return float(self.attn.attn_drop.p) if self.attn.training else 0.0
 
-    def norm(self, x: Tensor) -> Tensor:
-        """Normalise tokens for the attention."""
-        normed: Tensor = self.module.norm1(x)
-        return normed
+    def layer_scale(self, number: int, out: Tensor) -> Tensor:
+        """Scale what the attention layer (1) or the MLP (2) gives, by a layer or a vector where there is one."""
+        if (layer := getattr(self.module, f"ls{number}", None)) is not None:
+            scaled: Tensor = layer(out)
+            return scaled
+        gamma = getattr(self.module, f"gamma_{number}", None)
+        return out if gamma is None else gamma * out
+
+    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
+        """Add the attention layer's result, with LayerScale and stochastic depth."""
+        added: Tensor = x + self.module.drop_path1(self.layer_scale(1, out))
+        return added
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """Add the MLP's result, with LayerScale and stochastic depth."""
+        block = self.module
+        added: Tensor = x + block.drop_path2(self.layer_scale(2, block.mlp(block.norm2(x))))
+        return added
 
 
 class ViTBlock(TimmBlock):
@@ -351,17 +348,6 @@ class ViTBlock(TimmBlock):
         """Normalise, gate and project attended values."""
         projected: Tensor = self.module.attn.proj_drop(project(self.module.attn, out, normed))
         return projected
-
-    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Add the attention layer's result, with LayerScale and stochastic depth."""
-        added: Tensor = x + self.module.drop_path1(self.module.ls1(out))
-        return added
-
-    def add_mlp(self, x: Tensor) -> Tensor:
-        """Add the MLP's result, with LayerScale and stochastic depth."""
-        block = self.module
-        added: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-        return added
 
     def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
         """Call timm's block."""
@@ -426,8 +412,3 @@ class ReducedViT(TimmHost, VisionTransformer):
         """Return the tokens of images with their position embeddings, (B, T, D)."""
         x: Tensor = self.patch_drop(self._pos_embed(self.patch_embed(images)))
         return x, None
-
-    @property
-    def pooled_prefix(self) -> int:
-        """Number of prefix tokens that are pooled like patch tokens."""
-        return int(self.num_prefix_tokens) if self.pool_include_prefix else 0

@@ -6,6 +6,7 @@ setting, and isn't taken for an option.
 """
 
 import json
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ _LEARNED = ("predictor", "prompts", MATCHED)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class CheckRow:
     """One row on one dataset."""
 
     method: str  # from ``known_methods``, or one that was registered once
@@ -56,7 +57,7 @@ class Row:
 
     @property
     def what(self) -> str:
-        """Write the options as ``Choice.of`` reads them."""
+        """Write the options as ``MethodChoice.of`` reads them."""
         words = {name: json.dumps(own, separators=(",", ":")) for name, own in self.options.items()}
         return ",".join(f"{name}={word}" for name, word in words.items())
 
@@ -71,7 +72,7 @@ class Case:
     device: str
     image_count: int | None  # judged per dataset; None for all
     batches: tuple[int, ...]  # sizes that are timed
-    rows: dict[str, list[Row]]  # by dataset, the dense one first
+    rows: dict[str, list[CheckRow]]  # by dataset, the dense one first
 
 
 def read_expectation(file: Path) -> list[Record]:
@@ -94,7 +95,7 @@ def cases_of(records: Iterable[Record], where: str) -> list[Case]:
     Raises:
         ValueError: a row that wasn't classified by text or is with recovery, or no dense row among a case's.
     """
-    cases: dict[tuple[Any, ...], dict[str, list[Row]]] = {}
+    cases: dict[tuple[Any, ...], dict[str, list[CheckRow]]] = {}
     for record in records:
         if record.shots:
             raise ValueError(
@@ -124,7 +125,7 @@ def cases_of(records: Iterable[Record], where: str) -> list[Case]:
     return sorted_cases
 
 
-def _enter(rows: list[Row], record: Record) -> None:
+def _enter(rows: list[CheckRow], record: Record) -> None:
     """Add a record's row to those of its dataset; of one row the newest record counts."""
     first = next((r.record for r in rows if (r.method, r.keep) == (record.method, record.keep)), None)
     options = {
@@ -132,21 +133,21 @@ def _enter(rows: list[Row], record: Record) -> None:
         for name, value in record.method_config.items()
         if first is not None and name not in _LEARNED and value != first.method_config.get(name, ABSENT)
     }
-    row = Row(method=record.method, keep=record.keep, options=options, record=record)
+    row = CheckRow(method=record.method, keep=record.keep, options=options, record=record)
     names = [other.name for other in rows]
     at = names.index(row.name) if row.name in names else len(rows)
     rows[at : at + 1] = [row]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class MethodChoice:
     """A method of ``--methods``, with settings that aren't its defaults; ``keep`` may be one."""
 
     method: str
     options: dict[str, Any]
 
     @classmethod
-    def of(cls, text: str) -> "Choice":
+    def of(cls, text: str) -> "MethodChoice":
         """Read ``METHOD`` or ``METHOD:OPTION=VALUE,...`` with JSON values.
 
         Raises:
@@ -160,8 +161,8 @@ class Choice:
         if method in (DENSE, GOLDEN):
             raise ValueError(f"--methods {text!r}: {method} has no options")
         try:
-            # A comma inside brackets belongs to a list.
-            names = [part.partition("=") for part in _split(rest)]
+            # Other commas belong to a list or an object.
+            names = [part.partition("=") for part in re.split(r",(?=\w+=)", rest)]
             options = {name: json.loads(value) for name, _, value in names}
         except ValueError as error:
             raise ValueError(
@@ -171,18 +172,18 @@ class Choice:
         return cls(method=method, options=options)
 
 
-def rows_of(choices: Sequence[Choice], keeps: Sequence[float]) -> list[Row]:
+def rows_of(choices: Sequence[MethodChoice], keeps: Sequence[float]) -> list[CheckRow]:
     """Return the rows of these choices: defaults first, then those with options.
 
     A method with options brings the row of its defaults along, which says what they are.
     """
-    rows = [Row(method=DENSE, keep=1.0, options={})]
+    rows = [CheckRow(method=DENSE, keep=1.0, options={})]
     for one in sorted(choices, key=lambda one: bool(one.options)):
         options = {name: value for name, value in one.options.items() if name != "keep"}
         own_keeps = [one.options["keep"]] if "keep" in one.options else keeps
         for keep in (1.0,) if one.method == DENSE else own_keeps:
             for own in ({}, options):
-                row = Row(method=one.method, keep=keep, options=own)
+                row = CheckRow(method=one.method, keep=keep, options=own)
                 if row not in rows:
                     rows.append(row)
     return rows
@@ -195,18 +196,6 @@ def own_methods() -> tuple[str, ...]:
     )
 
 
-def _split(text: str) -> list[str]:
-    """Split at commas outside of brackets."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "[{") - (letter in "]}")
-        if letter == "," and not depth:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
-
-
 def shipped_files() -> list[Path]:
     """Return the files of the expectation, one per dataset."""
     files = sorted(FOLDER.glob("*.jsonl"))
@@ -217,7 +206,7 @@ def shipped_files() -> list[Path]:
     return files
 
 
-def completed(case: Case) -> Case:
+def complete(case: Case) -> Case:
     """Add the rows that are missing, of which nothing is expected yet."""
     rows = {}
     for dataset, there in case.rows.items():
@@ -234,10 +223,10 @@ def shipped_case(tower: str) -> Case:
     )  # fmt: skip
 
 
-def _shipped_rows(tower: str, dataset: str) -> list[Row]:
+def _shipped_rows(tower: str, dataset: str) -> list[CheckRow]:
     """Return the rows of a dataset, the golden ones if it has golden rankings."""
     if get_dataset(dataset).captioned:
-        return rows_of([Choice.of(RETRIEVED)], KEEPS)
+        return rows_of([MethodChoice.of(RETRIEVED)], KEEPS)
     ranked = find_rankings(tower, get_dataset(dataset).images_of, Plan.split) is not None
     methods = [method for method in own_methods() if ranked or method != GOLDEN]
-    return rows_of([Choice.of(text) for text in (*methods, *SETTINGS)], KEEPS)
+    return rows_of([MethodChoice.of(text) for text in (*methods, *SETTINGS)], KEEPS)

@@ -1,13 +1,11 @@
 """Measure a reduced benchmark again and say what is no longer as expected, or write it anew."""
 
-import argparse
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from harness import git_commit
 from harness.apps.check.cases import (
@@ -16,18 +14,17 @@ from harness.apps.check.cases import (
     KEEPS,
     LIMIT,
     Case,
-    Choice,
-    Row,
+    CheckRow,
+    MethodChoice,
     cases_of,
-    completed,
+    complete,
     read_expectation,
     rows_of,
     shipped_case,
     shipped_files,
 )
-from harness.apps.check.verdict import EXACT, MEANS, Bounds, Outcome, Verdict, differing, moved
+from harness.apps.check.verdict import EXACT, CheckedRow, Tolerances, Verdict, find_movements, other_conditions
 from harness.base.lines import require_appendable
-from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset, kind_of, list_datasets
 from harness.datasets.base import Dataset, SplitName
@@ -35,7 +32,8 @@ from harness.datasets.few_shot import turns
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, golden_row, known_methods, reduced_row, usual_methods
-from harness.models.towers import TIMM, load_clip, split_name, text_classifier
+from harness.models.names import TIMM, split_name
+from harness.models.towers import load_clip, text_classifier
 from harness.records.conditions import DENSE, GOLDEN, Tuning
 from harness.records.record import record_lines
 from zoo.core.digests import fingerprint
@@ -52,7 +50,7 @@ from zoo.towers.vit import ReducedViT
 WRITTEN = ("split", "limit", "full", "dtype", "batches")
 ASKED = ("models", "methods", "keeps", "datasets")
 
-Known = dict[tuple[str, str, str], Row]  # by tower, dataset and row
+Known = dict[tuple[str, str, str], CheckRow]  # by tower, dataset and row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ class CheckPlan:
 
     files: Sequence[Path] = ()  # expectations; none for the one that ships
     models: Sequence[str] | None = None  # dense names
-    methods: Sequence[str] | None = None  # as ``Choice.of`` reads them
+    methods: Sequence[str] | None = None  # as ``MethodChoice.of`` reads them
     keeps: Sequence[float] | None = None
     datasets: Sequence[str] | None = None
     # Of a new expectation:
@@ -100,30 +98,7 @@ class CheckPlan:
         return [f"--{words.get(name, name)}" for name in names if getattr(self, name) not in (None, False)]
 
 
-def run_check(args: argparse.Namespace, status: Console) -> Shown:
-    """Run `check` or `update`; with --markdown write the outcome, too.
-
-    Raises:
-        ValueError: flags that don't go together, or an expectation that can't be measured.
-        FileNotFoundError: an expectation, weights or images are missing.
-    """
-    plan = CheckPlan(**{field.name: getattr(args, field.name) for field in fields(CheckPlan)})
-    slower = None if args.no_latency else args.slower
-    bounds = Bounds(**{name: getattr(args, name) for name in MEANS}, slower=slower)
-    if (file := args.markdown) is not None:
-        if not file.parent.is_dir():
-            raise FileNotFoundError(f"--markdown {str(file)!r}: its folder doesn't exist")
-        if file.is_dir():
-            example = str(file / "check.md")
-            raise IsADirectoryError(f"--markdown {str(file)!r} is a folder; give a file, such as {example!r}")
-    progress = Progress(status)
-    verdict = update(plan, progress) if plan.update else check(plan, bounds, progress)
-    if file is not None:
-        write_whole(file, verdict.markdown().encode())
-    return verdict.shown()
-
-
-def check(plan: CheckPlan, bounds: Bounds, progress: Progress) -> Verdict:
+def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Verdict:
     """Measure expectations again and judge what moved.
 
     Raises:
@@ -135,31 +110,31 @@ def check(plan: CheckPlan, bounds: Bounds, progress: Progress) -> Verdict:
     where = ", ".join(map(str, plan.files)) or "harness/expected"
     cases = cases_of(records, where)
     if not plan.files:  # what ships must have a row for every method of ours
-        cases = [completed(case) for case in cases]
-    outcomes = _measured(narrowed(cases, plan, towers), plan, towers, progress)
-    changes = [one for outcome in outcomes for one in moved(outcome, bounds)]
+        cases = [complete(case) for case in cases]
+    outcomes = _measure_cases(narrow(cases, plan, towers), plan, towers, progress)
+    changes = [one for outcome in outcomes for one in find_movements(outcome, bounds)]
     return Verdict(rows=len(outcomes), moved=tuple(changes), notes=_notes(outcomes))
 
 
-def _notes(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
+def _notes(outcomes: Sequence[CheckedRow]) -> tuple[str, ...]:
     """Say once which conditions differ, and in how many rows."""
     pairs = [(one.row.record, one.now) for one in outcomes]
     both = [(then, now) for then, now in pairs if then is not None and now is not None]
-    counts = Counter(text for then, now in both for text in differing(then, now))
+    counts = Counter(text for then, now in both for text in other_conditions(then, now))
     return tuple(
         text if count == len(both) else f"{text} ({count} of {len(both)} rows)" for text, count in counts.items()
     )
 
 
-def narrowed(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) -> list[Case]:
+def narrow(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) -> list[Case]:
     """Return the cases with the rows that were asked for; the dense one stays.
 
     Raises:
         ValueError: none is left, or a dataset isn't found by its name.
     """
-    methods = [Choice.of(text).method for text in plan.methods or ()]
+    methods = [MethodChoice.of(text).method for text in plan.methods or ()]
 
-    def stays(row: Row) -> bool:
+    def stays(row: CheckRow) -> bool:
         by_method = not methods or row.method in methods
         return row.method == DENSE or (by_method and row.keep in (plan.keeps or (row.keep,)))
 
@@ -200,8 +175,10 @@ def tower_names(models: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _measured(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str], progress: Progress) -> list[Outcome]:
-    outcomes: list[Outcome] = []
+def _measure_cases(
+    cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str], progress: Progress
+) -> list[CheckedRow]:
+    outcomes: list[CheckedRow] = []
     for case in cases:
         batches = () if plan.no_latency else case.batches
         own = replace(case, device=plan.device or case.device, batches=batches)
@@ -209,7 +186,7 @@ def _measured(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str],
     return outcomes
 
 
-def measure(case: Case, rounds: int, progress: Progress, name: str | None = None) -> Iterator[Outcome]:
+def measure(case: Case, rounds: int, progress: Progress, name: str | None = None) -> Iterator[CheckedRow]:
     """Measure a case, one dataset after the other; earlier records are never used again.
 
     ``name`` is the tower's, as it is loaded, if it isn't the case's (``local-dir:FOLDER``).
@@ -233,17 +210,17 @@ def measure(case: Case, rounds: int, progress: Progress, name: str | None = None
     bench = Bench(plan, parts, list(variants.values()), tag, fingerprint(dense), progress)
     for where, rows in case.rows.items():
         dataset = get_dataset(where)
-        bench.plan, bench.view = _enough(plan, parts, dataset), None
+        bench.plan, bench.view = _with_enough_images(plan, parts, dataset), None
         known = [row for row in rows if row.method in methods]
         records = bench.judged(dataset, Tuning(), [variants[row.name] for row in known], {})
         if len(records) < len(known):  # the images have no golden rankings
             known = [row for row in known if row.method != GOLDEN]
         now = dict(zip((row.name for row in known), records, strict=True))
         for row in rows:
-            yield Outcome(tower=case.tower, dataset=where, row=row, now=now.get(row.name))
+            yield CheckedRow(tower=case.tower, dataset=where, row=row, now=now.get(row.name))
 
 
-def _variant(dense: ReducedViT, arch: str, tag: str, row: Row) -> Variant:
+def _variant(dense: ReducedViT, arch: str, tag: str, row: CheckRow) -> Variant:
     if row.method == DENSE:
         return Variant(model=arch, method=DENSE, keep=1.0, vit=dense, config={})
     name = f"{arch}_{row.method}{round(100 * row.keep)}"
@@ -254,7 +231,7 @@ def _variant(dense: ReducedViT, arch: str, tag: str, row: Row) -> Variant:
     return reduced_row(dense, arch, tag, name, row.method, options, what=row.what)
 
 
-def _enough(plan: Plan, parts: ClipParts, dataset: Dataset) -> Plan:
+def _with_enough_images(plan: Plan, parts: ClipParts, dataset: Dataset) -> Plan:
     """Return the plan with a limit that leaves as many images as the expectation has.
 
     A compact text tower can't name every class, and images of those it can't are left out after
@@ -290,7 +267,7 @@ def update(plan: CheckPlan, progress: Progress) -> Verdict:
             )
         require_appendable(file, "--update in")
     known = {file: _known(file) for file in plan.files}
-    measured: dict[Path, list[Outcome]] = {}
+    measured: dict[Path, list[CheckedRow]] = {}
     if plan.files:
         flags = plan.named((*ASKED, *WRITTEN))
         towers = tower_names(plan.models or Plan.models) if flags else {}
@@ -299,7 +276,7 @@ def update(plan: CheckPlan, progress: Progress) -> Verdict:
                 cases = [new_case(plan, name) for name in towers or tower_names(Plan.models)]
             else:
                 cases = cases_of(read_expectation(file), str(file))
-            measured[file] = _measured(cases, plan, towers, progress)
+            measured[file] = _measure_cases(cases, plan, towers, progress)
     elif git_commit() is None:
         raise ValueError(
             "--update without FILE writes the expectation that ships with this package, for which "
@@ -307,22 +284,22 @@ def update(plan: CheckPlan, progress: Progress) -> Verdict:
         )
     else:
         case = shipped_case(tower_name(*split_name(Plan.models[0])))
-        for one in _measured([case], plan, {}, progress):
+        for one in _measure_cases([case], plan, {}, progress):
             measured.setdefault(FOLDER / f"{one.dataset}.jsonl", []).append(one)
         known = {file: _known(file) for file in measured}
-    outcomes = [one for file, rows in measured.items() for one in _beside(rows, known[file])]
+    outcomes = [one for file, rows in measured.items() for one in _pair_known(rows, known[file])]
     for file, rows in measured.items():
         write_whole(file, record_lines(one.now for one in rows if one.now is not None))
     notes = [f"wrote {file}" for file in measured]
     if (git_commit() or "").endswith("-dirty"):
         notes.append(f"measured with uncommitted changes on {git_commit()}")
-    differences = [one for outcome in outcomes for one in moved(outcome, EXACT)]
+    differences = [one for outcome in outcomes for one in find_movements(outcome, EXACT)]
     return Verdict(rows=len(outcomes), moved=tuple(differences), notes=tuple(notes), update=True)
 
 
 def new_case(plan: CheckPlan, tower: str) -> Case:
     """Return what was asked to be measured on a tower, named with its tag."""
-    methods = [Choice.of(text) for text in plan.methods or usual_methods()]
+    methods = [MethodChoice.of(text) for text in plan.methods or usual_methods()]
     rows = rows_of(methods, plan.keeps or KEEPS)
     return Case(
         tower=tower, split=plan.split or Plan.split, dtype=plan.dtype or Plan.dtype,
@@ -344,7 +321,7 @@ def _known(file: Path) -> Known:
     }
 
 
-def _beside(rows: Sequence[Outcome], known: Known) -> list[Outcome]:
+def _pair_known(rows: Sequence[CheckedRow], known: Known) -> list[CheckedRow]:
     """Put what was measured beside what was known; what is known alone is gone."""
     outcomes = []
     for one in rows:
@@ -354,7 +331,7 @@ def _beside(rows: Sequence[Outcome], known: Known) -> list[Outcome]:
             outcomes.append(replace(one, row=replace(one.row, record=record)))
     places = {one.place for one in rows}
     return outcomes + [
-        Outcome(tower=place[0], dataset=place[1], row=row, now=None)
+        CheckedRow(tower=place[0], dataset=place[1], row=row, now=None)
         for place, row in known.items()
         if place not in places
     ]

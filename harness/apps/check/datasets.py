@@ -1,6 +1,5 @@
 """`datasets check`: whether a dataset is whole: counts, checksums, and every image decoded."""
 
-import argparse
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from harness.base.table import Shown, json_values
 from harness.base.terminal import Progress
-from harness.datasets import get_dataset, kind_of
+from harness.datasets import kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
 from harness.datasets.decoded import Decoded, decode_all
 from harness.datasets.images import how_many, shorten
@@ -31,7 +29,7 @@ Counts = dict[SplitName, NDArray[np.int64]]  # by split, (classes,)
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedDataset:
     """What a check found.
 
     counts: images of each class, (classes,) by split, or (1,) without classes. bad: unreadable ones
@@ -49,10 +47,10 @@ class Checked:
     unreadable: tuple[str, ...]
 
 
-def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -> Checked:
+def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -> CheckedDataset:
     """Check a dataset; ``fast`` decodes no image, and so finds neither damaged ones nor copies."""
-    counts = {name: _counts(dataset, dataset.labels(name)) for name in SPLITS}
-    uneven, notes = _uneven(dataset, counts)
+    counts = {name: _count_images(dataset, dataset.labels(name)) for name in SPLITS}
+    uneven, notes = _find_uneven(dataset, counts)
     problems: list[str] = []
     # What a source has uneven or twice is a fact; in a folder of one's own it can be mended.
     facts = notes if kind_of(dataset.name) is None else problems
@@ -69,11 +67,11 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
         bad = {}
         for name in SPLITS:
             lost = np.array([not digest for digest in decoded.digests[name]], dtype=np.bool_)
-            bad[name] = _counts(dataset, dataset.labels(name)[lost])
+            bad[name] = _count_images(dataset, dataset.labels(name)[lost])
         if unreadable:
             count = how_many(len(unreadable), "unreadable")
             problems.append(f"{count}; --skip-bad leaves them out")
-        facts += _copies(dataset, decoded)
+        facts += _find_copies(dataset, decoded)
     left_out: tuple[str, ...] = ()
     if dataset.labelled:
         _, left_out = text_classifier(create_clip(TOWER), dataset.with_templates(("{}",)).without_unknown())
@@ -83,15 +81,15 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
             f"saw; without shots, measure the others by --skip-unknown-classes: {shorten(left_out, SHOWN)}"
         )
     names = (dataset.name, dataset.revision, dataset.classes)
-    return Checked(*names, counts, bad, tuple(problems), tuple(notes), unreadable)
+    return CheckedDataset(*names, counts, bad, tuple(problems), tuple(notes), unreadable)
 
 
-def _counts(dataset: Dataset, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def _count_images(dataset: Dataset, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count images by class, (classes,); all in one where there are no labels."""
     return np.bincount(labels if dataset.labelled else labels + 1, minlength=max(len(dataset.classes), 1))
 
 
-def _uneven(dataset: Dataset, counts: Counts) -> tuple[list[str], list[str]]:
+def _find_uneven(dataset: Dataset, counts: Counts) -> tuple[list[str], list[str]]:
     """Tell classes that a split lacks; and splits without images."""
     uneven, notes = [], []
     for name in SPLITS:
@@ -106,7 +104,7 @@ def _uneven(dataset: Dataset, counts: Counts) -> tuple[list[str], list[str]]:
     return uneven, notes
 
 
-def _copies(dataset: Dataset, decoded: Decoded) -> list[str]:
+def _find_copies(dataset: Dataset, decoded: Decoded) -> list[str]:
     """Tell images with equal pixels that are in two splits, or in two classes of one."""
     places: dict[str, list[tuple[SplitName, int, str]]] = defaultdict(list)
     for name in SPLITS:
@@ -126,9 +124,8 @@ def _copies(dataset: Dataset, decoded: Decoded) -> list[str]:
     return lines
 
 
-def run_check(args: argparse.Namespace, status: Console) -> Shown:
-    """Check a dataset."""
-    checked = check_dataset(get_dataset(args.dataset), Progress(status), fast=args.fast)
+def show_check(checked: CheckedDataset) -> Shown:
+    """Lay out what a check found."""
     lines = [f"note: {line}" for line in checked.notes]
     lines += [f"problem: {line}" for line in checked.problems]
     lines += [f"  {line}" for line in checked.unreadable[:LISTED]]
@@ -142,7 +139,7 @@ def run_check(args: argparse.Namespace, status: Console) -> Shown:
     return Shown(parts=(class_table(checked), *lines), data=json_values(checked), code=code)
 
 
-def class_table(checked: Checked) -> Table:
+def class_table(checked: CheckedDataset) -> Table:
     """Lay out the images of each class; of many classes those that lack some."""
     table = Table("class", title=f"{checked.name}: {len(checked.classes) or 'no'} classes")
     splits = [name for name in SPLITS if checked.counts[name].any()]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from harness.apps.check.cases import Row
+from harness.apps.check.cases import CheckRow
 from harness.base.table import NOT_MEASURED, Cell, Column, Shown, Table
 from harness.base.terminal import printable
 from harness.records.conditions import MATCHED
@@ -21,16 +21,16 @@ _FIXED = ("weights_sha256", "dtype", "image_size", "golden_images")
 _SETTING = "method_config."
 _HEADS = ("row", "quantity", "expected", "now", "moved by", "allowed")
 _DIGITS = 12  # of a hash
-MEANS = ("images", "flips", "cosine", "divergence", "probe", "tau")  # all of ``Bounds`` but time
+MEANS = ("images", "flips", "cosine", "divergence", "probe", "tau")  # all of ``Tolerances`` but time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class CheckedRow:
     """One row, measured."""
 
     tower: str  # dense name with its weight tag
     dataset: str
-    row: Row  # with what is expected
+    row: CheckRow  # with what is expected
     now: Record | None  # None where the row can't be made any more
 
     @property
@@ -40,7 +40,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bounds:
+class Tolerances:
     """How far quantities may move. What is counted may not move at all.
 
     The images are the same, so the only excuse is rounding. docs/check.md says how far it moved
@@ -75,13 +75,13 @@ class Bounds:
 
 
 # To show every difference; time always differs.
-EXACT = Bounds(
+EXACT = Tolerances(
     images=0, flips=0, cosine=SHOWN_DIGITS, divergence=SHOWN_DIGITS, probe=1e-5, tau=SHOWN_DIGITS, slower=None
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
+class Movement:
     """A quantity of a row that isn't as expected."""
 
     tower: str = ""  # dense name with its weight tag
@@ -94,23 +94,24 @@ class Moved:
     allowed: str = "nothing"  # how much it may move, in words
 
 
-def moved(outcome: Outcome, bounds: Bounds) -> list[Moved]:
+def find_movements(outcome: CheckedRow, bounds: Tolerances) -> list[Movement]:
     """Return what moved in a row; a row that is new, or gone, moved as a whole."""
     tower, dataset, row = outcome.place
     return [
-        replace(one, tower=tower, dataset=dataset, row=row) for one in _moved(outcome.row.record, outcome.now, bounds)
+        replace(one, tower=tower, dataset=dataset, row=row)
+        for one in _compare_records(outcome.row.record, outcome.now, bounds)
     ]
 
 
-def _moved(then: Record | None, now: Record | None, bounds: Bounds) -> Iterator[Moved]:
+def _compare_records(then: Record | None, now: Record | None, bounds: Tolerances) -> Iterator[Movement]:
     if then is None or now is None:
         there = [None if record is None else "measured" for record in (then, now)]
-        yield Moved(quantity="row", expected=there[0], now=there[1])
+        yield Movement(quantity="row", expected=there[0], now=there[1])
         return
     change = Change(a=then, b=now)
     yield from _exact(change)
     if change.other_images:
-        yield Moved(quantity="images", expected=change.other_images, now=None)
+        yield Movement(quantity="images", expected=change.other_images, now=None)
     else:
         if change.labelled:
             yield from _answers(change, bounds)
@@ -119,7 +120,7 @@ def _moved(then: Record | None, now: Record | None, bounds: Bounds) -> Iterator[
         yield from _slower(then, now, bounds.slower)
 
 
-def differing(then: Record, now: Record) -> list[str]:
+def other_conditions(then: Record, now: Record) -> list[str]:
     """Say which conditions differ that may: machine and software."""
     words = [
         f"{one.name}: {one.a} expected, {one.b} now"
@@ -131,38 +132,38 @@ def differing(then: Record, now: Record) -> list[str]:
     return words
 
 
-def _exact(change: Change) -> Iterator[Moved]:
+def _exact(change: Change) -> Iterator[Movement]:
     """Compare settings, weights and what is counted."""
     for one in change.conditions:
         # How a keep rate was found is no setting of what is measured at it.
         if one.name in _FIXED or (one.name.startswith(_SETTING) and one.name != f"{_SETTING}{MATCHED}"):
-            yield Moved(quantity=one.name.removeprefix(_SETTING), expected=one.a, now=one.b)
+            yield Movement(quantity=one.name.removeprefix(_SETTING), expected=one.a, now=one.b)
     for one in change.costs:
         numbers = isinstance(one.a, (int, float)) and isinstance(one.b, (int, float))
         by = one.b - one.a if numbers else None
-        yield Moved(quantity=one.name, expected=one.a, now=one.b, by=by)
+        yield Movement(quantity=one.name, expected=one.a, now=one.b, by=by)
     for name in (*METRICS, *COUNTED):
         if name in METRICS and METRICS[name].bound != "exact":
             continue
         then, now = (getattr(r, name, None) if name in COUNTED else r.mean(name) for r in (change.a, change.b))
         if then is not None and now is None:
-            yield Moved(quantity=name, expected=then, now=None)
+            yield Movement(quantity=name, expected=then, now=None)
 
 
-def _answers(change: Change, bounds: Bounds) -> Iterator[Moved]:
+def _answers(change: Change, bounds: Tolerances) -> Iterator[Movement]:
     """Compare answers image by image."""
     assert change.answers is not None
     lost, won = change.answers
     then, now = int(change.a.correct.sum()), int(change.b.correct.sum())
     if abs(won - lost) > bounds.images:
         allowed = f"±{bounds.images}"
-        yield Moved(quantity="images right", expected=then, now=now, by=now - then, allowed=allowed)
+        yield Movement(quantity="images right", expected=then, now=now, by=now - then, allowed=allowed)
     if won + lost > bounds.flips:
         both, name, most = f"{lost} lost, {won} won", "answers flipped", f"{bounds.flips}"
-        yield Moved(quantity=name, expected=0, now=both, by=won + lost, allowed=most)
+        yield Movement(quantity=name, expected=0, now=both, by=won + lost, allowed=most)
 
 
-def _near(change: Change, bounds: Bounds) -> Iterator[Moved]:
+def _near(change: Change, bounds: Tolerances) -> Iterator[Movement]:
     """Compare what rounding may move; of several numbers the one that moved most."""
     for metric in METRICS.values():
         then, now = change.a.metrics.get(metric.name), change.b.mean(metric.name)
@@ -171,7 +172,7 @@ def _near(change: Change, bounds: Bounds) -> Iterator[Moved]:
         by = getattr(bounds, metric.bound) if isinstance(metric.bound, str) else metric.bound
         if metric.bound == "flips":  # of images, and half of one for rounding
             by = (by + 0.5) / change.a.image_count
-        yield from _beyond(metric.name, then.mean, now, *_allowed(then, metric, by))
+        yield from _beyond(metric.name, then.mean, now, *_find_bounds(then, metric, by))
     probe, other = change.a.feature_probe, change.b.feature_probe
     if probe is not None and other is None:
         yield from _beyond("feature_probe", probe, None, 0, 0, f"±{bounds.probe:g}")
@@ -181,14 +182,14 @@ def _near(change: Change, bounds: Bounds) -> Iterator[Moved]:
         yield from _beyond("feature_probe", before, here, *ends, f"±{bounds.probe:g}")
 
 
-def _beyond(name: str, then: Any, now: Any, low: float, high: float, allowed: str) -> Iterator[Moved]:
+def _beyond(name: str, then: Any, now: Any, low: float, high: float, allowed: str) -> Iterator[Movement]:
     """Say that a value is missing, or out of its bounds."""
     if now is None or not low <= now <= high:
         by = None if now is None else now - then
-        yield Moved(quantity=name.replace("_", " "), expected=then, now=now, by=by, allowed=allowed)
+        yield Movement(quantity=name.replace("_", " "), expected=then, now=now, by=by, allowed=allowed)
 
 
-def _allowed(then: Measured, metric: Metric, by: float) -> tuple[float, float, str]:
+def _find_bounds(then: Measured, metric: Metric, by: float) -> tuple[float, float, str]:
     """Return how low and how high a metric's mean may be, and the same in words."""
     value = then.mean
     if metric.bound == "flips":
@@ -202,18 +203,20 @@ def _allowed(then: Measured, metric: Metric, by: float) -> tuple[float, float, s
     return low, high, f"{low:.4f} to {high:.4f}"
 
 
-def _slower(then: Record, now: Record, factor: float) -> Iterator[Moved]:
+def _slower(then: Record, now: Record, factor: float) -> Iterator[Movement]:
     """Compare ratios to the dense model's time in the same run."""
-    times = {entry.batch: entry for entry in now.latency}
+    times = {entry.batch: entry.ratio for entry in now.latency}
     for entry in then.latency:
-        before, here = entry.ratio_to_dense, times.get(entry.batch)
-        if before is None or here is None or here.ratio_to_dense is None:
+        before, here = entry.ratio, times.get(entry.batch)
+        if before is None or here is None or here.low <= factor * before.estimate:
             continue
-        ratio, most = here.ratio_to_dense, factor * before
-        if here.ratio_low is not None and here.ratio_low > most:
-            name, allowed = f"time to dense, batch {entry.batch}", f"up to {most:.2f}"
-            by = ratio - before
-            yield Moved(quantity=name, expected=before, now=ratio, by=by, allowed=allowed)
+        yield Movement(
+            quantity=f"time to dense, batch {entry.batch}",
+            expected=before.estimate,
+            now=here.estimate,
+            by=here.estimate - before.estimate,
+            allowed=f"up to {factor * before.estimate:.2f}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +224,7 @@ class Verdict:
     """What a check found."""
 
     rows: int  # how many were compared
-    moved: tuple[Moved, ...]  # in the rows' order
+    moved: tuple[Movement, ...]  # in the rows' order
     notes: tuple[str, ...] = ()  # conditions that differ and may, and what wasn't compared
     update: bool = False  # whether the expectation is written anew, so that nothing is judged
 
@@ -272,8 +275,8 @@ class Verdict:
         ]
 
 
-def _cells(one: Moved) -> list[Cell]:
-    by = NOT_MEASURED if one.by is None else _signed(one.by)
+def _cells(one: Movement) -> list[Cell]:
+    by = NOT_MEASURED if one.by is None else _format_change(one.by)
     then, now = (_text(one.quantity, value) for value in (one.expected, one.now))
     return [*map(Cell, (f"{one.dataset} {one.row}", one.quantity, then, now, by, one.allowed))]
 
@@ -293,7 +296,7 @@ def _text(quantity: str, value: object) -> str:
     return json.dumps(value)
 
 
-def _signed(number: float) -> str:
+def _format_change(number: float) -> str:
     """Show a difference, with more digits where it is small."""
     if isinstance(number, int):
         return f"{number:+d}"

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import zoo
 from harness.apps.setup import Setup
 from harness.models.towers import no_text
 from harness.records.conditions import DTYPES
 from zoo.core.digests import fingerprint, weights_digest
+from zoo.deploy.optimized import optimize
 from zoo.loading.text import UnseenWordsError
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
@@ -54,7 +54,7 @@ class Encoder:
         self.vit: nn.Module = tower.vit.to(device).eval()
         self.optimised = True
         try:
-            self.vit = zoo.optimize(tower.vit, dtype=setup.dtype)
+            self.vit = optimize(tower.vit, dtype=setup.dtype)
         except ValueError:  # it runs as it is; the file's metadata say so
             self.optimised, self.vit = False, tower.vit.to(DTYPES[setup.dtype])
         self.width = self._forward(torch.zeros(1, 3, *tower.vit.input_size)).shape[1]

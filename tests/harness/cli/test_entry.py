@@ -16,9 +16,7 @@ from rich.table import Table
 
 from harness.base.store import claim
 from harness.base.table import Shown
-from harness.cli import main
-from harness.cli.entry import BROKEN_PIPE, drop_shared
-from harness.cli.parser import COMMANDS
+from harness.cli.entry import BROKEN_PIPE, COMMANDS, drop_shared, main
 from harness.datasets.base import Dataset
 from harness.measure import traces
 from harness.models.towers import Tower
@@ -96,10 +94,7 @@ def test_eval_shows_one_model_beside_the_dense_one(capsys):
             "eval --model clip_vit_b16_patchrank60 --dataset emoji",
             "fit predictor --model clip_vit_b16.openai --block 3",
         ),
-        (
-            "eval --model clip_vit_s14_patchrank65 --dataset emoji",
-            "clip_vit_s14 --methods patchrank --keeps 0.65",
-        ),
+        ("eval --model clip_vit_s14_patchrank65 --dataset emoji", "clip_vit_s14 --methods patchrank --keeps 0.65"),
         ("latency --model clip_vit_b16_patchrank60", "fit predictor --model clip_vit_b16.openai --block 3"),
         ("compare --shots 4 -1", "--shots -1: expected 0, which is by text, or a number from 1"),
         ("compare --tokens prob", "--tokens 'prob': did you mean 'probe'? expected one of t, v,"),

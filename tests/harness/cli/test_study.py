@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import FINAL, Dataset
 from harness.records.record import read_records
 from zoo.loading.clip import ClipParts
@@ -33,11 +33,7 @@ def readers(parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatch: p
     ("commit", "words"), [("0123456789ab", "commit 0123456789ab"), ("1-dirty", "commit 1, uncommitted changes")]
 )
 def test_it_measures_every_method_at_equal_keep_and_at_equal_cost(
-    commit: str,
-    words: str,
-    readers: list[bool],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    commit: str, words: str, readers: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for place in (harness, harness.measure.bench):
         monkeypatch.setattr(place, "git_commit", lambda: commit)

@@ -145,7 +145,7 @@ def test_links_inside(tmp_path: Path):
 def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "ALLOWANCE", 2**17)
     for kind in ("x.zip", "x.tgz"):
-        refused(pack(tmp_path / kind, ("top/zeros", b"\0" * 2**22)), "by far more than its .*'top/zeros'")
+        refused(pack(tmp_path / kind, ("top/zeros", b"\0" * 2**22)), "by far more than its bytes, at 'top/zeros'")
         (tmp_path / "goal").rmdir()
     monkeypatch.setattr(module, "RATIO", 1)
     refused(pack(tmp_path / "z.tgz", *((f"top/{i}", b"") for i in range(999))), "by far more than its")

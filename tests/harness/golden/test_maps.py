@@ -126,9 +126,9 @@ def test_normalisation_is_undone_whatever_its_constants(parts: ClipParts):
     pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
     preprocess = image_transform(vit)
     image = preprocess(Image.fromarray(pixels))[None]
-    seen = maps.unprocessed(preprocess, image)
+    seen = maps.undo_preprocess(preprocess, image)
     assert seen.shape == (1, 3, 48, 80)
     assert np.abs(seen[0].permute(1, 2, 0).numpy() * 255 - pixels).max() < 0.01
     assert maps.patch_grid(vit, image) == (3, 5)
     other = parts.preprocess(Image.fromarray(pixels))[None]
-    assert torch.allclose(maps.unprocessed(parts.preprocess, other), seen, atol=1e-5)
+    assert torch.allclose(maps.undo_preprocess(parts.preprocess, other), seen, atol=1e-5)

@@ -1,6 +1,5 @@
 """Rankings of any images by any tower: right, resumable, and told apart by what made them."""
 
-import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
@@ -16,14 +15,13 @@ from rich.console import Console
 import zoo
 from harness.base.store import Store, shard_path, shard_paths
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import Dataset
-from harness.datasets.few_shot import subset, turns
+from harness.datasets.few_shot import turns
 from harness.golden import rank as module
 from harness.golden.budget import Point
-from harness.golden.rank import Ranked, RankJob, Source, ahead, rank
-from harness.golden.store import Rankings, find_rankings
-from harness.golden.store import ranked as ranked_positions
+from harness.golden.rank import Ranked, RankJob, Source, ahead
+from harness.golden.store import Rankings, find_rankings, ranked_positions
 from harness.models.towers import Tower, text_classifier
 from zoo.core.digests import fingerprint
 from zoo.loading.clip import ClipParts
@@ -71,7 +69,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("part-*")}
 
 
-@pytest.mark.parametrize("options", [{}, {"action": "merge"}, {"approximate": "follow:2"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"action": "merge"}], ids=str)
 def test_several_scores_are_ranked_in_the_passes_of_one(
     options: dict, run: Run, counted: list[int], named: None, tmp_path
 ):
@@ -149,19 +147,6 @@ def test_variants_come_after_the_images_themselves(run: Run, counted: list[int],
     assert Rankings.read(tmp_path / "r").image_ids == once.image_ids + once.variant(1).image_ids
 
 
-def test_any_number_of_first_images_is_class_balanced(toy: Dataset):
-    labels = np.array([0] * 30 + [1] * 5 + [2] * 9 + [-1] * 2)
-    order = turns(labels)
-    assert sorted(order) == list(range(46))
-    for count in (4, 8, 11):
-        counts = [int((labels[order[:count]] == label).sum()) for label in (0, 1, 2)]
-        assert max(counts) - min(counts) <= 1
-    images = toy.split("test")
-    part = [subset(images, count) for count in (5, 9)]
-    assert set(part[0].image_ids) < set(part[1].image_ids)
-    assert set(part[1].image_ids) == set(images.subset(turns(images.labels)[:9]).image_ids)
-
-
 @pytest.mark.parametrize(
     "other", [{"score": "confidence"}, {"stride": 1}, {"dtype": "bfloat16"}, {"batch": 8}], ids=str
 )
@@ -185,18 +170,6 @@ def test_auto_is_the_precision_of_the_store_else_the_fastest(run: Run, monkeypat
     run(out=tmp_path / "old", dtype="float32", limit=4)
     run(out=tmp_path / "old", dtype="auto")
     assert Rankings.read(tmp_path / "old").provenance.dtype == "float32"
-
-
-def test_a_resumed_run_has_the_batch_of_the_store(run: Run, tmp_path):
-    """Whatever the memory that is free now would allow, so that shards stay byte-equal."""
-    whole = run(out=tmp_path / "whole", batch=5).path
-    run(out=tmp_path / "r", batch=5, limit=4)
-    run(out=tmp_path / "r", batch=None)
-    assert Rankings.read(tmp_path / "r").provenance.batch == 5
-    for path in shard_paths(whole).values():
-        assert (tmp_path / "r" / path.name).read_bytes() == path.read_bytes()
-    with pytest.raises(ValueError, match="batch=5 there, 16 wanted"):
-        run(out=tmp_path / "r", batch=16)
 
 
 def test_a_damaged_image_ends_the_run_with_its_name_and_finished_shards_stay(run: Run, tmp_path, draw_pictures):
@@ -256,7 +229,6 @@ def test_a_folder_of_images_needs_no_labels(run: Run, tmp_path, draw_pictures):
         ({"config": GoldenConfig(block=6)}, "block=6: this tower has blocks 0 to 5"),
         ({"config": GoldenConfig(window=9)}, "window=9: larger than the 8 x 8 patch grid"),
         ({"limit": 0}, "--limit 0: expected a number from 1"),
-        ({"shard_size": 0}, "--shard-size 0: expected a number from 1"),
     ],
     ids=str,
 )
@@ -264,11 +236,6 @@ def test_refusals_leave_no_folder(facts: dict[str, Any], match: str, run: Run, t
     with pytest.raises(ValueError, match=match):
         run(**facts, out=tmp_path / "r")
     assert not (tmp_path / "r").exists()
-
-
-def test_unknown_towers(toy: Dataset):
-    with pytest.raises(ValueError, match="model 'clip_vit_b61': did you mean 'clip_vit_b16'"):
-        rank(RankJob(model="clip_vit_b61", source=Source.of(toy, "test")), Progress())
 
 
 def test_a_budget_picks_by_the_tower_at_hand(run: Run, dense: zoo.ReducedViT, monkeypatch, tmp_path):
@@ -305,14 +272,6 @@ def test_groups_come_in_order_and_only_the_next_one_is_loaded(threads: int):
         assert group == [item * item for item in range(3 * number, min(3 * number + 3, 8))]
         assert set(asked) <= set(range(3 * number + 6))
     assert sorted(asked) == list(range(8))
-
-
-def test_the_next_group_loads_while_one_is_computed():
-    loaded = threading.Event()
-    groups = ahead([[0], [1], [2]], lambda item: loaded.set() if item == 1 else None, 1)
-    next(groups)
-    assert loaded.wait(5)
-    assert len(list(groups)) == 2
 
 
 def test_an_error_comes_where_its_group_would_have_come():

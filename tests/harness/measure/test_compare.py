@@ -16,7 +16,6 @@ import zoo
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
-from harness.measure import bench
 from harness.measure.compare import compare, floor
 from harness.measure.evaluate import feature_probe, linear_probe, outcomes
 from harness.measure.plan import Plan
@@ -217,7 +216,7 @@ def test_few_shots_by_a_probe_on_each_models_own_features(
 ):
     """With labels instead of words even the class that can't be named is found."""
     used: list[torch.Tensor] = []
-    monkeypatch.setattr(bench, "predicted", lambda f, by: used.append(by) or predicted(f, by))
+    monkeypatch.setattr("harness.records.metrics.predicted", lambda f, by: used.append(by) or predicted(f, by))
     groups = list(compare(replace(PLAN, shots=(0, 3), tokens="probe", seeds=1), [], Progress()))
     assert [[record.shots for record in group] for group in groups] == [[0] * 4, [3] * 4]
     rows = variants(dense, ARCH, "openai", ["dense", "random"], [0.5])

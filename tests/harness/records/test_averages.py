@@ -13,8 +13,7 @@ from harness.records.averages import averages, matched
 from harness.records.metrics import pack
 from harness.records.record import Record, Times, names_of, read_records
 from harness.records.statistics import bootstrap_mean, sign_flip_exact, wilson_interval
-from harness.report.groups import markdown_table
-from harness.report.tables import comparison_table, matched_table, shot_tables
+from harness.report.tables import comparison_table, matched_table
 
 IMAGES = 60
 SEEDS = (3, 4, 5)
@@ -124,34 +123,10 @@ def test_what_is_not_one_group_is_refused_everywhere(change: dict[str, Any], mat
             show(group(shots=0, tuning=None, prompt_tokens=None))
 
 
-def test_in_a_report_a_row_that_lacks_a_seed_has_a_table_of_its_own():
-    text = markdown_table(group()[:-1])
-    heads = [line for line in text.splitlines() if line.startswith("###")]
-    assert [head.partition("; ")[2] for head in heads] == ["seeds 3, 4, 5", "seeds 3, 4"]
-    first, second = text.split("### ")[1:]
-    assert "| patchrank |" in second
-    assert "| patchrank |" not in first
-
-
 def text_of(table: Any, width: int = 200) -> str:
     console = Console(width=width, record=True)
     console.print(table)
     return console.export_text()
-
-
-@pytest.mark.parametrize("wide", [True, False])
-def test_the_terminal_shows_one_row_per_model(wide: bool):
-    shown = text_of(comparison_table(group()).form("wide" if wide else "narrow"))
-    flat = " ".join(shown.split())
-    assert "4 shots, learned text tokens (16); mean of 3 seeds" in flat
-    assert ("95 % t interval over seeds" in flat) is wide  # narrow, there is none
-    assert "95 % paired bootstrap interval over images" in flat
-    row = averages(group())[1]
-    assert shown.count("evit") == 1
-    [line] = [line for line in shown.splitlines() if "evit" in line]
-    assert f"{100 * row.top1.estimate:.1f}" in line
-    assert f"{100 * row.to_dense.estimate:+.1f} [" in line
-    assert (f"[{100 * row.top1.low:.1f}, {100 * row.top1.high:.1f}]" in line) == wide
 
 
 def test_at_equal_cost_means_are_paired_and_judged_by_sign_flips():
@@ -163,44 +138,3 @@ def test_at_equal_cost_means_are_paired_and_judged_by_sign_flips():
     assert other.difference == pytest.approx(slow, abs=0.01)
     assert other.p_value == sign_flip_exact(evit.hits - patchrank.hits)
     assert "mean of 3 seeds" in " ".join(text_of(matched_table(rows)).split())
-
-
-def by_text() -> list[Record]:
-    none = {"shots": 0, "tuning": None, "prompt_tokens": None, "method_config": {"reduce_at": [3]}}
-    return [record(m, 3, 0.5, **none) for m in ("dense", "evit", "patchrank", "golden")]
-
-
-def test_numbers_of_shots_stand_side_by_side():
-    groups = [averages(records) for records in (group(shots=8), by_text(), group())]
-    [table] = shot_tables(groups)
-    assert table.title == (
-        "fashion test, read by studies, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit"
-    )
-    assert table.heads == ["Method", "Keep", "0 shots", "4 shots", "8 shots"]
-    for row in groups[0]:
-        [cells] = [cells for cells in table.rows if cells[0] == row.method]
-        zero, four = (next(r for r in g if r.method == row.method) for g in groups[1:])
-        wanted = ["{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in r.top1)) for r in (zero, four, row)]
-        assert cells == [row.method, f"{100 * row.keep:.0f} %", *wanted]
-    assert table.rows[-1][0] == "golden"
-    assert table.rows[-1][3:] == ["–", "–"]  # not measured with shots
-    assert "0 shots: by text, Wilson; shots: mean of 3 seeds, t over seeds; 60" in table.caption
-    shown = text_of(table).replace("*[", " [")
-    assert all(cell in shown for cells in table.rows for cell in cells)
-
-
-def test_markdown_ends_a_dataset_with_its_shots():
-    emoji = [replace(r, dataset="emoji") for r in by_text()]
-    text = markdown_table([*by_text(), *group(), *group(shots=8), *emoji])
-    assert [line for line in text.splitlines() if line.startswith("###")] == [
-        "### fashion test, read by studies, by text, clip_vit_s14.imgfocus_lit",
-        "### fashion test, read by studies, 4 shots, learned text tokens (16), clip_vit_s14.imgfocus_lit",
-        "### fashion test, read by studies, 8 shots, learned text tokens (16), clip_vit_s14.imgfocus_lit",
-        "### fashion test, read by studies, top-1 by shots, learned text tokens (16), clip_vit_s14.imgfocus_lit",
-        "### emoji test, read by studies, by text, clip_vit_s14.imgfocus_lit",
-    ]
-    assert "mean of seeds 3, 4, 5" in text
-    only = markdown_table(by_text())
-    assert text.startswith(only)
-    assert "by shots" not in only
-    assert "by shots" in markdown_table([*by_text(), *group()], summary=True)

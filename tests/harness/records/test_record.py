@@ -26,11 +26,9 @@ from harness.records.record import (
     Record,
     Times,
     conditions,
-    differing,
     earlier,
     fitting,
     images_digest,
-    in_words,
     names_of,
     read_records,
     read_run,
@@ -196,46 +194,6 @@ def test_a_value_that_no_record_has_is_refused_with_its_line(tmp_path: Path, fie
         read_records(path)
 
 
-def test_a_blank_line_is_skipped(tmp_path: Path):
-    path = tmp_path / "records.jsonl"
-    write_records(path, [FULL])
-    path.write_text("\n" + path.read_text() + "  \n\n")
-    assert read_records(path) == [FULL]
-
-
-def test_packed_records_are_read_and_what_is_no_whole_gzip_file_is_refused(tmp_path: Path, monkeypatch: Any):
-    plain, packed = tmp_path / "records.jsonl", tmp_path / "records.jsonl.gz"
-    write_records(plain, [KNOWN])
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
-    assert read_records(packed) == read_run(packed) == [KNOWN]
-    with pytest.raises(ValueError, match="plain files only; unpack it with gzip -d"):
-        write_records(packed, [KNOWN])
-    whole = packed.read_bytes()
-    for spoilt in (whole[:-9], whole[:-20] + bytes(20), plain.read_bytes()):
-        packed.write_bytes(spoilt)
-        with pytest.raises(ValueError, match=r"records\.jsonl\.gz: not a whole gzip file"):
-            read_records(packed)
-    packed.write_bytes(whole)
-    monkeypatch.setattr("harness.base.lines.MOST_UNPACKED", 99)
-    with pytest.raises(ValueError, match="unpacks to more than 99 bytes"):
-        read_records(packed)
-
-
-def test_a_torn_last_line_is_named_with_the_command_that_drops_it(tmp_path: Path):
-    path = tmp_path / "it's.jsonl"
-    write_records(path, [DENSE, FULL])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-9])
-    with pytest.raises(ValueError, match=r"it's\.jsonl, line 2: torn, .* drop it with: ") as error:
-        read_records(path)
-    command = shlex.split(str(error.value).split("drop it with: ")[1])
-    assert command[:2] == ["python", "-c"]
-    subprocess.run([sys.executable, *command[1:]], check=True)
-    assert read_records(path) == [DENSE]
-    write_records(path, [FULL])
-    assert path.read_bytes() == whole
-
-
 def test_the_frozen_line_is_read_and_written_as_it_is(tmp_path: Path):
     """Fields changed: raise SCHEMA_VERSION, and freeze a line of the new version."""
     text = (FROZEN / "record.jsonl").read_text()
@@ -273,32 +231,12 @@ def test_all_that_differs_is_named_with_the_command_that_shows_both():
     assert text.endswith("see both by patchrank compare RUN_A RUN_B")
 
 
-def test_what_varies_by_intention_is_let_pass_and_nothing_else():
-    other = replace(FULL, seed=1)
-    refuse_mixed([DENSE, FULL, other], varying=("seed",))
-    with pytest.raises(ValueError, match="different tuning"):
-        refuse_mixed([DENSE, replace(other, tuning="v")], varying=("seed",))
-
-
 def test_the_digest_of_images_tells_order_names_and_number():
     lists = [["a", "b"], ["b", "a"], ["ab"], ["a", "b", "b"], ["a,b"], ["1:a"], [], [""], ["é"]]
     assert len({images_digest(names) for names in lists}) == len(lists)
     assert images_digest(iter(["a", "b"])) == images_digest(("a", "b"))
     # sha256 of "1:a1:b", by another program
     assert images_digest(["a", "b"]).startswith("facdde7abf1eac5b")
-
-
-def test_only_what_differs_is_found_with_its_owners_once():
-    told = [("x", {"n": 1, "m": 2}), ("y", {"n": 3, "m": 2}), ("y", {"n": 3, "m": 2})]
-    assert differing(told) == {"n": {1: ["x"], 3: ["y"]}}
-    assert in_words(differing(told)) == "n 1 (x) and 3 (y)"
-    assert differing([("x", {"n": None}), ("y", {"n": 1})]) == {"n": {None: ["x"], 1: ["y"]}}
-    assert differing([]) == {}
-
-
-@given(arrays.arrays(np.bool_, arrays.array_shapes(min_dims=1, max_dims=1, max_side=99)))
-def test_bits_round_trip(correct: np.ndarray):
-    np.testing.assert_array_equal(unpack(pack(correct), len(correct)), correct)
 
 
 def test_bits_are_bools_in_image_order():
@@ -353,11 +291,6 @@ def test_another_condition_is_measured_anew(field: str):
     assert fitting(row(**BLANK, image_count=8), [row()], []) is None
 
 
-def test_every_field_is_either_a_condition_or_measured():
-    free = {"created", "git_commit", "schema_version", "image_count"}
-    assert {f.name for f in fields(Record)} == set(MEASURED) | free | ANOTHER.keys()
-
-
 def test_agreement_is_measured_where_golden_rankings_turned_up():
     known, blank = row(), row(**BLANK)
     assert fitting(blank, [known], [], ranked=True) is None
@@ -393,13 +326,6 @@ def test_a_command_that_was_killed_goes_on_from_its_last_whole_line(tmp_path: Pa
     assert f"{path}: the last line was torn" in console.file.getvalue()
     assert earlier(path, Progress(console), fresh=False) == [row()]
     assert console.file.getvalue().count("torn") == 1
-
-
-def test_nothing_is_known_where_all_is_measured_afresh_or_nothing_was(tmp_path: Path):
-    path = tmp_path / "records.jsonl"
-    assert earlier(path, Progress(None), fresh=False) == []
-    write_records(path, [row()])
-    assert earlier(path, Progress(None), fresh=True) == []
 
 
 def test_a_run_is_a_file_or_the_folder_of_one(tmp_path: Path):
@@ -455,3 +381,36 @@ def test_without_labels_there_is_no_top1_and_a_record_says_so(tmp_path: Path):
     assert read_records(tmp_path / "r.jsonl") == [own]
     with pytest.raises(ValueError, match="fashion has no labels"):
         _ = own.correct
+
+
+def test_packed_records_are_read_and_what_is_no_whole_gzip_file_is_refused(tmp_path: Path, monkeypatch: Any):
+    plain, packed = tmp_path / "records.jsonl", tmp_path / "records.jsonl.gz"
+    write_records(plain, [KNOWN])
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_records(packed) == read_run(packed) == [KNOWN]
+    with pytest.raises(ValueError, match="plain files only; unpack it with gzip -d"):
+        write_records(packed, [KNOWN])
+    whole = packed.read_bytes()
+    for spoilt in (whole[:-9], whole[:-20] + bytes(20), plain.read_bytes()):
+        packed.write_bytes(spoilt)
+        with pytest.raises(ValueError, match=r"records\.jsonl\.gz: not a whole gzip file"):
+            read_records(packed)
+    packed.write_bytes(whole)
+    monkeypatch.setattr("harness.base.lines.MOST_UNPACKED", 99)
+    with pytest.raises(ValueError, match="unpacks to more than 99 bytes"):
+        read_records(packed)
+
+
+def test_a_torn_last_line_is_named_with_the_command_that_drops_it(tmp_path: Path):
+    path = tmp_path / "it's.jsonl"
+    write_records(path, [DENSE, FULL])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match=r"it's\.jsonl, line 2: torn, .* drop it with: ") as error:
+        read_records(path)
+    command = shlex.split(str(error.value).split("drop it with: ")[1])
+    assert command[:2] == ["python", "-c"]
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    assert read_records(path) == [DENSE]
+    write_records(path, [FULL])
+    assert path.read_bytes() == whole

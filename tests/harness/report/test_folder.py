@@ -14,8 +14,7 @@ from rich.console import Console
 
 from harness.base.table import Shown
 from harness.base.terminal import Progress
-from harness.cli import main
-from harness.cli.parser import build_parser
+from harness.cli.entry import build_parser, main
 from harness.measure.times import LatencyRecord, write_latencies
 from harness.records.record import Record, write_records
 from harness.report.folder import latencies_in, records_in, write_report
@@ -190,7 +189,7 @@ def test_lines_of_both_csv_say_which_run_they_are_from(timed_run: Path, tmp_path
     timed = list(csv.DictReader(io.StringIO((out / "latency.csv").read_text("utf-8"))))
     assert [line["run"] for line in timed] == [str(timed_run)] * 2
     assert [line["model"] for line in timed] == [time.model for time in times]
-    assert timed[1]["ratio_to_dense"] == str(times[1].ratio_to_dense)
+    assert timed[1]["ratio_to_dense"] == str(times[1].times.ratio_to_dense)
     assert timed[0]["machine_device_name"] == "A CPU"
     assert timed[0]["ratio_to_dense"] == ""
 

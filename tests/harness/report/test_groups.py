@@ -142,8 +142,8 @@ def test_a_table_has_ratio_interval_verdict_and_memory(times: list[LatencyRecord
         ("dense", "1"), ("tome60", "1"), ("dense", "8"), ("tome60", "8"),
     ]  # fmt: skip
     time = times[2]
-    ratio = f"{time.ratio_to_dense:.3f} [{time.ratio_low:.3f}, {time.ratio_high:.3f}]"
-    assert (rows[1]["ratio"], rows[1]["ratio"].value) == (ratio, time.ratio_to_dense)
+    ratio = "{:.3f} [{:.3f}, {:.3f}]".format(*time.ratio)
+    assert (rows[1]["ratio"], rows[1]["ratio"].value) == (ratio, time.ratio.estimate)
     assert (rows[1]["verdict"], rows[3]["verdict"]) == ("faster", "faster !")
     assert rows[1]["MiB"] == "2 + 9.5"
     assert rows[0]["ratio"].value is None

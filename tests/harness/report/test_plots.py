@@ -184,7 +184,7 @@ def test_a_panel_per_condition_with_every_ratio(latency_record: Make, reduced_ti
     panel = plot.charts[0]
     assert list(panel.series) == ["tome60", "evit60"]
     for point, row in zip(panel.series["tome60"], (times[1], times[4]), strict=True):
-        assert tuple(point.y) == (row.ratio_to_dense, row.ratio_low, row.ratio_high)
+        assert tuple(point.y) == row.ratio
     assert [round(p.x.estimate) for p in panel.series["evit60"]] == [0, 1]
     places = [p.x.estimate for own in panel.series.values() for p in own]
     assert len(set(places)) == len(places)  # no bar hides another

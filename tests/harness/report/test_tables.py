@@ -13,8 +13,8 @@ from by_hand import per_image, replace
 from rich.console import Console
 from scipy import stats
 
-from harness.apps.check.cases import Row
-from harness.apps.check.verdict import Bounds, Outcome, moved
+from harness.apps.check.cases import CheckRow
+from harness.apps.check.verdict import CheckedRow, Tolerances, find_movements
 from harness.base.table import Form, Table
 from harness.measure.compare import Floor, floor_table
 from harness.records.averages import Average, averages, judged, labels, matched
@@ -339,7 +339,7 @@ def test_a_metric_of_one_function_is_compared_and_checked(sharpness: Callable[..
     found = pair_runs([then], [now])
     assert tables(found)[0].cells("Sharpness, %")[0].startswith("-6.2 [")
     assert changes_data(found)["pairs"][0]["sharpness_difference"]["estimate"] == pytest.approx(-0.0625)
-    row = Row(method="evit", keep=0.3, options={}, record=then)
-    [one] = moved(Outcome(tower="t", dataset="d", row=row, now=now), Bounds())
+    row = CheckRow(method="evit", keep=0.3, options={}, record=then)
+    [one] = find_movements(CheckedRow(tower="t", dataset="d", row=row, now=now), Tolerances())
     assert (one.quantity, one.by, one.allowed) == ("sharpness", pytest.approx(-0.0625), "±0.0005")
-    assert moved(Outcome(tower="t", dataset="d", row=row, now=then), Bounds()) == []
+    assert find_movements(CheckedRow(tower="t", dataset="d", row=row, now=then), Tolerances()) == []

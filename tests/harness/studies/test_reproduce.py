@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from by_hand import part, replace
 
-from harness.cli import main
+from harness.cli.entry import main
 from harness.cli.study import study_config
 from harness.datasets.base import Dataset
 from harness.records.record import read_records
@@ -279,7 +279,7 @@ def test_a_mean_over_datasets_is_as_sure_as_independent_ones_make_it():
 
 
 def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
-    from harness.cli.parser import build_parser
+    from harness.cli.entry import build_parser
 
     def config(table: str, *flags: str) -> Any:
         args = build_parser().parse_args(["study", "reproduce", table, *flags])

@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import FINAL, Dataset
 from harness.golden.rank import Source
 from harness.golden.store import Rankings, own_store

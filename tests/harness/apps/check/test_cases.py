@@ -11,9 +11,9 @@ from harness.apps.check.cases import (
     BATCHES,
     LIMIT,
     Case,
-    Choice,
+    MethodChoice,
     cases_of,
-    completed,
+    complete,
     own_methods,
     read_expectation,
     rows_of,
@@ -60,16 +60,16 @@ def test_a_missing_expectation_says_how_to_write_one(tmp_path: Path):
 
 
 def test_methods_with_options_bring_their_defaults_along():
-    asked = [Choice.of("tome:reduce_at=[2,4],keep=0.4"), Choice.of("evit"), Choice.of("dense")]
+    asked = [MethodChoice.of("tome:reduce_at=[2,4],keep=0.4"), MethodChoice.of("evit"), MethodChoice.of("dense")]
     names = ["dense", "evit60", "evit30", "tome40", "tome40 reduce_at=[2,4]"]
     assert [row.name for row in rows_of(asked, [0.6, 0.3])] == names
 
 
 @pytest.mark.parametrize("text", ["evit:fuse=true,keep=0.3", 'tome:reduce_at=[2,4,6],x={"a":[1]}'])
 def test_options_are_written_as_they_are_read(text: str):
-    asked = Choice.of(text)
+    asked = MethodChoice.of(text)
     rows = rows_of([asked], [0.6])
-    again = Choice.of(f"{asked.method}:{rows[-1].what}")
+    again = MethodChoice.of(f"{asked.method}:{rows[-1].what}")
     assert again.options == {k: v for k, v in asked.options.items() if k != "keep"}
 
 
@@ -84,7 +84,7 @@ def test_options_are_written_as_they_are_read(text: str):
 )
 def test_what_is_no_choice_is_refused(text: str, complaint: str):
     with pytest.raises(ValueError, match=complaint):
-        Choice.of(text)
+        MethodChoice.of(text)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def shipped() -> Case:
 
 def test_the_shipped_expectation_has_every_row_and_nothing_more(shipped: Case):
     """A method without rows fails here: patchrank check --update enters them."""
-    assert shipped == completed(shipped)
+    assert shipped == complete(shipped)
     there, anew = (
         {name: sorted(row.name for row in rows) for name, rows in case.rows.items()}
         for case in (shipped, shipped_case(shipped.tower))
@@ -113,5 +113,5 @@ def test_a_method_of_ours_must_be_expected_and_a_strangers_need_not(shipped: Cas
     monkeypatch.setitem(METHODS, "ours", ours)
     monkeypatch.setitem(METHODS, "theirs", theirs)
     assert {"ours", "golden", "dense"} < set(own_methods())
-    new = [row for row in completed(shipped).rows["emoji"] if row.record is None]
+    new = [row for row in complete(shipped).rows["emoji"] if row.record is None]
     assert [row.name for row in new] == ["ours60", "ours30"]

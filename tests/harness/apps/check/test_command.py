@@ -1,4 +1,4 @@
-"""``check`` on the toy benchmark: written, checked, narrowed, and refused kindly."""
+"""``check`` on the toy benchmark: written, checked, narrow, and refused kindly."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,9 @@ import pytest
 from by_hand import replace
 from rich.console import Console
 
-from harness.apps.check.check import run_check
 from harness.base.table import Shown
-from harness.cli import main
-from harness.cli.parser import build_parser
+from harness.cli.entry import build_parser
+from harness.cli.report import run_check
 from harness.records.metrics import Measured, pack
 from harness.records.record import read_records, record_lines
 from zoo.loading.clip import ClipParts
@@ -40,15 +39,6 @@ def file(run: Run, tmp_path: Path) -> Path:
     methods = ("--methods", "random", "tome", "evit:fuse=true")
     assert run(str(path), "--update", *what, *methods, "--rounds", "1").code == 0
     return path
-
-
-def test_an_expectation_is_a_file_of_records(file: Path):
-    records = read_records(file)
-    names = [record.model.removeprefix("clip_vit_b16") for record in records]
-    assert names == ["", "_random50", "_tome50", "_evit50", "_evit50"]
-    assert [record.method_config.get("fuse") for record in records[-2:]] == [False, True]
-    assert {entry.batch for record in records for entry in record.latency} == {1}
-    assert all(record.mean("margin") is not None for record in records)
 
 
 def test_what_was_written_is_found_again(run, file: Path, tmp_path: Path):
@@ -177,10 +167,3 @@ def test_an_expectation_of_own_images_asks_where_they_are(file: Path, run):
     file.write_text(file.read_text().replace('"dataset": "toy"', '"dataset": "folder-photos"'))
     with pytest.raises(ValueError, match=r"records hold no path; say .*--dataset folder:PATH"):
         run(str(file))
-
-
-def test_wrong_use_exits_with_2(tmp_path: Path, capsys):
-    message = "--device 'cudda' can't be used here"
-    for words, text in (([str(tmp_path / "none.jsonl")], "no expectation at"), (["--device", "cudda"], message)):
-        assert main(["check", *words]) == 2
-        assert text in capsys.readouterr().err

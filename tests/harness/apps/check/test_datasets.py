@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import main
-from harness.datasets import forget, get_dataset, list_datasets, names_of
+from harness.cli.entry import main
+from harness.datasets import forget, get_dataset, names_of
 from harness.datasets.base import Dataset
 from harness.datasets.folder import FolderDataset
 from harness.datasets.rooted import RootedDataset
@@ -143,20 +143,6 @@ def test_shipped_datasets_are_whole(capsys):
     out = capsys.readouterr().out
     assert "1,134 images listed, no problem found" in out
     assert "note: val has no image of 2 classes: 'neutral or skeptical face', " in out
-
-
-def test_the_list_shows_every_dataset(tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
-    (tmp_path / "dtd").mkdir()
-    assert main(["datasets", "list", "--root", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    for name in list_datasets():
-        assert row(out, name)
-    assert row(out, "fashion")[1:6] == ["10", "1200", "600", "1800", "10 %"]
-    assert row(out, "dtd")[1:7] == ["47", "2820", "1128", "1692", "2.13 %", "dtd, there"]
-    assert row(out, "caltech101")[6] == "caltech-101, not there"
-    for prefix in ("coop", "folder", "folder-parted", "images", "wds"):
-        assert f"\n{prefix}:PATH is " in out
 
 
 def test_a_dataset_of_a_source_says_its_own_problems(folder: Path, monkeypatch, capsys):

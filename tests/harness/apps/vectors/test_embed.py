@@ -29,7 +29,7 @@ from harness.apps.vectors.source import TextSource, open_source
 from harness.apps.vectors.store import VECTORS, Vectors, errors_path, read_provenance, read_vectors
 from harness.base.store import BrokenShardError, shard_path, shard_paths
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.images import read_image
 from harness.models.towers import load_tower
 
@@ -69,15 +69,6 @@ def test_bad_pictures_are_listed_beside_the_folder(whole: Path):
         assert why in reasons[path]
     bad = [one for shard in read_vectors(whole) for one in shard.bad]
     assert [one.id for one in bad] == table["id"].to_pylist()
-
-
-@pytest.mark.slow
-def test_decoding_processes_change_no_byte(whole: Path, run: Run, files: Files):
-    done = run(decoders=3)
-    assert files(done.path) == files(whole)
-    assert (done.total, done.bad, done.errors) == (44, 4, errors_path(done.path))
-    assert done.rates.keys() == {"decoding", "model"}
-    assert errors_path(done.path).read_bytes() == errors_path(whole).read_bytes()
 
 
 @pytest.fixture
@@ -318,14 +309,6 @@ def test_the_same_pictures_in_four_forms_have_the_same_embeddings(run: Run, draw
         vectors.append(shard.embeddings)
     for own in vectors[1:]:  # each by a tower loaded anew
         np.testing.assert_allclose(own, vectors[0], rtol=1e-3, atol=1e-4)
-
-
-def test_precision_is_that_of_the_setup(run: Run, whole: Path):
-    done = run(how={"dtype": "bfloat16"}, embedding_dtype="float32")
-    for own, other in zip(read_vectors(done.path), read_vectors(whole), strict=True):
-        cosines = (own.embeddings * other.embeddings.astype(np.float32)).sum(axis=1)
-        assert cosines.min() > 0.99
-        assert not np.array_equal(own.embeddings.astype(np.float16), other.embeddings)
 
 
 def test_ids_are_positions_and_no_batch_crosses_a_file(job: Callable[..., EmbedJob], monkeypatch):
