@@ -12,7 +12,7 @@ import torch
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 
-from harness.cli import main
+from harness.cli.entry import main
 from zoo.loading.registry import default_cfgs
 
 ROOT = Path(__file__).parent.parent

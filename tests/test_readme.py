@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from harness.cli.parser import build_parser
+from harness.cli.entry import build_parser
 from harness.records.averages import matched
 from harness.records.record import read_records
 from harness.report.groups import brief_tables, equal_time_tables, group_records
@@ -51,17 +51,6 @@ def test_the_tables_at_equal_time_are_what_report_writes_of_the_records():
     table = (RESULTS / "equal_time.md").read_text(encoding="utf-8")
     assert table == markdown(equal_time_tables(group_records(read_records(RESULTS / "equal_time.jsonl"))))
     assert "(equal_time.md)" in (RESULTS / "main_job.md").read_text(encoding="utf-8")
-
-
-BATCHES = sorted(RESULTS.glob("equal_time_*.jsonl.gz"))
-
-
-@pytest.mark.parametrize("path", BATCHES, ids=lambda path: path.name)
-def test_the_tables_at_equal_time_of_other_batches_are_what_report_writes(path: Path):
-    batch, dtype = path.name.split(".")[0].split("_")[2:]
-    table = markdown(equal_time_tables(group_records(read_records(path))))
-    page = (RESULTS / "batches.md").read_text(encoding="utf-8")
-    assert f"<!-- equal time {batch} {dtype} -->\n{table.strip()}\n<!-- end -->" in page
 
 
 def test_the_tables_of_the_final_split_are_what_the_command_writes_of_the_records():

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import zoo
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets import get_dataset
 from zoo.core.reducer import METHODS
 

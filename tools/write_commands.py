@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.cli.command import EXIT_CODES, PROGRAM, CommandParser, default_text, leaves
-from harness.cli.parser import COMMANDS, build_parser
+from harness.cli.entry import COMMANDS, build_parser
 from zoo.core.files import write_whole
 
 PAGE = Path("docs/commands.md")

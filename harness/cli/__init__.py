@@ -1,5 +1,1 @@
-"""The command line: ``patchrank`` and ``python -m harness``."""
-
-from harness.cli.entry import main
-
-__all__ = ["main"]
+"""The command line: ``patchrank`` and ``python -m harness``; ``entry`` is the program."""

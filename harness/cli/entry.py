@@ -1,4 +1,4 @@
-"""The program: parse, call, print, exit (see ``command.EXIT_CODES``)."""
+"""The program: its subcommands, parse, call, print, exit (see ``command.EXIT_CODES``)."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Generator, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,11 +18,82 @@ from rich.markup import escape
 from harness.base.hints import describe_error
 from harness.base.table import Part, Shown, Table, fit, fit_pipe
 from harness.base.terminal import Progress, errors, has_width, notes, printable, results
-from harness.cli.command import PROGRAM
+from harness.cli import choose, data, export, golden, measure, report, study, vectors
+from harness.cli.command import EXIT_CODES, PROGRAM, Command, CommandParser, Subcommands, Version, add_shared
 from harness.cli.flags import check_device
-from harness.cli.parser import build_parser
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
+
+
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+
+
+def _completion_flags(parser: CommandParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
+
+
+def _run_completion(args: Namespace, _status: Console) -> Shown:
+    from harness.cli.completion import script
+
+    text = script(args.shell, build_parser())
+    return Shown(parts=(text.rstrip(),), data={"shell": args.shell, "script": text})
+
+
+COMPLETION = Command(
+    path="completion",
+    what="Print a script that completes commands, flags and names in a shell.",
+    flags=_completion_flags,
+    run=_run_completion,
+    examples=(
+        ('completion bash > "$HOME/.patchrank.bash"', "then source it in .bashrc"),
+        ('completion fish > "$HOME/.config/fish/completions/patchrank.fish"', "fish finds it"),
+    ),
+    output="the script on standard output; see docs/commands.md for where shells look for it",
+)
+GROUPS = (measure, choose, export, golden, vectors, report, data, study)
+COMMANDS: dict[str, Command] = {
+    command.path: command for command in (*(command for group in GROUPS for command in group.COMMANDS), COMPLETION)
+}
+# First words that have subcommands of their own.
+FAMILIES = {
+    "fit": "Fit a predictor to rankings, or tune prompts.",
+    "datasets": "List datasets, or check one.",
+    "study": "Research: random floor, cost of rankings, the paper's tables, questions.",
+}
+DESCRIPTION = """Compare token reduction methods for CLIP vision transformers.
+
+Results go to standard output; progress, notes and errors to standard error."""
+EPILOG = f"""examples:
+  # what there is
+  {PROGRAM} list
+  # two methods side by side on what ships
+  {PROGRAM} compare --methods patchrank evit --limit 100
+  # flags and examples of a command
+  {PROGRAM} compare --help
+
+exit codes: {"; ".join(f"{code} {text}" for code, text in EXIT_CODES.items())}"""
+
+
+def build_parser() -> CommandParser:
+    """Return the parser; of what it parses, ``command`` is a path and ``run`` what runs it."""
+    parser = CommandParser(prog=PROGRAM, usage=f"{PROGRAM} COMMAND [flags]", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action=Version, help="of this package and what it depends on")
+    add_shared(parser)
+    groups = {"": _subcommands(parser, "COMMAND")}
+    for path, command in COMMANDS.items():
+        first, _, second = path.rpartition(" ")
+        if first not in groups:
+            what, prog = FAMILIES[first], f"{PROGRAM} {first}"
+            family = groups[""].add_parser(first, help=what, description=what, prog=prog)
+            groups[first] = _subcommands(family, "WHAT")
+        text = {"help": command.what, "description": command.what, "prog": f"{PROGRAM} {path}"}
+        groups[first].add_parser(second, command=command, **text)
+    return parser
+
+
+def _subcommands(parser: CommandParser, metavar: str) -> Any:
+    kinds: dict[str, Any] = {"action": Subcommands, "parser_class": CommandParser}
+    return parser.add_subparsers(required=True, title="commands", metavar=metavar, **kinds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,7 +247,7 @@ def _print_parts(work: Generator[Part, None, Shown], output: Console | None) -> 
 
 def _print(part: Part, output: Console) -> None:
     if isinstance(part, str):
-        # A line is wrapped between words, for paths to stay fit_pipe; several are someone's own.
+        # A line is wrapped between words, for paths to stay whole; several are someone's own.
         if has_width() and "\n" not in part:
             part = textwrap.fill(part, output.width, break_long_words=False, break_on_hyphens=False)
         print(printable(part))

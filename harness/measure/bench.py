@@ -83,7 +83,7 @@ class Bench:
         records = []
         for tuning in self.plan.tunings(shots):
             rows = [row for row in self.rows if row.method != GOLDEN or not tuning.visual]
-            prompts = self._tuned(dataset, tuning) if tuning.prompted else {}
+            prompts = self._tune(dataset, tuning) if tuning.prompted else {}
             records += self.judged(dataset, tuning, rows, prompts, known)
         return records
 
@@ -97,7 +97,7 @@ class Bench:
         view = self.view_of(dataset)
         tracer = self.tracer if tuning.seed == self.plan.seed else None
         chosen = view.traced(tuning, tracer.images if tracer is not None else 0)
-        if (records := self._again(rows, blanks, known)) is not None:
+        if (records := self._find_known(rows, blanks, known)) is not None:
             if tracer is not None:
                 tracer.miss([record for record in records if not record.recovered], len(chosen))
             return records
@@ -143,7 +143,7 @@ class Bench:
     ) -> list[Record] | None:
         """Return what ``judged`` would take from earlier records; None if it would measure."""
         _, rows, blanks = self._rows(dataset, tuning, rows, prompts)
-        return self._again(rows, blanks, known)
+        return self._find_known(rows, blanks, known)
 
     def view_of(self, dataset: Dataset) -> "View":
         """Return the bench's view of a dataset under its plan."""
@@ -157,14 +157,14 @@ class Bench:
         """Return the images that are judged, the rows that can be, and their blank records."""
         view = self.view_of(dataset)
         split = view.split(tuning)
-        rows = [self._prompted(row, prompts) for row in view.ranked(rows, split)]
+        rows = [self._with_prompts(row, prompts) for row in view.ranked(rows, split)]
         own: dict[str, Any] = {"plan": self.plan, "tag": self.tag, "weights": self.weights}
         blanks = [blank(row, dataset, tuning, split.image_ids, **own) for row in rows]
         count = len(captions_of(dataset, split.image_ids)[0]) if dataset.captioned else None
         more: dict[str, Any] = {"classes_judged": view.classes_judged(tuning), "caption_count": count}
         return split, rows, [replace(one, **more) for one in blanks]
 
-    def _again(self, rows: Rows, blanks: Known, known: Known) -> list[Record] | None:
+    def _find_known(self, rows: Rows, blanks: Known, known: Known) -> list[Record] | None:
         ranked = any(row.rankings is not None for row in rows)
         records = [fitting(record, known, list(self.plan.latency_rounds), ranked=ranked) for record in blanks]
         present = [record for record in records if record is not None]
@@ -177,7 +177,7 @@ class Bench:
         """
         return self.rows[0].key if row.method == GOLDEN else row.key
 
-    def _tuned(self, dataset: Dataset, tuning: Tuning) -> dict[str, Tuned]:
+    def _tune(self, dataset: Dataset, tuning: Tuning) -> dict[str, Tuned]:
         """Learn tokens for each row that can be run."""
         assert tuning.kind is not None
         assert tuning.prompt_tokens is not None
@@ -185,7 +185,7 @@ class Bench:
         rows = [row for row in self.rows if row.method != GOLDEN]
         return self.view_of(dataset).tuner.tuned(rows, tuning.shots, tuning.seed, config)
 
-    def _prompted(self, row: Variant, prompts: Prompts) -> Variant:
+    def _with_prompts(self, row: Variant, prompts: Prompts) -> Variant:
         """Return a row as its prompts make it."""
         if not prompts:
             return row

@@ -20,6 +20,7 @@ from harness.measure.rows import MethodRate, Variant, known_methods, require_row
 from harness.measure.times import EAGER_FLOAT32, OWN, LatencyRecord, fitting, time_fields
 from harness.measure.ways import EAGER
 from harness.models import towers
+from harness.models.names import split_method, split_name
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import utc_now
 from zoo.core.digests import fingerprint
@@ -105,9 +106,9 @@ class LatencyPlan:
         """Methods with keep rates, by dense tower."""
         groups: dict[str, list[MethodRate]] = {}
         for name in self.models:
-            dense, method, keep = towers.split_method(name)
+            dense, method, keep = split_method(name)
             if dense.partition(".")[0] in MODELS:
-                dense = ".".join(towers.split_name(dense))
+                dense = ".".join(split_name(dense))
             pairs = [] if method is None else [(method, keep)]
             pairs += product(self.methods, self.keeps)
             groups[dense] = list(dict.fromkeys([*groups.get(dense, ()), *pairs]))
@@ -155,7 +156,7 @@ def load_family(
     """
     whole: list[MethodRate] = [(DENSE, 1.0)]
     if random_weights:
-        vit, (arch, tag) = _resized(towers.random_tower(dense).vit, size), towers.split_name(dense)
+        vit, (arch, tag) = _resized(towers.random_tower(dense).vit, size), split_name(dense)
         rows = rows_of(vit, arch, tag, whole)
         for method, keep in pairs:
             with torch.random.fork_rng(devices=[]):  # what a method learns is random, too
@@ -282,7 +283,6 @@ class _FamilyRun:
         }
         with (
             _threads(threads),
-            ways.memory_format([one.vit for one in models.values()], way) as form,
             self.progress.task(f"{self.dense.model}: {label}", len(runs) + plan.rounds) as tick,
         ):
             try:
@@ -296,13 +296,13 @@ class _FamilyRun:
             else:
                 ready, timings, around = time_runnables(
                     models,
-                    images.contiguous(memory_format=form),
+                    images,
                     rounds=plan.rounds,
                     seconds=plan.seconds,
                     watch=timing.stopwatch(self.device, threads),
                     tick=lambda done: tick(min(done, len(runs) + plan.rounds)),
                 )
-        if plan.runtimes or way in ways.COMPILED:
+        if plan.runtimes or way == ways.COMPILE:
             torch._dynamo.reset()
         new = {
             index: self._complete(blank, ready[index], timings.get(index), timings.get(0) if index else None, around)
@@ -379,7 +379,7 @@ def time_runnables(
 ) -> tuple[dict[int, ways.ReadyModel], dict[int, timing.Timing], timing.Surroundings]:
     """Make models ready and time those that can be timed in turn on the same images (B, C, H, W).
 
-    ``rounds`` and ``seconds`` are those of `timing.interleaved`; ``tick`` takes models ready and rounds done.
+    ``rounds`` and ``seconds`` are those of `timing.interleave`; ``tick`` takes models ready and rounds done.
 
     Returns:
         How making each ready went, timings of those that did not fail, how busy the machine was.
@@ -395,7 +395,7 @@ def time_runnables(
     how: dict[str, Any] = {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": watch}
     how["tick"] = lambda done: tick(len(ready) + done)
     try:
-        timings = timing.interleaved(calls, images, rounds, seconds=seconds, **how)
+        timings = timing.interleave(calls, images, rounds, seconds=seconds, **how)
     except (RuntimeError, MemoryError) as error:
         if not ways.is_out_of_memory(error):
             raise

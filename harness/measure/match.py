@@ -202,7 +202,7 @@ def equal_times(
     return {key: count / solvers[key].patches for key, (count, _) in answers.items()}
 
 
-def remembered(known: Sequence[Record], target: Variant, method: str, matched: Mapping[str, Any]) -> Record | None:
+def find_record(known: Sequence[Record], target: Variant, method: str, matched: Mapping[str, Any]) -> Record | None:
     """Find the newest record of a method at a target's time, if the target itself is known, too.
 
     ``known`` records are of one tower and machine; ``matched`` is what `MATCHED` says of the row, its keep rates maybe
@@ -242,7 +242,7 @@ def matched_rows(
     else:
         targets = {rate: row(plan.match_to, rate) for rate in plan.keeps}
         earlier = {
-            (method, rate): remembered(known, target, method, plan.matched(rate))
+            (method, rate): find_record(known, target, method, plan.matched(rate))
             for method in solvers
             for rate, target in targets.items()
         }

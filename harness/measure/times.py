@@ -10,7 +10,7 @@ from typing import Any
 from harness.base.lines import append_lines, can_resume, parse_lines
 from harness.base.table import FORMS, NOT_MEASURED, UNMEASURED, Cell, Column, Part, Table, figure
 from harness.base.terminal import Progress
-from harness.measure.timing import Machine, Surroundings, Timing
+from harness.measure.timing import OPEN, Machine, Surroundings, Timing, verdict
 from harness.measure.ways import EAGER
 from harness.records.conditions import DENSE
 from harness.records.record import Times
@@ -26,8 +26,6 @@ CONDITIONS = (
     "reference", "machine",
 )  # fmt: skip
 LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
-FASTER, SLOWER, OPEN = "faster", "slower", "not shown"
-VERDICTS = (FASTER, SLOWER, OPEN)  # the ratio's interval lies below 1, above it, includes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +96,10 @@ def time_fields(timing: Timing, dense: Timing | None, saved: float | None) -> di
     fields: dict[str, Any] = {"samples_ms": timing.samples_ms, "times": timing.latency(dense)}
     if dense is None:
         return fields
-    ratio, low, high = timing.ratio_to(dense)
-    return fields | {
-        "verdict": FASTER if high < 1 else SLOWER if low > 1 else OPEN,
-        "saved_time": 1 - ratio,
-        "arrived": (1 - ratio) / saved if saved is not None and saved >= LEAST_SAVED else None,
-    }
+    ratio = timing.ratio_to(dense)
+    saved_time = 1 - ratio.estimate
+    arrived = saved_time / saved if saved is not None and saved >= LEAST_SAVED else None
+    return fields | {"verdict": verdict(ratio), "saved_time": saved_time, "arrived": arrived}
 
 
 def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:

@@ -81,7 +81,7 @@ def verdict(ratio: Interval) -> str:
 def time_models(models: Mapping[K, nn.Module], batch: int, rounds: int, **options: Any) -> dict[K, Timing]:
     """Time models in turn on random images of the first one's size, device and precision; others cast them.
 
-    Models know their ``input_size``; ``options`` are those of `interleaved`.
+    Models know their ``input_size``; ``options`` are those of `interleave`.
     """
 
     def call(model: nn.Module) -> Call:
@@ -91,10 +91,10 @@ def time_models(models: Mapping[K, nn.Module], batch: int, rounds: int, **option
     first: Any = next(iter(models.values()))
     like = next(first.parameters())
     images = random_images(batch, first.input_size, like.device, like.dtype)
-    return interleaved({key: call(model) for key, model in models.items()}, images, rounds, **options)
+    return interleave({key: call(model) for key, model in models.items()}, images, rounds, **options)
 
 
-def interleaved(
+def interleave(
     callables: Mapping[K, Call],
     images: Tensor,
     rounds: int,
@@ -122,7 +122,7 @@ def interleaved(
             f"need callables, rounds >= 1 and warmup >= 0, got {len(callables)} callables, "
             f"rounds={rounds}, warmup={warmup}, seconds={seconds:g}, warmup_s={warmup_s:g}"
         )
-    watch = stopwatch or wall_clock(waiting(images.device))
+    watch = stopwatch or wall_clock(synchronizer(images.device))
     names = list(callables)
     samples: dict[K, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
@@ -134,7 +134,7 @@ def interleaved(
             while done < warmup or (warmup_s > 0 and now() - begun < warmup_s):
                 for name in names:
                     callables[name](images)
-                waiting(images.device)()
+                synchronizer(images.device)()
                 done += 1
             begun, done = now(), 0
             while done < rounds or (done < MOST_ROUNDS and now() - begun < seconds):
@@ -155,7 +155,7 @@ def random_images(batch: int, size: tuple[int, int], device: torch.device, dtype
     return torch.randn(batch, 3, *size, generator=generator).to(device, dtype)
 
 
-def waiting(device: torch.device) -> Callable[[], object]:
+def synchronizer(device: torch.device) -> Callable[[], object]:
     """Return what blocks until the device has done all its work."""
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
@@ -166,7 +166,7 @@ def stopwatch(device: torch.device, threads: int) -> Stopwatch:
     """Return what times a model by itself on this device, as when it is served."""
     if device.type == "cuda":
         return cuda_events(device)
-    return torch_timer(threads) if device.type == "cpu" else wall_clock(waiting(device))
+    return torch_timer(threads) if device.type == "cpu" else wall_clock(synchronizer(device))
 
 
 def wall_clock(wait: Callable[[], object] = lambda: None, clock: Callable[[], int] = time.perf_counter_ns) -> Stopwatch:

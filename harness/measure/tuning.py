@@ -13,8 +13,10 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.measure.evaluate import OutcomeCache, outcomes
-from harness.measure.rows import Outcome, Variant
-from harness.models.towers import text_classifier
+from harness.measure.rows import Outcome, Variant, require_rows, rows_of
+from harness.models.names import split_method
+from harness.models.towers import load_clip, text_classifier
+from harness.records.conditions import DENSE
 from harness.records.metrics import correct
 from zoo.core.files import cache_folder, digest
 from zoo.core.precision import precision_on
@@ -23,6 +25,7 @@ from zoo.learning.tuning import Labelled, tune
 from zoo.loading.adopt import add_prompts
 from zoo.loading.clip import ClipParts
 from zoo.loading.prompt_file import PromptFile
+from zoo.loading.sizes import MODELS
 from zoo.towers.vit import ReducedViT
 
 T = TypeVar("T")
@@ -59,7 +62,7 @@ class Performance(NamedTuple):
     loss: float  # mean cross-entropy, nats
 
 
-def loadable(
+def read_if_valid(
     path: Path, read: Callable[[Path], T], load: Callable[[T], object], words: str, progress: Progress
 ) -> T | None:
     """Return what was learned in an earlier run, if its file is there; None, with ``words``, if it can't be loaded."""
@@ -73,12 +76,6 @@ def loadable(
         progress.say(f"{words}: {reason}")
         return None
     return file
-
-
-def step_runs(config: TuneConfig, classes: int) -> float:
-    """Return about how many runs of a row on an image take as long as a step of tuning."""
-    images = 0 if config.tokens == "t" else 3 * config.batch  # gradients take as long again, twice
-    return images + (0 if config.tokens == "v" else classes / 2)
 
 
 @dataclass
@@ -140,7 +137,7 @@ class Tuner:
     def cached(self, path: Path) -> PromptFile | None:
         """Return the prompts of an earlier run; None, with a note, of a file that can't be loaded any more."""
         words = "prompts of an earlier run are tuned anew"
-        return loadable(path, PromptFile.read, PromptFile.load, words, self.progress)
+        return read_if_valid(path, PromptFile.read, PromptFile.load, words, self.progress)
 
     def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[Performance, Performance]:
         """Judge a row by labelled images, as it is, by text, and tuned."""
@@ -198,3 +195,19 @@ class Tuner:
                 image: Tensor = self.parts.preprocess(split[index].image)
                 self._pixels[name] = image.bfloat16() if config.dtype == "bfloat16" else image
         return Labelled(torch.stack([self._pixels[name] for name in split.image_ids]), labels)
+
+
+def load_row(name: str) -> tuple[ClipParts, Variant, str]:
+    """Load a model with its text tower; return the towers, the model as a row, and its tag."""
+    dense, method, keep = split_method(name)
+    require_rows(dense, [(method or DENSE, keep)])
+    parts, arch, tag = load_clip(dense)
+    (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
+    parts.model.visual = row.vit
+    return parts, row, tag
+
+
+def dense_name(row: Variant) -> str:
+    """Return the name of a row's dense tower."""
+    known = MODELS.get(row.model)
+    return row.model if known is None else known.dense

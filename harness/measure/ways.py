@@ -9,8 +9,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import accumulate
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.measure.timing import Call, random_images, waiting
+from harness.measure.timing import Call, random_images, synchronizer
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, Served, as_runtime, require_format
@@ -28,19 +27,14 @@ from zoo.deploy.optimized import OptimizedHost, optimize
 from zoo.loading.open_clip import to_open_clip
 from zoo.towers.vit import ReducedViT
 
-EAGER, COMPILE, REDUCE_OVERHEAD = "eager", "compile", "reduce-overhead"
-CUDA_GRAPHS, CHANNELS_LAST = "cuda-graphs", "channels-last"
-OPTIMIZED = "optimized"
-# As it is; torch.compile; the same in the mode that replays CUDA graphs; the eager model's launches
-# captured once and replayed; eager with images and convolution weights in channels_last; what zoo.optimize makes of it.
-WAYS = (EAGER, COMPILE, REDUCE_OVERHEAD, CUDA_GRAPHS, CHANNELS_LAST, OPTIMIZED)
-# What --runtimes times in one round, in several precisions: ways that leave weights alone, and exported files.
+EAGER, COMPILE, CUDA_GRAPHS, OPTIMIZED = "eager", "compile", "cuda-graphs", "optimized"
+# As it is; torch.compile; the eager model's launches captured once and replayed; what zoo.optimize makes of it.
+WAYS = (EAGER, COMPILE, CUDA_GRAPHS, OPTIMIZED)
+# What --runtimes times in one round, in several precisions: ways, open_clip, and exported files.
 EXPORTED = (AOTI, ONNX, OPENVINO)
 OPEN_CLIP = "open_clip"  # open_clip's own code with the same weights
-RUNTIMES = (*(way for way in WAYS if way != CHANNELS_LAST), OPEN_CLIP, *EXPORTED)
+RUNTIMES = (*WAYS, OPEN_CLIP, *EXPORTED)
 DTYPES = tuple(PRECISIONS)
-ON_CUDA = (REDUCE_OVERHEAD, CUDA_GRAPHS)
-COMPILED = (COMPILE, REDUCE_OVERHEAD)
 OUT_OF_MEMORY = "out of memory"
 # Of the features' length. Rounding may turn which of two equal tokens goes, in low precision in
 # most images, so that features of compiled models differ by about as much as those of float32.
@@ -48,10 +42,6 @@ ALLOWED = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 CHECKED = 8  # images, at least
 MIB = 2**20
 _FULL = ("can't allocate memory", "not enough memory", OUT_OF_MEMORY)
-
-
-class SkippedGraphsError(RuntimeError):
-    """The compiler left out CUDA graphs."""
 
 
 class RefusedError(RuntimeError):
@@ -79,13 +69,12 @@ def check_ways(ways: Sequence[str], device: torch.device) -> None:
     for way in ways:
         if way not in WAYS:
             raise ValueError(f"--ways {way!r}: {expected(way, WAYS)}")
-        if way in ON_CUDA and device.type != "cuda":
-            more = "; there it would be what compile is" if way == REDUCE_OVERHEAD else ""
+        if way == CUDA_GRAPHS and device.type != "cuda":
             raise ValueError(
-                f"--ways {way} on --device {str(device)!r}: CUDA graphs need a CUDA device{more}; "
-                "leave it out, or add --device cuda"
+                f"--ways {way} on --device {str(device)!r}: CUDA graphs need a CUDA device; leave it out, or add "
+                "--device cuda"
             )
-        if way in COMPILED:
+        if way == COMPILE:
             _require_compiler(device)
 
 
@@ -123,23 +112,6 @@ def _require_compiler(device: torch.device) -> None:
             f"--ways compile on a CPU needs a C++ compiler, and {name!r} isn't there: install it "
             "(Debian: apt install g++), or name another one by the variable CXX"
         )
-
-
-@contextmanager
-def memory_format(models: Sequence[nn.Module], way: str) -> Iterator[torch.memory_format]:
-    """Bring weights into the way's memory format while the body runs; yield it for the images.
-
-    The format changes in place, so models may share weights.
-    """
-    form = torch.channels_last if way == CHANNELS_LAST else torch.contiguous_format
-    modules: Sequence[Any] = models if way == CHANNELS_LAST else ()
-    try:
-        for module in modules:
-            module.to(memory_format=form)
-        yield form
-    finally:
-        for module in modules:
-            module.to(memory_format=torch.contiguous_format)
 
 
 def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> ReadyModel:
@@ -182,8 +154,7 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
 
 def _first(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory of a call."""
-    wait = waiting(images.device)
-    skipped = _skipped_graphs() if way == REDUCE_OVERHEAD else 0
+    wait = synchronizer(images.device)
     calls: list[Call] = []
 
     def first(batch: Tensor) -> None:
@@ -201,9 +172,7 @@ def _first(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> Read
         else:
             first(images)
     first_call_s = time.perf_counter() - begun
-    if way == REDUCE_OVERHEAD and _skipped_graphs() > skipped:
-        raise SkippedGraphsError("the compiler left out CUDA graphs, so this would be compile")
-    if way not in (CUDA_GRAPHS, REDUCE_OVERHEAD, *EXPORTED):
+    if way not in (CUDA_GRAPHS, *EXPORTED):
         peak = peak_mib(calls[0], images)
     held = calls[0].held_bytes() / MIB if isinstance(calls[0], OptimizedHost) else None
     return ReadyModel(call=calls[0], first_call_s=first_call_s, peak_mib=peak, weights_mib=held)
@@ -246,18 +215,9 @@ def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None)
         model = Served(model, dtype).eval()
     if way == CUDA_GRAPHS:
         return _captured(model, images)
-    if way in COMPILED:
-        mode = REDUCE_OVERHEAD if way == REDUCE_OVERHEAD else None
-        compiled: Call = torch.compile(_own_code(model), dynamic=False, fullgraph=True, mode=mode)
-        if way == COMPILE:
-            return compiled
-
-        def replayed(batch: Tensor) -> object:
-            # The features of the call before need not live on.
-            torch.compiler.cudagraph_mark_step_begin()
-            return compiled(batch)
-
-        return replayed
+    if way == COMPILE:
+        compiled: Call = torch.compile(_own_code(model), dynamic=False, fullgraph=True)
+        return compiled
     return model
 
 
@@ -300,13 +260,6 @@ def _captured(model: nn.Module, images: Tensor) -> Call:
     return replay
 
 
-def _skipped_graphs() -> int:
-    """Return how often the compiler has left out the CUDA graphs that it was asked for."""
-    from torch._dynamo.utils import counters
-
-    return int(counters["inductor"]["cudagraph_skips"])
-
-
 def deviations(features: Tensor, eager: Tensor) -> Tensor:
     """Return (B,) by how much features differ from the eager model's, in lengths of the latter."""
     ours, theirs = features.detach().double(), eager.detach().double()
@@ -317,7 +270,7 @@ def deviations(features: Tensor, eager: Tensor) -> Tensor:
 def _is_refusal(error: Exception) -> bool:
     """Tell whether the compiler, or CUDA when capturing, can't do it."""
     compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
-    return compiler or isinstance(error, (SkippedGraphsError, RefusedError)) or "captur" in str(error)
+    return compiler or isinstance(error, RefusedError) or "captur" in str(error)
 
 
 def _reason(error: BaseException) -> str:
@@ -326,7 +279,7 @@ def _reason(error: BaseException) -> str:
         error = error.__context__
     if is_out_of_memory(error):
         return OUT_OF_MEMORY
-    if isinstance(error, (SkippedGraphsError, RefusedError)):
+    if isinstance(error, RefusedError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"

@@ -72,7 +72,7 @@ def kendall_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64]
     Returns:
         (B,) in [-1, 1]; NaN where one side gives all patches the same value.
     """
-    a, b = _paired(scores_a, scores_b)
+    a, b = _require_pair(scores_a, scores_b)
     return np.asarray(stats.kendalltau(a, b, variant="b", axis=1).statistic, dtype=np.float64)
 
 
@@ -86,7 +86,7 @@ def weighted_tau(scores_a: ArrayLike, scores_b: ArrayLike) -> NDArray[np.float64
     Returns:
         (B,) in [-1, 1], 0 on average for unrelated scores; NaN as in `kendall_tau`.
     """
-    a, b = _paired(scores_a, scores_b)
+    a, b = _require_pair(scores_a, scores_b)
     with np.errstate(invalid="ignore"):  # scipy adds infinities up
         return np.asarray(stats.weightedtau(a, b, axis=1).statistic, dtype=np.float64)
 
@@ -99,7 +99,7 @@ def match_at_k(scores_a: ArrayLike, scores_b: ArrayLike, k: int) -> NDArray[np.f
     Returns:
         (B,) in [0, 1]; unrelated scores give `match_chance(k, N)` on average.
     """
-    a, b = _paired(scores_a, scores_b)
+    a, b = _require_pair(scores_a, scores_b)
     match_chance(k, a.shape[1])
     shared: NDArray[np.float64] = ((places(a) < k) & (places(b) < k)).sum(axis=1) / k
     return shared
@@ -132,7 +132,7 @@ def border_overlap(truth: ArrayLike, scores: ArrayLike, k: int, band: float = BA
     Returns:
         (B,) in [0, 1]; unrelated scores give `border_chance(k, N, band)` on average.
     """
-    true, other = map(places, _paired(truth, scores))
+    true, other = map(places, _require_pair(truth, scores))
     first, last = _border(k, true.shape[1], band)
     near = (true >= first) & (true < last)
     same: NDArray[np.float64] = (near & ((true < k) == (other < k))).sum(axis=1) / (last - first)
@@ -201,7 +201,7 @@ def _border(k: int, n: int, band: float) -> tuple[int, int]:
     return max(0, k - reach), min(n, k + reach)
 
 
-def _paired(scores_a: ArrayLike, scores_b: ArrayLike) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+def _require_pair(scores_a: ArrayLike, scores_b: ArrayLike) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
     a, b = np.asarray(scores_a), np.asarray(scores_b)
     if a.shape != b.shape or a.ndim != 2 or a.shape[1] < 2:
         raise ValueError(f"need two (B, N) arrays of one shape, N >= 2; got {a.shape}, {b.shape}")

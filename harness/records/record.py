@@ -269,7 +269,7 @@ def read_records(path: str | Path) -> list[Record]:
         ValueError: a line is no record of this schema; names the file and the line, and whether
             the last line is torn.
     """
-    return parse_lines(Path(path), _record)
+    return parse_lines(Path(path), _read_record)
 
 
 def read_run(path: Path) -> list[Record]:
@@ -365,18 +365,18 @@ def _line(record: Record) -> str:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} of {record.model}: {error}") from error
     line = json.dumps(values)
-    _record(line)
+    _read_record(line)
     return line + "\n"
 
 
-def _record(line: str | bytes) -> Record:
+def _read_record(line: str | bytes) -> Record:
     values = strict_json(line)
     if isinstance(values, dict):
         version = values.get("schema_version")
         if type(version) is not int or version != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
         if isinstance(metrics := values.pop("metrics", None), dict):
-            measured = {name: _measured(name, own) for name, own in metrics.items()}
+            measured = {name: _read_metric(name, own) for name, own in metrics.items()}
             made: Record = from_json(Record, values, "record", complete=True, metrics=measured)
             return made
         if metrics is not None:
@@ -385,7 +385,7 @@ def _record(line: str | bytes) -> Record:
     return record
 
 
-def _measured(name: str, facts: Any) -> Measured:
+def _read_metric(name: str, facts: Any) -> Measured:
     try:
         measured: Measured = from_json(Measured, facts, "it")
         return measured

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
 
-from harness.measure.times import VERDICTS, LatencyRecord, short_name
+from harness.measure.times import LatencyRecord, short_name
+from harness.measure.timing import VERDICTS
 from harness.records.averages import Average, judged_on, labels, learned, shots_of, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.metrics import METRICS, Metric

@@ -21,7 +21,7 @@ from harness.golden.budget import Curve, Point, Worth
 from harness.golden.maps import method_maps
 from harness.measure.evaluate import outcomes
 from harness.measure.rows import Variant, golden_row
-from harness.measure.timing import interleaved
+from harness.measure.timing import interleave
 from harness.models.towers import Tower, load_tower, named, text_classifier
 from harness.records.agreement import kendall_tau, match_at_k
 from harness.records.conditions import DENSE, device_name
@@ -122,7 +122,7 @@ class Ranker:
         """Time points in turn, all in float32; the least of ``rounds`` rounds, in ms."""
         calls = {str(at): partial(self.importance, point, precision="float32") for at, point in enumerate(points)}
         with progress.task("times, rounds", rounds) as update:
-            timings = interleaved(calls, images, rounds, warmup=1, tick=update).values()
+            timings = interleave(calls, images, rounds, warmup=1, tick=update).values()
         return {point: min(one.samples_ms) for point, one in zip(points, timings, strict=True)}
 
     def hits(self, split: Split, classifier: Tensor, orders: Mapping[Point, Importance], progress: Progress) -> Hits:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from harness.base.table import Table
 from harness.base.terminal import Progress
 from harness.measure.cost import gflops
-from harness.measure.timing import Call, interleaved, random_images
+from harness.measure.timing import Call, interleave, random_images
 from harness.records.conditions import DENSE, DTYPES
 from harness.records.record import lacking
 from harness.records.statistics import Interval
@@ -71,7 +71,7 @@ def overhead(
     calls: dict[str, Call] = {DENSE: vit}
     calls |= {f"{arch} {width}": on_tokens(net) for (arch, width), net in nets.items()}
     with progress.task(f"latency at batch {batch}", 1) as update:
-        timings = interleaved(calls, images, rounds)
+        timings = interleave(calls, images, rounds)
         update(1)
     whole, rows = gflops(vit, size).gflops, []
     for (arch, width), net in nets.items():

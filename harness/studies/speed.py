@@ -19,7 +19,7 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import SplitName
 from harness.datasets.few_shot import subset
-from harness.measure.timing import LEAST_ROUNDS, interleaved
+from harness.measure.timing import LEAST_ROUNDS, interleave
 from harness.models.towers import find_tower
 from harness.records.agreement import kendall_tau
 from harness.records.conditions import device_name
@@ -159,7 +159,7 @@ def measure_speed(config: SpeedConfig, progress: Progress) -> Speed:
             show(done)
         numbered = {str(index): call for index, call in enumerate(calls)}
         on_round = lambda done: show(len(calls) + done)  # noqa: E731
-        timings = list(interleaved(numbered, images, config.rounds, warmup=0, tick=on_round).values())
+        timings = list(interleave(numbered, images, config.rounds, warmup=0, tick=on_round).values())
     ways = []
     for name, batch, timing, scores in zip(names, batches, timings, importance, strict=True):
         median, fast, slow = timing.spread_ms

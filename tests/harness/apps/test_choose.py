@@ -21,7 +21,7 @@ from harness.apps.choose import SLACK, choose, in_time, ladder, lowest
 from harness.apps.fidelity import Pictures, SetupBounds
 from harness.apps.setup import Setup
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.measure.match import together
 from harness.measure.rows import rows_of
@@ -204,13 +204,12 @@ def _able(tower: Tower, method: str, keep: float) -> bool:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("share", [0.3, 0.7])
-def test_a_search_that_was_stopped_goes_on_where_it_was(clock: Clock, share: float):
+def test_a_search_that_was_stopped_goes_on_where_it_was(clock: Clock):
     whole = chosen(SetupBounds(min_cosine=0.97), fresh=True)
     needed, clock.ran = clock.ran, 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates.Lab, "_identity", lambda lab: ["another search"])
-        clock.stop_after = share * needed
+        clock.stop_after = 0.5 * needed
         with pytest.raises(KeyboardInterrupt):
             chosen(SetupBounds(min_cosine=0.97))
         before, clock.ran, clock.stop_after = clock.ran, 0, math.inf

@@ -16,7 +16,7 @@ from torch import nn
 
 import zoo
 from harness.apps.push import FILES, Publishable, load_publishable, model_card
-from harness.cli import main
+from harness.cli.entry import main
 from harness.measure.cost import gflops
 from harness.records.record import Record, read_records
 from harness.report.groups import markdown_table

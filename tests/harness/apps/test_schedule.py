@@ -17,7 +17,7 @@ from harness.apps import schedule
 from harness.apps.recovery import Sources
 from harness.apps.schedule import UNITS, Schedule, ScheduleResult, SearchConfig, Shape, loss, neighbours, search, starts
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.measure.cost import gflops
 from harness.measure.match import TOLERANCE, TimeRatios

@@ -13,7 +13,7 @@ from PIL import Image
 from harness.apps import show as module
 from harness.apps.show import ShowConfig, find_subjects, show
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.golden.maps import method_maps, most_important, reduced

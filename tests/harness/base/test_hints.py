@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from harness.base.hints import describe_error
-from harness.cli.parser import build_parser
+from harness.cli.entry import build_parser
 from zoo.core.messages import wanting
 
 PREDICTOR = {"model": "clip_vit_b16", "tag": "openai", "block": 3, "options": {"arch": "mlp", "width": 9}}

@@ -16,9 +16,7 @@ from rich.table import Table
 
 from harness.base.store import claim
 from harness.base.table import Shown
-from harness.cli import main
-from harness.cli.entry import BROKEN_PIPE, drop_shared
-from harness.cli.parser import COMMANDS
+from harness.cli.entry import BROKEN_PIPE, COMMANDS, drop_shared, main
 from harness.datasets.base import Dataset
 from harness.measure import traces
 from harness.models.towers import Tower

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 import zoo
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets import get_dataset
 from zoo.deploy import export
 from zoo.deploy.export import EXPORTED_PROGRAM, load_exported

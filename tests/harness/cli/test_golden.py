@@ -14,7 +14,7 @@ from safetensors import safe_open
 from timm.models import save_for_hf
 
 import zoo
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import DATA_DIR, Dataset
 from harness.golden.store import shipped_rankings
 from harness.models.towers import Tower, load_tower

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import main, parser
+from harness.cli import entry
 from harness.cli.command import leaves
+from harness.cli.entry import COMMANDS, FAMILIES, build_parser, main
 from harness.cli.flags import tune_config
-from harness.cli.parser import COMMANDS, FAMILIES, build_parser
 from harness.datasets import shipped_facts
 
 ROOT = Path(__file__).parents[3]
@@ -135,7 +135,7 @@ def count(monkeypatch) -> None:
     names: dict[str, object] = {}
     exec(code, names)
     [command] = names["COMMANDS"]  # type: ignore[misc]
-    monkeypatch.setitem(parser.COMMANDS, command.path, command)
+    monkeypatch.setitem(entry.COMMANDS, command.path, command)
 
 
 @pytest.mark.usefixtures("count")

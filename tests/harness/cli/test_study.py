@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import FINAL, Dataset
 from harness.records.record import read_records
 from zoo.loading.clip import ClipParts

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import tarfile
 import zipfile
@@ -17,7 +18,8 @@ from scipy.io import savemat
 
 from harness.datasets import forget, get_dataset, imagenet
 from harness.datasets.archives import Archive
-from harness.datasets.imagenet import DEVKIT
+from harness.datasets.coop import AircraftDataset, CoopDataset
+from harness.datasets.imagenet import DEVKIT, ImageNet, SynsetDataset
 from harness.datasets.rooted import RootedDataset
 
 Files = Mapping[str, bytes]
@@ -89,123 +91,50 @@ class Copy(NamedTuple):
     examples: Mapping[str, list[tuple[str, int, bytes]]]
 
 
-# Split file, path of an image (class folder c, split s, number i), class folders with class names,
-# and how images and what lies beside them are packed.
-ZHOU: dict[str, tuple[str, str, dict[str, str], Callable[[Files], Files]]] = {
-    "caltech101": (
-        "split_zhou_Caltech101.json", "{c}/image_{n:04}.jpg",
-        {"Faces": "face", "airplanes": "airplane", "brain": "brain"},
-        lambda f: {"caltech-101.zip": zipped({
-            "__MACOSX/caltech-101/._101_ObjectCategories.tar.gz": b"\0\5\26\7",
-            "caltech-101/Annotations.tar": tarred({"Annotations/a.mat": b"MATLAB"}, "w"),
-            "caltech-101/101_ObjectCategories.tar.gz": tarred(
-                {f"101_ObjectCategories/{k}": v for k, v in f.items()}
-                | {"101_ObjectCategories/Faces_easy/image_0001.jpg": photo("easy")}),
-        })},
-    ),
-    "oxford-pets": (
-        "split_zhou_OxfordPets.json", "{c}_{n}.jpg",
-        {"Abyssinian": "abyssinian", "american_bulldog": "american_bulldog"},
-        lambda f: {"images.tar.gz": tarred(
-            {f"images/{k}": v for k, v in f.items()} | {"images/Abyssinian_100.mat": b"MATLAB"})},
-    ),
-    "stanford-cars": (
-        "split_zhou_StanfordCars.json", "cars_{part}/{n:05}.jpg",
-        {"a": "2000 AM General Hummer SUV", "b": "2012 smart fortwo Convertible"},
-        lambda f: {f"cars_{part}.tgz": tarred(
-            {k: v for k, v in f.items() if part in k}) for part in ("train", "test")},
-    ),
-    "flowers102": (
-        "split_zhou_OxfordFlowers.json", "image_{n:05}.jpg",
-        {"1": "pink primrose", "2": "hard-leaved pocket orchid"},
-        lambda f: {"102flowers.tgz": tarred({f"jpg/{k}": v for k, v in f.items()})},
-    ),
-    "food101": (
-        "split_zhou_Food101.json", "{c}/{n}.jpg", {"apple_pie": "apple_pie", "pho": "pho"},
-        lambda f: {"food-101.tar.gz": tarred(
-            {f"food-101/images/{k}": v for k, v in f.items()}
-            | {"food-101/README.txt": b"x", "food-101/meta/classes.txt": b"apple_pie\npho\n"})},
-    ),
-    "sun397": (
-        "split_zhou_SUN397.json", "a/{c}/sun_{n}.jpg",
-        {"abbey": "abbey", "apse/indoor": "indoor apse"},
-        lambda f: {"SUN397.tar.gz": tarred({f"SUN397/{k}": v for k, v in f.items()})},
-    ),
-    "dtd": (
-        "split_zhou_DescribableTextures.json", "{c}/{c}_{n:04}.jpg",
-        {"banded": "banded", "zigzagged": "zigzagged"},
-        lambda f: {"dtd-r1.0.1.tar.gz": tarred(
-            {f"dtd/images/{k}": v for k, v in f.items()}
-            | {"dtd/imdb/imdb.mat": b"MATLAB", "dtd/labels/test1.txt": b"banded/banded_0001.jpg"})},
-    ),
-    "eurosat": (
-        "split_zhou_EuroSAT.json", "{c}/{c}_{n}.jpg",
-        {"AnnualCrop": "Annual Crop Land", "SeaLake": "Sea or Lake"},
-        lambda f: {"EuroSAT.zip": zipped({"2750/": b""} | {f"2750/{k}": v for k, v in f.items()})},
-    ),
-    "ucf101": (
-        "split_zhou_UCF101.json", "{c}/v_x_g{n:02}_c01.jpg",
-        {"Apply_Eye_Makeup": "Apply_Eye_Makeup", "Yo_Yo": "Yo_Yo"},
-        lambda f: {"UCF-101-midframes.zip": zipped(
-            {f"UCF-101-midframes/{k}": v for k, v in f.items()})},
-    ),
-}  # fmt: skip
+def pack(dataset: RootedDataset, files: Files) -> dict[str, bytes]:
+    """Pack files, by their paths below the dataset's folder, into its archives as the source does."""
+    packed: dict[str, bytes] = {}
+    for archive in dataset.archives:
+        if not archive.packed:
+            continue
+        held = {path: data for path, data in (files | packed).items() if Path(path).is_relative_to(archive.holds)}
+        if archive.holds != archive.into:  # what lies beside it comes along
+            held |= {path: data for path, data in files.items() if Path(path).parent == Path()}
+        names = {f"{archive.strip}/{Path(p).relative_to(archive.into)}".strip("/"): data for p, data in held.items()}
+        names["README.txt"] = b"x"
+        packed[archive.file] = zipped(names) if archive.file.endswith(".zip") else tarred(names, "w:gz")
+    inner = {archive.holds for archive in dataset.archives}
+    return {file: data for file, data in packed.items() if file not in inner}
 
 
-def zhou_copy(name: str) -> Copy:
-    file, pattern, classes, pack = ZHOU[name]
+def coop_copy(dataset: CoopDataset) -> Copy:
+    """Two classes; images lie in the folders that archives hold, in turn."""
+    inner = {archive.file for archive in dataset.archives}
+    roots = [a.holds for a in dataset.archives if a.packed and a.holds not in inner]
     lists: dict[str, list[Any]] = {split: [] for split in SPLITS}
-    images: dict[str, bytes] = {}
-    numbers = iter(range(1, 100))
-    for label, folder in enumerate(classes):
-        for split in IN_TURN:
-            part = "test" if split == "test" else "train"
-            path = pattern.format(c=folder, n=next(numbers), part=part)
-            images[path] = photo(path)
-            lists[split].append([path, label, classes[folder]])
-    examples = {s: [(f"{name}/{p}", at, images[p]) for p, at, _ in lists[s]] for s in SPLITS}
-    return Copy({**pack(images), file: json.dumps(lists).encode()}, examples)
-
-
-def aircraft_copy() -> Copy:
-    variants, images, lists = ("707-320", "F-16A/B"), {}, dict.fromkeys(SPLITS, "")
     examples: dict[str, list[tuple[str, int, bytes]]] = {split: [] for split in SPLITS}
-    for label in (0, 1):
-        for place, split in enumerate(IN_TURN):
-            number = f"{label}{place:06}"
-            lists[split] += f"{number} {variants[label]}\n"
-            images[f"images/{number}.jpg"] = photo(number)
-            examples[split].append((f"fgvc-aircraft/{number}.jpg", label, photo(number)))
-    texts = {f"images_variant_{split}.txt": text for split, text in lists.items()}
-    texts["variants.txt"] = "\n".join(variants) + "\n"
-    data = images | {file: text.encode() for file, text in texts.items()}
-    packed = {f"fgvc-aircraft-2013b/data/{k}": v for k, v in data.items()}
-    packed["fgvc-aircraft-2013b/README.md"] = b"x"
-    return Copy({"fgvc-aircraft-2013b.tar.gz": tarred(packed)}, examples)
+    files: dict[str, bytes] = {}
+    for number, (label, split) in enumerate(itertools.product((0, 1), IN_TURN)):
+        name = ("Yo_Yo", "apse/indoor")[label]
+        path = Path(roots[number % len(roots)]) / f"{name}_{number}.jpg"
+        if isinstance(dataset, AircraftDataset):
+            path = Path(roots[0]) / f"{number:07}.jpg"
+        own = path.relative_to(dataset.images).as_posix()
+        files[path.as_posix()] = photo(own)
+        lists[split].append([own, label, name])
+        examples[split].append((f"{dataset.name}/{own}", label, photo(own)))
+    if not isinstance(dataset, AircraftDataset):
+        return Copy({**pack(dataset, files), dataset.split_file: json.dumps(lists).encode()}, examples)
+    texts = {dataset.split_file.format(s): [f"{p[:-4]} {name}" for p, _, name in lists[s]] for s in SPLITS}
+    texts[dataset.class_list] = ["Yo_Yo", "apse/indoor"]
+    return Copy(pack(dataset, files | {f: "\n".join(lines).encode() for f, lines in texts.items()}), examples)
 
 
-# Archive, folder in it, folder of the images, class folders by label, file.
-SYNSETS: dict[str, tuple[str, str, str, dict[int, str], str]] = {
-    "imagenetv2": (
-        "imagenetv2-matched-frequency.tar.gz", "imagenetv2-matched-frequency-format-val",
-        "imagenetv2-matched-frequency-format-val", {0: "0", 2: "2", 10: "10"}, "{i}ab.jpeg",
-    ),  # a plain tar, whatever it is called
-    "imagenet-sketch": ("ImageNet-Sketch.zip", "sketch", "images",
-                        {0: "n01440764", 999: "n15075141"}, "sketch_{i}.JPEG"),
-    "imagenet-a": ("imagenet-a.tar", "imagenet-a", "imagenet-a",
-                   {0: "n01498041", 199: "n12267677"}, "0.0{i}_digital clock _ acorn_0.86.jpg"),
-    "imagenet-r": ("imagenet-r.tar", "imagenet-r", "imagenet-r",
-                   {0: "n01443537", 199: "n12267677"}, "art_{i}.jpg"),
-}  # fmt: skip
-
-
-def synset_copy(name: str) -> Copy:
-    file, top, folder, classes, pattern = SYNSETS[name]
-    images = {f"{c}/{pattern.format(i=i)}": label for label, c in classes.items() for i in (0, 1)}
-    packed = {f"{top}/{path}": photo(path) for path in images} | {f"{top}/README.txt": b"x"}
-    test = [(f"{name}/{folder}/{path}", label, photo(path)) for path, label in images.items()]
-    content = zipped(packed) if file.endswith(".zip") else tarred(packed, "w")
-    return Copy({file: content}, {"train": [], "val": [], "test": test})
+def synset_copy(dataset: SynsetDataset) -> Copy:
+    classes = {label: dataset.class_folders[label] for label in (0, 2, 10, dataset.class_count - 1)}
+    paths = {f"{dataset.images}/{c}/{i} _ a.JPEG": label for label, c in classes.items() for i in (0, 1)}
+    test = [(f"{dataset.name}/{path}", label, photo(path)) for path, label in paths.items()]
+    return Copy(pack(dataset, {path: photo(path) for path in paths}), {"train": [], "val": [], "test": test})
 
 
 def imagenet_copy() -> Copy:
@@ -239,10 +168,10 @@ def imagenet_copy() -> Copy:
     return Copy(archives, found)
 
 
-def make_copy(name: str) -> Copy:
-    if name in ZHOU or name in SYNSETS:
-        return zhou_copy(name) if name in ZHOU else synset_copy(name)
-    return imagenet_copy() if name == "imagenet" else aircraft_copy()
+def make_copy(dataset: Any) -> Copy:
+    if isinstance(dataset, ImageNet):
+        return imagenet_copy()
+    return coop_copy(dataset) if isinstance(dataset, CoopDataset) else synset_copy(dataset)
 
 
 @pytest.fixture(autouse=True)
@@ -257,8 +186,8 @@ def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Copy]
     """Put a copy's archives where a user puts them, and let the dataset know their sums."""
 
     def call(name: str, *, without: tuple[str, ...] = ()) -> Copy:
-        copy, dataset = make_copy(name), get_dataset(name)
-        assert isinstance(dataset, RootedDataset)
+        dataset: Any = get_dataset(name)
+        copy = make_copy(dataset)
         place = tmp_path / dataset.folder
         place.mkdir()
         for file in copy.archives.keys() - set(without):

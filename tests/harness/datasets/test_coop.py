@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets import SplitName, get_dataset, list_datasets, names_of
 from harness.datasets.coop import CoopSplit
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from harness.cli import main
+from harness.cli.entry import main
 from harness.cli.measure import evaluated
 from harness.datasets import get_dataset
 from harness.datasets.base import Example
@@ -136,19 +136,6 @@ def test_golden_rankings_of_a_folder_are_found_again(
     assert (facts.dataset, facts.revision) == ("folder-items", FolderDataset(folder).revision)
     assert "--dataset folder:PATH --split test" in facts.command()
     assert measured(*asked, "--templates", "a {}")[1].mean("tau") is not None
-
-
-@pytest.mark.parametrize(("flags", "match"), [
-    ("--templates 'a photo'", "template 'a photo': expected one {} where the class goes"),
-    ("--root x", "--root: none of folder:"),
-    ("--download", "--download: none of folder:"),
-    ("--split train", "no train images"),
-    ("--images . --root x", "--root with --images: it is for datasets"),
-])  # fmt: skip
-def test_mistakes(flags: str, match: str, folder: Path, capsys: pytest.CaptureFixture[str]):
-    own = ["rank"] if "--images" in flags else ["eval", "--model", "clip_vit_s14", "--dataset", f"folder:{folder}"]
-    assert main([*own, *shlex.split(flags)]) == 2
-    assert match in capsys.readouterr().err
 
 
 def test_a_damaged_image_stops_with_its_name(folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -15,7 +15,7 @@ from rich.console import Console
 import zoo
 from harness.base.store import Store, shard_path, shard_paths
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import turns
 from harness.golden import rank as module

@@ -233,22 +233,6 @@ def test_narrow_ones_cost_next_to_nothing(arch: str):
         assert 1e9 * products == pytest.approx(forms[arch], rel=1e-3)
 
 
-def test_rescoring_costs_a_predictor_on_what_is_left():
-    """Keep 0.5 in three linear stages from N = 64: predictors see 64, 53 and 43 patches."""
-    tower = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
-    tower |= {"arch": "mlp", "width": 16, "reduce_at": (1, 3, 5), "schedule": "linear"}
-    anew, carried = (
-        gflops(timm.create_model("clip_vit_b16_patchrank50", rescore=rescore, **tower), 64) for rescore in (True, False)
-    )
-    d, w = 48, 16
-    products = sum(n * (d * w + w * w + w) + 2 * d * w for n in (53, 43))
-    norms = anew.by_operator["layer_norm"] - carried.by_operator["layer_norm"]
-    assert 1e9 * (anew.gflops - carried.gflops - norms) == pytest.approx(products, rel=1e-6)
-    assert 1e9 * norms == pytest.approx(5 * d * (53 + 1 + 43 + 1), rel=1e-6)
-    assert anew.params - carried.params == 2 * (3 * d * w + w * w + 4 * w + 1 + 2 * d)
-    assert anew.unsupported == ()
-
-
 WIDTH, FEATURES, CLASSES, LEARNED = 384, 256, 10, 16
 
 
@@ -281,44 +265,6 @@ def test_learned_tokens_are_counted(tmp_path):
     with torch.no_grad():
         trace = tuned.trace(torch.zeros(1, 3, 196, 196))
     assert trace.tokens_per_block == (213,) * 3 + (1 + LEARNED + kept,) * 6
-
-
-def counted(name: str, **options: object) -> tuple[float, float]:
-    """Return what fvcore counts with and without LayerNorm."""
-    found = gflops(timm.create_model(f"clip_vit_{name}", **options), 224)
-    assert found.unsupported == ()
-    return found.gflops, found.gflops - found.by_operator["layer_norm"]
-
-
-def test_patchrank_60():
-    """One shot before block 3, and what the predictor adds."""
-    found, plain = counted("b16_patchrank60")
-    counts = [196] * 3 + [118] * 9
-    # conv predictor, width 64: tokens, context, two 5 x 5 depthwise, hidden, score; LayerNorm
-    predictor = 196 * 64 * (768 + 25 + 64 + 25 + 1) / 1e9 + 2 * 768 * 64 / 1e9
-    assert predictor < 0.02
-    assert found - predictor == pytest.approx(12.27, rel=0.015)
-    assert plain == pytest.approx(closed_form(counts, counts) + predictor, rel=1e-4)
-
-
-def test_evit_with_stage_rate():
-    """As published, with the fused token; without it the keep rate is met exactly, for less."""
-    found, plain = counted("b16_evit60", stage_rate=0.7, fuse=True)
-    into = [196] * 4 + [139] * 3 + [99] * 3 + [71] * 2
-    out = [196] * 3 + [139] * 3 + [99] * 3 + [71] * 3
-    assert found == pytest.approx(11.63, rel=0.01)
-    assert plain == pytest.approx(closed_form(into, out), rel=1e-3)
-
-
-def test_tome_with_r_13():
-    """The matching is counted too: cosine similarities by matrix product."""
-    found, plain = counted("b16_tome60", r=13)
-    into = [196 - 13 * i for i in range(12)]
-    out = [196 - 13 * i for i in range(1, 13)]
-    matching = sum((n // 2) * (n - n // 2) * 64 for n in into) / 1e9
-    assert found == pytest.approx(10.39, rel=0.01)
-    assert plain == pytest.approx(closed_form(into, out) + matching, rel=2e-3)
-    assert closed_form(into, out) == pytest.approx(10.37, abs=0.02)
 
 
 def test_costs_of_every_row_that_is_a_model(dense: zoo.ReducedViT):

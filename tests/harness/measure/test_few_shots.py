@@ -13,7 +13,7 @@ from rich.console import Console
 
 import zoo
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.measure import bench

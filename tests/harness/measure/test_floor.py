@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.measure import bench
 from harness.measure import compare as floor_module
 from harness.measure.compare import floor, floor_table

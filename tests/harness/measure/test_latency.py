@@ -265,18 +265,10 @@ def test_images_that_take_more_memory_than_there_is_leave_rows_that_say_so(runs:
     assert [call[1] for call in runs.calls] == [1]
 
 
-def test_without_the_dense_models_time_there_is_no_ratio(runs: Runs):
-    runs.family("random")
-    runs.failing = 0
-    dense, random = runs.go(replace(PLAN, batches=(1,)))
-    assert (dense.failed, random.failed) == ("out of memory", None)
-    assert (random.ratio, random.verdict, random.arrived) == (None, None, None)
-
-
 def test_the_tiny_tower_is_timed_for_real(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     runs.family("random", "tome")
     monkeypatch.setattr(latency, "time_runnables", time_runnables)
-    records = runs.go(replace(PLAN, batches=(2,), ways=("eager", "channels-last")))
+    records = runs.go(replace(PLAN, batches=(2,), ways=("eager", "optimized")))
     assert [record.failed for record in records] == [None] * 6
     for record in records:
         assert len(record.samples_ms) == 6

@@ -59,11 +59,11 @@ def test_precisions_share_a_round_with_eager_float32(family: Family, tmp_path: P
     assert timed(replace(PLAN, runtimes=(), dtypes=("bfloat16",)), known)[1] == 2
 
 
-@pytest.mark.parametrize("runtime", [ONNX, OPENVINO])
-def test_exported_files_are_timed(runtime: str, family: Family):
-    for package in ("onnxscript", {ONNX: "onnxruntime"}.get(runtime, runtime)):
-        pytest.importorskip(package, reason="needs the extra `export`")
-    [*eager, dense, short] = timed(replace(PLAN, runtimes=(runtime,)))[0]
+def test_exported_files_are_timed(family: Family, monkeypatch: pytest.MonkeyPatch):
+    """Whether they compute what the model does is a question to `zoo.export`'s own tests."""
+    monkeypatch.setattr(ways, "check_runtimes", lambda *_: None)
+    monkeypatch.setattr(ways, "as_runtime", lambda model, *_, **__: model)
+    [*eager, dense, short] = timed(replace(PLAN, runtimes=(ONNX,)))[0]
     assert [one.way for one in eager] == [EAGER, EAGER]
     for one in (dense, short):
         assert one.failed is None
@@ -92,7 +92,6 @@ def test_a_runtime_that_errs_has_a_reason(family: Family, monkeypatch: pytest.Mo
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "runtime": ({"runtimes": ("onyx",)}, "--runtimes 'onyx': did you mean 'onnx'"),
-    "in place": ({"runtimes": ("channels-last",)}, "--runtimes 'channels-last': expected one of eager"),
     "ways": ({"ways": (COMPILE,)}, "--runtimes with --ways compile: give one of the two"),
     "device": ({"runtimes": (ONNX,), "device": "cuda"}, "--runtimes onnx on --device 'cuda': exported files"),
 }

@@ -11,8 +11,7 @@ from by_hand import replace
 from rich.console import Console
 
 from harness.base.table import Table, fit
-from harness.base.terminal import Progress
-from harness.measure import times
+from harness.measure import times, timing
 from harness.measure.timing import Surroundings
 
 Make = Callable[..., times.LatencyRecord]
@@ -35,7 +34,7 @@ def test_records_come_back_as_they_were(latency_record: Make, tmp_path: Path):
 def test_what_follows_from_times(latency_record: Make):
     samples, dense = (6.0, 6.6, 6.0, 6.0, 6.0, 6.0), (10.0, 11.0) + (10.0,) * 4
     short = latency_record(samples, dense, saved_gflops=0.5)
-    assert (short.times.ratio_to_dense, short.verdict) == (pytest.approx(0.6), times.FASTER)
+    assert (short.times.ratio_to_dense, short.verdict) == (pytest.approx(0.6), timing.FASTER)
     assert short.saved_time == pytest.approx(0.4)
     assert short.arrived == pytest.approx(0.8)
     assert short.times.images_per_s == pytest.approx(1000 / 6)
@@ -44,12 +43,12 @@ def test_what_follows_from_times(latency_record: Make):
 @pytest.mark.parametrize(
     ("factors", "verdict"),
     [
-        ((0.9, 0.99) * 3, times.FASTER),
-        ((1.01, 1.3) * 3, times.SLOWER),
-        ((0.9, 1.0) * 3, times.OPEN),
-        ((1.0, 1.3) * 3, times.OPEN),
-        ((0.5, 1.4) * 3, times.OPEN),
-        ((1.0,) * 6, times.OPEN),
+        ((0.9, 0.99) * 3, timing.FASTER),
+        ((1.01, 1.3) * 3, timing.SLOWER),
+        ((0.9, 1.0) * 3, timing.OPEN),
+        ((1.0, 1.3) * 3, timing.OPEN),
+        ((0.5, 1.4) * 3, timing.OPEN),
+        ((1.0,) * 6, timing.OPEN),
     ],
 )
 def test_a_verdict_needs_an_interval_on_one_side_of_one(latency_record: Make, factors: tuple[float, ...], verdict: str):
@@ -92,19 +91,6 @@ def test_a_line_that_is_no_record(latency_record: Make, tmp_path: Path, change: 
     path.write_text(line + json.dumps(json.loads(line) | change) + "\n", "utf-8")
     with pytest.raises(ValueError, match=said):
         times.read_latencies(path)
-
-
-def test_a_torn_line_is_dropped_by_the_command_that_goes_on(latency_record: Make, tmp_path: Path):
-    path = tmp_path / "latency.jsonl"
-    times.write_latencies(path, [latency_record(), latency_record(batch=8)])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-40])
-    with pytest.raises(ValueError, match=r"line 2: torn, .*mend"):
-        times.read_latencies(path)
-    assert times.earlier_times(path, Progress(), fresh=False) == [latency_record()]
-    assert path.read_bytes() == whole.splitlines(keepends=True)[0]
-    assert times.earlier_times(path, Progress(), fresh=True) == []
-    assert times.earlier_times(tmp_path / "none", Progress(), fresh=False) == []
 
 
 def test_the_newest_of_equal_conditions_with_enough_rounds_or_a_failure_fits(latency_record: Make):

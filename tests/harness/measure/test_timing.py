@@ -36,7 +36,7 @@ class Workshop:
 
     def time(self, workers: dict[str, Any], **options: Any) -> dict[str, timing.Timing]:
         options = {"warmup": 0, "stopwatch": self.stopwatch, "now": lambda: self.now} | options
-        return timing.interleaved(workers, IMAGES, **options)
+        return timing.interleave(workers, IMAGES, **options)
 
 
 def test_samples_are_what_the_clock_says_and_warmup_is_not_among_them():
@@ -86,11 +86,11 @@ def test_models_run_in_inference_mode_without_garbage_collection_which_comes_bac
             raise RuntimeError("third")
         return images
 
-    timing.interleaved({"good": fail_third}, IMAGES, rounds=1, warmup=1)
+    timing.interleave({"good": fail_third}, IMAGES, rounds=1, warmup=1)
     assert modes == [(True, False, True)] * 2
     assert gc.isenabled()
     with pytest.raises(RuntimeError, match="third"):
-        timing.interleaved({"bad": fail_third}, IMAGES, rounds=1, warmup=0)
+        timing.interleave({"bad": fail_third}, IMAGES, rounds=1, warmup=0)
     assert gc.isenabled()
 
 
@@ -125,7 +125,7 @@ def test_warming_up_takes_so_many_calls_and_so_much_time():
 def test_refusals(options: dict[str, Any], message: str):
     usual = {"callables": {"same": lambda images: images}, "images": IMAGES, "rounds": 1}
     with pytest.raises(ValueError, match=message):
-        timing.interleaved(**usual | options)
+        timing.interleave(**usual | options)
     one = timing.Timing(batch=1, samples_ms=(1.0, 2.0))
     with pytest.raises(ValueError, match=r"not timed together.*\(2, 1\) and \(2, 32\)"):
         one.ratio_to(timing.Timing(batch=32, samples_ms=(1.0, 2.0)))

@@ -10,7 +10,7 @@ from by_hand import part, per_image, replace
 from rich.console import Console
 
 from harness.base.table import Cell, Table, fit
-from harness.cli import main
+from harness.cli.entry import main
 from harness.records.metrics import METRICS, pack
 from harness.records.record import Record, Times, read_records, write_records
 from harness.records.statistics import (

@@ -14,8 +14,7 @@ from rich.console import Console
 
 from harness.base.table import Shown
 from harness.base.terminal import Progress
-from harness.cli import main
-from harness.cli.parser import build_parser
+from harness.cli.entry import build_parser, main
 from harness.measure.times import LatencyRecord, write_latencies
 from harness.records.record import Record, write_records
 from harness.report.folder import latencies_in, records_in, write_report

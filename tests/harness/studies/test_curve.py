@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.golden.budget import Curve, Point
 from harness.models.towers import Tower, text_classifier

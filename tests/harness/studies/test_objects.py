@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import subset
 from harness.golden.maps import object_patches, reduced

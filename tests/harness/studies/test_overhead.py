@@ -6,7 +6,7 @@ import pytest
 
 import zoo
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.measure.cost import gflops
 from harness.models.towers import load_tower
 from harness.studies.overhead import overhead, overhead_table

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from by_hand import part, replace
 
-from harness.cli import main
+from harness.cli.entry import main
 from harness.cli.study import study_config
 from harness.datasets.base import Dataset
 from harness.records.record import read_records
@@ -91,7 +91,7 @@ def one(paper_s: StudyConfig) -> StudyConfig:
 
 
 @pytest.mark.parametrize("name", TABLES)
-@pytest.mark.usefixtures("staged")
+@pytest.mark.usefixtures("staged", "quick_costs")
 def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
     name: str, work: Counter[str], tmp_path: Path, capsys
 ):
@@ -279,7 +279,7 @@ def test_a_mean_over_datasets_is_as_sure_as_independent_ones_make_it():
 
 
 def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
-    from harness.cli.parser import build_parser
+    from harness.cli.entry import build_parser
 
     def config(table: str, *flags: str) -> Any:
         args = build_parser().parse_args(["study", "reproduce", table, *flags])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import main
+from harness.cli.entry import main
 from harness.models.towers import load_tower
 from harness.records.record import read_records
 from harness.studies import reproduce

@@ -13,7 +13,7 @@ from torch import Tensor
 import zoo
 from harness.base.table import NOT_MEASURED
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.models.towers import Tower
 from harness.records.agreement import kendall_tau
 from harness.studies import speed

@@ -9,7 +9,7 @@ from by_hand import replace
 from rich.console import Console
 
 from harness.base.table import Shown
-from harness.cli.parser import build_parser
+from harness.cli.entry import build_parser
 from harness.cli.report import run_check
 from harness.records.metrics import Measured, pack
 from harness.records.record import read_records, record_lines

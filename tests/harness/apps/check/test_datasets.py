@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets import forget, get_dataset, names_of
 from harness.datasets.base import Dataset
 from harness.datasets.folder import FolderDataset

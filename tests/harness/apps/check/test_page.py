@@ -13,7 +13,7 @@ import yaml
 
 from harness.apps.check.cases import BATCHES, KEEPS, LIMIT
 from harness.apps.check.verdict import MEANS, Tolerances
-from harness.cli.parser import build_parser
+from harness.cli.entry import build_parser
 
 PAGE = (Path(__file__).parents[4] / "docs" / "check.md").read_text(encoding="utf-8")
 [WORKFLOW] = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.M | re.S)

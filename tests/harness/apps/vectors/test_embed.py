@@ -29,7 +29,7 @@ from harness.apps.vectors.source import TextSource, open_source
 from harness.apps.vectors.store import VECTORS, Vectors, errors_path, read_provenance, read_vectors
 from harness.base.store import BrokenShardError, shard_path, shard_paths
 from harness.base.terminal import Progress
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets.images import read_image
 from harness.models.towers import load_tower
 

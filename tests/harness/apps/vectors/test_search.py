@@ -12,7 +12,7 @@ from PIL import Image
 
 from harness.apps.vectors.search import nearest, open_pictures, query_vector
 from harness.apps.vectors.store import VectorsProvenance, read_provenance, read_vectors
-from harness.cli import main
+from harness.cli.entry import main
 from harness.datasets import get_dataset
 from harness.models.towers import load_tower
 
