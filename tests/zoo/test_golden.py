@@ -129,12 +129,6 @@ def test_scores_that_can_not_share_passes(tower: nn.Module, text: Tensor):
             engine.importances(images, scores)
 
 
-def test_windows_of_a_small_grid():
-    assert windows((2, 3), 2, 1).tolist() == [[0, 1, 3, 4], [1, 2, 4, 5]]
-    assert len(windows((14, 14), 2, 1)) == 169  # the paper's
-    assert len(windows((14, 14), 2, 2)) == 49  # the released code's
-
-
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (2, 1), (2, 2), (3, 2), (5, 5)])
 @pytest.mark.parametrize("grid", [(5, 5), (7, 6)])
 def test_windows_cover_the_grid_and_nothing_else(grid: tuple[int, int], window: int, stride: int):

@@ -130,21 +130,6 @@ def test_a_stopped_run_goes_on_to_the_same_tokens(
         go(checkpoint=path, seed=1)
 
 
-def test_the_best_round_is_kept(parts: ClipParts):
-    """A rate that ruins everything after the first steps must not have the last word."""
-    losses: list[float] = []
-    options = {"learning_rate": 30.0, "patience": 2, "rounds": 9, "tokens": "t"}
-    learner = run(parts, on_round=lambda _, __, val: losses.append(val), **options)
-    best = losses.index(min(losses))
-    assert len(losses) == min(9, best + 3)
-    val = data(1)
-    vit, scale = parts.model.visual, parts.model.logit_scale.exp()
-    with torch.no_grad():
-        features = encode(vit, val.images, TuneConfig(**QUICK))
-        loss = F.cross_entropy(scale * features @ learner.classifier().T, val.labels)
-    assert loss.item() == pytest.approx(min(losses), rel=1e-5)
-
-
 def test_the_last_epoch_is_kept_where_nothing_is_validated(parts: ClipParts, tmp_path: Path):
     """Whatever its loss: validation images that would give NaN are never looked at."""
     unseen = Labelled(data(1).images * torch.nan, data(1).labels)
@@ -253,24 +238,6 @@ def test_an_epoch_shows_an_image_once_at_most(parts: ClipParts, monkeypatch: pyt
     assert [len(rows) for rows in shown] == [10] * 4
     assert all(len(set(rows)) == 10 for rows in shown)
     assert len({tuple(rows) for rows in shown}) == 4
-
-
-def test_sgd_is_the_one_of_the_books(parts: ClipParts):
-    """Two steps on all images: v = m v + g + w x, x = x - r v."""
-    options = {"tokens": "t", "optimiser": "sgd", "momentum": 0.5, "weight_decay": 0.1, "schedule": "constant"}
-    options |= {"anchor": 0.0, "batch": 12, "learning_rate": 0.1, "patience": 0, "rounds": 1}
-    config = TuneConfig(**{**QUICK, **options, "steps": 2})
-    vit = parts.model.visual
-    features = encode(vit, data().images, config)
-    learner = PromptLearner(vit, parts, CLASSES, TEMPLATES, config, None)
-    x, speed = learner.text.context, 0.0
-    for _ in range(2):
-        loss = F.cross_entropy(parts.model.logit_scale.exp() * features @ learner.classifier().T, data().labels)
-        (gradient,) = torch.autograd.grad(loss, x)
-        speed = 0.5 * speed + gradient + 0.1 * x.detach()
-        x.data -= 0.1 * speed
-    tuned = tune(vit, parts, CLASSES, TEMPLATES, data(), data(1), config)
-    assert torch.allclose(tuned.text.context, x, atol=1e-6)
 
 
 def test_the_papers_parameter_counts():

@@ -76,10 +76,9 @@ def mse(predicted: Tensor, target: Tensor) -> Tensor:
 def bce(predicted: Tensor, target: Tensor) -> Tensor:
     """Return mean_i -(y_i log sigmoid(p_i) + (1 - y_i) log(1 - sigmoid(p_i))).
 
-    y_i is the share of keep counts k = 1..N at which golden top-k pruning keeps patch i, shifted by
-    half a place so that it lies inside (0, 1): binary classification of kept and dropped, over all
-    keep rates at once. Only the golden order counts; ties share their places. Least at
-    p = logit(y).
+    y_i is the share of keep counts k = 1..N at which golden top-k pruning keeps patch i, shifted by half a place so
+    that it lies inside (0, 1): binary classification of kept and dropped, over all keep rates at once. Only the golden
+    order counts; ties share their places. Least at p = logit(y).
     """
     return F.binary_cross_entropy_with_logits(predicted, kept_share(target))
 
@@ -93,9 +92,8 @@ def kept_share(target: Tensor) -> Tensor:
 def ranknet(predicted: Tensor, target: Tensor) -> Tensor:
     """Return sum_ij w_ij log(1 + exp(p_j - p_i)) / sum_ij w_ij with w_ij = max(0, t_i - t_j).
 
-    Pairwise logistic loss over all pairs of an image, a pair weighing as much as its patches
-    differ, so that near ties, which are noise, hardly count. Burges et al., Learning to Rank using
-    Gradient Descent, ICML 2005, there unweighted.
+    Pairwise logistic loss over all pairs of an image, a pair weighing as much as its patches differ, so that near ties,
+    which are noise, hardly count. Burges et al., Learning to Rank using Gradient Descent, ICML 2005, there unweighted.
     """
     weight = (target.unsqueeze(2) - target.unsqueeze(1)).clamp(min=0)
     lead = predicted.unsqueeze(2) - predicted.unsqueeze(1)

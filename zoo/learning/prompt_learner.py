@@ -36,8 +36,7 @@ class TuneConfig:
     """What is learned, and how; ``RECIPES`` has whole recipes.
 
     Attributes:
-        tokens: ``t``: text tokens before the class name; ``v``: visual tokens at the image tower's
-            input; ``vt``: both.
+        tokens: ``t``: text tokens before the class name; ``v``: visual tokens at the image tower's input; ``vt``: both.
         count: learned tokens in a sequence.
         depth: blocks that get tokens of their own at their input; 1 is the paper's.
         coupling: with ``vt``, how visual tokens P_v follow from text tokens P_t, see
@@ -164,24 +163,23 @@ class TuneConfig:
 
         ``images`` are those to learn from, which decide how many steps an epoch has; None: unknown.
         """
-        round_, rounds = ("round", "rounds") if self.epochs is None else ("epoch", "epochs")
-        batch = min(self.batch, images or self.batch)
-        length = f"{self.most_rounds} {rounds}"
+        unit = "round" if self.epochs is None else "epoch"
+        length = f"{self.most_rounds} {unit}s"
         if self.epochs is None or images is not None:
             length += f" of {self.round_steps(images or 0)} steps ({self.total_steps(images or 0):,} in all)"
         momentum = f" with momentum {self.momentum:g}" if self.optimiser == "sgd" else ""
-        rates = {"t": f"{self.learning_rate:g}", "v": f"{self.visual_rate:g}"}
-        both = f"{rates['t']} of text and {rates['v']} of visual tokens"
-        rates["vt"] = rates["t"] if self.learning_rate == self.visual_rate else both
-        first = f"{self.warmup} {round_ if self.warmup == 1 else rounds}"
-        warmup = f" after {first} at {self.warmup_rate:g}" if self.warmup else ""
-        schedule = f"{self.schedule}{f' by {round_}' if self.epochs is not None else ''}{warmup}"
+        text, visual = f"{self.learning_rate:g}", f"{self.visual_rate:g}"
+        both = text if text == visual else f"{text} of text and {visual} of visual tokens"
+        rate = {"t": text, "v": visual, "vt": both}[self.tokens]
+        schedule = self.schedule if self.epochs is None else f"{self.schedule} by epoch"
+        if self.warmup:
+            schedule += f" after {self.warmup} {unit}{'s' if self.warmup > 1 else ''} at {self.warmup_rate:g}"
         end = "the last tokens kept, nothing validated"
         if self.patience:
-            end = f"stopped by {self.patience} {rounds} without a better validation loss"
+            end = f"stopped by {self.patience} {unit}s without a better validation loss"
         return (
-            f"at most {length} of {batch} images; {OPTIMISERS[self.optimiser]}{momentum}, weight decay "
-            f"{self.weight_decay:g}, rate {rates[self.tokens]}, {schedule}; {end}"
+            f"at most {length} of {min(self.batch, images or self.batch)} images; {OPTIMISERS[self.optimiser]}"
+            f"{momentum}, weight decay {self.weight_decay:g}, rate {rate}, {schedule}; {end}"
         )
 
 
@@ -236,10 +234,9 @@ def text_parts(text: nn.Module) -> TextParts:
 class PromptedText(nn.Module):
     """Map class names behind learned tokens, as in "[context] ankle boot.", to features.
 
-    The context takes positions 1 to its length, the name those behind it. Where a sequence would
-    be longer than the tower's position table, as many of the last context tokens as needed share
-    the last position that the longest name leaves: the blocks take any length, and a learned token
-    can learn what its own position would add.
+    The context takes positions 1 to its length, the name those behind it. Where a sequence would be longer than the
+    tower's position table, as many of the last context tokens as needed share the last position that the longest name
+    leaves: the blocks take any length, and a learned token can learn what its own position would add.
 
     ``depth``, ``class_specific`` and ``init`` are those of ``TuneConfig``; ``context`` is (1 or
     classes, depth, count, D).

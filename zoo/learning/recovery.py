@@ -108,13 +108,12 @@ def recover(
 ) -> Recovered:
     """Learn changes of a reduced tower that bring its features nearer to the dense tower's.
 
-    The model stays as it is. ``train`` and ``val`` are the same sets of images, in the same order;
-    a set counts by how much of its own loss is left, so that one that is near dense already isn't
-    given up for another. The best round has the least geometric mean of these shares on the
-    held-out images; a round in which one of them is above 1 doesn't count. The same data, recipe,
-    machine and number of threads give the same tensors, whether or not training was stopped in
-    between. ``on_round`` is called with round, training loss and that mean, ``on_step`` with the
-    steps done; ``checkpoint`` is that of ``FitState.run``.
+    The model stays as it is. ``train`` and ``val`` are the same sets of images, in the same order; a set counts by how
+    much of its own loss is left, so that one that is near dense already isn't given up for another. The best round has
+    the least geometric mean of these shares on the held-out images; a round in which one of them is above 1 doesn't
+    count. The same data, recipe, machine and number of threads give the same tensors, whether or not training was
+    stopped in between. ``on_round`` is called with round, training loss and that mean, ``on_step`` with the steps done;
+    ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
         ValueError: no tower, or one without reduction or tuned already, learned tokens for a tower of another library

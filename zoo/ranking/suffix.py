@@ -59,9 +59,8 @@ class Suffix:
     def features(self, start: Tokens, images: Tensor, keep_idx: Tensor) -> Tensor:
         """Compute unit features (S, D) of sequences of which only some patch tokens are left.
 
-        Of the images in ``start``, which enter the first block, sequence s is number ``images[s]``,
-        with its patch tokens at ``keep_idx[s]`` (k,) left; k may be 0, of which a tower that pools patch tokens makes
-        zeros.
+        Of the images in ``start``, which enter the first block, sequence s is number ``images[s]``, with its patch
+        tokens at ``keep_idx[s]`` (k,) left; k may be 0, of which a tower that pools patch tokens makes zeros.
         """
         if keep_idx.shape[1] == 0 and not self.model.pools_first:
             one = self.features(start, images[:1], every_position(start.x[:1], start.patch_count))

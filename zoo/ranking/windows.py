@@ -40,8 +40,7 @@ def outside(inside: Tensor) -> Tensor:
 def mean_over_windows(scores: Tensor, cells: Tensor, count: int) -> Tensor:
     """Average window scores (B, W) over the windows that cover each patch, (B, count).
 
-    The paper divides by the window's area, which would give patches at the border, covered by
-    fewer windows, less.
+    The paper divides by the window's area, which would give patches at the border, covered by fewer windows, less.
     """
     cover = members(cells, count).to(scores.dtype)
     return scores @ cover / cover.sum(dim=0)
