@@ -236,8 +236,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
-    from harness.measure.rows import dense_name, load_row
-    from harness.measure.tuning import Tuner
+    from harness.measure.tuning import Tuner, dense_name, load_row
     from zoo.core.digests import fingerprint
     from zoo.core.files import write_whole
 

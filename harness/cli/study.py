@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.studies.paper import PaperPicture, PaperTable
     from harness.studies.reproduce import Comparison
     from harness.studies.run import Stock
-    from harness.studies.spec import StudyConfig
+    from harness.studies.spec import Study, StudyConfig
 
 # `study reproduce` without a root: what ships.
 EMBEDDED_MODEL, EMBEDDED, LIMIT = "clip_vit_s14", ("fashion", "emoji"), 300
@@ -245,14 +245,13 @@ def _few_shots(parser: CommandParser, draws: str | None, text: str = "") -> None
 def run_reproduce(args: Namespace, status: Console) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
     from harness.records.record import earlier
-    from harness.studies.paper import PaperPicture, get_target
-    from harness.studies.reproduce import compare_rows, comparison_data, produce, readable, stock_of
+    from harness.studies import paper, reproduce
     from harness.studies.workshop import get_tower
 
     data: list[dict[str, Any]] = []
     progress = Progress(status)
-    for target in [get_target(name) for name in dict.fromkeys(args.names)]:
-        if isinstance(target, PaperPicture):
+    for target in [paper.get_target(name) for name in dict.fromkeys(args.names)]:
+        if isinstance(target, paper.PaperPicture):
             part, facts = _picture(args, target, progress)
             data.append(facts)
             yield part
@@ -260,39 +259,39 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
         config = target.conditions(study_config(args, target))
         path: Path = args.output / f"{target.name}.jsonl"
         known = earlier(path, progress, fresh=args.fresh)
-        datasets, failures = readable(config.datasets, general=target.general)
+        datasets, failures = reproduce.readable(config.datasets, general=target.general)
         if args.dry_run:
             config = replace(config, datasets=tuple(dataset.name for dataset in datasets))
-            steps = stock_of(target, config, known, progress) if datasets else []
-            table, facts = _show_stock(target.name, target.title, config.model, steps, failures)
+            steps = reproduce.stock_of(target, config, known, progress) if datasets else []
+            part, facts = _show_stock(target, config.model, steps, failures)
             data.append(facts)
-            yield table
+            yield part
             continue
         for error in failures.values():
             raise error  # at once, not after the work on others
         tables, tower = [], get_tower(config.model)
-        for measured, records in produce(target, config, known, progress):
+        for measured, records in reproduce.produce(target, config, known, progress):
             _keep_new(path, records, known)
             tables.append(measured)
-            comparison = compare_rows(target, config, len(tower.vit.blocks), tower.name, tables)
+            comparison = reproduce.compare_rows(target, config, tower.vit.depth, tower.name, tables)
             _write(comparison, config, args.argv, path)
-        data.append(comparison_data(comparison))
+        data.append(reproduce.comparison_data(comparison))
         yield comparison.table()
         progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
 
 
 def _show_stock(
-    name: str, title: str, model: str, steps: "list[Stock]", failures: dict[str, Exception]
+    of: "PaperTable | PaperPicture | Study", model: str, steps: "list[Stock]", failures: dict[str, Exception]
 ) -> tuple[Table, dict[str, Any]]:
     """Lay out what is cached and what is missing, and datasets that can't be read with the reason."""
     rows = [[one.kind, one.of, f"{one.cached:,}", f"{one.missing:,}"] for one in steps]
     rows += [["dataset", f"{dataset}: {error}", "", "?"] for dataset, error in failures.items()]
     caption = "rankings by image; all else one by one. What is cached, in the user's cache or in records, costs nothing"
     heads = ("what", "of", "cached", "missing")
-    table = Table.of(f"{title}; {model}", heads, rows, words={"what", "of"}, caption=caption)
+    table = Table.of(f"{of.title}; {model}", heads, rows, words={"what", "of"}, caption=caption)
     missing = {dataset: str(error) for dataset, error in failures.items()}
-    data: dict[str, Any] = json_values({"name": name, "model": model, "steps": steps, "missing": missing})
+    data: dict[str, Any] = json_values({"name": of.name, "model": model, "steps": steps, "missing": missing})
     return table, data
 
 
@@ -307,7 +306,7 @@ def _picture(args: Namespace, picture: "PaperPicture", progress: Progress) -> tu
     if args.dry_run:
         counts = {one.name: min(args.images, len(one.split("test"))) for one in datasets}
         steps = [Stock("images", f"{name} test", 0, count) for name, count in counts.items()]
-        return _show_stock(picture.name, picture.title, config.model, steps, failures)
+        return _show_stock(picture, config.model, steps, failures)
     for error in failures.values():
         raise error
     path = args.output / f"{picture.name}.png"
@@ -432,8 +431,9 @@ def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records and a Markdown table, and show a table per dataset."""
     from harness.datasets.base import FINAL, FINAL_ALONE
     from harness.records.record import earlier
-    from harness.studies.run import NOTES, SEED_NOTES, get_study, make, stock
+    from harness.studies.run import get_study, make, stock
     from harness.studies.spec import StudyConfig
+    from harness.studies.tables import NOTES, SEED_NOTES
     from zoo.core.files import write_whole
 
     study = get_study(args.name, [command.path.split()[1] for command in COMMANDS[:-1]])
@@ -447,7 +447,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     known = earlier(path, progress, fresh=args.fresh)
     if args.dry_run:
         steps = stock(study, config, known, progress)
-        table, facts = _show_stock(study.name, study.title, config.model, steps, {})
+        table, facts = _show_stock(study, config.model, steps, {})
         return Shown(parts=(table,), data=facts)
     sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
     data = []
@@ -481,8 +481,7 @@ def _recipes_flags(parser: CommandParser) -> None:
 def run_recipes(args: Namespace, status: Console) -> Shown:
     """Tune by a recipe and by changed ones, and judge them by images of val that they never saw."""
     from harness.datasets import get_dataset
-    from harness.measure.rows import dense_name, load_row
-    from harness.measure.tuning import Tuner
+    from harness.measure.tuning import Tuner, dense_name, load_row
     from harness.studies.recipes import AS_IT_IS, change_recipe, trials, trials_table
     from zoo.core.digests import fingerprint
 

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from harness.base.terminal import Progress
-from harness.measure.rows import Variant
 from harness.measure.timing import time_models
 from harness.records.conditions import DENSE, GOLDEN
 from harness.records.record import Times, lacking
+
+if TYPE_CHECKING:
+    from harness.measure.rows import Variant
 
 # Counted as free, like everywhere in the field: one pass over the data, no contraction. fvcore
 # itself counts LayerNorm as 5 per element (0.02 of ViT-B/16's 17.58 G) and knows more free ones
@@ -216,7 +218,7 @@ class RowCost:
     final_tokens: int  # patch tokens left at the end
 
 
-def count_costs(rows: Sequence[Variant], progress: Progress) -> dict[str, RowCost]:
+def count_costs(rows: "Sequence[Variant]", progress: Progress) -> dict[str, RowCost]:
     """Count multiply-adds, activations, parameters and tokens of rows that can be run, by key."""
     counted = {}
     with progress.task("multiply-adds", len(rows)) as update:
@@ -239,7 +241,7 @@ def count_costs(rows: Sequence[Variant], progress: Progress) -> dict[str, RowCos
     return counted
 
 
-def costs(rows: Sequence[Variant], rounds: Mapping[int, int], progress: Progress) -> dict[str, dict[str, Any]]:
+def costs(rows: "Sequence[Variant]", rounds: Mapping[int, int], progress: Progress) -> dict[str, dict[str, Any]]:
     """Measure what every row costs, latency included, as fields of ``Record`` by the row's key.
 
     ``rounds`` are those of each batch size. A golden row is no model one could run, so it has none of them.

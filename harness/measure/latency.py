@@ -20,6 +20,7 @@ from harness.measure.rows import MethodRate, Variant, known_methods, require_row
 from harness.measure.times import EAGER_FLOAT32, OWN, LatencyRecord, fitting, time_fields
 from harness.measure.ways import EAGER
 from harness.models import towers
+from harness.models.names import split_method, split_name
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import utc_now
 from zoo.core.digests import fingerprint
@@ -105,9 +106,9 @@ class LatencyPlan:
         """Methods with keep rates, by dense tower."""
         groups: dict[str, list[MethodRate]] = {}
         for name in self.models:
-            dense, method, keep = towers.split_method(name)
+            dense, method, keep = split_method(name)
             if dense.partition(".")[0] in MODELS:
-                dense = ".".join(towers.split_name(dense))
+                dense = ".".join(split_name(dense))
             pairs = [] if method is None else [(method, keep)]
             pairs += product(self.methods, self.keeps)
             groups[dense] = list(dict.fromkeys([*groups.get(dense, ()), *pairs]))
@@ -155,7 +156,7 @@ def load_family(
     """
     whole: list[MethodRate] = [(DENSE, 1.0)]
     if random_weights:
-        vit, (arch, tag) = _resized(towers.random_tower(dense).vit, size), towers.split_name(dense)
+        vit, (arch, tag) = _resized(towers.random_tower(dense).vit, size), split_name(dense)
         rows = rows_of(vit, arch, tag, whole)
         for method, keep in pairs:
             with torch.random.fork_rng(devices=[]):  # what a method learns is random, too

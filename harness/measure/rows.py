@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.golden.store import Rankings
-from harness.models.towers import TIMM, load_clip, split_method
+from harness.models.names import TIMM, split_method
 from harness.records.conditions import DENSE, GOLDEN, RECOVERY
 from zoo.core.files import digest
 from zoo.core.messages import expected, tower_name
@@ -21,12 +20,14 @@ from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, left_at, rank_scores, tokens_of
 from zoo.loading.adopt import reduce
 from zoo.loading.arguments import require_fitted
-from zoo.loading.clip import ClipParts
 from zoo.loading.predictor_file import PredictorFile, load_predictor, with_predictors
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, ModelName
 from zoo.ranking.golden import GoldenConfig
 from zoo.towers.vit import ReducedViT
+
+if TYPE_CHECKING:
+    from harness.golden.store import Rankings
 
 BLOCK = GoldenConfig.block
 PATCHWISE = ("scores", "left", "token")  # of an outcome: a value per patch, if anything went
@@ -54,7 +55,7 @@ class Variant:
     vit: ReducedViT
     config: dict[str, Any]  # settings as JSON values, with the digest of a predictor
     what: str = ""  # tells rows of the same name apart
-    rankings: Rankings | None = None  # that a golden row prunes by and others are compared with
+    rankings: "Rankings | None" = None  # that a golden row prunes by and others are compared with
 
     @property
     def key(self) -> str:
@@ -280,19 +281,3 @@ def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
         entering[stop], _ = dense.advance(entering[done], done, stop)
         done = stop
     return entering
-
-
-def load_row(name: str) -> tuple[ClipParts, Variant, str]:
-    """Load a model with its text tower; return the towers, the model as a row, and its tag."""
-    dense, method, keep = split_method(name)
-    require_rows(dense, [(method or DENSE, keep)])
-    parts, arch, tag = load_clip(dense)
-    (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
-    parts.model.visual = row.vit
-    return parts, row, tag
-
-
-def dense_name(row: Variant) -> str:
-    """Return the name of a row's dense tower."""
-    known = MODELS.get(row.model)
-    return row.model if known is None else known.dense

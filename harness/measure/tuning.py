@@ -13,8 +13,10 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.measure.evaluate import OutcomeCache, outcomes
-from harness.measure.rows import Outcome, Variant
-from harness.models.towers import text_classifier
+from harness.measure.rows import Outcome, Variant, require_rows, rows_of
+from harness.models.names import split_method
+from harness.models.towers import load_clip, text_classifier
+from harness.records.conditions import DENSE
 from harness.records.metrics import correct
 from zoo.core.files import cache_folder, digest
 from zoo.core.precision import precision_on
@@ -23,6 +25,7 @@ from zoo.learning.tuning import Labelled, tune
 from zoo.loading.adopt import add_prompts
 from zoo.loading.clip import ClipParts
 from zoo.loading.prompt_file import PromptFile
+from zoo.loading.sizes import MODELS
 from zoo.towers.vit import ReducedViT
 
 T = TypeVar("T")
@@ -192,3 +195,19 @@ class Tuner:
                 image: Tensor = self.parts.preprocess(split[index].image)
                 self._pixels[name] = image.bfloat16() if config.dtype == "bfloat16" else image
         return Labelled(torch.stack([self._pixels[name] for name in split.image_ids]), labels)
+
+
+def load_row(name: str) -> tuple[ClipParts, Variant, str]:
+    """Load a model with its text tower; return the towers, the model as a row, and its tag."""
+    dense, method, keep = split_method(name)
+    require_rows(dense, [(method or DENSE, keep)])
+    parts, arch, tag = load_clip(dense)
+    (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
+    parts.model.visual = row.vit
+    return parts, row, tag
+
+
+def dense_name(row: Variant) -> str:
+    """Return the name of a row's dense tower."""
+    known = MODELS.get(row.model)
+    return row.model if known is None else known.dense

@@ -16,12 +16,13 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import Tensor, nn
 
 from harness.datasets.base import SPLITS, Dataset, Split
-from zoo.core.messages import expected, tower_name
+from harness.models.names import OPEN_CLIP, TIMM, TRANSFORMERS, dense_names, split_method, split_name
+from zoo.core.messages import expected
 from zoo.core.prompts import CosineHead
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import Clip, ClipParts, class_features, create_clip, image_transform
 from zoo.loading.open_clip import FOLDER, HUB, load_open_clip
-from zoo.loading.sizes import MODELS, SIZES, unknown_model
+from zoo.loading.sizes import MODELS, SIZES
 from zoo.loading.text import UnseenWordsError
 from zoo.loading.weights import (
     UNUSABLE,
@@ -33,7 +34,6 @@ from zoo.loading.weights import (
 )
 from zoo.towers.vit import ReducedViT, TimmHost
 
-TIMM, OPEN_CLIP, TRANSFORMERS = "timm:", "open_clip:", "transformers:"  # a bare name means timm's
 NAMED = 12  # unknown classes in a message
 TEXTS = 256  # captions that are encoded at once
 KINDS = (
@@ -76,35 +76,6 @@ class Tower(NamedTuple):
                 if value is not None:  # the size is the last step's, after resizing and cropping
                     facts[name] = getattr(value, "value", list(value) if isinstance(value, tuple) else value)
         return facts
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Split the name of a dense model of ours into architecture and weight tag, or the default."""
-    name = name.removeprefix(TIMM)
-    arch, _, tag = name.partition(".")
-    dense = _dense_names()
-    if arch not in dense:
-        raise ValueError(f"model {name!r}: {expected(arch, dense)}")
-    tags = SIZES[MODELS[arch].size].tags
-    if tag and tag not in tags:
-        raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, tags)}")
-    return arch, tag or next(iter(tags))
-
-
-def split_method(name: str) -> tuple[str, str | None, float]:
-    """Split a model's name into its dense tower's (without ``timm:``), its method (None if dense) and its keep rate.
-
-    Raises:
-        ValueError: it looks like a model of ours and is none.
-    """
-    name = name.removeprefix(TIMM)
-    arch, _, tag = name.partition(".")
-    known = MODELS.get(arch)
-    if known is None and arch.startswith("clip_vit_"):
-        raise unknown_model(name)
-    if known is None or known.method is None:
-        return name, None, 1.0
-    return tower_name(known.dense, tag), known.method, known.percent / 100
 
 
 def load_tower(name: str) -> Tower:
@@ -181,7 +152,7 @@ def no_text(tower: Tower) -> ValueError:
     """Return the refusal of a tower that has no text tower."""
     return ValueError(
         f"{tower.name} has no text tower here, so it takes no words; use one of "
-        f"{', '.join(_dense_names())}, {OPEN_CLIP}ARCH/PRETRAINED, or "
+        f"{', '.join(dense_names())}, {OPEN_CLIP}ARCH/PRETRAINED, or "
         f"{TRANSFORMERS}FOLDER with CLIP, SigLIP or SigLIP 2, which bring theirs"
     )
 
@@ -268,10 +239,6 @@ def has_projection(model: TimmHost) -> bool:
     return ("_clip_" in arch or "_pe_core_" in arch) and (bias is None or not bias.any())
 
 
-def _dense_names() -> list[str]:
-    return [name for name, parts in MODELS.items() if parts.method is None]
-
-
 def _full_name(name: str) -> str:
     """Check a name of ours or timm's and complete it with its tag."""
     if name.startswith(HUB):
@@ -290,7 +257,7 @@ def _full_name(name: str) -> str:
     if not timm.is_model(arch):
         # zoo adds our names to open_clip's.
         theirs = [n for n in open_clip.list_models() if n.partition(".")[0] not in MODELS]
-        names = [*_dense_names(), *timm.list_models(exclude_filters=list(MODELS)), *theirs]
+        names = [*dense_names(), *timm.list_models(exclude_filters=list(MODELS)), *theirs]
         near = next(iter(difflib.get_close_matches(arch, names, n=1)), None)
         near = f"{OPEN_CLIP}{near}/PRETRAINED" if near in theirs else near
         hint = f"did you mean {near!r}? " if near else ""

@@ -314,7 +314,7 @@ def _winners(front: Front, names: Mapping[str, str]) -> str:
 
 def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str]:
     """Say which row is cheapest without a clear loss; random pruning, the control, is never it."""
-    rows, family = group.rows, group.judged
+    rows, family = group.rows, group.family
     dense = next((row for row in rows if row.method == DENSE), None)
     if dense is None:
         return None, "There is no dense row, so no loss to it can be told."

@@ -15,8 +15,8 @@ from harness.datasets.base import SplitName
 from harness.records.conditions import DENSE
 from harness.studies.predictors import architectures, scores, transfer
 from harness.studies.pruning import WITHOUT_PREDICTOR, baselines, early
-from harness.studies.run import StudyRow
 from harness.studies.spec import PREDICTED, Study, StudyCase, StudyConfig, StudyLine, study
+from harness.studies.tables import StudyRow
 from harness.studies.tuning import WAYS, four_points, points, tuning
 from zoo.core.messages import expected
 from zoo.core.predictor import ARCHITECTURES

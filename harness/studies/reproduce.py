@@ -31,8 +31,9 @@ from harness.studies.paper import (
     Printed,
     printed,
 )
-from harness.studies.run import Stock, StudyTable, make, stock
+from harness.studies.run import Stock, make, stock
 from harness.studies.spec import StudyConfig
+from harness.studies.tables import StudyTable
 
 MODEL = "clip_vit_b16.openai"
 NOTES = (

@@ -2,59 +2,28 @@
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, json_values, points
-from harness.base.table import figure as number
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import require_apart, require_labels
-from harness.measure.bench import Bench
+from harness.measure.bench import Bench, measured_here
 from harness.measure.cost import costs
 from harness.measure.plan import Plan, tuning_of
 from harness.measure.rows import Variant
 from harness.models.towers import Tower
-from harness.records.averages import Average, fidelity_difference, judged_on, row_p, uncounted
+from harness.records.averages import judged_on
 from harness.records.conditions import DENSE, DTYPES, Tuning
-from harness.records.metrics import METRICS
-from harness.records.record import Record, refuse_mixed
-from harness.records.statistics import (
-    FLIPPED,
-    MCNEMAR,
-    SIGN_FLIP,
-    Interval,
-    Together,
-    bootstrap_mean,
-    mark_note,
-    mean_interval,
-    together,
-)
-from harness.report.writers import markdown
+from harness.records.record import Record
 from harness.studies import predictors, pruning, tuning
 from harness.studies.spec import PredictorSpec, RankingSpec, Study, StudyCase, StudyConfig, StudyLine
-from harness.studies.workshop import ReadyLine, Spec, Workshop, get_tower, judged_dataset, needs
+from harness.studies.tables import StudyTable, compare_lines
+from harness.studies.workshop import ReadyLine, Spec, Workshop, get_tower, needs, open_dataset
 from zoo.core.messages import expected
 
 LISTED = "patchrank study --help"  # shows all studies
-NOTES = (
-    "1 - cosine of the features to dense, and top-1 in %, mean over seeds (least to most); differences, of top-1 in "
-    "points, on the same images, with 95 % paired bootstrap intervals over images of the mean over seeds, one "
-    "comparison at a time. Tau and match at k: agreement with the golden ranking that the line aims at, k being the "
-    "patches kept."
-)
-SEED_NOTES = "Over seeds: the difference to first with Student's 95 % t interval over seeds instead."
-# Differences that are tested, a family each, by the row's field; their columns.
-DIFFERENCES = {"distance_to_first": "1 - cos to first", "to_dense": "to dense", "to_first": "to first"}
-_LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
-_MEANS = ("top1", "gflops", "cosine_distance", "tau", "match_at_k")
-# Columns that narrower terminals do without.
-_WIDE = ("GFLOPs", "over seeds", "tau", "match@k (chance)")
-_FORMS = dict.fromkeys(_WIDE, FORMS[:1]) | dict.fromkeys(("top-1", "to dense", "to first"), FORMS[:2])
 
 
 @functools.cache
@@ -82,166 +51,12 @@ class Stock(NamedTuple):
     missing: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyRow:
-    """One line of a study with what was measured on one dataset.
-
-    Differences are means over seeds on the same images; there is none of top-1 without labels, and none to itself.
-    """
-
-    labels: dict[str, str]  # what distinguishes it, by column
-    group: float | str  # lines are compared with the first of the same group
-    average: Average  # its records, one per seed
-    differences: Mapping[str, tuple[Interval, float | None]]  # by name in `DIFFERENCES`, with the p-value
-    # top-1 to first with Student's t interval over seeds, where both lines were tuned from the same
-    over_seeds: Interval | None = None
-
-    def difference(self, name: str) -> Interval | None:
-        """Return a difference by its name in `DIFFERENCES`."""
-        return self.differences.get(name, (None,))[0]
-
-    @property
-    def records(self) -> tuple[Record, ...]:
-        """One per seed."""
-        return self.average.records
-
-
-def compare_lines(
-    lines: Sequence[tuple[dict[str, str], float | str, Sequence[Record]]], dense: Record
-) -> list[StudyRow]:
-    """Compare lines (labels, group, a record per seed) with the dense model and with the first.
-
-    Raises:
-        ValueError: conditions other than what was learned differ; see `records.refuse_mixed`.
-    """
-    refuse_mixed([dense, *(r for _, _, records in lines for r in records)], varying=_LEARNED)
-    base, first_of, rows = _average([dense]), dict[float | str, Average](), []
-    for labels, group, records in lines:
-        row = _average(records)
-        first = first_of.setdefault(group, row)
-        others = {"to_dense": base} | ({} if first is row else {"to_first": first})
-        differences: dict[str, tuple[Interval, float | None]] = {}
-        for name, other in others.items() if dense.labelled else ():
-            differences[name] = bootstrap_mean(_share(row) - _share(other), seed=0), row_p(row, other)
-        if first is not row and (apart := fidelity_difference(row, first, METRICS["cosine_distance"])) is not None:
-            differences["distance_to_first"] = apart
-        own = None if first is row else _over_seeds(records, first.records)
-        rows.append(StudyRow(labels=labels, group=group, average=row, differences=differences, over_seeds=own))
-    return rows
-
-
-def _average(records: Sequence[Record]) -> Average:
-    return Average(records=tuple(records), top1=None, to_dense=None)
-
-
-def _share(row: Average) -> NDArray[np.float64]:
-    """Return (image_count,) for what share of the seeds each image was right."""
-    return row.hits / len(row.records)
-
-
-def _over_seeds(records: Sequence[Record], first: Sequence[Record]) -> Interval | None:
-    seeds = [[r.seed for r in group if r.tuning is not None] for group in (records, first)]
-    if seeds[0] != seeds[1] or len(seeds[0]) < 2:
-        return None
-    return mean_interval([float(a.correct.mean() - b.correct.mean()) for a, b in zip(records, first, strict=True)])
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyTable:
-    """What a study measured on one dataset: the dense model's record, and a row per line."""
-
-    title: str
-    dense: Record
-    rows: Sequence[StudyRow]
-
-    def families(self) -> dict[str, Together[int]]:
-        """Return the p-values of each column of differences, a family each, by row."""
-        every = {name: [row.differences.get(name, (None, None))[1] for row in self.rows] for name in DIFFERENCES}
-        return {name: together(dict(enumerate(p_values))) for name, p_values in every.items()}
-
-    def table(self) -> Table:
-        """Lay it out; differences that are clear when their column is judged together have marks.
-
-        Columns of what wasn't measured are left out.
-        """
-        labels = list(dict.fromkeys(name for row in self.rows for name in row.labels))
-        families = self.families()
-        lines = []
-        for at, row in enumerate(self.rows):
-            cells = {name: Cell(row.labels.get(name, "")) for name in labels} | _cells(row)
-            for name, family in families.items():
-                head = DIFFERENCES[name]
-                cells[head] = Cell(cells[head], cells[head].value, family.mark(at))
-            lines.append(cells)
-        heads = [head for head in lines[0] if any(line[head] != UNMEASURED for line in lines)]
-        several = any(len(row.records) > 1 for row in self.rows)
-        tests = [FLIPPED] if not self.dense.labelled else [SIGN_FLIP if several else MCNEMAR, FLIPPED]
-        lacking = uncounted(self.dense, *(row.records[0] for row in self.rows))
-        notes = [f"{NOTES} {mark_note(' or '.join(tests), 'all of a column')}.", *([f"{lacking}."] if lacking else [])]
-        begins = {row.group: at for at, row in reversed(list(enumerate(self.rows)))}
-        return Table(
-            title=self.title,
-            caption=" ".join(notes),
-            columns=[Column(heading=head, left=head in labels, forms=_FORMS.get(head, FORMS)) for head in heads],
-            rows=[[line[head] for head in heads] for line in lines],
-            sections=frozenset(begins.values()),
-        )
-
-    def markdown(self) -> str:
-        """Return it as a Markdown section, without marks and caption."""
-        table = self.table()
-        return markdown([replace(table, caption="", rows=[list(map(Cell, row)) for row in table.rows])])
-
-    def data(self) -> dict[str, Any]:
-        """Return it as JSON values, with what was measured but has no column."""
-        families = self.families()
-        lines = [
-            {
-                "labels": row.labels,
-                "asked": row.group,
-                "seeds": len(row.records),
-                **{name: row.difference(name) for name in DIFFERENCES},
-                "over_seeds": row.over_seeds,
-                "p": {name: p for name, (_, p) in row.differences.items()},
-                "p_holm": {name: family.adjusted.get(at) for name, family in families.items()},
-                **_means(row.average),
-            }
-            for at, row in enumerate(self.rows)
-        ]
-        about = {"dataset": self.dense.dataset, "split": self.dense.split, "title": self.title}
-        dense = _means(_average([self.dense]))
-        values: dict[str, Any] = json_values(
-            {**about, "images": self.dense.image_count, "dense": dense, "lines": lines}
-        )
-        return values
-
-
-def _means(row: Average) -> dict[str, Any]:
-    match = row.measured("match_at_k")
-    chance = None if match is None else match.chance
-    return {"keep": row.keep, **{name: row.mean(name) for name in _MEANS}, "match_chance": chance}
-
-
-def _cells(row: StudyRow) -> dict[str, Cell]:
-    """Return a row's figures by heading."""
-    mean = row.average.mean
-    top1 = [100 * right for record in row.records if (right := record.mean("top1")) is not None]
-    spread = f" ({min(top1):.1f}–{max(top1):.1f})" if len(top1) > 1 else ""
-    match = row.average.measured("match_at_k")
-    apart = row.difference("distance_to_first")
-    distance = "" if apart is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*apart)
-    return {
-        "keep": Cell(f"{100 * row.records[0].keep:.3g}"),
-        "GFLOPs": number(mean("gflops"), ".3f"),
-        "1 - cos": number(mean("cosine_distance"), ".4f"),
-        "1 - cos to first": UNMEASURED if apart is None else Cell(distance, apart.estimate),
-        "top-1": Cell(f"{np.mean(top1):.1f}{spread}") if top1 else UNMEASURED,
-        "to dense": points(row.difference("to_dense")),
-        "to first": points(row.difference("to_first")),
-        "over seeds": points(row.over_seeds),
-        "tau": number(mean("tau"), ".3f"),
-        "match@k (chance)": Cell(f"{match.mean:.2f} ({match.chance:.2f})") if match else UNMEASURED,
-    }
+def _open_workshop(config: StudyConfig, tower: Tower, progress: Progress, known: Sequence[Record]) -> Workshop:
+    """Return a workshop that knows what was measured of its tower on this machine."""
+    shop = Workshop(config, tower, progress)
+    here = measured_here(Plan(methods=(), device=config.device, dtype=config.dtype), tower.tag, shop.weights)
+    shop.records = [r for r in known if all(getattr(r, name) == value for name, value in here.items())]
+    return shop
 
 
 def cases(study: Study, shop: Workshop) -> dict[str, tuple[Dataset, list[StudyLine]]]:
@@ -251,7 +66,7 @@ def cases(study: Study, shop: Workshop) -> dict[str, tuple[Dataset, list[StudyLi
         ValueError: no dataset has the labels that it needs, or one is judged by images that tokens are learned from.
     """
     config, usable = shop.config, []
-    datasets = [judged_dataset(config, name) for name in config.datasets]
+    datasets = [open_dataset(config, name) for name in config.datasets]
     for dataset in datasets:
         if dataset.labelled or not study.labels:
             usable.append(dataset)
@@ -280,7 +95,7 @@ def make(
     Raises:
         ValueError: an unknown name, a tower without text tower, or something that can't be made.
     """
-    shop = Workshop(config, tower or get_tower(config.model), progress, known)
+    shop = _open_workshop(config, tower or get_tower(config.model), progress, known)
     found = list(cases(study, shop).values())
     specs = list(dict.fromkeys(spec for _, lines in found for line in lines for spec in needs(line)))
     with progress.task(f"study {study.name}, steps", len(specs) + len(found)) as update:
@@ -356,7 +171,7 @@ def _judge_tuned(bench: Bench, dataset: Dataset, line: ReadyLine, known: Sequenc
 
 def stock(study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress) -> list[Stock]:
     """Return what a study takes. Nothing is made: caches are asked, and ``known`` records."""
-    shop = Workshop(config, get_tower(config.model), progress, known)
+    shop = _open_workshop(config, get_tower(config.model), progress, known)
     found = cases(study, shop)
     there: Counter[tuple[str, str]] = Counter()
     total: Counter[tuple[str, str]] = Counter()

@@ -16,7 +16,6 @@ from harness.datasets.few_shot import subset
 from harness.golden.fit import fit
 from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
-from harness.measure.bench import measured_here
 from harness.measure.cost import gflops
 from harness.measure.match import ROUNDS, KeepSolver, TimeRatios, equal_times, find_record, say_miss
 from harness.measure.plan import Plan
@@ -99,9 +98,10 @@ class ReadyLine:
 class Workshop:
     """Make models of one dense tower under a study's conditions; each thing is made once, and kept."""
 
-    def __init__(self, config: StudyConfig, tower: Tower, progress: Progress, records: Sequence[Record] = ()) -> None:
-        """Prepare nothing yet; ``records`` are of earlier runs."""
-        self.config, self.tower, self.progress, self.records = config, tower, progress, records
+    def __init__(self, config: StudyConfig, tower: Tower, progress: Progress) -> None:
+        """Prepare nothing yet."""
+        self.config, self.tower, self.progress = config, tower, progress
+        self.records: Sequence[Record] = ()  # of earlier runs of this tower on this machine
         self.dense: ReducedViT = tower.vit
         self.weights = fingerprint(tower.vit)
         self.scores: set[str] = set()  # that a study ranks by: each image is ranked by all of them at once
@@ -328,10 +328,8 @@ class Workshop:
         plan, method = self._plan(line), line.models[0].method
         key = plan.dtype, (method, line.cost.target.keep)
         if key not in self._times:
-            here = measured_here(replace(plan, dtype=self.config.dtype), self.tower.tag, self.weights)
-            known = [r for r in self.records if all(getattr(r, name) == value for name, value in here.items())]
             target = self.model(line.cost.target)
-            if record := find_record(known, target, method, plan.matched(target.keep)):
+            if record := find_record(self.records, target, method, plan.matched(target.keep)):
                 self._times[key] = record.keep, record.method_config[MATCHED]
         return key in self._times
 
@@ -377,7 +375,7 @@ def get_tower(model: str) -> Tower:
     return tower
 
 
-def judged_dataset(config: StudyConfig, name: str) -> Dataset:
+def open_dataset(config: StudyConfig, name: str) -> Dataset:
     """Return a dataset, its split ``final`` released where the study judges by it."""
     dataset = get_dataset(name)
     return dataset.released() if config.split == "final" else dataset

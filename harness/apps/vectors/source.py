@@ -26,6 +26,7 @@ from harness.datasets.base import cached_json, keep_json
 from harness.datasets.huggingface import Place, unlabelled
 from harness.datasets.images import EXTENSIONS, folder_images
 from harness.datasets.webdataset import LARGEST, members_of
+from zoo.core.files import digest
 from zoo.core.messages import expected
 
 HFDS = "hfds:"
@@ -174,10 +175,9 @@ class TarSource(PictureSource):
     def __init__(self, tars: Sequence[Path], progress: Progress) -> None:
         """Read the headers of all members."""
         self.words = tuple(str(tar.absolute()) for tar in tars)
-        names = [tar.name for tar in tars]
-        self._names = names if len(set(names)) == len(names) else list(self.words)
+        self._names = _names_of(tars)
         self._wrong: dict[int, str] = {}
-        digest, total = hashlib.sha256(), 0
+        facts, total = [], 0
         members: list[Any] = []
         places: list[NDArray[np.int64]] = []
         with progress.task("reading tars", len(tars)) as update:
@@ -187,12 +187,13 @@ class TarSource(PictureSource):
                 members.append(pa.array(index.names, pa.string()))
                 place = np.array([index.offsets, index.sizes], dtype=np.int64).T
                 places.append(np.insert(place, 0, number, axis=1))
-                facts = f"{self._names[number]}\0{tars[number].stat().st_size}\0{len(index.names)}\n"
-                digest.update(facts.encode(errors="surrogateescape"))
+                facts.append(f"{self._names[number]}\0{tars[number].stat().st_size}\0{len(index.names)}\n")
                 update(number + 1)
         if not total:
-            raise ValueError(f"{words_of(self.words)}: no pictures inside; {_known()}")
-        self.revision = digest.hexdigest()[:12]
+            raise ValueError(
+                f"{words_of(self.words)}: no pictures inside; known endings are {', '.join(sorted(EXTENSIONS))}"
+            )
+        self.revision = _revision(facts)
         self._members, self._places = pa.chunked_array(members, pa.string()).combine_chunks(), np.concatenate(places)
 
     def __len__(self) -> int:
@@ -224,10 +225,8 @@ class ParquetSource(PictureSource):
     def __init__(self, files: Sequence[Path], column: str | None) -> None:
         """Read what the files say of themselves."""
         self.words = tuple(str(file.absolute()) for file in files)
-        names = [file.name for file in files]
-        self._names = names if len(set(names)) == len(names) else list(self.words)
-        digest, self._counts = hashlib.sha256(), list[int]()
-        self._column = column
+        self._names = _names_of(files)
+        facts, self._counts, self._column = list[str](), list[int](), column
         for name, file in zip(self._names, files, strict=True):
             try:
                 with pq.ParquetFile(file) as opened:
@@ -236,12 +235,11 @@ class ParquetSource(PictureSource):
                 raise ValueError(f"{str(file)!r} is no whole Parquet file: {error}") from error
             self._column = _image_column(schema, self._column, str(file))
             self._counts.append(rows)
-            digest.update(f"{name}\0{file.stat().st_size}\0{rows}\n".encode(errors="surrogateescape"))
-        digest.update(str(self._column).encode())
+            facts.append(f"{name}\0{file.stat().st_size}\0{rows}\n")
         self._firsts = [0, *accumulate(self._counts)]
         if not len(self):
             raise ValueError(f"{words_of(self.words)}: no rows inside")
-        self.revision = digest.hexdigest()[:12]
+        self.revision = _revision([*facts, str(self._column)])
         self._stream: _Stream | None = None
 
     def __len__(self) -> int:
@@ -297,11 +295,11 @@ class HfSource(PictureSource):
         sharp = ",".join(f"{key}={value}" for key, value in place.choice.items())
         self.words = (f"{HFDS}{place.folder or place.name}" + (f"#{sharp}" if sharp else ""),)
         self._splits = unlabelled(place, download=download)
-        digest = hashlib.sha256()
+        whole = hashlib.sha256()
         for name, rows in self._splits.items():
-            digest.update(f"{name}\0".encode())
-            rows.add_to(digest)
-        self.revision = digest.hexdigest()[:12]
+            whole.update(f"{name}\0".encode())
+            rows.add_to(whole)
+        self.revision = whole.hexdigest()[:12]
         counts = [len(rows.labels) for rows in self._splits.values()]
         self._firsts = [0, *accumulate(counts)]
         if not len(self):
@@ -359,7 +357,7 @@ class TextSource:
             raise ValueError(f"--texts {str(file)!r} is not text in UTF-8: {error}") from error
         if not content.strip():
             raise ValueError(f"--texts {str(file)!r} is empty; expected a text a line")
-        self.words, self.revision = (str(file.absolute()),), hashlib.sha256(content).hexdigest()[:12]
+        self.words, self.revision = (str(file.absolute()),), digest(content, length=12)
         self._lines = pa.array([line.strip() for line in lines], pa.large_string())
 
     def __len__(self) -> int:
@@ -429,8 +427,14 @@ def _files(word: str) -> list[Path]:
     return [file for name in numbers for file in _files(name)]
 
 
-def _known() -> str:
-    return f"known endings are {', '.join(sorted(EXTENSIONS))}"
+def _names_of(files: Sequence[Path]) -> list[str]:
+    """Return what files are called in paths: their names, or where two are the same their places."""
+    names = [file.name for file in files]
+    return names if len(set(names)) == len(names) else [str(file.absolute()) for file in files]
+
+
+def _revision(facts: Sequence[str]) -> str:
+    return digest("".join(facts).encode(errors="surrogateescape"), length=12)
 
 
 def _image_column(schema: Any, column: str | None, file: str) -> str:

@@ -15,7 +15,6 @@ from harness.datasets.base import Dataset
 from harness.golden import maps
 from harness.golden.maps import class_text, golden_maps, method_maps, most_important, reduced
 from harness.models.towers import Tower
-from zoo.core.reducer import METHODS
 from zoo.loading.clip import ClipParts, class_features, image_transform
 from zoo.ranking.golden import SCORES, GoldenConfig, golden_importance
 
@@ -46,12 +45,6 @@ def test_scores_that_share_their_passes_are_those_made_alone(config: GoldenConfi
     assert golden_maps(tower.vit, images, [], config) == {}
 
 
-def test_refusals_of_the_engine_come_through(tower: Tower, images: Tensor):
-    for scores, match in ((["lable"], "did you mean 'label'"), (["label"], "needs text")):
-        with pytest.raises(ValueError, match=match):
-            golden_maps(tower.vit, images, scores, CONFIG)
-
-
 def test_class_text(tower: Tower):
     templates = ("a photo of a {}.", "{}")
     text, scale = class_text(tower, ("dog", "cat"), templates)
@@ -64,7 +57,7 @@ def test_class_text(tower: Tower):
         class_text(tower._replace(clip=None), ("dog",), templates)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", ["patchrank", "tome", "evitfuse", "random"])
 def test_every_method_keeps_what_its_trace_says(method: str, tower: Tower, images: Tensor):
     vit = reduced(tower, method, keep=0.6, block=3)
     importance, kept = method_maps(vit, images)
@@ -75,13 +68,6 @@ def test_every_method_keeps_what_its_trace_says(method: str, tower: Tower, image
         assert row.nonzero().flatten().tolist() == sorted(place for place in places.tolist() if place >= 0)
     if method not in ("tome", "evitfuse"):  # whose partners all tie, and whose last token is no patch
         assert torch.equal(kept, most_important(importance, 0.6))
-
-
-def test_with_nothing_to_reduce_all_is_kept_and_equal(tower: Tower, images: Tensor):
-    importance, kept = method_maps(reduced(tower, "random", keep=0.999, block=3), images)
-    assert kept.all()
-    assert kept.shape == (3, 64)
-    assert (importance == importance[0, 0]).all()
 
 
 def test_a_fused_token_is_no_patch(tower: Tower, images: Tensor):

@@ -21,13 +21,14 @@ from harness.datasets.few_shot import turns
 from harness.golden import rank as module
 from harness.golden.budget import Point
 from harness.golden.rank import Ranked, RankJob, Source, ahead
-from harness.golden.store import Rankings, find_rankings, ranked_positions
+from harness.golden.store import Rankings, find_rankings
 from harness.models.towers import Tower, text_classifier
 from zoo.core.digests import fingerprint
 from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine
 
 Run = Callable[..., Ranked]
+SPARSE = GoldenConfig(window=2, stride=2)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -47,19 +48,14 @@ def test_ranks_like_one_call_on_all_images(score: str, run, parts, toy, dense, n
         assert (np.diff(importance[ranking]) <= 1e-6).all()
 
 
-def test_provenance(run: Run, toy: Dataset, dense: zoo.ReducedViT):
-    found = Rankings.read(run().path)
-    source = {"dataset": "toy", "revision": toy.revision, "split": "test"}
-    tower = {"model": "clip_vit_b16.openai", "weights": fingerprint(dense)}
-    config = asdict(GoldenConfig(score="preservation", block=3, window=2, stride=2))
-    found.require(**source, **tower, **config, dtype="float32", batch=16)
-    assert found.provenance.versions["torch"] == version("torch")
-
-
-def test_lands_where_compare_looks(run: Run, tmp_path):
+def test_lands_where_compare_looks(run: Run, toy: Dataset, dense: zoo.ReducedViT, tmp_path):
     done = run()
     assert done == (done.path, 10, 21)
     found = find_rankings("clip_vit_b16.openai", "toy", "test")
+    source = {"dataset": "toy", "revision": toy.revision, "split": "test"}
+    tower = {"model": "clip_vit_b16.openai", "weights": fingerprint(dense)}
+    found.require(**source, **tower, **asdict(SPARSE), dtype="float32", batch=16)
+    assert found.provenance.versions["torch"] == version("torch")
     assert found.image_ids == Rankings.read(done.path).image_ids
     assert run(out=tmp_path / "mine").path == tmp_path / "mine"
     assert Rankings.read(tmp_path / "mine").image_ids == found.image_ids
@@ -80,21 +76,6 @@ def test_several_scores_are_ranked_in_the_passes_of_one(
         alone = run(GoldenConfig(score=score, window=2, stride=2, **options), out=tmp_path / score).path
         assert files_of(alone) == files_of(tmp_path / "all" / score)
         assert len(files_of(alone)) == 3
-
-
-def test_several_scores_go_on_where_each_stopped(run: Run, counted: list[int], named: None, tmp_path):
-    run(scores=SCORES, out=tmp_path / "whole")
-    run(out=tmp_path / "r" / "preservation")
-    run(GoldenConfig(score="label", window=2, stride=2), limit=4, out=tmp_path / "r" / "label")
-    counted.clear()
-    console = Console(record=True, width=300)
-    run(scores=SCORES, out=tmp_path / "r", progress=Progress(console))
-    assert counted == [4, 4, 2]  # of confidence alone, then with label
-    assert "label, confidence before block 3, windows of 2 x 2 by 2, exact: 16 passes" in console.export_text()
-    for score in SCORES:
-        assert files_of(tmp_path / "r" / score) == files_of(tmp_path / "whole" / score)
-    run(scores=SCORES, out=tmp_path / "r")
-    assert counted == [4, 4, 2]
 
 
 def test_stores_that_were_begun_differently_go_on_as_they_began(run: Run, counted: list[int], named: None, tmp_path):
@@ -186,12 +167,6 @@ def test_too_little_memory_names_a_smaller_batch(run: Run, monkeypatch):
     monkeypatch.setattr(GoldenEngine, "importances", full)
     with pytest.raises(ValueError, match=r"out of memory on cpu with --batch 16: try --batch 8"):
         run()
-
-
-def test_the_ranked_part_of_a_split(toy: Dataset, ranked: Callable[..., Rankings]):
-    split = toy.split("test").subset([20, 3, 6, 9])
-    assert ranked_positions(split, ranked(count=7)).tolist() == [1, 2]
-    assert ranked_positions(toy.split("val"), ranked(count=7)).tolist() == []
 
 
 @pytest.mark.parametrize("score", ["label", "confidence"])

@@ -205,16 +205,6 @@ def test_who_knows_more_images_wins(ships: int, own: int, expected: int, shipped
     assert count() == expected
 
 
-def test_a_store_in_the_cache_is_found_once_it_has_a_shard(shipped, store, rankings):
-    rankings(3).write(shipped)
-    folder = module.own_store(MODEL, "fashion", "test", GoldenConfig())
-    folder.mkdir(parents=True)
-    assert count() == 3
-    folder.rmdir()
-    store.replace(folder)
-    assert count() == 10
-
-
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "rankings.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text("utf-8"), re.M | re.S)
 CHECKS = {

@@ -233,22 +233,6 @@ def test_narrow_ones_cost_next_to_nothing(arch: str):
         assert 1e9 * products == pytest.approx(forms[arch], rel=1e-3)
 
 
-def test_rescoring_costs_a_predictor_on_what_is_left():
-    """Keep 0.5 in three linear stages from N = 64: predictors see 64, 53 and 43 patches."""
-    tower = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
-    tower |= {"arch": "mlp", "width": 16, "reduce_at": (1, 3, 5), "schedule": "linear"}
-    anew, carried = (
-        gflops(timm.create_model("clip_vit_b16_patchrank50", rescore=rescore, **tower), 64) for rescore in (True, False)
-    )
-    d, w = 48, 16
-    products = sum(n * (d * w + w * w + w) + 2 * d * w for n in (53, 43))
-    norms = anew.by_operator["layer_norm"] - carried.by_operator["layer_norm"]
-    assert 1e9 * (anew.gflops - carried.gflops - norms) == pytest.approx(products, rel=1e-6)
-    assert 1e9 * norms == pytest.approx(5 * d * (53 + 1 + 43 + 1), rel=1e-6)
-    assert anew.params - carried.params == 2 * (3 * d * w + w * w + 4 * w + 1 + 2 * d)
-    assert anew.unsupported == ()
-
-
 WIDTH, FEATURES, CLASSES, LEARNED = 384, 256, 10, 16
 
 

@@ -199,7 +199,7 @@ def by_model(run: Path) -> dict[str, stored.RowTraces]:
     return {row.facts.model + " golden" * row.golden: row for row in stored.read_traces(run)}
 
 
-@pytest.mark.parametrize("method", ["evit", "tome", "random"])
+@pytest.mark.parametrize("method", ["evit", "tome"])
 def test_what_is_stored_is_what_the_model_does(
     method: str, measure: Measure, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset,
     tmp_path: Path,
@@ -252,24 +252,6 @@ def test_answers_and_agreement_are_the_records(measure: Measure, golden: Ranking
     assert methods == [stored.RANKING, "tome", "tome"]
     others = [replace(record, weights_sha256="0" * 64) for record in chosen]
     assert stored.read_traces(tmp_path / "run", others) == []
-
-
-def test_images_without_a_golden_ranking(measure: Measure, shipped: Callable[..., Rankings], tmp_path: Path):
-    shipped(count=10)
-    measure(methods=("random",))
-    truth = by_model(tmp_path / "run")["clip_vit_b16 golden"]
-    some = [int(name.rpartition("-")[2]) < 10 for name in truth.image_ids]
-    assert truth.ranked.tolist() == some
-    assert 0 < sum(some) < len(some)
-
-
-def test_fewer_images_are_the_first_of_more_whatever_the_limit(measure: Measure, tmp_path: Path):
-    measure(run=tmp_path / "a", images=12, **RANDOM)
-    measure(run=tmp_path / "b", images=5, **RANDOM)
-    measure(run=tmp_path / "c", images=5, limit=9, **RANDOM)
-    a, b, c = (by_model(tmp_path / name)["clip_vit_b16"] for name in "abc")
-    assert a.image_ids[:5] == b.image_ids == c.image_ids
-    assert len(set(a.labels[:3])) == 3  # classes take turns
 
 
 def test_a_second_run_writes_nothing_and_says_nothing(measure: Measure, golden: Rankings,

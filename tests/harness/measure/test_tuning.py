@@ -20,8 +20,8 @@ from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw
 from harness.measure import tuning as module
-from harness.measure.rows import Variant, dense_name, load_row, variants
-from harness.measure.tuning import Tuner
+from harness.measure.rows import Variant, variants
+from harness.measure.tuning import Tuner, dense_name, load_row
 from harness.models.towers import load_tower, text_classifier
 from harness.records.metrics import correct
 from zoo.core.digests import blocks_fingerprint, fingerprint
@@ -151,7 +151,7 @@ def command(
 ) -> Callable[..., int]:
     row = variants(parts.model.visual, ARCH, TAG, ["patchrank"], [0.5])[0]
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: named)
-    monkeypatch.setattr("harness.measure.rows.load_row", lambda name: (parts, row, TAG))
+    monkeypatch.setattr("harness.measure.tuning.load_row", lambda name: (parts, row, TAG))
 
     def call(*words: str) -> int:
         small = ["--num-tokens", "2", "--batch", "3", *([] if "--epochs" in words else ["--rounds", "1"])]

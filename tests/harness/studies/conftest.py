@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from by_hand import replace
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.measure.cost import gflops
+from harness.measure.cost import OperatorCost
 from harness.models.towers import Tower, load_tower
 from harness.records.record import Record
 from harness.studies.paper import get_target
 from harness.studies.reproduce import Comparison, compare_rows, produce
-from harness.studies.run import StudyTable, get_study, make
+from harness.studies.run import get_study, make
 from harness.studies.spec import StudyConfig
+from harness.studies.tables import StudyTable
 from zoo.learning.fit import FitConfig
 from zoo.learning.prompt_learner import TuneConfig
 from zoo.loading.clip import ClipParts
@@ -25,7 +27,6 @@ from zoo.ranking.golden import GoldenConfig
 
 NAME = "clip_vit_b16.openai"
 NAMES = ("plain", "caltech101", "other", "dtd", "imagenet", "elsewhere")
-COUNTED: dict[str, Any] = {}
 Reproduced = Callable[..., tuple[Comparison, list[Record]]]
 
 
@@ -139,18 +140,15 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return made
 
 
-@pytest.fixture(autouse=True)
-def _counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count the multiply-adds of one configuration once for all tests of a process."""
+@pytest.fixture
+def quick_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count tokens through blocks instead of every operator's multiply-adds, which takes a hundred times as long."""
 
-    def count(model: Any, size: tuple[int, int], **how: Any) -> Any:
-        reducer = getattr(model, "reducer", None)
-        shapes = [tuple(weight.shape) for weight in model.parameters()]
-        config = None if reducer is None else (reducer.method, str(reducer.config.plain()))
-        key = str((type(model), config, shapes, size, how, next(model.parameters()).dtype))
-        if key not in COUNTED:
-            COUNTED[key] = gflops(model, size, **how)
-        return COUNTED[key]
+    @torch.inference_mode()
+    def count(model: Any, size: Any, **_: Any) -> OperatorCost:
+        like = next(model.parameters())
+        tokens = model.trace(torch.zeros(1, 3, *size, dtype=like.dtype, device=like.device)).tokens_per_block
+        return OperatorCost(gflops=sum(tokens) / 1e3, by_operator={}, unsupported=(), params=1, activations=1)
 
     for place in ("measure.match", "measure.cost", "studies.workshop", "studies.predictors"):
         monkeypatch.setattr(f"harness.{place}.gflops", count)

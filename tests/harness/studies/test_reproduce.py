@@ -91,7 +91,7 @@ def one(paper_s: StudyConfig) -> StudyConfig:
 
 
 @pytest.mark.parametrize("name", TABLES)
-@pytest.mark.usefixtures("staged")
+@pytest.mark.usefixtures("staged", "quick_costs")
 def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
     name: str, work: Counter[str], tmp_path: Path, capsys
 ):

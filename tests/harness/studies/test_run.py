@@ -26,8 +26,9 @@ from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, mean_interval, paired_p
 from harness.studies import workshop as module
 from harness.studies.pruning import WITHOUT_PREDICTOR, schedules
-from harness.studies.run import Stock, StudyTable, compare_lines, get_study, list_studies, make, stock
+from harness.studies.run import Stock, get_study, list_studies, make, stock
 from harness.studies.spec import StudyConfig
+from harness.studies.tables import StudyTable, compare_lines
 from harness.studies.tuning import KINDS, four_points
 from harness.studies.workshop import find
 from zoo.core.files import read_facts
@@ -51,7 +52,7 @@ def take_stock(name: str, config: StudyConfig, known: list[Record]) -> list[Stoc
 
 
 @pytest.mark.parametrize("name", list_studies())
-@pytest.mark.usefixtures("predictor_file")
+@pytest.mark.usefixtures("predictor_file", "quick_costs")
 def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(
     few: StudyConfig, name: str, studied: Studied, work: Counter[str]
 ):
@@ -90,6 +91,7 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(
     assert [replace(r, created=NOW) for r in again] == [replace(r, created=NOW) for r in records]
 
 
+@pytest.mark.usefixtures("quick_costs")
 def test_what_is_missing_is_told_one_by_one(few: StudyConfig, studied: Studied, work: Counter[str]):
     """Another seed has the rankings of the first; a wider predictor is another one."""
     _, records = studied("losses", replace(few, seeds=1))["plain"]
@@ -104,6 +106,7 @@ def test_what_is_missing_is_told_one_by_one(few: StudyConfig, studied: Studied, 
 # What some studies compare
 
 
+@pytest.mark.usefixtures("quick_costs")
 def test_every_score_golden_and_predicted(tiny: StudyConfig, studied: Studied, work: Counter[str]):
     table, _ = studied("scores", replace(tiny, keeps=(0.7, 0.3), seeds=1, datasets=("plain",)))["plain"]
     lines = [(row.labels["score"], row.group, row.labels["ranking"]) for row in table.rows]
@@ -113,6 +116,7 @@ def test_every_score_golden_and_predicted(tiny: StudyConfig, studied: Studied, w
     assert work["rankings"] == 2  # train and val, each by all scores in the same passes
 
 
+@pytest.mark.usefixtures("quick_costs")
 def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied: Studied):
     results = studied("transfer", tiny)
     table, _ = results["other"]
@@ -123,6 +127,7 @@ def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied: Studied):
     assert len(set.union(*used)) == 6  # three training sets, two seeds
 
 
+@pytest.mark.usefixtures("quick_costs")
 def test_half_precision_leaves_predictors_their_tower(tiny: StudyConfig, studied: Studied):
     """The second dataset's predictors are loaded into the tower that the first was judged in."""
     results = studied("losses", replace(tiny, keeps=(0.5,), seeds=1, dtype="bfloat16"))
@@ -130,6 +135,7 @@ def test_half_precision_leaves_predictors_their_tower(tiny: StudyConfig, studied
     assert len({r.weights_sha256 for _, records in results.values() for r in records}) == 1
 
 
+@pytest.mark.usefixtures("quick_costs")
 def test_judging_on_all_of_test_leaves_the_predictors_alone(few: StudyConfig, studied: Studied, monkeypatch):
     """Whatever is judged by, fits are stopped by the same few val images."""
     monkeypatch.setattr("harness.studies.spec.STOPPED_BY", 5)
@@ -141,6 +147,7 @@ def test_judging_on_all_of_test_leaves_the_predictors_alone(few: StudyConfig, st
     assert used[0] == used[1]
 
 
+@pytest.mark.usefixtures("quick_costs")
 def test_shots_count_images_of_all_datasets_as_far_as_there_are_some(tiny: StudyConfig, studied: Studied):
     """Nine ranked images of three classes: three of each."""
     table, _ = studied("shots", replace(tiny, keeps=(0.5,), seeds=1))["plain"]
@@ -164,6 +171,7 @@ def test_lines_of_one_keep_rate_cost_the_same(few: StudyConfig, name: str, studi
         assert [row.labels["method"] for row in table.rows] == ["patchrank", *others] * 2
 
 
+@pytest.mark.usefixtures("quick_costs")
 def test_keep_rates_of_equal_time_are_remembered(few: StudyConfig, studied: Studied, monkeypatch):
     """Models take as long as patches that stay, and half as long again where they aren't patchrank."""
     dtypes = []

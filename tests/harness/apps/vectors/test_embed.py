@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.apps.setup import Setup
-from harness.apps.vectors.embed import Embedded, EmbedJob, Spent, embed
+from harness.apps.vectors.embed import Embedded, EmbedJob, embed
 from harness.apps.vectors.encoder import Encoder
 from harness.apps.vectors.source import TextSource, open_source
 from harness.apps.vectors.store import VECTORS, Vectors, errors_path, read_provenance, read_vectors
@@ -254,16 +254,6 @@ def test_texts_are_in_the_space_of_the_shipped_tower(texts: Path):
     with torch.inference_mode():
         wanted = clip.model.encode_text(clip.tokenizer(list(shard.names)), normalize=True).numpy()
     assert np.abs(wanted - shard.embeddings.astype(np.float32)).max() < 1e-3
-
-
-def test_rates_are_of_all_processes_and_what_waited_is_told():
-    spent = Spent(pictures=100, decoding_s=20.0, model_s=5.0, waiting_s=7.0)
-    assert spent.rates(processes=4, workers=2) == {"decoding": 40.0, "model": 40.0}
-    assert spent.binds == "decoding"
-    spent.add(Spent(pictures=100, decoding_s=20.0, model_s=15.0))
-    assert spent.rates(processes=2, workers=1) == {"decoding": 10.0, "model": 10.0}
-    assert spent.binds == "model"
-    assert Spent().rates(1, 1) == {}
 
 
 @pytest.mark.parametrize(
