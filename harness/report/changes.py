@@ -135,8 +135,8 @@ class Change:
     def latency(self) -> dict[int, Interval]:
         """B's ratio to its dense model over A's to its own by batch size; empty unless machine and precision are one.
 
-        Each of the two was timed in turns with its dense model, so a busier machine cancels out.
-        The ends are the furthest that both 95 % intervals allow, which covers at least 90 %.
+        Each of the two was timed in turns with its dense model, so a busier machine cancels out. The ends are the
+        furthest that both 95 % intervals allow, which covers at least 90 %.
         """
         if _differences(self.a, self.b, _MACHINE):
             return {}
@@ -200,8 +200,8 @@ class RunChanges:
 def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> RunChanges:
     """Pair the rows of two runs.
 
-    A run may have a row several times, under several conditions. Those most alike are paired, and
-    none twice: first by images, then settings, weights, machine and software, then the newer.
+    A run may have a row several times, under several conditions. Those most alike are paired, and none twice: first by
+    images, then settings, weights, machine and software, then the newer.
     """
     # The last counts of records that are measured under the same conditions.
     ours, theirs = (list({measured_alike(one): one for one in run}.values()) for run in (a, b))
