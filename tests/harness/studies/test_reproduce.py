@@ -15,8 +15,7 @@ from harness.datasets.base import Dataset
 from harness.records.record import read_records
 from harness.records.statistics import Interval
 from harness.studies import workshop
-from harness.studies.paper import MATCH, PICTURES, TABLES, get_target, list_targets, printed
-from harness.studies.reproduce import draw, mean_of, series
+from harness.studies.reproduce import MATCH, PICTURES, TABLES, draw, get_target, list_targets, mean_of, printed, series
 from harness.studies.spec import StudyConfig
 from zoo.core.reducer import final_count
 from zoo.learning.prompt_learner import RECIPES, TuneConfig
