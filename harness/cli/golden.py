@@ -360,10 +360,8 @@ def _memory_mib(device: str) -> float:
 
 COMMANDS = (
     Command(
-        path="rank",
+        path="rank", flags=_rank_flags, run=run_rank,
         what="Make golden rankings of images; the same command goes on where it stopped.",
-        flags=_rank_flags,
-        run=run_rank,
         examples=(
             ("rank --dataset fashion --split train --limit 100 --stride 2", "100 training images"),
             ("rank --images photos --output ranked --full", "any folder of images"),
@@ -373,10 +371,8 @@ COMMANDS = (
         output="where the store is, on standard output; Parquet files in --output",
     ),
     Command(
-        path="fit predictor",
+        path="fit predictor", flags=_predictor_flags, run=run_fit_predictor,
         what="Fit a predictor to golden rankings, so that pretrained=True finds it.",
-        flags=_predictor_flags,
-        run=run_fit_predictor,
         examples=(
             ("fit predictor --model clip_vit_b16.openai --dataset fashion", "ranks first"),
             ("fit predictor --rankings ranked --images photos", "to rankings of a folder"),
@@ -384,11 +380,9 @@ COMMANDS = (
         output="how well it agrees, on standard output; the predictor in --output",
     ),
     Command(
-        path="fit prompts",
+        path="fit prompts", flags=_prompts_flags, run=run_fit_prompts,
         what="Tune learned text and visual tokens on a few labelled images; "
         "timm.create_model(..., prompts=FILE) takes the result.",
-        flags=_prompts_flags,
-        run=run_fit_prompts,
         examples=(
             ("fit prompts --dataset emoji --shots 16 --tokens t", "text tokens"),
             ("fit prompts --model clip_vit_s14 --dataset emoji --tokens vt", "visual ones, too"),
@@ -397,11 +391,9 @@ COMMANDS = (
         output="what it took and gave, on standard output; the tokens in --output",
     ),
     Command(
-        path="fit recovery",
+        path="fit recovery", flags=_recovery_flags, run=run_fit_recovery,
         what="Train a reduced tower, without labels, to give the dense tower's features; "
         "timm.create_model(..., recovery=FILE) takes the result.",
-        flags=_recovery_flags,
-        run=run_fit_recovery,
         examples=(
             ("fit recovery --model clip_vit_s14_tome30 --dataset photos --output tome30.safetensors", "norms, biases"),
             ("fit recovery --model clip_vit_b16_evit60 --dataset images:photos --what lora", "any folder of images"),
@@ -409,11 +401,9 @@ COMMANDS = (
         output="what it took and gave, on standard output; the changes of the weights in --output",
     ),
     Command(
-        path="fit schedule",
+        path="fit schedule", flags=_schedule_flags, run=run_fit_schedule,
         what="Search reduction points and counts that keep a method nearest to dense at one cost, on images without "
         "labels; zoo.read_schedule(FILE) gives them as a model's options.",
-        flags=_schedule_flags,
-        run=run_fit_schedule,
         examples=(
             ("fit schedule --dataset photos --keep 0.6 --output s.json", "rankmerge at patchrank's GFLOPs"),
             ("fit schedule --method evit --dataset images:photos --cost 0.5 --match time", "half the time of dense"),
@@ -421,10 +411,8 @@ COMMANDS = (
         output="the default and the best found, on standard output; the schedule in --output",
     ),
     Command(
-        path="show",
+        path="show", flags=_show_flags, run=run_show,
         what="Draw images beside the importance of their patches by several rankings, as PNG.",
-        flags=_show_flags,
-        run=run_show,
         examples=(
             ("show fashion:val:3 --keeps 0.6 0.3", "an image of a dataset"),
             ("show photo.jpg --dataset fashion --label bag", "a file of a known class"),
@@ -432,4 +420,4 @@ COMMANDS = (
         ),
         output="the figure in --output; its notes on standard output",
     ),
-)
+)  # fmt: skip

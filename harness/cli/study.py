@@ -256,7 +256,7 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
             elif datasets:
                 read = replace(config, datasets=tuple(dataset.name for dataset in datasets))
                 parts = target.groups(read)
-                steps = [one for each in parts for one in stock(target.study, each, known, progress)]
+                steps = [one for each in parts for one in stock(target.study, each, progress)]
             part, facts = _show_stock(target, config.model, steps, failures)
         else:
             for error in failures.values():
@@ -304,7 +304,7 @@ def _show_stock(
     """Lay out what is cached and what is missing, and datasets that can't be read with the reason."""
     rows = [[one.kind, one.of, f"{one.cached:,}", f"{one.missing:,}"] for one in steps]
     rows += [["dataset", f"{dataset}: {error}", "", "?"] for dataset, error in failures.items()]
-    caption = "rankings by image; all else one by one. What is cached, in the user's cache or in records, costs nothing"
+    caption = "rankings by image; all else one by one. What is in the user's cache costs nothing"
     heads = ("what", "of", "cached", "missing")
     table = Table.of(f"{of.title}; {model}", heads, rows, words={"what", "of"}, caption=caption)
     missing = {dataset: str(error) for dataset, error in failures.items()}
@@ -423,7 +423,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
     if args.dry_run:
-        steps = stock(study, config, known, progress)
+        steps = stock(study, config, progress)
         table, facts = _show_stock(study, config.model, steps, {})
         return Shown(parts=(table,), data=facts)
     sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
@@ -531,17 +531,13 @@ def run_final(args: Namespace, status: Console) -> Work:
 
 COMMANDS = (
     Command(
-        path="study floor",
-        flags=_floor_flags,
-        run=run_floor,
+        path="study floor", flags=_floor_flags, run=run_floor,
         what="Measure how far methods are above random pruning, over several random orders.",
         examples=(("study floor --methods golden patchrank --split val --full", "all of a split"),),
         output="a table per dataset on standard output; no files",
     ),
     Command(
-        path="study overhead",
-        flags=_overhead_flags,
-        run=run_overhead,
+        path="study overhead", flags=_overhead_flags, run=run_overhead,
         what="Measure what predictors cost beside their tower: multiply-adds, parameters, time.",
         examples=(
             ("study overhead", "all architectures, on the tower that ships"),
@@ -550,25 +546,19 @@ COMMANDS = (
         output="a table on standard output; no files",
     ),
     Command(
-        path="study objects",
-        flags=_objects_flags,
-        run=run_objects,
+        path="study objects", flags=_objects_flags, run=run_objects,
         what="Measure how well rankings find the object, where a dataset knows its mask.",
         examples=(("study objects --dataset fashion --split val --limit 60 --stride 2", "60 images"),),
         output="a table on standard output; no files",
     ),
     Command(
-        path="study curve",
-        flags=_curve_flags,
-        run=run_curve,
+        path="study curve", flags=_curve_flags, run=run_curve,
         what="Measure what cheaper golden rankings cost and are worth; `rank --budget` picks from it.",
         examples=(("study curve --dataset fashion emoji --split val --limit 60", "two datasets"),),
         output="a table on standard output; curve.json, curve.md and curve.svg in --output. " + AGAIN,
     ),
     Command(
-        path="study speed",
-        flags=_speed_flags,
-        run=run_speed,
+        path="study speed", flags=_speed_flags, run=run_speed,
         what="Measure how fast golden rankings are made, against the straightforward way.",
         examples=(
             ("study speed --images 2 --stride 2 --output speed.json", "on the tower that ships"),
@@ -577,9 +567,7 @@ COMMANDS = (
         output="a table on standard output; the record in --output",
     ),
     Command(
-        path="study recipes",
-        flags=_recipes_flags,
-        run=run_recipes,
+        path="study recipes", flags=_recipes_flags, run=run_recipes,
         what="Compare recipes of learned tokens by images of val that they never saw, to choose one by.",
         examples=(
             ("study recipes --tokens t --try anchor=0 anchor=2", "two weights of the anchor"),
@@ -588,9 +576,7 @@ COMMANDS = (
         output=f"a table on standard output; no files but the prompts, in the user's cache. {AGAIN}",
     ),
     Command(
-        path="study reproduce",
-        flags=_reproduce_flags,
-        run=run_reproduce,
+        path="study reproduce", flags=_reproduce_flags, run=run_reproduce,
         what="Measure a table or figure of the paper and print our figures beside the paper's, or draw its pictures.",
         examples=(
             ("study reproduce table1 --limit 60 --dry-run", "what is left to do"),
@@ -601,9 +587,7 @@ COMMANDS = (
         output=f"a table each on standard output; records, table and figure in --output. {AGAIN}",
     ),
     Command(
-        path="study final",
-        flags=_final_flags,
-        run=run_final,
+        path="study final", flags=_final_flags, run=run_final,
         what="Measure all methods on the split 'final', which nothing else reads: the table of a release.",
         examples=(("study final", "once, when all is chosen"),),
         output="tables on standard output, with the commit in their titles; records.jsonl and table.md in --output",
@@ -615,11 +599,9 @@ COMMANDS = (
         examples=(("study list", "the questions"),),
     ),
     Command(
-        path=f"study {ANY}",
-        flags=_study_flags,
-        run=run_study,
+        path=f"study {ANY}", flags=_study_flags, run=run_study,
         what="Answer one of these questions about pruning by golden and predicted rankings.",
         examples=(("study scores --dataset fashion --limit 100", "which score to rank by"),),
         output=f"a table per dataset on standard output; records and table in --output. {AGAIN}",
     ),
-)
+)  # fmt: skip
