@@ -364,12 +364,7 @@ def test_without_labels_lines_differ_by_their_distance_to_dense():
     lines = []
     for values in (near, near + 0.25 * near, np.flip(near)):
         mean = unpack(pack(values), IMAGES).mean()
-        fidelity = {
-            "cosine_values": pack(values),
-            "cosine_distance": mean,
-            "cosine_low": 0.0,
-            "cosine_high": 1.0,
-        }
+        fidelity = {"cosine_values": pack(values), "cosine_distance": mean, "cosine_low": 0.0, "cosine_high": 1.0}
         lines.append([replace(make_record(0), **blank, **fidelity)])
     table = make_table(*lines, dense=replace(make_record(0), **blank))
     assert {"1 - cos", "1 - cos to first"} <= set(table.table().heads)
