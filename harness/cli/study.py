@@ -193,8 +193,7 @@ def _reproduce_flags(parser: CommandParser) -> None:
     _dry_run(parser)
     what = parser.add_argument_group("what is measured")
     flags.datasets(what, None, help="default: the paper's with a root, else the embedded ones")
-    text = "needs a text tower; default: the paper's with a root, else the embedded"
-    what.add_argument("--model", help=text)
+    what.add_argument("--model", help="needs a text tower; default: the paper's with a root, else the embedded")
     flags.keeps(what, None, "default: the paper's; table4 has but one")
     flags.limits(what, None, "test images per dataset; default: all with a root, else 300")
     flags.number(what, "--train-limit", 500, "ranked images to learn from")
