@@ -80,23 +80,6 @@ def test_names_hold_no_path_and_stay_when_files_move(make: Make, tmp_path: Path)
     assert not any(str(tmp_path) in text for text in (*ids, first.name, first.title))
 
 
-@pytest.mark.parametrize("what", ["bag/val_0.png", "dress"])
-def test_links_that_leave_the_folder(what: str, make: Make, tmp_path: Path):
-    link = make().parent / "images" / what
-    link.rename(tmp_path / "secret")
-    link.symlink_to(tmp_path / "secret")
-    with pytest.raises(ValueError, match=f"image '{what}.*' is a link out of"):
-        CoopSplit(make().parent / "split_zhou_Shop.json")
-
-
-def test_images_that_are_nowhere_or_in_two_places(make: Make):
-    with pytest.raises(FileNotFoundError, match=r"'ankle_boot/train_0.png'.*\['images'\]"):
-        CoopSplit(make(images="images/deeper"))
-    make(folder="both", images="a")
-    with pytest.raises(ValueError, match="folders 'a', 'b'"):
-        CoopSplit(make(folder="both", images="b"))
-
-
 def test_images_that_are_missing_or_damaged(make: Make):
     file = make()
     for name, cut in (("bag/test_1.png", None), ("dress/test_0.png", 90), ("dress/test_1.png", 0)):

@@ -1,8 +1,6 @@
 """The user's own images through the commands: the same answers, and no record taken for another."""
 
 import io
-import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +12,8 @@ from harness.cli.measure import evaluated
 from harness.datasets import get_dataset
 from harness.datasets.base import Example
 from harness.datasets.few_shot import subset
-from harness.datasets.folder import FolderDataset
-from harness.golden.store import Rankings
 from harness.records.record import Record
 
-ROOT = Path(__file__).parents[3]
 COUNT = 10  # images of fashion
 
 
@@ -122,22 +117,6 @@ def test_the_same_images_are_right_wherever_they_lie(folder: Path, tars: Path, t
     assert own[0].dataset_revision == fashion.revision
 
 
-def test_golden_rankings_of_a_folder_are_found_again(
-    folder: Path, measured: Measured, capsys: pytest.CaptureFixture[str]
-):
-    asked = ["--dataset", f"folder:{folder}", "--limit", "3"]
-    measured(*asked)
-    wanted = f"rank --model clip_vit_s14.imgfocus_lit --dataset folder:{folder} --split test --full"
-    assert wanted in capsys.readouterr().err
-    assert main(["rank", "--stride", "2", *asked]) == 0
-    store = Path(capsys.readouterr().out.removeprefix("wrote ").partition(": ")[0])
-    assert store.name.startswith("golden-clip_vit_s14.imgfocus_lit-folder-items-test-")
-    facts = Rankings.read(store).provenance
-    assert (facts.dataset, facts.revision) == ("folder-items", FolderDataset(folder).revision)
-    assert "--dataset folder:PATH --split test" in facts.command()
-    assert measured(*asked, "--templates", "a {}")[1].mean("tau") is not None
-
-
 def test_a_damaged_image_stops_with_its_name(folder: Path, capsys: pytest.CaptureFixture[str]):
     (folder / "8_bag" / "bad.png").write_bytes(b"\x89PNG")
     command = ["eval", "--model", "clip_vit_s14_random60", "--dataset", f"folder:{folder}"]
@@ -149,24 +128,3 @@ def test_a_damaged_image_stops_with_its_name(folder: Path, capsys: pytest.Captur
     assert "(test, 10 images" in capsys.readouterr().out
     assert main(command) == 2
     assert "as was found before: 1; the first: image '" in capsys.readouterr().err
-
-
-def test_the_examples_of_the_guide_work(
-    folder: Path, tars: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):  # fmt: skip
-    text = (ROOT / "docs" / "own_data.md").read_text()
-    lines = "\n".join(re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)).replace("\\\n", " ")
-    commands = [shlex.split(line, comments=True) for line in lines.splitlines() if line.strip()]
-    folder.rename(tmp_path / "photos")
-    tars.rename(tmp_path / "shards")
-    assert table.parent == tmp_path
-    monkeypatch.chdir(tmp_path)
-    assert len(commands) >= 6
-    for command in commands:
-        assert command[0] == "patchrank"
-        missing = {"--root", "wds:flickr30k"} & {*command}  # the data isn't here
-        assert main(command[1:]) == (2 if missing else 0), command
-        err = capsys.readouterr().err
-        assert all(word.removeprefix("wds:") in err for word in missing), command
-    assert Path("figure.png").exists()
