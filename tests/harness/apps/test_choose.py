@@ -317,8 +317,6 @@ def test_a_recovery_is_a_setup_of_its_own(clock: Clock, tmp_path: Path, tower: T
     (lambda: ChooseConfig(methods=("tomme",)), "--methods 'tomme': did you mean 'tome'"),
     (lambda: ChooseConfig(dtypes=("int8",)), "--dtypes 'int8'"),
     (lambda: ChooseConfig(search=1), "--search 1: expected a number from 8"),
-    (lambda: ChooseConfig(held_out=5), "--held-out 5"),
-    (lambda: ChooseConfig(rounds=2), "--rounds 2: expected a number from 6"),
     (lambda: ChooseConfig(seconds=-1.0), "--seconds -1"),
     (
         lambda: choose("clip_vit_s14_tome60", "photos", SetupBounds(min_cosine=0.9), progress=Progress()),

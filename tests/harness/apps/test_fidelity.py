@@ -32,13 +32,10 @@ ARCH, TAG = "clip_vit_b16", "openai"
 @pytest.mark.parametrize(("bounds", "quoted"), [
     ({}, "--min-cosine"),
     ({"min_cosine": 99}, r"--min-cosine 99: did you mean 0\.99"),
-    ({"min_cosine": 1.0}, "--min-cosine 1: expected"),
     ({"min_cosine": math.nan}, "--min-cosine nan"),
     ({"min_overlap": 90}, r"--min-overlap 90: did you mean 0\.9\?"),
     ({"max_loss": 0}, "--max-loss 0"),
-    ({"max_loss": 100}, "--max-loss 100"),
     ({"speed_up": 0.5}, r"--speed-up 0\.5"),
-    ({"speed_up": math.inf}, "--speed-up inf"),
     ({"min_cosine": 0.9, "max_ms": -1}, "--max-ms -1"),
 ])  # fmt: skip
 def test_bounds_that_can_not_be_meant_are_refused(bounds: dict[str, float], quoted: str):

@@ -165,8 +165,6 @@ def test_times_are_met_too(monkeypatch: pytest.MonkeyPatch):
     ({"cost": 1.5}, r"--cost 1\.5"),
     ({"match": "flops"}, "'flops': did you mean 'gflops'"),
     ({"match_to": "dense"}, "'dense'"),
-    ({"points": 0}, "--points 0"),
-    ({"candidates": 0}, "--candidates 0"),
 ])  # fmt: skip
 def test_settings_are_refused(change: dict[str, Any], quoted: str):
     with pytest.raises(ValueError, match=quoted):

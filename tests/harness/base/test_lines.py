@@ -79,21 +79,6 @@ def test_no_line_of_several_processes_is_lost_or_mixed_even_if_one_is_killed(tmp
     assert found["doomed"] == list(range(len(found["doomed"])))
 
 
-def test_readers_tell_what_a_killed_process_left_and_the_next_writer_drops_it(tmp_path: Path):
-    path = tmp_path / "records.jsonl"
-    append_lines(path, b'{"of": "a", "number": 0}\n')
-    [end] = go(path, [start(DOOMED, path, "doomed", 10, 100)])
-    assert end == (-signal.SIGXFSZ, "")
-    assert path.stat().st_size == 100
-    lines, torn = read_lines(path)
-    assert torn
-    assert [line[:14] for line in lines] == [b'{"of": "a", "n', *[b'{"of": "doomed'] * 2]
-    append_lines(path, b'{"of": "a", "number": 1}\n')
-    lines, torn = read_lines(path)
-    assert not torn
-    assert numbers(lines) == {"a": [0, 1], "doomed": [0]}
-
-
 @pytest.mark.parametrize("left", [b"\0\0\0", b"{", b'{"a": "\xc3', b'{"a": {}', b'{"a": 1}\n{"b"'])
 def test_all_that_is_no_whole_object_is_torn(left: bytes, tmp_path: Path):
     path = tmp_path / "records.jsonl"

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console, Group
 from rich.table import Table as RichTable
 
-from harness.base.table import PIPE_WIDTH, Table, fit, fit_pipe, json_values, least
+from harness.base.table import Table, fit, json_values
 from harness.records.statistics import Interval
 
 FIGURES = ("12.5 [10.1, 14.9]", "1,281,167", "-0.8 [-8.2, +6.4]", "0.944")
@@ -44,17 +44,6 @@ def test_no_line_is_too_long_and_no_figure_cut(width: int, columns: int, prose: 
         assert text.count(figure) >= 2
     words = re.sub(r"[^\w.]+", " ", text)
     assert all(word in words for word in (PROSE.split() if prose else ["method"]))
-
-
-@pytest.mark.parametrize("columns", [2, 30])
-def test_in_a_pipe_a_row_s_figures_stand_on_one_line(columns: int):
-    made, width = fit_pipe(table(columns).form())
-    shown = lines(made, width)
-    assert max(map(len, shown)) <= width
-    rows = [line for line in shown if "clip_vit_s14" in line]
-    assert len(rows) == 2
-    assert all(figure in row for figure in FIGURES[:columns] for row in rows)
-    assert (width == PIPE_WIDTH) == (least(made) <= PIPE_WIDTH)
 
 
 @dataclass(frozen=True)

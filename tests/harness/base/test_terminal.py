@@ -3,10 +3,6 @@
 import argparse
 import io
 import itertools
-import os
-import pty
-import subprocess
-import sys
 
 import pytest
 from rich.console import Console
@@ -54,31 +50,6 @@ def test_a_pipe_has_no_width_unless_columns_gives_one(monkeypatch, capsys):
     assert results(args()).width == 120
 
 
-def read_to_end(terminal: int) -> bytes:
-    """Read what is shown on a pseudo-terminal until nobody has its other side, and close it."""
-    text = b""
-    try:
-        while chunk := os.read(terminal, 4096):
-            text += chunk
-    except OSError:  # how a terminal says that its other side is closed
-        pass
-    os.close(terminal)
-    return text
-
-
-@pytest.mark.parametrize(("flags", "coloured"), [([], True)])
-def test_a_terminal_has_colours_unless_refused(flags: list[str], coloured: bool):
-    """On a pseudo-terminal; the error's first word is red."""
-    main, side = pty.openpty()
-    environ = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
-    command = [sys.executable, "-m", "harness", "rank", "--images", "gone", *flags]
-    with subprocess.Popen(command, stderr=side, env=environ | {"TERM": "xterm"}) as process:
-        os.close(side)
-        text = read_to_end(main)
-    assert process.returncode == 2
-    assert (b"\x1b[1;31mpatchrank: error:" in text) == coloured
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ten seconds pass between two looks at the clock."""
@@ -122,11 +93,3 @@ def test_on_a_terminal_there_are_bars_that_go_away():
     for text in ("rows on folder-[bold]", "8/12", "folder-[red]", "7/12", "500.0 kB/1.0 MB"):
         assert text in shown
     assert "\x1b[2K" in shown[-20:]
-
-
-def test_in_a_pipe_downloads_are_named_and_nowhere_nothing(capsys):
-    work(None)
-    assert capsys.readouterr() == ("", "")
-    console = Console(file=io.StringIO(), width=100)
-    work(console)
-    assert console.file.getvalue().splitlines() == ["folder-[red]: 4 of 12 images are there", "downloading x.tgz"]

@@ -15,11 +15,9 @@ MEBIBYTE = 2**20
 
 @pytest.mark.parametrize(("ask", "match"), [
     (lambda: get_dataset("fasion"), r"'fasion'.*'fashion'.*patchrank list"),
-    (lambda: get_dataset("folder:"), "'folder:'.*folder:PATH"),
     (lambda: get_dataset("folder-parted-x"), "'folder-parted-x'.*folder-parted:PATH"),
     (lambda: get_dataset("fashion").split("dev"), "train, val, test, got 'dev'"),
     (lambda: get_dataset("fashion").split("final"), "patchrank study final"),
-    (lambda: get_dataset("emoji-names").labels("final"), "'emoji-names'.*'final'"),
     (lambda: get_dataset("emoji-names").released(), "'emoji-names'.*'final'"),
     (lambda: get_dataset("fashion").split("train").variant(-1), "got -1"),
     (lambda: get_dataset("photos").with_templates(["a {}"]), "--templates: 'photos'"),

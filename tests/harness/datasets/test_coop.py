@@ -101,21 +101,16 @@ def test_images_that_are_missing_or_damaged(make: Make):
 
 @pytest.mark.parametrize(("content", "match"), [
     ("{", "JSON"),
-    ("[" * 100_000, "JSON"),
     ([], "got <class 'list'>"),
     ({"train": [], "test": []}, r"\['test', 'train'\]"),
     (lists() | {"val": {}}, "val .*{}"),
     (lists() | {"test": []}, "test has no images"),
-    (lists("val", 2, "a.jpg"), r"val\[2\] is 'a.jpg'"),
     (lists("val", 2, ["a.jpg", "0", "bag"]), r"val\[2\] is \['a.jpg', '0'"),
-    (lists("val", 2, ["a.jpg", True, "bag"]), r"val\[2\] is"),
     (lists("val", 2, ["a\0.jpg", 1, "bag"]), "is no path of an image"),
-    (lists("val", 2, ["a.jpg", 3, "_"]), r"class name ' \(label 3\)' can't"),
     (lists("val", 2, ["a.jpg", 3, "a\x1b[2J"]), r"class name 'a\\x1b\[2J"),
     (lists("test", 0, ["a.jpg", 1, "dog"]), "label 1 is both 'bag' and 'dog'"),
     (lists("test", 0, ["a.jpg", 3, "bag"]), r"'bag \(label 1\)' and 'bag \(label 3\)'"),
     (lists("test", 0, ["a.jpg", 4, "dog"]), "3 is missing"),
-    (lists("test", 0, ["a.jpg", -1, "dog"]), "3 is missing"),
     (lists("test", 0, lists()["test"][1]), "'ankle_boot/test_1.png' is in test and again in test"),
     (lists("test", 0, ["./bag//train_0.png", 1, "bag"]), "'bag/train_0.png' is in train and again in test"),
     *((lists("train", 3, [path, 1, "bag"]), r"train\[3\]: path '.*x.png'")

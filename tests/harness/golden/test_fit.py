@@ -236,11 +236,7 @@ def test_damaged_files_are_made_again(harm: Callable[[Path], Any], compute, pass
     assert files() == [tokens]
 
 
-@pytest.mark.parametrize(
-    ("place", "name", "error"),
-    [(os, "fsync", OSError(28, "No space left"))],
-    ids=["full disk"],
-)
+@pytest.mark.parametrize(("place", "name", "error"), [(os, "fsync", OSError(28, "No space left"))], ids=["full disk"])
 def test_what_ends_a_computation_leaves_nothing(
     place: Any, name: str, error: BaseException, compute: Compute, monkeypatch
 ):

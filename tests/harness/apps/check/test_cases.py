@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from by_hand import replace
 
 from harness.apps.check.cases import (
     BATCHES,
@@ -27,14 +26,6 @@ def test_the_first_row_of_a_name_says_the_defaults(record, dense: Record):
     names = ["dense", "tome30", "tome30 reduce_at=[2,4]"]
     assert [row.name for row in case.rows["fashion"]] == names
     assert (case.tower, case.image_count) == ("clip_vit_s14.imgfocus_lit", 40)
-
-
-def test_the_newest_record_of_a_row_counts(record, dense: Record):
-    [case] = cases_of([dense, record(margin=0.1), record(margin=0.2)], "mine.jsonl")
-    assert [row.record.mean("margin") for row in case.rows["fashion"] if row.record] == [0.05, 0.2]
-    # Other numbers of images are other cases.
-    other = replace(dense, image_count=8, correct_bits="bits:fc", top1=0.75)
-    assert len(cases_of([dense, record(), other], "mine.jsonl")) == 2
 
 
 @pytest.mark.parametrize(("changed", "complaint"), [

@@ -66,19 +66,6 @@ def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run, f
     assert [record.method for record in read_records(file)] == ["dense", "random", "clsattn"]
 
 
-def test_a_failed_update_leaves_the_expectation_as_it_was(run, file: Path, monkeypatch):
-    before = file.read_bytes()
-
-    def full(*given: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("harness.apps.check.check.write_whole", full)
-    with pytest.raises(OSError, match="disk full"):
-        run(str(file), "--update", "--rounds", "1")
-    assert file.read_bytes() == before
-    assert [path.name for path in file.parent.glob("*mine*")] == ["mine.jsonl"]
-
-
 def test_shuffled_answers_are_told_by_row(run, file: Path):
     first, *rest = read_records(file)
     wrong = ~first.correct
@@ -91,19 +78,12 @@ def test_shuffled_answers_are_told_by_row(run, file: Path):
 
 @pytest.mark.parametrize(("words", "message"), [
     ("--limit 5", "--limit without --update: a check measures what the expectation did"),
-    ("--full", "--full without --update"),
-    ("--dtype bfloat16", "--dtype without --update"),
-    ("--batches 1", "--batches without --update"),
     ("--update --model clip_vit_s14", "--model with --update and no FILE"),
-    ("--update --limit 5", "--limit with --update and no FILE"),
     ("a.jsonl b.jsonl --update --limit 5", "--update of several FILEs with other rows"),
     ("a.jsonl --update --limit 0", "--limit 0: expected a number from 1"),
-    ("a.jsonl --update --batches 0", "--batches 0: expected a number from 1"),
     ("a.jsonl --update --dtype float3", "--dtype 'float3': did you mean 'float32'"),
-    ("--rounds 0", "--rounds 0: expected a number from 1"),
     ("--keeps 2", r"--keeps 2: expected fractions in \(0, 1\]"),
     ("--slower 0.5", "--slower 0.5: expected a factor from 1"),
-    ("--images -1", "--images -1: expected a number from 0"),
     ("--methods evitt", "method 'evitt': did you mean 'evit'"),
     ("--dataset cifar", "--dataset: the expectation has no such row; it is of clip_vit_s14"),
 ])  # fmt: skip
@@ -124,11 +104,4 @@ def test_what_can_not_be_written_is_told_first(words: str, message: str, monkeyp
     monkeypatch.setattr("harness.apps.check.check.measure", None)
     args = build_parser().parse_args(["check", *words.format(tmp_path).split()])
     with pytest.raises(OSError, match=message):
-        run_check(args, Console(quiet=True))
-
-
-def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(monkeypatch):
-    monkeypatch.setattr("harness.apps.check.check.git_commit", lambda: None)
-    args = build_parser().parse_args(["check", "--update"])
-    with pytest.raises(ValueError, match="takes a checkout; name a FILE for one of your own"):
         run_check(args, Console(quiet=True))

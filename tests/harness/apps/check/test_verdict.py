@@ -7,12 +7,7 @@ import pytest
 from by_hand import part, replace
 
 from harness.apps.check.cases import CheckRow
-from harness.apps.check.verdict import (
-    EXACT,
-    CheckedRow,
-    Tolerances,
-    find_movements,
-)
+from harness.apps.check.verdict import EXACT, CheckedRow, Tolerances, find_movements
 from harness.records.record import Record, Times
 
 RIGHT = np.arange(40) % 4 > 0
@@ -53,14 +48,6 @@ def test_what_is_counted_or_given_may_not_move_at_all(record, field: str, value:
     [one] = between(record(), record(**{field: value}))
     assert (one.quantity, one.expected, one.now) == (field, part(record(), field), value)
     assert (one.by, one.allowed) == (by, "nothing")
-
-
-@pytest.mark.parametrize("names", [("uncounted_operators", ("aten::new",)), ("activations", 5)])
-def test_what_an_earlier_record_did_not_measure_is_not_judged(record, names: Any):
-    name, value = names
-    assert between(record(), record(**{name: value})) == []
-    [one] = between(record(**{name: value}), record())
-    assert (one.quantity, one.now) == (name, None)
 
 
 def test_a_changed_setting_goes_by_its_name(record):

@@ -4,8 +4,7 @@ import io
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.apps.vectors import decode
 from harness.apps.vectors.decode import DecodedChunk, Decoders, prepare
 from harness.apps.vectors.source import PictureFile, open_source
 from harness.datasets.images import decode_image
@@ -94,38 +92,3 @@ def test_a_picture_that_ends_its_process_is_bad_and_no_other(chunks: list[list[P
             if path not in lost:
                 assert np.array_equal(one.pixels[place], other.pixels[place])
                 assert one.wrong.get(place) == other.wrong.get(place)
-
-
-@pytest.mark.slow
-def test_processes_that_cannot_begin_are_told_once():
-    class Unborn(Code):
-        def __reduce__(self) -> Any:
-            return os._exit, (3,)
-
-    with Decoders(1, Unborn("")) as decoders, pytest.raises(ValueError, match=r"end before they begin.*--decoders 0"):
-        decoders.start()
-
-
-def test_no_more_is_read_ahead_than_is_worked_on(chunks: list[list[PictureFile]], monkeypatch):
-    asked: list[int] = []
-
-    def counted() -> Any:
-        for number, chunk in enumerate(chunks):
-            asked.append(number)
-            yield chunk
-
-    class Now:
-        """An executor that works when it is asked."""
-
-        def submit(self, function: Callable[..., Any], chunk: Any) -> Any:
-            future: Future[Any] = Future()
-            future.set_result(prepare(chunk, RESIZED))
-            return future
-
-        def shutdown(self, **_: Any) -> None:
-            pass
-
-    monkeypatch.setattr(decode, "_pool", lambda count, transform: Now())
-    with Decoders(2, RESIZED) as decoders:
-        for done, _ in enumerate(decoders.prepare(counted()), start=1):
-            assert len(asked) - done < decode.AHEAD * 2

@@ -139,7 +139,6 @@ def test_killed_then_stopped_the_same_command_brings_the_same_bytes(
 
 @pytest.mark.parametrize(("facts", "quoted"), [
     ({"batch": 7}, "batch=6 there, 7 wanted"),
-    ({"embedding_dtype": "float32"}, "embedding_dtype='float16' there, 'float32' wanted"),
     ({"how": {"dtype": "bfloat16"}}, "dtype='float32' there, 'bfloat16' wanted"),
     ({"how": {"method": "tome", "keep": 0.5}}, "method=None there, 'tome' wanted"),
 ])  # fmt: skip
@@ -223,7 +222,6 @@ def test_texts_are_in_the_space_of_the_shipped_tower(texts: Path):
     ("embed", "nothing to embed: give a folder of pictures"),
     ("embed gone", "'gone': there is no such file or folder"),
     ("embed gone --texts other", "--texts 'other' with 'gone'"),
-    ("embed --texts other --image-column jpg", "--texts 'other' with '--image-column'"),
     ("embed . --model clip_vit_s41", "did you mean 'clip_vit_s14'"),
     ("embed . --keep 0.5", "--keep and without --method"),
 ])  # fmt: skip

@@ -137,8 +137,6 @@ def test_lines_of_a_text(tmp_path: Path):
     (["x-{002..001}.tar"], ValueError, r"range \{002\.\.001\} is empty"),
     (["x-{000..003}.tar"], FileNotFoundError, r"x-003\.tar"),
     (["x-000.tar", "0.parquet"], ValueError, "tars and Parquet files at once"),
-    (["notes.txt"], ValueError, r"notes\.txt'.*expected a folder of pictures, tars, Parquet files"),
-    (["x-000.tar", "hfds:here"], ValueError, "'hfds:here' beside others"),
     (["."], ValueError, r"no images below this folder.*for its tar files give"),
     (["broken.parquet"], ValueError, r"broken\.parquet' is no whole Parquet file"),
     (["plain.parquet"], ValueError, r"has no columns of bytes .*caption \(string\)"),
