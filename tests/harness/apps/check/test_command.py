@@ -32,12 +32,19 @@ def run(parts: ClipParts, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     return call
 
 
+_WRITTEN: list[bytes] = []
+
+
 @pytest.fixture
 def file(run: Run, tmp_path: Path) -> Path:
+    """Write an expectation of five rows, measured once for all tests."""
     path = tmp_path / "mine.jsonl"
-    what = ("--model", "clip_vit_b16", "--dataset", "toy", "--keeps", "0.5", "--limit", "12")
-    methods = ("--methods", "random", "tome", "evit:fuse=true")
-    assert run(str(path), "--update", *what, *methods, "--rounds", "1").code == 0
+    if not _WRITTEN:
+        what = ("--model", "clip_vit_b16", "--dataset", "toy", "--keeps", "0.5", "--limit", "12")
+        methods = ("--methods", "random", "tome", "evit:fuse=true")
+        assert run(str(path), "--update", *what, *methods, "--rounds", "1").code == 0
+        _WRITTEN.append(path.read_bytes())
+    path.write_bytes(_WRITTEN[0])
     return path
 
 
@@ -52,9 +59,7 @@ def test_flags_take_some_rows_and_the_dense_one(run, file: Path):
     # The toy's last class has no word, so it takes more of its images to leave 12.
     assert {record.image_count for record in read_records(file)} == {12}
     assert run(str(file), "--no-latency", "--methods", "random").data["rows"] == 2
-    assert run(str(file), "--no-latency", "--methods", "evit").data["rows"] == 3
     assert run(str(file), "--no-latency", "--keeps", "0.25").data["rows"] == 1
-    assert run(str(file), "--no-latency", "--model", "anything").data["rows"] == 5
 
 
 def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run, file: Path):
@@ -71,7 +76,9 @@ def test_shuffled_answers_are_told_by_row(run, file: Path):
     wrong = ~first.correct
     changed = replace(first, top1=Measured(mean=float(wrong.mean()), low=0.0, high=1.0, values=pack(wrong)))
     file.write_bytes(record_lines([changed, *rest]))
-    moved = run(str(file), "--no-latency").data["moved"]
+    shown = run(str(file), "--no-latency")
+    moved = shown.data["moved"]
+    assert shown.code == 1
     assert {one["row"] for one in moved} == {"dense"}
     assert "answers flipped" in {one["quantity"] for one in moved}
 
