@@ -134,7 +134,6 @@ class Table:
     notes: Sequence[str] = ()  # lines below
     models: Sequence[str] = ()  # of each row, for a page that tells their settings
     settings: Sequence[dict[str, Any]] | None = None  # of each model; None if told elsewhere
-    narrow_caption: str | None = None  # of the narrow form, if it is another one
 
     @staticmethod
     def of(
@@ -191,8 +190,7 @@ class Table:
     def form(self, form: Form = "wide") -> RichTable:
         """Return one form for the terminal. Text is escaped: files of others can't steer it."""
         places = self.places(form)
-        own = self.narrow_caption if form == "narrow" else None
-        caption = self.caption if own is None else own
+        caption = self.caption
         if len(places) < len(self.places("wide")):
             caption = "; ".join(filter(None, (caption.removesuffix("."), ALL_COLUMNS)))
         table = RichTable(

@@ -3,7 +3,7 @@
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from itertools import groupby, takewhile
+from itertools import chain, groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,8 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     from harness.records.conditions import GOLDEN
     from harness.records.record import RECORDS, earlier, record_values, write_records
     from harness.report.folder import write_report
-    from harness.report.tables import comparison_table, matched_table, shots_apart
+    from harness.report.groups import group_records, shot_columns
+    from harness.report.tables import comparison_table, matched_table, shot_table
 
     path, progress = args.output / RECORDS, Progress(status)
     # Where cost counts, all but the oracle, which has none.
@@ -149,7 +150,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
                     yield matched_table(matched(group, plan.match_to, plan.timed_batch))
                 groups.append(group)
                 if group[0].shots == plan.shots[-1]:
-                    yield from shots_apart(groups)
+                    yield from map(shot_table, shot_columns(group_records(chain.from_iterable(groups))))
                     groups = []
             update(done := done + 1)
         if more is not None:

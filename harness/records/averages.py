@@ -210,7 +210,7 @@ class Judged:
         return self.families[metric].mark(row.identity) if metric in self.families else ""
 
 
-def judged(
+def judge_rows(
     rows: Sequence[Average], reference: str = REFERENCE, heading: Callable[[Metric], str] = attrgetter("title")
 ) -> Judged | None:
     """Say which rows differ clearly; None where there is nothing to compare with.

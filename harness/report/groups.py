@@ -16,7 +16,7 @@ from harness.records.averages import (
     Average,
     Judged,
     averages,
-    judged,
+    judge_rows,
     judged_on,
     matched,
     protocol,
@@ -27,10 +27,12 @@ from harness.records.averages import (
 from harness.records.conditions import DENSE, GOLDEN, MATCHED, RANDOM
 from harness.records.metrics import METRICS
 from harness.records.record import CONDITIONS, Record, Times, differing
-from harness.report.tables import BY_COLUMN, by_shots, matched_table, report_columns, shot_tables, table_of
+from harness.report.tables import matched_table, report_columns, shot_table, table_of
 from harness.report.writers import markdown
 
 Conditions = tuple[Hashable, ...]
+# What a column of a table of shots differs in from another, with what follows from it.
+BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "classes_judged", "images_sha256")
 # What a heading names; where other conditions differ, the heading names those, too.
 _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens", "recovered")
 # Which images, and how large: named only where nothing else differs, as others imply them.
@@ -66,9 +68,9 @@ class Group:
         return self.rows[0].first
 
     @functools.cached_property
-    def judged(self) -> Judged | None:
+    def family(self) -> Judged | None:
         """Which rows differ clearly, all judged together; None where there is nothing to compare with."""
-        return judged(self.rows)
+        return judge_rows(self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,19 +226,15 @@ def _time_facts(record: LatencyRecord) -> dict[str, Any]:
 
 
 def sections(report: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
-    """Yield a table per group, with one at equal time if rows were matched so, and then numbers of shots.
+    """Yield a table per group, with one at equal time if rows were matched so, and then those of shots.
 
     A summary lacks details; marks tell the differences to dense that are clear with all rows judged
     together.
     """
-    settings = _by_setting(report)
     for group in report.groups:
         yield _section(group, summary=summary, marked=marked)
         yield from _at_equal_time(group)
-        same = settings[group.setting]
-        if group is same[-1]:
-            for columns in apart(same):
-                yield from shot_tables([each.rows for each in columns], marked=marked)
+    yield from map(shot_table, shot_columns(report))
 
 
 def _at_equal_time(group: Group) -> Iterator[Table]:
@@ -314,43 +312,28 @@ def _brief_table(groups: Sequence[Group]) -> Table | None:
     )
 
 
-def apart(groups: Sequence[Group]) -> list[list[Group]]:
-    """Return groups of one setting such that none has a number of shots twice.
-
-    Runs may have judged the same shots on other images or with other seeds; those don't share a
-    table. One that still would is left out of it.
-    """
-    if _distinct(groups):
-        return [list(groups)]
-    counts = dict.fromkeys(group.first.image_count for group in groups)
-    shares = [[g for g in groups if g.first.image_count == count] for count in counts]
-    return [share for share in shares if _distinct(share)]
-
-
-def _distinct(groups: Sequence[Group]) -> bool:
-    kinds = [(g.first.shots, g.first.tuning, g.first.prompt_tokens) for g in groups]
-    return len(set(kinds)) == len(kinds)
-
-
 def shot_columns(report: Grouped) -> list[list[Sequence[Average]]]:
-    """Return what tables of shots are made of, one entry per table, shots rising."""
+    """Return, for each kind of tuning, rows of groups that differ in shots alone, shots rising.
+
+    What is by text begins every kind. There are at least two columns; and none if runs have a number of shots
+    twice, on other images or with other seeds.
+    """
+    alike: dict[tuple[Hashable, ...], list[Group]] = {}
+    for group in report.groups:
+        if group.first.shots:
+            alike.setdefault((group.setting, group.first.tuning, group.first.prompt_tokens), []).append(group)
+    by_text = [group for group in report.groups if not group.first.shots]
+    every = [[*(one for one in by_text if one.setting == setting), *own] for (setting, *_), own in alike.items()]
+    counts = [[group.first.shots for group in same] for same in every]
     return [
-        table
-        for same in _by_setting(report).values()
-        for columns in apart(same)
-        for table in by_shots([group.rows for group in columns])
+        [group.rows for group in sorted(same, key=lambda group: group.first.shots)]
+        for same, own in zip(every, counts, strict=True)
+        if 1 < len(own) == len(set(own))
     ]
 
 
-def _by_setting(report: Grouped) -> dict[Hashable, list[Group]]:
-    settings: dict[Hashable, list[Group]] = {}
-    for group in report.groups:
-        settings.setdefault(group.setting, []).append(group)
-    return settings
-
-
 def _section(group: Group, *, summary: bool, marked: bool) -> Table:
-    family, about = group.judged if marked else None, _about(group)
+    family, about = group.family if marked else None, _about(group)
     columns = report_columns(group.rows, family=family, summary=summary)
     if marked:  # on a page, which scrolls, what a first look needs is in sight
         first = {column.heading for column, _ in report_columns(group.rows, summary=True)}

@@ -20,7 +20,7 @@ from harness.records.record import Record
 from harness.studies import predictors, pruning, tuning
 from harness.studies.spec import PredictorSpec, RankingSpec, Study, StudyCase, StudyConfig, StudyLine
 from harness.studies.tables import StudyTable, compare_lines
-from harness.studies.workshop import ReadyLine, Spec, Workshop, get_tower, judged_dataset, needs
+from harness.studies.workshop import ReadyLine, Spec, Workshop, get_tower, needs, open_dataset
 from zoo.core.messages import expected
 
 LISTED = "patchrank study --help"  # shows all studies
@@ -66,7 +66,7 @@ def cases(study: Study, shop: Workshop) -> dict[str, tuple[Dataset, list[StudyLi
         ValueError: no dataset has the labels that it needs, or one is judged by images that tokens are learned from.
     """
     config, usable = shop.config, []
-    datasets = [judged_dataset(config, name) for name in config.datasets]
+    datasets = [open_dataset(config, name) for name in config.datasets]
     for dataset in datasets:
         if dataset.labelled or not study.labels:
             usable.append(dataset)

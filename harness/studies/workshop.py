@@ -375,7 +375,7 @@ def get_tower(model: str) -> Tower:
     return tower
 
 
-def judged_dataset(config: StudyConfig, name: str) -> Dataset:
+def open_dataset(config: StudyConfig, name: str) -> Dataset:
     """Return a dataset, its split ``final`` released where the study judges by it."""
     dataset = get_dataset(name)
     return dataset.released() if config.split == "final" else dataset

@@ -132,7 +132,7 @@ def test_parted_folders_share_classes_out_by_bytes_alone(make: Make):
         (folder / "one" / name).write_bytes((folder / "many" / name).read_bytes())
     after = FolderParted(folder)
     assert {s: {e.image.tobytes() for e in after.split(s)} for s in SPLITS} == before
-    with pytest.raises(ValueError, match=f"--dataset folder:{folder}` .*folder-parted:{folder}, "):
+    with pytest.raises(ValueError, match=f"check --dataset folder:{folder}` .*folder-parted:{folder}, "):
         draw(FolderDataset(folder), 4, seed=0)
 
 
