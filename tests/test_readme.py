@@ -57,9 +57,9 @@ def test_the_tables_of_the_final_split_are_what_the_command_writes_of_the_record
     records = read_records(RESULTS / "final.jsonl.gz")
     groups = [list(group) for _, group in groupby(records, key=lambda record: record.dataset)]
     assert len(groups) == 6  # three datasets at equal keep rates, then at equal GFLOPs
-    parts = [[comparison_table(group)] for group in groups[:3]]
-    parts += [[comparison_table(group), matched_table(matched(group, "patchrank"))] for group in groups[3:]]
-    tables = [replace(part, title=f"{part.title}; commit {records[0].git_commit}") for each in parts for part in each]
+    parts = [comparison_table(group) for group in groups[:3]]
+    parts += [matched_table(matched(group, "patchrank")) for group in groups[3:]]
+    tables = [replace(part, title=f"{part.title}; commit {records[0].git_commit}") for part in parts]
     page = (RESULTS / "final.md").read_text(encoding="utf-8")
     assert f"<!-- final -->\n{markdown(tables).strip()}\n<!-- end -->" in page
 

@@ -1,7 +1,6 @@
 """What a reader asks first: what is saved without a clear loss, what wins."""
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,11 +33,6 @@ class Cost:
     def name(self) -> str:
         """Its name in files and data, such as ``ratio_batch32``."""
         return "gflops" if self.batch is None else f"ratio_batch{self.batch}"
-
-    @property
-    def heading(self) -> str:
-        """What a column of it is called."""
-        return METRICS["gflops"].heading if self.batch is None else f"time, batch {self.batch}"
 
     @property
     def words(self) -> str:
@@ -92,11 +86,7 @@ class Front:
 
     def of(self, row: Average) -> Standing | None:
         """Return where a row stands; None where it lacks the cost."""
-        return self._by_row.get(row.identity)
-
-    @functools.cached_property
-    def _by_row(self) -> dict[str, Standing]:
-        return {one.row.identity: one for one in self.standings}
+        return next((one for one in self.standings if one.row.identity == row.identity), None)
 
     @property
     def contenders(self) -> dict[str, list[Standing]]:
@@ -246,11 +236,11 @@ def headline(short: Sequence[Highlights]) -> list[str]:
             verdicts.setdefault((ahead, front.metric, front.cost), []).append((_set_name(one, short), front, one))
     lines = []
     for (ahead, metric, cost), own in sorted(verdicts.items(), key=lambda one: not one[0][0]):
-        where = list_words([name for name, _, _ in own], NAMED, "set")
+        where = list_words([name for name, _, _ in own])
         by = f"{qualities()[metric][0].lower()} by {cost.words}"
         if not ahead:
             methods = list(dict.fromkeys(name for _, front, _ in own for name in front.unbeaten))
-            rows = list_words(methods, NAMED, "method")
+            rows = list_words(methods)
             lines.append(f"No method is clearly ahead on {where}: in {by}, rows of {rows} are unbeaten.")
             continue
         lines.append(f"{ahead} is clearly ahead on {where}, in {by}.")
@@ -266,16 +256,11 @@ def _set_name(one: Highlights, short: Sequence[Highlights]) -> str:
     return f"{first.dataset} ({more})" if more else first.dataset
 
 
-def _points(difference: Interval, words: str) -> str:
-    estimate, low, high = (100 * number for number in difference)
-    return f"{estimate:+.1f} {words} [{low:+.1f}, {high:+.1f}]"
-
-
-def list_words(names: Sequence[str], most: int, noun: str, comma: str = ", ") -> str:
-    """List names in a sentence; beyond ``most``, say how many more there are."""
-    if len(names) > most:
-        return f"{comma.join(names[:most])} and {count_of(len(names) - most, f'more {noun}')}"
-    return " and ".join(filter(None, [comma.join(names[:-1]), *names[-1:]]))
+def list_words(names: Sequence[str]) -> str:
+    """List names in a sentence; beyond the first few, say how many more there are."""
+    if len(names) > NAMED:
+        return f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> dict[Verdict, str]:
@@ -287,7 +272,7 @@ def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> dict[Ver
         by = "" if one.by is None else f" (by {row_name(one.by, names)})"
         every.setdefault(one.verdict, []).append(f"{row_name(one.row, names)}{by}")
     order: tuple[Verdict, ...] = ("front", "open", "beaten")
-    return {verdict: f"{words[verdict]}: {_first_of(every[verdict])}." for verdict in order if verdict in every}
+    return {verdict: f"{words[verdict]}: {list_rows(every[verdict])}." for verdict in order if verdict in every}
 
 
 def row_name(row: Average, names: Mapping[str, str]) -> str:
@@ -296,12 +281,8 @@ def row_name(row: Average, names: Mapping[str, str]) -> str:
     return name if row.method == DENSE else f"{name} {100 * row.keep:.3g} %"
 
 
-def row_names(rows: Iterable[Average], names: Mapping[str, str]) -> str:
-    """List rows."""
-    return _first_of([row_name(row, names) for row in rows])
-
-
-def _first_of(rows: Sequence[str]) -> str:
+def list_rows(rows: Sequence[str]) -> str:
+    """List names of rows, the first of them."""
     more = f" and {len(rows) - _ROWS} more (`report --json` has all)" if len(rows) > _ROWS else ""
     return f"{', '.join(rows[:_ROWS])}{more}"
 
@@ -338,9 +319,10 @@ def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str
     least = max(alike, key=lambda row: row.mean("top1"))
     assert least.to_dense is not None
     spent = least.mean("gflops")
+    points, low, high = (100 * number for number in least.to_dense)
     text = (
         f"Fewest GFLOPs without a clear loss to dense ({100 * dense.top1.estimate:.1f} %): {row_name(least, names)}, "
-        f"{_points(least.to_dense, 'points')}, {spent:.2f} GFLOPs, {100 * (1 - spent / whole):.0f} % fewer"
+        f"{points:+.1f} points [{low:+.1f}, {high:+.1f}], {spent:.2f} GFLOPs, {100 * (1 - spent / whole):.0f} % fewer"
     )
     for timed in least.latency:
         if timed.ratio is not None:

@@ -260,15 +260,10 @@ def _matrix_picture(group: TracedGroup) -> TracePicture:
 
 
 def _describe_matrix(rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], ImageMean]) -> str:
-    """Say how each row agrees with the golden ranking, and which others agree most and least."""
-    means = {pair: tau.mean for pair, tau in agreements.items()}
+    """Say how each pair of rows agrees."""
     names = [label(row, rows) for row in rows]
-    parts = [f"{names[i]} and {names[j]} {_number(mean)}" for (i, j), mean in means.items() if rows[i].golden]
-    others = [(mean, i, j) for (i, j), mean in means.items() if not rows[i].golden and mean is not None]
-    for how, choose in (("most", max), ("least", min)) if others else ():
-        mean, i, j = choose(others)
-        parts.append(f"{names[i]} and {names[j]} agree {how} of the others, {_number(mean)}")
-    return f"Kendall τ-b with {keeps(rows)}: {', '.join(parts) or 'none is defined'}."
+    pairs = (f"{names[i]} and {names[j]} {_number(tau.mean)}" for (i, j), tau in agreements.items())
+    return f"Kendall τ-b with {keeps(rows)}: {', '.join(pairs)}."
 
 
 def _number(tau: float | None) -> str:
