@@ -31,8 +31,7 @@ def _compare_flags(parser: CommandParser) -> None:
     what.add_argument("--model", default=list(Plan.models), help=text, **several)
     flags.methods(what, None, "default: all but other papers'; see `list`")
     flags.keeps(what, list(Plan.keeps))
-    text = "gflops or time: rows of equal cost, not keep"
-    what.add_argument("--match", metavar="WHAT", help=text)
+    what.add_argument("--match", metavar="WHAT", help="gflops or time: rows of equal cost, not keep")
     text = "others' fidelity is compared with its; with --match they meet its cost"
     what.add_argument("--match-to", metavar="METHOD", default=Plan.match_to, help=text)
     flags.fields(what, Plan, match_batch="images per call, where time is matched")
@@ -54,8 +53,7 @@ def _compare_flags(parser: CommandParser) -> None:
     files = parser.add_argument_group("files")
     flags.fresh(files)
     flags.output(files, "results", "folder of the run")
-    text = "images of each dataset whose kept patches are stored; 0: none"
-    flags.number(files, "--traces", TRACED, text)
+    flags.number(files, "--traces", TRACED, "images of each dataset whose kept patches are stored; 0: none")
     text = "store no small copies of these images"
     files.add_argument("--no-thumbnails", dest="thumbnails", action="store_false", help=text)
 
@@ -224,10 +222,8 @@ def _latency_flags(parser: CommandParser) -> None:
     flags.random_weights(what, "none are loaded; times don't depend on them")
     how = parser.add_argument_group("conditions")
     usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (CPU_BATCHES, CUDA_BATCHES))
-    text = f"images per call; default: {usual}, on CUDA {on_cuda}"
-    flags.number(how, "--batches", None, text, nargs="+")
-    text = "pixels a side; default: the tower's own"
-    flags.number(how, "--image-sizes", [], text, nargs="+", metavar="N")
+    flags.number(how, "--batches", None, f"images per call; default: {usual}, on CUDA {on_cuda}", nargs="+")
+    flags.number(how, "--image-sizes", [], "pixels a side; default: the tower's own", nargs="+", metavar="N")
     text = "float32, bfloat16 or float16"
     dtypes, ways = list(LatencyPlan.dtypes), list(LatencyPlan.ways)
     how.add_argument("--dtypes", nargs="+", metavar="DTYPE", default=dtypes, help=text)

@@ -97,8 +97,8 @@ class TimedGroup:
 def group_records(records: Iterable[Record]) -> Grouped:
     """Share records out to groups, so that no table mixes conditions.
 
-    A row that was measured several times under the same conditions counts once, as it was last.
-    Means over seeds are of the same seeds in all rows of a group.
+    A row that was measured several times under the same conditions counts once, as it was last. Means over seeds are of
+    the same seeds in all rows of a group.
 
     Raises:
         ValueError: no records.
@@ -228,8 +228,7 @@ def _time_facts(record: LatencyRecord) -> dict[str, Any]:
 def sections(report: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
     """Yield a table per group, with one at equal time if rows were matched so, and then those of shots.
 
-    A summary lacks details; marks tell the differences to dense that are clear with all rows judged
-    together.
+    A summary lacks details; marks tell the differences to dense that are clear with all rows judged together.
     """
     for group in report.groups:
         yield _section(group, summary=summary, marked=marked)
@@ -264,9 +263,8 @@ def equal_time_tables(report: Grouped) -> list[Table]:
 def brief_tables(report: Grouped) -> list[Table]:
     """Return a table per tower and conditions with a method's row at the highest keep rate, nearest to dense first.
 
-    1 - cosine is of the first images without labels, if there are any, and top-1 of the first
-    images with labels. Rows with training or at equal time have no place in it, random pruning and
-    the golden ranking neither.
+    1 - cosine is of the first images without labels, if there are any, and top-1 of the first images with labels. Rows
+    with training or at equal time have no place in it, random pruning and the golden ranking neither.
     """
     alike: dict[Hashable, list[Group]] = {}
     for group in report.groups:
@@ -315,8 +313,8 @@ def _brief_table(groups: Sequence[Group]) -> Table | None:
 def shot_columns(report: Grouped) -> list[list[Sequence[Average]]]:
     """Return, for each kind of tuning, rows of groups that differ in shots alone, shots rising.
 
-    What is by text begins every kind. There are at least two columns; and none if runs have a number of shots
-    twice, on other images or with other seeds.
+    What is by text begins every kind. There are at least two columns; and none if runs have a number of shots twice, on
+    other images or with other seeds.
     """
     alike: dict[tuple[Hashable, ...], list[Group]] = {}
     for group in report.groups:

@@ -16,13 +16,8 @@ import zoo
 
 Build = Callable[..., nn.Module]
 FAMILY = {
-    "dinov2": ("vit_small_patch14_dinov2.lvd142m", {"img_size": 56, "patch_size": 14}),
-    "registers": ("vit_small_patch14_reg4_dinov2.lvd142m", {}),
-    "deit": ("deit_tiny_patch16_224.fb_in1k", {"patch_size": 4, "img_size": 32}),
-    "augreg": ("vit_tiny_patch16_224.augreg_in21k", {"patch_size": 16}),
     "clip": ("vit_base_patch32_clip_quickgelu_224.openai", {"patch_size": 32, "img_size": 128}),
     "qk norm": ("vit_tiny_patch16_224.augreg_in21k", {"qk_norm": True, "init_values": 0.5}),
-    "averaged": ("vit_tiny_patch16_224.augreg_in21k", {"global_pool": "avg", "qkv_bias": False}),
     "dynamic": ("vit_tiny_patch16_224.augreg_in21k", {"dynamic_img_size": True}),
     "swiglu": ("vit_giant_patch14_dinov2.lvd142m", {"mlp_ratio": 2.0}),
     "attn norm": ("vit_tiny_patch16_224.augreg_in21k", {"scale_attn_norm": True}),
@@ -31,7 +26,7 @@ FAMILY = {
 
 
 @pytest.mark.parametrize("kind", FAMILY)
-@pytest.mark.parametrize("method_", ["clsattn", "evit", "rankmerge", "patchrank"])
+@pytest.mark.parametrize("method_", ["clsattn", "rankmerge"])
 @torch.no_grad()
 def test_every_kind_of_tower_is_reduced(kind: str, method_: str, tiny: Build):
     name, overrides = FAMILY[kind]
@@ -52,9 +47,9 @@ def test_every_kind_of_tower_is_reduced(kind: str, method_: str, tiny: Build):
     torch.testing.assert_close(dict(tower.state_dict()), state, rtol=0, atol=0)
 
 
-def test_weights_are_shared_not_copied(method: str, tiny: Build, images: Tensor):
+def test_weights_are_shared_not_copied(tiny: Build, images: Tensor):
     tower = tiny("deit_tiny_patch16_224.fb_in1k")
-    model = zoo.reduce(tower, method=method, keep=0.5)
+    model = zoo.reduce(tower, method="patchrank", keep=0.5)
     theirs, ours = dict(tower.named_parameters()), dict(model.named_parameters())
     assert all(ours[name] is theirs[name] for name in theirs)
     assert all(name.startswith("reducer.") for name in ours.keys() - theirs.keys())
@@ -95,20 +90,17 @@ def test_towers_that_cannot_be_reduced(make: Any, match: str):
     ("base", "method", "options"),
     [
         ("deit_small_patch16_224", "tome", {"keep": 0.5}),
-        ("vit_small_patch14_dinov2", "evit", {"keep": 0.4, "reduce_at": [1, 2], "fuse": True}),
         ("clip_vit_b16_tome50", "evit", {"stage_rate": 0.7, "reduce_at": [1]}),
-        ("clip_vit_b16.openai", "patchrank", {"keep": 0.5, "reduce_at": 2, "width": 8}),
         ("vit_base_patch16_clip_quickgelu_224.openai", None, {}),
     ],
 )
 def test_loads_as_it_was_saved(base: str, method: str | None, options: dict, tmp_path: Path):
-    size = 56 if "dinov2" in base else 64
-    tower = timm.create_model(base, **{**TINY, "img_size": size})
+    tower = timm.create_model(base, **{**TINY, "img_size": 64})
     first = zoo.reduce(tower, method="random", keep=0.3)  # reducing again keeps the first base
     model = zoo.reduce(first, method=method, **options).eval()
     save_for_hf(model, tmp_path, safe_serialization=True)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    images = torch.randn(2, 3, size, size)
+    images = torch.randn(2, 3, 64, 64)
     assert isinstance(loaded, zoo.ReducedViT)
     torch.testing.assert_close(loaded(images), model(images))
     if method is not None:
@@ -120,10 +112,7 @@ def test_loads_as_it_was_saved(base: str, method: str | None, options: dict, tmp
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("b16.laion2b", {}),
     ("b16_patchrank60.openai", {"keep": 0.4, "reduce_at": [1, 3], "arch": "mlp", "width": 16, "rescore": True}),
-    ("b16_patchrank60.openai", {"arch": "mixer", "schedule": "linear"}),
-    ("b16_clsattn60.openai", {"keep": 0.45, "source": "previous", "reduce_at": 2}),
     ("b16_evit60.laion2b", {"stage_rate": 0.7, "fuse": True, "reduce_at": [0, 2, 4]}),
-    ("b16_tome60.openai", {"r": 5, "proportional": False}),
 ]
 
 

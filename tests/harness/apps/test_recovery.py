@@ -85,18 +85,7 @@ def test_a_run_that_was_killed_goes_on(monkeypatch: pytest.MonkeyPatch):
     assert (digest(trained().path), rounds) == (whole, [1])
 
 
-def test_without_val_images_a_fifth_of_train_is_held_out(toy: Dataset, monkeypatch: pytest.MonkeyPatch):
-    split = toy.split
-    monkeypatch.setattr(toy, "split", lambda name: split("train") if name == "train" else split("val").subset([]))
-    [facts] = trained().datasets
-    assert (facts["images"], facts["held_out"]) == (10, 2)
-    monkeypatch.setattr(toy, "split", lambda name: split("val").subset([0, 1]))
-    sources = replace(TOY, held_out=0)
-    with pytest.raises(ValueError, match="'toy' has 2 images to learn from and 0 to stop by"):
-        train_recovery(NAME, sources, RECIPE, progress=QUIET)
-
-
-@pytest.mark.parametrize("what", ["lora", "tokens"])
+@pytest.mark.parametrize("what", ["tokens"])
 def test_a_row_of_its_own_with_the_right_distance(what: str, dense: zoo.ReducedViT, toy: Dataset, parts: Any):
     file = trained(what)
     records = all_of(replace(PLAN, recoveries=(file.path,), batches=(1,), rounds=1))
@@ -114,14 +103,6 @@ def test_a_row_of_its_own_with_the_right_distance(what: str, dense: zoo.ReducedV
     tokens = 2 if file.parameters and what == "tokens" else 0
     assert mine.tokens_per_block[0] - plain.tokens_per_block[0] == tokens
     assert (mine.mean("gflops") == plain.mean("gflops")) == (tokens == 0)
-
-
-def test_a_patchrank_row_keeps_its_predictor():
-    file = trained(model=f"{ARCH}_patchrank50")
-    plan = replace(PLAN, methods=("patchrank",), recoveries=(file.path,))
-    _, plain, mine = all_of(plan)
-    assert plain.method_config["predictor"] == mine.method_config["predictor"]
-    assert mine.mean("cosine_distance") != plain.mean("cosine_distance")
 
 
 def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):

@@ -54,7 +54,7 @@ def test_flags_have_one_spelling_and_a_help():
 def test_help_and_version_of_the_program_import_nothing_heavy():
     words = [["--version"], ["--help"], [], ["study"], *([name] for name in FAMILIES)]
     code = (
-        f"import sys\nfrom harness.cli import main\nfor words in {words!r}:\n"
+        f"import sys\nfrom harness.cli.entry import main\nfor words in {words!r}:\n"
         "    try:\n        main(words)\n    except SystemExit:\n        pass\n"
         "heavy = {'torch', 'timm', 'numpy', 'zoo', 'pyarrow', 'matplotlib', 'scipy'}\n"
         "assert not heavy & set(sys.modules)"

@@ -20,23 +20,13 @@ from harness.measure.compare import Floor, floor_table
 from harness.records.averages import Average, averages, judge_rows, labels, matched
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
-from harness.records.statistics import (
-    Interval,
-    holm,
-    paired_difference,
-    sign_flip,
-    sign_flip_exact,
-)
+from harness.records.statistics import Interval, holm, paired_difference, sign_flip, sign_flip_exact
 from harness.report.changes import changes_data, pair_runs, tables
 from harness.report.groups import group_records, sections
 from harness.report.highlights import highlights
 from harness.report.page import Report, page
 from harness.report.plots import plots_of
-from harness.report.tables import (
-    comparison_table,
-    matched_table,
-    shot_table,
-)
+from harness.report.tables import comparison_table, matched_table, shot_table
 from harness.report.writers import latex, markdown, records_csv
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
