@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from harness.base.lines import require_appendable
 from harness.base.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
 from harness.base.terminal import printable
-from harness.records.averages import judged_on, protocol, tower_of, uncounted
+from harness.records.averages import describe_uncounted, judged_on, protocol, tower_of
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import Record, measured_alike, read_run
 from harness.records.statistics import (
@@ -91,11 +91,6 @@ class Change:
         return "; ".join(f"{one.name} {one.a!r} in A, {one.b!r} in B" for one in images) or None
 
     @property
-    def proven(self) -> bool:
-        """Whether both say which images they are of; else revision and count have to do."""
-        return None not in (self.a.images_sha256, self.b.images_sha256)
-
-    @property
     def labelled(self) -> bool:
         """Whether both say which images were right, of the same images."""
         return self.a.labelled and self.b.labelled and not self.other_images
@@ -140,8 +135,8 @@ class Change:
     def latency(self) -> dict[int, Interval]:
         """B's ratio to its dense model over A's to its own by batch size; empty unless machine and precision are one.
 
-        Each of the two was timed in turns with its dense model, so a busier machine cancels out.
-        The ends are the furthest that both 95 % intervals allow, which covers at least 90 %.
+        Each of the two was timed in turns with its dense model, so a busier machine cancels out. The ends are the
+        furthest that both 95 % intervals allow, which covers at least 90 %.
         """
         if _differences(self.a, self.b, _MACHINE):
             return {}
@@ -198,16 +193,15 @@ class RunChanges:
     def conditions(self) -> list[tuple[Difference, int]]:
         """Return each condition that differs and in how many pairs it does, in pairs' order."""
         every = [difference for pair in self.pairs for difference in pair.conditions]
-        by_text = {json.dumps(json_values(one), sort_keys=True): one for one in reversed(every)}
-        counts = Counter(json.dumps(json_values(one), sort_keys=True) for one in every)
+        by_text, counts = {str(one): one for one in reversed(every)}, Counter(map(str, every))
         return [(by_text[text], count) for text, count in counts.items()]
 
 
 def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> RunChanges:
     """Pair the rows of two runs.
 
-    A run may have a row several times, under several conditions. Those most alike are paired, and
-    none twice: first by images, then settings, weights, machine and software, then the newer.
+    A run may have a row several times, under several conditions. Those most alike are paired, and none twice: first by
+    images, then settings, weights, machine and software, then the newer.
     """
     # The last counts of records that are measured under the same conditions.
     ours, theirs = (list({measured_alike(one): one for one in run}.values()) for run in (a, b))
@@ -288,7 +282,6 @@ def _pair_values(pair: Change, adjusted: dict[str, float | None]) -> dict[str, A
         "only_b_right": only_b,
         "p_value": pair.p_value,
         "p_value_holm": adjusted["top1"],
-        "images_proven_the_same": pair.proven and not pair.other_images,
         "other_images": pair.other_images,
         "gflops": {"a": pair.a.mean("gflops"), "b": pair.b.mean("gflops")},
         "latency_ratio_to_dense_by_batch": pair.latency,
@@ -328,13 +321,8 @@ def _uncompared(runs: RunChanges) -> Iterator[str]:
             why = printable(pair.other_images)
             yield f"{_name(pair.a)}: accuracy not compared, images or prompts differ: {why}"
         yield from (f"{_name(pair.a)}: cost differs: {cost}" for cost in pair.costs)
-    if lost := uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
+    if lost := describe_uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
         yield printable(lost)
-    if assumed := sum(not pair.proven and not pair.other_images for pair in runs.pairs):
-        yield (
-            f"images taken for the same by revision and count ({_share(assumed, pairs)}): one of "
-            "the two doesn't say which its images are"
-        )
     both = [pair for pair in runs.pairs if pair.a.latency and pair.b.latency]
     if untimed := sum(bool(_differences(pair.a, pair.b, _MACHINE)) for pair in both):
         same = "the same device, device_name, dtype, threads and batch"

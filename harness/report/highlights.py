@@ -1,13 +1,12 @@
 """What a reader asks first: what is saved without a clear loss, what wins."""
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from harness.records.averages import Average, Judged, fidelity_ps, labels, row_p, tower_of
+from harness.records.averages import Average, Judgement, fidelity_ps, labels, row_p, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.metrics import METRICS, Metric
 from harness.records.statistics import Interval, together
@@ -36,11 +35,6 @@ class Cost:
         return "gflops" if self.batch is None else f"ratio_batch{self.batch}"
 
     @property
-    def heading(self) -> str:
-        """What a column of it is called."""
-        return METRICS["gflops"].heading if self.batch is None else f"time, batch {self.batch}"
-
-    @property
     def words(self) -> str:
         """What it is in a sentence."""
         return "GFLOPs" if self.batch is None else f"time at batch {self.batch}"
@@ -64,10 +58,10 @@ class Standing:
     """Where a row stands.
 
     Attributes:
-        verdict: ``beaten``: the best of the rows that cost no more, within 1 %, intervals taken at
-            their worse ends, is clearly better. ``front``: it isn't, and by the estimates no row is
-            as cheap and as good and better in one of the two. ``open``: neither; the images or
-            timings are too few to say. Random pruning, the control, is never on the front.
+        verdict: ``beaten``: the best of the rows that cost no more, within 1 %, intervals taken at their worse ends, is
+            clearly better. ``front``: it isn't, and by the estimates no row is as cheap and as good and better in one
+            of the two. ``open``: neither; the images or timings are too few to say. Random pruning, the control, is
+            never on the front.
         by: the row that clearly beats it.
     """
 
@@ -92,11 +86,7 @@ class Front:
 
     def of(self, row: Average) -> Standing | None:
         """Return where a row stands; None where it lacks the cost."""
-        return self._by_row.get(row.identity)
-
-    @functools.cached_property
-    def _by_row(self) -> dict[str, Standing]:
-        return {one.row.identity: one for one in self.standings}
+        return next((one for one in self.standings if one.row.identity == row.identity), None)
 
     @property
     def contenders(self) -> dict[str, list[Standing]]:
@@ -121,10 +111,9 @@ def standings(
 ) -> list[list[Standing]]:
     """Judge, by each cost, every row that has it and the metric.
 
-    Clearly better is what the test of two rows, `averages.row_p` or `averages.fidelity_ps`, says on
-    the same images, at 5 % by Holm over all pairs of a row and one that could beat it. Of each row
-    only the best of these is tested, and two rows once, so that tests are as many as rows; the others
-    count as not clear.
+    Clearly better is what the test of two rows, `averages.row_p` or `averages.fidelity_ps`, says on the same images, at
+    5 % by Holm over all pairs of a row and one that could beat it. Of each row only the best of these is tested, and
+    two rows once, so that tests are as many as rows; the others count as not clear.
     """
     priced: list[Priced] = [
         [(row, price, good) for row in rows if (price := cost(row)) and (good := _quality(row, metric)) is not None]
@@ -233,9 +222,8 @@ def highlights(group: Group) -> Highlights:
 def headline(short: Sequence[Highlights]) -> list[str]:
     """Say which method is clearly ahead, at which cost and on which sets, or that none is.
 
-    A method is clearly ahead in a group if every row of the others is clearly beaten and not every
-    one of its own is. Rows are judged by nearness to dense where it was measured, and by time where
-    it was, at the largest batch size.
+    A method is clearly ahead in a group if every row of the others is clearly beaten and not every one of its own is.
+    Rows are judged by nearness to dense where it was measured, and by time where it was, at the largest batch size.
     """
     verdicts: dict[tuple[str, Metric, Cost], list[tuple[str, Front, Highlights]]] = {}  # by the method that is ahead
     for one in short:
@@ -246,11 +234,11 @@ def headline(short: Sequence[Highlights]) -> list[str]:
             verdicts.setdefault((ahead, front.metric, front.cost), []).append((_set_name(one, short), front, one))
     lines = []
     for (ahead, metric, cost), own in sorted(verdicts.items(), key=lambda one: not one[0][0]):
-        where = list_words([name for name, _, _ in own], NAMED, "set")
+        where = list_words([name for name, _, _ in own])
         by = f"{qualities()[metric][0].lower()} by {cost.words}"
         if not ahead:
             methods = list(dict.fromkeys(name for _, front, _ in own for name in front.unbeaten))
-            rows = list_words(methods, NAMED, "method")
+            rows = list_words(methods)
             lines.append(f"No method is clearly ahead on {where}: in {by}, rows of {rows} are unbeaten.")
             continue
         lines.append(f"{ahead} is clearly ahead on {where}, in {by}.")
@@ -266,16 +254,11 @@ def _set_name(one: Highlights, short: Sequence[Highlights]) -> str:
     return f"{first.dataset} ({more})" if more else first.dataset
 
 
-def _points(difference: Interval, words: str) -> str:
-    estimate, low, high = (100 * number for number in difference)
-    return f"{estimate:+.1f} {words} [{low:+.1f}, {high:+.1f}]"
-
-
-def list_words(names: Sequence[str], most: int, noun: str, comma: str = ", ") -> str:
-    """List names in a sentence; beyond ``most``, say how many more there are."""
-    if len(names) > most:
-        return f"{comma.join(names[:most])} and {count_of(len(names) - most, f'more {noun}')}"
-    return " and ".join(filter(None, [comma.join(names[:-1]), *names[-1:]]))
+def list_words(names: Sequence[str]) -> str:
+    """List names in a sentence; beyond the first few, say how many more there are."""
+    if len(names) > NAMED:
+        return f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> dict[Verdict, str]:
@@ -287,7 +270,7 @@ def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> dict[Ver
         by = "" if one.by is None else f" (by {row_name(one.by, names)})"
         every.setdefault(one.verdict, []).append(f"{row_name(one.row, names)}{by}")
     order: tuple[Verdict, ...] = ("front", "open", "beaten")
-    return {verdict: f"{words[verdict]}: {_first_of(every[verdict])}." for verdict in order if verdict in every}
+    return {verdict: f"{words[verdict]}: {list_rows(every[verdict])}." for verdict in order if verdict in every}
 
 
 def row_name(row: Average, names: Mapping[str, str]) -> str:
@@ -296,12 +279,8 @@ def row_name(row: Average, names: Mapping[str, str]) -> str:
     return name if row.method == DENSE else f"{name} {100 * row.keep:.3g} %"
 
 
-def row_names(rows: Iterable[Average], names: Mapping[str, str]) -> str:
-    """List rows."""
-    return _first_of([row_name(row, names) for row in rows])
-
-
-def _first_of(rows: Sequence[str]) -> str:
+def list_rows(rows: Sequence[str]) -> str:
+    """List names of rows, the first of them."""
     more = f" and {len(rows) - _ROWS} more (`report --json` has all)" if len(rows) > _ROWS else ""
     return f"{', '.join(rows[:_ROWS])}{more}"
 
@@ -338,9 +317,10 @@ def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str
     least = max(alike, key=lambda row: row.mean("top1"))
     assert least.to_dense is not None
     spent = least.mean("gflops")
+    points, low, high = (100 * number for number in least.to_dense)
     text = (
         f"Fewest GFLOPs without a clear loss to dense ({100 * dense.top1.estimate:.1f} %): {row_name(least, names)}, "
-        f"{_points(least.to_dense, 'points')}, {spent:.2f} GFLOPs, {100 * (1 - spent / whole):.0f} % fewer"
+        f"{points:+.1f} points [{low:+.1f}, {high:+.1f}], {spent:.2f} GFLOPs, {100 * (1 - spent / whole):.0f} % fewer"
     )
     for timed in least.latency:
         if timed.ratio is not None:
@@ -349,7 +329,7 @@ def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str
     return least, f"{text}. No clear loss isn't no loss: {family.note}."
 
 
-def _loses(row: Average, family: Judged) -> bool:
+def _loses(row: Average, family: Judgement) -> bool:
     """Tell a row that is less accurate by all rows judged together, or by its interval alone.
 
     The second finds more: to overlook a loss is the worse mistake here.

@@ -6,7 +6,6 @@ from itertools import groupby
 from typing import TypeVar
 
 from harness.measure.times import LatencyRecord, short_name
-from harness.measure.timing import VERDICTS
 from harness.records.averages import Average, judged_on, labels, learned, shots_of, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.metrics import METRICS, Metric
@@ -21,8 +20,9 @@ from harness.report.highlights import (
     Standing,
     exact,
     front_notes,
+    list_rows,
     qualities,
-    row_names,
+    row_name,
 )
 from harness.report.tables import short_heading
 
@@ -34,6 +34,8 @@ _LABELLED = 24  # dots of a chart that have their keep rates beside them; of mor
 _NAMES = {"top1": "accuracy", "cosine_distance": "fidelity"}  # of files of plots
 _TOP1 = f"{short_heading(TOP1)}, %"
 _RATIO = "time, × dense"
+_COUNTED = "Multiply-adds are counted, so they have no interval."
+_TIMED = "Below 1 is faster than dense, timed in turns with it. Horizontal bars are the ratios' intervals."
 _FRONT = (
     "Vertical bars are 95 % intervals, of top-1 that of the difference to dense on the same images; beside a dot "
     "stands its keep rate in %, and at the edge random pruning where the axes would be stretched for it. "
@@ -63,6 +65,35 @@ class Plot:
     axis: str = ""  # one of several plots of the same rows, which the page shows one at a time, by this name
 
 
+_OTHERS = {  # title, and what it shows and how to read it
+    "tau_keep": (
+        f"{METRICS['tau'].heading} against keep rate",
+        "Mean over images of Kendall τ between a method's ranking of the patches and the golden "
+        "one: 1 is the same order, 0 (dotted) is no relation. Bars are 95 % bootstrap intervals "
+        "over images. The golden row is left out, as it agrees with itself. High agreement isn't "
+        "high accuracy: look at both.",
+    ),
+    "tokens_per_block": (
+        "Tokens per block",
+        "Tokens that leave each block, class token and learned tokens included; the area below a "
+        "line is about what the blocks cost. Methods that share a line share its name.",
+    ),
+    "shots": (
+        "Top-1 by shots",
+        "Numbers of labelled images per class, evenly spaced; 0 is by text. Bars are 95 % "
+        "intervals: Wilson's for one seed, Student's over several. Rows at one number stand "
+        "side by side so that bars don't hide each other.",
+    ),
+    "ratio_batches": (
+        "Time against batch size",
+        "Time over the dense model's in the same round, as the subcommand latency timed them: "
+        "below 1 (dotted) is faster. Bars are 95 % intervals; one that reaches across 1 shows no "
+        "difference. Batch sizes are evenly spaced, and models at one size stand side by side so "
+        "that bars don't hide each other.",
+    ),
+}
+
+
 def plots_of(
     report: Grouped, short: Sequence[Highlights], times: Sequence[TimedGroup] = (), most: int | None = None
 ) -> list[Plot]:
@@ -70,13 +101,23 @@ def plots_of(
 
     ``most`` is how many charts a plot has at most; None for all.
     """
-    others = (
-        tau_plot(report.groups[:most]),
-        tokens_plot(report.groups[:most]),
-        shots_plot(shot_columns(report), most),
-        batches_plot(times[:most]),
-    )
-    return [*quality_plots(short[:most]), *filter(None, others)]
+    shots = [
+        _shot_chart(columns, keep)
+        for columns in shot_columns(report)
+        for keep in sorted({row.keep for own in columns for row in own if row.method != DENSE}, reverse=True)
+    ]
+    charts: dict[str, Sequence[Chart | None]] = {
+        "tau_keep": [_tau_chart(group) for group in report.groups[:most]],
+        "tokens_per_block": _token_charts(report.groups[:most]),
+        "shots": shots[:most],
+        "ratio_batches": [_batch_chart(group) for group in times[:most]],
+    }
+    others = [
+        Plot(name=name, title=_OTHERS[name][0], about=_OTHERS[name][1], charts=known)
+        for name, own in charts.items()
+        if (known := [chart for chart in own if chart is not None])
+    ]
+    return [*quality_plots(short[:most]), *others]
 
 
 def describe_missing(names: Collection[str]) -> list[str]:
@@ -86,12 +127,6 @@ def describe_missing(names: Collection[str]) -> list[str]:
         for start, (title, flags) in _MEASURED_BY.items()
         if not any(name.startswith(start) for name in names)
     ]
-
-
-def _plot(name: str, title: str, about: str, charts: Sequence[Chart | None]) -> Plot | None:
-    """Return a plot of the charts that there are; None without any."""
-    known = [chart for chart in charts if chart is not None]
-    return Plot(name=name, title=title, about=about, charts=known) if known else None
 
 
 def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
@@ -106,7 +141,7 @@ def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
         Plot(
             name=f"{_NAMES.get(metric.name, metric.name)}_{cost.name}",
             title=_against(metric, cost),
-            about=f"{_cost_words(cost)} {_FRONT.format(better)}",
+            about=f"{_COUNTED if cost.batch is None else _TIMED} {_FRONT.format(better)}",
             charts=[_quality_chart(group, front) for group, front in fronts[metric, cost]],
             axis=_axis(cost),
         )
@@ -116,13 +151,7 @@ def quality_plots(short: Sequence[Highlights]) -> list[Plot]:
 
 
 def _axis(cost: Cost) -> str:
-    return cost.heading if cost.batch is None else f"time at batch {cost.batch}, ratio to dense"
-
-
-def _cost_words(cost: Cost) -> str:
-    if cost.batch is None:
-        return "Multiply-adds are counted, so they have no interval."
-    return "Below 1 is faster than dense, timed in turns with it. Horizontal bars are the ratios' intervals."
+    return cost.words if cost.batch is None else f"{cost.words}, ratio to dense"
 
 
 def _against(metric: Metric, cost: Cost) -> str:
@@ -158,13 +187,15 @@ def _quality_chart(group: Group, front: Front) -> Chart:
     notes = list(front_notes(rows, names).values())
     lacking = [row for row in group.rows if row.identity not in heights and row.mean(metric.name) is not None]
     if lacking:
-        notes.append(f"Without this cost or a difference to dense: {row_names(lacking, names)}.")
+        notes.append(
+            f"Without this cost or a difference to dense: {list_rows([row_name(row, names) for row in lacking])}."
+        )
     dense = [heights[one.row.identity].estimate for one in rows if one.row.method == DENSE]
     heading = _TOP1 if metric == TOP1 else f"{metric.heading} to dense"
     return Chart(
         title=group.name,
         alt=f"{_against(metric, front.cost)}, {group.name}: {len(rows)} rows. {notes[0]}",
-        x_label=f"{front.cost.heading} per image" if front.cost.batch is None else _RATIO,
+        x_label=f"{front.cost.words} per image" if front.cost.batch is None else _RATIO,
         y_label=f"{short_heading(TOP1)} to dense, points" if paired else heading,
         series=_series(rows, lambda one: names[one.row.identity], dot),
         level=dense[0] if dense else None,
@@ -173,17 +204,6 @@ def _quality_chart(group: Group, front: Front) -> Chart:
         aside=RANDOM,
         notes=notes,
     )
-
-
-def tau_plot(groups: Sequence[Group]) -> Plot | None:
-    """Return Kendall tau against keep, a chart per group that has it."""
-    about = (
-        "Mean over images of Kendall τ between a method's ranking of the patches and the golden "
-        "one: 1 is the same order, 0 (dotted) is no relation. Bars are 95 % bootstrap intervals "
-        "over images. The golden row is left out, as it agrees with itself. High agreement isn't "
-        "high accuracy: look at both."
-    )
-    return _plot("tau_keep", f"{METRICS['tau'].heading} against keep rate", about, list(map(_tau_chart, groups)))
 
 
 def _tau_chart(group: Group) -> Chart | None:
@@ -211,18 +231,13 @@ def _tau_chart(group: Group) -> Chart | None:
     )
 
 
-def tokens_plot(groups: Sequence[Group]) -> Plot | None:
-    """Return tokens per block, a chart for each set of rows; datasets share it where all is one."""
+def _token_charts(groups: Sequence[Group]) -> list[Chart]:
+    """Plot tokens per block, a chart for each set of rows; datasets share it where all is one."""
     shared: dict[tuple[tuple[str, tuple[float, ...]], ...], list[str]] = {}
     for group in groups:
         if courses := _courses(group.rows):
             shared.setdefault(tuple(courses.items()), []).append(group.name)
-    about = (
-        "Tokens that leave each block, class token and learned tokens included; the area below a "
-        "line is about what the blocks cost. Methods that share a line share its name."
-    )
-    charts = [_token_chart(dict(courses), names) for courses, names in shared.items()]
-    return _plot("tokens_per_block", "Tokens per block", about, charts)
+    return [_token_chart(dict(courses), names) for courses, names in shared.items()]
 
 
 def _courses(rows: Sequence[Average]) -> dict[str, tuple[float, ...]]:
@@ -256,21 +271,6 @@ def _token_chart(courses: dict[str, tuple[float, ...]], groups: Sequence[str]) -
     )
 
 
-def shots_plot(tables: Sequence[Sequence[Sequence[Average]]], most: int | None = None) -> Plot | None:
-    """Return top-1 by shots, a chart for each table of `shot_columns` and keep rate; ``most`` at most."""
-    about = (
-        "Numbers of labelled images per class, evenly spaced; 0 is by text. Bars are 95 % "
-        "intervals: Wilson's for one seed, Student's over several. Rows at one number stand "
-        "side by side so that bars don't hide each other."
-    )
-    charts = [
-        _shot_chart(columns, keep)
-        for columns in tables
-        for keep in sorted({row.keep for own in columns for row in own if row.method != DENSE}, reverse=True)
-    ]
-    return _plot("shots", "Top-1 by shots", about, charts[:most])
-
-
 def _shot_chart(columns: Sequence[Sequence[Average]], keep: float) -> Chart | None:
     names = {key: name for column in columns for key, name in labels(column).items()}
     every: dict[str, dict[int, Interval]] = {}
@@ -299,17 +299,6 @@ def _shot_chart(columns: Sequence[Sequence[Average]], keep: float) -> Chart | No
     )
 
 
-def batches_plot(groups: Sequence[TimedGroup]) -> Plot | None:
-    """Return the ratio to dense by batch size, a chart for each table that has some."""
-    about = (
-        "Time over the dense model's in the same round, as the subcommand latency timed them: "
-        "below 1 (dotted) is faster. Bars are 95 % intervals; one that reaches across 1 shows no "
-        "difference. Batch sizes are evenly spaced, and models at one size stand side by side so "
-        "that bars don't hide each other."
-    )
-    return _plot("ratio_batches", "Time against batch size", about, list(map(_batch_chart, groups)))
-
-
 def _batch_chart(group: TimedGroup) -> Chart | None:
     timed = [(row, row.ratio) for row in group.rows if row.ratio is not None]
     if not timed:
@@ -321,29 +310,17 @@ def _batch_chart(group: TimedGroup) -> Chart | None:
     def dot(one: tuple[LatencyRecord, Interval]) -> Dot:
         return Dot(_beside(batches.index(one[0].batch), names.index(short_name(one[0])), len(names)), one[1])
 
-    notes = [note for verdict in VERDICTS if (note := _verdicts(verdict, rows))]
-    if doubtful := sum(bool(row.warnings) for row in rows):
-        notes.append(f"{doubtful} of these {len(rows)} times have warnings: see the table.")
+    doubtful = sum(bool(row.warnings) for row in rows)
     return Chart(
         title=group.name,
-        alt=f"Time over dense's by batch size, {group.name}: {len(names)} models. {notes[0]}",
+        alt=f"Time over dense's by batch size, {group.name}: {len(names)} models.",
         x_label="batch size",
         y_label=_RATIO,
         series=_series(timed, lambda one: short_name(one[0]), dot),
         level=1.0,
         ticks={float(at): str(batch) for at, batch in enumerate(batches)},
-        notes=notes,
+        notes=[f"{doubtful} of these {len(rows)} times have warnings: see the table."] if doubtful else [],
     )
-
-
-def _verdicts(verdict: str, rows: Sequence[LatencyRecord]) -> str:
-    """Say which models have a verdict, and at which batch sizes."""
-    batches: dict[str, list[str]] = {}
-    for row in rows:
-        if row.verdict == verdict:
-            batches.setdefault(short_name(row), []).append(str(row.batch))
-    models = "; ".join(f"{name} at batch {', '.join(own)}" for name, own in batches.items())
-    return f"{verdict.capitalize()}: {models}." if models else ""
 
 
 def _series(rows: Sequence[T], name: Callable[[T], str], dot: Callable[[T], Dot]) -> dict[str, list[Dot]]:

@@ -25,26 +25,19 @@ from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.datasets.folder import ImageFolder
 from harness.measure.rows import Variant, rows_of, run
 from harness.models.towers import Tower, text_classifier
-from harness.records.metrics import neighbours, overlap
 
 ARCH, TAG = "clip_vit_b16", "openai"
 
 
-@pytest.mark.parametrize(
-    ("bounds", "quoted"),
-    [
-        ({}, "--min-cosine"),
-        ({"min_cosine": 99}, r"--min-cosine 99: did you mean 0\.99"),
-        ({"min_cosine": 1.0}, "--min-cosine 1: expected"),
-        ({"min_cosine": math.nan}, "--min-cosine nan"),
-        ({"min_overlap": 90}, r"--min-overlap 90: did you mean 0\.9\?"),
-        ({"max_loss": 0}, "--max-loss 0"),
-        ({"max_loss": 100}, "--max-loss 100"),
-        ({"speed_up": 0.5}, r"--speed-up 0\.5"),
-        ({"speed_up": math.inf}, "--speed-up inf"),
-        ({"min_cosine": 0.9, "max_ms": -1}, "--max-ms -1"),
-    ],
-)
+@pytest.mark.parametrize(("bounds", "quoted"), [
+    ({}, "--min-cosine"),
+    ({"min_cosine": 99}, r"--min-cosine 99: did you mean 0\.99"),
+    ({"min_cosine": math.nan}, "--min-cosine nan"),
+    ({"min_overlap": 90}, r"--min-overlap 90: did you mean 0\.9\?"),
+    ({"max_loss": 0}, "--max-loss 0"),
+    ({"speed_up": 0.5}, r"--speed-up 0\.5"),
+    ({"min_cosine": 0.9, "max_ms": -1}, "--max-ms -1"),
+])  # fmt: skip
 def test_bounds_that_can_not_be_meant_are_refused(bounds: dict[str, float], quoted: str):
     with pytest.raises(ValueError, match=quoted):
         SetupBounds(**bounds)
@@ -143,20 +136,6 @@ def test_all_of_a_users_own_pictures_are_shared_out(folder: Path):
     assert part_pictures(dataset, (14, 56), 0, learned=())[0].split.image_ids == search.split.image_ids
 
 
-def test_pictures_that_something_learned_from_do_not_decide(folder: Path):
-    dataset = ImageFolder(folder)
-    search, held = part_pictures(dataset, (14, 56), 0, learned=(dataset.name,))
-    assert set(held.split.image_ids) <= set(dataset.split("test").image_ids)
-    assert not set(search.split.image_ids) & set(dataset.split("test").image_ids)
-
-
-def test_too_few_photographs_are_refused(folder: Path):
-    for at in range(3, 60):
-        (folder / f"{at}.png").unlink()
-    with pytest.raises(ValueError, match=r"pictures held out, of \d photographs: expected 10"):
-        part_pictures(ImageFolder(folder), (14, 56), 0, learned=())
-
-
 @pytest.fixture
 def rows(dense: Any) -> list[Variant]:
     return rows_of(dense, ARCH, TAG, [("dense", 1.0), ("tome", 0.6), ("clsattn", 0.3)])
@@ -181,18 +160,6 @@ def test_values_are_those_of_the_plain_way(rows: list[Variant], tower: Tower, na
             assert own[AGREEMENT][at] == (answers[0] == answers[1])
             assert own[CHANGE][at] == (answers[0] == example.label) - (answers[1] == example.label)
     assert values[rows[0].key][COSINE] == pytest.approx([1.0] * len(split))
-
-
-def test_overlap_is_there_with_pictures_enough(rows: list[Variant], tower: Tower, unlabelled: Dataset, monkeypatch):
-    monkeypatch.setattr("harness.apps.fidelity.LEAST_GALLERY", 12)
-    split = unlabelled.split("test")
-    pictures = Pictures(PicturePart(split, np.arange(len(split))), rows[0], tower.preprocess, None)
-    features = pictures.features(rows)
-    truth = features[rows[0].key]
-    values = pictures.values(rows)[rows[2].key]
-    assert set(values) == {COSINE, OVERLAP}
-    expected = overlap(neighbours(features[rows[2].key], truth), neighbours(truth, truth))
-    assert values[OVERLAP] == expected.tolist()
 
 
 def test_intervals_are_over_photographs():

@@ -1,7 +1,5 @@
 """push: what is written comes back bit for bit; the card says what is recorded and computed."""
 
-import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +25,6 @@ from zoo.loading.recovery_file import Recovered, trainable
 from zoo.loading.sizes import EMBEDDED
 
 PATCHRANK = "clip_vit_s14_patchrank60"
-PREDICTOR = EMBEDDED / "clip_vit_s14.imgfocus_lit.patchrank.block3.safetensors"
 IMAGES = torch.randn(2, 3, 196, 196, generator=torch.Generator().manual_seed(0))
 
 
@@ -72,7 +69,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("name", ["clip_vit_s14", PATCHRANK, "clip_vit_s14_tome50.imgfocus_lit"])
+@pytest.mark.parametrize("name", [PATCHRANK])
 @torch.no_grad()
 def test_the_folder_is_the_model(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "out"
@@ -129,7 +126,7 @@ def recovery(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.mark.parametrize(("name", "what"), [(RECOVERED, "norm"), (RECOVERED, "tokens"), (PATCHRANK, "norm")])
+@pytest.mark.parametrize(("name", "what"), [(RECOVERED, "tokens")])
 @torch.no_grad()
 def test_a_recovered_model(name: str, what: str, recovery: Callable[..., Path], tmp_path: Path):
     file = recovery(name, what)
@@ -150,39 +147,6 @@ def test_a_recovered_model(name: str, what: str, recovery: Callable[..., Path], 
     assert found.weights() == load_publishable("clip_vit_s14").weights()
 
 
-def test_records_of_a_recovered_model_are_those_with_its_file(
-    recovery: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    file, results = recovery(RECOVERED), tmp_path / "results"
-    flags = "--methods tome --keeps 0.5 --dataset fashion --limit 10 --batches --traces 0 --no-equal-time"
-    assert main(["compare", *flags.split(), "--recovery", str(file), "--output", str(results)]) == 0
-    records = read_records(results / "records.jsonl")
-    assert [(record.method, record.recovered) for record in records] == [
-        ("dense", False), ("tome", False), ("tome", True),
-    ]  # fmt: skip
-    model = load_publishable(RECOVERED, (), None, file)
-    assert model.rows(records, results) == [records[0], records[2]]
-    assert load_publishable(RECOVERED).rows(records, results) == records[:2]
-    with pytest.raises(ValueError, match=r"has no record of .*; measure it with: .* --recovery FILE"):
-        model.rows(records[:2], results)
-
-
-def test_a_model_of_the_hub_brings_what_is_known_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    folder = tmp_path / "hub" / "models--me--a"
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text(commit)
-    (folder / "snapshots").mkdir()
-    there = folder / "snapshots" / commit
-    assert main(["push", "--model", PATCHRANK, "--to", "me/a", "--folder", str(there)]) == 0
-    found = load_publishable("hf-hub:me/a")
-    named = load_publishable(PATCHRANK)
-    assert found.provenance == named.provenance
-    assert (found.arch, found.tag, found.license) == (named.arch, named.tag, "mit")
-    assert found.weights() == named.weights()
-
-
 def pushed(model: torch.nn.Module, folder: Path) -> tuple[torch.nn.Module, str]:
     """Save a model as timm does, push it to a folder; return what timm loads from there, and the card."""
     timm.models.save_for_hf(model, folder / "mine", safe_serialization=True)
@@ -194,7 +158,6 @@ def pushed(model: torch.nn.Module, folder: Path) -> tuple[torch.nn.Module, str]:
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 0}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "vit_base_patch16_siglip_224": {},
     "eva02_tiny_patch14_224": {},
     "naflexvit_base_patch16_siglip": {"pos_embed_grid_size": (4, 4)},
 }
@@ -227,26 +190,12 @@ def test_the_upload_is_one_commit_of_three_files(hub: type[StandIn], capsys: pyt
     assert "wrote https://huggingface.co/me/pruned: README.md (" in capsys.readouterr().out
 
 
-def test_a_dry_run_sends_nothing_and_shows_the_card(hub: type[StandIn], capsys: pytest.CaptureFixture[str]):
-    assert main(["push", "--model", "clip_vit_s14_evit50", "--to", "me/pruned", "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("nothing was written or sent; it would be README.md (")
-    assert 'model = timm.create_model("hf-hub:me/pruned", pretrained=True).eval()' in out
-    assert hub.made == []
-
-
 def test_no_hub_is_one_error_with_another_way(capsys: pytest.CaptureFixture[str]):
     """The real client, which is offline in tests."""
     assert main(["push", "--model", "clip_vit_s14", "--to", "me/dense"]) == 2
     text = said(capsys)
     for words in ("error: can't upload to 'me/dense': ", "offline", "'hf upload me/dense DIR'"):
         assert words in text
-
-
-@pytest.mark.parametrize("to", ["pruned", "me/", "a/b/c", "me/p r", "../x"])
-def test_repositories_that_cannot_be(to: str, capsys: pytest.CaptureFixture[str]):
-    assert main(["push", "--model", PATCHRANK, "--to", to]) == 2
-    assert f"--to {to!r}: expected OWNER/NAME" in said(capsys)
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -256,27 +205,23 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize(
-    ("words", "match"),
-    [
-        ("clip_vit_s14_patchrnk60", "model 'clip_vit_s14_patchrnk60': did you mean"),
-        ("open_clip:ViT-B-16/openai", "push takes towers of timm alone; publish the dense one by push_to_hf_hub of"),
-        ("transformers:here", "publish the dense one by push_to_hub of transformers"),
-        ("timm:vit_small_patch16_dinov3", "save_for_hf(zoo.reduce(timm.create_model('vit_small_patch16_dinov3', pre"),
-        ("clip_vit_s14.openai", "weight tag 'openai' of clip_vit_s14"),
-        ("local-dir:here", "no config.json there; timm.models.save_for_hf"),
-        ("clip_vit_b16_evit60.openai", "no weights of clip_vit_b16_evit60.openai: not in the"),
-        ("local-dir:here --prompts p.safetensors", "carries its weights: leave out"),
-        (f"{PATCHRANK} --predictor no", "no predictor at"),
-        (f"{PATCHRANK} --records no.jsonl", "no.jsonl': there is no such file"),
-    ],
-)
+@pytest.mark.parametrize(("words", "match"), [
+    (f"{PATCHRANK} --to ../x", "--to '../x': expected OWNER/NAME"),
+    ("clip_vit_s14_patchrnk60", "model 'clip_vit_s14_patchrnk60': did you mean"),
+    ("open_clip:ViT-B-16/openai", "push takes towers of timm alone; publish the dense one by push_to_hf_hub of"),
+    ("timm:vit_small_patch16_dinov3", "save_for_hf(zoo.reduce(timm.create_model('vit_small_patch16_dinov3', pre"),
+    ("local-dir:here", "no config.json there; timm.models.save_for_hf"),
+    ("clip_vit_b16_evit60.openai", "no weights of clip_vit_b16_evit60.openai: not in the"),
+    ("local-dir:here --prompts p.safetensors", "carries its weights: leave out"),
+    (f"{PATCHRANK} --predictor no", "no predictor at"),
+])  # fmt: skip
 def test_names_and_files_that_do_not_fit(
     words: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert main(["push", "--model", *words.split(), "--to", "me/a", "--dry-run"]) == 2
+    to = [] if "--to" in words else ["--to", "me/a"]
+    assert main(["push", "--model", *words.split(), *to, "--dry-run"]) == 2
     assert match in said(capsys)
 
 
@@ -316,15 +261,6 @@ def test_the_table_is_the_records_of_this_model_and_of_dense(model: Publishable,
     assert "Nothing was measured" not in card
 
 
-def test_without_records_it_says_so_and_by_which_command(model: Publishable):
-    card = model_card(model, "me/pruned", [])
-    assert "GFLOPs lack" not in card
-    assert "Nothing was measured." in card
-    assert "compare --model clip_vit_s14.imgfocus_lit --methods patchrank --keeps 0.6" in card
-    measured = card[card.index("## Measured") : card.index("## Rankings")]
-    assert re.findall(r"\d+\.\d+ %|\d+\.\d+ \[", measured) == []
-
-
 def test_facts_are_computed(model: Publishable):
     card = model_card(model, "me/pruned", [])
     cost, dense = gflops(model.vit, 196), gflops(model.dense, 196)
@@ -338,36 +274,12 @@ def test_facts_are_computed(model: Publishable):
     assert "[arXiv 2409.14607](https://arxiv.org/abs/2409.14607)" in card
 
 
-def test_the_front_matter_is_what_the_hub_reads(model: Publishable):
-    from huggingface_hub import ModelCardData
-    from huggingface_hub.repocard import ModelCard
-
-    data = ModelCard(model_card(model, "me/pruned", [])).data
-    assert isinstance(data, ModelCardData)
-    assert (data.license, data.library_name) == ("mit", "timm")
-    assert data.pipeline_tag == "image-feature-extraction"
-    assert {"timm", "clip", "token-reduction", "patchrank"} <= set(data.tags)
-
-
-def test_rankings_and_recipe_are_the_predictors_own(model: Publishable):
-    card = model_card(model, "me/pruned", [])
-    (facts,) = model.provenance["predictors"]
-    assert f"- recipe: `{json.dumps(facts['recipe'], sort_keys=True)}`" in card
-    for one in facts["provenance"]["rankings"]:
-        assert f"| {one['dataset']} | {one['split']} | {one['revision']} | {one['model']} |" in card
-    unknown = replace(model, provenance={})
-    assert "Where the predictor is from wasn't written down." in model_card(unknown, "me/p", [])
-
-
-@pytest.mark.parametrize(
-    ("changes", "fits"),
-    [
-        ({}, True),
-        ({"weights_sha256": "0" * 16}, False),
-        ({"model": "clip_vit_s14_patchrank50"}, False),
-        ({"method_config": {"keep": 0.6, "reduce_at": [2]}}, False),
-    ],
-)
+@pytest.mark.parametrize(("changes", "fits"), [
+    ({}, True),
+    ({"weights_sha256": "0" * 16}, False),
+    ({"model": "clip_vit_s14_patchrank50"}, False),
+    ({"method_config": {"keep": 0.6, "reduce_at": [2]}}, False),
+])  # fmt: skip
 def test_records_of_another_model_are_refused(changes: dict, fits: bool, model: Publishable, records: list[Record]):
     mine = next(record for record in records if record.model == PATCHRANK)
     changed = replace(mine, **changes)
@@ -386,7 +298,7 @@ def restricted(tmp_path: Path, tag: str) -> str:
     return f"local-dir:{tmp_path}/nc"
 
 
-@pytest.mark.parametrize(("tag", "license_"), [("metaclip_400m", "cc-by-nc-4.0"), ("dfn2b", "apple-ascl")])
+@pytest.mark.parametrize(("tag", "license_"), [("dfn2b", "apple-ascl")])
 def test_licences_that_restrict_are_told_and_must_be_confirmed(
     tag: str, license_: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

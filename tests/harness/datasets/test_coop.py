@@ -80,23 +80,6 @@ def test_names_hold_no_path_and_stay_when_files_move(make: Make, tmp_path: Path)
     assert not any(str(tmp_path) in text for text in (*ids, first.name, first.title))
 
 
-@pytest.mark.parametrize("what", ["bag/val_0.png", "dress"])
-def test_links_that_leave_the_folder(what: str, make: Make, tmp_path: Path):
-    link = make().parent / "images" / what
-    link.rename(tmp_path / "secret")
-    link.symlink_to(tmp_path / "secret")
-    with pytest.raises(ValueError, match=f"image '{what}.*' is a link out of"):
-        CoopSplit(make().parent / "split_zhou_Shop.json")
-
-
-def test_images_that_are_nowhere_or_in_two_places(make: Make):
-    with pytest.raises(FileNotFoundError, match=r"'ankle_boot/train_0.png'.*\['images'\]"):
-        CoopSplit(make(images="images/deeper"))
-    make(folder="both", images="a")
-    with pytest.raises(ValueError, match="folders 'a', 'b'"):
-        CoopSplit(make(folder="both", images="b"))
-
-
 def test_images_that_are_missing_or_damaged(make: Make):
     file = make()
     for name, cut in (("bag/test_1.png", None), ("dress/test_0.png", 90), ("dress/test_1.png", 0)):
@@ -118,21 +101,16 @@ def test_images_that_are_missing_or_damaged(make: Make):
 
 @pytest.mark.parametrize(("content", "match"), [
     ("{", "JSON"),
-    ("[" * 100_000, "JSON"),
     ([], "got <class 'list'>"),
     ({"train": [], "test": []}, r"\['test', 'train'\]"),
     (lists() | {"val": {}}, "val .*{}"),
     (lists() | {"test": []}, "test has no images"),
-    (lists("val", 2, "a.jpg"), r"val\[2\] is 'a.jpg'"),
     (lists("val", 2, ["a.jpg", "0", "bag"]), r"val\[2\] is \['a.jpg', '0'"),
-    (lists("val", 2, ["a.jpg", True, "bag"]), r"val\[2\] is"),
     (lists("val", 2, ["a\0.jpg", 1, "bag"]), "is no path of an image"),
-    (lists("val", 2, ["a.jpg", 3, "_"]), r"class name ' \(label 3\)' can't"),
     (lists("val", 2, ["a.jpg", 3, "a\x1b[2J"]), r"class name 'a\\x1b\[2J"),
     (lists("test", 0, ["a.jpg", 1, "dog"]), "label 1 is both 'bag' and 'dog'"),
     (lists("test", 0, ["a.jpg", 3, "bag"]), r"'bag \(label 1\)' and 'bag \(label 3\)'"),
     (lists("test", 0, ["a.jpg", 4, "dog"]), "3 is missing"),
-    (lists("test", 0, ["a.jpg", -1, "dog"]), "3 is missing"),
     (lists("test", 0, lists()["test"][1]), "'ankle_boot/test_1.png' is in test and again in test"),
     (lists("test", 0, ["./bag//train_0.png", 1, "bag"]), "'bag/train_0.png' is in train and again in test"),
     *((lists("train", 3, [path, 1, "bag"]), r"train\[3\]: path '.*x.png'")

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from harness.base.terminal import Progress
+from harness.cli.entry import main
 from harness.datasets import decoded as module
 from harness.datasets import get_dataset, names_of
 from harness.datasets.decoded import decode_all
@@ -117,17 +118,6 @@ def test_bad_images_are_counted_listed_and_left_out(folder: Path):
     assert [example.label for example in dataset.split("test")] == [0, 0, 0, 1, 1]
 
 
-def test_too_few_readable_images(folder: Path):
-    for pattern, match in (
-        ("test/dog/*.png", "class 'dog' of 'folder-pets' has no images left in test"),
-        ("*/*/*.png", "none of the 12 images of folder-pets"),
-    ):
-        for path in folder.glob(pattern):
-            path.write_text("no")
-        with pytest.raises(ValueError, match=match):
-            names_of([f"folder:{folder}"], skip_bad=True)
-
-
 def test_what_was_found_before_is_refused_at_once(folder: Path):
     assert names_of([f"folder:{folder}"], skip_bad=False) == ["folder-pets"]  # nobody looked yet
     decode_all(FolderDataset(folder), QUIET)
@@ -136,3 +126,13 @@ def test_what_was_found_before_is_refused_at_once(folder: Path):
     for bad in BAD:
         Image.new("RGB", (9, 9)).save(folder.parent / bad.replace("folder-pets", "pets"))
     assert names_of([f"folder:{folder}"], skip_bad=False) == ["folder-pets"]
+
+
+def test_eval_stops_with_the_image_s_name_or_leaves_it_out(folder: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["eval", "--model", "clip_vit_s14_random60", "--dataset", f"folder:{folder}"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"error: image '{folder / 'test' / 'dog' / '2.png'}' can't be read" in error
+    assert "--skip-bad" in error
+    assert main([*command, "--skip-bad"]) == 0
+    assert "(test, 5 images" in capsys.readouterr().out

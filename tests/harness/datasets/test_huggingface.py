@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -127,7 +126,6 @@ NUMBER, ALIKE = datasets.Value("int64"), datasets.ClassLabel(names=["a_cat", "a 
 
 @pytest.mark.parametrize(("features", "match"), [
     ({"label": NUMBER}, "ClassLabel; there is image .*class_encode_column"),
-    ({"image": NUMBER}, "Image; there is .*cast_column"),
     ({"more": CLASSES}, "2 columns of type ClassLabel: label, more; .* #label=label"),
     ({"label": ALIKE}, "'a_cat' and 'a cat' would both be class 'a cat'"),
     ({"label": datasets.ClassLabel(names=["cat", "_"])}, "class name '_'"),
@@ -142,32 +140,14 @@ def test_columns(features: dict[str, Any], match: str, tmp_path: Path):
 
 @pytest.mark.parametrize(("choice", "match"), [
     ("img=image", "'img=image' .*'image'"),
-    ("image=a,image=b", "'image=b'"),
     ("image=imag", "image=imag: .*'image'"),
     ("label=image", "label=image: it is of type Image"),
     ("val=tests", "val=tests: .*'test'"),
-    ("config=x", "config=x"),
 ])  # fmt: skip
 def test_choices(choice: str, match: str, tmp_path: Path):
     folder = save(tmp_path / "pets", test=rows(0))
     with pytest.raises(ValueError, match=match):
         HfDataset(Path(f"{folder}#{choice}"))
-
-
-def test_tables_that_contradict(tmp_path: Path):
-    other = rows(0).cast_column("label", datasets.ClassLabel(names=["dog", "cat", "x"]))
-    for number, (splits, match) in enumerate((
-        ({"a": rows(0), "b": rows(0)}, r"splits a, b, none of train.* #test=a"),
-        ({"val": rows(0), "validation": rows(0)}, "val and validation"),
-        ({"train": rows(0), "test": other}, "'test' has other columns or classes than 'train'"),
-        ({"test": rows(-1, None, 0)}, r"'test' of .*: 2 of 3 rows"),
-    )):  # fmt: skip
-        with pytest.raises(ValueError, match=match):
-            HfDataset(save(tmp_path / str(number), **splits))
-    facts = save(tmp_path / "few", test=rows(2)) / "test" / "dataset_info.json"
-    facts.write_text(re.sub(r',\s*"red_fox"', "", facts.read_text()))
-    with pytest.raises(ValueError, match="label 2 is there; 'label' names 2 classes"):
-        HfDataset(tmp_path / "few")
 
 
 def test_what_is_no_dataset(tmp_path: Path):
@@ -195,16 +175,6 @@ def test_one_of_several_configs_must_be_named(tmp_path: Path):
         HfDataset(folder)
     dataset = HfDataset(Path(f"{folder}#config=b"))
     assert (dataset.name, dataset.labels("train").tolist()) == ("hfds-pets-b", [1, 1])
-
-
-def test_the_library_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = save(tmp_path / "pets", test=rows(0))
-    monkeypatch.setattr(datasets, "__version__", "3.6.0")
-    with pytest.raises(ValueError, match=r"5 or newer, here is 3.6.0; `.*pip install"):
-        HfDataset(folder)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"`datasets`.*pip install 'datasets>=5'"):
-        HfDataset(folder)
 
 
 @pytest.mark.parametrize(("content", "path", "match"), [
@@ -290,7 +260,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def test_only_download_goes_to_the_network(tmp_path: Path):
-    """In processes of their own, since the hub's address is read at import; a script there doesn't run."""
+    """In processes of their own, since the hub's address is read at import."""
     folder = save_parquet(tmp_path / "pets", train=rows(0, 1, 2), test=rows(2, 1, 0, first=4)) / "data"
     with Hub({f"data/{file.name}": file.read_bytes() for file in folder.iterdir()}) as hub:
         Thread(target=hub.serve_forever, daemon=True).start()
@@ -300,21 +270,14 @@ def test_only_download_goes_to_the_network(tmp_path: Path):
             "XDG_CACHE_HOME": str(tmp_path),
         }
 
-        def run(*flags: str, home: str = "hf") -> tuple[int, str]:
+        def run(*flags: str) -> tuple[int, str]:
             words = ["datasets", "check", "--dataset", "hfds:ann/pets", "--fast", *flags]
-            env = {**os.environ, **own, "HF_HOME": str(tmp_path / home), "PYTHONPATH": str(Path(__file__).parents[3])}
+            env = {**os.environ, **own, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(Path(__file__).parents[3])}
             done = subprocess.run(
                 [sys.executable, "-m", "harness", *words], env=env, capture_output=True, text=True, check=False
             )
             return done.returncode, done.stdout + done.stderr
 
-        assert (run()[0], hub.asked) == (2, [])
         assert "6 images listed, no problem found" in run("--download")[1]
         assert sum(path.endswith(".parquet") for path in hub.asked) >= 2
-        hub.asked.clear()
-        assert (run()[0], hub.asked) == (0, [])
-        hub.files["pets.py"] = f"open({str(tmp_path / 'ran')!r}, 'w')".encode()
-        code, text = run("--download", home="other")
-        assert (code, (tmp_path / "ran").exists()) == (2, False)
-        assert "found pets.py" in text
         hub.shutdown()

@@ -1,12 +1,11 @@
 """Fitting from rankings: tokens meet their own importance, are computed once, fits go on."""
 
-import json
 import os
 import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,15 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from scipy.stats import kendalltau
 
 import zoo
-from harness.base.store import Store
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.golden import fit as module
-from harness.golden.fit import Entering, Joined, entering, gather, held_out
-from harness.golden.store import RANKINGS, Rankings
+from harness.golden.fit import Entering, entering, gather, held_out
+from harness.golden.store import Rankings
 from harness.models.towers import Tower
-from zoo.core.digests import blocks_fingerprint
 from zoo.core.files import cache_folder
 from zoo.learning.fit import FitConfig, fit_predictor
 from zoo.loading.clip import ClipParts
@@ -41,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("miniature")
 fit = partial(module.fit, out=None, progress=Progress())
 
 
-@pytest.mark.parametrize("block", [0, 3])
+@pytest.mark.parametrize("block", [3])
 @torch.no_grad()
 def test_tokens_and_importance_are_of_the_same_image(tower, block: int, write, dense, parts, toy):
     """Several files are strung together; shuffled rows inside a file don't matter."""
@@ -80,49 +75,21 @@ def test_equals_fitting_by_hand(tower: Tower, write: Write):
     assert tau == pytest.approx(np.mean(taus))
 
 
-@pytest.mark.parametrize(
-    ("train", "val", "options", "match"),
-    [
-        (6, {"block": 2}, {}, "rankings of several reduction points: [2, 3]; one at a time"),
-        (6, {"score": "label"}, {}, "rankings of several scores: ['label', 'preservation']"),
-        (6, {"action": "merge"}, {}, "rankings of several actions: ['merge', 'remove']"),
-        (6, {}, {"action": "merge"}, "--action merge: these rankings are of action remove; leave it out"),
-        (6, {"weights": "0" * 16}, {}, "made with weights='0000000000000000', wanted"),
-        (6, {"model": "clip_vit_l14.openai"}, {}, "made with model='clip_vit_l14.openai', wanted"),
-        (6, {"revision": "0" * 12}, {}, "made with revision='000000000000', wanted"),
-        (6, {}, {"block": 2}, "--block 2: these rankings are of block 3; leave it out"),
-        (10, {}, {"shots": 3}, "--shots 3: class 'house' of 'toy' has 2 ranked images"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("train", "val", "options", "match"), [
+    (6, {"block": 2}, {}, "rankings of several reduction points: [2, 3]; one at a time"),
+    (6, {"score": "label"}, {}, "rankings of several scores: ['label', 'preservation']"),
+    (6, {"action": "merge"}, {}, "rankings of several actions: ['merge', 'remove']"),
+    (6, {}, {"action": "merge"}, "--action merge: these rankings are of action remove; leave it out"),
+    (6, {"weights": "0" * 16}, {}, "made with weights='0000000000000000', wanted"),
+    (6, {"model": "clip_vit_l14.openai"}, {}, "made with model='clip_vit_l14.openai', wanted"),
+    (6, {"revision": "0" * 12}, {}, "made with revision='000000000000', wanted"),
+    (6, {}, {"block": 2}, "--block 2: these rankings are of block 3; leave it out"),
+    (10, {}, {"shots": 3}, "--shots 3: class 'house' of 'toy' has 2 ranked images"),
+], ids=str)  # fmt: skip
 def test_refused(train: int, val: dict, options: dict, match: str, write: Write):
     files = [write("train", train)], [write("val", 4, **val)]
     with pytest.raises(ValueError, match=re.escape(match)):
         fit(MODEL, *files, QUICK, **options)
-
-
-def test_images_may_not_judge_their_own_training(write: Write):
-    files = [write("train", 6)], [write("val", 4), write("train", 8)]
-    match = "6 images are in the rankings to learn from and in those for early stopping"
-    with pytest.raises(ValueError, match=match):
-        fit(MODEL, *files, QUICK)
-
-
-def test_stores_and_rankings_do_as_well_as_files(write: Write, tmp_path):
-    files = [write("train"), write("val")]
-    learn, stop = map(Rankings.read, files)
-    store = Store(tmp_path / "store", RANKINGS, size=4, total=len(learn))
-    with store.open(print):
-        for index in range(3):
-            rows = list(store.positions(index))
-            importance, ids = learn.importance[rows].astype(np.float32), [learn.image_ids[row] for row in rows]
-            part = Rankings.from_importance(importance, learn.labels[rows], ids, learn.provenance)
-            store.write(index, part.table(), learn.provenance)
-    first, tau = fit(MODEL, files[:1], files[1:], QUICK)
-    again, same = fit(MODEL, [tmp_path / "store"], [stop], QUICK)
-    # A shard's importance counts from the least, which rounds otherwise.
-    assert same == pytest.approx(tau, abs=0.02)
-    assert load_file(again).keys() == load_file(first).keys()
 
 
 def test_the_second_fit_runs_no_tower(write: Write, monkeypatch):
@@ -172,18 +139,6 @@ def test_shots_are_ranked_images_of_each_class(tower: Tower, write: Write, toy: 
     rows = torch.tensor([whole.image_ids.index(name) for name in gathered.image_ids])
     assert torch.equal(gathered.data.importance, whole.data.importance[rows])
     torch.testing.assert_close(gathered.data.tokens[torch.arange(16)], whole.data.tokens[rows])  # in float16
-
-
-def test_the_file_tells_what_it_was_fitted_to(write: Write, dense: zoo.ReducedViT):
-    files = [write("train")], [write("val", 5)]
-    path, _ = fit(MODEL, *files, QUICK, shots=1)
-    with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["predictor"])
-    assert facts["weights"] == blocks_fingerprint(dense.state_dict())
-    assert facts["recipe"] == asdict(QUICK)
-    assert (facts["provenance"]["images"], facts["provenance"]["shots"]) == (4, 1)
-    used = [(r["split"], r["images"]) for r in facts["provenance"]["rankings"]]
-    assert used == [("train", 12), ("val", 5)]
 
 
 def test_a_fifth_is_held_out_whatever_the_order(ranked: Callable[..., Rankings]):
@@ -253,18 +208,14 @@ def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, toy: Datas
     assert drawn[-1].image == toy.split("val").variant(2)[4].image
 
 
-@pytest.mark.parametrize(
-    ("facts", "again"),
-    [
-        ({"weights": "0" * 16}, [5]),
-        ({"block": 2}, [5]),
-        ({"revision": "0" * 12}, [5]),
-        ({"count": 4}, [4]),
-        # How rankings were made does not matter.
-        ({"score": "label"}, []),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("facts", "again"), [
+    ({"weights": "0" * 16}, [5]),
+    ({"block": 2}, [5]),
+    ({"revision": "0" * 12}, [5]),
+    ({"count": 4}, [4]),
+    # How rankings were made does not matter.
+    ({"score": "label"}, []),
+], ids=str)  # fmt: skip
 def test_tokens_go_by_tower_and_images(facts: dict, again: list[int], compute, passes):
     compute()
     compute(**facts)
@@ -272,15 +223,10 @@ def test_tokens_go_by_tower_and_images(facts: dict, again: list[int], compute, p
     assert len(files()) == len(passes)
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        lambda tokens: tokens.write_bytes(tokens.read_bytes()[:-1]),
-        lambda tokens: np.save(tokens, np.load(tokens)[:, 1:]),
-        lambda tokens: np.save(tokens, np.load(tokens).astype(np.float32)),
-    ],
-    ids=["cut", "other shape", "other type"],
-)
+@pytest.mark.parametrize("harm", [
+    lambda tokens: tokens.write_bytes(tokens.read_bytes()[:-1]),
+    lambda tokens: np.save(tokens, np.load(tokens).astype(np.float32)),
+], ids=["cut", "other type"])  # fmt: skip
 def test_damaged_files_are_made_again(harm: Callable[[Path], Any], compute, passes):
     whole = compute().tokens.clone()
     [tokens] = files()
@@ -290,19 +236,7 @@ def test_damaged_files_are_made_again(harm: Callable[[Path], Any], compute, pass
     assert files() == [tokens]
 
 
-def test_tokens_beyond_float16(compute: Compute, dense: zoo.ReducedViT):
-    with torch.no_grad():
-        dense.blocks[0].mlp.fc2.bias.fill_(1e6)
-    with pytest.raises(ValueError, match="tokens that enter block 3 are beyond float16's 65504"):
-        compute()
-    assert files() == []
-
-
-@pytest.mark.parametrize(
-    ("place", "name", "error"),
-    [(os, "fsync", OSError(28, "No space left")), (module, "_advance", KeyboardInterrupt())],
-    ids=["full disk", "interrupted"],
-)
+@pytest.mark.parametrize(("place", "name", "error"), [(os, "fsync", OSError(28, "No space left"))], ids=["full disk"])
 def test_what_ends_a_computation_leaves_nothing(
     place: Any, name: str, error: BaseException, compute: Compute, monkeypatch
 ):
@@ -310,12 +244,3 @@ def test_what_ends_a_computation_leaves_nothing(
     with pytest.raises(type(error)):
         compute()
     assert files() == []
-
-
-def test_several_sets_read_as_one():
-    parts = [torch.randn(n, 3, 2).half() for n in (4, 1, 5)]
-    whole, joined = torch.cat(parts), Joined(parts)
-    assert joined.shape == whole.shape
-    for rows in ([], [0], [9, 0, 4, 4, 3, 5], list(range(10))):
-        index = torch.tensor(rows, dtype=torch.int64)
-        assert torch.equal(joined[index], whole[index])

@@ -10,21 +10,16 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 import zoo
-from harness.base.store import Store, shard_path, shard_paths
-from harness.base.terminal import Progress
+from harness.base.store import shard_path, shard_paths
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import turns
-from harness.golden import rank as module
-from harness.golden.budget import Point
-from harness.golden.rank import Ranked, RankJob, Source, ahead
+from harness.golden.rank import Ranked, Source
 from harness.golden.store import Rankings, find_rankings
-from harness.models.towers import Tower, text_classifier
+from harness.models.towers import text_classifier
 from zoo.core.digests import fingerprint
-from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine
 
 Run = Callable[..., Ranked]
@@ -78,34 +73,6 @@ def test_several_scores_are_ranked_in_the_passes_of_one(
         assert len(files_of(alone)) == 3
 
 
-def test_stores_that_were_begun_differently_go_on_as_they_began(run: Run, counted: list[int], named: None, tmp_path):
-    run(GoldenConfig(score="label", window=2, stride=2), limit=4, batch=5, out=tmp_path / "r" / "label")
-    run(limit=4, batch=7, out=tmp_path / "r" / "preservation")
-    counted.clear()
-    run(scores=SCORES, batch=None, out=tmp_path / "r")
-    batches = [Rankings.read(tmp_path / "r" / score).provenance.batch for score in SCORES]
-    assert batches == [7, 5, 7]
-    assert counted == [4, 4, 2, 4, 2]  # confidence, both, both, label, label
-
-
-def test_a_greedy_search_ranks_by_one_score_at_a_time(run: Run, counted: list[int], named: None, tmp_path):
-    config, console = GoldenConfig(window=2, stride=2, greedy=32), Console(record=True, width=300)
-    run(config, scores=("label",), limit=2, out=tmp_path / "r", progress=Progress(console))
-    assert counted == [2, 2]
-    said = "--greedy 32 removes by its score: preservation, label are ranked one by one"
-    assert said in console.export_text()
-    for score in ("preservation", "label"):
-        Rankings.read(tmp_path / "r" / score).require(score=score, greedy=32)
-
-
-def test_stores_in_the_users_cache_whose_shards_vanish(run: Run, named: None, toy, monkeypatch):
-    monkeypatch.setattr(Store, "write", lambda *_: None)
-    with pytest.raises(ValueError, match=r"3 shards have vanished from '.*toy-test-b3w2s2'"):
-        run(scores=("confidence",))
-    with pytest.raises(ValueError, match="score='lable': did you mean 'label'"):
-        RankJob(model="clip_vit_b16", source=Source.of(toy, "test"), scores=("lable",))
-
-
 def test_a_larger_limit_redoes_only_the_last_shard(run: Run, counted: list[int], tmp_path):
     run(out=tmp_path / "r", limit=6)
     assert counted == [4, 2]
@@ -120,17 +87,7 @@ def test_a_larger_limit_redoes_only_the_last_shard(run: Run, counted: list[int],
     assert len(set(found.image_ids)) == 21
 
 
-def test_variants_come_after_the_images_themselves(run: Run, counted: list[int], toy: Dataset, tmp_path):
-    once = toy.split("test").subset(turns(toy.split("test").labels))
-    assert run(out=tmp_path / "r", limit=None).images == 21
-    assert run(out=tmp_path / "r", limit=None, variants=2) == (tmp_path / "r", 42, 42)
-    assert counted == [4, 4, 4, 4, 4, 1, 4, 4, 4, 4, 4, 2]
-    assert Rankings.read(tmp_path / "r").image_ids == once.image_ids + once.variant(1).image_ids
-
-
-@pytest.mark.parametrize(
-    "other", [{"score": "confidence"}, {"stride": 1}, {"dtype": "bfloat16"}, {"batch": 8}], ids=str
-)
+@pytest.mark.parametrize("other", [{"stride": 1}, {"batch": 8}], ids=str)
 def test_other_settings_never_mix(other: dict, run: Run, named: None, tmp_path):
     """Not in one folder; in another folder they give something else."""
     first = run(out=tmp_path / "r").path
@@ -142,15 +99,6 @@ def test_other_settings_never_mix(other: dict, run: Run, named: None, tmp_path):
         again = Rankings.read(run(config, out=tmp_path / "other", **job).path)
         assert again.image_ids == Rankings.read(first).image_ids
         assert not np.array_equal(again.importance, Rankings.read(first).importance)
-
-
-def test_auto_is_the_precision_of_the_store_else_the_fastest(run: Run, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "precision_on", lambda device, dtype: "bfloat16")
-    run(out=tmp_path / "new", dtype="auto")
-    assert Rankings.read(tmp_path / "new").provenance.dtype == "bfloat16"
-    run(out=tmp_path / "old", dtype="float32", limit=4)
-    run(out=tmp_path / "old", dtype="auto")
-    assert Rankings.read(tmp_path / "old").provenance.dtype == "float32"
 
 
 def test_a_damaged_image_ends_the_run_with_its_name_and_finished_shards_stay(run: Run, tmp_path, draw_pictures):
@@ -177,14 +125,6 @@ def test_classes_without_words_leave_no_holes_in_rankings(score: str, run: Run):
         run(GoldenConfig(score=score))
 
 
-def test_scores_with_classes_need_a_text_tower(run: Run, parts: ClipParts, monkeypatch):
-    tower = Tower(parts.model.visual, parts.preprocess, "vit.some", None)
-    monkeypatch.setattr(module, "load_tower", lambda name: tower)
-    with pytest.raises(ValueError, match=r"'label' needs a text tower.*--model open_clip:ARCH"):
-        run(GoldenConfig(score="label"))
-    assert run().images == 10
-
-
 def test_a_folder_of_images_needs_no_labels(run: Run, tmp_path, draw_pictures):
     draw_pictures(tmp_path / "holiday", 5)
     source = Source.folder(tmp_path / "holiday")
@@ -198,27 +138,15 @@ def test_a_folder_of_images_needs_no_labels(run: Run, tmp_path, draw_pictures):
         run(source=source, variants=2, out=tmp_path / "r")
 
 
-@pytest.mark.parametrize(
-    ("facts", "match"),
-    [
-        ({"config": GoldenConfig(block=6)}, "block=6: this tower has blocks 0 to 5"),
-        ({"config": GoldenConfig(window=9)}, "window=9: larger than the 8 x 8 patch grid"),
-        ({"limit": 0}, "--limit 0: expected a number from 1"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("facts", "match"), [
+    ({"config": GoldenConfig(block=6)}, "block=6: this tower has blocks 0 to 5"),
+    ({"config": GoldenConfig(window=9)}, "window=9: larger than the 8 x 8 patch grid"),
+    ({"limit": 0}, "--limit 0: expected a number from 1"),
+], ids=str)  # fmt: skip
 def test_refusals_leave_no_folder(facts: dict[str, Any], match: str, run: Run, tmp_path):
     with pytest.raises(ValueError, match=match):
         run(**facts, out=tmp_path / "r")
     assert not (tmp_path / "r").exists()
-
-
-def test_a_budget_picks_by_the_tower_at_hand(run: Run, dense: zoo.ReducedViT, monkeypatch, tmp_path):
-    best = Mock(return_value=Point(window=3, stride=2))
-    monkeypatch.setattr(module, "best_within_budget", best)
-    found = Rankings.read(run(GoldenConfig(block=2), budget=20.0, out=tmp_path / "r").path)
-    best.assert_called_once_with(20.0, dense, 2, removal_only=False)
-    found.require(block=2, window=3, stride=2, approximate=None)
 
 
 @pytest.mark.slow
@@ -233,24 +161,3 @@ def test_workers_rank_by_several_scores_in_one_go(tmp_path):
         alone, together = (files_of(tmp_path / whose / score) for whose in ("one", "many"))
         assert len(alone) == 3
         assert together == alone
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_groups_come_in_order_and_only_the_next_one_is_loaded(threads: int):
-    asked: list[int] = []
-
-    def load(item: int) -> int:
-        asked.append(item)
-        return item * item
-
-    for number, group in enumerate(ahead([range(0, 3), range(3, 6), range(6, 8)], load, threads)):
-        assert group == [item * item for item in range(3 * number, min(3 * number + 3, 8))]
-        assert set(asked) <= set(range(3 * number + 6))
-    assert sorted(asked) == list(range(8))
-
-
-def test_an_error_comes_where_its_group_would_have_come():
-    groups = ahead([[0], [1], [2, 3], [4]], lambda item: 6 // (item - 2), 2)
-    assert [next(groups), next(groups)] == [[-3], [-6]]
-    with pytest.raises(ZeroDivisionError):
-        next(groups)

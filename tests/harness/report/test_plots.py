@@ -12,9 +12,9 @@ from harness.measure.times import LatencyRecord
 from harness.records.record import Record
 from harness.report.changes import read_run
 from harness.report.charts import FRONT, INK, LINES, STYLES, Dot, draw, encode, render, styles_of
-from harness.report.groups import Grouped, group_records, group_times, shot_columns
+from harness.report.groups import Grouped, group_records, group_times
 from harness.report.highlights import fronts, highlights
-from harness.report.plots import Plot, batches_plot, plots_of, shots_plot, tau_plot, tokens_plot
+from harness.report.plots import Plot, plots_of
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
@@ -107,7 +107,7 @@ def test_random_does_not_stretch_the_axes_and_stands_at_the_edge_with_its_figure
 
 
 def test_tau_against_keep_leaves_golden_out(report: Grouped, committed: list[Record]):
-    shown = points(tau_plot(report.groups))
+    shown = points(plots(report)["tau_keep"])
     assert sorted(shown) == ["clsattn", "evit", "patchrank", "random", "rankmerge", "tome"]
     row = next(r for r in of(committed, "fashion") if r.model == "clip_vit_s14_evit30")
     assert tuple(shown["evit"][0].y) == row.interval("tau")
@@ -115,8 +115,7 @@ def test_tau_against_keep_leaves_golden_out(report: Grouped, committed: list[Rec
 
 
 def test_methods_that_share_a_course_share_a_line(report: Grouped):
-    plot = tokens_plot(report.groups)
-    assert plot is not None
+    plot = plots(report)["tokens_per_block"]
     [panel] = plot.charts  # both datasets have the same
     counts = {name: tuple(dot.y.estimate for dot in dots) for name, dots in panel.series.items()}
     assert counts["clsattn, patchrank, random 60 %"] == (197,) * 3 + (119,) * 6
@@ -126,8 +125,7 @@ def test_methods_that_share_a_course_share_a_line(report: Grouped):
 
 
 def test_shots_have_a_panel_per_keep_and_dense_in_each(with_shots: Grouped):
-    plot = shots_plot(shot_columns(with_shots))
-    assert plot is not None
+    plot = plots(with_shots)["shots"]
     assert [panel.title.rpartition(", ")[2] for panel in plot.charts] == [
         "keep 60 %", "keep 30 %",
     ] * 2  # fmt: skip
@@ -177,8 +175,7 @@ def test_a_panel_per_condition_with_every_ratio(latency_record: Make, reduced_ti
             reduced_time("evit", 1.2, batch=batch, dtype=dtype, warnings=("drift",)),
         )
     ]
-    plot = batches_plot(group_times(times))
-    assert plot is not None
+    [plot] = plots_of(Grouped(groups=[]), [], group_times(times))
     assert plot.name == "ratio_batches"
     assert ["bfloat16" in panel.title for panel in plot.charts] == [False, True]
     panel = plot.charts[0]
@@ -189,8 +186,4 @@ def test_a_panel_per_condition_with_every_ratio(latency_record: Make, reduced_ti
     places = [p.x.estimate for own in panel.series.values() for p in own]
     assert len(set(places)) == len(places)  # no bar hides another
     assert (panel.ticks, panel.level) == ({0: "1", 1: "32"}, 1.0)
-    assert list(panel.notes) == [
-        "Faster: tome60 at batch 1, 32.",
-        "Slower: evit60 at batch 1, 32.",
-        "2 of these 4 times have warnings: see the table.",
-    ]
+    assert list(panel.notes) == ["2 of these 4 times have warnings: see the table."]

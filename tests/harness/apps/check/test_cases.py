@@ -1,11 +1,8 @@
 """Rows come back from records with the settings that they were asked with."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from by_hand import replace
 
 from harness.apps.check.cases import (
     BATCHES,
@@ -16,14 +13,11 @@ from harness.apps.check.cases import (
     complete,
     own_methods,
     read_expectation,
-    rows_of,
     shipped_case,
     shipped_files,
 )
 from harness.records.record import Record
 from zoo.core.reducer import METHODS
-
-Make = Callable[..., Record]
 
 
 def test_the_first_row_of_a_name_says_the_defaults(record, dense: Record):
@@ -34,54 +28,21 @@ def test_the_first_row_of_a_name_says_the_defaults(record, dense: Record):
     assert (case.tower, case.image_count) == ("clip_vit_s14.imgfocus_lit", 40)
 
 
-def test_the_newest_record_of_a_row_counts(record, dense: Record):
-    [case] = cases_of([dense, record(margin=0.1), record(margin=0.2)], "mine.jsonl")
-    assert [row.record.mean("margin") for row in case.rows["fashion"] if row.record] == [0.05, 0.2]
-    # Other numbers of images are other cases.
-    other = replace(dense, image_count=8, correct_bits="bits:fc", top1=0.75)
-    assert len(cases_of([dense, record(), other], "mine.jsonl")) == 2
-
-
-@pytest.mark.parametrize(
-    ("changed", "complaint"),
-    [
-        ({}, r"mine\.jsonl: no dense row of clip_vit_s14\.imgfocus_lit"),
-        ({"shots": 16, "tuning": "probe"}, "is 16 shots, linear probe; check measures by text"),
-    ],
-)
+@pytest.mark.parametrize(("changed", "complaint"), [
+    ({}, r"mine\.jsonl: no dense row of clip_vit_s14\.imgfocus_lit"),
+    ({"shots": 16, "tuning": "probe"}, "is 16 shots, linear probe; check measures by text"),
+])  # fmt: skip
 def test_rows_that_check_could_not_measure_are_refused(record, changed: Any, complaint: str):
     with pytest.raises(ValueError, match=complaint):
         cases_of([record(**changed)], "mine.jsonl")
 
 
-def test_a_missing_expectation_says_how_to_write_one(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"patchrank check .*my file\.jsonl' --update"):
-        read_expectation(tmp_path / "my file.jsonl")
-
-
-def test_methods_with_options_bring_their_defaults_along():
-    asked = [MethodChoice.of("tome:reduce_at=[2,4],keep=0.4"), MethodChoice.of("evit"), MethodChoice.of("dense")]
-    names = ["dense", "evit60", "evit30", "tome40", "tome40 reduce_at=[2,4]"]
-    assert [row.name for row in rows_of(asked, [0.6, 0.3])] == names
-
-
-@pytest.mark.parametrize("text", ["evit:fuse=true,keep=0.3", 'tome:reduce_at=[2,4,6],x={"a":[1]}'])
-def test_options_are_written_as_they_are_read(text: str):
-    asked = MethodChoice.of(text)
-    rows = rows_of([asked], [0.6])
-    again = MethodChoice.of(f"{asked.method}:{rows[-1].what}")
-    assert again.options == {k: v for k, v in asked.options.items() if k != "keep"}
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        *((f"evit:{rest}", "expected METHOD:OPTION=VALUE") for rest in ("fuse", "fuse=yes", "")),
-        ("tome:reduce_at=[2,4", "expected METHOD:OPTION=VALUE"),
-        ("evitt:fuse=true", "method 'evitt': did you mean 'evit'"),
-        *((f"{name}:keep=0.5", f"{name} has no options") for name in ("dense", "golden")),
-    ],
-)
+@pytest.mark.parametrize(("text", "complaint"), [
+    *((f"evit:{rest}", "expected METHOD:OPTION=VALUE") for rest in ("fuse", "fuse=yes", "")),
+    ("tome:reduce_at=[2,4", "expected METHOD:OPTION=VALUE"),
+    ("evitt:fuse=true", "method 'evitt': did you mean 'evit'"),
+    *((f"{name}:keep=0.5", f"{name} has no options") for name in ("dense", "golden")),
+])  # fmt: skip
 def test_what_is_no_choice_is_refused(text: str, complaint: str):
     with pytest.raises(ValueError, match=complaint):
         MethodChoice.of(text)

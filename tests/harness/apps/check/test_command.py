@@ -32,12 +32,19 @@ def run(parts: ClipParts, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     return call
 
 
+_WRITTEN: list[bytes] = []
+
+
 @pytest.fixture
 def file(run: Run, tmp_path: Path) -> Path:
+    """Write an expectation of five rows, measured once for all tests."""
     path = tmp_path / "mine.jsonl"
-    what = ("--model", "clip_vit_b16", "--dataset", "toy", "--keeps", "0.5", "--limit", "12")
-    methods = ("--methods", "random", "tome", "evit:fuse=true")
-    assert run(str(path), "--update", *what, *methods, "--rounds", "1").code == 0
+    if not _WRITTEN:
+        what = ("--model", "clip_vit_b16", "--dataset", "toy", "--keeps", "0.5", "--limit", "12")
+        methods = ("--methods", "random", "tome", "evit:fuse=true")
+        assert run(str(path), "--update", *what, *methods, "--rounds", "1").code == 0
+        _WRITTEN.append(path.read_bytes())
+    path.write_bytes(_WRITTEN[0])
     return path
 
 
@@ -52,17 +59,7 @@ def test_flags_take_some_rows_and_the_dense_one(run, file: Path):
     # The toy's last class has no word, so it takes more of its images to leave 12.
     assert {record.image_count for record in read_records(file)} == {12}
     assert run(str(file), "--no-latency", "--methods", "random").data["rows"] == 2
-    assert run(str(file), "--no-latency", "--methods", "evit").data["rows"] == 3
     assert run(str(file), "--no-latency", "--keeps", "0.25").data["rows"] == 1
-    assert run(str(file), "--no-latency", "--model", "anything").data["rows"] == 5
-
-
-def test_an_update_without_flags_measures_the_same_rows(run, file: Path):
-    before = read_records(file)
-    shown = run(str(file), "--update", "--rounds", "1")
-    assert (shown.code, shown.data["moved"]) == (0, [])
-    after = read_records(file)
-    assert [one.method_config for one in after] == [one.method_config for one in before]
 
 
 def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run, file: Path):
@@ -74,96 +71,44 @@ def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run, f
     assert [record.method for record in read_records(file)] == ["dense", "random", "clsattn"]
 
 
-def test_a_method_that_is_no_longer_registered_fails(run, file: Path, monkeypatch):
-    text = file.read_text()
-    file.write_text(text.replace('"tome"', '"oldone"').replace("_tome50", "_oldone50"))
-    shown = run(str(file), "--no-latency")
-    [one] = shown.data["moved"]
-    assert shown.code == 1
-    assert (one["row"], one["quantity"], one["now"]) == ("oldone50", "row", None)
-
-
-def test_a_failed_update_leaves_the_expectation_as_it_was(run, file: Path, monkeypatch):
-    before = file.read_bytes()
-
-    def full(*given: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("harness.apps.check.check.write_whole", full)
-    with pytest.raises(OSError, match="disk full"):
-        run(str(file), "--update", "--rounds", "1")
-    assert file.read_bytes() == before
-    assert [path.name for path in file.parent.glob("*mine*")] == ["mine.jsonl"]
-
-
 def test_shuffled_answers_are_told_by_row(run, file: Path):
     first, *rest = read_records(file)
     wrong = ~first.correct
     changed = replace(first, top1=Measured(mean=float(wrong.mean()), low=0.0, high=1.0, values=pack(wrong)))
     file.write_bytes(record_lines([changed, *rest]))
-    moved = run(str(file), "--no-latency").data["moved"]
+    shown = run(str(file), "--no-latency")
+    moved = shown.data["moved"]
+    assert shown.code == 1
     assert {one["row"] for one in moved} == {"dense"}
     assert "answers flipped" in {one["quantity"] for one in moved}
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--limit 5", "--limit without --update: a check measures what the expectation did"),
-        ("--full", "--full without --update"),
-        ("--dtype bfloat16", "--dtype without --update"),
-        ("--batches 1", "--batches without --update"),
-        ("--update --model clip_vit_s14", "--model with --update and no FILE"),
-        ("--update --limit 5", "--limit with --update and no FILE"),
-        ("a.jsonl b.jsonl --update --limit 5", "--update of several FILEs with other rows"),
-        ("a.jsonl --update --limit 0", "--limit 0: expected a number from 1"),
-        ("a.jsonl --update --batches 0", "--batches 0: expected a number from 1"),
-        ("a.jsonl --update --dtype float3", "--dtype 'float3': did you mean 'float32'"),
-        ("--rounds 0", "--rounds 0: expected a number from 1"),
-        ("--keeps 2", r"--keeps 2: expected fractions in \(0, 1\]"),
-        ("--slower 0.5", "--slower 0.5: expected a factor from 1"),
-        ("--images -1", "--images -1: expected a number from 0"),
-        ("--methods evitt", "method 'evitt': did you mean 'evit'"),
-        ("--dataset cifar", "--dataset: the expectation has no such row; it is of clip_vit_s14"),
-    ],
-)
+@pytest.mark.parametrize(("words", "message"), [
+    ("--limit 5", "--limit without --update: a check measures what the expectation did"),
+    ("--update --model clip_vit_s14", "--model with --update and no FILE"),
+    ("a.jsonl b.jsonl --update --limit 5", "--update of several FILEs with other rows"),
+    ("a.jsonl --update --limit 0", "--limit 0: expected a number from 1"),
+    ("a.jsonl --update --dtype float3", "--dtype 'float3': did you mean 'float32'"),
+    ("--keeps 2", r"--keeps 2: expected fractions in \(0, 1\]"),
+    ("--slower 0.5", "--slower 0.5: expected a factor from 1"),
+    ("--methods evitt", "method 'evitt': did you mean 'evit'"),
+    ("--dataset cifar", "--dataset: the expectation has no such row; it is of clip_vit_s14"),
+])  # fmt: skip
 def test_wrong_use_is_refused_before_anything_is_measured(words: str, message: str, monkeypatch):
     monkeypatch.setattr("harness.apps.check.check.measure", None)
     with pytest.raises(ValueError, match=message):
         run_check(build_parser().parse_args(["check", *words.split()]), Console(quiet=True))
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--markdown {0}/no/check.md", "its folder doesn't exist"),
-        ("--markdown {0}", r"--markdown '.*' is a folder; give a file, such as '.*check\.md'"),
-        ("{0} --update", r"--update of '.*', which is a folder; give a file of records"),
-        ("{0}/file/x.jsonl --update", r"--update in '.*file' is a file, or lies in one; expected"),
-    ],
-)
+@pytest.mark.parametrize(("words", "message"), [
+    ("--markdown {0}/no/check.md", "its folder doesn't exist"),
+    ("--markdown {0}", r"--markdown '.*' is a folder; give a file, such as '.*check\.md'"),
+    ("{0} --update", r"--update of '.*', which is a folder; give a file of records"),
+    ("{0}/file/x.jsonl --update", r"--update in '.*file' is a file, or lies in one; expected"),
+])  # fmt: skip
 def test_what_can_not_be_written_is_told_first(words: str, message: str, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setattr("harness.apps.check.check.measure", None)
     args = build_parser().parse_args(["check", *words.format(tmp_path).split()])
     with pytest.raises(OSError, match=message):
         run_check(args, Console(quiet=True))
-
-
-def test_what_a_tower_of_ours_is_called_takes_no_weights(file: Path, run, monkeypatch):
-    monkeypatch.setattr("harness.apps.check.check.load_clip", None)
-    with pytest.raises(ValueError, match="--model: the expectation has no such row"):
-        run(str(file), "--model", "clip_vit_l14.openai")
-
-
-def test_the_shipped_expectation_is_not_written_outside_of_a_checkout(monkeypatch):
-    monkeypatch.setattr("harness.apps.check.check.git_commit", lambda: None)
-    args = build_parser().parse_args(["check", "--update"])
-    with pytest.raises(ValueError, match="takes a checkout; name a FILE for one of your own"):
-        run_check(args, Console(quiet=True))
-
-
-def test_an_expectation_of_own_images_asks_where_they_are(file: Path, run):
-    file.write_text(file.read_text().replace('"dataset": "toy"', '"dataset": "folder-photos"'))
-    with pytest.raises(ValueError, match=r"records hold no path; say .*--dataset folder:PATH"):
-        run(str(file))

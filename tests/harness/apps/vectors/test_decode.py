@@ -4,8 +4,7 @@ import io
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.apps.vectors import decode
-from harness.apps.vectors.decode import DecodedChunk, Decoders, prepare, processes_beside
+from harness.apps.vectors.decode import DecodedChunk, Decoders, prepare
 from harness.apps.vectors.source import PictureFile, open_source
 from harness.datasets.images import decode_image
 
@@ -50,18 +48,6 @@ def outcome(results: Sequence[DecodedChunk]) -> Any:
     return [(one.paths, None if one.pixels is None else one.pixels.tolist(), one.wrong) for one in results]
 
 
-def test_what_cannot_be_read_keeps_its_place_and_its_reason(chunks: list[list[PictureFile]]):
-    results = [prepare(chunk, RESIZED) for chunk in chunks]
-    wrong = {one.paths[place]: why for one in results for place, why in one.wrong.items()}
-    assert wrong.keys() == {"bomb.png", "cut.jpg", "deep/text.webp", "empty.png"}
-    assert "400000000" in wrong["bomb.png"].replace(",", "") or "20000 x 20000" in wrong["bomb.png"]
-    assert "no known format" in wrong["empty.png"]
-    for one in results:
-        assert one.pixels is not None
-        assert one.pixels.shape == (len(one.paths), 3, 5, 4)
-        assert sorted(one.wrong) == [place for place, row in enumerate(one.pixels) if not row.any()]
-
-
 def test_a_picture_that_resizing_would_blow_up_is_bad():
     contents = []
     for width in (1_000, 1_001):
@@ -74,7 +60,7 @@ def test_a_picture_that_resizing_would_blow_up_is_bad():
 @pytest.mark.slow
 def test_neither_their_number_nor_their_death_changes_what_comes(chunks: list[list[PictureFile]]):
     wanted = outcome([prepare(chunk, RESIZED) for chunk in chunks])
-    for count in (0, 1, 3):
+    for count in (0, 3):
         with Decoders(count, RESIZED) as decoders:
             assert outcome(list(decoders.prepare(chunks))) == wanted
     with Decoders(2, RESIZED) as decoders:
@@ -106,46 +92,3 @@ def test_a_picture_that_ends_its_process_is_bad_and_no_other(chunks: list[list[P
             if path not in lost:
                 assert np.array_equal(one.pixels[place], other.pixels[place])
                 assert one.wrong.get(place) == other.wrong.get(place)
-
-
-@pytest.mark.slow
-def test_processes_that_cannot_begin_are_told_once():
-    class Unborn(Code):
-        def __reduce__(self) -> Any:
-            return os._exit, (3,)
-
-    with Decoders(1, Unborn("")) as decoders, pytest.raises(ValueError, match=r"end before they begin.*--decoders 0"):
-        decoders.start()
-
-
-def test_no_more_is_read_ahead_than_is_worked_on(chunks: list[list[PictureFile]], monkeypatch):
-    asked: list[int] = []
-
-    def counted() -> Any:
-        for number, chunk in enumerate(chunks):
-            asked.append(number)
-            yield chunk
-
-    class Now:
-        """An executor that works when it is asked."""
-
-        def submit(self, function: Callable[..., Any], chunk: Any) -> Any:
-            future: Future[Any] = Future()
-            future.set_result(prepare(chunk, RESIZED))
-            return future
-
-        def shutdown(self, **_: Any) -> None:
-            pass
-
-    monkeypatch.setattr(decode, "_pool", lambda count, transform: Now())
-    with Decoders(2, RESIZED) as decoders:
-        for done, _ in enumerate(decoders.prepare(counted()), start=1):
-            assert len(asked) - done < decode.AHEAD * 2
-
-
-@pytest.mark.parametrize(
-    ("device", "cores", "expected"), [("cpu", 2, 1), ("cpu", 16, 4), ("cuda:0", 12, 12), ("cuda", 99, 16)]
-)
-def test_processes_by_the_cores(device: str, cores: int, expected: int, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    assert processes_beside(device) == expected

@@ -9,8 +9,6 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -67,28 +65,3 @@ def test_memory_does_not_grow_with_the_pictures(tars: Path, tower: str, tmp_path
     few, many = peaks
     assert many - few < 48 * MIB
     assert many < 1500 * MIB
-
-
-ROWS = """
-import sys
-from harness.apps.vectors.source import open_source
-source = open_source(sys.argv[1:])
-before = peak()
-total = sum(len(picture.read()) for picture in source.pictures(range(len(source))))
-print(total, peak() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads peaks in /proc")
-def test_a_large_group_of_rows_is_not_read_at_once(tmp_path: Path):
-    schema = pa.schema({"image": pa.binary()})
-    plain = {"compression": "none", "use_dictionary": False, "write_batch_size": 4}  # pages of a few rows
-    noise = np.random.default_rng(0).integers(0, 255, (120, MIB), dtype=np.uint8)
-    with pq.ParquetWriter(tmp_path / "x.parquet", schema, **plain) as writer:
-        writer.write_table(pa.table({"image": [row.tobytes() for row in noise]}, schema))
-    assert pq.read_metadata(tmp_path / "x.parquet").num_row_groups == 1
-    command = [sys.executable, "-c", PEAK + ROWS, str(tmp_path / "x.parquet")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    total, kib = map(int, done.stdout.split())
-    assert total == 120 * MIB
-    assert kib < 128 * 1024

@@ -17,16 +17,7 @@ PAGE = Path(__file__).parents[4] / "docs" / "embed.md"
 # What the page leaves to its reader: ids, paths and vectors, and the hits of the first vector.
 REST = {
     "pandas": "ids, paths, hits = frame['id'], frame['path'], []",
-    "polars": (
-        "assert frame.schema['embedding'] == pl.Array(pl.Float16, 48)\n"
-        "ids, paths, hits = frame['id'], frame['path'], []"
-    ),
-    "datasets": "ids, paths, hits = table['id'][:], table['path'][:], []",
     "faiss": "[hits] = ids\nids, paths = table['id'], table['path'].to_pylist()",
-    "lancedb": (
-        "hits, table = [row['id'] for row in rows], table.to_arrow()\n"
-        "ids, paths, vectors = table['id'], table['path'].to_pylist(), np.stack(table['embedding'].to_numpy())"
-    ),
 }
 SAVE = "np.savez('out.npz', ids=np.array(ids), paths=np.array(list(paths)), vectors=np.stack(vectors), hits=hits)"
 
