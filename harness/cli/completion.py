@@ -11,7 +11,7 @@ from harness.cli.command import ANY, CommandParser, leaves
 from harness.datasets import KINDS, list_datasets
 from harness.measure.rows import known_methods
 from harness.records.conditions import DTYPES, TUNINGS
-from harness.studies.paper import list_targets
+from harness.studies.reproduce import list_targets
 from harness.studies.run import list_studies
 from zoo.core.predictor import ARCHITECTURES
 from zoo.core.reducer import METHODS

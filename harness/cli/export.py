@@ -30,8 +30,7 @@ def _export_flags(parser: CommandParser) -> None:
     check.add_argument("--images", type=Path, metavar="FOLDER", help="any images instead, unlabelled")
     flags.images(check, CHECKED, "val", "images; class-balanced")
     flags.number(check, "--batches", list(BATCHES), "images per call", kind=flags.positive, nargs="+")
-    text = "that lower precision may have on average with float32"
-    flags.number(check, "--least-cosine", LEAST_COSINE, text)
+    flags.number(check, "--least-cosine", LEAST_COSINE, "that lower precision may have on average with float32")
     flags.data(parser)
 
 

@@ -132,8 +132,7 @@ def datasets(group: Any, default: list[str] | None = FASHION_AND_EMOJI, **more: 
 
 def root(group: Any) -> None:
     """Add where datasets lie."""
-    text = "of datasets; default: CLIP_PATCHRANK_DATA's"
-    group.add_argument("--root", type=Path, metavar="DIR", help=text)
+    group.add_argument("--root", type=Path, metavar="DIR", help="of datasets; default: CLIP_PATCHRANK_DATA's")
 
 
 def data(parser: CommandParser) -> None:
@@ -141,10 +140,8 @@ def data(parser: CommandParser) -> None:
     group = parser.add_argument_group("how datasets are taken")
     root(group)
     group.add_argument("--download", action="store_true", help="get what is missing")
-    text = "prompts with {} for the class, not its own"
-    group.add_argument("--templates", nargs="+", metavar="TEXT", help=text)
-    text = "leave out images that can't be read"
-    group.add_argument("--skip-bad", action="store_true", help=text)
+    group.add_argument("--templates", nargs="+", metavar="TEXT", help="prompts with {} for the class, not its own")
+    group.add_argument("--skip-bad", action="store_true", help="leave out images that can't be read")
     text = "leave out classes with words that the text tower never saw"
     group.add_argument("--skip-unknown-classes", action="store_true", help=text)
 
@@ -234,10 +231,8 @@ def setup(parser: CommandParser, what: str = "model") -> Any:
     text = "a reduced or dense model's name, see `list`; or a file of `choose`"
     group.add_argument("--model", default=DENSE, help=text)
     group.add_argument("--method", metavar="METHOD", help="that reduces a dense model")
-    text = "of the method, in (0, 1]"
-    number(group, "--keep", None, text, kind=keep_rate, metavar="RATE")
-    text = "of this model, as `fit recovery` writes"
-    group.add_argument("--recovery", type=Path, metavar="FILE", help=text)
+    number(group, "--keep", None, "of the method, in (0, 1]", kind=keep_rate, metavar="RATE")
+    group.add_argument("--recovery", type=Path, metavar="FILE", help="of this model, as `fit recovery` writes")
     random_weights(group, "none are loaded; for trying things out")
     group.add_argument("--dtype", type=dtype, help="default: float32, or what the file says")
     return group
@@ -380,8 +375,7 @@ def tuning_recipe(parser: CommandParser, *, study: bool = False) -> Any:
     ways.add_argument("--coupling", choices=("offset", "printed"), metavar="HOW", help=text)
     text = "visual tokens are learned, not mapped from text tokens"
     ways.add_argument("--independent", dest="coupling", action="store_const", const="none", help=text)
-    text = "text tokens of their own for each class"
-    group.add_argument("--class-specific", action="store_true", help=text)
+    group.add_argument("--class-specific", action="store_true", help="text tokens of their own for each class")
     return group
 
 

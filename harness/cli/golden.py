@@ -3,6 +3,7 @@
 import time
 from argparse import Namespace
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,7 @@ from harness.cli import flags
 from harness.cli.command import Command, CommandParser
 
 if TYPE_CHECKING:
-    from harness.datasets.base import SplitName
     from zoo.ranking.golden import GoldenConfig
-
 
 RANKED_BY = 2  # window and stride of rankings that `fit predictor` makes: a quarter of the passes of stride 1
 
@@ -30,8 +29,7 @@ def _rank_flags(parser: CommandParser) -> None:
     flags.dataset(one)
     one.add_argument("--images", type=Path, metavar="FOLDER", help="any images, unlabelled")
     flags.images(what, 250, "test", "images; class-balanced")
-    text = "times that each image of a shipped dataset is drawn anew"
-    flags.number(what, "--variants", 1, text, metavar="K")
+    flags.number(what, "--variants", 1, "times that each image of a shipped dataset is drawn anew", metavar="K")
     flags.data(parser)
     how = parser.add_argument_group("golden rankings")
     text = "preservation, label, confidence; several share the passes"
@@ -39,22 +37,18 @@ def _rank_flags(parser: CommandParser) -> None:
     how.add_argument("--action", default=GoldenConfig.action, help="remove, or merge into the nearest")
     flags.block(how)
     # No defaults here: a budget picks these.
-    text = f"side in patches; {GoldenConfig.window} without --budget"
-    flags.number(how, "--window", None, text)
+    flags.number(how, "--window", None, f"side in patches; {GoldenConfig.window} without --budget")
     flags.number(how, "--stride", None, f"in patches; {GoldenConfig.stride} without --budget")
-    text = "iterative search, K go per round"
-    flags.number(how, "--greedy", None, text, metavar="K")
+    flags.number(how, "--greedy", None, "iterative search, K go per round", metavar="K")
     how.add_argument("--approx", metavar="SPEC", help="instead of every window, cheaper")
-    text = "best way within N passes"
-    flags.number(how, "--budget", None, text, kind=float, metavar="N")
+    flags.number(how, "--budget", None, "best way within N passes", kind=float, metavar="N")
     where = parser.add_argument_group("conditions")
     text = "Ray actors that share the work; default: this process"
     flags.number(where, "--workers", None, text, kind=flags.positive)
     flags.number(where, "--batch", None, "sequences per pass; default: from free memory")
     where.add_argument("--compile", action="store_true", help="use torch.compile")
     flags.device(where, text="of each worker")
-    text = "float32, bfloat16, float16, or auto: the fastest"
-    where.add_argument("--dtype", default="auto", help=text)
+    where.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, or auto: the fastest")
     files = parser.add_argument_group("files")
     flags.output(files, None, "folder; default: in the user's cache", dest="out")
     flags.number(files, "--shard-size", 64, "images per file")
@@ -77,8 +71,8 @@ def run_rank(args: Namespace, status: Console) -> Shown:
                 "approximation itself; give one of the two"
             )
     config = replace(flags.golden_config(args), score=args.scores[0])
-    folder = args.images is not None
-    source = Source.folder(args.images) if folder else Source.of(get_dataset(args.dataset), args.split)
+    folder = args.images
+    source = Source.of(get_dataset(args.dataset), args.split) if folder is None else Source.folder(folder)
     job = flags.settings(RankJob, args, source=source, config=config, compiled=args.compile)
     stores = rank_by_scores(job, Progress(status))
     lines = [f"wrote {path}: {images} of {total} images" for path, images, total in stores.values()]
@@ -92,16 +86,13 @@ def _show_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is drawn")
     flags.model(what)
     flags.keeps(what, [0.6], "in (0, 1)", float, dest="keep")
-    text = "that decides what is kept; default: the predictor"
-    what.add_argument("--by", metavar="RANKING", help=text)
+    what.add_argument("--by", metavar="RANKING", help="that decides what is kept; default: the predictor")
     flags.methods(what, [], "more columns; see `list`", "*")
     text = "instead of rankings, what these or golden leave"
     what.add_argument("--left", nargs="+", metavar="METHOD", default=[], help=text)
     flags.dataset(what, help="whose classes the files may show")
-    text = "their names instead, as a,b,c"
-    what.add_argument("--classes", metavar="NAMES", default="", help=text)
-    text = "of all files, or of each"
-    what.add_argument("--label", nargs="*", metavar="CLASS", default=[], help=text)
+    what.add_argument("--classes", metavar="NAMES", default="", help="their names instead, as a,b,c")
+    what.add_argument("--label", nargs="*", metavar="CLASS", default=[], help="of all files, or of each")
     flags.data(parser)
     flags.golden_windows(parser)
     where = parser.add_argument_group("conditions and files")
@@ -117,8 +108,7 @@ def run_show(args: Namespace, status: Console) -> Shown:
 
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
     subjects = find_subjects(args.images, dataset=args.dataset, classes=classes, labels=args.label)
-    keeps, golden = tuple(args.keep), flags.golden_config(args)
-    config = flags.settings(ShowConfig, args, keeps=keeps, golden=golden)
+    config = flags.settings(ShowConfig, args, keeps=tuple(args.keep), golden=flags.golden_config(args))
     progress = Progress(status)
     sheet = show(args.model, subjects, config, args.out, device=args.device, progress=progress)
     data = {"path": str(args.out), "columns": [IMAGE, *sheet.columns], "notes": sheet.notes}
@@ -128,8 +118,7 @@ def run_show(args: Namespace, status: Console) -> Shown:
 def _predictor_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is learned from")
     flags.model(what)
-    text = "its rankings that ship; without them, rank first"
-    flags.dataset(what, nargs="*", default=[], help=text)
+    flags.dataset(what, nargs="*", default=[], help="its rankings that ship; without them, rank first")
     flags.number(what, "--limit", 250, "images to rank per split", kind=flags.positive)
     flags.number(what, "--block", None, "reduction point; 3 if nothing is said")
     what.add_argument("--action", help="that was ranked for, remove or merge; remove if nothing is said")
@@ -167,18 +156,17 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     ships = way.action == "remove" and (args.window, args.stride) == (None, None)
     jobs: list[tuple[RankJob, list[Path]]] = []
     tower = load_tower(args.model) if args.dataset else None
-    for dataset in args.dataset:
-        splits: tuple[tuple[SplitName, list[Path]], ...] = (("train", train), ("val", val))
-        for split, files in splits:
-            assert tower is not None
-            path = shipped_rankings(tower.name, dataset, split, way.block) if ships else None
-            source = Source.of(get_dataset(dataset), split)
-            if path is not None:
-                files.append(path)
-            elif len(source.images):
-                jobs.append((RankJob(model=args.model, source=source, config=way, limit=args.limit), files))
-            else:
-                progress.say(f"{source.name} has no {split} images: none of its images decides when the fit stops")
+    for dataset, split in product(args.dataset, flags.SPLITS[:2]):
+        assert tower is not None
+        files = {"train": train, "val": val}[split]
+        path = shipped_rankings(tower.name, dataset, split, way.block) if ships else None
+        source = Source.of(get_dataset(dataset), split)
+        if path is not None:
+            files.append(path)
+        elif len(source.images):
+            jobs.append((RankJob(model=args.model, source=source, config=way, limit=args.limit), files))
+        else:
+            progress.say(f"{source.name} has no {split} images: none of its images decides when the fit stops")
     if not train and not jobs:
         raise ValueError("nothing to learn from: give --dataset, or --rankings")
     limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
@@ -222,13 +210,11 @@ def _prompts_flags(parser: CommandParser) -> None:
     flags.number(what, "--seed", None, "of the images and of the recipe; default: 0, of CoOp's draws 1")
     flags.data(parser)
     tokens = flags.tuning_recipe(parser)
-    text = "take the images as they are"
-    tokens.add_argument("--no-augment", dest="augment", action="store_false", help=text)
+    tokens.add_argument("--no-augment", dest="augment", action="store_false", help="take the images as they are")
     how = parser.add_argument_group("conditions and files")
     flags.device(how)
     how.add_argument("--dtype", default=TuneConfig.dtype, help="float32, bfloat16, or auto: the fastest")
-    text = "less memory, a third more time"
-    how.add_argument("--checkpointing", action="store_true", help=text)
+    how.add_argument("--checkpointing", action="store_true", help="less memory, a third more time")
     flags.output(how, None, "default: the user's cache", "FILE")
 
 
@@ -246,8 +232,8 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     parts, row, tag = load_row(args.model)
     weights = fingerprint(row.vit)
     parts.model.to(args.device)
-    progress, dense = Progress(status), dense_name(row)
-    tuner = Tuner(parts, dataset, model=dense, tag=tag, weights=weights, progress=progress, draws=args.draws)
+    about = {"model": dense_name(row), "tag": tag, "weights": weights, "draws": args.draws}
+    tuner = Tuner(parts, dataset, **about, progress=Progress(status))
     begin = time.perf_counter()
     steps = config.total_steps(len(drawn.train))
     tuned = tuner.tuned([row], args.shots, config.seed, config)[row.key]
@@ -305,17 +291,9 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
 
     sources = flags.settings(Sources, args, datasets=tuple(dict.fromkeys(args.dataset)))
     config = flags.settings(RecoveryConfig, args)
+    how = {name: vars(args)[name] for name in ("method", "keep", "device")}
     begin = time.perf_counter()
-    file = train_recovery(
-        args.model,
-        sources,
-        config,
-        method=args.method,
-        keep=args.keep,
-        out=args.output,
-        device=args.device,
-        progress=Progress(status),
-    )
+    file = train_recovery(args.model, sources, config, **how, out=args.output, progress=Progress(status))
     seconds = time.perf_counter() - begin
     losses = [f"{one['name']} {one['before']:.4f} to {one['after']:.4f}" for one in file.datasets]
     worth = "" if file.parameters else "; nothing was better than the model as it is, on every dataset"
@@ -382,10 +360,8 @@ def _memory_mib(device: str) -> float:
 
 COMMANDS = (
     Command(
-        path="rank",
+        path="rank", flags=_rank_flags, run=run_rank,
         what="Make golden rankings of images; the same command goes on where it stopped.",
-        flags=_rank_flags,
-        run=run_rank,
         examples=(
             ("rank --dataset fashion --split train --limit 100 --stride 2", "100 training images"),
             ("rank --images photos --output ranked --full", "any folder of images"),
@@ -395,10 +371,8 @@ COMMANDS = (
         output="where the store is, on standard output; Parquet files in --output",
     ),
     Command(
-        path="fit predictor",
+        path="fit predictor", flags=_predictor_flags, run=run_fit_predictor,
         what="Fit a predictor to golden rankings, so that pretrained=True finds it.",
-        flags=_predictor_flags,
-        run=run_fit_predictor,
         examples=(
             ("fit predictor --model clip_vit_b16.openai --dataset fashion", "ranks first"),
             ("fit predictor --rankings ranked --images photos", "to rankings of a folder"),
@@ -406,11 +380,9 @@ COMMANDS = (
         output="how well it agrees, on standard output; the predictor in --output",
     ),
     Command(
-        path="fit prompts",
+        path="fit prompts", flags=_prompts_flags, run=run_fit_prompts,
         what="Tune learned text and visual tokens on a few labelled images; "
         "timm.create_model(..., prompts=FILE) takes the result.",
-        flags=_prompts_flags,
-        run=run_fit_prompts,
         examples=(
             ("fit prompts --dataset emoji --shots 16 --tokens t", "text tokens"),
             ("fit prompts --model clip_vit_s14 --dataset emoji --tokens vt", "visual ones, too"),
@@ -419,11 +391,9 @@ COMMANDS = (
         output="what it took and gave, on standard output; the tokens in --output",
     ),
     Command(
-        path="fit recovery",
+        path="fit recovery", flags=_recovery_flags, run=run_fit_recovery,
         what="Train a reduced tower, without labels, to give the dense tower's features; "
         "timm.create_model(..., recovery=FILE) takes the result.",
-        flags=_recovery_flags,
-        run=run_fit_recovery,
         examples=(
             ("fit recovery --model clip_vit_s14_tome30 --dataset photos --output tome30.safetensors", "norms, biases"),
             ("fit recovery --model clip_vit_b16_evit60 --dataset images:photos --what lora", "any folder of images"),
@@ -431,11 +401,9 @@ COMMANDS = (
         output="what it took and gave, on standard output; the changes of the weights in --output",
     ),
     Command(
-        path="fit schedule",
+        path="fit schedule", flags=_schedule_flags, run=run_fit_schedule,
         what="Search reduction points and counts that keep a method nearest to dense at one cost, on images without "
         "labels; zoo.read_schedule(FILE) gives them as a model's options.",
-        flags=_schedule_flags,
-        run=run_fit_schedule,
         examples=(
             ("fit schedule --dataset photos --keep 0.6 --output s.json", "rankmerge at patchrank's GFLOPs"),
             ("fit schedule --method evit --dataset images:photos --cost 0.5 --match time", "half the time of dense"),
@@ -443,10 +411,8 @@ COMMANDS = (
         output="the default and the best found, on standard output; the schedule in --output",
     ),
     Command(
-        path="show",
+        path="show", flags=_show_flags, run=run_show,
         what="Draw images beside the importance of their patches by several rankings, as PNG.",
-        flags=_show_flags,
-        run=run_show,
         examples=(
             ("show fashion:val:3 --keeps 0.6 0.3", "an image of a dataset"),
             ("show photo.jpg --dataset fashion --label bag", "a file of a known class"),
@@ -454,4 +420,4 @@ COMMANDS = (
         ),
         output="the figure in --output; its notes on standard output",
     ),
-)
+)  # fmt: skip

@@ -31,8 +31,7 @@ def _compare_flags(parser: CommandParser) -> None:
     what.add_argument("--model", default=list(Plan.models), help=text, **several)
     flags.methods(what, None, "default: all but other papers'; see `list`")
     flags.keeps(what, list(Plan.keeps))
-    text = "gflops or time: rows of equal cost, not keep"
-    what.add_argument("--match", metavar="WHAT", help=text)
+    what.add_argument("--match", metavar="WHAT", help="gflops or time: rows of equal cost, not keep")
     text = "others' fidelity is compared with its; with --match they meet its cost"
     what.add_argument("--match-to", metavar="METHOD", default=Plan.match_to, help=text)
     flags.fields(what, Plan, match_batch="images per call, where time is matched")
@@ -54,8 +53,7 @@ def _compare_flags(parser: CommandParser) -> None:
     files = parser.add_argument_group("files")
     flags.fresh(files)
     flags.output(files, "results", "folder of the run")
-    text = "images of each dataset whose kept patches are stored; 0: none"
-    flags.number(files, "--traces", TRACED, text)
+    flags.number(files, "--traces", TRACED, "images of each dataset whose kept patches are stored; 0: none")
     text = "store no small copies of these images"
     files.add_argument("--no-thumbnails", dest="thumbnails", action="store_false", help=text)
 
@@ -112,7 +110,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
     from harness.measure.traces import Tracer
-    from harness.records.averages import matched, training_free
+    from harness.records.averages import match_costs, training_free
     from harness.records.conditions import GOLDEN
     from harness.records.record import RECORDS, earlier, record_values, write_records
     from harness.report.folder import write_report
@@ -147,7 +145,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
                 for part in training_free(group):
                     yield comparison_table(part, plan.match_to)
                 if plan.match is not None:
-                    yield matched_table(matched(group, plan.match_to, plan.timed_batch))
+                    yield matched_table(match_costs(group, plan.match_to, plan.timed_batch))
                 groups.append(group)
                 if group[0].shots == plan.shots[-1]:
                     yield from map(shot_table, shot_columns(group_records(chain.from_iterable(groups))))
@@ -156,7 +154,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
         if more is not None:
             for group in measured(more):
                 with progress.hidden():
-                    yield matched_table(matched(group, more.match_to, more.timed_batch))
+                    yield matched_table(match_costs(group, more.match_to, more.timed_batch))
                 update(done := done + 1)
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # the page has all plots; `report` writes them as files, too
@@ -224,10 +222,8 @@ def _latency_flags(parser: CommandParser) -> None:
     flags.random_weights(what, "none are loaded; times don't depend on them")
     how = parser.add_argument_group("conditions")
     usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (CPU_BATCHES, CUDA_BATCHES))
-    text = f"images per call; default: {usual}, on CUDA {on_cuda}"
-    flags.number(how, "--batches", None, text, nargs="+")
-    text = "pixels a side; default: the tower's own"
-    flags.number(how, "--image-sizes", [], text, nargs="+", metavar="N")
+    flags.number(how, "--batches", None, f"images per call; default: {usual}, on CUDA {on_cuda}", nargs="+")
+    flags.number(how, "--image-sizes", [], "pixels a side; default: the tower's own", nargs="+", metavar="N")
     text = "float32, bfloat16 or float16"
     dtypes, ways = list(LatencyPlan.dtypes), list(LatencyPlan.ways)
     how.add_argument("--dtypes", nargs="+", metavar="DTYPE", default=dtypes, help=text)

@@ -37,8 +37,7 @@ def _check_flags(parser: CommandParser) -> None:
     text = "expectations, which are files of records; default: the one that ships"
     files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
     files.required = False  # not "*": see `compare`
-    text = "a check takes these alone, --update of a FILE measures these"
-    rows = parser.add_argument_group("which rows", text)
+    rows = parser.add_argument_group("which rows", "a check takes these alone, --update of a FILE measures these")
     rows.add_argument("--model", dest="models", nargs="+", metavar="MODEL", help="dense names")
     flags.methods(rows, None, "or METHOD:OPTION=VALUE,... with JSON values")
     flags.keeps(rows, None)
@@ -50,12 +49,10 @@ def _check_flags(parser: CommandParser) -> None:
     flags.fields(bounds, Tolerances, divergence="mean KL to dense in nats, and share of dense's neighbours")
     flags.fields(bounds, Tolerances, probe="mean feature in fixed directions")
     flags.fields(bounds, Tolerances, tau="in its expected interval besides")
-    text = "on the expected ratio of time to dense"
-    flags.number(bounds, "--slower", Tolerances.slower, text, metavar="FACTOR")
+    flags.number(bounds, "--slower", Tolerances.slower, "on the expected ratio of time to dense", metavar="FACTOR")
     how = parser.add_argument_group("how it is measured")
     flags.device(how, None, "default: the expectation's, or cpu")
-    text = "latency samples, four times as many below batch 8"
-    flags.number(how, "--rounds", 2, text, kind=flags.positive)
+    flags.number(how, "--rounds", 2, "latency samples, four times as many below batch 8", kind=flags.positive)
     how.add_argument("--no-latency", action="store_true", help="time nothing")
     new = parser.add_argument_group("a new expectation")
     new.add_argument("--update", action="store_true", help="write anew, tell what changed")
@@ -95,17 +92,14 @@ def _push_flags(parser: CommandParser) -> None:
     where.add_argument("--to", required=True, metavar="OWNER/NAME", help="repository on the hub")
     where.add_argument("--private", action="store_true", help="make a private repository")
     where.add_argument("--folder", type=Path, metavar="DIR", help="write there, upload nothing")
-    text = "upload nothing, say what would be and show the card"
-    where.add_argument("--dry-run", action="store_true", help=text)
+    where.add_argument("--dry-run", action="store_true", help="upload nothing, say what would be and show the card")
     what = parser.add_argument_group("what goes with it")
     what.add_argument("--records", type=Path, metavar="FILE", help="what a run measured of it")
     several: dict[str, Any] = {"nargs": "+", "default": [], "metavar": "FILE"}
     what.add_argument("--predictor", type=Path, help="for patchrank", **several)
     what.add_argument("--prompts", type=Path, metavar="FILE", help="learned tokens")
-    text = "trained for this model, as `fit recovery` writes"
-    what.add_argument("--recovery", type=Path, metavar="FILE", help=text)
-    text = "confirm that the weights' licence allows it"
-    what.add_argument("--accept-license", metavar="ID", help=text)
+    what.add_argument("--recovery", type=Path, metavar="FILE", help="trained for this model, as `fit recovery` writes")
+    what.add_argument("--accept-license", metavar="ID", help="confirm that the weights' licence allows it")
 
 
 def run_push(args: Namespace, status: Console) -> Shown:

@@ -15,10 +15,8 @@ from harness.cli import flags
 from harness.cli.command import ANY, Command, CommandParser
 
 if TYPE_CHECKING:
-    from harness.measure.compare import Floor
     from harness.records.record import Record
-    from harness.studies.paper import PaperPicture, PaperTable
-    from harness.studies.reproduce import Comparison
+    from harness.studies.reproduce import PaperPicture, PaperTable
     from harness.studies.run import Stock
     from harness.studies.spec import Study, StudyConfig
 
@@ -33,13 +31,11 @@ AGAIN = "The same command goes on where it stopped"
 def _floor_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
     flags.model(what)
-    text = "see `list`; golden needs rankings"
-    flags.methods(what, ["golden", "patchrank", "clsattn"], text)
+    flags.methods(what, ["golden", "patchrank", "clsattn"], "see `list`; golden needs rankings")
     flags.keeps(what, [0.6, 0.5, 0.3])
     flags.datasets(what)
     flags.number(what, "--seeds", 3, "random orders")
-    text = "other golden files"
-    what.add_argument("--rankings", nargs="*", type=Path, metavar="PATH", default=[], help=text)
+    what.add_argument("--rankings", nargs="*", type=Path, metavar="PATH", default=[], help="other golden files")
     flags.data(parser)
     flags.conditions(parser)
 
@@ -51,8 +47,7 @@ def run_floor(args: Namespace, status: Console) -> Work:
     from harness.measure.plan import Plan
 
     plan, progress = flags.settings(Plan, args, models=(args.model,)), Progress(status)
-    rankings = [Rankings.read(path) for path in args.rankings]
-    every: list[Floor] = []
+    rankings, every = [Rankings.read(path) for path in args.rankings], []
     with progress.task("study floor, datasets", len(plan.datasets)) as update:
         for done, rows in enumerate(floor(plan, args.seeds, progress, rankings), start=1):
             every += rows
@@ -68,8 +63,7 @@ def _overhead_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
     flags.model(what)
     flags.random_weights(what)
-    text = "default: all, and the paper's Mixer"
-    what.add_argument("--archs", nargs="+", metavar="ARCH", help=text)
+    what.add_argument("--archs", nargs="+", metavar="ARCH", help="default: all, and the paper's Mixer")
     flags.fields(what, FitConfig, width="channels inside")
     how = parser.add_argument_group("conditions")
     flags.number(how, "--batch", 32, "images per call", kind=flags.positive)
@@ -93,11 +87,10 @@ def run_overhead(args: Namespace, status: Console) -> Shown:
         FitConfig(arch=arch, width=args.width)  # refuses what can't be built
     how = {name: vars(args)[name] for name in ("batch", "rounds", "dtype")}
     rows = overhead(tower.vit.to(args.device), shapes, progress=Progress(status), **how)
-    machine = device_name(args.device)
-    title = f"predictors beside {tower.name}, batch {args.batch}, {args.dtype}, {machine}"
-    data = {"model": tower.name, "batch": args.batch, "dtype": args.dtype, "device_name": machine}
-    table = overhead_table(rows, title)
-    return Shown(parts=(table,), data={**data, "predictors": json_values(rows)})
+    data = {"model": tower.name, **{name: how[name] for name in ("batch", "dtype")}}
+    data["device_name"] = device_name(args.device)
+    title = "predictors beside {model}, batch {batch}, {dtype}, {device_name}".format(**data)
+    return Shown(parts=(overhead_table(rows, title),), data={**data, "predictors": json_values(rows)})
 
 
 def _objects_flags(parser: CommandParser) -> None:
@@ -120,16 +113,13 @@ def run_objects(args: Namespace, status: Console) -> Shown:
 
     config, limit = flags.golden_config(args), flags.limit_of(args)
     what = {name: vars(args)[name] for name in ("scores", "methods", "device")}
-    images = args.model, args.dataset, args.split
-    shares = find_objects(*images, limit=limit, config=config, progress=Progress(status), **what)
+    about = {name: vars(args)[name] for name in ("model", "dataset", "split")}
+    shares = find_objects(*about.values(), limit=limit, config=config, progress=Progress(status), **what)
     side, stride = config.window, config.stride
     golden = f"golden: {side} x {side} patches, stride {stride}, before block {config.block}"
-    title = f"objects of {args.dataset} ({args.split}), {args.model}; {golden}"
-    data = {
-        **{"model": args.model, "dataset": args.dataset, "split": args.split},
-        "golden": {"block": config.block, "window": side, "stride": stride},
-        "rankings": [{"ranking": name, **shares_data(share)} for name, share in shares.items()],
-    }
+    title = "objects of {dataset} ({split}), {model}; ".format(**about) + golden
+    rankings = [{"ranking": name, **shares_data(share)} for name, share in shares.items()]
+    data = {**about, "golden": {"block": config.block, "window": side, "stride": stride}, "rankings": rankings}
     return Shown(parts=(objects_table(shares, title),), data=data)
 
 
@@ -151,9 +141,8 @@ def run_curve(args: Namespace, status: Console) -> Shown:
     """Measure cheaper golden rankings and write JSON, Markdown and plot."""
     from harness.studies.curve import CurveConfig, curve_table, measure_curve, write_curve
 
-    config = flags.settings(CurveConfig, args)
     progress = Progress(status)
-    curve = measure_curve(config, progress)
+    curve = measure_curve(flags.settings(CurveConfig, args), progress)
     write_curve(curve, args.out)
     progress.say(f"wrote {args.out}")
     return Shown(parts=(curve_table(curve),), data=json_values(curve))
@@ -166,8 +155,8 @@ def _speed_flags(parser: CommandParser) -> None:
     flags.dataset(what, default="fashion", help="where images are from")
     flags.split_of(what, default="val")
     flags.number(what, "--images", 4, "how many")
-    default, text = ["float32", "bfloat16"], "of the engine"
-    what.add_argument("--precisions", nargs="+", metavar="DTYPE", default=default, help=text)
+    default = ["float32", "bfloat16"]
+    what.add_argument("--precisions", nargs="+", metavar="DTYPE", default=default, help="of the engine")
     flags.number(what, "--batches", [], "default: its own choice", nargs="*")
     what.add_argument("--compile", action="store_true", help="measure torch.compile as well")
     flags.data(parser)
@@ -188,8 +177,7 @@ def run_speed(args: Namespace, status: Console) -> Shown:
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    golden = flags.golden_config(args)
-    config = flags.settings(SpeedConfig, args, golden=golden, compiled=args.compile)
+    config = flags.settings(SpeedConfig, args, golden=flags.golden_config(args), compiled=args.compile)
     progress = Progress(status)
     speed = measure_speed(config, progress)
     data = json_values(speed)
@@ -204,32 +192,22 @@ def _reproduce_flags(parser: CommandParser) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to 7, figure1, 3, 4 and 5")
     _dry_run(parser)
     what = parser.add_argument_group("what is measured")
-    text = "default: the paper's with a root, else the embedded ones"
-    flags.datasets(what, None, help=text)
-    text = "needs a text tower; default: the paper's with a root, else the embedded"
-    what.add_argument("--model", help=text)
+    flags.datasets(what, None, help="default: the paper's with a root, else the embedded ones")
+    what.add_argument("--model", help="needs a text tower; default: the paper's with a root, else the embedded")
     flags.keeps(what, None, "default: the paper's; table4 has but one")
-    text = "test images per dataset; default: all with a root, else 300"
-    flags.limits(what, None, text)
+    flags.limits(what, None, "test images per dataset; default: all with a root, else 300")
     flags.number(what, "--train-limit", 500, "ranked images to learn from")
     flags.number(what, "--seeds", 3, "fits, tunings and random orders")
-    text = "test images of each dataset that figure3 and figure4 show"
-    flags.number(what, "--images", 1, text, kind=flags.positive)
+    flags.number(what, "--images", 1, "test images of each dataset that figure3 and figure4 show", kind=flags.positive)
     flags.data(parser)
     golden = parser.add_argument_group("golden rankings")
     flags.block(golden)
-    text = "in patches; default: 2, of embedded rankings the shipped 3"
-    flags.number(golden, "--window", None, text)
+    flags.number(golden, "--window", None, "in patches; default: 2, of embedded rankings the shipped 3")
     flags.number(golden, "--stride", None, "in patches; default: 2, as the released code")
-    flags.predictor_recipe(parser, study=True)
-    _few_shots(parser, None, "; default: coop with a root, else ours")
+    _recipes_and_files(parser, "results/reproduce", None, "; default: coop with a root, else ours")
     # The released code's predictor, and a loss that can be minimised. The paper has 16 tokens at the
     # input and no anchor, whatever recipe they are learned by.
     parser.set_defaults(arch="pooledmixer", loss="listnet", num_tokens=16, depth=1, anchor=0.0)
-    how = parser.add_argument_group("conditions and files")
-    flags.machine(how)
-    flags.fresh(how)
-    flags.output(how, "results/reproduce", "folder")
 
 
 def _dry_run(parser: CommandParser) -> None:
@@ -242,43 +220,81 @@ def _few_shots(parser: CommandParser, draws: str | None, text: str = "") -> None
     flags.draws(tokens, draws, text)
 
 
+def _recipes_and_files(parser: CommandParser, folder: str, draws: str | None, text: str = "") -> None:
+    flags.predictor_recipe(parser, study=True)
+    _few_shots(parser, draws, text)
+    how = parser.add_argument_group("conditions and files")
+    flags.machine(how)
+    flags.fresh(how)
+    flags.output(how, folder, "folder")
+
+
 def run_reproduce(args: Namespace, status: Console) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
     from harness.records.record import earlier
-    from harness.studies import paper, reproduce
-    from harness.studies.workshop import get_tower
+    from harness.studies import reproduce
+    from harness.studies.run import Stock, stock
 
     data: list[dict[str, Any]] = []
     progress = Progress(status)
-    for target in [paper.get_target(name) for name in dict.fromkeys(args.names)]:
-        if isinstance(target, paper.PaperPicture):
-            part, facts = _picture(args, target, progress)
-            data.append(facts)
-            yield part
-            continue
-        config = target.conditions(study_config(args, target))
-        path: Path = args.output / f"{target.name}.jsonl"
-        known = earlier(path, progress, fresh=args.fresh)
-        datasets, failures = reproduce.readable(config.datasets, general=target.general)
+    for target in [reproduce.get_target(name) for name in dict.fromkeys(args.names)]:
+        config = study_config(args, target)
+        part: Part
+        if isinstance(target, reproduce.PaperTable):
+            config = target.conditions(config)
+            known = earlier(args.output / f"{target.name}.jsonl", progress, fresh=args.fresh)
+            datasets, failures = reproduce.readable(config.datasets, general=target.general)
+        else:
+            reproduce.show_config(target, config)  # refuses keep rates
+            datasets, failures = reproduce.readable(config.datasets, ("test",))
         if args.dry_run:
-            config = replace(config, datasets=tuple(dataset.name for dataset in datasets))
-            steps = reproduce.stock_of(target, config, known, progress) if datasets else []
+            steps: list[Stock] = []
+            if isinstance(target, reproduce.PaperPicture):
+                counts = {one.name: min(args.images, len(one.split("test"))) for one in datasets}
+                steps = [Stock("images", f"{name} test", 0, count) for name, count in counts.items()]
+            elif datasets:
+                read = replace(config, datasets=tuple(dataset.name for dataset in datasets))
+                parts = target.groups(read)
+                steps = [one for each in parts for one in stock(target.study, each, progress)]
             part, facts = _show_stock(target, config.model, steps, failures)
-            data.append(facts)
-            yield part
-            continue
-        for error in failures.values():
-            raise error  # at once, not after the work on others
-        tables, tower = [], get_tower(config.model)
-        for measured, records in reproduce.produce(target, config, known, progress):
-            _keep_new(path, records, known)
-            tables.append(measured)
-            comparison = reproduce.compare_rows(target, config, tower.vit.depth, tower.name, tables)
-            _write(comparison, config, args.argv, path)
-        data.append(reproduce.comparison_data(comparison))
-        yield comparison.table()
-        progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
+        else:
+            for error in failures.values():
+                raise error  # at once, not after the work on others
+            if isinstance(target, reproduce.PaperPicture):
+                path = args.output / f"{target.name}.png"
+                figure = reproduce.draw_picture(target, config, datasets, args.images, path, progress)
+                notes = [*target.notes, *figure.notes]
+                part = "\n".join((target.title, *notes, f"wrote {path}"))
+                facts = {"name": target.name, "title": target.title, "path": path, "columns": figure.columns}
+                facts = json_values({**facts, "notes": notes})
+            else:
+                part, facts = _measure_table(args, target, config, known, progress)
+        data.append(facts)
+        yield part
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
+
+
+def _measure_table(
+    args: Namespace, target: "PaperTable", config: "StudyConfig", known: "list[Record]", progress: Progress
+) -> tuple[Table, dict[str, Any]]:
+    """Measure a table; what is known so far is written after each dataset, so that a stopped run leaves it."""
+    from harness.studies.reproduce import compare_rows, comparison_data, draw, produce
+    from harness.studies.workshop import get_tower
+    from zoo.core.files import write_whole
+
+    path = args.output / f"{target.name}.jsonl"
+    tables, tower = [], get_tower(config.model)
+    for measured, records in produce(target, config, known, progress):
+        _keep_new(path, records, known)
+        tables.append(measured)
+        comparison = compare_rows(target, config, tower.vit.depth, tower.name, tables)
+        conditions = f"- {config.describe(tunes=target.study.tunes)}\n"
+        text = "\n".join([_command(args.argv), comparison.markdown() + conditions])
+        write_whole(path.with_suffix(".md"), text.encode())
+        if target.axis:
+            write_whole(path.with_suffix(".svg"), draw(comparison))
+    _say_where(path, progress)
+    return comparison.table(), comparison_data(comparison)
 
 
 def _show_stock(
@@ -287,33 +303,12 @@ def _show_stock(
     """Lay out what is cached and what is missing, and datasets that can't be read with the reason."""
     rows = [[one.kind, one.of, f"{one.cached:,}", f"{one.missing:,}"] for one in steps]
     rows += [["dataset", f"{dataset}: {error}", "", "?"] for dataset, error in failures.items()]
-    caption = "rankings by image; all else one by one. What is cached, in the user's cache or in records, costs nothing"
+    caption = "rankings by image; all else one by one. What is in the user's cache costs nothing"
     heads = ("what", "of", "cached", "missing")
     table = Table.of(f"{of.title}; {model}", heads, rows, words={"what", "of"}, caption=caption)
     missing = {dataset: str(error) for dataset, error in failures.items()}
     data: dict[str, Any] = json_values({"name": of.name, "model": model, "steps": steps, "missing": missing})
     return table, data
-
-
-def _picture(args: Namespace, picture: "PaperPicture", progress: Progress) -> tuple[Part, dict[str, Any]]:
-    """Draw a figure of images, or tell which images that would take."""
-    from harness.studies.reproduce import draw_picture, readable, show_config
-    from harness.studies.run import Stock
-
-    config = study_config(args, picture)
-    datasets, failures = readable(config.datasets, ("test",))
-    show_config(picture, config)  # refuses keep rates
-    if args.dry_run:
-        counts = {one.name: min(args.images, len(one.split("test"))) for one in datasets}
-        steps = [Stock("images", f"{name} test", 0, count) for name, count in counts.items()]
-        return _show_stock(picture, config.model, steps, failures)
-    for error in failures.values():
-        raise error
-    path = args.output / f"{picture.name}.png"
-    figure = draw_picture(picture, config, datasets, args.images, path, progress)
-    facts = {"name": picture.name, "title": picture.title, "path": path, "columns": figure.columns}
-    lines = (picture.title, *picture.notes, *figure.notes, f"wrote {path}")
-    return "\n".join(lines), json_values({**facts, "notes": [*picture.notes, *figure.notes]})
 
 
 def study_config(args: Namespace, target: "PaperTable | PaperPicture") -> "StudyConfig":
@@ -326,20 +321,16 @@ def study_config(args: Namespace, target: "PaperTable | PaperPicture") -> "Study
     rooted = _rooted(args)
     draws = args.draws or (COOP if rooted else OURS)
     datasets = args.datasets or (target.datasets if rooted else EMBEDDED)
-    limit = args.limit or (None if rooted else LIMIT)
-    window, stride = WINDOWS[rooted]
+    windows = zip(("window", "stride"), WINDOWS[rooted], strict=True)
+    sizes: dict[str, Any] = {name: usual if vars(args)[name] is None else vars(args)[name] for name, usual in windows}
     return flags.settings(
         StudyConfig,
         args,
         model=args.model or (MODEL if rooted else EMBEDDED_MODEL),
         datasets=tuple(dict.fromkeys(datasets)),
         split="test",
-        limit=None if args.full else limit,
-        golden=GoldenConfig(
-            block=args.block,
-            window=window if args.window is None else args.window,
-            stride=stride if args.stride is None else args.stride,
-        ),
+        limit=None if args.full else args.limit or (None if rooted else LIMIT),
+        golden=GoldenConfig(block=args.block, **sizes),
         fit=flags.fit_config(args),
         tune=flags.tune_config(args, draws),
         draws=draws,
@@ -355,19 +346,6 @@ def _rooted(args: Namespace) -> bool:
         return root_of(args.root) is not None
     named = set(args.datasets) & set(list_datasets())
     return any(isinstance(shipped_facts(name), RootedDataset) for name in named)
-
-
-def _write(comparison: "Comparison", config: "StudyConfig", argv: list[str], path: Path) -> None:
-    """Write what is known so far: a stopped run leaves the datasets that are done."""
-    from harness.studies.reproduce import draw
-    from zoo.core.files import write_whole
-
-    recipe = comparison.recipe
-    conditions = f"- {config.describe(tunes=recipe.study.tunes)}\n"
-    text = "\n".join([_command(argv), comparison.markdown() + conditions])
-    write_whole(path.with_suffix(".md"), text.encode())
-    if recipe.axis:
-        write_whole(path.with_suffix(".svg"), draw(comparison))
 
 
 def _keep_new(path: Path, records: "list[Record]", known: "list[Record]") -> None:
@@ -387,6 +365,10 @@ def _command(argv: list[str]) -> str:
     return f"```\npatchrank {shlex.join(words)}\n```\n"
 
 
+def _say_where(path: Path, progress: Progress) -> None:
+    progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
+
+
 def run_study_list(*_: Any) -> Shown:
     """Show the studies and their questions."""
     from harness.studies.run import list_studies
@@ -394,9 +376,8 @@ def run_study_list(*_: Any) -> Shown:
     every = list_studies().values()
     rows = [[one.name, one.question, " ".join(f"{keep:g}" for keep in one.keeps)] for one in every]
     heads = ("name", "question", "keep rates")
-    table = Table.of("studies", heads, rows, words=set(heads))
     studies = [{"name": one.name, "question": one.question, "keeps": list(one.keeps)} for one in every]
-    return Shown(parts=(table,), data={"studies": studies})
+    return Shown(parts=(Table.of("studies", heads, rows, words=set(heads)),), data={"studies": studies})
 
 
 def _study_flags(parser: CommandParser) -> None:
@@ -419,12 +400,7 @@ def _study_flags(parser: CommandParser) -> None:
     golden = flags.golden_windows(parser, window=3, stride=2)
     golden.add_argument("--score", default="preservation", help="preservation, label, confidence")
     golden.add_argument("--approx", metavar="SPEC", help="instead of every window, cheaper")
-    flags.predictor_recipe(parser, study=True)
-    _few_shots(parser, OURS)
-    how = parser.add_argument_group("conditions and files")
-    flags.machine(how)
-    flags.fresh(how)
-    flags.output(how, "results/studies", "folder")
+    _recipes_and_files(parser, "results/studies", OURS)
 
 
 def run_study(args: Namespace, status: Console) -> Work:
@@ -446,7 +422,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
     if args.dry_run:
-        steps = stock(study, config, known, progress)
+        steps = stock(study, config, progress)
         table, facts = _show_stock(study, config.model, steps, {})
         return Shown(parts=(table,), data=facts)
     sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
@@ -459,7 +435,7 @@ def run_study(args: Namespace, status: Console) -> Work:
             yield measured.table()
     notes = [config.describe(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
     write_whole(path.with_suffix(".md"), "\n".join([*sections, *notes, ""]).encode())
-    progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
+    _say_where(path, progress)
     return Shown(parts=(), data={"study": study.name, "tables": data})
 
 
@@ -519,7 +495,7 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness.measure.compare import compare
     from harness.measure.plan import Plan
     from harness.measure.rows import usual_methods
-    from harness.records.averages import matched
+    from harness.records.averages import match_costs
     from harness.records.conditions import GOLDEN
     from harness.records.record import Record, write_records
     from harness.report.tables import comparison_table, matched_table
@@ -542,7 +518,7 @@ def run_final(args: Namespace, status: Console) -> Work:
                 records += group
                 parts = [comparison_table(group)]
                 if plan.match is not None:
-                    parts.append(matched_table(matched(group, plan.match_to)))
+                    parts.append(matched_table(match_costs(group, plan.match_to)))
                 tables += [replace(table, title=f"{table.title}; {words}") for table in parts]
                 with progress.hidden():
                     yield from tables[-len(parts) :]
@@ -554,18 +530,14 @@ def run_final(args: Namespace, status: Console) -> Work:
 
 COMMANDS = (
     Command(
-        path="study floor",
+        path="study floor", flags=_floor_flags, run=run_floor,
         what="Measure how far methods are above random pruning, over several random orders.",
-        flags=_floor_flags,
-        run=run_floor,
         examples=(("study floor --methods golden patchrank --split val --full", "all of a split"),),
         output="a table per dataset on standard output; no files",
     ),
     Command(
-        path="study overhead",
+        path="study overhead", flags=_overhead_flags, run=run_overhead,
         what="Measure what predictors cost beside their tower: multiply-adds, parameters, time.",
-        flags=_overhead_flags,
-        run=run_overhead,
         examples=(
             ("study overhead", "all architectures, on the tower that ships"),
             ("study overhead --model clip_vit_b16 --random-weights --archs conv", "another tower"),
@@ -573,26 +545,20 @@ COMMANDS = (
         output="a table on standard output; no files",
     ),
     Command(
-        path="study objects",
+        path="study objects", flags=_objects_flags, run=run_objects,
         what="Measure how well rankings find the object, where a dataset knows its mask.",
-        flags=_objects_flags,
-        run=run_objects,
         examples=(("study objects --dataset fashion --split val --limit 60 --stride 2", "60 images"),),
         output="a table on standard output; no files",
     ),
     Command(
-        path="study curve",
+        path="study curve", flags=_curve_flags, run=run_curve,
         what="Measure what cheaper golden rankings cost and are worth; `rank --budget` picks from it.",
-        flags=_curve_flags,
-        run=run_curve,
         examples=(("study curve --dataset fashion emoji --split val --limit 60", "two datasets"),),
         output="a table on standard output; curve.json, curve.md and curve.svg in --output. " + AGAIN,
     ),
     Command(
-        path="study speed",
+        path="study speed", flags=_speed_flags, run=run_speed,
         what="Measure how fast golden rankings are made, against the straightforward way.",
-        flags=_speed_flags,
-        run=run_speed,
         examples=(
             ("study speed --images 2 --stride 2 --output speed.json", "on the tower that ships"),
             ("study speed --model clip_vit_b16 --random-weights --images 1", "another tower"),
@@ -600,10 +566,8 @@ COMMANDS = (
         output="a table on standard output; the record in --output",
     ),
     Command(
-        path="study recipes",
+        path="study recipes", flags=_recipes_flags, run=run_recipes,
         what="Compare recipes of learned tokens by images of val that they never saw, to choose one by.",
-        flags=_recipes_flags,
-        run=run_recipes,
         examples=(
             ("study recipes --tokens t --try anchor=0 anchor=2", "two weights of the anchor"),
             ("study recipes --tokens t --try 'init=a photo of a,anchor=2' learning_rate=5e-4", "several changes"),
@@ -611,10 +575,8 @@ COMMANDS = (
         output=f"a table on standard output; no files but the prompts, in the user's cache. {AGAIN}",
     ),
     Command(
-        path="study reproduce",
+        path="study reproduce", flags=_reproduce_flags, run=run_reproduce,
         what="Measure a table or figure of the paper and print our figures beside the paper's, or draw its pictures.",
-        flags=_reproduce_flags,
-        run=run_reproduce,
         examples=(
             ("study reproduce table1 --limit 60 --dry-run", "what is left to do"),
             ("study reproduce table1 figure1 --root data", "on the paper's datasets"),
@@ -624,10 +586,8 @@ COMMANDS = (
         output=f"a table each on standard output; records, table and figure in --output. {AGAIN}",
     ),
     Command(
-        path="study final",
+        path="study final", flags=_final_flags, run=run_final,
         what="Measure all methods on the split 'final', which nothing else reads: the table of a release.",
-        flags=_final_flags,
-        run=run_final,
         examples=(("study final", "once, when all is chosen"),),
         output="tables on standard output, with the commit in their titles; records.jsonl and table.md in --output",
     ),
@@ -638,11 +598,9 @@ COMMANDS = (
         examples=(("study list", "the questions"),),
     ),
     Command(
-        path=f"study {ANY}",
+        path=f"study {ANY}", flags=_study_flags, run=run_study,
         what="Answer one of these questions about pruning by golden and predicted rankings.",
-        flags=_study_flags,
-        run=run_study,
         examples=(("study scores --dataset fashion --limit 100", "which score to rank by"),),
         output=f"a table per dataset on standard output; records and table in --output. {AGAIN}",
     ),
-)
+)  # fmt: skip

@@ -22,20 +22,16 @@ def _embed_flags(parser: CommandParser) -> None:
     text = "a folder of pictures, tars as in x-{000..010}.tar, Parquet files, or hfds:PATH"
     parser.add_argument("source", nargs="*", metavar="SOURCE", default=[], help=text)
     what = parser.add_argument_group("what is embedded")
-    text = "texts instead of pictures, one a line"
-    what.add_argument("--texts", type=Path, metavar="FILE", help=text)
-    text = "of Parquet; default: the only one of bytes"
-    what.add_argument("--image-column", metavar="NAME", help=text)
+    what.add_argument("--texts", type=Path, metavar="FILE", help="texts instead of pictures, one a line")
+    what.add_argument("--image-column", metavar="NAME", help="of Parquet; default: the only one of bytes")
     text = "get what is missing of a dataset of the hub"
     what.add_argument("--download", action="store_true", help=text)
     flags.setup(parser)
     how = parser.add_argument_group("conditions")
     flags.device(how, text="of each worker")
     flags.number(how, "--batch", 64, "pictures per pass")
-    text = "processes that decode; 0: the model's own; default: by the cores"
-    flags.number(how, "--decoders", None, text, kind=int)
-    text = "Ray actors that share the work; default: this process"
-    flags.number(how, "--workers", None, text, kind=flags.positive)
+    flags.number(how, "--decoders", None, "processes that decode; 0: the model's own; default: by the cores", kind=int)
+    flags.number(how, "--workers", None, "Ray actors that share the work; default: this process", kind=flags.positive)
     files = parser.add_argument_group("files")
     flags.output(files, str(VECTORS), "folder of Parquet files")
     flags.number(files, "--shard-size", 4096, "pictures per file")
@@ -92,16 +88,14 @@ def _lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
 
 
 def _search_flags(parser: CommandParser) -> None:
-    text = "words, or the path of a picture"
-    parser.add_argument("query", metavar="QUERY", help=text)
+    parser.add_argument("query", metavar="QUERY", help="words, or the path of a picture")
     where = parser.add_argument_group("where")
     text = "folder that `embed` wrote"
     where.add_argument("--in", dest="vectors", type=Path, metavar="DIR", default=VECTORS, help=text)
     flags.number(where, "--top", 10, "hits", metavar="K")
     flags.device(where, text="for a picture")
     files = parser.add_argument_group("files")
-    text = "a PNG of the hits, side by side"
-    files.add_argument("--sheet", type=Path, metavar="FILE", help=text)
+    files.add_argument("--sheet", type=Path, metavar="FILE", help="a PNG of the hits, side by side")
 
 
 def run_search(args: Namespace, _status: Console) -> Shown:

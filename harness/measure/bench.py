@@ -138,13 +138,6 @@ class Bench:
             tracer.later(traces, split.subset(chosen), dataset.classes, grid=grid, **how)
         return records
 
-    def reusable(
-        self, dataset: Dataset, tuning: Tuning, rows: Rows, prompts: Prompts, known: Known
-    ) -> list[Record] | None:
-        """Return what ``judged`` would take from earlier records; None if it would measure."""
-        _, rows, blanks = self._rows(dataset, tuning, rows, prompts)
-        return self._find_known(rows, blanks, known)
-
     def view_of(self, dataset: Dataset) -> "View":
         """Return the bench's view of a dataset under its plan."""
         if self.view is None or self.view.dataset is not dataset or self.view.plan != self.plan:

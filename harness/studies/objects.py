@@ -172,9 +172,8 @@ def objects_table(shares_of: Mapping[str, ObjectShare], title: str) -> Table:
         intervals = shares.intervals()
         share = "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in intervals["share"]))
         auc = "{:.3f} [{:.3f}, {:.3f}]".format(*intervals["auc"])
-        chance = f"{100 * float(shares.chance.mean()):.1f}"
-        difference = points(intervals["difference"])
-        rows.append([name, str(len(shares.share)), share, chance, difference, f"{shares.lift:.2f}", auc])
+        means = f"{100 * float(shares.chance.mean()):.1f}", points(intervals["difference"]), f"{shares.lift:.2f}"
+        rows.append([name, str(len(shares.share)), share, *means, auc])
     left_out = int((~next(iter(shares_of.values())).used).sum())
     caption = (
         "of an object's m patches, the share among the m most important ones, in %; intervals: 95 % bootstrap over "

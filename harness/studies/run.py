@@ -43,20 +43,12 @@ def get_study(name: str, tools: Sequence[str] = ()) -> Study:
 
 
 class Stock(NamedTuple):
-    """Things of one kind that a study takes: images of rankings, predictors, prompts, or rows."""
+    """Things of one kind that a study takes: images of rankings, predictors or prompts."""
 
     kind: str
     of: str  # in words
     cached: int
     missing: int
-
-
-def _open_workshop(config: StudyConfig, tower: Tower, progress: Progress, known: Sequence[Record]) -> Workshop:
-    """Return a workshop that knows what was measured of its tower on this machine."""
-    shop = Workshop(config, tower, progress)
-    here = measured_here(Plan(methods=(), device=config.device, dtype=config.dtype), tower.tag, shop.weights)
-    shop.records = [r for r in known if all(getattr(r, name) == value for name, value in here.items())]
-    return shop
 
 
 def cases(study: Study, shop: Workshop) -> dict[str, tuple[Dataset, list[StudyLine]]]:
@@ -95,7 +87,9 @@ def make(
     Raises:
         ValueError: an unknown name, a tower without text tower, or something that can't be made.
     """
-    shop = _open_workshop(config, tower or get_tower(config.model), progress, known)
+    shop = Workshop(config, tower or get_tower(config.model), progress)
+    here = measured_here(Plan(methods=(), device=config.device, dtype=config.dtype), shop.tower.tag, shop.weights)
+    shop.records = [r for r in known if all(getattr(r, name) == value for name, value in here.items())]
     found = list(cases(study, shop).values())
     specs = list(dict.fromkeys(spec for _, lines in found for line in lines for spec in needs(line)))
     with progress.task(f"study {study.name}, steps", len(specs) + len(found)) as update:
@@ -169,51 +163,17 @@ def _judge_tuned(bench: Bench, dataset: Dataset, line: ReadyLine, known: Sequenc
     return records
 
 
-def stock(study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress) -> list[Stock]:
-    """Return what a study takes. Nothing is made: caches are asked, and ``known`` records."""
-    shop = _open_workshop(config, get_tower(config.model), progress, known)
-    found = cases(study, shop)
+def stock(study: Study, config: StudyConfig, progress: Progress) -> list[Stock]:
+    """Return what a study makes and keeps, and how much of it the user's cache has. Nothing is made."""
+    shop = Workshop(config, get_tower(config.model), progress)
     there: Counter[tuple[str, str]] = Counter()
     total: Counter[tuple[str, str]] = Counter()
-    for spec in dict.fromkeys(spec for _, lines in found.values() for line in lines for spec in needs(line)):
-        cached, every = shop.cached(spec)
+    every = [line for _, lines in cases(study, shop).values() for line in lines]
+    for spec in dict.fromkeys(spec for line in every for spec in needs(line)):
+        cached, count = shop.cached(spec)
         there[describe(spec)] += cached
-        total[describe(spec)] += every
-    # All before the first is brought to the bench, as in a run.
-    ready = {name: _ready(shop, lines) if known else [] for name, (_, lines) in found.items()}
-    for name, (dataset, lines) in found.items():
-        key = "rows", f"{name} {config.split}"
-        total[key] = 1 + sum(len(line.models) for line in lines)
-        there[key] = _count_known(shop, dataset, lines, ready[name], known) if known else 0
+        total[describe(spec)] += count
     return [Stock(*key, there[key], total[key] - there[key]) for key in total]
-
-
-def _ready(shop: Workshop, lines: Sequence[StudyLine]) -> list[ReadyLine]:
-    """Make the lines that nothing is missing for: all without prompts or none of them, rows with prompts one by one."""
-
-    def whole(line: StudyLine) -> bool:
-        return all(there == total for there, total in map(shop.cached, needs(line))) and shop.solved(line)
-
-    plain = [line for line in lines if not line.prompts]
-    tuned = [
-        replace(line, models=(model,), prompts=(prompts,))
-        for line in lines
-        for model, prompts in zip(line.models, line.prompts, strict=False)
-    ]
-    return shop.lines([*(plain if all(map(whole, plain)) else []), *filter(whole, tuned)])
-
-
-def _count_known(
-    shop: Workshop, dataset: Dataset, lines: Sequence[StudyLine], ready: Sequence[ReadyLine], known: Sequence[Record]
-) -> int:
-    """Return how many rows have records already; those without prompts are measured together."""
-    bench = _bench(shop, dataset, ready)
-    plain = [bench.rows[0], *(row for line in ready if not line.prompts for row in line.rows)]
-    whole = len(plain) == 1 + sum(len(line.models) for line in lines if not line.prompts)
-    again = whole and bench.reusable(dataset, Tuning(seed=bench.plan.seed), plain, {}, known) is not None
-    tuned = [(line.rows[0], line.prompts[0]) for line in ready if line.prompts]
-    left = [bench.reusable(dataset, tuning_of(own.file), [row], {row.key: own}, known) for row, own in tuned]
-    return (len(plain) if again else 0) + sum(one is not None for one in left)
 
 
 def describe(spec: Spec) -> tuple[str, str]:

@@ -286,7 +286,7 @@ class Workshop:
 
     def lines(self, lines: Sequence[StudyLine]) -> list[ReadyLine]:
         """Make the models of a table's lines, at keep rates of equal cost where these are asked for."""
-        self._meet_times([line for line in lines if line.cost is not None and line.cost.dtype is not None])
+        self._meet_times(lines)
         return list(map(self._line, lines))
 
     def _line(self, line: StudyLine) -> ReadyLine:
@@ -315,40 +315,30 @@ class Workshop:
             self._solvers[kind] = KeepSolver(self.dense, lambda keep: self._build(replace(kind, keep=keep)).vit)
         return self._solvers[kind].nearest(self.gflops(self.model(target)))
 
-    def _plan(self, line: StudyLine) -> Plan:
-        """Return how a line's keep rate is solved for time."""
-        assert line.cost is not None
-        assert line.cost.dtype is not None
-        return Plan(methods=(), match="time", device=self.config.device, dtype=line.cost.dtype)
-
-    def solved(self, line: StudyLine) -> bool:
-        """Tell whether a line's keep rate needs no timing: it has its own, or that of an earlier run."""
-        if line.cost is None or line.cost.dtype is None:
-            return True
-        plan, method = self._plan(line), line.models[0].method
-        key = plan.dtype, (method, line.cost.target.keep)
-        if key not in self._times:
-            target = self.model(line.cost.target)
-            if record := find_record(self.records, target, method, plan.matched(target.keep)):
-                self._times[key] = record.keep, record.method_config[MATCHED]
-        return key in self._times
-
     def _meet_times(self, lines: Sequence[StudyLine]) -> None:
         """Solve keep rates for the time of other models, all of a precision in the same rounds.
 
         The setting that says so has the times by the dense tower's that were measured of both in the end.
         """
-        left = [line for line in lines if not self.solved(line)]
-        by_dtype: dict[str, list[StudyLine]] = {}
-        for line in left:
-            by_dtype.setdefault(self._plan(line).dtype, []).append(line)
-        for dtype, own in by_dtype.items():
-            plan, solvers, vits = self._plan(own[0]), {}, {}
-            for line in own:
-                assert line.cost is not None
-                spec, rate = replace(line.models[0], truth=None), line.cost.target.keep
-                vits[rate] = self.model(line.cost.target).vit
-                solvers[spec.method, rate] = KeepSolver(self.dense, partial(self._at, spec))
+        by_dtype: dict[str, list[tuple[ModelSpec, ModelSpec]]] = {}
+        for line in lines:
+            if line.cost is not None and line.cost.dtype is not None:
+                by_dtype.setdefault(line.cost.dtype, []).append((line.models[0], line.cost.target))
+        for dtype, pairs in by_dtype.items():
+            plan = Plan(methods=(), match="time", device=self.config.device, dtype=dtype)
+            vits: dict[float, ReducedViT] = {}
+            solvers: dict[MethodRate, KeepSolver] = {}
+            for spec, target in pairs:
+                key, row = (spec.method, target.keep), self.model(target)
+                if (dtype, key) in self._times:  # from another dataset's lines
+                    continue
+                if record := find_record(self.records, row, spec.method, plan.matched(target.keep)):
+                    self._times[dtype, key] = record.keep, record.method_config[MATCHED]
+                else:
+                    vits[target.keep] = row.vit
+                    solvers[key] = KeepSolver(self.dense, partial(self._at, replace(spec, truth=None)))
+            if not solvers:
+                continue
             times = TimeRatios(self.dense, batch=plan.match_batch, device=plan.device, dtype=dtype)
             keeps = equal_times(times, vits, solvers, self.progress)
             every: dict[Any, ReducedViT] = dict(vits)

@@ -8,7 +8,7 @@ import pytest
 from harness.cli.command import CommandParser, leaves
 from harness.cli.completion import NAMES, complete, script
 from harness.cli.entry import COMMANDS, build_parser
-from harness.studies.paper import list_targets
+from harness.studies.reproduce import list_targets
 from zoo.loading.sizes import MODELS
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")

@@ -15,8 +15,7 @@ from harness.datasets.base import Dataset, Split, SplitName
 from harness.measure.cost import OperatorCost
 from harness.models.towers import Tower, load_tower
 from harness.records.record import Record
-from harness.studies.paper import get_target
-from harness.studies.reproduce import Comparison, compare_rows, produce
+from harness.studies.reproduce import Comparison, compare_rows, get_target, produce
 from harness.studies.run import get_study, make
 from harness.studies.spec import StudyConfig
 from harness.studies.tables import StudyTable

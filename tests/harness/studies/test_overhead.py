@@ -49,11 +49,7 @@ def test_overhead_beside_towers_of_other_libraries(foreign: str, capsys: pytest.
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [
-        ("--archs covn", "'covn': did you mean 'conv'"),
-        ("--width 0", "width=0"),
-        ("--batch 0", "--batch 0"),
-    ],
+    [("--archs covn", "'covn': did you mean 'conv'"), ("--width 0", "width=0"), ("--batch 0", "--batch 0")],
 )
 def test_refused(flags: str, said: str, capsys: pytest.CaptureFixture[str]):
     assert main(["study", "overhead", *flags.split()]) == 2

@@ -15,8 +15,7 @@ from harness.datasets.base import Dataset
 from harness.records.record import read_records
 from harness.records.statistics import Interval
 from harness.studies import workshop
-from harness.studies.paper import MATCH, PICTURES, TABLES, get_target, list_targets, printed
-from harness.studies.reproduce import draw, mean_of, series
+from harness.studies.reproduce import MATCH, PICTURES, TABLES, draw, get_target, list_targets, mean_of, printed, series
 from harness.studies.spec import StudyConfig
 from zoo.core.reducer import final_count
 from zoo.learning.prompt_learner import RECIPES, TuneConfig
@@ -90,7 +89,8 @@ def one(paper_s: StudyConfig) -> StudyConfig:
     return replace(paper_s, datasets=("caltech101",), seeds=1)
 
 
-@pytest.mark.parametrize("name", TABLES)
+# Those with a study, or keep rates, of their own; the others are made below.
+@pytest.mark.parametrize("name", ["table1", "table3", "table4", "table7", "figure1"])
 @pytest.mark.usefixtures("staged", "quick_costs")
 def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
     name: str, work: Counter[str], tmp_path: Path, capsys
@@ -115,7 +115,6 @@ def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
     capsys.readouterr()
     path = tmp_path / "out" / f"{name}.jsonl"
     records, text = read_records(path), path.with_suffix(".md").read_text()
-    assert before["rows"] == (0, len(records))
     assert [before.get(kind, (0, 0)) for kind in ("predictors", "prompts")] == [
         (0, work["predictors"]), (0, work["prompts"])
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from harness.cli.entry import main
 from harness.models.towers import load_tower
 from harness.records.record import read_records
 from harness.studies import reproduce
-from harness.studies.paper import PICTURES, TABLES
+from harness.studies.reproduce import PICTURES, TABLES
 
 MODEL = "clip_vit_b32.openai"
 SPLITS = {"train": 3, "val": 1, "test": 2}  # images of a class
