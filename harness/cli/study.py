@@ -491,7 +491,7 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness.measure.compare import compare
     from harness.measure.plan import Plan
     from harness.measure.rows import usual_methods
-    from harness.records.averages import matched
+    from harness.records.averages import match_costs
     from harness.records.conditions import GOLDEN
     from harness.records.record import Record, write_records
     from harness.report.tables import comparison_table, matched_table
@@ -514,7 +514,7 @@ def run_final(args: Namespace, status: Console) -> Work:
                 records += group
                 parts = [comparison_table(group)]
                 if plan.match is not None:
-                    parts.append(matched_table(matched(group, plan.match_to)))
+                    parts.append(matched_table(match_costs(group, plan.match_to)))
                 tables += [replace(table, title=f"{table.title}; {words}") for table in parts]
                 with progress.hidden():
                     yield from tables[-len(parts) :]

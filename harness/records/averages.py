@@ -45,11 +45,10 @@ class Average:
 
     Attributes:
         records: one per seed, rising; at least one.
-        top1: of one seed its 95 % Wilson interval; of several their mean with Student's 95 %
-            interval over seeds, cut at 0 and 1; None without labels.
-        to_dense: top-1 minus that of the dense model on the same images, with a 95 % paired
-            bootstrap interval over images, of several seeds that of their mean; None for the
-            dense model and where it is missing.
+        top1: of one seed its 95 % Wilson interval; of several their mean with Student's 95 % interval over seeds, cut
+            at 0 and 1; None without labels.
+        to_dense: top-1 minus that of the dense model on the same images, with a 95 % paired bootstrap interval over
+            images, of several seeds that of their mean; None for the dense model and where it is missing.
     """
 
     records: tuple[Record, ...]
@@ -117,8 +116,8 @@ class Average:
     def estimate(self, metric: Metric) -> Interval | float | None:
         """Return a metric with its interval, or alone where it has none.
 
-        The interval is the record's. Of several seeds that of a metric with values per image is a
-        bootstrap over images of their mean over seeds, of other metrics the mean of the ends.
+        The interval is the record's. Of several seeds that of a metric with values per image is a bootstrap over images
+        of their mean over seeds, of other metrics the mean of the ends.
         """
         if metric.name == "top1":
             return self.top1
@@ -145,18 +144,13 @@ def averages(records: Sequence[Record]) -> list[Average]:
     """Return what a table shows of records of one dataset, tower and tuning, seeds in one row.
 
     Raises:
-        ValueError: conditions other than the seed of the shots differ, or a model lacks a seed
-            that another has.
+        ValueError: conditions other than the seed of the shots differ, or a model lacks a seed that another has.
     """
     refuse_mixed(records, varying=("seed",) if all(record.shots for record in records) else ())
     seeds = sorted({record.seed for record in records})
     if len(seeds) < 2:
         return [
-            Average(
-                records=(record,),
-                top1=record.interval("top1"),
-                to_dense=record.interval("diff_to_dense"),
-            )
+            Average(records=(record,), top1=record.interval("top1"), to_dense=record.interval("diff_to_dense"))
             for record in records
         ]
     models: dict[str, dict[int, Record]] = {}
@@ -199,7 +193,7 @@ def _dense(rows: Sequence[Average]) -> Average | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Judgement:
     """All rows of a table at once: top-1 against dense, fidelity against a reference method."""
 
     families: Mapping[str, Together[str]]  # p-values by identity, for each metric that is judged
@@ -212,11 +206,11 @@ class Judged:
 
 def judge_rows(
     rows: Sequence[Average], reference: str = REFERENCE, heading: Callable[[Metric], str] = attrgetter("title")
-) -> Judged | None:
+) -> Judgement | None:
     """Say which rows differ clearly; None where there is nothing to compare with.
 
-    Top-1 is compared with the dense model's, each fidelity metric with that of the method
-    ``reference`` at the same keep rate; a family each. ``heading`` gives the name of a metric in the note.
+    Top-1 is compared with the dense model's, each fidelity metric with that of the method ``reference`` at the same
+    keep rate; a family each. ``heading`` gives the name of a metric in the note.
     """
     families, notes = {}, []
     dense = _dense(rows)
@@ -239,16 +233,11 @@ def judge_rows(
         names = ", ".join(heading(metric) for metric in fidelity_metrics() if metric.name in tested)
         what = f"{reference}'s at the same keep rate, better or worse"
         notes.append(f"in {names}: {mark_note(FLIPPED, 'each column by itself', what)}")
-    return Judged(families=families, note="; ".join(notes)) if families else None
-
-
-def fidelity_p(row: Average, other: Average, metric: Metric) -> float | None:
-    """Return the p-value that two rows are equally near dense; None where one has no values."""
-    return fidelity_ps([(row, other)], metric)[0]
+    return Judgement(families=families, note="; ".join(notes)) if families else None
 
 
 def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> list[float | None]:
-    """Return `fidelity_p` of pairs of rows, all on the same images."""
+    """Return of pairs the p-value that both are equally near dense, on the same images; None without values."""
     values = {id(row): row.per_image(metric.name) for pair in pairs for row in pair}
     known = {
         at: a - b
@@ -264,7 +253,7 @@ def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> lis
 
 def fidelity_difference(row: Average, other: Average, metric: Metric) -> tuple[Interval, float] | None:
     """Return a row's metric minus another's, paired by image, and its p-value; None where one has no values."""
-    a, b, p = row.per_image(metric.name), other.per_image(metric.name), fidelity_p(row, other, metric)
+    a, b, [p] = row.per_image(metric.name), other.per_image(metric.name), fidelity_ps([(row, other)], metric)
     return None if a is None or b is None or p is None else (paired_mean(a, b, seed=0, groups=row.first.groups), p)
 
 
@@ -278,7 +267,7 @@ def exact_test(row: Average) -> str:
     return MCNEMAR if len(row.records) == 1 else f"{SIGN_FLIP} of the mean over these seeds"
 
 
-def uncounted(*records: Record) -> str:
+def describe_uncounted(*records: Record) -> str:
     """Say which operators GFLOPs lack; nothing where all are counted, or nobody counted them."""
     lost: dict[str, dict[str, None]] = {}
     for record in records:
@@ -290,8 +279,8 @@ def uncounted(*records: Record) -> str:
 def mean_difference(row: Average, other: Average) -> Interval:
     """Return top-1 of a row minus another's, mean over their seeds, paired by image.
 
-    The interval is a 95 % bootstrap over images. Whole numbers are resampled and divided at the
-    end, so equal rows differ by exactly 0.
+    The interval is a 95 % bootstrap over images. Whole numbers are resampled and divided at the end, so equal rows
+    differ by exactly 0.
     """
     total = bootstrap_counts(row.hits - other.hits, seed=0)
     return Interval(*(number / len(row.records) for number in total))
@@ -413,19 +402,19 @@ class Matched:
     off: float  # cost over the target's, minus 1
     # Cosine distance to dense minus the target's, same images, 95 % paired bootstrap.
     distance: Interval | None
-    distance_p: float | None  # see `fidelity_p`
+    distance_p: float | None  # see `fidelity_ps`
     # Top-1 minus the target's, likewise; of several seeds their mean's. None without labels.
     difference: Interval | None
     p_value: float | None  # see `row_p`
 
 
-def matched(records: Sequence[Record], target: str, batch: int | None = None) -> list[Matched]:
+def match_costs(records: Sequence[Record], target: str, batch: int | None = None) -> list[Matched]:
     """Pair each row of the method ``target`` with every method's row of that cost.
 
     Cost is GFLOPs, or time by the dense model's at a ``batch`` size. The row is the one whose keep rate was searched
     for that time, or else the one of the nearest cost. Records are of one dataset, tower and number of shots; those
-    without cost and the dense one are left out. Pairs go by the target's keep rate, falling; the target first, then
-    the least cosine distance, or the best top-1 where it wasn't measured.
+    without cost and the dense one are left out. Pairs go by the target's keep rate, falling; the target first, then the
+    least cosine distance, or the best top-1 where it wasn't measured.
     """
     metric = METRICS["cosine_distance"]
     rows, costs = [], dict[str, float]()

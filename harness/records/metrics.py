@@ -444,8 +444,8 @@ def correct(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> 
 def margin(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> float | None:
     """Return the mean cosine with an image's own class minus that with the best other class.
 
-    It moves with every feature, of images and of text, long before an answer flips. None where
-    there is only one class. Shapes are those of `correct`; features of images and text are unit.
+    It moves with every feature, of images and of text, long before an answer flips. None where there is only one class.
+    Shapes are those of `correct`; features of images and text are unit.
     """
     cosines = (features @ classifier.T).nan_to_num(nan=-torch.inf)
     own = torch.from_numpy(labels).unsqueeze(1)
@@ -467,9 +467,8 @@ def divergence(
 ) -> NDArray[np.float64]:
     """Return KL(dense || row) of each image's class probabilities, in nats, (n,).
 
-    Probabilities are the softmax of ``scale`` times the cosines of features (n, D) with the row's
-    own classifier (classes, D); where prompts were learned each row has its own. Classes whose row
-    is NaN are left out of both.
+    Probabilities are the softmax of ``scale`` times the cosines of features (n, D) with the row's own classifier
+    (classes, D); where prompts were learned each row has its own. Classes whose row is NaN are left out of both.
     """
 
     def log_chances(images: Tensor, classes: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ Role = Literal["run", "setting", "condition", "measurement"]
 class Field:
     """Say what a field of a record is.
 
-    Roles are run: when and by what code, equal in no two records. Setting: which row it is.
-    Condition: equal in all records that stand in one column. Measurement: the rest.
+    Roles are run: when and by what code, equal in no two records. Setting: which row it is. Condition: equal in all
+    records that stand in one column. Measurement: the rest.
     """
 
     role: Role = "measurement"
@@ -266,8 +266,7 @@ def read_records(path: str | Path) -> list[Record]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line is no record of this schema; names the file and the line, and whether
-            the last line is torn.
+        ValueError: a line is no record of this schema; names the file and the line, and whether the last line is torn.
     """
     return parse_lines(Path(path), _read_record)
 
@@ -302,8 +301,8 @@ def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> No
     Conditions that are ``varying``, such as the seed of a mean over seeds, may differ.
 
     Raises:
-        ValueError: names each condition that differs, with its values and the models they are of,
-            and how such records can be seen apart.
+        ValueError: names each condition that differs, with its values and the models they are of, and how such records
+            can be seen apart.
     """
     names = [name for name in CONDITIONS if name not in varying]
     owners = ((record.model, {name: getattr(record, name) for name in names}) for record in records)
@@ -329,8 +328,8 @@ def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
 def fitting(blank: Record, known: Sequence[Record], batches: Sequence[int], *, ranked: bool = False) -> Record | None:
     """Find the newest known record made under the same conditions as ``blank``, an unmeasured one.
 
-    Latency at these batch sizes must be there, too, and agreement with golden rankings if
-    ``ranked``; it needs tokens that went.
+    Latency at these batch sizes must be there, too, and agreement with golden rankings if ``ranked``; it needs tokens
+    that went.
     """
     same = measured_alike(blank)
     for record in reversed(known):

@@ -1,9 +1,8 @@
 """Intervals of what is measured, tests of whether models differ, and many tests judged together.
 
-Scipy has the intervals of Wilson, Student and the median and the exact binomial test. What it lacks
-is here: bootstraps as multinomial draws, sign-flip tests (its permutation_test takes all draws in
-memory), Holm's adjustment (one line, where statsmodels would bring pandas along), and the least
-difference that so many images show.
+Scipy has the intervals of Wilson, Student and the median and the exact binomial test. What it lacks is here: bootstraps
+as multinomial draws, sign-flip tests (its permutation_test takes all draws in memory), Holm's adjustment (one line,
+where statsmodels would bring pandas along), and the least difference that so many images show.
 """
 
 import functools
@@ -56,8 +55,8 @@ def wilson_interval(k: int, n: int) -> tuple[float, float]:
 def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, seed: int) -> Interval:
     """Return top-1 of a minus top-1 of b with a percentile bootstrap over images.
 
-    Resampling images with replacement is a multinomial draw of how many of them fall into the
-    outcomes (only a right, only b right, both or neither), so no image is ever indexed.
+    Resampling images with replacement is a multinomial draw of how many of them fall into the outcomes (only a right,
+    only b right, both or neither), so no image is ever indexed.
 
     Both are (n,) bool, whether each image was right, of the same images in the same order.
 
@@ -90,8 +89,8 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def bootstrap_mean(values: ArrayLike, seed: int, groups: ArrayLike | None = None) -> Interval:
     """Return the mean over images (of Kendall taus, say) with a percentile bootstrap.
 
-    Images of one of the ``groups``, (n,) numbers from 0, such as crops of one photograph, say less
-    than as many others, so whole groups are resampled. Source: Davison and Hinkley, 1997, 3.8.
+    Images of one of the ``groups``, (n,) numbers from 0, such as crops of one photograph, say less than as many others,
+    so whole groups are resampled. Source: Davison and Hinkley, 1997, 3.8.
 
     Raises:
         ValueError: no values, or NaN among them; drop those first and say how many they were.
@@ -160,8 +159,8 @@ def paired_mean(a: ArrayLike, b: ArrayLike, seed: int, groups: ArrayLike | None 
 def bootstrap_counts(values: ArrayLike, seed: int) -> Interval:
     """Return what `bootstrap_mean` does, quickly where few values are distinct.
 
-    Such are the numbers of seeds that were right on an image, and their differences. Resampling
-    is a multinomial draw of how often each distinct value comes.
+    Such are the numbers of seeds that were right on an image, and their differences. Resampling is a multinomial draw
+    of how often each distinct value comes.
 
     Raises:
         ValueError: no values, or NaN among them.
@@ -176,8 +175,8 @@ def bootstrap_counts(values: ArrayLike, seed: int) -> Interval:
 def median_interval(values: Sequence[float]) -> Interval:
     """Return the median with the exact, distribution-free interval between order statistics.
 
-    From 6 values on it covers the true median with at least 95 %. With fewer it is the whole range,
-    which covers it with 1 - 2**(1 - n) only.
+    From 6 values on it covers the true median with at least 95 %. With fewer it is the whole range, which covers it
+    with 1 - 2**(1 - n) only.
 
     Raises:
         ValueError: no values, or NaN among them.
@@ -244,13 +243,12 @@ def _even_odds(k: int, n: int) -> float:
 def sign_flip_exact(differences: ArrayLike) -> float:
     """Return the two-sided exact p-value that differences are as likely up as down.
 
-    The paired permutation test of their sum: if neither of two models is better, each image's
-    difference could as well have the other sign, and all 2**n ways are equally likely. Their sums
-    are counted, not drawn. With differences of -1, 0 and 1 it is McNemar's test; with sums over
-    seeds it judges the mean over these seeds, and says nothing of others. Source: Fisher, 1935.
+    The paired permutation test of their sum: if neither of two models is better, each image's difference could as well
+    have the other sign, and all 2**n ways are equally likely. Their sums are counted, not drawn. With differences of
+    -1, 0 and 1 it is McNemar's test; with sums over seeds it judges the mean over these seeds, and says nothing of
+    others. Source: Fisher, 1935.
 
-    Differences are (n,) whole numbers, such as how many more seeds of a than of b were right on an
-    image.
+    Differences are (n,) whole numbers, such as how many more seeds of a than of b were right on an image.
 
     Raises:
         ValueError: there are none, or they are not whole numbers.
@@ -284,11 +282,10 @@ def sign_flip_exact(differences: ArrayLike) -> float:
 def sign_flip(differences: ArrayLike, seed: int, groups: ArrayLike | None = None) -> float:
     """Return the two-sided p-value that the mean of paired, real-valued differences is zero.
 
-    Where the two of a pair could be exchanged, each difference is as likely as its negative. Of up
-    to 14 differences that aren't zero all sign-flips are tried; of more, 20,000 random ones, and the
-    p-value is (hits + 1) / (draws + 1), which is valid whatever the number of draws. Images of one
-    of the ``groups``, see `bootstrap_mean`, change their sign together.
-    Sources: Fisher, 1935; Phipson and Smyth, 2010.
+    Where the two of a pair could be exchanged, each difference is as likely as its negative. Of up to 14 differences
+    that aren't zero all sign-flips are tried; of more, 20,000 random ones, and the p-value is (hits + 1) / (draws + 1),
+    which is valid whatever the number of draws. Images of one of the ``groups``, see `bootstrap_mean`, change their
+    sign together. Sources: Fisher, 1935; Phipson and Smyth, 2010.
 
     Raises:
         ValueError: no differences, or NaN among them.
@@ -340,13 +337,13 @@ def _signed_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def holm(p_values: ArrayLike, of: int = 0) -> NDArray[np.float64]:
     """Return p-values adjusted for being judged together, in the order given.
 
-    Of m the smallest is multiplied by m, the next by m - 1 and so on, none ends below one before.
-    The chance that any true null hypothesis ends up to 5 % is at most 5 %. Source: Holm, 1979.
+    Of m the smallest is multiplied by m, the next by m - 1 and so on, none ends below one before. The chance that any
+    true null hypothesis ends up to 5 % is at most 5 %. Source: Holm, 1979.
 
     Args:
         p_values: of the differences that were tested.
-        of: how many there were to test, if more: the chance holds however those tested were chosen,
-            as the others count as p-values of 1.
+        of: how many there were to test, if more: the chance holds however those tested were chosen, as the others count
+            as p-values of 1.
 
     Raises:
         ValueError: No p-values, or one is NaN or outside [0, 1].
@@ -363,8 +360,8 @@ def holm(p_values: ArrayLike, of: int = 0) -> NDArray[np.float64]:
 def minimum_detectable_difference(n: int, discordance: float, power: float = 0.8) -> float | None:
     """Return the least difference in top-1 that `mcnemar_exact` finds with the asked power.
 
-    Discordant images, which just one of two models gets right, are binomial among all n, and those
-    of the better model among them: exact, no normal approximation. Source: Duffy, 1984.
+    Discordant images, which just one of two models gets right, are binomial among all n, and those of the better model
+    among them: exact, no normal approximation. Source: Duffy, 1984.
 
     Returns:
         A fraction, at most the discordance (a share of n); None if even all of it is too little.
@@ -416,8 +413,8 @@ def together(p_values: Mapping[K, float | None], of: int = 0) -> Together[K]:
 def paired_p(hits_a: ArrayLike, hits_b: ArrayLike, seeds_a: int = 1, seeds_b: int = 1) -> float:
     """Return the exact p-value that two rows are equally often right on the same images.
 
-    McNemar's test of one seed each, else the sign-flip test of the means over these seeds. Hits are
-    (n,), how many of the seeds were right on each image; of one seed bool will do.
+    McNemar's test of one seed each, else the sign-flip test of the means over these seeds. Hits are (n,), how many of
+    the seeds were right on each image; of one seed bool will do.
 
     Raises:
         ValueError: not the same images, or none.
@@ -440,8 +437,7 @@ def mark_note(test: str, rows: str = "all rows", of: str = "zero") -> str:
 def detectable_note(images: int, discordances: Sequence[float]) -> str:
     """Say what so many images would show of the rows without a mark, after a semicolon.
 
-    ``discordances`` are the shares of images that just one of two models is right on, of each row
-    without a mark.
+    ``discordances`` are the shares of images that just one of two models is right on, of each row without a mark.
     """
     if not discordances:
         return ""

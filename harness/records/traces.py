@@ -45,8 +45,7 @@ def _file_name(words: str, facts: Mapping[str, Any]) -> str:
 class Facts:
     """What a row's traces rest on: fields of its ``Record``, which has the same values.
 
-    Of the golden ranking itself, ``method`` is ``RANKING``, ``keep`` 1 and ``method_config`` what
-    it was made with.
+    Of the golden ranking itself, ``method`` is ``RANKING``, ``keep`` 1 and ``method_config`` what it was made with.
     """
 
     version: str
@@ -104,12 +103,12 @@ class RowTraces:
         image_ids: n ids, as the dataset gives them.
         labels: n names of the true class.
         predicted: n names of the class that the row answers; None for the golden ranking.
-        importance: (n, N) int16, the place of each patch in the row's ranking, **higher = keep**,
-            equal where patches tie; ``UNRANKED`` throughout an image without a ranking.
-        left: (n, N) int16, block at which a patch's own token was dropped or merged into another;
-            ``STAYED`` where it is there at the end.
-        token: (n, N) int16, grid position of the token that a patch is in at the end: its own, or
-            the one that it was merged into; ``GONE`` where it was dropped.
+        importance: (n, N) int16, the place of each patch in the row's ranking, **higher = keep**, equal where patches
+            tie; ``UNRANKED`` throughout an image without a ranking.
+        left: (n, N) int16, block at which a patch's own token was dropped or merged into another; ``STAYED`` where it
+            is there at the end.
+        token: (n, N) int16, grid position of the token that a patch is in at the end: its own, or the one that it was
+            merged into; ``GONE`` where it was dropped.
     """
 
     facts: Facts
@@ -224,8 +223,8 @@ def read_traces(
 ) -> list[RowTraces]:
     """Read the traces of a run, the dense row of each dataset and tower first.
 
-    ``records`` are the rows to read, with the golden rankings beside them; None for all.
-    ``left_out`` is called with why a file can't be read, which is then left out; None to raise.
+    ``records`` are the rows to read, with the golden rankings beside them; None for all. ``left_out`` is called with
+    why a file can't be read, which is then left out; None to raise.
 
     Raises:
         FileNotFoundError: the run has none.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from harness.base.lines import require_appendable
 from harness.base.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
 from harness.base.terminal import printable
-from harness.records.averages import judged_on, protocol, tower_of, uncounted
+from harness.records.averages import describe_uncounted, judged_on, protocol, tower_of
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import Record, measured_alike, read_run
 from harness.records.statistics import (
@@ -135,8 +135,8 @@ class Change:
     def latency(self) -> dict[int, Interval]:
         """B's ratio to its dense model over A's to its own by batch size; empty unless machine and precision are one.
 
-        Each of the two was timed in turns with its dense model, so a busier machine cancels out.
-        The ends are the furthest that both 95 % intervals allow, which covers at least 90 %.
+        Each of the two was timed in turns with its dense model, so a busier machine cancels out. The ends are the
+        furthest that both 95 % intervals allow, which covers at least 90 %.
         """
         if _differences(self.a, self.b, _MACHINE):
             return {}
@@ -200,8 +200,8 @@ class RunChanges:
 def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> RunChanges:
     """Pair the rows of two runs.
 
-    A run may have a row several times, under several conditions. Those most alike are paired, and
-    none twice: first by images, then settings, weights, machine and software, then the newer.
+    A run may have a row several times, under several conditions. Those most alike are paired, and none twice: first by
+    images, then settings, weights, machine and software, then the newer.
     """
     # The last counts of records that are measured under the same conditions.
     ours, theirs = (list({measured_alike(one): one for one in run}.values()) for run in (a, b))
@@ -321,7 +321,7 @@ def _uncompared(runs: RunChanges) -> Iterator[str]:
             why = printable(pair.other_images)
             yield f"{_name(pair.a)}: accuracy not compared, images or prompts differ: {why}"
         yield from (f"{_name(pair.a)}: cost differs: {cost}" for cost in pair.costs)
-    if lost := uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
+    if lost := describe_uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
         yield printable(lost)
     both = [pair for pair in runs.pairs if pair.a.latency and pair.b.latency]
     if untimed := sum(bool(_differences(pair.a, pair.b, _MACHINE)) for pair in both):

@@ -94,13 +94,11 @@ def write_report(
 ) -> Report:
     """Write the report of records, each file whole; those of an earlier report are overwritten.
 
-    Traces and times beside the records that can't be read are named and left out: measuring may
-    have taken hours.
+    Traces and times beside the records that can't be read are named and left out: measuring may have taken hours.
 
-    All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in
-    the rest. Traces and times are those of ``runs``. ``drawn`` are the files of plots and pictures
-    to write, None for all. Only the first groups are drawn, and the page says so, save with
-    ``every_plot``.
+    All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in the rest. Traces and
+    times are those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all. Only the first
+    groups are drawn, and the page says so, save with ``every_plot``.
 
     Raises:
         ValueError: no records and no times, or a run of times alone that can't be read.

@@ -14,14 +14,14 @@ from harness.measure.times import table_of as timed_title
 from harness.measure.timing import Machine
 from harness.records.averages import (
     Average,
-    Judged,
+    Judgement,
     averages,
+    describe_uncounted,
     judge_rows,
     judged_on,
-    matched,
+    match_costs,
     protocol,
     tower_of,
-    uncounted,
     with_recovery,
 )
 from harness.records.conditions import DENSE, GOLDEN, MATCHED, RANDOM
@@ -68,7 +68,7 @@ class Group:
         return self.rows[0].first
 
     @functools.cached_property
-    def family(self) -> Judged | None:
+    def family(self) -> Judgement | None:
         """Which rows differ clearly, all judged together; None where there is nothing to compare with."""
         return judge_rows(self.rows)
 
@@ -97,8 +97,8 @@ class TimedGroup:
 def group_records(records: Iterable[Record]) -> Grouped:
     """Share records out to groups, so that no table mixes conditions.
 
-    A row that was measured several times under the same conditions counts once, as it was last.
-    Means over seeds are of the same seeds in all rows of a group.
+    A row that was measured several times under the same conditions counts once, as it was last. Means over seeds are of
+    the same seeds in all rows of a group.
 
     Raises:
         ValueError: no records.
@@ -228,8 +228,7 @@ def _time_facts(record: LatencyRecord) -> dict[str, Any]:
 def sections(report: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
     """Yield a table per group, with one at equal time if rows were matched so, and then those of shots.
 
-    A summary lacks details; marks tell the differences to dense that are clear with all rows judged
-    together.
+    A summary lacks details; marks tell the differences to dense that are clear with all rows judged together.
     """
     for group in report.groups:
         yield _section(group, summary=summary, marked=marked)
@@ -243,7 +242,7 @@ def _at_equal_time(group: Group) -> Iterator[Table]:
     pairs = dict.fromkeys((setting["time_of"], setting["batch"]) for setting in settings if setting)
     records = [record for row in group.rows for record in row.records]
     for target, batch in pairs:
-        if rows := matched(records, target, batch):
+        if rows := match_costs(records, target, batch):
             yield matched_table(rows)
 
 
@@ -264,9 +263,8 @@ def equal_time_tables(report: Grouped) -> list[Table]:
 def brief_tables(report: Grouped) -> list[Table]:
     """Return a table per tower and conditions with a method's row at the highest keep rate, nearest to dense first.
 
-    1 - cosine is of the first images without labels, if there are any, and top-1 of the first
-    images with labels. Rows with training or at equal time have no place in it, random pruning and
-    the golden ranking neither.
+    1 - cosine is of the first images without labels, if there are any, and top-1 of the first images with labels. Rows
+    with training or at equal time have no place in it, random pruning and the golden ranking neither.
     """
     alike: dict[Hashable, list[Group]] = {}
     for group in report.groups:
@@ -315,8 +313,8 @@ def _brief_table(groups: Sequence[Group]) -> Table | None:
 def shot_columns(report: Grouped) -> list[list[Sequence[Average]]]:
     """Return, for each kind of tuning, rows of groups that differ in shots alone, shots rising.
 
-    What is by text begins every kind. There are at least two columns; and none if runs have a number of shots
-    twice, on other images or with other seeds.
+    What is by text begins every kind. There are at least two columns; and none if runs have a number of shots twice, on
+    other images or with other seeds.
     """
     alike: dict[tuple[Hashable, ...], list[Group]] = {}
     for group in report.groups:
@@ -353,7 +351,7 @@ def _about(group: Group) -> str:
     records = [record for row in group.rows for record in row.records]
     golden = sorted({record.golden_images for record in records if record.golden_images})
     seeds = [str(record.seed) for record in group.rows[0].records]
-    unknown = uncounted(*records)
+    unknown = describe_uncounted(*records)
     return (
         f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
         f"{'seed' if len(seeds) == 1 else 'mean of seeds'} {', '.join(seeds)}), "

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from harness.records.averages import Average, Judged, fidelity_ps, labels, row_p, tower_of
+from harness.records.averages import Average, Judgement, fidelity_ps, labels, row_p, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.metrics import METRICS, Metric
 from harness.records.statistics import Interval, together
@@ -58,10 +58,10 @@ class Standing:
     """Where a row stands.
 
     Attributes:
-        verdict: ``beaten``: the best of the rows that cost no more, within 1 %, intervals taken at
-            their worse ends, is clearly better. ``front``: it isn't, and by the estimates no row is
-            as cheap and as good and better in one of the two. ``open``: neither; the images or
-            timings are too few to say. Random pruning, the control, is never on the front.
+        verdict: ``beaten``: the best of the rows that cost no more, within 1 %, intervals taken at their worse ends, is
+            clearly better. ``front``: it isn't, and by the estimates no row is as cheap and as good and better in one
+            of the two. ``open``: neither; the images or timings are too few to say. Random pruning, the control, is
+            never on the front.
         by: the row that clearly beats it.
     """
 
@@ -111,10 +111,9 @@ def standings(
 ) -> list[list[Standing]]:
     """Judge, by each cost, every row that has it and the metric.
 
-    Clearly better is what the test of two rows, `averages.row_p` or `averages.fidelity_ps`, says on
-    the same images, at 5 % by Holm over all pairs of a row and one that could beat it. Of each row
-    only the best of these is tested, and two rows once, so that tests are as many as rows; the others
-    count as not clear.
+    Clearly better is what the test of two rows, `averages.row_p` or `averages.fidelity_ps`, says on the same images, at
+    5 % by Holm over all pairs of a row and one that could beat it. Of each row only the best of these is tested, and
+    two rows once, so that tests are as many as rows; the others count as not clear.
     """
     priced: list[Priced] = [
         [(row, price, good) for row in rows if (price := cost(row)) and (good := _quality(row, metric)) is not None]
@@ -223,9 +222,8 @@ def highlights(group: Group) -> Highlights:
 def headline(short: Sequence[Highlights]) -> list[str]:
     """Say which method is clearly ahead, at which cost and on which sets, or that none is.
 
-    A method is clearly ahead in a group if every row of the others is clearly beaten and not every
-    one of its own is. Rows are judged by nearness to dense where it was measured, and by time where
-    it was, at the largest batch size.
+    A method is clearly ahead in a group if every row of the others is clearly beaten and not every one of its own is.
+    Rows are judged by nearness to dense where it was measured, and by time where it was, at the largest batch size.
     """
     verdicts: dict[tuple[str, Metric, Cost], list[tuple[str, Front, Highlights]]] = {}  # by the method that is ahead
     for one in short:
@@ -331,7 +329,7 @@ def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str
     return least, f"{text}. No clear loss isn't no loss: {family.note}."
 
 
-def _loses(row: Average, family: Judged) -> bool:
+def _loses(row: Average, family: Judgement) -> bool:
     """Tell a row that is less accurate by all rows judged together, or by its interval alone.
 
     The second finds more: to overlook a loss is the worse mistake here.

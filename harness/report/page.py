@@ -147,8 +147,8 @@ def show_picture(picture: TracePicture, name: str) -> Markup:
 def inline(svg: bytes, name: str, alt: str) -> Markup:
     """Return matplotlib's SVG as an element with the role and the words of a picture.
 
-    No prolog, document type or metadata; ink has the colour of the page's text; ids begin with the
-    drawing's name, so that no other drawing on the page has them.
+    No prolog, document type or metadata; ink has the colour of the page's text; ids begin with the drawing's name, so
+    that no other drawing on the page has them.
     """
     text = svg.decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -141,8 +141,8 @@ def image_panel(view: Colours, size: Size) -> Colours:
 def heat_panel(view: Colours, importance: NDArray[np.floating], grid: Size, size: Size) -> Colours:
     """Colour each patch by its rank, with the image's detail over it.
 
-    The detail is what differs from the patch's mean, so that a patch has the colour bar's colour
-    on average, be the image light or dark.
+    The detail is what differs from the patch's mean, so that a patch has the colour bar's colour on average, be the
+    image light or dark.
     """
     from matplotlib import colormaps
 

@@ -16,15 +16,7 @@ from harness.records.agreement import ImageMean, kendall_tau, over_images
 from harness.records.averages import REFERENCE, protocol, tower_of
 from harness.records.conditions import DENSE, GOLDEN
 from harness.records.record import Record, differing, in_words
-from harness.records.traces import (
-    RANKING,
-    TRACES,
-    Facts,
-    RowTraces,
-    Thumbnails,
-    order,
-    read_traces,
-)
+from harness.records.traces import RANKING, TRACES, Facts, RowTraces, Thumbnails, order, read_traces
 from harness.report.charts import OPTIONS, encode
 from harness.report.patches import IMAGE, PatchRow, PatchSheet, draw
 from zoo.core.files import digest
@@ -104,8 +96,8 @@ class TracedGroup:
     def levels(self) -> list[list[RowTraces]]:
         """Rows of reduced models, side by side by keep rate, falling.
 
-        Where methods have keep rates of their own, as with equal cost, by their order instead:
-        each one's highest, then each one's second.
+        Where methods have keep rates of their own, as with equal cost, by their order instead: each one's highest, then
+        each one's second.
         """
         rows = [row for row in self.rows if not row.golden and row.facts.method != DENSE]
         methods: dict[str, list[RowTraces]] = {}
@@ -137,9 +129,9 @@ def group_traces(
 ) -> list[TracedGroup]:
     """Share the traces of runs out to groups; runs without traces have none.
 
-    A run is a folder of records, or its file; of a row that several have the last counts. Groups
-    are of the rows of ``records``, in their order, with the golden rankings beside them; None for
-    all, by name. ``left_out`` is called with why a file can't be read; None to raise.
+    A run is a folder of records, or its file; of a row that several have the last counts. Groups are of the rows of
+    ``records``, in their order, with the golden rankings beside them; None for all, by name. ``left_out`` is called
+    with why a file can't be read; None to raise.
 
     Raises:
         ValueError: a file is torn, somebody else's, or of a newer version.
@@ -209,8 +201,8 @@ def taus(one: RowTraces, other: RowTraces) -> NDArray[np.float64]:
 def agreement_rows(traced: Sequence[TracedGroup]) -> list[dict[str, Any]]:
     """Return the agreement matrices as rows of numbers, a pair each.
 
-    ``tau_low`` and ``tau_high`` are None for fewer than two images; ``undefined`` counts images
-    without a tau, as one of the rankings is all ties.
+    ``tau_low`` and ``tau_high`` are None for fewer than two images; ``undefined`` counts images without a tau, as one
+    of the rankings is all ties.
     """
     return [
         {

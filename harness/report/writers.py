@@ -123,8 +123,8 @@ _UNTABLED = ("metrics", "latency", "image_groups")  # fields that aren't a colum
 def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
     """Return CSV with a line per record, at least one; what wasn't measured is empty.
 
-    Every field is there but values of all images. Lists and settings are JSON. Of each batch
-    size timed there is a column per figure. ``runs``, which run each record is from, are the last.
+    Every field is there but values of all images. Lists and settings are JSON. Of each batch size timed there is a
+    column per figure. ``runs``, which run each record is from, are the last.
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
     times = [field.name for field in fields(Times) if field.name != "batch"]

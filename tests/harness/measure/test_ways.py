@@ -30,6 +30,7 @@ def reduced(dense: zoo.ReducedViT, method: str | None) -> zoo.ReducedViT:
     ("way", "device", "message"),
     [
         ("compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
+        (ways.REDUCE_OVERHEAD, CPU, "--ways reduce-overhead on --device .cpu."),
         (ways.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
         (ways.COMPILE, CPU, r"'no-such-compiler' isn't there: install it .*CXX"),
         (ways.COMPILE, CUDA, "needs triton: pip install triton"),
@@ -102,7 +103,7 @@ def test_deviations_are_lengths_by_eagers_length():
 @pytest.mark.cuda
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("way", [ways.CUDA_GRAPHS, ways.COMPILE])
+@pytest.mark.parametrize("way", [ways.CUDA_GRAPHS, ways.REDUCE_OVERHEAD, ways.COMPILE])
 def test_graphs_are_eager_on_new_images(dense: zoo.ReducedViT, images: Tensor, method: str | None, way: str):
     vit, images = reduced(dense.cuda(), method), images.cuda()
     with torch.inference_mode():

@@ -256,11 +256,7 @@ def row(**changes: Any) -> Record:
     return replace(FULL, **facts | changes)
 
 
-BLANK: dict[str, Any] = {
-    **NOTHING,
-    "top1": None,
-    "created": "2026-02-02T02:02:02+00:00",
-}
+BLANK: dict[str, Any] = {**NOTHING, "top1": None, "created": "2026-02-02T02:02:02+00:00"}
 AS_DENSE: dict[str, Any] = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0}
 
 

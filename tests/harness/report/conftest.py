@@ -154,12 +154,7 @@ class Page(HTMLParser):
 def make_page(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
     groups = group_records(records)
     short = [highlights(group) for group in groups.groups]
-    report = Report(
-        records=groups,
-        short=short,
-        plots=plots_of(groups, short),
-        **more,
-    )
+    report = Report(records=groups, short=short, plots=plots_of(groups, short), **more)
     text = page(report, title)
     return text, Page(text)
 

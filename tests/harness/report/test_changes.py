@@ -13,12 +13,7 @@ from harness.base.table import Cell, Table, fit
 from harness.cli.entry import main
 from harness.records.metrics import METRICS, pack
 from harness.records.record import Record, Times, read_records, write_records
-from harness.records.statistics import (
-    holm,
-    paired_difference,
-    paired_mean,
-    sign_flip,
-)
+from harness.records.statistics import holm, paired_difference, paired_mean, sign_flip
 from harness.report.changes import Change, changes_data, changes_markdown, notes, pair_runs, tables
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"

@@ -11,13 +11,7 @@ from harness.records.metrics import METRICS, pack
 from harness.records.record import Record
 from harness.records.statistics import Interval, holm, mcnemar_exact
 from harness.report.groups import group_records
-from harness.report.highlights import (
-    Highlights,
-    Standing,
-    headline,
-    highlights,
-    standings,
-)
+from harness.report.highlights import Highlights, Standing, headline, highlights, standings
 from harness.report.plots import plots_of
 
 

@@ -19,14 +19,7 @@ from harness.records.agreement import kendall_tau, over_images
 from harness.records.traces import RANKING, Facts, RowTraces, Thumbnails, read_traces, thumbnails_path
 from harness.report import pictures
 from harness.report.patches import PatchSheet
-from harness.report.pictures import (
-    TracedGroup,
-    agreement_rows,
-    galleries,
-    group_traces,
-    label,
-    matrices,
-)
+from harness.report.pictures import TracedGroup, agreement_rows, galleries, group_traces, label, matrices
 
 IMAGES, SIDE = 12, 6
 
