@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from harness.cli.entry import build_parser
-from harness.records.averages import matched
+from harness.records.averages import match_costs
 from harness.records.record import read_records
 from harness.report.groups import brief_tables, equal_time_tables, group_records
 from harness.report.tables import comparison_table, matched_table
@@ -58,7 +58,7 @@ def test_the_tables_of_the_final_split_are_what_the_command_writes_of_the_record
     groups = [list(group) for _, group in groupby(records, key=lambda record: record.dataset)]
     assert len(groups) == 6  # three datasets at equal keep rates, then at equal GFLOPs
     parts = [comparison_table(group) for group in groups[:3]]
-    parts += [matched_table(matched(group, "patchrank")) for group in groups[3:]]
+    parts += [matched_table(match_costs(group, "patchrank")) for group in groups[3:]]
     tables = [replace(part, title=f"{part.title}; commit {records[0].git_commit}") for part in parts]
     page = (RESULTS / "final.md").read_text(encoding="utf-8")
     assert f"<!-- final -->\n{markdown(tables).strip()}\n<!-- end -->" in page

@@ -110,7 +110,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
     from harness.measure.traces import Tracer
-    from harness.records.averages import matched, training_free
+    from harness.records.averages import match_costs, training_free
     from harness.records.conditions import GOLDEN
     from harness.records.record import RECORDS, earlier, record_values, write_records
     from harness.report.folder import write_report
@@ -145,7 +145,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
                 for part in training_free(group):
                     yield comparison_table(part, plan.match_to)
                 if plan.match is not None:
-                    yield matched_table(matched(group, plan.match_to, plan.timed_batch))
+                    yield matched_table(match_costs(group, plan.match_to, plan.timed_batch))
                 groups.append(group)
                 if group[0].shots == plan.shots[-1]:
                     yield from map(shot_table, shot_columns(group_records(chain.from_iterable(groups))))
@@ -154,7 +154,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
         if more is not None:
             for group in measured(more):
                 with progress.hidden():
-                    yield matched_table(matched(group, more.match_to, more.timed_batch))
+                    yield matched_table(match_costs(group, more.match_to, more.timed_batch))
                 update(done := done + 1)
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # the page has all plots; `report` writes them as files, too

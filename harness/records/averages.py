@@ -193,7 +193,7 @@ def _dense(rows: Sequence[Average]) -> Average | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Judgement:
     """All rows of a table at once: top-1 against dense, fidelity against a reference method."""
 
     families: Mapping[str, Together[str]]  # p-values by identity, for each metric that is judged
@@ -206,7 +206,7 @@ class Judged:
 
 def judge_rows(
     rows: Sequence[Average], reference: str = REFERENCE, heading: Callable[[Metric], str] = attrgetter("title")
-) -> Judged | None:
+) -> Judgement | None:
     """Say which rows differ clearly; None where there is nothing to compare with.
 
     Top-1 is compared with the dense model's, each fidelity metric with that of the method ``reference`` at the same
@@ -233,7 +233,7 @@ def judge_rows(
         names = ", ".join(heading(metric) for metric in fidelity_metrics() if metric.name in tested)
         what = f"{reference}'s at the same keep rate, better or worse"
         notes.append(f"in {names}: {mark_note(FLIPPED, 'each column by itself', what)}")
-    return Judged(families=families, note="; ".join(notes)) if families else None
+    return Judgement(families=families, note="; ".join(notes)) if families else None
 
 
 def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> list[float | None]:
@@ -267,7 +267,7 @@ def exact_test(row: Average) -> str:
     return MCNEMAR if len(row.records) == 1 else f"{SIGN_FLIP} of the mean over these seeds"
 
 
-def uncounted(*records: Record) -> str:
+def describe_uncounted(*records: Record) -> str:
     """Say which operators GFLOPs lack; nothing where all are counted, or nobody counted them."""
     lost: dict[str, dict[str, None]] = {}
     for record in records:
@@ -408,7 +408,7 @@ class Matched:
     p_value: float | None  # see `row_p`
 
 
-def matched(records: Sequence[Record], target: str, batch: int | None = None) -> list[Matched]:
+def match_costs(records: Sequence[Record], target: str, batch: int | None = None) -> list[Matched]:
     """Pair each row of the method ``target`` with every method's row of that cost.
 
     Cost is GFLOPs, or time by the dense model's at a ``batch`` size. The row is the one whose keep rate was searched

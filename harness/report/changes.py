@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from harness.base.lines import require_appendable
 from harness.base.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
 from harness.base.terminal import printable
-from harness.records.averages import judged_on, protocol, tower_of, uncounted
+from harness.records.averages import describe_uncounted, judged_on, protocol, tower_of
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import Record, measured_alike, read_run
 from harness.records.statistics import (
@@ -321,7 +321,7 @@ def _uncompared(runs: RunChanges) -> Iterator[str]:
             why = printable(pair.other_images)
             yield f"{_name(pair.a)}: accuracy not compared, images or prompts differ: {why}"
         yield from (f"{_name(pair.a)}: cost differs: {cost}" for cost in pair.costs)
-    if lost := uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
+    if lost := describe_uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
         yield printable(lost)
     both = [pair for pair in runs.pairs if pair.a.latency and pair.b.latency]
     if untimed := sum(bool(_differences(pair.a, pair.b, _MACHINE)) for pair in both):

@@ -14,14 +14,14 @@ from harness.measure.times import table_of as timed_title
 from harness.measure.timing import Machine
 from harness.records.averages import (
     Average,
-    Judged,
+    Judgement,
     averages,
+    describe_uncounted,
     judge_rows,
     judged_on,
-    matched,
+    match_costs,
     protocol,
     tower_of,
-    uncounted,
     with_recovery,
 )
 from harness.records.conditions import DENSE, GOLDEN, MATCHED, RANDOM
@@ -68,7 +68,7 @@ class Group:
         return self.rows[0].first
 
     @functools.cached_property
-    def family(self) -> Judged | None:
+    def family(self) -> Judgement | None:
         """Which rows differ clearly, all judged together; None where there is nothing to compare with."""
         return judge_rows(self.rows)
 
@@ -242,7 +242,7 @@ def _at_equal_time(group: Group) -> Iterator[Table]:
     pairs = dict.fromkeys((setting["time_of"], setting["batch"]) for setting in settings if setting)
     records = [record for row in group.rows for record in row.records]
     for target, batch in pairs:
-        if rows := matched(records, target, batch):
+        if rows := match_costs(records, target, batch):
             yield matched_table(rows)
 
 
@@ -351,7 +351,7 @@ def _about(group: Group) -> str:
     records = [record for row in group.rows for record in row.records]
     golden = sorted({record.golden_images for record in records if record.golden_images})
     seeds = [str(record.seed) for record in group.rows[0].records]
-    unknown = uncounted(*records)
+    unknown = describe_uncounted(*records)
     return (
         f"{protocol(first)}; {first.image_count} images (revision {first.dataset_revision}, "
         f"{'seed' if len(seeds) == 1 else 'mean of seeds'} {', '.join(seeds)}), "

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from harness.records.averages import Average, Judged, fidelity_ps, labels, row_p, tower_of
+from harness.records.averages import Average, Judgement, fidelity_ps, labels, row_p, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.metrics import METRICS, Metric
 from harness.records.statistics import Interval, together
@@ -329,7 +329,7 @@ def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str
     return least, f"{text}. No clear loss isn't no loss: {family.note}."
 
 
-def _loses(row: Average, family: Judged) -> bool:
+def _loses(row: Average, family: Judgement) -> bool:
     """Tell a row that is less accurate by all rows judged together, or by its interval alone.
 
     The second finds more: to overlook a loss is the worse mistake here.

@@ -9,9 +9,10 @@ from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, fig
 from harness.records.averages import (
     REFERENCE,
     Average,
-    Judged,
+    Judgement,
     Matched,
     averages,
+    describe_uncounted,
     exact_test,
     judge_rows,
     judged_on,
@@ -22,7 +23,6 @@ from harness.records.averages import (
     seeds,
     shots_of,
     tower_of,
-    uncounted,
     with_recovery,
 )
 from harness.records.conditions import DENSE
@@ -142,11 +142,11 @@ def comparison_table(records: Sequence[Record], reference: str = REFERENCE) -> T
         rows,
         _terminal_columns(rows, batches, family),
         title=title(records[0], seeds(rows[0].records) + with_recovery(rows)),
-        caption="; ".join(filter(None, [*about, uncounted(*(row.first for row in rows))])),
+        caption="; ".join(filter(None, [*about, describe_uncounted(*(row.first for row in rows))])),
     )
 
 
-def _terminal_columns(rows: Sequence[Average], batches: Sequence[int], family: Judged | None) -> list[Filled]:
+def _terminal_columns(rows: Sequence[Average], batches: Sequence[int], family: Judgement | None) -> list[Filled]:
     names = labels(rows)
     times = [(Column(heading=f"batch {b}, ms", forms=FORMS[:2]), _time_column(b, _time)) for b in batches]
     for batch in batches[-1:]:
@@ -184,7 +184,7 @@ def _in_order(
             yield from columns(metric)
 
 
-def _cell(row: Average, metric: Metric, family: Judged | None, *, short: bool = False, ends: bool = True) -> Cell:
+def _cell(row: Average, metric: Metric, family: Judgement | None, *, short: bool = False, ends: bool = True) -> Cell:
     """Show a row's metric, with the number of patches it is for and what chance gives."""
     cell = estimate_cell(row.estimate(metric), metric, short=short, ends=ends)
     if cell.value is None:
@@ -213,7 +213,7 @@ def _ratio(entry: Times) -> Cell:
     return Cell("1") if entry.ratio_to_dense is None else figure(entry.ratio_to_dense, ".2f")
 
 
-def report_columns(rows: Sequence[Average], *, family: Judged | None = None, summary: bool = False) -> list[Filled]:
+def report_columns(rows: Sequence[Average], *, family: Judgement | None = None, summary: bool = False) -> list[Filled]:
     """Return the columns of a report; a summary leaves out what a first look doesn't need."""
 
     def report(metric: Metric) -> list[Filled]:
@@ -356,7 +356,7 @@ def matched_table(rows: Sequence[Matched]) -> Table:
         heads += ["top-1", f"top-1 {to}"]
         caption += "; top-1 in %, its difference in points"
         tests = f"{short}: {FLIPPED}, top-1: {exact_test(target)}"
-    lost = uncounted(*(row.row.first for row in rows))
+    lost = describe_uncounted(*(row.row.first for row in rows))
     return Table.of(
         f"at equal {what}: {title(target.first, seeds(target.records))}",
         heads,

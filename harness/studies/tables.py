@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, json_values, points
 from harness.base.table import figure as number
-from harness.records.averages import Average, fidelity_difference, row_p, uncounted
+from harness.records.averages import Average, describe_uncounted, fidelity_difference, row_p
 from harness.records.metrics import METRICS
 from harness.records.record import Record, refuse_mixed
 from harness.records.statistics import (
@@ -135,7 +135,7 @@ class StudyTable:
         heads = [head for head in lines[0] if any(line[head] != UNMEASURED for line in lines)]
         several = any(len(row.records) > 1 for row in self.rows)
         tests = [FLIPPED] if not self.dense.labelled else [SIGN_FLIP if several else MCNEMAR, FLIPPED]
-        lacking = uncounted(self.dense, *(row.records[0] for row in self.rows))
+        lacking = describe_uncounted(self.dense, *(row.records[0] for row in self.rows))
         notes = [f"{NOTES} {mark_note(' or '.join(tests), 'all of a column')}.", *([f"{lacking}."] if lacking else [])]
         begins = {row.group: at for at, row in reversed(list(enumerate(self.rows)))}
         return Table(

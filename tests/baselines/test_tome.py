@@ -119,8 +119,6 @@ def test_r_per_block_and_at_most_half(r: int, tower: VisionTransformer, images: 
 
 
 def test_more_than_half_is_refused_on_small_images_too(tower: VisionTransformer):
-    with pytest.raises(ValueError, match="asks block 0 to merge 39 of 64 patch tokens"):
-        zoo.reduce(tower, method="tome", keep=0.39, reduce_at=0)
     model = zoo.reduce(tower, method="tome", keep=0.5, reduce_at=0)
     with pytest.raises(ValueError, match="raise keep or add reduction points"):
         model.reducer.counts(37)  # rounds to 18, and 18 pairs leave 19

@@ -23,17 +23,6 @@ PATCHES = GRID * GRID
 CELLS = windows((GRID, GRID), 3, 2)
 
 
-def test_images_and_calls_are_independent_and_the_tower_stays(tower: zoo.ReducedViT):
-    images, config = torch.randn(3, 3, 64, 64), GoldenConfig(block=2, approximate="follow:5")
-    together = GoldenEngine(tower, config, batch=64).importance(images)
-    assert torch.equal(together, GoldenEngine(tower, config, batch=64).importance(images))
-    narrow = GoldenEngine(tower, config, batch=5)
-    alone = torch.cat([narrow.importance(images[i : i + 1]) for i in range(3)])
-    assert torch.allclose(together, alone, atol=1e-5)
-    assert all(p.requires_grad and p.grad is None for p in tower.parameters())
-    assert not torch.is_inference_mode_enabled()
-
-
 def test_costs_grow_from_about_one_pass_to_that_of_the_removals(tiny: Build):
     tower = tiny("clip_vit_b16", img_size=196, patch_size=14, embed_dim=384, depth=9, num_heads=6)
 

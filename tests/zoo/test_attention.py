@@ -19,7 +19,6 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"qkv_bias": True},
-    "without bias": {"qkv_bias": False},
     "qk norm": {"qkv_bias": True, "qk_norm": True, "norm_layer": LayerNorm},
     "scale norm": {"qkv_bias": True, "scale_norm": True, "norm_layer": LayerNorm},
 }

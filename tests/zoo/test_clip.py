@@ -1,7 +1,6 @@
 """Two towers in one joint space: fabricated ones first, the embedded one last."""
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,20 +60,6 @@ def test_a_class_is_the_mean_over_unit_prompts(model: Clip):
     assert torch.allclose(features.norm(dim=1), torch.ones(3))
     with pytest.raises(ValueError, match="never saw 'horse'"):
         class_features(model, tokenizer(12), ("cat", "horse"), TEMPLATES)
-
-
-@pytest.mark.parametrize(
-    ("name", "match"),
-    [
-        ("clip_vit_s41", "model 'clip_vit_s41': did you mean 'clip_vit_s14'? expected one of"),
-        ("clip_vit_s14_rando60", "did you mean 'clip_vit_s14_random60'?"),
-        ("vit_small_patch14_dinov2", "model 'vit_small_patch14_dinov2': "),
-        ("clip_vit_b16.openia", "weight tag 'openia' of clip_vit_b16: did you mean 'openai'?"),
-    ],
-)
-def test_refused_names(name: str, match: str):
-    with pytest.raises(ValueError, match=re.escape(match)):
-        create_clip(name, pretrained=False)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from zoo.deploy.export import (
 Build = Callable[..., nn.Module]
 pytestmark = pytest.mark.usefixtures("no_grad")
 BATCHES = (1, 2, 5)
-SHORT = {"depth": 3, "reduce_at": 1}
+SHORT = {"depth": 2, "reduce_at": 1}
 
 
 @pytest.fixture
@@ -48,6 +48,8 @@ def needs(*packages: str) -> None:
         pytest.importorskip(package, reason="needs the extra `export`")
 
 
+# The others' operations are in these: evit's in evitfuse, clsattn's in tca, tome's in tofu.
+@pytest.mark.parametrize("method", ["avit", "evitfuse", "patchrank", "pitome", "random", "rankmerge", "tca", "tofu"])
 def test_every_method_in_onnx_runtime(method: str, tiny: Build, images: Tensor, tmp_path: Path):
     needs("onnxscript", "onnxruntime")
     half, path = tiny(f"clip_vit_b16_{method}50", **SHORT), tmp_path / "model.onnx"
@@ -82,7 +84,7 @@ def test_a_package_of_machine_code(tiny: Build, images: Tensor, tmp_path: Path):
 
 
 def test_an_exported_program_holds_the_predictor(tiny: Build, images: Tensor, tmp_path: Path):
-    model = tiny("clip_vit_b16_rankmerge50", depth=3, rank="predictor", rank_at=1, arch="mlp", width=8)
+    model = tiny("clip_vit_b16_rankmerge50", **SHORT, rank="predictor", rank_at=1, arch="mlp", width=8)
     export_model(model, tmp_path / "model.pt2", images, format=EXPORTED_PROGRAM)
     check_again(tmp_path / "model.pt2", model)
 

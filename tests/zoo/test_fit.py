@@ -2,9 +2,7 @@
 
 import math
 import re
-from collections import Counter
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.records.agreement import kendall_tau
-from zoo.core.predictor import ARCHITECTURES, Predictor
+from zoo.core.predictor import Predictor
 from zoo.learning.fit import LOSSES, FitConfig, RankedTokens, fit_predictor, kept_share
 
 QUICK = FitConfig(width=32, epochs=30)
@@ -51,10 +49,7 @@ def val_loss(predictor: Predictor, data: RankedTokens) -> float:
 
 @pytest.mark.parametrize(
     ("arch", "loss"),
-    [
-        *((arch, "listnet") for arch in ARCHITECTURES if arch != "pooledmixer"),
-        ("conv", "bce"),
-    ],
+    [("mlp", "listnet"), ("conv", "bce")],
 )
 def test_a_planted_ranking_is_found(arch: str, loss: str):
     losses: list[float] = []
@@ -94,25 +89,6 @@ def test_some_of_the_images_as_if_there_were_no_others():
     config = replace(QUICK, epochs=2)
     fits = [fit_predictor(data, val, config).state_dict() for data in (chosen, copied)]
     assert all(torch.equal(fits[0][k], fits[1][k]) for k in fits[0])
-
-
-@pytest.mark.parametrize(("count", "steps"), [(1, 16), (70, 18), (640, 20)])
-def test_few_images_are_gone_through_again(count: int, steps: int):
-    """An epoch has at least 16 steps, in whole rounds through the images."""
-    batches: list[list[int]] = []
-    data = planted(count, 0)
-
-    class Tokens:
-        shape = (count, 17, 12)
-
-        def __getitem__(self, rows: Tensor) -> Tensor:
-            batches.append(rows.tolist())
-            return data.tokens[rows]
-
-    config = FitConfig(arch="linear", epochs=1)
-    fit_predictor(replace(data, tokens=Tokens()), planted(8, 1), config)
-    assert len(batches) == steps
-    assert Counter(chain(*batches)) == dict.fromkeys(range(count), sum(map(len, batches)) // count)
 
 
 def test_scale_and_level_of_the_importance_do_not_count():
@@ -194,44 +170,6 @@ def test_equals_its_formula_image_by_image(name: str):
     assert LOSSES[name](predicted, target).item() == pytest.approx(sum(each) / 3)
 
 
-@pytest.mark.parametrize("name", ["listnet", "mse", "bce"])
-def test_least_at_the_golden_ranking(name: str):
-    _, target = drawn()
-    best = target if name != "bce" else torch.logit(kept_share(target))
-    here = best.clone().requires_grad_()
-    least = LOSSES[name](here, target)
-    least.backward()
-    assert here.grad.abs().max() < 1e-12
-    for step in (0.01, 0.1, 1.0):
-        assert LOSSES[name](best + step * torch.randn_like(target), target) > least
-    assert torch.equal(best.argsort(dim=1), target.argsort(dim=1))
-
-
-def test_bce_knows_the_order_alone_and_shares_ties():
-    target = torch.tensor([[3.0, 1.0, 2.0, 2.0, -9.0]])
-    shares = torch.tensor([[0.9, 0.3, 0.6, 0.6, 0.1]])
-    assert torch.allclose(kept_share(target), shares)
-    assert torch.allclose(kept_share(target.exp()), shares)
-
-
-def test_the_printed_loss_is_degenerate():
-    """Growing always helps, whatever the target; the others have none of it."""
-    predicted, target = drawn()
-    for wanted in (target, -target):
-        grown = [LOSSES["paper"](predicted + c, wanted).item() for c in (0, 1, 10, 100, 700)]
-        assert grown == sorted(grown, reverse=True)
-        assert grown[0] > 1
-        assert grown[-1] < 1e-12  # with the ranking of random predictions
-    predicted.requires_grad_()
-    LOSSES["paper"](predicted, target).backward()
-    assert (predicted.grad < 0).all()
-    perfect = LOSSES["paper"](target, target)
-    upside_down = LOSSES["paper"](100 - target, target)
-    assert upside_down < perfect
-    for name in LOSSES.keys() - {"paper"}:
-        assert LOSSES[name](100 - target, target) > LOSSES[name](target, target)
-
-
 @pytest.mark.parametrize("name", LOSSES)
 def test_large_predictions_stay_finite(name: str):
     _, target = drawn()
@@ -240,3 +178,10 @@ def test_large_predictions_stay_finite(name: str):
     loss.backward()
     assert loss.isfinite()
     assert predicted.grad.isfinite().all()
+
+
+def test_bce_knows_the_order_alone_and_shares_ties():
+    target = torch.tensor([[3.0, 1.0, 2.0, 2.0, -9.0]])
+    shares = torch.tensor([[0.9, 0.3, 0.6, 0.6, 0.1]])
+    assert torch.allclose(kept_share(target), shares)
+    assert torch.allclose(kept_share(target.exp()), shares)

@@ -175,19 +175,6 @@ def test_recovery(kind: str, what: str, tmp_path: Path):
         zoo.reduce(build(kind), method="rankmerge", keep=0.3, reduce_at=0, recovery=path)
 
 
-def test_predictors_tell_the_weights_of_their_tower(tmp_path: Path):
-    tower, path = build("coca"), tmp_path / "p.safetensors"
-    source = zoo.reduce(tower, method="patchrank", keep=0.5, **options_of("patchrank"))
-    weights = blocks_fingerprint(tower.state_dict(), source.blocks_prefix)
-    facts = {"model": "coca", "tag": "", "block": 1, "options": {"arch": "mlp", "width": 8}, "weights": weights}
-    write_learned(path, "predictor", source.reducer.predictor.state_dict(), facts)
-    model = zoo.reduce(tower, method="patchrank", keep=0.5, reduce_at=1, predictor=path)
-    torch.testing.assert_close(parts(model(some_images()))[0], parts(source(some_images()))[0])
-    tower.transformer.resblocks[2].ln_1.bias[0] += 1
-    with pytest.raises(ValueError, match=rf"was fitted to coca\S* with weights {weights}, these are"):
-        zoo.reduce(tower, method="patchrank", keep=0.5, reduce_at=1, predictor=path)
-
-
 def coca() -> nn.Module:
     vision = {**VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
     decoder = {**TEXT, "mlp_ratio": 2}
@@ -222,3 +209,16 @@ def test_models_that_hold_a_tower(name: str):
     assert torch.equal(half.encode_text(words), model.encode_text(words))
     again = zoo.reduce(half, method=None)
     assert torch.equal(again.encode_image(images), wanted)
+
+
+def test_predictors_tell_the_weights_of_their_tower(tmp_path: Path):
+    tower, path = build("coca"), tmp_path / "p.safetensors"
+    source = zoo.reduce(tower, method="patchrank", keep=0.5, **options_of("patchrank"))
+    weights = blocks_fingerprint(tower.state_dict(), source.blocks_prefix)
+    facts = {"model": "coca", "tag": "", "block": 1, "options": {"arch": "mlp", "width": 8}, "weights": weights}
+    write_learned(path, "predictor", source.reducer.predictor.state_dict(), facts)
+    model = zoo.reduce(tower, method="patchrank", keep=0.5, reduce_at=1, predictor=path)
+    torch.testing.assert_close(parts(model(some_images()))[0], parts(source(some_images()))[0])
+    tower.transformer.resblocks[2].ln_1.bias[0] += 1
+    with pytest.raises(ValueError, match=rf"was fitted to coca\S* with weights {weights}, these are"):
+        zoo.reduce(tower, method="patchrank", keep=0.5, reduce_at=1, predictor=path)

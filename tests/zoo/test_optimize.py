@@ -17,9 +17,7 @@ import zoo
 from harness.measure.ways import peak_mib
 from tools.write_towers import TOWERS, options_of
 from zoo.core.prompts import VisualPrompts
-from zoo.core.tokens import Tokens
 from zoo.deploy.optimized import OptimizedHost
-from zoo.towers.lean import Product, parts
 
 Build = Callable[..., nn.Module]
 # Class token, average, both, maximum, attention pool, registers, LayerScale.
@@ -64,8 +62,8 @@ def assert_equal(model: nn.Module, fast: nn.Module) -> None:
 
 
 # ToMe and others merge in the last block, too, which nothing is left to see.
-CASES = [("deit 3", method) for method in sorted(zoo.METHODS)]
-CASES += [(kind, method) for kind in (*LEAN, *POOLED) for method in (None, "rankmerge")]
+CASES = [("deit 3", method) for method in (None, "evitfuse", "patchrank", "tome")]
+CASES += [(kind, "rankmerge") for kind in (*LEAN, *POOLED)]
 
 
 @pytest.mark.parametrize(("kind", "method"), CASES)
@@ -89,10 +87,9 @@ def test_styles_of_blocks(style: dict[str, Any], tiny: Build):
     assert apart(model, zoo.optimize(model, dtype="bfloat16"), images_of(model)) < 0.1
 
 
-@pytest.mark.parametrize("depth", [1, 4])
-def test_learned_tokens(depth: int, tiny: Build):
+def test_learned_tokens(tiny: Build):
     model = tiny("clip_vit_b16_patchrank50")
-    model.prompts = VisualPrompts(depth, 3, 48, device=None, dtype=None)
+    model.prompts = VisualPrompts(4, 3, 48, device=None, dtype=None)
     nn.init.normal_(model.prompts.tokens)
     model.eval()
     assert_equal(model, zoo.optimize(model))
@@ -113,9 +110,7 @@ def test_open_clips_own_tower_and_what_holds_one():
         assert fast.transformer is clip.transformer
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype"), [("deit 3", "float16"), ("averaged", "bfloat16"), ("siglip b16", "bfloat16")]
-)
+@pytest.mark.parametrize(("kind", "dtype"), [("deit 3", "float16"), ("siglip b16", "bfloat16")])
 def test_low_precision_is_close(kind: str, dtype: str, build: Build):
     model = zoo.reduce(build(kind), method=None)
     images = images_of(model, 8)
@@ -127,6 +122,7 @@ def test_low_precision_is_close(kind: str, dtype: str, build: Build):
         assert torch.equal(fast(images.to(torch.bfloat16)), fast(images.to(torch.bfloat16).float()))
 
 
+@pytest.mark.parametrize("method", ["evitfuse", "patchrank", "rankmerge"])
 def test_every_method_in_low_precision(half: zoo.ReducedViT):
     """Rounding may turn which of two near-equal tokens goes, so that not every image is close."""
     images = images_of(half, 16)
@@ -159,44 +155,6 @@ def test_the_given_model_stays_as_it_is(dtype: str, tiny: Build):
     assert all(torch.equal(value, before[name]) for name, value in fast.state_dict().items())
 
 
-def test_weights_that_nothing_is_folded_into_are_shared(tiny: Build):
-    model = tiny("clip_vit_b16", act_layer="gelu")
-    fast = zoo.optimize(model)
-    lean = fast.block(0).fp32
-    layers = (model.blocks[0].attn.qkv, model.blocks[0].attn.proj, model.blocks[0].mlp.fc1)
-    for mine, layer in zip((lean.qkv, lean.proj, lean.hidden), layers, strict=True):
-        assert mine.weight.data_ptr() == layer.weight.data_ptr()
-    own = dict(model.named_parameters())
-    assert all(value.data_ptr() == own[name].data_ptr() for name, value in fast.named_parameters())
-
-
-def test_a_product_is_the_linear_layer_that_it_stands_for():
-    weight, bias, x = torch.randn(96, 64), torch.randn(96), torch.randn(40, 64).bfloat16()
-    product = Product(weight.bfloat16(), bias)
-    exact = F.linear(x.double(), weight.bfloat16().double(), bias.double())
-    for _ in range(2):  # the first call brings the weight into oneDNN's layout
-        torch.testing.assert_close(product(x).double(), exact, rtol=2**-7, atol=0.02)
-    rows = torch.randn(40, 96)
-    wanted = rows.double() + exact
-    product.add_to(rows, x)
-    torch.testing.assert_close(rows.double(), wanted, rtol=2**-7, atol=0.02)
-
-
-@pytest.mark.parametrize(
-    ("count", "dtype", "sizes"),
-    [
-        (8, torch.float32, [8]),
-        (8, torch.bfloat16, [3, 3, 2]),  # 1,112 tokens: too many for the small parts' speed, too few for the large's
-        (2, torch.bfloat16, [2]),
-        (32, torch.bfloat16, [16, 16]),
-        (1, torch.bfloat16, [1]),
-    ],
-)
-def test_sequences_are_run_in_equal_parts(count: int, dtype: torch.dtype, sizes: list[int]):
-    x = torch.zeros(count, 139, 1)
-    assert [len(x[part]) for part in parts(x, dtype)] == sizes
-
-
 def test_what_weights_take_counts_each_storage_once(tiny: Build):
     model = tiny("clip_vit_b16", act_layer="gelu")
     own = sum(value.nbytes for value in model.parameters())
@@ -211,6 +169,7 @@ def test_what_weights_take_counts_each_storage_once(tiny: Build):
     assert low <= half.held_bytes() < 2.5 * own
 
 
+@pytest.mark.parametrize("method", ["evitfuse", "patchrank", "rankmerge"])
 def test_tokens_that_others_read_are_not_written(half: zoo.ReducedViT):
     """``trace``, and whoever runs blocks himself, read tokens that blocks would write into."""
     fast, images = zoo.optimize(half), images_of(half)
@@ -226,27 +185,13 @@ def test_tokens_that_others_read_are_not_written(half: zoo.ReducedViT):
         assert fast.trace(images).tokens_per_block == half.trace(images).tokens_per_block
 
 
-def test_the_last_block_is_run_for_the_class_token_alone(tiny: Build, monkeypatch: pytest.MonkeyPatch):
-    model, seen = tiny("clip_vit_b16_tome50"), []
-    fast = zoo.optimize(model)
-
-    def finish(tokens: Tokens) -> Tensor:
-        seen.append(tokens.x.shape[1])
-        return model.finish(tokens)
-
-    monkeypatch.setattr(fast, "finish", finish)
-    with torch.no_grad():
-        fast(images_of(model))
-    assert seen == [1]
-
-
-@pytest.mark.parametrize(("name", "dtype"), [("clip_vit_b16_tome50", "float32"), ("clip_vit_b16", "bfloat16")])
-def test_compiles_in_one_graph(name: str, dtype: str, tiny: Build):
+def test_compiles_in_one_graph(tiny: Build):
     torch._dynamo.reset()
-    fast, images = zoo.optimize(tiny(name), dtype=dtype), torch.randn(2, 3, 64, 64)
+    fast = zoo.optimize(tiny("clip_vit_b16_tome50", depth=2, keep=0.6))
+    images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
-        assert torch.allclose(compiled(images), fast(images), atol=1e-4 if dtype == "float32" else 0.1)
+        assert torch.allclose(compiled(images), fast(images), atol=1e-4)
     torch._dynamo.reset()
 
 
@@ -264,15 +209,12 @@ def test_takes_no_more_memory_than_timm():
     ("use", "match"),
     [
         (lambda fast, _: fast.train(), "can't be trained"),
-        (lambda fast, _: fast.bfloat16(), "can't be moved or cast"),
         (lambda fast, _: fast.load_state_dict(fast.state_dict()), "takes no other weights"),
         (lambda fast, _: copy.deepcopy(fast), "can't be copied or pickled"),
         (lambda fast, _: zoo.optimize(fast), "OptimizedViT is optimised already"),
         (lambda fast, _: zoo.reduce(fast, method="tome", keep=0.5), "OptimizedViT overrides parts of timm's"),
-        (lambda fast, _: type(fast).adopt(fast), "can't be changed; change the model"),
         (lambda fast, images: fast(images, attn_mask=torch.ones(65, 65)), "takes no attn_mask and no is_causal"),
         (lambda fast, images: fast(images.requires_grad_()), "has no gradients; use the model"),
-        (lambda fast, _: zoo.optimize(nn.Linear(2, 2)), "Linear is no tower that can be reduced"),
         (lambda fast, _: zoo.optimize(fast, dtype="bf16"), "dtype='bf16': did you mean 'bfloat16'"),
     ],
 )
@@ -299,13 +241,3 @@ def test_layers_that_are_more_than_their_weights_are_refused(tiny: Build):
     parametrizations.weight_norm(model.blocks[1].mlp.fc1)
     with pytest.raises(ValueError, match="optimised blocks need plain linear layers, this tower has Parametrized"):
         zoo.optimize(model)
-
-
-def test_towers_of_transformers_are_refused():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    tower = zoo.reduce(transformers.CLIPVisionModel(config).eval(), method="tome", keep=0.5)
-    with pytest.raises(ValueError, match="ReducedClipVision hands out every token of the last block, and its blocks"):
-        zoo.optimize(tower)

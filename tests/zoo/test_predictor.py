@@ -102,11 +102,8 @@ def test_patchrank_ranks_once_and_drops_the_least_important(tiny: Build, images:
     [
         ({"arch": "attention"}, "arch='attention': expected one of conv, linear, mixer, mlp"),
         ({"arch": "mpl"}, "arch='mpl': did you mean 'mlp'? expected one of conv"),
-        ({"arch": 3}, "arch=3: expected one of"),
         ({"rescore": 1}, "rescore=1: expected true or false"),
-        ({"rescore": None}, "rescore=None: expected true or false"),
         ({"width": 0}, "width=0: expected an integer from 1"),
-        ({"width": 64.0}, "width=64.0: expected an integer from 1"),
         ({"hidden": 64}, "patchrank has no option 'hidden'"),
     ],
 )
@@ -180,8 +177,7 @@ def built(tiny: Build, **options: Any) -> nn.Module:
     return tiny("clip_vit_b16_patchrank50", width=16, **options)
 
 
-@pytest.mark.parametrize("arch", FREE)
-@pytest.mark.parametrize("points", [(1, 3, 5), (0, 1), (4,)], ids=str)
+@pytest.mark.parametrize(("arch", "points"), [("mlp", (1, 3, 5)), ("transformer", (0, 1))])
 def test_each_point_keeps_the_best_of_its_own_predictor(
     arch: str, points: tuple[int, ...], tiny: Build, images: Tensor
 ):

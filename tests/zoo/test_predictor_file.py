@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.core.files import cache_folder
-from zoo.core.predictor import ARCHITECTURES, Predictor
+from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading import predictor_file
 from zoo.loading.predictor_file import find_predictor, fitted_blocks, load_predictor, predictor_name, with_predictors
@@ -51,7 +51,7 @@ def save(path: Path, seed: int = 0, arch: str = "conv", **facts: Any) -> Predict
     return copy.deepcopy(predictor).half().float()
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", ["conv", "transformer"])
 @torch.no_grad()
 def test_saved_predictors_rank(arch: str, tiny: Build, tower: dict, images: Tensor, tmp_path: Path):
     path = tmp_path / "new" / "p.safetensors"
@@ -155,23 +155,11 @@ def test_each_point_has_its_predictor(named: bool, tiny: Build, tower: dict, ima
         assert torch.allclose(again(images), created(images), atol=1e-5) == pretrained
 
 
-def test_what_is_wanted_for_one_of_several_can_rescore(tiny: Build, tower: dict):
-    save_each(cache_folder() / "predictors")
-    with pytest.raises(FileNotFoundError, match="at block 0: ") as caught:
-        tiny(f"{NAME}_patchrank60.{TAG}", **{**RESCORE, "reduce_at": [0, 3]}, **tower)
-    assert (caught.value.wanted.facts["block"], caught.value.wanted.facts["options"]["arch"]) == (0, "mlp")
-    (cache_folder() / "predictors" / predictor_name(NAME, TAG, 5)).unlink()
-    with pytest.raises(FileNotFoundError, match="at block 5: ") as caught:
-        tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower)
-    assert {"arch": "mlp", "width": 24}.items() <= caught.value.wanted.facts["options"].items()
-
-
 @pytest.mark.parametrize(
     ("blocks", "match"),
     [
         ([], "no predictor was given; expected one for blocks 1, 3, 5"),
         ([1, 3], "scores before blocks 1, 3, 5, and none of the given predictors was fitted at block 5"),
-        ([1, 3, 4], "fitted at block 4, this model scores before blocks 1, 3, 5"),
         ([1, 3, 5, 2], "fitted at block 2, this model scores before blocks 1, 3, 5; leave it out"),
         ([1, 3, 3, 5], "were both fitted at block 3; expected one for blocks 1, 3, 5"),
     ],

@@ -52,12 +52,11 @@ def by_hand(model: Any, images: Tensor) -> Tensor:
     return model.head(model.norm(x)[:, 0])
 
 
-@pytest.mark.parametrize("depth", [1, 3, 6])
+@pytest.mark.parametrize("depth", [1, 6])
 @torch.no_grad()
 def test_equals_the_tower_by_hand(tiny: Build, images: Tensor, depth: int):
-    for name in ("clip_vit_b16.openai", "clip_vit_s14"):
-        model = prompted(tiny(name), depth)
-        assert torch.allclose(model(images), by_hand(model, images), atol=1e-5)
+    model = prompted(tiny("clip_vit_b16.openai"), depth)
+    assert torch.allclose(model(images), by_hand(model, images), atol=1e-5)
 
 
 @torch.no_grad()
@@ -111,7 +110,7 @@ def file_for(tower: nn.Module, folder: Path) -> PromptFile:
     return save_prompts(folder / "prompts.safetensors", tensors, **facts)
 
 
-@pytest.mark.parametrize("method", [None, "patchrank", "evit"])
+@pytest.mark.parametrize("method", [None, "patchrank"])
 @torch.no_grad()
 def test_class_logits(tiny: Build, images: Tensor, tmp_path: Path, method: str | None):
     options = {} if method is None else {"keep": 0.5}
@@ -130,7 +129,7 @@ def test_class_logits(tiny: Build, images: Tensor, tmp_path: Path, method: str |
     torch.testing.assert_close(again(images), tuned(images))
 
 
-@pytest.mark.parametrize("name", ["clip_vit_b16", "clip_vit_b16_patchrank60", "reduced"])
+@pytest.mark.parametrize("name", ["clip_vit_b16_patchrank60", "reduced"])
 @torch.no_grad()
 def test_saved_and_loaded(tiny: Build, images: Tensor, name: str, tmp_path: Path):
     tower = tiny(f"{name.replace('reduced', 'clip_vit_b16')}.openai")
@@ -149,13 +148,11 @@ def test_saved_and_loaded(tiny: Build, images: Tensor, name: str, tmp_path: Path
     assert torch.equal(other.prompts(), model.prompts())
     model.reset_classifier(0)
     assert model(images).shape == (3, 48)
-    model.reset_classifier(4)
-    assert model(images).shape == (3, 4)
 
 
 @torch.no_grad()
 def test_compiles_and_exports(tiny: Build, images: Tensor, tmp_path: Path):
-    tower = tiny("clip_vit_b16_clsattn60.openai")
+    tower = tiny("clip_vit_b16_clsattn60.openai", depth=2, reduce_at=1)
     model = zoo.add_prompts(tower, file_for(tower, tmp_path))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -206,16 +203,11 @@ def test_what_is_written_is_read(file: PromptFile):
     expected = tensors()["classifier"] * torch.tensor(3.0).exp()
     assert torch.allclose(state["head.classes.weight"], expected)
     assert file.tensors(classify=False).keys() == {"prompts.tokens"}
-    text_alone = {k: v for k, v in tensors().items() if k != "visual"}
-    file = save_prompts(file.path, text_alone, **FACTS)
-    assert file.shape.tokens == 0
-    assert file.tensors(classify=True).keys() == {"head.classes.weight"}
 
 
-@pytest.mark.parametrize("name", ["clip_vit_s14", "clip_vit_s14_patchrank60"])
 @torch.no_grad()
-def test_timm_creates_a_tuned_model(name: str, tmp_path: Path):
-    path = tmp_path / "prompts.safetensors"
+def test_timm_creates_a_tuned_model(tmp_path: Path):
+    name, path = "clip_vit_s14_patchrank60", tmp_path / "prompts.safetensors"
     plain = timm.create_model(name, pretrained=True).eval()
     weights = blocks_fingerprint(plain.state_dict())
     file = save_prompts(path, tensors(), **{**FACTS, "weights": weights})

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.core.digests import fingerprint
 from zoo.core.files import read_facts, write_learned
-from zoo.learning.recovery import WeightChanges, distance, recover, view
+from zoo.learning.recovery import WeightChanges, distance, recover
 from zoo.loading.recovery_file import (
     TOKENS,
     WHATS,
@@ -114,7 +114,7 @@ def test_only_the_named_weights_differ_and_the_model_stays(tiny: Build, images: 
     assert recovered(images).shape == model(images).shape
 
 
-@pytest.mark.parametrize("what", WHATS)
+@pytest.mark.parametrize("what", ["lora", "tokens"])
 @torch.no_grad()
 def test_saved_and_loaded(tiny: Build, images: Tensor, what: str, tmp_path: Path):
     tower = tiny("clip_vit_b16.openai")
@@ -143,7 +143,8 @@ def test_by_name_with_a_predictor_that_is_checked_first(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("method", "what"), [*((name, "norm") for name in sorted(zoo.METHODS)), ("evit", "lora"), ("tome", "tokens")]
+    ("method", "what"),
+    [("patchrank", "norm"), ("rankmerge", "norm"), ("evitfuse", "norm"), ("evit", "lora"), ("tome", "tokens")],
 )
 def test_training_brings_features_nearer_and_moves_nothing_else(half: zoo.ReducedViT, what: str):
     before = deepcopy(half.state_dict())
@@ -184,7 +185,7 @@ def test_where_nothing_is_lost_nothing_is_learned(tiny: Build):
     assert recover(model, [SIX], [SIX], QUICK) == ({}, (0.0,), (0.0,))
 
 
-@pytest.mark.parametrize("what", WHATS)
+@pytest.mark.parametrize("what", ["lora", "tokens"])
 def test_a_stopped_run_goes_on_to_the_same_changes(tiny: Build, what: str, tmp_path: Path):
     model = tiny("clip_vit_b16_tome50.openai")
     config, path = quick(what=what), tmp_path / "state.pt"
@@ -204,19 +205,6 @@ def test_a_stopped_run_goes_on_to_the_same_changes(tiny: Build, what: str, tmp_p
     assert all(torch.equal(again.tensors[name], whole.tensors[name]) for name in whole.tensors)
     with pytest.raises(ValueError, match="another recipe"):
         recover(model, [SIX], [SIX], quick(what=what, seed=1), checkpoint=path)
-
-
-def test_a_view_is_a_part_mirrored_or_not():
-    image = torch.arange(32.0).expand(1, 3, 32, 32)
-    views = torch.cat([view(image, 0.5, torch.Generator().manual_seed(seed)) for seed in range(20)])
-    assert views.shape == (20, 3, 32, 32)
-    rising = views[:, 0, 0, 20] > views[:, 0, 0, 10]
-    assert 0 < int(rising.sum()) < 20
-    widths = (views[:, 0, 0, 31] - views[:, 0, 0, 0]).abs()
-    assert widths.min() > 0.7 * 31 - 2
-    assert widths.max() - widths.min() > 3
-    whole = view(image, 1.0, torch.Generator().manual_seed(0))
-    assert torch.equal(whole, image) or torch.equal(whole.flip(-1), image)
 
 
 def rewritten(file: RecoveryFile, path: Path, tensors: dict[str, Tensor] | None = None, **facts: Any) -> Path:
@@ -256,20 +244,10 @@ def test_refused_by_another_model(tiny: Build, tmp_path: Path, words: str):
     assert [one["name"] for one in error.value.wanted.facts["datasets"]] == ["toy"]
 
 
-def test_refused_with_another_predictor(tiny: Build, tmp_path: Path):
-    model = tiny("clip_vit_b16_patchrank50.openai", arch="mlp", width=8)
-    file = lively_file(model, tmp_path / "r")
-    with torch.no_grad():
-        model.reducer.predictor.net.score.bias += 1
-    with pytest.raises(ValueError, match="another predictor of patchrank"):
-        add_recovery(model, file)
-
-
 @pytest.mark.parametrize(
     ("words", "change"),
     [
         ("has format 9", {"format": 9}),
-        ("unknown field 'more'", {"more": 1}),
         ("'blocks.1.norm1.bias' of shape \\(3,\\)", lambda t: t | {"blocks.1.norm1.bias": torch.zeros(3)}),
         ("'head.weight' of shape", lambda t: t | {"head.weight": torch.zeros(7, 48)}),
         ("values that aren't finite", lambda t: t | {"norm.bias": torch.full((48,), torch.nan)}),
@@ -311,3 +289,12 @@ def test_training_is_refused(tiny: Build):
     ):
         with pytest.raises(ValueError, match=words):
             recover(model, train, val, QUICK)
+
+
+def test_refused_with_another_predictor(tiny: Build, tmp_path: Path):
+    model = tiny("clip_vit_b16_patchrank50.openai", arch="mlp", width=8)
+    file = lively_file(model, tmp_path / "r")
+    with torch.no_grad():
+        model.reducer.predictor.net.score.bias += 1
+    with pytest.raises(ValueError, match="another predictor of patchrank"):
+        add_recovery(model, file)

@@ -47,7 +47,7 @@ def test_what_is_written_comes_back(path: Path):
     assert [each.name for each in path.parent.iterdir()] == ["s.json"]
 
 
-@pytest.mark.parametrize("method", ["rankmerge", "clsattn", "evit", "random", "tome"])
+@pytest.mark.parametrize("method", ["rankmerge", "evit"])
 def test_any_tower_takes_the_numbers(method: str, tiny: Callable[..., nn.Module], path: Path, images: Tensor):
     vit = zoo.reduce(tiny("deit_small_patch16_224"), method=method, **read_schedule(path)).eval()
     assert vit.reducer.counts(64) == {1: 48, 2: 32, 5: 16}
@@ -71,14 +71,11 @@ def test_they_are_saved_with_the_model(tiny: Callable[..., nn.Module], path: Pat
         ({"format": 2}, "has format 2, this version reads 1"),
         ({"keep": 1.5}, "keep=1.5"),
         ({"schedule": [0.5, 0.75]}, r"schedule=\[0.5, 0.75\]"),
-        ({"schedule": [0.5]}, "expected 2 keep rates"),
         ({"reduce_at": [2, 1]}, r"reduce_at=\[2, 1\]"),
-        ({"reduce_at": None}, "holds no schedule"),
         ({"more": 1}, "more"),
         ({"seconds": ...}, "seconds"),
         ({"keep": ...}, "it lacks reduce_at, schedule, keep"),
         ("{", "holds no schedule"),
-        ("[1]", "holds no schedule"),
         (None, "the file does not exist"),
     ],
 )

@@ -172,20 +172,6 @@ def test_merging_equal_tokens_changes_nothing(kind: str, overrides: dict[str, An
         assert torch.allclose(model(images), tower(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("pool", ["avg", "avgmax", "map"])
-def test_pools_count_a_token_as_often_as_it_stands_for(pool: str, build: Build):
-    kind = {"avg": "averaged", "avgmax": "averaged with maximum", "map": "siglip b16"}[pool]
-    model = zoo.reduce(build(kind), method=None)
-    tokens = model.embed(some_images(model))
-    size = torch.ones(2, 16)
-    size[:, 3], size[:, 7] = 3, 2
-    order = torch.tensor([*range(16), 3, 3, 7])
-    x = torch.cat((tokens.x[:, : tokens.prefix], tokens.patches[:, order]), dim=1)
-    wanted = model.finish(tokens._replace(x=x, patch_count=19))
-    assert torch.allclose(model.finish(tokens._replace(size=size)), wanted, atol=1e-5)
-    assert not torch.allclose(model.finish(tokens), wanted, atol=1e-4)
-
-
 def test_a_stretched_token_counts_for_its_parts_in_a_mean():
     x = torch.randn(2, 5, 6)
     tokens = Tokens.start(x, 1, (2, 2))

@@ -1,8 +1,7 @@
 """Tuning: what moves, what must not, how a stopped run goes on, and what is refused."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from open_clip.transformer import TextTransformer
 from torch import nn
 
 import zoo
-from zoo.learning import tuning
 from zoo.learning.prompt_learner import COUPLINGS, RECIPES, PromptLearner, TuneConfig
-from zoo.learning.tuning import Labelled, augmented, encode, frozen, tune
+from zoo.learning.tuning import Labelled, encode, frozen, tune
 from zoo.loading.clip import Clip, ClipParts
 from zoo.loading.text import CompactText, tokenizer
 
@@ -75,7 +73,7 @@ def test_nothing_else_moves_and_what_is_learned_does(parts: ClipParts, tokens: s
     assert torch.allclose(last["classifier"].norm(dim=1), torch.ones(3))
 
 
-@pytest.mark.parametrize("method", [None, *sorted(zoo.METHODS)])
+@pytest.mark.parametrize("method", [None, "evitfuse", "patchrank", "rankmerge"])
 def test_gradients_reach_learned_tokens_through_every_method(parts: ClipParts, method: str | None):
     options = {} if method is None else {"keep": 0.5}
     vit = zoo.reduce(parts.model.visual, method=method, **options).eval()
@@ -175,12 +173,6 @@ def test_visual_tokens_begin_as_the_mean_patch(parts: ClipParts):
     apart = PromptLearner(vit, parts, CLASSES, TEMPLATES, free, patches).visual()
     assert F.cosine_similarity(apart, coupled.visual(), dim=-1).min() > 0.95
     assert not torch.equal(apart[0, 0], apart[0, 1])
-    printed = PromptLearner(vit, parts, CLASSES, TEMPLATES, replace(free, coupling="printed"), patches)
-    assert torch.allclose(printed.visual(), printed.text.context[0] @ printed.visual.projection.weight.T)
-    weight, bound = printed.visual.projection.weight, 24**-0.5
-    assert 0.9 * bound < weight.abs().max() <= bound  # as nn.Linear's
-    again = PromptLearner(vit, parts, CLASSES, TEMPLATES, replace(free, coupling="printed"), patches)
-    assert torch.equal(again.visual(), printed.visual())
 
 
 IMAGES = 100 * 16
@@ -223,23 +215,6 @@ def test_rates_of_epochs_are_those_of_a_scheduler(parts: ClipParts, monkeypatch:
     assert rates(parts, monkeypatch, **options, schedule="constant") == [[1e-4] * 2, *[[0.01] * 2] * 5]
 
 
-def test_an_epoch_shows_an_image_once_at_most(parts: ClipParts, monkeypatch: pytest.MonkeyPatch):
-    shown: list[list[int]] = []
-    whole = tuning._batches
-
-    def batches(*args: Any) -> Iterator[torch.Tensor]:
-        shown.append([])
-        for rows in whole(*args):
-            shown[-1] += rows.tolist()
-            yield rows
-
-    monkeypatch.setattr(tuning, "_batches", batches)
-    run(parts, tokens="t", epochs=4, batch=5, patience=0)
-    assert [len(rows) for rows in shown] == [10] * 4
-    assert all(len(set(rows)) == 10 for rows in shown)
-    assert len({tuple(rows) for rows in shown}) == 4
-
-
 def test_the_papers_parameter_counts():
     """B/16, 16 tokens: 8,192 for T, 401,408 for V+T."""
     config = open_clip.get_model_config("ViT-B-16")
@@ -256,15 +231,6 @@ def test_the_papers_parameter_counts():
         recipe = TuneConfig(tokens=tokens, coupling=coupling, count=16)
         learner = PromptLearner(vit, parts, ["cat"], ["{}"], recipe, patches)
         assert sum(parameter.numel() for parameter in learner.parameters()) == count
-
-
-def test_augmentation_mirrors_and_shifts():
-    image = torch.arange(32.0).expand(2, 3, 32, 32).clone()
-    drawn = augmented(image.repeat(20, 1, 1, 1), torch.Generator().manual_seed(0))
-    rising = drawn[:, 0, 0, 20] > drawn[:, 0, 0, 10]
-    assert 0 < int(rising.sum()) < 40
-    shifts = {round(float(row[0, 0, 16])) for row in drawn[rising]}
-    assert shifts == set(range(14, 19))
 
 
 def test_refusals(parts: ClipParts):
@@ -288,13 +254,11 @@ def test_refusals(parts: ClipParts):
     ("options", "words"),
     [
         ({"tokens": "tv"}, "tokens='tv'"),
-        ({"count": 0}, "count=0"),
         ({"visual_rate": float("nan")}, "visual_rate=nan"),
         ({"anchor": -1.0}, "anchor=-1.0"),
         ({"class_specific": True}, "use coupling='none'"),
         ({"optimiser": "adam"}, "optimiser='adam': did you mean 'adamw'"),
         ({"epochs": 0}, "epochs=0"),
-        ({"momentum": 1.0}, "momentum=1.0"),
         ({"warmup": 5, "epochs": 5}, "warmup=5: expected fewer than the 5 epochs"),
         ({"tokens": "v", "init": "a"}, "tokens='v' has none"),
     ],

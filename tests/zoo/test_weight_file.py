@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,17 +57,11 @@ def test_the_content_decides_not_the_suffix(how: str, state: dict, tmp_path: Pat
             assert type(weights[name]) is Tensor
 
 
-def test_a_prefix_is_only_what_all_names_have(tmp_path: Path):
-    save_file({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "w")
-    assert read_weights(tmp_path / "w").keys() == {"module.a", "b"}
-
-
 @pytest.mark.parametrize(
     ("content", "why"),
     [
         (b"", r"is empty"),
         (b"<!DOCTYPE html><html>", r"is a web page"),
-        (b"\n <html lang='en'>", r"is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid s", r"git lfs pull"),
         (pickle.dumps({"a": 1}), r"is a pickle"),
         (b'{"weight_map": {}}', r"starts with b'.\"weight_map'"),
@@ -77,17 +70,12 @@ def test_a_prefix_is_only_what_all_names_have(tmp_path: Path):
         (b"\x02\x00\x00\x00\x00\x00\x00\x00{}", r"no state dict but dict"),
         (b"\x02\x00\x00\x00\x00\x00\x00\x00{]", r"cut short or damaged"),
         (b"PK\x03\x04", r"cut short or damaged"),
-        ([torch.ones(1)], r"no state dict but list"),
         ({}, r"no state dict but dict"),
         ({"a": 1}, r"'a' is int"),
-        ({1: torch.ones(1)}, r"1 is Tensor"),
         ({"a": torch.ones(1).to_sparse()}, r"'a' is Tensor"),
-        ({"a": torch.empty(2, device="meta")}, r"'a' is Tensor"),
         ({"state_dict": {"a": {"b": torch.ones(1)}}}, r"'a' is dict"),
         ({"a.weight": torch.ones(2, dtype=torch.int8)}, r"'a.weight' of int8"),
-        ({"a.weight": torch.ones(2, dtype=torch.complex64)}, r"'a.weight' of complex64"),
         ({"a.weight": torch.tensor([1.0, torch.nan])}, r"'a.weight' that are NaN or infinite"),
-        ({"a.bias": torch.tensor([torch.inf]).half()}, r"'a.bias' that are NaN or infinite"),
     ],
 )
 def test_files_that_hold_no_weights(content: Any, why: str, tmp_path: Path):
@@ -159,10 +147,3 @@ def test_files_cut_short_or_changed_give_tensors_or_an_error(save: Callable[...,
         else:
             assert all(type(tensor) is Tensor for tensor in weights.values())
     assert 5 < refused < 100
-
-
-def test_other_zip_files(tmp_path: Path):
-    with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
-        archive.writestr("folder/readme.txt", "no weights")
-    with pytest.raises(ValueError, match=r"w\.zip' can't be read \(.*\); get it again"):
-        read_weights(tmp_path / "w.zip")

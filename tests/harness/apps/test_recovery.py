@@ -20,7 +20,7 @@ from harness.golden.store import Rankings
 from harness.measure.compare import compare
 from harness.measure.plan import Plan
 from harness.models.names import split_method
-from harness.records.averages import matched, training_free
+from harness.records.averages import match_costs, training_free
 from harness.records.record import Record
 from harness.report.groups import group_records, markdown_table
 from zoo.core.files import cache_folder, digest
@@ -122,7 +122,7 @@ def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):
     assert groups[1].name.endswith("; with recovery, trained without labels")
     text = markdown_table(records)
     assert text.count("evit + recovery (recovery ") == 2
-    assert [pair.row.label for pair in matched(records, "evit")] == ["evit"]  # golden has no cost
+    assert [pair.row.label for pair in match_costs(records, "evit")] == ["evit"]  # golden has no cost
     only = group_records([r for r in records if r.recovered or r.method == "dense"]).groups
     assert [[row.label for row in group.rows] for group in only] == [[row.label for row in groups[1].rows]]
 

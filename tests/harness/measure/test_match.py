@@ -22,7 +22,7 @@ from harness.measure.match import SLACK, TOLERANCE, KeepSolver, matched_rows, to
 from harness.measure.plan import Plan
 from harness.measure.rows import rows_of
 from harness.measure.timing import Timing
-from harness.records.averages import matched
+from harness.records.averages import match_costs
 from harness.records.conditions import MATCHED
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, write_records
@@ -185,7 +185,7 @@ def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.M
     for record in group[1:]:
         assert record.mean("final_tokens") == round(64 * record.keep)
         assert record.method_config["keep"] == record.keep
-    rows = matched(group, "patchrank", plan.timed_batch)
+    rows = match_costs(group, "patchrank", plan.timed_batch)
     assert all(abs(row.off) < 0.02 for row in rows if row.row.method == "evit")
     for row in rows:
         [timed] = row.row.latency
@@ -230,7 +230,7 @@ def group() -> list[Record]:
 
 
 def test_pairs_by_hand(group: list[Record]):
-    rows = matched(group, "patchrank")
+    rows = match_costs(group, "patchrank")
     assert [row.cost for row in rows] == [row.row.first.mean("gflops") for row in rows]
     methods = {r.method for r in group} - {"dense", "golden", "patchrank"}  # golden has no cost
     keeps = sorted({r.keep for r in group if r.method == "patchrank"}, reverse=True)

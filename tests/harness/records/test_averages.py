@@ -9,7 +9,7 @@ from by_hand import part, replace
 from rich.console import Console
 from scipy import stats
 
-from harness.records.averages import averages, matched
+from harness.records.averages import averages, match_costs
 from harness.records.metrics import pack
 from harness.records.record import Record, Times, names_of, read_records
 from harness.records.statistics import bootstrap_mean, sign_flip_exact, wilson_interval
@@ -116,7 +116,7 @@ def test_an_interval_over_seeds_ends_where_shares_end():
 def test_what_is_not_one_group_is_refused_everywhere(change: dict[str, Any], match: str):
     *rest, last = group()
     mixed = [*rest, replace(last, **change)]
-    for show in (averages, comparison_table, lambda records: matched(records, "evit")):
+    for show in (averages, comparison_table, lambda records: match_costs(records, "evit")):
         with pytest.raises(ValueError, match=match):
             show(mixed)
         with pytest.raises(ValueError, match="different seed"):  # by text there is none to average
@@ -130,7 +130,7 @@ def text_of(table: Any, width: int = 200) -> str:
 
 
 def test_at_equal_cost_means_are_paired_and_judged_by_sign_flips():
-    rows = matched(group(), "patchrank")
+    rows = match_costs(group(), "patchrank")
     _, evit, patchrank = averages(group())
     own, other = rows
     assert own.row == own.target == other.target == patchrank

@@ -17,7 +17,7 @@ from harness.apps.check.cases import CheckRow
 from harness.apps.check.verdict import CheckedRow, Tolerances, find_movements
 from harness.base.table import Form, Table
 from harness.measure.compare import Floor, floor_table
-from harness.records.averages import Average, averages, judge_rows, labels, matched
+from harness.records.averages import Average, averages, judge_rows, labels, match_costs
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
 from harness.records.statistics import Interval, holm, paired_difference, sign_flip, sign_flip_exact
@@ -211,7 +211,7 @@ def test_rows_at_equal_cost_are_judged_together_over_all_targets():
                 correct_bits=compared({})[0].metrics["top1"].values, top1=0.5)
         for r in evit
     ]  # fmt: skip
-    rows = matched([*target, *evit], "tome")
+    rows = match_costs([*target, *evit], "tome")
     alone = {row.row.keep: row.p_value for row in rows if row.p_value is not None}
     assert alone[0.5] < 0.05 / 2 < alone[0.7] * 2 < 0.05  # both, of two
     text = prose(matched_table(rows))
