@@ -22,7 +22,6 @@ from zoo.core.digests import blocks_fingerprint
 from zoo.core.files import digest
 from zoo.loading.prompt_file import save_prompts
 from zoo.loading.recovery_file import Recovered, trainable
-from zoo.loading.sizes import EMBEDDED
 
 PATCHRANK = "clip_vit_s14_patchrank60"
 IMAGES = torch.randn(2, 3, 196, 196, generator=torch.Generator().manual_seed(0))
@@ -67,21 +66,6 @@ def prompts(tmp_path: Path) -> Path:
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().err.split())
-
-
-@pytest.mark.parametrize("name", [PATCHRANK])
-@torch.no_grad()
-def test_the_folder_is_the_model(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    folder = tmp_path / "out"
-    for _ in range(2):  # what push wrote it may write again
-        assert main(["push", "--model", name, "--to", "me/pruned", "--folder", str(folder)]) == 0
-    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
-    assert f"wrote {folder}: README.md" in capsys.readouterr().out
-    model = timm.create_model(name, pretrained=True).eval()
-    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    assert repr(again) == repr(model)
-    torch.testing.assert_close(again(IMAGES), model(IMAGES))
-    assert str(EMBEDDED) not in (folder / "config.json").read_text()
 
 
 @torch.no_grad()

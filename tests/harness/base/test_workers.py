@@ -19,7 +19,7 @@ from harness.base.workers import Make, ShardJob, make_shards, require_same
 
 KIND = ShardKind(key="numbers", what="numbers", command="count", provenance=Origin, check=id)
 JOB = ShardJob(shard_size=2, workers=2)
-TOTAL = 40
+TOTAL = 20
 
 
 def make(store: Store[Origin], harm: Callable[[int], object], indices: Sequence[int]) -> Iterator[int]:

@@ -20,14 +20,7 @@ from harness.apps.vectors.embed import Embedded, EmbedJob, embed
 from harness.apps.vectors.source import open_source
 from harness.base.terminal import Progress
 
-# The whole pictures by name, and the broken ones with what is said of them.
 WHOLE = 40
-BROKEN = {
-    "bomb.png": "too large to be trusted",
-    "cut.jpg": "can't be read",
-    "deep/text.webp": "in no known format",
-    "empty.png": "in no known format",
-}
 
 
 def drawn(number: int, form: str = "png") -> bytes:

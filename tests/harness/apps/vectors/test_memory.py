@@ -1,4 +1,4 @@
-"""Ten thousand pictures take no more memory than one thousand, but for their names."""
+"""Five thousand pictures take no more memory than five hundred, but for their names."""
 
 import io
 import json
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 MIB = 2**20
-COUNTS = (1_000, 10_000)
+COUNTS = (500, 5_000)
 # getrusage would count what the parent had when it started this process.
 PEAK = """
 import re
@@ -36,12 +36,12 @@ print(json.dumps({"total": done.total, "bad": done.bad, "peak": peak()}))
 
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten tars of a thousand tiny pictures."""
+    """Ten tars of five hundred tiny pictures."""
     folder = tmp_path_factory.mktemp("tars")
     generator = np.random.default_rng(0)
     for number in range(10):
         with tarfile.open(folder / f"{number}.tar", "w") as tar:
-            for place in range(1_000):
+            for place in range(500):
                 sink = io.BytesIO()
                 Image.fromarray(generator.integers(0, 255, (4, 4, 3), dtype=np.uint8)).save(sink, "bmp")
                 info = tarfile.TarInfo(f"{place:05d}.bmp")
