@@ -222,18 +222,14 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
-    from harness.measure.tuning import Tuner, dense_name, load_row
-    from zoo.core.digests import fingerprint
+    from harness.measure.tuning import load_tuners
     from zoo.core.files import write_whole
 
     config = flags.tune_config(args, args.draws)
     dataset = get_dataset(args.dataset)
     drawn = draw(dataset, args.shots, config.seed, args.draws)  # refuses before anything is loaded
-    parts, row, tag = load_row(args.model)
-    weights = fingerprint(row.vit)
-    parts.model.to(args.device)
-    about = {"model": dense_name(row), "tag": tag, "weights": weights, "draws": args.draws}
-    tuner = Tuner(parts, dataset, **about, progress=Progress(status))
+    how = {"draws": args.draws, "device": args.device, "progress": Progress(status)}
+    row, (tuner,) = load_tuners(args.model, [dataset], **how)
     begin = time.perf_counter()
     steps = config.total_steps(len(drawn.train))
     tuned = tuner.tuned([row], args.shots, config.seed, config)[row.key]

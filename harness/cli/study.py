@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from harness.studies.spec import Study, StudyConfig
 
 # `study reproduce` without a root: what ships.
-EMBEDDED_MODEL, EMBEDDED, LIMIT = "clip_vit_s14", ("fashion", "emoji"), 300
+EMBEDDED, LIMIT = tuple(flags.FASHION_AND_EMOJI), 300
 FINAL_SETS = ("fashion", "emoji", "photos")  # with a split that nothing was chosen by
 FINAL_KEEPS = (0.6, 0.5, 0.3)
 WINDOWS = {True: (2, 2), False: (3, 2)}  # side and stride: the released code's; those that ship
@@ -326,7 +326,7 @@ def study_config(args: Namespace, target: "PaperTable | PaperPicture") -> "Study
     return flags.settings(
         StudyConfig,
         args,
-        model=args.model or (MODEL if rooted else EMBEDDED_MODEL),
+        model=args.model or (MODEL if rooted else flags.DENSE),
         datasets=tuple(dict.fromkeys(datasets)),
         split="test",
         limit=None if args.full else args.limit or (None if rooted else LIMIT),
@@ -444,7 +444,7 @@ def _recipes_flags(parser: CommandParser) -> None:
 
     what = parser.add_argument_group("what is tuned, on what")
     what.add_argument("--model", default="clip_vit_s14_patchrank60", help="dense or reduced")
-    flags.datasets(what, list(EMBEDDED))
+    flags.datasets(what)
     text = "changes of the recipe to try, each FIELD=VALUE or several with commas between them"
     what.add_argument("--try", dest="changes", nargs="+", metavar="CHANGE", required=True, help=text)
     flags.number(what, "--seeds", 3, "draws of images, and initial tokens", kind=flags.positive)
@@ -457,19 +457,15 @@ def _recipes_flags(parser: CommandParser) -> None:
 def run_recipes(args: Namespace, status: Console) -> Shown:
     """Tune by a recipe and by changed ones, and judge them by images of val that they never saw."""
     from harness.datasets import get_dataset
-    from harness.measure.tuning import Tuner, dense_name, load_row
+    from harness.measure.tuning import load_tuners
     from harness.studies.recipes import AS_IT_IS, change_recipe, trials, trials_table
-    from zoo.core.digests import fingerprint
 
     config = flags.tune_config(args, args.draws)
     recipes = {AS_IT_IS: config} | {change: change_recipe(config, change) for change in args.changes}
     seeds = range(config.seed, config.seed + args.seeds)
-    parts, row, tag = load_row(args.model)
-    parts.model.to(args.device)
-    progress = Progress(status)
-    about = {"model": dense_name(row), "tag": tag, "weights": fingerprint(row.vit)}
-    names = dict.fromkeys(args.datasets)
-    tuners = [Tuner(parts, get_dataset(name), **about, progress=progress, draws=args.draws) for name in names]
+    datasets = map(get_dataset, dict.fromkeys(args.datasets))
+    how = {"draws": args.draws, "device": args.device, "progress": Progress(status)}
+    row, tuners = load_tuners(args.model, datasets, **how)
     found = [trial for tuner in tuners for trial in trials(tuner, row, recipes, args.labelled, seeds)]
     images, last = f"{args.labelled} images per class", seeds[-1]
     title = f"recipes of learned tokens, {args.model}, {images}, seeds {seeds[0]} to {last}: {config.learned}"

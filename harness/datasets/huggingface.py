@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,6 +86,14 @@ class Place:
                 "Hugging Face hub, owner/name, such as uoft-cs/cifar10"
             )
         return cls(folder=None, name=where, what=f"dataset {where!r} of the hub", choice=choice)
+
+
+def roots(place: Place) -> tuple[str, ...]:
+    """Return folders, as real paths, in which images may be that a table only has paths of."""
+    own = () if place.folder is None else (str(place.folder),)
+    caches = (constants.HF_HUB_CACHE, str(_library().config.HF_DATASETS_CACHE))
+    saved = any(place.folder and (place.folder / file).is_file() for file in SAVED)  # with its writer's paths
+    return tuple(os.path.realpath(root) for root in (*own, *(() if saved else caches)))
 
 
 def load(place: Place, *, download: bool = False) -> dict[str, Any]:
@@ -198,11 +207,14 @@ def _column(features: Mapping[str, Any], kind: str, key: str, choice: Parts, wha
 
 
 class HfRows:
-    """The rows of a split, of which nothing is read before it is asked for."""
+    """The rows of a split, of which nothing is read before it is asked for.
 
-    def __init__(self, table: Any, columns: Columns, what: str) -> None:
+    roots: folders in which image files may be that the table only has paths of; no dataset may name others.
+    """
+
+    def __init__(self, table: Any, columns: Columns, roots: Sequence[str], what: str) -> None:
         self._rows = table.select_columns([columns.image]).with_format("arrow")
-        self._columns, self.what = columns, what
+        self._columns, self._roots, self.what = columns, roots, what
         used = [name for name in (columns.image, columns.label) if name is not None]
         self._whole = table.select_columns(used).with_format("arrow")[:]
         try:
@@ -238,7 +250,7 @@ class HfRows:
         elsewhere = np.flatnonzero(sizes <= 0)
         paths = pc.struct_field(images, "path").take(pa.array(elsewhere)).to_pylist()
         for index, path in zip(elsewhere.tolist(), paths, strict=True):
-            if path and Path(path).is_file():
+            if path and self._is_inside(path) and Path(path).is_file():
                 sizes[index] = Path(path).stat().st_size
         return sizes
 
@@ -249,9 +261,15 @@ class HfRows:
             return bytes(image["bytes"])
         if not (path := image["path"]):
             raise ValueError(f"image {self.where(index)} can't be read: the row has none")
+        if not self._is_inside(path):
+            inside = " or ".join(map(repr, self._roots))
+            raise ValueError(f"image {self.where(index)} is only named, as {path!r}; expected a file in {inside}")
         if not Path(path).is_file():
             raise FileNotFoundError(f"image {path!r}, {self.where(index)}, is missing")
         return Path(path).read_bytes()
+
+    def _is_inside(self, path: str) -> bool:
+        return any(Path(os.path.realpath(path)).is_relative_to(root) for root in self._roots)
 
     def where(self, index: int) -> str:
         """Say which row is meant."""
@@ -299,7 +317,11 @@ class HfDataset(OwnDataset):
         names = columns[first].names
         self.classes = tuple(" ".join(name.replace("_", " ").split()) for name in names)
         require_unique(self.classes, names, f"{where}: column {columns[first].label!r}")
-        self._rows = {s: HfRows(tables[own], columns[own], f"split {own!r} of {where}") for s, own in chosen.items()}
+        inside = roots(source)
+        self._rows = {
+            split: HfRows(tables[own], columns[own], inside, f"split {own!r} of {where}")
+            for split, own in chosen.items()
+        }
         for rows in self._rows.values():
             _ = rows.labels  # refuses rows without
 
@@ -338,7 +360,8 @@ def unlabelled(place: Place, *, download: bool = False) -> dict[str, HfRows]:
         if name not in tables:
             raise ValueError(f"{place.what}: split {name!r}: {expected(name, tables)}")
         column = _column(tables[name].features, IMAGE, "image", place.choice, place.what)
-        rows[name] = HfRows(tables[name], Columns(column), f"split {name!r} of {place.what}" if name else place.what)
+        what = f"split {name!r} of {place.what}" if name else place.what
+        rows[name] = HfRows(tables[name], Columns(column), roots(place), what)
     return rows
 
 

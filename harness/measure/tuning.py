@@ -1,6 +1,6 @@
 """Models tuned on a few labelled images: made once for each draw and recipe, and kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -18,6 +18,7 @@ from harness.models.names import split_method
 from harness.models.towers import load_clip, text_classifier
 from harness.records.conditions import DENSE
 from harness.records.metrics import correct
+from zoo.core.digests import fingerprint
 from zoo.core.files import cache_folder, digest
 from zoo.core.precision import precision_on
 from zoo.learning.prompt_learner import TuneConfig
@@ -207,7 +208,13 @@ def load_row(name: str) -> tuple[ClipParts, Variant, str]:
     return parts, row, tag
 
 
-def dense_name(row: Variant) -> str:
-    """Return the name of a row's dense tower."""
-    known = MODELS.get(row.model)
-    return row.model if known is None else known.dense
+def load_tuners(
+    name: str, datasets: Iterable[Dataset], *, draws: str, device: str, progress: Progress
+) -> tuple[Variant, list[Tuner]]:
+    """Load a model, and what tunes it on each dataset."""
+    parts, row, tag = load_row(name)
+    known, weights = MODELS.get(row.model), fingerprint(row.vit)
+    dense = row.model if known is None else known.dense
+    parts.model.to(device)
+    about = {"model": dense, "tag": tag, "weights": weights, "draws": draws}
+    return row, [Tuner(parts, one, **about, progress=progress) for one in datasets]

@@ -712,17 +712,18 @@ def series(comparison: Comparison) -> dict[str, list[Dot]]:
     for one in comparison.results:
         method, comma, _ = one.row.name.partition(", ")
         place = one.share if one.row.place is None else one.row.place
+        lost = one.paper_to(comparison.datasets)
+        own = {"ours": (place, comparison.mean(one.to))}
+        own["paper"] = (one.row.paper_place, None if lost is None else _exact(lost))
         if one.row.name == UNPRUNED.name:
-            starts = {"ours": place, "paper": one.row.paper_place}
+            starts = {whose: x for whose, (x, _) in own.items()}
         if not comma:
             continue
         begun |= {method} if one.row.method == DENSE else set()
-        if place is not None and (mean := comparison.mean(one.to)) is not None:
-            lines.setdefault(f"{method}, ours", []).append(Dot(x=_exact(place), y=mean))
-        place, lost = one.row.paper_place, one.paper_to(comparison.datasets)
-        if place is not None and lost is not None:
-            point = Dot(x=_exact(place), y=_exact(lost), hollow=True)
-            lines.setdefault(f"{method}, paper", []).append(point)
+        for whose, (x, y) in own.items():
+            if x is not None and y is not None:
+                dot = Dot(x=_exact(x), y=y, hollow=whose == "paper")
+                lines.setdefault(f"{method}, {whose}", []).append(dot)
     for name, line in lines.items():
         method, _, whose = name.rpartition(", ")
         if method not in begun and (start := starts.get(whose)) is not None:
@@ -759,8 +760,7 @@ def produce(
 
 def show_config(picture: PaperPicture, config: StudyConfig) -> ShowConfig:
     """Return how a picture is drawn under a study's conditions; ValueError for unfit keep rates."""
-    block = config.golden.block if picture.block is None else picture.block
-    golden = replace(config.golden, block=block)
+    golden = config.golden if picture.block is None else replace(config.golden, block=picture.block)
     return ShowConfig(keeps=picture.rates(config.keeps), left=picture.rankings, golden=golden)
 
 

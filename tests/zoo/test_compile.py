@@ -12,8 +12,10 @@ from zoo.towers.vit import straight_line
 
 Build = Callable[..., nn.Module]
 pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
+# What evit and tome run is in evitfuse and tofu.
+METHODS = sorted(set(zoo.METHODS) - {"evit", "tome"})
 CASES = [
-    *((name, {"reduce_at": 1} if name != "clsattn" else {"source": "previous"}) for name in sorted(zoo.METHODS)),
+    *((name, {"reduce_at": 1} if name != "clsattn" else {"source": "previous"}) for name in METHODS),
     ("patchrank", {"arch": "transformer", "reduce_at": [1, 2], "rescore": True}),
     ("patchrank", {"arch": "mixer", "reduce_at": 1}),
 ]
@@ -86,12 +88,3 @@ def test_recorded_by_fx(half: zoo.ReducedViT):
 
 def test_scripted(model: nn.Module):
     check_same(torch.jit.script(model), model)
-
-
-@pytest.mark.parametrize("method", ["tome"])
-@pytest.mark.parametrize("options", [{"attn_mask": torch.ones(65, 65)}, {"is_causal": True}])
-def test_a_recorded_model_refuses_masks(half: zoo.ReducedViT, images: Tensor, options: dict):
-    with pytest.raises(ValueError, match="need all tokens in place"):
-        straight_line(half)(images, **options)
-    with pytest.raises(torch.jit.Error, match="need all tokens in place"):
-        torch.jit.script(half)(images, **options)

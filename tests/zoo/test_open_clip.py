@@ -361,4 +361,4 @@ def test_a_dense_tower_goes_back_to_open_clips_code(name: str):
 @pytest.mark.parametrize(("name", "reason"), [("clip_vit_b32_evit50", "dense"), ("clip_vit_s14", "'conv1.bias'")])
 def test_what_open_clip_has_no_code_for_is_refused(name: str, reason: str):
     with pytest.raises(ValueError, match=reason):
-        to_open_clip(timm.create_model(name))
+        to_open_clip(timm.create_model(name, embed_dim=24, num_heads=1))

@@ -90,8 +90,3 @@ def test_refusals(change: Any, words: str, path: Path):
     with pytest.raises(FileNotFoundError if change is None else ValueError, match=words) as caught:
         read_schedule(path)
     assert repr(str(path)) in str(caught.value)
-
-
-def test_a_tower_with_too_few_blocks_says_so(tiny: Callable[..., nn.Module], path: Path):
-    with pytest.raises(ValueError, match="reduce_at=5: this tower has blocks 0 to 3"):
-        zoo.reduce(tiny("deit_small_patch16_224", depth=4), method="evit", **read_schedule(path))

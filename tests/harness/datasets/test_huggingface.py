@@ -179,7 +179,7 @@ def test_one_of_several_configs_must_be_named(tmp_path: Path):
 
 @pytest.mark.parametrize(("content", "path", "match"), [
     (b"\x89PNG", None, "in row 1 of split 'test' of folder .* can't be read"),
-    (None, "http://127.0.0.1/a.png", "'http://127.0.0.1/a.png', in row 1 .* is missing"),
+    (None, "http://127.0.0.1/a.png", "in row 1 .* only named, as 'http://127.0.0.1/a.png'"),
     (b"", None, "in row 1 of .* the row has none"),
 ])  # fmt: skip
 def test_bad_images_stop_with_their_row_and_can_be_left_out(content, path, match: str, tmp_path: Path):
@@ -194,6 +194,21 @@ def test_bad_images_stop_with_their_row_and_can_be_left_out(content, path, match
         split[1]
     [name] = names_of([f"hfds:{folder}"], skip_bad=True)
     assert get_dataset(name).split("test").image_ids == ("hfds-pets/test/0", "hfds-pets/test/2")
+
+
+def test_images_that_are_only_named_may_not_lie_elsewhere(tmp_path: Path):
+    """Neither by their path nor by a link."""
+    outside, folder = tmp_path / "secret.png", tmp_path / "pets"
+    outside.write_bytes(image()["bytes"])
+    inside = {"bytes": None, "path": str(folder / "b.png")}
+    save_parquet(folder, test=rows(0, 1, image=(datasets.Image(), [{"bytes": None, "path": str(outside)}, inside])))
+    (folder / "b.png").symlink_to(outside)
+    for row in range(2):
+        with pytest.raises(ValueError, match=rf"in row {row} of .* is only named"):
+            HfDataset(folder).split("test")[row]
+    (folder / "b.png").unlink()
+    (folder / "b.png").write_bytes(image()["bytes"])
+    assert HfDataset(folder).split("test")[1].label == 1
 
 
 def test_what_the_cache_holds_is_read_without_a_network(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
