@@ -50,3 +50,10 @@ def test_a_tower_of_one_block_is_refused(tower: VisionTransformer):
     tower.blocks = tower.blocks[:1]
     with pytest.raises(ValueError, match="a tower of depth 1: tokens halt between two blocks"):
         zoo.reduce(tower, method="avit", keep=0.5)
+
+
+def test_nothing_is_summed_up_after_the_last_point(tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower, method="avit", keep=0.5, reduce_at=2)
+    _, each = model.advance(model.embed(images), taps=range(6))
+    assert each[0].importance is None
+    assert all(tokens.importance is each[2].importance for tokens in each[2:])

@@ -84,3 +84,12 @@ def test_a_named_row_counts_its_fused_token(tower: VisionTransformer, images: Te
 def test_the_papers_counts(fuse: bool, counts: dict[int, int], tower: VisionTransformer):
     model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=[1, 3, 5], fuse=fuse)
     assert model.reducer.counts(196) == counts
+
+
+def test_the_class_token_of_the_same_block_decides(tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower, method="evit", keep=0.5, reduce_at=2)
+    same = zoo.reduce(tower, method="clsattn", keep=0.5, reduce_at=2)
+    ours, theirs = model.trace(images).reductions[0], same.trace(images).reductions[0]
+    assert torch.allclose(ours.importance, theirs.importance, atol=1e-6)
+    assert torch.equal(ours.after, theirs.after)
+    assert not torch.allclose(model(images), same(images), atol=1e-3)  # attention saw all tokens

@@ -53,3 +53,12 @@ def test_early_blocks_leave_tokens_as_they_are(tower: VisionTransformer, images:
     assert all(reduction.into is None for reduction in went)
     like = zoo.reduce(tower, method="tome", keep=0.5).trace(images).reductions[0]
     assert torch.equal(went[0].after, like.after)  # the same pairs, of which one is dropped
+
+
+def test_with_no_block_that_prunes_it_is_tome_but_for_norms(tower: VisionTransformer, images: Tensor):
+    ours = zoo.reduce(tower, method="tofu", keep=0.5, merge_from=0, reduce_at=2)
+    tome = zoo.reduce(tower, method="tome", keep=0.5, reduce_at=2)
+    [one], [other] = ours.trace(images).reductions, tome.trace(images).reductions
+    assert torch.equal(one.after, other.after)
+    assert torch.equal(one.into, other.into)
+    assert not torch.allclose(ours(images), tome(images), atol=1e-4)

@@ -2,6 +2,10 @@
 
 import math
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -187,3 +191,64 @@ def test_checkpoints_of_another_fit(what: str, tmp_path: Path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"fit\.pt' can't be read .*; delete it, and the fit"):
         fit_predictor(train, val, config, checkpoint=path)
+
+
+def test_early_stopping_counts_over_the_break(tmp_path: Path):
+    """Nothing can be learnt, so that patience ends it: after the same epoch, with the same best."""
+    chance = torch.rand(len(TRAIN) + len(VAL), 16, generator=torch.Generator().manual_seed(0))
+    parts = chance.split([len(TRAIN), len(VAL)])
+    data = [replace(d, importance=c) for d, c in zip((TRAIN, VAL), parts, strict=True)]
+    config = replace(CONFIG, epochs=40)
+    epochs: list[int] = []
+    undisturbed = fit_predictor(*data, config, on_epoch=lambda epoch, *_: epochs.append(epoch))
+    assert len(epochs) < 20
+    path = tmp_path / "fit.pt"
+    again: list[int] = []
+
+    def stop(epoch: int, *_: float) -> None:
+        again.append(epoch)
+        if epoch in (epochs[-2], 1):
+            raise Stopped
+
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            fit_predictor(*data, config, on_epoch=stop, checkpoint=path)
+    assert same(fit_predictor(*data, config, on_epoch=stop, checkpoint=path), undisturbed)
+    assert again == epochs
+
+
+def test_really_killed(tmp_path: Path):
+    """SIGKILL in another process; this one goes on, and ends where a third ends undisturbed."""
+    code = (
+        "import sys, torch; from pathlib import Path; from dataclasses import replace\n"
+        "torch.set_num_threads(1)\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_files import CONFIG, TRAIN, VAL, fit_predictor\n"
+        "config = replace(CONFIG, epochs=2000, patience=2000, learning_rate=1e-3)\n"
+        "fit_predictor(TRAIN, VAL, config, checkpoint=Path(sys.argv[1]))\n"
+    )
+    path = tmp_path / "fit.pt"
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(path)])
+    limit = time.monotonic() + 120
+    while not path.is_file():
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    config = replace(CONFIG, epochs=2000, patience=2000, learning_rate=1e-3)
+    last = torch.load(path, weights_only=True)["epoch"] + 2
+
+    def stop(epoch: int, *_: float) -> None:
+        if epoch >= last:
+            raise Stopped
+
+    files = (path, tmp_path / "undisturbed.pt")
+    for file in files:
+        with pytest.raises(Stopped):
+            fit_predictor(TRAIN, VAL, config, on_epoch=stop, checkpoint=file)
+    first, second = (torch.load(file, weights_only=True) for file in files)
+    assert first["epoch"] == second["epoch"] == last + 1
+    assert all(torch.equal(first["model"][k], second["model"][k]) for k in second["model"])
+    assert first["best"] == second["best"]

@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections import Counter
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -185,3 +187,53 @@ def test_bce_knows_the_order_alone_and_shares_ties():
     shares = torch.tensor([[0.9, 0.3, 0.6, 0.6, 0.1]])
     assert torch.allclose(kept_share(target), shares)
     assert torch.allclose(kept_share(target.exp()), shares)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(1, 16), (70, 18), (640, 20)])
+def test_few_images_are_gone_through_again(count: int, steps: int):
+    """An epoch has at least 16 steps, in whole rounds through the images."""
+    batches: list[list[int]] = []
+    data = planted(count, 0)
+
+    class Tokens:
+        shape = (count, 17, 12)
+
+        def __getitem__(self, rows: Tensor) -> Tensor:
+            batches.append(rows.tolist())
+            return data.tokens[rows]
+
+    config = FitConfig(arch="linear", epochs=1)
+    fit_predictor(replace(data, tokens=Tokens()), planted(8, 1), config)
+    assert len(batches) == steps
+    assert Counter(chain(*batches)) == dict.fromkeys(range(count), sum(map(len, batches)) // count)
+
+
+@pytest.mark.parametrize("name", ["listnet", "mse", "bce"])
+def test_least_at_the_golden_ranking(name: str):
+    _, target = drawn()
+    best = target if name != "bce" else torch.logit(kept_share(target))
+    here = best.clone().requires_grad_()
+    least = LOSSES[name](here, target)
+    least.backward()
+    assert here.grad.abs().max() < 1e-12
+    for step in (0.01, 0.1, 1.0):
+        assert LOSSES[name](best + step * torch.randn_like(target), target) > least
+    assert torch.equal(best.argsort(dim=1), target.argsort(dim=1))
+
+
+def test_the_printed_loss_is_degenerate():
+    """Growing always helps, whatever the target; the others have none of it."""
+    predicted, target = drawn()
+    for wanted in (target, -target):
+        grown = [LOSSES["paper"](predicted + c, wanted).item() for c in (0, 1, 10, 100, 700)]
+        assert grown == sorted(grown, reverse=True)
+        assert grown[0] > 1
+        assert grown[-1] < 1e-12  # with the ranking of random predictions
+    predicted.requires_grad_()
+    LOSSES["paper"](predicted, target).backward()
+    assert (predicted.grad < 0).all()
+    perfect = LOSSES["paper"](target, target)
+    upside_down = LOSSES["paper"](100 - target, target)
+    assert upside_down < perfect
+    for name in LOSSES.keys() - {"paper"}:
+        assert LOSSES[name](100 - target, target) > LOSSES[name](target, target)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.utils import prune
 import zoo
 from zoo.methods.rankmerge import RankMergeConfig
 from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.ranking.suffix import follow
 from zoo.ranking.windows import mean_over_windows, windows
 
 Build = Callable[..., nn.Module]
@@ -348,3 +350,37 @@ def test_images_are_alone_and_one_round_is_one_shot(small_tower: nn.Module, text
         assert torch.allclose(together, torch.cat(alone), atol=1e-5)
         orders.append(together.argsort(dim=1, stable=True))
     assert torch.equal(*orders)
+
+
+@pytest.mark.parametrize("step", [5, 99])
+@torch.no_grad()
+def test_a_greedy_search_by_follow_judges_by_what_is_left(step: int, small_tower: zoo.ReducedViT):
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
+    config = GoldenConfig(block=1, window=1, greedy=step, approximate="follow:0")
+    engine = GoldenEngine(small_tower, config)
+    importance = engine.importance(images)
+    for i in range(2):
+        start, _ = small_tower.advance(small_tower.embed(images[i : i + 1]), stop=1)
+        left, removed = list(range(SIDE * SIDE)), []
+        while left:
+            part = start._replace(x=start.x[:, [0, *(p + 1 for p in left)]])
+            target, features = follow(engine.suffix, part, torch.arange(len(left))[:, None], 0)
+            score = dict(zip(left, (features[0] @ target[0]).tolist(), strict=True))
+            removed += sorted(left, key=lambda p: (score[p], p), reverse=True)[:step]
+            left = [p for p in left if p not in removed]
+        assert importance[i].argsort().tolist() == removed
+    assert engine.passes == pytest.approx(
+        -(-SIDE * SIDE // step) * GoldenEngine(small_tower, replace(config, greedy=None)).passes
+    )
+
+
+@torch.no_grad()
+def test_following_a_merge_changes_the_merged_token_and_the_class_token_alone(tower: zoo.ReducedViT):
+    """With the last block alone to run that is exact; earlier it isn't."""
+    images = torch.randn(2, 3, 64, 64)
+    for block, exact in ((5, True), (2, False)):
+        config = GoldenConfig(action="merge", block=block, window=1)
+        ways = [replace(config, approximate=way) for way in (None, "follow:0")]
+        first, second = (golden_importance(tower, images, way) for way in ways)
+        assert torch.allclose(first, second, atol=1e-6) == exact
+        assert GoldenEngine(tower, ways[1]).passes < GoldenEngine(tower, ways[0]).passes

@@ -18,6 +18,7 @@ from harness.measure.ways import peak_mib
 from tools.write_towers import TOWERS, options_of
 from zoo.core.prompts import VisualPrompts
 from zoo.deploy.optimized import OptimizedHost
+from zoo.towers.lean import Product
 
 Build = Callable[..., nn.Module]
 # Class token, average, both, maximum, attention pool, registers, LayerScale.
@@ -241,3 +242,15 @@ def test_layers_that_are_more_than_their_weights_are_refused(tiny: Build):
     parametrizations.weight_norm(model.blocks[1].mlp.fc1)
     with pytest.raises(ValueError, match="optimised blocks need plain linear layers, this tower has Parametrized"):
         zoo.optimize(model)
+
+
+def test_a_product_is_the_linear_layer_that_it_stands_for():
+    weight, bias, x = torch.randn(96, 64), torch.randn(96), torch.randn(40, 64).bfloat16()
+    product = Product(weight.bfloat16(), bias)
+    exact = F.linear(x.double(), weight.bfloat16().double(), bias.double())
+    for _ in range(2):  # the first call brings the weight into oneDNN's layout
+        torch.testing.assert_close(product(x).double(), exact, rtol=2**-7, atol=0.02)
+    rows = torch.randn(40, 96)
+    wanted = rows.double() + exact
+    product.add_to(rows, x)
+    torch.testing.assert_close(rows.double(), wanted, rtol=2**-7, atol=0.02)

@@ -14,6 +14,7 @@ import zoo
 from zoo.core.attention import cls_attention_of
 from zoo.core.pairing import pair_tokens
 from zoo.core.tokens import Tokens, tokens_of
+from zoo.methods.rankmerge import RankMergeConfig
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -180,3 +181,26 @@ def test_a_mean_of_unlike_tokens_is_stretched_and_weighs_less():
 def test_refusals(options: dict, match: str, tower: VisionTransformer):
     with pytest.raises(ValueError, match=re.escape(match)):
         zoo.reduce(tower, method="rankmerge", keep=0.5, **options)
+
+
+def test_merging_twins_changes_nothing(tower: VisionTransformer):
+    """Every patch comes twice and places don't matter: half the tokens say the same."""
+    tower.pos_embed.zero_()
+    tiles = torch.randn(2, 3, 8, 8, 8, 4).repeat_interleave(2, dim=5)  # B, C, row, y, x, column
+    images = tiles.permute(0, 1, 2, 3, 5, 4).reshape(2, 3, 64, 64)
+    for points in (0, 2):
+        model = zoo.reduce(tower, method="rankmerge", keep=0.5, reduce_at=points)
+        trace = model.trace(images)
+        assert trace.final_tokens == 32
+        assert torch.allclose(trace.output, tower(images), atol=1e-5)
+
+
+def test_a_predictor_scores_before_its_block(tower: VisionTransformer, images: Tensor):
+    options = {"keep": 0.5, "reduce_at": [1, 4], "rank": "predictor", "rank_at": 3, "width": 8}
+    model = zoo.reduce(tower, method="rankmerge", **options)
+    assert model.reducer.config.predictor_blocks(6) == (3,)
+    assert any(name.startswith("reducer.predictor.") for name in model.state_dict())
+    assert RankMergeConfig(keep=0.5).predictor_blocks(6) == ()
+    assert zoo.reduce(tower, method="rankmerge", keep=0.5, rank="cls").reducer.predictor is None
+    assert model.trace(images).final_tokens == 32
+    assert zoo.reduce(tower, method="rankmerge", **options | {"rank_at": 0}).reducer.first_block == 0

@@ -13,6 +13,7 @@ import zoo
 from harness.records.agreement import kendall_tau
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.ranking.suffix import Suffix
+from zoo.towers.lean import LeanBlock, Product
 
 Build = Callable[..., nn.Module]
 
@@ -105,3 +106,64 @@ def test_rankings_on_a_gpu_agree():
     there = GoldenEngine(model.cuda(), config).importance(images)
     here = GoldenEngine(model.cpu(), config).importance(images)
     assert kendall_tau(here.numpy(), there.numpy())[0] > 0.98
+
+
+BLOCK_STYLES: list[dict[str, Any]] = [
+    {"init_values": 0.3, "qkv_bias": False},
+    {"qk_norm": True, "proj_bias": False},
+    {"scale_attn_norm": True, "act_layer": "gelu_tanh"},
+    {"act_layer": "quick_gelu", "scale_mlp_norm": True},
+    {"act_layer": "relu"},
+]
+
+
+@pytest.fixture(params=BLOCK_STYLES, ids=str)
+def blocks(request: pytest.FixtureRequest, tiny: Build) -> Any:
+    """The blocks of a small tower, in many styles."""
+    return tiny("clip_vit_b16", noise=0.2, **request.param).blocks
+
+
+@torch.inference_mode()
+def test_equals_the_block(blocks: Any):
+    """One after another, longer and shorter sequences."""
+    for length in (23, 1, 40):
+        x = torch.randn(3, length, 48)
+        for block in blocks:
+            expected = block(x)
+            LeanBlock(block, torch.float32).run(x)
+            assert torch.allclose(x, expected, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_low_precision_stays_near(blocks: Any):
+    """bfloat16 has 8 bits; the class token is nearer, as only its attention is rounded."""
+    torch.manual_seed(0)
+    x = torch.randn(8, 40, 48)
+    errors = []
+    for block in blocks:
+        expected, mixed = block(x), x.clone()
+        LeanBlock(block, torch.bfloat16, cls=True).run(mixed)
+        error = (mixed - expected).norm(dim=-1) / (expected - x).norm(dim=-1)
+        assert 0 < error.mean() < 0.03
+        errors.append(error)
+    every = torch.cat(errors)
+    assert every[:, 0].mean() < every[:, 1:].mean()
+
+
+@pytest.mark.parametrize("cls", [False, True])
+@torch.inference_mode()
+def test_projection_and_mlp_of_the_class_token_are_not_rounded(cls: bool, tiny: Build):
+    """With all values 0, and the projection's bias kept, nothing else is left that could be."""
+    block = tiny("clip_vit_b16", noise=0.3).blocks[3]
+    lean = LeanBlock(block, torch.bfloat16, cls=cls)
+    assert lean.low is not None
+    qkv = lean.low.qkv
+    assert qkv.bias is not None
+    lean.low.qkv = Product(*(torch.cat((each[:96], torch.zeros_like(each[96:]))) for each in (qkv.weight, qkv.bias)))
+    x = torch.randn(4, 30, 48)
+    wanted = x + block.attn.proj.bias
+    wanted = wanted + block.mlp(block.norm2(wanted))
+    mixed = x.clone()
+    lean.run(mixed)
+    assert torch.allclose(mixed[:, 0], wanted[:, 0], atol=1e-5) == cls
+    assert 1e-4 < (mixed[:, 1:] - wanted[:, 1:]).norm() / wanted.norm() < 0.03

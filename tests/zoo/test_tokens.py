@@ -1,6 +1,7 @@
 """Pruning, placing and ranking of tokens against slow loops."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -188,3 +189,40 @@ def test_a_shared_prefix_gives_the_same_result(half: zoo.ReducedViT, images: Ten
     shared, _ = dense.advance(dense.embed(images), stop=half.reducer.first_block)
     tokens, _ = half.advance(shared, start=half.reducer.first_block)
     assert torch.equal(half.finish(tokens), half(images))
+
+
+def test_scatter_puts_tokens_back_and_ignores_fused_ones():
+    tokens = start()
+    kept = tokens.prune(0, torch.rand(2, 12), 5)
+    fused = kept._replace(
+        x=torch.cat((kept.x, torch.ones(2, 1, 5)), dim=1),
+        patch_idx=torch.cat((kept.patch_idx, torch.full((2, 1), -1)), dim=1),
+    )
+    grid = fused.scatter_to_grid()
+    assert grid.shape == (2, 12, 5)
+    for image in range(2):
+        for position in range(12):
+            stays = position in kept.patch_idx[image].tolist()
+            wanted = tokens.patches[image, position] if stays else torch.zeros(5)
+            assert torch.equal(grid[image, position], wanted)
+
+
+def state(model: nn.Module) -> list[tuple[Any, ...]]:
+    """List every attribute of every module by identity, and every tensor by value."""
+    entries: list[tuple[Any, ...]] = []
+    for name, module in model.named_modules():
+        for key, value in sorted(module.__dict__.items()):
+            inner = value.items() if isinstance(value, dict) else [("", value)]
+            entries += [(name, key, k, id(v)) for k, v in inner]
+    return entries + [(name, v.double().sum().item()) for name, v in model.state_dict().items()]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_nothing_is_left_on_the_model(name: str, options: dict, tiny: Build, images: Tensor):
+    model = tiny(f"clip_vit_b16_{name}50", **options)
+    before = state(model)
+    with torch.no_grad():
+        model.trace(images)
+        model(images)
+        model.forward_intermediates(images)
+    assert state(model) == before

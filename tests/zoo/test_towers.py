@@ -297,3 +297,22 @@ def test_training_draws_the_same_random_numbers(kind: str, build: Build):
     model.set_grad_checkpointing()
     model(some_images(tower)).square().sum().backward()
     assert tower.blocks[2].mlp.fc2.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("pool", ["avg", "avgmax", "map"])
+def test_pools_count_a_token_as_often_as_it_stands_for(pool: str, build: Build):
+    kind = {"avg": "averaged", "avgmax": "averaged with maximum", "map": "siglip b16"}[pool]
+    model = zoo.reduce(build(kind), method=None)
+    tokens = model.embed(some_images(model))
+    size = torch.ones(2, 16)
+    size[:, 3], size[:, 7] = 3, 2
+    order = torch.tensor([*range(16), 3, 3, 7])
+    x = torch.cat((tokens.x[:, : tokens.prefix], tokens.patches[:, order]), dim=1)
+    wanted = model.finish(tokens._replace(x=x, patch_count=19))
+    assert torch.allclose(model.finish(tokens._replace(size=size)), wanted, atol=1e-5)
+    assert not torch.allclose(model.finish(tokens), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [*TOWERS, *OPEN_CLIP])
+def test_permuted_patches_with_their_places_change_nothing(kind: str):
+    assert CHECKS["any order"](tiny_tower(kind)[1], []) == YES

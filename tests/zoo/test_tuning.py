@@ -1,6 +1,6 @@
 """Tuning: what moves, what must not, how a stopped run goes on, and what is refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,9 @@ from open_clip.transformer import TextTransformer
 from torch import nn
 
 import zoo
+from zoo.learning import tuning
 from zoo.learning.prompt_learner import COUPLINGS, RECIPES, PromptLearner, TuneConfig
-from zoo.learning.tuning import Labelled, encode, frozen, tune
+from zoo.learning.tuning import Labelled, augmented, encode, frozen, tune
 from zoo.loading.clip import Clip, ClipParts
 from zoo.loading.text import CompactText, tokenizer
 
@@ -266,3 +267,29 @@ def test_refusals(parts: ClipParts):
 def test_recipes_out_of_range(options: dict[str, Any], words: str):
     with pytest.raises(ValueError, match=words):
         TuneConfig(**options)
+
+
+def test_an_epoch_shows_an_image_once_at_most(parts: ClipParts, monkeypatch: pytest.MonkeyPatch):
+    shown: list[list[int]] = []
+    whole = tuning._batches
+
+    def batches(*args: Any) -> Iterator[torch.Tensor]:
+        shown.append([])
+        for rows in whole(*args):
+            shown[-1] += rows.tolist()
+            yield rows
+
+    monkeypatch.setattr(tuning, "_batches", batches)
+    run(parts, tokens="t", epochs=4, batch=5, patience=0)
+    assert [len(rows) for rows in shown] == [10] * 4
+    assert all(len(set(rows)) == 10 for rows in shown)
+    assert len({tuple(rows) for rows in shown}) == 4
+
+
+def test_augmentation_mirrors_and_shifts():
+    image = torch.arange(32.0).expand(2, 3, 32, 32).clone()
+    drawn = augmented(image.repeat(20, 1, 1, 1), torch.Generator().manual_seed(0))
+    rising = drawn[:, 0, 0, 20] > drawn[:, 0, 0, 10]
+    assert 0 < int(rising.sum()) < 40
+    shifts = {round(float(row[0, 0, 16])) for row in drawn[rising]}
+    assert shifts == set(range(14, 19))
