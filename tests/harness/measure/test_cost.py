@@ -315,3 +315,42 @@ def test_what_is_counted_does_not_depend_on_the_precision(dense: zoo.ReducedViT)
     for row in rows:
         row.vit.to(torch.bfloat16)
     assert count_costs(rows, Progress()) == single
+
+
+def counted(name: str, **options: object) -> tuple[float, float]:
+    """Return what fvcore counts with and without LayerNorm."""
+    found = gflops(timm.create_model(f"clip_vit_{name}", **options), 224)
+    assert found.unsupported == ()
+    return found.gflops, found.gflops - found.by_operator["layer_norm"]
+
+
+def test_patchrank_60():
+    """One shot before block 3, and what the predictor adds."""
+    found, plain = counted("b16_patchrank60")
+    counts = [196] * 3 + [118] * 9
+    # conv predictor, width 64: tokens, context, two 5 x 5 depthwise, hidden, score; LayerNorm
+    predictor = 196 * 64 * (768 + 25 + 64 + 25 + 1) / 1e9 + 2 * 768 * 64 / 1e9
+    assert predictor < 0.02
+    assert found - predictor == pytest.approx(12.27, rel=0.015)
+    assert plain == pytest.approx(closed_form(counts, counts) + predictor, rel=1e-4)
+
+
+def test_evit_with_stage_rate():
+    """As published, with the fused token; without it the keep rate is met exactly, for less."""
+    found, plain = counted("b16_evit60", stage_rate=0.7, fuse=True)
+    into = [196] * 4 + [139] * 3 + [99] * 3 + [71] * 2
+    out = [196] * 3 + [139] * 3 + [99] * 3 + [71] * 3
+    assert found == pytest.approx(11.63, rel=0.01)
+    assert plain == pytest.approx(closed_form(into, out), rel=1e-3)
+    assert counted("b16_evit60", stage_rate=0.7)[0] == pytest.approx(11.50, abs=0.01)
+
+
+def test_tome_with_r_13():
+    """The matching is counted too: cosine similarities by matrix product."""
+    found, plain = counted("b16_tome60", r=13)
+    into = [196 - 13 * i for i in range(12)]
+    out = [196 - 13 * i for i in range(1, 13)]
+    matching = sum((n // 2) * (n - n // 2) * 64 for n in into) / 1e9
+    assert found == pytest.approx(10.39, rel=0.01)
+    assert plain == pytest.approx(closed_form(into, out) + matching, rel=2e-3)
+    assert closed_form(into, out) == pytest.approx(10.37, abs=0.02)

@@ -169,3 +169,35 @@ TWO, NAN = np.zeros((2, 4)), float("nan")
 def test_refusals_name_what_is_wrong(function: Any, arguments: Any, complaint: str):
     with pytest.raises(ValueError, match=complaint):
         function(*arguments)
+
+
+def test_weighted_tau_minds_the_top_more_than_the_bottom():
+    best_first = np.arange(20.0, 0, -1)[None]
+    top, bottom = best_first.copy(), best_first.copy()
+    top[0, :2], bottom[0, -2:] = top[0, 1::-1], bottom[0, :-3:-1]
+    assert agreement.kendall_tau(best_first, top) == agreement.kendall_tau(best_first, bottom)
+    heavy, light = (agreement.weighted_tau(best_first, other)[0] for other in (top, bottom))
+    assert heavy < 0.97 < light < 1
+
+
+@given(score_pairs())
+def test_tau_is_symmetric_odd_and_blind_to_monotone_maps(pair: tuple[np.ndarray, np.ndarray]):
+    a, b = pair
+    taus = agreement.kendall_tau(a, b)
+    np.testing.assert_allclose(agreement.kendall_tau(b, a), taus, atol=1e-12)
+    np.testing.assert_allclose(agreement.kendall_tau(a, -b), -taus, atol=1e-12)
+    np.testing.assert_allclose(agreement.kendall_tau(a, b**3 + 7), taus, atol=1e-12)
+
+
+def test_border_overlap_sees_only_the_border():
+    """Shuffled within the kept and within the lost: the same cut, whatever tau says."""
+    generator = np.random.default_rng(0)
+    truth = np.tile(np.arange(100.0), (50, 1))
+    shuffled = np.hstack([generator.permuted(part, axis=1) for part in np.split(truth, [40], 1)])
+    assert agreement.border_overlap(truth, shuffled, 60).tolist() == [1.0] * 50
+    assert agreement.match_at_k(truth, shuffled, 60).tolist() == [1.0] * 50
+    assert agreement.kendall_tau(truth, shuffled).mean() < 0.6
+    # The four on either side of the border change places: 8 wrong of the 20 that are looked at.
+    swapped = np.hstack([truth[:, :36], truth[:, 40:44], truth[:, 36:40], truth[:, 44:]])
+    np.testing.assert_allclose(agreement.border_overlap(truth, swapped, 60), 0.6)
+    np.testing.assert_allclose(agreement.match_at_k(truth, swapped, 60), 56 / 60)
