@@ -90,6 +90,17 @@ class Chart:
     notes: Sequence[str] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Charts of one kind, at least one; ``about`` says what they show and how to read them."""
+
+    name: str  # of its files
+    title: str
+    about: str
+    charts: Sequence[Chart]
+    axis: str = ""  # one of several plots of the same rows, which the page shows one at a time, by this name
+
+
 def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, *, small: bool = False) -> Any:
     """Return a figure of charts in rows of up to three; a ``small`` one fits a phone and has no titles.
 

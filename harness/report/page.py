@@ -14,11 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from harness.base.table import Table
-from harness.report.charts import INK, Chart, Style, draw, encode, styles_of
+from harness.report.charts import INK, Chart, Plot, Style, draw, encode, styles_of
 from harness.report.groups import Grouped, TimedGroup, count_of, sections, time_sections
 from harness.report.highlights import Highlights, headline
 from harness.report.pictures import TracePicture
-from harness.report.plots import Plot
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """Plots of records and times: which rows they show, and the words that go with them."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
 
@@ -10,7 +9,7 @@ from harness.records.averages import Average, judged_on, labels, learned, shots_
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.metrics import METRICS, Metric
 from harness.records.statistics import Interval
-from harness.report.charts import Chart, Dot
+from harness.report.charts import Chart, Dot, Plot
 from harness.report.groups import Group, Grouped, TimedGroup, shot_columns
 from harness.report.highlights import (
     TOP1,
@@ -52,17 +51,6 @@ _MEASURED_BY: dict[str | tuple[str, ...], tuple[str, str]] = {  # by the beginni
     "shots": ("Top-1 by shots", "--shots 0 1 4 16"),
     "agreement": ("Agreement of rankings", "--fresh"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plot:
-    """Charts of one kind, at least one; ``about`` says what they show and how to read them."""
-
-    name: str  # of its files
-    title: str
-    about: str
-    charts: Sequence[Chart]
-    axis: str = ""  # one of several plots of the same rows, which the page shows one at a time, by this name
 
 
 _OTHERS = {  # title, and what it shows and how to read it

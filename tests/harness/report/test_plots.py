@@ -11,10 +11,10 @@ from by_hand import part, replace
 from harness.measure.times import LatencyRecord
 from harness.records.record import Record
 from harness.report.changes import read_run
-from harness.report.charts import FRONT, INK, LINES, STYLES, Dot, draw, encode, render, styles_of
+from harness.report.charts import FRONT, INK, LINES, STYLES, Dot, Plot, draw, encode, render, styles_of
 from harness.report.groups import Grouped, group_records, group_times
 from harness.report.highlights import fronts, highlights
-from harness.report.plots import Plot, plots_of
+from harness.report.plots import plots_of
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 
