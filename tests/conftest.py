@@ -21,8 +21,7 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 import zoo
-from harness.measure.times import LatencyRecord, time_fields
-from harness.measure.timing import Machine, Surroundings, Timing
+from harness.records.times import LatencyRecord, Machine, Surroundings, Timing, time_fields
 from zoo.loading.open_clip import offer
 from zoo.loading.sizes import SIZES
 

@@ -29,6 +29,7 @@ from harness.records.conditions import DENSE, DTYPES
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import utc_now
 from harness.records.statistics import median_interval
+from harness.records.times import Machine, Timing, cores, verdict
 from zoo.core.digests import fingerprint
 from zoo.core.files import digest, read_facts
 from zoo.core.host import shared
@@ -149,7 +150,7 @@ class Lab:
         )
         if OVERLAP in bounds.floors:
             self._require_gallery(bounds.floors[OVERLAP])
-        self.machine = dataclasses.asdict(timing.Machine.here(self.device))
+        self.machine = dataclasses.asdict(Machine.here(self.device))
         self._path, known = cached_json("choices", *self._identity(), few)
         # Values on the pictures of each name by candidate, and ratios of times.
         self.known: dict[str, dict[str, Any]] = {"first": {}, "search": {}, "held_out": {}, "ratios": {}}
@@ -361,7 +362,7 @@ class Lab:
             keep_json(self._path, self.known)
         return {one: known[mark].get(key, math.inf) for key, one in every.items()}
 
-    def time(self, vits: Mapping[str, ReducedViT], rounds: int, **options: Any) -> dict[str, timing.Timing]:
+    def time(self, vits: Mapping[str, ReducedViT], rounds: int, **options: Any) -> dict[str, Timing]:
         """Time models in turn with the dense tower in float32, all from the same images in float32."""
         every = {DENSE: self.dense.vit, **vits}
         return timing.time_models(every, self.config.batch, rounds, **{"warmup": 1, **options})
@@ -386,14 +387,14 @@ class Lab:
         return {
             "ratio_to_dense": ratio._asdict(),
             "ratio_to_dense_run_alike": chosen.ratio_to(timings["alike"])._asdict(),
-            "verdict": timing.verdict(ratio),
+            "verdict": verdict(ratio),
             "median_ms": per_call._asdict(),
             "dense_median_ms": median_interval(dense.samples_ms)._asdict(),
             "images_per_s": 1000 * batch / per_call.estimate,
             "dense_images_per_s": 1000 * batch / dense.spread_ms.estimate,
             **{"batch": batch, "threads": torch.get_num_threads(), "rounds": len(chosen.samples_ms)},
             "stopwatch": timing.wall_clock().name,
-            "warnings": list(timing.warnings_of(chosen, meanwhile.surroundings(), timing.cores())),
+            "warnings": list(timing.warnings_of(chosen, meanwhile.surroundings(), cores())),
         }
 
     def facts(self) -> dict[str, Any]:

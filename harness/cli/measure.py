@@ -244,9 +244,9 @@ def run_latency(args: Namespace, status: Console) -> Work:
     import torch
 
     from harness.base.lines import require_appendable
-    from harness.measure import times
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
     from harness.measure.timing import load_1min
+    from harness.records import times
     from zoo.core.files import write_whole
 
     progress = Progress(status)

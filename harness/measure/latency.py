@@ -17,12 +17,21 @@ from harness.base.terminal import Progress
 from harness.measure import timing, ways
 from harness.measure.cost import RowCost, count_costs
 from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
-from harness.measure.times import EAGER_FLOAT32, OWN, LatencyRecord, fitting, time_fields
-from harness.measure.ways import EAGER
 from harness.models import towers
 from harness.models.names import split_method, split_name
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import utc_now
+from harness.records.times import (
+    EAGER,
+    EAGER_FLOAT32,
+    OWN,
+    LatencyRecord,
+    Machine,
+    Surroundings,
+    Timing,
+    fitting,
+    time_fields,
+)
 from zoo.core.digests import fingerprint
 from zoo.core.messages import expected
 from zoo.loading.adopt import reduce
@@ -234,7 +243,7 @@ class _FamilyRun:
     def __post_init__(self) -> None:
         self.dense = self.family.rows[0]
         self.device = torch.device(self.plan.device)
-        self.machine = timing.Machine.here(self.device)
+        self.machine = Machine.here(self.device)
 
     def rounds(self) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
         """Go through all conditions; see `measure_latency`."""
@@ -292,7 +301,7 @@ class _FamilyRun:
                     raise
                 reason = f"{ways.OUT_OF_MEMORY}, for the images alone"
                 ready = dict.fromkeys(models, ways.ReadyModel(failed=reason))
-                timings, around = dict[int, timing.Timing](), timing.Surroundings()
+                timings, around = dict[int, Timing](), Surroundings()
             else:
                 ready, timings, around = time_runnables(
                     models,
@@ -315,9 +324,9 @@ class _FamilyRun:
         self,
         blank: LatencyRecord,
         ready: ways.ReadyModel,
-        own: timing.Timing | None,
-        dense: timing.Timing | None,
-        around: timing.Surroundings,
+        own: Timing | None,
+        dense: Timing | None,
+        around: Surroundings,
     ) -> LatencyRecord:
         """Complete a blank record by its own timing and that of what it is held to, if there are any."""
         names = ("failed", "first_call_s", "deviation", "peak_mib")
@@ -356,7 +365,7 @@ class _FamilyRun:
             **counts,
             saved_gflops=None if row is self.dense else saved,
             weights_mib=ways.weights_mib(row.vit, DTYPES[condition.dtype]),
-            surroundings=timing.Surroundings(),
+            surroundings=Surroundings(),
         )
 
 
@@ -376,7 +385,7 @@ def time_runnables(
     seconds: float,
     watch: timing.Stopwatch,
     tick: Callable[[int], object] = lambda _: None,
-) -> tuple[dict[int, ways.ReadyModel], dict[int, timing.Timing], timing.Surroundings]:
+) -> tuple[dict[int, ways.ReadyModel], dict[int, Timing], Surroundings]:
     """Make models ready and time those that can be timed in turn on the same images (B, C, H, W).
 
     ``rounds`` and ``seconds`` are those of `timing.interleave`; ``tick`` takes models ready and rounds done.
@@ -390,7 +399,7 @@ def time_runnables(
         tick(len(ready))
     calls = {key: one.call for key, one in ready.items() if one.call is not None}
     if not calls:
-        return ready, {}, timing.Surroundings()
+        return ready, {}, Surroundings()
     meanwhile = timing.Watch()
     how: dict[str, Any] = {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": watch}
     how["tick"] = lambda done: tick(len(ready) + done)

@@ -2,28 +2,20 @@
 
 import gc
 import os
-import platform
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from harness.records.conditions import device_name
-from harness.records.record import Times
-from harness.records.statistics import Interval, median_interval
+from harness.records.times import Surroundings, Timing
 
 LEAST_ROUNDS = 6  # from which on a median has a 95 % interval
 MOST_ROUNDS = 200  # however short the calls are
 
-FASTER, SLOWER, OPEN = "faster", "slower", "not shown"
-VERDICTS = (FASTER, SLOWER, OPEN)  # the ratio's interval lies below 1, above it, includes it
 K = TypeVar("K", bound=Hashable)
 Call = Callable[[Tensor], object]
 
@@ -33,49 +25,6 @@ class Stopwatch(NamedTuple):
 
     name: str
     time_ms: Callable[[Call, Tensor], float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timing:
-    """Carry every sample of one model: sample i of all models comes from the same round."""
-
-    batch: int  # images per call
-    samples_ms: tuple[float, ...]  # one whole call per round
-
-    @property
-    def spread_ms(self) -> Interval:
-        """Return the median with the first and third quartile, milliseconds per batch."""
-        first, median, third = np.quantile(self.samples_ms, [0.25, 0.5, 0.75])
-        return Interval(float(median), float(first), float(third))
-
-    def ratio_to(self, reference: Self) -> Interval:
-        """Return the median over rounds of this time by the reference's time in the same round.
-
-        The interval lies between order statistics; see `statistics.median_interval` for what fewer than 6 rounds can
-        promise.
-
-        Raises:
-            ValueError: The two were not timed together (rounds or batch differ).
-        """
-        ours, theirs = ((len(timing.samples_ms), timing.batch) for timing in (self, reference))
-        if ours != theirs:
-            raise ValueError(f"not timed together: (rounds, batch) is {ours} and {theirs}")
-        pairs = zip(self.samples_ms, reference.samples_ms, strict=True)
-        return median_interval([sample / other for sample, other in pairs])
-
-    def latency(self, dense: Self | None = None) -> Times:
-        """Summarise the samples as records do; ``dense`` is of the same rounds, if there is one."""
-        median, first, third = self.spread_ms
-        ratio = (None, None, None) if dense is None else self.ratio_to(dense)
-        times: dict[str, Any] = {"median_ms": median, "q1_ms": first, "q3_ms": third}
-        names = ("ratio_to_dense", "ratio_low", "ratio_high")
-        times |= dict(zip(names, ratio, strict=True))
-        return Times(batch=self.batch, images_per_s=1000 * self.batch / median, **times)
-
-
-def verdict(ratio: Interval) -> str:
-    """Return what a ratio of times shows, of `VERDICTS`."""
-    return FASTER if ratio.high < 1 else SLOWER if ratio.low > 1 else OPEN
 
 
 def time_models(models: Mapping[K, nn.Module], batch: int, rounds: int, **options: Any) -> dict[K, Timing]:
@@ -212,60 +161,9 @@ def cuda_events(device: torch.device) -> Stopwatch:
     return Stopwatch("CUDA events", time_ms)
 
 
-GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 STAT = Path("/proc/stat")
 SPREAD = 0.1  # of the interquartile range by the median, from which on to warn
 OTHERS = 0.1  # of the cores, that other processes kept busy, likewise
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """Carry what must be equal before two times may be compared. None means not known."""
-
-    device_name: str
-    platform: str
-    cores: int  # that this process may use
-    interop_threads: int  # of torch
-    governor: str | None = None  # of the CPU's clock
-    cpu_capability: str  # widest vector instructions that torch uses
-    mkldnn: bool  # oneDNN is there and on
-    cuda: str | None = None
-    cudnn: int | None = None
-    matmul_precision: str  # of float32: highest, high (TF32) or medium
-    cudnn_tf32: bool  # convolutions on the GPU may use TF32
-    python_version: str
-    torch_version: str
-    timm_version: str
-
-    @classmethod
-    def here(cls, device: torch.device) -> Self:
-        """Return this machine's facts as they concern the device."""
-        cuda = device.type == "cuda"
-        return cls(
-            device_name=device_name(str(device)),
-            platform=platform.platform(),
-            cores=cores(),
-            interop_threads=torch.get_num_interop_threads(),
-            # A virtual machine has none.
-            governor=GOVERNOR.read_text("utf-8").strip() if GOVERNOR.is_file() else None,
-            cpu_capability=torch.backends.cpu.get_cpu_capability(),
-            mkldnn=torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled),
-            cuda=torch.version.cuda if cuda else None,
-            cudnn=torch.backends.cudnn.version() if cuda else None,
-            matmul_precision=torch.get_float32_matmul_precision(),
-            cudnn_tf32=bool(torch.backends.cudnn.allow_tf32),
-            python_version=platform.python_version(),
-            torch_version=torch.__version__,
-            timm_version=version("timm"),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """Carry how busy the machine was while models were timed. None means not known."""
-
-    load_1min: float | None = None  # of the minute before
-    others_cores: float | None = None  # CPU time of all other processes by the wall's
 
 
 class Watch:
@@ -297,12 +195,6 @@ def warnings_of(timing: Timing, around: Surroundings, cores: int) -> tuple[str, 
     if others is not None and others > OTHERS * cores:
         warnings.append(f"other processes kept {others:.1f} of {cores} cores busy meanwhile")
     return tuple(warnings)
-
-
-def cores() -> int:
-    """Return how many CPUs this process may use."""
-    affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
 
 
 def load_1min() -> float | None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.measure.timing import Call, random_images, synchronizer
+from harness.records.times import EAGER
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, Served, as_runtime, require_format
@@ -27,7 +28,7 @@ from zoo.deploy.optimized import OptimizedHost, optimize
 from zoo.loading.open_clip import to_open_clip
 from zoo.towers.vit import ReducedViT
 
-EAGER, COMPILE, REDUCE_OVERHEAD = "eager", "compile", "reduce-overhead"
+COMPILE, REDUCE_OVERHEAD = "compile", "reduce-overhead"
 CUDA_GRAPHS, OPTIMIZED = "cuda-graphs", "optimized"
 # As it is; torch.compile; the same replaying CUDA graphs; the eager model's launches captured once and replayed; what
 # zoo.optimize makes of it.

@@ -9,10 +9,10 @@ from typing import Any
 
 from harness.base.table import Shown, json_values
 from harness.base.terminal import Progress
-from harness.measure.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.averages import Average
 from harness.records.metrics import fidelity_metrics
 from harness.records.record import CONDITIONS, RECORDS, Record, read_run
+from harness.records.times import LATENCIES, LatencyRecord, read_latencies
 from harness.report.charts import render
 from harness.report.groups import (
     Grouped,

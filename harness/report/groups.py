@@ -8,10 +8,6 @@ from datetime import datetime
 from typing import Any
 
 from harness.base.table import UNMEASURED, Cell, Column, Table, json_values
-from harness.measure.times import CONDITIONS as TIMED_CONDITIONS
-from harness.measure.times import LatencyRecord, latency_table
-from harness.measure.times import table_of as timed_title
-from harness.measure.timing import Machine
 from harness.records.averages import (
     Average,
     Judgement,
@@ -27,6 +23,9 @@ from harness.records.averages import (
 from harness.records.conditions import DENSE, GOLDEN, MATCHED, RANDOM
 from harness.records.metrics import METRICS
 from harness.records.record import CONDITIONS, Record, Times, differing
+from harness.records.times import CONDITIONS as TIMED_CONDITIONS
+from harness.records.times import LatencyRecord, Machine, latency_table
+from harness.records.times import table_of as timed_title
 from harness.report.tables import matched_table, report_columns, shot_table, table_of
 from harness.report.writers import markdown
 

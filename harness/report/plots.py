@@ -4,11 +4,11 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from typing import TypeVar
 
-from harness.measure.times import LatencyRecord, short_name
 from harness.records.averages import Average, judged_on, labels, learned, shots_of, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.metrics import METRICS, Metric
 from harness.records.statistics import Interval
+from harness.records.times import LatencyRecord, short_name
 from harness.report.charts import Chart, Dot, Plot
 from harness.report.groups import Group, Grouped, TimedGroup, shot_columns
 from harness.report.highlights import (

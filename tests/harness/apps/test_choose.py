@@ -25,8 +25,8 @@ from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.measure.match import together
 from harness.measure.rows import rows_of
-from harness.measure.timing import Timing
 from harness.models.towers import Tower
+from harness.records.times import Timing
 from zoo.loading.schedule_file import ScheduleFile
 
 ARCH, TAG = "clip_vit_b16", "openai"

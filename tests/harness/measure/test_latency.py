@@ -18,11 +18,11 @@ from harness.measure import latency, ways
 from harness.measure.cost import count_costs
 from harness.measure.latency import Family, LatencyPlan, Runnable, load_family, measure_latency, time_runnables
 from harness.measure.rows import variants
-from harness.measure.times import LatencyRecord, read_latencies, write_latencies
-from harness.measure.timing import Stopwatch, Surroundings, Timing
-from harness.measure.ways import EAGER, ReadyModel
+from harness.measure.timing import Stopwatch
+from harness.measure.ways import ReadyModel
 from harness.models import towers
 from harness.models.towers import Tower
+from harness.records.times import EAGER, LatencyRecord, Surroundings, Timing, read_latencies, write_latencies
 from zoo.core.digests import fingerprint
 
 PLAN = LatencyPlan(models=("x",), batches=(1, 2), threads=(1,), rounds=6, seconds=0.0)

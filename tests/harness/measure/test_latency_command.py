@@ -8,7 +8,7 @@ import pytest
 from harness.cli.entry import main
 from harness.measure import latency
 from harness.measure.latency import CPU_BATCHES, CUDA_BATCHES
-from harness.measure.times import read_latencies
+from harness.records.times import read_latencies
 
 RANDOM = "latency --model clip_vit_b16_random60 --batches 1 --rounds 6 --seconds 0"
 pytestmark = pytest.mark.usefixtures("benchmark")

@@ -21,12 +21,12 @@ from harness.measure.cost import gflops
 from harness.measure.match import SLACK, TOLERANCE, KeepSolver, matched_rows, together
 from harness.measure.plan import Plan
 from harness.measure.rows import rows_of
-from harness.measure.timing import Timing
 from harness.records.averages import match_costs
 from harness.records.conditions import MATCHED
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, write_records
 from harness.records.statistics import mcnemar_exact, paired_difference, paired_mean, sign_flip
+from harness.records.times import Timing
 
 ARCH, TAG = "clip_vit_b16", "openai"
 METHODS = ("random", "evit", "patchrank", "tome", "clsattn")

@@ -14,8 +14,8 @@ from harness.measure import latency, ways
 from harness.measure.cost import count_costs
 from harness.measure.latency import Family, LatencyPlan, measure_latency
 from harness.measure.rows import variants
-from harness.measure.times import LatencyRecord, read_latencies, write_latencies
-from harness.measure.ways import COMPILE, EAGER, ONNX, OPENVINO
+from harness.measure.ways import COMPILE, ONNX, OPENVINO
+from harness.records.times import EAGER, LatencyRecord, read_latencies, write_latencies
 from zoo.core.digests import fingerprint
 
 PLAN = LatencyPlan(models=("x",), runtimes=(EAGER,), batches=(2,), threads=(1,), rounds=6, seconds=0.0)

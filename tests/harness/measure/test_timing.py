@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.measure import timing
+from harness.records import times
+from harness.records.times import Surroundings, Timing
 
 IMAGES = torch.zeros(4, 3, 8, 8)
 
@@ -34,7 +36,7 @@ class Workshop:
 
         return work
 
-    def time(self, workers: dict[str, Any], **options: Any) -> dict[str, timing.Timing]:
+    def time(self, workers: dict[str, Any], **options: Any) -> dict[str, Timing]:
         options = {"warmup": 0, "stopwatch": self.stopwatch, "now": lambda: self.now} | options
         return timing.interleave(workers, IMAGES, **options)
 
@@ -50,8 +52,8 @@ def test_samples_are_what_the_clock_says_and_warmup_is_not_among_them():
 
 
 def test_a_latency_has_median_quartiles_throughput_and_the_ratio_of_paired_rounds():
-    dense = timing.Timing(batch=4, samples_ms=(10.0, 20.0, 30.0))
-    half = timing.Timing(batch=4, samples_ms=(5.0, 10.0, 15.0))
+    dense = Timing(batch=4, samples_ms=(10.0, 20.0, 30.0))
+    half = Timing(batch=4, samples_ms=(5.0, 10.0, 15.0))
     assert asdict(dense.latency()) == {
         "batch": 4, "median_ms": 20.0, "q1_ms": 15.0, "q3_ms": 25.0, "images_per_s": 200.0,
         "ratio_to_dense": None, "ratio_low": None, "ratio_high": None,
@@ -69,11 +71,11 @@ def test_order_rotates_and_every_call_is_fenced_by_the_device():
 
 def test_ratio_pairs_rounds_so_that_drift_cancels():
     drift = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
-    dense = timing.Timing(batch=1, samples_ms=tuple(drift))
-    pruned = timing.Timing(batch=1, samples_ms=tuple(0.6 * factor for factor in drift))
+    dense = Timing(batch=1, samples_ms=tuple(drift))
+    pruned = Timing(batch=1, samples_ms=tuple(0.6 * factor for factor in drift))
     assert pruned.ratio_to(dense) == pytest.approx((0.6, 0.6, 0.6))
     assert dense.ratio_to(dense) == (1, 1, 1)
-    noisy = timing.Timing(batch=1, samples_ms=(0.5, 1.2, 2.8, 4.0, 8.0, 19.2, 25.6))
+    noisy = Timing(batch=1, samples_ms=(0.5, 1.2, 2.8, 4.0, 8.0, 19.2, 25.6))
     assert noisy.ratio_to(dense) == pytest.approx((0.5, 0.4, 0.7))
 
 
@@ -126,9 +128,9 @@ def test_refusals(options: dict[str, Any], message: str):
     usual = {"callables": {"same": lambda images: images}, "images": IMAGES, "rounds": 1}
     with pytest.raises(ValueError, match=message):
         timing.interleave(**usual | options)
-    one = timing.Timing(batch=1, samples_ms=(1.0, 2.0))
+    one = Timing(batch=1, samples_ms=(1.0, 2.0))
     with pytest.raises(ValueError, match=r"not timed together.*\(2, 1\) and \(2, 32\)"):
-        one.ratio_to(timing.Timing(batch=32, samples_ms=(1.0, 2.0)))
+        one.ratio_to(Timing(batch=32, samples_ms=(1.0, 2.0)))
 
 
 class Worker:
@@ -172,14 +174,14 @@ def test_events_time_what_the_device_does():
     assert 0 < 10 * one < watch.time_ms(many, matrix)
 
 
-QUIET = timing.Surroundings(load_1min=0.1, others_cores=0.1)
-BUSY = timing.Surroundings(others_cores=0.7)
+QUIET = Surroundings(load_1min=0.1, others_cores=0.1)
+BUSY = Surroundings(others_cores=0.7)
 
 
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    for name in ("GOVERNOR", "STAT"):
-        monkeypatch.setattr(timing, name, tmp_path / name)
+    for module, name in ((times, "GOVERNOR"), (timing, "STAT")):
+        monkeypatch.setattr(module, name, tmp_path / name)
     return tmp_path
 
 
@@ -203,15 +205,15 @@ def test_others_are_what_all_did_without_this_process(monkeypatch: pytest.Monkey
     ("samples", "around", "warnings"),
     [
         ((100.0, 101.0) * 6, QUIET, []),
-        ((100.0, 101.0) * 6, timing.Surroundings(), []),  # what isn't known is no reason to warn
+        ((100.0, 101.0) * 6, Surroundings(), []),  # what isn't known is no reason to warn
         ((100.0, 104.0) * 6, QUIET, []),
         ((100.0, 110.8) * 6, QUIET, []),  # that's 10.2 % of their median, printed as 10 %
         ((100.0, 130.0) * 6, QUIET, ["wide spread: quartiles 26 % of the median apart"]),
-        ((100.0,) * 6, timing.Surroundings(others_cores=0.2), []),
+        ((100.0,) * 6, Surroundings(others_cores=0.2), []),
         ((100.0,) * 6, BUSY, ["other processes kept 0.7 of 2 cores busy"]),
     ],
 )
-def test_warnings(samples: tuple[float, ...], around: timing.Surroundings, warnings: list[str]):
-    found = timing.warnings_of(timing.Timing(batch=1, samples_ms=samples), around, 2)
+def test_warnings(samples: tuple[float, ...], around: Surroundings, warnings: list[str]):
+    found = timing.warnings_of(Timing(batch=1, samples_ms=samples), around, 2)
     assert len(found) == len(warnings)
     assert all(text.startswith(start) for text, start in zip(found, warnings, strict=True))

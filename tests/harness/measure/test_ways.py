@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import zoo
 from harness.measure import ways
+from harness.records.times import EAGER
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 METHODS = (None, "tome")
@@ -42,8 +43,8 @@ def test_what_a_device_cannot_do_is_refused(
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(ways, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
-        ways.check_ways([ways.EAGER, way], device)
-    ways.check_ways([ways.EAGER, ways.OPTIMIZED], device)
+        ways.check_ways([EAGER, way], device)
+    ways.check_ways([EAGER, ways.OPTIMIZED], device)
     ways.check_ways([ways.CUDA_GRAPHS], CUDA)
 
 
@@ -117,7 +118,7 @@ def test_graphs_are_eager_on_new_images(dense: zoo.ReducedViT, images: Tensor, m
 def prepare_changed(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> Prepare:
     """Prepare a model whose features are changed."""
 
-    def run(change: Change = lambda features: features, way: str = ways.EAGER) -> ways.ReadyModel:
+    def run(change: Change = lambda features: features, way: str = EAGER) -> ways.ReadyModel:
         vit = reduced(dense, "random")
         monkeypatch.setattr(ways, "as_run", lambda model, *_: lambda batch: change(model(batch)))
         return ways.prepare(vit, way, torch.randn(2, 3, 64, 64))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from by_hand import make, replace
 
-from harness.measure.times import LatencyRecord
 from harness.records.metrics import pack
 from harness.records.record import Record, Times
+from harness.records.times import LatencyRecord
 from harness.report.groups import group_records
 from harness.report.highlights import highlights
 from harness.report.page import Report, page

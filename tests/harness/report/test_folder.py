@@ -15,8 +15,8 @@ from rich.console import Console
 from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.cli.entry import build_parser, main
-from harness.measure.times import LatencyRecord, write_latencies
 from harness.records.record import Record, write_records
+from harness.records.times import LatencyRecord, write_latencies
 from harness.report.folder import latencies_in, records_in, write_report
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"

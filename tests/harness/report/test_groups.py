@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from by_hand import replace
 
-from harness.measure.times import LatencyRecord, table_of
 from harness.records.record import Record
+from harness.records.times import LatencyRecord, table_of
 from harness.report.groups import brief_tables, group_records, group_times, markdown_table, sections, time_sections
 
 # Of each condition another value, and what a heading says of it.

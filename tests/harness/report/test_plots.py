@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from by_hand import part, replace
 
-from harness.measure.times import LatencyRecord
 from harness.records.record import Record
+from harness.records.times import LatencyRecord
 from harness.report.changes import read_run
 from harness.report.charts import FRONT, INK, LINES, STYLES, Dot, Plot, draw, encode, render, styles_of
 from harness.report.groups import Grouped, group_records, group_times

@@ -20,10 +20,10 @@ from harness.cli.entry import main
 from harness.datasets.base import FINAL, Dataset
 from harness.golden.rank import Source
 from harness.golden.store import Rankings, own_store
-from harness.measure.timing import Timing
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, mean_interval, paired_p
+from harness.records.times import Timing
 from harness.studies import workshop as module
 from harness.studies.pruning import WITHOUT_PREDICTOR, schedules
 from harness.studies.run import Stock, get_study, list_studies, make, stock

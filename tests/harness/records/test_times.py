@@ -11,8 +11,8 @@ from by_hand import replace
 from rich.console import Console
 
 from harness.base.table import Table, fit
-from harness.measure import times, timing
-from harness.measure.timing import Surroundings
+from harness.records import times
+from harness.records.times import FASTER, OPEN, SLOWER, Surroundings
 
 Make = Callable[..., times.LatencyRecord]
 
@@ -34,7 +34,7 @@ def test_records_come_back_as_they_were(latency_record: Make, tmp_path: Path):
 def test_what_follows_from_times(latency_record: Make):
     samples, dense = (6.0, 6.6, 6.0, 6.0, 6.0, 6.0), (10.0, 11.0) + (10.0,) * 4
     short = latency_record(samples, dense, saved_gflops=0.5)
-    assert (short.times.ratio_to_dense, short.verdict) == (pytest.approx(0.6), timing.FASTER)
+    assert (short.times.ratio_to_dense, short.verdict) == (pytest.approx(0.6), FASTER)
     assert short.saved_time == pytest.approx(0.4)
     assert short.arrived == pytest.approx(0.8)
     assert short.times.images_per_s == pytest.approx(1000 / 6)
@@ -43,12 +43,12 @@ def test_what_follows_from_times(latency_record: Make):
 @pytest.mark.parametrize(
     ("factors", "verdict"),
     [
-        ((0.9, 0.99) * 3, timing.FASTER),
-        ((1.01, 1.3) * 3, timing.SLOWER),
-        ((0.9, 1.0) * 3, timing.OPEN),
-        ((1.0, 1.3) * 3, timing.OPEN),
-        ((0.5, 1.4) * 3, timing.OPEN),
-        ((1.0,) * 6, timing.OPEN),
+        ((0.9, 0.99) * 3, FASTER),
+        ((1.01, 1.3) * 3, SLOWER),
+        ((0.9, 1.0) * 3, OPEN),
+        ((1.0, 1.3) * 3, OPEN),
+        ((0.5, 1.4) * 3, OPEN),
+        ((1.0,) * 6, OPEN),
     ],
 )
 def test_a_verdict_needs_an_interval_on_one_side_of_one(latency_record: Make, factors: tuple[float, ...], verdict: str):

@@ -1,21 +1,130 @@
 """One timed model, its JSON line, and when a line of an earlier run may be used again."""
 
 import json
+import os
+import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
+import torch
 
 from harness.base.lines import append_lines, can_resume, parse_lines
 from harness.base.table import FORMS, NOT_MEASURED, UNMEASURED, Cell, Column, Part, Table, figure
 from harness.base.terminal import Progress
-from harness.measure.timing import OPEN, Machine, Surroundings, Timing, verdict
-from harness.measure.ways import EAGER
-from harness.records.conditions import DENSE
+from harness.records.conditions import DENSE, device_name
 from harness.records.record import Times
-from harness.records.statistics import Interval
+from harness.records.statistics import Interval, median_interval
 from zoo.core.files import from_json, strict_json
+
+EAGER = "eager"  # the way of a model as it is
+FASTER, SLOWER, OPEN = "faster", "slower", "not shown"
+VERDICTS = (FASTER, SLOWER, OPEN)  # the ratio's interval lies below 1, above it, includes it
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Carry every sample of one model: sample i of all models comes from the same round."""
+
+    batch: int  # images per call
+    samples_ms: tuple[float, ...]  # one whole call per round
+
+    @property
+    def spread_ms(self) -> Interval:
+        """Return the median with the first and third quartile, milliseconds per batch."""
+        first, median, third = np.quantile(self.samples_ms, [0.25, 0.5, 0.75])
+        return Interval(float(median), float(first), float(third))
+
+    def ratio_to(self, reference: Self) -> Interval:
+        """Return the median over rounds of this time by the reference's time in the same round.
+
+        The interval lies between order statistics; see `statistics.median_interval` for what fewer than 6 rounds can
+        promise.
+
+        Raises:
+            ValueError: The two were not timed together (rounds or batch differ).
+        """
+        ours, theirs = ((len(timing.samples_ms), timing.batch) for timing in (self, reference))
+        if ours != theirs:
+            raise ValueError(f"not timed together: (rounds, batch) is {ours} and {theirs}")
+        pairs = zip(self.samples_ms, reference.samples_ms, strict=True)
+        return median_interval([sample / other for sample, other in pairs])
+
+    def latency(self, dense: Self | None = None) -> Times:
+        """Summarise the samples as records do; ``dense`` is of the same rounds, if there is one."""
+        median, first, third = self.spread_ms
+        ratio = (None, None, None) if dense is None else self.ratio_to(dense)
+        times: dict[str, Any] = {"median_ms": median, "q1_ms": first, "q3_ms": third}
+        names = ("ratio_to_dense", "ratio_low", "ratio_high")
+        times |= dict(zip(names, ratio, strict=True))
+        return Times(batch=self.batch, images_per_s=1000 * self.batch / median, **times)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Carry what must be equal before two times may be compared. None means not known."""
+
+    device_name: str
+    platform: str
+    cores: int  # that this process may use
+    interop_threads: int  # of torch
+    governor: str | None = None  # of the CPU's clock
+    cpu_capability: str  # widest vector instructions that torch uses
+    mkldnn: bool  # oneDNN is there and on
+    cuda: str | None = None
+    cudnn: int | None = None
+    matmul_precision: str  # of float32: highest, high (TF32) or medium
+    cudnn_tf32: bool  # convolutions on the GPU may use TF32
+    python_version: str
+    torch_version: str
+    timm_version: str
+
+    @classmethod
+    def here(cls, device: torch.device) -> Self:
+        """Return this machine's facts as they concern the device."""
+        cuda = device.type == "cuda"
+        return cls(
+            device_name=device_name(str(device)),
+            platform=platform.platform(),
+            cores=cores(),
+            interop_threads=torch.get_num_interop_threads(),
+            # A virtual machine has none.
+            governor=GOVERNOR.read_text("utf-8").strip() if GOVERNOR.is_file() else None,
+            cpu_capability=torch.backends.cpu.get_cpu_capability(),
+            mkldnn=torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled),
+            cuda=torch.version.cuda if cuda else None,
+            cudnn=torch.backends.cudnn.version() if cuda else None,
+            matmul_precision=torch.get_float32_matmul_precision(),
+            cudnn_tf32=bool(torch.backends.cudnn.allow_tf32),
+            python_version=platform.python_version(),
+            torch_version=torch.__version__,
+            timm_version=version("timm"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """Carry how busy the machine was while models were timed. None means not known."""
+
+    load_1min: float | None = None  # of the minute before
+    others_cores: float | None = None  # CPU time of all other processes by the wall's
+
+
+def verdict(ratio: Interval) -> str:
+    """Return what a ratio of times shows, of `VERDICTS`."""
+    return FASTER if ratio.high < 1 else SLOWER if ratio.low > 1 else OPEN
+
+
+def cores() -> int:
+    """Return how many CPUs this process may use."""
+    affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+
 
 LATENCIES = "latency.jsonl"  # file of a run's records
 SCHEMA_VERSION = 2
