@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import zoo
-from zoo.core.pairing import pair_tokens
+from zoo.core.merger import pair_tokens
 from zoo.core.tokens import Tokens, tokens_of
 from zoo.methods.rankmerge import RankMergeConfig
 
