@@ -32,11 +32,10 @@ from harness.measure.rows import Variant, reduced_row
 from harness.models.towers import load_tower
 from harness.records.conditions import DENSE
 from harness.records.statistics import paired_mean
-from zoo.core.digests import blocks_fingerprint
-from zoo.core.files import cache_folder
+from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, spread
-from zoo.loading.schedule_file import OPTIONS, ScheduleFile
+from zoo.loading.learned_files import OPTIONS, ScheduleFile
 from zoo.towers.vit import ReducedViT
 
 UNITS = 12  # that a candidate's points share the work in

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from harness.apps.setup import Setup, make_runtime
 from harness.models.towers import no_text
 from harness.records.conditions import DTYPES
-from zoo.core.digests import fingerprint, weights_digest
-from zoo.loading.text import UnseenWordsError
+from zoo.core.files import fingerprint, weights_digest
+from zoo.loading.clip import UnseenWordsError
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
 
