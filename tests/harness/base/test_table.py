@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table as RichTable
 
 from harness.base.table import Table, fit, json_values
@@ -26,7 +26,7 @@ def table(columns: int, *, prose: bool = True) -> Table:
     return Table.of("a title of some length", heads, [row, row], words=words, caption="a caption that says something")
 
 
-def lines(shown: RichTable | Table | Group, width: int) -> list[str]:
+def lines(shown: RichTable | Table, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
     console.print(shown)
     return console.file.getvalue().splitlines()
