@@ -152,7 +152,7 @@ class Progress:
     def _bar(
         self, name: str, total: float, done: int = 0, unit: Callable[[Any], str] = "{:g}".format
     ) -> Iterator[Callable[..., None]]:
-        """Add a bar below those that are shown; call what it yields with the number done, and the total if it is new."""
+        """Add a bar below those that are shown; call what it yields with the number done, and the total if new."""
         if self._bars is None:
             columns = (
                 SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
