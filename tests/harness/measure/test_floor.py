@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from harness.base.terminal import Progress
-from harness.cli.entry import main
 from harness.measure import bench
 from harness.measure import compare as floor_module
 from harness.measure.compare import floor, floor_table
@@ -39,16 +38,3 @@ def test_the_orders_are_averaged_and_the_oracle_has_its_own_images(monkeypatch):
     assert row.difference.estimate == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="--seeds 2: expected at least 3"):
         next(floor(PLAN, 2, Progress()))
-
-
-def test_golden_without_rankings_names_the_command_before_anything_is_measured(monkeypatch, capsys):
-    find = floor_module.find_rankings
-    monkeypatch.setattr(  # the first dataset has rankings, the second one none
-        floor_module, "find_rankings", lambda m, d, s: find(m, d, s) if d == "fashion" else None
-    )
-    for name in ("text_classifier", "outcomes"):
-        monkeypatch.setattr(bench, name, None)  # nothing is measured before
-    arguments = "study floor --methods golden --dataset fashion emoji-names --limit 4 --keeps 0.3"
-    assert main(arguments.split()) == 2
-    # The images are those of `emoji`, and so are their rankings.
-    assert "patchrank rank --model clip_vit_s14.imgfocus_lit --dataset emoji --split test" in (capsys.readouterr().err)
