@@ -148,7 +148,7 @@ class TimeRatios:
     def _copy(self, vit: ReducedViT) -> ReducedViT:
         """Return the reduction on the copied tower's weights."""
         like = next(self._dense.parameters())
-        copied = reduce(self._dense, method=None)
+        copied: ReducedViT = reduce(self._dense, method=None)
         copied.reducer = copy.deepcopy(vit.reducer)
         return copied.to(like.device, like.dtype).eval()
 

@@ -29,6 +29,7 @@ from zoo.loading.recovery_file import (
     additions,
     bare_tower,
     make_room,
+    tokens_shape,
     trainable,
     twin,
     with_precision,
@@ -134,7 +135,7 @@ def recover(
     teacher, plain, student = (twin(model).eval() for _ in range(3))
     teacher.reducer = None
     if isinstance(student, TimmHost) and config.what == "tokens":
-        make_room(student, config.count)
+        make_room(student, tokens_shape(student, config.count))
     trainer = _Trainer(teacher, student, train, val, config)
     changes = WeightChanges.of(student, config)
     if config.what == "tokens":
