@@ -313,7 +313,8 @@ class Lab:
 
     def _serve(self, vit: ReducedViT, dtype: str) -> ReducedViT:
         if self.optimised:
-            return optimize(vit, dtype=dtype)
+            optimised: ReducedViT = optimize(vit, dtype=dtype)
+            return optimised
         return vit if dtype == "float32" else copy.deepcopy(vit).to(DTYPES[dtype]).eval()
 
     def values(self, pictures: str, candidates: Iterable[Candidate]) -> dict[Candidate, Mapping[str, list[float]]]:

@@ -14,7 +14,7 @@ from zoo.core.prompts import for_head
 from zoo.core.reducer import build_reducer
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.predictor_file import PredictorPaths, load_predictor, read_predictors
-from zoo.loading.recovery_file import add_recovery, make_room
+from zoo.loading.recovery_file import add_recovery
 from zoo.loading.weights import filter_weights
 from zoo.towers.vit import TimmHost
 
@@ -110,10 +110,12 @@ def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify:
         raise ValueError(f"{type(vit).__name__} takes no prompts: expected a tower of timm's")
     file.require_tower(vit.embed_dim, blocks_fingerprint(vit.state_dict()))
     tuned, shape = type(vit).adopt(vit), file.shape
-    make_room(tuned, shape, classify=classify)
+    like = next(tuned.blocks.parameters())
+    tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
     tuned.load_state_dict(file.tensors(classify=classify), strict=False)
     tuned.train(vit.training)
     facts = tuned.__dict__
+    facts["_model_args"] = {**tuned._model_args, "prompts": shape._asdict()}
     if classify and facts.get("pretrained_cfg"):
         classes = {"num_classes": shape.classes, "label_names": list(file.classes)}
         facts["pretrained_cfg"] = facts["default_cfg"] = {**facts["pretrained_cfg"], **classes}

@@ -14,15 +14,12 @@ from zoo.core.files import load_learned, read_learned, write_learned
 from zoo.core.host import FeatureTower, Host
 from zoo.core.messages import check_fields, tower_name, wanting
 from zoo.core.precision import AUTO, precision_on
-from zoo.core.prompts import PromptShape
 from zoo.core.reducer import Reducer
 from zoo.loading.learned_files import difference
-from zoo.towers.vit import TimmHost
 
-WHATS = ("norm", "lora", "tokens")
+WHATS = ("norm", "lora")
 DTYPES = (AUTO, "float32", "bfloat16")
 FORMAT = 2  # of a file
-TOKENS = "prompts.tokens"  # name of learned visual tokens among a tower's weights
 UP, DOWN = ".up", ".down"  # of a low-rank update, behind the weight's name
 T = TypeVar("T", bound=Host)
 
@@ -33,9 +30,8 @@ class RecoveryConfig:
 
     Attributes:
         what: ``norm``: vectors, that is norms, LayerScales and the biases of linear layers; ``lora``: low-rank
-            updates of linear layers' weights; ``tokens``: learned visual tokens.
+            updates of linear layers' weights.
         rank: of the updates of ``lora``.
-        count: learned tokens of ``tokens``.
         rounds: validations at most.
         steps: optimiser steps per round.
         patience: rounds without a better validation loss before stopping.
@@ -48,7 +44,6 @@ class RecoveryConfig:
 
     what: str = "norm"
     rank: int = 4
-    count: int = 4
     rounds: int = 8
     steps: int = 40
     patience: int = 4
@@ -60,7 +55,7 @@ class RecoveryConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
-        counts = dict.fromkeys(("rank", "count", "rounds", "steps", "patience", "batch"), "[1, inf)")
+        counts = dict.fromkeys(("rank", "rounds", "steps", "patience", "batch"), "[1, inf)")
         check_fields(self, what=WHATS, dtype=DTYPES, learning_rate="(0, inf)", crop="(0, 1]", **counts)
 
 
@@ -69,8 +64,6 @@ def trainable(vit: Host, what: str) -> dict[str, str]:
 
     Keys are their names in files, which don't depend on what holds the tower; values are the tower's own names.
     """
-    if what == "tokens":
-        return {TOKENS: TOKENS}
     prefix = vit.blocks_prefix
     # Of what holds the blocks.
     around = {"", *(prefix[: at + 1] for at, letter in enumerate(prefix[:-1]) if letter == ".")}
@@ -128,18 +121,6 @@ def twin(model: T, apart: Collection[str] = ()) -> T:
     return copy.deepcopy(model, {id(value): value for name, value in model.named_parameters() if name not in apart})
 
 
-def make_room(vit: TimmHost, shape: PromptShape, *, classify: bool = False) -> None:
-    """Make room for learned visual tokens, and for a head of classes, in a tower, and tell timm."""
-    like = next(vit.blocks.parameters())
-    vit.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
-    vit.__dict__["_model_args"] = {**vit._model_args, "prompts": shape._asdict()}
-
-
-def tokens_shape(vit: TimmHost, count: int) -> PromptShape:
-    """Return the shape of ``count`` learned visual tokens beside a tower's own head."""
-    return PromptShape(tokens=count, depth=1, classes=0, features=vit.num_classes)
-
-
 @dataclass(frozen=True, kw_only=True)
 class RecoveryFile:
     """A saved recovery: float32 tensors in safetensors, provenance in its metadata."""
@@ -189,11 +170,8 @@ class RecoveryFile:
         names, weights = trainable(model, self.recipe["what"]), dict(model.named_parameters())
         shapes: dict[str, tuple[int, ...]] = {}
         for name, own in names.items():
-            if name == TOKENS:
-                shapes[name] = (1, self.recipe["count"], model.embed_dim)
-            else:
-                shape, rank = tuple(weights[own].shape), self.recipe["rank"]
-                shapes |= {name: shape, name + UP: (shape[0], rank), name + DOWN: (rank, shape[-1])}
+            shape, rank = tuple(weights[own].shape), self.recipe["rank"]
+            shapes |= {name: shape, name + UP: (shape[0], rank), name + DOWN: (rank, shape[-1])}
         for name, value in tensors.items():
             if shapes.get(name) != tuple(value.shape):
                 raise self._refusal(f"has {name!r} of shape {tuple(value.shape)}, which doesn't fit this tower")
@@ -260,9 +238,6 @@ def add_recovery(model: T, recovery: str | Path | RecoveryFile) -> T:
     file.require(model)
     added = file.load(model)
     recovered = twin(model, added)
-    if TOKENS in added:
-        assert isinstance(recovered, TimmHost)
-        make_room(recovered, tokens_shape(recovered, added[TOKENS].shape[1]))
     with torch.no_grad():
         for name, value in added.items():
             weight = recovered.get_parameter(name)
