@@ -18,8 +18,7 @@ from harness.models.names import split_method
 from harness.models.towers import load_clip, text_classifier
 from harness.records.conditions import DENSE
 from harness.records.metrics import correct
-from zoo.core.digests import fingerprint
-from zoo.core.files import cache_folder, digest
+from zoo.core.files import cache_folder, digest, fingerprint
 from zoo.core.precision import precision_on
 from zoo.learning.tuning import Labelled, TuneConfig, tune
 from zoo.loading.adopt import add_prompts
