@@ -57,7 +57,7 @@ class PredictorFile:
         for key, value in self.options.items():
             option = options.setdefault(key, value)
             if option != value:
-                raise self.refusal(f"has {key}={value!r}, not {option!r}", options={**self.options, key: option})
+                raise self.refusal(f"has {key}={value!r}, not {key}={option!r}", options={**self.options, key: option})
 
     def require(self, **other: Any) -> None:
         """Raise ValueError unless it was fitted to these: ``model``, ``tag``, ``action`` or ``weights``."""
