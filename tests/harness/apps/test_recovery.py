@@ -30,7 +30,7 @@ ARCH = "clip_vit_b16"
 NAME = f"{ARCH}_evit50"
 WHERE: dict[str, Any] = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "keeps": (0.5,)}
 PLAN = Plan(**WHERE, methods=("evit", "random"), batches=())
-RECIPE = RecoveryConfig(rounds=2, steps=6, batch=8, learning_rate=5e-4, count=2, rank=2, dtype="float32")
+RECIPE = RecoveryConfig(rounds=2, steps=6, batch=8, learning_rate=5e-4, rank=2, dtype="float32")
 TOY = Sources(datasets=("toy",))
 QUIET = Progress(Console(quiet=True))
 
