@@ -200,8 +200,7 @@ class _Trainer:
         own = {self.names[name]: value for name, value in added.items()}
         changed = self.weights | {name: self.weights[name] + value for name, value in own.items()}
         named = {f"host.{name}": value for name, value in changed.items()}
-        features: Tensor = functional_call(_Features(self.student), named, (images,))
-        return features
+        return functional_call(_Features(self.student), named, (images,))
 
     @torch.no_grad()
     def _features(self, vit: Host, images: Images, added: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -221,8 +220,7 @@ class _Trainer:
 
 
 def _chunks(images: Images) -> Sequence[Tensor]:
-    chunks: Sequence[Tensor] = torch.arange(len(images)).split(CHUNK)
-    return chunks
+    return torch.arange(len(images)).split(CHUNK)
 
 
 class _Features(nn.Module):

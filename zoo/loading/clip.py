@@ -75,8 +75,7 @@ class CompactText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token ids (B, L) to text features (B, output_dim), not normalised."""
-        features: Tensor = self.tower(self.rows(tokens))
-        return features
+        return self.tower(self.rows(tokens))
 
 
 class OpenClipText(nn.Module):
@@ -91,8 +90,7 @@ class OpenClipText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token ids (B, L) to text features (B, D), not normalised."""
-        features: Tensor = self.model.encode_text(tokens, normalize=False)
-        return features
+        return self.model.encode_text(tokens, normalize=False)
 
 
 def open_clip_text(size: str, tag: str, weights: Mapping[str, Tensor] | None = None) -> TextSide:

@@ -150,8 +150,7 @@ class ModelName:
 
     def depth(self, arguments: Mapping[str, Any]) -> int:
         """Return the number of blocks of a model that is built with these arguments."""
-        depth: int = arguments.get("depth", SIZES[self.size].vit_args["depth"])
-        return depth
+        return arguments.get("depth", SIZES[self.size].vit_args["depth"])
 
 
 class UnknownArgumentError(TypeError, ValueError):

@@ -37,8 +37,7 @@ class TransformersText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token ids (B, L) to text features (B, D), not normalised."""
-        features: Tensor = self.model.get_text_features(tokens).pooler_output
-        return features
+        return self.model.get_text_features(tokens).pooler_output
 
 
 class Preprocess:
@@ -58,8 +57,7 @@ class Preprocess:
         """Return what the processor makes of an image."""
         image = image.convert("RGB")
         if not self.square:
-            pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
-            return pixels
+            return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
         rows, side = self.rows, self.rows * self.size
         image = image.resize((side, side), int(self.processor.resample))
         made = self.processor(images=image, max_num_patches=rows * rows, return_tensors="pt")
@@ -81,8 +79,7 @@ class Tokenize:
         """Return token ids."""
         texts = [texts] if isinstance(texts, str) else texts
         how = {"padding": "max_length", "truncation": True, "max_length": self.length, "return_tensors": "pt"}
-        ids: Tensor = self.tokenizer(texts, **how)["input_ids"]
-        return ids
+        return self.tokenizer(texts, **how)["input_ids"]
 
 
 def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts | None]:
