@@ -38,9 +38,9 @@ from zoo.core.messages import expected
 from zoo.core.precision import best_precision
 from zoo.core.reducer import METHODS, configure
 from zoo.deploy.optimized import optimize
+from zoo.loading.learned_files import ScheduleFile
 from zoo.loading.predictor_file import find_predictor
 from zoo.loading.recovery_file import RecoveryFile
-from zoo.loading.schedule_file import ScheduleFile
 from zoo.towers.vit import ReducedViT
 
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending

@@ -37,7 +37,7 @@ from zoo.core.digests import blocks_fingerprint
 from zoo.core.files import cache_folder
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, spread
-from zoo.loading.schedule_file import OPTIONS, ScheduleFile
+from zoo.loading.learned_files import OPTIONS, ScheduleFile
 from zoo.towers.vit import ReducedViT
 
 UNITS = 12  # that a candidate's points share the work in

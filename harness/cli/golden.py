@@ -200,7 +200,7 @@ def _ranked_by(args: Namespace) -> "GoldenConfig":
 
 def _prompts_flags(parser: CommandParser) -> None:
     from harness.datasets.few_shot import OURS
-    from zoo.learning.prompt_learner import TuneConfig
+    from zoo.learning.tuning import TuneConfig
 
     what = parser.add_argument_group("what is tuned, on what")
     what.add_argument("--model", default="clip_vit_s14_patchrank60", help="dense or reduced")

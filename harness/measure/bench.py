@@ -30,7 +30,7 @@ from harness.records.metrics import METRICS, Captions, Sample, measure
 from harness.records.record import Record, fitting, images_digest, pack_groups, utc_now
 from zoo.core.digests import fingerprint
 from zoo.core.messages import tower_name
-from zoo.learning.prompt_learner import TuneConfig
+from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig
 

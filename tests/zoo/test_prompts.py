@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import zoo
 from zoo.core.digests import blocks_fingerprint
 from zoo.core.prompts import CosineHead, CoupledPrompts, PromptShape, VisualPrompts
-from zoo.loading.prompt_file import PromptFile, save_prompts
+from zoo.loading.learned_files import PromptFile, save_prompts
 
 Build = Callable[..., nn.Module]
 COUNT = 5

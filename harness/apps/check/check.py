@@ -40,9 +40,8 @@ from zoo.core.digests import fingerprint
 from zoo.core.files import write_whole
 from zoo.core.messages import tower_name
 from zoo.core.reducer import ReducerConfig
-from zoo.loading.clip import ClipParts
+from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
-from zoo.loading.text import CompactText
 from zoo.ranking.golden import GoldenConfig
 from zoo.towers.vit import ReducedViT
 

@@ -15,7 +15,7 @@ from harness.models.towers import no_text
 from harness.records.conditions import DTYPES
 from zoo.core.digests import fingerprint, weights_digest
 from zoo.deploy.optimized import optimize
-from zoo.loading.text import UnseenWordsError
+from zoo.loading.clip import UnseenWordsError
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
 

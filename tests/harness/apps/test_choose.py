@@ -27,7 +27,7 @@ from harness.measure.match import together
 from harness.measure.rows import rows_of
 from harness.models.towers import Tower
 from harness.records.times import Timing
-from zoo.loading.schedule_file import ScheduleFile
+from zoo.loading.learned_files import ScheduleFile
 
 ARCH, TAG = "clip_vit_b16", "openai"
 

@@ -22,7 +22,7 @@ from harness.datasets.base import Dataset
 from harness.measure.cost import gflops
 from harness.measure.match import TOLERANCE, TimeRatios
 from zoo.core.files import cache_folder
-from zoo.loading.schedule_file import ScheduleFile, read_schedule
+from zoo.loading.learned_files import ScheduleFile, read_schedule
 
 ARCH = "clip_vit_b16"
 TOY = Sources(datasets=("toy",))

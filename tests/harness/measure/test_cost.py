@@ -19,7 +19,7 @@ from harness.measure.cost import FREE_OPERATORS, OperatorCost, costs, count_cost
 from harness.measure.rows import variants
 from zoo.core.digests import blocks_fingerprint
 from zoo.core.predictor import ARCHITECTURES, Predictor
-from zoo.loading.prompt_file import save_prompts
+from zoo.loading.learned_files import save_prompts
 
 NOTHING = {"gflops": 0, "by_operator": {}, "unsupported": (), "params": 1, "activations": 0}
 
