@@ -13,8 +13,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import reduced_row, require_rows
-from harness.models.names import split_method
-from harness.models.towers import load_tower
+from harness.models.towers import load_tower, split_method
 from zoo.core.files import cache_folder, digest
 from zoo.learning.recovery import recover
 from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile, save_recovery

@@ -226,6 +226,7 @@ def matched_rows(
     machine, have what came out before. Two keep rates may share a method's row. GFLOPs further off than `TOLERANCE` are
     reported; for times see `say_time_misses`.
     """
+    methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
 
     def row(method: str, keep: float) -> Variant:
         return rows_of(dense, arch, tag, [(method, keep)])[0]
@@ -233,35 +234,39 @@ def matched_rows(
     def solver(method: str) -> KeepSolver:
         return KeepSolver(dense, lambda keep: row(method, keep).vit)
 
-    methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
-    solvers = {method: solver(method) for method in methods if method != plan.match_to}
-    keeps: dict[MethodRate, float] = {}
+    solvers = {method: solver(method) for method in methods}
     if plan.match == "gflops":
-        target = solver(plan.match_to)
-        with progress.task("keep rates of equal cost", len(solvers)) as update:
-            for done, (method, own) in enumerate(solvers.items(), start=1):
-                for rate in plan.keeps:
-                    keeps[method, rate] = keep = own.nearest(target.gflops(rate))
-                    say_miss((method, rate), keep, own.gflops(keep), target.gflops(rate), plan, progress)
-                update(done)
+        keeps = _equal_gflops(solvers.pop(plan.match_to), solvers, plan, progress)
     else:
         targets = {rate: row(plan.match_to, rate) for rate in plan.keeps}
-        left = {}
-        for method, rate in itertools.product(solvers, targets):
-            if record := find_record(known, targets[rate], method, plan.matched(rate)):
-                keeps[method, rate] = record.keep
-            else:
-                left[method, rate] = solvers[method]
-        if left:
+        pairs = {(name, rate): plan.matched(rate) for name in methods if name != plan.match_to for rate in targets}
+        old = {key: find_record(known, targets[key[1]], key[0], matched) for key, matched in pairs.items()}
+        keeps = {key: record.keep for key, record in old.items() if record is not None}
+        if left := {key: solvers[key[0]] for key in pairs if key not in keeps}:
             times = TimeRatios(dense, batch=plan.match_batch, device=plan.device, dtype=plan.dtype)
             keeps |= equal_times(times, {rate: one.vit for rate, one in targets.items()}, left, progress)
-    pairs = [(method, keeps.get((method, rate), rate)) for method in methods for rate in plan.keeps]
-    rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *pairs]))
-    if plan.match == "time":
-        for at, one in enumerate(rows):
-            if rates := [rate for (method, rate), keep in keeps.items() if (method, keep) == (one.method, one.keep)]:
-                rows[at] = replace(one, config=one.config | {MATCHED: plan.matched(*rates)})
-    return rows
+    every = [(method, keeps.get((method, rate), rate)) for method in methods for rate in plan.keeps]
+    rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *every]))
+    return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
+
+
+def _equal_gflops(
+    target: KeepSolver, solvers: Mapping[str, KeepSolver], plan: Plan, progress: Progress
+) -> dict[MethodRate, float]:
+    keeps = {}
+    with progress.task("keep rates of equal cost", len(solvers)) as update:
+        for done, (method, solver) in enumerate(solvers.items(), start=1):
+            for rate in plan.keeps:
+                keeps[method, rate] = keep = solver.nearest(target.gflops(rate))
+                say_miss((method, rate), keep, solver.gflops(keep), target.gflops(rate), plan, progress)
+            update(done)
+    return keeps
+
+
+def _mark(row: Variant, keeps: Mapping[MethodRate, float], plan: Plan) -> Variant:
+    """Note in a row's settings whose time it meets."""
+    rates = [rate for (method, rate), keep in keeps.items() if (method, keep) == (row.method, row.keep)]
+    return replace(row, config=row.config | {MATCHED: plan.matched(*rates)}) if rates else row
 
 
 def say_time_misses(

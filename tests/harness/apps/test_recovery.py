@@ -19,7 +19,7 @@ from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.measure.compare import compare
 from harness.measure.plan import Plan
-from harness.models.names import split_method
+from harness.models.towers import split_method
 from harness.records.averages import match_costs, training_free
 from harness.records.record import Record
 from harness.report.groups import group_records, markdown_table
