@@ -29,8 +29,7 @@ from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import utc_now
 from harness.records.statistics import median_interval
 from harness.records.times import Machine, Timing, cores, verdict
-from zoo.core.digests import fingerprint
-from zoo.core.files import digest, read_facts
+from zoo.core.files import digest, fingerprint, read_facts
 from zoo.core.host import shared
 from zoo.core.merger import Merger
 from zoo.core.messages import expected

@@ -33,8 +33,7 @@ from harness.measure.rows import Variant, reduced_row, run
 from harness.models.towers import load_tower
 from harness.records.metrics import cosine_distance
 from harness.records.statistics import Interval, paired_mean
-from zoo.core.digests import blocks_fingerprint
-from zoo.core.files import cache_folder
+from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, spread
 from zoo.loading.learned_files import OPTIONS, ScheduleFile

@@ -39,7 +39,7 @@ from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, RECOVERY, T
 from harness.records.metrics import METRICS, Captions, Sample, measure
 from harness.records.record import Record, fitting, images_digest, pack_groups, utc_now
 from harness.records.traces import RowTraces
-from zoo.core.digests import fingerprint
+from zoo.core.files import fingerprint
 from zoo.core.messages import tower_name
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts

@@ -16,8 +16,7 @@ from harness.measure.rows import Outcome, OutcomeCache, Variant, outcomes, requi
 from harness.models.towers import load_clip, split_method, text_classifier
 from harness.records.conditions import DENSE
 from harness.records.metrics import correct
-from zoo.core.digests import fingerprint
-from zoo.core.files import cache_folder, digest
+from zoo.core.files import cache_folder, digest, fingerprint
 from zoo.core.precision import precision_on
 from zoo.learning.tuning import Labelled, TuneConfig, tune
 from zoo.loading.adopt import add_prompts

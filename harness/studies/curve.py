@@ -15,7 +15,7 @@ from harness.records.agreement import kendall_tau, match_at_k
 from harness.records.conditions import device_name
 from harness.records.metrics import Importance
 from harness.records.statistics import bootstrap_mean
-from zoo.core.digests import fingerprint
+from zoo.core.files import fingerprint
 from zoo.core.reducer import final_count
 from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig, GoldenEngine

@@ -354,7 +354,7 @@ def save_predictor(
     """Write a predictor as fp16 safetensors with what it was fitted to, whole or not at all.
 
     The tower goes by its dense timm name, weight ``tag`` and ``weights``, the
-    ``zoo.core.digests.blocks_fingerprint``, None for a file that serves any of this name. ``provenance``
+    ``zoo.core.files.blocks_fingerprint``, None for a file that serves any of this name. ``provenance``
     is JSON-able facts about the rankings, ``action`` what they ranked for.
     """
     facts = {

@@ -16,8 +16,7 @@ from open_clip.transformer import TextTransformer
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from zoo.core.digests import blocks_fingerprint
-from zoo.core.files import digest
+from zoo.core.files import blocks_fingerprint, digest
 from zoo.core.messages import expected
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.prompts import CosineHead, CoupledPrompts, Prompts, VisualPrompts, near

@@ -9,7 +9,7 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import blocks_fingerprint
 from zoo.core.host import Host, host_of, shared
 from zoo.core.prompts import for_head
 from zoo.core.reducer import build_reducer

@@ -9,7 +9,7 @@ import torch.fx
 from torch import Tensor
 
 from zoo.core.attention import Attended, cls_attention
-from zoo.core.pairing import DISTANCE, pair_tokens, scale_places
+from zoo.core.merger import DISTANCE, pair_tokens, scale_places
 from zoo.core.predictor import Predictor, architecture
 from zoo.core.reducer import HostSpec, Reducer, ReducerConfig, register_method
 from zoo.core.tokens import Tokens, rows

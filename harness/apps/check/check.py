@@ -35,8 +35,7 @@ from harness.measure.rows import Variant, golden_row, known_methods, reduced_row
 from harness.models.towers import TIMM, load_clip, split_name, text_classifier
 from harness.records.conditions import DENSE, GOLDEN, Tuning
 from harness.records.record import record_lines
-from zoo.core.digests import fingerprint
-from zoo.core.files import write_whole
+from zoo.core.files import fingerprint, write_whole
 from zoo.core.messages import tower_name
 from zoo.core.reducer import ReducerConfig
 from zoo.loading.clip import ClipParts, CompactText

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.apps.setup import Setup
 from harness.models.towers import no_text
 from harness.records.conditions import DTYPES
-from zoo.core.digests import fingerprint, weights_digest
+from zoo.core.files import fingerprint, weights_digest
 from zoo.deploy.optimized import optimize
 from zoo.loading.clip import UnseenWordsError
 

@@ -10,8 +10,7 @@ import torch
 import zoo
 from harness.apps.setup import Setup
 from harness.models.towers import load_tower
-from zoo.core.digests import blocks_fingerprint
-from zoo.core.files import cache_folder
+from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading.predictor_file import predictor_name
