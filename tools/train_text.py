@@ -33,9 +33,8 @@ from harness.datasets.emoji import CATEGORIES, STYLES, SUBCATEGORIES, Emoji, Emo
 from harness.datasets.fashion import CLASSES, Fashion, sample
 from tools import build_fashion
 from zoo.core.files import cache_folder, write_whole
-from zoo.loading.clip import image_transform
+from zoo.loading.clip import CompactText, image_transform, tokenizer
 from zoo.loading.sizes import EMBEDDED
-from zoo.loading.text import CompactText, tokenizer
 
 log = logging.getLogger(__name__)
 CONTEXT = 20

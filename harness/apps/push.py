@@ -22,8 +22,7 @@ from harness.models.towers import create_pretrained
 from harness.records.conditions import DENSE, RECOVERY
 from harness.records.record import Record, conditions, lacking
 from harness.report.groups import markdown_table
-from zoo.core.digests import fingerprint
-from zoo.core.files import digest, read_facts, write_whole
+from zoo.core.files import digest, fingerprint, read_facts, write_whole
 from zoo.core.prompts import CosineHead
 from zoo.core.reducer import configure
 from zoo.loading.adopt import reduce

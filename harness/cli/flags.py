@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.apps.setup import Setup
     from harness.datasets.base import SplitName
     from zoo.learning.fit import FitConfig
-    from zoo.learning.prompt_learner import TuneConfig
+    from zoo.learning.tuning import TuneConfig
     from zoo.ranking.golden import GoldenConfig
 
 C = TypeVar("C", bound="DataclassInstance")
@@ -355,7 +355,7 @@ def tuning_recipe(parser: CommandParser, *, study: bool = False) -> Any:
     Flags without a value leave what the recipe says. In a study those that a predictor's recipe has
     too begin with ``--tune-``.
     """
-    from zoo.learning.prompt_learner import RECIPES
+    from zoo.learning.tuning import RECIPES
 
     group = parser.add_argument_group("learned tokens")
     text = f"{', '.join(RECIPES)}: what follows, where nothing else is said"
@@ -381,7 +381,7 @@ def tuning_recipe(parser: CommandParser, *, study: bool = False) -> Any:
 
 def _by_recipe(name: str) -> dict[str, Any]:
     """Return what recipes say of a field; those of epochs say nothing of rounds."""
-    from zoo.learning.prompt_learner import RECIPES
+    from zoo.learning.tuning import RECIPES
 
     rounds = name in ("rounds", "steps")
     return {recipe: getattr(one, name) for recipe, one in RECIPES.items() if one.epochs is None or not rounds}
@@ -408,7 +408,7 @@ def tune_config(args: Namespace, draws: str) -> "TuneConfig":
         ValueError: rounds for a recipe of epochs, or what ``TuneConfig`` refuses.
     """
     from harness.datasets.few_shot import COOP
-    from zoo.learning.prompt_learner import RECIPES
+    from zoo.learning.tuning import RECIPES
 
     study = args.command != "fit prompts"
     recipe, known = RECIPES[args.recipe], {name: _tuning_flag(name, study) for name in _LEARNED}

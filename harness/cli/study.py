@@ -1,6 +1,5 @@
-"""Research tools: ``study floor``, ``curve``, ``speed``, ``reproduce``, ``final``, ..., and ``study NAME``."""
+"""Research tools: ``study floor``, ``curve``, ``reproduce``, ``final``, ..., and ``study NAME``."""
 
-import json
 import shlex
 from argparse import Namespace
 from dataclasses import replace
@@ -57,135 +56,32 @@ def run_floor(args: Namespace, status: Console) -> Work:
     return Shown(parts=(), data={"random_orders": args.seeds, "rows": json_values(every)})
 
 
-def _overhead_flags(parser: CommandParser) -> None:
-    from zoo.learning.fit import FitConfig
-
-    what = parser.add_argument_group("what is measured")
-    flags.model(what)
-    flags.random_weights(what)
-    what.add_argument("--archs", nargs="+", metavar="ARCH", help="default: all, and the paper's Mixer")
-    flags.fields(what, FitConfig, width="channels inside")
-    how = parser.add_argument_group("conditions")
-    flags.number(how, "--batch", 32, "images per call", kind=flags.positive)
-    flags.number(how, "--rounds", 11, "samples of each, in turn", kind=flags.positive)
-    flags.machine(how)
-
-
-def run_overhead(args: Namespace, status: Console) -> Shown:
-    """Measure predictors beside their tower."""
-    from harness.models.towers import find_tower
-    from harness.records.conditions import device_name
-    from harness.studies.overhead import overhead, overhead_table
-    from zoo.core.predictor import ARCHITECTURES
-    from zoo.learning.fit import FitConfig
-
-    tower = find_tower(args.model, random_weights=args.random_weights)
-    shapes = [(arch, args.width) for arch in args.archs or ARCHITECTURES]
-    if not args.archs:
-        shapes.append(("mixer", int(tower.vit.embed_dim)))
-    for arch, _ in shapes:
-        FitConfig(arch=arch, width=args.width)  # refuses what can't be built
-    how = {name: vars(args)[name] for name in ("batch", "rounds", "dtype")}
-    rows = overhead(tower.vit.to(args.device), shapes, progress=Progress(status), **how)
-    data = {"model": tower.name, **{name: how[name] for name in ("batch", "dtype")}}
-    data["device_name"] = device_name(args.device)
-    title = "predictors beside {model}, batch {batch}, {dtype}, {device_name}".format(**data)
-    return Shown(parts=(overhead_table(rows, title),), data={**data, "predictors": json_values(rows)})
-
-
-def _objects_flags(parser: CommandParser) -> None:
-    what = parser.add_argument_group("what is measured")
-    flags.model(what)
-    flags.dataset(what, default="fashion", help="one with masks")
-    scores = ["preservation", "label", "confidence"]
-    what.add_argument("--scores", nargs="*", metavar="SCORE", default=scores, help="golden ones")
-    flags.methods(what, ["patchrank", "clsattn", "random"], "see `list`", "*")
-    flags.data(parser)
-    flags.golden_windows(parser)
-    how = parser.add_argument_group("conditions")
-    flags.images(how, 60, "val", "images")
-    flags.device(how)
-
-
-def run_objects(args: Namespace, status: Console) -> Shown:
-    """Measure how well rankings find objects."""
-    from harness.studies.objects import find_objects, objects_table, shares_data
-
-    config, limit = flags.golden_config(args), flags.limit_of(args)
-    what = {name: vars(args)[name] for name in ("scores", "methods", "device")}
-    about = {name: vars(args)[name] for name in ("model", "dataset", "split")}
-    shares = find_objects(*about.values(), limit=limit, config=config, progress=Progress(status), **what)
-    side, stride = config.window, config.stride
-    golden = f"golden: {side} x {side} patches, stride {stride}, before block {config.block}"
-    title = "objects of {dataset} ({split}), {model}; ".format(**about) + golden
-    rankings = [{"ranking": name, **shares_data(share)} for name, share in shares.items()]
-    data = {**about, "golden": {"block": config.block, "window": side, "stride": stride}, "rankings": rankings}
-    return Shown(parts=(objects_table(shares, title),), data=data)
-
-
 def _curve_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
     flags.model(what)
     flags.datasets(what)
     flags.block(what)
-    flags.number(what, "--seeds", 3, "random orders")
+    flags.images(what, 60, "val")
     flags.data(parser)
     how = parser.add_argument_group("conditions and files")
-    flags.images(how, 60, "val")
-    flags.number(how, "--rounds", 3, "timings; 0: none")
     flags.machine(how, "of removed windows, exact excepted")
-    flags.output(how, "results/curve", "folder", dest="out")
+    flags.output(how, "results/curve.json", "file", "FILE")
 
 
 def run_curve(args: Namespace, status: Console) -> Shown:
-    """Measure cheaper golden rankings and write JSON, Markdown and plot."""
-    from harness.studies.curve import CurveConfig, curve_table, measure_curve, write_curve
+    """Measure cheaper golden rankings and write what `rank --budget` picks from."""
+    from harness.datasets import get_dataset
+    from harness.datasets.few_shot import subset
+    from harness.models.towers import load_tower
+    from harness.studies.curve import curve_table, measure_curve
 
-    progress = Progress(status)
-    curve = measure_curve(flags.settings(CurveConfig, args), progress)
-    write_curve(curve, args.out)
-    progress.say(f"wrote {args.out}")
+    splits = {name: subset(get_dataset(name).split(args.split), flags.limit_of(args)) for name in args.datasets}
+    tower, progress = load_tower(args.model), Progress(status)
+    tower.vit.to(args.device)
+    curve = measure_curve(tower, splits, args.block, split=args.split, dtype=args.dtype, progress=progress)
+    curve.write(args.output)
+    progress.say(f"wrote {args.output}")
     return Shown(parts=(curve_table(curve),), data=json_values(curve))
-
-
-def _speed_flags(parser: CommandParser) -> None:
-    what = parser.add_argument_group("what is measured")
-    flags.model(what)
-    flags.random_weights(what)
-    flags.dataset(what, default="fashion", help="where images are from")
-    flags.split_of(what, default="val")
-    flags.number(what, "--images", 4, "how many")
-    default = ["float32", "bfloat16"]
-    what.add_argument("--precisions", nargs="+", metavar="DTYPE", default=default, help="of the engine")
-    flags.number(what, "--batches", [], "default: its own choice", nargs="*")
-    what.add_argument("--compile", action="store_true", help="measure torch.compile as well")
-    flags.data(parser)
-    flags.golden_windows(parser)
-    how = parser.add_argument_group("conditions and files")
-    flags.number(how, "--rounds", 5, "samples of each way")
-    flags.number(how, "--threads", None, "default: torch's choice", kind=flags.positive)
-    flags.device(how)
-    flags.output(how, None, "JSON file for the record", "FILE", dest="out")
-
-
-def run_speed(args: Namespace, status: Console) -> Shown:
-    """Measure how fast golden rankings are made and write a record."""
-    import torch
-
-    from harness.studies.speed import SpeedConfig, measure_speed, speed_table
-    from zoo.core.files import write_whole
-
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    config = flags.settings(SpeedConfig, args, golden=flags.golden_config(args), compiled=args.compile)
-    progress = Progress(status)
-    speed = measure_speed(config, progress)
-    data = json_values(speed)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.out, json.dumps(data, indent=1).encode())
-        progress.say(f"wrote {args.out}")
-    return Shown(parts=(speed_table(speed),), data=data)
 
 
 def _reproduce_flags(parser: CommandParser) -> None:
@@ -532,34 +428,10 @@ COMMANDS = (
         output="a table per dataset on standard output; no files",
     ),
     Command(
-        path="study overhead", flags=_overhead_flags, run=run_overhead,
-        what="Measure what predictors cost beside their tower: multiply-adds, parameters, time.",
-        examples=(
-            ("study overhead", "all architectures, on the tower that ships"),
-            ("study overhead --model clip_vit_b16 --random-weights --archs conv", "another tower"),
-        ),
-        output="a table on standard output; no files",
-    ),
-    Command(
-        path="study objects", flags=_objects_flags, run=run_objects,
-        what="Measure how well rankings find the object, where a dataset knows its mask.",
-        examples=(("study objects --dataset fashion --split val --limit 60 --stride 2", "60 images"),),
-        output="a table on standard output; no files",
-    ),
-    Command(
         path="study curve", flags=_curve_flags, run=run_curve,
-        what="Measure what cheaper golden rankings cost and are worth; `rank --budget` picks from it.",
+        what="Measure what cheaper golden rankings cost and how well they agree; `rank --budget` picks from it.",
         examples=(("study curve --dataset fashion emoji --split val --limit 60", "two datasets"),),
-        output="a table on standard output; curve.json, curve.md and curve.svg in --output. " + AGAIN,
-    ),
-    Command(
-        path="study speed", flags=_speed_flags, run=run_speed,
-        what="Measure how fast golden rankings are made, against the straightforward way.",
-        examples=(
-            ("study speed --images 2 --stride 2 --output speed.json", "on the tower that ships"),
-            ("study speed --model clip_vit_b16 --random-weights --images 1", "another tower"),
-        ),
-        output="a table on standard output; the record in --output",
+        output="a table on standard output; the curve as JSON in --output",
     ),
     Command(
         path="study recipes", flags=_recipes_flags, run=run_recipes,

@@ -28,9 +28,9 @@ from harness.models.towers import caption_features, load_tower, nameable, named,
 from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, RECOVERY, Tuning, device_name
 from harness.records.metrics import METRICS, Captions, Sample, measure
 from harness.records.record import Record, fitting, images_digest, pack_groups, utc_now
-from zoo.core.digests import fingerprint
+from zoo.core.files import fingerprint
 from zoo.core.messages import tower_name
-from zoo.learning.prompt_learner import TuneConfig
+from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig
 

@@ -32,7 +32,7 @@ from harness.records.times import (
     fitting,
     time_fields,
 )
-from zoo.core.digests import fingerprint
+from zoo.core.files import fingerprint
 from zoo.core.messages import expected
 from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB

@@ -8,8 +8,8 @@ from harness.datasets.base import SplitName
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
 from zoo.core.messages import expected
 from zoo.core.precision import best_precision
-from zoo.learning.prompt_learner import TuneConfig
-from zoo.loading.prompt_file import PromptFile
+from zoo.learning.tuning import TuneConfig
+from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
 
 MATCHES = ("gflops", "time")

@@ -19,9 +19,9 @@ from zoo.core.messages import expected, tower_name
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, left_at, rank_scores, tokens_of
 from zoo.loading.adopt import reduce
-from zoo.loading.arguments import require_fitted
 from zoo.loading.predictor_file import PredictorFile, load_predictor, with_predictors
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
+from zoo.loading.registry import require_fitted
 from zoo.loading.sizes import MODELS, SIZES, ModelName
 from zoo.ranking.golden import GoldenConfig
 from zoo.towers.vit import ReducedViT

@@ -18,14 +18,12 @@ from harness.models.names import split_method
 from harness.models.towers import load_clip, text_classifier
 from harness.records.conditions import DENSE
 from harness.records.metrics import correct
-from zoo.core.digests import fingerprint
-from zoo.core.files import cache_folder, digest
+from zoo.core.files import cache_folder, digest, fingerprint
 from zoo.core.precision import precision_on
-from zoo.learning.prompt_learner import TuneConfig
-from zoo.learning.tuning import Labelled, tune
+from zoo.learning.tuning import Labelled, TuneConfig, tune
 from zoo.loading.adopt import add_prompts
 from zoo.loading.clip import ClipParts
-from zoo.loading.prompt_file import PromptFile
+from zoo.loading.learned_files import PromptFile
 from zoo.loading.sizes import MODELS
 from zoo.towers.vit import ReducedViT
 

@@ -20,10 +20,9 @@ from harness.models.names import OPEN_CLIP, TIMM, TRANSFORMERS, dense_names, spl
 from zoo.core.messages import expected
 from zoo.core.prompts import CosineHead
 from zoo.loading.adopt import reduce
-from zoo.loading.clip import Clip, ClipParts, class_features, create_clip, image_transform
+from zoo.loading.clip import Clip, ClipParts, UnseenWordsError, class_features, create_clip, image_transform
 from zoo.loading.open_clip import FOLDER, HUB, load_open_clip
 from zoo.loading.sizes import MODELS, SIZES
-from zoo.loading.text import UnseenWordsError
 from zoo.loading.weights import (
     UNUSABLE,
     MissingWeightsError,

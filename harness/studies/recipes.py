@@ -11,7 +11,7 @@ from harness.measure.rows import Variant
 from harness.measure.tuning import Performance, Tuner
 from harness.records.statistics import Interval, mean_interval
 from zoo.core.messages import expected
-from zoo.learning.prompt_learner import TuneConfig
+from zoo.learning.tuning import TuneConfig
 
 AS_IT_IS = "as it is"
 

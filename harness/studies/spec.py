@@ -15,7 +15,7 @@ from harness.measure.rows import Variant
 from harness.models.towers import Tower
 from harness.records.conditions import DENSE, GOLDEN
 from zoo.learning.fit import FitConfig
-from zoo.learning.prompt_learner import TuneConfig
+from zoo.learning.tuning import TuneConfig
 from zoo.ranking.golden import GoldenConfig
 
 PREDICTED = "patchrank"

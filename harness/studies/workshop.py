@@ -35,14 +35,13 @@ from harness.studies.spec import (
     StudyLine,
     Truth,
 )
-from zoo.core.digests import fingerprint
-from zoo.core.files import cache_folder, digest
+from zoo.core.files import cache_folder, digest, fingerprint
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.reducer import ReducerConfig
 from zoo.loading.adopt import add_prompts, reduce
+from zoo.loading.learned_files import PromptFile
 from zoo.loading.open_clip import FOLDER
 from zoo.loading.predictor_file import PredictorFile, load_predictor
-from zoo.loading.prompt_file import PromptFile
 from zoo.ranking.golden import GoldenConfig
 from zoo.towers.vit import ReducedViT
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import zoo
 from harness.models.towers import load_tower
 from tools import write_towers as towers
-from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import blocks_fingerprint
 from zoo.ranking.golden import GoldenConfig, golden_importance
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}

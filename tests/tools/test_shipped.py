@@ -14,7 +14,7 @@ from harness.measure.evaluate import outcomes
 from harness.measure.plan import Plan
 from harness.measure.rows import variants
 from harness.records.agreement import kendall_tau
-from zoo.core.digests import blocks_fingerprint, fingerprint
+from zoo.core.files import blocks_fingerprint, fingerprint
 from zoo.loading.clip import ClipParts, create_clip
 from zoo.loading.predictor_file import find_predictor
 from zoo.loading.sizes import EMBEDDED

@@ -16,7 +16,7 @@ from harness.datasets.emoji import CATEGORIES, SUBCATEGORIES, EmojiCategory
 from harness.datasets.fashion import CLASSES, Fashion
 from tools import build_fashion, train_text
 from tools.train_text import LitConfig, LitModel, train_lit
-from zoo.loading.text import CompactText, load_text, tokenizer
+from zoo.loading.clip import CompactText, load_text, tokenizer
 
 TEXTS = ["a cat", "a photo of a cat", "a dog", "a photo of a dog", "an animal", "a tree"]
 CAPTIONS = [[0, 1, 4], [2, 3, 4], [5]]  # of cats, dogs and trees

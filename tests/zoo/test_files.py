@@ -19,8 +19,8 @@ from torch import Tensor
 from zoo.core.files import read_facts, write_learned, write_whole
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, save_predictor
+from zoo.loading.learned_files import PromptFile, save_prompts
 from zoo.loading.predictor_file import PredictorFile
-from zoo.loading.prompt_file import PromptFile, save_prompts
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,8 +9,8 @@ from open_clip.model import CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import nn
 
-from zoo.learning.prompt_learner import PromptedText, text_parts
-from zoo.loading.text import CompactText, OpenClipText, tokenizer
+from zoo.learning.tuning import PromptedText, text_parts
+from zoo.loading.clip import CompactText, OpenClipText, tokenizer
 
 LENGTH = 14
 CLASSES = ("cat", "two dogs", "mixed-up house")

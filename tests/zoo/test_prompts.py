@@ -14,9 +14,9 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import blocks_fingerprint
 from zoo.core.prompts import CosineHead, CoupledPrompts, PromptShape, VisualPrompts
-from zoo.loading.prompt_file import PromptFile, save_prompts
+from zoo.loading.learned_files import PromptFile, save_prompts
 
 Build = Callable[..., nn.Module]
 COUNT = 5

@@ -14,8 +14,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.digests import fingerprint
-from zoo.core.files import read_facts, write_learned
+from zoo.core.files import fingerprint, read_facts, write_learned
 from zoo.learning.recovery import WeightChanges, distance, recover
 from zoo.loading.recovery_file import (
     TOKENS,

@@ -13,7 +13,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.loading.schedule_file import ScheduleFile, read_schedule
+from zoo.loading.learned_files import ScheduleFile, read_schedule
 
 FILE = ScheduleFile(
     reduce_at=(1, 2, 5),

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.loading.weight_file import read_weights
+from zoo.loading.weights import read_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
 

@@ -15,8 +15,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 import zoo
-from zoo.core.digests import blocks_fingerprint, fingerprint
-from zoo.core.files import write_learned
+from zoo.core.files import blocks_fingerprint, fingerprint, write_learned
 from zoo.loading.predictor_file import PredictorFile, load_predictor
 from zoo.loading.sizes import SIZES
 from zoo.loading.weights import find_clip

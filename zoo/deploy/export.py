@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.digests import fingerprint
-from zoo.core.files import write_whole
+from zoo.core.files import fingerprint, write_whole
 from zoo.core.host import Host
 from zoo.core.messages import expected, wanting
 from zoo.core.precision import PRECISIONS

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.core.digests import weights_digest
-from zoo.core.files import digest
+from zoo.core.files import digest, weights_digest
 from zoo.core.host import Host
 from zoo.core.prompts import CosineHead, near
-from zoo.learning.fit_state import FitState
+from zoo.learning.fit import FitState
 from zoo.loading.recovery_file import (
     DOWN,
     FORMAT,

@@ -1,23 +1,433 @@
 """Tune learned tokens on a few labelled images (arXiv 2409.14607, section 3.4)."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from open_clip import SimpleTokenizer
+from open_clip.model import CLIP
+from open_clip.transformer import TextTransformer
+from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from zoo.core.digests import blocks_fingerprint
-from zoo.core.files import digest
-from zoo.core.precision import precision_on
-from zoo.core.prompts import CosineHead
-from zoo.learning.fit_state import FitState
-from zoo.learning.prompt_learner import PromptLearner, TuneConfig
-from zoo.loading.clip import ClipParts
+from zoo.core.files import blocks_fingerprint, digest
+from zoo.core.messages import expected
+from zoo.core.precision import AUTO, precision_on
+from zoo.core.prompts import CosineHead, CoupledPrompts, Prompts, VisualPrompts, near
+from zoo.learning.fit import FitState
+from zoo.loading.clip import ClipParts, CompactText, OpenClipText, class_features
+from zoo.loading.learned_files import PromptFile, save_prompts
 from zoo.towers.vit import ReducedViT
+
+TOKENS = ("t", "v", "vt")
+COUPLINGS = ("offset", "printed", "none")
+OPTIMISERS = {"adamw": "AdamW", "sgd": "SGD"}
+SCHEDULES = ("cosine", "constant")
+DTYPES = (AUTO, "float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """What is learned, and how; ``RECIPES`` has whole recipes.
+
+    Attributes:
+        tokens: ``t``: text tokens before the class name; ``v``: visual tokens at the image tower's input; ``vt``: both.
+        count: learned tokens in a sequence.
+        depth: blocks that get tokens of their own at their input; 1 is the paper's.
+        coupling: with ``vt``, how visual tokens P_v follow from text tokens P_t, see
+            ``CoupledPrompts``: ``offset`` by P_v = M P_t + p with M from zero, ``printed`` by the
+            paper's P_v = M P_t with a random M; ``none``: both are free.
+        class_specific: every class has text tokens of its own; not with coupled ones.
+        init: words that the text tokens begin with, next to the name; None for small random ones.
+        anchor: weight of the tuned text features' distance to those of the templates (1 - cosine,
+            mean over classes), as in KgCoOp (2303.13283); the paper has none.
+        epochs: passes through the images at most, each in a new order without the images that fill
+            no batch, with a validation after each; None: ``rounds`` of ``steps`` instead.
+        rounds: validations at most, without ``epochs``.
+        steps: optimiser steps per round, without ``epochs``.
+        patience: rounds, or epochs, without a better validation loss before stopping, and the best
+            one's tokens are kept; 0: nothing is validated, and the last one's are kept.
+        batch: images per step.
+        optimiser: ``adamw`` or ``sgd``.
+        momentum: of SGD.
+        learning_rate: of text tokens.
+        visual_rate: of visual tokens, or of the map from text tokens.
+        schedule: ``cosine`` to zero, step by step, or with ``epochs`` epoch by epoch; ``constant``.
+        warmup: rounds, or epochs, at ``warmup_rate`` before the schedule begins. They count among
+            the others, so that cosine doesn't come to its end.
+        warmup_rate: of all tokens.
+        seed: of initial tokens, order and augmentation.
+        augment: with visual tokens, mirror and shift the images to learn from at random.
+        dtype: of the image tower's products, ``auto`` for the fastest of the device; all else is float32.
+        checkpointing: recompute blocks for their gradients, which saves memory.
+    """
+
+    tokens: str = "vt"
+    count: int = 4
+    depth: int = 1
+    coupling: str = "offset"
+    class_specific: bool = False
+    init: str | None = None
+    anchor: float = 32.0
+    epochs: int | None = None
+    rounds: int = 10
+    steps: int = 10
+    patience: int = 3
+    batch: int = 16
+    optimiser: str = "adamw"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    learning_rate: float = 2e-3
+    visual_rate: float = 3e-4
+    schedule: str = "cosine"
+    warmup: int = 0
+    warmup_rate: float = 1e-5
+    seed: int = 0
+    augment: bool = True
+    dtype: str = AUTO
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        names = {"tokens": TOKENS, "coupling": COUPLINGS, "optimiser": tuple(OPTIMISERS), "schedule": SCHEDULES}
+        for name, known in (names | {"dtype": DTYPES}).items():
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name}={value!r}: {expected(value, known)}")
+        counts = dict.fromkeys(("count", "depth", "rounds", "steps", "batch"), 1)
+        counts |= {} if self.epochs is None else {"epochs": 1}
+        for name, least in (counts | dict.fromkeys(("patience", "warmup", "weight_decay", "anchor"), 0)).items():
+            if not least <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name}={value!r}: expected a number from {least}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum!r}: expected a number in [0, 1)")
+        for name in ("learning_rate", "visual_rate", "warmup_rate"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name}={value!r}: expected a number above 0")
+        self._require_sense()
+
+    def _require_sense(self) -> None:
+        """Refuse fields that contradict each other."""
+        if self.warmup >= self.most_rounds:
+            what = "rounds" if self.epochs is None else "epochs"
+            raise ValueError(f"warmup={self.warmup}: expected fewer than the {self.most_rounds} {what}")
+        if self.class_specific and self.tokens == "vt" and self.coupling != "none":
+            raise ValueError(
+                "class_specific=True: an image's tokens can't come from those of its class, which "
+                "is unknown; use coupling='none'"
+            )
+        if self.tokens == "v" and (self.class_specific or self.init is not None):
+            raise ValueError("class_specific and init are about text tokens; tokens='v' has none")
+
+    @property
+    def most_rounds(self) -> int:
+        """Rounds at most; with ``epochs`` each is one."""
+        return self.rounds if self.epochs is None else self.epochs
+
+    def round_steps(self, images: int) -> int:
+        """Return the optimiser steps of a round that learns from a number of images."""
+        return self.steps if self.epochs is None else max(1, images // self.batch)
+
+    def total_steps(self, images: int) -> int:
+        """Return the optimiser steps of all rounds, at most."""
+        return self.most_rounds * self.round_steps(images)
+
+    def rate(self, most: float, done: int, step: int, steps: int) -> float:
+        """Return the learning rate of a step of ``steps`` in a round, ``done`` rounds after the first.
+
+        ``most`` is the rate that the schedule begins with.
+        """
+        if done < self.warmup:
+            return self.warmup_rate
+        if self.schedule == "constant":
+            return most
+        since = (done - self.warmup) * steps + (step if self.epochs is None else 0)
+        return most * 0.5 * (1 + math.cos(math.pi * (since / (self.most_rounds * steps))))
+
+    @property
+    def learned(self) -> str:
+        """Say what is learned, in numbers."""
+        kinds = {"offset": ", coupled", "printed": ", coupled as printed", "none": ", independent"}
+        kind = kinds[self.coupling] if self.tokens == "vt" else ""
+        own = ", of each class's own" if self.class_specific else ""
+        init = "" if self.init is None else f", beginning as {self.init!r}"
+        return f"{self.count} tokens ({self.tokens}{kind}){own}{init}, depth {self.depth}, anchor {self.anchor:g}"
+
+    def described(self, images: int | None = None) -> str:
+        """Say how long and by what steps tokens are learned, in numbers.
+
+        ``images`` are those to learn from, which decide how many steps an epoch has; None: unknown.
+        """
+        unit = "round" if self.epochs is None else "epoch"
+        length = f"{self.most_rounds} {unit}s"
+        if self.epochs is None or images is not None:
+            length += f" of {self.round_steps(images or 0)} steps ({self.total_steps(images or 0):,} in all)"
+        momentum = f" with momentum {self.momentum:g}" if self.optimiser == "sgd" else ""
+        text, visual = f"{self.learning_rate:g}", f"{self.visual_rate:g}"
+        both = text if text == visual else f"{text} of text and {visual} of visual tokens"
+        rate = {"t": text, "v": visual, "vt": both}[self.tokens]
+        schedule = self.schedule if self.epochs is None else f"{self.schedule} by epoch"
+        if self.warmup:
+            schedule += f" after {self.warmup} {unit}{'s' if self.warmup > 1 else ''} at {self.warmup_rate:g}"
+        end = "the last tokens kept, nothing validated"
+        if self.patience:
+            end = f"stopped by {self.patience} {unit}s without a better validation loss"
+        return (
+            f"at most {length} of {min(self.batch, images or self.batch)} images; {OPTIMISERS[self.optimiser]}"
+            f"{momentum}, weight decay {self.weight_decay:g}, rate {rate}, {schedule}; {end}"
+        )
+
+
+def _published(**changes: Any) -> TuneConfig:
+    """Return what the released configurations of CoOp and MaPLe share, with the rest of one."""
+    shared: dict[str, Any] = {"anchor": 0.0, "patience": 0, "optimiser": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
+    shared |= {"schedule": "cosine", "warmup": 1, "warmup_rate": 1e-5}
+    return TuneConfig(**shared, **changes)
+
+
+# Whole recipes. ``embedded`` is ours, chosen on validation images of the embedded datasets. The others
+# are what the released configurations say (weight decay and momentum are the defaults of Dassl, on
+# which both are built), as far as ``TuneConfig`` can say it; docs/prompts.md has what it can't.
+# coop: K. Zhou et al. (2109.01134), ViT-B/16, 8 and 16 shots (it has 50 epochs for 1 shot, 100 for 2
+#   and 4). Text tokens alone; its one rate is taken for visual ones as well where these are asked for.
+# maple: M. U. Khattak et al. (2210.03117), ViT-B/16. Two tokens in each of nine blocks, the first of
+#   which begin as the first words of "a photo of a".
+RECIPES = {
+    "embedded": TuneConfig(),
+    "coop": _published(tokens="t", count=16, epochs=200, batch=32, learning_rate=2e-3, visual_rate=2e-3),
+    "maple": _published(
+        tokens="vt", count=2, depth=9, coupling="printed", init="a photo",
+        epochs=5, batch=4, learning_rate=3.5e-3, visual_rate=3.5e-3,
+    ),
+}  # fmt: skip
+
+
+class TextParts(NamedTuple):
+    """The parts of a causal text tower that embeddings go through."""
+
+    embed: Callable[[Tensor], Tensor]  # from token ids (B, L) to embeddings (B, L, D)
+    tower: Any  # position table, blocks, final norm and projection, named as in open_clip
+
+
+def text_parts(text: nn.Module) -> TextParts:
+    """Take a text tower apart; refuse all but open_clip's causal transformer."""
+    if isinstance(text, CompactText):
+        table = text.tower.token_embedding
+        return TextParts(lambda ids: table(text.rows(ids)), text.tower)
+    inner: Any = text.model if isinstance(text, OpenClipText) else text
+    inner = inner if isinstance(inner, CLIP) else getattr(inner, "text", inner)
+    pool = getattr(inner, "text_pool_type", getattr(inner, "pool_type", None))
+    plain = isinstance(inner, (CLIP, TextTransformer)) and inner.attn_mask is not None
+    if not plain or pool != "argmax" or getattr(inner, "cls_emb", None) is not None:
+        raise ValueError(
+            f"text tower {type(inner).__name__}: learned context needs open_clip's causal "
+            "TextTransformer whose feature is the end token's; tune visual tokens only (v)"
+        )
+    return TextParts(inner.token_embedding, inner)
+
+
+class PromptedText(nn.Module):
+    """Map class names behind learned tokens, as in "[context] ankle boot.", to features.
+
+    The context takes positions 1 to its length, the name those behind it. Where a sequence would be longer than the
+    tower's position table, as many of the last context tokens as needed share the last position that the longest name
+    leaves: the blocks take any length, and a learned token can learn what its own position would add.
+
+    ``depth``, ``class_specific`` and ``init`` are those of ``TuneConfig``; ``context`` is (1 or
+    classes, depth, count, D).
+
+    Raises:
+        ValueError: a tower or tokenizer that can't be prompted, a name with unknown words or too
+            long, more words in ``init`` than tokens, or a depth that the tower hasn't.
+    """
+
+    words: Tensor
+    positions: Tensor
+    ends: Tensor
+
+    def __init__(
+        self,
+        text: nn.Module,
+        tokenize: Any,
+        classes: Sequence[str],
+        *,
+        count: int,
+        depth: int = 1,
+        class_specific: bool = False,
+        init: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.checkpointing = False
+        self.parts = text_parts(text)
+        if not isinstance(tokenize, SimpleTokenizer):
+            raise ValueError(f"tokenizer {type(tokenize).__name__}: expected open_clip's SimpleTokenizer")
+        tower = self.parts.tower
+        table, blocks = tower.positional_embedding, tower.transformer.resblocks
+        if depth > len(blocks):
+            raise ValueError(f"depth={depth}: the text tower has {len(blocks)} blocks; take a depth from 1 to that")
+        rows, device = len(classes) if class_specific else 1, table.device
+        context = 0.02 * torch.randn(rows, depth, count, table.shape[1], generator=generator)
+        with torch.no_grad():
+            if init is not None:
+                begin = self._embedded(tokenize, [init], device)[0][0, 1:-1]
+                if len(begin) > count:
+                    raise ValueError(f"init={init!r} is {len(begin)} tokens, more than {count}")
+                context[:, 0, count - len(begin) :] = begin.cpu()
+            words, ends = self._embedded(tokenize, [f"{name}." for name in classes], device)
+        self.context = nn.Parameter(context.to(device))
+        length = words.shape[1]
+        room = len(table) - length
+        last = min(count, max(room, 1))
+        places = [0, *(min(i, last) for i in range(1, count + 1))]
+        places += [min(last, room) + i for i in range(1, length)]
+        self.register_buffer("words", words, persistent=False)
+        self.register_buffer("ends", ends + count, persistent=False)
+        self.register_buffer("positions", torch.tensor(places, device=device), persistent=False)
+
+    def _embedded(self, tokenize: Any, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
+        """Return embeddings (B, L, D) up to the longest text's end, and the place of each end."""
+        length = len(self.parts.tower.positional_embedding)
+        for text in texts:
+            if len(tokenize.encode(text)) + 2 > length:
+                raise ValueError(f"{text!r} is longer than the text tower's {length} tokens")
+        ids = tokenize(texts).to(device)
+        ends = ids.argmax(dim=1)
+        ids = ids[:, : int(ends.max()) + 1]
+        return self.parts.embed(ids).float(), ends
+
+    def forward(self) -> Tensor:
+        """Return the classes' features, (classes, D) of unit length."""
+        tower, context = self.parts.tower, self.context
+        size, count = len(self.words), context.shape[2]
+        learned = context.expand(size, -1, -1, -1)
+        x = torch.cat((self.words[:, :1], learned[:, 0], self.words[:, 1:]), dim=1)
+        x = x + tower.positional_embedding[self.positions]
+        mask = x.new_full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
+        stacked = tower.transformer.batch_first
+        for index, block in enumerate(tower.transformer.resblocks):
+            if 0 < index < context.shape[1]:
+                x = torch.cat((x[:, :1], learned[:, index], x[:, 1 + count :]), dim=1)
+            y = x if stacked else x.transpose(0, 1)
+            run = partial(checkpoint, block) if self.checkpointing else block
+            y = run(y, attn_mask=mask)
+            x = y if stacked else y.transpose(0, 1)
+        x = tower.ln_final(x[torch.arange(size, device=x.device), self.ends])
+        if (projection := tower.text_projection) is not None:
+            x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        return F.normalize(x.float(), dim=-1)
+
+
+class PromptLearner(nn.Module):
+    """All learned parameters; everything else is frozen and not part of its state.
+
+    Attributes:
+        text: class names behind learned tokens, None where the text isn't tuned.
+        visual: learned visual tokens, None where there are none.
+        fixed: (classes, D) unit text features of the templates.
+    """
+
+    fixed: Tensor
+
+    def __init__(
+        self,
+        vit: ReducedViT,
+        parts: ClipParts,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        config: TuneConfig,
+        patches: Tensor | None,
+    ) -> None:
+        """Initialise by the recipe's seed.
+
+        Visual tokens begin as the mean patch: small random ones, which normalisation makes large,
+        would change the features of a pretrained tower beyond repair by a few images. Those of
+        ``coupling="printed"`` begin so all the same, since the paper has nothing else. ``patches``
+        is the result of ``ReducedViT.mean_patches``, None where no block gets visual tokens.
+        """
+        super().__init__()
+        self.classes, self.config = tuple(classes), config
+        generator = torch.Generator().manual_seed(config.seed)
+        device = next(vit.parameters()).device
+        self.text: PromptedText | None = None
+        self.visual: Prompts | None = None
+        if "t" in config.tokens:
+            self.text = PromptedText(
+                parts.model.text,
+                parts.tokenizer,
+                classes,
+                generator=generator,
+                **{k: getattr(config, k) for k in ("count", "depth", "class_specific", "init")},
+            )
+            self.text.checkpointing = config.checkpointing
+        fixed = class_features(parts.model, parts.tokenizer, classes, templates)
+        self.register_buffer("fixed", fixed.clone().to(device), persistent=False)
+        if patches is not None and self.text is not None and config.coupling != "none":
+            printed = config.coupling == "printed"
+            begin, start = (torch.zeros_like(patches), generator) if printed else (patches, None)
+            self.visual = CoupledPrompts(self.text.context, begin, start).to(device)
+        elif patches is not None:
+            first = near(patches, config.count, generator)
+            self.visual = VisualPrompts(*first.shape, device=device, dtype=torch.float32)
+            self.visual.tokens.data.copy_(first)
+
+    def classifier(self) -> Tensor:
+        """Return the classes' text features, (classes, D) of unit length."""
+        return self.fixed if self.text is None else self.text()
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the parameters for an optimiser, visual ones with a rate of their own."""
+        text = [] if self.text is None else list(self.text.parameters())
+        known = {id(parameter) for parameter in text}
+        visual = [p for p in self.parameters() if id(p) not in known]
+        pairs = ((text, self.config.learning_rate), (visual, self.config.visual_rate))
+        return [{"params": group, "lr": rate, "most": rate} for group, rate in pairs if group]
+
+    @torch.no_grad()
+    def tensors(self, logit_scale: float) -> dict[str, Tensor]:
+        """Return what ``save_prompts`` writes; ``logit_scale`` is the log of the factor."""
+        tensors = {"classifier": self.classifier(), "logit_scale": torch.tensor(logit_scale)}
+        if self.text is not None:
+            tensors["context"] = self.text.context
+        if self.visual is not None:
+            tensors["visual"] = self.visual()
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    def save(
+        self,
+        path: Path,
+        vit: ReducedViT,
+        parts: ClipParts,
+        *,
+        model: str,
+        tag: str,
+        dataset: str,
+        provenance: dict[str, Any] | None = None,
+    ) -> PromptFile:
+        """Write the learned tokens with the fields of ``PromptFile``, whole or not at all.
+
+        ``vit`` and ``parts`` are those of ``zoo.tune``.
+        """
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        return save_prompts(
+            path,
+            self.tensors(parts.model.logit_scale.item()),
+            model=model,
+            tag=tag,
+            weights=blocks_fingerprint(vit.state_dict()),
+            width=vit.embed_dim,
+            classes=self.classes,
+            dataset=dataset,
+            recipe=asdict(self.config),
+            provenance={"parameters": parameters, **(provenance or {})},
+        )
+
 
 CHUNK = 32  # images at a time where nothing is learnt
 Logits = Callable[[Tensor, Tensor], Tensor]  # from a classifier (classes, D) and images

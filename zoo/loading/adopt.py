@@ -9,12 +9,12 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import blocks_fingerprint
 from zoo.core.host import Host, host_of, shared
 from zoo.core.prompts import for_head
 from zoo.core.reducer import build_reducer
+from zoo.loading.learned_files import PromptFile
 from zoo.loading.predictor_file import PredictorPaths, load_predictor, read_predictors
-from zoo.loading.prompt_file import PromptFile
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.weights import filter_weights
 from zoo.towers.vit import ReducedViT, TimmHost

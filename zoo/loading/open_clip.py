@@ -34,12 +34,19 @@ from zoo.core.host import FeatureTower
 from zoo.core.messages import expected
 from zoo.core.reducer import on_method
 from zoo.loading.adopt import reduce
-from zoo.loading.clip import Clip, ClipParts, create_clip
+from zoo.loading.clip import (
+    VOCABULARY,
+    Clip,
+    ClipParts,
+    CompactText,
+    EmbeddedTokenizer,
+    OpenClipText,
+    create_clip,
+    embedded_geometry,
+)
 from zoo.loading.predictor_file import PredictorFile, with_predictors
 from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
-from zoo.loading.text import VOCABULARY, CompactText, EmbeddedTokenizer, OpenClipText, embedded_geometry
-from zoo.loading.weight_file import read_weights
-from zoo.loading.weights import OPEN_CLIP_FILES, UNUSABLE, find_clip, require_hub, unusable
+from zoo.loading.weights import OPEN_CLIP_FILES, UNUSABLE, find_clip, read_weights, require_hub, unusable
 from zoo.towers.vit import ReducedViT
 
 _POOLS = {"tok": "token", "avg": "avg"}

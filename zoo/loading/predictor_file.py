@@ -11,8 +11,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from zoo.core.digests import blocks_fingerprint
-from zoo.core.files import cache_folder, load_learned, read_learned
+from zoo.core.files import blocks_fingerprint, cache_folder, load_learned, read_learned
 from zoo.core.host import Host
 from zoo.core.messages import tower_name, wanting
 from zoo.core.predictor import REMOVE, require_any_subset

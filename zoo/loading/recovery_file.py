@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.core.digests import blocks_fingerprint, weights_digest
-from zoo.core.files import load_learned, read_learned, write_learned
+from zoo.core.files import blocks_fingerprint, load_learned, read_learned, weights_digest, write_learned
 from zoo.core.host import FeatureTower, Host
 from zoo.core.messages import expected, tower_name, wanting
 from zoo.core.precision import AUTO, precision_on

@@ -36,13 +36,11 @@ from harness.models.names import TIMM, split_name
 from harness.models.towers import load_clip, text_classifier
 from harness.records.conditions import DENSE, GOLDEN, Tuning
 from harness.records.record import record_lines
-from zoo.core.digests import fingerprint
-from zoo.core.files import write_whole
+from zoo.core.files import fingerprint, write_whole
 from zoo.core.messages import tower_name
 from zoo.core.reducer import ReducerConfig
-from zoo.loading.clip import ClipParts
+from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
-from zoo.loading.text import CompactText
 from zoo.ranking.golden import GoldenConfig
 from zoo.towers.vit import ReducedViT
 

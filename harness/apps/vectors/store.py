@@ -43,7 +43,7 @@ class VectorsProvenance(Origin):
     options: Mapping[str, Any] = field(default_factory=dict)
     recovery: str | None = None  # its file
     random_weights: bool = False
-    weights: str  # `zoo.core.digests.fingerprint` of the image tower
+    weights: str  # `zoo.core.files.fingerprint` of the image tower
     reducer: str | None = None  # digest of the method's own weights, None without
     text_weights: str | None = None  # digest of the text tower's; None of images
     preprocessing: str  # of pictures, in words

@@ -18,9 +18,8 @@ from harness.cli.entry import main
 from harness.measure.cost import gflops
 from harness.records.record import Record, read_records
 from harness.report.groups import markdown_table
-from zoo.core.digests import blocks_fingerprint
-from zoo.core.files import digest
-from zoo.loading.prompt_file import save_prompts
+from zoo.core.files import blocks_fingerprint, digest
+from zoo.loading.learned_files import save_prompts
 from zoo.loading.recovery_file import Recovered, trainable
 
 PATCHRANK = "clip_vit_s14_patchrank60"

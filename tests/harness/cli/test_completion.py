@@ -15,7 +15,7 @@ SHELLS = ("bash", "zsh", "fish", "tcsh")
 WORDS = [
     ("comp", {"compare", "completion"}),
     ("fit p", {"predictor", "prompts"}),
-    ("--quiet study over", {"overhead"}),
+    ("--quiet study fina", {"final"}),
     ("compare --meth", {"--methods"}),
     ("compare --methods ev", {"evit", "evitfuse"}),
     ("compare --split v", {"val"}),

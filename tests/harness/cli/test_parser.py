@@ -121,7 +121,7 @@ def test_flags_of_every_command_stand_before_it_or_after_it(words: str, expected
 
 @pytest.mark.parametrize("words", ["fit prompts --dataset emoji", "study tuning"])
 def test_without_flags_tokens_are_learned_by_the_recipe_s_own_settings(words: str):
-    from zoo.learning.prompt_learner import TuneConfig
+    from zoo.learning.tuning import TuneConfig
 
     assert tune_config(build_parser().parse_args(words.split()), "ours") == TuneConfig()
 

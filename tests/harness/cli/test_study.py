@@ -56,7 +56,7 @@ def test_it_measures_every_method_at_equal_keep_and_at_equal_cost(
 @pytest.mark.parametrize("words", [
     "compare --split final", "eval --model clip_vit_s14 --dataset fashion --split final",
     "rank --dataset fashion --split final",
-    "study floor --split final", "study speed --split final", "study scores --split final",
+    "study floor --split final", "study scores --split final",
     "check --split final",
 ])  # fmt: skip
 def test_nobody_else_may_read_it(words: str, capsys):

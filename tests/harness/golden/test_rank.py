@@ -19,7 +19,7 @@ from harness.datasets.few_shot import turns
 from harness.golden.rank import Ranked, Source
 from harness.golden.store import Rankings, find_rankings
 from harness.models.towers import text_classifier
-from zoo.core.digests import fingerprint
+from zoo.core.files import fingerprint
 from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine
 
 Run = Callable[..., Ranked]

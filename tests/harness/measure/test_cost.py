@@ -17,9 +17,9 @@ from harness.base.terminal import Progress
 from harness.measure import cost
 from harness.measure.cost import FREE_OPERATORS, OperatorCost, costs, count_costs, gflops
 from harness.measure.rows import variants
-from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import blocks_fingerprint
 from zoo.core.predictor import ARCHITECTURES, Predictor
-from zoo.loading.prompt_file import save_prompts
+from zoo.loading.learned_files import save_prompts
 
 NOTHING = {"gflops": 0, "by_operator": {}, "unsupported": (), "params": 1, "activations": 0}
 

@@ -23,7 +23,7 @@ from harness.measure.ways import ReadyModel
 from harness.models import towers
 from harness.models.towers import Tower
 from harness.records.times import EAGER, LatencyRecord, Surroundings, Timing, read_latencies, write_latencies
-from zoo.core.digests import fingerprint
+from zoo.core.files import fingerprint
 
 PLAN = LatencyPlan(models=("x",), batches=(1, 2), threads=(1,), rounds=6, seconds=0.0)
 

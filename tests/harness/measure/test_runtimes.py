@@ -16,7 +16,7 @@ from harness.measure.latency import Family, LatencyPlan, measure_latency
 from harness.measure.rows import variants
 from harness.measure.ways import COMPILE, ONNX, OPENVINO
 from harness.records.times import EAGER, LatencyRecord, read_latencies, write_latencies
-from zoo.core.digests import fingerprint
+from zoo.core.files import fingerprint
 
 PLAN = LatencyPlan(models=("x",), runtimes=(EAGER,), batches=(2,), threads=(1,), rounds=6, seconds=0.0)
 CPU = torch.device("cpu")

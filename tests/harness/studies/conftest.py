@@ -20,7 +20,7 @@ from harness.studies.run import get_study, make
 from harness.studies.spec import StudyConfig
 from harness.studies.tables import StudyTable
 from zoo.learning.fit import FitConfig
-from zoo.learning.prompt_learner import TuneConfig
+from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig
 

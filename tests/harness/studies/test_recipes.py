@@ -15,8 +15,8 @@ from harness.measure.tuning import Performance, Tuner
 from harness.records.statistics import mean_interval
 from harness.studies.recipes import Trial, change_recipe, trials, trials_table
 from harness.studies.spec import StudyConfig
-from zoo.core.digests import fingerprint
-from zoo.learning.prompt_learner import TuneConfig
+from zoo.core.files import fingerprint
+from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 
 

@@ -18,7 +18,7 @@ from harness.studies import workshop
 from harness.studies.reproduce import MATCH, PICTURES, TABLES, draw, get_target, list_targets, mean_of, printed, series
 from harness.studies.spec import StudyConfig
 from zoo.core.reducer import final_count
-from zoo.learning.prompt_learner import RECIPES, TuneConfig
+from zoo.learning.tuning import RECIPES, TuneConfig
 
 FLAGS = (
     "--model clip_vit_b16.openai --limit 7 --train-limit 9 --seeds 1 --block 2 --window 4 "
