@@ -14,7 +14,7 @@ from harness.cli.command import PROGRAM, Command, CommandParser
 
 
 def _choose_flags(parser: CommandParser) -> None:
-    from harness.apps.candidates import ChooseConfig
+    from harness.apps.choose import ChooseConfig
 
     what = parser.add_argument_group("model and pictures")
     flags.model(what)
@@ -28,16 +28,12 @@ def _choose_flags(parser: CommandParser) -> None:
         ("--min-overlap", "mean share of dense's 10 nearest pictures; 1000 pictures at least"),
         ("--max-loss", "points of top-1, such as 0.5; needs classes"),
         ("--speed-up", "times as fast as dense, such as 1.5"),
-        ("--max-ms", "milliseconds of a call"),
     ):
         flags.number(bounds, flag, None, text, kind=float)
     among = parser.add_argument_group("what is chosen from")
     flags.methods(among, None, "default: all but other papers' that the tower can run; see `list`")
     text = "default: float32, and bfloat16 where it is fast"
     among.add_argument("--dtypes", nargs="+", metavar="DTYPE", default=[], help=text)
-    several: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "FILE", "default": []}
-    among.add_argument("--recovery", dest="recoveries", help="as `fit recovery` writes", **several)
-    among.add_argument("--schedule", dest="schedules", help="as `fit schedule` writes, at all keep rates", **several)
     how = parser.add_argument_group("how it is measured")
     flags.fields(how, ChooseConfig, search="pictures to search by", held_out="other pictures, that decide")
     flags.fields(how, ChooseConfig, batch="images per call, where time is measured")
@@ -52,8 +48,7 @@ def _choose_flags(parser: CommandParser) -> None:
 
 def run_choose(args: Namespace, status: Console) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
-    from harness.apps.candidates import ChooseConfig
-    from harness.apps.choose import choose, selection_table
+    from harness.apps.choose import ChooseConfig, choose, selection_table
     from harness.apps.fidelity import SetupBounds
 
     bounds = flags.settings(SetupBounds, args)
@@ -92,9 +87,10 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         f"{PROGRAM} embed {pictures} --model {file} --output vectors",
         f"{PROGRAM} export --model {file} --format onnx --output model.onnx",
     ]
+    lines = ["from harness.apps.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"]
     ends = "by the ends of 95 % intervals"
     wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, {ends}. {text}"
-    return Shown(parts=(table, wrote, *warnings, "\n".join(["", *use, "", setup.python()])), data=json_values(data))
+    return Shown(parts=(table, wrote, *warnings, "\n".join(["", *use, "", *lines])), data=json_values(data))
 
 
 COMMANDS = (

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from harness.apps.setup import Setup
+from harness.apps.setup import Setup, make_runtime
 from harness.models.towers import no_text
 from harness.records.conditions import DTYPES
 from zoo.core.files import fingerprint, weights_digest
-from zoo.deploy.optimized import optimize
 from zoo.loading.clip import UnseenWordsError
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
@@ -51,12 +50,9 @@ class Encoder:
         self.preprocessing = " ".join(_ADDRESS.sub("", repr(tower.preprocess)).split())
         if tower.clip is not None:
             tower.clip.model.text.to(device)
-        self.vit: nn.Module = tower.vit.to(device).eval()
-        self.optimised = True
-        try:
-            self.vit = optimize(tower.vit, dtype=setup.dtype)
-        except ValueError:  # it runs as it is; the file's metadata say so
-            self.optimised, self.vit = False, tower.vit.to(DTYPES[setup.dtype])
+        vit, why = make_runtime(tower.vit.to(device).eval(), setup.dtype)
+        self.vit: nn.Module = vit
+        self.optimised = not why
         self.width = self._forward(torch.zeros(1, 3, *tower.vit.input_size)).shape[1]
 
     def release(self) -> None:
