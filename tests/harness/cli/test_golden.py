@@ -192,7 +192,7 @@ def test_a_predictor_of_another_block_or_tower_is_refused_by_reduce(ranked_folde
         ("", "of the folder 'pictures', revision .*, which is not at hand; say where it is with"),
         ("--images {other}", "not at hand .'.*' is of revision .*; say where it is with --images"),
         ("--images {pictures} --shots 2", "--shots 2: the images of folder 'pictures' have no cl"),
-        ("--images {pictures}/none", "there is no such folder"),
+        ("--images {pictures}/none", "does not exist"),
     ],
 )
 def test_a_folder_that_is_not_at_hand(flags: str, said: str, ranked_folder, tmp_path, capsys):
