@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.base.terminal import Progress
+from harness.datasets.archives import members_of
 from harness.datasets.base import cached_json, keep_json
 from harness.datasets.images import EXTENSIONS, folder_images
-from harness.datasets.webdataset import LARGEST, members_of
+from harness.datasets.webdataset import LARGEST
 from zoo.core.files import digest
 from zoo.core.messages import expected
 
