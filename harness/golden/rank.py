@@ -78,7 +78,6 @@ class RankJob(ShardJob):
     shard_size: int = 64  # images per shard
     batch: int | None = None  # sequences per pass; None: the store's, else by the free memory
     dtype: str = "float32"  # or auto: that of the store, else the fastest of the device
-    compiled: bool = False
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -207,7 +206,7 @@ class ShardRanker:
         if precision == AUTO:
             precision = stored.dtype if stored else precision_on(job.device, AUTO)
         batch = stored.batch if stored and job.batch is None else job.batch
-        how: dict[str, Any] = {"precision": precision, "compiled": job.compiled, "batch": batch}
+        how: dict[str, Any] = {"precision": precision, "batch": batch}
         vit, text, scale = self.tower.vit, self._text, self._scale
         self.engine = GoldenEngine(vit, job.config, text=text, scale=scale, **how)
         self._precision = precision

@@ -146,7 +146,7 @@ class TimeRatios:
         """Return the median over rounds, in which all models are called in turn, of times by the dense one's."""
         models = {DENSE: self._dense}
         for at, vit in enumerate(vits.values()):  # on the copied tower's weights
-            copied = reduce(self._dense, method=None)
+            copied: ReducedViT = reduce(self._dense, method=None)
             copied.reducer = copy.deepcopy(vit.reducer)
             like = next(self._dense.parameters())
             models[str(at)] = copied.to(like.device, like.dtype).eval()

@@ -24,8 +24,7 @@ from zoo.core.tokens import Tokens, left_at, rank_scores, tokens_of
 from zoo.loading.adopt import reduce
 from zoo.loading.predictor_file import PredictorFile, load_predictor, with_predictors
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
-from zoo.loading.registry import require_fitted
-from zoo.loading.sizes import MODELS, SIZES, ModelName
+from zoo.loading.sizes import MODELS, SIZES
 from zoo.ranking.golden import GoldenConfig
 from zoo.towers.vit import ReducedViT
 
@@ -135,8 +134,8 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
         return
     for method, keep in pairs:
         if method in METHODS:
-            name = ModelName(size=known.size, method=method)
-            require_fitted(name, tag or next(iter(SIZES[known.size].tags)), {"keep": keep})
+            tags, depth = SIZES[known.size].tags, SIZES[known.size].vit_args["depth"]
+            with_predictors(known.dense, tag or next(iter(tags)), method, {"keep": keep}, depth)
 
 
 def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
