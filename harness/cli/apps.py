@@ -24,7 +24,7 @@ VECTORS = "vectors"
 
 
 def _choose_flags(parser: CommandParser) -> None:
-    from harness.apps.candidates import ChooseConfig
+    from harness.apps.choose import ChooseConfig
 
     what = parser.add_argument_group("model and pictures")
     flags.model(what)
@@ -38,14 +38,11 @@ def _choose_flags(parser: CommandParser) -> None:
         ("--min-overlap", "mean share of dense's 10 nearest pictures; 1000 pictures at least"),
         ("--max-loss", "points of top-1, such as 0.5; needs classes"),
         ("--speed-up", "times as fast as dense, such as 1.5"),
-        ("--max-ms", "milliseconds of a call"),
     ):
         flags.add(bounds, flag, None, text, float)
     among = parser.add_argument_group("what is chosen from")
     flags.methods(among, None, "default: all but other papers' that the tower can run; see `list`")
     flags.add(among, "--dtypes", [], "default: float32, and bfloat16 where it is fast", metavar="DTYPE")
-    flags.add(among, "--recovery", [], "as `fit recovery` writes", Path, dest="recoveries")
-    flags.add(among, "--schedule", [], "as `fit schedule` writes, at all keep rates", Path, dest="schedules")
     how = parser.add_argument_group("how it is measured")
     flags.fields(how, ChooseConfig, search="pictures to search by", held_out="other pictures, that decide")
     flags.fields(how, ChooseConfig, batch="images per call, where time is measured")
@@ -59,8 +56,7 @@ def _choose_flags(parser: CommandParser) -> None:
 
 def run_choose(args: Namespace, status: Console) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
-    from harness.apps.candidates import ChooseConfig
-    from harness.apps.choose import choose, selection_table
+    from harness.apps.choose import ChooseConfig, choose, selection_table
     from harness.apps.fidelity import SetupBounds
 
     bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
@@ -92,16 +88,17 @@ def run_choose(args: Namespace, status: Console) -> Shown:
     setup.write(args.output)
     ends = "by the ends of 95 % intervals"
     wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, {ends}. {text}"
-    return Shown(parts=(*parts, wrote, *warnings, _use(setup, args)), data=data)
+    return Shown(parts=(*parts, wrote, *warnings, _use(args)), data=data)
 
 
-def _use(setup: "Setup", args: Namespace) -> str:
+def _use(args: Namespace) -> str:
     """Return how a setup is used: two commands and some Python."""
     file = shlex.quote(str(args.output))
     pictures = "FOLDER" if args.images is None else shlex.quote(str(args.images))
     embed = f"{PROGRAM} embed {pictures} --model {file} --output vectors"
     export = f"{PROGRAM} export --model {file} --format onnx --output model.onnx"
-    return "\n".join(["", embed, export, "", setup.python()])
+    python = ["from harness.apps.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"]
+    return "\n".join(["", embed, export, "", *python])
 
 
 def _export_flags(parser: CommandParser) -> None:
@@ -178,12 +175,11 @@ def _agreement_table(setup: "Setup", format: str, agreement: "FeatureAgreement")
 
 
 def _embed_flags(parser: CommandParser) -> None:
-    text = "a folder of pictures, tars as in x-{000..010}.tar, Parquet files, or hfds:PATH"
+    text = "a folder of pictures, tars as in x-{000..010}.tar, or Parquet files"
     parser.add_argument("source", nargs="*", metavar="SOURCE", default=[], help=text)
     what = parser.add_argument_group("what is embedded")
     flags.add(what, "--texts", None, "texts instead of pictures, one a line", Path)
     flags.add(what, "--image-column", None, "of Parquet; default: the only one of bytes", metavar="NAME", dest="column")
-    flags.add(what, "--download", False, "get what is missing of a dataset of the hub")
     flags.setup(parser)
     how = parser.add_argument_group("conditions")
     flags.device(how, text="of each worker")
@@ -214,7 +210,7 @@ def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource"
     if args.texts is None:
         if not args.source:
             raise ValueError(f"nothing to embed: give {EXPECTED}; or --texts FILE")
-        return open_source(args.source, column=args.column, download=args.download, progress=progress)
+        return open_source(args.source, column=args.column, progress=progress)
     if args.source or args.column is not None:
         other = args.source[0] if args.source else "--image-column"
         raise ValueError(f"--texts {str(args.texts)!r} with {other!r}: embed pictures and texts apart")
@@ -250,10 +246,10 @@ def _search_flags(parser: CommandParser) -> None:
 
 def run_search(args: Namespace, _status: Console) -> Shown:
     """Search embeddings and show the nearest ones."""
+    from harness.apps.vectors.embed import IMAGES, read_vectors
     from harness.apps.vectors.search import nearest, open_pictures, query_vector, write_sheet
-    from harness.apps.vectors.store import IMAGES, read_provenance
 
-    provenance = read_provenance(args.vectors)
+    provenance = next(read_vectors(args.vectors)).provenance
     source = None if args.sheet is None else open_pictures(provenance)
     found = nearest(args.vectors, query_vector(args.query, provenance, device=args.device), args.top)
     name = "path" if provenance.kind == IMAGES else "text"

@@ -45,7 +45,6 @@ def _rank_flags(parser: CommandParser) -> None:
     where = parser.add_argument_group("conditions")
     flags.add(where, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
     flags.add(where, "--batch", None, "sequences per pass; default: from free memory", int)
-    flags.add(where, "--compile", False, "use torch.compile", dest="compiled")
     flags.device(where, text="of each worker")
     flags.add(where, "--dtype", "auto", PRECISIONS)
     files = parser.add_argument_group("files")
@@ -251,8 +250,8 @@ def _recovery_flags(parser: CommandParser) -> None:
     _images_flags(what, Sources.limit, "learn from", "stop by")
     flags.data(parser)
     how = parser.add_argument_group("recovery")
-    text = "norm: LayerNorms and biases; lora: low-rank updates; tokens: learned visual tokens"
-    flags.fields(how, RecoveryConfig, what=text, rank="of lora", count="learned tokens of tokens")
+    text = "norm: LayerNorms and biases; lora: low-rank updates"
+    flags.fields(how, RecoveryConfig, what=text, rank="of lora")
     flags.fields(how, RecoveryConfig, rounds="at most", steps="per round", patience="rounds without a better one")
     flags.fields(how, RecoveryConfig, batch="images per step", learning_rate="of AdamW")
     flags.fields(how, RecoveryConfig, crop="least area of a random crop", seed="of order and crops")
@@ -291,30 +290,31 @@ def _schedule_flags(parser: CommandParser) -> None:
     _images_flags(what, 100, "search on", "judge by")
     flags.data(parser)
     how = parser.add_argument_group("cost and search")
-    flags.fields(how, SearchConfig, match="gflops or time", match_to="method whose cost it is")
+    flags.fields(how, SearchConfig, match_to="method whose cost it is")
     flags.add(how, "--keep", None, "its keep rate, in (0, 1]", flags.keep_rate)
     flags.add(how, "--cost", None, "share of the dense tower's cost instead", float)
     flags.fields(how, SearchConfig, points="reduction points at most", candidates="schedules to try at most")
     where = parser.add_argument_group("conditions and files")
-    flags.fields(where, SearchConfig, match_batch="images per call, where time is matched")
-    flags.machine(where, "that is timed; features are compared in float32")
+    flags.device(where)
     flags.output(where, None, "default: the user's cache", "FILE")
 
 
 def run_fit_schedule(args: Namespace, status: Console) -> Shown:
-    """Search a schedule, write it, and show the default and the best beside it."""
+    """Search a schedule, write it, and say what it gives beside the default."""
     from harness.apps.recovery import Sources
-    from harness.apps.schedule import SearchConfig, schedule_table, search_schedule
+    from harness.apps.schedule import SearchConfig, search_schedule
 
     sources, config = flags.settings(Sources, args), flags.settings(SearchConfig, args)
     where = {"out": args.output, "device": args.device, "progress": Progress(status)}
-    result = search_schedule(args.model, args.method, sources, config, **where)
-    file = result.file
+    path, file = search_schedule(args.model, args.method, sources, config, **where)
     numbers = f"reduce_at={file.reduce_at}, schedule={file.schedule}, keep={file.keep:g}"
     worth = "" if file.found else "; nothing found is better on held-out images, so this is the default"
-    text = f"wrote {result.path}: {numbers}; {file.candidates} schedules tried in {file.seconds:.1f} s{worth}"
-    data = {"path": result.path, "schedule": file, "default": result.default, "best": result.best}
-    return Shown(parts=(schedule_table(result), text), data=json_values(data))
+    losses = [f"{one['name']} {one['before']:.5f} to {one['after']:.5f}" for one in file.datasets]
+    text = (
+        f"wrote {path}: {numbers}; {file.candidates} schedules tried in {file.seconds:.1f} s{worth}; at "
+        f"{file.cost['reached']:.3f} GFLOPs, 1 - cosine to dense on images held out: {', '.join(losses)}"
+    )
+    return Shown(parts=(text,), data=json_values({"path": path, "schedule": file}))
 
 
 COMMANDS = (
@@ -362,7 +362,7 @@ COMMANDS = (
         "labels; zoo.read_schedule(FILE) gives them as a model's options.",
         examples=(
             ("fit schedule --dataset photos --keep 0.6 --output s.json", "rankmerge at patchrank's GFLOPs"),
-            ("fit schedule --method evit --dataset images:photos --cost 0.5 --match time", "half the time of dense"),
+            ("fit schedule --method evit --dataset images:photos --cost 0.5", "half of dense's GFLOPs"),
         ),
         output="the default and the best found, on standard output; the schedule in --output",
     ),

@@ -180,7 +180,7 @@ def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
     from harness.measure.compare import compare, judge
     from harness.measure.plan import Plan, recovered_alone
-    from harness.models.names import split_method
+    from harness.models.towers import split_method
     from harness.records.conditions import DENSE
 
     dense, method, keep = split_method(args.model)
@@ -233,6 +233,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
     from harness.measure.timing import load_1min
     from harness.records import times
+    from harness.report.writers import markdown
     from zoo.core.files import write_whole
 
     progress = Progress(status)
@@ -247,7 +248,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
             f"this machine is busy: a load of {load:.1f} on {cores} cores in the last minute; "
             "times will be longer and spread wider"
         )
-    path, markdown = args.output / times.LATENCIES, args.output / "latency.md"
+    path, page = args.output / times.LATENCIES, args.output / "latency.md"
     require_appendable(path)
     known = times.earlier_times(path, progress, fresh=args.fresh)
 
@@ -258,12 +259,15 @@ def run_latency(args: Namespace, status: Console) -> Work:
             yield from cell
 
     records: list[times.LatencyRecord] = []
+    tables: list[Table] = []
     for _, group in groupby(timed(), key=times.table_of):
-        table = list(group)
-        yield from times.latency_tables(table)
-        records += table
-    write_whole(markdown, times.latency_markdown(records).encode())
-    progress.say(f"records: {path}; tables: {markdown}")
+        rows = list(group)
+        tables.append(times.latency_table(rows))
+        yield tables[-1]
+        yield from tables[-1].notes
+        records += rows
+    write_whole(page, f"# Latency\n\n{markdown(tables, 2)}".encode())
+    progress.say(f"records: {path}; tables: {page}")
     return Shown(parts=(), data={"path": str(path), "records": json_values(records)})
 
 
@@ -329,7 +333,7 @@ def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
     ``root`` is where those lie that aren't shipped.
     """
     from harness.datasets import list_datasets, root_of, shipped_facts
-    from harness.datasets.rooted import RootedDataset
+    from harness.datasets.public import RootedDataset
     from harness.records.averages import captions
 
     where, rows = root_of(root), list[dict[str, Any]]()
@@ -454,7 +458,7 @@ COMMANDS = (
     ),
     Command(
         path="datasets check", flags=_dataset_flags, run=run_dataset_check,
-        what="Verify a local copy before hours are spent on it: counts, checksums, every image.",
+        what="Verify a local copy before hours are spent on it: counts, and every image.",
         examples=(
             ("datasets check --dataset emoji", "a dataset that ships"),
             ("datasets check --dataset folder:photos --fast", "your own images, by their names alone"),

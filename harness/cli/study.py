@@ -187,10 +187,8 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     datasets = args.datasets or (paper(name).datasets if rooted else flags.FASHION_AND_EMOJI)
     # The released code's windows and predictor, of embedded rankings the shipped windows, and a loss that can be
     # minimised. The paper has 16 tokens at the input and no anchor, whatever recipe they are learned by.
-    golden, fit = (
-        GoldenConfig(window=2 if rooted else 3, stride=2),
-        FitConfig(arch="pooledmixer", loss="listnet", seed=args.seed or 0),
-    )
+    golden = GoldenConfig(window=2 if rooted else 3, stride=2)
+    fit = FitConfig(arch="pooledmixer", loss="listnet", seed=args.seed or 0)
     return flags.settings(
         StudyConfig,
         args,
@@ -208,7 +206,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
 def _rooted(args: Namespace) -> bool:
     """Tell whether it is about datasets below a root, which are under the paper's conditions."""
     from harness.datasets import list_datasets, root_of, shipped_facts
-    from harness.datasets.rooted import RootedDataset
+    from harness.datasets.public import RootedDataset
 
     if not args.datasets:
         return root_of(args.root) is not None

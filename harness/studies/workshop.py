@@ -36,8 +36,7 @@ from harness.studies.spec import (
     StudyLine,
 )
 from harness.studies.tables import StudyTable, compare_lines
-from zoo.core.digests import fingerprint
-from zoo.core.files import cache_folder, digest
+from zoo.core.files import cache_folder, digest, fingerprint
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.reducer import ReducerConfig
 from zoo.loading.adopt import reduce

@@ -28,8 +28,7 @@ from harness.measure.tuning import Tuned
 from harness.models import towers
 from harness.models.towers import Tower
 from harness.records.traces import Facts
-from zoo.core.digests import blocks_fingerprint, fingerprint
-from zoo.core.files import cache_folder
+from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.learning.tuning import TuneConfig

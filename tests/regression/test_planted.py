@@ -54,7 +54,7 @@ def inverted_predictor(patch: pytest.MonkeyPatch) -> None:
 
 
 def inverted_attention(patch: pytest.MonkeyPatch) -> None:
-    for module, name in ((zoo.towers.vit, "cls_attention_of"), (baselines.evit, "cls_attention")):
+    for module, name in ((zoo.towers.vit, "mean_share"), (baselines.evit, "cls_attention")):
         real = getattr(module, name)
         patch.setattr(module, name, lambda *args, real=real: -real(*args))
 

@@ -14,8 +14,7 @@ from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.digests import blocks_fingerprint
-from zoo.core.files import write_learned
+from zoo.core.files import blocks_fingerprint, write_learned
 from zoo.core.tokens import every_position
 from zoo.loading.recovery_file import RecoveryConfig
 from zoo.ranking.golden import GoldenConfig, golden_importance

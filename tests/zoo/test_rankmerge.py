@@ -11,8 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import zoo
-from zoo.core.attention import cls_attention_of
-from zoo.core.pairing import pair_tokens
+from zoo.core.merger import pair_tokens
 from zoo.core.tokens import Tokens, tokens_of
 from zoo.methods.rankmerge import RankMergeConfig
 
@@ -127,7 +126,7 @@ def test_what_ranks_high_merges_late(rank: str, tower: VisionTransformer, images
     if rank == "predictor":
         importance = model.reducer.before_block(1, before, tower.blocks[1]).importance
     else:
-        importance = cls_attention_of(tower.blocks[1].attn, tower.blocks[1].norm1(before.x), 1)
+        importance = tower.block(1).cls_attention(before)
     [went] = tokens.history
     for image in range(3):
         best = set(importance[image].topk(8).indices.tolist())

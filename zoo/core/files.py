@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what their metadata says."""
+"""Files that are written whole or not at all, what their metadata says, and digests of contents and weights."""
 
 import contextlib
 import difflib
@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.core.messages import wanting
 
@@ -290,3 +290,29 @@ def digest(*parts: Any, length: int = 16) -> str:
         content = part.read_bytes() if isinstance(part, Path) else part
         whole.update(content if isinstance(content, bytes) else json.dumps(content, sort_keys=True).encode())
     return whole.hexdigest()[:length]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return 16 hex digits of the sha256 over a tower's weights, without a reducer's.
+
+    The weights count as float32: a model has one fingerprint in every lossless precision.
+    """
+    return weights_digest({k: v for k, v in model.state_dict().items() if not k.startswith("reducer.")})
+
+
+def blocks_fingerprint(tower: Mapping[str, Tensor], prefix: str = "blocks.") -> str:
+    """Return 16 hex digits of the sha256 over the weights of a state dict's blocks, as float32.
+
+    The blocks are what is named ``prefix``, see ``Host.blocks_prefix``; it doesn't count itself. Unlike
+    ``fingerprint`` the result is the same for every image size and head that a tower is built with.
+    """
+    return weights_digest({f"blocks.{k.removeprefix(prefix)}": v for k, v in tower.items() if k.startswith(prefix)})
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return 16 hex digits of the sha256 over named weights, as float32."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

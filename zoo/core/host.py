@@ -1,15 +1,14 @@
 """What reducers, rankings and the forward loop may ask of a tower, and that one loop.
 
-A family of towers is one file with a ``HostBlock``, which takes one of its blocks apart, and a ``Host``, a
-subclass of the tower's own class; ``register_host`` makes ``zoo.reduce`` find it. Nothing is copied: a reduced
-tower is another object that shares the modules of the user's.
+A family of towers is one file with a ``HostBlock`` and a ``Host``, a subclass of the tower's own class, which
+``register_host`` lets ``zoo.reduce`` find. A reduced tower is another object that shares the modules of the user's.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from functools import partial
 from importlib import import_module
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.fx
@@ -36,9 +35,9 @@ class HostBlock:
         probe: ``Host.probe`` where an attention pool has the query that pools.
     """
 
-    # Where the module has its attention layer and the norm before it.
+    # Where the module has its attention layer, and the norms before that and before the MLP.
     attn_name: ClassVar[str] = "attn"
-    norm_name: ClassVar[str] = "norm1"
+    norm_names: ClassVar[tuple[str, str]] = ("norm1", "norm2")
 
     def __init__(self, module: Any, index: int = 0, probe: Callable[[Tokens], PoolingQuery] | None = None) -> None:
         self.module, self.index, self.probe = module, index, probe
@@ -61,12 +60,11 @@ class HostBlock:
     @property
     def dropout(self) -> float:
         """Share of attention weights that are dropped now, 0 outside training."""
-        return 0.0
+        return float(self.attn.dropout) if self.attn.training else 0.0
 
-    def norm(self, x: Tensor) -> Tensor:
-        """Normalise tokens (B, T, D) for the attention."""
-        normed: Tensor = getattr(self.module, self.norm_name)(x)
-        return normed
+    def norm(self, x: Tensor, number: int = 1) -> Tensor:
+        """Normalise tokens (B, T, D) for the attention (1) or the MLP (2)."""
+        return getattr(self.module, self.norm_names[number - 1])(x)
 
     @abstractmethod
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,13 +77,17 @@ class HostBlock:
     def project(self, out: Tensor, normed: Tensor) -> Tensor:
         """Turn attended values (B, T, H * d) into what the attention layer returns, (B, T, D)."""
 
-    @abstractmethod
+    def residual(self, number: int, out: Tensor) -> Tensor:
+        """Return what the block adds of the result of its attention (1) or MLP (2): LayerScale, stochastic depth."""
+        return out
+
     def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
         """Add the attention layer's result to the residual stream."""
+        return x + self.residual(1, out)
 
-    @abstractmethod
     def add_mlp(self, x: Tensor) -> Tensor:
         """Run the MLP on the residual stream and add its result."""
+        return x + self.residual(2, self.module.mlp(self.norm(x, 2)))
 
     @property
     def pairs_places(self) -> bool:
@@ -106,8 +108,7 @@ class HostBlock:
         """Normalise and attend; the same operations in the same order as the tower's own."""
         normed = self.norm(tokens.x)
         query, key, value = self.queries_keys_values(normed, tokens)
-        out = self.fused(query, key, value, self._sum(tokens, bias), is_causal=is_causal)
-        out = out.transpose(1, 2).flatten(2)
+        out = self.fused(query, key, value, self._sum(tokens, bias), is_causal=is_causal).transpose(1, 2).flatten(2)
         return Attended(self.project(out, normed), query, key, value, self.scale)
 
     def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
@@ -120,24 +121,21 @@ class HostBlock:
         normed = self.norm(tokens.x)
         query, key, value = self.queries_keys_values(normed, tokens)
         bias = self._sum(tokens, bias)
-        if bias is not None and bias.shape[2] > 1:
-            bias = bias[:, :, :1]
+        bias = None if bias is None else bias[:, :, :1]
         out = self.fused(query[:, :, :1], key, value, bias, is_causal=False).transpose(1, 2).flatten(2)
         return self.add_mlp(self.add_attention(tokens.x[:, :1], self.project(out, normed[:, :1])))
 
     def cls_attention(self, tokens: Tokens) -> Tensor:
         """Return how much the class token would attend to each patch token in this block, (B, n) float32."""
         query, key, _ = self.queries_keys_values(self.norm(tokens.x), tokens)
-        return cls_attention(query[:, :, :1], key, self.scale, tokens.prefix)
+        return cls_attention(query, key, self.scale, tokens.prefix)
 
     def pooling_attention(self, tokens: Tokens) -> Tensor:
-        """Return how much the query that pools attends to each patch token at the block's input, (B, n) float32.
+        """Return how much the query that pools, see ``Host.query``, attends to each patch token before this block.
 
-        See ``Host.query`` for which that is.
+        The result is (B, n) float32.
         """
-        if self.probe is None:
-            return self.cls_attention(tokens)
-        return cls_attention(*self.probe(tokens))
+        return self.cls_attention(tokens) if self.probe is None else cls_attention(*self.probe(tokens))
 
     def pooling_query(self, tokens: Tokens, attended: Attended) -> PoolingQuery:
         """Return the query that pools, and the keys that it meets, between attention and MLP.
@@ -155,6 +153,8 @@ class HostBlock:
         return own + bias
 
 
+M = TypeVar("M", bound=nn.Module)
+H = TypeVar("H", bound="type[Host]")
 CLASS_TOKEN, PROBE = "class token", "probe"  # the queries that can pool
 
 
@@ -172,8 +172,7 @@ class Host(nn.Module):
     """A tower with one forward loop that a reducer may shorten.
 
     A family subclasses this and the tower's class, in this order, and says what is abstract here. Its own
-    ``forward`` is ``finish`` of ``advance`` of ``embed``, or puts the tokens of ``advance`` into whatever object
-    the tower returns.
+    ``forward`` is ``finish`` of ``advance`` of ``embed``, or puts the tokens into the object that the tower returns.
 
     Attributes:
         reducer: the reduction method, None for the dense tower.
@@ -183,6 +182,10 @@ class Host(nn.Module):
         blocks_prefix: what the names of the blocks' weights begin with.
         in_place: whether blocks write into the tokens that they are given.
     """
+
+    if TYPE_CHECKING:  # torch types what a tower holds as Tensor | Module
+
+        def __getattr__(self, name: str) -> Any: ...
 
     Block: ClassVar[type[HostBlock]]
     in_place: ClassVar[bool] = False
@@ -293,8 +296,10 @@ class Host(nn.Module):
 
         ``mask`` and ``is_causal`` are those of fused attention, for every block of a dense tower. ``pooled`` says that
         the tokens are read by nobody else, and what leaves the last block by ``finish`` alone: a tower that pools the
-        first token then runs that block for it alone. The result is the tokens that leave the last block, and those
-        that left each block in ``taps``, in order.
+        first token then runs that block for it alone.
+
+        Returns:
+            The tokens that leave the last block, and those that left each block in ``taps``, in order.
         """
         tapped = []
         if self.in_place and not pooled:
@@ -308,7 +313,7 @@ class Host(nn.Module):
             if masked:
                 tokens = tokens._replace(x=self.block(index).whole(tokens, mask, is_causal=is_causal))
             elif pooled and self.pools_first and index == self.depth - 1:
-                tokens = self._last(index, tokens)
+                tokens = self._step(index, tokens, first=True)
             elif self.grad_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(self._step, index, tokens)
             else:
@@ -317,13 +322,15 @@ class Host(nn.Module):
                 tapped.append(tokens._replace(x=tokens.x.clone()) if self.in_place else tokens)
         return tokens, tapped
 
-    def _step(self, index: int, tokens: Tokens) -> Tokens:
-        block, reducer = self.block(index), self.reducer
-        if reducer is None:
-            return tokens._replace(x=block.whole(tokens))
-        tokens = reducer.before_block(index, tokens, block)
-        bias = reducer.attention_bias(tokens)
-        if not reducer.needs_attention(index):
+    def _step(self, index: int, tokens: Tokens, *, first: bool = False) -> Tokens:
+        """Run one block, with ``first`` for that token alone: what others become behind its attention is not read."""
+        block, reducer, bias = self.block(index), self.reducer, None
+        if reducer is not None:
+            tokens = reducer.before_block(index, tokens, block)
+            bias = reducer.attention_bias(tokens)
+        if first:
+            return tokens._replace(x=block.first(tokens, bias))
+        if reducer is None or not reducer.needs_attention(index):
             return tokens._replace(x=block.whole(tokens, bias))
         attended = block.attend(tokens, bias)
         tokens = tokens._replace(x=block.add_attention(tokens.x, attended.out))
@@ -331,14 +338,6 @@ class Host(nn.Module):
             attended = attended._replace(pooling=partial(block.pooling_query, tokens, attended))
         tokens = reducer.after_attention(index, tokens, attended)
         return tokens._replace(x=block.add_mlp(tokens.x))
-
-    def _last(self, index: int, tokens: Tokens) -> Tokens:
-        """Run the last block for the first token alone: what happens to others behind its attention changes nothing."""
-        block, bias = self.block(index), None
-        if self.reducer is not None:
-            tokens = self.reducer.before_block(index, tokens, block)
-            bias = self.reducer.attention_bias(tokens)
-        return tokens._replace(x=block.first(tokens, bias))
 
     def features(self, images: Tensor) -> Tensor:
         """Return what ``finish`` makes of images (B, C, H, W), whatever the library's own output is."""
@@ -349,9 +348,6 @@ class Host(nn.Module):
         """Run the model on images (B, C, H, W) and return what the reducer did, with the output."""
         tokens, each = self.advance(self.embed(images), taps=range(self.depth))
         return Trace.of(self.finish(tokens), each)
-
-
-M = TypeVar("M", bound=nn.Module)
 
 
 def shared(module: nn.Module, kind: type[M]) -> M:
@@ -366,7 +362,6 @@ def shared(module: nn.Module, kind: type[M]) -> M:
 
 HOSTS: dict[type[nn.Module], type[Host]] = {}
 FAMILIES = {"transformers": "zoo.towers.transformers"}  # by library: imported when one of its towers comes along
-H = TypeVar("H", bound=type[Host])
 
 
 def register_host(tower: type[nn.Module]) -> Callable[[H], H]:

@@ -216,9 +216,9 @@ def test_what_is_stored_is_what_the_model_does(
         for patch in range(64):
             lost = [r.block for r in trace.reductions if patch not in r.after[0].tolist()]
             assert row.left[i, patch] == (lost[0] if lost else -1)
-        assert row.kept[i].sum() == trace.final_tokens == len(set(row.token[i].tolist()) - {-1})
+        assert (row.left[i] == -1).sum() == trace.final_tokens == len(set(row.token[i].tolist()) - {-1})
         assert row.labels[i] == toy.classes[examples[name].label]
-        kept = row.kept[i]
+        kept = row.left[i] == -1
         assert (row.token[i, kept] == np.flatnonzero(kept)).all()
         if method == "tome":  # whose patches are all in a token that is there
             assert kept[row.token[i]].all()
@@ -234,7 +234,7 @@ def test_answers_and_agreement_are_the_records(measure: Measure, golden: Ranking
     assert len(rows) == len(records) + 1
     truth, dense = rows["clip_vit_b16 golden"], rows["clip_vit_b16"]
     assert set(truth.correct) == {None}
-    assert dense.kept.all()
+    assert (dense.left == -1).all()
     assert (dense.token == np.arange(64)).all()
     assert not dense.ranked.any()
     ids, labels = toy.split("test").image_ids, toy.labels("test")

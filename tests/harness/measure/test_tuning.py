@@ -24,7 +24,7 @@ from harness.measure.rows import Variant, variants
 from harness.measure.tuning import Tuner, load_row, load_tuners
 from harness.models.towers import load_tower, text_classifier
 from harness.records.metrics import correct
-from zoo.core.digests import blocks_fingerprint, fingerprint
+from zoo.core.files import blocks_fingerprint, fingerprint
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile, save_prompts
