@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
@@ -98,23 +97,20 @@ class HostBlock:
         """Return the tower's own bias on the logits, broadcastable to (B, H, T, T), None for none."""
         return None
 
-    def fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *, is_causal: bool) -> Tensor:
+    def fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Attend by a fused kernel, to (B, H, T, d)."""
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=self.dropout, is_causal=is_causal
-        )
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=self.dropout)
 
-    def attend(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Attended:
+    def attend(self, tokens: Tokens, bias: Tensor | None = None) -> Attended:
         """Normalise and attend; the same operations in the same order as the tower's own."""
         normed = self.norm(tokens.x)
         query, key, value = self.queries_keys_values(normed, tokens)
-        out = self.fused(query, key, value, self._sum(tokens, bias), is_causal=is_causal).transpose(1, 2).flatten(2)
+        out = self.fused(query, key, value, self._sum(tokens, bias)).transpose(1, 2).flatten(2)
         return Attended(self.project(out, normed), query, key, value, self.scale)
 
-    def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
+    def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
         """Run the whole block, to (B, T, D)."""
-        attended = self.attend(tokens, bias, is_causal=is_causal)
-        return self.add_mlp(self.add_attention(tokens.x, attended.out))
+        return self.add_mlp(self.add_attention(tokens.x, self.attend(tokens, bias).out))
 
     def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
         """Run the block for the first token alone, (B, 1, D): exact where nothing else is read afterwards."""
@@ -122,7 +118,7 @@ class HostBlock:
         query, key, value = self.queries_keys_values(normed, tokens)
         bias = self._sum(tokens, bias)
         bias = None if bias is None else bias[:, :, :1]
-        out = self.fused(query[:, :, :1], key, value, bias, is_causal=False).transpose(1, 2).flatten(2)
+        out = self.fused(query[:, :, :1], key, value, bias).transpose(1, 2).flatten(2)
         return self.add_mlp(self.add_attention(tokens.x[:, :1], self.project(out, normed[:, :1])))
 
     def cls_attention(self, tokens: Tokens) -> Tensor:
@@ -156,16 +152,6 @@ class HostBlock:
 M = TypeVar("M", bound=nn.Module)
 H = TypeVar("H", bound="type[Host]")
 CLASS_TOKEN, PROBE = "class token", "probe"  # the queries that can pool
-
-
-def refuse_mask(x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Return ``x`` as it is, or raise ValueError if there is a mask: reduction moves tokens."""
-    if mask is not None or is_causal:
-        raise ValueError("attn_mask and is_causal need all tokens in place; use a dense model")
-    return x
-
-
-torch.fx.wrap("refuse_mask")
 
 
 class Host(nn.Module):
@@ -287,16 +273,13 @@ class Host(nn.Module):
         start: int = 0,
         stop: int | None = None,
         *,
-        mask: Tensor | None = None,
-        is_causal: bool = False,
         taps: Collection[int] = (),
         pooled: bool = False,
     ) -> tuple[Tokens, list[Tokens]]:
         """Run blocks ``start`` to ``stop`` - 1, None for all, on the tokens: the one forward loop.
 
-        ``mask`` and ``is_causal`` are those of fused attention, for every block of a dense tower. ``pooled`` says that
-        the tokens are read by nobody else, and what leaves the last block by ``finish`` alone: a tower that pools the
-        first token then runs that block for it alone.
+        ``pooled`` says that the tokens are read by nobody else, and what leaves the last block by ``finish`` alone: a
+        tower that pools the first token then runs that block for it alone.
 
         Returns:
             The tokens that leave the last block, and those that left each block in ``taps``, in order.
@@ -304,15 +287,10 @@ class Host(nn.Module):
         tapped = []
         if self.in_place and not pooled:
             tokens = tokens._replace(x=tokens.x.clone())
-        masked = self.reducer is None and (mask is not None or is_causal)
-        if self.reducer is not None:
-            tokens = tokens._replace(x=refuse_mask(tokens.x, mask, is_causal))
         for index in range(start, self.depth if stop is None else stop):
             if self.prompts is not None and 0 < index < self.prompts.depth:
                 tokens = renew(tokens, self.prompts()[index])
-            if masked:
-                tokens = tokens._replace(x=self.block(index).whole(tokens, mask, is_causal=is_causal))
-            elif pooled and self.pools_first and index == self.depth - 1:
+            if pooled and self.pools_first and index == self.depth - 1:
                 tokens = self._step(index, tokens, first=True)
             elif self.grad_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(self._step, index, tokens)

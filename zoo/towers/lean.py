@@ -87,9 +87,8 @@ class LeanBlock(ViTBlock):
         each = [weights for weights in (self.fp32, self.low) if weights is not None]
         return [product for w in each for product in (w.qkv, w.proj, w.hidden, w.out)]
 
-    def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
+    def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
         """Run the whole block in place, to (B, T, D)."""
-        assert not is_causal
         x = tokens.x.contiguous()
         self.run(x, bias)
         return x
@@ -105,9 +104,8 @@ class LeanBlock(ViTBlock):
             self._mlp(self.fp32, cls)
             x[:, 0] = cls
 
-    def attend(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Attended:
+    def attend(self, tokens: Tokens, bias: Tensor | None = None) -> Attended:
         """Normalise, attend and add to the residual stream, in place: ``out`` is what ``add_attention`` returns."""
-        assert not is_causal
         x = tokens.x.contiguous()
         cls = self._class_row(x)
         query, key, value, attended = self._attention(x, bias)
