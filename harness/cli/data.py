@@ -110,7 +110,7 @@ def datasets_table(root: Path | None = None) -> Table:
 def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
     """Return the datasets that have names as JSON values; sizes are numbers of images."""
     from harness.datasets import list_datasets, root_of, shipped_facts
-    from harness.datasets.rooted import RootedDataset
+    from harness.datasets.public import RootedDataset
     from harness.records.averages import captions
 
     where = root_of(root)
@@ -156,7 +156,7 @@ COMMANDS = (
     ),
     Command(
         path="datasets check",
-        what="Verify a local copy before hours are spent on it: counts, checksums, every image.",
+        what="Verify a local copy before hours are spent on it: counts, and every image.",
         flags=_check_flags,
         run=run_dataset_check,
         examples=(

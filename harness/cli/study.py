@@ -236,7 +236,7 @@ def study_config(args: Namespace, target: "PaperTable | PaperPicture") -> "Study
 def _rooted(args: Namespace) -> bool:
     """Tell whether it is about datasets below a root, which are under the paper's conditions."""
     from harness.datasets import list_datasets, root_of, shipped_facts
-    from harness.datasets.rooted import RootedDataset
+    from harness.datasets.public import RootedDataset
 
     if not args.datasets:
         return root_of(args.root) is not None

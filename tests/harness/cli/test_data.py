@@ -10,7 +10,7 @@ import zoo
 from harness.base.table import Table
 from harness.cli.data import list_data, list_tables
 from harness.datasets import list_datasets, shipped_facts
-from harness.datasets.rooted import RootedDataset
+from harness.datasets.public import RootedDataset
 from zoo.loading.sizes import SIZES
 
 
