@@ -46,7 +46,6 @@ def _rank_flags(parser: CommandParser) -> None:
     text = "Ray actors that share the work; default: this process"
     flags.number(where, "--workers", None, text, kind=flags.positive)
     flags.number(where, "--batch", None, "sequences per pass; default: from free memory")
-    where.add_argument("--compile", action="store_true", help="use torch.compile")
     flags.device(where, text="of each worker")
     where.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, or auto: the fastest")
     files = parser.add_argument_group("files")
@@ -73,7 +72,7 @@ def run_rank(args: Namespace, status: Console) -> Shown:
     config = replace(flags.golden_config(args), score=args.scores[0])
     folder = args.images
     source = Source.of(get_dataset(args.dataset), args.split) if folder is None else Source.folder(folder)
-    job = flags.settings(RankJob, args, source=source, config=config, compiled=args.compile)
+    job = flags.settings(RankJob, args, source=source, config=config)
     stores = rank_by_scores(job, Progress(status))
     lines = [f"wrote {path}: {images} of {total} images" for path, images, total in stores.values()]
     data = [{"path": str(path), "images": images, "images_there": total} for path, images, total in stores.values()]
@@ -268,9 +267,9 @@ def _recovery_flags(parser: CommandParser) -> None:
     flags.fields(what, Sources, held_out="images to stop by, per dataset")
     flags.data(parser)
     how = parser.add_argument_group("recovery")
-    text = "norm: LayerNorms and biases; lora: low-rank updates; tokens: learned visual tokens"
+    text = "norm: LayerNorms and biases; lora: low-rank updates"
     how.add_argument("--what", default=RecoveryConfig.what, help=text)
-    flags.fields(how, RecoveryConfig, rank="of lora", count="learned tokens of tokens")
+    flags.fields(how, RecoveryConfig, rank="of lora")
     flags.fields(how, RecoveryConfig, rounds="at most", steps="per round", patience="rounds without a better one")
     flags.fields(how, RecoveryConfig, batch="images per step", learning_rate="of AdamW")
     flags.fields(how, RecoveryConfig, crop="least area of a random crop", seed="of order and crops")

@@ -189,7 +189,7 @@ def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
     from harness.measure.compare import compare, judge
     from harness.measure.plan import Plan, recovered_alone
-    from harness.models.names import split_method
+    from harness.models.towers import split_method
     from harness.records.conditions import DENSE
 
     dense, method, keep = split_method(args.model)

@@ -19,13 +19,11 @@ VECTORS = Path("vectors")
 
 
 def _embed_flags(parser: CommandParser) -> None:
-    text = "a folder of pictures, tars as in x-{000..010}.tar, Parquet files, or hfds:PATH"
+    text = "a folder of pictures, tars as in x-{000..010}.tar, or Parquet files"
     parser.add_argument("source", nargs="*", metavar="SOURCE", default=[], help=text)
     what = parser.add_argument_group("what is embedded")
     what.add_argument("--texts", type=Path, metavar="FILE", help="texts instead of pictures, one a line")
     what.add_argument("--image-column", metavar="NAME", help="of Parquet; default: the only one of bytes")
-    text = "get what is missing of a dataset of the hub"
-    what.add_argument("--download", action="store_true", help=text)
     flags.setup(parser)
     how = parser.add_argument_group("conditions")
     flags.device(how, text="of each worker")
@@ -62,7 +60,7 @@ def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource"
     if args.texts is None:
         if not args.source:
             raise ValueError(f"nothing to embed: give {EXPECTED}; or --texts FILE")
-        return open_source(args.source, column=args.image_column, download=args.download, progress=progress)
+        return open_source(args.source, column=args.image_column, progress=progress)
     if args.source or args.image_column is not None:
         other = args.source[0] if args.source else "--image-column"
         raise ValueError(f"--texts {str(args.texts)!r} with {other!r}: embed pictures and texts apart")
@@ -100,10 +98,10 @@ def _search_flags(parser: CommandParser) -> None:
 
 def run_search(args: Namespace, _status: Console) -> Shown:
     """Search embeddings and show the nearest ones."""
+    from harness.apps.vectors.embed import IMAGES, read_vectors
     from harness.apps.vectors.search import nearest, open_pictures, query_vector, write_sheet
-    from harness.apps.vectors.store import IMAGES, read_provenance
 
-    provenance = read_provenance(args.vectors)
+    provenance = next(read_vectors(args.vectors)).provenance
     source = None if args.sheet is None else open_pictures(provenance)
     found = nearest(args.vectors, query_vector(args.query, provenance, device=args.device), args.top)
     name = "path" if provenance.kind == IMAGES else "text"
