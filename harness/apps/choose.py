@@ -32,8 +32,7 @@ from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, reduced_row
-from harness.models.names import split_method
-from harness.models.towers import load_tower, text_classifier
+from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.conditions import DENSE, DTYPES
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import utc_now

@@ -17,8 +17,7 @@ from timm.models import save_for_hf
 
 from harness.measure.cost import gflops
 from harness.measure.rows import predictors_digest
-from harness.models.names import OPEN_CLIP, TIMM, TRANSFORMERS, split_method, split_name
-from harness.models.towers import create_pretrained
+from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
 from harness.records.conditions import DENSE, RECOVERY
 from harness.records.record import Record, conditions, lacking
 from harness.report.groups import markdown_table

@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from harness.measure.rows import reduced_row, require_rows
-from harness.models.names import split_method
-from harness.models.towers import Tower, find_tower
+from harness.models.towers import Tower, find_tower, split_method
 from harness.records.conditions import DTYPES
 from zoo.core.files import from_json, strict_json, write_whole
 from zoo.core.messages import expected

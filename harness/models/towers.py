@@ -16,13 +16,12 @@ from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import Tensor, nn
 
 from harness.datasets.base import SPLITS, Dataset, Split
-from harness.models.names import OPEN_CLIP, TIMM, TRANSFORMERS, dense_names, split_method, split_name
-from zoo.core.messages import expected
+from zoo.core.messages import expected, tower_name
 from zoo.core.prompts import CosineHead
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import Clip, ClipParts, UnseenWordsError, class_features, create_clip, image_transform
 from zoo.loading.open_clip import FOLDER, HUB, load_open_clip
-from zoo.loading.sizes import MODELS, SIZES
+from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.loading.weights import (
     UNUSABLE,
     MissingWeightsError,
@@ -33,6 +32,7 @@ from zoo.loading.weights import (
 )
 from zoo.towers.vit import ReducedViT, TimmHost
 
+TIMM, OPEN_CLIP, TRANSFORMERS = "timm:", "open_clip:", "transformers:"  # a bare name means timm's
 NAMED = 12  # unknown classes in a message
 TEXTS = 256  # captions that are encoded at once
 KINDS = (
@@ -75,6 +75,40 @@ class Tower(NamedTuple):
                 if value is not None:  # the size is the last step's, after resizing and cropping
                     facts[name] = getattr(value, "value", list(value) if isinstance(value, tuple) else value)
         return facts
+
+
+def dense_names() -> list[str]:
+    """Return the names of our dense models."""
+    return [name for name, parts in MODELS.items() if parts.method is None]
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Split the name of a dense model of ours into architecture and weight tag, or the default."""
+    name = name.removeprefix(TIMM)
+    arch, _, tag = name.partition(".")
+    dense = dense_names()
+    if arch not in dense:
+        raise ValueError(f"model {name!r}: {expected(arch, dense)}")
+    tags = SIZES[MODELS[arch].size].tags
+    if tag and tag not in tags:
+        raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, tags)}")
+    return arch, tag or next(iter(tags))
+
+
+def split_method(name: str) -> tuple[str, str | None, float]:
+    """Split a model's name into its dense tower's (without ``timm:``), its method (None if dense) and its keep rate.
+
+    Raises:
+        ValueError: it looks like a model of ours and is none.
+    """
+    name = name.removeprefix(TIMM)
+    arch, _, tag = name.partition(".")
+    known = MODELS.get(arch)
+    if known is None and arch.startswith("clip_vit_"):
+        raise unknown_model(name)
+    if known is None or known.method is None:
+        return name, None, 1.0
+    return tower_name(known.dense, tag), known.method, known.percent / 100
 
 
 def load_tower(name: str) -> Tower:

@@ -47,7 +47,7 @@ def test_permuting_patches_permutes_the_importance_where_places_do_not_count(arc
 
 
 REFUSALS = {
-    "conv": "needs the whole grid of 6 x 3 patches, got 11; use arch='mlp', 'transformer' or",
+    "conv": "needs the whole grid of 6 x 3 = 18 patches, got 11; use arch='mlp', 'transformer' or",
     "mixer": "made for 64 patches, got 72; use a predictor with arch='conv', 'mlp'",
     "pooledmixer": "made for 64 patches, got 72; use a predictor with arch='conv', 'mlp'",
 }

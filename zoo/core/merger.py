@@ -27,15 +27,12 @@ class MergerConfig(ReducerConfig):
     reduce_at: tuple[int, ...] | None = None
     proportional: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.switch("proportional")
-
 
 class Merger(Reducer):
     """A reducer that merges at most half of the patch tokens between a block's attention and its MLP."""
 
     config: MergerConfig
+    in_block = True
 
     @abstractmethod
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
@@ -56,10 +53,6 @@ class Merger(Reducer):
                 )
             arrived = left
         return counts
-
-    def needs_attention(self, index: int) -> bool:
-        """In every block that merges."""
-        return index in self.points
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
         """Attend in proportion to size, if so set."""

@@ -17,7 +17,7 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from zoo.core.files import blocks_fingerprint, digest
-from zoo.core.messages import expected
+from zoo.core.messages import check_fields
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.prompts import CosineHead, CoupledPrompts, Prompts, VisualPrompts, near
 from zoo.learning.fit import FitState
@@ -27,8 +27,10 @@ from zoo.towers.vit import ReducedViT
 
 TOKENS = ("t", "v", "vt")
 COUPLINGS = ("offset", "printed", "none")
-OPTIMISERS = {"adamw": "AdamW", "sgd": "SGD"}
+OPTIMISERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "constant")
+CHUNK = 32  # images at a time where nothing is learnt
+Logits = Callable[[Tensor, Tensor], Tensor]  # from a classifier (classes, D) and images
 DTYPES = (AUTO, "float32", "bfloat16")
 
 
@@ -49,20 +51,12 @@ class TuneConfig:
             mean over classes), as in KgCoOp (2303.13283); the paper has none.
         epochs: passes through the images at most, each in a new order without the images that fill
             no batch, with a validation after each; None: ``rounds`` of ``steps`` instead.
-        rounds: validations at most, without ``epochs``.
-        steps: optimiser steps per round, without ``epochs``.
         patience: rounds, or epochs, without a better validation loss before stopping, and the best
             one's tokens are kept; 0: nothing is validated, and the last one's are kept.
         batch: images per step.
-        optimiser: ``adamw`` or ``sgd``.
-        momentum: of SGD.
-        learning_rate: of text tokens.
-        visual_rate: of visual tokens, or of the map from text tokens.
+        learning_rate: of text tokens; ``visual_rate`` of visual ones, or of the map from text tokens.
         schedule: ``cosine`` to zero, step by step, or with ``epochs`` epoch by epoch; ``constant``.
-        warmup: rounds, or epochs, at ``warmup_rate`` before the schedule begins. They count among
-            the others, so that cosine doesn't come to its end.
-        warmup_rate: of all tokens.
-        seed: of initial tokens, order and augmentation.
+        warmup: rounds, or epochs, at ``warmup_rate`` before the schedule begins, which counts them.
         augment: with visual tokens, mirror and shift the images to learn from at random.
         dtype: of the image tower's products, ``auto`` for the fastest of the device; all else is float32.
         checkpointing: recompute blocks for their gradients, which saves memory.
@@ -94,29 +88,14 @@ class TuneConfig:
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        """Validate."""
-        names = {"tokens": TOKENS, "coupling": COUPLINGS, "optimiser": tuple(OPTIMISERS), "schedule": SCHEDULES}
-        for name, known in (names | {"dtype": DTYPES}).items():
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name}={value!r}: {expected(value, known)}")
-        counts = dict.fromkeys(("count", "depth", "rounds", "steps", "batch"), 1)
-        counts |= {} if self.epochs is None else {"epochs": 1}
-        for name, least in (counts | dict.fromkeys(("patience", "warmup", "weight_decay", "anchor"), 0)).items():
-            if not least <= (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name}={value!r}: expected a number from {least}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum={self.momentum!r}: expected a number in [0, 1)")
-        for name in ("learning_rate", "visual_rate", "warmup_rate"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"{name}={value!r}: expected a number above 0")
-        self._require_sense()
-
-    def _require_sense(self) -> None:
-        """Refuse fields that contradict each other."""
+        """Refuse what is out of bounds, and fields that contradict each other."""
+        names = {"tokens": TOKENS, "coupling": COUPLINGS, "optimiser": OPTIMISERS, "schedule": SCHEDULES}
+        counts = dict.fromkeys(("count", "depth", "epochs", "rounds", "steps", "batch"), "[1, inf)")
+        counts |= dict.fromkeys(("patience", "warmup", "weight_decay", "anchor"), "[0, inf)")
+        counts |= dict.fromkeys(("learning_rate", "visual_rate", "warmup_rate"), "(0, inf)")
+        check_fields(self, **names, **counts, dtype=DTYPES, momentum="[0, 1)")
         if self.warmup >= self.most_rounds:
-            what = "rounds" if self.epochs is None else "epochs"
-            raise ValueError(f"warmup={self.warmup}: expected fewer than the {self.most_rounds} {what}")
+            raise ValueError(f"warmup={self.warmup}: expected fewer than the {self.most_rounds} {self._unit}s")
         if self.class_specific and self.tokens == "vt" and self.coupling != "none":
             raise ValueError(
                 "class_specific=True: an image's tokens can't come from those of its class, which "
@@ -124,6 +103,10 @@ class TuneConfig:
             )
         if self.tokens == "v" and (self.class_specific or self.init is not None):
             raise ValueError("class_specific and init are about text tokens; tokens='v' has none")
+
+    @property
+    def _unit(self) -> str:
+        return "round" if self.epochs is None else "epoch"
 
     @property
     def most_rounds(self) -> int:
@@ -153,51 +136,32 @@ class TuneConfig:
     @property
     def learned(self) -> str:
         """Say what is learned, in numbers."""
-        kinds = {"offset": ", coupled", "printed": ", coupled as printed", "none": ", independent"}
-        kind = kinds[self.coupling] if self.tokens == "vt" else ""
         own = ", of each class's own" if self.class_specific else ""
+        coupling = f", coupling {self.coupling}" if self.tokens == "vt" else ""
         init = "" if self.init is None else f", beginning as {self.init!r}"
-        return f"{self.count} tokens ({self.tokens}{kind}){own}{init}, depth {self.depth}, anchor {self.anchor:g}"
+        return f"{self.count} tokens ({self.tokens}{coupling}){own}{init}, depth {self.depth}, anchor {self.anchor:g}"
 
     def described(self, images: int | None = None) -> str:
-        """Say how long and by what steps tokens are learned, in numbers.
-
-        ``images`` are those to learn from, which decide how many steps an epoch has; None: unknown.
-        """
-        unit = "round" if self.epochs is None else "epoch"
-        length = f"{self.most_rounds} {unit}s"
+        """Say how tokens are learned, in numbers; ``images`` to learn from decide how many steps an epoch has."""
+        length = f"at most {self.most_rounds} {self._unit}s"
         if self.epochs is None or images is not None:
             length += f" of {self.round_steps(images or 0)} steps ({self.total_steps(images or 0):,} in all)"
-        momentum = f" with momentum {self.momentum:g}" if self.optimiser == "sgd" else ""
-        text, visual = f"{self.learning_rate:g}", f"{self.visual_rate:g}"
-        both = text if text == visual else f"{text} of text and {visual} of visual tokens"
-        rate = {"t": text, "v": visual, "vt": both}[self.tokens]
-        schedule = self.schedule if self.epochs is None else f"{self.schedule} by epoch"
-        if self.warmup:
-            schedule += f" after {self.warmup} {unit}{'s' if self.warmup > 1 else ''} at {self.warmup_rate:g}"
-        end = "the last tokens kept, nothing validated"
-        if self.patience:
-            end = f"stopped by {self.patience} {unit}s without a better validation loss"
-        return (
-            f"at most {length} of {min(self.batch, images or self.batch)} images; {OPTIMISERS[self.optimiser]}"
-            f"{momentum}, weight decay {self.weight_decay:g}, rate {rate}, {schedule}; {end}"
-        )
+        names = ("momentum", "weight_decay", "learning_rate", "visual_rate", "warmup", "warmup_rate", "patience")
+        rest = ", ".join(f"{name}={getattr(self, name):g}" for name in names)
+        return f"{length} of {min(self.batch, images or self.batch)} images; {self.optimiser}, {self.schedule}, {rest}"
 
 
 def _published(**changes: Any) -> TuneConfig:
-    """Return what the released configurations of CoOp and MaPLe share, with the rest of one."""
+    """Return what the configurations of CoOp and MaPLe, and Dassl's defaults, share, with the rest of one."""
     shared: dict[str, Any] = {"anchor": 0.0, "patience": 0, "optimiser": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
     shared |= {"schedule": "cosine", "warmup": 1, "warmup_rate": 1e-5}
     return TuneConfig(**shared, **changes)
 
 
-# Whole recipes. ``embedded`` is ours, chosen on validation images of the embedded datasets. The others
-# are what the released configurations say (weight decay and momentum are the defaults of Dassl, on
-# which both are built), as far as ``TuneConfig`` can say it; docs/prompts.md has what it can't.
-# coop: K. Zhou et al. (2109.01134), ViT-B/16, 8 and 16 shots (it has 50 epochs for 1 shot, 100 for 2
-#   and 4). Text tokens alone; its one rate is taken for visual ones as well where these are asked for.
-# maple: M. U. Khattak et al. (2210.03117), ViT-B/16. Two tokens in each of nine blocks, the first of
-#   which begin as the first words of "a photo of a".
+# Whole recipes. ``embedded`` is ours, chosen on validation images of the embedded datasets. The others are what the
+# released configurations say, as far as ``TuneConfig`` can say it; docs/prompts.md has what it can't.
+# coop: K. Zhou et al. (2109.01134), ViT-B/16, 8 and 16 shots (it has 50 epochs for 1 shot, 100 for 2 and 4).
+# maple: M. U. Khattak et al. (2210.03117), ViT-B/16. The first tokens begin as the first words of "a photo of a".
 RECIPES = {
     "embedded": TuneConfig(),
     "coop": _published(tokens="t", count=16, epochs=200, batch=32, learning_rate=2e-3, visual_rate=2e-3),
@@ -237,10 +201,8 @@ class PromptedText(nn.Module):
 
     The context takes positions 1 to its length, the name those behind it. Where a sequence would be longer than the
     tower's position table, as many of the last context tokens as needed share the last position that the longest name
-    leaves: the blocks take any length, and a learned token can learn what its own position would add.
-
-    ``depth``, ``class_specific`` and ``init`` are those of ``TuneConfig``; ``context`` is (1 or
-    classes, depth, count, D).
+    leaves: the blocks take any length, and a learned token can learn what its own position would add. ``context`` is
+    (1 or classes, depth, count, D).
 
     Raises:
         ValueError: a tower or tokenizer that can't be prompted, a name with unknown words or too
@@ -252,35 +214,26 @@ class PromptedText(nn.Module):
     ends: Tensor
 
     def __init__(
-        self,
-        text: nn.Module,
-        tokenize: Any,
-        classes: Sequence[str],
-        *,
-        count: int,
-        depth: int = 1,
-        class_specific: bool = False,
-        init: str | None = None,
-        generator: torch.Generator | None = None,
+        self, text: nn.Module, tokenize: Any, classes: Sequence[str], config: TuneConfig, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.checkpointing = False
+        self.checkpointing = config.checkpointing
         self.parts = text_parts(text)
         if not isinstance(tokenize, SimpleTokenizer):
             raise ValueError(f"tokenizer {type(tokenize).__name__}: expected open_clip's SimpleTokenizer")
-        tower = self.parts.tower
+        tower, count, init = self.parts.tower, config.count, config.init
         table, blocks = tower.positional_embedding, tower.transformer.resblocks
-        if depth > len(blocks):
-            raise ValueError(f"depth={depth}: the text tower has {len(blocks)} blocks; take a depth from 1 to that")
-        rows, device = len(classes) if class_specific else 1, table.device
-        context = 0.02 * torch.randn(rows, depth, count, table.shape[1], generator=generator)
+        if config.depth > len(blocks):
+            raise ValueError(f"depth={config.depth}: the text tower has {len(blocks)} blocks; take a depth up to that")
+        rows, device = len(classes) if config.class_specific else 1, table.device
+        context = 0.02 * torch.randn(rows, config.depth, count, table.shape[1], generator=generator)
         with torch.no_grad():
             if init is not None:
-                begin = self._embedded(tokenize, [init], device)[0][0, 1:-1]
+                begin = self._embed(tokenize, [init], device)[0][0, 1:-1]
                 if len(begin) > count:
                     raise ValueError(f"init={init!r} is {len(begin)} tokens, more than {count}")
                 context[:, 0, count - len(begin) :] = begin.cpu()
-            words, ends = self._embedded(tokenize, [f"{name}." for name in classes], device)
+            words, ends = self._embed(tokenize, [f"{name}." for name in classes], device)
         self.context = nn.Parameter(context.to(device))
         length = words.shape[1]
         room = len(table) - length
@@ -291,16 +244,14 @@ class PromptedText(nn.Module):
         self.register_buffer("ends", ends + count, persistent=False)
         self.register_buffer("positions", torch.tensor(places, device=device), persistent=False)
 
-    def _embedded(self, tokenize: Any, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
+    def _embed(self, tokenize: Any, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
         """Return embeddings (B, L, D) up to the longest text's end, and the place of each end."""
         length = len(self.parts.tower.positional_embedding)
-        for text in texts:
-            if len(tokenize.encode(text)) + 2 > length:
-                raise ValueError(f"{text!r} is longer than the text tower's {length} tokens")
+        if long := [text for text in texts if len(tokenize.encode(text)) + 2 > length]:
+            raise ValueError(f"{long[0]!r} is longer than the text tower's {length} tokens")
         ids = tokenize(texts).to(device)
         ends = ids.argmax(dim=1)
-        ids = ids[:, : int(ends.max()) + 1]
-        return self.parts.embed(ids).float(), ends
+        return self.parts.embed(ids[:, : int(ends.max()) + 1]).float(), ends
 
     def forward(self) -> Tensor:
         """Return the classes' features, (classes, D) of unit length."""
@@ -327,6 +278,11 @@ class PromptedText(nn.Module):
 class PromptLearner(nn.Module):
     """All learned parameters; everything else is frozen and not part of its state.
 
+    Visual tokens begin as the mean patch: small random ones, which normalisation makes large, would change the features
+    of a pretrained tower beyond repair by a few images. Those of ``coupling="printed"`` begin so all the same, since
+    the paper has nothing else. ``patches`` is the result of ``ReducedViT.mean_patches``, None where no block gets
+    visual tokens.
+
     Attributes:
         text: class names behind learned tokens, None where the text isn't tuned.
         visual: learned visual tokens, None where there are none.
@@ -344,13 +300,6 @@ class PromptLearner(nn.Module):
         config: TuneConfig,
         patches: Tensor | None,
     ) -> None:
-        """Initialise by the recipe's seed.
-
-        Visual tokens begin as the mean patch: small random ones, which normalisation makes large,
-        would change the features of a pretrained tower beyond repair by a few images. Those of
-        ``coupling="printed"`` begin so all the same, since the paper has nothing else. ``patches``
-        is the result of ``ReducedViT.mean_patches``, None where no block gets visual tokens.
-        """
         super().__init__()
         self.classes, self.config = tuple(classes), config
         generator = torch.Generator().manual_seed(config.seed)
@@ -358,14 +307,7 @@ class PromptLearner(nn.Module):
         self.text: PromptedText | None = None
         self.visual: Prompts | None = None
         if "t" in config.tokens:
-            self.text = PromptedText(
-                parts.model.text,
-                parts.tokenizer,
-                classes,
-                generator=generator,
-                **{k: getattr(config, k) for k in ("count", "depth", "class_specific", "init")},
-            )
-            self.text.checkpointing = config.checkpointing
+            self.text = PromptedText(parts.model.text, parts.tokenizer, classes, config, generator)
         fixed = class_features(parts.model, parts.tokenizer, classes, templates)
         self.register_buffer("fixed", fixed.clone().to(device), persistent=False)
         if patches is not None and self.text is not None and config.coupling != "none":
@@ -400,37 +342,17 @@ class PromptLearner(nn.Module):
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
     def save(
-        self,
-        path: Path,
-        vit: ReducedViT,
-        parts: ClipParts,
-        *,
-        model: str,
-        tag: str,
-        dataset: str,
-        provenance: dict[str, Any] | None = None,
+        self, path: Path, vit: ReducedViT, parts: ClipParts, *, provenance: dict[str, Any] | None = None, **facts: Any
     ) -> PromptFile:
-        """Write the learned tokens with the fields of ``PromptFile``, whole or not at all.
+        """Write the learned tokens, whole or not at all, with ``model``, ``tag`` and ``dataset`` of ``PromptFile``.
 
         ``vit`` and ``parts`` are those of ``zoo.tune``.
         """
+        facts |= {"weights": blocks_fingerprint(vit.state_dict()), "width": vit.embed_dim, "classes": self.classes}
+        facts |= {"recipe": asdict(self.config)}
         parameters = sum(parameter.numel() for parameter in self.parameters())
-        return save_prompts(
-            path,
-            self.tensors(parts.model.logit_scale.item()),
-            model=model,
-            tag=tag,
-            weights=blocks_fingerprint(vit.state_dict()),
-            width=vit.embed_dim,
-            classes=self.classes,
-            dataset=dataset,
-            recipe=asdict(self.config),
-            provenance={"parameters": parameters, **(provenance or {})},
-        )
-
-
-CHUNK = 32  # images at a time where nothing is learnt
-Logits = Callable[[Tensor, Tensor], Tensor]  # from a classifier (classes, D) and images
+        facts["provenance"] = {"parameters": parameters, **(provenance or {})}
+        return save_prompts(path, self.tensors(parts.model.logit_scale.item()), **facts)
 
 
 class Labelled(NamedTuple):
@@ -482,28 +404,33 @@ def tune(
     tower.eval()
     patches = None
     if "v" in config.tokens:
-        some = train.images[:CHUNK].to(like.device, like.dtype)
-        patches = tower.mean_patches(some, config.depth)
+        patches = tower.mean_patches(train.images[:CHUNK].to(like.device, like.dtype), config.depth)
     learner = PromptLearner(vit, parts, classes, templates, config, patches)
     tower.prompts = learner.visual
     tower.grad_checkpointing |= config.checkpointing
-    scale = parts.model.logit_scale.detach().exp()
+    scale = parts.model.logit_scale.detach().exp().to(like.device)
 
     def logits(classifier: Tensor, images: Tensor) -> Tensor:
-        features = _features(tower, images, config)
-        return scale.to(features.device) * features @ classifier.T
+        return scale * _features(tower, images, config) @ classifier.T
 
     with frozen(vit, parts.model.text):
         if config.tokens == "t":
             train, val = (Labelled(encode(tower, data.images, config), data.labels) for data in (train, val))
+        if config.optimiser == "sgd":
+            how: dict[str, Any] = {"momentum": config.momentum}
+            optimiser: torch.optim.Optimizer = torch.optim.SGD(
+                learner.groups(), weight_decay=config.weight_decay, **how
+            )
+        else:
+            optimiser = torch.optim.AdamW(learner.groups(), weight_decay=config.weight_decay)
         state = FitState(
             mark=_mark(vit, classes, config, train, val),
             model=learner,
-            optimiser=_optimiser(learner, config),
+            optimiser=optimiser,
             generator=torch.Generator().manual_seed(config.seed),
         )
         state.run(
-            lambda: _learn(state, logits, train, config, on_step),
+            lambda: _learn(state, learner, logits, train, on_step),
             lambda: _validate(learner, logits, val) if config.patience else _latest(state),
             most=config.most_rounds,
             patience=config.patience or config.most_rounds,
@@ -516,8 +443,6 @@ def tune(
 @torch.no_grad()
 def encode(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
     """Return unit features (n, D) float32 of images (n, C, H, W); features pass through."""
-    if images.ndim == 2:
-        return images
     return torch.cat([_features(tower, part, config) for part in images.split(CHUNK)])
 
 
@@ -525,23 +450,15 @@ def _features(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
     if images.ndim == 2:
         return images
     like = next(tower.blocks.parameters())
-    bfloat16 = config.dtype == "bfloat16"
-    with torch.autocast(like.device.type, torch.bfloat16, enabled=bfloat16):
+    with torch.autocast(like.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
         features = tower(images.to(like.device, like.dtype))
     return F.normalize(features.float(), dim=-1)
 
 
 def _mark(vit: ReducedViT, classes: Sequence[str], config: TuneConfig, *images: Labelled) -> str:
-    weights = blocks_fingerprint(vit.state_dict())
-    recipe = [asdict(config), list(classes), weights, repr(vit.reducer)]
+    recipe = [asdict(config), list(classes), blocks_fingerprint(vit.state_dict()), repr(vit.reducer)]
     parts = (part for data in images for part in (data.images.flatten(1).double().sum(dim=1), data.labels))
     return digest(recipe, *(part.cpu().numpy().tobytes() for part in parts), length=64)
-
-
-def _optimiser(learner: PromptLearner, config: TuneConfig) -> torch.optim.Optimizer:
-    if config.optimiser == "sgd":
-        return torch.optim.SGD(learner.groups(), momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(learner.groups(), weight_decay=config.weight_decay)
 
 
 def _latest(state: FitState) -> float:
@@ -552,15 +469,12 @@ def _latest(state: FitState) -> float:
 
 
 def _learn(
-    state: FitState, logits: Logits, train: Labelled, config: TuneConfig, on_step: Callable[[int], None]
+    state: FitState, learner: PromptLearner, logits: Logits, train: Labelled, on_step: Callable[[int], None]
 ) -> float:
     """Take the steps of a round; return the mean loss."""
-    learner, total = state.model, 0.0
-    assert isinstance(learner, PromptLearner)
+    config, total = learner.config, 0.0
     steps = config.round_steps(len(train.labels))
     for step, rows in enumerate(_batches(state.generator, len(train.labels), config)):
-        for group in state.optimiser.param_groups:
-            group["lr"] = config.rate(group["most"], state.epoch, step, steps)
         images = train.images[rows]
         if config.augment and images.ndim == 4:
             images = augmented(images, state.generator)
@@ -569,10 +483,8 @@ def _learn(
         loss = F.cross_entropy(scores, train.labels[rows].to(scores.device))
         if config.anchor:
             loss = loss + config.anchor * (1 - (classifier * learner.fixed).sum(dim=1)).mean()
-        state.optimiser.zero_grad()
-        loss.backward()
-        state.optimiser.step()
-        total += loss.item()
+        whole = [group["most"] for group in state.optimiser.param_groups]
+        total += state.descend(loss, [config.rate(most, state.epoch, step, steps) for most in whole])
         on_step(state.epoch * steps + step + 1)
     return total / steps
 
@@ -607,8 +519,7 @@ def _validate(learner: PromptLearner, logits: Logits, val: Labelled) -> float:
     total, classifier = 0.0, learner.classifier()
     for rows in torch.arange(len(val.labels)).split(CHUNK):
         scores = logits(classifier, val.images[rows])
-        labels = val.labels[rows].to(scores.device)
-        total += float(F.cross_entropy(scores, labels, reduction="sum"))
+        total += float(F.cross_entropy(scores, val.labels[rows].to(scores.device), reduction="sum"))
     return total / len(val.labels)
 
 

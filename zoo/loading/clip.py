@@ -19,21 +19,21 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from zoo.core.messages import expected
-from zoo.loading.registry import require_fitted
-from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, unknown_model
+from zoo.loading.predictor_file import with_predictors
+from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, split_options, unknown_model
 from zoo.loading.weights import UnusableWeightsError, find_clip, first_mismatch, image_side, read_weights
 from zoo.towers.vit import ReducedViT
 
+TextSide = tuple[nn.Module, float, int]  # the tower, the log of the logit scale, the context in tokens
 TOKENIZER = "ViT-B-16"  # open_clip's byte-pair encoding; ships in the package
 VOCABULARY = 49408  # its word pieces
 _FILE = "clip_vit_s14.text.safetensors"
 
 
 class UnseenWordsError(ValueError):
-    """Words that the embedded text tower never saw."""
+    """Words that the embedded text tower never saw; the message begins with ``where`` they are."""
 
     def __init__(self, words: Sequence[str], where: str = "") -> None:
-        """Make the message, which begins with ``where`` the words are."""
         self.words = tuple(words)
         super().__init__(
             f"{where}{': ' if where else ''}the embedded text tower never saw {', '.join(map(repr, words))}; "
@@ -75,8 +75,7 @@ class CompactText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token ids (B, L) to text features (B, output_dim), not normalised."""
-        features: Tensor = self.tower(self.rows(tokens))
-        return features
+        return self.tower(self.rows(tokens))
 
 
 class OpenClipText(nn.Module):
@@ -91,37 +90,29 @@ class OpenClipText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token ids (B, L) to text features (B, D), not normalised."""
-        features: Tensor = self.model.encode_text(tokens, normalize=False)
-        return features
+        return self.model.encode_text(tokens, normalize=False)
 
 
-# The image tower of a model that is made for its text tower; it is thrown away.
-_LEAST_VISION = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
-
-
-def open_clip_text(size: str, tag: str, weights: Mapping[str, Tensor] | None = None) -> tuple[OpenClipText, float, int]:
-    """Build a text tower of open_clip; also return the log of the logit scale and its context.
+def open_clip_text(size: str, tag: str, weights: Mapping[str, Tensor] | None = None) -> TextSide:
+    """Build a text tower of open_clip.
 
     ``weights`` are those of both towers, as open_clip and OpenAI name them; None for random ones.
-    The context is in tokens.
     """
     spec = SIZES[size]
     config = open_clip.get_model_config(spec.open_clip)
-    text = config["text_cfg"]
-    model = CLIP(config["embed_dim"], _LEAST_VISION, text, quick_gelu=spec.tags[tag].quick_gelu)
+    text, least = config["text_cfg"], {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
+    model = CLIP(config["embed_dim"], least, text, quick_gelu=spec.tags[tag].quick_gelu)
     scale = model.logit_scale.detach()
     module = OpenClipText(model)
     if weights is not None:
-        named = {k.removeprefix("text."): v for k, v in weights.items()}
-        named = {k: v for k, v in named.items() if not k.startswith("visual.")}
+        named = {k.removeprefix("text."): v for k, v in weights.items() if not k.startswith("visual.")}
+        if "logit_scale" not in named:
+            raise ValueError("'logit_scale' is missing")
+        scale = named.pop("logit_scale")
         try:
-            scale = named.pop("logit_scale")
             module.model.load_state_dict(named)
-        except KeyError as error:
-            raise ValueError(f"{error.args[0]!r} is missing") from error
         except RuntimeError as error:
-            reason = first_mismatch(error)
-            raise ValueError(f"no text tower of {spec.open_clip}: {reason}") from error
+            raise ValueError(f"no text tower of {spec.open_clip}: {first_mismatch(error)}") from error
     return module.eval(), scale.item(), text["context_length"]
 
 
@@ -129,7 +120,6 @@ class EmbeddedTokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip has
     """open_clip's tokenizer, which refuses words that the embedded text tower never saw."""
 
     def __init__(self, **kwargs: Any) -> None:
-        """Take what open_clip's takes."""
         super().__init__(**kwargs)
         with safe_open(EMBEDDED / _FILE, framework="pt") as file:
             self.known = file.get_tensor("token_ids")
@@ -151,11 +141,10 @@ def embedded_geometry() -> dict[str, int]:
 
 
 def load_text() -> tuple[CompactText, float, int]:
-    """Load the embedded text tower: the module, the log of the logit scale, the context length."""
+    """Load the embedded text tower."""
     tensors, geometry = load_file(EMBEDDED / _FILE), embedded_geometry()
     text = CompactText(tensors["token_ids"].tolist(), **geometry)
-    named = {k: v.float() for k, v in tensors.items() if k.startswith("text.")}
-    text.load_state_dict({k.removeprefix("text."): v for k, v in named.items()})
+    text.load_state_dict({k.removeprefix("text."): v.float() for k, v in tensors.items() if k.startswith("text.")})
     return text.eval(), float(tensors["logit_scale"]), geometry["context_length"]
 
 
@@ -165,10 +154,12 @@ def tokenizer(context_length: int) -> Any:
 
 
 class Clip(nn.Module):
-    """Image tower, text tower and the log of the factor on their cosine similarities."""
+    """Image tower, text tower and the log of the factor on their cosine similarities.
+
+    The towers have equal output width; the image tower's head is the projection.
+    """
 
     def __init__(self, visual: ReducedViT, text: nn.Module, logit_scale: float) -> None:
-        """Join two towers of equal output width; the image tower's head is the projection."""
         super().__init__()
         self.visual = visual
         self.text = text
@@ -221,28 +212,24 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     arch, _, tag = name.partition(".")
     if arch not in MODELS:
         raise unknown_model(name)
-    size = MODELS[arch].size
-    tags = SIZES[size].tags
-    tag = tag or next(iter(tags))
-    if tag not in tags:
-        raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, tags)}")
+    model = MODELS[arch]
+    spec = SIZES[model.size]
+    tag = tag or next(iter(spec.tags))
+    if tag not in spec.tags:
+        raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, spec.tags)}")
     if "prompts" in kwargs:
         raise ValueError(
             f"prompts={str(kwargs['prompts'])!r}: a tuned model classifies, it needs no text; use timm.create_model"
         )
-    name = f"{arch}.{tag}"
-    text: tuple[nn.Module, float, int]
-    if SIZES[size].open_clip is None:
+    text: TextSide
+    if spec.open_clip is None:
         if not isinstance(pretrained, bool):
             raise ValueError(f"pretrained={str(pretrained)!r}: {arch} has no weights but the embedded ones")
-        visual, text = timm.create_model(name, pretrained, **kwargs), load_text()
+        visual, text = timm.create_model(f"{arch}.{tag}", pretrained, **kwargs), load_text()
     elif pretrained is False:
-        visual, text = timm.create_model(name, **kwargs), open_clip_text(size, tag)
+        visual, text = timm.create_model(f"{arch}.{tag}", **kwargs), open_clip_text(model.size, tag)
     else:
-        if kwargs.get("predictor") is None:
-            require_fitted(MODELS[arch], tag, kwargs)  # before much is downloaded
-        file = find_clip(size, tag) if pretrained is True else Path(pretrained)
-        visual, text = _from_file(name, file, kwargs)
+        visual, text = _create_pretrained(model, tag, pretrained, kwargs)
     assert isinstance(visual, ReducedViT)
     module, logit_scale, context = text
     facts: Any = visual.pretrained_cfg
@@ -253,27 +240,31 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     return ClipParts(Clip(visual, module, logit_scale).eval(), preprocess, tokenizer(context))
 
 
-def _from_file(name: str, file: Path, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[nn.Module, float, int]]:
-    """Build the image tower ``name``, which has a tag, and its text side from one file."""
-    weights = read_weights(file)
-    arch, tag = name.split(".")
-    size, what = MODELS[arch].size, f"weights {str(file)!r} for {name}"
+def _create_pretrained(
+    name: ModelName, tag: str, pretrained: bool | str | Path, kwargs: dict[str, Any]
+) -> tuple[nn.Module, TextSide]:
+    """Build an image tower and its text side from one file."""
+    if kwargs.get("predictor") is None and name.method is not None:  # refuse what is missing before a download
+        options, arguments = split_options(name, kwargs)
+        with_predictors(name.dense, tag, name.method, options, name.depth(arguments))
+    file = find_clip(name.size, tag) if isinstance(pretrained, bool) else Path(pretrained)
+    weights, spec = read_weights(file), SIZES[name.size]
+    positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2
     try:
         table = weights.get("visual.positional_embedding")
         if table is None:
             raise ValueError("no image tower: 'visual.positional_embedding' is missing")
-        spec = SIZES[size]
-        positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2
         if len(table) != positions:  # timm would resample without a word
             raise ValueError(f"trained with {len(table)} tokens, this size has {positions}")
-        text = open_clip_text(size, tag, weights)
+        text = open_clip_text(name.size, tag, weights)
+        overlay = {**kwargs.pop("pretrained_cfg_overlay", {}), "state_dict": image_side(weights)}
     except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
-    overlay = {**kwargs.pop("pretrained_cfg_overlay", {}), "state_dict": image_side(weights)}
+        raise ValueError(f"weights {str(file)!r} for {name}.{tag}: {error}") from error
     try:
-        visual = timm.create_model(name, True, pretrained_cfg_overlay=overlay, **kwargs)
+        visual = timm.create_model(f"{name}.{tag}", True, pretrained_cfg_overlay=overlay, **kwargs)
     except UnusableWeightsError as error:
-        raise ValueError(f"{what}: {first_mismatch(error.__cause__ or error)}") from error
+        reason = first_mismatch(error.__cause__ or error)
+        raise ValueError(f"weights {str(file)!r} for {name}.{tag}: {reason}") from error
     return visual, text
 
 

@@ -1,7 +1,7 @@
-"""Files of learned tokens and of schedules."""
+"""Files of learned tokens and of schedules, and how a file of something learned refuses another tower."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,21 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from zoo.core.files import load_learned, read_learned, strict_json, write_learned, write_whole
+from zoo.core.files import from_json, load_learned, read_learned, strict_json, write_learned, write_whole
 from zoo.core.messages import tower_name, wanting
 from zoo.core.prompts import PromptShape
 from zoo.core.reducer import ReducerConfig, spread
 
-_KIND = "prompts"
+FORMAT = 1  # of a schedule
+OPTIONS = ("reduce_at", "schedule", "keep")  # what a method takes of a schedule
+
+
+def difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Say which fact differs first, of what something was learned for and of what it is to serve; "" if none does."""
+    for name in (*own, *other):
+        if own.get(name) != other.get(name):
+            return f"with {name}={own.get(name)!r}, this model has {name}={other.get(name)!r}"
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,52 +48,41 @@ class PromptFile:
 
     @classmethod
     def read(cls, path: Path) -> "PromptFile":
-        """Read the provenance of ``path``.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a file of prompts.
-        """
-        file = read_learned(path, _KIND, cls)
-        expected = {"classifier": [file.shape.classes, file.shape.features]}
-        if file.shape.tokens:
-            expected["visual"] = [file.shape.depth, file.shape.tokens, file.width]
+        """Read the provenance of ``path``; raise as ``read_learned`` does, also where tensors have another shape."""
+        file = read_learned(path, "prompts", cls)
+        shape, count = file.shape, len(file.classes)
+        expected = {"classifier": [count, shape.features]}
+        if shape.tokens:
+            expected["visual"] = [shape.depth, shape.tokens, file.width]
         with safe_open(path, framework="pt") as opened:
             shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-        for name, shape in expected.items():
-            if shapes.get(name) != shape or len(file.classes) != file.shape.classes:
-                have = (
-                    f"its {name!r} has shape {shapes.get(name)}, {len(file.classes)} classes and its facts say {shape}"
-                )
-                raise file._refusal(f"{str(path)!r} holds no {_KIND}: {have}")
+        if count != shape.classes or any(shapes.get(name) != expected[name] for name in expected):
+            raise file._refusal(f"{str(path)!r} holds no prompts: its facts say {expected}, its tensors are {shapes}")
         return file
 
     def require_tower(self, width: int, weights: str) -> None:
         """Refuse, by ValueError, a tower of another ``width`` or ``blocks_fingerprint``."""
-        named = f"prompts {str(self.path)!r} were tuned on {tower_name(self.model, self.tag)}"
-        if width != self.width:
-            raise self._refusal(f"{named}, whose tokens have width {self.width}, not {width}")
-        if weights != self.weights:
-            raise self._refusal(f"{named} with weights {self.weights}, these are {weights}")
+        own, other = {"width": self.width, "weights": self.weights}, {"width": width, "weights": weights}
+        if differs := difference(own, other):
+            name = tower_name(self.model, self.tag)
+            raise self._refusal(f"prompts {str(self.path)!r} were tuned on {name} {differs}")
 
     def _refusal(self, message: str) -> ValueError:
-        return wanting(ValueError(message), _KIND, dataset=self.dataset, recipe=self.recipe)
+        return wanting(ValueError(message), "prompts", dataset=self.dataset, recipe=self.recipe)
 
     def require_classes(self, classes: Sequence[str]) -> None:
         """Refuse, by ValueError, other names or another order; quote the first difference."""
-        if self.classes == tuple(classes):
-            return
         named = f"prompts {str(self.path)!r} are for {len(self.classes)} classes of {self.dataset}"
         if len(classes) != len(self.classes):
             raise ValueError(f"{named}, not for {len(classes)}")
-        pairs = zip(self.classes, classes, strict=True)
-        place, (ours, theirs) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
-        raise ValueError(f"{named}; their class {place} is {ours!r}, not {theirs!r}")
+        for place, (ours, theirs) in enumerate(zip(self.classes, classes, strict=True)):
+            if ours != theirs:
+                raise ValueError(f"{named}; their class {place} is {ours!r}, not {theirs!r}")
 
     def load(self) -> dict[str, Tensor]:
         """Load all tensors; raise as ``load_learned`` does."""
         # A class that was left out, for words that the text tower never saw, has a row of NaN.
-        return load_learned(self.path, _KIND, gaps=["classifier"])
+        return load_learned(self.path, "prompts", gaps=["classifier"])
 
     def tensors(self, *, classify: bool) -> dict[str, Tensor]:
         """Load what an image tower needs, named as in its state dict."""
@@ -100,54 +98,30 @@ def save_prompts(path: Path, tensors: dict[str, Tensor], **facts: Any) -> Prompt
     visual, classifier = tensors.get("visual"), tensors["classifier"]
     depth, count = (1, 0) if visual is None else visual.shape[:2]
     shape = PromptShape(depth=depth, tokens=count, classes=len(classifier), features=classifier.shape[1])
-    plain = {k: v.detach().to("cpu", torch.float32).contiguous() for k, v in tensors.items()}
-    fields = {**facts, "classes": list(facts["classes"]), "shape": shape._asdict()}
-    write_learned(path, _KIND, plain, fields)
+    plain = {k: v.to("cpu", torch.float32) for k, v in tensors.items()}
+    write_learned(path, "prompts", plain, {**facts, "classes": list(facts["classes"]), "shape": shape._asdict()})
     return PromptFile.read(path)
-
-
-FORMAT = 1  # of a file
-OPTIONS = ("reduce_at", "schedule", "keep")  # what a method takes of a file
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleFile:
-    """A schedule with its provenance, as JSON.
+    """A schedule that was found by measurement, with its provenance, as JSON."""
 
-    Attributes:
-        reduce_at: reduction points.
-        schedule: keep rate after each but the last.
-        keep: keep rate after the last.
-        model: dense name of the tower that it was searched on.
-        tag: weight tag.
-        weights: its ``blocks_fingerprint``.
-        method: reduction method.
-        options: the method's settings apart from these three, as JSON values.
-        cost: what was to be met, ``gflops`` or ``time``; as which model, ``asked`` and ``reached``.
-        found: whether the search found it; else it is the method's default at that cost.
-        datasets: name, revision, images, and 1 - cosine on held-out ones of the default (``before``), of the schedule
-            (``after``) and the mean difference with its 95 % interval, of each.
-        candidates: schedules that were tried.
-        seconds: of the search.
-        version: of this package.
-        commit: of the code.
-    """
-
-    reduce_at: tuple[int, ...]
-    schedule: tuple[float, ...]
-    keep: float
-    model: str
-    tag: str
-    weights: str
+    reduce_at: tuple[int, ...]  # reduction points
+    schedule: tuple[float, ...]  # keep rate after each but the last
+    keep: float  # after the last
+    model: str  # dense name of the tower that it was searched on
+    tag: str  # its weight tag
+    weights: str  # its ``blocks_fingerprint``
     method: str
-    options: dict[str, Any]
-    cost: dict[str, Any]
-    found: bool
-    datasets: list[dict[str, Any]]
-    candidates: int
-    seconds: float
-    version: str
-    commit: str | None = None
+    options: dict[str, Any]  # the method's settings apart from these three
+    cost: dict[str, Any]  # what was to be met, ``gflops`` or ``time``; as which model, ``asked`` and ``reached``
+    found: bool  # by the search; else it is the method's default at that cost
+    datasets: list[dict[str, Any]]  # with 1 - cosine on held-out images of the default and of the schedule, of each
+    candidates: int  # schedules that were tried
+    seconds: float  # of the search
+    version: str  # of this package
+    commit: str | None = None  # of the code
     format: int = FORMAT
 
     @classmethod
@@ -161,17 +135,14 @@ class ScheduleFile:
         if not path.is_file():
             raise FileNotFoundError(f"no schedule at {str(path)!r}: the file does not exist")
         try:
-            facts = strict_json(path.read_bytes())
-            if not isinstance(facts, dict) or not set(OPTIONS) <= set(facts):
-                raise ValueError(f"it lacks {', '.join(OPTIONS)}")
-            if facts.get("format") != FORMAT:
-                raise ValueError(f"it has format {facts.get('format')!r}, this version reads {FORMAT}")
-            config = ReducerConfig(**{name: facts[name] for name in OPTIONS})
-            facts |= {name: getattr(config, name) for name in OPTIONS}
-            spread(1, facts["keep"], facts["reduce_at"], facts["schedule"])
-            return cls(**facts)
-        except (TypeError, ValueError) as error:
+            file: ScheduleFile = from_json(cls, strict_json(path.read_bytes()), "schedule")
+            if file.format != FORMAT:
+                raise ValueError(f"it has format {file.format!r}, this version reads {FORMAT}")
+            ReducerConfig(reduce_at=file.reduce_at, schedule=file.schedule, keep=file.keep)
+            spread(1, file.keep, file.reduce_at, file.schedule)
+        except ValueError as error:
             raise wanting(ValueError(f"{str(path)!r} holds no schedule: {error}"), "schedule") from error
+        return file
 
     def write(self, path: Path) -> None:
         """Write it whole or not at all."""
@@ -183,11 +154,7 @@ def read_schedule(path: str | Path) -> dict[str, Any]:
     """Read the options ``reduce_at``, ``schedule`` and ``keep`` of a file of a schedule.
 
     They are shares of the patch tokens, so that any tower with these blocks takes them, on any grid; whether they are
-    good for it wasn't measured. ``ScheduleFile`` says for which one they were found.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a schedule.
+    good for it wasn't measured. ``ScheduleFile`` says for which one they were found, and what ``read`` refuses.
     """
     file = ScheduleFile.read(Path(path))
     return {name: getattr(file, name) for name in OPTIONS}

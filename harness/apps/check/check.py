@@ -32,8 +32,7 @@ from harness.datasets.few_shot import turns
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, golden_row, known_methods, reduced_row, usual_methods
-from harness.models.names import TIMM, split_name
-from harness.models.towers import load_clip, text_classifier
+from harness.models.towers import TIMM, load_clip, split_name, text_classifier
 from harness.records.conditions import DENSE, GOLDEN, Tuning
 from harness.records.record import record_lines
 from zoo.core.files import fingerprint, write_whole

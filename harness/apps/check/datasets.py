@@ -1,4 +1,4 @@
-"""`datasets check`: whether a dataset is whole: counts, checksums, and every image decoded."""
+"""`datasets check`: whether a dataset is whole: counts, and every image decoded."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -14,9 +14,8 @@ from harness.base.table import Shown, json_values
 from harness.base.terminal import Progress
 from harness.datasets import kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
-from harness.datasets.decoded import Decoded, decode_all
-from harness.datasets.images import how_many, shorten
-from harness.datasets.rooted import RootedDataset
+from harness.datasets.images import Decoded, decode_all, how_many, shorten
+from harness.datasets.public import RootedDataset
 from harness.models.towers import text_classifier
 from zoo.loading.clip import create_clip
 
@@ -56,7 +55,7 @@ def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -
     facts = notes if kind_of(dataset.name) is None else problems
     facts += uneven
     if isinstance(dataset, RootedDataset):
-        problems += dataset.problems(progress)
+        problems += dataset.problems()
     else:
         problems += dataset.differences()
     bad: Counts | None = None

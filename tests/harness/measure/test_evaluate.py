@@ -19,8 +19,7 @@ from harness.datasets import few_shot as sampling
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings
-from harness.measure.evaluate import OutcomeCache, feature_probe, linear_probe, outcomes
-from harness.measure.rows import Outcome, variants
+from harness.measure.rows import Outcome, OutcomeCache, feature_probe, linear_probe, outcomes, variants
 from harness.models.towers import text_classifier
 from harness.records.metrics import (
     LEAST_GALLERY,
@@ -169,32 +168,35 @@ def test_the_margin_is_the_own_class_less_the_best_other():
 
 # --- outcomes are kept by image, whatever order and parts they were asked in
 
-IDS = tuple("abcdef")
 
-
-def said(ids: str, scored: bool = True, more: float = 0.0) -> Outcome:
+def said(ids: str, scored: bool) -> Outcome:
     """Say of each image the position of its letter."""
-    numbers = np.array([IDS.index(name) + more for name in ids], dtype=np.float32)
+    numbers = np.array(["abcdef".index(name) for name in ids], dtype=np.float32)
     scores = numbers[:, None].repeat(3, axis=1) if scored else None
     features = torch.from_numpy(numbers)[:, None].repeat(1, 2)
     return Outcome(features=features, scores=scores, final_tokens=3)
 
 
 @pytest.mark.parametrize("scored", [True, False])
-def test_parts_make_the_whole_in_any_order(scored: bool):
-    cache = OutcomeCache()
-    assert cache.missing(["row"], "abc") == [0, 1, 2]
-    cache.add({"row": said("eb", scored)}, "eb")
-    assert cache.missing(["row"], "abcde") == [0, 2, 3]
-    cache.add({"row": said("acd", scored)}, "acd")
-    assert cache.missing(["row"], "abcde") == []
-    for ids in ("dcbae", "ad", "e"):
-        found, wanted = cache.of("row", ids), said(ids, scored)
+def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(scored: bool):
+    cache, ran = OutcomeCache(), []
+
+    def whole(ids: str) -> Outcome:
+        def run(rest: Split) -> dict[str, Outcome]:
+            ran.append("".join(rest.image_ids))
+            return {"row": said("".join(rest.image_ids), scored)}
+
+        split = Split(np.zeros(len(ids), dtype=np.int64), lambda i: ids[i], refuse)
+        return cache.whole(["row"], split, run)["row"]
+
+    for ids in ("eb", "dcbae", "ad", "e"):
+        found, wanted = whole(ids), said(ids, scored)
         assert torch.equal(found.features, wanted.features)
         assert found.final_tokens == 3
         assert (found.scores is None) == (not scored)
         if scored:
             assert np.array_equal(found.scores, wanted.scores)
+    assert ran == ["eb", "dca"]
 
 
 # --- fidelity to the dense model
