@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.datasets import split_words
-from harness.records.agreement import ImageMean, kendall_tau, over_images
 from harness.records.averages import REFERENCE, protocol, tower_of
 from harness.records.conditions import DENSE, GOLDEN
 from harness.records.record import Record, differing, in_words
+from harness.records.statistics import ImageMean, kendall_tau, over_images
 from harness.records.traces import RANKING, TRACES, Facts, RowTraces, Thumbnails, order, read_traces
 from harness.report.charts import OPTIONS, encode
 from harness.report.patches import IMAGE, PatchRow, PatchSheet, draw

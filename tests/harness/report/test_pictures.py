@@ -15,7 +15,7 @@ from by_hand import replace
 from PIL import Image
 
 from harness.base.store import seal
-from harness.records.agreement import kendall_tau, over_images
+from harness.records.statistics import kendall_tau, over_images
 from harness.records.traces import RANKING, Facts, RowTraces, Thumbnails, read_traces, thumbnails_path
 from harness.report import pictures
 from harness.report.patches import PatchSheet
