@@ -104,7 +104,7 @@ def _show_flags(parser: CommandParser) -> None:
 def run_show(args: Namespace, status: Console) -> Shown:
     """Draw images beside the importance of their patches."""
     from harness.apps.show import ShowConfig, find_subjects, show
-    from harness.report.patches import IMAGE
+    from harness.report.pictures import IMAGE
 
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
     subjects = find_subjects(args.images, dataset=args.dataset, classes=classes, labels=args.label)

@@ -295,7 +295,7 @@ COMMANDS = (
             ("compare --json --limit 8 --batches 1 > run.json", "for a program"),
         ),
         output="a table per dataset on standard output; records.jsonl, report.html, table.md, "
-        "table.csv, table.tex, summary.md, brief.md, equal_time.md, agreement.csv, two plots, traces and "
+        "table.csv, table.tex, agreement.csv, two plots, traces and "
         "thumbnails in --output. The same command goes on where it stopped. With two runs: what "
         "changed, and with --output changes.md",
     ),

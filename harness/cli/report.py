@@ -32,7 +32,7 @@ def run_report(args: Namespace, status: Console) -> Shown:
 
 
 def _check_flags(parser: CommandParser) -> None:
-    from harness.apps.check.verdict import Tolerances
+    from harness.apps.movements import Tolerances
 
     text = "expectations, which are files of records; default: the one that ships"
     files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
@@ -60,29 +60,19 @@ def _check_flags(parser: CommandParser) -> None:
     flags.limits(new, None, "images judged; default: 48")
     new.add_argument("--dtype", type=flags.dtype, help="default: float32")
     flags.number(new, "--batches", None, "timed; default: 1", kind=flags.positive, nargs="*")
-    outcome = parser.add_argument_group("files")
-    outcome.add_argument("--markdown", type=Path, metavar="FILE", help="the outcome as Markdown")
 
 
 def run_check(args: Namespace, status: Console) -> Shown:
-    """Check expectations, or write them anew; with --markdown write the outcome, too."""
-    from harness.apps.check.check import CheckPlan, check, update
-    from harness.apps.check.verdict import MEANS, Tolerances
-    from zoo.core.files import write_whole
+    """Check expectations, or write one anew."""
+    from harness.apps.check import CheckPlan, check, update
+    from harness.apps.movements import Tolerances
 
     plan = CheckPlan(**{field.name: getattr(args, field.name) for field in fields(CheckPlan)})
+    if plan.update:
+        return update(plan, Progress(status))
     slower = None if args.no_latency else args.slower
-    bounds = Tolerances(**{name: getattr(args, name) for name in MEANS}, slower=slower)
-    if (file := args.markdown) is not None:
-        if not file.parent.is_dir():
-            raise FileNotFoundError(f"--markdown {str(file)!r}: its folder doesn't exist")
-        if file.is_dir():
-            example = str(file / "check.md")
-            raise IsADirectoryError(f"--markdown {str(file)!r} is a folder; give a file, such as {example!r}")
-    verdict = update(plan, Progress(status)) if plan.update else check(plan, bounds, Progress(status))
-    if file is not None:
-        write_whole(file, verdict.markdown().encode())
-    return verdict.shown()
+    bounds = {field.name: getattr(args, field.name) for field in fields(Tolerances)} | {"slower": slower}
+    return check(plan, Tolerances(**bounds), Progress(status))
 
 
 def _push_flags(parser: CommandParser) -> None:
@@ -140,7 +130,7 @@ COMMANDS = (
             ("report results results_gpu/records.jsonl --title 'Two machines'", "two runs"),
         ),
         output="which rows are on the Pareto fronts, on standard output; report.html, table.md, "
-        "summary.md, brief.md, equal_time.md, table.csv, latency.csv, table.tex and every plot as "
+        "table.csv, latency.csv, table.tex, agreement.csv and every plot as "
         "SVG and PNG in --output",
     ),
     Command(
@@ -154,7 +144,7 @@ COMMANDS = (
             ("check --update", "write it anew, in a checkout"),
             ("check mine.jsonl --update --methods patchrank", "write one of your own"),
         ),
-        output="what moved, and by how much, on standard output; the same as Markdown in --markdown",
+        output="what moved, and by how much, on standard output",
         problems="something moved",
     ),
     Command(

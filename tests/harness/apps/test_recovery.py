@@ -113,7 +113,7 @@ def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):
     free, rest = training_free(records)
     assert [r.method for r in free] == ["dense", "evit", "golden"]
     assert [r.method for r in rest] == ["dense", "evit", "evit"]
-    groups = group_records(records).groups
+    groups = group_records(records)
     assert [[row.label for row in group.rows] for group in groups] == [
         ["dense", "evit", "golden"],
         ["dense", "evit + recovery", "evit + recovery"],
@@ -123,7 +123,7 @@ def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):
     text = markdown_table(records)
     assert text.count("evit + recovery (recovery ") == 2
     assert [pair.row.label for pair in match_costs(records, "evit")] == ["evit"]  # golden has no cost
-    only = group_records([r for r in records if r.recovered or r.method == "dense"]).groups
+    only = group_records([r for r in records if r.recovered or r.method == "dense"])
     assert [[row.label for row in group.rows] for group in only] == [[row.label for row in groups[1].rows]]
 
 
