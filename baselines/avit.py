@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.core.reducer import HostSpec, Pruner, ReducerConfig, register_method
+from zoo.core.reducer import HostSpec, Pruner, ReducerConfig, integer, number, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -29,17 +29,14 @@ class AViTConfig(ReducerConfig):
 
     reduce_at: tuple[int, ...] | None = None
     schedule: str | tuple[float, ...] = "linear"
-    channel: int = 0
-    gamma: float = 5.0
-    beta: float = -10.0
+    channel: int = integer(0, 0)
+    gamma: float = number(5.0, 0.0, 1000.0)
+    beta: float = number(-10.0, -1000.0, 1000.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.reduce_at is not None and self.reduce_at[0] == 0:
             raise ValueError("reduce_at=0: no block has scored the tokens by then; expected blocks from 1")
-        self.whole("channel", 0)
-        self.within("gamma", 0.0, 1000.0)
-        self.within("beta", -1000.0, 1000.0)
 
     def points(self, depth: int) -> tuple[int, ...]:
         """Return the reduction points; None stands for every block but the first."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.core.attention import Attended, cls_attention
-from zoo.core.reducer import Pruner, ReducerConfig, register_method
+from zoo.core.reducer import Pruner, ReducerConfig, choice, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -23,18 +23,13 @@ class ClsAttentionConfig(ReducerConfig):
             queries and keys are there already; not for reduction point 0.
     """
 
-    source: str = "input"
+    source: str = choice("input", "previous")
+    needs_query = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.choose("source", ("input", "previous"))
         if self.source == "previous" and (self.reduce_at is None or self.reduce_at[0] == 0):
             raise ValueError("source='previous': no block comes before reduction point 0")
-
-    @property
-    def needs_query(self) -> bool:
-        """By the class token's, or what stands in for it."""
-        return True
 
 
 @register_method("clsattn")

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from zoo.core.attention import Attended, cls_attention
-from zoo.core.reducer import Reducer, ReducerConfig, register_method
+from zoo.core.reducer import Reducer, ReducerConfig, number, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -23,20 +23,10 @@ class EViTConfig(ReducerConfig):
 
     reduce_at: tuple[int, ...] | None = (3, 6, 9)
     fuse: bool = False
-    stage_rate: float | None = None
+    stage_rate: float | None = number(None, 0.0, 1.0)
 
+    needs_query = True
     instead_of_keep: ClassVar[tuple[str, ...]] = ("stage_rate",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stage_rate is not None:
-            self.within("stage_rate", 0.0, 1.0)
-        self.switch("fuse")
-
-    @property
-    def needs_query(self) -> bool:
-        """By the class token's."""
-        return True
 
 
 @register_method("evit")
@@ -49,6 +39,7 @@ class EViT(Reducer):
 
     Config = EViTConfig
     config: EViTConfig
+    in_block = True
 
     def counts(self, patches: int) -> dict[int, int]:
         """Return how many tokens each stage keeps by attention, the fused one not counted."""
@@ -60,10 +51,6 @@ class EViT(Reducer):
             counts[point] = math.ceil(self.config.stage_rate * arrived)
             arrived = counts[point] + (self.config.fuse and counts[point] < arrived)
         return counts
-
-    def needs_attention(self, index: int) -> bool:
-        """Only inside the stages' blocks."""
-        return index in self.points
 
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
         """Keep the most attended tokens, and fuse the others if asked to."""
@@ -108,11 +95,7 @@ class EViTFuseConfig(ReducerConfig):
 
     fuse: ClassVar[bool] = True
     stage_rate: ClassVar[None] = None
-
-    @property
-    def needs_query(self) -> bool:
-        """By the class token's."""
-        return True
+    needs_query = True
 
 
 @register_method("evitfuse")

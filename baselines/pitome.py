@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.core.merger import Merger, MergerConfig, bipartite
-from zoo.core.reducer import HostSpec, register_method
+from zoo.core.reducer import HostSpec, integer, number, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -32,15 +32,9 @@ class PiToMeConfig(MergerConfig):
         energy_from: first block that goes by energy; those before it merge as ToMe does.
     """
 
-    margin: float = 0.9
-    alpha: float = 1.0
-    energy_from: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.within("margin", -1.0, 1.0)
-        self.within("alpha", 0.0, 1000.0)
-        self.whole("energy_from", 0)
+    margin: float = number(0.9, -1.0, 1.0)
+    alpha: float = number(1.0, 0.0, 1000.0)
+    energy_from: int = integer(0, 0)
 
 
 @register_method("pitome")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.attention import Attended, PoolingQuery
-from zoo.core.reducer import Reducer, ReducerConfig, register_method
+from zoo.core.reducer import Reducer, ReducerConfig, integer, number, register_method
 from zoo.core.tokens import Tokens, rows
 
 
@@ -32,18 +32,9 @@ class TCAConfig(ReducerConfig):
     """
 
     reduce_at: tuple[int, ...] | None = (3, 6, 9)
-    centers: int = 4
-    merged: float = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.whole("centers", 1)
-        self.within("merged", 0.0, 1000.0)
-
-    @property
-    def needs_query(self) -> bool:
-        """By the class token's."""
-        return True
+    centers: int = integer(4, 1)
+    merged: float = number(2.0, 0.0, 1000.0)
+    needs_query = True
 
 
 @register_method("tca")
@@ -53,10 +44,7 @@ class TCA(Reducer):
     Config = TCAConfig
     config: TCAConfig
     by_default = False
-
-    def needs_attention(self, index: int) -> bool:
-        """Only inside the stages' blocks."""
-        return index in self.points
+    in_block = True
 
     def after_attention(self, index: int, tokens: Tokens, attended: Attended) -> Tokens:
         """Condense to the scheduled count; with all tokens kept nothing is computed."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.merger import Merger, MergerConfig, bipartite
-from zoo.core.reducer import HostSpec, register_method
+from zoo.core.reducer import HostSpec, integer, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -26,12 +26,7 @@ class ToFuConfig(MergerConfig):
     """
 
     schedule: str | tuple[float, ...] = "linear"
-    merge_from: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.merge_from is not None:
-            self.whole("merge_from", 0)
+    merge_from: int | None = integer(None, 0)
 
 
 @register_method("tofu")

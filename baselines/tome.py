@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from zoo.core.merger import Merger, MergerConfig, bipartite
-from zoo.core.reducer import register_method
+from zoo.core.reducer import integer, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -20,14 +20,9 @@ class ToMeConfig(MergerConfig):
     """
 
     schedule: str | tuple[float, ...] = "linear"
-    r: int | None = None
+    r: int | None = integer(None, 0)
 
     instead_of_keep: ClassVar[tuple[str, ...]] = ("r",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.r is not None:
-            self.whole("r", 0)
 
 
 @register_method("tome")

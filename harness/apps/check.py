@@ -28,19 +28,16 @@ from harness.golden.store import find_rankings
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, golden_row, known_methods, reduced_row, usual_methods
-from harness.models.names import TIMM, split_name
-from harness.models.towers import load_clip, text_classifier
+from harness.models.towers import TIMM, load_clip, split_name, text_classifier
 from harness.records.averages import protocol, tower_of
 from harness.records.conditions import DENSE, GOLDEN, MATCHED, Tuning
 from harness.records.record import Record, read_run, record_lines
 from harness.report.changes import ABSENT
-from zoo.core.digests import fingerprint
-from zoo.core.files import write_whole
+from zoo.core.files import fingerprint, write_whole
 from zoo.core.messages import expected, tower_name
 from zoo.core.reducer import METHODS, ReducerConfig
-from zoo.loading.clip import ClipParts
+from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
-from zoo.loading.text import CompactText
 from zoo.ranking.golden import GoldenConfig
 
 FOLDER = Path(__file__).parents[1] / "expected"  # the expectation that ships, a file per dataset

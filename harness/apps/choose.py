@@ -8,27 +8,53 @@ the most faithful on, and the first that fails ends it. Tests in an order that i
 single one is wrong.
 """
 
+import copy
 import dataclasses
-import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from harness.apps.candidates import DECIDING, Approach, Candidate, ChooseConfig, Lab
-from harness.apps.fidelity import AGREEMENT, CHANGE, COSINE, OVERLAP, Q05, SetupBounds
-from harness.apps.setup import Setup
+import torch
+
+from harness import git_commit
+from harness.apps.fidelity import AGREEMENT, CHANGE, COSINE, OVERLAP, Q05, Pictures, SetupBounds, part_pictures
+from harness.apps.setup import Setup, make_runtime
+from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table, points
 from harness.base.terminal import Progress
-from harness.measure.match import Search, together
+from harness.datasets import get_dataset
+from harness.datasets.base import cached_json, keep_json
+from harness.measure import timing
+from harness.measure.plan import Plan
+from harness.measure.rows import Variant, reduced_row
+from harness.models.towers import load_tower, split_method, text_classifier
+from harness.records.conditions import DENSE, DTYPES
+from harness.records.metrics import LEAST_GALLERY
+from harness.records.record import utc_now
+from harness.records.statistics import median_interval
+from harness.records.times import Machine, Timing, cores, verdict
+from zoo.core.files import fingerprint, read_facts
+from zoo.core.host import shared
+from zoo.core.merger import Merger
+from zoo.core.messages import expected
+from zoo.core.precision import best_precision
+from zoo.core.reducer import METHODS, configure
+from zoo.deploy.optimized import OptimizedHost
+from zoo.loading.predictor_file import find_predictor
 
+RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
+MERGING = ("rankmerge",)  # merges without being a `Merger`
+FIRST, FEWEST = 4, 8  # one picture in so many is for a first look, so many at least
+ROUGH, DECIDING = 5, 5  # rounds in which approaches are compared, and setups that may be chosen
 SAFER = (0, 1, 4)  # keep rates above the lowest that meets the bounds, which are rungs of the ladder
 BEST, RUNGS = 3, 4  # approaches that the ladder is made of, the fastest; its rungs at most
-ROUGH = 5  # calls of each setup, to compare approaches
 SLACK = 0.03  # of the time that is asked for, which a search for it leaves, as timing again moves it
 TRIES = 6  # setups that are timed against a bound on time, one after the other
-STEPS = 5  # of a search beside the setups that are judged, at most
 WORDS = {  # what metrics are called, as columns
     COSINE: "cosine",
     Q05: "5 % of cosines below",
@@ -37,112 +63,51 @@ WORDS = {  # what metrics are called, as columns
     CHANGE: "top-1, points",
 }
 
-
-def lowest(count: int, hint: int | None = None) -> Search:
-    """Search the lowest of ``count`` indices whose answer is at most 1, ``count`` if there is none; answers fall.
-
-    With a ``hint`` it looks there first, and farther away by and by.
-    """
-    low, high, reach, at = 0, count, 1, count // 2 if hint is None else min(hint, count - 1)
-    while low < high:
-        met = (yield at) <= 1
-        low, high = (low, at) if met else (at + 1, high)
-        at = (low + high) // 2
-        if hint is not None:
-            at = max(at, high - reach) if met else min(at, low + reach - 1)
-            reach *= 2
-    return low
+Say = Callable[[str], object]
 
 
-def _lowest_rates(
-    hints: Mapping[Approach, int | None],
-    rates: Callable[[Approach], Sequence[float]],
-    answers: Callable[[list[Candidate]], Mapping[Candidate, float]],
-) -> dict[Approach, int]:
-    """Return of each approach the place of the lowest of its rates whose answer is at most 1."""
+@dataclass(frozen=True, kw_only=True)
+class ChooseConfig:
+    """What to choose from, and how."""
 
-    def ask(places: Mapping[Approach, int]) -> dict[Approach, float]:
-        candidates = {way: Candidate(way, rates(way)[at]) for way, at in places.items()}
-        answered = answers(list(candidates.values()))
-        return {way: answered[one] for way, one in candidates.items()}
+    methods: tuple[str, ...] = ()  # registered ones; none for those that are measured by default
+    dtypes: tuple[str, ...] = ()  # none for float32 and the fastest of the device
+    search: int = 64  # pictures to search by
+    held_out: int = 256  # other pictures, that decide
+    batch: int = Plan.match_batch  # images per call, where time is measured
+    rounds: int = 9  # calls of the chosen setup and of dense in the end, at least
+    seconds: float = 5.0  # that these go on for
+    seed: int = 0  # of the parting of pictures and of bootstraps
+    device: str = "cpu"
 
-    return together({way: lowest(len(rates(way)), hint) for way, hint in hints.items()}, ask)
-
-
-def ladder(
-    approaches: Sequence[Approach], lab: Lab, on_step: Callable[[str], object] = lambda _: None
-) -> list[Candidate]:
-    """Return setups that should meet the bounds, each faster and less faithful than the one before.
-
-    A first look at few pictures, in the precision of the first approach, finds those that are worth the rest. The last
-    setup just meets the bounds by the pictures that were searched by. If none does, the most faithful is returned.
-    """
-
-    def candidates(places: Mapping[Approach, int]) -> dict[Approach, Candidate]:
-        return {way: Candidate(way, way.rates[at]) for way, at in places.items() if at < len(way.rates)}
-
-    alike = {way: dataclasses.replace(way, dtype=approaches[0].dtype) for way in approaches}
-    leads = {way: one if one in alike else way for way, one in alike.items()}
-    on_step("a first look at keep rates")
-    first = _lowest_rates(
-        dict.fromkeys(leads.values()), lambda way: way.rates, lambda some: lab.shares(some, first=True)
-    )
-    places = {way: first[lead] for way, lead in leads.items()}
-    if met := candidates(places):
-        on_step("times of all methods")
-        rough = lab.ratios(met.values(), ROUGH)
-        best = sorted(met, key=lambda way: rough[met[way]])[:BEST]
-        on_step(f"keep rates of {', '.join(f'{way.name} in {way.dtype}' for way in best)}")
-        places = _lowest_rates({way: places[way] for way in best}, lambda way: way.rates, lab.shares)
-        met = candidates(places)
-    if not met:
-        every = [Candidate(way, way.rates[-1]) for way in approaches]
-        shares = lab.shares(every)
-        return [min(every, key=lambda one: shares[one])]
-    rungs = [one for way in met for up in SAFER for one in candidates({way: places[way] + up}).values()]
-    on_step("a ladder of setups")
-    shares, ratios = lab.shares(rungs), lab.ratios(rungs, DECIDING)
-    faster = [one for one in rungs if ratios[one] < 1] or [min(rungs, key=lambda one: ratios[one])]
-    every = front({one: (ratios[one], shares[one]) for one in faster})
-    return every if len(every) <= RUNGS else every[:1] + every[1 - RUNGS :]
+    def __post_init__(self) -> None:
+        """Validate."""
+        for flag, known in (("methods", METHODS), ("dtypes", DTYPES)):
+            for value in getattr(self, flag):
+                if value not in known:
+                    raise ValueError(f"--{flag} {value!r}: {expected(value, known)}")
+        least = {"search": 8, "held_out": 20, "batch": 1, "rounds": timing.LEAST_ROUNDS, "seconds": 0}
+        for name, bound in least.items():
+            if not bound <= getattr(self, name) < math.inf:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} {getattr(self, name):g}: expected a number from {bound}")
 
 
-def front(points: Mapping[Candidate, tuple[float, float]]) -> list[Candidate]:
-    """Return candidates that none beats in time and fidelity, by (time, share used up); the most faithful first."""
-    rungs, least = list[Candidate](), math.inf
-    for one in sorted(points, key=lambda one: points[one]):
-        if points[one][1] < least:
-            least = points[one][1]
-            rungs.append(one)
-    return rungs[::-1]
+class Candidate(NamedTuple):
+    """A setup that may be chosen; ``method`` None is the dense tower, optimised or rounded."""
 
+    method: str | None
+    dtype: str
+    keep: float
 
-def in_time(
-    approaches: Sequence[Approach], lab: Lab, goal: float, on_step: Callable[[str], object] = lambda _: None
-) -> list[Candidate]:
-    """Return setups whose time is at most ``goal`` of dense's, the most faithful first; if none is, the fastest."""
-    goal *= 1 - SLACK
+    @property
+    def rates(self) -> list["Candidate"]:
+        """The same method and precision at all keep rates that are tried, ascending."""
+        return [self._replace(keep=keep) for keep in ((1.0,) if self.method is None else RATES)]
 
-    def slowest_first(way: Approach) -> Sequence[float]:
-        return way.rates[::-1]
-
-    def answers(some: list[Candidate]) -> dict[Candidate, float]:
-        return {one: ratio / goal for one, ratio in lab.ratios(some, ROUGH).items()}
-
-    on_step("keep rates in that time")
-    places = _lowest_rates(dict.fromkeys(approaches), slowest_first, answers)
-    met = [
-        Candidate(way, rate)
-        for way, at in places.items()
-        for rate in slowest_first(way)[at : at + 3]  # and somewhat faster ones, should this one miss it
-    ]
-    if not met:
-        every = [Candidate(way, way.rates[0]) for way in approaches]
-        ratios = lab.ratios(every, ROUGH)
-        return [min(every, key=lambda one: ratios[one])]
-    on_step("fidelity")
-    shares = lab.shares(met)
-    return sorted(met, key=lambda one: shares[one])
+    def __str__(self) -> str:
+        """Name it."""
+        return f"{self.method or DENSE} in {self.dtype} at keep {100 * self.keep:.0f} %"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +115,280 @@ class Assessment:
     """A setup on pictures held out, or in time."""
 
     setup: Setup
-    name: str  # of its approach
+    name: str  # of its method, or dense
     keep: float
     passed: bool
     fidelity: dict[str, Any]  # see `Pictures.figures`
     time: dict[str, Any] | None = None  # see `Lab.times`; None if it wasn't timed by itself
+
+
+class Lab:
+    """A tower with its approaches, measured on pictures and timed; the user's cache remembers values on pictures."""
+
+    def __init__(
+        self, model: str, dataset: str, bounds: SetupBounds, config: ChooseConfig, say: Say, *, fresh: bool = False
+    ) -> None:
+        """Load the tower, find its approaches and part the pictures; ``fresh`` remembers nothing."""
+        self.model, method, _ = split_method(model)
+        if method is not None:
+            raise ValueError(f"--model {model!r} is reduced already: name its dense tower, {self.model!r}")
+        self.bounds, self.config, self.say, self.tower = bounds, config, say, load_tower(self.model)
+        vit = self.tower.vit.to(config.device)
+        self.dense = Variant(model=self.tower.arch, method=DENSE, keep=1.0, vit=vit, config={})
+        fast = best_precision(config.device)
+        dtypes = sorted(set(config.dtypes) or {"float32", fast}, key=lambda dtype: (dtype != fast, dtype))
+        self.served: dict[str, Any] = {}  # the dense tower as it is run, by precision, the fastest first
+        for dtype in dtypes:
+            self.served[dtype], why = make_runtime(vit, dtype)
+            if why:
+                say(f"models in {dtype} run as they are: {why}")
+        self.left_out: dict[str, str] = {}  # methods that can't be had, with the reason
+        self.approaches = self._find_approaches()
+        self.dataset = get_dataset(dataset)
+        self.search, self.held_out, self.first = self._part_pictures()
+        ids = [one.part.split.image_ids for one in (self.first, self.search, self.held_out)]
+        self.weights, optimised = fingerprint(vit), [dtype for dtype in self.served if self._is_optimised(dtype)]
+        identity: list[Any] = [version("clip-patchrank"), git_commit(), self.tower.name, self.weights, optimised]
+        identity += [self.dataset.name, self.dataset.condition, *ids, config.device, torch.get_num_threads()]
+        self._path, known = cached_json("choices", *identity)
+        # Values on the pictures of each name, by candidate.
+        self.known: dict[str, dict[str, Any]] = {"first": {}, "search": {}, "held_out": {}}
+        if isinstance(known, dict) and not fresh:
+            self.known = known
+
+    def _is_optimised(self, dtype: str) -> bool:
+        return isinstance(self.served[dtype], OptimizedHost)
+
+    def _find_approaches(self) -> list[Candidate]:
+        """Return what the tower can run, each at its highest keep rate, the fastest precision and merging first.
+
+        What was asked for by name must run.
+        """
+        able = list[str | None]()
+        for name in self.config.methods or [name for name in METHODS if METHODS[name].by_default]:
+            try:
+                self.row(Candidate(name, "float32", RATES[-1]))
+                able.append(name)
+            except (ValueError, FileNotFoundError) as error:
+                if self.config.methods:
+                    raise
+                self.left_out[name] = describe_error(error)
+                self.say(f"{name} is left out: {self.left_out[name]}")
+        able.sort(key=lambda name: (name not in MERGING and not issubclass(METHODS[name or ""], Merger), name))
+        approaches = []
+        for dtype in self.served:
+            if dtype != "float32" or self._is_optimised(dtype):
+                approaches.append(Candidate(None, dtype, 1.0))
+            approaches += [Candidate(method, dtype, RATES[-1]) for method in able]
+        if not approaches:
+            reasons = "; ".join(f"{name}: {why}" for name, why in self.left_out.items())
+            raise ValueError(f"nothing to choose from for {self.model}: {reasons}")
+        return approaches
+
+    def _part_pictures(self) -> list[Pictures]:
+        """Return pictures to search by, those held out, and a few of the former for a first look."""
+        loss, labelled, clip = self.bounds.max_loss, self.dataset.labelled, self.tower.clip
+        if loss is not None and (not labelled or clip is None):
+            lack = (
+                f"{self.tower.name} has no text tower" if labelled else f"dataset {self.dataset.name!r} has no classes"
+            )
+            raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
+        classifier = text_classifier(clip, self.dataset)[0] if labelled and clip is not None else None
+        files = {path for way in self.approaches for path in self.predictors(way.method)}
+        rankings = [read_facts(path, "predictor")["provenance"].get("rankings", ()) for path in files]
+        learned = {one["dataset"] for several in rankings for one in several}
+        sizes, seed = (self.config.search, self.config.held_out), self.config.seed
+        parts = part_pictures(self.dataset, sizes, seed, learned=learned, classifier=classifier)
+        count = max(FEWEST, len(parts[0].split) // FIRST)
+        if OVERLAP in self.bounds.floors:
+            count = len(parts[0].split)  # a first look at nearest pictures needs all of them
+            for part, flag in zip(parts, ("search", "held-out"), strict=True):
+                if len(part.split) < LEAST_GALLERY:
+                    raise ValueError(
+                        f"--min-overlap {self.bounds.min_overlap:g} with {len(part.split)} pictures (--{flag}): of "
+                        f"fewer than {LEAST_GALLERY} the nearest say little; give that many, and --{flag}"
+                    )
+        every = (*parts, parts[0].few(count))
+        return [Pictures(part, self.dense, self.tower.preprocess, classifier) for part in every]
+
+    def predictors(self, method: str | None) -> list[Path]:
+        """Return the files of a method's predictors, the first block's first; none of a method without."""
+        if method is None:
+            return []
+        arch, tag, depth = self.tower.arch, self.tower.tag, self.dense.vit.depth
+        config = configure(method, {"keep": RATES[-1]}, depth)
+        return [find_predictor(arch, tag, at, action=config.action).path for at in config.predictor_blocks(depth)]
+
+    def row(self, one: Candidate) -> Variant:
+        """Make a candidate's row, in float32.
+
+        Raises:
+            ValueError: the tower or the method can't do it.
+            FileNotFoundError: it has no predictor.
+        """
+        if one.method is None:
+            return dataclasses.replace(self.dense, what=str(one))
+        arch, tag = self.tower.arch, self.tower.tag
+        return reduced_row(self.dense.vit, arch, tag, arch, one.method, {"keep": one.keep}, what=str(one))
+
+    def served_row(self, one: Candidate) -> Variant:
+        """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights."""
+        row, dense = self.row(one), self.served[one.dtype]
+        vit = shared(dense, type(dense))
+        vit.reducer = row.vit.reducer
+        if vit.reducer is not None and not self._is_optimised(one.dtype):
+            vit.reducer = copy.deepcopy(vit.reducer).to(DTYPES[one.dtype])
+        return dataclasses.replace(row, vit=vit)
+
+    def values(self, one: Candidate, pictures: str) -> Mapping[str, list[float]]:
+        """Return values of a candidate on ``first``, ``search`` or ``held_out`` pictures; it isn't run twice.
+
+        There are none if it can't be built, such as ToMe's that would merge more than half of the tokens.
+        """
+        known = self.known[pictures]
+        if str(one) not in known:
+            try:
+                row = self.served_row(one)
+            except ValueError:
+                known[str(one)] = {}
+            else:
+                known[str(one)] = getattr(self, pictures).values(row)
+                keep_json(self._path, self.known)
+        values: Mapping[str, list[float]] = known[str(one)]
+        return values
+
+    def share(self, one: Candidate, pictures: str = "search") -> float:
+        """Return how much of what the bounds allow a candidate uses up, by ``search`` or ``first`` pictures."""
+        return self.bounds.share(self.values(one, pictures), self.held_out.part.group_count)
+
+    def ratios(self, candidates: Iterable[Candidate], rounds: int) -> dict[Candidate, float]:
+        """Return times by the dense tower's in float32, all in the same rounds; infinite of those that can't be built.
+
+        They are of the quickest calls, which other processes disturb least; certificates have medians.
+        """
+        ratios, vits = dict.fromkeys(candidates, math.inf), {}
+        for one in ratios:
+            try:
+                vits[one] = self.served_row(one).vit
+            except ValueError:
+                continue
+        least = {key: min(own.samples_ms) for key, own in self._time(vits, rounds, warmup=1).items()}
+        return ratios | {one: least[one] / least[DENSE] for one in vits}
+
+    def _time(self, vits: Mapping[Any, Any], rounds: int, **options: Any) -> dict[Any, Timing]:
+        """Time models in turn with the dense tower in float32, all from the same images in float32."""
+        return timing.time_models({DENSE: self.dense.vit, **vits}, self.config.batch, rounds, **options)
+
+    def assess(self, one: Candidate) -> Assessment:
+        """Judge a candidate by the bounds on fidelity, on the pictures held out."""
+        self.say(f"{one} on pictures held out")
+        figures = self.held_out.figures(self.values(one, "held_out"), self.config.seed)
+        options = {} if one.method is None else {"keep": one.keep}
+        setup = Setup(model=self.model, method=one.method, options=options, dtype=one.dtype)
+        passed = self.bounds.meets(figures)
+        return Assessment(setup=setup, name=one.method or DENSE, keep=one.keep, passed=passed, fidelity=figures)
+
+    def times(self, one: Candidate) -> dict[str, Any]:
+        """Time a candidate in turn with the dense tower in float32, as it is and as the candidate is run."""
+        self.say(f"time of {one}")
+        vits = {"chosen": self.served_row(one).vit, "alike": self.served[one.dtype]}
+        meanwhile, batch = timing.Watch(), self.config.batch
+        timings = self._time(vits, self.config.rounds, seconds=self.config.seconds, warmup=2)
+        chosen, dense = timings["chosen"], timings[DENSE]
+        ratio, per_call = chosen.ratio_to(dense), median_interval(chosen.samples_ms)
+        return {
+            "ratio_to_dense": ratio._asdict(),
+            "ratio_to_dense_run_alike": chosen.ratio_to(timings["alike"])._asdict(),
+            "verdict": verdict(ratio),
+            "median_ms": per_call._asdict(),
+            "dense_median_ms": median_interval(dense.samples_ms)._asdict(),
+            "images_per_s": 1000 * batch / per_call.estimate,
+            "dense_images_per_s": 1000 * batch / dense.spread_ms.estimate,
+            **{"batch": batch, "threads": torch.get_num_threads(), "rounds": len(chosen.samples_ms)},
+            "stopwatch": timing.wall_clock().name,
+            "warnings": list(timing.warnings_of(chosen, meanwhile.surroundings(), cores())),
+        }
+
+    def certificate(self, chosen: Assessment) -> dict[str, Any]:
+        """Return what was measured of a setup, where and on what."""
+        pictures = {
+            name: {"pictures": len(one), "photographs": one.part.group_count}
+            for name, one in (("search", self.search), ("held_out", self.held_out))
+        }
+        return {
+            "bounds": self.bounds.values,
+            "fidelity": chosen.fidelity,
+            "time": chosen.time,
+            "dataset": {"name": self.dataset.name, "revision": self.dataset.revision, **pictures},
+            "model": {"name": self.tower.name, "weights": self.weights},
+            "machine": dataclasses.asdict(Machine.here(torch.device(self.config.device))),
+            "optimised": self._is_optimised(chosen.setup.dtype),
+            "seed": self.config.seed,
+            "lines": len(self.approaches),
+            "left_out": self.left_out,
+            "predictors": [str(path) for path in self.predictors(chosen.setup.method)],
+            "created": utc_now(),
+            "version": version("clip-patchrank"),
+            "commit": git_commit(),
+        }
+
+
+def first_met(candidates: Sequence[Candidate], used: Callable[[Candidate], float]) -> int:
+    """Return the place of the first of candidates that uses at most 1, their number if none; what they use falls."""
+    return bisect_left(candidates, True, key=lambda one: used(one) <= 1)
+
+
+def ladder(approaches: Sequence[Candidate], lab: Any) -> list[Candidate]:
+    """Return setups that should meet the bounds, each faster and less faithful than the one before.
+
+    A first look at few pictures, in the precision of the first approach, finds those that are worth the rest. The last
+    setup just meets the bounds by the pictures that were searched by. If none does, the most faithful is returned.
+    """
+    lab.say("a first look at keep rates")
+    places: dict[Candidate, int] = {}
+    for way in approaches:
+        alike = way._replace(dtype=approaches[0].dtype)
+        lead = alike if alike in approaches else way
+        if lead not in places:
+            places[lead] = first_met(lead.rates, lambda one: lab.share(one, "first"))
+        places[way] = places[lead]
+    met = {way: way.rates[at] for way, at in places.items() if at < len(way.rates)}
+    lab.say("times of all methods")
+    rough = lab.ratios(met.values(), ROUGH)
+    rungs = list[Candidate]()
+    for way in sorted(met, key=lambda way: rough[met[way]])[:BEST]:
+        lab.say(f"keep rates of {way.method or DENSE} in {way.dtype}")
+        at = first_met(way.rates, lab.share)
+        rungs += [way.rates[at + up] for up in SAFER if at + up < len(way.rates)]
+    if not rungs:
+        return [min(approaches, key=lab.share)]
+    lab.say("a ladder of setups")
+    ratios = lab.ratios(rungs, DECIDING)
+    faster = [one for one in rungs if ratios[one] < 1] or [min(rungs, key=lambda one: ratios[one])]
+    front, least = list[Candidate](), math.inf  # those that none beats in both; the most faithful first
+    for one in sorted(faster, key=lambda one: (ratios[one], lab.share(one))):
+        if lab.share(one) < least:
+            least = lab.share(one)
+            front.insert(0, one)
+    return front if len(front) <= RUNGS else front[:1] + front[1 - RUNGS :]
+
+
+def in_time(approaches: Sequence[Candidate], lab: Any, goal: float) -> list[Candidate]:
+    """Return setups whose time is at most ``goal`` of dense's, the most faithful first; if none is, the fastest."""
+
+    def used(one: Candidate) -> float:
+        return float(lab.ratios([one], ROUGH)[one] / (goal * (1 - SLACK)))
+
+    met = list[Candidate]()
+    for way in approaches:
+        lab.say(f"keep rates of {way.method or DENSE} in {way.dtype} in that time")
+        slowest_first = way.rates[::-1]
+        at = first_met(slowest_first, used)
+        met += slowest_first[at : at + 3]  # and somewhat faster ones, should the first miss it
+    if not met:
+        ratios = lab.ratios([way.rates[0] for way in approaches], ROUGH)
+        return [min(ratios, key=lambda one: ratios[one])]
+    return sorted(met, key=lab.share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,119 +413,85 @@ def choose(
 ) -> Selection:
     """Search the fastest setup of a tower that meets bounds on a dataset's pictures, on this machine.
 
-    With bounds on time alone it is the most faithful one within them. A search that was stopped goes on where it was,
-    and one with other bounds takes what the same machine measured before; ``fresh`` measures everything anew.
+    With a bound on time alone it is the most faithful one within it. A search that was stopped goes on where it was,
+    and one with other bounds takes what was measured on the same pictures; ``fresh`` measures everything anew.
 
     Raises:
         ValueError: a reduced model, pictures or classes that a bound needs and that aren't there, or an unknown name.
         FileNotFoundError: weights or a file are missing.
     """
     begun = time.monotonic()
-    lab = Lab(model, dataset, bounds, config or ChooseConfig(), progress, fresh=fresh)
-    done = itertools.count(1)
-    with progress.task(f"setups of {lab.tower.name}", STEPS + (RUNGS if bounds.floors else TRIES)) as update:
-
-        def on_step(text: str) -> None:
-            progress.say(text)
-            update(next(done))
-
-        judged = _by_fidelity(lab, on_step) if bounds.floors else _by_time(lab, on_step)
+    lab = Lab(model, dataset, bounds, config or ChooseConfig(), progress.say, fresh=fresh)
+    judged = _by_fidelity(lab) if bounds.floors else _by_time(lab)
     last = judged[-1]
-    why = _miss(bounds, last)
-    certificate = {
-        "bounds": {name: value for name, value in dataclasses.asdict(bounds).items() if value is not None},
-        "met": not why,
-        "fidelity": last.fidelity,
-        "time": last.time,
-        "judged": [
-            {"name": one.name, "dtype": one.setup.dtype, "keep": one.keep, "passed": one.passed} for one in judged
-        ],
-        **lab.facts(),
-        "predictors": [str(path) for path in lab.predictors(last.setup)],
-        "seconds": time.monotonic() - begun,
-    }
+    why, seconds = _miss(bounds, last), time.monotonic() - begun
+    order = [{"name": one.name, "dtype": one.setup.dtype, "keep": one.keep, "passed": one.passed} for one in judged]
+    certificate = lab.certificate(last) | {"met": not why, "judged": order, "seconds": seconds}
     setup = dataclasses.replace(last.setup, certificate=certificate)
-    return Selection(setup=setup, met=not why, why=why, judged=tuple(judged), seconds=certificate["seconds"])
+    return Selection(setup=setup, met=not why, why=why, judged=tuple(judged), seconds=seconds)
 
 
-def _by_fidelity(lab: Lab, on_step: Callable[[str], object]) -> list[Assessment]:
+def _by_fidelity(lab: Lab) -> list[Assessment]:
     """Go down the ladder on pictures held out, from the most faithful rung on, until one fails; time the last good one.
 
     It comes last in the list. If the first fails, it is that one.
     """
     judged: dict[Candidate, Assessment] = {}
-    for rung in ladder(lab.approaches, lab, on_step):
-        on_step(f"{rung.approach.name} at keep {100 * rung.keep:.0f} % on pictures held out")
-        figures = lab.figures(rung)
-        judged[rung] = _assess(lab, rung, figures, passed=lab.bounds.meets(figures))
+    for rung in ladder(lab.approaches, lab):
+        judged[rung] = lab.assess(rung)
         if not judged[rung].passed:
             break
     chosen = [one for one, own in judged.items() if own.passed or len(judged) == 1][-1]
     last = judged.pop(chosen)
-    on_step("time of the chosen setup")
     return [*judged.values(), dataclasses.replace(last, time=lab.times(chosen))]
 
 
-def _by_time(lab: Lab, on_step: Callable[[str], object]) -> list[Assessment]:
+def _by_time(lab: Lab) -> list[Assessment]:
     """Time setups, the most faithful first, until one is as fast as asked; it comes last, or the fastest if none is."""
-    bounds, judged = lab.bounds, list[Assessment]()
-    goals = [] if bounds.speed_up is None else [1 / bounds.speed_up]
-    goals += [] if bounds.max_ms is None else [bounds.max_ms / lab.dense_ms]
-    for one in in_time(lab.approaches, lab, min(goals), on_step)[:TRIES]:
-        on_step(f"{one.approach.name} at keep {100 * one.keep:.0f} %")
+    judged = list[tuple[float, Assessment]]()
+    assert lab.bounds.speed_up is not None
+    for one in in_time(lab.approaches, lab, 1 / lab.bounds.speed_up)[:TRIES]:
         times = lab.times(one)
-        judged.append(_assess(lab, one, lab.figures(one), passed=not _too_slow(bounds, times), time=times))
-        if judged[-1].passed:
-            return judged
-    return sorted(judged, key=lambda one: one.time["ratio_to_dense"]["high"] if one.time else 0.0, reverse=True)
-
-
-def _assess(lab: Lab, one: Candidate, figures: dict[str, Any], **outcome: Any) -> Assessment:
-    return Assessment(setup=lab.setup(one), name=one.approach.name, keep=one.keep, fidelity=figures, **outcome)
-
-
-def _too_slow(bounds: SetupBounds, times: Mapping[str, Any]) -> str:
-    """Say which bound on time the ends of intervals miss, nothing if none."""
-    ratio, call = times["ratio_to_dense"], times["median_ms"]
-    if bounds.speed_up is not None and ratio["high"] * bounds.speed_up > 1:
-        least = 1 / ratio["high"]
-        return f"it is {1 / ratio['estimate']:.2f} times as fast as dense, by its interval at least {least:.2f}"
-    if bounds.max_ms is not None and call["high"] > bounds.max_ms:
-        return f"a call takes {call['estimate']:.4g} ms, by its interval at most {call['high']:.4g}"
-    return ""
+        own = dataclasses.replace(lab.assess(one), time=times)
+        own = dataclasses.replace(own, passed=not _miss(lab.bounds, own))
+        if own.passed:
+            return [*(other for _, other in judged), own]
+        judged.append((times["ratio_to_dense"]["high"], own))
+    return [own for _, own in sorted(judged, key=lambda pair: -pair[0])]
 
 
 def _miss(bounds: SetupBounds, one: Assessment) -> str:
-    """Say which bound a setup misses, nothing if none."""
+    """Say which bound the ends of a setup's intervals miss, nothing if none."""
     assert one.time is not None
     for metric, least in bounds.floors.items():
         figures = one.fidelity[metric]
         if figures["low"] < least:
             words = f"{figures['estimate']:.5f}, by its interval at least {figures['low']:.5f}"
             return f"the mean {WORDS[metric]} on pictures held out is {words}"
-    ratio = one.time["ratio_to_dense"]["estimate"]
-    slow = "" if ratio < 1 else f"it takes {ratio:.3f} of the dense tower's time"
-    return _too_slow(bounds, one.time) or slow
+    ratio = one.time["ratio_to_dense"]
+    if bounds.speed_up is not None and ratio["high"] * bounds.speed_up > 1:
+        least = 1 / ratio["high"]
+        return f"it is {1 / ratio['estimate']:.2f} times as fast as dense, by its interval at least {least:.2f}"
+    return "" if ratio["estimate"] < 1 else f"it takes {ratio['estimate']:.3f} of the dense tower's time"
 
 
 def selection_table(selection: Selection) -> Table:
     """Show the setups that were judged, the chosen or nearest one last."""
 
-    def interval(figures: Mapping[str, float], places: int) -> Cell:
-        ends = [f"{figures[end]:.{places}f}" for end in ("estimate", "low", "high")]
-        return Cell(f"{ends[0]} [{ends[1]}, {ends[2]}]", figures["estimate"])
+    def interval(figures: Mapping[str, float], metric: str) -> Cell:
+        ends = [figures[end] for end in ("estimate", "low", "high")]
+        if metric == CHANGE:
+            return points((ends[0], ends[1], ends[2]))
+        mean, low, high = (f"{end:.{2 if metric == 'time' else 4}f}" for end in ends)
+        return Cell(f"{mean} [{low}, {high}]", ends[0])
 
-    metrics = [metric for metric in WORDS if metric in selection.judged[-1].fidelity]
-    rows = []
+    metrics, rows = [metric for metric in WORDS if metric in selection.judged[-1].fidelity], []
     for one in selection.judged:
         keep = "" if one.setup.method is None else f" {100 * one.keep:.0f}"
-        cells = [Cell(f"{one.name}{keep}"), Cell(one.setup.dtype)]
-        for metric in metrics:
-            own = one.fidelity[metric]
-            change = metric == CHANGE
-            cells.append(points((own["estimate"], own["low"], own["high"])) if change else interval(own, 4))
-        cells.append(UNMEASURED if one.time is None else interval(one.time["ratio_to_dense"], 2))
-        rows.append([*cells, Cell("yes" if one.passed else "no")])
+        ratio = UNMEASURED if one.time is None else interval(one.time["ratio_to_dense"], "time")
+        means = [interval(one.fidelity[metric], metric) for metric in metrics]
+        met = Cell("yes" if one.passed else "no")
+        rows.append([Cell(f"{one.name}{keep}"), Cell(one.setup.dtype), *means, ratio, met])
     facts = selection.setup.certificate["dataset"]
     held = facts["held_out"]
     return Table.of(

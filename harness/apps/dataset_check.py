@@ -1,4 +1,4 @@
-"""`datasets check`: whether a dataset is whole: counts, checksums, and every image decoded."""
+"""`datasets check`: whether a dataset is whole: counts, and every image decoded."""
 
 from collections import defaultdict
 from typing import Any
@@ -10,9 +10,8 @@ from harness.base.table import Cell, Shown, Table
 from harness.base.terminal import Progress
 from harness.datasets import kind_of
 from harness.datasets.base import SPLITS, Dataset, SplitName
-from harness.datasets.decoded import Decoded, decode_all
-from harness.datasets.images import how_many, shorten
-from harness.datasets.rooted import RootedDataset
+from harness.datasets.images import Decoded, decode_all, how_many, shorten
+from harness.datasets.public import RootedDataset
 from harness.models.towers import text_classifier
 from zoo.loading.clip import create_clip
 
@@ -25,7 +24,7 @@ TOWER = "clip_vit_s14"
 def check_dataset(dataset: Dataset, progress: Progress, *, fast: bool = False) -> Shown:
     """Check a dataset; ``fast`` decodes no image, and so finds neither damaged ones nor copies."""
     counts = {name: _count_images(dataset, dataset.labels(name)) for name in SPLITS}
-    problems = dataset.problems(progress) if isinstance(dataset, RootedDataset) else dataset.differences()
+    problems = dataset.problems() if isinstance(dataset, RootedDataset) else dataset.differences()
     notes = [f"{name} has no images" for name in SPLITS if not counts[name].any()]
     facts = _find_uneven(dataset, counts)
     unreadable: list[str] = []

@@ -1,7 +1,7 @@
-"""How faithful a row is to its dense tower: pictures to search by, others held out to judge by, and bounds.
+"""How faithful reductions are to their dense tower: pictures to search by, others held out to judge by, and bounds.
 
-Every metric is a value per picture whose mean must not fall below a number, so that one way of looking at it, the share
-of what a bound allows that is used up, orders rows by any of them.
+Every metric is a value per picture whose mean must not fall below a number, so that the share of what a bound allows
+that is used up orders rows by any of them.
 """
 
 import math
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.datasets.base import SPLITS, Dataset, OwnDataset, Rendered, Split, SplitName
+from harness.datasets.base import SPLITS, Dataset, OwnDataset, Rendered, Split
 from harness.datasets.few_shot import batches, seeded_order, turns
 from harness.measure.rows import Variant, run
 from harness.models.towers import nameable
 from harness.records.agreement import over_images
-from harness.records.metrics import LEAST_GALLERY, cosine_distance, neighbours, overlap, predicted
+from harness.records.metrics import LEAST_GALLERY, Sample, cosine_distance, neighbours, overlap
 from harness.records.statistics import bootstrap_quantile
 from zoo.deploy.optimized import OptimizedHost
 
@@ -30,14 +30,14 @@ AGREEMENT, CHANGE = "dense_agreement", "top1_change"  # of the answers by text, 
 Q05 = "cosine_q05"  # the quantile of cosines that stands beside their mean
 BEST = {COSINE: 1.0, OVERLAP: 1.0, CHANGE: 0.0}  # that a mean can be
 LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing
-KEPT = 512 << 20  # bytes of preprocessed pictures that are held in memory
+KEPT = 2 << 30  # bytes of preprocessed pictures that are held in memory
 _NORMAL = 1.96  # standard errors from a mean to the end of its interval
+# Of each bound: where it lies, what is expected there, and the bound in words.
 _RANGES = {
-    "min_cosine": (0.0, 1.0, "a mean cosine in (0, 1), such as 0.99"),
-    "min_overlap": (0.0, 1.0, "a share in (0, 1), such as 0.9"),
-    "max_loss": (0.0, 100.0, "points of top-1 in (0, 100), such as 0.5"),
-    "speed_up": (1.0, math.inf, "a number above 1, such as 1.5"),
-    "max_ms": (0.0, math.inf, "milliseconds above 0"),
+    "min_cosine": (0.0, 1.0, "a mean cosine in (0, 1), such as 0.99", "mean cosine at least {}"),
+    "min_overlap": (0.0, 1.0, "a share in (0, 1), such as 0.9", "neighbour overlap at least {}"),
+    "max_loss": (0.0, 100.0, "points of top-1 in (0, 100), such as 0.5", "at most {} points of top-1 lost"),
+    "speed_up": (1.0, math.inf, "a number above 1, such as 1.5", "{} times as fast as dense"),
 }
 
 Values = Mapping[str, Sequence[float]]  # by metric, one per picture
@@ -55,20 +55,22 @@ class SetupBounds:
     min_overlap: float | None = None  # mean share of the dense tower's ten nearest pictures that are found
     max_loss: float | None = None  # points of top-1 that may be lost; the pictures need classes
     speed_up: float | None = None  # times as fast as the dense tower in float32
-    max_ms: float | None = None  # milliseconds of one call, on a whole batch
 
     def __post_init__(self) -> None:
         """Validate."""
-        values = {name: getattr(self, name) for name in _RANGES}
-        if all(value is None for value in values.values()):
+        if not self.values:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in _RANGES)
             raise ValueError(f"no bound to meet: expected at least one of {flags}")
-        for name, (low, high, words) in _RANGES.items():
-            value = values[name]
-            if value is None or low < value < high:
-                continue
-            hint = f"did you mean {value / 100:g}? " if high == 1 < value < 100 else ""
-            raise ValueError(f"--{name.replace('_', '-')} {value:g}: {hint}expected {words}")
+        for name, value in self.values.items():
+            low, high, range_words, _ = _RANGES[name]
+            if not low < value < high:
+                hint = f"did you mean {value / 100:g}? " if high == 1 < value < 100 else ""
+                raise ValueError(f"--{name.replace('_', '-')} {value:g}: {hint}expected {range_words}")
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The bounds that are given, by name."""
+        return {name: getattr(self, name) for name in _RANGES if getattr(self, name) is not None}
 
     @property
     def floors(self) -> dict[str, float]:
@@ -80,14 +82,7 @@ class SetupBounds:
     @property
     def words(self) -> str:
         """All bounds in words."""
-        texts = {
-            "mean cosine at least {}": self.min_cosine,
-            "neighbour overlap at least {}": self.min_overlap,
-            "at most {} points of top-1 lost": self.max_loss,
-            "{} times as fast as dense": self.speed_up,
-            "at most {} ms": self.max_ms,
-        }
-        return ", ".join(text.format(value) for text, value in texts.items() if value is not None)
+        return ", ".join(_RANGES[name][-1].format(value) for name, value in self.values.items())
 
     def share(self, values: Values, count: int) -> float:
         """Return how much of what is allowed would be used up on ``count`` other pictures, at most 1 if it is met.
@@ -109,11 +104,25 @@ class SetupBounds:
         return all(figures[metric]["low"] >= least for metric, least in self.floors.items())
 
 
+def _pad(metric: str, values: Sequence[float]) -> NDArray[np.float64]:
+    """Return values; of changes of top-1 with a picture more that is won and one that is lost.
+
+    Else none among few pictures would pass for none among all. Source: Agresti and Min, 2005.
+    """
+    return np.append(np.asarray(values, dtype=float), [1.0, -1.0] if metric == CHANGE else [])
+
+
 class PicturePart(NamedTuple):
     """Some pictures, and the number of each one's group, (n,)."""
 
     split: Split
     groups: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: Split) -> "PicturePart":
+        """Number the groups of a split."""
+        names = [dataset.group_of(image_id) for image_id in split.image_ids]
+        return cls(split, np.unique(names, return_inverse=True)[1].astype(np.int64))
 
     def few(self, count: int) -> "PicturePart":
         """Return so many of them; groups give in turn, so that few pictures show many of them."""
@@ -138,21 +147,15 @@ def part_pictures(
     Raises:
         ValueError: too few pictures or groups.
     """
-    whole = not isinstance(dataset, OwnDataset) or dataset.name in learned
-    search, held = _join(dataset, ("train", "val")), _join(dataset, ("test",))
-    if whole and len(search):
-        halves = [search, held]
-    else:
-        every = _join(dataset, SPLITS)
-        numbers = _groups(dataset, every)
-        order = seeded_order(int(numbers.max(initial=-1)) + 1, seed)
-        first = order[: max(1, round(len(order) * sizes[0] / sum(sizes)))]
-        chosen = np.isin(numbers, first)
-        halves = [every.subset(np.flatnonzero(chosen)), every.subset(np.flatnonzero(~chosen))]
+    halves = [join_splits([dataset.split("train"), dataset.split("val")]), dataset.split("test")]
+    if (isinstance(dataset, OwnDataset) and dataset.name not in learned) or not len(halves[0]):
+        whole = PicturePart.of(dataset, join_splits([dataset.split(name) for name in SPLITS]))
+        order = seeded_order(int(whole.groups.max(initial=-1)) + 1, seed)
+        first = np.isin(whole.groups, order[: max(1, round(len(order) * sizes[0] / sum(sizes)))])
+        halves = [whole.split.subset(np.flatnonzero(chosen)) for chosen in (first, ~first)]
     parts = []
     for half, size, least, what in zip(halves, sizes, (2, LEAST_GROUPS), ("to search by", "held out"), strict=True):
-        named = nameable(half, classifier)
-        part = PicturePart(named, _groups(dataset, named)).few(size)
+        part = PicturePart.of(dataset, nameable(half, classifier)).few(size)
         if part.group_count < least:
             raise ValueError(
                 f"dataset {dataset.asked_as!r} has {len(part.split)} pictures {what}, of {part.group_count} "
@@ -162,9 +165,8 @@ def part_pictures(
     return parts
 
 
-def _join(dataset: Dataset, names: Sequence[SplitName]) -> Split:
+def join_splits(parts: Sequence[Split]) -> Split:
     """Return several splits as one."""
-    parts = [dataset.split(name) for name in names]
     starts = np.cumsum([0, *map(len, parts)])
     ids = [image_id for part in parts for image_id in part.image_ids]
 
@@ -176,31 +178,16 @@ def _join(dataset: Dataset, names: Sequence[SplitName]) -> Split:
     return Split(np.concatenate([part.labels for part in parts]), ids.__getitem__, render)
 
 
-def _groups(dataset: Dataset, split: Split) -> NDArray[np.int64]:
-    names = [dataset.group_of(image_id) for image_id in split.image_ids]
-    return np.unique(names, return_inverse=True)[1].astype(np.int64)
-
-
-def _pad(metric: str, values: Sequence[float]) -> NDArray[np.float64]:
-    """Return values; of changes of top-1 with a picture more that is won and one that is lost.
-
-    Else none among few pictures would pass for none among all. Source: Agresti and Min, 2005.
-    """
-    return np.append(np.asarray(values, dtype=float), [1.0, -1.0] if metric == CHANGE else [])
-
-
 class Pictures:
     """Some pictures beside what the dense tower in float32 makes of them."""
 
-    def __init__(self, part: PicturePart, dense: Variant, preprocess: Any, classifier: Tensor | None) -> None:
-        """Look at nothing yet."""
-        self.split, self.groups = self.part = part
-        self.dense, self.preprocess, self.classifier = dense, preprocess, classifier
+    def __init__(self, part: PicturePart, dense: Variant, preprocess: Any, classifier: Tensor | None = None) -> None:
+        self.part, self.dense, self.preprocess, self.classifier = part, dense, preprocess, classifier
         self._kept: list[Tensor] = []
 
     def __len__(self) -> int:
         """Count the pictures."""
-        return len(self.split)
+        return len(self.part.split)
 
     def _batches(self) -> Iterator[Tensor]:
         """Yield preprocessed pictures, read again only where memory can't hold them."""
@@ -208,7 +195,7 @@ class Pictures:
             yield from self._kept
             return
         every: list[Tensor] = []
-        for _, images in batches(self.split, self.preprocess):
+        for _, images in batches(self.part.split, self.preprocess):
             if len(self) * images[0].numel() * images.element_size() <= KEPT:
                 every.append(images)
             yield images
@@ -232,45 +219,42 @@ class Pictures:
                     parts[key].append(features)
         return {key: torch.cat(part) for key, part in parts.items()}
 
-    @cached_property
-    def _truth(self) -> Tensor:
-        return self.features([self.dense])[self.dense.key]
+    def _sample(self, features: Tensor) -> Sample:
+        labels = self.part.split.labels
+        return Sample(features=features, classifier=self.classifier, labels=labels if (labels >= 0).all() else None)
 
     @cached_property
-    def _answers(self) -> NDArray[np.int64]:
-        assert self.classifier is not None
-        return predicted(self._truth, self.classifier)
+    def _truth(self) -> Sample:
+        return self._sample(self.features([self.dense])[self.dense.key])
 
-    @cached_property
-    def _neighbours(self) -> NDArray[np.int64]:
-        return neighbours(self._truth, self._truth)
+    def distances(self, rows: Sequence[Variant]) -> dict[str, NDArray[np.float64]]:
+        """Return each row's 1 - cosine to dense, (n,), by key."""
+        return {key: cosine_distance(each, self._truth.features) for key, each in self.features(rows).items()}
 
-    def values(self, rows: Sequence[Variant]) -> dict[str, dict[str, list[float]]]:
-        """Return each row's values by key: cosine, and what classes, labels and the number of pictures allow.
+    def values(self, row: Variant) -> dict[str, list[float]]:
+        """Return a row's values: cosine, and what classes, labels and the number of pictures allow.
 
         A row whose features overflowed has none.
         """
-        features = self.features(rows).items()
-        return {key: self._values(each) if each.isfinite().all() else {} for key, each in features}
-
-    def _values(self, features: Tensor) -> dict[str, list[float]]:
-        values = {COSINE: 1 - cosine_distance(features, self._truth)}
+        features, dense = self.features([row])[row.key], self._truth
+        if not features.isfinite().all():
+            return {}
+        own = self._sample(features)
+        values = {COSINE: 1 - cosine_distance(own.features, dense.features)}
         if len(self) >= LEAST_GALLERY:
-            values[OVERLAP] = overlap(neighbours(features, self._truth), self._neighbours)
-        if self.classifier is not None:
-            answers, labels = predicted(features, self.classifier), self.split.labels
-            values[AGREEMENT] = (answers == self._answers).astype(float)
-            if (labels >= 0).all():
-                values[CHANGE] = (answers == labels).astype(float) - (self._answers == labels)
+            values[OVERLAP] = overlap(neighbours(own.features, dense.features), dense.neighbours)
+        if own.predicted is not None and dense.predicted is not None:
+            values[AGREEMENT] = (own.predicted == dense.predicted).astype(float)
+        if own.hits is not None and dense.hits is not None:
+            values[CHANGE] = own.hits.astype(float) - dense.hits
         return {metric: each.tolist() for metric, each in values.items()}
 
     def figures(self, values: Values, seed: int) -> dict[str, Any]:
         """Return each metric's mean and the 5 % quantile of cosines, with 95 % intervals over photographs."""
-        figures, numbers = {}, np.unique(self.groups, return_inverse=True)[1]
+        figures, numbers = {}, np.unique(self.part.groups, return_inverse=True)[1]
         for metric, each in values.items():
             padded = _pad(metric, each)
             more = numbers.max() + 1 + np.arange(len(padded) - len(each))
             mean = over_images(padded, seed, np.append(numbers, more))
             figures[metric] = {"estimate": float(np.mean(each)), "low": mean.low, "high": mean.high}
-        quantile = bootstrap_quantile(values[COSINE], 0.05, seed, numbers)
-        return figures | {Q05: quantile._asdict()}
+        return figures | {Q05: bootstrap_quantile(values[COSINE], 0.05, seed, numbers)._asdict()}

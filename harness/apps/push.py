@@ -16,13 +16,11 @@ from timm.models import save_for_hf
 
 from harness.measure.cost import gflops
 from harness.measure.rows import predictors_digest
-from harness.models.names import OPEN_CLIP, TIMM, TRANSFORMERS, split_method, split_name
-from harness.models.towers import create_pretrained
+from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
 from harness.records.conditions import DENSE, RECOVERY
 from harness.records.record import Record, conditions, lacking
 from harness.report.groups import markdown_table
-from zoo.core.digests import fingerprint
-from zoo.core.files import digest, read_facts, write_whole
+from zoo.core.files import digest, fingerprint, read_facts, write_whole
 from zoo.core.prompts import CosineHead
 from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB

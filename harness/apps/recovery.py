@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from harness import git_commit
+from harness.apps.setup import Setup
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import reduced_row, require_rows
-from harness.models.names import split_method
 from harness.models.towers import load_tower
 from zoo.core.files import cache_folder, digest
 from zoo.learning.recovery import recover
@@ -46,7 +46,22 @@ class LearningSet:
         Raises:
             ValueError: an unknown dataset, or one without images.
         """
-        return [cls(dataset, *_split(dataset, sources)) for dataset in map(get_dataset, sources.datasets)]
+        return [cls._of(get_dataset(name), sources) for name in sources.datasets]
+
+    @classmethod
+    def _of(cls, dataset: Dataset, sources: Sources) -> "LearningSet":
+        require_images(dataset, "train", "images to learn from asked for")
+        train, val = dataset.split("train"), dataset.split("val")
+        if not len(val):
+            order, count = seeded_order(len(train), 0), len(train) // HELD_OUT
+            train, val = train.subset(order[count:]), train.subset(order[:count])
+        own = cls(dataset, subset(train, sources.limit), subset(val, sources.held_out))
+        if not len(own.train) or not len(own.held_out):
+            raise ValueError(
+                f"dataset {dataset.name!r} has {len(own.train)} images to learn from and {len(own.held_out)} to stop "
+                "by; it needs both, from its train and val splits"
+            )
+        return own
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -58,35 +73,6 @@ class LearningSet:
     def image_ids(self) -> list[Any]:
         """The images of both parts."""
         return [self.train.image_ids, self.held_out.image_ids]
-
-
-def _split(dataset: Dataset, sources: Sources) -> tuple[Split, Split]:
-    require_images(dataset, "train", "images to learn from asked for")
-    train, val = dataset.split("train"), dataset.split("val")
-    if not len(val):
-        order = seeded_order(len(train), 0)
-        count = len(train) // HELD_OUT
-        train, val = train.subset(order[count:]), train.subset(order[:count])
-    train, val = subset(train, sources.limit), subset(val, sources.held_out)
-    if not len(train) or not len(val):
-        raise ValueError(
-            f"dataset {dataset.name!r} has {len(train)} images to learn from and {len(val)} to stop by; "
-            "it needs both, from its train and val splits"
-        )
-    return train, val
-
-
-def preprocess_split(
-    split: Split, preprocess: Any, name: str, progress: Progress, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Return the images of a split of the dataset ``name``, (n, C, H, W)."""
-    parts, done = [], 0
-    with progress.task(f"images of {name}", len(split)) as update:
-        for examples, images in batches(split, preprocess):
-            parts.append(images.to(dtype))
-            done += len(examples)
-            update(done)
-    return torch.cat(parts)
 
 
 def train_recovery(
@@ -109,25 +95,24 @@ def train_recovery(
     """
     if not sources.datasets:
         raise ValueError("nothing to train on: give --dataset")
-    dense, named, percent = split_method(model)
-    if (named is None) == (method is None) or (named is None) == (keep is None):
+    setup = Setup.of(model, method=method, keep=keep)
+    if setup.method is None:
         raise ValueError(
             f"--model {model!r}: expected a reduced model, such as clip_vit_s14_tome30, or a dense one with --method "
-            "and --keep, not both"
+            "and --keep"
         )
-    kind, rate = (named, percent) if named is not None else (method, keep)
-    assert kind is not None
-    assert rate is not None
+    rate: float = setup.options["keep"]
     sets = LearningSet.load(sources)
-    require_rows(dense, [(kind, rate)])
-    tower = load_tower(dense)
-    name = f"{tower.arch}_{kind}{round(100 * rate)}"
-    row = reduced_row(tower.vit, tower.arch, tower.tag, name, kind, {"keep": rate})
+    require_rows(setup.model, [(setup.method, rate)])
+    tower = load_tower(setup.model)
+    name = f"{tower.arch}_{setup.method}{round(100 * rate)}"
+    row = reduced_row(tower.vit, tower.arch, tower.tag, name, setup.method, {"keep": rate})
 
-    def read(split: Split, dataset: Dataset) -> Tensor:
-        return preprocess_split(split, tower.preprocess, dataset.name, progress, torch.bfloat16)
+    def read(split: Split) -> Tensor:
+        return torch.cat([images.to(torch.bfloat16) for _, images in batches(split, tower.preprocess)])
 
-    train, val = [read(one.train, one.dataset) for one in sets], [read(one.held_out, one.dataset) for one in sets]
+    progress.say(f"reading images of {', '.join(one.dataset.name for one in sets)}")
+    train, val = [read(one.train) for one in sets], [read(one.held_out) for one in sets]
     facts, ids = [one.facts for one in sets], [one.image_ids for one in sets]
     decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
     checkpoint = cache_folder() / "fits" / f"{digest(decisive)}.pt"

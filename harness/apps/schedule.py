@@ -9,7 +9,7 @@ several of them.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import accumulate, permutations
 from pathlib import Path
@@ -17,58 +17,48 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
 from harness import git_commit
-from harness.apps.recovery import LearningSet, Sources, preprocess_split
-from harness.base.table import UNMEASURED, Cell, Table, figure
+from harness.apps.fidelity import PicturePart, Pictures, join_splits
+from harness.apps.recovery import LearningSet, Sources
 from harness.base.terminal import Progress
-from harness.datasets.base import Split, cached_json, keep_json
+from harness.datasets.base import cached_json, keep_json
 from harness.measure.cost import gflops
-from harness.measure.match import ROUNDS, TOLERANCE, KeepSolver, TimeRatios, search_times
-from harness.measure.plan import MATCHES, Plan
-from harness.measure.rows import Variant, reduced_row, run
+from harness.measure.match import TOLERANCE, KeepSolver
+from harness.measure.plan import Plan
+from harness.measure.rows import Variant, reduced_row
 from harness.models.towers import load_tower
-from harness.records.metrics import cosine_distance
-from harness.records.statistics import Interval, paired_mean
-from zoo.core.digests import blocks_fingerprint
-from zoo.core.files import cache_folder
+from harness.records.conditions import DENSE
+from harness.records.statistics import paired_mean
+from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, spread
-from zoo.loading.schedule_file import OPTIONS, ScheduleFile
+from zoo.loading.learned_files import OPTIONS, ScheduleFile
 from zoo.towers.vit import ReducedViT
 
 UNITS = 12  # that a candidate's points share the work in
 STEPS = (2, 1)  # units that move from one point to another, the coarse step first
 BEAM = 2  # best candidates whose neighbours are tried
 FIRST = 3  # one image in so many is for a first look, and one candidate in so many passes it
-SHOWN = 4  # best schedules that are judged on held-out images beside the default
 GROUP = 8  # candidates that are run together
-CHUNK = 32  # images at a time
-FARTHEST = {"gflops": TOLERANCE["gflops"], "time": 0.1}  # of the goal, that the default may cost more or less
-WORDS = {"gflops": "GFLOPs", "time": "time"}
+NEAR = TOLERANCE["gflops"]  # of the goal, that a schedule may cost more or less
 _NOTHING = 1e-12  # 1 - cosine that counts as none
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """What to search among, and at what cost."""
+    """What to search among, and at what cost, in GFLOPs."""
 
     points: int = 4  # reduction points at most
     candidates: int = 150  # schedules to try at most
-    match: str = "gflops"  # what the cost is, or ``time``
     match_to: str = Plan.match_to  # method whose cost it is, at keep rate ``keep``
     keep: float | None = None  # that keep rate; None with ``cost``
     cost: float | None = None  # the cost instead, as a share of the dense tower's
-    match_batch: int = Plan.match_batch  # images per call, where the cost is time
-    dtype: str = Plan.dtype  # precision that is timed; features are compared in float32
 
     def __post_init__(self) -> None:
         """Validate."""
-        if self.match not in MATCHES:
-            raise ValueError(f"--match {self.match!r}: {expected(self.match, MATCHES)}")
         if self.match_to not in METHODS:
             raise ValueError(f"--match-to {self.match_to!r}: {expected(self.match_to, METHODS)}")
         for name in ("points", "candidates"):
@@ -85,9 +75,8 @@ class SearchConfig:
     @property
     def asked(self) -> str:
         """The cost in words."""
-        if self.cost is not None:
-            return f"{100 * self.cost:g} % of dense"
-        assert self.keep is not None
+        if self.keep is None:
+            return f"{100 * (self.cost or 0):g} % of dense"
         return f"{self.match_to} at keep {100 * self.keep:g} %"
 
 
@@ -198,354 +187,6 @@ def search(
         front = [near for shape in list(losses)[:BEAM] for near in neighbours(shape, depth, config.points, steps[0])]
 
 
-def loss(means: NDArray[np.float64], before: NDArray[np.float64]) -> float:
-    """Return what is left of the default's 1 - cosine, a geometric mean over sets; of the worst one if it got worse.
-
-    So a set that is near dense already isn't given up for another.
-    """
-    shares = (means + _NOTHING) / (before + _NOTHING)
-    return float(shares.max()) if shares.max() > 1 else float(np.exp(np.log(shares).mean()))
-
-
-class _Bench:
-    """A method in a tower, what its schedules cost, and what a stopped search found out so far."""
-
-    def __init__(
-        self, model: str, method: str, sources: Sources, config: SearchConfig, options: Mapping[str, Any], device: str
-    ) -> None:
-        self.method, self.fixed, self.config = method, options, config
-        self.sets = LearningSet.load(sources)
-        self.tower = load_tower(model)
-        self.weights = blocks_fingerprint(self.tower.vit.state_dict(), self.tower.vit.blocks_prefix)
-        self.dense = self.tower.vit.to(device)
-        self.patches = math.prod(self.dense.grid)
-        self.settings = self.row({"keep": 1.0}).config
-        # A longer search goes on from a shorter one.
-        goal = {name: value for name, value in asdict(config).items() if name not in ("points", "candidates")}
-        self.path, known = cached_json(
-            "fits",
-            *(self.tower.name, self.weights, method, self.settings, goal, device, torch.__version__),
-            *((one.facts, one.image_ids) for one in self.sets),
-        )
-        # Counts and cost by candidate, None if it can't be had; 1 - cosine of images by schedule.
-        self.known: dict[str, Any] = known or {"solved": {}, "first": {}, "rest": {}, "seconds": 0.0}
-        self._begun = time.monotonic() - self.known["seconds"]
-        self.why = ""  # a candidate can't be had
-        self.target: ReducedViT | None = None  # whose cost is to be met
-        if config.keep is not None:
-            row = reduced_row(*self._names, "target", config.match_to, {"keep": config.keep})
-            self.target = row.vit
-        if config.match == "time":
-            self.times = TimeRatios(self.dense, batch=config.match_batch, device=device, dtype=config.dtype)
-            if "goal" not in self.known:
-                own = self.target
-                self.known["goal"] = config.cost if own is None else self.times.of({"": own}, 2 * ROUNDS)[""]
-            self.goal: float = self.known["goal"]
-        else:
-            whole = self.gflops(self.dense)
-            self.goal = whole * config.cost if config.cost is not None else self.gflops(self.target)
-            self._off = whole - closed_gflops(self.dense)
-
-    @property
-    def _names(self) -> tuple[ReducedViT, str, str]:
-        return self.tower.vit, self.tower.arch, self.tower.tag
-
-    def save(self) -> None:
-        """Write what is known."""
-        self.known["seconds"] = time.monotonic() - self._begun
-        keep_json(self.path, self.known)
-
-    def row(self, options: Mapping[str, Any], what: str = "") -> Variant:
-        """Make the method's row with some options beside the fixed ones."""
-        return reduced_row(
-            *self._names, f"{self.tower.arch}_{self.method}", self.method, {**self.fixed, **options}, what
-        )
-
-    def schedule_row(self, schedule: Schedule) -> Variant:
-        """Make the row of a schedule."""
-        return self.row(schedule.options(self.patches), _key(schedule))
-
-    def gflops(self, vit: ReducedViT | None) -> float:
-        """Return fvcore's count of a tower."""
-        assert vit is not None
-        return gflops(vit, vit.input_size).gflops
-
-    def solve(self, shapes: Sequence[Shape]) -> dict[Shape, Schedule]:
-        """Return the schedule of each candidate that can meet the cost."""
-        solved = self.known["solved"]
-        new = [shape for shape in shapes if _key(shape) not in solved]
-        for start in range(0, len(new), GROUP):
-            some = new[start : start + GROUP]
-            solvers = {shape: solver for shape in some if (solver := self._solver(shape)) is not None}
-            answers = (self._by_time if self.config.match == "time" else self._by_gflops)(solvers)
-            solved |= {_key(shape): None for shape in some}
-            for shape, (count, cost) in answers.items():
-                schedule = Schedule.of(solvers[shape].build(count / self.patches))
-                solved[_key(shape)] = [schedule.points, schedule.counts, cost]
-            self.save()
-        known = {shape: solved[_key(shape)] for shape in shapes}
-        return {
-            shape: Schedule(tuple(one[0]), tuple(one[1]))
-            for shape, one in known.items()
-            if one is not None and abs(one[2] / self.goal - 1) <= TOLERANCE[self.config.match]
-        }
-
-    def _solver(self, shape: Shape) -> KeepSolver | None:
-        solver = KeepSolver(self.dense, lambda keep: self.row(shape.options(keep)).vit)
-        try:
-            solver.build(1.0)
-        except (ValueError, FileNotFoundError) as error:  # no such block, or no predictor for it
-            if shape == DEFAULT:
-                raise
-            self.why = str(error)
-            return None
-        return solver
-
-    def _by_gflops(self, solvers: Mapping[Shape, KeepSolver]) -> dict[Shape, tuple[int, float]]:
-        """Bisect by the blocks' closed form, and correct that by what fvcore counts of its answer."""
-        answers = {}
-        for shape, solver in solvers.items():
-
-            def build(count: int, solver: KeepSolver = solver) -> ReducedViT:
-                return solver.build(count / solver.patches)
-
-            tried: dict[int, float] = {}
-            off: float = self.known.get("off", self._off)
-            while (count := solver.bisect(self.goal - off, lambda count: closed_gflops(build(count)))) not in tried:
-                tried[count] = self.gflops(build(count))
-                off = tried[count] - closed_gflops(build(count))
-            answers[shape] = min(tried.items(), key=lambda item: abs(item[1] - self.goal))
-            self.known.setdefault("off", off)  # the default's, from which others differ little
-        return answers
-
-    def _by_time(self, solvers: Mapping[Shape, KeepSolver]) -> dict[Shape, tuple[int, float]]:
-        """Search with measured times, those of all candidates and of the target in the same rounds."""
-        starts = dict.fromkeys(solvers, round(self.goal * self.patches))
-        goals = dict.fromkeys(solvers, self.target or self.goal)
-        answers = search_times(self.times, solvers, starts, goals)
-        return {shape: (count, cost * self.goal) for shape, (count, cost) in answers.items()}
-
-    def ratios(self, vits: Mapping[Schedule, ReducedViT]) -> dict[Schedule, float]:
-        """Return times by the dense tower's, as if the target took now what it took at first."""
-        every: dict[Any, ReducedViT] = dict(vits) | ({} if self.target is None else {"target": self.target})
-        ratios = self.times.of(every, 2 * ROUNDS)
-        drift = 1.0 if self.target is None else self.goal / ratios.pop("target")
-        return {key: ratio * drift for key, ratio in ratios.items()}
-
-    def default(self, progress: Progress) -> Schedule:
-        """Return the method's own schedule at the cost; one that misses it is reported, or refused if far off."""
-        self.solve([DEFAULT])
-        points, counts, cost = self.known["solved"][_key(DEFAULT)]
-        off = abs(cost / self.goal - 1)
-        if off > TOLERANCE[self.config.match]:
-            miss = (
-                f"{self.method} can't meet the {WORDS[self.config.match]} of {self.config.asked} by its default "
-                f"schedule: asked {self.goal:.4g}, the nearest is {cost:.4g}"
-            )
-            if off > FARTHEST[self.config.match]:
-                raise ValueError(miss)
-            progress.say(miss)
-        return Schedule(tuple(points), tuple(counts))
-
-
-class _Images:
-    """Images of several datasets, in their order, and 1 - cosine to dense of schedules on them."""
-
-    def __init__(self, bench: _Bench, splits: Sequence[Split], progress: Progress) -> None:
-        self.bench = bench
-        sets = [
-            preprocess_split(split, bench.tower.preprocess, one.dataset.name, progress)
-            for one, split in zip(bench.sets, splits, strict=True)
-        ]
-        self.images, self.device = torch.cat(sets), next(bench.dense.parameters()).device
-        self.set_of = np.repeat(np.arange(len(sets)), [len(images) for images in sets])
-        with torch.inference_mode():
-            features = [bench.dense(chunk.to(self.device)).float().cpu() for chunk in self.images.split(CHUNK)]
-        self.truth = F.normalize(torch.cat(features), dim=-1)
-
-    def run(self, schedules: Sequence[Schedule], places: NDArray[np.int64]) -> dict[Schedule, list[float]]:
-        """Run schedules on the images at some places."""
-        rows = {schedule: self.bench.schedule_row(schedule) for schedule in schedules}
-        values: dict[Schedule, list[float]] = {schedule: [] for schedule in schedules}
-        for start in range(0, len(places), CHUNK):
-            some = places[start : start + CHUNK]
-            outcomes = run(list(rows.values()), self.images[some].to(self.device))
-            for schedule, row in rows.items():
-                values[schedule] += cosine_distance(outcomes[row.key].features, self.truth[some]).tolist()
-        return values
-
-    def means(self, values: NDArray[np.float64], places: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the mean of each set of values at some places."""
-        sets = self.set_of[places]
-        return np.bincount(sets, weights=values) / np.bincount(sets)
-
-
-def _search_on_images(bench: _Bench, default: Schedule, progress: Progress) -> tuple[list[Schedule], int]:
-    """Return schedules that got beyond a first look, the best on training images first, and how many were tried."""
-    train, count = _Images(bench, [one.train for one in bench.sets], progress), 0
-    # Each set's own, so that none is left out.
-    first = np.concatenate([np.flatnonzero(train.set_of == at)[::FIRST] for at in range(len(bench.sets))])
-    every = np.arange(len(train.images))
-    parts = {"first": first, "rest": np.setdiff1d(every, first)}
-
-    def look(shapes: Sequence[Shape], whole: bool) -> dict[Shape, float]:
-        schedules, values = bench.solve(shapes), np.empty(len(every))
-        for name, places in parts.items() if whole else [("first", first)]:
-            known = bench.known[name]
-            lack = [one for one in sorted({*schedules.values(), default}) if _key(one) not in known]
-            for start in range(0, len(lack), GROUP):
-                found = train.run(lack[start : start + GROUP], places)
-                known |= {_key(one): each for one, each in found.items()}
-                bench.save()
-                update(len(bench.known["first"]))
-
-        def means(one: Schedule) -> NDArray[np.float64]:
-            for name, places in parts.items():
-                values[places] = bench.known[name].get(_key(one), 0.0)
-            return train.means(values[looked], looked)
-
-        looked = every if whole else first
-        before = means(default)
-        return {shape: loss(means(one), before) for shape, one in schedules.items()}
-
-    def on_round(tried: int, losses: Mapping[Shape, float]) -> None:
-        nonlocal count
-        count = tried
-        if losses:
-            shape, left = next(iter(losses.items()))
-            blocks = ", ".join(map(str, shape.points))
-            progress.say(f"{tried} tried; the best is at blocks {blocks}: {left:.3f} of the default's 1 - cosine")
-
-    with progress.task("schedules tried", bench.config.candidates) as update:
-        shapes = search(look, bench.dense.depth, bench.config, on_round)
-    if bench.why:
-        progress.say(f"some schedules can't be had: {bench.why}")
-    return list(dict.fromkeys(bench.solve(list(shapes)).values())), count
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finalist:
-    """A schedule on held-out images."""
-
-    schedule: Schedule
-    gflops: float
-    time_ratio: float | None  # to dense; None where times weren't asked for
-    means: tuple[float, ...]  # 1 - cosine, of each dataset
-    differences: tuple[Interval, ...]  # to the default, paired
-    better: bool  # than the default, its interval clear of zero, and on no set worse so
-
-
-def _finalists(bench: _Bench, schedules: Sequence[Schedule], progress: Progress) -> list[Finalist]:
-    """Run schedules, the default first, on held-out images; images of one group are resampled together."""
-    held_out = _Images(bench, [one.held_out for one in bench.sets], progress)
-    every = np.arange(len(held_out.images))
-    names = [
-        f"{one.dataset.name}/{one.dataset.group_of(name)}" for one in bench.sets for name in one.held_out.image_ids
-    ]
-    groups = np.unique(names, return_inverse=True)[1]
-    distinct = sorted(set(schedules))
-    values: dict[Schedule, NDArray[np.float64]] = {}
-    for start in range(0, len(distinct), GROUP):
-        found = held_out.run(distinct[start : start + GROUP], every)
-        values |= {one: np.array(each) for one, each in found.items()}
-    vits = {one: bench.schedule_row(one).vit for one in schedules}
-    ratios = bench.ratios(vits) if bench.config.match == "time" else {}
-    sets = [held_out.set_of == at for at in range(len(bench.sets))]
-    default = values[schedules[0]]
-    # Each image counts by the default's mean on its set.
-    before = np.maximum([default[some].mean() for some in sets], _NOTHING)[held_out.set_of]
-
-    def difference(one: Schedule, some: NDArray[np.bool_], scale: NDArray[np.float64] | float = 1.0) -> Interval:
-        ours, theirs = values[one] / scale, default / scale
-        return paired_mean(ours[some], theirs[some], 0, np.unique(groups[some], return_inverse=True)[1])
-
-    finalists = []
-    for one in schedules:
-        differences = tuple(difference(one, some) for some in sets)
-        worse = any(each.low > 0 for each in differences)
-        finalists.append(
-            Finalist(
-                schedule=one,
-                gflops=bench.gflops(vits[one]),
-                time_ratio=ratios.get(one),
-                means=tuple(float(values[one][some].mean()) for some in sets),
-                differences=differences,
-                better=not worse and difference(one, every >= 0, before).high < 0,
-            )
-        )
-    return finalists
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleResult:
-    """What a search came to."""
-
-    file: ScheduleFile
-    path: Path
-    default: Finalist
-    best: tuple[Finalist, ...]  # by the images that were searched on, the best first
-
-
-def search_schedule(
-    model: str,
-    method: str,
-    sources: Sources,
-    config: SearchConfig,
-    *,
-    options: Mapping[str, Any] | None = None,
-    out: Path | None = None,
-    device: str = "cpu",
-    progress: Progress,
-) -> ScheduleResult:
-    """Search the schedule of a method in a dense tower and write it; a search that was stopped goes on where it was.
-
-    ``options`` are others of the method. The best on training images is stored if it is better than the default on
-    held-out ones, see `Finalist`; else the default is. ``out`` None is for the user's cache.
-
-    Raises:
-        ValueError: an unknown name, a dataset without images, or a cost that the method can't meet.
-        FileNotFoundError: no predictor for the method or the one whose cost is to be met.
-    """
-    if method not in METHODS:
-        raise ValueError(f"--method {method!r}: {expected(method, METHODS)}")
-    if taken := set(options or {}) & set(OPTIONS):
-        raise ValueError(f"option {min(taken)!r} is what is searched for: leave it out")
-    bench = _Bench(model, method, sources, config, options or {}, device)
-    default = bench.default(progress)
-    schedules, tried = _search_on_images(bench, default, progress)
-    shown = [one for one in schedules if one != default][:SHOWN]
-    plain, *others = _finalists(bench, [default, *shown], progress)
-    best = others[0] if others and schedules[0] != default and others[0].better else plain
-    losses = zip(bench.sets, plain.means, best.means, best.differences, strict=True)
-    bench.save()
-    tower, numbers = bench.tower, best.schedule.options(bench.patches)
-    file = ScheduleFile(
-        **numbers,
-        model=tower.arch,
-        tag=tower.tag,
-        weights=bench.weights,
-        method=method,
-        options={name: value for name, value in bench.settings.items() if name not in OPTIONS},
-        cost={
-            "match": config.match,
-            "of": config.asked,
-            "asked": bench.goal,
-            "reached": best.gflops if best.time_ratio is None else best.time_ratio,
-        },
-        found=best is not plain,
-        datasets=[{**one.facts, "before": a, "after": b, "difference": list(d)} for one, a, b, d in losses],
-        candidates=tried,
-        seconds=bench.known["seconds"],
-        version=version("clip-patchrank"),
-        commit=git_commit(),
-    )
-    name = f"{tower.arch}_{method}.{tower.tag or 'own'}.{bench.path.stem}.json"
-    path = out or cache_folder() / "schedules" / name
-    file.write(path)
-    bench.path.unlink(missing_ok=True)
-    return ScheduleResult(file=file, path=path, default=plain, best=tuple(others))
-
-
 def closed_gflops(vit: ReducedViT) -> float:
     """Return what the blocks cost by the counts of patch tokens, regardless of the method's own work."""
     left, total = math.prod(vit.grid), 0
@@ -558,34 +199,246 @@ def closed_gflops(vit: ReducedViT) -> float:
     return total / 1e9
 
 
+class _Bench:
+    """A method in a tower, what its schedules cost and lose, and what a stopped search found out so far."""
+
+    def __init__(
+        self, model: str, method: str, sources: Sources, config: SearchConfig, device: str, progress: Progress
+    ) -> None:
+        self.method, self.config, self.progress, self.why = method, config, progress, ""
+        self.sets, self.tower = LearningSet.load(sources), load_tower(model)
+        self.weights = blocks_fingerprint(self.tower.vit.state_dict(), self.tower.vit.blocks_prefix)
+        self.dense = self.tower.vit.to(device)
+        self.patches = math.prod(self.dense.grid)
+        self.settings = self.row({"keep": 1.0}).config
+        goal = (config.match_to, config.keep, config.cost)  # a longer search goes on from a shorter one
+        self.path, known = cached_json(
+            "fits",
+            *(self.tower.name, self.weights, method, self.settings, goal, device, torch.__version__),
+            *((one.facts, one.image_ids) for one in self.sets),
+        )
+        # Counts and cost by candidate, None if it can't be had; 1 - cosine of images by schedule.
+        self.known: dict[str, Any] = known or {"solved": {}, "first": {}, "rest": {}, "seconds": 0.0}
+        self._begun = time.monotonic() - self.known["seconds"]
+        whole = self.gflops(self.dense)
+        self.known.setdefault("off", whole - closed_gflops(self.dense))
+        if config.cost is not None:
+            self.goal = config.cost * whole
+        else:
+            self.goal = self.gflops(self.row({"keep": config.keep}, method=config.match_to).vit)
+
+    def save(self) -> None:
+        """Write what is known."""
+        self.known["seconds"] = time.monotonic() - self._begun
+        keep_json(self.path, self.known)
+
+    def row(self, options: dict[str, Any], what: str = "", method: str | None = None) -> Variant:
+        """Make the row of the method, or another one, with some options."""
+        method, arch = method or self.method, self.tower.arch
+        return reduced_row(self.dense, arch, self.tower.tag, f"{arch}_{method}", method, options, what)
+
+    def gflops(self, vit: ReducedViT) -> float:
+        """Return fvcore's count of a tower."""
+        return gflops(vit, vit.input_size).gflops
+
+    def solve(self, shapes: Sequence[Shape]) -> dict[Shape, Schedule]:
+        """Return the schedule of each candidate that can meet the cost."""
+        solved = self.known["solved"]
+        for shape in shapes:
+            if _key(shape) not in solved:
+                solved[_key(shape)] = self._solve(shape)
+                self.save()
+        known = {shape: solved[_key(shape)] for shape in shapes}
+        return {
+            shape: Schedule(tuple(one[0]), tuple(one[1]))
+            for shape, one in known.items()
+            if one is not None and abs(one[2] / self.goal - 1) <= NEAR
+        }
+
+    def _solve(self, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...], float] | None:
+        """Bisect by the blocks' closed form, and correct that by what fvcore counts of its answer."""
+        solver = KeepSolver(self.dense, lambda keep: self.row(shape.options(keep)).vit)
+        try:
+            solver.build(1.0)
+        except (ValueError, FileNotFoundError) as error:  # no such block, or no predictor for it
+            if shape == DEFAULT:
+                raise
+            if not self.why:
+                self.why = str(error)
+                self.progress.say(f"some schedules can't be had: {self.why}")
+            return None
+
+        def build(count: int) -> ReducedViT:
+            return solver.build(count / self.patches)
+
+        tried: dict[int, float] = {}
+        off: float = self.known["off"]
+        while (count := solver.bisect(self.goal - off, lambda count: closed_gflops(build(count)))) not in tried:
+            tried[count] = self.gflops(build(count))
+            off = tried[count] - closed_gflops(build(count))
+        if shape == DEFAULT:
+            self.known["off"] = off  # from which others differ little
+        count = min(tried, key=lambda count: abs(tried[count] - self.goal))
+        return *Schedule.of(build(count)), tried[count]
+
+    def default(self) -> Schedule:
+        """Return the method's own schedule at the cost.
+
+        Raises:
+            ValueError: it misses the cost.
+        """
+        if DEFAULT not in (schedules := self.solve([DEFAULT])):
+            cost = self.known["solved"][_key(DEFAULT)][2]
+            raise ValueError(
+                f"{self.method} can't meet the GFLOPs of {self.config.asked} by its default schedule: asked "
+                f"{self.goal:.4g}, the nearest is {cost:.4g}"
+            )
+        return schedules[DEFAULT]
+
+    def pictures(self, part: PicturePart) -> Pictures:
+        """Set images beside what the dense tower makes of them."""
+        dense = Variant(model=self.tower.arch, method=DENSE, keep=1.0, vit=self.dense, config={})
+        return Pictures(part, dense, self.tower.preprocess)
+
+    def distances(self, pictures: Pictures, schedules: Sequence[Schedule], known: dict[str, Any]) -> None:
+        """Add 1 - cosine to dense of images by schedules to what is known."""
+        new = [one for one in schedules if _key(one) not in known]
+        for start in range(0, len(new), GROUP):
+            rows = [self.row(one.options(self.patches), _key(one)) for one in new[start : start + GROUP]]
+            found = pictures.distances(rows)
+            known |= {row.what: found[row.key].tolist() for row in rows}
+            self.save()
+
+
 def _key(one: Shape | Schedule) -> str:
     points, numbers = one
     return f"{','.join(map(str, points))}:{','.join(map(str, numbers))}"
 
 
-def schedule_table(result: ScheduleResult) -> Table:
-    """Show the default and the best schedules on held-out images."""
-    file = result.file
-    names = [one["name"] for one in file.datasets]
-    timed = result.default.time_ratio is not None
-    time = ["x dense"] if timed else []
-    heads = ["schedule", "at blocks", "patches left", "GFLOPs", *time, "images", "1 - cos", "to default"]
-    rows = []
-    for at, one in enumerate([result.default, *result.best]):
-        blocks, counts = (", ".join(map(str, numbers)) for numbers in one.schedule)
-        cells = [Cell(f"found {at}" if at else "default"), Cell(blocks), Cell(counts), figure(one.gflops, ".3f")]
-        cells += [figure(one.time_ratio, ".3f")] if timed else []
-        for name, mean, (estimate, low, high) in zip(names, one.means, one.differences, strict=True):
-            change = f"{estimate:+.5f} [{low:+.5f}, {high:+.5f}]" if at else UNMEASURED
-            rows.append([*cells, Cell(name), figure(mean, ".5f"), Cell(change)])
-            cells = [Cell("")] * len(cells)
-    return Table.of(
-        f"Schedules of {file.method} in {file.model} at the {WORDS[file.cost['match']]} of {file.cost['of']}",
-        heads,
-        rows,
-        words=("schedule", "at blocks", "patches left", "images"),
-        roomy=("GFLOPs", "at blocks", "patches left"),
-        sections=frozenset(range(len(names), len(rows), len(names))),
-        caption="1 - cosine to dense on held-out images, and the paired difference to the default [95 % interval]; "
-        "the best on training images first.",
+def _search_on_images(bench: _Bench, default: Schedule) -> tuple[Schedule, int]:
+    """Return the best schedule on training images, and how many were tried."""
+    sets = np.repeat(np.arange(len(bench.sets)), [len(one.train) for one in bench.sets])
+    is_first = np.concatenate(
+        [np.arange(len(one.train)) % FIRST == 0 for one in bench.sets]
+    )  # so that no set lacks any
+    whole, tried = PicturePart(join_splits([one.train for one in bench.sets]), sets), 0
+    parts = {
+        name: (places, bench.pictures(PicturePart(whole.split.subset(places), sets[places])))
+        for name, places in (("first", np.flatnonzero(is_first)), ("rest", np.flatnonzero(~is_first)))
+    }
+
+    def look(shapes: Sequence[Shape], on_all: bool) -> dict[Shape, float]:
+        schedules = bench.solve(shapes)
+        for name in parts if on_all else ("first",):
+            bench.distances(parts[name][1], sorted({*schedules.values(), default}), bench.known[name])
+            update(len(bench.known["first"]))
+
+        def means(one: Schedule) -> NDArray[np.float64]:
+            values = np.empty(len(sets))
+            for name, (places, _) in parts.items():
+                values[places] = bench.known[name].get(_key(one), 0.0)
+            seen = slice(None) if on_all else is_first
+            return np.bincount(sets[seen], weights=values[seen]) / np.bincount(sets[seen])
+
+        before = means(default)
+        return {shape: loss(means(one), before) for shape, one in schedules.items()}
+
+    def on_round(count: int, losses: Mapping[Shape, float]) -> None:
+        nonlocal tried
+        tried = count
+        for shape, left in list(losses.items())[:1]:
+            blocks = ", ".join(map(str, shape.points))
+            bench.progress.say(f"{tried} tried; the best is at blocks {blocks}: {left:.3f} of the default's 1 - cosine")
+
+    with bench.progress.task("schedules tried", bench.config.candidates) as update:
+        best = next(iter(search(look, bench.dense.depth, bench.config, on_round)), DEFAULT)
+    return bench.solve([best])[best], tried
+
+
+def loss(means: NDArray[np.float64], before: NDArray[np.float64]) -> float:
+    """Return what is left of the default's 1 - cosine, a geometric mean over sets; of the worst one if it got worse.
+
+    So a set that is near dense already isn't given up for another.
+    """
+    shares = (means + _NOTHING) / (before + _NOTHING)
+    return float(shares.max()) if shares.max() > 1 else float(np.exp(np.log(shares).mean()))
+
+
+def _compare(bench: _Bench, default: Schedule, best: Schedule) -> tuple[bool, list[dict[str, Any]]]:
+    """Say whether a schedule is better than the default on held-out images, and what a file says of each dataset.
+
+    It is if its difference, each image counted by the default's mean on its set, is clear of zero, and no set clearly
+    loses. Images of one group are resampled together.
+    """
+    splits = [one.held_out for one in bench.sets]
+    names = [
+        f"{one.dataset.name}/{one.dataset.group_of(name)}" for one in bench.sets for name in one.held_out.image_ids
+    ]
+    groups = np.unique(names, return_inverse=True)[1]
+    found: dict[str, Any] = {}
+    bench.distances(bench.pictures(PicturePart(join_splits(splits), groups)), sorted({default, best}), found)
+    before, after = (np.array(found[_key(one)]) for one in (default, best))
+    starts = np.cumsum([0, *map(len, splits)])
+    scale, worse, facts = np.empty(len(before)), False, []
+    for one, start, stop in zip(bench.sets, starts, starts[1:], strict=False):
+        part = slice(start, stop)
+        scale[part] = max(before[part].mean(), _NOTHING)
+        own_groups = np.unique(groups[part], return_inverse=True)[1]
+        difference = paired_mean(after[part], before[part], 0, own_groups)
+        worse = worse or difference.low > 0
+        means = {"before": float(before[part].mean()), "after": float(after[part].mean())}
+        facts.append({**one.facts, **means, "difference": list(difference)})
+    return not worse and paired_mean(after / scale, before / scale, 0, groups).high < 0, facts
+
+
+def search_schedule(
+    model: str,
+    method: str,
+    sources: Sources,
+    config: SearchConfig,
+    *,
+    out: Path | None = None,
+    device: str = "cpu",
+    progress: Progress,
+) -> tuple[Path, ScheduleFile]:
+    """Search the schedule of a method in a dense tower and write it; a search that was stopped goes on where it was.
+
+    The best on training images is stored if it is better than the default on held-out ones; else the default is. In
+    the user's cache, where ``out`` is None.
+
+    Raises:
+        ValueError: an unknown name, a dataset without images, or a cost that the method can't meet.
+        FileNotFoundError: no predictor for the method or the one whose cost is to be met.
+    """
+    if method not in METHODS:
+        raise ValueError(f"--method {method!r}: {expected(method, METHODS)}")
+    bench = _Bench(model, method, sources, config, device, progress)
+    default = bench.default()
+    best, tried = _search_on_images(bench, default)
+    found, datasets = _compare(bench, default, best)
+    if not found:
+        best = default
+        datasets = [one | {"after": one["before"], "difference": [0.0] * 3} for one in datasets]
+    bench.save()
+    tower, options = bench.tower, best.options(bench.patches)
+    reached = bench.gflops(bench.row(options).vit)
+    file = ScheduleFile(
+        **options,
+        model=tower.arch,
+        tag=tower.tag,
+        weights=bench.weights,
+        method=method,
+        options={name: value for name, value in bench.settings.items() if name not in OPTIONS},
+        cost={"match": "gflops", "of": config.asked, "asked": bench.goal, "reached": reached},
+        found=found,
+        datasets=datasets,
+        candidates=tried,
+        seconds=bench.known["seconds"],
+        version=version("clip-patchrank"),
+        commit=git_commit(),
     )
+    name = f"{tower.arch}_{method}.{tower.tag or 'own'}.{bench.path.stem}.json"
+    path = out or cache_folder() / "schedules" / name
+    file.write(path)
+    bench.path.unlink(missing_ok=True)
+    return path, file

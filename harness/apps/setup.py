@@ -1,27 +1,28 @@
 """A tower with its reduction as it is to be run: what `choose` finds, and `export` and `embed` take."""
 
+import copy
 import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import open_clip
-from open_clip.pretrained import get_pretrained_cfg
+from torch import nn
 
 from harness.measure.rows import reduced_row, require_rows
-from harness.models.names import OPEN_CLIP, TRANSFORMERS, split_method
-from harness.models.towers import Tower, find_tower
+from harness.models.towers import Tower, find_tower, split_method
 from harness.records.conditions import DTYPES
 from zoo.core.files import from_json, strict_json, write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS
-from zoo.loading.open_clip import FOLDER, HUB
+from zoo.deploy.optimized import optimize
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS
+from zoo.towers.vit import ReducedViT
 
 FORMAT = 1  # of a file
 _MEND = "make one with: patchrank choose --output FILE"
+_EXAMPLE = "clip_vit_b16_rankmerge60"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +82,17 @@ class Setup:
         return cls(model=dense, method=method, options={} if keep is None else {"keep": keep}, **more)
 
     @classmethod
-    def read(cls, path: Path) -> "Setup":
+    def read(cls, path: str | Path) -> "Setup":
         """Read and check a file.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: not a file of a setup.
         """
-        if not path.is_file():
+        if not Path(path).is_file():
             raise FileNotFoundError(f"no setup at {str(path)!r}; {_MEND}")
         try:
-            setup: Setup = from_json(cls, strict_json(path.read_bytes()), "setup")
+            setup: Setup = from_json(cls, strict_json(Path(path).read_bytes()), "setup")
         except ValueError as error:
             raise ValueError(f"{str(path)!r} holds no setup ({error}); {_MEND}") from error
         return setup
@@ -125,59 +126,15 @@ class Setup:
         vit = row.vit if self.recovery is None else add_recovery(row.vit, self.recovery)
         return tower._replace(vit=vit.eval())
 
-    def python(self) -> str:
-        """Return Python lines that build the model in its precision, optimised if it was chosen so.
-
-        Predictors of a tower that isn't ours are those of the certificate.
-        """
-        libraries, lines = self._built()
-        if self.certificate.get("optimised"):
-            lines.append(f"model = zoo.optimize(model, dtype={self.dtype!r})")
-        elif self.dtype != "float32":
-            libraries = ["torch", *libraries]
-            lines[-1] += f".to(torch.{self.dtype})"
-        return "\n".join([f"import {', '.join(libraries)}", *lines])
-
-    def _built(self) -> tuple[list[str], list[str]]:
-        """Return the libraries and the lines that build the model in float32."""
-        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
-        if self.recovery is not None:
-            options += f", recovery={self.recovery!r}"
-        if self.model.startswith(OPEN_CLIP):
-            library, call = "open_clip", _open_clip_call(self.model.removeprefix(OPEN_CLIP))
-        elif self.model.startswith(TRANSFORMERS):
-            folder = self.model.removeprefix(TRANSFORMERS)
-            library, call = "transformers", f"transformers.AutoModel.from_pretrained({folder!r})"
-        elif self.model.partition(".")[0] in MODELS and self.method is not None:
-            call = f"timm.create_model({self._registered()!r}, pretrained=True{options})"
-            return ["timm", "zoo"], [f"model = {call}.eval()"]
-        else:
-            library, call = "timm", f"timm.create_model({self.model!r}, pretrained=True)"
-        lines = [f"model = {call}.eval()"]
-        if predictors := self.certificate.get("predictors"):
-            options += f", predictor={predictors!r}"
-        if self.method is not None:
-            lines.append(f"model = zoo.reduce(model, method={self.method!r}{options})")
-        return [library, "zoo"], lines
-
-    def _registered(self) -> str:
-        """Return the registered name of the method whose keep rate is nearest; the options say the very one."""
-        arch, dot, tag = self.model.partition(".")
-        fitting = {name: parts for name, parts in MODELS.items() if (parts.dense, parts.method) == (arch, self.method)}
-        keep = 100 * self.options.get("keep", 1.0)
-        return f"{min(fitting, key=lambda name: abs(fitting[name].percent - keep))}{dot}{tag}"
+    def build(self) -> nn.Module:
+        """Load the model as `embed` runs it: optimised, in its precision, on the CPU; raise what ``load`` does."""
+        model: nn.Module = make_runtime(self.load().vit, self.dtype)[0]
+        return model
 
 
-def _open_clip_call(spec: str) -> str:
-    """Return what builds an open_clip model of ``load_open_clip``, its image tower alone where that is converted."""
-    words, attention_pool = repr(spec), False
-    if not spec.startswith((FOLDER, HUB)):
-        arch, _, tag = spec.partition("/")
-        quick = ", force_quick_gelu=True" if get_pretrained_cfg(arch, tag).get("quick_gelu") else ""
-        words = f"{arch!r}, pretrained={tag!r}{quick}"
-        attention_pool = bool((open_clip.get_model_config(arch) or {})["vision_cfg"].get("attentional_pool"))
-    call = f"open_clip.create_model({words})"
-    return call if attention_pool else f"zoo.from_open_clip({call})"
-
-
-_EXAMPLE = "clip_vit_b16_rankmerge60"
+def make_runtime(vit: ReducedViT, dtype: str) -> tuple[Any, str]:
+    """Return a model as it is run, by ``zoo.optimize``, or where that refuses it rounded to its precision, and why."""
+    try:
+        return optimize(vit, dtype=dtype), ""
+    except ValueError as error:
+        return (vit if dtype == "float32" else copy.deepcopy(vit).to(DTYPES[dtype]).eval()), str(error)

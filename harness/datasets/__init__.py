@@ -11,11 +11,10 @@ from pathlib import Path
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Example, OwnDataset, Split, SplitName
-from harness.datasets.coop import CoopSplit
-from harness.datasets.decoded import find_bad_images, require_readable
-from harness.datasets.folder import FolderDataset, FolderParted, ImageFolder
+from harness.datasets.folder import CoopSplit, FolderDataset, FolderParted, ImageFolder
 from harness.datasets.huggingface import HfDataset
-from harness.datasets.rooted import RootedDataset
+from harness.datasets.images import find_bad_images
+from harness.datasets.public import RootedDataset
 from harness.datasets.webdataset import TarDataset
 
 __all__ = [
@@ -53,8 +52,8 @@ class _Options:
         if here and self.skip_bad:
             dataset = dataset.without(find_bad_images(dataset, self.progress))
             flags += ["--skip-bad"]
-        elif here and self.skip_bad is False:
-            require_readable(dataset)
+        elif here and self.skip_bad is False and (lines := dataset.differences()):
+            raise FileNotFoundError(f"{'. '.join(lines)}. Put them there, or leave them out with --skip-bad")
         if self.skip_unknown:
             dataset = dataset.without_unknown()
             flags += ["--skip-unknown-classes"]
@@ -82,6 +81,11 @@ def _listed() -> dict[str, Dataset]:
     return {dataset.name: dataset for dataset in sorted(datasets, key=lambda dataset: dataset.name)}
 
 
+def list_datasets() -> tuple[str, ...]:
+    """List the names of all datasets, sorted; those made from the user's files have none."""
+    return tuple(_listed())
+
+
 def shipped_facts(name: str) -> Dataset:
     """Return one of ``list_datasets`` as it is by itself: without root, with its own prompts."""
     return _listed()[name]
@@ -97,11 +101,6 @@ def root_of(root: Path | None) -> Path | None:
     """Return the root that was given, else the environment's, if any."""
     default = os.environ.get(ROOT)
     return root or (Path(default) if default else None)
-
-
-def list_datasets() -> tuple[str, ...]:
-    """List the names of all datasets, sorted; those made from the user's files have none."""
-    return tuple(_listed())
 
 
 def kind_of(name: str) -> str | None:
@@ -149,15 +148,13 @@ def forget() -> None:
 
 
 def _explain_unknown(name: str) -> str:
-    """Say what is wrong with a name."""
     if (prefix := kind_of(name)) is not None:
         return f"dataset {name!r} is made from {KINDS[prefix].what}; give {prefix}:PATH of it"
     near = difflib.get_close_matches(name, _listed(), n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    made = "; ".join(f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items())
-    return (
-        f"no dataset is called {name!r}.{hint} Choose from {', '.join(_listed())}; `patchrank list` shows them. {made}."
-    )
+    kinds = "; ".join(f"{prefix}:PATH is {kind.what}" for prefix, kind in KINDS.items())
+    names = ", ".join(_listed())
+    return f"no dataset is called {name!r}.{hint} Choose from {names}; `patchrank list` shows them. {kinds}."
 
 
 def names_of(
@@ -174,7 +171,7 @@ def names_of(
 
     ``root`` holds the datasets that aren't shipped, by default the environment's, and ``download``
     gets what is missing there. ``templates`` are prompts for all of them instead of their own.
-    ``skip_bad`` leaves out images that can't be read; False refuses those found before.
+    ``skip_bad`` leaves out images that can't be read; False refuses missing and empty ones.
     ``skip_unknown_classes`` leaves out those with words that a text tower never saw.
 
     Raises:
@@ -202,8 +199,5 @@ def names_of(
         names.append(word if dataset is None else dataset.name)
     for word, name in zip(datasets, names, strict=True):
         if word != name and names.count(name) > 1:
-            raise ValueError(
-                f"dataset {word!r}: another one given is called {name!r}, too; rename the "
-                f"{'file' if kind_of(word) == 'coop' else 'folder'}"
-            )
+            raise ValueError(f"dataset {word!r}: another one given is called {name!r}, too; rename it")
     return names

@@ -73,31 +73,33 @@ class Split(Sequence[Example]):
     @property
     def image_ids(self) -> tuple[str, ...]:
         """The examples' ids, in their order; no image is drawn."""
-        return tuple(map(self._image_id, self._indices.tolist(), self._variants.tolist()))
+        return tuple(map(self.image_id, range(len(self))))
+
+    def image_id(self, index: int) -> str:
+        """Return the id of one example."""
+        variant = int(self._variants[index])
+        return self._name(int(self._indices[index])) + (f"/{variant}" if variant else "")
+
+    def _of(self, indices: NDArray[np.int64], variants: NDArray[np.int64]) -> "Split":
+        other = copy.copy(self)
+        other._indices, other._variants = indices, variants
+        return other
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "Split":
         """Keep the examples at these positions, in this order, with their images unchanged."""
-        other, places = copy.copy(self), np.asarray(indices, dtype=np.int64)
-        other._indices, other._variants = self._indices[places], self._variants[places]
-        return other
+        places = np.asarray(indices, dtype=np.int64)
+        return self._of(self._indices[places], self._variants[places])
 
     def variant(self, variant: int) -> "Split":
         """Show the same sources with other random draws; 0 gives the benchmark's images."""
         if variant < 0:
             raise ValueError(f"variant must be 0 or more, got {variant}")
-        other = copy.copy(self)
-        other._variants = np.full_like(self._indices, variant)
-        return other
+        return self._of(self._indices, np.full_like(self._indices, variant))
 
     def variants(self, count: int) -> "Split":
         """Show the same sources ``count`` times: first as they are, then variants 1, 2 and so on."""
-        other = copy.copy(self)
-        other._indices = np.tile(self._indices, count)
-        other._variants = np.concatenate([self._variants, np.repeat(np.arange(1, count), len(self))])
-        return other
-
-    def _image_id(self, index: int, variant: int) -> str:
-        return self._name(index) + (f"/{variant}" if variant else "")
+        more = np.repeat(np.arange(1, count), len(self))
+        return self._of(np.tile(self._indices, count), np.concatenate([self._variants, more]))
 
     def __len__(self) -> int:
         """Count the examples."""
@@ -111,10 +113,9 @@ class Split(Sequence[Example]):
         """Draw one example; a slice gives a lazy split."""
         if isinstance(index, slice):
             return self.subset(np.arange(len(self))[index])
-        kept, variant = int(self._indices[index]), int(self._variants[index])
-        image, mask = self._render(kept, variant)
-        label = int(self._all_labels[kept])
-        return Example(image=image, label=label, image_id=self._image_id(kept, variant), mask=mask)
+        kept = int(self._indices[index])
+        image, mask = self._render(kept, int(self._variants[index]))
+        return Example(image=image, label=int(self._all_labels[kept]), image_id=self.image_id(index), mask=mask)
 
 
 class Dataset(abc.ABC):
@@ -204,6 +205,10 @@ class Dataset(abc.ABC):
             return whole
         return whole.subset([i for i, image_id in enumerate(whole.image_ids) if image_id not in self.left_out])
 
+    def labels(self, name: SplitName) -> NDArray[np.int64]:
+        """(n,) int64 labels of a split, without drawing an image."""
+        return self.split(name).labels
+
     def _changed(self, **values: Any) -> Self:
         other = copy.copy(self)
         vars(other).update(values)
@@ -221,26 +226,6 @@ class Dataset(abc.ABC):
     def without_unknown(self) -> Self:
         """Return it so that classes a text tower has no words for are left out, not refused."""
         return self._changed(skip_unknown=True)
-
-    def labels(self, name: SplitName) -> NDArray[np.int64]:
-        """(n,) int64 labels of a split, without drawing an image."""
-        return self.split(name).labels
-
-    @property
-    def revision(self) -> str:
-        """12 hex digits that tell these images with their labels from others."""
-        own = self._revision()
-        return digest("\0".join((own, *sorted(self.left_out))).encode(), length=12) if self.left_out else own
-
-    def _revision(self) -> str:
-        """12 hex digits over the shipped files, in order."""
-        return digest(*map(self.path, self.files), length=12)
-
-    @property
-    def condition(self) -> str:
-        """What records go by: the revision, and the templates where they aren't its own."""
-        prompts = f"-{digest(chr(0).join(self.templates).encode(), length=8)}" if self.reworded else ""
-        return self.revision + prompts
 
     def with_templates(self, templates: Sequence[str]) -> Self:
         """Return it with other prompts, see ``require_template``."""
@@ -261,6 +246,22 @@ class Dataset(abc.ABC):
                 what = f"class {self.classes[lost[0] - 1]!r} of {self.name!r}" if lost[0] else repr(self.name)
                 raise ValueError(f"{what} has no images left in {name}: all {before[lost[0]]} can't be read")
         return other
+
+    @property
+    def revision(self) -> str:
+        """12 hex digits that tell these images with their labels from others."""
+        own = self._revision()
+        return digest("\0".join((own, *sorted(self.left_out))).encode(), length=12) if self.left_out else own
+
+    def _revision(self) -> str:
+        """12 hex digits over the shipped files, in order."""
+        return digest(*map(self.path, self.files), length=12)
+
+    @property
+    def condition(self) -> str:
+        """What records go by: the revision, and the templates where they aren't its own."""
+        prompts = f"-{digest(chr(0).join(self.templates).encode(), length=8)}" if self.reworded else ""
+        return self.revision + prompts
 
     @classmethod
     def path(cls, file: str) -> Path:

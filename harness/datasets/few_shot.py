@@ -45,7 +45,7 @@ def turns(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 def batches(split: Split, preprocess: Any) -> Iterator[tuple[list[Example], Tensor]]:
     """Yield the examples of a split with their images (B, C, H, W), ``BATCH`` at a time."""
     for start in range(0, len(split), BATCH):
-        examples = [split[i] for i in range(start, min(start + BATCH, len(split)))]
+        examples = list(split[start : start + BATCH])
         yield examples, torch.stack([preprocess(example.image) for example in examples])
 
 
@@ -74,8 +74,8 @@ def draw(dataset: Dataset, shots: int, seed: int, draws: str = OURS) -> FewShot:
     if draws == COOP:
         return _draw_as_coop(dataset, shots, seed)
     train = draw_train(dataset, shots, seed)
-    split, beside = dataset.split("val"), ""
-    order = seeded_order(len(split), seed)
+    split = dataset.split("val")
+    order, beside = seeded_order(len(split), seed), ""
     if dataset.shots_from == "val":
         ids, beside = split.image_ids, f" beside the {shots} to learn from"
         taken = {dataset.group_of(name) for name in train.image_ids}  # a group may span classes
@@ -83,6 +83,41 @@ def draw(dataset: Dataset, shots: int, seed: int, draws: str = OURS) -> FewShot:
         order = np.array(free, dtype=np.int64)
     _require_each(dataset, split.labels[order], shots, 1, f"validation images{beside}")
     return FewShot(train, split.subset(_first_of_each(dataset, split.labels, order, min(shots, VAL_SHOTS))))
+
+
+def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
+    """Draw the training images of ``draw`` alone; the dataset needs no validation images."""
+    _require_shots(dataset, shots)
+    split = dataset.split(dataset.shots_from)
+    _require_each(dataset, split.labels, shots, shots, "training images")
+    order = seeded_order(len(split), seed)
+    if dataset.shots_from == "val":
+        order = order[~np.isin(order, _keep_back(dataset, shots, seed))]
+    return split.subset(_first_of_each(dataset, split.labels, order, shots))
+
+
+def _keep_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
+    """Return positions in val that validate where val also trains, the first choice first.
+
+    Of each class the groups that come last in the seed's order, until they make min(K, 4) images or
+    no more than K would be left to train on.
+    """
+    split = dataset.split("val")
+    ids, labels = split.image_ids, split.labels
+    order = seeded_order(len(split), seed)
+    positions: list[int] = []
+    for label in range(len(dataset.classes)):
+        groups: dict[str, list[int]] = defaultdict(list)
+        members = order[labels[order] == label]
+        for index in members.tolist():
+            groups[dataset.group_of(ids[index])].append(index)
+        kept: list[int] = []
+        for group in reversed(groups.values()):
+            if len(kept) >= min(shots, VAL_SHOTS) or len(members) - len(kept) - len(group) < shots:
+                break
+            kept += group
+        positions += kept
+    return positions
 
 
 def undrawn(dataset: Dataset, few: FewShot) -> Split:
@@ -135,11 +170,40 @@ def _draw_as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
 
 def _sample(split: Split, shots: int, stream: random.Random) -> Split:
     """Take a random sample of each class's images, class by class as they come; sorted."""
-    members: dict[int, list[int]] = {}
+    members: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(split.labels.tolist()):
-        members.setdefault(label, []).append(index)
+        members[label].append(index)
     drawn = [stream.sample(own, shots) if len(own) >= shots else own for own in members.values()]
     return split.subset(np.sort(np.concatenate(drawn)))
+
+
+def draw_ranked(
+    dataset: Dataset, image_ids: Sequence[str], labels: NDArray[np.int64], shots: int, seed: int
+) -> NDArray[np.int64]:
+    """Draw K positions per class out of images that are ranked: (classes * K,) int64, sorted.
+
+    One seed gives nested sets. Which images it draws depends on which are ranked, not on their
+    order; images of unknown class (-1) are left out.
+    """
+    require_labels(dataset, f"--shots {shots}")
+    _require_each(dataset, labels[labels >= 0], shots, shots, "ranked images")
+    order = np.argsort(np.array(image_ids))[seeded_order(len(labels), seed)]
+    return _first_of_each(dataset, labels, order, shots)
+
+
+def seeded_order(count: int, seed: int) -> NDArray[np.int64]:
+    """Return the positions 0 to count - 1 in the order that a seed from 0 gives them."""
+    if seed < 0:
+        raise ValueError(f"--seed {seed}: expected a number from 0")
+    return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
+
+
+def _first_of_each(
+    dataset: Dataset, labels: NDArray[np.int64], order: NDArray[np.int64], most: int
+) -> NDArray[np.int64]:
+    """Take the first few positions of every class in an order; sorted."""
+    drawn = [order[labels[order] == label][:most] for label in range(len(dataset.classes))]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)
 
 
 def _require_each(dataset: Dataset, labels: NDArray[np.int64], shots: int, least: int, what: str) -> None:
@@ -161,63 +225,10 @@ def _require_shots(dataset: Dataset, shots: int) -> None:
     require_images(dataset, dataset.shots_from, f"--shots {shots}", "0 shots or another dataset")
 
 
-def draw_train(dataset: Dataset, shots: int, seed: int) -> Split:
-    """Draw the training images of ``draw`` alone; the dataset needs no validation images."""
-    _require_shots(dataset, shots)
-    split = dataset.split(dataset.shots_from)
-    _require_each(dataset, split.labels, shots, shots, "training images")
-    order = seeded_order(len(split), seed)
-    order = order[~np.isin(order, _keep_back(dataset, shots, seed))]
-    return split.subset(_first_of_each(dataset, split.labels, order, shots))
-
-
-def _keep_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
-    """Return positions in val that validate where val also trains, the first choice first.
-
-    Of each class the groups that come last in the seed's order, until they make min(K, 4) images or
-    no more than K would be left to train on. Nothing where train images come from train.
-    """
-    if dataset.shots_from != "val":
-        return []
-    split = dataset.split("val")
-    ids, labels = split.image_ids, split.labels
-    order = seeded_order(len(split), seed)
-    positions: list[int] = []
-    for label in range(len(dataset.classes)):
-        groups: dict[str, list[int]] = defaultdict(list)
-        members = order[labels[order] == label]
-        for index in members.tolist():
-            groups[dataset.group_of(ids[index])].append(index)
-        kept: list[int] = []
-        for group in reversed(groups.values()):
-            if len(kept) >= min(shots, VAL_SHOTS) or len(members) - len(kept) - len(group) < shots:
-                break
-            kept += group
-        positions += kept
-    return positions
-
-
-def require_apart(dataset: Dataset, split: SplitName) -> None:
-    """Refuse to judge few-shot models by a split that they may have learnt from."""
-    if split in (dataset.shots_from, "val"):
-        raise ValueError(
-            f"--split {split}: labelled images of {dataset.name!r} for shots come from there; "
-            "judge them by --split test"
-        )
-
-
-def draw_ranked(
-    dataset: Dataset, image_ids: Sequence[str], labels: NDArray[np.int64], shots: int, seed: int
-) -> NDArray[np.int64]:
-    """Draw K positions per class out of images that are ranked: (classes * K,) int64, sorted.
-
-    One seed gives nested sets. Which images it draws depends on which are ranked, not on their
-    order; images of unknown class (-1) are left out.
-    """
-    require_labels(dataset, f"--shots {shots}")
-    _require_each(dataset, labels[labels >= 0], shots, shots, "ranked images")
-    order = np.argsort(np.array(image_ids))[seeded_order(len(labels), seed)]
-    return _first_of_each(dataset, labels, order, shots)
+def require_labels(dataset: Dataset, what: str) -> None:
+    """Refuse, by a ValueError, a dataset without classes; ``what`` asks for some."""
+    if not dataset.labelled:
+        raise ValueError(f"{what}: dataset {dataset.name!r} has no labels; expected one with classes")
 
 
 def require_images(dataset: Dataset, split: SplitName, asked: str, instead: str = "another dataset") -> None:
@@ -232,22 +243,10 @@ def require_images(dataset: Dataset, split: SplitName, asked: str, instead: str 
     )
 
 
-def require_labels(dataset: Dataset, what: str) -> None:
-    """Refuse, by a ValueError, a dataset without classes; ``what`` asks for some."""
-    if not dataset.labelled:
-        raise ValueError(f"{what}: dataset {dataset.name!r} has no labels; expected one with classes")
-
-
-def seeded_order(count: int, seed: int) -> NDArray[np.int64]:
-    """Return the positions 0 to count - 1 in the order that a seed from 0 gives them."""
-    if seed < 0:
-        raise ValueError(f"--seed {seed}: expected a number from 0")
-    return np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
-
-
-def _first_of_each(
-    dataset: Dataset, labels: NDArray[np.int64], order: NDArray[np.int64], most: int
-) -> NDArray[np.int64]:
-    """Take the first few positions of every class in an order; sorted."""
-    drawn = [order[labels[order] == label][:most] for label in range(len(dataset.classes))]
-    return np.sort(np.concatenate(drawn)).astype(np.int64)
+def require_apart(dataset: Dataset, split: SplitName) -> None:
+    """Refuse to judge few-shot models by a split that they may have learnt from."""
+    if split in (dataset.shots_from, "val"):
+        raise ValueError(
+            f"--split {split}: labelled images of {dataset.name!r} for shots come from there; "
+            "judge them by --split test"
+        )

@@ -1,14 +1,17 @@
-"""Any folder of images as a dataset: of class subfolders or without classes, parted here or not.
+"""Images of the user's as a dataset: class folders, a folder without classes, or what a split file of CoOp lists.
 
 Files may come from elsewhere, so nothing of them is trusted.
 """
 
-import hashlib
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from reprlib import repr as brief
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +27,17 @@ from harness.datasets.base import (
     require_unique,
 )
 from harness.datasets.images import (
-    EXTENSIONS,
     KNOWN,
     SKIP_BAD,
     ImageList,
     file_digests,
     folder_images,
     image_files,
+    is_image,
+    list_files,
     require_inside,
 )
+from zoo.core.files import digest
 
 PARTS = (60, 20, 20)  # per cent of a class, train, val and test
 CAPTION_FILES = ("classes.txt", "classnames.txt")
@@ -59,39 +64,26 @@ class FolderDataset(OwnDataset):
         roots = split_folders(folder, where)
         names = _class_names(roots, where)
         self.classes = captions_of(folder, names, where)
-        lists = {n: self._listed(roots.get(n), names) for n in SPLITS}
-        paths = chain.from_iterable(images.paths for images in lists.values())
-        require_inside(folder, map(PurePosixPath, paths), where)
-        labels = np.concatenate([images.labels for images in lists.values()])
+        self._lists: dict[SplitName, ImageList] = {}
+        for split in SPLITS:
+            folders = [(roots[split] / name, label) for label, name in enumerate(names) if split in roots]
+            files = [(file, label) for inner, label in folders if inner.is_dir() for file in image_files(inner)]
+            self._lists[split] = list_files(folder, [f for f, _ in files], [label for _, label in files], self.name)
+        require_inside(folder, chain.from_iterable(images.paths for images in self._lists.values()), where)
+        labels = np.concatenate([images.labels for images in self._lists.values()])
         if missing := sorted(set(range(len(names))) - set(labels.tolist())):
             raise ValueError(
                 f"{where}: class folder {names[missing[0]]!r} has no images; remove it, or put images there; {KNOWN}"
             )
-        self._lists = self._parted(lists, where)
-
-    def _parted(self, lists: dict[SplitName, ImageList], where: str) -> dict[SplitName, ImageList]:
-        """Say which images are in which split."""
-        return lists
-
-    def _listed(self, root: Path | None, names: Sequence[str]) -> ImageList:
-        """List a split's images, class by class."""
-        folders = [(root / name, label) for label, name in enumerate(names) if root and (root / name).is_dir()]
-        files = [(path, label) for folder, label in folders for path in image_files(folder)]
-        return ImageList(
-            root=self.folder,
-            paths=[path.relative_to(self.folder).as_posix() for path, _ in files],
-            labels=np.array([label for _, label in files], dtype=np.int64),
-            known_sizes=np.array([path.stat().st_size for path, _ in files], dtype=np.int64),
-            prefix=self.name,
-        )
 
     def _revision(self) -> str:
         """12 hex digits over names, sizes, splits and captions; the files aren't read."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
-        for split, images in self._lists.items():
-            for facts in zip(images.paths, images.sizes.tolist(), images.labels.tolist(), strict=True):
-                digest.update("\0".join(map(str, (split, *facts))).encode(errors="surrogateescape") + b"\n")
-        return digest.hexdigest()[:12]
+        lines = [
+            "\0".join(map(str, (split, *facts))) + "\n"
+            for split, images in self._lists.items()
+            for facts in zip(images.paths, images.sizes.tolist(), images.labels.tolist(), strict=True)
+        ]
+        return digest("\0".join(self.classes).encode(), "".join(lines).encode(errors="surrogateescape"), length=12)
 
     def _split(self, name: SplitName) -> Split:
         return self._lists[name].split()
@@ -107,17 +99,27 @@ class FolderParted(FolderDataset):
     prefix = "folder-parted"
     what = "a folder of class folders, parted here into train, val and test"
 
-    def _parted(self, lists: dict[SplitName, ImageList], where: str) -> dict[SplitName, ImageList]:
+    def __init__(self, place: Path) -> None:
+        super().__init__(place)
+        where = f"folder {str(self.folder)!r}"
         if split_folders(self.folder, where) != {"test": self.folder}:
             raise ValueError(f"{where} has splits of its own; give folder:PATH for these")
-        images = lists["test"]
+        images = self._lists["test"]
         digests = np.array(file_digests([self.folder / path for path in images.paths]))
         part: dict[str, SplitName] = {}
         for label in range(len(self.classes)):
             new = sorted(set(digests[images.labels == label].tolist()) - part.keys())
             part |= dict(zip(new, _share(len(new)), strict=True))
-        parts = np.array([part[digest] for digest in digests.tolist()])
-        return {split: images.subset(np.flatnonzero(parts == split)) for split in SPLITS}
+        parts = np.array([part[one] for one in digests.tolist()])
+        self._lists = {split: images.subset(parts == split) for split in SPLITS}
+
+
+def _share(count: int) -> list[SplitName]:
+    """Share a class's images out; one goes to test, the second to train."""
+    test = max(1, round(count * PARTS[2] / 100)) if count else 0
+    val = round(count * PARTS[1] / 100) if count > 3 else max(0, count - 2)
+    sizes = (count - val - test, val, test)
+    return [split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
 
 
 class ImageFolder(OwnDataset):
@@ -144,8 +146,7 @@ class ImageFolder(OwnDataset):
     def _parts(self) -> NDArray[np.int64]:
         """(n,) int64: which split each image is in."""
         digests = file_digests([self.folder / path for path in self._images.paths])
-        shares = np.array([int(digest, 16) % 100 for digest in digests])
-        return np.searchsorted(np.cumsum(PARTS), shares, side="right")
+        return np.searchsorted(np.cumsum(PARTS), [int(one, 16) % 100 for one in digests], side="right")
 
     def _revision(self) -> str:
         """12 hex digits over names and sizes; the files aren't read."""
@@ -155,24 +156,15 @@ class ImageFolder(OwnDataset):
         return self._images.split.subset(np.flatnonzero(self._parts == SPLITS.index(name)))
 
 
-def _share(count: int) -> list[SplitName]:
-    """Share a class's images out; one goes to test, the second to train."""
-    test = max(1, round(count * PARTS[2] / 100)) if count else 0
-    val = round(count * PARTS[1] / 100) if count > 3 else max(0, count - 2)
-    sizes = (count - val - test, val, test)
-    return [split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
-
-
 def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
     """Return the folders of splits; the folder itself as test where it has none.
 
     A folder that is called like a split and has images right in it is a class.
     """
-    inner = _folders(folder)
     roots: dict[SplitName, Path] = {}
-    for path in inner:
+    for path in (inner := _folders(folder)):
         split = SPLIT_NAMES.get(path.name.lower())
-        if split is None or not _folders(path) or _own_images(path):
+        if split is None or not _folders(path) or any(map(is_image, path.iterdir())):
             continue
         if split in roots:
             raise ValueError(f"{where}: {roots[split].name} and {path.name} would both be the {split} split; leave one")
@@ -189,7 +181,7 @@ def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
 def _class_names(roots: dict[SplitName, Path], where: str) -> list[str]:
     """Return the sorted names of all class folders."""
     for root in roots.values():
-        if stray := _own_images(root):
+        if stray := sorted(filter(is_image, root.iterdir())):
             raise ValueError(
                 f"{where}: image {stray[0].name!r} lies beside the class folders of {root.name!r} and so has no class; "
                 "put it into one, or away"
@@ -204,13 +196,7 @@ def _class_names(roots: dict[SplitName, Path], where: str) -> list[str]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _own_images(folder: Path) -> list[Path]:
-    """List the images right in a folder."""
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    return [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def captions_of(folder: Path, names: Sequence[str], where: str) -> tuple[str, ...]:
@@ -219,28 +205,24 @@ def captions_of(folder: Path, names: Sequence[str], where: str) -> tuple[str, ..
     They are in ``classes.txt`` or ``classnames.txt``, one a line: each after its folder's name, or
     all without and in the order of the sorted folders. Without such a file, names are captions.
     """
+    captions = [" ".join(re.sub(r"[_-]", " ", name).split()) for name in names]
     present = [file for file in CAPTION_FILES if (folder / file).is_file()]
     if len(present) > 1:
         raise ValueError(f"{where}: both {' and '.join(present)} are there; leave one")
     if present:
         captions = _match(lines_of(folder / present[0]), names, f"{where}: {present[0]}")
-    else:
-        captions = [" ".join(re.sub(r"[_-]", " ", name).split()) for name in names]
     require_unique(captions, names, f"{where} (say what folders mean in {CAPTION_FILES[0]})")
     return tuple(captions)
 
 
 def _match(lines: list[str], names: Sequence[str], where: str) -> list[str]:
-    """Match lines with folders."""
-    pairs = [_pair(line, set(names)) for line in lines]
-    if all(pairs):
-        captions: dict[str, str] = {}
-        for name, text in filter(None, pairs):
-            if name in captions:
-                raise ValueError(f"{where}: folder {name!r} is there twice")
-            captions[name] = text
-        if missing := [name for name in names if name not in captions]:
-            raise ValueError(f"{where}: no line for the folder {missing[0]!r}")
+    """Match lines with folders: each begins with a folder's name, the longest that fits, or all are in their order."""
+    owners = [max((n for n in names if line.startswith((f"{n} ", f"{n}\t"))), key=len, default="") for line in lines]
+    if all(owners):
+        for name in names:
+            if (count := owners.count(name)) != 1:
+                raise ValueError(f"{where}: expected one line for the folder {name!r}, got {count}")
+        captions = {owner: line[len(owner) :].strip() for owner, line in zip(owners, lines, strict=True)}
         return [captions[name] for name in names]
     if len(lines) != len(names):
         raise ValueError(
@@ -256,9 +238,129 @@ def _match(lines: list[str], names: Sequence[str], where: str) -> list[str]:
     return lines
 
 
-def _pair(line: str, names: set[str]) -> tuple[str, str] | None:
-    """Part a line into a folder's name, the longest that fits, and a caption."""
-    for gap in reversed([i for i, letter in enumerate(line) if letter in " \t"]):
-        if line[:gap] in names:
-            return line[:gap], line[gap:].strip()
-    return None
+class Entry(NamedTuple):
+    """One image: where it is below the root, its label and its class."""
+
+    path: str
+    label: int
+    name: str
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """What lists the images of splits: its bytes, the images, and the class names by label."""
+
+    source: bytes
+    entries: dict[SplitName, list[Entry]]
+    classes: tuple[str, ...]
+
+    def lists(self, root: Path, prefix: str, what: str) -> dict[SplitName, ImageList]:
+        """List the images of each split, whose paths are relative to ``root``; see ``ImageList``."""
+        require_inside(root, (entry.path for entries in self.entries.values() for entry in entries), what)
+        return {
+            split: list_files(root, [one.path for one in entries], [one.label for one in entries], prefix)
+            for split, entries in self.entries.items()
+        }
+
+
+def read_split_file(file: Path) -> SplitFile:
+    """Read and check a split file, such as split_zhou_OxfordPets.json; whether its images are there isn't looked at.
+
+    It is JSON: ``train``, ``val`` and ``test``, each a list of [relative path, label, class name], in whose names
+    underscores are spaces. Pickles are refused and never loaded.
+    """
+    what = f"split file {str(file)!r}"
+    if not file.is_file():
+        why = "is a folder; give the split_zhou_*.json in it" if file.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{what} {why}")
+    content = file.read_bytes()
+    if file.suffix.lower() in (".pkl", ".pickle") or content.startswith(b"\x80"):  # as binary pickles do
+        raise ValueError(
+            f"{what} is a pickle, which may run any code when it is loaded; give the split_zhou_*.json instead: K-shot "
+            "images are drawn from it here, nested and by seed"
+        )
+    try:
+        lists = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} is not JSON: {error}") from error
+    if not isinstance(lists, dict) or set(lists) != set(SPLITS) or {*map(type, lists.values())} != {list}:
+        raise ValueError(f"{what}: expected an object of lists {', '.join(SPLITS)}, got {brief(lists)}")
+    if not lists["test"]:
+        raise ValueError(f"{what}: test has no images")
+    entries = {split: [_entry(e, f"{what}: {split}[{i}]") for i, e in enumerate(lists[split])] for split in SPLITS}
+    return SplitFile(content, entries, class_names(entries, what))
+
+
+def _entry(value: Any, what: str) -> Entry:
+    if not isinstance(value, list) or [*map(type, value)] != [str, int, str]:
+        raise ValueError(f"{what} is {brief(value)}; expected [relative path, label, class name]")
+    path, label, name = value
+    relative, outside = PurePosixPath(path), "\\" in path or bool(PureWindowsPath(path).drive)
+    if outside or not path.isprintable() or not relative.parts or relative.is_absolute() or ".." in relative.parts:
+        raise ValueError(f"{what}: path {path!r}: expected one below the folder of images, with '/' and without '..'")
+    return Entry(str(relative), label, name.replace("_", " ").strip())
+
+
+def class_names(entries: dict[SplitName, list[Entry]], what: str) -> tuple[str, ...]:
+    """Return the class names by label; refuse what contradicts itself."""
+    names: dict[int, str] = {}
+    splits: dict[str, str] = {}
+    for split, (path, label, name) in ((part, entry) for part in SPLITS for entry in entries[part]):
+        if names.setdefault(label, name) != name:
+            raise ValueError(f"{what}: label {label} is both {names[label]!r} and {name!r}")
+        if path in splits:
+            raise ValueError(f"{what}: image '{path}' is in {splits[path]} and again in {split}")
+        splits[path] = split
+    if missing := set(range(len(names))) - set(names):
+        raise ValueError(f"{what}: labels must be 0 to classes - 1 without gaps; {min(missing)} is missing")
+    classes = tuple(names[label] for label in range(len(names)))
+    require_unique(classes, [f"{name} (label {label})" for label, name in enumerate(classes)], what)
+    return classes
+
+
+class CoopSplit(OwnDataset):
+    """The images that a split file of the user's lists (Zhou et al., IJCV 2022).
+
+    They lie beside the file, or in one folder beside it, which is found by looking. The names of
+    everything are made from the file's own name, so they are the same on every machine.
+    """
+
+    prefix, what, expected = "coop", "a split file of CoOp", "split_zhou_*.json"
+    listed_by_coop = True
+    source = "split file of CoOp (Zhou et al., IJCV 2022)"
+
+    def __init__(self, place: Path) -> None:
+        self.asked_path = self.file = place.expanduser().absolute()
+        where = f"split file {str(self.file)!r}"
+        self._content = read_split_file(self.file)
+        self.classes = self._content.classes
+        root = _image_root(self.file.parent, self._content, where)
+        self._lists = self._content.lists(root, f"coop/{self.file.stem}", where)
+        short = self.file.stem.removeprefix("split_zhou_")
+        self.name_after(short, where)
+        self.title = f"{short}, split by CoOp"
+
+    def _revision(self) -> str:
+        """12 hex digits over the split file; the images aren't read."""
+        return digest(self._content.source, length=12)
+
+    def differences(self) -> list[str]:
+        """List what images are missing or empty; none is opened."""
+        return [line for images in self._lists.values() for line in images.differences()]
+
+    def _split(self, name: SplitName) -> Split:
+        return self._lists[name].split()
+
+
+def _image_root(folder: Path, content: SplitFile, what: str) -> Path:
+    """Find the folder that paths are relative to: the file's own or one directly in it."""
+    firsts = [entries[0].path for entries in content.entries.values() if entries]
+    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    fitting = [root for root in (folder, *inner) if all((root / path).is_file() for path in firsts)]
+    if not fitting or (folder not in fitting and len(fitting) > 1):
+        found = f"in each of {brief([root.name for root in fitting])}; leave one" if fitting else "missing"
+        raise FileNotFoundError(
+            f"{what}: the first images, such as '{firsts[0]}', are {found}; expected all in {str(folder)!r}, or all in "
+            "one folder there"
+        )
+    return fitting[0]

@@ -5,10 +5,7 @@ Nothing here runs or unpickles what a dataset brings: of the library's ways to r
 yield tables with columns for images and classes. The network is used if that is asked for, and not otherwise.
 """
 
-import functools
-import hashlib
 import importlib
-import importlib.util
 import os
 import re
 import sys
@@ -16,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,24 +33,9 @@ LOOKED_AT = 32  # images of a split whose bytes count for its revision
 OLDEST = 5  # release of the library; those before 4 ran scripts
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 READERS = ("arrow", "cache", "imagefolder", "parquet")
-INSTALL = f"python -m pip install 'datasets>={OLDEST}'"
 # What may follow "#", as in #image=img,test=validation: the config of a dataset that has several,
 # columns, and splits that are so here; to name one split leaves those that aren't named empty.
 CHOICES = ("config", "image", "label", *SPLITS)
-Parts = dict[str, str]  # what was chosen, by CHOICES
-
-
-def _parse_parts(text: str, what: str) -> Parts:
-    """Read ``KEY=VALUE,...``; refuse an unknown key, one without a value or one twice."""
-    parts: Parts = {}
-    for part in text.split(","):
-        key, _, value = part.partition("=")
-        if key not in CHOICES:
-            raise ValueError(f"{what}: {part!r} after '#': {expected(key, CHOICES)}, as KEY=VALUE")
-        if not value or key in parts:
-            raise ValueError(f"{what}: {part!r} after '#': expected one value for {key}")
-        parts[key] = value
-    return {key: parts[key] for key in CHOICES if key in parts}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +43,29 @@ class Place:
     """Where a dataset is.
 
     folder: that holds it, absolute; None on the hub. name: ``owner/name`` there, or the folder's
-    own. what: it is, for messages. choice: of its parts.
+    own. what: it is, for messages. choice: of its parts, by CHOICES.
     """
 
     folder: Path | None
     name: str
     what: str
-    choice: Parts
+    choice: dict[str, str]
 
     @classmethod
     def parse(cls, text: str) -> "Place":
         """Read a folder's path or ``owner/name``, then perhaps ``#`` and a choice."""
         where, sharp, choices = text.rpartition("#")
         if not sharp or Path(text).expanduser().is_dir():  # "#" may be part of its name
-            where, sharp = text, ""
-        choice = _parse_parts(choices, f"hfds:{text}") if sharp else {}
+            where, choices = text, ""
+        chosen: dict[str, str] = {}
+        for part in choices.split(",") if choices or where != text else ():
+            key, _, value = part.partition("=")
+            if key not in CHOICES:
+                raise ValueError(f"hfds:{text}: {part!r} after '#': {expected(key, CHOICES)}, as KEY=VALUE")
+            if not value or key in chosen:
+                raise ValueError(f"hfds:{text}: {part!r} after '#': expected one value for {key}")
+            chosen[key] = value
+        choice = {key: chosen[key] for key in CHOICES if key in chosen}
         folder = Path(where).expanduser().absolute()
         if folder.is_dir():
             return cls(folder=folder, name=folder.resolve().name, what=f"folder {str(folder)!r}", choice=choice)
@@ -87,13 +78,21 @@ class Place:
             )
         return cls(folder=None, name=where, what=f"dataset {where!r} of the hub", choice=choice)
 
+    def __str__(self) -> str:
+        """Say what to ask for, with an absolute path."""
+        choice = ",".join(f"{key}={value}" for key, value in self.choice.items())
+        return f"{self.folder or self.name}{f'#{choice}' if choice else ''}"
 
-def roots(place: Place) -> tuple[str, ...]:
-    """Return folders, as real paths, in which images may be that a table only has paths of."""
-    own = () if place.folder is None else (str(place.folder),)
-    caches = (constants.HF_HUB_CACHE, str(_library().config.HF_DATASETS_CACHE))
-    saved = any(place.folder and (place.folder / file).is_file() for file in SAVED)  # with its writer's paths
-    return tuple(os.path.realpath(root) for root in (*own, *(() if saved else caches)))
+    @property
+    def saved(self) -> bool:
+        """Whether ``save_to_disk`` wrote it."""
+        return self.folder is not None and any((self.folder / file).is_file() for file in SAVED)
+
+    def roots(self) -> tuple[str, ...]:
+        """Return folders, as real paths, in which images may be that a table only has paths of."""
+        own = () if self.folder is None else (self.folder,)
+        caches = () if self.saved else (constants.HF_HUB_CACHE, _library().config.HF_DATASETS_CACHE)
+        return tuple(os.path.realpath(root) for root in (*own, *caches))
 
 
 def load(place: Place, *, download: bool = False) -> dict[str, Any]:
@@ -106,24 +105,22 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
     """
     library = _library()
     get = "" if download or place.folder else "; --download gets it where there is a network"
-    with _quiet(library, offline=not download or place.folder is not None):
+    with _offline(library, only=not download or place.folder is not None):
         try:
             return _open(library, place)
         except OSError as error:
             if get and isinstance(error, ConnectionError | FileNotFoundError):
                 cache = str(library.config.HF_DATASETS_CACHE)
                 raise FileNotFoundError(f"{place.what} is not in the cache of `datasets`, {cache!r}{get}") from error
-            hint = "; HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE and download else ""
-            raise OSError(f"{place.what} can't be opened: {_describe(error)}{hint}") from error
+            raise OSError(f"{place.what} can't be opened: {_describe(error)}") from error
         except Exception as error:  # the library raises whatever it stumbles over
             hint = "; name it as in #config=CONFIG" if "onfig" in str(error) else ""
             raise ValueError(f"{place.what} can't be read: {_describe(error)}{hint}{get}") from error
 
 
 def _open(library: Any, place: Place) -> dict[str, Any]:
-    """Let the library open it."""
     config = place.choice.get("config")
-    if place.folder is not None and any((place.folder / file).is_file() for file in SAVED):
+    if place.saved:
         if config is not None:
             raise ValueError(f"config={config}: what save_to_disk wrote has none")
         tables = library.load_from_disk(str(place.folder))
@@ -148,32 +145,30 @@ def _describe(error: BaseException) -> str:
 
 
 def _library() -> Any:
-    """Import the library, unless it is missing or too old."""
-    if importlib.util.find_spec("datasets") is None:
-        raise ValueError(f"hfds: needs the package `datasets`, which is missing; `{INSTALL}`")
-    library = importlib.import_module("datasets")
-    if int(library.__version__.partition(".")[0]) < OLDEST:
-        raise ValueError(f"hfds: needs `datasets` {OLDEST} or newer, here is {library.__version__}; `{INSTALL}`")
+    """Import the library, which keeps its warnings to itself and its bars to terminals."""
+    try:
+        library: Any = importlib.import_module("datasets")
+        here = library.__version__
+    except ModuleNotFoundError:
+        here = "0"
+    if int(here.partition(".")[0]) < OLDEST:
+        raise ValueError(f"hfds: needs `datasets`, got {here}; `python -m pip install 'datasets>={OLDEST}'`")
+    library.utils.logging.set_verbosity(library.utils.logging.CRITICAL)
+    if not sys.stderr.isatty():
+        library.disable_progress_bars()
     return library
 
 
 @contextmanager
-def _quiet(library: Any, *, offline: bool) -> Iterator[None]:
-    """Keep the library off the network, its warnings to itself and its bars to terminals."""
-    log, bars = library.utils.logging, library.utils.are_progress_bars_disabled()
-    before = (log.get_verbosity(), library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
-    log.set_verbosity(log.CRITICAL)
-    if not sys.stderr.isatty():
-        library.disable_progress_bars()
-    if offline:
+def _offline(library: Any, *, only: bool) -> Iterator[None]:
+    """Keep the library off the network, if ``only`` what is here may be read."""
+    before = (library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
+    if only:
         library.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        verbosity, library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
-        log.set_verbosity(verbosity)
-        if not bars:
-            library.enable_progress_bars()
+        library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 class Columns(NamedTuple):
@@ -184,26 +179,19 @@ class Columns(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-def _column(features: Mapping[str, Any], kind: str, key: str, choice: Parts, what: str) -> str:
+def _column(features: Mapping[str, Any], kind: str, key: str, place: Place) -> str:
     """Find the one column of a type, or check the one that is asked for."""
     types = {name: type(feature).__name__ for name, feature in features.items()}
     fitting = [name for name, own in types.items() if own == kind]
-    if key in choice and choice[key] not in fitting:
-        own = f"it is of type {types[choice[key]]}, expected {kind}; " if choice[key] in types else ""
-        raise ValueError(f"{what}: {key}={choice[key]}: {own}{expected(choice[key], fitting or types)}")
-    if not fitting:
+    name = place.choice.get(key, fitting[0] if len(fitting) == 1 else "")
+    if name not in fitting:
         listed = ", ".join(f"{name} ({own})" for name, own in types.items())
         mend = "class_encode_column" if kind == CLASSES else "cast_column"
         raise ValueError(
-            f"{what} has no column of type {kind}; there is {listed}; `datasets.Dataset.{mend}` makes one of another, "
-            "then save it again"
+            f"{place.what}: #{key}={name}: {expected(name, fitting or types)} of type {kind}; there is {listed}; "
+            f"`datasets.Dataset.{mend}` makes one of another, then save it again"
         )
-    if key not in choice and len(fitting) > 1:
-        raise ValueError(
-            f"{what} has {len(fitting)} columns of type {kind}: {', '.join(fitting)}; say which, as in "
-            f"#{key}={fitting[0]}"
-        )
-    return choice.get(key, fitting[0])
+    return name
 
 
 class HfRows:
@@ -227,17 +215,12 @@ class HfRows:
         """(n,) int64, without looking at images, -1 without classes; refuses rows without a label of a class."""
         if self._columns.label is None:
             return np.full(len(self._whole), MISSING, dtype=np.int64)
-        column = pc.fill_null(self._whole.column(self._columns.label), MISSING)
-        labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
-        if unlabelled := int(np.count_nonzero(labels < 0)):
+        labels = self._numbers(self._whole.column(self._columns.label))
+        if wrong := int(np.count_nonzero((labels < 0) | (labels >= len(self._columns.names)))):
             raise ValueError(
-                f"{self.what}: {unlabelled:,} of {len(labels):,} rows have no label; leave this split out by naming "
-                "those to use, as in #test=validation"
-            )
-        if len(labels) and labels.max() >= len(self._columns.names):
-            raise ValueError(
-                f"{self.what}: label {labels.max()} is there; {self._columns.label!r} names {len(self._columns.names)} "
-                "classes, for labels from 0"
+                f"{self.what}: {wrong:,} of {len(labels):,} rows have no label, or one beyond the "
+                f"{len(self._columns.names)} classes of {self._columns.label!r}; leave this split out by naming those "
+                "to use, as in #test=validation"
             )
         return labels
 
@@ -245,14 +228,18 @@ class HfRows:
     def sizes(self) -> NDArray[np.int64]:
         """Bytes of each image file, (n,) int64; -1 of those that are missing."""
         images = self._whole.column(self._columns.image)
-        column = pc.fill_null(pc.binary_length(pc.struct_field(images, "bytes")), MISSING)
-        sizes: NDArray[np.int64] = column.to_numpy().astype(np.int64)
+        sizes = self._numbers(pc.binary_length(pc.struct_field(images, "bytes")))
         elsewhere = np.flatnonzero(sizes <= 0)
         paths = pc.struct_field(images, "path").take(pa.array(elsewhere)).to_pylist()
         for index, path in zip(elsewhere.tolist(), paths, strict=True):
             if path and self._is_inside(path) and Path(path).is_file():
                 sizes[index] = Path(path).stat().st_size
         return sizes
+
+    @staticmethod
+    def _numbers(column: Any) -> NDArray[np.int64]:
+        numbers: NDArray[np.int64] = pc.fill_null(column, MISSING).to_numpy().astype(np.int64)
+        return numbers
 
     def read(self, index: int) -> bytes:
         """Read the file of an image, in whatever format it is."""
@@ -283,7 +270,7 @@ class HfRows:
             digest.update(column.astype("<i8").tobytes())
         for index in np.unique(np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int)):
             if self.sizes[index] > 0:
-                digest.update(hashlib.sha256(self.read(int(index))).digest())
+                digest.update(sha256(self.read(int(index))).digest())
 
 
 class HfDataset(OwnDataset):
@@ -303,13 +290,12 @@ class HfDataset(OwnDataset):
     def __init__(self, place: Path, *, download: bool = False) -> None:
         source = Place.parse(str(place))
         where, choice = source.what, source.choice
-        sharp = "#" + ",".join(f"{key}={value}" for key, value in choice.items())
-        self.asked_path = f"{source.folder or source.name}{sharp if choice else ''}"
+        self.asked_path = str(source)
         self.name_after(" ".join((source.name, *(choice[key] for key in CHOICES[:3] if key in choice))), where)
         self.title = f"Images of {source.name}"
         tables = load(source, download=download)
         chosen = _choose_splits(list(tables), choice, where)
-        columns = {own: _columns(tables[own].features, choice, where) for own in chosen.values()}
+        columns = {own: _columns(tables[own].features, source) for own in chosen.values()}
         first, *others = columns
         for own in others:
             if columns[own] != columns[first]:
@@ -317,22 +303,24 @@ class HfDataset(OwnDataset):
         names = columns[first].names
         self.classes = tuple(" ".join(name.replace("_", " ").split()) for name in names)
         require_unique(self.classes, names, f"{where}: column {columns[first].label!r}")
-        inside = roots(source)
         self._rows = {
-            split: HfRows(tables[own], columns[own], inside, f"split {own!r} of {where}")
+            split: HfRows(tables[own], columns[own], source.roots(), f"split {own!r} of {where}")
             for split, own in chosen.items()
         }
         for rows in self._rows.values():
             _ = rows.labels  # refuses rows without
 
-    @functools.cache  # noqa: B019  (a dataset lives as long as the process)
     def _revision(self) -> str:
         """12 hex digits over classes, labels, files' sizes and a few files, in the rows' order."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
+        whole = sha256("\0".join(self.classes).encode())
         for split, rows in self._rows.items():
-            digest.update(f"\0{split}\0".encode())
-            rows.add_to(digest)
-        return digest.hexdigest()[:12]
+            whole.update(f"\0{split}\0".encode())
+            rows.add_to(whole)
+        return whole.hexdigest()[:12]
 
     def _split(self, name: SplitName) -> Split:
         def render(index: int, _variant: int) -> Rendered:
@@ -343,9 +331,9 @@ class HfDataset(OwnDataset):
         return Split(labels, lambda index: f"{self.name}/{name}/{index}", render)
 
 
-def _columns(features: Mapping[str, Any], choice: Parts, what: str) -> Columns:
-    label = _column(features, CLASSES, "label", choice, what)
-    return Columns(_column(features, IMAGE, "image", choice, what), label, tuple(map(str, features[label].names)))
+def _columns(features: Mapping[str, Any], place: Place) -> Columns:
+    label = _column(features, CLASSES, "label", place)
+    return Columns(_column(features, IMAGE, "image", place), label, tuple(map(str, features[label].names)))
 
 
 def unlabelled(place: Place, *, download: bool = False) -> dict[str, HfRows]:
@@ -359,35 +347,27 @@ def unlabelled(place: Place, *, download: bool = False) -> dict[str, HfRows]:
     for name in [place.choice[split] for split in SPLITS if split in place.choice] or list(tables):
         if name not in tables:
             raise ValueError(f"{place.what}: split {name!r}: {expected(name, tables)}")
-        column = _column(tables[name].features, IMAGE, "image", place.choice, place.what)
+        column = Columns(_column(tables[name].features, IMAGE, "image", place))
         what = f"split {name!r} of {place.what}" if name else place.what
-        rows[name] = HfRows(tables[name], Columns(column), roots(place), what)
+        rows[name] = HfRows(tables[name], column, place.roots(), what)
     return rows
 
 
-def _choose_splits(names: Sequence[str], choice: Parts, what: str) -> dict[SplitName, str]:
+def _choose_splits(names: Sequence[str], choice: Mapping[str, str], what: str) -> dict[SplitName, str]:
     """Say which splits of the dataset are which of ours; others are left alone."""
-    there = {name or "(without a name)": name for name in names}
     chosen: dict[SplitName, str] = {split: choice[split] for split in SPLITS if split in choice}
     for split, name in chosen.items():
-        if name not in there:
-            raise ValueError(f"{what}: {split}={name}: {expected(name, there)}")
+        if name not in names:
+            raise ValueError(f"{what}: {split}={name}: {expected(name, names)}")
     if chosen:
         return chosen
     if list(names) == [""]:  # as with a folder: without splits, all is for testing
         return {"test": ""}
-    for name in names:
-        own = SPLIT_NAMES.get(name.lower())
-        if own in chosen:
-            raise ValueError(
-                f"{what}: {chosen[own]} and {name} would both be the {own} split; say which is, as in #{own}={name}, "
-                "and name the other splits to use likewise"
-            )
-        if own is not None:
-            chosen[own] = name
-    if not chosen:
+    known = [name for name in names if name.lower() in SPLIT_NAMES]
+    chosen = {SPLIT_NAMES[name.lower()]: name for name in known}
+    if not known or len(chosen) < len(known):
         raise ValueError(
-            f"{what} has the splits {', '.join(there)}, none of {', '.join(SPLIT_NAMES)}; say which is which, as in "
-            f"#test={next(iter(there))}"
+            f"{what} has the splits {', '.join(names)}; expected one at most for each of {', '.join(SPLITS)}; say "
+            f"which is which, as in #test={names[0]}"
         )
     return chosen

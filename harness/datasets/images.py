@@ -1,136 +1,42 @@
-"""Image files: found below folders, listed with labels, and read without trust."""
+"""Image files: found below folders, listed with labels, read without trust, and decoded all at once."""
 
 import io
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from hashlib import blake2b
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from harness.datasets.base import Rendered, Split
+from harness.base.terminal import Progress
+from harness.datasets.base import (
+    SPLITS,
+    Dataset,
+    Rendered,
+    Split,
+    SplitName,
+    cached_json,
+    keep_json,
+    require_folder,
+)
 from zoo.core.files import digest
 
 _NAMES = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp"
 EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
 KNOWN = f"known extensions are {', '.join(sorted(EXTENSIONS))}"
-UNLABELLED = -1
 LEAVE_OUT = "leave it out"
 SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with datasets
 SHOWN = 3  # images or classes in a line
 MISSING = -1  # bytes of a file that isn't there
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderImages:
-    """The images below a folder.
-
-    name: the folder's own. paths: relative to it. revision: 12 hex digits over their names and sizes.
-    split: the images in the order of their names, label -1. An example's ``image_id`` is the hash
-    of its file's bytes, so it stays when files move, and copies share it; asking for it reads the
-    file but doesn't decode it.
-    """
-
-    name: str
-    paths: tuple[PurePosixPath, ...]
-    revision: str
-    split: Split
-
-
-def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE_OUT) -> FolderImages:
-    """List the images below a folder; each is opened when it is asked for.
-
-    An image is what PIL can read among files of a known extension. It becomes RGB; transparency is
-    dropped and the EXIF orientation left alone, as open_clip and torchvision do. ``flag`` is how the
-    folder was asked for, ``way`` out of a damaged image, for messages.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        NotADirectoryError: it is a file.
-        ValueError: no image is below it; or, later on, an image is damaged or oversized.
-    """
-    folder = Path(path)
-    where = f"{flag}{str(path)!r}"
-    if not folder.exists():
-        raise FileNotFoundError(f"{where}: there is no such folder")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{where}: not a folder; give the one it lies in")
-    files = image_files(folder)
-    if not files:
-        raise ValueError(f"{where}: no images below this folder; {KNOWN}")
-    paths = tuple(PurePosixPath(file.relative_to(folder).as_posix()) for file in files)
-    facts = [f"{path}\0{file.stat().st_size}\0" for path, file in zip(paths, files, strict=True)]
-
-    def render(index: int, _variant: int) -> Rendered:
-        return read_image(files[index], way=way), None
-
-    labels = np.full(len(files), UNLABELLED, dtype=np.int64)
-    return FolderImages(
-        name=folder.resolve().name or "images",
-        paths=paths,
-        revision=digest("".join(facts).encode(errors="surrogateescape"), length=12),
-        split=Split(labels, lambda index: digest(files[index]), render),
-    )
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Find the image files below a folder, in an order that is the same on every machine.
-
-    Links are followed, and a folder that is reached twice, as in a loop of links, counts once.
-    Names that start with a dot are not looked at.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise error  # os.walk would swallow it, as of a folder without permission
-
-    files: list[Path] = []
-    visited: set[tuple[int, int]] = set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        facts = Path(root).stat()
-        if (facts.st_dev, facts.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((facts.st_dev, facts.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(root, name) for name in names if not name.startswith("."))
-        files += [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
-    return sorted(files, key=lambda file: file.relative_to(folder).parts)
-
-
-def require_inside(root: Path, paths: Iterable[PurePosixPath], what: str) -> None:
-    """Refuse, by a ValueError, images that a symbolic link takes out of the root, which may be a link itself."""
-    real = os.path.realpath(root)
-
-    @cache  # many images share a folder, and to resolve it takes long
-    def outside(path: PurePosixPath) -> bool:
-        return not Path(os.path.realpath(root / path)).is_relative_to(real)
-
-    for path in paths:
-        if outside(path.parent) or ((root / path).is_symlink() and outside(path)):
-            raise ValueError(
-                f"{what}: image '{path}' is a link out of the folder of images {str(root)!r}; put the image there"
-            )
-
-
-def file_digests(files: Sequence[Path]) -> list[str]:
-    """Return 16 hex digits of the sha256 over each file's bytes, on several threads."""
-    with ThreadPoolExecutor() as threads:
-        return list(threads.map(digest, files))
-
-
-def how_many(count: int, what: str = "") -> str:
-    """Say how many images there are, such as "1 image" or "2 missing images"."""
-    return f"{count:,} {what} image".replace("  ", " ") + ("s" if count != 1 else "")
-
-
-def read_image(file: Path, *, way: str = SKIP_BAD) -> Image.Image:
-    """Read an image file as RGB, see ``decode_image``."""
-    return decode_image(file.read_bytes(), repr(str(file)), way=way)
+CHUNK = 128  # images that threads share out
+SAVED_S = 30.0  # seconds between two states on disk
 
 
 def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Image:
@@ -164,28 +70,126 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def read_image(file: Path, *, way: str = SKIP_BAD) -> Image.Image:
+    """Read an image file as RGB, see ``decode_image``."""
+    return decode_image(file.read_bytes(), repr(str(file)), way=way)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderImages:
+    """The images below a folder.
+
+    name: the folder's own. paths: relative to it. revision: 12 hex digits over their names and sizes.
+    split: the images in the order of their names, label -1. An example's ``image_id`` is the hash
+    of its file's bytes, so it stays when files move, and copies share it; asking for it reads the
+    file but doesn't decode it.
+    """
+
+    name: str
+    paths: tuple[PurePosixPath, ...]
+    revision: str
+    split: Split
+
+
+def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE_OUT) -> FolderImages:
+    """List the images below a folder; each is opened when it is asked for.
+
+    An image is what PIL can read among files of a known extension. It becomes RGB; transparency is
+    dropped and the EXIF orientation left alone, as open_clip and torchvision do. ``flag`` is how the
+    folder was asked for, ``way`` out of a damaged image, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        NotADirectoryError: it is a file.
+        ValueError: no image is below it; or, later on, an image is damaged or oversized.
+    """
+    folder, where = Path(path), f"{flag}{str(path)!r}"
+    require_folder(folder, where, "the folder it lies in")
+    files = image_files(folder)
+    if not files:
+        raise ValueError(f"{where}: no images below this folder; {KNOWN}")
+    listed = list_files(folder, files, np.full(len(files), -1, dtype=np.int64), "")
+
+    def render(index: int, _variant: int) -> Rendered:
+        return read_image(files[index], way=way), None
+
+    return FolderImages(
+        name=folder.resolve().name or "images",
+        paths=tuple(map(PurePosixPath, listed.paths)),
+        revision=digest(listed.facts, length=12),
+        split=Split(listed.labels, lambda index: digest(files[index]), render),
+    )
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Find the image files below a folder, in an order that is the same on every machine.
+
+    Links are followed, and a folder that is reached twice, as in a loop of links, counts once.
+    Names that start with a dot are not looked at.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error  # os.walk would swallow it, as of a folder without permission
+
+    files: list[Path] = []
+    visited: set[tuple[int, int]] = set()
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        facts = Path(root).stat()
+        if (facts.st_dev, facts.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((facts.st_dev, facts.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += filter(is_image, (Path(root, name) for name in names))
+    return sorted(files, key=lambda file: file.relative_to(folder).parts)
+
+
+def is_image(path: Path) -> bool:
+    """Tell whether a path is a file with an image's extension and no dot in front."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+
+
+def require_inside(root: Path, paths: Iterable[str | PurePosixPath], what: str) -> None:
+    """Refuse, by a ValueError, images that a symbolic link takes out of the root, which may be a link itself."""
+    real = os.path.realpath(root)
+
+    @cache  # many images share a folder, and to resolve it takes long
+    def outside(path: PurePosixPath) -> bool:
+        return not Path(os.path.realpath(root / path)).is_relative_to(real)
+
+    for path in map(PurePosixPath, paths):
+        if outside(path.parent) or ((root / path).is_symlink() and outside(path)):
+            raise ValueError(
+                f"{what}: image '{path}' is a link out of the folder of images {str(root)!r}; put the image there"
+            )
+
+
+def file_digests(files: Sequence[Path]) -> list[str]:
+    """Return 16 hex digits of the sha256 over each file's bytes, on several threads."""
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(digest, files))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageList:
     """Images below a folder.
 
-    paths: relative to ``root``, with "/". labels: (n,) int64. prefix: what ids start with, before
-    "/" and the path. known_sizes: bytes of each file where they are known already. names: in ids,
-    where they aren't the paths.
+    paths: relative to ``root``, with "/". labels: (n,) int64. sizes: bytes of each file, (n,) int64, -1 of those that
+    are missing. prefix: what ids start with, before "/" and the path. names: in ids, where they aren't the paths.
     """
 
     root: Path
     paths: Sequence[str]
     labels: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     prefix: str
-    known_sizes: NDArray[np.int64] | None = None
     names: Sequence[str] | None = None
 
-    def subset(self, indices: NDArray[np.int64]) -> "ImageList":
-        """Keep the images at some positions, in that order."""
+    def subset(self, chosen: NDArray[np.bool_]) -> "ImageList":
+        """Keep the images that are chosen, (n,)."""
         assert self.names is None
-        sizes = None if self.known_sizes is None else self.known_sizes[indices]
-        paths = [self.paths[index] for index in indices]
-        return replace(self, paths=paths, labels=self.labels[indices], known_sizes=sizes)
+        paths = [path for path, one in zip(self.paths, chosen.tolist(), strict=True) if one]
+        return replace(self, paths=paths, labels=self.labels[chosen], sizes=self.sizes[chosen])
 
     def split(self) -> Split:
         """Make the split; images are opened when they are asked for."""
@@ -199,17 +203,11 @@ class ImageList:
 
         return Split(self.labels, lambda index: f"{self.prefix}/{names[index]}", render)
 
-    @cached_property
-    def sizes(self) -> NDArray[np.int64]:
-        """Bytes of each file, (n,) int64; -1 of those that are missing."""
-        if self.known_sizes is not None:
-            return self.known_sizes
-        return np.array([_size(self.root / path) for path in self.paths], dtype=np.int64)
-
-    def add_to(self, digest: Any) -> None:
-        """Add names and sizes to a hash."""
-        for name, size in zip(self.names or self.paths, self.sizes.tolist(), strict=True):
-            digest.update(f"{name}\0{size}\0".encode())
+    @property
+    def facts(self) -> bytes:
+        """Names and sizes, for a hash."""
+        pairs = zip(self.names or self.paths, self.sizes.tolist(), strict=True)
+        return "".join(f"{name}\0{size}\0" for name, size in pairs).encode(errors="surrogateescape")
 
     def differences(self) -> Iterator[str]:
         """List what images are missing or empty."""
@@ -219,9 +217,13 @@ class ImageList:
                 yield f"{how_many(where.size, what)} in {str(self.root)!r}: {names}"
 
 
-def shorten(names: Sequence[str], most: int = SHOWN) -> str:
-    """List the first few."""
-    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
+def list_files(
+    root: Path, files: Sequence[Path | str], labels: Sequence[int] | NDArray[np.int64], prefix: str
+) -> ImageList:
+    """List files below a root, or what should be there, by their paths or by those relative to it."""
+    paths = [file if isinstance(file, str) else file.relative_to(root).as_posix() for file in files]
+    sizes = np.array([_size(root / path) for path in paths], dtype=np.int64)
+    return ImageList(root=root, paths=paths, labels=np.array(labels, dtype=np.int64), sizes=sizes, prefix=prefix)
 
 
 def _size(path: Path) -> int:
@@ -229,3 +231,87 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return MISSING
+
+
+def how_many(count: int, what: str = "") -> str:
+    """Say how many images there are, such as "1 image" or "2 missing images"."""
+    return f"{count:,} {what} image".replace("  ", " ") + ("s" if count != 1 else "")
+
+
+def shorten(names: Sequence[str], most: int = SHOWN) -> str:
+    """List the first few."""
+    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """What came of decoding every image of a dataset.
+
+    digests: by split, in its order: 16 hex digits over an image's pixels, "" where it isn't read.
+    bad: by image id, why it can't be read.
+    """
+
+    digests: dict[SplitName, list[str]]
+    bad: dict[str, str]
+
+
+def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> Decoded:
+    """Decode every image of a dataset; what was found is kept in the user's cache.
+
+    With ``known`` an earlier pass that came to its end counts, and images that it couldn't read are
+    tried again. A pass that was stopped always counts.
+    """
+    splits = {name: dataset.split(name) for name in SPLITS}
+    identity = [dataset.name, dataset.revision, dataset.asked_as, str(getattr(dataset, "root", None))]
+    path, kept = cached_json("decoded", *identity)
+    state = Decoded(digests={name: [""] * len(split) for name, split in splits.items()}, bad={})
+    with suppress(KeyError, TypeError):
+        earlier = Decoded(**kept)
+        complete = sum(digests.count("") for digests in earlier.digests.values()) == len(earlier.bad)
+        if all(len(earlier.digests[name]) == len(split) for name, split in splits.items()) and (known or not complete):
+            state = earlier
+    unread = [(name, i) for name in SPLITS for i, one in enumerate(state.digests[name]) if not one]
+    saved = time.monotonic()
+    with progress.task(f"reading {dataset.name}", len(unread)) as update, ThreadPoolExecutor() as threads:
+        try:
+            for start in range(0, len(unread), CHUNK):
+                chunk = unread[start : start + CHUNK]
+                results = list(threads.map(lambda one: _decode(splits[one[0]], one[1]), chunk))
+                for (name, index), (pixels, why) in zip(chunk, results, strict=True):
+                    state.digests[name][index] = pixels
+                    image_id = splits[name].image_id(index)
+                    state.bad.pop(image_id, None)
+                    if why:
+                        state.bad[image_id] = why
+                update(start + len(chunk))
+                if time.monotonic() - saved > SAVED_S:
+                    keep_json(path, asdict(state))
+                    saved = time.monotonic()
+        finally:
+            keep_json(path, asdict(state))
+    return state
+
+
+def _decode(split: Split, index: int) -> tuple[str, str]:
+    """Return an image's digest, or why there is none."""
+    try:
+        image = split[index].image
+    except (ValueError, OSError) as error:
+        return "", str(error)
+    pixels = blake2b(image.tobytes(), digest_size=8)
+    pixels.update(str(image.size).encode())
+    return pixels.hexdigest(), ""
+
+
+def find_bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
+    """Return the ids of the images that can't be read, and tell how many."""
+    bad = decode_all(dataset, progress).bad
+    if bad and len(bad) == sum(len(dataset.labels(name)) for name in SPLITS):
+        raise ValueError(f"none of the {len(bad)} images of {dataset.name} can be read")
+    if bad:
+        shown = "".join(f"\n  {why}" for why in list(bad.values())[:SHOWN])
+        progress.say(
+            f"{dataset.name}: left out, as they can't be read: {how_many(len(bad))}; `patchrank datasets check "
+            f"--dataset {dataset.asked_as} --json` lists all{shown}"
+        )
+    return frozenset(bad)

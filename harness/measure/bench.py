@@ -18,26 +18,35 @@ from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import draw_train, subset, turns
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
-from harness.measure.evaluate import OutcomeCache, captions_of, feature_probe, linear_probe, outcomes
 from harness.measure.match import matched_rows, say_time_misses
 from harness.measure.plan import Plan
-from harness.measure.rows import BLOCK, Outcome, Variant, recovered_rows, variants
-from harness.measure.traces import Answered, Tracer
+from harness.measure.rows import (
+    BLOCK,
+    Outcome,
+    OutcomeCache,
+    Variant,
+    captions_of,
+    feature_probe,
+    linear_probe,
+    outcomes,
+    recovered_rows,
+    variants,
+)
+from harness.measure.traces import Tracer, trace_golden, trace_row
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import caption_features, load_tower, nameable, named, text_classifier, without_text
 from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, RECOVERY, Tuning, device_name
 from harness.records.metrics import METRICS, Captions, Sample, measure
 from harness.records.record import Record, fitting, images_digest, pack_groups, utc_now
-from zoo.core.digests import fingerprint
+from harness.records.traces import RowTraces
+from zoo.core.files import fingerprint
 from zoo.core.messages import tower_name
-from zoo.learning.prompt_learner import TuneConfig
+from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
-Rows = Sequence[Variant]
-Known = Sequence[Record]
 PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 
 
@@ -62,80 +71,61 @@ class Bench:
             row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
 
     @classmethod
-    def build(cls, plan: Plan, name: str, progress: Progress, known: Known = ()) -> "Bench":
+    def build(cls, plan: Plan, name: str, progress: Progress, known: Sequence[Record] = ()) -> "Bench":
         """Load the tower ``name`` and make the rows; ``known`` records spare a search for equal times."""
         tower = load_tower(name)
-        parts, arch, tag = tower.clip or without_text(tower), tower.arch, tower.tag
-        dense = tower.vit
-        weights = fingerprint(dense)
+        dense, arch, tag, weights = tower.vit, tower.arch, tower.tag, fingerprint(tower.vit)
         if plan.match is None:
-            methods = [DENSE, *(m for m in plan.methods if m != DENSE)]
-            rows = variants(dense, arch, tag, methods, plan.keeps)
+            rows = variants(dense, arch, tag, [DENSE, *(m for m in plan.methods if m != DENSE)], plan.keeps)
         else:
             here = measured_here(plan, tag, weights)
             alike = [r for r in known if all(getattr(r, name) == value for name, value in here.items())]
             rows = matched_rows(dense, arch, tag, plan, progress, alike)
         rows += recovered_rows(dense, arch, tag, plan.recoveries)
-        return cls(plan, parts, rows, tag, weights, progress)
+        return cls(plan, tower.clip or without_text(tower), rows, tag, weights, progress)
 
     def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
         """Return the records of all rows on a dataset, seed by seed."""
         records = []
         for tuning in self.plan.tunings(shots):
             rows = [row for row in self.rows if row.method != GOLDEN or not tuning.visual]
-            prompts = self._tune(dataset, tuning) if tuning.prompted else {}
+            prompts: Prompts = self._tune(dataset, tuning) if tuning.prompted else {}
             records += self.judged(dataset, tuning, rows, prompts, known)
         return records
 
-    def judged(self, dataset: Dataset, tuning: Tuning, rows: Rows, prompts: Prompts, known: Known = ()) -> list[Record]:
+    def judged(
+        self, dataset: Dataset, tuning: Tuning, rows: Sequence[Variant], prompts: Prompts, known: Sequence[Record] = ()
+    ) -> list[Record]:
         """Return the records of some rows on a dataset, measuring only if ``known`` lacks one.
 
-        ``prompts`` are what was learned for the rows, by key; golden rows, which have none of their
-        own, take the dense row's.
+        ``prompts`` were learned for the rows, by key; golden rows take the dense row's.
         """
-        split, rows, blanks = self._rows(dataset, tuning, rows, prompts)
         view = self.view_of(dataset)
+        split = view.split(tuning)
+        rows = [self._with_prompts(row, prompts) for row in view.ranked(rows, split)]
+        blanks = [view.blank(row, tuning, split.image_ids) for row in rows]
         tracer = self.tracer if tuning.seed == self.plan.seed else None
-        chosen = view.traced(tuning, tracer.images if tracer is not None else 0)
-        if (records := self._find_known(rows, blanks, known)) is not None:
+        traced = view.traced(tuning, tracer.images if tracer is not None else 0)
+        ranked = any(row.rankings is not None for row in rows)
+        old = [fitting(record, known, list(self.plan.latency_rounds), ranked=ranked) for record in blanks]
+        present = [record for record in old if record is not None]
+        if len(present) == len(old):
             if tracer is not None:
-                tracer.miss([record for record in records if not record.recovered], len(chosen))
-            return records
-        captions = view.captions(split) if dataset.captioned else None
-        results = view.outcomes(rows, split, f"{self.rows[0].model} on {dataset.name}")
-        classifiers = self._classifiers(view, tuning, prompts) if dataset.classes else {}
-        # A probe's weights have no length that cosines or a temperature could go by.
-        scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
-        costs = self._costs(rows)
-
-        def sample(row: Variant, dense: Sample | None = None) -> Sample:
-            result = results[row.key]
-            return Sample(
-                features=result.features,
-                final_tokens=result.final_tokens,
-                scores=result.scores,
-                golden=None if row.rankings is None else row.rankings.of(split.image_ids),
-                classifier=classifiers.get(self._judge(row)),
-                scale=scale,
-                labels=split.labels,
-                captions=captions,
-                groups=blanks[0].groups,
-                costs={name: value for name, value in costs[row.key].items() if name in METRICS},
-                dense=dense,
-            )
-
-        dense = next((sample(row) for row in rows if row.key == self.rows[0].key), None)
-        records, traces = [], []
-        for row, record in zip(rows, blanks, strict=True):
-            own = sample(row, dense) if dense is None or row.method != DENSE else dense
+                tracer.miss([record for record in present if not record.recovered], len(traced))
+            return present
+        found = view.outcomes(rows, split, f"{self.rows[0].model} on {dataset.name}")
+        samples = self._samples(view, tuning, rows, prompts, found)
+        costs, records, traces = self._costs(rows), [], list[RowTraces]()
+        for row, record, sample in zip(rows, blanks, samples, strict=True):
             facts = {name: value for name, value in costs[row.key].items() if name not in METRICS}
-            records.append(replace(record, **facts, **measurements(own)))
-            if own.predicted is not None and not record.recovered:
-                traces.append(Answered.of(record, results[row.key], own.predicted, chosen))
-        if tracer is not None and len(chosen):
-            how = {"preprocess": self.parts.preprocess, "golden": rows[0].rankings}
-            grid = self.rows[0].vit.grid
-            tracer.later(traces, split.subset(chosen), dataset.classes, grid=grid, **how)
+            records.append(replace(record, **facts, **measurements(sample)))
+            if len(traced) and sample.predicted is not None and not record.recovered:
+                own = found[row.key].part(traced), sample.predicted[traced]
+                traces.append(trace_row(record, *own, split.subset(traced), dataset.classes, self.rows[0].vit.grid))
+        if tracer is not None and traces:
+            if rows[0].rankings is not None:
+                traces.append(trace_golden(traces[0], rows[0].rankings))
+            tracer.waiting.append((traces, split.subset(traced), self.parts.preprocess))
         return records
 
     def view_of(self, dataset: Dataset) -> "View":
@@ -144,30 +134,38 @@ class Bench:
             self.view = View(self, dataset)
         return self.view
 
-    def _rows(
-        self, dataset: Dataset, tuning: Tuning, rows: Rows, prompts: Prompts
-    ) -> tuple[Split, list[Variant], list[Record]]:
-        """Return the images that are judged, the rows that can be, and their blank records."""
-        view = self.view_of(dataset)
+    def _samples(
+        self, view: "View", tuning: Tuning, rows: Sequence[Variant], prompts: Prompts, found: Mapping[str, Outcome]
+    ) -> list[Sample]:
+        """Return what the metrics see of each row."""
         split = view.split(tuning)
-        rows = [self._with_prompts(row, prompts) for row in view.ranked(rows, split)]
-        own: dict[str, Any] = {"plan": self.plan, "tag": self.tag, "weights": self.weights}
-        blanks = [blank(row, dataset, tuning, split.image_ids, **own) for row in rows]
-        count = len(captions_of(dataset, split.image_ids)[0]) if dataset.captioned else None
-        more: dict[str, Any] = {"classes_judged": view.classes_judged(tuning), "caption_count": count}
-        return split, rows, [replace(one, **more) for one in blanks]
+        captions = view.captions(split) if view.dataset.captioned else None
+        classifiers = self._classifiers(view, tuning, prompts) if view.dataset.classes else {}
+        groups = view.blank(rows[0], tuning, split.image_ids).groups
+        costs = self._costs(rows)
 
-    def _find_known(self, rows: Rows, blanks: Known, known: Known) -> list[Record] | None:
-        ranked = any(row.rankings is not None for row in rows)
-        records = [fitting(record, known, list(self.plan.latency_rounds), ranked=ranked) for record in blanks]
-        present = [record for record in records if record is not None]
-        return present if len(present) == len(records) else None
+        def sample(row: Variant, dense: Sample | None = None) -> Sample:
+            result = found[row.key]
+            return Sample(
+                features=result.features,
+                final_tokens=result.final_tokens,
+                scores=result.scores,
+                golden=None if row.rankings is None else row.rankings.of(split.image_ids),
+                classifier=classifiers.get(self._judge(row)),
+                # A probe's weights have no length that cosines or a temperature could go by.
+                scale=None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item(),
+                labels=split.labels,
+                captions=captions,
+                groups=groups,
+                costs={name: value for name, value in costs[row.key].items() if name in METRICS},
+                dense=dense,
+            )
+
+        dense = next((sample(row) for row in rows if row.key == self.rows[0].key), None)
+        return [dense if dense is not None and row.method == DENSE else sample(row, dense) for row in rows]
 
     def _judge(self, row: Variant) -> str:
-        """Return the key of the row whose classifier judges a row.
-
-        The oracle has no ranking of training images here; it is judged as the dense row is.
-        """
+        """Return the key of the row whose classifier judges a row; an oracle can learn none of its own."""
         return self.rows[0].key if row.method == GOLDEN else row.key
 
     def _tune(self, dataset: Dataset, tuning: Tuning) -> dict[str, Tuned]:
@@ -192,12 +190,11 @@ class Bench:
             return {key: own.classifier.cpu() for key, own in prompts.items()}
         if tuning.kind != PROBE:
             return dict.fromkeys((row.key for row in self.rows), view.text)
-        dataset = view.dataset
-        train = draw_train(dataset, tuning.shots, tuning.seed)
+        train = draw_train(view.dataset, tuning.shots, tuning.seed)
         rows = [row for row in self.rows if row.method != GOLDEN]
-        features = view.outcomes(rows, train, f"{tuning.shots} shots of {dataset.name}")
-        labels, count = torch.from_numpy(train.labels), len(dataset.classes)
-        return {key: linear_probe(f.features, labels, count) for key, f in features.items()}
+        found = view.outcomes(rows, train, f"{tuning.shots} shots of {view.dataset.name}")
+        labels, count = torch.from_numpy(train.labels), len(view.dataset.classes)
+        return {key: linear_probe(own.features, labels, count) for key, own in found.items()}
 
     def _costs(self, rows: Sequence[Variant]) -> Costs:
         """Measure what rows cost, once; learned visual tokens cost the same whatever they are."""
@@ -219,12 +216,19 @@ class View:
         """Look at nothing yet."""
         self.bench, self.dataset, self.plan = bench, dataset, bench.plan
         self._outcomes = OutcomeCache()
-        self._reports: set[str] = set()
+        self._notes: set[str] = set()
 
     @functools.cached_property
     def text(self) -> Tensor:
         """(classes, D) text classifier; NaN rows for classes that can't be named."""
         return text_classifier(self.bench.parts, self.dataset)[0]
+
+    @functools.cached_property
+    def tuner(self) -> Tuner:
+        """What learns tokens; it keeps the labelled images' features."""
+        bench = self.bench
+        origin = {"model": bench.rows[0].model, "tag": bench.tag, "weights": bench.weights}
+        return Tuner(bench.parts, self.dataset, progress=bench.progress, **origin)
 
     def captions(self, split: Split) -> Captions:
         """Encode what describes some images."""
@@ -233,19 +237,6 @@ class View:
             features = caption_features(self.bench.parts, texts, self.dataset.name, self.plan.device)
             update(1)
         return Captions(features=features, pairs=pairs)
-
-    @functools.cached_property
-    def tuner(self) -> Tuner:
-        """What learns tokens; it keeps the labelled images' features."""
-        bench, model = self.bench, self.bench.rows[0].model
-        origin = {"model": model, "tag": bench.tag, "weights": bench.weights}
-        return Tuner(bench.parts, self.dataset, progress=bench.progress, **origin)
-
-    def classes_judged(self, tuning: Tuning) -> tuple[int, int] | None:
-        """Return how many classes are judged, and of how many; None if all are."""
-        if not self.dataset.labelled or tuning.kind == PROBE or named(self.text).all():
-            return None
-        return int(named(self.text).sum()), len(self.text)
 
     def split(self, tuning: Tuning) -> Split:
         """Return the images that are judged: without a probe, only those of nameable classes."""
@@ -256,11 +247,19 @@ class View:
             raise ValueError(f"{self.dataset.name} has no {self.plan.split} images{why}")
         return judged
 
-    def traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
-        """Return the positions among the judged images of ``count``, whose classes take turns.
+    def blank(self, row: Variant, tuning: Tuning, image_ids: Sequence[str]) -> Record:
+        """Return a row's record with the conditions and no measurement."""
+        bench, classes = self.bench, None
+        if self.dataset.labelled and tuning.kind != PROBE and not named(self.text).all():
+            classes = (int(named(self.text).sum()), len(self.text))
+        count = len(captions_of(self.dataset, image_ids)[0]) if self.dataset.captioned else None
+        origin: dict[str, Any] = {"plan": self.plan, "tag": bench.tag, "weights": bench.weights}
+        return replace(
+            blank(row, self.dataset, tuning, image_ids, **origin), classes_judged=classes, caption_count=count
+        )
 
-        A smaller count has the first of a larger one, whatever the plan's limit.
-        """
+    def traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
+        """Return the positions of ``count`` judged images, classes in turn; fewer are the first of more."""
         if not count or not self.dataset.classes:  # traces are of answers
             return np.empty(0, dtype=np.int64)
         labels = self.dataset.labels(self.plan.split)
@@ -280,10 +279,7 @@ class View:
         return rankings
 
     def ranked(self, rows: Sequence[Variant], split: Split) -> list[Variant]:
-        """Give rows without golden rankings those of these images, if there are any.
-
-        Golden rows for which an image lacks a ranking are left out.
-        """
+        """Give rows the golden rankings of these images; golden rows are left out where an image lacks one."""
         if all(row.rankings is not None for row in rows if row.method != DENSE):
             return list(rows)
         rankings = self.rankings
@@ -300,21 +296,16 @@ class View:
         return [row for row in rows if row.method != GOLDEN]
 
     def outcomes(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
-        """Return the outcomes of rows on images, by key; no image is run twice.
+        """Return the outcomes of rows on images, by key; no image is run twice but with learned visual tokens."""
 
-        Rows with learned visual tokens are others every time, so they run on all images.
-        """
+        def run(rest: Split) -> dict[str, Outcome]:
+            how: dict[str, Any] = {"device": torch.device(self.plan.device), "dtype": DTYPES[self.plan.dtype]}
+            with self.bench.progress.task(f"{label}, images x rows", len(rest) * len(rows)) as update:
+                return outcomes(rows, rest, self.bench.parts.preprocess, on_run=update, **how)
+
         if any(row.prompted for row in rows):
-            return self._run(rows, split, label)
-        keys = [row.key for row in rows]
-        return self._outcomes.whole(keys, split, lambda rest: self._run(rows, rest, label))
-
-    def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
-        device, dtype = torch.device(self.plan.device), DTYPES[self.plan.dtype]
-        preprocess = self.bench.parts.preprocess
-        runs = len(split) * len(rows)
-        with self.bench.progress.task(f"{label}, images x rows", runs) as update:
-            return outcomes(rows, split, preprocess, device=device, dtype=dtype, on_run=update)
+            return run(split)
+        return self._outcomes.whole([row.key for row in rows], split, run)
 
     @property
     def _tower(self) -> str:
@@ -329,8 +320,8 @@ class View:
 
     def _say(self, text: str) -> None:
         """Report it once, however many tunings it holds for."""
-        if text not in self._reports:
-            self._reports.add(text)
+        if text not in self._notes:
+            self._notes.add(text)
             self.bench.progress.say(text)
 
 

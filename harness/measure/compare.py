@@ -26,7 +26,7 @@ from harness.records.statistics import SIGN_FLIP, Interval, bootstrap_mean, mark
 from zoo.core.messages import tower_name
 from zoo.core.precision import best_precision
 from zoo.loading.adopt import reduce
-from zoo.loading.prompt_file import PromptFile
+from zoo.loading.learned_files import PromptFile
 from zoo.towers.vit import ReducedViT
 
 Hits = NDArray[np.float64]  # (images,) 1 where the answer is right, 0 where not, NaN if unknown

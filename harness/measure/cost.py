@@ -5,7 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import nn
 from harness.base.terminal import Progress
 from harness.measure.timing import time_models
 from harness.records.conditions import DENSE, GOLDEN
-from harness.records.record import Times, lacking
+from harness.records.record import lacking
 
 if TYPE_CHECKING:
     from harness.measure.rows import Variant
@@ -79,11 +79,9 @@ def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width, channels) < 1:
         raise ValueError(f"need a positive image size, got {channels}x{height}x{width}")
-    place = next((p for p in model.parameters() if p.is_floating_point()), None)
+    place = next((p for p in model.parameters() if p.is_floating_point() and not p.is_meta), None)
     if place is None:
-        raise ValueError(f"{type(model).__name__} has no parameters: cannot tell device and dtype")
-    if place.is_meta:
-        raise ValueError("a model on the meta device cannot be traced: create it on the cpu")
+        raise ValueError(f"{type(model).__name__} has no parameters on a device: cannot tell device and dtype")
     image = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
     with _undisturbed(model), torch.no_grad():
         from fvcore.nn import FlopCountAnalysis  # here, as importing it warns about torch.jit
@@ -105,59 +103,51 @@ def gflops(model: nn.Module, image_size: int | tuple[int, int], channels: int = 
     )
 
 
+def _shapes(values: Sequence[Any]) -> list[list[int]]:
+    return [value.type().sizes() for value in values]
+
+
+def _elements(_inputs: list[Any], outputs: list[Any]) -> int:
+    return prod(_shapes(outputs)[0])
+
+
 def _attention(inputs: list[Any], _outputs: list[Any]) -> int:
     """Count fused attention: queries times keys, then weights times values."""
-    query, key, value = (_shape(argument) for argument in inputs[:3])
+    query, key, value = _shapes(inputs[:3])
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 def _attended(inputs: list[Any], outputs: list[Any]) -> int:
     """Return the elements of fused attention: a weight per query and key, and the result."""
-    query, key = (_shape(argument) for argument in inputs[:2])
+    query, key = _shapes(inputs[:2])
     return prod(query[:-1]) * key[-2] + _elements(inputs, outputs)
 
 
 def _bmm(inputs: list[Any], _outputs: list[Any]) -> int:
     """Count a product of matrices, batched or not; fvcore's own handle fails with `out=`."""
-    left, right = (_shape(argument) for argument in inputs[:2])
+    left, right = _shapes(inputs[:2])
     return prod(left) * right[-1]
 
 
 def _cdist(inputs: list[Any], _outputs: list[Any]) -> int:
     """Count pairwise distances as the product of matrices that they hide."""
-    left, right = (_shape(argument) for argument in inputs[:2])
+    left, right = _shapes(inputs[:2])
     return prod(left) * right[-2]
 
 
-def _shape(value: Any) -> list[int]:
-    sizes: list[int] = value.type().sizes()
-    return sizes
-
-
-def _elements(_inputs: list[Any], outputs: list[Any]) -> int:
-    """Return the elements of an operator's result."""
-    return prod(_shape(outputs[0]))
-
-
-def _bicubic(inputs: list[Any], outputs: list[Any]) -> int:
-    """Count 4 x 4 weights for each resized value (position tables of another image size)."""
-    return 16 * _elements(inputs, outputs)
-
-
-def _added(inputs: list[Any], outputs: list[Any]) -> int:
-    """Count a product that is added to something, the first input."""
-    return _bmm(inputs[1:], outputs)
-
-
 # Products that fvcore doesn't know, or counts wrongly.
-_PRODUCTS = {
+_PRODUCTS: dict[str, Handle] = {
     "scaled_dot_product_attention": _attention,
-    **dict.fromkeys(("addmm_", "baddbmm", "addbmm"), _added),
+    **dict.fromkeys(("addmm_", "baddbmm", "addbmm"), lambda inputs, outputs: _bmm(inputs[1:], outputs)),
     "bmm": _bmm,
     "cdist": _cdist,
-    **dict.fromkeys(("dot", "mv"), lambda inputs, _: prod(_shape(inputs[0]))),
+    **dict.fromkeys(("dot", "mv"), lambda inputs, _: prod(_shapes(inputs[:1])[0])),
 }
-_RESIZED = {f"aten::{name}": _bicubic for name in ("upsample_bicubic2d", "_upsample_bicubic2d_aa")}
+# Of bicubic resizing 4 x 4 weights for each value (position tables of another image size).
+_RESIZED: dict[str, Handle] = {
+    f"aten::{name}": lambda inputs, outputs: 16 * _elements(inputs, outputs)
+    for name in ("upsample_bicubic2d", "_upsample_bicubic2d_aa")
+}
 
 
 def _handles() -> dict[str, Handle]:
@@ -183,17 +173,14 @@ def _handles() -> dict[str, Handle]:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Set eval mode, silence the tracer, and put back every flag on leaving.
-
-    nn.MultiheadAttention's fast path is one opaque operator (its cost would be missing), so it is off meanwhile.
-    """
+    """Set eval mode, silence the tracer, and put back every flag on leaving."""
     training = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     logger = logging.getLogger("fvcore")
     disabled = logger.disabled
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
+        torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, whose cost would be missing
         logger.disabled = True
         model.eval()
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
@@ -208,10 +195,10 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class RowCost:
-    """What can be counted of a row, regardless of images."""
+    """What can be counted of a row, regardless of images; names are those of records."""
 
     gflops: float  # 1e9 multiply-adds per image
-    uncounted_operators: tuple[str, ...] = ()  # whose cost is unknown and missing from it
+    uncounted_operators: tuple[str, ...]  # whose cost is unknown and missing from it
     activations: int  # elements that products give per image
     params: int
     tokens_per_block: tuple[int, ...]  # leaving each block, prefix tokens included
@@ -247,17 +234,14 @@ def costs(rows: "Sequence[Variant]", rounds: Mapping[int, int], progress: Progre
     ``rounds`` are those of each batch size. A golden row is no model one could run, so it has none of them.
     """
     real = [row for row in rows if row.method != GOLDEN]
+    dense = next((row.key for row in real if row.method == DENSE), "")  # none beside prompts
     facts: dict[str, dict[str, Any]] = {row.key: {} for row in rows}
     for key, counted in count_costs(real, progress).items():
-        facts[key] = dict(vars(counted))
+        facts[key] = asdict(counted) | {"latency": ()}
         del facts[key]["final_tokens"]  # the images' own say that
-    latencies: dict[str, list[Times]] = {row.key: [] for row in real}
-    dense = next((row.key for row in real if row.method == DENSE), "")  # none beside prompts
     for batch, count in rounds.items():
         with progress.task(f"latency at batch {batch}", count) as update:
             timings = time_models({row.key: row.vit for row in real}, batch, count, warmup=1, tick=update)
         for key, timing in timings.items():
-            latencies[key].append(timing.latency(None if key == dense else timings.get(dense)))
-    for key, entries in latencies.items():
-        facts[key]["latency"] = tuple(entries)
+            facts[key]["latency"] += (timing.latency(None if key == dense else timings.get(dense)),)
     return facts

@@ -4,10 +4,10 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from harness.measure import timing, ways
 from harness.measure.cost import RowCost, count_costs
 from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
 from harness.models import towers
-from harness.models.names import split_method, split_name
+from harness.models.towers import split_method, split_name
 from harness.records.conditions import DENSE, DTYPES, GOLDEN
 from harness.records.record import utc_now
 from harness.records.times import (
@@ -32,7 +32,7 @@ from harness.records.times import (
     fitting,
     time_fields,
 )
-from zoo.core.digests import fingerprint
+from zoo.core.files import fingerprint
 from zoo.core.messages import expected
 from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
@@ -44,13 +44,23 @@ MOST_THREADS = 1024  # of so many more OpenMP ends the process, without an error
 WARMUP, WARMUP_S = 3, 0.5
 
 
+class Condition(NamedTuple):
+    """How models are run: those timed in one condition share every round."""
+
+    dtype: str
+    threads: int
+    way: str
+    batch: int
+
+    @property
+    def label(self) -> str:
+        """What progress calls it."""
+        return f"{self.dtype}, {self.way}, threads {self.threads}, batch {self.batch}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatencyPlan:
-    """What to time.
-
-    Raises:
-        ValueError: a value out of range, or a way that the device hasn't.
-    """
+    """What to time; ValueError for a value out of range, or a way that the device hasn't."""
 
     models: tuple[str, ...]  # dense or reduced; each is timed beside its dense tower
     methods: tuple[str, ...] = ()  # further reductions of each model's dense tower
@@ -68,39 +78,32 @@ class LatencyPlan:
 
     def __post_init__(self) -> None:
         """Validate."""
-        self._check_numbers()
-        for dtype in self.dtypes:
-            if dtype not in ways.DTYPES:
-                raise ValueError(f"--dtypes {dtype!r}: {expected(dtype, ways.DTYPES)}")
-        real = [name for name in known_methods() if name not in (DENSE, GOLDEN)]
-        for method in self.methods:
-            if method not in real:
-                raise ValueError(f"--methods {method!r}: {expected(method, real)}")
+        methods = [name for name in known_methods() if name not in (DENSE, GOLDEN)]
+        for flag, values, known in (("dtypes", self.dtypes, DTYPES), ("methods", self.methods, methods)):
+            for name in values:
+                if name not in known:
+                    raise ValueError(f"--{flag} {name!r}: {expected(name, known)}")
+        bounds: tuple[tuple[str, Sequence[float], Callable[[float], bool], str], ...] = (
+            ("batches", self.batches, lambda value: value >= 1, "a number from 1"),
+            ("threads", self.threads, lambda value: 1 <= value <= MOST_THREADS, f"a number from 1 to {MOST_THREADS}"),
+            ("keeps", self.keeps, lambda value: 0 < value <= 1, "fractions in (0, 1], such as 0.6"),
+            ("seconds", (self.seconds,), lambda value: 0 <= value < math.inf, "a number from 0"),
+            (
+                *("rounds", (self.rounds,), lambda value: value >= timing.LEAST_ROUNDS),
+                f"a number from {timing.LEAST_ROUNDS}; of fewer rounds no median has a 95 % interval",
+            ),
+        )
+        for flag, numbers, fits, words in bounds:
+            for value in numbers:
+                if not fits(value):
+                    raise ValueError(f"--{flag} {value:g}: expected {words}")
         if self.runtimes and self.ways != (EAGER,):
             raise ValueError(f"--runtimes with --ways {' '.join(self.ways)}: give one of the two")
-        ways.check_ways(self.ways, torch.device(self.device))
-        ways.check_runtimes(self.runtimes, self.dtypes, torch.device(self.device))
-
-    def _check_numbers(self) -> None:
-        numbers = (("batches", self.batches, math.inf), ("threads", self.threads, MOST_THREADS))
-        for flag, values, most in numbers:
-            if not values:
-                raise ValueError(f"--{flag} without a number: expected numbers from 1")
-            upper = "" if most == math.inf else f" to {most}"
-            for value in values:
-                if not 1 <= value <= most:
-                    raise ValueError(f"--{flag} {value}: expected a number from 1{upper}")
-        if self.rounds < timing.LEAST_ROUNDS:
-            why = "of fewer rounds no median has a 95 % interval"
-            raise ValueError(f"--rounds {self.rounds}: expected a number from {timing.LEAST_ROUNDS}; {why}")
-        if not 0 <= self.seconds < math.inf:
-            raise ValueError(f"--seconds {self.seconds:g}: expected a number from 0")
-        for keep in self.keeps:
-            if not 0 < keep <= 1:
-                raise ValueError(f"--keeps {keep:g}: expected fractions in (0, 1], such as 0.6")
+        ways.check_ways("--ways", self.ways, self.dtypes, torch.device(self.device))
+        ways.check_ways("--runtimes", self.runtimes, self.dtypes, torch.device(self.device))
 
     @property
-    def rounds_of(self) -> list[list["Condition"]]:
+    def shared_rounds(self) -> list[list[Condition]]:
         """Conditions that share rounds; of several the first is what the others are held to."""
         if not self.runtimes:  # batches change fastest and precisions slowest
             return [[Condition(*c)] for c in product(self.dtypes, self.threads, self.ways, self.batches)]
@@ -131,20 +134,6 @@ def batches_for(device: str, batches: Sequence[int] | None) -> tuple[int, ...]:
     return CUDA_BATCHES if torch.device(device).type == "cuda" else CPU_BATCHES
 
 
-class Condition(NamedTuple):
-    """How models are run: those timed in one condition share every round."""
-
-    dtype: str
-    threads: int
-    way: str
-    batch: int
-
-    @property
-    def label(self) -> str:
-        """What progress calls it."""
-        return f"{self.dtype}, {self.way}, threads {self.threads}, batch {self.batch}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One dense tower and its reductions, in float32 on the CPU."""
@@ -158,47 +147,36 @@ class Family:
 def load_family(
     dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress, size: int | None = None
 ) -> Family:
-    """Load a dense tower, or build it without weights, and reduce it, for images of ``size`` pixels a side.
-
-    Raises:
-        ValueError: a model that can't be built so, or one whose patches don't fill such images.
-    """
-    whole: list[MethodRate] = [(DENSE, 1.0)]
-    if random_weights:
-        vit, (arch, tag) = _resized(towers.random_tower(dense).vit, size), split_name(dense)
-        rows = rows_of(vit, arch, tag, whole)
-        for method, keep in pairs:
-            with torch.random.fork_rng(devices=[]):  # what a method learns is random, too
-                torch.manual_seed(0)
-                rows.append(_row(arch, reduce(vit, method=method, keep=keep)))
-    else:
+    """Load a dense tower, or build it without weights, and reduce it, for images of ``size`` pixels a side."""
+    if not random_weights:
         require_rows(dense, pairs)
-        tower = towers.load_tower(dense)
-        vit, (arch, _, tag) = _resized(tower.vit, size), tower.name.partition(".")
-        rows = rows_of(vit, arch, tag, whole + list(pairs)) + _saved(dense, vit, arch)
+    tower = towers.find_tower(dense, random_weights=random_weights)
+    arch, tag = split_name(dense) if random_weights else (tower.arch, tower.tag)
+    vit = tower.vit
+    if size is not None:
+        _resize(vit, size)
+    rows = rows_of(vit, arch, tag, [(DENSE, 1.0), *([] if random_weights else pairs)])
+    for method, keep in pairs if random_weights else ():
+        with torch.random.fork_rng(devices=[]):  # what a method learns is random, too
+            torch.manual_seed(0)
+            rows.append(_row(arch, reduce(vit, method=method, keep=keep)))
+    # The model of a folder or the hub may have been saved with a reduction method.
+    saved = towers.create_pretrained(dense) if dense.startswith((FOLDER, HUB)) else None
+    if isinstance(saved, ReducedViT) and saved.reducer is not None:
+        model = reduce(vit, method=None)
+        model.reducer = saved.reducer
+        rows.append(_row(arch, model))
     return Family(tag=tag, weights=fingerprint(vit), rows=rows, counts=count_costs(rows, progress))
 
 
-def _resized(vit: ReducedViT, size: int | None) -> ReducedViT:
+def _resize(vit: ReducedViT, size: int) -> None:
     """Bring a tower to another image size; what it knows of places is interpolated as timm does."""
-    if size is not None:
-        if not hasattr(vit, "set_input_size"):
-            raise ValueError(f"--image-sizes {size}: {type(vit).__name__} has one size; expected a tower of timm's")
-        height, width = vit.patch_embed.patch_size
-        if size < 1 or size % height or size % width:
-            raise ValueError(f"--image-sizes {size}: expected multiples of the patches' {height} pixels, from {height}")
-        vit.set_input_size(img_size=(size, size))
-    return vit
-
-
-def _saved(name: str, vit: ReducedViT, arch: str) -> list[Variant]:
-    """Return the model of a folder or the hub if it was saved with a reduction method."""
-    saved = towers.create_pretrained(name) if name.startswith((FOLDER, HUB)) else None
-    if not isinstance(saved, ReducedViT) or saved.reducer is None:
-        return []
-    model = reduce(vit, method=None)
-    model.reducer = saved.reducer
-    return [_row(arch, model)]
+    if not hasattr(vit, "set_input_size"):
+        raise ValueError(f"--image-sizes {size}: {type(vit).__name__} has one size; expected a tower of timm's")
+    height, width = vit.patch_embed.patch_size
+    if size < 1 or size % height or size % width:
+        raise ValueError(f"--image-sizes {size}: expected multiples of the patches' {height} pixels, from {height}")
+    vit.set_input_size(img_size=(size, size))
 
 
 def _row(arch: str, vit: ReducedViT) -> Variant:
@@ -208,8 +186,7 @@ def _row(arch: str, vit: ReducedViT) -> Variant:
     if keep is None:  # settings that stand instead of it
         keep = list(vit.reducer.counts(patches).values())[-1] / patches
     name = f"{arch}_{method}{round(100 * keep)}"
-    vit = vit.float().eval()
-    return Variant(model=name, method=method, keep=keep, vit=vit, config=config.plain())
+    return Variant(model=name, method=method, keep=keep, vit=vit.float().eval(), config=config.plain())
 
 
 def measure_latency(
@@ -225,148 +202,121 @@ def measure_latency(
         ValueError: an unknown name, or one that can't be timed.
         FileNotFoundError: weights or a predictor are out of reach.
     """
+    machine = Machine.here(torch.device(plan.device))
     for dense, pairs in plan.groups.items():
         for size in plan.image_sizes or (None,):
             family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress, size=size)
-            yield from _FamilyRun(plan, family, known, progress).rounds()
+            vits: dict[str, list[ReducedViT]] = {}  # in the last precision
+            for conditions in plan.shared_rounds:
+                blanks = [_blank(plan, family, row, one, machine) for one, row in product(conditions, family.rows)]
+                old = [_find_known(blank, known, plan.rounds, progress) for blank in blanks]
+                new: dict[int, LatencyRecord] = {}
+                if missing := {i for i, one in enumerate(old) if one is None}:
+                    dtype = conditions[0].dtype
+                    if dtype not in vits:
+                        vits.clear()  # before there are others
+                        vits[dtype] = _copies(family, dtype, plan.device)
+                    # The first, a dense model, is timed with whatever is missing.
+                    runs = {i: (blanks[i], vits[dtype][i % len(family.rows)]) for i in sorted(missing | {0})}
+                    new = _time(plan, conditions[0], runs, progress)
+                both = [new.get(i, one) for i, one in enumerate(old)]
+                yield [one for one in both if one is not None], list(new.values())
 
 
-@dataclass
-class _FamilyRun:
-    """One dense tower and its reductions on their way through the conditions."""
+def _find_known(
+    blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int, progress: Progress
+) -> LatencyRecord | None:
+    """Find a known record, and say if it failed before."""
+    record = fitting(blank, known, rounds)
+    if record is not None and record.failed is not None:
+        label = Condition(record.dtype, record.threads, record.way, record.batch).label
+        why = f"{record.failed} in an earlier run, so it isn't tried again; --fresh does"
+        progress.say(f"{record.model}: {label}: {why}")
+    return record
 
-    plan: LatencyPlan
-    family: Family
-    known: Sequence[LatencyRecord]
-    progress: Progress
 
-    def __post_init__(self) -> None:
-        self.dense = self.family.rows[0]
-        self.device = torch.device(self.plan.device)
-        self.machine = Machine.here(self.device)
+def _copies(family: Family, dtype: str, device: str) -> list[ReducedViT]:
+    """Copy the models, which go on sharing weights, to the device in a precision."""
+    vits = copy.deepcopy([row.vit for row in family.rows])
+    return [vit.to(device, DTYPES[dtype]) for vit in vits]
 
-    def rounds(self) -> Iterator[tuple[list[LatencyRecord], list[LatencyRecord]]]:
-        """Go through all conditions; see `measure_latency`."""
-        dtype, vits = "", list[ReducedViT]()
-        for conditions in self.plan.rounds_of:
-            pairs = list(product(conditions, range(len(self.family.rows))))
-            blanks = [self._blank(self.family.rows[at], condition) for condition, at in pairs]
-            known = self._find_known(blanks)
-            new: dict[int, LatencyRecord] = {}
-            if missing := {i for i, one in enumerate(known) if one is None}:
-                if dtype != conditions[0].dtype:
-                    vits.clear()  # before there are others
-                    dtype, vits = conditions[0].dtype, self._copies(conditions[0].dtype)
-                # The first, a dense model, is timed with whatever is missing.
-                runs = {i: (blanks[i], vits[pairs[i][1]]) for i in sorted(missing | {0})}
-                new = self._time(conditions[0], runs)
-            both = [new.get(i, one) for i, one in enumerate(known)]
-            yield [one for one in both if one is not None], list(new.values())
 
-    def _find_known(self, blanks: Sequence[LatencyRecord]) -> list[LatencyRecord | None]:
-        """Find known records, and say which failed before."""
-        known = [fitting(blank, self.known, self.plan.rounds) for blank in blanks]
-        for record in known:
-            if record is not None and record.failed is not None:
-                condition = Condition(record.dtype, record.threads, record.way, record.batch)
-                self.progress.say(
-                    f"{record.model}: {condition.label}: {record.failed} in an earlier run, so it "
-                    "isn't tried again; --fresh does"
-                )
-        return known
+def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition, machine: Machine) -> LatencyRecord:
+    """Return a record with conditions and costs, and no time."""
+    counts = asdict(family.counts[row.key])
+    del counts["activations"]  # times hardly follow them
+    dense = family.rows[0]
+    return LatencyRecord(
+        created=utc_now(),
+        version=version("clip-patchrank"),
+        git_commit=git_commit(),
+        model=row.model,
+        method=row.method,
+        keep=row.keep,
+        method_config=row.config,
+        tag=family.tag,
+        weights_sha256=family.weights,
+        random_weights=plan.random_weights,
+        image_size=row.vit.input_size,
+        device=plan.device,
+        **condition._asdict(),
+        stopwatch=timing.stopwatch(torch.device(plan.device), condition.threads).name,
+        reference=EAGER_FLOAT32 if plan.runtimes else OWN,
+        machine=machine,
+        failed="not timed",
+        **counts,
+        saved_gflops=None if row is dense else 1 - counts["gflops"] / family.counts[dense.key].gflops,
+        weights_mib=ways.weights_mib(row.vit, DTYPES[condition.dtype]),
+        surroundings=Surroundings(),
+    )
 
-    def _copies(self, dtype: str) -> list[ReducedViT]:
-        """Copy the models, which go on sharing weights, to the device in a precision."""
-        vits = copy.deepcopy([row.vit for row in self.family.rows])
-        return [vit.to(self.device, DTYPES[dtype]) for vit in vits]
 
-    def _time(
-        self, condition: Condition, runs: Mapping[int, tuple[LatencyRecord, ReducedViT]]
-    ) -> dict[int, LatencyRecord]:
-        """Time models, the first a dense one in ``condition``; complete their blank records."""
-        plan, (dtype, threads, way, batch) = self.plan, condition
-        label = f"runtimes, threads {threads}, batch {batch}" if plan.runtimes else condition.label
-        models = {
-            index: Runnable(vit, blank.way, blank.dtype if plan.runtimes else None)
-            for index, (blank, vit) in runs.items()
-        }
-        with (
-            _threads(threads),
-            self.progress.task(f"{self.dense.model}: {label}", len(runs) + plan.rounds) as tick,
-        ):
-            try:
-                images = timing.random_images(batch, self.dense.vit.input_size, self.device, DTYPES[dtype])
-            except RuntimeError as error:
-                if not ways.is_out_of_memory(error):
-                    raise
-                reason = f"{ways.OUT_OF_MEMORY}, for the images alone"
-                ready = dict.fromkeys(models, ways.ReadyModel(failed=reason))
-                timings, around = dict[int, Timing](), Surroundings()
-            else:
-                ready, timings, around = time_runnables(
-                    models,
-                    images,
-                    rounds=plan.rounds,
-                    seconds=plan.seconds,
-                    watch=timing.stopwatch(self.device, threads),
-                    tick=lambda done: tick(min(done, len(runs) + plan.rounds)),
-                )
-        if plan.runtimes or way == ways.COMPILE:
-            torch._dynamo.reset()
-        new = {
-            index: self._complete(blank, ready[index], timings.get(index), timings.get(0) if index else None, around)
-            for index, (blank, _) in runs.items()
-        }
-        self.progress.say(f"{self.dense.model}: {label}: {len(timings)} of {len(new)} models timed")
-        return new
-
-    def _complete(
-        self,
-        blank: LatencyRecord,
-        ready: ways.ReadyModel,
-        own: Timing | None,
-        dense: Timing | None,
-        around: Surroundings,
-    ) -> LatencyRecord:
-        """Complete a blank record by its own timing and that of what it is held to, if there are any."""
-        names = ("failed", "first_call_s", "deviation", "peak_mib")
-        fields: dict[str, Any] = {name: getattr(ready, name) for name in names}
-        if ready.weights_mib is not None:
-            fields["weights_mib"] = ready.weights_mib
-        if own is not None:
+def _time(
+    plan: LatencyPlan,
+    condition: Condition,
+    runs: Mapping[int, tuple[LatencyRecord, ReducedViT]],
+    progress: Progress,
+) -> dict[int, LatencyRecord]:
+    """Time models, the first a dense one in ``condition``, and complete their blank records."""
+    dtype, threads, way, batch = condition
+    device, (first, vit) = torch.device(plan.device), runs[0]
+    label = f"{first.model}: {condition.label}"
+    if plan.runtimes:
+        label = f"{first.model}: runtimes, threads {threads}, batch {batch}"
+    models = {i: Runnable(vit, one.way, one.dtype if plan.runtimes else None) for i, (one, vit) in runs.items()}
+    with _threads(threads), progress.task(label, len(runs) + plan.rounds) as tick:
+        try:
+            images = timing.random_images(batch, vit.input_size, device, DTYPES[dtype])
+        except RuntimeError as error:
+            if not ways.is_out_of_memory(error):
+                raise
+            reason = f"{ways.OUT_OF_MEMORY}, for the images alone"
+            ready = dict.fromkeys(models, ways.ReadyModel(failed=reason))
+            timings, around = dict[int, Timing](), Surroundings()
+        else:
+            ready, timings, around = time_runnables(
+                models,
+                images,
+                rounds=plan.rounds,
+                seconds=plan.seconds,
+                watch=timing.stopwatch(device, threads),
+                tick=lambda done: tick(min(done, len(runs) + plan.rounds)),
+            )
+    if plan.runtimes or way == ways.COMPILE:
+        torch._dynamo.reset()
+    new = {}
+    for i, (blank, _) in runs.items():
+        fields = {name: getattr(ready[i], name) for name in ("failed", "first_call_s", "deviation", "peak_mib")}
+        if ready[i].weights_mib is not None:
+            fields["weights_mib"] = ready[i].weights_mib
+        if (own := timings.get(i)) is not None:
             # Of a runtime's time the multiply-adds explain only a part.
-            fields |= time_fields(own, dense, blank.saved_gflops if blank.reference == OWN else None)
-            fields["warnings"] = timing.warnings_of(own, around, self.machine.cores)
-        return replace(blank, created=utc_now(), surroundings=around, **fields)
-
-    def _blank(self, row: Variant, condition: Condition) -> LatencyRecord:
-        """Return a record with conditions and costs, and no time."""
-        counts = dict(vars(self.family.counts[row.key]))
-        del counts["activations"]  # times hardly follow them
-        saved = 1 - counts["gflops"] / self.family.counts[self.dense.key].gflops
-        return LatencyRecord(
-            created=utc_now(),
-            version=version("clip-patchrank"),
-            git_commit=git_commit(),
-            model=row.model,
-            method=row.method,
-            keep=row.keep,
-            method_config=row.config,
-            tag=self.family.tag,
-            weights_sha256=self.family.weights,
-            random_weights=self.plan.random_weights,
-            image_size=row.vit.input_size,
-            device=self.plan.device,
-            **condition._asdict(),
-            stopwatch=timing.stopwatch(self.device, condition.threads).name,
-            reference=EAGER_FLOAT32 if self.plan.runtimes else OWN,
-            machine=self.machine,
-            failed="not timed",
-            **counts,
-            saved_gflops=None if row is self.dense else saved,
-            weights_mib=ways.weights_mib(row.vit, DTYPES[condition.dtype]),
-            surroundings=Surroundings(),
-        )
+            saved = blank.saved_gflops if blank.reference == OWN else None
+            fields |= time_fields(own, timings.get(0) if i else None, saved)
+            fields["warnings"] = timing.warnings_of(own, around, blank.machine.cores)
+        new[i] = replace(blank, created=utc_now(), surroundings=around, **fields)
+    progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
+    return new
 
 
 class Runnable(NamedTuple):
@@ -401,10 +351,17 @@ def time_runnables(
     if not calls:
         return ready, {}, Surroundings()
     meanwhile = timing.Watch()
-    how: dict[str, Any] = {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": watch}
-    how["tick"] = lambda done: tick(len(ready) + done)
     try:
-        timings = timing.interleave(calls, images, rounds, seconds=seconds, **how)
+        timings = timing.interleave(
+            calls,
+            images,
+            rounds,
+            seconds=seconds,
+            warmup=WARMUP,
+            warmup_s=WARMUP_S,
+            stopwatch=watch,
+            tick=lambda done: tick(len(ready) + done),
+        )
     except (RuntimeError, MemoryError) as error:
         if not ways.is_out_of_memory(error):
             raise

@@ -2,12 +2,11 @@
 
 import copy
 import functools
-import itertools
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,21 +35,24 @@ Build = Callable[[float], ReducedViT]  # a model for a keep rate, or ValueError 
 Search = Generator[int, float, int]  # asks for costs of counts of patch tokens, returns one of them
 
 
+@dataclass
 class KeepSolver:
     """Solve the keep rate of one kind of model for a cost."""
 
-    def __init__(self, dense: ReducedViT, build: Build) -> None:
-        """Take what makes the model for a keep rate, or raises ValueError where it can't."""
-        self.build = build
-        self.patches = dense.grid[0] * dense.grid[1]
-        self._size = dense.input_size
-        self._counts: dict[float, float] = {}
+    dense: ReducedViT
+    build: Build
+    counted: dict[float, float] = field(default_factory=dict)  # GFLOPs by keep rate
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens of the dense tower."""
+        return self.dense.grid[0] * self.dense.grid[1]
 
     def gflops(self, keep: float) -> float:
         """Return fvcore's count of the model itself, 1e9 multiply-adds per image; counted once."""
-        if keep not in self._counts:
-            self._counts[keep] = gflops(self.build(keep), self._size).gflops
-        return self._counts[keep]
+        if keep not in self.counted:
+            self.counted[keep] = gflops(self.build(keep), self.dense.input_size).gflops
+        return self.counted[keep]
 
     def nearest(self, goal: float) -> float:
         """Return the keep rate whose cost is nearest to ``goal`` GFLOPs."""
@@ -66,10 +68,9 @@ class KeepSolver:
         return min(counts, key=lambda count: abs(cost(count) / goal - 1))
 
     def search(self, start: int) -> Search:
-        """Look for the number of patch tokens whose cost is 1, under noise that any sample may have.
+        """Look, from ``start``, for the number of patch tokens whose cost is 1, under noise that any sample may have.
 
-        It starts at ``start`` and moves to where all that is known meets the goal, until the answer's cost, the median
-        of `SURE`, is within `SLACK`; the nearest after `STEPS`.
+        It ends where the median of `SURE` costs is within `SLACK`, or with the nearest after `STEPS`.
         """
         self.build(1.0)  # a method that can't do even this says why
         samples = defaultdict[int, list[float]](list)
@@ -106,29 +107,16 @@ class KeepSolver:
 
     @functools.cached_property
     def least(self) -> int:
-        """The fewest patch tokens that the model can end with."""
-        return 1 + bisect_left(range(1, self.patches - 1), True, key=self._able)
+        """The fewest patch tokens that the model can end with; ToMe, say, halves at most."""
 
-    def _able(self, count: int) -> bool:
-        """Tell whether the model can end with so few; ToMe, say, halves at most."""
-        try:
-            self.build(count / self.patches)
-        except ValueError:
-            return False
-        return True
-
-
-def together(searches: Mapping[K, Search], costs: Callable[[Mapping[K, int]], Mapping[K, float]]) -> dict[K, int]:
-    """Take searches forward step by step, the costs that all of them ask for measured at once."""
-    asked, answers = {key: next(search) for key, search in searches.items()}, {}
-    while asked:
-        for key, cost in costs(asked).items():
+        def able(count: int) -> bool:
             try:
-                asked[key] = searches[key].send(cost)
-            except StopIteration as end:
-                answers[key] = end.value
-                del asked[key]
-    return answers
+                self.build(count / self.patches)
+            except ValueError:
+                return False
+            return True
+
+        return 1 + bisect_left(range(1, self.patches - 1), True, key=able)
 
 
 class TimeRatios:
@@ -141,65 +129,40 @@ class TimeRatios:
 
     def of(self, vits: Mapping[K, ReducedViT], rounds: int) -> dict[K, float]:
         """Return the median over rounds, in which all models are called in turn, of times by the dense one's."""
-        copies = {str(at): self._copy(vit) for at, vit in enumerate(vits.values())}
-        timings = time_models({DENSE: self._dense, **copies}, self._batch, rounds, warmup=0)
+        models = {DENSE: self._dense}
+        for at, vit in enumerate(vits.values()):  # on the copied tower's weights
+            copied: ReducedViT = reduce(self._dense, method=None)
+            copied.reducer = copy.deepcopy(vit.reducer)
+            like = next(self._dense.parameters())
+            models[str(at)] = copied.to(like.device, like.dtype).eval()
+        timings = time_models(models, self._batch, rounds, warmup=0)
         return {key: timings[str(at)].ratio_to(timings[DENSE]).estimate for at, key in enumerate(vits)}
-
-    def _copy(self, vit: ReducedViT) -> ReducedViT:
-        """Return the reduction on the copied tower's weights."""
-        like = next(self._dense.parameters())
-        copied = reduce(self._dense, method=None)
-        copied.reducer = copy.deepcopy(vit.reducer)
-        return copied.to(like.device, like.dtype).eval()
-
-
-def search_times(
-    times: TimeRatios,
-    solvers: Mapping[K, KeepSolver],
-    starts: Mapping[K, int],
-    goals: Mapping[K, ReducedViT | float],
-    on_step: Callable[[], object] = lambda: None,
-) -> dict[K, tuple[int, float]]:
-    """Search counts of patch tokens whose time is a goal's: a model's, or a share of the dense tower's.
-
-    Every step times the dense tower, the models of goals and what all searches ask for in the same rounds.
-
-    Returns:
-        By key the count, and the median of what its time was by the goal's.
-    """
-    models = {id(goal): goal for goal in goals.values() if not isinstance(goal, float)}
-    measured = defaultdict[tuple[K, int], list[float]](list)
-
-    def costs(asked: Mapping[K, int]) -> dict[K, float]:
-        vits: dict[Any, ReducedViT] = dict(models)
-        for key, count in asked.items():
-            if count < solvers[key].patches:  # else it is the dense tower
-                vits[key] = solvers[key].build(count / solvers[key].patches)
-        ratios = times.of(vits, ROUNDS) if vits else {}
-        on_step()
-        found = {}
-        for key, count in asked.items():
-            goal = goals[key]
-            found[key] = ratios.get(key, 1.0) / (goal if isinstance(goal, float) else ratios[id(goal)])
-            measured[key, count].append(found[key])
-        return found
-
-    counts = together({key: solver.search(starts[key]) for key, solver in solvers.items()}, costs)
-    return {key: (count, statistics.median(measured[key, count])) for key, count in counts.items()}
 
 
 def equal_times(
     times: TimeRatios, targets: Mapping[float, ReducedViT], solvers: Mapping[MethodRate, KeepSolver], progress: Progress
 ) -> dict[MethodRate, float]:
-    """Solve keep rates for the time of the targets, by method and the target's keep rate, where searches start."""
-    if not solvers:
-        return {}
-    starts = {key: round(key[1] * solver.patches) for key, solver in solvers.items()}
+    """Solve keep rates for the time of the targets, by method and the target's keep rate, where searches start.
+
+    Every step times the dense tower, the targets and what all searches ask for in the same rounds.
+    """
+    searches = {key: solver.search(round(key[1] * solver.patches)) for key, solver in solvers.items()}
+    asked, answers, step = {key: next(search) for key, search in searches.items()}, dict[MethodRate, float](), 0
     with progress.task("keep rates of equal time", STEPS) as update:
-        done = itertools.count(1)
-        goals = {key: targets[key[1]] for key in solvers}
-        answers = search_times(times, solvers, starts, goals, lambda: update(next(done)))
-    return {key: count / solvers[key].patches for key, (count, _) in answers.items()}
+        while asked:
+            vits: dict[Any, ReducedViT] = {key[1]: targets[key[1]] for key in solvers}
+            for key, count in asked.items():
+                if count < solvers[key].patches:  # else it is the dense tower
+                    vits[key] = solvers[key].build(count / solvers[key].patches)
+            ratios = times.of(vits, ROUNDS)
+            update(step := step + 1)
+            for key in list(asked):
+                try:
+                    asked[key] = searches[key].send(ratios.get(key, 1.0) / ratios[key[1]])
+                except StopIteration as end:
+                    answers[key] = end.value / solvers[key].patches
+                    del asked[key]
+    return answers
 
 
 def find_record(known: Sequence[Record], target: Variant, method: str, matched: Mapping[str, Any]) -> Record | None:
@@ -223,10 +186,10 @@ def matched_rows(
 ) -> list[Variant]:
     """Make the plan's rows: one method has its keep rates, the others meet its cost at each of them.
 
-    GFLOPs are fvcore's of the model itself. Times are measured, unless ``known`` records, of this tower on this
-    machine, have what came out before. Two keep rates may share a method's row. GFLOPs further off than `TOLERANCE` are
-    reported; for times see `time_misses`.
+    Times are measured, unless ``known`` records, of this tower on this machine, have what came out before. Two keep
+    rates may share a method's row. GFLOPs further off than `TOLERANCE` are reported; for times see `say_time_misses`.
     """
+    methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
 
     def row(method: str, keep: float) -> Variant:
         return rows_of(dense, arch, tag, [(method, keep)])[0]
@@ -234,24 +197,19 @@ def matched_rows(
     def solver(method: str) -> KeepSolver:
         return KeepSolver(dense, lambda keep: row(method, keep).vit)
 
-    methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
-    solvers = {method: solver(method) for method in methods if method != plan.match_to}
-    keeps: dict[MethodRate, float]
+    solvers = {method: solver(method) for method in methods}
     if plan.match == "gflops":
-        keeps = _equal_gflops(solver(plan.match_to), solvers, plan, progress)
+        keeps = _equal_gflops(solvers.pop(plan.match_to), solvers, plan, progress)
     else:
         targets = {rate: row(plan.match_to, rate) for rate in plan.keeps}
-        earlier = {
-            (method, rate): find_record(known, target, method, plan.matched(rate))
-            for method in solvers
-            for rate, target in targets.items()
-        }
-        keeps = {key: record.keep for key, record in earlier.items() if record is not None}
-        if left := {key: solvers[key[0]] for key in earlier if key not in keeps}:
+        pairs = {(name, rate): plan.matched(rate) for name in methods if name != plan.match_to for rate in targets}
+        old = {key: find_record(known, targets[key[1]], key[0], matched) for key, matched in pairs.items()}
+        keeps = {key: record.keep for key, record in old.items() if record is not None}
+        if left := {key: solvers[key[0]] for key in pairs if key not in keeps}:
             times = TimeRatios(dense, batch=plan.match_batch, device=plan.device, dtype=plan.dtype)
             keeps |= equal_times(times, {rate: one.vit for rate, one in targets.items()}, left, progress)
-    pairs = [(method, keeps.get((method, rate), rate)) for method in methods for rate in plan.keeps]
-    rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *pairs]))
+    every = [(method, keeps.get((method, rate), rate)) for method in methods for rate in plan.keeps]
+    rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *every]))
     return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
 
 

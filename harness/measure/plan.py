@@ -8,8 +8,8 @@ from harness.datasets.base import SplitName
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
 from zoo.core.messages import expected
 from zoo.core.precision import best_precision
-from zoo.learning.prompt_learner import TuneConfig
-from zoo.loading.prompt_file import PromptFile
+from zoo.learning.tuning import TuneConfig
+from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
 
 MATCHES = ("gflops", "time")
@@ -76,14 +76,8 @@ def at_equal_time(plan: Plan) -> Plan | None:
     shots, no times, or only one method.
     """
     methods = tuple(method for method in plan.methods if method not in (DENSE, GOLDEN))
-    usual = (
-        plan.match is None
-        and not plan.recoveries
-        and plan.dtype == Plan.dtype
-        and plan.shots == Plan.shots
-        and plan.batches
-    )
-    if not usual or plan.match_to not in methods or len(methods) < 2:
+    usual = all(getattr(plan, name) == getattr(Plan, name) for name in ("match", "recoveries", "dtype", "shots"))
+    if not usual or not plan.batches or plan.match_to not in methods or len(methods) < 2:
         return None
     limit = FEW if plan.limit is None else min(FEW, plan.limit)
     return replace(plan, methods=methods, match="time", dtype=best_precision(plan.device), limit=limit, batches=())
@@ -125,19 +119,17 @@ def tuning_of(file: PromptFile) -> Tuning:
 
 def check_plan(plan: Plan) -> None:
     """Raise ValueError for what can't be measured, whatever the tower and the data."""
-    _check_match(plan)
     if plan.tokens not in TUNINGS:
         raise ValueError(f"--tokens {plan.tokens!r}: {expected(plan.tokens, TUNINGS)}")
-    for shots in plan.shots:
-        if shots < 0:
-            raise ValueError(f"--shots {shots}: expected 0, which is by text, or a number from 1")
-    for option, number in (("seeds", plan.seeds), ("num-tokens", plan.num_tokens)):
-        if number < 1:
-            raise ValueError(f"--{option} {number}: expected a number from 1")
-
-
-def _check_match(plan: Plan) -> None:
-    """Raise ValueError for a plan whose rows can't be at equal cost, or compared with the method it names."""
+    for option, numbers, least in (
+        ("shots", plan.shots, 0),
+        ("seeds", [plan.seeds], 1),
+        ("num-tokens", [plan.num_tokens], 1),
+    ):
+        for number in numbers:
+            if number < least:
+                by_text = "0, which is by text, or " if not least else ""
+                raise ValueError(f"--{option} {number}: expected {by_text}a number from 1")
     if plan.match is None and plan.match_to == Plan.match_to:
         return
     if plan.match not in (None, *MATCHES):

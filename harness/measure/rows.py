@@ -1,5 +1,6 @@
-"""The models that stand side by side: one dense tower and everything that shares its weights."""
+"""The models that stand side by side, sharing one dense tower's weights, and what they make of images."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,17 +13,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.models.names import TIMM, split_method
+from harness.datasets.base import Dataset, Split
+from harness.datasets.few_shot import batches
+from harness.models.towers import TIMM, split_method
 from harness.records.conditions import DENSE, GOLDEN, RECOVERY
 from zoo.core.files import digest
 from zoo.core.messages import expected, tower_name
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, left_at, rank_scores, tokens_of
 from zoo.loading.adopt import reduce
-from zoo.loading.arguments import require_fitted
 from zoo.loading.predictor_file import PredictorFile, load_predictor, with_predictors
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
-from zoo.loading.sizes import MODELS, SIZES, ModelName
+from zoo.loading.sizes import MODELS, SIZES
 from zoo.ranking.golden import GoldenConfig
 from zoo.towers.vit import ReducedViT
 
@@ -64,12 +66,12 @@ class Variant:
 
     @property
     def prompted(self) -> bool:
-        """Whether learned visual tokens go along, so that nothing is as in other rows."""
+        """Whether learned visual tokens go along."""
         return self.vit.prompts is not None
 
     @property
     def apart(self) -> bool:
-        """Whether tokens or weights of its own leave nothing that is as in other rows."""
+        """Whether tokens or weights of its own leave nothing to share with other rows."""
         return self.prompted or RECOVERY in self.config
 
     @property
@@ -89,17 +91,17 @@ def usual_methods() -> tuple[str, ...]:
 
 
 def variants(dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Sequence[float]) -> list[Variant]:
-    """Make the rows for a dense tower; all share its weights.
-
-    Raises:
-        ValueError: unknown method, keep rates of one name, or one that a method can't do.
-    """
+    """Make the rows for a dense tower, whose weights all share; raise what ``rows_of`` does."""
     pairs = [(m, keep) for m in methods for keep in ((1.0,) if m == DENSE else keeps)]
     return rows_of(dense, arch, tag, pairs)
 
 
 def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate]) -> list[Variant]:
-    """Make the rows for a dense tower, each method with keep rates of its own."""
+    """Make the rows for a dense tower, each method with keep rates of its own.
+
+    Raises:
+        ValueError: unknown method, keep rates of one name, or one that a method can't do.
+    """
     rows: list[Variant] = []
     for method, keep in pairs:
         if method not in known_methods():
@@ -132,8 +134,8 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
         return
     for method, keep in pairs:
         if method in METHODS:
-            name = ModelName(size=known.size, method=method)
-            require_fitted(name, tag or next(iter(SIZES[known.size].tags)), {"keep": keep})
+            tags, depth = SIZES[known.size].tags, SIZES[known.size].vit_args["depth"]
+            with_predictors(known.dense, tag or next(iter(tags)), method, {"keep": keep}, depth)
 
 
 def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
@@ -166,11 +168,7 @@ def reduced_row(
 
 
 def recovered_row(dense: ReducedViT, arch: str, tag: str, file: RecoveryFile) -> Variant:
-    """Make a row of a method with a recovery, whose file says method and settings.
-
-    Raises:
-        ValueError: a recovery of another tower or predictor, or one without keep rate.
-    """
+    """Make a row with a recovery, whose file says method and settings; ValueError if it isn't of this tower."""
     keep = file.options.get("keep")
     if keep is None:
         raise ValueError(f"recovery {str(file.path)!r} is of a model without keep rate, which no row can show")
@@ -201,40 +199,27 @@ def require_towers(paths: Sequence[Path], models: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A variant on a set of images, in image order; None where nothing was reduced.
+    """A variant on a set of n images, in image order; None where nothing was reduced."""
 
-    Attributes:
-        features: (n, D) unit image features, float32, on the CPU.
-        scores: (n, N) float, higher = kept longer.
-        final_tokens: patch tokens left at the end.
-        left: (n, N) int16 block at which a patch's own token went, -1 where it stayed.
-        token: (n, N) int16 grid position of the token that a patch is in at the end, -1 where it was dropped.
-    """
-
-    features: Tensor
-    scores: NDArray[np.float32] | None = None
-    final_tokens: int
-    left: NDArray[np.int16] | None = None
-    token: NDArray[np.int16] | None = None
+    features: Tensor  # (n, D), unit, float32, on the CPU
+    scores: NDArray[np.float32] | None = None  # (n, N), higher = kept longer
+    final_tokens: int  # patch tokens left at the end
+    left: NDArray[np.int16] | None = None  # (n, N) block at which a patch's own token went, -1 where it stayed
+    token: NDArray[np.int16] | None = None  # (n, N) position of the token that a patch ended in, -1 if dropped
 
     def part(self, positions: Sequence[int] | NDArray[np.int64]) -> "Outcome":
         """Return the outcome on the images at these positions, in this order."""
-        chosen = np.array(positions, dtype=np.int64)
-        patchwise = {name: values[chosen] for name, values in self.patchwise.items()}
-        features = self.features[torch.from_numpy(chosen)]
-        return Outcome(features=features, final_tokens=self.final_tokens, **patchwise)
-
-    @property
-    def patchwise(self) -> dict[str, Any]:
-        """What there is a value per patch of, by its name in ``PATCHWISE``."""
-        values = {name: getattr(self, name) for name in PATCHWISE}
-        return {name: value for name, value in values.items() if value is not None}
+        at = np.array(positions, dtype=np.int64)
+        patchwise: dict[str, Any] = {
+            name: None if (own := getattr(self, name)) is None else own[at] for name in PATCHWISE
+        }
+        return replace(self, features=self.features[torch.from_numpy(at)], **patchwise)
 
     @classmethod
     def joined(cls, parts: Sequence["Outcome"]) -> "Outcome":
         """Join outcomes of one variant on one set of images after the other."""
-        names = set.intersection(*(set(part.patchwise) for part in parts))
-        patchwise = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
+        every = {name: [getattr(part, name) for part in parts] for name in PATCHWISE}
+        patchwise = {name: np.concatenate(own) for name, own in every.items() if all(v is not None for v in own)}
         features = torch.cat([part.features for part in parts])
         return cls(features=features, final_tokens=parts[0].final_tokens, **patchwise)
 
@@ -252,7 +237,7 @@ def run(
     after each row.
     """
     shared = _shared([row for row in rows if not row.apart], images)
-    outcomes = {}
+    found = {}
     for row in rows:
         start = 0 if row.apart else row.first_block
         tokens = row.vit.embed(images) if row.apart else shared[start]
@@ -263,12 +248,11 @@ def run(
         if tokens.history:
             scores = rank_scores(tokens.history, cells)
             left, token = (f(tokens.history, cells).short() for f in (left_at, tokens_of))
-            every = zip(PATCHWISE, (scores, left, token), strict=True)
-            patchwise = {name: values.cpu().numpy() for name, values in every}
+            patchwise = {"scores": scores.cpu().numpy(), "left": left.cpu().numpy(), "token": token.cpu().numpy()}
         features = F.normalize(row.vit.finish(tokens).float(), dim=-1).cpu()
-        outcomes[row.key] = Outcome(features=features, final_tokens=tokens.patch_count, **patchwise)
+        found[row.key] = Outcome(features=features, final_tokens=tokens.patch_count, **patchwise)
         on_row()
-    return outcomes
+    return found
 
 
 def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
@@ -281,3 +265,111 @@ def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
         entering[stop], _ = dense.advance(entering[done], done, stop)
         done = stop
     return entering
+
+
+class OutcomeCache:
+    """Outcomes by row and image, so that no image is run twice."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._outcomes: dict[str, Outcome] = {}
+        self._places: dict[str, dict[str, int]] = {}
+
+    def whole(
+        self, keys: Sequence[str], split: Split, run: Callable[[Split], Mapping[str, Outcome]]
+    ) -> dict[str, Outcome]:
+        """Return the outcomes of rows on a split, by key; ``run`` them on what is missing."""
+        ids = split.image_ids
+        if missing := [i for i, name in enumerate(ids) if any(name not in self._places.get(key, ()) for key in keys)]:
+            for key, outcome in run(split.subset(missing)).items():
+                places = self._places.setdefault(key, {})
+                new = [at for at, i in enumerate(missing) if ids[i] not in places]
+                places |= {ids[missing[at]]: len(places) + place for place, at in enumerate(new)}
+                known = [self._outcomes[key]] if key in self._outcomes else []
+                self._outcomes[key] = Outcome.joined([*known, outcome.part(new)])
+        return {key: self.of(key, ids) for key in keys}
+
+    def of(self, key: str, image_ids: Sequence[str]) -> Outcome:
+        """Return a row's outcome on these images, in their order; it was run on all of them."""
+        places = self._places[key]
+        return self._outcomes[key].part([places[name] for name in image_ids])
+
+
+def outcomes(
+    rows: Sequence[Variant],
+    split: Split,
+    preprocess: Any,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_run: Callable[[int], None] = lambda _: None,
+) -> dict[str, Outcome]:
+    """Run variants of one dense tower, which is on ``device`` in ``dtype``, over a split.
+
+    ``preprocess`` maps a PIL image to (C, H, W). ``on_run`` takes after each row on a batch how often rows were run on
+    an image.
+
+    Raises:
+        ValueError: a golden row, and an image without golden ranking; nothing was drawn.
+    """
+    oracle = {row.key: _importance(row, split.image_ids).to(device) for row in rows if row.method == GOLDEN}
+    parts: dict[str, list[Outcome]] = {row.key: [] for row in rows}
+    done = runs = 0
+
+    def on_row() -> None:
+        nonlocal runs
+        runs += len(examples)
+        on_run(runs)
+
+    for examples, images in batches(split, preprocess):
+        batch = {key: values[done : done + len(examples)] for key, values in oracle.items()}
+        for key, output in run(rows, images.to(device, dtype), batch, on_row).items():
+            parts[key].append(output)
+        done += len(examples)
+    return {key: Outcome.joined(part) for key, part in parts.items()}
+
+
+def _importance(row: Variant, image_ids: Sequence[str]) -> Tensor:
+    """Return the golden importance of some images, (n, N)."""
+    assert row.rankings is not None
+    importance = row.rankings.of(image_ids)
+    if (unranked := np.isnan(importance).any(axis=1)).any():
+        raise ValueError(f"no golden ranking for image {image_ids[int(np.flatnonzero(unranked)[0])]!r}")
+    return torch.from_numpy(importance)
+
+
+def captions_of(dataset: Dataset, image_ids: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the distinct texts of some images, and pairs (p, 2) of an image and a text that describes it."""
+    places: dict[str, int] = {}
+    pairs = [
+        (image, places.setdefault(text, len(places)))
+        for image, name in enumerate(image_ids)
+        for text in dict.fromkeys(dataset.captions_of(name))
+    ]
+    return list(places), np.array(pairs, dtype=np.int64)
+
+
+def feature_probe(features: Tensor) -> tuple[float, ...]:
+    """Return the images' mean unit feature in eight fixed directions of random signs.
+
+    Unlike what is told relative to the dense model it moves when all models' images are wrong alike.
+    """
+    signs = np.random.RandomState(0).choice([-1.0, 1.0], size=(features.shape[1], 8))  # frozen by numpy
+    mean = features.double().mean(dim=0).numpy() @ signs / math.sqrt(features.shape[1])
+    return tuple(mean.tolist())
+
+
+def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3) -> Tensor:
+    """Fit a logistic regression without bias, (classes, D), on unit features (n, D); ``decay`` penalises weights."""
+    weights = torch.zeros(classes, features.shape[1], requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(features @ weights.T, labels)
+        loss = loss + decay * weights.square().sum() / classes
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return weights.detach()

@@ -15,13 +15,16 @@ from harness.records.times import Surroundings, Timing
 
 LEAST_ROUNDS = 6  # from which on a median has a 95 % interval
 MOST_ROUNDS = 200  # however short the calls are
+SPREAD = 0.1  # of the interquartile range by the median, from which on to warn
+OTHERS = 0.1  # of the cores, that other processes kept busy, likewise
+STAT = Path("/proc/stat")
 
 K = TypeVar("K", bound=Hashable)
 Call = Callable[[Tensor], object]
 
 
 class Stopwatch(NamedTuple):
-    """Carry what times a call: its name in records, and call and images to milliseconds."""
+    """What times a call: its name in records, and call and images to milliseconds."""
 
     name: str
     time_ms: Callable[[Call, Tensor], float]
@@ -60,18 +63,10 @@ def interleave(
     Runs in inference mode with garbage collection off. Models must be in eval mode and on the device of ``images``
     (batch, ...) already. Each is called ``warmup`` times untimed and for ``warmup_s`` seconds, at least, then for
     ``rounds`` rounds and ``seconds`` seconds, at least, but after the former in no more than ``MOST_ROUNDS``. The wall
-    clock, which waits for the images' device, is the usual stopwatch; ``now`` gives seconds, ``tick`` takes finished
-    rounds.
-
-    Raises:
-        ValueError: No callables, rounds below 1, or warmup or seconds below 0.
+    clock is the usual stopwatch; ``now`` gives seconds, ``tick`` takes finished rounds.
     """
-    if not callables or rounds < 1 or min(warmup, seconds, warmup_s) < 0:
-        raise ValueError(
-            f"need callables, rounds >= 1 and warmup >= 0, got {len(callables)} callables, "
-            f"rounds={rounds}, warmup={warmup}, seconds={seconds:g}, warmup_s={warmup_s:g}"
-        )
-    watch = stopwatch or wall_clock(synchronizer(images.device))
+    wait = synchronizer(images.device)
+    watch = stopwatch or wall_clock(wait)
     names = list(callables)
     samples: dict[K, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
@@ -83,7 +78,7 @@ def interleave(
             while done < warmup or (warmup_s > 0 and now() - begun < warmup_s):
                 for name in names:
                     callables[name](images)
-                synchronizer(images.device)()
+                wait()
                 done += 1
             begun, done = now(), 0
             while done < rounds or (done < MOST_ROUNDS and now() - begun < seconds):
@@ -95,7 +90,7 @@ def interleave(
     finally:
         if collecting:
             gc.enable()
-    return {name: Timing(batch=len(images), samples_ms=tuple(samples[name])) for name in names}
+    return {name: Timing(batch=len(images), samples_ms=tuple(values)) for name, values in samples.items()}
 
 
 def random_images(batch: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -132,10 +127,7 @@ def wall_clock(wait: Callable[[], object] = lambda: None, clock: Callable[[], in
 
 
 def torch_timer(threads: int, clock: Callable[[], float] = time.perf_counter) -> Stopwatch:
-    """Return a stopwatch, of ``clock``'s seconds, that leaves the caches to the model.
-
-    Torch's benchmark timer calls it twice before the call that counts.
-    """
+    """Return torch's benchmark timer, of ``clock``'s seconds: it calls a model twice before the call that counts."""
 
     def time_ms(call: Call, images: Tensor) -> float:
         names = {"call": call, "images": images}
@@ -161,25 +153,18 @@ def cuda_events(device: torch.device) -> Stopwatch:
     return Stopwatch("CUDA events", time_ms)
 
 
-STAT = Path("/proc/stat")
-SPREAD = 0.1  # of the interquartile range by the median, from which on to warn
-OTHERS = 0.1  # of the cores, that other processes kept busy, likewise
-
-
 class Watch:
     """Measure how busy other processes keep the machine from now on."""
 
     def __init__(self) -> None:
         """Take the first look."""
-        self._load = load_1min()
-        self._busy, self._own, self._begun = busy_s(), _own_s(), time.monotonic()
+        self._load, self._others, self._begun = load_1min(), others_s(), time.monotonic()
 
     def surroundings(self) -> Surroundings:
         """Take the second look."""
-        busy, wall = busy_s(), time.monotonic() - self._begun
-        others = None
-        if busy is not None and self._busy is not None and wall > 0:
-            others = max(0.0, (busy - self._busy - (_own_s() - self._own)) / wall)
+        others = others_s()
+        if others is not None and self._others is not None:
+            others = max(0.0, (others - self._others) / (time.monotonic() - self._begun))
         return Surroundings(load_1min=self._load, others_cores=others)
 
 
@@ -202,18 +187,12 @@ def load_1min() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
-def busy_s() -> float | None:
-    """Return the seconds for which CPUs were busy since the machine started, over all of them."""
+def others_s() -> float | None:
+    """Return the CPU seconds of all other processes since the machine started; None where the system doesn't say."""
     if not STAT.is_file():
         return None
-    user, nice, system, _idle, _iowait, irq, softirq, steal = (
-        int(count) for count in STAT.read_text("utf-8").splitlines()[0].split()[1:9]
-    )
-    ticks: int = os.sysconf("SC_CLK_TCK")
-    return (user + nice + system + irq + softirq + steal) / ticks
-
-
-def _own_s() -> float:
-    """Return the CPU time of this process, its threads and the children that it waited for."""
-    spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
+    ticks = [int(count) for count in STAT.read_text("utf-8").splitlines()[0].split()[1:9]]
+    user, nice, system, _idle, _iowait, irq, softirq, steal = ticks
+    own = os.times()
+    busy: float = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return busy - (own.user + own.system + own.children_user + own.children_system)

@@ -12,20 +12,16 @@ from torch import Tensor
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
-from harness.measure.evaluate import OutcomeCache, outcomes
-from harness.measure.rows import Outcome, Variant, require_rows, rows_of
-from harness.models.names import split_method
-from harness.models.towers import load_clip, text_classifier
+from harness.measure.rows import Outcome, OutcomeCache, Variant, outcomes, require_rows, rows_of
+from harness.models.towers import load_clip, split_method, text_classifier
 from harness.records.conditions import DENSE
 from harness.records.metrics import correct
-from zoo.core.digests import fingerprint
-from zoo.core.files import cache_folder, digest
+from zoo.core.files import cache_folder, digest, fingerprint
 from zoo.core.precision import precision_on
-from zoo.learning.prompt_learner import TuneConfig
-from zoo.learning.tuning import Labelled, tune
+from zoo.learning.tuning import Labelled, TuneConfig, tune
 from zoo.loading.adopt import add_prompts
 from zoo.loading.clip import ClipParts
-from zoo.loading.prompt_file import PromptFile
+from zoo.loading.learned_files import PromptFile
 from zoo.loading.sizes import MODELS
 from zoo.towers.vit import ReducedViT
 
@@ -42,13 +38,8 @@ class Tuned:
 
     @classmethod
     def of(cls, vit: ReducedViT, file: PromptFile) -> "Tuned":
-        """Give a model the prompts of a file.
-
-        Raises:
-            ValueError: they were tuned on another tower.
-        """
-        tower = add_prompts(vit, file, classify=False)
-        return cls(vit=tower, classifier=file.load()["classifier"], file=file)
+        """Give a model the prompts of a file; ValueError if they were tuned on another tower."""
+        return cls(vit=add_prompts(vit, file, classify=False), classifier=file.load()["classifier"], file=file)
 
     @property
     def digest(self) -> str:
@@ -93,7 +84,7 @@ class Tuner:
     draws: str = OURS  # of the labelled images, see ``draw``
 
     def __post_init__(self) -> None:
-        """Look at no image yet."""
+        """Start without outcomes."""
         self._outcomes = OutcomeCache()
         self._pixels: dict[str, Tensor] = {}
         self._notes: set[str] = set()
@@ -103,36 +94,31 @@ class Tuner:
         return draw(self.dataset, shots, seed, self.draws)
 
     def tuned(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
-        """Tune each row on ``shots`` labelled images per class, or take what was tuned before.
+        """Tune each row on ``shots`` labelled images per class, or take what was tuned before, by the row's key.
 
         Golden rows can't be tuned. ``seed`` draws the images; the recipe has its own.
-
-        Returns:
-            Tuned models, by the key of the row.
 
         Raises:
             ValueError: what ``draw`` and ``zoo.tune`` refuse, or a class that can't be named.
         """
-        like = next(rows[0].vit.blocks.parameters())
-        config = replace(config, dtype=precision_on(like.device, config.dtype))
         if text_classifier(self.parts, self.dataset)[1]:
             what = "tokens are learned for every class; --skip-unknown-classes leaves some out"
             raise ValueError(f"{self.dataset.name}: {what}, use a model with a full vocabulary")
+        like = next(rows[0].vit.blocks.parameters())
+        config = replace(config, dtype=precision_on(like.device, config.dtype))
         few = self.few(shots, seed)
         paths = {row.key: self.path(row, few, shots, seed, config) for row in rows}
-        files = {row.key: self.cached(paths[row.key]) for row in rows}
-        missing = [row for row in rows if files[row.key] is None]
-        if missing and config.tokens == "t":
-            for split in few:  # common blocks once
-                keys = [row.key for row in missing]
-                self._outcomes.whole(keys, split, lambda rest: self._outcomes_of(missing, rest))
-        recipe = f"{config.learned}, {config.described(len(few.train))}"
-        note = f"{self.dataset.name}, {shots} shots: {recipe}"
-        if missing and note not in self._notes:  # once, not for each seed and row
-            self._notes.add(note)
-            self.progress.say(note)
-        for row in missing:
-            self._tune(row, few, shots, seed, config, paths[row.key])
+        files = {key: self.cached(path) for key, path in paths.items()}
+        if missing := [row for row in rows if files[row.key] is None]:
+            if config.tokens == "t":
+                for split in few:  # common blocks once
+                    self._whole(missing, split)
+            note = f"{self.dataset.name}, {shots} shots: {config.learned}, {config.described(len(few.train))}"
+            if note not in self._notes:  # once, not for each seed and row
+                self._notes.add(note)
+                self.progress.say(note)
+            for row in missing:
+                self._tune(row, few, shots, seed, config, paths[row.key])
         return {row.key: Tuned.of(row.vit, files[row.key] or PromptFile.read(paths[row.key])) for row in rows}
 
     def cached(self, path: Path) -> PromptFile | None:
@@ -149,11 +135,20 @@ class Tuner:
             return Performance(float(correct(features, classifier, split.labels).mean()), loss)
 
         text, _ = text_classifier(self.parts, self.dataset)
-        plain = self._outcomes.whole([row.key], split, lambda rest: self._outcomes_of([row], rest))[row.key]
-        own = plain
+        own = plain = self._whole([row], split)[row.key]
         if tuned.file.recipe["tokens"] != "t":
-            own = self._outcomes_of([replace(row, vit=tuned.vit)], split)[row.key]
+            own = self._run([replace(row, vit=tuned.vit)], split)[row.key]
         return perform(plain.features, text), perform(own.features, tuned.classifier)
+
+    def path(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig) -> Path:
+        """Return where prompts are kept: by all that decides them."""
+        like = next(row.vit.blocks.parameters())
+        conditions = [
+            *(self.model, self.tag, self.weights, row.model, row.config, str(like.dtype)),
+            *(self.dataset.name, self.dataset.condition, shots, seed, asdict(config)),
+            *(few.train.image_ids, few.val.image_ids, like.device.type, torch.__version__),
+        ]
+        return cache_folder() / "prompts" / f"{digest(conditions, length=20)}.safetensors"
 
     def _tune(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig, path: Path) -> None:
         """Tune one row and write the result; go on where a stopped run was."""
@@ -169,23 +164,6 @@ class Tuner:
         learner.save(path, row.vit, self.parts, provenance=provenance, **facts)
         checkpoint.unlink(missing_ok=True)
 
-    def path(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig) -> Path:
-        """Return where prompts are kept: by all that decides them."""
-        like = next(row.vit.blocks.parameters())
-        conditions = [
-            *(self.model, self.tag, self.weights, row.model, row.config, str(like.dtype)),
-            *(self.dataset.name, self.dataset.condition, shots, seed, asdict(config)),
-            *(few.train.image_ids, few.val.image_ids, like.device.type, torch.__version__),
-        ]
-        return cache_folder() / "prompts" / f"{digest(conditions, length=20)}.safetensors"
-
-    def _outcomes_of(self, rows: Sequence[Variant], split: Split) -> dict[str, Outcome]:
-        like = next(rows[0].vit.blocks.parameters())
-        device, dtype, preprocess = like.device, like.dtype, self.parts.preprocess
-        runs = len(split) * len(rows)
-        with self.progress.task(f"images of {self.dataset.name} x rows", runs) as update:
-            return outcomes(rows, split, preprocess, device=device, dtype=dtype, on_run=update)
-
     def _labelled(self, row: Variant, split: Split, config: TuneConfig) -> Labelled:
         """Return a split as features of a row, or as images where these must be run anew."""
         labels = torch.from_numpy(split.labels)
@@ -196,6 +174,15 @@ class Tuner:
                 image: Tensor = self.parts.preprocess(split[index].image)
                 self._pixels[name] = image.bfloat16() if config.dtype == "bfloat16" else image
         return Labelled(torch.stack([self._pixels[name] for name in split.image_ids]), labels)
+
+    def _whole(self, rows: Sequence[Variant], split: Split) -> dict[str, Outcome]:
+        """Return the outcomes of rows, each run once on an image."""
+        return self._outcomes.whole([row.key for row in rows], split, lambda rest: self._run(rows, rest))
+
+    def _run(self, rows: Sequence[Variant], split: Split) -> dict[str, Outcome]:
+        like = next(rows[0].vit.blocks.parameters())
+        with self.progress.task(f"images of {self.dataset.name} x rows", len(split) * len(rows)) as update:
+            return outcomes(rows, split, self.parts.preprocess, device=like.device, dtype=like.dtype, on_run=update)
 
 
 def load_row(name: str) -> tuple[ClipParts, Variant, str]:

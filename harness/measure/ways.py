@@ -4,14 +4,11 @@ import gc
 import json
 import math
 import os
-import shutil
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -30,14 +27,12 @@ from zoo.towers.vit import ReducedViT
 
 COMPILE, REDUCE_OVERHEAD = "compile", "reduce-overhead"
 CUDA_GRAPHS, OPTIMIZED = "cuda-graphs", "optimized"
+OPEN_CLIP = "open_clip"  # open_clip's own code with the same weights
+EXPORTED = (AOTI, ONNX, OPENVINO)
 # As it is; torch.compile; the same replaying CUDA graphs; the eager model's launches captured once and replayed; what
 # zoo.optimize makes of it.
 WAYS = (EAGER, COMPILE, REDUCE_OVERHEAD, CUDA_GRAPHS, OPTIMIZED)
-# What --runtimes times in one round, in several precisions: ways, open_clip, and exported files.
-EXPORTED = (AOTI, ONNX, OPENVINO)
-OPEN_CLIP = "open_clip"  # open_clip's own code with the same weights
-RUNTIMES = (*WAYS, OPEN_CLIP, *EXPORTED)
-DTYPES = tuple(PRECISIONS)
+RUNTIMES = (*WAYS, OPEN_CLIP, *EXPORTED)  # what --runtimes times in one round, in several precisions
 OUT_OF_MEMORY = "out of memory"
 # Of the features' length. Rounding may turn which of two equal tokens goes, in low precision in
 # most images, so that features of compiled models differ by about as much as those of float32.
@@ -63,102 +58,63 @@ class ReadyModel:
     weights_mib: float | None = None  # of an optimised model, after a call; of others they are the model's own
 
 
-def check_ways(ways: Sequence[str], device: torch.device) -> None:
-    """Refuse what can't be run on the device.
-
-    Raises:
-        ValueError: an unknown way, one for CUDA elsewhere, or no compiler.
-    """
+def check_ways(flag: str, ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
+    """Raise ValueError for what ``--ways`` or ``--runtimes`` names and what the device or the packages can't run."""
+    known = WAYS if flag == "--ways" else RUNTIMES
     for way in ways:
-        if way not in WAYS:
-            raise ValueError(f"--ways {way!r}: {expected(way, WAYS)}")
+        if way not in known:
+            raise ValueError(f"{flag} {way!r}: {expected(way, known)}")
+        there = f"{flag} {way} on --device {str(device)!r}"
         if way in (REDUCE_OVERHEAD, CUDA_GRAPHS) and device.type != "cuda":
-            raise ValueError(
-                f"--ways {way} on --device {str(device)!r}: CUDA graphs need a CUDA device; leave it out, or add "
-                "--device cuda"
-            )
-        if way in (COMPILE, REDUCE_OVERHEAD):
-            _require_compiler(device)
-
-
-def check_runtimes(runtimes: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
-    """Refuse runtimes that can't be run on the device, or that lack packages.
-
-    Raises:
-        ValueError: an unknown runtime, one that ``check_ways`` refuses, or an exported file's elsewhere than on a CPU.
-    """
-    for runtime in runtimes:
-        if runtime not in RUNTIMES:
-            raise ValueError(f"--runtimes {runtime!r}: {expected(runtime, RUNTIMES)}")
-        if runtime in WAYS:
-            check_ways([runtime], device)
-        if runtime not in EXPORTED:
-            continue
-        if device.type != "cpu":
-            raise ValueError(
-                f"--runtimes {runtime} on --device {str(device)!r}: exported files are timed on a CPU alone"
-            )
-        if runtime == AOTI:
-            _require_compiler(device)
-        for dtype in {"float32", *dtypes} & set(FORMATS[runtime].dtypes):
-            require_format(runtime, dtype)
-
-
-def _require_compiler(device: torch.device) -> None:
-    if device.type == "cuda":
-        if find_spec("triton") is None:
-            raise ValueError("--ways compile on a CUDA device needs triton: pip install triton")
-        return
-    name = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
-    if shutil.which(name) is None:
-        raise ValueError(
-            f"--ways compile on a CPU needs a C++ compiler, and {name!r} isn't there: install it "
-            "(Debian: apt install g++), or name another one by the variable CXX"
-        )
+            raise ValueError(f"{there}: CUDA graphs need a CUDA device; leave it out, or add --device cuda")
+        if way in EXPORTED and device.type != "cpu":
+            raise ValueError(f"{there}: exported files are timed on a CPU alone")
+        if way in EXPORTED:
+            for dtype in {"float32", *dtypes} & set(FORMATS[way].dtypes):
+                require_format(way, dtype)
 
 
 def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> ReadyModel:
     """Prepare a model, call it, and compare its features with the eager model's.
 
     A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
-    model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W),
-    both in the way's memory format. With a ``dtype``, of ``DTYPES``, they are float32, ``way`` is of ``RUNTIMES``, and
-    what it runs is in that precision behind float32 images.
+    model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W).
+    With a ``dtype`` both are float32, and what the way runs is in that precision behind float32 images.
     """
     if dtype is not None and dtype not in (FORMATS[way].dtypes if way in EXPORTED else PRECISIONS):
         return ReadyModel(failed=f"{way} computes no {dtype}")
-    ready: ReadyModel | None = None
+    reason = ""
     try:
         with torch.inference_mode():
-            ready = _first(vit, way, images, dtype)
+            ready = _first_call(vit, way, images, dtype)
             assert ready.call is not None
             apart = _apart(ready.call, vit, images)
     except Exception as error:
         # Exporters and runtimes of others raise whatever they like.
         if not (is_out_of_memory(error) or _is_refusal(error) or way in EXPORTED):
             raise
-        reason, ready = _reason(error), None
-    if ready is None:
+        reason = _reason(error)
+    if reason:
         if images.is_cuda:  # else the pieces that it left would be in the way of the next model
             gc.collect()  # errors hold on to the frames that they came through, in circles
             torch.cuda.empty_cache()
         return ReadyModel(failed=reason)
     most, typical = float(apart.max()), float(apart.median())
     allowed = ALLOWED[dtype or str(images.dtype).removeprefix("torch.")]
-    deviation = most if math.isfinite(most) else None
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
     if not math.isfinite(typical):
         return ReadyModel(failed="features aren't finite, so they can't be compared with eager's")
+    deviation = most if math.isfinite(most) else None
     if typical > allowed:
         size = f"{typical:.2g} of their length, allowed {allowed:g}"
         return ReadyModel(failed=f"features differ from eager's by {size}", deviation=deviation)
     return replace(ready, deviation=deviation)
 
 
-def _first(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> ReadyModel:
+def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory of a call."""
     wait = synchronizer(images.device)
-    skipped = _skipped_graphs() if way == REDUCE_OVERHEAD else 0
+    skipped = _skipped_graphs()
     calls: list[Call] = []
 
     def first(batch: Tensor) -> None:
@@ -191,8 +147,7 @@ def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
     """
     parts = []
     for turn in range(max(2, -(-CHECKED // len(images)))):
-        # Of the same shape, so that nothing is compiled again.
-        other = images.roll(7 * turn, dims=-1)
+        other = images.roll(7 * turn, dims=-1)  # of the same shape, so that nothing is compiled again
         eager = vit(other).clone()
         features = call(other)
         assert isinstance(features, Tensor)
@@ -210,8 +165,7 @@ def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None)
         return as_runtime(model, others, format=way, dtype=dtype or "float32")
     try:
         if way == OPTIMIZED:
-            names = {each: name for name, each in PRECISIONS.items()}
-            optimized: Call = optimize(model, dtype=dtype or names[images.dtype])
+            optimized: Call = optimize(model, dtype=dtype or images.dtype)
             return optimized
         if way == OPEN_CLIP:
             model = to_open_clip(model)
@@ -221,19 +175,17 @@ def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None)
         model = Served(model, dtype).eval()
     if way == CUDA_GRAPHS:
         return _captured(model, images)
-    if way in (COMPILE, REDUCE_OVERHEAD):
-        mode = REDUCE_OVERHEAD if way == REDUCE_OVERHEAD else None
-        compiled: Call = torch.compile(_own_code(model), dynamic=False, fullgraph=True, mode=mode)
-        if way == COMPILE:
-            return compiled
+    if way not in (COMPILE, REDUCE_OVERHEAD):
+        return model
+    mode = REDUCE_OVERHEAD if way == REDUCE_OVERHEAD else None
+    compiled: Call = torch.compile(_own_code(model), dynamic=False, fullgraph=True, mode=mode)
 
-        def replay(batch: Tensor) -> object:
-            # The features of the call before need not live on.
-            torch.compiler.cudagraph_mark_step_begin()
-            return compiled(batch)
+    def replay(batch: Tensor) -> object:
+        # The features of the call before need not live on.
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(batch)
 
-        return replay
-    return model
+    return compiled if way == COMPILE else replay
 
 
 def _skipped_graphs() -> int:
@@ -273,11 +225,10 @@ def _captured(model: nn.Module, images: Tensor) -> Call:
         with torch.cuda.graph(graph, stream=stream):
             features = model(inside)
 
-    def replay(batch: Tensor) -> Tensor:
+    def replay(batch: Tensor) -> object:
         inside.copy_(batch)
         graph.replay()
-        result: Tensor = features
-        return result
+        return features
 
     return replay
 
@@ -303,8 +254,8 @@ def _reason(error: BaseException) -> str:
         return OUT_OF_MEMORY
     if isinstance(error, RefusedError):
         return str(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return f"{type(error).__name__}: {lines[0].strip()}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -317,8 +268,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def weights_mib(model: nn.Module, dtype: torch.dtype) -> float:
     """Return what parameters and buffers take in a precision; integers have their own."""
     tensors = [*model.parameters(), *model.buffers()]
-    sizes = (dtype.itemsize if t.is_floating_point() else t.element_size() for t in tensors)
-    return sum(t.numel() * size for t, size in zip(tensors, sizes, strict=True)) / MIB
+    return sum(t.numel() * (dtype if t.is_floating_point() else t.dtype).itemsize for t in tensors) / MIB
 
 
 def peak_mib(call: Call, images: Tensor) -> float | None:
@@ -346,8 +296,7 @@ def _cpu_peak(call: Call, images: Tensor) -> float:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from torch.profiler import ProfilerActivity, profile
 
-    cpu = [ProfilerActivity.CPU]
-    with profile(activities=cpu, profile_memory=True, acc_events=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         call(images)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"

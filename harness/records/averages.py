@@ -1,10 +1,10 @@
-"""What a table shows of a model: its record, or the mean of its records over seeds."""
+"""What a table shows of a model: its record, or the mean of its records over seeds; and which rows differ."""
 
 import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.datasets import list_datasets, shipped_facts, split_words
-from harness.datasets.rooted import RootedDataset
+from harness.datasets.public import RootedDataset
 from harness.records.conditions import DENSE, MATCHED, PROMPTS
 from harness.records.metrics import METRICS, Measured, Metric, fidelity_metrics
 from harness.records.record import Record, Times, lacking, refuse_mixed
@@ -37,23 +37,19 @@ from zoo.core.messages import tower_name
 from zoo.loading.sizes import SIZES
 
 REFERENCE = "patchrank"  # method that fidelity is compared with, unless another is named
+EMBEDDED = "s14"  # the size whose text tower we trained
 
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """One model under one tuning.
+    """One model under one tuning."""
 
-    Attributes:
-        records: one per seed, rising; at least one.
-        top1: of one seed its 95 % Wilson interval; of several their mean with Student's 95 % interval over seeds, cut
-            at 0 and 1; None without labels.
-        to_dense: top-1 minus that of the dense model on the same images, with a 95 % paired bootstrap interval over
-            images, of several seeds that of their mean; None for the dense model and where it is missing.
-    """
-
-    records: tuple[Record, ...]
+    records: tuple[Record, ...]  # one per seed, rising; at least one
+    # Of one seed with its Wilson interval, of several their mean with Student's over seeds; None without labels.
     top1: Interval | None
-    to_dense: Interval | None
+    # Top-1 minus the dense model's on the same images, of several seeds their mean's, with a 95 % paired bootstrap
+    # interval over images; None for the dense model and where it is missing.
+    to_dense: Interval | None = None
 
     @property
     def first(self) -> Record:
@@ -94,10 +90,10 @@ class Average:
     def measured(self, name: str) -> Measured | None:
         """Return the means over seeds of all numbers of a metric; None where one lacks it."""
         own = [record.metrics.get(name) for record in self.records]
-        if len(own) == 1 or None in own:
-            return own[0] if len(own) == 1 else None
+        if len(own) == 1:
+            return own[0]
         numbers = ("mean", "low", "high", "at", "chance")
-        return Measured(**{each: _mean([getattr(one, each) for one in own]) for each in numbers})
+        return None if None in own else Measured(**{n: _mean([getattr(one, n) for one in own]) for n in numbers})
 
     def mean(self, name: str) -> Any:
         """Return the mean over seeds of a metric; None where one lacks it."""
@@ -105,9 +101,8 @@ class Average:
 
     def per_image(self, name: str) -> NDArray[np.float64] | None:
         """Return (image_count,) values of a metric, mean over seeds; None where one lacks them."""
-        values = [record.per_image(name) for record in self.records]
-        known = [own for own in values if own is not None]
-        return np.mean(known, axis=0) if len(known) == len(values) else None
+        values = [own for record in self.records if (own := record.per_image(name)) is not None]
+        return np.mean(values, axis=0) if len(values) == len(self.records) else None
 
     def has(self, metric: Metric) -> bool:
         """Say whether there is an estimate of a metric."""
@@ -116,13 +111,11 @@ class Average:
     def estimate(self, metric: Metric) -> Interval | float | None:
         """Return a metric with its interval, or alone where it has none.
 
-        The interval is the record's. Of several seeds that of a metric with values per image is a bootstrap over images
-        of their mean over seeds, of other metrics the mean of the ends.
+        Of several seeds the interval of a metric with values per image is a bootstrap over images of their mean over
+        seeds, of other metrics the mean of the ends.
         """
-        if metric.name == "top1":
-            return self.top1
-        if metric.name == "diff_to_dense":
-            return self.to_dense
+        if metric.name in ("top1", "diff_to_dense"):
+            return self.top1 if metric.name == "top1" else self.to_dense
         if len(self.records) > 1 and (values := self.per_image(metric.name)) is not None:
             return bootstrap_mean(values, seed=0, groups=self.first.groups)
         own = self.measured(metric.name)
@@ -131,11 +124,10 @@ class Average:
     @functools.cached_property
     def latency(self) -> tuple[Times, ...]:
         """One entry per batch size that all seeds were timed at."""
-        times = [{entry.batch: entry for entry in record.latency} for record in self.records]
-        names = [field.name for field in fields(Times)]
+        times = [{entry.batch: asdict(entry) for entry in record.latency} for record in self.records]
         return tuple(
-            Times(**{n: _mean([getattr(known[batch], n) for known in times]) for n in names})
-            for batch in times[0]
+            Times(**{name: _mean([known[batch][name] for known in times]) for name in entry})
+            for batch, entry in times[0].items()
             if all(batch in known for known in times)
         )
 
@@ -149,10 +141,7 @@ def averages(records: Sequence[Record]) -> list[Average]:
     refuse_mixed(records, varying=("seed",) if all(record.shots for record in records) else ())
     seeds = sorted({record.seed for record in records})
     if len(seeds) < 2:
-        return [
-            Average(records=(record,), top1=record.interval("top1"), to_dense=record.interval("diff_to_dense"))
-            for record in records
-        ]
+        return [Average(records=(r,), top1=r.interval("top1"), to_dense=r.interval("diff_to_dense")) for r in records]
     models: dict[str, dict[int, Record]] = {}
     for record in records:
         own = models.setdefault(_identity(record), {})
@@ -160,36 +149,52 @@ def averages(records: Sequence[Record]) -> list[Average]:
             raise ValueError(f"{record.model} has seed {record.seed} twice")
         own[record.seed] = record
     for own in models.values():
-        if lacking := [seed for seed in seeds if seed not in own]:
+        if missing := [seed for seed in seeds if seed not in own]:
             model = next(iter(own.values())).model
             raise ValueError(
-                f"seeds of one table must be the same for every row: {model} lacks {lacking}, "
+                f"seeds of one table must be the same for every row: {model} lacks {missing}, "
                 f"which others have, or has them with other settings"
             )
-    rows = []
-    for own in models.values():
-        tops = [top1 for seed in seeds if (top1 := own[seed].mean("top1")) is not None]
-        mean = mean_interval(tops) if len(tops) == len(seeds) else None
-        cut = None if mean is None else Interval(mean.estimate, max(0.0, mean.low), min(1.0, mean.high))
-        rows.append(Average(records=tuple(own[s] for s in seeds), top1=cut, to_dense=None))
-    if (dense := _dense(rows)) is None or dense.top1 is None:
+    rows = [_over_seeds([own[seed] for seed in seeds]) for own in models.values()]
+    dense = _dense(rows)
+    if dense is None or dense.top1 is None:
         return rows
-    return [r if r is dense else replace(r, to_dense=mean_difference(r, dense)) for r in rows]
+    return [row if row is dense else replace(row, to_dense=mean_difference(row, dense)) for row in rows]
 
 
-def training_free(records: Sequence[Record]) -> list[list[Record]]:
-    """Return the records of one table apart: those without recovery, and those with, beside the dense one's.
-
-    Either is left out where it has no more than the dense one's.
-    """
-    dense = [record for record in records if record.method == DENSE]
-    parts = [[r for r in records if r.recovered == recovered and r.method != DENSE] for recovered in (False, True)]
-    shown = [[*dense, *part] for part in parts if part]
-    return shown or [dense]
+def _over_seeds(records: Sequence[Record]) -> Average:
+    top1 = None
+    if all(record.labelled for record in records):
+        mean, low, high = mean_interval([record.metrics["top1"].mean for record in records])
+        top1 = Interval(mean, max(0.0, low), min(1.0, high))
+    return Average(records=tuple(records), top1=top1)
 
 
 def _dense(rows: Sequence[Average]) -> Average | None:
     return next((row for row in rows if row.method == DENSE), None)
+
+
+def _identity(record: Record) -> str:
+    """Return what tells a row of a table from others, whatever was learned for it."""
+    return json.dumps([record.model, record.method, record.keep, _settings(record)], sort_keys=True)
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    return {name: value for name, value in record.method_config.items() if name != "prompts"}
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Return the mean of numbers, as it is where all are the same; None if one is None."""
+    if None in values:
+        return None
+    return values[0] if len(set(values)) == 1 else float(np.mean(values))
+
+
+def training_free(records: Sequence[Record]) -> list[list[Record]]:
+    """Return records without recovery and those with it, if there are any, each beside the dense one."""
+    dense = [record for record in records if record.method == DENSE]
+    parts = [[r for r in records if r.recovered == recovered and r.method != DENSE] for recovered in (False, True)]
+    return [[*dense, *part] for part in parts if part] or [dense]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,39 +221,32 @@ def judge_rows(
     dense = _dense(rows)
     others = [row for row in rows if row.to_dense is not None]
     if dense is not None and others:
-        family = together({row.identity: row_p(row, dense) for row in others})
+        families["diff_to_dense"] = family = together({row.identity: row_p(row, dense) for row in others})
         note = f"in the difference to dense: {mark_note(exact_test(dense))}"
         if len(dense.records) == 1:
             truth = dense.first.correct
             left = [row.first.correct != truth for row in others if not family.mark(row.identity)]
             note += detectable_note(truth.size, [float(each.mean()) for each in left])
-        families["diff_to_dense"] = family
         notes.append(note)
     goals = {row.keep: row for row in reversed(rows) if row.method == reference}
     pairs = [(row, goals[row.keep]) for row in rows if row.method not in (DENSE, reference) and row.keep in goals]
     keys = [row.identity for row, _ in pairs]
-    judged_by = {m.name: together(dict(zip(keys, fidelity_ps(pairs, m), strict=True))) for m in fidelity_metrics()}
-    if tested := {name: family for name, family in judged_by.items() if family.alone}:
-        families |= tested
-        names = ", ".join(heading(metric) for metric in fidelity_metrics() if metric.name in tested)
+    judged_by = {m: together(dict(zip(keys, fidelity_ps(pairs, m), strict=True))) for m in fidelity_metrics()}
+    if tested := {metric: family for metric, family in judged_by.items() if family.alone}:
+        families |= {metric.name: family for metric, family in tested.items()}
         what = f"{reference}'s at the same keep rate, better or worse"
-        notes.append(f"in {names}: {mark_note(FLIPPED, 'each column by itself', what)}")
+        notes.append(f"in {', '.join(map(heading, tested))}: {mark_note(FLIPPED, 'each column by itself', what)}")
     return Judgement(families=families, note="; ".join(notes)) if families else None
 
 
 def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> list[float | None]:
     """Return of pairs the p-value that both are equally near dense, on the same images; None without values."""
     values = {id(row): row.per_image(metric.name) for pair in pairs for row in pair}
-    known = {
-        at: a - b
-        for at, (row, other) in enumerate(pairs)
-        if (a := values[id(row)]) is not None and (b := values[id(other)]) is not None
-    }
-    if not known:
-        return [None] * len(pairs)
-    found = sign_flips(list(known.values()), seed=0, groups=pairs[0][0].first.groups)
-    p_values = dict(zip(known, found.tolist(), strict=True))
-    return [p_values.get(at) for at in range(len(pairs))]
+    known = [(values[id(row)], values[id(other)]) for row, other in pairs]
+    apart = {at: a - b for at, (a, b) in enumerate(known) if a is not None and b is not None}
+    groups = pairs[0][0].first.groups if apart else None
+    found = dict(zip(apart, sign_flips(list(apart.values()), seed=0, groups=groups).tolist(), strict=True))
+    return [found.get(at) for at in range(len(pairs))]
 
 
 def fidelity_difference(row: Average, other: Average, metric: Metric) -> tuple[Interval, float] | None:
@@ -258,7 +256,7 @@ def fidelity_difference(row: Average, other: Average, metric: Metric) -> tuple[I
 
 
 def row_p(row: Average, other: Average) -> float:
-    """Return the exact p-value that two rows are equally often right; see `judging.paired_p`."""
+    """Return the exact p-value that two rows are equally often right; see `paired_p`."""
     return paired_p(row.hits, other.hits, len(row.records), len(other.records))
 
 
@@ -267,23 +265,81 @@ def exact_test(row: Average) -> str:
     return MCNEMAR if len(row.records) == 1 else f"{SIGN_FLIP} of the mean over these seeds"
 
 
-def describe_uncounted(*records: Record) -> str:
-    """Say which operators GFLOPs lack; nothing where all are counted, or nobody counted them."""
-    lost: dict[str, dict[str, None]] = {}
-    for record in records:
-        for name in record.uncounted_operators or ():
-            lost.setdefault(name, {})[record.model] = None
-    return lacking(f"{name} ({', '.join(models)})" for name, models in lost.items())
-
-
 def mean_difference(row: Average, other: Average) -> Interval:
-    """Return top-1 of a row minus another's, mean over their seeds, paired by image.
+    """Return top-1 of a row minus another's, mean over their seeds, paired by image, with a bootstrap over images."""
+    # Whole numbers are resampled and divided at the end, so equal rows differ by exactly 0.
+    return Interval(*(number / len(row.records) for number in bootstrap_counts(row.hits - other.hits, seed=0)))
 
-    The interval is a 95 % bootstrap over images. Whole numbers are resampled and divided at the end, so equal rows
-    differ by exactly 0.
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """One method beside the target, at the keep rate that costs as nearly the same as it can."""
+
+    target: Average  # its keep rate is the one asked for
+    row: Average  # of the method; the target itself is among them, without the last four
+    batch: int | None  # cost is time by the dense model's at this batch size; None: it is GFLOPs
+    cost: float
+    off: float  # cost over the target's, minus 1
+    distance: Interval | None = None  # cosine distance to dense minus the target's, same images, 95 % paired bootstrap
+    distance_p: float | None = None  # see `fidelity_ps`
+    difference: Interval | None = None  # top-1 minus the target's, likewise; of several seeds their mean's
+    p_value: float | None = None  # see `row_p`
+
+
+def match_costs(records: Sequence[Record], target: str, batch: int | None = None) -> list[Matched]:
+    """Pair each row of the method ``target`` with every method's row of that cost.
+
+    Cost is GFLOPs, or time by the dense model's at a ``batch`` size. The row is the one whose keep rate was searched
+    for that time, or else the one of the nearest cost. Records are of one dataset, tower and number of shots. Pairs go
+    by the target's keep rate, falling; the target first, then the least cosine distance, or the best top-1.
     """
-    total = bootstrap_counts(row.hits - other.hits, seed=0)
-    return Interval(*(number / len(row.records) for number in total))
+    rows, costs = dict[str, list[Average]](), dict[str, float]()
+    for row in averages(records):
+        cost = row.mean("gflops") if batch is None else time_ratio(row.latency, batch)
+        if cost is not None and row.method != DENSE and not row.first.recovered:
+            rows.setdefault(row.method, []).append(row)
+            costs[row.identity] = cost
+
+    def pair(row: Average, goal: Average) -> Matched:
+        cost = costs[row.identity]
+        return Matched(target=goal, row=row, batch=batch, cost=cost, off=cost / costs[goal.identity] - 1)
+
+    def worth(pair: Matched) -> tuple[float, float]:
+        return pair.row.mean("cosine_distance") or 0.0, -(pair.row.mean("top1") or 0.0)
+
+    pairs = []
+    for goal in sorted(rows.pop(target, ()), key=lambda row: -row.keep):
+        nearest = []
+        for own in rows.values():
+            met = [row for row in own if _meets(row, goal, batch)] or own
+            nearest.append(min((pair(row, goal) for row in met), key=lambda one: abs(one.off)))
+        pairs += [pair(goal, goal), *map(_compare, sorted(nearest, key=worth))]
+    return pairs
+
+
+def _meets(row: Average, goal: Average, batch: int | None) -> bool:
+    """Tell whether the keep rate of a row was searched for the time of another at a batch size."""
+    facts = row.first.method_config.get(MATCHED, {"keeps": ()})
+    return goal.keep in facts["keeps"] and (facts["time_of"], facts["batch"]) == (goal.method, batch)
+
+
+def _compare(pair: Matched) -> Matched:
+    """Add how a row differs from its target."""
+    row, goal = pair.row, pair.target
+    if (apart := fidelity_difference(row, goal, METRICS["cosine_distance"])) is not None:
+        pair = replace(pair, distance=apart[0], distance_p=apart[1])
+    if row.top1 is None:
+        return pair
+    if len(goal.records) == 1:
+        difference = paired_difference(row.first.correct, goal.first.correct, seed=0)
+    else:
+        difference = mean_difference(row, goal)
+    return replace(pair, difference=difference, p_value=row_p(row, goal))
+
+
+def time_ratio(latency: Sequence[Times], batch: int) -> float | None:
+    """Return the time at a batch size by the dense model's; None where there is none."""
+    return next((entry.ratio_to_dense for entry in latency if entry.batch == batch), None)
 
 
 def labels(rows: Sequence[Average]) -> dict[str, str]:
@@ -308,40 +364,27 @@ def _setting(row: Average, name: str) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _identity(record: Record) -> str:
-    """Return what tells a row of a table from others, whatever was learned for it."""
-    facts = [record.model, record.method, record.keep, _settings(record)]
-    return json.dumps(facts, sort_keys=True)
-
-
-def _settings(record: Record) -> dict[str, Any]:
-    return {name: value for name, value in record.method_config.items() if name != "prompts"}
-
-
-def _mean(values: Sequence[Any]) -> Any:
-    """Return the mean of numbers, as it is where all are the same; None if one is None."""
-    if None in values:
-        return None
-    return values[0] if len(set(values)) == 1 else float(np.mean(values))
-
-
-EMBEDDED = "s14"  # the size whose text tower we trained
+def describe_uncounted(*records: Record) -> str:
+    """Say which operators GFLOPs lack; nothing where all are counted, or nobody counted them."""
+    lost: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name in record.uncounted_operators or ():
+            lost.setdefault(name, {})[record.model] = None
+    return lacking(f"{name} ({', '.join(models)})" for name, models in lost.items())
 
 
 def captions(dataset: str) -> str:
-    """Say which of a dataset's class captions the embedded text tower saw in training.
+    """Say which of a shipped dataset's class captions the embedded text tower saw in training.
 
-    Only where it saw none is a text classifier zero-shot. Of what isn't shipped nothing is said.
+    Only where it saw none is a text classifier zero-shot.
     """
     facts = shipped_facts(dataset)
     if isinstance(facts, RootedDataset):
         return "text classifier"
-    trained = facts.captions_seen
-    if not any(trained):
+    seen, count = sum(facts.captions_seen), len(facts.captions_seen)
+    if not seen:
         return "zero-shot: no class caption seen in text training"
-    if all(trained):
-        return "text classifier: all class captions seen in text training"
-    return f"text classifier: {sum(trained)} of {len(trained)} class captions seen in text training"
+    return f"text classifier: {'all' if seen == count else f'{seen} of {count}'} class captions seen in text training"
 
 
 def protocol(record: Record) -> str:
@@ -363,10 +406,8 @@ def judged_on(record: Record) -> str:
 
 def tower_of(record: Record) -> str:
     """Return the name of the dense tower of a record, with its weight tag."""
-    dense = record.model
-    if record.method != DENSE:
-        dense = dense.removesuffix(f"_{record.method}{round(100 * record.keep)}")
-    return tower_name(dense, record.tag)
+    reduction = "" if record.method == DENSE else f"_{record.method}{round(100 * record.keep)}"
+    return tower_name(record.model.removesuffix(reduction), record.tag)
 
 
 def shots_of(record: Record) -> str:
@@ -376,9 +417,7 @@ def shots_of(record: Record) -> str:
 
 def learned(record: Record) -> str:
     """Say what was learned from the shots of a record."""
-    if record.tuning in PROMPTS:
-        return f"{PROMPTS[record.tuning]} ({record.prompt_tokens})"
-    return "linear probe"
+    return f"{PROMPTS[record.tuning]} ({record.prompt_tokens})" if record.tuning in PROMPTS else "linear probe"
 
 
 def seeds(records: Sequence[Record]) -> str:
@@ -389,76 +428,3 @@ def seeds(records: Sequence[Record]) -> str:
 def with_recovery(rows: Sequence[Average]) -> str:
     """Say that rows of a table were trained without labels; nothing where none was."""
     return "; with recovery, trained without labels" if any(row.first.recovered for row in rows) else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Matched:
-    """One method beside the target, at the keep rate that costs as nearly the same as it can."""
-
-    target: Average  # its keep rate is the one asked for
-    row: Average  # of the method; the target itself is among them, without the last four
-    batch: int | None  # cost is time by the dense model's at this batch size; None: it is GFLOPs
-    cost: float
-    off: float  # cost over the target's, minus 1
-    # Cosine distance to dense minus the target's, same images, 95 % paired bootstrap.
-    distance: Interval | None
-    distance_p: float | None  # see `fidelity_ps`
-    # Top-1 minus the target's, likewise; of several seeds their mean's. None without labels.
-    difference: Interval | None
-    p_value: float | None  # see `row_p`
-
-
-def match_costs(records: Sequence[Record], target: str, batch: int | None = None) -> list[Matched]:
-    """Pair each row of the method ``target`` with every method's row of that cost.
-
-    Cost is GFLOPs, or time by the dense model's at a ``batch`` size. The row is the one whose keep rate was searched
-    for that time, or else the one of the nearest cost. Records are of one dataset, tower and number of shots; those
-    without cost and the dense one are left out. Pairs go by the target's keep rate, falling; the target first, then the
-    least cosine distance, or the best top-1 where it wasn't measured.
-    """
-    metric = METRICS["cosine_distance"]
-    rows, costs = [], dict[str, float]()
-    for row in averages(records):
-        cost = row.mean("gflops") if batch is None else time_ratio(row.latency, batch)
-        if cost is not None and row.method != DENSE and not row.first.recovered:
-            rows.append(row)
-            costs[row.identity] = cost
-    methods = dict.fromkeys(row.method for row in rows if row.method != target)
-
-    def off(row: Average, goal: Average) -> float:
-        return costs[row.identity] / costs[goal.identity] - 1
-
-    def paired(row: Average, goal: Average) -> Matched:
-        facts: dict[str, Any] = dict.fromkeys(("distance", "distance_p", "difference", "p_value"))
-        if row is not goal and (apart := fidelity_difference(row, goal, metric)) is not None:
-            facts["distance"], facts["distance_p"] = apart
-        if row is not goal and row.top1 is not None:
-            one = len(goal.records) == 1
-            hits = (row.first.correct, goal.first.correct)
-            facts["difference"] = paired_difference(*hits, seed=0) if one else mean_difference(row, goal)
-            facts["p_value"] = row_p(row, goal)
-        return Matched(target=goal, row=row, batch=batch, cost=costs[row.identity], off=off(row, goal), **facts)
-
-    def worth(row: Average) -> tuple[float, float]:
-        return row.mean(metric.name) or 0.0, -(row.mean("top1") or 0.0)
-
-    pairs = []
-    for goal in sorted((row for row in rows if row.method == target), key=lambda row: -row.keep):
-        nearest = []
-        for method in methods:
-            own = [row for row in rows if row.method == method]
-            own = [row for row in own if _meets(row, goal, batch)] or own
-            nearest.append(min(own, key=lambda row: abs(off(row, goal))))
-        pairs += [paired(row, goal) for row in (goal, *sorted(nearest, key=worth))]
-    return pairs
-
-
-def _meets(row: Average, goal: Average, batch: int | None) -> bool:
-    """Tell whether the keep rate of a row was searched for the time of another at a batch size."""
-    facts = row.first.method_config.get(MATCHED, {"keeps": ()})
-    return goal.keep in facts["keeps"] and (facts["time_of"], facts["batch"]) == (goal.method, batch)
-
-
-def time_ratio(latency: Sequence[Times], batch: int) -> float | None:
-    """Return the time at a batch size by the dense model's; None where there is none."""
-    return next((entry.ratio_to_dense for entry in latency if entry.batch == batch), None)

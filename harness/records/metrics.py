@@ -3,7 +3,7 @@
 import base64
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -37,10 +37,9 @@ class Measured:
     chance: float | None = None  # what unrelated rankings give
 
     def __post_init__(self) -> None:
-        numbers = [number for number in (self.low, self.mean, self.high) if number is not None]
-        whole = len(numbers) in {1, 3} and all(math.isfinite(number) for number in numbers)
-        if not whole or numbers != sorted(numbers):
-            ends = {name: getattr(self, name) for name in ("low", "mean", "high")}
+        ends = {name: getattr(self, name) for name in ("low", "mean", "high")}
+        numbers = [number for number in ends.values() if number is not None]
+        if len(numbers) not in {1, 3} or not all(map(math.isfinite, numbers)) or numbers != sorted(numbers):
             raise ValueError(f"need low <= mean <= high, or no interval, got {ends}")
 
     @property
@@ -63,11 +62,7 @@ class Captions:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What a row does with n images, as metrics see it.
-
-    Raises:
-        ValueError: features that aren't finite.
-    """
+    """What a row does with n images, as metrics see it; ValueError for features that aren't finite."""
 
     features: Tensor  # (n, D), unit
     final_tokens: int | None = None  # patch tokens left at the end
@@ -82,8 +77,7 @@ class Sample:
     dense: "Sample | None" = None  # the dense row's on the same images; None of the dense row itself
 
     def __post_init__(self) -> None:
-        if not self.features.isfinite().all():
-            raise ValueError(OVERFLOW)
+        _require_finite(self.features)
 
     @functools.cached_property
     def predicted(self) -> NDArray[np.int64] | None:
@@ -108,13 +102,15 @@ class Sample:
     @functools.cached_property
     def taus(self) -> NDArray[np.float64] | None:
         """(n,) Kendall taus to the golden rankings, NaN where undefined; None if fewer than two have one."""
-        taus = self.ranked(agreement.kendall_tau)
-        return taus if taus is not None and agreement.has_spread(taus, self.groups) else None
-
-    def ranked(self, compare: Callable[[Any, Any], NDArray[np.float64]]) -> NDArray[np.float64] | None:
-        """Return (n,) what ``compare`` gives of golden importance and scores, NaN where there is no golden ranking."""
         if self.scores is None or self.golden is None:
             return None
+        taus = self.ranked(agreement.kendall_tau)
+        return taus if agreement.has_spread(taus, self.groups) else None
+
+    def ranked(self, compare: Callable[[Any, Any], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Return (n,) what ``compare`` gives of golden importance and scores, NaN where there is no golden ranking."""
+        assert self.scores is not None
+        assert self.golden is not None
         known = np.asarray(~np.isnan(self.golden).any(axis=1))
         values = np.full(len(known), np.nan)
         if known.any():
@@ -159,7 +155,7 @@ class Metric:
     quality: tuple[str, str] | None = None
     least: float = -math.inf  # that it can be; rounding may take it a little further
     most: float = math.inf
-    interval: Literal["bootstrap", "wilson", "paired"] = "bootstrap"  # over images
+    interval: str = "bootstrap"  # over images, of ``INTERVALS``
     stored: bool = True  # whether records keep the value of each image
 
     @property
@@ -187,16 +183,15 @@ class Metric:
         if self.stored:  # the mean is that of the values as they are stored
             packed = pack(values)
             values = unpack(packed, len(values))
-        if (mean := self._interval(values, sample)) is None:
-            return None
-        return Measured(mean=mean.estimate, low=mean.low, high=mean.high, values=packed, at=at, chance=chance)
+        mean, low, high = INTERVALS[self.interval](values, sample)
+        return None if mean is None else Measured(mean=mean, low=low, high=high, values=packed, at=at, chance=chance)
 
-    def _interval(self, values: NDArray[Any], sample: Sample) -> Interval | None:
-        if self.interval == "wilson":
-            return Interval(float(values.mean()), *wilson_interval(int(values.sum()), len(values)))
-        if self.interval == "paired":
-            return paired_difference(values > 0, values < 0, seed=0)
-        return agreement.over_images(values, groups=sample.groups).interval
+
+INTERVALS: dict[str, Callable[[NDArray[Any], Sample], Sequence[float | None]]] = {
+    "bootstrap": lambda values, sample: agreement.over_images(values, groups=sample.groups)[:3],
+    "wilson": lambda values, _: (float(values.mean()), *wilson_interval(int(values.sum()), len(values))),
+    "paired": lambda values, _: paired_difference(values > 0, values < 0, seed=0),
+}
 
 
 METRICS: dict[str, Metric] = {}  # as their columns stand
@@ -229,46 +224,43 @@ def measure(sample: Sample) -> dict[str, Measured]:
 
 
 def pack(values: ArrayLike) -> str:
-    """Return (n,) bool as a hex bitmap, first image in the highest bit; other numbers as base64 of half floats.
-
-    Half floats, little-endian, keep 3 digits.
-
-    Raises:
-        ValueError: not (n,), or a number that isn't finite as such.
-    """
+    """Return (n,) bool as a hex bitmap, first image in the highest bit; other numbers as base64 of "<f2", 3 digits."""
     numbers = np.asarray(values)
     if numbers.ndim != 1:
         raise ValueError(f"values must be (n,), got {numbers.shape}")
     if numbers.dtype == np.bool_:
         return f"bits:{np.packbits(numbers).tobytes().hex()}"
     with np.errstate(over="ignore"):  # infinite then, which is refused
-        halves = numbers.astype("<f2")
-    if not np.isfinite(halves).all():
-        raise ValueError("values must be finite numbers")
+        halves = _finite(numbers.astype("<f2"))
     return f"half:{base64.b64encode(halves.tobytes()).decode()}"
 
 
 def unpack(packed: str, count: int) -> NDArray[Any]:
-    """Return (count,) bool or float64.
-
-    Raises:
-        ValueError: not packed by `pack`, not of that many images, or a number that isn't finite.
-    """
+    """Return (count,) bool or float64; ValueError for what `pack` didn't make of that many images."""
     kind, _, text = packed.partition(":")
     if kind == "bits":
-        flags = np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8)).astype(np.bool_)
-        if len(flags) != 8 * math.ceil(count / 8) or flags[count:].any():
-            raise ValueError(f"values of {len(flags) // 8} bytes are not of {count} images")
-        return flags[:count]
-    if kind != "half":
+        raw = bytes.fromhex(text)
+        flags = np.unpackbits(np.frombuffer(raw, dtype=np.uint8)).astype(np.bool_)
+        if len(raw) == math.ceil(count / 8) and not flags[count:].any():
+            return flags[:count]
+    elif kind == "half":
+        raw = base64.b64decode(text, validate=True)
+        if len(raw) == 2 * count:
+            return _finite(np.frombuffer(raw, dtype="<f2").astype(np.float64))
+    else:
         raise ValueError(f"values must begin with 'bits:' or 'half:', got {packed[:8]!r}")
-    raw = base64.b64decode(text, validate=True)
-    if len(raw) != 2 * count:
-        raise ValueError(f"values of {len(raw)} bytes are not of {count} images")
-    numbers = np.frombuffer(raw, dtype="<f2").astype(np.float64)
+    raise ValueError(f"values of {len(raw)} bytes are not of {count} images")
+
+
+def _finite(numbers: NDArray[Any]) -> NDArray[Any]:
     if not np.isfinite(numbers).all():
         raise ValueError("values must be finite numbers")
     return numbers
+
+
+SHARE: dict[str, Any] = {"form": ".1%", "unit": "fraction", "least": 0, "most": 1, "better": "higher"}
+DIFFERENCE: dict[str, Any] = SHARE | {"form": "+.1%", "least": -1, "bound": "", "stored": False}
+RANKING: dict[str, Any] = {"better": "higher", "bound": "", "stored": False}  # of the patches, beside the golden one
 
 
 def _declare_recalls() -> None:
@@ -285,14 +277,9 @@ def _declare_recalls() -> None:
     for k in RECALL_AT:
         for found, way in (("image", "Text → image"), ("text", "Image → text")):
             name = f"recall_{found}_{k}"
-            metric(
-                name, heading=f"{way} R@{k}, %", form=".1%", unit="fraction", least=0, most=1, better="higher",
-                bound="flips", change="+.1%",
-            )(functools.partial(recall, name))  # fmt: skip
-            metric(
-                f"{name}_diff", heading=f"{way} R@{k} to dense", form="+.1%", unit="fraction", least=-1, most=1,
-                better="higher", bound="", stored=False,
-            )(functools.partial(difference, name))  # fmt: skip
+            declare = metric(name, heading=f"{way} R@{k}, %", bound="flips", change="+.1%", **SHARE)
+            declare(functools.partial(recall, name))
+            metric(f"{name}_diff", heading=f"{way} R@{k} to dense", **DIFFERENCE)(functools.partial(difference, name))
 
 
 _declare_recalls()
@@ -307,11 +294,10 @@ def _cosine_distance(sample: Sample) -> Found:
 
 
 @metric(
-    "dense_agreement", heading="Dense's answer, %", form=".1%", unit="fraction", least=0, most=1, better="higher",
-    bound="flips", change="+.1%", fidelity="same class as dense, %",
+    "dense_agreement", heading="Dense's answer, %", **SHARE, bound="flips", change="+.1%",
+    fidelity="same class as dense, %",
 )  # fmt: skip
 def _dense_agreement(sample: Sample) -> Found:
-    """Compare answers, right or wrong."""
     return None if sample.dense is None or sample.predicted is None else sample.predicted == sample.dense.predicted
 
 
@@ -328,8 +314,8 @@ def _kl_to_dense(sample: Sample) -> Found:
 
 
 @metric(
-    "neighbour_overlap", heading="Neighbours@10, %", form=".1%", unit="fraction", least=0, most=1, better="higher",
-    bound="divergence", change="+.1%", fidelity="dense's 10 nearest images found, %",
+    "neighbour_overlap", heading="Neighbours@10, %", **SHARE, bound="divergence", change="+.1%",
+    fidelity="dense's 10 nearest images found, %",
 )  # fmt: skip
 def _neighbour_overlap(sample: Sample) -> Found:
     """Find with a row's own features the images that are nearest by dense ones."""
@@ -338,18 +324,12 @@ def _neighbour_overlap(sample: Sample) -> Found:
     return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
 
 
-@metric(
-    "top1", heading="Top-1, %", form=".1%", unit="fraction", least=0, most=1, better="higher", bound="",
-    interval="wilson", quality=("Accuracy", "more accurate"),
-)  # fmt: skip
+@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", quality=("Accuracy", "more accurate"))
 def _top1(sample: Sample) -> Found:
     return sample.hits
 
 
-@metric(
-    "diff_to_dense", heading="To dense", form="+.1%", unit="fraction", least=-1, most=1, better="higher", bound="",
-    interval="paired", stored=False,
-)  # fmt: skip
+@metric("diff_to_dense", heading="To dense", **DIFFERENCE, interval="paired")
 def _diff_to_dense(sample: Sample) -> Found:
     if sample.dense is None or sample.hits is None or sample.dense.hits is None:
         return None
@@ -363,61 +343,41 @@ def _margin(sample: Sample) -> Found:
     return margin(sample.features, sample.classifier, sample.labels)
 
 
-@metric("gflops", heading="GFLOPs", least=0, better="lower")
-def _gflops(sample: Sample) -> Found:
-    """Count 1e9 multiply-adds per image."""
-    return sample.costs.get("gflops")
+def _declare_cost(name: str, **facts: Any) -> None:
+    metric(name, least=0, better="lower", **facts)(lambda sample: sample.costs.get(name))
 
 
-@metric("activations", unit="per_image", least=0, better="lower")
-def _activations(sample: Sample) -> Found:
-    """Count elements that products give per image."""
-    return sample.costs.get("activations")
+_declare_cost("gflops", heading="GFLOPs")  # 1e9 multiply-adds per image
+_declare_cost("activations", unit="per_image")  # elements that products give
+_declare_cost("params", unit="count")
 
 
-@metric("params", unit="count", least=0, better="lower")
-def _params(sample: Sample) -> Found:
-    return sample.costs.get("params")
-
-
-@metric(
-    "tau", heading="Kendall τ", form="+.2f", least=-1, most=1, better="higher", bound="tau", change="+.3f",
-    stored=False,
-)  # fmt: skip
+@metric("tau", heading="Kendall τ", form="+.2f", least=-1, most=1, change="+.3f", **RANKING | {"bound": "tau"})
 def _tau(sample: Sample) -> Found:
-    """Compare a row's ranking of the patches with the golden one, as those that follow do."""
     return sample.taus
 
 
-@metric("weighted_tau", heading="Weighted τ", form="+.2f", least=-1, most=1, better="higher", bound="", stored=False)
+@metric("weighted_tau", heading="Weighted τ", form="+.2f", least=-1, most=1, **RANKING)
 def _weighted_tau(sample: Sample) -> Found:
     return None if sample.taus is None else sample.ranked(agreement.weighted_tau)
 
 
-@metric(
-    "match_at_k", heading="Match at k (chance), %", form=".1%", unit="fraction", least=0, most=1, better="higher",
-    bound="", stored=False,
-)  # fmt: skip
+@metric("match_at_k", heading="Match at k (chance), %", **SHARE | RANKING)
 def _match_at_k(sample: Sample) -> Found:
     """Share golden's k best patches, k being as many as the row keeps."""
     if sample.taus is None:
         return None
     k, cells = sample.border
-    values = sample.ranked(lambda truth, scores: agreement.match_at_k(truth, scores, k))
-    return None if values is None else PerImage(values, agreement.match_chance(k, cells), k)
+    return PerImage(sample.ranked(functools.partial(agreement.match_at_k, k=k)), agreement.match_chance(k, cells), k)
 
 
-@metric(
-    "border_overlap", heading="Border overlap (chance), %", form=".1%", unit="fraction", least=0, most=1,
-    better="higher", bound="", stored=False,
-)  # fmt: skip
+@metric("border_overlap", heading="Border overlap (chance), %", **SHARE | RANKING)
 def _border_overlap(sample: Sample) -> Found:
     """Share golden's side of the border; where nothing goes there is none."""
-    if sample.taus is None:
+    if sample.taus is None or sample.border[0] == sample.border[1]:
         return None
     k, cells = sample.border
-    values = sample.ranked(lambda truth, scores: agreement.border_overlap(truth, scores, k)) if k < cells else None
-    return None if values is None else PerImage(values, agreement.border_chance(k, cells))
+    return PerImage(sample.ranked(functools.partial(agreement.border_overlap, k=k)), agreement.border_chance(k, cells))
 
 
 @metric("final_tokens", heading="Final tokens", form="", least=0)
@@ -425,13 +385,17 @@ def _final_tokens(sample: Sample) -> Found:
     return sample.final_tokens
 
 
+def _require_finite(features: Tensor) -> None:
+    if not features.isfinite().all():
+        raise ValueError(OVERFLOW)
+
+
 def predicted(features: Tensor, classifier: Tensor) -> NDArray[np.int64]:
     """Return the best class of each image, (n,), by features (n, D) and a classifier (classes, D).
 
     Rows of NaN are classes that can't win. Raises ValueError for features that aren't finite.
     """
-    if not features.isfinite().all():
-        raise ValueError(OVERFLOW)
+    _require_finite(features)
     logits = (features @ classifier.T).nan_to_num(nan=-torch.inf)
     return np.asarray(logits.argmax(dim=1).numpy())
 
@@ -518,13 +482,12 @@ def found_after(queries: Tensor, gallery: Tensor, pairs: NDArray[np.int64]) -> N
 
 
 def recalls(features: Tensor, captions: Captions) -> dict[str, NDArray[Any]]:
-    """Return the fields ``recall_*`` of each image, (n,), by unit image features (n, D).
+    """Return the metrics ``recall_*`` of each image, (n,), by unit image features (n, D).
 
     ``recall_text_K`` tells whether a text of the image is among the K nearest of all texts; ``recall_image_K`` is the
     share of its texts for which it, or another image of theirs, is among the K nearest images.
     """
-    if not features.isfinite().all():
-        raise ValueError(OVERFLOW)
+    _require_finite(features)
     images, texts = captions.pairs.T
     by_image = found_after(features, captions.features, captions.pairs)
     by_text = found_after(captions.features, features, np.ascontiguousarray(captions.pairs[:, ::-1]))[texts]

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,6 @@ RECORDS = "records.jsonl"  # in the folder of a run
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
 _NAMED = 3  # owners named of each value that differs
 
-T = TypeVar("T")
-
 Role = Literal["run", "setting", "condition", "measurement"]
 
 
@@ -45,10 +43,7 @@ class Field:
     unit: str = ""  # suffix of its column in CSV, where the field's name doesn't say it
 
 
-RUN = Field(role="run")
-SETTING = Field(role="setting")
-CONDITION = Field(role="condition")
-MEASURED = Field()
+RUN, SETTING, CONDITION, MEASURED = Field(role="run"), Field(role="setting"), Field(role="condition"), Field()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +85,15 @@ class Record:
     git_commit: Annotated[str | None, RUN] = None
     model: Annotated[str, SETTING]  # timm id, such as clip_vit_s14_patchrank60
     method: Annotated[str, SETTING]  # "dense", "patchrank", "golden" and so on
-    # Share of the patch tokens left at the end, in (0, 1].
-    keep: Annotated[float, Field(role="setting", unit="fraction")]
+    keep: Annotated[float, Field(role="setting", unit="fraction")]  # of the patch tokens left at the end, in (0, 1]
     method_config: Annotated[dict[str, Any], SETTING]  # JSON values
     tag: Annotated[str, CONDITION]  # of the timm weights
-    # Of the image tower that all methods share, a predictor not included.
-    weights_sha256: Annotated[str, CONDITION]
+    weights_sha256: Annotated[str, CONDITION]  # of the image tower that all methods share, without a predictor
     dataset: Annotated[str, CONDITION]
     dataset_revision: Annotated[str, CONDITION]  # hash of the shipped files, or of the split file
     split: Annotated[str, CONDITION]
-    # Labelled training images per class; 0: by text.
-    shots: Annotated[int, Field(role="condition", unit="per_class")]
-    # What was learned from them, of plan.TUNINGS; None at 0 shots.
-    tuning: Annotated[str | None, CONDITION] = None
+    shots: Annotated[int, Field(role="condition", unit="per_class")]  # labelled training images; 0: by text
+    tuning: Annotated[str | None, CONDITION] = None  # learned from them, of TUNINGS; None at 0 shots
     prompt_tokens: Annotated[int | None, CONDITION] = None  # learned, where the tuning has some
     seed: Annotated[int, CONDITION]  # of the choice of shots and of what is learned from them
     image_count: Annotated[int, CONDITION]
@@ -110,19 +101,16 @@ class Record:
     classes_judged: Annotated[tuple[int, ...] | None, Field(role="condition", unit="classes")] = None
     images_sha256: Annotated[str | None, CONDITION] = None  # of ids in order: `images_digest`
     image_groups: Annotated[str | None, MEASURED] = None  # number of each image's group; None where each is its own
-    # Height and width in pixels, as the tower sees them.
-    image_size: Annotated[tuple[int, ...] | None, Field(role="condition", unit="pixels")] = None
+    image_size: Annotated[tuple[int, ...] | None, Field(role="condition", unit="pixels")] = None  # height and width
     # Distinct captions of the images, by which images are retrieved and the other way round; None without.
     caption_count: Annotated[int | None, Field(role="condition", unit="captions")] = None
     metrics: Annotated[dict[str, Measured], MEASURED] = field(default_factory=dict)  # by name, of `metrics.METRICS`
-    # Mean feature of all images in a few directions, see `evaluate.feature_probe`.
-    feature_probe: Annotated[tuple[float, ...] | None, MEASURED] = None
+    feature_probe: Annotated[tuple[float, ...] | None, MEASURED] = None  # see `evaluate.feature_probe`
     uncounted_operators: Annotated[tuple[str, ...] | None, MEASURED] = None  # missing from gflops
     tokens_per_block: Annotated[tuple[int, ...] | None, MEASURED] = None  # prefix tokens, too
     latency: Annotated[tuple[Times, ...], MEASURED] = ()  # one entry per batch size
     golden_images: Annotated[int | None, MEASURED] = None  # images behind the agreement
-    # Golden images without a tau, as all patches scored alike.
-    tau_undefined: Annotated[int | None, Field(unit="images")] = None
+    tau_undefined: Annotated[int | None, Field(unit="images")] = None  # without a tau, as all patches scored alike
     device: Annotated[str, CONDITION]
     device_name: Annotated[str, CONDITION]
     dtype: Annotated[str, CONDITION]
@@ -131,15 +119,18 @@ class Record:
     timm: Annotated[str, CONDITION]
 
     def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {self.schema_version}")
-        if datetime.fromisoformat(self.created).utcoffset() != UTC.utcoffset(None):
-            raise ValueError(f"created must be UTC in ISO 8601, got {self.created!r}")
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"keep must lie in (0, 1], got {self.keep}")
-        self._check_tuning()
-        if self.images_sha256 is not None and not SHA256.fullmatch(self.images_sha256):
-            raise ValueError(f"images_sha256 must be 64 hex digits, got {self.images_sha256!r}")
+        known = self.tuning is None or self.tuning in TUNINGS
+        for name, valid, bounds in (
+            ("schema_version", self.schema_version == SCHEMA_VERSION, f"be {SCHEMA_VERSION}"),
+            ("created", _is_utc(self.created), "be UTC in ISO 8601"),
+            ("keep", 0 < self.keep <= 1, "lie in (0, 1]"),
+            ("tuning", (self.tuning is None) == (self.shots == 0), "be None at 0 shots and only there"),
+            ("tuning", known, "" if known else f"be one: {expected(str(self.tuning), TUNINGS)}"),
+            ("prompt_tokens", (self.prompt_tokens is None) != (self.tuning in PROMPTS), f"suit tuning {self.tuning!r}"),
+            ("images_sha256", SHA256.fullmatch(self.images_sha256 or "0" * 64), "be 64 hex digits"),
+        ):
+            if not valid:
+                raise ValueError(f"{name} must {bounds}, got {getattr(self, name)!r}")
         for name, measured in self.metrics.items():
             self._check_metric(name, measured)
         if self.image_groups is not None:
@@ -155,14 +146,6 @@ class Record:
         mean = None if values is None else values.mean() if self.image_count else math.nan
         if mean is None or not math.isclose(mean, measured.mean, abs_tol=1e-6):
             raise ValueError(f"{name} is {measured.mean}, but its values say {mean}")
-
-    def _check_tuning(self) -> None:
-        if (self.tuning is None) != (self.shots == 0):
-            raise ValueError(f"tuning must be None at 0 shots and only there, got {self.tuning!r}")
-        if self.tuning not in (None, *TUNINGS):
-            raise ValueError(f"tuning {self.tuning!r}: {expected(str(self.tuning), TUNINGS)}")
-        if (self.prompt_tokens is None) != (self.tuning not in PROMPTS):
-            raise ValueError(f"prompt_tokens of tuning {self.tuning!r} is {self.prompt_tokens!r}")
 
     @property
     def recovered(self) -> bool:
@@ -206,21 +189,15 @@ class Record:
         return self.metrics[name].per_image(self.image_count) if name in self.metrics else None
 
 
+def _is_utc(text: str) -> bool:
+    return datetime.fromisoformat(text).utcoffset() == UTC.utcoffset(None)
+
+
 @functools.cache
 def declared(kind: type) -> dict[str, Field]:
-    """Return what the fields of `Record` are, by name and in order.
-
-    Raises:
-        TypeError: a field doesn't say what it is.
-    """
+    """Return what the fields of `Record` are, by name and in order."""
     hints = get_type_hints(kind, include_extras=True)
-    by_name: dict[str, Field] = {}
-    for name in (each.name for each in fields(kind)):
-        own = next((own for own in get_args(hints[name])[1:] if isinstance(own, Field)), None)
-        if own is None:
-            raise TypeError(f"{kind.__name__}.{name} must be Annotated with a Field")
-        by_name[name] = own
-    return by_name
+    return {each.name: get_args(hints[each.name])[1] for each in fields(kind)}
 
 
 def names_of(kind: type, *roles: Role) -> tuple[str, ...]:
@@ -242,23 +219,28 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Append records as JSON lines, all or none, whoever else appends to the file meanwhile.
-
-    Raises:
-        ValueError: as `record_lines`; nothing is written.
-        OSError: the file can't be written; nothing is added to it.
-    """
-    append_lines(Path(path), record_lines(records))
+def record_values(record: Record) -> dict[str, Any]:
+    """Return what a line of JSON says; a metric has only what was measured of it."""
+    values = asdict(record)
+    values["metrics"] = {n: {key: v for key, v in own.items() if v is not None} for n, own in values["metrics"].items()}
+    return values
 
 
 def record_lines(records: Iterable[Record]) -> bytes:
-    """Return records as JSON lines, which `read_records` takes.
+    """Return records as JSON lines, which `read_records` takes; ValueError for what it wouldn't."""
+    lines = []
+    for record in records:
+        try:
+            lines.append(json.dumps(record_values(record), allow_nan=False))
+            _read_record(lines[-1])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{record.model}: {error}") from error
+    return "".join(f"{line}\n" for line in lines).encode()
 
-    Raises:
-        ValueError: a value is no JSON (NaN included) or not of its field's type.
-    """
-    return "".join(_line(record) for record in records).encode()
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Append records as JSON lines, all or none, whoever else appends to the file meanwhile."""
+    append_lines(Path(path), record_lines(records))
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -271,6 +253,30 @@ def read_records(path: str | Path) -> list[Record]:
     return parse_lines(Path(path), _read_record)
 
 
+def _read_record(line: str | bytes) -> Record:
+    values = strict_json(line)
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
+    own = from_json(dict[str, Any], values.pop("metrics", None), "metrics")
+    metrics = {name: _read_metric(name, facts) for name, facts in own.items()}
+    record: Record = from_json(Record, values, "record", complete=True, metrics=metrics)
+    return record
+
+
+def _read_metric(name: str, facts: Any) -> Measured:
+    try:
+        measured: Measured = from_json(Measured, facts, "it")
+        return measured
+    except ValueError as error:
+        raise ValueError(f"metric {name!r}: {error}") from error
+
+
+def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
+    """Return the records that a command wrote before, none if ``fresh``; it goes on from a torn last line, dropped."""
+    return read_records(path) if can_resume(path, progress.say, fresh=fresh) else []
+
+
 def read_run(path: Path) -> list[Record]:
     """Read a run: a file of records, or the folder of one.
 
@@ -281,48 +287,11 @@ def read_run(path: Path) -> list[Record]:
     file = path / RECORDS if path.is_dir() else path
     if not file.is_file():
         what = f"it holds no {RECORDS}" if path.is_dir() else "there is no such file or folder"
-        raise FileNotFoundError(
-            f"run {str(path)!r}: {what}; expected a file of records, or the folder that "
-            "patchrank compare --output wrote"
-        )
+        wanted = "expected a file of records, or the folder that patchrank compare --output wrote"
+        raise FileNotFoundError(f"run {str(path)!r}: {what}; {wanted}")
     if records := read_records(file):
         return records
     raise ValueError(f"run {str(path)!r}: {file.name} holds no records")
-
-
-def conditions(record: Record) -> tuple[object, ...]:
-    """Return the values of `CONDITIONS`: equal in all records of one column."""
-    return tuple(getattr(record, name) for name in CONDITIONS)
-
-
-def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> None:
-    """Do nothing if all records may stand in one column.
-
-    Conditions that are ``varying``, such as the seed of a mean over seeds, may differ.
-
-    Raises:
-        ValueError: names each condition that differs, with its values and the models they are of, and how such records
-            can be seen apart.
-    """
-    names = [name for name in CONDITIONS if name not in varying]
-    owners = ((record.model, {name: getattr(record, name) for name in names}) for record in records)
-    if mixed := differing(owners):
-        raise ValueError(
-            f"records of different {', '.join(mixed)} cannot be compared: {in_words(mixed)}; "
-            "measure them alike with patchrank compare --fresh, or keep each in a file of "
-            "its own and see both by patchrank compare RUN_A RUN_B"
-        )
-
-
-def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
-    """Return the records that a command wrote before, none if it is to measure afresh.
-
-    A torn last line is dropped, so that a command that was killed goes on from there.
-
-    Raises:
-        ValueError: another line is no record.
-    """
-    return read_records(path) if can_resume(path, progress.say, fresh=fresh) else []
 
 
 def fitting(blank: Record, known: Sequence[Record], batches: Sequence[int], *, ranked: bool = False) -> Record | None:
@@ -335,8 +304,7 @@ def fitting(blank: Record, known: Sequence[Record], batches: Sequence[int], *, r
     for record in reversed(known):
         timed = record.method == GOLDEN or {e.batch for e in record.latency} >= set(batches)
         compared = "weighted_tau" in record.metrics or not ranked or record.keep == 1
-        # A tuned row may stand alone; see Bench.judged.
-        alone = record.method == DENSE or record.tuning is not None
+        alone = record.method == DENSE or record.tuning is not None  # a tuned row may have no dense one beside it
         near = "cosine_distance" in record.metrics or alone
         if timed and compared and near and measured_alike(record) == same:
             return record
@@ -349,86 +317,25 @@ def measured_alike(record: Record) -> str:
     return json.dumps([getattr(record, name) for name in names], sort_keys=True)
 
 
-def record_values(record: Record) -> dict[str, Any]:
-    """Return what a line of JSON says; a metric has only what was measured of it."""
-    values = asdict(record)
-    values["metrics"] = {n: {key: v for key, v in own.items() if v is not None} for n, own in values["metrics"].items()}
-    return values
+def conditions(record: Record) -> tuple[object, ...]:
+    """Return the values of `CONDITIONS`: equal in all records of one column."""
+    return tuple(getattr(record, name) for name in CONDITIONS)
 
 
-def _line(record: Record) -> str:
-    values = record_values(record)
-    for name, value in (*values.items(), *values["metrics"].items()):
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} of {record.model}: {error}") from error
-    line = json.dumps(values)
-    _read_record(line)
-    return line + "\n"
+def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> None:
+    """Raise ValueError unless all records may stand in one column.
 
-
-def _read_record(line: str | bytes) -> Record:
-    values = strict_json(line)
-    if isinstance(values, dict):
-        version = values.get("schema_version")
-        if type(version) is not int or version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
-        if isinstance(metrics := values.pop("metrics", None), dict):
-            measured = {name: _read_metric(name, own) for name, own in metrics.items()}
-            made: Record = from_json(Record, values, "record", complete=True, metrics=measured)
-            return made
-        if metrics is not None:
-            raise ValueError(f"metrics must be an object, got {metrics!r}")
-    record: Record = from_json(Record, values, "record", complete=True)
-    return record
-
-
-def _read_metric(name: str, facts: Any) -> Measured:
-    try:
-        measured: Measured = from_json(Measured, facts, "it")
-        return measured
-    except ValueError as error:
-        raise ValueError(f"metric {name!r}: {error}") from error
-
-
-def images_digest(image_ids: Iterable[str]) -> str:
-    """Return the SHA-256 of ids in their order, in hex: the same for the same images only.
-
-    Each id is preceded by its length in bytes, so that no two lists read alike.
+    Conditions that are ``varying``, such as the seed of a mean over seeds, may differ. The error names each other one
+    that differs, with its values and the models they are of, and how such records can be seen apart.
     """
-    digest = hashlib.sha256()
-    for image_id in image_ids:
-        name = image_id.encode()
-        digest.update(b"%d:%s" % (len(name), name))
-    return digest.hexdigest()
-
-
-def pack_groups(names: Sequence[str]) -> str | None:
-    """Return base64 of little-endian numbers of each image's group; None if none has two images.
-
-    Numbers take 1, 2 or 4 bytes, as few as hold them all: every record of a dataset has them.
-    """
-    numbers = np.unique(names, return_inverse=True)[1]
-    if not numbers.size or numbers.max() == numbers.size - 1:
-        return None
-    width = np.min_scalar_type(numbers.max()).itemsize
-    return base64.b64encode(numbers.astype(f"<u{width}").tobytes()).decode()
-
-
-def unpack_groups(packed: str, image_count: int) -> NDArray[np.int64]:
-    """Return (image_count,) numbers, every one from 0 to the largest.
-
-    Raises:
-        ValueError: no base64, not of that many images, or a number is left out.
-    """
-    raw = base64.b64decode(packed, validate=True)
-    width, rest = divmod(len(raw), max(image_count, 1))
-    if width in (1, 2, 4) and not rest:
-        numbers = np.frombuffer(raw, dtype=f"<u{width}").astype(np.int64)
-        if len(np.unique(numbers)) == numbers.max() + 1:
-            return numbers
-    raise ValueError(f"image_groups of {len(raw)} bytes isn't of {image_count} images")
+    names = [name for name in CONDITIONS if name not in varying]
+    owners = ((record.model, {name: getattr(record, name) for name in names}) for record in records)
+    if mixed := differing(owners):
+        raise ValueError(
+            f"records of different {', '.join(mixed)} cannot be compared: {in_words(mixed)}; "
+            "measure them alike with patchrank compare --fresh, or keep each in a file of "
+            "its own and see both by patchrank compare RUN_A RUN_B"
+        )
 
 
 def differing(owners: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[Any, list[str]]]:
@@ -456,3 +363,32 @@ def in_words(differences: Mapping[str, Mapping[Any, list[str]]]) -> str:
         f"{name} {' and '.join(f'{v!r} ({some(owners)})' for v, owners in values.items())}"
         for name, values in differences.items()
     )
+
+
+def images_digest(image_ids: Iterable[str]) -> str:
+    """Return the SHA-256 of ids in their order, in hex; each is preceded by its length, so that no two lists agree."""
+    names = [image_id.encode() for image_id in image_ids]
+    return hashlib.sha256(b"".join(b"%d:%s" % (len(name), name) for name in names)).hexdigest()
+
+
+def pack_groups(names: Sequence[str]) -> str | None:
+    """Return base64 of little-endian numbers of each image's group; None if none has two images.
+
+    Numbers take 1, 2 or 4 bytes, as few as hold them all: every record of a dataset has them.
+    """
+    numbers = np.unique(names, return_inverse=True)[1]
+    if not numbers.size or numbers.max() == numbers.size - 1:
+        return None
+    width = np.min_scalar_type(numbers.max()).itemsize
+    return base64.b64encode(numbers.astype(f"<u{width}").tobytes()).decode()
+
+
+def unpack_groups(packed: str, image_count: int) -> NDArray[np.int64]:
+    """Return (image_count,) numbers, every one from 0 to the largest; ValueError for what `pack_groups` didn't make."""
+    raw = base64.b64decode(packed, validate=True)
+    width, rest = divmod(len(raw), max(image_count, 1))
+    if width in (1, 2, 4) and not rest:
+        numbers = np.frombuffer(raw, dtype=f"<u{width}").astype(np.int64)
+        if len(np.unique(numbers)) == numbers.max() + 1:
+            return numbers
+    raise ValueError(f"image_groups of {len(raw)} bytes isn't of {image_count} images")

@@ -1,4 +1,4 @@
-"""One timed model, its JSON line, and when a line of an earlier run may be used again."""
+"""One timed model, its JSON line, when a line of an earlier run may be used again, and the table of such lines."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from harness.base.lines import append_lines, can_resume, parse_lines
-from harness.base.table import FORMS, NOT_MEASURED, UNMEASURED, Cell, Column, Part, Table, figure
+from harness.base.table import FORMS, NOT_MEASURED, UNMEASURED, Cell, Column, Table, figure
 from harness.base.terminal import Progress
 from harness.records.conditions import DENSE, device_name
 from harness.records.record import Times
@@ -22,9 +22,17 @@ from harness.records.statistics import Interval, median_interval
 from zoo.core.files import from_json, strict_json
 
 EAGER = "eager"  # the way of a model as it is
-FASTER, SLOWER, OPEN = "faster", "slower", "not shown"
-VERDICTS = (FASTER, SLOWER, OPEN)  # the ratio's interval lies below 1, above it, includes it
+FASTER, SLOWER, OPEN = "faster", "slower", "not shown"  # the ratio's interval lies below 1, above it, includes it
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+LATENCIES = "latency.jsonl"  # file of a run's records
+SCHEMA_VERSION = 2
+OWN, EAGER_FLOAT32 = "the dense model", "the dense model in eager float32"  # what ratios are to
+CONDITIONS = (
+    "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",
+    "random_weights", "image_size", "device", "dtype", "way", "batch", "threads", "stopwatch",
+    "reference", "machine",
+)  # fmt: skip
+LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +49,7 @@ class Timing:
         return Interval(float(median), float(first), float(third))
 
     def ratio_to(self, reference: Self) -> Interval:
-        """Return the median over rounds of this time by the reference's time in the same round.
-
-        The interval lies between order statistics; see `statistics.median_interval` for what fewer than 6 rounds can
-        promise.
+        """Return the median over rounds of this time by the reference's in the same round, see `median_interval`.
 
         Raises:
             ValueError: The two were not timed together (rounds or batch differ).
@@ -58,10 +63,9 @@ class Timing:
     def latency(self, dense: Self | None = None) -> Times:
         """Summarise the samples as records do; ``dense`` is of the same rounds, if there is one."""
         median, first, third = self.spread_ms
-        ratio = (None, None, None) if dense is None else self.ratio_to(dense)
         times: dict[str, Any] = {"median_ms": median, "q1_ms": first, "q3_ms": third}
-        names = ("ratio_to_dense", "ratio_low", "ratio_high")
-        times |= dict(zip(names, ratio, strict=True))
+        if dense is not None:
+            times |= zip(("ratio_to_dense", "ratio_low", "ratio_high"), self.ratio_to(dense), strict=True)
         return Times(batch=self.batch, images_per_s=1000 * self.batch / median, **times)
 
 
@@ -73,7 +77,7 @@ class Machine:
     platform: str
     cores: int  # that this process may use
     interop_threads: int  # of torch
-    governor: str | None = None  # of the CPU's clock
+    governor: str | None = None  # of the CPU's clock; a virtual machine has none
     cpu_capability: str  # widest vector instructions that torch uses
     mkldnn: bool  # oneDNN is there and on
     cuda: str | None = None
@@ -93,7 +97,6 @@ class Machine:
             platform=platform.platform(),
             cores=cores(),
             interop_threads=torch.get_num_interop_threads(),
-            # A virtual machine has none.
             governor=GOVERNOR.read_text("utf-8").strip() if GOVERNOR.is_file() else None,
             cpu_capability=torch.backends.cpu.get_cpu_capability(),
             mkldnn=torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled),
@@ -116,7 +119,7 @@ class Surroundings:
 
 
 def verdict(ratio: Interval) -> str:
-    """Return what a ratio of times shows, of `VERDICTS`."""
+    """Return what a ratio of times shows: `FASTER`, `SLOWER` or `OPEN`."""
     return FASTER if ratio.high < 1 else SLOWER if ratio.low > 1 else OPEN
 
 
@@ -124,17 +127,6 @@ def cores() -> int:
     """Return how many CPUs this process may use."""
     affinity = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
-
-
-LATENCIES = "latency.jsonl"  # file of a run's records
-SCHEMA_VERSION = 2
-OWN, EAGER_FLOAT32 = "the dense model", "the dense model in eager float32"  # what ratios are to
-CONDITIONS = (
-    "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",
-    "random_weights", "image_size", "device", "dtype", "way", "batch", "threads", "stopwatch",
-    "reference", "machine",
-)  # fmt: skip
-LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +156,7 @@ class LatencyRecord:
     failed: str | None = None  # why there are no times
     samples_ms: tuple[float, ...] = ()  # of whole calls; those of a cell share rounds
     times: Times | None = None  # of the samples, as records of accuracy have them
-    verdict: str | None = None  # of VERDICTS; None for the dense model
+    verdict: str | None = None  # see `verdict`; None for the dense model
     warnings: tuple[str, ...] = ()
     gflops: float  # 1e9 multiply-adds per image
     uncounted_operators: tuple[str, ...] = ()  # whose cost is unknown and missing from it
@@ -199,8 +191,8 @@ class LatencyRecord:
 def time_fields(timing: Timing, dense: Timing | None, saved: float | None) -> dict[str, Any]:
     """Return the fields of a record that follow from timed calls.
 
-    ``dense`` is None for the dense model and where that has no time; ``saved`` is the share of its
-    multiply-adds that isn't done.
+    ``dense`` is None for the dense model and where that has no time; ``saved`` is the share of its multiply-adds that
+    isn't done.
     """
     fields: dict[str, Any] = {"samples_ms": timing.samples_ms, "times": timing.latency(dense)}
     if dense is None:
@@ -212,37 +204,18 @@ def time_fields(timing: Timing, dense: Timing | None, saved: float | None) -> di
 
 
 def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:
-    """Append records as JSON lines, all or none.
-
-    Raises:
-        ValueError: a value is no JSON (NaN included).
-        OSError: the file can't be written to.
-    """
+    """Append records as JSON lines, all or none; ValueError for what is no JSON (NaN included)."""
     lines = [json.dumps(asdict(record), allow_nan=False) + "\n" for record in records]
     append_lines(path, "".join(lines).encode())
 
 
 def read_latencies(path: Path) -> list[LatencyRecord]:
-    """Read JSON lines, in file order.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: names the file, the line and what is wrong with it, or the last line is torn.
-    """
-
-    def record(line: bytes) -> LatencyRecord:
-        value: LatencyRecord = from_json(LatencyRecord, strict_json(line), "record", complete=True)
-        return value
-
-    return parse_lines(path, record)
+    """Read JSON lines, in file order; ValueError names file, line and what is wrong, or that the last line is torn."""
+    return parse_lines(path, lambda line: from_json(LatencyRecord, strict_json(line), "record", complete=True))
 
 
 def earlier_times(path: Path, progress: Progress, *, fresh: bool) -> list[LatencyRecord]:
-    """Return what an earlier run wrote, none if ``fresh``; drop a torn last line.
-
-    Raises:
-        ValueError: another line is no record.
-    """
+    """Return what an earlier run wrote, none if ``fresh``; it goes on from a torn last line, which is dropped."""
     return read_latencies(path) if can_resume(path, progress.say, fresh=fresh) else []
 
 
@@ -258,10 +231,9 @@ def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -
 DETAILS = ("tokens", "GFLOPs", "images/s", "saved", "of time", "MiB", "first, s", "off")
 WORDS = ("model", "runtime", "precision", "verdict")  # columns of them
 CAPTION = (
-    "median [quartiles] of whole calls; ratio: to the time of the dense model in the same round, median "
-    "[95 % interval]; saved: share of the dense model's multiply-adds that isn't done, and of its "
-    "time; arrived: the second by the first; MiB: weights + the most that a call holds beside them "
-    "and images; !: see the warnings below"
+    "median [quartiles] of whole calls; ratio: to the time of {reference} in the same round, median [95 % interval]; "
+    "saved: share of the dense model's multiply-adds that isn't done, and of its time; arrived: the second by the "
+    "first; MiB: weights + the most that a call holds beside them and images; !: see the warnings below"
 )
 PREPARED = (
     "; first: preparing, compiling and the first call; off: largest difference of features from "
@@ -270,9 +242,9 @@ PREPARED = (
 
 
 def latency_table(rows: Sequence[LatencyRecord]) -> Table:
-    """Lay out records of one title, those of a batch together, with what makes them doubtful."""
-    columns = columns_of(rows)
-    caption = CAPTION.replace(OWN, rows[0].reference, 1)
+    """Lay out records of one title, those of a batch together, with what makes them doubtful as notes."""
+    columns = _columns(rows)
+    caption = CAPTION.format(reference=rows[0].reference)
     return Table(
         title=table_of(rows[0]),
         caption=caption + (PREPARED if "off" in columns else ""),
@@ -280,32 +252,11 @@ def latency_table(rows: Sequence[LatencyRecord]) -> Table:
         rows=[[cell(row) for cell in columns.values()] for row in rows],
         models=[row.model for row in rows],
         sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if a.batch != b.batch),
-        notes=notes(rows),
+        notes=_notes(rows),
     )
 
 
-def latency_tables(records: Sequence[LatencyRecord]) -> list[Part]:
-    """Return a table per title, each followed by its notes."""
-    parts: list[Part] = []
-    for _, rows in groupby(records, key=table_of):
-        table = latency_table(list(rows))
-        parts += [table, *table.notes]
-    return parts
-
-
-def latency_markdown(records: Sequence[LatencyRecord]) -> str:
-    """Return the same tables as Markdown."""
-    lines = ["# Latency", "", f"{CAPTION[0].upper()}{CAPTION[1:]}{PREPARED}.", ""]
-    for _, rows in groupby(records, key=table_of):
-        table = latency_table(list(rows))
-        rule = ["---" if column.left else "---:" for column in table.columns]
-        cells = (table.heads, rule, *table.rows)
-        lines += [f"## {table.title}", "", *(f"| {' | '.join(line)} |" for line in cells)]
-        lines += ["", *(f"- {note}" for note in table.notes), ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def notes(rows: Sequence[LatencyRecord]) -> list[str]:
+def _notes(rows: Sequence[LatencyRecord]) -> list[str]:
     """Return what failed, what to be wary of, and what can't be concluded."""
     lines = []
     for batch, group in groupby(rows, key=lambda row: row.batch):
@@ -341,11 +292,19 @@ def short_name(row: LatencyRecord) -> str:
     return name if row.reference == OWN else f"{name} ({row.way}, {row.dtype})"
 
 
-def columns_of(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyRecord], Cell]]:
+def _columns(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyRecord], Cell]]:
     """Return what fills the columns of a table, by heading."""
-    columns: dict[str, Callable[[LatencyRecord], Cell]] = {
-        "batch": lambda row: figure(row.batch, "d"),
-        "model": lambda row: Cell(short_name(row), short_name(row)),
+    several = any(row.reference != OWN for row in rows)  # ways and precisions in one table
+    columns: dict[str, Callable[[LatencyRecord], Cell]] = {"batch": lambda row: figure(row.batch, "d")}
+    if several:
+        columns |= {
+            "model": lambda row: Cell(short_name(replace(row, reference=OWN)), row.model),
+            "runtime": lambda row: Cell(row.way, row.way),
+            "precision": lambda row: Cell(row.dtype, row.dtype),
+        }
+    else:
+        columns["model"] = lambda row: Cell(short_name(row), short_name(row))
+    columns |= {
         "tokens": lambda row: figure(row.final_tokens, "d"),
         "GFLOPs": lambda row: figure(row.gflops, ".2f"),
         "ms": _time,
@@ -354,22 +313,15 @@ def columns_of(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyReco
         "verdict": _verdict,
         "saved": lambda row: figure(row.saved_gflops, ".0%", " %"),
         "of time": lambda row: figure(row.saved_time, ".0%", " %"),
-        "arrived": lambda row: figure(row.arrived, ".0%", " %"),
-        "MiB": lambda row: Cell(f"{figure(row.weights_mib, '.0f')} + {figure(row.peak_mib, '.1f')}", row.peak_mib),
     }
+    if not several:
+        columns |= {
+            "arrived": lambda row: figure(row.arrived, ".0%", " %"),
+            "MiB": lambda row: Cell(f"{figure(row.weights_mib, '.0f')} + {figure(row.peak_mib, '.1f')}", row.peak_mib),
+        }
     if any(row.way != EAGER for row in rows):
         columns["first, s"] = lambda row: figure(row.first_call_s, ".1f")
         columns["off"] = lambda row: figure(row.deviation, ".0e")
-    if any(row.reference != OWN for row in rows):  # several ways and precisions in one table
-        for name in ("model", "arrived", "MiB"):
-            del columns[name]
-        of_runtimes: dict[str, Callable[[LatencyRecord], Cell]] = {
-            "batch": columns.pop("batch"),
-            "model": lambda row: Cell(short_name(replace(row, reference=OWN)), row.model),
-            "runtime": lambda row: Cell(row.way, row.way),
-            "precision": lambda row: Cell(row.dtype, row.dtype),
-        }
-        columns = of_runtimes | columns
     return columns
 
 

@@ -1,7 +1,4 @@
-"""Traces: what rows of `compare` did to single images, as rankings, kept patches and answers; on disk.
-
-A row's traces are one Parquet file that says what it is and proves that it is whole.
-"""
+"""Traces: what rows of `compare` did to single images, a sealed Parquet file each, with small copies of the images."""
 
 import contextlib
 import io
@@ -28,17 +25,9 @@ GONE = STAYED = -1  # of ``token`` and of ``left``
 RANKING = "golden ranking"  # method of the golden ranking itself, which is a row, too
 SIDE = 224  # pixels of a thumbnail's longer side, at most
 QUALITY = 85
-# Of a row's facts those that tell rows apart in a table of all files, ...
-_ROW_COLUMNS = ("dataset", "split", "model", "method", "keep", "shots", "seed")
-# ... those that aren't conditions, and those that thumbnails go by: all rows of a tower share them.
-_OWN = ("model", "method", "keep", "method_config")
-_SHARED = ("dataset", "dataset_revision", "split", "tag", "weights_sha256")
-
-
-def _file_name(words: str, facts: Mapping[str, Any]) -> str:
-    """Return a file's name that tells facts from others; datasets of the user's have any names."""
-    plain = re.sub(r"[^\w.,-]+", "-", words)
-    return f"{plain[:120]}-{digest(facts, length=12)}.parquet"
+_ROW_COLUMNS = ("dataset", "split", "model", "method", "keep", "shots", "seed")  # tell rows of several files apart
+_OWN = ("model", "method", "keep", "method_config")  # no conditions
+_SHARED = ("dataset", "dataset_revision", "split", "tag", "weights_sha256")  # thumbnails are one file for these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,42 +72,35 @@ class Facts:
     @property
     def name(self) -> str:
         """Name of the row's file, another for other facts."""
-        if self.method == RANKING:
-            return self.ranking_name
-        return _file_name(f"{self.dataset}-{self.split}-{self.model}", asdict(self))
+        return self.ranking_name if self.method == RANKING else self.file_name(asdict(self), f"-{self.model}")
 
     @property
     def ranking_name(self) -> str:
         """Name of the golden ranking's file; there is one for the same conditions."""
-        return _file_name(f"{self.dataset}-{self.split}-{RANKING}", self.conditions)
+        return self.file_name(self.conditions, f"-{RANKING}")
+
+    def file_name(self, values: Mapping[str, Any], of: str = "") -> str:
+        """Return a file's name that tells ``values`` from others; datasets of the user's have any names."""
+        plain = re.sub(r"[^\w.,-]+", "-", f"{self.dataset}-{self.split}{of}")
+        return f"{plain[:120]}-{digest(values, length=12)}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RowTraces:
-    """What one row did to n images of N patches.
-
-    Attributes:
-        facts: which row, and under which conditions.
-        grid: (rows, columns) of the patch grid; N = rows * columns.
-        image_ids: n ids, as the dataset gives them.
-        labels: n names of the true class.
-        predicted: n names of the class that the row answers; None for the golden ranking.
-        importance: (n, N) int16, the place of each patch in the row's ranking, **higher = keep**, equal where patches
-            tie; ``UNRANKED`` throughout an image without a ranking.
-        left: (n, N) int16, block at which a patch's own token was dropped or merged into another; ``STAYED`` where it
-            is there at the end.
-        token: (n, N) int16, grid position of the token that a patch is in at the end: its own, or the one that it was
-            merged into; ``GONE`` where it was dropped.
-    """
+    """What one row did to n images of N patches, on a grid of (rows, columns)."""
 
     facts: Facts
     grid: tuple[int, int]
-    image_ids: tuple[str, ...]
-    labels: tuple[str, ...]
-    predicted: tuple[str | None, ...]
+    image_ids: tuple[str, ...]  # n, as the dataset gives them
+    labels: tuple[str, ...]  # n names of the true class
+    predicted: tuple[str | None, ...]  # n names of the class that the row answers; None for the golden ranking
+    # (n, N) the place of each patch in the row's ranking, **higher = keep**, equal where patches tie; ``UNRANKED``
+    # throughout an image without a ranking.
     importance: NDArray[np.int16]
-    left: NDArray[np.int16]
-    token: NDArray[np.int16]
+    left: NDArray[
+        np.int16
+    ]  # (n, N) block at which a patch's own token was dropped or merged; ``STAYED`` if it is there
+    token: NDArray[np.int16]  # (n, N) grid position of the token that a patch is in at the end; ``GONE`` if dropped
 
     def __len__(self) -> int:
         """Count the images."""
@@ -135,33 +117,19 @@ class RowTraces:
         return np.asarray(self.importance[:, 0] != UNRANKED)
 
     @property
-    def kept(self) -> NDArray[np.bool_]:
-        """(n, N) which patches' own tokens are there at the end."""
-        return np.asarray(self.left == STAYED)
-
-    @property
     def correct(self) -> tuple[bool | None, ...]:
         """Per image: was the answer right; None for the golden ranking."""
         pairs = zip(self.predicted, self.labels, strict=True)
         return tuple(None if answer is None else answer == label for answer, label in pairs)
 
     def take(self, image_ids: Sequence[str]) -> Self:
-        """Return the traces of these images alone, in this order.
-
-        Raises:
-            KeyError: an image isn't among them.
-        """
+        """Return the traces of these images alone, in this order."""
         place = {name: i for i, name in enumerate(self.image_ids)}
         at = [place[name] for name in image_ids]
-        return replace(
-            self,
-            image_ids=tuple(image_ids),
-            labels=tuple(self.labels[i] for i in at),
-            predicted=tuple(self.predicted[i] for i in at),
-            importance=self.importance[at],
-            left=self.left[at],
-            token=self.token[at],
-        )
+        own: dict[str, Any] = {name: getattr(self, name)[at] for name in ("importance", "left", "token")}
+        for name in ("image_ids", "labels", "predicted"):
+            own[name] = tuple(getattr(self, name)[i] for i in at)
+        return replace(self, **own)
 
     def encode(self) -> bytes:
         """Return the file."""
@@ -183,12 +151,7 @@ class RowTraces:
 
     @classmethod
     def decode(cls, content: bytes) -> Self:
-        """Read a file back and check all of it.
-
-        Raises:
-            BrokenShardError: something in it isn't as ``encode`` wrote it.
-            ValueError: a file of somebody else's, or of a newer version.
-        """
+        """Read a file back and check all of it; raises as `unseal`."""
         table, metadata = unseal(content, TRACES)
         left = from_lists(table, "left")
         none = [UNRANKED] * left.shape[1]
@@ -211,9 +174,8 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except BrokenShardError as error:
-        raise ValueError(
-            f"{str(path)!r} is broken ({error}): delete it, or make it again by the same `compare` command with --fresh"
-        ) from error
+        mend = "delete it, or make it again by the same `compare` command with --fresh"
+        raise ValueError(f"{str(path)!r} is broken ({error}): {mend}") from error
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from error
 
@@ -236,8 +198,7 @@ def read_traces(
         raise FileNotFoundError(f"run {str(run)!r} has no folder {TRACES!r}; `compare --fresh --output {run}` makes it")
     paths = sorted(folder.glob("*.parquet"))
     if records is not None:
-        facts = [Facts.of(record) for record in records]
-        names = {name for one in facts for name in (one.name, one.ranking_name)}
+        names = {name for own in map(Facts.of, records) for name in (own.name, own.ranking_name)}
         paths = [path for path in paths if path.name in names]
     rows = []
     for path in paths:
@@ -251,12 +212,7 @@ def read_traces(
 
 
 def read_row(path: Path) -> RowTraces:
-    """Read one file.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is torn, somebody else's, of a newer version, or was renamed.
-    """
+    """Read one file; ValueError if it is torn, somebody else's, of a newer version, or was renamed."""
     with _naming(path):
         traces = RowTraces.decode(path.read_bytes())
     if traces.facts.name != path.name:
@@ -280,11 +236,7 @@ class Thumbnails:
 
     @classmethod
     def read(cls, run: Path | str, facts: Facts) -> Self:
-        """Read the small images of a row's dataset and tower; none if they were left out.
-
-        Raises:
-            ValueError: the file is torn, somebody else's, or of a newer version.
-        """
+        """Read the small images of a row's dataset and tower, none if they were left out; ValueError as `read_row`."""
         path = thumbnails_path(Path(run), facts)
         if not path.is_file():
             return cls(jpeg={})
@@ -308,16 +260,11 @@ class Thumbnails:
         self.jpeg[image_id] = buffer.getvalue()
 
     def view(self, image_id: str) -> NDArray[np.floating]:
-        """Return an image's pixels, (H, W, 3) in [0, 1].
-
-        Raises:
-            KeyError: there is none.
-        """
+        """Return an image's pixels, (H, W, 3) in [0, 1]."""
         with Image.open(io.BytesIO(self.jpeg[image_id])) as image:
             return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
 
 
 def thumbnails_path(run: Path, facts: Facts) -> Path:
     """Return where those of a row belong."""
-    shared = {name: getattr(facts, name) for name in _SHARED}
-    return run / THUMBNAILS / _file_name(f"{facts.dataset}-{facts.split}", shared)
+    return run / THUMBNAILS / facts.file_name({name: getattr(facts, name) for name in _SHARED})

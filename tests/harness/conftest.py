@@ -28,15 +28,13 @@ from harness.measure.tuning import Tuned
 from harness.models import towers
 from harness.models.towers import Tower
 from harness.records.traces import Facts
-from zoo.core.digests import blocks_fingerprint, fingerprint
-from zoo.core.files import cache_folder
+from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
-from zoo.learning.prompt_learner import TuneConfig
-from zoo.loading.clip import Clip, ClipParts
+from zoo.learning.tuning import TuneConfig
+from zoo.loading.clip import Clip, ClipParts, CompactText, tokenizer
+from zoo.loading.learned_files import save_prompts
 from zoo.loading.predictor_file import predictor_name
-from zoo.loading.prompt_file import save_prompts
-from zoo.loading.text import CompactText, tokenizer
 from zoo.ranking.golden import GoldenConfig
 
 ARCH, TAG = "clip_vit_b16", "openai"

@@ -22,7 +22,6 @@ import harness.measure.bench
 import harness.records.metrics
 import zoo.core.reducer
 import zoo.loading.clip
-import zoo.loading.text
 import zoo.towers.vit
 from harness.base.table import Shown
 from harness.datasets.base import Dataset
@@ -55,7 +54,7 @@ def inverted_predictor(patch: pytest.MonkeyPatch) -> None:
 
 
 def inverted_attention(patch: pytest.MonkeyPatch) -> None:
-    for module, name in ((zoo.towers.vit, "cls_attention_of"), (baselines.evit, "cls_attention")):
+    for module, name in ((zoo.towers.vit, "mean_share"), (baselines.evit, "cls_attention")):
         real = getattr(module, name)
         patch.setattr(module, name, lambda *args, real=real: -real(*args))
 
@@ -67,8 +66,8 @@ def inverted_oracle(patch: pytest.MonkeyPatch) -> None:
 
 def text_sees_what_follows(patch: pytest.MonkeyPatch) -> None:
     """The text tower lost its causal mask."""
-    blind = functools.partial(zoo.loading.text.TextTransformer, no_causal_mask=True)
-    patch.setattr(zoo.loading.text, "TextTransformer", blind)
+    blind = functools.partial(zoo.loading.clip.TextTransformer, no_causal_mask=True)
+    patch.setattr(zoo.loading.clip, "TextTransformer", blind)
 
 
 def merging_blocks_lose_their_mask(patch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,10 @@ import torch
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.evaluate import outcomes
 from harness.measure.plan import Plan
-from harness.measure.rows import variants
+from harness.measure.rows import outcomes, variants
 from harness.records.agreement import kendall_tau
-from zoo.core.digests import blocks_fingerprint, fingerprint
+from zoo.core.files import blocks_fingerprint, fingerprint
 from zoo.loading.clip import ClipParts, create_clip
 from zoo.loading.predictor_file import find_predictor
 from zoo.loading.sizes import EMBEDDED

@@ -11,7 +11,7 @@ from timm.layers import Attention, LayerNorm
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from zoo.core.attention import Attended, cls_attention, cls_attention_of, is_plain
+from zoo.core.attention import cls_attention, is_plain
 from zoo.core.tokens import Tokens
 from zoo.towers.vit import ViTBlock
 
@@ -32,10 +32,9 @@ def layer(request: pytest.FixtureRequest) -> Attention:
     return attention
 
 
-def attend(layer: Attention, x: Tensor, bias: Tensor | None = None) -> Attended:
-    """Attend as a block does whose norm does nothing."""
-    block = SimpleNamespace(attn=layer, norm1=nn.Identity())
-    return ViTBlock(block).attend(Tokens.start(x, 1, (3, 3)), bias)
+def block_of(layer: Attention) -> ViTBlock:
+    """Return a block whose norm does nothing."""
+    return ViTBlock(SimpleNamespace(attn=layer, norm1=nn.Identity()))
 
 
 def written_out(layer: Attention, x: Tensor) -> Tensor:
@@ -50,23 +49,23 @@ def written_out(layer: Attention, x: Tensor) -> Tensor:
 
 
 def test_output_is_timms(layer: Attention):
-    x = torch.randn(2, 10, 24)
-    attended = attend(layer, x)
-    assert torch.equal(attended.out, layer(x))
+    tokens = Tokens.start(torch.randn(2, 10, 24), 1, (3, 3))
+    attended = block_of(layer).attend(tokens)
+    assert torch.equal(attended.out, layer(tokens.x))
     assert attended.query.shape == attended.key.shape == (2, 3, 10, 8)
     bias = torch.randn(2, 1, 1, 10)
-    assert torch.equal(attend(layer, x, bias).out, layer(x, attn_mask=bias))
+    assert torch.equal(block_of(layer).attend(tokens, bias).out, layer(tokens.x, attn_mask=bias))
 
 
 @pytest.mark.parametrize("prefix", [1, 4])
 def test_cls_attention_is_the_first_row_of_the_softmax(layer: Attention, prefix: int):
-    x = torch.randn(2, 10, 24)
-    wanted = written_out(layer, x)[:, :, 0, prefix:].mean(dim=1)
-    attended = attend(layer, x)
+    tokens = Tokens.start(torch.randn(2, prefix + 6, 24), prefix, (2, 3))
+    wanted = written_out(layer, tokens.x)[:, :, 0, prefix:].mean(dim=1)
+    attended = block_of(layer).attend(tokens)
     found = cls_attention(attended.query, attended.key, attended.scale, prefix)
-    assert found.shape == (2, 10 - prefix)
+    assert found.shape == (2, 6)
     assert torch.allclose(found, wanted, atol=1e-6)
-    assert torch.allclose(cls_attention_of(layer, x, prefix), wanted, atol=1e-6)
+    assert torch.allclose(block_of(layer).cls_attention(tokens), wanted, atol=1e-6)
 
 
 class LowRank(nn.Module):
@@ -104,13 +103,13 @@ CHANGES: dict[str, Callable[[Attention], None]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_the_layer_computes_counts_not_its_weights(change: str, layer: Attention, tiny: Build):
-    x = torch.randn(2, 10, 24)
+    tokens = Tokens.start(torch.randn(2, 10, 24), 1, (3, 3))
     assert is_plain(layer.qkv)
-    before = cls_attention_of(layer, x, 1)
+    before = block_of(layer).cls_attention(tokens)
     CHANGES[change](layer)
     assert not is_plain(layer.qkv)
-    wanted = written_out(layer, x)[:, :, 0, 1:].mean(dim=1)
-    assert torch.allclose(cls_attention_of(layer, x, 1), wanted, atol=1e-6)
+    wanted = written_out(layer, tokens.x)[:, :, 0, 1:].mean(dim=1)
+    assert torch.allclose(block_of(layer).cls_attention(tokens), wanted, atol=1e-6)
     assert not torch.allclose(wanted, before, atol=1e-6)
     block = tiny("vit_small_patch14_dinov2.lvd142m").blocks[0]
     CHANGES[change](block.attn)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.loading import clip
-from zoo.loading.clip import Clip, class_features, create_clip
+from zoo.loading.clip import Clip, CompactText, class_features, create_clip, tokenizer
 from zoo.loading.sizes import EMBEDDED
-from zoo.loading.text import CompactText, tokenizer
 
 GEOMETRY = {"context_length": 12, "width": 16, "heads": 2, "layers": 1, "output_dim": 7}
 TEMPLATES = ("a photo of a {}.", "an icon of a {}", "{}")

@@ -154,7 +154,7 @@ def test_border_patches_are_divided_by_the_windows_that_cover_them():
     ("options", "match"),
     [
         ({"score": "lable"}, "score='lable': did you mean 'label'?"),
-        ({"window": 0}, "window=0: expected an integer from 1"),
+        ({"window": 0}, "window=0: expected an integer in [1, inf)"),
         ({"stride": 3}, "stride=3: more than window=2 leaves patches out"),
         ({"greedy": 4, "approximate": "follow:6"}, "greedy=4 with approximate='follow:6': expected none, or 'follow:0"),
         ({"greedy": 4, "approximate": "follow:0"}, "window=2: this search goes by single patches"),

@@ -158,10 +158,10 @@ def test_each_point_has_its_predictor(named: bool, tiny: Build, tower: dict, ima
 @pytest.mark.parametrize(
     ("blocks", "match"),
     [
-        ([], "no predictor was given; expected one for blocks 1, 3, 5"),
-        ([1, 3], "scores before blocks 1, 3, 5, and none of the given predictors was fitted at block 5"),
-        ([1, 3, 5, 2], "fitted at block 2, this model scores before blocks 1, 3, 5; leave it out"),
-        ([1, 3, 3, 5], "were both fitted at block 3; expected one for blocks 1, 3, 5"),
+        ([], "scores before block 1, 3, 5, and no predictor was given of block 1"),
+        ([1, 3], "scores before block 1, 3, 5, and no predictor was given of block 5"),
+        ([1, 3, 5, 2], "fitted at block 2, this model scores before block 1, 3, 5; leave it out"),
+        ([1, 3, 3, 5], "are both of block 3"),
     ],
 )
 def test_other_blocks(blocks: list[int], match: str, tiny: Build, tower: dict, tmp_path: Path):
@@ -183,7 +183,7 @@ def test_predictors_of_several_networks(tiny: Build, tower: dict, tmp_path: Path
     save(tmp_path / "b", arch="linear", block=3)
     save(tmp_path / "c", arch="conv", block=1)
     several = {"reduce_at": [1, 3], "rescore": True, **tower}
-    with pytest.raises(ValueError, match=r"arch='mlp': .*b' has arch='linear'"):
+    with pytest.raises(ValueError, match=r"b' has arch='linear', not arch='mlp'"):
         tiny(f"{NAME}_patchrank60.{TAG}", predictor=[tmp_path / "a", tmp_path / "b"], **several)
     with pytest.raises(ValueError, match="arch='conv' scores whole grids only"):
         tiny(f"{NAME}_patchrank60.{TAG}", predictor=[tmp_path / "c", tmp_path / "b"], **several)
@@ -215,6 +215,6 @@ def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):
         _, [found] = with_predictors(NAME, TAG, method, options, 6)
         assert (found.path, found.action) == (path, action)
     other = cache_folder() / "predictors" / names["remove"]
-    with pytest.raises(ValueError, match=r"action='remove', this model asks for 'merge'") as caught:
+    with pytest.raises(ValueError, match=r"action='remove', this model has action='merge'") as caught:
         with_predictors(NAME, TAG, "rankmerge", merge, 6, other)
     assert caught.value.wanted.facts["action"] == "merge"

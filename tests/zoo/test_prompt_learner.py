@@ -9,8 +9,8 @@ from open_clip.model import CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import nn
 
-from zoo.learning.prompt_learner import PromptedText, text_parts
-from zoo.loading.text import CompactText, OpenClipText, tokenizer
+from zoo.learning.tuning import PromptedText, TuneConfig, text_parts
+from zoo.loading.clip import CompactText, OpenClipText, tokenizer
 
 LENGTH = 14
 CLASSES = ("cat", "two dogs", "mixed-up house")
@@ -38,8 +38,8 @@ def text(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def prompted(text: nn.Module, **options: Any) -> PromptedText:
-    options = {"count": 4, "generator": torch.Generator().manual_seed(0), **options}
-    return PromptedText(text, TOKENIZE, CLASSES, **options)
+    config = TuneConfig(**{"coupling": "none", **options})
+    return PromptedText(text, TOKENIZE, CLASSES, config, torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
@@ -91,23 +91,21 @@ def test_gradients_reach_every_context_token_and_only_these(text: nn.Module):
     learner()[:, 0].sum().backward()
     assert (learner.context.grad.abs().amax(dim=-1) > 0).all()
     assert [name for name, _ in learner.named_parameters()] == ["context"]
-    spared = prompted(text, depth=2)
-    spared.checkpointing = True
+    spared = prompted(text, depth=2, checkpointing=True)
     spared()[:, 0].sum().backward()
     assert torch.allclose(learner.context.grad, spared.context.grad, atol=1e-7)
 
 
 def test_refuses_what_it_cannot_prompt(text: nn.Module):
-    with pytest.raises(ValueError, match="depth=4: the text tower has 3 blocks; take a depth from 1 to that"):
-        prompted(text, depth=4)
-    with pytest.raises(ValueError, match="'a photo of a' is 4 tokens, more than 3"):
-        prompted(text, count=3, init=WORDS)
-    with pytest.raises(ValueError, match=r"longer than the text tower's 14 tokens"):
-        PromptedText(text, TOKENIZE, ["cat " * 13], count=2)
-    with pytest.raises(ValueError, match="expected open_clip's SimpleTokenizer"):
-        PromptedText(text, len, CLASSES, count=2)
-    with pytest.raises(ValueError, match="never saw 'zebra'"):
-        PromptedText(compact(), TOKENIZE, ["cat", "zebra"], count=2)
+    for tower, tokenize, classes, options, match in (
+        (text, TOKENIZE, CLASSES, {"depth": 4}, "depth=4: the text tower has 3 blocks"),
+        (text, TOKENIZE, CLASSES, {"count": 3, "init": WORDS}, "'a photo of a' is 4 tokens, more than 3"),
+        (text, TOKENIZE, ["cat " * 13], {}, "longer than the text tower's 14 tokens"),
+        (text, len, CLASSES, {}, "expected open_clip's SimpleTokenizer"),
+        (compact(), TOKENIZE, ["cat", "zebra"], {}, "never saw 'zebra'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            PromptedText(tower, tokenize, classes, TuneConfig(**options), torch.Generator())
 
 
 @pytest.mark.parametrize("options", [{"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}])

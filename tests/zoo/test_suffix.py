@@ -1,4 +1,4 @@
-"""The rest of a tower on shortened sequences: precision, pooling, batches, compiled or not."""
+"""The rest of a tower on shortened sequences: precision, pooling, batches."""
 
 import re
 from collections.abc import Callable
@@ -63,32 +63,16 @@ def test_rankings_in_low_precision_agree():
     assert kendall_tau(exact.numpy(), low.numpy()).mean() > 0.95
 
 
-@pytest.mark.slow
-def test_compiled_equals_eager(tower: nn.Module):
-    """9 windows of 2 images in batches of 7: the last batch is filled up, so nothing recompiles."""
-    torch.compiler.reset()
-    images = torch.randn(2, 3, 64, 64)
-    config = GoldenConfig(window=3, stride=3, block=4)
-    engines = [GoldenEngine(tower, config, batch=7, compiled=compiled) for compiled in (False, True)]
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        eager, fast = (engine.importance(images) for engine in engines)
-    assert torch.allclose(eager, fast, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"precision": "half"}, "precision='half'"),
         ({"batch": 0}, "batch=0: expected an integer from 1"),
-        ({"greedy": 4, "compiled": True}, "compiled=True needs one sequence length"),
-        ({"approximate": "follow:4", "compiled": True}, "compiled=True with approximate='follow:4': exact only"),
     ],
 )
 def test_refused_engines(options: dict[str, Any], match: str, tower: nn.Module):
-    config = GoldenConfig(greedy=options.get("greedy"), approximate=options.get("approximate"))
-    settings = {k: v for k, v in options.items() if k not in ("greedy", "approximate")}
     with pytest.raises(ValueError, match=re.escape(match)):
-        GoldenEngine(tower, config, **settings)
+        GoldenEngine(tower, GoldenConfig(), **options)
 
 
 def test_towers_that_are_not_ready(tower: nn.Module):

@@ -7,7 +7,7 @@ import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
-from zoo.loading.text import CompactText, tokenizer
+from zoo.loading.clip import CompactText, tokenizer
 
 GEOMETRY = {"context_length": 12, "width": 24, "heads": 2, "layers": 2, "output_dim": 10}
 SEEN = ["a photo of a cat.", "an icon of two dogs, a photo", "mixed-up cats"]

@@ -15,10 +15,8 @@ from torch import nn
 
 import zoo
 from zoo.learning import tuning
-from zoo.learning.prompt_learner import COUPLINGS, RECIPES, PromptLearner, TuneConfig
-from zoo.learning.tuning import Labelled, augmented, encode, frozen, tune
-from zoo.loading.clip import Clip, ClipParts
-from zoo.loading.text import CompactText, tokenizer
+from zoo.learning.tuning import COUPLINGS, RECIPES, Labelled, PromptLearner, TuneConfig, augmented, encode, frozen, tune
+from zoo.loading.clip import Clip, ClipParts, CompactText, tokenizer
 
 Build = Callable[..., nn.Module]
 CLASSES = ("cat", "dog", "house")

@@ -5,7 +5,6 @@ import random
 import shlex
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.loading.weight_file import read_weights
+from zoo.loading.weights import read_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
 
@@ -45,36 +44,29 @@ SAVED: dict[str, Callable[[dict[str, Tensor], Path], None]] = {
 def test_the_content_decides_not_the_suffix(how: str, state: dict, tmp_path: Path):
     SAVED[how](state, tmp_path / "w.pt")
     for suffix in ("pt", "safetensors", "x"):
-        path = tmp_path / f"v.{suffix}"
-        path.write_bytes((tmp_path / "w.pt").read_bytes())
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            weights = read_weights(str(path))
-        assert weights.keys() == state.keys()
-        for name, tensor in state.items():
-            assert torch.equal(weights[name], tensor)
-            assert (weights[name].dtype, weights[name].requires_grad) == (tensor.dtype, False)
-            assert type(weights[name]) is Tensor
+        path = (tmp_path / "w.pt").rename(tmp_path / f"w.{suffix}")
+        weights = read_weights(str(path))
+        torch.testing.assert_close(weights, state, rtol=0, atol=0)
+        assert all(type(value) is Tensor and not value.requires_grad for value in weights.values())
+        path.rename(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", r"is empty"),
+        (b"", r"starts with b''"),
         (b"<!DOCTYPE html><html>", r"is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid s", r"git lfs pull"),
-        (pickle.dumps({"a": 1}), r"is a pickle"),
-        (b'{"weight_map": {}}', r"starts with b'.\"weight_map'"),
+        (pickle.dumps({"a": 1}), r"can't be read .*safetensors"),
         (b"\x08\x07\x12\x07pytorch", r"holds no weights .*safetensors"),
         (b"\x10\x00\x00\x00\x00\x00\x00\x00{", r"cut short"),
         (b"\x02\x00\x00\x00\x00\x00\x00\x00{}", r"no state dict but dict"),
-        (b"\x02\x00\x00\x00\x00\x00\x00\x00{]", r"cut short or damaged"),
-        (b"PK\x03\x04", r"cut short or damaged"),
+        (b"PK\x03\x04", r"can't be read .*get it again"),
         ({}, r"no state dict but dict"),
         ({"a": 1}, r"'a' is int"),
         ({"a": torch.ones(1).to_sparse()}, r"'a' is Tensor"),
         ({"state_dict": {"a": {"b": torch.ones(1)}}}, r"'a' is dict"),
-        ({"a.weight": torch.ones(2, dtype=torch.int8)}, r"'a.weight' of int8"),
+        ({"a.weight": torch.ones(2, dtype=torch.int8)}, r"'a.weight' of torch.int8"),
         ({"a.weight": torch.tensor([1.0, torch.nan])}, r"'a.weight' that are NaN or infinite"),
     ],
 )
@@ -85,12 +77,8 @@ def test_files_that_hold_no_weights(content: Any, why: str, tmp_path: Path):
         torch.save(content, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=rf"^weights file '.*w\.pt' .*{why}"):
         read_weights(tmp_path / "w.pt")
-
-
-def test_no_file_at_all(tmp_path: Path):
-    for path in (tmp_path, tmp_path / "w.pt"):
-        with pytest.raises(FileNotFoundError, match=r"weights file '.*': no such file"):
-            read_weights(path)
+    with pytest.raises(FileNotFoundError, match=r"weights file '.*': no such file"):
+        read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("save", [torch.save, old_format])

@@ -1,5 +1,6 @@
-"""What methods share that merge tokens by bipartite soft matching (ToMe, arXiv 2210.09461)."""
+"""Which tokens merge into which: bipartite soft matching (ToMe, arXiv 2210.09461), and pairs by places and content."""
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from torch import Tensor
 from zoo.core.attention import Attended
 from zoo.core.reducer import Reducer, ReducerConfig
 from zoo.core.tokens import Tokens, every_position, rows
+
+DISTANCE = 0.5  # what a squared distance in the grid costs, the grid's side being 1; a cosine of 0 costs 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +27,12 @@ class MergerConfig(ReducerConfig):
     reduce_at: tuple[int, ...] | None = None
     proportional: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.switch("proportional")
-
 
 class Merger(Reducer):
     """A reducer that merges at most half of the patch tokens between a block's attention and its MLP."""
 
     config: MergerConfig
+    in_block = True
 
     @abstractmethod
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
@@ -44,20 +44,15 @@ class Merger(Reducer):
         Raises:
             ValueError: the keep rate asks a block to merge more than half of its tokens.
         """
-        counts: dict[int, int] = {}
-        arrived = patches
-        for index, left in super().counts(patches).items():
+        counts, arrived = super().counts(patches), patches
+        for index, left in counts.items():
             if arrived - left > arrived // 2:
                 raise ValueError(
                     f"keep={self.config.keep!r} asks block {index} to merge {arrived - left} of "
                     f"{arrived} patch tokens, at most half can; raise keep or add reduction points"
                 )
-            arrived = counts[index] = left
+            arrived = left
         return counts
-
-    def needs_attention(self, index: int) -> bool:
-        """In every block that merges."""
-        return index in self.points
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
         """Attend in proportion to size, if so set."""
@@ -72,19 +67,12 @@ class Merger(Reducer):
 
 
 class Pairs(NamedTuple):
-    """The r most similar pairs of one matching; all are positions in the current sequence.
+    """The r most similar pairs of one matching; all are int64 positions in the current sequence."""
 
-    Attributes:
-        gone: (B, r) int64 tokens of set A, the most similar pair's first.
-        into: (B, r) int64 the tokens of set B that they are nearest to.
-        similarity: (B, r) float32 cosine of each pair.
-        stay: (B, n - r) int64 what is left of the matched tokens: A in order, then B.
-    """
-
-    gone: Tensor
-    into: Tensor
-    similarity: Tensor
-    stay: Tensor
+    gone: Tensor  # (B, r) tokens of set A, the most similar pair's first
+    into: Tensor  # (B, r) the tokens of set B that they are nearest to
+    similarity: Tensor  # (B, r) float32 cosine of each pair
+    stay: Tensor  # (B, n - r) what is left of the matched tokens: A in order, then B
 
 
 def bipartite(metric: Tensor, count: int, r: int, order: Tensor | None = None) -> Pairs:
@@ -104,3 +92,64 @@ def bipartite(metric: Tensor, count: int, r: int, order: Tensor | None = None) -
     places = (2 * nearest + 1, 2 * partner.gather(1, nearest), torch.cat((2 * rest + 1, even), dim=1))
     gone, into, stay = places if order is None else (order.gather(1, place) for place in places)
     return Pairs(gone, into, similarity.gather(1, nearest), stay)
+
+
+def scale_places(tokens: Tokens, distance: float) -> Tensor:
+    """Return each patch token's row and column, (B, n, 2), so scaled that their squared distance is a cost."""
+    return math.sqrt(distance) / max(tokens.grid) * tokens._replace(place=None).places()
+
+
+def pair_tokens(
+    patches: Tensor, places: Tensor, weight: Tensor | None, r: int, links: int = 4, protection: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose which ``r`` of n tokens, at most half, merge into which: greedy matching without a loop over pairs.
+
+    Costs are symmetric, so the nearest token's own nearest is no further away: following the nearest from token to
+    token ends at two that are one another's, of which the first stays. Then a token goes if its nearest stays, and
+    stays if that goes; at the nearest's nearest's cost it goes, too, where too few do. The cheapest ``r`` go, each into
+    its nearest of those that stay. On ties the lower position goes first.
+
+    Args:
+        patches: (B, n, D) tokens; they are compared in float32 by their cosine.
+        places: (B, n, 2), whose squared distance adds to the cost.
+        weight: (B, n) factors on the cost, None for 1.
+        r: at least 1.
+        protection: (B, n) factors on the cost of those that go, for whose turn it is alone; None for 1. On the cost of
+            pairs it would send what matters into what doesn't, however unlike.
+        links: how far chains are followed; beyond, a token may have to go into a farther one than need be.
+
+    Returns:
+        (B, r) positions of those that go, cheapest first, (B, r) of those that they go into, (B, r) costs.
+    """
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        cost = pair_costs(patches.float(), places, weight)
+        own = torch.arange(patches.shape[1], device=patches.device)
+        near, nearest = cost.min(dim=2)
+        second = nearest.gather(1, nearest)
+        first = (second == own) & (own < nearest)
+        first = first | (~first.any(dim=1, keepdim=True) & (own == 0))  # rounding may leave no such two
+        goes = ~first
+        for _ in range(links):
+            goes = ~first & ~goes.gather(1, nearest)
+        beyond = cost.gather(2, second.unsqueeze(2)).squeeze(2)
+        turn = near.where(goes, beyond)
+        turn = turn if protection is None else turn * protection
+        order = turn.masked_fill(first, math.inf).argsort(dim=1, stable=True)
+        gone = order[:, :r]
+        went = torch.zeros_like(nearest).scatter(1, gone, 1) == 1
+        near, into = rows(cost, gone).masked_fill_(went.unsqueeze(1), math.inf).min(dim=2)
+        return gone, into, near
+
+
+def pair_costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the cost of each pair, (B, n, n), infinite on the diagonal."""
+    factor = 1 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
+    half = 0.5 + (places * places).sum(dim=-1, keepdim=True)
+    left = torch.cat((-2 * places, half, torch.ones_like(half)), dim=-1)
+    right = torch.cat((places, torch.ones_like(half), half), dim=-1)
+    if weight is not None:
+        factor, left, right = factor * weight, left * weight.unsqueeze(-1), right * weight.unsqueeze(-1)
+    x = x * factor.unsqueeze(-1)
+    cost = (left @ right.transpose(1, 2)).sub_(x @ x.transpose(1, 2))
+    cost.flatten(1)[:, :: x.shape[1] + 1].fill_(math.inf)
+    return cost

@@ -1,7 +1,8 @@
 """Phrases that messages share, and what would mend an error."""
 
+import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 E = TypeVar("E", bound=BaseException)
@@ -32,3 +33,26 @@ def wanting(error: E, kind: str, /, **facts: Any) -> E:
     """Return an error that says what would mend it, as its attribute ``wanted``, for whoever knows how that is made."""
     error.__dict__["wanted"] = Wanted(kind, facts)
     return error
+
+
+def check_fields(config: Any, **allowed: Collection[str]) -> None:
+    """Refuse, by ValueError, fields of a dataclass that are not among the names, or in the interval, allowed.
+
+    An interval is a text such as ``[1, inf)``. Fields annotated as int take integers alone; None passes where it is
+    the default.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    for name, values in allowed.items():
+        value, field = getattr(config, name), fields[name]
+        if value is None and field.default is None:
+            continue
+        if not isinstance(values, str):
+            if value not in values:
+                raise ValueError(f"{name}={value!r}: {expected(value, values)}")
+            continue
+        whole = field.type in (int, int | None)
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        low, high = map(float, values[1:-1].split(","))
+        inside = number and low <= value <= high and (value, values[0]) != (low, "(")
+        if not inside or (value, values[-1]) == (high, ")"):
+            raise ValueError(f"{name}={value!r}: expected {'an integer' if whole else 'a number'} in {values}")

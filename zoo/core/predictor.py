@@ -1,7 +1,4 @@
-"""Small networks that predict importance from the tokens at the reduction point.
-
-Networks other than mixers work on any grid (``dynamic_img_size``).
-"""
+"""Small networks that predict importance from the tokens at the reduction point; all but mixers work on any grid."""
 
 from typing import Any, ClassVar
 
@@ -15,27 +12,23 @@ from zoo.core.messages import expected
 REMOVE = "remove"  # of ``zoo.ranking.golden.ACTIONS`` the one that most methods rank for
 
 
-def require_patches(patches: Tensor, count: int, refusal: str) -> Tensor:
-    """Return ``patches`` (B, n, D); with another n raise ValueError of ``refusal``, {} being n."""
+def _require_patches(patches: Tensor, count: int, what: str, instead: str) -> Tensor:
+    """Return ``patches`` (B, n, D) if n is ``count``, else raise ValueError."""
     if patches.shape[1] != count:
-        raise ValueError(refusal.format(patches.shape[1]))
+        raise ValueError(f"{what} {count} patches, got {patches.shape[1]}; use {instead}")
     return patches
 
 
-torch.fx.wrap("require_patches")  # one call in a graph: the shape is not known there
+torch.fx.wrap("_require_patches")  # one call in a graph: the shape is not known there
 
 
 class Network(nn.Module):
-    """What a predictor can be.
+    """What a predictor can be: a map of patches (B, n, D), class token (B, 1, D) and grid to importance (B, n).
 
-    Built from the tokens' width ``dim``, its own ``width`` and the ``grid`` of the tower, it maps
-    normalised patches (B, n, D), class token (B, 1, D) and the image's grid to importance (B, n).
-
-    Attributes:
-        any_subset: whether it scores grids with patches missing. Where it does, permuting the
-            patches permutes the importance: positions are in the tokens already.
+    Tokens are normalised. It is built from their width ``dim``, its own ``width`` and the ``grid`` of the tower.
     """
 
+    # Whether it scores grids with patches missing: then permuting the patches permutes the importance.
     any_subset: ClassVar[bool] = True
 
 
@@ -48,8 +41,7 @@ class TokenLinear(Network):
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
         """Score the patches."""
-        scores: Tensor = self.score(patches).squeeze(-1)
-        return scores
+        return self.score(patches).squeeze(-1)
 
 
 class TokenMlp(Network):
@@ -67,8 +59,7 @@ class TokenMlp(Network):
         """Score the patches."""
         context = torch.cat((cls, patches.mean(dim=1, keepdim=True)), dim=-1)
         x = self.act(self.token(patches) + self.context(context))
-        scores: Tensor = self.score(self.act(self.hidden(x))).squeeze(-1)
-        return scores
+        return self.score(self.act(self.hidden(x))).squeeze(-1)
 
 
 class TokenTransformer(Network):
@@ -93,8 +84,7 @@ class TokenTransformer(Network):
         x = self.token(torch.cat((cls, patches), dim=1))
         x = x + self.attn(self.norm1(x))
         x = x + self.mlp(self.norm2(x))
-        scores: Tensor = self.score(self.norm(x[:, 1:])).squeeze(-1)
-        return scores
+        return self.score(self.norm(x[:, 1:])).squeeze(-1)
 
 
 class GridConv(Network):
@@ -114,32 +104,27 @@ class GridConv(Network):
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
         """Score the patches, all N of them in grid order."""
-        refusal = (
-            f"a conv predictor needs the whole grid of {grid[0]} x {grid[1]} patches, got {{}}; "
-            "use arch='mlp', 'transformer' or 'linear' after a reduction"
-        )
-        patches = require_patches(patches, grid[0] * grid[1], refusal)
+        what = f"a conv predictor needs the whole grid of {grid[0]} x {grid[1]} ="
+        instead = "arch='mlp', 'transformer' or 'linear' after a reduction"
+        patches = _require_patches(patches, grid[0] * grid[1], what, instead)
         context = torch.cat((cls, patches.mean(dim=1, keepdim=True)), dim=-1)
         x = self.act(self.token(patches) + self.context(context))
         x = x + self._mix(self.mix1, x, grid)
         x = self.act(self.hidden(x))
         x = x + self._mix(self.mix2, x, grid)
-        scores: Tensor = self.score(self.act(x)).squeeze(-1)
-        return scores
+        return self.score(self.act(x)).squeeze(-1)
 
     @staticmethod
     def _mix(conv: nn.Conv2d, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        mixed: Tensor = conv(x.transpose(1, 2).unflatten(2, grid))
-        return mixed.flatten(2).transpose(1, 2)
+        return conv(x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
 
 
 class Mixer(Network):
-    """One MLP-Mixer block: channel MLP, then token MLP, each with a residual (section 3.3).
+    """One MLP-Mixer block: channel MLP, then token MLP, each with a residual (section 3.3), then the channels' mean.
 
-    With ``width`` the tower's own it is the paper's network; a narrower one projects the tokens
-    first. An MLP is FC, LayerNorm, GELU, FC, four times as wide inside over channels and half the
-    channels over tokens, as in MLP-Mixer: that gives the paper's 4.9M parameters. The score is the
-    mean over channels. The token MLP is made for the N of ``grid``.
+    With ``width`` the tower's own it is the paper's network, a narrower one projects the tokens first. An MLP is FC,
+    LayerNorm, GELU, FC, four times as wide inside over channels and half the channels over tokens, as in MLP-Mixer:
+    that gives the paper's 4.9M parameters. The token MLP is made for the N of ``grid``.
     """
 
     any_subset = False
@@ -153,11 +138,8 @@ class Mixer(Network):
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
         """Score the patches, all N of them in grid order."""
-        refusal = (
-            f"this mixer was made for {self.patches} patches, got {{}}; use a predictor with "
-            "arch='conv', 'mlp', 'transformer' or 'linear', which work on every grid"
-        )
-        x: Tensor = self.token(require_patches(patches, self.patches, refusal))
+        instead = "a predictor with arch='conv', 'mlp', 'transformer' or 'linear', which work on every grid"
+        x: Tensor = self.token(_require_patches(patches, self.patches, "this mixer was made for", instead))
         x = x + self.channel_mlp(x)
         x = x + self.token_mlp(x.transpose(1, 2)).transpose(1, 2)
         return self._score(x)
@@ -175,8 +157,7 @@ class PooledMixer(Mixer):
         self.score = nn.Linear(width, 1, **dd)
 
     def _score(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.score(x).squeeze(-1)
-        return scores
+        return self.score(x).squeeze(-1)
 
 
 def _mlp(width: int, hidden: int, **dd: Any) -> nn.Sequential:
@@ -226,8 +207,4 @@ class Predictor(nn.Module):
         """
         x = self.norm(x)
         cls = x[:, :1] if prefix else x.mean(dim=1, keepdim=True)
-        scores: Tensor = self.net(x[:, prefix:], cls, grid)
-        return scores.float()
-
-
-REMOVE = "remove"  # of ``zoo.ranking.golden.ACTIONS`` the one that most methods rank for
+        return self.net(x[:, prefix:], cls, grid).float()

@@ -63,9 +63,8 @@ class VisualPrompts(Prompts):
 class CoupledPrompts(Prompts):
     """Visual tokens as a linear map of the text's learned tokens, P_v = M P_t + p.
 
-    ``projection`` is M, one for all depths. ``begin`` is p (depth, 1, D), which is fixed. The paper
-    (2409.14607, section 3.4) prints P_v = M P_t, with one M (768 x 512) for all tokens and no p,
-    and doesn't say how M begins; ``PromptLearner`` says what we do beside it and why.
+    ``projection`` is M, one for all depths, ``begin`` the fixed p (depth, 1, D). The paper (2409.14607, section 3.4)
+    has no p and doesn't say how M begins; ``PromptLearner`` says what we do beside it and why.
     """
 
     begin: Tensor
@@ -87,8 +86,7 @@ class CoupledPrompts(Prompts):
 
     def forward(self) -> Tensor:
         """Return the tokens of every depth, (depth, count, D)."""
-        tokens: Tensor = self.projection(self.context[0]) + self.begin
-        return tokens
+        return self.projection(self.context[0]) + self.begin
 
 
 NOISE = 0.05  # of the first visual tokens, as a share of the mean patch's size
@@ -115,19 +113,14 @@ def renew(tokens: Tokens, prompts: Tensor) -> Tokens:
 
 
 class CosineHead(nn.Module):
-    """Classify as CLIP does: by the scaled cosine of image and text features.
-
-    Attributes:
-        projection: from pooled tokens to the joint space, the dense tower's head.
-        classes: linear; its weights (classes, D) are unit text features times the logit scale.
-    """
+    """Classify as CLIP does: by the scaled cosine of image and text features."""
 
     def __init__(self, projection: nn.Module, features: int, classes: int, *, device: Any, dtype: Any) -> None:
         super().__init__()
-        self.projection = projection
+        self.projection = projection  # from pooled tokens to the joint space, the dense tower's head
+        # Its weights (classes, D) are unit text features times the logit scale.
         self.classes = nn.Linear(features, classes, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pooled tokens (B, D) to logits (B, classes)."""
-        logits: Tensor = self.classes(F.normalize(self.projection(x), dim=-1))
-        return logits
+        return self.classes(F.normalize(self.projection(x), dim=-1))

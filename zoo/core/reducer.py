@@ -1,11 +1,11 @@
 """The protocol of a token reduction method, its settings, and the registered methods."""
 
-import dataclasses
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
@@ -29,42 +29,74 @@ def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str | t
         ValueError: ``schedule`` has rates for more or fewer points.
     """
     last, stages = final_count(patches, keep), len(points)
-    counts: dict[int, int] = {}
-    if not isinstance(schedule, str):
-        if len(schedule) != stages - 1:
+    if schedule == "linear":
+        counts = [patches - round((patches - last) * done / stages) for done in range(1, stages)]
+    else:
+        geometric = tuple(keep ** (done / stages) for done in range(1, stages))
+        rates = geometric if isinstance(schedule, str) else schedule
+        if len(rates) != stages - 1:
             raise ValueError(
                 f"schedule={schedule!r}: expected {stages - 1} keep rates, one for each reduction point but the last "
                 f"of {', '.join(map(str, points))}"
             )
-        rates = zip(points, schedule, strict=False)
-        return {point: max(last, final_count(patches, rate)) for point, rate in rates} | {points[-1]: last}
-    for done, point in enumerate(points, start=1):
-        if schedule == "linear":
-            counts[point] = patches - round((patches - last) * done / stages)
-        else:
-            counts[point] = max(last, final_count(patches, keep ** (done / stages)))
-    return counts | {points[-1]: last}
+        counts = [max(last, final_count(patches, rate)) for rate in rates]
+    return dict(zip(points, [*counts, last], strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostSpec:
-    """What a reducer may know about the tower it works in.
-
-    ``grid`` is (rows, columns) of patches at the tower's own image size; ``query`` which query pools, ``class token``
-    or ``probe``, None where none does; ``device`` and ``dtype`` are those of a reducer's own weights.
-    """
+    """What a reducer may know about the tower it works in."""
 
     embed_dim: int
     depth: int
-    grid: tuple[int, int]
-    query: str | None = "class token"
-    device: Any = None
+    grid: tuple[int, int]  # rows and columns of patches at the tower's own image size
+    query: str | None = "class token"  # which query pools, see ``Host.query``
+    device: Any = None  # of a reducer's own weights, as is dtype
     dtype: Any = None
+
+
+class Limit(NamedTuple):
+    """What a setting may be: in words, and as a test of its value."""
+
+    text: str
+    allows: Callable[[Any], bool]
+
+
+SWITCH = Limit("true or false", lambda value: isinstance(value, bool))  # of every field annotated as bool
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _limit(default: Any, text: str, allows: Callable[[Any], bool]) -> Any:
+    return field(default=default, metadata={"limit": Limit(text, allows)})
+
+
+def number(default: float | None, low: float, high: float) -> Any:
+    """Declare a setting that is a number in (low, high]; like the others below it may be None if its default is."""
+    return _limit(default, f"a number in ({low:g}, {high:g}]", lambda value: _is_number(value) and low < value <= high)
+
+
+def nonnegative(default: float | None) -> Any:
+    """Declare a setting that is a finite number from 0."""
+    return _limit(default, "a number from 0", lambda value: _is_number(value) and 0 <= value < math.inf)
+
+
+def integer(default: int | None, low: int) -> Any:
+    """Declare a setting that is an integer from ``low``."""
+    return _limit(default, f"an integer from {low}", lambda value: type(value) is int and value >= low)
+
+
+def choice(default: str, *others: str) -> Any:
+    """Declare a setting that is one of several words."""
+    allowed = (default, *others)
+    return _limit(default, f"one of {', '.join(allowed)}", lambda value: value in allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReducerConfig:
-    """Settings that every method shares; a method adds its own fields.
+    """Settings that every method shares; a method adds its own fields, those with limits by ``number`` and the like.
 
     Attributes:
         keep: keep rate, the share of patch tokens left at the end, in (0, 1].
@@ -73,26 +105,28 @@ class ReducerConfig:
             ``linear`` drops the same number at each. Or the keep rate after each point but the last, falling.
     """
 
-    keep: float | None = None
+    keep: float | None = number(None, 0.0, 1.0)
     reduce_at: tuple[int, ...] | None = (3,)
     schedule: str | tuple[float, ...] = "geometric"
 
     instead_of_keep: ClassVar[tuple[str, ...]] = ()
+    # What a predictor ranks patches for, of ``zoo.ranking.golden.ACTIONS``.
+    action: ClassVar[str] = "remove"
 
     def __post_init__(self) -> None:
-        if self.reduce_at is not None:  # JSON lists and single numbers become tuples
-            object.__setattr__(self, "reduce_at", _points(self.reduce_at))
-        if isinstance(self.schedule, (list, tuple)):
-            object.__setattr__(self, "schedule", _rates(self.schedule))
-        else:
-            self.choose("schedule", SCHEDULES)
-        fields = ("keep", *self.instead_of_keep)
-        rates = [f"{f}={getattr(self, f)!r}" for f in fields if getattr(self, f) is not None]
+        # JSON lists and single numbers become tuples.
+        object.__setattr__(self, "reduce_at", None if self.reduce_at is None else _points(self.reduce_at))
+        object.__setattr__(self, "schedule", _schedule(self.schedule))
+        for one in fields(self):
+            value = getattr(self, one.name)
+            limit = one.metadata.get("limit", SWITCH if one.type is bool else None)
+            unset = value is None and one.default is None
+            if limit is not None and not unset and not limit.allows(value):
+                raise ValueError(f"{one.name}={value!r}: expected {limit.text}")
+        names = ("keep", *self.instead_of_keep)
+        rates = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) is not None]
         if len(rates) != 1:
-            values = ", ".join(rates) or "none of them"
-            raise ValueError(f"expected exactly one of {' or '.join(fields)}, got {values}")
-        if self.keep is not None:
-            self.within("keep", 0.0, 1.0)
+            raise ValueError(f"expected exactly one of {' or '.join(names)}, got {', '.join(rates) or 'none of them'}")
 
     def points(self, depth: int) -> tuple[int, ...]:
         """Return the reduction points, ascending; raise ValueError if one is beyond ``depth``."""
@@ -103,13 +137,7 @@ class ReducerConfig:
 
     def plain(self) -> dict[str, Any]:
         """Return the settings as JSON has them: a tuple would never equal the list read back."""
-        facts: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return facts
-
-    @property
-    def action(self) -> str:
-        """What a predictor ranks patches for, of ``zoo.ranking.golden.ACTIONS``."""
-        return "remove"
+        return json.loads(json.dumps(asdict(self)))
 
     @property
     def needs_query(self) -> bool:
@@ -120,51 +148,22 @@ class ReducerConfig:
         """Return the blocks before which a predictor scores, ascending; none for most methods."""
         return ()
 
-    def choose(self, field: str, allowed: tuple[str, ...]) -> None:
-        """Raise ValueError unless the value of ``field`` is one of ``allowed``."""
-        value = getattr(self, field)
-        if value not in allowed:
-            raise ValueError(f"{field}={value!r}: expected one of {', '.join(allowed)}")
 
-    def within(self, field: str, low: float, high: float) -> None:
-        """Raise ValueError unless the value of ``field`` is a number in (low, high]."""
-        value = getattr(self, field)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not low < value <= high:
-            raise ValueError(f"{field}={value!r}: expected a number in ({low:g}, {high:g}]")
-
-    def whole(self, field: str, low: int) -> None:
-        """Raise ValueError unless the value of ``field`` is an integer from ``low``."""
-        value = getattr(self, field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"{field}={value!r}: expected an integer from {low}")
-
-    def nonnegative(self, field: str) -> None:
-        """Raise ValueError unless the value of ``field`` is a finite number from 0."""
-        value = getattr(self, field)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 <= value < float("inf"):
-            raise ValueError(f"{field}={value!r}: expected a number from 0")
-
-    def switch(self, field: str) -> None:
-        """Raise ValueError unless the value of ``field`` is true or false."""
-        if not isinstance(getattr(self, field), bool):
-            raise ValueError(f"{field}={getattr(self, field)!r}: expected true or false")
-
-
-def _rates(value: Any) -> tuple[float, ...]:
-    """Check the keep rates of a schedule."""
-    rates = tuple(value)
-    numbers = all(isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate <= 1 for rate in rates)
-    if not numbers or list(rates) != sorted(rates, reverse=True):
+def _schedule(value: Any) -> str | tuple[float, ...]:
+    """Check the name of a schedule, or its keep rates."""
+    if not isinstance(value, (list, tuple)):
+        if value not in SCHEDULES:
+            raise ValueError(f"schedule={value!r}: expected one of {', '.join(SCHEDULES)}")
+        return str(value)
+    if not all(_is_number(rate) and 0 < rate <= 1 for rate in value) or list(value) != sorted(value, reverse=True):
         raise ValueError(f"schedule={value!r}: expected keep rates in (0, 1], none larger than the one before")
-    return rates
+    return tuple(value)
 
 
 def _points(value: Any) -> tuple[int, ...]:
     """Turn one block index or several into a tuple."""
     points = tuple(value) if isinstance(value, (list, tuple, range)) else (value,)
-    if any(isinstance(p, bool) or not isinstance(p, int) or p < 0 for p in points):
+    if any(type(point) is not int or point < 0 for point in points):
         raise ValueError(f"reduce_at={value!r}: expected block indices, integers from 0")
     if not points or list(points) != sorted(set(points)):
         raise ValueError(f"reduce_at={value!r}: expected at least one index, ascending, once each")
@@ -182,6 +181,7 @@ class Reducer(nn.Module):
     Config: ClassVar[type[ReducerConfig]] = ReducerConfig
     method: ClassVar[str] = ""
     by_default: ClassVar[bool] = True  # whether commands that are given no methods measure it
+    in_block: ClassVar[bool] = False  # whether it reduces in the blocks of its points, behind the attention
 
     def __init__(self, config: ReducerConfig, host: HostSpec) -> None:
         """Check the settings against the tower; raise ValueError if it can't meet them."""
@@ -213,7 +213,7 @@ class Reducer(nn.Module):
 
     def needs_attention(self, index: int) -> bool:
         """Tell whether ``after_attention`` has something to do in block ``index``."""
-        return False
+        return self.in_block and index in self.points
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
         """Return an additive bias on the logits, broadcastable to (B, H, T, T), or None."""
@@ -232,7 +232,7 @@ class Reducer(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the settings in the module's printed form."""
-        return ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(self.config).items())
+        return ", ".join(f"{k}={v}" for k, v in asdict(self.config).items())
 
 
 METHODS: dict[str, type[Reducer]] = {}
@@ -277,10 +277,10 @@ def configure(method: str, options: dict[str, Any], depth: int) -> ReducerConfig
     if method not in METHODS:
         raise ValueError(f"method {method!r}: {expected(method, METHODS)}")
     config = METHODS[method].Config
-    fields = [f.name for f in dataclasses.fields(config)]
+    names = [one.name for one in fields(config)]
     for option in options:
-        if option not in fields:
-            raise ValueError(f"{method} has no option {option!r}: {expected(option, fields)}")
+        if option not in names:
+            raise ValueError(f"{method} has no option {option!r}: {expected(option, names)}")
     # Default reduction points that the tower doesn't have are left out.
     points = tuple(p for p in config.reduce_at or () if p < depth)
     return config(**({"reduce_at": points} if points else {}) | options)
@@ -292,8 +292,7 @@ def build_reducer(method: str, options: dict[str, Any], host: HostSpec) -> Reduc
     Raises:
         ValueError: what ``configure`` refuses, or settings that the tower can't meet.
     """
-    config = configure(method, options, host.depth)
-    return METHODS[method](config, host)
+    return METHODS[method](configure(method, options, host.depth), host)
 
 
 class Pruner(Reducer):
@@ -303,8 +302,7 @@ class Pruner(Reducer):
     def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
         """Score the patch tokens that enter ``block`` number ``index``, (B, n), higher = keep.
 
-        ``tokens.importance`` holds the scores that an earlier reduction point gave those still
-        here, None at the first.
+        ``tokens.importance`` has the scores of an earlier reduction point, None at the first.
         """
 
     def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:

@@ -10,22 +10,13 @@ from torch import Tensor
 
 
 class Reduction(NamedTuple):
-    """What happened at one reduction point of one forward pass.
+    """What happened at one reduction point of one forward pass; positions are in the grid, -1 for a fused token."""
 
-    Attributes:
-        block: 0-based index of the block before which (or inside which) tokens went.
-        before: (B, n) int64 grid positions of the patch tokens that arrived, -1 for a fused token.
-        after: (B, k) int64 grid positions of those that went on, -1 for a fused token.
-        importance: (B, n) float, higher = keep, aligned with ``before``.
-        into: (B, n) int64 grid position of the token that each went on as, its own unless it was
-            merged into another; None where nothing is merged.
-    """
-
-    block: int
-    before: Tensor
-    after: Tensor
-    importance: Tensor
-    into: Tensor | None = None
+    block: int  # before which, or inside which, tokens went, 0-based
+    before: Tensor  # (B, n) int64 of the patch tokens that arrived
+    after: Tensor  # (B, k) int64 of those that went on
+    importance: Tensor  # (B, n) float, higher = keep, aligned with ``before``
+    into: Tensor | None = None  # (B, n) int64 of the token that each went on as; None where nothing is merged
 
     def __repr__(self) -> str:
         images, arrived = self.before.shape
@@ -34,34 +25,22 @@ class Reduction(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """A token sequence and where its patch tokens come from.
+    """A token sequence and where its patch tokens come from."""
 
-    Attributes:
-        x: (B, prefix + n, D) tokens, prefix tokens first.
-        prefix: number of prefix tokens (class token and others that are never reduced).
-        grid: (rows, columns) of the patch grid; N = rows * columns.
-        patch_idx: (B, n) int64 position in the grid of each patch token, -1 for a fused token.
-        patch_count: number n of patch tokens. Not read off ``x``, whose shape torch.fx hides.
-        size: (B, n) float number of patches that each patch token stands for, None while all are 1.
-        mass: (B, n) float number of tokens that each patch token is worth to attention, None for its size.
-        positional: what the tower's blocks add of places, such as rotary embeddings, for each position of the grid:
-            reductions leave it alone. None in most towers, whose tokens hold their places.
-        place: (B, n, 2) float row and column of each patch token, where they count and some were merged: the mean of
-            those that it stands for. None for that of its ``patch_idx``.
-        importance: (B, n) float carried from an earlier reduction point, None before the first.
-        history: the reductions so far, oldest first.
-    """
-
-    x: Tensor
-    prefix: int
-    grid: tuple[int, int]
-    patch_idx: Tensor
-    patch_count: int
-    size: Tensor | None = None
-    importance: Tensor | None = None
-    history: tuple[Reduction, ...] = ()
-    mass: Tensor | None = None
+    x: Tensor  # (B, prefix + n, D) tokens, prefix tokens first
+    prefix: int  # number of prefix tokens: class token and others that are never reduced
+    grid: tuple[int, int]  # rows and columns of patches; N = rows * columns
+    patch_idx: Tensor  # (B, n) int64 position in the grid of each patch token, -1 for a fused token
+    patch_count: int  # n, not read off ``x``, whose shape torch.fx hides
+    size: Tensor | None = None  # (B, n) float number of patches that each stands for, None while all are 1
+    importance: Tensor | None = None  # (B, n) float carried from an earlier reduction point
+    history: tuple[Reduction, ...] = ()  # the reductions so far, oldest first
+    mass: Tensor | None = None  # (B, n) float number of tokens that each is worth to attention, None for its size
+    # What the tower's blocks add of places, such as rotary embeddings, for each position of the grid: reductions leave
+    # it alone. None in most towers, whose tokens hold their places.
     positional: Tensor | None = None
+    # (B, n, 2) float row and column of each patch token, where they count and some were merged: the mean of those that
+    # it stands for. None for that of its ``patch_idx``.
     place: Tensor | None = None
 
     @classmethod
@@ -89,11 +68,8 @@ class Tokens(NamedTuple):
 
     def images(self, rows: Tensor) -> "Tokens":
         """Return the sequences of the images ``rows`` (k,), without history."""
-        moved: dict[str, Any] = {
-            name: None if value is None else value[rows]
-            for name, value in self._asdict().items()
-            if name in ("x", "patch_idx", "size", "mass", "importance", "place")
-        }
+        names = ("x", "patch_idx", "size", "mass", "importance", "place")
+        moved: dict[str, Any] = {name: value[rows] for name in names if (value := getattr(self, name)) is not None}
         return self._replace(**moved, history=())
 
     def split(self, count: int) -> list["Tokens"]:
@@ -109,8 +85,7 @@ class Tokens(NamedTuple):
             return x.mean(dim=1)
         mass = F.pad(self.size if self.mass is None else self.mass, (self.prefix, 0), value=1.0)
         total = self.size.sum(dim=1, keepdim=True) + self.prefix
-        mean = (mass.unsqueeze(1) @ x.float()).squeeze(1) / total
-        return mean.to(x.dtype)
+        return ((mass.unsqueeze(1) @ x.float()).squeeze(1) / total).to(x.dtype)
 
     def prune(self, index: int, importance: Tensor, count: int) -> "Tokens":
         """Keep the ``count`` >= 1 patch tokens of highest importance, in their present order.
@@ -120,8 +95,7 @@ class Tokens(NamedTuple):
         """
         if count >= self.patch_count:
             return self
-        selected = self.select(index, importance, top(importance, count))
-        return selected._replace(patch_count=count)
+        return self.select(index, importance, top(importance, count))._replace(patch_count=count)
 
     def select(self, index: int, importance: Tensor, keep_idx: Tensor) -> "Tokens":
         """Keep the patch tokens at ``keep_idx`` (B, k), positions in the current sequence."""
@@ -179,12 +153,11 @@ class Tokens(NamedTuple):
         if mass is not None:
             mass = mass.gather(1, stay).scatter_add(1, place, mass.gather(1, gone))
             mass = mass.scatter(1, place, mass.gather(1, place) / stretch)
-        where = None
+        where, carried = None, self.importance
         if self.positional is not None:
             sums = self.places() * size.unsqueeze(2)
             slot = place.unsqueeze(2).expand(-1, -1, 2)
             where = rows(sums, stay).scatter_add(1, slot, rows(sums, gone)) / merged_size.unsqueeze(2)
-        carried = self.importance
         if carried is not None:
             carried = carried.gather(1, stay).scatter_reduce(1, place, carried.gather(1, gone), "amax")
         last = torch.full_like(size, torch.inf).scatter(1, gone, importance.float())
@@ -242,15 +215,10 @@ def _merged(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale:
     merged = target + rows(sums, slot)
     stretch = torch.ones_like(share)
     if rescale:
-        longest = _norm(target).scatter_reduce(1, slot, _norm(parts), "amax").gather(1, slot)
-        stretch = longest / _norm(merged).clamp(min=1e-12)
+        arrived, there, now = (torch.linalg.vector_norm(x.float(), dim=2) for x in (parts, target, merged))
+        stretch = there.scatter_reduce(1, slot, arrived, "amax").gather(1, slot) / now.clamp(min=1e-12)
         merged = merged * stretch.unsqueeze(2).to(merged.dtype)
     return merged, stretch
-
-
-def _norm(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x.float(), dim=2)
-    return norm
 
 
 def _spliced(x: Tensor, prefix: int, stay: Tensor, merged: Tensor, place: Tensor) -> Tensor:
@@ -258,12 +226,7 @@ def _spliced(x: Tensor, prefix: int, stay: Tensor, merged: Tensor, place: Tensor
     batch, count, _ = x.shape
     new = count + torch.arange(merged.shape[1], device=x.device).expand(batch, -1)
     patches = (prefix + stay).scatter(1, place, new)
-    kept = torch.arange(prefix, device=x.device).expand(batch, -1)
-    return rows(torch.cat((x, merged), dim=1), torch.cat((kept, patches), dim=1))
-
-
-for _function in ("rows", "_merged", "_spliced"):  # each a call in a graph: shapes are not known there
-    torch.fx.wrap(_function)
+    return rows(torch.cat((x, merged), dim=1), torch.cat((every_position(x, prefix), patches), dim=1))
 
 
 def every_position(x: Tensor, count: int) -> Tensor:
@@ -271,7 +234,8 @@ def every_position(x: Tensor, count: int) -> Tensor:
     return torch.arange(count, device=x.device).expand(x.shape[0], -1)
 
 
-torch.fx.wrap("every_position")  # a call in the graph: torch.arange takes no traced device
+for _function in ("every_position", "rows", "_merged", "_spliced"):
+    torch.fx.wrap(_function)  # one call in a graph: it knows no shapes, and torch.arange no traced device
 
 
 def top(importance: Tensor, count: int) -> Tensor:
@@ -279,8 +243,7 @@ def top(importance: Tensor, count: int) -> Tensor:
 
     A stable sort, not ``topk``: on ties the lower position wins on every device.
     """
-    order = importance.argsort(dim=1, descending=True, stable=True)
-    return order[:, :count].sort(dim=1).values
+    return importance.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
 
 
 def _cells(positions: Tensor, patches: int) -> Tensor:
@@ -300,8 +263,7 @@ def rank_scores(history: tuple[Reduction, ...], patches: int) -> Tensor:
     ``history`` is that of one forward pass, oldest first, at least one. Returns (B, N), higher
     = kept longer; patches of equal fate tie.
     """
-    first = history[0].before
-    scores = torch.zeros(first.shape[0], patches + 1, device=first.device)
+    scores = history[0].before.new_zeros(len(history[0].before), patches + 1, dtype=torch.float32)
     for stage, reduction in enumerate(history):
         importance = reduction.importance.float()
         below = importance.unsqueeze(2) > importance.unsqueeze(1)
@@ -317,8 +279,7 @@ def left_at(history: tuple[Reduction, ...], patches: int) -> Tensor:
 
     Returns (B, N) int64 block, -1 for a patch whose token is there at the end.
     """
-    first = history[0].before
-    left = first.new_full((first.shape[0], patches + 1), -1)
+    left = history[0].before.new_full((len(history[0].before), patches + 1), -1)
     for index, before, after, *_ in history:
         left = left.masked_fill(_occupied(before, patches) & ~_occupied(after, patches), index)
     return left[:, :patches]
@@ -330,8 +291,7 @@ def tokens_of(history: tuple[Reduction, ...], patches: int) -> Tensor:
     That is the grid position of its own token, or of the one that it was merged into; -1 for a
     patch that was dropped. A fused token has no position, so what went into it counts as dropped.
     """
-    first = history[0].before
-    token = torch.arange(patches + 1, device=first.device).repeat(first.shape[0], 1)
+    token = every_position(history[0].before, patches + 1)
     for _, before, after, _, into in history:
         goal = _cells(before if into is None else into, patches)
         became = torch.full_like(token, patches).scatter(1, _cells(before, patches), goal)
@@ -342,27 +302,16 @@ def tokens_of(history: tuple[Reduction, ...], patches: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """One forward pass, for figures and agreement measures.
+    """One forward pass, for figures and agreement measures; ``scores`` and ``ranking`` are None if nothing went."""
 
-    Attributes:
-        output: what ``forward`` returns for the same images.
-        grid: (rows, columns) of the patch grid; N = rows * columns.
-        tokens_per_block: number of tokens, prefix tokens included, that leave each block.
-        final_tokens: number n of patch tokens that leave the last block (a fused token counts).
-        kept: (B, n) int64 grid positions of these, in the order of the sequence; -1 for a fused token.
-        reductions: what went at each reduction point, in order; positions are grid positions.
-        scores: (B, N) float, higher = kept longer, ties allowed; None when nothing was reduced.
-        ranking: (B, N) int64 grid positions, most important first; None when nothing was reduced.
-    """
-
-    output: Tensor
-    grid: tuple[int, int]
-    tokens_per_block: tuple[int, ...]
-    final_tokens: int
-    kept: Tensor
-    reductions: tuple[Reduction, ...]
-    scores: Tensor | None
-    ranking: Tensor | None
+    output: Tensor  # what ``forward`` returns for the same images
+    grid: tuple[int, int]  # rows and columns of patches; N = rows * columns
+    tokens_per_block: tuple[int, ...]  # how many leave each block, prefix tokens included
+    final_tokens: int  # number n of patch tokens that leave the last block; a fused token counts
+    kept: Tensor  # (B, n) int64 grid positions of these, in the order of the sequence; -1 for a fused token
+    reductions: tuple[Reduction, ...]  # what went at each reduction point, in order
+    scores: Tensor | None  # (B, N) float, higher = kept longer, ties allowed
+    ranking: Tensor | None  # (B, N) int64 grid positions, most important first
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{r.after.shape[1]} at block {r.block}" for r in self.reductions)

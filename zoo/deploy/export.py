@@ -7,9 +7,9 @@ name with ``.json`` behind, which says what it is.
 import copy
 import io
 import json
+import logging
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.digests import fingerprint
-from zoo.core.files import write_whole
+from zoo.core.files import fingerprint, write_whole
 from zoo.core.host import Host
 from zoo.core.messages import expected, wanting
 from zoo.core.precision import PRECISIONS
@@ -36,44 +35,29 @@ LEAST_COSINE = 0.99  # on average, in lower precision
 TIED = 1e-5  # two images this equally similar to a third are both its nearest
 BATCHES = (2, 5)  # images per call when a file is checked
 MOST_IMAGES = 4096  # per call of an exported graph
-_EXTRA = "pip install 'clip-patchrank[export]'"
 _IN, _OUT = "images", "features"
 _OPENVINO = {"float32": ("FP32", "f32"), "bfloat16": ("BF16", "bf16"), "float16": ("FP16", "f16")}  # ability, hint
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureAgreement:
-    """How features of an exported file agree with the eager float32 model's on real images.
+    """How features of an exported file agree with the eager float32 model's on real images."""
 
-    Attributes:
-        images: how many were run, once per batch size.
-        batches: images per call.
-        deviation: largest difference of an image's features, by their length.
-        median_deviation: the same, in the middle.
-        cosine_mean: of an image's features with the eager ones, on average.
-        cosine_q05: its 5 % quantile.
-        same_nearest: share of images whose nearest other image is the same.
-    """
-
-    images: int
-    batches: tuple[int, ...]
-    deviation: float
+    images: int  # how many were run, once per batch size
+    batches: tuple[int, ...]  # images per call
+    deviation: float  # largest difference of an image's features, by their length
     median_deviation: float
-    cosine_mean: float
-    cosine_q05: float
-    same_nearest: float
+    cosine_mean: float  # of an image's features with the eager ones
+    cosine_q05: float  # its 5 % quantile
+    same_nearest: float  # share of images whose nearest other image is the same
 
     @classmethod
     def of(cls, features: Sequence[Tensor], eager: Tensor, batches: Sequence[int]) -> "FeatureAgreement":
         """Compare features (n, D), one tensor per batch size, with the eager model's (n, D)."""
         wanted = eager.double()
-        apart, cosines, same = [], [], []
-        for one in features:
-            ours = one.double()
-            apart.append((ours - wanted).norm(dim=1) / wanted.norm(dim=1))
-            cosines.append(F.cosine_similarity(ours, wanted, dim=1))
-            same.append(_same_nearest(ours, wanted))
-        deviations, cosine = torch.cat(apart), torch.cat(cosines)
+        every = [each.double() for each in features]
+        deviations = torch.cat([(ours - wanted).norm(dim=1) / wanted.norm(dim=1) for ours in every])
+        cosine = torch.cat([F.cosine_similarity(ours, wanted, dim=1) for ours in every])
         return cls(
             images=len(eager),
             batches=tuple(batches),
@@ -81,7 +65,7 @@ class FeatureAgreement:
             median_deviation=float(deviations.median()),
             cosine_mean=float(cosine.mean()),
             cosine_q05=float(cosine.quantile(0.05)),
-            same_nearest=float(torch.cat(same).double().mean()),
+            same_nearest=float(torch.cat([_same_nearest(ours, wanted) for ours in every]).double().mean()),
         )
 
     def problem(self, dtype: str, least_cosine: float = LEAST_COSINE) -> str:
@@ -149,14 +133,12 @@ def export_model(
         DisagreementError: the runtime gives other features; nothing is left at ``path``.
     """
     path = Path(path)
-    kind = require_format(format, dtype)
-    _require_suffix(path, format)
+    kind = require_format(format, dtype, path=path)
     _require_model(model, images)
     with torch.no_grad():
-        eager = model(images[:2])
-    if not isinstance(eager, Tensor) or eager.ndim != 2:
-        raise ValueError(f"{type(model).__name__} gives no features (B, D): expected a pooled tower, not one of tokens")
-    with torch.no_grad():
+        shape = model(images[:2]).shape
+        if len(shape) != 2:
+            raise ValueError(f"{type(model).__name__} gives no features (B, D) but {tuple(shape)}: expected a pool")
         eager = torch.cat([model(part) for part in images.split(max(batches))])
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without gradients: exporters cannot undo views of what needs them.
@@ -201,9 +183,8 @@ def as_runtime(model: nn.Module, images: Tensor, *, format: str, dtype: str = "f
 def load_exported(path: str | Path, *, threads: int | None = None) -> Call:
     """Return what maps images (B, 3, H, W) to features (B, D) float32, run by the runtime that a file is for.
 
-    ONNX and OpenVINO files are data. An exported program is refused if anything in it would be unpickled, but torch
-    evaluates expressions of sizes in it, and an AOTInductor package is machine code: load only those that you or
-    somebody whom you trust wrote.
+    ONNX and OpenVINO files are data. Torch's own may run code (an AOTInductor package is machine code): load only those
+    that you or somebody whom you trust wrote.
 
     Args:
         path: what ``export_model`` wrote, with the JSON file beside it.
@@ -222,8 +203,7 @@ def load_exported(path: str | Path, *, threads: int | None = None) -> Call:
         format, dtype = about["format"], about["dtype"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{str(about_path(path))!r} doesn't describe an exported model: {error!r}") from error
-    kind = require_format(format, dtype, writing=False)
-    _require_suffix(path, format)
+    kind = require_format(format, dtype, path=path, writing=False)
     with _quiet():
         return kind.load(path, dtype, threads or torch.get_num_threads())
 
@@ -244,10 +224,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
 
 class Served(nn.Module):
-    """A model in some precision behind float32 images and features."""
+    """A model, in lower precision a copy, behind float32 images and features."""
 
     def __init__(self, model: nn.Module, dtype: str) -> None:
-        """Take the model itself in float32, else a copy."""
         super().__init__()
         self.dtype = PRECISIONS[dtype]
         self.model = model if self.dtype == torch.float32 else copy.deepcopy(model).to(self.dtype)
@@ -258,58 +237,32 @@ class Served(nn.Module):
         return features.float()
 
 
-def _recorded(model: nn.Module, images: Tensor, dtype: str) -> Any:
+def _record(model: nn.Module, images: Tensor, dtype: str) -> Any:
     """Record a model as a graph of a free batch size; ``images`` are an example of two."""
     batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
     return torch.export.export(Served(model, dtype).eval(), (images,), dynamic_shapes=({0: batch},))
 
 
 def _write_program(model: nn.Module, path: Path, images: Tensor, dtype: str) -> None:
-    program = _recorded(model, images, dtype)
+    program = _record(model, images, dtype)
     program._example_inputs = None  # else they are pickled into the file
     torch.export.save(program, path)
 
 
-def _without_gradients(run: Callable[[Tensor], Any]) -> Call:
-    def call(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            features: Tensor = run(images)
-        return features
-
-    return call
-
-
 def _load_program(path: Path, _dtype: str, _threads: int) -> Call:
-    _refuse_pickles(path)
-    return _without_gradients(torch.export.load(path).module())
-
-
-def _refuse_pickles(path: Path) -> None:
-    """Raise ValueError if torch would unpickle a part of an exported program; of ours it doesn't."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for file in archive.infolist():
-                if file.filename.endswith("_config.json"):
-                    entries = json.loads(archive.read(file))["config"].values()
-                    odd = any(one["use_pickle"] or "obj" in one["path_name"] for one in entries)
-                else:
-                    odd = file.filename.endswith(".pt") and file.file_size > 0
-                if odd:
-                    raise ValueError(f"{str(path)!r}: {file.filename} would be unpickled, which can run any code")
-    except (zipfile.BadZipFile, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{str(path)!r} is no exported program: {error!r}") from error
+    return torch.no_grad()(torch.export.load(path).module())
 
 
 def _write_aoti(model: nn.Module, path: Path, images: Tensor, dtype: str) -> None:
     from torch._inductor import aoti_compile_and_package
 
-    aoti_compile_and_package(_recorded(model, images, dtype), package_path=str(path))
+    aoti_compile_and_package(_record(model, images, dtype), package_path=str(path))
 
 
 def _load_aoti(path: Path, _dtype: str, _threads: int) -> Call:
     from torch._inductor import aoti_load_package
 
-    return _without_gradients(aoti_load_package(str(path)))
+    return torch.no_grad()(aoti_load_package(str(path)))
 
 
 def _write_onnx(model: nn.Module, path: Path, images: Tensor, _dtype: str) -> None:
@@ -322,7 +275,7 @@ def _write_onnx(model: nn.Module, path: Path, images: Tensor, _dtype: str) -> No
         return values, indices
 
     program = torch.onnx.export(
-        _recorded(model, images, "float32"),
+        _record(model, images, "float32"),
         input_names=[_IN],
         output_names=[_OUT],
         dynamo=True,
@@ -347,27 +300,22 @@ def _load_onnx(path: Path, _dtype: str, threads: int) -> Call:
 
 def _write_openvino(model: nn.Module, path: Path, images: Tensor, _dtype: str) -> None:
     import openvino
+    from openvino import opset11
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         whole = Path(folder) / "model.onnx"
         _write_onnx(model, whole, images, "float32")
-        graph = _with_stable_sorts(openvino.Core().read_model(whole))
+        graph = openvino.Core().read_model(whole)
+        # All sorts break ties by the lower index, which OpenVINO's reading of ONNX leaves open.
+        for node in graph.get_ops():
+            if node.get_type_name() == "TopK":
+                how = node.get_attributes()
+                axis, kind, mode, order = (how[key] for key in ("axis", "index_element_type", "mode", "sort"))
+                inputs = [node.input_value(0), node.input_value(1)]
+                other = opset11.topk(*inputs, axis, mode, order, index_element_type=kind, stable=True)
+                for index in range(2):
+                    node.output(index).replace(other.output(index))
         openvino.save_model(graph, path, compress_to_fp16=False)
-
-
-def _with_stable_sorts(graph: Any) -> Any:
-    """Make all sorts of a graph break ties by the lower index, which OpenVINO's reading of ONNX leaves open."""
-    from openvino import opset11
-
-    for node in graph.get_ops():
-        if node.get_type_name() == "TopK":
-            how = node.get_attributes()
-            axis, kind, mode, order = (how[key] for key in ("axis", "index_element_type", "mode", "sort"))
-            inputs = [node.input_value(0), node.input_value(1)]
-            other = opset11.topk(*inputs, axis, mode, order, index_element_type=kind, stable=True)
-            for index in range(2):
-                node.output(index).replace(other.output(index))
-    return graph
 
 
 def _load_openvino(path: Path, dtype: str, threads: int) -> Call:
@@ -403,12 +351,8 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def require_format(format: Any, dtype: Any, *, writing: bool = True) -> Format:
-    """Return what a format is if it has the precision and its packages are there.
-
-    Raises:
-        ValueError: it hasn't, or they aren't.
-    """
+def require_format(format: Any, dtype: Any, *, path: Path | None = None, writing: bool = True) -> Format:
+    """Return what a format is, or raise ValueError: it hasn't the precision, its packages, or the ending of a path."""
     if format not in FORMATS:
         raise ValueError(f"format {format!r}: {expected(str(format), FORMATS)}")
     kind = FORMATS[format]
@@ -416,13 +360,10 @@ def require_format(format: Any, dtype: Any, *, writing: bool = True) -> Format:
         raise ValueError(f"dtype {dtype!r} of {format}: {expected(str(dtype), kind.dtypes)}")
     packages = kind.runtimes + (kind.writers if writing else ())
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise ValueError(f"format {format!r} needs {', '.join(missing)}: {_EXTRA}")
+        raise ValueError(f"format {format!r} needs {', '.join(missing)}: pip install 'clip-patchrank[export]'")
+    if path is not None and path.suffix != kind.suffix:
+        raise ValueError(f"{str(path)!r}: a file of {format} ends with {kind.suffix!r}")
     return kind
-
-
-def _require_suffix(path: Path, format: str) -> None:
-    if path.suffix != FORMATS[format].suffix:
-        raise ValueError(f"{str(path)!r}: a file of {format} ends with {FORMATS[format].suffix!r}")
 
 
 def _require_model(model: nn.Module, images: Tensor) -> None:
@@ -440,17 +381,11 @@ def _require_model(model: nn.Module, images: Tensor) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the advice of exporters, which is for their authors, from warnings, standard output and the log."""
-    import logging
-
-    names = ("torch.onnx", "root", "onnx_ir", "onnxscript")
-    loggers = [logging.getLogger(None if name == "root" else name) for name in names]
-    before = [logger.level for logger in loggers]
+    before = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
+            logging.disable(logging.WARNING)
             yield
         finally:
-            for logger, level in zip(loggers, before, strict=True):
-                logger.setLevel(level)
+            logging.disable(before)

@@ -1,11 +1,11 @@
 """Towers for inference alone: the same outputs in less time and memory."""
 
 import copy
+from collections.abc import Callable
 from functools import cache
-from typing import Any, NoReturn, Self, overload
+from typing import Any, NoReturn, Self
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from zoo.core.host import PROBE, Host, HostBlock, shared
@@ -14,15 +14,7 @@ from zoo.core.precision import PRECISIONS
 from zoo.loading.adopt import image_tower, reduce
 from zoo.towers.lean import LeanBlock, Product, is_lean, special_layer
 from zoo.towers.open_clip import ReducedOpenClip
-from zoo.towers.vit import ReducedViT, TimmHost
-
-
-@overload
-def optimize(model: VisionTransformer, *, dtype: str | torch.dtype = "float32") -> ReducedViT: ...
-
-
-@overload
-def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any: ...
+from zoo.towers.vit import TimmHost
 
 
 def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:
@@ -46,9 +38,7 @@ def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:
     place = image_tower(model)
     if place is not None:
         whole = shared(model, type(model))
-        inner = model._modules[place]
-        assert inner is not None
-        whole._modules[place] = optimize(inner, dtype=dtype)
+        whole._modules[place] = optimize(model.get_submodule(place), dtype=dtype)
         return whole
     if isinstance(model, OptimizedHost):
         raise ValueError(f"{type(model).__name__} is optimised already: expected the model that it was made of")
@@ -63,28 +53,19 @@ def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:
 def _check(host: Host, dtype: str) -> None:
     """Refuse towers that would gain nothing, or lose exactness."""
     name, blocks = type(host).__name__, host.block_modules
-    kinds = (type(block) for block in blocks if not is_lean(block))
-    other = next((f"{kind.__name__} of {kind.__module__}" for kind in kinds), None)
-    if not isinstance(host, (TimmHost, ReducedOpenClip)):
+    other = next((f"{type(b).__name__} of {type(b).__module__}" for b in blocks if not is_lean(b)), None)
+    if not isinstance(host, (TimmHost, ReducedOpenClip)) or (other is not None and not host.pools_first):
         raise ValueError(
-            f"{name} hands out every token of the last block, and its blocks are {other}: nothing to optimise; "
-            "expected a tower of timm or open_clip"
-        )
-    if other is None:
-        for block in blocks:
-            special = special_layer(block)
-            if special is not None:
-                raise ValueError(
-                    f"optimised blocks need plain linear layers, this tower has {special}; merge adapters into the "
-                    "weights, or quantize the model instead of optimising it"
-                )
-        return
-    if dtype != "float32":
-        raise ValueError(f"dtype={dtype!r}: expected 'float32' for this tower, whose blocks are {other}")
-    if not host.pools_first:
-        raise ValueError(
-            f"nothing to optimise in {name}: its blocks are {other}, and what it pools is more than the class token; "
+            f"nothing to optimise in {name}: its blocks are {other}, and more than the class token leaves the last; "
             "expected plain blocks of timm's vision_transformer, or a tower that pools the class token alone"
+        )
+    if other is not None and dtype != "float32":
+        raise ValueError(f"dtype={dtype!r}: expected 'float32' for this tower, whose blocks are {other}")
+    special = next(filter(None, map(special_layer, blocks)), None) if other is None else None
+    if special is not None:
+        raise ValueError(
+            f"optimised blocks need plain linear layers, this tower has {special}; merge adapters into the "
+            "weights, or quantize the model instead of optimising it"
         )
 
 
@@ -97,6 +78,15 @@ def _frozen(host: Host) -> Host:
         memo[id(buffer)] = buffer.detach().float() if buffer.is_floating_point() else buffer.detach()
     frozen = copy.deepcopy(host, memo)
     return frozen.eval()
+
+
+def _refuse(what: str, instead: str) -> Callable[..., NoReturn]:
+    """Return what refuses to be called."""
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise ValueError(f"an optimised model {what}; {instead} the model that it was made of, and optimise that")
+
+    return refuse
 
 
 class OptimizedHost(Host):
@@ -138,32 +128,17 @@ class OptimizedHost(Host):
         places = {id(each) if each.is_mkldnn else each.data_ptr(): each.nbytes for each in tensors}
         return sum(places.values())
 
-    @classmethod
-    def adopt(cls, tower: nn.Module) -> NoReturn:  # noqa: ARG003
-        """Refuse to make another tower of an optimised one."""
-        raise _refusal("can't be changed", "change the model that it was made of, and optimise the result")
+    # What reaches the tower from now on would not reach its blocks.
+    adopt: Any = classmethod(_refuse("can't be changed", "change"))
+    load_state_dict: Any = _refuse("takes no other weights", "load them into")
+    _apply: Any = _refuse("can't be moved or cast", "move")
+    __reduce_ex__: Any = _refuse("can't be copied or pickled", "copy or save")
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode.
-
-        Raises:
-            ValueError: ``mode`` is true.
-        """
+        """Stay in evaluation mode; raise ValueError if ``mode`` is true."""
         if mode:
-            raise _refusal("can't be trained", "train the model that it was made of, and optimise it afterwards")
+            _refuse("can't be trained", "train")()
         return super().train(mode)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse other weights: the blocks' are prepared already."""
-        raise _refusal("takes no other weights", "load them into the model that it was made of, and optimise that")
-
-    def _apply(self, fn: Any, recurse: bool = True) -> NoReturn:
-        """Refuse another device or dtype, for the same reason."""
-        raise _refusal("can't be moved or cast", "move the model that it was made of, and optimise that with dtype=")
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be copied or pickled: what is changed in a copy would not reach its blocks."""
-        raise _refusal("can't be copied or pickled", "copy or save the model that it was made of, and optimise that")
 
     def block(self, index: int) -> HostBlock:
         """Return block ``index``, taken apart."""
@@ -172,15 +147,11 @@ class OptimizedHost(Host):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Return the head's output, float32, for images (B, C, H, W) of any floating dtype."""
         if attn_mask is not None or is_causal:
-            raise _refusal("takes no attn_mask and no is_causal", "use the model that it was made of")
+            _refuse("takes no attn_mask and no is_causal", "use")()
         if x.requires_grad and torch.is_grad_enabled():
-            raise _refusal("has no gradients", "use the model that it was made of, or torch.no_grad()")
+            _refuse("has no gradients", "use")()
         tokens, _ = self.advance(self.embed(x.float()), pooled=True)
         return self.finish(tokens)
-
-
-def _refusal(what: str, instead: str) -> ValueError:
-    return ValueError(f"an optimised model {what}; {instead}")
 
 
 class PatchProduct(nn.Conv2d):

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.core.digests import weights_digest
-from zoo.core.files import digest
+from zoo.core.files import digest, weights_digest
 from zoo.core.host import Host
-from zoo.core.prompts import CosineHead, near
-from zoo.learning.fit_state import FitState
+from zoo.core.prompts import CosineHead
+from zoo.learning.fit import FitState
 from zoo.loading.recovery_file import (
     DOWN,
     FORMAT,
@@ -28,12 +27,10 @@ from zoo.loading.recovery_file import (
     RecoveryConfig,
     additions,
     bare_tower,
-    make_room,
     trainable,
     twin,
     with_precision,
 )
-from zoo.towers.vit import TimmHost
 
 CHUNK = 16  # images at a time where nothing is learnt
 _NOTHING = 1e-9  # mean distance of features that are equal up to rounding
@@ -42,13 +39,11 @@ _WARM = 0.1  # share of the steps in which the learning rate rises
 
 
 class Images(Protocol):
-    """Preprocessed images (n, C, H, W): a tensor, or what reads some when asked."""
+    """Preprocessed images (n, C, H, W): a tensor, or what reads some, ``rows`` (k,) int64, when asked."""
 
-    def __len__(self) -> int:
-        """Return n."""
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, rows: Tensor, /) -> Tensor:
-        """Return the images ``rows`` (k,) int64, in this order."""
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
 
 
 class WeightChanges(nn.Module):
@@ -116,16 +111,13 @@ def recover(
     ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
-        ValueError: no tower, or one without reduction or tuned already, learned tokens for a tower of another library
-            than timm, no images, a loss that is NaN, or a checkpoint of another run.
+        ValueError: a model that can't be recovered, no images, a loss that is NaN, or a checkpoint of another run.
     """
     if not isinstance(model, Host):
         raise ValueError(f"{type(model).__name__} is no reduced tower: expected what zoo.reduce makes of one")
     model = bare_tower(model)
     if model.reducer is None:
         raise ValueError("this model is dense: there is nothing to recover; reduce it first")
-    if config.what == "tokens" and not isinstance(model, TimmHost):
-        raise ValueError(f"what='tokens': {type(model).__name__} takes no learned tokens; expected 'norm' or 'lora'")
     if isinstance(getattr(model, "head", None), CosineHead) or model.prompts is not None:
         raise ValueError("this tower has learned tokens already; take the one that it was made of")
     if not train or len(train) != len(val) or not all(map(len, (*train, *val))):
@@ -133,13 +125,8 @@ def recover(
     config = with_precision(config, model)
     teacher, plain, student = (twin(model).eval() for _ in range(3))
     teacher.reducer = None
-    if isinstance(student, TimmHost) and config.what == "tokens":
-        make_room(student, config.count)
     trainer = _Trainer(teacher, student, train, val, config)
     changes = WeightChanges.of(student, config)
-    if config.what == "tokens":
-        for tokens in (changes.values[0], changes.means[0]):
-            tokens.data.copy_(_first_tokens(teacher, train, config))
     state = FitState(
         mark=_mark(model, config, *train, *val),
         model=changes,
@@ -151,7 +138,7 @@ def recover(
     before = trainer.held_out(plain, {})
     trainer.start = [max(loss, _NOTHING) for loss in before]
     state.run(
-        lambda: trainer.learn(state, on_step),
+        lambda: trainer.learn(state, changes, on_step),
         lambda: trainer.validate(changes),
         most=0 if max(before) <= _NOTHING else config.rounds,
         patience=config.patience,
@@ -183,26 +170,20 @@ class _Trainer:
         self.device, self.dtype = like.device, like.dtype
         self.truth = [self._features(teacher, images) for images in val]
 
-    def learn(self, state: FitState, on_step: Callable[[int], None]) -> float:
+    def learn(self, state: FitState, changes: WeightChanges, on_step: Callable[[int], None]) -> float:
         """Take the steps of a round; return the mean loss."""
         config, total = self.config, 0.0
-        assert isinstance(state.model, WeightChanges)
         for step in range(config.steps):
             done = (state.epoch * config.steps + step) / (config.rounds * config.steps)
             rate = config.learning_rate * min(1, (done + 1 / (config.rounds * config.steps)) / _WARM)
-            for group in state.optimiser.param_groups:
-                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done))
             images, scale = self._batch(state.generator)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                 with torch.no_grad():
                     truth = self.teacher.features(images)
-                features = self._change(additions(state.model.moving()), images)
+                features = self._change(additions(changes.moving()), images)
             loss = (distance(features, truth) / scale + _FLAT).sqrt().mean()
-            state.optimiser.zero_grad()
-            loss.backward()
-            state.optimiser.step()
-            state.model.average(step)
-            total += loss.item()
+            total += state.descend(loss, [rate * 0.5 * (1 + math.cos(math.pi * done))])
+            changes.average(step)
             on_step(state.epoch * config.steps + step + 1)
         return total / config.steps
 
@@ -217,18 +198,14 @@ class _Trainer:
 
     def _change(self, added: Mapping[str, Tensor], images: Tensor) -> Tensor:
         own = {self.names[name]: value for name, value in added.items()}
-        weights = self.weights | {name: self.weights[name] + value for name, value in own.items()}
-        named = {f"host.{name}": value for name, value in weights.items()}
-        features: Tensor = functional_call(_Features(self.student), named, (images,))
-        return features
+        changed = self.weights | {name: self.weights[name] + value for name, value in own.items()}
+        named = {f"host.{name}": value for name, value in changed.items()}
+        return functional_call(_Features(self.student), named, (images,))
 
     @torch.no_grad()
     def _features(self, vit: Host, images: Images, added: Mapping[str, Tensor] | None = None) -> Tensor:
-        parts = []
-        for rows in torch.arange(len(images)).split(CHUNK):
-            some = images[rows].to(self.device, self.dtype)
-            parts.append(self._change(added, some) if added else vit.features(some))
-        return torch.cat(parts)
+        every = (images[rows].to(self.device, self.dtype) for rows in _chunks(images))
+        return torch.cat([self._change(added, some) if added else vit.features(some) for some in every])
 
     def held_out(self, vit: Host, added: Mapping[str, Tensor]) -> tuple[float, ...]:
         """Return the mean distance to dense on the held-out images of each set."""
@@ -240,6 +217,10 @@ class _Trainer:
         losses = self.held_out(self.student, additions(changes.tensors()))
         shares = [loss / start for loss, start in zip(losses, self.start, strict=True)]
         return math.inf if max(shares) > 1 else math.exp(sum(math.log(s + _NOTHING) for s in shares) / len(shares))
+
+
+def _chunks(images: Images) -> Sequence[Tensor]:
+    return torch.arange(len(images)).split(CHUNK)
 
 
 class _Features(nn.Module):
@@ -278,18 +259,8 @@ def view(images: Tensor, crop: float, generator: torch.Generator) -> Tensor:
     return torch.cat(parts)
 
 
-@torch.no_grad()
-def _first_tokens(teacher: Host, train: Sequence[Images], config: RecoveryConfig) -> Tensor:
-    """Return tokens (1, count, D) near the mean patch."""
-    assert isinstance(teacher, TimmHost)
-    like = next(teacher.blocks.parameters())
-    some = torch.cat([images[torch.arange(min(CHUNK, len(images)))] for images in train])
-    patches = teacher.mean_patches(some.to(like.device, like.dtype), 1)
-    return near(patches, config.count, torch.Generator().manual_seed(config.seed))
-
-
 def _mark(model: Host, config: RecoveryConfig, *sets: Images) -> str:
     recipe = [FORMAT, asdict(config), weights_digest(model.state_dict()), repr(model.reducer), torch.__version__]
-    every = (images[rows] for images in sets for rows in torch.arange(len(images)).split(CHUNK))
+    every = (images[rows] for images in sets for rows in _chunks(images))
     sums = (each.flatten(1).double().sum(dim=1).cpu().numpy().tobytes() for each in every)
     return digest(recipe, *sums, length=64)

@@ -1,26 +1,358 @@
 """Tune learned tokens on a few labelled images (arXiv 2409.14607, section 3.4)."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from open_clip import SimpleTokenizer
+from open_clip.model import CLIP
+from open_clip.transformer import TextTransformer
+from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from zoo.core.digests import blocks_fingerprint
-from zoo.core.files import digest
-from zoo.core.precision import precision_on
-from zoo.core.prompts import CosineHead
-from zoo.learning.fit_state import FitState
-from zoo.learning.prompt_learner import PromptLearner, TuneConfig
-from zoo.loading.clip import ClipParts
+from zoo.core.files import blocks_fingerprint, digest
+from zoo.core.messages import check_fields
+from zoo.core.precision import AUTO, precision_on
+from zoo.core.prompts import CosineHead, CoupledPrompts, Prompts, VisualPrompts, near
+from zoo.learning.fit import FitState
+from zoo.loading.clip import ClipParts, CompactText, OpenClipText, class_features
+from zoo.loading.learned_files import PromptFile, save_prompts
 from zoo.towers.vit import ReducedViT
 
+TOKENS = ("t", "v", "vt")
+COUPLINGS = ("offset", "printed", "none")
+OPTIMISERS = ("adamw", "sgd")
+SCHEDULES = ("cosine", "constant")
 CHUNK = 32  # images at a time where nothing is learnt
 Logits = Callable[[Tensor, Tensor], Tensor]  # from a classifier (classes, D) and images
+DTYPES = (AUTO, "float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """What is learned, and how; ``RECIPES`` has whole recipes.
+
+    Attributes:
+        tokens: ``t``: text tokens before the class name; ``v``: visual tokens at the image tower's input; ``vt``: both.
+        count: learned tokens in a sequence.
+        depth: blocks that get tokens of their own at their input; 1 is the paper's.
+        coupling: with ``vt``, how visual tokens P_v follow from text tokens P_t, see
+            ``CoupledPrompts``: ``offset`` by P_v = M P_t + p with M from zero, ``printed`` by the
+            paper's P_v = M P_t with a random M; ``none``: both are free.
+        class_specific: every class has text tokens of its own; not with coupled ones.
+        init: words that the text tokens begin with, next to the name; None for small random ones.
+        anchor: weight of the tuned text features' distance to those of the templates (1 - cosine,
+            mean over classes), as in KgCoOp (2303.13283); the paper has none.
+        epochs: passes through the images at most, each in a new order without the images that fill
+            no batch, with a validation after each; None: ``rounds`` of ``steps`` instead.
+        patience: rounds, or epochs, without a better validation loss before stopping, and the best
+            one's tokens are kept; 0: nothing is validated, and the last one's are kept.
+        batch: images per step.
+        learning_rate: of text tokens; ``visual_rate`` of visual ones, or of the map from text tokens.
+        schedule: ``cosine`` to zero, step by step, or with ``epochs`` epoch by epoch; ``constant``.
+        warmup: rounds, or epochs, at ``warmup_rate`` before the schedule begins, which counts them.
+        augment: with visual tokens, mirror and shift the images to learn from at random.
+        dtype: of the image tower's products, ``auto`` for the fastest of the device; all else is float32.
+        checkpointing: recompute blocks for their gradients, which saves memory.
+    """
+
+    tokens: str = "vt"
+    count: int = 4
+    depth: int = 1
+    coupling: str = "offset"
+    class_specific: bool = False
+    init: str | None = None
+    anchor: float = 32.0
+    epochs: int | None = None
+    rounds: int = 10
+    steps: int = 10
+    patience: int = 3
+    batch: int = 16
+    optimiser: str = "adamw"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    learning_rate: float = 2e-3
+    visual_rate: float = 3e-4
+    schedule: str = "cosine"
+    warmup: int = 0
+    warmup_rate: float = 1e-5
+    seed: int = 0
+    augment: bool = True
+    dtype: str = AUTO
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of bounds, and fields that contradict each other."""
+        names = {"tokens": TOKENS, "coupling": COUPLINGS, "optimiser": OPTIMISERS, "schedule": SCHEDULES}
+        counts = dict.fromkeys(("count", "depth", "epochs", "rounds", "steps", "batch"), "[1, inf)")
+        counts |= dict.fromkeys(("patience", "warmup", "weight_decay", "anchor"), "[0, inf)")
+        counts |= dict.fromkeys(("learning_rate", "visual_rate", "warmup_rate"), "(0, inf)")
+        check_fields(self, **names, **counts, dtype=DTYPES, momentum="[0, 1)")
+        if self.warmup >= self.most_rounds:
+            raise ValueError(f"warmup={self.warmup}: expected fewer than the {self.most_rounds} {self._unit}s")
+        if self.class_specific and self.tokens == "vt" and self.coupling != "none":
+            raise ValueError(
+                "class_specific=True: an image's tokens can't come from those of its class, which "
+                "is unknown; use coupling='none'"
+            )
+        if self.tokens == "v" and (self.class_specific or self.init is not None):
+            raise ValueError("class_specific and init are about text tokens; tokens='v' has none")
+
+    @property
+    def _unit(self) -> str:
+        return "round" if self.epochs is None else "epoch"
+
+    @property
+    def most_rounds(self) -> int:
+        """Rounds at most; with ``epochs`` each is one."""
+        return self.rounds if self.epochs is None else self.epochs
+
+    def round_steps(self, images: int) -> int:
+        """Return the optimiser steps of a round that learns from a number of images."""
+        return self.steps if self.epochs is None else max(1, images // self.batch)
+
+    def total_steps(self, images: int) -> int:
+        """Return the optimiser steps of all rounds, at most."""
+        return self.most_rounds * self.round_steps(images)
+
+    def rate(self, most: float, done: int, step: int, steps: int) -> float:
+        """Return the learning rate of a step of ``steps`` in a round, ``done`` rounds after the first.
+
+        ``most`` is the rate that the schedule begins with.
+        """
+        if done < self.warmup:
+            return self.warmup_rate
+        if self.schedule == "constant":
+            return most
+        since = (done - self.warmup) * steps + (step if self.epochs is None else 0)
+        return most * 0.5 * (1 + math.cos(math.pi * (since / (self.most_rounds * steps))))
+
+    @property
+    def learned(self) -> str:
+        """Say what is learned, in numbers."""
+        own = ", of each class's own" if self.class_specific else ""
+        coupling = f", coupling {self.coupling}" if self.tokens == "vt" else ""
+        init = "" if self.init is None else f", beginning as {self.init!r}"
+        return f"{self.count} tokens ({self.tokens}{coupling}){own}{init}, depth {self.depth}, anchor {self.anchor:g}"
+
+    def described(self, images: int | None = None) -> str:
+        """Say how tokens are learned, in numbers; ``images`` to learn from decide how many steps an epoch has."""
+        length = f"at most {self.most_rounds} {self._unit}s"
+        if self.epochs is None or images is not None:
+            length += f" of {self.round_steps(images or 0)} steps ({self.total_steps(images or 0):,} in all)"
+        names = ("momentum", "weight_decay", "learning_rate", "visual_rate", "warmup", "warmup_rate", "patience")
+        rest = ", ".join(f"{name}={getattr(self, name):g}" for name in names)
+        return f"{length} of {min(self.batch, images or self.batch)} images; {self.optimiser}, {self.schedule}, {rest}"
+
+
+def _published(**changes: Any) -> TuneConfig:
+    """Return what the configurations of CoOp and MaPLe, and Dassl's defaults, share, with the rest of one."""
+    shared: dict[str, Any] = {"anchor": 0.0, "patience": 0, "optimiser": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
+    shared |= {"schedule": "cosine", "warmup": 1, "warmup_rate": 1e-5}
+    return TuneConfig(**shared, **changes)
+
+
+# Whole recipes. ``embedded`` is ours, chosen on validation images of the embedded datasets. The others are what the
+# released configurations say, as far as ``TuneConfig`` can say it; docs/prompts.md has what it can't.
+# coop: K. Zhou et al. (2109.01134), ViT-B/16, 8 and 16 shots (it has 50 epochs for 1 shot, 100 for 2 and 4).
+# maple: M. U. Khattak et al. (2210.03117), ViT-B/16. The first tokens begin as the first words of "a photo of a".
+RECIPES = {
+    "embedded": TuneConfig(),
+    "coop": _published(tokens="t", count=16, epochs=200, batch=32, learning_rate=2e-3, visual_rate=2e-3),
+    "maple": _published(
+        tokens="vt", count=2, depth=9, coupling="printed", init="a photo",
+        epochs=5, batch=4, learning_rate=3.5e-3, visual_rate=3.5e-3,
+    ),
+}  # fmt: skip
+
+
+class TextParts(NamedTuple):
+    """The parts of a causal text tower that embeddings go through."""
+
+    embed: Callable[[Tensor], Tensor]  # from token ids (B, L) to embeddings (B, L, D)
+    tower: Any  # position table, blocks, final norm and projection, named as in open_clip
+
+
+def text_parts(text: nn.Module) -> TextParts:
+    """Take a text tower apart; refuse all but open_clip's causal transformer."""
+    if isinstance(text, CompactText):
+        table = text.tower.token_embedding
+        return TextParts(lambda ids: table(text.rows(ids)), text.tower)
+    inner: Any = text.model if isinstance(text, OpenClipText) else text
+    inner = inner if isinstance(inner, CLIP) else getattr(inner, "text", inner)
+    pool = getattr(inner, "text_pool_type", getattr(inner, "pool_type", None))
+    plain = isinstance(inner, (CLIP, TextTransformer)) and inner.attn_mask is not None
+    if not plain or pool != "argmax" or getattr(inner, "cls_emb", None) is not None:
+        raise ValueError(
+            f"text tower {type(inner).__name__}: learned context needs open_clip's causal "
+            "TextTransformer whose feature is the end token's; tune visual tokens only (v)"
+        )
+    return TextParts(inner.token_embedding, inner)
+
+
+class PromptedText(nn.Module):
+    """Map class names behind learned tokens, as in "[context] ankle boot.", to features.
+
+    The context takes positions 1 to its length, the name those behind it. Where a sequence would be longer than the
+    tower's position table, as many of the last context tokens as needed share the last position that the longest name
+    leaves: the blocks take any length, and a learned token can learn what its own position would add. ``context`` is
+    (1 or classes, depth, count, D).
+
+    Raises:
+        ValueError: a tower or tokenizer that can't be prompted, a name with unknown words or too
+            long, more words in ``init`` than tokens, or a depth that the tower hasn't.
+    """
+
+    words: Tensor
+    positions: Tensor
+    ends: Tensor
+
+    def __init__(
+        self, text: nn.Module, tokenize: Any, classes: Sequence[str], config: TuneConfig, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.checkpointing = config.checkpointing
+        self.parts = text_parts(text)
+        if not isinstance(tokenize, SimpleTokenizer):
+            raise ValueError(f"tokenizer {type(tokenize).__name__}: expected open_clip's SimpleTokenizer")
+        tower, count, init = self.parts.tower, config.count, config.init
+        table, blocks = tower.positional_embedding, tower.transformer.resblocks
+        if config.depth > len(blocks):
+            raise ValueError(f"depth={config.depth}: the text tower has {len(blocks)} blocks; take a depth up to that")
+        rows, device = len(classes) if config.class_specific else 1, table.device
+        context = 0.02 * torch.randn(rows, config.depth, count, table.shape[1], generator=generator)
+        with torch.no_grad():
+            if init is not None:
+                begin = self._embed(tokenize, [init], device)[0][0, 1:-1]
+                if len(begin) > count:
+                    raise ValueError(f"init={init!r} is {len(begin)} tokens, more than {count}")
+                context[:, 0, count - len(begin) :] = begin.cpu()
+            words, ends = self._embed(tokenize, [f"{name}." for name in classes], device)
+        self.context = nn.Parameter(context.to(device))
+        length = words.shape[1]
+        room = len(table) - length
+        last = min(count, max(room, 1))
+        places = [0, *(min(i, last) for i in range(1, count + 1))]
+        places += [min(last, room) + i for i in range(1, length)]
+        self.register_buffer("words", words, persistent=False)
+        self.register_buffer("ends", ends + count, persistent=False)
+        self.register_buffer("positions", torch.tensor(places, device=device), persistent=False)
+
+    def _embed(self, tokenize: Any, texts: list[str], device: Any) -> tuple[Tensor, Tensor]:
+        """Return embeddings (B, L, D) up to the longest text's end, and the place of each end."""
+        length = len(self.parts.tower.positional_embedding)
+        if long := [text for text in texts if len(tokenize.encode(text)) + 2 > length]:
+            raise ValueError(f"{long[0]!r} is longer than the text tower's {length} tokens")
+        ids = tokenize(texts).to(device)
+        ends = ids.argmax(dim=1)
+        return self.parts.embed(ids[:, : int(ends.max()) + 1]).float(), ends
+
+    def forward(self) -> Tensor:
+        """Return the classes' features, (classes, D) of unit length."""
+        tower, context = self.parts.tower, self.context
+        size, count = len(self.words), context.shape[2]
+        learned = context.expand(size, -1, -1, -1)
+        x = torch.cat((self.words[:, :1], learned[:, 0], self.words[:, 1:]), dim=1)
+        x = x + tower.positional_embedding[self.positions]
+        mask = x.new_full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
+        stacked = tower.transformer.batch_first
+        for index, block in enumerate(tower.transformer.resblocks):
+            if 0 < index < context.shape[1]:
+                x = torch.cat((x[:, :1], learned[:, index], x[:, 1 + count :]), dim=1)
+            y = x if stacked else x.transpose(0, 1)
+            run = partial(checkpoint, block) if self.checkpointing else block
+            y = run(y, attn_mask=mask)
+            x = y if stacked else y.transpose(0, 1)
+        x = tower.ln_final(x[torch.arange(size, device=x.device), self.ends])
+        if (projection := tower.text_projection) is not None:
+            x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        return F.normalize(x.float(), dim=-1)
+
+
+class PromptLearner(nn.Module):
+    """All learned parameters; everything else is frozen and not part of its state.
+
+    Visual tokens begin as the mean patch: small random ones, which normalisation makes large, would change the features
+    of a pretrained tower beyond repair by a few images. Those of ``coupling="printed"`` begin so all the same, since
+    the paper has nothing else. ``patches`` is the result of ``ReducedViT.mean_patches``, None where no block gets
+    visual tokens.
+
+    Attributes:
+        text: class names behind learned tokens, None where the text isn't tuned.
+        visual: learned visual tokens, None where there are none.
+        fixed: (classes, D) unit text features of the templates.
+    """
+
+    fixed: Tensor
+
+    def __init__(
+        self,
+        vit: ReducedViT,
+        parts: ClipParts,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        config: TuneConfig,
+        patches: Tensor | None,
+    ) -> None:
+        super().__init__()
+        self.classes, self.config = tuple(classes), config
+        generator = torch.Generator().manual_seed(config.seed)
+        device = next(vit.parameters()).device
+        self.text: PromptedText | None = None
+        self.visual: Prompts | None = None
+        if "t" in config.tokens:
+            self.text = PromptedText(parts.model.text, parts.tokenizer, classes, config, generator)
+        fixed = class_features(parts.model, parts.tokenizer, classes, templates)
+        self.register_buffer("fixed", fixed.clone().to(device), persistent=False)
+        if patches is not None and self.text is not None and config.coupling != "none":
+            printed = config.coupling == "printed"
+            begin, start = (torch.zeros_like(patches), generator) if printed else (patches, None)
+            self.visual = CoupledPrompts(self.text.context, begin, start).to(device)
+        elif patches is not None:
+            first = near(patches, config.count, generator)
+            self.visual = VisualPrompts(*first.shape, device=device, dtype=torch.float32)
+            self.visual.tokens.data.copy_(first)
+
+    def classifier(self) -> Tensor:
+        """Return the classes' text features, (classes, D) of unit length."""
+        return self.fixed if self.text is None else self.text()
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the parameters for an optimiser, visual ones with a rate of their own."""
+        text = [] if self.text is None else list(self.text.parameters())
+        known = {id(parameter) for parameter in text}
+        visual = [p for p in self.parameters() if id(p) not in known]
+        pairs = ((text, self.config.learning_rate), (visual, self.config.visual_rate))
+        return [{"params": group, "lr": rate, "most": rate} for group, rate in pairs if group]
+
+    @torch.no_grad()
+    def tensors(self, logit_scale: float) -> dict[str, Tensor]:
+        """Return what ``save_prompts`` writes; ``logit_scale`` is the log of the factor."""
+        tensors = {"classifier": self.classifier(), "logit_scale": torch.tensor(logit_scale)}
+        if self.text is not None:
+            tensors["context"] = self.text.context
+        if self.visual is not None:
+            tensors["visual"] = self.visual()
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    def save(
+        self, path: Path, vit: ReducedViT, parts: ClipParts, *, provenance: dict[str, Any] | None = None, **facts: Any
+    ) -> PromptFile:
+        """Write the learned tokens, whole or not at all, with ``model``, ``tag`` and ``dataset`` of ``PromptFile``.
+
+        ``vit`` and ``parts`` are those of ``zoo.tune``.
+        """
+        facts |= {"weights": blocks_fingerprint(vit.state_dict()), "width": vit.embed_dim, "classes": self.classes}
+        facts |= {"recipe": asdict(self.config)}
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        facts["provenance"] = {"parameters": parameters, **(provenance or {})}
+        return save_prompts(path, self.tensors(parts.model.logit_scale.item()), **facts)
 
 
 class Labelled(NamedTuple):
@@ -72,28 +404,33 @@ def tune(
     tower.eval()
     patches = None
     if "v" in config.tokens:
-        some = train.images[:CHUNK].to(like.device, like.dtype)
-        patches = tower.mean_patches(some, config.depth)
+        patches = tower.mean_patches(train.images[:CHUNK].to(like.device, like.dtype), config.depth)
     learner = PromptLearner(vit, parts, classes, templates, config, patches)
     tower.prompts = learner.visual
     tower.grad_checkpointing |= config.checkpointing
-    scale = parts.model.logit_scale.detach().exp()
+    scale = parts.model.logit_scale.detach().exp().to(like.device)
 
     def logits(classifier: Tensor, images: Tensor) -> Tensor:
-        features = _features(tower, images, config)
-        return scale.to(features.device) * features @ classifier.T
+        return scale * _features(tower, images, config) @ classifier.T
 
     with frozen(vit, parts.model.text):
         if config.tokens == "t":
             train, val = (Labelled(encode(tower, data.images, config), data.labels) for data in (train, val))
+        if config.optimiser == "sgd":
+            how: dict[str, Any] = {"momentum": config.momentum}
+            optimiser: torch.optim.Optimizer = torch.optim.SGD(
+                learner.groups(), weight_decay=config.weight_decay, **how
+            )
+        else:
+            optimiser = torch.optim.AdamW(learner.groups(), weight_decay=config.weight_decay)
         state = FitState(
             mark=_mark(vit, classes, config, train, val),
             model=learner,
-            optimiser=_optimiser(learner, config),
+            optimiser=optimiser,
             generator=torch.Generator().manual_seed(config.seed),
         )
         state.run(
-            lambda: _learn(state, logits, train, config, on_step),
+            lambda: _learn(state, learner, logits, train, on_step),
             lambda: _validate(learner, logits, val) if config.patience else _latest(state),
             most=config.most_rounds,
             patience=config.patience or config.most_rounds,
@@ -106,8 +443,6 @@ def tune(
 @torch.no_grad()
 def encode(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
     """Return unit features (n, D) float32 of images (n, C, H, W); features pass through."""
-    if images.ndim == 2:
-        return images
     return torch.cat([_features(tower, part, config) for part in images.split(CHUNK)])
 
 
@@ -115,23 +450,15 @@ def _features(tower: ReducedViT, images: Tensor, config: TuneConfig) -> Tensor:
     if images.ndim == 2:
         return images
     like = next(tower.blocks.parameters())
-    bfloat16 = config.dtype == "bfloat16"
-    with torch.autocast(like.device.type, torch.bfloat16, enabled=bfloat16):
+    with torch.autocast(like.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
         features = tower(images.to(like.device, like.dtype))
     return F.normalize(features.float(), dim=-1)
 
 
 def _mark(vit: ReducedViT, classes: Sequence[str], config: TuneConfig, *images: Labelled) -> str:
-    weights = blocks_fingerprint(vit.state_dict())
-    recipe = [asdict(config), list(classes), weights, repr(vit.reducer)]
+    recipe = [asdict(config), list(classes), blocks_fingerprint(vit.state_dict()), repr(vit.reducer)]
     parts = (part for data in images for part in (data.images.flatten(1).double().sum(dim=1), data.labels))
     return digest(recipe, *(part.cpu().numpy().tobytes() for part in parts), length=64)
-
-
-def _optimiser(learner: PromptLearner, config: TuneConfig) -> torch.optim.Optimizer:
-    if config.optimiser == "sgd":
-        return torch.optim.SGD(learner.groups(), momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(learner.groups(), weight_decay=config.weight_decay)
 
 
 def _latest(state: FitState) -> float:
@@ -142,15 +469,12 @@ def _latest(state: FitState) -> float:
 
 
 def _learn(
-    state: FitState, logits: Logits, train: Labelled, config: TuneConfig, on_step: Callable[[int], None]
+    state: FitState, learner: PromptLearner, logits: Logits, train: Labelled, on_step: Callable[[int], None]
 ) -> float:
     """Take the steps of a round; return the mean loss."""
-    learner, total = state.model, 0.0
-    assert isinstance(learner, PromptLearner)
+    config, total = learner.config, 0.0
     steps = config.round_steps(len(train.labels))
     for step, rows in enumerate(_batches(state.generator, len(train.labels), config)):
-        for group in state.optimiser.param_groups:
-            group["lr"] = config.rate(group["most"], state.epoch, step, steps)
         images = train.images[rows]
         if config.augment and images.ndim == 4:
             images = augmented(images, state.generator)
@@ -159,10 +483,8 @@ def _learn(
         loss = F.cross_entropy(scores, train.labels[rows].to(scores.device))
         if config.anchor:
             loss = loss + config.anchor * (1 - (classifier * learner.fixed).sum(dim=1)).mean()
-        state.optimiser.zero_grad()
-        loss.backward()
-        state.optimiser.step()
-        total += loss.item()
+        whole = [group["most"] for group in state.optimiser.param_groups]
+        total += state.descend(loss, [config.rate(most, state.epoch, step, steps) for most in whole])
         on_step(state.epoch * steps + step + 1)
     return total / steps
 
@@ -197,8 +519,7 @@ def _validate(learner: PromptLearner, logits: Logits, val: Labelled) -> float:
     total, classifier = 0.0, learner.classifier()
     for rows in torch.arange(len(val.labels)).split(CHUNK):
         scores = logits(classifier, val.images[rows])
-        labels = val.labels[rows].to(scores.device)
-        total += float(F.cross_entropy(scores, labels, reduction="sum"))
+        total += float(F.cross_entropy(scores, val.labels[rows].to(scores.device), reduction="sum"))
     return total / len(val.labels)
 
 

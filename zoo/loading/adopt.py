@@ -2,22 +2,21 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import timm
 from timm.models import build_model_with_cfg, register_model
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from zoo.core.digests import blocks_fingerprint
+from zoo.core.files import blocks_fingerprint
 from zoo.core.host import Host, host_of, shared
 from zoo.core.prompts import for_head
 from zoo.core.reducer import build_reducer
+from zoo.loading.learned_files import PromptFile
 from zoo.loading.predictor_file import PredictorPaths, load_predictor, read_predictors
-from zoo.loading.prompt_file import PromptFile
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.weights import filter_weights
-from zoo.towers.vit import ReducedViT, TimmHost
+from zoo.towers.vit import TimmHost
 
 # Models that hold an image tower, by the names of their classes, and its place in them: nothing is imported.
 CONTAINERS = {
@@ -34,28 +33,6 @@ CONTAINERS = {
     "sentence_transformers.sentence_transformer.model.SentenceTransformer": "0",
 }
 REBUILT = "reduced_vit"  # the timm name of a saved model that ``reduce`` made
-
-
-@overload
-def reduce(
-    model: VisionTransformer,
-    *,
-    method: str | None,
-    predictor: PredictorPaths = None,
-    recovery: str | Path | None = None,
-    **options: Any,
-) -> ReducedViT: ...
-
-
-@overload
-def reduce(
-    model: nn.Module,
-    *,
-    method: str | None,
-    predictor: PredictorPaths = None,
-    recovery: str | Path | None = None,
-    **options: Any,
-) -> Any: ...
 
 
 def reduce(
@@ -89,22 +66,19 @@ def reduce(
     """
     place = image_tower(model)
     if place is not None:
-        whole = shared(model, type(model))
-        inner = model._modules[place]
-        assert inner is not None
+        whole, inner = shared(model, type(model)), model.get_submodule(place)
         whole._modules[place] = reduce(inner, method=method, predictor=predictor, recovery=recovery, **options)
         return whole
-    host = host_of(model)
-    reduced = host.adopt(model)
+    reduced = host_of(model).adopt(model)
     reduced.reducer = None
     if method is not None:
         like = next(reduced.block_modules[0].parameters())
         spec = reduced.spec(device=like.device, dtype=like.dtype)
-        files = None if predictor is None else read_predictors(predictor)
-        for one in files or ():
+        files = [] if predictor is None else read_predictors(predictor)
+        for one in files:
             one.fill(options)
         reduced.reducer = build_reducer(method, options, spec).train(model.training)
-        if files is not None:
+        if predictor is not None:
             load_predictor(reduced, files)
     _describe(reduced, method)
     return reduced if recovery is None else add_recovery(reduced, recovery)
@@ -116,21 +90,10 @@ def image_tower(model: nn.Module) -> str | None:
     return next((CONTAINERS[name] for name in names if name in CONTAINERS), None)
 
 
-T = TypeVar("T", bound=TimmHost)
-
-
-@overload
-def add_prompts(model: T, prompts: str | Path | PromptFile, *, classify: bool = True) -> T: ...
-
-
-@overload
-def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify: bool = True) -> TimmHost: ...
-
-
-def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify: bool = True) -> TimmHost:
+def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify: bool = True) -> Any:
     """Give a tower, dense or reduced, the prompts that were tuned on it.
 
-    The new model shares modules and weights with ``model``, which stays as it is.
+    The new model, of ``model``'s class, shares modules and weights with it; ``model`` stays as it is.
 
     Args:
         model: the image tower, with its projection to the joint space as head.
@@ -142,17 +105,15 @@ def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify:
         FileNotFoundError: no such file.
     """
     file = prompts if isinstance(prompts, PromptFile) else PromptFile.read(Path(prompts))
-    if not isinstance(model, Host):
-        model = reduce(model, method=None)
-    if not isinstance(model, TimmHost):
-        raise ValueError(f"{type(model).__name__} takes no prompts: expected a tower of timm's")
-    file.require_tower(model.embed_dim, blocks_fingerprint(model.state_dict()))
-    tuned = type(model).adopt(model)
-    like = next(model.blocks.parameters())
-    shape = file.shape
+    vit = model if isinstance(model, Host) else reduce(model, method=None)
+    if not isinstance(vit, TimmHost):
+        raise ValueError(f"{type(vit).__name__} takes no prompts: expected a tower of timm's")
+    file.require_tower(vit.embed_dim, blocks_fingerprint(vit.state_dict()))
+    tuned, shape = type(vit).adopt(vit), file.shape
+    like = next(tuned.blocks.parameters())
     tuned.expect(shape, classify=classify, device=like.device, dtype=like.dtype)
     tuned.load_state_dict(file.tensors(classify=classify), strict=False)
-    tuned.train(model.training)
+    tuned.train(vit.training)
     facts = tuned.__dict__
     facts["_model_args"] = {**tuned._model_args, "prompts": shape._asdict()}
     if classify and facts.get("pretrained_cfg"):
@@ -205,5 +166,4 @@ def reduced_vit(
         return model
 
     kwargs["feature_cfg"] = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
-    model: TimmHost = build_model_with_cfg(build, REBUILT, pretrained, pretrained_filter_fn=filter_weights, **kwargs)
-    return model
+    return build_model_with_cfg(build, REBUILT, pretrained, pretrained_filter_fn=filter_weights, **kwargs)

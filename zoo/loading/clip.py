@@ -1,30 +1,165 @@
-"""An image tower and a text tower in one joint space, used like an open_clip model."""
+"""A CLIP model: an image tower and a text tower in one joint space, used like an open_clip model."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import open_clip
 import timm
 import torch
 import torch.nn.functional as F
+from open_clip import SimpleTokenizer, decode, get_tokenizer
+from open_clip.model import CLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import TextTransformer
+from safetensors import safe_open
+from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from zoo.core.messages import expected
-from zoo.loading.arguments import require_fitted
-from zoo.loading.sizes import MODELS, SIZES, unknown_model
-from zoo.loading.text import UnseenWordsError, load_text, tokenizer
-from zoo.loading.weight_file import read_weights
-from zoo.loading.weights import UnusableWeightsError, find_clip, first_mismatch, image_side, open_clip_text
+from zoo.loading.predictor_file import with_predictors
+from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, split_options, unknown_model
+from zoo.loading.weights import UnusableWeightsError, find_clip, first_mismatch, image_side, read_weights
 from zoo.towers.vit import ReducedViT
+
+TextSide = tuple[nn.Module, float, int]  # the tower, the log of the logit scale, the context in tokens
+TOKENIZER = "ViT-B-16"  # open_clip's byte-pair encoding; ships in the package
+VOCABULARY = 49408  # its word pieces
+_FILE = "clip_vit_s14.text.safetensors"
+
+
+class UnseenWordsError(ValueError):
+    """Words that the embedded text tower never saw; the message begins with ``where`` they are."""
+
+    def __init__(self, words: Sequence[str], where: str = "") -> None:
+        self.words = tuple(words)
+        super().__init__(
+            f"{where}{': ' if where else ''}the embedded text tower never saw {', '.join(map(repr, words))}; "
+            "use other words, or a model with a full vocabulary"
+        )
+
+
+def unseen_words(tokens: Tensor, known: Tensor) -> list[str]:
+    """Return the word pieces, sorted, of tokens (any shape) that aren't among the ``known`` ids."""
+    unseen = tokens[~torch.isin(tokens, known)].unique()
+    return sorted({decode(token).strip() for token in unseen.unsqueeze(1)})
+
+
+class CompactText(nn.Module):
+    """A CLIP text tower that stores table rows only for known tokens.
+
+    Args:
+        token_ids: (V,) ids of open_clip's tokenizer that the table holds, ascending, with 0 (padding) and the
+            end-of-text id.
+        geometry: ``context_length``, ``width``, ``heads``, ``layers``, ``output_dim`` of open_clip's TextTransformer.
+    """
+
+    token_ids: Tensor
+
+    def __init__(self, token_ids: Sequence[int], **geometry: Any) -> None:
+        super().__init__()
+        if list(token_ids) != sorted(set(token_ids)):
+            raise ValueError("token_ids: expected ascending ids, each once")
+        self.register_buffer("token_ids", torch.tensor(list(token_ids)), persistent=False)
+        # Rows keep the order of ids, so the end-of-text token, which open_clip finds as the highest
+        # id of a prompt, is the highest row as well.
+        self.tower = TextTransformer(vocab_size=len(token_ids), **geometry)
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """Map token ids (B, L) to rows of the table; raise UnseenWordsError for what has no row."""
+        if words := unseen_words(tokens, self.token_ids):
+            raise UnseenWordsError(words)
+        return torch.searchsorted(self.token_ids, tokens.contiguous())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map token ids (B, L) to text features (B, output_dim), not normalised."""
+        return self.tower(self.rows(tokens))
+
+
+class OpenClipText(nn.Module):
+    """The text side of an open_clip model, as a module from token ids to features."""
+
+    def __init__(self, model: Any) -> None:
+        """Take over open_clip's CLIP or CustomTextCLIP, which loses image tower and logit scale."""
+        super().__init__()
+        del model.visual
+        del model.logit_scale
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map token ids (B, L) to text features (B, D), not normalised."""
+        return self.model.encode_text(tokens, normalize=False)
+
+
+def open_clip_text(size: str, tag: str, weights: Mapping[str, Tensor] | None = None) -> TextSide:
+    """Build a text tower of open_clip.
+
+    ``weights`` are those of both towers, as open_clip and OpenAI name them; None for random ones.
+    """
+    spec = SIZES[size]
+    config = open_clip.get_model_config(spec.open_clip)
+    text, least = config["text_cfg"], {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
+    model = CLIP(config["embed_dim"], least, text, quick_gelu=spec.tags[tag].quick_gelu)
+    scale = model.logit_scale.detach()
+    module = OpenClipText(model)
+    if weights is not None:
+        named = {k.removeprefix("text."): v for k, v in weights.items() if not k.startswith("visual.")}
+        if "logit_scale" not in named:
+            raise ValueError("'logit_scale' is missing")
+        scale = named.pop("logit_scale")
+        try:
+            module.model.load_state_dict(named)
+        except RuntimeError as error:
+            raise ValueError(f"no text tower of {spec.open_clip}: {first_mismatch(error)}") from error
+    return module.eval(), scale.item(), text["context_length"]
+
+
+class EmbeddedTokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip has no types
+    """open_clip's tokenizer, which refuses words that the embedded text tower never saw."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        with safe_open(EMBEDDED / _FILE, framework="pt") as file:
+            self.known = file.get_tensor("token_ids")
+
+    def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
+        """Map texts to token ids (B, L); raise UnseenWordsError that names the words and the text."""
+        tokens: Tensor = super().__call__(texts, context_length)
+        for text, own in zip([texts] if isinstance(texts, str) else texts, tokens, strict=True):
+            if words := unseen_words(own, self.known):
+                raise UnseenWordsError(words, f"text {text!r}")
+        return tokens
+
+
+def embedded_geometry() -> dict[str, int]:
+    """Return the embedded tower's arguments of open_clip's TextTransformer."""
+    with safe_open(EMBEDDED / _FILE, framework="pt") as file:
+        geometry: dict[str, int] = json.loads(file.metadata()["text"])["geometry"]
+    return geometry
+
+
+def load_text() -> tuple[CompactText, float, int]:
+    """Load the embedded text tower."""
+    tensors, geometry = load_file(EMBEDDED / _FILE), embedded_geometry()
+    text = CompactText(tensors["token_ids"].tolist(), **geometry)
+    text.load_state_dict({k.removeprefix("text."): v.float() for k, v in tensors.items() if k.startswith("text.")})
+    return text.eval(), float(tensors["logit_scale"]), geometry["context_length"]
+
+
+def tokenizer(context_length: int) -> Any:
+    """Return open_clip's tokenizer: a callable from texts to (B, context_length) int64 ids."""
+    return get_tokenizer(TOKENIZER, context_length=context_length)
 
 
 class Clip(nn.Module):
-    """Image tower, text tower and the log of the factor on their cosine similarities."""
+    """Image tower, text tower and the log of the factor on their cosine similarities.
+
+    The towers have equal output width; the image tower's head is the projection.
+    """
 
     def __init__(self, visual: ReducedViT, text: nn.Module, logit_scale: float) -> None:
-        """Join two towers of equal output width; the image tower's head is the projection."""
         super().__init__()
         self.visual = visual
         self.text = text
@@ -77,28 +212,24 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     arch, _, tag = name.partition(".")
     if arch not in MODELS:
         raise unknown_model(name)
-    size = MODELS[arch].size
-    tags = SIZES[size].tags
-    tag = tag or next(iter(tags))
-    if tag not in tags:
-        raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, tags)}")
+    model = MODELS[arch]
+    spec = SIZES[model.size]
+    tag = tag or next(iter(spec.tags))
+    if tag not in spec.tags:
+        raise ValueError(f"weight tag {tag!r} of {arch}: {expected(tag, spec.tags)}")
     if "prompts" in kwargs:
         raise ValueError(
             f"prompts={str(kwargs['prompts'])!r}: a tuned model classifies, it needs no text; use timm.create_model"
         )
-    name = f"{arch}.{tag}"
-    text: tuple[nn.Module, float, int]
-    if SIZES[size].open_clip is None:
+    text: TextSide
+    if spec.open_clip is None:
         if not isinstance(pretrained, bool):
             raise ValueError(f"pretrained={str(pretrained)!r}: {arch} has no weights but the embedded ones")
-        visual, text = timm.create_model(name, pretrained, **kwargs), load_text()
+        visual, text = timm.create_model(f"{arch}.{tag}", pretrained, **kwargs), load_text()
     elif pretrained is False:
-        visual, text = timm.create_model(name, **kwargs), open_clip_text(size, tag)
+        visual, text = timm.create_model(f"{arch}.{tag}", **kwargs), open_clip_text(model.size, tag)
     else:
-        if kwargs.get("predictor") is None:
-            require_fitted(MODELS[arch], tag, kwargs)  # before much is downloaded
-        file = find_clip(size, tag) if pretrained is True else Path(pretrained)
-        visual, text = _from_file(name, file, kwargs)
+        visual, text = _create_pretrained(model, tag, pretrained, kwargs)
     assert isinstance(visual, ReducedViT)
     module, logit_scale, context = text
     facts: Any = visual.pretrained_cfg
@@ -109,27 +240,31 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     return ClipParts(Clip(visual, module, logit_scale).eval(), preprocess, tokenizer(context))
 
 
-def _from_file(name: str, file: Path, kwargs: dict[str, Any]) -> tuple[nn.Module, tuple[nn.Module, float, int]]:
-    """Build the image tower ``name``, which has a tag, and its text side from one file."""
-    weights = read_weights(file)
-    arch, tag = name.split(".")
-    size, what = MODELS[arch].size, f"weights {str(file)!r} for {name}"
+def _create_pretrained(
+    name: ModelName, tag: str, pretrained: bool | str | Path, kwargs: dict[str, Any]
+) -> tuple[nn.Module, TextSide]:
+    """Build an image tower and its text side from one file."""
+    if kwargs.get("predictor") is None and name.method is not None:  # refuse what is missing before a download
+        options, arguments = split_options(name, kwargs)
+        with_predictors(name.dense, tag, name.method, options, name.depth(arguments))
+    file = find_clip(name.size, tag) if isinstance(pretrained, bool) else Path(pretrained)
+    weights, spec = read_weights(file), SIZES[name.size]
+    positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2
     try:
         table = weights.get("visual.positional_embedding")
         if table is None:
             raise ValueError("no image tower: 'visual.positional_embedding' is missing")
-        spec = SIZES[size]
-        positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2
         if len(table) != positions:  # timm would resample without a word
             raise ValueError(f"trained with {len(table)} tokens, this size has {positions}")
-        text = open_clip_text(size, tag, weights)
+        text = open_clip_text(name.size, tag, weights)
+        overlay = {**kwargs.pop("pretrained_cfg_overlay", {}), "state_dict": image_side(weights)}
     except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
-    overlay = {**kwargs.pop("pretrained_cfg_overlay", {}), "state_dict": image_side(weights)}
+        raise ValueError(f"weights {str(file)!r} for {name}.{tag}: {error}") from error
     try:
-        visual = timm.create_model(name, True, pretrained_cfg_overlay=overlay, **kwargs)
+        visual = timm.create_model(f"{name}.{tag}", True, pretrained_cfg_overlay=overlay, **kwargs)
     except UnusableWeightsError as error:
-        raise ValueError(f"{what}: {first_mismatch(error.__cause__ or error)}") from error
+        reason = first_mismatch(error.__cause__ or error)
+        raise ValueError(f"weights {str(file)!r} for {name}.{tag}: {reason}") from error
     return visual, text
 
 

@@ -1,17 +1,11 @@
 """open_clip's models here, and our models in open_clip.
 
-``from_open_clip`` converts an image tower, ``load_open_clip`` loads a whole model. In the other direction
-``offer_models`` enters every registered name into open_clip's lists, so that
-``open_clip.create_model_and_transforms("clip_vit_b16_evit60", pretrained="openai")`` works. open_clip fixes the
-activation by a model's name: the plain name has that of its default weights, ``NAME.TAG`` that of the weights ``TAG``.
-Its ``get_tokenizer`` is wrapped, so that the tokenizer of our embedded text tower refuses words that this never saw.
+open_clip fixes the activation by a model's name: our plain names have that of their default weights, ``NAME.TAG``
+that of the weights ``TAG``.
 """
 
-import difflib
 import re
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -23,7 +17,7 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_p
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import LayerNorm as NativeNorm
 from open_clip.transformer import PatchDropout, QuickGELU, VisionTransformer
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from timm.layers import LayerNorm
 from timm.layers.activations import QuickGELU as TimmQuickGELU
 from timm.models.vision_transformer import checkpoint_filter_fn
@@ -34,14 +28,22 @@ from zoo.core.host import FeatureTower
 from zoo.core.messages import expected
 from zoo.core.reducer import on_method
 from zoo.loading.adopt import reduce
-from zoo.loading.clip import Clip, ClipParts, create_clip
+from zoo.loading.clip import (
+    VOCABULARY,
+    Clip,
+    ClipParts,
+    CompactText,
+    EmbeddedTokenizer,
+    OpenClipText,
+    create_clip,
+    embedded_geometry,
+)
 from zoo.loading.predictor_file import PredictorFile, with_predictors
 from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
-from zoo.loading.text import VOCABULARY, CompactText, EmbeddedTokenizer, OpenClipText, embedded_geometry
-from zoo.loading.weight_file import read_weights
 from zoo.loading.weights import OPEN_CLIP_FILES, UNUSABLE, find_clip, require_hub, unusable
 from zoo.towers.vit import ReducedViT
 
+FOLDER, HUB, CONFIG = "local-dir:", "hf-hub:", "open_clip_config.json"
 _POOLS = {"tok": "token", "avg": "avg"}
 _CROPS = {"shortest": "center", "squash": "squash"}
 
@@ -107,7 +109,7 @@ def _from_native(visual: VisionTransformer) -> ReducedViT:
         depth=len(visual.transformer.resblocks),
         num_heads=block.attn.num_heads,
         # timm rounds width * ratio down, which must not lose a channel to the division.
-        mlp_ratio=hidden / width if hidden % width == 0 else (hidden + 0.5) / width,
+        mlp_ratio=(hidden if hidden % width == 0 else hidden + 0.5) / width,
         init_values=1.0 if scaled else None,
         pre_norm=not isinstance(visual.ln_pre, nn.Identity),
         fc_norm=norm_after_pool,
@@ -205,11 +207,8 @@ def _describe(tower: ReducedViT, preprocess: dict[str, Any]) -> None:
     tower.__dict__["pretrained_cfg"] = tower.__dict__["default_cfg"] = facts
 
 
-FOLDER, HUB = "local-dir:", "hf-hub:"
-
-
 def load_open_clip(spec: str) -> tuple[ClipParts, str]:
-    """Load an open_clip model and convert its image tower; ``read_weights`` reads its files.
+    """Load an open_clip model and convert its image tower.
 
     A tag gets the activation that it was trained with (OpenAI, MetaCLIP, DFN: QuickGELU); a file gets the
     architecture's activation and preprocessing, so that QuickGELU needs ``ViT-B-16-quickgelu/FILE``. ``spec`` is
@@ -220,18 +219,22 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
         ValueError: unknown architecture or tag, unreadable weights, or what ``from_open_clip`` refuses.
         FileNotFoundError: the weights are neither here nor cached, and the hub is out of reach.
     """
-    arch, pretrained, quick = _parts(spec)
+    arch, weights, quick = (spec, None, False) if spec.startswith((FOLDER, HUB)) else _parts(spec)
     otherwise = "give a file: open_clip:ARCH/FILE, or a folder: open_clip:local-dir:FOLDER"
+    folder = Path(spec.removeprefix(FOLDER)) if spec.startswith(FOLDER) else None
+    if folder is not None and not (folder / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"open_clip model {spec!r}: no {CONFIG} there; open_clip's push_to_hf_hub.save_for_hf writes one"
+        )
+    cfg = get_pretrained_cfg(arch, weights or "")
     if arch.startswith(HUB):
-        require_hub(arch.removeprefix(HUB), ("open_clip_config.json",), spec, otherwise)
-    elif repo := get_pretrained_cfg(arch, pretrained or "").get("hf_hub"):
+        require_hub(arch.removeprefix(HUB), (CONFIG,), spec, otherwise)
+    elif repo := cfg.get("hf_hub"):
         owner, _, file = repo.rpartition("/")
         require_hub(owner, (file.replace(".bin", ".safetensors"), file) if file else OPEN_CLIP_FILES, spec, otherwise)
     try:
-        # Here rather than below, where open_clip logs a failure as well as raising it.
-        download_pretrained(get_pretrained_cfg(arch, pretrained or ""))
-        with _readable(pretrained) as readable:
-            model, preprocess = open_clip.create_model_from_pretrained(arch, readable, force_quick_gelu=quick)
+        download_pretrained(cfg)  # else open_clip would log a failure as well as raising it
+        model, preprocess = open_clip.create_model_from_pretrained(arch, weights, force_quick_gelu=quick)
         tokenizer = open_clip.get_tokenizer(arch)
     except UNUSABLE as error:
         raise unusable(spec, error, otherwise) from error
@@ -246,49 +249,20 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
         raise ValueError(f"open_clip model {spec!r}: {error}") from error
     logit_scale = model.logit_scale.item()  # before the text side drops it
     clip = Clip(visual, OpenClipText(model), logit_scale).eval()
-    name = spec
-    if spec.startswith(FOLDER):
-        name = FOLDER + Path(spec.removeprefix(FOLDER)).resolve().name
-    elif pretrained is not None:
-        name = f"{arch}/{Path(pretrained).name}"
-    return ClipParts(clip, preprocess, tokenizer), name
+    name = spec if folder is None else FOLDER + folder.resolve().name
+    return ClipParts(clip, preprocess, tokenizer), name if weights is None else f"{arch}/{Path(weights).name}"
 
 
-@contextmanager
-def _readable(pretrained: str | None) -> Iterator[str | None]:
-    """Give a file to open_clip as safetensors, whatever it was; tags stay as they are."""
-    if pretrained is None or not Path(pretrained).is_file():
-        yield pretrained
-        return
-    weights = {name: value.contiguous() for name, value in read_weights(pretrained).items()}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "weights.safetensors")
-        save_file(weights, path)
-        yield str(path)
-
-
-def _parts(spec: str) -> tuple[str, str | None, bool]:
+def _parts(spec: str) -> tuple[str, str, bool]:
     """Return open_clip's ``model_name`` and ``pretrained``, and whether to force QuickGELU."""
-    if spec.startswith(HUB):
-        return spec, None, False
-    if spec.startswith(FOLDER):
-        if not (Path(spec.removeprefix(FOLDER)) / "open_clip_config.json").is_file():
-            raise FileNotFoundError(
-                f"open_clip model {spec!r}: no open_clip_config.json there; open_clip's "
-                "push_to_hf_hub.save_for_hf writes one"
-            )
-        return spec, None, False
     arch, _, pretrained = spec.partition("/")
-    config = open_clip.get_model_config(arch) if arch in open_clip.list_models() else None
-    if config is None:
-        near = difflib.get_close_matches(arch, open_clip.list_models(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"open_clip model {arch!r}: {hint}expected one of open_clip.list_models()")
+    if arch not in open_clip.list_models():
+        raise ValueError(f"open_clip model {arch!r}: {expected(arch, open_clip.list_models())}")
     tags = list_pretrained_tags_by_model(arch)
     tag = pretrained.lower().replace("-", "_")  # as open_clip itself reads tags
     if tag in tags:
         quick = bool(get_pretrained_cfg(arch, tag).get("quick_gelu"))
-        if config.get("quick_gelu") and not quick:
+        if open_clip.get_model_config(arch).get("quick_gelu") and not quick:
             raise ValueError(
                 f"open_clip model {arch!r} computes with QuickGELU, and its weights {tag!r} were "
                 f"trained without; use {arch.removesuffix('-quickgelu')}/{tag}"
@@ -320,67 +294,51 @@ def offer_models() -> None:
 
     offer_method(None)
     on_method(offer_method)
-    open_clip.get_tokenizer = factory.get_tokenizer = _with_ours(factory.get_tokenizer)
+    theirs = factory.get_tokenizer
 
-
-def _with_ours(get_tokenizer: Callable[..., Any]) -> Callable[..., Any]:
-    """Return open_clip's ``get_tokenizer``, but for models with the embedded text tower."""
-
-    @wraps(get_tokenizer)
+    @wraps(theirs)
     def get(model_name: str = "", context_length: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Make the tokenizer of our embedded text tower refuse words that this never saw."""
         own = MODELS.get(model_name.partition(".")[0])
         if own is None or SIZES[own.size].open_clip is not None:
-            return get_tokenizer(model_name, context_length, *args, **kwargs)
+            return theirs(model_name, context_length, *args, **kwargs)
         return EmbeddedTokenizer(context_length=context_length or embedded_geometry()["context_length"])
 
-    return get
+    open_clip.get_tokenizer = factory.get_tokenizer = get
 
 
 def offer(name: ModelName) -> None:
     """Make a model known to open_clip, with the weight tags of its size."""
-    size, tags = name.size, SIZES[name.size].tags
-    default = next(iter(tags))
-    configs, known = factory._MODEL_CONFIGS, pretrained._PRETRAINED
-    known[str(name)] = {}
-    for tag, facts in tags.items():
-        full = f"{name}.{tag}"
-        configs[full] = _config(name, tag)
-        cfg = weights_cfg(size, tag)
+    spec = SIZES[name.size]
+    default, facts = next(iter(spec.tags.items()))
+    if spec.open_clip is None:
+        text = {**embedded_geometry(), "vocab_size": VOCABULARY}
+        del text["output_dim"]
+    else:
+        text = open_clip.get_model_config(spec.open_clip)["text_cfg"]
+    known: dict[str, Checkpoint] = {}
+    for tag, one in spec.tags.items():
+        full, cfg, quick = f"{name}.{tag}", weights_cfg(name.size, tag), one.quick_gelu
+        # The tower's own head projects.
+        vision = {"timm_model_name": full, "timm_pool": "token", "timm_proj": "", "image_size": spec.image}
+        config = {"embed_dim": spec.features, "quick_gelu": quick, "vision_cfg": vision, "text_cfg": text}
+        factory._MODEL_CONFIGS[full] = config
         settings = {key: cfg[key] for key in ("mean", "std", "interpolation")}
-        settings |= {"resize_mode": "shortest", "quick_gelu": facts.quick_gelu}
+        settings |= {"resize_mode": "shortest", "quick_gelu": quick}
 
         def make(tag: str = tag) -> str:
             return str(checkpoint(name, tag))
 
         def refuse(tag: str = tag, full: str = full) -> str:
             raise ValueError(
-                f"open_clip's {str(name)!r} computes as its default weights {default!r} were "
-                f"trained, the weights {tag!r} need another activation: give the model name "
-                f"{full!r}"
+                f"open_clip's {str(name)!r} computes as its default weights {default!r} were trained, the weights "
+                f"{tag!r} need another activation: give the model name {full!r}"
             )
 
-        same_activation = facts.quick_gelu == tags[default].quick_gelu
-        known[full] = {tag: Checkpoint(make, **settings)}
-        known[str(name)][tag] = Checkpoint(make if same_activation else refuse, **settings)
-    configs[str(name)] = configs[f"{name}.{default}"]
-
-
-def _config(name: ModelName, tag: str) -> dict[str, Any]:
-    """Return a model's configuration in open_clip's terms."""
-    spec = SIZES[name.size]
-    if spec.open_clip is not None:
-        text = open_clip.get_model_config(spec.open_clip)["text_cfg"]
-    else:
-        text = {**embedded_geometry(), "vocab_size": VOCABULARY}
-        del text["output_dim"]
-    # The tower's own head projects.
-    vision = {"timm_pool": "token", "timm_proj": "", "image_size": spec.image}
-    return {
-        "embed_dim": spec.features,
-        "quick_gelu": spec.tags[tag].quick_gelu,
-        "vision_cfg": {"timm_model_name": f"{name}.{tag}", **vision},
-        "text_cfg": text,
-    }
+        pretrained._PRETRAINED[full] = {tag: Checkpoint(make, **settings)}
+        known[tag] = Checkpoint(make if quick == facts.quick_gelu else refuse, **settings)
+    pretrained._PRETRAINED[str(name)] = known
+    factory._MODEL_CONFIGS[str(name)] = factory._MODEL_CONFIGS[f"{name}.{default}"]
 
 
 def checkpoint(name: ModelName, tag: str) -> Path:
@@ -397,8 +355,7 @@ def checkpoint(name: ModelName, tag: str) -> Path:
     source = (embedded if spec.open_clip is None else find_clip(name.size, tag)).resolve()
     predictors: tuple[PredictorFile, ...] = ()
     if name.method is not None:
-        depth = spec.vit_args["depth"]
-        _, predictors = with_predictors(name.dense, tag, name.method, name.options, depth)
+        _, predictors = with_predictors(name.dense, tag, name.method, name.options, spec.vit_args["depth"])
     facts = source.stat()
     mark = digest([source.name, facts.st_size, facts.st_mtime_ns], *(p.path for p in predictors))
     path = cache_folder() / "open_clip" / f"{name.dense}.{tag}.{mark}.safetensors"

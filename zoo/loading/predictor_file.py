@@ -1,29 +1,26 @@
 """Files of predictors: reading, finding the one of a tower, and filling a model with it."""
 
 import logging
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
-from zoo.core.digests import blocks_fingerprint
-from zoo.core.files import cache_folder, load_learned, read_learned
+from zoo.core.files import blocks_fingerprint, cache_folder, load_learned, read_learned
 from zoo.core.host import Host
 from zoo.core.messages import tower_name, wanting
 from zoo.core.predictor import REMOVE, require_any_subset
 from zoo.core.reducer import configure
+from zoo.loading.learned_files import difference
 from zoo.loading.sizes import EMBEDDED
 
 # predictor=: a file, or one for each block
 PredictorPaths = str | Path | Sequence[str | Path] | None
 
-_KIND = "predictor"
-_RESCORERS = "reducer.rescorers."
+RESCORERS = "reducer.rescorers."  # where a model's state dict has the predictors of later blocks
 _log = logging.getLogger(__name__)
 
 
@@ -49,13 +46,10 @@ class PredictorFile:
     @classmethod
     def read(cls, path: Path) -> "PredictorFile":
         """Read the facts of ``path``; raise as ``read_learned`` does."""
-        file = read_learned(path, _KIND, cls)
-        with safe_open(path, framework="pt") as opened:
-            count = sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+        file = read_learned(path, "predictor", cls)
         width = file.options.get("width", 1)
-        if type(width) is not int or not 0 < width <= count:
-            message = f"{str(path)!r} holds no {_KIND}: its {count} weights aren't those of width {width!r}"
-            raise wanting(ValueError(message), _KIND)
+        if type(width) is not int or not 0 < width <= path.stat().st_size:  # a network of it would be built
+            raise wanting(ValueError(f"{str(path)!r} holds no predictor: its width is {width!r}"), "predictor")
         return file
 
     def fill(self, options: dict[str, Any]) -> None:
@@ -63,35 +57,25 @@ class PredictorFile:
         for key, value in self.options.items():
             option = options.setdefault(key, value)
             if option != value:
-                message = f"{key}={option!r}: the predictor {str(self.path)!r} has {key}={value!r}"
-                raise self._refusal(message, options={**self.options, key: option})
+                raise self.refusal(f"has {key}={value!r}, not {key}={option!r}", options={**self.options, key: option})
 
-    def require_action(self, action: str) -> None:
-        """Raise ValueError unless this ranks patches for the same action."""
-        if self.action != action:
-            fitted = f"predictor {str(self.path)!r} was fitted to rankings of action={self.action!r}"
-            raise self._refusal(f"{fitted}, this model asks for {action!r}", action=action)
+    def require(self, **other: Any) -> None:
+        """Raise ValueError unless it was fitted to these: ``model``, ``tag``, ``action`` or ``weights``."""
+        own = {name: getattr(self, name) for name in other}
+        if self.weights is None and "weights" in own:
+            own["weights"] = other["weights"]
+        if differs := difference(own, other):
+            others = {name: value for name, value in other.items() if name != "weights"}
+            raise self.refusal(f"was fitted to {tower_name(self.model, self.tag)} {differs}", **others)
 
-    def require_name(self, model: str, tag: str) -> None:
-        """Raise ValueError unless this was fitted to the tower of this timm name and weight tag."""
-        if (self.model, self.tag) != (model, tag):
-            fitted = f"predictor {str(self.path)!r} was fitted to {tower_name(self.model, self.tag)}"
-            raise self._refusal(f"{fitted}, not to {tower_name(model, tag)}", model=model, tag=tag)
-
-    def require_weights(self, weights: str) -> None:
-        """Raise ValueError if this was fitted to a tower of another ``blocks_fingerprint``."""
-        if self.weights not in (None, weights):
-            fitted = f"the predictor {str(self.path)!r} was fitted to {tower_name(self.model, self.tag)}"
-            raise self._refusal(f"{fitted} with weights {self.weights}, these are {weights}")
-
-    def _refusal(self, message: str, **other: Any) -> ValueError:
+    def refusal(self, reason: str, **other: Any) -> ValueError:
         """Make an error that one like this, but for ``other`` facts, would mend."""
         facts = {name: getattr(self, name) for name in ("model", "tag", "block", "options", "action")}
-        return wanting(ValueError(message), _KIND, **facts | other)
+        return wanting(ValueError(f"the predictor {str(self.path)!r} {reason}"), "predictor", **facts | other)
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """Load the weights, named as in ``Predictor``, behind ``prefix``."""
-        return {prefix + name: tensor for name, tensor in load_learned(self.path, _KIND).items()}
+        return {prefix + name: tensor for name, tensor in load_learned(self.path, "predictor").items()}
 
 
 def predictor_name(model: str, tag: str, block: int, action: str = REMOVE) -> str:
@@ -102,46 +86,22 @@ def predictor_name(model: str, tag: str, block: int, action: str = REMOVE) -> st
     return f"{tower}.{role}.block{block}.safetensors"
 
 
-def one_each(files: Sequence[PredictorFile], blocks: Sequence[int]) -> tuple[PredictorFile, ...]:
-    """Put predictors in the order of the blocks before which a model scores.
-
-    Raises:
-        ValueError: a block has none or two of them, or one was fitted at another block.
-    """
-    where = f"block{'s'[: len(blocks) - 1]} {', '.join(map(str, blocks))}"
-    if not files:
-        raise ValueError(f"no predictor was given; expected one for {where}")
-    by_block: dict[int, PredictorFile] = {}
-    for one in files:
-        if one.block in by_block:
-            both = f"{str(by_block[one.block].path)!r} and {str(one.path)!r}"
-            raise ValueError(f"the predictors {both} were both fitted at block {one.block}; expected one for {where}")
-        by_block[one.block] = one
-    missing = [block for block in blocks if block not in by_block]
-    for one in files:
-        if one.block not in blocks:
-            fitted = f"the predictor {str(one.path)!r} was fitted at block {one.block}"
-            message = f"{fitted}, this model scores before {where}"
-            raise one._refusal(message, block=missing[0]) if missing else ValueError(f"{message}; leave it out")
-    if missing:
-        message = f"this model scores before {where}, and none of the given predictors was fitted at block {missing[0]}"
-        raise files[0]._refusal(message, block=missing[0])
-    return tuple(by_block[block] for block in blocks)
-
-
 def read_predictors(paths: str | Path | Sequence[str | Path]) -> list[PredictorFile]:
     """Read what ``predictor=`` names, one file or several, each as ``PredictorFile.read`` does."""
-    several = [paths] if isinstance(paths, (str, Path)) else paths
-    return [PredictorFile.read(Path(path)) for path in several]
+    return [PredictorFile.read(Path(path)) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
 
 
 def fitted_blocks(model: str, tag: str, action: str = REMOVE) -> tuple[int, ...]:
     """Return the blocks for which ``find_predictor`` finds one by itself, ascending."""
     start, end = predictor_name(model, tag, 0, action).rsplit("0", 1)
-    folders = (EMBEDDED, cache_folder() / "predictors")
-    paths = [path for folder in folders for path in folder.glob(f"{start}*{end}")]
-    blocks = {path.name.removeprefix(start).removesuffix(end) for path in paths}
+    names = [path.name for folder in _folders() for path in folder.glob(f"{start}*{end}")]
+    blocks = {name.removeprefix(start).removesuffix(end) for name in names}
     return tuple(sorted(int(block) for block in blocks if block.isdecimal()))
+
+
+def _folders() -> tuple[Path, Path]:
+    """Return where predictors lie that nobody names: the user's own, and those of the package."""
+    return cache_folder() / "predictors", EMBEDDED
 
 
 def find_predictor(
@@ -163,12 +123,8 @@ def find_predictor(
         ValueError: it was fitted to another tower, at another block or for another action.
     """
     name = predictor_name(model, tag, block, action)
-    if path is None:
-        own, packaged = cache_folder() / "predictors" / name, EMBEDDED / name
-        path = next((file for file in (own, packaged) if file.is_file()), None)
-        if path == own and packaged.is_file():
-            _log.warning("predictor %s of your own is used, not the packaged one; remove it to use that", own)
-    if path is None:
+    found = [Path(path)] if path else [folder / name for folder in _folders() if (folder / name).is_file()]
+    if not found:
         others = ", ".join(map(str, fitted_blocks(model, tag, action)))
         there = f" (fitted so far: block {others})" if others else ""
         message = (
@@ -176,12 +132,36 @@ def find_predictor(
             f"cache{there}; pass predictor=PATH, or use pretrained=False"
         )
         facts = {"model": model, "tag": tag, "block": block, "options": dict(shape or {}), "action": action}
-        raise wanting(FileNotFoundError(message), _KIND, **facts)
-    file = PredictorFile.read(Path(path))
-    file.require_name(model, tag)
-    file.require_action(action)
-    one_each([file], [block])
-    return file
+        raise wanting(FileNotFoundError(message), "predictor", **facts)
+    if len(found) > 1:
+        _log.warning("predictor %s of your own is used, not the packaged one; remove it to use that", found[0])
+    file = PredictorFile.read(found[0])
+    file.require(model=model, tag=tag, action=action)
+    return one_each([file], [block])[0]
+
+
+def one_each(files: Sequence[PredictorFile], blocks: Sequence[int]) -> tuple[PredictorFile, ...]:
+    """Put predictors in the order of the blocks before which a model scores.
+
+    Raises:
+        ValueError: a block has none or two of them, or one was fitted at another block.
+    """
+    where = f"before block {', '.join(map(str, blocks))}"
+    by_block = {one.block: one for one in files}
+    missing = [block for block in blocks if block not in by_block]
+    for one in files:
+        if by_block[one.block] is not one:
+            raise ValueError(f"{str(one.path)!r} and {str(by_block[one.block].path)!r} are both of block {one.block}")
+        if one.block not in blocks:
+            reason = f"was fitted at block {one.block}, this model scores {where}"
+            if missing:
+                raise one.refusal(reason, block=missing[0])
+            raise ValueError(f"the predictor {str(one.path)!r} {reason}; leave it out")
+    if missing:
+        message = f"this model scores {where}, and no predictor was given of block {missing[0]}"
+        facts = {name: getattr(one, name) for one in files[:1] for name in ("model", "tag", "options", "action")}
+        raise wanting(ValueError(message), "predictor", block=missing[0], **facts)
+    return tuple(by_block[block] for block in blocks)
 
 
 def with_predictors(
@@ -198,30 +178,27 @@ def with_predictors(
     """
     config = configure(method, options, depth)
     blocks, action = config.predictor_blocks(depth), config.action
-    completed = dict(options)
-    if not blocks:
-        return completed, ()
-    if blocks[1:] and "arch" in options:
-        require_any_subset(options["arch"], blocks[1])
-    files: Iterable[PredictorFile]
-    if paths is None:
-        files = (find_predictor(model, tag, b, shape=wanted_shape(blocks, completed), action=action) for b in blocks)
-    else:
-        files = read_predictors(paths)
-    predictors = []
-    for one in files:
-        one.require_name(model, tag)
-        one.require_action(action)
+    completed, files = dict(options), []
+    for one in _candidates(model, tag, blocks, completed, action, paths) if blocks else ():
+        one.require(model=model, tag=tag, action=action)
         one.fill(completed)
-        predictors.append(one)
         if blocks[1:]:
             require_any_subset(completed["arch"], blocks[1])
-    return completed, one_each(predictors, blocks)
+        files.append(one)
+    return completed, one_each(files, blocks)
 
 
-def wanted_shape(blocks: Sequence[int], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the shape of the network of a missing predictor: one of several can't be of conv, the default."""
-    return ({"arch": "mlp"} if blocks[1:] else {}) | dict(options)
+def _candidates(
+    model: str, tag: str, blocks: Sequence[int], options: Mapping[str, Any], action: str, paths: PredictorPaths
+) -> Iterator[PredictorFile]:
+    """Yield the predictors that a user names, else those that are found; ``options`` may be completed meanwhile."""
+    if paths is not None:
+        yield from read_predictors(paths)
+        return
+    for block in blocks:
+        # One of several can't be of conv, the default.
+        shape = ({"arch": "mlp"} if blocks[1:] else {}) | dict(options)
+        yield find_predictor(model, tag, block, shape=shape, action=action)
 
 
 def load_predictor(model: Host, predictors: PredictorFile | Sequence[PredictorFile]) -> None:
@@ -231,47 +208,37 @@ def load_predictor(model: Host, predictors: PredictorFile | Sequence[PredictorFi
         ValueError: the model has no predictor of this architecture, reduces at another block, or
             its tower has other weights.
     """
-    files = [predictors] if isinstance(predictors, PredictorFile) else predictors
     reducer = model.reducer
     blocks = () if reducer is None else reducer.config.predictor_blocks(model.depth)
-    if not blocks:
+    if reducer is None or not blocks:
         raise ValueError(
             "this model has no predictor to fill: it isn't reduced by patchrank or rankmerge of rank='predictor'"
         )
-    assert reducer is not None
     state = model.state_dict()
-    files = one_each(files, blocks)
-    for one in files:
-        one.require_action(reducer.config.action)
+    files = one_each([predictors] if isinstance(predictors, PredictorFile) else predictors, blocks)
     loaded = predictor_tensors(files)
-    for prefix, one in _prefixes(files):
-        shapes = {k: v.shape for k, v in state.items() if k.startswith(prefix)}
-        if shapes != {k: v.shape for k, v in loaded.items() if k.startswith(prefix)}:
-            raise ValueError(f"the predictor {str(one.path)!r} has another architecture")
+    for one, prefix in zip(files, _prefixes(files), strict=True):
+        one.require(action=reducer.config.action)
+        ours, theirs = ({k: v.shape for k, v in some.items() if k.startswith(prefix)} for some in (state, loaded))
+        if ours != theirs:
+            raise one.refusal("has another architecture")
     require_weights(files, state, model.blocks_prefix)
     model.load_state_dict(loaded, strict=False)
 
 
-def predictor_tensors(predictors: Sequence[PredictorFile]) -> dict[str, Tensor]:
+def predictor_tensors(files: Sequence[PredictorFile]) -> dict[str, Tensor]:
     """Load predictors, the first block's first, named as in a model's state dict."""
-    return {name: value for prefix, one in _prefixes(predictors) for name, value in one.tensors(prefix).items()}
+    pairs = zip(files, _prefixes(files), strict=True)
+    return {name: value for one, prefix in pairs for name, value in one.tensors(prefix).items()}
 
 
-def is_rescorer(name: str) -> bool:
-    """Tell whether a weight of a model's state dict is a later block's predictor's."""
-    return name.startswith(_RESCORERS)
+def _prefixes(files: Sequence[PredictorFile]) -> list[str]:
+    return ["reducer.predictor.", *(f"{RESCORERS}{one.block}." for one in files[1:])][: len(files)]
 
 
-def _prefixes(predictors: Sequence[PredictorFile]) -> Iterable[tuple[str, PredictorFile]]:
-    """Say where in a model's state dict each predictor goes, the first block's first."""
-    for one in predictors:
-        later = one.block != predictors[0].block
-        yield f"{_RESCORERS}{one.block}." if later else "reducer.predictor.", one
-
-
-def require_weights(predictors: Sequence[PredictorFile], tower: Mapping[str, Tensor], prefix: str = "blocks.") -> None:
+def require_weights(files: Sequence[PredictorFile], tower: Mapping[str, Tensor], prefix: str = "blocks.") -> None:
     """Raise ValueError if one was fitted to other weights than those of ``tower``, a state dict."""
-    if any(one.weights for one in predictors):
+    if any(one.weights for one in files):
         weights = blocks_fingerprint(tower, prefix)
-        for one in predictors:
-            one.require_weights(weights)
+        for one in files:
+            one.require(weights=weights)

@@ -1,7 +1,6 @@
 """Files of recoveries: small changes of a reduced tower that were learned without labels, and adding them."""
 
 import copy
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,20 +9,16 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.core.digests import blocks_fingerprint, weights_digest
-from zoo.core.files import load_learned, read_learned, write_learned
+from zoo.core.files import blocks_fingerprint, load_learned, read_learned, weights_digest, write_learned
 from zoo.core.host import FeatureTower, Host
-from zoo.core.messages import expected, tower_name, wanting
+from zoo.core.messages import check_fields, tower_name, wanting
 from zoo.core.precision import AUTO, precision_on
-from zoo.core.prompts import PromptShape
 from zoo.core.reducer import Reducer
-from zoo.towers.vit import TimmHost
+from zoo.loading.learned_files import difference
 
-WHATS = ("norm", "lora", "tokens")
+WHATS = ("norm", "lora")
 DTYPES = (AUTO, "float32", "bfloat16")
 FORMAT = 2  # of a file
-TOKENS = "prompts.tokens"  # name of learned visual tokens among a tower's weights
-_KIND = "recovery"
 UP, DOWN = ".up", ".down"  # of a low-rank update, behind the weight's name
 T = TypeVar("T", bound=Host)
 
@@ -34,9 +29,8 @@ class RecoveryConfig:
 
     Attributes:
         what: ``norm``: vectors, that is norms, LayerScales and the biases of linear layers; ``lora``: low-rank
-            updates of linear layers' weights; ``tokens``: learned visual tokens.
+            updates of linear layers' weights.
         rank: of the updates of ``lora``.
-        count: learned tokens of ``tokens``.
         rounds: validations at most.
         steps: optimiser steps per round.
         patience: rounds without a better validation loss before stopping.
@@ -49,7 +43,6 @@ class RecoveryConfig:
 
     what: str = "norm"
     rank: int = 4
-    count: int = 4
     rounds: int = 8
     steps: int = 40
     patience: int = 4
@@ -61,16 +54,8 @@ class RecoveryConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
-        for name, known in (("what", WHATS), ("dtype", DTYPES)):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name}={value!r}: {expected(value, known)}")
-        for name in ("rank", "count", "rounds", "steps", "patience", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number from 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate={self.learning_rate!r}: expected a number above 0")
-        if not 0 < self.crop <= 1:
-            raise ValueError(f"crop={self.crop!r}: expected a number in (0, 1]")
+        counts = dict.fromkeys(("rank", "rounds", "steps", "patience", "batch"), "[1, inf)")
+        check_fields(self, what=WHATS, dtype=DTYPES, learning_rate="(0, inf)", crop="(0, 1]", **counts)
 
 
 def trainable(vit: Host, what: str) -> dict[str, str]:
@@ -78,15 +63,11 @@ def trainable(vit: Host, what: str) -> dict[str, str]:
 
     Keys are their names in files, which don't depend on what holds the tower; values are the tower's own names.
     """
-    if what == "tokens":
-        return {TOKENS: TOKENS}
     prefix = vit.blocks_prefix
-    around = (
-        "",
-        *(prefix[: at + 1] for at, letter in enumerate(prefix[:-1]) if letter == "."),
-    )  # what holds the blocks
+    # Of what holds the blocks.
+    around = {"", *(prefix[: at + 1] for at, letter in enumerate(prefix[:-1]) if letter == ".")}
     norms = [
-        name
+        f"{name}."
         for name, module in vit.named_modules()
         if "Norm" in type(module).__name__ and name[: name.rfind(".") + 1] in around
     ]
@@ -94,13 +75,13 @@ def trainable(vit: Host, what: str) -> dict[str, str]:
     linear |= {id(module.in_proj_weight) for module in vit.modules() if isinstance(module, nn.MultiheadAttention)}
     names = {}
     for name, value in vit.named_parameters():
-        norm = next((norm for norm in norms if name.startswith(f"{norm}.")), None)
-        if (norm is None and not name.startswith(prefix)) or (
-            id(value) not in linear if what == "lora" else value.ndim != 1
-        ):
+        norm = next((norm for norm in norms if name.startswith(norm)), None)
+        if id(value) not in linear if what == "lora" else value.ndim != 1:
             continue
-        own = f"blocks.{name.removeprefix(prefix)}" if norm is None else name[norm.rfind(".") + 1 :]
-        names[own] = name
+        if norm is not None:
+            names[name[norm[:-1].rfind(".") + 1 :]] = name
+        elif name.startswith(prefix):
+            names[f"blocks.{name.removeprefix(prefix)}"] = name
     return names
 
 
@@ -110,14 +91,9 @@ def additions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ``tensors`` are that by themselves, or under a weight's name with ``.up`` and ``.down`` the two
     factors (out, rank) and (rank, in) of it.
     """
-    added = {}
-    for name, value in tensors.items():
-        if name.endswith(UP):
-            weight = name.removesuffix(UP)
-            added[weight] = value @ tensors[weight + DOWN]
-        elif not name.endswith(DOWN):
-            added[name] = value
-    return added
+    products = {name.removesuffix(UP): value for name, value in tensors.items() if name.endswith(UP)}
+    added = {name: value for name, value in tensors.items() if not name.endswith((UP, DOWN))}
+    return added | {name: value @ tensors[name + DOWN] for name, value in products.items()}
 
 
 class Recovered(NamedTuple):
@@ -141,16 +117,7 @@ def with_precision(config: RecoveryConfig, model: Host) -> RecoveryConfig:
 
 def twin(model: T, apart: Collection[str] = ()) -> T:
     """Return a copy with modules of its own and the same weights; those named ``apart`` are copied, too."""
-    shared = {id(value): value for name, value in model.named_parameters() if name not in apart}
-    return copy.deepcopy(model, shared)
-
-
-def make_room(vit: TimmHost, count: int) -> None:
-    """Make room for learned visual tokens in a tower, and tell timm."""
-    like = next(vit.blocks.parameters())
-    shape = PromptShape(tokens=count, depth=1, classes=0, features=vit.num_classes)
-    vit.expect(shape, classify=False, device=like.device, dtype=like.dtype)
-    vit.__dict__["_model_args"] = {**vit._model_args, "prompts": shape._asdict()}
+    return copy.deepcopy(model, {id(value): value for name, value in model.named_parameters() if name not in apart})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,36 +139,25 @@ class RecoveryFile:
 
     @classmethod
     def read(cls, path: Path) -> "RecoveryFile":
-        """Read the provenance of ``path``.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: not a file of a recovery, or one of another format.
-        """
-        return read_learned(path, _KIND, cls, format=FORMAT)
+        """Read the provenance of ``path``; raise as ``read_learned`` does."""
+        return read_learned(path, "recovery", cls, format=FORMAT)
 
     def require(self, model: Host) -> None:
         """Refuse, by ValueError, a tower with other weights, or one that is reduced otherwise."""
-        own = f"recovery {str(self.path)!r} was trained"
-        weights = blocks_fingerprint(model.state_dict(), model.blocks_prefix)
-        if weights != self.weights or model.prompts is not None:
-            on = f"{own} on {tower_name(self.model, self.tag)} with weights {self.weights}"
-            other = f"these are {weights}" if weights != self.weights else "this tower has learned tokens already"
-            raise self._refusal(f"{on}, {other}")
         reducer = model.reducer
-        if reducer is None or reducer.method != self.method:
-            other = "dense" if reducer is None else f"reduced by {reducer.method}"
-            raise self._refusal(f"{own} for {self.method}, this model is {other}")
-        options = reducer.config.plain()
-        for name in sorted(self.options.keys() | options.keys()):
-            ours, theirs = self.options.get(name), options.get(name)
-            if ours != theirs:
-                raise self._refusal(f"{own} for {self.method} with {name}={ours!r}, this model has {theirs!r}")
-        if self.reducer != reducer_digest(reducer):
-            raise self._refusal(f"{own} with another predictor of {self.method} than this model's")
+        own = {"weights": self.weights, "tokens learned": False, "method": self.method, **self.options}
+        other = {
+            "weights": blocks_fingerprint(model.state_dict(), model.blocks_prefix),
+            "tokens learned": model.prompts is not None,
+            "method": None if reducer is None else reducer.method,
+            **({} if reducer is None else reducer.config.plain()),
+        }
+        have = None if reducer is None else reducer_digest(reducer)
+        if differs := difference({**own, "predictor": self.reducer}, {**other, "predictor": have}):
+            raise self._refusal(f"was trained on {tower_name(self.model, self.tag)} {differs}")
 
-    def _refusal(self, message: str) -> ValueError:
-        return wanting(ValueError(message), _KIND, datasets=self.datasets)
+    def _refusal(self, reason: str) -> ValueError:
+        return wanting(ValueError(f"recovery {str(self.path)!r} {reason}"), "recovery", datasets=self.datasets)
 
     def load(self, model: Host) -> dict[str, Tensor]:
         """Load what is added to each weight of a model, by its name there, on its device.
@@ -209,20 +165,15 @@ class RecoveryFile:
         Raises:
             ValueError: tensors that are damaged or don't fit.
         """
-        tensors = load_learned(self.path, _KIND)
+        tensors = load_learned(self.path, "recovery")
         names, weights = trainable(model, self.recipe["what"]), dict(model.named_parameters())
-        shapes = {name: weights[own].shape for name, own in names.items() if own in weights}
-        if TOKENS in names:
-            shapes[TOKENS] = torch.Size((1, self.recipe["count"], model.embed_dim))
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, own in names.items():
+            shape, rank = tuple(weights[own].shape), self.recipe["rank"]
+            shapes |= {name: shape, name + UP: (shape[0], rank), name + DOWN: (rank, shape[-1])}
         for name, value in tensors.items():
-            weight = name.removesuffix(UP).removesuffix(DOWN)
-            shape = shapes.get(weight)
-            if shape is not None and name != weight:
-                rank = self.recipe["rank"]
-                shape = torch.Size((shape[0], rank) if name.endswith(UP) else (rank, shape[1]))
-            if value.shape != shape:
-                what = f"recovery {str(self.path)!r} has {name!r} of shape {tuple(value.shape)}"
-                raise self._refusal(f"{what}, which doesn't fit this tower")
+            if shapes.get(name) != tuple(value.shape):
+                raise self._refusal(f"has {name!r} of shape {tuple(value.shape)}, which doesn't fit this tower")
         device = next(model.block_modules[0].parameters()).device
         return {names[name]: value.to(device) for name, value in additions(tensors).items()}
 
@@ -253,7 +204,6 @@ def save_recovery(
     assert model.reducer is not None
     losses = zip(recovered.before, recovered.after, strict=True)
     sets = [{**one, "before": a, "after": b} for one, (a, b) in zip(datasets, losses, strict=True)]
-    tensors = {key: value.contiguous() for key, value in recovered.tensors.items()}
     facts = {
         "format": FORMAT,
         "model": name,
@@ -264,10 +214,10 @@ def save_recovery(
         "reducer": reducer_digest(model.reducer),
         "datasets": sets,
         "recipe": asdict(with_precision(config, model)),
-        "parameters": sum(value.numel() for value in tensors.values()),
+        "parameters": sum(value.numel() for value in recovered.tensors.values()),
         "commit": commit,
     }
-    write_learned(path, _KIND, tensors, facts)
+    write_learned(path, "recovery", recovered.tensors, facts)
     return RecoveryFile.read(path)
 
 
@@ -287,9 +237,6 @@ def add_recovery(model: T, recovery: str | Path | RecoveryFile) -> T:
     file.require(model)
     added = file.load(model)
     recovered = twin(model, added)
-    if TOKENS in added:
-        assert isinstance(recovered, TimmHost)
-        make_room(recovered, added[TOKENS].shape[1])
     with torch.no_grad():
         for name, value in added.items():
             weight = recovered.get_parameter(name)

@@ -1,51 +1,35 @@
 """Every size of CLIP ViT, dense and with each method and keep rate, as a timm model.
 
-timm calls the entry point of a name; ``build`` then goes three steps: options, weights, model.
 Methods may register before this module is imported (patchrank), after it (the entry points that
 ``load_methods`` imports) or at any later time; ``on_method`` covers all three.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
-from torch import Tensor
 
 import zoo.methods.patchrank
 import zoo.methods.rankmerge  # noqa: F401  # it registers itself
 from zoo.core.reducer import configure, on_method
 from zoo.loading.adopt import add_prompts
-from zoo.loading.arguments import depth_of, split_options
+from zoo.loading.learned_files import PromptFile
 from zoo.loading.predictor_file import PredictorFile, with_predictors
-from zoo.loading.prompt_file import PromptFile
 from zoo.loading.recovery_file import add_recovery
-from zoo.loading.sizes import MODELS, PERCENTS, SIZES, ModelName, weights_cfg
-from zoo.loading.weight_file import read_weights
-from zoo.loading.weights import filter_weights, image_side, loading, own_path, own_weights
+from zoo.loading.sizes import MODELS, PERCENTS, SIZES, ModelName, split_options, weights_cfg
+from zoo.loading.weights import filter_weights, image_side, loading, own_path, own_weights, read_weights
 from zoo.towers.vit import ReducedViT
 
 METHOD_GROUP = "clip_patchrank.methods"
 default_cfgs: dict[str, Any] = {}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Weights:
-    """Sources of a model's weights, with timm's description of them."""
-
-    cfg: PretrainedCfg
-    tag: str
-    predictors: tuple[PredictorFile, ...]  # the first block's first
-    options: dict[str, Any]  # of the method, with the shape of these predictors
-    tower: dict[str, Tensor] | None  # what timm can't read; None where timm loads the weights
-
-
 def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedViT:
-    """Build a model in three steps: split its options off, find its weights, assemble it.
+    """Build a model: split its method's options off, find its weights, and let timm assemble it.
 
     Raises:
         UnknownArgumentError: an argument that neither the method nor timm has.
@@ -56,27 +40,53 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     if isinstance(kwargs.get("prompts"), (str, Path)):
         return _build_tuned(name, **kwargs)
     recovery, fitted = kwargs.pop("recovery", None), kwargs.pop("predictor_blocks", None)
-    if recovery is not None and not pretrained:
-        raise ValueError(f"recovery={str(recovery)!r} without the tower it was trained on: add pretrained=True")
-    if recovery is not None and kwargs.get("features_only"):
+    options, arguments = split_options(name, kwargs)
+    predictor = arguments.pop("predictor", None)
+    if fitted is not None and not predictor:
+        _require_blocks(name, fitted, options, arguments)
+    if predictor == (arguments.get("pretrained_model_args") or {}).get("predictor"):
+        # timm repeats what a saved model was built with; its weights hold that predictor by now.
+        predictor = None
+    _require_tower(pretrained, recovery, predictor, arguments)
+    overlay = arguments.get("pretrained_cfg_overlay") or {}
+    cfg = resolve_pretrained_cfg(str(name), arguments.get("pretrained_cfg"), overlay)
+    tag = cfg.tag or next(iter(SIZES[name.size].tags))
+    saved = cfg.source in ("local-dir", "hf-hub")  # by save_for_hf, with the predictor among the weights
+    files: tuple[PredictorFile, ...] = ()
+    if pretrained and name.method and not (saved and predictor is None):
+        options, files = with_predictors(name.dense, tag, name.method, options, name.depth(arguments), predictor)
+    if pretrained and not saved and not cfg.state_dict:
+        # timm reads no archives of OpenAI's, and judges the user's files by their suffix.
+        file = overlay.get("file") or (None if cfg.file else own_weights(name.size, tag))
+        if file is not None:
+            tensors = read_weights(file)  # in timm's names they are the tower's alone
+            arguments["pretrained_cfg_overlay"] = {**overlay, "state_dict": image_side(tensors) or tensors}
+    with loading(f"{name}.{tag}", cfg, own_path(f"{name.dense}.{tag}")) if pretrained else nullcontext():
+        model = _assemble(name, pretrained, tag, options, files, arguments)
+    if fitted is not None or files:
+        # timm saves the arguments that a model was built with. The network's shape is not among them where it came
+        # from the predictor's file. What was saved once may be saved again.
+        shape = files[0].options if files else {key: options[key] for key in ("arch", "width") if key in options}
+        blocks = [one.block for one in files] or fitted
+        model.__dict__["_model_args"] = {**shape, "predictor_blocks": blocks}
+    return model if recovery is None else add_recovery(model, recovery)
+
+
+def _require_tower(pretrained: bool, recovery: Any, predictor: Any, arguments: dict[str, Any]) -> None:
+    """Refuse, by ValueError, what was learned for weights that the model won't have."""
+    for what, path in (("recovery", recovery), ("predictor", predictor)):
+        if path is not None and not pretrained:
+            raise ValueError(f"{what}={str(path)!r} without the tower it was made for: add pretrained=True")
+    if recovery is not None and arguments.get("features_only"):
         raise ValueError(
             f"recovery={str(recovery)!r} fits whole towers, not features_only=True: save the model with recovery by "
             "timm's save_for_hf, and load local-dir:FOLDER with features_only=True"
         )
-    options, arguments = split_options(name, kwargs)
-    if fitted is not None and not arguments.get("predictor"):
-        _require_blocks(name, fitted, options, arguments)
-    weights = _find_weights(name, pretrained, options, arguments)
-    model = _assemble(name, pretrained, weights, arguments)
-    if fitted is not None and not weights.predictors:  # it was saved once, and may be again
-        shape = {key: value for key, value in options.items() if key in ("arch", "width")}
-        model.__dict__["_model_args"] = {**shape, "predictor_blocks": fitted}
-    return model if recovery is None else add_recovery(model, recovery)
 
 
 def _require_blocks(name: ModelName, fitted: list[int], options: dict[str, Any], arguments: dict[str, Any]) -> None:
     """Refuse, by ValueError, a saved model that is to score at blocks that its predictor wasn't fitted at."""
-    depth = depth_of(name, arguments)
+    depth = name.depth(arguments)
     blocks = [] if name.method is None else list(configure(name.method, options, depth).predictor_blocks(depth))
     if blocks != fitted:
         have, want = (", ".join(map(str, some)) or "none" for some in (fitted, blocks))
@@ -86,77 +96,37 @@ def _require_blocks(name: ModelName, fitted: list[int], options: dict[str, Any],
         )
 
 
-def _find_weights(name: ModelName, pretrained: bool, options: dict[str, Any], arguments: dict[str, Any]) -> _Weights:
-    """Find the tower's weights and the method's predictors; read only what timm can't.
-
-    Takes ``predictor`` out of ``arguments``.
-    """
-    overlay = arguments.get("pretrained_cfg_overlay") or {}
-    cfg = resolve_pretrained_cfg(str(name), arguments.get("pretrained_cfg"), overlay)
-    tag = cfg.tag or next(iter(SIZES[name.size].tags))
-    predictor = arguments.pop("predictor", None)
-    if predictor == (arguments.get("pretrained_model_args") or {}).get("predictor"):
-        # timm repeats what a saved model was built with; its weights hold that predictor by now.
-        predictor = None
-    if predictor is not None and not pretrained:
-        raise ValueError(f"predictor={str(predictor)!r} without the tower it was fitted to: add pretrained=True")
-    saved = cfg.source in ("local-dir", "hf-hub")
-    predictors: tuple[PredictorFile, ...] = ()
-    # A model saved by save_for_hf holds its predictor among its weights.
-    if pretrained and name.method and not (saved and predictor is None):
-        depth = depth_of(name, arguments)
-        options, predictors = with_predictors(name.dense, tag, name.method, options, depth, predictor)
-    tower = None
-    if pretrained and not saved and not cfg.state_dict:
-        # timm reads no archives of OpenAI's, and judges the user's files by their suffix.
-        file = overlay.get("file") or (None if cfg.file else own_weights(name.size, tag))
-        if file is not None:
-            tensors = read_weights(file)  # in timm's names they are the tower's alone
-            tower = image_side(tensors) or tensors
-    return _Weights(cfg=cfg, tag=tag, predictors=predictors, options=options, tower=tower)
-
-
-def _assemble(name: ModelName, pretrained: bool, weights: _Weights, arguments: dict[str, Any]) -> ReducedViT:
+def _assemble(
+    name: ModelName,
+    pretrained: bool,
+    tag: str,
+    options: dict[str, Any],
+    files: tuple[PredictorFile, ...],
+    arguments: dict[str, Any],
+) -> ReducedViT:
     """Let timm build the model and load its weights."""
-    spec, tag = SIZES[name.size], weights.tag
+    spec = SIZES[name.size]
     quick_gelu = tag in spec.tags and spec.tags[tag].quick_gelu
     args = {"act_layer": "quick_gelu" if quick_gelu else None, **spec.vit_args, **arguments}
-    if weights.tower is not None:
-        overlay = args.get("pretrained_cfg_overlay") or {}
-        args["pretrained_cfg_overlay"] = {**overlay, "state_dict": weights.tower}
     if name.method is not None:
-        args |= {"method": name.method, "reduction": weights.options}
+        args |= {"method": name.method, "reduction": options}
     args["feature_cfg"] = {"out_indices": args.pop("out_indices", 3), "feature_cls": "getter"}
-    own = own_path(f"{name.dense}.{tag}")
-    with loading(f"{name}.{tag}", weights.cfg, own) if pretrained else nullcontext():
-        model: ReducedViT = build_model_with_cfg(
-            ReducedViT,
-            str(name),
-            pretrained,
-            pretrained_filter_fn=partial(filter_weights, predictors=weights.predictors),
-            **args,
-        )
+    filter_fn = partial(filter_weights, predictors=files)
+    model: ReducedViT = build_model_with_cfg(ReducedViT, str(name), pretrained, pretrained_filter_fn=filter_fn, **args)
     for part in model.modules():
         # timm keeps the whole state dict in the model's description, and would save it with that.
         getattr(part, "pretrained_cfg", {}).pop("state_dict", None)
-    if weights.predictors:
-        # timm saves the arguments that a model was built with. The network's shape is not among
-        # them, for it came from the predictor's file.
-        blocks = [one.block for one in weights.predictors]
-        model.__dict__["_model_args"] = {**weights.predictors[0].options, "predictor_blocks": blocks}
     return model
 
 
 def _build_tuned(name: ModelName, prompts: str | Path, **kwargs: Any) -> ReducedViT:
     """Build a pretrained model with the prompts of a file; ``num_classes=0`` gives features."""
     file = PromptFile.read(Path(prompts))
-    classes = kwargs.pop("num_classes", file.shape.classes)
-    if classes not in (0, file.shape.classes):
-        raise ValueError(
-            f"num_classes={classes}: the prompts {str(prompts)!r} are for {file.shape.classes}; "
-            "leave it out, or 0 for features"
-        )
-    model = add_prompts(build(name, pretrained=True, **kwargs), file)
+    known = file.shape.classes
+    classes = kwargs.pop("num_classes", known)
+    if classes not in (0, known):
+        raise ValueError(f"num_classes={classes}: {str(prompts)!r} has {known}; leave it out, or 0 for features")
+    model: ReducedViT = add_prompts(build(name, pretrained=True, **kwargs), file)
     if classes == 0:
         model.reset_classifier(0)
     return model

@@ -1,7 +1,9 @@
-"""The sizes of CLIP ViT, their weights, and the names of all models made of them."""
+"""The sizes of CLIP ViT, their weights, and the names and arguments of all models made of them."""
 
+import inspect
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +17,11 @@ from timm.data import (
     OPENAI_CLIP_STD,
 )
 from timm.layers import LayerNorm
+from timm.models import build_model_with_cfg
+from timm.models.vision_transformer import VisionTransformer
 
 from zoo.core.messages import expected, wanting
+from zoo.core.reducer import METHODS, configure
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
@@ -114,6 +119,10 @@ def weights_cfg(size: str, tag: str) -> dict[str, Any]:
     }
 
 
+PERCENTS = (90, 80, 70, 60, 50, 40, 30)  # keep rates in names
+MODELS: dict[str, "ModelName"] = {}  # filled by zoo.loading.registry, also when a method comes later
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelName:
     """The parts of a model's name: ``clip_vit_{size}`` or ``clip_vit_{size}_{method}{percent}``.
@@ -139,9 +148,39 @@ class ModelName:
         """The method's options that the name states; none for the dense tower."""
         return {} if self.method is None else {"keep": self.percent / 100}
 
+    def depth(self, arguments: Mapping[str, Any]) -> int:
+        """Return the number of blocks of a model that is built with these arguments."""
+        return arguments.get("depth", SIZES[self.size].vit_args["depth"])
 
-PERCENTS = (90, 80, 70, 60, 50, 40, 30)  # keep rates in names
-MODELS: dict[str, ModelName] = {}  # filled by zoo.loading.registry, also when a method comes later
+
+class UnknownArgumentError(TypeError, ValueError):
+    """A TypeError as of any function, and a ValueError as all other refusals here."""
+
+
+def split_options(name: ModelName, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a model's keyword arguments into its method's options and all others; refuse unknown ones."""
+    options: dict[str, Any] = {}
+    own: list[str] = []
+    if name.method is not None:
+        config = METHODS[name.method].Config
+        own = [field.name for field in fields(config)]
+        options = {key: value for key, value in kwargs.items() if key in own}
+        if not options.keys() & {"keep", *config.instead_of_keep}:
+            options |= name.options
+        own.append("recovery")
+        depth = name.depth(kwargs)
+        if configure(name.method, options, depth).predictor_blocks(depth):
+            own.append("predictor")
+    arguments = {key: value for key, value in kwargs.items() if key not in options}
+    shown = [*own, *inspect.signature(VisionTransformer).parameters]
+    # What timm takes through its own **kwargs doesn't show in a signature.
+    known = {*shown, *inspect.signature(build_model_with_cfg).parameters}
+    known |= {"prompts", "features_only", "out_indices", "feature_cls"}
+    if unknown := [key for key in arguments if key not in known]:
+        hint = f"the method and its keep rate are part of the name, such as {name.dense}_patchrank60; "
+        start = f"{name} has no argument {unknown[0]!r}: {hint if unknown[0] in ('method', 'keep') else ''}"
+        raise UnknownArgumentError(start + expected(unknown[0], shown))
+    return options, arguments
 
 
 def unknown_model(name: str, more: str = "") -> ValueError:
@@ -152,15 +191,13 @@ def unknown_model(name: str, more: str = "") -> ValueError:
     """
     arch, dot, tag = name.partition(".")
     form = re.fullmatch(r"(clip_vit_[^_]+)_(.*?)(\d+)", arch)
-    dense, method, digits = ("", "", "0") if form is None else form.groups()
-    percents = {own.percent: known for known, own in MODELS.items() if (own.dense, own.method) == (dense, method)}
-    percent = int(digits)
-    if not percents or not 0 < percent <= 100:
+    dense, method, percent = ("", "", 0) if form is None else (form[1], form[2], int(form[3]))
+    known = {own.percent: model for model, own in MODELS.items() if (own.dense, own.method) == (dense, method)}
+    if not known or not 0 < percent <= 100:
         return wanting(ValueError(f"model {name!r}: {expected(arch, MODELS)}{more}"), "model")
-    nearest = percents[min(sorted(percents), key=lambda one: abs(one - percent))]
-    keep = percent / 100
+    nearest, keep = known[min(sorted(known), key=lambda one: abs(one - percent))], percent / 100
     message = (
-        f"model {name!r}: names have the keep rates {', '.join(map(str, sorted(percents)))} %; for another one use "
+        f"model {name!r}: names have the keep rates {', '.join(map(str, sorted(known)))} %; for another one use "
         f"timm.create_model({nearest + dot + tag!r}, keep={keep:g}) in Python{more}"
     )
     return wanting(ValueError(message), "keep rate", model=f"{dense}{dot}{tag}", method=method, keep=keep)

@@ -37,68 +37,49 @@ class TransformersText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token ids (B, L) to text features (B, D), not normalised."""
-        features: Tensor = self.model.get_text_features(tokens).pooler_output
-        return features
+        return self.model.get_text_features(tokens).pooler_output
 
 
 class Preprocess:
-    """A folder's image processor, from one PIL image to (C, H, W)."""
+    """A folder's image processor, from one PIL image to (C, H, W).
 
-    def __init__(self, folder: Path) -> None:
+    SigLIP 2's images are squeezed to a square, as a batch has one count of tokens; its patches are put together again.
+    """
+
+    def __init__(self, folder: Path, model: Any) -> None:
         self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.square = isinstance(model, (Siglip2Model, Siglip2VisionModel))
+        if self.square:
+            vision = getattr(model.config, "vision_config", model.config)
+            self.rows, self.size = math.isqrt(vision.num_patches), vision.patch_size
 
     def __call__(self, image: Image) -> Tensor:
         """Return what the processor makes of an image."""
-        pixels: Tensor = self.processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        return pixels
+        image = image.convert("RGB")
+        if not self.square:
+            return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        rows, side = self.rows, self.rows * self.size
+        image = image.resize((side, side), int(self.processor.resample))
+        made = self.processor(images=image, max_num_patches=rows * rows, return_tensors="pt")
+        patches: Tensor = made["pixel_values"][0, : rows * rows].view(rows, rows, self.size, self.size, -1)
+        return patches.permute(4, 0, 2, 1, 3).reshape(-1, side, side)
 
     def __repr__(self) -> str:
         """Say what the processor does."""
         return repr(self.processor)
 
 
-class SquarePreprocess(Preprocess):
-    """SigLIP 2's processor for one grid: images are squeezed to a square, as a batch has one count of tokens.
-
-    Args:
-        side: of the square in pixels.
-        size: of a patch in pixels.
-    """
-
-    def __init__(self, folder: Path, side: int, size: int) -> None:
-        super().__init__(folder)
-        self.side, self.size = side, size
-
-    def __call__(self, image: Image) -> Tensor:
-        """Return what the processor makes of an image, its patches put together again, (C, H, W)."""
-        rows = self.side // self.size
-        square = image.convert("RGB").resize((self.side, self.side), int(self.processor.resample))
-        made = self.processor(images=square, max_num_patches=rows * rows, return_tensors="pt")
-        patches: Tensor = made["pixel_values"][0, : rows * rows]
-        return (
-            patches.view(rows, rows, self.size, self.size, -1).permute(4, 0, 2, 1, 3).reshape(-1, self.side, self.side)
-        )
-
-
 class Tokenize:
-    """A folder's tokenizer, from texts to token ids (B, L) of the text tower's whole length."""
+    """A folder's tokenizer, from texts to token ids (B, L), padded and cut to the text tower's whole length."""
 
     def __init__(self, folder: Path, length: int) -> None:
         self.tokenizer, self.length = AutoTokenizer.from_pretrained(folder, local_files_only=True), length
 
     def __call__(self, texts: str | list[str]) -> Tensor:
-        """Return token ids, padded and cut to the length."""
+        """Return token ids."""
         texts = [texts] if isinstance(texts, str) else texts
         how = {"padding": "max_length", "truncation": True, "max_length": self.length, "return_tensors": "pt"}
-        ids: Tensor = self.tokenizer(texts, **how)["input_ids"]
-        return ids
-
-
-def _preprocess(folder: Path, model: Any) -> Preprocess:
-    if not isinstance(model, (Siglip2Model, Siglip2VisionModel)):
-        return Preprocess(folder)
-    vision = getattr(model.config, "vision_config", model.config)
-    return SquarePreprocess(folder, math.isqrt(vision.num_patches) * vision.patch_size, vision.patch_size)
+        return self.tokenizer(texts, **how)["input_ids"]
 
 
 def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts | None]:
@@ -118,7 +99,7 @@ def load_transformers(folder: Path) -> tuple[FeatureTower, Preprocess, ClipParts
         model: Any = AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
-        preprocess = _preprocess(folder, model)
+        preprocess = Preprocess(folder, model)
     except OSError as error:
         raise ValueError(f"transformers model {str(folder)!r}: {error}") from error
     tower = model

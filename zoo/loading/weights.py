@@ -1,4 +1,4 @@
-"""Find the weights of a tower and its text side, here or on the hub, and fit them to a model."""
+"""Weights of a tower: reading them from a file, finding them here or on the hub, fitting them to a model."""
 
 import re
 import textwrap
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from shlex import quote
 from typing import Any
 
-import open_clip
+import torch
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
-from open_clip.model import CLIP
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,21 +21,108 @@ from torch import Tensor
 
 from zoo.core.files import cache_folder
 from zoo.core.messages import wanting
-from zoo.loading.predictor_file import PredictorFile, is_rescorer, predictor_tensors, require_weights
+from zoo.loading.predictor_file import RESCORERS, PredictorFile, predictor_tensors, require_weights
 from zoo.loading.sizes import EMBEDDED, SIZES
-from zoo.loading.text import OpenClipText
 from zoo.towers.vit import TimmHost
 
 # Whatever timm, open_clip and torch raise over a file that isn't what it should be.
-UNUSABLE = (*(OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError), *(SafetensorError, UnpicklingError))
-_LONGEST_REASON = 600
+UNUSABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, SafetensorError, UnpicklingError)
 PROBE_S = 4.0  # that the hub may take to answer at all; its client would try for most of a minute
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
-_OTHERWISE = (
-    "put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
-    "local-dir:FOLDER, saved by timm's save_for_hf"
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")  # of the user's own files
+
+_WRAPPERS = ("state_dict", "model")  # keys of the state dict in training checkpoints
+_PREFIXES = ("module.", "_orig_mod.")  # put before each name by wrappers of modules
+_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # which OpenAI's weights carry as buffers
+_LEARNED = re.compile(r"(weight|bias|gamma|proj|embed|embedding|token|scale)$")  # how the names of parameters end
+_UNSEEN = "token_embedding.weight"  # has NaN for word pieces that our small text tower never saw
+_KNOWN = "expected safetensors or a state dict written by torch.save"
+_FOREIGN = {  # what files are that begin so
+    b"version https://git-lfs": "is a git-lfs pointer, not the weights: run 'git lfs pull' in its repository",
+    **dict.fromkeys((b"<!doctype", b"<html", b"<?xml"), "is a web page, not weights; get them again"),
+}
+_CONVERT = (
+    "is a TorchScript archive, such as OpenAI's; nothing in it was run. Where you trust it, convert it: "
+    'python -c "import sys, torch; from safetensors.torch import save_model; '
+    "save_model(torch.jit.load(sys.argv[1], 'cpu'), sys.argv[2])\" {path} {new}"
 )
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict of CLIP's weights; the content decides about the format, not the suffix.
+
+    The formats are safetensors, and a state dict or a training checkpoint with one (``state_dict``, names that start
+    with ``module.``) written by ``torch.save``. Nothing in a file is executed.
+
+    Returns:
+        Tensors by name on the CPU, in the precision stored.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no weights, holds more than weights, or is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights file {str(path)!r}: no such file")
+    try:
+        return _state_dict(_content(path))
+    except ValueError as error:
+        raise ValueError(f"weights file {str(path)!r} {error}") from error
+
+
+def _content(path: Path) -> Any:
+    """Read what was saved, in the format that the first bytes show."""
+    with path.open("rb") as file:
+        start = file.read(64)
+        if start.startswith((b"PK\x03\x04", b"\x80")):
+            file.seek(0)
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:  # torch raises whatever a damaged file leads it to
+                raise _unloadable(path, str(error)) from error
+    if start[8:9] != b"{":
+        begin = start.lstrip().lower()
+        known = (text for first, text in _FOREIGN.items() if begin.startswith(first))
+        raise ValueError(next(known, f"holds no weights (it starts with {start[:12]!r}): {_KNOWN}"))
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"is cut short or damaged ({error}); get it again") from error
+
+
+def _unloadable(path: Path, reason: str) -> ValueError:
+    """Say why torch doesn't load a file as plain tensors."""
+    if "TorchScript" in reason:
+        return ValueError(_CONVERT.format(path=quote(str(path)), new=quote(str(path.with_suffix(".safetensors")))))
+    if found := re.search(r"GLOBAL ([\w.]+)", reason):
+        return ValueError(
+            f"names {found[1]!r}, which holds no weights and could run code; nothing of it was run. Where you "
+            "trust the file, save its state dict as safetensors"
+        )
+    return ValueError(f"can't be read ({reason.partition(chr(10))[0]}); get it again: {_KNOWN}")
+
+
+def _state_dict(content: Any) -> dict[str, Tensor]:
+    """Take the state dict out of what was saved around it."""
+    for key in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"holds no state dict but {type(content).__name__}: {_KNOWN}")
+    for name, value in content.items():
+        plain = type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided
+        if not isinstance(name, str) or not plain or value.is_meta:
+            raise ValueError(f"holds no state dict: {name!r} is {type(value).__name__}, not a tensor with values")
+        # Buffers, such as masks and tables of positions, may be whole numbers.
+        if value.is_complex() or (not value.is_floating_point() and _LEARNED.search(name)):
+            raise ValueError(f"has {name!r} of {value.dtype}; weights are floating-point numbers")
+        if value.is_floating_point() and not name.endswith(_UNSEEN) and not value.isfinite().all():
+            raise ValueError(f"has values in {name!r} that are NaN or infinite; get the weights again")
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): value for name, value in content.items()}
+    return {name: value.detach() for name, value in content.items() if name not in _SETTINGS}
 
 
 class MissingWeightsError(FileNotFoundError):
@@ -57,11 +144,10 @@ def unusable(
     while link := links[-1].__cause__ or links[-1].__context__:
         links.append(link)
     if not any(isinstance(link, OSError) for link in links):
-        reason = _in_one_line(error)
-        return UnusableWeightsError(f"the weights of {name} can't be used: {reason}")
-    answered = [link for link in links if isinstance(link, HfHubHTTPError)]
-    hub = "the hub doesn't give it" if answered else "the hub can't be reached"
-    return _missing(name, hub, _in_one_line(answered[0] if answered else links[-1]), otherwise, file)
+        return UnusableWeightsError(f"the weights of {name} can't be used: {_one_line(error)}")
+    answers = [link for link in links if isinstance(link, HfHubHTTPError)]
+    hub = "the hub doesn't give it" if answers else "the hub can't be reached"
+    return _missing(name, hub, _one_line((answers or links[-1:])[0]), otherwise, file)
 
 
 def _missing(name: str, hub: str, reason: str, otherwise: str, file: str) -> MissingWeightsError:
@@ -70,6 +156,10 @@ def _missing(name: str, hub: str, reason: str, otherwise: str, file: str) -> Mis
         f"no weights of {name}: not in the Hugging Face cache{source}, and {hub} ({reason}); "
         f"run once where it can, or copy the cache, or {otherwise}"
     )
+
+
+def _one_line(error: BaseException) -> str:
+    return textwrap.shorten(str(error), 600) or type(error).__name__
 
 
 def cached_file(repo: str, files: Iterable[str]) -> Path | None:
@@ -96,16 +186,14 @@ def require_hub(repo: str, files: Sequence[str], name: str, otherwise: str) -> N
             get_session().head(constants.ENDPOINT, timeout=PROBE_S)
             reason.clear()
         except Exception as error:  # whatever the transport raises, release by release
-            reason[:] = [_in_one_line(error)]
+            reason[:] = [_one_line(error)]
 
     # In a thread: no timeout holds for looking up a name.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_S)
-    if told := list(reason):
-        raise _missing(
-            name, "there is no network or the hub can't be reached", told[0], otherwise, f"{repo}/{files[0]}"
-        )
+    if why := list(reason):
+        raise _missing(name, "there is no network or the hub can't be reached", why[0], otherwise, f"{repo}/{files[0]}")
 
 
 def require_timm_hub(cfg: PretrainedCfg, name: str, otherwise: str) -> None:
@@ -113,10 +201,6 @@ def require_timm_hub(cfg: PretrainedCfg, name: str, otherwise: str) -> None:
     if cfg.hf_hub_id and not cfg.file and not cfg.state_dict:
         files = TIMM_FILES if cfg.hf_hub_filename is None else (cfg.hf_hub_filename,)
         require_hub(cfg.hf_hub_id, files, name, otherwise)
-
-
-def _in_one_line(error: BaseException) -> str:
-    return textwrap.shorten(str(error), _LONGEST_REASON) or type(error).__name__
 
 
 @contextmanager
@@ -127,11 +211,12 @@ def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
         MissingWeightsError: they are neither cached nor to be had from the hub.
         UnusableWeightsError: they don't fit the model or can't be read.
     """
-    if cfg.source == "hf-hub":
-        name = f"hf-hub:{cfg.hf_hub_id}"
-    elif cfg.source == "local-dir":
-        name = f"local-dir:{cfg.file}"
-    otherwise = _OTHERWISE.format(own=own)
+    if cfg.source in ("hf-hub", "local-dir"):
+        name = f"{cfg.source}:{cfg.hf_hub_id if cfg.source == 'hf-hub' else cfg.file}"
+    otherwise = (
+        f"put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
+        "local-dir:FOLDER, saved by timm's save_for_hf"
+    )
     require_timm_hub(cfg, name, otherwise)
     try:
         yield
@@ -141,8 +226,7 @@ def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
             raise
         if isinstance(error, (ValueError, TypeError)) and not isinstance(error, OSError):
             raise
-        file = f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or 'model.safetensors'}"
-        raise unusable(name, error, otherwise, file) from error
+        raise unusable(name, error, otherwise, f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or TIMM_FILES[0]}") from error
 
 
 def filter_weights(
@@ -157,12 +241,10 @@ def filter_weights(
             fitted to other weights of the tower.
     """
     reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
-    tower = {k: v for k, v in state_dict.items() if k not in reducer}
-    weights = model.converted(tower)
+    weights = model.converted({k: v for k, v in state_dict.items() if k not in reducer})
     facts: Any = model.pretrained_cfg
-    embedded = str(facts.get("architecture")).startswith("clip_vit_s14")
     headless = not any(name.startswith("head.") for name in weights)
-    if embedded and model.num_classes > 0 and headless:
+    if headless and model.num_classes > 0 and str(facts.get("architecture")).startswith("clip_vit_s14"):
         text = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
         weights |= {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
     if model.reducer is None:
@@ -172,15 +254,10 @@ def filter_weights(
         reducer = predictor_tensors(predictors)
     needed = {k for k in model.state_dict() if k.startswith("reducer.")}
     # What was saved with rescore=True also serves a model that carries the first ranking along.
-    reducer = {k: v for k, v in reducer.items() if k in needed or not is_rescorer(k)}
+    reducer = {k: v for k, v in reducer.items() if k in needed or not k.startswith(RESCORERS)}
     if missing := sorted(needed - reducer.keys()):
         raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
     return weights | reducer
-
-
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-# The image tower of a model that is made for its text tower; it is thrown away.
-_LEAST_VISION = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
 
 
 def own_weights(size: str, tag: str) -> Path | None:
@@ -190,6 +267,11 @@ def own_weights(size: str, tag: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def own_path(name: str) -> str:
+    """Say where the user may lay a file of the weights ``name``, which has a tag."""
+    return f"{cache_folder() / 'weights' / name}{{{','.join(SUFFIXES)}}}"
+
+
 def find_clip(size: str, tag: str) -> Path:
     """Find the file with both towers of a size of open_clip: the user's own, else the hub's.
 
@@ -197,56 +279,21 @@ def find_clip(size: str, tag: str) -> Path:
         FileNotFoundError: neither is here, and the hub is out of reach; names the missing file and
             the ways to supply it.
     """
-    if (own := own_weights(size, tag)) is not None:
-        return own
-    spec = SIZES[size]
-    assert spec.open_clip is not None
+    spec, name = SIZES[size], f"clip_vit_{size}.{tag}"
     cfg = get_pretrained_cfg(spec.open_clip, spec.tags[tag].open_clip)
-    name, repo = f"clip_vit_{size}.{tag}", cfg["hf_hub"].rstrip("/")
+    repo = cfg["hf_hub"].rstrip("/")
+    if (file := own_weights(size, tag) or cached_file(repo, OPEN_CLIP_FILES)) is not None:
+        return file
     otherwise = (
         f"put a file of these weights at {own_path(name)}, or pass local-dir:FOLDER, saved by timm's save_for_hf"
     )
-    if (cached := cached_file(repo, OPEN_CLIP_FILES)) is not None:
-        return cached
     try:
         require_hub(repo, OPEN_CLIP_FILES, name, otherwise)
         return Path(download_pretrained(cfg))
     except MissingWeightsError as error:
-        wanting(error, "weights")
-        raise
+        raise wanting(error, "weights") from None
     except UNUSABLE as error:
         raise wanting(unusable(name, error, otherwise, f"{repo}/{OPEN_CLIP_FILES[0]}"), "weights") from error
-
-
-def own_path(name: str) -> str:
-    """Say where the user may lay a file of the weights ``name``, which has a tag."""
-    return f"{cache_folder() / 'weights' / name}{{{','.join(SUFFIXES)}}}"
-
-
-def open_clip_text(size: str, tag: str, weights: Mapping[str, Tensor] | None = None) -> tuple[OpenClipText, float, int]:
-    """Build a text tower of open_clip; also return the log of the logit scale and its context.
-
-    ``weights`` are those of both towers, as open_clip and OpenAI name them; None for random ones.
-    The context is in tokens.
-    """
-    spec = SIZES[size]
-    config = open_clip.get_model_config(spec.open_clip)
-    text = config["text_cfg"]
-    model = CLIP(config["embed_dim"], _LEAST_VISION, text, quick_gelu=spec.tags[tag].quick_gelu)
-    scale = model.logit_scale.detach()
-    module = OpenClipText(model)
-    if weights is not None:
-        named = {k.removeprefix("text."): v for k, v in weights.items()}
-        named = {k: v for k, v in named.items() if not k.startswith("visual.")}
-        try:
-            scale = named.pop("logit_scale")
-            module.model.load_state_dict(named)
-        except KeyError as error:
-            raise ValueError(f"{error.args[0]!r} is missing") from error
-        except RuntimeError as error:
-            reason = first_mismatch(error)
-            raise ValueError(f"no text tower of {spec.open_clip}: {reason}") from error
-    return module.eval(), scale.item(), text["context_length"]
 
 
 def first_mismatch(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.core.predictor import Predictor, architecture, require_any_subset
-from zoo.core.reducer import HostSpec, Pruner, ReducerConfig, register_method
+from zoo.core.reducer import HostSpec, Pruner, ReducerConfig, integer, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -20,14 +20,12 @@ class PatchRankConfig(ReducerConfig):
     """
 
     arch: str = "conv"
-    width: int = 64
+    width: int = integer(64, 1)
     rescore: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         architecture(self.arch)
-        self.whole("width", 1)
-        self.switch("rescore")
 
     def predictor_blocks(self, depth: int) -> tuple[int, ...]:
         """Return the first reduction point, or with ``rescore`` all of them."""

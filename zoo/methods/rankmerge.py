@@ -9,9 +9,9 @@ import torch.fx
 from torch import Tensor
 
 from zoo.core.attention import Attended, cls_attention
-from zoo.core.pairing import DISTANCE, pair_tokens, scale_places
+from zoo.core.merger import DISTANCE, pair_tokens, scale_places
 from zoo.core.predictor import Predictor, architecture
-from zoo.core.reducer import HostSpec, Reducer, ReducerConfig, register_method
+from zoo.core.reducer import HostSpec, Reducer, ReducerConfig, choice, integer, nonnegative, register_method
 from zoo.core.tokens import Tokens, rows
 
 torch.fx.wrap("pair_tokens")  # one call in a graph of this module: its shapes are not known there
@@ -40,29 +40,20 @@ class RankMergeConfig(ReducerConfig):
     """
 
     reduce_at: tuple[int, ...] | None = None
-    distance: float = DISTANCE
-    size_power: float = 0.125
+    distance: float = nonnegative(DISTANCE)
+    size_power: float = nonnegative(0.125)
     rescale: bool = True
-    rank: str = "none"
-    rank_at: int = 3
-    rank_weight: float = 0.5
+    rank: str = choice(*RANKS)
+    rank_at: int = integer(3, 0)
+    rank_weight: float = nonnegative(0.5)
     arch: str = "conv"
-    width: int = 64
+    width: int = integer(64, 1)
+
+    action = "merge"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("distance", "size_power", "rank_weight"):
-            self.nonnegative(field)
-        self.switch("rescale")
-        self.choose("rank", RANKS)
-        self.whole("rank_at", 0)
         architecture(self.arch)
-        self.whole("width", 1)
-
-    @property
-    def action(self) -> str:
-        """What a predictor ranks patches for."""
-        return "merge"
 
     @property
     def needs_query(self) -> bool:
@@ -93,6 +84,7 @@ class RankMerge(Reducer):
 
     Config = RankMergeConfig
     config: RankMergeConfig
+    in_block = True
 
     def __init__(self, config: RankMergeConfig, host: HostSpec) -> None:
         super().__init__(config, host)
@@ -120,10 +112,6 @@ class RankMerge(Reducer):
         scores = self.predictor(x, tokens.prefix, tokens.grid)
         least = torch.full_like(tokens.patch_idx, -math.inf, dtype=torch.float32)
         return tokens._replace(importance=least.scatter_reduce(1, token, scores, "amax"))
-
-    def needs_attention(self, index: int) -> bool:
-        """In every block that merges."""
-        return index in self.points
 
     def attention_bias(self, tokens: Tokens) -> Tensor | None:
         """Attend in proportion to size."""

@@ -1,7 +1,6 @@
 """Golden Rankings: remove windows of patch tokens, or merge them into others, and watch CLIP's output.
 
-Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md lists. The paper
-removes; merging asks the same question for methods that merge.
+Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md lists. The paper removes.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.host import Host
-from zoo.core.messages import expected
+from zoo.core.messages import check_fields, expected
 from zoo.core.precision import PRECISIONS
 from zoo.core.tokens import Tokens, every_position, rank_scores, top
 from zoo.ranking.approximate import FOLLOWED, Effort, check, parse, passes
@@ -181,15 +180,8 @@ class GoldenConfig:
     approximate: str | None = None
 
     def __post_init__(self) -> None:
-        for field, known in (("score", SCORES), ("action", ACTIONS)):
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field}={getattr(self, field)!r}: {expected(getattr(self, field), known)}")
-        for field, low in (("block", 0), ("window", 1), ("stride", 1), ("greedy", 1)):
-            value = getattr(self, field)
-            if field == "greedy" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{field}={value!r}: expected an integer from {low}")
+        counts = dict.fromkeys(("window", "stride", "greedy"), "[1, inf)")
+        check_fields(self, score=SCORES, action=ACTIONS, block="[0, inf)", **counts)
         if self.stride > self.window:
             raise ValueError(f"stride={self.stride!r}: more than window={self.window} leaves patches out")
         if self.approximate is not None:
@@ -203,9 +195,8 @@ class GoldenConfig:
 
     def describe(self) -> str:
         """Return the settings in words."""
-        way = self.approximate or "exact"
-        if self.greedy:
-            way = f"greedy by {self.greedy}" + (f", {self.approximate}" if self.approximate else "")
+        greedy = f"greedy by {self.greedy}" if self.greedy else ""
+        way = ", ".join(filter(None, (greedy, self.approximate))) or "exact"
         size = f"{self.window} x {self.window} by {self.stride}"
         action = "" if self.action == "remove" else " by merging"
         return f"{self.score}{action} before block {self.block}, windows of {size}, {way}"
@@ -220,7 +211,6 @@ class GoldenEngine:
         scale: factor on cosines in the posterior (CLIP's exp of the logit scale).
         precision: of the patch tokens after the block, see ``Suffix``; ``zoo.core.precision.best_precision`` knows
             the fastest. ``follow`` runs in float32 whatever it is.
-        compiled: use torch.compile; one-shot only.
         batch: sequences per forward pass, None for what the free memory allows.
 
     Raises:
@@ -236,21 +226,16 @@ class GoldenEngine:
         text: Tensor | None = None,
         scale: float = 100.0,
         precision: str = "float32",
-        compiled: bool = False,
         batch: int | None = None,
     ) -> None:
         _check(model, config, text)
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r}: {expected(precision, PRECISIONS)}")
-        if batch is not None and (isinstance(batch, bool) or batch < 1):
+        if batch is not None and batch < 1:
             raise ValueError(f"batch={batch!r}: expected an integer from 1")
-        if compiled and config.greedy is not None:
-            raise ValueError("compiled=True needs one sequence length; a greedy search has many")
-        if compiled and config.approximate is not None:
-            raise ValueError(f"compiled=True with approximate={config.approximate!r}: exact only")
         self.model = model
         self.config = config
-        self.suffix = Suffix(model, config.block, batch, precision=precision, compiled=compiled)
+        self.suffix = Suffix(model, config.block, batch, precision=precision)
         self.text = None if text is None else text.to(self.suffix.device)
         self.scale = scale
 
@@ -283,8 +268,7 @@ class GoldenEngine:
         what is removed next.
 
         Raises:
-            ValueError: an unknown score, one that needs text and has none, several of a greedy search, or labels that
-                are missing or out of range.
+            ValueError: a score that is unknown, needs text or labels, or can't share passes.
         """
         config, suffix = self.config, self.suffix
         configs = [replace(config, score=score) for score in scores]
@@ -347,21 +331,20 @@ def _check(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
         raise ValueError("golden rankings need the dense model: zoo.reduce(model, method=None)")
     if model.training:
         raise ValueError("golden rankings need the model in evaluation mode: model.eval()")
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    if dtypes != {torch.float32}:
+    dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
+    if dtypes != ["torch.float32"]:
         raise ValueError(
-            f"golden rankings need a float32 tower, this one has "
-            f"{', '.join(sorted(map(str, dtypes)))}; precision='bfloat16' makes them fast"
+            f"golden rankings need a float32 tower, this one has {', '.join(dtypes)}; precision='bfloat16' "
+            "makes them fast"
         )
     if config.block >= model.depth:
         raise ValueError(f"block={config.block}: this tower has blocks 0 to {model.depth - 1}")
-    for block in model.block_modules[config.block :]:
-        special = special_layer(block) if is_lean(block) else None
-        if special is not None:
-            raise ValueError(
-                f"golden rankings need plain linear layers, this tower has {special}; "
-                "merge adapters into the weights, or rank before quantizing"
-            )
+    lean = filter(is_lean, model.block_modules[config.block :])
+    if special := next(filter(None, map(special_layer, lean)), None):
+        raise ValueError(
+            f"golden rankings need plain linear layers, this tower has {special}; "
+            "merge adapters into the weights, or rank before quantizing"
+        )
     if model.prompts is not None and model.prompts.depth > max(1, config.block):
         raise ValueError(f"block={config.block}: later blocks get learned tokens of their own")
     windows(model.grid, config.window, config.stride)

@@ -26,20 +26,11 @@ class Suffix:
     token's projection and MLP, and the last block where only the class token leaves it stay float32: rounding there
     would not average out, and costs little to avoid.
 
-    ``model`` is dense and in float32, ``index`` the first block to run, ``batch`` the sequences per forward pass, None
-    for what the free memory allows. ``compiled`` uses torch.compile.
+    ``model`` is dense and in float32, later changes of its weights may go unnoticed; ``index`` is the first block to
+    run, ``batch`` the sequences per forward pass, None for what the free memory allows.
     """
 
-    def __init__(
-        self,
-        model: Host,
-        index: int,
-        batch: int | None = None,
-        *,
-        precision: str = "float32",
-        compiled: bool = False,
-    ) -> None:
-        """Prepare the blocks; later changes of the model's weights may go unnoticed."""
+    def __init__(self, model: Host, index: int, batch: int | None = None, *, precision: str = "float32") -> None:
         self.model = model
         self.blocks = [model.block(number) for number in range(index, model.depth)]
         # Where more than the class token leaves the tower, the last block is run for all.
@@ -53,7 +44,6 @@ class Suffix:
         self.device = like.device
         rows, columns = model.grid
         self.batch = batch or fitting_batch(model.embed_dim, model.prefix_count + rows * columns, self.device)
-        self._compiled = torch.compile(self._through, dynamic=False) if compiled else None
 
     @torch.inference_mode()
     def features(self, start: Tokens, images: Tensor, keep_idx: Tensor) -> Tensor:
@@ -66,14 +56,9 @@ class Suffix:
             one = self.features(start, images[:1], every_position(start.x[:1], start.patch_count))
             return torch.zeros_like(one).expand(len(images), -1)
         parts = []
-        # Whole sequences are few, and another length would be compiled for them alone.
-        fixed = self._compiled if keep_idx.shape[1] < start.patch_count else None
         for part in torch.arange(len(images), device=images.device).split(self.batch):
-            # A last batch that is too short for what was compiled repeats its last sequence.
-            missing = self.batch - len(part) if fixed else 0
-            full = torch.cat((part, part[-1:].expand(missing)))
-            features = (fixed or self._through)(sequences(start, images[full], keep_idx[full]))
-            parts.append(F.normalize(features[: len(part)].float(), dim=-1))
+            features = self._through(sequences(start, images[part], keep_idx[part]))
+            parts.append(F.normalize(features.float(), dim=-1))
         return torch.cat(parts)
 
     def _through(self, tokens: Tokens) -> Tensor:

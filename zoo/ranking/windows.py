@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.core.pairing import DISTANCE, pair_costs, scale_places
+from zoo.core.merger import DISTANCE, pair_costs, scale_places
 from zoo.core.tokens import Tokens
 
 

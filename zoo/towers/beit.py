@@ -6,35 +6,26 @@ from timm.models.beit import Attention, Beit, checkpoint_filter_fn
 from timm.models.beit import Block as PlainBlock
 from torch import Tensor
 
-from zoo.core.attention import qkv_with_biases
 from zoo.core.host import register_host
 from zoo.core.tokens import Tokens
 from zoo.towers.vit import TimmBlock, TimmHost
 
 
-class BeitHostBlock(TimmBlock):
+class BeitBlock(TimmBlock):
     """A block of timm's Beit, whose attention adds a bias for each pair of places.
 
     A token that others were merged into keeps its own place. Learned tokens and fused ones have none: they get no bias.
     """
 
-    def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values; places count in ``bias``."""
-        qkv = qkv_with_biases(self.attn, normed).unflatten(2, (3, self.heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
-
     @property
     def pairs_places(self) -> bool:
-        """Whether this block has a table of biases."""
-        return self.module.attn.relative_position_bias_table is not None
+        return self.attn.relative_position_bias_table is not None
 
     def bias(self, tokens: Tokens) -> Tensor | None:
-        """Return the block's bias of each pair of tokens by their places, (B, H, T, T)."""
         if not self.pairs_places:
             return None
         # (H, N + 2, N + 2), the class token first and no place last
-        places = F.pad(self.module.attn._get_rel_pos_bias()[0], (0, 1, 0, 1))
+        places = F.pad(self.attn._get_rel_pos_bias()[0], (0, 1, 0, 1))
         nowhere = places.shape[1] - 1
         patches = (tokens.patch_idx + 1).where(tokens.patch_idx >= 0, nowhere)
         cls = torch.zeros_like(patches[:, :1])
@@ -42,23 +33,20 @@ class BeitHostBlock(TimmBlock):
         return places[:, idx.unsqueeze(2), idx.unsqueeze(1)].transpose(0, 1)
 
     def project(self, out: Tensor, normed: Tensor) -> Tensor:
-        """Project attended values."""
-        projected: Tensor = self.module.attn.proj_drop(self.module.attn.proj(out))
-        return projected
+        return self.attn.proj_drop(self.attn.proj(out))
 
 
 @register_host(Beit)
 class ReducedBeit(TimmHost, Beit):
     """A timm Beit tower, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
-    Block = BeitHostBlock
+    Block = BeitBlock
     kinds = ((PlainBlock, Attention),)
     filter_fn = staticmethod(checkpoint_filter_fn)
     attn_pool = None
     norm_pre = staticmethod(lambda x: x)
 
     def positioned(self, images: Tensor) -> tuple[Tensor, None]:
-        """Return the tokens of images with their position embeddings, if there are any."""
         x = self.patch_embed(images)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         if self.pos_embed is not None:
@@ -66,7 +54,6 @@ class ReducedBeit(TimmHost, Beit):
         return self.pos_drop(x), None
 
     def require_reducible(self) -> None:
-        """Raise ValueError unless each block has its own bias."""
         super().require_reducible()
         if self.rel_pos_bias is not None:
             raise ValueError("use_shared_rel_pos_bias=True: expected a bias for each block, as in all models of timm's")

@@ -1,15 +1,19 @@
-"""timm's Eva family: EVA-02, DINOv3, Perception Encoder and others with rotary position embeddings."""
+"""timm's towers with rotary position embeddings: Eva (EVA-02, DINOv3, Perception Encoder, ...) and NaFlexVit."""
+
+from typing import Any
 
 import torch
 from timm.layers import AttentionRope
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm, checkpoint_filter_fn
+from timm.models.naflexvit import NaFlexVit
+from timm.models.naflexvit import checkpoint_filter_fn as naflex_filter_fn
 from torch import Tensor
 
-from zoo.core.attention import project, qkv_with_biases
-from zoo.core.host import register_host
+from zoo.core.attention import split_heads
+from zoo.core.host import PROBE, HostBlock, register_host
 from zoo.core.tokens import Tokens
-from zoo.towers.vit import TimmBlock, TimmHost
+from zoo.towers.vit import ReducedViT, TimmBlock, TimmHost, ViTBlock
 
 KINDS = tuple((block, attn) for block in (EvaBlock, EvaBlockPostNorm) for attn in (EvaAttention, AttentionRope))
 
@@ -25,20 +29,19 @@ class EvaHostBlock(TimmBlock):
     def _norm_behind(self) -> bool:
         return isinstance(self.module, EvaBlockPostNorm)
 
-    def norm(self, x: Tensor) -> Tensor:
-        """Normalise tokens for the attention, unless that comes behind it."""
-        normed: Tensor = x if self._norm_behind else self.module.norm1(x)
-        return normed
+    def norm(self, x: Tensor, number: int = 1) -> Tensor:
+        return x if self._norm_behind else super().norm(x, number)
+
+    def layer_scale(self, number: int, out: Tensor) -> Tensor:
+        return super().norm(out, number) if self._norm_behind else super().layer_scale(number, out)
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, the first two rotated by each token's place."""
-        attn, shape = self.module.attn, (-1, self.module.attn.head_dim)
+        attn = self.attn
         if attn.qkv is None:
-            parts = [layer(normed).unflatten(2, shape) for layer in (attn.q_proj, attn.k_proj, attn.v_proj)]
-            query, key, value = (part.transpose(1, 2) for part in parts)
+            parts = (layer(normed) for layer in (attn.q_proj, attn.k_proj, attn.v_proj))
+            query, key, value = split_heads((-1, attn.head_dim), *parts)
         else:
-            qkv = qkv_with_biases(attn, normed).unflatten(2, (3, *shape))
-            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            query, key, value = super().queries_keys_values(normed, tokens)
         query, key = attn.q_norm(query), attn.k_norm(key)
         if tokens.positional is not None:
             rope = rotation(tokens, self.index)
@@ -49,27 +52,8 @@ class EvaHostBlock(TimmBlock):
         return query, key, value
 
     def _rotated(self, x: Tensor, rope: Tensor, prefix: int) -> Tensor:
-        patches = apply_rot_embed_cat(x[:, :, prefix:], rope, half=self.module.attn.rotate_half)
+        patches = apply_rot_embed_cat(x[:, :, prefix:], rope, half=self.attn.rotate_half)
         return torch.cat((x[:, :, :prefix], patches), dim=2)
-
-    def project(self, out: Tensor, normed: Tensor) -> Tensor:
-        """Normalise, gate and project attended values."""
-        projected: Tensor = self.module.attn.proj_drop(project(self.module.attn, out, normed))
-        return projected
-
-    def layer_scale(self, number: int, out: Tensor) -> Tensor:
-        """Scale by a vector, or normalise behind."""
-        if not self._norm_behind:
-            return super().layer_scale(number, out)
-        normed: Tensor = getattr(self.module, f"norm{number}")(out)
-        return normed
-
-    def add_mlp(self, x: Tensor) -> Tensor:
-        """Add the MLP's result, with LayerScale or norm and stochastic depth."""
-        if not self._norm_behind:
-            return super().add_mlp(x)
-        added: Tensor = x + self.module.drop_path2(self.layer_scale(2, self.module.mlp(x)))
-        return added
 
 
 def rotation(tokens: Tokens, index: int) -> Tensor:
@@ -111,11 +95,69 @@ class ReducedEva(TimmHost, Eva):  # type: ignore[misc]  # forward_intermediates 
     filter_fn = staticmethod(checkpoint_filter_fn)
 
     def positioned(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the tokens of images, and the rotary embeddings of the grid's positions, see ``rotation``."""
-        x, rope = self._pos_embed(self.patch_embed(images))
-        return x, rope
+        return self._pos_embed(self.patch_embed(images))  # the second are rotary embeddings, see ``rotation``
 
     @property
     def pooled_prefix(self) -> int:
         """Number of prefix tokens that are pooled like patch tokens: an attention pool sees all."""
         return 0 if self.attn_pool is None else int(self.num_prefix_tokens)
+
+
+@register_host(NaFlexVit)
+class ReducedNaFlexVit(TimmHost, NaFlexVit):  # type: ignore[misc]  # forward takes images alone
+    """A timm NaFlexVit, SigLIP 2's among others, dense or with a token reduction method; ``zoo.reduce`` makes it.
+
+    It takes images. Patches with a mask, of which each image has a number of its own, are refused: a method keeps the
+    same number for all images of a batch, and a keep rate of those that count would differ between them.
+    """
+
+    kinds = (*ReducedViT.kinds, *KINDS)
+    filter_fn = staticmethod(naflex_filter_fn)
+    embeds: Any
+    rope: Any
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the table of positions, which other grids resize."""
+        rows, columns = self.embeds.pos_embed_grid_size
+        return int(rows), int(columns)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images that have the table's positions."""
+        (rows, columns), (height, width) = self.grid, self.embeds.patch_size
+        return rows * height, columns * width
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        rows, columns = self.embeds.dynamic_feat_size(images.shape[-2:])
+        return int(rows), int(columns)
+
+    def block(self, index: int) -> HostBlock:
+        module = self.blocks[index]
+        kind: type[TimmBlock] = EvaHostBlock if isinstance(module, EvaBlock) else ViTBlock
+        return kind(module, index, self.probe if self.query == PROBE else None)
+
+    @property
+    def cls_token(self) -> Any:
+        return self.embeds.cls_token
+
+    def positioned(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, grid = self.embeds(images)
+        return x, None if self.rope is None else self.rope.get_embed(shape=grid)
+
+    def forward(self, x: Any, *masks: Any, **more: Any) -> Tensor:
+        """Return the head's output for images (B, C, H, W)."""
+        if masks or more or not isinstance(x, Tensor) or x.ndim != 4:
+            raise ValueError(
+                "this tower takes images (B, C, H, W) alone: with masks images have different numbers of patches, of "
+                "which a method can't keep the same"
+            )
+        return super().forward(x)
+
+    def _pool(self, x: Tensor, pool_type: str | None = None, patch_valid: Tensor | None = None) -> Tensor:
+        return super()._pool(self.unprompted(x, pool_type), pool_type, patch_valid)
+
+    def require_reducible(self) -> None:
+        super().require_reducible()
+        if self.embeds.pos_embed_grid_size is None:
+            raise ValueError("pos_embed='none' without an image size: expected a table of positions")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from open_clip.transformer import AttentionalPooler, PatchDropout, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from zoo.core.attention import Attended, torch_attention
+from zoo.core.attention import Attended, split_heads, torch_attention
 from zoo.core.host import CLASS_TOKEN, Host, HostBlock, register_host
 from zoo.core.tokens import Tokens
 
@@ -14,54 +14,32 @@ from zoo.core.tokens import Tokens
 class OpenClipBlock(HostBlock):
     """open_clip's block, whose attention is torch's ``nn.MultiheadAttention``."""
 
-    norm_name = "ln_1"
+    norm_names = ("ln_1", "ln_2")
 
     @property
     def scale(self) -> float:
-        """Factor on the logits."""
         return float(self.attn.head_dim**-0.5)
 
-    @property
-    def dropout(self) -> float:
-        """Share of attention weights that are dropped now."""
-        return float(self.attn.dropout) if self.attn.training else 0.0
-
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values; places are in the tokens already."""
-        attn = self.module.attn
-        qkv = F.linear(normed, attn.in_proj_weight, attn.in_proj_bias).unflatten(2, (3, self.heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
+        qkv = F.linear(normed, self.attn.in_proj_weight, self.attn.in_proj_bias)
+        return split_heads((self.heads, -1), *qkv.chunk(3, dim=2))
 
     def project(self, out: Tensor, normed: Tensor) -> Tensor:
-        """Project attended values."""
-        projected: Tensor = self.module.attn.out_proj(out)
-        return projected
+        return self.attn.out_proj(out)
 
-    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Add the attention layer's result, with LayerScale."""
-        added: Tensor = x + self.module.ls_1(out)
-        return added
+    def residual(self, number: int, out: Tensor) -> Tensor:
+        return getattr(self.module, f"ls_{number}")(out)
 
-    def add_mlp(self, x: Tensor) -> Tensor:
-        """Add the MLP's result, with LayerScale."""
-        added: Tensor = x + self.module.ls_2(self.module.mlp(self.module.ln_2(x)))
-        return added
-
-    def attend(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Attended:
+    def attend(self, tokens: Tokens, bias: Tensor | None = None) -> Attended:
         """Normalise and attend; without a bias by torch's layer, whose way through a kernel depends on the mode."""
-        if bias is not None or is_causal:
-            return super().attend(tokens, bias, is_causal=is_causal)
+        if bias is not None:
+            return super().attend(tokens, bias)
         normed = self.norm(tokens.x)
         query, key, value = self.queries_keys_values(normed, tokens)
         return Attended(self.module.attention(normed), query, key, value, self.scale)
 
-    def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
-        """Run the whole block, without a bias by calling it."""
-        if bias is not None or is_causal:
-            return super().whole(tokens, bias, is_causal=is_causal)
-        x: Tensor = self.module(tokens.x)
-        return x
+    def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
+        return self.module(tokens.x) if bias is None else super().whole(tokens, bias)
 
 
 @register_host(VisionTransformer)
@@ -73,54 +51,35 @@ class ReducedOpenClip(Host, VisionTransformer):
 
     Block = OpenClipBlock
     blocks_prefix = "transformer.resblocks."
-    # Typed loosely, as the library isn't typed.
-    transformer: Any
-    attn_pool: Any
-    attn_pool_contrastive: Any
-    conv1: Any
-    grid_size: Any
-    image_size: Any
-    ln_post: Any
-    proj: Any
-    _embeds: Any
-    _global_pool: Any
-    _pool: Any
     prefix_count = 1  # the class token
     query = CLASS_TOKEN
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
         rows, columns = self.grid_size
         return int(rows), int(columns)
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width of the images."""
         height, width = self.image_size
         return int(height), int(width)
 
     @property
     def pools_first(self) -> bool:
-        """Whether the class token is all that leaves the tower."""
         return self.attn_pool is None and self.pool_type == "tok" and not self.output_tokens
 
     @property
     def embed_dim(self) -> int:  # type: ignore[override]
-        """Width of the tokens."""
         return int(self.conv1.out_channels)
 
     @property
     def grad_checkpointing(self) -> bool:  # type: ignore[override]
-        """What ``set_grad_checkpointing`` says."""
         return bool(self.transformer.grad_checkpointing)
 
     def embed(self, images: Tensor) -> Tokens:
-        """Turn images (B, C, H, W) into the tokens that enter block 0."""
         return Tokens.start(self._embeds(images), 1, self.grid)
 
     def finish(self, tokens: Tokens) -> Tensor:
-        """Normalise, pool and project the tokens that left the last block."""
         projected = self._projected(tokens)[0]
         return projected.squeeze(1) if projected.ndim == 3 else projected  # CoCa's second pool has one query
 
@@ -129,30 +88,25 @@ class ReducedOpenClip(Host, VisionTransformer):
         pooled, seen = self._pool(tokens.x) if tokens.size is None else self._pool_by_size(tokens)
         return pooled if self.proj is None else pooled @ self.proj, seen
 
-    @property
-    def _second_pool(self) -> Any:
-        return None if self.attn_pool is None else self.attn_pool_contrastive
-
     def _pool_by_size(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        x, bias = tokens.x, tokens.size_bias()
-        pooled: Tensor
-        if self._second_pool is not None:
+        x, bias, second = tokens.x, tokens.size_bias(), self._second_pool
+        if second is not None:
             x = self.ln_post(x)
             seen = _attend(self.attn_pool, x, bias)
-            second = self._second_pool
-            pooled = _attend(second, x, bias) if self.attn_pool_type == "parallel" else second(seen)
-            return pooled, seen
+            return _attend(second, x, bias) if self.attn_pool_type == "parallel" else second(seen), seen
         if self.attn_pool is not None:
-            pooled, seen = self._global_pool(self.ln_post(_attend(self.attn_pool, x, bias)))
-            return pooled, seen
+            return self._global_pool(self.ln_post(_attend(self.attn_pool, x, bias)))
         if self.pool_type == "tok":
-            pooled, seen = self._pool(x)
-            return pooled, seen
+            return self._pool(x)
         patches, left = x[:, 1:], tokens._replace(prefix=0)
         if self.final_ln_after_pool:
             return self.ln_post(left.mean(patches)), patches
         patches = self.ln_post(patches)
         return left.mean(patches), patches
+
+    @property
+    def _second_pool(self) -> Any:
+        return None if self.attn_pool is None else self.attn_pool_contrastive
 
     def forward(self, x: Tensor) -> Any:
         """Return the projected features, with ``output_tokens`` also the tokens that open_clip hands out."""

@@ -1,7 +1,7 @@
 """Image towers of transformers: CLIP, SigLIP, SigLIP 2, DINOv2 and DINOv3.
 
-``zoo.reduce`` imports this module when one of them comes along. A reduced tower returns transformers' own outputs and,
-as the field ``kept``, the grid positions of the patch tokens in ``last_hidden_state``.
+``zoo.reduce`` imports this module when one of them comes along. A reduced tower returns transformers' own outputs with
+a field ``kept``, (B, n) int64: the grid positions of the last n tokens of ``last_hidden_state``, -1 for a fused one.
 """
 
 import sys
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import CLIPVisionModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from zoo.core.attention import PoolingQuery, torch_attention, torch_projections
+from zoo.core.attention import PoolingQuery, split_heads, torch_attention, torch_projections
 from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, register_host
 from zoo.core.tokens import Tokens
 from zoo.towers.eva import rotation
@@ -35,17 +35,14 @@ IMPLEMENTATIONS = ("sdpa", "eager")  # that take a bias on the logits
 
 @dataclass
 class ReducedOutput(BaseModelOutputWithPooling):
-    """transformers' output, and where its patch tokens belong.
-
-    ``kept`` (B, n) int64 are the grid positions of the last n tokens of ``last_hidden_state``, -1 for a fused one.
-    """
+    """transformers' output with ``kept``."""
 
     kept: Tensor | None = None
 
 
 @dataclass
 class ReducedProjectionOutput(CLIPVisionModelOutput):
-    """Output of CLIP with its projection, and ``kept`` as in ``ReducedOutput``."""
+    """Output of CLIP with its projection, with ``kept``."""
 
     kept: Tensor | None = None
 
@@ -53,61 +50,39 @@ class ReducedProjectionOutput(CLIPVisionModelOutput):
 class EncoderBlock(HostBlock):
     """A layer of the encoders of CLIP, SigLIP and SigLIP 2."""
 
-    attn_name, norm_name = "self_attn", "layer_norm1"
-
-    @property
-    def dropout(self) -> float:
-        """Share of attention weights that are dropped now."""
-        return float(self.attn.dropout) if self.attn.training else 0.0
+    attn_name, norm_names = "self_attn", ("layer_norm1", "layer_norm2")
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values; places are in the tokens already."""
         layers = (self.attn.q_proj, self.attn.k_proj, self.attn.v_proj)
-        query, key, value = (layer(normed).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in layers)
-        return query, key, value
+        return split_heads((self.heads, -1), *(layer(normed) for layer in layers))
 
-    def fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *, is_causal: bool) -> Tensor:
+    def fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Attend as ``attn_implementation`` says, to (B, H, T, d)."""
         attn = self.attn
         eager = sys.modules[type(attn).__module__].eager_attention_forward
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(attn.config._attn_implementation, eager)
-        options = {"scaling": self.scale, "dropout": self.dropout, "is_causal": is_causal}
-        out: Tensor = attend(attn, query, key, value, bias, **options)[0]
-        return out.transpose(1, 2)
+        options = {"scaling": self.scale, "dropout": self.dropout, "is_causal": False}
+        return attend(attn, query, key, value, bias, **options)[0].transpose(1, 2)
 
     def project(self, out: Tensor, normed: Tensor) -> Tensor:
-        """Project attended values."""
-        projected: Tensor = self.attn.out_proj(out)
-        return projected
-
-    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Add the attention layer's result."""
-        return x + out
-
-    def add_mlp(self, x: Tensor) -> Tensor:
-        """Add the MLP's result."""
-        added: Tensor = x + self.module.mlp(self.module.layer_norm2(x))
-        return added
+        return self.attn.out_proj(out)
 
 
 class DinoBlock(EncoderBlock):
     """A layer of DINOv2 or DINOv3: LayerScale, stochastic depth, and in DINOv3 rotary embeddings."""
 
-    attn_name, norm_name = "attention", "norm1"
+    attn_name, norm_names = "attention", ("norm1", "norm2")
 
     @property
     def heads(self) -> int:
-        """Number of attention heads."""
         return int(self.attn.config.num_attention_heads)
 
     @property
     def scale(self) -> float:
-        """Factor on the logits."""
         return float(self.attn.scaling)
 
     @property
     def dropout(self) -> float:
-        """Share of attention weights that are dropped now."""
         attn = self.attn
         rate = attn.dropout if hasattr(attn, "dropout") else attn.attention_dropout
         return float(rate) if attn.training else 0.0
@@ -122,20 +97,10 @@ class DinoBlock(EncoderBlock):
         return query, key, value
 
     def project(self, out: Tensor, normed: Tensor) -> Tensor:
-        """Project attended values."""
-        projected: Tensor = self.attn.o_proj(out)
-        return projected
+        return self.attn.o_proj(out)
 
-    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Add the attention layer's result."""
-        added: Tensor = self.module.drop_path(self.module.layer_scale1(out)) + x
-        return added
-
-    def add_mlp(self, x: Tensor) -> Tensor:
-        """Add the MLP's result."""
-        layer = self.module
-        added: Tensor = layer.drop_path(layer.layer_scale2(layer.mlp(layer.norm2(x)))) + x
-        return added
+    def residual(self, number: int, out: Tensor) -> Tensor:
+        return self.module.drop_path(getattr(self.module, f"layer_scale{number}")(out))
 
 
 def _rotated(x: Tensor, sine: Tensor, cosine: Tensor, prefix: int) -> Tensor:
@@ -150,21 +115,15 @@ class TransformersHost(Host):
 
     Block = EncoderBlock
     blocks_prefix = "encoder.layers."
-    # Typed loosely, as the library may be missing.
-    config: Any
-    embeddings: Any
-    encoder: Any
     query: Any = CLASS_TOKEN
     pools_first = True
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches at the configured image size."""
         return self.cells(*self.input_size)
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width of the configured images."""
         return _pair(self.config.image_size)
 
     def cells(self, height: int, width: int) -> tuple[int, int]:
@@ -174,17 +133,14 @@ class TransformersHost(Host):
 
     @property
     def prefix_count(self) -> int:
-        """The class token and registers."""
         return 1 + int(getattr(self.config, "num_register_tokens", 0))
 
     @property
     def embed_dim(self) -> int:  # type: ignore[override]
-        """Width of the tokens."""
         return int(self.config.hidden_size)
 
     @property
     def grad_checkpointing(self) -> bool:  # type: ignore[override]
-        """What ``gradient_checkpointing_enable`` says."""
         return bool(self.block_modules[0].gradient_checkpointing and self.training)
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
@@ -192,7 +148,6 @@ class TransformersHost(Host):
         raise NotImplementedError
 
     def finish(self, tokens: Tokens) -> Tensor:
-        """Return ``pooler_output``."""
         pooled = self.leave(tokens)[1]
         if pooled is None:
             raise ValueError("vision_use_head=False: this tower gives tokens, not one feature per image")
@@ -213,10 +168,7 @@ class TransformersHost(Host):
         output_attentions: bool | None = None,
         **inputs: Any,
     ) -> Any:
-        """Return transformers' output, with ``kept``.
-
-        ``inputs`` are the arguments of ``embed`` beside images. With ``output_hidden_states`` all blocks' tokens are
-        in the output, fewer after a reduction.
+        """Return transformers' output, with ``kept``; ``inputs`` are the arguments of ``embed`` beside images.
 
         Raises:
             ValueError: ``output_attentions``.
@@ -231,7 +183,6 @@ class TransformersHost(Host):
         return self.output(tokens, (embedded.x, *(t.x for t in tapped)) if tapping else None)
 
     def require_reducible(self) -> None:
-        """Raise ValueError unless the attention takes a bias on its logits."""
         implementation = self.config._attn_implementation
         if implementation not in IMPLEMENTATIONS:
             raise ValueError(
@@ -254,7 +205,6 @@ class ClipHost(TransformersHost):
         return self
 
     def embed(self, images: Tensor, interpolate_pos_encoding: bool | None = False) -> Tokens:
-        """Turn images (B, C, H, W) into the tokens that enter block 0."""
         x = self.vision.embeddings(images, interpolate_pos_encoding=interpolate_pos_encoding)
         return Tokens.start(self.vision.pre_layrnorm(x), 1, self.cells(*images.shape[-2:]))
 
@@ -273,21 +223,15 @@ class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
     """transformers' CLIPVisionModelWithProjection, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
     blocks_prefix = "vision_model.encoder.layers."
-    vision_model: Any
-    visual_projection: Any
 
     @property
     def vision(self) -> Any:
-        """The module of embeddings, encoder and norms."""
         return self.vision_model
 
     def finish(self, tokens: Tokens) -> Tensor:
-        """Return ``image_embeds``."""
-        projected: Tensor = self.visual_projection(super().finish(tokens))
-        return projected
+        return self.visual_projection(super().finish(tokens))
 
     def output(self, tokens: Tokens, hidden_states: tuple[Tensor, ...] | None) -> Any:
-        """Put what left the last block into transformers' object."""
         return ReducedProjectionOutput(
             image_embeds=self.finish(tokens),
             last_hidden_state=tokens.x,
@@ -299,20 +243,16 @@ class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
 class SiglipHost(TransformersHost):
     """What SigLIP and SigLIP 2 share: an attention pool, no class token."""
 
-    post_layernorm: Any
-    head: Any
-    use_head: bool
     prefix_count = 0
     pools_first = False
 
     @property
     def query(self) -> str | None:
-        """The probe of the attention pool."""
         return PROBE if self.use_head else None
 
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
         """Return the tokens normalised, and what the pool makes of them, which counts merged ones by size."""
-        x: Tensor = self.post_layernorm(tokens.x)
+        x = self.post_layernorm(tokens.x)
         if not self.use_head:
             return x, None
         if tokens.size is None:
@@ -322,8 +262,7 @@ class SiglipHost(TransformersHost):
         return x, (pooled + head.mlp(head.layernorm(pooled)))[:, 0]
 
     def probe(self, tokens: Tokens) -> PoolingQuery:
-        """Return the attention pool's query and its keys of the tokens, normalised as those that leave the tower."""
-        layer: nn.MultiheadAttention = self.head.attention
+        layer = self.head.attention
         x = self.post_layernorm(tokens.x)
         query, key, _ = torch_projections(layer, self.head.probe.expand(x.shape[0], -1, -1), x)
         return PoolingQuery(query, key, layer.head_dim**-0.5, 0)
@@ -334,7 +273,6 @@ class ReducedSiglip(SiglipHost, SiglipVisionModel):
     """transformers' SiglipVisionModel, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
     def embed(self, images: Tensor, interpolate_pos_encoding: bool | None = False) -> Tokens:
-        """Turn images (B, C, H, W) into the tokens that enter block 0."""
         x = self.embeddings(images, interpolate_pos_encoding=interpolate_pos_encoding)
         return Tokens.start(x, 0, self.cells(*images.shape[-2:]))
 
@@ -384,11 +322,11 @@ class DinoHost(TransformersHost):
     """What DINOv2 and DINOv3 share."""
 
     Block = DinoBlock
+    norm_name: str
 
     def embed(
         self, images: Tensor, bool_masked_pos: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tokens:
-        """Turn images (B, C, H, W) into the tokens that enter block 0."""
         if attention_mask is not None:
             raise ValueError("attention_mask needs all tokens in place; use the dense tower")
         x, positional = self.positioned(images, bool_masked_pos)
@@ -398,26 +336,16 @@ class DinoHost(TransformersHost):
         """Return the tokens of images, and ``Tokens.positional``."""
         return self.embeddings(images, bool_masked_pos=masked), None
 
-    def normed(self, x: Tensor) -> Tensor:
-        """Normalise tokens that left the last block."""
-        raise NotImplementedError
-
     def leave(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Return the tokens normalised, and the class token among them."""
-        x = self.normed(tokens.x)
+        x = getattr(self, self.norm_name)(tokens.x)
         return x, x[:, 0, :]
 
 
 class Dinov2Host(DinoHost):
     """DINOv2, with or without registers."""
 
-    blocks_prefix = "encoder.layer."
-    layernorm: Any
-
-    def normed(self, x: Tensor) -> Tensor:
-        """Normalise tokens that left the last block."""
-        y: Tensor = self.layernorm(x)
-        return y
+    blocks_prefix, norm_name = "encoder.layer.", "layernorm"
 
 
 @register_host(Dinov2Model)
@@ -434,18 +362,10 @@ class ReducedDinov2Registers(Dinov2Host, Dinov2WithRegistersModel):
 class ReducedDinov3(DinoHost, DINOv3ViTModel):
     """transformers' DINOv3ViTModel, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
-    blocks_prefix = "model.layer."
-    model: Any
-    norm: Any
-    rope_embeddings: Any
+    blocks_prefix, norm_name = "model.layer.", "norm"
 
     def positioned(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the tokens of images, and sines and cosines of the grid's positions, see ``rotation``."""
         images = images.to(self.embeddings.patch_embeddings.weight.dtype)
         cosine, sine = self.rope_embeddings(images)
         return self.embeddings(images, bool_masked_pos=masked), torch.cat((sine, cosine), dim=-1)
-
-    def normed(self, x: Tensor) -> Tensor:
-        """Normalise tokens that left the last block."""
-        y: Tensor = self.norm(x)
-        return y

@@ -1,4 +1,7 @@
-"""timm's towers with one forward loop that a reducer may shorten; its VisionTransformer first of all."""
+"""timm's towers with one forward loop that a reducer may shorten; its VisionTransformer first of all.
+
+Methods without a docstring do what ``Host``, ``HostBlock`` or timm's class says of them.
+"""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -6,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.fx
+import torch.nn.functional as F
 from timm.layers import Attention, AttentionPoolLatent, PatchDropout, PatchDropoutWithIndices
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block as PlainBlock
@@ -13,17 +17,10 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from zoo.core.attention import (
-    PoolingQuery,
-    attend_by_query,
-    cls_attention_of,
-    needs_no_keys,
-    project,
-    queries_keys_values,
-)
+from zoo.core.attention import PoolingQuery, is_plain, mean_share, split_heads
 from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, register_host
-from zoo.core.prompts import CosineHead, Prompts, PromptShape, VisualPrompts, for_head, insert
-from zoo.core.reducer import Reducer, build_reducer
+from zoo.core.prompts import CosineHead, PromptShape, VisualPrompts, for_head, insert
+from zoo.core.reducer import build_reducer
 from zoo.core.tokens import Tokens
 
 _FILES = ("predictor", "prompts")  # arguments that may name a file whose weights come along
@@ -33,29 +30,35 @@ class _Recorder(torch.fx.Tracer):
     """Record our own code call by call, and timm's and torch's modules as one call each."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Tell whether ``m`` is one call in the recording."""
-        theirs = type(m).__module__.startswith("timm.")
-        return theirs or super().is_leaf_module(m, module_qualified_name)
+        return type(m).__module__.startswith("timm.") or super().is_leaf_module(m, module_qualified_name)
 
 
-def straight_line(model: nn.Module) -> torch.fx.GraphModule:
+def straight_line(model: nn.Module) -> GraphModule:
     """Record ``model`` as a module that shares its weights and names, for torch.fx and TorchScript.
 
     Whatever depends on an image's shape alone is known from the tower, so the recording has no
     branches. It holds for one input size and for the mode, training or not, of the recording.
     """
-    graph = _Recorder().trace(model)
-    recorded = torch.fx.GraphModule(model, graph, type(model).__name__)
+    recorded = GraphModule(model, _Recorder().trace(model), type(model).__name__)
     recorded.graph.eliminate_dead_code()  # the history of reductions is no output
     recorded.recompile()
     return recorded
+
+
+def refuse_mask(images: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Return the images as they are, or raise ValueError if there is a mask: reduction moves tokens."""
+    if mask is not None or is_causal:
+        raise ValueError("attn_mask and is_causal need all tokens in place; use timm's own tower")
+    return images
+
+
+torch.fx.wrap("refuse_mask")  # one call in a graph, where arguments have no values
 
 
 class TimmHost(Host):
     """What timm's families of towers share: embedding, pooling, and the methods of timm's interface.
 
     A family is a subclass of this and of timm's class, with ``Block``, ``positioned`` and what it can reduce.
-    ``prompts`` gives the learned tokens (depth, count, D) when called, None without.
 
     Attributes:
         kinds: classes of a block and of its attention that ``Block`` takes apart.
@@ -69,16 +72,8 @@ class TimmHost(Host):
     attn_pool: Any
     blocks: Any
     cls_token: Any
-    fc_norm: Any
-    global_pool: Any
     head: Any
-    head_drop: Any
-    norm: Any
-    norm_pre: Any
     num_classes: int
-    num_prefix_tokens: int
-    patch_embed: Any
-    forward_head: Any
 
     @abstractmethod
     def positioned(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -86,36 +81,30 @@ class TimmHost(Host):
 
     def converted(self, weights: dict[str, Any]) -> dict[str, Any]:
         """Bring a checkpoint of any library that timm knows into the form of this tower."""
-        named: dict[str, Any] = type(self).filter_fn(weights, self)
-        return named
+        return type(self).filter_fn(weights, self)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches at the tower's own image size."""
         rows, columns = self.patch_embed.grid_size
         return int(rows), int(columns)
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width of the tower's own image size."""
         height, width = self.patch_embed.img_size
         return int(height), int(width)
 
     @property
     def prefix_count(self) -> int:
-        """Number of tokens that are never reduced: timm's prefix tokens and learned ones."""
         return int(self.num_prefix_tokens) + (0 if self.prompts is None else self.prompts.count)
 
     @property
     def query(self) -> str | None:
-        """The class token, else the attention pool's probe."""
         if self.cls_token is not None:
             return CLASS_TOKEN
         return PROBE if isinstance(self.attn_pool, AttentionPoolLatent) else None
 
     @property
     def pools_first(self) -> bool:
-        """Whether the class token is all that leaves the tower."""
         return self.attn_pool is None and self.global_pool == "token"
 
     @property
@@ -130,8 +119,7 @@ class TimmHost(Host):
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Pool as timm does; learned tokens are never averaged in."""
         timms: Any = super()
-        pooled: Tensor = timms.pool(self.unprompted(x, pool_type), pool_type)
-        return pooled
+        return timms.pool(self.unprompted(x, pool_type), pool_type)
 
     def unprompted(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Return the tokens of ``x`` (B, T, D) without learned ones, unless the class token is all that is read."""
@@ -141,16 +129,13 @@ class TimmHost(Host):
         return torch.cat((x[:, : self.num_prefix_tokens], x[:, self.prefix_count :]), dim=1)
 
     def probe(self, tokens: Tokens) -> PoolingQuery:
-        """Return the attention pool's query and its keys of the tokens, normalised as those that leave the tower."""
         pool: Any = self.attn_pool
         x = self.pooled(self.norm(tokens.x))
         latent = pool.latent.expand(x.shape[0], -1, -1)
-        query = pool.q(latent).unflatten(2, (pool.num_heads, pool.head_dim)).transpose(1, 2)
-        key = pool.kv(x).unflatten(2, (2, pool.num_heads, pool.head_dim))[:, :, 0].transpose(1, 2)
+        query, key, _ = split_heads((pool.num_heads, -1), pool.q(latent), *pool.kv(x).chunk(2, dim=2))
         return PoolingQuery(pool.q_norm(query), pool.k_norm(key), pool.scale, self.pooled_prefix)
 
     def require_reducible(self) -> None:
-        """Raise ValueError, with the reason, if this tower lacks what reduction needs."""
         block = self.blocks[0]
         kind = (type(block), type(getattr(block, "attn", None)))
         if kind not in self.kinds:
@@ -170,12 +155,9 @@ class TimmHost(Host):
     def expect(self, shape: PromptShape, *, classify: bool, device: Any, dtype: Any) -> None:
         """Make room for learned visual tokens, and with ``classify`` for tuned text features."""
         new: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.prompts = None
-        if shape.tokens:
-            self.prompts = VisualPrompts(shape.depth, shape.tokens, self.embed_dim, **new)
+        self.prompts = VisualPrompts(shape.depth, shape.tokens, self.embed_dim, **new) if shape.tokens else None
         if classify:
-            head: nn.Module = self.head
-            projection = head.projection if isinstance(head, CosineHead) else head
+            projection = self.head.projection if isinstance(self.head, CosineHead) else self.head
             self.head = CosineHead(projection, shape.features, shape.classes, **new)
             self.num_classes = shape.classes
 
@@ -187,7 +169,6 @@ class TimmHost(Host):
         return int(rows), int(columns)
 
     def embed(self, images: Tensor) -> Tokens:
-        """Turn images (B, C, H, W) into the tokens that enter block 0."""
         (x, positional), prefix = self.positioned(images), self.prefix_count
         if self.prompts is not None:
             x = insert(x, self.num_prefix_tokens, self.prompts()[0])
@@ -210,24 +191,22 @@ class TimmHost(Host):
         return torch.stack(means)
 
     def finish(self, tokens: Tokens) -> Tensor:
-        """Normalise and pool the tokens that left the last block, and apply the head.
+        """Normalise, pool and apply the head.
 
         An average weighs merged tokens by what they stand for, an attention pool adds the log of that, and a maximum
         needs nothing.
         """
         x = self.norm(tokens.x)
         if tokens.size is None or (self.attn_pool is None and self.global_pool in ("", "token", "max")):
-            output: Tensor = self.forward_head(x)
-            return output
+            return self.forward_head(x)
         seen, left = self.pooled(x), tokens._replace(prefix=self.pooled_prefix)
         if self.attn_pool is not None:
-            pooled: Tensor = self.attn_pool(seen, attn_mask=left.size_bias())
+            pooled = self.attn_pool(seen, attn_mask=left.size_bias())
         else:
             pooled = left.mean(seen)
             if self.global_pool == "avgmax":
                 pooled = 0.5 * (seen.amax(dim=1) + pooled)
-        features: Tensor = self.head(self.head_drop(self.fc_norm(pooled)))
-        return features
+        return self.head(self.head_drop(self.fc_norm(pooled)))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Return the head's output.
@@ -235,14 +214,12 @@ class TimmHost(Host):
         Where merged tokens are averaged, or an attention pool sees them, that isn't ``forward_head`` of
         ``forward_features``, which know nothing of sizes.
         """
-        tokens, _ = self.advance(self.embed(x), mask=attn_mask, is_causal=is_causal)
-        return self.finish(tokens)
+        return self.features(refuse_mask(x, attn_mask, is_causal))
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Return the normalised tokens that are left, (B, prefix + n, D), prefix tokens first."""
-        tokens, _ = self.advance(self.embed(x), mask=attn_mask, is_causal=is_causal)
-        features: Tensor = self.norm(tokens.x)
-        return features
+        tokens, _ = self.advance(self.embed(refuse_mask(x, attn_mask, is_causal)))
+        return self.norm(tokens.x)
 
     def forward_intermediates(
         self,
@@ -257,17 +234,12 @@ class TimmHost(Host):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Any:
-        """Return timm's intermediates with every kept token at its place in the grid.
-
-        Positions whose token was dropped, or merged into another, hold zeros. The arguments and
-        the kinds of result are timm's.
-        """
+        """Return timm's intermediates: tokens at their places in the grid, zeros for those dropped or merged."""
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt={output_fmt!r}: expected NCHW or NLC")
         take, last = feature_take_indices(self.depth, indices)
-        tokens, tapped = self.advance(
-            self.embed(x), stop=last + 1 if stop_early else None, mask=attn_mask, is_causal=is_causal, taps=take
-        )
+        embedded = self.embed(refuse_mask(x, attn_mask, is_causal))
+        tokens, tapped = self.advance(embedded, stop=last + 1 if stop_early else None, taps=take)
         if norm:
             tapped = [t._replace(x=self.norm(t.x)) for t in tapped]
         prefixes = [t.x[:, : t.prefix] for t in tapped]
@@ -292,15 +264,13 @@ class TimmHost(Host):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Group parameters as timm does; a reducer's own weights go with the last block."""
         timms: Any = super()
-        groups: dict[str, Any] = timms.group_matcher(coarse)
-        groups["blocks"] = [*groups["blocks"], (r"^reducer", (99999,))]
-        return groups
+        groups = timms.group_matcher(coarse)
+        return {**groups, "blocks": [*groups["blocks"], (r"^reducer", (99999,))]}
 
     @property
     def _model_args(self) -> dict[str, Any]:
         """What timm saves of how this model was made: free of files, whose weights it holds."""
-        known: dict[str, Any] = self.__dict__.get("_model_args", {})
-        return known
+        return self.__dict__.get("_model_args", {})
 
     @_model_args.setter
     def _model_args(self, value: dict[str, Any]) -> None:
@@ -310,62 +280,92 @@ class TimmHost(Host):
 
 
 class TimmBlock(HostBlock):
-    """What blocks of timm's families share."""
+    """What blocks of timm's families share: fused or separate projections, LayerScale, stochastic depth."""
 
     @property
     def dropout(self) -> float:
-        """Share of attention weights that are dropped now."""
         return float(self.attn.attn_drop.p) if self.attn.training else 0.0
+
+    def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values; places are in the tokens already, or count in ``bias``."""
+        attn = self.attn
+        if getattr(attn, "q_bias", None) is None:
+            qkv = attn.qkv(normed)
+        else:
+            bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+            qkv = attn.qkv(normed) + bias if attn.qkv_bias_separate else F.linear(normed, attn.qkv.weight, bias)
+        query, key, value = qkv.chunk(3, dim=2)
+        return split_heads((self.heads, -1), query, key, value)
+
+    def project(self, out: Tensor, normed: Tensor) -> Tensor:
+        """Normalise, gate and project attended values."""
+        attn, out = self.attn, self.attn.norm(out)
+        if attn.gate is not None:
+            out = out * attn.gate(normed).sigmoid()
+        return attn.proj_drop(attn.proj(out))
 
     def layer_scale(self, number: int, out: Tensor) -> Tensor:
         """Scale what the attention layer (1) or the MLP (2) gives, by a layer or a vector where there is one."""
         if (layer := getattr(self.module, f"ls{number}", None)) is not None:
-            scaled: Tensor = layer(out)
-            return scaled
+            return layer(out)
         gamma = getattr(self.module, f"gamma_{number}", None)
         return out if gamma is None else gamma * out
 
-    def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Add the attention layer's result, with LayerScale and stochastic depth."""
-        added: Tensor = x + self.module.drop_path1(self.layer_scale(1, out))
-        return added
-
-    def add_mlp(self, x: Tensor) -> Tensor:
-        """Add the MLP's result, with LayerScale and stochastic depth."""
-        block = self.module
-        added: Tensor = x + block.drop_path2(self.layer_scale(2, block.mlp(block.norm2(x))))
-        return added
+    def residual(self, number: int, out: Tensor) -> Tensor:
+        return getattr(self.module, f"drop_path{number}")(self.layer_scale(number, out))
 
 
 class ViTBlock(TimmBlock):
-    """timm's plain block, with its plain attention."""
+    """timm's plain block, with its plain attention.
+
+    The class token's row needs no key or value of others where nothing is between weights and logits: q (W x) is
+    (q W) x, so the query goes through the keys' weights once instead of every token, and the attended mean of the
+    tokens through the values'.
+    """
 
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values; places are in the tokens already."""
-        return queries_keys_values(self.module.attn, normed)
+        query, key, value = super().queries_keys_values(normed, tokens)
+        return self.attn.q_norm(query), self.attn.k_norm(key), value
 
-    def project(self, out: Tensor, normed: Tensor) -> Tensor:
-        """Normalise, gate and project attended values."""
-        projected: Tensor = self.module.attn.proj_drop(project(self.module.attn, out, normed))
-        return projected
-
-    def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
-        """Call timm's block."""
-        x: Tensor = self.module(tokens.x, attn_mask=bias, is_causal=is_causal)
-        return x
+    def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
+        return self.module(tokens.x, attn_mask=bias)
 
     def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
-        """Run the block for the class token alone, without keys and values of the others where that is possible."""
-        attn = self.module.attn
-        if not needs_no_keys(attn):
+        if not self._needs_no_keys:
             return super().first(tokens, bias)
-        normed = self.norm(tokens.x)
-        out = attend_by_query(attn, normed, bias).transpose(1, 2).flatten(2)
-        return self.add_mlp(self.add_attention(tokens.x[:, :1], self.project(out, normed[:, :1])))
+        attn, normed = self.attn, self.norm(tokens.x)
+        logits = self._cls_logits(normed)
+        if bias is not None:
+            logits = logits + bias[..., 0, :]
+        mean = logits.softmax(dim=-1) @ normed
+        out = (mean.transpose(0, 1) @ self._weights(2).transpose(1, 2)).transpose(0, 1).unsqueeze(2)
+        if attn.qkv.bias is not None:
+            out = out + attn.qkv.bias[2 * attn.attn_dim :].view(attn.num_heads, 1, attn.head_dim)
+        projected = self.project(out.transpose(1, 2).flatten(2), normed[:, :1])
+        return self.add_mlp(self.add_attention(tokens.x[:, :1], projected))
 
     def cls_attention(self, tokens: Tokens) -> Tensor:
-        """Return how much the class token would attend to each patch token in this block, (B, n) float32."""
-        return cls_attention_of(self.module.attn, self.norm(tokens.x), tokens.prefix)
+        if not self._needs_no_keys:
+            return super().cls_attention(tokens)
+        return mean_share(self._cls_logits(self.norm(tokens.x)), tokens.prefix)
+
+    @property
+    def _needs_no_keys(self) -> bool:
+        return is_plain(self.attn.qkv) and isinstance(self.attn.k_norm, nn.Identity)
+
+    def _cls_logits(self, x: Tensor) -> Tensor:
+        """Return the class token's logits (B, H, T) up to a constant per head, the keys' bias, which softmax undoes."""
+        attn = self.attn
+        rows = slice(0, attn.attn_dim)
+        query = F.linear(x[:, 0], attn.qkv.weight[rows], None if attn.qkv.bias is None else attn.qkv.bias[rows])
+        query = attn.q_norm(query.view(x.shape[0], attn.num_heads, attn.head_dim)) * attn.scale
+        # Heads as the batch of the product: otherwise the weights are copied for every sequence.
+        query = (query.transpose(0, 1) @ self._weights(1)).transpose(0, 1)
+        return query @ x.transpose(1, 2)
+
+    def _weights(self, which: int) -> Tensor:
+        """Return the weights of keys (1) or values (2) by head, (H, d, D)."""
+        return self.attn.qkv.weight.view(3, self.attn.num_heads, self.attn.head_dim, -1)[which]
 
 
 @register_host(VisionTransformer)
@@ -401,14 +401,11 @@ class ReducedViT(TimmHost, VisionTransformer):
         shape, classify = for_head(prompts, vit_args)
         super().__init__(**vit_args)
         new = {k: vit_args.get(k) for k in ("device", "dtype")}
-        self.prompts: Prompts | None = None
+        self.prompts = self.reducer = None
         if shape is not None:
             self.expect(shape, classify=classify, **new)
-        self.reducer: Reducer | None = None
         if method is not None:
             self.reducer = build_reducer(method, reduction or {}, self.spec(**new)).train(self.training)
 
     def positioned(self, images: Tensor) -> tuple[Tensor, None]:
-        """Return the tokens of images with their position embeddings, (B, T, D)."""
-        x: Tensor = self.patch_drop(self._pos_embed(self.patch_embed(images)))
-        return x, None
+        return self.patch_drop(self._pos_embed(self.patch_embed(images))), None

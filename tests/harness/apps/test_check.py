@@ -12,8 +12,8 @@ from rich.console import Console
 from harness.apps.check import BATCHES, LIMIT, Case, cases_of, parse_choice, shipped_cases, shipped_rows
 from harness.apps.movements import EXACT, Movement, Tolerances, find_movements
 from harness.base.table import Shown
+from harness.cli.apps import run_check
 from harness.cli.entry import build_parser
-from harness.cli.report import run_check
 from harness.records.metrics import Measured, pack
 from harness.records.record import Record, Times, names_of, read_records, record_lines
 from zoo.core.reducer import METHODS

@@ -1,7 +1,6 @@
 """Pictures parted by photograph, bounds, and how faithful rows are on them."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from harness.apps.fidelity import (
 )
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.datasets.folder import ImageFolder
-from harness.measure.rows import Variant, rows_of, run
+from harness.measure.rows import rows_of, run
 from harness.models.towers import Tower, text_classifier
 
 ARCH, TAG = "clip_vit_b16", "openai"
@@ -36,7 +35,6 @@ ARCH, TAG = "clip_vit_b16", "openai"
     ({"min_overlap": 90}, r"--min-overlap 90: did you mean 0\.9\?"),
     ({"max_loss": 0}, "--max-loss 0"),
     ({"speed_up": 0.5}, r"--speed-up 0\.5"),
-    ({"min_cosine": 0.9, "max_ms": -1}, "--max-ms -1"),
 ])  # fmt: skip
 def test_bounds_that_can_not_be_meant_are_refused(bounds: dict[str, float], quoted: str):
     with pytest.raises(ValueError, match=quoted):
@@ -47,9 +45,8 @@ def test_what_is_used_up_is_one_where_the_lower_end_is_at_the_bound():
     values = {COSINE: [0.99, 0.98, 0.97, 1.0], OVERLAP: [0.9, 0.9, 0.9, 0.9]}
     low = np.mean(values[COSINE]) - 1.96 * np.std(values[COSINE], ddof=1) / math.sqrt(50)
     assert SetupBounds(min_cosine=float(low)).share(values, 50) == pytest.approx(1)
-    assert SetupBounds(min_cosine=float(low), min_overlap=0.8).share(values, 50) == pytest.approx(
-        1
-    )  # the worse of the two
+    both = SetupBounds(min_cosine=float(low), min_overlap=0.8)
+    assert both.share(values, 50) == pytest.approx(1)  # the worse of the two
     assert SetupBounds(min_overlap=0.8).share(values, 50) == pytest.approx(0.5)
     assert SetupBounds(speed_up=2).share(values, 50) == pytest.approx(1 - low)
     assert SetupBounds(min_cosine=0.9).share({}, 50) == math.inf
@@ -87,31 +84,20 @@ class Series(Dataset):
         return Split(np.full(count, -1), lambda index: f"{name}{index // 3}/{index % 3}", render)
 
 
-def photographs(dataset: Dataset, part: PicturePart) -> set[str]:
-    return {dataset.group_of(name) for name in part.split.image_ids}
-
-
-def check_apart(dataset: Dataset, parts: Sequence[PicturePart], sizes: tuple[int, int]) -> None:
-    """Check that no photograph is in both parts, and that groups number photographs."""
-    assert photographs(dataset, parts[0]).isdisjoint(photographs(dataset, parts[1]))
-    for part, size in zip(parts, sizes, strict=True):
-        assert len(part.split) == size
-        assert len(set(part.split.image_ids)) == size
-        names = [dataset.group_of(name) for name in part.split.image_ids]
-        assert len(set(zip(names, part.groups.tolist(), strict=True))) == len(set(names)) == len(np.unique(part.groups))
-
-
 def test_a_known_dataset_is_judged_by_its_test_split():
     dataset = Series()
-    search, held = parts = part_pictures(dataset, (20, 40), 0, learned=())
-    check_apart(dataset, parts, (20, 40))
-    assert {name[:3] for name in search.split.image_ids} == {"tra", "val"}
-    assert {name[:3] for name in held.split.image_ids} == {"tes"}
-    assert len(photographs(dataset, search)) == 15  # they give in turn, so all 15 are there
-    image, _ = search.split[0].image, held
-    assert image.getpixel((0, 0))[0] == 5  # drawn by the split that it came from
+    search, held = part_pictures(dataset, (20, 40), 0, learned=())
+    for part, size, splits, photographs in ((search, 20, {"tra", "val"}, 15), (held, 40, {"tes"}, 20)):
+        ids = part.split.image_ids
+        assert len(set(ids)) == size
+        assert {name[:3] for name in ids} == splits
+        names = [dataset.group_of(name) for name in ids]
+        # They give in turn, so that all are there; groups number them.
+        assert len(set(zip(names, part.groups.tolist(), strict=True))) == len(set(names)) == photographs
+        assert part.group_count == photographs
+    assert search.split[0].image.getpixel((0, 0))[0] == 5  # drawn by the split that it came from
     few = held.few(7)
-    assert len(np.unique(few.groups)) == len(few.split) == 7
+    assert few.group_count == len(few.split) == 7
 
 
 @pytest.fixture
@@ -136,20 +122,15 @@ def test_all_of_a_users_own_pictures_are_shared_out(folder: Path):
     assert part_pictures(dataset, (14, 56), 0, learned=())[0].split.image_ids == search.split.image_ids
 
 
-@pytest.fixture
-def rows(dense: Any) -> list[Variant]:
-    return rows_of(dense, ARCH, TAG, [("dense", 1.0), ("tome", 0.6), ("clsattn", 0.3)])
-
-
-def test_values_are_those_of_the_plain_way(rows: list[Variant], tower: Tower, named: Dataset):
+def test_values_are_those_of_the_plain_way(dense: Any, tower: Tower, named: Dataset):
     """The slow way, picture by picture."""
+    rows = rows_of(dense, ARCH, TAG, [("dense", 1.0), ("tome", 0.6), ("clsattn", 0.3)])
     assert tower.clip is not None
     split, (classifier, _) = named.split("test"), text_classifier(tower.clip, named)
     part = PicturePart(split, np.arange(len(split)))
     pictures = Pictures(part, rows[0], tower.preprocess, classifier)
-    values = pictures.values(rows)
     for row in rows:
-        own = values[row.key]
+        own = pictures.values(row)
         assert set(own) == {COSINE, AGREEMENT, CHANGE}
         for at, example in enumerate(split):
             image = tower.preprocess(example.image)[None]
@@ -159,7 +140,10 @@ def test_values_are_those_of_the_plain_way(rows: list[Variant], tower: Tower, na
             assert own[COSINE][at] == pytest.approx(float(ours @ dense), abs=1e-5)
             assert own[AGREEMENT][at] == (answers[0] == answers[1])
             assert own[CHANGE][at] == (answers[0] == example.label) - (answers[1] == example.label)
-    assert values[rows[0].key][COSINE] == pytest.approx([1.0] * len(split))
+    assert pictures.values(rows[0])[COSINE] == pytest.approx([1.0] * len(split))
+    distances = pictures.distances(rows)
+    for row in rows:
+        np.testing.assert_allclose(1 - distances[row.key], pictures.values(row)[COSINE], atol=1e-6)
 
 
 def test_intervals_are_over_photographs():

@@ -1,4 +1,4 @@
-"""A tower with its reduction as it is to be run, as a name, as a file, and as lines of Python."""
+"""A tower with its reduction as it is to be run, as a name, as a file, and as a model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +10,7 @@ import torch
 import zoo
 from harness.apps.setup import Setup
 from harness.models.towers import load_tower
-from zoo.core.digests import blocks_fingerprint
-from zoo.core.files import cache_folder
+from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading.predictor_file import predictor_name
@@ -28,44 +27,27 @@ def test_a_name_a_method_and_a_file_mean_the_same(tmp_path: Path):
     assert Setup.read(tmp_path / "one.json") == named
 
 
-@pytest.mark.parametrize("method", ["patchrank"])
-def test_the_lines_of_python_build_foreign_towers_with_their_predictors_and_recoveries(
-    foreign: str, method: str | None, tmp_path: Path
-):
-    """As `choose` writes them: the predictor is a file of one's own, found by the tower's name."""
-    tower, options = load_tower(foreign), {} if method is None else {"keep": 0.5}
-    setup = Setup(model=foreign, method=method, options=options)
-    if method == "patchrank":
-        path = cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, 3)
-        facts: dict[str, Any] = {"model": tower.arch, "tag": tower.tag, "block": 3, "provenance": {}}
-        weights = blocks_fingerprint(tower.vit.state_dict())
-        predictor = Predictor("conv", 48, 16, (4, 4), None, None)
-        save_predictor(predictor, path, config=FitConfig(arch="conv", width=16), weights=weights, **facts)
-        setup = replace(setup, certificate={"predictors": [str(path)]})
+def test_a_foreign_tower_is_built_with_its_predictor_and_recovery(foreign: str, tmp_path: Path):
+    """The predictor is a file of one's own, found by the tower's name."""
+    tower, setup = load_tower(foreign), Setup.of(foreign, method="patchrank", keep=0.5)
+    path = cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, 3)
+    facts: dict[str, Any] = {"model": tower.arch, "tag": tower.tag, "block": 3, "provenance": {}}
+    weights = blocks_fingerprint(tower.vit.state_dict())
+    predictor = Predictor("conv", 48, 16, (4, 4), None, None)
+    save_predictor(predictor, path, config=FitConfig(arch="conv", width=16), weights=weights, **facts)
+    vit = setup.load().vit
+    names = trainable(vit, "norm")
+    tensors = {name: 0.1 * torch.randn(vit.get_parameter(own).shape) for name, own in names.items()}
+    origin: dict[str, Any] = {"name": tower.arch, "tag": tower.tag, "datasets": [{"name": "toy"}]}
+    recovered = Recovered(tensors, (1.0,), (0.5,))
+    file = zoo.save_recovery(tmp_path / "r.safetensors", vit, recovered, zoo.RecoveryConfig(), **origin)
     images = torch.randn(2, 3, 32, 32)
-    if method is not None:
-        vit, config = setup.load().vit, zoo.RecoveryConfig()
-        names = trainable(vit, "norm")
-        tensors = {name: 0.1 * torch.randn(vit.get_parameter(own).shape) for name, own in names.items()}
-        origin: dict[str, Any] = {"name": tower.arch, "tag": tower.tag, "datasets": [{"name": "toy"}]}
-        file = zoo.save_recovery(tmp_path / "r.safetensors", vit, Recovered(tensors, (1.0,), (0.5,)), config, **origin)
-        setup = replace(setup, recovery=str(file.path))
-    scope: dict[str, Any] = {}
-    exec(setup.python(), scope)
+    plain = zoo.reduce(tower.vit, method="patchrank", keep=0.5, predictor=[str(path)], recovery=file.path).eval()
+    whole = replace(setup, recovery=str(file.path))
     with torch.inference_mode():
-        torch.testing.assert_close(scope["model"](images), setup.load().vit(images))
-
-
-@pytest.mark.parametrize(("name", "arguments"), [
-    ("open_clip:ViT-B-16/openai", "'ViT-B-16', pretrained='openai', force_quick_gelu=True))"),
-    ("open_clip:hf-hub:a/b", "'hf-hub:a/b'))"),
-    ("open_clip:coca_ViT-B-32/laion2b_s13b_b90k", "'coca_ViT-B-32', pretrained='laion2b_s13b_b90k')"),
-])  # fmt: skip
-def test_the_lines_of_python_of_open_clip_are_those_of_its_weights(name: str, arguments: str):
-    """CoCa's tower has no counterpart of timm's, so it stays open_clip's."""
-    call = f"open_clip.create_model({arguments}"
-    call = call if "coca" in name else f"zoo.from_open_clip({call}"
-    assert Setup.of(name, method="tome", keep=0.5).python().splitlines()[1] == f"model = {call}.eval()"
+        torch.testing.assert_close(whole.load().vit(images), plain(images))
+        torch.testing.assert_close(whole.build()(images), plain(images))
+        assert not torch.allclose(setup.load().vit(images), plain(images))
 
 
 @pytest.mark.parametrize(("make", "quoted"), [
@@ -73,6 +55,7 @@ def test_the_lines_of_python_of_open_clip_are_those_of_its_weights(name: str, ar
     (lambda: Setup.of("clip_vit_s14", method="tome"), "--keep"),
     (lambda: Setup.of("clip_vit_s14", keep=0.5), "--method"),
     (lambda: Setup(model="clip_vit_s14", method="tomme"), "'tomme'"),
+    (lambda: Setup(model="clip_vit_s14", dtype="int8"), "'int8'"),
     (lambda: Setup(model="clip_vit_s14", options={"keep": 0.5}), "name a method"),
     (lambda: Setup(model="clip_vit_s14", format=2), "format 2"),
 ])  # fmt: skip
@@ -87,11 +70,3 @@ def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path, content: str):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"setup\.json' holds no setup .*patchrank choose"):
         Setup.read(path)
-
-
-@pytest.mark.parametrize("name", [NAME])
-def test_the_lines_of_python_have_the_precision(name: str):
-    scope: dict[str, Any] = {}
-    exec(Setup.of(name, dtype="bfloat16").python(), scope)
-    assert {parameter.dtype for parameter in scope["model"].parameters()} == {torch.bfloat16}
-    assert not scope["model"].training

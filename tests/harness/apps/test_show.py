@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness.report.pictures import PatchSheet
 from PIL import Image
 
 from harness.apps import show as module
@@ -18,6 +17,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.golden.maps import method_maps, most_important, reduced
 from harness.models.towers import Tower
+from harness.report.pictures import PatchSheet
 from zoo.core.tokens import tokens_of
 from zoo.loading.clip import class_features
 from zoo.ranking.golden import SCORES, GoldenConfig, golden_importance

@@ -104,7 +104,7 @@ def test_eval_shows_one_model_beside_the_dense_one(capsys):
         ("eval --model clip_vit_s14_rando60 --dataset emoji", "did you mean 'clip_vit_s14_random60'"),
         ("rank --dataset emoji --score lable", "score='lable': did you mean 'label'"),
         ("rank --dataset emoji --budget 9 --stride 2", "--budget 9 with --stride: a budget picks"),
-        ("rank --images gone", "--images 'gone': there is no such folder"),
+        ("rank --images gone", "--images 'gone' does not exist"),
         ("rank --dataset emoji --stride 3", "stride=3: more than window=2 leaves patches out"),
         ("fit predictor", "nothing to learn from: give --dataset, or --rankings"),
         ("fit predictor --arch covn", "arch='covn': did you mean 'conv'"),

@@ -17,7 +17,7 @@ from harness.datasets.canvas import compose as paint
 from harness.datasets.emoji import CAPTION, CAPTIONED, STYLES
 from harness.datasets.fashion import CLUTTER, Fashion, compose, sample
 from harness.datasets.photos import SMALLEST, Photos
-from zoo.loading.text import EmbeddedTokenizer, tokenizer, unseen_words
+from zoo.loading.clip import EmbeddedTokenizer, tokenizer, unseen_words
 
 TASKS = ("emoji",)
 

@@ -1,49 +1,53 @@
-"""Folders of class folders as datasets: splits, captions, parting and refusals."""
+"""The user's own images as datasets: class folders, folders without classes, and split files of CoOp."""
 
-from collections.abc import Callable, Iterable
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from packing import noise, write_images
 from PIL import Image
 
+from harness.cli.entry import main
 from harness.datasets import SplitName, get_dataset, list_datasets, names_of
 from harness.datasets.few_shot import draw
-from harness.datasets.folder import FolderDataset, FolderParted, ImageFolder, captions_of
+from harness.datasets.folder import CoopSplit, FolderDataset, FolderParted, ImageFolder, captions_of
 from harness.datasets.images import folder_images
 
-Make = Callable[..., Path]
 PLAIN = ["dog/b.png", "ankle_boot/2.png", "ankle_boot/1.png", "dog/deeper/a.png"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+CLASSES = ("ankle_boot", "bag", "dress")
+COUNTS: dict[SplitName, int] = {"train": 3, "val": 1, "test": 2}
+Make = Callable[..., Path]
 
 
 @pytest.fixture
-def make(tmp_path: Path, write_images) -> Make:
+def shop(tmp_path: Path) -> Make:
     """Write images at paths below a folder; return the folder."""
-
-    def call(paths: Iterable[str], folder: str = "My Shop") -> Path:
-        write_images(tmp_path / folder, paths)
-        return tmp_path / folder
-
-    return call
+    return partial(write_images, tmp_path / "My Shop")
 
 
 def images(count: int, name: str) -> list[str]:
     return [f"{name}/{i}.png" for i in range(count)]
 
 
-def test_class_folders_without_splits_are_test(make: Make, pixels, monkeypatch: pytest.MonkeyPatch):
-    before, folder = list_datasets(), make(PLAIN)
+def test_class_folders_without_splits_are_test(shop: Make, monkeypatch: pytest.MonkeyPatch):
+    before, folder = list_datasets(), shop(PLAIN)
     for file in ("dog/notes.txt", "readme.md", ".hidden"):
         (folder / file).write_text("no image")
     dataset = get_dataset(f"folder:{folder}")
-    assert (dataset.name, dataset.title) == ("folder-my-shop", "Images of the folder My Shop")
-    assert dataset.classes == ("ankle boot", "dog")
+    assert (dataset.name, dataset.classes) == ("folder-my-shop", ("ankle boot", "dog"))
     paths = ["ankle_boot/1.png", "ankle_boot/2.png", "dog/b.png", "dog/deeper/a.png"]
     split = dataset.split("test")
     assert split.image_ids == tuple(f"folder-my-shop/{path}" for path in paths)
     assert split.labels.tolist() == [0, 0, 1, 1]
-    assert all(np.array_equal(e.image, pixels(path)) for e, path in zip(split, paths, strict=True))
+    assert all(np.array_equal(e.image, noise(path)) for e, path in zip(split, paths, strict=True))
     assert len(dataset.split("train")) == len(dataset.split("val")) == 0
     assert get_dataset("folder-my-shop") is dataset
     assert list_datasets() == before
@@ -53,19 +57,18 @@ def test_class_folders_without_splits_are_test(make: Make, pixels, monkeypatch: 
     assert len(FolderDataset(folder).split("test").image_ids) == 4
 
 
-@pytest.mark.parametrize("val", ["Validation"])
-def test_split_folders(val: str, make: Make):
-    dataset = FolderDataset(make(["train/cat/1.png", "train/dog/1.png", f"{val}/dog/2.png", "test/bird/1.png"]))
+def test_split_folders(shop: Make, tmp_path: Path):
+    dataset = FolderDataset(shop(["train/cat/1.png", "train/dog/1.png", "Validation/dog/2.png", "test/bird/1.png"]))
     assert dataset.classes == ("bird", "cat", "dog")
     assert [dataset.labels(name).tolist() for name in SPLITS] == [[1, 2], [2], [0]]
-    dataset = FolderDataset(make(["bus/1.png", "train/1.png", "train/2.png"], "other"))
+    dataset = FolderDataset(write_images(tmp_path / "other", ["bus/1.png", "train/1.png", "train/2.png"]))
     assert dataset.classes == ("bus", "train")  # a class may be called like a split
     with pytest.raises(ValueError, match="splits of its own; give folder:PATH"):
-        FolderParted(make([], "My Shop"))
+        FolderParted(shop([]))
 
 
-def test_names_and_revisions_stay_when_a_folder_moves_and_tell_other_content(make: Make, tmp_path: Path):
-    before = FolderDataset(make(PLAIN))
+def test_names_and_revisions_stay_when_a_folder_moves_and_tell_other_content(shop: Make, tmp_path: Path):
+    before = FolderDataset(shop(PLAIN))
     (tmp_path / "disk").mkdir()
     folder = (tmp_path / "My Shop").rename(tmp_path / "disk" / "My Shop")
     (tmp_path / "link").symlink_to(folder)
@@ -78,21 +81,18 @@ def test_names_and_revisions_stay_when_a_folder_moves_and_tell_other_content(mak
     revisions = [before.revision, after.revision]
     (folder / "dog" / "c.png").unlink()
     (folder / "dog" / "b.png").unlink()
-    make(["dog/b.png"], "disk/My Shop")
+    write_images(folder, ["dog/b.png"])
     assert FolderDataset(folder).revision == before.revision
-    for change in (
-        lambda: (folder / "dog" / "b.png").write_bytes(b"x"),
-        lambda: (folder / "classes.txt").write_text("boots\ndogs\n"),
-    ):
-        change()
+    for file, content in (("dog/b.png", "x"), ("classes.txt", "boots\ndogs\n")):
+        (folder / file).write_text(content)
         revisions.append(FolderDataset(folder).revision)
     assert len(set(revisions)) == 4
 
 
 @pytest.mark.parametrize("link", ["dog/out.png", "bird"])
-def test_links_that_leave_the_folder(link: str, make: Make, tmp_path: Path):
-    folder = make(PLAIN)
-    make(["x.png"], "secret")
+def test_links_that_leave_the_folder(link: str, shop: Make, tmp_path: Path):
+    folder = shop(PLAIN)
+    write_images(tmp_path / "secret", ["x.png"])
     (folder / link).symlink_to(tmp_path / "secret" / ("x.png" if "." in link else ""))
     for kind in (FolderDataset, ImageFolder):
         with pytest.raises(ValueError, match=f"image '{link}.*' is a link out of"):
@@ -105,20 +105,17 @@ def test_links_that_leave_the_folder(link: str, make: Make, tmp_path: Path):
     (["test/dog/1.png", "val/dog/1.png", "valid/dog/1.png"], "val and valid"),
     (["a-b/1.png", "a_b/1.png"], "'a-b' and 'a_b' would both be class 'a b'"),
     (["__/1.png"], "'__' can't be put into a prompt"),
-    ([*PLAIN, "cat/model.pkl.png/none"], "class folder 'cat' has no images"),
+    ([], "has no subfolders"),
 ])  # fmt: skip
-def test_layouts_that_are_refused(paths: list[str], match: str, make: Make, tmp_path: Path):
-    folder = make([path for path in paths if path.endswith(".png")])
-    folder.mkdir(exist_ok=True)
-    for path in paths:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+def test_layouts_that_are_refused(paths: list[str], match: str, shop: Make, tmp_path: Path):
+    (tmp_path / "My Shop").mkdir()
     with pytest.raises(ValueError, match=match):
-        FolderDataset(folder)
+        FolderDataset(shop(paths))
 
 
-def test_parted_folders_share_classes_out_by_bytes_alone(make: Make):
+def test_class_folders_are_parted_by_their_bytes(shop: Make):
     paths = [*images(20, "many"), *images(3, "three"), *images(2, "two"), *images(1, "one")]
-    folder = make(paths)
+    folder = shop(paths)
     dataset = FolderParted(folder)
     assert (dataset.name, dataset.asked_as) == ("folder-parted-my-shop", f"folder-parted:{folder}")
     sizes = {n: np.bincount(dataset.labels(n), minlength=4).tolist() for n in SPLITS}
@@ -134,13 +131,15 @@ def test_parted_folders_share_classes_out_by_bytes_alone(make: Make):
     assert {s: {e.image.tobytes() for e in after.split(s)} for s in SPLITS} == before
     with pytest.raises(ValueError, match=f"check --dataset folder:{folder}` .*folder-parted:{folder}, "):
         draw(FolderDataset(folder), 4, seed=0)
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match="class folder 'empty' has no images"):
+        FolderParted(folder)
 
 
-def test_images_without_classes_are_parted_by_their_bytes(make: Make, pixels):
-    folder = make([*images(40, "a/deeper"), *images(40, "b"), "top.png"])
+def test_images_without_classes_are_parted_by_their_bytes(shop: Make):
+    folder = shop([*images(40, "a/deeper"), *images(40, "b"), "top.png"])
     dataset = ImageFolder(folder)
-    assert (dataset.name, dataset.classes, dataset.labelled) == ("images-my-shop", (), False)
-    assert (dataset.asked_as, dataset.templates) == (f"images:{folder}", ())
+    assert (dataset.name, dataset.classes, dataset.templates) == ("images-my-shop", (), ())
     ids = {name: set(dataset.split(name).image_ids) for name in SPLITS}
     assert dataset.revision == folder_images(folder).revision
     assert sorted(set.union(*ids.values())) == sorted(folder_images(folder).split.image_ids)
@@ -150,7 +149,7 @@ def test_images_without_classes_are_parted_by_their_bytes(make: Make, pixels):
     for path in sorted((folder / "b").iterdir()):
         path.with_stem(f"copy {path.stem}").write_bytes(path.read_bytes())
         path.rename(folder / path.name)
-    make(["new.png"])
+    shop(["new.png"])
     after = {name: set(ImageFolder(folder).split(name).image_ids) for name in SPLITS}
     assert sum(ids[name] <= after[name] for name in SPLITS) == 3
     assert sum(map(len, after.values())) == sum(map(len, ids.values())) + 1
@@ -159,23 +158,22 @@ def test_images_without_classes_are_parted_by_their_bytes(make: Make, pixels):
 NAMES = ["ankle_boot", "bag", "dog", "dog_house"]
 
 
-@pytest.mark.parametrize("file", ["classnames.txt"])
 @pytest.mark.parametrize("text", [
     "boots\nhandbag\na dog\nkennel\n",
     "dog_house kennel\nbag\thandbag\nankle_boot   boots\ndog a dog",
     "\ufeffankle_boot boots\r\nbag handbag\r\ndog a dog\r\ndog_house kennel\r\n\r\n",
 ])  # fmt: skip
-def test_a_file_says_what_folders_mean(file: str, text: str, tmp_path: Path):
-    (tmp_path / file).write_bytes(text.encode())
+def test_a_file_says_what_folders_mean(text: str, tmp_path: Path):
+    (tmp_path / "classnames.txt").write_bytes(text.encode())
     assert captions_of(tmp_path, NAMES, "here") == ("boots", "handbag", "a dog", "kennel")
-    (tmp_path / file).write_text("a b c x\na y\n")  # the longest folder is meant
+    (tmp_path / "classnames.txt").write_text("a b c x\na y\n")  # the longest folder is meant
     assert captions_of(tmp_path, ["a", "a b c"], "here") == ("y", "x")
 
 
 @pytest.mark.parametrize(("text", "match"), [
     ("a\nb\nc", "classes.txt: 3 lines for 4 class folders"),
-    ("bag x\nbag y\ndog z\ndog_house w", "folder 'bag' is there twice"),
-    ("bag x\nankle_boot y\ndog z", "no line for the folder 'dog_house'"),
+    ("bag x\nbag y\ndog z\nankle_boot a\ndog_house w", "one line for the folder 'bag', got 2"),
+    ("bag x\nankle_boot y\ndog z", "one line for the folder 'dog_house', got 0"),
     ("x\ny\nz\nx", "'ankle_boot' and 'dog_house' would both be class 'x'"),
     ("bag\nankle_boot\ndog\ndog_house", "line 1: 'bag' would be the caption of the folder 'ankle_boot'"),
 ])  # fmt: skip
@@ -186,3 +184,124 @@ def test_files_that_contradict(text: str, match: str, tmp_path: Path):
     (tmp_path / "classnames.txt").write_text("a")
     with pytest.raises(ValueError, match=r"both classes.txt and classnames.txt"):
         captions_of(tmp_path, NAMES, "here")
+
+
+def lists(split: str = "", index: int = 0, entry: Any = None) -> dict[str, list[Any]]:
+    """List, like OxfordPets, a folder per class; one entry may be another."""
+    found: dict[str, list[Any]] = {
+        split: [[f"{n}/{split}_{i}.png", label, n] for label, n in enumerate(CLASSES) for i in range(count)]
+        for split, count in COUNTS.items()
+    }
+    if split:
+        found[split][index] = entry
+    return found
+
+
+def write(content: Any, folder: Path) -> Path:
+    file = folder / "split_zhou_Shop.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    return file
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Write a split file and its images; return the file."""
+
+    def call(folder: str = "oxford_pets", images: str = "images") -> Path:
+        paths = [path for entries in lists().values() for path, _, _ in entries]
+        write_images(tmp_path / folder / images, paths)
+        return write(lists(), tmp_path / folder)
+
+    return call
+
+
+def test_the_images_and_labels_are_the_split_file_s(make: Make, monkeypatch: pytest.MonkeyPatch):
+    file = make()
+    dataset = get_dataset(f"coop:{file}")
+    assert (dataset.name, dataset.title) == ("coop-shop", "Shop, split by CoOp")
+    assert dataset.classes == ("ankle boot", "bag", "dress")
+    assert dataset.revision == hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    for split, entries in lists().items():
+        found = dataset.split(split)  # type: ignore[arg-type]
+        assert found.labels.tolist() == [label for _, label, _ in entries]
+        assert found.image_ids == tuple(f"coop/split_zhou_Shop/{path}" for path, _, _ in entries)
+        assert all(np.array_equal(e.image, noise(path)) for e, (path, _, _) in zip(found, entries, strict=True))
+    monkeypatch.chdir(file.parent)
+    assert get_dataset("coop:split_zhou_Shop.json").asked_as == f"coop:{file}"
+
+
+def test_names_hold_no_path_and_stay_when_files_move(make: Make, tmp_path: Path):
+    first = CoopSplit(make(images=""))  # beside the file
+    ids = first.split("test").image_ids
+    file = make(folder="elsewhere", images="some")  # in a folder there, which may be a link
+    (tmp_path / "elsewhere" / "some").rename(tmp_path / "disk")
+    (tmp_path / "elsewhere" / "some").symlink_to(tmp_path / "disk")
+    moved = CoopSplit(file)
+    assert (moved.name, moved.revision, moved.split("test").image_ids) == (first.name, first.revision, ids)
+    assert moved.split("test")[2].label == 1
+    assert not any(str(tmp_path) in text for text in (*ids, first.name, first.title))
+    write_images(tmp_path / "elsewhere" / "other", [path for one in lists().values() for path, _, _ in one])
+    with pytest.raises(FileNotFoundError, match=r"in each of \['other', 'some'\]"):
+        CoopSplit(file)
+
+
+def test_images_that_are_missing_or_damaged(make: Make):
+    file = make()
+    for name, cut in (("bag/test_1.png", None), ("dress/test_0.png", 90), ("dress/test_1.png", 0)):
+        path = file.parent / "images" / name
+        path.unlink() if cut is None else os.truncate(path, cut)
+    split = CoopSplit(file).split("test")
+    with pytest.raises(FileNotFoundError, match=r"'.*bag/test_1.png' is missing"):
+        split[3]
+    for index in (4, 5):
+        with pytest.raises(ValueError, match=rf"image '.*dress/test_{index - 4}.png' can't be read"):
+            split[index]
+    with pytest.raises(FileNotFoundError, match=r"1 missing image in .*'bag/test_1.png'.*1 empty image .*--skip-bad"):
+        names_of([f"coop:{file}"], skip_bad=False)
+    assert main(["datasets", "check", "--dataset", f"coop:{file}", "--fast"]) == 1
+    (file.parent / "images" / "dress" / "test_0.png").write_bytes((file.parent / "images/bag/test_0.png").read_bytes())
+    assert names_of([f"coop:{file}"], skip_bad=True) == ["coop-shop"]
+    assert len(get_dataset("coop-shop").split("test")) == len(split) - 2
+
+
+@pytest.mark.parametrize(("content", "match"), [
+    ("{", "JSON"),
+    ([], r"got \[\]"),
+    ({"train": [], "test": []}, r"got \{'test': \[\], 'train': \[\]\}"),
+    (lists() | {"val": {}}, "'val': {}"),
+    (lists() | {"test": []}, "test has no images"),
+    (lists("val", 2, ["a.jpg", "0", "bag"]), r"val\[2\] is \['a.jpg', '0'"),
+    (lists("val", 2, ["a.jpg", 3, "a\x1b[2J"]), r"class name 'a\\x1b\[2J"),
+    (lists("test", 0, ["a.jpg", 1, "dog"]), "label 1 is both 'bag' and 'dog'"),
+    (lists("test", 0, ["a.jpg", 3, "bag"]), r"'bag \(label 1\)' and 'bag \(label 3\)'"),
+    (lists("test", 0, ["a.jpg", 4, "dog"]), "3 is missing"),
+    (lists("test", 0, lists()["test"][1]), "'ankle_boot/test_1.png' is in test and again in test"),
+    (lists("test", 0, ["./bag//train_0.png", 1, "bag"]), "'bag/train_0.png' is in train and again in test"),
+    *((lists("train", 3, [path, 1, "bag"]), r"train\[3\]: path '.*x.png'")
+      for path in ("/etc/x.png", "bag/../../x.png", "..\\x.png", "C:x.png", "\0x.png")),
+])  # fmt: skip
+def test_refusals_of_the_split_file(content: Any, match: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=rf"split file '.*split_zhou_Shop.json'.*{match}"):
+        CoopSplit(write(content, tmp_path))
+
+
+def test_refusals_of_what_is_asked_for(make: Make, tmp_path: Path):
+    for name, error, match in (
+        ("coop:", ValueError, r"'coop:'.*split_zhou_\*.json"),
+        (f"coop:{tmp_path}", FileNotFoundError, r"is a folder; give the split_zhou_\*.json"),
+        ("coop-cars", ValueError, "'coop-cars'.*coop:PATH"),
+        (f"coop:{tmp_path / 'nowhere.json'}", FileNotFoundError, "nowhere.json' does not exist"),
+        (f"coop:{make().rename(tmp_path / 'oxford_pets' / 'split_zhou_-.json')}", ValueError, "letters or digits"),
+    ):
+        with pytest.raises(error, match=match):
+            get_dataset(name)
+    with pytest.raises(ValueError, match="'coop-shop', too"):
+        names_of([f"coop:{make(folder='a')}", f"coop:{make(folder='b')}"])
+
+
+@pytest.mark.parametrize("name", ["shot_16-seed_1.pkl", "split_zhou_Shop.json"])
+def test_pickles_are_never_loaded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / name).write_bytes(pickle.dumps({"train": [], "val": []}))
+    monkeypatch.setattr(pickle, "loads", None)
+    with pytest.raises(ValueError, match=f"{name}' is a pickle"):
+        get_dataset(f"coop:{tmp_path / name}")

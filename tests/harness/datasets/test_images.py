@@ -1,17 +1,29 @@
-"""Folders of images: what is listed, how images are named and read, and what is refused."""
+"""Image files: what is listed below folders, how images are named and read, and what decoding all of them finds."""
 
 import hashlib
+import itertools
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from harness.datasets.images import folder_images
+from harness.base.terminal import Progress
+from harness.cli.entry import main
+from harness.datasets import get_dataset, names_of
+from harness.datasets import images as module
+from harness.datasets.folder import FolderDataset
+from harness.datasets.images import decode_all, folder_images
+from zoo.core.files import cache_folder
 
 SQUARE = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
+BAD = ("folder-pets/test/dog/2.png", "folder-pets/train/cat/1.png")
+QUIET = Progress()
 
 
 @pytest.fixture
@@ -40,7 +52,6 @@ def digest(file: Path) -> str:
 def test_every_image_below_the_folder_in_the_order_of_names(folder: Path):
     found = folder_images(folder)
     assert found.name == "holiday"
-    assert len(found.split) == 3
     names = ("a.JPG", "b/z.webp", "c.png")
     assert ids(folder) == [digest(folder / name) for name in names] == [example.image_id for example in found.split]
     for example, name in zip(found.split, names, strict=True):
@@ -70,12 +81,11 @@ def test_links_are_followed_and_loops_of_them_end_and_count_once(folder: Path, t
     (folder / "loop.png").symlink_to("loop.png")
     (folder / "nowhere.png").symlink_to("gone.png")
     assert len(ids(folder)) == 3
-    other = tmp_path / "other"
-    other.mkdir()
-    SQUARE.rotate(270).save(other / "q.png")
-    (folder / "linked").symlink_to(other)
-    (folder / "one.png").symlink_to(other / "q.png")
-    assert ids(folder).count(digest(other / "q.png")) == 2
+    (tmp_path / "other").mkdir()
+    SQUARE.rotate(270).save(tmp_path / "other" / "q.png")
+    (folder / "linked").symlink_to(tmp_path / "other")
+    (folder / "one.png").symlink_to(tmp_path / "other" / "q.png")
+    assert ids(folder).count(digest(tmp_path / "other" / "q.png")) == 2
 
 
 @pytest.mark.parametrize(("mode", "extension"), [
@@ -110,37 +120,126 @@ def test_images_lie_as_they_are_stored_and_transparency_is_dropped(tmp_path: Pat
     assert turned.image.size == (10, 4)
 
 
-@pytest.mark.parametrize(("kept", "extension"), [(0, "png"), (300, "jpg")])
-def test_a_damaged_image_is_named(kept: int, extension: str, tmp_path: Path):
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / f"good.{extension}")
-    bad = tmp_path / f"bad.{extension}"
-    bad.write_bytes((tmp_path / f"good.{extension}").read_bytes()[:kept])
-    split = folder_images(tmp_path).split
-    with pytest.raises(ValueError, match=rf"image '.*bad.{extension}' can't be read \(.*; replace"):
-        split[0]
-    assert split[1].image.size == (40, 40)
-
-
-@pytest.mark.parametrize("limit", [60])
 @pytest.mark.filterwarnings("error")
-def test_decompression_bombs_are_named(limit: int, folder: Path, monkeypatch):
-    """PIL only warns up to twice its limit and refuses beyond; here both are refused."""
+def test_images_that_are_refused_are_named(folder: Path, monkeypatch):
+    """Of large ones PIL only warns up to twice its limit and refuses beyond; here both are refused."""
     split = folder_images(folder).split
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ValueError, match=r"image '.*a.JPG' is too large to be trusted \(.*pixels"):
-        split[0]
+    for limit in (60, 40):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ValueError, match=r"image '.*a.JPG' is too large to be trusted \(.*pixels"):
+            split[0]
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert split[0].image.size == (10, 10)
+    for name, kept in (("a.JPG", 300), ("c.png", 0)):
+        (folder / name).write_bytes((folder / name).read_bytes()[:kept])
+        with pytest.raises(ValueError, match=rf"image '.*{name}' can't be read \(.*; replace"):
+            split[("a.JPG", "b", "c.png").index(name)]
 
 
 def test_no_folder_no_images(folder: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").touch()
     for path, error, match in (
-        (tmp_path / "nowhere", FileNotFoundError, r"--images '.*nowhere': there is no such folder"),
-        (folder / "c.png", NotADirectoryError, r"--images '.*c.png': not a folder; give the one"),
+        (tmp_path / "nowhere", FileNotFoundError, r"--images '.*nowhere' does not exist"),
+        (folder / "c.png", NotADirectoryError, r"--images '.*c.png' is a file"),
         (tmp_path / "empty", ValueError, r"'.*empty': no images below .* are .avif, .bmp"),
     ):
         with pytest.raises(error, match=match):
             folder_images(path)
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Three images of two classes in train and in test; one of each is damaged."""
+    folder = tmp_path / "pets"
+    for seed, (split, kind, i) in enumerate(itertools.product(("train", "test"), ("cat", "dog"), range(3))):
+        name = f"{split}/{kind}/{i}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / name)
+    os.truncate(folder / "test" / "dog" / "2.png", 60)
+    (folder / "train" / "cat" / "1.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the images that are decoded."""
+    seen: list[str] = []
+    real = module._decode
+    monkeypatch.setattr(module, "_decode", lambda split, i: seen.append(split.image_id(i)) or real(split, i))
+    return seen
+
+
+def test_what_cannot_be_read_is_found_and_alone_tried_again(pets: Path, calls: list[str]):
+    first = decode_all(FolderDataset(pets), QUIET)
+    assert set(first.bad) == set(BAD)
+    assert all("can't be read" in why for why in first.bad.values())
+    lost = {name: [i for i, digest in enumerate(d) if not digest] for name, d in first.digests.items()}
+    assert lost == {"train": [1], "val": [], "test": [5]}
+    for known, count in ((True, 2), (False, 12)):
+        calls.clear()
+        assert decode_all(FolderDataset(pets), QUIET, known=known) == first
+        assert len(calls) == count
+        assert set(calls) >= set(BAD)
+    [path] = (cache_folder() / "decoded").iterdir()
+    path.write_text('{"digests": {}, "bad": {}}')
+    assert decode_all(FolderDataset(pets), QUIET) == first
+
+
+def test_digests_are_of_pixels(pets: Path):
+    image = Image.open(pets / "test" / "cat" / "0.png")
+    image.save(pets / "test" / "cat" / "same.bmp")
+    image.transpose(Image.Transpose.ROTATE_90).save(pets / "test" / "cat" / "turned.png")
+    Image.new("RGB", (2, 8)).save(pets / "test" / "dog" / "tall.png")
+    Image.new("RGB", (8, 2)).save(pets / "test" / "dog" / "wide.png")
+    dataset = FolderDataset(pets)
+    digests = decode_all(dataset, QUIET).digests["test"]
+    by_name = {Path(i).name: d for i, d in zip(dataset.split("test").image_ids[:5], digests, strict=False)}
+    assert by_name["0.png"] == by_name["same.bmp"] != by_name["turned.png"]
+    assert len(set(digests)) == len(digests) - 1
+
+
+def test_a_stopped_pass_goes_on(pets: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "CHUNK", 2)
+    real = module._decode
+
+    def stopping(split, index):
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return real(split, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "ThreadPoolExecutor", partial(ThreadPoolExecutor, 1))
+        patch.setattr(module, "_decode", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            decode_all(FolderDataset(pets), QUIET)
+    calls.clear()
+    assert set(decode_all(FolderDataset(pets), QUIET, known=False).bad) == set(BAD)
+    assert len(calls) == 4 + 1  # the bad one of the first pass is tried again
+
+
+def test_bad_images_are_counted_and_left_out(pets: Path):
+    console = Console(record=True, width=300)
+    [name] = names_of([f"folder:{pets}"], skip_bad=True, progress=Progress(console))
+    said = console.export_text()
+    assert "folder-pets: left out, as they can't be read: 2 images" in said
+    assert "dog/2.png' can't be read" in said
+    dataset, whole = get_dataset(name), FolderDataset(pets)
+    assert (dataset.left_out, dataset.asked_with) == (set(BAD), ("--skip-bad",))
+    assert dataset.revision != whole.revision
+    for split in ("train", "test"):
+        assert list(dataset.split(split).image_ids) == [i for i in whole.split(split).image_ids if i not in BAD]
+    assert [example.label for example in dataset.split("test")] == [0, 0, 0, 1, 1]
+    (pets / "train" / "cat" / "0.png").write_bytes(b"")
+    (pets / "train" / "cat" / "2.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="class 'cat' of 'folder-pets' has no images left in train: all 3"):
+        names_of([f"folder:{pets}"], skip_bad=True)
+
+
+def test_eval_stops_with_the_image_s_name_or_leaves_it_out(pets: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["eval", "--model", "clip_vit_s14_random60", "--dataset", f"folder:{pets}"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"error: image '{pets / 'test' / 'dog' / '2.png'}' can't be read" in error
+    assert "--skip-bad" in error
+    assert main([*command, "--skip-bad"]) == 0
+    assert "(test, 5 images" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from harness.measure.compare import compare, judge
 from harness.measure.plan import Plan, tuning_of
 from harness.models import towers
 from harness.records.record import Record, read_records, write_records
-from zoo.learning.prompt_learner import TuneConfig
+from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
 
 ARCH = "clip_vit_b16"

@@ -1,4 +1,4 @@
-"""From a plan to records: whose dense tower is whose, what shares a round, what isn't redone."""
+"""From a plan to records: whose dense tower is whose, what shares a round, what isn't redone; and the command."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,18 +14,20 @@ from torch import Tensor
 
 import zoo
 from harness.base.terminal import Progress
+from harness.cli.entry import main
 from harness.measure import latency, ways
 from harness.measure.cost import count_costs
 from harness.measure.latency import Family, LatencyPlan, Runnable, load_family, measure_latency, time_runnables
 from harness.measure.rows import variants
 from harness.measure.timing import Stopwatch
-from harness.measure.ways import ReadyModel
+from harness.measure.ways import COMPILE, ONNX, ReadyModel
 from harness.models import towers
 from harness.models.towers import Tower
 from harness.records.times import EAGER, LatencyRecord, Surroundings, Timing, read_latencies, write_latencies
-from zoo.core.digests import fingerprint
+from zoo.core.files import fingerprint
 
 PLAN = LatencyPlan(models=("x",), batches=(1, 2), threads=(1,), rounds=6, seconds=0.0)
+MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
 
 def families(*models: str, **options: Any) -> list[Family]:
@@ -36,27 +38,14 @@ def families(*models: str, **options: Any) -> list[Family]:
     ]
 
 
-@pytest.fixture
-def loaded(tower: Tower, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Load the tiny tower, whatever the name; return the names that were loaded."""
-    names: list[str] = []
-
-    def load(name: str) -> Tower:
-        names.append(name)
-        return tower._replace(name=name)
-
-    monkeypatch.setattr(towers, "load_tower", load)
-    return names
-
-
-def test_names_of_one_tower_are_one_family_with_the_dense_one_first(loaded: list[str]):
+def test_names_of_one_tower_are_one_family_with_the_dense_one_first(tower: Tower, monkeypatch: pytest.MonkeyPatch):
+    loaded: list[str] = []
+    monkeypatch.setattr(towers, "load_tower", lambda name: loaded.append(name) or tower._replace(name=name))
     [family] = families("clip_vit_b16_tome50", "clip_vit_b16_random50.openai", "clip_vit_b16")
-    assert loaded == ["clip_vit_b16.openai"]
+    assert (loaded, family.tag) == (["clip_vit_b16.openai"], "openai")
     assert [row.method for row in family.rows] == ["dense", "tome", "random"]
-    assert family.tag == "openai"
     dense, tome, _ = family.rows
     assert tome.vit.blocks[0].mlp.fc1.weight is dense.vit.blocks[0].mlp.fc1.weight
-    assert not dense.vit.training
     assert family.counts[tome.key].gflops < family.counts[dense.key].gflops
     assert family.counts[dense.key].tokens_per_block == (65,) * 6
     assert family.counts[tome.key].final_tokens == 32
@@ -71,10 +60,9 @@ def test_a_model_that_was_saved_with_its_method_is_timed_as_it_was_saved(tmp_pat
     save_for_hf(model, tmp_path / "mine")
     [family] = families(f"local-dir:{tmp_path / 'mine'}", methods=("random",), keeps=(0.5,))
     assert [row.method for row in family.rows] == ["dense", "random", "tome"]
-    dense, _, saved = family.rows
+    saved = family.rows[-1]
     assert (str(tmp_path) in saved.model, saved.config["r"]) == (False, 1)
     assert saved.keep == family.counts[saved.key].final_tokens / 4
-    assert family.counts[saved.key].gflops < family.counts[dense.key].gflops
     with torch.inference_mode():
         images = torch.randn(2, 3, 32, 32)
         torch.testing.assert_close(saved.vit(images), model.eval()(images))
@@ -96,14 +84,11 @@ def test_without_weights_predictors_are_random(monkeypatch: pytest.MonkeyPatch, 
     [
         ("clip_vit_b16_tomme50", {}, "did you mean 'clip_vit_b16_tome50'"),
         ("clip_vit_b16_tome50.openay", {}, "weight tag 'openay'.*did you mean 'openai'"),
-        ("no_such_vit", {}, "model 'no_such_vit'"),
-        *(
-            (name, {"random_weights": True}, f"--random-weights with model '{name}': .*leave the")
-            for name in ("deit_small_patch16_224", "open_clip:ViT-B-32/openai", "local-dir:here")
-        ),
+        ("open_clip:ViT-B-32/openai", {"random_weights": True}, "--random-weights with model 'open_clip:ViT.*leave"),
+        ("x", {"runtimes": (EAGER,), "ways": (COMPILE,)}, "--runtimes with --ways compile: give one of the two"),
     ],
 )
-def test_unknown_names_are_refused(name: str, options: dict[str, Any], message: str):
+def test_what_cannot_be_timed_is_refused(name: str, options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         families(name, **options)
 
@@ -125,29 +110,24 @@ def test_all_models_of_a_cell_are_timed(dense: zoo.ReducedViT):
     ticks: list[int] = []
     ready, timings, around = in_a_cell(dense, metronome(), tick=ticks.append)
     assert [one.failed for one in ready.values()] == [None, None]
-    samples = {name: timing.samples_ms for name, timing in timings.items()}
-    assert samples == {0: (10,) * 6, 1: (5,) * 6}
+    assert {name: timing.samples_ms for name, timing in timings.items()} == {0: (10,) * 6, 1: (5,) * 6}
     assert around != Surroundings()
     assert ticks == list(range(1, 9))  # two models, six rounds
 
 
-def test_a_model_that_fails_is_left_out(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch):
-    real, failed = ways.prepare, ReadyModel(failed="out of memory")
-    monkeypatch.setattr(ways, "prepare", lambda v, *how: failed if v is dense else real(v, *how))
-    ready, timings, _ = in_a_cell(dense, metronome())
-    assert ready[0] == failed
-    assert list(timings) == [1]
-    monkeypatch.setattr(ways, "prepare", lambda *_: failed)
-    assert in_a_cell(dense, None)[1] == {}
-
-
-def test_memory_that_ends_in_a_round_ends_the_cell(dense: zoo.ReducedViT):
+def test_models_without_memory_are_left_out_or_end_the_cell(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch):
     def full(call: Any, images: Tensor) -> float:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        raise MEMORY
 
     ready, timings, _ = in_a_cell(dense, full)
     assert timings == {}
     assert {one.failed for one in ready.values()} == {"out of memory, with all of them ready"}
+    real, failed = ways.prepare, ReadyModel(failed="out of memory")
+    monkeypatch.setattr(ways, "prepare", lambda v, *how: failed if v is dense else real(v, *how))
+    ready, timings, _ = in_a_cell(dense, metronome())
+    assert (ready[0], list(timings)) == (failed, [1])
+    monkeypatch.setattr(ways, "prepare", lambda *_: failed)
+    assert in_a_cell(dense, None)[1] == {}
 
 
 class Runs:
@@ -211,7 +191,6 @@ def test_every_condition_is_a_cell_of_all_models(runs: Runs):
         for batch in (1, 2)
     ]
     assert torch.get_num_threads() == before
-    assert len(records) == 3 * len(runs.calls)
     assert read_latencies(runs.path) == records
     dense, random, tome = records[:3]
     assert (dense.ratio, dense.verdict, dense.saved_gflops) == (None, None, None)
@@ -265,13 +244,152 @@ def test_images_that_take_more_memory_than_there_is_leave_rows_that_say_so(runs:
     assert [call[1] for call in runs.calls] == [1]
 
 
-def test_the_tiny_tower_is_timed_for_real(runs: Runs, monkeypatch: pytest.MonkeyPatch):
-    runs.family("random", "tome")
+# --- runtimes share a round with eager float32
+
+
+@pytest.fixture
+def timed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[LatencyRecord]]:
+    """Time the tiny tower, dense and by rankmerge, for real."""
+    runs.family("rankmerge")
     monkeypatch.setattr(latency, "time_runnables", time_runnables)
-    records = runs.go(replace(PLAN, batches=(2,), ways=("eager", "optimized")))
-    assert [record.failed for record in records] == [None] * 6
-    for record in records:
-        assert len(record.samples_ms) == 6
-        assert record.deviation < 1e-5
-        assert record.stopwatch == "torch.utils.benchmark.Timer"
-    assert read_latencies(runs.path) == records
+    return lambda **changes: runs.go(replace(PLAN, batches=(2,), **changes))
+
+
+def test_precisions_share_a_round_with_eager_float32(runs: Runs, timed: Callable[..., list[LatencyRecord]]):
+    records = timed(runtimes=(EAGER,), dtypes=("bfloat16",))
+    assert [(one.dtype, one.method) for one in records] == [
+        (dtype, method) for dtype in ("float32", "bfloat16") for method in ("dense", "rankmerge")
+    ]
+    reference, *others = records
+    assert (reference.ratio, reference.stopwatch) == (None, "torch.utils.benchmark.Timer")
+    assert {one.reference for one in records} == {"the dense model in eager float32"}
+    for one in others:
+        pairs = zip(one.samples_ms, reference.samples_ms, strict=True)
+        assert min(a / b for a, b in pairs) <= one.times.ratio_to_dense
+        assert one.arrived is None
+    assert 0 < others[1].deviation < ways.ALLOWED["bfloat16"]  # of features from eager float32's
+    # All of it is used again, and none of it where ratios are to another dense model.
+    assert timed(runtimes=(EAGER,), dtypes=("bfloat16",)) == records == read_latencies(runs.path)
+    assert not set(map(id, timed(dtypes=("bfloat16",)))) & set(map(id, records))
+    assert len(read_latencies(runs.path)) == 6
+
+
+def test_optimised_models_exported_files_and_open_clips_own_code(
+    timed: Callable[..., list[LatencyRecord]], monkeypatch: pytest.MonkeyPatch
+):
+    """Whether files compute what the model does is a question to `zoo.export`'s own tests."""
+    monkeypatch.setattr(ways, "check_ways", lambda *_: None)
+    monkeypatch.setattr(ways, "as_runtime", lambda model, *_, **__: model)
+    records = timed(runtimes=(ways.OPTIMIZED, ONNX, ways.OPEN_CLIP))
+    assert [one.way for one in records[::2]] == [EAGER, ways.OPTIMIZED, ONNX, ways.OPEN_CLIP]
+    assert records.pop().failed == "open_clip's own code takes the dense tower alone"
+    for one in records:
+        assert one.failed is None
+        assert len(one.samples_ms) == 6
+        assert one.deviation < 1e-4
+        assert (one.peak_mib is None) == (one.way == ONNX)  # another's allocator
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("node 7 isn't known")
+
+    monkeypatch.setattr(ways, "as_runtime", fail)
+    records = timed(runtimes=(ways.AOTI,))
+    assert [one.failed for one in records[2:]] == ["RuntimeError: node 7 isn't known"] * 2
+    assert all(one.samples_ms for one in records[:2])
+
+
+# --- the command
+
+RANDOM = "latency --model clip_vit_b16_random60 --batches 1 --rounds 6 --seconds 0"
+
+
+@pytest.mark.usefixtures("benchmark")
+def test_a_run_writes_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    argv = [*RANDOM.split(), "--output", str(tmp_path / "out")]
+    assert main(argv) == 0
+    said = capsys.readouterr()
+    file, page = sorted((tmp_path / "out").iterdir())
+    assert (file.name, page.name) == ("latency.jsonl", "latency.md")
+    before = file.read_bytes()
+    dense, random = read_latencies(file)
+    assert (dense.model, random.model) == ("clip_vit_b16", "clip_vit_b16_random60")
+    assert (random.final_tokens, len(random.samples_ms)) == (38, 6)
+    assert f"{random.times.ratio_to_dense:.3f} [" in said.out
+    assert "clip_vit_b16: float32, eager, threads 1, batch 1: 2 of 2 models timed" in said.err
+    assert f"| 1 | random60 | 38 | {random.gflops:.2f} |" in page.read_text("utf-8")
+    monkeypatch.setattr(latency, "time_runnables", None)
+    assert main(argv) == 0
+    assert file.read_bytes() == before
+    assert capsys.readouterr().out == said.out
+    with pytest.raises(TypeError, match="not callable"):
+        main([*argv, "--fresh"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--batches 0", "--batches 0: expected a number from 1"),
+        ("--threads 0", "--threads 0: expected a number from 1 to 1024"),
+        ("--rounds 5", "--rounds 5: expected a number from 6"),
+        ("--seconds -1", "--seconds -1: expected a number from 0"),
+        ("--seconds nan", "--seconds nan"),
+        ("--dtypes float23", "--dtypes 'float23': did you mean 'float32'"),
+        ("--ways cudagraphs", "did you mean 'cuda-graphs'"),
+        ("--methods golden", "--methods 'golden'"),
+        ("--keeps 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
+        ("--device cudda", "--device 'cudda' can't be used here"),
+    ],
+)
+def test_wrong_use_is_refused(
+    flags: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(towers, "load_tower", None)
+    assert main(["latency", "--model", "clip_vit_s14_tome60", *flags.split()]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_each_device_has_its_usual_batches():
+    assert latency.batches_for("cpu", None) == latency.CPU_BATCHES
+    assert latency.batches_for("cuda:1", None) == latency.CUDA_BATCHES
+    assert latency.batches_for("cuda", [4, 2, 4]) == (4, 2)
+
+
+@pytest.mark.parametrize(("load", "busy"), [(1.9, True), (0.4, False), (None, False)])
+def test_a_busy_machine_is_reported_before(
+    load: Any, busy: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+):
+    monkeypatch.setattr("harness.measure.timing.load_1min", lambda: load)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(latency, "measure_latency", lambda *_: iter([]))
+    assert main([*RANDOM.split(), "--output", str(tmp_path / "out")]) == 0
+    assert ("this machine is busy: a load of 1.9 on 2 cores" in capsys.readouterr().err) is busy
+
+
+@pytest.mark.cuda
+@pytest.mark.slow
+def test_the_embedded_model_is_timed_in_every_way_that_cuda_has(tmp_path: Path):
+    argv = "latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --device cuda --batches 1 32"
+    ways = "--ways eager compile cuda-graphs --dtypes float16"
+    assert main([*argv.split(), *ways.split(), "--output", str(tmp_path)]) == 0
+    for record in read_latencies(tmp_path / "latency.jsonl"):
+        assert record.failed is None
+        assert record.stopwatch == "CUDA events"
+        assert record.peak_mib is not None
+
+
+@pytest.mark.usefixtures("benchmark")
+def test_larger_images_are_timed_in_tables_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = [*RANDOM.split(), "--output", str(tmp_path), "--image-sizes"]
+    assert main([*argv, "64", "96"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "64x64 px" in out
+    assert "96x96 px" in out
+    rows = read_latencies(tmp_path / "latency.jsonl")
+    assert [(row.image_size, row.final_tokens) for row in rows] == [
+        ((64, 64), 64), ((64, 64), 38), ((96, 96), 144), ((96, 96), 86),
+    ]  # fmt: skip
+    assert rows[2].gflops > 2 * rows[0].gflops
+    assert main([*argv, "100"]) == 2
+    assert "--image-sizes 100: expected multiples of the patches' 8 pixels, from 8" in capsys.readouterr().err

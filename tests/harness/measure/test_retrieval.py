@@ -14,8 +14,8 @@ from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings
 from harness.measure import compare
 from harness.measure.compare import compare as compared
-from harness.measure.evaluate import captions_of
 from harness.measure.plan import Plan
+from harness.measure.rows import captions_of
 from harness.models.towers import Tower, caption_features
 from harness.records import metrics
 from harness.records.metrics import RECALL_AT, Captions, Sample, recalls

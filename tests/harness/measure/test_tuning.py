@@ -24,10 +24,10 @@ from harness.measure.rows import Variant, variants
 from harness.measure.tuning import Tuner, load_row, load_tuners
 from harness.models.towers import load_tower, text_classifier
 from harness.records.metrics import correct
-from zoo.core.digests import blocks_fingerprint, fingerprint
-from zoo.learning.prompt_learner import TuneConfig
+from zoo.core.files import blocks_fingerprint, fingerprint
+from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
-from zoo.loading.prompt_file import PromptFile, save_prompts
+from zoo.loading.learned_files import PromptFile, save_prompts
 
 ARCH, TAG = "clip_vit_b16", "openai"
 QUICK: dict[str, Any] = {"count": 2, "rounds": 2, "steps": 2, "batch": 3, "dtype": "float32"}

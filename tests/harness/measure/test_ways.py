@@ -28,24 +28,23 @@ def reduced(dense: zoo.ReducedViT, method: str | None) -> zoo.ReducedViT:
 
 
 @pytest.mark.parametrize(
-    ("way", "device", "message"),
+    ("flag", "way", "device", "message"),
     [
-        ("compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
-        (ways.REDUCE_OVERHEAD, CPU, "--ways reduce-overhead on --device .cpu."),
-        (ways.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
-        (ways.COMPILE, CPU, r"'no-such-compiler' isn't there: install it .*CXX"),
-        (ways.COMPILE, CUDA, "needs triton: pip install triton"),
+        ("--ways", "compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
+        ("--ways", ways.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
+        ("--ways", ways.REDUCE_OVERHEAD, CPU, "--ways reduce-overhead on --device .cpu."),
+        ("--runtimes", "onyx", CPU, "--runtimes 'onyx': did you mean 'onnx'"),
+        ("--runtimes", ways.ONNX, CUDA, "--runtimes onnx on --device 'cuda:0': exported files"),
+        ("--runtimes", ways.OPENVINO, CPU, r"needs openvino, onnx, onnxscript: pip install 'clip-patchrank\[export\]'"),
     ],
 )
 def test_what_a_device_cannot_do_is_refused(
-    way: str, device: torch.device, message: str, monkeypatch: pytest.MonkeyPatch
+    flag: str, way: str, device: torch.device, message: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(ways, "find_spec", lambda name: None)
+    monkeypatch.setattr("zoo.deploy.export.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
-        ways.check_ways([EAGER, way], device)
-    ways.check_ways([EAGER, ways.OPTIMIZED], device)
-    ways.check_ways([ways.CUDA_GRAPHS], CUDA)
+        ways.check_ways(flag, [EAGER, way], ["float32"], device)
+    ways.check_ways(flag, [EAGER, ways.OPTIMIZED, ways.COMPILE], ["float32"], device)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -67,9 +66,9 @@ def test_what_cannot_be_optimized_says_so():
     assert "nothing to optimise in ReducedEva" in str(ready.failed)
 
 
-@pytest.mark.slow
-def test_compiled_models_are_eager(dense: zoo.ReducedViT, images: Tensor):
-    vit = reduced(dense, "tome")
+def test_compiled_models_are_eager():
+    tower = timm.create_model("vit_small_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
+    vit, images = reduced(zoo.reduce(tower, method=None), "tome"), torch.randn(4, 3, 32, 32)
     with torch.inference_mode():
         features = ways.as_run(vit, ways.COMPILE, images)(images)
         assert ways.deviations(features, vit(images)).median() < 1e-4

@@ -22,9 +22,8 @@ from harness.apps.check import tower_names
 from harness.apps.setup import Setup
 from harness.base.hints import describe_error
 from harness.measure.rows import require_rows
-from harness.models.names import split_method, split_name
-from harness.models.towers import load_tower, random_tower
-from zoo.core.digests import fingerprint
+from harness.models.towers import load_tower, random_tower, split_method, split_name
+from zoo.core.files import fingerprint
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 Saved = Callable[..., str]

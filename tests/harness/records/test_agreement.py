@@ -163,7 +163,6 @@ TWO, NAN = np.zeros((2, 4)), float("nan")
         (agreement.match_chance, (0, 4), r"1\.\.4 .* got 0"),
         (agreement.border_overlap, (TWO, TWO, 0), r"on both sides: k must lie in 1\.\.3, got 0"),
         (agreement.border_overlap, (TWO, TWO, 4), r"on both sides: k must lie in 1\.\.3, got 4"),
-        (agreement.border_chance, (2, 4, 0), r"band must lie in \(0, 1\], got 0"),
     ],
 )
 def test_refusals_name_what_is_wrong(function: Any, arguments: Any, complaint: str):

@@ -25,7 +25,6 @@ from harness.records.record import (
     SCHEMA_VERSION,
     Record,
     Times,
-    conditions,
     earlier,
     fitting,
     images_digest,
@@ -37,15 +36,15 @@ from harness.records.record import (
 )
 
 CORRECT = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
-FROZEN = Path(__file__).parents[1] / "schema"
-[KNOWN] = read_records(FROZEN / "record.jsonl")
+FROZEN = Path(__file__).parents[1] / "schema" / "record.jsonl"
+[KNOWN] = read_records(FROZEN)
 ANSWERS = {"correct_bits": pack(CORRECT), "top1": 0.5, "top1_low": 0.24, "top1_high": 0.76}
 ANSWERS |= {"image_count": 10, "shots": 16, "tuning": "t", "prompt_tokens": 8}
 CONFIG = {"reduce_at": [3], "name": "ü", "fuse": False, "rate": None}
 FULL = replace(KNOWN, **ANSWERS, method_config=CONFIG, uncounted_operators=("aten::linalg_inv",))
-MEASURED = names_of(Record, "measurement")
 OTHERS = [name for name in METRICS if name != "top1"]
-NOTHING = dict.fromkeys(name for name in (*MEASURED, *OTHERS) if name != "metrics") | {"latency": ()}
+MEASURED = (name for name in names_of(Record, "measurement") if name != "metrics")
+NOTHING = dict.fromkeys((*MEASURED, *OTHERS)) | {"latency": ()}
 NAMED = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0, "method_config": {}}
 DENSE = replace(FULL, git_commit=None, **NOTHING, **NAMED)
 
@@ -55,26 +54,26 @@ def test_records_round_trip_and_append(tmp_path: Path):
     write_records(path, [DENSE, FULL])
     before = path.read_bytes()
     write_records(path, [FULL])
-    assert read_records(path) == [DENSE, FULL, FULL]
+    assert read_records(path) == read_run(path) == read_run(path.parent) == [DENSE, FULL, FULL]
     assert path.read_bytes().startswith(before)
-    assert [entry.name for entry in path.parent.iterdir()] == ["records.jsonl"]
-
-
-def test_a_line_starts_with_the_schema_and_says_null_for_unmeasured(tmp_path: Path):
-    path = tmp_path / "records.jsonl"
-    write_records(path, [DENSE])
-    assert path.read_text().startswith('{"schema_version": 8, ')
-    values = json.loads(path.read_text())
+    values = json.loads(before.splitlines()[0])
     assert list(values) == [field.name for field in fields(Record)]
     assert {values[name] for name in ("golden_images", "tokens_per_block")} == {None}
     assert values["metrics"].keys() == {"top1"}
 
 
+def test_the_frozen_line_is_read_and_written_as_it_is(tmp_path: Path):
+    """Fields changed: raise SCHEMA_VERSION, and freeze a line of the new version."""
+    assert json.loads(FROZEN.read_text())["schema_version"] == SCHEMA_VERSION
+    write_records(tmp_path / "again.jsonl", [KNOWN])
+    assert (tmp_path / "again.jsonl").read_text() == FROZEN.read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"method_config": {"x": float("nan")}}, "method_config of .*: .*not JSON compliant"),
-        ({"method_config": {"x": np.float32(1)}}, "method_config of clip_vit_s14: .*float32"),
+        ({"method_config": {"x": float("nan")}}, "clip_vit_s14: .*not JSON compliant"),
+        ({"method_config": {"x": np.float32(1)}}, "clip_vit_s14: .*float32"),
         ({"threads": "two"}, "threads must be int, got 'two'"),  # as reading would
     ],
 )
@@ -101,20 +100,17 @@ def metric(name: str, **changes: object) -> Callable[[dict[str, Any]], object]:
     [
         (without("golden_images"), "missing field 'golden_images'"),
         (changed(image_sizes=1), "unknown field 'image_sizes', did you mean: image_size"),
-        (changed(zzz=1.0), "unknown field 'zzz', did you mean: none"),
         (metric("tau", zzz=1), "metric 'tau': unknown field 'zzz'"),
-        (metric("tau", mean=None), "metric 'tau': mean must be"),
         (changed(metrics={"tau": {}}), "metric 'tau': missing field 'mean'"),
-        (changed(metrics={"tau": 0.3}), "metric 'tau': it must be Measured, got 0.3"),
+        (changed(metrics={"tau": 0.3}), "metric 'tau': .* got 0.3"),
+        (changed(metrics=[3]), r"metrics must be .*, got \[3\]"),
         (changed(schema_version=6), "schema_version is 6, this version reads 8"),
         (changed(schema_version=True), "schema_version is True"),
         (without("schema_version"), "schema_version is None"),
         (changed(shots=1.5), "shots must be int, got 1.5"),
-        (changed(shots=True), "shots must be int, got True"),
         (metric("tau", mean="0.3"), "metric 'tau': mean must be .* got '0.3'"),
         (changed(tokens_per_block=[1, "2"]), "tokens_per_block must be int, got '2'"),
         (changed(latency=[{"batch": 1}]), "missing field 'median_ms'"),
-        (changed(method_config=[]), r"method_config must be dict, got \[\]"),
         (metric("top1", mean=0.6), "top1 is 0.6, but its values say 0.5"),
         (metric("top1", values=None), "top1 is 0.5, but its values say None"),
         (metric("top1", low=0.51), "metric 'top1': need low <= mean <= high"),
@@ -122,17 +118,15 @@ def metric(name: str, **changes: object) -> Callable[[dict[str, Any]], object]:
         (metric("tau", high=float("nan")), "NaN is no number"),
         (metric("top1", values="bits:b1"), "values of 1 bytes are not of 10 images"),
         (metric("top1", values="bits:b181"), "are not of 10 images"),
-        (metric("top1", values="b180"), "values must begin with 'bits:' or 'half:', got 'b180'"),
-        (without("tuning"), "missing field 'tuning'"),
-        (changed(tuning=None), "tuning must be None at 0 shots and only there, got None"),
-        (changed(shots=0), "tuning must be None at 0 shots and only there, got 't'"),
-        (changed(tuning="prob"), "tuning 'prob': did you mean 'probe'"),
-        (changed(tuning="probe"), "prompt_tokens of tuning 'probe' is 8"),
-        (changed(prompt_tokens=None), "prompt_tokens of tuning 't' is None"),
+        (metric("top1", values="b180"), "got 'b180'"),
+        (changed(tuning=None), "tuning must .* got None"),
+        (changed(shots=0), "tuning must .* got 't'"),
+        (changed(tuning="prob"), "tuning .* did you mean 'probe'.* got 'prob'"),
+        (changed(tuning="probe"), "prompt_tokens must suit tuning 'probe', got 8"),
+        (changed(prompt_tokens=None), "prompt_tokens must suit tuning 't', got None"),
         (changed(keep=60.0), r"keep must lie in \(0, 1\], got 60.0"),
         (changed(images_sha256="ab"), "images_sha256 must be 64 hex digits, got 'ab'"),
-        (changed(uncounted_operators=[1]), "uncounted_operators must be str, got 1"),
-        (changed(image_size=196), r"image_size must be tuple\[int, ...\] \| None, got 196"),
+        (changed(image_size=196), r"image_size must be .*, got 196"),
         (changed(created="2026-01-02T03:04:05"), "created must be UTC"),
     ],
 )
@@ -143,6 +137,33 @@ def test_reading_names_file_line_and_field(tmp_path: Path, change: Callable[[dic
     change(values)
     with path.open("a") as file:
         file.write(json.dumps(values) + "\n")
+    with pytest.raises(ValueError, match=rf"records\.jsonl, line 2: .*{complaint}"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "complaint"),
+    [
+        ("keep", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("keep", "9" * 401, "has 401 digits"),
+        ("keep", "1e999", "no finite number"),
+        ("keep", "Infinity", "Infinity is no number"),
+        ("metrics", '{"gflops": {"mean": -3.5}}', r"gflops must lie in \[0, inf\], got -3.5"),
+        ("metrics", '{"tau": {"mean": 5}}', r"tau must lie in \[-1, 1\], got 5"),
+        ("tag", '"a\\u0000b"', r"'a\\x00b' holds the control character '\\x00'"),
+        ("tag", '"\\u009b31m"', r"control character '\\x9b'"),
+        ("tag", '"\\ud800"', r"control character '\\ud800'"),
+        ("method_config", '{"a": 1, "\\u001b": [1]}', r"control character '\\x1b'"),
+        ("tag", '"a", "tag": "b"', "field 'tag' is there twice"),
+    ],
+)
+def test_a_value_that_no_record_has_is_refused_with_its_line(tmp_path: Path, field: str, text: str, complaint: str):
+    path = tmp_path / "records.jsonl"
+    write_records(path, [FULL])
+    values = json.loads(path.read_text())
+    rest = json.dumps({name: value for name, value in values.items() if name != field})
+    with path.open("a") as file:
+        file.write(f'{rest[:-1]}, "{field}": {text}}}\n')
     with pytest.raises(ValueError, match=rf"records\.jsonl, line 2: .*{complaint}"):
         read_records(path)
 
@@ -164,63 +185,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, content: bytes, compl
                 read(path)
 
 
-@pytest.mark.parametrize(
-    ("field", "text", "complaint"),
-    [
-        ("keep", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
-        ("keep", "9" * 401, "has 401 digits"),
-        ("keep", "1e999", "no finite number"),
-        ("keep", "Infinity", "Infinity is no number"),
-        ("keep", "NaN", "NaN is no number"),
-        ("metrics", '{"gflops": {"mean": -3.5}}', r"gflops must lie in \[0, inf\], got -3.5"),
-        ("metrics", '{"tau": {"mean": 5}}', r"tau must lie in \[-1, 1\], got 5"),
-        ("metrics", '{"cosine_distance": {"mean": 2.5}}', r"cosine_distance must lie in \[0, 2\]"),
-        ("tag", '"a\\u0000b"', r"'a\\x00b' holds the control character '\\x00'"),
-        ("tag", '"\\u001b[31mred"', r"control character '\\x1b'"),
-        ("tag", '"\\u009b31m"', r"control character '\\x9b'"),
-        ("tag", '"\\ud800"', r"control character '\\ud800'"),
-        ("method_config", '{"a": 1, "\\u001b": [1]}', r"control character '\\x1b'"),
-        ("tag", '"a", "tag": "b"', "field 'tag' is there twice"),
-    ],
-)
-def test_a_value_that_no_record_has_is_refused_with_its_line(tmp_path: Path, field: str, text: str, complaint: str):
-    path = tmp_path / "records.jsonl"
-    write_records(path, [FULL])
-    values = json.loads(path.read_text())
-    rest = json.dumps({name: value for name, value in values.items() if name != field})
-    with path.open("a") as file:
-        file.write(f'{rest[:-1]}, "{field}": {text}}}\n')
-    with pytest.raises(ValueError, match=rf"records\.jsonl, line 2: .*{complaint}"):
-        read_records(path)
-
-
-def test_the_frozen_line_is_read_and_written_as_it_is(tmp_path: Path):
-    """Fields changed: raise SCHEMA_VERSION, and freeze a line of the new version."""
-    text = (FROZEN / "record.jsonl").read_text()
-    assert json.loads(text)["schema_version"] == SCHEMA_VERSION
-    write_records(tmp_path / "again.jsonl", [KNOWN])
-    assert (tmp_path / "again.jsonl").read_text() == text
-
-
-OTHER = {"caption_count": 9, "tuning": "v", "images_sha256": "ef" * 32, "image_size": (224, 224)}
-
-
-@pytest.mark.parametrize("name", CONDITIONS)
-def test_each_condition_is_refused_when_it_differs(name: str):
-    change = getattr(FULL, name)
-    change = change + 1 if isinstance(change, int) else f"other {change}"
-    change = OTHER.get(name, change)
-    more = {"image_count": {"correct_bits": pack(np.append(CORRECT, True)), "top1": 6 / 11}}
-    other = replace(FULL, **{name: change, **more.get(name, {})})
-    with pytest.raises(ValueError, match=f"records of different {name} cannot") as refused:
-        refuse_mixed([DENSE, FULL, other])
-    both = "clip_vit_s14, clip_vit_s14_patchrank60"
-    words = f": {name} {getattr(DENSE, name)!r} ({both}) and {change!r} (clip_vit_s14_patchrank60);"
-    assert words in str(refused.value)
-
-
 def test_all_that_differs_is_named_with_the_command_that_shows_both():
-    assert conditions(DENSE) == conditions(FULL)
     refuse_mixed([])
     refuse_mixed([DENSE, FULL])
     others = [replace(FULL, model=f"m{at}", device_name="another", torch=f"2.1{at}.0+cpu") for at in range(5)]
@@ -234,94 +199,84 @@ def test_all_that_differs_is_named_with_the_command_that_shows_both():
 def test_the_digest_of_images_tells_order_names_and_number():
     lists = [["a", "b"], ["b", "a"], ["ab"], ["a", "b", "b"], ["a,b"], ["1:a"], [], [""], ["é"]]
     assert len({images_digest(names) for names in lists}) == len(lists)
-    assert images_digest(iter(["a", "b"])) == images_digest(("a", "b"))
     # sha256 of "1:a1:b", by another program
-    assert images_digest(["a", "b"]).startswith("facdde7abf1eac5b")
-
-
-def test_bits_are_bools_in_image_order():
-    assert pack(CORRECT) == "bits:b180"
-    np.testing.assert_array_equal(unpack("bits:b180", 10), CORRECT)
-
-
-def timed(batch: int) -> Times:
-    return Times(batch=batch, median_ms=2.0, q1_ms=1.0, q3_ms=3.0, images_per_s=9.0)
+    assert images_digest(iter(["a", "b"])).startswith("facdde7abf1eac5b")
 
 
 def row(**changes: Any) -> Record:
     """Return a row of random pruning without agreement, timed at batches 1 and 32."""
     named = {"model": "clip_vit_s14_random60", "method": "random", "method_config": {"keep": 0.6}}
-    near = FULL.metrics["cosine_distance"]
-    facts = NOTHING | named | {"cosine_distance": near, "latency": (timed(1), timed(32)), "gflops": 3.5}
-    return replace(FULL, **facts | changes)
+    latency = tuple(Times(batch=n, median_ms=2.0, q1_ms=1.0, q3_ms=3.0, images_per_s=9.0) for n in (1, 32))
+    measured = {"cosine_distance": FULL.metrics["cosine_distance"], "latency": latency, "gflops": 3.5}
+    return replace(FULL, **NOTHING | named | measured | changes)
 
 
 BLANK: dict[str, Any] = {**NOTHING, "top1": None, "created": "2026-02-02T02:02:02+00:00"}
 AS_DENSE: dict[str, Any] = {"model": "clip_vit_s14", "method": "dense", "keep": 1.0}
-
-
-def test_a_record_of_the_same_conditions_is_used_again(tmp_path: Path):
-    write_records(tmp_path / "r.jsonl", [row(seed=1), row(git_commit="old"), row()])
-    known = read_records(tmp_path / "r.jsonl")
-    assert fitting(row(**BLANK), known, [1, 32]) is known[2]  # the newest
-    assert fitting(row(**BLANK), known, [1]) is known[2]
-    assert fitting(row(**BLANK), known, [1, 8]) is None  # there is no latency at 8
-    assert fitting(row(**BLANK), known[:2], []) is known[1]
-    assert fitting(row(**BLANK), [], []) is None
-
-
 ANOTHER = {
     **{"version": "0.2.0", "model": "clip_vit_s14_random50", "method": "evit", "keep": 0.5},
     **{"method_config": {"keep": 0.5}, "tag": "other", "weights_sha256": "cd", "dataset": "emoji"},
     **{"dataset_revision": "34cd", "split": "val", "shots": 8, "tuning": "v", "prompt_tokens": 4},
     **{"seed": 1, "device": "cuda:0", "device_name": "another processor", "dtype": "bfloat16"},
     **{"threads": 3, "torch": "2.14.0", "timm": "1.0.32", "images_sha256": "cd" * 32},
-    **{"image_size": (224, 224), "classes_judged": (4, 7), "caption_count": 3},
+    **{"image_size": (224, 224), "classes_judged": (4, 7), "caption_count": 3, "image_count": 8},
 }
 
 
 @pytest.mark.parametrize("field", ANOTHER)
-def test_another_condition_is_measured_anew(field: str):
+def test_another_condition_is_measured_anew_and_stands_in_no_column(field: str):
+    assert set(CONDITIONS) < set(ANOTHER)
+    change = {field: ANOTHER[field]}
     assert fitting(row(**BLANK), [row()], [1]) is not None
-    assert fitting(row(**{**BLANK, field: ANOTHER[field]}), [row()], [1]) is None
-    assert fitting(row(**BLANK, image_count=8), [row()], []) is None
+    assert fitting(row(**BLANK | change), [row()], [1]) is None
+    if field in CONDITIONS:
+        with pytest.raises(ValueError, match=f"records of different {field} cannot") as refused:
+            refuse_mixed([row(), row(**BLANK | change)])
+        model = "(clip_vit_s14_random60)"
+        assert f": {field} {getattr(row(), field)!r} {model} and {ANOTHER[field]!r} {model};" in str(refused.value)
 
 
-def test_agreement_is_measured_where_golden_rankings_turned_up():
-    known, blank = row(), row(**BLANK)
-    assert fitting(blank, [known], [], ranked=True) is None
-    weighted = {"weighted_tau": 0.5, "weighted_tau_low": 0.4, "weighted_tau_high": 0.6}
-    agreed = replace(known, **weighted)
-    assert fitting(blank, [agreed, known], [], ranked=True) is agreed
-    whole = row(**AS_DENSE)  # nothing was dropped, so there is no ranking to agree
-    assert fitting(row(**BLANK | AS_DENSE), [whole], [], ranked=True) is whole
-
-
-def test_a_golden_row_has_no_latency_to_wait_for():
+def test_a_record_of_the_same_conditions_is_used_again(tmp_path: Path):
+    write_records(tmp_path / "r.jsonl", [row(seed=1), row(git_commit="old"), row()])
+    known = read_records(tmp_path / "r.jsonl")
+    assert fitting(row(**BLANK), known, [1, 32]) is known[2]  # the newest
+    assert fitting(row(**BLANK), known, [1, 8]) is None  # there is no latency at 8
+    assert fitting(row(**BLANK), known[:2], []) is known[1]
     golden = {"model": "clip_vit_s14_golden60", "method": "golden"}
-    known = replace(row(**golden), latency=(), gflops=None)
-    assert fitting(row(**{**BLANK, **golden}), [known], [1, 32]) is known
+    untimed = replace(row(**golden), latency=(), gflops=None)
+    assert fitting(row(**BLANK | golden), [untimed], [1, 32]) is untimed
 
 
-def test_closeness_to_dense_is_measured_where_it_was_not():
-    nothing: dict[str, Any] = dict.fromkeys(("cosine_distance", "cosine_low", "cosine_high"))
+def test_agreement_and_closeness_are_measured_where_they_were_not():
+    known, blank = row(), row(**BLANK)
+    assert fitting(blank, [known], [], ranked=True) is None  # golden rankings turned up
+    agreed = replace(known, weighted_tau=0.5, weighted_tau_low=0.4, weighted_tau_high=0.6)
+    assert fitting(blank, [agreed, known], [], ranked=True) is agreed
+    whole = row(**AS_DENSE, cosine_distance=None)  # nothing was dropped, so there is no ranking to agree
+    assert fitting(row(**BLANK | AS_DENSE), [whole], [], ranked=True) is whole
     by_text: dict[str, Any] = {"shots": 0, "tuning": None, "prompt_tokens": None}
-    assert fitting(row(**{**BLANK, **by_text}), [row(**nothing, **by_text)], []) is None
-    alone = row(**nothing)  # tuned, and maybe judged without a dense row beside it
-    assert fitting(row(**BLANK), [alone], []) is alone
-    whole = row(**nothing | AS_DENSE)
-    assert fitting(row(**BLANK | AS_DENSE), [whole], []) is whole
+    assert fitting(row(**BLANK | by_text), [row(cosine_distance=None, **by_text)], []) is None
+    alone = row(cosine_distance=None)  # tuned, and maybe judged without a dense row beside it
+    assert fitting(blank, [alone], []) is alone
 
 
 def test_a_command_that_was_killed_goes_on_from_its_last_whole_line(tmp_path: Path):
-    path = tmp_path / "records.jsonl"
+    path = tmp_path / "it's.jsonl"
     write_records(path, [row(), row(seed=1)])
-    path.write_bytes(path.read_bytes()[:-5])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match=r"it's\.jsonl, line 2: torn, .* drop it with: ") as error:
+        read_records(path)
     console = Console(file=io.StringIO(), width=1000)
-    assert earlier(path, Progress(console), fresh=False) == [row()]
-    assert f"{path}: the last line was torn" in console.file.getvalue()
-    assert earlier(path, Progress(console), fresh=False) == [row()]
-    assert console.file.getvalue().count("torn") == 1
+    for _ in range(2):
+        assert earlier(path, Progress(console), fresh=False) == [row()]
+    assert console.file.getvalue().count(f"{path}: the last line was torn") == 1
+    path.write_bytes(whole[:-5])
+    command = shlex.split(str(error.value).split("drop it with: ")[1])
+    assert command[:2] == ["python", "-c"]
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    write_records(path, [row(seed=1)])
+    assert path.read_bytes() == whole
 
 
 def test_a_run_is_a_file_or_the_folder_of_one(tmp_path: Path):
@@ -329,12 +284,9 @@ def test_a_run_is_a_file_or_the_folder_of_one(tmp_path: Path):
         read_run(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match=r"it holds no records\.jsonl; expected a file of"):
         read_run(tmp_path)
-    path = tmp_path / "records.jsonl"
-    path.touch()
+    (tmp_path / "records.jsonl").touch()
     with pytest.raises(ValueError, match=r"records\.jsonl holds no records"):
         read_run(tmp_path)
-    write_records(path, [FULL, row(seed=1)])
-    assert read_run(tmp_path) == read_run(path) == [FULL, row(seed=1)]
 
 
 @given(
@@ -349,6 +301,8 @@ def test_values_round_trip(values: np.ndarray):
 
 
 def test_values_are_kept_with_three_digits_and_are_finite():
+    assert pack(CORRECT) == "bits:b180"
+    np.testing.assert_array_equal(unpack("bits:b180", 10), CORRECT)
     assert unpack(pack([0.01234567]), 1)[0] == pytest.approx(0.01234567, rel=5e-4)
     for wrong in ([[1.0]], [float("nan")], [1e6]):
         with pytest.raises(ValueError, match=r"values must be \(n,\)|finite numbers"):
@@ -366,17 +320,9 @@ def test_a_record_has_values_per_image_where_a_metric_names_them():
     assert own.per_image("kl_to_dense") is own.per_image("gflops") is None
     with pytest.raises(ValueError, match=r"cosine_distance is 0\.021, but its values say 0.0199"):
         replace(own, cosine_distance=0.021)
-
-
-UNLABELLED = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high"))
-
-
-def test_without_labels_there_is_no_top1_and_a_record_says_so(tmp_path: Path):
-    own = replace(DENSE, **UNLABELLED)
-    write_records(tmp_path / "r.jsonl", [own])
-    assert read_records(tmp_path / "r.jsonl") == [own]
+    unlabelled = replace(DENSE, **dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high")))
     with pytest.raises(ValueError, match="fashion has no labels"):
-        _ = own.correct
+        _ = unlabelled.correct
 
 
 def test_packed_records_are_read_and_what_is_no_whole_gzip_file_is_refused(tmp_path: Path, monkeypatch: Any):
@@ -395,18 +341,3 @@ def test_packed_records_are_read_and_what_is_no_whole_gzip_file_is_refused(tmp_p
     monkeypatch.setattr("harness.base.lines.MOST_UNPACKED", 99)
     with pytest.raises(ValueError, match="unpacks to more than 99 bytes"):
         read_records(packed)
-
-
-def test_a_torn_last_line_is_named_with_the_command_that_drops_it(tmp_path: Path):
-    path = tmp_path / "it's.jsonl"
-    write_records(path, [DENSE, FULL])
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-9])
-    with pytest.raises(ValueError, match=r"it's\.jsonl, line 2: torn, .* drop it with: ") as error:
-        read_records(path)
-    command = shlex.split(str(error.value).split("drop it with: ")[1])
-    assert command[:2] == ["python", "-c"]
-    subprocess.run([sys.executable, *command[1:]], check=True)
-    assert read_records(path) == [DENSE]
-    write_records(path, [FULL])
-    assert path.read_bytes() == whole

@@ -76,11 +76,6 @@ def test_the_bootstrap_of_a_quantile_is_the_slow_one(groups: int | None):
     assert low <= estimate <= high
 
 
-def test_a_quantile_has_a_share():
-    with pytest.raises(ValueError, match=r"q in \(0, 1\), got 5"):
-        statistics.bootstrap_quantile([1.0, 2.0], 5, seed=0)
-
-
 @pytest.mark.parametrize("n", [6, 7, 10, 11, 25, 50])
 def test_median_interval_is_the_narrowest_that_covers(n: int):
     median, low, high = statistics.median_interval(list(np.arange(n)[::-1]))
@@ -145,41 +140,24 @@ def found(n: int, discordance: float, difference: float) -> float:
     return float(times[np.array(p) <= 0.05].sum() / 4000)
 
 
-@pytest.mark.parametrize(
-    ("n", "discordance", "power"), [(60, 0.4, 0.8), (300, 0.1, 0.8), (300, 0.3, 0.9), (2000, 0.05, 0.5)]
-)
-def test_the_minimum_detectable_difference_has_its_power(n: int, discordance: float, power: float):
-    least = statistics.minimum_detectable_difference(n, discordance, power)
+@pytest.mark.parametrize(("n", "discordance"), [(60, 0.4), (300, 0.1), (2000, 0.05)])
+def test_the_minimum_detectable_difference_has_its_power(n: int, discordance: float):
+    least = statistics.minimum_detectable_difference(n, discordance)
     assert 0 < least < discordance
-    assert found(n, discordance, least) == pytest.approx(power, abs=0.025)
-    assert found(n, discordance, 0.6 * least) < power - 0.1
+    assert found(n, discordance, least) == pytest.approx(statistics.POWER, abs=0.025)
+    assert found(n, discordance, 0.6 * least) < statistics.POWER - 0.1
 
 
 RIGHT, NAN = np.ones(3, bool), float("nan")
-DETECTABLE, FLIP = statistics.minimum_detectable_difference, statistics.sign_flip_exact
 REFUSALS: list[tuple[Any, tuple[object, ...], str]] = [
-    (statistics.wilson_interval, (-1, 5), "k=-1 and n=5"),
-    (statistics.wilson_interval, (6, 5), "k=6 and n=5"),
-    (statistics.wilson_interval, (0, 0), "k=0 and n=0"),
-    (statistics.paired_difference, (RIGHT, RIGHT[:2], 0), "got 3 and 2"),
-    (statistics.paired_difference, (RIGHT, np.ones(3, int), 0), "correct_b must be .* int64"),
-    (statistics.paired_difference, (RIGHT[:0], RIGHT[:0], 0), "got 0 and 0"),
+    (statistics.wilson_interval, (6, 5), r"k \(6\) .* n \(5\)"),
+    (statistics.paired_difference, (RIGHT, RIGHT[:2], 0), r"got \(3,\) bool and \(2,\) bool"),
+    (statistics.paired_difference, (RIGHT, np.ones(3, int), 0), r"bool and \(3,\) int64"),
+    (statistics.paired_difference, (RIGHT[:0], RIGHT[:0], 0), r"got \(0,\)"),
     (statistics.mean_interval, ([0.5],), "at least 2 values, got 1"),
     (statistics.bootstrap_mean, ([0.1, NAN], 0), "1 of 2 values are NaN"),
-    (statistics.bootstrap_counts, ([0.5, NAN], 0), "1 of 2 values are NaN"),
-    (statistics.paired_mean, ([0.5, 1.0], [0.5], 0), "same images for both, got 2 and 1"),
-    (statistics.sign_flip, ([0.5, NAN], 0), "1 of 2 values are NaN"),
     (statistics.sign_flip, ([], 0), "non-empty"),
-    (statistics.median_interval, ([],), "non-empty"),
-    (DETECTABLE, (0, 0.1), r"n >= 1 .* got 0 and 0\.1"),
-    (DETECTABLE, (10, 30), r"discordance in \[0, 1\], got 10 and 30"),
-    *((DETECTABLE, (10, 0.3, p), rf"must lie in \(0.05, 1\), got {p}") for p in (0.05, 1.0, 80.0, NAN)),
-    (statistics.holm, ([0.1, 1.5],), r"p-values must lie in \[0, 1\], got 0\.1 to 1\.5"),
-    (statistics.holm, ([0.1, NAN],), "1 of 2 values are NaN"),
-    *((FLIP, (wrong,), r"must be \(n,\) integers, got") for wrong in ([], [0.5], [True], [[1]], [NAN])),
-    (statistics.paired_p, (RIGHT, RIGHT[1:], 2, 2), "same images for both, got 3 and 2"),
-    (statistics.paired_p, (RIGHT, RIGHT[1:]), "same images for both, got 3 and 2"),
-    (statistics.paired_p, (RIGHT[:0], RIGHT[:0], 2, 2), r"integers, got \(0,\)"),
+    *((statistics.sign_flip_exact, (wrong,), r"must be \(n,\) integers, got") for wrong in ([], [0.5], [True], [[1]])),
 ]
 
 
@@ -304,8 +282,6 @@ def test_images_of_one_group_are_resampled_and_flipped_together():
     assert statistics.sign_flip(copies, 0) < 0.1 * statistics.sign_flip(copies, 0, groups)
     few = statistics.bootstrap_mean(copies, 0)
     assert few.high - few.low == pytest.approx(np.subtract(*statistics.bootstrap_mean(values, 0)[:0:-1]) / 2, rel=0.1)
-    with pytest.raises(ValueError, match="need a group of each image, got 30 and 120"):
-        statistics.bootstrap_mean(copies, 0, groups[:30])
 
 
 def test_groups_of_several_sizes_weigh_by_their_images():

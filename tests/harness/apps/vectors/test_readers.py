@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.apps.vectors.embed import errors_path, read_vectors
 from harness.apps.vectors.search import nearest
-from harness.apps.vectors.store import errors_path, read_vectors
 
 PAGE = Path(__file__).parents[4] / "docs" / "embed.md"
 # What the page leaves to its reader: ids, paths and vectors, and the hits of the first vector.

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from harness.apps.vectors.embed import VectorsProvenance, read_vectors
 from harness.apps.vectors.search import nearest, open_pictures, query_vector
-from harness.apps.vectors.store import VectorsProvenance, read_provenance, read_vectors
 from harness.cli.entry import main
 from harness.datasets import get_dataset
 from harness.models.towers import load_tower
@@ -57,7 +57,7 @@ def test_the_nearest_are_those_of_the_matrix_product(whole: Path):
 
 def test_pictures_and_texts_are_in_the_joint_space_of_the_shipped_tower(clothing: Path):
     names, embeddings = every(clothing / "vectors")
-    provenance = read_provenance(clothing / "vectors")
+    provenance = next(read_vectors(clothing / "vectors")).provenance
     clip = load_tower("clip_vit_s14").clip
     assert clip is not None
     right = 0
@@ -89,7 +89,9 @@ def test_the_command_shows_paths_and_a_sheet(clothing: Path, tmp_path: Path, cap
     assert first.std() > 10
     assert main([*command, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    found = nearest(clothing / "vectors", query_vector("ankle boot", read_provenance(clothing / "vectors")), 7)
+    found = nearest(
+        clothing / "vectors", query_vector("ankle boot", next(read_vectors(clothing / "vectors")).provenance), 7
+    )
     assert facts["hits"] == [
         {"rank": hit.rank, "score": hit.score, "id": hit.id, "path": hit.name} for hit in found.hits
     ]
@@ -124,13 +126,13 @@ def test_mistakes(words: str, quoted: str, clothing: Path, capsys):
     ({"kind": "texts", "text_weights": "other"}, "has other text_weights now"),
 ])  # fmt: skip
 def test_another_model_than_that_of_the_embeddings(facts: dict[str, str], quoted: str, clothing: Path):
-    provenance = dataclasses.replace(read_provenance(clothing / "vectors"), **facts)  # type: ignore[arg-type]
+    provenance = dataclasses.replace(next(read_vectors(clothing / "vectors")).provenance, **facts)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=quoted):
         query_vector("bag", provenance)
 
 
 def test_pictures_that_changed_are_not_shown(clothing: Path):
-    provenance: VectorsProvenance = read_provenance(clothing / "vectors")
+    provenance: VectorsProvenance = next(read_vectors(clothing / "vectors")).provenance
     assert len(open_pictures(provenance)) == 16
     with pytest.raises(ValueError, match="have changed since they were embedded"):
         open_pictures(dataclasses.replace(provenance, revision="other"))

@@ -1,0 +1,320 @@
+"""Public datasets by name, whose images lie below a root that the user names: public.toml, and a function per layout.
+
+Folders are those of CoOp's DATASETS.md (Zhou et al., IJCV 2022); docs/datasets.md names the papers.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from harness.base.terminal import Progress
+from harness.datasets.archives import Archive, provide
+from harness.datasets.base import SPLITS, Dataset, Split, SplitName, cached_json, keep_json, lines_of, require_unique
+from harness.datasets.folder import Entry, SplitFile, class_names, read_split_file
+from harness.datasets.images import EXTENSIONS, ImageList, list_files
+from zoo.core.files import digest, from_json
+
+CACHED_FROM = 20_000  # files; fewer are listed in no time
+TRAIN, VAL = "images/train", "images/val"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
+META = "ILSVRC2012_devkit_t12/data/meta.mat"
+VAL_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+CARVED = 50  # images of a class
+CARVED_SHARE = 5  # one in as many, of classes with few images
+
+
+class Listing(NamedTuple):
+    """What lies in a dataset's folder: class names by label, images by split, and the bytes that say so."""
+
+    classes: tuple[str, ...]
+    images: Mapping[SplitName, ImageList]
+    source: bytes = b""
+
+
+@dataclass(eq=False, kw_only=True)
+class RootedDataset(Dataset):
+    """A public dataset in a folder below a root.
+
+    What doesn't hang on the images is known without a root. Images, classes and whatever else is
+    read need ``at``.
+
+    folder: below the root. images: folder of the images, in that; what ``archives`` hold unless they say otherwise.
+    layout: of LAYOUTS, how what is there is listed; list_file: that does; synsets: which classes of ImageNet's there
+    are, see ``synsets_of``; numbered: whether class folders are called by label. counts: images per split of the whole
+    dataset, 0 where it has no such split. class_count: its number of classes. homepage: of the source, and page of
+    archives that have no other.
+    """
+
+    name: str
+    title: str
+    license: str
+    source: str
+    homepage: str
+    folder: str
+    images: str
+    archives: tuple[Archive, ...]
+    layout: str
+    class_count: int
+    counts: Mapping[SplitName, int]
+    list_file: str = ""
+    synsets: str = "imagenet"
+    numbered: bool = False
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    root: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.templates = tuple(self.templates)
+        self.listed_by_coop = self.layout in ("split file", "aircraft")
+        self.archives = tuple(
+            replace(one, page=one.page or self.homepage, holds=one.holds or (self.images if one.packed else one.file))
+            for one in self.archives
+        )
+
+    def at(self, root: Path, *, download: bool = False, progress: Progress | None = None) -> Self:
+        """Return the dataset as it lies below a root; archives that are there are unpacked.
+
+        With ``download`` what is missing is fetched, where that needs no licence.
+
+        Raises:
+            FileNotFoundError: no such root; or something is missing, see ``provide``.
+            NotADirectoryError: the root is a file.
+            ValueError: an archive or list is damaged, not the source's or not to be trusted.
+            OSError: a download failed, or there is no room.
+        """
+        whole = root.expanduser().absolute()
+        if whole.exists() and not whole.is_dir():
+            raise NotADirectoryError(f"--root {str(root)!r} is a file; give a folder")
+        if not whole.exists() and not download:
+            raise FileNotFoundError(
+                f"--root {str(root)!r}: there is no such folder; {self.name!r} is looked for in {self.folder!r} in it"
+            )
+        provide(self.name, whole / self.folder, self.archives, download=download, progress=progress or Progress())
+        return replace(self, root=whole)
+
+    @property
+    def place(self) -> Path:
+        """The folder of the dataset; without a root a FileNotFoundError."""
+        if self.root is None:
+            raise FileNotFoundError(
+                f"dataset {self.name!r} isn't shipped here; say where it lies: --root FOLDER, the folder that holds "
+                f"{self.folder!r}; docs/datasets.md says what belongs there"
+            )
+        return self.root / self.folder
+
+    @cached_property
+    def _listing(self) -> Listing:
+        return LAYOUTS[self.layout](self)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names by label, as CoOp and CLIP have them."""
+        return self._listing.classes
+
+    @property
+    def captions_seen(self) -> tuple[bool, ...]:
+        """True throughout: nobody knows, so no result counts as zero-shot."""
+        return (True,) * self.class_count
+
+    def _revision(self) -> str:
+        """12 hex digits over what lists the images and their names and sizes."""
+        return digest(self._listing.source, *(self._listing.images[split].facts for split in SPLITS), length=12)
+
+    def _split(self, name: SplitName) -> Split:
+        return self._listing.images[name].split()
+
+    def differences(self) -> list[str]:
+        """List what images are missing or empty; none is opened."""
+        return [line for split in SPLITS for line in self._listing.images[split].differences()]
+
+    def problems(self) -> list[str]:
+        """List in what the data differs from the whole dataset; no image is opened."""
+        found = {"classes": (len(self.classes), self.class_count)}
+        found |= {f"{name} images": (len(self.labels(name)), self.counts[name]) for name in SPLITS}
+        lines = [f"{what}: {own:,} instead of {whole:,}" for what, (own, whole) in found.items() if own != whole]
+        return lines + self.differences()
+
+
+def by_split_file(dataset: RootedDataset) -> Listing:
+    """List the images that a split file of CoOp names."""
+    path = dataset.place / dataset.list_file
+    content = read_split_file(path)
+    images = content.lists(dataset.place / dataset.images, dataset.name, f"split file {str(path)!r}")
+    return Listing(content.classes, images, sha256(content.source).digest())
+
+
+def as_aircraft(dataset: RootedDataset) -> Listing:
+    """List what the source's own lists name: the number of an image and a variant a line."""
+    names = ("variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS))
+    paths = [dataset.place / name for name in names]
+    if missing := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(
+            f"list {str(missing[0])!r} of {dataset.name!r} is missing; it is in {dataset.archives[0].file!r}"
+        )
+    variants = tuple(lines_of(paths[0]))
+    require_unique(variants, variants, f"list {str(paths[0])!r}")
+    entries: dict[SplitName, list[Entry]] = {split: [] for split in SPLITS}
+    for split, path in zip(SPLITS, paths[1:], strict=True):
+        for number, line in enumerate(lines_of(path), start=1):
+            image, _, variant = line.partition(" ")
+            if not image.isdecimal() or variant not in variants:
+                raise ValueError(
+                    f"list {str(path)!r}, line {number}: {line!r} isn't the number of an image and a variant of "
+                    f"{names[0]}"
+                )
+            entries[split].append(Entry(f"{image}.jpg", variants.index(variant), variant))
+    where = f"lists of {dataset.name!r} in {str(dataset.place)!r}"
+    class_names(entries, where)
+    source = b"\0".join(path.read_bytes() for path in paths)
+    images = SplitFile(source, entries, variants).lists(dataset.place / dataset.images, dataset.name, where)
+    return Listing(variants, images, source)
+
+
+def synsets_of(subset: str) -> tuple[str, ...]:
+    """Return the WordNet numbers of "imagenet", "imagenet_a" or "imagenet_r", as timm has them."""
+    return tuple(files("timm.data").joinpath("_info", f"{subset}_synsets.txt").read_text().split())
+
+
+def captions_of(synsets: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names that CLIP chose for classes of ImageNet.
+
+    Two names stand for two classes each, "missile" and "sunglasses", as they do in CLIP's list: by
+    text nobody can tell these apart.
+    """
+    from open_clip import IMAGENET_CLASSNAMES
+
+    names = dict(zip(synsets_of("imagenet"), IMAGENET_CLASSNAMES, strict=True))
+    return tuple(names[synset] for synset in synsets)
+
+
+def by_class_folder(dataset: RootedDataset) -> Listing:
+    """List images to test by, in a folder per class, which is called by its WordNet number or by its label."""
+    synsets = synsets_of(dataset.synsets)
+    folders = tuple(map(str, range(len(synsets)))) if dataset.numbered else synsets
+    tested = _class_images(dataset, dataset.images, folders)
+    none = tested.subset(np.zeros(len(tested.labels), dtype=np.bool_))
+    return Listing(captions_of(synsets), {"train": none, "val": none, "test": tested})
+
+
+def _class_images(dataset: RootedDataset, images: str, folders: tuple[str, ...]) -> ImageList:
+    """List the images of class folders, class by class; other folders are left out."""
+    listing = class_folders(dataset.place / images)
+    present = [listing.get(name, {}) for name in folders]
+    return ImageList(
+        root=dataset.place / images,
+        paths=[f"{folder}/{name}" for folder, inner in zip(folders, present, strict=True) for name in inner],
+        labels=np.repeat(np.arange(len(present)), [len(inner) for inner in present]),
+        sizes=np.array([size for inner in present for size in inner.values()], np.int64),
+        prefix=f"{dataset.name}/{images}",
+    )
+
+
+def class_folders(folder: Path) -> dict[str, dict[str, int]]:
+    """List the images in each folder of a folder, sorted, with their bytes; nothing where there is no such folder.
+
+    A long listing is kept in the user's cache as long as no folder says that a name was added or removed; a file that
+    was overwritten in place goes unnoticed.
+    """
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        inner = sorted((e.name, e.stat().st_mtime_ns) for e in entries if e.name[0] != "." and e.is_dir())
+    file, kept = cached_json("folders", os.path.realpath(folder), inner)
+    listing: dict[str, dict[str, int]] = kept or {name: _list_images(folder / name) for name, _ in inner}
+    if kept is None and sum(map(len, listing.values())) >= CACHED_FROM:
+        with suppress(OSError, RuntimeError):  # a cache that can't be written costs time only
+            keep_json(file, listing)
+    return listing
+
+
+def _list_images(folder: Path) -> dict[str, int]:
+    with os.scandir(folder) as entries:  # a million: without a Path for each
+        images = (e for e in entries if e.name[0] != "." and f".{e.name.rpartition('.')[2].lower()}" in EXTENSIONS)
+        return dict(sorted((entry.name, entry.stat().st_size) for entry in images if entry.is_file()))
+
+
+def as_imagenet(dataset: RootedDataset) -> Listing:
+    """List ImageNet: test is the official validation set, as in CoOp; val is carved out of the training images.
+
+    CoOp chooses by the test images. Here, of each class the 50 training images whose names have the
+    smallest sha256 make val (a fifth, where a class has fewer than 250), and the others train. The
+    validation images may lie in folders by class or, as shipped, in one. Without the training
+    images train and val are empty.
+    """
+    synsets = synsets_of("imagenet")
+    test = _class_images(dataset, VAL, synsets)
+    if not len(test.labels):
+        test = _unsorted(dataset, synsets)
+    whole = _class_images(dataset, TRAIN, synsets)
+    hashes = b"".join(sha256(path.rpartition("/")[2].encode()).digest()[:8] for path in whole.paths)
+    order = np.frombuffer(hashes, dtype=">u8")
+    carved = np.zeros(len(order), dtype=np.bool_)
+    starts = np.searchsorted(whole.labels, np.arange(len(synsets) + 1))
+    for start, end in pairwise(starts.tolist()):
+        most = min(CARVED, (end - start) // CARVED_SHARE)
+        carved[start + np.argsort(order[start:end], kind="stable")[:most]] = True
+    images: dict[SplitName, ImageList] = {"train": whole.subset(~carved), "val": whole.subset(carved), "test": test}
+    return Listing(captions_of(synsets), images)
+
+
+def _unsorted(dataset: RootedDataset, synsets: tuple[str, ...]) -> ImageList:
+    """List validation images that lie in one folder, in the order of those in class folders."""
+    folder, truth = dataset.place / VAL, dataset.place / TRUTH
+    labels = _labels_of_numbers(dataset.place / META, synsets)
+    numbers = truth.read_text(encoding="utf-8", errors="replace").split()
+    if unknown := [number for number in numbers if number not in labels]:
+        raise ValueError(f"{str(truth)!r}: {META!r} knows no class of number {unknown[0]!r}")
+    entries = []
+    for path in folder.iterdir():
+        if match := VAL_FILE.fullmatch(path.name):
+            if not 1 <= int(match[1]) <= len(numbers):
+                raise ValueError(f"image {str(path)!r}: {TRUTH!r} has {len(numbers):,} classes")
+            entries.append((labels[numbers[int(match[1]) - 1]], path.name))
+    entries.sort()
+    found = list_files(folder, [name for _, name in entries], [label for label, _ in entries], f"{dataset.name}/{VAL}")
+    return replace(found, names=[f"{synsets[label]}/{name}" for label, name in entries])
+
+
+def _labels_of_numbers(file: Path, synsets: tuple[str, ...]) -> dict[str, int]:
+    """Return labels by the challenge's own numbers of classes, which aren't in WordNet's order."""
+    from scipy.io import loadmat
+
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{str(file)!r} is missing, which tells the classes of unsorted validation images; get {DEVKIT!r} by hand, "
+            "or sort the images into folders by class"
+        )
+    try:
+        rows: Any = loadmat(str(file), squeeze_me=True)["synsets"]
+        pairs = [(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in np.atleast_1d(rows)]
+    except Exception as error:  # the reader raises whatever it stumbles over
+        raise ValueError(f"{str(file)!r} isn't the devkit's list of classes: {error}") from error
+    labels = {synset: label for label, synset in enumerate(synsets)}
+    return {str(number): labels[synset] for number, synset in pairs if synset in labels}
+
+
+LAYOUTS: Mapping[str, Callable[[RootedDataset], Listing]] = {
+    "split file": by_split_file, "aircraft": as_aircraft, "class folders": by_class_folder, "imagenet": as_imagenet,
+}  # fmt: skip
+
+
+def _read_table() -> Iterator[RootedDataset]:
+    """Make the datasets of public.toml."""
+    table = tomllib.loads(Path(__file__).with_name("public.toml").read_text("utf-8"))
+    for name, facts in table.items():
+        facts["archives"] = from_json(tuple[Archive, ...], facts["archives"], f"archives of {name}")
+        yield RootedDataset(name=name, **facts)
+
+
+DATASETS = tuple(_read_table())

@@ -1,0 +1,284 @@
+"""Public datasets, on small copies packed as their sources ship them: one contract over all, and ImageNet's own."""
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from packing import encoded, tarred, zipped
+from PIL import Image
+from scipy.io import savemat
+from timm.data import ImageNetInfo
+
+from harness.datasets import get_dataset, list_datasets
+from harness.datasets import public as module
+from harness.datasets.archives import Archive
+from harness.datasets.base import SPLITS
+from harness.datasets.public import DEVKIT, META, TRUTH, RootedDataset, captions_of, class_folders, synsets_of
+
+NAMES = [name for name in list_datasets() if isinstance(get_dataset(name), RootedDataset)]
+IN_TURN = ("train", "train", "train", "val", "test", "test")  # splits of a class's images
+Files = Mapping[str, bytes]
+
+
+class Copy(NamedTuple):
+    """A copy as shipped: archives by name, and the examples (id, label, bytes) by split."""
+
+    archives: Files
+    examples: dict[str, list[tuple[str, int, bytes]]]
+
+
+def photo(key: str) -> bytes:
+    return encoded(key, "JPEG")
+
+
+def pack(dataset: RootedDataset, files: Files) -> dict[str, bytes]:
+    """Pack files, by their paths below the dataset's folder, into its archives as the source does."""
+    packed: dict[str, bytes] = {}
+    for archive in reversed([one for one in dataset.archives if one.packed]):  # one that lies in another comes later
+        held = {path: data for path, data in (files | packed).items() if Path(path).is_relative_to(archive.holds)}
+        if not archive.loose:  # what lies beside it comes along
+            held |= {path: data for path, data in files.items() if Path(path).parent == Path()}
+        inside = archive.holds if archive.loose else "."
+        names = {f"{archive.strip}/{Path(p).relative_to(inside)}".strip("/"): data for p, data in held.items()}
+        names["README.txt"] = b"x"
+        packed[archive.file] = zipped(names.items()) if archive.file.endswith(".zip") else tarred(names.items(), "w:gz")
+    inner = {archive.holds for archive in dataset.archives}
+    return {file: data for file, data in packed.items() if file not in inner}
+
+
+def list_copy(dataset: RootedDataset) -> Copy:
+    """Two classes of a list, CoOp's or Aircraft's own; images lie in the folders that archives hold, in turn."""
+    inner, aircraft = {archive.file for archive in dataset.archives}, dataset.layout == "aircraft"
+    roots = [archive.holds for archive in dataset.archives if archive.packed and archive.holds not in inner]
+    lists: dict[str, list[Any]] = {split: [] for split in SPLITS}
+    examples: dict[str, list[tuple[str, int, bytes]]] = {split: [] for split in SPLITS}
+    files: dict[str, bytes] = {}
+    for number, (label, split) in enumerate(itertools.product((0, 1), IN_TURN)):
+        name = ("Yo_Yo", "apse/indoor")[label]
+        path = Path(roots[number % len(roots)]) / (f"{number:07}.jpg" if aircraft else f"{name}_{number}.jpg")
+        own = path.relative_to(dataset.images).as_posix()
+        files[path.as_posix()] = photo(own)
+        lists[split].append([own, label, name])
+        examples[split].append((f"{dataset.name}/{own}", label, photo(own)))
+    if not aircraft:
+        return Copy({**pack(dataset, files), dataset.list_file: json.dumps(lists).encode()}, examples)
+    texts = {f"images_variant_{s}.txt": [f"{p[:-4]} {name}" for p, _, name in lists[s]] for s in SPLITS}
+    texts["variants.txt"] = ["Yo_Yo", "apse/indoor"]
+    return Copy(pack(dataset, files | {f: "\n".join(lines).encode() for f, lines in texts.items()}), examples)
+
+
+def folder_copy(dataset: RootedDataset) -> Copy:
+    folders = range(dataset.class_count) if dataset.numbered else synsets_of(dataset.synsets)
+    labels = (0, 2, 10, dataset.class_count - 1)
+    paths = {f"{dataset.images}/{folders[label]}/{i} _ a.JPEG": label for label in labels for i in (0, 1)}
+    test = [(f"{dataset.name}/{path}", label, photo(path)) for path, label in paths.items()]
+    return Copy(pack(dataset, {path: photo(path) for path in paths}), {"train": [], "val": [], "test": test})
+
+
+def imagenet_copy() -> Copy:
+    """Two classes; their numbers in the devkit aren't in WordNet's order."""
+    classes = {0: "n01440764", 1: "n01443537"}
+    inner, found = {}, {split: [] for split in SPLITS}
+    for label, synset in classes.items():
+        names = sorted(f"{synset}_{i}.JPEG" for i in range(10))
+        carved = sorted(names, key=lambda n: hashlib.sha256(n.encode()).digest())[:2]
+        for name in names:
+            split = "val" if name in carved else "train"
+            found[split].append((f"imagenet/images/train/{synset}/{name}", label, photo(name)))
+        inner[f"{synset}.tar"] = tarred((name, photo(name)) for name in names)
+    truth = [2, 1, 2, 1]  # 1 is the goldfish
+    vals = [f"ILSVRC2012_val_{i + 1:08}.JPEG" for i in range(4)]
+    for name, told in zip(vals, truth, strict=True):
+        found["test"].append((f"imagenet/images/val/{classes[2 - told]}/{name}", 2 - told, photo(name)))
+    kinds = [("ILSVRC2012_ID", "i4"), *((k, "O") for k in ("WNID", "words", "gloss", "x"))]
+    told = [(1, "n01443537"), (2, "n01440764"), (1001, "n00015388")]
+    savemat(meta := io.BytesIO(), {"synsets": np.array([(*row, "words", "gloss", 0) for row in told], dtype=kinds)})
+    archives = {
+        "ILSVRC2012_img_train.tar": tarred(inner.items()),
+        "ILSVRC2012_img_val.tar": tarred((name, photo(name)) for name in vals),
+        DEVKIT: tarred([(META, meta.getvalue()), (TRUTH, "".join(f"{n}\n" for n in truth).encode())], "w:gz"),
+    }
+    return Copy(archives, found)
+
+
+COPIES: dict[str, Callable[[RootedDataset], Copy]] = {
+    "split file": list_copy, "aircraft": list_copy, "class folders": folder_copy, "imagenet": lambda _: imagenet_copy(),
+}  # fmt: skip
+
+
+@pytest.fixture
+def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Copy]:
+    """Put a copy's archives where a user puts them, and let the dataset know their sums."""
+
+    def call(name: str) -> Copy:
+        dataset: Any = get_dataset(name)
+        copy = COPIES[dataset.layout](dataset)
+        (tmp_path / dataset.folder).mkdir()
+        for file, content in copy.archives.items():
+            (tmp_path / dataset.folder / file).write_bytes(content)
+
+        def known(archive: Archive) -> Archive:
+            content = copy.archives.get(archive.file, b"")
+            digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            return replace(archive, sums=(f"md5:{digest}",)) if content else archive
+
+        monkeypatch.setattr(dataset, "archives", tuple(map(known, dataset.archives)))
+        return copy
+
+    return call
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_facts_are_known_without_a_root(name: str, tmp_path: Path):
+    dataset = get_dataset(name)
+    assert dataset.captions_seen == (True,) * dataset.class_count
+    assert dataset.templates[0].count("{}") == 1
+    for archive in dataset.archives:
+        assert all(url.startswith("https://") for url in (archive.page, archive.url or archive.page))
+        assert {len(s.partition(":")[2]) for s in archive.sums} <= {32, 64}
+    with pytest.raises(FileNotFoundError, match=f"'{name}'.*--root FOLDER"):
+        dataset.split("test")
+    with pytest.raises(FileNotFoundError, match=r"--root '.*none'"):
+        dataset.at(tmp_path / "none")
+    with pytest.raises(FileNotFoundError) as caught:
+        dataset.at(tmp_path)
+    needed = [archive for archive in dataset.archives if not archive.optional]
+    assert all(text in str(caught.value) for a in needed for text in (a.file, a.page, str(tmp_path / dataset.folder)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_is_unpacked_and_read(name: str, ship, tmp_path: Path):
+    copy = ship(name)
+    dataset = get_dataset(name).at(tmp_path)
+    problems = "\n".join(dataset.problems())
+    for split in SPLITS:
+        wanted, found = sorted(copy.examples[split]), dataset.split(split)
+        assert sorted(zip(found.image_ids, found.labels.tolist(), strict=True)) == [one[:2] for one in wanted]
+        pictures = {example.image_id: example for example in found}
+        for image_id, label, content in wanted:
+            assert pictures[image_id].label == label
+            assert np.array_equal(pictures[image_id].image, Image.open(io.BytesIO(content)).convert("RGB"))
+        told = f"{split} images: {len(found)} instead of {dataset.counts[split]:,}"
+        assert (told in problems) == (len(found) != dataset.counts[split])
+    assert not list(tmp_path.rglob("*.unpacking"))
+    # Unpacked by hand does as well.
+    for file in (file for file in copy.archives if not file.endswith(".json")):
+        (dataset.place / file).unlink()
+    shutil.move(dataset.place, tmp_path / "elsewhere")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / dataset.folder).symlink_to(tmp_path / "elsewhere")
+    second = get_dataset(name).at(tmp_path / "moved")
+    assert (second.revision, second.split("test").image_ids) == (dataset.revision, dataset.split("test").image_ids)
+
+
+def test_an_image_that_changes_changes_the_revision(ship, tmp_path: Path):
+    ship("dtd")
+    dataset = get_dataset("dtd").at(tmp_path)
+    file = dataset.place / "images" / dataset.split("test").image_ids[1].removeprefix("dtd/")
+    file.write_bytes(file.read_bytes()[:100])
+    changed = get_dataset("dtd").at(tmp_path)
+    with pytest.raises(ValueError, match=f"image '.*{file.name}' can't be read"):
+        changed.split("test")[1]
+    assert changed.revision != dataset.revision
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=f"image '.*{file.name}' is missing"):
+        changed.split("test")[1]
+    assert f"1 missing image in '{file.parents[1]}" in "\n".join(get_dataset("dtd").at(tmp_path).problems())
+    (dataset.place / dataset.archives[0].file).write_bytes(b"another")
+    shutil.rmtree(dataset.place / "images")
+    with pytest.raises(ValueError, match=f"dtd-r1.0.1.tar.gz' has md5:.* expected {dataset.archives[0].sums[0]}"):
+        get_dataset("dtd").at(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "file", "content", "match"), [
+    ("fgvc-aircraft", "variants.txt", b"Yo_Yo\nYo_Yo\n", "variants.txt'.*'Yo_Yo'"),
+    ("fgvc-aircraft", "variants.txt", b"Yo\xff", "variants.txt'.*UTF-8"),
+    ("fgvc-aircraft", "variants.txt", None, "variants.txt' of 'fgvc-aircraft' is missing; it is in 'fgvc-aircraft"),
+    ("fgvc-aircraft", "images_variant_val.txt", b"1000000 MiG\n", "val.txt', line 1: '1000000 MiG'"),
+    ("fgvc-aircraft", "images_variant_val.txt", b"../x Yo_Yo\n", "line 1: '../x Yo_Yo'"),
+    ("fgvc-aircraft", "images_variant_test.txt", b"0000000 Yo_Yo\n1000000 apse/indoor\n",
+     "'0000000.jpg' is in train and again in test"),
+    ("imagenet", META, b"\x80\4junk", r"meta.mat' isn't the devkit's list of classes"),
+    ("imagenet", META, None, f"meta.mat' is missing.*'{DEVKIT}' by hand"),
+    ("imagenet", TRUTH, b"2\n77\n", r"no class of number '77'"),
+    ("imagenet", TRUTH, b"2\n", r"val_0000000\d.JPEG': .* has 1 classes"),
+])  # fmt: skip
+def test_lists_that_lie(name: str, file: str, content: bytes | None, match: str, ship, tmp_path: Path):
+    ship(name)
+    found = get_dataset(name).at(tmp_path)
+    if content is None:
+        (found.place / file).unlink()
+    else:
+        (found.place / file).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
+        found.split("test")
+
+
+def test_classes_are_those_of_imagenet_in_its_order():
+    synsets = synsets_of("imagenet")
+    assert list(synsets) == sorted(ImageNetInfo("imagenet-1k").label_names())
+    captions = dict(zip(synsets, captions_of(synsets), strict=True))
+    assert (captions["n01440764"], captions["n15075141"]) == ("tench", "toilet paper")
+    for subset in ("imagenet_a", "imagenet_r"):
+        assert list(synsets_of(subset)) == sorted(set(synsets_of(subset)))
+        assert len(set(captions_of(synsets_of(subset)))) == 200
+    names, counts = np.unique(list(captions.values()), return_counts=True)
+    assert names[counts > 1].tolist() == ["missile", "sunglasses"]  # of two classes each
+
+
+def test_val_is_carved_by_name_alone(tmp_path: Path):
+    few, many = synsets_of("imagenet")[:2]
+    for split, synset, count in (("val", few, 1), ("val", many, 1), ("train", few, 24), ("train", many, 300)):
+        (tmp_path / "imagenet" / "images" / split / synset).mkdir(parents=True)
+        for i in range(count):
+            (tmp_path / "imagenet" / "images" / split / synset / f"{synset}_{i}.JPEG").write_bytes(b"x")
+    found = get_dataset("imagenet").at(tmp_path)
+    for label, (synset, size, carved) in enumerate([(few, 24, 4), (many, 300, 50)]):
+        names = [f"{synset}_{i}.JPEG" for i in range(size)]
+        wanted = sorted(names, key=lambda n: hashlib.sha256(n.encode()).hexdigest())[:carved]
+        for split, those in (("train", set(names) - set(wanted)), ("val", set(wanted))):
+            ids = np.array(found.split(split).image_ids)[found.labels(split) == label]
+            assert {image_id.rpartition("/")[2] for image_id in ids} == those
+
+
+def test_sorted_validation_images_are_the_same_dataset(ship, tmp_path: Path):
+    ship("imagenet")
+    flat = get_dataset("imagenet").at(tmp_path)
+    facts = (flat.revision, flat.split("test").image_ids, flat.labels("test").tolist())
+    shutil.rmtree(flat.place / "ILSVRC2012_devkit_t12")
+    for image_id in facts[1]:
+        folder, name = image_id.split("/")[-2:]
+        (flat.place / "images/val" / folder).mkdir(exist_ok=True)
+        (flat.place / "images/val" / name).rename(flat.place / "images/val" / folder / name)
+    (flat.place / "images/val/n99999999").mkdir()  # of no class
+    found = get_dataset("imagenet").at(tmp_path)
+    assert (found.revision, found.split("test").image_ids, found.labels("test").tolist()) == facts
+
+
+def test_a_kept_listing_is_used_until_a_name_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "CACHED_FROM", 1)
+    folder = tmp_path / "images"
+    for path in ("b/2.JPEG", "b/10.png", "a/1.jpg", "a/notes.txt", "a/.hidden.jpg", ".git/x.jpg", "a/deeper.jpg/x"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"x" * len(path))
+    first = {"a": {"1.jpg": 7}, "b": {"10.png": 8, "2.JPEG": 8}}
+    assert class_folders(folder) == first
+    assert [list(inner) for inner in class_folders(folder).values()] == [["1.jpg"], ["10.png", "2.JPEG"]]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_list_images", pytest.fail)
+        assert class_folders(folder) == first
+    (folder / "a" / "1.jpg").unlink()
+    os.utime(folder / "a", ns=(2, 2))
+    assert class_folders(folder)["a"] == {}
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # can't be written: costs only time
+    assert class_folders(folder)["a"] == class_folders(folder / "none") == {}
