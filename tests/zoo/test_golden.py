@@ -1,6 +1,5 @@
 """Golden rankings against a loop that removes one window at a time from one image."""
 
-import copy
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -182,14 +181,14 @@ def test_refused_scores(options: dict, names: tuple, match: str, tower: nn.Modul
         golden_importance(tower, torch.zeros(3, 3, 64, 64), GoldenConfig(**options), **arguments)
 
 
-def test_towers_that_can_not_be_scored(tower: nn.Module):
+def test_towers_that_can_not_be_scored(tower: nn.Module, tiny: Build):
     prune.l1_unstructured(tower.blocks[2].mlp.fc1, "weight", 0.5)
     GoldenEngine(tower, GoldenConfig(block=3))
     for model, config, match in (
         (tower, GoldenConfig(block=2), "plain linear layers, this tower has Linear; merge"),
         (zoo.reduce(tower, method="tome", keep=0.5), GoldenConfig(), "the dense model"),
         (zoo.reduce(tower, method=None).train(), GoldenConfig(), "evaluation mode"),
-        (copy.deepcopy(tower).bfloat16(), GoldenConfig(), r"float32 tower, .* has torch\.bfloat16"),
+        (tiny("clip_vit_b16").bfloat16(), GoldenConfig(), r"float32 tower, .* has torch\.bfloat16"),
     ):
         with pytest.raises(ValueError, match=f"golden rankings need .*{match}"):
             GoldenEngine(model, config)

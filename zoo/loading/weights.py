@@ -71,7 +71,7 @@ def _content(path: Path) -> Any:
     """Read what was saved, in the format that the first bytes show."""
     with path.open("rb") as file:
         start = file.read(64)
-        if start.startswith((b"PK\x03\x04", b"\x80")):
+        if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
             file.seek(0)
             try:
                 return torch.load(file, map_location="cpu", weights_only=True)
@@ -160,11 +160,13 @@ def cached_file(repo: str, files: Iterable[str]) -> Path | None:
 
 
 @contextmanager
-def loading(name: str, otherwise: str, repo: str = "", files: Sequence[str] = ()) -> Iterator[None]:
+def loading(
+    name: str, otherwise: str, repo: str = "", files: Sequence[str] = (), *, arguments: bool = False
+) -> Iterator[None]:
     """Say in one line why the weights of ``name`` can't be loaded, within seconds if the hub can't be reached.
 
     ``repo`` is their repository on the hub, ``files`` those of which one is enough; ``otherwise`` is a way that needs
-    no hub.
+    no hub. Errors of ``arguments`` and devices speak for themselves where there may be some.
 
     Raises:
         MissingWeightsError: they are neither cached nor to be had from the hub.
@@ -178,10 +180,8 @@ def loading(name: str, otherwise: str, repo: str = "", files: Sequence[str] = ()
     except (MissingWeightsError, UnusableWeightsError):
         raise
     except UNUSABLE as error:
-        # Errors of arguments and devices speak for themselves.
-        if isinstance(error, RuntimeError) and not re.search("state_dict|checkpoint", str(error)):
-            raise
-        if isinstance(error, (ValueError, TypeError)) and not isinstance(error, OSError):
+        unread = isinstance(error, OSError) or re.search("state_dict|checkpoint", str(error))
+        if arguments and not unread and isinstance(error, (RuntimeError, ValueError, TypeError)):
             raise
         raise _unusable(name, error, otherwise, f"{repo}/{files[0]}" if repo else "") from error
 
