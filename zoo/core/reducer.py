@@ -45,17 +45,13 @@ def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str | t
 
 @dataclass(frozen=True, kw_only=True)
 class HostSpec:
-    """What a reducer may know about the tower it works in.
-
-    ``grid`` is (rows, columns) of patches at the tower's own image size; ``query`` which query pools, ``class token``
-    or ``probe``, None where none does; ``device`` and ``dtype`` are those of a reducer's own weights.
-    """
+    """What a reducer may know about the tower it works in."""
 
     embed_dim: int
     depth: int
-    grid: tuple[int, int]
-    query: str | None = "class token"
-    device: Any = None
+    grid: tuple[int, int]  # rows and columns of patches at the tower's own image size
+    query: str | None = "class token"  # which query pools, see ``Host.query``
+    device: Any = None  # of a reducer's own weights, as is dtype
     dtype: Any = None
 
 
@@ -306,8 +302,7 @@ class Pruner(Reducer):
     def importance(self, index: int, tokens: Tokens, block: Any) -> Tensor:
         """Score the patch tokens that enter ``block`` number ``index``, (B, n), higher = keep.
 
-        ``tokens.importance`` holds the scores that an earlier reduction point gave those still
-        here, None at the first.
+        ``tokens.importance`` has the scores of an earlier reduction point, None at the first.
         """
 
     def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
