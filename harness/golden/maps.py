@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from harness.models.towers import Tower
+from harness.models.towers import Tower, no_text
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, Pruner, final_count
 from zoo.core.tokens import top
@@ -29,16 +30,10 @@ def golden_maps(
     scale: float = 100.0,
     labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Score patches by several golden scores; each window is removed once for all of them.
+    """Score patches of (B, C, H, W) images by several golden scores; each window is removed once for all of them.
 
-    Args:
-        dense: dense image tower.
-        images: (B, C, H, W), on its device.
-        scores: which, from ``zoo.ranking.golden.SCORES``.
-        config: block and windows, one-shot and exact; its own score is not looked at.
-        text: (classes, D) unit class features; for ``label`` and ``confidence``.
-        scale: factor on cosines in the posterior.
-        labels: (B,) int64 true classes; for ``label``.
+    Of ``config``, one-shot and exact, the score is not looked at. Scores ``label`` and ``confidence`` need ``text``,
+    (classes, D) unit features, and ``scale``, the factor on cosines in the posterior; ``label`` the true ``labels``.
 
     Returns:
         Score -> (B, N) float32 importance, higher = keep, as ``golden_importance`` gives it.
@@ -51,16 +46,13 @@ def golden_maps(
 
 
 def class_text(tower: Tower, classes: Sequence[str], templates: Sequence[str]) -> tuple[Tensor, float]:
-    """Encode class names for ``label`` and ``confidence``; templates have one ``{}``.
-
-    Returns:
-        (classes, D) unit features, and the factor on cosines in the posterior.
+    """Encode class names, (classes, D) unit features, and return the factor on cosines in the posterior, too.
 
     Raises:
         ValueError: no text tower, or a class that it has no words for.
     """
     if tower.clip is None:
-        raise ValueError(f"{tower.name} has no text tower here")
+        raise no_text(tower)
     model, _, tokenizer = tower.clip
     return class_features(model, tokenizer, classes, templates), float(model.logit_scale.detach().exp())
 
@@ -79,8 +71,7 @@ def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT
     options: dict[str, Any] = {"keep": keep}
     if issubclass(METHODS[method], Pruner):
         options["reduce_at"] = (block,)
-    arch, _, tag = tower.name.partition(".")
-    options, files = with_predictors(arch, tag, method, options, tower.vit.depth)
+    options, files = with_predictors(tower.arch, tower.tag, method, options, tower.vit.depth)
     vit: ReducedViT = reduce(tower.vit, method=method, **options)
     if files:
         load_predictor(vit, files)
@@ -114,35 +105,20 @@ def most_important(importance: Tensor, keep: float) -> Tensor:
 
 
 def undo_preprocess(preprocess: Any, images: Tensor) -> Tensor:
-    """Take the normalisation out of preprocessed images: what the model sees, as colours.
+    """Take the normalisation out of preprocessed images (B, C, H, W): what the model sees, as colours in [0, 1].
 
     Every preprocessing that ends in an affine map per channel is undone, whatever its constants:
-    they are read off a black and a white image. Images are (B, C, H, W), the result in [0, 1].
+    they are read off a black and a white image.
     """
-    from PIL import Image
-
     size = (images.shape[3], images.shape[2])
-    ends: list[Tensor] = [
+    black, white = (
         preprocess(Image.new("RGB", size, colour)).flatten(1).mean(dim=1)[:, None, None].float()
         for colour in ("black", "white")
-    ]
-    return ((images.float().cpu() - ends[0]) / (ends[1] - ends[0])).clamp(0.0, 1.0)
+    )
+    return ((images.float().cpu() - black) / (white - black)).clamp(0.0, 1.0)
 
 
-@torch.inference_mode()
 def patch_grid(dense: ReducedViT, images: Tensor) -> tuple[int, int]:
     """Return rows and columns of the patch grid of these images."""
     rows, columns = dense.patch_embed.dynamic_feat_size(images.shape[-2:])
     return int(rows), int(columns)
-
-
-def object_patches(inside: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Tell which patches are an object's, (B, N): those with half or more of their pixels inside.
-
-    ``inside`` is (B, H, W), whether a pixel is the object's; ``grid`` divides H and W.
-    """
-    pixels = (inside.float() >= 0.5).float()
-    height, width = pixels.shape[1] // grid[0], pixels.shape[2] // grid[1]
-    tiles = pixels.reshape(-1, grid[0], height, grid[1], width)
-    result: Tensor = tiles.mean(dim=(2, 4)).flatten(1) >= 0.5
-    return result

@@ -3,13 +3,14 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -21,15 +22,14 @@ from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.few_shot import turns
 from harness.datasets.images import folder_images
-from harness.golden.budget import best_within_budget
+from harness.golden.budget import SHIPPED, Curve, best_within
 from harness.golden.store import FOLDER_SPLIT, RANKINGS, Provenance, Rankings, own_store, ranked_revision
 from harness.models.towers import Tower, load_tower, text_classifier
 from zoo.core.files import fingerprint
 from zoo.core.precision import AUTO, precision_on
+from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.ranking.windows import windows
-
-V = TypeVar("V")
 
 STEADY = 16  # batches per call of the engine: what a last, smaller one costs stays below 1/32
 MOST_THREADS = 8  # that load images beside a GPU
@@ -105,10 +105,9 @@ class Ranked(NamedTuple):
 
 
 def rank(job: RankJob, progress: Progress) -> Ranked:
-    """Rank images and write a store; go on where an earlier call with the same job stopped.
+    """Rank images and write a store, of several scores the first; go on where an earlier call stopped.
 
-    Whenever and however a process ends, at most the shards in work are lost. Of a job of several scores all stores are
-    written, see ``rank_by_scores``, and the first is returned.
+    Whenever and however a process ends, at most the shards in work are lost.
 
     Raises:
         ValueError: a setting that doesn't fit, a store that was made with other settings, or a
@@ -126,34 +125,28 @@ def rank_by_scores(job: RankJob, progress: Progress) -> dict[str, Ranked]:
     and so do scores whose stores were begun with different precisions or batches. Raises what ``rank`` does.
     """
     scores = job.every_score
-    if len(scores) > 1 and job.config.greedy is not None:
+    one_by_one = len(scores) > 1 and job.config.greedy is not None
+    if one_by_one:
         progress.say(f"--greedy {job.config.greedy} removes by its score: {', '.join(scores)} are ranked one by one")
+    else:
+        ranker = ShardRanker(job)
+        with contextlib.ExitStack() as claims:
+            for store in ranker.stores.values():
+                claims.enter_context(store.open(progress.say))
+            first = [shard.provenance for store in ranker.stores.values() for shard in [*store.present.values()][:1]]
+            one_by_one = len({(own.dtype, own.batch) for own in first}) > 1
+            if not one_by_one:
+                _fill(ranker, first[0] if first else None, progress)
+        done = {"images": len(ranker.split), "total": len(job.source.images) * job.variants}
+    if one_by_one:
         return {score: rank(job.alone(score), progress) for score in scores}
-    ranker = ShardRanker(job)
-    with contextlib.ExitStack() as claims:
-        for store in ranker.stores.values():
-            claims.enter_context(store.open(progress.say))
-        for together in _settled_alike(ranker.stores):
-            _fill(ranker, together, progress)
-    done = {"images": len(ranker.split), "total": len(job.source.images) * job.variants}
     return {score: Ranked(store.folder, **done) for score, store in ranker.stores.items()}
 
 
-def _settled_alike(stores: Mapping[str, Store[Provenance]]) -> list[list[str]]:
-    """Return scores apart whose shards have other precisions or batches; those without shards go with the first."""
-    groups: dict[Any, list[str]] = {}
-    for score, store in stores.items():
-        for shard in [*store.present.values()][:1]:
-            groups.setdefault((shard.provenance.dtype, shard.provenance.batch), []).append(score)
-    first, *others = groups.values() or [[]]
-    known = {score for group in groups.values() for score in group}
-    return [[score for score in stores if score in first or score not in known], *others]
-
-
-def _fill(ranker: "ShardRanker", scores: Sequence[str], progress: Progress) -> None:
-    """Make the shards that the stores of some scores lack."""
-    source, stores = ranker.job.source, {score: ranker.stores[score] for score in scores}
-    ranker.settle(next((s.provenance for store in stores.values() for s in store.present.values()), None))
+def _fill(ranker: "ShardRanker", stored: Provenance | None, progress: Progress) -> None:
+    """Make the shards that stores lack, in the precision and batch of what is ``stored``."""
+    source, stores = ranker.job.source, ranker.stores
+    ranker.settle(stored)
     todo: dict[int, list[str]] = {}  # by shard, the scores that lack it
     for score, store in stores.items():
         for index in store.missing(ranker.provenance(score)):
@@ -161,14 +154,13 @@ def _fill(ranker: "ShardRanker", scores: Sequence[str], progress: Progress) -> N
     if not todo:
         return
     todo = dict(sorted(todo.items()))
-    lacking = [score for score in scores if any(score in each for each in todo.values())]
+    lacking = [score for score in stores if any(score in each for each in todo.values())]
     settings, passes, total = ranker.provenance(lacking[0]), ranker.engine.passes, len(ranker.split)
     progress.say(
         f"{', '.join(lacking)}{settings.describe().removeprefix(lacking[0])}: {passes:.4g} passes per image in "
         f"{settings.dtype}, {settings.batch} at a time"
     )
-    store = stores[lacking[0]]
-    begun = total - sum(len(store.positions(index)) for index in todo)
+    begun = total - sum(len(stores[lacking[0]].positions(index)) for index in todo)
     with progress.task(f"golden rankings of {source.name} {source.split}", total, begun, "images") as show:
         for count in ranker.run(todo):
             begun += count
@@ -178,10 +170,7 @@ def _fill(ranker: "ShardRanker", scores: Sequence[str], progress: Progress) -> N
 
 
 class ShardRanker:
-    """A tower, on the job's device, that makes any shard of a job and writes it to the ``stores`` of its scores.
-
-    The budget of ``job`` is spent, so that ``config`` says all; ``split`` has the stores' order.
-    """
+    """A tower, on the job's device, that makes any shard of a job and writes it to the ``stores`` of its scores."""
 
     engine: GoldenEngine
 
@@ -189,7 +178,7 @@ class ShardRanker:
         """Load the tower and encode the classes; refuse what can't be done."""
         self.tower = load_tower(job.model)
         self.tower.vit.to(job.device)
-        self.job = _spend_budget(job, self.tower)
+        self.job = _spend_budget(job, self.tower)  # so that its config says all
         source = job.source
         images = source.images.subset(turns(source.images.labels))
         if job.variants > 1 and images[0].image == images.variant(1)[0].image:
@@ -245,32 +234,29 @@ class ShardRanker:
         return make_shards(self.job, folder, list(todo), make, start=start, release=self.tower.vit.cpu)
 
     def make(self, todo: Mapping[int, Sequence[str]], indices: Sequence[int]) -> Iterator[int]:
-        """Rank the images of shards and write them; yield the number of images of each call.
-
-        Raises:
-            ValueError: an image can't be read, or the device has too little memory for the batch.
-            OSError: a shard can't be written.
-        """
+        """Rank the images of shards and write them; yield the number of images of each call."""
         config = self.job.config
         each = min(self.engine.passes, len(windows(self.tower.vit.grid, config.window, config.stride)))
         step = math.ceil(STEADY * self.engine.suffix.batch / max(each, 1))
-        for index in indices:
-            positions = self.stores[config.score].positions(index)
-            groups = [positions[start : start + step] for start in range(0, len(positions), step)]
-            image_ids: list[str] = []
-            labels: list[int] = []
-            importance: dict[str, list[Tensor]] = {score: [] for score in todo[index]}
-            for group in ahead(groups, self._load, self._threads()):
-                ids, truth, images = zip(*group, strict=True)
-                for score, values in self._importance(torch.stack(images), torch.tensor(truth), todo[index]).items():
-                    importance[score].append(values)
-                image_ids += ids
-                labels += truth
-                yield len(group)
-            for score, parts in importance.items():
-                exact, own = torch.cat(parts).numpy(), self.provenance(score)
-                rankings = Rankings.from_importance(exact, np.array(labels), image_ids, own)
-                self.stores[score].write(index, rankings.table(), own)
+        with ThreadPoolExecutor(self._threads(), thread_name_prefix="images") as pool:
+            for index in indices:
+                positions = self.stores[config.score].positions(index)
+                loaded = pool.map(self._load, positions)  # ahead of the engine
+                image_ids: list[str] = []
+                labels: list[int] = []
+                importance: dict[str, list[Tensor]] = {score: [] for score in todo[index]}
+                while group := list(islice(loaded, step)):
+                    ids, truth, images = zip(*group, strict=True)
+                    found = self._importance(torch.stack(images), torch.tensor(truth), todo[index])
+                    for score, values in found.items():
+                        importance[score].append(values)
+                    image_ids += ids
+                    labels += truth
+                    yield len(group)
+                for score, parts in importance.items():
+                    exact, own = torch.cat(parts).numpy(), self.provenance(score)
+                    rankings = Rankings.from_importance(exact, np.array(labels), image_ids, own)
+                    self.stores[score].write(index, rankings.table(), own)
 
     def _load(self, position: int) -> tuple[str, int, Tensor]:
         example = self.split[position]
@@ -296,17 +282,17 @@ def _spend_budget(job: RankJob, tower: Tower) -> RankJob:
     """Return the job with the window, stride and approximation that its budget allows."""
     if job.budget is None:
         return job
+    block, vit = job.config.block, tower.vit
+    if not 0 <= block < vit.depth:
+        raise ValueError(f"block={block}: this tower has blocks 0 to {vit.depth - 1}")
     # Some ways need features made from the class token alone, and remove.
-    removal_only = not (tower.vit.pools_first and job.config.action == "remove")
-    point = best_within_budget(job.budget, tower.vit, job.config.block, removal_only=removal_only)
-    recipe: dict[str, Any] = {"window": point.window, "stride": point.stride, "approximate": point.approximate}
-    return replace(job, config=replace(job.config, **recipe), budget=None)
+    removal_only = not (vit.pools_first and job.config.action == "remove")
+    point = best_within(Curve.read(SHIPPED), job.budget, Effort.of(vit, block), removal_only=removal_only)
+    return replace(job, config=replace(job.config, **vars(point)), budget=None)
 
 
 def encode_classes(job: RankJob, tower: Tower) -> tuple[Tensor | None, float]:
-    """Encode the classes: (classes, D) unit features and the factor on cosines.
-
-    The features are None where no score needs classes.
+    """Encode the classes: (classes, D) unit features, None where no score needs them, and the factor on cosines.
 
     Raises:
         ValueError: there are no classes or no text tower, or it lacks words for a class.
@@ -332,23 +318,6 @@ def encode_classes(job: RankJob, tower: Tower) -> tuple[Tensor | None, float]:
             f"{dataset.name}: use --score preservation"
         )
     return text, tower.clip.model.logit_scale.exp().item()
-
-
-def ahead(groups: Sequence[Sequence[int]], load: Callable[[int], V], threads: int) -> Iterator[list[V]]:
-    """Yield what ``load`` gives for each group, in order, while the next group loads in threads.
-
-    An error in ``load`` is raised where its group would have come.
-    """
-    with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
-        following: list[Future[V]] = []
-        try:
-            for group in [*groups, ()]:
-                current, following = following, [pool.submit(load, item) for item in group]
-                if current:
-                    yield [value.result() for value in current]
-        finally:
-            for value in following:
-                value.cancel()
 
 
 def _start(

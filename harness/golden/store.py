@@ -43,8 +43,11 @@ class Provenance(Origin):
 
     def describe(self) -> str:
         """Return the settings in words."""
-        names = [entry.name for entry in fields(GoldenConfig)]
-        return GoldenConfig(**{name: getattr(self, name) for name in names}).describe()
+        return GoldenConfig(**self._config).describe()
+
+    @property
+    def _config(self) -> dict[str, Any]:
+        return {entry.name: getattr(self, entry.name) for entry in fields(GoldenConfig)}
 
     def command(self) -> str:
         """Return the command that makes such rankings."""
@@ -53,7 +56,7 @@ class Provenance(Origin):
         source = f"--dataset {name} --split {self.split}"
         if self.split == FOLDER_SPLIT:
             source = "--images FOLDER"
-        settings = {entry.name: getattr(self, entry.name) for entry in fields(GoldenConfig)}
+        settings = self._config
         settings["approx"] = settings.pop("approximate")
         flags = [f"--{name} {value}" for name, value in settings.items() if value not in (None, GoldenConfig.action)]
         return f"patchrank rank --model {self.model} {source} {' '.join(flags)}"
@@ -155,12 +158,7 @@ class Rankings:
 
     @classmethod
     def read(cls, path: Path) -> "Rankings":
-        """Read a store, finished or not, or a small file.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: no rankings, a broken shard, or shards that were made differently.
-        """
+        """Read a store, finished or not, or a small file; ValueError if it is broken or no such thing."""
         if path.is_dir():
             parts = [cls.from_shard(shard) for shard in RANKINGS.shards(path)]
             columns: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _COLUMNS}
@@ -174,11 +172,7 @@ class Rankings:
             raise ValueError(f"{str(path)!r} holds no golden rankings: {error}") from error
 
     def require(self, **expected: Any) -> None:
-        """Refuse rankings of which a field of ``Provenance`` has another value.
-
-        Raises:
-            ValueError: names both values and the command that makes fitting rankings.
-        """
+        """Raise ValueError, with the command that mends it, if a field of ``Provenance`` has another value."""
         for name, value in expected.items():
             stored = getattr(self.provenance, name)
             if stored != value:
@@ -189,20 +183,19 @@ class Rankings:
 
     def of(self, image_ids: Sequence[str]) -> NDArray[np.float32]:
         """Return the importance of these images, (len(image_ids), N) float32, NaN where unknown."""
-        row = {image_id: i for i, image_id in enumerate(self.image_ids)}
-        rows = np.array([row.get(image_id, -1) for image_id in image_ids], dtype=np.int64)
+        rows = self._rows(image_ids)
         return np.where(rows[:, None] < 0, np.nan, self.importance[rows]).astype(np.float32)
 
-    def take(self, image_ids: Sequence[str]) -> "Rankings":
-        """Return the rankings of these images alone, in this order.
-
-        Raises:
-            ValueError: an image has none.
-        """
+    def _rows(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the places of these images, -1 where unknown."""
         row = {image_id: i for i, image_id in enumerate(self.image_ids)}
-        if lacking := [image_id for image_id in image_ids if image_id not in row]:
+        return np.array([row.get(image_id, -1) for image_id in image_ids], dtype=np.int64)
+
+    def take(self, image_ids: Sequence[str]) -> "Rankings":
+        """Return the rankings of these images alone, in this order; ValueError if one has none."""
+        rows = self._rows(image_ids)
+        if lacking := [image_id for image_id, row in zip(image_ids, rows, strict=True) if row < 0]:
             raise ValueError(f"{len(lacking)} images have no ranking, such as {lacking[0]!r}")
-        rows = [row[image_id] for image_id in image_ids]
         columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in _COLUMNS}
         return Rankings(image_ids=tuple(image_ids), provenance=self.provenance, **columns)
 
@@ -228,10 +221,7 @@ RANKINGS = ShardKind(key="golden", what="golden rankings", command="rank", prove
 
 
 def to_half(importance: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Store importance as float16 of its distance to the image's least, which keeps the order.
-
-    Cosines crowd just below 1, where float16 is coarse; their differences don't.
-    """
+    """Store importance as its distance to the image's least: cosines crowd below 1, where float16 is coarse."""
     with np.errstate(over="ignore"):  # the caller refuses infinity
         lifted = importance - importance.min(axis=1, keepdims=True)
         return np.asarray(lifted, dtype=np.float16)
@@ -245,10 +235,7 @@ def store_name(model: str, dataset: str, split: str, score: str = "preservation"
 
 
 def shipped_rankings(model: str, dataset: str, split: str, block: int) -> Path | None:
-    """Return the file that ships with the rankings by preservation, None if there is none.
-
-    ``model`` is a dense timm name with its weight tag; ``block`` the reduction point, 0-based.
-    """
+    """Return the file that ships with a dense tower's rankings by preservation before ``block``, if there is one."""
     path = DATA_DIR / f"{store_name(model, dataset, split)}.parquet"
     if path.is_file() and Rankings.read(path).provenance.block == block:
         return path
@@ -266,9 +253,7 @@ def own_store(model: str, dataset: str, split: str, config: GoldenConfig) -> Pat
 
 
 def find_rankings(model: str, dataset: str, split: str, block: int = GoldenConfig.block) -> Rankings | None:
-    """Find the golden rankings by removal and preservation: shipped ones or, of more images, the user's own.
-
-    ``model`` is a dense timm name with its weight tag; ``block`` the reduction point, 0-based.
+    """Find a dense tower's rankings by removal and preservation: shipped ones or, of more images, the user's own.
 
     Raises:
         ValueError: the user's own are broken.

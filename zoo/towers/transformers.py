@@ -56,12 +56,12 @@ class EncoderBlock(HostBlock):
         layers = (self.attn.q_proj, self.attn.k_proj, self.attn.v_proj)
         return split_heads((self.heads, -1), *(layer(normed) for layer in layers))
 
-    def fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *, is_causal: bool) -> Tensor:
+    def fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Attend as ``attn_implementation`` says, to (B, H, T, d)."""
         attn = self.attn
         eager = sys.modules[type(attn).__module__].eager_attention_forward
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(attn.config._attn_implementation, eager)
-        options = {"scaling": self.scale, "dropout": self.dropout, "is_causal": is_causal}
+        options = {"scaling": self.scale, "dropout": self.dropout, "is_causal": False}
         return attend(attn, query, key, value, bias, **options)[0].transpose(1, 2)
 
     def project(self, out: Tensor, normed: Tensor) -> Tensor:

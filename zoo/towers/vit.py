@@ -45,6 +45,16 @@ def straight_line(model: nn.Module) -> GraphModule:
     return recorded
 
 
+def refuse_mask(images: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """Return the images as they are, or raise ValueError if there is a mask: reduction moves tokens."""
+    if mask is not None or is_causal:
+        raise ValueError("attn_mask and is_causal need all tokens in place; use timm's own tower")
+    return images
+
+
+torch.fx.wrap("refuse_mask")  # one call in a graph, where arguments have no values
+
+
 class TimmHost(Host):
     """What timm's families of towers share: embedding, pooling, and the methods of timm's interface.
 
@@ -204,12 +214,11 @@ class TimmHost(Host):
         Where merged tokens are averaged, or an attention pool sees them, that isn't ``forward_head`` of
         ``forward_features``, which know nothing of sizes.
         """
-        tokens, _ = self.advance(self.embed(x), mask=attn_mask, is_causal=is_causal)
-        return self.finish(tokens)
+        return self.features(refuse_mask(x, attn_mask, is_causal))
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Return the normalised tokens that are left, (B, prefix + n, D), prefix tokens first."""
-        tokens, _ = self.advance(self.embed(x), mask=attn_mask, is_causal=is_causal)
+        tokens, _ = self.advance(self.embed(refuse_mask(x, attn_mask, is_causal)))
         return self.norm(tokens.x)
 
     def forward_intermediates(
@@ -229,9 +238,8 @@ class TimmHost(Host):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt={output_fmt!r}: expected NCHW or NLC")
         take, last = feature_take_indices(self.depth, indices)
-        tokens, tapped = self.advance(
-            self.embed(x), stop=last + 1 if stop_early else None, mask=attn_mask, is_causal=is_causal, taps=take
-        )
+        embedded = self.embed(refuse_mask(x, attn_mask, is_causal))
+        tokens, tapped = self.advance(embedded, stop=last + 1 if stop_early else None, taps=take)
         if norm:
             tapped = [t._replace(x=self.norm(t.x)) for t in tapped]
         prefixes = [t.x[:, : t.prefix] for t in tapped]
@@ -319,8 +327,8 @@ class ViTBlock(TimmBlock):
         query, key, value = super().queries_keys_values(normed, tokens)
         return self.attn.q_norm(query), self.attn.k_norm(key), value
 
-    def whole(self, tokens: Tokens, bias: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
-        return self.module(tokens.x, attn_mask=bias, is_causal=is_causal)
+    def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
+        return self.module(tokens.x, attn_mask=bias)
 
     def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
         if not self._needs_no_keys:

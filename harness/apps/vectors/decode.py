@@ -25,16 +25,19 @@ from numpy.typing import NDArray
 from harness.apps.vectors.source import PictureFile
 from harness.datasets.images import decode_image
 
-CHUNK = 16  # pictures that a process takes at a time
 AHEAD = 3  # chunks per process that wait for the model at most
 LONGEST = 1_000  # times the shorter side: resized by that, a longer side would fill the memory
 MOST = 16  # processes beside a GPU
 PRELOADED = ["harness.apps.vectors.decode", "open_clip", "timm.data", "torchvision.transforms"]
+_NO_PROCESS = (
+    "the processes that decode pictures end before they begin: too little memory? try --decoders 0, which decodes in "
+    "the process of the model"
+)
 Transform = Callable[[Any], Any]  # from a PIL image to (C, H, W)
 
 
 class DecodedChunk(NamedTuple):
-    """What came of a chunk of pictures.
+    """What came of some pictures.
 
     paths: one for each. pixels: (n, C, H, W) float32, zeros where a picture can't be read; None if none
     can be. wrong: why, by position in the chunk. seconds: that it took one process.
@@ -46,27 +49,40 @@ class DecodedChunk(NamedTuple):
     seconds: float
 
 
+def join_chunks(chunks: Sequence[DecodedChunk]) -> DecodedChunk:
+    """Join chunks.
+
+    A picture that can't be read keeps its place, as zeros: what else is in a batch moves the last bits.
+    """
+    paths, wrong = list[str](), dict[int, str]()
+    for chunk in chunks:
+        wrong |= {len(paths) + place: why for place, why in chunk.wrong.items()}
+        paths += chunk.paths
+    seconds = sum(chunk.seconds for chunk in chunks)
+    shapes = [chunk.pixels.shape[1:] for chunk in chunks if chunk.pixels is not None]
+    if not shapes:
+        return DecodedChunk(paths, None, wrong, seconds)
+    filled = [np.zeros((len(c.paths), *shapes[0]), np.float32) if c.pixels is None else c.pixels for c in chunks]
+    return DecodedChunk(paths, np.concatenate(filled), wrong, seconds)
+
+
 def prepare(pictures: Sequence[PictureFile], transform: Transform) -> DecodedChunk:
     """Read, decode, resize and normalise pictures."""
-    start = time.perf_counter()
-    rows: dict[int, NDArray[np.float32]] = {}
-    wrong: dict[int, str] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PIL, about metadata
-        for place, picture in enumerate(pictures):
-            try:
-                image = decode_image(picture.read(), repr(picture.path), way="leave it out")
-                if max(image.size) > LONGEST * min(image.size):
-                    raise ValueError(f"it has {image.width} x {image.height} pixels; expected sides of 1 : {LONGEST}")
-                rows[place] = np.asarray(transform(image), dtype=np.float32)
-            except Exception as error:  # an odd size may stop a transform, too
-                wrong[place] = str(error) or type(error).__name__
-    pixels = None
-    if rows:
-        pixels = np.zeros((len(pictures), *next(iter(rows.values())).shape), np.float32)
-        for place, row in rows.items():
-            pixels[place] = row
-    return DecodedChunk([picture.path for picture in pictures], pixels, wrong, time.perf_counter() - start)
+        return join_chunks([_prepare_one(picture, transform) for picture in pictures])
+
+
+def _prepare_one(picture: PictureFile, transform: Transform) -> DecodedChunk:
+    start, pixels, wrong = time.perf_counter(), None, {}
+    try:
+        image = decode_image(picture.read(), repr(picture.path), way="leave it out")
+        if max(image.size) > LONGEST * min(image.size):
+            raise ValueError(f"it has {image.width} x {image.height} pixels; expected sides of 1 : {LONGEST}")
+        pixels = np.asarray(transform(image), dtype=np.float32)[np.newaxis]
+    except Exception as error:  # an odd size may stop a transform, too
+        wrong[0] = str(error) or type(error).__name__
+    return DecodedChunk([picture.path], pixels, wrong, time.perf_counter() - start)
 
 
 def processes_beside(device: str) -> int:
@@ -86,6 +102,15 @@ class Decoders:
         """Start no process yet."""
         return self
 
+    def __exit__(self, *_: object) -> None:
+        """End the processes."""
+        self._end()
+
+    def _end(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
     def start(self) -> None:
         """Start the processes, unless they run, and wait for the first.
 
@@ -97,11 +122,7 @@ class Decoders:
             try:
                 self._pool.submit(_prepare, []).result()
             except BrokenProcessPool as error:
-                raise _no_process() from error
-
-    def __exit__(self, *_: object) -> None:
-        """End the processes."""
-        self._end()
+                raise ValueError(_NO_PROCESS) from error
 
     def prepare(self, chunks: Iterable[Sequence[PictureFile]]) -> Iterator[DecodedChunk]:
         """Yield what comes of each chunk, in order; the chunks are asked for as far ahead as they are worked on.
@@ -125,11 +146,11 @@ class Decoders:
                 return
             chunk, future = pending[0]
             try:
-                result = future.result() if future else self._alone(chunk)
+                result = future.result() if future else self._prepare_alone(chunk)
             except BrokenProcessPool:
                 self._end()
-                # Any of these may have been its end.
-                pending = deque((later, _whole(done)) for later, done in pending)
+                # Any of those that aren't done may have been its end.
+                pending = deque((later, own if _is_done(own) else None) for later, own in pending)
                 continue
             pending.popleft()
             yield result
@@ -142,48 +163,26 @@ class Decoders:
         except BrokenProcessPool:
             return None
 
-    def _alone(self, chunk: Sequence[PictureFile]) -> DecodedChunk:
+    def _prepare_alone(self, chunk: Sequence[PictureFile]) -> DecodedChunk:
         """Prepare a chunk in a process of its own, and if that dies, each of its pictures."""
+        if (whole := self._attempt(chunk)) is not None:
+            return whole
+        return join_chunks([self._attempt([picture]) or self._give_up(picture) for picture in chunk])
+
+    def _attempt(self, chunk: Sequence[PictureFile]) -> DecodedChunk | None:
         with contextlib.suppress(BrokenProcessPool), _pool(1, self._transform) as pool:
             return pool.submit(_prepare, chunk).result()
-        parts = [self._last_try(picture) for picture in chunk]
-        wrong = {place: why for place, part in enumerate(parts) for why in part.wrong.values()}
-        shapes = [part.pixels.shape[1:] for part in parts if part.pixels is not None]
-        pixels = np.zeros((len(chunk), *shapes[0]), np.float32) if shapes else None
-        for place, part in enumerate(parts):
-            if pixels is not None and part.pixels is not None:
-                pixels[place] = part.pixels[0]
-        return DecodedChunk([picture.path for picture in chunk], pixels, wrong, sum(part.seconds for part in parts))
+        return None
 
-    def _last_try(self, picture: PictureFile) -> DecodedChunk:
-        with contextlib.suppress(BrokenProcessPool), _pool(1, self._transform) as pool:
-            return pool.submit(_prepare, [picture]).result()
-        try:
-            with _pool(1, self._transform) as pool:
-                pool.submit(_prepare, []).result()
-        except BrokenProcessPool as error:
-            raise _no_process() from error
+    def _give_up(self, picture: PictureFile) -> DecodedChunk:
+        if self._attempt([]) is None:
+            raise ValueError(_NO_PROCESS)
         why = f"image {picture.path!r} ends the process that decodes it: too large, or it breaks its decoder"
         return DecodedChunk([picture.path], None, {0: why}, 0.0)
 
-    def _end(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
 
-
-def _no_process() -> ValueError:
-    return ValueError(
-        "the processes that decode pictures end before they begin: too little memory? try --decoders 0, "
-        "which decodes in the process of the model"
-    )
-
-
-def _whole(future: "Future[DecodedChunk] | None") -> "Future[DecodedChunk] | None":
-    """Return a future that has its result, None for one that hasn't or failed."""
-    if future is None or not future.done() or future.cancelled() or future.exception() is not None:
-        return None
-    return future
+def _is_done(future: "Future[DecodedChunk] | None") -> bool:
+    return future is not None and future.done() and not future.cancelled() and future.exception() is None
 
 
 def _pool(count: int, transform: Transform) -> ProcessPoolExecutor:

@@ -1,39 +1,249 @@
 """Embed pictures or texts, shard by shard and resumable, in this process or on Ray."""
 
+import dataclasses
+import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from harness.apps.setup import Setup
-from harness.apps.vectors.decode import CHUNK, DecodedChunk, Decoders, processes_beside
-from harness.apps.vectors.encoder import Encoded, Encoder
-from harness.apps.vectors.source import PictureSource, TextSource
-from harness.apps.vectors.store import (
-    DTYPES,
-    IMAGES,
-    TEXTS,
-    VECTORS,
-    Bad,
-    Vectors,
-    VectorsProvenance,
-    absolute,
-    errors_path,
-    write_errors,
-)
-from harness.base.store import Store
+from harness.apps.setup import Setup, make_runtime
+from harness.apps.vectors.decode import Decoders, join_chunks, processes_beside
+from harness.apps.vectors.source import PictureFile, PictureSource, TextSource
+from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, to_lists
 from harness.base.terminal import Progress
 from harness.base.workers import Make, ShardJob, make_shards, require_same
+from harness.models.towers import no_text
+from harness.records.conditions import DTYPES
+from zoo.core.files import fingerprint, weights_digest, write_whole
 from zoo.core.messages import expected
+from zoo.loading.clip import UnseenWordsError
 
-DECODING, MODEL = "decoding", "model"
+PRECISIONS = {"float16": np.float16, "float32": np.float32}  # of embeddings
+IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
+NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
+CHUNK = 16  # pictures that a process decodes at a time
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorsProvenance(Origin):
+    """What embeddings were made from, and how. Two are equal whatever their versions."""
+
+    kind: str  # images or texts
+    source: tuple[str, ...]  # as asked for, with absolute paths
+    column: str | None = None  # of images in Parquet
+    revision: str  # of the source
+    count: int  # pictures or texts in it
+    model: str  # dense, as `load_tower` takes it, with absolute paths
+    method: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    recovery: str | None = None  # its file
+    random_weights: bool = False
+    weights: str  # `zoo.core.files.fingerprint` of the image tower
+    reducer: str | None = None  # digest of the method's own weights, None without
+    text_weights: str | None = None  # digest of the text tower's; None of images
+    preprocessing: str  # of pictures, in words
+    dtype: str  # of the computation
+    optimised: bool = False  # by `zoo.optimize`, which can't take every tower
+    batch: int  # pictures per pass decide the last bits
+    embedding_dtype: str
+    width: int
+
+    @property
+    def setup(self) -> Setup:
+        """The model as it was run."""
+        names = {entry.name for entry in dataclasses.fields(Setup)} & {entry.name for entry in dataclasses.fields(self)}
+        return Setup(**{name: getattr(self, name) for name in names} | {"options": dict(self.options)})
+
+
+class Bad(NamedTuple):
+    """A picture or text without an embedding: its position in the source, its name, and why."""
+
+    id: int
+    name: str
+    reason: str
+
+
+class Vectors(NamedTuple):
+    """The embeddings of consecutive pictures or texts."""
+
+    ids: NDArray[np.int64]  # (n,) positions in the source, ascending; of the bad ones there is no row
+    names: Sequence[str]  # (n,) paths or texts
+    embeddings: NDArray[np.floating]  # (n, D), of unit length, in the provenance's precision
+    provenance: VectorsProvenance
+    bad: Sequence[Bad]
+
+
+def _from_shard(shard: Shard[VectorsProvenance]) -> Vectors:
+    ids, names = shard.table["id"].to_numpy(), shard.table[NAMES[shard.provenance.kind]].to_pylist()
+    bad = [Bad(*note) for note in shard.notes]
+    return Vectors(ids, names, from_lists(shard.table, "embedding"), shard.provenance, bad)
+
+
+def _check(shard: Shard[VectorsProvenance]) -> None:
+    """Refuse rows that don't cover what they should."""
+    vectors = _from_shard(shard)
+    covered = sorted([*vectors.ids.tolist(), *(bad.id for bad in vectors.bad)])
+    if covered != list(range(shard.first, shard.first + shard.covers)):
+        raise BrokenShardError(f"doesn't hold the {shard.covers} from {shard.first} on")
+    if vectors.embeddings.dtype != PRECISIONS[shard.provenance.embedding_dtype]:
+        raise BrokenShardError("its columns aren't as they were written")
+
+
+VECTORS = ShardKind(
+    key="vectors", what="embeddings", command="embed", provenance=VectorsProvenance, check=_check, raw=("embedding",)
+)
+
+
+def read_vectors(folder: Path) -> Iterator[Vectors]:
+    """Yield the shards of a folder, one in memory at a time.
+
+    Raises:
+        FileNotFoundError: no folder, or nothing in it.
+        ValueError: a shard is broken, somebody else's, or made in another way than the first.
+    """
+    try:
+        yield from map(_from_shard, VECTORS.shards(folder))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; make them with: patchrank embed SOURCE --output DIR") from error
+
+
+def errors_path(folder: Path) -> Path:
+    """Return where the bad ones of a folder are listed: beside it, as readers take every file in it for a shard."""
+    folder = folder.absolute()
+    return folder.with_name(f"{folder.name}.errors.parquet")
+
+
+def _write_errors(folder: Path, kind: str) -> int:
+    """List the bad pictures or texts of all shards in one file, and count them; without any there is no file."""
+    bad = [Bad(*note) for facts in VECTORS.facts(folder) for note in facts["notes"]]
+    if not bad:
+        errors_path(folder).unlink(missing_ok=True)
+        return 0
+    sink = pa.BufferOutputStream()
+    ids, names, reasons = zip(*bad, strict=True)
+    table = {"id": pa.array(ids, pa.int64()), NAMES[kind]: pa.array(names, pa.string()), "reason": pa.array(reasons)}
+    pq.write_table(pa.table(table), sink)
+    write_whole(errors_path(folder), bytes(sink.getvalue()))
+    return len(bad)
+
+
+class Encoder:
+    """A tower with its reduction on a device, in its precision; the text tower, if any, stays in float32.
+
+    Attributes:
+        width: D, of the embeddings.
+        weights: fingerprint of the image tower. reducer: digest of the method's own weights, if any.
+        preprocessing: of pictures, in words.
+        optimised: whether the tower runs as ``zoo.optimize`` makes it; it refuses those where it can't.
+    """
+
+    def __init__(self, setup: Setup, *, random_weights: bool = False, device: str = "cpu") -> None:
+        """Load the tower; raise what ``Setup.load`` does."""
+        self.tower = tower = setup.load(random_weights=random_weights)
+        self.setup, self.device = setup, device
+        self.weights = fingerprint(tower.vit)
+        own = {name: value for name, value in tower.vit.state_dict().items() if name.startswith("reducer.")}
+        self.reducer = weights_digest(own) if own else None
+        self.preprocess = tower.preprocess
+        self.preprocessing = " ".join(_ADDRESS.sub("", repr(tower.preprocess)).split())
+        if tower.clip is not None:
+            tower.clip.model.text.to(device)
+        vit, why = make_runtime(tower.vit.to(device).eval(), setup.dtype)
+        self.vit: nn.Module = vit
+        self.optimised = not why
+        self.width = self._forward(torch.zeros(1, 3, *tower.vit.input_size)).shape[1]
+
+    def release(self) -> None:
+        """Take the image tower off the device; nothing is embedded any more."""
+        self.vit = nn.Identity()
+        self.tower.vit.cpu()
+
+    def require_text(self) -> Any:
+        """Return the tower's parts of CLIP, or refuse it where it has no text tower."""
+        if self.tower.clip is None:
+            raise no_text(self.tower)
+        return self.tower.clip
+
+    @property
+    def text_weights(self) -> str:
+        """Digest of the text tower's weights."""
+        return weights_digest(self.require_text().model.text.state_dict())
+
+    def pictures(self, pixels: Tensor) -> NDArray[np.float32]:
+        """Embed pictures (n, C, H, W) as unit vectors (n, D).
+
+        Raises:
+            ValueError: too little memory, or the tower overflows.
+        """
+        try:
+            features = self._forward(pixels)
+        except torch.OutOfMemoryError as error:
+            half = max(1, len(pixels) // 2)
+            raise ValueError(
+                f"out of memory on {self.device} with --batch {len(pixels)}: try --batch {half}"
+            ) from error
+        return _unit(features, self.setup.dtype)
+
+    def texts(self, texts: Sequence[str]) -> tuple[NDArray[np.float32] | None, dict[int, str]]:
+        """Embed texts in the joint space; a text is cut to what the tower reads.
+
+        Return unit vectors (n, D), None if none can be embedded, and why some rows mean nothing, by position.
+
+        Raises:
+            ValueError: there is no text tower.
+        """
+        clip = self.require_text()
+        wrong = {place: "the line is empty" for place, text in enumerate(texts) if not text}
+        rows = {place: clip.tokenizer([text]) for place, text in enumerate(texts) if text}
+        try:
+            return self._encode(rows, len(texts)), wrong
+        except UnseenWordsError:
+            pass  # of which texts, each by itself says
+        for place, row in list(rows.items()):
+            try:
+                self._encode({0: row}, 1)
+            except UnseenWordsError as error:
+                wrong[place] = str(error)
+                del rows[place]
+        return self._encode(rows, len(texts)), wrong
+
+    @torch.inference_mode()
+    def _encode(self, rows: dict[int, Tensor], count: int) -> NDArray[np.float32] | None:
+        """Embed token ids (1, L) by position; the other positions get some of these, whose result means nothing."""
+        if not rows:
+            return None
+        some = next(iter(rows.values()))
+        tokens = torch.cat([rows.get(place, some) for place in range(count)])
+        features = self.require_text().model.encode_text(tokens.to(self.device))
+        return _unit(features.float().cpu(), "float32")
+
+    @torch.inference_mode()
+    def _forward(self, pixels: Tensor) -> Tensor:
+        dtype = torch.float32 if self.optimised else DTYPES[self.setup.dtype]
+        features: Tensor = self.vit(pixels.to(self.device, dtype))
+        return features.float().cpu()
+
+
+def _unit(features: Tensor, dtype: str) -> NDArray[np.float32]:
+    if not features.isfinite().all():
+        raise ValueError(f"embeddings overflowed in {dtype}; use --dtype bfloat16 or float32")
+    unit: NDArray[np.float32] = F.normalize(features, dim=-1).numpy()
+    return unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +265,10 @@ class EmbedJob(ShardJob):
     def __post_init__(self) -> None:
         """Validate."""
         super().__post_init__()
-        if self.embedding_dtype not in DTYPES:
-            raise ValueError(f"--embedding-dtype {self.embedding_dtype!r}: {expected(self.embedding_dtype, DTYPES)}")
+        if self.embedding_dtype not in PRECISIONS:
+            raise ValueError(
+                f"--embedding-dtype {self.embedding_dtype!r}: {expected(self.embedding_dtype, PRECISIONS)}"
+            )
 
     @property
     def kind(self) -> str:
@@ -71,31 +283,6 @@ class EmbedJob(ShardJob):
         return max(1, processes_beside(self.device) // (self.workers or 1))
 
 
-@dataclass
-class Spent:
-    """Seconds of a run: of all decoding processes, of the model, and of the model's wait for pictures."""
-
-    pictures: int = 0
-    decoding_s: float = 0.0
-    model_s: float = 0.0
-    waiting_s: float = 0.0
-
-    def add(self, other: "Spent") -> None:
-        """Add another run's."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-    def rates(self, processes: int, workers: int) -> dict[str, float]:
-        """Return pictures per second that all decoding processes, and all models, can do."""
-        seconds = {DECODING: self.decoding_s / max(1, processes) / workers, MODEL: self.model_s / workers}
-        return {name: self.pictures / value for name, value in seconds.items() if value > 0}
-
-    @property
-    def binds(self) -> str:
-        """What the run waited for more: decoding or the model."""
-        return DECODING if self.waiting_s > self.model_s else MODEL
-
-
 class Embedded(NamedTuple):
     """What came of a job."""
 
@@ -103,8 +290,8 @@ class Embedded(NamedTuple):
     total: int  # pictures or texts in the source
     bad: int  # of them, without an embedding
     errors: Path | None  # the list of these, if there are any
-    rates: dict[str, float]  # pictures per second of this run, by what does them
-    binds: str | None  # what this run waited for; None if nothing was left to do
+    rates: dict[str, float]  # pictures per second of this run, that all decoding processes or all models can do
+    binds: str | None  # which of the two this run waited for; None if nothing was left to do
 
 
 def embed(job: EmbedJob, progress: Progress) -> Embedded:
@@ -120,22 +307,26 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
         OSError: a shard can't be written, for instance for lack of room.
     """
     embedder = Embedder(job)
-    total, spent, store = len(job.source), Spent(), embedder.store
+    total, store, spent = len(job.source), embedder.store, defaultdict[str, float](float)
     with store.open(progress.say):
         todo = store.missing(embedder.provenance)
+        begun = total - sum(len(store.positions(index)) for index in todo)
+        title = f"embeddings by {job.setup.name}"
         if todo:
-            begun = total - sum(len(store.positions(index)) for index in todo)
-            title = f"embeddings by {job.setup.name}"
             with progress.task(title, total, begun, job.kind) as show, embedder.decoders:
                 for part in embedder.run(todo):
-                    spent.add(part)
-                    show(begun + spent.pictures)
-        bad = write_errors(job.out)
+                    for name, value in part.items():
+                        spent[name] += value
+                    show(begun + spent["count"])
+        bad = _write_errors(job.out, job.kind)
     errors = errors_path(job.out) if bad else None
     if bad == total:
         raise ValueError(f"none of the {total} {job.kind} can be embedded; {str(errors)!r} says why")
-    rates = spent.rates(job.processes, job.workers or 1)
-    return Embedded(job.out, total, bad, errors, rates, spent.binds if spent.pictures else None)
+    workers = job.workers or 1
+    seconds = {"decoding": spent["decoding_s"] / max(1, job.processes) / workers, "model": spent["model_s"] / workers}
+    rates = {name: spent["count"] / value for name, value in seconds.items() if value > 0}
+    binds = "decoding" if spent["waiting_s"] > spent["model_s"] else "model"
+    return Embedded(job.out, total, bad, errors, rates, binds if todo else None)
 
 
 class Embedder:
@@ -143,69 +334,58 @@ class Embedder:
 
     def __init__(self, job: EmbedJob) -> None:
         """Load the tower; refuse what can't be done."""
-        self.job = job = replace(job, setup=absolute(job.setup), out=job.out.absolute())
+        self.job = job = dataclasses.replace(job, setup=_absolute(job.setup), out=job.out.absolute())
         self.encoder = encoder = Encoder(job.setup, random_weights=job.random_weights, device=job.device)
-        texts = job.kind == TEXTS
-        if texts:
-            encoder.require_text()
         setup = {name: getattr(job.setup, name) for name in ("model", "method", "options", "recovery", "dtype")}
+        same = ("weights", "reducer", "preprocessing", "optimised", "width")
         self.provenance = VectorsProvenance(
             **setup,
+            **{name: getattr(encoder, name) for name in same},
             kind=job.kind,
             source=job.source.words,
             column=job.column,
             revision=job.source.revision,
             count=len(job.source),
             random_weights=job.random_weights,
-            weights=encoder.weights,
-            reducer=encoder.reducer,
-            text_weights=encoder.text_weights if texts else None,
-            preprocessing=encoder.preprocessing,
-            optimised=encoder.optimised,
+            text_weights=encoder.text_weights if job.kind == TEXTS else None,
             batch=job.batch,
             embedding_dtype=job.embedding_dtype,
-            width=encoder.width,
             versions={name: version(name) for name in ("clip-patchrank", "timm", "torch")},
         )
         self.store = Store(job.out, VECTORS, size=job.shard_size, total=len(job.source))
         self.decoders = Decoders(job.processes, encoder.preprocess)
 
-    def run(self, todo: Sequence[int]) -> Iterator[Spent]:
-        """Make shards here or by workers; yield what each batch took."""
+    def run(self, todo: Sequence[int]) -> Iterator[dict[str, float]]:
+        """Make shards here or by workers; yield what each batch took, see ``make``."""
         start = partial(_start, self.job, self.provenance)
-        for spent in make_shards(self.job, self.job.out, todo, self.make, start=start, release=self.encoder.release):
-            yield Spent(**spent)
+        yield from make_shards(self.job, self.job.out, todo, self.make, start=start, release=self.encoder.release)
 
     def make(self, indices: Sequence[int]) -> Iterator[dict[str, float]]:
-        """Embed what some shards cover and write each when it is whole; yield what each batch took, see ``Spent``.
+        """Embed what some shards cover and write each when it is whole.
+
+        Yield of each batch the ``count`` in it, and seconds of decoding processes (``decoding_s``), of the model
+        (``model_s``) and of its wait for pictures (``waiting_s``).
 
         Raises:
             ValueError: too little memory for the batch, or an overflow.
             OSError: a shard can't be written.
         """
-        encode = self._texts if isinstance(self.job.source, TextSource) else self._pictures
-        batches = encode(indices)
+        batches = (self._texts if self.job.kind == TEXTS else self._pictures)(indices)
         for index in indices:
-            parts: list[NDArray[np.float32]] = [np.empty((0, self.encoder.width), np.float32)]
-            names: list[str] = []
-            ids: list[int] = []
+            parts, names, ids = [np.empty((0, self.encoder.width), np.float32)], list[str](), list[int]()
             bad: list[Bad] = []
             for group in self._groups(index):
-                own, encoded, spent = next(batches)
-                bad += [Bad(group[place], own[place], why) for place, why in sorted(encoded.wrong.items())]
-                good = [place for place in range(len(group)) if place not in encoded.wrong]
-                names += [own[place] for place in good]
+                batch = next(batches)
+                bad += [Bad(group[place], batch.names[place], why) for place, why in sorted(batch.wrong.items())]
+                good = [place for place in range(len(group)) if place not in batch.wrong]
+                names += [batch.names[place] for place in good]
                 ids += [group[place] for place in good]
-                if encoded.features is not None:
-                    parts.append(encoded.features[good])
-                yield asdict(spent)
-            vectors = Vectors(
-                ids=np.array(ids, dtype=np.int64),
-                names=names,
-                embeddings=np.concatenate(parts),
-                provenance=self.provenance,
-            )
-            self.store.write(index, vectors.table(), self.provenance, bad)
+                if batch.features is not None:
+                    parts.append(batch.features[good])
+                yield {"count": len(group), **batch.spent}
+            embeddings = to_lists(np.concatenate(parts).astype(PRECISIONS[self.job.embedding_dtype]))
+            columns = {"id": np.array(ids, dtype=np.int64), NAMES[self.job.kind]: pa.array(names, pa.string())}
+            self.store.write(index, pa.table({**columns, "embedding": embeddings}), self.provenance, bad)
 
     def _groups(self, index: int) -> Iterator[range]:
         """Yield the positions of each batch of a shard: batches depend on nothing else."""
@@ -213,55 +393,45 @@ class Embedder:
         for start in range(0, len(positions), size):
             yield positions[start : start + size]
 
-    def _pictures(self, indices: Sequence[int]) -> Iterator[tuple[list[str], Encoded, Spent]]:
-        """Yield names and embeddings of each batch; pictures are decoded ahead of the model, across shards."""
-        source = self.job.source
-        assert isinstance(source, PictureSource)
+    def _pictures(self, indices: Sequence[int]) -> Iterator["_Batch"]:
+        """Yield the batches of shards; pictures are decoded ahead of the model, across shards."""
         self.decoders.start()
-        parts = (part for index in indices for group in self._groups(index) for part in _parts(group))
-        prepared = self.decoders.prepare([*source.pictures(part)] for part in parts)
+        sizes = [len(group) for index in indices for group in self._groups(index)]
+        chunks = [[min(CHUNK, size - start) for start in range(0, size, CHUNK)] for size in sizes]
+        files = self._files(indices)
+        prepared = self.decoders.prepare(list(islice(files, chunk)) for batch in chunks for chunk in batch)
+        for batch in chunks:
+            start = time.perf_counter()
+            names, pixels, wrong, decoding_s = join_chunks([next(prepared) for _ in batch])
+            ready = time.perf_counter()
+            features = None if pixels is None else self.encoder.pictures(torch.from_numpy(pixels))
+            spent = {"decoding_s": decoding_s, "waiting_s": ready - start, "model_s": time.perf_counter() - ready}
+            yield _Batch(names, features, wrong, spent)
+
+    def _files(self, indices: Sequence[int]) -> Iterator[PictureFile]:
+        """Yield the pictures of shards; those of consecutive ones at once, which spares Parquet a new start."""
+        assert not isinstance(self.job.source, TextSource)
+        runs = list[range]()
+        for index in indices:
+            own = self.store.positions(index)
+            first = runs.pop().start if runs and runs[-1].stop == own.start else own.start
+            runs.append(range(first, own.stop))
+        for run in runs:
+            yield from self.job.source.pictures(run)
+
+    def _texts(self, indices: Sequence[int]) -> Iterator["_Batch"]:
+        assert isinstance(self.job.source, TextSource)
         for index in indices:
             for group in self._groups(index):
-                start = time.perf_counter()
-                chunks = [next(prepared) for _ in _parts(group)]
-                names, pixels, wrong = join_chunks(chunks)
-                ready = time.perf_counter()
-                features = None if pixels is None else self.encoder.pictures(torch.from_numpy(pixels))
-                times = {"decoding_s": sum(chunk.seconds for chunk in chunks), "waiting_s": ready - start}
-                spent = Spent(len(group), model_s=time.perf_counter() - ready, **times)
-                yield names, Encoded(features, wrong), spent
-
-    def _texts(self, indices: Sequence[int]) -> Iterator[tuple[list[str], Encoded, Spent]]:
-        """Yield texts and embeddings of each batch."""
-        source = self.job.source
-        assert isinstance(source, TextSource)
-        for index in indices:
-            for group in self._groups(index):
-                start, texts = time.perf_counter(), source.texts(group)
-                encoded = self.encoder.texts(texts)
-                yield texts, encoded, Spent(len(group), model_s=time.perf_counter() - start)
+                start, texts = time.perf_counter(), self.job.source.texts(group)
+                yield _Batch(texts, *self.encoder.texts(texts), {"model_s": time.perf_counter() - start})
 
 
-def _parts(group: range) -> list[range]:
-    """Split a batch into what a process decodes at a time."""
-    return [group[start : start + CHUNK] for start in range(0, len(group), CHUNK)]
-
-
-def join_chunks(chunks: Sequence[DecodedChunk]) -> tuple[list[str], NDArray[np.float32] | None, dict[int, str]]:
-    """Join the chunks of a batch: names, pixels, None if no picture can be read, and what is wrong by position.
-
-    A picture that can't be read keeps its place, as zeros: what else is in a batch moves the last bits.
-    """
-    names: list[str] = []
-    wrong: dict[int, str] = {}
-    for chunk in chunks:
-        wrong |= {len(names) + place: why for place, why in chunk.wrong.items()}
-        names += chunk.paths
-    shapes = [chunk.pixels.shape[1:] for chunk in chunks if chunk.pixels is not None]
-    if not shapes:
-        return names, None, wrong
-    filled = [np.zeros((len(c.paths), *shapes[0]), np.float32) if c.pixels is None else c.pixels for c in chunks]
-    return names, np.concatenate(filled), wrong
+class _Batch(NamedTuple):
+    names: list[str]
+    features: NDArray[np.float32] | None  # (n, D)
+    wrong: dict[int, str]  # why rows mean nothing, by position
+    spent: dict[str, float]  # seconds, see `Embedder.make`
 
 
 def _start(job: EmbedJob, wanted: VectorsProvenance) -> Make:
@@ -269,3 +439,16 @@ def _start(job: EmbedJob, wanted: VectorsProvenance) -> Make:
     embedder = Embedder(job)
     require_same(embedder.provenance.differences(wanted))
     return embedder.make
+
+
+def _absolute(setup: Setup) -> Setup:
+    """Return a setup whose files are found from every folder."""
+    kind, colon, place = setup.model.partition(":")
+    arch, slash, file = place.partition("/")
+    model = setup.model
+    if kind in ("local-dir", "transformers") and colon:
+        model = f"{kind}:{Path(place).absolute()}"
+    elif kind == "open_clip" and slash and Path(file).is_file():
+        model = f"{kind}:{arch}/{Path(file).absolute()}"
+    recovery = None if setup.recovery is None else str(Path(setup.recovery).absolute())
+    return dataclasses.replace(setup, model=model, recovery=recovery)

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from harness.apps.vectors.encoder import Encoder
+from harness.apps.vectors.embed import IMAGES, TEXTS, Encoder, VectorsProvenance, read_vectors
 from harness.apps.vectors.source import PictureSource, open_source
-from harness.apps.vectors.store import IMAGES, TEXTS, VectorsProvenance, read_provenance, read_vectors
 from harness.datasets.images import EXTENSIONS, decode_image
 from zoo.core.files import write_whole
 
@@ -53,26 +52,20 @@ def query_vector(query: str, provenance: VectorsProvenance, *, device: str = "cp
     if not query.strip():
         raise ValueError("the query is empty; expected words, or the path of a picture")
     encoder = Encoder(provenance.setup, random_weights=provenance.random_weights, device=device)
-    there = {"weights": provenance.weights, "reducer": provenance.reducer, "preprocessing": provenance.preprocessing}
-    if provenance.kind == TEXTS:
-        encoder.require_text()
-        there["text_weights"] = provenance.text_weights
-    for name, value in there.items():
-        if getattr(encoder, name) != value:
+    for name in ("weights", "reducer", "preprocessing", *(["text_weights"] if provenance.kind == TEXTS else [])):
+        there, here = getattr(provenance, name), getattr(encoder, name)
+        if here != there:
             raise ValueError(
-                f"{provenance.model} has other {name} now, {getattr(encoder, name)!r}, than when the embeddings were "
-                f"made, {value!r}; embed again"
+                f"{provenance.model} has other {name} now, {here!r}, than when the embeddings were made, {there!r}; "
+                "embed again"
             )
     if is_picture:
         image = decode_image(file.read_bytes(), repr(query), way="take another one")
-        features = encoder.pictures(encoder.preprocess(image).unsqueeze(0))
-    else:
-        encoded = encoder.texts([query.strip()])
-        if encoded.features is None:
-            raise ValueError(f"query: {encoded.wrong[0]}")
-        features = encoded.features
-    vector: NDArray[np.float32] = features[0]
-    return vector
+        return encoder.pictures(encoder.preprocess(image).unsqueeze(0))[0]
+    features, wrong = encoder.texts([query.strip()])
+    if features is None:
+        raise ValueError(f"query: {wrong[0]}")
+    return features[0]
 
 
 def nearest(folder: Path, vector: NDArray[np.float32], top: int) -> SearchResult:
@@ -84,16 +77,15 @@ def nearest(folder: Path, vector: NDArray[np.float32], top: int) -> SearchResult
     """
     if top < 1:
         raise ValueError(f"--top {top}: expected a number from 1")
-    best: list[tuple[float, int, str]] = []
-    searched, provenance = 0, read_provenance(folder)
+    best, searched = list[tuple[float, int, str]](), 0
     for vectors in read_vectors(folder):
         scores = vectors.embeddings.astype(np.float32) @ vector
         order = np.argsort(-scores, kind="stable")[:top]
         best += [(float(scores[row]), int(vectors.ids[row]), vectors.names[row]) for row in order]
         best = sorted(best, key=lambda hit: (-hit[0], hit[1]))[:top]
         searched += len(scores)
-    hits = [Hit(rank, score, position, name) for rank, (score, position, name) in enumerate(best, start=1)]
-    return SearchResult(hits=hits, searched=searched, provenance=provenance)
+    hits = [Hit(rank, *hit) for rank, hit in enumerate(best, start=1)]
+    return SearchResult(hits=hits, searched=searched, provenance=vectors.provenance)
 
 
 def open_pictures(provenance: VectorsProvenance) -> PictureSource:
@@ -117,40 +109,32 @@ def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSour
 
     A picture that can't be read any more is drawn as an empty frame.
     """
-    font = ImageFont.load_default(13)
+    font, wide, high = ImageFont.load_default(13), SIDE + MARGIN, SIDE + 2 * LINE + MARGIN
     rows = math.ceil(len(found.hits) / ACROSS)
-    wide, high = SIDE + MARGIN, SIDE + 2 * LINE + MARGIN
     sheet = Image.new("RGB", (ACROSS * wide + MARGIN, rows * high + LINE + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text(
-        (MARGIN, MARGIN), _fitted(f"{query}: {len(found.hits)} of {found.searched:,}", sheet.width, font), 0, font
-    )
+    title = _shorten(f"{query}: {len(found.hits)} of {found.searched:,}", sheet.width, font)
+    draw.text((MARGIN, MARGIN), title, 0, font)
     for place, hit in enumerate(found.hits):
         left, top = MARGIN + place % ACROSS * wide, 2 * MARGIN + LINE + place // ACROSS * high
         [picture] = source.pictures(range(hit.id, hit.id + 1))
         try:
-            image = ImageOps.contain(decode_image(picture.read(), repr(hit.name)), (SIDE, SIDE))
-            sheet.paste(image, (left + (SIDE - image.width) // 2, top + (SIDE - image.height) // 2))
+            image = ImageOps.pad(decode_image(picture.read(), repr(hit.name)), (SIDE, SIDE), color="white")
+            sheet.paste(image, (left, top))
         except (ValueError, OSError):
             draw.rectangle((left, top, left + SIDE, top + SIDE), outline="black")
         draw.text((left, top + SIDE + 2), f"{hit.rank}   {hit.score:.3f}", 0, font)
-        draw.text((left, top + SIDE + LINE), _fitted(hit.name, SIDE, font), (90, 90, 90), font)
-    content = _png(sheet)
+        draw.text((left, top + SIDE + LINE), _shorten(hit.name, SIDE, font), (90, 90, 90), font)
+    sink = io.BytesIO()
+    sheet.save(sink, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+    write_whole(path, sink.getvalue())
 
 
-def _fitted(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _shorten(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Return the end of a text that has room in some pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"...{text}") > width:
         text = text[1:]
     return f"...{text}"
-
-
-def _png(sheet: Image.Image) -> bytes:
-
-    sink = io.BytesIO()
-    sheet.save(sink, "PNG")
-    return sink.getvalue()

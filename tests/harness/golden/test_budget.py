@@ -2,8 +2,7 @@
 
 import pytest
 
-import zoo
-from harness.golden.budget import SHIPPED, Curve, Point, Worth, best_within, best_within_budget
+from harness.golden.budget import SHIPPED, Curve, Point, Worth, best_within
 from harness.records.statistics import Interval
 from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig
@@ -14,7 +13,7 @@ def made(*ways: tuple[Point, float]) -> Curve:
     effort = Effort(grid=(14, 14), blocks=6)
     worths = [Worth(point=point, passes=0, tau=Interval(tau, tau, tau), tau_of={}, match={}) for point, tau in ways]
     names = {"model": "m", "weights": "w", "split": "val", "dtype": "float32", "device": "d"}
-    facts = {"images": {}, "named": {}, "dense": None, "versions": {}}
+    facts = {"images": {}, "versions": {}}
     return Curve(block=3, effort=effort, worths=worths, **names, **facts)
 
 
@@ -23,7 +22,6 @@ MADE = (
     (Point(window=2, stride=2), 0.75),
     (Point(approximate="follow:0"), 0.8),
     (Point(approximate="follow:16"), 0.85),
-    (Point(method="clsattn", window=None, stride=None), 0.2),
 )
 
 
@@ -56,9 +54,3 @@ def test_the_shipped_curve_serves_every_budget():
     for budget, removal_only in ((0.01, False), (5, True)):
         with pytest.raises(ValueError, match="the cheapest golden ranking"):
             best_within(shipped, budget, shipped.effort, removal_only=removal_only)
-
-
-def test_a_budget_goes_by_the_tower(dense: zoo.ReducedViT):
-    assert best_within_budget(1e6, dense, 3) == Point()
-    with pytest.raises(ValueError, match="block=6: this tower has blocks 0 to 5"):
-        best_within_budget(10, dense, 6)

@@ -140,6 +140,7 @@ def test_a_folder_of_images_needs_no_labels(run: Run, tmp_path, draw_pictures):
 
 @pytest.mark.parametrize(("facts", "match"), [
     ({"config": GoldenConfig(block=6)}, "block=6: this tower has blocks 0 to 5"),
+    ({"config": GoldenConfig(block=6), "budget": 10}, "block=6: this tower has blocks 0 to 5"),
     ({"config": GoldenConfig(window=9)}, "window=9: larger than the 8 x 8 patch grid"),
     ({"limit": 0}, "--limit 0: expected a number from 1"),
 ], ids=str)  # fmt: skip

@@ -9,8 +9,8 @@ from by_hand import replace
 from rich.console import Console
 
 from harness.base.table import Shown
+from harness.cli.apps import run_check
 from harness.cli.entry import build_parser
-from harness.cli.report import run_check
 from harness.records.metrics import Measured, pack
 from harness.records.record import read_records, record_lines
 from zoo.loading.clip import ClipParts

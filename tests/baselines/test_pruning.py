@@ -1,0 +1,283 @@
+"""A-ViT, CLS attention, EViT, random pruning and TCA's condensation against loops over heads and tokens."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor
+
+import zoo
+from baselines.random import hashed
+
+
+def entering(tower: VisionTransformer, images: Tensor, block: int = 0) -> Tensor:
+    return tower.blocks[:block](tower.norm_pre(tower._pos_embed(tower.patch_embed(images))))
+
+
+def slow_heads(block: Block, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each head's attention (T, T) and values (T, d) for one image's tokens (T, D)."""
+    q, k, v = block.attn.qkv(block.norm1(x)).chunk(3, dim=-1)
+    width = block.attn.head_dim
+    for head in range(block.attn.num_heads):
+        part = slice(head * width, head * width + width)
+        yield (q[:, part] @ k[:, part].T * width**-0.5).softmax(dim=-1), v[:, part]
+
+
+def attention_of_cls(block: Block, x: Tensor) -> Tensor:
+    """Return the class token's row of the softmax for the patch tokens of (B, T, D), mean over heads, (B, n)."""
+    rows = [torch.stack([weights[0] for weights, _ in slow_heads(block, image)]).mean(dim=0) for image in x]
+    return torch.stack(rows)[:, 1:]
+
+
+def picked(x: Tensor, best: Tensor) -> Tensor:
+    """Return the class token and the patch tokens at ``best`` (B, k) of (B, T, D)."""
+    return torch.stack([torch.cat((row[:1], row[1:][keep])) for row, keep in zip(x, best, strict=True)])
+
+
+def slow_halting(
+    tower: VisionTransformer, image: Tensor, left: dict[int, int], channel: int, gamma: float, beta: float
+) -> tuple[Tensor, list[list[int]]]:
+    """Run one image: after each block each token's score grows, before a point the largest go."""
+    x, places = entering(tower, image[None]), list(range(64))
+    total, kept = dict.fromkeys(range(64), 0.0), []
+    for index, block in enumerate(tower.blocks):
+        if index in left:
+            stay = sorted(sorted(places, key=lambda place: total[place])[: left[index]])
+            x, places = picked(x, torch.tensor([[places.index(place) for place in stay]])), stay
+            kept.append(places)
+        x = block(x)
+        for row, place in enumerate(places):
+            total[place] += 1 / (1 + math.exp(-gamma * float(x[0, 1 + row, channel]) - beta))
+    return tower.forward_head(tower.norm(x))[0], kept
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"keep": 0.5}, {1: 58, 2: 51, 3: 45, 4: 38, 5: 32}),
+        ({"keep": 0.25, "reduce_at": [2, 4], "schedule": "geometric", "channel": 5}, {2: 32, 4: 16}),
+        ({"keep": 0.5, "reduce_at": 3, "gamma": 2.0, "beta": 1.0}, {3: 32}),
+    ],
+)
+def test_halting_is_the_slow_loop(options: dict, left: dict[int, int], tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower, method="avit", **options)
+    trace, config = model.trace(images), model.reducer.config
+    assert model.reducer.counts(64) == left
+    for index, image in enumerate(images):
+        wanted, kept = slow_halting(tower, image, left, config.channel, config.gamma, config.beta)
+        assert [went.after[index].tolist() for went in trace.reductions] == kept
+        assert trace.output[index].tolist() == pytest.approx(wanted.tolist(), abs=1e-4)
+    # Nothing is summed up after the last point.
+    _, each = model.advance(model.embed(images), taps=range(6))
+    assert each[0].importance is None
+    assert all(tokens.importance is each[max(left)].importance for tokens in each[max(left) :])
+
+
+@pytest.mark.parametrize(("source", "point", "judge"), [("input", 3, 3), ("previous", 3, 2), ("input", 0, 0)])
+def test_cls_attention_is_softmax(source: str, point: int, judge: int, tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower, method="clsattn", keep=0.4, source=source, reduce_at=point)
+    [went] = model.trace(images).reductions
+    wanted = attention_of_cls(tower.blocks[judge], entering(tower, images, judge))
+    assert torch.allclose(went.importance, wanted, atol=1e-6)
+    for image in range(3):
+        best = wanted[image].argsort(descending=True)[: round(0.4 * 64)].tolist()
+        assert went.after[image].tolist() == sorted(best)
+
+
+@pytest.mark.parametrize("source", ["input", "previous"])
+def test_the_rest_runs_on_what_is_left(source: str, tower: VisionTransformer, images: Tensor):
+    """Slowly: dense blocks, pick tokens by hand, dense blocks."""
+    model = zoo.reduce(tower, method="clsattn", keep=0.5, reduce_at=[2, 4], source=source)
+    x, judged = entering(tower, images, 1), None
+    for index in range(1, 6):
+        if index in (2, 4):
+            seen = attention_of_cls(tower.blocks[index], x) if source == "input" else judged
+            x = picked(x, seen.topk(45 if index == 2 else 32, dim=1).indices.sort(dim=1).values)
+        judged = attention_of_cls(tower.blocks[index], x)
+        x = tower.blocks[index](x)
+    assert torch.allclose(model(images), tower.forward_head(tower.norm(x)), atol=1e-4)
+
+
+def slow_stage(block: Block, before: Tensor, count: int, fuse: bool) -> tuple[Tensor, list[int]]:
+    """Run one image through a stage of EViT: attention, keep ``count`` patch tokens, fuse the rest, MLP."""
+    heads = list(slow_heads(block, before))
+    seen = torch.stack([weights[0] for weights, _ in heads]).mean(dim=0)
+    image = before + block.attn.proj(torch.cat([weights @ v for weights, v in heads], dim=-1))
+    order = seen[1:].argsort(descending=True).tolist()
+    stays, goes = sorted(order[:count]), order[count:]
+    parts = [image[:1], image[1:][stays]]
+    if fuse:
+        parts.append(sum(seen[1 + place] * image[1 + place] for place in goes)[None])
+    after = torch.cat(parts)
+    return after + block.mlp(block.norm2(after)), stays
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_stages_of_evit_are_the_slow_ones(fuse: bool, tower: VisionTransformer, images: Tensor):
+    points = [1, 3, 4]
+    trace = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=points, fuse=fuse).trace(images)
+    x, positions = entering(tower, images), [list(range(64))] * 3
+    for index in range(6):
+        if index not in points:
+            x = tower.blocks[index](x)
+            continue
+        count, rows = math.ceil(0.7 * (x.shape[1] - 1)), []
+        for image in range(3):
+            row, stays = slow_stage(tower.blocks[index], x[image], count, fuse)
+            rows.append(row)
+            positions[image] = [positions[image][place] for place in stays] + [-1] * fuse
+            assert trace.reductions[points.index(index)].after[image].tolist() == positions[image]
+        x = torch.stack(rows)
+    assert torch.allclose(trace.output, tower.forward_head(tower.norm(x)), atol=1e-4)
+
+
+def test_evit_goes_by_the_same_attention_and_every_token_attends(tower: VisionTransformer, images: Tensor):
+    model, same = (zoo.reduce(tower, method=method, keep=0.5, reduce_at=2) for method in ("evit", "clsattn"))
+    [ours], [theirs] = model.trace(images).reductions, same.trace(images).reductions
+    assert torch.allclose(ours.importance, theirs.importance, atol=1e-6)
+    assert torch.equal(ours.after, theirs.after)
+    assert not torch.allclose(model(images), same(images), atol=1e-3)
+
+
+def test_the_fused_token_of_evit_has_no_place_in_the_grid(tower: VisionTransformer, images: Tensor):
+    """``keep`` counts what attention keeps, so that the fused token comes on top."""
+    model = zoo.reduce(tower, method="evit", keep=0.25, reduce_at=[1], fuse=True)
+    trace = model.trace(images)
+    after = trace.reductions[0].after
+    assert trace.final_tokens == 17
+    assert (after[:, -1] == -1).all()
+    last = model.forward_intermediates(images, 1, output_fmt="NLC", intermediates_only=True)[0]
+    for image in range(3):
+        there = last[image].abs().sum(dim=-1).nonzero().flatten().tolist()
+        assert there == [p for p in after[image].tolist() if p >= 0]
+        assert len(there) == 16
+
+
+def test_a_named_row_counts_its_fused_token(tower: VisionTransformer, images: Tensor):
+    """It is EViT's with one token less kept by attention; with one left, all of them are fused."""
+    model = zoo.reduce(tower, method="evitfuse", keep=0.5, reduce_at=[2])
+    same = zoo.reduce(tower, method="evit", keep=31 / 64, reduce_at=[2], fuse=True)
+    assert model.trace(images).final_tokens == 32
+    assert torch.equal(model(images), same(images))
+    trace = zoo.reduce(tower, method="evitfuse", keep=0.001, reduce_at=[2, 4]).trace(images)
+    assert trace.tokens_per_block == (65, 65, 3, 3, 2, 2)
+    assert trace.kept.tolist() == [[-1]] * 3
+
+
+@pytest.mark.parametrize(("fuse", "counts"), [(False, {1: 138, 3: 97, 5: 68}), (True, {1: 138, 3: 98, 5: 70})])
+def test_evit_has_the_papers_counts(fuse: bool, counts: dict[int, int], tower: VisionTransformer):
+    model = zoo.reduce(tower, method="evit", stage_rate=0.7, reduce_at=[1, 3, 5], fuse=fuse)
+    assert model.reducer.counts(196) == counts
+
+
+def slow_hash(position: int, seed: int) -> float:
+    """Mix one position with Python's unbounded integers."""
+    h = (position + 1) * 0x9E3779B1 + (seed * 0x85EBCA77) % 2**32
+    for multiplier in (0x7FEB352D, 0x846CA68B):
+        h %= 2**32
+        h = ((h ^ (h >> 16)) * multiplier) % 2**32
+    h ^= h >> 15
+    return (h % 2**24) / 2**24
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345, 2**31, 2**40 + 3])
+def test_the_hash_is_32_bit_arithmetic(seed: int):
+    found = hashed(torch.arange(576)[None], seed)[0]
+    assert found.dtype == torch.float32
+    assert found.tolist() == [slow_hash(p, seed) for p in range(576)]
+    assert found.unique().numel() >= 575
+
+
+def test_every_patch_is_kept_equally_often_at_random():
+    """Chi-square over 2000 seeds: each of 196 patches, kept with probability 0.6."""
+    positions, count = torch.arange(196)[None], torch.zeros(196)
+    for seed in range(2000):
+        count[hashed(positions, seed)[0].topk(118).indices] += 1
+    expected = 2000 * 118 / 196
+    assert float(((count - expected) ** 2 / (expected * (1 - 118 / 196))).sum()) < 260  # mean 195, deviation 20
+
+
+def test_one_random_order_serves_all_images_runs_and_rates(tower: VisionTransformer, images: Tensor):
+    """What stays at 30 % stays at 60 % as well, in one shot or in stages."""
+
+    def kept(x: Tensor = images, **options: object) -> list[list[int]]:
+        return zoo.reduce(tower, method="random", **{"keep": 0.5, **options}).trace(x).kept.tolist()
+
+    first = kept()
+    torch.manual_seed(99)
+    assert first == kept(torch.randn(3, 3, 64, 64))
+    assert first[0] == first[1] == first[2] == kept(images[:1])[0]
+    assert len({tuple(kept(seed=seed)[0]) for seed in range(20)}) == 20
+    few = kept(keep=0.3)[0]
+    assert set(few) < set(kept(keep=0.6)[0])
+    assert kept(keep=0.3, reduce_at=[1, 2, 5])[0] == few
+
+
+def slow_condensation(score: list[float], x: Tensor, count: int, centers: int, merged: float) -> dict[int, Tensor]:
+    """Condense one image's tokens to ``count`` as TCA does: the tokens that are left, by place."""
+    order = sorted(range(len(x)), key=lambda place: -score[place])
+    whole, rest = order[: count - centers], order[count - centers :]
+    pruned = min(int(len(rest) / (1 + merged)), len(x) - count)
+    between = rest[: len(rest) - pruned]
+    chosen = between[:1]
+    while len(chosen) < centers:
+        others = [place for place in between if place not in chosen]
+        chosen.append(max(others, key=lambda place: min(float((x[place] - x[c]).norm()) for c in chosen)))
+    clusters = {place: [place] for place in chosen}
+    for place in between:
+        if place not in chosen:
+            clusters[min(chosen, key=lambda c: float((x[place] - x[c]).norm()))].append(place)
+    means = {place: x[members].mean(dim=0) for place, members in clusters.items()}
+    return {place: x[place] for place in whole} | means
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"keep": 0.5}, 32),
+        ({"keep": 0.5, "centers": 1, "merged": 0.1}, 32),
+        ({"keep": 63 / 64, "centers": 7}, 63),
+        ({"keep": 0.04}, 3),
+        ({"keep": 0.3, "centers": 19, "merged": 1e-9}, 19),
+    ],
+)
+def test_condensation_is_the_slow_loop(options: dict, count: int, tower: VisionTransformer, images: Tensor):
+    """Each head ranks the patch tokens by the class token's attention; the score is the mean rank."""
+    model = zoo.reduce(tower, method="tca", reduce_at=2, **options)
+    config, block = model.reducer.config, tower.blocks[2]
+    x = entering(tower, images, 2)
+    attended = x + block.attn(block.norm1(x))
+    trace = model.trace(images)
+    rows = []
+    for image in range(3):
+        ranks = torch.stack([weights[0, 1:].argsort().argsort() for weights, _ in slow_heads(block, x[image])])
+        score = ranks.double().mean(dim=0).tolist()
+        left = slow_condensation(score, attended[image, 1:], count, min(config.centers, count), config.merged)
+        assert trace.reductions[0].after[image].tolist() == sorted(left)
+        rows.append(torch.stack([attended[image, 0], *(left[place] for place in sorted(left))]))
+    x = torch.stack(rows)
+    x = tower.blocks[3:](x + block.mlp(block.norm2(x)))
+    assert torch.allclose(trace.output, tower.forward_head(tower.norm(x)), atol=1e-4)
+
+
+def test_the_pruned_rank_below_the_merged_and_those_below_the_rest(tower: VisionTransformer, images: Tensor):
+    [went] = zoo.reduce(tower, method="tca", keep=0.5, reduce_at=2).trace(images).reductions
+    for image in range(3):
+        after = set(went.after[image].tolist())
+        importance, into = went.importance[image].tolist(), went.into[image].tolist()
+        merged = [place for place in range(64) if into[place] != place]
+        pruned = [place for place in range(64) if into[place] == place and place not in after]
+        assert (len(pruned), len(merged)) == (12, 20)
+        assert len({into[place] for place in merged}) <= 4
+        assert {into[place] for place in merged} <= after
+        assert max(importance[place] for place in pruned) <= min(importance[place] for place in merged)
+        assert all(importance[place] == float("inf") for place in after)
+
+
+def test_a_later_stage_of_tca_takes_centres_for_tokens(tower: VisionTransformer, images: Tensor):
+    model = zoo.reduce(tower, method="tca", keep=0.25, reduce_at=[1, 3])
+    _, each = model.advance(model.embed(images), taps=range(6))
+    assert [one.x.shape[1] for one in each] == [65, 33, 33, 17, 17, 17]
+    assert all(one.size is None for one in each)
