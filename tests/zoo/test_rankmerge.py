@@ -165,8 +165,8 @@ def test_a_mean_of_unlike_tokens_is_stretched_and_weighs_less():
     ("options", "match"),
     [
         ({"rank": "golden"}, "rank='golden': expected one of none, cls, predictor"),
-        ({"distance": -1}, "distance=-1: expected a number from 0"),
-        ({"rank_weight": math.nan}, "rank_weight=nan: expected a number from 0"),
+        ({"distance": -1}, "distance=-1: expected a number in [0, inf)"),
+        ({"rank_weight": math.nan}, "rank_weight=nan: expected a number in [0, inf)"),
         ({"rescale": 1}, "rescale=1: expected true or false"),
         ({"rank": "cls", "reduce_at": [0, 2]}, "rank_at=3: expected a block up to the last reduction point, 2"),
     ],
