@@ -18,39 +18,75 @@ from rich.markup import escape
 from harness.base.hints import describe_error
 from harness.base.table import Part, Shown, Table, fit, fit_pipe
 from harness.base.terminal import Progress, errors, has_width, notes, printable, results
-from harness.cli import choose, data, export, golden, measure, report, study, vectors
-from harness.cli.command import EXIT_CODES, PROGRAM, Command, CommandParser, Subcommands, Version, add_shared
+from harness.cli import apps, learn, measure, study
+from harness.cli.command import (
+    ANY,
+    EXIT_CODES,
+    PROGRAM,
+    Command,
+    CommandParser,
+    Subcommands,
+    Version,
+    add_shared,
+    leaves,
+)
 from harness.cli.flags import check_device
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
-
-
-SHELLS = ("bash", "zsh", "fish", "tcsh")
+SHELLS = ("bash", "zsh")
 
 
 def _completion_flags(parser: CommandParser) -> None:
     parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
 
 
-def _run_completion(args: Namespace, _status: Console) -> Shown:
-    from harness.cli.completion import script
+def run_completion(args: Namespace, _status: Console) -> Shown:
+    """Show a script that completes commands, flags and names without starting Python."""
+    import shtab
 
-    text = script(args.shell, build_parser())
+    from harness.datasets import KINDS, list_datasets
+    from harness.measure.rows import known_methods
+    from harness.studies.questions import list_studies
+    from harness.studies.reproduce import list_targets
+    from zoo.loading.sizes import MODELS
+
+    names: dict[str, Any] = {
+        "model": list(MODELS),
+        "models": [name for name, spec in MODELS.items() if spec.dense == name],
+        "methods": known_methods(),
+        "method": known_methods(),
+        "names": list_targets(),
+    }
+    names["dataset"] = names["datasets"] = [*list_datasets(), *(f"{prefix}:" for prefix in KINDS)]
+    parser = build_parser()
+    for leaf in leaves(parser).values():
+        for action in leaf._actions:
+            if action.choices is None and action.dest in names and action.nargs != 0:
+                action.choices = names[action.dest]
+            elif action.type is Path:
+                kind = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
+                action.complete = kind  # type: ignore[attr-defined]
+    studies = _actions(_actions(parser).choices["study"])
+    leaf = studies.choices.pop(ANY)  # the word that stands for any study becomes the names of all
+    studies.choices |= dict.fromkeys(list_studies(), leaf)
+    studies._choices_actions = [studies._ChoicesPseudoAction(name, (), None) for name in studies.choices]
+    text = shtab.complete(parser, shell=args.shell)
     return Shown(parts=(text.rstrip(),), data={"shell": args.shell, "script": text})
+
+
+def _actions(parser: Any) -> Any:
+    return parser._subparsers._group_actions[0]
 
 
 COMPLETION = Command(
     path="completion",
     what="Print a script that completes commands, flags and names in a shell.",
     flags=_completion_flags,
-    run=_run_completion,
-    examples=(
-        ('completion bash > "$HOME/.patchrank.bash"', "then source it in .bashrc"),
-        ('completion fish > "$HOME/.config/fish/completions/patchrank.fish"', "fish finds it"),
-    ),
+    run=run_completion,
+    examples=(('completion bash > "$HOME/.patchrank.bash"', "then source it in .bashrc"),),
     output="the script on standard output; see docs/commands.md for where shells look for it",
 )
-GROUPS = (measure, choose, export, golden, vectors, report, data, study)
+GROUPS = (measure, apps, learn, study)
 COMMANDS: dict[str, Command] = {
     command.path: command for command in (*(command for group in GROUPS for command in group.COMMANDS), COMPLETION)
 }
@@ -58,7 +94,7 @@ COMMANDS: dict[str, Command] = {
 FAMILIES = {
     "fit": "Fit a predictor to rankings, or tune prompts.",
     "datasets": "List datasets, or check one.",
-    "study": "Research: random floor, cost of rankings, the paper's tables, questions.",
+    "study": "Research: cost of rankings, the paper's tables, questions.",
 }
 DESCRIPTION = """Compare token reduction methods for CLIP vision transformers.
 
@@ -77,7 +113,7 @@ exit codes: {"; ".join(f"{code} {text}" for code, text in EXIT_CODES.items())}""
 def build_parser() -> CommandParser:
     """Return the parser; of what it parses, ``command`` is a path and ``run`` what runs it."""
     parser = CommandParser(prog=PROGRAM, usage=f"{PROGRAM} COMMAND [flags]", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("--version", action=Version, help="of this package and what it depends on")
+    parser.add_argument("--version", action=Version, nargs=0, help="of this package and what it depends on")
     add_shared(parser)
     groups = {"": _subcommands(parser, "COMMAND")}
     for path, command in COMMANDS.items():

@@ -1,4 +1,4 @@
-"""Subcommands that measure models: ``compare``, ``eval``, ``latency``."""
+"""Subcommands that measure models and show what there is: ``compare``, ``eval``, ``latency``, ``report``, ``list``."""
 
 import os
 from argparse import Namespace
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.base.table import Shown, Table, Work, json_values
+from harness.base.table import NOT_MEASURED, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser
 
 if TYPE_CHECKING:
     from harness.records.record import Record
+
+AGAIN = "The same command goes on where it stopped"
 
 
 def _compare_flags(parser: CommandParser) -> None:
@@ -26,45 +28,38 @@ def _compare_flags(parser: CommandParser) -> None:
     # Not "*": that takes nothing before the first flag, and refuses the runs after it.
     runs.required = False
     what = parser.add_argument_group("what is compared")
-    text = "dense names"
-    several: dict[str, Any] = {"dest": "models", "nargs": "+", "metavar": "MODEL"}
-    what.add_argument("--model", default=list(Plan.models), help=text, **several)
+    flags.add(what, "--model", list(Plan.models), "dense names", dest="models", metavar="MODEL")
     flags.methods(what, None, "default: all but other papers'; see `list`")
     flags.keeps(what, list(Plan.keeps))
-    what.add_argument("--match", metavar="WHAT", help="gflops or time: rows of equal cost, not keep")
+    flags.add(what, "--match", None, "gflops or time: rows of equal cost, not keep", metavar="WHAT")
     text = "others' fidelity is compared with its; with --match they meet its cost"
-    what.add_argument("--match-to", metavar="METHOD", default=Plan.match_to, help=text)
+    flags.add(what, "--match-to", Plan.match_to, text, metavar="METHOD")
     flags.fields(what, Plan, match_batch="images per call, where time is matched")
     text = "rows with recovery, in tables of their own; as `fit recovery` writes"
-    several |= {"dest": "recoveries", "metavar": "FILE"}
-    what.add_argument("--recovery", type=Path, default=[], help=text, **several)
+    flags.add(what, "--recovery", [], text, Path, dest="recoveries")
     text = "without the tables of rows at equal time in the end"
     what.add_argument("--no-equal-time", dest="equal_time", action="store_false", help=text)
     flags.datasets(what, list(Plan.datasets))
-    text = "labelled images per class; 0: text classifier"
-    flags.number(what, "--shots", list(Plan.shots), text, nargs="+", metavar="K")
+    flags.fields(what, Plan, shots="labelled images per class; 0: text classifier")
     _learned(what)
     flags.fields(what, Plan, seeds="with shots; from --seed on")
     flags.data(parser)
     how = flags.conditions(parser)
-    flags.number(how, "--rounds", Plan.rounds, "latency samples", kind=flags.positive)
-    sizes = list(Plan.batches)
-    flags.number(how, "--batches", sizes, "for latency", kind=flags.positive, nargs="*")
+    flags.add(how, "--rounds", Plan.rounds, "latency samples", flags.positive)
+    flags.add(how, "--batches", list(Plan.batches), "for latency", flags.positive, nargs="*")
     files = parser.add_argument_group("files")
     flags.fresh(files)
     flags.output(files, "results", "folder of the run")
-    flags.number(files, "--traces", TRACED, "images of each dataset whose kept patches are stored; 0: none")
+    flags.add(files, "--traces", TRACED, "images of each dataset whose kept patches are stored; 0: none")
     text = "store no small copies of these images"
     files.add_argument("--no-thumbnails", dest="thumbnails", action="store_false", help=text)
 
 
 def _learned(group: Any) -> None:
-    """Add what is learned from shots."""
     from harness.measure.plan import Plan
 
     text = "learned from shots: t text, v visual, vt both, probe a linear classifier instead"
-    group.add_argument("--tokens", default=Plan.tokens, help=text)
-    flags.fields(group, Plan, num_tokens="learned tokens")
+    flags.fields(group, Plan, tokens=text, num_tokens="learned tokens")
 
 
 def run_compare(args: Namespace, status: Console) -> Shown | Work:
@@ -119,16 +114,12 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
 
     path, progress = args.output / RECORDS, Progress(status)
     # Where cost counts, all but the oracle, which has none.
-    every = [name for name in usual_methods() if args.match is None or name != GOLDEN]
-    methods = tuple(args.methods or every)
-    plan = flags.settings(Plan, args, methods=methods)
+    usual = [name for name in usual_methods() if args.match is None or name != GOLDEN]
+    plan = flags.settings(Plan, args, methods=tuple(args.methods or usual))
     known = earlier(path, progress, fresh=args.fresh)
-    stored = {"images": args.traces, "thumbnails": args.thumbnails}
-    tracer = Tracer(run=args.output, progress=progress, **stored)
+    tracer = Tracer(run=args.output, progress=progress, images=args.traces, thumbnails=args.thumbnails)
     records: list[Record] = []
     groups: list[list[Record]] = []  # of one dataset and tower
-    done = 0
-
     more = at_equal_time(plan) if args.equal_time else None
 
     def measured(plan: Plan, tracer: Tracer | None = None) -> "Iterator[list[Record]]":
@@ -138,7 +129,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
             records.extend(group)
             yield group
 
-    total = sum(len(one.models) * len(one.datasets) * len(one.shots) for one in (plan, more) if one is not None)
+    done, total = 0, sum(len(one.models) * len(one.datasets) * len(one.shots) for one in (plan, more) if one)
     with progress.task("compare, datasets x towers x shots", total) as update:
         for group in measured(plan, tracer):
             with progress.hidden():
@@ -151,11 +142,11 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
                     yield from map(shot_table, shot_columns(group_records(chain.from_iterable(groups))))
                     groups = []
             update(done := done + 1)
-        if more is not None:
-            for group in measured(more):
-                with progress.hidden():
-                    yield matched_table(match_costs(group, more.match_to, more.timed_batch))
-                update(done := done + 1)
+        for group in measured(more) if more is not None else ():
+            assert more is not None
+            with progress.hidden():
+                yield matched_table(match_costs(group, more.match_to, more.timed_batch))
+            update(done := done + 1)
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # the page has all plots; `report` writes them as files, too
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
@@ -165,12 +156,12 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
 
 def _eval_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
-    what.add_argument("--model", required=True, help="a model's name, dense or reduced")
+    flags.add(what, "--model", None, "a model's name, dense or reduced", required=True)
     flags.dataset(what, required=True)
-    flags.number(what, "--shots", 0, "0: text classifier", metavar="K")
+    flags.add(what, "--shots", 0, "0: text classifier", metavar="K")
     _learned(what)
-    what.add_argument("--prompts", type=Path, metavar="FILE", help="learned before; no --shots")
-    what.add_argument("--recovery", type=Path, metavar="FILE", help="trained before; it says the method")
+    flags.add(what, "--prompts", None, "learned before; no --shots", Path)
+    flags.add(what, "--recovery", None, "trained before; it says the method", Path)
     flags.data(parser)
     flags.conditions(parser)
 
@@ -198,16 +189,15 @@ def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     plan = flags.settings(Plan, args, **row, **data)
     if args.recovery is not None:
         plan = recovered_alone(plan, args.recovery)
-    progress = Progress(status)
     if args.prompts is None:
-        return [next(compare(plan, [], progress))]
+        return [next(compare(plan, [], Progress(status)))]
     for name, default in (("shots", 0), ("tokens", Plan.tokens), ("num_tokens", Plan.num_tokens)):
         if (value := getattr(args, name)) != default:
             raise ValueError(
                 f"--prompts {str(args.prompts)!r} with --{name.replace('_', '-')} {value}: the "
                 "file says what it was learned from; give one of the two"
             )
-    return judge(plan, args.prompts, progress)
+    return judge(plan, args.prompts, Progress(status))
 
 
 def _latency_flags(parser: CommandParser) -> None:
@@ -216,26 +206,22 @@ def _latency_flags(parser: CommandParser) -> None:
 
     what = parser.add_argument_group("what is timed")
     text = "reduced or dense models' names; see `list`"
-    what.add_argument("--model", dest="models", nargs="+", metavar="MODEL", required=True, help=text)
+    flags.add(what, "--model", None, text, dest="models", nargs="+", metavar="MODEL", required=True)
     flags.methods(what, [], "of each dense tower, too")
-    flags.keeps(what, list(LatencyPlan.keeps), "of --methods", float)
-    flags.random_weights(what, "none are loaded; times don't depend on them")
+    flags.fields(what, LatencyPlan, keeps="of --methods")
+    flags.fields(what, LatencyPlan, random_weights="none are loaded; times don't depend on them")
     how = parser.add_argument_group("conditions")
     usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (CPU_BATCHES, CUDA_BATCHES))
-    flags.number(how, "--batches", None, f"images per call; default: {usual}, on CUDA {on_cuda}", nargs="+")
-    flags.number(how, "--image-sizes", [], "pixels a side; default: the tower's own", nargs="+", metavar="N")
-    text = "float32, bfloat16 or float16"
-    dtypes, ways = list(LatencyPlan.dtypes), list(LatencyPlan.ways)
-    how.add_argument("--dtypes", nargs="+", metavar="DTYPE", default=dtypes, help=text)
-    how.add_argument("--ways", nargs="+", metavar="WAY", default=ways, help=", ".join(WAYS))
+    flags.add(how, "--batches", None, f"images per call; default: {usual}, on CUDA {on_cuda}", int, nargs="+")
+    flags.add(how, "--image-sizes", [], "pixels a side; default: the tower's own", int)
+    flags.fields(how, LatencyPlan, dtypes="float32, bfloat16 or float16", ways=", ".join(WAYS))
     text = f"in one table, against dense in eager float32: {', '.join(RUNTIMES)}"
-    how.add_argument("--runtimes", nargs="+", metavar="RUNTIME", default=[], help=text)
-    flags.number(how, "--threads", None, "torch's; default: as many as it takes", nargs="+")
+    flags.add(how, "--runtimes", [], text, metavar="RUNTIME")
+    flags.add(how, "--threads", None, "torch's; default: as many as it takes", int, nargs="+")
     flags.device(how)
-    flags.fields(how, LatencyPlan, rounds="calls of each model, in turn, at least")
-    flags.number(how, "--seconds", LatencyPlan.seconds, "rounds go on for so long", metavar="S")
+    flags.fields(how, LatencyPlan, rounds="calls of each model, in turn, at least", seconds="rounds go on for so long")
     where = parser.add_argument_group("files")
-    flags.fresh(where, "time again what is known")
+    flags.fresh(where)
     flags.output(where, "results", "folder")
 
 
@@ -285,50 +271,199 @@ def run_latency(args: Namespace, status: Console) -> Work:
     return Shown(parts=(), data={"path": str(path), "records": json_values(records)})
 
 
+def _report_flags(parser: CommandParser) -> None:
+    text = "a file of records or of `latency`, or the folder of one"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
+    files = parser.add_argument_group("files")
+    flags.output(files, "report", "folder of the report")
+    flags.add(files, "--title", "Token reduction for CLIP, side by side", "of the page")
+    flags.add(files, "--all-plots", False, "draw every table; default: the first 6")
+
+
+def run_report(args: Namespace, status: Console) -> Shown:
+    """Write a report and show the Pareto fronts."""
+    from harness.report.folder import report_runs
+
+    return report_runs(args.runs, args.output, Progress(status), title=args.title, every_plot=args.all_plots)
+
+
+def run_list(*_: Any) -> Shown:
+    """Show models, weights, methods and datasets."""
+    return Shown(parts=tuple(list_tables()), data=list_data())
+
+
+def list_data() -> dict[str, Any]:
+    """Return what there is as JSON values."""
+    from zoo import METHODS
+    from zoo.loading.predictor_file import fitted_blocks
+    from zoo.loading.sizes import PERCENTS, SIZES
+
+    towers = []
+    for size, spec in SIZES.items():
+        fitted = {tag: list(fitted_blocks(f"clip_vit_{size}", tag)) for tag in spec.tags}
+        predictors = {tag: blocks for tag, blocks in fitted.items() if blocks}
+        towers.append({"size": size, "tags": list(spec.tags), "predictors": predictors})
+    methods = [
+        {"method": name, "what": (method.__doc__ or "").split("\n")[0]} for name, method in sorted(METHODS.items())
+    ]
+    return {"towers": towers, "methods": methods, "keep_percents": list(PERCENTS), "datasets": datasets_data()}
+
+
+def list_tables() -> list[Table]:
+    """Lay out what there is: towers with their weights, methods, datasets."""
+    data, towers = list_data(), []
+    for tower in data["towers"]:
+        fitted = "; ".join(f"{tag} at block {', '.join(map(str, at))}" for tag, at in tower["predictors"].items())
+        towers.append((tower["size"], ", ".join(tower["tags"]), fitted or "none yet"))
+    methods = [(one["method"], one["what"], f"clip_vit_b16_{one['method']}60") for one in data["methods"]]
+    tower_heads = ("size", "weight tags (the first is the default)", "predictor for patchrank")
+    method_heads = ("method", "what it does", "example")
+    title = "towers: clip_vit_{size}, and with a method clip_vit_{size}_{method}{keep}"
+    rates = f"methods; keep rates in names: {', '.join(map(str, data['keep_percents']))}"
+    return [
+        Table.of(title, tower_heads, towers, words=tower_heads),
+        Table.of(rates, method_heads, methods, words=method_heads),
+        datasets_table(data["datasets"]),
+    ]
+
+
+def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
+    """Return the datasets that have names as JSON values; sizes are numbers of images.
+
+    ``root`` is where those lie that aren't shipped.
+    """
+    from harness.datasets import list_datasets, root_of, shipped_facts
+    from harness.datasets.public import RootedDataset
+    from harness.records.averages import captions
+
+    where, rows = root_of(root), list[dict[str, Any]]()
+    for name in list_datasets():
+        dataset = shipped_facts(name)
+        if isinstance(dataset, RootedDataset):
+            classes, folder = dataset.class_count, dataset.folder
+            sizes = {str(split): dataset.counts.get(split, 0) for split in flags.SPLITS}
+            there = where is not None and (where / dataset.folder).is_dir()
+        else:
+            classes, folder, there = len(dataset.classes), None, True
+            sizes = {split: len(dataset.split(split)) for split in flags.SPLITS}
+        facts: dict[str, Any] = {"name": name, "what": dataset.title, "license": dataset.license, "classes": classes}
+        text = captions(name) if folder is None and dataset.labelled else None
+        rows.append(
+            {**facts, "shipped": folder is None, "folder": folder, **sizes, "there": there, "accuracy_by_text_is": text}
+        )
+    return rows
+
+
+def datasets_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Lay out the datasets of `datasets_data`."""
+    lines = []
+    for one in rows:
+        place = "shipped" if one["shipped"] else f"{one['folder']}, {'there' if one['there'] else 'not there'}"
+        classes = one["classes"]
+        sizes = (str(one[name]) for name in ("classes", *flags.SPLITS))
+        chance = f"{100 / classes:.3g} %" if classes else NOT_MEASURED
+        captions = one["accuracy_by_text_is"] or ("not known" if classes else NOT_MEASURED)
+        lines.append((one["name"], one["what"], *sizes, chance, place, captions, one["license"]))
+    words = ("name", "what", "shipped, or in --root", "accuracy by text is", "licence")
+    heads = (*words[:2], "classes", *flags.SPLITS, "chance", *words[2:])
+    return Table.of("datasets", heads, lines, words=words, wide=words[3:4], roomy=("what", "chance", "licence"))
+
+
+def run_datasets(args: Namespace, _status: Console) -> Shown:
+    """Show datasets, and how others are named by their path.
+
+    Raises:
+        FileNotFoundError: a root that isn't there.
+        NotADirectoryError: a root that is a file.
+    """
+    from harness.datasets import KINDS
+
+    if args.root is not None and not args.root.is_dir():
+        if args.root.exists():
+            raise NotADirectoryError(f"--root {str(args.root)!r} is a file; give a folder")
+        raise FileNotFoundError(
+            f"--root {str(args.root)!r}: there is no such folder; give the one that datasets lie below"
+        )
+    rows = datasets_data(args.root)
+    kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
+    by_path = (f"{kind['prefix']}:PATH is {kind['what']}" for kind in kinds)
+    return Shown(parts=(datasets_table(rows), *by_path), data={"datasets": rows, "by_path": kinds})
+
+
+def _dataset_flags(parser: CommandParser) -> None:
+    flags.dataset(parser, required=True)
+    flags.root(parser)
+    flags.add(parser, "--download", False, "get what is missing")
+    flags.add(parser, "--fast", False, "decode no image")
+
+
+def run_dataset_check(args: Namespace, status: Console) -> Shown:
+    """Check a dataset."""
+    from harness.apps.dataset_check import check_dataset
+    from harness.datasets import get_dataset
+
+    return check_dataset(get_dataset(args.dataset), Progress(status), fast=args.fast)
+
+
 COMMANDS = (
     Command(
-        path="compare",
+        path="compare", flags=_compare_flags, run=run_compare,
         what="Measure methods side by side: accuracy, cost, latency, agreement; or tell what changed between two runs.",
-        flags=_compare_flags,
-        run=run_compare,
         examples=(
             ("compare --methods patchrank evit --keeps 0.7 0.5", "two methods, no shots"),
-            ("compare --dataset fashion --shots 0 16 --tokens t", "with tokens from 16 shots"),
-            ("compare --match gflops --keeps 0.6 --output equal", "at patchrank's cost"),
             ("compare results equal", "what changed between two runs; measures nothing"),
-            ("compare --json --limit 8 --batches 1 > run.json", "for a program"),
         ),
-        output="a table per dataset on standard output; records.jsonl, report.html, table.md, "
-        "table.csv, table.tex, summary.md, brief.md, equal_time.md, agreement.csv, two plots, traces and "
-        "thumbnails in --output. The same command goes on where it stopped. With two runs: what "
-        "changed, and with --output changes.md",
+        output="a table per dataset on standard output; records.jsonl, report.html, tables (md, csv, tex), plots, "
+        f"traces and thumbnails in --output. {AGAIN}. With two runs: what changed, and with --output changes.md",
     ),
     Command(
-        path="eval",
+        path="eval", flags=_eval_flags, run=run_eval,
         what="Measure one model's accuracy and agreement on one dataset.",
-        flags=_eval_flags,
-        run=run_eval,
         examples=(
             ("eval --model clip_vit_s14_patchrank60 --dataset emoji", "a model that ships"),
             ("eval --model clip_vit_b16_tome50 --dataset folder:photos --full", "on your own images"),
-            ("eval --model clip_vit_s14 --dataset emoji --shots 4 --tokens probe", "a linear probe"),
         ),
         output="a table on standard output, the model beside its dense tower; with --prompts a second one, the model "
         "with them; no files",
     ),
     Command(
-        path="latency",
+        path="latency", flags=_latency_flags, run=run_latency,
         what="Time models in turn with their dense towers, and say what can be concluded.",
-        flags=_latency_flags,
-        run=run_latency,
         examples=(
             ("latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
-            ("latency --model clip_vit_b16_evit60 --random-weights --ways eager compile", "compiled, too"),
-            ("latency --model clip_vit_b16_rankmerge50 --random-weights --image-sizes 384 512", "larger images"),
-            ("latency --model clip_vit_s14_rankmerge60 --runtimes onnx openvino --dtypes float32 bfloat16", "files"),
             ("latency --model clip_vit_b16_tome60 --device cuda --ways eager cuda-graphs", "on a GPU"),
         ),
-        output="a table per condition on standard output; latency.jsonl and latency.md in "
-        "--output. The same command goes on where it stopped",
+        output=f"a table per condition on standard output; latency.jsonl and latency.md in --output. {AGAIN}",
     ),
-)
+    Command(
+        path="report", flags=_report_flags, run=run_report,
+        what="Write a page, tables (Markdown, CSV, LaTeX) and plots of one or more runs.",
+        examples=(
+            ("report results", "what `compare` and `latency` measured"),
+            ("report results results_gpu/records.jsonl --title 'Two machines'", "two runs"),
+        ),
+        output="which rows are on the Pareto fronts, on standard output; report.html, tables and every plot as SVG and "
+        "PNG in --output",
+    ),
+    Command(
+        path="list", run=run_list,
+        what="Show models, methods, weights and datasets.",
+        examples=(("list", "all there is"), ("list --json", "for a program")),
+        output="tables on standard output",
+    ),
+    Command(
+        path="datasets list", flags=flags.root, run=run_datasets,
+        what="Show what datasets there are, and where.",
+        examples=(("datasets list", "those that ship or lie below CLIP_PATCHRANK_DATA"),),
+    ),
+    Command(
+        path="datasets check", flags=_dataset_flags, run=run_dataset_check,
+        what="Verify a local copy before hours are spent on it: counts, and every image.",
+        examples=(
+            ("datasets check --dataset emoji", "a dataset that ships"),
+            ("datasets check --dataset folder:photos --fast", "your own images, by their names alone"),
+        ),
+        output="a table of the classes and a line per problem, on standard output",
+        problems="the dataset has problems",
+    ),
+)  # fmt: skip

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, json_values, points
-from harness.base.table import figure as number
+from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, figure, json_values, points
 from harness.records.averages import Average, describe_uncounted, fidelity_difference, row_p
 from harness.records.metrics import METRICS
 from harness.records.record import Record, refuse_mixed
@@ -37,8 +36,8 @@ DIFFERENCES = {"distance_to_first": "1 - cos to first", "to_dense": "to dense", 
 _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
 _MEANS = ("top1", "gflops", "cosine_distance", "tau", "match_at_k")
 # Columns that narrower terminals do without.
-_WIDE = ("GFLOPs", "over seeds", "tau", "match@k (chance)")
-_FORMS = dict.fromkeys(_WIDE, FORMS[:1]) | dict.fromkeys(("top-1", "to dense", "to first"), FORMS[:2])
+_FORMS = dict.fromkeys(("GFLOPs", "over seeds", "tau", "match@k (chance)"), FORMS[:1])
+_FORMS |= dict.fromkeys(("top-1", "to dense", "to first"), FORMS[:2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +62,32 @@ class StudyRow:
     def records(self) -> tuple[Record, ...]:
         """One per seed."""
         return self.average.records
+
+    def cells(self) -> dict[str, Cell]:
+        """Return the figures by heading."""
+        mean, match = self.average.mean, self.average.measured("match_at_k")
+        top1 = [100 * right for record in self.records if (right := record.mean("top1")) is not None]
+        spread = f" ({min(top1):.1f}–{max(top1):.1f})" if len(top1) > 1 else ""
+        apart = self.difference("distance_to_first")
+        distance = "" if apart is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*apart)
+        return {
+            "keep": Cell(f"{100 * self.records[0].keep:.3g}"),
+            "GFLOPs": figure(mean("gflops"), ".3f"),
+            "1 - cos": figure(mean("cosine_distance"), ".4f"),
+            "1 - cos to first": UNMEASURED if apart is None else Cell(distance, apart.estimate),
+            "top-1": Cell(f"{np.mean(top1):.1f}{spread}") if top1 else UNMEASURED,
+            "to dense": points(self.difference("to_dense")),
+            "to first": points(self.difference("to_first")),
+            "over seeds": points(self.over_seeds),
+            "tau": figure(mean("tau"), ".3f"),
+            "match@k (chance)": Cell(f"{match.mean:.2f} ({match.chance:.2f})") if match else UNMEASURED,
+        }
+
+
+def _means(row: Average) -> dict[str, Any]:
+    match = row.measured("match_at_k")
+    means = {name: row.mean(name) for name in _MEANS}
+    return {"keep": row.keep, **means, "match_chance": None if match is None else match.chance}
 
 
 def compare_lines(
@@ -127,14 +152,13 @@ class StudyTable:
         families = self.families()
         lines = []
         for at, row in enumerate(self.rows):
-            cells = {name: Cell(row.labels.get(name, "")) for name in labels} | _cells(row)
-            for name, family in families.items():
-                head = DIFFERENCES[name]
-                cells[head] = Cell(cells[head], cells[head].value, family.mark(at))
+            cells = {name: Cell(row.labels.get(name, "")) for name in labels} | row.cells()
+            for name, head in DIFFERENCES.items():
+                cells[head] = Cell(cells[head], cells[head].value, families[name].mark(at))
             lines.append(cells)
         heads = [head for head in lines[0] if any(line[head] != UNMEASURED for line in lines)]
         several = any(len(row.records) > 1 for row in self.rows)
-        tests = [FLIPPED] if not self.dense.labelled else [SIGN_FLIP if several else MCNEMAR, FLIPPED]
+        tests = [*([SIGN_FLIP if several else MCNEMAR] if self.dense.labelled else []), FLIPPED]
         lacking = describe_uncounted(self.dense, *(row.records[0] for row in self.rows))
         notes = [f"{NOTES} {mark_note(' or '.join(tests), 'all of a column')}.", *([f"{lacking}."] if lacking else [])]
         begins = {row.group: at for at, row in reversed(list(enumerate(self.rows)))}
@@ -167,37 +191,7 @@ class StudyTable:
             }
             for at, row in enumerate(self.rows)
         ]
-        about = {"dataset": self.dense.dataset, "split": self.dense.split, "title": self.title}
-        dense = _means(_average([self.dense]))
-        values: dict[str, Any] = json_values(
-            {**about, "images": self.dense.image_count, "dense": dense, "lines": lines}
-        )
+        about: dict[str, Any] = {"dataset": self.dense.dataset, "split": self.dense.split, "title": self.title}
+        about |= {"images": self.dense.image_count, "dense": _means(_average([self.dense])), "lines": lines}
+        values: dict[str, Any] = json_values(about)
         return values
-
-
-def _means(row: Average) -> dict[str, Any]:
-    match = row.measured("match_at_k")
-    chance = None if match is None else match.chance
-    return {"keep": row.keep, **{name: row.mean(name) for name in _MEANS}, "match_chance": chance}
-
-
-def _cells(row: StudyRow) -> dict[str, Cell]:
-    """Return a row's figures by heading."""
-    mean = row.average.mean
-    top1 = [100 * right for record in row.records if (right := record.mean("top1")) is not None]
-    spread = f" ({min(top1):.1f}–{max(top1):.1f})" if len(top1) > 1 else ""
-    match = row.average.measured("match_at_k")
-    apart = row.difference("distance_to_first")
-    distance = "" if apart is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*apart)
-    return {
-        "keep": Cell(f"{100 * row.records[0].keep:.3g}"),
-        "GFLOPs": number(mean("gflops"), ".3f"),
-        "1 - cos": number(mean("cosine_distance"), ".4f"),
-        "1 - cos to first": UNMEASURED if apart is None else Cell(distance, apart.estimate),
-        "top-1": Cell(f"{np.mean(top1):.1f}{spread}") if top1 else UNMEASURED,
-        "to dense": points(row.difference("to_dense")),
-        "to first": points(row.difference("to_first")),
-        "over seeds": points(row.over_seeds),
-        "tau": number(mean("tau"), ".3f"),
-        "match@k (chance)": Cell(f"{match.mean:.2f} ({match.chance:.2f})") if match else UNMEASURED,
-    }

@@ -1,49 +1,48 @@
-"""Make what a study's lines describe, or find it in the user's cache, where it is kept."""
+"""Make studies: build or find what their lines describe, judge them on each dataset, and lay out tables."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
-from timm.models import save_for_hf
 
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.datasets.base import Dataset, SplitName
-from harness.datasets.few_shot import subset
+from harness.datasets.base import FINAL, Dataset
+from harness.datasets.few_shot import require_apart, require_labels, subset
 from harness.golden.fit import fit
 from harness.golden.rank import RankJob, Source, rank
-from harness.golden.store import Rankings, find_rankings, own_store, shipped_rankings
-from harness.measure.cost import gflops
-from harness.measure.match import ROUNDS, KeepSolver, TimeRatios, equal_times, find_record, say_miss
-from harness.measure.plan import Plan
-from harness.measure.rows import MethodRate, Variant, golden_row, predictors_digest, reduced_row
+from harness.golden.store import Rankings, own_store, shipped_rankings
+from harness.measure.bench import Bench
+from harness.measure.cost import costs, gflops
+from harness.measure.match import KeepSolver
+from harness.measure.plan import Plan, tuning_of
+from harness.measure.rows import Variant, golden_row, predictors_digest, reduced_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower, load_tower
-from harness.records.conditions import DENSE, GOLDEN, MATCHED
+from harness.records.averages import judged_on
+from harness.records.conditions import DENSE, DTYPES, GOLDEN, Tuning
 from harness.records.record import Record
 from harness.studies.spec import (
     EqualCost,
-    KnownRankings,
     ModelSpec,
     PredictorSpec,
     PromptsSpec,
     RankingSpec,
+    Study,
+    StudyCase,
     StudyConfig,
     StudyLine,
-    Truth,
 )
+from harness.studies.tables import StudyTable, compare_lines
 from zoo.core.files import cache_folder, digest, fingerprint
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.reducer import ReducerConfig
-from zoo.loading.adopt import add_prompts, reduce
+from zoo.loading.adopt import reduce
 from zoo.loading.learned_files import PromptFile
-from zoo.loading.open_clip import FOLDER
 from zoo.loading.predictor_file import PredictorFile, load_predictor
 from zoo.ranking.golden import GoldenConfig
-from zoo.towers.vit import ReducedViT
 
 Spec = RankingSpec | PredictorSpec | PromptsSpec
 
@@ -55,7 +54,7 @@ def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_i
         Rankings of those of the images that have one, in their order; None where nobody has made
         any in this way, or some are broken.
     """
-    shipped = shipped_rankings(model, source.name, cast(SplitName, source.split), golden.block)
+    shipped = shipped_rankings(model, source.name, source.split, golden.block)
     for path in (shipped, own_store(model, source.name, source.split, golden)):
         if path is None or not path.exists():
             continue
@@ -63,12 +62,11 @@ def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_i
             rankings = Rankings.read(path)
         except ValueError:  # `rank` tells what is broken, and mends it
             continue
-        facts = rankings.provenance
-        same = all(getattr(facts, name) == value for name, value in asdict(golden).items())
-        if same and (facts.weights, facts.revision) == (weights, source.revision):
-            known = set(rankings.image_ids)
-            if path != shipped or known >= set(image_ids):
-                return rankings.take([name for name in image_ids if name in known])
+        facts, known = rankings.provenance, set(rankings.image_ids)
+        wanted = asdict(golden) | {"weights": weights, "revision": source.revision}
+        same = all(getattr(facts, name) == value for name, value in wanted.items())
+        if same and (path != shipped or known.issuperset(image_ids)):
+            return rankings.take([name for name in image_ids if name in known])
     return None
 
 
@@ -84,8 +82,16 @@ def needs(one: Spec | ModelSpec | EqualCost | StudyLine) -> list[Spec]:
     return list(found)
 
 
-@dataclass(frozen=True)
-class ReadyLine:
+class Stock(NamedTuple):
+    """Things of one kind that a study takes: images of rankings, predictors or prompts."""
+
+    kind: str
+    of: str  # in words
+    cached: int
+    missing: int
+
+
+class ReadyLine(NamedTuple):
     """A line of a study's table, its models made."""
 
     labels: dict[str, str]
@@ -95,262 +101,161 @@ class ReadyLine:
 
 
 class Workshop:
-    """Make models of one dense tower under a study's conditions; each thing is made once, and kept."""
+    """Make what lines describe for one dense tower; each thing is made once, and kept in the user's cache."""
 
-    def __init__(self, config: StudyConfig, tower: Tower, progress: Progress) -> None:
-        """Prepare nothing yet."""
-        self.config, self.tower, self.progress = config, tower, progress
-        self.records: Sequence[Record] = ()  # of earlier runs of this tower on this machine
-        self.dense: ReducedViT = tower.vit
-        self.weights = fingerprint(tower.vit)
+    def __init__(self, config: StudyConfig, progress: Progress, tower: Tower | None = None) -> None:
+        """Load the tower unless it is there."""
+        self.config, self.progress = config, progress
+        self.tower = tower or get_tower(config.model)
+        self.weights = fingerprint(self.tower.vit)
         self.scores: set[str] = set()  # that a study ranks by: each image is ranked by all of them at once
         self._made: dict[Any, Any] = {}
-        self._there: dict[Spec, tuple[int, int]] = {}
         self._solvers: dict[ModelSpec, KeepSolver] = {}
-        self._times: dict[tuple[str, MethodRate], tuple[float, dict[str, Any]]] = {}
 
-    # Rankings
+    def make(self, spec: Any) -> Any:
+        """Make a thing, or find it; the same one again for the same spec."""
+        if spec not in self._made:
+            makers: dict[type, Callable[[Any], Any]] = {
+                RankingSpec: self._rank,
+                PredictorSpec: self._fit,
+                PromptsSpec: self._tune,
+                ModelSpec: lambda one: self._name(self._build(one)),
+            }
+            self._made[spec] = makers[type(spec)](spec)
+        return self._made[spec]
 
-    def _ranker(self, spec: RankingSpec) -> tuple[str, str, Source, tuple[str, ...]]:
-        """Return the name and weights of the tower that ranks, with the images and their ids.
+    def stock(self, specs: Sequence[Spec]) -> list[Stock]:
+        """Return what specs, each after what it needs, make, and how much of it the cache has. Nothing is made."""
+        counts: dict[tuple[str, str], tuple[int, int]] = {}
+        complete: set[Spec] = set()
+        for spec in specs:
+            total = len(_images(spec)[1]) if isinstance(spec, RankingSpec) else 1
+            there = self._count(spec) if complete.issuperset(needs(spec)) else 0
+            complete |= {spec} if there == total else set()
+            key = _describe(spec)
+            cached, missing = counts.get(key, (0, 0))
+            counts[key] = cached + there, missing + total - there
+        return [Stock(*key, *count) for key, count in counts.items()]
 
-        A tuned tower has weights once it is written, and a name free of where that is.
-        """
-        source = Source.of(get_dataset(spec.dataset), spec.split)
-        name, weights = self.tower.name, self.weights
-        if spec.prompts is not None:
-            folder = self._folder(spec.prompts)
-            name, weights = f"{FOLDER}{folder.name}", ""
-            if (folder / "config.json").is_file():
-                if folder not in self._made:
-                    self._made[folder] = fingerprint(load_tower(f"{FOLDER}{folder}").vit)
-                weights = self._made[folder]
-        return name, weights, source, subset(source.images, spec.limit).image_ids
+    def _count(self, spec: Spec) -> int:
+        if isinstance(spec, RankingSpec):
+            return len(self._find(spec) or ())
+        if isinstance(spec, PredictorSpec):
+            return int(self._loadable(self._predictor_path(spec)) is not None)
+        tuner, row = self._tuner(spec.dataset), self.make(spec.model)
+        dtype = precision_on(next(row.vit.parameters()).device, spec.recipe.dtype)
+        shots, seed = self.config.labelled, spec.recipe.seed
+        path = tuner.path(row, tuner.few(shots, seed), shots, seed, replace(spec.recipe, dtype=dtype))
+        return int(tuner.cached(path) is not None)
 
-    def rankings(self, spec: RankingSpec) -> Rankings:
-        """Find golden rankings, or make those that are missing."""
-        if spec in self._made:
-            return cast(Rankings, self._made[spec])
-        loaded_by = self._write_tower(spec)
-        name, weights, source, image_ids = self._ranker(spec)
-        rankings = find(name, weights, source, spec.golden, image_ids)
+    def _find(self, spec: RankingSpec) -> Rankings | None:
+        source, image_ids = _images(spec)
+        return find(self.tower.name, self.weights, source, spec.golden, image_ids)
+
+    def _rank(self, spec: RankingSpec) -> Rankings:
+        source, image_ids = _images(spec)
+        rankings = self._find(spec)
         if rankings is None or len(rankings) < len(image_ids):
-            others = (replace(spec.golden, score=score) for score in sorted(self.scores))
-            lacking = [one for one in others if len(find(name, weights, source, one, image_ids) or ()) < len(image_ids)]
+            others = [replace(spec, golden=replace(spec.golden, score=score)) for score in sorted(self.scores)]
+            lacking = tuple(one.golden.score for one in others if len(self._find(one) or ()) < len(image_ids))
             job = RankJob(
-                model=loaded_by, source=source, config=spec.golden,
-                scores=tuple(one.score for one in lacking), limit=spec.limit, dtype=AUTO, device=self.config.device,
+                model=self.tower.name, source=source, config=spec.golden, scores=lacking, limit=spec.limit,
+                dtype=AUTO, device=self.config.device,
             )  # fmt: skip
             rankings = Rankings.read(rank(job, self.progress).path)
-        self._made[spec] = rankings.take(image_ids)
-        return cast(Rankings, self._made[spec])
+        return rankings.take(image_ids)
 
-    def _folder(self, spec: PromptsSpec) -> Path:
-        """Return where a tuned tower is written."""
-        tuned = Tuned.of(self.model(spec.model).vit, self.prompts(spec))
-        return cache_folder() / "studies" / f"{self.tower.arch}-{tuned.digest}"
-
-    def _write_tower(self, spec: RankingSpec) -> str:
-        """Return what the tower that ranks is loaded by; a tuned one is written first."""
-        if spec.prompts is None:
-            return self.tower.name
-        folder = self._folder(spec.prompts)
-        if not (folder / "config.json").is_file():
-            dense = add_prompts(load_tower(self.tower.name).vit, self.prompts(spec.prompts))
-            save_for_hf(dense, str(folder), safe_serialization=True)
-        return f"{FOLDER}{folder}"
-
-    # Predictors
-
-    def predictor(self, spec: PredictorSpec) -> PredictorFile:
-        """Fit a predictor, or take that of an earlier run."""
-        if spec not in self._made:
-            path = self._predictor_path(spec)
-            if (file := self._loadable(path)) is None:
-                train, stop = (list(map(self.rankings, part)) for part in (spec.train, spec.stop))
-                name = self._write_tower(spec.train[0])
-                fit(name, train, stop, spec.recipe, out=path, progress=self.progress, shots=spec.shots)
-                file = PredictorFile.read(path)
-            self._made[spec] = file
-        return cast(PredictorFile, self._made[spec])
+    def _fit(self, spec: PredictorSpec) -> PredictorFile:
+        path = self._predictor_path(spec)
+        if (file := self._loadable(path)) is None:
+            train, stop = ([self.make(one) for one in part] for part in (spec.train, spec.stop))
+            fit(self.tower.name, train, stop, spec.recipe, out=path, progress=self.progress, shots=spec.shots)
+            file = PredictorFile.read(path)
+        return file
 
     def _predictor_path(self, spec: PredictorSpec) -> Path:
         """Return where a predictor is kept: by a hash of all that decides its weights."""
-        every = [[self.rankings(one) for one in part] for part in (spec.train, spec.stop)]
-        name, weights, *_ = self._ranker(spec.train[0])
+        every = [[self.make(one) for one in part] for part in (spec.train, spec.stop)]
         parts = [[asdict(one.provenance) | {"ids": one.image_ids} for one in part] for part in every]
-        key = digest([name, weights, parts, asdict(spec.recipe), spec.shots, torch.__version__], length=20)
-        return cache_folder() / "studies" / f"{key}.safetensors"
+        conditions = [self.tower.name, self.weights, parts, asdict(spec.recipe), spec.shots, torch.__version__]
+        return cache_folder() / "studies" / f"{digest(conditions, length=20)}.safetensors"
 
     def _loadable(self, path: Path) -> PredictorFile | None:
-        """Return the predictor of an earlier run; None, with a note, of a file that can't be loaded any more."""
         words = "a predictor of an earlier run is fitted anew"
         return read_if_valid(path, PredictorFile.read, PredictorFile.tensors, words, self.progress)
 
-    # Learned tokens
-
     def _tuner(self, dataset: str) -> Tuner:
-        """Return what tunes models on a dataset."""
         if dataset not in self._made:
             assert self.tower.clip is not None
-            self._made[dataset] = Tuner(
-                self.tower.clip, get_dataset(dataset), model=self.tower.arch, tag=self.tower.tag,
-                weights=self.weights, progress=self.progress, draws=self.config.draws,
-            )  # fmt: skip
-        return cast(Tuner, self._made[dataset])
+            about: dict[str, Any] = {"model": self.tower.arch, "tag": self.tower.tag, "weights": self.weights}
+            about |= {"progress": self.progress, "draws": self.config.draws}
+            self._made[dataset] = Tuner(self.tower.clip, get_dataset(dataset), **about)
+        tuner: Tuner = self._made[dataset]
+        return tuner
 
-    def prompts(self, spec: PromptsSpec) -> PromptFile:
-        """Tune tokens, or take those of an earlier run."""
-        if spec not in self._made:
-            row, config = self.model(spec.model), self.config
-            tuned = self._tuner(spec.dataset).tuned([row], config.labelled, spec.recipe.seed, spec.recipe)
-            self._made[spec] = tuned[row.key].file
-        return cast(PromptFile, self._made[spec])
+    def _tune(self, spec: PromptsSpec) -> PromptFile:
+        row = self.make(spec.model)
+        return self._tuner(spec.dataset).tuned([row], self.config.labelled, spec.recipe.seed, spec.recipe)[row.key].file
 
-    def make(self, specs: Sequence[Spec]) -> Iterator[Any]:
-        """Make things in their order, or take those of an earlier run; each image is ranked by all scores at once."""
-        self.scores = {spec.golden.score for spec in specs if isinstance(spec, RankingSpec)}
-        for spec in specs:
-            match spec:
-                case RankingSpec():
-                    yield self.rankings(spec)
-                case PredictorSpec():
-                    yield self.predictor(spec)
-                case PromptsSpec():
-                    yield self.prompts(spec)
-
-    # What is there already
-
-    def cached(self, spec: Spec) -> tuple[int, int]:
-        """Return how many things, images of rankings, are in the user's cache, and how many there will be."""
-        if spec not in self._there:
-            total = 1
-            if isinstance(spec, RankingSpec):
-                total = len(subset(get_dataset(spec.dataset).split(spec.split), spec.limit))
-            below = all(there == every for there, every in map(self.cached, needs(spec)))
-            self._there[spec] = self._count(spec) if below else 0, total
-        return self._there[spec]
-
-    def _count(self, spec: Spec) -> int:
-        match spec:
-            case RankingSpec():
-                name, weights, source, image_ids = self._ranker(spec)
-                return len(find(name, weights, source, spec.golden, image_ids) or ())
-            case PredictorSpec():
-                return int(self._loadable(self._predictor_path(spec)) is not None)
-            case PromptsSpec():
-                tuner, seed = self._tuner(spec.dataset), spec.recipe.seed
-                row, few = self.model(spec.model), tuner.few(self.config.labelled, seed)
-                dtype = precision_on(next(row.vit.parameters()).device, spec.recipe.dtype)
-                path = tuner.path(row, few, self.config.labelled, seed, replace(spec.recipe, dtype=dtype))
-                return int(tuner.cached(path) is not None)
-
-    # Models
-
-    def model(self, spec: ModelSpec) -> Variant:
-        """Make a model; the same one again for the same spec."""
-        if spec not in self._made:
-            what = "" if spec.method == DENSE else f"({len(self._made)})"
-            self._made[spec] = replace(self._build(spec), what=what)
-        return cast(Variant, self._made[spec])
+    def _name(self, row: Variant) -> Variant:
+        """Tell a reduced model from others of its name."""
+        return row if row.method == DENSE else replace(row, what=f"({len(self._made)})")
 
     def _build(self, spec: ModelSpec) -> Variant:
-        arch, tag, options = self.tower.arch, self.tower.tag, dict(spec.options)
+        arch, dense, options = self.tower.arch, self.tower.vit, dict(spec.options)
         name = f"{arch}_{spec.method}{round(100 * spec.keep)}"
         if spec.method == DENSE:
-            return Variant(model=arch, method=DENSE, keep=1.0, vit=self.dense, config={})
+            return Variant(model=arch, method=DENSE, keep=1.0, vit=dense, config={})
+        truth = None if spec.truth is None else self.make(spec.truth)
         if spec.method == GOLDEN:
-            return replace(
-                golden_row(self.dense, name, ReducerConfig(keep=spec.keep, **options)), rankings=self._truth(spec.truth)
-            )
-        if spec.predictors:
-            files = [self.predictor(one) for one in spec.predictors]
-            vit = reduce(self.dense, method=spec.method, keep=spec.keep, **files[0].options | options).eval()
-            load_predictor(vit, files)
+            return replace(golden_row(dense, name, ReducerConfig(keep=spec.keep, **options)), rankings=truth)
+        if spec.predictor is not None:
+            file = self.make(spec.predictor)
+            vit = reduce(dense, method=spec.method, keep=spec.keep, **file.options | options).eval()
+            load_predictor(vit, [file])
             assert vit.reducer is not None
-            config = vit.reducer.config.plain() | {"predictor": predictors_digest(files)}
+            config = vit.reducer.config.plain() | {"predictor": predictors_digest([file])}
             row = Variant(model=name, method=spec.method, keep=spec.keep, vit=vit, config=config)
         else:
-            row = reduced_row(self.dense, arch, tag, name, spec.method, {"keep": spec.keep} | options)
-        if (truth := self._truth(spec.truth)) is not None:
-            row = replace(row, config=row.config | {"against": truth.provenance.describe()}, rankings=truth)
-        return row
+            row = reduced_row(dense, arch, self.tower.tag, name, spec.method, {"keep": spec.keep} | options)
+        if truth is None:
+            return row
+        return replace(row, config=row.config | {"against": truth.provenance.describe()}, rankings=truth)
 
-    def _truth(self, spec: Truth) -> Rankings | None:
-        if isinstance(spec, KnownRankings):
-            if spec not in self._made:
-                self._made[spec] = find_rankings(self.tower.name, *astuple(spec))
-            return cast(Rankings | None, self._made[spec])
-        return None if spec is None else self.rankings(spec)
-
-    def lines(self, lines: Sequence[StudyLine]) -> list[ReadyLine]:
-        """Make the models of a table's lines, at keep rates of equal cost where these are asked for."""
-        self._meet_times(lines)
-        return list(map(self._line, lines))
-
-    def _line(self, line: StudyLine) -> ReadyLine:
-        models, setting = line.models, {}
+    def line(self, line: StudyLine) -> ReadyLine:
+        """Make the models of a table's line, at the keep rate of equal cost where that is asked for."""
+        models = line.models
         if line.cost is not None:
-            if line.cost.dtype is None:
-                keep = self._equal_gflops(line.cost.target, line.cost.solved or models[0])
-            else:
-                keep, matched = self._times[line.cost.dtype, (models[0].method, line.cost.target.keep)]
-                setting = {MATCHED: matched}
+            keep = self._equal_keep(line.cost.target, line.cost.solved or models[0])
             models = tuple(replace(one, keep=keep) for one in models)
-        rows = [self.model(one) for one in models]
-        rows = [replace(row, config=row.config | setting) for row in rows] if setting else rows
-        prompts = [Tuned.of(row.vit, self.prompts(one)) for row, one in zip(rows, line.prompts, strict=False)]
+        rows = [self.make(one) for one in models]
+        prompts = [Tuned.of(row.vit, self.make(one)) for row, one in zip(rows, line.prompts, strict=False)]
         labels = {name: value if isinstance(value, str) else value(rows[0]) for name, value in line.labels.items()}
         return ReadyLine(labels, rows, line.group, prompts)
 
-    def gflops(self, row: Variant) -> float:
-        """Return what a row's model costs, 1e9 multiply-adds."""
-        return gflops(row.vit, self.dense.patch_embed.img_size).gflops
-
-    def _equal_gflops(self, target: ModelSpec, model: ModelSpec) -> float:
+    def _equal_keep(self, target: ModelSpec, model: ModelSpec) -> float:
         """Return the keep rate at which a model costs as nearly as it can what another one does."""
-        kind = replace(model, keep=1.0, truth=None)
+        kind, dense = replace(model, keep=1.0, truth=None), self.tower.vit
         if kind not in self._solvers:
-            self._solvers[kind] = KeepSolver(self.dense, lambda keep: self._build(replace(kind, keep=keep)).vit)
-        return self._solvers[kind].nearest(self.gflops(self.model(target)))
+            self._solvers[kind] = KeepSolver(dense, lambda keep: self._build(replace(kind, keep=keep)).vit)
+        return self._solvers[kind].nearest(gflops(self.make(target).vit, dense.patch_embed.img_size).gflops)
 
-    def _meet_times(self, lines: Sequence[StudyLine]) -> None:
-        """Solve keep rates for the time of other models, all of a precision in the same rounds.
 
-        The setting that says so has the times by the dense tower's that were measured of both in the end.
-        """
-        by_dtype: dict[str, list[tuple[ModelSpec, ModelSpec]]] = {}
-        for line in lines:
-            if line.cost is not None and line.cost.dtype is not None:
-                by_dtype.setdefault(line.cost.dtype, []).append((line.models[0], line.cost.target))
-        for dtype, pairs in by_dtype.items():
-            plan = Plan(methods=(), match="time", device=self.config.device, dtype=dtype)
-            vits: dict[float, ReducedViT] = {}
-            solvers: dict[MethodRate, KeepSolver] = {}
-            for spec, target in pairs:
-                key, row = (spec.method, target.keep), self.model(target)
-                if (dtype, key) in self._times:  # from another dataset's lines
-                    continue
-                if record := find_record(self.records, row, spec.method, plan.matched(target.keep)):
-                    self._times[dtype, key] = record.keep, record.method_config[MATCHED]
-                else:
-                    vits[target.keep] = row.vit
-                    solvers[key] = KeepSolver(self.dense, partial(self._at, replace(spec, truth=None)))
-            if not solvers:
-                continue
-            times = TimeRatios(self.dense, batch=plan.match_batch, device=plan.device, dtype=dtype)
-            keeps = equal_times(times, vits, solvers, self.progress)
-            every: dict[Any, ReducedViT] = dict(vits)
-            every |= {key: solvers[key].build(keep) for key, keep in keeps.items()}
-            ratios = times.of(every, 4 * ROUNDS)
-            for (method, rate), keep in keeps.items():
-                ratio, goal = ratios[method, rate], ratios[rate]
-                say_miss((method, rate), keep, ratio, goal, plan, self.progress)
-                facts = plan.matched(rate) | {"ratio": ratio, "goal": goal}
-                self._times[dtype, (method, rate)] = keep, facts
+def _images(spec: RankingSpec) -> tuple[Source, tuple[str, ...]]:
+    """Return the split that a spec is of, and the ids of the images that are ranked."""
+    source = Source.of(get_dataset(spec.dataset), spec.split)
+    return source, subset(source.images, spec.limit).image_ids
 
-    def _at(self, spec: ModelSpec, keep: float) -> ReducedViT:
-        return self._build(replace(spec, keep=keep)).vit
+
+def _describe(spec: Spec) -> tuple[str, str]:
+    """Return the kind of thing that a spec describes, and what it is of."""
+    if isinstance(spec, RankingSpec):
+        return "rankings", f"{spec.dataset} {spec.split}: {spec.golden.describe()}"
+    if isinstance(spec, PredictorSpec):
+        names = " + ".join(one.dataset for one in spec.train)
+        return "predictors", f"{spec.recipe.arch} {spec.recipe.width} on {names}: {spec.train[0].golden.describe()}"
+    name = DENSE if spec.model.method == DENSE else f"{spec.model.method}{round(100 * spec.model.keep)}"
+    return "prompts", f"{spec.recipe.tokens} for {name} on {spec.dataset}"
 
 
 def get_tower(model: str) -> Tower:
@@ -364,7 +269,114 @@ def get_tower(model: str) -> Tower:
     return tower
 
 
-def open_dataset(config: StudyConfig, name: str) -> Dataset:
-    """Return a dataset, its split ``final`` released where the study judges by it."""
-    dataset = get_dataset(name)
-    return dataset.released() if config.split == "final" else dataset
+def stock(study: Study, config: StudyConfig, progress: Progress) -> list[Stock]:
+    """Return what a study makes and keeps, and how much of it the user's cache has. Nothing is made."""
+    shop = Workshop(config, progress)
+    return shop.stock(_needs(_lines(study, shop)))
+
+
+def answer(
+    study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress, tower: Tower | None = None
+) -> Iterator[tuple[StudyTable, list[Record]]]:
+    """Judge the lines of a study on each dataset; yield its table, and the records behind it.
+
+    Rankings and predictors that are missing are made first, and kept. ``tower`` is the config's where it is loaded
+    already; it is brought to the config's device and precision.
+
+    Raises:
+        ValueError: a tower without text tower, or something that can't be made.
+    """
+    shop = Workshop(config, progress, tower)
+    cases = _lines(study, shop)
+    specs = _needs(cases)
+    shop.scores = {spec.golden.score for spec in specs if isinstance(spec, RankingSpec)}
+    with progress.task(f"study {study.name}, steps", len(specs) + len(cases)) as update:
+        # All before the first is measured: predictors know their tower by the weights as loaded.
+        for done, spec in enumerate(specs, start=1):
+            shop.make(spec)
+            update(done)
+        every = [(dataset, [shop.line(line) for line in lines]) for dataset, lines in cases]
+        for done, (dataset, ready) in enumerate(every, start=len(specs) + 1):
+            yield _measure(study, shop, dataset, ready, known)
+            update(done)
+
+
+def _lines(study: Study, shop: Workshop) -> list[tuple[Dataset, list[StudyLine]]]:
+    """Return the datasets that a study can do something with, and its lines on each.
+
+    Raises:
+        ValueError: no dataset has the labels that it needs, or one is judged by images that tokens are learned from.
+    """
+    config, datasets = shop.config, [get_dataset(name) for name in shop.config.datasets]
+    usable = [dataset for dataset in datasets if dataset.labelled or not study.labels]
+    for dataset in datasets:
+        if dataset not in usable:
+            shop.progress.say(f"left out: {dataset.name} has no labels, which study {study.name} needs")
+        elif study.tunes:
+            require_apart(dataset, config.split)
+    if not usable:
+        require_labels(datasets[0], f"study {study.name}")
+    if config.split == FINAL:
+        usable = [dataset.released() for dataset in usable]
+    config = replace(config, datasets=tuple(dataset.name for dataset in usable))
+    keeps = config.keeps or study.keeps
+    cases = [StudyCase(config, shop.tower, dataset, keeps, shop.progress) for dataset in usable]
+    return [(case.dataset, list(study.lines(case))) for case in cases]
+
+
+def _needs(cases: Sequence[tuple[Dataset, list[StudyLine]]]) -> list[Spec]:
+    return list(dict.fromkeys(spec for _, lines in cases for line in lines for spec in needs(line)))
+
+
+def _measure(
+    study: Study, shop: Workshop, dataset: Dataset, lines: Sequence[ReadyLine], known: Sequence[Record]
+) -> tuple[StudyTable, list[Record]]:
+    (dense,), *others = _judge(_bench(shop, dataset, lines), dataset, lines, known)
+    images = f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"
+    conditions = f"{shop.tower.name}, {dense.dtype}"
+    conditions += f"; dense {100 * dense.correct.mean():.1f} %" if dense.labelled else ""
+    rows = compare_lines([(one.labels, one.group, own) for one, own in zip(lines, others, strict=True)], dense)
+    table = StudyTable(title=f"{study.title}: {images}, {conditions}", dense=dense, rows=rows)
+    return table, [dense, *(record for own in others for record in own)]
+
+
+def _bench(shop: Workshop, dataset: Dataset, lines: Sequence[ReadyLine]) -> Bench:
+    """Bring the dense model and the lines of a dataset to the bench, in this order."""
+    config, tower = shop.config, shop.tower
+    assert tower.clip is not None
+    plan = Plan(
+        models=(config.model,), methods=(), datasets=(dataset.name,), limit=config.limit, split=config.split,
+        seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches,
+    )  # fmt: skip
+    rows = [shop.make(ModelSpec(DENSE, 1.0)), *(row for line in lines for row in line.rows)]
+    return Bench(plan, tower.clip, rows, tower.tag, shop.weights, shop.progress)
+
+
+def _judge(bench: Bench, dataset: Dataset, lines: Sequence[ReadyLine], known: Sequence[Record]) -> list[list[Record]]:
+    """Return the dense model's record, and then those of each line; lines without prompts are judged at once."""
+    dense = bench.rows[0]
+    # Other seeds cost the same as the first.
+    first = costs([dense, *(line.rows[0] for line in lines)], bench.plan.latency_rounds, bench.progress)
+    bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
+    bench.costs |= {dense.key: first[dense.key]}
+    plain = [dense, *(row for line in lines if not line.prompts for row in line.rows)]
+    judged = iter(bench.judged(dataset, Tuning(seed=bench.plan.seed), plain, {}, known))
+    records = [[next(judged)]]
+    for line in lines:
+        tuned = _judge_tuned(bench, dataset, line, known) if line.prompts else [next(judged) for _ in line.rows]
+        records.append(tuned)
+    return records
+
+
+def _judge_tuned(bench: Bench, dataset: Dataset, line: ReadyLine, known: Sequence[Record]) -> list[Record]:
+    """Judge each row of a line by its prompts; what it costs is counted once."""
+    first = replace(line.rows[0], vit=line.prompts[0].vit)
+    bench.prompted_costs = {}
+    if first.prompted:
+        cost = costs([first], {}, bench.progress)[first.key]
+        bench.prompted_costs = {row.key: cost for row in line.rows}
+    records = []
+    for row, own in zip(line.rows, line.prompts, strict=True):
+        own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
+        records += bench.judged(dataset, tuning_of(own.file), [row], {row.key: own}, known)
+    return records

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from harness.base.table import Shown
+from harness.cli.apps import run_check
 from harness.cli.entry import build_parser
-from harness.cli.report import run_check
 
 ROWS = ("clsattn", "evit:fuse=true", "patchrank", "tome:reduce_at=[2,4,6]", "golden")
 SMALL = ("--dataset", "fashion", "--keeps", "0.3", "--limit", "24")

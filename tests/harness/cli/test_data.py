@@ -8,7 +8,7 @@ from rich.console import Console
 
 import zoo
 from harness.base.table import Table
-from harness.cli.data import list_data, list_tables
+from harness.cli.measure import list_data, list_tables
 from harness.datasets import list_datasets, shipped_facts
 from harness.datasets.public import RootedDataset
 from zoo.loading.sizes import SIZES

@@ -4,15 +4,18 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.cli import entry
 from harness.cli.command import leaves
 from harness.cli.entry import COMMANDS, FAMILIES, build_parser, main
-from harness.cli.flags import tune_config
+from harness.cli.flags import change, tune_config
 from harness.datasets import shipped_facts
+from zoo.learning.tuning import TuneConfig
 
 ROOT = Path(__file__).parents[3]
 
@@ -20,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 def test_the_commands_that_a_newcomer_sees():
     words = list(dict.fromkeys(path.split()[0] for path in COMMANDS))
     shown = (
-        "compare eval latency choose export rank fit show embed search report check push datasets list study completion"
+        "compare eval latency report list datasets choose embed search export show check push rank fit study completion"
     )
     assert words == shown.split()
     assert {path.split()[0] for path in COMMANDS if " " in path} == set(FAMILIES)
@@ -78,7 +81,7 @@ def test_half_a_command_prints_the_help(words: list[str], capsys):
     [
         ("compair", "'compair': did you mean 'compare'?"),
         ("fit predictors", "'predictors': did you mean 'predictor'?"),
-        ("study flor", "study 'flor': did you mean 'floor'?"),
+        ("study finl", "study 'finl': did you mean 'final'?"),
         ("study ordre", "study 'ordre': did you mean 'order'?"),
         ("compare --methode evit", "no flag '--methode': did you mean '--methods'?"),
         ("compare --lim=3", "no flag '--lim': did you mean"),
@@ -95,7 +98,7 @@ def test_half_a_command_prints_the_help(words: list[str], capsys):
         ("eval", "required: --model, --dataset; see patchrank eval --help"),
         ("list everything", "no argument 'everything' is expected here; see patchrank list"),
         ("--color red list", "--color 'red': expected one of auto, always, never"),
-        ("completion ksh", "'ksh': did you mean 'zsh'? expected one of bash, zsh, fish, tcsh"),
+        ("completion ksh", "'ksh': did you mean 'zsh'? expected one of bash, zsh"),
     ],
 )
 def test_a_slip_is_answered_with_what_was_meant(command: str, match: str, capsys):
@@ -121,9 +124,34 @@ def test_flags_of_every_command_stand_before_it_or_after_it(words: str, expected
 
 @pytest.mark.parametrize("words", ["fit prompts --dataset emoji", "study tuning"])
 def test_without_flags_tokens_are_learned_by_the_recipe_s_own_settings(words: str):
-    from zoo.learning.tuning import TuneConfig
-
     assert tune_config(build_parser().parse_args(words.split()), "ours") == TuneConfig()
+
+
+@pytest.mark.parametrize(("changes", "fields"), [
+    ("init=a photo of a,anchor=2, learning-rate=5e-4", {"init": "a photo of a", "anchor": 2.0, "learning_rate": 5e-4}),
+    ("init=none,epochs=none", {"init": None, "epochs": None}),
+    ("augment=false,count=4", {"augment": False, "count": 4}),
+    (None, {}),
+])  # fmt: skip
+def test_changes_of_settings(changes: str | None, fields: dict[str, Any]):
+    recipe = TuneConfig(init="a")
+    assert change(recipe, changes, "--tune") == replace(recipe, **fields)
+
+
+@pytest.mark.parametrize(("changes", "match"), [
+    ("anchor", "--tune 'anchor': expected FIELD=VALUE"),
+    ("anchor=", "expected FIELD=VALUE"),
+    ("ancor=2", "'ancor': did you mean 'anchor'"),
+    ("seed=2", "'seed'"),
+    ("count=2.5", "count=2.5: expected a whole number"),
+    ("anchor=much", "anchor=much: expected a number"),
+    ("augment=1", "augment=1: expected true or false"),
+    ("count=none", "count=none"),
+    ("tokens=x", "'x': expected one of t, v, vt"),
+])  # fmt: skip
+def test_changes_that_make_no_settings(changes: str, match: str):
+    with pytest.raises(ValueError, match=match):
+        change(TuneConfig(), changes, "--tune")
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ from by_hand import replace
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.measure.cost import OperatorCost
-from harness.models.towers import Tower, load_tower
+from harness.models.towers import Tower
 from harness.records.record import Record
-from harness.studies.reproduce import Comparison, compare_rows, get_target, produce
-from harness.studies.run import get_study, make
+from harness.studies.questions import get_study
+from harness.studies.reproduce import TABLES, Comparison, compare_rows, produce
 from harness.studies.spec import StudyConfig
 from harness.studies.tables import StudyTable
+from harness.studies.workshop import answer
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
@@ -35,7 +36,7 @@ def tiny() -> StudyConfig:
         model=NAME, datasets=("plain", "other"), limit=7, train_limit=9, seeds=2, labelled=1,
         golden=GoldenConfig(block=2, window=4, stride=4),
         fit=FitConfig(arch="mlp", width=8, epochs=2, steps=2),
-        tune=TuneConfig(count=2, rounds=1, steps=2, batch=3, dtype="float32"), time_dtypes=(),
+        tune=TuneConfig(count=2, rounds=1, steps=2, batch=3, dtype="float32"),
     )  # fmt: skip
 
 
@@ -79,11 +80,9 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
 
     monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names))
     tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
-    for place in ("studies.workshop", "golden.fit", "golden.rank"):  # a tuned tower is loaded from its folder
-        load = lambda name: load_tower(name) if name.startswith("local-dir:") else tower  # noqa: E731
-        monkeypatch.setattr(f"harness.{place}.load_tower", load)
-    rooms = ("workshop", "spec", "predictors", "reproduce")
-    for place in (*(f"studies.{room}" for room in rooms), "golden.fit", "datasets"):
+    for place in ("studies.workshop", "golden.fit", "golden.rank"):
+        monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
+    for place in ("studies.workshop", "studies.questions", "studies.reproduce", "golden.fit", "datasets"):
         monkeypatch.setattr(f"harness.{place}.get_dataset", get)
     return datasets
 
@@ -95,7 +94,7 @@ def studied(staged: dict[str, Dataset]) -> Callable[..., Any]:
     def call(
         name: str, config: StudyConfig, records: list[Record] | None = None
     ) -> dict[str, tuple[StudyTable, list[Record]]]:
-        sheets = make(get_study(name), config, records or [], Progress())
+        sheets = answer(get_study(name), config, records or [], Progress())
         return {sheet.dense.dataset: (sheet, own) for sheet, own in sheets}
 
     return call
@@ -103,14 +102,15 @@ def studied(staged: dict[str, Dataset]) -> Callable[..., Any]:
 
 @pytest.fixture
 def reproduced(staged: dict[str, Dataset]) -> Reproduced:
-    """Measure a table on the toys."""
+    """Measure a table on the toys, at some of its keep rates."""
 
-    def call(name: str, config: StudyConfig, known: list[Record] | None = None) -> tuple[Comparison, list[Record]]:
-        recipe = get_target(name)
-        config = recipe.conditions(config)
-        parts = list(produce(recipe, config, known or [], Progress()))
+    def call(name: str, config: StudyConfig) -> tuple[Comparison, list[Record]]:
+        target = TABLES[name]
+        target = replace(target, keeps=config.keeps or target.keeps)
+        config = target.conditions(config)
+        parts = list(produce(target, config, [], Progress()))
         records = [record for _, group in parts for record in group]
-        return compare_rows(recipe, config, 6, NAME, [table for table, _ in parts]), records
+        return compare_rows(target, config, 6, NAME, [table for table, _ in parts]), records
 
     return call
 
@@ -149,5 +149,5 @@ def quick_costs(monkeypatch: pytest.MonkeyPatch) -> None:
         tokens = model.trace(torch.zeros(1, 3, *size, dtype=like.dtype, device=like.device)).tokens_per_block
         return OperatorCost(gflops=sum(tokens) / 1e3, by_operator={}, unsupported=(), params=1, activations=1)
 
-    for place in ("measure.match", "measure.cost", "studies.workshop", "studies.predictors"):
+    for place in ("measure.match", "measure.cost", "studies.workshop", "studies.questions"):
         monkeypatch.setattr(f"harness.{place}.gflops", count)

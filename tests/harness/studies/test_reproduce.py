@@ -9,20 +9,31 @@ import numpy as np
 import pytest
 from by_hand import part, replace
 
-from harness.cli.entry import main
-from harness.cli.study import study_config
+from harness.cli.entry import build_parser, main
+from harness.cli.study import paper_config
 from harness.datasets.base import Dataset
+from harness.measure import bench
 from harness.records.record import read_records
 from harness.records.statistics import Interval
 from harness.studies import workshop
-from harness.studies.reproduce import MATCH, PICTURES, TABLES, draw, get_target, list_targets, mean_of, printed, series
+from harness.studies.reproduce import (
+    PICTURES,
+    TABLES,
+    draw,
+    list_targets,
+    mean_of,
+    paper,
+    paper_rows,
+    printed,
+    series,
+)
 from harness.studies.spec import StudyConfig
 from zoo.core.reducer import final_count
 from zoo.learning.tuning import RECIPES, TuneConfig
 
 FLAGS = (
-    "--model clip_vit_b16.openai --limit 7 --train-limit 9 --seeds 1 --block 2 --window 4 "
-    "--stride 4 --arch mlp --width 8 --epochs 2 --labelled 1 --rounds 1 --tune-steps 2 --num-tokens 2"
+    "--model clip_vit_b16.openai --limit 7 --train-limit 9 --seeds 1 --golden block=2,window=4,stride=4 "
+    "--fit arch=mlp,width=8,epochs=2 --labelled 1 --tune rounds=1,steps=2,count=2"
 )
 
 
@@ -34,32 +45,24 @@ def run(*flags: str) -> int:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_columns_make_the_printed_mean_and_every_figure_has_a_row_of_ours(name: str):
+def test_columns_make_the_printed_mean_and_rows_are_compared_with_earlier_ones(name: str):
     for row in printed(name).values():
         if row.values:  # up to how they were rounded: EViT's mean is printed a little low
             assert tuple(row.values) == row.columns
             assert sum(row.values.values()) / len(row.values) == pytest.approx(row.mean, abs=0.08)
-    target = TABLES[name]
-    for keeps in (None, (1.0, 0.75, 0.4)):
-        if keeps is not None and target.fixed:
-            continue
-        config = target.conditions(StudyConfig(datasets=target.datasets, keeps=keeps))
-        rows = target.rows(config, 12)
-        names = [row.name for row in rows]
-        assert len(set(names)) == len(names)
-        for place, row in enumerate(rows):
-            assert row.against is None or row.against in names[:place]
-        if keeps is None:
-            assert set(printed(name)) <= set(names)
-        else:
-            assert config.keeps == (0.75, 0.4, *target.besides)
-            assert all(any(f"keep {percent}" in name for name in names) for percent in (75, 40))
-            assert not any(f"keep {percent}" in name for percent in (90, 80, 70, 60, 50) for name in names)
+    config = TABLES[name].conditions(StudyConfig(datasets=paper(name).datasets))
+    rows = paper_rows(name, config, 12)
+    names = [row.name for row in rows]
+    assert len(set(names)) == len(names)
+    assert set(printed(name)) <= set(names)
+    for place, row in enumerate(rows):
+        assert row.against is None or row.against in names[:place]
+        assert row.keep is None or any(round(100 * keep) == row.keep for keep in config.keeps)
 
 
 def test_a_mean_over_some_datasets_needs_each_of_them():
-    assert list(list_targets()) == [*(f"figure{i}" for i in (1, 3, 4, 5)), *(f"table{i}" for i in range(1, 8))]
-    rows, every = printed("table1"), TABLES["table1"].datasets
+    assert list_targets() == [*(f"figure{i}" for i in (1, 3, 4, 5)), *(f"table{i}" for i in range(1, 8))]
+    rows, every = printed("table1"), paper("table1").datasets
     assert rows["unpruned"].mean_over(every) == 67.9  # as printed
     assert rows["unpruned"].mean_over(["dtd", "ucf101"]) == pytest.approx((45.1 + 67.0) / 2)
     assert rows["unpruned"].mean_over(["dtd", "fashion"]) == 67.9  # others: as printed
@@ -71,9 +74,8 @@ def test_a_mean_over_some_datasets_needs_each_of_them():
 
 
 def test_the_papers_points_of_figure_1_stand_at_our_multiply_adds():
-    rows = {row.name: row for row in TABLES["figure1"].rows(StudyConfig(keeps=(0.6, 0.55)), 12)}
+    rows = {row.name: row for row in paper_rows("figure1", TABLES["figure1"].conditions(StudyConfig()), 12)}
     assert rows["patchrank, keep 60"].paper_place == pytest.approx(12.25 / 17.58)
-    assert rows["patchrank, keep 55"].paper_place is None
     assert rows["unpruned"].paper_place == rows["patchrank + T, keep 100"].paper_place == 1
     assert rows["patchrank + T, keep 60"].paper_place == rows["patchrank, keep 60"].paper_place
     longer = rows["patchrank + V+T, keep 60"].paper_place - rows["patchrank, keep 60"].paper_place
@@ -90,14 +92,15 @@ def one(paper_s: StudyConfig) -> StudyConfig:
 
 
 # Those with a study, or keep rates, of their own; the others are made below.
-@pytest.mark.parametrize("name", ["table1", "table3", "table4", "table7", "figure1"])
+@pytest.mark.parametrize("name", ["table1", "table3", "table4", "table6", "table7", "figure1"])
 @pytest.mark.usefixtures("staged", "quick_costs")
 def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
-    name: str, work: Counter[str], tmp_path: Path, capsys
+    name: str, work: Counter[str], tmp_path: Path, capsys, monkeypatch
 ):
+    if name == "figure1":  # costs are counted, which takes long
+        monkeypatch.setitem(TABLES, name, replace(TABLES[name], keeps=(0.5,)))
     datasets = ("caltech101", "imagenet") if name == "table4" else ("caltech101",)
     flags = [name, "--dataset", *datasets, FLAGS, f"--output {tmp_path / 'out'}"]
-    flags += ["--keeps 0.5"] if name == "figure1" else []  # costs are counted, which takes long
 
     def plan() -> dict[str, tuple[int, int]]:
         assert run(*flags, "--dry-run --json") == 0
@@ -121,11 +124,12 @@ def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     ours = {row[0]: row for row in rows[2:] if row[1] == "ours"}
     assert len(ours) == len({row[0] for row in rows[2:]} - {""}) >= 2
-    for row in ours.values():
+    kept = {label: row for label, row in ours.items() if name != "figure1" or "keep 50" in label or "keep 100" in label}
+    for row in kept.values():
         assert "–" not in row[2 : 2 + len(datasets)]
     assert any(row[1] == "paper" for row in rows)
     assert {record.dataset for record in records} == set(datasets)
-    assert path.with_suffix(".svg").exists() == bool(get_target(name).axis)
+    assert path.with_suffix(".svg").exists() == bool(paper(name).axis)
 
     work["done"] = 1
     assert plan() == {kind: (missing, 0) for kind, (_, missing) in before.items()}
@@ -135,9 +139,10 @@ def test_a_command_makes_a_table_as_its_dry_run_says_and_a_second_time_nothing(
         assert path.with_suffix(".md").read_text() == text
 
 
-def test_ours_stand_beside_the_paper_s(staged, tmp_path: Path, capsys):
+def test_ours_stand_beside_the_paper_s(staged, tmp_path: Path, capsys, monkeypatch):
     """Stopped on the second dataset, the first is there; then its own mean over both stands beside the paper's."""
-    real, calls = workshop_outcomes(), []
+    real, calls = bench.outcomes, []
+    monkeypatch.setitem(TABLES, "figure5", replace(TABLES["figure5"], keeps=(0.6,)))
 
     def stop(rows: Any, split: Any, *args: Any, **options: Any) -> Any:
         calls.append(split.image_ids[0])
@@ -145,7 +150,7 @@ def test_ours_stand_beside_the_paper_s(staged, tmp_path: Path, capsys):
             raise KeyboardInterrupt
         return real(rows, split, *args, **options)
 
-    command = ("figure5 --dataset caltech101 dtd --keeps 0.6", FLAGS, f"--output {tmp_path}")
+    command = ("figure5 --dataset caltech101 dtd", FLAGS, f"--output {tmp_path}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("harness.measure.bench.outcomes", stop)
         assert run(*command) == 130
@@ -169,12 +174,6 @@ def test_ours_stand_beside_the_paper_s(staged, tmp_path: Path, capsys):
         assert float(off[column]) == pytest.approx(float(ours[column].split()[0]) - mean, abs=0.11)
 
 
-def workshop_outcomes() -> Any:
-    from harness.measure import bench
-
-    return bench.outcomes
-
-
 def test_other_data_are_named_and_what_cannot_be_read(staged, tmp_path: Path, capsys):
     assert run("table3 --dataset elsewhere", FLAGS, f"--output {tmp_path}") == 0
     text = (tmp_path / "table3.md").read_text()
@@ -191,7 +190,7 @@ def test_other_data_are_named_and_what_cannot_be_read(staged, tmp_path: Path, ca
 
 
 def test_predictors_of_table_1_are_the_dataset_s_own(paper_s: StudyConfig, reproduced):
-    comparison, records = reproduced("table1", replace(paper_s, seeds=1, keeps=(0.6,)))
+    comparison, records = reproduced("table1", replace(paper_s, seeds=1, keeps=(0.6, 0.51)))
     fits = [
         {r.method_config["predictor"] for r in records if r.dataset == name and r.method == "patchrank"}
         for name in ("caltech101", "dtd")
@@ -199,7 +198,7 @@ def test_predictors_of_table_1_are_the_dataset_s_own(paper_s: StudyConfig, repro
     assert [len(own) for own in fits] == [3, 3]  # one per score
     assert not set.intersection(*fits)
     # The matching rate is of half the patches.
-    [first, *_] = [row for row in comparison.results if row.row.measure == MATCH]
+    [first, *_] = [row for row in comparison.results if row.row.measure == "match"]
     assert first.row.name == "match at 100, preservation"
     [record, *_] = [r for r in records if (r.dataset, r.method, r.keep) == ("dtd", "patchrank", 0.51)]
     assert record.mean("match_at_k") == pytest.approx(first.ours["dtd"].estimate / 100)
@@ -215,7 +214,7 @@ def test_table_4_drops_the_same_at_the_same_blocks(one: StudyConfig, reproduced)
     assert rows["A-ViT"].paper.mean == 63.8
     general = rows["Patch Ranking, ImageNet-trained"].ours
     assert general["imagenet"] == rows["Patch Ranking"].ours["imagenet"]
-    alone = {row.name: row for row in TABLES["table4"].rows(one, 12)}
+    alone = {row.name: row for row in paper_rows("table4", one, 12)}
     assert "imagenet" in alone["Patch Ranking, ImageNet-trained"].empty
 
 
@@ -278,11 +277,8 @@ def test_a_mean_over_datasets_is_as_sure_as_independent_ones_make_it():
 
 
 def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
-    from harness.cli.entry import build_parser
-
     def config(table: str, *flags: str) -> Any:
-        args = build_parser().parse_args(["study", "reproduce", table, *flags])
-        return study_config(args, get_target(table))
+        return paper_config(build_parser().parse_args(["study", "reproduce", table, *flags]), table)
 
     paper = config("table4", "--root", "data")
     assert (paper.model, paper.datasets[-2:]) == ("clip_vit_b16.openai", ("ucf101", "imagenet"))
@@ -308,13 +304,10 @@ def test_defaults_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
         ("table1 --limit 0", "--limit 0"),
         ("table1 --dtype int8", "--dtype 'int8'"),
         ("table1 --dataset dtdd", "'dtdd'"),
-        ("table1 --stride 3 --window 2", "stride=3"),
-        ("table1 --arch mixr", "'mixr': did you mean 'mixer'?"),
-        ("table4 --keeps 0.6", "--keeps 0.6: table4"),
-        ("table6 --keeps 1.0", "--keeps 1: expected a rate below 1"),
-        ("figure5 --keeps 0.6 0.604", "--keeps 0.6 0.604"),
-        ("table1 --keeps 0.51", "0.51, which table1 needs itself"),
-        ("figure3 --keeps 1.0", "expected at least one rate"),
+        ("table1 --golden stride=3,window=2", "stride=3"),
+        ("table1 --golden window", "--golden 'window': expected FIELD=VALUE"),
+        ("table1 --fit arch=mixr", "'mixr': did you mean 'mixer'?"),
+        ("table5 --recipe coop --tune rounds=3", "--tune 'rounds=3' with epochs=200"),
         ("figure3 --images 0", "0: expected a number from 1"),
     ],
 )

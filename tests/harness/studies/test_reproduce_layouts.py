@@ -1,5 +1,6 @@
 """Every table and figure of the paper by its command, on images of a few pixels in the datasets' real layout."""
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,8 @@ from harness.cli.entry import main
 from harness.models.towers import load_tower
 from harness.records.record import read_records
 from harness.studies import reproduce
-from harness.studies.reproduce import PICTURES, TABLES
+from harness.studies.reproduce import PICTURES, TABLES, paper
+from zoo.core.reducer import final_count
 
 MODEL = "clip_vit_b32.openai"
 SPLITS = {"train": 3, "val": 1, "test": 2}  # images of a class
@@ -34,10 +36,9 @@ ROBUST = {
     "imagenet-sketch": ("imagenet-sketch/images", SYNSETS),
 }
 FLAGS = (
-    f"--model {MODEL} --limit 3 --train-limit 3 --seeds 1 --window 4 --stride 4 --arch mlp --width 4 --epochs 1 "
-    "--labelled 1 --rounds 1 --num-tokens 1"
+    f"--model {MODEL} --limit 3 --train-limit 3 --seeds 1 --golden window=4,stride=4 --fit arch=mlp,width=4,epochs=1 "
+    "--labelled 1 --tune rounds=1,count=1"
 )
-TWO = ("caltech101", "oxford-pets")
 
 
 def write_images(paths: Iterable[Path]) -> None:
@@ -105,34 +106,40 @@ def run(target: str, root: Path, *flags: str) -> int:
     return main(["study", "reproduce", target, "--root", str(root), *" ".join((FLAGS, *flags)).split()])
 
 
-def test_every_dataset_of_the_paper_is_read(root: Path, small, tmp_path: Path, capsys):
-    assert run("table6", root, f"--output {tmp_path}") == 0, capsys.readouterr().err
-    text = (tmp_path / "table6.md").read_text()
+def test_every_dataset_of_the_paper_is_read(root: Path, small, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setitem(TABLES, "figure5", dataclasses.replace(TABLES["figure5"], keeps=(0.5,)))
+    assert run("figure5", root, f"--output {tmp_path}") == 0, capsys.readouterr().err
+    text = (tmp_path / "figure5.md").read_text()
     assert "NOT the paper's tower" in text
-    datasets = TABLES["table6"].datasets
-    assert {record.dataset for record in read_records(tmp_path / "table6.jsonl")} == set(datasets)
+    datasets = paper("figure5").datasets
+    assert {record.dataset for record in read_records(tmp_path / "figure5.jsonl")} == set(datasets)
     ours = [line.split(" | ") for line in text.splitlines() if " | ours | " in line]
-    assert ours
-    assert all("–" not in row[2 : 2 + len(datasets)] for row in ours)
+    measured = [row for row in ours if row[0].endswith("keep 50")]
+    assert measured
+    assert all("–" not in row[2 : 2 + len(datasets)] for row in measured)
 
 
-@pytest.mark.parametrize("picture", PICTURES.values(), ids=lambda picture: picture.name)
-def test_a_picture_shows_what_each_ranking_keeps(picture, root: Path, small, tmp_path: Path, monkeypatch, capsys):
+@pytest.mark.parametrize(("picture", "block"), PICTURES.items())
+def test_a_picture_shows_what_each_ranking_keeps(
+    picture, block, root: Path, small, tmp_path: Path, monkeypatch, capsys
+):
     sheets, show = [], reproduce.show
     monkeypatch.setattr(reproduce, "show", lambda *args, **how: sheets.append(show(*args, **how)) or sheets[-1])
-    flags = f"--keeps 0.75 0.5 --dataset caltech101 dtd --output {tmp_path / 'out'}"
-    assert run(picture.name, root, flags, "--dry-run") == 0
+    flags = f"--dataset caltech101 dtd --output {tmp_path / 'out'}"
+    assert run(picture, root, flags, "--dry-run") == 0
     assert not (tmp_path / "out").exists()
-    assert run(picture.name, root, flags) == 0
-    assert f"before block {3 if picture.block is None else picture.block}" in capsys.readouterr().out
+    assert run(picture, root, flags) == 0
+    assert f"before block {3 if block is None else block}" in capsys.readouterr().out
     [sheet] = sheets
-    assert list(sheet.columns) == ["golden 75", "clsattn 75", "golden 50", "clsattn 50"]
+    assert list(sheet.columns) == [f"{name} {percent}" for percent in (90, 70, 50) for name in ("golden", "clsattn")]
     assert [row.name.partition(":")[0] for row in sheet.rows] == ["caltech101", "dtd"]
     for row in sheet.rows:
         assert {name: int((tokens >= 0).sum()) for name, tokens in row.tokens.items()} == {
-            "golden 75": 37, "clsattn 75": 37, "golden 50": 24, "clsattn 50": 24,
-        }  # fmt: skip
-    with Image.open(tmp_path / "out" / f"{picture.name}.png") as image:
+            f"{name} {percent}": final_count(49, percent / 100)
+            for percent in (90, 70, 50)
+            for name in ("golden", "clsattn")
+        }
+    with Image.open(tmp_path / "out" / f"{picture}.png") as image:
         assert min(image.size) > 300
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from by_hand import replace
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -23,16 +22,13 @@ from harness.golden.store import Rankings, own_store
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, mean_interval, paired_p
-from harness.records.times import Timing
 from harness.studies import workshop as module
-from harness.studies.pruning import WITHOUT_PREDICTOR, schedules
-from harness.studies.run import Stock, get_study, list_studies, make, stock
+from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, get_study, list_studies, schedules
 from harness.studies.spec import StudyConfig
 from harness.studies.tables import StudyTable, compare_lines
-from harness.studies.tuning import KINDS, four_points
-from harness.studies.workshop import find
+from harness.studies.workshop import Stock, answer, find, stock
 from zoo.core.files import read_facts
-from zoo.core.reducer import METHODS, final_count
+from zoo.core.reducer import final_count
 from zoo.loading.weights import cache_folder
 from zoo.ranking.golden import SCORES, GoldenConfig
 
@@ -41,8 +37,8 @@ IMAGES = 300
 TRUTH = np.arange(IMAGES) < 200
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 FLAGS = (
-    "--model clip_vit_b16 --dataset plain --limit 7 --train-limit 9 --seeds 2 --block 2 "
-    "--window 4 --stride 4 --arch mlp --width 8 --epochs 2 --keeps 0.5"
+    "--model clip_vit_b16 --dataset plain --limit 7 --train-limit 9 --seeds 2 --golden block=2,window=4,stride=4 "
+    "--fit arch=mlp,width=8,epochs=2 --keeps 0.5"
 )
 Studied = Callable[..., Any]
 
@@ -115,21 +111,16 @@ def test_every_score_golden_and_predicted(tiny: StudyConfig, studied: Studied, w
 
 @pytest.mark.usefixtures("quick_costs")
 def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied: Studied):
-    results = studied("transfer", tiny)
+    """The second dataset's predictors are loaded into the tower that the first was judged in, in half precision."""
+    results = studied("transfer", replace(tiny, dtype="bfloat16"))
     table, _ = results["other"]
     assert [row.labels["fitted on"] for row in table.rows] == ["other", "plain", "plain + other", "(golden)"]
     used = [
         {r.method_config["predictor"] for r in row.records} for table, _ in results.values() for row in table.rows[:3]
     ]
     assert len(set.union(*used)) == 6  # three training sets, two seeds
-
-
-@pytest.mark.usefixtures("quick_costs")
-def test_half_precision_leaves_predictors_their_tower(tiny: StudyConfig, studied: Studied):
-    """The second dataset's predictors are loaded into the tower that the first was judged in."""
-    results = studied("losses", replace(tiny, keeps=(0.5,), seeds=1, dtype="bfloat16"))
-    assert {r.dtype for _, records in results.values() for r in records} == {"bfloat16"}
-    assert len({r.weights_sha256 for _, records in results.values() for r in records}) == 1
+    every = [record for _, records in results.values() for record in records]
+    assert {(r.dtype, r.weights_sha256) for r in every} == {("bfloat16", every[0].weights_sha256)}
 
 
 @pytest.mark.usefixtures("quick_costs")
@@ -155,45 +146,15 @@ def test_shots_count_images_of_all_datasets_as_far_as_there_are_some(tiny: Study
 @pytest.mark.parametrize("name", ["schedule", "baselines"])
 def test_lines_of_one_keep_rate_cost_the_same(few: StudyConfig, name: str, studied: Studied):
     """As nearly as whole tokens allow: one token more or less is the smallest step."""
-    table, _ = studied(name, replace(few, keeps=(0.6, 0.5), seeds=1))["plain"]
-    for keep in (0.6, 0.5):
-        costs = [row.average.mean("gflops") for row in table.rows if row.group == keep]
-        known = [cost for cost in costs if cost is not None]
-        assert known == pytest.approx([known[0]] * len(known), rel=0.04)
+    table, _ = studied(name, replace(few, seeds=1))["plain"]
+    costs = [row.average.mean("gflops") for row in table.rows]
+    known = [cost for cost in costs if cost is not None]
+    assert known == pytest.approx([known[0]] * len(known), rel=0.04)
     if name == "schedule":  # a golden row has the keep rate of the predicted one
         keeps = [row.records[0].keep for row in table.rows]
         assert keeps[::2] == keeps[1::2]
     else:
-        others = sorted(name for name, cls in METHODS.items() if cls.by_default and name != "patchrank")
-        assert [row.labels["method"] for row in table.rows] == ["patchrank", *others] * 2
-
-
-@pytest.mark.usefixtures("quick_costs")
-def test_keep_rates_of_equal_time_are_remembered(few: StudyConfig, studied: Studied, monkeypatch):
-    """Models take as long as patches that stay, and half as long again where they aren't patchrank."""
-    dtypes = []
-
-    def time_models(models: dict[str, Any], batch: int, rounds: int, **_: Any) -> dict[str, Timing]:
-        dtypes.append(next(models["dense"].parameters()).dtype)
-        reducers = {name: vit.reducer for name, vit in models.items()}
-        keeps = {
-            n: 1.0 if r is None else r.config.keep * (1 if r.method == "patchrank" else 1.5)
-            for n, r in reducers.items()
-        }
-        return {name: Timing(batch=8, samples_ms=(keep,) * rounds) for name, keep in keeps.items()}
-
-    monkeypatch.setattr("harness.measure.match.time_models", time_models)
-    timed = replace(few, time_dtypes=("float32", "bfloat16"), seeds=1)
-    table, records = studied("baselines", timed)["plain"]
-    assert set(dtypes) == {torch.float32, torch.bfloat16}
-    for dtype in timed.time_dtypes:
-        lines = [row for row in table.rows[1:] if row.labels["equal"] == f"time, {dtype}"]
-        assert [row.labels["method"] for row in lines] == WITHOUT_PREDICTOR
-        assert {row.records[0].mean("final_tokens") for row in lines} == {21}  # of 64, where patchrank has 32
-        assert {row.labels["off"] for row in lines} == {"-1.6 %"}
-        assert all(row.records[0].method_config["matched"]["dtype"] == dtype for row in lines)
-    monkeypatch.setattr("harness.measure.match.time_models", None)
-    assert studied("baselines", timed, records)["plain"][1] == records
+        assert [row.labels["method"] for row in table.rows] == ["patchrank", *WITHOUT_PREDICTOR]
 
 
 def test_schedules_stay_in_the_tower():
@@ -235,12 +196,8 @@ def test_pruned_models_are_compared_with_the_dense_one_tuned_alike(tuned: StudyC
 
 def test_moved_prompts_are_the_ones_of_the_other_tower(tuned: StudyConfig, studied: Studied):
     table, _ = studied("order", tuned)["plain"]
-    prompts = [[r.method_config["prompts"] for r in row.records] for row in table.rows]
-    on_pruned, moved, later, on_dense, moved_back = prompts
-    assert on_pruned == moved_back != on_dense == moved == later
-    predictors = [{r.method_config["predictor"] for r in row.records} for row in table.rows[1:3]]
-    assert [len(own) for own in predictors] == [1, 2]  # each tuned tower is ranked anew
-    assert not predictors[0] & predictors[1]
+    on_pruned, moved, on_dense, moved_back = ([r.method_config["prompts"] for r in row.records] for row in table.rows)
+    assert on_pruned == moved_back != on_dense == moved
 
 
 def test_every_kind_is_another_and_longer_sequences_cost_more(tuned: StudyConfig, studied: Studied):
@@ -306,7 +263,7 @@ def test_a_predictor_that_cannot_be_loaded_is_fitted_anew(
     spoil: Callable[[Path], object], why: str, few: StudyConfig, staged: dict[str, Dataset]
 ):
     def fidelity(console: Console) -> list[float | None]:
-        tables = make(get_study("losses"), replace(few, seeds=1), [], Progress(console))
+        tables = answer(get_study("losses"), replace(few, seeds=1), [], Progress(console))
         return [record.mean("cosine_distance") for _, records in tables for record in records]
 
     whole = fidelity(Console(quiet=True))
@@ -412,12 +369,10 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(staged, tmp_path: P
     ("flags", "text"),
     [
         ("scroes", "'scroes': did you mean 'scores'"),
-        ("scores --keeps 1.5", "--keeps 1.5"),
         ("early --keeps 0.5 0.504", "--keeps 0.5 0.504"),
         ("scores --seeds 0", "--seeds 0"),
-        ("scores --limit 0", "--limit 0"),
-        ("scores --dtype int8", "--dtype 'int8'"),
-        ("scores --score labels", "'labels': did you mean 'label'"),
+        ("scores --golden score=labels", "'labels': did you mean 'label'"),
+        ("scores --fit widht=8", "--fit 'widht=8': field 'widht': did you mean 'width'"),
         ("scores --model clip_vit_s15", "'clip_vit_s15': did you mean"),
         ("scores --dataset photos", "'photos' has no labels"),
         ("scores --dataset fashoin", "'fashoin'"),

@@ -1,11 +1,11 @@
-"""Subcommands of golden rankings and what is learned from them: ``rank``, ``show``, ``fit``."""
+"""Subcommands of golden rankings and of what is learned: ``rank`` and ``fit``."""
 
 import time
 from argparse import Namespace
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from zoo.ranking.golden import GoldenConfig
 
 RANKED_BY = 2  # window and stride of rankings that `fit predictor` makes: a quarter of the passes of stride 1
+PRECISIONS = "float32, bfloat16, float16, or auto: the fastest"
 
 
 def _rank_flags(parser: CommandParser) -> None:
@@ -27,30 +28,28 @@ def _rank_flags(parser: CommandParser) -> None:
     flags.model(what)
     one = what.add_mutually_exclusive_group(required=True)
     flags.dataset(one)
-    one.add_argument("--images", type=Path, metavar="FOLDER", help="any images, unlabelled")
+    flags.add(one, "--images", None, "any images, unlabelled", Path, metavar="DIR")
     flags.images(what, 250, "test", "images; class-balanced")
-    flags.number(what, "--variants", 1, "times that each image of a shipped dataset is drawn anew", metavar="K")
+    flags.add(what, "--variants", 1, "times that each image of a shipped dataset is drawn anew", metavar="K")
     flags.data(parser)
     how = parser.add_argument_group("golden rankings")
     text = "preservation, label, confidence; several share the passes"
-    how.add_argument("--score", nargs="+", metavar="SCORE", dest="scores", default=[GoldenConfig.score], help=text)
-    how.add_argument("--action", default=GoldenConfig.action, help="remove, or merge into the nearest")
-    flags.block(how)
+    flags.add(how, "--score", [GoldenConfig.score], text, dest="scores", metavar="SCORE")
+    flags.fields(how, GoldenConfig, action="remove, or merge into the nearest", block="patches go before this block")
     # No defaults here: a budget picks these.
-    flags.number(how, "--window", None, f"side in patches; {GoldenConfig.window} without --budget")
-    flags.number(how, "--stride", None, f"in patches; {GoldenConfig.stride} without --budget")
-    flags.number(how, "--greedy", None, "iterative search, K go per round", metavar="K")
-    how.add_argument("--approx", metavar="SPEC", help="instead of every window, cheaper")
-    flags.number(how, "--budget", None, "best way within N passes", kind=float, metavar="N")
+    flags.add(how, "--window", None, f"side in patches; {GoldenConfig.window} without --budget", int)
+    flags.add(how, "--stride", None, f"in patches; {GoldenConfig.stride} without --budget", int)
+    flags.add(how, "--greedy", None, "iterative search, K go per round", int, metavar="K")
+    flags.add(how, "--approx", None, "instead of every window, cheaper", metavar="SPEC")
+    flags.add(how, "--budget", None, "best way within N passes", float, metavar="N")
     where = parser.add_argument_group("conditions")
-    text = "Ray actors that share the work; default: this process"
-    flags.number(where, "--workers", None, text, kind=flags.positive)
-    flags.number(where, "--batch", None, "sequences per pass; default: from free memory")
+    flags.add(where, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
+    flags.add(where, "--batch", None, "sequences per pass; default: from free memory", int)
     flags.device(where, text="of each worker")
-    where.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, or auto: the fastest")
+    flags.add(where, "--dtype", "auto", PRECISIONS)
     files = parser.add_argument_group("files")
     flags.output(files, None, "folder; default: in the user's cache", dest="out")
-    flags.number(files, "--shard-size", 64, "images per file")
+    flags.add(files, "--shard-size", 64, "images per file")
 
 
 def run_rank(args: Namespace, status: Console) -> Shown:
@@ -72,65 +71,31 @@ def run_rank(args: Namespace, status: Console) -> Shown:
     config = replace(flags.golden_config(args), score=args.scores[0])
     folder = args.images
     source = Source.of(get_dataset(args.dataset), args.split) if folder is None else Source.folder(folder)
-    job = flags.settings(RankJob, args, source=source, config=config)
-    stores = rank_by_scores(job, Progress(status))
+    stores = rank_by_scores(flags.settings(RankJob, args, source=source, config=config), Progress(status))
     lines = [f"wrote {path}: {images} of {total} images" for path, images, total in stores.values()]
     data = [{"path": str(path), "images": images, "images_there": total} for path, images, total in stores.values()]
     several = {"stores": [{"score": score} | one for score, one in zip(stores, data, strict=True)]}
     return Shown(parts=tuple(lines), data=several if len(data) > 1 else data[0])
 
 
-def _show_flags(parser: CommandParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, or dataset:split:index")
-    what = parser.add_argument_group("what is drawn")
-    flags.model(what)
-    flags.keeps(what, [0.6], "in (0, 1)", float, dest="keep")
-    what.add_argument("--by", metavar="RANKING", help="that decides what is kept; default: the predictor")
-    flags.methods(what, [], "more columns; see `list`", "*")
-    text = "instead of rankings, what these or golden leave"
-    what.add_argument("--left", nargs="+", metavar="METHOD", default=[], help=text)
-    flags.dataset(what, help="whose classes the files may show")
-    what.add_argument("--classes", metavar="NAMES", default="", help="their names instead, as a,b,c")
-    what.add_argument("--label", nargs="*", metavar="CLASS", default=[], help="of all files, or of each")
-    flags.data(parser)
-    flags.golden_windows(parser)
-    where = parser.add_argument_group("conditions and files")
-    flags.output(where, "show.png", "a PNG", "FILE", dest="out")
-    flags.number(where, "--scale", 1.0, "of the figure's size")
-    flags.device(where)
-
-
-def run_show(args: Namespace, status: Console) -> Shown:
-    """Draw images beside the importance of their patches."""
-    from harness.apps.show import ShowConfig, find_subjects, show
-    from harness.report.patches import IMAGE
-
-    classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
-    subjects = find_subjects(args.images, dataset=args.dataset, classes=classes, labels=args.label)
-    config = flags.settings(ShowConfig, args, keeps=tuple(args.keep), golden=flags.golden_config(args))
-    progress = Progress(status)
-    sheet = show(args.model, subjects, config, args.out, device=args.device, progress=progress)
-    data = {"path": str(args.out), "columns": [IMAGE, *sheet.columns], "notes": sheet.notes}
-    return Shown(parts=(*sheet.notes, f"wrote {args.out}"), data=json_values(data))
-
-
 def _predictor_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is learned from")
     flags.model(what)
-    flags.dataset(what, nargs="*", default=[], help="its rankings that ship; without them, rank first")
-    flags.number(what, "--limit", 250, "images to rank per split", kind=flags.positive)
-    flags.number(what, "--block", None, "reduction point; 3 if nothing is said")
-    what.add_argument("--action", help="that was ranked for, remove or merge; remove if nothing is said")
+    flags.dataset(what, text="its rankings that ship; without them, rank first", nargs="*")
+    flags.add(what, "--limit", 250, "images to rank per split", flags.positive)
+    flags.add(what, "--block", None, "reduction point; 3 if nothing is said", int)
+    flags.add(what, "--action", None, "that was ranked for, remove or merge; remove if nothing is said")
     for name, text in (("window", "side in patches"), ("stride", "in patches")):
-        about = f"{text}, of rankings made here; {RANKED_BY} if nothing is said"
-        flags.number(what, f"--{name}", None, about, kind=flags.positive)
+        flags.add(
+            what, f"--{name}", None, f"{text}, of rankings made here; {RANKED_BY} if nothing is said", flags.positive
+        )
     for name, text in (
         ("rankings", "stores or files of rankings to learn from"),
         ("val", "for early stopping; default: a fifth held out"),
         ("images", "folders that rankings of folders are of"),
     ):
-        what.add_argument(f"--{name}", nargs="*", type=Path, default=[], metavar="PATH", help=text)
-    flags.number(what, "--shots", None, "images per class; default: all", metavar="K")
+        flags.add(what, f"--{name}", [], text, Path, nargs="*", metavar="PATH")
+    flags.add(what, "--shots", None, "images per class; default: all", int, metavar="K")
     flags.data(parser)
     flags.predictor_recipe(parser)
     files = parser.add_argument_group("files")
@@ -140,40 +105,41 @@ def _predictor_flags(parser: CommandParser) -> None:
 def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
     from harness.datasets import get_dataset
+    from harness.datasets.base import SplitName
     from harness.datasets.few_shot import require_images, require_labels
     from harness.golden.fit import fit
     from harness.golden.rank import RankJob, Source, rank
     from harness.golden.store import shipped_rankings
     from harness.models.towers import load_tower
+    from zoo.learning.fit import FitConfig
 
-    config, progress, way = flags.fit_config(args), Progress(status), _ranked_by(args)
-    train, val = list(args.rankings), list(args.val)
-    for dataset in args.dataset:  # refuses before anything is loaded
+    config, progress, way = flags.settings(FitConfig, args), Progress(status), _ranked_by(args)
+    files: dict[SplitName, list[Path]] = {"train": list(args.rankings), "val": list(args.val)}
+    names = args.dataset or []
+    for dataset in names:  # refuses before anything is loaded
         if args.shots is not None:
             require_labels(get_dataset(dataset), f"--shots {args.shots}")
         require_images(get_dataset(dataset), "train", "images to learn from asked for")
     ships = way.action == "remove" and (args.window, args.stride) == (None, None)
-    jobs: list[tuple[RankJob, list[Path]]] = []
-    tower = load_tower(args.model) if args.dataset else None
-    for dataset, split in product(args.dataset, flags.SPLITS[:2]):
-        assert tower is not None
-        files = {"train": train, "val": val}[split]
-        path = shipped_rankings(tower.name, dataset, split, way.block) if ships else None
+    jobs: list[tuple[SplitName, RankJob]] = []
+    tower = load_tower(args.model).name if names else ""
+    for dataset, split in product(names, flags.SPLITS[:2]):
+        path = shipped_rankings(tower, dataset, split, way.block) if ships else None
         source = Source.of(get_dataset(dataset), split)
         if path is not None:
-            files.append(path)
+            files[split].append(path)
         elif len(source.images):
-            jobs.append((RankJob(model=args.model, source=source, config=way, limit=args.limit), files))
+            jobs.append((split, RankJob(model=args.model, source=source, config=way, limit=args.limit)))
         else:
             progress.say(f"{source.name} has no {split} images: none of its images decides when the fit stops")
-    if not train and not jobs:
+    if not files["train"] and not jobs:
         raise ValueError("nothing to learn from: give --dataset, or --rankings")
     limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
     with progress.task("fit predictor, steps", len(jobs) + 1) as update:
-        for done, (job, files) in enumerate(jobs, start=1):
-            files.append(rank(job, progress).path)
+        for done, (split, job) in enumerate(jobs, start=1):
+            files[split].append(rank(job, progress).path)
             update(done)
-        path, tau = fit(args.model, train, val, config, progress=progress, out=args.output, **limits)
+        path, tau = fit(args.model, files["train"], files["val"], config, progress=progress, out=args.output, **limits)
     text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
     return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))
 
@@ -189,31 +155,26 @@ def _ranked_by(args: Namespace) -> "GoldenConfig":
     for name in ("window", "stride"):
         if (value := vars(args)[name]) is not None and not args.dataset:
             raise ValueError(f"--{name} {value} without --dataset: the rankings are there, nothing is ranked here")
-    block = GoldenConfig.block if args.block is None else args.block
-    action, merges = args.action or GoldenConfig.action, args.action == "merge"
+    merges = args.action == "merge"
     window = args.window or (1 if merges else RANKED_BY)
-    stride = args.stride or min(window, RANKED_BY)
-    way = GoldenConfig(action=action, block=block, window=window, stride=stride)
-    return replace(way, approximate="follow:0") if merges else way
+    sizes = {"window": window, "stride": args.stride or min(window, RANKED_BY)}
+    return flags.settings(GoldenConfig, args, **sizes, approximate="follow:0" if merges else None)
 
 
 def _prompts_flags(parser: CommandParser) -> None:
     from harness.datasets.few_shot import OURS
-    from zoo.learning.tuning import TuneConfig
 
     what = parser.add_argument_group("what is tuned, on what")
-    what.add_argument("--model", default="clip_vit_s14_patchrank60", help="dense or reduced")
+    flags.add(what, "--model", "clip_vit_s14_patchrank60", "dense or reduced")
     flags.dataset(what, required=True)
-    flags.number(what, "--shots", 16, "images per class", metavar="K")
-    flags.draws(what, OURS, "")
-    flags.number(what, "--seed", None, "of the images and of the recipe; default: 0, of CoOp's draws 1")
+    flags.add(what, "--shots", 16, "images per class", metavar="K")
     flags.data(parser)
-    tokens = flags.tuning_recipe(parser)
-    tokens.add_argument("--no-augment", dest="augment", action="store_false", help="take the images as they are")
+    tokens = parser.add_argument_group("learned tokens")
+    flags.add(tokens, "--tokens", None, "t: text, v: visual, vt: both; default: the recipe's")
+    flags.add(tokens, "--num-tokens", None, "learned ones in a sequence; default: the recipe's", int)
+    flags.tokens_recipe(tokens, OURS)
     how = parser.add_argument_group("conditions and files")
     flags.device(how)
-    how.add_argument("--dtype", default=TuneConfig.dtype, help="float32, bfloat16, or auto: the fastest")
-    how.add_argument("--checkpointing", action="store_true", help="less memory, a third more time")
     flags.output(how, None, "default: the user's cache", "FILE")
 
 
@@ -224,7 +185,9 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     from harness.measure.tuning import load_tuners
     from zoo.core.files import write_whole
 
-    config = flags.tune_config(args, args.draws)
+    asked = {"tokens": args.tokens, "count": args.num_tokens}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    config = flags.tune_config(args, args.draws, **asked)
     dataset = get_dataset(args.dataset)
     drawn = draw(dataset, args.shots, config.seed, args.draws)  # refuses before anything is loaded
     how = {"draws": args.draws, "device": args.device, "progress": Progress(status)}
@@ -254,28 +217,47 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     return Shown(parts=(text, recipe), data=json_values(data))
 
 
+def _memory_mib(device: str) -> float:
+    """Return the most memory of this process so far; on CUDA, of its tensors."""
+    import resource
+    import sys
+
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+
+
+def _images_flags(group: Any, limit: int | None, learn: str, hold: str) -> None:
+    """Add the datasets that something is learned from without labels."""
+    from harness.apps.recovery import Sources
+
+    flags.datasets(group, None, required=True)
+    flags.limits(group, limit, f"images to {learn}, per dataset")
+    flags.fields(group, Sources, held_out=f"images to {hold}, per dataset")
+
+
 def _recovery_flags(parser: CommandParser) -> None:
     from harness.apps.recovery import Sources
     from zoo.loading.recovery_file import RecoveryConfig
 
     what = parser.add_argument_group("what is trained, on what")
     flags.model(what, "a reduced name, or a dense one with --method and --keep")
-    what.add_argument("--method", metavar="METHOD", help="of a dense model; see `list`")
-    flags.number(what, "--keep", None, "in (0, 1]", kind=flags.keep_rate, metavar="RATE")
-    flags.dataset(what, nargs="+", required=True)
-    flags.limits(what, Sources.limit, "images to learn from, per dataset")
-    flags.fields(what, Sources, held_out="images to stop by, per dataset")
+    flags.add(what, "--method", None, "of a dense model; see `list`")
+    flags.add(what, "--keep", None, "in (0, 1]", flags.keep_rate)
+    _images_flags(what, Sources.limit, "learn from", "stop by")
     flags.data(parser)
     how = parser.add_argument_group("recovery")
     text = "norm: LayerNorms and biases; lora: low-rank updates"
-    how.add_argument("--what", default=RecoveryConfig.what, help=text)
-    flags.fields(how, RecoveryConfig, rank="of lora")
+    flags.fields(how, RecoveryConfig, what=text, rank="of lora")
     flags.fields(how, RecoveryConfig, rounds="at most", steps="per round", patience="rounds without a better one")
     flags.fields(how, RecoveryConfig, batch="images per step", learning_rate="of AdamW")
     flags.fields(how, RecoveryConfig, crop="least area of a random crop", seed="of order and crops")
     where = parser.add_argument_group("conditions and files")
     flags.device(where)
-    where.add_argument("--dtype", default=RecoveryConfig.dtype, help="float32, bfloat16, or auto: the fastest")
+    flags.add(where, "--dtype", RecoveryConfig.dtype, PRECISIONS)
     flags.output(where, None, "default: the user's cache", "FILE")
 
 
@@ -284,8 +266,7 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
     from harness.apps.recovery import Sources, train_recovery
     from zoo.loading.recovery_file import RecoveryConfig
 
-    sources = flags.settings(Sources, args, datasets=tuple(dict.fromkeys(args.dataset)))
-    config = flags.settings(RecoveryConfig, args)
+    sources, config = flags.settings(Sources, args), flags.settings(RecoveryConfig, args)
     how = {name: vars(args)[name] for name in ("method", "keep", "device")}
     begin = time.perf_counter()
     file = train_recovery(args.model, sources, config, **how, out=args.output, progress=Progress(status))
@@ -301,20 +282,17 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
 
 
 def _schedule_flags(parser: CommandParser) -> None:
-    from harness.apps.recovery import Sources
     from harness.apps.schedule import SearchConfig
 
     what = parser.add_argument_group("what is searched, on what")
     flags.model(what)
-    what.add_argument("--method", metavar="METHOD", default="rankmerge", help="see `list`")
-    flags.dataset(what, nargs="+", required=True)
-    flags.limits(what, 100, "images to search on, per dataset")
-    flags.fields(what, Sources, held_out="images to judge by, per dataset")
+    flags.add(what, "--method", "rankmerge", "see `list`")
+    _images_flags(what, 100, "search on", "judge by")
     flags.data(parser)
     how = parser.add_argument_group("cost and search")
-    how.add_argument("--match-to", metavar="METHOD", default=SearchConfig.match_to, help="whose cost it is")
-    flags.number(how, "--keep", None, "its keep rate, in (0, 1]", kind=flags.keep_rate, metavar="RATE")
-    flags.number(how, "--cost", None, "share of the dense tower's cost instead", kind=float)
+    flags.fields(how, SearchConfig, match_to="method whose cost it is")
+    flags.add(how, "--keep", None, "its keep rate, in (0, 1]", flags.keep_rate)
+    flags.add(how, "--cost", None, "share of the dense tower's cost instead", float)
     flags.fields(how, SearchConfig, points="reduction points at most", candidates="schedules to try at most")
     where = parser.add_argument_group("conditions and files")
     flags.device(where)
@@ -326,31 +304,17 @@ def run_fit_schedule(args: Namespace, status: Console) -> Shown:
     from harness.apps.recovery import Sources
     from harness.apps.schedule import SearchConfig, search_schedule
 
-    sources = flags.settings(Sources, args, datasets=tuple(dict.fromkeys(args.dataset)))
-    config = flags.settings(SearchConfig, args)
+    sources, config = flags.settings(Sources, args), flags.settings(SearchConfig, args)
     where = {"out": args.output, "device": args.device, "progress": Progress(status)}
     path, file = search_schedule(args.model, args.method, sources, config, **where)
     numbers = f"reduce_at={file.reduce_at}, schedule={file.schedule}, keep={file.keep:g}"
     worth = "" if file.found else "; nothing found is better on held-out images, so this is the default"
-    tried = f"{file.candidates} schedules tried in {file.seconds:.1f} s{worth}"
     losses = [f"{one['name']} {one['before']:.5f} to {one['after']:.5f}" for one in file.datasets]
-    text = f"at {file.cost['reached']:.3f} GFLOPs, 1 - cosine to dense on images held out: {', '.join(losses)}"
-    return Shown(
-        parts=(f"wrote {path}: {numbers}; {tried}; {text}",), data=json_values({"path": path, "schedule": file})
+    text = (
+        f"wrote {path}: {numbers}; {file.candidates} schedules tried in {file.seconds:.1f} s{worth}; at "
+        f"{file.cost['reached']:.3f} GFLOPs, 1 - cosine to dense on images held out: {', '.join(losses)}"
     )
-
-
-def _memory_mib(device: str) -> float:
-    """Return the most memory of this process so far; on CUDA, of its tensors."""
-    import resource
-    import sys
-
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+    return Shown(parts=(text,), data=json_values({"path": path, "schedule": file}))
 
 
 COMMANDS = (
@@ -360,8 +324,6 @@ COMMANDS = (
         examples=(
             ("rank --dataset fashion --split train --limit 100 --stride 2", "100 training images"),
             ("rank --images photos --output ranked --full", "any folder of images"),
-            ("rank --dataset emoji --budget 20", "the best way within 20 passes per image"),
-            ("rank --dataset fashion --score preservation label", "a store for each score, from the same passes"),
         ),
         output="where the store is, on standard output; Parquet files in --output",
     ),
@@ -380,7 +342,6 @@ COMMANDS = (
         "timm.create_model(..., prompts=FILE) takes the result.",
         examples=(
             ("fit prompts --dataset emoji --shots 16 --tokens t", "text tokens"),
-            ("fit prompts --model clip_vit_s14 --dataset emoji --tokens vt", "visual ones, too"),
             ("fit prompts --dataset dtd --root data --recipe coop --draws coop", "as CoOp learns, from its images"),
         ),
         output="what it took and gave, on standard output; the tokens in --output",
@@ -404,15 +365,5 @@ COMMANDS = (
             ("fit schedule --method evit --dataset images:photos --cost 0.5", "half of dense's GFLOPs"),
         ),
         output="the default and the best found, on standard output; the schedule in --output",
-    ),
-    Command(
-        path="show", flags=_show_flags, run=run_show,
-        what="Draw images beside the importance of their patches by several rankings, as PNG.",
-        examples=(
-            ("show fashion:val:3 --keeps 0.6 0.3", "an image of a dataset"),
-            ("show photo.jpg --dataset fashion --label bag", "a file of a known class"),
-            ("show photos:test:2 --left rankmerge patchrank", "the tokens that methods leave"),
-        ),
-        output="the figure in --output; its notes on standard output",
     ),
 )  # fmt: skip

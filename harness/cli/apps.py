@@ -1,0 +1,452 @@
+"""Subcommands of applications: ``choose``, ``embed``, ``search``, ``export``, ``show``, ``check``, ``push``."""
+
+import shlex
+import tempfile
+from argparse import Namespace
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from harness.base.table import Part, Shown, Table, json_values
+from harness.base.terminal import Progress
+from harness.cli import flags
+from harness.cli.command import PROGRAM, Command, CommandParser
+
+if TYPE_CHECKING:
+    from harness.apps.setup import Setup
+    from harness.apps.vectors.embed import Embedded, EmbedJob
+    from harness.apps.vectors.source import PictureSource, TextSource
+    from zoo.deploy.export import FeatureAgreement
+
+VECTORS = "vectors"
+
+
+def _choose_flags(parser: CommandParser) -> None:
+    from harness.apps.choose import ChooseConfig
+
+    what = parser.add_argument_group("model and pictures")
+    flags.model(what)
+    pictures = what.add_mutually_exclusive_group(required=True)
+    flags.add(pictures, "--images", None, "your pictures, without labels", Path, metavar="DIR")
+    flags.dataset(pictures)
+    flags.data(parser)
+    bounds = parser.add_argument_group("bounds, of which at least one is given")
+    for flag, text in (
+        ("--min-cosine", "mean cosine to dense features, such as 0.99"),
+        ("--min-overlap", "mean share of dense's 10 nearest pictures; 1000 pictures at least"),
+        ("--max-loss", "points of top-1, such as 0.5; needs classes"),
+        ("--speed-up", "times as fast as dense, such as 1.5"),
+    ):
+        flags.add(bounds, flag, None, text, float)
+    among = parser.add_argument_group("what is chosen from")
+    flags.methods(among, None, "default: all but other papers' that the tower can run; see `list`")
+    flags.add(among, "--dtypes", [], "default: float32, and bfloat16 where it is fast", metavar="DTYPE")
+    how = parser.add_argument_group("how it is measured")
+    flags.fields(how, ChooseConfig, search="pictures to search by", held_out="other pictures, that decide")
+    flags.fields(how, ChooseConfig, batch="images per call, where time is measured")
+    flags.fields(how, ChooseConfig, rounds="calls of the chosen setup and of dense, at least")
+    flags.fields(how, ChooseConfig, seconds="that these go on for", seed="of the choice of pictures, and of intervals")
+    flags.device(how)
+    files = parser.add_argument_group("files")
+    flags.fresh(files)
+    flags.output(files, "setup.json", "the setup with its certificate", "FILE")
+
+
+def run_choose(args: Namespace, status: Console) -> Shown:
+    """Search, write the setup with its certificate, and show how it is used."""
+    from harness.apps.choose import ChooseConfig, choose, selection_table
+    from harness.apps.fidelity import SetupBounds
+
+    bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
+    dataset = args.dataset or f"images:{args.images}"
+    selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
+    setup, parts = selection.setup, [selection_table(selection)]
+    data = json_values(
+        {
+            "path": args.output if selection.met else None,
+            "why": selection.why,
+            "setup": setup,
+            "judged": selection.judged,
+        }
+    )
+    time = setup.certificate["time"]
+    ratio = time["ratio_to_dense"]
+    text = (
+        f"{setup.name} in {setup.dtype}: {1 / ratio['estimate']:.2f} times as fast as dense in float32 "
+        f"[{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}], {time['images_per_s']:.1f} images/s against "
+        f"{time['dense_images_per_s']:.1f} at batch {time['batch']}"
+    )
+    warnings = [f"be wary of times: {warning}" for warning in time["warnings"]]
+    if not selection.met:
+        text = f"nothing meets {bounds.words}; the nearest is {text}; {selection.why}"
+        return Shown(parts=(*parts, text, *warnings), data=data, code=1)
+    if time["verdict"] != "faster":
+        warnings.append("that it is faster than dense isn't shown: the interval of the ratio includes 1")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    setup.write(args.output)
+    ends = "by the ends of 95 % intervals"
+    wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, {ends}. {text}"
+    return Shown(parts=(*parts, wrote, *warnings, _use(args)), data=data)
+
+
+def _use(args: Namespace) -> str:
+    """Return how a setup is used: two commands and some Python."""
+    file = shlex.quote(str(args.output))
+    pictures = "FOLDER" if args.images is None else shlex.quote(str(args.images))
+    embed = f"{PROGRAM} embed {pictures} --model {file} --output vectors"
+    export = f"{PROGRAM} export --model {file} --format onnx --output model.onnx"
+    python = ["from harness.apps.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"]
+    return "\n".join(["", embed, export, "", *python])
+
+
+def _export_flags(parser: CommandParser) -> None:
+    from zoo.deploy.export import BATCHES, FORMATS, LEAST_COSINE, ONNX
+
+    flags.setup(parser)
+    file = parser.add_argument_group("file")
+    flags.add(file, "--format", ONNX, ", ".join(FORMATS), choices=list(FORMATS), metavar="FORMAT")
+    ends = ", ".join(sorted({kind.suffix for kind in FORMATS.values()}))
+    flags.output(file, None, f"ends with {ends}, by the format", metavar="FILE", required=True)
+    check = parser.add_argument_group("check by real images")
+    flags.dataset(check, "photos")
+    flags.add(check, "--images", None, "any images instead, unlabelled", Path, metavar="DIR")
+    flags.images(check, 64, "val", "images; class-balanced")
+    flags.add(check, "--batches", list(BATCHES), "images per call", flags.positive)
+    flags.add(check, "--least-cosine", LEAST_COSINE, "that lower precision may have on average with float32")
+    flags.data(parser)
+
+
+def run_export(args: Namespace, status: Console) -> Shown:
+    """Write a file, and keep it if its runtime gives the model's features.
+
+    Raises:
+        ValueError: what the model or the format refuses, or too few images.
+        FileNotFoundError: weights or images are missing.
+    """
+    import torch
+
+    from harness.datasets import get_dataset
+    from harness.datasets.few_shot import subset
+    from harness.golden.rank import Source
+    from zoo.deploy.export import DisagreementError, export_model, require_format
+
+    setup, progress = flags.setup_of(args), Progress(status)
+    require_format(args.format, setup.dtype)  # before anything is loaded
+    tower = setup.load(random_weights=args.random_weights)
+    source = Source.folder(args.images) if args.images else Source.of(get_dataset(args.dataset), args.split)
+    split = subset(source.images, flags.limit_of(args))
+    if len(split) < 2:
+        raise ValueError(f"{len(split)} images to check with of {source.name!r}: expected two at least")
+    images = torch.stack([tower.preprocess(split[index].image) for index in range(len(split))])
+    about: dict[str, Any] = {"model": setup.name, "tower": setup.model, "preprocessing": tower.preprocessing}
+    about |= {"recovery": setup.recovery, "random_weights": args.random_weights, "features": tower.vit.num_classes}
+    progress.say(f"{setup.name}: writing {args.format} in {setup.dtype}, then {len(images)} images run through it")
+    kind = {"format": args.format, "dtype": setup.dtype}
+    how = kind | {"batches": args.batches, "least_cosine": args.least_cosine}
+    with progress.task("checked", len(images) * len(args.batches)) as tick:
+        try:
+            agreement = export_model(tower.vit, args.output, images, **how, facts=about, tick=tick)
+        except DisagreementError as error:
+            data = {**kind, "path": None, "problem": str(error), "agreement": error.agreement}
+            table = _agreement_table(setup, args.format, error.agreement)
+            return Shown(parts=(table, str(error)), data=json_values(data), code=1)
+    size = args.output.stat().st_size
+    text = f"wrote {args.output} ({size:,} bytes) and {args.output.name}.json, which says what it is"
+    data = {**kind, "path": str(args.output), "bytes": size, "agreement": agreement}
+    return Shown(parts=(_agreement_table(setup, args.format, agreement), text), data=json_values(data))
+
+
+def _agreement_table(setup: "Setup", format: str, agreement: "FeatureAgreement") -> Table:
+    """Lay out how a file's features agree with the eager model's."""
+    cells = {
+        "runtime": format,
+        "precision": setup.dtype,
+        "images": str(agreement.images),
+        "cosine": f"{agreement.cosine_mean:.5f}",
+        "5 % quantile": f"{agreement.cosine_q05:.5f}",
+        "largest difference": f"{agreement.deviation:.1e}",
+        "same nearest": f"{100 * agreement.same_nearest:.1f} %",
+    }
+    batches = " and ".join(map(str, agreement.batches))
+    title = f"{setup.name} against eager float32, {batches} images per call"
+    return Table.of(title, list(cells), [list(cells.values())], words=("runtime", "precision"))
+
+
+def _embed_flags(parser: CommandParser) -> None:
+    text = "a folder of pictures, tars as in x-{000..010}.tar, or Parquet files"
+    parser.add_argument("source", nargs="*", metavar="SOURCE", default=[], help=text)
+    what = parser.add_argument_group("what is embedded")
+    flags.add(what, "--texts", None, "texts instead of pictures, one a line", Path)
+    flags.add(what, "--image-column", None, "of Parquet; default: the only one of bytes", metavar="NAME", dest="column")
+    flags.setup(parser)
+    how = parser.add_argument_group("conditions")
+    flags.device(how, text="of each worker")
+    flags.add(how, "--batch", 64, "pictures per pass")
+    flags.add(how, "--decoders", None, "processes that decode; 0: the model's own; default: by the cores", int)
+    flags.add(how, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
+    files = parser.add_argument_group("files")
+    flags.output(files, VECTORS, "folder of Parquet files", dest="out")
+    flags.add(files, "--shard-size", 4096, "pictures per file")
+    flags.add(files, "--embedding-dtype", "float16", "float16 or float32", metavar="TYPE")
+
+
+def run_embed(args: Namespace, status: Console) -> Shown:
+    """Embed pictures or texts and say where the embeddings are, what is bad, and what bound."""
+    from harness.apps.vectors.embed import EmbedJob, embed
+
+    source = _source(args, Progress(status))
+    job = flags.settings(EmbedJob, args, setup=flags.setup_of(args), source=source)
+    done = embed(job, Progress(status))
+    facts = {"path": done.path, "total": done.total, "embedded": done.total - done.bad, "bad": done.bad}
+    data = json_values({**facts, "errors": done.errors, "per_s": done.rates, "binds": done.binds})
+    return Shown(parts=_embedded_lines(done, job), data=data)
+
+
+def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource":
+    from harness.apps.vectors.source import EXPECTED, TextSource, open_source
+
+    if args.texts is None:
+        if not args.source:
+            raise ValueError(f"nothing to embed: give {EXPECTED}; or --texts FILE")
+        return open_source(args.source, column=args.column, progress=progress)
+    if args.source or args.column is not None:
+        other = args.source[0] if args.source else "--image-column"
+        raise ValueError(f"--texts {str(args.texts)!r} with {other!r}: embed pictures and texts apart")
+    return TextSource(args.texts)
+
+
+def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
+    """Say what came of it: how fast, then where it is and what is missing."""
+    lines = []
+    if done.binds is not None:
+        rates = {name: f"{rate:,.3g} {job.kind}/s" for name, rate in done.rates.items()}
+        line = f"the model does {rates['model']}"
+        if "decoding" in rates:
+            count = job.processes * (job.workers or 1)
+            by = f"{count} process{'es' if count > 1 else ''}" if count else "the model's process"
+            line = f"{done.binds} binds: {line}, decoding by {by} {rates['decoding']}"
+        lines.append(line)
+    text = f"wrote {done.path}: {done.total - done.bad:,} of {done.total:,} {job.kind}"
+    if done.bad:
+        text += f"; {done.bad:,} can't be embedded, listed in {done.errors}"
+    return (*lines, text)
+
+
+def _search_flags(parser: CommandParser) -> None:
+    parser.add_argument("query", metavar="QUERY", help="words, or the path of a picture")
+    where = parser.add_argument_group("where")
+    flags.add(where, "--in", Path(VECTORS), "folder that `embed` wrote", dest="vectors", metavar="DIR")
+    flags.add(where, "--top", 10, "hits", metavar="K")
+    flags.device(where, text="for a picture")
+    files = parser.add_argument_group("files")
+    flags.add(files, "--sheet", None, "a PNG of the hits, side by side", Path)
+
+
+def run_search(args: Namespace, _status: Console) -> Shown:
+    """Search embeddings and show the nearest ones."""
+    from harness.apps.vectors.embed import IMAGES, read_vectors
+    from harness.apps.vectors.search import nearest, open_pictures, query_vector, write_sheet
+
+    provenance = next(read_vectors(args.vectors)).provenance
+    source = None if args.sheet is None else open_pictures(provenance)
+    found = nearest(args.vectors, query_vector(args.query, provenance, device=args.device), args.top)
+    name = "path" if provenance.kind == IMAGES else "text"
+    rows = [(str(hit.rank), f"{hit.score:.4f}", hit.name) for hit in found.hits]
+    below = provenance.source[0]
+    where = f"; paths are below {below}" if name == "path" and Path(below).is_dir() else ""
+    text = f"searched {found.searched:,} {provenance.kind}, embedded by {provenance.setup.name}{where}"
+    parts: list[Part] = [Table.of(f"nearest to {args.query}", ("rank", "score", name), rows, words=(name,)), text]
+    if source is not None:
+        write_sheet(args.sheet, args.query, found, source)
+        parts.append(f"wrote {args.sheet}")
+    hits = [{"rank": hit.rank, "score": hit.score, "id": hit.id, name: hit.name} for hit in found.hits]
+    facts = {"query": args.query, "source": provenance.source, "model": provenance.setup.name}
+    sheet = None if source is None else str(args.sheet)
+    return Shown(parts=tuple(parts), data={**facts, "searched": found.searched, "hits": hits, "sheet": sheet})
+
+
+def _show_flags(parser: CommandParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, or dataset:split:index")
+    what = parser.add_argument_group("what is drawn")
+    flags.model(what)
+    flags.keeps(what, [0.6], "in (0, 1)", kind=float)
+    flags.add(what, "--by", None, "that decides what is kept; default: the predictor", metavar="RANKING")
+    flags.methods(what, [], "more columns; see `list`")
+    flags.add(what, "--left", [], "instead of rankings, what these or golden leave", metavar="METHOD")
+    flags.dataset(what, text="whose classes the files may show")
+    flags.add(what, "--classes", None, "their names instead, as a,b,c", metavar="NAMES")
+    flags.add(what, "--label", [], "of all files, or of each", metavar="CLASS", nargs="*")
+    flags.data(parser)
+    flags.golden(parser.add_argument_group("golden rankings"))
+    where = parser.add_argument_group("conditions and files")
+    flags.output(where, "show.png", "a PNG", "FILE")
+    flags.add(where, "--scale", 1.0, "of the figure's size")
+    flags.device(where)
+
+
+def run_show(args: Namespace, status: Console) -> Shown:
+    """Draw images beside the importance of their patches."""
+    from harness.apps.show import ShowConfig, find_subjects, show
+    from harness.report.pictures import IMAGE
+
+    classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
+    subjects = find_subjects(args.images, dataset=args.dataset, classes=classes, labels=args.label)
+    config = flags.settings(ShowConfig, args, keeps=tuple(args.keeps), golden=flags.golden_config(args))
+    sheet = show(args.model, subjects, config, args.output, device=args.device, progress=Progress(status))
+    data = {"path": str(args.output), "columns": [IMAGE, *sheet.columns], "notes": sheet.notes}
+    return Shown(parts=(*sheet.notes, f"wrote {args.output}"), data=json_values(data))
+
+
+def _check_flags(parser: CommandParser) -> None:
+    from harness.apps.movements import Tolerances
+
+    text = "expectations, which are files of records; default: the one that ships"
+    files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
+    files.required = False  # not "*": see `compare`
+    rows = parser.add_argument_group("which rows", "a check takes these alone, --update of a FILE measures these")
+    flags.add(rows, "--model", None, "dense names", dest="models", nargs="+", metavar="MODEL")
+    flags.methods(rows, None, "or METHOD:OPTION=VALUE,... with JSON values")
+    flags.keeps(rows, None)
+    flags.datasets(rows, None, "or PREFIX:PATH")
+    flags.data(parser)
+    bounds = parser.add_argument_group("how far things may move")
+    flags.fields(bounds, Tolerances, images="right answers, net", flips="images whose answer flips")
+    flags.fields(bounds, Tolerances, cosine="mean cosines, to dense and between classes")
+    flags.fields(bounds, Tolerances, divergence="mean KL to dense in nats, and share of dense's neighbours")
+    flags.fields(bounds, Tolerances, probe="mean feature in fixed directions", tau="in its expected interval besides")
+    flags.fields(bounds, Tolerances, slower="on the expected ratio of time to dense")
+    how = parser.add_argument_group("how it is measured")
+    flags.device(how, None, "default: the expectation's, or cpu")
+    flags.add(how, "--rounds", 2, "latency samples, four times as many below batch 8", flags.positive)
+    flags.add(how, "--no-latency", False, "time nothing")
+    new = parser.add_argument_group("a new expectation")
+    flags.add(new, "--update", False, "write anew, tell what changed")
+    flags.split_of(new, None, "default: test")
+    flags.limits(new, None, "images judged; default: 48")
+    flags.add(new, "--dtype", None, "default: float32", flags.dtype)
+    flags.add(new, "--batches", None, "timed; default: 1", flags.positive, nargs="*")
+
+
+def run_check(args: Namespace, status: Console) -> Shown:
+    """Check expectations, or write one anew."""
+    from harness.apps.check import CheckPlan, check, update
+    from harness.apps.movements import Tolerances
+
+    plan = CheckPlan(**{field.name: getattr(args, field.name) for field in fields(CheckPlan)})
+    if plan.update:
+        return update(plan, Progress(status))
+    bounds = {field.name: getattr(args, field.name) for field in fields(Tolerances)}
+    return check(plan, Tolerances(**bounds | ({"slower": None} if args.no_latency else {})), Progress(status))
+
+
+def _push_flags(parser: CommandParser) -> None:
+    where = parser.add_argument_group("what goes where")
+    text = "a name of `list`, dense or reduced, local-dir:FOLDER or hf-hub:OWNER/NAME"
+    flags.add(where, "--model", None, text, required=True)
+    flags.add(where, "--to", None, "repository on the hub", required=True, metavar="OWNER/NAME")
+    flags.add(where, "--private", False, "make a private repository")
+    flags.add(where, "--folder", None, "write there, upload nothing", Path, metavar="DIR")
+    flags.add(where, "--dry-run", False, "upload nothing, say what would be and show the card")
+    what = parser.add_argument_group("what goes with it")
+    flags.add(what, "--records", None, "what a run measured of it", Path)
+    flags.add(what, "--predictor", [], "for patchrank", Path)
+    flags.add(what, "--prompts", None, "learned tokens", Path)
+    flags.add(what, "--recovery", None, "trained for this model, as `fit recovery` writes", Path)
+    flags.add(what, "--accept-license", None, "confirm that the weights' licence allows it", metavar="ID")
+
+
+def run_push(args: Namespace, status: Console) -> Shown:
+    """Write a model with its card, and upload it unless only a folder is asked for."""
+    from harness.apps import push
+    from harness.records.record import read_run
+
+    push.check_repo(args.to)
+    records = read_run(args.records) if args.records is not None else []
+    model = push.load_publishable(args.model, args.predictor, args.prompts, args.recovery)
+    uploads = args.folder is None and not args.dry_run
+    push.check_license(model, args.accept_license, uploads=uploads)
+    rows = model.rows(records, args.records) if args.records is not None else []
+    with tempfile.TemporaryDirectory() as name:
+        folder = args.folder or Path(name)
+        card = push.write_folder(model, folder, args.to, rows)
+        sizes = {file: (folder / file).stat().st_size for file in push.FILES}
+        where = None if args.folder is None else str(args.folder)
+        if uploads:
+            Progress(status).say(f"uploading {sum(sizes.values()):,} bytes to {args.to}")
+            where = push.upload(folder, args.to, private=args.private)
+    files = ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes.items())
+    text = f"wrote {where}: {files}"
+    if where is None:
+        text = f"nothing was written or sent; it would be {files}\n\n{card}"
+    return Shown(parts=(text,), data={"where": where, "bytes_by_file": sizes, "card": card})
+
+
+PUSH = "push --model clip_vit_s14_patchrank60 --to OWNER/NAME"
+COMMANDS = (
+    Command(
+        path="choose", flags=_choose_flags, run=run_choose,
+        what="Find the fastest setup (method, keep rate, precision) that meets a bound, on your own pictures.",
+        examples=(
+            ("choose --images photos --min-cosine 0.98 --speed-up 1.5", "on your own, without labels"),
+            ("choose --dataset fashion --max-loss 1 --held-out 1800", "by answers that are right"),
+        ),
+        output="the setups that were judged on pictures held out, and how to use the chosen one, on standard output; "
+        "the setup with its certificate in --output. The same command goes on where it stopped",
+        problems="nothing meets the bound; the nearest is shown",
+    ),
+    Command(
+        path="embed", flags=_embed_flags, run=run_embed,
+        what="Embed your own pictures, or texts, as Parquet files; resumable.",
+        examples=(
+            ("embed photos/ --output vectors/", "all pictures below a folder, by the model that ships"),
+            ("embed 'x-{000..010}.tar' --device cuda --dtype bfloat16 --workers 8", "tars, on eight GPUs, by Ray"),
+        ),
+        output="a folder of Parquet files and a line of speeds; see docs/embed.md",
+    ),
+    Command(
+        path="search", flags=_search_flags, run=run_search,
+        what="Search embeddings by words or by a picture.",
+        examples=(
+            ("search 'a red shoe' --in vectors/", "the ten nearest pictures"),
+            ("search cat.jpg --in vectors/ --top 20 --sheet hits.png", "pictures like another, side by side"),
+        ),
+    ),
+    Command(
+        path="export", flags=_export_flags, run=run_export,
+        what="Write a model, dense or reduced, as a file for ONNX Runtime, OpenVINO or PyTorch, and check it.",
+        examples=(
+            ("export --model clip_vit_s14_rankmerge60 --output rankmerge60.onnx", "a model that ships"),
+            ("export --model clip_vit_s14_rankmerge60 --format openvino --dtype bfloat16 --output m.xml", "OpenVINO"),
+        ),
+        output="how features of the file's runtime agree with the eager float32 model's, on standard output; --output, "
+        "and the same name with .json behind, which says what it is",
+        problems="the runtime gives other features, so that no file was written",
+    ),
+    Command(
+        path="show", flags=_show_flags, run=run_show,
+        what="Draw images beside the importance of their patches by several rankings, as PNG.",
+        examples=(
+            ("show fashion:val:3 --keeps 0.6 0.3", "an image of a dataset"),
+            ("show photos:test:2 --left rankmerge patchrank", "the tokens that methods leave"),
+        ),
+        output="the figure in --output; its notes on standard output",
+    ),
+    Command(
+        path="check", flags=_check_flags, run=run_check,
+        what="Measure a reduced benchmark again and tell what moved.",
+        examples=(
+            ("check --methods tome --no-latency", "some rows of the expectation that ships"),
+            ("check mine.jsonl --update --methods patchrank", "write one of your own"),
+        ),
+        output="what moved, and by how much, on standard output",
+        problems="something moved",
+    ),
+    Command(
+        path="push", flags=_push_flags, run=run_push,
+        what="Publish a model with a generated card on the Hugging Face hub, or write it to a folder.",
+        examples=((f"{PUSH} --dry-run", "see the card first"), (f"{PUSH} --folder model", "for timm")),
+        output="what was written, on standard output; the model at --to or in --folder",
+    ),
+)  # fmt: skip

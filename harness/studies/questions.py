@@ -1,0 +1,350 @@
+"""Every question that ``patchrank study NAME`` answers, in the order: predictors, pruning, learned tokens."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from harness.datasets import get_dataset
+from harness.datasets.few_shot import SHOTS, subset
+from harness.measure.cost import gflops
+from harness.measure.rows import Variant
+from harness.studies.spec import (
+    MERGED,
+    PREDICTED,
+    EqualCost,
+    Label,
+    ModelSpec,
+    Study,
+    StudyCase,
+    StudyLine,
+    study,
+    tuned_line,
+)
+from zoo.core.messages import expected
+from zoo.core.predictor import ARCHITECTURES
+from zoo.core.reducer import METHODS, configure
+from zoo.learning.fit import LOSSES
+from zoo.loading.adopt import reduce
+from zoo.methods.rankmerge import RANKS
+from zoo.ranking.golden import SCORES
+
+DEPTH = 12  # of a tower on which methods are asked whether they predict
+WITHOUT_PREDICTOR = sorted(
+    name
+    for name, cls in METHODS.items()
+    if cls.by_default and not configure(name, {"keep": 0.5}, DEPTH).predictor_blocks(DEPTH)
+)
+WAYS = {"none": "", "T": "t", "V+T": "vt"}
+COUNTS = (16, 4, 32)
+KINDS: dict[str, dict[str, Any]] = {
+    "V+T, coupled": {"coupling": "offset"},
+    "V+T, coupled as printed": {"coupling": "printed"},
+    "V+T, independent": {"coupling": "none"},
+    "V": {"tokens": "v"},
+    "T": {"tokens": "t"},
+    "T, of each class's own": {"tokens": "t", "class_specific": True},
+    "T, without anchor (CoOp)": {"tokens": "t", "anchor": 0.0},
+}
+
+
+def percent(keep: float) -> str:
+    """Return a keep rate as it stands in a label."""
+    return f"{100 * keep:g}"
+
+
+def comma(blocks: Sequence[int]) -> str:
+    """Return blocks as they stand in a label."""
+    return ", ".join(map(str, blocks))
+
+
+@study("Golden and predicted rankings by score (paper: Table 1)", (0.8, 0.7, 0.6, 0.5), labels=True)
+def scores(on: StudyCase) -> Iterator[StudyLine]:
+    """Which score finds the patches that accuracy needs, and can it be predicted?"""
+    for score in SCORES:
+        golden = on.golden(score=score)
+        predictors, truth = on.predictors(golden), on.truth(golden)
+        for keep in on.keeps:
+            yield StudyLine({"score": score, "ranking": "golden"}, on.oracle(golden, keep), keep)
+            yield StudyLine({"score": score, "ranking": "predicted"}, on.predicted(predictors, keep, truth), keep)
+
+
+@study("Predictors fitted on one dataset, judged on another (paper: Table 2)", (0.5,))
+def transfer(on: StudyCase) -> Iterator[StudyLine]:
+    """Does a predictor need images of the dataset that it serves?"""
+    golden, own = on.golden(), on.dataset.name
+    others = [name for name in on.config.datasets if name != own]
+    sources = [(own,), *((name,) for name in others), *([on.config.datasets] if others else [])]
+    for keep in on.keeps:
+        for source in sources:
+            models = on.predicted(on.predictors(golden, source), keep, on.truth(golden))
+            yield StudyLine({"fitted on": " + ".join(source)}, models, keep)
+        yield StudyLine({"fitted on": "(golden)"}, on.oracle(golden, keep), keep)
+
+
+@study("Predictor architectures (paper: Table 6)", (0.6, 0.3))
+def architectures(on: StudyCase) -> Iterator[StudyLine]:
+    """Which network predicts the golden ranking best, and does accuracy follow?"""
+    golden, recipe, dense = on.golden(), on.config.fit, on.tower.vit
+    size = dense.patch_embed.img_size
+
+    def parameters(row: Variant) -> str:
+        assert row.vit.reducer is not None
+        return f"{sum(weight.numel() for weight in row.vit.reducer.parameters()):,}"
+
+    def cost(row: Variant) -> str:
+        without = gflops(reduce(dense, method="random", keep=row.keep), size).gflops
+        return f"{gflops(row.vit, size).gflops - without:.4f}"
+
+    for keep in on.keeps:
+        for arch, width in [("mixer", int(dense.embed_dim)), *((arch, recipe.width) for arch in ARCHITECTURES)]:
+            models = on.predicted(
+                on.predictors(golden, recipe=replace(recipe, arch=arch, width=width)), keep, on.truth(golden)
+            )
+            labels: dict[str, Label] = {"network": arch, "width": str(width)}
+            yield StudyLine(labels | {"parameters": parameters, "its GFLOPs": cost}, models, keep)
+
+
+@study("Predictor losses", (0.6, 0.3))
+def losses(on: StudyCase) -> Iterator[StudyLine]:
+    """Which loss leads to the best ranking, and what does the paper's printed one do?"""
+    golden, recipe = on.golden(), on.config.fit
+    for keep in on.keeps:
+        for loss in sorted(LOSSES, key=lambda name: (name != "listnet", name)):
+            predictors = on.predictors(golden, recipe=replace(recipe, loss=loss))
+            models = on.predicted(predictors, keep, on.truth(golden))
+            yield StudyLine({"network": recipe.arch, "loss": loss}, models, keep)
+
+
+@study("Ranked images per class that a predictor learns from", (0.6, 0.3), labels=True)
+def shots(on: StudyCase) -> Iterator[StudyLine]:
+    """How many images must be ranked?"""
+    golden, names = on.golden(), on.config.datasets
+    classes = {name: len(get_dataset(name).classes) for name in names}
+    labels = {name: subset(get_dataset(name).split("train"), on.config.train_limit).labels for name in names}
+    most = min(int(np.bincount(labels[name], minlength=classes[name]).min()) for name in names)
+    if too_many := [count for count in SHOTS if count > most]:
+        on.progress.say(f"left out: {comma(too_many)} images per class; a class has {most} ranked ones")
+    for keep in on.keeps:
+        for count in (None, *reversed([count for count in SHOTS if count <= most])):
+            images = sum(len(labels[name]) if count is None else count * classes[name] for name in names)
+            models = on.predicted(on.predictors(golden, shots=count), keep, on.truth(golden))
+            name = "all" if count is None else str(count)
+            yield StudyLine({"images per class": name, "images": str(images)}, models, keep)
+
+
+@study("Methods at equal GFLOPs", (0.6, 0.5, 0.3))
+def baselines(on: StudyCase) -> Iterator[StudyLine]:
+    """Is Patch Ranking ahead of other methods for the same cost?"""
+    predictors = on.predictors(on.golden())
+    for keep in on.keeps:
+        own = on.predicted(predictors, keep)
+        yield StudyLine({"for": percent(keep), "method": PREDICTED}, own, keep)
+        for method in WITHOUT_PREDICTOR:
+            labels = {"for": percent(keep), "method": method}
+            yield StudyLine(labels, on.baseline(method, keep), keep, cost=EqualCost(own[0]))
+
+
+@study("Merging at a few points and in every block, and dropping, at equal GFLOPs", (0.6, 0.5, 0.3))
+def merging(on: StudyCase) -> Iterator[StudyLine]:
+    """Does rankmerge lose less than ToMe, and does a ranking earn its place where nothing is dropped?
+
+    Rankmerge's predictor is fitted to golden rankings by merging before the first block.
+    """
+    golden = on.golden(block=0, action="merge", window=1, stride=1, greedy=None, approximate="follow:0")
+    predictors, pruned = on.predictors(golden), on.predictors(on.golden())
+    for keep in on.keeps:
+        own = on.predicted(pruned, keep)
+        ways = {("tome", ""): on.baseline("tome", keep)}
+        for rank in RANKS:
+            learned = rank == "predictor"
+            ways[MERGED, rank] = on.predicted(predictors, keep) if learned else on.baseline(MERGED, keep, rank=rank)
+        for (method, rank), models in ways.items():
+            labels = {"for": percent(keep), "method": method, "ranking": rank}
+            yield StudyLine(labels, models, keep, cost=EqualCost(own[0]))
+        yield StudyLine({"for": percent(keep), "method": PREDICTED, "ranking": "predictor"}, own, keep)
+
+
+@study("Parts of rankmerge, at equal GFLOPs", (0.6, 0.3))
+def ablation(on: StudyCase) -> Iterator[StudyLine]:
+    """What is each part of the method worth?
+
+    One setting is changed at a time, at the cost of random pruning, which is that of any other.
+    """
+    depth, third = on.depth, on.depth // 3
+    parts: dict[str, dict[str, Any]] = {
+        "as it is": {},
+        "distance in the grid doesn't count": {"distance": 0.0},
+        "sizes don't count": {"size_power": 0.0},
+        "plain means, not stretched": {"rescale": False},
+        "the same number merged at each point": {"schedule": "linear"},
+        "two points": {"reduce_at": (0, depth // 2)},
+        "four points, from the first block on": {"reduce_at": tuple(sorted({depth * at // 4 for at in range(4)}))},
+        "two points, the first block left alone": {"reduce_at": tuple(sorted({max(1, third), 2 * third}))},
+    }
+    for keep in on.keeps:
+        cost = EqualCost(on.baseline("random", keep)[0])
+        for name, options in parts.items():
+            labels = {"for": percent(keep), "changed": name}
+            yield StudyLine(labels, on.baseline(MERGED, keep, **options), keep, cost=cost)
+
+
+@study("Reduction point", (0.6,))
+def blocks(on: StudyCase) -> Iterator[StudyLine]:
+    """Before which block do tokens go at the least loss, for one keep rate or one cost?"""
+    own = on.golden()
+    yield from _at_blocks(on, range(on.depth))
+    for keep in on.keeps:
+        cost = EqualCost(on.predicted(on.predictors(own), keep, on.truth(own))[0])
+        for block in range(on.depth):
+            golden = on.golden(block=block)
+            models = on.predicted(on.predictors(golden), keep, on.truth(golden))
+            ranking = f"predicted, cost of block {own.block} at {percent(keep)}"
+            yield StudyLine({"before block": str(block), "ranking": ranking}, models, keep, cost=cost)
+
+
+@study("Pruning at the input, before block 0 (paper: Figure 5)", (0.6, 0.5))
+def early(on: StudyCase) -> Iterator[StudyLine]:
+    """Does the golden ranking beat the class token's attention where pruning pays most?"""
+    yield from _at_blocks(on, (0,))
+
+
+def _at_blocks(on: StudyCase, at: Sequence[int]) -> Iterator[StudyLine]:
+    """Yield golden, predicted, class token's attention and random order at some blocks."""
+    for block, keep in product(at, on.keeps):
+        golden = on.golden(block=block)
+        truth = on.truth(golden)
+        rankings = {
+            "golden": on.oracle(golden, keep),
+            "predicted": on.predicted(on.predictors(golden), keep, truth),
+            "clsattn": on.baseline("clsattn", keep, truth, reduce_at=(block,)),
+            "random": on.baseline("random", keep, truth, reduce_at=(block,)),
+        }
+        for ranking, models in rankings.items():
+            yield StudyLine({"before block": str(block), "ranking": ranking}, models, keep)
+
+
+def schedules(first: int, depth: int) -> list[tuple[int, ...]]:
+    """Return reduction points to compare, all beginning at ``first``: one, then ever more."""
+    every = [tuple(range(first, depth, step))[:most] for step, most in ((2, 1), (2, 2), (2, 3), (1, 4), (1, depth))]
+    return list(dict.fromkeys(every))
+
+
+@study("One-shot against progressive pruning at equal GFLOPs", (0.6, 0.5, 0.3))
+def schedule(on: StudyCase) -> Iterator[StudyLine]:
+    """Is it better to drop all tokens at once, or fewer at a time and more in the end?"""
+    golden, predictors = on.golden(), on.predictors(on.golden())
+    for keep in on.keeps:
+        once = on.predicted(predictors, keep, on.truth(golden))[0]
+        for points in schedules(golden.block, on.depth):
+            models = on.predicted(predictors, keep, on.truth(golden), reduce_at=points)
+            labels = {"for": percent(keep), "before blocks": comma(points)}
+            cost = EqualCost(once, models[0])  # a golden row has that of the predicted one
+            yield StudyLine(labels | {"ranking": "predicted"}, models, keep, cost=cost)
+            oracle = on.oracle(golden, keep, reduce_at=points)
+            yield StudyLine(labels | {"ranking": "golden"}, oracle, keep, cost=cost)
+
+
+def _model(row: Variant) -> str:
+    return row.model
+
+
+@study("Learned tokens on the dense and the pruned tower (paper: Table 5)", (0.6, 0.5), tunes=True)
+def tuning(on: StudyCase) -> Iterator[StudyLine]:
+    """How far behind the dense tower is a pruned one once both are tuned?"""
+    for (name, tokens), keep in product(WAYS.items(), (1.0, *on.keeps)):
+        model = on.untuned(keep)
+        labels: dict[str, Label] = {"tuned": name, "model": _model}
+        if tokens:
+            yield tuned_line(labels, model, name, on.tuned(model, tokens=tokens))
+        else:
+            yield StudyLine(labels, (model,), name)
+
+
+@study("Kinds of learned tokens", (0.6,), tunes=True)
+def kinds(on: StudyCase) -> Iterator[StudyLine]:
+    """Is it worth coupling visual tokens to text tokens, or learning both at all?"""
+    for keep, (name, changes) in product(on.keeps, KINDS.items()):
+        model = on.untuned(keep)
+        yield tuned_line({"tokens": name}, model, f"{keep:g}", on.tuned(model, **{"tokens": "vt", **changes}))
+
+
+@study("Number of learned tokens", (0.6,), tunes=True)
+def count(on: StudyCase) -> Iterator[StudyLine]:
+    """How many learned tokens pay, given that each makes every block longer?"""
+    for keep in on.keeps:
+        model, group = on.untuned(keep), f"{keep:g}"
+        for number in COUNTS:
+            yield tuned_line({"tokens": str(number)}, model, group, on.tuned(model, count=number))
+        yield StudyLine({"tokens": "0"}, (model,), group)
+
+
+def four_points(depth: int) -> list[tuple[int, ...]]:
+    """Return the paper's schedules (Table 7), 0-based, its best first.
+
+    Args:
+        depth: blocks of the tower. The best, before 4, 6, 8 and 10 of 12, begins earlier in a tower
+            that ends before; others that don't fit are left out.
+
+    Raises:
+        ValueError: none fits.
+    """
+    late = min(3, depth - 7)
+    paper = [tuple(range(late, late + 7, 2)), (1, 2, 3, 4), (3, 4, 5, 6), (0, 2, 4, 6)]
+    fitting = [points for points in paper if points[0] >= 0 and points[-1] < depth]
+    if not fitting:
+        raise ValueError(f"four reduction points need 5 blocks, this tower has {depth}")
+    return fitting
+
+
+@study("Four reduction points of a tuned model (paper: Table 7)", (0.6,), tunes=True)
+def points(on: StudyCase) -> Iterator[StudyLine]:
+    """Where should a tuned model lose its tokens, if it does so in four steps?
+
+    Each schedule has a predictor for its first point; then all go in one step.
+    """
+
+    def before(row: Variant) -> str:
+        return comma(row.config["reduce_at"])
+
+    for keep in on.keeps:
+        models: list[ModelSpec] = []
+        for at in four_points(on.depth):
+            predictors = on.predictors(on.golden(block=at[0]), [on.dataset.images_of])[:1]
+            models += on.predicted(predictors, keep, reduce_at=at)
+        for model in (*models, on.untuned(keep)):
+            yield tuned_line({"before blocks": before}, model, f"{keep:g}", on.tuned(model))
+
+
+@study("Order of the phases, and prompts moved between towers", (0.6,), tunes=True)
+def order(on: StudyCase) -> Iterator[StudyLine]:
+    """Must prompts be tuned last, and on the tower that they will serve?"""
+    dense = on.untuned(1.0)
+    on_dense = on.tuned(dense)
+    for keep in on.keeps:
+        model = on.untuned(keep)
+        on_pruned = on.tuned(model)
+        for name, served, group, prompts in (
+            ("rank, predict, tune (paper)", model, f"{keep:g}", on_pruned),
+            ("tune the dense tower, move to the pruned", model, f"{keep:g}", on_dense),
+            ("tune the dense tower", dense, "dense", on_dense),
+            (f"tune at keep {keep:g}, move to the dense", dense, "dense", on_pruned),
+        ):
+            yield tuned_line({"model": _model, "order": name}, served, group, prompts)
+
+
+@functools.cache
+def list_studies() -> dict[str, Study]:
+    """Return all studies by name, sorted."""
+    return dict(sorted((one.name, one) for one in globals().values() if isinstance(one, Study)))
+
+
+def get_study(name: str, tools: Sequence[str] = ()) -> Study:
+    """Return the study of that name; ValueError with near names, other ``tools``' too, if there is none."""
+    studies = list_studies()
+    if name not in studies:
+        raise ValueError(f"study {name!r}: {expected(name, [*studies, *tools], shown_by='patchrank study --help')}")
+    return studies[name]
