@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.base.table import NOT_MEASURED
 from harness.records import statistics
-from harness.records.statistics import Interval, paired_difference, wilson_interval
+from harness.records.statistics import Interval
 
 Importance = NDArray[np.float32]  # (n, N), higher = keep, NaN where unknown
 NEIGHBOURS = 10  # nearest images that `neighbours` looks for
@@ -189,8 +189,8 @@ class Metric:
 
 INTERVALS: dict[str, Callable[[NDArray[Any], Sample], Sequence[float | None]]] = {
     "bootstrap": lambda values, sample: statistics.over_images(values, groups=sample.groups)[:3],
-    "wilson": lambda values, _: (float(values.mean()), *wilson_interval(int(values.sum()), len(values))),
-    "paired": lambda values, _: paired_difference(values > 0, values < 0, seed=0),
+    "wilson": lambda values, _: (float(values.mean()), *statistics.wilson_interval(int(values.sum()), len(values))),
+    "paired": lambda values, _: statistics.paired_difference(values > 0, values < 0, seed=0),
 }
 
 
@@ -377,9 +377,8 @@ def _border_overlap(sample: Sample) -> Found:
     if sample.taus is None or sample.border[0] == sample.border[1]:
         return None
     k, cells = sample.border
-    return PerImage(
-        sample.ranked(functools.partial(statistics.border_overlap, k=k)), statistics.border_chance(k, cells)
-    )
+    values = sample.ranked(functools.partial(statistics.border_overlap, k=k))
+    return PerImage(values, statistics.border_chance(k, cells))
 
 
 @metric("final_tokens", heading="Final tokens", form="", least=0)

@@ -411,8 +411,7 @@ def match_at_k(scores_a: ArrayLike, scores_b: ArrayLike, k: int) -> NDArray[np.f
     """
     a, b = _require_pair(scores_a, scores_b)
     match_chance(k, a.shape[1])
-    shared: NDArray[np.float64] = ((_places(a) < k) & (_places(b) < k)).sum(axis=1) / k
-    return shared
+    return np.asarray(((_places(a) < k) & (_places(b) < k)).sum(axis=1) / k)
 
 
 def match_chance(k: int, n: int) -> float:
@@ -432,8 +431,7 @@ def border_overlap(truth: ArrayLike, scores: ArrayLike, k: int, band: float = BA
     true, other = map(_places, _require_pair(truth, scores))
     first, last = _border(k, true.shape[1], band)
     near = (true >= first) & (true < last)
-    same: NDArray[np.float64] = (near & ((true < k) == (other < k))).sum(axis=1) / (last - first)
-    return same
+    return np.asarray((near & ((true < k) == (other < k))).sum(axis=1) / (last - first))
 
 
 def border_chance(k: int, n: int, band: float = BAND) -> float:

@@ -75,13 +75,6 @@ def test_refused_engines(options: dict[str, Any], match: str, tower: nn.Module):
         GoldenEngine(tower, GoldenConfig(), **options)
 
 
-def test_towers_that_are_not_ready(tower: nn.Module):
-    with pytest.raises(ValueError, match=r"evaluation mode: model.eval\(\)"):
-        GoldenEngine(tower.train(), GoldenConfig())
-    with pytest.raises(ValueError, match=r"need a float32 tower, this one has torch.bfloat16"):
-        GoldenEngine(tower.eval().bfloat16(), GoldenConfig())
-
-
 @pytest.mark.cuda
 def test_rankings_on_a_gpu_agree():
     model = zoo.create_clip("clip_vit_s14").model.visual

@@ -18,7 +18,7 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.measure.compare import compare
 from harness.measure.cost import gflops
-from harness.measure.match import SLACK, TOLERANCE, KeepSolver, matched_rows, together
+from harness.measure.match import SLACK, TOLERANCE, KeepSolver, matched_rows
 from harness.measure.plan import Plan
 from harness.measure.rows import rows_of
 from harness.records.averages import match_costs
@@ -161,13 +161,14 @@ def test_a_search_is_steady_under_noise(dense: zoo.ReducedViT):
 
     def found(seed: int) -> float:
         generator = np.random.default_rng(seed)
-
-        def cost(counts: Mapping[str, int]) -> dict[str, float]:
-            noise = 1 + 0.02 * generator.standard_normal()
-            return {"": true(counts[""]) * noise * (1.15 if generator.random() < 0.05 else 1.0)}
-
-        solver = KeepSolver(dense, lambda _: dense)
-        return true(together({"": solver.search(32)}, cost)[""]) - 1
+        search = KeepSolver(dense, lambda _: dense).search(32)
+        count = next(search)
+        while True:
+            noise = (1 + 0.02 * generator.standard_normal()) * (1.15 if generator.random() < 0.05 else 1.0)
+            try:
+                count = search.send(true(count) * noise)
+            except StopIteration as end:
+                return true(end.value) - 1
 
     def true(count: int) -> float:
         return (0.35 + 0.65 * count / 64) / 0.73
