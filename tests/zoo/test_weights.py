@@ -1,121 +1,23 @@
-"""Where weights and predictors come from, and what is said when they are missing."""
+"""Where the weights of both towers come from, and which files are refused."""
 
 import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
-from timm.models import save_for_hf
 from torch import nn
 
 import zoo
-from zoo.core.files import blocks_fingerprint, fingerprint, write_learned
-from zoo.loading.predictor_file import PredictorFile, load_predictor
+from zoo.core.files import fingerprint
 from zoo.loading.sizes import SIZES
 from zoo.loading.weights import find_clip
 
-NAME, TAG = "clip_vit_b16_patchrank60", "openai"
 WORDS = ["a photo of a cat.", "a zebra crossing"]
 Build = Callable[..., nn.Module]
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point the user's cache at an empty folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-
-@pytest.fixture
-def tower(tiny: Build, tmp_path: Path) -> dict[str, Any]:
-    """Save a dense tower; return how to load it."""
-    path = tmp_path / "tower.safetensors"
-    save_file(tiny(f"clip_vit_b16.{TAG}").state_dict(), path)
-    return {"file": str(path), "num_classes": 7}
-
-
-def save_predictor(path: Path, source: zoo.ReducedViT, **facts: Any) -> Path:
-    config = source.reducer.config
-    facts = {"model": "clip_vit_b16", "tag": TAG, "block": 3, **facts}
-    facts["options"] = {"arch": config.arch, "width": config.width}
-    state = source.reducer.predictor.state_dict()
-    write_learned(path, "predictor", state, facts)
-    return path
-
-
-def test_a_missing_predictor_is_an_error_that_says_which(tiny: Build, tower: dict):
-    with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b16\.openai") as error:
-        tiny(f"{NAME}.{TAG}", pretrained=True, pretrained_cfg_overlay=tower)
-    facts = {"model": "clip_vit_b16", "tag": TAG, "block": 3, "options": {"keep": 0.6}, "action": "remove"}
-    assert error.value.wanted == ("predictor", facts)
-    assert "predictor=PATH" in str(error.value)
-    assert "pretrained=False" in str(error.value)
-
-
-def same_predictor(model: nn.Module, source: nn.Module) -> bool:
-    ours, theirs = model.reducer.state_dict(), source.reducer.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-@pytest.mark.parametrize(
-    ("facts", "options", "match"),
-    [
-        ({"tag": "laion2b"}, {}, "fitted to clip_vit_b16.laion2b with tag='laion2b', this model has tag='openai'"),
-        ({"block": 5}, {}, "was fitted at block 5, this model scores before block 3"),
-        ({}, {"reduce_at": [2, 4]}, "was fitted at block 3, this model scores before block 2"),
-        ({}, {"arch": "conv"}, "has arch='mlp', not arch='conv'"),
-    ],
-)
-def test_refused_predictors(facts: dict, options: dict, match: str, tiny: Build, tower: dict, tmp_path: Path):
-    source = tiny(f"{NAME}.{TAG}", arch="mlp")
-    path = save_predictor(tmp_path / "p.safetensors", source, **facts)
-    source = {"pretrained": True, "pretrained_cfg_overlay": tower, "predictor": str(path)}
-    with pytest.raises(ValueError, match=re.escape(match)):
-        tiny(f"{NAME}.{TAG}", **source, **options)
-
-
-@pytest.fixture
-def fitted(tiny: Build, tower: dict, tmp_path: Path) -> Path:
-    """A predictor that tells the weights of the tower in ``tower``."""
-    source = tiny(f"{NAME}.{TAG}", arch="mlp", width=24)
-    weights = blocks_fingerprint(load_file(tower["file"]))
-    return save_predictor(tmp_path / "fitted.safetensors", source, weights=weights)
-
-
-@pytest.mark.parametrize("where", ["blocks.0.attn.qkv.bias", "blocks.5.mlp.fc2.weight"])
-def test_predictors_of_other_weights(where: str, tiny: Build, tower: dict, fitted: Path):
-    """The name is the same, one number in one block isn't: created by name, or by reduce."""
-    state = load_file(tower["file"])
-    state[where].view(-1)[0] += 1
-    save_file(state, tower["file"])
-    match = r"' was fitted to clip_vit_b16\.openai with weights='\w{16}', this model has weights="
-    options = {"pretrained_cfg_overlay": tower, "noise": 0}
-    with pytest.raises(ValueError, match=match):
-        tiny(f"{NAME}.{TAG}", pretrained=True, predictor=str(fitted), **options)
-    dense = tiny(f"clip_vit_b16.{TAG}", pretrained=True, **options)
-    reduced = zoo.reduce(dense, method="patchrank", keep=0.6, arch="mlp", width=24)
-    with pytest.raises(ValueError, match=match):
-        load_predictor(reduced, PredictorFile.read(fitted))
-
-
-@torch.no_grad()
-def test_another_predictor(tiny: Build, tower: dict, fitted: Path, tmp_path: Path):
-    """``local-dir:`` carries its predictor; ``predictor=PATH`` replaces it."""
-    own = tiny(f"{NAME}.{TAG}", arch="mlp", width=24, noise=0)
-    own.load_state_dict(load_file(tower["file"]), strict=False)
-    save_for_hf(own, tmp_path / "saved", safe_serialization=True)
-    folder = f"local-dir:{tmp_path / 'saved'}"
-    carried = timm.create_model(folder, pretrained=True)
-    assert same_predictor(carried, own)
-    other = timm.create_model(folder, pretrained=True, predictor=str(fitted))
-    assert not same_predictor(other, own)
-    state = load_file(fitted)
-    assert torch.equal(other.reducer.predictor.net.score.weight, state["net.score.weight"])
 
 
 @torch.no_grad()
@@ -224,17 +126,3 @@ def test_the_fingerprint_is_that_of_the_towers_weights_alone(tiny: Build):
         digits = fingerprint(tower)
         assert digits not in known, name
         known.add(digits)
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"arch": "mlp", "width": 24, "reduce_at": [1, 3]}, "at block 3, .* scores before block 1"),
-        ({"arch": "mlp", "width": 8}, "has another architecture"),
-    ],
-)
-def test_unfilled_models(options: dict, match: str, tiny: Build, fitted: Path):
-    with pytest.raises(ValueError, match=match):
-        load_predictor(tiny(f"{NAME}.{TAG}", **options), PredictorFile.read(fitted))
-    with pytest.raises(ValueError, match=r"predictor='.+' without .* add pretrained=True"):
-        tiny(f"{NAME}.{TAG}", predictor=str(fitted))
