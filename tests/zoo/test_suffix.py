@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from harness.records.agreement import kendall_tau
+from harness.records.statistics import kendall_tau
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.ranking.suffix import Suffix
 from zoo.towers.lean import LeanBlock, Product
