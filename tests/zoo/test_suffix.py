@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import zoo
 from harness.measure.cost import gflops
-from harness.records.agreement import kendall_tau
+from harness.records.statistics import kendall_tau
 from zoo.core.tokens import Tokens
 from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
