@@ -45,15 +45,18 @@ class EvaHostBlock(TimmBlock):
         query, key = attn.q_norm(query), attn.k_norm(key)
         if tokens.positional is not None:
             rope = rotation(tokens, self.index)
-            query, key = (self._rotated(part, rope, tokens.prefix).type_as(value) for part in (query, key))
+            parts = (rotate(part, rope, tokens.prefix, half=attn.rotate_half) for part in (query, key))
+            query, key = (part.type_as(value) for part in parts)
         groups = getattr(attn, "num_kv_groups", 1)
         if groups > 1:
             key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
         return query, key, value
 
-    def _rotated(self, x: Tensor, rope: Tensor, prefix: int) -> Tensor:
-        patches = apply_rot_embed_cat(x[:, :, prefix:], rope, half=self.attn.rotate_half)
-        return torch.cat((x[:, :, :prefix], patches), dim=2)
+
+def rotate(x: Tensor, rope: Tensor, prefix: int, *, half: bool) -> Tensor:
+    """Rotate the patch tokens' queries or keys ``x`` (B, H, T, d) by ``rotation``'s result, as pairs or by halves."""
+    patches = apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)
+    return torch.cat((x[:, :, :prefix], patches), dim=2)
 
 
 def rotation(tokens: Tokens, index: int) -> Tensor:
