@@ -38,25 +38,17 @@ OnBytes = Callable[..., None]
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of the source: an archive, or a plain file that is used as it is.
-
-    file: its name. url: "" where there is a licence to agree to, or no lasting address. sums: ``md5:...`` or
-    ``sha256:...`` of the versions that are known, all of one kind. holds: path that is there once it is unpacked,
-    relative to the dataset's folder; it may be another archive. strip: folder in the archive whose content is taken,
-    and nothing else of it. loose: that content lies in no folder of its own, and becomes the folder ``holds``. nested:
-    its members are tars, each to be unpacked in a folder of its name. optional: the dataset is of use without it.
-    page: where a person gets it.
-    """
+    """A file of the source: an archive, or a plain file that is used as it is."""
 
     file: str
-    url: str = ""
-    sums: tuple[str, ...] = ()
-    holds: str = ""
-    strip: str = ""
-    loose: bool = False
-    nested: bool = False
-    optional: bool = False
-    page: str = ""
+    url: str = ""  # none where there is a licence to agree to, or no lasting address
+    sums: tuple[str, ...] = ()  # md5:... or sha256:... of the versions that are known, all of one kind
+    holds: str = ""  # path that is there once it is unpacked, in the dataset's folder; it may be another archive
+    strip: str = ""  # folder in the archive whose content is taken, and nothing else of it
+    loose: bool = False  # that content lies in no folder of its own, and becomes the folder ``holds``
+    nested: bool = False  # its members are tars, each to be unpacked in a folder of its name
+    optional: bool = False  # the dataset is of use without it
+    page: str = ""  # where a person gets it
 
     @property
     def packed(self) -> bool:

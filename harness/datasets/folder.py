@@ -5,7 +5,7 @@ Files may come from elsewhere, so nothing of them is trusted.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -14,13 +14,11 @@ from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.datasets.base import (
     SPLIT_NAMES,
     SPLITS,
     OwnDataset,
-    Split,
     SplitName,
     lines_of,
     require_folder,
@@ -30,7 +28,7 @@ from harness.datasets.images import (
     KNOWN,
     SKIP_BAD,
     ImageList,
-    file_digests,
+    ListedDataset,
     folder_images,
     image_files,
     is_image,
@@ -43,7 +41,7 @@ PARTS = (60, 20, 20)  # per cent of a class, train, val and test
 CAPTION_FILES = ("classes.txt", "classnames.txt")
 
 
-class FolderDataset(OwnDataset):
+class FolderDataset(OwnDataset, ListedDataset):
     """The images in class folders, or in train, val (valid, validation) and test of class folders.
 
     Classes are the sorted names of the folders, over all splits. Without split folders every image
@@ -64,11 +62,12 @@ class FolderDataset(OwnDataset):
         roots = split_folders(folder, where)
         names = _class_names(roots, where)
         self.classes = captions_of(folder, names, where)
-        self._lists: dict[SplitName, ImageList] = {}
+        lists: dict[SplitName, ImageList] = {}
         for split in SPLITS:
             folders = [(roots[split] / name, label) for label, name in enumerate(names) if split in roots]
             files = [(file, label) for inner, label in folders if inner.is_dir() for file in image_files(inner)]
-            self._lists[split] = list_files(folder, [f for f, _ in files], [label for _, label in files], self.name)
+            lists[split] = list_files(folder, [f for f, _ in files], [label for _, label in files], self.name)
+        self._lists = lists
         require_inside(folder, chain.from_iterable(images.paths for images in self._lists.values()), where)
         labels = np.concatenate([images.labels for images in self._lists.values()])
         if missing := sorted(set(range(len(names))) - set(labels.tolist())):
@@ -85,8 +84,9 @@ class FolderDataset(OwnDataset):
         ]
         return digest("\0".join(self.classes).encode(), "".join(lines).encode(errors="surrogateescape"), length=12)
 
-    def _split(self, name: SplitName) -> Split:
-        return self._lists[name].split()
+    def image_lists(self) -> Mapping[SplitName, ImageList]:
+        """Return the images of train, val and test."""
+        return self._lists
 
 
 class FolderParted(FolderDataset):
@@ -105,12 +105,11 @@ class FolderParted(FolderDataset):
         if split_folders(self.folder, where) != {"test": self.folder}:
             raise ValueError(f"{where} has splits of its own; give folder:PATH for these")
         images = self._lists["test"]
-        digests = np.array(file_digests([self.folder / path for path in images.paths]))
         part: dict[str, SplitName] = {}
         for label in range(len(self.classes)):
-            new = sorted(set(digests[images.labels == label].tolist()) - part.keys())
+            new = sorted(set(images.digests[images.labels == label].tolist()) - part.keys())
             part |= dict(zip(new, _share(len(new)), strict=True))
-        parts = np.array([part[one] for one in digests.tolist()])
+        parts = np.array([part[one] for one in images.digests.tolist()])
         self._lists = {split: images.subset(parts == split) for split in SPLITS}
 
 
@@ -122,7 +121,7 @@ def _share(count: int) -> list[SplitName]:
     return [split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
 
 
-class ImageFolder(OwnDataset):
+class ImageFolder(OwnDataset, ListedDataset):
     """All images below a folder, without classes, parted into 60 % train, 20 % val and 20 % test.
 
     Where an image goes depends on the hash of its file and on nothing else: copies go together, and
@@ -135,7 +134,7 @@ class ImageFolder(OwnDataset):
     templates: tuple[str, ...] = ()
 
     def __init__(self, place: Path) -> None:
-        self.asked_path = self.folder = folder = place.expanduser().absolute()
+        self.asked_path = folder = place.expanduser().absolute()
         where = f"folder {str(folder)!r}"
         self._images = folder_images(folder, flag="folder ", way=SKIP_BAD)
         require_inside(folder, self._images.paths, where)
@@ -143,17 +142,18 @@ class ImageFolder(OwnDataset):
         self.title = f"Images below the folder {self._images.name}"
 
     @cached_property
-    def _parts(self) -> NDArray[np.int64]:
-        """(n,) int64: which split each image is in."""
-        digests = file_digests([self.folder / path for path in self._images.paths])
-        return np.searchsorted(np.cumsum(PARTS), [int(one, 16) % 100 for one in digests], side="right")
+    def _lists(self) -> dict[SplitName, ImageList]:
+        shares = [int(one, 16) % 100 for one in self._images.digests.tolist()]
+        parts = np.searchsorted(np.cumsum(PARTS), shares, side="right")
+        return {split: self._images.subset(parts == place) for place, split in enumerate(SPLITS)}
+
+    def image_lists(self) -> Mapping[SplitName, ImageList]:
+        """Return the images of train, val and test."""
+        return self._lists
 
     def _revision(self) -> str:
         """12 hex digits over names and sizes; the files aren't read."""
         return self._images.revision
-
-    def _split(self, name: SplitName) -> Split:
-        return self._images.split.subset(np.flatnonzero(self._parts == SPLITS.index(name)))
 
 
 def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
@@ -318,7 +318,7 @@ def class_names(entries: dict[SplitName, list[Entry]], what: str) -> tuple[str, 
     return classes
 
 
-class CoopSplit(OwnDataset):
+class CoopSplit(OwnDataset, ListedDataset):
     """The images that a split file of the user's lists (Zhou et al., IJCV 2022).
 
     They lie beside the file, or in one folder beside it, which is found by looking. The names of
@@ -344,12 +344,9 @@ class CoopSplit(OwnDataset):
         """12 hex digits over the split file; the images aren't read."""
         return digest(self._content.source, length=12)
 
-    def differences(self) -> list[str]:
-        """List what images are missing or empty; none is opened."""
-        return [line for images in self._lists.values() for line in images.differences()]
-
-    def _split(self, name: SplitName) -> Split:
-        return self._lists[name].split()
+    def image_lists(self) -> Mapping[SplitName, ImageList]:
+        """Return the images of train, val and test."""
+        return self._lists
 
 
 def _image_root(folder: Path, content: SplitFile, what: str) -> Path:

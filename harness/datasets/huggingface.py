@@ -40,16 +40,12 @@ CHOICES = ("config", "image", "label", *SPLITS)
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a dataset is.
+    """Where a dataset is."""
 
-    folder: that holds it, absolute; None on the hub. name: ``owner/name`` there, or the folder's
-    own. what: it is, for messages. choice: of its parts, by CHOICES.
-    """
-
-    folder: Path | None
-    name: str
-    what: str
-    choice: dict[str, str]
+    folder: Path | None  # that holds it, absolute; None on the hub
+    name: str  # ``owner/name`` there, or the folder's own
+    what: str  # it is, for messages
+    choice: dict[str, str]  # of its parts, by CHOICES
 
     @classmethod
     def parse(cls, text: str) -> "Place":

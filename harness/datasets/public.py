@@ -20,9 +20,9 @@ import numpy as np
 
 from harness.base.terminal import Progress
 from harness.datasets.archives import Archive, provide
-from harness.datasets.base import SPLITS, Dataset, Split, SplitName, cached_json, keep_json, lines_of, require_unique
+from harness.datasets.base import SPLITS, SplitName, cached_json, keep_json, lines_of, require_unique
 from harness.datasets.folder import Entry, SplitFile, class_names, read_split_file
-from harness.datasets.images import EXTENSIONS, ImageList, list_files
+from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset, list_files
 from zoo.core.files import digest, from_json
 
 CACHED_FROM = 20_000  # files; fewer are listed in no time
@@ -44,33 +44,27 @@ class Listing(NamedTuple):
 
 
 @dataclass(eq=False, kw_only=True)
-class RootedDataset(Dataset):
+class RootedDataset(ListedDataset):
     """A public dataset in a folder below a root.
 
     What doesn't hang on the images is known without a root. Images, classes and whatever else is
     read need ``at``.
-
-    folder: below the root. images: folder of the images, in that; what ``archives`` hold unless they say otherwise.
-    layout: of LAYOUTS, how what is there is listed; list_file: that does; synsets: which classes of ImageNet's there
-    are, see ``synsets_of``; numbered: whether class folders are called by label. counts: images per split of the whole
-    dataset, 0 where it has no such split. class_count: its number of classes. homepage: of the source, and page of
-    archives that have no other.
     """
 
     name: str
     title: str
     license: str
     source: str
-    homepage: str
-    folder: str
-    images: str
+    homepage: str  # and page of archives that have no other
+    folder: str  # below the root
+    images: str  # folder of the images, in that; what archives hold unless they say otherwise
     archives: tuple[Archive, ...]
-    layout: str
-    class_count: int
-    counts: Mapping[SplitName, int]
-    list_file: str = ""
-    synsets: str = "imagenet"
-    numbered: bool = False
+    layout: str  # of LAYOUTS
+    list_file: str = ""  # split file of CoOp
+    synsets: str = "imagenet"  # which classes of ImageNet's there are, see ``synsets_of``
+    numbered: bool = False  # whether class folders are called by label
+    class_count: int  # of the whole dataset
+    counts: Mapping[SplitName, int]  # images of the whole dataset, 0 where it has no such split
     templates: tuple[str, ...] = ("a photo of a {}.",)
     root: Path | None = None
 
@@ -122,6 +116,10 @@ class RootedDataset(Dataset):
         """Names by label, as CoOp and CLIP have them."""
         return self._listing.classes
 
+    def image_lists(self) -> Mapping[SplitName, ImageList]:
+        """Return the images of train, val and test."""
+        return self._listing.images
+
     @property
     def captions_seen(self) -> tuple[bool, ...]:
         """True throughout: nobody knows, so no result counts as zero-shot."""
@@ -130,13 +128,6 @@ class RootedDataset(Dataset):
     def _revision(self) -> str:
         """12 hex digits over what lists the images and their names and sizes."""
         return digest(self._listing.source, *(self._listing.images[split].facts for split in SPLITS), length=12)
-
-    def _split(self, name: SplitName) -> Split:
-        return self._listing.images[name].split()
-
-    def differences(self) -> list[str]:
-        """List what images are missing or empty; none is opened."""
-        return [line for split in SPLITS for line in self._listing.images[split].differences()]
 
     def problems(self) -> list[str]:
         """List in what the data differs from the whole dataset; no image is opened."""

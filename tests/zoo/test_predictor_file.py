@@ -96,22 +96,6 @@ def test_a_saved_model_scores_where_its_predictor_was_fitted(tiny: Build, tower:
         save_for_hf(loaded, tmp_path / "again")
 
 
-def test_predictors_of_several_blocks(tiny: Build, tower: dict, tmp_path: Path):
-    folders = {3: tmp_path / "packaged", 5: cache_folder() / "predictors"}
-    saved = {
-        block: save(folder / predictor_name(NAME, TAG, block), seed=block, block=block)
-        for block, folder in folders.items()
-    }
-    assert fitted_blocks(NAME, TAG) == (3, 5)
-    for block in folders:
-        model = tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(block,), **tower)
-        weight = model.reducer.predictor.net.score.weight
-        assert torch.equal(weight, saved[block].net.score.weight)
-    match = r"at block 2: .* \(fitted so far: block 3, 5\)"
-    with pytest.raises(FileNotFoundError, match=match):
-        tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(2,), **tower)
-
-
 RESCORE: dict[str, Any] = {"reduce_at": [1, 3, 5], "rescore": True}
 
 
@@ -140,6 +124,10 @@ def test_each_point_has_its_predictor(named: bool, tiny: Build, tower: dict, ima
     files = source.get("predictor")
     options, found = with_predictors(NAME, TAG, "patchrank", options, 6, files)
     assert [one.block for one in found] == [1, 3, 5]
+    if not named:
+        assert fitted_blocks(NAME, TAG) == (1, 2, 3, 4, 5)
+        with pytest.raises(FileNotFoundError, match=r"at block 0: .* \(fitted so far: block 1, 2, 3, 4, 5\)"):
+            tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(0,), **tower)
     reduced = zoo.reduce(created, method="patchrank", **options)
     load_predictor(reduced, found[::-1])
     for model in (created, reduced):
@@ -187,15 +175,9 @@ def test_predictors_of_several_networks(tiny: Build, tower: dict, tmp_path: Path
         tiny(f"{NAME}_patchrank60.{TAG}", predictor=[tmp_path / "a", tmp_path / "b"], **several)
     with pytest.raises(ValueError, match="arch='conv' scores whole grids only"):
         tiny(f"{NAME}_patchrank60.{TAG}", predictor=[tmp_path / "c", tmp_path / "b"], **several)
-
-
-def test_methods_without_a_predictor(tiny: Build, tmp_path: Path):
     assert with_predictors(NAME, TAG, "tome", {"keep": 0.6}, 12) == ({"keep": 0.6}, ())
-    save(tmp_path / "p.safetensors")
-    found = find_predictor(NAME, TAG, 3, tmp_path / "p.safetensors")
-    for name in (f"{NAME}_tome60", NAME):
-        with pytest.raises(ValueError, match="has no predictor to fill: it isn't reduced by patc"):
-            load_predictor(tiny(name), found)
+    with pytest.raises(ValueError, match="has no predictor to fill: it isn't reduced by patc"):
+        load_predictor(tiny(f"{NAME}_tome60"), find_predictor(NAME, TAG, 1, tmp_path / "a"))
 
 
 def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from harness.records.agreement import kendall_tau
+from harness.records.statistics import kendall_tau
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.ranking.suffix import Suffix
 from zoo.towers.lean import LeanBlock, Product
@@ -73,13 +73,6 @@ def test_rankings_in_low_precision_agree():
 def test_refused_engines(options: dict[str, Any], match: str, tower: nn.Module):
     with pytest.raises(ValueError, match=re.escape(match)):
         GoldenEngine(tower, GoldenConfig(), **options)
-
-
-def test_towers_that_are_not_ready(tower: nn.Module):
-    with pytest.raises(ValueError, match=r"evaluation mode: model.eval\(\)"):
-        GoldenEngine(tower.train(), GoldenConfig())
-    with pytest.raises(ValueError, match=r"need a float32 tower, this one has torch.bfloat16"):
-        GoldenEngine(tower.eval().bfloat16(), GoldenConfig())
 
 
 @pytest.mark.cuda

@@ -151,16 +151,14 @@ def test_a_file_of_a_custom_text_model_serves_as_well(small_clip, tmp_path: Path
         zoo.create_clip("clip_vit_s14", pretrained=file)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 @torch.no_grad()
-def test_a_file_laid_into_the_cache_is_taken_before_the_hub(suffix: str, small_clip):
+def test_a_file_laid_into_the_cache_is_taken_before_the_hub(small_clip):
     small_clip.cached(small_clip.original())
     own = small_clip.original()
     own.visual.proj.mul_(2)
     small_clip.weights.mkdir(parents=True)
-    file = small_clip.weights / f"clip_vit_b32.openai{suffix}"
-    write = save_file if suffix == ".safetensors" else torch.save
-    write({k: v.contiguous() for k, v in own.state_dict().items()}, file)
+    file = small_clip.weights / "clip_vit_b32.openai.bin"
+    torch.save(own.state_dict(), file)
     assert find_clip("b32", "openai") == file
     images = torch.randn(1, 3, 224, 224)
     expected = own.encode_image(images)
@@ -208,8 +206,7 @@ def test_the_fingerprint_is_that_of_the_towers_weights_alone(tiny: Build):
     """One in every lossless precision, whatever reduces, another for each weight and place."""
     tower = tiny("clip_vit_b16", depth=2).half().float()
     digits = fingerprint(tower)
-    assert len(digits) == 16
-    int(digits, 16)
+    assert len(bytes.fromhex(digits)) == 8
     assert fingerprint(copy.deepcopy(tower).half()) == digits
     assert fingerprint(copy.deepcopy(tower).double()) == digits
     assert fingerprint(copy.deepcopy(tower).bfloat16()) != digits

@@ -155,8 +155,8 @@ def pets(tmp_path: Path) -> Path:
         name = f"{split}/{kind}/{i}.png"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / name)
-    os.truncate(folder / "test" / "dog" / "2.png", 60)
-    (folder / "train" / "cat" / "1.png").write_bytes(b"")
+    for name in BAD:
+        os.truncate(tmp_path / name.removeprefix("folder-"), 60)
     return folder
 
 

@@ -98,7 +98,7 @@ def test_what_a_record_says(ranked_test: Rankings, toy: Dataset):
     assert (dense.tag, dense.split, dense.shots, dense.dtype) == ("openai", "test", 0, "float32")
     assert dense.classes_judged == (3, 4)
     assert title(dense).startswith("toy (test, 3 of 4 classes, 16 images; ")
-    assert group_records([dense]).groups[0].name.startswith("toy test, 3 of 4 classes, by text")
+    assert group_records([dense])[0].name.startswith("toy test, 3 of 4 classes, by text")
 
 
 def test_records_from_a_file_are_used_again(

@@ -140,7 +140,7 @@ def test_the_command_shows_means_and_shots(tuner: Any, tmp_path: Path, capsys: p
     heading = "toy test, 3 of 4 classes, top-1 by shots, learned text tokens (4)"
     assert out.count(heading) == 1
     assert len(read_records(tmp_path / "records.jsonl")) == 3 * (1 + 2 * 2)
-    for name in ("table.md", "summary.md", "report.html"):
+    for name in ("table.md", "report.html"):
         shown = (tmp_path / name).read_text("utf-8")
         named = 2 if name == "report.html" else 1  # its contents name it, too
         assert shown.count(heading) == named

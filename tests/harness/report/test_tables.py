@@ -13,8 +13,7 @@ from by_hand import per_image, replace
 from rich.console import Console
 from scipy import stats
 
-from harness.apps.check.cases import CheckRow
-from harness.apps.check.verdict import CheckedRow, Tolerances, find_movements
+from harness.apps.movements import Tolerances, find_movements
 from harness.base.table import Form, Table
 from harness.measure.compare import Floor, floor_table
 from harness.records.averages import Average, averages, judge_rows, labels, match_costs
@@ -22,10 +21,10 @@ from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
 from harness.records.statistics import Interval, holm, paired_difference, sign_flip, sign_flip_exact
 from harness.report.changes import changes_data, pair_runs, tables
+from harness.report.charts import plots_of
+from harness.report.folder import Parts, page
 from harness.report.groups import group_records, sections
 from harness.report.highlights import highlights
-from harness.report.page import Report, page
-from harness.report.plots import plots_of
 from harness.report.tables import comparison_table, matched_table, shot_table
 from harness.report.writers import latex, markdown, records_csv
 
@@ -80,12 +79,6 @@ def test_a_row_has_everything_and_what_was_not_measured_is_a_dash_not_a_zero():
         *("0.43", "0.57", "0.61 (0.30)", "0.64 (0.50)", "59"),
     ]
     assert cells(lines, "dense") == ["dense", "100", "–", "75.0 [40.9, 92.9]", *["–"] * 10]
-
-
-def test_the_narrow_form_says_that_there_is_more():
-    table = comparison_table([DENSE, FULL])
-    assert "all columns: a wider terminal, or --json" in prose(table, "narrow")
-    assert "all columns" not in prose(table)
 
 
 def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
@@ -312,10 +305,10 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
     assert "| Sharpness, % |" in markdown([section])
     assert r"Sharpness, \%" in latex([section])
     groups = group_records(rows)
-    short = [highlights(group) for group in groups.groups]
-    plots = plots_of(groups, short)
+    short = [highlights(group) for group in groups]
+    plots = plots_of(short)
     assert "sharpness_gflops" in {plot.name for plot in plots}
-    text = page(Report(records=groups, short=short, plots=plots), "Results")
+    text = page(Parts(groups=groups, short=short, times={}, plots=plots), "Results")
     assert 'data-sort="0.2578125">25.8' in text
     assert "Sharpness, % against GFLOPs" in text
     [first, _] = csv.DictReader(io.StringIO(records_csv(rows)))
@@ -327,7 +320,6 @@ def test_a_metric_of_one_function_is_compared_and_checked(sharpness: Callable[..
     found = pair_runs([then], [now])
     assert tables(found)[0].cells("Sharpness, %")[0].startswith("-6.2 [")
     assert changes_data(found)["pairs"][0]["sharpness_difference"]["estimate"] == pytest.approx(-0.0625)
-    row = CheckRow(method="evit", keep=0.3, options={}, record=then)
-    [one] = find_movements(CheckedRow(tower="t", dataset="d", row=row, now=now), Tolerances())
+    [one] = find_movements(then, now, Tolerances())
     assert (one.quantity, one.by, one.allowed) == ("sharpness", pytest.approx(-0.0625), "±0.0005")
-    assert find_movements(CheckedRow(tower="t", dataset="d", row=row, now=then), Tolerances()) == []
+    assert list(find_movements(then, then, Tolerances())) == []
