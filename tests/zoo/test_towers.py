@@ -143,7 +143,7 @@ def test_what_reduced_towers_refuse():
         model.forward_intermediates(images)
     maps = zoo.reduce(tower, method=None).forward_intermediates(images)
     assert maps["image_intermediates"][0].shape == (2, 32, 4, 4)
-    with pytest.raises(ValueError, match="what='tokens': ReducedOpenClip takes no learned tokens"):
+    with pytest.raises(ValueError, match="what='tokens': expected one of norm, lora"):
         zoo.recover(model, [images], [images], RecoveryConfig(what="tokens"))
 
 
@@ -378,5 +378,5 @@ def test_predictors_tell_the_weights_of_their_tower(tmp_path: Path):
     model, images = zoo.reduce(tower, method="patchrank", keep=0.5, reduce_at=1, predictor=path), images_of(tower, 2)
     torch.testing.assert_close(parts(model(images))[0], parts(source(images))[0])
     tower.transformer.resblocks[2].ln_1.bias[0] += 1
-    with pytest.raises(ValueError, match=rf"was fitted to coca\S* with weights {weights}, these are"):
+    with pytest.raises(ValueError, match=f"was fitted to coca with weights='{weights}', this model has"):
         zoo.reduce(tower, method="patchrank", keep=0.5, reduce_at=1, predictor=path)
