@@ -22,14 +22,7 @@ from zoo.loading.adopt import reduce
 from zoo.loading.clip import Clip, ClipParts, UnseenWordsError, class_features, create_clip, image_transform
 from zoo.loading.open_clip import FOLDER, HUB, load_open_clip
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
-from zoo.loading.weights import (
-    UNUSABLE,
-    MissingWeightsError,
-    UnusableWeightsError,
-    require_hub,
-    require_timm_hub,
-    unusable,
-)
+from zoo.loading.weights import loading, timm_source
 from zoo.towers.vit import ReducedViT, TimmHost
 
 TIMM, OPEN_CLIP, TRANSFORMERS = "timm:", "open_clip:", "transformers:"  # a bare name means timm's
@@ -299,16 +292,13 @@ def _tags(arch: str) -> list[str]:
 def create_pretrained(name: str) -> Any:
     """Create timm's model ``name`` with its weights; raises what ``load_tower`` does."""
     otherwise = f"pass {FOLDER}FOLDER, saved by timm's save_for_hf"
+    source: tuple[str, Sequence[str]] = ("", ())
     if name.startswith(HUB):
-        require_hub(name.removeprefix(HUB), ("config.json",), name, otherwise)
+        source = name.removeprefix(HUB), ("config.json",)
     elif (cfg := get_pretrained_cfg(name)) is not None and name.partition(".")[0] not in MODELS:
-        require_timm_hub(cfg, name, otherwise)
-    try:
+        source = timm_source(cfg)
+    with loading(name, otherwise, *source):
         return timm.create_model(name, pretrained=True)
-    except (MissingWeightsError, UnusableWeightsError):
-        raise
-    except UNUSABLE as error:
-        raise unusable(name, error, otherwise) from error
 
 
 def _dense(model: Any, name: str) -> ReducedViT:

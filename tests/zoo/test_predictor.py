@@ -175,7 +175,7 @@ WHOLE = "scores whole grids only, and with rescore=True patches are gone before 
         ({"arch": "attention"}, "arch='attention': expected one of conv, linear, mixer, mlp"),
         ({"arch": "mpl"}, "arch='mpl': did you mean 'mlp'? expected one of conv"),
         ({"rescore": 1}, "rescore=1: expected true or false"),
-        ({"width": 0}, "width=0: expected an integer from 1"),
+        ({"width": 0}, "width=0: expected an integer in [1, inf)"),
         ({"hidden": 64}, "patchrank has no option 'hidden'"),
         *(
             ({"arch": arch, "rescore": True, "reduce_at": [1, 3]}, f"arch='{arch}' {WHOLE}")

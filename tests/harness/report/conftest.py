@@ -12,10 +12,10 @@ from by_hand import make, replace
 from harness.records.metrics import pack
 from harness.records.record import Record, Times
 from harness.records.times import LatencyRecord
+from harness.report.charts import plots_of
+from harness.report.folder import Parts, page
 from harness.report.groups import group_records
 from harness.report.highlights import highlights
-from harness.report.page import Report, page
-from harness.report.plots import plots_of
 
 Make = Callable[..., Record]
 IMAGES = 100
@@ -151,21 +151,20 @@ class Page(HTMLParser):
         return [cells for a, b in parts if self.rows[a][0] == "Method" for cells in self.rows[a:b]]
 
 
-def make_page(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
-    groups = group_records(records)
-    short = [highlights(group) for group in groups.groups]
-    report = Report(records=groups, short=short, plots=plots_of(groups, short), **more)
-    text = page(report, title)
-    return text, Page(text)
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def made() -> Callable[..., tuple[str, Page]]:
     """Return what makes a page of records: its text, and it taken apart."""
-    return make_page
+
+    def make(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
+        groups = group_records(records)
+        short = [highlights(group) for group in groups]
+        text = page(Parts(groups=groups, short=short, times={}, plots=plots_of(short), **more), title)
+        return text, Page(text)
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def drawn(records: list[Record]) -> tuple[str, Page]:
+def drawn(made: Callable[..., tuple[str, Page]], records: list[Record]) -> tuple[str, Page]:
     """The page of all records, drawn once for the tests that only read it."""
-    return make_page(records)
+    return made(records)
