@@ -148,10 +148,7 @@ def require_sum(archive: Archive, file: Path) -> None:
     with file.open("rb") as content:
         found = f"{kind}:{hashlib.file_digest(content, kind).hexdigest()}"
     if found not in archive.sums:
-        raise ValueError(
-            f"archive {str(file)!r} has {found} at {file.stat().st_size:,} bytes; expected "
-            f"{' or '.join(archive.sums)}: it is damaged or another version; {AGAIN}"
-        )
+        raise ValueError(f"archive {str(file)!r} has {found}, expected {' or '.join(archive.sums)}; {AGAIN}")
 
 
 def unpack(archive: Archive, file: Path, folder: Path, on_bytes: OnBytes = lambda _: None) -> None:
@@ -230,13 +227,8 @@ def members_of(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
                 yield member
             end = tar.offset
     except (tarfile.TarError, OSError, OverflowError, RecursionError, UnicodeError) as error:
-        raise ValueError(
-            f"{what} is truncated or no plain tar ({error}); get or make it again, uncompressed"
-        ) from error
+        raise ValueError(f"{what} is truncated or no plain tar ({error}); make it again, uncompressed") from error
     # tarfile takes a damaged header for the end; the mark of a tar's end are blocks of zeros.
     if os.pread(file.fileno(), RECORD, end) != bytes(RECORD):
         end = min(end, os.fstat(file.fileno()).st_size)
-        raise ValueError(
-            f"{what} is truncated or damaged after byte {end:,}: the mark of a tar's end is missing; get or make it "
-            "again"
-        )
+        raise ValueError(f"{what} is truncated or damaged after byte {end:,}; get or make it again")

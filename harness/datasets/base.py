@@ -309,10 +309,7 @@ def require_unique(texts: Sequence[str], names: Sequence[str], where: str) -> No
 def require_template(template: str, where: str = "") -> None:
     """Refuse, by a ValueError, a prompt without exactly one ``{}`` or with other braces."""
     if (template.count("{}"), template.count("{"), template.count("}")) != (1, 1, 1):
-        raise ValueError(
-            f"{where}template {template!r}: expected one {{}} where the class goes, as in 'a photo of a {{}}.', and no "
-            "other braces"
-        )
+        raise ValueError(f"{where}template {template!r}: expected one {{}} where the class goes, and no other braces")
 
 
 def lines_of(file: Path) -> list[str]:

@@ -72,7 +72,7 @@ class FolderDataset(OwnDataset, ListedDataset):
         labels = np.concatenate([images.labels for images in self._lists.values()])
         if missing := sorted(set(range(len(names))) - set(labels.tolist())):
             raise ValueError(
-                f"{where}: class folder {names[missing[0]]!r} has no images; remove it, or put images there; {KNOWN}"
+                f"{where}: class folder {names[missing[0]]!r} has no images; remove it, or put some there; {KNOWN}"
             )
 
     def _revision(self) -> str:
@@ -171,10 +171,7 @@ def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
         roots[split] = path
     for path in inner:
         if roots and path not in roots.values() and image_files(path):
-            raise ValueError(
-                f"{where}: the images of {path.name!r} are in none of the splits "
-                f"{', '.join(split.name for split in roots.values())} beside it; move them away"
-            )
+            raise ValueError(f"{where}: the images of {path.name!r} are in no split; move them away from {list(roots)}")
     return roots or {"test": folder}
 
 
@@ -183,15 +180,11 @@ def _class_names(roots: dict[SplitName, Path], where: str) -> list[str]:
     for root in roots.values():
         if stray := sorted(filter(is_image, root.iterdir())):
             raise ValueError(
-                f"{where}: image {stray[0].name!r} lies beside the class folders of {root.name!r} and so has no class; "
-                "put it into one, or away"
+                f"{where}: image {stray[0].name!r} lies beside the class folders of {root.name!r}; put it into one"
             )
     names = sorted({path.name for root in roots.values() for path in _folders(root)})
     if not names:
-        raise ValueError(
-            f"{where} has no subfolders; expected one for each class, or train, val and test with such; captions may "
-            f"be in {CAPTION_FILES[0]}"
-        )
+        raise ValueError(f"{where} has no subfolders; expected one for each class, or train, val and test with such")
     return names
 
 
@@ -225,15 +218,11 @@ def _match(lines: list[str], names: Sequence[str], where: str) -> list[str]:
         captions = {owner: line[len(owner) :].strip() for owner, line in zip(owners, lines, strict=True)}
         return [captions[name] for name in names]
     if len(lines) != len(names):
-        raise ValueError(
-            f"{where}: {len(lines)} lines for {len(names)} class folders; expected a line for each, with or without "
-            "the folder's name before the caption"
-        )
+        raise ValueError(f"{where}: {len(lines)} lines for {len(names)} class folders; expected one for each")
     for number, (line, name) in enumerate(zip(lines, names, strict=True), start=1):
         if line != name and line in names:
             raise ValueError(
-                f"{where}, line {number}: {line!r} would be the caption of the folder {name!r}, but another folder has "
-                "that name; write lines as 'folder caption'"
+                f"{where}, line {number}: {line!r} is another folder than {name!r}; write 'folder caption'"
             )
     return lines
 
@@ -275,10 +264,7 @@ def read_split_file(file: Path) -> SplitFile:
         raise FileNotFoundError(f"{what} {why}")
     content = file.read_bytes()
     if file.suffix.lower() in (".pkl", ".pickle") or content.startswith(b"\x80"):  # as binary pickles do
-        raise ValueError(
-            f"{what} is a pickle, which may run any code when it is loaded; give the split_zhou_*.json instead: K-shot "
-            "images are drawn from it here, nested and by seed"
-        )
+        raise ValueError(f"{what} is a pickle, which may run any code; give the split_zhou_*.json instead")
     try:
         lists = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -357,7 +343,6 @@ def _image_root(folder: Path, content: SplitFile, what: str) -> Path:
     if not fitting or (folder not in fitting and len(fitting) > 1):
         found = f"in each of {brief([root.name for root in fitting])}; leave one" if fitting else "missing"
         raise FileNotFoundError(
-            f"{what}: the first images, such as '{firsts[0]}', are {found}; expected all in {str(folder)!r}, or all in "
-            "one folder there"
+            f"{what}: images such as '{firsts[0]}' are {found}; expected all beside it or in one folder"
         )
     return fitting[0]

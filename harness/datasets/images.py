@@ -114,9 +114,7 @@ def require_inside(root: Path, paths: Iterable[str | PurePosixPath], what: str) 
 
     for path in map(PurePosixPath, paths):
         if outside(path.parent) or ((root / path).is_symlink() and outside(path)):
-            raise ValueError(
-                f"{what}: image '{path}' is a link out of the folder of images {str(root)!r}; put the image there"
-            )
+            raise ValueError(f"{what}: image '{path}' is a link out of {str(root)!r}; put the image there")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ class RootedDataset(ListedDataset):
             raise NotADirectoryError(f"--root {str(root)!r} is a file; give a folder")
         if not whole.exists() and not download:
             raise FileNotFoundError(
-                f"--root {str(root)!r}: there is no such folder; {self.name!r} is looked for in {self.folder!r} in it"
+                f"--root {str(root)!r} does not exist; {self.name!r} is looked for in {self.folder!r} in it"
             )
         provide(self.name, whole / self.folder, self.archives, download=download, progress=progress or Progress())
         return replace(self, root=whole)
@@ -101,10 +101,8 @@ class RootedDataset(ListedDataset):
     def place(self) -> Path:
         """The folder of the dataset; without a root a FileNotFoundError."""
         if self.root is None:
-            raise FileNotFoundError(
-                f"dataset {self.name!r} isn't shipped here; say where it lies: --root FOLDER, the folder that holds "
-                f"{self.folder!r}; docs/datasets.md says what belongs there"
-            )
+            where = f"--root FOLDER, that holds {self.folder!r} (docs/datasets.md)"
+            raise FileNotFoundError(f"dataset {self.name!r} isn't shipped here; say where it lies: {where}")
         return self.root / self.folder
 
     @cached_property
@@ -150,9 +148,7 @@ def as_aircraft(dataset: RootedDataset) -> Listing:
     names = ("variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS))
     paths = [dataset.place / name for name in names]
     if missing := [path for path in paths if not path.is_file()]:
-        raise FileNotFoundError(
-            f"list {str(missing[0])!r} of {dataset.name!r} is missing; it is in {dataset.archives[0].file!r}"
-        )
+        raise FileNotFoundError(f"list {str(missing[0])!r} is missing; it is in {dataset.archives[0].file!r}")
     variants = tuple(lines_of(paths[0]))
     require_unique(variants, variants, f"list {str(paths[0])!r}")
     entries: dict[SplitName, list[Entry]] = {split: [] for split in SPLITS}
@@ -161,8 +157,7 @@ def as_aircraft(dataset: RootedDataset) -> Listing:
             image, _, variant = line.partition(" ")
             if not image.isdecimal() or variant not in variants:
                 raise ValueError(
-                    f"list {str(path)!r}, line {number}: {line!r} isn't the number of an image and a variant of "
-                    f"{names[0]}"
+                    f"list {str(path)!r}, line {number}: {line!r}: expected an image's number and a variant"
                 )
             entries[split].append(Entry(f"{image}.jpg", variants.index(variant), variant))
     where = f"lists of {dataset.name!r} in {str(dataset.place)!r}"
@@ -282,10 +277,7 @@ def _labels_of_numbers(file: Path, synsets: tuple[str, ...]) -> dict[str, int]:
     from scipy.io import loadmat
 
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{str(file)!r} is missing, which tells the classes of unsorted validation images; get {DEVKIT!r} by hand, "
-            "or sort the images into folders by class"
-        )
+        raise FileNotFoundError(f"{str(file)!r} is missing; get {DEVKIT!r} by hand, or sort validation images by class")
     try:
         rows: Any = loadmat(str(file), squeeze_me=True)["synsets"]
         pairs = [(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in np.atleast_1d(rows)]

@@ -82,10 +82,7 @@ class TarDataset(OwnDataset):
             for sample in _samples(number, shard, CAPTIONS if self.captioned else LABEL):
                 where = f"tar {str(shard)!r}: {sample.key!r}"
                 if sample.label >= len(self.classes):
-                    raise ValueError(
-                        f"{where} has the label {sample.label}; {CLASSES} has {len(self.classes)} lines, for labels "
-                        "from 0"
-                    )
+                    raise ValueError(f"{where} has the label {sample.label}; {CLASSES} has {len(self.classes)} lines")
                 if sample.key in samples:
                     raise ValueError(f"{where} is in {split} twice")
                 samples[sample.key] = sample
@@ -133,10 +130,7 @@ def _is_retrieval(folder: Path, what: str) -> bool:
 
 def _class_names(folder: Path, what: str) -> tuple[str, ...]:
     if not (folder / CLASSES).is_file():
-        raise FileNotFoundError(
-            f"{what}: {CLASSES} is missing; write the class of each label into it, one a line; where images have "
-            f"captions, write {RETRIEVAL!r} into {TYPE}"
-        )
+        raise FileNotFoundError(f"{what}: {CLASSES} is missing: a class a line; of captions {TYPE} says {RETRIEVAL!r}")
     names = lines_of(folder / CLASSES)
     require_unique(names, [f"line {number}" for number, _ in enumerate(names, start=1)], f"{what}: {CLASSES}")
     return tuple(names)

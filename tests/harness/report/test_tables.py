@@ -15,11 +15,10 @@ from scipy import stats
 
 from harness.apps.movements import Tolerances, find_movements
 from harness.base.table import Form, Table
-from harness.measure.compare import Floor, floor_table
 from harness.records.averages import Average, averages, judge_rows, labels, match_costs
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
-from harness.records.statistics import Interval, holm, paired_difference, sign_flip, sign_flip_exact
+from harness.records.statistics import holm, paired_difference, sign_flip, sign_flip_exact
 from harness.report.changes import changes_data, pair_runs, tables
 from harness.report.charts import plots_of
 from harness.report.folder import Parts, page
@@ -175,23 +174,6 @@ def test_fidelity_is_marked_where_it_is_clear_of_the_references_at_the_same_keep
     text = prose(table)
     assert "clear of patchrank's at the same keep rate, better or worse, each column by itself" in text
     assert "sign-flip test over images, Holm" in text
-
-
-def floor_row(keep: float, p_value: float) -> Floor:
-    facts = {"dataset": "fashion", "split": "test", "method": "evit", "image_count": 9}
-    settings = {"top1": 0.5, "random_top1": 0.4, "difference": Interval(0.1, 0.0, 0.2)}
-    return Floor(keep=keep, p_value=p_value, **facts, **settings)
-
-
-def test_rows_against_random_pruning_are_judged_together():
-    rows = [floor_row(0.7, 0.04), floor_row(0.5, 0.03), floor_row(0.3, 0.001)]
-    lines = shown(floor_table(rows, 3))
-    clear = [line for line in lines if "evit" in line and "*[" in line]
-    assert [line.split()[3] for line in clear] == ["30"]
-    text = prose(floor_table(rows, 3))
-    assert "all rows judged together (exact sign-flip test over images, Holm, 5 %)" in text
-    # The only one that was asked.
-    assert sum("*[" in line for line in shown(floor_table(rows[:1], 3))) == 1
 
 
 def test_rows_at_equal_cost_are_judged_together_over_all_targets():
