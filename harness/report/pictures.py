@@ -17,10 +17,10 @@ from scipy.stats import rankdata
 
 from harness.base.table import Cell, Table, figure
 from harness.datasets import split_words
-from harness.records.agreement import kendall_tau, over_images
 from harness.records.averages import REFERENCE, protocol, tower_of
 from harness.records.conditions import DENSE, GOLDEN
 from harness.records.record import Record, differing
+from harness.records.statistics import kendall_tau, over_images
 from harness.records.traces import RANKING, TRACES, Facts, RowTraces, Thumbnails, order, read_traces
 from harness.report.charts import OPTIONS, encode
 from zoo.core.files import digest

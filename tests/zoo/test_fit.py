@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.records.agreement import kendall_tau
+from harness.records.statistics import kendall_tau
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import LOSSES, FitConfig, RankedTokens, fit_predictor, kept_share
 

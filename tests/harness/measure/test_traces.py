@@ -27,8 +27,8 @@ from harness.measure import traces
 from harness.measure.compare import compare
 from harness.measure.plan import Plan
 from harness.records import traces as stored
-from harness.records.agreement import kendall_tau
 from harness.records.record import Record
+from harness.records.statistics import kendall_tau
 from zoo.loading.clip import ClipParts
 
 ARCH = "clip_vit_b16"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.base.store import seal
-from harness.records.agreement import kendall_tau, over_images
+from harness.records.statistics import kendall_tau, over_images
 from harness.records.traces import RANKING, Facts, RowTraces, read_traces, thumbnails_path
 from harness.report import pictures
 from harness.report.pictures import (

@@ -15,11 +15,10 @@ from scipy import stats
 
 from harness.apps.movements import Tolerances, find_movements
 from harness.base.table import Form, Table
-from harness.measure.compare import Floor, floor_table
 from harness.records.averages import Average, averages, judge_rows, labels, match_costs
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
-from harness.records.statistics import Interval, holm, paired_difference, sign_flip, sign_flip_exact
+from harness.records.statistics import holm, paired_difference, sign_flip, sign_flip_exact
 from harness.report.changes import changes_data, pair_runs, tables
 from harness.report.folder import Parts, page
 from harness.report.groups import group_records, sections
@@ -42,7 +41,6 @@ FULL = replace(
     **{"tau": 0.4321, "tau_low": 0.4, "tau_high": 0.45, "final_tokens": 59, "golden_images": 8},
     **{"match_at_k": 0.613, "match_k": 59, "match_chance": 59 / 196},
     **{"weighted_tau": 0.5678, "weighted_tau_low": 0.5, "weighted_tau_high": 0.6},
-    **{"border_overlap": 0.644, "border_low": 0.6, "border_high": 0.7, "border_chance": 0.503},
     latency=tuple(
         Times(batch=b, median_ms=10.0 * b, q1_ms=9.0 * b, q3_ms=12.0 * b, images_per_s=100.0 + b,
                 **RATIO)
@@ -75,9 +73,9 @@ def test_a_row_has_everything_and_what_was_not_measured_is_a_dash_not_a_zero():
     assert cells(lines, "evit") == [
         *("evit", "30", "0.0124 [0.0100, 0.0200]", "75.0 [40.9, 92.9]", "-12.5 [-25.0, 0.0]", "1.23"),
         *("10 [9, 12] 0.55x", "320 [288, 384] 0.55x", "132"),
-        *("0.43", "0.57", "0.61 (0.30)", "0.64 (0.50)", "59"),
+        *("0.43", "0.57", "0.61 (0.30)", "59"),
     ]
-    assert cells(lines, "dense") == ["dense", "100", "–", "75.0 [40.9, 92.9]", *["–"] * 10]
+    assert cells(lines, "dense") == ["dense", "100", "–", "75.0 [40.9, 92.9]", *["–"] * 9]
 
 
 def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
@@ -175,23 +173,6 @@ def test_fidelity_is_marked_where_it_is_clear_of_the_references_at_the_same_keep
     text = prose(table)
     assert "clear of patchrank's at the same keep rate, better or worse, each column by itself" in text
     assert "sign-flip test over images, Holm" in text
-
-
-def floor_row(keep: float, p_value: float) -> Floor:
-    facts = {"dataset": "fashion", "split": "test", "method": "evit", "image_count": 9}
-    settings = {"top1": 0.5, "random_top1": 0.4, "difference": Interval(0.1, 0.0, 0.2)}
-    return Floor(keep=keep, p_value=p_value, **facts, **settings)
-
-
-def test_rows_against_random_pruning_are_judged_together():
-    rows = [floor_row(0.7, 0.04), floor_row(0.5, 0.03), floor_row(0.3, 0.001)]
-    lines = shown(floor_table(rows, 3))
-    clear = [line for line in lines if "evit" in line and "*[" in line]
-    assert [line.split()[3] for line in clear] == ["30"]
-    text = prose(floor_table(rows, 3))
-    assert "all rows judged together (exact sign-flip test over images, Holm, 5 %)" in text
-    # The only one that was asked.
-    assert sum("*[" in line for line in shown(floor_table(rows[:1], 3))) == 1
 
 
 def test_rows_at_equal_cost_are_judged_together_over_all_targets():
