@@ -20,7 +20,7 @@ import numpy as np
 
 from harness.base.terminal import Progress
 from harness.datasets.archives import Archive, provide
-from harness.datasets.base import SPLITS, SplitName, cached_json, keep_json, lines_of, require_unique
+from harness.datasets.base import SPLITS, SplitName, cached_json, keep_json, lines_of, require_folder, require_unique
 from harness.datasets.folder import Entry, SplitFile, class_names, read_split_file
 from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset, list_files
 from zoo.core.files import digest, from_json
@@ -82,18 +82,12 @@ class RootedDataset(ListedDataset):
         With ``download`` what is missing is fetched, where that needs no licence.
 
         Raises:
-            FileNotFoundError: no such root; or something is missing, see ``provide``.
-            NotADirectoryError: the root is a file.
-            ValueError: an archive or list is damaged, not the source's or not to be trusted.
-            OSError: a download failed, or there is no room.
+            FileNotFoundError, NotADirectoryError: no such root.
+            FileNotFoundError, ValueError, OSError: see ``provide``.
         """
         whole = root.expanduser().absolute()
-        if whole.exists() and not whole.is_dir():
-            raise NotADirectoryError(f"--root {str(root)!r} is a file; give a folder")
-        if not whole.exists() and not download:
-            raise FileNotFoundError(
-                f"--root {str(root)!r} does not exist; {self.name!r} is looked for in {self.folder!r} in it"
-            )
+        if whole.exists() or not download:
+            require_folder(whole, f"--root {str(root)!r}", f"the folder that holds {self.folder!r}")
         provide(self.name, whole / self.folder, self.archives, download=download, progress=progress or Progress())
         return replace(self, root=whole)
 
