@@ -169,23 +169,6 @@ def test_from_a_folder_to_a_pruned_model_of_another_library(ranked_folder, tmp_p
     assert all(torch.equal(pruned.state_dict()[k], v.float()) for k, v in stored.items())
 
 
-def test_a_predictor_of_another_block_or_tower_is_refused_by_reduce(ranked_folder, tmp_path):
-    model, out = fit_to(ranked_folder, tmp_path)
-    vit, patchrank = load_tower(model).vit, {"method": "patchrank", "predictor": out}
-    other = load_tower(model).vit
-    with torch.no_grad():
-        other.blocks[0].mlp.fc1.weight[0, 0] += 1
-    for tower, options, error, match in (
-        (vit, {"reduce_at": 2}, ValueError, "was fitted at block 3, this model scores before b"),
-        (vit, {"arch": "conv"}, ValueError, "arch='conv'"),
-        (other, {}, ValueError, "this model has weights="),
-        (vit, {"predictor": tmp_path / "none"}, FileNotFoundError, "does not exist"),
-        (vit, {"method": "random", "predictor": []}, ValueError, "isn't reduced by patchrank"),
-    ):
-        with pytest.raises(error, match=match):
-            zoo.reduce(tower, keep=0.5, **patchrank | options)
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
