@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.core.reducer import HostSpec, Pruner, ReducerConfig, integer, number, register_method
+from zoo.core.reducer import HostSpec, Pruner, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -29,9 +29,9 @@ class AViTConfig(ReducerConfig):
 
     reduce_at: tuple[int, ...] | None = None
     schedule: str | tuple[float, ...] = "linear"
-    channel: int = integer(0, 0)
-    gamma: float = number(5.0, 0.0, 1000.0)
-    beta: float = number(-10.0, -1000.0, 1000.0)
+    channel: int = limit(0, "[0, inf)")
+    gamma: float = limit(5.0, "(0, 1000]")
+    beta: float = limit(-10.0, "(-1000, 1000]")
 
     def __post_init__(self) -> None:
         super().__post_init__()

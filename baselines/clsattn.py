@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.core.attention import Attended, cls_attention
-from zoo.core.reducer import Pruner, ReducerConfig, choice, register_method
+from zoo.core.reducer import Pruner, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -23,7 +23,7 @@ class ClsAttentionConfig(ReducerConfig):
             queries and keys are there already; not for reduction point 0.
     """
 
-    source: str = choice("input", "previous")
+    source: str = limit("input", ("input", "previous"))
     needs_query = True
 
     def __post_init__(self) -> None:

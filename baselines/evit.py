@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from zoo.core.attention import Attended, cls_attention
-from zoo.core.reducer import Reducer, ReducerConfig, number, register_method
+from zoo.core.reducer import Reducer, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -23,7 +23,7 @@ class EViTConfig(ReducerConfig):
 
     reduce_at: tuple[int, ...] | None = (3, 6, 9)
     fuse: bool = False
-    stage_rate: float | None = number(None, 0.0, 1.0)
+    stage_rate: float | None = limit(None, "(0, 1]")
 
     needs_query = True
     instead_of_keep: ClassVar[tuple[str, ...]] = ("stage_rate",)

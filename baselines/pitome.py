@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.core.merger import Merger, MergerConfig, bipartite
-from zoo.core.reducer import HostSpec, integer, number, register_method
+from zoo.core.reducer import HostSpec, limit, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -32,9 +32,9 @@ class PiToMeConfig(MergerConfig):
         energy_from: first block that goes by energy; those before it merge as ToMe does.
     """
 
-    margin: float = number(0.9, -1.0, 1.0)
-    alpha: float = number(1.0, 0.0, 1000.0)
-    energy_from: int = integer(0, 0)
+    margin: float = limit(0.9, "(-1, 1]")
+    alpha: float = limit(1.0, "(0, 1000]")
+    energy_from: int = limit(0, "[0, inf)")
 
 
 @register_method("pitome")

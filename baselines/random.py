@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.core.reducer import Pruner, ReducerConfig, integer, register_method
+from zoo.core.reducer import Pruner, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -14,7 +14,7 @@ from zoo.core.tokens import Tokens
 class RandomConfig(ReducerConfig):
     """Settings of random pruning: which of the random orders, from 0, serves all images."""
 
-    seed: int = integer(0, 0)
+    seed: int = limit(0, "[0, inf)")
 
 
 @register_method("random")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.attention import Attended, PoolingQuery
-from zoo.core.reducer import Reducer, ReducerConfig, integer, number, register_method
+from zoo.core.reducer import Reducer, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens, rows
 
 
@@ -32,8 +32,8 @@ class TCAConfig(ReducerConfig):
     """
 
     reduce_at: tuple[int, ...] | None = (3, 6, 9)
-    centers: int = integer(4, 1)
-    merged: float = number(2.0, 0.0, 1000.0)
+    centers: int = limit(4, "[1, inf)")
+    merged: float = limit(2.0, "(0, 1000]")
     needs_query = True
 
 

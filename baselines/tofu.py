@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoo.core.merger import Merger, MergerConfig, bipartite
-from zoo.core.reducer import HostSpec, integer, register_method
+from zoo.core.reducer import HostSpec, limit, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -26,7 +26,7 @@ class ToFuConfig(MergerConfig):
     """
 
     schedule: str | tuple[float, ...] = "linear"
-    merge_from: int | None = integer(None, 0)
+    merge_from: int | None = limit(None, "[0, inf)")
 
 
 @register_method("tofu")

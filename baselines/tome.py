@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from zoo.core.merger import Merger, MergerConfig, bipartite
-from zoo.core.reducer import integer, register_method
+from zoo.core.reducer import limit, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -20,7 +20,7 @@ class ToMeConfig(MergerConfig):
     """
 
     schedule: str | tuple[float, ...] = "linear"
-    r: int | None = integer(None, 0)
+    r: int | None = limit(None, "[0, inf)")
 
     instead_of_keep: ClassVar[tuple[str, ...]] = ("r",)
 

@@ -39,13 +39,11 @@ def tree() -> tuple[str, ...]:
     """Return every file that is tracked or would be, relative to the root."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
-        names = [name for name in listed.stdout.split("\0") if name]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
         skip = re.compile(r"^(\.git|\.venv|\.tox|\.hypothesis|build|dist)/|(^|/)(__pycache__|\.\w+_cache)/")
-        names = [p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*")]
-        names = [name for name in names if not skip.search(name)]
-    return tuple(sorted(name for name in set(names) if (ROOT / name).is_file()))
+        listed = [name for path in ROOT.rglob("*") if not skip.search(name := path.relative_to(ROOT).as_posix())]
+    return tuple(sorted(name for name in set(listed) if name and (ROOT / name).is_file()))
 
 
 @cache
@@ -58,16 +56,6 @@ def text_of(name: str) -> str | None:
         return raw.decode()
     except UnicodeDecodeError:
         return None
-
-
-def project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-
-def shipped() -> list[str]:
-    names = [n for n in tree() if n.startswith(SHIPPED) and not n.endswith((".py", ".md"))]
-    assert names, "no data files found: has a folder moved?"
-    return names
 
 
 def marked_command(marker: str) -> str:
@@ -100,14 +88,10 @@ def test_readme_marks_a_command_for_the_main_job_and_one_for_the_tests():
         assert command.endswith(end)
 
 
-def test_large_files_are_the_listed_ones():
-    large = {name for name in tree() if (ROOT / name).stat().st_size > LARGE_FILE}
-    assert large <= LARGE_ALLOWED
-    assert all(Path(name).name in text_of("NOTICE") for name in large)
-
-
-def test_the_tree_stays_small():
-    assert sum((ROOT / name).stat().st_size for name in tree()) < LARGE_TREE
+def test_the_tree_is_small_and_its_large_files_are_the_listed_ones():
+    sizes = {name: (ROOT / name).stat().st_size for name in tree()}
+    assert sum(sizes.values()) < LARGE_TREE
+    assert {name for name, size in sizes.items() if size > LARGE_FILE} <= LARGE_ALLOWED
 
 
 def test_no_file_is_named_for_nothing():
@@ -115,16 +99,14 @@ def test_no_file_is_named_for_nothing():
 
 
 def test_notice_names_every_shipped_file():
-    notice = text_of("NOTICE")
-    assert [name for name in shipped() if Path(name).name not in notice] == []
+    shipped = [name for name in tree() if name.startswith(SHIPPED) and not name.endswith((".py", ".md"))]
+    assert shipped, "no data files found: has a folder moved?"
+    assert [name for name in shipped if Path(name).name not in text_of("NOTICE")] == []
 
 
-def test_wheel_takes_whole_packages():
-    wheel = project()["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel == {"packages": list(PACKAGES)}  # nothing left out, so data files go along
-
-
-def test_installed_wheel_holds_every_file_of_the_packages():
+def test_the_wheel_holds_every_file_of_the_packages():
+    project = tomllib.loads(text_of("pyproject.toml"))
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": list(PACKAGES)}  # nothing left out
     installed = metadata.distribution("clip-patchrank")
     if '"editable": true' in (installed.read_text("direct_url.json") or ""):
         pytest.skip("an editable install holds no files; tox tests a wheel")

@@ -20,9 +20,8 @@ from harness.datasets.base import SPLITS, Dataset, OwnDataset, Rendered, Split
 from harness.datasets.few_shot import batches, seeded_order, turns
 from harness.measure.rows import Variant, run
 from harness.models.towers import nameable
-from harness.records.agreement import over_images
 from harness.records.metrics import LEAST_GALLERY, Sample, cosine_distance, neighbours, overlap
-from harness.records.statistics import bootstrap_quantile
+from harness.records.statistics import bootstrap_quantile, over_images
 from zoo.deploy.optimized import OptimizedHost
 
 COSINE, OVERLAP = "cosine", "neighbour_overlap"

@@ -3,16 +3,15 @@
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
-from jinja2 import Environment, FileSystemLoader, Template
+from jinja2 import Environment, FileSystemLoader
 from timm.models import save_for_hf
 
 from harness.measure.cost import gflops
@@ -23,7 +22,6 @@ from harness.records.record import Record, conditions, lacking
 from harness.report.groups import markdown_table
 from zoo.core.files import digest, fingerprint, read_facts, write_whole
 from zoo.core.prompts import CosineHead
-from zoo.core.reducer import configure
 from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.predictor_file import find_predictor, read_predictors
@@ -36,10 +34,7 @@ FREE = ("apache-2.0", "bsd-3-clause", "mit")
 UNKNOWN = "unknown"
 PROVENANCE = "provenance"  # its key in config.json
 _HUBS_LICENSES = (*FREE, UNKNOWN, "cc-by-nc-4.0")  # others it knows by license_name
-_RANKED = (
-    *("dataset", "split", "revision", "model", "weights", "score", "block", "window", "stride"),
-    *("dtype", "approximate", "greedy"),
-)
+COMPARE = "patchrank compare --model TOWER --methods METHOD --dataset NAME"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +100,9 @@ class Publishable:
         mine = [record for record in records if self._is_of(record, weights, settings)]
         if not mine:
             models = ", ".join(sorted({record.model for record in records})) or "nothing"
-            command = self.command()
-            mend = f"measure it with: {command}" if command else "leave --records out"
             raise ValueError(
-                f"{str(path)!r} has no record of {self.arch}.{self.tag} with these weights "
-                f"({weights}) and settings; it has {models}; {mend}"
+                f"{str(path)!r} has no record of {self.arch}.{self.tag} with these weights ({weights}) and settings; "
+                f"it has {models}; measure it with: {COMPARE}, or leave --records out"
             )
         same = {conditions(record) for record in mine}
         dense = [r for r in records if r.method == DENSE and conditions(r) in same]
@@ -123,21 +116,6 @@ class Publishable:
             and (record.shots > 0) == bool(self.classes)
             and record.recovered == (RECOVERY in self.provenance)
         )
-
-    def command(self) -> str | None:
-        """Return the command that measures this model; None if none has its settings or learned tokens."""
-        known = MODELS.get(self.arch)
-        if known is None or self.classes:
-            return None
-        words = f"--model clip_vit_{known.size}.{self.tag} --methods {self.method}"
-        if known.method is not None:
-            rate = known.percent / 100
-            words += f" --keeps {rate:g}"
-            usual = configure(known.method, {"keep": rate}, len(self.vit.blocks)).plain()
-            if any(usual[k] != v for k, v in self.settings().items() if k not in ("arch", "width")):  # by the predictor
-                return None
-        words += " --recovery FILE" if RECOVERY in self.provenance else ""
-        return f"patchrank compare {words} --dataset NAME --output results"
 
 
 def load_publishable(
@@ -185,14 +163,11 @@ def _unpublishable(name: str) -> ValueError:
     """Make the error that says why a model of another library can't be published by its name, and what can be done."""
     for prefix, theirs in ((OPEN_CLIP, "push_to_hf_hub"), (TRANSFORMERS, "push_to_hub")):
         if name.startswith(prefix):
-            return ValueError(
-                f"model {name!r}: push takes towers of timm alone; publish the dense one by {theirs} of {prefix[:-1]}"
-            )
+            return ValueError(f"model {name!r}: push takes towers of timm alone; publish the dense one by {theirs}")
     if timm.is_model(name.partition(".")[0]):
         made = f"zoo.reduce(timm.create_model({name!r}, pretrained=True), method=METHOD, keep=RATE)"
         return ValueError(
-            f"model {name!r}: push takes a name of `patchrank list`, or a folder: save it by "
-            f"timm.models.save_for_hf({made}, FOLDER), and push {FOLDER}FOLDER"
+            f"model {name!r}: save it by timm.models.save_for_hf({made}, FOLDER), and push {FOLDER}FOLDER"
         )
     return unknown_model(name, f", or {FOLDER}FOLDER, {HUB}OWNER/NAME")
 
@@ -230,7 +205,9 @@ def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
     weights = None if known is None else SIZES[known.size].weights
     facts, uncounted = _facts(model)
     reduction = ["token reduction"] if reducer is not None else []
-    return _template().render(
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), keep_trailing_newline=True)
+    environment.filters["json"] = lambda value: json.dumps(value, sort_keys=True)
+    return environment.get_template("model_card.md").render(
         model=model,
         repo=repo,
         hub_licenses=_HUBS_LICENSES,
@@ -244,20 +221,12 @@ def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
         version=records[0].version if records else "",
         commits=sorted({record.git_commit for record in records if record.git_commit}),
         predicted=reducer is not None and bool(reducer.config.predictor_blocks(len(model.vit.blocks))),
-        predictors=[_with_heads(file) for file in model.provenance.get("predictors") or []],
+        predictors=model.provenance.get("predictors") or [],
         prompts=model.provenance.get("prompts"),
         recovery=recovery,
         embedded=known is not None and weights is None,
+        compare=COMPARE,
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(  # Markdown, of values that we computed
-        loader=FileSystemLoader(Path(__file__).parent), keep_trailing_newline=True
-    )
-    environment.filters["json"] = lambda value: json.dumps(value, sort_keys=True)
-    return environment.get_template("model_card.md")
 
 
 def _facts(model: Publishable) -> tuple[dict[str, str], str]:
@@ -273,9 +242,10 @@ def _facts(model: Publishable) -> tuple[dict[str, str], str]:
     facts = {"input": " x ".join(map(str, size))}
     dense = ""
     if vit.reducer is not None:
+        about = next(iter((sys.modules[type(vit.reducer).__module__].__doc__ or "").strip().splitlines()), "")
         dense = f" (dense: {gflops(model.dense, size[1:], size[0]).gflops:.2f})"
         facts |= {
-            "method": _method(model),
+            "method": f"{model.method}. {about}",
             "settings": f"`{json.dumps(model.settings())}`",
             "keep rate": f"{100 * trace.final_tokens / patches:.1f} %",
         }
@@ -288,22 +258,6 @@ def _facts(model: Publishable) -> tuple[dict[str, str], str]:
         "output": f"logits of {classes} classes" if classes else f"{vit.num_classes} features",
     }
     return facts, lacking(cost.unsupported)
-
-
-def _method(model: Publishable) -> str:
-    """Say what the method is, by the first line of its module."""
-    module = sys.modules[type(model.vit.reducer).__module__]
-    line = (module.__doc__ or model.method).strip().splitlines()[0]
-    link = r"[arXiv \1](https://arxiv.org/abs/\1)"
-    return f"{model.method}. {re.sub(r'arXiv ([0-9.]+[0-9])', link, line)}"
-
-
-def _with_heads(file: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete what is known of a predictor, with the columns that its rankings fill."""
-    provenance = file.get("provenance") or {}
-    rankings = provenance.get("rankings") or []
-    heads = [key for key in _RANKED if any(one.get(key) is not None for one in rankings)]
-    return {**file, "recipe": file.get("recipe") or {}, "provenance": provenance, "heads": heads}
 
 
 def write_folder(model: Publishable, folder: Path, repo: str, records: Sequence[Record]) -> str:

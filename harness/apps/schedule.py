@@ -24,7 +24,7 @@ from harness import git_commit
 from harness.apps.fidelity import PicturePart, Pictures, join_splits
 from harness.apps.recovery import LearningSet, Sources
 from harness.base.terminal import Progress
-from harness.datasets.base import cached_json, keep_json
+from harness.datasets.base import Split, cached_json, keep_json
 from harness.measure.cost import gflops
 from harness.measure.match import TOLERANCE, KeepSolver
 from harness.measure.plan import Plan
@@ -155,20 +155,15 @@ def neighbours(shape: Shape, depth: int, most: int, step: int) -> list[Shape]:
 
 
 def search(
-    look: Callable[[Sequence[Shape], bool], Mapping[Shape, float]],
-    depth: int,
-    config: SearchConfig,
-    on_round: Callable[[int, Mapping[Shape, float]], None] = lambda *_: None,
-) -> dict[Shape, float]:
-    """Return the candidates that got beyond a first look, with their loss, the best first.
+    look: Callable[[Sequence[Shape], bool], Mapping[Shape, float]], depth: int, config: SearchConfig
+) -> tuple[dict[Shape, float], int]:
+    """Return the candidates that got beyond a first look, with their loss, the best first, and how many were tried.
 
-    ``look`` gives the loss of those candidates that can be had, on some images or, if told so, on all. ``on_round``
-    takes how many were tried, and the losses so far.
+    ``look`` gives the loss of those candidates that can be had, on some images or, if told so, on all.
     """
-    steps = list(STEPS)
+    steps, front = list(STEPS), starts(depth, config.points)
     tried: set[Shape] = set()
     losses: dict[Shape, float] = {}
-    front = starts(depth, config.points)
     while True:
         new = [shape for shape in dict.fromkeys(front) if shape not in tried][: config.candidates - len(tried)]
         tried |= set(new)
@@ -177,13 +172,10 @@ def search(
         passed = sorted(rough, key=lambda shape: rough[shape])[: max(BEAM, -(-len(new) // FIRST))]
         losses |= look(passed, True)
         losses = dict(sorted(losses.items(), key=lambda item: item[1]))
-        on_round(len(tried), losses)
-        if len(tried) >= config.candidates or not losses:
-            return losses
-        if min(losses.values()) >= best:
+        if losses and min(losses.values()) >= best:
             steps = steps[1:]
-            if not steps:
-                return losses
+        if len(tried) >= config.candidates or not losses or not steps:
+            return losses, len(tried)
         front = [near for shape in list(losses)[:BEAM] for near in neighbours(shape, depth, config.points, steps[0])]
 
 
@@ -199,6 +191,11 @@ def closed_gflops(vit: ReducedViT) -> float:
     return total / 1e9
 
 
+def count_gflops(vit: ReducedViT) -> float:
+    """Return fvcore's count of a tower, 1e9 multiply-adds per image."""
+    return gflops(vit, vit.input_size).gflops
+
+
 class _Bench:
     """A method in a tower, what its schedules cost and lose, and what a stopped search found out so far."""
 
@@ -210,7 +207,7 @@ class _Bench:
         self.weights = blocks_fingerprint(self.tower.vit.state_dict(), self.tower.vit.blocks_prefix)
         self.dense = self.tower.vit.to(device)
         self.patches = math.prod(self.dense.grid)
-        self.settings = self.row({"keep": 1.0}).config
+        self.settings = self.row(method, {"keep": 1.0}).config
         goal = (config.match_to, config.keep, config.cost)  # a longer search goes on from a shorter one
         self.path, known = cached_json(
             "fits",
@@ -220,44 +217,40 @@ class _Bench:
         # Counts and cost by candidate, None if it can't be had; 1 - cosine of images by schedule.
         self.known: dict[str, Any] = known or {"solved": {}, "first": {}, "rest": {}, "seconds": 0.0}
         self._begun = time.monotonic() - self.known["seconds"]
-        whole = self.gflops(self.dense)
+        whole = count_gflops(self.dense)
         self.known.setdefault("off", whole - closed_gflops(self.dense))
-        if config.cost is not None:
-            self.goal = config.cost * whole
-        else:
-            self.goal = self.gflops(self.row({"keep": config.keep}, method=config.match_to).vit)
+        target = self.row(config.match_to, {"keep": config.keep}).vit if config.cost is None else None
+        self.goal: float = whole * (config.cost or 0) if target is None else count_gflops(target)
 
     def save(self) -> None:
         """Write what is known."""
         self.known["seconds"] = time.monotonic() - self._begun
         keep_json(self.path, self.known)
 
-    def row(self, options: dict[str, Any], what: str = "", method: str | None = None) -> Variant:
-        """Make the row of the method, or another one, with some options."""
-        method, arch = method or self.method, self.tower.arch
+    def row(self, method: str, options: dict[str, Any], what: str = "") -> Variant:
+        """Make the row of a method with some options."""
+        arch = self.tower.arch
         return reduced_row(self.dense, arch, self.tower.tag, f"{arch}_{method}", method, options, what)
-
-    def gflops(self, vit: ReducedViT) -> float:
-        """Return fvcore's count of a tower."""
-        return gflops(vit, vit.input_size).gflops
 
     def solve(self, shapes: Sequence[Shape]) -> dict[Shape, Schedule]:
         """Return the schedule of each candidate that can meet the cost."""
-        solved = self.known["solved"]
+        solved, schedules = self.known["solved"], {}
         for shape in shapes:
             if _key(shape) not in solved:
                 solved[_key(shape)] = self._solve(shape)
                 self.save()
-        known = {shape: solved[_key(shape)] for shape in shapes}
-        return {
-            shape: Schedule(tuple(one[0]), tuple(one[1]))
-            for shape, one in known.items()
-            if one is not None and abs(one[2] / self.goal - 1) <= NEAR
-        }
+            if (one := solved[_key(shape)]) is not None and abs(one[2] / self.goal - 1) <= NEAR:
+                schedules[shape] = Schedule(tuple(one[0]), tuple(one[1]))
+        if DEFAULT in shapes and DEFAULT not in schedules:
+            raise ValueError(
+                f"{self.method} can't meet the GFLOPs of {self.config.asked} by its default schedule: asked "
+                f"{self.goal:.4g}, the nearest is {solved[_key(DEFAULT)][2]:.4g}"
+            )
+        return schedules
 
     def _solve(self, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...], float] | None:
         """Bisect by the blocks' closed form, and correct that by what fvcore counts of its answer."""
-        solver = KeepSolver(self.dense, lambda keep: self.row(shape.options(keep)).vit)
+        solver = KeepSolver(self.dense, lambda keep: self.row(self.method, shape.options(keep)).vit)
         try:
             solver.build(1.0)
         except (ValueError, FileNotFoundError) as error:  # no such block, or no predictor for it
@@ -274,85 +267,84 @@ class _Bench:
         tried: dict[int, float] = {}
         off: float = self.known["off"]
         while (count := solver.bisect(self.goal - off, lambda count: closed_gflops(build(count)))) not in tried:
-            tried[count] = self.gflops(build(count))
+            tried[count] = count_gflops(build(count))
             off = tried[count] - closed_gflops(build(count))
         if shape == DEFAULT:
             self.known["off"] = off  # from which others differ little
         count = min(tried, key=lambda count: abs(tried[count] - self.goal))
         return *Schedule.of(build(count)), tried[count]
 
-    def default(self) -> Schedule:
-        """Return the method's own schedule at the cost.
-
-        Raises:
-            ValueError: it misses the cost.
-        """
-        if DEFAULT not in (schedules := self.solve([DEFAULT])):
-            cost = self.known["solved"][_key(DEFAULT)][2]
-            raise ValueError(
-                f"{self.method} can't meet the GFLOPs of {self.config.asked} by its default schedule: asked "
-                f"{self.goal:.4g}, the nearest is {cost:.4g}"
-            )
-        return schedules[DEFAULT]
-
-    def pictures(self, part: PicturePart) -> Pictures:
+    def pictures(self, split: Split) -> Pictures:
         """Set images beside what the dense tower makes of them."""
         dense = Variant(model=self.tower.arch, method=DENSE, keep=1.0, vit=self.dense, config={})
-        return Pictures(part, dense, self.tower.preprocess)
+        return Pictures(PicturePart(split, np.arange(len(split))), dense, self.tower.preprocess)
 
-    def distances(self, pictures: Pictures, schedules: Sequence[Schedule], known: dict[str, Any]) -> None:
+    def add_distances(self, pictures: Pictures, schedules: Sequence[Schedule], known: dict[str, Any]) -> None:
         """Add 1 - cosine to dense of images by schedules to what is known."""
         new = [one for one in schedules if _key(one) not in known]
         for start in range(0, len(new), GROUP):
-            rows = [self.row(one.options(self.patches), _key(one)) for one in new[start : start + GROUP]]
+            some = new[start : start + GROUP]
+            rows = [self.row(self.method, one.options(self.patches), _key(one)) for one in some]
             found = pictures.distances(rows)
             known |= {row.what: found[row.key].tolist() for row in rows}
             self.save()
 
+    def best_on_training_images(self, default: Schedule) -> tuple[Schedule, int]:
+        """Search, and return the best schedule and how many candidates were tried."""
+        sets = np.repeat(np.arange(len(self.sets)), [len(one.train) for one in self.sets])
+        is_first = np.concatenate([np.arange(len(one.train)) % FIRST == 0 for one in self.sets])  # of each set
+        whole = join_splits([one.train for one in self.sets])
+        places = {"first": np.flatnonzero(is_first), "rest": np.flatnonzero(~is_first)}
+        pictures = {name: self.pictures(whole.subset(own)) for name, own in places.items()}
 
-def _key(one: Shape | Schedule) -> str:
-    points, numbers = one
-    return f"{','.join(map(str, points))}:{','.join(map(str, numbers))}"
-
-
-def _search_on_images(bench: _Bench, default: Schedule) -> tuple[Schedule, int]:
-    """Return the best schedule on training images, and how many were tried."""
-    sets = np.repeat(np.arange(len(bench.sets)), [len(one.train) for one in bench.sets])
-    is_first = np.concatenate(
-        [np.arange(len(one.train)) % FIRST == 0 for one in bench.sets]
-    )  # so that no set lacks any
-    whole, tried = PicturePart(join_splits([one.train for one in bench.sets]), sets), 0
-    parts = {
-        name: (places, bench.pictures(PicturePart(whole.split.subset(places), sets[places])))
-        for name, places in (("first", np.flatnonzero(is_first)), ("rest", np.flatnonzero(~is_first)))
-    }
-
-    def look(shapes: Sequence[Shape], on_all: bool) -> dict[Shape, float]:
-        schedules = bench.solve(shapes)
-        for name in parts if on_all else ("first",):
-            bench.distances(parts[name][1], sorted({*schedules.values(), default}), bench.known[name])
-            update(len(bench.known["first"]))
-
-        def means(one: Schedule) -> NDArray[np.float64]:
+        def means(one: Schedule, on_all: bool) -> NDArray[np.float64]:
             values = np.empty(len(sets))
-            for name, (places, _) in parts.items():
-                values[places] = bench.known[name].get(_key(one), 0.0)
+            for name, own in places.items():
+                values[own] = self.known[name].get(_key(one), 0.0)
             seen = slice(None) if on_all else is_first
             return np.bincount(sets[seen], weights=values[seen]) / np.bincount(sets[seen])
 
-        before = means(default)
-        return {shape: loss(means(one), before) for shape, one in schedules.items()}
+        def look(shapes: Sequence[Shape], on_all: bool) -> dict[Shape, float]:
+            schedules = self.solve(shapes)
+            for name in places if on_all else ("first",):
+                self.add_distances(pictures[name], sorted({*schedules.values(), default}), self.known[name])
+            update(len(self.known["first"]))
+            before = means(default, on_all)
+            return {shape: loss(means(one, on_all), before) for shape, one in schedules.items()}
 
-    def on_round(count: int, losses: Mapping[Shape, float]) -> None:
-        nonlocal tried
-        tried = count
-        for shape, left in list(losses.items())[:1]:
-            blocks = ", ".join(map(str, shape.points))
-            bench.progress.say(f"{tried} tried; the best is at blocks {blocks}: {left:.3f} of the default's 1 - cosine")
+        with self.progress.task("schedules tried", self.config.candidates) as update:
+            losses, tried = search(look, self.dense.depth, self.config)
+        best = next(iter(losses), DEFAULT)
+        return self.solve([best])[best], tried
 
-    with bench.progress.task("schedules tried", bench.config.candidates) as update:
-        best = next(iter(search(look, bench.dense.depth, bench.config, on_round)), DEFAULT)
-    return bench.solve([best])[best], tried
+    def compare(self, default: Schedule, best: Schedule) -> tuple[bool, list[dict[str, Any]]]:
+        """Say whether a schedule is better than the default on held-out images, and what a file says of each dataset.
+
+        It is if its difference, each image counted by the default's mean on its set, is clear of zero, and no set
+        clearly loses. Images of one group are resampled together.
+        """
+        splits = [one.held_out for one in self.sets]
+        names = [
+            f"{one.dataset.name}/{one.dataset.group_of(own)}" for one in self.sets for own in one.held_out.image_ids
+        ]
+        groups = np.unique(names, return_inverse=True)[1]
+        found: dict[str, Any] = {}
+        self.add_distances(self.pictures(join_splits(splits)), sorted({default, best}), found)
+        before, after = (np.array(found[_key(one)]) for one in (default, best))
+        ends = np.cumsum([0, *map(len, splits)])
+        scale, worse, facts = np.empty(len(before)), False, []
+        for one, part in zip(self.sets, map(slice, ends, ends[1:]), strict=True):
+            scale[part] = max(before[part].mean(), _NOTHING)
+            own_groups = np.unique(groups[part], return_inverse=True)[1]
+            difference = paired_mean(after[part], before[part], 0, own_groups)
+            worse = worse or difference.low > 0
+            means = {"before": float(before[part].mean()), "after": float(after[part].mean())}
+            facts.append({**one.facts, **means, "difference": list(difference)})
+        return not worse and paired_mean(after / scale, before / scale, 0, groups).high < 0, facts
+
+
+def _key(one: Shape | Schedule) -> str:
+    return ":".join(",".join(map(str, numbers)) for numbers in one)
 
 
 def loss(means: NDArray[np.float64], before: NDArray[np.float64]) -> float:
@@ -362,33 +354,6 @@ def loss(means: NDArray[np.float64], before: NDArray[np.float64]) -> float:
     """
     shares = (means + _NOTHING) / (before + _NOTHING)
     return float(shares.max()) if shares.max() > 1 else float(np.exp(np.log(shares).mean()))
-
-
-def _compare(bench: _Bench, default: Schedule, best: Schedule) -> tuple[bool, list[dict[str, Any]]]:
-    """Say whether a schedule is better than the default on held-out images, and what a file says of each dataset.
-
-    It is if its difference, each image counted by the default's mean on its set, is clear of zero, and no set clearly
-    loses. Images of one group are resampled together.
-    """
-    splits = [one.held_out for one in bench.sets]
-    names = [
-        f"{one.dataset.name}/{one.dataset.group_of(name)}" for one in bench.sets for name in one.held_out.image_ids
-    ]
-    groups = np.unique(names, return_inverse=True)[1]
-    found: dict[str, Any] = {}
-    bench.distances(bench.pictures(PicturePart(join_splits(splits), groups)), sorted({default, best}), found)
-    before, after = (np.array(found[_key(one)]) for one in (default, best))
-    starts = np.cumsum([0, *map(len, splits)])
-    scale, worse, facts = np.empty(len(before)), False, []
-    for one, start, stop in zip(bench.sets, starts, starts[1:], strict=False):
-        part = slice(start, stop)
-        scale[part] = max(before[part].mean(), _NOTHING)
-        own_groups = np.unique(groups[part], return_inverse=True)[1]
-        difference = paired_mean(after[part], before[part], 0, own_groups)
-        worse = worse or difference.low > 0
-        means = {"before": float(before[part].mean()), "after": float(after[part].mean())}
-        facts.append({**one.facts, **means, "difference": list(difference)})
-    return not worse and paired_mean(after / scale, before / scale, 0, groups).high < 0, facts
 
 
 def search_schedule(
@@ -413,15 +378,15 @@ def search_schedule(
     if method not in METHODS:
         raise ValueError(f"--method {method!r}: {expected(method, METHODS)}")
     bench = _Bench(model, method, sources, config, device, progress)
-    default = bench.default()
-    best, tried = _search_on_images(bench, default)
-    found, datasets = _compare(bench, default, best)
+    default = bench.solve([DEFAULT])[DEFAULT]
+    best, tried = bench.best_on_training_images(default)
+    found, datasets = bench.compare(default, best)
     if not found:
         best = default
         datasets = [one | {"after": one["before"], "difference": [0.0] * 3} for one in datasets]
     bench.save()
     tower, options = bench.tower, best.options(bench.patches)
-    reached = bench.gflops(bench.row(options).vit)
+    reached = count_gflops(bench.row(method, options).vit)
     file = ScheduleFile(
         **options,
         model=tower.arch,

@@ -1,8 +1,9 @@
 """Show images beside the importance of their patches by several rankings, and what is kept."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from harness.golden.maps import (
 )
 from harness.models.towers import Tower, load_tower
 from harness.records.conditions import GOLDEN
-from harness.report.patches import PatchRow, PatchSheet, draw
+from harness.report.pictures import PatchRow, PatchSheet, draw
 from zoo.core.files import write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, Pruner
@@ -36,12 +37,10 @@ from zoo.core.tokens import tokens_of
 from zoo.ranking.golden import SCORES, GoldenConfig
 
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
-TEMPLATES = ("a photo of a {}.",)  # for classes that come without a dataset
 NO_CLASSES = 'its classes are not known (--dataset NAME or --classes "a,b,c" names them)'
 NO_LABEL = "its true class is not known (--label CLASS names it)"
-
-PREDICTOR, ATTENTION = "patchrank", "clsattn"
-ALIASES = {"predictor": PREDICTOR, GOLDEN: "preservation"}
+PREDICTOR, ATTENTION, PRESERVATION = "patchrank", "clsattn", "preservation"
+ALIASES = {"predictor": PREDICTOR, GOLDEN: PRESERVATION}
 NAMES = {score: f"golden {score}" for score in SCORES} | {PREDICTOR: "predictor", ATTENTION: "CLS attention"}
 
 
@@ -53,7 +52,7 @@ class Subject:
     image: Image.Image
     label: int | None = None
     classes: tuple[str, ...] = ()
-    templates: tuple[str, ...] = TEMPLATES
+    templates: tuple[str, ...] = ("a photo of a {}.",)  # for classes that come without a dataset
 
 
 def find_subjects(
@@ -68,60 +67,40 @@ def find_subjects(
         ValueError: a file that is no image, a place that no dataset has, an unknown class, or
             classes and labels that don't fit each other or the files.
     """
-    files = [place for place in places if _is_file(place)]
-    names, templates = _classes(dataset, classes)
-    if not files and (names or labels):
+    files = [place for place in places if Path(place).exists() or not PLACE.fullmatch(place)]
+    source = None if dataset is None else get_dataset(dataset)
+    known = tuple(classes) if source is None else source.classes
+    if not files and (known or labels):
         raise ValueError(
             f"--dataset, --classes and --label are for image files, and there is none among {', '.join(places)}: "
             "these have classes and labels of their own"
         )
-    positions = iter(_labels(labels, names, len(files)))
+    if classes and source is not None:
+        raise ValueError("--dataset and --classes both name classes: give one of them")
+    if len(set(classes)) < len(classes) or not all(classes):
+        raise ValueError(f"--classes {','.join(classes)!r}: expected names, each once")
+    for label in labels:
+        if label not in known:
+            mend = expected(label, known) if known else 'name its classes with --dataset NAME or --classes "a,b,c"'
+            raise ValueError(f"--label {label!r}: {mend}")
+    if len(labels) not in (0, 1, len(files)):
+        raise ValueError(f"--label: {len(labels)} labels for {len(files)} files; give one, or one each")
+    positions = iter([known.index(label) for label in labels] * (len(files) if len(labels) == 1 else 1))
+    about = {} if source is None else {"templates": source.templates}
     return [
-        Subject(Path(place).name, _image(place), next(positions), names, templates)
-        if _is_file(place)
+        Subject(Path(place).name, _read_file(place), next(positions, None), known, **about)
+        if place in files
         else _from_dataset(place)
         for place in places
     ]
 
 
-def _is_file(place: str) -> bool:
-    return Path(place).exists() or not PLACE.fullmatch(place)
-
-
-def _classes(dataset: str | None, classes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if dataset is None:
-        if len(set(classes)) < len(classes) or not all(classes):
-            raise ValueError(f"--classes {','.join(classes)!r}: expected names, each once")
-        return tuple(classes), TEMPLATES
-    if classes:
-        raise ValueError("--dataset and --classes both name classes: give one of them")
-    source = get_dataset(dataset)
-    return source.classes, source.templates
-
-
-def _labels(labels: Sequence[str], classes: tuple[str, ...], files: int) -> list[int | None]:
-    if not labels:
-        return [None] * files
-    if not classes:
-        raise ValueError(
-            f"--label {labels[0]!r}: a label needs the classes that it is one of; name them with "
-            '--dataset NAME or --classes "a,b,c"'
-        )
-    for label in labels:
-        if label not in classes:
-            raise ValueError(f"--label {label!r}: {expected(label, classes)}")
-    if len(labels) not in (1, files):
-        raise ValueError(f"--label: {len(labels)} labels for {files} files; give one, or one each")
-    return [classes.index(label) for label in (labels if len(labels) > 1 else [*labels] * files)]
-
-
-def _image(place: str) -> Image.Image:
-    path = Path(place)
-    if not path.is_file():
+def _read_file(place: str) -> Image.Image:
+    if not Path(place).is_file():
         raise FileNotFoundError(
             f"image {place!r} does not exist; expected an image file, or dataset:split:index such as fashion:val:3"
         )
-    return read_image(path, way=LEAVE_OUT)
+    return read_image(Path(place), way=LEAVE_OUT)
 
 
 def _from_dataset(place: str) -> Subject:
@@ -132,12 +111,9 @@ def _from_dataset(place: str) -> Subject:
         split = dataset.split(match["split"])  # type: ignore[arg-type]  # checked there
     except ValueError as error:
         raise ValueError(f"image {place!r}: {error}") from error
-    if not len(split):
-        raise ValueError(f"image {place!r}: {dataset.name} {match['split']} has no images")
     if not index.isdecimal() or int(index) >= len(split):
-        raise ValueError(
-            f"image {place!r}: index {index!r}: {dataset.name} {match['split']} has images 0 to {len(split) - 1}"
-        )
+        there = f"images 0 to {len(split) - 1}" if len(split) else "no images"
+        raise ValueError(f"image {place!r}: index {index!r}: {dataset.name} {match['split']} has {there}")
     example = split[int(index)]
     label = example.label if dataset.labelled else None
     name = f"{dataset.name}:{match['split']}:{index}"
@@ -168,30 +144,25 @@ class ShowConfig:
 
     def __post_init__(self) -> None:
         """Validate, and put the names of rankings in place of their aliases."""
-        for keep in self.keeps:
-            if not 0 < keep < 1:
-                raise ValueError(f"--keeps {keep:g}: expected fractions in (0, 1), such as 0.6")
-        if not self.keeps or len(set(self.keeps)) < len(self.keeps):
-            raise ValueError(f"--keeps {self.keeps}: expected at least one rate, each once")
-        known = [*ALIASES, *SCORES, *sorted(METHODS)]
-        for flag, given, names in (
-            ("by", [self.by] if self.by is not None else [], known),
-            ("methods", self.methods, sorted(METHODS)),
-            ("left", self.left, sorted((*METHODS, GOLDEN))),
+        if not self.keeps or len(set(self.keeps)) < len(self.keeps) or not all(0 < keep < 1 for keep in self.keeps):
+            raise ValueError(f"--keeps {self.keeps}: expected fractions in (0, 1), such as 0.6, each once")
+        methods = sorted(METHODS)
+        for flag, names, known in (
+            ("by", (self.by,), (None, *ALIASES, *SCORES, *methods)),
+            ("methods", self.methods, methods),
+            ("left", self.left, [*methods, GOLDEN]),
         ):
-            for name in given:
-                if name not in names:
-                    raise ValueError(f"--{flag} {name!r}: {expected(name, names)}")
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"--{flag} {name!r}: {expected(str(name), filter(None, known))}")
         if self.left and (self.methods or self.by):
-            raise ValueError(
-                "--left shows what methods leave, and no rankings: expected no --methods and no --by with it"
-            )
+            raise ValueError(f"--left {self.left[0]!r} shows no rankings: expected no --methods and no --by with it")
         if not 0.25 <= self.scale <= 8:
             raise ValueError(f"--scale {self.scale:g}: expected a number in [0.25, 8]")
         object.__setattr__(self, "by", ALIASES.get(self.by or "", self.by))
 
 
-Columns = Mapping[str, Mapping[int, NDArray[Any]]]  # by column and position of the image
+Arrays = dict[str, dict[int, NDArray[Any]]]  # (N,) of each patch, by column and position of the image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,107 +172,7 @@ class Scene:
     tower: Tower
     subjects: Sequence[Subject]
     images: Tensor  # (B, C, H, W), preprocessed
-    views: NDArray[np.floating]  # (B, H, W, 3), the same in [0, 1]
     config: ShowConfig
-
-    def sheet(
-        self, columns: Mapping[str, str], importance: Columns, tokens: Columns, notes: Sequence[str]
-    ) -> PatchSheet:
-        """Put what is known of the patches into a sheet; see `PatchRow`."""
-        rows = [
-            PatchRow(
-                name=subject.name,
-                label="" if subject.label is None else subject.classes[subject.label],
-                view=self.views[i],
-                importance={name: own[i] for name, own in importance.items() if i in own},
-                tokens={name: own[i] for name, own in tokens.items() if i in own},
-            )
-            for i, subject in enumerate(self.subjects)
-        ]
-        return PatchSheet(rows=rows, grid=patch_grid(self.tower.vit, self.images), columns=columns, notes=notes)
-
-
-@dataclass(kw_only=True)
-class Maps:
-    """What is known of the patches of a scene.
-
-    Attributes:
-        importance: ranking -> position -> (N,) float, higher = keep.
-        kept: (ranking, keep rate) -> position -> (N,) bool.
-        gaps: reason -> rankings and positions that have nothing.
-    """
-
-    scene: Scene
-    importance: dict[str, dict[int, NDArray[np.floating]]] = field(default_factory=dict)
-    kept: dict[tuple[str, float], dict[int, NDArray[np.bool_]]] = field(default_factory=dict)
-    gaps: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
-
-    def add_method(self, method: str) -> None:
-        """Run a registered method at each keep rate; its importance is that at the first one.
-
-        Raises:
-            FileNotFoundError: it has no predictor for this tower, and the user named it.
-            ValueError: it can't rank at this block, and the user named it.
-        """
-        scene, config = self.scene, self.scene.config
-        try:
-            for keep in config.keeps:
-                vit = reduced(scene.tower, method, keep=keep, block=config.golden.block)
-                importance, kept = method_maps(vit, scene.images)
-                self.importance.setdefault(method, dict(enumerate(importance.numpy())))
-                self.kept[method, keep] = dict(enumerate(kept.numpy()))
-        except (FileNotFoundError, ValueError) as error:
-            if method in (*config.methods, config.by):
-                raise
-            reason = describe_error(error)
-            self.gaps.setdefault(reason, []).extend((method, i) for i in range(len(scene.images)))
-
-    def add_golden(self, progress: Progress) -> None:
-        """Make golden rankings, by each score that an image has text and label for."""
-        texts: dict[tuple[str, ...], tuple[Tensor, float] | str] = {}
-        with progress.task("golden rankings", len(self.scene.subjects)) as update:
-            for i, subject in enumerate(self.scene.subjects):
-                key = (*subject.templates, *subject.classes)
-                if key not in texts:
-                    texts[key] = self._text(subject)
-                self._add_golden(i, subject, texts[key])
-                update(i + 1)
-
-    def _text(self, subject: Subject) -> tuple[Tensor, float] | str:
-        """Return the features of an image's classes and the scale, or why there are none."""
-        if self.scene.tower.clip is not None and not subject.classes:
-            return NO_CLASSES
-        try:
-            features, scale = class_text(self.scene.tower, subject.classes, subject.templates)
-        except ValueError as error:
-            return str(error)
-        return features.to(self.scene.images.device), scale
-
-    def _add_golden(self, i: int, subject: Subject, text: tuple[Tensor, float] | str) -> None:
-        reasons = {"label": text, "confidence": text} if isinstance(text, str) else {}
-        if subject.label is None:
-            reasons.setdefault("label", NO_LABEL)
-        for score, reason in reasons.items():
-            self.gaps.setdefault(reason, []).append((score, i))
-        features, scale = (None, 1.0) if isinstance(text, str) else text
-        image, config = self.scene.images[i : i + 1], self.scene.config
-        labels = torch.tensor([subject.label or 0], device=image.device)
-        scores = [score for score in SCORES if score not in reasons]
-        facts: dict[str, Any] = {"text": features, "scale": scale, "labels": labels}
-        for score, importance in golden_maps(self.scene.tower.vit, image, scores, config.golden, **facts).items():
-            self.importance.setdefault(score, {})[i] = importance[0].cpu().numpy()
-            for keep in config.keeps:
-                self.kept.setdefault((score, keep), {})[i] = most_important(importance, keep)[0].cpu().numpy()
-
-    def describe_gaps(self) -> list[str]:
-        """Say what is left out and why, each reason once."""
-        subjects, notes = self.scene.subjects, []
-        for reason, gaps in self.gaps.items():
-            names = " and ".join(dict.fromkeys(NAMES.get(column, column) for column, _ in gaps))
-            rows = sorted({i for _, i in gaps})
-            where = "" if len(rows) == len(subjects) else f" of {', '.join(subjects[i].name for i in rows)}"
-            notes.append(f"Left out: {names}{where}: {reason}.")
-        return notes
 
 
 def show(
@@ -319,11 +190,25 @@ def show(
     tower.vit.to(device)
     images = torch.stack([tower.preprocess(subject.image) for subject in subjects])
     views = undo_preprocess(tower.preprocess, images).permute(0, 2, 3, 1).numpy()
-    scene = Scene(tower=tower, subjects=subjects, images=images.to(device), views=views, config=config)
-    sheet = _leavings(scene) if config.left else _rankings(scene, progress)
+    scene = Scene(tower=tower, subjects=subjects, images=images.to(device), config=config)
+    columns, importance, tokens, notes = _leavings(scene) if config.left else _rankings(scene, progress)
+    rows = [
+        PatchRow(
+            name=subject.name,
+            label="" if subject.label is None else subject.classes[subject.label],
+            view=views[i],
+            importance={name: own[i] for name, own in importance.items() if i in own},
+            tokens={name: own[i] for name, own in tokens.items() if i in own},
+        )
+        for i, subject in enumerate(subjects)
+    ]
+    sheet = PatchSheet(rows=rows, grid=patch_grid(tower.vit, scene.images), columns=columns, notes=notes)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, draw(sheet, scale=config.scale))
     return sheet
+
+
+Drawing = tuple[dict[str, str], Arrays, Arrays, tuple[str, ...]]  # titles by column, importance, tokens, notes
 
 
 def _own_tokens(kept: NDArray[np.bool_]) -> NDArray[np.integer]:
@@ -331,43 +216,106 @@ def _own_tokens(kept: NDArray[np.bool_]) -> NDArray[np.integer]:
     return np.where(kept, np.arange(kept.shape[-1]), -1)
 
 
-def _rankings(scene: Scene, progress: Progress) -> PatchSheet:
-    """Return a sheet of the importance by each ranking, and of what one of them keeps."""
-    maps, config, golden = Maps(scene=scene), scene.config, scene.config.golden
+@dataclass(kw_only=True)
+class Maps:
+    """What is known of the patches of a scene's images, which go by position; (N,) of each."""
+
+    importance: Arrays = field(default_factory=dict)  # by ranking, higher = keep
+    kept: dict[tuple[str, float], dict[int, NDArray[Any]]] = field(default_factory=dict)  # by ranking and keep rate
+    gaps: dict[str, dict[str, list[str]]] = field(
+        default_factory=dict
+    )  # images by reason and ranking, whose map is none
+
+    def add_method(self, scene: Scene, method: str) -> None:
+        """Run a registered method at each keep rate; its importance is that at the first one."""
+        config = scene.config
+        try:
+            for keep in config.keeps:
+                vit = reduced(scene.tower, method, keep=keep, block=config.golden.block)
+                importance, kept = method_maps(vit, scene.images)
+                self.importance.setdefault(method, dict(enumerate(importance.numpy())))
+                self.kept[method, keep] = dict(enumerate(kept.numpy()))
+        except (FileNotFoundError, ValueError) as error:
+            if method in (*config.methods, config.by):
+                raise
+            self.gaps.setdefault(describe_error(error), {})[method] = [subject.name for subject in scene.subjects]
+
+    def add_golden(self, scene: Scene, i: int, read_text: Callable[..., tuple[Tensor, float]]) -> None:
+        """Rank an image by the scores that it has text and label for."""
+        subject, image, config = scene.subjects[i], scene.images[i : i + 1], scene.config
+        text, scale, reasons = None, 1.0, dict[str, str]()
+        try:
+            if scene.tower.clip is not None and not subject.classes:
+                raise ValueError(NO_CLASSES)
+            text, scale = read_text(subject.classes, subject.templates)
+            text = text.to(image.device)
+        except ValueError as error:
+            reasons = dict.fromkeys(("label", "confidence"), str(error))
+        if subject.label is None:
+            reasons.setdefault("label", NO_LABEL)
+        for score, reason in reasons.items():
+            self.gaps.setdefault(reason, {}).setdefault(score, []).append(subject.name)
+        labels = torch.tensor([subject.label or 0], device=image.device)
+        scores = [score for score in SCORES if score not in reasons]
+        facts: dict[str, Any] = {"text": text, "scale": scale, "labels": labels}
+        for score, importance in golden_maps(scene.tower.vit, image, scores, config.golden, **facts).items():
+            self.importance.setdefault(score, {})[i] = importance[0].cpu().numpy()
+            for keep in config.keeps:
+                self.kept.setdefault((score, keep), {})[i] = most_important(importance, keep)[0].cpu().numpy()
+
+    def describe_gaps(self, names: Sequence[str]) -> list[str]:
+        """Say what is left out and why, each reason once."""
+        notes = []
+        for reason, lacking in self.gaps.items():
+            images = [name for name in names if any(name in own for own in lacking.values())]
+            where = "" if images == list(names) else f" of {', '.join(images)}"
+            rankings = " and ".join(NAMES.get(ranking, ranking) for ranking in lacking)
+            notes.append(f"Left out: {rankings}{where}: {reason}.")
+        return notes
+
+
+def _rankings(scene: Scene, progress: Progress) -> Drawing:
+    """Return the importance by each ranking, and what one of them keeps."""
+    config, golden, names, maps = scene.config, scene.config.golden, [one.name for one in scene.subjects], Maps()
     named = [config.by] if config.by in METHODS else []
     for method in dict.fromkeys((PREDICTOR, ATTENTION, *config.methods, *named)):
-        maps.add_method(method)
-    maps.add_golden(progress)
-    by = config.by or (PREDICTOR if PREDICTOR in maps.importance else ALIASES[GOLDEN])
-    if by not in maps.importance:
-        [reason] = [reason for reason, gaps in maps.gaps.items() if (by, 0) in gaps]
-        raise ValueError(f"--by {by!r} can't be had: {reason}")
+        maps.add_method(scene, method)
+    read_text = cache(partial(class_text, scene.tower))
+    with progress.task("golden rankings", len(names)) as update:
+        for i in range(len(names)):
+            maps.add_golden(scene, i, read_text)
+            update(i + 1)
+    importance, kept = maps.importance, maps.kept
+    by = config.by or (PREDICTOR if PREDICTOR in importance else PRESERVATION)
+    if by not in importance:
+        raise ValueError(
+            f"--by {by!r} can't be had: {next(why for why, lacking in maps.gaps.items() if by in lacking)}"
+        )
     columns = {}
-    for name in sorted(maps.importance, key=lambda name: (*SCORES, name).index(name)):
-        columns[name] = NAMES.get(name, name).replace(" ", "\n")
-        if name in METHODS and not issubclass(METHODS[name], Pruner):
-            columns[name] += f"\nat keep {100 * config.keeps[0]:g} %"  # ranks otherwise at another
-    tokens = {}
-    for keep in config.keeps:
-        tokens[f"kept {100 * keep:g}"] = {i: _own_tokens(kept) for i, kept in maps.kept[by, keep].items()}
-        columns[f"kept {100 * keep:g}"] = f"{100 * keep:g} % kept\nby {NAMES.get(by, by)}"
+    for ranking in sorted(importance, key=(*SCORES, *importance).index):
+        columns[ranking] = NAMES.get(ranking, ranking).replace(" ", "\n")
+        if ranking in METHODS and not issubclass(METHODS[ranking], Pruner):
+            columns[ranking] += f"\nat keep {100 * config.keeps[0]:g} %"  # ranks otherwise at another
+    percent = {keep: f"{100 * keep:g}" for keep in config.keeps}
+    tokens = {f"kept {percent[k]}": {i: _own_tokens(own) for i, own in kept[by, k].items()} for k in config.keeps}
+    columns |= {f"kept {own}": f"{own} % kept\nby {NAMES.get(by, by)}" for own in percent.values()}
     about = (
         f"{scene.tower.name}. Golden scores: windows of {golden.window} × {golden.window} patches, stride "
         f"{golden.stride}, removed before block {golden.block}. Colours show the rank of a patch "
         "within its image and ranking; they don't compare images."
     )
-    return scene.sheet(columns, maps.importance, tokens, (about, *maps.describe_gaps()))
+    return columns, importance, tokens, (about, *maps.describe_gaps(names))
 
 
 @torch.inference_mode()
-def _leavings(scene: Scene) -> PatchSheet:
-    """Return a sheet of the patch tokens that each method leaves, keep rate by keep rate."""
-    tower, images, config, score = scene.tower, scene.images, scene.config, ALIASES[GOLDEN]
-    columns: dict[str, str] = {}
-    tokens: dict[str, dict[int, NDArray[np.integer]]] = {}
-    about, merging, golden = f"{tower.name}. Dropped patches are grey.", dict[str, None](), None
+def _leavings(scene: Scene) -> Drawing:
+    """Return the patch tokens that each method leaves, keep rate by keep rate."""
+    tower, images, config = scene.tower, scene.images, scene.config
+    columns, tokens, merging = dict[str, str](), Arrays(), dict[str, None]()
+    about, golden = f"{tower.name}. Dropped patches are grey.", None
     if GOLDEN in config.left:
-        golden = torch.cat([golden_maps(tower.vit, image[None], [score], config.golden)[score] for image in images])
+        maps = [golden_maps(tower.vit, image[None], [PRESERVATION], config.golden)[PRESERVATION] for image in images]
+        golden = torch.cat(maps)
         about += f" golden: {config.golden.describe()}."
     for keep, method in product(config.keeps, config.left):
         column = f"{method} {100 * keep:g}"
@@ -387,4 +335,4 @@ def _leavings(scene: Scene) -> PatchSheet:
     if merging:
         names = ", ".join(merging)
         about += f" {names}: patches that share a token have their mean colour, and no line between neighbours."
-    return scene.sheet(columns, {}, tokens, (about,))
+    return columns, {}, tokens, (about,)

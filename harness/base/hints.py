@@ -15,18 +15,11 @@ def describe_error(error: BaseException) -> str:
 
 
 def _fit_predictor(
-    *,
-    model: str = "",
-    tag: str = "",
-    block: int = 0,
-    options: dict[str, Any] | None = None,
-    action: str = "remove",
-    **_: Any,
+    *, model: str = "", tag: str = "", block: int = 0, options: Any = (), action: str = "remove", **_: Any
 ) -> str:
     if not model:
         return "fit one with: patchrank fit predictor"
-    shape = options or {}
-    flags = "".join(f" --{name} {shape[name]}" for name in ("arch", "width") if name in shape)
+    flags = "".join(f" --{name} {options[name]}" for name in ("arch", "width") if name in options)
     flags += "" if action == "remove" else f" --action {action}"
     tower = f"{model}.{tag}" if tag else model
     return f"fit one with: patchrank fit predictor --model {tower} --block {block}{flags} --dataset NAME"
@@ -40,10 +33,9 @@ def _fit_prompts(*, dataset: str = "", recipe: dict[str, Any] | None = None, **_
     return f"tune some with: patchrank fit prompts --model MODEL --dataset {dataset} {flags}"
 
 
-def _fit_recovery(*, datasets: list[dict[str, Any]] | None = None, **_: Any) -> str:
-    names = " ".join(one["name"] for one in datasets or ())
-    flags = f" --model MODEL --dataset {names} --output FILE" if names else ""
-    return f"train one with: patchrank fit recovery{flags}"
+def _fit_recovery(*, datasets: Any = (), **_: Any) -> str:
+    names = " ".join(one["name"] for one in datasets)
+    return f"train one with: patchrank fit recovery{f' --model MODEL --dataset {names} --output FILE' if names else ''}"
 
 
 _HINTS: dict[str, Callable[..., str]] = {

@@ -1,21 +1,54 @@
-"""Files of JSON lines: several processes append to one, and a torn last line is told and dropped."""
+"""Files of JSON lines: several processes append to one, and a torn last line is told and dropped; and their lock."""
 
+import contextlib
 import gzip
 import json
 import os
 import shlex
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import TypeVar
 
-from harness.base.lock import hold_lock
+from filelock import FileLock, Timeout
+
 from zoo.core.files import no_room
 
 MOST_UNPACKED = 2**30  # bytes of a file that is read packed
 T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, busy: str | None = None) -> Iterator[bool]:
+    """Keep other processes out while the body runs; yield False where the file system has no locks.
+
+    The file ``path`` is there as long as a process holds the lock. Wait for it, unless it says what to tell at once
+    that it is ``busy``, in a ValueError.
+    """
+    lock = FileLock(path, timeout=-1 if busy is None else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(busy) from None
+    except (OSError, NotImplementedError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(OSError):  # Windows keeps what is open
+            path.unlink()
+        lock.release()
+
+
+def _lock(path: Path) -> contextlib.AbstractContextManager[bool]:
+    return hold_lock(_lock_path(path))
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def append_lines(path: Path, lines: bytes) -> None:
@@ -28,7 +61,7 @@ def append_lines(path: Path, lines: bytes) -> None:
     if path.suffix == ".gz":
         raise ValueError(f"{path}: lines are appended to plain files only; unpack it with gzip -d")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+", buffering=0) as file, hold_lock(_lock_path(path)) as alone:
+    with path.open("ab+", buffering=0) as file, _lock(path) as alone:
         if alone:
             _mend(file)
         size = os.fstat(file.fileno()).st_size
@@ -46,12 +79,7 @@ def append_lines(path: Path, lines: bytes) -> None:
 
 
 def require_appendable(path: Path, flag: str = "--output") -> None:
-    """Refuse a file that couldn't be written once all is measured; its folder is made.
-
-    Raises:
-        NotADirectoryError: its folder is a file.
-        OSError: file or folder can't be written to.
-    """
+    """Refuse, by an OSError, a file that couldn't be written once all is measured; its folder is made."""
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +100,7 @@ def read_lines(path: Path) -> tuple[list[bytes], bool]:
     """
     lines, torn = _split(path)
     if torn and _lock_path(path).exists():  # unless somebody is writing it
-        with hold_lock(_lock_path(path)):
+        with _lock(path):
             return _split(path)
     return lines, torn
 
@@ -97,7 +125,7 @@ def _unpack(path: Path) -> bytes:
 
 
 def parse_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
-    """Read each line by a function that raises ValueError for what isn't right, in file order.
+    """Read each line by a function that raises ValueError for what isn't right, in file order; blank ones are none.
 
     Raises:
         FileNotFoundError: no such file.
@@ -106,10 +134,8 @@ def parse_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:
     values = []
     lines, torn = read_lines(path)
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
-            values.append(parse(line))
+            values += [parse(line)] if line.strip() else []
         except ValueError as error:
             what = str(error)
             if torn and number == len(lines):
@@ -135,25 +161,9 @@ def can_resume(path: Path, say: Callable[[str], object], *, fresh: bool) -> bool
 
 
 def mend(path: str | Path) -> bool:
-    """Drop the torn last line of a file, as the next that appends would; say if there was one.
-
-    Raises:
-        FileNotFoundError: no such file.
-        OSError: the file can't be written to.
-    """
-    with Path(path).open("rb+", buffering=0) as file, hold_lock(_lock_path(Path(path))) as alone:
+    """Drop the torn last line of a file, as the next that appends would; say if there was one."""
+    with Path(path).open("rb+", buffering=0) as file, _lock(Path(path)) as alone:
         return alone and _mend(file)
-
-
-def _is_torn(line: bytes) -> bool:
-    """Say if a line without an end is a part of a JSON object, which ends with its bracket."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return True
-    except RecursionError:
-        pass  # whole, and nested too deeply
-    return False
 
 
 def _mend(file: FileIO) -> bool:
@@ -171,5 +181,12 @@ def _mend(file: FileIO) -> bool:
     return False
 
 
-def _lock_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
+def _is_torn(line: bytes) -> bool:
+    """Say if a line without an end is a part of a JSON object, which ends with its bracket."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    except RecursionError:
+        pass  # whole, and nested too deeply
+    return False

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from harness.base.lock import hold_lock
+from harness.base.lines import hold_lock
 from zoo.core.files import PARTIAL, NoRoomError, digest, from_json, write_whole
 
 VERSION = 1  # of the metadata
@@ -46,19 +46,13 @@ def has_codec() -> bool:
 
 
 @contextlib.contextmanager
-def reading() -> Iterator[None]:
-    """Take whatever goes wrong in the body for a broken file, unless this machine may be what it lacks.
-
-    Raises:
-        BrokenShardError: the file is broken.
-        OSError: memory is short, or this pyarrow lacks the codec of our files.
-    """
+def _reading() -> Iterator[None]:
+    """Take whatever goes wrong in the body for a broken file, unless this machine may be what it lacks: an OSError."""
     try:
         yield
     except BrokenShardError:
         raise
-    except Exception as error:  # a changed footer can raise anything, MemoryError included
-        # pyarrow's own errors are kinds of these.
+    except Exception as error:  # a changed footer can raise anything, MemoryError included, pyarrow's own are kinds
         short = isinstance(error, MemoryError) and free_memory() < AMPLE
         if short or (isinstance(error, NotImplementedError) and not has_codec()):
             raise OSError(
@@ -113,28 +107,19 @@ def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
     """
     if content[:4] != _MAGIC or content[-4:] != _MAGIC:
         raise BrokenShardError("cut off, or no Parquet file")
-    with reading():
+    with _reading():
         file = pq.ParquetFile(pa.BufferReader(content))
         texts = file.metadata.metadata or {}
-    if kind.encode() not in texts:
-        if _named(kind) in content:
-            raise BrokenShardError("its metadata are damaged")
+    if kind.encode() not in texts and json.dumps({"kind": kind})[1:-1].encode() not in content:
         raise ValueError(f"a Parquet file, but not of {kind}")
-    with reading():
+    with _reading():
         facts = json.loads(texts[kind.encode()])
         table, known = file.read(use_threads=False), facts.pop("sha256")
-        if _digest(table, facts) != known:
+        if _digest(table, facts) != known or facts.pop("kind") != kind:
             raise BrokenShardError("content and checksum differ")
-    if facts.pop("kind") != kind:
-        raise BrokenShardError("its metadata are damaged")
     if (version := facts.pop("version")) != VERSION:
         raise ValueError(f"{kind} of version {version!r}; this package reads {VERSION}, update it")
     return table.replace_schema_metadata(None), facts
-
-
-def _named(kind: str) -> bytes:
-    """Return what a file of this kind holds, whatever became of the key."""
-    return json.dumps({"kind": kind})[1:-1].encode()
 
 
 def _digest(table: Any, facts: Mapping[str, Any]) -> str:
@@ -155,8 +140,7 @@ def _digest(table: Any, facts: Mapping[str, Any]) -> str:
 class Origin:
     """What shards were made from, and how. Two are equal whatever their versions."""
 
-    # Of the packages that computed them.
-    versions: Mapping[str, str] = field(default_factory=dict, compare=False)
+    versions: Mapping[str, str] = field(default_factory=dict, compare=False)  # of the packages that computed them
 
     def differences(self, other: Self) -> list[str]:
         """List the fields in which ``other`` differs, versions aside, with both values."""
@@ -201,18 +185,13 @@ class ShardKind(Generic[P]):
         return seal(shard.table, self.key, facts, self.raw)
 
     def decode(self, content: bytes) -> Shard[P]:
-        """Read a file back and check all of it.
-
-        Raises:
-            BrokenShardError: something in it isn't as ``encode`` wrote it.
-            ValueError: a file of somebody else's, or of a version that knows other provenance.
-        """
+        """Read a file back and check all of it; raises as `unseal`."""
         table, facts = unseal(content, self.key)
         provenance: P = from_json(self.provenance, facts.pop("provenance"), "provenance")
         shard = Shard(table=table, provenance=provenance, **facts)
         if not 1 <= shard.covers <= shard.size or shard.first % shard.size:
             raise BrokenShardError(f"covers {shard.covers} from {shard.first}, of {shard.size} per shard")
-        with reading():
+        with _reading():
             self.check(shard)
         return shard
 
@@ -245,10 +224,8 @@ class ShardKind(Generic[P]):
             try:
                 shard = self.read(path, index)
             except BrokenShardError as error:
-                raise ValueError(
-                    f"{str(path)!r} is broken: {error}; the `{self.command}` command that made it finds it and makes "
-                    "it again"
-                ) from error
+                mend = f"the `{self.command}` command that made it finds it and makes it again"
+                raise ValueError(f"{str(path)!r} is broken: {error}; {mend}") from error
             first = first or shard.provenance
             if differences := shard.provenance.differences(first):
                 raise ValueError(
@@ -278,12 +255,7 @@ def shard_paths(folder: Path) -> dict[int, Path]:
 
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other runs out of it while the body runs or the process lives.
-
-    Raises:
-        ValueError: another run writes there.
-        OSError: the folder can't be made.
-    """
+    """Make the folder and keep other runs out of it while the body runs; ValueError if one writes there."""
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"another run is writing to {str(folder)!r}: wait for its end, or use another --output"
     with hold_lock(folder / LOCK, busy):  # without locks two runs would only do the same work twice
@@ -294,7 +266,7 @@ class Store(Generic[P]):
     """A folder of shards that a run fills, until they cover the first ``total`` images.
 
     Attributes:
-        present: the whole shards that were there when it was claimed, by index, without their rows.
+        present: the whole shards that were there when it was opened, by index, without their rows.
     """
 
     def __init__(self, folder: Path, kind: ShardKind[P], *, size: int, total: int) -> None:
@@ -304,9 +276,7 @@ class Store(Generic[P]):
 
     @contextlib.contextmanager
     def open(self, say: Callable[[str], object]) -> Iterator[Self]:
-        """Keep other runs out, and check all that is there: broken shards and half-written files go.
-
-        ``say`` is called with a line for each shard that was broken.
+        """Keep other runs out, and check all that is there: broken shards, each told by ``say``, and partial files go.
 
         Raises:
             ValueError: another run writes there, or a shard is somebody else's.
@@ -316,8 +286,7 @@ class Store(Generic[P]):
                 path.unlink(missing_ok=True)
             for index, path in shard_paths(self.folder).items():
                 try:
-                    shard = self.kind.read(path, index)
-                    self.present[index] = replace(shard, table=None)
+                    self.present[index] = replace(self.kind.read(path, index), table=None)
                 except BrokenShardError as error:
                     path.unlink(missing_ok=True)
                     say(f"{path.name} is broken ({error}): removed, to be made again")
@@ -328,11 +297,7 @@ class Store(Generic[P]):
         return range(index * self.size, min((index + 1) * self.size, self.total))
 
     def missing(self, provenance: P) -> list[int]:
-        """Return the shards that must be made.
-
-        Raises:
-            ValueError: a shard was made with other settings; names them and what to do.
-        """
+        """Return the shards that must be made; ValueError if others were made with other settings, which it names."""
         for shard in self.present.values():
             differences = shard.provenance.differences(provenance)
             if shard.size != self.size:
@@ -347,12 +312,7 @@ class Store(Generic[P]):
         return [index for index in range(count) if covers.get(index, 0) < len(self.positions(index))]
 
     def write(self, index: int, table: Any, provenance: P, notes: Sequence[Any] = ()) -> None:
-        """Write a shard whole or not at all.
-
-        Raises:
-            NoRoomError: no room; says how much is needed and free, and how to go on.
-            OSError: it can't be written for another reason.
-        """
+        """Write a shard whole or not at all; NoRoomError says how much is needed and free, and how to go on."""
         at = self.positions(index)
         place: dict[str, Any] = {"first": at.start, "covers": len(at), "size": self.size}
         shard = Shard(table=table, provenance=provenance, notes=notes, **place)

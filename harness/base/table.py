@@ -1,4 +1,4 @@
-"""Tables that fit: as they are, else with fewer columns, closer together, or stacked."""
+"""Tables that fit a terminal with fewer columns, closer together or stacked, and what subcommands show."""
 
 import math
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table as RichTable
-from rich.text import Text
 
 NOT_MEASURED = "–"
 PIPE_WIDTH = 200  # columns that prose is wrapped to where there is no terminal
@@ -23,11 +22,11 @@ Form = Literal["wide", "middle", "narrow"]
 FORMS: tuple[Form, ...] = ("wide", "middle", "narrow")
 
 
-def fit(forms: Sequence[RichTable], width: int) -> RichTable | Group:
+def fit(forms: Sequence[RichTable], width: int) -> RichTable:
     """Lay a table out so that no line is longer than a terminal and no figure is cut.
 
-    Of its forms, the fullest first, this is the first that fits, heads and prose wrapped; else the first
-    that does without lines between columns; else the fullest one with its rows stacked, a line per cell.
+    Of its forms, the fullest first, this is the first that fits, heads and prose wrapped; else the first that does
+    without lines between columns; else the fullest one with its rows stacked, a line per cell.
     """
     for form in forms:
         if least(form) <= width:
@@ -36,14 +35,20 @@ def fit(forms: Sequence[RichTable], width: int) -> RichTable | Group:
         form.box, form.show_edge, form.padding = box.SIMPLE, False, (0, 0)
         if least(form) <= width:
             return form
-    return _stack(forms[0])
+    table = forms[0]
+    tall = RichTable(title=table.title, caption=table.caption, box=box.SIMPLE, show_header=False, pad_edge=False)
+    tall.add_column(no_wrap=True)
+    tall.add_column(overflow="fold")
+    for cells in zip(*(column.cells for column in table.columns), strict=True):
+        for column, cell in zip(table.columns, cells, strict=True):
+            if cell != "":
+                tall.add_row(column.header, cell)
+        tall.add_section()
+    return tall
 
 
 def fit_pipe(table: RichTable) -> tuple[RichTable, int]:
-    """Lay a table out for a pipe or a file, which have no width: every figure on its row's line.
-
-    The columns that it takes are `PIPE_WIDTH`, or more where figures need more.
-    """
+    """Return a table for a pipe or a file, which have no width, with as many columns as its figures need."""
     return table, max(PIPE_WIDTH, least(table))
 
 
@@ -51,21 +56,6 @@ def least(table: RichTable) -> int:
     """Return the fewest columns that a table needs."""
     console = Console(width=100_000)
     return Measurement.get(console, console.options, table).minimum
-
-
-def _stack(table: RichTable) -> Group:
-    """Lay rows out one below the other, a line per cell that holds something."""
-    tall = RichTable(box=box.SIMPLE, show_header=False, pad_edge=False)
-    tall.add_column("head", no_wrap=True)
-    tall.add_column("cell", overflow="fold")
-    for cells in zip(*(column.cells for column in table.columns), strict=True):
-        for column, cell in zip(table.columns, cells, strict=True):
-            if cell != "":
-                tall.add_row(column.header, cell)
-        tall.add_section()
-    about = ((table.title, "table.title"), (table.caption, "table.caption"))
-    title, caption = (Text.from_markup(text, style=style) if isinstance(text, str) else "" for text, style in about)
-    return Group(title, tall, caption)
 
 
 class Cell(str):
@@ -99,9 +89,7 @@ UNMEASURED = Cell(NOT_MEASURED)
 
 def figure(value: float | None, form: str, unit: str = "") -> Cell:
     """Show a number by its ``format``, in percent without the sign; a dash for None."""
-    if value is None:
-        return UNMEASURED
-    return Cell(format(value, form).removesuffix("%") + unit, value)
+    return UNMEASURED if value is None else Cell(format(value, form).removesuffix("%") + unit, value)
 
 
 def points(difference: tuple[float, float, float] | None, mark: str = "") -> Cell:
@@ -148,18 +136,13 @@ class Table:
     ) -> "Table":
         """Return a table of texts or cells below heads; ``more`` are its other fields.
 
-        Columns of ``words`` may be broken; all others hold figures. Only the wide form has those of
-        ``wide``, and the narrow one lacks those of ``roomy``.
+        Columns of ``words`` may be broken; all others hold figures. Only the wide form has those of ``wide``, and the
+        narrow one lacks those of ``roomy``.
         """
-        columns = [
-            Column(
-                heading=head,
-                left=head in words,
-                fold=head in words,
-                forms=FORMS[:1] if head in wide else FORMS[:2] if head in roomy else FORMS,
-            )
-            for head in heads
-        ]
+        columns = []
+        for head in heads:
+            forms = FORMS[:1] if head in wide else FORMS[:2] if head in roomy else FORMS
+            columns.append(Column(heading=head, left=head in words, fold=head in words, forms=forms))
         cells = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in rows]
         return Table(title=title, columns=columns, rows=cells, **more)
 
@@ -172,6 +155,10 @@ class Table:
         """Return a column's cells."""
         at = self.heads.index(heading)
         return [row[at] for row in self.rows]
+
+    def places(self, form: Form = "wide") -> list[int]:
+        """Return which columns a form has."""
+        return [at for at, column in enumerate(self.columns) if form in column.forms]
 
     def summary(self) -> "Table":
         """Return the table without the columns that only its wide form has."""
@@ -198,27 +185,18 @@ class Table:
             caption=escape(caption) or None,
             box=box.SIMPLE if form == "narrow" else box.HEAVY_HEAD,
         )
-        for at in places:
-            column, cells = self.columns[at], [row[at].tight for row in self.rows]
-            words = column.heading.split()
-            longest = max(map(cell_len, cells), default=0)
+        for column, texts in ((self.columns[at], [row[at].tight for row in self.rows]) for at in places):
+            longest = max(map(cell_len, texts), default=0)
             # Heads break between words; figures don't break, prose does.
             narrow = min(longest, PROSE) if column.fold else longest
-            table.add_column(
-                escape(column.heading),
-                justify="left" if column.left else "right",
-                overflow="fold",
-                min_width=max(narrow, *map(cell_len, words), 1),
-            )
+            width = max(narrow, *map(cell_len, column.heading.split()), 1)
+            justify: Literal["left", "right"] = "left" if column.left else "right"
+            table.add_column(escape(column.heading), justify=justify, overflow="fold", min_width=width)
         for at, row in enumerate(self.rows):
             if at in self.sections:
                 table.add_section()
             table.add_row(*(escape(row[place].tight) for place in places))
         return table
-
-    def places(self, form: Form = "wide") -> list[int]:
-        """Return which columns a form has."""
-        return [at for at, column in enumerate(self.columns) if form in column.forms]
 
 
 Part = Table | RichTable | str
@@ -228,8 +206,8 @@ Part = Table | RichTable | str
 class Shown:
     """What a subcommand found: tables and lines, and the same as JSON values.
 
-    These are numbers as they are, with units in the names; None where this process has nothing to
-    say, being one of many. The exit code is 0, or 1 if a regression or a problem was found.
+    These are numbers as they are, with units in the names; None where this process has nothing to say, being one of
+    many. The exit code is 0, or 1 if a regression or a problem was found.
     """
 
     parts: tuple[Part, ...]
@@ -246,13 +224,10 @@ Work = Generator[Part, None, Shown]
 
 
 def json_values(value: Any) -> Any:
-    """Return a result as JSON values.
+    """Return a result as JSON values; TypeError if it can't be.
 
-    Dataclasses and named tuples become objects by field; numpy's numbers and arrays become plain
-    ones, paths text; what is NaN was not measured and becomes null.
-
-    Raises:
-        TypeError: something else.
+    Dataclasses and named tuples become objects by field; numpy's numbers and arrays become plain ones, paths text; what
+    is NaN was not measured and becomes null.
     """
     if is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in fields(value)}

@@ -23,9 +23,18 @@ _ENDLESS = 100_000  # columns of a pipe: what is printed there brings its own wi
 class Screen(Console):
     """A console that draws no pictures for words between colons, and hides no broken pipe."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        """Take what a console takes."""
-        super().__init__(emoji=False, **kwargs)
+    def __init__(self, color: str, **kwargs: Any) -> None:
+        """Take when to colour, of `WHENS`, and what a console takes."""
+        terminal = (sys.stderr if kwargs.get("stderr") else sys.stdout).isatty()
+        # Of colours forced by its own reading of the environment rich would make a terminal of a pipe.
+        how: dict[str, Any] = {"force_terminal": terminal}
+        when = colour_choice(color, os.environ)
+        if when == "never":
+            how["color_system"] = None
+        elif when == "always":  # colours in a pipe, but nothing that moves the cursor
+            moves = terminal and os.environ.get("TERM") != "dumb"
+            how = {"color_system": "standard", "force_terminal": True, "force_interactive": moves}
+        super().__init__(emoji=False, **how, **kwargs)
 
     def on_broken_pipe(self) -> NoReturn:
         """Raise the error that it is called for."""
@@ -34,18 +43,17 @@ class Screen(Console):
 
 def results(args: Namespace) -> Screen:
     """Return where results go, standard output."""
-    width = None if has_width() else _ENDLESS
-    return Screen(width=width, **_colours(args.color, stderr=False))
+    return Screen(args.color, width=None if has_width() else _ENDLESS)
 
 
 def notes(args: Namespace) -> Screen:
     """Return where progress and notes go: standard error, or nowhere with ``--quiet``."""
-    return Screen(stderr=True, quiet=args.quiet, **_colours(args.color, stderr=True))
+    return Screen(args.color, stderr=True, quiet=args.quiet)
 
 
 def errors(color: str = "auto") -> Screen:
     """Return where errors go: standard error, even with ``--quiet``."""
-    return Screen(stderr=True, **_colours(color, stderr=True))
+    return Screen(color, stderr=True)
 
 
 def printable(text: str) -> str:
@@ -58,22 +66,6 @@ def has_width() -> bool:
     return sys.stdout.isatty() or "COLUMNS" in os.environ
 
 
-def _colours(when: str, *, stderr: bool) -> dict[str, Any]:
-    stream = sys.stderr if stderr else sys.stdout
-    when = colour_choice(when, os.environ)
-    if when == "never":
-        return {"color_system": None, "force_terminal": stream.isatty()}
-    if when == "always":
-        # Colours in a pipe, but nothing that moves the cursor.
-        return {
-            "color_system": "standard",
-            "force_terminal": True,
-            "force_interactive": stream.isatty() and os.environ.get("TERM") != "dumb",
-        }
-    # Of colours forced by its own reading of the environment rich would make a terminal of a pipe.
-    return {"force_terminal": stream.isatty()}
-
-
 def colour_choice(when: str, environ: Mapping[str, str]) -> str:
     """Return when to colour: the flag decides, then NO_COLOR, then FORCE_COLOR."""
     if when != "auto":
@@ -81,14 +73,6 @@ def colour_choice(when: str, environ: Mapping[str, str]) -> str:
     if environ.get("NO_COLOR"):
         return "never"
     return "always" if environ.get("FORCE_COLOR") else "auto"
-
-
-def pace(done: float, total: float, begun: float, seconds: float) -> str:
-    """Say how much is done, and how long the rest takes at the pace of this run."""
-    if done >= total or done <= begun:
-        return ""
-    left = timedelta(seconds=round(seconds * (total - done) / (done - begun)))
-    return f" ({100 * done / total:.0f} %), {timedelta(seconds=round(seconds))} so far, about {left} left"
 
 
 class Progress:
@@ -115,28 +99,29 @@ class Progress:
         Of ``total``, earlier runs did ``begun``, which tells nothing of the pace. ``what`` they are is named for
         work that may go on for days: where there is no terminal a line says that it begins, and another that it ends.
         """
-        if self._console is None or (self._depth and not what and not self._console.is_interactive):
-            yield lambda _done: None
-        elif self._console.is_interactive:
-            with self._bar(name, total, begun) as bar:
-                yield lambda done: bar(f"{done:g}/{total:g}", completed=done)
-        else:
-            begin = said = time.monotonic()
-            if what:
-                self.say(f"{name}: {begun} of {total} {what} are there")
+        if self._console is not None and self._console.is_interactive:
+            with self._bar(name, total, begun) as update:
+                yield update
+            return
+        begin = said = time.monotonic()
+        outermost = self._depth == 0 or what
+        if what:
+            self.say(f"{name}: {begun} of {total} {what} are there")
 
-            def line(done: float) -> None:
-                nonlocal said
-                now = time.monotonic()
-                if done > begun and (now - said >= LINE_S or (what and done >= total)):
-                    said, words = now, f"{done:g} of {total:g} {what}".rstrip()
-                    self.say(f"{name}: {words}{pace(done, total, begun, now - begin)}")
+        def line(done: float) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if not outermost or done <= begun or (now - said < LINE_S and not (what and done >= total)):
+                return
+            said, left = now, round((now - begin) * (total - done) / (done - begun))
+            pace = f" ({100 * done / total:.0f} %), {_clock(now - begin)} so far, about {_clock(left)} left"
+            self.say(f"{name}: {f'{done:g} of {total:g} {what}'.rstrip()}{pace if done < total else ''}")
 
-            self._depth += 1
-            try:
-                yield line
-            finally:
-                self._depth -= 1
+        self._depth += 1
+        try:
+            yield line
+        finally:
+            self._depth -= 1
 
     @contextmanager
     def bytes(self, name: str, total: int = 0) -> Iterator[Callable[..., None]]:
@@ -148,12 +133,7 @@ class Progress:
             self.say(name)
             yield lambda *_: None
             return
-        with self._bar(name, total or None) as bar:
-
-            def update(done: int, new_total: int = 0) -> None:
-                size = new_total or total
-                bar(f"{decimal(done)}/{decimal(size)}" if size else decimal(done), completed=done, total=size or None)
-
+        with self._bar(name, total, unit=decimal) as update:
             yield update
 
     @contextmanager
@@ -169,8 +149,10 @@ class Progress:
                 bars.start()
 
     @contextmanager
-    def _bar(self, name: str, total: float | None, done: int = 0) -> Iterator[Callable[..., None]]:
-        """Add a bar below those that are shown; call what it yields with its text and what rich's ``update`` takes."""
+    def _bar(
+        self, name: str, total: float, done: int = 0, unit: Callable[[Any], str] = "{:g}".format
+    ) -> Iterator[Callable[..., None]]:
+        """Add a bar below those that are shown; call what it yields with the number done, and the total if new."""
         if self._bars is None:
             columns = (
                 SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
@@ -181,11 +163,21 @@ class Progress:
             self._bars = Bars(*columns, console=self._console, speed_estimate_period=1e9, **how)
             self._bars.start()
         bars = self._bars
-        key = bars.add_task(name, total=total, completed=done, text="")
+        key = bars.add_task(name, total=total or None, completed=done, text="")
+
+        def update(done: float, new_total: float = 0) -> None:
+            whole = new_total or total
+            text = f"{unit(done)}/{unit(whole)}" if whole else unit(done)
+            bars.update(key, text=text, completed=done, total=whole or None)
+
         try:
-            yield lambda text, **known: bars.update(key, text=text, **known)
+            yield update
         finally:
             bars.remove_task(key)
             if not bars.task_ids:
                 bars.stop()
                 self._bars = None
+
+
+def _clock(seconds: float) -> timedelta:
+    return timedelta(seconds=round(seconds))

@@ -42,8 +42,16 @@ class ShardJob:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number from {least}")
-        if self.workers is not None:
-            _check_workers(self.workers, self.device)
+        if self.workers is None:
+            return
+        if find_spec("ray") is None:
+            raise ValueError(f"--workers {self.workers} needs Ray: pip install 'clip-patchrank[ray]'")
+        kind, _, number = self.device.partition(":")
+        if number:
+            raise ValueError(f"--device {self.device!r} with --workers: say {kind}; each worker takes its own")
+        count = torch.cuda.device_count()
+        if kind == "cuda" and not _cluster() and self.workers > count:
+            raise ValueError(f"--workers {self.workers} on a machine with {count} GPUs: each worker takes one")
 
 
 def make_shards(
@@ -96,35 +104,12 @@ def make_shards(
                     yield from json.loads(str(value))
         except RayError as error:
             reason = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                f"the workers can't go on ({reason}); finished shards are kept, the same command goes on"
-            ) from error
-
-
-def _check_workers(workers: int, device: str) -> None:
-    """Refuse workers that can't be had.
-
-    Raises:
-        ValueError: Ray isn't installed, a device with a number, or too few GPUs here.
-    """
-    if find_spec("ray") is None:
-        raise ValueError(f"--workers {workers} needs Ray: pip install 'clip-patchrank[ray]'")
-    kind, _, number = device.partition(":")
-    if number:
-        text = f"--device {device!r} with --workers: say {kind}; each worker takes its own"
-        raise ValueError(text)
-    count = torch.cuda.device_count()
-    if kind == "cuda" and not _cluster() and workers > count:
-        text = f"--workers {workers} on a machine with {count} GPUs: each worker takes one"
-        raise ValueError(text)
+            kept = "finished shards are kept, the same command goes on"
+            raise ValueError(f"the workers can't go on ({reason}); {kept}") from error
 
 
 def require_same(differences: Sequence[str]) -> None:
-    """Refuse to go on in a worker whose tower or images aren't the driver's.
-
-    Raises:
-        ValueError: there are differences.
-    """
+    """Refuse to go on in a worker whose tower or images aren't the driver's."""
     if differences:
         raise ValueError(
             f"a worker has another tower or other images: {'; '.join(differences)}; "
@@ -148,7 +133,7 @@ class _Actor:
     def __call__(self, rows: dict[str, NDArray[np.int64]]) -> dict[str, list[str]]:
         (index,) = rows["shard"]
         try:
-            with attempt(self.folder, int(index)):
+            with _attempt(self.folder, int(index)):
                 self.make = self.make or self.start()
                 return {"made": [json.dumps([*self.make([int(index)])])], "error": [""]}
         except (ValueError, OSError) as error:
@@ -156,13 +141,10 @@ class _Actor:
 
 
 @contextlib.contextmanager
-def attempt(folder: Path, index: int) -> Iterator[None]:
+def _attempt(folder: Path, index: int) -> Iterator[None]:
     """Note in a file beside a shard that a worker begins it; only its sudden end leaves the file.
 
-    Ray starts a worker anew whenever it dies, and gives it the same shard: here that has an end.
-
-    Raises:
-        ValueError: the shard has ended as many workers as may die of one.
+    Ray starts a worker anew whenever it dies, and gives it the same shard: here that has an end, a ValueError.
     """
     path = shard_path(folder, index)
     note = path.with_name(f".{path.name}.attempts{PARTIAL}")  # the next run removes it
@@ -198,13 +180,12 @@ def _ray_running(workers: int) -> Iterator[None]:
     # Ray reads these when it starts: no reports home, no notes from its core on standard error.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    # Workers that took all logical CPUs would leave none for Ray's own tasks.
-    own = {"num_cpus": workers + 1, "include_dashboard": False}
     address = _cluster()
+    # Workers that took all logical CPUs would leave none for Ray's own tasks.
+    where = {"address": address} if address else {"num_cpus": workers + 1, "include_dashboard": False}
     # Ray tells on standard output of workers that die, until it has stopped; that is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        ray.init(**quiet, **({"address": address} if address else own))
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
         try:
             yield
         finally:

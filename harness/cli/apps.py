@@ -43,6 +43,8 @@ def _choose_flags(parser: CommandParser) -> None:
     among = parser.add_argument_group("what is chosen from")
     flags.usual(among, "methods", text="default: all but other papers' that the tower can run; see `list`")
     flags.add(among, "--dtypes", [], "default: float32, and bfloat16 where it is fast", metavar="DTYPE")
+    flags.add(among, "--recovery", [], "as `fit recovery` writes", Path, dest="recoveries")
+    flags.add(among, "--schedule", [], "as `fit schedule` writes, at all keep rates", Path, dest="schedules")
     how = parser.add_argument_group("how it is measured")
     flags.fields(how, ChooseConfig, search="pictures to search by", held_out="other pictures, that decide")
     flags.fields(how, ChooseConfig, batch="images per call, where time is measured")
@@ -289,7 +291,7 @@ def _show_flags(parser: CommandParser) -> None:
 def run_show(args: Namespace, status: Console) -> Shown:
     """Draw images beside the importance of their patches."""
     from harness.apps.show import ShowConfig, find_subjects, show
-    from harness.report.patches import IMAGE
+    from harness.report.pictures import IMAGE
 
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
     subjects = find_subjects(args.images, dataset=args.dataset, classes=classes, labels=args.label)
@@ -300,7 +302,7 @@ def run_show(args: Namespace, status: Console) -> Shown:
 
 
 def _check_flags(parser: CommandParser) -> None:
-    from harness.apps.check.verdict import Tolerances
+    from harness.apps.movements import Tolerances
 
     text = "expectations, which are files of records; default: the one that ships"
     files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
@@ -327,28 +329,18 @@ def _check_flags(parser: CommandParser) -> None:
     flags.limits(new, None, "images judged; default: 48")
     flags.add(new, "--dtype", None, "default: float32", flags.dtype)
     flags.add(new, "--batches", None, "timed; default: 1", flags.positive, nargs="*")
-    flags.add(parser.add_argument_group("files"), "--markdown", None, "the outcome as Markdown", Path)
 
 
 def run_check(args: Namespace, status: Console) -> Shown:
-    """Check expectations, or write them anew; with --markdown write the outcome, too."""
-    from harness.apps.check.check import CheckPlan, check, update
-    from harness.apps.check.verdict import MEANS, Tolerances
-    from zoo.core.files import write_whole
+    """Check expectations, or write one anew."""
+    from harness.apps.check import CheckPlan, check, update
+    from harness.apps.movements import Tolerances
 
     plan = CheckPlan(**{field.name: getattr(args, field.name) for field in fields(CheckPlan)})
-    slower = None if args.no_latency else args.slower
-    bounds = Tolerances(**{name: getattr(args, name) for name in MEANS}, slower=slower)
-    if (file := args.markdown) is not None:
-        if not file.parent.is_dir():
-            raise FileNotFoundError(f"--markdown {str(file)!r}: its folder doesn't exist")
-        if file.is_dir():
-            example = str(file / "check.md")
-            raise IsADirectoryError(f"--markdown {str(file)!r} is a folder; give a file, such as {example!r}")
-    verdict = update(plan, Progress(status)) if plan.update else check(plan, bounds, Progress(status))
-    if file is not None:
-        write_whole(file, verdict.markdown().encode())
-    return verdict.shown()
+    if plan.update:
+        return update(plan, Progress(status))
+    bounds = {field.name: getattr(args, field.name) for field in fields(Tolerances)}
+    return check(plan, Tolerances(**bounds | ({"slower": None} if args.no_latency else {})), Progress(status))
 
 
 def _push_flags(parser: CommandParser) -> None:

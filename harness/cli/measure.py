@@ -396,10 +396,10 @@ def _dataset_flags(parser: CommandParser) -> None:
 
 def run_dataset_check(args: Namespace, status: Console) -> Shown:
     """Check a dataset."""
-    from harness.apps.check.datasets import check_dataset, show_check
+    from harness.apps.dataset_check import check_dataset
     from harness.datasets import get_dataset
 
-    return show_check(check_dataset(get_dataset(args.dataset), Progress(status), fast=args.fast))
+    return check_dataset(get_dataset(args.dataset), Progress(status), fast=args.fast)
 
 
 COMMANDS = (

@@ -8,6 +8,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Example, OwnDataset, Split, SplitName
@@ -62,15 +63,11 @@ class _Options:
         return dataset
 
 
-@dataclass
 class _State:
     """How datasets are taken in this process, and those that were taken so, by name."""
 
-    options: _Options = field(default_factory=_Options)
-    datasets: dict[str, Dataset] = field(default_factory=dict)
-
-
-_state = _State()
+    options = _Options()
+    datasets: ClassVar[dict[str, Dataset]] = {}
 
 
 @functools.cache
@@ -125,26 +122,26 @@ def get_dataset(name: str) -> Dataset:
         ValueError: no dataset has that name, the nearest is told; or what is there is none.
         FileNotFoundError: files are missing; the message holds the command that gets them.
     """
-    options, path = _state.options, name.partition(":")[2]
+    options, path = _State.options, name.partition(":")[2]
     if (kind := _kind(name)) is not None:
         if not path:
             raise ValueError(f"dataset {name!r}: expected {kind.prefix}:PATH of a {kind.expected}")
         make: Callable[..., Dataset] = kind
         dataset = options.prepare(make(Path(path), **({"download": options.download} if kind.downloads else {})))
-    elif name in _state.datasets:
-        return _state.datasets[name]
+    elif name in _State.datasets:
+        return _State.datasets[name]
     elif name in _listed():
         dataset = options.prepare(shipped_facts(name))
     else:
         raise ValueError(_explain_unknown(name))
-    _state.datasets[dataset.name] = dataset
+    _State.datasets[dataset.name] = dataset
     return dataset
 
 
 def forget() -> None:
     """Take datasets as they are by themselves again, and know none that was made by its path."""
-    _state.options = _Options()
-    _state.datasets.clear()
+    _State.options = _Options()
+    _State.datasets.clear()
 
 
 def _explain_unknown(name: str) -> str:
@@ -179,17 +176,15 @@ def names_of(
         FileNotFoundError: a dataset that isn't shipped, and no root.
     """
     forget()
-    _state.options = _Options(
+    _State.options = _Options(
         root=root, download=download, templates=tuple(templates or ()), skip_bad=skip_bad,
         skip_unknown=skip_unknown_classes, progress=progress or Progress(),
     )  # fmt: skip
     rooted = [word for word in datasets if isinstance(_listed().get(word), RootedDataset)]
     useless = download and not any(kind.downloads for kind in map(_kind, datasets) if kind)
     if datasets and not rooted and (root is not None or useless):
-        raise ValueError(
-            f"--{'download' if root is None else 'root'}: none of {', '.join(datasets)} lies below "
-            "a root; shipped datasets and PREFIX:PATH need none"
-        )
+        flag, named = "root" if root else "download", ", ".join(datasets)
+        raise ValueError(f"--{flag}: none of {named} lies below a root; shipped datasets and PREFIX:PATH need none")
     names = []
     for word in datasets:
         resolved = _kind(word) is not None or word in rooted or (templates and word in _listed())

@@ -38,25 +38,17 @@ OnBytes = Callable[..., None]
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of the source: an archive, or a plain file that is used as it is.
-
-    file: its name. url: "" where there is a licence to agree to, or no lasting address. sums: ``md5:...`` or
-    ``sha256:...`` of the versions that are known, all of one kind. holds: path that is there once it is unpacked,
-    relative to the dataset's folder; it may be another archive. strip: folder in the archive whose content is taken,
-    and nothing else of it. loose: that content lies in no folder of its own, and becomes the folder ``holds``. nested:
-    its members are tars, each to be unpacked in a folder of its name. optional: the dataset is of use without it.
-    page: where a person gets it.
-    """
+    """A file of the source: an archive, or a plain file that is used as it is."""
 
     file: str
-    url: str = ""
-    sums: tuple[str, ...] = ()
-    holds: str = ""
-    strip: str = ""
-    loose: bool = False
-    nested: bool = False
-    optional: bool = False
-    page: str = ""
+    url: str = ""  # none where there is a licence to agree to, or no lasting address
+    sums: tuple[str, ...] = ()  # md5:... or sha256:... of the versions that are known, all of one kind
+    holds: str = ""  # path that is there once it is unpacked, in the dataset's folder; it may be another archive
+    strip: str = ""  # folder in the archive whose content is taken, and nothing else of it
+    loose: bool = False  # that content lies in no folder of its own, and becomes the folder ``holds``
+    nested: bool = False  # its members are tars, each to be unpacked in a folder of its name
+    optional: bool = False  # the dataset is of use without it
+    page: str = ""  # where a person gets it
 
     @property
     def packed(self) -> bool:
@@ -156,10 +148,7 @@ def require_sum(archive: Archive, file: Path) -> None:
     with file.open("rb") as content:
         found = f"{kind}:{hashlib.file_digest(content, kind).hexdigest()}"
     if found not in archive.sums:
-        raise ValueError(
-            f"archive {str(file)!r} has {found} at {file.stat().st_size:,} bytes; expected "
-            f"{' or '.join(archive.sums)}: it is damaged or another version; {AGAIN}"
-        )
+        raise ValueError(f"archive {str(file)!r} has {found}, expected {' or '.join(archive.sums)}; {AGAIN}")
 
 
 def unpack(archive: Archive, file: Path, folder: Path, on_bytes: OnBytes = lambda _: None) -> None:
@@ -238,13 +227,8 @@ def members_of(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
                 yield member
             end = tar.offset
     except (tarfile.TarError, OSError, OverflowError, RecursionError, UnicodeError) as error:
-        raise ValueError(
-            f"{what} is truncated or no plain tar ({error}); get or make it again, uncompressed"
-        ) from error
+        raise ValueError(f"{what} is truncated or no plain tar ({error}); make it again, uncompressed") from error
     # tarfile takes a damaged header for the end; the mark of a tar's end are blocks of zeros.
     if os.pread(file.fileno(), RECORD, end) != bytes(RECORD):
         end = min(end, os.fstat(file.fileno()).st_size)
-        raise ValueError(
-            f"{what} is truncated or damaged after byte {end:,}: the mark of a tar's end is missing; get or make it "
-            "again"
-        )
+        raise ValueError(f"{what} is truncated or damaged after byte {end:,}; get or make it again")

@@ -36,27 +36,19 @@ Rendered = tuple[Image.Image, NDArray[np.bool_] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One image.
+    """One image."""
 
-    image: RGB, of canvas size where it is drawn here. label: position in `Dataset.classes`; -1 if
-    there are none.
-    image_id: stable, free of this machine's paths.
-    mask: (H, W) bool, the pixels of the true object; None where unknown.
-    """
-
-    image: Image.Image
-    label: int
-    image_id: str
-    mask: NDArray[np.bool_] | None = None
+    image: Image.Image  # RGB, of canvas size where it is drawn here
+    label: int  # position in `Dataset.classes`; -1 if there are none
+    image_id: str  # stable, free of this machine's paths
+    mask: NDArray[np.bool_] | None = None  # (H, W), the pixels of the true object; None where unknown
 
 
 class Split(Sequence[Example]):
     """Draw examples on demand; item i is the same image whatever was asked for before.
 
-    labels: (n,) int64. name: index -> image_id of variant 0. render: (index, variant) -> Rendered;
-    only this one draws.
-    Variant 0 is the benchmark's image; other variants show the same sources placed otherwise
-    (more training data, never more sources).
+    labels: (n,) int64. name: index -> image_id of variant 0. render: (index, variant) -> Rendered; only this draws.
+    Variant 0 is the benchmark's image; others show the same sources placed otherwise (more training data, no source).
     """
 
     def __init__(
@@ -122,32 +114,26 @@ class Dataset(abc.ABC):
     """Classes with readable captions, and train, val and test splits that share no source image.
 
     A dataset without labels has no classes and no templates, and all its labels are -1.
-    files: that ship. build_command: that makes them. templates: prompts with one `{}`; reworded: whether
-    they aren't its own. left_out: ids of images that no split has. asked_with: flags beside
-    ``--dataset`` that make it so. shots_from: the split that few-shot images are drawn from; "val" where
-    the embedded text tower learnt from train, whose images would teach nothing new. listed_by_coop: whether
-    train and val are in the order of the lists that CoOp draws shots from. studied: whether studies have
-    read the test split many times. has_final: whether there is a split "final", see ``released``.
-    skip_unknown: classes that a text tower has no words for are left out, not refused. captioned:
-    whether texts describe single images, see ``captions_of``.
     """
 
     name: str
     title: str
     license: str
     source: str
-    files: tuple[str, ...] = ()
-    build_command: str = ""
-    templates: tuple[str, ...]
-    reworded: bool = False
-    left_out: frozenset[str] = frozenset()
-    asked_with: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # that ship
+    build_command: str = ""  # that makes them
+    templates: tuple[str, ...]  # prompts with one `{}`
+    reworded: bool = False  # whether the templates aren't its own
+    left_out: frozenset[str] = frozenset()  # ids of images that no split has
+    asked_with: tuple[str, ...] = ()  # flags beside --dataset that make it so
+    # The split that few-shot images are drawn from; "val" where the embedded text tower learnt from train, whose
+    # images would teach nothing new.
     shots_from: SplitName = "train"
-    listed_by_coop: bool = False
-    studied: bool = False
-    has_final: bool = False
-    skip_unknown: bool = False
-    captioned: bool = False
+    listed_by_coop: bool = False  # whether train and val are in the order of the lists that CoOp draws shots from
+    studied: bool = False  # whether studies have read the test split many times
+    has_final: bool = False  # whether there is a split "final", see `released`
+    skip_unknown: bool = False  # classes that a text tower has no words for are left out, not refused
+    captioned: bool = False  # whether texts describe single images, see `captions_of`
     _released: bool = False
 
     @property
@@ -170,10 +156,7 @@ class Dataset(abc.ABC):
         return ()
 
     def group_of(self, image_id: str) -> str:
-        """Name what an image shows; images of one group are too alike to learn from and judge by.
-
-        Splits never share a group. By default every image is a group of its own.
-        """
+        """Name what an image shows; images of one group are too alike to learn from and judge by, and in one split."""
         return image_id
 
     @property
@@ -278,18 +261,15 @@ class Dataset(abc.ABC):
 class OwnDataset(Dataset):
     """A dataset made from something of the user's: ``PREFIX:PATH``, called ``PREFIX-NAME``.
 
-    what: it is made from, in words. expected: at PATH. downloads: whether it takes ``download``.
-    asked_path: PATH, absolute.
-
     Raises:
         FileNotFoundError, NotADirectoryError: nothing of the kind is there.
         ValueError: what is there is damaged, contradicts itself or leaves its folder.
     """
 
     prefix: ClassVar[str]
-    what: ClassVar[str]
-    expected: ClassVar[str]
-    downloads: ClassVar[bool] = False
+    what: ClassVar[str]  # it is made from
+    expected: ClassVar[str]  # at PATH
+    downloads: ClassVar[bool] = False  # whether it takes ``download``
     license = "see the dataset's own"
     templates: tuple[str, ...] = ("a photo of a {}.",)
     classes: tuple[str, ...] = ()
@@ -326,13 +306,10 @@ def require_unique(texts: Sequence[str], names: Sequence[str], where: str) -> No
             raise ValueError(f"{where}: {first[text]!r} and {name!r} would both be class {text!r}")
 
 
-def require_template(template: str) -> None:
+def require_template(template: str, where: str = "") -> None:
     """Refuse, by a ValueError, a prompt without exactly one ``{}`` or with other braces."""
-    if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
-        raise ValueError(
-            f"template {template!r}: expected one {{}} where the class goes, as in 'a photo of a {{}}.', "
-            "and no other braces"
-        )
+    if (template.count("{}"), template.count("{"), template.count("}")) != (1, 1, 1):
+        raise ValueError(f"{where}template {template!r}: expected one {{}} where the class goes, and no other braces")
 
 
 def lines_of(file: Path) -> list[str]:
@@ -350,10 +327,7 @@ def lines_of(file: Path) -> list[str]:
 
 
 def cached_json(room: str, *identity: object) -> tuple[Path, Any]:
-    """Return where the user's cache keeps what belongs to an identity, and that, None if nothing.
-
-    What can't be read or understood is nothing.
-    """
+    """Return where the user's cache keeps what belongs to an identity, and that, None if it is nothing readable."""
     file = cache_folder() / room / f"{digest(identity)}.json"
     with suppress(OSError, ValueError, RecursionError):
         return file, json.loads(file.read_bytes())

@@ -1,9 +1,7 @@
 """Show emoji of two art styles, Noto (flat) and Fluent 3D, on plain or gradient backgrounds.
 
-Tasks on the same images: category (`emoji`), subcategory (`emoji-subcategory`) and, for test emoji,
-the name among all test names (`emoji-names`, zero-shot), and captions made of such names, for retrieval
-(`emoji-captions`). Splits are disjoint by group of
-near-duplicates (rule: `tools.build_emoji`). The drawing has 96 to 160 of 196 px.
+Tasks differ in the labels of the same images. Splits are disjoint by group of near-duplicates (rule:
+`tools.build_emoji`). The drawing has 96 to 160 of 196 px.
 """
 
 import functools
@@ -93,12 +91,12 @@ class _EmojiTask(Dataset):
         return tuple(emoji)
 
     @functools.cached_property
-    def _groups(self) -> dict[str, str]:
-        return {emoji.code: emoji.group for emoji in self.emoji}
+    def _by_code(self) -> dict[str, Emoji]:
+        return {emoji.code: emoji for emoji in self.emoji}
 
     def group_of(self, image_id: str) -> str:
         """Near-duplicates and both styles of an emoji are one group."""
-        return self._groups[image_id.split("/")[1]]
+        return self._by_code[image_id.split("/")[1]].group
 
     def label_of(self, emoji: Emoji) -> int | None:
         """Position of the emoji's class, or None where it belongs to no class of this task."""
@@ -147,13 +145,10 @@ class EmojiSubcategory(_EmojiTask):
     title = "Emoji subcategories, Noto and Fluent 3D"
 
     @functools.cached_property
-    def _used(self) -> tuple[str, ...]:
+    def _used(self) -> list[str]:
         count = Counter((e.subcategory, e.split) for e in self.emoji)
-        return tuple(
-            key
-            for key in dict.fromkeys(e.subcategory for e in self.emoji)
-            if count[key, "train"] >= MIN_TRAIN and count[key, "test"] >= MIN_TEST
-        )
+        keys = dict.fromkeys(e.subcategory for e in self.emoji)
+        return [key for key in keys if count[key, "train"] >= MIN_TRAIN and count[key, "test"] >= MIN_TEST]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -172,13 +167,9 @@ class EmojiNames(_EmojiTask):
     title = "Names of held-out emoji, Noto and Fluent 3D"
 
     @functools.cached_property
-    def _names(self) -> dict[str, int]:
-        return {e.name: i for i, e in enumerate(e for e in self.emoji if e.split == "test")}
-
-    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the test emoji, lower case."""
-        return tuple(self._names)
+        return tuple(dict.fromkeys(e.name for e in self.emoji if e.split == "test"))
 
     @property
     def captions_seen(self) -> tuple[bool, ...]:
@@ -187,7 +178,7 @@ class EmojiNames(_EmojiTask):
 
     def label_of(self, emoji: Emoji) -> int | None:
         """Position of the emoji's name; None where it is no test emoji."""
-        return self._names[emoji.name] if emoji.split == "test" else None
+        return self.classes.index(emoji.name) if emoji.split == "test" else None
 
 
 class EmojiCaptions(_EmojiTask):
@@ -202,13 +193,9 @@ class EmojiCaptions(_EmojiTask):
     classes = ()
     captioned = True
 
-    @functools.cached_property
-    def _names(self) -> dict[str, str]:
-        return {emoji.code: emoji.name for emoji, _ in self.members("test")}
-
     def captions_of(self, image_id: str) -> tuple[str, ...]:
         """Return the one caption of an image."""
-        return (CAPTION.format(self._names[image_id.split("/")[1]]),)
+        return (CAPTION.format(self._by_code[image_id.split("/")[1]].name),)
 
     def label_of(self, emoji: Emoji) -> int | None:
         """-1, which is no class; None where it is no test emoji, or its name has unknown words."""

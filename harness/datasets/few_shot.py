@@ -130,10 +130,7 @@ def undrawn(dataset: Dataset, few: FewShot) -> Split:
     taken = {dataset.group_of(name) for part in few for name in part.image_ids}
     left = [index for index, name in enumerate(split.image_ids) if dataset.group_of(name) not in taken]
     if not left:
-        raise ValueError(
-            f"{dataset.name!r}: the draw took all {len(split)} images of val, none is left to judge by; "
-            "ask for fewer per class"
-        )
+        raise ValueError(f"{dataset.name!r}: the draw took all {len(split)} images of val; ask for fewer per class")
     return split.subset(left)
 
 
@@ -150,15 +147,10 @@ def _draw_as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
             1, with which CoOp seeds nothing, or what ``draw`` refuses, few training images aside.
     """
     if not dataset.listed_by_coop:
-        raise ValueError(
-            f"--draws coop: {dataset.name!r} isn't read from a list that CoOp draws from, such as its split files; "
-            "use --draws ours"
-        )
+        raise ValueError(f"--draws coop: {dataset.name!r} isn't read from a list that CoOp draws from; --draws ours")
     if dataset.left_out:
-        raise ValueError(
-            f"--draws coop: {len(dataset.left_out)} images of {dataset.name!r} are left out by --skip-bad, so that "
-            "others would be drawn; mend them, or use --draws ours"
-        )
+        left = f"{len(dataset.left_out)} images of {dataset.name!r} are left out by --skip-bad"
+        raise ValueError(f"--draws coop: {left}, so that others would be drawn; use --draws ours")
     if seed < 1:
         raise ValueError(f"--draws coop with seed {seed}: CoOp's seeds begin at 1; give --seed 1")
     _require_shots(dataset, shots)
@@ -211,10 +203,8 @@ def _require_each(dataset: Dataset, labels: NDArray[np.int64], shots: int, least
     counts = np.bincount(labels, minlength=len(dataset.classes))
     if counts.min() < least:
         poorest = dataset.classes[int(counts.argmin())]
-        raise ValueError(
-            f"--shots {shots}: class {poorest!r} of {dataset.name!r} has {counts.min()} {what}; "
-            f"every class needs {least}"
-        )
+        have = f"class {poorest!r} of {dataset.name!r} has {counts.min()} {what}"
+        raise ValueError(f"--shots {shots}: {have}; every class needs {least}")
 
 
 def _require_shots(dataset: Dataset, shots: int) -> None:
@@ -246,7 +236,4 @@ def require_images(dataset: Dataset, split: SplitName, asked: str, instead: str 
 def require_apart(dataset: Dataset, split: SplitName) -> None:
     """Refuse to judge few-shot models by a split that they may have learnt from."""
     if split in (dataset.shots_from, "val"):
-        raise ValueError(
-            f"--split {split}: labelled images of {dataset.name!r} for shots come from there; "
-            "judge them by --split test"
-        )
+        raise ValueError(f"--split {split}: labelled images of {dataset.name!r} for shots come from there; take test")

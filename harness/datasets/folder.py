@@ -5,7 +5,7 @@ Files may come from elsewhere, so nothing of them is trusted.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -14,13 +14,11 @@ from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.datasets.base import (
     SPLIT_NAMES,
     SPLITS,
     OwnDataset,
-    Split,
     SplitName,
     lines_of,
     require_folder,
@@ -30,7 +28,7 @@ from harness.datasets.images import (
     KNOWN,
     SKIP_BAD,
     ImageList,
-    file_digests,
+    ListedDataset,
     folder_images,
     image_files,
     is_image,
@@ -43,7 +41,7 @@ PARTS = (60, 20, 20)  # per cent of a class, train, val and test
 CAPTION_FILES = ("classes.txt", "classnames.txt")
 
 
-class FolderDataset(OwnDataset):
+class FolderDataset(OwnDataset, ListedDataset):
     """The images in class folders, or in train, val (valid, validation) and test of class folders.
 
     Classes are the sorted names of the folders, over all splits. Without split folders every image
@@ -64,16 +62,17 @@ class FolderDataset(OwnDataset):
         roots = split_folders(folder, where)
         names = _class_names(roots, where)
         self.classes = captions_of(folder, names, where)
-        self._lists: dict[SplitName, ImageList] = {}
+        lists: dict[SplitName, ImageList] = {}
         for split in SPLITS:
             folders = [(roots[split] / name, label) for label, name in enumerate(names) if split in roots]
             files = [(file, label) for inner, label in folders if inner.is_dir() for file in image_files(inner)]
-            self._lists[split] = list_files(folder, [f for f, _ in files], [label for _, label in files], self.name)
+            lists[split] = list_files(folder, [f for f, _ in files], [label for _, label in files], self.name)
+        self._lists = lists
         require_inside(folder, chain.from_iterable(images.paths for images in self._lists.values()), where)
         labels = np.concatenate([images.labels for images in self._lists.values()])
         if missing := sorted(set(range(len(names))) - set(labels.tolist())):
             raise ValueError(
-                f"{where}: class folder {names[missing[0]]!r} has no images; remove it, or put images there; {KNOWN}"
+                f"{where}: class folder {names[missing[0]]!r} has no images; remove it, or put some there; {KNOWN}"
             )
 
     def _revision(self) -> str:
@@ -85,8 +84,9 @@ class FolderDataset(OwnDataset):
         ]
         return digest("\0".join(self.classes).encode(), "".join(lines).encode(errors="surrogateescape"), length=12)
 
-    def _split(self, name: SplitName) -> Split:
-        return self._lists[name].split()
+    def image_lists(self) -> Mapping[SplitName, ImageList]:
+        """Return the images of train, val and test."""
+        return self._lists
 
 
 class FolderParted(FolderDataset):
@@ -105,12 +105,11 @@ class FolderParted(FolderDataset):
         if split_folders(self.folder, where) != {"test": self.folder}:
             raise ValueError(f"{where} has splits of its own; give folder:PATH for these")
         images = self._lists["test"]
-        digests = np.array(file_digests([self.folder / path for path in images.paths]))
         part: dict[str, SplitName] = {}
         for label in range(len(self.classes)):
-            new = sorted(set(digests[images.labels == label].tolist()) - part.keys())
+            new = sorted(set(images.digests[images.labels == label].tolist()) - part.keys())
             part |= dict(zip(new, _share(len(new)), strict=True))
-        parts = np.array([part[one] for one in digests.tolist()])
+        parts = np.array([part[one] for one in images.digests.tolist()])
         self._lists = {split: images.subset(parts == split) for split in SPLITS}
 
 
@@ -122,7 +121,7 @@ def _share(count: int) -> list[SplitName]:
     return [split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
 
 
-class ImageFolder(OwnDataset):
+class ImageFolder(OwnDataset, ListedDataset):
     """All images below a folder, without classes, parted into 60 % train, 20 % val and 20 % test.
 
     Where an image goes depends on the hash of its file and on nothing else: copies go together, and
@@ -135,7 +134,7 @@ class ImageFolder(OwnDataset):
     templates: tuple[str, ...] = ()
 
     def __init__(self, place: Path) -> None:
-        self.asked_path = self.folder = folder = place.expanduser().absolute()
+        self.asked_path = folder = place.expanduser().absolute()
         where = f"folder {str(folder)!r}"
         self._images = folder_images(folder, flag="folder ", way=SKIP_BAD)
         require_inside(folder, self._images.paths, where)
@@ -143,17 +142,18 @@ class ImageFolder(OwnDataset):
         self.title = f"Images below the folder {self._images.name}"
 
     @cached_property
-    def _parts(self) -> NDArray[np.int64]:
-        """(n,) int64: which split each image is in."""
-        digests = file_digests([self.folder / path for path in self._images.paths])
-        return np.searchsorted(np.cumsum(PARTS), [int(one, 16) % 100 for one in digests], side="right")
+    def _lists(self) -> dict[SplitName, ImageList]:
+        shares = [int(one, 16) % 100 for one in self._images.digests.tolist()]
+        parts = np.searchsorted(np.cumsum(PARTS), shares, side="right")
+        return {split: self._images.subset(parts == place) for place, split in enumerate(SPLITS)}
+
+    def image_lists(self) -> Mapping[SplitName, ImageList]:
+        """Return the images of train, val and test."""
+        return self._lists
 
     def _revision(self) -> str:
         """12 hex digits over names and sizes; the files aren't read."""
         return self._images.revision
-
-    def _split(self, name: SplitName) -> Split:
-        return self._images.split.subset(np.flatnonzero(self._parts == SPLITS.index(name)))
 
 
 def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
@@ -171,10 +171,7 @@ def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
         roots[split] = path
     for path in inner:
         if roots and path not in roots.values() and image_files(path):
-            raise ValueError(
-                f"{where}: the images of {path.name!r} are in none of the splits "
-                f"{', '.join(split.name for split in roots.values())} beside it; move them away"
-            )
+            raise ValueError(f"{where}: the images of {path.name!r} are in no split; move them away from {list(roots)}")
     return roots or {"test": folder}
 
 
@@ -183,15 +180,11 @@ def _class_names(roots: dict[SplitName, Path], where: str) -> list[str]:
     for root in roots.values():
         if stray := sorted(filter(is_image, root.iterdir())):
             raise ValueError(
-                f"{where}: image {stray[0].name!r} lies beside the class folders of {root.name!r} and so has no class; "
-                "put it into one, or away"
+                f"{where}: image {stray[0].name!r} lies beside the class folders of {root.name!r}; put it into one"
             )
     names = sorted({path.name for root in roots.values() for path in _folders(root)})
     if not names:
-        raise ValueError(
-            f"{where} has no subfolders; expected one for each class, or train, val and test with such; captions may "
-            f"be in {CAPTION_FILES[0]}"
-        )
+        raise ValueError(f"{where} has no subfolders; expected one for each class, or train, val and test with such")
     return names
 
 
@@ -225,15 +218,11 @@ def _match(lines: list[str], names: Sequence[str], where: str) -> list[str]:
         captions = {owner: line[len(owner) :].strip() for owner, line in zip(owners, lines, strict=True)}
         return [captions[name] for name in names]
     if len(lines) != len(names):
-        raise ValueError(
-            f"{where}: {len(lines)} lines for {len(names)} class folders; expected a line for each, with or without "
-            "the folder's name before the caption"
-        )
+        raise ValueError(f"{where}: {len(lines)} lines for {len(names)} class folders; expected one for each")
     for number, (line, name) in enumerate(zip(lines, names, strict=True), start=1):
         if line != name and line in names:
             raise ValueError(
-                f"{where}, line {number}: {line!r} would be the caption of the folder {name!r}, but another folder has "
-                "that name; write lines as 'folder caption'"
+                f"{where}, line {number}: {line!r} is another folder than {name!r}; write 'folder caption'"
             )
     return lines
 
@@ -275,10 +264,7 @@ def read_split_file(file: Path) -> SplitFile:
         raise FileNotFoundError(f"{what} {why}")
     content = file.read_bytes()
     if file.suffix.lower() in (".pkl", ".pickle") or content.startswith(b"\x80"):  # as binary pickles do
-        raise ValueError(
-            f"{what} is a pickle, which may run any code when it is loaded; give the split_zhou_*.json instead: K-shot "
-            "images are drawn from it here, nested and by seed"
-        )
+        raise ValueError(f"{what} is a pickle, which may run any code; give the split_zhou_*.json instead")
     try:
         lists = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -318,7 +304,7 @@ def class_names(entries: dict[SplitName, list[Entry]], what: str) -> tuple[str, 
     return classes
 
 
-class CoopSplit(OwnDataset):
+class CoopSplit(OwnDataset, ListedDataset):
     """The images that a split file of the user's lists (Zhou et al., IJCV 2022).
 
     They lie beside the file, or in one folder beside it, which is found by looking. The names of
@@ -344,12 +330,9 @@ class CoopSplit(OwnDataset):
         """12 hex digits over the split file; the images aren't read."""
         return digest(self._content.source, length=12)
 
-    def differences(self) -> list[str]:
-        """List what images are missing or empty; none is opened."""
-        return [line for images in self._lists.values() for line in images.differences()]
-
-    def _split(self, name: SplitName) -> Split:
-        return self._lists[name].split()
+    def image_lists(self) -> Mapping[SplitName, ImageList]:
+        """Return the images of train, val and test."""
+        return self._lists
 
 
 def _image_root(folder: Path, content: SplitFile, what: str) -> Path:
@@ -360,7 +343,6 @@ def _image_root(folder: Path, content: SplitFile, what: str) -> Path:
     if not fitting or (folder not in fitting and len(fitting) > 1):
         found = f"in each of {brief([root.name for root in fitting])}; leave one" if fitting else "missing"
         raise FileNotFoundError(
-            f"{what}: the first images, such as '{firsts[0]}', are {found}; expected all in {str(folder)!r}, or all in "
-            "one folder there"
+            f"{what}: images such as '{firsts[0]}' are {found}; expected all beside it or in one folder"
         )
     return fitting[0]

@@ -40,16 +40,12 @@ CHOICES = ("config", "image", "label", *SPLITS)
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a dataset is.
+    """Where a dataset is."""
 
-    folder: that holds it, absolute; None on the hub. name: ``owner/name`` there, or the folder's
-    own. what: it is, for messages. choice: of its parts, by CHOICES.
-    """
-
-    folder: Path | None
-    name: str
-    what: str
-    choice: dict[str, str]
+    folder: Path | None  # that holds it, absolute; None on the hub
+    name: str  # ``owner/name`` there, or the folder's own
+    what: str  # it is, for messages
+    choice: dict[str, str]  # of its parts, by CHOICES
 
     @classmethod
     def parse(cls, text: str) -> "Place":
@@ -73,8 +69,7 @@ class Place:
             raise NotADirectoryError(f"hfds:{where} is a file; give the folder it lies in")
         if not HUB_NAME.fullmatch(where):
             raise FileNotFoundError(
-                f"hfds:{text} is neither a folder, {str(folder)!r} does not exist, nor the name of a dataset of the "
-                "Hugging Face hub, owner/name, such as uoft-cs/cifar10"
+                f"hfds:{text} is neither a folder nor owner/name on the hub, such as uoft-cs/cifar10"
             )
         return cls(folder=None, name=where, what=f"dataset {where!r} of the hub", choice=choice)
 
@@ -128,9 +123,7 @@ def _open(library: Any, place: Place) -> dict[str, Any]:
         builder = library.load_dataset_builder(str(place.folder or place.name), config)
         *_, reader = type(builder).__module__.split(".")
         if reader not in READERS or not type(builder).__module__.startswith("datasets.packaged_"):
-            raise ValueError(
-                f"its files are read by {reader!r}, which gives no images with classes; expected {', '.join(READERS)}"
-            )
+            raise ValueError(f"its files are read by {reader!r}; expected {', '.join(READERS)}, which give images")
         builder.download_and_prepare()
         tables = builder.as_dataset()
     if isinstance(tables, library.Dataset):
@@ -218,9 +211,7 @@ class HfRows:
         labels = self._numbers(self._whole.column(self._columns.label))
         if wrong := int(np.count_nonzero((labels < 0) | (labels >= len(self._columns.names)))):
             raise ValueError(
-                f"{self.what}: {wrong:,} of {len(labels):,} rows have no label, or one beyond the "
-                f"{len(self._columns.names)} classes of {self._columns.label!r}; leave this split out by naming those "
-                "to use, as in #test=validation"
+                f"{self.what}: {wrong:,} of {len(labels):,} rows have no label of a class; name others, as in #test=val"
             )
         return labels
 
@@ -366,8 +357,5 @@ def _choose_splits(names: Sequence[str], choice: Mapping[str, str], what: str) -
     known = [name for name in names if name.lower() in SPLIT_NAMES]
     chosen = {SPLIT_NAMES[name.lower()]: name for name in known}
     if not known or len(chosen) < len(known):
-        raise ValueError(
-            f"{what} has the splits {', '.join(names)}; expected one at most for each of {', '.join(SPLITS)}; say "
-            f"which is which, as in #test={names[0]}"
-        )
+        raise ValueError(f"{what} has the splits {', '.join(names)}; say which is which, as in #test={names[0]}")
     return chosen

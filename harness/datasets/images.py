@@ -1,13 +1,14 @@
 """Image files: found below folders, listed with labels, read without trust, and decoded all at once."""
 
+import abc
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 
@@ -75,52 +76,6 @@ def read_image(file: Path, *, way: str = SKIP_BAD) -> Image.Image:
     return decode_image(file.read_bytes(), repr(str(file)), way=way)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FolderImages:
-    """The images below a folder.
-
-    name: the folder's own. paths: relative to it. revision: 12 hex digits over their names and sizes.
-    split: the images in the order of their names, label -1. An example's ``image_id`` is the hash
-    of its file's bytes, so it stays when files move, and copies share it; asking for it reads the
-    file but doesn't decode it.
-    """
-
-    name: str
-    paths: tuple[PurePosixPath, ...]
-    revision: str
-    split: Split
-
-
-def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE_OUT) -> FolderImages:
-    """List the images below a folder; each is opened when it is asked for.
-
-    An image is what PIL can read among files of a known extension. It becomes RGB; transparency is
-    dropped and the EXIF orientation left alone, as open_clip and torchvision do. ``flag`` is how the
-    folder was asked for, ``way`` out of a damaged image, for messages.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        NotADirectoryError: it is a file.
-        ValueError: no image is below it; or, later on, an image is damaged or oversized.
-    """
-    folder, where = Path(path), f"{flag}{str(path)!r}"
-    require_folder(folder, where, "the folder it lies in")
-    files = image_files(folder)
-    if not files:
-        raise ValueError(f"{where}: no images below this folder; {KNOWN}")
-    listed = list_files(folder, files, np.full(len(files), -1, dtype=np.int64), "")
-
-    def render(index: int, _variant: int) -> Rendered:
-        return read_image(files[index], way=way), None
-
-    return FolderImages(
-        name=folder.resolve().name or "images",
-        paths=tuple(map(PurePosixPath, listed.paths)),
-        revision=digest(listed.facts, length=12),
-        split=Split(listed.labels, lambda index: digest(files[index]), render),
-    )
-
-
 def image_files(folder: Path) -> list[Path]:
     """Find the image files below a folder, in an order that is the same on every machine.
 
@@ -159,55 +114,64 @@ def require_inside(root: Path, paths: Iterable[str | PurePosixPath], what: str) 
 
     for path in map(PurePosixPath, paths):
         if outside(path.parent) or ((root / path).is_symlink() and outside(path)):
-            raise ValueError(
-                f"{what}: image '{path}' is a link out of the folder of images {str(root)!r}; put the image there"
-            )
-
-
-def file_digests(files: Sequence[Path]) -> list[str]:
-    """Return 16 hex digits of the sha256 over each file's bytes, on several threads."""
-    with ThreadPoolExecutor() as threads:
-        return list(threads.map(digest, files))
+            raise ValueError(f"{what}: image '{path}' is a link out of {str(root)!r}; put the image there")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageList:
-    """Images below a folder.
-
-    paths: relative to ``root``, with "/". labels: (n,) int64. sizes: bytes of each file, (n,) int64, -1 of those that
-    are missing. prefix: what ids start with, before "/" and the path. names: in ids, where they aren't the paths.
-    """
+    """Images below a folder; each is opened when it is asked for."""
 
     root: Path
-    paths: Sequence[str]
-    labels: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    prefix: str
-    names: Sequence[str] | None = None
+    paths: Sequence[str]  # relative to the root, with "/"
+    labels: NDArray[np.int64]  # (n,)
+    sizes: NDArray[np.int64]  # bytes of each file, (n,), -1 of those that are missing
+    prefix: str = ""  # what ids start with, before "/" and the path
+    names: Sequence[str] | None = None  # in ids, where they aren't the paths
+    by_content: bool = False  # ids are hashes of files' bytes: they stay when files move, and copies share one
+    way: str = SKIP_BAD  # out of a damaged image, for messages
 
     def subset(self, chosen: NDArray[np.bool_]) -> "ImageList":
         """Keep the images that are chosen, (n,)."""
-        assert self.names is None
         paths = [path for path, one in zip(self.paths, chosen.tolist(), strict=True) if one]
         return replace(self, paths=paths, labels=self.labels[chosen], sizes=self.sizes[chosen])
 
+    @property
     def split(self) -> Split:
-        """Make the split; images are opened when they are asked for."""
-        names = self.names or self.paths
+        """The images as a split, in the order of the list."""
+        return Split(self.labels, self._image_id, self._render)
 
-        def render(index: int, _variant: int) -> Rendered:
-            path = self.root / self.paths[index]
-            if not path.is_file():
-                raise FileNotFoundError(f"image {str(path)!r} is missing; `datasets check` lists all that are")
-            return read_image(path), None
+    def _image_id(self, index: int) -> str:
+        if self.by_content:
+            return digest(self.root / self.paths[index])
+        return f"{self.prefix}/{(self.names or self.paths)[index]}"
 
-        return Split(self.labels, lambda index: f"{self.prefix}/{names[index]}", render)
+    def _render(self, index: int, _variant: int) -> Rendered:
+        path = self.root / self.paths[index]
+        if not path.is_file():
+            raise FileNotFoundError(f"image {str(path)!r} is missing; `datasets check` lists all that are")
+        return read_image(path, way=self.way), None
+
+    @cached_property
+    def digests(self) -> NDArray[np.str_]:
+        """16 hex digits of the sha256 over each file's bytes, (n,)."""
+        with ThreadPoolExecutor() as threads:
+            return np.array(list(threads.map(digest, (self.root / path for path in self.paths))))
+
+    @property
+    def name(self) -> str:
+        """The folder's own."""
+        return self.root.resolve().name or "images"
 
     @property
     def facts(self) -> bytes:
         """Names and sizes, for a hash."""
         pairs = zip(self.names or self.paths, self.sizes.tolist(), strict=True)
         return "".join(f"{name}\0{size}\0" for name, size in pairs).encode(errors="surrogateescape")
+
+    @property
+    def revision(self) -> str:
+        """12 hex digits over names and sizes; no file is read."""
+        return digest(self.facts, length=12)
 
     def differences(self) -> Iterator[str]:
         """List what images are missing or empty."""
@@ -217,8 +181,42 @@ class ImageList:
                 yield f"{how_many(where.size, what)} in {str(self.root)!r}: {names}"
 
 
+class ListedDataset(Dataset):
+    """A dataset whose splits are lists of image files."""
+
+    @abc.abstractmethod
+    def image_lists(self) -> Mapping[SplitName, ImageList]:
+        """Return the images of train, val and test."""
+
+    def _split(self, name: SplitName) -> Split:
+        return self.image_lists()[name].split
+
+    def differences(self) -> list[str]:
+        """List what images are missing or empty; none is opened."""
+        return [line for split in SPLITS for line in self.image_lists()[split].differences()]
+
+
+def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE_OUT) -> ImageList:
+    """List the images below a folder in the order of their names, without labels (-1); ids are hashes of files.
+
+    An image is what PIL can read among files of a known extension. It becomes RGB; transparency is
+    dropped and the EXIF orientation left alone, as open_clip and torchvision do. ``flag`` is how the
+    folder was asked for, for messages.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such folder.
+        ValueError: no image is below it; or, later on, an image is damaged or oversized.
+    """
+    folder, where = Path(path), f"{flag}{str(path)!r}"
+    require_folder(folder, where, "the folder it lies in")
+    if not (files := image_files(folder)):
+        raise ValueError(f"{where}: no images below this folder; {KNOWN}")
+    listed = list_files(folder, files, np.full(len(files), -1, dtype=np.int64))
+    return replace(listed, by_content=True, way=way)
+
+
 def list_files(
-    root: Path, files: Sequence[Path | str], labels: Sequence[int] | NDArray[np.int64], prefix: str
+    root: Path, files: Sequence[Path | str], labels: Sequence[int] | NDArray[np.int64], prefix: str = ""
 ) -> ImageList:
     """List files below a root, or what should be there, by their paths or by those relative to it."""
     paths = [file if isinstance(file, str) else file.relative_to(root).as_posix() for file in files]
@@ -245,14 +243,10 @@ def shorten(names: Sequence[str], most: int = SHOWN) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What came of decoding every image of a dataset.
+    """What came of decoding every image of a dataset."""
 
-    digests: by split, in its order: 16 hex digits over an image's pixels, "" where it isn't read.
-    bad: by image id, why it can't be read.
-    """
-
-    digests: dict[SplitName, list[str]]
-    bad: dict[str, str]
+    digests: dict[SplitName, list[str]]  # in the split's order: 16 hex digits over an image's pixels, "" if unread
+    bad: dict[str, str]  # by image id, why it can't be read
 
 
 def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> Decoded:

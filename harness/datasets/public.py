@@ -20,9 +20,9 @@ import numpy as np
 
 from harness.base.terminal import Progress
 from harness.datasets.archives import Archive, provide
-from harness.datasets.base import SPLITS, Dataset, Split, SplitName, cached_json, keep_json, lines_of, require_unique
+from harness.datasets.base import SPLITS, SplitName, cached_json, keep_json, lines_of, require_unique
 from harness.datasets.folder import Entry, SplitFile, class_names, read_split_file
-from harness.datasets.images import EXTENSIONS, ImageList, list_files
+from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset, list_files
 from zoo.core.files import digest, from_json
 
 CACHED_FROM = 20_000  # files; fewer are listed in no time
@@ -44,33 +44,27 @@ class Listing(NamedTuple):
 
 
 @dataclass(eq=False, kw_only=True)
-class RootedDataset(Dataset):
+class RootedDataset(ListedDataset):
     """A public dataset in a folder below a root.
 
     What doesn't hang on the images is known without a root. Images, classes and whatever else is
     read need ``at``.
-
-    folder: below the root. images: folder of the images, in that; what ``archives`` hold unless they say otherwise.
-    layout: of LAYOUTS, how what is there is listed; list_file: that does; synsets: which classes of ImageNet's there
-    are, see ``synsets_of``; numbered: whether class folders are called by label. counts: images per split of the whole
-    dataset, 0 where it has no such split. class_count: its number of classes. homepage: of the source, and page of
-    archives that have no other.
     """
 
     name: str
     title: str
     license: str
     source: str
-    homepage: str
-    folder: str
-    images: str
+    homepage: str  # and page of archives that have no other
+    folder: str  # below the root
+    images: str  # folder of the images, in that; what archives hold unless they say otherwise
     archives: tuple[Archive, ...]
-    layout: str
-    class_count: int
-    counts: Mapping[SplitName, int]
-    list_file: str = ""
-    synsets: str = "imagenet"
-    numbered: bool = False
+    layout: str  # of LAYOUTS
+    list_file: str = ""  # split file of CoOp
+    synsets: str = "imagenet"  # which classes of ImageNet's there are, see ``synsets_of``
+    numbered: bool = False  # whether class folders are called by label
+    class_count: int  # of the whole dataset
+    counts: Mapping[SplitName, int]  # images of the whole dataset, 0 where it has no such split
     templates: tuple[str, ...] = ("a photo of a {}.",)
     root: Path | None = None
 
@@ -98,7 +92,7 @@ class RootedDataset(Dataset):
             raise NotADirectoryError(f"--root {str(root)!r} is a file; give a folder")
         if not whole.exists() and not download:
             raise FileNotFoundError(
-                f"--root {str(root)!r}: there is no such folder; {self.name!r} is looked for in {self.folder!r} in it"
+                f"--root {str(root)!r} does not exist; {self.name!r} is looked for in {self.folder!r} in it"
             )
         provide(self.name, whole / self.folder, self.archives, download=download, progress=progress or Progress())
         return replace(self, root=whole)
@@ -107,10 +101,8 @@ class RootedDataset(Dataset):
     def place(self) -> Path:
         """The folder of the dataset; without a root a FileNotFoundError."""
         if self.root is None:
-            raise FileNotFoundError(
-                f"dataset {self.name!r} isn't shipped here; say where it lies: --root FOLDER, the folder that holds "
-                f"{self.folder!r}; docs/datasets.md says what belongs there"
-            )
+            where = f"--root FOLDER, that holds {self.folder!r} (docs/datasets.md)"
+            raise FileNotFoundError(f"dataset {self.name!r} isn't shipped here; say where it lies: {where}")
         return self.root / self.folder
 
     @cached_property
@@ -122,6 +114,10 @@ class RootedDataset(Dataset):
         """Names by label, as CoOp and CLIP have them."""
         return self._listing.classes
 
+    def image_lists(self) -> Mapping[SplitName, ImageList]:
+        """Return the images of train, val and test."""
+        return self._listing.images
+
     @property
     def captions_seen(self) -> tuple[bool, ...]:
         """True throughout: nobody knows, so no result counts as zero-shot."""
@@ -130,13 +126,6 @@ class RootedDataset(Dataset):
     def _revision(self) -> str:
         """12 hex digits over what lists the images and their names and sizes."""
         return digest(self._listing.source, *(self._listing.images[split].facts for split in SPLITS), length=12)
-
-    def _split(self, name: SplitName) -> Split:
-        return self._listing.images[name].split()
-
-    def differences(self) -> list[str]:
-        """List what images are missing or empty; none is opened."""
-        return [line for split in SPLITS for line in self._listing.images[split].differences()]
 
     def problems(self) -> list[str]:
         """List in what the data differs from the whole dataset; no image is opened."""
@@ -159,9 +148,7 @@ def as_aircraft(dataset: RootedDataset) -> Listing:
     names = ("variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS))
     paths = [dataset.place / name for name in names]
     if missing := [path for path in paths if not path.is_file()]:
-        raise FileNotFoundError(
-            f"list {str(missing[0])!r} of {dataset.name!r} is missing; it is in {dataset.archives[0].file!r}"
-        )
+        raise FileNotFoundError(f"list {str(missing[0])!r} is missing; it is in {dataset.archives[0].file!r}")
     variants = tuple(lines_of(paths[0]))
     require_unique(variants, variants, f"list {str(paths[0])!r}")
     entries: dict[SplitName, list[Entry]] = {split: [] for split in SPLITS}
@@ -170,8 +157,7 @@ def as_aircraft(dataset: RootedDataset) -> Listing:
             image, _, variant = line.partition(" ")
             if not image.isdecimal() or variant not in variants:
                 raise ValueError(
-                    f"list {str(path)!r}, line {number}: {line!r} isn't the number of an image and a variant of "
-                    f"{names[0]}"
+                    f"list {str(path)!r}, line {number}: {line!r}: expected an image's number and a variant"
                 )
             entries[split].append(Entry(f"{image}.jpg", variants.index(variant), variant))
     where = f"lists of {dataset.name!r} in {str(dataset.place)!r}"
@@ -291,10 +277,7 @@ def _labels_of_numbers(file: Path, synsets: tuple[str, ...]) -> dict[str, int]:
     from scipy.io import loadmat
 
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{str(file)!r} is missing, which tells the classes of unsorted validation images; get {DEVKIT!r} by hand, "
-            "or sort the images into folders by class"
-        )
+        raise FileNotFoundError(f"{str(file)!r} is missing; get {DEVKIT!r} by hand, or sort validation images by class")
     try:
         rows: Any = loadmat(str(file), squeeze_me=True)["synsets"]
         pairs = [(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in np.atleast_1d(rows)]

@@ -1,11 +1,10 @@
 """Read tars in the layout that CLIP_benchmark reads and exports.
 
-PATH/{test,train}/0.tar, 1.tar, ... beside PATH/classnames.txt; optional are nshards.txt in the
-folders of tars and PATH/zeroshot_classification_templates.txt, with ``{c}`` for the class. A sample
-is KEY.png (jpg, jpeg, webp) and KEY.cls, a number. Where PATH/dataset_type.txt says retrieval there are
-no classes, and a sample is the image and KEY.txt, a caption a line. Images are read at random where they lie,
-which the package `webdataset` can't do. Tars come from elsewhere, so nothing is extracted, and other members are
-never read.
+PATH/{train,val,test}/0.tar, 1.tar, ... beside PATH/classnames.txt; optional are nshards.txt in the folders of tars and
+PATH/zeroshot_classification_templates.txt, with ``{c}`` for the class. A sample is KEY.png (jpg, jpeg, webp) and
+KEY.cls, a number. Where PATH/dataset_type.txt says retrieval there are no classes, and a sample is the image and
+KEY.txt, a caption a line. Images are read at random where they lie, which the package `webdataset` can't do. Tars come
+from elsewhere, so nothing is extracted, and other members are never read.
 """
 
 import os
@@ -17,7 +16,6 @@ import numpy as np
 
 from harness.datasets.archives import members_of
 from harness.datasets.base import (
-    SPLIT_NAMES,
     SPLITS,
     OwnDataset,
     Rendered,
@@ -84,10 +82,7 @@ class TarDataset(OwnDataset):
             for sample in _samples(number, shard, CAPTIONS if self.captioned else LABEL):
                 where = f"tar {str(shard)!r}: {sample.key!r}"
                 if sample.label >= len(self.classes):
-                    raise ValueError(
-                        f"{where} has the label {sample.label}; {CLASSES} has {len(self.classes)} lines, for labels "
-                        "from 0"
-                    )
+                    raise ValueError(f"{where} has the label {sample.label}; {CLASSES} has {len(self.classes)} lines")
                 if sample.key in samples:
                     raise ValueError(f"{where} is in {split} twice")
                 samples[sample.key] = sample
@@ -127,54 +122,37 @@ class TarDataset(OwnDataset):
 
 def _is_retrieval(folder: Path, what: str) -> bool:
     """Tell whether images have captions instead of classes; without a file that says so they have classes."""
-    kind = folder / TYPE
-    words = " ".join(lines_of(kind)) if kind.is_file() else "classification"
+    words = " ".join(lines_of(folder / TYPE)) if (folder / TYPE).is_file() else "classification"
     if words not in ("classification", RETRIEVAL):
-        raise ValueError(
-            f"{what}: {TYPE} says {words!r}; expected classification with one label an image, or {RETRIEVAL}"
-        )
+        raise ValueError(f"{what}: {TYPE} says {words!r}; expected classification, or {RETRIEVAL}")
     return words == RETRIEVAL
 
 
 def _class_names(folder: Path, what: str) -> tuple[str, ...]:
     if not (folder / CLASSES).is_file():
-        raise FileNotFoundError(
-            f"{what}: {CLASSES} is missing; write the class of each label into it, one a line; where images have "
-            f"captions, write {RETRIEVAL!r} into {TYPE}"
-        )
+        raise FileNotFoundError(f"{what}: {CLASSES} is missing: a class a line; of captions {TYPE} says {RETRIEVAL!r}")
     names = lines_of(folder / CLASSES)
     require_unique(names, [f"line {number}" for number, _ in enumerate(names, start=1)], f"{what}: {CLASSES}")
     return tuple(names)
 
 
 def _templates(file: Path) -> tuple[str, ...]:
-    templates = tuple(line.replace("{c}", "{}") for line in lines_of(file))
-    for number, template in enumerate(templates, start=1):
-        try:
-            require_template(template)
-        except ValueError as error:
-            raise ValueError(f"{str(file)!r}, line {number}: {error}; here it is {{c}}") from error
-    return tuple(dict.fromkeys(templates))
+    templates = tuple(dict.fromkeys(line.replace("{c}", "{}") for line in lines_of(file)))
+    for template in templates:
+        require_template(template, f"{str(file)!r}, with {{c}} for {{}}: ")
+    return templates
 
 
 def _shards(folder: Path, split: SplitName) -> list[Path]:
     """List the tars of a split, in order of their numbers."""
-    folders = [folder / name for name, own in SPLIT_NAMES.items() if own == split and (folder / name).is_dir()]
-    if len(folders) > 1:
-        raise ValueError(
-            f"folder of tars {str(folder)!r}: {folders[0].name} and {folders[1].name} would both be the {split} split; "
-            "leave one"
-        )
-    if not folders:
-        return []
-    count_file = folders[0] / "nshards.txt"
+    count_file = folder / split / "nshards.txt"
     if count_file.is_file():
         count = _number(" ".join(lines_of(count_file)), f"{str(count_file)!r}", "the number of tars")
-        shards = [folders[0] / f"{number}.tar" for number in range(count)]
+        shards = [folder / split / f"{number}.tar" for number in range(count)]
         if missing := [shard for shard in shards if not shard.is_file()]:
             raise FileNotFoundError(f"tar {str(missing[0])!r} is missing; {count_file.name} beside it says {count}")
         return shards
-    tars = sorted(path for path in folders[0].glob("*.tar") if path.is_file())
+    tars = sorted(path for path in (folder / split).glob("*.tar") if path.is_file())
     return sorted(tars, key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
 
 

@@ -22,7 +22,7 @@ from harness.datasets.few_shot import batches, draw_ranked, seeded_order
 from harness.datasets.images import folder_images
 from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, ranked_revision
 from harness.models.towers import Tower, load_tower
-from harness.records.agreement import kendall_tau
+from harness.records.statistics import kendall_tau
 from zoo.core.files import blocks_fingerprint, cache_folder, digest, fingerprint, partial_of
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor

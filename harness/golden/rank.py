@@ -105,10 +105,9 @@ class Ranked(NamedTuple):
 
 
 def rank(job: RankJob, progress: Progress) -> Ranked:
-    """Rank images and write a store; go on where an earlier call with the same job stopped.
+    """Rank images and write a store, of several scores the first; go on where an earlier call stopped.
 
-    Whenever and however a process ends, at most the shards in work are lost. Of a job of several scores all stores are
-    written, see ``rank_by_scores``, and the first is returned.
+    Whenever and however a process ends, at most the shards in work are lost.
 
     Raises:
         ValueError: a setting that doesn't fit, a store that was made with other settings, or a
@@ -171,10 +170,7 @@ def _fill(ranker: "ShardRanker", stored: Provenance | None, progress: Progress) 
 
 
 class ShardRanker:
-    """A tower, on the job's device, that makes any shard of a job and writes it to the ``stores`` of its scores.
-
-    The budget of ``job`` is spent, so that ``config`` says all; ``split`` has the stores' order.
-    """
+    """A tower, on the job's device, that makes any shard of a job and writes it to the ``stores`` of its scores."""
 
     engine: GoldenEngine
 
@@ -182,7 +178,7 @@ class ShardRanker:
         """Load the tower and encode the classes; refuse what can't be done."""
         self.tower = load_tower(job.model)
         self.tower.vit.to(job.device)
-        self.job = _spend_budget(job, self.tower)
+        self.job = _spend_budget(job, self.tower)  # so that its config says all
         source = job.source
         images = source.images.subset(turns(source.images.labels))
         if job.variants > 1 and images[0].image == images.variant(1)[0].image:
@@ -238,12 +234,7 @@ class ShardRanker:
         return make_shards(self.job, folder, list(todo), make, start=start, release=self.tower.vit.cpu)
 
     def make(self, todo: Mapping[int, Sequence[str]], indices: Sequence[int]) -> Iterator[int]:
-        """Rank the images of shards and write them; yield the number of images of each call.
-
-        Raises:
-            ValueError: an image can't be read, or the device has too little memory for the batch.
-            OSError: a shard can't be written.
-        """
+        """Rank the images of shards and write them; yield the number of images of each call."""
         config = self.job.config
         each = min(self.engine.passes, len(windows(self.tower.vit.grid, config.window, config.stride)))
         step = math.ceil(STEADY * self.engine.suffix.batch / max(each, 1))
@@ -301,9 +292,7 @@ def _spend_budget(job: RankJob, tower: Tower) -> RankJob:
 
 
 def encode_classes(job: RankJob, tower: Tower) -> tuple[Tensor | None, float]:
-    """Encode the classes: (classes, D) unit features and the factor on cosines.
-
-    The features are None where no score needs classes.
+    """Encode the classes: (classes, D) unit features, None where no score needs them, and the factor on cosines.
 
     Raises:
         ValueError: there are no classes or no text tower, or it lacks words for a class.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, from_lists, shard_paths, to_lists
 from harness.datasets import Dataset, kind_of
-from harness.datasets.base import DATA_DIR, Split
+from harness.datasets.base import DATA_DIR
 from zoo.core.files import cache_folder, write_whole
 from zoo.ranking.golden import GoldenConfig
 
@@ -198,12 +198,6 @@ class Rankings:
             raise ValueError(f"{len(lacking)} images have no ranking, such as {lacking[0]!r}")
         columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in _COLUMNS}
         return Rankings(image_ids=tuple(image_ids), provenance=self.provenance, **columns)
-
-
-def ranked_positions(split: Split, rankings: Rankings) -> NDArray[np.int64]:
-    """Return the positions in ``split`` of the images that have a ranking, (k,) ascending."""
-    known = set(rankings.image_ids)
-    return np.array([i for i, name in enumerate(split.image_ids) if name in known], dtype=np.int64)
 
 
 def _check(shard: Shard[Provenance]) -> None:

@@ -98,8 +98,7 @@ class Bench:
     ) -> list[Record]:
         """Return the records of some rows on a dataset, measuring only if ``known`` lacks one.
 
-        ``prompts`` are what was learned for the rows, by key; golden rows, which have none of their
-        own, take the dense row's.
+        ``prompts`` were learned for the rows, by key; golden rows take the dense row's.
         """
         view = self.view_of(dataset)
         split = view.split(tuning)
@@ -260,10 +259,7 @@ class View:
         )
 
     def traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
-        """Return the positions among the judged images of ``count``, whose classes take turns.
-
-        A smaller count has the first of a larger one, whatever the plan's limit.
-        """
+        """Return the positions of ``count`` judged images, classes in turn; fewer are the first of more."""
         if not count or not self.dataset.classes:  # traces are of answers
             return np.empty(0, dtype=np.int64)
         labels = self.dataset.labels(self.plan.split)
@@ -283,10 +279,7 @@ class View:
         return rankings
 
     def ranked(self, rows: Sequence[Variant], split: Split) -> list[Variant]:
-        """Give rows without golden rankings those of these images, if there are any.
-
-        Golden rows for which an image lacks a ranking are left out.
-        """
+        """Give rows the golden rankings of these images; golden rows are left out where an image lacks one."""
         if all(row.rankings is not None for row in rows if row.method != DENSE):
             return list(rows)
         rankings = self.rankings
@@ -303,10 +296,7 @@ class View:
         return [row for row in rows if row.method != GOLDEN]
 
     def outcomes(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
-        """Return the outcomes of rows on images, by key; no image is run twice.
-
-        Rows with learned visual tokens are others every time, so they run on all images.
-        """
+        """Return the outcomes of rows on images, by key; no image is run twice but with learned visual tokens."""
 
         def run(rest: Split) -> dict[str, Outcome]:
             how: dict[str, Any] = {"device": torch.device(self.plan.device), "dtype": DTYPES[self.plan.dtype]}

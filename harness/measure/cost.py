@@ -173,17 +173,14 @@ def _handles() -> dict[str, Handle]:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Set eval mode, silence the tracer, and put back every flag on leaving.
-
-    nn.MultiheadAttention's fast path is one opaque operator (its cost would be missing), so it is off meanwhile.
-    """
+    """Set eval mode, silence the tracer, and put back every flag on leaving."""
     training = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     logger = logging.getLogger("fvcore")
     disabled = logger.disabled
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
+        torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator, whose cost would be missing
         logger.disabled = True
         model.eval()
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():

@@ -60,11 +60,7 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyPlan:
-    """What to time.
-
-    Raises:
-        ValueError: a value out of range, or a way that the device hasn't.
-    """
+    """What to time; ValueError for a value out of range, or a way that the device hasn't."""
 
     models: tuple[str, ...]  # dense or reduced; each is timed beside its dense tower
     methods: tuple[str, ...] = ()  # further reductions of each model's dense tower
@@ -151,11 +147,7 @@ class Family:
 def load_family(
     dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress, size: int | None = None
 ) -> Family:
-    """Load a dense tower, or build it without weights, and reduce it, for images of ``size`` pixels a side.
-
-    Raises:
-        ValueError: a model that can't be built so, or one whose patches don't fill such images.
-    """
+    """Load a dense tower, or build it without weights, and reduce it, for images of ``size`` pixels a side."""
     if not random_weights:
         require_rows(dense, pairs)
     tower = towers.find_tower(dense, random_weights=random_weights)

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import itertools
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
@@ -69,10 +68,9 @@ class KeepSolver:
         return min(counts, key=lambda count: abs(cost(count) / goal - 1))
 
     def search(self, start: int) -> Search:
-        """Look for the number of patch tokens whose cost is 1, under noise that any sample may have.
+        """Look, from ``start``, for the number of patch tokens whose cost is 1, under noise that any sample may have.
 
-        It starts at ``start`` and moves to where all that is known meets the goal, until the answer's cost, the median
-        of `SURE`, is within `SLACK`; the nearest after `STEPS`.
+        It ends where the median of `SURE` costs is within `SLACK`, or with the nearest after `STEPS`.
         """
         self.build(1.0)  # a method that can't do even this says why
         samples = defaultdict[int, list[float]](list)
@@ -121,19 +119,6 @@ class KeepSolver:
         return 1 + bisect_left(range(1, self.patches - 1), True, key=able)
 
 
-def together(searches: Mapping[K, Search], costs: Callable[[Mapping[K, int]], Mapping[K, float]]) -> dict[K, int]:
-    """Take searches forward step by step, the costs that all of them ask for measured at once."""
-    asked, answers = {key: next(search) for key, search in searches.items()}, {}
-    while asked:
-        for key, cost in costs(asked).items():
-            try:
-                asked[key] = searches[key].send(cost)
-            except StopIteration as end:
-                answers[key] = end.value
-                del asked[key]
-    return answers
-
-
 class TimeRatios:
     """Time reductions of a tower against the dense one, at one batch size and precision, eagerly."""
 
@@ -154,51 +139,30 @@ class TimeRatios:
         return {key: timings[str(at)].ratio_to(timings[DENSE]).estimate for at, key in enumerate(vits)}
 
 
-def search_times(
-    times: TimeRatios,
-    solvers: Mapping[K, KeepSolver],
-    starts: Mapping[K, int],
-    goals: Mapping[K, ReducedViT | float],
-    on_step: Callable[[], object] = lambda: None,
-) -> dict[K, tuple[int, float]]:
-    """Search counts of patch tokens whose time is a goal's: a model's, or a share of the dense tower's.
-
-    Every step times the dense tower, the models of goals and what all searches ask for in the same rounds.
-
-    Returns:
-        By key the count, and the median of what its time was by the goal's.
-    """
-    models = {id(goal): goal for goal in goals.values() if not isinstance(goal, float)}
-    measured = defaultdict[tuple[K, int], list[float]](list)
-
-    def costs(asked: Mapping[K, int]) -> dict[K, float]:
-        vits: dict[Any, ReducedViT] = dict(models)
-        for key, count in asked.items():
-            if count < solvers[key].patches:  # else it is the dense tower
-                vits[key] = solvers[key].build(count / solvers[key].patches)
-        ratios = times.of(vits, ROUNDS) if vits else {}
-        on_step()
-        found = {}
-        for key, count in asked.items():
-            goal = goals[key]
-            found[key] = ratios.get(key, 1.0) / (goal if isinstance(goal, float) else ratios[id(goal)])
-            measured[key, count].append(found[key])
-        return found
-
-    counts = together({key: solver.search(starts[key]) for key, solver in solvers.items()}, costs)
-    return {key: (count, statistics.median(measured[key, count])) for key, count in counts.items()}
-
-
 def equal_times(
     times: TimeRatios, targets: Mapping[float, ReducedViT], solvers: Mapping[MethodRate, KeepSolver], progress: Progress
 ) -> dict[MethodRate, float]:
-    """Solve keep rates for the time of the targets, by method and the target's keep rate, where searches start."""
-    starts = {key: round(key[1] * solver.patches) for key, solver in solvers.items()}
-    goals = {key: targets[key[1]] for key in solvers}
+    """Solve keep rates for the time of the targets, by method and the target's keep rate, where searches start.
+
+    Every step times the dense tower, the targets and what all searches ask for in the same rounds.
+    """
+    searches = {key: solver.search(round(key[1] * solver.patches)) for key, solver in solvers.items()}
+    asked, answers, step = {key: next(search) for key, search in searches.items()}, dict[MethodRate, float](), 0
     with progress.task("keep rates of equal time", STEPS) as update:
-        done = itertools.count(1)
-        answers = search_times(times, solvers, starts, goals, lambda: update(next(done)))
-    return {key: count / solvers[key].patches for key, (count, _) in answers.items()}
+        while asked:
+            vits: dict[Any, ReducedViT] = {key[1]: targets[key[1]] for key in solvers}
+            for key, count in asked.items():
+                if count < solvers[key].patches:  # else it is the dense tower
+                    vits[key] = solvers[key].build(count / solvers[key].patches)
+            ratios = times.of(vits, ROUNDS)
+            update(step := step + 1)
+            for key in list(asked):
+                try:
+                    asked[key] = searches[key].send(ratios.get(key, 1.0) / ratios[key[1]])
+                except StopIteration as end:
+                    answers[key] = end.value / solvers[key].patches
+                    del asked[key]
+    return answers
 
 
 def find_record(known: Sequence[Record], target: Variant, method: str, matched: Mapping[str, Any]) -> Record | None:
@@ -222,9 +186,8 @@ def matched_rows(
 ) -> list[Variant]:
     """Make the plan's rows: one method has its keep rates, the others meet its cost at each of them.
 
-    GFLOPs are fvcore's of the model itself. Times are measured, unless ``known`` records, of this tower on this
-    machine, have what came out before. Two keep rates may share a method's row. GFLOPs further off than `TOLERANCE` are
-    reported; for times see `say_time_misses`.
+    Times are measured, unless ``known`` records, of this tower on this machine, have what came out before. Two keep
+    rates may share a method's row. GFLOPs further off than `TOLERANCE` are reported; for times see `say_time_misses`.
     """
     methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
 

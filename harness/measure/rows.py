@@ -66,12 +66,12 @@ class Variant:
 
     @property
     def prompted(self) -> bool:
-        """Whether learned visual tokens go along, so that nothing is as in other rows."""
+        """Whether learned visual tokens go along."""
         return self.vit.prompts is not None
 
     @property
     def apart(self) -> bool:
-        """Whether tokens or weights of its own leave nothing that is as in other rows."""
+        """Whether tokens or weights of its own leave nothing to share with other rows."""
         return self.prompted or RECOVERY in self.config
 
     @property
@@ -91,17 +91,17 @@ def usual_methods() -> tuple[str, ...]:
 
 
 def variants(dense: ReducedViT, arch: str, tag: str, methods: Sequence[str], keeps: Sequence[float]) -> list[Variant]:
-    """Make the rows for a dense tower; all share its weights.
-
-    Raises:
-        ValueError: unknown method, keep rates of one name, or one that a method can't do.
-    """
+    """Make the rows for a dense tower, whose weights all share; raise what ``rows_of`` does."""
     pairs = [(m, keep) for m in methods for keep in ((1.0,) if m == DENSE else keeps)]
     return rows_of(dense, arch, tag, pairs)
 
 
 def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate]) -> list[Variant]:
-    """Make the rows for a dense tower, each method with keep rates of its own."""
+    """Make the rows for a dense tower, each method with keep rates of its own.
+
+    Raises:
+        ValueError: unknown method, keep rates of one name, or one that a method can't do.
+    """
     rows: list[Variant] = []
     for method, keep in pairs:
         if method not in known_methods():
@@ -168,11 +168,7 @@ def reduced_row(
 
 
 def recovered_row(dense: ReducedViT, arch: str, tag: str, file: RecoveryFile) -> Variant:
-    """Make a row of a method with a recovery, whose file says method and settings.
-
-    Raises:
-        ValueError: a recovery of another tower or predictor, or one without keep rate.
-    """
+    """Make a row with a recovery, whose file says method and settings; ValueError if it isn't of this tower."""
     keep = file.options.get("keep")
     if keep is None:
         raise ValueError(f"recovery {str(file.path)!r} is of a model without keep rate, which no row can show")
@@ -203,21 +199,13 @@ def require_towers(paths: Sequence[Path], models: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A variant on a set of images, in image order; None where nothing was reduced.
+    """A variant on a set of n images, in image order; None where nothing was reduced."""
 
-    Attributes:
-        features: (n, D) unit image features, float32, on the CPU.
-        scores: (n, N) float, higher = kept longer.
-        final_tokens: patch tokens left at the end.
-        left: (n, N) int16 block at which a patch's own token went, -1 where it stayed.
-        token: (n, N) int16 grid position of the token that a patch is in at the end, -1 where it was dropped.
-    """
-
-    features: Tensor
-    scores: NDArray[np.float32] | None = None
-    final_tokens: int
-    left: NDArray[np.int16] | None = None
-    token: NDArray[np.int16] | None = None
+    features: Tensor  # (n, D), unit, float32, on the CPU
+    scores: NDArray[np.float32] | None = None  # (n, N), higher = kept longer
+    final_tokens: int  # patch tokens left at the end
+    left: NDArray[np.int16] | None = None  # (n, N) block at which a patch's own token went, -1 where it stayed
+    token: NDArray[np.int16] | None = None  # (n, N) position of the token that a patch ended in, -1 if dropped
 
     def part(self, positions: Sequence[int] | NDArray[np.int64]) -> "Outcome":
         """Return the outcome on the images at these positions, in this order."""
@@ -372,10 +360,7 @@ def feature_probe(features: Tensor) -> tuple[float, ...]:
 
 
 def linear_probe(features: Tensor, labels: Tensor, classes: int, decay: float = 1e-3) -> Tensor:
-    """Fit a multinomial logistic regression without bias, (classes, D), on unit features (n, D).
-
-    ``decay`` is the weight of the squared weights in the loss.
-    """
+    """Fit a logistic regression without bias, (classes, D), on unit features (n, D); ``decay`` penalises weights."""
     weights = torch.zeros(classes, features.shape[1], requires_grad=True)
     optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 

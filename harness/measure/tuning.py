@@ -84,7 +84,7 @@ class Tuner:
     draws: str = OURS  # of the labelled images, see ``draw``
 
     def __post_init__(self) -> None:
-        """Look at no image yet."""
+        """Start without outcomes."""
         self._outcomes = OutcomeCache()
         self._pixels: dict[str, Tensor] = {}
         self._notes: set[str] = set()

@@ -59,11 +59,7 @@ class ReadyModel:
 
 
 def check_ways(flag: str, ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
-    """Refuse what ``--ways`` or ``--runtimes`` names and what can't be run on the device, or lacks packages.
-
-    Raises:
-        ValueError: an unknown way, or one for another device.
-    """
+    """Raise ValueError for what ``--ways`` or ``--runtimes`` names and what the device or the packages can't run."""
     known = WAYS if flag == "--ways" else RUNTIMES
     for way in ways:
         if way not in known:

@@ -22,14 +22,7 @@ from zoo.loading.adopt import reduce
 from zoo.loading.clip import Clip, ClipParts, UnseenWordsError, class_features, create_clip, image_transform
 from zoo.loading.open_clip import FOLDER, HUB, load_open_clip
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
-from zoo.loading.weights import (
-    UNUSABLE,
-    MissingWeightsError,
-    UnusableWeightsError,
-    require_hub,
-    require_timm_hub,
-    unusable,
-)
+from zoo.loading.weights import loading, timm_source
 from zoo.towers.vit import ReducedViT, TimmHost
 
 TIMM, OPEN_CLIP, TRANSFORMERS = "timm:", "open_clip:", "transformers:"  # a bare name means timm's
@@ -61,10 +54,7 @@ class Tower(NamedTuple):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What is done to an image, as JSON values: every step in words, and what its numbers are.
-
-        For a tower of transformers the settings of its image processor.
-        """
+        """What is done to an image, as JSON values: steps and numbers, or transformers' settings of its processor."""
         if hasattr(self.preprocess, "processor"):
             settings: dict[str, Any] = json.loads(self.preprocess.processor.to_json_string())
             return settings
@@ -96,11 +86,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def split_method(name: str) -> tuple[str, str | None, float]:
-    """Split a model's name into its dense tower's (without ``timm:``), its method (None if dense) and its keep rate.
-
-    Raises:
-        ValueError: it looks like a model of ours and is none.
-    """
+    """Split a model's name into its dense tower's (without ``timm:``), its method (None if dense) and its keep rate."""
     name = name.removeprefix(TIMM)
     arch, _, tag = name.partition(".")
     known = MODELS.get(arch)
@@ -116,15 +102,8 @@ def load_tower(name: str) -> Tower:
 
     A classifier's logits are no features, so a classifier is dropped; see ``has_projection``. Of a model that was saved
     with a reduction method, the dense tower is taken, and of a tuned one the projection; learned visual tokens stay.
-    Files are read as tensors, never unpickled.
-
-    Args:
-        name: a dense name of ours (``clip_vit_b16.openai``), a ViT of timm
-            (``deit_small_patch16_224.fb_in1k``, or ``timm:`` and that), a model that timm's ``save_for_hf`` wrote
-            (``local-dir:FOLDER``, ``hf-hub:OWNER/NAME``), or one of open_clip
-            (``open_clip:ViT-B-16/laion2b_s34b_b88k``, where a file's path may stand for the tag:
-            its preprocessing and activation are then the architecture's), or what transformers' ``save_pretrained``
-            wrote (``transformers:FOLDER``; of CLIP and SigLIP with the text tower).
+    ``name`` is of one of `KINDS`; a file's path may stand for open_clip's tag, and its preprocessing and activation are
+    then the architecture's.
 
     Raises:
         ValueError: unknown name, unreadable weights, or a tower that can't be reduced.
@@ -136,8 +115,18 @@ def load_tower(name: str) -> Tower:
         clip, spec = load_open_clip(name.removeprefix(OPEN_CLIP))
         return Tower(clip.model.visual, clip.preprocess, OPEN_CLIP + spec, clip)
     if name.startswith(TRANSFORMERS):
-        return _of_transformers(Path(name.removeprefix(TRANSFORMERS)))
-    name = _full_name(name.removeprefix(TIMM))
+        if find_spec("transformers") is None:
+            raise ValueError(f"{name} needs transformers: pip install 'clip-patchrank[transformers]'")
+        from zoo.loading.transformers_clip import load_transformers
+
+        folder = Path(name.removeprefix(TRANSFORMERS))
+        transformed: tuple[Any, Any, ClipParts | None] = load_transformers(folder)
+        return Tower(transformed[0], transformed[1], TRANSFORMERS + folder.resolve().name, transformed[2])
+    name = name.removeprefix(TIMM)
+    if name.startswith(FOLDER):
+        _require_folder(name)
+    elif not name.startswith(HUB):
+        name = _full_name(name)
     if name.partition(".")[0] in MODELS:
         clip = create_clip(name)
         return Tower(clip.model.visual, clip.preprocess, name, clip)
@@ -147,21 +136,8 @@ def load_tower(name: str) -> Tower:
     return Tower(vit, image_transform(vit), name)
 
 
-def _of_transformers(folder: Path) -> Tower:
-    if find_spec("transformers") is None:
-        raise ValueError(f"{TRANSFORMERS}{folder} needs transformers: pip install 'clip-patchrank[transformers]'")
-    from zoo.loading.transformers_clip import load_transformers
-
-    vit: Any
-    vit, preprocess, clip = load_transformers(folder)
-    return Tower(vit, preprocess, TRANSFORMERS + folder.resolve().name, clip)
-
-
 def load_clip(name: str) -> tuple[ClipParts, str, str]:
-    """Load a dense image tower that has a text tower.
-
-    Returns:
-        Model, preprocessing and tokenizer; the name without its weight tag; the tag, or "".
+    """Load a dense tower that has a text tower; return its parts, its name without weight tag, and the tag or "".
 
     Raises:
         ValueError: no text tower belongs to it; and what ``load_tower`` raises.
@@ -259,9 +235,8 @@ def named(classifier: Tensor) -> NDArray[np.bool_]:
 def has_projection(model: TimmHost) -> bool:
     """Tell whether the head projects to a joint space of images and text, or classifies.
 
-    Our names have a projection of known width. For timm's ``_clip_`` names the bias decides: CLIP's projection has
-    none, which timm stores as zeros, and fine-tuned classifiers (``_ft_in1k``) have one, and so it does for Perception
-    Encoder's core. No other ViT of timm has a projection.
+    Our names have a projection of known width. For timm's ``_clip_`` names and Perception Encoder's core the bias
+    decides: a projection has none, which timm stores as zeros, and fine-tuned classifiers (``_ft_in1k``) have one.
     """
     facts = model.__dict__
     arch = facts.get("_model_args", {}).get("base") or facts["pretrained_cfg"]["architecture"]
@@ -272,18 +247,18 @@ def has_projection(model: TimmHost) -> bool:
     return ("_clip_" in arch or "_pe_core_" in arch) and (bias is None or not bias.any())
 
 
+def _require_folder(name: str) -> None:
+    """Refuse a folder without a model that timm saved."""
+    folder = Path(name.removeprefix(FOLDER))
+    if (folder / "open_clip_config.json").is_file():
+        raise ValueError(f"model {name!r} was saved by open_clip: use {OPEN_CLIP}{name}")
+    if not (folder / "config.json").is_file():
+        way = "timm.models.save_for_hf(model, FOLDER) writes one"
+        raise FileNotFoundError(f"model {name!r}: no config.json there; {way}")
+
+
 def _full_name(name: str) -> str:
     """Check a name of ours or timm's and complete it with its tag."""
-    if name.startswith(HUB):
-        return name
-    if name.startswith(FOLDER):
-        folder = Path(name.removeprefix(FOLDER))
-        if (folder / "open_clip_config.json").is_file():
-            raise ValueError(f"model {name!r} was saved by open_clip: use {OPEN_CLIP}{name}")
-        if not (folder / "config.json").is_file():
-            way = "timm.models.save_for_hf(model, FOLDER) writes one"
-            raise FileNotFoundError(f"model {name!r}: no config.json there; {way}")
-        return name
     arch, _, tag = name.partition(".")
     if arch in MODELS:
         return ".".join(split_name(name))
@@ -311,23 +286,19 @@ def _full_name(name: str) -> str:
 
 def _tags(arch: str) -> list[str]:
     """List timm's weight tags of an architecture, the default first."""
-    cfgs = get_arch_pretrained_cfgs(arch)
-    return [known.partition(".")[2] for known, cfg in cfgs.items() if cfg.has_weights]
+    return [name.partition(".")[2] for name, cfg in get_arch_pretrained_cfgs(arch).items() if cfg.has_weights]
 
 
 def create_pretrained(name: str) -> Any:
     """Create timm's model ``name`` with its weights; raises what ``load_tower`` does."""
     otherwise = f"pass {FOLDER}FOLDER, saved by timm's save_for_hf"
+    source: tuple[str, Sequence[str]] = ("", ())
     if name.startswith(HUB):
-        require_hub(name.removeprefix(HUB), ("config.json",), name, otherwise)
+        source = name.removeprefix(HUB), ("config.json",)
     elif (cfg := get_pretrained_cfg(name)) is not None and name.partition(".")[0] not in MODELS:
-        require_timm_hub(cfg, name, otherwise)
-    try:
+        source = timm_source(cfg)
+    with loading(name, otherwise, *source):
         return timm.create_model(name, pretrained=True)
-    except (MissingWeightsError, UnusableWeightsError):
-        raise
-    except UNUSABLE as error:
-        raise unusable(name, error, otherwise) from error
 
 
 def _dense(model: Any, name: str) -> ReducedViT:
@@ -335,15 +306,12 @@ def _dense(model: Any, name: str) -> ReducedViT:
     if isinstance(getattr(model, "head", None), CosineHead):
         model.num_classes = model.head.classes.in_features
         model.head = model.head.projection
-    if not isinstance(model, TimmHost) or model.reducer is not None:
-        try:
-            model = reduce(model, method=None)
-        except ValueError as error:
-            raise ValueError(f"model {name!r}: {error}") from error
-    if model.num_classes and not has_projection(model):
-        model.reset_classifier(0)
-    vit: ReducedViT = model.float().eval()
     try:
+        if not isinstance(model, TimmHost) or model.reducer is not None:
+            model = reduce(model, method=None)
+        if model.num_classes and not has_projection(model):
+            model.reset_classifier(0)
+        vit: ReducedViT = model.float().eval()
         vit.spec()
     except ValueError as error:
         raise ValueError(f"model {name!r}: {error}") from error

@@ -84,8 +84,7 @@ class Average:
     @property
     def hits(self) -> NDArray[np.int64]:
         """(image_count,) for how many seeds each image was right."""
-        counts: NDArray[np.int64] = np.sum([r.correct for r in self.records], axis=0)
-        return counts
+        return np.sum([r.correct for r in self.records], axis=0)
 
     def measured(self, name: str) -> Measured | None:
         """Return the means over seeds of all numbers of a metric; None where one lacks it."""

@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from harness.base.table import NOT_MEASURED
-from harness.records import agreement
-from harness.records.statistics import Interval, paired_difference, wilson_interval
+from harness.records import statistics
+from harness.records.statistics import Interval
 
 Importance = NDArray[np.float32]  # (n, N), higher = keep, NaN where unknown
 NEIGHBOURS = 10  # nearest images that `neighbours` looks for
@@ -104,8 +104,8 @@ class Sample:
         """(n,) Kendall taus to the golden rankings, NaN where undefined; None if fewer than two have one."""
         if self.scores is None or self.golden is None:
             return None
-        taus = self.ranked(agreement.kendall_tau)
-        return taus if agreement.has_spread(taus, self.groups) else None
+        taus = self.ranked(statistics.kendall_tau)
+        return taus if statistics.has_spread(taus, self.groups) else None
 
     def ranked(self, compare: Callable[[Any, Any], NDArray[np.float64]]) -> NDArray[np.float64]:
         """Return (n,) what ``compare`` gives of golden importance and scores, NaN where there is no golden ranking."""
@@ -188,9 +188,9 @@ class Metric:
 
 
 INTERVALS: dict[str, Callable[[NDArray[Any], Sample], Sequence[float | None]]] = {
-    "bootstrap": lambda values, sample: agreement.over_images(values, groups=sample.groups)[:3],
-    "wilson": lambda values, _: (float(values.mean()), *wilson_interval(int(values.sum()), len(values))),
-    "paired": lambda values, _: paired_difference(values > 0, values < 0, seed=0),
+    "bootstrap": lambda values, sample: statistics.over_images(values, groups=sample.groups)[:3],
+    "wilson": lambda values, _: (float(values.mean()), *statistics.wilson_interval(int(values.sum()), len(values))),
+    "paired": lambda values, _: statistics.paired_difference(values > 0, values < 0, seed=0),
 }
 
 
@@ -359,7 +359,7 @@ def _tau(sample: Sample) -> Found:
 
 @metric("weighted_tau", heading="Weighted τ", form="+.2f", least=-1, most=1, **RANKING)
 def _weighted_tau(sample: Sample) -> Found:
-    return None if sample.taus is None else sample.ranked(agreement.weighted_tau)
+    return None if sample.taus is None else sample.ranked(statistics.weighted_tau)
 
 
 @metric("match_at_k", heading="Match at k (chance), %", **SHARE | RANKING)
@@ -368,16 +368,7 @@ def _match_at_k(sample: Sample) -> Found:
     if sample.taus is None:
         return None
     k, cells = sample.border
-    return PerImage(sample.ranked(functools.partial(agreement.match_at_k, k=k)), agreement.match_chance(k, cells), k)
-
-
-@metric("border_overlap", heading="Border overlap (chance), %", **SHARE | RANKING)
-def _border_overlap(sample: Sample) -> Found:
-    """Share golden's side of the border; where nothing goes there is none."""
-    if sample.taus is None or sample.border[0] == sample.border[1]:
-        return None
-    k, cells = sample.border
-    return PerImage(sample.ranked(functools.partial(agreement.border_overlap, k=k)), agreement.border_chance(k, cells))
+    return PerImage(sample.ranked(functools.partial(statistics.match_at_k, k=k)), statistics.match_chance(k, cells), k)
 
 
 @metric("final_tokens", heading="Final tokens", form="", least=0)

@@ -260,14 +260,12 @@ def _read_record(line: str | bytes) -> Record:
         raise ValueError(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
     own = from_json(dict[str, Any], values.pop("metrics", None), "metrics")
     metrics = {name: _read_metric(name, facts) for name, facts in own.items()}
-    record: Record = from_json(Record, values, "record", complete=True, metrics=metrics)
-    return record
+    return from_json(Record, values, "record", complete=True, metrics=metrics)
 
 
 def _read_metric(name: str, facts: Any) -> Measured:
     try:
-        measured: Measured = from_json(Measured, facts, "it")
-        return measured
+        return from_json(Measured, facts, "it")
     except ValueError as error:
         raise ValueError(f"metric {name!r}: {error}") from error
 
@@ -332,7 +330,7 @@ def refuse_mixed(records: Iterable[Record], varying: Collection[str] = ()) -> No
     owners = ((record.model, {name: getattr(record, name) for name in names}) for record in records)
     if mixed := differing(owners):
         raise ValueError(
-            f"records of different {', '.join(mixed)} cannot be compared: {in_words(mixed)}; "
+            f"records of different {', '.join(mixed)} cannot be compared: {_in_words(mixed)}; "
             "measure them alike with patchrank compare --fresh, or keep each in a file of "
             "its own and see both by patchrank compare RUN_A RUN_B"
         )
@@ -352,7 +350,7 @@ def differing(owners: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict
     return {name: several for name, several in values.items() if len(several) > 1}
 
 
-def in_words(differences: Mapping[str, Mapping[Any, list[str]]]) -> str:
+def _in_words(differences: Mapping[str, Mapping[Any, list[str]]]) -> str:
     """Say each name that differs, all its values, and a few owners of each."""
 
     def some(owners: list[str]) -> str:

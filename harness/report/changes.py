@@ -1,14 +1,14 @@
-"""What changed between two runs: their rows in pairs, what of each may be compared, and tables."""
+"""What changed between two runs: their rows in pairs, and what of each pair may be compared."""
 
 import json
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.lines import require_appendable
@@ -35,9 +35,10 @@ from harness.report.tables import short_heading
 from harness.report.writers import markdown, markdown_text
 from zoo.core.files import write_whole
 
+TOP1 = METRICS["top1"]
 COUNTED = ("uncounted_operators", "tokens_per_block")  # fields in which nothing may vary
 ABSENT = "(absent)"  # of a setting that a run's method didn't have, which isn't null
-# What makes a row the same row in both runs; tag and not the weights' hash, which is told.
+# What makes a row the same row in both runs. The weights' hash doesn't: that it differs is said.
 _ROW = (*("dataset", "split", "model", "tag", "method", "keep"), *("shots", "tuning", "prompt_tokens", "seed"))
 _IMAGES = ("dataset_revision", "image_count")
 _MACHINE = ("device", "device_name", "dtype", "threads")
@@ -62,12 +63,15 @@ class Difference(NamedTuple):
     b: Any
 
     def __str__(self) -> str:
-        """Say both in words, of a hash the first digits."""
-        words = []
-        for value in (self.a, self.b):
-            short = str(value)[:16] if self.name.endswith("_sha256") else value
-            words.append(ABSENT if short == ABSENT else "none" if short is None else json.dumps(short))
-        return f"{printable(self.name)} {words[0]} in A, {words[1]} in B"
+        a, b = (str(v)[:16] if self.name.endswith("_sha256") else v for v in (self.a, self.b))
+        a, b = (v if v == ABSENT else "none" if v is None else json.dumps(v) for v in (a, b))
+        return f"{printable(self.name)} {a} in A, {b} in B"
+
+
+def _differences(a: Record, b: Record, names: Sequence[str], *, known: bool = False) -> list[Difference]:
+    """Return the fields that differ; with ``known`` only of what both have."""
+    values = (Difference(name, getattr(a, name), getattr(b, name)) for name in names)
+    return [one for one in values if one.a != one.b and not (known and None in (one.a, one.b))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,59 +81,47 @@ class Change:
     a: Record
     b: Record
 
-    @property
-    def group(self) -> tuple[Hashable, ...]:
-        """What a table's rows have in common: dataset, split, tower and tuning."""
-        row = self.a
-        return (row.dataset, row.split, tower_of(row), row.shots, row.tuning, row.prompt_tokens)
-
-    @property
+    @cached_property
     def other_images(self) -> str | None:
         """Say why the answers can't be paired by image; None if they can."""
         images = _differences(self.a, self.b, _IMAGES)
-        images = images or _known(self.a, self.b, ["images_sha256"])  # else it differs of course
+        images = images or _differences(self.a, self.b, ["images_sha256"], known=True)
         return "; ".join(f"{one.name} {one.a!r} in A, {one.b!r} in B" for one in images) or None
 
-    @property
-    def labelled(self) -> bool:
-        """Whether both say which images were right, of the same images."""
-        return self.a.labelled and self.b.labelled and not self.other_images
-
-    @property
-    def top1(self) -> Interval | None:
-        """Top-1 of B minus A's, same images, 95 % paired bootstrap; None unless `labelled`."""
-        return paired_difference(self.b.correct, self.a.correct, seed=0) if self.labelled else None
-
-    @property
-    def p_value(self) -> float | None:
-        """The exact McNemar test's; None unless `labelled`."""
-        return mcnemar_exact(self.b.correct, self.a.correct) if self.labelled else None
+    def per_image(self, metric: Metric) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Return A's and B's values of a metric on the same images; None unless both have them."""
+        if self.other_images or (metric == TOP1 and not (self.a.labelled and self.b.labelled)):
+            return None
+        if metric == TOP1:
+            return self.a.correct, self.b.correct
+        a, b = self.a.per_image(metric.name), self.b.per_image(metric.name)
+        return None if a is None or b is None else (a, b)
 
     @property
     def answers(self) -> tuple[int, int] | None:
-        """How many images only A got right, and only B; None unless `labelled`."""
-        return discordant(self.a.correct, self.b.correct)[:2] if self.labelled else None
+        """How many images only A got right, and only B; None unless both say it of the same images."""
+        correct = self.per_image(TOP1)
+        return None if correct is None else discordant(*correct)[:2]
 
     def change(self, metric: Metric) -> Interval | float | None:
         """Return a metric's value of B minus A's; None unless both have it of the same images.
 
         The interval is a 95 % paired bootstrap over images, where both have a value per image.
         """
-        if (both := self._per_image(metric)) is not None:
-            return paired_mean(*both, seed=0, groups=self.a.groups)
-        same = not self.other_images and self.a.golden_images == self.b.golden_images
-        a, b = self.a.mean(metric.name), self.b.mean(metric.name)
-        return None if a is None or b is None or not same else b - a
+        if (values := self.per_image(metric)) is not None:
+            a, b = values
+            paired = metric == TOP1
+            return paired_difference(b, a, seed=0) if paired else paired_mean(b, a, seed=0, groups=self.a.groups)
+        same = not self.other_images and self.a.golden_images == self.b.golden_images and metric != TOP1
+        then, now = self.a.mean(metric.name), self.b.mean(metric.name)
+        return None if then is None or now is None or not same else now - then
 
     def change_p(self, metric: Metric) -> float | None:
         """Return the p-value that a metric didn't change; None without values per image."""
-        both = self._per_image(metric)
-        return None if both is None else sign_flip(both[0] - both[1], seed=0, groups=self.a.groups)
-
-    def _per_image(self, metric: Metric) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Return B's and A's values of the same images; None unless both have them."""
-        a, b = self.a.per_image(metric.name), self.b.per_image(metric.name)
-        return None if a is None or b is None or self.other_images else (b, a)
+        if (values := self.per_image(metric)) is None:
+            return None
+        a, b = values
+        return mcnemar_exact(b, a) if metric == TOP1 else sign_flip(b - a, seed=0, groups=self.a.groups)
 
     @property
     def latency(self) -> dict[int, Interval]:
@@ -156,7 +148,7 @@ class Change:
         names = [name for name, metric in METRICS.items() if metric.bound == "exact"]
         counted = [Difference(name, self.a.mean(name), self.b.mean(name)) for name in names]
         differing = [one for one in counted if one.a != one.b and None not in (one.a, one.b)]
-        return [*differing, *_known(self.a, self.b, COUNTED)]
+        return [*differing, *_differences(self.a, self.b, COUNTED, known=True)]
 
     @property
     def conditions(self) -> list[Difference]:
@@ -167,10 +159,9 @@ class Change:
             for name in dict.fromkeys([*ours, *theirs])
             if (a := ours.get(name, ABSENT)) != (b := theirs.get(name, ABSENT))
         ]
-        names = (*_SOFTWARE, *_MACHINE, "weights_sha256")
         golden = ("golden_images",) if all("tau" in record.metrics for record in (self.a, self.b)) else ()
-        size = _known(self.a, self.b, ["image_size"])
-        return [*_differences(self.a, self.b, (*names, *golden)), *size, *settings]
+        differing = _differences(self.a, self.b, (*_SOFTWARE, *_MACHINE, "weights_sha256", *golden))
+        return [*differing, *_differences(self.a, self.b, ["image_size"], known=True), *settings]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,14 +171,14 @@ class RunChanges:
     pairs: tuple[Change, ...]
     only_a: tuple[Record, ...]
     only_b: tuple[Record, ...]
-    # Records of each run that a newer one of the same conditions stands for.
-    replaced: tuple[int, int] = (0, 0)
 
     def groups(self) -> list[list[Change]]:
-        """Return the pairs of each table."""
-        groups: dict[tuple[Hashable, ...], list[Change]] = {}
+        """Return the pairs of each table: of one dataset, split, tower and tuning."""
+        groups: dict[Hashable, list[Change]] = {}
         for pair in self.pairs:
-            groups.setdefault(pair.group, []).append(pair)
+            row = pair.a
+            key = (row.dataset, row.split, tower_of(row), row.shots, row.tuning, row.prompt_tokens)
+            groups.setdefault(key, []).append(pair)
         return list(groups.values())
 
     def conditions(self) -> list[tuple[Difference, int]]:
@@ -203,69 +194,57 @@ def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> RunChanges:
     A run may have a row several times, under several conditions. Those most alike are paired, and none twice: first by
     images, then settings, weights, machine and software, then the newer.
     """
-    # The last counts of records that are measured under the same conditions.
+    weighty = (_IMAGES, ("method_config",), ("weights_sha256",), _MACHINE, _SOFTWARE)
+    # Of records that are measured under the same conditions the last counts.
     ours, theirs = (list({measured_alike(one): one for one in run}.values()) for run in (a, b))
     row = attrgetter(*_ROW, "recovered")
-    rows: dict[tuple[object, ...], list[int]] = {}
-    for index, record in enumerate(theirs):
-        rows.setdefault(row(record), []).append(index)
-    near = [(_likeness(one, theirs[j]), i, j) for i, one in enumerate(ours) for j in rows.get(row(one), ())]
+    near = [
+        ([not _differences(one, other, names) for names in weighty], i, j)
+        for i, one in enumerate(ours)
+        for j, other in enumerate(theirs)
+        if row(one) == row(other)
+    ]
     partner: dict[int, int] = {}
     for _, i, j in sorted(near, reverse=True):
         if i not in partner and j not in partner.values():
             partner[i] = j
-    taken = set(partner.values())
     return RunChanges(
         pairs=tuple(Change(a=ours[i], b=theirs[partner[i]]) for i in sorted(partner)),
         only_a=tuple(one for i, one in enumerate(ours) if i not in partner),
-        only_b=tuple(one for j, one in enumerate(theirs) if j not in taken),
-        replaced=(len(a) - len(ours), len(b) - len(theirs)),
+        only_b=tuple(one for j, one in enumerate(theirs) if j not in partner.values()),
     )
 
 
-def _likeness(a: Record, b: Record) -> tuple[bool, ...]:
-    """Say what two records have in common, the weightiest first."""
-    names = (_IMAGES, ("method_config",), ("weights_sha256",), _MACHINE, _SOFTWARE)
-    return tuple(not _differences(a, b, group) for group in names)
-
-
-def _differences(a: Record, b: Record, names: Sequence[str]) -> list[Difference]:
-    values = ((name, getattr(a, name), getattr(b, name)) for name in names)
-    return [Difference(name, ours, theirs) for name, ours, theirs in values if ours != theirs]
-
-
-def _known(a: Record, b: Record, names: Sequence[str]) -> list[Difference]:
-    """Return the differences of what both have."""
-    return [one for one in _differences(a, b, names) if None not in (one.a, one.b)]
-
-
-def _changing(*, stored: bool = False) -> list[Metric]:
-    """Return the metrics that are compared by the difference of their values, or of those per image alone."""
-    return [metric for metric in METRICS.values() if metric.change and (metric.stored or not stored)]
+def _compared(group: Sequence[Change]) -> dict[Metric, Together[int]]:
+    """Judge the rows of one table together, in each metric that is compared."""
+    metrics = [TOP1, *(metric for metric in METRICS.values() if metric.change)]
+    return {each: together({at: pair.change_p(each) for at, pair in enumerate(group)}) for each in metrics}
 
 
 def changes_data(runs: RunChanges) -> dict[str, Any]:
-    """Return the pairs with what may be compared, conditions that differ, and rows of one run."""
+    """Return the pairs with what may be compared, conditions that differ, and rows of one run, as JSON values."""
+    pairs = []
+    for group in runs.groups():
+        compared = _compared(group)
+        for at, pair in enumerate(group):
+            only_a, only_b = pair.answers or (None, None)
+            values: dict[str, Any] = {
+                **{name: {"a": pair.a.mean(name), "b": pair.b.mean(name)} for name in ("top1", "gflops")},
+                **{"only_a_right": only_a, "only_b_right": only_b, "other_images": pair.other_images},
+                "latency_ratio_to_dense_by_batch": pair.latency,
+                **{"costs": pair.costs, "conditions": pair.conditions},
+            }
+            for metric, family in compared.items():
+                values[f"{metric.name}_difference"] = pair.change(metric)
+                if metric.stored:
+                    values[f"{metric.name}_p_value"] = pair.change_p(metric)
+                    values[f"{metric.name}_p_value_holm"] = family.adjusted.get(at)
+            pairs.append(_row_values(pair.a) | json_values(values))
     return {
-        "pairs": [
-            _pair_values(pair, {name: family.adjusted.get(at) for name, family in families.items()})
-            for group in runs.groups()
-            for families in [_families(group)]
-            for at, pair in enumerate(group)
-        ],
+        "pairs": pairs,
         "conditions": [{**json_values(difference), "rows": count} for difference, count in runs.conditions()],
         "only_in_a": [_row_values(record) for record in runs.only_a],
         "only_in_b": [_row_values(record) for record in runs.only_b],
-        "replaced": dict(zip("ab", runs.replaced, strict=True)),
-    }
-
-
-def _families(group: Sequence[Change]) -> dict[str, Together[int]]:
-    """Judge the rows of one table together: in top-1, and in each metric with values per image."""
-    tested = {"top1": together({at: pair.p_value for at, pair in enumerate(group)})}
-    return tested | {
-        metric.name: together({at: pair.change_p(metric) for at, pair in enumerate(group)})
-        for metric in _changing(stored=True)
     }
 
 
@@ -273,49 +252,12 @@ def _row_values(record: Record) -> dict[str, Any]:
     return {name: json_values(getattr(record, name)) for name in _ROW}
 
 
-def _pair_values(pair: Change, adjusted: dict[str, float | None]) -> dict[str, Any]:
-    only_a, only_b = pair.answers or (None, None)
-    values = {
-        "top1": {"a": pair.a.mean("top1"), "b": pair.b.mean("top1")},
-        "top1_difference": pair.top1,
-        "only_a_right": only_a,
-        "only_b_right": only_b,
-        "p_value": pair.p_value,
-        "p_value_holm": adjusted["top1"],
-        "other_images": pair.other_images,
-        "gflops": {"a": pair.a.mean("gflops"), "b": pair.b.mean("gflops")},
-        "latency_ratio_to_dense_by_batch": pair.latency,
-        **{f"{metric.name}_difference": pair.change(metric) for metric in _changing()},
-        **{f"{metric.name}_p_value": pair.change_p(metric) for metric in _changing(stored=True)},
-        **{f"{metric.name}_p_value_holm": adjusted[metric.name] for metric in _changing(stored=True)},
-        "costs": pair.costs,
-        "conditions": pair.conditions,
-    }
-    return {**_row_values(pair.a), **json_values(values)}
-
-
-def notes(runs: RunChanges) -> list[str]:
+def notes(runs: RunChanges) -> Iterator[str]:
     """Say in words what is not the same in both runs, and what is therefore not compared."""
     pairs = len(runs.pairs)
-    lines = [f"{pairs} {'row is' if pairs == 1 else 'rows are'} in both runs"]
-    for run, count in zip("AB", runs.replaced, strict=True):
-        if count:
-            what = "1 record gives" if count == 1 else f"{count} records give"
-            lines.append(f"in {run} {what} way to newer ones of the same row and conditions")
-    lines += [f"conditions differ: {one} ({_share(count, pairs)})" for one, count in runs.conditions()]
-    if pairs and not runs.conditions():
-        lines.append("conditions are the same in every row")
-    lines += _uncompared(runs)
-    for run, alone in (("A", runs.only_a), ("B", runs.only_b)):
-        if alone:
-            more = f" and {len(alone) - _NAMED} more" if alone[_NAMED:] else ""
-            lines.append(f"only in {run}: {', '.join(map(_name, alone[:_NAMED]))}{more}")
-    return lines
-
-
-def _uncompared(runs: RunChanges) -> Iterator[str]:
-    """Say what of the pairs is not compared, or should be equal and isn't."""
-    pairs = len(runs.pairs)
+    yield f"{pairs} {'row is' if pairs == 1 else 'rows are'} in both runs"
+    for condition, count in runs.conditions():
+        yield f"conditions differ: {condition} ({_share(count, pairs)})"
     for pair in runs.pairs:
         if pair.other_images:
             why = printable(pair.other_images)
@@ -323,10 +265,14 @@ def _uncompared(runs: RunChanges) -> Iterator[str]:
         yield from (f"{_name(pair.a)}: cost differs: {cost}" for cost in pair.costs)
     if lost := describe_uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
         yield printable(lost)
-    both = [pair for pair in runs.pairs if pair.a.latency and pair.b.latency]
-    if untimed := sum(bool(_differences(pair.a, pair.b, _MACHINE)) for pair in both):
+    timed = [pair for pair in runs.pairs if pair.a.latency and pair.b.latency]
+    if apart := sum(bool(_differences(pair.a, pair.b, _MACHINE)) for pair in timed):
         same = "the same device, device_name, dtype, threads and batch"
-        yield f"latency not compared ({_share(untimed, pairs)}): it takes {same}"
+        yield f"latency not compared ({_share(apart, pairs)}): it takes {same}"
+    for run, alone in (("A", runs.only_a), ("B", runs.only_b)):
+        if alone:
+            more = f" and {len(alone) - _NAMED} more" if alone[_NAMED:] else ""
+            yield f"only in {run}: {', '.join(map(_name, alone[:_NAMED]))}{more}"
 
 
 def _share(count: int, pairs: int) -> str:
@@ -340,86 +286,75 @@ def _name(record: Record) -> str:
 
 def tables(runs: RunChanges) -> list[Table]:
     """Return a table per dataset, split, tower and tuning."""
-    return [_table(group) for group in runs.groups()]
+    return [_table(group, _compared(group)) for group in runs.groups()]
 
 
-def _table(group: Sequence[Change]) -> Table:
-    first, families = group[0].a, _families(group)
-    images = sorted({record.image_count for pair in group for record in (pair.a, pair.b)})
-    count = " or ".join(map(str, images))
-    rows = [
-        _cells(pair, group, {name: family.mark(at) for name, family in families.items()})
-        for at, pair in enumerate(group)
-    ]
-    labelled, roomy = "top-1 A" in rows[0], {short_heading(METRICS["cosine_distance"])}
-    narrow = {"method", "keep", "seed", "GFLOPs"} | ({"top-1 A", "top-1 B", "B - A", "p"} if labelled else roomy)
-    about = (_OF_LABELS if labelled else "", _CAPTION, *_describe_tests(group, families))
+def _table(group: Sequence[Change], compared: dict[Metric, Together[int]]) -> Table:
+    first, runs = group[0].a, [(pair.a, pair.b) for pair in group]
+    columns = {
+        "method": [Cell(printable(a.label), a.label) for a, _ in runs],
+        "keep": [Cell(f"{100 * a.keep:.4g}", a.keep) for a, _ in runs],
+    }
+    if len({a.seed for a, _ in runs}) > 1:
+        columns["seed"] = [figure(a.seed, "d") for a, _ in runs]
+    labelled = any(record.labelled for pair in runs for record in pair)
+    if labelled:
+        answers = [pair.answers for pair in group]
+        columns |= {
+            "top-1 A": [figure(a.mean("top1"), ".1%") for a, _ in runs],
+            "top-1 B": [figure(b.mean("top1"), ".1%") for _, b in runs],
+            "B - A": [_change_cell(pair, TOP1, compared[TOP1].mark(at)) for at, pair in enumerate(group)],
+            "only A, only B": [UNMEASURED if own is None else Cell("{}, {}".format(*own)) for own in answers],
+            "p": [figure(pair.change_p(TOP1), ".3f") for pair in group],
+        }
+    costs = [[figure(record.mean("gflops"), ".3f") for record in pair] for pair in runs]
+    columns["GFLOPs"] = [a if a.value == b.value else Cell(f"{a} → {b}", b.value) for a, b in costs]
+    for batch in sorted({batch for pair in group for batch in pair.latency}):
+        ratios = [pair.latency.get(batch) for pair in group]
+        columns[f"batch {batch}, to dense"] = [
+            UNMEASURED if ratio is None else Cell("{:.2f}x [{:.2f}, {:.2f}]".format(*ratio), ratio.estimate)
+            for ratio in ratios
+        ]
+    for metric, family in compared.items():
+        if metric != TOP1 and any(metric.name in a.metrics and metric.name in b.metrics for a, b in runs):
+            cells = [_change_cell(pair, metric, family.mark(at)) for at, pair in enumerate(group)]
+            columns[short_heading(metric)] = cells
+    near = {short_heading(METRICS["cosine_distance"])}
+    narrow = {"method", "keep", "seed", "GFLOPs"} | ({"top-1 A", "top-1 B", "B - A", "p"} if labelled else near)
+    images = " or ".join(map(str, sorted({record.image_count for pair in runs for record in pair})))
+    about = (_OF_LABELS if labelled else "", _CAPTION, *_describe_tests(group, compared))
     return Table.of(
-        printable(f"{first.dataset} ({judged_on(first)}, {count} images; {protocol(first)}), {tower_of(first)}"),
-        list(rows[0]),
-        [list(row.values()) for row in rows],
+        printable(f"{first.dataset} ({judged_on(first)}, {images} images; {protocol(first)}), {tower_of(first)}"),
+        list(columns),
+        list(zip(*columns.values(), strict=True)),
         words=("method",),
-        wide=rows[0].keys() - narrow - roomy,
-        roomy=roomy - narrow,
+        wide=columns.keys() - narrow - near,
+        roomy=near - narrow,
         caption="; ".join(filter(None, about)),
     )
 
 
-def _cells(pair: Change, group: Sequence[Change], marks: dict[str, str]) -> dict[str, Cell]:
-    """Return the cells of a row by heading; all rows of a group have the same.
-
-    Top-1 has no columns where no row has labels, nor has a change that no row has.
-    """
-    a, b, answers = pair.a, pair.b, pair.answers
-    seed = {"seed": figure(a.seed, "d")} if len({other.a.seed for other in group}) > 1 else {}
-    ours, theirs = (figure(record.mean("gflops"), ".3f") for record in (a, b))
-    cells = {"method": Cell(printable(a.label), a.label), "keep": Cell(f"{100 * a.keep:.4g}", a.keep), **seed}
-    if any(record.labelled for other in group for record in (other.a, other.b)):
-        cells |= {
-            "top-1 A": figure(a.mean("top1"), ".1%"),
-            "top-1 B": figure(b.mean("top1"), ".1%"),
-            "B - A": points(pair.top1, marks["top1"]),
-            "only A, only B": UNMEASURED if answers is None else Cell("{}, {}".format(*answers)),
-            "p": figure(pair.p_value, ".3f"),
-        }
-    cells["GFLOPs"] = ours if ours.value == theirs.value else Cell(f"{ours} → {theirs}", theirs.value)
-    for batch in sorted({batch for other in group for batch in other.latency}):
-        ratio = pair.latency.get(batch)
-        text = "" if ratio is None else "{:.2f}x [{:.2f}, {:.2f}]".format(*ratio)
-        cells[f"batch {batch}, to dense"] = Cell(text, ratio.estimate) if ratio else UNMEASURED
-    for metric in _changing():
-        if any(metric.name in o.a.metrics and metric.name in o.b.metrics for o in group):
-            cells[short_heading(metric)] = _change_cell(pair.change(metric), metric, marks.get(metric.name, ""))
-    return cells
-
-
-def _change_cell(change: Interval | float | None, metric: Metric, mark: str) -> Cell:
+def _change_cell(pair: Change, metric: Metric, mark: str) -> Cell:
+    change = pair.change(metric)
     if not isinstance(change, Interval):
         return figure(change, metric.change)
+    if metric == TOP1:
+        return points(change, mark)
     value, low, high = (figure(number, metric.change) for number in change)
     return Cell(f"{value} [{low}, {high}]", change.estimate, mark)
 
 
-def _describe_tests(group: Sequence[Change], families: dict[str, Together[int]]) -> Iterator[str]:
+def _describe_tests(group: Sequence[Change], compared: dict[Metric, Together[int]]) -> Iterator[str]:
     """Say what the marks are, and what so many images show of the rows without one."""
-    tested = [short_heading(metric) for metric in _changing(stored=True) if families[metric.name].alone]
-    if tested:
+    if tested := [short_heading(one) for one, family in compared.items() if one != TOP1 and family.alone]:
         yield f"in {', '.join(tested)}: {mark_note(FLIPPED, 'each column by itself')}"
-    family = families["top1"]
+    family = compared[TOP1]
     if family.alone:
         left = [group[at] for at in family.alone if not family.mark(at)]
         images = {pair.a.image_count for pair in left}
         shares = [float((pair.a.correct != pair.b.correct).mean()) for pair in left]
         more = "" if len(images) > 1 else detectable_note(min(images, default=1), shares)
         yield f"in top-1: {mark_note(MCNEMAR, 'all rows of this table')}{more}"
-
-
-def changes_markdown(runs: RunChanges, a: str, b: str) -> str:
-    """Return notes and tables as one document; ``a`` and ``b`` say which runs they are."""
-    lines = ["# Changes from A to B", ""]
-    lines += [f"- {run}: {markdown_text(name)}" for run, name in (("A", a), ("B", b))]
-    lines += [f"- {markdown_text(line)}" for line in notes(runs)]
-    return "\n".join([*lines, "", markdown(tables(runs), level=2)])
 
 
 def compare_runs(a: Path, b: Path, output: Path | None = None) -> Shown:
@@ -431,10 +366,11 @@ def compare_runs(a: Path, b: Path, output: Path | None = None) -> Shown:
         NotADirectoryError: ``output`` is a file.
     """
     runs = pair_runs(read_run(a), read_run(b))
-    lines = [f"A: {a}", f"B: {b}", *notes(runs)]
+    lines, found = [f"A: {a}", f"B: {b}", *notes(runs)], tables(runs)
     if output is not None:
         path = output / "changes.md"
         require_appendable(path)
-        write_whole(path, changes_markdown(runs, str(a), str(b)).encode())
+        document = ["# Changes from A to B", "", *(f"- {markdown_text(line)}" for line in lines), ""]
+        write_whole(path, "\n".join([*document, markdown(found, level=2)]).encode())
         lines.append(f"wrote {path}")
-    return Shown(parts=(*lines, *tables(runs)), data={"a": str(a), "b": str(b), **changes_data(runs)})
+    return Shown(parts=(*lines, *found), data={"a": str(a), "b": str(b), **changes_data(runs)})

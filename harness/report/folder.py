@@ -1,11 +1,17 @@
-"""A report as a folder: the page, tables, plots and pictures of runs."""
+"""A report as a folder: tables, plots and pictures of runs, and a page of all that needs no network."""
 
+import base64
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
+from html import escape
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from harness.base.table import Shown, json_values
 from harness.base.terminal import Progress
@@ -13,72 +19,47 @@ from harness.records.averages import Average
 from harness.records.metrics import fidelity_metrics
 from harness.records.record import CONDITIONS, RECORDS, Record, read_run
 from harness.records.times import LATENCIES, LatencyRecord, read_latencies
-from harness.report.charts import render
-from harness.report.groups import (
-    Grouped,
-    brief_tables,
-    count_of,
-    equal_time_tables,
-    group_records,
-    group_times,
-    sections,
-    time_rows,
-    time_sections,
-)
-from harness.report.highlights import Front, Highlights, highlights
-from harness.report.page import Report, page
-from harness.report.pictures import agreement_rows, galleries, group_traces, matrices
-from harness.report.plots import DRAWN, describe_missing, plots_of
-from harness.report.writers import csv_text, latex, markdown, records_csv
+from harness.report.charts import DRAWN, INK, Chart, Plot, Style, draw, encode, plots_of, render, styles_of
+from harness.report.groups import Group, brief_tables, count_of, group_records, group_times, sections, time_tables
+from harness.report.highlights import Front, Highlights, headline, highlights
+from harness.report.pictures import TracePicture, agreement_rows, agreement_tables, galleries, group_traces
+from harness.report.writers import csv_text, latex, markdown, records_csv, times_csv
 from zoo.core.files import write_whole
 
 TITLE = "Token reduction for CLIP, side by side"
-_TABLES = (".html", ".md", ".csv", ".tex")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a report shows."""
+
+    groups: Sequence[Group]  # none if there are only times
+    short: Sequence[Highlights]  # of each group
+    times: dict[str, list[LatencyRecord]]  # by the heading of their table
+    plots: Sequence[Plot]
+    pictures: Sequence[TracePicture] = ()  # of traces
+    agreement: Sequence[dict[str, Any]] = ()  # of rankings, a pair a row
+    left_out: Sequence[str] = ()  # why files beside the records are not in it
+    most: int | None = None  # tables of each kind that are drawn; None for all
 
 
 def report_runs(
     paths: Sequence[Path], folder: Path, progress: Progress, *, title: str = TITLE, every_plot: bool = False
 ) -> Shown:
-    """Write the report of runs; say which rows are on the Pareto fronts.
+    """Write the report of runs, each once; say which rows are on the Pareto fronts.
 
     Raises:
         FileNotFoundError: a run isn't there.
         ValueError: one that can't be read, or no record in any.
         NotADirectoryError: ``folder`` is a file.
     """
-    runs = unique_runs(paths)
-    pairs = [(record, str(run)) for run in runs for record in records_in(run)]
-    report = write_report(
-        [record for record, _ in pairs],
-        folder,
-        progress,
-        runs=runs,
-        sources=[run for _, run in pairs],
-        title=title,
-        every_plot=every_plot,
-    )
-    page_file, replaced = report.files[0], report.records.replaced
-    lines = [f"{one.group.name}: {' '.join([one.saving, *one.winners])}" for one in report.short]
-    if report.times:
-        count = count_of(sum(len(group.rows) for group in report.times), "time")
-        lines.append(f"{count} by latency in {count_of(len(report.times), 'table')} of {page_file.name}")
-    lines += report.missing
-    if replaced:
-        lines.append(f"left out for newer ones of the same rows: {count_of(replaced, 'earlier measurement')}")
-    return Shown(
-        parts=(*lines, f"wrote {page_file} and {len(report.files) - 1} files beside it"),
-        data={
-            "runs": [str(run) for run in runs],
-            "records": len(pairs),
-            "replaced": replaced,
-            "files": [str(path) for path in report.files],
-            "left_out": list(report.left_out),
-            "missing": list(report.missing),
-            "groups": [_group_data(one) for one in report.short],
-            "latency": [{"name": group.name, "records": json_values(group.rows)} for group in report.times],
-            "agreement": list(report.agreement),
-        },
-    )
+    unique: dict[Path, Path] = {}
+    for run in paths:
+        unique.setdefault((run / RECORDS if run.is_dir() else run).resolve(), run)
+    runs = list(unique.values())
+    pairs = [(record, str(run)) for run in runs if not _is_of_times(run) for record in read_run(run)]
+    records, sources = [record for record, _ in pairs], [run for _, run in pairs]
+    return write_report(records, folder, progress, runs=runs, sources=sources, title=title, every_plot=every_plot)
 
 
 def write_report(
@@ -91,8 +72,8 @@ def write_report(
     title: str = TITLE,
     drawn: Collection[str] | None = None,
     every_plot: bool = False,
-) -> Report:
-    """Write the report of records, each file whole; those of an earlier report are overwritten.
+) -> Shown:
+    """Write the report of records, each file whole, and say it in short.
 
     Traces and times beside the records that can't be read are named and left out: measuring may have taken hours.
 
@@ -105,66 +86,74 @@ def write_report(
         NotADirectoryError: ``folder`` is a file.
     """
     left_out: list[str] = []
-    times = latencies_in(runs, left_out.append)
-    groups = Grouped(groups=[]) if times and not records else group_records(records)
+    times = read_times(runs, left_out.append)
+    groups = [] if times and not records else group_records(records)
     traced = group_traces(runs, records, left_out.append) if records else []
     for reason in left_out:
         progress.say(f"left out of the report: {reason}")
-    short = [highlights(group) for group in groups.groups]
-    timed = group_times([record for _, record in times])
+    short, timed = [highlights(group) for group in groups], group_times(record for _, record in times)
     most = None if every_plot else DRAWN
-    pictures = [*matrices(traced[:most]), *galleries(traced[:most])]
-    plots = plots_of(groups, short, timed, most)
-    report = Report(
-        records=groups,
+    parts = Parts(
+        groups=groups,
         short=short,
         times=timed,
-        plots=plots,
-        pictures=pictures,
+        plots=plots_of(short[:most]),
+        pictures=galleries(traced[:most]),
         agreement=agreement_rows(traced),
-        missing=describe_missing([*(plot.name for plot in plots), *(one.name for one in pictures)]) if records else [],
         left_out=left_out,
         most=most,
     )
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
-    files = _files(report, title)
+    ranked = agreement_tables(parts.agreement)
+    tables: dict[str, Callable[[], bytes | str]] = {
+        "report.html": lambda: page(parts, title),
+        "table.md": lambda: markdown([*brief_tables(groups), *sections(groups), *time_tables(timed), *ranked]),
+        "table.tex": lambda: latex([*sections(groups, summary=True), *time_tables(timed, summary=True)]),
+    }
     if records:
-        files["table.csv"] = lambda: records_csv(records, sources)
+        tables["table.csv"] = lambda: records_csv(records, sources)
     if times:
-        files["latency.csv"] = lambda: csv_text(time_rows(times))
-    names = [name for name in files if drawn is None or name.endswith(_TABLES) or name in drawn]
+        tables["latency.csv"] = lambda: times_csv(times)
+    if parts.agreement:
+        tables["agreement.csv"] = lambda: csv_text(parts.agreement)
+    pictures = _pictures(parts)
+    files = tables | {name: make for name, make in pictures.items() if drawn is None or name in drawn}
     folder.mkdir(parents=True, exist_ok=True)
-    with progress.task("report", len(names)) as update:
-        for count, name in enumerate(names, start=1):
-            content = files[name]()
+    with progress.task("report", len(files)) as update:
+        for count, (name, make) in enumerate(files.items(), start=1):
+            content = make()
             write_whole(folder / name, content.encode() if isinstance(content, str) else content)
             update(count)
-    return replace(report, files=[folder / name for name in names])
+    lines = [f"{one.group.name}: {' '.join([one.saving, *one.winners])}" for one in short]
+    if timed:
+        many = count_of(sum(map(len, timed.values())), "time")
+        lines.append(f"{many} by latency in {count_of(len(timed), 'table')} of report.html")
+    return Shown(
+        parts=(*lines, f"wrote {folder / 'report.html'} and {len(files) - 1} files beside it"),
+        data={
+            "runs": [str(run) for run in runs],
+            "records": len(records),
+            "files": [str(folder / name) for name in files],
+            "left_out": left_out,
+            "groups": [_group_data(one) for one in short],
+            "latency": [{"name": name, "records": json_values(rows)} for name, rows in timed.items()],
+            "agreement": list(parts.agreement),
+        },
+    )
 
 
-def _files(report: Report, title: str) -> dict[str, Callable[[], bytes | str]]:
-    """Return what makes each file that needs no more than the report."""
-    groups, styles = report.records, report.styles
-    files: dict[str, Callable[[], bytes | str]] = {
-        "report.html": lambda: page(report, title),
-        "table.md": lambda: markdown([*sections(groups), *time_sections(report.times)]),
-        "table.tex": lambda: latex([*sections(groups, summary=True), *time_sections(report.times, summary=True)]),
-    }
-    if groups.groups:
-        files["summary.md"] = lambda: markdown(list(sections(groups, summary=True)))
-    for name, tables in (("brief.md", brief_tables(groups)), ("equal_time.md", equal_time_tables(groups))):
-        if tables:
-            files[name] = partial(markdown, tables)
-    if report.agreement:
-        files["agreement.csv"] = lambda: csv_text(report.agreement)
-    for plot in report.plots:
-        for form in ("svg", "png"):
-            files[f"{plot.name}.{form}"] = partial(render, plot.charts, styles, form)
-    for picture in report.pictures:
-        for form, content in picture.files.items():
-            files[f"{picture.name}.{form}"] = partial(bytes, content)
-    return files
+def _pictures(parts: Parts) -> dict[str, Callable[[], bytes]]:
+    """Return what makes each file of a plot or picture."""
+    styles, files = _styles(parts.plots), dict[str, Callable[[], bytes]]()
+    for plot in parts.plots:
+        files |= {f"{plot.name}.{form}": partial(render, plot.charts, styles, form) for form in ("svg", "png")}
+    return files | {f"{one.name}.jpg": partial(bytes, one.jpeg) for one in parts.pictures}
+
+
+def _styles(plots: Sequence[Plot]) -> dict[str, Style]:
+    """Return the style of each method, the same in all plots."""
+    return styles_of(name for plot in plots for chart in plot.charts for name in chart.series)
 
 
 def _group_data(short: Highlights) -> dict[str, Any]:
@@ -178,7 +167,6 @@ def _group_data(short: Highlights) -> dict[str, Any]:
 
 
 def _row_data(row: Average, fronts: Sequence[Front]) -> dict[str, Any]:
-    standings = {front.name: one for front in fronts if (one := front.of(row)) is not None}
     return {
         "model": row.first.model,
         "method": row.method,
@@ -186,73 +174,115 @@ def _row_data(row: Average, fronts: Sequence[Front]) -> dict[str, Any]:
         "method_config": row.config,
         "seeds": [record.seed for record in row.records],
         **{metric.name: json_values(row.estimate(metric)) for metric in fidelity_metrics()},
-        "top1_fraction": None if row.top1 is None else row.top1._asdict(),
-        "diff_to_dense_fraction": None if row.to_dense is None else row.to_dense._asdict(),
+        "top1_fraction": json_values(row.top1),
+        "diff_to_dense_fraction": json_values(row.to_dense),
         "gflops": row.mean("gflops"),
-        "latency": [asdict(timed) for timed in row.latency],
+        "latency": json_values(row.latency),
         "tau": row.mean("tau"),
         "pareto": {
-            name: {"verdict": one.verdict, "beaten_by": one.by and one.by.first.model}
-            for name, one in standings.items()
+            front.name: {"verdict": one.verdict, "beaten_by": one.by and one.by.first.model}
+            for front in fronts
+            for one in front.standings
+            if one.row is row
         },
     }
 
 
-def unique_runs(runs: Iterable[Path]) -> list[Path]:
-    """Return runs without those that are there already, be it as a folder or as its file."""
-    unique: dict[Path, Path] = {}
-    for run in runs:
-        unique.setdefault((run / RECORDS if run.is_dir() else run).resolve(), run)
-    return list(unique.values())
+def _is_of_times(run: Path) -> bool:
+    """Tell a run of times alone."""
+    return run.name == LATENCIES or ((run / LATENCIES).is_file() and not (run / RECORDS).exists())
 
 
-def records_in(run: Path) -> list[Record]:
-    """Return the records of a run; none of one that holds times alone.
-
-    Raises:
-        FileNotFoundError: the run isn't there, or has neither.
-        ValueError: no records, or a line that is none.
-    """
-    only_times = (run / LATENCIES).is_file() and not (run / RECORDS).exists()
-    return [] if only_times or _has_times(run) else read_run(run)
-
-
-def latencies_in(runs: Sequence[Path], left_out: Callable[[str], object]) -> list[tuple[str, LatencyRecord]]:
+def read_times(runs: Iterable[Path], left_out: Callable[[str], object]) -> list[tuple[str, LatencyRecord]]:
     """Return the times that runs hold or that lie beside their records, each with its run.
 
     ``left_out`` is called with why a file beside records can't be read.
 
     Raises:
-        ValueError: a run of times alone can't be read, or holds none.
+        ValueError: a run of times alone can't be read.
         OSError: one can't be opened.
     """
     times: dict[Path, list[tuple[str, LatencyRecord]]] = {}
     for run in runs:
-        alone = _has_times(run)
-        file = run if alone else (run if run.is_dir() else run.parent) / LATENCIES
+        file = (run if run.is_dir() else run.parent) / LATENCIES
         if file.resolve() in times or not file.is_file():
             continue
-        alone = alone or not (file.parent / RECORDS).exists()
-        records = []
         try:
-            records = read_latencies(file)
+            times[file.resolve()] = [(str(run), record) for record in read_latencies(file)]
         except (ValueError, OSError) as error:
-            if alone:
+            if _is_of_times(run):
                 raise
             left_out(str(error))
-        if not records and alone:
-            raise ValueError(f"run {str(run)!r}: {file.name} holds no times")
-        times[file.resolve()] = [(str(run), record) for record in records]
     return [time for each in times.values() for time in each]
 
 
-def _has_times(run: Path) -> bool:
-    """Tell a file of times, whatever it is called, by its first line."""
-    if not run.is_file() or run.name == LATENCIES:
-        return run.is_file()
-    with run.open("rb") as file:
-        try:
-            first = json.loads(file.readline())
-        except ValueError:
-            return False
-    return isinstance(first, dict) and "stopwatch" in first
+def page(parts: Parts, title: str) -> str:
+    """Return all as one page, under this heading; its template, style and script lie beside this."""
+    styles, drawings = _styles(parts.plots), dict[str, list[tuple[Chart, Markup]]]()
+    for plot in parts.plots:  # each chart by itself, small enough for a phone
+        svgs = [encode(draw([chart], styles, small=True), "svg") for chart in plot.charts]
+        drawings[plot.name] = [
+            (chart, inline(svg, f"{plot.name}-{at}", chart.alt))
+            for at, (chart, svg) in enumerate(zip(plot.charts, svgs, strict=True))
+        ]
+    # Charts of one group and quality are together, by their costs; the group's qualities are side by side.
+    panels: dict[tuple[str, str], dict[str, tuple[Chart, Markup]]] = {}
+    for plot in parts.plots:
+        for chart, svg in drawings[plot.name] if plot.axis else ():
+            panels.setdefault((chart.title, plot.title.partition(" against ")[0]), {})[plot.axis] = (chart, svg)
+    order = list(dict.fromkeys(group for group, _ in panels))
+    tables = len(parts.groups)
+    few = parts.most is not None and parts.most < tables
+    return _template().render(
+        parts=parts,
+        title=title,
+        tables=list(sections(parts.groups, marked=True)),
+        times=time_tables(parts.times),
+        agreement=agreement_tables(parts.agreement),
+        headline=headline(parts.short),
+        axes=list(dict.fromkeys(plot.axis for plot in parts.plots if plot.axis)),
+        panels=sorted(panels.items(), key=lambda item: order.index(item[0][0])),
+        plots=[(plot, drawings[plot.name]) for plot in parts.plots if not plot.axis],
+        pictures={re.sub(r"[^A-Za-z0-9_-]", "-", one.name): one for one in parts.pictures},
+        undrawn=f"Plots and pictures show the first {parts.most} of {count_of(tables, 'table')}; --all-plots draws all."
+        if few
+        else "",
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_with_unit,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {"count_of": count_of}
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    environment.filters["settings"] = lambda settings: json.dumps(settings, sort_keys=True)[1:-1] or "no settings"
+    return environment.get_template("page.html")
+
+
+def _with_unit(value: Any) -> Any:
+    """Keep a number on one line with what follows it; markup stays as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return re.sub(r"(?<=\d) (?=%)|(?<=×) (?=\w)|(?<=\w) (?=×)", "\u00a0", value)
+
+
+def inline(svg: bytes, name: str, alt: str) -> Markup:
+    """Return matplotlib's SVG as an element with the role and the words of a picture.
+
+    No prolog, document type or metadata; ink has the colour of the page's text; ids begin with the drawing's name, so
+    that no other drawing on the page has them.
+    """
+    text = svg.decode()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(?<=\s)id="', f'id="{name}-', text)
+    text = re.sub(r'(href="|url\()#', rf"\1#{name}-", text)
+    head, _, body = text.partition(">")
+    head += f' role="img" aria-labelledby="{name}-alt"'
+    title = f'<title id="{name}-alt">{escape(alt)}</title>'
+    return Markup(f"{head}>{title}{body}".replace(INK, "currentColor").strip())

@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -22,16 +22,15 @@ from harness.records.averages import (
 )
 from harness.records.conditions import DENSE, GOLDEN, MATCHED, RANDOM
 from harness.records.metrics import METRICS
-from harness.records.record import CONDITIONS, Record, Times, differing
+from harness.records.record import CONDITIONS, Record, differing
 from harness.records.times import CONDITIONS as TIMED_CONDITIONS
 from harness.records.times import LatencyRecord, Machine, latency_table
 from harness.records.times import table_of as timed_title
 from harness.report.tables import matched_table, report_columns, shot_table, table_of
 from harness.report.writers import markdown
 
-Conditions = tuple[Hashable, ...]
 # What a column of a table of shots differs in from another, with what follows from it.
-BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "classes_judged", "images_sha256")
+_BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "classes_judged", "images_sha256")
 # What a heading names; where other conditions differ, the heading names those, too.
 _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens", "recovered")
 # Which images, and how large: named only where nothing else differs, as others imply them.
@@ -43,12 +42,6 @@ _BRIEF = (
     *("tag", "weights_sha256", "image_size", "device", "device_name", "dtype", "threads"),
     *("torch", "timm", "version"),
 )
-_WORDS = {
-    "dataset_revision": "revision {}", "seed": "seed {}", "image_count": "{} images",
-    "images_sha256": "images {:.8}", "weights_sha256": "weights {:.8}", "device": "device {}",
-    "dtype": "{}", "device_name": "on {}", "torch": "torch {}", "timm": "timm {}",
-    "version": "clip-patchrank {}",
-}  # fmt: skip
 _TIMED_ROW = ("model", "method", "keep", "method_config", "batch")
 _TIMED_APART = ("version", "weights_sha256", *(field.name for field in fields(Machine)))
 
@@ -59,7 +52,6 @@ class Group:
 
     name: str  # heading; no other group has it
     rows: Sequence[Average]  # the dense one first, keep rates falling
-    setting: Hashable  # what groups share that differ in nothing but shots and what follows
 
     @property
     def first(self) -> Record:
@@ -72,29 +64,8 @@ class Group:
         return judge_rows(self.rows)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Grouped:
-    """Groups in the order in which they come in the records."""
-
-    groups: Sequence[Group]
-    replaced: int = 0  # records left out for newer ones of the same row and conditions
-
-    @property
-    def several_seeds(self) -> bool:
-        """Say whether a row is a mean over seeds."""
-        return any(len(row.records) > 1 for group in self.groups for row in group.rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimedGroup:
-    """Times that may stand in one table."""
-
-    name: str  # heading; no other group has it
-    rows: Sequence[LatencyRecord]  # batches rising, of each the dense model first
-
-
-def group_records(records: Iterable[Record]) -> Grouped:
-    """Share records out to groups, so that no table mixes conditions.
+def group_records(records: Iterable[Record]) -> list[Group]:
+    """Share records out to groups, in their order, so that no table mixes conditions.
 
     A row that was measured several times under the same conditions counts once, as it was last. Means over seeds are of
     the same seeds in all rows of a group.
@@ -102,31 +73,34 @@ def group_records(records: Iterable[Record]) -> Grouped:
     Raises:
         ValueError: no records.
     """
-    every = list(records)
-    if not every:
+    newest: dict[tuple[Hashable, ...], Record] = {}
+    seeds: dict[tuple[Hashable, ...], set[int]] = {}
+    for record in records:
+        row = (_conditions(record), averages([record])[0].identity)
+        seeds.setdefault(row, set()).update({record.seed} if record.shots else ())
+        _keep_newest(newest, (*row, record.seed), record)
+    if not newest:
         raise ValueError("there are no records to report")
-    newest: dict[tuple[Conditions, str, int], Record] = {}
-    for record in every:
-        key = (_conditions(record), averages([record])[0].identity, record.seed)
-        if key not in newest or _when(record) >= _when(newest[key]):
-            newest[key] = record
-    seeds: dict[tuple[Conditions, str], set[int]] = {}
-    for (conditions, identity, seed), record in newest.items():
-        seeds.setdefault((conditions, identity), set()).update({seed} if record.shots else ())
-    shares: dict[tuple[Conditions, frozenset[int]], list[Record]] = {}
+    shares: dict[tuple[Any, frozenset[int]], list[Record]] = {}
     for (conditions, identity, _), record in newest.items():
-        own = frozenset(seeds[conditions, identity])
-        shares.setdefault((conditions, own), []).append(record)
-    _beside_dense(shares)
+        shares.setdefault((conditions, frozenset(seeds[conditions, identity])), []).append(record)
+    _put_dense_beside_recovered(shares)
     rows = [sorted(averages(share), key=lambda row: (row.method != DENSE, -row.keep)) for share in shares.values()]
-    groups = [
-        Group(name=name, rows=group, setting=_setting(conditions))
-        for name, group, (conditions, _) in zip(_names(rows), rows, shares, strict=True)
-    ]
-    return Grouped(groups=groups, replaced=len(every) - len(newest))
+    return [Group(name=name, rows=group) for name, group in zip(_names(rows), rows, strict=True)]
 
 
-def _beside_dense(shares: dict[tuple[Conditions, frozenset[int]], list[Record]]) -> None:
+def _keep_newest(newest: dict[Any, Any], key: Hashable, record: Record | LatencyRecord) -> None:
+    known = newest.setdefault(key, record)
+    if datetime.fromisoformat(record.created) >= datetime.fromisoformat(known.created):
+        newest[key] = record
+
+
+def _conditions(record: Record) -> tuple[Hashable, ...]:
+    """Return what rows of a table have in common; the seed of shots isn't: it is averaged over."""
+    return tuple(None if name == "seed" and record.shots else getattr(record, name) for name in _EVERY)
+
+
+def _put_dense_beside_recovered(shares: dict[tuple[Any, frozenset[int]], list[Record]]) -> None:
     """Put the dense rows beside those with recovery, which stand apart from rows without training."""
     place = _EVERY.index("recovered")
     for (conditions, seeds), share in list(shares.items()):
@@ -137,61 +111,16 @@ def _beside_dense(shares: dict[tuple[Conditions, frozenset[int]], list[Record]])
                 del shares[free]
 
 
-def group_times(records: Sequence[LatencyRecord]) -> list[TimedGroup]:
-    """Share times out to tables; what was timed several times counts once, as it was last."""
-    newest: dict[str, LatencyRecord] = {}
-    for record in records:
-        key = _time_key(record, TIMED_CONDITIONS)
-        if key not in newest or _when(record) >= _when(newest[key]):
-            newest[key] = record
-    shared = tuple(name for name in TIMED_CONDITIONS if name not in _TIMED_ROW)
-    tables: dict[str, dict[str, list[LatencyRecord]]] = {}
-    for record in newest.values():
-        shares = tables.setdefault(timed_title(record), {})
-        shares.setdefault(_time_key(record, shared), []).append(record)
-    groups = []
-    for title, shares in tables.items():
-        facts = {key: _time_facts(rows[0]) for key, rows in shares.items()}
-        varying = differing(facts.items())
-        for key, rows in shares.items():
-            apart = ", ".join(f"{name} {facts[key][name]}" for name in varying)
-            ordered = sorted(rows, key=lambda row: (row.batch, row.method != DENSE))
-            groups.append(TimedGroup(name=f"{title}; {apart}" if apart else title, rows=ordered))
-    return groups
-
-
-def count_of(count: int, noun: str) -> str:
-    """Return a number of things in words."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _conditions(record: Record) -> Conditions:
-    """Return what rows of a table have in common; the seed of shots isn't: it is averaged over."""
-    varying = ("seed",) if record.shots else ()
-    return tuple(None if name in varying else getattr(record, name) for name in _EVERY)
-
-
-def _setting(conditions: Conditions) -> Hashable:
-    pairs = zip(_EVERY, conditions, strict=True)
-    return tuple(value for name, value in pairs if name not in BY_COLUMN)
-
-
-def _when(record: Record | LatencyRecord) -> datetime:
-    return datetime.fromisoformat(record.created)
-
-
 def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
     """Return headings, with the conditions in which groups of the same heading differ."""
     names = [_heading(rows) for rows in groups]
     for conditions in (_APART, _FINE):
-        alike: dict[str, list[Sequence[Average]]] = {}
+        words: dict[str, list[dict[str, str]]] = {}  # of each group of a heading, each condition in words
         for name, rows in zip(names, groups, strict=True):
-            alike.setdefault(name, []).append(rows)
-        varying = {
-            name: [c for c in conditions if len({_text(rows, c) for rows in same}) > 1] for name, same in alike.items()
-        }
-        words = [", ".join(_words(r, c) for c in varying[n]) for n, r in zip(names, groups, strict=True)]
-        names = ["; ".join(filter(None, pair)) for pair in zip(names, words, strict=True)]
+            words.setdefault(name, []).append({condition: _describe(rows, condition) for condition in conditions})
+        shared = {name: {c for c in conditions if len({one[c] for one in own}) == 1} for name, own in words.items()}
+        apart = [", ".join(own for c, own in words[name].pop(0).items() if c not in shared[name]) for name in names]
+        names = ["; ".join(filter(None, pair)) for pair in zip(names, apart, strict=True)]
     return names
 
 
@@ -201,48 +130,63 @@ def _heading(rows: Sequence[Average]) -> str:
     return f"{first.dataset} {judged_on(first)}, {how}, {tower_of(first)}{with_recovery(rows)}"
 
 
-def _text(rows: Sequence[Average], condition: str) -> str:
-    if condition == "seed":
-        return ", ".join(str(record.seed) for record in rows[0].records)
+def _describe(rows: Sequence[Average], condition: str) -> str:
     value = getattr(rows[0].first, condition)
-    return "unknown" if value is None else str(value)
+    if condition == "seed":
+        value = ", ".join(str(record.seed) for record in rows[0].records)
+    value = "unknown" if value is None else str(value)
+    name, hashed, _ = condition.partition("_sha256")
+    return f"{name.replace('_', ' ')} {value[:8] if hashed else value}"
 
 
-def _words(rows: Sequence[Average], condition: str) -> str:
-    if condition == "threads":
-        return count_of(rows[0].first.threads, "thread")
-    several = "seeds {}" if condition == "seed" and len(rows[0].records) > 1 else None
-    words = several or _WORDS.get(condition, f"{condition.replace('_', ' ')} {{}}")
-    return words.format(_text(rows, condition))
+def group_times(records: Iterable[LatencyRecord]) -> dict[str, list[LatencyRecord]]:
+    """Share times out to tables, by their headings; what was timed several times counts once, as it was last.
+
+    Batches rise, and of each the dense model comes first.
+    """
+    newest: dict[str, LatencyRecord] = {}
+    for record in records:
+        _keep_newest(newest, _time_key(record, TIMED_CONDITIONS), record)
+    shared = [name for name in TIMED_CONDITIONS if name not in _TIMED_ROW]
+    shares: dict[str, dict[str, list[LatencyRecord]]] = {}
+    for record in newest.values():
+        shares.setdefault(timed_title(record), {}).setdefault(_time_key(record, shared), []).append(record)
+    groups = {}
+    for title, own in shares.items():
+        facts = {
+            key: {name: getattr(rows[0], name, None) or getattr(rows[0].machine, name, None) for name in _TIMED_APART}
+            for key, rows in own.items()
+        }
+        varying = differing(facts.items())
+        for key, rows in own.items():
+            apart = ", ".join(f"{name} {facts[key][name]}" for name in varying)
+            groups["; ".join(filter(None, (title, apart)))] = sorted(rows, key=lambda r: (r.batch, r.method != DENSE))
+    return groups
 
 
-def _time_key(record: LatencyRecord, names: Sequence[str]) -> str:
-    return json.dumps({n: json_values(getattr(record, n)) for n in names}, sort_keys=True)
+def _time_key(record: LatencyRecord, names: Iterable[str]) -> str:
+    return json.dumps({name: json_values(getattr(record, name)) for name in names}, sort_keys=True)
 
 
-def _time_facts(record: LatencyRecord) -> dict[str, Any]:
-    return {n: getattr(record if hasattr(record, n) else record.machine, n) for n in _TIMED_APART}
+def time_tables(groups: dict[str, list[LatencyRecord]], *, summary: bool = False) -> list[Table]:
+    """Return a table per group of times; a summary lacks details."""
+    tables = [replace(latency_table(rows), title=name) for name, rows in groups.items()]
+    return [table.summary() if summary else table for table in tables]
 
 
-def sections(report: Grouped, *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
+def sections(groups: Sequence[Group], *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
     """Yield a table per group, with one at equal time if rows were matched so, and then those of shots.
 
     A summary lacks details; marks tell the differences to dense that are clear with all rows judged together.
     """
-    for group in report.groups:
+    for group in groups:
         yield _section(group, summary=summary, marked=marked)
-        yield from _at_equal_time(group)
-    yield from map(shot_table, shot_columns(report))
-
-
-def _at_equal_time(group: Group) -> Iterator[Table]:
-    """Pair rows whose keep rates were chosen for another method's time with that method's."""
-    settings = (row.first.method_config.get(MATCHED) for row in group.rows)
-    pairs = dict.fromkeys((setting["time_of"], setting["batch"]) for setting in settings if setting)
-    records = [record for row in group.rows for record in row.records]
-    for target, batch in pairs:
-        if rows := match_costs(records, target, batch):
-            yield matched_table(rows)
+        settings = (row.first.method_config.get(MATCHED) for row in group.rows)
+        records = [record for row in group.rows for record in row.records]
+        for target, batch in dict.fromkeys((setting["time_of"], setting["batch"]) for setting in settings if setting):
+            if rows := match_costs(records, target, batch):
+                yield matched_table(rows)
+    yield from map(shot_table, shot_columns(groups))
 
 
 def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
@@ -254,87 +198,13 @@ def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
     return markdown(list(sections(group_records(records), summary=summary)))
 
 
-def equal_time_tables(report: Grouped) -> list[Table]:
-    """Return the tables of rows at equal time alone."""
-    return [table for group in report.groups for table in _at_equal_time(group)]
-
-
-def brief_tables(report: Grouped) -> list[Table]:
-    """Return a table per tower and conditions with a method's row at the highest keep rate, nearest to dense first.
-
-    1 - cosine is of the first images without labels, if there are any, and top-1 of the first images with labels. Rows
-    with training or at equal time have no place in it, random pruning and the golden ranking neither.
-    """
-    alike: dict[Hashable, list[Group]] = {}
-    for group in report.groups:
-        plain = not group.first.shots and not any(
-            row.first.recovered or MATCHED in row.first.method_config for row in group.rows
-        )
-        if plain:
-            alike.setdefault(tuple(getattr(group.first, name) for name in _BRIEF), []).append(group)
-    tables = (_brief_table(groups) for groups in alike.values())
-    return [table for table in tables if table is not None]
-
-
-def _brief_table(groups: Sequence[Group]) -> Table | None:
-    near = next((group for group in groups if not group.first.labelled), groups[0])
-    right = next((group for group in groups if group.first.labelled), None)
-    reduced = [row for row in near.rows if row.method not in (DENSE, GOLDEN, RANDOM)]
-    keep = max((row.keep for row in reduced), default=None)
-    if keep is None:
-        return None
-    rows = [row for row in near.rows if row.method == DENSE or (row in reduced and row.keep == keep)]
-    rows.sort(key=lambda row: row.mean("cosine_distance") or 0)
-    answers = {} if right is None else {row.identity: row for row in right.rows}
-    distance, top1, cost = (METRICS[name].heading for name in ("cosine_distance", "top1", "gflops"))
-    known = {column.heading: cell for column, cell in report_columns(rows)}
-    filled = [(Column(heading=f"{distance}, {near.first.dataset}"), known[distance])]
-    about = [f"{distance} of the features to dense on {near.first.image_count} images"]
-    if right is not None:
-        score = {column.heading: cell for column, cell in report_columns(right.rows)}[top1]
-        found = [row.identity in answers for row in rows]
-        if any(found):
-            column = Column(heading=f"{top1}, {right.first.dataset}")
-            filled.append((column, lambda row: score(answers[row.identity]) if row.identity in answers else UNMEASURED))
-            about.append(f"top-1 on {right.first.image_count} images")
-    times = [heading for heading in known if heading.endswith("× dense")]
-    filled += [(Column(heading=heading), known[heading]) for heading in (cost, *times[-1:]) if heading in known]
-    first = near.first
-    return table_of(
-        rows,
-        [(Column(heading="Method", left=True), lambda row: Cell(row.label, row.label)), *filled],
-        title=f"{tower_of(first)} at keep {100 * keep:.3g} %",
-        caption=f"{'; '.join(about)}; × dense: time by the dense model's; with 95 % intervals; "
-        f"{first.device_name}, {first.dtype}, {count_of(first.threads, 'thread')}.",
-    )
-
-
-def shot_columns(report: Grouped) -> list[list[Sequence[Average]]]:
-    """Return, for each kind of tuning, rows of groups that differ in shots alone, shots rising.
-
-    What is by text begins every kind. There are at least two columns; and none if runs have a number of shots twice, on
-    other images or with other seeds.
-    """
-    alike: dict[tuple[Hashable, ...], list[Group]] = {}
-    for group in report.groups:
-        if group.first.shots:
-            alike.setdefault((group.setting, group.first.tuning, group.first.prompt_tokens), []).append(group)
-    by_text = [group for group in report.groups if not group.first.shots]
-    every = [[*(one for one in by_text if one.setting == setting), *own] for (setting, *_), own in alike.items()]
-    counts = [[group.first.shots for group in same] for same in every]
-    return [
-        [group.rows for group in sorted(same, key=lambda group: group.first.shots)]
-        for same, own in zip(every, counts, strict=True)
-        if 1 < len(own) == len(set(own))
-    ]
-
-
 def _section(group: Group, *, summary: bool, marked: bool) -> Table:
-    family, about = group.family if marked else None, _about(group)
+    family = group.family if marked else None
     columns = report_columns(group.rows, family=family, summary=summary)
     if marked:  # on a page, which scrolls, what a first look needs is in sight
         first = {column.heading for column, _ in report_columns(group.rows, summary=True)}
         columns.sort(key=lambda one: one[0].heading not in first)
+    about = _describe_group(group)
     return table_of(
         group.rows,
         columns,
@@ -344,7 +214,7 @@ def _section(group: Group, *, summary: bool, marked: bool) -> Table:
     )
 
 
-def _about(group: Group) -> str:
+def _describe_group(group: Group) -> str:
     """Say what all records of a group have in common."""
     first = group.first
     records = [record for row in group.rows for record in row.records]
@@ -361,20 +231,80 @@ def _about(group: Group) -> str:
     )
 
 
-def time_sections(groups: Sequence[TimedGroup], *, summary: bool = False) -> list[Table]:
-    """Return a table per group; a summary lacks details."""
-    tables = [replace(latency_table(group.rows), title=group.name) for group in groups]
-    return [table.summary() if summary else table for table in tables]
+def count_of(count: int, noun: str) -> str:
+    """Return a number of things in words."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def time_rows(times: Sequence[tuple[str, LatencyRecord]]) -> list[dict[str, Any]]:
-    """Return a row of every field per time, each time with the run that it is from."""
-    rows = []
-    for run, record in times:
-        values = asdict(record)
-        known = values.pop("times") or {}
-        values |= {field.name: known.get(field.name, values.get(field.name)) for field in fields(Times)}
-        inner = {name: values.pop(name) for name in ("machine", "surroundings")}
-        flat = {f"{name}_{key}": value for name, own in inner.items() for key, value in own.items()}
-        rows.append({"run": run} | values | flat)
-    return rows
+def brief_tables(groups: Sequence[Group]) -> list[Table]:
+    """Return a table per tower and conditions with a method's row at the highest keep rate, nearest to dense first.
+
+    1 - cosine is of the first images without labels, if there are any, and top-1 of the first images with labels. Rows
+    with training or at equal time have no place in it, random pruning and the golden ranking neither.
+    """
+    alike: dict[Hashable, list[Group]] = {}
+    for group in groups:
+        if not group.first.shots and not any(r.first.recovered or MATCHED in r.first.method_config for r in group.rows):
+            alike.setdefault(tuple(getattr(group.first, name) for name in _BRIEF), []).append(group)
+    tables = (_brief_table(own) for own in alike.values())
+    return [table for table in tables if table is not None]
+
+
+def _brief_table(groups: Sequence[Group]) -> Table | None:
+    near = next((group for group in groups if not group.first.labelled), groups[0])
+    right = next((group for group in groups if group.first.labelled), None)
+    first, distance = near.first, METRICS["cosine_distance"]
+    reduced = [row for row in near.rows if row.method not in (DENSE, GOLDEN, RANDOM) and row.has(distance)]
+    if not reduced:
+        return None
+    keep = max(row.keep for row in reduced)
+    rows = [row for row in near.rows if row.method == DENSE or (row in reduced and row.keep == keep)]
+    rows.sort(key=lambda row: row.mean(distance.name) or 0)
+    known = {column.heading: cell for column, cell in report_columns(rows)}
+    columns = [(Column(heading="Method", left=True), lambda row: Cell(row.label, row.label))]
+    columns += [(Column(heading=f"{distance.heading}, {first.dataset}"), known[distance.heading])]
+    about = f"{distance.heading} of the features to dense on {first.image_count} images"
+    answers = {} if right is None else {row.identity: row for row in right.rows}
+    if right is not None and any(row.identity in answers for row in rows):
+        score = {column.heading: cell for column, cell in report_columns(right.rows)}[METRICS["top1"].heading]
+        heading = f"{METRICS['top1'].heading}, {right.first.dataset}"
+
+        def answer(row: Average) -> Cell:
+            return score(answers[row.identity]) if row.identity in answers else UNMEASURED
+
+        columns += [(Column(heading=heading), answer)]
+        about += f"; top-1 on {right.first.image_count} images"
+    times = [heading for heading in known if heading.endswith("× dense")]
+    last = [heading for heading in (METRICS["gflops"].heading, *times[-1:]) if heading in known]
+    return table_of(
+        rows,
+        [*columns, *((Column(heading=heading), known[heading]) for heading in last)],
+        title=f"{tower_of(first)} at keep {100 * keep:.3g} %",
+        caption=f"{about}; × dense: time by the dense model's; with 95 % intervals; "
+        f"{first.device_name}, {first.dtype}, {count_of(first.threads, 'thread')}.",
+    )
+
+
+def shot_columns(groups: Sequence[Group]) -> list[list[Sequence[Average]]]:
+    """Return, for each kind of tuning, rows of groups that differ in shots alone, shots rising.
+
+    What is by text begins every kind. There are at least two columns; and none if runs have a number of shots twice, on
+    other images or with other seeds.
+    """
+    kinds: dict[tuple[Hashable, ...], list[Group]] = {}
+    for group in groups:
+        if group.first.shots:
+            kinds.setdefault((_setting(group), group.first.tuning, group.first.prompt_tokens), []).append(group)
+    columns = []
+    for (setting, *_), own in kinds.items():
+        by_text = [group for group in groups if not group.first.shots and _setting(group) == setting]
+        found = sorted((*by_text, *own), key=lambda group: group.first.shots)
+        if 1 < len(found) == len({group.first.shots for group in found}):
+            columns.append([group.rows for group in found])
+    return columns
+
+
+def _setting(group: Group) -> Hashable:
+    """Return what groups share that differ in nothing but shots and what follows."""
+    conditions = zip(_EVERY, _conditions(group.rows[-1].first), strict=True)  # the dense one has no recovery
+    return tuple(value for name, value in conditions if name not in _BY_COLUMN)

@@ -6,21 +6,21 @@ from typing import Literal
 
 import numpy as np
 
-from harness.records.averages import Average, Judgement, fidelity_ps, labels, row_p, tower_of
+from harness.records.averages import Average, fidelity_ps, labels, row_p, tower_of
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.metrics import METRICS, Metric
 from harness.records.statistics import Interval, together
-from harness.report.groups import Group, count_of
+from harness.report.groups import Group
 
 Verdict = Literal["front", "open", "beaten"]
 TOP1 = METRICS["top1"]
-NAMED, _ROWS = 6, 24  # sets, methods or tables, and rows, that are named in a sentence
+_ROWS = 24  # that are named in a sentence
 SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
 
 
-def qualities() -> dict[Metric, tuple[str, str]]:
-    """Return what rows are judged by at a cost: what it is, and what is said of a row that has more of it."""
-    return {metric: metric.quality for metric in METRICS.values() if metric.quality is not None}
+def qualities() -> list[Metric]:
+    """Return what rows are judged by at a cost."""
+    return [metric for metric in METRICS.values() if metric.quality is not None]
 
 
 @dataclass(frozen=True)
@@ -83,24 +83,6 @@ class Front:
     def name(self) -> str:
         """Its name in files and data: that of the cost, and of the metric if it isn't top-1."""
         return self.cost.name if self.metric == TOP1 else f"{self.metric.name}_{self.cost.name}"
-
-    def of(self, row: Average) -> Standing | None:
-        """Return where a row stands; None where it lacks the cost."""
-        return next((one for one in self.standings if one.row.identity == row.identity), None)
-
-    @property
-    def contenders(self) -> dict[str, list[Standing]]:
-        """Standings of each method that takes part: not the dense model, the golden ranking or random pruning."""
-        methods: dict[str, list[Standing]] = {}
-        for one in self.standings:
-            if one.row.method not in (DENSE, GOLDEN, RANDOM):
-                methods.setdefault(one.row.label, []).append(one)
-        return methods
-
-    @property
-    def unbeaten(self) -> list[str]:
-        """Methods of which a row isn't beaten."""
-        return [name for name, own in self.contenders.items() if any(one.verdict != "beaten" for one in own)]
 
 
 Priced = list[tuple[Average, Interval, float]]  # rows with their cost and quality, of which more is better
@@ -195,7 +177,6 @@ class Highlights:
     """A group in short."""
 
     group: Group
-    conditions: str
     saving: str  # about the row that costs least of those without a clear loss to dense
     winners: Sequence[str]  # on the fronts, and those that are clearly beaten; a cost each
     least: Average | None  # what `saving` is about
@@ -204,44 +185,43 @@ class Highlights:
 
 def highlights(group: Group) -> Highlights:
     """Say a group in short, from its records alone."""
-    first, names = group.first, labels(group.rows)
+    names, every = labels(group.rows), fronts(group)
     least, saving = _saving(group, names)
-    every = fronts(group)
-    seeds = len(group.rows[0].records)
-    return Highlights(
-        group=group,
-        conditions=f"{first.image_count} images{f', mean of {seeds} seeds' if seeds > 1 else ''}; {first.device_name}, "
-        f"{first.device}, {first.dtype}, {count_of(first.threads, 'thread')}",
-        saving=saving,
-        winners=[_winners(front, names) for front in every],
-        least=least,
-        fronts=every,
-    )
+    winners = [
+        f"{front.metric.quality[0]} by {front.cost.words}: {describe_standings(front.standings, names)}"
+        for front in every
+        if front.metric.quality is not None
+    ]
+    return Highlights(group=group, saving=saving, winners=winners, least=least, fronts=every)
 
 
 def headline(short: Sequence[Highlights]) -> list[str]:
     """Say which method is clearly ahead, at which cost and on which sets, or that none is.
 
     A method is clearly ahead in a group if every row of the others is clearly beaten and not every one of its own is.
-    Rows are judged by nearness to dense where it was measured, and by time where it was, at the largest batch size.
+    Rows are judged by nearness to dense where it was measured, and by time where it was, at the largest batch size. The
+    dense model, the golden ranking and random pruning take no part.
     """
-    verdicts: dict[tuple[str, Metric, Cost], list[tuple[str, Front, Highlights]]] = {}  # by the method that is ahead
+    verdicts: dict[tuple[str, str], dict[str, list[str]]] = {}  # unbeaten methods by set, by who is ahead in what
     for one in short:
-        decisive = [front for front in one.fronts if len(front.contenders) > 1]
-        if decisive:
-            front = max(decisive, key=lambda front: (front.metric != TOP1, front.cost.batch or 0))
-            ahead = front.unbeaten[0] if len(front.unbeaten) == 1 else ""
-            verdicts.setdefault((ahead, front.metric, front.cost), []).append((_set_name(one, short), front, one))
+        for front in sorted(one.fronts, key=lambda front: (front.metric != TOP1, front.cost.batch or 0), reverse=True):
+            stood = [own for own in front.standings if own.row.method not in (DENSE, GOLDEN, RANDOM)]
+            if front.metric.quality is None or len({own.row.label for own in stood}) < 2:
+                continue
+            unbeaten = list(dict.fromkeys(own.row.label for own in stood if own.verdict != "beaten"))
+            what = f"{front.metric.quality[0].lower()} by {front.cost.words}"
+            ahead = unbeaten[0] if len(unbeaten) == 1 else ""
+            verdicts.setdefault((ahead, what), {})[_set_name(one, short)] = unbeaten
+            break
     lines = []
-    for (ahead, metric, cost), own in sorted(verdicts.items(), key=lambda one: not one[0][0]):
-        where = list_words([name for name, _, _ in own])
-        by = f"{qualities()[metric][0].lower()} by {cost.words}"
-        if not ahead:
-            methods = list(dict.fromkeys(name for _, front, _ in own for name in front.unbeaten))
-            rows = list_words(methods)
-            lines.append(f"No method is clearly ahead on {where}: in {by}, rows of {rows} are unbeaten.")
-            continue
-        lines.append(f"{ahead} is clearly ahead on {where}, in {by}.")
+    for (ahead, what), sets in sorted(verdicts.items(), key=lambda one: not one[0][0]):
+        where = list_words(list(sets))
+        rows = list_words(list(dict.fromkeys(name for own in sets.values() for name in own)))
+        lines.append(
+            f"{ahead} is clearly ahead on {where}, in {what}."
+            if ahead
+            else f"No method is clearly ahead on {where}: in {what}, rows of {rows} are unbeaten."
+        )
     return lines
 
 
@@ -254,23 +234,20 @@ def _set_name(one: Highlights, short: Sequence[Highlights]) -> str:
     return f"{first.dataset} ({more})" if more else first.dataset
 
 
-def list_words(names: Sequence[str]) -> str:
+def list_words(names: Sequence[str], most: int = 6) -> str:
     """List names in a sentence; beyond the first few, say how many more there are."""
-    if len(names) > NAMED:
-        return f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
+    if len(names) > most:
+        return f"{', '.join(names[:most])} and {len(names) - most} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
-def front_notes(stood: Sequence[Standing], names: Mapping[str, str]) -> dict[Verdict, str]:
-    """Say which rows are on the front, which may be, and which clearly aren't."""
+def describe_standings(stood: Sequence[Standing], names: Mapping[str, str]) -> str:
+    """Say which rows are on the front, and which are clearly beaten and by which, the cheapest first."""
     ordered = sorted(stood, key=lambda one: one.cost.estimate)
-    words = {"front": "On the front", "open": "Beside it, not clearly", "beaten": "Clearly beaten"}
-    every: dict[Verdict, list[str]] = {}
-    for one in ordered:
-        by = "" if one.by is None else f" (by {row_name(one.by, names)})"
-        every.setdefault(one.verdict, []).append(f"{row_name(one.row, names)}{by}")
-    order: tuple[Verdict, ...] = ("front", "open", "beaten")
-    return {verdict: f"{words[verdict]}: {list_rows(every[verdict])}." for verdict in order if verdict in every}
+    front = [row_name(one.row, names) for one in ordered if one.verdict == "front"]
+    beaten = [f"{row_name(one.row, names)} (by {row_name(one.by, names)})" for one in ordered if one.by is not None]
+    first = f"On the front: {list_words(front, _ROWS)}. " if front else ""
+    return first + (f"Clearly beaten: {list_words(beaten, _ROWS)}." if beaten else "None is clearly beaten.")
 
 
 def row_name(row: Average, names: Mapping[str, str]) -> str:
@@ -279,45 +256,29 @@ def row_name(row: Average, names: Mapping[str, str]) -> str:
     return name if row.method == DENSE else f"{name} {100 * row.keep:.3g} %"
 
 
-def list_rows(rows: Sequence[str]) -> str:
-    """List names of rows, the first of them."""
-    more = f" and {len(rows) - _ROWS} more (`report --json` has all)" if len(rows) > _ROWS else ""
-    return f"{', '.join(rows[:_ROWS])}{more}"
-
-
-def _winners(front: Front, names: Mapping[str, str]) -> str:
-    notes = front_notes(front.standings, names)
-    parts = [notes.get("front"), notes.get("beaten", "None is clearly beaten.")]
-    return f"{qualities()[front.metric][0]} by {front.cost.words}: {' '.join(filter(None, parts))}"
-
-
 def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str]:
-    """Say which row is cheapest without a clear loss; random pruning, the control, is never it."""
-    rows, family = group.rows, group.family
-    dense = next((row for row in rows if row.method == DENSE), None)
-    if dense is None:
-        return None, "There is no dense row, so no loss to it can be told."
-    if dense.top1 is None:
-        return None, "The images have no labels, so no loss of accuracy can be told."
-    whole = dense.mean("gflops")
-    if family is None or whole is None:
-        return None, "No row has both a difference to dense and counted GFLOPs."
+    """Say which row is cheapest without a clear loss; random pruning, the control, is never it.
+
+    A loss is clear by all rows judged together, or by the row's own interval: to overlook one is the worse mistake.
+    """
+    family, dense = group.family, next((row for row in group.rows if row.method == DENSE), None)
+    whole = None if dense is None else dense.mean("gflops")
+    if dense is None or dense.top1 is None or whole is None or family is None:
+        return None, "No loss of accuracy can be told: it takes labels, GFLOPs and a dense row."
     cheaper = [
-        row
-        for row in rows
-        if row.to_dense is not None and row.method != RANDOM and (row.mean("gflops") or whole) < whole
+        (row, row.to_dense, spent)
+        for row in group.rows
+        if row.to_dense is not None and row.method != RANDOM and (spent := row.mean("gflops") or whole) < whole
     ]
     if not cheaper:
         return None, "No row with a difference to dense has fewer GFLOPs."
-    without_loss = [row for row in cheaper if not _loses(row, family)]
-    if not without_loss:
+    kept = [one for one in cheaper if one[1].high >= 0 and not (family.mark(one[0]) and one[1].estimate < 0)]
+    if not kept:
         return None, "Every row with fewer GFLOPs is less accurate than dense by its interval or the test."
-    fewest = min(row.mean("gflops") for row in without_loss)
-    alike = [row for row in without_loss if row.mean("gflops") <= SAME * fewest]
-    least = max(alike, key=lambda row: row.mean("top1"))
-    assert least.to_dense is not None
-    spent = least.mean("gflops")
-    points, low, high = (100 * number for number in least.to_dense)
+    fewest = min(spent for _, _, spent in kept)
+    alike = [one for one in kept if one[2] <= SAME * fewest]
+    least, difference, spent = max(alike, key=lambda one: one[0].mean("top1"))
+    points, low, high = (100 * number for number in difference)
     text = (
         f"Fewest GFLOPs without a clear loss to dense ({100 * dense.top1.estimate:.1f} %): {row_name(least, names)}, "
         f"{points:+.1f} points [{low:+.1f}, {high:+.1f}], {spent:.2f} GFLOPs, {100 * (1 - spent / whole):.0f} % fewer"
@@ -327,12 +288,3 @@ def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str
             ratio, low, high = timed.ratio
             text += f"; {ratio:.2f} of dense's time at batch {timed.batch} [{low:.2f}, {high:.2f}]"
     return least, f"{text}. No clear loss isn't no loss: {family.note}."
-
-
-def _loses(row: Average, family: Judgement) -> bool:
-    """Tell a row that is less accurate by all rows judged together, or by its interval alone.
-
-    The second finds more: to overlook a loss is the worse mistake here.
-    """
-    assert row.to_dense is not None
-    return row.to_dense.high < 0 or (bool(family.mark(row)) and row.to_dense.estimate < 0)

@@ -1,42 +1,213 @@
-"""Pictures of a run's traces: how rankings agree, and which patches of images are kept."""
+"""The painter of patches, and what a run's traces show: how rankings agree, and which patches are kept."""
 
 import re
+import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import combinations
+from dataclasses import dataclass, field, replace
+from itertools import combinations, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from scipy.stats import rankdata
 
+from harness.base.table import Cell, Table, figure
 from harness.datasets import split_words
-from harness.records.agreement import ImageMean, kendall_tau, over_images
 from harness.records.averages import REFERENCE, protocol, tower_of
 from harness.records.conditions import DENSE, GOLDEN
-from harness.records.record import Record, differing, in_words
+from harness.records.record import Record, differing
+from harness.records.statistics import kendall_tau, over_images
 from harness.records.traces import RANKING, TRACES, Facts, RowTraces, Thumbnails, order, read_traces
 from harness.report.charts import OPTIONS, encode
-from harness.report.patches import IMAGE, PatchRow, PatchSheet, draw
 from zoo.core.files import digest
 
-AGREEMENT = (
-    "Mean Kendall τ-b between two rankings of the same image's patches, over {images} traced images, with its "
-    "95 % bootstrap interval below: 1 is the same order, 0 what unrelated rankings give. A ranking is by when a "
-    "patch went, then by how it was judged; methods that merge are ranked by when they merge."
-)
+Colours = NDArray[np.floating]  # (height, width, 3) in [0, 1]
+Size = tuple[int, int]  # height and width, in pixels or in patches
+
+IMAGE = "image"  # column of the image itself
+COLOURS = "viridis"  # perceptually uniform, and in order for every colour vision
+DETAIL = 0.5  # contrast of the image's detail over the colours
+# Colour of dropped patches, and how much of the image is left in it: a contrast of 3 to white and to
+# black, and a tint that no grey image has, so they are told from kept patches; patterns make moiré.
+DIM, LEFT = (0.40, 0.44, 0.62), 0.12
+BORDER = 0.8  # grey of the lines between patches
+DPI = 100  # pixels per inch at scale 1
+WIDTH, PANEL = 20.0, (1.5, 4.8)  # inches of a sheet, and of a panel: least and most
+LETTER = 0.115  # inches of a letter of text
 IMAGES = 6  # of a gallery
-SCALE = 0.62  # of a sheet's 2000 pixels
-RIGHT, WRONG = "✓", "✗"
-GALLERY = (
-    "What is left of the first {count} of {images} traced {split} images, which take turns by class, at the lowest "
-    "keep rate, {keeps}. Dropped patches are dimmed to an even blue-grey, patches that share a token have their mean "
-    "colour and no line between them. Below a panel is the class that the model answers, ✓ right or ✗ wrong, below "
-    "the image what the dense one does. The golden ranking is drawn as the rank of each patch, whatever is kept."
+SCALE = 0.62  # of a gallery, of a sheet's 2000 pixels
+AGREEMENT = (
+    "Mean Kendall τ-b between two rankings of the same image's patches, with 95 % bootstrap intervals over images: 1 "
+    "is the same order, 0 what unrelated rankings give. A ranking is by when a patch went, then by how it was judged; "
+    "methods that merge are ranked by when they merge."
 )
 
-Matrix = tuple[Sequence[RowTraces], Mapping[tuple[int, int], ImageMean]]
+
+@dataclass(frozen=True, kw_only=True)
+class PatchRow:
+    """One image of a sheet, as the model sees it, and by column what is known of its N patches.
+
+    Attributes:
+        importance: (N,) float, higher = keep. A column that nothing has is a dash.
+        tokens: (N,) position of the token that a patch is in, its own where it is kept, below 0 where dropped.
+        captions: line below the panel.
+    """
+
+    name: str
+    label: str  # of its class, empty where unknown
+    view: Colours
+    importance: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    tokens: Mapping[str, NDArray[np.integer]] = field(default_factory=dict)
+    captions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSheet:
+    """Images in rows, what is known of their patches in columns."""
+
+    rows: Sequence[PatchRow]  # images of one size
+    grid: Size  # N patches in all
+    columns: Mapping[str, str]  # their titles, in order; the image itself comes before them
+    notes: Sequence[str] = ()  # lines below
+
+
+def draw(sheet: PatchSheet, form: str = "png", scale: float = 1.0) -> bytes:
+    """Draw a sheet as "png" or "jpg" bytes, about 2000 pixels wide at scale 1."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(OPTIONS | {"font.size": 15, "axes.titlesize": 16}), warnings.catch_warnings():
+        # A file's name may be in a script that the font lacks; boxes do for it.
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        return encode(_figure(sheet, scale), form, round(DPI * scale), bbox_inches="tight")
+
+
+def _figure(sheet: PatchSheet, scale: float) -> Any:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+    columns = [IMAGE, *sheet.columns]
+    across = min(max((WIDTH - 1) / len(columns) - 0.1, PANEL[0]), PANEL[1])
+    size = fit(sheet.rows[0].view.shape[:2], sheet.grid, DPI * scale * across)
+    down = across * size[0] / size[1]
+    coloured = any(row.importance for row in sheet.rows)
+    width = len(columns) * (across + 0.1) + 1
+    notes = [line for note in sheet.notes for line in textwrap.wrap(note, int(width / LETTER))]
+    height = len(sheet.rows) * (down + 0.4) + 1.2 + coloured + 0.3 * len(notes)
+    figure = Figure(figsize=(width, height), layout="compressed", facecolor="white")
+    axes = figure.subplots(len(sheet.rows), len(columns), squeeze=False)
+    for j, column in enumerate(columns):
+        axes[0, j].set_title(sheet.columns.get(column, IMAGE))
+        for i, row in enumerate(sheet.rows):
+            pixels = panel(row, column, sheet.grid, size)
+            axes[i, j].set(xticks=[], yticks=[])
+            axes[i, j].spines[:].set_visible(False)
+            axes[i, j].imshow(np.full((*size, 3), 0.95) if pixels is None else pixels)
+            if pixels is None:
+                axes[i, j].text(0.5, 0.5, "–", transform=axes[i, j].transAxes, ha="center", va="center")
+            axes[i, j].set_xlabel(shorten(row.captions.get(column, ""), int(across / LETTER)), fontsize=13)
+    for row, (first, *_) in zip(sheet.rows, axes, strict=True):
+        letters = int(down / LETTER)
+        lines = [row.name, *textwrap.wrap(row.label, letters)[:2]]
+        first.set_ylabel("\n".join(shorten(line, letters) for line in lines))
+    if coloured:
+        bar = figure.colorbar(
+            ScalarMappable(cmap=COLOURS), ax=axes, location="bottom",
+            ticks=[0, 0.5, 1], fraction=0.05, aspect=80, shrink=0.6, pad=0.01,
+        )  # fmt: skip
+        bar.ax.set_xticklabels(["least important", "rank within the image", "most important"], fontsize=13)
+        bar.ax.tick_params(length=0)
+        bar.outline.set_visible(False)
+    if notes:
+        figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=13)
+    return figure
+
+
+def panel(row: PatchRow, column: str, grid: Size, size: Size) -> Colours | None:
+    """Return the pixels of a column; None where the row has nothing in it."""
+    if column == IMAGE:
+        return image_panel(row.view, size)
+    if column in row.importance:
+        return heat_panel(row.view, row.importance[column], grid, size)
+    return token_panel(row.view, row.tokens[column], grid, size) if column in row.tokens else None
+
+
+def fit(image: Size, grid: Size, width: float) -> Size:
+    """Return the size of a panel of about that width, with as many pixels for every patch."""
+    across = max(1, round(width / grid[1]))
+    down = max(1, round(across * grid[1] * image[0] / image[1] / grid[0]))
+    return down * grid[0], across * grid[1]
+
+
+def ranks(importance: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the rank of each patch within the image, (N,) in [0, 1], 1 the most important; ties share the mean."""
+    return np.asarray((rankdata(importance) - 1) / max(1, len(importance) - 1))
+
+
+def image_panel(view: Colours, size: Size) -> Colours:
+    """Show an image."""
+    pixels = Image.fromarray(np.rint(view * 255).astype(np.uint8))
+    return np.asarray(pixels.resize(size[::-1], Image.Resampling.LANCZOS)) / 255
+
+
+def heat_panel(view: Colours, importance: NDArray[np.floating], grid: Size, size: Size) -> Colours:
+    """Colour each patch by its rank, with the image's detail over it.
+
+    The detail is what differs from the patch's mean, so that a patch has the colour bar's colour on average, be the
+    image light or dark.
+    """
+    from matplotlib import colormaps
+
+    grey = image_panel(view, size) @ np.array([0.299, 0.587, 0.114])
+    tiles = _tiles(grey, grid)
+    detail = (tiles - tiles.mean(axis=(1, 3), keepdims=True)).reshape(size)
+    colours = colormaps[COLOURS](ranks(importance).reshape(grid))[..., :3]
+    return np.asarray((_spread(colours, size) + DETAIL * detail[..., None]).clip(0.0, 1.0))
+
+
+def token_panel(view: Colours, token: NDArray[np.integer], grid: Size, size: Size) -> Colours:
+    """Show kept patches as they are, dropped ones dimmed, and those that share a token in their mean colour.
+
+    ``token`` is as in `PatchRow`. Lines are between patches that don't share a token.
+    """
+    image, own = image_panel(view, size), np.arange(len(token))
+    apart = np.where(token < 0, -1 - own, token)  # what is dropped is in no token together
+    means = _tiles(image, grid).mean(axis=(1, 3)).reshape(-1, 3)
+    _, group, count = np.unique(apart, return_inverse=True, return_counts=True)
+    mean = np.stack([np.bincount(group, channel) for channel in means.T], axis=1) / count[:, None]
+    shared = (count[group] > 1).reshape(grid)[..., None]
+    pixels = np.where(_spread(shared, size), _spread(mean[group].reshape(*grid, 3), size), image)
+    pixels = np.where(_spread((token < 0).reshape(grid)[..., None], size), dim(image), pixels)
+    cells = _spread(apart.reshape(grid)[..., None], size)[..., 0]
+    pixels[1:][cells[1:] != cells[:-1]] = BORDER
+    pixels[:, 1:][cells[:, 1:] != cells[:, :-1]] = BORDER
+    return pixels
+
+
+def dim(image: Colours) -> Colours:
+    """Return what dropped patches are drawn as: nearly one colour."""
+    return np.asarray((1 - LEFT) * np.array(DIM) + LEFT * image)
+
+
+def shorten(name: str, letters: int) -> str:
+    """Cut the middle out of a name that is too long; what tells files apart is at its ends."""
+    keep = letters - 1
+    return name if len(name) <= letters else f"{name[: (keep + 1) // 2]}…{name[len(name) - keep // 2 :]}"
+
+
+def _tiles(pixels: NDArray[np.floating], grid: Size) -> NDArray[np.floating]:
+    """Split pixels into patches: (rows, height, columns, width, ...)."""
+    (height, width), (rows, columns) = pixels.shape[:2], grid
+    return pixels.reshape(rows, height // rows, columns, width // columns, *pixels.shape[2:])
+
+
+def _spread(cells: NDArray[np.generic], size: Size) -> NDArray[np.generic]:
+    """Blow values of patches (rows, columns, channels) up to pixels."""
+    rows = cells.repeat(size[0] // cells.shape[0], axis=0)
+    return rows.repeat(size[1] // cells.shape[1], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,20 +220,6 @@ class TracedGroup:
     rows: Sequence[RowTraces]
     thumbnails: Thumbnails  # of some of the images
     apart: str = ""  # what tells it from a group that would be called the same
-
-    @classmethod
-    def of(cls, rows: Sequence[RowTraces], thumbnails: Thumbnails) -> "TracedGroup":
-        """Put rows side by side; images that one of them lacks are left out.
-
-        Raises:
-            ValueError: conditions or patch grids differ.
-        """
-        conditions = ((row.facts.model, row.facts.conditions | {"grid": row.grid}) for row in rows)
-        if mixed := differing(conditions):
-            raise ValueError(f"traces of different {', '.join(mixed)} cannot stand side by side: {in_words(mixed)}")
-        shared = set(rows[0].image_ids).intersection(*(row.image_ids for row in rows))
-        ids = [name for name in rows[0].image_ids if name in shared]
-        return cls(rows=[row.take(ids) for row in rows], thumbnails=thumbnails)
 
     @property
     def facts(self) -> Any:
@@ -81,11 +238,6 @@ class TracedGroup:
         """Return it as a part of a file's name."""
         words = f"{self.facts.dataset}_{self.facts.split}_{tower_of(self.facts)}"
         return f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}_{digest(self.facts.conditions, length=6)}"
-
-    @property
-    def image_ids(self) -> Sequence[str]:
-        """Ids of the images that all rows have."""
-        return self.rows[0].image_ids
 
     @property
     def golden(self) -> list[RowTraces]:
@@ -110,18 +262,13 @@ class TracedGroup:
         names = dict.fromkeys(row.facts.method for row in rows)
         return [[methods[n][at] for n in names if at < len(methods[n])] for at in range(most)]
 
-    @cached_property
-    def matrices(self) -> list[Matrix]:
-        """Rows whose rankings stand in one matrix, at least two, golden ones first; by level."""
+    @property
+    def ranked(self) -> list[list[RowTraces]]:
+        """Rows whose rankings are compared with each other, at least two, golden ones first; by level."""
         # A row that prunes by the golden ranking is left out: the ranking itself is there.
-        ranked = [
-            [r for r in (*self.golden, *level) if r.ranked.any() and r.facts.method != GOLDEN] for level in self.levels
-        ]
-        return [
-            (rows, {(i, j): over_images(taus(rows[i], rows[j])) for i, j in combinations(range(len(rows)), 2)})
-            for rows in ranked
-            if len(rows) > 1
-        ]
+        levels = [[*self.golden, *level] for level in self.levels]
+        ranked = [[row for row in rows if row.ranked.any() and row.facts.method != GOLDEN] for rows in levels]
+        return [rows for rows in ranked if len(rows) > 1]
 
 
 def group_traces(
@@ -140,8 +287,7 @@ def group_traces(
     newest: dict[str, tuple[RowTraces, Path]] = {}
     for folder in dict.fromkeys(run.parent if run.is_file() else run for run in map(Path, runs)):
         if (folder / TRACES).is_dir():
-            rows = read_traces(folder, records, left_out)
-            newest |= {row.facts.name: (row, folder) for row in rows}
+            newest |= {row.facts.name: (row, folder) for row in read_traces(folder, records, left_out)}
     shares: dict[str, list[tuple[RowTraces, Path]]] = {}
     for record in records or ():
         shares.setdefault(digest(Facts.of(record).conditions), [])
@@ -149,28 +295,30 @@ def group_traces(
         shares.setdefault(digest(row.facts.conditions), []).append((row, folder))
     groups = []
     for share in filter(None, shares.values()):
-        jpeg: dict[str, bytes] = {}
-        for folder in dict.fromkeys(folder for _, folder in share):
-            try:
-                jpeg |= Thumbnails.read(folder, share[0][0].facts).jpeg
-            except (ValueError, OSError) as error:
-                if left_out is None:
-                    raise
-                left_out(str(error))
         rows = sorted((row for row, _ in share), key=order)
-        groups.append(TracedGroup.of(rows, Thumbnails(jpeg=jpeg)))
-    return _name_apart([group for group in groups if group.image_ids])
-
-
-def _name_apart(groups: Sequence[TracedGroup]) -> list[TracedGroup]:
-    """Tell groups apart that would be called the same."""
+        # Images that a row lacks are left out of all.
+        ids = [name for name in rows[0].image_ids if all(name in row.image_ids for row in rows)]
+        folders = dict.fromkeys(folder for _, folder in share)
+        jpeg = {name: own for folder in folders for name, own in _jpeg(folder, rows[0].facts, left_out).items()}
+        groups.append(TracedGroup(rows=[row.take(ids) for row in rows], thumbnails=Thumbnails(jpeg=jpeg)))
+    groups = [group for group in groups if group.rows[0].image_ids]
     named = []
-    for group in groups:
+    for group in groups:  # those that would be called the same are told apart
         same = [other for other in groups if other.title == group.title]
         varying = differing((other.slug, other.facts.conditions) for other in same)
         words = ", ".join(f"{name} {getattr(group.facts, name)}" for name in varying)
         named.append(replace(group, apart=f" ({words})" if words else ""))
     return named
+
+
+def _jpeg(folder: Path, facts: Facts, left_out: Callable[[str], object] | None) -> Mapping[str, bytes]:
+    try:
+        return Thumbnails.read(folder, facts).jpeg
+    except (ValueError, OSError) as error:
+        if left_out is None:
+            raise
+        left_out(str(error))
+        return {}
 
 
 def label(row: RowTraces, rows: Sequence[RowTraces]) -> str:
@@ -199,110 +347,49 @@ def taus(one: RowTraces, other: RowTraces) -> NDArray[np.float64]:
 
 
 def agreement_rows(traced: Sequence[TracedGroup]) -> list[dict[str, Any]]:
-    """Return the agreement matrices as rows of numbers, a pair each.
+    """Return how rankings agree as rows of numbers, a pair each.
 
     ``tau_low`` and ``tau_high`` are None for fewer than two images; ``undefined`` counts images without a tau, as one
     of the rankings is all ties.
     """
-    return [
-        {
-            "group": group.title,
-            **{name: getattr(group.facts, name) for name in ("dataset", "split", "tag", "shots")},
-            "a": label(rows[i], rows),
-            "b": label(rows[j], rows),
-            "a_model": rows[i].facts.model,
-            "b_model": rows[j].facts.model,
-            "tau": tau.mean,
-            "tau_low": tau.low,
-            "tau_high": tau.high,
-            "images": tau.counted,
-            "undefined": tau.undefined,
-        }
-        for group in traced
-        for rows, agreements in group.matrices
-        for (i, j), tau in agreements.items()
-    ]
+    found = []
+    for group in traced:
+        for rows, (a, b) in ((own, pair) for own in group.ranked for pair in combinations(own, 2)):
+            tau = over_images(taus(a, b))
+            shared = {name: getattr(group.facts, name) for name in ("dataset", "split", "tag", "shots")}
+            names = {"a": label(a, rows), "b": label(b, rows), "a_model": a.facts.model, "b_model": b.facts.model}
+            values = {"tau": tau.mean, "tau_low": tau.low, "tau_high": tau.high}
+            counts = {"images": tau.counted, "undefined": tau.undefined}
+            found.append({"group": group.title, "keep": keeps(rows), **shared, **names, **values, **counts})
+    return found
+
+
+def agreement_tables(agreement: Sequence[dict[str, Any]]) -> list[Table]:
+    """Lay the same out, a table per dataset, tower and tuning."""
+    tables = []
+    for title, rows in groupby(agreement, key=itemgetter("group")):
+        cells = [
+            [Cell(row["keep"]), Cell(row["a"]), Cell(row["b"]), _tau_cell(row), figure(row["images"], "d")]
+            for row in rows
+        ]
+        heads = ["Kept", "Ranking", "Other ranking", "Kendall τ-b", "Images"]
+        tables.append(Table.of(f"Agreement of rankings: {title}", heads, cells, words=heads[:3], caption=AGREEMENT))
+    return tables
+
+
+def _tau_cell(row: Mapping[str, Any]) -> Cell:
+    tau, low, high = (figure(row[name], "+.2f") for name in ("tau", "tau_low", "tau_high"))
+    return tau if low.value is None else Cell(f"{tau} [{low}, {high}]", tau.value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TracePicture:
     """One drawn picture of traces."""
 
-    name: str  # of its files
+    name: str  # of its file
     title: str
-    about: str  # what it shows and how to read it, one paragraph
     alt: str  # for those who can't see it: what it shows, in one or two sentences
-    files: Mapping[str, bytes]  # by suffix; the page shows the first
-
-
-def matrices(traced: Sequence[TracedGroup]) -> list[TracePicture]:
-    """Draw the agreement of all pairs of rankings, one picture per dataset, tower and tuning."""
-    return [_matrix_picture(group) for group in traced if group.matrices]
-
-
-def _matrix_picture(group: TracedGroup) -> TracePicture:
-    figure = _draw_matrices(group.matrices)
-    return TracePicture(
-        name=f"agreement_{group.slug}",
-        title=f"Agreement of rankings: {group.title}",
-        about=AGREEMENT.format(images=len(group.image_ids)),
-        alt=" ".join(_describe_matrix(*matrix) for matrix in group.matrices),
-        files={form: encode(figure, form) for form in ("svg", "png")},
-    )
-
-
-def _describe_matrix(rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], ImageMean]) -> str:
-    """Say how each pair of rows agrees."""
-    names = [label(row, rows) for row in rows]
-    pairs = (f"{names[i]} and {names[j]} {_number(tau.mean)}" for (i, j), tau in agreements.items())
-    return f"Kendall τ-b with {keeps(rows)}: {', '.join(pairs)}."
-
-
-def _number(tau: float | None) -> str:
-    return "–" if tau is None else f"{tau:.2f}".replace("-0.00", "0.00")
-
-
-def _draw_matrices(panels: Sequence[Matrix]) -> Any:
-    """Draw the pairs of each matrix below its diagonal."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    most = max(len(rows) for rows, _ in panels) - 1
-    across = 1 if most > 6 else min(2, len(panels))
-    down = -(-len(panels) // across)
-    size = (across * (0.98 * most + 1.6) + 0.6, down * (0.62 * most + 1.0))
-    with mpl.rc_context(OPTIONS | {"axes.spines.left": False, "axes.spines.bottom": False}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = [figure.add_subplot(down, across, i) for i in range(1, len(panels) + 1)]
-        for each, matrix in zip(axes, panels, strict=True):
-            mesh = _draw_matrix(each, *matrix)
-        bar = figure.colorbar(mesh, ax=axes, ticks=[-1, 0, 1], aspect=30, pad=0.02, label="Kendall τ-b")
-        bar.outline.set_visible(False)
-    return figure
-
-
-def _draw_matrix(axes: Any, rows: Sequence[RowTraces], agreements: Mapping[tuple[int, int], ImageMean]) -> Any:
-    """Draw one and return what the colour bar is of."""
-    names = [label(row, rows) for row in rows]
-    size = len(rows) - 1
-    values = np.full((size, size), np.nan)
-    for (i, j), tau in agreements.items():
-        values[j - 1, i] = np.nan if tau.mean is None else tau.mean
-    # Diverging, its ends told apart with any colour vision.
-    mesh = axes.pcolormesh(values, cmap="PuOr_r", vmin=-1, vmax=1, edgecolors="none")
-    axes.invert_yaxis()
-    axes.set_xticks(np.arange(size) + 0.5, [name.replace(" ", "\n", 1) for name in names[:-1]])
-    axes.set_yticks(np.arange(size) + 0.5, names[1:])
-    axes.tick_params(length=0)
-    axes.set_title(keeps(rows), loc="left")
-    for (i, j), tau in agreements.items():
-        # Not the colour of the text, which a page changes: cells have their own background.
-        ink = "#0b0b0b" if tau.mean is None or abs(tau.mean) < 0.6 else "#ffffff"
-        axes.text(i + 0.5, j - 0.53, _number(tau.mean), va="bottom", ha="center", color=ink, fontsize=11)
-        if tau.low is not None and tau.high is not None:
-            ends = f"{_number(tau.low)} to {_number(tau.high)}"
-            axes.text(i + 0.5, j - 0.45, ends, va="top", ha="center", color=ink, fontsize=7)
-    return mesh
+    jpeg: bytes
 
 
 def galleries(traced: Sequence[TracedGroup]) -> list[TracePicture]:
@@ -310,7 +397,7 @@ def galleries(traced: Sequence[TracedGroup]) -> list[TracePicture]:
 
     Runs without small copies of the images have no gallery.
     """
-    known = [(group, [name for name in group.image_ids if name in group.thumbnails.jpeg]) for group in traced]
+    known = [(group, [i for i in group.rows[0].image_ids if i in group.thumbnails.jpeg]) for group in traced]
     return [_gallery(group, ids[:IMAGES], len(ids)) for group, ids in known if group.levels and ids]
 
 
@@ -318,48 +405,41 @@ def _gallery(group: TracedGroup, ids: Sequence[str], images: int) -> TracePictur
     # The method that learns the golden ranking beside it.
     level = sorted(group.levels[-1], key=lambda row: row.facts.method != REFERENCE)
     rows = [row.take(ids) for row in (*group.golden, *level)]
-    dense = [row.take(ids) for row in group.rows if row.facts.method == DENSE]
+    dense = next((row.take(ids) for row in group.rows if row.facts.method == DENSE), None)
+    golden = {label(row, rows): row for row in rows if row.golden}
+    named = {label(row, rows): row for row in rows if not row.golden}
+    answering = ({} if dense is None else {IMAGE: dense}) | named
     sheet = PatchSheet(
-        rows=[_patch_row(group, rows, dense, i) for i in range(len(ids))],
+        rows=[
+            PatchRow(
+                name=name,
+                label=rows[0].labels[i],
+                view=group.thumbnails.view(name),
+                importance={key: row.importance[i] for key, row in golden.items() if row.ranked[i]},
+                tokens={key: row.token[i] for key, row in named.items()},
+                captions={
+                    key: f"{'✓' if row.correct[i] else '✗'} {row.predicted[i]}" for key, row in answering.items()
+                },
+            )
+            for i, name in enumerate(ids)
+        ],
         grid=rows[0].grid,
-        columns={label(row, rows): _head(row, rows) for row in rows},
+        columns={
+            **{key: key.replace(" ", "\n", 1) for key in golden},
+            **{key: f"{key}\n{_token_count(row)} tokens" for key, row in named.items()},
+        },
     )
-    answers = [
-        f"{DENSE if row in dense else label(row, rows)} {sum(map(bool, row.correct))}"
-        for row in (*dense, *rows)
-        if not row.golden
-    ]
+    counts = {DENSE if key == IMAGE else key: sum(map(bool, row.correct)) for key, row in answering.items()}
     return TracePicture(
         name=f"gallery_{group.slug}",
-        title=f"Kept patches: {group.title}",
-        about=GALLERY.format(count=len(ids), images=images, split=group.facts.split, keeps=keeps(level)),
+        title=f"Kept patches of the first {len(ids)} of {images} traced images, {keeps(level)}: {group.title}",
         alt=f"{len(ids)} images ({', '.join(rows[0].labels)}) with their kept patches by method; right "
-        f"answers of {len(ids)}: {', '.join(answers)}.",
-        files={"jpg": draw(sheet, "jpg", SCALE)},
+        f"answers of {len(ids)}: {', '.join(f'{key} {count}' for key, count in counts.items())}.",
+        jpeg=draw(sheet, "jpg", SCALE),
     )
 
 
-def _patch_row(group: TracedGroup, rows: Sequence[RowTraces], dense: Sequence[RowTraces], i: int) -> PatchRow:
-    name = rows[0].image_ids[i]
-    named = {label(row, rows): row for row in rows}
-    answers = {key: _answer(row, i) for key, row in named.items() if not row.golden}
-    return PatchRow(
-        name=name,
-        label=rows[0].labels[i],
-        view=group.thumbnails.view(name),
-        importance={key: row.importance[i] for key, row in named.items() if row.golden and row.ranked[i]},
-        tokens={key: row.token[i] for key, row in named.items() if not row.golden},
-        captions=answers | ({IMAGE: _answer(dense[0], i)} if dense else {}),
-    )
-
-
-def _answer(row: RowTraces, i: int) -> str:
-    return f"{RIGHT if row.correct[i] else WRONG} {row.predicted[i]}"
-
-
-def _head(row: RowTraces, rows: Sequence[RowTraces]) -> str:
-    """Name a column, with the tokens that are left of all."""
-    if row.golden:
-        return label(row, rows).replace(" ", "\n", 1)
+def _token_count(row: RowTraces) -> str:
+    """Say how many tokens are left of the patches, the least and the most of all images."""
     tokens = sorted({len(set(each) - {-1}) for each in row.token.tolist()})
-    return f"{label(row, rows)}\n{' to '.join(map(str, tokens[:1] + tokens[1:][-1:]))} tokens"
+    return " to ".join(map(str, tokens[:1] + tokens[1:][-1:]))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure, points
@@ -38,14 +38,16 @@ RECALLS = (
     "t2i, i2t R@k: captions that find an image of theirs among the k nearest, and images a caption, in %, "
     "with 95 % bootstrap intervals over images"
 )
+_AFTER_TIMES = "tau"  # the first metric whose column stands behind those of times
+Filled = tuple[Column, Callable[[Average], Cell]]  # a column, and what fills it of each row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """How a metric's column stands in a terminal, whose tables have three forms."""
 
-    heading: str = ""  # empty: the metric's own
-    form: str = ""  # ``format`` of a value, if it isn't the metric's
+    heading: str = ""  # empty: it has no column
+    form: str | None = None  # ``format`` of a value, if it isn't the metric's
     ends: Form | None = None  # narrowest form that shows the interval
     least: Form = "wide"  # narrowest form with the column; what the narrow one has, a report's summary has, too
 
@@ -57,40 +59,25 @@ _LAYOUTS = {
     "neighbour_overlap": Layout(heading="nn@10"),
     "top1": Layout(heading="top-1", ends="wide", least="narrow"),
     "diff_to_dense": Layout(heading="to dense", ends="narrow", least="narrow"),
-    "gflops": Layout(least="narrow"),
+    "gflops": Layout(heading="GFLOPs", least="narrow"),
     "tau": Layout(heading="tau", form=".2f", least="narrow"),
     "weighted_tau": Layout(heading="w. tau", form=".2f"),
     "match_at_k": Layout(heading="match@k (chance)", form=".2f"),
-    "border_overlap": Layout(heading="border (chance)", form=".2f"),
     "final_tokens": Layout(heading="tokens", least="middle"),
 }
 for _found, _short in (("image", "t2i"), ("text", "i2t")):
-    for _k in RECALL_AT:
-        _first: Any = {"ends": "middle", "least": "narrow"} if _k == RECALL_AT[0] else {}
-        _LAYOUTS[f"recall_{_found}_{_k}"] = Layout(heading=f"{_short} R@{_k}", **_first)
-    _LAYOUTS[f"recall_{_found}_1_diff"] = Layout(heading=f"{_short} to dense", ends="middle", least="narrow")
-_AFTER_TIMES = "tau"  # the first metric whose column stands behind those of times
-# Columns of times in reports: field, heading, format, whether a summary has it.
-_TIMES = (
-    ("median_ms", "Batch {batch}, ms [IQR]", ".1f", False),
-    ("ratio_to_dense", "Batch {batch}, × dense", ".2f", True),
-    ("images_per_s", "Batch {batch}, images/s", ".1f", False),
-)
+    _LAYOUTS |= {f"recall_{_found}_{k}": Layout(heading=f"{_short} R@{k}") for k in RECALL_AT[1:]}
+    for _name, _heading in (("1", f"{_short} R@1"), ("1_diff", f"{_short} to dense")):
+        _LAYOUTS[f"recall_{_found}_{_name}"] = Layout(heading=_heading, ends="middle", least="narrow")
 
 
-def layout(metric: Metric) -> Layout:
-    """Return how a metric's column stands in a terminal."""
-    own = _LAYOUTS.get(metric.name, Layout())
-    return replace(own, heading=own.heading or metric.heading, form=own.form or metric.form)
+def _layout(metric: Metric) -> Layout:
+    return _LAYOUTS.get(metric.name) or Layout(heading=metric.heading)
 
 
 def short_heading(metric: Metric) -> str:
     """Return what a metric is called in a terminal."""
-    return layout(metric).heading
-
-
-# A column, and what fills it of each row.
-Filled = tuple[Column, Callable[[Average], Cell]]
+    return _layout(metric).heading
 
 
 def table_of(
@@ -129,7 +116,7 @@ def comparison_table(records: Sequence[Record], reference: str = REFERENCE) -> T
     rows = averages(records)
     batches = sorted({entry.batch for row in rows for entry in row.latency})
     family = judge_rows(rows, reference, short_heading)
-    near = {layout(m): m.fidelity for m in fidelity_metrics() if any(row.has(m) for row in rows)}
+    near = {_layout(m): m.fidelity for m in fidelity_metrics() if any(row.has(m) for row in rows)}
     about = [f"{m.heading}: {what}{', with 95 % bootstrap interval' if m.ends else ''}" for m, what in near.items()]
     if rows[0].top1 is not None:
         about.append(OVER_SEEDS if len(rows[0].records) > 1 else "top-1 in % with 95 % intervals")
@@ -148,17 +135,20 @@ def comparison_table(records: Sequence[Record], reference: str = REFERENCE) -> T
 
 def _terminal_columns(rows: Sequence[Average], batches: Sequence[int], family: Judgement | None) -> list[Filled]:
     names = labels(rows)
-    times = [(Column(heading=f"batch {b}, ms", forms=FORMS[:2]), _time_column(b, _time)) for b in batches]
-    for batch in batches[-1:]:
-        speed = _time_column(batch, lambda entry: figure(entry.images_per_s, ".0f"))
-        times += [
-            (Column(heading="images/s", forms=FORMS[:1]), speed),
-            (Column(heading=f"b{batch}, x dense", forms=FORMS[2:]), _time_column(batch, _ratio)),
-        ]
+
+    def milliseconds(entry: Times) -> Cell:
+        ratio = "" if entry.ratio_to_dense is None else f" {entry.ratio_to_dense:.2f}x"
+        return Cell(f"{entry.median_ms:.0f} [{entry.q1_ms:.0f}, {entry.q3_ms:.0f}]{ratio}", entry.median_ms)
+
+    def per_second(entry: Times) -> Cell:
+        return figure(entry.images_per_s, ".0f")
+
+    def to_dense(entry: Times) -> Cell:
+        return Cell("1") if entry.ratio_to_dense is None else figure(entry.ratio_to_dense, ".2f")
 
     def terminal(metric: Metric) -> Iterator[Filled]:
         """Return two columns where narrower forms are without interval."""
-        own = layout(metric)
+        own = _layout(metric)
         forms = FORMS[: FORMS.index(own.least) + 1]
         whole = 0 if own.ends is None else FORMS.index(own.ends) + 1
         for some, ends in ((forms[:whole], True), (forms[whole:], False)):
@@ -166,10 +156,48 @@ def _terminal_columns(rows: Sequence[Average], batches: Sequence[int], family: J
                 cell = functools.partial(_cell, metric=metric, family=family, short=True, ends=ends)
                 yield Column(heading=own.heading, forms=some), cell
 
+    times = [(Column(heading=f"batch {b}, ms", forms=FORMS[:2]), _of_batch(b, milliseconds)) for b in batches]
+    for batch in batches[-1:]:
+        times += [
+            (Column(heading="images/s", forms=FORMS[:1]), _of_batch(batch, per_second)),
+            (Column(heading=f"b{batch}, x dense", forms=FORMS[2:]), _of_batch(batch, to_dense)),
+        ]
     return [
         (Column(heading="method", left=True), lambda row: Cell(names[row.identity], row.label)),
         (Column(heading="keep"), lambda row: figure(row.keep, ".0%")),
         *_in_order(rows, times, terminal),
+    ]
+
+
+def report_columns(rows: Sequence[Average], *, family: Judgement | None = None, summary: bool = False) -> list[Filled]:
+    """Return the columns of a report; a summary leaves out what a first look doesn't need."""
+
+    def report(metric: Metric) -> list[Filled]:
+        if not metric.heading or (summary and _layout(metric).least != "narrow"):
+            return []
+        return [(Column(heading=metric.heading), functools.partial(_cell, metric=metric, family=family))]
+
+    def milliseconds(entry: Times) -> Cell:
+        return _estimate_cell(Interval(entry.median_ms, entry.q1_ms, entry.q3_ms), "{:.1f}".format)
+
+    def to_dense(entry: Times) -> Cell:
+        return _estimate_cell(entry.ratio, "{:.2f}".format)
+
+    def per_second(entry: Times) -> Cell:
+        return figure(entry.images_per_s, ".1f")
+
+    kinds = (("ms [IQR]", milliseconds), ("× dense", to_dense), ("images/s", per_second))
+    names, entries = labels(rows), [entry for row in rows for entry in row.latency]
+    times = [
+        (Column(heading=f"Batch {batch}, {heading}"), _of_batch(batch, show))
+        for batch in sorted({entry.batch for entry in entries})
+        for heading, show in (kinds[1:2] if summary else kinds)
+        if any(show(entry) != UNMEASURED for entry in entries if entry.batch == batch)
+    ]
+    return [
+        (Column(heading="Method", left=True), lambda row: Cell(names[row.identity], names[row.identity])),
+        (Column(heading="Keep"), lambda row: keep_cell(row.keep)),
+        *_in_order(rows, times, report),
     ]
 
 
@@ -184,81 +212,27 @@ def _in_order(
             yield from columns(metric)
 
 
+def _of_batch(batch: int, show: Callable[[Times], Cell]) -> Callable[[Average], Cell]:
+    return lambda row: next((show(entry) for entry in row.latency if entry.batch == batch), UNMEASURED)
+
+
 def _cell(row: Average, metric: Metric, family: Judgement | None, *, short: bool = False, ends: bool = True) -> Cell:
     """Show a row's metric, with the number of patches it is for and what chance gives."""
-    cell = estimate_cell(row.estimate(metric), metric, short=short, ends=ends)
+    text = functools.partial(metric.text, form=_layout(metric).form if short else None)
+    cell = _estimate_cell(row.estimate(metric), text, short=short, ends=ends)
     if cell.value is None:
         return cell
     own = row.measured(metric.name)
-    text = f"{cell} at {own.at}" if own and own.at is not None and not short else str(cell)
+    words = f"{cell} at {own.at}" if own and own.at is not None and not short else str(cell)
     if own and own.chance is not None:
-        text += f" ({metric.text(own.chance, layout(metric).form if short else None)})"
-    return Cell(text, cell.value, "" if family is None else family.mark(row, metric.name))
-
-
-def _time_column(batch: int, show: Callable[[Times], Cell]) -> Callable[[Average], Cell]:
-    def cell(row: Average) -> Cell:
-        return next((show(entry) for entry in row.latency if entry.batch == batch), UNMEASURED)
-
-    return cell
-
-
-def _time(entry: Times) -> Cell:
-    text = f"{entry.median_ms:.0f} [{entry.q1_ms:.0f}, {entry.q3_ms:.0f}]"
-    ratio = "" if entry.ratio_to_dense is None else f" {entry.ratio_to_dense:.2f}x"
-    return Cell(text + ratio, entry.median_ms)
-
-
-def _ratio(entry: Times) -> Cell:
-    return Cell("1") if entry.ratio_to_dense is None else figure(entry.ratio_to_dense, ".2f")
-
-
-def report_columns(rows: Sequence[Average], *, family: Judgement | None = None, summary: bool = False) -> list[Filled]:
-    """Return the columns of a report; a summary leaves out what a first look doesn't need."""
-
-    def report(metric: Metric) -> list[Filled]:
-        if not metric.heading or (summary and layout(metric).least != "narrow"):
-            return []
-        return [(Column(heading=metric.heading), functools.partial(_cell, metric=metric, family=family))]
-
-    names = labels(rows)
-    times = [
-        (
-            Column(heading=heading.format(batch=batch)),
-            _time_column(batch, functools.partial(_time_cell, name=name, form=form)),
-        )
-        for batch in sorted({latency.batch for row in rows for latency in row.latency})
-        for name, heading, form, brief in _TIMES
-        if (brief or not summary)
-        and any(getattr(own, name) is not None for row in rows for own in row.latency if own.batch == batch)
-    ]
-    return [
-        (Column(heading="Method", left=True), lambda row: Cell(names[row.identity], names[row.identity])),
-        (Column(heading="Keep"), lambda row: keep_cell(row.keep)),
-        *_in_order(rows, times, report),
-    ]
-
-
-def _time_cell(entry: Times, name: str, form: str) -> Cell:
-    spread = Interval(entry.median_ms, entry.q1_ms, entry.q3_ms)
-    estimate = {"median_ms": spread, "ratio_to_dense": entry.ratio}.get(name, getattr(entry, name))
-    return _estimate_cell(estimate, lambda value: format(value, form), ends=True)
-
-
-def keep_cell(keep: float) -> Cell:
-    """Show a keep rate."""
-    return Cell(f"{100 * keep:.3g} %", keep)
-
-
-def estimate_cell(estimate: Interval | float | None, metric: Metric, *, short: bool = False, ends: bool = True) -> Cell:
-    """Show an estimate, with the ends of its interval where it has one."""
-    form = layout(metric).form if short else None
-    return _estimate_cell(estimate, lambda value: metric.text(value, form), ends=ends, short=short)
+        words += f" ({text(own.chance)})"
+    return Cell(words, cell.value, "" if family is None else family.mark(row, metric.name))
 
 
 def _estimate_cell(
-    estimate: Interval | float | None, text: Callable[[float], str], *, ends: bool, short: bool = False
+    estimate: Interval | float | None, text: Callable[[float], str], *, ends: bool = True, short: bool = False
 ) -> Cell:
+    """Show an estimate, with the ends of its interval where it has one."""
     if estimate is None:
         return UNMEASURED
     if not isinstance(estimate, Interval):
@@ -269,6 +243,11 @@ def _estimate_cell(
     return Cell(f"{value} [{low}, {high}]" if ends else value, estimate.estimate)
 
 
+def keep_cell(keep: float) -> Cell:
+    """Show a keep rate."""
+    return Cell(f"{100 * keep:.3g} %", keep)
+
+
 def shot_table(columns: Sequence[Sequence[Average]]) -> Table:
     """Put top-1 at several numbers of shots side by side, marked where it is clear of the dense row's at as many.
 
@@ -277,7 +256,7 @@ def shot_table(columns: Sequence[Sequence[Average]]) -> Table:
     known = [{row.identity: row for row in column} for column in columns]
     models = {key: row for column in known for key, row in column.items()}
     names = {key: name for column in columns for key, name in labels(column).items()}
-    first = columns[-1][0].first
+    first, several = columns[-1][0].first, len(columns[-1][0].records) > 1
     family = together(
         {
             (key, at): row_p(row, dense)
@@ -290,33 +269,26 @@ def shot_table(columns: Sequence[Sequence[Average]]) -> Table:
 
     def cell(key: str, at: int) -> Cell:
         row = known[at].get(key)
-        text = estimate_cell(None if row is None else row.top1, METRICS["top1"])
+        text = _estimate_cell(None if row is None else row.top1, METRICS["top1"].text)
         return Cell(text, text.value, family.mark((key, at)))
 
-    several = len(columns[-1][0].records) > 1
     images = dict.fromkeys(str(column[0].first.image_count) for column in columns)
     interval = "Student's over seeds, by text Wilson's" if several else "Wilson's"
     about = [f"top-1 in % with 95 % intervals, {interval}", f"{' or '.join(images)} images"]
     if family.alone:
-        note = mark_note(SIGN_FLIP if several else MCNEMAR, "all of this table", "the dense model's at as many shots")
-        about.append(note)
-    return Table(
-        title=f"{first.dataset} {judged_on(first)}, top-1 by shots, {learned(first)}, {tower_of(first)}",
-        caption="; ".join(about),
-        columns=[
-            Column(heading="Method", left=True),
-            Column(heading="Keep"),
-            *(
-                Column(
-                    heading=shots_of(column[0].first), forms=FORMS if column in (columns[0], columns[-1]) else FORMS[:2]
-                )
-                for column in columns
-            ),
-        ],
-        rows=[
+        test = SIGN_FLIP if several else MCNEMAR
+        about.append(mark_note(test, "all of this table", "the dense model's at as many shots"))
+    heads = [shots_of(column[0].first) for column in columns]
+    return Table.of(
+        f"{first.dataset} {judged_on(first)}, top-1 by shots, {learned(first)}, {tower_of(first)}",
+        ["Method", "Keep", *heads],
+        [
             [Cell(names[key], names[key]), keep_cell(row.keep), *(cell(key, at) for at in range(len(columns)))]
             for key, row in models.items()
         ],
+        words=("Method",),
+        roomy=heads[1:-1],
+        caption="; ".join(about),
         models=[row.first.model for row in models.values()],
     )
 
@@ -324,9 +296,8 @@ def shot_table(columns: Sequence[Sequence[Average]]) -> Table:
 def matched_table(rows: Sequence[Matched]) -> Table:
     """Lay out methods at equal cost, one section per keep rate of the target."""
     target, batch = rows[0].target, rows[0].batch
-    distance = METRICS["cosine_distance"]
-    short = short_heading(distance)
-    apart = replace(distance, form=distance.change)
+    distance, short = METRICS["cosine_distance"], short_heading(METRICS["cosine_distance"])
+    apart = functools.partial(distance.text, form=distance.change)
     nearer = together({at: row.distance_p for at, row in enumerate(rows)})
     righter = together({at: row.p_value for at, row in enumerate(rows)})
     cost, what = ("GFLOPs", "GFLOPs") if batch is None else ("x dense", f"time at batch {batch}")
@@ -339,7 +310,7 @@ def matched_table(rows: Sequence[Matched]) -> Table:
         yield figure(row.cost, ".3f")
         yield figure(None if own else row.off, "+.1%" if batch else "+.2%", " %")
         yield figure(row.row.mean(distance.name), distance.form)
-        cell = estimate_cell(row.distance, apart)
+        cell = _estimate_cell(row.distance, apart)
         yield Cell(cell, cell.value, nearer.mark(at))
         if target.top1 is not None:
             yield figure(row.row.mean("top1"), ".1%")

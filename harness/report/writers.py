@@ -5,35 +5,31 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from html import escape
+from itertools import zip_longest
 from typing import Any
 
 from harness.base.table import NOT_MEASURED, Table
 from harness.records.metrics import METRICS
 from harness.records.record import Record, Times, declared
+from harness.records.times import LatencyRecord
 
 
 def markdown(tables: Sequence[Table], level: int = 3) -> str:
     """Return tables in their fullest form, each under its heading, with its caption above and its notes below."""
-    return "\n".join(_markdown(table, level) for table in tables)
-
-
-def _markdown(table: Table, level: int) -> str:
-    places = table.places()
-    marks = ["---" if at == 0 or table.columns[at].left else "---:" for at in places]
-    heads = [table.columns[at].heading for at in places]
-    rows = [[row[at].marked for at in places] for row in table.rows]
-    return "\n".join(
-        [
-            f"{'#' * level} {markdown_text(table.title)}",
-            *([markdown_text(table.caption)] if table.caption else []),
-            "",
-            *(f"| {' | '.join(map(markdown_text, row))} |" for row in (heads, marks, *rows)),
-            *(["", *(f"- {markdown_text(note)}" for note in table.notes)] if table.notes else []),
-            "",
-        ]
-    )
+    lines: list[str] = []
+    for table in tables:
+        places = table.places()
+        marks = ["---" if at == 0 or table.columns[at].left else "---:" for at in places]
+        heads = [table.columns[at].heading for at in places]
+        rows = [[row[at].marked for at in places] for row in table.rows]
+        lines += [f"{'#' * level} {markdown_text(table.title)}", *filter(None, [markdown_text(table.caption)]), ""]
+        lines += [f"| {' | '.join(map(markdown_text, row))} |" for row in (heads, marks, *rows)]
+        if table.notes:
+            lines += ["", *(f"- {markdown_text(note)}" for note in table.notes)]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def markdown_text(text: str) -> str:
@@ -68,6 +64,8 @@ def _latex(table: Table, number: int) -> str:
     label = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
     spaced = next((at for at, heading in enumerate(table.heads) if heading in _SPACED), 0)
     bare = [heading.endswith(_BARE) for heading in table.heads]
+    heads = [latex_text(head).replace(", $", r",\\$") for head in table.heads]  # a long heading is broken in two
+    heads = [rf"\shortstack[r]{{{head}}}" if r"\\" in head else head for head in heads]
     lines = [
         r"\begin{table}",
         r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
@@ -75,25 +73,16 @@ def _latex(table: Table, number: int) -> str:
         rf"\label{{tab:{label}-{number}}}",
         rf"\begin{{tabular}}{{@{{}}l{'r' * (len(table.columns) - 1)}@{{}}}}",
         r"\toprule",
-        " & ".join(map(_latex_heading, table.heads)) + r" \\",
+        " & ".join(heads) + r" \\",
         r"\midrule",
     ]
-    before = None
-    for row in table.rows:
-        if before is not None and row[spaced] != before:
+    for before, row in zip([None, *table.rows], table.rows, strict=False):
+        if before is not None and row[spaced] != before[spaced]:
             lines.append(r"\addlinespace")
-        before = row[spaced]
-        cells = (_latex_cell(c.marked, bare=b) for c, b in zip(row, bare, strict=True))
-        lines.append(" & ".join(cells) + r" \\")
+        lines.append(
+            " & ".join(_latex_cell(cell.marked, bare=own) for cell, own in zip(row, bare, strict=True)) + r" \\"
+        )
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
-
-
-def _latex_heading(text: str) -> str:
-    """Break a long heading in two."""
-    batch, comma, rest = text.partition(", ×")
-    if not comma:
-        return latex_text(text)
-    return rf"\shortstack[r]{{{latex_text(batch)},\\{latex_text('×' + rest)}}}"
 
 
 def _latex_cell(text: str, *, bare: bool) -> str:
@@ -103,13 +92,9 @@ def _latex_cell(text: str, *, bare: bool) -> str:
     head, bracket, rest = text.partition(" [")
     if not re.fullmatch(r"[-+]?[\d.]+\*?", head):
         return latex_text(text)
-    if bare or not bracket:
-        return _latex_signed(head)
-    return _latex_signed(head) + r" {\scriptsize " + _latex_signed(f"[{rest}") + "}"
-
-
-def _latex_signed(text: str) -> str:
-    return re.sub(r"(?<![\w.])([-+])(?=\d)", r"$\1$", latex_text(text))
+    parts = [head] if bare or not bracket else [head, f"[{rest}"]
+    signed = [re.sub(r"(?<![\w.])([-+])(?=\d)", r"$\1$", latex_text(part)) for part in parts]
+    return signed[0] if len(signed) == 1 else rf"{signed[0]} {{\scriptsize {signed[1]}}}"
 
 
 def latex_text(text: str) -> str:
@@ -128,28 +113,34 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
     """
     batches = sorted({timed.batch for record in records for timed in record.latency})
     times = [field.name for field in fields(Times) if field.name != "batch"]
-    columns = {name: own.unit for name, own in declared(Record).items() if name not in _UNTABLED}
+    units = {name: own.unit for name, own in declared(Record).items() if name not in _UNTABLED}
     measured = list(dict.fromkeys([*METRICS, *(name for record in records for name in record.metrics)]))
     rows = []
-    for at, record in enumerate(records):
+    for record, run in zip_longest(records, runs):
+        row = {f"{name}_{unit}" if unit else name: getattr(record, name) for name, unit in units.items()}
+        for name in measured:
+            own, unit = record.metrics.get(name), METRICS[name].unit if name in METRICS else ""
+            for part in ("mean", "low", "high", "chance"):
+                column = [name, *([] if part == "mean" else [part]), *([unit] if unit else [])]
+                row["_".join(column)] = own and getattr(own, part)
+            row[f"{name}_at"] = own and own.at
         timed = {entry.batch: entry for entry in record.latency}
-        row = {f"{name}_{unit}" if unit else name: getattr(record, name, None) for name, unit in columns.items()}
-        row |= {key: value for name in measured for key, value in _csv_metric(record, name).items()}
-        row |= {
-            f"latency_batch{batch}_{name}": getattr(timed.get(batch), name, None) for batch in batches for name in times
-        }
-        rows.append(row | ({"run": runs[at]} if runs else {}))
+        row |= {f"latency_batch{b}_{name}": getattr(timed.get(b), name, None) for b in batches for name in times}
+        rows.append(row | ({"run": run} if runs else {}))
     return csv_text(rows)
 
 
-def _csv_metric(record: Record, name: str) -> dict[str, Any]:
-    """Return the columns of a metric; the same for every record."""
-    metric, own = METRICS.get(name), record.metrics.get(name)
-    unit = f"_{metric.unit}" if metric is not None and metric.unit else ""
-    ends = {"_low": "low", "_high": "high", "_chance": "chance"}
-    columns = {f"{name}{unit}": own and own.mean}
-    columns |= {f"{name}{end}{unit}": own and getattr(own, field) for end, field in ends.items()}
-    return columns | {f"{name}_at": own and own.at}
+def times_csv(times: Sequence[tuple[str, LatencyRecord]]) -> str:
+    """Return CSV with a line per time and a column per field, the run that each is from first."""
+    rows = []
+    for run, record in times:
+        values = asdict(record)
+        known = values.pop("times") or {}
+        values |= {field.name: known.get(field.name, values.get(field.name)) for field in fields(Times)}
+        inner = {name: values.pop(name) for name in ("machine", "surroundings")}
+        flat = {f"{name}_{key}": value for name, own in inner.items() for key, value in own.items()}
+        rows.append({"run": run} | values | flat)
+    return csv_text(rows)
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -11,10 +11,9 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Split
 from harness.golden.budget import Curve, Point, Worth
 from harness.models.towers import Tower
-from harness.records.agreement import kendall_tau, match_at_k
 from harness.records.conditions import device_name
 from harness.records.metrics import Importance
-from harness.records.statistics import bootstrap_mean
+from harness.records.statistics import bootstrap_mean, kendall_tau, match_at_k
 from zoo.core.files import fingerprint
 from zoo.core.reducer import final_count
 from zoo.ranking.approximate import Effort

@@ -23,7 +23,7 @@ from harness.records.conditions import DENSE
 from harness.records.record import Record, Times
 from harness.records.statistics import Interval, bootstrap_mean, wilson_interval
 from harness.report.charts import STYLES, Chart, Dot, Style, render
-from harness.report.patches import PatchSheet
+from harness.report.pictures import PatchSheet
 from harness.report.writers import markdown
 from harness.studies.questions import (
     WAYS,

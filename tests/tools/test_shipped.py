@@ -12,7 +12,7 @@ from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.plan import Plan
 from harness.measure.rows import outcomes, variants
-from harness.records.agreement import kendall_tau
+from harness.records.statistics import kendall_tau
 from zoo.core.files import blocks_fingerprint, fingerprint
 from zoo.loading.clip import ClipParts, create_clip
 from zoo.loading.predictor_file import find_predictor

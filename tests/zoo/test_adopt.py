@@ -70,10 +70,7 @@ TINY = {"img_size": 32, "embed_dim": 48, "depth": 4, "num_heads": 3}
     [
         (lambda: nn.Linear(2, 2), "Linear is no tower that can be reduced; expected one of timm's Vision"),
         (lambda: timm.create_model("test_resnet"), "ResNet is no tower that can be reduced"),
-        (
-            lambda: timm.create_model("deit_tiny_distilled_patch16_224", device="meta"),
-            "VisionTransformerDistilled overrides parts of timm's",
-        ),
+        (lambda: timm.create_model("deit_tiny_distilled_patch16_224", device="meta"), "overrides parts of timm's"),
         ({"block_fn": ResPostBlock, "init_values": 1.0}, "blocks are ResPostBlock with Attention; expected timm's"),
         ({"attn_layer": "diff"}, "Block with DiffAttention"),
         ({"block_fn": ParallelScalingBlock}, "blocks are ParallelScalingBlock"),

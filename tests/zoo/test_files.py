@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,31 +36,29 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [file.name for file in path.parent.iterdir()] == ["file"]
 
 
+KINDS = ("predictor", "prompts")
 MADE: dict[str, Any] = {"model": "m", "tag": "t", "provenance": {"images": 9}}
 TUNED: dict[str, Any] = {"weights": "0" * 16, "width": 48, "classes": ("a", "b", "c"), "dataset": "toy", "recipe": {}}
 
 
-def make_predictor(path: Path) -> None:
-    config = FitConfig(arch="mlp", width=8)
-    save_predictor(Predictor("mlp", 48, 8, (8, 8), None, None), path, config=config, block=3, **MADE)
-
-
-def make_prompts(path: Path) -> None:
-    tensors = {"classifier": torch.eye(3), "logit_scale": torch.tensor(1.0), "visual": torch.ones(1, 2, 48)}
-    save_prompts(path, tensors, **MADE, **TUNED)
-
-
-MAKERS: dict[str, Callable[[Path], None]] = {"predictor": make_predictor, "prompts": make_prompts}
+def make(kind: str, folder: Path) -> Path:
+    path = folder / "learned.safetensors"
+    if kind == "predictor":
+        config = FitConfig(arch="mlp", width=8)
+        save_predictor(Predictor("mlp", 48, 8, (8, 8), None, None), path, config=config, block=3, **MADE)
+    else:
+        tensors = {"classifier": torch.eye(3), "logit_scale": torch.tensor(1.0), "visual": torch.ones(1, 2, 48)}
+        save_prompts(path, tensors, **MADE, **TUNED)
+    return path
 
 
 def load(kind: str, path: Path) -> dict[str, Tensor]:
     return PredictorFile.read(path).tensors() if kind == "predictor" else PromptFile.read(path).load()
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_flipped_bit_anywhere_is_refused_by_the_file_s_name(kind: str, tmp_path: Path):
-    path = tmp_path / "learned.safetensors"
-    MAKERS[kind](path)
+    path = make(kind, tmp_path)
     whole = path.read_bytes()
     assert load(kind, path)
     for at in range(0, len(whole), 7):
@@ -70,10 +67,9 @@ def test_one_flipped_bit_anywhere_is_refused_by_the_file_s_name(kind: str, tmp_p
             load(kind, path)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_values_that_are_not_finite_are_refused(kind: str, tmp_path: Path):
-    path = tmp_path / "learned.safetensors"
-    MAKERS[kind](path)
+    path = make(kind, tmp_path)
     facts, tensors = read_facts(path, kind), load_file(path)
     facts.pop("hash")
     write_learned(path, kind, {name: torch.full_like(each, math.nan) for name, each in tensors.items()}, facts)
@@ -100,8 +96,7 @@ def test_values_that_are_not_finite_are_refused(kind: str, tmp_path: Path):
     ],
 )
 def test_metadata_of_another_form_is_refused_in_one_line(kind: str, change: Any, tmp_path: Path):
-    path = tmp_path / "learned.safetensors"
-    MAKERS[kind](path)
+    path = make(kind, tmp_path)
     facts, tensors = read_facts(path, kind), load_file(path)
     facts.pop("hash")
     if isinstance(change, str):
@@ -114,6 +109,7 @@ def test_metadata_of_another_form_is_refused_in_one_line(kind: str, change: Any,
 
 
 CONFIG = FitConfig(width=16, epochs=8, patience=3, learning_rate=1e-2)
+LONG = replace(CONFIG, epochs=2000, patience=2000, learning_rate=1e-3)
 DIRECTION = torch.linspace(-1, 1, 12)
 
 
@@ -174,23 +170,24 @@ def test_stopped_within_an_epoch(calls: int, whole: tuple[Predictor, list[Any]],
     assert same(fit_predictor(nothing, VAL, CONFIG, checkpoint=path), whole[0])
 
 
-@pytest.mark.parametrize("what", ["recipe", "importance", "images for early stopping"])
-def test_checkpoints_of_another_fit(what: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"config": replace(CONFIG, epochs=1, seed=1)},
+        {"train": replace(TRAIN, importance=-TRAIN.importance)},
+        {"val": planted(25, 1)},
+    ],
+    ids=["recipe", "importance", "images for early stopping"],
+)
+def test_checkpoints_of_another_fit(other: dict[str, Any], tmp_path: Path):
     path = tmp_path / "fit.pt"
-    config = replace(CONFIG, epochs=1)
-    fit_predictor(TRAIN, VAL, config, checkpoint=path)
-    train, val = TRAIN, VAL
-    if what == "recipe":
-        config = replace(config, seed=1)
-    elif what == "importance":
-        train = replace(TRAIN, importance=-TRAIN.importance)
-    else:
-        val = planted(25, 1)
+    fit = {"train": TRAIN, "val": VAL, "config": replace(CONFIG, epochs=1)}
+    fit_predictor(**fit, checkpoint=path)
     with pytest.raises(ValueError, match="is of another recipe or of other rankings"):
-        fit_predictor(train, val, config, checkpoint=path)
+        fit_predictor(**fit | other, checkpoint=path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"fit\.pt' can't be read .*; delete it, and the fit"):
-        fit_predictor(train, val, config, checkpoint=path)
+        fit_predictor(**fit | other, checkpoint=path)
 
 
 def test_early_stopping_counts_over_the_break(tmp_path: Path):
@@ -220,12 +217,11 @@ def test_early_stopping_counts_over_the_break(tmp_path: Path):
 def test_really_killed(tmp_path: Path):
     """SIGKILL in another process; this one goes on, and ends where a third ends undisturbed."""
     code = (
-        "import sys, torch; from pathlib import Path; from dataclasses import replace\n"
+        "import sys, torch; from pathlib import Path\n"
         "torch.set_num_threads(1)\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_files import CONFIG, TRAIN, VAL, fit_predictor\n"
-        "config = replace(CONFIG, epochs=2000, patience=2000, learning_rate=1e-3)\n"
-        "fit_predictor(TRAIN, VAL, config, checkpoint=Path(sys.argv[1]))\n"
+        "from test_files import LONG, TRAIN, VAL, fit_predictor\n"
+        "fit_predictor(TRAIN, VAL, LONG, checkpoint=Path(sys.argv[1]))\n"
     )
     path = tmp_path / "fit.pt"
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(path)])
@@ -237,7 +233,6 @@ def test_really_killed(tmp_path: Path):
     time.sleep(0.3)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    config = replace(CONFIG, epochs=2000, patience=2000, learning_rate=1e-3)
     last = torch.load(path, weights_only=True)["epoch"] + 2
 
     def stop(epoch: int, *_: float) -> None:
@@ -247,7 +242,7 @@ def test_really_killed(tmp_path: Path):
     files = (path, tmp_path / "undisturbed.pt")
     for file in files:
         with pytest.raises(Stopped):
-            fit_predictor(TRAIN, VAL, config, on_epoch=stop, checkpoint=file)
+            fit_predictor(TRAIN, VAL, LONG, on_epoch=stop, checkpoint=file)
     first, second = (torch.load(file, weights_only=True) for file in files)
     assert first["epoch"] == second["epoch"] == last + 1
     assert all(torch.equal(first["model"][k], second["model"][k]) for k in second["model"])

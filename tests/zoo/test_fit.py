@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.records.agreement import kendall_tau
+from harness.records.statistics import kendall_tau
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import LOSSES, FitConfig, RankedTokens, fit_predictor, kept_share
 
@@ -49,17 +49,12 @@ def val_loss(predictor: Predictor, data: RankedTokens) -> float:
     return total / len(data.tokens)
 
 
-@pytest.mark.parametrize(
-    ("arch", "loss"),
-    [("mlp", "listnet"), ("conv", "bce")],
-)
+@pytest.mark.parametrize(("arch", "loss"), [("mlp", "listnet"), ("conv", "bce")])
 def test_a_planted_ranking_is_found(arch: str, loss: str):
     losses: list[float] = []
+    config = replace(QUICK, arch=arch, loss=loss)
     predictor = fit_predictor(
-        planted(512, 0),
-        planted(32, 1),
-        replace(QUICK, arch=arch, loss=loss),
-        on_epoch=lambda epoch, train, val: losses.append(train),
+        planted(512, 0), planted(32, 1), config, on_epoch=lambda epoch, train, val: losses.append(train)
     )
     assert not predictor.training
     assert losses[-1] < losses[0]
@@ -224,16 +219,9 @@ def test_least_at_the_golden_ranking(name: str):
 def test_the_printed_loss_is_degenerate():
     """Growing always helps, whatever the target; the others have none of it."""
     predicted, target = drawn()
-    for wanted in (target, -target):
-        grown = [LOSSES["paper"](predicted + c, wanted).item() for c in (0, 1, 10, 100, 700)]
-        assert grown == sorted(grown, reverse=True)
-        assert grown[0] > 1
-        assert grown[-1] < 1e-12  # with the ranking of random predictions
-    predicted.requires_grad_()
-    LOSSES["paper"](predicted, target).backward()
-    assert (predicted.grad < 0).all()
-    perfect = LOSSES["paper"](target, target)
-    upside_down = LOSSES["paper"](100 - target, target)
-    assert upside_down < perfect
+    grown = [LOSSES["paper"](predicted + c, target).item() for c in (0, 1, 10, 100, 700)]
+    assert grown == sorted(grown, reverse=True)
+    assert grown[-1] < 1e-12  # with the ranking of random predictions
+    assert LOSSES["paper"](100 - target, target) < LOSSES["paper"](target, target)
     for name in LOSSES.keys() - {"paper"}:
         assert LOSSES[name](100 - target, target) > LOSSES[name](target, target)

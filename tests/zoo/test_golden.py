@@ -117,16 +117,13 @@ def test_scores_from_the_same_passes_are_bit_for_bit_those_made_alone(options: d
         alone = GoldenEngine(tower, GoldenConfig(score=score, **options), text=text, scale=SCALE)
         assert torch.equal(importance, alone.importance(images, LABELS))
     assert not torch.equal(found["label"], found["confidence"])
-
-
-def test_scores_that_can_not_share_passes(tower: nn.Module, text: Tensor):
-    images, engine = torch.randn(3, 3, 64, 64), GoldenEngine(tower, GoldenConfig(greedy=16))
-    with pytest.raises(ValueError, match="greedy=16 goes by one score, got preservation, label"):
-        engine.importances(images, ("preservation", "label"))
-    engine = GoldenEngine(tower, GoldenConfig())
-    for scores, match in ((("preservation", "lable"), "did you mean 'label'"), (("label",), "needs text")):
+    for config, scores, match in (
+        ({"greedy": 16}, ("preservation", "label"), "greedy=16 goes by one score, got preservation, label"),
+        ({}, ("preservation", "lable"), "did you mean 'label'"),
+        ({}, ("label",), "needs text"),
+    ):
         with pytest.raises(ValueError, match=match):
-            engine.importances(images, scores)
+            GoldenEngine(tower, GoldenConfig(**config)).importances(images, scores)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (3, 2), (5, 5)])
@@ -184,17 +181,17 @@ def test_refused_scores(options: dict, names: tuple, match: str, tower: nn.Modul
         golden_importance(tower, torch.zeros(3, 3, 64, 64), GoldenConfig(**options), **arguments)
 
 
-def test_layers_whose_weights_are_not_what_they_compute_can_not_be_scored(tower: nn.Module):
+def test_towers_that_can_not_be_scored(tower: nn.Module, tiny: Build):
     prune.l1_unstructured(tower.blocks[2].mlp.fc1, "weight", 0.5)
     GoldenEngine(tower, GoldenConfig(block=3))
-    with pytest.raises(ValueError, match="need plain linear layers, this tower has Linear; merge"):
-        GoldenEngine(tower, GoldenConfig(block=2))
-
-
-@pytest.mark.parametrize("method", ["tome"])
-def test_a_model_that_reduces_can_not_be_scored(half: zoo.ReducedViT, images: Tensor):
-    with pytest.raises(ValueError, match="golden rankings need the dense model"):
-        golden_importance(half, images, GoldenConfig())
+    for model, config, match in (
+        (tower, GoldenConfig(block=2), "plain linear layers, this tower has Linear; merge"),
+        (zoo.reduce(tower, method="tome", keep=0.5), GoldenConfig(), "the dense model"),
+        (zoo.reduce(tower, method=None).train(), GoldenConfig(), "evaluation mode"),
+        (tiny("clip_vit_b16").bfloat16(), GoldenConfig(), r"float32 tower, .* has torch\.bfloat16"),
+    ):
+        with pytest.raises(ValueError, match=f"golden rankings need .*{match}"):
+            GoldenEngine(model, config)
 
 
 SIDE = 4  # of patches of 16 pixels

@@ -8,49 +8,38 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.core.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenLinear, TokenTransformer
+from zoo.core.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenTransformer
 from zoo.core.reducer import HostSpec, build_reducer
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
 FREE = ["linear", "mlp", "transformer"]  # of the place, and of how many patches there are
-HOST = HostSpec(embed_dim=8, depth=6, grid=(4, 4))
+GRID = (2, 3)
 
 
-def predictor(arch: str, grid: tuple[int, int] = (4, 4)) -> Predictor:
-    model = Predictor(arch, 12, 8, grid, None, None)
-    for parameter in model.parameters():
+def lively(net: nn.Module) -> Any:
+    for parameter in net.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return model
+    return net.eval()
+
+
+def predictor(arch: str) -> Predictor:
+    return lively(Predictor(arch, 12, 8, (4, 4), None, None))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("prefix", [1, 5])
-def test_scores_each_patch_of_each_image_alone(arch: str, prefix: int):
+def test_scores_each_image_alone_and_each_patch_where_places_do_not_count(arch: str, prefix: int):
     model, x = predictor(arch), torch.randn(3, prefix + 16, 12)
     scores = model(x, prefix, (4, 4))
-    assert scores.shape == (3, 16)
-    assert scores.dtype == torch.float32
+    assert (scores.shape, scores.dtype) == ((3, 16), torch.float32)
     assert scores.std(dim=1).min() > 1e-3
     alone = torch.cat([model(image[None], prefix, (4, 4)) for image in x])
     assert torch.allclose(scores, alone, atol=1e-5)
-
-
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_permuting_patches_permutes_the_importance_where_places_do_not_count(arch: str):
-    model, x = predictor(arch), torch.randn(2, 17, 12)
     order = torch.randperm(16)
-    moved = model(torch.cat((x[:, :1], x[:, 1:][:, order]), dim=1), 1, (4, 4))
-    wanted = model(x, 1, (4, 4))[:, order]
+    moved = model(torch.cat((x[:, :prefix], x[:, prefix:][:, order]), dim=1), prefix, (4, 4))
     assert ARCHITECTURES[arch].any_subset == (arch in FREE)
-    assert torch.allclose(moved, wanted, atol=1e-5 if arch in FREE else 1e-2) == (arch in FREE)
-
-
-REFUSALS = {
-    "conv": "needs the whole grid of 6 x 3 = 18 patches, got 11; use arch='mlp', 'transformer' or",
-    "mixer": "made for 64 patches, got 72; use a predictor with arch='conv', 'mlp'",
-    "pooledmixer": "made for 64 patches, got 72; use a predictor with arch='conv', 'mlp'",
-}
+    assert torch.allclose(moved, scores[:, order], atol=1e-5 if arch in FREE else 1e-2) == (arch in FREE)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -59,14 +48,14 @@ def test_grids_of_other_sizes_or_with_holes(arch: str, tiny: Build):
     model = tiny("clip_vit_b16_patchrank50", arch=arch, dynamic_img_size=True)
     images, holes = torch.randn(1, 3, 96, 48), torch.randn(2, 1 + 11, 48)
     if "mixer" in arch:
-        with pytest.raises(ValueError, match=REFUSALS[arch]):
+        with pytest.raises(ValueError, match="made for 64 patches, got 72; use a predictor with arch='conv'"):
             model(images)
         return
     assert model.trace(images).final_tokens == 36
     if arch in FREE:
         assert model.reducer.predictor(holes, 1, (6, 3)).shape == (2, 11)
     else:
-        with pytest.raises(ValueError, match=REFUSALS[arch]):
+        with pytest.raises(ValueError, match="6 x 3 = 18 patches, got 11; use arch='mlp'"):
             model.reducer.predictor(holes, 1, (6, 3))
 
 
@@ -80,45 +69,8 @@ def test_conv_is_a_slow_neighbourhood_sum():
             total = net.mix1.bias.clone()
             for r in range(max(0, row - 2), min(3, row + 3)):
                 for c in range(max(0, column - 2), min(4, column + 3)):
-                    weight = net.mix1.weight[:, 0, r - row + 2, c - column + 2]
-                    total += weight * x[0, 4 * r + c]
+                    total += net.mix1.weight[:, 0, r - row + 2, c - column + 2] * x[0, 4 * r + c]
             assert torch.allclose(found[0, 4 * row + column], total, atol=1e-5)
-
-
-def test_patchrank_ranks_once_and_drops_the_least_important(tiny: Build, images: Tensor):
-    """With several points the first ranking serves all: survivors are its best."""
-    model = tiny("clip_vit_b16_patchrank50", reduce_at=[1, 3, 5])
-    entering, _ = model.advance(model.embed(images), stop=1)
-    importance = model.reducer.predictor(entering.x, 1, (8, 8))
-    reductions = model.trace(images).reductions
-    assert torch.equal(reductions[0].importance, importance)
-    for went in reductions:
-        best = importance.argsort(dim=1, descending=True)[:, : went.after.shape[1]]
-        assert torch.equal(went.after, best.sort(dim=1).values)
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"arch": "attention"}, "arch='attention': expected one of conv, linear, mixer, mlp"),
-        ({"arch": "mpl"}, "arch='mpl': did you mean 'mlp'? expected one of conv"),
-        ({"rescore": 1}, "rescore=1: expected true or false"),
-        ({"width": 0}, "width=0: expected an integer from 1"),
-        ({"hidden": 64}, "patchrank has no option 'hidden'"),
-    ],
-)
-def test_refusals_of_patchrank(options: dict[str, Any], match: str):
-    with pytest.raises(ValueError, match=re.escape(match)):
-        build_reducer("patchrank", {"keep": 0.5, **options}, HOST)
-
-
-GRID = (2, 3)
-
-
-def lively(net: nn.Module) -> nn.Module:
-    for parameter in net.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return net.eval()
 
 
 def mlp(block: nn.Sequential, vector: Tensor) -> Tensor:
@@ -146,9 +98,8 @@ def test_the_pooled_mixer_averages_channels_and_scores_linearly():
     inside = Mixer(4, 4, GRID)
     inside.load_state_dict({k: v for k, v in net.state_dict().items() if "score" not in k})
     inside._score = lambda x: (x @ net.score.weight[0]) + net.score.bias
-    tokens = torch.randn(2, 6, 12)
+    tokens, cls = torch.randn(2, 6, 12), torch.zeros(2, 1, 12)
     averaged = torch.stack([tokens[..., i : i + 3].mean(dim=-1) for i in (0, 3, 6, 9)], dim=-1)
-    cls = torch.zeros(2, 1, 12)
     assert torch.allclose(net(tokens, cls, GRID), inside(averaged, cls, GRID), atol=1e-5)
 
 
@@ -166,15 +117,21 @@ def test_the_transformer_attends_to_class_token_and_patches():
 
 
 def test_linear_is_one_product_per_token():
-    net = lively(TokenLinear(12, 5, GRID))
-    tokens = torch.randn(1, 4, 12)
+    net, tokens = predictor("linear").net, torch.randn(1, 4, 12)
     slow = [float(token @ net.score.weight[0] + net.score.bias) for token in tokens[0]]
     assert net(tokens, torch.zeros(1, 1, 12), GRID)[0].tolist() == pytest.approx(slow, abs=1e-5)
 
 
-def built(tiny: Build, **options: Any) -> nn.Module:
-    torch.manual_seed(3)
-    return tiny("clip_vit_b16_patchrank50", width=16, **options)
+def test_patchrank_ranks_once_and_drops_the_least_important(tiny: Build, images: Tensor):
+    """With several points the first ranking serves all: survivors are its best."""
+    model = tiny("clip_vit_b16_patchrank50", reduce_at=[1, 3, 5])
+    entering, _ = model.advance(model.embed(images), stop=1)
+    importance = model.reducer.predictor(entering.x, 1, (8, 8))
+    reductions = model.trace(images).reductions
+    assert torch.equal(reductions[0].importance, importance)
+    for went in reductions:
+        best = importance.argsort(dim=1, descending=True)[:, : went.after.shape[1]]
+        assert torch.equal(went.after, best.sort(dim=1).values)
 
 
 @pytest.mark.parametrize(("arch", "points"), [("mlp", (1, 3, 5)), ("transformer", (0, 1))])
@@ -182,15 +139,12 @@ def test_each_point_keeps_the_best_of_its_own_predictor(
     arch: str, points: tuple[int, ...], tiny: Build, images: Tensor
 ):
     """The slow way: dense blocks by hand, image by image, and the top of what is left."""
-    model = built(tiny, arch=arch, rescore=True, reduce_at=points)
+    model = tiny("clip_vit_b16_patchrank50", width=16, arch=arch, rescore=True, reduce_at=points)
     scorers = [model.reducer.predictor, *model.reducer.rescorers.values()]
-    counts = dict(model.reducer.counts(64))
-    reductions = model.trace(images).reductions
+    counts, reductions, output = model.reducer.counts(64), model.trace(images).reductions, model(images)
     assert [r.block for r in reductions] == list(counts) == list(points)
-    output = model(images)
     for image in range(3):
-        x = model.embed(images[image : image + 1]).x
-        left = torch.arange(64)
+        x, left = model.embed(images[image : image + 1]).x, torch.arange(64)
         for index, block in enumerate(model.blocks):
             if index in points:
                 stage = points.index(index)
@@ -200,12 +154,11 @@ def test_each_point_keeps_the_best_of_its_own_predictor(
                 assert torch.allclose(reductions[stage].importance[image], scores, atol=1e-5)
                 assert torch.equal(reductions[stage].after[image], left)
             x = block(x)
-        slow = model.head(model.norm(x)[:, 0])[0]
-        assert torch.allclose(output[image], slow, atol=1e-5)
+        assert torch.allclose(output[image], model.head(model.norm(x)[:, 0])[0], atol=1e-5)
 
 
 def test_a_point_where_nothing_goes_leaves_the_next_its_own_predictor(tiny: Build, images: Tensor):
-    model = built(tiny, arch="mlp", reduce_at=(1, 3, 5), rescore=True, keep=0.985)
+    model = tiny("clip_vit_b16_patchrank50", width=16, arch="mlp", reduce_at=(1, 3, 5), rescore=True, keep=0.985)
     assert model.reducer.counts(64) == {1: 64, 3: 63, 5: 63}
     [went] = model.trace(images).reductions
     entering, _ = model.advance(model.embed(images), stop=3)
@@ -213,14 +166,27 @@ def test_a_point_where_nothing_goes_leaves_the_next_its_own_predictor(tiny: Buil
     assert (went.block, torch.equal(went.importance, scores)) == (3, True)
 
 
-@pytest.mark.parametrize("arch", sorted(ARCHITECTURES.keys() - set(FREE)))
-def test_what_needs_the_whole_grid_can_not_rescore(arch: str):
-    options = {"keep": 0.5, "arch": arch, "reduce_at": [1, 3], "rescore": True}
-    match = (
-        f"arch='{arch}' scores whole grids only, and with rescore=True patches are gone before "
-        "block 3: expected one of linear, mlp, transformer, or rescore=False"
-    )
+WHOLE = "scores whole grids only, and with rescore=True patches are gone before block 3: expected one of linear, mlp, "
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"arch": "attention"}, "arch='attention': expected one of conv, linear, mixer, mlp"),
+        ({"arch": "mpl"}, "arch='mpl': did you mean 'mlp'? expected one of conv"),
+        ({"rescore": 1}, "rescore=1: expected true or false"),
+        ({"width": 0}, "width=0: expected an integer in [1, inf)"),
+        ({"hidden": 64}, "patchrank has no option 'hidden'"),
+        *(
+            ({"arch": arch, "rescore": True, "reduce_at": [1, 3]}, f"arch='{arch}' {WHOLE}")
+            for arch in sorted(ARCHITECTURES.keys() - set(FREE))
+        ),
+    ],
+)
+def test_refusals_of_patchrank(options: dict[str, Any], match: str):
+    host = HostSpec(embed_dim=8, depth=6, grid=(4, 4))
     with pytest.raises(ValueError, match=re.escape(match)):
-        build_reducer("patchrank", options, HOST)
-    assert not build_reducer("patchrank", options | {"rescore": False}, HOST).rescorers
-    assert not build_reducer("patchrank", options | {"reduce_at": [3]}, HOST).rescorers
+        build_reducer("patchrank", {"keep": 0.5, **options}, host)
+    if WHOLE in match:  # one point, or one ranking for all, needs no other predictor
+        assert not build_reducer("patchrank", {"keep": 0.5, **options, "rescore": False}, host).rescorers
+        assert not build_reducer("patchrank", {"keep": 0.5, **options, "reduce_at": [3]}, host).rescorers

@@ -21,11 +21,8 @@ from zoo.loading.learned_files import PromptFile, save_prompts
 Build = Callable[..., nn.Module]
 COUNT = 5
 CLASSES = ("cat", "dog", "house")
-FACTS: dict[str, Any] = {
-    **{"model": "clip_vit_s14", "tag": "imgfocus_lit", "weights": "0" * 16, "width": 384},
-    **{"classes": CLASSES, "dataset": "toy", "recipe": {"tokens": "vt", "count": 2}},
-    "provenance": {"shots": 4},
-}
+FACTS: dict[str, Any] = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "weights": "0" * 16, "width": 384}
+FACTS |= {"classes": CLASSES, "dataset": "toy", "recipe": {"tokens": "vt", "count": 2}, "provenance": {"shots": 4}}
 
 
 def prompted(model: Any, depth: int = 1, count: int = COUNT) -> zoo.ReducedViT:
@@ -98,16 +95,24 @@ def test_coupled_tokens_are_a_linear_image_of_the_text(tiny: Build):
     assert 0.9 * 7**-0.5 < printed.projection.weight.abs().max() <= 7**-0.5
 
 
-def file_for(tower: nn.Module, folder: Path) -> PromptFile:
-    """Write prompts for a tiny tower of 7 features, 3 classes."""
-    tensors = {
-        "visual": torch.randn(1, COUNT, 48),
-        "classifier": F.normalize(torch.randn(3, 7), dim=-1),
-        "logit_scale": torch.tensor(100.0).log(),
+def tensors(width: int = 384, features: int = 256, **changes: Tensor) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    every = {
+        "classifier": F.normalize(torch.randn(3, features, generator=generator), dim=-1),
+        "logit_scale": torch.tensor(4.0),
+        "visual": torch.randn(2, COUNT, width, generator=generator),
+        "context": torch.randn(1, 2, COUNT, 192, generator=generator),
     }
-    facts = {**FACTS, "model": "clip_vit_b16", "tag": "openai", "width": 48}
-    facts["weights"] = blocks_fingerprint(tower.state_dict())
-    return save_prompts(folder / "prompts.safetensors", tensors, **facts)
+    return every | changes
+
+
+def save(folder: Path, tower: nn.Module | None = None, **changes: Any) -> PromptFile:
+    """Write prompts of clip_vit_s14, or of a tower whose tokens are 48 wide and have 7 features."""
+    facts, content = {**FACTS, **changes}, tensors()
+    if tower is not None:
+        facts |= {"weights": blocks_fingerprint(tower.state_dict()), "width": tower.embed_dim}
+        content = tensors(tower.embed_dim, tower.num_classes)
+    return save_prompts(folder / "prompts.safetensors", content, **facts)
 
 
 @pytest.mark.parametrize("method", [None, "patchrank"])
@@ -115,11 +120,12 @@ def file_for(tower: nn.Module, folder: Path) -> PromptFile:
 def test_class_logits(tiny: Build, images: Tensor, tmp_path: Path, method: str | None):
     options = {} if method is None else {"keep": 0.5}
     tower = zoo.reduce(tiny("clip_vit_b16.openai"), method=method, **options)
-    file = file_for(tower, tmp_path)
+    file = save(tmp_path, tower)
     tuned = zoo.add_prompts(tower, file)
     features = zoo.add_prompts(tower, file.path, classify=False)
     unit = F.normalize(features(images), dim=-1)
-    assert torch.allclose(tuned(images), 100 * unit @ file.load()["classifier"].T, atol=1e-3)
+    scale = torch.tensor(4.0).exp()
+    assert torch.allclose(tuned(images), scale * unit @ file.load()["classifier"].T, atol=1e-3)
     assert tuned.num_classes == 3
     assert tuned.pretrained_cfg["label_names"] == list(CLASSES)
     assert tower.prompts is None
@@ -135,7 +141,7 @@ def test_saved_and_loaded(tiny: Build, images: Tensor, name: str, tmp_path: Path
     tower = tiny(f"{name.replace('reduced', 'clip_vit_b16')}.openai")
     if name == "reduced":
         tower = zoo.reduce(tower, method="evit", keep=0.5, reduce_at=(1, 3))
-    model, folder = zoo.add_prompts(tower, file_for(tower, tmp_path)), tmp_path / "saved"
+    model, folder = zoo.add_prompts(tower, save(tmp_path, tower)), tmp_path / "saved"
     save_for_hf(model, folder, safe_serialization=True)
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert again.state_dict().keys() == model.state_dict().keys()
@@ -153,7 +159,7 @@ def test_saved_and_loaded(tiny: Build, images: Tensor, name: str, tmp_path: Path
 @torch.no_grad()
 def test_compiles_and_exports(tiny: Build, images: Tensor, tmp_path: Path):
     tower = tiny("clip_vit_b16_clsattn60.openai", depth=2, reduce_at=1)
-    model = zoo.add_prompts(tower, file_for(tower, tmp_path))
+    model = zoo.add_prompts(tower, save(tmp_path, tower))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(images), model(images), atol=1e-3)
@@ -176,23 +182,8 @@ def test_golden_rankings(tiny: Build, images: Tensor, depth: int, block: int, fi
     assert (importance - zoo.golden_importance(plain, images, config)).abs().max() > 1e-4
 
 
-def tensors(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    every = {
-        "classifier": F.normalize(torch.randn(3, 256, generator=generator), dim=-1),
-        "logit_scale": torch.tensor(3.0),
-        "visual": torch.randn(2, 5, 384, generator=generator),
-        "context": torch.randn(1, 2, 5, 192, generator=generator),
-    }
-    return every | changes
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> PromptFile:
-    return save_prompts(tmp_path / "prompts.safetensors", tensors(), **FACTS)
-
-
-def test_what_is_written_is_read(file: PromptFile):
+def test_what_is_written_is_read(tmp_path: Path):
+    file = save(tmp_path)
     assert file == PromptFile.read(file.path)
     assert {name: getattr(file, name) for name in FACTS} == FACTS
     assert file.shape == PromptShape(tokens=5, depth=2, classes=3, features=256)
@@ -200,50 +191,50 @@ def test_what_is_written_is_read(file: PromptFile):
         assert torch.equal(file.load()[name], tensor)
     state = file.tensors(classify=True)
     assert state.keys() == {"prompts.tokens", "head.classes.weight"}
-    expected = tensors()["classifier"] * torch.tensor(3.0).exp()
+    expected = tensors()["classifier"] * torch.tensor(4.0).exp()
     assert torch.allclose(state["head.classes.weight"], expected)
     assert file.tensors(classify=False).keys() == {"prompts.tokens"}
 
 
 @torch.no_grad()
 def test_timm_creates_a_tuned_model(tmp_path: Path):
-    name, path = "clip_vit_s14_patchrank60", tmp_path / "prompts.safetensors"
+    name = "clip_vit_s14_patchrank60"
     plain = timm.create_model(name, pretrained=True).eval()
-    weights = blocks_fingerprint(plain.state_dict())
-    file = save_prompts(path, tensors(), **{**FACTS, "weights": weights})
-    model = timm.create_model(name, prompts=path).eval()
+    file = save(tmp_path, weights=blocks_fingerprint(plain.state_dict()))
+    model, images = timm.create_model(name, prompts=file.path).eval(), torch.randn(2, 3, 196, 196)
     assert isinstance(model, zoo.ReducedViT)
-    images = torch.randn(2, 3, 196, 196)
-    expected = zoo.add_prompts(plain, file)
-    torch.testing.assert_close(model(images), expected(images))
+    torch.testing.assert_close(model(images), zoo.add_prompts(plain, file)(images))
     assert model(images).shape == (2, 3)
     assert torch.equal(model.prompts(), tensors()["visual"])
     assert "prompts.safetensors" not in json.dumps(model._model_args)
-    features = timm.create_model(name, prompts=str(path), num_classes=0).eval()
+    features = timm.create_model(name, prompts=str(file.path), num_classes=0).eval()
     assert features(images).shape == (2, 384)
-    with pytest.raises(ValueError, match=r"num_classes=7: '.*' has 3; leave it out"):
-        timm.create_model(name, prompts=path, num_classes=7)
+    with pytest.raises(ValueError, match=r"num_classes=7: .* has 3; leave it out"):
+        timm.create_model(name, prompts=file.path, num_classes=7)
 
 
-def test_refuses_other_towers_classes_and_files(file: PromptFile, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"tuned on clip_vit_s14.imgfocus_lit with weights='0{16}'"):
-        timm.create_model("clip_vit_s14", prompts=file.path)
-    wider = save_prompts(
-        tmp_path / "wide.safetensors", tensors(visual=torch.randn(2, 5, 768)), **{**FACTS, "width": 768}
-    )
-    with pytest.raises(ValueError, match="with width=768, this model has width=384"):
-        timm.create_model("clip_vit_s14", prompts=wider.path)
-    with pytest.raises(ValueError, match="a tuned model classifies"):
-        zoo.create_clip("clip_vit_s14", prompts=file.path)
+@pytest.mark.parametrize(
+    ("use", "match"),
+    [
+        (lambda file: timm.create_model("clip_vit_s14", prompts=file.path), "imgfocus_lit with weights='0{16}'"),
+        (lambda file: zoo.create_clip("clip_vit_s14", prompts=file.path), "a tuned model classifies"),
+        (lambda file: file.require_classes(CLASSES[:2]), "are for 3 classes of toy, not for 2"),
+        (lambda file: file.require_classes(("cat", "house", "dog")), "their class 1 is 'dog', not 'house'"),
+        (lambda file: PromptFile.read(file.path.with_name("none")), "no prompts at"),
+        (lambda file: PromptFile.read(file.path.with_name("text")), "holds no prompts"),
+        (lambda file: PromptFile.read(file.path.with_name("other")), "lacks the 'prompts' metadata"),
+    ],
+)
+def test_refuses_other_towers_classes_and_files(use: Callable[[PromptFile], Any], match: str, tmp_path: Path):
+    (tmp_path / "text").write_text("no tensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other")
+    file = save(tmp_path)
     file.require_classes(CLASSES)
-    with pytest.raises(ValueError, match="are for 3 classes of toy, not for 2"):
-        file.require_classes(CLASSES[:2])
-    with pytest.raises(ValueError, match="their class 1 is 'dog', not 'house'"):
-        file.require_classes(("cat", "house", "dog"))
-    with pytest.raises(FileNotFoundError, match="no prompts at"):
-        PromptFile.read(tmp_path / "none.safetensors")
-    (tmp_path / "text.safetensors").write_text("no tensors")
-    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    for name, match in (("text", "holds no prompts"), ("other", "lacks the 'prompts' metadata")):
-        with pytest.raises(ValueError, match=match):
-            PromptFile.read(tmp_path / f"{name}.safetensors")
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
+        use(file)
+
+
+def test_refuses_another_width(tmp_path: Path):
+    wide = save_prompts(tmp_path / "wide.safetensors", tensors(768), **{**FACTS, "width": 768})
+    with pytest.raises(ValueError, match="width=768, this model has width=384"):
+        timm.create_model("clip_vit_s14", prompts=wide.path)

@@ -73,7 +73,10 @@ def test_stored_schedules():
         ({"schedule": (0.5, 0.8)}, "schedule=(0.5, 0.8): expected keep rates in (0, 1], none larger"),
         ({"schedule": [1.5]}, "schedule=[1.5]: expected keep rates in (0, 1]"),
         ({"schedule": [0.7, 0.6], "reduce_at": [1, 3]}, "schedule=(0.7, 0.6): expected 1 keep rates, one for each"),
-        *(({"seed": value}, f"seed={value!r}: expected an integer from 0") for value in (-1, 1.0, True, None, "1")),
+        *(
+            ({"seed": value}, f"seed={value!r}: expected an integer in [0, inf)")
+            for value in (-1, 1.0, True, None, "1")
+        ),
         ({"Keep": 0.6}, "has no option 'Keep': did you mean 'keep'?"),
     ],
 )

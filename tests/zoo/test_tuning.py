@@ -184,25 +184,27 @@ def test_the_steps_of_a_hundred_classes_and_16_shots():
     assert RECIPES["coop"].total_steps(8) == 200  # few images are one batch
 
 
-def rates(parts: ClipParts, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[list[float]]:
-    """Return the rates of each step, by epoch or round."""
-    steps: list[float] = []
-    whole = TuneConfig.rate
-    monkeypatch.setattr(TuneConfig, "rate", lambda *a: steps.append(whole(*a)) or steps[-1])
-    rounds: list[list[float]] = []
+def test_rates_and_rows_of_epochs(parts: ClipParts, monkeypatch: pytest.MonkeyPatch):
+    """Rates are a scheduler's: the first epoch's the warm-up's, then a cosine that counts all epochs.
 
-    def turn(*_: float) -> None:
-        rounds.append([*steps])
-        steps.clear()
+    An epoch shows an image once at most, in a new order: of 12 images two batches of five.
+    """
+    steps: list[tuple[float, list[int]]] = []
+    whole, batches = TuneConfig.rate, tuning._batches
 
-    run(parts, tokens="t", on_round=turn, patience=options.pop("patience", 0), **options)
-    return rounds
+    def noted(*args: Any) -> Iterator[torch.Tensor]:
+        for rows in batches(*args):
+            steps.append((0.0, rows.tolist()))
+            yield rows
 
+    def rate(*args: Any) -> float:
+        steps[-1] = (whole(*args), steps[-1][1])
+        return steps[-1][0]
 
-def test_rates_of_epochs_are_those_of_a_scheduler(parts: ClipParts, monkeypatch: pytest.MonkeyPatch):
-    """The first epoch at the warm-up's rate, then a cosine from the whole rate that counts all epochs."""
-    options = {"epochs": 6, "batch": 5, "learning_rate": 0.01, "warmup": 1, "warmup_rate": 1e-4}
-    told = rates(parts, monkeypatch, **options)
+    monkeypatch.setattr(tuning, "_batches", noted)
+    monkeypatch.setattr(TuneConfig, "rate", rate)
+    options = {"epochs": 6, "batch": 5, "learning_rate": 0.01, "warmup": 1, "warmup_rate": 1e-4, "patience": 0}
+    run(parts, tokens="t", **options)
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 6)
     wanted = [1e-4]
@@ -210,8 +212,13 @@ def test_rates_of_epochs_are_those_of_a_scheduler(parts: ClipParts, monkeypatch:
         wanted.append(scheduler.get_last_lr()[0])
         optimiser.step()
         scheduler.step()
-    assert told == [[pytest.approx(rate)] * 2 for rate in wanted]  # 12 images: two batches of five
-    assert rates(parts, monkeypatch, **options, schedule="constant") == [[1e-4] * 2, *[[0.01] * 2] * 5]
+    assert [one for one, _ in steps] == [pytest.approx(rate) for rate in wanted for _ in range(2)]
+    shown = [(*first, *second) for (_, first), (_, second) in zip(steps[::2], steps[1::2], strict=True)]
+    assert all(len(set(rows)) == 10 for rows in shown)
+    assert len(set(shown)) == 6
+    steps.clear()
+    run(parts, tokens="t", **options, schedule="constant")
+    assert [one for one, _ in steps] == [1e-4] * 2 + [0.01] * 10
 
 
 def test_the_papers_parameter_counts():
@@ -220,33 +227,25 @@ def test_the_papers_parameter_counts():
     text = TextTransformer(**config["text_cfg"], output_dim=config["embed_dim"])
     vit = zoo.ReducedViT(embed_dim=768, depth=1, num_heads=12, num_classes=512)
     parts = ClipParts(Clip(vit, text, 4.6), None, open_clip.get_tokenizer("ViT-B-16"))
-    for tokens, coupling, count in (
-        ("t", "offset", 8_192),
-        ("vt", "offset", 401_408),
-        ("vt", "printed", 401_408),
-        ("v", "offset", 12_288),
-    ):
+    for tokens, count in (("t", 8_192), ("vt", 401_408), ("v", 12_288)):
         patches = None if tokens == "t" else torch.zeros(1, 768)
-        recipe = TuneConfig(tokens=tokens, coupling=coupling, count=16)
-        learner = PromptLearner(vit, parts, ["cat"], ["{}"], recipe, patches)
+        learner = PromptLearner(vit, parts, ["cat"], ["{}"], TuneConfig(tokens=tokens, count=16), patches)
         assert sum(parameter.numel() for parameter in learner.parameters()) == count
 
 
 def test_refusals(parts: ClipParts):
-    config = TuneConfig(**QUICK)
-    nothing = Labelled(torch.zeros(0, 3, 64, 64), torch.zeros(0, dtype=torch.int64))
     vit = parts.model.visual
-    with pytest.raises(ValueError, match="nothing to tune"):
-        tune(vit, parts, CLASSES, TEMPLATES, nothing, data(), config)
     tuned = type(vit).adopt(vit)
     tuned.prompts = run(parts).visual
-    with pytest.raises(ValueError, match="tuned already"):
-        tune(tuned, parts, CLASSES, TEMPLATES, data(), data(1), config)
-    with pytest.raises(ValueError, match="depth=7: the image tower has 6 blocks"):
-        run(parts, tokens="v", depth=7)
     broken = Labelled(data(1).images * torch.nan, data(1).labels)
-    with pytest.raises(ValueError, match="validation loss is NaN in epoch 0"):
-        tune(vit, parts, CLASSES, TEMPLATES, data(), broken, config)
+    for tower, train, val, options, match in (
+        (vit, data(each=0), data(), {}, "nothing to tune"),
+        (tuned, data(), data(1), {}, "tuned already"),
+        (vit, data(), data(1), {"tokens": "v", "depth": 7}, "depth=7: the image tower has 6 blocks"),
+        (vit, data(), broken, {}, "validation loss is NaN in epoch 0"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            tune(tower, parts, CLASSES, TEMPLATES, train, val, TuneConfig(**QUICK, **options))
 
 
 @pytest.mark.parametrize(
@@ -265,23 +264,6 @@ def test_refusals(parts: ClipParts):
 def test_recipes_out_of_range(options: dict[str, Any], words: str):
     with pytest.raises(ValueError, match=words):
         TuneConfig(**options)
-
-
-def test_an_epoch_shows_an_image_once_at_most(parts: ClipParts, monkeypatch: pytest.MonkeyPatch):
-    shown: list[list[int]] = []
-    whole = tuning._batches
-
-    def batches(*args: Any) -> Iterator[torch.Tensor]:
-        shown.append([])
-        for rows in whole(*args):
-            shown[-1] += rows.tolist()
-            yield rows
-
-    monkeypatch.setattr(tuning, "_batches", batches)
-    run(parts, tokens="t", epochs=4, batch=5, patience=0)
-    assert [len(rows) for rows in shown] == [10] * 4
-    assert all(len(set(rows)) == 10 for rows in shown)
-    assert len({tuple(rows) for rows in shown}) == 4
 
 
 def test_augmentation_mirrors_and_shifts():

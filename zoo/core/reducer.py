@@ -1,17 +1,16 @@
 """The protocol of a token reduction method, its settings, and the registered methods."""
 
 import json
-import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from zoo.core.attention import Attended
-from zoo.core.messages import expected
+from zoo.core.messages import check_fields, expected
 from zoo.core.tokens import Tokens
 
 SCHEDULES = ("geometric", "linear")
@@ -55,48 +54,14 @@ class HostSpec:
     dtype: Any = None
 
 
-class Limit(NamedTuple):
-    """What a setting may be: in words, and as a test of its value."""
-
-    text: str
-    allows: Callable[[Any], bool]
-
-
-SWITCH = Limit("true or false", lambda value: isinstance(value, bool))  # of every field annotated as bool
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _limit(default: Any, text: str, allows: Callable[[Any], bool]) -> Any:
-    return field(default=default, metadata={"limit": Limit(text, allows)})
-
-
-def number(default: float | None, low: float, high: float) -> Any:
-    """Declare a setting that is a number in (low, high]; like the others below it may be None if its default is."""
-    return _limit(default, f"a number in ({low:g}, {high:g}]", lambda value: _is_number(value) and low < value <= high)
-
-
-def nonnegative(default: float | None) -> Any:
-    """Declare a setting that is a finite number from 0."""
-    return _limit(default, "a number from 0", lambda value: _is_number(value) and 0 <= value < math.inf)
-
-
-def integer(default: int | None, low: int) -> Any:
-    """Declare a setting that is an integer from ``low``."""
-    return _limit(default, f"an integer from {low}", lambda value: type(value) is int and value >= low)
-
-
-def choice(default: str, *others: str) -> Any:
-    """Declare a setting that is one of several words."""
-    allowed = (default, *others)
-    return _limit(default, f"one of {', '.join(allowed)}", lambda value: value in allowed)
+def limit(default: Any, allowed: str | Collection[str]) -> Any:
+    """Declare a setting with its default, and the names or the interval, such as ``(0, 1]``, that it may be in."""
+    return field(default=default, metadata={"allowed": allowed})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReducerConfig:
-    """Settings that every method shares; a method adds its own fields, those with limits by ``number`` and the like.
+    """Settings that every method shares; a method adds its own fields, those with limits by ``limit``.
 
     Attributes:
         keep: keep rate, the share of patch tokens left at the end, in (0, 1].
@@ -105,7 +70,7 @@ class ReducerConfig:
             ``linear`` drops the same number at each. Or the keep rate after each point but the last, falling.
     """
 
-    keep: float | None = number(None, 0.0, 1.0)
+    keep: float | None = limit(None, "(0, 1]")
     reduce_at: tuple[int, ...] | None = (3,)
     schedule: str | tuple[float, ...] = "geometric"
 
@@ -117,12 +82,10 @@ class ReducerConfig:
         # JSON lists and single numbers become tuples.
         object.__setattr__(self, "reduce_at", None if self.reduce_at is None else _points(self.reduce_at))
         object.__setattr__(self, "schedule", _schedule(self.schedule))
+        check_fields(self, **{one.name: one.metadata["allowed"] for one in fields(self) if one.metadata})
         for one in fields(self):
-            value = getattr(self, one.name)
-            limit = one.metadata.get("limit", SWITCH if one.type is bool else None)
-            unset = value is None and one.default is None
-            if limit is not None and not unset and not limit.allows(value):
-                raise ValueError(f"{one.name}={value!r}: expected {limit.text}")
+            if one.type is bool and not isinstance(getattr(self, one.name), bool):
+                raise ValueError(f"{one.name}={getattr(self, one.name)!r}: expected true or false")
         names = ("keep", *self.instead_of_keep)
         rates = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) is not None]
         if len(rates) != 1:
@@ -155,7 +118,8 @@ def _schedule(value: Any) -> str | tuple[float, ...]:
         if value not in SCHEDULES:
             raise ValueError(f"schedule={value!r}: expected one of {', '.join(SCHEDULES)}")
         return str(value)
-    if not all(_is_number(rate) and 0 < rate <= 1 for rate in value) or list(value) != sorted(value, reverse=True):
+    numbers = all(isinstance(rate, (int, float)) and not isinstance(rate, bool) and 0 < rate <= 1 for rate in value)
+    if not numbers or list(value) != sorted(value, reverse=True):
         raise ValueError(f"schedule={value!r}: expected keep rates in (0, 1], none larger than the one before")
     return tuple(value)
 

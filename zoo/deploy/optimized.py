@@ -54,13 +54,14 @@ def _check(host: Host, dtype: str) -> None:
     """Refuse towers that would gain nothing, or lose exactness."""
     name, blocks = type(host).__name__, host.block_modules
     other = next((f"{type(b).__name__} of {type(b).__module__}" for b in blocks if not is_lean(b)), None)
-    if not isinstance(host, (TimmHost, ReducedOpenClip)) or (other is not None and not host.pools_first):
+    known = isinstance(host, (TimmHost, ReducedOpenClip))
+    if known and other is not None and dtype != "float32":
+        raise ValueError(f"dtype={dtype!r}: expected 'float32' for this tower, whose blocks are {other}")
+    if not known or (other is not None and not host.pools_first):
         raise ValueError(
             f"nothing to optimise in {name}: its blocks are {other}, and more than the class token leaves the last; "
             "expected plain blocks of timm's vision_transformer, or a tower that pools the class token alone"
         )
-    if other is not None and dtype != "float32":
-        raise ValueError(f"dtype={dtype!r}: expected 'float32' for this tower, whose blocks are {other}")
     special = next(filter(None, map(special_layer, blocks)), None) if other is None else None
     if special is not None:
         raise ValueError(

@@ -108,14 +108,13 @@ class FitState:
 
 
 class TokenRows(Protocol):
-    """Tokens of n images, (n, prefix + N, D): a tensor, or what reads some of it when asked."""
+    """Tokens of n images, (n, prefix + N, D): a tensor, or what reads those of ``rows`` (k,) int64 when asked."""
 
     @property
     def shape(self) -> Sequence[int]:
         """(n, prefix + N, D)."""
 
-    def __getitem__(self, rows: Tensor, /) -> Tensor:
-        """Return the tokens of the images ``rows`` (k,) int64, in this order."""
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +162,8 @@ def mse(predicted: Tensor, target: Tensor) -> Tensor:
 def bce(predicted: Tensor, target: Tensor) -> Tensor:
     """Return mean_i -(y_i log sigmoid(p_i) + (1 - y_i) log(1 - sigmoid(p_i))).
 
-    y_i is the share of keep counts k = 1..N at which golden top-k pruning keeps patch i, shifted by half a place so
-    that it lies inside (0, 1): binary classification of kept and dropped, over all keep rates at once. Only the golden
-    order counts; ties share their places. Least at p = logit(y).
+    y_i in (0, 1) is the share of keep counts k = 1..N at which golden top-k pruning keeps patch i, shifted by half a
+    place; ties share their places. Least at p = logit(y).
     """
     return F.binary_cross_entropy_with_logits(predicted, kept_share(target))
 
@@ -179,8 +177,8 @@ def kept_share(target: Tensor) -> Tensor:
 def ranknet(predicted: Tensor, target: Tensor) -> Tensor:
     """Return sum_ij w_ij log(1 + exp(p_j - p_i)) / sum_ij w_ij with w_ij = max(0, t_i - t_j).
 
-    Pairwise logistic loss over all pairs of an image, a pair weighing as much as its patches differ, so that near ties,
-    which are noise, hardly count. Burges et al., Learning to Rank using Gradient Descent, ICML 2005, there unweighted.
+    A pair weighs as much as its patches differ, so that near ties, which are noise, hardly count. Burges et al.,
+    Learning to Rank using Gradient Descent, ICML 2005, there unweighted.
     """
     weight = (target.unsqueeze(2) - target.unsqueeze(1)).clamp(min=0)
     lead = predicted.unsqueeze(2) - predicted.unsqueeze(1)
@@ -337,9 +335,8 @@ def save_predictor(
 ) -> None:
     """Write a predictor as fp16 safetensors with what it was fitted to, whole or not at all.
 
-    The tower goes by its dense timm name, weight ``tag`` and ``weights``, the
-    ``zoo.core.files.blocks_fingerprint``, None for a file that serves any of this name. ``provenance``
-    is JSON-able facts about the rankings, ``action`` what they ranked for.
+    The tower goes by its dense timm name, weight ``tag`` and ``weights``, its ``blocks_fingerprint``, None for a file
+    that serves any of this name. ``provenance`` is JSON-able facts about the rankings, ``action`` what they ranked for.
     """
     facts = {
         "model": model,

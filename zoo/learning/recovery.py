@@ -49,10 +49,8 @@ class Images(Protocol):
 class WeightChanges(nn.Module):
     """Learned changes of weights, which begin as none; see `additions` for the names of ``tensors``.
 
-    Attributes:
-        values: what the optimiser moves.
-        means: their mean over the steps of a round, which is nearer to the goal than where the noise of
-            small batches has left them; these are validated and kept.
+    The optimiser moves ``values``. Their mean over the steps of a round, ``means``, is nearer to the goal than where
+    the noise of small batches has left them: these are validated and kept.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -63,7 +61,7 @@ class WeightChanges(nn.Module):
 
     @classmethod
     def of(cls, vit: Host, config: RecoveryConfig) -> "WeightChanges":
-        """Begin those of a tower; all but learned tokens leave its weights as they are."""
+        """Begin those of a tower, which leave its weights as they are."""
         generator = torch.Generator().manual_seed(config.seed)
         weights, tensors = dict(vit.named_parameters()), {}
         for name, own in trainable(vit, config.what).items():
@@ -123,7 +121,7 @@ def recover(
     if not train or len(train) != len(val) or not all(map(len, (*train, *val))):
         raise ValueError("nothing to train on: a set has no images to learn from, or none held out")
     config = with_precision(config, model)
-    teacher, plain, student = (twin(model).eval() for _ in range(3))
+    teacher, student = twin(model).eval(), twin(model).eval()
     teacher.reducer = None
     trainer = _Trainer(teacher, student, train, val, config)
     changes = WeightChanges.of(student, config)
@@ -135,7 +133,7 @@ def recover(
         best=1.0,  # no change
         best_weights={name: value.clone() for name, value in changes.state_dict().items()},
     )
-    before = trainer.held_out(plain, {})
+    before = trainer.held_out(student, {})
     trainer.start = [max(loss, _NOTHING) for loss in before]
     state.run(
         lambda: trainer.learn(state, changes, on_step),

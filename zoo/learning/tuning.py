@@ -32,6 +32,7 @@ SCHEDULES = ("cosine", "constant")
 CHUNK = 32  # images at a time where nothing is learnt
 Logits = Callable[[Tensor, Tensor], Tensor]  # from a classifier (classes, D) and images
 DTYPES = (AUTO, "float32", "bfloat16")
+_LEARNED = ("tokens", "count", "depth", "seed")  # said beside a recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +43,11 @@ class TuneConfig:
         tokens: ``t``: text tokens before the class name; ``v``: visual tokens at the image tower's input; ``vt``: both.
         count: learned tokens in a sequence.
         depth: blocks that get tokens of their own at their input; 1 is the paper's.
-        coupling: with ``vt``, how visual tokens P_v follow from text tokens P_t, see
-            ``CoupledPrompts``: ``offset`` by P_v = M P_t + p with M from zero, ``printed`` by the
-            paper's P_v = M P_t with a random M; ``none``: both are free.
+        coupling: with ``vt``, how visual tokens P_v follow from text tokens P_t: ``offset`` by P_v = M P_t + p with M
+            from zero, ``printed`` by the paper's P_v = M P_t with a random M; ``none``: both are free.
         class_specific: every class has text tokens of its own; not with coupled ones.
         init: words that the text tokens begin with, next to the name; None for small random ones.
-        anchor: weight of the tuned text features' distance to those of the templates (1 - cosine,
-            mean over classes), as in KgCoOp (2303.13283); the paper has none.
+        anchor: weight of the tuned text features' distance to those of the templates, as in KgCoOp (2303.13283).
         epochs: passes through the images at most, each in a new order without the images that fill
             no batch, with a validation after each; None: ``rounds`` of ``steps`` instead.
         patience: rounds, or epochs, without a better validation loss before stopping, and the best
@@ -135,20 +134,16 @@ class TuneConfig:
 
     @property
     def learned(self) -> str:
-        """Say what is learned, in numbers."""
-        own = ", of each class's own" if self.class_specific else ""
-        coupling = f", coupling {self.coupling}" if self.tokens == "vt" else ""
-        init = "" if self.init is None else f", beginning as {self.init!r}"
-        return f"{self.count} tokens ({self.tokens}{coupling}){own}{init}, depth {self.depth}, anchor {self.anchor:g}"
+        """Say what is learned."""
+        return f"{self.count} tokens ({self.tokens}), depth {self.depth}"
 
     def described(self, images: int | None = None) -> str:
-        """Say how tokens are learned, in numbers; ``images`` to learn from decide how many steps an epoch has."""
-        length = f"at most {self.most_rounds} {self._unit}s"
-        if self.epochs is None or images is not None:
-            length += f" of {self.round_steps(images or 0)} steps ({self.total_steps(images or 0):,} in all)"
-        names = ("momentum", "weight_decay", "learning_rate", "visual_rate", "warmup", "warmup_rate", "patience")
-        rest = ", ".join(f"{name}={getattr(self, name):g}" for name in names)
-        return f"{length} of {min(self.batch, images or self.batch)} images; {self.optimiser}, {self.schedule}, {rest}"
+        """Say how tokens are learned; ``images`` to learn from decide how many steps an epoch has."""
+        own = {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        steps = (
+            "" if self.epochs is not None and images is None else f"{self.total_steps(images or 0):,} steps at most, "
+        )
+        return steps + ", ".join(f"{name}={value}" for name, value in own.items() if name not in _LEARNED)
 
 
 def _published(**changes: Any) -> TuneConfig:
@@ -278,10 +273,8 @@ class PromptedText(nn.Module):
 class PromptLearner(nn.Module):
     """All learned parameters; everything else is frozen and not part of its state.
 
-    Visual tokens begin as the mean patch: small random ones, which normalisation makes large, would change the features
-    of a pretrained tower beyond repair by a few images. Those of ``coupling="printed"`` begin so all the same, since
-    the paper has nothing else. ``patches`` is the result of ``ReducedViT.mean_patches``, None where no block gets
-    visual tokens.
+    Visual tokens begin as the mean patch, ``patches`` of ``ReducedViT.mean_patches``: small random ones, which
+    normalisation makes large, would change a pretrained tower's features beyond repair by a few images.
 
     Attributes:
         text: class names behind learned tokens, None where the text isn't tuned.
@@ -348,11 +341,16 @@ class PromptLearner(nn.Module):
 
         ``vit`` and ``parts`` are those of ``zoo.tune``.
         """
-        facts |= {"weights": blocks_fingerprint(vit.state_dict()), "width": vit.embed_dim, "classes": self.classes}
-        facts |= {"recipe": asdict(self.config)}
-        parameters = sum(parameter.numel() for parameter in self.parameters())
-        facts["provenance"] = {"parameters": parameters, **(provenance or {})}
-        return save_prompts(path, self.tensors(parts.model.logit_scale.item()), **facts)
+        return save_prompts(
+            path,
+            self.tensors(parts.model.logit_scale.item()),
+            weights=blocks_fingerprint(vit.state_dict()),
+            width=vit.embed_dim,
+            classes=self.classes,
+            recipe=asdict(self.config),
+            provenance={"parameters": sum(each.numel() for each in self.parameters()), **(provenance or {})},
+            **facts,
+        )
 
 
 class Labelled(NamedTuple):
@@ -380,14 +378,12 @@ def tune(
 ) -> PromptLearner:
     """Learn tokens by cross-entropy; keep those of the round with the best validation loss, or of the last.
 
-    Both towers and a reducer's own weights stay the same, bit for bit, and so does their
-    ``requires_grad``. The same data, recipe, machine and number of threads give the same tokens,
-    whether or not the run was stopped in between.
+    Both towers and a reducer's own weights stay the same, bit for bit, and so does their ``requires_grad``. The same
+    data, recipe, machine and number of threads give the same tokens, whether or not the run was stopped in between.
 
-    ``vit`` is dense or reduced, its head the projection to the joint space; the image tower of
-    ``parts`` isn't used. ``templates`` make the untuned text features, ``val`` serves early
-    stopping only. ``on_round`` is called with round, training loss and validation loss (without validation, minus
-    the round), ``on_step`` with the number of steps done, those of a run that it goes on from included;
+    ``vit`` is dense or reduced, its head the projection to the joint space; the image tower of ``parts`` isn't used.
+    ``templates`` make the untuned text features, ``val`` serves early stopping only. ``on_round`` is called with round,
+    training loss and validation loss (without validation, minus the round), ``on_step`` with the number of steps done;
     ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
@@ -416,17 +412,13 @@ def tune(
     with frozen(vit, parts.model.text):
         if config.tokens == "t":
             train, val = (Labelled(encode(tower, data.images, config), data.labels) for data in (train, val))
+        kind: Any = torch.optim.AdamW
         if config.optimiser == "sgd":
-            how: dict[str, Any] = {"momentum": config.momentum}
-            optimiser: torch.optim.Optimizer = torch.optim.SGD(
-                learner.groups(), weight_decay=config.weight_decay, **how
-            )
-        else:
-            optimiser = torch.optim.AdamW(learner.groups(), weight_decay=config.weight_decay)
+            kind = partial(torch.optim.SGD, momentum=config.momentum)
         state = FitState(
             mark=_mark(vit, classes, config, train, val),
             model=learner,
-            optimiser=optimiser,
+            optimiser=kind(learner.groups(), weight_decay=config.weight_decay),
             generator=torch.Generator().manual_seed(config.seed),
         )
         state.run(

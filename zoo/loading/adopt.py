@@ -45,17 +45,16 @@ def reduce(
 ) -> Any:
     """Give any tower of a known family a token reduction method.
 
-    The new model, a ``Host``, shares modules and weights with ``model``, which stays as it is: nothing is
-    copied, and training one trains the other. Use ``copy.deepcopy`` first to separate them. Of a model that
-    holds an image tower, such as CLIP of open_clip or transformers, the result is another of the same class
-    with the reduced tower in place; all else in it is shared.
+    The new model, a ``Host``, shares modules and weights with ``model``, which stays as it is: training one trains the
+    other, and ``copy.deepcopy`` separates them. Of a model that holds an image tower, such as CLIP of open_clip or
+    transformers, the result is another of the same class with the reduced tower in place.
 
     Args:
         model: a tower of timm, open_clip or transformers (CLIP, SigLIP, DINOv2, DINOv3, EVA, DeiT, AugReg, ...),
             or a model that holds one, see docs/towers.md.
         method: name of a registered method, None for the dense tower in our class.
-        predictor: for patchrank, the file of its predictor, or one for each block at which it
-            scores; None for random weights. The file determines the network's shape.
+        predictor: the file of its predictor, which determines the network's shape, or one for each block at which it
+            scores; None for random weights.
         recovery: file of ``zoo.recover``'s result, whose changes only the new model has.
         options: the method's options, ``keep`` first of all.
 
@@ -91,14 +90,10 @@ def image_tower(model: nn.Module) -> str | None:
 
 
 def add_prompts(model: nn.Module, prompts: str | Path | PromptFile, *, classify: bool = True) -> Any:
-    """Give a tower, dense or reduced, the prompts that were tuned on it.
+    """Give a tower, dense or reduced, whose head projects to the joint space, the prompts that were tuned on it.
 
-    The new model, of ``model``'s class, shares modules and weights with it; ``model`` stays as it is.
-
-    Args:
-        model: the image tower, with its projection to the joint space as head.
-        prompts: file of ``zoo.tune``'s result.
-        classify: map images to logits of the tuned classes, else to the joint space.
+    The new model, of ``model``'s class, shares modules and weights with it; ``model`` stays as it is. It maps images to
+    logits of the tuned classes, or without ``classify`` to the joint space.
 
     Raises:
         ValueError: prompts of another tower, or not a file of prompts.
@@ -147,11 +142,7 @@ def reduced_vit(
     reduction: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> TimmHost:
-    """Reduce timm's model ``base`` by ``method``; made for models that ``zoo.reduce`` saved.
-
-    Raises:
-        ValueError: no ``base``, or what ``zoo.reduce`` refuses.
-    """
+    """Reduce timm's model ``base`` by ``method``; made for models that ``zoo.reduce`` saved, raises as it does."""
     if not base:
         raise ValueError(f"{REBUILT} needs base=NAME, a tower of timm's")
 

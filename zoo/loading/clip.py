@@ -50,10 +50,8 @@ def unseen_words(tokens: Tensor, known: Tensor) -> list[str]:
 class CompactText(nn.Module):
     """A CLIP text tower that stores table rows only for known tokens.
 
-    Args:
-        token_ids: (V,) ids of open_clip's tokenizer that the table holds, ascending, with 0 (padding) and the
-            end-of-text id.
-        geometry: ``context_length``, ``width``, ``heads``, ``layers``, ``output_dim`` of open_clip's TextTransformer.
+    ``token_ids`` (V,) of open_clip's tokenizer are ascending, with 0 (padding) and the end-of-text id; ``geometry`` is
+    ``context_length``, ``width``, ``heads``, ``layers``, ``output_dim`` of open_clip's TextTransformer.
     """
 
     token_ids: Tensor
@@ -197,8 +195,7 @@ def create_clip(name: str, pretrained: bool | str | Path = True, **kwargs: Any) 
     Args:
         name: a model's name, with weight tag or without, such as ``clip_vit_b16_patchrank60.openai``.
         pretrained: load the weights; False for random ones (the embedded text tower stays); or a file with both
-            towers: safetensors or a state dict saved by torch. It must have been trained with the activation that the
-            tag stands for.
+            towers, trained with the activation that the tag stands for.
         kwargs: further arguments of ``timm.create_model``.
 
     Returns:

@@ -40,7 +40,7 @@ from zoo.loading.clip import (
 )
 from zoo.loading.predictor_file import PredictorFile, with_predictors
 from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
-from zoo.loading.weights import OPEN_CLIP_FILES, UNUSABLE, find_clip, require_hub, unusable
+from zoo.loading.weights import OPEN_CLIP_FILES, find_clip, loading
 from zoo.towers.vit import ReducedViT
 
 FOLDER, HUB, CONFIG = "local-dir:", "hf-hub:", "open_clip_config.json"
@@ -49,15 +49,13 @@ _CROPS = {"shortest": "center", "squash": "squash"}
 
 
 def from_open_clip(model: nn.Module) -> ReducedViT:
-    """Convert the image tower of an open_clip model to a dense tower whose head is the projection.
+    """Convert the image tower of an open_clip model, or its ``.visual``, to a dense tower whose head is the projection.
 
     Its output equals that of ``encode_image``. The weights of open_clip's own VisionTransformer are copied, as
-    float32; a timm trunk shares modules and weights with the result. Preprocessing that open_clip attached to the
-    model becomes timm's ``pretrained_cfg``. ``model`` is open_clip's CLIP or CustomTextCLIP, or its ``.visual``.
+    float32; a timm trunk shares modules and weights. Preprocessing attached to the model becomes ``pretrained_cfg``.
 
     Raises:
-        ValueError: an image tower without an exact counterpart: a ResNet, or a tower of open_clip's own with
-            attentional pooling.
+        ValueError: a ResNet, or a tower of open_clip's own without an exact counterpart.
     """
     visual: Any = getattr(model, "visual", model)
     if isinstance(visual, TimmModel):
@@ -210,10 +208,9 @@ def _describe(tower: ReducedViT, preprocess: dict[str, Any]) -> None:
 def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     """Load an open_clip model and convert its image tower.
 
-    A tag gets the activation that it was trained with (OpenAI, MetaCLIP, DFN: QuickGELU); a file gets the
-    architecture's activation and preprocessing, so that QuickGELU needs ``ViT-B-16-quickgelu/FILE``. ``spec`` is
-    ``ARCH/TAG``, ``ARCH/FILE``, or ``local-dir:FOLDER`` and ``hf-hub:OWNER/NAME`` as open_clip's ``push_to_hf_hub``
-    writes them; it is also returned, without folders.
+    A tag gets the activation that it was trained with; a file gets the architecture's activation and preprocessing, so
+    that QuickGELU needs ``ViT-B-16-quickgelu/FILE``. ``spec`` is ``ARCH/TAG``, ``ARCH/FILE``, or ``local-dir:FOLDER``
+    and ``hf-hub:OWNER/NAME`` as ``push_to_hf_hub`` writes them; it is also returned, without folders.
 
     Raises:
         ValueError: unknown architecture or tag, unreadable weights, or what ``from_open_clip`` refuses.
@@ -227,17 +224,13 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
             f"open_clip model {spec!r}: no {CONFIG} there; open_clip's push_to_hf_hub.save_for_hf writes one"
         )
     cfg = get_pretrained_cfg(arch, weights or "")
-    if arch.startswith(HUB):
-        require_hub(arch.removeprefix(HUB), (CONFIG,), spec, otherwise)
-    elif repo := cfg.get("hf_hub"):
-        owner, _, file = repo.rpartition("/")
-        require_hub(owner, (file.replace(".bin", ".safetensors"), file) if file else OPEN_CLIP_FILES, spec, otherwise)
-    try:
+    place = f"{arch.removeprefix(HUB)}/{CONFIG}" if arch.startswith(HUB) else cfg.get("hf_hub", "")
+    repo, _, file = place.rpartition("/")
+    files = (file.replace(".bin", ".safetensors"), file) if file else OPEN_CLIP_FILES
+    with loading(spec, otherwise, repo, files):
         download_pretrained(cfg)  # else open_clip would log a failure as well as raising it
         model, preprocess = open_clip.create_model_from_pretrained(arch, weights, force_quick_gelu=quick)
         tokenizer = open_clip.get_tokenizer(arch)
-    except UNUSABLE as error:
-        raise unusable(spec, error, otherwise) from error
     visual: Any
     try:
         if isinstance(model.visual, VisionTransformer) and model.visual.attn_pool is not None:
@@ -342,13 +335,9 @@ def offer(name: ModelName) -> None:
 
 
 def checkpoint(name: ModelName, tag: str) -> Path:
-    """Return a model's weights as a file in open_clip's layout, made if it isn't in the cache.
+    """Return a model's weights, shared with others, as a file in open_clip's layout, made if it isn't in the cache.
 
-    Models with the same weights share a file. Rows of word pieces that the embedded text tower
-    never saw are NaN; `EmbeddedTokenizer` refuses texts with one of them.
-
-    Raises:
-        FileNotFoundError: the weights or the predictor are missing; says how to supply them.
+    Rows of word pieces that the embedded text tower never saw are NaN.
     """
     spec = SIZES[name.size]
     embedded = EMBEDDED / f"{name.dense}.safetensors"

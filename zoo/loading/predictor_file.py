@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.core.files import blocks_fingerprint, cache_folder, load_learned, read_learned
+from zoo.core.files import blocks_fingerprint, cache_folder, load_learned, read_learned, wanting
 from zoo.core.host import Host
-from zoo.core.messages import tower_name, wanting
+from zoo.core.messages import tower_name
 from zoo.core.predictor import REMOVE, require_any_subset
 from zoo.core.reducer import configure
 from zoo.loading.learned_files import difference
@@ -99,8 +99,7 @@ def fitted_blocks(model: str, tag: str, action: str = REMOVE) -> tuple[int, ...]
     return tuple(sorted(int(block) for block in blocks if block.isdecimal()))
 
 
-def _folders() -> tuple[Path, Path]:
-    """Return where predictors lie that nobody names: the user's own, and those of the package."""
+def _folders() -> tuple[Path, Path]:  # the user's own predictors, and those of the package
     return cache_folder() / "predictors", EMBEDDED
 
 
@@ -115,8 +114,8 @@ def find_predictor(
 ) -> PredictorFile:
     """Find the predictor for a tower: ``path``, else the user's own, else the packaged one.
 
-    A log warns of an own one that is taken instead of a packaged one. ``shape`` holds ``arch`` and ``width`` of the
-    one that is wanted where there is none; ``action`` is what patches are ranked for.
+    ``shape`` holds ``arch`` and ``width`` of the one that is wanted where there is none; ``action`` is what patches are
+    ranked for.
 
     Raises:
         FileNotFoundError: there is none.
@@ -173,8 +172,7 @@ def with_predictors(
 
     Raises:
         FileNotFoundError: one is missing.
-        ValueError: options out of range or of another network, or predictors fitted to another tower, at other
-            blocks or unable to score there.
+        ValueError: options or predictors that don't fit the model.
     """
     config = configure(method, options, depth)
     blocks, action = config.predictor_blocks(depth), config.action

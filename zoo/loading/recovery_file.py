@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.core.files import blocks_fingerprint, load_learned, read_learned, weights_digest, write_learned
+from zoo.core.files import blocks_fingerprint, load_learned, read_learned, wanting, weights_digest, write_learned
 from zoo.core.host import FeatureTower, Host
-from zoo.core.messages import check_fields, tower_name, wanting
+from zoo.core.messages import check_fields, tower_name
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.reducer import Reducer
 from zoo.loading.learned_files import difference
@@ -29,12 +29,9 @@ class RecoveryConfig:
 
     Attributes:
         what: ``norm``: vectors, that is norms, LayerScales and the biases of linear layers; ``lora``: low-rank
-            updates of linear layers' weights.
-        rank: of the updates of ``lora``.
-        rounds: validations at most.
-        steps: optimiser steps per round.
+            updates of linear layers' weights, of ``rank``.
+        rounds: validations at most, each after ``steps`` of the optimiser on ``batch`` images of all sets alike.
         patience: rounds without a better validation loss before stopping.
-        batch: images per step, of all sets alike.
         learning_rate: of AdamW; it rises for a tenth of the steps, then falls as a cosine to zero.
         crop: least area of a random crop, a share of the image; 1 takes images as they are, mirrored.
         seed: of initial values, order and augmentation.

@@ -4,13 +4,13 @@ Methods may register before this module is imported (patchrank), after it (the e
 ``load_methods`` imports) or at any later time; ``on_method`` covers all three.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
 
 import zoo.methods.patchrank
@@ -21,7 +21,7 @@ from zoo.loading.learned_files import PromptFile
 from zoo.loading.predictor_file import PredictorFile, with_predictors
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS, PERCENTS, SIZES, ModelName, split_options, weights_cfg
-from zoo.loading.weights import filter_weights, image_side, loading, own_path, own_weights, read_weights
+from zoo.loading.weights import filter_weights, image_side, loading, own_path, own_weights, read_weights, timm_source
 from zoo.towers.vit import ReducedViT
 
 METHOD_GROUP = "clip_patchrank.methods"
@@ -32,10 +32,8 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     """Build a model: split its method's options off, find its weights, and let timm assemble it.
 
     Raises:
-        UnknownArgumentError: an argument that neither the method nor timm has.
-        ValueError: a value out of range, or a file of weights that don't fit.
-        FileNotFoundError: ``pretrained`` and the weights can't be had, no predictor exists for
-            them, or no file of prompts or of a recovery.
+        ValueError: an argument that nobody has or a value out of range, or a file of weights that don't fit.
+        FileNotFoundError: weights, a predictor, prompts or a recovery can't be had.
     """
     if isinstance(kwargs.get("prompts"), (str, Path)):
         return _build_tuned(name, **kwargs)
@@ -61,7 +59,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
         if file is not None:
             tensors = read_weights(file)  # in timm's names they are the tower's alone
             arguments["pretrained_cfg_overlay"] = {**overlay, "state_dict": image_side(tensors) or tensors}
-    with loading(f"{name}.{tag}", cfg, own_path(f"{name.dense}.{tag}")) if pretrained else nullcontext():
+    with _loading(f"{name}.{tag}", cfg, own_path(f"{name.dense}.{tag}")) if pretrained else nullcontext():
         model = _assemble(name, pretrained, tag, options, files, arguments)
     if fitted is not None or files:
         # timm saves the arguments that a model was built with. The network's shape is not among them where it came
@@ -70,6 +68,17 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
         blocks = [one.block for one in files] or fitted
         model.__dict__["_model_args"] = {**shape, "predictor_blocks": blocks}
     return model if recovery is None else add_recovery(model, recovery)
+
+
+def _loading(name: str, cfg: PretrainedCfg, own: str) -> AbstractContextManager[None]:
+    """Explain errors of the weights ``cfg`` of ``name``, which has a tag."""
+    if cfg.source in ("hf-hub", "local-dir"):
+        name = f"{cfg.source}:{cfg.hf_hub_id if cfg.source == 'hf-hub' else cfg.file}"
+    otherwise = (
+        f"put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
+        "local-dir:FOLDER, saved by timm's save_for_hf"
+    )
+    return loading(name, otherwise, *timm_source(cfg), arguments=True)
 
 
 def _require_tower(pretrained: bool, recovery: Any, predictor: Any, arguments: dict[str, Any]) -> None:

@@ -20,18 +20,19 @@ from timm.layers import LayerNorm
 from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
 
-from zoo.core.messages import expected, wanting
+from zoo.core.files import wanting
+from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, configure
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 
 class Tag(NamedTuple):
-    """Weights of a size: activation, SPDX-like license, open_clip's tag of the same weights."""
+    """Weights of a size."""
 
     quick_gelu: bool
-    license: str
-    open_clip: str | None
+    license: str  # SPDX-like
+    open_clip: str | None  # open_clip's tag of the same weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,7 @@ _METACLIP = {"metaclip_400m": Tag(True, _NC, "metaclip_400m"), "metaclip_2pt5b":
 _DFN2B = Tag(True, _APPLE, "dfn2b")
 
 
-def _published(laion2b: str) -> dict[str, Tag]:
-    """Return the weights that every size of open_clip has, with its tag of LAION-2B."""
+def _published(laion2b: str) -> dict[str, Tag]:  # with open_clip's tag of LAION-2B
     tags = {"openai": _OPENAI, "laion2b": Tag(False, "mit", laion2b), "laion400m_e32": _LAION400M}
     return {**tags, "datacompxl": _DATACOMP, **_METACLIP}
 
@@ -184,11 +184,7 @@ def split_options(name: ModelName, kwargs: Mapping[str, Any]) -> tuple[dict[str,
 
 
 def unknown_model(name: str, more: str = "") -> ValueError:
-    """Make the error of a name, with weight tag or without, that `MODELS` doesn't have.
-
-    Of a method of ours at a keep rate without a name it says how models of that rate are made. ``more`` says what
-    else was expected.
-    """
+    """Make the error of a name that `MODELS` doesn't have; ``more`` says what else was expected."""
     arch, dot, tag = name.partition(".")
     form = re.fullmatch(r"(clip_vit_[^_]+)_(.*?)(\d+)", arch)
     dense, method, percent = ("", "", 0) if form is None else (form[1], form[2], int(form[3]))

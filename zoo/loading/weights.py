@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg
 from torch import Tensor
 
-from zoo.core.files import cache_folder
-from zoo.core.messages import wanting
+from zoo.core.files import cache_folder, wanting
 from zoo.loading.predictor_file import RESCORERS, PredictorFile, predictor_tensors, require_weights
 from zoo.loading.sizes import EMBEDDED, SIZES
 from zoo.towers.vit import TimmHost
@@ -50,13 +49,9 @@ _CONVERT = (
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict of CLIP's weights; the content decides about the format, not the suffix.
+    """Read a state dict of CLIP's weights by name, on the CPU, in the precision stored; nothing in a file is executed.
 
-    The formats are safetensors, and a state dict or a training checkpoint with one (``state_dict``, names that start
-    with ``module.``) written by ``torch.save``. Nothing in a file is executed.
-
-    Returns:
-        Tensors by name on the CPU, in the precision stored.
+    It is safetensors, or a state dict or training checkpoint written by ``torch.save``, whatever its suffix.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -75,7 +70,7 @@ def _content(path: Path) -> Any:
     """Read what was saved, in the format that the first bytes show."""
     with path.open("rb") as file:
         start = file.read(64)
-        if start.startswith((b"PK\x03\x04", b"\x80")):
+        if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
             file.seek(0)
             try:
                 return torch.load(file, map_location="cpu", weights_only=True)
@@ -133,13 +128,7 @@ class UnusableWeightsError(ValueError):
     """A model's weights don't fit it or can't be read; the message stands by itself."""
 
 
-def unusable(
-    name: str, error: BaseException, otherwise: str, file: str = ""
-) -> MissingWeightsError | UnusableWeightsError:
-    """Make the error that says in one line why weights couldn't be loaded, and what to do.
-
-    ``otherwise`` is a way that needs no hub; ``file`` the missing file with its repository.
-    """
+def _unusable(name: str, error: BaseException, otherwise: str, file: str) -> MissingWeightsError | UnusableWeightsError:
     links = [error]
     while link := links[-1].__cause__ or links[-1].__context__:
         links.append(link)
@@ -169,64 +158,56 @@ def cached_file(repo: str, files: Iterable[str]) -> Path | None:
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-def require_hub(repo: str, files: Sequence[str], name: str, otherwise: str) -> None:
-    """Refuse, within seconds, the weights ``name`` of a repository if the hub can't be reached.
-
-    Nothing is asked where one of ``files`` is cached, or by HF_HUB_OFFLINE, as which the client itself refuses.
-
-    Raises:
-        MissingWeightsError: none is cached, and the hub doesn't answer; ``otherwise`` is a way that needs no hub.
-    """
-    if constants.HF_HUB_OFFLINE or cached_file(repo, files) is not None:
-        return
-    reason = [f"no answer within {PROBE_S:g} s"]
-
-    def ask() -> None:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=PROBE_S)
-            reason.clear()
-        except Exception as error:  # whatever the transport raises, release by release
-            reason[:] = [_one_line(error)]
-
-    # In a thread: no timeout holds for looking up a name.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_S)
-    if why := list(reason):
-        raise _missing(name, "there is no network or the hub can't be reached", why[0], otherwise, f"{repo}/{files[0]}")
-
-
-def require_timm_hub(cfg: PretrainedCfg, name: str, otherwise: str) -> None:
-    """Do the same for weights that timm would take from the hub, and nothing for others."""
-    if cfg.hf_hub_id and not cfg.file and not cfg.state_dict:
-        files = TIMM_FILES if cfg.hf_hub_filename is None else (cfg.hf_hub_filename,)
-        require_hub(cfg.hf_hub_id, files, name, otherwise)
-
-
 @contextmanager
-def loading(name: str, cfg: PretrainedCfg, own: str) -> Iterator[None]:
-    """Say in one line why timm couldn't load the weights ``cfg`` of ``name``, which has a tag.
+def loading(
+    name: str, otherwise: str, repo: str = "", files: Sequence[str] = (), *, arguments: bool = False
+) -> Iterator[None]:
+    """Say in one line why the weights of ``name`` can't be loaded, within seconds if the hub can't be reached.
+
+    ``repo`` is their repository on the hub, ``files`` those of which one is enough; ``otherwise`` is a way that needs
+    no hub. Errors of ``arguments`` and devices speak for themselves where there may be some.
 
     Raises:
         MissingWeightsError: they are neither cached nor to be had from the hub.
         UnusableWeightsError: they don't fit the model or can't be read.
     """
-    if cfg.source in ("hf-hub", "local-dir"):
-        name = f"{cfg.source}:{cfg.hf_hub_id if cfg.source == 'hf-hub' else cfg.file}"
-    otherwise = (
-        f"put a file of these weights at {own}, or pass pretrained_cfg_overlay=dict(file=PATH), or pass "
-        "local-dir:FOLDER, saved by timm's save_for_hf"
-    )
-    require_timm_hub(cfg, name, otherwise)
+    # HF_HUB_OFFLINE the client itself refuses at once.
+    if repo and not constants.HF_HUB_OFFLINE and cached_file(repo, files) is None and (why := _unreachable()):
+        raise _missing(name, "there is no network or the hub can't be reached", why, otherwise, f"{repo}/{files[0]}")
     try:
         yield
+    except (MissingWeightsError, UnusableWeightsError):
+        raise
     except UNUSABLE as error:
-        # Errors of arguments and devices speak for themselves.
-        if isinstance(error, RuntimeError) and not re.search("state_dict|checkpoint", str(error)):
+        unread = isinstance(error, OSError) or re.search("state_dict|checkpoint", str(error))
+        if arguments and not unread and isinstance(error, (RuntimeError, ValueError, TypeError)):
             raise
-        if isinstance(error, (ValueError, TypeError)) and not isinstance(error, OSError):
-            raise
-        raise unusable(name, error, otherwise, f"{cfg.hf_hub_id}/{cfg.hf_hub_filename or TIMM_FILES[0]}") from error
+        raise _unusable(name, error, otherwise, f"{repo}/{files[0]}" if repo else "") from error
+
+
+def _unreachable() -> str:
+    """Say why the hub can't be reached; "" if it can."""
+    reason = [f"no answer within {PROBE_S:g} s"]
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PROBE_S)
+            reason[0] = ""
+        except Exception as error:  # whatever the transport raises, release by release
+            reason[0] = _one_line(error)
+
+    # In a thread: no timeout holds for looking up a name.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_S)
+    return reason[0]
+
+
+def timm_source(cfg: PretrainedCfg) -> tuple[str, Sequence[str]]:
+    """Return the repository from which timm would take weights, "" for others, and the files of which one is enough."""
+    if not cfg.hf_hub_id or cfg.file or cfg.state_dict:
+        return "", ()
+    return cfg.hf_hub_id, TIMM_FILES if cfg.hf_hub_filename is None else (cfg.hf_hub_filename,)
 
 
 def filter_weights(
@@ -288,12 +269,10 @@ def find_clip(size: str, tag: str) -> Path:
         f"put a file of these weights at {own_path(name)}, or pass local-dir:FOLDER, saved by timm's save_for_hf"
     )
     try:
-        require_hub(repo, OPEN_CLIP_FILES, name, otherwise)
-        return Path(download_pretrained(cfg))
-    except MissingWeightsError as error:
-        raise wanting(error, "weights") from None
-    except UNUSABLE as error:
-        raise wanting(unusable(name, error, otherwise, f"{repo}/{OPEN_CLIP_FILES[0]}"), "weights") from error
+        with loading(name, otherwise, repo, OPEN_CLIP_FILES):
+            return Path(download_pretrained(cfg))
+    except FileNotFoundError as error:
+        raise wanting(error, "weights") from error.__cause__
 
 
 def first_mismatch(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.core.predictor import Predictor, architecture, require_any_subset
-from zoo.core.reducer import HostSpec, Pruner, ReducerConfig, integer, register_method
+from zoo.core.reducer import HostSpec, Pruner, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens
 
 
@@ -20,7 +20,7 @@ class PatchRankConfig(ReducerConfig):
     """
 
     arch: str = "conv"
-    width: int = integer(64, 1)
+    width: int = limit(64, "[1, inf)")
     rescore: bool = False
 
     def __post_init__(self) -> None:

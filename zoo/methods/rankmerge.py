@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.core.attention import Attended, cls_attention
 from zoo.core.merger import DISTANCE, pair_tokens, scale_places
 from zoo.core.predictor import Predictor, architecture
-from zoo.core.reducer import HostSpec, Reducer, ReducerConfig, choice, integer, nonnegative, register_method
+from zoo.core.reducer import HostSpec, Reducer, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens, rows
 
 torch.fx.wrap("pair_tokens")  # one call in a graph of this module: its shapes are not known there
@@ -40,14 +40,14 @@ class RankMergeConfig(ReducerConfig):
     """
 
     reduce_at: tuple[int, ...] | None = None
-    distance: float = nonnegative(DISTANCE)
-    size_power: float = nonnegative(0.125)
+    distance: float = limit(DISTANCE, "[0, inf)")
+    size_power: float = limit(0.125, "[0, inf)")
     rescale: bool = True
-    rank: str = choice(*RANKS)
-    rank_at: int = integer(3, 0)
-    rank_weight: float = nonnegative(0.5)
+    rank: str = limit("none", RANKS)
+    rank_at: int = limit(3, "[0, inf)")
+    rank_weight: float = limit(0.5, "[0, inf)")
     arch: str = "conv"
-    width: int = integer(64, 1)
+    width: int = limit(64, "[1, inf)")
 
     action = "merge"
 

@@ -1,7 +1,6 @@
-"""The spec ``follow:N`` of an approximate golden ranking, what towers can be followed, and what that costs.
+"""The spec ``follow:N`` of an approximate golden ranking, which towers it suits, and what it costs.
 
-It recomputes the class token and N patch tokens per window, by ``zoo.ranking.suffix.follow``.
-docs/approximations.md says how well such rankings agree with exact ones.
+It recomputes the class token and N patch tokens per window; docs/approximations.md says how well that agrees.
 """
 
 import re
@@ -16,7 +15,7 @@ FOLLOWED = "follow:0"  # the only approximation that a greedy search or merging 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """Count multiply-adds of a tower's last ``blocks`` blocks, the very last one for CLS alone.
+    """Multiply-adds of a tower's last ``blocks`` blocks, the very last one for the class token alone.
 
     ``dim`` is the width D of the tokens, ``hidden`` that of the MLP's hidden layer.
     """
@@ -54,47 +53,33 @@ class Effort:
         return self.prefix + self.patches
 
     @property
-    def linear(self) -> int:
-        """Multiply-adds of a block's linear layers for one token."""
+    def _linear(self) -> int:  # of a block's linear layers for one token
         return 4 * self.dim**2 + 2 * self.dim * self.hidden
+
+    def _inner(self, tokens: int, visible: int) -> int:  # all blocks but the last
+        return (self.blocks - 1) * tokens * (self._linear + 2 * self.dim * visible)
 
     @property
     def whole(self) -> int:
         """Multiply-adds of one pass of a whole image: 1 in the unit of ``GoldenEngine.passes``."""
         # ``attend_cls`` forms no keys and values: each head's query meets the tokens themselves.
-        last = self.linear + 2 * self.heads * self.dim * self.tokens
-        return self.inner(self.tokens, self.tokens) + last
+        return self._inner(self.tokens, self.tokens) + self._linear + 2 * self.heads * self.dim * self.tokens
 
-    def inner(self, tokens: int, visible: int) -> int:
-        """Count all blocks but the last for ``tokens`` tokens, each attending to ``visible``."""
-        return (self.blocks - 1) * tokens * (self.linear + 2 * self.dim * visible)
-
-    def last(self, tokens: int, visible: int) -> int:
-        """Count the last block: keys and values of ``tokens`` tokens, the rest for CLS alone."""
-        return 2 * self.dim**2 * (tokens - 1) + self.linear + 2 * self.dim * visible
-
-
-def follow_effort(effort: Effort, count: int, windows: int, merged: int = 0) -> int:
-    """Count multiply-adds per image with ``merged`` tokens, the pass of the whole image left out."""
-    moved = effort.prefix + count + merged
-    choice = windows * effort.patches**2 * (effort.blocks - 1) if count else 0
-    if count:  # fused attention doesn't return the weights that choose the carriers
-        choice += effort.tokens * (effort.tokens * (effort.blocks - 1) + 1) * effort.dim
-    visible = effort.tokens + moved
-    return windows * (effort.inner(moved, visible) + effort.last(moved, visible)) + choice
+    def follow(self, count: int, windows: int, merged: int = 0) -> int:
+        """Count those per image of recomputing ``count`` patch tokens and ``merged`` ones per window."""
+        moved = self.prefix + count + merged
+        choice = windows * self.patches**2 * (self.blocks - 1) if count else 0
+        if count:  # fused attention doesn't return the weights that choose the carriers
+            choice += self.tokens * (self.tokens * (self.blocks - 1) + 1) * self.dim
+        visible = self.tokens + moved
+        last = 2 * self.dim**2 * (moved - 1) + self._linear + 2 * self.dim * visible
+        return windows * (self._inner(moved, visible) + last) + choice
 
 
 def parse(spec: str) -> int:
-    """Return the number of patch tokens that a spec such as ``follow:4`` recomputes per window.
-
-    Raises:
-        ValueError: anything else.
-    """
+    """Return the patch tokens that a spec such as ``follow:4`` recomputes per window; raise ValueError for others."""
     if not (found := re.fullmatch(r"follow:([0-9]+)", spec)):
-        raise ValueError(
-            f"approximate={spec!r}: expected follow:N with an integer N from 0 (patch tokens per window that feel "
-            "its removal)"
-        )
+        raise ValueError(f"approximate={spec!r}: expected follow:N with an integer N from 0, patch tokens per window")
     return int(found[1])
 
 
@@ -115,9 +100,6 @@ def check(spec: str, model: Host, block: int, window: int) -> None:
 def passes(spec: str | None, effort: Effort, windows: int, *, merge: bool = False) -> float:
     """Return what the windows of an image cost, 1 being a pass of a whole image from the block on.
 
-    As in ``GoldenEngine.passes`` a window removed, or merged with ``merge``, counts as 1, and the
-    whole image's own pass is left out. ``effort`` is the tower's from the reduction point on.
+    A window removed, or merged, for real counts as 1; the whole image's own pass is left out.
     """
-    if spec is None:
-        return windows
-    return follow_effort(effort, parse(spec), windows, int(merge)) / effort.whole
+    return windows if spec is None else effort.follow(parse(spec), windows, int(merge)) / effort.whole

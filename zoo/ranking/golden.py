@@ -53,9 +53,8 @@ class Judge:
 def greedy_importance(suffix: Suffix, start: Tokens, judge: Judge, cells: Tensor, step: int) -> Tensor:
     """Rank patches by when an iterative search removes them: 0 goes first, N - 1 last, (B, N).
 
-    In every round each window of ``cells`` (W, r * r) is removed together with all that went
-    before, and what is left is scored against the whole image; a patch's score is the mean over the
-    windows that cover it. The ``step`` patches of highest score then go for good.
+    In every round each window of ``cells`` (W, r * r) is removed together with all that went before, and what is left
+    is scored against the whole image. The ``step`` patches of highest mean score then go for good.
     """
     count = start.patch_count
     inside = members(cells, count)
@@ -78,10 +77,9 @@ def greedy_importance(suffix: Suffix, start: Tokens, judge: Judge, cells: Tensor
 def rounds_importance(suffix: Suffix, start: Tokens, judge: Judge, config: "GoldenConfig") -> Tensor:
     """Rank patches as ``greedy_importance`` does, but score against what is left, (B, N).
 
-    In every round each single token that is left is removed by ``follow:0``, or merged into its
-    nearest, and the rest is scored against what is left before. The score must not be signed: against
-    the whole image, patches whose removal undoes what earlier ones did would look dispensable, and all
-    would go in one round. Merged tokens stay merged: each of those that go takes the nearest that stays.
+    In every round each single token is removed by ``follow:0``, or merged into its nearest. Against the whole image,
+    patches whose removal undoes what earlier ones did would look dispensable, and all would go in one round. Merged
+    tokens stay merged: each of those that go takes the nearest that stays.
     """
     tokens, count = start, start.patch_count
     assert config.greedy is not None
@@ -103,10 +101,7 @@ def rounds_importance(suffix: Suffix, start: Tokens, judge: Judge, config: "Gold
 
 
 def changed_features(suffix: Suffix, tokens: Tokens, cells: Tensor, config: "GoldenConfig") -> tuple[Tensor, Tensor]:
-    """Compute unit features of what is there, (B, D), and of that with each window gone, (B, W, D).
-
-    ``cells`` (W, r * r) are the windows, as positions in the sequence.
-    """
+    """Compute unit features of what is there, (B, D), and without each window of ``cells`` (W, r * r), (B, W, D)."""
     rows = torch.arange(len(tokens.x), device=tokens.x.device)
     every = rows.repeat_interleave(len(cells))
     if config.action == "merge":
@@ -134,13 +129,10 @@ def _merge_away(tokens: Tokens, importance: Tensor, stay: Tensor) -> Tokens:
 
 
 def _scores(suffix: Suffix, start: Tokens, judge: Judge, inside: Tensor, alive: Tensor) -> Tensor:
-    """Score every window of every image on top of what is gone already, (B, W).
-
-    Windows with the same patches left are run once; those with none left get 0, which nobody reads.
-    """
+    """Score every window on top of what is gone, (B, W); 0, which nobody reads, where no patch is left of it."""
     going = (inside & alive.unsqueeze(1)).flatten(0, 1)
     rows = torch.arange(len(alive), device=alive.device).repeat_interleave(len(inside))
-    keyed = torch.cat((rows.unsqueeze(1), going.long()), dim=1)
+    keyed = torch.cat((rows.unsqueeze(1), going.long()), dim=1)  # windows with the same patches left are run once
     unique, which = keyed.unique(dim=0, return_inverse=True)
     row, sets = unique[:, 0], unique[:, 1:].bool()
     kept = alive[row] & ~sets
@@ -161,14 +153,13 @@ class GoldenConfig:
 
     Attributes:
         score: see ``Judge``.
-        action: what happens to a window: ``remove``, or ``merge`` each of its patches into its nearest
-            outside, see ``merge_windows``.
+        action: what happens to a window: ``remove``, or ``merge`` each of its patches into its nearest outside.
         block: patches go at the input of this block, 0-based.
         window: side of the square window, in patches.
         stride: step of the window, in patches; a last window touches the border.
         greedy: patches that go for good in each round of an iterative search; None for one-shot.
-        approximate: ``follow:N`` instead of removing or merging every window, see ``zoo.ranking.approximate``; None
-            for the real thing. Merging and a greedy search take ``follow:0`` alone, for single patches.
+        approximate: ``follow:N``, see ``zoo.ranking.approximate``; None for removing or merging every window. Merging
+            and a greedy search take ``follow:0`` alone, for single patches.
     """
 
     score: str = "preservation"
@@ -209,13 +200,11 @@ class GoldenEngine:
         model: dense image tower in float32 whose head, if any, projects to the joint space.
         text: (classes, D) unit class features; for ``label`` and ``confidence``.
         scale: factor on cosines in the posterior (CLIP's exp of the logit scale).
-        precision: of the patch tokens after the block, see ``Suffix``; ``zoo.core.precision.best_precision`` knows
-            the fastest. ``follow`` runs in float32 whatever it is.
+        precision: of the patch tokens after the block, see ``Suffix``; ``follow`` runs in float32 whatever it is.
         batch: sequences per forward pass, None for what the free memory allows.
 
     Raises:
-        ValueError: the model reduces tokens itself or isn't float32, the block lies outside it, a
-            window is larger than the grid, text is missing, or a value is out of range.
+        ValueError: a model that isn't dense and float32, text that is missing, or a value out of range.
     """
 
     def __init__(
@@ -252,11 +241,8 @@ class GoldenEngine:
         """Score the patches of images (B, C, H, W), with labels (B,) for ``label``.
 
         Returns:
-            (B, N) float32 importance on the CPU, higher = keep: minus the mean score of the windows
-            that cover the patch; for a greedy search the place in the order of removal.
-
-        Raises:
-            ValueError: labels are missing or out of range.
+            (B, N) float32 on the CPU, higher = keep: minus the mean score of the windows that cover the patch; for a
+            greedy search the place in the order of removal.
         """
         return self.importances(images, (self.config.score,), labels)[self.config.score]
 
@@ -264,41 +250,38 @@ class GoldenEngine:
     def importances(self, images: Tensor, scores: Sequence[str], labels: Tensor | None = None) -> dict[str, Tensor]:
         """Score patches by several scores, each as ``importance`` does, in the passes of one.
 
-        The config's own score counts only if it is among ``scores``. A greedy search can't share: its score decides
-        what is removed next.
+        A greedy search can't share: its score decides what is removed next.
 
         Raises:
             ValueError: a score that is unknown, needs text or labels, or can't share passes.
         """
         config, suffix = self.config, self.suffix
-        configs = [replace(config, score=score) for score in scores]
-        if len(configs) > 1 and config.greedy is not None:
+        if len(scores) > 1 and config.greedy is not None:
             raise ValueError(f"greedy={config.greedy} goes by one score, got {', '.join(scores)}")
-        for one in configs:
-            _check_text(one, self.text)
+        for score in scores:
+            _check_text(replace(config, score=score), self.text)
         if "label" in scores:
             labels = self._labels(labels, len(images))
         embedded = self.model.embed(images.to(suffix.device, torch.float32))
         start, _ = self.model.advance(embedded, stop=config.block)
         common: dict[str, Any] = {"text": self.text, "scale": self.scale, "labels": labels}
         cells = windows(start.grid, config.window, config.stride).to(suffix.device)
-        rows = torch.arange(len(images), device=suffix.device)
         if config.greedy is not None:
-            return {one.score: self._search(start, cells, rows, one, common) for one in configs}
+            return {score: self._search(start, cells, score, common) for score in scores}
         target, features = changed_features(suffix, start, cells, config)
-        flat, every = features.flatten(0, 1), rows.repeat_interleave(len(cells))
+        flat, every = features.flatten(0, 1), torch.arange(len(images), device=suffix.device)
+        every = every.repeat_interleave(len(cells))
         judges = {score: Judge(score=score, target=target, **common) for score in scores}
         marks = {score: judge(flat, every).unflatten(0, (-1, len(cells))) for score, judge in judges.items()}
         return {score: -mean_over_windows(own, cells, start.patch_count).cpu() for score, own in marks.items()}
 
-    def _search(
-        self, start: Tokens, cells: Tensor, rows: Tensor, config: GoldenConfig, common: dict[str, Any]
-    ) -> Tensor:
+    def _search(self, start: Tokens, cells: Tensor, score: str, common: dict[str, Any]) -> Tensor:
         """Rank patches by a greedy search, (B, N) on the CPU."""
-        judge = Judge(score=config.score, target=start.x, **common)
+        config, judge = self.config, Judge(score=score, target=start.x, **common)
         assert config.greedy is not None
         if config.approximate is not None or config.action == "merge":
             return rounds_importance(self.suffix, start, judge, config).cpu()
+        rows = torch.arange(len(start.x), device=start.x.device)
         judge = replace(judge, target=self.suffix.features(start, rows, start.patch_idx))
         return greedy_importance(self.suffix, start, judge, cells, config.greedy).cpu()
 
@@ -327,24 +310,20 @@ def golden_importance(
 
 def _check(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
     """Refuse what can't be scored."""
-    if model.reducer is not None:
-        raise ValueError("golden rankings need the dense model: zoo.reduce(model, method=None)")
-    if model.training:
-        raise ValueError("golden rankings need the model in evaluation mode: model.eval()")
-    dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
-    if dtypes != ["torch.float32"]:
-        raise ValueError(
-            f"golden rankings need a float32 tower, this one has {', '.join(dtypes)}; precision='bfloat16' "
-            "makes them fast"
-        )
     if config.block >= model.depth:
         raise ValueError(f"block={config.block}: this tower has blocks 0 to {model.depth - 1}")
+    dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
     lean = filter(is_lean, model.block_modules[config.block :])
-    if special := next(filter(None, map(special_layer, lean)), None):
-        raise ValueError(
-            f"golden rankings need plain linear layers, this tower has {special}; "
-            "merge adapters into the weights, or rank before quantizing"
-        )
+    special = next(filter(None, map(special_layer, lean)), None)
+    problems = {
+        "the dense model: zoo.reduce(model, method=None)": model.reducer is not None,
+        "the model in evaluation mode: model.eval()": model.training,
+        f"a float32 tower, this one has {', '.join(dtypes)}; use precision='bfloat16'": dtypes != ["torch.float32"],
+        f"plain linear layers, this tower has {special}; merge adapters, or rank before quantizing": bool(special),
+    }
+    for need, lacking in problems.items():
+        if lacking:
+            raise ValueError(f"golden rankings need {need}")
     if model.prompts is not None and model.prompts.depth > max(1, config.block):
         raise ValueError(f"block={config.block}: later blocks get learned tokens of their own")
     windows(model.grid, config.window, config.stride)

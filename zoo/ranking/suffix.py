@@ -50,7 +50,7 @@ class Suffix:
         """Compute unit features (S, D) of sequences of which only some patch tokens are left.
 
         Of the images in ``start``, which enter the first block, sequence s is number ``images[s]``, with its patch
-        tokens at ``keep_idx[s]`` (k,) left; k may be 0, of which a tower that pools patch tokens makes zeros.
+        tokens at ``keep_idx[s]`` (k,) left; of k = 0 a tower that pools patch tokens makes zeros.
         """
         if keep_idx.shape[1] == 0 and not self.model.pools_first:
             one = self.features(start, images[:1], every_position(start.x[:1], start.patch_count))
@@ -99,8 +99,7 @@ def sequences(start: Tokens, images: Tensor, keep_idx: Tensor) -> Tokens:
 
 def fitting_batch(dim: int, tokens: int, device: torch.device) -> int:
     """Return how many sequences of ``tokens`` x ``dim`` fit into a share of the free memory."""
-    # Residual stream twice, queries, keys, values, and the MLP's hidden layer before and after
-    # its activation: about 14 D numbers per token, counted as float32.
+    # Residual stream twice, queries, keys, values, hidden layer twice: about 14 D numbers of float32 per token.
     each = 14 * 4 * dim * tokens
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
@@ -113,11 +112,10 @@ def fitting_batch(dim: int, tokens: int, device: torch.device) -> int:
 def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Compute features without each window, recomputing only CLS and ``count`` patch tokens.
 
-    When a window goes, the class token no longer attends to it, and the tokens that it attends to
-    no longer did. The first is exact here at the cost of one token per window instead of a
-    sequence. Of the second, only the patch tokens that carry most of the window are recomputed. All
-    others stay as in the whole image, whose keys and values are computed once; with all patch
-    tokens outside the window recomputed it is exact. All of it is float32, whatever the suffix's precision.
+    When a window goes, the class token no longer attends to it: that is exact here at the cost of one token per window.
+    Nor do the tokens that the class token attends to: of them, only the patch tokens that carry most of the window are
+    recomputed. All others stay as in the whole image, whose keys and values are computed once; with all patch tokens
+    outside the window recomputed it is exact. All of it is float32, whatever the suffix's precision.
 
     Returns:
         Unit features of the whole images (B, D), and of those without each window of ``cells`` (W, r * r), (B, W, D).
@@ -135,10 +133,9 @@ def follow(suffix: Suffix, start: Tokens, cells: Tensor, count: int) -> tuple[Te
 
 
 def follow_merges(suffix: Suffix, start: Tokens, merges: Merges) -> tuple[Tensor, Tensor]:
-    """Compute features with each of some merges, recomputing only CLS and the merged token.
+    """Compute features with each merge of single patch tokens, recomputing only CLS and the merged token.
 
-    All others stay as in the whole image, but for the two tokens that became one, which nobody sees.
-    Results are those of ``follow``; ``merges`` are of single patch tokens.
+    All others stay as in the whole image, but for the two that became one, which nobody sees. Returns as ``follow``.
     """
     sizes = F.pad(sizes_of(start).log(), (start.prefix, 0))
     targets, features = [], []
@@ -166,11 +163,9 @@ def run_whole(
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
     """Run whole images and, if ``choose``, find out who carries which window.
 
-    ``bias`` (B, T) is added to the logits of all tokens' keys.
-
-    A patch token carries a window to the class token by attending to it in one block and being
-    attended to in a later one. What it carries is estimated by the product of both attentions, mean
-    over heads, summed over all such pairs of blocks.
+    ``bias`` (B, T) is added to the logits of all tokens' keys. A patch token carries a window to the class token by
+    attending to it in one block and being attended to in a later one, estimated by the product of both attentions,
+    mean over heads, summed over all such pairs of blocks.
 
     Returns:
         Unit features (B, D); per block the keys and values (B, H, T, d) of all tokens; and patches
@@ -204,10 +199,7 @@ def run_whole(
 def _without(
     suffix: Suffix, start: Tokens, pairs: list[tuple[Tensor, Tensor]], cells: Tensor, carriers: Tensor
 ) -> Tensor:
-    """Compute features of B images without each of w windows, (B, w, D).
-
-    For every window the prefix tokens and ``carriers`` (B, w, n) are recomputed.
-    """
+    """Compute features (B, w, D) without each of w windows, the prefix and ``carriers`` (B, w, n) recomputed."""
     images, kinds, _ = carriers.shape
     device, prefix = carriers.device, start.prefix
     own = torch.arange(prefix, device=device).expand(images, kinds, -1)

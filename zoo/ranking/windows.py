@@ -12,8 +12,7 @@ from zoo.core.tokens import Tokens
 def windows(grid: tuple[int, int], window: int, stride: int) -> Tensor:
     """List the square windows of a patch grid, (W, window * window) int64 patch positions.
 
-    A last window touches the border, so that with a stride of at most ``window``, both in patches,
-    every patch is in at least one window.
+    A last window touches the border, so that a stride of at most ``window`` leaves no patch out.
 
     Raises:
         ValueError: the window is larger than the grid.
@@ -47,27 +46,18 @@ def mean_over_windows(scores: Tensor, cells: Tensor, count: int) -> Tensor:
 
 
 class Merges(NamedTuple):
-    """Windows of patch tokens, each merged into the rest of its image; positions in the sequence.
+    """Windows of patch tokens, each merged into the rest of its image; positions in the sequence."""
 
-    Attributes:
-        gone: (W, r * r) int64 the tokens of each window.
-        into: (B, W, r * r) int64 the token outside the window that each goes into: its nearest.
-        merged: (B, W, r * r, D) what becomes of ``into``; the same for all of a window that share it.
-        size: (B, W, r * r) number of patches that ``merged`` stands for.
-        place: (B, W, r * r, 2) the mean place of these, None in towers whose tokens hold their places.
-    """
-
-    gone: Tensor
-    into: Tensor
-    merged: Tensor
-    size: Tensor
-    place: Tensor | None
+    gone: Tensor  # (W, r * r) int64 the tokens of each window
+    into: Tensor  # (B, W, r * r) int64 the token outside the window that each goes into: its nearest
+    merged: Tensor  # (B, W, r * r, D) what becomes of ``into``; the same for all of a window that share it
+    size: Tensor  # (B, W, r * r) number of patches that ``merged`` stands for
+    place: Tensor | None  # (B, W, r * r, 2) the mean place of these, None in towers whose tokens hold their places
 
     def copies(self, tokens: Tokens) -> tuple[Tokens, Tensor]:
         """Write each merge as a sequence of N tokens, a token of size s being s equal ones.
 
-        Equal tokens stay equal, and s of them get the attention of one of size s, so that no other
-        token, the class token above all, can tell the difference.
+        These stay equal and get the attention of one of size s, so that no other token can tell the difference.
 
         Returns:
             ``tokens`` with ``merged`` behind them, and (B, W, N) int64 positions among these.

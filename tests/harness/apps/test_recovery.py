@@ -110,7 +110,7 @@ def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):
     free, rest = training_free(records)
     assert [r.method for r in free] == ["dense", "evit", "golden"]
     assert [r.method for r in rest] == ["dense", "evit", "evit"]
-    groups = group_records(records).groups
+    groups = group_records(records)
     assert [[row.label for row in group.rows] for group in groups] == [
         ["dense", "evit", "golden"],
         ["dense", "evit + recovery", "evit + recovery"],

@@ -75,11 +75,11 @@ def test_a_planted_optimum_is_found():
         asked.extend([] if whole else shapes)
         return {shape: far(shape, best) for shape in shapes if 8 not in shape.points}  # which can't be had
 
-    losses = search(look, 9, SearchConfig(cost=0.5, candidates=400))
+    losses, tried = search(look, 9, SearchConfig(cost=0.5, candidates=400))
     assert next(iter(losses.items())) == (best, 0.0)
-    assert len(asked) == len(set(asked)) < 300
-    short = search(look, 9, SearchConfig(cost=0.5, candidates=20))
-    assert len(short) <= 20
+    assert tried == len(asked) == len(set(asked)) < 300
+    short, tried = search(look, 9, SearchConfig(cost=0.5, candidates=20))
+    assert len(short) <= tried == 20
     assert list(short.values()) == sorted(short.values())
 
 

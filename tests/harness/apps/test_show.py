@@ -17,7 +17,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.golden.maps import method_maps, most_important, reduced
 from harness.models.towers import Tower
-from harness.report.patches import PatchSheet
+from harness.report.pictures import PatchSheet
 from zoo.core.tokens import tokens_of
 from zoo.loading.clip import class_features
 from zoo.ranking.golden import SCORES, GoldenConfig, golden_importance
@@ -54,7 +54,7 @@ def test_one_label_serves_all_files_and_one_file_may_have_several(here: Path):
     (["fashion:vla:3"], {}, "'fashion:vla:3': split must be one of train, val, test"),
     (["fashion:val:100000"], {}, r"index '100000': fashion val has images 0 to \d+"),
     (["emoji-names:val:0"], {}, "emoji-names val has no images"),
-    (["red.png"], {"labels": ["bag"]}, "--label 'bag': a label needs the classes"),
+    (["red.png"], {"labels": ["bag"]}, "--label 'bag': name its classes with --dataset"),
     (["red.png"], {"labels": ["bga"], "dataset": "fashion"}, "'bga': did you mean 'bag'"),
     (["red.png"], {"dataset": "fashion", "classes": ["a"]}, "both name classes"),
     (["red.png"], {"classes": ["a", "b", "a"]}, "--classes 'a,b,a': expected names, each once"),
@@ -69,7 +69,7 @@ def test_refusals(places: list[str], names: dict, match: str, here: Path):
 
 @pytest.mark.parametrize(("settings", "match"), [
     ({"left": ("tmoe",)}, "--left 'tmoe': did you mean 'tome'"),
-    ({"left": ("tome",), "methods": ("evit",)}, "--left shows what methods leave, and no rankings"),
+    ({"left": ("tome",), "methods": ("evit",)}, "--left 'tome' shows no rankings"),
     ({"left": ("tome",), "by": "golden"}, "expected no --methods and no --by with it"),
 ])  # fmt: skip
 def test_refusals_of_what_is_left(settings: dict, match: str):
@@ -192,7 +192,7 @@ def test_towers_without_text_or_predictor(
 def test_the_command(
     sheet_of: Show, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from harness.report.patches import draw
+    from harness.report.pictures import draw
 
     monkeypatch.setattr(module, "draw", draw)
     out = tmp_path / "new" / "figure.png"

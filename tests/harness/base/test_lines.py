@@ -13,12 +13,16 @@ from harness.base.lines import append_lines, mend, read_lines
 
 pytest.importorskip("fcntl", reason="no locks here")
 
-# Waits for the others, so that the file is made by several at once.
+# Waits for the others, so that the file is made by several at once; the system stops a process that goes beyond its
+# limit in the middle of a write.
 WRITER = """
-import json, sys, time
+import json, resource, signal, sys, time
 from pathlib import Path
 from harness.base.lines import append_lines
-path, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+path, name, count, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 print("ready", flush=True)
 while not path.with_name("go").exists():
     time.sleep(0.001)
@@ -27,53 +31,26 @@ for number in range(count):
     pair = [{"of": name, "number": 2 * number + i, "fill": fill} for i in (0, 1)]
     append_lines(path, "".join(json.dumps(one) + "\\n" for one in pair).encode())
 """
-# The system stops the process in the middle of a write that goes beyond the limit.
-DOOMED = (
-    """
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-"""
-    + WRITER
-)
-# Python ignores that signal, and the write fails as on a full disk.
-
-
-def start(code: str, path: Path, name: str, count: int, limit: int = 0) -> subprocess.Popen[str]:
-    text = code.replace("{limit}", str(limit))
-    command = [sys.executable, "-c", text, str(path), name, str(count)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def go(path: Path, processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """Let them start together; return exit codes and what they complained of."""
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    path.with_name("go").touch()
-    told = [process.communicate(timeout=120)[1] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
-
-
-def numbers(lines: list[bytes]) -> dict[str, list[int]]:
-    found = defaultdict(list)
-    for line in lines:
-        values = json.loads(line)
-        found[values["of"]].append(values["number"])
-    return found
 
 
 def test_no_line_of_several_processes_is_lost_or_mixed_even_if_one_is_killed(tmp_path: Path):
-    path = tmp_path / "records.jsonl"
-    names = ["a", "b"]
-    processes = [start(WRITER, path, name, 20) for name in names]
-    ends = go(path, [*processes, start(DOOMED, path, "doomed", 10_000, 300_000)])
+    path, names = tmp_path / "records.jsonl", ["a", "b"]
+    processes = []
+    for name, count, limit in (("a", 20, 2**40), ("b", 20, 2**40), ("doomed", 10_000, 300_000)):
+        command = [sys.executable, "-c", WRITER, str(path), name, str(count), str(limit)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    (tmp_path / "go").touch()
+    told = [process.communicate(timeout=120)[1] for process in processes]
+    ends = [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
     assert ends == [(0, "")] * 2 + [(-signal.SIGXFSZ, "")]
     mend(path)  # it may have been the last
     lines, torn = read_lines(path)
     assert not torn
-    found = numbers(lines)
+    found = defaultdict(list)
+    for values in map(json.loads, lines):
+        found[values["of"]].append(values["number"])
     assert {name: found[name] for name in names} == {name: list(range(40)) for name in names}
     assert found.keys() <= {*names, "doomed"}
     assert found["doomed"] == list(range(len(found["doomed"])))
@@ -102,10 +79,10 @@ def test_neither_a_whole_line_nor_a_bad_one_with_an_end_is_dropped(content: byte
     assert read_lines(path) == ([content.rstrip(b"\n"), b'{"a": 2}'], False)
 
 
-@pytest.mark.parametrize("of", [mend, read_lines])
-def test_a_file_that_is_not_there_is_not_made(of, tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
-        of(tmp_path / "gone.jsonl")
-    assert not list(tmp_path.iterdir())
+def test_a_file_that_is_not_there_is_not_made(tmp_path: Path):
+    for read in (mend, read_lines):
+        with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
+            read(tmp_path / "gone.jsonl")
     with pytest.raises(IsADirectoryError):
         append_lines(tmp_path, b"{}\n")
+    assert not list(tmp_path.iterdir())

@@ -50,15 +50,10 @@ def test_a_pipe_has_no_width_unless_columns_gives_one(monkeypatch, capsys):
     assert results(args()).width == 120
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ten seconds pass between two looks at the clock."""
+def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(monkeypatch):
+    """Ten seconds pass between two looks at the clock; the four of earlier runs make this one no faster."""
     ticks = itertools.count(step=10)
     monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
-
-
-def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(clock: None):
-    """The four of earlier runs make this one no faster."""
     console = Console(file=io.StringIO(), width=20)
     with Progress(console).task("rankings", 12, 4, "images") as update:
         for done in (4, 6, 8, 10, 12):
@@ -70,25 +65,19 @@ def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(clock: None):
     ]
 
 
-def work(console: Console | None) -> None:
+def test_on_a_terminal_there_are_bars_that_go_away():
+    console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True, width=120)
     progress = Progress(console)
     with progress.task("rows on folder-[bold]", 12) as update:  # brackets are no markup
         update(8)
         with progress.task("folder-[red]", 12, 4, "images") as show:
             show(7)
-            if progress._bars is not None:
-                progress._bars.refresh()
+            progress._bars.refresh()
         with progress.hidden():
-            assert console is None or not console._live_stack
+            assert not console._live_stack
     with progress.bytes("downloading x.tgz") as update:
         update(500_000, 1_000_000)
-        if progress._bars is not None:
-            progress._bars.refresh()
-
-
-def test_on_a_terminal_there_are_bars_that_go_away():
-    console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True, width=120)
-    work(console)
+        progress._bars.refresh()
     shown = console.file.getvalue()
     for text in ("rows on folder-[bold]", "8/12", "folder-[red]", "7/12", "500.0 kB/1.0 MB"):
         assert text in shown

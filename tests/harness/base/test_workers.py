@@ -15,7 +15,7 @@ import torch
 
 from harness.base import workers as module
 from harness.base.store import Origin, ShardKind, Store, shard_paths
-from harness.base.workers import Make, ShardJob, make_shards, require_same
+from harness.base.workers import ShardJob, make_shards, require_same
 
 KIND = ShardKind(key="numbers", what="numbers", command="count", provenance=Origin, check=id)
 JOB = ShardJob(shard_size=2, workers=2)
@@ -28,10 +28,6 @@ def make(store: Store[Origin], harm: Callable[[int], object], indices: Sequence[
         yield from store.positions(index)
         store.write(index, pa.table({"number": list(store.positions(index))}), Origin())
         time.sleep(0.05)
-
-
-def begin(store: Store[Origin], harm: Callable[[int], object]) -> Make:
-    return partial(make, store, harm)
 
 
 def kill(index: int) -> None:
@@ -47,9 +43,8 @@ def refuse(index: int) -> None:
 def run(folder: Path, job: ShardJob, harm: Callable[[int], object] = abs) -> Iterator[int]:
     store = Store(folder, KIND, size=2, total=TOTAL)
     with store.open(print):
-        todo = store.missing(Origin())
-        start = partial(begin, store, harm)
-        yield from make_shards(job, folder, todo, start(), start=start, release=lambda: None)
+        own = partial(make, store, harm)
+        yield from make_shards(job, folder, store.missing(Origin()), own, start=lambda: own, release=lambda: None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -115,18 +110,14 @@ def test_what_ends_workers_ends_the_run_with_one_message(tmp_path: Path):
     ({"device": "cuda:1"}, "--device 'cuda:1' with --workers: say cuda; each worker"),
     ({"workers": 3, "device": "cuda"}, "--workers 3 on a machine with 2 GPUs: each worker takes"),
     ({"workers": 0}, "--workers 0: expected a number from 1"),
+    ({}, r"--workers 2 needs Ray: pip install 'clip-patchrank\[ray\]'"),
 ])  # fmt: skip
-def test_workers_and_numbers_that_can_not_be_had(facts: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch):
+def test_workers_that_can_not_be_had(facts: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: facts or None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ValueError, match=match):
         ShardJob(**{"shard_size": 2, "workers": 2, **facts})
-
-
-def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"--workers 2 needs Ray: pip install 'clip-patchrank\[ray\]'"):
-        ShardJob(shard_size=2, workers=2)
 
 
 def test_a_worker_with_another_tower_is_refused():

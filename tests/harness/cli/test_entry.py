@@ -43,7 +43,7 @@ AGAIN = Mock(side_effect=AssertionError("measured again"))
 
 
 def test_compare_writes_what_it_measured(results: Path):
-    names = "accuracy_gflops.svg agreement.csv records.jsonl report.html summary.md "
+    names = "accuracy_gflops.svg agreement.csv records.jsonl report.html "
     names += "table.csv table.md table.tex thumbnails traces"
     assert sorted(path.name for path in results.iterdir()) == names.split()
     dense, random = read_records(results / "records.jsonl")

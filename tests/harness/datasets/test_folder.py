@@ -101,7 +101,7 @@ def test_links_that_leave_the_folder(link: str, shop: Make, tmp_path: Path):
 
 @pytest.mark.parametrize(("paths", "match"), [
     ([*PLAIN, "1.png"], "image '1.png' lies beside"),
-    (["test/dog/1.png", "test/1.png", "train/dog/1.png"], "the images of 'test' are in none"),
+    (["test/dog/1.png", "test/1.png", "train/dog/1.png"], "the images of 'test' are in no split"),
     (["test/dog/1.png", "val/dog/1.png", "valid/dog/1.png"], "val and valid"),
     (["a-b/1.png", "a_b/1.png"], "'a-b' and 'a_b' would both be class 'a b'"),
     (["__/1.png"], "'__' can't be put into a prompt"),
@@ -175,7 +175,7 @@ def test_a_file_says_what_folders_mean(text: str, tmp_path: Path):
     ("bag x\nbag y\ndog z\nankle_boot a\ndog_house w", "one line for the folder 'bag', got 2"),
     ("bag x\nankle_boot y\ndog z", "one line for the folder 'dog_house', got 0"),
     ("x\ny\nz\nx", "'ankle_boot' and 'dog_house' would both be class 'x'"),
-    ("bag\nankle_boot\ndog\ndog_house", "line 1: 'bag' would be the caption of the folder 'ankle_boot'"),
+    ("bag\nankle_boot\ndog\ndog_house", "line 1: 'bag' is another folder than 'ankle_boot'"),
 ])  # fmt: skip
 def test_files_that_contradict(text: str, match: str, tmp_path: Path):
     (tmp_path / "classes.txt").write_text(text)

@@ -1,15 +1,8 @@
 """Datasets of the library `datasets`: as it writes and reads them, and from the hub only if asked for."""
 
-import hashlib
-import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import datasets
@@ -24,7 +17,6 @@ from harness.datasets import get_dataset, names_of
 from harness.datasets.huggingface import HfDataset
 
 Table = datasets.Dataset
-SHA = "a" * 40
 CLASSES = datasets.ClassLabel(names=["tabby_cat", "dog", "red_fox"])
 IMAGE = datasets.Image()
 
@@ -214,63 +206,18 @@ def test_what_the_cache_holds_is_read_without_a_network(tmp_path: Path, cache: P
         names_of(["hfds:ann/dogs"], download=True)
 
 
-class Hub(ThreadingHTTPServer):
-    """A hub with one dataset on this machine; ``asked`` is what it was asked for."""
+@pytest.mark.parametrize("download", [False, True])
+def test_only_download_may_go_to_the_network(download: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    offline = []
 
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.asked = files, list[str]()
+    def open_it(name: str, config: str | None) -> None:
+        offline.extend([name, config, datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE])
+        raise ConnectionError("no route")
 
-    def describe(self, path: str) -> object:
-        """What its API says: of the repository, its top folder, or the folder of files."""
-        if path.endswith(f"/tree/{SHA}"):
-            return [{"type": "directory", "path": "data", "oid": "0" * 40}]
-        if "/tree/" in path:
-            sizes = {name: len(content) for name, content in self.files.items()}
-            return [{"path": name, "size": size, "type": "file", "oid": "0" * 40} for name, size in sizes.items()]
-        names = [{"rfilename": name} for name in self.files]
-        return {"id": "ann/pets", "sha": SHA, "siblings": names, "private": False, "tags": []}
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        self.server.asked.append(path)
-        content, headers, status = self.server.files.get(path.partition(f"resolve/{SHA}/")[2]), {}, 200
-        if path.startswith("/api/datasets/ann/pets"):
-            content = json.dumps(self.server.describe(path)).encode()
-        elif content is None:
-            content, status, headers = b"{}", 404, {"X-Error-Code": "EntryNotFound"}
-        else:
-            headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
-        self.send_response(status)
-        for name, value in {**headers, "X-Repo-Commit": SHA, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-def test_only_download_goes_to_the_network(tmp_path: Path):
-    """In a process of its own, since the hub's address is read at import."""
-    folder = save_parquet(tmp_path / "pets", train=rows(0, 1, 2), test=rows(2, 1, 0, first=4)) / "data"
-    with Hub({f"data/{file.name}": file.read_bytes() for file in folder.iterdir()}) as hub:
-        Thread(target=hub.serve_forever, daemon=True).start()
-        env = {
-            **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(Path(__file__).parents[3]),
-        }  # fmt: skip
-        code = "from harness.datasets import *; names_of(['hfds:ann/pets'], download=True)"
-        code += "; print([len(get_dataset('hfds-ann-pets').split(name)) for name in ('train', 'test')])"
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-        assert done.stdout.endswith("[3, 3]\n")
-        assert sum(path.endswith(".parquet") for path in hub.asked) >= 2
-        hub.shutdown()
+    monkeypatch.setattr(datasets, "load_dataset_builder", open_it)
+    with pytest.raises(OSError, match="'ann/pets' of the hub") as caught:
+        names_of(["hfds:ann/pets#config=small"], download=download)
+    assert offline == ["ann/pets", "small", not download, not download]
+    assert ("no route" in str(caught.value)) == download

@@ -202,7 +202,7 @@ def test_an_image_that_changes_changes_the_revision(ship, tmp_path: Path):
 @pytest.mark.parametrize(("name", "file", "content", "match"), [
     ("fgvc-aircraft", "variants.txt", b"Yo_Yo\nYo_Yo\n", "variants.txt'.*'Yo_Yo'"),
     ("fgvc-aircraft", "variants.txt", b"Yo\xff", "variants.txt'.*UTF-8"),
-    ("fgvc-aircraft", "variants.txt", None, "variants.txt' of 'fgvc-aircraft' is missing; it is in 'fgvc-aircraft"),
+    ("fgvc-aircraft", "variants.txt", None, "variants.txt' is missing; it is in 'fgvc-aircraft"),
     ("fgvc-aircraft", "images_variant_val.txt", b"1000000 MiG\n", "val.txt', line 1: '1000000 MiG'"),
     ("fgvc-aircraft", "images_variant_val.txt", b"../x Yo_Yo\n", "line 1: '../x Yo_Yo'"),
     ("fgvc-aircraft", "images_variant_test.txt", b"0000000 Yo_Yo\n1000000 apse/indoor\n",

@@ -3,6 +3,7 @@
 import io
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -63,11 +64,10 @@ def test_vit_b16_equals_the_closed_form_and_the_published_figure() -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention_counts_the_same_fused_or_not(fused: bool) -> None:
-    """From 5 queries to 12 keys, 2 heads, key width 8, value width 6."""
+    """From 5 queries to 12 keys, 2 heads, key width 8, value width 6; activations of a tower are fvcore's, unfused."""
 
     def attend(images: Tensor) -> Tensor:
-        q, k, v = (images.new_ones(1, 2, *size) for size in ((5, 8), (12, 8), (12, 6)))
-        q = q * images.mean()
+        q, k, v = (images.new_ones(1, 2, *size) * images.mean() for size in ((5, 8), (12, 8), (12, 6)))
         if fused:
             return F.scaled_dot_product_attention(q, k, v)
         return (q @ k.transpose(-2, -1)).softmax(dim=-1) @ v
@@ -76,6 +76,12 @@ def test_attention_counts_the_same_fused_or_not(fused: bool) -> None:
     assert cost.gflops == pytest.approx(2 * 5 * 12 * (8 + 6) / 1e9)
     assert cost.activations == 2 * 5 * 12 + 2 * 5 * 6
     assert cost.unsupported == ()
+    model = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=512, depth=2, img_size=64)
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    counted = ActivationCountAnalysis(model.eval(), torch.ones(1, 3, 64, 64))
+    counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    assert gflops(model, 64).activations == counted.total() + fused * 2 * (12 * 17**2 + 17 * 768)
 
 
 @pytest.mark.parametrize(
@@ -98,20 +104,6 @@ def test_hidden_products_are_counted(function: object, operator: str, count: int
         output = function(torch.ones(1, 3, 8, 8))
     assert cost.activations == (0 if "bicubic" in operator else output.numel())  # no product
     assert cost.unsupported == ()
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_activations_are_fvcores_of_attention_in_the_open(fused: bool) -> None:
-    model = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=512, depth=2, img_size=64)
-    for block in model.blocks:
-        block.attn.fused_attn = fused
-    linear = 16 * 768 + 2 * 17 * (3 * 768 + 768 + 3072 + 768) + 512
-    attention = 2 * (12 * 17**2 + 17 * 768)
-    assert gflops(model, 64).activations == linear + attention
-    if not fused:
-        counted = ActivationCountAnalysis(model.eval(), torch.ones(1, 3, 64, 64))
-        counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        assert counted.total() == linear + attention
 
 
 def test_selection_is_free_and_anything_unknown_is_reported() -> None:
@@ -200,7 +192,7 @@ def predictor_cost(arch: str, width: int) -> OperatorCost:
     return gflops(OnTokens(arch, width), (197, 1), channels=768)
 
 
-def test_the_papers_mixer_and_that_of_the_released_script():
+def test_the_papers_mixer_and_that_of_the_released_script() -> None:
     """Full width: 4.9M parameters and 1.05 G multiply-adds, 6 % of the tower.
 
     64 averaged channels: 46k parameters and 7 M multiply-adds, LayerNorm counted as free.
@@ -211,12 +203,11 @@ def test_the_papers_mixer_and_that_of_the_released_script():
     assert found.gflops / TOWER == pytest.approx(0.06, abs=0.001)
     net = OnTokens("pooledmixer", 64).predictor.net
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(46_000, rel=0.015)
-    found = predictor_cost("pooledmixer", 64)
-    assert 1e3 * found.by_operator["linear"] == pytest.approx(7.2, abs=0.1)
+    assert 1e3 * predictor_cost("pooledmixer", 64).by_operator["linear"] == pytest.approx(7.2, abs=0.1)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_narrow_ones_cost_next_to_nothing(arch: str):
+def test_narrow_ones_cost_next_to_nothing(arch: str) -> None:
     """At width 64, less than 0.5 % of the tower, and every operator is accounted for."""
     n, d, w = 196, 768, 64
     forms = {  # products alone: per patch, per class token and per pair of tokens
@@ -233,6 +224,32 @@ def test_narrow_ones_cost_next_to_nothing(arch: str):
         assert 1e9 * products == pytest.approx(forms[arch], rel=1e-3)
 
 
+STAGES = ([196] * 4 + [139] * 3 + [99] * 3 + [71] * 2, [196] * 3 + [139] * 3 + [99] * 3 + [71] * 3)
+MERGED = [196 - 13 * block for block in range(13)]
+MATCHING = sum((n // 2) * (n - n // 2) * 64 for n in MERGED[:-1])
+# The conv predictor, width 64: tokens, context, two 5 x 5 depthwise, hidden, score.
+PREDICTOR = 196 * 64 * (768 + 25 + 64 + 25 + 1) + 2 * 768 * 64
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "published", "into", "out", "extra", "rel"),
+    [
+        ("patchrank60", {}, 12.27 + PREDICTOR / 1e9, *[[196] * 3 + [118] * 9] * 2, PREDICTOR, 1e-4),
+        ("evit60", {"stage_rate": 0.7, "fuse": True}, 11.63, *STAGES, 0, 1e-3),
+        # The matching is counted too: cosine similarities by matrix product.
+        ("tome60", {"r": 13}, 10.39, MERGED[:-1], MERGED[1:], MATCHING, 2e-3),
+    ],
+)
+def test_published_figures(
+    name: str, options: dict, published: float, into: list[int], out: list[int], extra: int, rel: float
+) -> None:
+    found = gflops(timm.create_model(f"clip_vit_b16_{name}", **options), 224)
+    assert found.unsupported == ()
+    assert found.gflops == pytest.approx(published, rel=0.01)
+    products = found.gflops - found.by_operator["layer_norm"]
+    assert products == pytest.approx(closed_form(into, out) + extra / 1e9, rel=rel)
+
+
 WIDTH, FEATURES, CLASSES, LEARNED = 384, 256, 10, 16
 
 
@@ -244,7 +261,7 @@ def prompted_form(learned: int, kept: int) -> float:
     return plain + 5 * norms * WIDTH / 1e9
 
 
-def test_learned_tokens_are_counted(tmp_path):
+def test_learned_tokens_are_counted(tmp_path: Path) -> None:
     kept, tower = 118, timm.create_model("clip_vit_s14_random60", pretrained=False).eval()
     tensors = {
         "visual": torch.randn(1, LEARNED, WIDTH),
@@ -315,42 +332,3 @@ def test_what_is_counted_does_not_depend_on_the_precision(dense: zoo.ReducedViT)
     for row in rows:
         row.vit.to(torch.bfloat16)
     assert count_costs(rows, Progress()) == single
-
-
-def counted(name: str, **options: object) -> tuple[float, float]:
-    """Return what fvcore counts with and without LayerNorm."""
-    found = gflops(timm.create_model(f"clip_vit_{name}", **options), 224)
-    assert found.unsupported == ()
-    return found.gflops, found.gflops - found.by_operator["layer_norm"]
-
-
-def test_patchrank_60():
-    """One shot before block 3, and what the predictor adds."""
-    found, plain = counted("b16_patchrank60")
-    counts = [196] * 3 + [118] * 9
-    # conv predictor, width 64: tokens, context, two 5 x 5 depthwise, hidden, score; LayerNorm
-    predictor = 196 * 64 * (768 + 25 + 64 + 25 + 1) / 1e9 + 2 * 768 * 64 / 1e9
-    assert predictor < 0.02
-    assert found - predictor == pytest.approx(12.27, rel=0.015)
-    assert plain == pytest.approx(closed_form(counts, counts) + predictor, rel=1e-4)
-
-
-def test_evit_with_stage_rate():
-    """As published, with the fused token; without it the keep rate is met exactly, for less."""
-    found, plain = counted("b16_evit60", stage_rate=0.7, fuse=True)
-    into = [196] * 4 + [139] * 3 + [99] * 3 + [71] * 2
-    out = [196] * 3 + [139] * 3 + [99] * 3 + [71] * 3
-    assert found == pytest.approx(11.63, rel=0.01)
-    assert plain == pytest.approx(closed_form(into, out), rel=1e-3)
-    assert counted("b16_evit60", stage_rate=0.7)[0] == pytest.approx(11.50, abs=0.01)
-
-
-def test_tome_with_r_13():
-    """The matching is counted too: cosine similarities by matrix product."""
-    found, plain = counted("b16_tome60", r=13)
-    into = [196 - 13 * i for i in range(12)]
-    out = [196 - 13 * i for i in range(1, 13)]
-    matching = sum((n // 2) * (n - n // 2) * 64 for n in into) / 1e9
-    assert found == pytest.approx(10.39, rel=0.01)
-    assert plain == pytest.approx(closed_form(into, out) + matching, rel=2e-3)
-    assert closed_form(into, out) == pytest.approx(10.37, abs=0.02)

@@ -1,4 +1,4 @@
-"""Evaluation: which images, which features, which class, and nothing left to chance."""
+"""What rows make of images: features, classes, closeness to dense, agreement with golden rankings."""
 
 import itertools
 import math
@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.stats import entropy
+from scipy.stats import entropy, kendalltau, weightedtau
 
 import zoo
 from harness.datasets import few_shot as sampling
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import subset
 from harness.golden.store import Rankings
+from harness.measure.bench import measurements
 from harness.measure.rows import Outcome, OutcomeCache, feature_probe, linear_probe, outcomes, variants
 from harness.models.towers import text_classifier
 from harness.records.metrics import (
@@ -47,44 +48,34 @@ def refuse(*_: Any) -> Any:
     raise AssertionError("drawn")
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 7, 9, 20, 39])
-def test_classes_give_in_turn(limit: int):
+def test_classes_give_in_turn_and_smaller_subsets_are_parts_of_larger_ones():
     """Fill by hand: one of each class per round, as long as it has some."""
-    wanted: Counter[int] = Counter()
-    left = {0: 25, 1: 12, 2: 3}
-    while sum(wanted.values()) < limit:
+    split, wanted, left = unbalanced(), Counter[int](), {0: 25, 1: 12, 2: 3}
+    chosen = [subset(split, limit) for limit in range(1, 41)]
+    for part in chosen[:-1]:
         ready = [c for c in left if wanted[c] < left[c]]
-        least = min(wanted[c] for c in ready)
-        wanted[next(c for c in ready if wanted[c] == least)] += 1
-    found = Counter(subset(unbalanced(), limit).labels.tolist())
-    assert sum(found.values()) == limit
-    # Whose turn comes first within a round isn't promised, so counts may differ by that one.
-    assert all(abs(found[c] - wanted[c]) <= 1 for c in left)
-    assert max(found.values()) - min(found[c] for c in left if found[c] < left[c]) <= 1
-
-
-def test_smaller_subsets_are_parts_of_larger_ones():
-    split = unbalanced()
-    chosen = [list(subset(split, limit).image_ids) for limit in range(1, 41)]
-    for smaller, larger in itertools.pairwise(chosen):
+        wanted[min(ready, key=lambda c: wanted[c])] += 1
+        found = Counter(part.labels.tolist())
+        # Whose turn comes first within a round isn't promised, so counts may differ by that one.
+        assert all(abs(found[c] - wanted[c]) <= 1 for c in left)
+        assert max(found.values()) - min(found[c] for c in left if found[c] < left[c]) <= 1
+    for smaller, larger in itertools.pairwise(list(part.image_ids) for part in chosen):
         assert set(smaller) < set(larger)
         assert larger == sorted(larger)
-    assert chosen[19] == list(subset(unbalanced(), 20).image_ids)
-    assert chosen[19] != list(split.image_ids)[:20]
+    assert chosen[19].image_ids == subset(unbalanced(), 20).image_ids != split.image_ids[:20]
     assert all(subset(split, limit) is split for limit in (None, 40, 1000))
 
 
-@pytest.mark.parametrize("batch", [4, 32])
 def test_outcomes_are_the_models_own_features_in_order(
-    batch: int, toy: Dataset, parts: ClipParts, ranked: Any, monkeypatch: pytest.MonkeyPatch
+    toy: Dataset, parts: ClipParts, ranked: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sampling, "BATCH", batch)
+    monkeypatch.setattr(sampling, "BATCH", 4)
     dense = parts.model.visual
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random", "golden"], [0.5])
     split, done = toy.split("test"), []
     rows[2] = replace(rows[2], rankings=ranked())
     found = outcomes(rows, split, parts.preprocess, on_run=done.append, **CPU)
-    sizes = [min(batch, len(split) - start) for start in range(0, len(split), batch)]
+    sizes = [min(4, len(split) - start) for start in range(0, len(split), 4)]
     assert done == list(itertools.accumulate(size for size in sizes for _ in rows))  # after each row
     images = torch.stack([parts.preprocess(example.image) for example in split])
     with torch.inference_mode():
@@ -268,3 +259,48 @@ def test_the_probe_moves_with_all_images_and_not_with_rounding():
     assert np.abs(np.array(feature_probe(noise)) - probe).max() < 1e-6
     shift = F.normalize(features + 0.02 * units(512), dim=-1)
     assert np.abs(np.array(feature_probe(shift)) - probe).max() > 1e-4
+
+
+# --- agreement with golden rankings, whose values tests of records compare with scipy's
+
+N, KEPT = 20, 8
+
+
+def agreement(scores: np.ndarray | None, golden: np.ndarray | None, kept: int = KEPT) -> dict[str, Any]:
+    count = 1 if golden is None else len(golden)
+    facts = measurements(Sample(features=torch.zeros(count, 2), scores=scores, golden=golden, final_tokens=kept))
+    names = ("tau", "weighted_tau", "match_at_k")
+    metrics = {name: own for name, own in facts["metrics"].items() if name in names}
+    return metrics | {name: facts[name] for name in ("golden_images", "tau_undefined") if name in facts}
+
+
+def test_the_golden_ranking_agrees_with_itself():
+    golden = np.random.default_rng(0).random((30, N)).astype(np.float32)
+    found = agreement(golden.copy(), golden)
+    match = found["match_at_k"]
+    assert (found["tau"].mean, found["weighted_tau"].mean) == (pytest.approx(1), pytest.approx(1))
+    assert (match.mean, match.at, match.chance) == (1.0, KEPT, KEPT / N)
+    assert (found["golden_images"], found["tau_undefined"]) == (30, 0)
+    assert agreement(-golden, golden)["tau"].mean == pytest.approx(-1)
+    assert agreement(-golden, golden)["match_at_k"].mean == 0.0  # 8 best of 20, 8 worst
+    scores = (golden + np.random.default_rng(1).normal(scale=0.3, size=golden.shape)).astype(np.float32)
+    pairs, noisy = list(zip(scores, golden, strict=True)), agreement(scores, golden)
+    best = [len(set(np.argsort(-s)[:KEPT]) & set(np.argsort(-g)[:KEPT])) / KEPT for s, g in pairs]
+    assert noisy["tau"].mean == pytest.approx(np.mean([kendalltau(s, g).statistic for s, g in pairs]))
+    assert noisy["weighted_tau"].mean == pytest.approx(np.mean([weightedtau(s, g).statistic for s, g in pairs]))
+    assert noisy["match_at_k"].mean == pytest.approx(np.mean(best))
+    assert all(own.low < own.mean < own.high for own in noisy.values() if not isinstance(own, int))
+
+
+def test_what_has_no_ranking_or_tau_does_not_count():
+    golden = np.random.default_rng(0).random((30, N)).astype(np.float32)
+    scores, partly = golden.copy(), golden.copy()
+    scores[10:] = -scores[10:]
+    partly[10:] = np.nan
+    scores[:3] = 0.5
+    found = agreement(scores, partly)
+    assert (found["tau"].mean, found["weighted_tau"].mean) == (pytest.approx(1), pytest.approx(1))
+    assert (found["golden_images"], found["tau_undefined"]) == (7, 3)
+    assert agreement(golden, golden, N)["match_at_k"].mean == 1.0
+    for own, truth in ((None, golden), (golden, None), (golden, np.full_like(golden, np.nan)), (0 * golden, golden)):
+        assert agreement(own, truth) == {}

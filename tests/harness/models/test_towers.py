@@ -18,7 +18,7 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from harness.apps.check.check import tower_names
+from harness.apps.check import tower_names
 from harness.apps.setup import Setup
 from harness.base.hints import describe_error
 from harness.measure.rows import require_rows

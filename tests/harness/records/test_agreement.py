@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 
-from harness.records import agreement
+from harness.records import statistics
 from harness.records.statistics import bootstrap_mean
 
 shapes = st.tuples(st.integers(1, 5), st.integers(2, 24))
@@ -28,17 +27,16 @@ def score_pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def slow_tau(a: np.ndarray, b: np.ndarray) -> float:
-    if len(set(a.tolist())) == 1 or len(set(b.tolist())) == 1:
-        return float("nan")
-    return float(stats.kendalltau(a, b, variant="b").statistic)
-
-
 @given(score_pairs())
-def test_tau_equals_scipy_on_every_row(pair: tuple[np.ndarray, np.ndarray]):
+def test_tau_equals_scipy_on_every_row_and_is_symmetric_odd_and_blind_to_monotone_maps(pair: Pair):
     a, b = pair
-    expected = [slow_tau(*rows) for rows in zip(a, b, strict=True)]
-    np.testing.assert_allclose(agreement.kendall_tau(a, b), expected, atol=1e-12)
+    taus = statistics.kendall_tau(a, b)
+    np.testing.assert_allclose(taus, [stats.kendalltau(x, y).statistic for x, y in zip(a, b, strict=True)], atol=1e-12)
+    alike = [1 in (len({*x}), len({*y})) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+    np.testing.assert_array_equal(np.isnan(taus), alike)
+    np.testing.assert_allclose(statistics.kendall_tau(b, a), taus, atol=1e-12)
+    np.testing.assert_allclose(statistics.kendall_tau(a, -b), -taus, atol=1e-12)
+    np.testing.assert_allclose(statistics.kendall_tau(a, b**3 + 7), taus, atol=1e-12)
 
 
 def slow_weighted_tau(a: list[float], b: list[float]) -> float:
@@ -62,7 +60,7 @@ def slow_weighted_tau(a: list[float], b: list[float]) -> float:
 
 @given(score_pairs())
 def test_weighted_tau_equals_its_formula_and_scipy_on_every_row(pair: Pair):
-    found = agreement.weighted_tau(*pair)
+    found = statistics.weighted_tau(*pair)
     rows = [(a.tolist(), b.tolist()) for a, b in zip(*pair, strict=True)]
     np.testing.assert_allclose(found, [slow_weighted_tau(*row) for row in rows], atol=1e-9)
     with np.errstate(invalid="ignore"):  # scipy adds infinities up
@@ -72,11 +70,9 @@ def test_weighted_tau_equals_its_formula_and_scipy_on_every_row(pair: Pair):
 
 def test_taus_are_one_with_themselves_and_nan_where_constant():
     scores = np.array([[3.0, 1.0, 2.0], [5.0, 5.0, 5.0], [0.0, 0.0, 1.0]])
-    for tau in (agreement.kendall_tau, agreement.weighted_tau):
+    for tau in (statistics.kendall_tau, statistics.weighted_tau):
         np.testing.assert_allclose(tau(scores, scores), [1, np.nan, 1], rtol=1e-12)
         np.testing.assert_array_equal(np.isnan(tau(scores, scores[[0, 0, 0]])), [0, 1, 0])
-    tensor = torch.tensor([[0.3, 0.1, 0.2]])
-    assert agreement.kendall_tau(tensor, -tensor).tolist() == [-1]
 
 
 @given(score_pairs(), st.data())
@@ -88,52 +84,29 @@ def test_match_equals_sets_with_stable_ties(pair: Pair, data: st.DataObject):
         return set(sorted(range(len(row)), key=lambda patch: -float(row[patch]))[:k])
 
     expected = [len(best(x) & best(y)) / k for x, y in zip(a, b, strict=True)]
-    np.testing.assert_allclose(agreement.match_at_k(a, b, k), expected)
+    np.testing.assert_allclose(statistics.match_at_k(a, b, k), expected)
     unsigned = np.array([[0, 1, 2]], dtype=np.uint8)
-    assert agreement.match_at_k(unsigned, [[0.0, 0.1, 0.2]], 1).tolist() == [1.0]
-
-
-@given(score_pairs(), st.data())
-def test_border_overlap_equals_a_walk_along_the_true_order(pair: Pair, data: st.DataObject):
-    truth, scores = pair
-    n = truth.shape[1]
-    k, band = data.draw(st.integers(1, n - 1)), data.draw(st.sampled_from((0.01, 0.1, 0.5, 1.0)))
-
-    def order(row: np.ndarray) -> list[int]:
-        return sorted(range(n), key=lambda patch: -float(row[patch]))
-
-    reach = max(1, round(band * n))
-    expected, chances = [], []
-    for true, other in zip(map(order, truth), map(order, scores), strict=True):
-        near = [place for place in range(n) if k - reach <= place < k + reach]
-        kept = {true[place] for place in near if true[place] in other[:k]}
-        expected.append(np.mean([(true[place] in kept) == (place < k) for place in near]))
-        chances.append(np.mean([k / n if place < k else 1 - k / n for place in near]))
-    np.testing.assert_allclose(agreement.border_overlap(truth, scores, k, band), expected)
-    assert agreement.border_chance(k, n, band) == pytest.approx(chances[0])
+    assert statistics.match_at_k(unsigned, [[0.0, 0.1, 0.2]], 1).tolist() == [1.0]
 
 
 def test_unrelated_scores_agree_by_chance():
     a, b = np.random.default_rng(0).random((2, 2000, 196))
-    assert agreement.match_chance(100, 196) == pytest.approx(0.510, abs=5e-4)
-    assert agreement.match_at_k(a, b, 100).mean() == pytest.approx(100 / 196, abs=0.005)
-    assert agreement.kendall_tau(a, b).mean() == pytest.approx(0, abs=0.005)
-    assert agreement.weighted_tau(a, b).mean() == pytest.approx(0, abs=0.015)
-    for k in (5, 59, 190):
-        chance = agreement.border_chance(k, 196)
-        assert agreement.border_overlap(a, b, k).mean() == pytest.approx(chance, abs=0.01)
+    assert statistics.match_chance(100, 196) == pytest.approx(0.510, abs=5e-4)
+    assert statistics.match_at_k(a, b, 100).mean() == pytest.approx(100 / 196, abs=0.005)
+    assert statistics.kendall_tau(a, b).mean() == pytest.approx(0, abs=0.005)
+    assert statistics.weighted_tau(a, b).mean() == pytest.approx(0, abs=0.015)
 
 
 def test_the_mean_over_images_leaves_out_and_counts_what_has_no_value():
     values = [0.1, math.nan, 0.3, 0.2, math.nan]
-    found = agreement.over_images(values)
+    found = statistics.over_images(values)
     assert (found.mean, found.counted, found.undefined) == (pytest.approx(0.2), 3, 2)
     assert tuple(bootstrap_mean([0.1, 0.3, 0.2], seed=0)) == (found.mean, found.low, found.high)
     for value in np.random.default_rng(0).random(50):
-        alike = agreement.over_images([value] * 7)
+        alike = statistics.over_images([value] * 7)
         assert alike.low <= alike.mean <= alike.high
     for few, undefined in (([0.5], 0), ([0.5, math.nan], 1), ([math.nan] * 2, 2), ([], 0)):
-        alone = agreement.over_images(few)
+        alone = statistics.over_images(few)
         assert (alone.mean, alone.low, alone.high) == (None, None, None)
         assert (alone.counted, alone.undefined) == (len(few) - undefined, undefined)
 
@@ -143,10 +116,10 @@ def test_comparing_rank_vectors_is_not_comparing_id_lists():
     importance = generator.random((200, 196))
     noisy = importance + generator.normal(0, 0.08, size=importance.shape)
     rankings = np.argsort(-importance), np.argsort(-noisy)
-    by_rank = agreement.kendall_tau(*(np.argsort(ranking) for ranking in rankings)).mean()
-    assert by_rank == pytest.approx(agreement.kendall_tau(importance, noisy).mean())
+    by_rank = statistics.kendall_tau(*(np.argsort(ranking) for ranking in rankings)).mean()
+    assert by_rank == pytest.approx(statistics.kendall_tau(importance, noisy).mean())
     assert by_rank > 0.7
-    assert abs(agreement.kendall_tau(*rankings).mean()) < 0.2
+    assert abs(statistics.kendall_tau(*rankings).mean()) < 0.2
 
 
 TWO, NAN = np.zeros((2, 4)), float("nan")
@@ -155,14 +128,12 @@ TWO, NAN = np.zeros((2, 4)), float("nan")
 @pytest.mark.parametrize(
     ("function", "arguments", "complaint"),
     [
-        (agreement.kendall_tau, (TWO, TWO[:, :3]), r"got \(2, 4\), \(2, 3\)"),
-        (agreement.match_at_k, (TWO[0], TWO[0], 2), r"got \(4,\), \(4,\)"),
-        (agreement.kendall_tau, (TWO, [[0, 1, 2, NAN], [0] * 4]), "scores_b has NaN in 1 of 2"),
-        (agreement.weighted_tau, (TWO * NAN, TWO), "scores_a has NaN in 2 of 2 images"),
-        (agreement.match_at_k, (TWO, TWO, 5), r"1\.\.4 .* got 5"),
-        (agreement.match_chance, (0, 4), r"1\.\.4 .* got 0"),
-        (agreement.border_overlap, (TWO, TWO, 0), r"on both sides: k must lie in 1\.\.3, got 0"),
-        (agreement.border_overlap, (TWO, TWO, 4), r"on both sides: k must lie in 1\.\.3, got 4"),
+        (statistics.kendall_tau, (TWO, TWO[:, :3]), r"got \(2, 4\), \(2, 3\)"),
+        (statistics.match_at_k, (TWO[0], TWO[0], 2), r"got \(4,\), \(4,\)"),
+        (statistics.kendall_tau, (TWO, [[0, 1, 2, NAN], [0] * 4]), "scores_b has NaN in 1 of 2"),
+        (statistics.weighted_tau, (TWO * NAN, TWO), "scores_a has NaN in 2 of 2 images"),
+        (statistics.match_at_k, (TWO, TWO, 5), r"1\.\.4 .* got 5"),
+        (statistics.match_chance, (0, 4), r"1\.\.4 .* got 0"),
     ],
 )
 def test_refusals_name_what_is_wrong(function: Any, arguments: Any, complaint: str):
@@ -174,29 +145,6 @@ def test_weighted_tau_minds_the_top_more_than_the_bottom():
     best_first = np.arange(20.0, 0, -1)[None]
     top, bottom = best_first.copy(), best_first.copy()
     top[0, :2], bottom[0, -2:] = top[0, 1::-1], bottom[0, :-3:-1]
-    assert agreement.kendall_tau(best_first, top) == agreement.kendall_tau(best_first, bottom)
-    heavy, light = (agreement.weighted_tau(best_first, other)[0] for other in (top, bottom))
+    assert statistics.kendall_tau(best_first, top) == statistics.kendall_tau(best_first, bottom)
+    heavy, light = (statistics.weighted_tau(best_first, other)[0] for other in (top, bottom))
     assert heavy < 0.97 < light < 1
-
-
-@given(score_pairs())
-def test_tau_is_symmetric_odd_and_blind_to_monotone_maps(pair: tuple[np.ndarray, np.ndarray]):
-    a, b = pair
-    taus = agreement.kendall_tau(a, b)
-    np.testing.assert_allclose(agreement.kendall_tau(b, a), taus, atol=1e-12)
-    np.testing.assert_allclose(agreement.kendall_tau(a, -b), -taus, atol=1e-12)
-    np.testing.assert_allclose(agreement.kendall_tau(a, b**3 + 7), taus, atol=1e-12)
-
-
-def test_border_overlap_sees_only_the_border():
-    """Shuffled within the kept and within the lost: the same cut, whatever tau says."""
-    generator = np.random.default_rng(0)
-    truth = np.tile(np.arange(100.0), (50, 1))
-    shuffled = np.hstack([generator.permuted(part, axis=1) for part in np.split(truth, [40], 1)])
-    assert agreement.border_overlap(truth, shuffled, 60).tolist() == [1.0] * 50
-    assert agreement.match_at_k(truth, shuffled, 60).tolist() == [1.0] * 50
-    assert agreement.kendall_tau(truth, shuffled).mean() < 0.6
-    # The four on either side of the border change places: 8 wrong of the 20 that are looked at.
-    swapped = np.hstack([truth[:, :36], truth[:, 40:44], truth[:, 36:40], truth[:, 44:]])
-    np.testing.assert_allclose(agreement.border_overlap(truth, swapped, 60), 0.6)
-    np.testing.assert_allclose(agreement.match_at_k(truth, swapped, 60), 56 / 60)

@@ -12,10 +12,10 @@ from by_hand import make, replace
 from harness.records.metrics import pack
 from harness.records.record import Record, Times
 from harness.records.times import LatencyRecord
+from harness.report.charts import plots_of
+from harness.report.folder import Parts, page
 from harness.report.groups import group_records
 from harness.report.highlights import highlights
-from harness.report.page import Report, page
-from harness.report.plots import plots_of
 
 Make = Callable[..., Record]
 IMAGES = 100
@@ -76,7 +76,6 @@ def patchrank() -> Record:
         latency=(make_timed(1, 0.71), make_timed(32, 0.7)), tau=0.313, tau_low=0.29, tau_high=0.33,
         match_at_k=0.723, match_k=118, match_chance=118 / 196, golden_images=60,
         weighted_tau=0.413, weighted_tau_low=0.391, weighted_tau_high=0.433,
-        border_overlap=0.614, border_low=0.5987, border_high=0.6312, border_chance=0.511,
         final_tokens=118, tokens_per_block=(197, 119, 119, 119),
     )  # fmt: skip
 
@@ -151,21 +150,20 @@ class Page(HTMLParser):
         return [cells for a, b in parts if self.rows[a][0] == "Method" for cells in self.rows[a:b]]
 
 
-def make_page(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
-    groups = group_records(records)
-    short = [highlights(group) for group in groups.groups]
-    report = Report(records=groups, short=short, plots=plots_of(groups, short), **more)
-    text = page(report, title)
-    return text, Page(text)
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def made() -> Callable[..., tuple[str, Page]]:
     """Return what makes a page of records: its text, and it taken apart."""
-    return make_page
+
+    def make(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
+        groups = group_records(records)
+        short = [highlights(group) for group in groups]
+        text = page(Parts(groups=groups, short=short, times={}, plots=plots_of(short), **more), title)
+        return text, Page(text)
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def drawn(records: list[Record]) -> tuple[str, Page]:
+def drawn(made: Callable[..., tuple[str, Page]], records: list[Record]) -> tuple[str, Page]:
     """The page of all records, drawn once for the tests that only read it."""
-    return make_page(records)
+    return made(records)

@@ -1,7 +1,8 @@
-"""The report as a folder: files, figures for programs, what runs hold, and docs/reports.md."""
+"""The report as a folder: files, figures for programs, what runs hold, docs/reports.md; and a page, safe and whole."""
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_hand import replace
 from rich.console import Console
 
 from harness.base.table import Shown
@@ -17,16 +19,15 @@ from harness.base.terminal import Progress
 from harness.cli.entry import build_parser, main
 from harness.records.record import Record, write_records
 from harness.records.times import LatencyRecord, write_latencies
-from harness.report.folder import latencies_in, records_in, write_report
+from harness.report.folder import read_times, write_report
+from harness.report.groups import markdown_table
+from harness.report.pictures import TracePicture
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
-COSTS = ("gflops", "ratio_batch1", "ratio_batch8")
-PLOTS = (
-    *(f"{quality}_{cost}" for quality in ("accuracy", "fidelity") for cost in COSTS),
-    "tau_keep",
-    "tokens_per_block",
-)
-TABLES = ("report.html", "summary.md", "table.csv", "table.md", "table.tex")
+PLOTS = (*(f"{q}_{cost}" for q in ("accuracy", "fidelity") for cost in ("gflops", "ratio_batch1", "ratio_batch8")),
+         "tau_keep")  # fmt: skip
+TABLES = ("report.html", "table.csv", "table.md", "table.tex")
+Make = Callable[..., LatencyRecord]
 
 
 def shown(*words: str) -> Shown:
@@ -34,40 +35,24 @@ def shown(*words: str) -> Shown:
     return args.run(args, Console(quiet=True))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, records: list[Record]) -> Path:
-    folder = tmp_path_factory.mktemp("report") / "run"
-    folder.mkdir()
-    write_records(folder / "records.jsonl", records)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reported(run: Path) -> tuple[Shown, Path]:
-    """The run's whole report: drawing it takes seconds, so tests that only read it share it."""
-    out = run.parent / "shared"
-    return shown(str(run), "--output", str(out), "--title", "Two <machines>"), out
-
-
 def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The table in Markdown is to the last byte what stands in the repository."""
+    """The tables in Markdown are to the last byte what stands in the repository."""
     folder = tmp_path / "made" / "here"
     assert main(["report", str(RESULTS), "--output", str(folder)]) == 0
     drawn = [f"{name}.{form}" for name in PLOTS for form in ("svg", "png")]
-    assert sorted(path.name for path in folder.iterdir()) == sorted((*TABLES, "brief.md", *drawn))
-    for name in ("brief.md",):
-        assert (folder / name).read_bytes() == (RESULTS / name).read_bytes()
+    assert sorted(path.name for path in folder.iterdir()) == sorted((*TABLES, *drawn))
+    assert (folder / "table.md").read_bytes() == (RESULTS / "table.md").read_bytes()
     out = capsys.readouterr().out
-    assert f"wrote {folder / 'report.html'} and {len(TABLES) + len(drawn)} files" in out
-    assert "Top-1 by shots: not measured; patchrank compare --shots 0 1 4 16 measures it" in out
+    assert f"wrote {folder / 'report.html'} and {len(TABLES) + len(drawn) - 1} files" in out
     assert "Nearness to dense by GFLOPs: On the front: " in out
     assert "random 30 % (by rankmerge 30 %)" in out
 
 
-def test_data_are_figures_and_json(reported: tuple[Shown, Path], patchrank: Record):
-    shown, _ = reported
-    data = json.loads(json.dumps(shown.data, allow_nan=False))
-    assert (shown.code, data["records"]) == (0, 7)
+def test_data_are_figures_and_the_same_run_gives_the_same_bytes(records: list[Record], patchrank: Record, tmp_path):
+    write_records(tmp_path / "records.jsonl", records)
+    words = (str(tmp_path), "--output", str(tmp_path / "out"), "--title", "Two <machines>")
+    data = json.loads(json.dumps(shown(*words).data, allow_nan=False))
+    assert data["records"] == 7
     assert all(Path(name).exists() for name in data["files"])
     assert data["groups"][0]["conditions"]["device_name"] == patchrank.device_name
     rows = {row["model"]: row for row in data["groups"][0]["rows"]}
@@ -76,39 +61,27 @@ def test_data_are_figures_and_json(reported: tuple[Shown, Path], patchrank: Reco
     assert row["latency"][0]["median_ms"] == patchrank.latency[0].median_ms
     assert row["pareto"]["gflops"] == {"verdict": "front", "beaten_by": None}
     assert rows["clip_vit_s14_random30"]["pareto"]["gflops"]["verdict"] in {"front", "open"}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "report.html").write_text("older")
+    shown(*words)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 
-def test_the_same_runs_give_the_same_bytes_in_place_of_the_earlier_ones(reported: tuple[Shown, Path], run: Path):
-    folder = reported[1]
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    (folder / "report.html").write_text("older")
-    shown(str(run), "--output", str(folder), "--title", "Two <machines>")
-    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert before["accuracy_gflops.png"].startswith(b"\x89PNG")
-
-
-def test_compare_draws_only_what_is_asked_for(tmp_path: Path, records: list[Record]):
+def test_only_plots_that_are_asked_for_are_files(tmp_path: Path, records: list[Record]):
     write_report(records, tmp_path, Progress(), drawn=("accuracy_gflops.svg", "gone.svg"))
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == sorted((*TABLES, "accuracy_gflops.svg"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*TABLES, "accuracy_gflops.svg"))
 
 
-@pytest.mark.parametrize(
-    ("name", "match"),
-    [
-        ("gone", "run 'gone': there is no such file or folder"),
-        ("empty", "run 'empty': it holds no records.jsonl"),
-        ("empty.jsonl", "run 'empty.jsonl': empty.jsonl holds no records"),
-        ("bad.jsonl", "bad.jsonl, line 1: "),
-        ("run", "is a file; expected a folder for the report"),
-    ],
-)
-def test_refusals(
-    name: str, match: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):  # fmt: skip
+@pytest.mark.parametrize(("name", "match"), [
+    ("gone", "run 'gone': there is no such file or folder"),
+    ("empty", "run 'empty': it holds no records.jsonl"),
+    ("empty.jsonl", "run 'empty.jsonl': empty.jsonl holds no records"),
+    ("bad.jsonl", "bad.jsonl, line 1: "),
+    ("run", "is a file; expected a folder for the report"),
+])  # fmt: skip
+def test_refusals(name: str, match: str, records: list[Record], tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("run").symlink_to(run)
+    write_records("run/records.jsonl", records[:1])
     Path("empty").mkdir()
     Path("empty.jsonl").touch()
     Path("bad.jsonl").write_text('{"schema_version": 1}\n')
@@ -118,9 +91,6 @@ def test_refusals(
     assert not Path("out").exists()
 
 
-Make = Callable[..., LatencyRecord]
-
-
 @pytest.fixture
 def times(latency_record: Make, reduced_time: Make) -> list[LatencyRecord]:
     return [latency_record(), reduced_time("tome", 0.7)]
@@ -128,98 +98,157 @@ def times(latency_record: Make, reduced_time: Make) -> list[LatencyRecord]:
 
 @pytest.fixture
 def timed_run(tmp_path: Path, records: list[Record], times: list[LatencyRecord]) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    write_records(folder / "records.jsonl", records[:2])
-    write_latencies(folder / "latency.jsonl", times)
-    return folder
+    write_records(tmp_path / "run" / "records.jsonl", records[:2])
+    write_latencies(tmp_path / "run" / "latency.jsonl", times)
+    return tmp_path / "run"
 
 
-def test_times_lie_beside_the_records_or_are_the_run(timed_run: Path, tmp_path: Path, times):
-    away = tmp_path / "gpu_times.jsonl"
-    away.write_bytes((timed_run / "latency.jsonl").read_bytes())
-    reasons: list[str] = []
-    for run in (timed_run, timed_run / "records.jsonl", timed_run / "latency.jsonl", away):
-        assert latencies_in([run], reasons.append) == [(str(run), time) for time in times]
-    assert len(latencies_in([timed_run, timed_run / "latency.jsonl"], reasons.append)) == 2
-    assert records_in(away) == records_in(timed_run / "latency.jsonl") == []
-    assert (len(records_in(timed_run)), reasons) == (2, [])
-
-
-def test_torn_times_beside_records_are_named_and_alone_refused(timed_run: Path):
-    file = timed_run / "latency.jsonl"
+def test_torn_times_beside_records_are_named_and_alone_refused(timed_run: Path, times: list[LatencyRecord]):
+    file, reasons = timed_run / "latency.jsonl", list[str]()
+    for run in (timed_run, timed_run / "records.jsonl", file):
+        assert read_times([run], reasons.append) == [(str(run), time) for time in times]
+    assert len(read_times([timed_run, file], reasons.append)) == 2
     file.write_bytes(file.read_bytes()[:-20])
-    reasons: list[str] = []
-    assert latencies_in([timed_run], reasons.append) == []
+    assert (read_times([timed_run], reasons.append), len(reasons)) == ([], 1)
     assert "latency.jsonl" in reasons[0]
     with pytest.raises(ValueError, match=r"latency\.jsonl"):
-        latencies_in([file], reasons.append)
+        read_times([file], reasons.append)
     (timed_run / "records.jsonl").unlink()
     with pytest.raises(ValueError, match=r"latency\.jsonl"):
-        latencies_in([timed_run], reasons.append)
-    file.write_text("")
-    with pytest.raises(ValueError, match=r"latency\.jsonl holds no times"):
-        latencies_in([timed_run], reasons.append)
+        read_times([timed_run], reasons.append)
 
 
 def test_a_run_of_times_alone_is_a_report(timed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (timed_run / "records.jsonl").unlink()
     assert main(["report", str(timed_run), "--output", str(tmp_path / "out"), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert (data["records"], data["groups"]) == (0, [])
-    assert [len(group["records"]) for group in data["latency"]] == [2]
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [
-        "latency.csv", "ratio_batches.png", "ratio_batches.svg", "report.html", "table.md",
-        "table.tex",
-    ]  # fmt: skip
-    page = (tmp_path / "out" / "report.html").read_text("utf-8")
-    assert "Times alone, without records of accuracy." in page
-    assert "tome60" in page
+    assert (data["records"], data["groups"], len(data["latency"][0]["records"])) == (0, [], 2)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"latency.csv", "report.html", "table.md", "table.tex"}
+    assert "tome60" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
-def test_lines_of_both_csv_say_which_run_they_are_from(timed_run: Path, tmp_path: Path, times):
-    other = tmp_path / "other"
-    other.mkdir()
-    write_records(other / "records.jsonl", records_in(timed_run)[:1])
-    out = tmp_path / "out"
+def test_lines_of_both_csv_say_which_run_they_are_from(timed_run: Path, tmp_path: Path, records, times):
+    other, out = tmp_path / "other", tmp_path / "out"
+    write_records(other / "records.jsonl", records[:1])
     assert main(["report", str(timed_run), str(other), str(timed_run), "--output", str(out)]) == 0
-    table = list(csv.DictReader(io.StringIO((out / "table.csv").read_text("utf-8"))))
+    table, timed = (
+        list(csv.DictReader(io.StringIO((out / name).read_text("utf-8")))) for name in ("table.csv", "latency.csv")
+    )
     assert [line["run"] for line in table] == [str(timed_run), str(timed_run), str(other)]
-    timed = list(csv.DictReader(io.StringIO((out / "latency.csv").read_text("utf-8"))))
-    assert [line["run"] for line in timed] == [str(timed_run)] * 2
-    assert [line["model"] for line in timed] == [time.model for time in times]
+    assert [(line["run"], line["model"]) for line in timed] == [(str(timed_run), time.model) for time in times]
     assert timed[1]["ratio_to_dense"] == str(times[1].times.ratio_to_dense)
-    assert timed[0]["machine_device_name"] == "A CPU"
-    assert timed[0]["ratio_to_dense"] == ""
+    assert (timed[0]["machine_device_name"], timed[0]["ratio_to_dense"]) == ("A CPU", "")
 
 
 TEXT = (Path(__file__).parents[3] / "docs" / "reports.md").read_text("utf-8")
 
 
-def block(kind: str) -> str:
-    [found] = re.findall(rf"^```{kind}\n(.*?)^```$", TEXT, re.M | re.S)
-    return found
-
-
-def first_cells(heading: str) -> list[str]:
-    part = TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return re.findall(r"^\| `([\w.]+)`", part, re.M)
-
-
-def test_the_files_are_those_that_are_written(records: list[Record], tmp_path: Path):
-    written = [path.name for path in write_report(records, tmp_path, Progress(), drawn=()).files]
-    assert sorted(first_cells("Files")) == sorted(
-        [*written, "agreement.csv", "brief.md", "equal_time.md", "latency.csv"]
-    )
-
-
-def test_the_python_runs(records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_report(records, tmp_path / "report", Progress(), drawn=())
+def test_the_files_and_the_python_of_the_docs(records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written = [
+        Path(name).name for name in write_report(records, tmp_path / "report", Progress(), drawn=()).data["files"]
+    ]
+    told = re.findall(r"^\| `([\w.]+)`", TEXT.partition("\n## Files\n")[2].partition("\n## ")[0], re.M)
+    assert sorted(told) == sorted([*written, "agreement.csv", "latency.csv"])
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        exec(block("python"), names)
+        exec(re.findall(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)[0], names)
     assert len(names["table"]) == len(records)
     assert names["best"]["top1_fraction"].iloc[0] == max(record.mean("top1") for record in records)
     assert "clip_vit_s14_patchrank60" in out.getvalue()
+
+
+HOSTILE = "<script>alert(\"1\")</script> $\\frac{ & | \n 'x' ![](http://a.b)"
+
+
+def test_the_page_loads_nothing_and_follows_the_readers_colours(drawn: Any):
+    text, parsed = drawn
+    assert {"svg", "style", "table"} <= set(parsed.tags)
+    assert not {"link", "img", "iframe", "image", "object"} & set(parsed.tags)
+    assert all(target and target.startswith("#") for _, target in parsed.links)
+    assert set(re.findall(r'https?://[^"<\s]*', text)) == {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
+    for wish in ("prefers-color-scheme: dark", "prefers-reduced-motion", "@media print", "currentColor"):
+        assert wish in text
+    assert "@import" not in text
+    assert not re.search(r"\d{4}-\d{2}-\d{2}T", text)
+    drawings = re.findall(r'<svg[^>]*role="img" aria-labelledby="([^"]+)"[^>]*><title id="([^"]+)">([^<]+)<', text)
+    assert len(drawings) == text.count("<svg") >= 5
+    assert all(named == own and len(words) > 40 for named, own, words in drawings)
+    assert len(set(parsed.ids)) == len(parsed.ids)
+
+
+def test_hostile_names_stay_text(made: Any, dense: Record):
+    names = dict.fromkeys(("model", "tag", "dataset", "device_name"), HOSTILE)
+    hostile = dataclasses.replace(dense, **names, method_config={HOSTILE: HOSTILE})
+    other = replace(hostile, method=HOSTILE, keep=0.5, gflops=2.0)
+    picture = TracePicture(name="photo", title="Photo", alt='"seen"', jpeg=b"jpeg")
+    text, parsed = made([hostile, other], HOSTILE, pictures=[picture])
+    assert parsed.tags.count("script") == text.count("<script") == 1
+    assert parsed.tables[2][0] == HOSTILE
+    assert 'alt="&#34;seen&#34;" src="data:image/jpeg;base64,anBlZw=="' in text
+    table = markdown_table([hostile, other])
+    assert "<script" not in table
+    assert "](http" not in table
+    assert len({line.count("|") for line in table.splitlines()[3:]}) == 1
+
+
+def test_a_table_has_every_figure_and_sorts_by_it_unrounded(drawn: Any, records: list[Record], patchrank: Record):
+    text, parsed = drawn
+    assert text.count("<table data-sortable") == 2
+    fashion = parsed.tables[:5]
+    assert [" ".join(cells[:2]) for cells in fashion[1:]] == [
+        "dense 100 %", "random 60 %", "patchrank 60 %", "random 30 %",
+    ]  # fmt: skip
+    assert dict(zip(fashion[0], fashion[3], strict=True)) == {
+        "Method": "patchrank",
+        "Keep": "60 %",
+        "Top-1, %": "68.0 [60.0, 75.0]",
+        "To dense": "-2.0 [-5.1, +1.2]",
+        "GFLOPs": "2.45",
+        "Batch 1, ms [IQR]": "28.4 [27.7, 29.8]",
+        "Batch 1, × dense": "0.71 [0.70, 0.73]",
+        "Batch 1, images/s": "35.2",
+        "Batch 32, ms [IQR]": "896.9 [873.6, 940.8]",
+        "Batch 32, × dense": "0.70 [0.69, 0.72]",
+        "Batch 32, images/s": "35.7",
+        "Kendall τ": "+0.31 [+0.29, +0.33]",
+        "Weighted τ": "+0.41 [+0.39, +0.43]",
+        "Match at k (chance), %": "72.3 at 118 (60.2)",
+        "Final tokens": "118",
+    }
+    at = next(n for n, cells in enumerate(parsed.rows) if cells[0] == "patchrank")
+    values = dict(zip(fashion[0], parsed.values[at], strict=True))
+    assert (values["Keep"], values["Top-1, %"]) == ("0.6", str(patchrank.mean("top1")))
+    assert values["Batch 1, ms [IQR]"] == str(patchrank.latency[0].median_ms)
+    # Markdown has the same cells; on a page the columns that a summary has come first.
+    lines = [line for line in markdown_table(records).splitlines() if line.startswith("|") and "---" not in line]
+    assert [sorted(line.strip("| ").split(" | ")) for line in lines] == [sorted(row) for row in parsed.tables]
+    assert fashion[0][2:8] == ["Top-1, %", "To dense", "GFLOPs", "Batch 1, × dense", "Batch 32, × dense", "Kendall τ"]
+
+
+def test_not_measured_is_a_dash_and_never_zero(made: Any, row: Any):
+    text, parsed = made([row("random", 0.6, 50)])
+    assert parsed.tables[1] == ["random", "60 %", "50.0 [42.0, 57.0]"]  # what no row has, has no column
+    assert "<svg" not in text
+    _, parsed = made([row("random", 0.6, 50), row("random", 0.3, 40, 1.7)])
+    assert [cells[parsed.tables[0].index("GFLOPs")] for cells in parsed.tables[1:3]] == ["–", "1.70"]
+    at = parsed.tables[0].index("GFLOPs")
+    assert [values[at] for values in parsed.values[1:3]] == [None, "1.7"]
+
+
+def test_of_many_tables_the_first_are_drawn_and_the_page_says_so(records: list[Record], tmp_path: Any):
+    many = [dataclasses.replace(record, dataset=f"set{at}") for at in range(7) for record in records[:1]]
+    for every_plot in (False, True):
+        write_report(many, tmp_path, Progress(), drawn=(), every_plot=every_plot)
+        text = (tmp_path / "report.html").read_text("utf-8")
+        assert ("show the first 6 of 7 tables; --all-plots draws all." in text) != every_plot
+        assert text.count("<table data-sortable") == 7
+
+
+def test_the_page_marks_what_is_clear_and_says_so(made: Any, dense: Record, patchrank: Record, row: Any):
+    lost = row("random", 0.3, 40, diff_to_dense=-0.3, diff_low=-0.39, diff_high=-0.21)
+    text, parsed = made([dense, patchrank, lost])
+    assert [line[3] for line in parsed.tables] == ["To dense", "–", "-2.0 [-5.1, +1.2]", "-30.0* [-39.0, -21.0]"]
+    assert "in the difference to dense: * clear of zero, all rows judged together" in text
+    assert "*" not in markdown_table([dense, patchrank, lost])

@@ -10,9 +10,9 @@ from harness.records.averages import Average, averages
 from harness.records.metrics import METRICS, pack
 from harness.records.record import Record
 from harness.records.statistics import Interval, holm, mcnemar_exact
+from harness.report.charts import plots_of
 from harness.report.groups import group_records
 from harness.report.highlights import Highlights, Standing, headline, highlights, standings
-from harness.report.plots import plots_of
 
 
 def gflops(row: Average) -> Interval | None:
@@ -40,7 +40,7 @@ def drawn(row: Any, seed: int, count: int = 9, **more: Any) -> list[Record]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_it_is_its_definition_read_slowly(row: Any, seed: int):
     rows = averages(drawn(row, seed))
     pairs = [
@@ -85,7 +85,7 @@ def test_a_method_is_ahead_where_all_rows_of_others_are_beaten(row: Any):
     ]
 
     def said(records: list[Record]) -> list[str]:
-        return headline([highlights(group) for group in group_records(records).groups])
+        return headline([highlights(group) for group in group_records(records)])
 
     [ahead] = said(records)
     assert ahead == "tome is clearly ahead on fashion, in nearness to dense by GFLOPs."
@@ -125,16 +125,16 @@ def test_nearness_has_a_front_of_its_own_that_labels_are_not_asked_for(row: Any)
         **{"clip_vit_s14_evit60": "open", "clip_vit_s14_random60": "beaten"},
     }
     assert [one.by.method for one in judged if one.by] == ["tome"]
-    [group] = group_records(records).groups
+    [group] = group_records(records)
     short = highlights(group)
     assert short.least is None
-    assert short.saving == "The images have no labels, so no loss of accuracy can be told."
+    assert short.saving == "No loss of accuracy can be told: it takes labels, GFLOPs and a dense row."
     assert [front.name for front in short.fronts] == ["cosine_distance_gflops"]
     assert short.winners == [
-        "Nearness to dense by GFLOPs: On the front: patchrank 60 %, tome 60 %. "
+        "Nearness to dense by GFLOPs: On the front: patchrank 60 % and tome 60 %. "
         "Clearly beaten: random 60 % (by tome 60 %)."
     ]
-    [plot] = [plot for plot in plots_of(group_records(records), [short]) if plot.name.startswith(("fid", "acc"))]
+    [plot] = [plot for plot in plots_of([short]) if plot.name.startswith(("fid", "acc"))]
     [panel] = plot.charts
     assert (plot.name, plot.title, panel.log) == ("fidelity_gflops", "1 - cosine against GFLOPs", True)
     [point] = panel.series["tome"]
@@ -181,7 +181,7 @@ def test_where_times_overlap_nobody_is_beaten(row: Any):
 
 
 def short(records: list[Record]) -> Highlights:
-    [group] = group_records(records).groups
+    [group] = group_records(records)
     return highlights(group)
 
 
@@ -193,8 +193,6 @@ def rows(dense: Record, patchrank: Record, row: Any) -> list[Record]:
 
 def test_the_cheapest_row_without_a_clear_loss_is_named_with_what_it_saves(rows: list[Record]):
     group = short(rows)
-    twice = [replace(record, seed=seed) for record in rows[:2] for seed in (0, 1)]
-    assert "100 images, mean of 2 seeds; " in short(twice).conditions
     assert group.least is not None
     assert group.least.method == "patchrank"  # random is cheaper and clearly worse
     assert group.saving.startswith(
@@ -203,24 +201,22 @@ def test_the_cheapest_row_without_a_clear_loss_is_named_with_what_it_saves(rows:
         "of dense's time at batch 32 [0.69, 0.72]."
     )
     assert "No clear loss isn't no loss: in the difference to dense: * clear of zero" in group.saving
-    assert group.conditions == "100 images; a processor, cpu, float32, 2 threads"
     assert "Clearly beaten: random 30 %" not in " ".join(group.winners)
 
 
 def test_fronts_are_named_by_each_cost(rows: list[Record], row: Any):
     beaten = row("evit", 0.6, 30, 2.6)
     gflops, batch1, _ = short([*rows, beaten]).winners
-    assert gflops.startswith("Accuracy by GFLOPs: On the front: patchrank 60 %, dense.")
+    assert gflops.startswith("Accuracy by GFLOPs: On the front: patchrank 60 % and dense.")
     assert gflops.endswith("Clearly beaten: evit 60 % (by patchrank 60 %).")
-    assert batch1.startswith("Accuracy by time at batch 1: On the front: patchrank 60 %, dense.")
+    assert batch1.startswith("Accuracy by time at batch 1: On the front: patchrank 60 % and dense.")
     assert batch1.endswith("None is clearly beaten.")
 
 
 @pytest.mark.parametrize(
     ("methods", "changes", "saving"),
     [
-        (["random"], {}, "There is no dense row"),
-        (["dense"], {}, "No row has both a difference to dense and counted GFLOPs"),
+        (["random"], {}, "No loss of accuracy can be told"),
         (["dense", "evit"], {}, "Every row with fewer GFLOPs is less accurate than dense"),
         (["dense", "random"], {"diff_low": -0.01, "diff_high": 0.01, "diff_to_dense": 0.0}, "No row with a difference"),
         (["dense", "patchrank"], {"gflops": 3.5}, "No row with a difference to dense has fewer"),

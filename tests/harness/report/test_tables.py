@@ -13,19 +13,17 @@ from by_hand import per_image, replace
 from rich.console import Console
 from scipy import stats
 
-from harness.apps.check.cases import CheckRow
-from harness.apps.check.verdict import CheckedRow, Tolerances, find_movements
+from harness.apps.movements import Tolerances, find_movements
 from harness.base.table import Form, Table
-from harness.measure.compare import Floor, floor_table
 from harness.records.averages import Average, averages, judge_rows, labels, match_costs
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
-from harness.records.statistics import Interval, holm, paired_difference, sign_flip, sign_flip_exact
+from harness.records.statistics import holm, paired_difference, sign_flip, sign_flip_exact
 from harness.report.changes import changes_data, pair_runs, tables
+from harness.report.charts import plots_of
+from harness.report.folder import Parts, page
 from harness.report.groups import group_records, sections
 from harness.report.highlights import highlights
-from harness.report.page import Report, page
-from harness.report.plots import plots_of
 from harness.report.tables import comparison_table, matched_table, shot_table
 from harness.report.writers import latex, markdown, records_csv
 
@@ -44,7 +42,6 @@ FULL = replace(
     **{"tau": 0.4321, "tau_low": 0.4, "tau_high": 0.45, "final_tokens": 59, "golden_images": 8},
     **{"match_at_k": 0.613, "match_k": 59, "match_chance": 59 / 196},
     **{"weighted_tau": 0.5678, "weighted_tau_low": 0.5, "weighted_tau_high": 0.6},
-    **{"border_overlap": 0.644, "border_low": 0.6, "border_high": 0.7, "border_chance": 0.503},
     latency=tuple(
         Times(batch=b, median_ms=10.0 * b, q1_ms=9.0 * b, q3_ms=12.0 * b, images_per_s=100.0 + b,
                 **RATIO)
@@ -77,15 +74,9 @@ def test_a_row_has_everything_and_what_was_not_measured_is_a_dash_not_a_zero():
     assert cells(lines, "evit") == [
         *("evit", "30", "0.0124 [0.0100, 0.0200]", "75.0 [40.9, 92.9]", "-12.5 [-25.0, 0.0]", "1.23"),
         *("10 [9, 12] 0.55x", "320 [288, 384] 0.55x", "132"),
-        *("0.43", "0.57", "0.61 (0.30)", "0.64 (0.50)", "59"),
+        *("0.43", "0.57", "0.61 (0.30)", "59"),
     ]
-    assert cells(lines, "dense") == ["dense", "100", "–", "75.0 [40.9, 92.9]", *["–"] * 10]
-
-
-def test_the_narrow_form_says_that_there_is_more():
-    table = comparison_table([DENSE, FULL])
-    assert "all columns: a wider terminal, or --json" in prose(table, "narrow")
-    assert "all columns" not in prose(table)
+    assert cells(lines, "dense") == ["dense", "100", "–", "75.0 [40.9, 92.9]", *["–"] * 9]
 
 
 def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
@@ -183,23 +174,6 @@ def test_fidelity_is_marked_where_it_is_clear_of_the_references_at_the_same_keep
     text = prose(table)
     assert "clear of patchrank's at the same keep rate, better or worse, each column by itself" in text
     assert "sign-flip test over images, Holm" in text
-
-
-def floor_row(keep: float, p_value: float) -> Floor:
-    facts = {"dataset": "fashion", "split": "test", "method": "evit", "image_count": 9}
-    settings = {"top1": 0.5, "random_top1": 0.4, "difference": Interval(0.1, 0.0, 0.2)}
-    return Floor(keep=keep, p_value=p_value, **facts, **settings)
-
-
-def test_rows_against_random_pruning_are_judged_together():
-    rows = [floor_row(0.7, 0.04), floor_row(0.5, 0.03), floor_row(0.3, 0.001)]
-    lines = shown(floor_table(rows, 3))
-    clear = [line for line in lines if "evit" in line and "*[" in line]
-    assert [line.split()[3] for line in clear] == ["30"]
-    text = prose(floor_table(rows, 3))
-    assert "all rows judged together (exact sign-flip test over images, Holm, 5 %)" in text
-    # The only one that was asked.
-    assert sum("*[" in line for line in shown(floor_table(rows[:1], 3))) == 1
 
 
 def test_rows_at_equal_cost_are_judged_together_over_all_targets():
@@ -312,10 +286,10 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
     assert "| Sharpness, % |" in markdown([section])
     assert r"Sharpness, \%" in latex([section])
     groups = group_records(rows)
-    short = [highlights(group) for group in groups.groups]
-    plots = plots_of(groups, short)
+    short = [highlights(group) for group in groups]
+    plots = plots_of(short)
     assert "sharpness_gflops" in {plot.name for plot in plots}
-    text = page(Report(records=groups, short=short, plots=plots), "Results")
+    text = page(Parts(groups=groups, short=short, times={}, plots=plots), "Results")
     assert 'data-sort="0.2578125">25.8' in text
     assert "Sharpness, % against GFLOPs" in text
     [first, _] = csv.DictReader(io.StringIO(records_csv(rows)))
@@ -327,7 +301,6 @@ def test_a_metric_of_one_function_is_compared_and_checked(sharpness: Callable[..
     found = pair_runs([then], [now])
     assert tables(found)[0].cells("Sharpness, %")[0].startswith("-6.2 [")
     assert changes_data(found)["pairs"][0]["sharpness_difference"]["estimate"] == pytest.approx(-0.0625)
-    row = CheckRow(method="evit", keep=0.3, options={}, record=then)
-    [one] = find_movements(CheckedRow(tower="t", dataset="d", row=row, now=now), Tolerances())
+    [one] = find_movements(then, now, Tolerances())
     assert (one.quantity, one.by, one.allowed) == ("sharpness", pytest.approx(-0.0625), "±0.0005")
-    assert find_movements(CheckedRow(tower="t", dataset="d", row=row, now=then), Tolerances()) == []
+    assert list(find_movements(then, then, Tolerances())) == []

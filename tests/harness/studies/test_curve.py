@@ -11,8 +11,7 @@ from harness.datasets.base import Dataset
 from harness.datasets.few_shot import subset
 from harness.golden.budget import Curve, Point
 from harness.models.towers import Tower
-from harness.records.agreement import kendall_tau
-from harness.records.statistics import Interval
+from harness.records.statistics import Interval, kendall_tau
 from harness.studies.curve import curve_table, measure_curve
 from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig, golden_importance

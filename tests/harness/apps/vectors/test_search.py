@@ -1,8 +1,9 @@
 """Search: the plain matrix product, refusals, and the command as a newcomer uses it."""
 
-import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from harness.apps.vectors.embed import VectorsProvenance, read_vectors
+from harness.apps.vectors.embed import read_vectors
 from harness.apps.vectors.search import nearest, open_pictures, query_vector
 from harness.cli.entry import main
 from harness.datasets import get_dataset
@@ -21,7 +22,7 @@ WORDS = ("t-shirt", "trousers", "ankle boot", "bag")
 
 @pytest.fixture(scope="module")
 def clothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures each of four kinds of clothing, in a folder of the kind, and their embeddings."""
+    """Embed four pictures each of four kinds of clothing, in a folder of the kind."""
     folder = tmp_path_factory.mktemp("clothing")
     dataset = get_dataset("fashion")
     split = dataset.split("val")
@@ -46,7 +47,7 @@ def test_the_nearest_are_those_of_the_matrix_product(whole: Path):
     vector = np.random.default_rng(0).normal(size=48).astype(np.float32)
     scores = embeddings @ vector
     order = np.argsort(-scores, kind="stable")
-    for top in (1, 3, 12, 100):
+    for top in (1, 12, 100):
         found = nearest(whole, vector, top)
         assert found.searched == 40
         assert [hit.rank for hit in found.hits] == list(range(1, min(top, 40) + 1))
@@ -68,34 +69,26 @@ def test_pictures_and_texts_are_in_the_joint_space_of_the_shipped_tower(clothing
         assert np.allclose(vector, wanted, atol=1e-6)
         hits = nearest(clothing / "vectors", vector, 4).hits
         right += sum(hit.name.startswith(f"{word}/") for hit in hits)
-        scores = embeddings @ vector
-        own = np.array([name.startswith(f"{word}/") for name in names])
+        scores, own = embeddings @ vector, np.array([name.startswith(f"{word}/") for name in names])
         assert scores[own].mean() > scores[~own].mean()
     assert right >= 12  # of 16; by chance 4
 
 
 def test_the_command_shows_paths_and_a_sheet(clothing: Path, tmp_path: Path, capsys):
-    sheet = tmp_path / "new" / "hits.png"
-    command = ["search", "ankle boot", "--in", str(clothing / "vectors"), "--top", "7"]
+    sheet, where = tmp_path / "new" / "hits.png", clothing / "vectors"
+    command = ["search", "ankle boot", "--in", str(where), "--top", "7"]
     assert main([*command, "--sheet", str(sheet)]) == 0
     out = capsys.readouterr().out
-    assert "nearest to ankle boot" in out
-    text = f"searched 16 images, embedded by clip_vit_s14; paths are below {clothing / 'pictures'}\n"
-    assert text in out
+    assert f"searched 16 images, embedded by clip_vit_s14; paths are below {clothing / 'pictures'}\n" in out
     assert f"wrote {sheet}" in out
     image = Image.open(sheet)
     assert image.size == (5 * 252 + 12, 2 * 292 + 44)
-    first = np.asarray(image)[44 : 44 + 240, 12 : 12 + 240]
-    assert first.std() > 10
+    assert np.asarray(image)[44 : 44 + 240, 12 : 12 + 240].std() > 10
     assert main([*command, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    found = nearest(
-        clothing / "vectors", query_vector("ankle boot", next(read_vectors(clothing / "vectors")).provenance), 7
-    )
-    assert facts["hits"] == [
-        {"rank": hit.rank, "score": hit.score, "id": hit.id, "path": hit.name} for hit in found.hits
-    ]
-    assert (facts["searched"], facts["sheet"], facts["source"]) == (16, None, [str(clothing / "pictures")])
+    found = nearest(where, query_vector("ankle boot", next(read_vectors(where)).provenance), 7)
+    hits = [{"rank": hit.rank, "score": hit.score, "id": hit.id, "path": hit.name} for hit in found.hits]
+    assert (facts["hits"], facts["searched"], facts["sheet"]) == (hits, 16, None)
 
 
 def test_a_picture_finds_texts(clothing: Path, tmp_path: Path, capsys):
@@ -104,8 +97,7 @@ def test_a_picture_finds_texts(clothing: Path, tmp_path: Path, capsys):
     assert main(["embed", "--texts", str(tmp_path / "texts.txt"), "--output", where]) == 0
     capsys.readouterr()
     assert main(["search", str(clothing / "pictures" / "bag" / "0.png"), "--in", where, "--top", "4", "--json"]) == 0
-    hits = json.loads(capsys.readouterr().out)["hits"]
-    assert {hit["text"] for hit in hits} == set(WORDS)
+    assert {hit["text"] for hit in json.loads(capsys.readouterr().out)["hits"]} == set(WORDS)
     assert main(["search", "bag", "--in", where, "--sheet", str(tmp_path / "sheet.png")]) == 2
     assert "these embeddings are of texts" in capsys.readouterr().err
 
@@ -113,6 +105,7 @@ def test_a_picture_finds_texts(clothing: Path, tmp_path: Path, capsys):
 @pytest.mark.parametrize(("words", "quoted"), [
     ("zebrafishes", "query: the embedded text tower never saw"),
     ("gone.jpg", "query 'gone.jpg' looks like a picture, and there is no such file"),
+    ("bag --top 0", "--top 0"),
     ("bag --in gone", "'gone' holds no embeddings: no part-00000.parquet; make them with: patchrank embed"),
 ])  # fmt: skip
 def test_mistakes(words: str, quoted: str, clothing: Path, capsys):
@@ -121,18 +114,12 @@ def test_mistakes(words: str, quoted: str, clothing: Path, capsys):
     assert quoted in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("facts", "quoted"), [
-    ({"weights": "other"}, "has other weights now"),
-    ({"kind": "texts", "text_weights": "other"}, "has other text_weights now"),
-])  # fmt: skip
-def test_another_model_than_that_of_the_embeddings(facts: dict[str, str], quoted: str, clothing: Path):
-    provenance = dataclasses.replace(next(read_vectors(clothing / "vectors")).provenance, **facts)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=quoted):
-        query_vector("bag", provenance)
-
-
-def test_pictures_that_changed_are_not_shown(clothing: Path):
-    provenance: VectorsProvenance = next(read_vectors(clothing / "vectors")).provenance
+def test_what_changed_since_the_embeddings_is_refused(clothing: Path):
+    provenance: Any = next(read_vectors(clothing / "vectors")).provenance
+    with pytest.raises(ValueError, match="has other weights now"):
+        query_vector("bag", replace(provenance, weights="other"))
+    with pytest.raises(ValueError, match="has other text_weights now"):
+        query_vector("bag", replace(provenance, kind="texts", text_weights="other"))
     assert len(open_pictures(provenance)) == 16
     with pytest.raises(ValueError, match="have changed since they were embedded"):
-        open_pictures(dataclasses.replace(provenance, revision="other"))
+        open_pictures(replace(provenance, revision="other"))

@@ -1,1 +1,0 @@
-"""Measure a reduced benchmark again and say what is no longer as expected."""

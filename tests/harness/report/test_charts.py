@@ -1,0 +1,90 @@
+"""What plots show is what records say; how it is drawn is the same every time."""
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from by_hand import part
+
+from harness.records.record import Record, read_run
+from harness.report.charts import FRONT, INK, LINES, STYLES, Plot, draw, encode, plots_of, render, styles_of
+from harness.report.groups import group_records
+from harness.report.highlights import Highlights, highlights
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+
+
+@pytest.fixture(scope="session")
+def committed() -> list[Record]:
+    return read_run(RESULTS)
+
+
+@pytest.fixture(scope="session")
+def short(committed: list[Record]) -> list[Highlights]:
+    return [highlights(group) for group in group_records(committed)]
+
+
+@pytest.fixture(scope="session")
+def plots(short: list[Highlights]) -> dict[str, Plot]:
+    return {plot.name: plot for plot in plots_of(short)}
+
+
+@pytest.mark.parametrize(("at", "dataset"), [(0, "fashion"), (1, "emoji")])
+def test_accuracy_against_cost_has_every_row_with_its_intervals(at: int, dataset: str, plots, committed: list[Record]):
+    own = [r for r in committed if r.dataset == dataset and r.mean("gflops") is not None]
+    shown = plots["accuracy_gflops"].charts[at].series
+    assert sum(map(len, shown.values())) == len(own) == 13
+    for name, series in shown.items():
+        rows = sorted((r for r in own if r.method == name), key=lambda r: r.keep)
+        for point, row in zip(series, rows, strict=True):
+            assert tuple(point.x) == (row.mean("gflops"),) * 3
+            paired = [row.mean("diff_to_dense"), part(row, "diff_low"), part(row, "diff_high")]
+            assert point.y == pytest.approx((0.0,) * 3 if name == "dense" else [100 * number for number in paired])
+            assert point.label == ("" if name == "dense" else f"{100 * row.keep:.0f}")
+
+
+def test_the_front_is_a_staircase_of_its_rows_and_the_words_name_them(plots, short: list[Highlights]):
+    panel = plots["accuracy_gflops"].charts[0]
+    [stood] = [front.standings for front in short[0].fronts if front.name == "gflops"]
+    front = [s.row for s in stood if s.verdict == "front"]
+    on = sorted((r.first.mean("gflops"), 100 * r.to_dense.estimate if r.to_dense else 0.0) for r in front)
+    assert list(panel.front) == on
+    assert sorted(y for _, y in on) == [y for _, y in on]
+    words = panel.notes[0].partition(". ")[0]
+    assert words.count("%") + words.count("dense") == len(on)
+    assert "random 30 % (by rankmerge 30 %)" in panel.notes[0]
+    assert {name for name, series in panel.series.items() if any(p.hollow for p in series)} == {"random"}
+
+
+def test_tau_against_keep_leaves_golden_out(plots, committed: list[Record]):
+    shown = plots["tau_keep"].charts[0].series
+    assert sorted(shown) == ["clsattn", "evit", "patchrank", "random", "rankmerge", "tome"]
+    row = next(r for r in committed if (r.dataset, r.model) == ("fashion", "clip_vit_s14_evit30"))
+    assert tuple(shown["evit"][0].y) == row.interval("tau")
+    assert shown["evit"][0].x.estimate == 30
+
+
+def test_drawings_have_their_words_plain_numbers_and_random_at_the_edge(plots):
+    fidelity, accuracy = (plots[f"{name}_gflops"].charts for name in ("fidelity", "accuracy"))
+    words = "".join(ET.fromstring(render(fidelity)).itertext())
+    assert {"0.01", "0.02", "0.05"} <= set(words.split())
+    assert "mathdefault" not in words
+    for chart in fidelity:
+        assert all(name in words for name in (*chart.series, FRONT))
+        assert len(chart.alt) > 40
+    svg = encode(draw(accuracy[:1], small=True), "svg")
+    texts = [element.text or "" for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
+    assert {"30 -34", "60"} <= set(texts)
+    assert min(float(text.replace("\u2212", "-")) for text in texts if re.fullmatch("\u2212\\d+", text)) >= -15
+    assert render(accuracy[:1], form="png").startswith(b"\x89PNG")
+
+
+def test_styles_differ_in_more_than_colour():
+    names = [f"method{at:02d}" for at in range(len(STYLES) * len(LINES))]
+    styles = styles_of([*names, "dense"])
+    assert len({style.colour for style in styles.values()}) == len(STYLES) + 1
+    without_colour = [(style.marker, style.line) for style in styles.values()]
+    assert len(set(without_colour)) == len(without_colour)
+    assert styles["dense"].colour == INK
+    assert styles_of(["b", "a"]) == styles_of(["a", "b", "a"])
