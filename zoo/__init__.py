@@ -18,8 +18,7 @@ from zoo.loading.registry import load_methods
 from zoo.loading.sizes import MODELS
 from zoo.loading.weights import read_weights
 from zoo.ranking.golden import GoldenConfig, GoldenEngine, golden_importance
-from zoo.towers.beit import ReducedBeit
-from zoo.towers.eva import ReducedEva, ReducedNaFlexVit
+from zoo.towers.eva import ReducedBeit, ReducedEva, ReducedNaFlexVit
 from zoo.towers.open_clip import ReducedOpenClip
 from zoo.towers.vit import ReducedViT
 

@@ -43,6 +43,9 @@ def _choose_flags(parser: CommandParser) -> None:
     among = parser.add_argument_group("what is chosen from")
     flags.methods(among, None, "default: all but other papers' that the tower can run; see `list`")
     flags.add(among, "--dtypes", [], "default: float32, and bfloat16 where it is fast", metavar="DTYPE")
+    several: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "FILE", "default": []}
+    among.add_argument("--recovery", dest="recoveries", help="as `fit recovery` writes", **several)
+    among.add_argument("--schedule", dest="schedules", help="as `fit schedule` writes, at all keep rates", **several)
     how = parser.add_argument_group("how it is measured")
     flags.fields(how, ChooseConfig, search="pictures to search by", held_out="other pictures, that decide")
     flags.fields(how, ChooseConfig, batch="images per call, where time is measured")

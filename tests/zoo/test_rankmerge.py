@@ -176,18 +176,6 @@ def test_refusals(options: dict, match: str, tower: VisionTransformer):
         zoo.reduce(tower, method="rankmerge", keep=0.5, **options)
 
 
-def test_merging_twins_changes_nothing(tower: VisionTransformer):
-    """Every patch comes twice and places don't matter: half the tokens say the same."""
-    tower.pos_embed.zero_()
-    tiles = torch.randn(2, 3, 8, 8, 8, 4).repeat_interleave(2, dim=5)  # B, C, row, y, x, column
-    images = tiles.permute(0, 1, 2, 3, 5, 4).reshape(2, 3, 64, 64)
-    for points in (0, 2):
-        model = zoo.reduce(tower, method="rankmerge", keep=0.5, reduce_at=points)
-        trace = model.trace(images)
-        assert trace.final_tokens == 32
-        assert torch.allclose(trace.output, tower(images), atol=1e-5)
-
-
 def test_where_a_predictor_scores():
     config = RankMergeConfig(keep=0.5, reduce_at=(1, 4), rank="predictor", rank_at=0)
     assert config.predictor_blocks(6) == (0,)

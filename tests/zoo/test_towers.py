@@ -143,7 +143,7 @@ def test_what_reduced_towers_refuse():
         model.forward_intermediates(images)
     maps = zoo.reduce(tower, method=None).forward_intermediates(images)
     assert maps["image_intermediates"][0].shape == (2, 32, 4, 4)
-    with pytest.raises(ValueError, match="what='tokens': ReducedOpenClip takes no learned tokens"):
+    with pytest.raises(ValueError, match="what='tokens': expected one of norm, lora"):
         zoo.recover(model, [images], [images], RecoveryConfig(what="tokens"))
 
 
@@ -197,8 +197,8 @@ def test_merging_equal_tokens_changes_nothing(kind: str, overrides: dict[str, An
     tower.pos_embed.zero_()
     half = images_of(tower, 2)[..., :16].unflatten(3, (2, 8))
     images = half.repeat_interleave(2, dim=3).flatten(3)
-    for method, options in (("tome", {}), ("rankmerge", {"distance": 0.0})):
-        model = zoo.reduce(tower, method=method, keep=0.5, reduce_at=1, **options)
+    for method, point in (("tome", 1), ("rankmerge", 0), ("rankmerge", 1)):
+        model = zoo.reduce(tower, method=method, keep=0.5, reduce_at=point)
         assert model.trace(images).final_tokens == 8
         assert torch.allclose(model(images), tower(images), atol=1e-5)
 
@@ -378,5 +378,5 @@ def test_predictors_tell_the_weights_of_their_tower(tmp_path: Path):
     model, images = zoo.reduce(tower, method="patchrank", keep=0.5, reduce_at=1, predictor=path), images_of(tower, 2)
     torch.testing.assert_close(parts(model(images))[0], parts(source(images))[0])
     tower.transformer.resblocks[2].ln_1.bias[0] += 1
-    with pytest.raises(ValueError, match=rf"was fitted to coca\S* with weights {weights}, these are"):
+    with pytest.raises(ValueError, match=f"was fitted to coca with weights='{weights}', this model has"):
         zoo.reduce(tower, method="patchrank", keep=0.5, reduce_at=1, predictor=path)

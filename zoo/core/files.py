@@ -14,18 +14,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from zoo.core.messages import wanting
-
 PARTIAL = ".partial"
 _DIGITS, _SHOWN = 20, 40  # of a whole number at most; characters of a text in a message
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # C0, C1, and halves of surrogate pairs
+E = TypeVar("E", bound=BaseException)
 T = TypeVar("T")
 _NO_ROOM = {
     errno.ENOSPC: "the disk is full",
@@ -33,6 +32,19 @@ _NO_ROOM = {
     errno.EFBIG: "files this large are not allowed",
     errno.EROFS: "the disk is read-only",
 }
+
+
+class Wanted(NamedTuple):
+    """What would mend an error: something of a ``kind``, such as a predictor, with facts as its file's metadata has."""
+
+    kind: str
+    facts: Mapping[str, Any]
+
+
+def wanting(error: E, kind: str, /, **facts: Any) -> E:
+    """Return an error that says what would mend it, as its attribute ``wanted``, for whoever knows how that is made."""
+    error.__dict__["wanted"] = Wanted(kind, facts)
+    return error
 
 
 class NoRoomError(OSError):

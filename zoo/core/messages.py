@@ -1,11 +1,9 @@
-"""Phrases that messages share, and what would mend an error."""
+"""Phrases that messages share, and the check of settings."""
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple, TypeVar
-
-E = TypeVar("E", bound=BaseException)
+from collections.abc import Collection
+from typing import Any
 
 
 def expected(value: str, allowed: Any, *, shown_by: str = "") -> str:
@@ -20,19 +18,6 @@ def expected(value: str, allowed: Any, *, shown_by: str = "") -> str:
 def tower_name(model: str, tag: str) -> str:
     """Return the name of a tower, with its weight tag if it has one."""
     return f"{model}.{tag}" if tag else model
-
-
-class Wanted(NamedTuple):
-    """What would mend an error: something of a ``kind``, such as a predictor, with facts as its file's metadata has."""
-
-    kind: str
-    facts: Mapping[str, Any]
-
-
-def wanting(error: E, kind: str, /, **facts: Any) -> E:
-    """Return an error that says what would mend it, as its attribute ``wanted``, for whoever knows how that is made."""
-    error.__dict__["wanted"] = Wanted(kind, facts)
-    return error
 
 
 def check_fields(config: Any, **allowed: Collection[str]) -> None:

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.files import fingerprint, write_whole
+from zoo.core.files import fingerprint, wanting, write_whole
 from zoo.core.host import Host
-from zoo.core.messages import expected, wanting
+from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 
 Call = Callable[[Tensor], Tensor]

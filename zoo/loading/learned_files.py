@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from zoo.core.files import from_json, load_learned, read_learned, strict_json, write_learned, write_whole
-from zoo.core.messages import tower_name, wanting
+from zoo.core.files import from_json, load_learned, read_learned, strict_json, wanting, write_learned, write_whole
+from zoo.core.messages import tower_name
 from zoo.core.prompts import PromptShape
 from zoo.core.reducer import ReducerConfig, spread
 

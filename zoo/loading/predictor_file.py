@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.core.files import blocks_fingerprint, cache_folder, load_learned, read_learned
+from zoo.core.files import blocks_fingerprint, cache_folder, load_learned, read_learned, wanting
 from zoo.core.host import Host
-from zoo.core.messages import tower_name, wanting
+from zoo.core.messages import tower_name
 from zoo.core.predictor import REMOVE, require_any_subset
 from zoo.core.reducer import configure
 from zoo.loading.learned_files import difference

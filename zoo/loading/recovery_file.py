@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.core.files import blocks_fingerprint, load_learned, read_learned, weights_digest, write_learned
+from zoo.core.files import blocks_fingerprint, load_learned, read_learned, wanting, weights_digest, write_learned
 from zoo.core.host import FeatureTower, Host
-from zoo.core.messages import check_fields, tower_name, wanting
+from zoo.core.messages import check_fields, tower_name
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.reducer import Reducer
 from zoo.loading.learned_files import difference

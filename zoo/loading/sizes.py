@@ -20,7 +20,8 @@ from timm.layers import LayerNorm
 from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
 
-from zoo.core.messages import expected, wanting
+from zoo.core.files import wanting
+from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, configure
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"

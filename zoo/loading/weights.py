@@ -19,8 +19,7 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg
 from torch import Tensor
 
-from zoo.core.files import cache_folder
-from zoo.core.messages import wanting
+from zoo.core.files import cache_folder, wanting
 from zoo.loading.predictor_file import RESCORERS, PredictorFile, predictor_tensors, require_weights
 from zoo.loading.sizes import EMBEDDED, SIZES
 from zoo.towers.vit import TimmHost

@@ -1,13 +1,13 @@
-"""timm's towers with rotary position embeddings: Eva (EVA-02, DINOv3, Perception Encoder, ...) and NaFlexVit."""
+"""timm's towers whose blocks know places: Eva's and NaFlexVit's by rotation, Beit's by a bias of each pair."""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import AttentionRope
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+from timm.models import beit, naflexvit
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm, checkpoint_filter_fn
-from timm.models.naflexvit import NaFlexVit
-from timm.models.naflexvit import checkpoint_filter_fn as naflex_filter_fn
 from torch import Tensor
 
 from zoo.core.attention import split_heads
@@ -45,15 +45,18 @@ class EvaHostBlock(TimmBlock):
         query, key = attn.q_norm(query), attn.k_norm(key)
         if tokens.positional is not None:
             rope = rotation(tokens, self.index)
-            query, key = (self._rotated(part, rope, tokens.prefix).type_as(value) for part in (query, key))
+            parts = (rotate(part, rope, tokens.prefix, half=attn.rotate_half) for part in (query, key))
+            query, key = (part.type_as(value) for part in parts)
         groups = getattr(attn, "num_kv_groups", 1)
         if groups > 1:
             key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
         return query, key, value
 
-    def _rotated(self, x: Tensor, rope: Tensor, prefix: int) -> Tensor:
-        patches = apply_rot_embed_cat(x[:, :, prefix:], rope, half=self.attn.rotate_half)
-        return torch.cat((x[:, :, :prefix], patches), dim=2)
+
+def rotate(x: Tensor, rope: Tensor, prefix: int, *, half: bool) -> Tensor:
+    """Rotate the patch tokens' queries or keys ``x`` (B, H, T, d) by ``rotation``'s result, as pairs or by halves."""
+    patches = apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)
+    return torch.cat((x[:, :, :prefix], patches), dim=2)
 
 
 def rotation(tokens: Tokens, index: int) -> Tensor:
@@ -103,8 +106,8 @@ class ReducedEva(TimmHost, Eva):  # type: ignore[misc]  # forward_intermediates 
         return 0 if self.attn_pool is None else int(self.num_prefix_tokens)
 
 
-@register_host(NaFlexVit)
-class ReducedNaFlexVit(TimmHost, NaFlexVit):  # type: ignore[misc]  # forward takes images alone
+@register_host(naflexvit.NaFlexVit)
+class ReducedNaFlexVit(TimmHost, naflexvit.NaFlexVit):  # type: ignore[misc]  # forward takes images alone
     """A timm NaFlexVit, SigLIP 2's among others, dense or with a token reduction method; ``zoo.reduce`` makes it.
 
     It takes images. Patches with a mask, of which each image has a number of its own, are refused: a method keeps the
@@ -112,7 +115,7 @@ class ReducedNaFlexVit(TimmHost, NaFlexVit):  # type: ignore[misc]  # forward ta
     """
 
     kinds = (*ReducedViT.kinds, *KINDS)
-    filter_fn = staticmethod(naflex_filter_fn)
+    filter_fn = staticmethod(naflexvit.checkpoint_filter_fn)
     embeds: Any
     rope: Any
 
@@ -161,3 +164,51 @@ class ReducedNaFlexVit(TimmHost, NaFlexVit):  # type: ignore[misc]  # forward ta
         super().require_reducible()
         if self.embeds.pos_embed_grid_size is None:
             raise ValueError("pos_embed='none' without an image size: expected a table of positions")
+
+
+class BeitBlock(TimmBlock):
+    """A block of timm's Beit, whose attention adds a bias for each pair of places.
+
+    A token that others were merged into keeps its own place. Learned tokens and fused ones have none: they get no bias.
+    """
+
+    @property
+    def pairs_places(self) -> bool:
+        return self.attn.relative_position_bias_table is not None
+
+    def bias(self, tokens: Tokens) -> Tensor | None:
+        if not self.pairs_places:
+            return None
+        # (H, N + 2, N + 2), the class token first and no place last
+        places = F.pad(self.attn._get_rel_pos_bias()[0], (0, 1, 0, 1))
+        nowhere = places.shape[1] - 1
+        patches = (tokens.patch_idx + 1).where(tokens.patch_idx >= 0, nowhere)
+        cls = torch.zeros_like(patches[:, :1])
+        idx = torch.cat((cls, (cls + nowhere).expand(-1, tokens.prefix - 1), patches), dim=1)
+        return places[:, idx.unsqueeze(2), idx.unsqueeze(1)].transpose(0, 1)
+
+    def project(self, out: Tensor, normed: Tensor) -> Tensor:
+        return self.attn.proj_drop(self.attn.proj(out))
+
+
+@register_host(beit.Beit)
+class ReducedBeit(TimmHost, beit.Beit):
+    """A timm Beit tower, dense or with a token reduction method; ``zoo.reduce`` makes it."""
+
+    Block = BeitBlock
+    kinds = ((beit.Block, beit.Attention),)
+    filter_fn = staticmethod(beit.checkpoint_filter_fn)
+    attn_pool = None
+    norm_pre = staticmethod(lambda x: x)
+
+    def positioned(self, images: Tensor) -> tuple[Tensor, None]:
+        x = self.patch_embed(images)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        if self.pos_embed is not None:
+            x = x + self.pos_embed
+        return self.pos_drop(x), None
+
+    def require_reducible(self) -> None:
+        super().require_reducible()
+        if self.rel_pos_bias is not None:
+            raise ValueError("use_shared_rel_pos_bias=True: expected a bias for each block, as in all models of timm's")

@@ -28,7 +28,7 @@ from transformers.utils.generic import can_return_tuple
 from zoo.core.attention import PoolingQuery, split_heads, torch_attention, torch_projections
 from zoo.core.host import CLASS_TOKEN, PROBE, Host, HostBlock, register_host
 from zoo.core.tokens import Tokens
-from zoo.towers.eva import rotation
+from zoo.towers.eva import rotate, rotation
 
 IMPLEMENTATIONS = ("sdpa", "eager")  # that take a bias on the logits
 
@@ -90,10 +90,9 @@ class DinoBlock(EncoderBlock):
     def queries_keys_values(self, normed: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, in DINOv3 the first two rotated by each token's place."""
         query, key, value = super().queries_keys_values(normed, tokens)
-        if tokens.positional is None:
-            return query, key, value
-        sine, cosine = rotation(tokens, self.index).chunk(2, dim=-1)
-        query, key = (_rotated(part, sine, cosine, tokens.prefix) for part in (query, key))
+        if tokens.positional is not None:
+            rope = rotation(tokens, self.index)
+            query, key = (rotate(part, rope, tokens.prefix, half=True) for part in (query, key))
         return query, key, value
 
     def project(self, out: Tensor, normed: Tensor) -> Tensor:
@@ -101,13 +100,6 @@ class DinoBlock(EncoderBlock):
 
     def residual(self, number: int, out: Tensor) -> Tensor:
         return self.module.drop_path(getattr(self.module, f"layer_scale{number}")(out))
-
-
-def _rotated(x: Tensor, sine: Tensor, cosine: Tensor, prefix: int) -> Tensor:
-    patches = x[:, :, prefix:]
-    first, second = patches.chunk(2, dim=-1)
-    turned = patches * cosine + torch.cat((-second, first), dim=-1) * sine
-    return torch.cat((x[:, :, :prefix], turned), dim=2)
 
 
 class TransformersHost(Host):
@@ -322,7 +314,7 @@ class DinoHost(TransformersHost):
     """What DINOv2 and DINOv3 share."""
 
     Block = DinoBlock
-    norm_name: str
+    blocks_prefix, norm_name = "encoder.layer.", "layernorm"  # DINOv2's
 
     def embed(
         self, images: Tensor, bool_masked_pos: Tensor | None = None, attention_mask: Tensor | None = None
@@ -342,19 +334,13 @@ class DinoHost(TransformersHost):
         return x, x[:, 0, :]
 
 
-class Dinov2Host(DinoHost):
-    """DINOv2, with or without registers."""
-
-    blocks_prefix, norm_name = "encoder.layer.", "layernorm"
-
-
 @register_host(Dinov2Model)
-class ReducedDinov2(Dinov2Host, Dinov2Model):
+class ReducedDinov2(DinoHost, Dinov2Model):
     """transformers' Dinov2Model, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
 
 @register_host(Dinov2WithRegistersModel)
-class ReducedDinov2Registers(Dinov2Host, Dinov2WithRegistersModel):
+class ReducedDinov2Registers(DinoHost, Dinov2WithRegistersModel):
     """transformers' Dinov2WithRegistersModel, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
 

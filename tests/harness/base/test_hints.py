@@ -6,7 +6,7 @@ import pytest
 
 from harness.base.hints import describe_error
 from harness.cli.entry import build_parser
-from zoo.core.messages import wanting
+from zoo.core.files import wanting
 
 PREDICTOR = {"model": "clip_vit_b16", "tag": "openai", "block": 3, "options": {"arch": "mlp", "width": 9}}
 
