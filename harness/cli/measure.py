@@ -99,10 +99,10 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
 def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
+    from harness.measure.bench import Tracer
     from harness.measure.compare import compare
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
-    from harness.measure.traces import Tracer
     from harness.records.averages import match_costs, training_free
     from harness.records.conditions import GOLDEN
     from harness.records.record import RECORDS, earlier, record_values, write_records
@@ -200,7 +200,7 @@ def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
 
 def _latency_flags(parser: CommandParser) -> None:
     from harness.measure.latency import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
-    from harness.measure.ways import RUNTIMES, WAYS
+    from harness.measure.timing import RUNTIMES, WAYS
 
     what = parser.add_argument_group("what is timed")
     text = "reduced or dense models' names; see `list`"
