@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import zoo
-from harness.measure.ways import peak_mib
+from harness.measure.timing import peak_mib
 from tools.write_towers import TOWERS, options_of
 from zoo.core.prompts import VisualPrompts
 from zoo.deploy.optimized import OptimizedHost
