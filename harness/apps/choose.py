@@ -10,6 +10,7 @@ single one is wrong.
 
 import copy
 import dataclasses
+import json
 import math
 import time
 from bisect import bisect_left
@@ -31,21 +32,23 @@ from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
 from harness.measure.plan import Plan
-from harness.measure.rows import Variant, reduced_row
+from harness.measure.rows import Variant, recovered_row, reduced_row
 from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.conditions import DENSE, DTYPES
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import utc_now
 from harness.records.statistics import median_interval
 from harness.records.times import Machine, Timing, cores, verdict
-from zoo.core.files import fingerprint, read_facts
+from zoo.core.files import digest, fingerprint, read_facts
 from zoo.core.host import shared
 from zoo.core.merger import Merger
 from zoo.core.messages import expected
 from zoo.core.precision import best_precision
 from zoo.core.reducer import METHODS, configure
 from zoo.deploy.optimized import OptimizedHost
+from zoo.loading.learned_files import ScheduleFile
 from zoo.loading.predictor_file import find_predictor
+from zoo.loading.recovery_file import RecoveryFile
 
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
 MERGING = ("rankmerge",)  # merges without being a `Merger`
@@ -72,6 +75,8 @@ class ChooseConfig:
 
     methods: tuple[str, ...] = ()  # registered ones; none for those that are measured by default
     dtypes: tuple[str, ...] = ()  # none for float32 and the fastest of the device
+    schedules: tuple[Path, ...] = ()  # files, each stretched over keep rates
+    recoveries: tuple[Path, ...] = ()  # files, each at its own keep rate
     search: int = 64  # pictures to search by
     held_out: int = 256  # other pictures, that decide
     batch: int = Plan.match_batch  # images per call, where time is measured
@@ -99,15 +104,23 @@ class Candidate(NamedTuple):
     method: str | None
     dtype: str
     keep: float
+    schedule: str = ""  # its file
+    recovery: str = ""  # its file
 
     @property
     def rates(self) -> list["Candidate"]:
-        """The same method and precision at all keep rates that are tried, ascending."""
-        return [self._replace(keep=keep) for keep in ((1.0,) if self.method is None else RATES)]
+        """The same at all keep rates that are tried, ascending."""
+        return [self] if self.method is None or self.recovery else [self._replace(keep=keep) for keep in RATES]
+
+    @property
+    def name(self) -> str:
+        """The method with its file's name."""
+        file = self.schedule or self.recovery
+        return (self.method or DENSE) + (f" with {Path(file).name}" if file else "")
 
     def __str__(self) -> str:
-        """Name it."""
-        return f"{self.method or DENSE} in {self.dtype} at keep {100 * self.keep:.0f} %"
+        """Tell it from all others."""
+        return f"{self.name} in {self.dtype} at keep {100 * self.keep:.0f} % {self.schedule or self.recovery}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +128,7 @@ class Assessment:
     """A setup on pictures held out, or in time."""
 
     setup: Setup
-    name: str  # of its method, or dense
+    name: str  # of its candidate
     keep: float
     passed: bool
     fidelity: dict[str, Any]  # see `Pictures.figures`
@@ -142,6 +155,8 @@ class Lab:
             self.served[dtype], why = make_runtime(vit, dtype)
             if why:
                 say(f"models in {dtype} run as they are: {why}")
+        self.files: dict[str, Any] = {str(path): ScheduleFile.read(path) for path in config.schedules}
+        self.files |= {str(path): RecoveryFile.read(path) for path in config.recoveries}
         self.left_out: dict[str, str] = {}  # methods that can't be had, with the reason
         self.approaches = self._find_approaches()
         self.dataset = get_dataset(dataset)
@@ -150,6 +165,7 @@ class Lab:
         self.weights, optimised = fingerprint(vit), [dtype for dtype in self.served if self._is_optimised(dtype)]
         identity: list[Any] = [version("clip-patchrank"), git_commit(), self.tower.name, self.weights, optimised]
         identity += [self.dataset.name, self.dataset.condition, *ids, config.device, torch.get_num_threads()]
+        identity += [digest(Path(path)) for path in self.files]
         self._path, known = cached_json("choices", *identity)
         # Values on the pictures of each name, by candidate.
         self.known: dict[str, dict[str, Any]] = {"first": {}, "search": {}, "held_out": {}}
@@ -162,27 +178,31 @@ class Lab:
     def _find_approaches(self) -> list[Candidate]:
         """Return what the tower can run, each at its highest keep rate, the fastest precision and merging first.
 
-        What was asked for by name must run.
+        What was asked for by name or file must run.
         """
-        able = list[str | None]()
-        for name in self.config.methods or [name for name in METHODS if METHODS[name].by_default]:
+        names = self.config.methods or [name for name in METHODS if METHODS[name].by_default]
+        merging = sorted(names, key=lambda name: (name not in MERGING and not issubclass(METHODS[name], Merger), name))
+        every = [Candidate(name, "float32", RATES[-1]) for name in merging]
+        for path, file in self.files.items():
+            if isinstance(file, ScheduleFile):
+                every.append(Candidate(file.method, "float32", RATES[-1], schedule=path))
+            else:
+                every.append(Candidate(file.method, "float32", file.options.get("keep", 1.0), recovery=path))
+        able = list[Candidate]()
+        for way in every:
             try:
-                self.row(Candidate(name, "float32", RATES[-1]))
-                able.append(name)
+                self.row(way)
+                able.append(way)
             except (ValueError, FileNotFoundError) as error:
-                if self.config.methods:
+                if self.config.methods or way.schedule or way.recovery:
                     raise
-                self.left_out[name] = describe_error(error)
-                self.say(f"{name} is left out: {self.left_out[name]}")
-        able.sort(key=lambda name: (name not in MERGING and not issubclass(METHODS[name or ""], Merger), name))
+                self.left_out[way.name] = describe_error(error)
+                self.say(f"{way.name} is left out: {self.left_out[way.name]}")
         approaches = []
         for dtype in self.served:
             if dtype != "float32" or self._is_optimised(dtype):
                 approaches.append(Candidate(None, dtype, 1.0))
-            approaches += [Candidate(method, dtype, RATES[-1]) for method in able]
-        if not approaches:
-            reasons = "; ".join(f"{name}: {why}" for name, why in self.left_out.items())
-            raise ValueError(f"nothing to choose from for {self.model}: {reasons}")
+            approaches += [way._replace(dtype=dtype) for way in able]
         return approaches
 
     def _part_pictures(self) -> list[Pictures]:
@@ -194,9 +214,10 @@ class Lab:
             )
             raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
         classifier = text_classifier(clip, self.dataset)[0] if labelled and clip is not None else None
-        files = {path for way in self.approaches for path in self.predictors(way.method)}
+        files = {path for way in self.approaches for path in self.predictors(way.method, self.options(way))}
         rankings = [read_facts(path, "predictor")["provenance"].get("rankings", ()) for path in files]
         learned = {one["dataset"] for several in rankings for one in several}
+        learned |= {one["name"] for file in self.files.values() for one in file.datasets}
         sizes, seed = (self.config.search, self.config.held_out), self.config.seed
         parts = part_pictures(self.dataset, sizes, seed, learned=learned, classifier=classifier)
         count = max(FEWEST, len(parts[0].split) // FIRST)
@@ -211,29 +232,47 @@ class Lab:
         every = (*parts, parts[0].few(count))
         return [Pictures(part, self.dense, self.tower.preprocess, classifier) for part in every]
 
-    def predictors(self, method: str | None) -> list[Path]:
+    def predictors(self, method: str | None, options: Mapping[str, Any]) -> list[Path]:
         """Return the files of a method's predictors, the first block's first; none of a method without."""
         if method is None:
             return []
         arch, tag, depth = self.tower.arch, self.tower.tag, self.dense.vit.depth
-        config = configure(method, {"keep": RATES[-1]}, depth)
+        config = configure(method, dict(options), depth)
         return [find_predictor(arch, tag, at, action=config.action).path for at in config.predictor_blocks(depth)]
 
-    def row(self, one: Candidate) -> Variant:
-        """Make a candidate's row, in float32.
+    def options(self, one: Candidate) -> dict[str, Any]:
+        """Return the method's options of a candidate as JSON values, those that aren't its defaults."""
+        if one.method is None:
+            return {}
+        if not (one.schedule or one.recovery):
+            return {"keep": one.keep}
+        file = self.files[one.schedule or one.recovery]
+        plain = json.loads(
+            json.dumps({own.name: own.default for own in dataclasses.fields(METHODS[one.method].Config)})
+        )
+        own = {name: value for name, value in file.options.items() if name in plain and value != plain[name]}
+        if one.recovery:
+            return own
+        if file.keep == 1:
+            raise ValueError(f"schedule {one.schedule!r} keeps every patch token: search another one")
+        # Shares of the work, which are what the points have in common at every keep rate.
+        rates = [round(one.keep ** (math.log(rate) / math.log(file.keep)), 4) for rate in file.schedule]
+        return own | {"reduce_at": list(file.reduce_at), "schedule": rates, "keep": one.keep}
 
-        Raises:
-            ValueError: the tower or the method can't do it.
-            FileNotFoundError: it has no predictor.
-        """
+    def row(self, one: Candidate) -> Variant:
+        """Make a candidate's row, in float32; raise ValueError or FileNotFoundError where it can't be had."""
         if one.method is None:
             return dataclasses.replace(self.dense, what=str(one))
-        arch, tag = self.tower.arch, self.tower.tag
-        return reduced_row(self.dense.vit, arch, tag, arch, one.method, {"keep": one.keep}, what=str(one))
+        vit, arch, tag = self.dense.vit, self.tower.arch, self.tower.tag
+        if one.recovery:
+            return dataclasses.replace(recovered_row(vit, arch, tag, self.files[one.recovery]), what=str(one))
+        return reduced_row(vit, arch, tag, arch, one.method, self.options(one), what=str(one))
 
     def served_row(self, one: Candidate) -> Variant:
         """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights."""
         row, dense = self.row(one), self.served[one.dtype]
+        if row.apart:
+            return dataclasses.replace(row, vit=make_runtime(row.vit, one.dtype)[0])
         vit = shared(dense, type(dense))
         vit.reducer = row.vit.reducer
         if vit.reducer is not None and not self._is_optimised(one.dtype):
@@ -254,8 +293,7 @@ class Lab:
             else:
                 known[str(one)] = getattr(self, pictures).values(row)
                 keep_json(self._path, self.known)
-        values: Mapping[str, list[float]] = known[str(one)]
-        return values
+        return known[str(one)]
 
     def share(self, one: Candidate, pictures: str = "search") -> float:
         """Return how much of what the bounds allow a candidate uses up, by ``search`` or ``first`` pictures."""
@@ -283,10 +321,9 @@ class Lab:
         """Judge a candidate by the bounds on fidelity, on the pictures held out."""
         self.say(f"{one} on pictures held out")
         figures = self.held_out.figures(self.values(one, "held_out"), self.config.seed)
-        options = {} if one.method is None else {"keep": one.keep}
-        setup = Setup(model=self.model, method=one.method, options=options, dtype=one.dtype)
-        passed = self.bounds.meets(figures)
-        return Assessment(setup=setup, name=one.method or DENSE, keep=one.keep, passed=passed, fidelity=figures)
+        how: dict[str, Any] = {"method": one.method, "options": self.options(one), "recovery": one.recovery or None}
+        setup, passed = Setup(model=self.model, dtype=one.dtype, **how), self.bounds.meets(figures)
+        return Assessment(setup=setup, name=one.name, keep=one.keep, passed=passed, fidelity=figures)
 
     def times(self, one: Candidate) -> dict[str, Any]:
         """Time a candidate in turn with the dense tower in float32, as it is and as the candidate is run."""
@@ -326,7 +363,7 @@ class Lab:
             "seed": self.config.seed,
             "lines": len(self.approaches),
             "left_out": self.left_out,
-            "predictors": [str(path) for path in self.predictors(chosen.setup.method)],
+            "predictors": [str(path) for path in self.predictors(chosen.setup.method, chosen.setup.options)],
             "created": utc_now(),
             "version": version("clip-patchrank"),
             "commit": git_commit(),
@@ -357,7 +394,7 @@ def ladder(approaches: Sequence[Candidate], lab: Any) -> list[Candidate]:
     rough = lab.ratios(met.values(), ROUGH)
     rungs = list[Candidate]()
     for way in sorted(met, key=lambda way: rough[met[way]])[:BEST]:
-        lab.say(f"keep rates of {way.method or DENSE} in {way.dtype}")
+        lab.say(f"keep rates of {way.name} in {way.dtype}")
         at = first_met(way.rates, lab.share)
         rungs += [way.rates[at + up] for up in SAFER if at + up < len(way.rates)]
     if not rungs:
@@ -381,7 +418,7 @@ def in_time(approaches: Sequence[Candidate], lab: Any, goal: float) -> list[Cand
 
     met = list[Candidate]()
     for way in approaches:
-        lab.say(f"keep rates of {way.method or DENSE} in {way.dtype} in that time")
+        lab.say(f"keep rates of {way.name} in {way.dtype} in that time")
         slowest_first = way.rates[::-1]
         at = first_met(slowest_first, used)
         met += slowest_first[at : at + 3]  # and somewhat faster ones, should the first miss it

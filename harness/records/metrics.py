@@ -371,16 +371,6 @@ def _match_at_k(sample: Sample) -> Found:
     return PerImage(sample.ranked(functools.partial(statistics.match_at_k, k=k)), statistics.match_chance(k, cells), k)
 
 
-@metric("border_overlap", heading="Border overlap (chance), %", **SHARE | RANKING)
-def _border_overlap(sample: Sample) -> Found:
-    """Share golden's side of the border; where nothing goes there is none."""
-    if sample.taus is None or sample.border[0] == sample.border[1]:
-        return None
-    k, cells = sample.border
-    values = sample.ranked(functools.partial(statistics.border_overlap, k=k))
-    return PerImage(values, statistics.border_chance(k, cells))
-
-
 @metric("final_tokens", heading="Final tokens", form="", least=0)
 def _final_tokens(sample: Sample) -> Found:
     return sample.final_tokens

@@ -21,7 +21,6 @@ FLIPPED = "sign-flip test over images"  # of real-valued differences, see `sign_
 RESAMPLES = 10_000  # of a bootstrap
 FLIPS = 20_000  # random sign-flips: the least p-value is 1/20,001, so 1,000 tests can be clear together
 POWER = 0.8  # with which a detectable difference is found
-BAND = 0.1  # of all patches: how far on either side of the border `border_overlap` looks
 _CHUNK = 1 << 22  # resampled values held at once
 _NEVER = 1e-60  # a chance that changes no p-value anybody could print
 _DEEP = 1000  # 2**-1000 is still a number
@@ -419,33 +418,6 @@ def match_chance(k: int, n: int) -> float:
     if not 1 <= k <= n:
         raise ValueError(f"k must lie in 1..{n} (the number of patches), got {k}")
     return k / n
-
-
-def border_overlap(truth: ArrayLike, scores: ArrayLike, k: int, band: float = BAND) -> NDArray[np.float64]:
-    """Return the share, (B,), of the patches near the border that fall on the same side of it by both (B, N).
-
-    Near are those whose place in the true order is within ``band`` of all patches, one at least, from the border
-    between the k-th and the next, k in 1..N-1: the ones a model may get wrong at the least loss, and the first it does
-    get wrong.
-    """
-    true, other = map(_places, _require_pair(truth, scores))
-    first, last = _border(k, true.shape[1], band)
-    near = (true >= first) & (true < last)
-    return np.asarray((near & ((true < k) == (other < k))).sum(axis=1) / (last - first))
-
-
-def border_chance(k: int, n: int, band: float = BAND) -> float:
-    """Return the border overlap expected from unrelated scores of n patches."""
-    first, last = _border(k, n, band)
-    return ((k - first) * k + (last - k) * (n - k)) / (n * (last - first))
-
-
-def _border(k: int, n: int, band: float) -> tuple[int, int]:
-    """Return the first place near the border and the one after the last."""
-    if not 1 <= k < n:
-        raise ValueError(f"a border has patches on both sides: k must lie in 1..{n - 1}, got {k}")
-    reach = max(1, round(band * n))
-    return max(0, k - reach), min(n, k + reach)
 
 
 def _places(scores: NDArray[np.generic]) -> NDArray[np.int64]:

@@ -63,7 +63,6 @@ _LAYOUTS = {
     "tau": Layout(heading="tau", form=".2f", least="narrow"),
     "weighted_tau": Layout(heading="w. tau", form=".2f"),
     "match_at_k": Layout(heading="match@k (chance)", form=".2f"),
-    "border_overlap": Layout(heading="border (chance)", form=".2f"),
     "final_tokens": Layout(heading="tokens", least="middle"),
 }
 for _found, _short in (("image", "t2i"), ("text", "i2t")):

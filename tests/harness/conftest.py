@@ -173,8 +173,6 @@ def predictor_file() -> Path:
 
 @pytest.fixture
 def ranked(dense: zoo.ReducedViT, toy: Toy) -> Callable[..., Rankings]:
-    """Make random rankings of a toy split's first images."""
-
     def make(split: SplitName = "test", count: int | None = None, **facts: Any) -> Rankings:
         ids = toy.split(split).image_ids[:count]
         drawn: NDArray[np.float64] = np.random.default_rng(1).random((len(ids), 64))
@@ -194,15 +192,12 @@ def tower(parts: ClipParts) -> Tower:
 
 @pytest.fixture
 def miniature(tower: Tower, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fit with the tower and the dataset of this file, whatever the names."""
     monkeypatch.setattr("harness.golden.fit.load_tower", lambda name: tower)
     monkeypatch.setattr("harness.golden.fit.get_dataset", lambda name: toy)
 
 
 @pytest.fixture
 def write(ranked: Callable[..., Rankings], tmp_path: Path) -> Callable[..., Path]:
-    """Write random rankings of a toy split's first images as a small file."""
-
     def call(split: SplitName, count: int | None = None, **facts: Any) -> Path:
         path = tmp_path / f"{split}-{len(list(tmp_path.iterdir()))}.parquet"
         ranked(split, count, **facts).write(path)
@@ -213,15 +208,12 @@ def write(ranked: Callable[..., Rankings], tmp_path: Path) -> Callable[..., Path
 
 @pytest.fixture
 def benchmark(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load the tiny tower and the toy dataset, whatever the names."""
     monkeypatch.setattr(towers, "create_clip", lambda name: parts)
     monkeypatch.setattr(compare, "get_dataset", lambda name: toy)
 
 
 @pytest.fixture
 def shipped(ranked: Callable[..., Rankings]) -> Callable[..., Rankings]:
-    """Write random rankings of the toy dataset where they are looked for."""
-
     def write(*split: Any, **facts: Any) -> Rankings:
         rankings = ranked(*split, **facts)
         own = own_store("clip_vit_b16.openai", "toy", rankings.provenance.split, GoldenConfig())
@@ -271,7 +263,6 @@ class QuickTuner:
 
 @pytest.fixture
 def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> QuickTuner:
-    """Learn nothing, quickly."""
     tuner = QuickTuner(tmp_path / "prompts")
     monkeypatch.setattr("harness.measure.bench.Tuner", tuner)
     return tuner
@@ -297,7 +288,6 @@ def foreign(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
-    """Return what `outcomes` was called for: rows, and how many images."""
     calls: list[tuple[list[str], int]] = []
 
     def counted(rows: Sequence[Variant], split: Any, *args: Any, **options: Any) -> Any:
@@ -311,7 +301,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
 
 @pytest.fixture(scope="session")
 def facts() -> Facts:
-    """What traces of a dense row rest on."""
     return Facts(
         version="0.1.0", model=ARCH, method="dense", keep=1.0, method_config={}, tag=TAG,
         weights_sha256="ab" * 32, dataset="toy", dataset_revision="0123456789ab", split="test",

@@ -13,7 +13,7 @@ T = TypeVar("T")
 NOTHING = Sample(features=torch.zeros(1, 1))
 _OTHERS = {
     "cosine_distance": "cosine", "dense_agreement": "agreement", "kl_to_dense": "kl", "neighbour_overlap": "overlap",
-    "diff_to_dense": "diff", "match_at_k": "match", "border_overlap": "border",
+    "diff_to_dense": "diff", "match_at_k": "match",
 }  # fmt: skip
 PARTS = {
     f"{short}_{part}": (name, part)

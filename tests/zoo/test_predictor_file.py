@@ -1,4 +1,4 @@
-"""Saved predictors: what the file holds is what ranks in the model, and only there."""
+"""Saved predictors: what the file holds is what ranks in the model, and only there; where they come from."""
 
 import copy
 import re
@@ -10,16 +10,23 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import zoo
-from zoo.core.files import cache_folder
+from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading import predictor_file
-from zoo.loading.predictor_file import find_predictor, fitted_blocks, load_predictor, predictor_name, with_predictors
+from zoo.loading.predictor_file import (
+    PredictorFile,
+    find_predictor,
+    fitted_blocks,
+    load_predictor,
+    predictor_name,
+    with_predictors,
+)
 
 NAME, TAG = "clip_vit_b16", "openai"
 Build = Callable[..., nn.Module]
@@ -70,6 +77,73 @@ def test_saved_predictors_rank(arch: str, tiny: Build, tower: dict, images: Tens
     torch.testing.assert_close(created(images), reduced(images))
 
 
+def same(network: nn.Module, saved: Predictor) -> bool:
+    pairs = zip(network.state_dict().values(), saved.state_dict().values(), strict=True)
+    return all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_a_missing_predictor_is_an_error_that_says_which(tiny: Build, tower: dict):
+    with pytest.raises(FileNotFoundError, match=r"openai at block 3: .* predictor=PATH, .* pretrained=False") as error:
+        tiny(f"{NAME}_patchrank60.{TAG}", **tower)
+    facts = {"model": NAME, "tag": TAG, "block": 3, "options": {"keep": 0.6}, "action": "remove"}
+    assert error.value.wanted == ("predictor", facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "options", "match"),
+    [
+        ({"tag": "laion2b"}, {}, "fitted to clip_vit_b16.laion2b with tag='laion2b', this model has tag='openai'"),
+        ({"block": 5}, {}, "was fitted at block 5, this model scores before block 3"),
+        ({}, {"reduce_at": [2, 4]}, "was fitted at block 3, this model scores before block 2"),
+        ({}, {"arch": "conv"}, "has arch='mlp', not arch='conv'"),
+        ({}, {"pretrained": False}, "without the tower it was made for: add pretrained=True"),
+    ],
+)
+def test_refused_predictors(facts: dict, options: dict, match: str, tiny: Build, tower: dict, tmp_path: Path):
+    save(tmp_path / "p", arch="mlp", **facts)
+    with pytest.raises(ValueError, match=re.escape(match)):
+        tiny(f"{NAME}_patchrank60.{TAG}", **{**tower, "predictor": str(tmp_path / "p"), **options})
+
+
+@pytest.mark.parametrize("where", ["blocks.0.attn.qkv.bias", "blocks.5.mlp.fc2.weight"])
+def test_predictors_of_other_weights(where: str, tiny: Build, tower: dict, tmp_path: Path):
+    """The name is the same, one number in one block isn't: created by name, or by reduce."""
+    file = tower["pretrained_cfg_overlay"]["file"]
+    state = load_file(file)
+    save(tmp_path / "p", arch="mlp", weights=blocks_fingerprint(state))
+    state[where].view(-1)[0] += 1
+    save_file(state, file)
+    match = r"' was fitted to clip_vit_b16\.openai with weights='\w{16}', this model has weights="
+    with pytest.raises(ValueError, match=match):
+        tiny(f"{NAME}_patchrank60.{TAG}", **tower, predictor=str(tmp_path / "p"))
+    reduced = zoo.reduce(tiny(f"{NAME}.{TAG}", **tower), method="patchrank", keep=0.6, arch="mlp", width=24)
+    with pytest.raises(ValueError, match=match):
+        load_predictor(reduced, PredictorFile.read(tmp_path / "p"))
+
+
+def test_another_predictor(tiny: Build, tower: dict, tmp_path: Path):
+    """``local-dir:`` carries its predictor; ``predictor=PATH`` replaces it."""
+    saved = {name: save(tmp_path / name, seed, "mlp") for seed, name in enumerate("ab")}
+    own = tiny(f"{NAME}_patchrank60.{TAG}", **tower, predictor=tmp_path / "a")
+    save_for_hf(own, tmp_path / "saved", safe_serialization=True)
+    for options, name in (({}, "a"), ({"predictor": tmp_path / "b"}, "b")):
+        model = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True, **options)
+        assert same(model.reducer.predictor, saved[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"arch": "mlp", "width": 24, "reduce_at": [1, 3]}, "at block 3, .* scores before block 1"),
+        ({"arch": "mlp", "width": 8}, "has another architecture"),
+    ],
+)
+def test_unfilled_models(options: dict, match: str, tiny: Build, tmp_path: Path):
+    save(tmp_path / "p", arch="mlp")
+    with pytest.raises(ValueError, match=match):
+        load_predictor(tiny(f"{NAME}_patchrank60.{TAG}", **options), PredictorFile.read(tmp_path / "p"))
+
+
 def test_the_users_predictor_comes_before_the_packaged_one_and_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -97,11 +171,6 @@ def test_a_saved_model_scores_where_its_predictor_was_fitted(tiny: Build, tower:
 
 
 RESCORE: dict[str, Any] = {"reduce_at": [1, 3, 5], "rescore": True}
-
-
-def same(network: nn.Module, saved: Predictor) -> bool:
-    pairs = zip(network.state_dict().values(), saved.state_dict().values(), strict=True)
-    return all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 def save_each(folder: Path) -> dict[int, Predictor]:
@@ -161,7 +230,7 @@ def test_other_blocks(blocks: list[int], match: str, tiny: Build, tower: dict, t
         facts = {"model": NAME, "tag": TAG, "block": 5, "options": {"arch": "mlp", "width": 24}, "action": "remove"}
         assert caught.value.wanted == ("predictor", facts)
     reduced = tiny(f"{NAME}_patchrank60", arch="mlp", width=24, **RESCORE)
-    found = [find_predictor(NAME, TAG, b, p) for b, p in zip(blocks, paths, strict=True)]
+    found = [PredictorFile.read(path) for path in paths]
     with pytest.raises(ValueError, match=re.escape(match)):
         load_predictor(reduced, found)
 
@@ -177,7 +246,7 @@ def test_predictors_of_several_networks(tiny: Build, tower: dict, tmp_path: Path
         tiny(f"{NAME}_patchrank60.{TAG}", predictor=[tmp_path / "c", tmp_path / "b"], **several)
     assert with_predictors(NAME, TAG, "tome", {"keep": 0.6}, 12) == ({"keep": 0.6}, ())
     with pytest.raises(ValueError, match="has no predictor to fill: it isn't reduced by patc"):
-        load_predictor(tiny(f"{NAME}_tome60"), find_predictor(NAME, TAG, 1, tmp_path / "a"))
+        load_predictor(tiny(f"{NAME}_tome60"), PredictorFile.read(tmp_path / "a"))
 
 
 def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):

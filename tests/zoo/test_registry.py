@@ -54,12 +54,21 @@ def test_every_name_builds_what_it_says_and_open_clip_knows_it():
 
 
 @pytest.mark.parametrize("size", [s for s in SIZES if SIZES[s].weights])
-def test_cfgs_agree_with_timms_own(size: str):
-    for tag in SIZES[size].tags:
+def test_cfgs_agree_with_timms_and_open_clips(size: str):
+    config = open_clip.get_model_config(SIZES[size].open_clip)
+    for tag, facts in SIZES[size].tags.items():
         ours = timm.get_pretrained_cfg(f"clip_vit_{size}.{tag}")
+        assert facts.open_clip in pretrained.list_pretrained_tags_by_model(SIZES[size].open_clip)
+        said = pretrained.get_pretrained_cfg(SIZES[size].open_clip, facts.open_clip)
+        assert (ours.mean, ours.std, ours.interpolation) == (
+            tuple(said["mean"]),
+            tuple(said["std"]),
+            said["interpolation"],
+        )
+        assert facts.quick_gelu == bool(said.get("quick_gelu")), tag
+        assert (ours.num_classes, ours.input_size[1]) == (config["embed_dim"], config["vision_cfg"]["image_size"])
         theirs = timm.get_pretrained_cfg(f"{SIZES[size].weights}.{tag}")
         assert theirs is not None
-        assert (ours.mean, ours.std) == (theirs.mean, theirs.std), tag
         # Their publishers say MIT; timm calls its copies of some Apache-2.0.
         permissive = {"mit", "apache-2.0"}
         assert ours.license == ("mit" if theirs.license in permissive else theirs.license), tag

@@ -1,7 +1,12 @@
-"""Where weights and predictors come from, and what is said when they are missing."""
+"""Files of weights: every format gives the same tensors, others are refused; where both towers' weights come from."""
 
 import copy
+import pickle
+import random
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,112 +15,136 @@ import open_clip
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
-from timm.models import save_for_hf
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 import zoo
-from zoo.core.files import blocks_fingerprint, fingerprint, write_learned
-from zoo.loading.predictor_file import PredictorFile, load_predictor
+from zoo.core.files import fingerprint
 from zoo.loading.sizes import SIZES
-from zoo.loading.weights import find_clip
+from zoo.loading.weights import find_clip, read_weights
 
-NAME, TAG = "clip_vit_b16_patchrank60", "openai"
-WORDS = ["a photo of a cat.", "a zebra crossing"]
-Build = Callable[..., nn.Module]
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point the user's cache at an empty folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+pytestmark = pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
 
 
 @pytest.fixture
-def tower(tiny: Build, tmp_path: Path) -> dict[str, Any]:
-    """Save a dense tower; return how to load it."""
-    path = tmp_path / "tower.safetensors"
-    save_file(tiny(f"clip_vit_b16.{TAG}").state_dict(), path)
-    return {"file": str(path), "num_classes": 7}
+def state() -> dict[str, Tensor]:
+    return {"visual.proj": torch.randn(4, 3).half(), "ln.weight": torch.randn(400)}
 
 
-def save_predictor(path: Path, source: zoo.ReducedViT, **facts: Any) -> Path:
-    config = source.reducer.config
-    facts = {"model": "clip_vit_b16", "tag": TAG, "block": 3, **facts}
-    facts["options"] = {"arch": config.arch, "width": config.width}
-    state = source.reducer.predictor.state_dict()
-    write_learned(path, "predictor", state, facts)
-    return path
+def old_format(content: Any, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
-def test_a_missing_predictor_is_an_error_that_says_which(tiny: Build, tower: dict):
-    with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b16\.openai") as error:
-        tiny(f"{NAME}.{TAG}", pretrained=True, pretrained_cfg_overlay=tower)
-    facts = {"model": "clip_vit_b16", "tag": TAG, "block": 3, "options": {"keep": 0.6}, "action": "remove"}
-    assert error.value.wanted == ("predictor", facts)
-    assert "predictor=PATH" in str(error.value)
-    assert "pretrained=False" in str(error.value)
+SAVED: dict[str, Callable[[dict[str, Tensor], Path], None]] = {
+    "safetensors": save_file,
+    "torch.save": torch.save,
+    "before torch 1.6": old_format,
+    "parameters": lambda s, p: torch.save({k: nn.Parameter(v) for k, v in s.items()}, p),
+    "training checkpoint": lambda s, p: torch.save({"state_dict": {f"module.{k}": v for k, v in s.items()}}, p),
+    "timm's": lambda s, p: torch.save({"model": s, "arch": "vit"}, p),
+    "compiled": lambda s, p: torch.save({f"module._orig_mod.{k}": v for k, v in s.items()}, p),
+    "OpenAI's settings": lambda s, p: torch.save({**s, "vocab_size": torch.tensor(49408)}, p),
+}
 
 
-def same_predictor(model: nn.Module, source: nn.Module) -> bool:
-    ours, theirs = model.reducer.state_dict(), source.reducer.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+@pytest.mark.parametrize("how", SAVED)
+def test_the_content_decides_not_the_suffix(how: str, state: dict, tmp_path: Path):
+    SAVED[how](state, tmp_path / "w.pt")
+    for suffix in ("pt", "safetensors", "x"):
+        path = (tmp_path / "w.pt").rename(tmp_path / f"w.{suffix}")
+        weights = read_weights(str(path))
+        torch.testing.assert_close(weights, state, rtol=0, atol=0)
+        assert all(type(value) is Tensor and not value.requires_grad for value in weights.values())
+        path.rename(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize(
-    ("facts", "options", "match"),
+    ("content", "why"),
     [
-        ({"tag": "laion2b"}, {}, "fitted to clip_vit_b16.laion2b with tag='laion2b', this model has tag='openai'"),
-        ({"block": 5}, {}, "was fitted at block 5, this model scores before block 3"),
-        ({}, {"reduce_at": [2, 4]}, "was fitted at block 3, this model scores before block 2"),
-        ({}, {"arch": "conv"}, "has arch='mlp', not arch='conv'"),
+        (b"", r"starts with b''"),
+        (b"<!DOCTYPE html><html>", r"is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid s", r"git lfs pull"),
+        (pickle.dumps({"a": 1}), r"can't be read .*safetensors"),
+        (b"\x08\x07\x12\x07pytorch", r"holds no weights .*safetensors"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{", r"cut short"),
+        (b"\x02\x00\x00\x00\x00\x00\x00\x00{}", r"no state dict but dict"),
+        (b"PK\x03\x04", r"can't be read .*get it again"),
+        ({}, r"no state dict but dict"),
+        ({"a": 1}, r"'a' is int"),
+        ({"a": torch.ones(1).to_sparse()}, r"'a' is Tensor"),
+        ({"state_dict": {"a": {"b": torch.ones(1)}}}, r"'a' is dict"),
+        ({"a.weight": torch.ones(2, dtype=torch.int8)}, r"'a.weight' of torch.int8"),
+        ({"a.weight": torch.tensor([1.0, torch.nan])}, r"'a.weight' that are NaN or infinite"),
     ],
 )
-def test_refused_predictors(facts: dict, options: dict, match: str, tiny: Build, tower: dict, tmp_path: Path):
-    source = tiny(f"{NAME}.{TAG}", arch="mlp")
-    path = save_predictor(tmp_path / "p.safetensors", source, **facts)
-    source = {"pretrained": True, "pretrained_cfg_overlay": tower, "predictor": str(path)}
-    with pytest.raises(ValueError, match=re.escape(match)):
-        tiny(f"{NAME}.{TAG}", **source, **options)
+def test_files_that_hold_no_weights(content: Any, why: str, tmp_path: Path):
+    if isinstance(content, bytes):
+        (tmp_path / "w.pt").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=rf"^weights file '.*w\.pt' .*{why}"):
+        read_weights(tmp_path / "w.pt")
+    with pytest.raises(FileNotFoundError, match=r"weights file '.*': no such file"):
+        read_weights(tmp_path)
 
 
-@pytest.fixture
-def fitted(tiny: Build, tower: dict, tmp_path: Path) -> Path:
-    """A predictor that tells the weights of the tower in ``tower``."""
-    source = tiny(f"{NAME}.{TAG}", arch="mlp", width=24)
-    weights = blocks_fingerprint(load_file(tower["file"]))
-    return save_predictor(tmp_path / "fitted.safetensors", source, weights=weights)
+@pytest.mark.parametrize("save", [torch.save, old_format])
+def test_nothing_in_a_file_is_run(save: Callable[..., None], tmp_path: Path, evil: Any):
+    path = tmp_path / "w.pt"
+    save({"state_dict": evil}, path)
+    with pytest.raises(ValueError, match=r"names '.*', .*; nothing of it was run"):
+        read_weights(path)
+    assert not evil.mark.exists()
+    torch.load(path, weights_only=False)
+    assert evil.mark.exists()
+    save(nn.Linear(1, 1), path)
+    with pytest.raises(ValueError, match=r"names 'torch\.nn\.modules\.linear\.Linear'"):
+        read_weights(path)
 
 
-@pytest.mark.parametrize("where", ["blocks.0.attn.qkv.bias", "blocks.5.mlp.fc2.weight"])
-def test_predictors_of_other_weights(where: str, tiny: Build, tower: dict, fitted: Path):
-    """The name is the same, one number in one block isn't: created by name, or by reduce."""
-    state = load_file(tower["file"])
-    state[where].view(-1)[0] += 1
-    save_file(state, tower["file"])
-    match = r"' was fitted to clip_vit_b16\.openai with weights='\w{16}', this model has weights="
-    options = {"pretrained_cfg_overlay": tower, "noise": 0}
-    with pytest.raises(ValueError, match=match):
-        tiny(f"{NAME}.{TAG}", pretrained=True, predictor=str(fitted), **options)
-    dense = tiny(f"clip_vit_b16.{TAG}", pretrained=True, **options)
-    reduced = zoo.reduce(dense, method="patchrank", keep=0.6, arch="mlp", width=24)
-    with pytest.raises(ValueError, match=match):
-        load_predictor(reduced, PredictorFile.read(fitted))
+def test_an_archive_with_code_is_refused_with_the_line_that_converts_it(state: dict, tmp_path: Path):
+    path = tmp_path / "ViT's.pt"
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    model.register_buffer("input_resolution", torch.tensor(224))
+    torch.jit.save(torch.jit.script(model), path)
+    with pytest.raises(ValueError, match=r"TorchScript.*nothing in it was run") as caught:
+        read_weights(path)
+    command = shlex.split(str(caught.value).partition("convert it: ")[2])
+    assert command[0] == "python"
+    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    weights = read_weights(path.with_suffix(".safetensors"))
+    expected = {k: v for k, v in model.state_dict().items() if k != "input_resolution"}
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
-@torch.no_grad()
-def test_another_predictor(tiny: Build, tower: dict, fitted: Path, tmp_path: Path):
-    """``local-dir:`` carries its predictor; ``predictor=PATH`` replaces it."""
-    own = tiny(f"{NAME}.{TAG}", arch="mlp", width=24, noise=0)
-    own.load_state_dict(load_file(tower["file"]), strict=False)
-    save_for_hf(own, tmp_path / "saved", safe_serialization=True)
-    folder = f"local-dir:{tmp_path / 'saved'}"
-    carried = timm.create_model(folder, pretrained=True)
-    assert same_predictor(carried, own)
-    other = timm.create_model(folder, pretrained=True, predictor=str(fitted))
-    assert not same_predictor(other, own)
-    state = load_file(fitted)
-    assert torch.equal(other.reducer.predictor.net.score.weight, state["net.score.weight"])
+@pytest.mark.parametrize("save", [torch.save, old_format, save_file])
+def test_files_cut_short_or_changed_give_tensors_or_an_error(save: Callable[..., None], state: dict, tmp_path: Path):
+    path = tmp_path / "w.pt"
+    save({name: tensor[:4] for name, tensor in state.items()}, path)
+    whole = path.read_bytes()
+    for count in (4, len(whole) // 3):
+        path.write_bytes(whole[:-count])
+        with pytest.raises(ValueError, match=r"w\.pt' .*; get it again"):
+            read_weights(path)
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(100):
+        content = bytearray(whole)
+        for _ in range(draw.choice((1, 2, 8))):
+            content[draw.randrange(len(content))] = draw.choice((0, 255, draw.randrange(256)))
+        path.write_bytes(content)
+        try:
+            weights = read_weights(path)
+        except ValueError as error:
+            assert str(error).startswith(f"weights file {str(path)!r} ")  # noqa: PT017
+            refused += 1
+        else:
+            assert all(type(tensor) is Tensor for tensor in weights.values())
+    assert 5 < refused < 100
+
+
+WORDS = ["a photo of a cat.", "a zebra crossing"]
 
 
 @torch.no_grad()
@@ -202,7 +231,7 @@ def test_a_file_of_another_model_is_refused(change: dict, match: str, small_clip
         zoo.create_clip("clip_vit_b32", pretrained=file)
 
 
-def test_the_fingerprint_is_that_of_the_towers_weights_alone(tiny: Build):
+def test_the_fingerprint_is_that_of_the_towers_weights_alone(tiny: Callable[..., nn.Module]):
     """One in every lossless precision, whatever reduces, another for each weight and place."""
     tower = tiny("clip_vit_b16", depth=2).half().float()
     digits = fingerprint(tower)
@@ -224,17 +253,3 @@ def test_the_fingerprint_is_that_of_the_towers_weights_alone(tiny: Build):
         digits = fingerprint(tower)
         assert digits not in known, name
         known.add(digits)
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"arch": "mlp", "width": 24, "reduce_at": [1, 3]}, "at block 3, .* scores before block 1"),
-        ({"arch": "mlp", "width": 8}, "has another architecture"),
-    ],
-)
-def test_unfilled_models(options: dict, match: str, tiny: Build, fitted: Path):
-    with pytest.raises(ValueError, match=match):
-        load_predictor(tiny(f"{NAME}.{TAG}", **options), PredictorFile.read(fitted))
-    with pytest.raises(ValueError, match=r"predictor='.+' without .* add pretrained=True"):
-        tiny(f"{NAME}.{TAG}", predictor=str(fitted))

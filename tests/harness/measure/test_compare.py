@@ -85,10 +85,10 @@ def test_what_a_record_says(ranked_test: Rankings, toy: Dataset):
     assert [r.model for r in (dense, evit)] == [ARCH, f"{ARCH}_evit50"]
     assert [r.mean("final_tokens") for r in (dense, random, golden, evit)] == [64, 32, 32, 32]
     assert (golden.mean("tau"), golden.mean("weighted_tau")) == (pytest.approx(1), pytest.approx(1))
-    assert (golden.mean("match_at_k"), golden.mean("border_overlap"), golden.golden_images) == (1.0, 1.0, 16)
-    assert (part(random, "match_k"), part(random, "match_chance"), part(random, "border_chance")) == (32, 0.5, 0.5)
+    assert (golden.mean("match_at_k"), golden.golden_images) == (1.0, 16)
+    assert (part(random, "match_k"), part(random, "match_chance")) == (32, 0.5)
     assert abs(random.mean("tau")) < 0.1
-    assert part(random, "border_low") < 0.5 < part(random, "border_high")
+    assert part(random, "match_low") < 0.5 < part(random, "match_high")
     assert dense.mean("tau") is None
     assert (golden.mean("gflops"), golden.latency) == (None, ())
     assert evit.mean("gflops") < dense.mean("gflops")

@@ -269,7 +269,7 @@ N, KEPT = 20, 8
 def agreement(scores: np.ndarray | None, golden: np.ndarray | None, kept: int = KEPT) -> dict[str, Any]:
     count = 1 if golden is None else len(golden)
     facts = measurements(Sample(features=torch.zeros(count, 2), scores=scores, golden=golden, final_tokens=kept))
-    names = ("tau", "weighted_tau", "match_at_k", "border_overlap")
+    names = ("tau", "weighted_tau", "match_at_k")
     metrics = {name: own for name, own in facts["metrics"].items() if name in names}
     return metrics | {name: facts[name] for name in ("golden_images", "tau_undefined") if name in facts}
 
@@ -277,11 +277,10 @@ def agreement(scores: np.ndarray | None, golden: np.ndarray | None, kept: int = 
 def test_the_golden_ranking_agrees_with_itself():
     golden = np.random.default_rng(0).random((30, N)).astype(np.float32)
     found = agreement(golden.copy(), golden)
-    match, border = found["match_at_k"], found["border_overlap"]
+    match = found["match_at_k"]
     assert (found["tau"].mean, found["weighted_tau"].mean) == (pytest.approx(1), pytest.approx(1))
-    assert (match.mean, match.at, match.chance, border.mean) == (1.0, KEPT, KEPT / N, 1.0)
+    assert (match.mean, match.at, match.chance) == (1.0, KEPT, KEPT / N)
     assert (found["golden_images"], found["tau_undefined"]) == (30, 0)
-    assert border.chance == (2 * KEPT / N + 2 * (1 - KEPT / N)) / 4
     assert agreement(-golden, golden)["tau"].mean == pytest.approx(-1)
     assert agreement(-golden, golden)["match_at_k"].mean == 0.0  # 8 best of 20, 8 worst
     scores = (golden + np.random.default_rng(1).normal(scale=0.3, size=golden.shape)).astype(np.float32)
@@ -293,7 +292,7 @@ def test_the_golden_ranking_agrees_with_itself():
     assert all(own.low < own.mean < own.high for own in noisy.values() if not isinstance(own, int))
 
 
-def test_what_has_no_ranking_tau_or_border_does_not_count():
+def test_what_has_no_ranking_or_tau_does_not_count():
     golden = np.random.default_rng(0).random((30, N)).astype(np.float32)
     scores, partly = golden.copy(), golden.copy()
     scores[10:] = -scores[10:]
@@ -303,6 +302,5 @@ def test_what_has_no_ranking_tau_or_border_does_not_count():
     assert (found["tau"].mean, found["weighted_tau"].mean) == (pytest.approx(1), pytest.approx(1))
     assert (found["golden_images"], found["tau_undefined"]) == (7, 3)
     assert agreement(golden, golden, N)["match_at_k"].mean == 1.0
-    assert "border_overlap" not in agreement(golden, golden, N)
     for own, truth in ((None, golden), (golden, None), (golden, np.full_like(golden, np.nan)), (0 * golden, golden)):
         assert agreement(own, truth) == {}

@@ -89,35 +89,12 @@ def test_match_equals_sets_with_stable_ties(pair: Pair, data: st.DataObject):
     assert statistics.match_at_k(unsigned, [[0.0, 0.1, 0.2]], 1).tolist() == [1.0]
 
 
-@given(score_pairs(), st.data())
-def test_border_overlap_equals_a_walk_along_the_true_order(pair: Pair, data: st.DataObject):
-    truth, scores = pair
-    n = truth.shape[1]
-    k, band = data.draw(st.integers(1, n - 1)), data.draw(st.sampled_from((0.01, 0.1, 0.5, 1.0)))
-
-    def order(row: np.ndarray) -> list[int]:
-        return sorted(range(n), key=lambda patch: -float(row[patch]))
-
-    reach = max(1, round(band * n))
-    expected, chances = [], []
-    for true, other in zip(map(order, truth), map(order, scores), strict=True):
-        near = [place for place in range(n) if k - reach <= place < k + reach]
-        kept = {true[place] for place in near if true[place] in other[:k]}
-        expected.append(np.mean([(true[place] in kept) == (place < k) for place in near]))
-        chances.append(np.mean([k / n if place < k else 1 - k / n for place in near]))
-    np.testing.assert_allclose(statistics.border_overlap(truth, scores, k, band), expected)
-    assert statistics.border_chance(k, n, band) == pytest.approx(chances[0])
-
-
 def test_unrelated_scores_agree_by_chance():
     a, b = np.random.default_rng(0).random((2, 2000, 196))
     assert statistics.match_chance(100, 196) == pytest.approx(0.510, abs=5e-4)
     assert statistics.match_at_k(a, b, 100).mean() == pytest.approx(100 / 196, abs=0.005)
     assert statistics.kendall_tau(a, b).mean() == pytest.approx(0, abs=0.005)
     assert statistics.weighted_tau(a, b).mean() == pytest.approx(0, abs=0.015)
-    for k in (5, 59, 190):
-        chance = statistics.border_chance(k, 196)
-        assert statistics.border_overlap(a, b, k).mean() == pytest.approx(chance, abs=0.01)
 
 
 def test_the_mean_over_images_leaves_out_and_counts_what_has_no_value():
@@ -157,8 +134,6 @@ TWO, NAN = np.zeros((2, 4)), float("nan")
         (statistics.weighted_tau, (TWO * NAN, TWO), "scores_a has NaN in 2 of 2 images"),
         (statistics.match_at_k, (TWO, TWO, 5), r"1\.\.4 .* got 5"),
         (statistics.match_chance, (0, 4), r"1\.\.4 .* got 0"),
-        (statistics.border_overlap, (TWO, TWO, 0), r"on both sides: k must lie in 1\.\.3, got 0"),
-        (statistics.border_overlap, (TWO, TWO, 4), r"on both sides: k must lie in 1\.\.3, got 4"),
     ],
 )
 def test_refusals_name_what_is_wrong(function: Any, arguments: Any, complaint: str):
@@ -173,17 +148,3 @@ def test_weighted_tau_minds_the_top_more_than_the_bottom():
     assert statistics.kendall_tau(best_first, top) == statistics.kendall_tau(best_first, bottom)
     heavy, light = (statistics.weighted_tau(best_first, other)[0] for other in (top, bottom))
     assert heavy < 0.97 < light < 1
-
-
-def test_border_overlap_sees_only_the_border():
-    """Shuffled within the kept and within the lost: the same cut, whatever tau says."""
-    generator = np.random.default_rng(0)
-    truth = np.tile(np.arange(100.0), (50, 1))
-    shuffled = np.hstack([generator.permuted(part, axis=1) for part in np.split(truth, [40], 1)])
-    assert statistics.border_overlap(truth, shuffled, 60).tolist() == [1.0] * 50
-    assert statistics.match_at_k(truth, shuffled, 60).tolist() == [1.0] * 50
-    assert statistics.kendall_tau(truth, shuffled).mean() < 0.6
-    # The four on either side of the border change places: 8 wrong of the 20 that are looked at.
-    swapped = np.hstack([truth[:, :36], truth[:, 40:44], truth[:, 36:40], truth[:, 44:]])
-    np.testing.assert_allclose(statistics.border_overlap(truth, swapped, 60), 0.6)
-    np.testing.assert_allclose(statistics.match_at_k(truth, swapped, 60), 56 / 60)

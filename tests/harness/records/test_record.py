@@ -41,7 +41,8 @@ FROZEN = Path(__file__).parents[1] / "schema" / "record.jsonl"
 ANSWERS = {"correct_bits": pack(CORRECT), "top1": 0.5, "top1_low": 0.24, "top1_high": 0.76}
 ANSWERS |= {"image_count": 10, "shots": 16, "tuning": "t", "prompt_tokens": 8}
 CONFIG = {"reduce_at": [3], "name": "ü", "fuse": False, "rate": None}
-FULL = replace(KNOWN, **ANSWERS, method_config=CONFIG, uncounted_operators=("aten::linalg_inv",))
+TODAY = {name: own for name, own in KNOWN.metrics.items() if name in METRICS}  # the line has one that is gone
+FULL = replace(KNOWN, **ANSWERS, metrics=TODAY, method_config=CONFIG, uncounted_operators=("aten::linalg_inv",))
 OTHERS = [name for name in METRICS if name != "top1"]
 MEASURED = (name for name in names_of(Record, "measurement") if name != "metrics")
 NOTHING = dict.fromkeys((*MEASURED, *OTHERS)) | {"latency": ()}

@@ -16,7 +16,6 @@ from scipy import stats
 from harness.records import statistics
 
 counts = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
-floats = st.floats(-1e3, 1e3, allow_nan=False)
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=400)
 
 
@@ -44,7 +43,7 @@ def test_paired_difference_equals_resampling_images_one_by_one():
     assert (low, high) == pytest.approx(tuple(naive), abs=2 / 300)
 
 
-@given(st.lists(floats, min_size=2, max_size=60))
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=60))
 def test_mean_interval_equals_scipys_t(values: list[float]):
     mean, error = np.mean(values), stats.sem(values)
     ends = stats.t.interval(0.95, len(values) - 1, mean, error) if error else (mean, mean)
@@ -105,26 +104,24 @@ def binomial_tails(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail / (1 << trials)) if trials else 1.0
 
 
-MANY = binomial_tails(9_900, 10_100)
-
-
 @given(pairs)
 def test_mcnemar_is_the_tails_of_a_fair_coin(outcomes: list[tuple[bool, bool]]):
     a, b = split(outcomes)
     expected = binomial_tails(int((a & ~b).sum()), int((b & ~a).sum()))
-    assert statistics.mcnemar_exact(a, b) == pytest.approx(expected, rel=1e-9)
-    assert statistics.mcnemar_exact(b, a) == pytest.approx(expected, rel=1e-9)
+    for found in (
+        statistics.mcnemar_exact(a, b), statistics.mcnemar_exact(b, a), statistics.paired_p(a.astype(int), b * 1.0),
+        statistics.sign_flip_exact(a.astype(int) - b.astype(int)),
+    ):  # fmt: skip
+        assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_of_many_images():
     many = np.arange(20_000) < 9_900
-    assert statistics.mcnemar_exact(~many, many) == pytest.approx(MANY)
-    signs = statistics.sign_flip_exact(a.astype(int) - b.astype(int))  # of one seed
-    assert signs == pytest.approx(expected, rel=1e-9)
-
-
-p_values = st.lists(st.floats(0, 1), min_size=1, max_size=40)
+    assert statistics.mcnemar_exact(~many, many) == pytest.approx(binomial_tails(9_900, 10_100))
 
 
 @settings(max_examples=25)  # statsmodels collects garbage in every call
-@given(p_values)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_holm_equals_statsmodels(values: list[float]):
     multitest = pytest.importorskip("statsmodels.stats.multitest", reason="needs test extra")
     expected = multitest.multipletests(values, method="holm")[1]
@@ -225,10 +222,6 @@ def test_sign_flips_never_say_impossible():
     assert statistics.sign_flip_exact([0, 0]) == statistics.sign_flip_exact([1, -1]) == 1
 
 
-A = np.array([1, 1, 1, 1, 1, 1, 1, 0, 0, 0], dtype=bool)
-B = np.array([1, 0, 0, 0, 0, 0, 0, 0, 1, 0], dtype=bool)
-
-
 def test_a_family_by_hand():
     family = statistics.together({"a": 0.01, "b": 0.04, "c": None, "d": 0.03})
     assert family.alone == {"a": 0.01, "b": 0.04, "d": 0.03}
@@ -236,16 +229,15 @@ def test_a_family_by_hand():
     assert family.clear == {"a"}
     assert [family.mark(key) for key in "abcd"] == [statistics.CLEAR, "", "", ""]
     assert statistics.together({"b": 0.04}).clear == {"b"}  # the only one that was asked
-    empty = statistics.together({"a": None})
-    assert (empty.alone, empty.adjusted, empty.clear) == ({}, {}, frozenset())
+    assert statistics.together({"a": 0.02}, of=3).adjusted == {"a": pytest.approx(0.06)}
+    assert statistics.together({"a": None}).clear == frozenset()
 
 
-def test_rows_of_one_seed_go_by_mcnemar_and_others_by_sign_flips():
-    p = statistics.mcnemar_exact(A, B)
-    assert statistics.paired_p(A, B) == statistics.paired_p(A.astype(int), B * 1.0) == p
-    sums = A.astype(int) + B
-    assert statistics.paired_p(sums, A, 2, 1) == statistics.sign_flip_exact(sums - 2 * A)
-    assert statistics.paired_p(sums, 3 * A, 2, 3) == statistics.sign_flip_exact(3 * sums - 6 * A)
+def test_means_over_seeds_go_by_sign_flips_of_their_sums():
+    one = np.array([1, 1, 1, 1, 1, 1, 1, 0, 0, 0], dtype=bool)
+    sums = one + np.array([1, 0, 0, 0, 0, 0, 0, 0, 1, 0])
+    assert statistics.paired_p(sums, one, 2, 1) == statistics.sign_flip_exact(sums - 2 * one)
+    assert statistics.paired_p(sums, 3 * one, 2, 3) == statistics.sign_flip_exact(3 * sums - 6 * one)
     assert statistics.paired_p(sums, sums, 2, 2) == 1
 
 

@@ -12,10 +12,9 @@ from by_hand import make, replace
 from harness.records.metrics import pack
 from harness.records.record import Record, Times
 from harness.records.times import LatencyRecord
-from harness.report.charts import plots_of
 from harness.report.folder import Parts, page
 from harness.report.groups import group_records
-from harness.report.highlights import highlights
+from harness.report.highlights import highlights, plots_of
 
 Make = Callable[..., Record]
 IMAGES = 100
@@ -76,7 +75,6 @@ def patchrank() -> Record:
         latency=(make_timed(1, 0.71), make_timed(32, 0.7)), tau=0.313, tau_low=0.29, tau_high=0.33,
         match_at_k=0.723, match_k=118, match_chance=118 / 196, golden_images=60,
         weighted_tau=0.413, weighted_tau_low=0.391, weighted_tau_high=0.433,
-        border_overlap=0.614, border_low=0.5987, border_high=0.6312, border_chance=0.511,
         final_tokens=118, tokens_per_block=(197, 119, 119, 119),
     )  # fmt: skip
 

@@ -215,7 +215,6 @@ def test_a_table_has_every_figure_and_sorts_by_it_unrounded(drawn: Any, records:
         "Kendall τ": "+0.31 [+0.29, +0.33]",
         "Weighted τ": "+0.41 [+0.39, +0.43]",
         "Match at k (chance), %": "72.3 at 118 (60.2)",
-        "Border overlap (chance), %": "61.4 [59.9, 63.1] (51.1)",
         "Final tokens": "118",
     }
     at = next(n for n, cells in enumerate(parsed.rows) if cells[0] == "patchrank")

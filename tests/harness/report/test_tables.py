@@ -20,10 +20,9 @@ from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
 from harness.records.statistics import holm, paired_difference, sign_flip, sign_flip_exact
 from harness.report.changes import changes_data, pair_runs, tables
-from harness.report.charts import plots_of
 from harness.report.folder import Parts, page
 from harness.report.groups import group_records, sections
-from harness.report.highlights import highlights
+from harness.report.highlights import highlights, plots_of
 from harness.report.tables import comparison_table, matched_table, shot_table
 from harness.report.writers import latex, markdown, records_csv
 
@@ -42,7 +41,6 @@ FULL = replace(
     **{"tau": 0.4321, "tau_low": 0.4, "tau_high": 0.45, "final_tokens": 59, "golden_images": 8},
     **{"match_at_k": 0.613, "match_k": 59, "match_chance": 59 / 196},
     **{"weighted_tau": 0.5678, "weighted_tau_low": 0.5, "weighted_tau_high": 0.6},
-    **{"border_overlap": 0.644, "border_low": 0.6, "border_high": 0.7, "border_chance": 0.503},
     latency=tuple(
         Times(batch=b, median_ms=10.0 * b, q1_ms=9.0 * b, q3_ms=12.0 * b, images_per_s=100.0 + b,
                 **RATIO)
@@ -75,9 +73,9 @@ def test_a_row_has_everything_and_what_was_not_measured_is_a_dash_not_a_zero():
     assert cells(lines, "evit") == [
         *("evit", "30", "0.0124 [0.0100, 0.0200]", "75.0 [40.9, 92.9]", "-12.5 [-25.0, 0.0]", "1.23"),
         *("10 [9, 12] 0.55x", "320 [288, 384] 0.55x", "132"),
-        *("0.43", "0.57", "0.61 (0.30)", "0.64 (0.50)", "59"),
+        *("0.43", "0.57", "0.61 (0.30)", "59"),
     ]
-    assert cells(lines, "dense") == ["dense", "100", "–", "75.0 [40.9, 92.9]", *["–"] * 10]
+    assert cells(lines, "dense") == ["dense", "100", "–", "75.0 [40.9, 92.9]", *["–"] * 9]
 
 
 def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
