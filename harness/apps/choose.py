@@ -260,12 +260,7 @@ class Lab:
         return own | {"reduce_at": list(file.reduce_at), "schedule": rates, "keep": one.keep}
 
     def row(self, one: Candidate) -> Variant:
-        """Make a candidate's row, in float32.
-
-        Raises:
-            ValueError: the tower or the method can't do it.
-            FileNotFoundError: it has no predictor.
-        """
+        """Make a candidate's row, in float32; raise ValueError or FileNotFoundError where it can't be had."""
         if one.method is None:
             return dataclasses.replace(self.dense, what=str(one))
         vit, arch, tag = self.dense.vit, self.tower.arch, self.tower.tag
@@ -298,8 +293,7 @@ class Lab:
             else:
                 known[str(one)] = getattr(self, pictures).values(row)
                 keep_json(self._path, self.known)
-        values: Mapping[str, list[float]] = known[str(one)]
-        return values
+        return known[str(one)]
 
     def share(self, one: Candidate, pictures: str = "search") -> float:
         """Return how much of what the bounds allow a candidate uses up, by ``search`` or ``first`` pictures."""

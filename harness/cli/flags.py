@@ -96,53 +96,54 @@ def fields(group: Any, config: type[Any], /, **texts: str) -> None:
         add(group, f"--{name.replace('_', '-')}", list(default) if isinstance(default, tuple) else default, text)
 
 
-def model(group: Any, text: str = "dense name") -> None:
-    """Add the model."""
-    add(group, "--model", DENSE, text)
+# Flags of several commands, as arguments of `add`.
+DATASET = {"flag": "--dataset", "default": None, "text": "see `datasets list`; or PREFIX:PATH", "metavar": "NAME"}
+USUAL: dict[str, dict[str, Any]] = {
+    "model": {"flag": "--model", "default": DENSE, "text": "dense name"},
+    "methods": {"flag": "--methods", "default": None, "text": "see `list`", "nargs": "+", "metavar": "METHOD"},
+    "keeps": {
+        "flag": "--keeps",
+        "default": None,
+        "text": "in (0, 1]",
+        "kind": keep_rate,
+        "nargs": "+",
+        "metavar": "RATE",
+    },
+    "dataset": DATASET,
+    "datasets": DATASET | {"dest": "datasets", "nargs": "+"},
+    "split": {"flag": "--split", "default": "test", "text": "of the dataset", "kind": split, "choices": SPLITS},
+    "device": {"flag": "--device", "default": "cpu", "text": "torch device, such as cuda:0"},
+    "dtype": {"flag": "--dtype", "default": "float32", "text": "float32, bfloat16 or float16", "kind": dtype},
+    "fresh": {"flag": "--fresh", "default": False, "text": "measure again what is known"},
+    "root": {
+        "flag": "--root",
+        "default": None,
+        "text": "of datasets; default: CLIP_PATCHRANK_DATA's",
+        "kind": Path,
+        "metavar": "DIR",
+    },
+    "download": {"flag": "--download", "default": False, "text": "get what is missing"},
+}
 
 
-def methods(group: Any, default: list[str] | None, text: str, **more: Any) -> None:
-    """Add methods."""
-    add(group, "--methods", default, text, nargs="+", metavar="METHOD", **more)
+def usual(group: Any, *names: str, **changes: Any) -> None:
+    """Add flags of `USUAL`, with some of the arguments changed."""
+    for name in names:
+        add(group, **USUAL[name] | changes)
 
 
-def keeps(group: Any, default: list[float] | None, text: str = "in (0, 1]", kind: Any = keep_rate) -> None:
-    """Add keep rates."""
-    add(group, "--keeps", default, text, kind, nargs="+", metavar="RATE")
-
-
-def dataset(
-    group: Any, default: str | None = None, text: str = "see `datasets list`; or PREFIX:PATH", **more: Any
-) -> None:
-    """Add one dataset."""
-    add(group, "--dataset", default, text, metavar="NAME", **more)
-
-
-def datasets(
-    group: Any, default: list[str] | None, text: str = "see `datasets list`; or PREFIX:PATH", **more: Any
-) -> None:
-    """Add several datasets."""
-    add(group, "--dataset", default, text, metavar="NAME", dest="datasets", nargs="+", **more)
-
-
-def root(group: Any) -> None:
+def root(parser: CommandParser) -> None:
     """Add where datasets lie."""
-    add(group, "--root", None, "of datasets; default: CLIP_PATCHRANK_DATA's", Path, metavar="DIR")
+    usual(parser, "root")
 
 
 def data(parser: CommandParser) -> None:
     """Add what says where datasets lie and how they are taken."""
     group = parser.add_argument_group("how datasets are taken")
-    root(group)
-    add(group, "--download", False, "get what is missing")
+    usual(group, "root", "download")
     add(group, "--templates", None, "prompts with {} for the class, not its own", nargs="+", metavar="TEXT")
     add(group, "--skip-bad", False, "leave out images that can't be read")
     add(group, "--skip-unknown-classes", False, "leave out classes with words that the text tower never saw")
-
-
-def split_of(group: Any, default: str | None, text: str = "of the dataset") -> None:
-    """Add the split."""
-    add(group, "--split", default, text, split, choices=SPLITS)
 
 
 def limits(group: Any, count: int | None, text: str = "images per dataset") -> None:
@@ -153,24 +154,13 @@ def limits(group: Any, count: int | None, text: str = "images per dataset") -> N
 
 def images(group: Any, count: int, split: str, text: str = "images per dataset") -> None:
     """Add which images, and how many."""
-    split_of(group, split)
+    usual(group, "split", default=split)
     limits(group, count, text)
 
 
 def limit_of(args: Namespace) -> int | None:
     """Return how many images ``--limit`` and ``--full`` ask for, None for all."""
     return None if args.full else args.limit
-
-
-def machine(group: Any, text: str = "float32, bfloat16 or float16") -> None:
-    """Add device and precision."""
-    device(group)
-    add(group, "--dtype", "float32", text, dtype)
-
-
-def device(group: Any, default: str | None = "cpu", text: str = "such as cuda:0") -> None:
-    """Add the device, which `entry` checks before the command runs."""
-    add(group, "--device", default, f"torch device, {text}")
 
 
 def check_device(name: str) -> None:
@@ -191,7 +181,7 @@ def conditions(parser: CommandParser) -> Any:
     assert Plan.limit is not None
     images(group, Plan.limit, Plan.split)
     fields(group, Plan, seed="of the choice of shots")
-    machine(group)
+    usual(group, "device", "dtype")
     return group
 
 
@@ -200,15 +190,10 @@ def output(group: Any, default: str | None, text: str, metavar: str = "DIR", **m
     add(group, "--output", None if default is None else Path(default), text, Path, metavar=metavar, **more)
 
 
-def fresh(group: Any) -> None:
-    """Add ``--fresh``."""
-    add(group, "--fresh", False, "measure again what is known")
-
-
 def setup(parser: CommandParser) -> None:
     """Add a tower with its reduction."""
     group = parser.add_argument_group("model")
-    model(group, "a reduced or dense model's name, see `list`; or a file of `choose`")
+    usual(group, "model", text="a reduced or dense model's name, see `list`; or a file of `choose`")
     add(group, "--method", None, "that reduces a dense model")
     add(group, "--keep", None, "of the method, in (0, 1]", keep_rate)
     add(group, "--recovery", None, "of this model, as `fit recovery` writes", Path)

@@ -220,20 +220,16 @@ def list_files(
 ) -> ImageList:
     """List files below a root, or what should be there, by their paths or by those relative to it."""
     paths = [file if isinstance(file, str) else file.relative_to(root).as_posix() for file in files]
-    sizes = np.array([_size(root / path) for path in paths], dtype=np.int64)
+    sizes = np.full(len(paths), MISSING, dtype=np.int64)
+    for index, path in enumerate(paths):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            sizes[index] = (root / path).stat().st_size
     return ImageList(root=root, paths=paths, labels=np.array(labels, dtype=np.int64), sizes=sizes, prefix=prefix)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return MISSING
 
 
 def how_many(count: int, what: str = "") -> str:
     """Say how many images there are, such as "1 image" or "2 missing images"."""
-    return f"{count:,} {what} image".replace("  ", " ") + ("s" if count != 1 else "")
+    return f"{count:,}{f' {what}' if what else ''} image{'s' if count != 1 else ''}"
 
 
 def shorten(names: Sequence[str], most: int = SHOWN) -> str:
@@ -259,7 +255,7 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(getattr(dataset, "root", None))]
     path, kept = cached_json("decoded", *identity)
     state = Decoded(digests={name: [""] * len(split) for name, split in splits.items()}, bad={})
-    with suppress(KeyError, TypeError):
+    with suppress(KeyError, TypeError, AttributeError):
         earlier = Decoded(**kept)
         complete = sum(digests.count("") for digests in earlier.digests.values()) == len(earlier.bad)
         if all(len(earlier.digests[name]) == len(split) for name, split in splits.items()) and (known or not complete):

@@ -19,9 +19,9 @@ from harness.records.averages import Average
 from harness.records.metrics import fidelity_metrics
 from harness.records.record import CONDITIONS, RECORDS, Record, read_run
 from harness.records.times import LATENCIES, LatencyRecord, read_latencies
-from harness.report.charts import DRAWN, INK, Chart, Plot, Style, draw, encode, plots_of, render, styles_of
+from harness.report.charts import INK, Chart, Plot, Style, draw, encode, render, styles_of
 from harness.report.groups import Group, brief_tables, count_of, group_records, group_times, sections, time_tables
-from harness.report.highlights import Front, Highlights, headline, highlights
+from harness.report.highlights import DRAWN, Front, Highlights, headline, highlights, plots_of
 from harness.report.pictures import TracePicture, agreement_rows, agreement_tables, galleries, group_traces
 from harness.report.writers import csv_text, latex, markdown, records_csv, times_csv
 from zoo.core.files import write_whole

@@ -1,8 +1,8 @@
-"""What a reader asks first: what is saved without a clear loss, what wins."""
+"""What a reader asks first, in sentences and plots: what is saved without a clear loss, what wins at which cost."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -10,11 +10,19 @@ from harness.records.averages import Average, fidelity_ps, labels, row_p, tower_
 from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.metrics import METRICS, Metric
 from harness.records.statistics import Interval, together
+from harness.report.charts import Chart, Dot, Plot
 from harness.report.groups import Group
+from harness.report.tables import short_heading
+
+T = TypeVar("T")
 
 Verdict = Literal["front", "open", "beaten"]
 TOP1 = METRICS["top1"]
 _ROWS = 24  # that are named in a sentence
+DRAWN = 6  # groups that are drawn, the first, unless all are asked for: a chart takes a while
+_LABELLED = 24  # dots of a chart that have their keep rates beside them; of more, the ends of each series
+_NAMES = {"top1": "accuracy", "cosine_distance": "fidelity"}  # of files of plots
+_RATIO = "time, × dense"  # an axis
 SAME = 1.01  # costs nearer than this are one: else the cheapest by a hair could never be beaten
 
 
@@ -288,3 +296,109 @@ def _saving(group: Group, names: Mapping[str, str]) -> tuple[Average | None, str
             ratio, low, high = timed.ratio
             text += f"; {ratio:.2f} of dense's time at batch {timed.batch} [{low:.2f}, {high:.2f}]"
     return least, f"{text}. No clear loss isn't no loss: {family.note}."
+
+
+def plots_of(short: Sequence[Highlights]) -> list[Plot]:
+    """Return the plots of groups that there are figures for: fidelity and top-1 against each cost, and tau."""
+    tau = [chart for one in short if (chart := _tau_chart(one.group)) is not None]
+    title = f"{METRICS['tau'].heading} against keep rate"
+    return [*_quality_plots(short), *([Plot(name="tau_keep", title=title, charts=tau)] if tau else [])]
+
+
+def _quality_plots(short: Sequence[Highlights]) -> list[Plot]:
+    """Return fidelity and top-1 against each cost, a chart per group in which two rows have both."""
+    fronts: dict[tuple[int, int], list[tuple[Group, Front]]] = {}
+    for one in short:
+        for front in one.fronts:
+            # The time that a user waits comes first, at the largest batch size.
+            place = qualities().index(front.metric), -(front.cost.batch or 0)
+            fronts.setdefault(place, []).append((one.group, front))
+    plots = []
+    for _, own in sorted(fronts.items(), key=lambda item: item[0]):
+        front = own[0][1]
+        name = f"{_NAMES.get(front.metric.name, front.metric.name)}_{front.cost.name}"
+        if charts := [chart for one in own if (chart := _quality_chart(*one)).series]:
+            plots.append(Plot(name=name, title=_title(front), charts=charts, axis=_axis(front)))
+    return plots
+
+
+def _axis(front: Front) -> str:
+    return front.cost.words if front.cost.batch is None else f"{front.cost.words}, ratio to dense"
+
+
+def _title(front: Front) -> str:
+    name = f"{short_heading(TOP1)} to dense" if front.metric == TOP1 else front.metric.heading
+    return f"{name[0].upper()}{name[1:]} against {_axis(front)}"
+
+
+def _quality_chart(group: Group, front: Front) -> Chart:
+    """Plot distance to dense, or the paired difference to it in top-1."""
+    names, top1 = labels(group.rows), front.metric == TOP1
+
+    def height(row: Average) -> Interval | None:
+        if not top1:
+            estimate = row.estimate(front.metric)
+            return estimate if isinstance(estimate, Interval) else None
+        difference = exact(0.0) if row.method == DENSE else row.to_dense
+        return None if difference is None else Interval(*(100 * number for number in difference))
+
+    heights = {one.row.identity: high for one in front.standings if (high := height(one.row)) is not None}
+    rows = sorted(
+        (one for one in front.standings if one.row.identity in heights),
+        key=lambda one: (one.row.method != DENSE, names[one.row.identity], one.row.keep),
+    )
+    ends = dict[str, list[str]]()
+    for one in rows:
+        ends.setdefault(names[one.row.identity], []).append(one.row.identity)
+    named = {key for keys in ends.values() for key in (keys if len(rows) <= _LABELLED else (keys[0], keys[-1]))}
+
+    def dot(one: Standing) -> Dot:
+        label = f"{100 * one.row.keep:.3g}" if one.row.method != DENSE and one.row.identity in named else ""
+        return Dot(one.cost, heights[one.row.identity], one.verdict == "beaten", label)
+
+    note = describe_standings(rows, names)
+    return Chart(
+        title=group.name,
+        alt=f"{_title(front)}, {group.name}: {len(rows)} rows. {note}",
+        x_label=f"{front.cost.words} per image" if front.cost.batch is None else _RATIO,
+        y_label=f"{short_heading(TOP1)} to dense, points" if top1 else f"{front.metric.heading} to dense",
+        series=_series(rows, lambda one: names[one.row.identity], dot),
+        level=next((heights[one.row.identity].estimate for one in rows if one.row.method == DENSE), None),
+        front=sorted((one.cost.estimate, heights[one.row.identity].estimate) for one in rows if one.verdict == "front"),
+        log=not top1,
+        aside=RANDOM,
+        notes=[note],
+    )
+
+
+def _tau_chart(group: Group) -> Chart | None:
+    names, heading = labels(group.rows), METRICS["tau"].heading
+    taus = [
+        (row, tau)
+        for row in sorted(group.rows, key=lambda row: (names[row.identity], row.keep))
+        if row.method != GOLDEN and isinstance(tau := row.estimate(METRICS["tau"]), Interval)
+    ]
+    if not taus:
+        return None
+    series = _series(taus, lambda one: names[one[0].identity], lambda one: Dot(exact(100 * one[0].keep), one[1]))
+    means = {name: sum(dot.y.estimate for dot in own) / len(own) for name, own in series.items()}
+    best = max(means, key=lambda name: means[name])
+    ticks = sorted({100 * row.keep for row, _ in taus})
+    return Chart(
+        title=group.name,
+        alt=f"{heading} against keep rate, {group.name}: {len(series)} methods; "
+        f"{best} agrees most with the golden ranking, {means[best]:.2f} on average.",
+        x_label="keep rate, %",
+        y_label=f"{heading} to golden",
+        series=series,
+        level=0.0,
+        ticks={tick: f"{tick:.3g}" for tick in ticks} if len(ticks) <= 6 else None,
+    )
+
+
+def _series(rows: Sequence[T], name: Callable[[T], str], dot: Callable[[T], Dot]) -> dict[str, list[Dot]]:
+    """Return a dot per row, by the name of its series."""
+    series: dict[str, list[Dot]] = {}
+    for row in rows:
+        series.setdefault(name(row), []).append(dot(row))
+    return series

@@ -12,10 +12,9 @@ from by_hand import make, replace
 from harness.records.metrics import pack
 from harness.records.record import Record, Times
 from harness.records.times import LatencyRecord
-from harness.report.charts import plots_of
 from harness.report.folder import Parts, page
 from harness.report.groups import group_records
-from harness.report.highlights import highlights
+from harness.report.highlights import highlights, plots_of
 
 Make = Callable[..., Record]
 IMAGES = 100

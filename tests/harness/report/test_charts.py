@@ -8,9 +8,9 @@ import pytest
 from by_hand import part
 
 from harness.records.record import Record, read_run
-from harness.report.charts import FRONT, INK, LINES, STYLES, Plot, draw, encode, plots_of, render, styles_of
+from harness.report.charts import FRONT, INK, LINES, STYLES, Plot, draw, encode, render, styles_of
 from harness.report.groups import group_records
-from harness.report.highlights import Highlights, highlights
+from harness.report.highlights import Highlights, highlights, plots_of
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 

@@ -10,9 +10,8 @@ from harness.records.averages import Average, averages
 from harness.records.metrics import METRICS, pack
 from harness.records.record import Record
 from harness.records.statistics import Interval, holm, mcnemar_exact
-from harness.report.charts import plots_of
 from harness.report.groups import group_records
-from harness.report.highlights import Highlights, Standing, headline, highlights, standings
+from harness.report.highlights import Highlights, Standing, headline, highlights, plots_of, standings
 
 
 def gflops(row: Average) -> Interval | None:

@@ -20,10 +20,9 @@ from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
 from harness.records.statistics import holm, paired_difference, sign_flip, sign_flip_exact
 from harness.report.changes import changes_data, pair_runs, tables
-from harness.report.charts import plots_of
 from harness.report.folder import Parts, page
 from harness.report.groups import group_records, sections
-from harness.report.highlights import highlights
+from harness.report.highlights import highlights, plots_of
 from harness.report.tables import comparison_table, matched_table, shot_table
 from harness.report.writers import latex, markdown, records_csv
 
