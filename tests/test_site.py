@@ -38,21 +38,6 @@ def commands_of(page: str) -> list[list[str]]:
     return [shlex.split(line) for line in "".join(blocks).splitlines()]
 
 
-def pages() -> list[str]:
-    """Return the pages that the site has, below docs/."""
-    found = [path.relative_to(DOCS) for path in DOCS.rglob("*.md")]
-    excluded = SITE["exclude_docs"].split()
-    return [p.as_posix() for p in found if not any(p.match(pattern) for pattern in excluded)]
-
-
-def test_no_link_leads_to_a_file_that_the_site_leaves_out():
-    """The one kind of broken link that a strict build lets pass."""
-    for page in pages():
-        for target in re.findall(r"\]\(([^)#:]+\.md)", text_of(page)):
-            named = (DOCS / page).parent / target
-            assert named.resolve().relative_to(DOCS).as_posix() in pages(), (page, target)
-
-
 def test_nothing_is_fetched_by_the_site():
     assert SITE["theme"]["font"] is False
     assert not {"extra_javascript", "extra_css"} & set(SITE)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,11 +170,26 @@ def test_missing_packages_name_themselves(tiny: Build, images: Tensor, tmp_path:
         export_model(tiny("clip_vit_b16"), tmp_path / "model.xml", images, format=OPENVINO)
 
 
-def test_files_that_are_not_exported_models(tiny: Build, images: Tensor, tmp_path: Path):
+def test_files_that_are_not_exported_models(tiny: Build, images: Tensor, tmp_path: Path, evil):
     path, about = tmp_path / "model.pt2", tmp_path / "model.pt2.json"
     with pytest.raises(FileNotFoundError, match=r"model\.pt2"):
         load_exported(path)
     export_model(tiny("clip_vit_b16"), path, images, format=EXPORTED_PROGRAM)
+    # Sample inputs are what torch falls back to unpickling.
+    with zipfile.ZipFile(path) as archive:
+        [name] = [one for one in archive.namelist() if "sample_inputs" in one]
+        parts = {one: archive.read(one) for one in archive.namelist() if one != name}
+    mark = tmp_path / "evil.pt"
+    torch.save(evil, mark)
+    with zipfile.ZipFile(path, "w") as archive:
+        for one, content in {**parts, name: mark.read_bytes()}.items():
+            archive.writestr(one, content)
+    with pytest.raises(ValueError, match="would be unpickled"):
+        load_exported(path)
+    assert not evil.mark.exists()
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="no exported program"):
+        load_exported(path)
     about.write_text("{}")
     with pytest.raises(ValueError, match="doesn't describe an exported model"):
         load_exported(path)

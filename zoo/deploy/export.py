@@ -10,6 +10,7 @@ import json
 import logging
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
@@ -183,8 +184,9 @@ def as_runtime(model: nn.Module, images: Tensor, *, format: str, dtype: str = "f
 def load_exported(path: str | Path, *, threads: int | None = None) -> Call:
     """Return what maps images (B, 3, H, W) to features (B, D) float32, run by the runtime that a file is for.
 
-    ONNX and OpenVINO files are data. Torch's own may run code (an AOTInductor package is machine code): load only those
-    that you or somebody whom you trust wrote.
+    ONNX and OpenVINO files are data. An exported program is refused if anything in it would be unpickled, but torch
+    evaluates expressions of sizes in it, and an AOTInductor package is machine code: load only those that you or
+    somebody whom you trust wrote.
 
     Args:
         path: what ``export_model`` wrote, with the JSON file beside it.
@@ -250,7 +252,24 @@ def _write_program(model: nn.Module, path: Path, images: Tensor, dtype: str) -> 
 
 
 def _load_program(path: Path, _dtype: str, _threads: int) -> Call:
+    _refuse_pickles(path)
     return torch.no_grad()(torch.export.load(path).module())
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Raise ValueError if torch would unpickle a part of an exported program; of ours it doesn't."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for file in archive.infolist():
+                if file.filename.endswith("_config.json"):
+                    entries = json.loads(archive.read(file))["config"].values()
+                    odd = any(one["use_pickle"] or "obj" in one["path_name"] for one in entries)
+                else:
+                    odd = file.filename.endswith(".pt") and file.file_size > 0
+                if odd:
+                    raise ValueError(f"{str(path)!r}: {file.filename} would be unpickled, which can run any code")
+    except (zipfile.BadZipFile, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} is no exported program: {error!r}") from error
 
 
 def _write_aoti(model: nn.Module, path: Path, images: Tensor, dtype: str) -> None:
