@@ -86,7 +86,6 @@ class ChooseConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Validate."""
         for flag, known in (("methods", METHODS), ("dtypes", DTYPES)):
             for value in getattr(self, flag):
                 if value not in known:
@@ -119,7 +118,6 @@ class Candidate(NamedTuple):
         return (self.method or DENSE) + (f" with {Path(file).name}" if file else "")
 
     def __str__(self) -> str:
-        """Tell it from all others."""
         return f"{self.name} in {self.dtype} at keep {100 * self.keep:.0f} % {self.schedule or self.recovery}".rstrip()
 
 
@@ -260,12 +258,7 @@ class Lab:
         return own | {"reduce_at": list(file.reduce_at), "schedule": rates, "keep": one.keep}
 
     def row(self, one: Candidate) -> Variant:
-        """Make a candidate's row, in float32.
-
-        Raises:
-            ValueError: the tower or the method can't do it.
-            FileNotFoundError: it has no predictor.
-        """
+        """Make a candidate's row, in float32; raise ValueError or FileNotFoundError where it can't be had."""
         if one.method is None:
             return dataclasses.replace(self.dense, what=str(one))
         vit, arch, tag = self.dense.vit, self.tower.arch, self.tower.tag
@@ -298,8 +291,7 @@ class Lab:
             else:
                 known[str(one)] = getattr(self, pictures).values(row)
                 keep_json(self._path, self.known)
-        values: Mapping[str, list[float]] = known[str(one)]
-        return values
+        return known[str(one)]
 
     def share(self, one: Candidate, pictures: str = "search") -> float:
         """Return how much of what the bounds allow a candidate uses up, by ``search`` or ``first`` pictures."""

@@ -50,7 +50,6 @@ class Setup:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        """Validate."""
         if self.method is not None and self.method not in METHODS:
             raise ValueError(f"method {self.method!r}: {expected(self.method, METHODS)}")
         if self.dtype not in DTYPES:
@@ -92,10 +91,9 @@ class Setup:
         if not Path(path).is_file():
             raise FileNotFoundError(f"no setup at {str(path)!r}; {_MEND}")
         try:
-            setup: Setup = from_json(cls, strict_json(Path(path).read_bytes()), "setup")
+            return from_json(cls, strict_json(Path(path).read_bytes()), "setup")
         except ValueError as error:
             raise ValueError(f"{str(path)!r} holds no setup ({error}); {_MEND}") from error
-        return setup
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -128,8 +126,7 @@ class Setup:
 
     def build(self) -> nn.Module:
         """Load the model as `embed` runs it: optimised, in its precision, on the CPU; raise what ``load`` does."""
-        model: nn.Module = make_runtime(self.load().vit, self.dtype)[0]
-        return model
+        return make_runtime(self.load().vit, self.dtype)[0]
 
 
 def make_runtime(vit: ReducedViT, dtype: str) -> tuple[Any, str]:

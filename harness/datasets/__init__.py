@@ -12,10 +12,10 @@ from typing import ClassVar
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Example, OwnDataset, Split, SplitName
-from harness.datasets.folder import CoopSplit, FolderDataset, FolderParted, ImageFolder
+from harness.datasets.folder import FolderDataset, FolderParted, ImageFolder
 from harness.datasets.huggingface import HfDataset
 from harness.datasets.images import find_bad_images
-from harness.datasets.public import RootedDataset
+from harness.datasets.public import CoopSplit, RootedDataset
 from harness.datasets.webdataset import TarDataset
 
 __all__ = [

@@ -1,17 +1,13 @@
-"""Images of the user's as a dataset: class folders, a folder without classes, or what a split file of CoOp lists.
+"""Images of the user's as a dataset: class folders, or a folder without classes.
 
 Files may come from elsewhere, so nothing of them is trusted.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from reprlib import repr as brief
-from typing import Any, NamedTuple
+from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +17,6 @@ from harness.datasets.base import (
     OwnDataset,
     SplitName,
     lines_of,
-    require_folder,
     require_unique,
 )
 from harness.datasets.images import (
@@ -54,11 +49,7 @@ class FolderDataset(OwnDataset, ListedDataset):
     source = "a folder of class folders"
 
     def __init__(self, place: Path) -> None:
-        self.asked_path = self.folder = folder = place.expanduser().absolute()
-        where = f"folder {str(folder)!r}"
-        require_folder(folder, where, "the folder of class folders")
-        self.name_after(folder.resolve().name, where)
-        self.title = f"Images of the folder {folder.resolve().name}"
+        folder, where = self.take_folder(place, "folder", "Images of the folder")
         roots = split_folders(folder, where)
         names = _class_names(roots, where)
         self.classes = captions_of(folder, names, where)
@@ -101,10 +92,9 @@ class FolderParted(FolderDataset):
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)
-        where = f"folder {str(self.folder)!r}"
-        if split_folders(self.folder, where) != {"test": self.folder}:
-            raise ValueError(f"{where} has splits of its own; give folder:PATH for these")
         images = self._lists["test"]
+        if split_folders(images.root, "") != {"test": images.root}:
+            raise ValueError(f"folder {str(images.root)!r} has splits of its own; give folder:PATH for these")
         part: dict[str, SplitName] = {}
         for label in range(len(self.classes)):
             new = sorted(set(images.digests[images.labels == label].tolist()) - part.keys())
@@ -134,12 +124,9 @@ class ImageFolder(OwnDataset, ListedDataset):
     templates: tuple[str, ...] = ()
 
     def __init__(self, place: Path) -> None:
-        self.asked_path = folder = place.expanduser().absolute()
-        where = f"folder {str(folder)!r}"
+        folder, where = self.take_folder(place, "folder", "Images below the folder")
         self._images = folder_images(folder, flag="folder ", way=SKIP_BAD)
         require_inside(folder, self._images.paths, where)
-        self.name_after(self._images.name, where)
-        self.title = f"Images below the folder {self._images.name}"
 
     @cached_property
     def _lists(self) -> dict[SplitName, ImageList]:
@@ -225,124 +212,3 @@ def _match(lines: list[str], names: Sequence[str], where: str) -> list[str]:
                 f"{where}, line {number}: {line!r} is another folder than {name!r}; write 'folder caption'"
             )
     return lines
-
-
-class Entry(NamedTuple):
-    """One image: where it is below the root, its label and its class."""
-
-    path: str
-    label: int
-    name: str
-
-
-@dataclass(frozen=True)
-class SplitFile:
-    """What lists the images of splits: its bytes, the images, and the class names by label."""
-
-    source: bytes
-    entries: dict[SplitName, list[Entry]]
-    classes: tuple[str, ...]
-
-    def lists(self, root: Path, prefix: str, what: str) -> dict[SplitName, ImageList]:
-        """List the images of each split, whose paths are relative to ``root``; see ``ImageList``."""
-        require_inside(root, (entry.path for entries in self.entries.values() for entry in entries), what)
-        return {
-            split: list_files(root, [one.path for one in entries], [one.label for one in entries], prefix)
-            for split, entries in self.entries.items()
-        }
-
-
-def read_split_file(file: Path) -> SplitFile:
-    """Read and check a split file, such as split_zhou_OxfordPets.json; whether its images are there isn't looked at.
-
-    It is JSON: ``train``, ``val`` and ``test``, each a list of [relative path, label, class name], in whose names
-    underscores are spaces. Pickles are refused and never loaded.
-    """
-    what = f"split file {str(file)!r}"
-    if not file.is_file():
-        why = "is a folder; give the split_zhou_*.json in it" if file.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{what} {why}")
-    content = file.read_bytes()
-    if file.suffix.lower() in (".pkl", ".pickle") or content.startswith(b"\x80"):  # as binary pickles do
-        raise ValueError(f"{what} is a pickle, which may run any code; give the split_zhou_*.json instead")
-    try:
-        lists = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is not JSON: {error}") from error
-    if not isinstance(lists, dict) or set(lists) != set(SPLITS) or {*map(type, lists.values())} != {list}:
-        raise ValueError(f"{what}: expected an object of lists {', '.join(SPLITS)}, got {brief(lists)}")
-    if not lists["test"]:
-        raise ValueError(f"{what}: test has no images")
-    entries = {split: [_entry(e, f"{what}: {split}[{i}]") for i, e in enumerate(lists[split])] for split in SPLITS}
-    return SplitFile(content, entries, class_names(entries, what))
-
-
-def _entry(value: Any, what: str) -> Entry:
-    if not isinstance(value, list) or [*map(type, value)] != [str, int, str]:
-        raise ValueError(f"{what} is {brief(value)}; expected [relative path, label, class name]")
-    path, label, name = value
-    relative, outside = PurePosixPath(path), "\\" in path or bool(PureWindowsPath(path).drive)
-    if outside or not path.isprintable() or not relative.parts or relative.is_absolute() or ".." in relative.parts:
-        raise ValueError(f"{what}: path {path!r}: expected one below the folder of images, with '/' and without '..'")
-    return Entry(str(relative), label, name.replace("_", " ").strip())
-
-
-def class_names(entries: dict[SplitName, list[Entry]], what: str) -> tuple[str, ...]:
-    """Return the class names by label; refuse what contradicts itself."""
-    names: dict[int, str] = {}
-    splits: dict[str, str] = {}
-    for split, (path, label, name) in ((part, entry) for part in SPLITS for entry in entries[part]):
-        if names.setdefault(label, name) != name:
-            raise ValueError(f"{what}: label {label} is both {names[label]!r} and {name!r}")
-        if path in splits:
-            raise ValueError(f"{what}: image '{path}' is in {splits[path]} and again in {split}")
-        splits[path] = split
-    if missing := set(range(len(names))) - set(names):
-        raise ValueError(f"{what}: labels must be 0 to classes - 1 without gaps; {min(missing)} is missing")
-    classes = tuple(names[label] for label in range(len(names)))
-    require_unique(classes, [f"{name} (label {label})" for label, name in enumerate(classes)], what)
-    return classes
-
-
-class CoopSplit(OwnDataset, ListedDataset):
-    """The images that a split file of the user's lists (Zhou et al., IJCV 2022).
-
-    They lie beside the file, or in one folder beside it, which is found by looking. The names of
-    everything are made from the file's own name, so they are the same on every machine.
-    """
-
-    prefix, what, expected = "coop", "a split file of CoOp", "split_zhou_*.json"
-    listed_by_coop = True
-    source = "split file of CoOp (Zhou et al., IJCV 2022)"
-
-    def __init__(self, place: Path) -> None:
-        self.asked_path = self.file = place.expanduser().absolute()
-        where = f"split file {str(self.file)!r}"
-        self._content = read_split_file(self.file)
-        self.classes = self._content.classes
-        root = _image_root(self.file.parent, self._content, where)
-        self._lists = self._content.lists(root, f"coop/{self.file.stem}", where)
-        short = self.file.stem.removeprefix("split_zhou_")
-        self.name_after(short, where)
-        self.title = f"{short}, split by CoOp"
-
-    def _revision(self) -> str:
-        """12 hex digits over the split file; the images aren't read."""
-        return digest(self._content.source, length=12)
-
-    def image_lists(self) -> Mapping[SplitName, ImageList]:
-        """Return the images of train, val and test."""
-        return self._lists
-
-
-def _image_root(folder: Path, content: SplitFile, what: str) -> Path:
-    """Find the folder that paths are relative to: the file's own or one directly in it."""
-    firsts = [entries[0].path for entries in content.entries.values() if entries]
-    inner = sorted(path for path in folder.iterdir() if path.is_dir())
-    fitting = [root for root in (folder, *inner) if all((root / path).is_file() for path in firsts)]
-    if not fitting or (folder not in fitting and len(fitting) > 1):
-        found = f"in each of {brief([root.name for root in fitting])}; leave one" if fitting else "missing"
-        raise FileNotFoundError(
-            f"{what}: images such as '{firsts[0]}' are {found}; expected all beside it or in one folder"
-        )
-    return fitting[0]

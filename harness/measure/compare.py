@@ -9,10 +9,9 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels
-from harness.measure.bench import Bench
+from harness.measure.bench import Bench, Tracer
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.rows import require_rows, require_towers
-from harness.measure.traces import Tracer
 from harness.measure.tuning import Tuned
 from harness.records.conditions import GOLDEN, PROMPTS
 from harness.records.record import Record

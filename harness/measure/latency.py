@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness import git_commit
 from harness.base.terminal import Progress
-from harness.measure import timing, ways
+from harness.measure import timing
 from harness.measure.cost import RowCost, count_costs
 from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
 from harness.models import towers
@@ -67,8 +67,8 @@ class LatencyPlan:
     keeps: tuple[float, ...] = (0.6,)  # their keep rates
     batches: tuple[int, ...] = CPU_BATCHES
     dtypes: tuple[str, ...] = ("float32",)  # of `DTYPES`
-    ways: tuple[str, ...] = (EAGER,)  # of `ways.WAYS`
-    runtimes: tuple[str, ...] = ()  # of `ways.RUNTIMES`, instead: all in one round, against dense in eager float32
+    ways: tuple[str, ...] = (EAGER,)  # of `timing.WAYS`
+    runtimes: tuple[str, ...] = ()  # of `timing.RUNTIMES`, instead: all in one round, against dense in eager float32
     threads: tuple[int, ...]  # torch's
     rounds: int = 9  # calls of each model, at least
     seconds: float = 5.0  # rounds go on for so long
@@ -99,8 +99,8 @@ class LatencyPlan:
                     raise ValueError(f"--{flag} {value:g}: expected {words}")
         if self.runtimes and self.ways != (EAGER,):
             raise ValueError(f"--runtimes with --ways {' '.join(self.ways)}: give one of the two")
-        ways.check_ways("--ways", self.ways, self.dtypes, torch.device(self.device))
-        ways.check_ways("--runtimes", self.runtimes, self.dtypes, torch.device(self.device))
+        timing.check_ways("--ways", self.ways, self.dtypes, torch.device(self.device))
+        timing.check_ways("--runtimes", self.runtimes, self.dtypes, torch.device(self.device))
 
     @property
     def shared_rounds(self) -> list[list[Condition]]:
@@ -266,7 +266,7 @@ def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition
         failed="not timed",
         **counts,
         saved_gflops=None if row is dense else 1 - counts["gflops"] / family.counts[dense.key].gflops,
-        weights_mib=ways.weights_mib(row.vit, DTYPES[condition.dtype]),
+        weights_mib=timing.weights_mib(row.vit, DTYPES[condition.dtype]),
         surroundings=Surroundings(),
     )
 
@@ -288,10 +288,10 @@ def _time(
         try:
             images = timing.random_images(batch, vit.input_size, device, DTYPES[dtype])
         except RuntimeError as error:
-            if not ways.is_out_of_memory(error):
+            if not timing.is_out_of_memory(error):
                 raise
-            reason = f"{ways.OUT_OF_MEMORY}, for the images alone"
-            ready = dict.fromkeys(models, ways.ReadyModel(failed=reason))
+            reason = f"{timing.OUT_OF_MEMORY}, for the images alone"
+            ready = dict.fromkeys(models, timing.ReadyModel(failed=reason))
             timings, around = dict[int, Timing](), Surroundings()
         else:
             ready, timings, around = time_runnables(
@@ -302,7 +302,7 @@ def _time(
                 watch=timing.stopwatch(device, threads),
                 tick=lambda done: tick(min(done, len(runs) + plan.rounds)),
             )
-    if plan.runtimes or way == ways.COMPILE:
+    if plan.runtimes or way == timing.COMPILE:
         torch._dynamo.reset()
     new = {}
     for i, (blank, _) in runs.items():
@@ -335,7 +335,7 @@ def time_runnables(
     seconds: float,
     watch: timing.Stopwatch,
     tick: Callable[[int], object] = lambda _: None,
-) -> tuple[dict[int, ways.ReadyModel], dict[int, Timing], Surroundings]:
+) -> tuple[dict[int, timing.ReadyModel], dict[int, Timing], Surroundings]:
     """Make models ready and time those that can be timed in turn on the same images (B, C, H, W).
 
     ``rounds`` and ``seconds`` are those of `timing.interleave`; ``tick`` takes models ready and rounds done.
@@ -345,7 +345,7 @@ def time_runnables(
     """
     ready = {}
     for key, one in models.items():
-        ready[key] = ways.prepare(one.vit, one.way, images, one.dtype)
+        ready[key] = timing.prepare(one.vit, one.way, images, one.dtype)
         tick(len(ready))
     calls = {key: one.call for key, one in ready.items() if one.call is not None}
     if not calls:
@@ -363,9 +363,9 @@ def time_runnables(
             tick=lambda done: tick(len(ready) + done),
         )
     except (RuntimeError, MemoryError) as error:
-        if not ways.is_out_of_memory(error):
+        if not timing.is_out_of_memory(error):
             raise
-        reason, timings = f"{ways.OUT_OF_MEMORY}, with all of them ready", {}
+        reason, timings = f"{timing.OUT_OF_MEMORY}, with all of them ready", {}
         ready |= {key: replace(ready[key], failed=reason) for key in calls}
     return ready, timings, meanwhile.surroundings()
 

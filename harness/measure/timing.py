@@ -1,9 +1,15 @@
-"""Time calls against each other: interleaved, so that a drifting clock hits all of them alike."""
+"""Time calls against each other, interleaved; the ways to run a model, and making one ready to be timed."""
 
 import gc
+import json
+import math
 import os
+import tempfile
 import time
-from collections.abc import Callable, Hashable, Mapping
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,13 +17,34 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from harness.records.times import Surroundings, Timing
+from harness.records.times import EAGER, Surroundings, Timing
+from zoo.core.messages import expected
+from zoo.core.precision import PRECISIONS
+from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, Served, as_runtime, require_format
+from zoo.deploy.optimized import OptimizedHost, optimize
+from zoo.loading.open_clip import to_open_clip
+from zoo.towers.vit import ReducedViT
 
 LEAST_ROUNDS = 6  # from which on a median has a 95 % interval
 MOST_ROUNDS = 200  # however short the calls are
 SPREAD = 0.1  # of the interquartile range by the median, from which on to warn
 OTHERS = 0.1  # of the cores, that other processes kept busy, likewise
 STAT = Path("/proc/stat")
+COMPILE, REDUCE_OVERHEAD = "compile", "reduce-overhead"
+CUDA_GRAPHS, OPTIMIZED = "cuda-graphs", "optimized"
+OPEN_CLIP = "open_clip"  # open_clip's own code with the same weights
+EXPORTED = (AOTI, ONNX, OPENVINO)
+# As it is; torch.compile; the same replaying CUDA graphs; the eager model's launches captured once and replayed; what
+# zoo.optimize makes of it.
+WAYS = (EAGER, COMPILE, REDUCE_OVERHEAD, CUDA_GRAPHS, OPTIMIZED)
+RUNTIMES = (*WAYS, OPEN_CLIP, *EXPORTED)  # what --runtimes times in one round, in several precisions
+OUT_OF_MEMORY = "out of memory"
+# Of the features' length. Rounding may turn which of two equal tokens goes, in low precision in
+# most images, so that features of compiled models differ by about as much as those of float32.
+ALLOWED = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
+CHECKED = 8  # images, at least
+MIB = 2**20
+_FULL = ("can't allocate memory", "not enough memory", OUT_OF_MEMORY)
 
 K = TypeVar("K", bound=Hashable)
 Call = Callable[[Tensor], object]
@@ -196,3 +223,268 @@ def others_s() -> float | None:
     own = os.times()
     busy: float = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
     return busy - (own.user + own.system + own.children_user + own.children_system)
+
+
+class RefusedError(RuntimeError):
+    """``zoo.optimize`` or open_clip has no such tower or precision, or the compiler left out its graphs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyModel:
+    """A model as a way runs it. None means not measured."""
+
+    call: Call | None = field(default=None, repr=False)  # None if it failed
+    failed: str | None = None  # why it can't be timed
+    first_call_s: float | None = None  # preparing and the first call
+    deviation: float | None = None  # of its features from eager's, largest over images
+    peak_mib: float | None = None
+    weights_mib: float | None = None  # of an optimised model, after a call; of others they are the model's own
+
+
+def check_ways(flag: str, ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
+    """Raise ValueError for what ``--ways`` or ``--runtimes`` names and what the device or the packages can't run."""
+    known = WAYS if flag == "--ways" else RUNTIMES
+    for way in ways:
+        if way not in known:
+            raise ValueError(f"{flag} {way!r}: {expected(way, known)}")
+        there = f"{flag} {way} on --device {str(device)!r}"
+        if way in (REDUCE_OVERHEAD, CUDA_GRAPHS) and device.type != "cuda":
+            raise ValueError(f"{there}: CUDA graphs need a CUDA device; leave it out, or add --device cuda")
+        if way in EXPORTED and device.type != "cpu":
+            raise ValueError(f"{there}: exported files are timed on a CPU alone")
+        if way in EXPORTED:
+            for dtype in {"float32", *dtypes} & set(FORMATS[way].dtypes):
+                require_format(way, dtype)
+
+
+def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> ReadyModel:
+    """Prepare a model, call it, and compare its features with the eager model's.
+
+    A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
+    model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W).
+    With a ``dtype`` both are float32, and what the way runs is in that precision behind float32 images.
+    """
+    if dtype is not None and dtype not in (FORMATS[way].dtypes if way in EXPORTED else PRECISIONS):
+        return ReadyModel(failed=f"{way} computes no {dtype}")
+    reason = ""
+    try:
+        with torch.inference_mode():
+            ready = _first_call(vit, way, images, dtype)
+            assert ready.call is not None
+            apart = _apart(ready.call, vit, images)
+    except Exception as error:
+        # Exporters and runtimes of others raise whatever they like.
+        if not (is_out_of_memory(error) or _is_refusal(error) or way in EXPORTED):
+            raise
+        reason = _reason(error)
+    if reason:
+        if images.is_cuda:  # else the pieces that it left would be in the way of the next model
+            gc.collect()  # errors hold on to the frames that they came through, in circles
+            torch.cuda.empty_cache()
+        return ReadyModel(failed=reason)
+    most, typical = float(apart.max()), float(apart.median())
+    allowed = ALLOWED[dtype or str(images.dtype).removeprefix("torch.")]
+    # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
+    if not math.isfinite(typical):
+        return ReadyModel(failed="features aren't finite, so they can't be compared with eager's")
+    deviation = most if math.isfinite(most) else None
+    if typical > allowed:
+        size = f"{typical:.2g} of their length, allowed {allowed:g}"
+        return ReadyModel(failed=f"features differ from eager's by {size}", deviation=deviation)
+    return replace(ready, deviation=deviation)
+
+
+def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> ReadyModel:
+    """Prepare and call once, which is timed; take the memory of a call."""
+    wait = synchronizer(images.device)
+    skipped = _skipped_graphs()
+    calls: list[Call] = []
+
+    def first(batch: Tensor) -> None:
+        calls.append(as_run(vit, way, batch, dtype))
+        calls[0](batch)
+        wait()
+
+    wait()
+    begun, peak = time.perf_counter(), None
+    with warnings.catch_warnings():
+        # The compiler's advice on TF32; what precision products have is part of the record.
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+        if way == CUDA_GRAPHS:  # takes its memory when it is captured, none when replayed
+            peak = peak_mib(first, images)
+        else:
+            first(images)
+    first_call_s = time.perf_counter() - begun
+    if way == REDUCE_OVERHEAD and _skipped_graphs() > skipped:
+        raise RefusedError("the compiler left out CUDA graphs, so this would be compile")
+    if way not in (CUDA_GRAPHS, REDUCE_OVERHEAD, *EXPORTED):
+        peak = peak_mib(calls[0], images)
+    held = calls[0].held_bytes() / MIB if isinstance(calls[0], OptimizedHost) else None
+    return ReadyModel(call=calls[0], first_call_s=first_call_s, peak_mib=peak, weights_mib=held)
+
+
+def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
+    """Return (n,) by how much features of at least ``CHECKED`` images differ from eager's.
+
+    They come in two batches or more: a graph that is replayed might keep its first images.
+    """
+    parts = []
+    for turn in range(max(2, -(-CHECKED // len(images)))):
+        other = images.roll(7 * turn, dims=-1)  # of the same shape, so that nothing is compiled again
+        eager = vit(other).clone()
+        features = call(other)
+        assert isinstance(features, Tensor)
+        parts.append(deviations(features, eager))
+    return torch.cat(parts)
+
+
+def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None) -> Call:
+    """Return a model as the way runs it on images like these, (B, C, H, W), in a precision if one is given.
+
+    Compiling and capturing may wait for the first call.
+    """
+    if way in EXPORTED:
+        others = random_images(CHECKED, (images.shape[2], images.shape[3]), images.device, torch.float32)
+        return as_runtime(model, others, format=way, dtype=dtype or "float32")
+    try:
+        if way == OPTIMIZED:
+            optimized: Call = optimize(model, dtype=dtype or images.dtype)
+            return optimized
+        if way == OPEN_CLIP:
+            model = to_open_clip(model)
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
+    if dtype is not None:
+        model = Served(model, dtype).eval()
+    if way == CUDA_GRAPHS:
+        return _captured(model, images)
+    if way not in (COMPILE, REDUCE_OVERHEAD):
+        return model
+    mode = REDUCE_OVERHEAD if way == REDUCE_OVERHEAD else None
+    compiled: Call = torch.compile(_own_code(model), dynamic=False, fullgraph=True, mode=mode)
+
+    def replay(batch: Tensor) -> object:
+        # The features of the call before need not live on.
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(batch)
+
+    return compiled if way == COMPILE else replay
+
+
+def _skipped_graphs() -> int:
+    """Return how often the compiler has left out the CUDA graphs that it was asked for."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["inductor"]["cudagraph_skips"])
+
+
+def _own_code(model: nn.Module) -> Callable[[Tensor], Any]:
+    """Return a function that calls the model, with a code object of its own.
+
+    Dynamo keeps what it compiled by code object: models of one class would share one list, each call would look through
+    it, and the ninth model would be refused.
+    """
+
+    def forward(images: Tensor) -> Any:
+        return model(images)
+
+    forward.__code__ = forward.__code__.replace(co_name=f"forward_{id(model)}")
+    return forward
+
+
+def _captured(model: nn.Module, images: Tensor) -> Call:
+    """Capture one call; what is returned copies images to the graph's and replays it."""
+    inside = images.clone()
+    graph = torch.cuda.CUDAGraph()
+    # The images' device needn't be the current one, on which streams would be made.
+    with torch.cuda.device(images.device), torch.inference_mode():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # so that libraries have set up what can't be captured
+                model(inside)
+        torch.cuda.current_stream().wait_stream(stream)
+        # On the same stream: libraries keep handles and workspaces for each.
+        with torch.cuda.graph(graph, stream=stream):
+            features = model(inside)
+
+    def replay(batch: Tensor) -> object:
+        inside.copy_(batch)
+        graph.replay()
+        return features
+
+    return replay
+
+
+def deviations(features: Tensor, eager: Tensor) -> Tensor:
+    """Return (B,) by how much features differ from the eager model's, in lengths of the latter."""
+    ours, theirs = features.detach().double(), eager.detach().double()
+    result: Tensor = (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+    return result.cpu()
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether the compiler, or CUDA when capturing, can't do it."""
+    compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
+    return compiler or isinstance(error, RefusedError) or "captur" in str(error)
+
+
+def _reason(error: BaseException) -> str:
+    # What broke a capture: ending it fails, too, and says only that something did.
+    while "captur" in str(error) and isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    if isinstance(error, RefusedError):
+        return str(error)
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return f"{type(error).__name__}: {lines[0].strip()}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory didn't suffice, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _FULL)
+
+
+def weights_mib(model: nn.Module, dtype: torch.dtype) -> float:
+    """Return what parameters and buffers take in a precision; integers have their own."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(t.numel() * (dtype if t.is_floating_point() else t.dtype).itemsize for t in tensors) / MIB
+
+
+def peak_mib(call: Call, images: Tensor) -> float | None:
+    """Return the most that one call holds at a time, weights and images not counted.
+
+    On CUDA the caching allocator's peak; on a CPU the peak of what torch's allocator gives out, so that scratch memory
+    of MKL and oneDNN isn't in it. None on other devices.
+    """
+    device = images.device
+    if device.type == "cpu":
+        return _cpu_peak(call, images)
+    if device.type != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call(images)
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / MIB
+
+
+def _cpu_peak(call: Call, images: Tensor) -> float:
+    # Else the profiler tells the terminal when it starts and stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        call(images)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text("utf-8"))["traceEvents"]
+    moves = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    most: int = max(accumulate((count for _, count in moves), initial=0))
+    return most / MIB

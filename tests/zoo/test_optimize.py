@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import zoo
-from harness.measure.ways import peak_mib
+from harness.measure.timing import peak_mib
 from tools.write_towers import TOWERS, options_of
 from zoo.core.prompts import VisualPrompts
 from zoo.deploy.optimized import OptimizedHost
@@ -28,7 +28,7 @@ POOLED = ("eva clip b", "eva clip e", "rope mixed", "beit")
 STYLES: list[dict[str, Any]] = [
     {"act_layer": "quick_gelu", "init_values": 0.3, "scale_attn_norm": True, "scale_mlp_norm": True},
     {"act_layer": "gelu_tanh", "qk_norm": True, "qkv_bias": False, "proj_bias": False},
-    {"attn_layer": "gate", "reg_tokens": 2},
+    {"attn_layer": "gate", "reg_tokens": 2, "act_layer": "relu"},
 ]
 
 

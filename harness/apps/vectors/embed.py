@@ -163,8 +163,7 @@ class Encoder:
         self.preprocessing = " ".join(_ADDRESS.sub("", repr(tower.preprocess)).split())
         if tower.clip is not None:
             tower.clip.model.text.to(device)
-        vit, why = make_runtime(tower.vit.to(device).eval(), setup.dtype)
-        self.vit: nn.Module = vit
+        self.vit, why = make_runtime(tower.vit.to(device).eval(), setup.dtype)
         self.optimised = not why
         self.width = self._forward(torch.zeros(1, 3, *tower.vit.input_size)).shape[1]
 
@@ -193,10 +192,8 @@ class Encoder:
         try:
             features = self._forward(pixels)
         except torch.OutOfMemoryError as error:
-            half = max(1, len(pixels) // 2)
-            raise ValueError(
-                f"out of memory on {self.device} with --batch {len(pixels)}: try --batch {half}"
-            ) from error
+            size = len(pixels)
+            raise ValueError(f"out of memory on {self.device} with --batch {size}: try {max(1, size // 2)}") from error
         return _unit(features, self.setup.dtype)
 
     def texts(self, texts: Sequence[str]) -> tuple[NDArray[np.float32] | None, dict[int, str]]:
@@ -235,15 +232,13 @@ class Encoder:
     @torch.inference_mode()
     def _forward(self, pixels: Tensor) -> Tensor:
         dtype = torch.float32 if self.optimised else DTYPES[self.setup.dtype]
-        features: Tensor = self.vit(pixels.to(self.device, dtype))
-        return features.float().cpu()
+        return self.vit(pixels.to(self.device, dtype)).float().cpu()
 
 
 def _unit(features: Tensor, dtype: str) -> NDArray[np.float32]:
     if not features.isfinite().all():
         raise ValueError(f"embeddings overflowed in {dtype}; use --dtype bfloat16 or float32")
-    unit: NDArray[np.float32] = F.normalize(features, dim=-1).numpy()
-    return unit
+    return F.normalize(features, dim=-1).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +258,6 @@ class EmbedJob(ShardJob):
     decoders: int | None = None  # processes that decode; 0: the model's own; None: by the cores
 
     def __post_init__(self) -> None:
-        """Validate."""
         super().__post_init__()
         if self.embedding_dtype not in PRECISIONS:
             raise ValueError(

@@ -139,12 +139,8 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     path = str(tmp_path / "r.safetensors")
     fit = ["fit", "recovery", "--model", NAME, "--dataset", "emoji", "--rounds", "1", "--steps", "2", "--batch", "2"]
     assert main([*fit, "--dtype", "float32", "--output", path, "--json"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert data["path"] == path
-    assert data["seconds"] > 0
+    assert json.loads(capsys.readouterr().out)["path"] == path
     assert main(["eval", "--model", NAME, "--dataset", "emoji", "--recovery", path]) == 0
     assert "with recovery, trained without labels" in capsys.readouterr().out
     assert main(["eval", "--model", f"{ARCH}_evit60", "--dataset", "emoji", "--recovery", path]) == 2
     assert "was trained for evit at keep 0.5, not for evit at keep 0.6" in capsys.readouterr().err
-    assert main([*fit, "--what", "bias"]) == 2
-    assert "what='bias': expected one of norm, lora" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from harness.base.store import claim
 from harness.base.table import Shown
 from harness.cli.entry import BROKEN_PIPE, COMMANDS, drop_shared, main
 from harness.datasets.base import Dataset
-from harness.measure import traces
+from harness.measure import bench
 from harness.models.towers import Tower
 from harness.records.record import Record, read_records, write_records
 from zoo.core.files import NoRoomError
@@ -259,11 +259,10 @@ def test_how_results_are_shown_is_no_part_of_what_is_measured(words: str, left: 
     assert drop_shared(words.split()) == left.split()
 
 
-@pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_a_closed_pipe_is_quiet(flags: list[str]):
+def test_a_closed_pipe_is_quiet():
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "harness", "list", *flags]
+    command = [sys.executable, "-m", "harness", "list"]
     try:
         done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
     finally:
@@ -304,20 +303,6 @@ def test_a_failed_command_leaves_no_empty_folder(left: str, error: BaseException
     assert sorted((tmp_path / "there").rglob("*")) == expected
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *("fit prompts --dataset emojis --output", "latency --model clip_vit_s41 --output"),
-        *("report gone --output", "push --model clip_vit_s41 --to me/it --folder", "show gone.png --output"),
-        *("study order --dataset emojis --output", "study curve --dataset emojis --output"),
-        "study reproduce table9 --output",
-    ],
-)
-def test_wrong_input_leaves_nothing(command: str, tmp_path):
-    assert main([*command.split(), str(tmp_path / "new" / "out")]) == 2
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("name", ["baselines", "zoo"])
 def test_another_package_of_the_same_name_is_refused(name: str, tmp_path: Path):
     """PyPI has a ``baselines``, and ``python -m`` looks into the folder first."""
@@ -343,7 +328,7 @@ def test_a_disk_that_gets_full_keeps_what_was_measured(
     def full(path: Path, content: bytes) -> None:
         raise NoRoomError(f"can't write {str(path)!r}: the disk is full; {len(content):,} bytes needed, 3 free")
 
-    monkeypatch.setattr(traces, "write_whole", full)
+    monkeypatch.setattr(bench, "write_whole", full)
     assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
     assert len(read_records(tmp_path / "run" / "records.jsonl")) == 2
     assert "the disk is full; " in capsys.readouterr().err

@@ -13,7 +13,7 @@ from packing import write_images
 from harness.datasets import get_dataset, shipped_facts
 from harness.datasets.base import Dataset, Split, SplitName
 from harness.datasets.few_shot import SHOTS, draw, draw_ranked, draw_train, undrawn
-from harness.datasets.folder import CoopSplit
+from harness.datasets.public import CoopSplit
 
 RANKED = np.array([0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 0, 3], dtype=np.int64)
 IDS = tuple(f"toy/train-{i:02d}" for i in range(len(RANKED)))

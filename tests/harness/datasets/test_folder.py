@@ -17,8 +17,9 @@ from PIL import Image
 from harness.cli.entry import main
 from harness.datasets import SplitName, get_dataset, list_datasets, names_of
 from harness.datasets.few_shot import draw
-from harness.datasets.folder import CoopSplit, FolderDataset, FolderParted, ImageFolder, captions_of
+from harness.datasets.folder import FolderDataset, FolderParted, ImageFolder, captions_of
 from harness.datasets.images import folder_images
+from harness.datasets.public import CoopSplit
 
 PLAIN = ["dog/b.png", "ankle_boot/2.png", "ankle_boot/1.png", "dog/deeper/a.png"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")

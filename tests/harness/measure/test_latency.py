@@ -15,12 +15,11 @@ from torch import Tensor
 import zoo
 from harness.base.terminal import Progress
 from harness.cli.entry import main
-from harness.measure import latency, ways
+from harness.measure import latency, timing
 from harness.measure.cost import count_costs
 from harness.measure.latency import Family, LatencyPlan, Runnable, load_family, measure_latency, time_runnables
 from harness.measure.rows import variants
-from harness.measure.timing import Stopwatch
-from harness.measure.ways import COMPILE, ONNX, ReadyModel
+from harness.measure.timing import COMPILE, ONNX, ReadyModel, Stopwatch
 from harness.models import towers
 from harness.models.towers import Tower
 from harness.records.times import EAGER, LatencyRecord, Surroundings, Timing, read_latencies, write_latencies
@@ -122,11 +121,11 @@ def test_models_without_memory_are_left_out_or_end_the_cell(dense: zoo.ReducedVi
     ready, timings, _ = in_a_cell(dense, full)
     assert timings == {}
     assert {one.failed for one in ready.values()} == {"out of memory, with all of them ready"}
-    real, failed = ways.prepare, ReadyModel(failed="out of memory")
-    monkeypatch.setattr(ways, "prepare", lambda v, *how: failed if v is dense else real(v, *how))
+    real, failed = timing.prepare, ReadyModel(failed="out of memory")
+    monkeypatch.setattr(timing, "prepare", lambda v, *how: failed if v is dense else real(v, *how))
     ready, timings, _ = in_a_cell(dense, metronome())
     assert (ready[0], list(timings)) == (failed, [1])
-    monkeypatch.setattr(ways, "prepare", lambda *_: failed)
+    monkeypatch.setattr(timing, "prepare", lambda *_: failed)
     assert in_a_cell(dense, None)[1] == {}
 
 
@@ -267,7 +266,7 @@ def test_precisions_share_a_round_with_eager_float32(runs: Runs, timed: Callable
         pairs = zip(one.samples_ms, reference.samples_ms, strict=True)
         assert min(a / b for a, b in pairs) <= one.times.ratio_to_dense
         assert one.arrived is None
-    assert 0 < others[1].deviation < ways.ALLOWED["bfloat16"]  # of features from eager float32's
+    assert 0 < others[1].deviation < timing.ALLOWED["bfloat16"]  # of features from eager float32's
     # All of it is used again, and none of it where ratios are to another dense model.
     assert timed(runtimes=(EAGER,), dtypes=("bfloat16",)) == records == read_latencies(runs.path)
     assert not set(map(id, timed(dtypes=("bfloat16",)))) & set(map(id, records))
@@ -278,10 +277,10 @@ def test_optimised_models_exported_files_and_open_clips_own_code(
     timed: Callable[..., list[LatencyRecord]], monkeypatch: pytest.MonkeyPatch
 ):
     """Whether files compute what the model does is a question to `zoo.export`'s own tests."""
-    monkeypatch.setattr(ways, "check_ways", lambda *_: None)
-    monkeypatch.setattr(ways, "as_runtime", lambda model, *_, **__: model)
-    records = timed(runtimes=(ways.OPTIMIZED, ONNX, ways.OPEN_CLIP))
-    assert [one.way for one in records[::2]] == [EAGER, ways.OPTIMIZED, ONNX, ways.OPEN_CLIP]
+    monkeypatch.setattr(timing, "check_ways", lambda *_: None)
+    monkeypatch.setattr(timing, "as_runtime", lambda model, *_, **__: model)
+    records = timed(runtimes=(timing.OPTIMIZED, ONNX, timing.OPEN_CLIP))
+    assert [one.way for one in records[::2]] == [EAGER, timing.OPTIMIZED, ONNX, timing.OPEN_CLIP]
     assert records.pop().failed == "open_clip's own code takes the dense tower alone"
     for one in records:
         assert one.failed is None
@@ -292,8 +291,8 @@ def test_optimised_models_exported_files_and_open_clips_own_code(
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("node 7 isn't known")
 
-    monkeypatch.setattr(ways, "as_runtime", fail)
-    records = timed(runtimes=(ways.AOTI,))
+    monkeypatch.setattr(timing, "as_runtime", fail)
+    records = timed(runtimes=(timing.AOTI,))
     assert [one.failed for one in records[2:]] == ["RuntimeError: node 7 isn't known"] * 2
     assert all(one.samples_ms for one in records[:2])
 

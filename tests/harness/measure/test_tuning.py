@@ -173,7 +173,7 @@ def test_the_command_writes_and_reports(
     [
         (["--tokens", "x"], "tokens='x'"),
         (["--shots", "9"], "--shots 9"),
-        (["--tune", "class_specific=True"], "use coupling='none'"),
+        (["--tune", "class_specific=true"], "use coupling='none'"),
         (["--recipe", "coop"], "with epochs=200: epochs take the place of rounds"),
         (["--draws", "coop"], "--draws coop: 'named' isn't read from a list that CoOp draws from"),
     ],
