@@ -19,7 +19,7 @@ from harness.records.record import Record, read_records
 from harness.report.groups import markdown_table
 from zoo.core.files import blocks_fingerprint, digest
 from zoo.loading.learned_files import save_prompts
-from zoo.loading.recovery_file import Recovered
+from zoo.loading.recovery_file import Recovered, trainable
 
 PATCHRANK = "clip_vit_s14_patchrank60"
 IMAGES = torch.randn(2, 3, 196, 196, generator=torch.Generator().manual_seed(0))
@@ -92,11 +92,12 @@ SETS = [{"name": "toy", "revision": "12ab", "images": 5, "held_out": 3}]
 @torch.no_grad()
 def test_a_recovered_model(tmp_path: Path):
     name = RECOVERED
-    tensors = {"prompts.tokens": 0.01 * torch.randn(1, 2, 384, generator=torch.Generator().manual_seed(3))}
+    vit, drawn = timm.create_model(name, pretrained=True).eval(), torch.Generator().manual_seed(3)
+    shapes = {key: vit.get_parameter(own).shape for key, own in trainable(vit, "norm").items()}
+    tensors = {key: 0.01 * torch.randn(shape, generator=drawn) for key, shape in shapes.items()}
     own: dict[str, Any] = {"name": "clip_vit_s14", "tag": "imgfocus_lit", "datasets": SETS}
-    vit, config = timm.create_model(name, pretrained=True).eval(), zoo.RecoveryConfig(what="tokens", count=2)
-    file = tmp_path / "tokens.safetensors"
-    zoo.save_recovery(file, vit, Recovered(tensors, (0.05,), (0.04,)), config, **own)
+    file = tmp_path / "norm.safetensors"
+    zoo.save_recovery(file, vit, Recovered(tensors, (0.05,), (0.04,)), zoo.RecoveryConfig(what="norm"), **own)
     flags = ["--to", "me/recovered", "--recovery", str(file), "--folder", str(tmp_path / "out")]
     assert main(["push", "--model", name, *flags]) == 0
     model = timm.create_model(name, pretrained=True, recovery=str(file)).eval()
@@ -106,7 +107,7 @@ def test_a_recovered_model(tmp_path: Path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "with token reduction and recovery." in card
     assert "| toy | 12ab | 5 | 0.0500 | 0.0400 |" in card
-    assert '"what": "tokens"' in card
+    assert '"what": "norm"' in card
     found = load_publishable(f"local-dir:{tmp_path}/out")
     assert found.provenance == load_publishable(name, (), None, file).provenance
     assert found.provenance["digests"]["recovery"] == digest(file)
