@@ -12,7 +12,7 @@ from rich.console import Console
 from harness.base.table import Part, Shown, Table, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import PROGRAM, Command, CommandParser
+from harness.cli.command import PROGRAM, CommandParser, command
 
 if TYPE_CHECKING:
     from harness.apps.setup import Setup
@@ -27,10 +27,10 @@ def _choose_flags(parser: CommandParser) -> None:
     from harness.apps.choose import ChooseConfig
 
     what = parser.add_argument_group("model and pictures")
-    flags.model(what)
+    flags.usual(what, "model")
     pictures = what.add_mutually_exclusive_group(required=True)
     flags.add(pictures, "--images", None, "your pictures, without labels", Path, metavar="DIR")
-    flags.dataset(pictures)
+    flags.usual(pictures, "dataset")
     flags.data(parser)
     bounds = parser.add_argument_group("bounds, of which at least one is given")
     for flag, text in (
@@ -41,19 +41,18 @@ def _choose_flags(parser: CommandParser) -> None:
     ):
         flags.add(bounds, flag, None, text, float)
     among = parser.add_argument_group("what is chosen from")
-    flags.methods(among, None, "default: all but other papers' that the tower can run; see `list`")
+    flags.usual(among, "methods", text="default: all but other papers' that the tower can run; see `list`")
     flags.add(among, "--dtypes", [], "default: float32, and bfloat16 where it is fast", metavar="DTYPE")
-    several: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "FILE", "default": []}
-    among.add_argument("--recovery", dest="recoveries", help="as `fit recovery` writes", **several)
-    among.add_argument("--schedule", dest="schedules", help="as `fit schedule` writes, at all keep rates", **several)
+    flags.add(among, "--recovery", [], "as `fit recovery` writes", Path, dest="recoveries")
+    flags.add(among, "--schedule", [], "as `fit schedule` writes, at all keep rates", Path, dest="schedules")
     how = parser.add_argument_group("how it is measured")
     flags.fields(how, ChooseConfig, search="pictures to search by", held_out="other pictures, that decide")
     flags.fields(how, ChooseConfig, batch="images per call, where time is measured")
     flags.fields(how, ChooseConfig, rounds="calls of the chosen setup and of dense, at least")
     flags.fields(how, ChooseConfig, seconds="that these go on for", seed="of the choice of pictures, and of intervals")
-    flags.device(how)
+    flags.usual(how, "device")
     files = parser.add_argument_group("files")
-    flags.fresh(files)
+    flags.usual(files, "fresh")
     flags.output(files, "setup.json", "the setup with its certificate", "FILE")
 
 
@@ -113,7 +112,7 @@ def _export_flags(parser: CommandParser) -> None:
     ends = ", ".join(sorted({kind.suffix for kind in FORMATS.values()}))
     flags.output(file, None, f"ends with {ends}, by the format", metavar="FILE", required=True)
     check = parser.add_argument_group("check by real images")
-    flags.dataset(check, "photos")
+    flags.usual(check, "dataset", default="photos")
     flags.add(check, "--images", None, "any images instead, unlabelled", Path, metavar="DIR")
     flags.images(check, 64, "val", "images; class-balanced")
     flags.add(check, "--batches", list(BATCHES), "images per call", flags.positive)
@@ -185,7 +184,7 @@ def _embed_flags(parser: CommandParser) -> None:
     flags.add(what, "--image-column", None, "of Parquet; default: the only one of bytes", metavar="NAME", dest="column")
     flags.setup(parser)
     how = parser.add_argument_group("conditions")
-    flags.device(how, text="of each worker")
+    flags.usual(how, "device", text="torch device, of each worker")
     flags.add(how, "--batch", 64, "pictures per pass")
     flags.add(how, "--decoders", None, "processes that decode; 0: the model's own; default: by the cores", int)
     flags.add(how, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
@@ -242,7 +241,7 @@ def _search_flags(parser: CommandParser) -> None:
     where = parser.add_argument_group("where")
     flags.add(where, "--in", Path(VECTORS), "folder that `embed` wrote", dest="vectors", metavar="DIR")
     flags.add(where, "--top", 10, "hits", metavar="K")
-    flags.device(where, text="for a picture")
+    flags.usual(where, "device", text="torch device, for a picture")
     files = parser.add_argument_group("files")
     flags.add(files, "--sheet", None, "a PNG of the hits, side by side", Path)
 
@@ -271,22 +270,26 @@ def run_search(args: Namespace, _status: Console) -> Shown:
 
 
 def _show_flags(parser: CommandParser) -> None:
+    from zoo.ranking.golden import GoldenConfig
+
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, or dataset:split:index")
     what = parser.add_argument_group("what is drawn")
-    flags.model(what)
-    flags.keeps(what, [0.6], "in (0, 1)", kind=float)
+    flags.usual(what, "model")
+    flags.usual(what, "keeps", default=[0.6], text="in (0, 1)", kind=float)
     flags.add(what, "--by", None, "that decides what is kept; default: the predictor", metavar="RANKING")
-    flags.methods(what, [], "more columns; see `list`")
+    flags.usual(what, "methods", default=[], text="more columns; see `list`")
     flags.add(what, "--left", [], "instead of rankings, what these or golden leave", metavar="METHOD")
-    flags.dataset(what, text="whose classes the files may show")
+    flags.usual(what, "dataset", text="whose classes the files may show")
     flags.add(what, "--classes", None, "their names instead, as a,b,c", metavar="NAMES")
     flags.add(what, "--label", [], "of all files, or of each", metavar="CLASS", nargs="*")
     flags.data(parser)
-    flags.golden(parser.add_argument_group("golden rankings"))
+    golden = parser.add_argument_group("golden rankings")
+    flags.fields(golden, GoldenConfig, block="patches go before this block")
+    flags.fields(golden, GoldenConfig, window="side in patches", stride="in patches")
     where = parser.add_argument_group("conditions and files")
     flags.output(where, "show.png", "a PNG", "FILE")
     flags.add(where, "--scale", 1.0, "of the figure's size")
-    flags.device(where)
+    flags.usual(where, "device")
 
 
 def run_show(args: Namespace, status: Console) -> Shown:
@@ -310,9 +313,9 @@ def _check_flags(parser: CommandParser) -> None:
     files.required = False  # not "*": see `compare`
     rows = parser.add_argument_group("which rows", "a check takes these alone, --update of a FILE measures these")
     flags.add(rows, "--model", None, "dense names", dest="models", nargs="+", metavar="MODEL")
-    flags.methods(rows, None, "or METHOD:OPTION=VALUE,... with JSON values")
-    flags.keeps(rows, None)
-    flags.datasets(rows, None, "or PREFIX:PATH")
+    flags.usual(rows, "methods", text="or METHOD:OPTION=VALUE,... with JSON values")
+    flags.usual(rows, "keeps")
+    flags.usual(rows, "datasets", text="or PREFIX:PATH")
     flags.data(parser)
     bounds = parser.add_argument_group("how far things may move")
     flags.fields(bounds, Tolerances, images="right answers, net", flips="images whose answer flips")
@@ -321,12 +324,12 @@ def _check_flags(parser: CommandParser) -> None:
     flags.fields(bounds, Tolerances, probe="mean feature in fixed directions", tau="in its expected interval besides")
     flags.fields(bounds, Tolerances, slower="on the expected ratio of time to dense")
     how = parser.add_argument_group("how it is measured")
-    flags.device(how, None, "default: the expectation's, or cpu")
+    flags.usual(how, "device", default=None, text="torch device, default: the expectation's, or cpu")
     flags.add(how, "--rounds", 2, "latency samples, four times as many below batch 8", flags.positive)
     flags.add(how, "--no-latency", False, "time nothing")
     new = parser.add_argument_group("a new expectation")
     flags.add(new, "--update", False, "write anew, tell what changed")
-    flags.split_of(new, None, "default: test")
+    flags.usual(new, "split", default=None, text="default: test")
     flags.limits(new, None, "images judged; default: 48")
     flags.add(new, "--dtype", None, "default: float32", flags.dtype)
     flags.add(new, "--batches", None, "timed; default: 1", flags.positive, nargs="*")
@@ -386,70 +389,12 @@ def run_push(args: Namespace, status: Console) -> Shown:
     return Shown(parts=(text,), data={"where": where, "bytes_by_file": sizes, "card": card})
 
 
-PUSH = "push --model clip_vit_s14_patchrank60 --to OWNER/NAME"
 COMMANDS = (
-    Command(
-        path="choose", flags=_choose_flags, run=run_choose,
-        what="Find the fastest setup (method, keep rate, precision) that meets a bound, on your own pictures.",
-        examples=(
-            ("choose --images photos --min-cosine 0.98 --speed-up 1.5", "on your own, without labels"),
-            ("choose --dataset fashion --max-loss 1 --held-out 1800", "by answers that are right"),
-        ),
-        output="the setups that were judged on pictures held out, and how to use the chosen one, on standard output; "
-        "the setup with its certificate in --output. The same command goes on where it stopped",
-        problems="nothing meets the bound; the nearest is shown",
-    ),
-    Command(
-        path="embed", flags=_embed_flags, run=run_embed,
-        what="Embed your own pictures, or texts, as Parquet files; resumable.",
-        examples=(
-            ("embed photos/ --output vectors/", "all pictures below a folder, by the model that ships"),
-            ("embed 'x-{000..010}.tar' --device cuda --dtype bfloat16 --workers 8", "tars, on eight GPUs, by Ray"),
-        ),
-        output="a folder of Parquet files and a line of speeds; see docs/embed.md",
-    ),
-    Command(
-        path="search", flags=_search_flags, run=run_search,
-        what="Search embeddings by words or by a picture.",
-        examples=(
-            ("search 'a red shoe' --in vectors/", "the ten nearest pictures"),
-            ("search cat.jpg --in vectors/ --top 20 --sheet hits.png", "pictures like another, side by side"),
-        ),
-    ),
-    Command(
-        path="export", flags=_export_flags, run=run_export,
-        what="Write a model, dense or reduced, as a file for ONNX Runtime, OpenVINO or PyTorch, and check it.",
-        examples=(
-            ("export --model clip_vit_s14_rankmerge60 --output rankmerge60.onnx", "a model that ships"),
-            ("export --model clip_vit_s14_rankmerge60 --format openvino --dtype bfloat16 --output m.xml", "OpenVINO"),
-        ),
-        output="how features of the file's runtime agree with the eager float32 model's, on standard output; --output, "
-        "and the same name with .json behind, which says what it is",
-        problems="the runtime gives other features, so that no file was written",
-    ),
-    Command(
-        path="show", flags=_show_flags, run=run_show,
-        what="Draw images beside the importance of their patches by several rankings, as PNG.",
-        examples=(
-            ("show fashion:val:3 --keeps 0.6 0.3", "an image of a dataset"),
-            ("show photos:test:2 --left rankmerge patchrank", "the tokens that methods leave"),
-        ),
-        output="the figure in --output; its notes on standard output",
-    ),
-    Command(
-        path="check", flags=_check_flags, run=run_check,
-        what="Measure a reduced benchmark again and tell what moved.",
-        examples=(
-            ("check --methods tome --no-latency", "some rows of the expectation that ships"),
-            ("check mine.jsonl --update --methods patchrank", "write one of your own"),
-        ),
-        output="what moved, and by how much, on standard output",
-        problems="something moved",
-    ),
-    Command(
-        path="push", flags=_push_flags, run=run_push,
-        what="Publish a model with a generated card on the Hugging Face hub, or write it to a folder.",
-        examples=((f"{PUSH} --dry-run", "see the card first"), (f"{PUSH} --folder model", "for timm")),
-        output="what was written, on standard output; the model at --to or in --folder",
-    ),
-)  # fmt: skip
+    command("choose", run_choose, _choose_flags),
+    command("embed", run_embed, _embed_flags),
+    command("search", run_search, _search_flags),
+    command("export", run_export, _export_flags),
+    command("show", run_show, _show_flags),
+    command("check", run_check, _check_flags),
+    command("push", run_push, _push_flags),
+)

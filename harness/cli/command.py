@@ -5,9 +5,11 @@ import platform
 import shutil
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -21,6 +23,7 @@ PACKAGE = "clip-patchrank"
 WIDEST = 100  # columns of help
 ANY = "NAME"  # a subcommand that stands for every word that isn't another one
 EVERY = "every command"  # title of the flags that every command takes
+TEXTS = tomllib.loads(Path(__file__).with_name("commands.toml").read_text("utf-8"))
 EXIT_CODES = {
     0: "fine",
     1: "a regression or a problem was found",
@@ -37,7 +40,7 @@ class Command:
     path: str  # its words, such as "fit predictor"
     what: str  # one sentence
     run: Callable[[argparse.Namespace, Console], Shown | Work]  # with the arguments, and where progress and notes go
-    examples: tuple[tuple[str, str], ...]  # lines without the program's name, and their purpose
+    examples: Sequence[Sequence[str]]  # lines without the program's name, and their purpose
     flags: Callable[["CommandParser"], None] = lambda _parser: None  # adds them to a parser
     output: str = "a table on standard output"
     problems: str | None = None  # the meaning of exit code 1
@@ -50,6 +53,15 @@ class Command:
         codes = EXIT_CODES | {1: self.problems or ""}
         meanings = "; ".join(f"{code} {text}" for code, text in codes.items() if text)
         return "\n".join([*lines, "", f"output: {self.output}", "", f"exit codes: {meanings}"])
+
+
+def command(
+    path: str,
+    run: Callable[[argparse.Namespace, Console], Shown | Work],
+    flags: Callable[["CommandParser"], None] = lambda _parser: None,
+) -> Command:
+    """Return a subcommand that ``commands.toml`` describes."""
+    return Command(path=path, run=run, flags=flags, **TEXTS[path])
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -28,6 +28,7 @@ from harness.cli.command import (
     Subcommands,
     Version,
     add_shared,
+    command,
     leaves,
 )
 from harness.cli.flags import check_device
@@ -78,17 +79,10 @@ def _actions(parser: Any) -> Any:
     return parser._subparsers._group_actions[0]
 
 
-COMPLETION = Command(
-    path="completion",
-    what="Print a script that completes commands, flags and names in a shell.",
-    flags=_completion_flags,
-    run=run_completion,
-    examples=(('completion bash > "$HOME/.patchrank.bash"', "then source it in .bashrc"),),
-    output="the script on standard output; see docs/commands.md for where shells look for it",
-)
+COMPLETION = command("completion", run_completion, _completion_flags)
 GROUPS = (measure, apps, learn, study)
 COMMANDS: dict[str, Command] = {
-    command.path: command for command in (*(command for group in GROUPS for command in group.COMMANDS), COMPLETION)
+    one.path: one for one in (*(one for group in GROUPS for one in group.COMMANDS), COMPLETION)
 }
 # First words that have subcommands of their own.
 FAMILIES = {
@@ -116,14 +110,14 @@ def build_parser() -> CommandParser:
     parser.add_argument("--version", action=Version, nargs=0, help="of this package and what it depends on")
     add_shared(parser)
     groups = {"": _subcommands(parser, "COMMAND")}
-    for path, command in COMMANDS.items():
+    for path, one in COMMANDS.items():
         first, _, second = path.rpartition(" ")
         if first not in groups:
             what, prog = FAMILIES[first], f"{PROGRAM} {first}"
             family = groups[""].add_parser(first, help=what, description=what, prog=prog)
             groups[first] = _subcommands(family, "WHAT")
-        text = {"help": command.what, "description": command.what, "prog": f"{PROGRAM} {path}"}
-        groups[first].add_parser(second, command=command, **text)
+        text = {"help": one.what, "description": one.what, "prog": f"{PROGRAM} {path}"}
+        groups[first].add_parser(second, command=one, **text)
     return parser
 
 

@@ -96,53 +96,39 @@ def fields(group: Any, config: type[Any], /, **texts: str) -> None:
         add(group, f"--{name.replace('_', '-')}", list(default) if isinstance(default, tuple) else default, text)
 
 
-def model(group: Any, text: str = "dense name") -> None:
-    """Add the model."""
-    add(group, "--model", DENSE, text)
+NAME = {"metavar": "NAME"}
+SEVERAL = {"nargs": "+"}
+ANY_DATASET = "see `datasets list`; or PREFIX:PATH"
+# Flags of several commands: flag, default, help, type, and more arguments of `add`.
+USUAL: dict[str, tuple[str, Any, str, Any, dict[str, Any]]] = {
+    "model": ("--model", DENSE, "dense name", None, {}),
+    "methods": ("--methods", None, "see `list`", None, {**SEVERAL, "metavar": "METHOD"}),
+    "keeps": ("--keeps", None, "in (0, 1]", keep_rate, {**SEVERAL, "metavar": "RATE"}),
+    "dataset": ("--dataset", None, ANY_DATASET, None, NAME),
+    "datasets": ("--dataset", None, ANY_DATASET, None, {**SEVERAL, **NAME, "dest": "datasets"}),
+    "root": ("--root", None, "of datasets; default: CLIP_PATCHRANK_DATA's", Path, {"metavar": "DIR"}),
+    "download": ("--download", False, "get what is missing", None, {}),
+    "split": ("--split", "test", "of the dataset", split, {"choices": SPLITS}),
+    "device": ("--device", "cpu", "torch device, such as cuda:0", None, {}),
+    "dtype": ("--dtype", "float32", "float32, bfloat16 or float16", dtype, {}),
+    "fresh": ("--fresh", False, "measure again what is known", None, {}),
+}
 
 
-def methods(group: Any, default: list[str] | None, text: str, **more: Any) -> None:
-    """Add methods."""
-    add(group, "--methods", default, text, nargs="+", metavar="METHOD", **more)
-
-
-def keeps(group: Any, default: list[float] | None, text: str = "in (0, 1]", kind: Any = keep_rate) -> None:
-    """Add keep rates."""
-    add(group, "--keeps", default, text, kind, nargs="+", metavar="RATE")
-
-
-def dataset(
-    group: Any, default: str | None = None, text: str = "see `datasets list`; or PREFIX:PATH", **more: Any
-) -> None:
-    """Add one dataset."""
-    add(group, "--dataset", default, text, metavar="NAME", **more)
-
-
-def datasets(
-    group: Any, default: list[str] | None, text: str = "see `datasets list`; or PREFIX:PATH", **more: Any
-) -> None:
-    """Add several datasets."""
-    add(group, "--dataset", default, text, metavar="NAME", dest="datasets", nargs="+", **more)
-
-
-def root(group: Any) -> None:
-    """Add where datasets lie."""
-    add(group, "--root", None, "of datasets; default: CLIP_PATCHRANK_DATA's", Path, metavar="DIR")
+def usual(group: Any, *names: str, **changes: Any) -> None:
+    """Add flags of `USUAL`, with some of the arguments changed."""
+    for name in names:
+        flag, default, text, kind, more = USUAL[name]
+        add(group, flag, **{"default": default, "text": text, "kind": kind} | more | changes)
 
 
 def data(parser: CommandParser) -> None:
     """Add what says where datasets lie and how they are taken."""
     group = parser.add_argument_group("how datasets are taken")
-    root(group)
-    add(group, "--download", False, "get what is missing")
+    usual(group, "root", "download")
     add(group, "--templates", None, "prompts with {} for the class, not its own", nargs="+", metavar="TEXT")
     add(group, "--skip-bad", False, "leave out images that can't be read")
     add(group, "--skip-unknown-classes", False, "leave out classes with words that the text tower never saw")
-
-
-def split_of(group: Any, default: str | None, text: str = "of the dataset") -> None:
-    """Add the split."""
-    add(group, "--split", default, text, split, choices=SPLITS)
 
 
 def limits(group: Any, count: int | None, text: str = "images per dataset") -> None:
@@ -153,24 +139,13 @@ def limits(group: Any, count: int | None, text: str = "images per dataset") -> N
 
 def images(group: Any, count: int, split: str, text: str = "images per dataset") -> None:
     """Add which images, and how many."""
-    split_of(group, split)
+    usual(group, "split", default=split)
     limits(group, count, text)
 
 
 def limit_of(args: Namespace) -> int | None:
     """Return how many images ``--limit`` and ``--full`` ask for, None for all."""
     return None if args.full else args.limit
-
-
-def machine(group: Any, text: str = "float32, bfloat16 or float16") -> None:
-    """Add device and precision."""
-    device(group)
-    add(group, "--dtype", "float32", text, dtype)
-
-
-def device(group: Any, default: str | None = "cpu", text: str = "such as cuda:0") -> None:
-    """Add the device, which `entry` checks before the command runs."""
-    add(group, "--device", default, f"torch device, {text}")
 
 
 def check_device(name: str) -> None:
@@ -191,7 +166,7 @@ def conditions(parser: CommandParser) -> Any:
     assert Plan.limit is not None
     images(group, Plan.limit, Plan.split)
     fields(group, Plan, seed="of the choice of shots")
-    machine(group)
+    usual(group, "device", "dtype")
     return group
 
 
@@ -200,15 +175,10 @@ def output(group: Any, default: str | None, text: str, metavar: str = "DIR", **m
     add(group, "--output", None if default is None else Path(default), text, Path, metavar=metavar, **more)
 
 
-def fresh(group: Any) -> None:
-    """Add ``--fresh``."""
-    add(group, "--fresh", False, "measure again what is known")
-
-
 def setup(parser: CommandParser) -> None:
     """Add a tower with its reduction."""
     group = parser.add_argument_group("model")
-    model(group, "a reduced or dense model's name, see `list`; or a file of `choose`")
+    usual(group, "model", text="a reduced or dense model's name, see `list`; or a file of `choose`")
     add(group, "--method", None, "that reduces a dense model")
     add(group, "--keep", None, "of the method, in (0, 1]", keep_rate)
     add(group, "--recovery", None, "of this model, as `fit recovery` writes", Path)
@@ -236,29 +206,11 @@ def setup_of(args: Namespace) -> "Setup":
     return dataclasses.replace(Setup.read(Path(args.model)), **precision)
 
 
-def golden(group: Any) -> None:
-    """Add block, window and stride of golden rankings."""
-    from zoo.ranking.golden import GoldenConfig
-
-    fields(group, GoldenConfig, block="patches go before this block", window="side in patches", stride="in patches")
-
-
 def golden_config(args: Namespace) -> "GoldenConfig":
     """Return the settings of golden rankings that the flags ask for."""
     from zoo.ranking.golden import GoldenConfig
 
     return settings(GoldenConfig, args, approximate=vars(args).get("approx"))
-
-
-def predictor_recipe(parser: CommandParser) -> None:
-    """Add how a predictor is fitted."""
-    from zoo.learning.fit import FitConfig
-
-    group = parser.add_argument_group("predictor")
-    fields(group, FitConfig, arch="see zoo/core/predictor.py", loss="see zoo/learning/fit.py")
-    fields(group, FitConfig, width="channels inside the predictor", epochs="at most")
-    fields(group, FitConfig, patience="epochs without a better one", batch="images per step")
-    fields(group, FitConfig, seed="of weights, order and shots", learning_rate="of AdamW")
 
 
 def tokens_recipe(group: Any, draws: str | None, text: str = "") -> None:

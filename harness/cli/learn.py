@@ -12,7 +12,7 @@ from rich.console import Console
 from harness.base.table import Shown, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import Command, CommandParser
+from harness.cli.command import CommandParser, command
 
 if TYPE_CHECKING:
     from zoo.ranking.golden import GoldenConfig
@@ -25,9 +25,9 @@ def _rank_flags(parser: CommandParser) -> None:
     from zoo.ranking.golden import GoldenConfig
 
     what = parser.add_argument_group("what is ranked")
-    flags.model(what)
+    flags.usual(what, "model")
     one = what.add_mutually_exclusive_group(required=True)
-    flags.dataset(one)
+    flags.usual(one, "dataset")
     flags.add(one, "--images", None, "any images, unlabelled", Path, metavar="DIR")
     flags.images(what, 250, "test", "images; class-balanced")
     flags.add(what, "--variants", 1, "times that each image of a shipped dataset is drawn anew", metavar="K")
@@ -45,7 +45,7 @@ def _rank_flags(parser: CommandParser) -> None:
     where = parser.add_argument_group("conditions")
     flags.add(where, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
     flags.add(where, "--batch", None, "sequences per pass; default: from free memory", int)
-    flags.device(where, text="of each worker")
+    flags.usual(where, "device", text="torch device, of each worker")
     flags.add(where, "--dtype", "auto", PRECISIONS)
     files = parser.add_argument_group("files")
     flags.output(files, None, "folder; default: in the user's cache", dest="out")
@@ -79,9 +79,11 @@ def run_rank(args: Namespace, status: Console) -> Shown:
 
 
 def _predictor_flags(parser: CommandParser) -> None:
+    from zoo.learning.fit import FitConfig
+
     what = parser.add_argument_group("what is learned from")
-    flags.model(what)
-    flags.dataset(what, text="its rankings that ship; without them, rank first", nargs="*")
+    flags.usual(what, "model")
+    flags.usual(what, "dataset", text="its rankings that ship; without them, rank first", nargs="*")
     flags.add(what, "--limit", 250, "images to rank per split", flags.positive)
     flags.add(what, "--block", None, "reduction point; 3 if nothing is said", int)
     flags.add(what, "--action", None, "that was ranked for, remove or merge; remove if nothing is said")
@@ -97,7 +99,11 @@ def _predictor_flags(parser: CommandParser) -> None:
         flags.add(what, f"--{name}", [], text, Path, nargs="*", metavar="PATH")
     flags.add(what, "--shots", None, "images per class; default: all", int, metavar="K")
     flags.data(parser)
-    flags.predictor_recipe(parser)
+    how = parser.add_argument_group("predictor")
+    flags.fields(how, FitConfig, arch="see zoo/core/predictor.py", loss="see zoo/learning/fit.py")
+    flags.fields(how, FitConfig, width="channels inside the predictor", epochs="at most")
+    flags.fields(how, FitConfig, patience="epochs without a better one", batch="images per step")
+    flags.fields(how, FitConfig, seed="of weights, order and shots", learning_rate="of AdamW")
     files = parser.add_argument_group("files")
     flags.output(files, None, "default: the user's cache", "FILE")
 
@@ -166,7 +172,7 @@ def _prompts_flags(parser: CommandParser) -> None:
 
     what = parser.add_argument_group("what is tuned, on what")
     flags.add(what, "--model", "clip_vit_s14_patchrank60", "dense or reduced")
-    flags.dataset(what, required=True)
+    flags.usual(what, "dataset", required=True)
     flags.add(what, "--shots", 16, "images per class", metavar="K")
     flags.data(parser)
     tokens = parser.add_argument_group("learned tokens")
@@ -174,7 +180,7 @@ def _prompts_flags(parser: CommandParser) -> None:
     flags.add(tokens, "--num-tokens", None, "learned ones in a sequence; default: the recipe's", int)
     flags.tokens_recipe(tokens, OURS)
     how = parser.add_argument_group("conditions and files")
-    flags.device(how)
+    flags.usual(how, "device")
     flags.output(how, None, "default: the user's cache", "FILE")
 
 
@@ -234,7 +240,7 @@ def _images_flags(group: Any, limit: int | None, learn: str, hold: str) -> None:
     """Add the datasets that something is learned from without labels."""
     from harness.apps.recovery import Sources
 
-    flags.datasets(group, None, required=True)
+    flags.usual(group, "datasets", required=True)
     flags.limits(group, limit, f"images to {learn}, per dataset")
     flags.fields(group, Sources, held_out=f"images to {hold}, per dataset")
 
@@ -244,7 +250,7 @@ def _recovery_flags(parser: CommandParser) -> None:
     from zoo.loading.recovery_file import RecoveryConfig
 
     what = parser.add_argument_group("what is trained, on what")
-    flags.model(what, "a reduced name, or a dense one with --method and --keep")
+    flags.usual(what, "model", text="a reduced name, or a dense one with --method and --keep")
     flags.add(what, "--method", None, "of a dense model; see `list`")
     flags.add(what, "--keep", None, "in (0, 1]", flags.keep_rate)
     _images_flags(what, Sources.limit, "learn from", "stop by")
@@ -256,7 +262,7 @@ def _recovery_flags(parser: CommandParser) -> None:
     flags.fields(how, RecoveryConfig, batch="images per step", learning_rate="of AdamW")
     flags.fields(how, RecoveryConfig, crop="least area of a random crop", seed="of order and crops")
     where = parser.add_argument_group("conditions and files")
-    flags.device(where)
+    flags.usual(where, "device")
     flags.add(where, "--dtype", RecoveryConfig.dtype, PRECISIONS)
     flags.output(where, None, "default: the user's cache", "FILE")
 
@@ -285,7 +291,7 @@ def _schedule_flags(parser: CommandParser) -> None:
     from harness.apps.schedule import SearchConfig
 
     what = parser.add_argument_group("what is searched, on what")
-    flags.model(what)
+    flags.usual(what, "model")
     flags.add(what, "--method", "rankmerge", "see `list`")
     _images_flags(what, 100, "search on", "judge by")
     flags.data(parser)
@@ -295,7 +301,7 @@ def _schedule_flags(parser: CommandParser) -> None:
     flags.add(how, "--cost", None, "share of the dense tower's cost instead", float)
     flags.fields(how, SearchConfig, points="reduction points at most", candidates="schedules to try at most")
     where = parser.add_argument_group("conditions and files")
-    flags.device(where)
+    flags.usual(where, "device")
     flags.output(where, None, "default: the user's cache", "FILE")
 
 
@@ -318,52 +324,9 @@ def run_fit_schedule(args: Namespace, status: Console) -> Shown:
 
 
 COMMANDS = (
-    Command(
-        path="rank", flags=_rank_flags, run=run_rank,
-        what="Make golden rankings of images; the same command goes on where it stopped.",
-        examples=(
-            ("rank --dataset fashion --split train --limit 100 --stride 2", "100 training images"),
-            ("rank --images photos --output ranked --full", "any folder of images"),
-        ),
-        output="where the store is, on standard output; Parquet files in --output",
-    ),
-    Command(
-        path="fit predictor", flags=_predictor_flags, run=run_fit_predictor,
-        what="Fit a predictor to golden rankings, so that pretrained=True finds it.",
-        examples=(
-            ("fit predictor --model clip_vit_b16.openai --dataset fashion", "ranks first"),
-            ("fit predictor --rankings ranked --images photos", "to rankings of a folder"),
-        ),
-        output="how well it agrees, on standard output; the predictor in --output",
-    ),
-    Command(
-        path="fit prompts", flags=_prompts_flags, run=run_fit_prompts,
-        what="Tune learned text and visual tokens on a few labelled images; "
-        "timm.create_model(..., prompts=FILE) takes the result.",
-        examples=(
-            ("fit prompts --dataset emoji --shots 16 --tokens t", "text tokens"),
-            ("fit prompts --dataset dtd --root data --recipe coop --draws coop", "as CoOp learns, from its images"),
-        ),
-        output="what it took and gave, on standard output; the tokens in --output",
-    ),
-    Command(
-        path="fit recovery", flags=_recovery_flags, run=run_fit_recovery,
-        what="Train a reduced tower, without labels, to give the dense tower's features; "
-        "timm.create_model(..., recovery=FILE) takes the result.",
-        examples=(
-            ("fit recovery --model clip_vit_s14_tome30 --dataset photos --output tome30.safetensors", "norms, biases"),
-            ("fit recovery --model clip_vit_b16_evit60 --dataset images:photos --what lora", "any folder of images"),
-        ),
-        output="what it took and gave, on standard output; the changes of the weights in --output",
-    ),
-    Command(
-        path="fit schedule", flags=_schedule_flags, run=run_fit_schedule,
-        what="Search reduction points and counts that keep a method nearest to dense at one cost, on images without "
-        "labels; zoo.read_schedule(FILE) gives them as a model's options.",
-        examples=(
-            ("fit schedule --dataset photos --keep 0.6 --output s.json", "rankmerge at patchrank's GFLOPs"),
-            ("fit schedule --method evit --dataset images:photos --cost 0.5", "half of dense's GFLOPs"),
-        ),
-        output="the default and the best found, on standard output; the schedule in --output",
-    ),
-)  # fmt: skip
+    command("rank", run_rank, _rank_flags),
+    command("fit predictor", run_fit_predictor, _predictor_flags),
+    command("fit prompts", run_fit_prompts, _prompts_flags),
+    command("fit recovery", run_fit_recovery, _recovery_flags),
+    command("fit schedule", run_fit_schedule, _schedule_flags),
+)

@@ -12,12 +12,10 @@ from rich.console import Console
 from harness.base.table import NOT_MEASURED, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import Command, CommandParser
+from harness.cli.command import CommandParser, command
 
 if TYPE_CHECKING:
     from harness.records.record import Record
-
-AGAIN = "The same command goes on where it stopped"
 
 
 def _compare_flags(parser: CommandParser) -> None:
@@ -29,8 +27,8 @@ def _compare_flags(parser: CommandParser) -> None:
     runs.required = False
     what = parser.add_argument_group("what is compared")
     flags.add(what, "--model", list(Plan.models), "dense names", dest="models", metavar="MODEL")
-    flags.methods(what, None, "default: all but other papers'; see `list`")
-    flags.keeps(what, list(Plan.keeps))
+    flags.usual(what, "methods", text="default: all but other papers'; see `list`")
+    flags.usual(what, "keeps", default=list(Plan.keeps))
     flags.add(what, "--match", None, "gflops or time: rows of equal cost, not keep", metavar="WHAT")
     text = "others' fidelity is compared with its; with --match they meet its cost"
     flags.add(what, "--match-to", Plan.match_to, text, metavar="METHOD")
@@ -39,7 +37,7 @@ def _compare_flags(parser: CommandParser) -> None:
     flags.add(what, "--recovery", [], text, Path, dest="recoveries")
     text = "without the tables of rows at equal time in the end"
     what.add_argument("--no-equal-time", dest="equal_time", action="store_false", help=text)
-    flags.datasets(what, list(Plan.datasets))
+    flags.usual(what, "datasets", default=list(Plan.datasets))
     flags.fields(what, Plan, shots="labelled images per class; 0: text classifier")
     _learned(what)
     flags.fields(what, Plan, seeds="with shots; from --seed on")
@@ -48,7 +46,7 @@ def _compare_flags(parser: CommandParser) -> None:
     flags.add(how, "--rounds", Plan.rounds, "latency samples", flags.positive)
     flags.add(how, "--batches", list(Plan.batches), "for latency", flags.positive, nargs="*")
     files = parser.add_argument_group("files")
-    flags.fresh(files)
+    flags.usual(files, "fresh")
     flags.output(files, "results", "folder of the run")
     flags.add(files, "--traces", TRACED, "images of each dataset whose kept patches are stored; 0: none")
     text = "store no small copies of these images"
@@ -157,7 +155,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
 def _eval_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
     flags.add(what, "--model", None, "a model's name, dense or reduced", required=True)
-    flags.dataset(what, required=True)
+    flags.usual(what, "dataset", required=True)
     flags.add(what, "--shots", 0, "0: text classifier", metavar="K")
     _learned(what)
     flags.add(what, "--prompts", None, "learned before; no --shots", Path)
@@ -207,7 +205,7 @@ def _latency_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is timed")
     text = "reduced or dense models' names; see `list`"
     flags.add(what, "--model", None, text, dest="models", nargs="+", metavar="MODEL", required=True)
-    flags.methods(what, [], "of each dense tower, too")
+    flags.usual(what, "methods", default=[], text="of each dense tower, too")
     flags.fields(what, LatencyPlan, keeps="of --methods")
     flags.fields(what, LatencyPlan, random_weights="none are loaded; times don't depend on them")
     how = parser.add_argument_group("conditions")
@@ -218,10 +216,10 @@ def _latency_flags(parser: CommandParser) -> None:
     text = f"in one table, against dense in eager float32: {', '.join(RUNTIMES)}"
     flags.add(how, "--runtimes", [], text, metavar="RUNTIME")
     flags.add(how, "--threads", None, "torch's; default: as many as it takes", int, nargs="+")
-    flags.device(how)
+    flags.usual(how, "device")
     flags.fields(how, LatencyPlan, rounds="calls of each model, in turn, at least", seconds="rounds go on for so long")
     where = parser.add_argument_group("files")
-    flags.fresh(where)
+    flags.usual(where, "fresh")
     flags.output(where, "results", "folder")
 
 
@@ -391,9 +389,8 @@ def run_datasets(args: Namespace, _status: Console) -> Shown:
 
 
 def _dataset_flags(parser: CommandParser) -> None:
-    flags.dataset(parser, required=True)
-    flags.root(parser)
-    flags.add(parser, "--download", False, "get what is missing")
+    flags.usual(parser, "dataset", required=True)
+    flags.usual(parser, "root", "download")
     flags.add(parser, "--fast", False, "decode no image")
 
 
@@ -406,64 +403,11 @@ def run_dataset_check(args: Namespace, status: Console) -> Shown:
 
 
 COMMANDS = (
-    Command(
-        path="compare", flags=_compare_flags, run=run_compare,
-        what="Measure methods side by side: accuracy, cost, latency, agreement; or tell what changed between two runs.",
-        examples=(
-            ("compare --methods patchrank evit --keeps 0.7 0.5", "two methods, no shots"),
-            ("compare results equal", "what changed between two runs; measures nothing"),
-        ),
-        output="a table per dataset on standard output; records.jsonl, report.html, tables (md, csv, tex), plots, "
-        f"traces and thumbnails in --output. {AGAIN}. With two runs: what changed, and with --output changes.md",
-    ),
-    Command(
-        path="eval", flags=_eval_flags, run=run_eval,
-        what="Measure one model's accuracy and agreement on one dataset.",
-        examples=(
-            ("eval --model clip_vit_s14_patchrank60 --dataset emoji", "a model that ships"),
-            ("eval --model clip_vit_b16_tome50 --dataset folder:photos --full", "on your own images"),
-        ),
-        output="a table on standard output, the model beside its dense tower; with --prompts a second one, the model "
-        "with them; no files",
-    ),
-    Command(
-        path="latency", flags=_latency_flags, run=run_latency,
-        what="Time models in turn with their dense towers, and say what can be concluded.",
-        examples=(
-            ("latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --batches 1 8", "that ship"),
-            ("latency --model clip_vit_b16_tome60 --device cuda --ways eager cuda-graphs", "on a GPU"),
-        ),
-        output=f"a table per condition on standard output; latency.jsonl and latency.md in --output. {AGAIN}",
-    ),
-    Command(
-        path="report", flags=_report_flags, run=run_report,
-        what="Write a page, tables (Markdown, CSV, LaTeX) and plots of one or more runs.",
-        examples=(
-            ("report results", "what `compare` and `latency` measured"),
-            ("report results results_gpu/records.jsonl --title 'Two machines'", "two runs"),
-        ),
-        output="which rows are on the Pareto fronts, on standard output; report.html, tables and every plot as SVG and "
-        "PNG in --output",
-    ),
-    Command(
-        path="list", run=run_list,
-        what="Show models, methods, weights and datasets.",
-        examples=(("list", "all there is"), ("list --json", "for a program")),
-        output="tables on standard output",
-    ),
-    Command(
-        path="datasets list", flags=flags.root, run=run_datasets,
-        what="Show what datasets there are, and where.",
-        examples=(("datasets list", "those that ship or lie below CLIP_PATCHRANK_DATA"),),
-    ),
-    Command(
-        path="datasets check", flags=_dataset_flags, run=run_dataset_check,
-        what="Verify a local copy before hours are spent on it: counts, and every image.",
-        examples=(
-            ("datasets check --dataset emoji", "a dataset that ships"),
-            ("datasets check --dataset folder:photos --fast", "your own images, by their names alone"),
-        ),
-        output="a table of the classes and a line per problem, on standard output",
-        problems="the dataset has problems",
-    ),
-)  # fmt: skip
+    command("compare", run_compare, _compare_flags),
+    command("eval", run_eval, _eval_flags),
+    command("latency", run_latency, _latency_flags),
+    command("report", run_report, _report_flags),
+    command("list", run_list),
+    command("datasets list", run_datasets, lambda parser: flags.usual(parser, "root")),
+    command("datasets check", run_dataset_check, _dataset_flags),
+)

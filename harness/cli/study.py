@@ -12,8 +12,7 @@ from rich.console import Console
 from harness.base.table import Part, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import ANY, Command, CommandParser
-from harness.cli.measure import AGAIN
+from harness.cli.command import ANY, CommandParser, command
 
 if TYPE_CHECKING:
     from harness.records.record import Record
@@ -29,13 +28,14 @@ def _curve_flags(parser: CommandParser) -> None:
     from zoo.ranking.golden import GoldenConfig
 
     what = parser.add_argument_group("what is measured")
-    flags.model(what)
-    flags.datasets(what, flags.FASHION_AND_EMOJI)
+    flags.usual(what, "model")
+    flags.usual(what, "datasets", default=flags.FASHION_AND_EMOJI)
     flags.fields(what, GoldenConfig, block="patches go before this block")
     flags.images(what, 60, "val")
     flags.data(parser)
     how = parser.add_argument_group("conditions and files")
-    flags.machine(how, "of removed windows, exact excepted")
+    flags.usual(how, "device")
+    flags.usual(how, "dtype", text="of removed windows, exact excepted")
     flags.output(how, "results/curve.json", "file", "FILE")
 
 
@@ -67,8 +67,7 @@ def _conditions(parser: CommandParser, folder: str, draws: str | None, text: str
     flags.tokens_recipe(made, draws, text)
     flags.add(made, "--labelled", 16, "images per class that tokens see", flags.positive, metavar="K")
     how = parser.add_argument_group("conditions and files")
-    flags.machine(how)
-    flags.fresh(how)
+    flags.usual(how, "device", "dtype", "fresh")
     flags.output(how, folder, "folder")
     flags.add(how, "--dry-run", False, "list what is cached and what is missing, and stop")
 
@@ -76,7 +75,7 @@ def _conditions(parser: CommandParser, folder: str, draws: str | None, text: str
 def _reproduce_flags(parser: CommandParser) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to 7, figure1, 3, 4 and 5")
     what = parser.add_argument_group("what is measured")
-    flags.datasets(what, None, "default: the paper's with a root, else the embedded ones")
+    flags.usual(what, "datasets", text="default: the paper's with a root, else the embedded ones")
     flags.add(what, "--model", None, "needs a text tower; default: the paper's with a root, else the embedded")
     flags.limits(what, None, "test images per dataset; default: all with a root, else 300")
     flags.add(what, "--images", 1, "test images of each dataset that figure3 and figure4 show", flags.positive)
@@ -233,11 +232,11 @@ def _command(argv: list[str]) -> str:
 
 def _final_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
-    flags.model(what)
-    flags.datasets(what, list(FINAL_SETS), "that have this split", choices=FINAL_SETS)
+    flags.usual(what, "model")
+    flags.usual(what, "datasets", default=list(FINAL_SETS), text="that have this split", choices=FINAL_SETS)
     flags.limits(what, None, "images per dataset, for a trial; default: all")
     how = parser.add_argument_group("conditions and files")
-    flags.machine(how)
+    flags.usual(how, "device", "dtype")
     flags.output(how, "results/final", "folder")
 
 
@@ -300,9 +299,9 @@ def _study_flags(parser: CommandParser) -> None:
 
     parser.add_argument("name", metavar="NAME", help="of the study; see `study list`")
     what = parser.add_argument_group("what is studied")
-    flags.model(what, "needs a text tower")
-    flags.datasets(what, list(Plan.datasets))
-    flags.keeps(what, None, "default: the study's own")
+    flags.usual(what, "model", text="needs a text tower")
+    flags.usual(what, "datasets", default=list(Plan.datasets))
+    flags.usual(what, "keeps", text="default: the study's own")
     text = "to judge by; test for learned tokens, else val; final for learned tokens alone"
     flags.add(what, "--split", None, text, choices=("val", "test", "final"))
     flags.limits(what, 300)
@@ -348,37 +347,9 @@ def run_study(args: Namespace, status: Console) -> Work:
 
 
 COMMANDS = (
-    Command(
-        path="study curve", flags=_curve_flags, run=run_curve,
-        what="Measure what cheaper golden rankings cost and how well they agree; `rank --budget` picks from it.",
-        examples=(("study curve --dataset fashion emoji --split val --limit 60", "two datasets"),),
-        output="a table on standard output; the curve as JSON in --output",
-    ),
-    Command(
-        path="study reproduce", flags=_reproduce_flags, run=run_reproduce,
-        what="Measure a table or figure of the paper and print our figures beside the paper's, or draw its pictures.",
-        examples=(
-            ("study reproduce table1 --limit 60 --dry-run", "what is left to do"),
-            ("study reproduce table1 figure1 --root data", "on the paper's datasets"),
-        ),
-        output=f"a table each on standard output; records, table and figure in --output. {AGAIN}",
-    ),
-    Command(
-        path="study final", flags=_final_flags, run=run_final,
-        what="Measure all methods on the split 'final', which nothing else reads: the table of a release.",
-        examples=(("study final", "once, when all is chosen"),),
-        output="tables on standard output, with the commit in their titles; records.jsonl and table.md in --output",
-    ),
-    Command(
-        path="study list",
-        what="Show the questions that studies answer.",
-        run=run_study_list,
-        examples=(("study list", "the questions"),),
-    ),
-    Command(
-        path=f"study {ANY}", flags=_study_flags, run=run_study,
-        what="Answer one of these questions about pruning by golden and predicted rankings.",
-        examples=(("study scores --dataset fashion --limit 100", "which score to rank by"),),
-        output=f"a table per dataset on standard output; records and table in --output. {AGAIN}",
-    ),
-)  # fmt: skip
+    command("study curve", run_curve, _curve_flags),
+    command("study reproduce", run_reproduce, _reproduce_flags),
+    command("study final", run_final, _final_flags),
+    command("study list", run_study_list),
+    command(f"study {ANY}", run_study, _study_flags),
+)

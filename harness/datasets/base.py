@@ -280,6 +280,16 @@ class OwnDataset(Dataset):
         """The prefix and the path."""
         return f"{self.prefix}:{self.asked_path}"
 
+    def take_folder(self, place: Path, what: str, title: str) -> tuple[Path, str]:
+        """Name it after a folder; return the folder, absolute, and ``what`` it is for messages."""
+        self.asked_path = folder = place.expanduser().absolute()
+        where = f"{what} {str(folder)!r}"
+        require_folder(folder, where, f"the {self.expected}")
+        name = folder.resolve().name
+        self.name_after(name, where)
+        self.title = f"{title} {name}"
+        return folder, where
+
     def name_after(self, text: str, where: str) -> None:
         """Name it after a file or folder: lower case, dashes between words."""
         words = re.sub(r"\W+", "-", text.lower()).strip("-")

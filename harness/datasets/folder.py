@@ -17,7 +17,6 @@ from harness.datasets.base import (
     OwnDataset,
     SplitName,
     lines_of,
-    require_folder,
     require_unique,
 )
 from harness.datasets.images import (
@@ -50,11 +49,7 @@ class FolderDataset(OwnDataset, ListedDataset):
     source = "a folder of class folders"
 
     def __init__(self, place: Path) -> None:
-        self.asked_path = self.folder = folder = place.expanduser().absolute()
-        where = f"folder {str(folder)!r}"
-        require_folder(folder, where, "the folder of class folders")
-        self.name_after(folder.resolve().name, where)
-        self.title = f"Images of the folder {folder.resolve().name}"
+        folder, where = self.take_folder(place, "folder", "Images of the folder")
         roots = split_folders(folder, where)
         names = _class_names(roots, where)
         self.classes = captions_of(folder, names, where)
@@ -97,10 +92,9 @@ class FolderParted(FolderDataset):
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)
-        where = f"folder {str(self.folder)!r}"
-        if split_folders(self.folder, where) != {"test": self.folder}:
-            raise ValueError(f"{where} has splits of its own; give folder:PATH for these")
         images = self._lists["test"]
+        if split_folders(images.root, "") != {"test": images.root}:
+            raise ValueError(f"folder {str(images.root)!r} has splits of its own; give folder:PATH for these")
         part: dict[str, SplitName] = {}
         for label in range(len(self.classes)):
             new = sorted(set(images.digests[images.labels == label].tolist()) - part.keys())
@@ -130,12 +124,9 @@ class ImageFolder(OwnDataset, ListedDataset):
     templates: tuple[str, ...] = ()
 
     def __init__(self, place: Path) -> None:
-        self.asked_path = folder = place.expanduser().absolute()
-        where = f"folder {str(folder)!r}"
+        folder, where = self.take_folder(place, "folder", "Images below the folder")
         self._images = folder_images(folder, flag="folder ", way=SKIP_BAD)
         require_inside(folder, self._images.paths, where)
-        self.name_after(self._images.name, where)
-        self.title = f"Images below the folder {self._images.name}"
 
     @cached_property
     def _lists(self) -> dict[SplitName, ImageList]:

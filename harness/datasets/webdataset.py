@@ -22,7 +22,6 @@ from harness.datasets.base import (
     Split,
     SplitName,
     lines_of,
-    require_folder,
     require_template,
     require_unique,
 )
@@ -58,11 +57,7 @@ class TarDataset(OwnDataset):
     source = "tars in CLIP_benchmark's layout"
 
     def __init__(self, place: Path) -> None:
-        self.asked_path = folder = place.expanduser().absolute()
-        where = f"folder of tars {str(folder)!r}"
-        require_folder(folder, where, "the folder that holds test/0.tar")
-        self.name_after(folder.resolve().name, where)
-        self.title = f"Tars of the folder {folder.resolve().name}"
+        folder, where = self.take_folder(place, "folder of tars", "Tars of the folder")
         self.captioned = _is_retrieval(folder, where)
         self.classes = () if self.captioned else _class_names(folder, where)
         if self.captioned:

@@ -230,7 +230,7 @@ def test_other_blocks(blocks: list[int], match: str, tiny: Build, tower: dict, t
         facts = {"model": NAME, "tag": TAG, "block": 5, "options": {"arch": "mlp", "width": 24}, "action": "remove"}
         assert caught.value.wanted == ("predictor", facts)
     reduced = tiny(f"{NAME}_patchrank60", arch="mlp", width=24, **RESCORE)
-    found = [find_predictor(NAME, TAG, b, p) for b, p in zip(blocks, paths, strict=True)]
+    found = [PredictorFile.read(path) for path in paths]
     with pytest.raises(ValueError, match=re.escape(match)):
         load_predictor(reduced, found)
 
@@ -246,7 +246,7 @@ def test_predictors_of_several_networks(tiny: Build, tower: dict, tmp_path: Path
         tiny(f"{NAME}_patchrank60.{TAG}", predictor=[tmp_path / "c", tmp_path / "b"], **several)
     assert with_predictors(NAME, TAG, "tome", {"keep": 0.6}, 12) == ({"keep": 0.6}, ())
     with pytest.raises(ValueError, match="has no predictor to fill: it isn't reduced by patc"):
-        load_predictor(tiny(f"{NAME}_tome60"), find_predictor(NAME, TAG, 1, tmp_path / "a"))
+        load_predictor(tiny(f"{NAME}_tome60"), PredictorFile.read(tmp_path / "a"))
 
 
 def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):

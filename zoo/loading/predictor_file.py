@@ -60,7 +60,7 @@ class PredictorFile:
                 raise self.refusal(f"has {key}={value!r}, not {key}={option!r}", options={**self.options, key: option})
 
     def require(self, **other: Any) -> None:
-        """Raise ValueError unless it was fitted to these: ``model``, ``tag``, ``action`` or ``weights``."""
+        """Raise ValueError unless it was fitted to these: ``model``, ``tag``, ``block``, ``action`` or ``weights``."""
         own = {name: getattr(self, name) for name in other}
         if self.weights is None and "weights" in own:
             own["weights"] = other["weights"]
@@ -104,25 +104,19 @@ def _folders() -> tuple[Path, Path]:  # the user's own predictors, and those of 
 
 
 def find_predictor(
-    model: str,
-    tag: str,
-    block: int,
-    path: str | Path | None = None,
-    *,
-    shape: Mapping[str, Any] | None = None,
-    action: str = REMOVE,
+    model: str, tag: str, block: int, *, shape: Mapping[str, Any] | None = None, action: str = REMOVE
 ) -> PredictorFile:
-    """Find the predictor for a tower: ``path``, else the user's own, else the packaged one.
+    """Find the predictor for a tower: the user's own, else the packaged one.
 
     ``shape`` holds ``arch`` and ``width`` of the one that is wanted where there is none; ``action`` is what patches are
     ranked for.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it was fitted to another tower, at another block or for another action.
+        ValueError: it isn't what its name says.
     """
     name = predictor_name(model, tag, block, action)
-    found = [Path(path)] if path else [folder / name for folder in _folders() if (folder / name).is_file()]
+    found = [folder / name for folder in _folders() if (folder / name).is_file()]
     if not found:
         others = ", ".join(map(str, fitted_blocks(model, tag, action)))
         there = f" (fitted so far: block {others})" if others else ""
@@ -135,8 +129,8 @@ def find_predictor(
     if len(found) > 1:
         _log.warning("predictor %s of your own is used, not the packaged one; remove it to use that", found[0])
     file = PredictorFile.read(found[0])
-    file.require(model=model, tag=tag, action=action)
-    return one_each([file], [block])[0]
+    file.require(model=model, tag=tag, block=block, action=action)
+    return file
 
 
 def one_each(files: Sequence[PredictorFile], blocks: Sequence[int]) -> tuple[PredictorFile, ...]:

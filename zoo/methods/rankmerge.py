@@ -35,8 +35,7 @@ class RankMergeConfig(ReducerConfig):
         rank_at: block from which on ranks protect, and before which a predictor scores.
         rank_weight: how much ranks protect: the cost by which tokens go in turn grows with their rank, from
             exp(-rank_weight / 2) for the least important to exp(rank_weight / 2). Into which they go is left alone.
-        arch: the predictor's network.
-        width: of the predictor.
+        arch: the predictor's network; ``width`` is its width.
     """
 
     reduce_at: tuple[int, ...] | None = None
@@ -105,8 +104,6 @@ class RankMerge(Reducer):
         left = self.count_after(self.points[-1], tokens)
         if self.predictor is None or index != self.config.rank_at or left >= tokens.patch_count:
             return tokens
-        if not tokens.history:
-            return tokens._replace(importance=self.predictor(tokens.x, tokens.prefix, tokens.grid))
         token = tokens.token_of_patch()
         x = torch.cat((tokens.x[:, : tokens.prefix], rows(tokens.x, tokens.prefix + token)), dim=1)
         scores = self.predictor(x, tokens.prefix, tokens.grid)
@@ -127,19 +124,14 @@ class RankMerge(Reducer):
             carried = 0.0 if tokens.importance is None else _shares(tokens.importance, tokens.patch_count)
             tokens = tokens._replace(importance=_shares(attention, tokens.patch_count) + carried)
         while tokens.patch_count > count:
-            r = min(tokens.patch_count // 2, tokens.patch_count - count)
-            left = tokens.patch_count - r
+            left, protection = max(count, tokens.patch_count - tokens.patch_count // 2), None
+            if tokens.importance is not None:
+                protection = (self.config.rank_weight * (_shares(tokens.importance, tokens.patch_count) - 0.5)).exp()
             weight = None if tokens.size is None else tokens.size**self.config.size_power
-            place = scale_places(tokens, self.config.distance)
-            gone, into, cost = pair_tokens(tokens.patches, place, weight, r, protection=self._protection(tokens))
+            place, r = scale_places(tokens, self.config.distance), tokens.patch_count - left
+            gone, into, cost = pair_tokens(tokens.patches, place, weight, r, protection=protection)
             tokens = tokens.merge(index, gone, into, cost, left, rescale=self.config.rescale)
         return tokens
-
-    def _protection(self, tokens: Tokens) -> Tensor | None:
-        """Return the factor of each token's rank on the cost by which it goes, (B, n), None for 1."""
-        if tokens.importance is None:
-            return None
-        return (self.config.rank_weight * (_shares(tokens.importance, tokens.patch_count) - 0.5)).exp()
 
 
 def _shares(importance: Tensor, count: int) -> Tensor:

@@ -259,11 +259,10 @@ def test_how_results_are_shown_is_no_part_of_what_is_measured(words: str, left: 
     assert drop_shared(words.split()) == left.split()
 
 
-@pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_a_closed_pipe_is_quiet(flags: list[str]):
+def test_a_closed_pipe_is_quiet():
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "harness", "list", *flags]
+    command = [sys.executable, "-m", "harness", "list"]
     try:
         done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
     finally:
@@ -302,20 +301,6 @@ def test_a_failed_command_leaves_no_empty_folder(left: str, error: BaseException
     assert main(["report", "run", "--output", str(place)]) == code
     expected = {"a file": [place.parent, place, place / "records.jsonl"]}.get(left, [])
     assert sorted((tmp_path / "there").rglob("*")) == expected
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        *("fit prompts --dataset emojis --output", "latency --model clip_vit_s41 --output"),
-        *("report gone --output", "push --model clip_vit_s41 --to me/it --folder", "show gone.png --output"),
-        *("study order --dataset emojis --output", "study curve --dataset emojis --output"),
-        "study reproduce table9 --output",
-    ],
-)
-def test_wrong_input_leaves_nothing(command: str, tmp_path):
-    assert main([*command.split(), str(tmp_path / "new" / "out")]) == 2
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["baselines", "zoo"])

@@ -17,7 +17,7 @@ from harness.measure.rows import Variant, run, usual_methods, variants
 from harness.records.conditions import DENSE, GOLDEN
 from zoo.core.files import read_facts, write_learned
 from zoo.core.reducer import final_count
-from zoo.loading.predictor_file import find_predictor, load_predictor
+from zoo.loading.predictor_file import PredictorFile, load_predictor
 
 ARCH, TAG = "clip_vit_b16", "openai"
 REDUCERS = ("clsattn", "evit", "patchrank", "random", "rankmerge", "tome")
@@ -82,7 +82,7 @@ def test_equals_each_model_alone(method: str, keep: float, dense: zoo.ReducedViT
     options = {"method": None} if method == DENSE else {"method": method, "keep": keep, **shape}
     alone = zoo.reduce(dense, **options).eval()
     if method == "patchrank":
-        load_predictor(alone, find_predictor(ARCH, TAG, 3, predictor_file))
+        load_predictor(alone, PredictorFile.read(predictor_file))
     with torch.inference_mode():
         trace = alone.trace(images)
         whole = F.normalize(alone(images), dim=-1)

@@ -2,17 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from harness.datasets import Dataset, forget, get_dataset, names_of
+from harness.datasets import forget, get_dataset, names_of
 from harness.golden.store import ranked_revision
-from harness.measure.bench import blank
-from harness.measure.plan import Plan
-from harness.measure.rows import Variant
-from harness.records.record import fitting, images_digest
 
 
 @pytest.fixture(autouse=True)
@@ -58,17 +53,3 @@ def test_rankings_go_by_images_and_by_prompts_where_these_matter(folder: Path):
     assert ranked_revision(dataset, "preservation") == dataset.revision != dataset.condition
     for score in ("label", "confidence"):
         assert ranked_revision(dataset, score) == dataset.condition
-
-
-def test_a_record_of_other_prompts_is_not_used_again(toy: Dataset):
-    vit = SimpleNamespace(input_size=(64, 64))
-    row = Variant(model="m", method="dense", keep=1.0, config={}, vit=vit)
-    plan = Plan(models=("m",), methods=(), keeps=(), datasets=("toy",), shots=(0,))
-    options = {"plan": plan, "tag": "t", "weights": "w"}
-    tuning, ids = plan.tunings(0)[0], toy.split("test").image_ids[:4]
-    known = blank(row, toy, tuning, ids, **options)
-    assert (known.images_sha256, known.image_size) == (images_digest(ids), (64, 64))
-    assert fitting(blank(row, toy, tuning, ids, **options), [known], ()) is known
-    assert fitting(blank(row, toy, tuning, ids[::-1], **options), [known], ()) is None
-    for other in (toy.with_templates(["a {}"]), toy.without([toy.split("test").image_ids[0]])):
-        assert fitting(blank(row, other, tuning, ids, **options), [known], ()) is None
