@@ -33,7 +33,7 @@ class Hub:
     def create_repo(self, repo_id: str, **_: Any) -> None:
         assert repo_id == "OWNER/NAME"
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, **_: Any) -> None:
+    def upload_folder(self, *, folder_path: Path, **_: Any) -> None:
         self.uploads.append(sorted(path.name for path in Path(folder_path).iterdir()))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -119,17 +119,17 @@ class CheckRow:
         return f"{self.method}{percent} {self.what}".rstrip()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
+class Case(NamedTuple):
     """What is measured on one tower under one set of conditions."""
 
     tower: str  # dense name with its weight tag
-    split: SplitName
-    dtype: str
-    device: str
-    image_count: int | None  # judged per dataset; None for all
-    batches: tuple[int, ...]  # sizes that are timed
+    plan: Plan
     rows: dict[str, list[CheckRow]]  # by dataset, the dense one first
+
+    @classmethod
+    def of(cls, tower: str, rows: dict[str, list[CheckRow]], **conditions: Any) -> "Case":
+        """Return a case under these conditions, which are fields of `Plan`."""
+        return cls(tower, Plan(models=(tower,), methods=(), datasets=tuple(rows), **conditions), rows)
 
 
 def read_cases(file: Path) -> list[Case]:
@@ -176,7 +176,8 @@ def cases_of(records: Sequence[Record], where: str) -> list[Case]:
                 raise ValueError(f"{where}: no dense row of {tower} on {dataset}, which the others are compared with")
         own = (row.record for rows in datasets.values() for row in rows if row.record)
         batches = tuple(sorted({entry.batch for record in own for entry in record.latency}))
-        found.append(Case(tower=tower, batches=batches, rows=datasets, **dict(zip(_SHARED, values, strict=True))))
+        split, dtype, device, limit = values
+        found.append(Case.of(tower, datasets, split=split, dtype=dtype, device=device, limit=limit, batches=batches))
     return found
 
 
@@ -289,7 +290,7 @@ def narrow(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) ->
     for case in cases:
         datasets = [name for name in case.rows if name in (plan.datasets or (name,))]
         if datasets and case.tower in (towers or (case.tower,)):
-            left.append(replace(case, rows={name: list(filter(stays, case.rows[name])) for name in datasets}))
+            left.append(case._replace(rows={name: list(filter(stays, case.rows[name])) for name in datasets}))
     if not left:
         there = sorted({case.tower for case in cases}), sorted({name for case in cases for name in case.rows})
         raise ValueError(
@@ -304,24 +305,21 @@ def measure(
 ) -> Iterator[CheckedRow]:
     """Measure cases; earlier records are never used again. ``towers`` are those that aren't loaded by their names."""
     for case in cases:
-        batches = () if asked.no_latency else case.batches
-        plan = Plan(
-            models=(case.tower,), methods=(), datasets=tuple(case.rows), limit=case.image_count, split=case.split,
-            device=asked.device or case.device, dtype=case.dtype, batches=batches, rounds=asked.rounds,
-        )  # fmt: skip
-        yield from _measure_case(case, plan, towers.get(case.tower, case.tower), progress)
+        batches = () if asked.no_latency else case.plan.batches
+        plan = replace(case.plan, device=asked.device or case.plan.device, batches=batches, rounds=asked.rounds)
+        yield from _measure_case(case._replace(plan=plan), towers.get(case.tower, case.tower), progress)
 
 
-def _measure_case(case: Case, plan: Plan, name: str, progress: Progress) -> Iterator[CheckedRow]:
+def _measure_case(case: Case, name: str, progress: Progress) -> Iterator[CheckedRow]:
     """Measure a case, one dataset after the other."""
     parts, arch, tag = load_clip(name)
     methods = known_methods()  # others aren't registered any more
     rows = {row.name: row for own in case.rows.values() for row in own if row.method in methods}
     variants = {name: _variant(parts, arch, tag, row) for name, row in rows.items()}
-    bench = Bench(plan, parts, list(variants.values()), tag, fingerprint(parts.model.visual), progress)
+    bench = Bench(case.plan, parts, list(variants.values()), tag, fingerprint(parts.model.visual), progress)
     for where, own in case.rows.items():
         dataset = get_dataset(where)
-        bench.plan, bench.view = _with_enough_images(plan, parts, dataset), None
+        bench.plan, bench.view = _with_enough_images(case.plan, parts, dataset), None
         known = [row for row in own if row.method in methods]
         records = bench.judged(dataset, Tuning(), [variants[row.name] for row in known], {})
         if len(records) < len(known):  # the images have no golden rankings
@@ -385,8 +383,7 @@ def update(plan: CheckPlan, progress: Progress) -> Shown:
             )
         [tower] = towers
         rows = {name: shipped_rows(tower, name) for name in (*Plan.datasets, RETRIEVAL)}
-        case = Case(tower=tower, split="test", dtype=Plan.dtype, device=Plan.device, image_count=LIMIT,
-                    batches=BATCHES, rows=rows)  # fmt: skip
+        case = Case.of(tower, rows, limit=LIMIT, batches=BATCHES)
         by_dataset = groupby(measure([case], plan, towers, progress), attrgetter("dataset"))
         measured = {FOLDER / f"{name}.jsonl": list(own) for name, own in by_dataset}
     pairs = [pair for file, checked in measured.items() for pair in _beside_known(checked, file)]
@@ -401,12 +398,10 @@ def update(plan: CheckPlan, progress: Progress) -> Shown:
 def _new_case(plan: CheckPlan, tower: str) -> Case:
     """Return what was asked to be measured on a tower, named with its tag."""
     rows = rows_of(plan.methods or usual_methods(), plan.keeps or KEEPS)
-    return Case(
-        tower=tower, split=plan.split or Plan.split, dtype=plan.dtype or Plan.dtype,
-        device=plan.device or Plan.device, image_count=None if plan.full else plan.limit or LIMIT,
-        batches=BATCHES if plan.batches is None else tuple(plan.batches),
-        rows=dict.fromkeys(plan.datasets or Plan.datasets, rows),
-    )  # fmt: skip
+    asked = {name: getattr(plan, name) for name in ("split", "dtype", "device") if getattr(plan, name) is not None}
+    batches = BATCHES if plan.batches is None else tuple(plan.batches)
+    limit = None if plan.full else plan.limit or LIMIT
+    return Case.of(tower, dict.fromkeys(plan.datasets or Plan.datasets, rows), limit=limit, batches=batches, **asked)
 
 
 def _beside_known(rows: Sequence[CheckedRow], file: Path) -> list[CheckedRow]:

@@ -86,7 +86,6 @@ class ChooseConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Validate."""
         for flag, known in (("methods", METHODS), ("dtypes", DTYPES)):
             for value in getattr(self, flag):
                 if value not in known:
@@ -119,7 +118,6 @@ class Candidate(NamedTuple):
         return (self.method or DENSE) + (f" with {Path(file).name}" if file else "")
 
     def __str__(self) -> str:
-        """Tell it from all others."""
         return f"{self.name} in {self.dtype} at keep {100 * self.keep:.0f} % {self.schedule or self.recovery}".rstrip()
 
 

@@ -56,7 +56,6 @@ class SetupBounds:
     speed_up: float | None = None  # times as fast as the dense tower in float32
 
     def __post_init__(self) -> None:
-        """Validate."""
         if not self.values:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in _RANGES)
             raise ValueError(f"no bound to meet: expected at least one of {flags}")
@@ -185,7 +184,6 @@ class Pictures:
         self._kept: list[Tensor] = []
 
     def __len__(self) -> int:
-        """Count the pictures."""
         return len(self.part.split)
 
     def _batches(self) -> Iterator[Tensor]:

@@ -58,7 +58,6 @@ class SearchConfig:
     cost: float | None = None  # the cost instead, as a share of the dense tower's
 
     def __post_init__(self) -> None:
-        """Validate."""
         if self.match_to not in METHODS:
             raise ValueError(f"--match-to {self.match_to!r}: {expected(self.match_to, METHODS)}")
         for name in ("points", "candidates"):

@@ -50,7 +50,6 @@ class Setup:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        """Validate."""
         if self.method is not None and self.method not in METHODS:
             raise ValueError(f"method {self.method!r}: {expected(self.method, METHODS)}")
         if self.dtype not in DTYPES:

@@ -270,6 +270,8 @@ def run_search(args: Namespace, _status: Console) -> Shown:
 
 
 def _show_flags(parser: CommandParser) -> None:
+    from zoo.ranking.golden import GoldenConfig
+
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, or dataset:split:index")
     what = parser.add_argument_group("what is drawn")
     flags.usual(what, "model")
@@ -281,7 +283,9 @@ def _show_flags(parser: CommandParser) -> None:
     flags.add(what, "--classes", None, "their names instead, as a,b,c", metavar="NAMES")
     flags.add(what, "--label", [], "of all files, or of each", metavar="CLASS", nargs="*")
     flags.data(parser)
-    flags.golden(parser.add_argument_group("golden rankings"))
+    golden = parser.add_argument_group("golden rankings")
+    flags.fields(golden, GoldenConfig, block="patches go before this block")
+    flags.fields(golden, GoldenConfig, window="side in patches", stride="in patches")
     where = parser.add_argument_group("conditions and files")
     flags.output(where, "show.png", "a PNG", "FILE")
     flags.add(where, "--scale", 1.0, "of the figure's size")

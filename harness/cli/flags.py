@@ -96,45 +96,30 @@ def fields(group: Any, config: type[Any], /, **texts: str) -> None:
         add(group, f"--{name.replace('_', '-')}", list(default) if isinstance(default, tuple) else default, text)
 
 
-# Flags of several commands, as arguments of `add`.
-DATASET = {"flag": "--dataset", "default": None, "text": "see `datasets list`; or PREFIX:PATH", "metavar": "NAME"}
-USUAL: dict[str, dict[str, Any]] = {
-    "model": {"flag": "--model", "default": DENSE, "text": "dense name"},
-    "methods": {"flag": "--methods", "default": None, "text": "see `list`", "nargs": "+", "metavar": "METHOD"},
-    "keeps": {
-        "flag": "--keeps",
-        "default": None,
-        "text": "in (0, 1]",
-        "kind": keep_rate,
-        "nargs": "+",
-        "metavar": "RATE",
-    },
-    "dataset": DATASET,
-    "datasets": DATASET | {"dest": "datasets", "nargs": "+"},
-    "split": {"flag": "--split", "default": "test", "text": "of the dataset", "kind": split, "choices": SPLITS},
-    "device": {"flag": "--device", "default": "cpu", "text": "torch device, such as cuda:0"},
-    "dtype": {"flag": "--dtype", "default": "float32", "text": "float32, bfloat16 or float16", "kind": dtype},
-    "fresh": {"flag": "--fresh", "default": False, "text": "measure again what is known"},
-    "root": {
-        "flag": "--root",
-        "default": None,
-        "text": "of datasets; default: CLIP_PATCHRANK_DATA's",
-        "kind": Path,
-        "metavar": "DIR",
-    },
-    "download": {"flag": "--download", "default": False, "text": "get what is missing"},
+NAME = {"metavar": "NAME"}
+SEVERAL = {"nargs": "+"}
+ANY_DATASET = "see `datasets list`; or PREFIX:PATH"
+# Flags of several commands: flag, default, help, type, and more arguments of `add`.
+USUAL: dict[str, tuple[str, Any, str, Any, dict[str, Any]]] = {
+    "model": ("--model", DENSE, "dense name", None, {}),
+    "methods": ("--methods", None, "see `list`", None, {**SEVERAL, "metavar": "METHOD"}),
+    "keeps": ("--keeps", None, "in (0, 1]", keep_rate, {**SEVERAL, "metavar": "RATE"}),
+    "dataset": ("--dataset", None, ANY_DATASET, None, NAME),
+    "datasets": ("--dataset", None, ANY_DATASET, None, {**SEVERAL, **NAME, "dest": "datasets"}),
+    "root": ("--root", None, "of datasets; default: CLIP_PATCHRANK_DATA's", Path, {"metavar": "DIR"}),
+    "download": ("--download", False, "get what is missing", None, {}),
+    "split": ("--split", "test", "of the dataset", split, {"choices": SPLITS}),
+    "device": ("--device", "cpu", "torch device, such as cuda:0", None, {}),
+    "dtype": ("--dtype", "float32", "float32, bfloat16 or float16", dtype, {}),
+    "fresh": ("--fresh", False, "measure again what is known", None, {}),
 }
 
 
 def usual(group: Any, *names: str, **changes: Any) -> None:
     """Add flags of `USUAL`, with some of the arguments changed."""
     for name in names:
-        add(group, **USUAL[name] | changes)
-
-
-def root(parser: CommandParser) -> None:
-    """Add where datasets lie."""
-    usual(parser, "root")
+        flag, default, text, kind, more = USUAL[name]
+        add(group, flag, **{"default": default, "text": text, "kind": kind} | more | changes)
 
 
 def data(parser: CommandParser) -> None:
@@ -221,29 +206,11 @@ def setup_of(args: Namespace) -> "Setup":
     return dataclasses.replace(Setup.read(Path(args.model)), **precision)
 
 
-def golden(group: Any) -> None:
-    """Add block, window and stride of golden rankings."""
-    from zoo.ranking.golden import GoldenConfig
-
-    fields(group, GoldenConfig, block="patches go before this block", window="side in patches", stride="in patches")
-
-
 def golden_config(args: Namespace) -> "GoldenConfig":
     """Return the settings of golden rankings that the flags ask for."""
     from zoo.ranking.golden import GoldenConfig
 
     return settings(GoldenConfig, args, approximate=vars(args).get("approx"))
-
-
-def predictor_recipe(parser: CommandParser) -> None:
-    """Add how a predictor is fitted."""
-    from zoo.learning.fit import FitConfig
-
-    group = parser.add_argument_group("predictor")
-    fields(group, FitConfig, arch="see zoo/core/predictor.py", loss="see zoo/learning/fit.py")
-    fields(group, FitConfig, width="channels inside the predictor", epochs="at most")
-    fields(group, FitConfig, patience="epochs without a better one", batch="images per step")
-    fields(group, FitConfig, seed="of weights, order and shots", learning_rate="of AdamW")
 
 
 def tokens_recipe(group: Any, draws: str | None, text: str = "") -> None:

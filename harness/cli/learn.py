@@ -79,6 +79,8 @@ def run_rank(args: Namespace, status: Console) -> Shown:
 
 
 def _predictor_flags(parser: CommandParser) -> None:
+    from zoo.learning.fit import FitConfig
+
     what = parser.add_argument_group("what is learned from")
     flags.usual(what, "model")
     flags.usual(what, "dataset", text="its rankings that ship; without them, rank first", nargs="*")
@@ -97,7 +99,11 @@ def _predictor_flags(parser: CommandParser) -> None:
         flags.add(what, f"--{name}", [], text, Path, nargs="*", metavar="PATH")
     flags.add(what, "--shots", None, "images per class; default: all", int, metavar="K")
     flags.data(parser)
-    flags.predictor_recipe(parser)
+    how = parser.add_argument_group("predictor")
+    flags.fields(how, FitConfig, arch="see zoo/core/predictor.py", loss="see zoo/learning/fit.py")
+    flags.fields(how, FitConfig, width="channels inside the predictor", epochs="at most")
+    flags.fields(how, FitConfig, patience="epochs without a better one", batch="images per step")
+    flags.fields(how, FitConfig, seed="of weights, order and shots", learning_rate="of AdamW")
     files = parser.add_argument_group("files")
     flags.output(files, None, "default: the user's cache", "FILE")
 

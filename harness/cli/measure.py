@@ -408,6 +408,6 @@ COMMANDS = (
     command("latency", run_latency, _latency_flags),
     command("report", run_report, _report_flags),
     command("list", run_list),
-    command("datasets list", run_datasets, flags.root),
+    command("datasets list", run_datasets, lambda parser: flags.usual(parser, "root")),
     command("datasets check", run_dataset_check, _dataset_flags),
 )

@@ -3,11 +3,10 @@
 A plant says which rows and quantities it must be seen in, so that none is caught by accident.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -24,198 +23,142 @@ import zoo.core.reducer
 import zoo.loading.clip
 import zoo.towers.vit
 from harness.base.table import Shown
-from harness.datasets.base import Dataset
 from harness.measure.rows import Oracle
-from zoo.loading.clip import ClipParts
 from zoo.loading.sizes import SIZES
 from zoo.methods.patchrank import PatchRank
 from zoo.towers.vit import ViTBlock
 
 pytestmark = pytest.mark.slow
-Plant = Callable[[pytest.MonkeyPatch], None]
 Seen = set[tuple[str, str]]
 FUSED, SPARSE = "evit30 fuse=true", "tome30 reduce_at=[2,4,6]"
+BENCH, CLIP = harness.measure.bench, zoo.loading.clip
 
 
-def wrong_activation(patch: pytest.MonkeyPatch) -> None:
-    """QuickGELU for weights that were trained with GELU."""
-    tags = SIZES["s14"].tags
-    patch.setitem(tags, "imgfocus_lit", tags["imgfocus_lit"]._replace(quick_gelu=True))
+class Plant(NamedTuple):
+    """An error: what ``change`` makes of a function and its arguments stands in the function's place."""
+
+    places: tuple[tuple[Any, str], ...]
+    change: Callable[..., Any]
+    methods: str = ""  # that are measured beside the dense row
+    seen: str = ""  # what must be seen to move at least, by row
+
+    def put(self, patch: pytest.MonkeyPatch) -> None:
+        """Plant it."""
+        for owner, name in self.places:
+            real = getattr(owner, name)
+            patch.setattr(owner, name, lambda *args, real=real, **options: self.change(real, *args, **options))
 
 
-def one_token_less(patch: pytest.MonkeyPatch) -> None:
-    real = zoo.core.reducer.final_count
-    patch.setattr(zoo.core.reducer, "final_count", lambda patches, keep: real(patches, keep) - 1)
+def invert(real: Any, *args: Any) -> Any:
+    return -real(*args)
 
 
-def inverted_predictor(patch: pytest.MonkeyPatch) -> None:
-    real = PatchRank.importance
-    patch.setattr(PatchRank, "importance", lambda *given: -real(*given))
-
-
-def inverted_attention(patch: pytest.MonkeyPatch) -> None:
-    for module, name in ((zoo.towers.vit, "mean_share"), (baselines.evit, "cls_attention")):
-        real = getattr(module, name)
-        patch.setattr(module, name, lambda *args, real=real: -real(*args))
-
-
-def inverted_oracle(patch: pytest.MonkeyPatch) -> None:
-    real = Oracle.importance
-    patch.setattr(Oracle, "importance", lambda *given: -real(*given))
-
-
-def text_sees_what_follows(patch: pytest.MonkeyPatch) -> None:
-    """The text tower lost its causal mask."""
-    blind = functools.partial(zoo.loading.clip.TextTransformer, no_causal_mask=True)
-    patch.setattr(zoo.loading.clip, "TextTransformer", blind)
-
-
-def merging_blocks_lose_their_mask(patch: pytest.MonkeyPatch) -> None:
-    """ToMe's bias isn't added where a block merges."""
-    real = ViTBlock.attend
-    patch.setattr(ViTBlock, "attend", lambda self, tokens, bias=None: real(self, tokens))
-
-
-def later_blocks_lose_their_mask(patch: pytest.MonkeyPatch) -> None:
-    """ToMe's bias isn't added where a block doesn't merge, but others did before."""
-    real = Block.forward
-    patch.setattr(Block, "forward", lambda self, x, attn_mask=None, is_causal=False: real(self, x))
-
-
-def no_proportional_attention(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(baselines.tome.ToMe, "attention_bias", lambda self, tokens: None)
-
-
-def predictor_reads_the_next_block(patch: pytest.MonkeyPatch) -> None:
-    real = PatchRank.importance
-
-    def late(self: PatchRank, block: int, tokens: Any, module: Any) -> Tensor:
-        return real(self, block, tokens._replace(x=module.whole(tokens)), module)
-
-    patch.setattr(PatchRank, "importance", late)
-
-
-def merging_forgets_sizes(patch: pytest.MonkeyPatch) -> None:
-    """Merge by the plain mean of two tokens, however many patches they stand for."""
-    real = baselines.tome.merge
-
-    def plain(block: int, tokens: Any, metric: Tensor, r: int) -> Any:
-        sized = real(block, tokens, metric, r)
-        return sized._replace(x=real(block, tokens._replace(size=None), metric, r).x)
-
-    patch.setattr(baselines.tome, "merge", plain)
-
-
-def no_fused_token(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(baselines.evit, "_append_fused", lambda kept, tokens, importance: kept)
-
-
-def empty_fused_token(patch: pytest.MonkeyPatch) -> None:
+def empty_fused(real: Any, *args: Any) -> Any:
     """The token is there, and with it all counts, but it holds nothing."""
-    real = baselines.evit._append_fused
-
-    def empty(kept: Any, tokens: Any, importance: Tensor) -> Any:
-        fused = real(kept, tokens, importance)
-        x = fused.x.clone()
-        x[:, -1] = 0.0
-        return fused._replace(x=x)
-
-    patch.setattr(baselines.evit, "_append_fused", empty)
+    fused = real(*args)
+    return fused._replace(x=torch.cat([fused.x[:, :-1], torch.zeros_like(fused.x[:, -1:])], dim=1))
 
 
-def other_normalisation(patch: pytest.MonkeyPatch) -> None:
-    """CLIP's mean and deviation, which are near those of ImageNet."""
-    real = zoo.loading.clip.image_transform_v2
-
-    def transform(cfg: Any, **options: Any) -> Any:
-        return real(replace(cfg, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD), **options)
-
-    patch.setattr(zoo.loading.clip, "image_transform_v2", transform)
+def unsized(real: Any, block: int, tokens: Any, metric: Tensor, r: int) -> Any:
+    """Merge by the plain mean of two tokens, however many patches they stand for."""
+    x = real(block, tokens._replace(size=None), metric, r).x
+    return real(block, tokens, metric, r)._replace(x=x)
 
 
-def _change_pixels(patch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
+def change_pixels(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     """Change what the preprocessing returns."""
-    real = zoo.loading.clip.image_transform_v2
 
-    def transform(cfg: Any, **options: Any) -> Any:
+    def transform(real: Any, cfg: Any, **options: Any) -> Any:
         preprocess = real(cfg, **options)
         return lambda image: change(preprocess(image))
 
-    patch.setattr(zoo.loading.clip, "image_transform_v2", transform)
+    return transform
 
 
-def inputs_two_percent_larger(patch: pytest.MonkeyPatch) -> None:
-    _change_pixels(patch, lambda pixels: 1.02 * pixels)
-
-
-def mean_two_percent_off(patch: pytest.MonkeyPatch) -> None:
+def move_mean(pixels: Tensor) -> Tensor:
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    _change_pixels(patch, lambda pixels: pixels - 0.02 * mean / std)
+    return pixels - 0.02 * mean / std
 
 
-def two_captions_swapped(patch: pytest.MonkeyPatch) -> None:
-    real = harness.measure.bench.text_classifier
-
-    def swapped(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[str, ...]]:
-        classifier, left_out = real(parts, dataset)
-        return classifier[[1, 0, *range(2, len(classifier))]], left_out
-
-    patch.setattr(harness.measure.bench, "text_classifier", swapped)
+def swap_captions(real: Any, *args: Any) -> Any:
+    classifier, left_out = real(*args)
+    return classifier[[1, 0, *range(2, len(classifier))]], left_out
 
 
-# What is planted, methods that are measured beside the dense row, and what must be seen to move at
-# least. The empty fused token has a test of its own.
-PLANTS: list[tuple[Plant, str, str]] = [
-    (wrong_activation, "dense", "dense: answers flipped, margin"),
-    (one_token_less, "clsattn", "clsattn30: final_tokens, tokens_per_block, gflops"),
-    (inverted_predictor, "patchrank", "patchrank30: tau, images right"),
-    (inverted_attention, "clsattn evit", f"clsattn30: tau; evit30: tau; {FUSED}: tau"),
-    (inverted_oracle, "golden", "golden30: tau, images right"),
-    (text_sees_what_follows, "dense", "dense: margin"),
-    (merging_blocks_lose_their_mask, "tome", "tome30: cosine distance"),
-    (later_blocks_lose_their_mask, "tome", f"{SPARSE}: cosine distance"),
-    (no_proportional_attention, "tome", f"tome30: cosine distance; {SPARSE}: cosine distance"),
-    (predictor_reads_the_next_block, "patchrank", "patchrank30: tau"),
-    (merging_forgets_sizes, "tome", f"{SPARSE}: cosine distance, margin"),
-    (no_fused_token, "evit", f"{FUSED}: final_tokens, cosine distance"),
-    (other_normalisation, "clsattn", "dense: margin; clsattn30: cosine distance"),
-    (inputs_two_percent_larger, "patchrank", "dense: feature probe; patchrank30: feature probe"),
-    (mean_two_percent_off, "dense", "dense: feature probe"),
-    (two_captions_swapped, "dense", "dense: margin, answers flipped"),
-]
+def rotate_captions(real: Any, *args: Any) -> Any:
+    texts, pairs = real(*args)
+    return [*texts[1:], texts[0]], pairs
 
 
-def captions_of_others(patch: pytest.MonkeyPatch) -> None:
-    real = harness.measure.bench.captions_of
-
-    def given(*words: Any) -> Any:
-        texts, pairs = real(*words)
-        return [*texts[1:], texts[0]], pairs
-
-    patch.setattr(harness.measure.bench, "captions_of", given)
-
-
-def one_image_a_caption(patch: pytest.MonkeyPatch) -> None:
+def split_captions(real: Any, *args: Any) -> Any:
     """The second image of a caption counts as wrong."""
-    real = harness.measure.bench.captions_of
-
-    def given(*words: Any) -> Any:
-        texts, pairs = real(*words)
-        return [texts[text] for text in pairs[:, 1]], np.stack([pairs[:, 0], np.arange(len(pairs))], axis=1)
-
-    patch.setattr(harness.measure.bench, "captions_of", given)
+    texts, pairs = real(*args)
+    return [texts[text] for text in pairs[:, 1]], np.stack([pairs[:, 0], np.arange(len(pairs))], axis=1)
 
 
-def counted_from_one(patch: pytest.MonkeyPatch) -> None:
-    real = harness.records.metrics.found_after
-    patch.setattr(harness.records.metrics, "found_after", lambda *given: real(*given) + 1)
-
-
-RETRIEVAL: list[tuple[Plant, set[str]]] = [
-    (captions_of_others, {"recall image 1", "recall image 5", "recall text 1", "recall text 5"}),
-    (one_image_a_caption, {"recall image 1", "recall text 1"}),
-    (counted_from_one, {"recall image 1", "recall text 1"}),
-]
+TRANSFORM, FUSE = ((CLIP, "image_transform_v2"),), ((baselines.evit, "_append_fused"),)
+RANK = ((PatchRank, "importance"),)
+PLANTS = {
+    "one token less": Plant(
+        ((zoo.core.reducer, "final_count"),), lambda real, *args: real(*args) - 1,
+        "clsattn", "clsattn30: final_tokens, tokens_per_block, gflops",
+    ),
+    "inverted predictor": Plant(RANK, invert, "patchrank", "patchrank30: tau, images right"),
+    "inverted attention": Plant(
+        ((zoo.towers.vit, "mean_share"), (baselines.evit, "cls_attention")), invert,
+        "clsattn evit", f"clsattn30: tau; evit30: tau; {FUSED}: tau",
+    ),
+    "inverted oracle": Plant(((Oracle, "importance"),), invert, "golden", "golden30: tau, images right"),
+    "text without causal mask": Plant(
+        ((CLIP, "TextTransformer"),), lambda real, *args, **options: real(*args, no_causal_mask=True, **options),
+        "dense", "dense: margin",
+    ),
+    "merging blocks without bias": Plant(
+        ((ViTBlock, "attend"),), lambda real, block, tokens, *_, **__: real(block, tokens),
+        "tome", "tome30: cosine distance",
+    ),
+    "later blocks without bias": Plant(
+        ((Block, "forward"),), lambda real, block, x, *_, **__: real(block, x),
+        "tome", f"{SPARSE}: cosine distance",
+    ),
+    "no proportional attention": Plant(
+        ((baselines.tome.ToMe, "attention_bias"),), lambda *_: None,
+        "tome", f"tome30: cosine distance; {SPARSE}: cosine distance",
+    ),
+    "predictor reads the next block": Plant(
+        RANK,
+        lambda real, own, block, tokens, module: real(own, block, tokens._replace(x=module.whole(tokens)), module),
+        "patchrank", "patchrank30: tau",
+    ),
+    "merging forgets sizes": Plant(
+        ((baselines.tome, "merge"),), unsized, "tome", f"{SPARSE}: cosine distance, margin"
+    ),
+    "no fused token": Plant(
+        FUSE, lambda real, kept, *_: kept, "evit", f"{FUSED}: final_tokens, cosine distance"
+    ),
+    "CLIP's normalisation": Plant(
+        TRANSFORM, lambda real, cfg, **o: real(replace(cfg, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD), **o),
+        "clsattn", "dense: margin; clsattn30: cosine distance",
+    ),
+    "inputs 2 % larger": Plant(
+        TRANSFORM, change_pixels(lambda pixels: 1.02 * pixels),
+        "patchrank", "dense: feature probe; patchrank30: feature probe",
+    ),
+    "mean 2 % off": Plant(TRANSFORM, change_pixels(move_mean), "dense", "dense: feature probe"),
+    "two captions swapped": Plant(
+        ((BENCH, "text_classifier"),), swap_captions, "dense", "dense: margin, answers flipped"
+    ),
+}  # fmt: skip
+RECALL_1 = {"recall image 1", "recall text 1"}
+RETRIEVAL = {
+    "captions of others": (
+        Plant(((BENCH, "captions_of"),), rotate_captions), RECALL_1 | {"recall image 5", "recall text 5"},
+    ),
+    "one image a caption": (Plant(((BENCH, "captions_of"),), split_captions), RECALL_1),
+    "counted from one": (
+        Plant(((harness.records.metrics, "found_after"),), lambda real, *args: real(*args) + 1), RECALL_1,
+    ),
+}  # fmt: skip
 
 
 def seen(shown: Shown) -> Seen:
@@ -227,24 +170,36 @@ def test_nothing_moves_in_the_code_as_it_is(check):
     assert (shown.code, shown.data["moved"], shown.data["rows"]) == (0, [], 8)
 
 
-@pytest.mark.parametrize(("plant", "methods", "expected"), PLANTS, ids=[plant.__name__ for plant, _, _ in PLANTS])
-def test_a_planted_error_is_seen(plant: Plant, methods: str, expected: str, check, monkeypatch):
-    plant(monkeypatch)
-    shown = check(*methods.split())
+def require_seen(shown: Shown, expected: str) -> None:
     assert shown.code == 1
     rows = (part.partition(": ") for part in expected.split("; "))
     assert {(row, name) for row, _, names in rows for name in names.split(", ")} <= seen(shown)
 
 
-@pytest.mark.parametrize(("plant", "expected"), RETRIEVAL, ids=[plant.__name__ for plant, _ in RETRIEVAL])
-def test_an_error_planted_into_retrieval_is_seen(plant: Plant, expected: set[str], run, captions: Path, monkeypatch):
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_error_is_seen(name: str, check, monkeypatch):
+    plant = PLANTS[name]
+    plant.put(monkeypatch)
+    require_seen(check(*plant.methods.split()), plant.seen)
+
+
+def test_a_wrong_activation_is_seen(check, monkeypatch):
+    """QuickGELU for weights that were trained with GELU."""
+    tags = SIZES["s14"].tags
+    monkeypatch.setitem(tags, "imgfocus_lit", tags["imgfocus_lit"]._replace(quick_gelu=True))
+    require_seen(check("dense"), "dense: answers flipped, margin")
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_an_error_planted_into_retrieval_is_seen(name: str, run, captions: Path, monkeypatch):
     assert run(str(captions)).code == 0
-    plant(monkeypatch)
-    assert expected <= {name for _, name in seen(run(str(captions)))}
+    plant, expected = RETRIEVAL[name]
+    plant.put(monkeypatch)
+    assert expected <= {quantity for _, quantity in seen(run(str(captions)))}
 
 
 def test_rows_that_a_plant_does_not_touch_do_not_move(check, monkeypatch):
-    empty_fused_token(monkeypatch)
+    Plant(FUSE, empty_fused).put(monkeypatch)
     found = seen(check("evit", "clsattn"))
     assert (FUSED, "cosine distance") in found
     assert {row for row, _ in found} == {FUSED}
@@ -255,7 +210,7 @@ def test_an_update_writes_and_tells_the_difference(run, small: Path, tmp_path: P
     kept = [line for line in small.read_text().splitlines() if "patchrank" in line]
     dense = small.read_text().splitlines()[0]
     file.write_text("\n".join([dense, *kept, ""]))
-    inverted_predictor(monkeypatch)
+    PLANTS["inverted predictor"].put(monkeypatch)
     options = run(str(file), "--update")
     assert options.code == 0
     assert ("patchrank30", "tau") in seen(options)

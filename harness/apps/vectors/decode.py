@@ -99,11 +99,9 @@ class Decoders:
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Decoders":
-        """Start no process yet."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the processes."""
         self._end()
 
     def _end(self) -> None:

@@ -258,7 +258,6 @@ class EmbedJob(ShardJob):
     decoders: int | None = None  # processes that decode; 0: the model's own; None: by the cores
 
     def __post_init__(self) -> None:
-        """Validate."""
         super().__post_init__()
         if self.embedding_dtype not in PRECISIONS:
             raise ValueError(

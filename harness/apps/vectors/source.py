@@ -84,7 +84,6 @@ class ListedSource:
     table: Any
 
     def __len__(self) -> int:
-        """Count the pictures."""
         return len(self.table)
 
     def pictures(self, positions: range) -> Iterator[PictureFile]:
@@ -190,7 +189,6 @@ class ParquetSource:
         return cls(words=words, revision=_revision(f"{facts}{column}"), names=names, firsts=firsts, column=str(column))
 
     def __len__(self) -> int:
-        """Count the rows."""
         return self.firsts[-1]
 
     def pictures(self, positions: range) -> Iterator[PictureFile]:
@@ -249,7 +247,6 @@ class TextSource:
         self._lines = pa.array([line.strip() for line in lines], pa.large_string())
 
     def __len__(self) -> int:
-        """Count the lines."""
         return len(self._lines)
 
     def texts(self, positions: range) -> list[str]:

@@ -57,7 +57,7 @@ def test_the_first_row_of_a_name_says_the_defaults(record, dense: Record):
     keywords = {"method_config": {"keep": 0.3, "reduce_at": [2, 4], "predictor": "abc"}}
     [case] = cases_of([record(), dense, record(**keywords)], "mine.jsonl")
     assert [row.name for row in case.rows["fashion"]] == ["dense", "tome30", "tome30 reduce_at=[2,4]"]
-    assert (case.tower, case.image_count) == ("clip_vit_s14.imgfocus_lit", 40)
+    assert (case.tower, case.plan.limit) == ("clip_vit_s14.imgfocus_lit", 40)
 
 
 @pytest.mark.parametrize(("changed", "complaint"), [
@@ -87,7 +87,7 @@ def shipped() -> Case:
 
 def test_the_shipped_expectation_has_every_row_and_nothing_more(shipped: Case):
     """A method without rows fails here: patchrank check --update enters them."""
-    assert (shipped.image_count, shipped.batches) == (LIMIT, BATCHES)
+    assert (shipped.plan.limit, shipped.plan.batches) == (LIMIT, BATCHES)
     for dataset, rows in shipped.rows.items():
         assert sorted(row.name for row in rows) == sorted(row.name for row in shipped_rows(shipped.tower, dataset))
         assert all(row.record is not None and row.record.git_commit for row in rows)

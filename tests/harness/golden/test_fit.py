@@ -127,12 +127,13 @@ def test_stopped_and_asked_again_it_goes_on(write: Write, tmp_path, monkeypatch)
 
 def test_shots_are_ranked_images_of_each_class(tower: Tower, write: Write, toy: Dataset, tmp_path):
     """Of each store; what is left is as if the others had never been ranked."""
-    gathered = gather(tower, [write("train"), write("test")], Progress(), shots=2, seed=4)
+    stores = [write("train"), write("test")]
+    gathered = gather(tower, stores, Progress(), shots=2, seed=4)
     labels = {e.image_id: e.label for split in ("train", "test") for e in toy.split(split)}
     drawn = Counter((name.split("-")[0], labels[name]) for name in gathered.image_ids)
     assert drawn == {(f"toy/{s}", label): 2 for s in ("train", "test") for label in range(4)}
     assert len(gathered.data) == 16
-    whole = gather(tower, [write("train"), write("test")], Progress())
+    whole = gather(tower, stores, Progress())
     rows = torch.tensor([whole.image_ids.index(name) for name in gathered.image_ids])
     assert torch.equal(gathered.data.importance, whole.data.importance[rows])
     torch.testing.assert_close(gathered.data.tokens[torch.arange(16)], whole.data.tokens[rows])  # in float16
@@ -177,16 +178,6 @@ def files() -> list[Path]:
     return sorted((cache_folder() / "tokens").iterdir())
 
 
-def test_computed_once_whatever_the_order(compute: Compute, passes: list[int]):
-    first = compute()
-    again = compute(ids=list(first.image_ids[::-1]))
-    assert passes == [5]
-    assert torch.equal(first.tokens, again.tokens)
-    assert (first.image_ids, first.labels.tolist()) == (again.image_ids, again.labels.tolist())
-    [file] = files()
-    assert re.fullmatch(r"toy-val-b3-\w{16}\.npy", file.name)
-
-
 def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, toy: Dataset, monkeypatch):
     drawn, draw = [], Split.__getitem__
 
@@ -211,18 +202,16 @@ def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, toy: Datas
     assert drawn[-1].image == toy.split("val").variant(2)[4].image
 
 
-@pytest.mark.parametrize(("facts", "again"), [
-    ({"weights": "0" * 16}, [5]),
-    ({"block": 2}, [5]),
-    ({"revision": "0" * 12}, [5]),
-    ({"count": 4}, [4]),
-    # How rankings were made does not matter.
-    ({"score": "label"}, []),
-], ids=str)  # fmt: skip
-def test_tokens_go_by_tower_and_images(facts: dict, again: list[int], compute, passes):
-    compute()
-    compute(**facts)
-    assert passes == [5, *again]
+def test_tokens_are_computed_once_for_a_tower_and_images(compute: Compute, passes: list[int]):
+    first = compute()
+    again = compute(ids=list(first.image_ids[::-1]))  # in whatever order
+    assert torch.equal(first.tokens, again.tokens)
+    assert (first.image_ids, first.labels.tolist()) == (again.image_ids, again.labels.tolist())
+    compute(score="label")  # how rankings were made does not matter
+    assert passes == [5]
+    for facts in ({"weights": "0" * 16}, {"block": 2}, {"revision": "0" * 12}, {"count": 4}):
+        compute(**facts)
+    assert passes == [5, 5, 5, 5, 4]
     assert len(files()) == len(passes)
 
 

@@ -73,6 +73,17 @@ def test_several_scores_are_ranked_in_the_passes_of_one(
         assert len(files_of(alone)) == 3
 
 
+def test_scores_begun_in_other_batches_are_filled_one_by_one(run: Run, named: None, counted: list[int], tmp_path):
+    for score, batch in (("label", 16), ("confidence", 8)):
+        run(GoldenConfig(score=score, window=2, stride=2), out=tmp_path / score, limit=4, batch=batch)
+    wanted = {score: Rankings.read(tmp_path / score).provenance.batch for score in ("label", "confidence")}
+    counted.clear()
+    config = GoldenConfig(score="label", window=2, stride=2)
+    run(config, scores=("confidence",), out=tmp_path, limit=8, batch=None)
+    assert sum(counted) == 8  # four of each
+    assert wanted == {score: Rankings.read(tmp_path / score).provenance.batch for score in wanted}
+
+
 def test_a_larger_limit_redoes_only_the_last_shard(run: Run, counted: list[int], tmp_path):
     run(out=tmp_path / "r", limit=6)
     assert counted == [4, 2]
@@ -87,18 +98,15 @@ def test_a_larger_limit_redoes_only_the_last_shard(run: Run, counted: list[int],
     assert len(set(found.image_ids)) == 21
 
 
-@pytest.mark.parametrize("other", [{"stride": 1}, {"batch": 8}], ids=str)
-def test_other_settings_never_mix(other: dict, run: Run, named: None, tmp_path):
+def test_other_settings_never_mix(run: Run, tmp_path):
     """Not in one folder; in another folder they give something else."""
-    first = run(out=tmp_path / "r").path
-    job = {name: other.pop(name) for name in ("dtype", "batch") if name in other}
-    config = GoldenConfig(**{"window": 2, "stride": 2, **other})
-    with pytest.raises(ValueError, match=r"made with other settings: .* Use another --output"):
-        run(config, out=tmp_path / "r", **job)
-    if "batch" not in job:
-        again = Rankings.read(run(config, out=tmp_path / "other", **job).path)
-        assert again.image_ids == Rankings.read(first).image_ids
-        assert not np.array_equal(again.importance, Rankings.read(first).importance)
+    first, other = run(out=tmp_path / "r").path, GoldenConfig(window=2, stride=1)
+    for config, batch in ((SPARSE, 8), (other, 16)):
+        with pytest.raises(ValueError, match=r"made with other settings: .* Use another --output"):
+            run(config, out=tmp_path / "r", batch=batch)
+    again = Rankings.read(run(other, out=tmp_path / "other").path)
+    assert again.image_ids == Rankings.read(first).image_ids
+    assert not np.array_equal(again.importance, Rankings.read(first).importance)
 
 
 def test_a_damaged_image_ends_the_run_with_its_name_and_finished_shards_stay(run: Run, tmp_path, draw_pictures):
@@ -117,12 +125,11 @@ def test_too_little_memory_names_a_smaller_batch(run: Run, monkeypatch):
         run()
 
 
-@pytest.mark.parametrize("score", ["label", "confidence"])
-def test_classes_without_words_leave_no_holes_in_rankings(score: str, run: Run):
+def test_classes_without_words_leave_no_holes_in_rankings(run: Run):
     """The posterior would be NaN, and so would every importance."""
-    match = f"score='{score}' needs every class named, and --skip-unknown-classes leaves out 1 of toy: use"
+    match = "score='label' needs every class named, and --skip-unknown-classes leaves out 1 of toy: use"
     with pytest.raises(ValueError, match=match):
-        run(GoldenConfig(score=score))
+        run(GoldenConfig(score="label"))
 
 
 def test_a_folder_of_images_needs_no_labels(run: Run, tmp_path, draw_pictures):

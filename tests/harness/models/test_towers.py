@@ -63,13 +63,10 @@ def test_the_embedded_tower_comes_with_its_text_side():
     assert split_name("clip_vit_b16.laion2b") == ("clip_vit_b16", "laion2b")
 
 
-@pytest.mark.parametrize("name", ["clip_vit_s14", "clip_vit_s14_tome50.imgfocus_lit", "vit_small_patch16_224"])
-def test_a_prefix_says_what_a_bare_name_means(name: str):
-    assert split_method(f"timm:{name}") == split_method(name)
-    assert Setup.of(f"timm:{name}") == Setup.of(name)
-
-
-def test_towers_with_the_prefix_are_the_same():
+def test_a_prefix_says_what_a_bare_name_means():
+    for name in ("clip_vit_s14", "clip_vit_s14_tome50.imgfocus_lit", "vit_small_patch16_224"):
+        assert split_method(f"timm:{name}") == split_method(name)
+        assert Setup.of(f"timm:{name}") == Setup.of(name)
     assert split_name("timm:clip_vit_b16") == ("clip_vit_b16", "openai")
     assert load_tower("timm:clip_vit_s14").name == "clip_vit_s14.imgfocus_lit"
     towers = [random_tower(f"{prefix}clip_vit_s14") for prefix in ("", "timm:")]
@@ -158,15 +155,12 @@ def test_of_a_reduced_model_the_dense_tower_is_taken(saved: Saved, images: Tenso
     assert not torch.equal(dense(images), model(images))
 
 
+@pytest.mark.parametrize("foreign", ["open_clip"], indirect=True)
 @torch.no_grad()
-def test_open_clip_brings_both_towers(tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch):
-    vision = {"layers": 2, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}
-    text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", config)
-    theirs = lively(CLIP(**config))
+def test_open_clip_brings_both_towers(foreign: str, tmp_path: Path, images: Tensor):
+    theirs = lively(CLIP(**open_clip.factory._MODEL_CONFIGS["tiny"]))
     save_file(theirs.state_dict(), tmp_path / "w.safetensors")
-    tower = load_tower(f"open_clip:tiny/{tmp_path}/w.safetensors")
+    tower = load_tower(foreign)
     assert tower.name == "open_clip:tiny/w.safetensors"
     assert torch.allclose(tower.vit(images), theirs.encode_image(images), atol=1e-5)
     assert tower.clip.model.visual is tower.vit
@@ -180,13 +174,11 @@ def test_open_clip_brings_both_towers(tmp_path: Path, images: Tensor, monkeypatc
         ("clip_vit_b61", "model 'clip_vit_b61': did you mean 'clip_vit_b16'? expected a dense"),
         ("ViT-B-16", "model 'ViT-B-16': did you mean 'open_clip:ViT-B-16/PRETRAINED'? expected"),
         ("", "model '': expected"),
-        ("clip_vit_s14_random60", "model 'clip_vit_s14_random60': "),
         ("clip_vit_b16.opnai", "weight tag 'opnai' of clip_vit_b16: did you mean 'openai'?"),
         ("vit_small_patch16_224.augreg_in21k_ft_in1", "vit_small_patch16_224: did you mean 'aug"),
         ("vit_base_patch16_xp_224", "model 'vit_base_patch16_xp_224': timm has no weights for it"),
         ("vit_base_patch16_clip_224.openai", "; use vit_base_patch16_clip_quickgelu_224.openai"),
         ("open_clip:ViT-B-61/openai", "open_clip model 'ViT-B-61': did you mean 'ViT-B-16'?"),
-        ("open_clip:ViT-B-16", "weights '' of open_clip model 'ViT-B-16': expected one of openai"),
         ("open_clip:ViT-B-16/opnai", "weights 'opnai' of open_clip model 'ViT-B-16': did you mean"),
     ],
 )
@@ -212,7 +204,6 @@ def test_towers_that_cannot_be_ranked(name: str, options: dict, match: str, save
     ("name", "match"),
     [
         ("clip_vit_b16.openai", "no weights of clip_vit_b16.openai: not in the Hugging Face cache (wanted: timm/vit_"),
-        ("vit_small_patch14_dinov2", "no weights of vit_small_patch14_dinov2.lvd142m: not in the"),
         ("open_clip:ViT-B-16/laion2b_s34b_b88k", "no weights of ViT-B-16/laion2b_s34b_b88k: not"),
         ("open_clip:hf-hub:nobody/nothing", "no weights of hf-hub:nobody/nothing: not in the Hu"),
     ],
@@ -250,7 +241,7 @@ def test_weights_or_descriptions_that_are_broken_are_refused(saved: Saved, tmp_p
     save_file({"x": torch.zeros(1)}, file)
     with pytest.raises(ValueError, match=r"the weights of local-dir:.* can't be used: Error"):
         load_tower(name)
-    for text in ("{}", "{", '{"architecture": "no_such_model"}'):
+    for text in ("{", '{"architecture": "no_such_model"}'):
         (tmp_path / "mine" / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"the weights of local-dir:.* can't be used: "):
             load_tower(name)

@@ -126,19 +126,12 @@ def test_another_job_is_refused_with_what_differs(facts: Any, quoted: str, run: 
         run(out=whole, **facts)
 
 
-def test_other_pictures_and_other_weights_are_refused(run: Run, job: Any, tmp_path: Path, pictures: Path, monkeypatch):
-    (tmp_path / "pictures").mkdir()
-    for number in range(3):
-        (tmp_path / "pictures" / f"{number}.png").write_bytes((pictures / "00.png").read_bytes())
-    word = [str(tmp_path / "pictures")]
-    run(source=open_source(word))
-    (tmp_path / "pictures" / "3.png").write_bytes((pictures / "06.png").read_bytes())
-    with pytest.raises(ValueError, match=r"revision='\w+' there, '\w+' wanted; count=3 there, 4 wanted"):
-        run(source=open_source(word))
-    (tmp_path / "pictures" / "3.png").unlink()
+def test_other_pictures_and_other_weights_are_refused(run: Run, whole: Path, pictures: Path, monkeypatch):
+    with pytest.raises(ValueError, match=r"revision='\w+' there, '\w+' wanted; count=44 there, 27 wanted"):
+        run(out=whole, source=open_source([str(pictures / "deep")]))
     monkeypatch.setattr("harness.apps.vectors.embed.fingerprint", lambda vit: "other")
     with pytest.raises(ValueError, match=r"weights='.*' there, 'other' wanted"):
-        run(source=open_source(word))
+        run(out=whole)
 
 
 def test_bad_pictures_alone_and_an_overflow_are_refused(run: Run, tmp_path: Path, monkeypatch):
