@@ -153,6 +153,7 @@ def test_a_mean_of_unlike_tokens_is_stretched_and_weighs_less():
     again = merged.merge(1, torch.tensor([[1]]), torch.tensor([[0]]), torch.zeros(1, 1), 1)
     assert torch.equal(again.mass, merged.mass.sum(dim=1, keepdim=True))
     assert torch.allclose(again.size_bias()[0, 0, 0, 1:].exp(), again.mass)
+    assert torch.allclose(merged.mean(merged.x), x.mean(dim=1), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_a_stopped_run_goes_on_to_the_same_changes(model: Any, tmp_path: Path):
         recover(model, [SIX], [SIX], quick(what="lora", seed=1), checkpoint=path)
 
 
-OTHERS = {"method='evit'": {"method": "evit"}, "keep=0.6": {"keep": 0.6}}
+OTHERS = {"method='evit'": {"method": "evit"}, "keep=0.6": {"keep": 0.6, "arch": "mlp", "width": 8}}
 OTHERS |= {"predictor='": {"bias": "reducer.predictor.net.score.bias"}, "weights='": {"bias": "blocks.2.norm1.bias"}}
 
 

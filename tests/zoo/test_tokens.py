@@ -47,16 +47,6 @@ def test_prune_keeps_prefix_order_and_places(prefix: int):
         assert torch.equal(found, wanted)
 
 
-def test_a_stretched_token_counts_for_its_parts_in_a_mean():
-    x = torch.randn(2, 5, 6)
-    tokens = Tokens.start(x, 1, (2, 2))
-    gone, into = torch.tensor([[0], [3]]), torch.tensor([[2], [1]])
-    merged = tokens.merge(0, gone, into, torch.zeros(2, 1), 3, rescale=True)
-    assert not torch.allclose(merged.mass.sum(dim=1), torch.tensor([4.0, 4.0]))
-    assert torch.allclose(merged.mean(merged.x), x.mean(dim=1), atol=1e-6)
-    assert torch.equal(tokens.mean(x), x.mean(dim=1))
-
-
 def test_merged_tokens_have_the_mean_place():
     tokens = Tokens.start(torch.randn(1, 9, 4), 0, (3, 3), torch.zeros(9, 2))
     for gone, into, count in (([0], [8], 8), ([0, 3], [7, 7], 6)):  # then positions in the shorter sequence

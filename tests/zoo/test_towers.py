@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import QuickGELU, VisionTransformer
-from timm.models.beit import Beit
 from torch import Tensor, nn
 
 import zoo
@@ -228,19 +227,6 @@ def test_rotations_follow_places(kind: str):
     either = length.expand(-1, 2, -1).flatten(-2) < 1e-3  # half a turn from one to the next
     wanted = middle / length.expand(-1, 2, -1).flatten(-2)
     assert torch.allclose(found[1, :, 2][~either], wanted[~either], atol=1e-5)
-
-
-def test_beit_gathers_the_bias_of_what_is_left():
-    tower = build("beit")
-    assert type(tower) is Beit
-    model = zoo.reduce(tower, method=None)
-    tokens = model.embed(images_of(model, 2))
-    whole = tower.blocks[1].attn._get_rel_pos_bias()[0]
-    assert torch.equal(model.block(1).bias(tokens), whole.expand(2, -1, -1, -1))
-    found = model.block(1).bias(tokens._replace(patch_idx=torch.tensor([[5, -1], [0, 15]])))
-    assert torch.equal(found[1], whole[:, [0, 1, 16]][:, :, [0, 1, 16]])
-    assert torch.equal(found[0, :, :2, :2], whole[:, [0, 6]][:, :, [0, 6]])
-    assert not found[0, :, 2].any()
 
 
 def features(model: Host, tokens: Tokens, *, merged: bool = False) -> Tensor:
