@@ -11,7 +11,6 @@ from PIL import Image
 import zoo
 from harness.cli.entry import main
 from harness.datasets import get_dataset
-from zoo.deploy import export
 from zoo.deploy.export import EXPORTED_PROGRAM, load_exported
 
 MODEL = "clip_vit_s14_clsattn60"
@@ -40,20 +39,8 @@ def test_a_file_maps_preprocessed_images_to_features(tmp_path: Path, capsys: pyt
     assert torch.allclose(features, wanted, atol=1e-4)
 
 
-def test_a_wrong_file_is_a_problem_found(tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
-    def ones(*_: object) -> export.Call:
-        return lambda images: torch.ones(len(images), 256)
-
-    wrong = export.FORMATS[EXPORTED_PROGRAM]._replace(write=lambda *_: None, load=ones)
-    monkeypatch.setitem(export.FORMATS, EXPORTED_PROGRAM, wrong)
-    assert main([*COMMAND, "--output", str(tmp_path / "model.pt2")]) == 1
-    assert "features differ from eager's by" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(("more", "message"), [
     ("--format onnx --dtype bfloat16", "dtype 'bfloat16' of onnx"),
-    ("--output model.onnx", "'model.onnx': a file of exported-program ends with '.pt2'"),
     ("--limit 1", "1 images to check with of 'photos'"),
     ("--method tome --keep 0.5", "the name says its method"),
 ])  # fmt: skip

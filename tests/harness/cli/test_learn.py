@@ -40,9 +40,16 @@ def test_shipped_rankings_are_taken_where_they_fit_and_nothing_is_ranked(monkeyp
     assert (found.seed, found.patience, found.batch, found.learning_rate) == (3, 2, 8, 0.001)
     assert fit.call_args.kwargs["shots"] == 4
 
-    assert main(["fit", "predictor", "--dataset", "fashion", "--stride", "1"]) == 0
-    assert fit.call_args.args[1:3] == ([Path("ranked")], [Path("ranked")])
-    assert {(call.args[0].config.window, call.args[0].config.stride) for call in rank.call_args_list} == {(2, 1)}
+    for more, made in (
+        ("--stride 1", (2, 1, "remove")),
+        ("--window 4", (4, 2, "remove")),
+        ("--window 1", (1, 1, "remove")),
+        ("--action merge", (1, 1, "merge")),
+    ):
+        assert main(["fit", "predictor", "--dataset", "fashion", *more.split()]) == 0
+        assert fit.call_args.args[1:3] == ([Path("ranked")], [Path("ranked")])
+        config = rank.call_args.args[0].config
+        assert (config.window, config.stride, config.action) == made
     assert shipped_rankings(EMBEDDED, "fashion", "val", 3).is_file()
     assert shipped_rankings(EMBEDDED, "fashion", "val", 2) is None
     assert shipped_rankings("clip_vit_b16.openai", "fashion", "val", 3) is None
@@ -74,21 +81,6 @@ def test_without_shipped_rankings_images_are_ranked_first(capsys):
     assert main([*again.split(), "--arch", "mlp", "--epochs", "1"]) == 0
     assert main([*again.split(), "--block", "3"]) == 2
     assert "--block 3: these rankings are of block 4" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("miniature_command")
-@pytest.mark.parametrize(("flags", "way"), [
-    ("", "windows of 2 x 2 by 2"),
-    ("--window 4", "windows of 4 x 4 by 2"),
-    ("--window 1", "windows of 1 x 1 by 1"),
-    ("--action merge", "by merging before block 3, windows of 1 x 1 by 1, follow:0"),
-])  # fmt: skip
-def test_windows_of_rankings_that_are_made_for_a_fit(flags: str, way: str, capsys):
-    command = "fit predictor --model clip_vit_b16 --dataset toy --limit 2 --arch linear --epochs 1"
-    assert main([*command.split(), *flags.split()]) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if "passes per image" in line]
-    assert len(said) == 2  # of train and val
-    assert all(way in line for line in said)
 
 
 def test_a_folder_without_parts_is_told_how_to_part_it(tmp_path: Path, capsys):
