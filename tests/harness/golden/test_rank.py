@@ -61,9 +61,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("options", [{}, {"action": "merge"}], ids=str)
-def test_several_scores_are_ranked_in_the_passes_of_one(
-    options: dict, run: Run, counted: list[int], named: None, tmp_path
-):
+def test_several_scores_are_ranked_in_the_passes_of_one(options, run, counted, named, tmp_path):
     config = GoldenConfig(window=2, stride=2, **options)
     assert run(config, scores=SCORES, out=tmp_path / "all") == (tmp_path / "all" / "preservation", 10, 21)
     assert counted == [4, 4, 2]

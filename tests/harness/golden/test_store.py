@@ -128,9 +128,7 @@ def test_images_in_any_order_and_unknown_ones(rankings: Make):
 @pytest.mark.parametrize(("field", "value", "flag"), [
     ("split", "val", "--split val"), ("action", "merge", "--action merge"), ("greedy", 7, "--greedy 7"),
 ])  # fmt: skip
-def test_another_provenance_is_refused_with_the_command(
-    field: str, value: Any, flag: str, rankings: Make, provenance: Provenance
-):
+def test_another_provenance_is_refused_with_the_command(field, value, flag, rankings, provenance):
     rankings().require(**asdict(provenance))
     stored = asdict(provenance)[field]
     match = f"made with {field}={stored!r}, wanted {value!r}; make them with: patchrank rank --model {MODEL} "

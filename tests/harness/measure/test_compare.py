@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,9 +100,7 @@ def test_what_a_record_says(ranked_test: Rankings, toy: Dataset):
     assert group_records([dense])[0].name.startswith("toy test, 3 of 4 classes, by text")
 
 
-def test_records_from_a_file_are_used_again(
-    ranked_test: Rankings, tmp_path: Path, predictor_file: Path, request: pytest.FixtureRequest
-):
+def test_records_from_a_file_are_used_again(ranked_test, tmp_path, predictor_file, request):
     plan = replace(PLAN, methods=("clsattn", "evit", "golden", "patchrank", "random", "tome"))
     first = one_group(plan, [])
     write_records(tmp_path / "records.jsonl", first)
@@ -137,9 +134,7 @@ def test_fidelity_by_hand(ranked_test: Rankings, dense: zoo.ReducedViT, parts: C
     assert ours.feature_probe == pytest.approx(feature_probe(a), abs=1e-6)
 
 
-def test_images_without_labels_have_fidelity_costs_and_no_answers(
-    monkeypatch: pytest.MonkeyPatch, named: Dataset, unlabelled: Dataset
-):
+def test_images_without_labels_have_fidelity_costs_and_no_answers(monkeypatch, named, unlabelled):
     monkeypatch.setattr("harness.measure.compare.get_dataset", lambda name: named)
     labelled = one_group(replace(PLAN, methods=("random", "evit")), [])
     monkeypatch.setattr("harness.measure.compare.get_dataset", lambda name: unlabelled)
@@ -162,9 +157,7 @@ def test_half_precision(ranked_test: Rankings):
         assert (ours.correct == theirs.correct).mean() > 0.8
 
 
-def test_without_golden_rankings_of_the_split_the_row_is_missing_and_the_command_told(
-    ranked_test: Rankings, shipped: Callable[..., Rankings]
-):
+def test_without_golden_rankings_of_the_split_the_row_is_missing_and_the_command_told(ranked_test, shipped):
     console, plan = Console(record=True, width=300), replace(PLAN, split="val")
     records = one_group(plan, [], console)
     assert [record.method for record in records] == ["dense", "random", "evit"]
@@ -211,9 +204,7 @@ def test_rankings_of_something_else_are_refused(facts: dict, shipped: Callable[.
 
 
 @pytest.mark.usefixtures("ranked_test")
-def test_few_shots_by_a_probe_on_each_models_own_features(
-    dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch
-):
+def test_few_shots_by_a_probe_on_each_models_own_features(dense, parts, toy, monkeypatch):
     """With labels instead of words even the class that can't be named is found."""
     used: list[torch.Tensor] = []
     monkeypatch.setattr("harness.records.metrics.predicted", lambda f, by: used.append(by) or predicted(f, by))
@@ -233,14 +224,11 @@ def test_few_shots_by_a_probe_on_each_models_own_features(
     assert [group[0].image_count for group in groups] == [16, 21]  # by text, they are left out
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"models": ("clip_vit_b61",)}, "model 'clip_vit_b61': did you mean 'clip_vit_b16'?"),
-        ({"methods": ("toem",)}, "method 'toem': did you mean 'tome'?"),
-        ({"shots": (4,)}, "--shots 4: class 'cat' of 'toy' has 3 training images"),
-    ],
-)
+@pytest.mark.parametrize(("change", "match"), [
+    ({"models": ("clip_vit_b61",)}, "model 'clip_vit_b61': did you mean 'clip_vit_b16'?"),
+    ({"methods": ("toem",)}, "method 'toem': did you mean 'tome'?"),
+    ({"shots": (4,)}, "--shots 4: class 'cat' of 'toy' has 3 training images"),
+])  # fmt: skip
 def test_refusals_before_any_run(change: dict, match: str, no_run: None):
     with pytest.raises(ValueError, match=re.escape(match)):
         one_group(replace(PLAN, **change), [])

@@ -84,19 +84,16 @@ def test_attention_counts_the_same_fused_or_not(fused: bool) -> None:
     assert gflops(model, 64).activations == counted.total() + fused * 2 * (12 * 17**2 + 17 * 768)
 
 
-@pytest.mark.parametrize(
-    ("function", "operator", "count"),
-    [
-        (lambda x: torch.cdist(x, x), "cdist", 3 * 8 * 8 * 8),
-        (lambda x: torch.baddbmm(x[0], x[0], x[0]), "baddbmm", 3 * 8 * 8 * 8),
-        (lambda x: x[0, 0].clone().addmm_(x[0, 0], x[0, 1]), "addmm_", 8 * 8 * 8),
-        (lambda x: torch.bmm(x[0], x[0], out=torch.empty(3, 8, 8)), "bmm", 3 * 8 * 8 * 8),
-        (lambda x: torch.mv(x[0, 0], x[0, 0, 0]), "mv", 8 * 8),
-        (lambda x: torch.dot(x[0, 0, 0], x[0, 0, 1]), "dot", 8),
-        (lambda x: F.interpolate(x, 5, mode="bicubic"), "upsample_bicubic2d", 3 * 25 * 16),
-        (lambda x: x[0] @ x[0], "matmul", 3 * 8 * 8 * 8),
-    ],
-)
+@pytest.mark.parametrize(("function", "operator", "count"), [
+    (lambda x: torch.cdist(x, x), "cdist", 3 * 8 * 8 * 8),
+    (lambda x: torch.baddbmm(x[0], x[0], x[0]), "baddbmm", 3 * 8 * 8 * 8),
+    (lambda x: x[0, 0].clone().addmm_(x[0, 0], x[0, 1]), "addmm_", 8 * 8 * 8),
+    (lambda x: torch.bmm(x[0], x[0], out=torch.empty(3, 8, 8)), "bmm", 3 * 8 * 8 * 8),
+    (lambda x: torch.mv(x[0, 0], x[0, 0, 0]), "mv", 8 * 8),
+    (lambda x: torch.dot(x[0, 0, 0], x[0, 0, 1]), "dot", 8),
+    (lambda x: F.interpolate(x, 5, mode="bicubic"), "upsample_bicubic2d", 3 * 25 * 16),
+    (lambda x: x[0] @ x[0], "matmul", 3 * 8 * 8 * 8),
+])  # fmt: skip
 def test_hidden_products_are_counted(function: object, operator: str, count: int) -> None:
     cost = gflops(Applied(function), 8)
     assert cost.by_operator == {operator: pytest.approx(count / 1e9)}
@@ -137,9 +134,7 @@ def test_open_blocks_are_counted_without_the_opaque_fast_path() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_model_random_state_and_loggers_are_left_alone(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_model_random_state_and_loggers_are_left_alone(caplog, capfd):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(), nn.Sequential(nn.ReLU())).bfloat16()
     model.train()
     model[2].eval()
@@ -161,14 +156,11 @@ def test_model_random_state_and_loggers_are_left_alone(
     assert [module.training for module in model.modules()] == flags
 
 
-@pytest.mark.parametrize(
-    ("model", "size", "message"),
-    [
-        (nn.Conv2d(3, 1, 1), (0, 4), "got 3x0x4"),
-        (nn.ReLU(), 4, "ReLU has no parameters on"),
-        (nn.Conv2d(3, 1, 1, device="meta"), 4, "Conv2d has no parameters on a device"),
-    ],
-)
+@pytest.mark.parametrize(("model", "size", "message"), [
+    (nn.Conv2d(3, 1, 1), (0, 4), "got 3x0x4"),
+    (nn.ReLU(), 4, "ReLU has no parameters on"),
+    (nn.Conv2d(3, 1, 1, device="meta"), 4, "Conv2d has no parameters on a device"),
+])  # fmt: skip
 def test_refusals(model: nn.Module, size: int | tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gflops(model, size)
@@ -231,18 +223,13 @@ MATCHING = sum((n // 2) * (n - n // 2) * 64 for n in MERGED[:-1])
 PREDICTOR = 196 * 64 * (768 + 25 + 64 + 25 + 1) + 2 * 768 * 64
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "published", "into", "out", "extra", "rel"),
-    [
-        ("patchrank60", {}, 12.27 + PREDICTOR / 1e9, *[[196] * 3 + [118] * 9] * 2, PREDICTOR, 1e-4),
-        ("evit60", {"stage_rate": 0.7, "fuse": True}, 11.63, *STAGES, 0, 1e-3),
-        # The matching is counted too: cosine similarities by matrix product.
-        ("tome60", {"r": 13}, 10.39, MERGED[:-1], MERGED[1:], MATCHING, 2e-3),
-    ],
-)
-def test_published_figures(
-    name: str, options: dict, published: float, into: list[int], out: list[int], extra: int, rel: float
-) -> None:
+@pytest.mark.parametrize(("name", "options", "published", "into", "out", "extra", "rel"), [
+    ("patchrank60", {}, 12.27 + PREDICTOR / 1e9, *[[196] * 3 + [118] * 9] * 2, PREDICTOR, 1e-4),
+    ("evit60", {"stage_rate": 0.7, "fuse": True}, 11.63, *STAGES, 0, 1e-3),
+    # The matching is counted too: cosine similarities by matrix product.
+    ("tome60", {"r": 13}, 10.39, MERGED[:-1], MERGED[1:], MATCHING, 2e-3),
+])  # fmt: skip
+def test_published_figures(name, options, published, into, out, extra, rel):
     found = gflops(timm.create_model(f"clip_vit_b16_{name}", **options), 224)
     assert found.unsupported == ()
     assert found.gflops == pytest.approx(published, rel=0.01)

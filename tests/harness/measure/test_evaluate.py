@@ -4,7 +4,6 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +13,9 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import entropy, kendalltau, weightedtau
 
-import zoo
 from harness.datasets import few_shot as sampling
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import subset
-from harness.golden.store import Rankings
 from harness.measure.bench import measurements
 from harness.measure.rows import Outcome, OutcomeCache, feature_probe, linear_probe, outcomes, variants
 from harness.models.towers import text_classifier
@@ -66,9 +63,7 @@ def test_classes_give_in_turn_and_smaller_subsets_are_parts_of_larger_ones():
     assert all(subset(split, limit) is split for limit in (None, 40, 1000))
 
 
-def test_outcomes_are_the_models_own_features_in_order(
-    toy: Dataset, parts: ClipParts, ranked: Any, monkeypatch: pytest.MonkeyPatch
-):
+def test_outcomes_are_the_models_own_features_in_order(toy, parts, ranked, monkeypatch):
     monkeypatch.setattr(sampling, "BATCH", 4)
     dense = parts.model.visual
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "random", "golden"], [0.5])
@@ -92,9 +87,7 @@ def test_outcomes_are_the_models_own_features_in_order(
     assert not found["clip_vit_b16"].features.is_inference()
 
 
-def test_golden_rows_want_every_ranking(
-    dense: zoo.ReducedViT, toy: Dataset, parts: ClipParts, ranked: Callable[..., Rankings]
-):
+def test_golden_rows_want_every_ranking(dense, toy, parts, ranked):
     [row] = variants(dense, "clip_vit_b16", "openai", ["golden"], [0.5])
     row, split = replace(row, rankings=ranked(count=5)), toy.split("test")
     undrawn = Split(split.labels, lambda index: split.image_ids[index], refuse)
@@ -229,9 +222,7 @@ def test_neighbours_are_the_nearest_others():
 @pytest.mark.parametrize(
     ("count", "classes", "scale"), [(12, 4, 9.0), (12, 4, None), (12, 0, None), (LEAST_GALLERY, 0, None)]
 )
-def test_what_is_said_beside_dense_hangs_on_classes_temperature_and_number(
-    count: int, classes: int, scale: float | None
-):
+def test_what_is_said_beside_dense_hangs_on_classes_temperature_and_number(count, classes, scale):
     """Without classes there are no answers, of a probe no probabilities, of few images no neighbours."""
     labels = np.full(count, -1) if not classes else np.arange(count) % classes
     text = units(classes, 8, seed=3) if classes else None

@@ -69,9 +69,7 @@ def by_hand(vit: zoo.ReducedViT, words: torch.Tensor, parts: ClipParts, toy: Dat
     return right
 
 
-def test_each_row_is_judged_by_its_own_text_and_the_oracle_by_the_dense_ones(
-    tuner: Any, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset
-):
+def test_each_row_is_judged_by_its_own_text_and_the_oracle_by_the_dense_ones(tuner, dense, parts, toy):
     before, after = compare(replace(PLAN, shots=(0, 2), seeds=1), [], Progress())
     found = {record.method: record for record in after}
     random = zoo.reduce(dense, method="random", keep=0.5).eval()
@@ -112,16 +110,13 @@ def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs: list):
     assert by_rows == {"dense": 21 + 12, "golden": 21}
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"tokens": "tv"}, "--tokens 'tv': did you mean 'v'? expected one of t, v, vt, probe"),
-        ({"shots": (1, -2)}, "--shots -2: expected 0, which is by text, or a number from 1"),
-        ({"seeds": 0}, "--seeds 0: expected a number from 1"),
-        ({"num_tokens": 0}, "--num-tokens 0: expected a number from 1"),
-        ({"split": "val"}, "--split val: labelled images of 'toy' for shots come from there"),
-    ],
-)
+@pytest.mark.parametrize(("change", "match"), [
+    ({"tokens": "tv"}, "--tokens 'tv': did you mean 'v'? expected one of t, v, vt, probe"),
+    ({"shots": (1, -2)}, "--shots -2: expected 0, which is by text, or a number from 1"),
+    ({"seeds": 0}, "--seeds 0: expected a number from 1"),
+    ({"num_tokens": 0}, "--num-tokens 0: expected a number from 1"),
+    ({"split": "val"}, "--split val: labelled images of 'toy' for shots come from there"),
+])  # fmt: skip
 def test_refusals_before_any_run(change: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(towers, "create_clip", None)
     with pytest.raises(ValueError, match=re.escape(match)):
@@ -149,9 +144,7 @@ def test_the_command_shows_means_and_shots(tuner: Any, tmp_path: Path, capsys: p
     assert "2 shots, learned text tokens (4)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_learned_visual_tokens_are_run_and_counted(
-    tuner: Any, runs: list, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch
-):
+def test_learned_visual_tokens_are_run_and_counted(tuner, runs, dense, parts, toy, monkeypatch):
     tokens = "vt"
     counted, real = [], bench.costs
     monkeypatch.setattr(bench, "costs", lambda rows, *a: counted.append([r.key for r in rows]) or real(rows, *a))
@@ -185,9 +178,7 @@ def test_learned_visual_tokens_are_run_and_counted(
 
 
 @pytest.mark.parametrize("tokens", ["t", "v"])
-def test_a_file_of_prompts_is_judged_beside_dense_and_untuned(
-    tokens: str, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset, tuner: Any, capsys: Any
-):
+def test_a_file_of_prompts_is_judged_beside_dense_and_untuned(tokens, dense, parts, toy, tuner, capsys):
     random = zoo.reduce(dense, method="random", keep=0.5).eval()
     own = tuner.one(random, f"{ARCH}_random50", 2, 7, TuneConfig(tokens=tokens, count=4))
     untuned, [record] = judge(replace(PLAN, methods=("random",)), own.file.path, Progress())
@@ -211,9 +202,7 @@ def test_a_file_of_prompts_is_judged_beside_dense_and_untuned(
     assert "dense" not in second.partition("top-1 in %")[0]
 
 
-def test_prompts_of_other_classes_or_of_no_shots_are_refused(
-    tuner: Any, dense: zoo.ReducedViT, toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_prompts_of_other_classes_or_of_no_shots_are_refused(tuner, dense, toy, tmp_path, monkeypatch):
     plan = replace(PLAN, methods=("random",))
     with pytest.raises(FileNotFoundError, match="no prompts at 'gone'"):
         judge(plan, Path("gone"), Progress())

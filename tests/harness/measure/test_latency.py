@@ -78,15 +78,12 @@ def test_without_weights_predictors_are_random(monkeypatch: pytest.MonkeyPatch, 
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("clip_vit_b16_tomme50", {}, "did you mean 'clip_vit_b16_tome50'"),
-        ("clip_vit_b16_tome50.openay", {}, "weight tag 'openay'.*did you mean 'openai'"),
-        ("open_clip:ViT-B-32/openai", {"random_weights": True}, "--random-weights with model 'open_clip:ViT.*leave"),
-        ("x", {"runtimes": (EAGER,), "ways": (COMPILE,)}, "--runtimes with --ways compile: give one of the two"),
-    ],
-)
+@pytest.mark.parametrize(("name", "options", "message"), [
+    ("clip_vit_b16_tomme50", {}, "did you mean 'clip_vit_b16_tome50'"),
+    ("clip_vit_b16_tome50.openay", {}, "weight tag 'openay'.*did you mean 'openai'"),
+    ("open_clip:ViT-B-32/openai", {"random_weights": True}, "--random-weights with model 'open_clip:ViT.*leave"),
+    ("x", {"runtimes": (EAGER,), "ways": (COMPILE,)}, "--runtimes with --ways compile: give one of the two"),
+])  # fmt: skip
 def test_what_cannot_be_timed_is_refused(name: str, options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         families(name, **options)
@@ -273,9 +270,7 @@ def test_precisions_share_a_round_with_eager_float32(runs: Runs, timed: Callable
     assert len(read_latencies(runs.path)) == 6
 
 
-def test_optimised_models_exported_files_and_open_clips_own_code(
-    timed: Callable[..., list[LatencyRecord]], monkeypatch: pytest.MonkeyPatch
-):
+def test_optimised_models_exported_files_and_open_clips_own_code(timed, monkeypatch):
     """Whether files compute what the model does is a question to `zoo.export`'s own tests."""
     monkeypatch.setattr(timing, "check_ways", lambda *_: None)
     monkeypatch.setattr(timing, "as_runtime", lambda model, *_, **__: model)
@@ -303,9 +298,7 @@ RANDOM = "latency --model clip_vit_b16_random60 --batches 1 --rounds 6 --seconds
 
 
 @pytest.mark.usefixtures("benchmark")
-def test_a_run_writes_what_it_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_run_writes_what_it_shows(tmp_path, monkeypatch, capsys):
     argv = [*RANDOM.split(), "--output", str(tmp_path / "out")]
     assert main(argv) == 0
     said = capsys.readouterr()
@@ -326,24 +319,19 @@ def test_a_run_writes_what_it_shows(
         main([*argv, "--fresh"])
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ("--batches 0", "--batches 0: expected a number from 1"),
-        ("--threads 0", "--threads 0: expected a number from 1 to 1024"),
-        ("--rounds 5", "--rounds 5: expected a number from 6"),
-        ("--seconds -1", "--seconds -1: expected a number from 0"),
-        ("--seconds nan", "--seconds nan"),
-        ("--dtypes float23", "--dtypes 'float23': did you mean 'float32'"),
-        ("--ways cudagraphs", "did you mean 'cuda-graphs'"),
-        ("--methods golden", "--methods 'golden'"),
-        ("--keeps 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
-        ("--device cudda", "--device 'cudda' can't be used here"),
-    ],
-)
-def test_wrong_use_is_refused(
-    flags: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+@pytest.mark.parametrize(("flags", "said"), [
+    ("--batches 0", "--batches 0: expected a number from 1"),
+    ("--threads 0", "--threads 0: expected a number from 1 to 1024"),
+    ("--rounds 5", "--rounds 5: expected a number from 6"),
+    ("--seconds -1", "--seconds -1: expected a number from 0"),
+    ("--seconds nan", "--seconds nan"),
+    ("--dtypes float23", "--dtypes 'float23': did you mean 'float32'"),
+    ("--ways cudagraphs", "did you mean 'cuda-graphs'"),
+    ("--methods golden", "--methods 'golden'"),
+    ("--keeps 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
+    ("--device cudda", "--device 'cudda' can't be used here"),
+])  # fmt: skip
+def test_wrong_use_is_refused(flags, said, monkeypatch, capsys):
     monkeypatch.setattr(towers, "load_tower", None)
     assert main(["latency", "--model", "clip_vit_s14_tome60", *flags.split()]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
@@ -356,9 +344,7 @@ def test_each_device_has_its_usual_batches():
 
 
 @pytest.mark.parametrize(("load", "busy"), [(1.9, True), (0.4, False), (None, False)])
-def test_a_busy_machine_is_reported_before(
-    load: Any, busy: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
-):
+def test_a_busy_machine_is_reported_before(load, busy, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("harness.measure.timing.load_1min", lambda: load)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr(latency, "measure_latency", lambda *_: iter([]))

@@ -248,24 +248,19 @@ def test_pairs_by_hand(group: list[Record]):
             assert row.distance_p == sign_flip(ours - theirs, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"match": "glfops"}, "match='glfops': did you mean 'gflops'?"),
-        ({"match_to": "patchrnk"}, "match_to='patchrnk' is not measured: did you mean 'patchrank'"),
-        ({"match_to": "dense"}, "match_to='dense' has no keep rate"),
-        ({"methods": ("golden", "patchrank")}, "method 'golden' has no cost to match"),
-        ({"match": None, "match_to": "toem"}, "match_to='toem' is not measured: did you mean 'tome'"),
-    ],
-)
+@pytest.mark.parametrize(("change", "match"), [
+    ({"match": "glfops"}, "match='glfops': did you mean 'gflops'?"),
+    ({"match_to": "patchrnk"}, "match_to='patchrnk' is not measured: did you mean 'patchrank'"),
+    ({"match_to": "dense"}, "match_to='dense' has no keep rate"),
+    ({"methods": ("golden", "patchrank")}, "method 'golden' has no cost to match"),
+    ({"match": None, "match_to": "toem"}, "match_to='toem' is not measured: did you mean 'tome'"),
+])  # fmt: skip
 def test_refusals(change: dict[str, Any], match: str):
     with pytest.raises(ValueError, match=re.escape(match)):
         next(compare(replace(PLAN, **change), [], Progress()))
 
 
-def test_the_main_job_ends_with_equal_time_in_the_fastest_precision(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_main_job_ends_with_equal_time_in_the_fastest_precision(tmp_path, capsys, clock, monkeypatch):
     clock()
     monkeypatch.setattr("harness.measure.plan.best_precision", lambda device: "bfloat16")
     command = ["compare", "--model", "clip_vit_b16", "--dataset", "toy", "--keeps", "0.5", "--batches", "4"]

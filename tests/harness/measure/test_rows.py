@@ -123,15 +123,12 @@ def test_golden_keeps_exactly_the_best(dense: zoo.ReducedViT, images: Tensor):
         assert order.tolist() == golden[image].argsort(descending=True).tolist()
 
 
-@pytest.mark.parametrize(
-    ("method", "keeps", "match"),
-    [
-        ("radnom", [0.5], "method 'radnom': did you mean 'random'? expected one of dense, avit"),
-        ("random", [1.5], "keep=1.5: expected a number in (0, 1]"),
-        ("random", [0.6, 0.604], "random60 twice, for keep rates 0.6 and 0.604: give"),
-        ("golden", [0.3, 0.3], "clip_vit_b16_golden30 twice, for keep rates 0.3 and 0.3: give"),
-    ],
-)
+@pytest.mark.parametrize(("method", "keeps", "match"), [
+    ("radnom", [0.5], "method 'radnom': did you mean 'random'? expected one of dense, avit"),
+    ("random", [1.5], "keep=1.5: expected a number in (0, 1]"),
+    ("random", [0.6, 0.604], "random60 twice, for keep rates 0.6 and 0.604: give"),
+    ("golden", [0.3, 0.3], "clip_vit_b16_golden30 twice, for keep rates 0.3 and 0.3: give"),
+])  # fmt: skip
 def test_refused_rows(method: str, keeps: list, match: str, dense: zoo.ReducedViT):
     with pytest.raises(ValueError, match=re.escape(match)):
         variants(dense, ARCH, TAG, [method], keeps)

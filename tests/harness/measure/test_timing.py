@@ -169,17 +169,14 @@ def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path: 
     assert watch.surroundings().others_cores == pytest.approx((18 - 8) / 10)
 
 
-@pytest.mark.parametrize(
-    ("samples", "others", "warning"),
-    [
-        ((100.0, 104.0) * 6, 0.1, None),
-        ((100.0, 101.0) * 6, None, None),  # what isn't known is no reason to warn
-        ((100.0, 110.8) * 6, 0.1, None),  # that's 10.2 % of their median, printed as 10 %
-        ((100.0, 130.0) * 6, 0.1, "wide spread: quartiles 26 % of the median apart"),
-        ((100.0,) * 6, 0.2, None),
-        ((100.0,) * 6, 0.7, "other processes kept 0.7 of 2 cores busy"),
-    ],
-)
+@pytest.mark.parametrize(("samples", "others", "warning"), [
+    ((100.0, 104.0) * 6, 0.1, None),
+    ((100.0, 101.0) * 6, None, None),  # what isn't known is no reason to warn
+    ((100.0, 110.8) * 6, 0.1, None),  # that's 10.2 % of their median, printed as 10 %
+    ((100.0, 130.0) * 6, 0.1, "wide spread: quartiles 26 % of the median apart"),
+    ((100.0,) * 6, 0.2, None),
+    ((100.0,) * 6, 0.7, "other processes kept 0.7 of 2 cores busy"),
+])  # fmt: skip
 def test_warnings(samples: tuple[float, ...], others: float | None, warning: str | None):
     found = timing.warnings_of(Timing(batch=1, samples_ms=samples), Surroundings(others_cores=others), 2)
     assert [text.startswith(str(warning)) for text in found] == [True] * (warning is not None)

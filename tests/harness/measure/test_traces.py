@@ -29,7 +29,6 @@ from harness.measure.plan import Plan
 from harness.records import traces as stored
 from harness.records.record import Record
 from harness.records.statistics import kendall_tau
-from zoo.loading.clip import ClipParts
 
 ARCH = "clip_vit_b16"
 PLAN = Plan(
@@ -182,10 +181,7 @@ def by_model(run: Path) -> dict[str, stored.RowTraces]:
 
 
 @pytest.mark.parametrize("method", ["evit", "tome"])
-def test_what_is_stored_is_what_the_model_does(
-    method: str, measure: Measure, dense: zoo.ReducedViT, parts: ClipParts, toy: Dataset,
-    tmp_path: Path,
-):  # fmt: skip
+def test_what_is_stored_is_what_the_model_does(method, measure, dense, parts, toy, tmp_path):
     measure(methods=(method,), keeps=(0.5,))
     row = by_model(tmp_path / "run")[f"clip_vit_b16_{method}50"]
     model = zoo.reduce(dense, method=method, keep=0.5).eval()
@@ -305,10 +301,7 @@ def test_images_that_are_there_are_not_drawn_again(measure: Measure, tmp_path: P
     assert len(stored.Thumbnails.read(tmp_path / "run", stored.read_traces(tmp_path / "run")[0].facts).jpeg) == 7
 
 
-def test_the_examples_run(
-    measure: Measure, golden: Rankings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):  # fmt: skip
+def test_the_examples_run(measure, golden, tmp_path, monkeypatch, capsys):
     measure(run=tmp_path / "results", keeps=(0.5,))
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)

@@ -47,9 +47,7 @@ def fresh(tuner: Tuner) -> Tuner:
 
 
 @pytest.mark.parametrize("tokens", ["t", "vt"])
-def test_each_row_gets_its_own_and_keeps_it(
-    tuner: Tuner, rows: list[Variant], tokens: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_each_row_gets_its_own_and_keeps_it(tuner, rows, tokens, monkeypatch):
     counts, whole = [], module.outcomes
     monkeypatch.setattr(module, "outcomes", lambda r, s, *a, **k: counts.append(len(s)) or whole(r, s, *a, **k))
     config = TuneConfig(**QUICK, tokens=tokens)
@@ -76,16 +74,11 @@ def test_each_row_gets_its_own_and_keeps_it(
             fresh(tuner).tuned(rows, shots, seed, other)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "why"),
-    [
-        (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "is damaged"),
-        (lambda content: content[: len(content) // 2], "holds no prompts"),
-    ],
-)
-def test_what_cannot_be_loaded_any_more_is_made_anew(
-    tuner: Tuner, rows: list[Variant], spoil: Callable[[bytes], bytes], why: str
-):
+@pytest.mark.parametrize(("spoil", "why"), [
+    (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "is damaged"),
+    (lambda content: content[: len(content) // 2], "holds no prompts"),
+])  # fmt: skip
+def test_what_cannot_be_loaded_any_more_is_made_anew(tuner, rows, spoil, why):
     config = TuneConfig(**QUICK)
     one = tuner.tuned(rows[:1], 1, 0, config)[rows[0].key]
     whole = one.file.path.read_bytes()
@@ -155,9 +148,7 @@ def command(
     return call
 
 
-def test_the_command_writes_and_reports(
-    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command_writes_and_reports(command, tmp_path, capsys):
     out = tmp_path / "deep" / "prompts.safetensors"
     assert command("--tokens", "t", "--output", str(out)) == 0
     options = capsys.readouterr().out
@@ -168,19 +159,14 @@ def test_the_command_writes_and_reports(
     assert out.read_bytes() == first
 
 
-@pytest.mark.parametrize(
-    ("words", "options"),
-    [
-        (["--tokens", "x"], "tokens='x'"),
-        (["--shots", "9"], "--shots 9"),
-        (["--tune", "class_specific=true"], "use coupling='none'"),
-        (["--recipe", "coop"], "with epochs=200: epochs take the place of rounds"),
-        (["--draws", "coop"], "--draws coop: 'named' isn't read from a list that CoOp draws from"),
-    ],
-)
-def test_the_command_refuses(
-    command: Callable[..., int], words: list[str], options: str, capsys: pytest.CaptureFixture[str]
-):
+@pytest.mark.parametrize(("words", "options"), [
+    (["--tokens", "x"], "tokens='x'"),
+    (["--shots", "9"], "--shots 9"),
+    (["--tune", "class_specific=true"], "use coupling='none'"),
+    (["--recipe", "coop"], "with epochs=200: epochs take the place of rounds"),
+    (["--draws", "coop"], "--draws coop: 'named' isn't read from a list that CoOp draws from"),
+])  # fmt: skip
+def test_the_command_refuses(command, words, options, capsys):
     assert command(*words) == 2
     assert options in capsys.readouterr().err
 

@@ -27,25 +27,20 @@ def reduced(dense: zoo.ReducedViT, method: str | None) -> zoo.ReducedViT:
     return zoo.reduce(dense, method=method, **options).eval()
 
 
-@pytest.mark.parametrize(
-    ("flag", "way", "device", "message"),
-    [
-        ("--ways", "compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
-        ("--ways", timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
-        ("--ways", timing.REDUCE_OVERHEAD, CPU, "--ways reduce-overhead on --device .cpu."),
-        ("--runtimes", "onyx", CPU, "--runtimes 'onyx': did you mean 'onnx'"),
-        ("--runtimes", timing.ONNX, CUDA, "--runtimes onnx on --device 'cuda:0': exported files"),
-        (
-            "--runtimes",
-            timing.OPENVINO,
-            CPU,
-            r"needs openvino, onnx, onnxscript: pip install '.*export\]'",
-        ),
-    ],
-)
-def test_what_a_device_cannot_do_is_refused(
-    flag: str, way: str, device: torch.device, message: str, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize(("flag", "way", "device", "message"), [
+    ("--ways", "compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
+    ("--ways", timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
+    ("--ways", timing.REDUCE_OVERHEAD, CPU, "--ways reduce-overhead on --device .cpu."),
+    ("--runtimes", "onyx", CPU, "--runtimes 'onyx': did you mean 'onnx'"),
+    ("--runtimes", timing.ONNX, CUDA, "--runtimes onnx on --device 'cuda:0': exported files"),
+    (
+        "--runtimes",
+        timing.OPENVINO,
+        CPU,
+        r"needs openvino, onnx, onnxscript: pip install '.*export\]'",
+    ),
+])  # fmt: skip
+def test_what_a_device_cannot_do_is_refused(flag, way, device, message, monkeypatch):
     monkeypatch.setattr("zoo.deploy.export.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         timing.check_ways(flag, [EAGER, way], ["float32"], device)
@@ -160,18 +155,15 @@ def broken_capture(first: Exception) -> Change:
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (failing(NO_MEMORY), "out of memory"),
-        (failing(torch._dynamo.exc.Unsupported("\n  a graph break\nand more")), "a graph break"),
-        (broken_capture(RuntimeError("not permitted when stream is capturing")), "not permitted"),
-        (broken_capture(NO_MEMORY), "out of memory"),
-        (lambda features: 1.01 * features, f"allowed {timing.ALLOWED['float32']:g}"),
-        (lambda features: 0 * features, "features differ from eager's by 1 "),
-        (lambda features: float("nan") * features, "features aren't finite"),
-    ],
-)
+@pytest.mark.parametrize(("change", "reason"), [
+    (failing(NO_MEMORY), "out of memory"),
+    (failing(torch._dynamo.exc.Unsupported("\n  a graph break\nand more")), "a graph break"),
+    (broken_capture(RuntimeError("not permitted when stream is capturing")), "not permitted"),
+    (broken_capture(NO_MEMORY), "out of memory"),
+    (lambda features: 1.01 * features, f"allowed {timing.ALLOWED['float32']:g}"),
+    (lambda features: 0 * features, "features differ from eager's by 1 "),
+    (lambda features: float("nan") * features, "features aren't finite"),
+])  # fmt: skip
 def test_a_model_that_cannot_be_timed(prepare_changed: Prepare, change: Change, reason: str):
     ready = prepare_changed(change)
     assert ready.call is None
@@ -238,15 +230,12 @@ def test_weights_are_parameters_and_buffers_in_their_precision():
     assert timing.weights_mib(norm, torch.float16) == (4 * 512 * 2 + 8) / timing.MIB
 
 
-@pytest.mark.parametrize(
-    ("error", "is_memory"),
-    [
-        (MemoryError(), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-    ],
-)
+@pytest.mark.parametrize(("error", "is_memory"), [
+    (MemoryError(), True),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), True),
+    (RuntimeError("CUDA error: out of memory"), True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+])  # fmt: skip
 def test_what_says_that_memory_did_not_suffice(error: Exception, is_memory: bool):
     assert timing.is_out_of_memory(error) is is_memory
     with pytest.raises(RuntimeError) as caught:

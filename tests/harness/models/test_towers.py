@@ -122,20 +122,15 @@ def test_a_plain_vit_gives_its_pooled_features(name: str, saved: Saved, images: 
     assert torch.equal(tower.preprocess(image), create_transform(**settings)(image))
 
 
-@pytest.mark.parametrize(
-    ("name", "width", "bias", "projects"),
-    [
-        ("vit_base_patch16_clip_224.openai", 24, 0.0, True),
-        ("vit_base_patch16_clip_224.laion2b_ft_in1k", 1000, 0.1, False),
-        ("vit_base_patch16_224", 24, 0.0, False),
-        ("vit_pe_core_base_patch16_224", 24, 0.0, True),
-        ("clip_vit_b16.openai", 100, 0.0, False),
-    ],
-)
+@pytest.mark.parametrize(("name", "width", "bias", "projects"), [
+    ("vit_base_patch16_clip_224.openai", 24, 0.0, True),
+    ("vit_base_patch16_clip_224.laion2b_ft_in1k", 1000, 0.1, False),
+    ("vit_base_patch16_224", 24, 0.0, False),
+    ("vit_pe_core_base_patch16_224", 24, 0.0, True),
+    ("clip_vit_b16.openai", 100, 0.0, False),
+])  # fmt: skip
 @torch.no_grad()
-def test_a_head_is_a_projection_or_goes(
-    name: str, width: int, bias: float, projects: bool, saved: Saved, images: Tensor
-):
+def test_a_head_is_a_projection_or_goes(name, width, bias, projects, saved, images):
     model = lively(timm.create_model(name, num_classes=width, **SMALL))
     model.head.bias.fill_(bias)
     wanted = model.forward_head(model.forward_features(images), pre_logits=not projects)
@@ -167,50 +162,39 @@ def test_open_clip_brings_both_towers(foreign: str, tmp_path: Path, images: Tens
     assert tower.preprocess is tower.clip.preprocess
 
 
-@pytest.mark.parametrize(
-    ("name", "match"),
-    [
-        ("vit_smal_patch16_224", "'vit_smal_patch16_224': did you mean 'vit_small_patch16_224'?"),
-        ("clip_vit_b61", "model 'clip_vit_b61': did you mean 'clip_vit_b16'? expected a dense"),
-        ("ViT-B-16", "model 'ViT-B-16': did you mean 'open_clip:ViT-B-16/PRETRAINED'? expected"),
-        ("", "model '': expected"),
-        ("clip_vit_b16.opnai", "weight tag 'opnai' of clip_vit_b16: did you mean 'openai'?"),
-        ("vit_small_patch16_224.augreg_in21k_ft_in1", "vit_small_patch16_224: did you mean 'aug"),
-        ("vit_base_patch16_xp_224", "model 'vit_base_patch16_xp_224': timm has no weights for it"),
-        ("vit_base_patch16_clip_224.openai", "; use vit_base_patch16_clip_quickgelu_224.openai"),
-        ("open_clip:ViT-B-61/openai", "open_clip model 'ViT-B-61': did you mean 'ViT-B-16'?"),
-        ("open_clip:ViT-B-16/opnai", "weights 'opnai' of open_clip model 'ViT-B-16': did you mean"),
-    ],
-)
+@pytest.mark.parametrize(("name", "match"), [
+    ("vit_smal_patch16_224", "'vit_smal_patch16_224': did you mean 'vit_small_patch16_224'?"),
+    ("clip_vit_b61", "model 'clip_vit_b61': did you mean 'clip_vit_b16'? expected a dense"),
+    ("ViT-B-16", "model 'ViT-B-16': did you mean 'open_clip:ViT-B-16/PRETRAINED'? expected"),
+    ("", "model '': expected"),
+    ("clip_vit_b16.opnai", "weight tag 'opnai' of clip_vit_b16: did you mean 'openai'?"),
+    ("vit_small_patch16_224.augreg_in21k_ft_in1", "vit_small_patch16_224: did you mean 'aug"),
+    ("vit_base_patch16_xp_224", "model 'vit_base_patch16_xp_224': timm has no weights for it"),
+    ("vit_base_patch16_clip_224.openai", "; use vit_base_patch16_clip_quickgelu_224.openai"),
+    ("open_clip:ViT-B-61/openai", "open_clip model 'ViT-B-61': did you mean 'ViT-B-16'?"),
+    ("open_clip:ViT-B-16/opnai", "weights 'opnai' of open_clip model 'ViT-B-16': did you mean"),
+])  # fmt: skip
 def test_unknown_names(name: str, match: str):
     with pytest.raises(ValueError, match=re.escape(match)):
         load_tower(name)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "match"),
-    [
-        ("test_resnet", {}, "ResNet is no tower that can be reduced"),
-        ("deit_small_distilled_patch16_224", SMALL, "VisionTransformerDistilled overrides parts"),
-        ("vit_base_patch16_224", {**SMALL, "global_pool": ""}, "global_pool='' gives tokens, not"),
-    ],
-)
+@pytest.mark.parametrize(("name", "options", "match"), [
+    ("test_resnet", {}, "ResNet is no tower that can be reduced"),
+    ("deit_small_distilled_patch16_224", SMALL, "VisionTransformerDistilled overrides parts"),
+    ("vit_base_patch16_224", {**SMALL, "global_pool": ""}, "global_pool='' gives tokens, not"),
+])  # fmt: skip
 def test_towers_that_cannot_be_ranked(name: str, options: dict, match: str, saved: Saved):
     with pytest.raises(ValueError, match=rf"model 'local-dir:.*mine': {re.escape(match)}"):
         load_tower(saved(timm.create_model(name, **options)))
 
 
-@pytest.mark.parametrize(
-    ("name", "match"),
-    [
-        ("clip_vit_b16.openai", "no weights of clip_vit_b16.openai: not in the Hugging Face cache (wanted: timm/vit_"),
-        ("open_clip:ViT-B-16/laion2b_s34b_b88k", "no weights of ViT-B-16/laion2b_s34b_b88k: not"),
-        ("open_clip:hf-hub:nobody/nothing", "no weights of hf-hub:nobody/nothing: not in the Hu"),
-    ],
-)
-def test_offline_the_error_names_what_is_wanted_and_ways_to_get_it(
-    name: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
-):
+@pytest.mark.parametrize(("name", "match"), [
+    ("clip_vit_b16.openai", "no weights of clip_vit_b16.openai: not in the Hugging Face cache (wanted: timm/vit_"),
+    ("open_clip:ViT-B-16/laion2b_s34b_b88k", "no weights of ViT-B-16/laion2b_s34b_b88k: not"),
+    ("open_clip:hf-hub:nobody/nothing", "no weights of hf-hub:nobody/nothing: not in the Hu"),
+])  # fmt: skip
+def test_offline_the_error_names_what_is_wanted_and_ways_to_get_it(name, match, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=re.escape(match)) as caught:
         load_tower(name)
