@@ -67,14 +67,10 @@ def test_what_can_not_be_met_is_told_and_shares_a_row(dense: zoo.ReducedViT):
     """EViT still has all tokens in the attention of block 3: it can't be as cheap as this."""
     console = Console(record=True, width=300)
     plan = replace(PLAN, methods=("evit", "random"), keeps=(0.04, 0.02), match_to="random")
-    found = solved(dense, plan, console)
-    assert found == {"dense": [64], "evit": [1], "random": [3, 1]}
+    assert solved(dense, plan, console) == {"dense": [64], "evit": [1], "random": [3, 1]}
     first, second = (x for x in console.export_text().splitlines() if "can't" in x)
     goal, spent = cost(dense, "random", 3), cost(dense, "evit", 1)
-    assert first == (
-        f"evit can't meet the {goal:.3f} GFLOPs of random at keep 4 %: the nearest is "
-        f"{spent:.3f} ({100 * (spent / goal - 1):+.1f} %), at keep 1.56 %"
-    )
+    assert first.startswith(f"evit can't meet the {goal:.3f} GFLOPs of random at keep 4 %: the nearest is {spent:.3f}")
     assert "at keep 2 %" in second
 
 
@@ -170,11 +166,17 @@ def test_a_search_is_steady_under_noise(dense: zoo.ReducedViT):
     assert abs(off.mean()) < TOLERANCE["time"] / 2
 
 
-def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock):
+def test_matched_rows_are_records_like_any(tmp_path, monkeypatch, clock):
     clock(noise=0.001)
-    plan = replace(PLAN, methods=("random", "patchrank", "evit"), match="time")
-    [group] = compare(plan, [], Progress())
-    assert [r.method for r in group] == ["dense", *(m for m in plan.methods for _ in "ab")]
+    plan = replace(PLAN, methods=("random", "patchrank", "evit", "tome"), match="time")
+    console = Console(record=True, width=300)
+    [group] = compare(plan, [], Progress(console))
+    *others, tome = group
+    assert [r.method for r in others] == ["dense", *(m for m in plan.methods[:-1] for _ in "ab")]
+    goal, spent = SMOOTH["patchrank"](45) / 100, SMOOTH["tome"](tome.mean("final_tokens")) / 100
+    pattern = r"tome misses the time of patchrank at keep 70 %, (\S+) of dense's at batch 8: it takes (\S+) "
+    told = re.search(pattern, console.export_text())
+    assert [float(one) for one in told.groups()] == pytest.approx([goal, spent], abs=2e-3)
     for record in group[1:]:
         assert record.mean("final_tokens") == round(64 * record.keep)
         assert record.method_config["keep"] == record.keep
@@ -184,27 +186,12 @@ def test_matched_rows_are_records_like_any(tmp_path: Path, monkeypatch: pytest.M
         [timed] = row.row.latency
         assert (timed.batch, timed.ratio_to_dense) == (8, row.cost)
     write_records(tmp_path / "records.jsonl", group)
-    for name in ("bench.outcomes", "bench.costs", "match.time_models"):
-        monkeypatch.setattr(f"harness.measure.{name}", None)  # nothing is measured again
-    assert list(compare(plan, read_records(tmp_path / "records.jsonl"), Progress())) == [group]
-
-
-def test_a_time_that_can_not_be_met_is_told_and_searched_once(clock: Clock, monkeypatch: pytest.MonkeyPatch):
-    clock()
-    console = Console(record=True, width=300)
-    plan = replace(PLAN, methods=("tome", "patchrank"), match="time")
-    [group] = compare(plan, [], Progress(console))
-    [row] = [record for record in group if record.method == "tome"]
-    first, second = (x for x in console.export_text().splitlines() if "misses" in x)
-    goal, spent = SMOOTH["patchrank"](45) / 100, SMOOTH["tome"](row.mean("final_tokens")) / 100
-    assert first.startswith(
-        f"tome misses the time of patchrank at keep 70 %, {goal:.3f} of dense's at batch 8: it takes "
-        f"{spent:.3f} ({100 * (spent / goal - 1):+.1f} %), at keep {100 * row.keep:.3g} %; "
-    )
-    assert "at keep 40 %" in second
-    monkeypatch.setattr("harness.measure.match.time_models", None)
+    monkeypatch.setattr("harness.measure.match.time_models", None)  # keep rates aren't searched again
     [again] = compare(replace(plan, limit=4), group, Progress())
     assert [record.keep for record in again] == [record.keep for record in group]
+    for name in ("outcomes", "costs"):
+        monkeypatch.setattr(f"harness.measure.bench.{name}", None)  # nothing is measured again
+    assert list(compare(plan, read_records(tmp_path / "records.jsonl"), Progress())) == [group]
 
 
 @pytest.fixture
@@ -253,7 +240,6 @@ def test_pairs_by_hand(group: list[Record]):
     ({"match_to": "patchrnk"}, "match_to='patchrnk' is not measured: did you mean 'patchrank'"),
     ({"match_to": "dense"}, "match_to='dense' has no keep rate"),
     ({"methods": ("golden", "patchrank")}, "method 'golden' has no cost to match"),
-    ({"match": None, "match_to": "toem"}, "match_to='toem' is not measured: did you mean 'tome'"),
 ])  # fmt: skip
 def test_refusals(change: dict[str, Any], match: str):
     with pytest.raises(ValueError, match=re.escape(match)):
@@ -263,13 +249,12 @@ def test_refusals(change: dict[str, Any], match: str):
 def test_the_main_job_ends_with_equal_time_in_the_fastest_precision(tmp_path, capsys, clock, monkeypatch):
     clock()
     monkeypatch.setattr("harness.measure.plan.best_precision", lambda device: "bfloat16")
-    command = ["compare", "--model", "clip_vit_b16", "--dataset", "toy", "--keeps", "0.5", "--batches", "4"]
-    command += ["--limit", "8", "--methods", "golden", "evit", "patchrank", "--traces", "0", "--output", str(tmp_path)]
+    command = "compare --model clip_vit_b16 --dataset toy --keeps 0.5 --batches 4 --limit 8 --traces 0"
+    command += " --methods golden evit patchrank --output"
     for more in (["--no-equal-time"], []):
-        assert main([*command, *more]) == 0
+        assert main([*command.split(), str(tmp_path), *more]) == 0
         text = capsys.readouterr().out
         assert ("at equal time at batch 8: toy (test" in " ".join(text.split())) == (not more)
     last = read_records(tmp_path / "records.jsonl")[-3:]
-    assert [(r.method, r.dtype, r.mean("final_tokens")) for r in last] == [
-        ("dense", "bfloat16", 64), ("evit", "bfloat16", 40), ("patchrank", "bfloat16", 32),
-    ]  # fmt: skip
+    found = [(r.method, r.dtype, r.mean("final_tokens")) for r in last]
+    assert found == [("dense", "bfloat16", 64), ("evit", "bfloat16", 40), ("patchrank", "bfloat16", 32)]
