@@ -44,17 +44,6 @@ def test_columns_and_metadata_are_plain(store: Path, exact: Make):
     assert (again.image_ids, again.provenance) == (wanted.image_ids, wanted.provenance)
 
 
-def make_from(importance: list[list[float]], provenance: Provenance) -> Rankings:
-    return Rankings.from_importance(np.array(importance, dtype=np.float32), np.zeros(1), ["a"], provenance)
-
-
-def test_the_ranking_is_of_exact_importance_and_ties_go_to_the_lower_position(provenance: Provenance):
-    found = make_from([[1, 2, 2 + 1e-5, 1, 0.5]], provenance)
-    assert found.least.tolist() == [0.5]  # the score is -(importance + least)
-    assert found.importance[0].tolist() == [0.5, 1.5, 1.5, 0.5, 0]
-    assert found.ranking.tolist() == [[2, 1, 0, 3, 4]]
-
-
 def test_float16_keeps_the_order():
     """Cosines crowd below 1, where float16 can't tell 0.9999 from 1; their differences it can."""
     generator = np.random.default_rng(0)
@@ -69,12 +58,17 @@ def test_float16_keeps_the_order():
     assert len(set(importance.astype(np.float16)[0])) < 5
 
 
-@pytest.mark.parametrize(
-    ("value", "match"), [(np.nan, "no finite number"), (np.inf, "--dtype bfloat16 or float32"), (1e6, "above float16")]
-)
-def test_what_float16_can_not_hold_is_refused(value: float, match: str, provenance: Provenance):
-    with pytest.raises(ValueError, match=match):
-        make_from([[0.0, value]], provenance)
+def test_exact_importance_ranks_and_what_float16_can_not_hold_is_refused(provenance: Provenance):
+    def made(*importance: float) -> Rankings:
+        return Rankings.from_importance(np.array([importance], dtype=np.float32), np.zeros(1), ["a"], provenance)
+
+    found = made(1, 2, 2 + 1e-5, 1, 0.5)
+    assert found.least.tolist() == [0.5]  # the score is -(importance + least)
+    assert found.importance[0].tolist() == [0.5, 1.5, 1.5, 0.5, 0]
+    assert found.ranking.tolist() == [[2, 1, 0, 3, 4]]  # of ties the lower position
+    for value, match in ((np.nan, "no finite number"), (np.inf, "--dtype bfloat16 or"), (1e6, "above float16")):
+        with pytest.raises(ValueError, match=match):
+            made(0.0, value)
 
 
 @pytest.mark.parametrize(("changes", "match"), [
@@ -125,17 +119,14 @@ def test_images_in_any_order_and_unknown_ones(rankings: Make):
     assert known.of([]).shape == (0, 6)
 
 
-@pytest.mark.parametrize(("field", "value", "flag"), [
-    ("split", "val", "--split val"), ("action", "merge", "--action merge"), ("greedy", 7, "--greedy 7"),
-])  # fmt: skip
-def test_another_provenance_is_refused_with_the_command(field, value, flag, rankings, provenance):
+def test_another_provenance_is_refused_with_the_command(rankings: Make, provenance: Provenance):
     rankings().require(**asdict(provenance))
-    stored = asdict(provenance)[field]
-    match = f"made with {field}={stored!r}, wanted {value!r}; make them with: patchrank rank --model {MODEL} "
+    match = f"made with split='test', wanted 'val'; make them with: patchrank rank --model {MODEL} --dataset fashion"
     with pytest.raises(ValueError, match=re.escape(match)) as error:
-        rankings().require(**{"model": provenance.model, field: value})
-    assert flag in str(error.value)
-    assert "--dataset fashion" in str(error.value)
+        rankings().require(model=provenance.model, split="val")
+    assert "--split val" in str(error.value)
+    with pytest.raises(ValueError, match="--action merge"):
+        rankings().require(model=provenance.model, action="merge")
 
 
 def test_files_that_hold_no_rankings(tmp_path: Path):
@@ -150,40 +141,26 @@ def test_files_that_hold_no_rankings(tmp_path: Path):
             Rankings.read(tmp_path / f"{name}.parquet")
 
 
-@pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Point data folder and user's cache at empty folders; return the file that would ship."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "DATA_DIR", tmp_path / "data")
-    return tmp_path / "data" / f"golden-{MODEL}-fashion-test.parquet"
-
-
-def own_file() -> Path:
-    """A file beside the stores in the user's cache."""
-    folder = module.own_store(MODEL, "fashion", "test", GoldenConfig()).parent
-    return folder / f"golden-{MODEL}-fashion-test-b3w2s1.parquet"
-
-
 def count(block: int = 3) -> int:
     rankings = module.find_rankings(MODEL, "fashion", "test", block=block)
     return 0 if rankings is None else len(rankings)
 
 
-def test_rankings_are_found_by_model_split_and_block(shipped: Path, rankings: Make):
+def test_rankings_are_found_by_model_split_and_block_and_who_knows_more_images_wins(tmp_path, rankings, monkeypatch):
+    monkeypatch.setattr(module, "DATA_DIR", tmp_path / "data")
+    shipped = tmp_path / "data" / f"golden-{MODEL}-fashion-test.parquet"
+    own = module.own_store(MODEL, "fashion", "test", GoldenConfig()).with_name(
+        f"golden-{MODEL}-fashion-test-b3.parquet"
+    )
     assert count() == 0
-    rankings(5, block=0).write(own_file())
+    rankings(5, block=0).write(own)
     assert (count(), count(block=0)) == (0, 5)
-    rankings(2).write(own_file())
+    rankings(2).write(own)
     assert count() == 2
-    rankings(6, action="merge").write(own_file().with_name(f"golden-{MODEL}-fashion-test-merge.parquet"))
+    rankings(6, action="merge").write(own.with_name(f"golden-{MODEL}-fashion-test-merge.parquet"))
     assert count() == 2
+    for ships in (1, 3):  # shipped rankings may cover a part of the split
+        rankings(ships).write(shipped)
+        assert count() == max(ships, 2)
     assert module.find_rankings(MODEL, "fashion", "val") is None
     assert module.find_rankings("clip_vit_b16.openai", "fashion", "test") is None
-
-
-@pytest.mark.parametrize(("ships", "own", "expected"), [(3, 2, 3), (2, 3, 3)])
-def test_who_knows_more_images_wins(ships: int, own: int, expected: int, shipped, rankings):
-    """Shipped rankings may cover a part of the split; ``rank --full`` then makes the rest count."""
-    rankings(ships).write(shipped)
-    rankings(own).write(own_file())
-    assert count() == expected
