@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from harness.base.store import Store
 from harness.base.terminal import Progress
@@ -17,7 +16,6 @@ from harness.golden import rank as module
 from harness.golden.rank import Ranked, RankJob, Source, rank
 from harness.golden.store import RANKINGS, Provenance, Rankings
 from harness.models.towers import Tower
-from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 
 TOWER = {"model": "clip_vit_s14.imgfocus_lit", "weights": "0123456789abcdef"}
@@ -57,24 +55,9 @@ def store(tmp_path: Path, exact: Make) -> Path:
     return made.folder
 
 
-@pytest.fixture(scope="session")
-def draw_pictures() -> Callable[[Path, int], None]:
-    """Fill a new folder with random pictures, ``0.png`` on."""
-
-    def draw(folder: Path, count: int) -> None:
-        folder.mkdir()
-        generator = np.random.default_rng(0)
-        for i in range(count):
-            pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / f"{i}.png")
-
-    return draw
-
-
 @pytest.fixture
-def run(parts: ClipParts, toy: Dataset, monkeypatch) -> Run:
+def run(tower: Tower, toy: Dataset, monkeypatch) -> Run:
     """Rank ten toy images with the miniature tower, in shards of four."""
-    tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
     monkeypatch.setattr(module, "load_tower", lambda name: tower)
 
     def call(config: GoldenConfig = SPARSE, progress: Progress | None = None, **facts: Any) -> Ranked:

@@ -1,7 +1,6 @@
 """Importance for figures: what the model itself computes, golden, predicted or attended."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,11 +18,7 @@ from zoo.ranking.golden import SCORES, GoldenConfig, golden_importance
 
 CONFIG = GoldenConfig(window=2, stride=2)
 MODEL = "clip_vit_b16.openai"
-
-
-@pytest.fixture
-def tower(parts: ClipParts, predictor_file: Path) -> Tower:
-    return Tower(parts.model.visual, parts.preprocess, MODEL, parts)
+pytestmark = pytest.mark.usefixtures("predictor_file")
 
 
 @pytest.fixture

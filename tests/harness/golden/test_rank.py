@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import zoo
 from harness.base.store import shard_path, shard_paths
@@ -104,8 +105,12 @@ def test_other_settings_never_mix(run, tmp_path):
     assert not np.array_equal(again.importance, Rankings.read(first).importance)
 
 
-def test_a_folder_of_images_needs_no_labels(run, tmp_path, draw_pictures):
-    draw_pictures(tmp_path / "holiday", 9)
+def test_a_folder_of_images_needs_no_labels(run, tmp_path):
+    (tmp_path / "holiday").mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(9):
+        pixels = generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "holiday" / f"{i}.png")
     source = Source.folder(tmp_path / "holiday")
     found = Rankings.read(run(source=source, out=tmp_path / "r").path)
     assert len(set(found.image_ids)) == 9
