@@ -53,7 +53,7 @@ def hits(name: str) -> list[bool]:
     return answers
 
 
-def test_towers_of_the_hub_and_of_open_clip_give_the_same_answers(small_clip, measured, tmp_path: Path, capsys):
+def test_towers_of_the_hub_and_of_open_clip_give_the_same_answers(small_clip, measured, tmp_path, capsys):
     theirs = small_clip.original()
     small_clip.cached(theirs)
     file = tmp_path / "mine.safetensors"

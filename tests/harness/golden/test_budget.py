@@ -19,7 +19,7 @@ MADE = {
     *((1e9, "window 2, stride 1"), (169, "window 2, stride 1"), (168, "follow:16")),
     *((16, "follow:16"), (10, "follow:0"), (1.1, "follow:0")),
 ])  # fmt: skip
-def test_a_budget_buys_the_closest_ranking_within_it(budget: float, label: str):
+def test_a_budget_buys_the_closest_ranking_within_it(budget, label):
     """On a curve made up for a tower of 14 x 14 patches and 9 blocks."""
     effort = Effort(grid=(14, 14), blocks=6)
     worths = [Worth(point=p, passes=0, tau=Interval(t, t, t), tau_of={}, match={}) for p, t in MADE.items()]

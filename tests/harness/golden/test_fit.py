@@ -22,7 +22,6 @@ from harness.datasets.base import Dataset, Split
 from harness.golden import fit as module
 from harness.golden.fit import Entering, entering, gather, held_out
 from harness.golden.store import Rankings
-from harness.models.towers import Tower
 from zoo.core.files import cache_folder
 from zoo.learning.fit import FitConfig, fit_predictor
 from zoo.loading.clip import ClipParts
@@ -37,7 +36,7 @@ fit = partial(module.fit, out=None, progress=Progress())
 
 
 @torch.no_grad()
-def test_tokens_and_importance_are_of_the_same_image(tower: Tower, write, dense, parts, toy):
+def test_tokens_and_importance_are_of_the_same_image(tower, write, dense, parts, toy):
     """Several files are strung together; shuffled rows inside a file don't matter."""
     files = [write("train"), write("val", 5)]
     stored = Rankings.read(files[0])
@@ -58,7 +57,7 @@ def test_tokens_and_importance_are_of_the_same_image(tower: Tower, write, dense,
         assert np.array_equal(data.importance[i].numpy(), importance)
 
 
-def test_equals_fitting_by_hand(tower: Tower, write: Write):
+def test_equals_fitting_by_hand(tower, write):
     train, val = write("train"), write("val")
     path, tau = fit(MODEL, [train], [val], QUICK)
     data = [gather(tower, [file], Progress()).data for file in (train, val)]
@@ -82,13 +81,13 @@ def test_equals_fitting_by_hand(tower: Tower, write: Write):
     ({"revision": "0" * 12}, {}, "made with revision='000000000000', wanted"),
     ({}, {"shots": 3}, "--shots 3: class 'house' of 'toy' has 2 ranked images"),
 ], ids=str)  # fmt: skip
-def test_refused(val: dict, options: dict, match: str, write: Write):
+def test_refused(val, options, match, write):
     files = [write("train", 10)], [write("val", 4, **val)]
     with pytest.raises(ValueError, match=re.escape(match)):
         fit(MODEL, *files, QUICK, **options)
 
 
-def test_stopped_and_asked_again_it_goes_on(write: Write, tmp_path, monkeypatch):
+def test_stopped_and_asked_again_it_goes_on(write, tmp_path, monkeypatch):
     """The second epoch is broken off; the same call does it and the third, to the same bytes."""
     files = [write("train")], [write("val")]
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
@@ -117,7 +116,7 @@ def test_stopped_and_asked_again_it_goes_on(write: Write, tmp_path, monkeypatch)
     assert list((cache_folder() / "fits").iterdir()) == []
 
 
-def test_shots_are_ranked_images_of_each_class(tower: Tower, write: Write, toy: Dataset, tmp_path):
+def test_shots_are_ranked_images_of_each_class(tower, write, toy, tmp_path):
     """Of each store; what is left is as if the others had never been ranked."""
     stores = [write("train"), write("test")]
     gathered = gather(tower, stores, Progress(), shots=2, seed=4)
@@ -131,7 +130,7 @@ def test_shots_are_ranked_images_of_each_class(tower: Tower, write: Write, toy: 
     torch.testing.assert_close(gathered.data.tokens[torch.arange(16)], whole.data.tokens[rows])  # in float16
 
 
-def test_a_fifth_is_held_out_whatever_the_order(ranked: Callable[..., Rankings]):
+def test_a_fifth_is_held_out_whatever_the_order(ranked):
     whole = ranked("train", 12)
     [learn], [stop] = held_out([whole])
     assert (len(learn), len(stop)) == (10, 2)
@@ -170,7 +169,7 @@ def files() -> list[Path]:
     return sorted((cache_folder() / "tokens").glob("*"))
 
 
-def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, toy: Dataset, monkeypatch):
+def test_only_wanted_images_are_drawn_and_only_once(compute, toy, monkeypatch):
     drawn, draw = [], Split.__getitem__
 
     def noted(split: Split, index: Any) -> Any:
@@ -192,7 +191,7 @@ def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, toy: Datas
     assert drawn[-1].image == toy.split("val").variant(2)[4].image
 
 
-def test_tokens_are_computed_once_for_a_tower_and_images(compute: Compute, passes: list[int]):
+def test_tokens_are_computed_once_for_a_tower_and_images(compute, passes):
     first = compute()
     again = compute(ids=list(first.image_ids[::-1]))  # in whatever order
     assert torch.equal(first.tokens, again.tokens)
@@ -211,7 +210,7 @@ def test_tokens_are_computed_once_for_a_tower_and_images(compute: Compute, passe
     assert len(files()) == 5
 
 
-def test_a_full_disk_leaves_nothing(compute: Compute, monkeypatch):
+def test_a_full_disk_leaves_nothing(compute, monkeypatch):
     monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space"):
         compute()

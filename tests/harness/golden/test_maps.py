@@ -12,7 +12,6 @@ from torch import Tensor
 from harness.datasets.base import Dataset
 from harness.golden import maps
 from harness.golden.maps import class_text, golden_maps, method_maps, most_important, reduced
-from harness.models.towers import Tower
 from zoo.loading.clip import ClipParts, class_features, image_transform
 from zoo.ranking.golden import SCORES, GoldenConfig, golden_importance
 
@@ -26,7 +25,7 @@ def images(toy: Dataset, parts: ClipParts) -> Tensor:
     return torch.stack([parts.preprocess(toy.split("test")[i].image) for i in range(3)])
 
 
-def test_scores_that_share_their_passes_are_those_made_alone(tower: Tower, images: Tensor):
+def test_scores_that_share_their_passes_are_those_made_alone(tower, images):
     text, scale = class_text(tower, ("cat", "dog", "house"), ("a photo of a {}.",))
     facts = {"text": text, "scale": scale, "labels": torch.tensor([2, 0, 1])}
     found = golden_maps(tower.vit, images, SCORES, CONFIG, **facts)
@@ -38,7 +37,7 @@ def test_scores_that_share_their_passes_are_those_made_alone(tower: Tower, image
     assert golden_maps(tower.vit, images, [], CONFIG) == {}
 
 
-def test_class_text(tower: Tower):
+def test_class_text(tower):
     templates = ("a photo of a {}.", "{}")
     text, scale = class_text(tower, ("dog", "cat"), templates)
     assert torch.allclose(text, class_features(tower.clip.model, tower.clip.tokenizer, ("dog", "cat"), templates))
@@ -50,7 +49,7 @@ def test_class_text(tower: Tower):
 
 
 @pytest.mark.parametrize("method", ["patchrank", "evitfuse"])
-def test_every_method_keeps_what_its_trace_says(method: str, tower: Tower, images: Tensor):
+def test_every_method_keeps_what_its_trace_says(method, tower, images):
     vit = reduced(tower, method, keep=0.6, block=3)
     importance, kept = method_maps(vit, images)
     trace = vit.trace(images)
@@ -68,12 +67,12 @@ def test_every_method_keeps_what_its_trace_says(method: str, tower: Tower, image
     ("clsatn", 3, ValueError, "method 'clsatn': did you mean 'clsattn'"),
     ("patchrank", 4, FileNotFoundError, rf"{MODEL} at block 4: .* \(fitted so far: bl"),
 ])  # fmt: skip
-def test_methods_that_can_not_be_had(method, block, error, match, tower: Tower):
+def test_methods_that_can_not_be_had(method, block, error, match, tower):
     with pytest.raises(error, match=match):
         reduced(tower, method, keep=0.5, block=block)
 
 
-def test_normalisation_is_undone_whatever_its_constants(parts: ClipParts):
+def test_normalisation_is_undone_whatever_its_constants(parts):
     """A tower that sees 48 x 80 pixels; the image has these already."""
     vit = timm.create_model("clip_vit_b16", img_size=(48, 80), pretrained_cfg_overlay={
         "input_size": (3, 48, 80), "std": (0.1, 0.5, 0.9)})  # fmt: skip

@@ -4,8 +4,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +12,7 @@ import pytest
 
 from harness.base.store import BrokenShardError, Shard, shard_path
 from harness.golden import store as module
-from harness.golden.store import RANKINGS, Provenance, Rankings
+from harness.golden.store import RANKINGS, Rankings
 from zoo.ranking.golden import GoldenConfig
 
 Make = Callable[..., Rankings]
@@ -22,7 +20,7 @@ COLUMNS = ("labels", "importance", "least", "ranking")
 MODEL = "clip_vit_s14.imgfocus_lit"
 
 
-def test_columns_and_metadata_are_plain(store: Path, exact: Make):
+def test_columns_and_metadata_are_plain(store, exact):
     """What a reader without this package finds, and what comes back."""
     file = pq.ParquetFile(shard_path(store, 1))
     kinds = {entry.name: str(entry.type) for entry in file.read().schema}
@@ -58,7 +56,7 @@ def test_float16_keeps_the_order():
     assert len(set(importance.astype(np.float16)[0])) < 5
 
 
-def test_exact_importance_ranks_and_what_float16_can_not_hold_is_refused(provenance: Provenance):
+def test_exact_importance_ranks_and_what_float16_can_not_hold_is_refused(provenance):
     def made(*importance: float) -> Rankings:
         return Rankings.from_importance(np.array([importance], dtype=np.float32), np.zeros(1), ["a"], provenance)
 
@@ -76,14 +74,14 @@ def test_exact_importance_ranks_and_what_float16_can_not_hold_is_refused(provena
     ({"importance": np.full((4, 6), np.inf, np.float16)}, "not finite"),
     ({"least": np.full(4, np.nan, np.float32)}, "not finite"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")  # fmt: skip
-def test_wrong_content_is_broken_even_with_its_checksum(changes: dict[str, Any], match: str, exact: Make):
+def test_wrong_content_is_broken_even_with_its_checksum(changes, match, exact):
     wrong = replace(exact(), **changes)
     shard = Shard(table=wrong.table(), provenance=wrong.provenance, first=0, covers=4, size=4)
     with pytest.raises(BrokenShardError, match=match):
         RANKINGS.decode(RANKINGS.encode(shard))
 
 
-def test_a_store_finished_or_not_is_its_shards_in_order(store: Path, exact: Make):
+def test_a_store_finished_or_not_is_its_shards_in_order(store, exact):
     read, parts = Rankings.read(store), [exact(index, count) for index, count in enumerate((4, 4, 2))]
     assert read.image_ids == tuple(f"fashion/ü-{i}" for i in range(10))
     for name in COLUMNS:
@@ -94,7 +92,7 @@ def test_a_store_finished_or_not_is_its_shards_in_order(store: Path, exact: Make
     assert Rankings.read(store).image_ids == read.image_ids[:4] + read.image_ids[8:]
 
 
-def test_a_store_shrinks_to_a_small_file(store: Path, tmp_path: Path):
+def test_a_store_shrinks_to_a_small_file(store, tmp_path):
     """The small file ships: ids, importance and provenance, the ranking made from importance."""
     whole, path = Rankings.read(store), tmp_path / "new" / "small.parquet"
     whole.write(path)
@@ -110,7 +108,7 @@ def test_a_store_shrinks_to_a_small_file(store: Path, tmp_path: Path):
     assert pq.read_table(path).column_names == ["image_id", "importance"]
 
 
-def test_images_in_any_order_and_unknown_ones(rankings: Make):
+def test_images_in_any_order_and_unknown_ones(rankings):
     known = rankings()
     values = known.of([known.image_ids[2], "nobody", known.image_ids[0], known.image_ids[2]])
     assert values.dtype == np.float32
@@ -119,7 +117,7 @@ def test_images_in_any_order_and_unknown_ones(rankings: Make):
     assert known.of([]).shape == (0, 6)
 
 
-def test_another_provenance_is_refused_with_the_command(rankings: Make, provenance: Provenance):
+def test_another_provenance_is_refused_with_the_command(rankings, provenance):
     rankings().require(**asdict(provenance))
     match = f"made with split='test', wanted 'val'; make them with: patchrank rank --model {MODEL} --dataset fashion"
     with pytest.raises(ValueError, match=re.escape(match)) as error:
@@ -129,7 +127,7 @@ def test_another_provenance_is_refused_with_the_command(rankings: Make, provenan
         rankings().require(model=provenance.model, action="merge")
 
 
-def test_files_that_hold_no_rankings(tmp_path: Path):
+def test_files_that_hold_no_rankings(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape("none.parquet' do not exist")):
         Rankings.read(tmp_path / "none.parquet")
     with pytest.raises(FileNotFoundError, match="holds no golden rankings: no part-00000"):

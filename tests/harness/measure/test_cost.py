@@ -3,7 +3,6 @@
 import io
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import timm
@@ -41,7 +40,7 @@ def closed_form(tokens: list[int], patch: int = 16, width: int = 768, features: 
     return (196 * 3 * patch**2 * width + blocks + width * features) / 1e9
 
 
-def test_vit_b16_equals_the_closed_form_and_the_published_figure() -> None:
+def test_vit_b16_equals_the_closed_form_and_the_published_figure():
     model = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=512)
     cost = gflops(model, 224)
     assert cost.gflops == pytest.approx(17.58, abs=0.03)
@@ -55,7 +54,7 @@ def test_vit_b16_equals_the_closed_form_and_the_published_figure() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_attention_counts_the_same_fused_or_not(fused: bool) -> None:
+def test_attention_counts_the_same_fused_or_not(fused):
     """From 5 queries to 12 keys, 2 heads, key width 8, value width 6; activations of a tower are fvcore's, unfused."""
 
     def attend(images: Tensor) -> Tensor:
@@ -86,7 +85,7 @@ def test_attention_counts_the_same_fused_or_not(fused: bool) -> None:
     (lambda x: F.interpolate(x, 5, mode="bicubic"), "upsample_bicubic2d", 3 * 25 * 16),
     (lambda x: x[0] @ x[0], "matmul", 3 * 8 * 8 * 8),
 ])  # fmt: skip
-def test_hidden_products_are_counted(function: object, operator: str, count: int) -> None:
+def test_hidden_products_are_counted(function, operator, count):
     cost = gflops(Applied(function), 8)
     assert cost.by_operator == {operator: pytest.approx(count / 1e9)}
     with torch.no_grad():
@@ -95,7 +94,7 @@ def test_hidden_products_are_counted(function: object, operator: str, count: int
     assert cost.unsupported == ()
 
 
-def test_selection_is_free_and_anything_unknown_is_reported() -> None:
+def test_selection_is_free_and_anything_unknown_is_reported():
     def select(x: Tensor) -> Tensor:
         scores = F.gelu(x).softmax(-1).mean(-1).add_(1).sub_(0.5)
         order = torch.argsort(scores + torch.rand_like(scores), dim=-1, descending=True)
@@ -111,7 +110,7 @@ def test_selection_is_free_and_anything_unknown_is_reported() -> None:
     assert {name for name in names if not hasattr(torch.ops.aten, name)} == set()  # misspelt
 
 
-def test_open_blocks_are_counted_without_the_opaque_fast_path() -> None:
+def test_open_blocks_are_counted_without_the_opaque_fast_path():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.Sequential(nn.Flatten(2), layer)  # (1, 3, 2, 4) becomes 3 tokens of width 8
     cost = gflops(model, (2, 4))
@@ -122,7 +121,7 @@ def test_open_blocks_are_counted_without_the_opaque_fast_path() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_model_random_state_and_loggers_are_left_alone(caplog, capfd) -> None:
+def test_model_random_state_and_loggers_are_left_alone(caplog, capfd):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(), nn.Sequential(nn.ReLU())).bfloat16()
     model.train()
     model[2].eval()
@@ -147,7 +146,7 @@ def test_model_random_state_and_loggers_are_left_alone(caplog, capfd) -> None:
     (nn.Conv2d(3, 1, 1), (0, 4), "got 3x0x4"),
     (nn.Conv2d(3, 1, 1, device="meta"), 4, "Conv2d has no parameters on a device"),
 ])  # fmt: skip
-def test_refusals(model: nn.Module, size: int | tuple[int, int], message: str) -> None:
+def test_refusals(model, size, message):
     with pytest.raises(ValueError, match=message):
         gflops(model, size)
 
@@ -164,7 +163,7 @@ class OnTokens(nn.Module):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_predictors_cost_next_to_nothing_and_what_the_paper_says(arch: str) -> None:
+def test_predictors_cost_next_to_nothing_and_what_the_paper_says(arch):
     """At width 64, less than 0.5 % of the tower, and every operator is accounted for."""
     n, d, w = 196, 768, 64
     forms = {  # products alone: per patch, per class token and per pair of tokens
@@ -197,7 +196,7 @@ def test_predictors_cost_next_to_nothing_and_what_the_paper_says(arch: str) -> N
     ("evit60", {"stage_rate": 0.7, "fuse": True}, 11.63),
     ("tome60", {"r": 13}, 10.39),
 ])  # fmt: skip
-def test_published_figures(name: str, options: dict, published: float) -> None:
+def test_published_figures(name, options, published):
     """Exact counts are in closed forms elsewhere; the predictor is added to what is published without one."""
     found = gflops(timm.create_model(f"clip_vit_b16_{name}", **options), 224)
     assert found.gflops == pytest.approx(published, rel=0.01)
@@ -213,7 +212,7 @@ def prompted_form(learned: int, kept: int) -> float:
     return closed_form(tokens, patch=14, width=WIDTH, features=FEATURES) + 5 * norms * WIDTH / 1e9
 
 
-def test_learned_tokens_are_counted(tmp_path: Path) -> None:
+def test_learned_tokens_are_counted(tmp_path):
     kept, tower = 118, timm.create_model("clip_vit_s14_random60", pretrained=False).eval()
     tensors = {
         "visual": torch.randn(1, LEARNED, WIDTH),
@@ -236,7 +235,7 @@ def test_learned_tokens_are_counted(tmp_path: Path) -> None:
     assert trace.tokens_per_block == (213,) * 3 + (1 + LEARNED + kept,) * 6
 
 
-def test_costs_of_every_row_that_is_a_model(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch):
+def test_costs_of_every_row_that_is_a_model(dense, monkeypatch):
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "tome", "random", "golden"], [0.5])
     facts = costs(rows, {1: 2, 8: 2}, Progress())
     assert list(facts) == [row.model for row in rows]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy.stats import entropy
 
 from harness.datasets import few_shot as sampling
-from harness.datasets.base import Dataset, Split
+from harness.datasets.base import Split
 from harness.datasets.few_shot import subset
 from harness.measure.bench import measurements
 from harness.measure.rows import Outcome, OutcomeCache, feature_probe, linear_probe, outcomes, variants
@@ -30,7 +30,7 @@ from harness.records.metrics import (
     neighbours,
     overlap,
 )
-from zoo.loading.clip import ClipParts, class_features
+from zoo.loading.clip import class_features
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
@@ -89,10 +89,9 @@ def test_outcomes_are_the_models_own_features_in_order(toy, parts, ranked, monke
         outcomes([replace(rows[2], rankings=ranked(count=5))], undrawn, parts.preprocess, **CPU)
 
 
-def test_text_classifier_leaves_out_what_it_can_not_name(parts: ClipParts, toy: Dataset):
+def test_text_classifier_leaves_out_what_it_can_not_name(parts, toy):
     classifier, left_out = text_classifier(parts, toy)
-    assert left_out == ("zebra",)
-    assert classifier.shape == (4, 7)
+    assert (left_out, classifier.shape) == (("zebra",), (4, 7))
     known = class_features(parts.model, parts.tokenizer, toy.classes[:3], toy.templates)
     assert torch.allclose(classifier[:3], known, atol=1e-6)
     assert classifier[3].isnan().all()
@@ -102,22 +101,28 @@ def test_text_classifier_leaves_out_what_it_can_not_name(parts: ClipParts, toy: 
         text_classifier(parts, toy)
 
 
-def test_the_best_class_by_hand_and_a_class_left_out_never_wins():
+def test_the_best_class_and_margin_by_hand_and_a_class_left_out_never_wins():
     """Not even where every other cosine is negative; its images count as wrong."""
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.6, 0.8]])
     classifier = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     assert correct(features, classifier, np.array([0, 1, 2, 0])).tolist() == [True] * 3 + [False]
-    features = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
     classifier = torch.tensor([[torch.nan, torch.nan], [1.0, 0.0], [0.8, 0.6]])
-    assert correct(features, classifier, np.array([2, 1])).tolist() == [True, True]
-    assert correct(features, classifier, np.array([0, 0])).tolist() == [False, False]
+    assert correct(-features[[0, 2]], classifier, np.array([2, 1])).tolist() == [True, True]
+    assert correct(-features[[0, 2]], classifier, np.array([0, 0])).tolist() == [False, False]
+    features, classes = units(5, 7), units(4, 7, seed=1)
+    classes[2] = torch.nan  # can't be named, so no rival
+    labels, gaps = np.array([0, 1, 3, 3, 0]), []
+    for feature, label in zip(features, labels, strict=True):
+        cosines = {k: float(feature @ classes[k]) for k in (0, 1, 3)}
+        gaps.append(cosines.pop(int(label)) - max(cosines.values()))
+    assert margin(features, classes, labels) == pytest.approx(np.mean(gaps), abs=1e-6)
+    assert margin(torch.ones(2, 1), torch.ones(1, 1), np.array([0, 0])) is None  # one class alone
 
 
 def test_a_linear_probe_ends_at_the_minimum():
     """The gradient, written out for every class, is zero there."""
-    generator = torch.Generator().manual_seed(0)
-    features = F.normalize(torch.randn(30, 6, generator=generator), dim=-1)
-    labels = torch.randint(0, 3, (30,), generator=generator)
+    features = units(30, 6)
+    labels = torch.randint(0, 3, (30,), generator=torch.Generator().manual_seed(0))
     weights = linear_probe(features, labels, 3, decay=0.05)
     slope = [[2 * 0.05 * w / 3 for w in row] for row in weights.tolist()]
     for x, label in zip(features.tolist(), labels.tolist(), strict=True):
@@ -129,26 +134,11 @@ def test_a_linear_probe_ends_at_the_minimum():
     assert max(abs(s) for row in slope for s in row) < 1e-4
 
 
-def test_the_margin_is_the_own_class_less_the_best_other():
-    features = F.normalize(torch.randn(5, 7), dim=-1)
-    classes = F.normalize(torch.randn(4, 7), dim=-1)
-    classes[2] = torch.nan  # can't be named, so no rival
-    labels = np.array([0, 1, 3, 3, 0])
-    gaps = []
-    for feature, label in zip(features, labels, strict=True):
-        cosines = {k: float(feature @ classes[k]) for k in (0, 1, 3)}
-        own = cosines.pop(int(label))
-        gaps.append(own - max(cosines.values()))
-    assert margin(features, classes, labels) == pytest.approx(np.mean(gaps), abs=1e-6)
-    # One class alone has no margin.
-    assert margin(torch.ones(2, 1), torch.ones(1, 1), np.array([0, 0])) is None
-
-
 # --- outcomes are kept by image, whatever order and parts they were asked in
 
 
 @pytest.mark.parametrize("scored", [True, False])
-def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(scored: bool):
+def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(scored):
     cache, ran = OutcomeCache(), []
 
     def said(ids: str) -> Outcome:
@@ -203,23 +193,18 @@ def test_neighbours_are_the_nearest_others():
     assert overlap(found, neighbours(gallery, gallery)).tolist() == pytest.approx(shared)
 
 
-@pytest.mark.parametrize(
-    ("count", "classes", "scale"), [(12, 4, 9.0), (12, 4, None), (12, 0, None), (LEAST_GALLERY, 0, None)]
-)
+@pytest.mark.parametrize(("count", "classes", "scale"), [(12, 4, 9.0), (12, 4, None), (LEAST_GALLERY, 0, None)])
 def test_what_is_said_beside_dense_hangs_on_classes_temperature_and_number(count, classes, scale):
     """Without classes there are no answers, of a probe no probabilities, of few images no neighbours."""
-    labels = np.full(count, -1) if not classes else np.arange(count) % classes
-    text = units(classes, 8, seed=3) if classes else None
-    dense, own = (
-        Sample(features=units(count, 8, seed=seed), classifier=text, labels=labels, scale=scale) for seed in (1, 0)
-    )
-    found = measure(replace(own, dense=dense))
+    facts = {"classifier": units(classes, 8, seed=3) if classes else None, "scale": scale}
+    facts["labels"] = np.arange(count) % classes if classes else np.full(count, -1)
+    dense, own = (Sample(features=units(count, 8, seed=seed), **facts) for seed in (1, 0))
     expected = {"cosine_distance"} | ({"dense_agreement", "top1", "diff_to_dense"} if classes else set())
     expected |= {"kl_to_dense", "margin"} if scale else set()
     expected |= {"neighbour_overlap"} if count == LEAST_GALLERY else set()
+    found, same = (measure(replace(own, dense=other)) for other in (dense, own))
     assert found.keys() == expected
     assert found["cosine_distance"].low < found["cosine_distance"].mean < found["cosine_distance"].high
-    same = measure(replace(own, dense=own))
     assert same["cosine_distance"].mean == 0
     assert not classes or same["dense_agreement"].mean == 1
     assert measure(own).keys() == expected & {"top1", "margin"}  # as of the dense row itself
@@ -230,10 +215,9 @@ def test_the_probe_moves_with_all_images_and_not_with_rounding():
     probe = np.array(feature_probe(features))
     assert probe.shape == (8,)
     assert probe == pytest.approx(feature_probe(features.flip(0)), abs=1e-12)
-    noise = F.normalize(features + 1e-6 * torch.randn(48, 512), dim=-1)
-    assert np.abs(np.array(feature_probe(noise)) - probe).max() < 1e-6
-    shift = F.normalize(features + 0.02 * units(512), dim=-1)
-    assert np.abs(np.array(feature_probe(shift)) - probe).max() > 1e-4
+    for shift, least, most in ((1e-6 * torch.randn(48, 512), 0, 1e-6), (0.02 * units(512), 1e-4, 1)):
+        other = np.array(feature_probe(F.normalize(features + shift, dim=-1)))
+        assert least < np.abs(other - probe).max() < most
 
 
 # --- agreement with golden rankings, whose values tests of records compare with scipy's
@@ -244,8 +228,7 @@ N, KEPT = 20, 8
 def agreement(scores: np.ndarray | None, golden: np.ndarray | None, kept: int = KEPT) -> dict[str, Any]:
     count = 1 if golden is None else len(golden)
     facts = measurements(Sample(features=torch.zeros(count, 2), scores=scores, golden=golden, final_tokens=kept))
-    names = ("tau", "weighted_tau", "match_at_k")
-    metrics = {name: own for name, own in facts["metrics"].items() if name in names}
+    metrics = {name: own for name, own in facts["metrics"].items() if name in ("tau", "weighted_tau", "match_at_k")}
     return metrics | {name: facts[name] for name in ("golden_images", "tau_undefined") if name in facts}
 
 

@@ -42,7 +42,7 @@ def told(records: Sequence[Record]) -> list[tuple[Any, ...]]:
     return [(r.method, r.shots, r.seed, r.tuning, r.prompt_tokens) for r in records]
 
 
-def test_a_record_per_row_shots_and_seed_and_the_test_images_are_run_once(tuner: Any, runs: list):
+def test_a_record_per_row_shots_and_seed_and_the_test_images_are_run_once(tuner, runs):
     groups = list(compare(replace(PLAN, seed=5), [], Progress()))
     rows = ["dense", "random", "golden"]
     assert told(groups[0]) == [(m, 0, 5, None, None) for m in rows]
@@ -84,7 +84,7 @@ def test_each_row_is_judged_by_its_own_text_and_the_oracle_by_the_dense_ones(tun
             assert part(zero, name) == part(tuned, name)
 
 
-def test_known_prompts_are_not_judged_again_and_others_are(tuner: Any, runs: list, tmp_path: Path):
+def test_known_prompts_are_not_judged_again_and_others_are(tuner, runs, tmp_path):
     write_records(tmp_path / "records.jsonl", all_of(PLAN))
     known = read_records(tmp_path / "records.jsonl")
     runs.clear()
@@ -99,7 +99,7 @@ def test_known_prompts_are_not_judged_again_and_others_are(tuner: Any, runs: lis
     assert len(runs) == 1
 
 
-def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs: list):
+def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs):
     """Nested draws: two shots of a class are among its three. By label, no class is left out."""
     plan = replace(PLAN, tokens="probe", shots=(0, 1, 3, 2))
     groups = list(compare(plan, [], Progress()))
@@ -116,7 +116,7 @@ def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs: list):
     ({"num_tokens": 0}, "--num-tokens 0: expected a number from 1"),
     ({"split": "val"}, "--split val: labelled images of 'toy' for shots come from there"),
 ])  # fmt: skip
-def test_refusals_before_any_run(change: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch):
+def test_refusals_before_any_run(change, match, monkeypatch):
     monkeypatch.setattr(towers, "create_clip", None)
     with pytest.raises(ValueError, match=re.escape(match)):
         all_of(replace(PLAN, **change))

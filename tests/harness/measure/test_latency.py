@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -21,7 +22,6 @@ from harness.measure.latency import Family, LatencyPlan, Runnable, load_family, 
 from harness.measure.rows import variants
 from harness.measure.timing import COMPILE, ONNX, ReadyModel, Stopwatch
 from harness.models import towers
-from harness.models.towers import Tower
 from harness.records.times import EAGER, LatencyRecord, Surroundings, Timing, read_latencies, write_latencies
 from zoo.core.files import fingerprint
 
@@ -50,7 +50,7 @@ def test_names_of_one_tower_are_one_family_with_the_dense_one_first(tower, monke
     assert [len(family.rows) for family in several] == [2, 2, 2]
 
 
-def test_a_model_that_was_saved_with_its_method_is_timed_as_it_was_saved(tmp_path: Path):
+def test_a_model_that_was_saved_with_its_method_is_timed_as_it_was_saved(tmp_path):
     small = {"embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": 32}
     model = timm.create_model("clip_vit_b16_tome50", keep=None, r=1, **small)
     save_for_hf(model, tmp_path / "mine")
@@ -64,7 +64,7 @@ def test_a_model_that_was_saved_with_its_method_is_timed_as_it_was_saved(tmp_pat
         torch.testing.assert_close(saved.vit(images), model.eval()(images))
 
 
-def test_without_weights_predictors_are_random(monkeypatch: pytest.MonkeyPatch, tower: Tower):
+def test_without_weights_predictors_are_random(monkeypatch, tower):
     monkeypatch.setattr(towers, "random_tower", lambda name: tower._replace(name=name))
     models = ("clip_vit_b16_patchrank50", "clip_vit_b16_evit50")
     first, second = (families(*models, random_weights=True)[0] for _ in range(2))
@@ -81,7 +81,7 @@ def test_without_weights_predictors_are_random(monkeypatch: pytest.MonkeyPatch, 
     ("open_clip:ViT-B-32/openai", {"random_weights": True}, "--random-weights with model 'open_clip:ViT.*leave"),
     ("x", {"runtimes": (EAGER,), "ways": (COMPILE,)}, "--runtimes with --ways compile: give one of the two"),
 ])  # fmt: skip
-def test_what_cannot_be_timed_is_refused(name: str, options: dict[str, Any], message: str):
+def test_what_cannot_be_timed_is_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         families(name, **options)
 
@@ -114,10 +114,7 @@ def test_all_models_of_a_cell_are_timed_and_those_without_memory_left_out(dense,
 
 
 class Runs:
-    """Run plans on the tiny tower with a stand-in for ``time_runnables``; remember its calls.
-
-    Times are by the order of names; models whose index is ``failing`` fail.
-    """
+    """Run plans on the tiny tower with a stand-in for ``time_runnables``; models whose index is ``failing`` fail."""
 
     def __init__(self, dense: zoo.ReducedViT, path: Path, patch: pytest.MonkeyPatch) -> None:
         self.dense, self.path, self.patch = dense, path, patch
@@ -125,13 +122,12 @@ class Runs:
         self.failing = -1
         patch.setattr(LatencyPlan, "groups", {"clip_vit_b16.openai": []})
         patch.setattr(latency, "time_runnables", self.time)
-        self.family()
 
     def family(self, *methods: str) -> None:
         """Let a plan's models be the tiny tower with these methods at keep 50."""
         rows = variants(self.dense, "clip_vit_b16", "openai", ["dense", *methods], [0.5])
-        facts = {"tag": "openai", "weights": fingerprint(self.dense)}
-        family = Family(rows=rows, counts=count_costs(rows, Progress()), **facts)
+        counts = count_costs(rows, Progress())
+        family = Family(rows=rows, counts=counts, tag="openai", weights=fingerprint(self.dense))
         self.patch.setattr(latency, "load_family", lambda *_, **__: family)
 
     def time(self, models: Any, images: Tensor, **how: Any) -> Any:
@@ -163,27 +159,21 @@ def runs(dense: zoo.ReducedViT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return Runs(dense, tmp_path / "latency.jsonl", monkeypatch)
 
 
-def test_every_condition_is_a_cell_of_all_models(runs: Runs):
+def test_every_condition_is_a_cell_of_all_models(runs):
     runs.family("random", "tome")
     before = torch.get_num_threads()
     records = runs.go(replace(PLAN, dtypes=("float32", "bfloat16"), threads=(1, 2)))
-    assert runs.calls == [
-        ([0, 1, 2], batch, dtype, threads)
-        for dtype in (torch.float32, torch.bfloat16)
-        for threads in (1, 2)
-        for batch in (1, 2)
-    ]
+    conditions = product((torch.float32, torch.bfloat16), (1, 2), (1, 2))
+    assert runs.calls == [([0, 1, 2], batch, dtype, threads) for dtype, threads, batch in conditions]
     assert torch.get_num_threads() == before
     assert read_latencies(runs.path) == records
-    dense, random, tome = records[:3]
+    dense, random, _ = records[:3]
     assert (dense.ratio, dense.verdict, dense.saved_gflops) == (None, None, None)
     assert random.times.ratio_to_dense == pytest.approx(0.8, abs=0.01)
-    assert (random.verdict, tome.verdict) == ("faster", "faster")
-    assert random.arrived == pytest.approx(random.saved_time / random.saved_gflops)
     assert random.saved_gflops == pytest.approx(1 - random.gflops / dense.gflops)
 
 
-def test_a_stopped_run_goes_on_and_another_times_nothing_and_changes_no_byte(runs: Runs):
+def test_a_stopped_run_goes_on_and_another_times_nothing_and_changes_no_byte(runs):
     runs.family("random")
     write_latencies(runs.path, next(measure_latency(PLAN, [], Progress()))[1])
     first = runs.go()
@@ -194,21 +184,14 @@ def test_a_stopped_run_goes_on_and_another_times_nothing_and_changes_no_byte(run
     records = runs.go(replace(PLAN, rounds=8))  # more rounds are timed again
     assert {len(record.samples_ms) for record in records} == {8}
     assert len(runs.calls) == 4
-
-
-def test_a_new_model_is_timed_with_the_dense_one_and_no_other(runs: Runs):
-    plan = replace(PLAN, batches=(1,))
-    runs.family("random")
-    old = runs.go(plan)
     runs.family("random", "tome")
-    records = runs.go(plan)
-    assert runs.calls[-1][0] == [0, 2]
-    assert records[1] == old[1]
-    assert [record.method for record in records] == ["dense", "random", "tome"]
-    assert len(read_latencies(runs.path)) == 4
+    again = runs.go(replace(PLAN, rounds=8, batches=(1,)))
+    assert runs.calls[-1][0] == [0, 2]  # a new model is timed with the dense one and no other
+    assert again[1] == records[1]
+    assert [record.method for record in again] == ["dense", "random", "tome"]
 
 
-def test_a_model_without_memory_has_a_row_and_is_not_tried_again(runs: Runs):
+def test_a_model_without_memory_has_a_row_and_is_not_tried_again(runs):
     runs.family("random", "tome")
     runs.failing = 1
     _, random, tome = runs.go()[:3]
@@ -232,7 +215,7 @@ def timed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Lat
     return lambda **changes: runs.go(replace(PLAN, batches=(2,), **changes))
 
 
-def test_precisions_share_a_round_with_eager_float32(runs: Runs, timed: Callable[..., list[LatencyRecord]]):
+def test_precisions_share_a_round_with_eager_float32(runs, timed):
     records = timed(runtimes=(EAGER,), dtypes=("bfloat16",))
     assert [(one.dtype, one.method) for one in records] == [
         (dtype, method) for dtype in ("float32", "bfloat16") for method in ("dense", "rankmerge")
@@ -319,7 +302,7 @@ def test_a_busy_machine_is_reported_before(load, busy, monkeypatch, capsys, tmp_
 
 @pytest.mark.cuda
 @pytest.mark.slow
-def test_the_embedded_model_is_timed_in_every_way_that_cuda_has(tmp_path: Path):
+def test_the_embedded_model_is_timed_in_every_way_that_cuda_has(tmp_path):
     argv = "latency --model clip_vit_s14_patchrank60 clip_vit_s14_tome60 --device cuda --batches 1 32"
     ways = "--ways eager compile cuda-graphs --dtypes float16"
     assert main([*argv.split(), *ways.split(), "--output", str(tmp_path)]) == 0

@@ -32,7 +32,7 @@ def images() -> Tensor:
     return torch.randn(3, 3, 64, 64)
 
 
-def test_a_row_per_method_and_keep_rate_on_the_towers_own_weights(rows: list[Variant], dense: zoo.ReducedViT):
+def test_a_row_per_method_and_keep_rate_on_the_towers_own_weights(rows, dense):
     assert usual_methods() == (DENSE, *REDUCERS, GOLDEN)
     assert [row.model for row in rows] == [ARCH, *(f"{ARCH}_{m}{k}" for m in (*REDUCERS, GOLDEN) for k in (60, 30))]
     assert [row.keep for row in rows] == [1.0] + [0.6, 0.3] * (len(REDUCERS) + 1)
@@ -48,7 +48,7 @@ def test_a_row_per_method_and_keep_rate_on_the_towers_own_weights(rows: list[Var
         assert bool(extra) == (row.method == "patchrank")
 
 
-def test_settings_are_json_values_and_tell_predictors(rows: list[Variant], predictor_file: Path):
+def test_settings_are_json_values_and_tell_predictors(rows, predictor_file):
     """Records are compared with earlier ones, which come from JSON: a tuple would never fit."""
     for row in rows:
         assert json.loads(json.dumps(row.config)) == row.config
@@ -64,7 +64,7 @@ def test_settings_are_json_values_and_tell_predictors(rows: list[Variant], predi
 
 @pytest.mark.parametrize("method", [DENSE, *REDUCERS])
 @pytest.mark.parametrize("keep", [1.0, 0.3])
-def test_equals_each_model_alone(method: str, keep: float, dense: zoo.ReducedViT, predictor_file: Path, images: Tensor):
+def test_equals_each_model_alone(method, keep, dense, predictor_file, images):
     """The slow way: build the model, run the whole of it, read its trace."""
     rows = variants(dense, ARCH, TAG, [*REDUCERS, DENSE], [keep])
     found = run(rows, images)
@@ -85,7 +85,7 @@ def test_equals_each_model_alone(method: str, keep: float, dense: zoo.ReducedViT
         np.testing.assert_allclose(output.scores, trace.scores.numpy(), rtol=1.3e-6, atol=1e-5)
 
 
-def test_the_order_of_rows_does_not_matter(rows: list[Variant], images: Tensor):
+def test_the_order_of_rows_does_not_matter(rows, images):
     laid = dict.fromkeys((row.key for row in rows if row.method == GOLDEN), torch.randn(3, 64))
     forth, back = run(rows, images, laid), run(rows[::-1], images, laid)
     assert list(forth) == [row.key for row in rows]
@@ -94,7 +94,7 @@ def test_the_order_of_rows_does_not_matter(rows: list[Variant], images: Tensor):
 
 
 @torch.no_grad()
-def test_golden_keeps_exactly_the_best(dense: zoo.ReducedViT, images: Tensor):
+def test_golden_keeps_exactly_the_best(dense, images):
     [row], golden = variants(dense, ARCH, TAG, [GOLDEN], [0.3]), torch.randn(3, 64)
     output = run([row], images, {row.key: golden})[row.key]
     count = round(0.3 * 64)
@@ -119,6 +119,6 @@ def test_golden_keeps_exactly_the_best(dense: zoo.ReducedViT, images: Tensor):
     ("random", [0.6, 0.604], ValueError, "random60 twice, for keep rates 0.6 and 0.604: give"),
     ("patchrank", [0.5], FileNotFoundError, "no predictor for clip_vit"),
 ])  # fmt: skip
-def test_refused_rows(method: str, keeps: list, error: type, match: str, dense: zoo.ReducedViT):
+def test_refused_rows(method, keeps, error, match, dense):
     with pytest.raises(error, match=re.escape(match)):
         variants(dense, ARCH, TAG, [method], keeps)

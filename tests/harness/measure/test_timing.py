@@ -4,7 +4,6 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,7 +135,7 @@ def test_events_time_what_the_device_does():
     assert 0 < 10 * one < watch.time_ms(many, matrix)
 
 
-def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "STAT", tmp_path / "stat")
     assert timing.others_s() is timing.Watch().surroundings().others_cores is None
     monkeypatch.setattr(timing.os, "sysconf", lambda name: 100)
@@ -156,6 +155,6 @@ def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path: 
     ((100.0,) * 6, 0.2, None),
     ((100.0,) * 6, 0.7, "other processes kept 0.7 of 2 cores busy"),
 ])  # fmt: skip
-def test_warnings(samples: tuple[float, ...], others: float | None, warning: str | None):
+def test_warnings(samples, others, warning):
     found = timing.warnings_of(Timing(batch=1, samples_ms=samples), Surroundings(others_cores=others), 2)
     assert [text.startswith(str(warning)) for text in found] == [True] * (warning is not None)

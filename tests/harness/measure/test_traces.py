@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +20,6 @@ from rich.console import Console
 import zoo
 from harness.base.store import seal
 from harness.base.terminal import Progress
-from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.measure import bench
 from harness.measure.compare import compare
@@ -83,7 +81,7 @@ def put(run: Path, row: stored.RowTraces, content: bytes | None = None) -> Path:
     return path
 
 
-def test_what_is_written_is_read_and_taken_in_any_order(tmp_path: Path, facts: stored.Facts):
+def test_what_is_written_is_read_and_taken_in_any_order(tmp_path, facts):
     row = some(facts)
     put(tmp_path, row)
     [copy] = stored.read_traces(str(tmp_path))
@@ -98,23 +96,13 @@ def test_what_is_written_is_read_and_taken_in_any_order(tmp_path: Path, facts: s
     taken = row.take(["image/3", "image/1"])
     assert taken.correct == (True, False)
     assert np.array_equal(taken.left, row.left[[3, 1]])
-
-
-def test_pandas_and_polars_read_a_folder(tmp_path: Path, facts: stored.Facts):
-    row = some(facts)
-    for each in (row, replace(row, facts=facts, importance=np.full_like(row.importance, -1))):
-        put(tmp_path, each)
     table = pd.read_parquet(tmp_path / "traces")
     assert list(table.columns) == re.findall(r"^\| `(\w+)` \|", PAGE, re.M)
-    evit = table[table["method"] == "evit"].reset_index(drop=True)
-    assert (len(table), len(evit), evit["importance"][2]) == (10, 5, None)
-    assert np.stack(evit["left"]).tolist() == row.left.tolist()
-    found = pl.read_parquet(tmp_path / "traces" / "*.parquet").filter(pl.col("method") == "evit")
-    assert found["importance"].to_list()[1] == row.importance[1].tolist()
-    assert found["importance"].null_count() == 1
+    assert table["importance"][2] is None
+    assert np.stack(table["left"]).tolist() == row.left.tolist()
 
 
-def test_names_tell_facts_apart_but_for_what_is_shared(facts: stored.Facts, tmp_path: Path):
+def test_names_tell_facts_apart_but_for_what_is_shared(facts, tmp_path):
     facts = replace(facts, dataset="folder-my cats/and dogs", method_config={"keep": 0.6})
     assert re.fullmatch(r"folder-my-cats-and-dogs-test-\w+-[0-9a-f]{12}\.parquet", facts.name)
     changes = {"keep": 0.5, "weights_sha256": "cd" * 32, "method_config": {}, "dtype": "bfloat16"}
@@ -130,7 +118,7 @@ def test_names_tell_facts_apart_but_for_what_is_shared(facts: stored.Facts, tmp_
     assert len({own, *others}) == 4
 
 
-def test_torn_files_and_files_of_others_are_refused(facts: stored.Facts, tmp_path: Path):
+def test_torn_files_and_files_of_others_are_refused(facts, tmp_path):
     row = some(facts)
     path = put(tmp_path, row, row.encode()[:-1])
     with pytest.raises(ValueError, match=rf"{path.name}' is broken \(cut off.*with --fresh"):
@@ -184,7 +172,7 @@ def test_what_is_stored_is_what_the_model_does(method, measure, dense, parts, to
             assert (row.token[i, ~kept] == -1).all()
 
 
-def test_answers_and_agreement_are_the_records(measure: Measure, golden: Rankings, toy: Dataset, tmp_path: Path):
+def test_answers_and_agreement_are_the_records(measure, golden, toy, tmp_path):
     """All images are traced, so the means are of the same images."""
     records = measure(methods=("evit", "golden", "random", "tome"), keeps=(0.6, 0.5))
     assert len(records) == 9
@@ -212,7 +200,7 @@ def test_answers_and_agreement_are_the_records(measure: Measure, golden: Ranking
     assert stored.read_traces(tmp_path / "run", others) == []
 
 
-def test_a_second_run_writes_nothing_and_tells_what_has_no_traces(measure: Measure, golden: Rankings, tmp_path: Path):
+def test_a_second_run_writes_nothing_and_tells_what_has_no_traces(measure, golden, tmp_path):
     known = measure()
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*.parquet")}
     console = Console(record=True, width=300)
@@ -223,13 +211,13 @@ def test_a_second_run_writes_nothing_and_tells_what_has_no_traces(measure: Measu
 
 
 @pytest.mark.usefixtures("tuner")
-def test_only_the_first_seed_is_traced_and_each_number_of_shots(measure: Measure, tmp_path: Path):
+def test_only_the_first_seed_is_traced_and_each_number_of_shots(measure, tmp_path):
     measure(shots=(0, 1), seeds=2, tokens="vt", num_tokens=2, seed=3)
     rows = [(row.facts.shots, row.facts.seed, row.facts.tuning) for row in stored.read_traces(tmp_path / "run")]
     assert rows == [(0, 3, None)] * 2 + [(1, 3, "vt")] * 2
 
 
-def test_a_number_below_zero_and_a_run_without_traces_are_refused(tmp_path: Path):
+def test_a_number_below_zero_and_a_run_without_traces_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--traces -1: expected a number of images, 0 for none"):
         bench.Tracer(run=tmp_path, progress=Progress(), images=-1)
     words = f"run '{tmp_path}' has no folder 'traces'; `compare --fresh --output {tmp_path}`"

@@ -92,7 +92,7 @@ def test_what_cannot_be_loaded_any_more_is_made_anew(tuner, rows, spoil):
 
 
 @pytest.mark.parametrize("tokens", ["t", "v"])
-def test_learned_from_the_drawn_images(tuner: Tuner, rows: list[Variant], tokens: str, monkeypatch: pytest.MonkeyPatch):
+def test_learned_from_the_drawn_images(tuner, rows, tokens, monkeypatch):
     calls, whole = [], module.tune
     monkeypatch.setattr(module, "tune", lambda *a, **k: calls.append(a[4:6]) or whole(*a, **k))
     tuner.tuned(rows[:1], 2, 5, TuneConfig(**QUICK, tokens=tokens))
@@ -104,7 +104,7 @@ def test_learned_from_the_drawn_images(tuner: Tuner, rows: list[Variant], tokens
         assert torch.allclose(data.images, expected, atol=1e-5)
 
 
-def test_a_stopped_run_goes_on(tuner: Tuner, rows: list[Variant], monkeypatch: pytest.MonkeyPatch):
+def test_a_stopped_run_goes_on(tuner, rows, monkeypatch):
     config = TuneConfig(**QUICK)
     wanted = tuner.tuned(rows[2:], 1, 0, config)[rows[2].key]
     path, weights = wanted.file.path, wanted.file.path.read_bytes()
@@ -164,7 +164,7 @@ def test_the_command_refuses(command, words, options, capsys):
 
 
 @pytest.mark.parametrize("tokens", ["t", "vt"])
-def test_judged_by_text_and_by_what_was_learned(tuner: Tuner, rows: list[Variant], named: Dataset, tokens: str):
+def test_judged_by_text_and_by_what_was_learned(tuner, rows, named, tokens):
     one = tuner.tuned(rows[:1], 1, 0, TuneConfig(**QUICK, tokens=tokens))[rows[0].key]
     split = named.split("test")
     plain, own = tuner.judge(rows[0], one, split)
@@ -181,7 +181,7 @@ def test_judged_by_text_and_by_what_was_learned(tuner: Tuner, rows: list[Variant
 
 
 @pytest.mark.parametrize("foreign", ["open_clip"], indirect=True)
-def test_open_clips_towers_are_tuned(foreign: str, named: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_open_clips_towers_are_tuned(foreign, named, tmp_path, monkeypatch):
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: named)
     out = tmp_path / "p.safetensors"
     words = ["--model", foreign, "--dataset", "named", "--shots", "1", "--tokens", "vt"]
@@ -196,7 +196,7 @@ def test_open_clips_towers_are_tuned(foreign: str, named: Dataset, tmp_path: Pat
     assert pruned(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 
-def test_a_reduced_model_of_ours_by_name(named: Dataset):
+def test_a_reduced_model_of_ours_by_name(named):
     parts, row, tag = load_row("clip_vit_s14_tome50")
     assert (row.model, row.method, row.keep, tag) == ("clip_vit_s14_tome50", "tome", 0.5, "imgfocus_lit")
     assert row.vit is parts.model.visual
@@ -206,7 +206,7 @@ def test_a_reduced_model_of_ours_by_name(named: Dataset):
         load_row("clip_vit_b16_tome50")
 
 
-def test_a_tuned_model_that_was_saved_is_a_dense_tower_again(tmp_path: Path, named: Dataset):
+def test_a_tuned_model_that_was_saved_is_a_dense_tower_again(tmp_path, named):
     dense = load_tower("clip_vit_s14").vit
     tensors = {"visual": torch.randn(1, 2, 384), "classifier": F.normalize(torch.randn(3, 256), dim=-1)}
     tensors["logit_scale"] = torch.tensor(3.0)

@@ -43,7 +43,7 @@ def test_what_a_device_cannot_do_is_refused(flag, way, device, message, monkeypa
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_optimized_models_are_eager(dense: zoo.ReducedViT, images: Tensor, method: str | None, dtype: torch.dtype):
+def test_optimized_models_are_eager(dense, images, method, dtype):
     vit, images = reduced(dense, method).to(dtype), images.to(dtype)
     ready = timing.prepare(vit, timing.OPTIMIZED, images)
     assert ready.failed is None
@@ -66,7 +66,7 @@ def test_compiled_models_are_eager_and_what_cannot_be_optimized_says_so():
     assert "nothing to optimise in ReducedEva" in str(ready.failed)
 
 
-def test_more_models_than_dynamo_keeps_are_compiled_once_each(monkeypatch: pytest.MonkeyPatch):
+def test_more_models_than_dynamo_keeps_are_compiled_once_each(monkeypatch):
     compiled: list[int] = []
 
     def count(module: torch.fx.GraphModule, inputs: list[Tensor]):
@@ -95,7 +95,7 @@ def test_deviations_are_lengths_by_eagers_length():
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", [timing.CUDA_GRAPHS, timing.REDUCE_OVERHEAD, timing.COMPILE])
-def test_graphs_are_eager_on_new_images(dense: zoo.ReducedViT, images: Tensor, method: str | None, way: str):
+def test_graphs_are_eager_on_new_images(dense, images, method, way):
     vit, images = reduced(dense.cuda(), method), images.cuda()
     with torch.inference_mode():
         call = timing.as_run(vit, way, images)
@@ -116,7 +116,7 @@ def prepare_changed(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> P
     return run
 
 
-def test_a_prepared_model_has_a_call_its_deviation_and_its_memory(prepare_changed: Prepare):
+def test_a_prepared_model_has_a_call_its_deviation_and_its_memory(prepare_changed):
     ready = prepare_changed()
     assert (ready.failed, ready.deviation) == (None, 0)
     assert ready.call is not None
@@ -148,7 +148,7 @@ NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 
     (lambda features: 0 * features, "features differ from eager's by 1 "),
     (lambda features: float("nan") * features, "features aren't finite"),
 ])  # fmt: skip
-def test_a_model_that_cannot_be_timed(prepare_changed: Prepare, change: Change, reason: str):
+def test_a_model_that_cannot_be_timed(prepare_changed, change, reason):
     ready = prepare_changed(change)
     assert ready.call is None
     assert reason in ready.failed
@@ -156,7 +156,7 @@ def test_a_model_that_cannot_be_timed(prepare_changed: Prepare, change: Change, 
         prepare_changed(Mock(side_effect=RuntimeError("shapes cannot be multiplied")))
 
 
-def test_a_graph_that_keeps_its_first_images_is_found_out(prepare_changed: Prepare):
+def test_a_graph_that_keeps_its_first_images_is_found_out(prepare_changed):
     kept: list[Tensor] = []
 
     def first(features: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def test_a_graph_that_keeps_its_first_images_is_found_out(prepare_changed: Prepa
     assert "features differ" in prepare_changed(first).failed
 
 
-def test_a_token_that_ties_in_one_image_is_no_reason_to_refuse(prepare_changed: Prepare):
+def test_a_token_that_ties_in_one_image_is_no_reason_to_refuse(prepare_changed):
     calls: list[int] = []
 
     def once(features: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ def three_of_which_two(images: Tensor) -> Tensor:
     return second[:1] + third
 
 
-def test_the_peak_is_what_is_held_at_a_time_not_the_sum(capfd: pytest.CaptureFixture[str]):
+def test_the_peak_is_what_is_held_at_a_time_not_the_sum(capfd):
     # First and second, or second, third and the result.
     assert timing.peak_mib(three_of_which_two, MATRIX) == pytest.approx(6, abs=0.1)
     assert timing.peak_mib(lambda images: images, MATRIX) == pytest.approx(0, abs=0.01)
@@ -217,7 +217,7 @@ def test_weights_are_parameters_and_buffers_in_their_precision():
     (RuntimeError("CUDA error: out of memory"), True),
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
 ])  # fmt: skip
-def test_what_says_that_memory_did_not_suffice(error: Exception, is_memory: bool):
+def test_what_says_that_memory_did_not_suffice(error, is_memory):
     assert timing.is_out_of_memory(error) is is_memory
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)

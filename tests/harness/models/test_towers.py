@@ -76,7 +76,7 @@ def test_the_embedded_tower_comes_with_its_text_side_by_either_name():
 
 @pytest.mark.parametrize("name", ["test_vit", "timm:test_vit.r160_in1k"])
 @torch.no_grad()
-def test_a_timm_name_is_found_in_the_cache(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_timm_name_is_found_in_the_cache(name, tmp_path, monkeypatch):
     model = lively(timm.create_model("test_vit"))
     entry = tmp_path / "models--timm--test_vit.r160_in1k"  # as the Hugging Face cache has it
     for part in ("refs", f"snapshots/{'0' * 40}"):
@@ -105,7 +105,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("name", PLAIN)
 @torch.no_grad()
-def test_a_plain_vit_gives_its_pooled_features(name: str, saved: Saved, images: Tensor):
+def test_a_plain_vit_gives_its_pooled_features(name, saved, images):
     model = lively(timm.create_model(name, **{**SMALL, **PLAIN[name]}))
     tower = load_tower(saved(model))
     wanted = model.forward_head(model.forward_features(images), pre_logits=True)
@@ -144,7 +144,7 @@ def test_a_head_is_a_projection_or_goes_and_so_does_a_reduction(name, width, bia
 
 @pytest.mark.parametrize("foreign", ["open_clip"], indirect=True)
 @torch.no_grad()
-def test_open_clip_brings_both_towers(foreign: str, tmp_path: Path, images: Tensor):
+def test_open_clip_brings_both_towers(foreign, tmp_path, images):
     theirs = lively(CLIP(**open_clip.factory._MODEL_CONFIGS["tiny"]))
     save_file(theirs.state_dict(), tmp_path / "w.safetensors")
     tower = load_tower(foreign)
@@ -165,7 +165,7 @@ def test_open_clip_brings_both_towers(foreign: str, tmp_path: Path, images: Tens
     ("open_clip:ViT-B-61/openai", "open_clip model 'ViT-B-61': did you mean 'ViT-B-16'?"),
     ("open_clip:ViT-B-16/opnai", "weights 'opnai' of open_clip model 'ViT-B-16': did you mean"),
 ])  # fmt: skip
-def test_unknown_names(name: str, match: str):
+def test_unknown_names(name, match):
     with pytest.raises(ValueError, match=re.escape(match)):
         load_tower(name)
 
@@ -175,7 +175,7 @@ def test_unknown_names(name: str, match: str):
     ("deit_small_distilled_patch16_224", SMALL, "VisionTransformerDistilled overrides parts"),
     ("vit_base_patch16_224", {**SMALL, "global_pool": ""}, "global_pool='' gives tokens, not"),
 ])  # fmt: skip
-def test_towers_that_cannot_be_ranked(name: str, options: dict, match: str, saved: Saved):
+def test_towers_that_cannot_be_ranked(name, options, match, saved):
     with pytest.raises(ValueError, match=rf"model 'local-dir:.*mine': {re.escape(match)}"):
         load_tower(saved(timm.create_model(name, **options)))
 
@@ -194,7 +194,7 @@ def test_offline_the_error_names_what_is_wanted_and_ways_to_get_it(name, match, 
     assert [r.message for r in caplog.records if r.levelname == "ERROR"] == []
 
 
-def test_folders_without_a_model_and_broken_weights_or_descriptions_are_refused(saved: Saved, tmp_path: Path):
+def test_folders_without_a_model_and_broken_weights_or_descriptions_are_refused(saved, tmp_path):
     for name in ("local-dir:", f"local-dir:{tmp_path}"):
         with pytest.raises(FileNotFoundError, match=r"no config.json there; timm.models.save_for_"):
             load_tower(name)
