@@ -202,37 +202,31 @@ def test_published_figures(name, options, published):
     assert found.gflops == pytest.approx(published, rel=0.01)
 
 
-WIDTH, FEATURES, CLASSES, LEARNED = 384, 256, 10, 16
-
-
-def prompted_form(learned: int, kept: int) -> float:
-    """Count a tower that prunes before block 3."""
-    tokens = [learned + 196] * 3 + [learned + kept] * 6
-    norms = 2 * sum(1 + count for count in tokens) + 1 + learned + kept
-    return closed_form(tokens, patch=14, width=WIDTH, features=FEATURES) + 5 * norms * WIDTH / 1e9
-
-
 def test_learned_tokens_are_counted(tmp_path):
-    kept, tower = 118, timm.create_model("clip_vit_s14_random60", pretrained=False).eval()
-    tensors = {
-        "visual": torch.randn(1, LEARNED, WIDTH),
-        "classifier": F.normalize(torch.randn(CLASSES, FEATURES), dim=-1),
-        "logit_scale": torch.tensor(3.0),
-    }
-    facts = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "width": WIDTH, "dataset": "toy"}
+    learned, kept, width, features = 16, 118, 384, 256
+    tower = timm.create_model("clip_vit_s14_random60", pretrained=False).eval()
+
+    def form(learned: int) -> float:
+        """Count a tower that prunes before block 3."""
+        tokens = [learned + 196] * 3 + [learned + kept] * 6
+        norms = 2 * sum(1 + count for count in tokens) + 1 + learned + kept
+        return closed_form(tokens, patch=14, width=width, features=features) + 5 * norms * width / 1e9
+
+    tensors = {"visual": torch.randn(1, learned, width), "logit_scale": torch.tensor(3.0)}
+    tensors["classifier"] = F.normalize(torch.randn(10, features), dim=-1)
+    facts = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "width": width, "dataset": "toy"}
     facts |= {"weights": blocks_fingerprint(tower.state_dict()), "recipe": {}, "provenance": {}}
-    classes = tuple(map(str, range(CLASSES)))
-    file = save_prompts(tmp_path / "p.safetensors", tensors, classes=classes, **facts)
-    tuned = zoo.add_prompts(tower, file)
+    tuned = zoo.add_prompts(
+        tower, save_prompts(tmp_path / "p.safetensors", tensors, classes=tuple("abcdefghij"), **facts)
+    )
     plain, cost = gflops(tower, 196), gflops(tuned, 196)
-    assert plain.gflops == pytest.approx(prompted_form(0, kept), rel=1e-6)
-    expected = prompted_form(LEARNED, kept) + FEATURES * CLASSES / 1e9
-    assert cost.gflops == pytest.approx(expected, rel=1e-6)
+    assert plain.gflops == pytest.approx(form(0), rel=1e-6)
+    assert cost.gflops == pytest.approx(form(learned) + features * 10 / 1e9, rel=1e-6)
     assert cost.unsupported == ()
-    assert cost.params == plain.params + LEARNED * WIDTH + CLASSES * FEATURES
+    assert cost.params == plain.params + learned * width + 10 * features
     with torch.no_grad():
         trace = tuned.trace(torch.zeros(1, 3, 196, 196))
-    assert trace.tokens_per_block == (213,) * 3 + (1 + LEARNED + kept,) * 6
+    assert trace.tokens_per_block == (213,) * 3 + (1 + learned + kept,) * 6
 
 
 def test_costs_of_every_row_that_is_a_model(dense, monkeypatch):
