@@ -122,17 +122,6 @@ def test_refusals_before_any_run(change, match, monkeypatch):
         all_of(replace(PLAN, **change))
 
 
-def test_the_command_shows_means_and_shots(tuner, tmp_path, capsys):
-    command = f"compare --model {ARCH} --dataset toy --keeps 0.5 --methods random golden"
-    command += " --shots 0 1 2 2 --seeds 2 --full --batches --output"
-    assert main([*command.split(), str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("mean of 2 seeds") == 2
-    assert len(read_records(tmp_path / "records.jsonl")) == 3 * (1 + 2 * 2)
-    command = f"eval --model {ARCH}_random50 --dataset toy --shots 2 --seed 1"
-    assert main(command.split()) == 0
-    assert "2 shots, learned text tokens (4)" in " ".join(capsys.readouterr().out.split())
-
-
 def test_learned_visual_tokens_are_run_and_counted(tuner, runs, dense, parts, toy, monkeypatch):
     counted, real = [], bench.costs
     monkeypatch.setattr(bench, "costs", lambda rows, *a: counted.append([r.key for r in rows]) or real(rows, *a))
@@ -161,7 +150,7 @@ def test_learned_visual_tokens_are_run_and_counted(tuner, runs, dense, parts, to
 
 
 @pytest.mark.parametrize("tokens", ["t", "v"])
-def test_a_file_of_prompts_is_judged_beside_dense_and_untuned(tokens, dense, parts, toy, tuner):
+def test_a_file_of_prompts_is_judged_beside_dense_and_untuned(tokens, dense, parts, toy, tuner, capsys):
     random = zoo.reduce(dense, method="random", keep=0.5).eval()
     own = tuner.one(random, f"{ARCH}_random50", 2, 7, TuneConfig(tokens=tokens, count=4))
     plan = replace(PLAN, methods=("random",))
@@ -174,7 +163,9 @@ def test_a_file_of_prompts_is_judged_beside_dense_and_untuned(tokens, dense, par
     assert record.correct.tolist() == by_hand(own.vit, own.classifier, parts, toy)
     assert record.method_config["prompts"] == own.digest
     assert record.tokens_per_block[-1] == 33 + 4 * (tokens == "v")
-    assert main([*f"eval --model {ARCH}_random50 --dataset toy --prompts".split(), str(own.file.path)]) == 0
+    for how in ("--shots 2 --seed 1", f"--prompts {own.file.path}"):
+        assert main(f"eval --model {ARCH}_random50 --dataset toy {how}".split()) == 0
+        assert "2 shots, learned" in " ".join(capsys.readouterr().out.split())
 
 
 def test_prompts_of_other_classes_or_of_no_shots_are_refused(tuner, dense, toy, tmp_path, monkeypatch):
