@@ -163,8 +163,8 @@ def test_a_file_of_prompts_is_judged_beside_dense_and_untuned(tokens, dense, par
     assert record.correct.tolist() == by_hand(own.vit, own.classifier, parts, toy)
     assert record.method_config["prompts"] == own.digest
     assert record.tokens_per_block[-1] == 33 + 4 * (tokens == "v")
-    for how in ("--shots 2 --seed 1", f"--prompts {own.file.path}"):
-        assert main(f"eval --model {ARCH}_random50 --dataset toy {how}".split()) == 0
+    for how in (["--shots", "2", "--seed", "1"], ["--prompts", str(own.file.path)]):
+        assert main(["eval", "--model", f"{ARCH}_random50", "--dataset", "toy", *how]) == 0
         assert "2 shots, learned" in " ".join(capsys.readouterr().out.split())
 
 
