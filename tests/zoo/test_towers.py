@@ -131,7 +131,7 @@ def test_what_reduced_towers_refuse():
     assert model.trace(torch.randn(2, 3, 64, 48)).final_tokens == 24
     tower = build("open_clip")
     with pytest.raises(ValueError, match="forward_intermediates gives maps of all patches"):
-        zoo.reduce(tower, method="random", keep=0.5).forward_intermediates(images_of(tower, 2))
+        zoo.reduce(tower, method="random", keep=0.5, reduce_at=1).forward_intermediates(images_of(tower, 2))
     with pytest.raises(ValueError, match="what='tokens': expected one of norm, lora"):
         RecoveryConfig(what="tokens")
 
