@@ -270,6 +270,5 @@ def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run, f
 def test_wrong_use_is_refused_before_anything_is_measured(words: str, message: str, monkeypatch, tmp_path: Path):
     (tmp_path / "file").touch()
     monkeypatch.setattr("harness.apps.check.measure", None)
-    args = build_parser().parse_args(["check", *words.format(tmp_path).split()])
     with pytest.raises((ValueError, OSError), match=message):
-        run_check(args, Console(quiet=True))
+        run_check(build_parser().parse_args(["check", *words.format(tmp_path).split()]), Console(quiet=True))
