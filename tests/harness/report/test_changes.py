@@ -132,14 +132,14 @@ def test_answers_on_other_images_are_not_paired(other: Record, reason: str):
     assert pair.change(TOP1) is pair.change_p(TOP1) is pair.answers is pair.change(METRICS["tau"]) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("version", "0.2.0"), ("git_commit", None), ("torch", "2.12.0"), ("timm", "1.0.30")),
-        *(("device", "cuda:0"), ("device_name", "another"), ("dtype", "bfloat16"), ("threads", 4)),
-        *(("weights_sha256", "ef"), ("golden_images", 9), ("image_size", (224, 224))),
-    ],
-)
+CONDITIONS = {
+    **{"version": "0.2.0", "git_commit": None, "torch": "2.12.0", "timm": "1.0.30", "device": "cuda:0"},
+    **{"device_name": "another", "dtype": "bfloat16", "threads": 4, "weights_sha256": "ef", "golden_images": 9},
+    "image_size": (224, 224),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), CONDITIONS.items())
 def test_every_condition_that_differs_is_told(name: str, value: Any):
     pair = only(record(), record(B, **{name: value}))
     assert pair.conditions == [(name, part(record(), name), value)]

@@ -56,18 +56,15 @@ def test_data_are_figures_and_the_same_run_gives_the_same_bytes(records: list[Re
 
 @pytest.mark.parametrize(("name", "match"), [
     ("gone", "run 'gone': there is no such file or folder"),
-    ("empty", "run 'empty': it holds no records.jsonl"),
-    ("empty.jsonl", "run 'empty.jsonl': empty.jsonl holds no records"),
     ("bad.jsonl", "bad.jsonl, line 1: "),
     ("run", "is a file; expected a folder for the report"),
 ])  # fmt: skip
 def test_refusals(name: str, match: str, records: list[Record], tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_records("run/records.jsonl", records[:1])
-    Path("empty").mkdir()
-    Path("empty.jsonl").touch()
+    Path("file").touch()
     Path("bad.jsonl").write_text('{"schema_version": 1}\n')
-    out = "empty.jsonl" if name == "run" else "out"
+    out = "file" if name == "run" else "out"
     assert main(["report", "run", name, "--output", out]) == 2
     assert match in capsys.readouterr().err
     assert not Path("out").exists()

@@ -273,31 +273,29 @@ def path_of(run, method: str) -> Path:
     return run.run / "traces" / row.facts.name
 
 
-def test_a_torn_row_is_named_and_the_others_are_drawn(run):
-    path = path_of(run, "evit")
-    path.write_bytes(b"PAR1 not of ours PAR1")
+def test_torn_rows_and_files_of_others_are_named_and_the_rest_is_drawn(run):
+    torn, foreign, renamed = (path_of(run, method) for method in ("evit", "patchrank", "random"))
+    [small] = (run.run / "thumbnails").glob("*.parquet")
+    whole = torn.read_bytes()
+    torn.write_bytes(b"PAR1 not of ours PAR1")
     reasons: list[str] = []
     traced = group_traces([run.run], None, reasons.append)
     [reason] = reasons
-    assert f"{str(path)!r} is broken" in reason
+    assert f"{str(torn)!r} is broken" in reason
     assert [row.facts.method for row in traced[0].levels[-1]] == ["patchrank", "random"]
     assert len(galleries(traced)) == 1
     with pytest.raises(ValueError, match="is broken"):
         group_traces([run.run])
-
-
-def test_files_of_others_are_named_and_without_thumbnails_there_is_a_matrix_alone(run):
-    foreign, renamed = path_of(run, "evit"), path_of(run, "patchrank")
-    [small] = (run.run / "thumbnails").glob("*.parquet")
-    renamed.write_bytes(foreign.read_bytes())
+    torn.write_bytes(whole)
+    renamed.write_bytes(whole)
     foreign.write_bytes(small.read_bytes())
     small.write_bytes(small.read_bytes()[:-5])
-    reasons: list[str] = []
+    reasons.clear()
     [group] = group_traces([run.run], None, reasons.append)
     assert len(reasons) == 3
     for words in ("a Parquet file, but not of traces", "traces of another row", str(small)):
         assert any(words in reason for reason in reasons)
-    assert [row.facts.method for row in group.levels[-1]] == ["random"]
+    assert [row.facts.method for row in group.levels[-1]] == ["evit"]
     assert (len(agreement_tables(agreement_rows([group]))), galleries([group])) == (1, [])
 
 
