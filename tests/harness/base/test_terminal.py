@@ -41,22 +41,3 @@ def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(monkeypatch):
         "rankings: 8 of 12 images (67 %), 0:00:30 so far, about 0:00:30 left",
         "rankings: 12 of 12 images",
     ]
-
-
-def test_on_a_terminal_there_are_bars_that_go_away():
-    console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True, width=120)
-    progress = Progress(console)
-    with progress.task("rows on folder-[bold]", 12) as update:  # brackets are no markup
-        update(8)
-        with progress.task("folder-[red]", 12, 4, "images") as show:
-            show(7)
-            progress._bars.refresh()
-        with progress.hidden():
-            assert not console._live_stack
-    with progress.bytes("downloading x.tgz") as update:
-        update(500_000, 1_000_000)
-        progress._bars.refresh()
-    shown = console.file.getvalue()
-    for text in ("rows on folder-[bold]", "8/12", "folder-[red]", "7/12", "500.0 kB/1.0 MB"):
-        assert text in shown
-    assert "\x1b[2K" in shown[-20:]

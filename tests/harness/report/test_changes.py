@@ -167,19 +167,6 @@ def shown(a: list[Record], b: list[Record], width: int = 200) -> str:
     return captured.get()
 
 
-def test_a_row_shows_what_changed_and_a_dash_where_nothing_is_compared():
-    b, other = record(B, gflops=2.75, tau=0.35), record(B[:5], seed=1, device="cuda:0", gflops=None)
-    found = pair_runs([record(), record(seed=1)], [b, other])
-    rows = [dict(zip(table.heads, row, strict=True)) for table in tables(found) for row in table.rows]
-    [row] = [row for row in rows if row["only A, only B"] == "1, 2"]
-    assert (row["top-1 A"], row["top-1 B"], row["p"]) == ("50.0", "60.0", "1.000")
-    assert row["B - A"].startswith("+10.0 [-")
-    assert (row["GFLOPs"], row["tau"]) == ("2.500 → 2.750", "+0.050")
-    [row] = [row for row in rows if row["only A, only B"] == "–"]
-    assert [row[head] for head in ("B - A", "p", "tau", "GFLOPs")] == ["–", "–", "–", "2.500 → –"]
-    assert "accuracy not compared, images or prompts differ: image_count 10 in A, 5 in B" in "\n".join(notes(found))
-
-
 def test_conditions_costs_and_rows_of_one_run_are_told_in_words():
     evit = record(method="evit", model="clip_vit_s14_evit60")
     config = {"reduce_at": [3], "predictor": "34cd", "fuse": True}

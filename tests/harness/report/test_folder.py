@@ -192,9 +192,3 @@ def test_not_measured_is_a_dash_and_never_zero(made: Any, row: Any):
     assert [cells[parsed.tables[0].index("GFLOPs")] for cells in parsed.tables[1:3]] == ["–", "1.70"]
     at = parsed.tables[0].index("GFLOPs")
     assert [values[at] for values in parsed.values[1:3]] == [None, "1.7"]
-
-
-def test_the_page_marks_what_is_clear(made: Any, dense: Record, patchrank: Record, row: Any):
-    lost = row("random", 0.3, 40, diff_to_dense=-0.3, diff_low=-0.39, diff_high=-0.21)
-    _, parsed = made([dense, patchrank, lost])
-    assert [line[3] for line in parsed.tables] == ["To dense", "–", "-2.0 [-5.1, +1.2]", "-30.0* [-39.0, -21.0]"]
