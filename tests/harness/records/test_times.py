@@ -128,13 +128,13 @@ def test_a_table_has_the_times_of_each_batch_and_says_once_what_holds_for_all(la
     [tome] = [line for line in lines if line[:2] == ["1", "tome50"]]
     assert tome[4:] == [
         *("8.12", "[8.08,", "8.16]", "123.2", "0.800", "[0.800,", "0.800]", "faster", "!", "25", "%"),
-        *("20", "%", "80", "%", "2"),
+        *("20", "%", "80", "%", "2", "+", "–"),
     ]
     [failed] = [line for line in lines if line[:2] == ["8", "evit50"]]
     assert failed[4:9] == ["–", "–", "–", "not", "timed"]
     assert table.notes == [
         "batch 1: other processes kept 1.0 of 2 cores busy meanwhile",
         "batch 1, tome50: wide spread: quartiles 30 % apart",
-        "batch 8, evit50: not timed: out of memory",
+        "batch 8: not timed: out of memory",
         "no difference to dense can be concluded, as the interval of the ratio includes 1: evit50 at batch 1",
     ]
