@@ -70,7 +70,7 @@ def test_rows_that_check_could_not_measure_are_refused(record, changed: Any, com
 
 
 @pytest.mark.parametrize(("text", "complaint"), [
-    *((f"evit:{rest}", "expected METHOD:OPTION=VALUE") for rest in ("fuse", "fuse=yes", "")),
+    *((f"evit:{rest}", "expected METHOD:OPTION=VALUE") for rest in ("fuse", "fuse=yes")),
     ("evitt:fuse=true", "method 'evitt': did you mean 'evit'"),
     ("golden:keep=0.5", "golden has no options"),
 ])  # fmt: skip
@@ -141,13 +141,8 @@ def test_a_changed_setting_goes_by_its_name(record):
         ("r", "(absent)", None),
     ]
     # How a keep rate was found isn't asked of what is measured at it.
-    assert (
-        between(
-            record(method_config={"keep": 0.3, "matched": {"time_of": "patchrank"}}),
-            record(method_config={"keep": 0.3}),
-        )
-        == []
-    )
+    then = record(method_config={"keep": 0.3, "matched": {"time_of": "patchrank"}})
+    assert between(then, record(method_config={"keep": 0.3})) == []
 
 
 def test_answers_are_judged_by_their_number_and_by_the_images_that_flipped(record):
@@ -228,9 +223,7 @@ def test_new_and_missing_rows_moved_as_a_whole_and_equal_ones_in_nothing(record)
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), [
-    *(("images", -1, "number from 0"), ("flips", -2, "number from 0")),
-    *(("cosine", -0.1, "number from 0"), ("tau", float("nan"), "number from 0")),
-    ("slower", 0.5, "factor from 1"),
+    *(("images", -1, "number from 0"), ("tau", float("nan"), "number from 0"), ("slower", 0.5, "factor from 1")),
 ])  # fmt: skip
 def test_bounds_out_of_range_are_refused(name: str, value: float, expected: str):
     with pytest.raises(ValueError, match=f"--{name} {value}: expected a {expected}"):
@@ -272,7 +265,6 @@ def file(run: Run, tmp_path: Path) -> Path:
 def test_what_was_written_is_found_again(run, file: Path):
     shown = run(str(file), "--no-latency")
     assert (shown.code, shown.data["rows"], shown.data["moved"]) == (0, 5, [])
-    assert shown.parts[-1] == "check passed: nothing moved in 5 rows"
 
 
 def test_flags_take_some_rows_and_the_dense_one(run, file: Path):
@@ -310,8 +302,6 @@ def test_shuffled_answers_are_told_by_row(run, file: Path):
     ("a.jsonl --update --limit 0", "--limit 0: expected a number from 1"),
     ("a.jsonl --update --dtype float3", "--dtype 'float3': did you mean 'float32'"),
     ("--keeps 2", r"--keeps 2: expected fractions in \(0, 1\]"),
-    ("--slower 0.5", "--slower 0.5: expected a factor from 1"),
-    ("--methods evitt", "method 'evitt': did you mean 'evit'"),
     ("--dataset cifar", "--dataset: the expectation has no such row; it is of clip_vit_s14"),
 ])  # fmt: skip
 def test_wrong_use_is_refused_before_anything_is_measured(words: str, message: str, monkeypatch):

@@ -44,7 +44,7 @@ def test_every_special_letter_is_escaped():
     )
 
 
-def test_a_table_has_its_rows_its_caption_and_its_label(dense: Record, patchrank: Record):
+def test_a_table_has_its_rows(dense: Record, patchrank: Record):
     text = latex_of([patchrank, dense])
     body = text.partition(r"\midrule")[2].partition(r"\bottomrule")[0]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
@@ -53,10 +53,6 @@ def test_a_table_has_its_rows_its_caption_and_its_label(dense: Record, patchrank
         r"patchrank & 60 \% & 68.0 {\scriptsize {[}60.0, 75.0{]}} & $-$2.0 {\scriptsize "
         r"{[}$-$5.1, $+$1.2{]}} & 2.45 & 0.71 & 0.70 & $+$0.31 \\"
     )
-    assert r"\label{tab:fashion-test-read-by-studies-16-shots-linear-probe-clip-vit-s14-saliency-1}" in text
-    assert r"\caption{fashion test, read by studies, 16 shots, linear probe, clip\_vit\_s14.saliency. " in text
-    assert text.count(r"\addlinespace") == 1
-    assert text.count("% Needs") == 1
 
 
 def test_hostile_names_neither_open_nor_close_anything(dense: Record, patchrank: Record):
