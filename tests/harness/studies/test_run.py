@@ -18,7 +18,7 @@ from harness.datasets.base import FINAL, Dataset
 from harness.golden.rank import Source
 from harness.golden.store import own_store
 from harness.records.metrics import pack, unpack
-from harness.records.record import Record, read_records
+from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, mean_interval, paired_p
 from harness.studies import workshop as module
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, get_study, list_studies, schedules
@@ -76,7 +76,8 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
         assert not any(one.cached for one in take_stock(name, wider) if one.kind != "rankings")
     again = studied(name, few, records)["plain"][1]
     # Two lines may stand for the same model: then the later record serves both.
-    assert [replace(r, created="") for r in again] == [replace(r, created="") for r in records]
+    now = utc_now()
+    assert [replace(r, created=now) for r in again] == [replace(r, created=now) for r in records]
 
 
 # What some studies compare
