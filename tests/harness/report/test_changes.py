@@ -132,14 +132,14 @@ def test_answers_on_other_images_are_not_paired(other: Record, reason: str):
     assert pair.change(TOP1) is pair.change_p(TOP1) is pair.answers is pair.change(METRICS["tau"]) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("version", "0.2.0"), ("git_commit", None), ("torch", "2.12.0"), ("timm", "1.0.30")),
-        *(("device", "cuda:0"), ("device_name", "another"), ("dtype", "bfloat16"), ("threads", 4)),
-        *(("weights_sha256", "ef"), ("golden_images", 9), ("image_size", (224, 224))),
-    ],
-)
+CONDITIONS = {
+    **{"version": "0.2.0", "git_commit": None, "torch": "2.12.0", "timm": "1.0.30", "device": "cuda:0"},
+    **{"device_name": "another", "dtype": "bfloat16", "threads": 4, "weights_sha256": "ef", "golden_images": 9},
+    "image_size": (224, 224),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), CONDITIONS.items())
 def test_every_condition_that_differs_is_told(name: str, value: Any):
     pair = only(record(), record(B, **{name: value}))
     assert pair.conditions == [(name, part(record(), name), value)]
@@ -165,19 +165,6 @@ def shown(a: list[Record], b: list[Record], width: int = 200) -> str:
         for table in tables(pair_runs(a, b)):
             console.print(fit(table.forms(), width))
     return captured.get()
-
-
-def test_a_row_shows_what_changed_and_a_dash_where_nothing_is_compared():
-    b, other = record(B, gflops=2.75, tau=0.35), record(B[:5], seed=1, device="cuda:0", gflops=None)
-    found = pair_runs([record(), record(seed=1)], [b, other])
-    rows = [dict(zip(table.heads, row, strict=True)) for table in tables(found) for row in table.rows]
-    [row] = [row for row in rows if row["only A, only B"] == "1, 2"]
-    assert (row["top-1 A"], row["top-1 B"], row["p"]) == ("50.0", "60.0", "1.000")
-    assert row["B - A"].startswith("+10.0 [-")
-    assert (row["GFLOPs"], row["tau"]) == ("2.500 → 2.750", "+0.050")
-    [row] = [row for row in rows if row["only A, only B"] == "–"]
-    assert [row[head] for head in ("B - A", "p", "tau", "GFLOPs")] == ["–", "–", "–", "2.500 → –"]
-    assert "accuracy not compared, images or prompts differ: image_count 10 in A, 5 in B" in "\n".join(notes(found))
 
 
 def test_conditions_costs_and_rows_of_one_run_are_told_in_words():

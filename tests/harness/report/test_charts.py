@@ -8,7 +8,7 @@ import pytest
 from by_hand import part
 
 from harness.records.record import Record, read_run
-from harness.report.charts import FRONT, LINES, STYLES, Plot, draw, encode, render, styles_of
+from harness.report.charts import FRONT, Plot, draw, encode, render
 from harness.report.groups import group_records
 from harness.report.highlights import Highlights, highlights, plots_of
 
@@ -66,12 +66,3 @@ def test_drawings_have_their_words_plain_numbers_and_random_at_the_edge(plots):
     assert {"30 -34", "60"} <= set(texts)
     assert min(float(text.replace("\u2212", "-")) for text in texts if re.fullmatch("\u2212\\d+", text)) >= -15
     assert render(accuracy[:1], form="png").startswith(b"\x89PNG")
-
-
-def test_styles_differ_in_more_than_colour():
-    names = [f"method{at:02d}" for at in range(len(STYLES) * len(LINES))]
-    styles = styles_of([*names, "dense"])
-    assert len({style.colour for style in styles.values()}) == len(STYLES) + 1
-    without_colour = [(style.marker, style.line) for style in styles.values()]
-    assert len(set(without_colour)) == len(without_colour)
-    assert styles_of(["b", "a"]) == styles_of(["a", "b", "a"])

@@ -56,18 +56,15 @@ def test_data_are_figures_and_the_same_run_gives_the_same_bytes(records: list[Re
 
 @pytest.mark.parametrize(("name", "match"), [
     ("gone", "run 'gone': there is no such file or folder"),
-    ("empty", "run 'empty': it holds no records.jsonl"),
-    ("empty.jsonl", "run 'empty.jsonl': empty.jsonl holds no records"),
     ("bad.jsonl", "bad.jsonl, line 1: "),
     ("run", "is a file; expected a folder for the report"),
 ])  # fmt: skip
 def test_refusals(name: str, match: str, records: list[Record], tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_records("run/records.jsonl", records[:1])
-    Path("empty").mkdir()
-    Path("empty.jsonl").touch()
+    Path("file").touch()
     Path("bad.jsonl").write_text('{"schema_version": 1}\n')
-    out = "empty.jsonl" if name == "run" else "out"
+    out = "file" if name == "run" else "out"
     assert main(["report", "run", name, "--output", out]) == 2
     assert match in capsys.readouterr().err
     assert not Path("out").exists()
@@ -195,9 +192,3 @@ def test_not_measured_is_a_dash_and_never_zero(made: Any, row: Any):
     assert [cells[parsed.tables[0].index("GFLOPs")] for cells in parsed.tables[1:3]] == ["–", "1.70"]
     at = parsed.tables[0].index("GFLOPs")
     assert [values[at] for values in parsed.values[1:3]] == [None, "1.7"]
-
-
-def test_the_page_marks_what_is_clear(made: Any, dense: Record, patchrank: Record, row: Any):
-    lost = row("random", 0.3, 40, diff_to_dense=-0.3, diff_low=-0.39, diff_high=-0.21)
-    _, parsed = made([dense, patchrank, lost])
-    assert [line[3] for line in parsed.tables] == ["To dense", "–", "-2.0 [-5.1, +1.2]", "-30.0* [-39.0, -21.0]"]

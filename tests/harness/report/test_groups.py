@@ -55,13 +55,6 @@ def test_rows_of_other_conditions_have_a_table_of_their_own_that_tells_them(
     assert words not in first.name
 
 
-def test_other_settings_are_another_row(row: Any):
-    one = row("evit", 0.6, 50)
-    other = replace(one, method_config={"reduce_at": [4]})
-    [group] = group_records([one, other])
-    assert len(group.rows) == 2
-
-
 def test_the_newest_measurement_of_a_row_stands_wherever_it_is(row: Any):
     old = row("random", 0.6, 50)
     new = replace(row("random", 0.6, 60), created="2026-05-01T00:00:00+00:00")
