@@ -12,7 +12,7 @@ from torch import Tensor
 import zoo
 from baselines.pitome import energy
 from baselines.tome import merge
-from zoo.core.tokens import Tokens, left_at, tokens_of
+from zoo.core.tokens import Tokens
 
 Left = dict[int, tuple[float, Tensor]]  # what is left: size and token by place
 
@@ -90,20 +90,6 @@ def test_energy_is_the_slow_sum():
     metric = torch.randn(2, 12, 4)
     for found, image in zip(energy(metric, 0.3, 0.5), metric, strict=True):
         assert found.tolist() == pytest.approx(slow_energy(image, 0.3, 0.5), abs=1e-5)
-
-
-@pytest.mark.parametrize("counts", [[9], [12, 7, 4]])
-def test_as_many_patches_are_in_a_token_as_its_size_says(counts: list[int]):
-    tokens = some_tokens(16, sized=False)
-    for block, count in enumerate(counts):
-        tokens = merge(block, tokens, torch.randn(2, tokens.patch_count, 4), tokens.patch_count - count)
-    token, left = tokens_of(tokens.history, 16), left_at(tokens.history, 16)
-    for image in range(2):
-        places = tokens.patch_idx[image].tolist()
-        inside = [int((token[image] == place).sum()) for place in places]
-        assert inside == tokens.size[image].tolist()
-        assert sorted(torch.arange(16)[left[image] == -1].tolist()) == sorted(places)
-        assert (token[image, places] == torch.tensor(places)).all()
 
 
 def test_merged_first_ranks_last():

@@ -211,17 +211,3 @@ def test_condensation_is_the_slow_loop(options: dict, count: int, tower: VisionT
     x = torch.stack(rows)
     x = tower.blocks[3:](x + block.mlp(block.norm2(x)))
     assert torch.allclose(trace.output, tower.forward_head(tower.norm(x)), atol=1e-4)
-
-
-def test_the_pruned_rank_below_the_merged_and_those_below_the_rest(tower: VisionTransformer, images: Tensor):
-    [went] = zoo.reduce(tower, method="tca", keep=0.5, reduce_at=2).trace(images).reductions
-    for image in range(3):
-        after = set(went.after[image].tolist())
-        importance, into = went.importance[image].tolist(), went.into[image].tolist()
-        merged = [place for place in range(64) if into[place] != place]
-        pruned = [place for place in range(64) if into[place] == place and place not in after]
-        assert (len(pruned), len(merged)) == (12, 20)
-        assert len({into[place] for place in merged}) <= 4
-        assert {into[place] for place in merged} <= after
-        assert max(importance[place] for place in pruned) <= min(importance[place] for place in merged)
-        assert all(importance[place] == float("inf") for place in after)

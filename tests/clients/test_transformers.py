@@ -239,7 +239,6 @@ def test_sentence_transformers(clip_folder: Path):
     half = zoo.reduce(model, method="evit", keep=0.5, reduce_at=1)
     assert type(half) is SentenceTransformer
     assert not np.allclose(half.encode(images), wanted, atol=1e-4)
-    assert half.encode(images).shape == wanted.shape
     assert np.array_equal(half.encode(["a cat"]), texts)
     assert np.array_equal(model.encode(images), wanted)
 
@@ -302,7 +301,6 @@ def test_the_harness_takes_a_folder_with_its_text_tower(clip_folder: Path):
     half = zoo.reduce(tower.vit, method="rankmerge", keep=0.5)
     wanted = zoo.reduce(model, method="rankmerge", keep=0.5).get_image_features(inputs["pixel_values"]).pooler_output
     torch.testing.assert_close(half(inputs["pixel_values"]), wanted)
-    assert half.trace(inputs["pixel_values"]).final_tokens == 8
 
 
 def test_siglip_2_from_a_folder_takes_squares(tmp_path: Path):

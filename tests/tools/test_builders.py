@@ -59,12 +59,12 @@ def test_emoji_are_shared_out_by_their_groups():
             assert one.split == (split if split == SPLITS[first[one.group]] else None)
 
 
-@pytest.mark.parametrize(("first", "second"), [
-    ("green book", "blue book"), ("tiger face", "tiger"), ("bus", "oncoming bus"),
-    ("waxing crescent moon symbol", "full moon with face"), ("imp", "smiling face with horns"),
-])  # fmt: skip
-def test_near_duplicates_share_a_group_and_different_things_do_not(first, second):
-    assert build_emoji.group_of(first, "x") == build_emoji.group_of(second, "x")
+def test_near_duplicates_share_a_group_and_different_things_do_not():
+    for first, second in (
+        ("green book", "blue book"), ("tiger face", "tiger"), ("bus", "oncoming bus"),
+        ("waxing crescent moon symbol", "full moon with face"), ("imp", "smiling face with horns"),
+    ):  # fmt: skip
+        assert build_emoji.group_of(first, "x") == build_emoji.group_of(second, "x")
     names = ["horse", "cow", "face with monocle", "face with thermometer", "red apple", "pear"]
     assert len({build_emoji.group_of(name, "x") for name in names}) == len(names)
 
@@ -127,10 +127,8 @@ def test_another_order_gives_the_same_bytes_and_another_encoder_is_refused(tmp_p
     tensors, metadata = {"b": np.arange(6.0).reshape(2, 3), "a": np.array([0.1, -2.0])}, {"y": "1", "x": "é"}
     content = build_tower.serialise(tensors, metadata)
     assert build_tower.serialise(dict(reversed(tensors.items())), dict(reversed(metadata.items()))) == content
-    read = load(content)
-    assert {name: value.tolist() for name, value in read.items()} == {
-        name: value.astype(np.float16).tolist() for name, value in tensors.items()
-    }
+    for name, value in load(content).items():
+        np.testing.assert_array_equal(value.numpy(), tensors[name].astype(np.float16))
     monkeypatch.setattr(build_photos.PIL, "__version__", "0.1")
     with pytest.raises(ValueError, match=r"Pillow 0\.1 "):
         build_photos.build(tmp_path)

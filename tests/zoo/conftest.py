@@ -16,21 +16,18 @@ import zoo
 TINY = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
 
 
-def lively(model: nn.Module, noise: float) -> nn.Module:
-    """Add noise to every parameter: fresh weights attend uniformly and LayerScale is near zero."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=noise)
-    return model.eval()
-
-
 @pytest.fixture
 def tiny() -> Callable[..., nn.Module]:
     """Build any timm name as a tower of 64 patches, 6 blocks, 48 channels and 7 outputs."""
 
+    @torch.no_grad()
     def build(name: str, *, noise: float = 0.1, **overrides: object) -> nn.Module:
-        return lively(timm.create_model(name, **{**TINY, "num_classes": 7, **overrides}), noise)
+        model = timm.create_model(name, **{**TINY, "num_classes": 7, **overrides})
+        # Fresh weights attend uniformly and LayerScale is near zero.
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=noise)
+        return model.eval()
 
     return build
 

@@ -1,9 +1,7 @@
 """Attention that hands out queries and keys, against timm's and against a written-out softmax."""
 
-import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -17,16 +15,12 @@ from zoo.towers.vit import ViTBlock
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
-KINDS: dict[str, dict[str, Any]] = {
-    "plain": {"qkv_bias": True},
-    "qk norm": {"qkv_bias": True, "qk_norm": True, "norm_layer": LayerNorm},
-    "scale norm": {"qkv_bias": True, "scale_norm": True, "norm_layer": LayerNorm},
-}
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=["plain", "qk_norm", "scale_norm"])
 def layer(request: pytest.FixtureRequest) -> Attention:
-    attention = Attention(24, num_heads=3, **KINDS[request.param]).eval()
+    norm = {} if request.param == "plain" else {request.param: True, "norm_layer": LayerNorm}
+    attention = Attention(24, num_heads=3, qkv_bias=True, **norm).eval()
     for parameter in attention.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return attention
@@ -48,20 +42,14 @@ def written_out(layer: Attention, x: Tensor) -> Tensor:
     return torch.stack(weights, dim=1)
 
 
-def test_output_is_timms(layer: Attention):
-    tokens = Tokens.start(torch.randn(2, 10, 24), 1, (3, 3))
+@pytest.mark.parametrize("prefix", [1, 4])
+def test_output_is_timms_and_cls_attention_the_first_row_of_the_softmax(layer: Attention, prefix: int):
+    tokens = Tokens.start(torch.randn(2, prefix + 6, 24), prefix, (2, 3))
     attended = block_of(layer).attend(tokens)
     assert torch.equal(attended.out, layer(tokens.x))
-    assert attended.query.shape == attended.key.shape == (2, 3, 10, 8)
-    bias = torch.randn(2, 1, 1, 10)
+    bias = torch.randn(2, 1, 1, prefix + 6)
     assert torch.equal(block_of(layer).attend(tokens, bias).out, layer(tokens.x, attn_mask=bias))
-
-
-@pytest.mark.parametrize("prefix", [1, 4])
-def test_cls_attention_is_the_first_row_of_the_softmax(layer: Attention, prefix: int):
-    tokens = Tokens.start(torch.randn(2, prefix + 6, 24), prefix, (2, 3))
     wanted = written_out(layer, tokens.x)[:, :, 0, prefix:].mean(dim=1)
-    attended = block_of(layer).attend(tokens)
     found = cls_attention(attended.query, attended.key, attended.scale, prefix)
     assert found.shape == (2, 6)
     assert torch.allclose(found, wanted, atol=1e-6)
@@ -87,10 +75,7 @@ class Doubled(nn.Module):
 
 
 def quantized(attn: Attention) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch moves this to a package of its own
-        layers = nn.Sequential(attn.qkv)
-        attn.qkv = torch.ao.quantization.quantize_dynamic(layers, {nn.Linear})[0]
+    attn.qkv = torch.ao.quantization.quantize_dynamic(nn.Sequential(attn.qkv), {nn.Linear})[0]
 
 
 CHANGES: dict[str, Callable[[Attention], None]] = {
@@ -101,6 +86,7 @@ CHANGES: dict[str, Callable[[Attention], None]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's quantization moves to a package of its own
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_the_layer_computes_counts_not_its_weights(change: str, layer: Attention, tiny: Build):
     tokens = Tokens.start(torch.randn(2, 10, 24), 1, (3, 3))

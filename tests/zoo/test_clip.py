@@ -1,10 +1,7 @@
 """Two towers in one joint space: the compact text tower, fabricated towers, the embedded ones last."""
 
 import math
-import re
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -50,19 +47,6 @@ def test_compact_text_equals_open_clips_tower_with_the_same_rows(text: CompactTe
     assert "token_ids" not in text.state_dict()
 
 
-@pytest.mark.parametrize(
-    ("words", "match"),
-    [
-        ("a zebra", "never saw 'zebra'; use other words, or a model with a full vocabulary"),
-        ("a zebra of the river", "never saw 'river', 'the', 'zebra'; use"),
-        ("cat!", "never saw '!';"),
-    ],
-)
-def test_unseen_words_are_named(words: str, match: str, text: CompactText):
-    with pytest.raises(ValueError, match=re.escape(match)):
-        text(tokenizer(12)([words, "a photo of a cat."]))
-
-
 @torch.no_grad()
 def test_features_come_from_the_towers(model: Clip, text: CompactText, images: Tensor):
     tokens = tokenizer(12)(list(CLASSES))
@@ -71,7 +55,6 @@ def test_features_come_from_the_towers(model: Clip, text: CompactText, images: T
     image, words, scale = model(images, tokens)
     assert torch.equal(image, F.normalize(model.visual(images), dim=-1))
     assert torch.equal(words, F.normalize(text(tokens), dim=-1))
-    assert torch.allclose(image.norm(dim=1), torch.ones(3))
     assert scale.item() == pytest.approx(50.0)
 
 
@@ -84,9 +67,8 @@ def test_a_class_is_the_mean_over_unit_prompts(model: Clip):
             prompt = model.text(tokenizer(12)([template.format(name)]))[0]
             total += prompt / prompt.norm()
         assert torch.allclose(feature, total / total.norm(), atol=1e-6)
-    assert torch.allclose(features.norm(dim=1), torch.ones(3))
-    with pytest.raises(ValueError, match="never saw 'horse'"):
-        class_features(model, tokenizer(12), ("cat", "horse"), TEMPLATES)
+    with pytest.raises(ValueError, match=r"never saw '!', '!\.', 'horse';"):
+        class_features(model, tokenizer(12), ("cat", "horse!"), TEMPLATES)
 
 
 @pytest.fixture(scope="module")
@@ -103,46 +85,29 @@ def test_the_embedded_towers_are_those_of_the_file(embedded: clip.ClipParts):
     state = visual.state_dict()
     assert state.keys() == image.keys()
     assert all(torch.equal(state[name], image[name].float()) for name in state)
-    assert visual.pretrained_cfg["tag"] == "imgfocus_lit"
     x = torch.randn(1, 3, 196, 196)
     token = visual.forward_features(x)[:, 0]
     slow = token @ stored["visual_projection"].float().T + stored["visual_bias"].float()
     assert torch.allclose(embedded.model.encode_image(x), slow, atol=1e-4)
-    assert not embedded.model.training
     text = embedded.model.text
     assert text.token_ids.tolist() == stored["token_ids"].tolist()
     assert all(torch.equal(v, stored[f"text.{k}"].float()) for k, v in text.state_dict().items())
     assert embedded.model.logit_scale.item() == stored["logit_scale"].item()
-    words = embedded.tokenizer(["a photo of a dress.", "a photo of a sandal."])
-    first, second = embedded.model.encode_text(words, normalize=True)
-    assert first @ second < 0.95
     white = embedded.preprocess(Image.new("RGB", (400, 300), "white"))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = ((1 - mean) / std)[:, None, None].expand(3, 196, 196)
     assert torch.allclose(white, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"keep": 0.25}, {"reduce_at": 5}], ids=str)
+@pytest.mark.usefixtures("hub")
 @torch.no_grad()
-def test_a_reduced_embedded_model(options: dict[str, Any], embedded: clip.ClipParts):
-    """Same weights as ``zoo.reduce`` gives the dense one, and arguments reach timm."""
-    parts = create_clip("clip_vit_s14_random50", **options)
-    shared = zoo.reduce(embedded.model.visual, method="random", **{"keep": 0.5, **options})
-    x = torch.randn(1, 3, 196, 196)
-    torch.testing.assert_close(parts.model.visual(x), shared(x))
-    assert parts.model.visual.trace(x).final_tokens == round(options.get("keep", 0.5) * 196)
-
-
-@torch.no_grad()
-def test_the_embedded_patchrank_model_works_offline(
-    embedded: clip.ClipParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The packaged predictor is found, with nothing in the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_the_packaged_predictor_is_found_with_nothing_in_the_users_cache(embedded: clip.ClipParts):
     model = timm.create_model("clip_vit_s14_patchrank60", pretrained=True).eval()
     x = F.interpolate(torch.rand(2, 3, 7, 7), size=(196, 196))
     trace = model.trace(x)
     assert trace.final_tokens == 118
     again = create_clip("clip_vit_s14_patchrank60.imgfocus_lit").model.visual
     torch.testing.assert_close(again.trace(x).scores, trace.scores)
+    fewer = create_clip("clip_vit_s14_random50", keep=0.25).model.visual  # arguments reach timm
+    assert fewer.trace(x).final_tokens == 49
     torch.testing.assert_close(zoo.reduce(model, method=None)(x), embedded.model.visual(x))

@@ -30,15 +30,14 @@ def _fresh_compiler() -> Iterator[None]:
 
 @pytest.fixture(params=CASES, ids=str)
 def model(request: pytest.FixtureRequest, tiny: Build) -> nn.Module:
-    """Every method in a tiny tower, and its options that change the graph."""
     name, options = request.param
     return tiny(f"clip_vit_b16_{name}50", depth=3 if name != "clsattn" else 4, **options)
 
 
+@torch.no_grad()
 def check_compiled(model: nn.Module, images: Tensor, backend: str) -> None:
-    with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend=backend)
-        assert torch.allclose(compiled(images), model(images), atol=1e-4)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    assert torch.allclose(compiled(images), model(images), atol=1e-4)
 
 
 @torch.no_grad()

@@ -27,12 +27,17 @@ from zoo.deploy.export import (
 Build = Callable[..., nn.Module]
 pytestmark = pytest.mark.usefixtures("no_grad")
 BATCHES = (1, 2, 5)
-SHORT = {"depth": 2, "reduce_at": 1}
 
 
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(7, 3, 64, 64)
+
+
+@pytest.fixture
+def make(tiny: Build) -> Build:
+    """Build a tower of two blocks that loses half of its patches in the second."""
+    return lambda method, **options: tiny(f"clip_vit_b16_{method}50", depth=2, reduce_at=1, **options)
 
 
 def check_again(path: Path, model: nn.Module) -> None:
@@ -50,9 +55,9 @@ def needs(*packages: str) -> None:
 
 # The others' operations are in these: evit's in evitfuse, clsattn's in tca, tome's in tofu.
 @pytest.mark.parametrize("method", ["avit", "evitfuse", "patchrank", "pitome", "random", "rankmerge", "tca", "tofu"])
-def test_every_method_in_onnx_runtime(method: str, tiny: Build, images: Tensor, tmp_path: Path):
+def test_every_method_in_onnx_runtime(method: str, make: Build, images: Tensor, tmp_path: Path):
     needs("onnxscript", "onnxruntime")
-    half, path = tiny(f"clip_vit_b16_{method}50", **SHORT), tmp_path / "model.onnx"
+    half, path = make(method), tmp_path / "model.onnx"
     agreement = export_model(half, path, images, format=ONNX, batches=BATCHES, facts={"tower": "tiny"})
     assert agreement.deviation < 1e-4
     assert agreement.batches == BATCHES
@@ -66,38 +71,33 @@ def test_every_method_in_onnx_runtime(method: str, tiny: Build, images: Tensor, 
 
 # Those with most ties: sorts of zeros and ones, a hash in 64 bits, and one that no sort can change.
 @pytest.mark.parametrize("method", ["rankmerge", "tca", "random"])
-def test_methods_in_openvino(method: str, tiny: Build, images: Tensor, tmp_path: Path):
+def test_methods_in_openvino(method: str, make: Build, images: Tensor, tmp_path: Path):
     needs("onnxscript", "openvino")
-    model = tiny(f"clip_vit_b16_{method}50", **SHORT)
+    model = make(method)
     export_model(model, tmp_path / "model.xml", images, format=OPENVINO, batches=BATCHES)
     check_again(tmp_path / "model.xml", model)
-    names = sorted(file.name for file in tmp_path.iterdir())
-    assert names == ["model.bin", "model.xml", "model.xml.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml", "model.xml.json"]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_a_package_of_machine_code(tiny: Build, images: Tensor, tmp_path: Path):
-    model = tiny("clip_vit_b16_patchrank50", depth=2, reduce_at=1, arch="mlp", width=8)
-    export_model(model, tmp_path / "model.pt2", images, format=AOTI)
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+@pytest.mark.parametrize("format", [EXPORTED_PROGRAM, pytest.param(AOTI, marks=[pytest.mark.slow, COMPILER])])
+def test_programs_of_torch_hold_the_predictor(format: str, make: Build, images: Tensor, tmp_path: Path):
+    model = make("rankmerge", rank="predictor", rank_at=1, arch="mlp", width=8)
+    export_model(model, tmp_path / "model.pt2", images, format=format)
     check_again(tmp_path / "model.pt2", model)
 
 
-def test_an_exported_program_holds_the_predictor(tiny: Build, images: Tensor, tmp_path: Path):
-    model = tiny("clip_vit_b16_rankmerge50", **SHORT, rank="predictor", rank_at=1, arch="mlp", width=8)
-    export_model(model, tmp_path / "model.pt2", images, format=EXPORTED_PROGRAM)
-    check_again(tmp_path / "model.pt2", model)
-
-
-def test_lower_precision_is_measured_and_bounded(tiny: Build, images: Tensor, tmp_path: Path):
-    model, path = tiny("clip_vit_b16_clsattn50", depth=2, reduce_at=1), tmp_path / "model.pt2"
+def test_lower_precision_is_measured_and_bounded(make: Build, images: Tensor, tmp_path: Path):
+    model, path = make("clsattn"), tmp_path / "model.pt2"
     how = {"format": EXPORTED_PROGRAM, "dtype": "bfloat16"}
     agreement = export_model(model, path, images, least_cosine=0.5, **how)
     assert 0.5 < agreement.cosine_q05 <= agreement.cosine_mean < 1
     before = path.read_bytes()
-    with pytest.raises(DisagreementError, match=r"mean cosine with eager float32 is 0\.\d+, below 1"):
+    with pytest.raises(DisagreementError, match=r"0\.\d+, below 1"):
         export_model(model, path, images, least_cosine=1.0, **how)
-    assert path.read_bytes() == before  # that of before is as it was
+    assert path.read_bytes() == before
 
 
 def test_a_wrong_runtime_leaves_nothing_behind(tiny: Build, images: Tensor, tmp_path: Path, monkeypatch):
@@ -108,7 +108,7 @@ def test_a_wrong_runtime_leaves_nothing_behind(tiny: Build, images: Tensor, tmp_
         return lambda images: call(images) * torch.tensor([1.01, *[1.0] * 6])
 
     monkeypatch.setitem(export.FORMATS, EXPORTED_PROGRAM, real._replace(load=off_by_a_bit))
-    with pytest.raises(DisagreementError, match=r"differ from eager's by 0\.00\d+ of their length") as caught:
+    with pytest.raises(DisagreementError, match=r"by 0\.00\d+") as caught:
         export_model(tiny("clip_vit_b16"), tmp_path / "model.pt2", images, format=EXPORTED_PROGRAM)
     assert caught.value.agreement.deviation > export.DEVIATION
     assert list(tmp_path.iterdir()) == []
@@ -130,25 +130,24 @@ def test_agreement_by_hand():
 
 
 @pytest.mark.parametrize(("format", "package"), [(ONNX, "onnxruntime"), (OPENVINO, "openvino")])
-def test_examples_of_the_guide(format: str, package: str, tiny: Build, tmp_path: Path, monkeypatch):
+def test_examples_of_the_guide(format: str, package: str, make: Build, tmp_path: Path, monkeypatch):
     needs("onnxscript", package)
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8")
     [code] = re.findall(rf"<!-- example: {format} -->\n```python\n(.*?)```", page, re.S)
-    model = tiny("clip_vit_b16_random50", img_size=196, patch_size=28, depth=1, reduce_at=0)
-    path = tmp_path / f"model{export.FORMATS[format].suffix}"
-    export_model(model, path, torch.randn(3, 3, 196, 196), format=format)
+    model = make("random", img_size=196, patch_size=28)
     monkeypatch.chdir(tmp_path)
+    export_model(model, Path(f"model{export.FORMATS[format].suffix}"), torch.randn(3, 3, 196, 196), format=format)
     values: dict = {}
     exec(code, values)
     assert torch.allclose(torch.tensor(values["features"]), model(torch.zeros(4, 3, 196, 196)), atol=1e-5)
 
 
 REFUSED = {
-    "format": ({"format": "onyx"}, "format 'onyx': did you mean 'onnx'"),
-    "precision": ({"dtype": "int8"}, "dtype 'int8' of exported-program: expected one of"),
-    "suffix": ({"path": "model.onnx"}, "model.onnx.*ends with '.pt2'"),
-    "one image": ({"images": torch.zeros(1, 3, 64, 64)}, r"images \(1, 3, 64, 64\).*n from 2"),
-    "other images": ({"images": torch.zeros(2, 3, 64, 64).half()}, "of torch.float16: expected"),
+    "format": ({"format": "onyx"}, "'onyx': did you mean 'onnx'"),
+    "precision": ({"dtype": "int8"}, "'int8'"),
+    "suffix": ({"path": "model.onnx"}, r"model\.onnx"),
+    "one image": ({"images": torch.zeros(1, 3, 64, 64)}, r"\(1, 3, 64, 64\)"),
+    "other images": ({"images": torch.zeros(2, 3, 64, 64).half()}, r"torch\.float16"),
     "training": ({"model": lambda tiny: tiny("clip_vit_b16").train()}, "training mode"),
     "rounded": ({"model": lambda tiny: tiny("clip_vit_b16").bfloat16()}, "bfloat16 on cpu"),
     "tokens": ({"model": lambda tiny: tiny("clip_vit_b16", global_pool="")}, "no features"),
@@ -164,32 +163,25 @@ def test_refused(wrong: dict, message: str, tiny: Build, images: Tensor, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_packages_name_themselves(tiny: Build, images: Tensor, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(export, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs openvino, onnx, onnxscript: pip install 'clip-patchrank\[export\]'"):
-        export_model(tiny("clip_vit_b16"), tmp_path / "model.xml", images, format=OPENVINO)
-
-
 def test_files_that_are_not_exported_models(tiny: Build, images: Tensor, tmp_path: Path, evil):
-    path, about = tmp_path / "model.pt2", tmp_path / "model.pt2.json"
+    path = tmp_path / "model.pt2"
     with pytest.raises(FileNotFoundError, match=r"model\.pt2"):
         load_exported(path)
     export_model(tiny("clip_vit_b16"), path, images, format=EXPORTED_PROGRAM)
-    # Sample inputs are what torch falls back to unpickling.
+    torch.save(evil, tmp_path / "evil.pt")
     with zipfile.ZipFile(path) as archive:
-        [name] = [one for one in archive.namelist() if "sample_inputs" in one]
-        parts = {one: archive.read(one) for one in archive.namelist() if one != name}
-    mark = tmp_path / "evil.pt"
-    torch.save(evil, mark)
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    [name] = [name for name in parts if "sample_inputs" in name]  # what torch falls back to unpickling
+    parts[name] = (tmp_path / "evil.pt").read_bytes()
     with zipfile.ZipFile(path, "w") as archive:
-        for one, content in {**parts, name: mark.read_bytes()}.items():
-            archive.writestr(one, content)
+        for each, content in parts.items():
+            archive.writestr(each, content)
     with pytest.raises(ValueError, match="would be unpickled"):
         load_exported(path)
     assert not evil.mark.exists()
     path.write_bytes(b"no archive")
     with pytest.raises(ValueError, match="no exported program"):
         load_exported(path)
-    about.write_text("{}")
+    (tmp_path / "model.pt2.json").write_text("{}")
     with pytest.raises(ValueError, match="doesn't describe an exported model"):
         load_exported(path)

@@ -1,10 +1,15 @@
-"""Fitting predictors: planted rankings are found, and saved files serve exactly their model."""
+"""Fitting predictors: losses by their formulas, planted rankings are found, and a stopped fit goes on."""
 
 import math
 import re
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +23,29 @@ from zoo.learning.fit import LOSSES, FitConfig, RankedTokens, fit_predictor, kep
 QUICK = FitConfig(width=32, epochs=30)
 
 
+class Stopped(Exception):  # noqa: N818  (what happens to a run, no error of its own)
+    """Whatever ends a run."""
+
+
+class Watched:
+    """Tokens that note which rows are asked for, and end the run at some call."""
+
+    def __init__(self, tokens: Any, calls: float = math.inf) -> None:
+        self.tokens, self.calls = tokens, calls
+        self.shape = tokens.shape
+        self.asked: list[list[int]] = []
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        self.asked.append(rows.tolist())
+        if len(self.asked) > self.calls:
+            raise Stopped
+        return self.tokens[rows]
+
+
 def planted(count: int, seed: int) -> RankedTokens:
     """Draw images of 4 x 4 tokens whose importance is one linear function of the token."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(count, 17, 12, generator=generator)
-    direction = torch.linspace(-1, 1, 12)
-    return RankedTokens(tokens=tokens, importance=tokens[:, 1:] @ direction, prefix=1, grid=(4, 4))
+    tokens = torch.randn(count, 17, 12, generator=torch.Generator().manual_seed(seed))
+    return RankedTokens(tokens=tokens, importance=tokens[:, 1:] @ torch.linspace(-1, 1, 12), prefix=1, grid=(4, 4))
 
 
 def noise(count: int, seed: int) -> RankedTokens:
@@ -32,47 +54,33 @@ def noise(count: int, seed: int) -> RankedTokens:
     return replace(planted(count, seed), importance=drawn)
 
 
-@torch.no_grad()
-def mean_tau(predictor: Predictor, data: RankedTokens) -> float:
-    predicted = predictor(data.tokens.float(), data.prefix, data.grid)
-    return kendall_tau(predicted.numpy(), data.importance.numpy()).mean()
-
-
-@torch.no_grad()
-def val_loss(predictor: Predictor, data: RankedTokens) -> float:
-    """Compute ListNet's loss image by image."""
-    total = 0.0
-    for tokens, importance in zip(data.tokens, data.importance, strict=True):
-        predicted = predictor(tokens[None].float(), data.prefix, data.grid)[0].tolist()
-        target = (importance - importance.mean()) / importance.std()
-        total += slow("listnet", predicted, target.tolist())
-    return total / len(data.tokens)
+def same(first: Predictor, second: Predictor) -> bool:
+    ours, theirs = first.state_dict(), second.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 @pytest.mark.parametrize(("arch", "loss"), [("mlp", "listnet"), ("conv", "bce")])
 def test_a_planted_ranking_is_found(arch: str, loss: str):
     losses: list[float] = []
     config = replace(QUICK, arch=arch, loss=loss)
-    predictor = fit_predictor(
-        planted(512, 0), planted(32, 1), config, on_epoch=lambda epoch, train, val: losses.append(train)
-    )
+    predictor = fit_predictor(planted(512, 0), planted(32, 1), config, on_epoch=lambda _, now, __: losses.append(now))
     assert not predictor.training
     assert losses[-1] < losses[0]
-    assert mean_tau(predictor, planted(64, 2)) > 0.8
-    assert abs(mean_tau(predictor, noise(64, 2))) < 0.1
+    data = planted(64, 2)
+    predicted = predictor(data.tokens, data.prefix, data.grid).detach().numpy()
+    assert kendall_tau(predicted, data.importance.numpy()).mean() > 0.8
+    assert abs(kendall_tau(predicted, noise(64, 2).importance.numpy()).mean()) < 0.1
 
 
 def test_the_seed_decides():
     data = planted(64, 0), planted(16, 1)
     config = replace(QUICK, epochs=3)
-    first = fit_predictor(*data, config).state_dict()
+    first = fit_predictor(*data, config)
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    again = fit_predictor(*data, config).state_dict()
+    assert same(first, fit_predictor(*data, config))
     assert torch.equal(torch.get_rng_state(), before)  # the caller's random numbers
-    assert all(torch.equal(first[k], again[k]) for k in first)
-    other = fit_predictor(*data, replace(config, seed=1)).state_dict()
-    assert not any(torch.equal(first[k], other[k]) for k in first if k.endswith("token.weight"))
+    assert not same(first, fit_predictor(*data, replace(config, seed=1)))
 
 
 def test_some_of_the_images_as_if_there_were_no_others():
@@ -84,8 +92,7 @@ def test_some_of_the_images_as_if_there_were_no_others():
     assert torch.equal(chosen.tokens[torch.tensor([2, 0])], train.tokens[[39, 7]])
     copied = replace(train, tokens=train.tokens[rows], importance=train.importance[rows])
     config = replace(QUICK, epochs=2)
-    fits = [fit_predictor(data, val, config).state_dict() for data in (chosen, copied)]
-    assert all(torch.equal(fits[0][k], fits[1][k]) for k in fits[0])
+    assert same(*[fit_predictor(data, val, config) for data in (chosen, copied)])
 
 
 def test_scale_and_level_of_the_importance_do_not_count():
@@ -99,25 +106,11 @@ def test_scale_and_level_of_the_importance_do_not_count():
     assert torch.allclose(a(x, 1, (4, 4)), b(x, 1, (4, 4)), atol=1e-2)
 
 
-def test_the_best_epoch_is_kept_and_patience_ends_it():
-    """Nothing can be learnt here: validation is best early, training goes on getting better."""
-    train, val = noise(16, 0), noise(32, 1)
-    epochs: list[tuple[float, float]] = []
-    config = FitConfig(arch="mlp", loss="listnet", learning_rate=1e-2, epochs=60, patience=6)
-    predictor = fit_predictor(train, val, config, on_epoch=lambda _, *both: epochs.append(both))
-    losses = [v for _, v in epochs]
-    best = losses.index(min(losses))
-    assert len(losses) == best + 1 + config.patience < config.epochs
-    assert epochs[-1][0] < epochs[best][0]
-    assert val_loss(predictor, val) == pytest.approx(losses[best], abs=1e-5)
-    assert losses[-1] > losses[best] + 1e-3
-
-
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"loss": "lisnet"}, "loss='lisnet': did you mean 'listnet'"),
-        ({"arch": "covn"}, "arch='covn': did you mean 'conv'"),
+        ({"loss": "lisnet"}, "'lisnet': did you mean 'listnet'"),
+        ({"arch": "covn"}, "'covn': did you mean 'conv'"),
         ({"epochs": 0}, "epochs=0"),
         ({"learning_rate": math.nan}, "learning_rate=nan"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
@@ -130,10 +123,13 @@ def test_refused_recipes(options: dict[str, Any], match: str):
         fit_predictor(planted(0, 0), planted(4, 1), QUICK)
 
 
-def drawn(count: int = 3, patches: int = 9) -> tuple[Tensor, Tensor]:
-    predicted, target = torch.randn(2, count, patches, dtype=torch.float64)
-    centred = target - target.mean(dim=1, keepdim=True)
-    return predicted, centred / centred.std(dim=1, keepdim=True)
+def normalised(importance: Tensor) -> Tensor:
+    return (importance - importance.mean(dim=1, keepdim=True)) / importance.std(dim=1, keepdim=True)
+
+
+def drawn() -> tuple[Tensor, Tensor]:
+    predicted, target = torch.randn(2, 3, 9, dtype=torch.float64)
+    return predicted, normalised(target)
 
 
 def slow(name: str, p: list[float], t: list[float]) -> float:
@@ -165,16 +161,11 @@ def test_equals_its_formula_image_by_image(name: str):
     predicted, target = drawn()
     each = [slow(name, p.tolist(), t.tolist()) for p, t in zip(predicted, target, strict=True)]
     assert LOSSES[name](predicted, target).item() == pytest.approx(sum(each) / 3)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_large_predictions_stay_finite(name: str):
-    _, target = drawn()
-    predicted = (1e4 * target).requires_grad_()
-    loss = LOSSES[name](predicted, target)
+    large = (1e4 * target).requires_grad_()
+    loss = LOSSES[name](large, target)
     loss.backward()
     assert loss.isfinite()
-    assert predicted.grad.isfinite().all()
+    assert large.grad.isfinite().all()
 
 
 def test_bce_knows_the_order_alone_and_shares_ties():
@@ -187,41 +178,119 @@ def test_bce_knows_the_order_alone_and_shares_ties():
 @pytest.mark.parametrize(("count", "steps"), [(1, 16), (70, 18), (640, 20)])
 def test_few_images_are_gone_through_again(count: int, steps: int):
     """An epoch has at least 16 steps, in whole rounds through the images."""
-    batches: list[list[int]] = []
     data = planted(count, 0)
-
-    class Tokens:
-        shape = (count, 17, 12)
-
-        def __getitem__(self, rows: Tensor) -> Tensor:
-            batches.append(rows.tolist())
-            return data.tokens[rows]
-
-    config = FitConfig(arch="linear", epochs=1)
-    fit_predictor(replace(data, tokens=Tokens()), planted(8, 1), config)
-    assert len(batches) == steps
-    assert Counter(chain(*batches)) == dict.fromkeys(range(count), sum(map(len, batches)) // count)
+    tokens = Watched(data.tokens)
+    fit_predictor(replace(data, tokens=tokens), planted(8, 1), FitConfig(arch="linear", epochs=1))
+    assert len(tokens.asked) == steps
+    assert Counter(chain(*tokens.asked)) == dict.fromkeys(range(count), sum(map(len, tokens.asked)) // count)
 
 
-@pytest.mark.parametrize("name", ["listnet", "mse", "bce"])
-def test_least_at_the_golden_ranking(name: str):
-    _, target = drawn()
-    best = target if name != "bce" else torch.logit(kept_share(target))
-    here = best.clone().requires_grad_()
-    least = LOSSES[name](here, target)
-    least.backward()
-    assert here.grad.abs().max() < 1e-12
-    for step in (0.01, 0.1, 1.0):
-        assert LOSSES[name](best + step * torch.randn_like(target), target) > least
-    assert torch.equal(best.argsort(dim=1), target.argsort(dim=1))
+CONFIG = FitConfig(width=16, epochs=8, patience=3, learning_rate=1e-2)
+LONG = replace(CONFIG, epochs=2000, patience=2000, learning_rate=1e-3)
+TRAIN, VAL = planted(80, 0), planted(24, 1)
 
 
-def test_the_printed_loss_is_degenerate():
-    """Growing always helps, whatever the target; the others have none of it."""
-    predicted, target = drawn()
-    grown = [LOSSES["paper"](predicted + c, target).item() for c in (0, 1, 10, 100, 700)]
-    assert grown == sorted(grown, reverse=True)
-    assert grown[-1] < 1e-12  # with the ranking of random predictions
-    assert LOSSES["paper"](100 - target, target) < LOSSES["paper"](target, target)
-    for name in LOSSES.keys() - {"paper"}:
-        assert LOSSES[name](100 - target, target) > LOSSES[name](target, target)
+@pytest.fixture(scope="module")
+def whole() -> tuple[Predictor, list[Any]]:
+    """Fit without a break and without a checkpoint; also the facts of each epoch."""
+    epochs: list[Any] = []
+    predictor = fit_predictor(TRAIN, VAL, CONFIG, on_epoch=lambda *facts: epochs.append(facts))
+    return predictor, epochs
+
+
+@pytest.mark.parametrize("calls", [0, 51])
+def test_stopped_within_an_epoch(calls: int, whole: tuple[Predictor, list[Any]], tmp_path: Path):
+    """16 or more steps make an epoch: the one that broke off is done again, the others are not."""
+    path = tmp_path / "fit.pt"
+    broken = replace(TRAIN, tokens=Watched(TRAIN.tokens, calls))
+    epochs: list[Any] = []
+    options: dict[str, Any] = {"on_epoch": lambda *facts: epochs.append(facts), "checkpoint": path}
+    with pytest.raises(Stopped):
+        fit_predictor(broken, VAL, CONFIG, **options)
+    assert len(epochs) == calls // 18
+    assert path.is_file() == bool(epochs)
+    assert same(fit_predictor(TRAIN, VAL, CONFIG, **options), whole[0])
+    assert epochs == whole[1]  # every epoch once, with the same losses
+    assert [file.name for file in tmp_path.iterdir()] == ["fit.pt"]
+    nothing = replace(TRAIN, tokens=Watched(TRAIN.tokens, 0))  # a finished fit is not done again
+    assert same(fit_predictor(nothing, VAL, CONFIG, checkpoint=path), whole[0])
+
+
+def test_checkpoints_of_another_fit(tmp_path: Path):
+    fit: dict[str, Any] = {"train": TRAIN, "val": VAL, "config": replace(CONFIG, epochs=1)}
+    fit["checkpoint"] = tmp_path / "fit.pt"
+    fit_predictor(**fit)
+    for other in (
+        {"config": replace(CONFIG, epochs=1, seed=1)},
+        {"train": replace(TRAIN, importance=-TRAIN.importance)},
+        {"val": planted(25, 1)},
+    ):
+        with pytest.raises(ValueError, match="is of another recipe or of other rankings"):
+            fit_predictor(**fit | other)
+    fit["checkpoint"].write_bytes(fit["checkpoint"].read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"fit\.pt' can't be read .*; delete it, and the fit"):
+        fit_predictor(**fit)
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_it_also_over_breaks(tmp_path: Path):
+    """Nothing can be learnt here: validation is best early, training goes on getting better."""
+    train, val = noise(16, 0), noise(32, 1)
+    config = FitConfig(arch="mlp", loss="listnet", learning_rate=1e-2, epochs=60, patience=6)
+    epochs: list[tuple[float, float]] = []
+    predictor = fit_predictor(train, val, config, on_epoch=lambda _, *both: epochs.append(both))
+    losses = [v for _, v in epochs]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 1 + config.patience < config.epochs
+    assert epochs[-1][0] < epochs[best][0]
+    predicted = predictor(val.tokens, val.prefix, val.grid).tolist()
+    each = [slow("listnet", p, t.tolist()) for p, t in zip(predicted, normalised(val.importance), strict=True)]
+    assert sum(each) / len(each) == pytest.approx(losses[best], abs=1e-5)
+    assert losses[-1] > losses[best] + 1e-3
+    again: list[tuple[float, float]] = []
+
+    def stop(epoch: int, *both: float) -> None:
+        again.append(both)
+        if epoch in (len(epochs) - 2, 1):
+            raise Stopped
+
+    options: dict[str, Any] = {"on_epoch": stop, "checkpoint": tmp_path / "fit.pt"}
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            fit_predictor(train, val, config, **options)
+    assert same(fit_predictor(train, val, config, **options), predictor)
+    assert again == epochs
+
+
+def test_really_killed(tmp_path: Path):
+    """SIGKILL in another process; this one goes on, and ends where a third ends undisturbed."""
+    code = (
+        "import sys, torch; from pathlib import Path\n"
+        "torch.set_num_threads(1)\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_fit import LONG, TRAIN, VAL, fit_predictor\n"
+        "fit_predictor(TRAIN, VAL, LONG, checkpoint=Path(sys.argv[1]))\n"
+    )
+    path = tmp_path / "fit.pt"
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(path)])
+    limit = time.monotonic() + 120
+    while not path.is_file():
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    last = torch.load(path, weights_only=True)["epoch"] + 2
+
+    def stop(epoch: int, *_: float) -> None:
+        if epoch >= last:
+            raise Stopped
+
+    files = (path, tmp_path / "undisturbed.pt")
+    for file in files:
+        with pytest.raises(Stopped):
+            fit_predictor(TRAIN, VAL, LONG, on_epoch=stop, checkpoint=file)
+    first, second = [torch.load(file, weights_only=True) for file in files]
+    assert first["epoch"] == second["epoch"] == last + 1
+    assert all(torch.equal(first["model"][k], second["model"][k]) for k in second["model"])
+    assert first["best"] == second["best"]

@@ -15,10 +15,10 @@ import zoo
 from zoo.methods.rankmerge import RankMergeConfig
 from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
 from zoo.ranking.suffix import follow
-from zoo.ranking.windows import mean_over_windows, windows
+from zoo.ranking.windows import windows
 
 Build = Callable[..., nn.Module]
-GRID = 8
+Parts = dict[int, tuple[Tensor, int]]  # token and size of each patch
 LABELS = torch.tensor([4, 0, 2])
 SCALE = 5.0
 
@@ -29,82 +29,100 @@ def text() -> Tensor:
     return F.normalize(torch.randn(5, 7, generator=torch.Generator().manual_seed(3)), dim=-1)
 
 
-def places(side: int, window: int, stride: int) -> list[int]:
-    """First rows (or columns) of the windows, by walking until the border is touched."""
-    starts, start = [], 0
-    while start + window < side:
-        starts.append(start)
-        start += stride
-    return [*starts, side - window]
-
-
-class Remains:
-    """Score what is left of one image, through timm's own blocks, norm and head."""
+class Slow:
+    """One image: its patch tokens, each of some size, dropped or merged one by one, through timm's own modules."""
 
     @torch.no_grad()
-    def __init__(self, tower: nn.Module, image: Tensor, config: GoldenConfig, text: Tensor, label: int) -> None:
+    def __init__(
+        self, tower: nn.Module, image: Tensor, config: GoldenConfig, text: Tensor | None = None, label: int = 0
+    ) -> None:
         self.tower, self.config, self.text, self.label = tower, config, text, label
-        self.x = tower.norm_pre(tower._pos_embed(tower.patch_embed(image[None])))
+        x = tower.norm_pre(tower._pos_embed(tower.patch_embed(image[None])))
         for block in tower.blocks[: config.block]:
-            self.x = block(self.x)
-        self.full = self.features(list(range(self.x.shape[1] - 1)))
+            x = block(x)
+        self.cls, self.side = x[0, 0], tower.patch_embed.grid_size[0]
+        self.tokens: Parts = {p: (token, 1) for p, token in enumerate(x[0, 1:])}
+        self.full = self.features(self.tokens)
+
+    def nearest(self, patch: int, others: list[int]) -> int:
+        def alike(other: int) -> float:
+            cosine = F.cosine_similarity(self.tokens[patch][0], self.tokens[other][0], dim=0)
+            (a, b), (c, d) = divmod(patch, self.side), divmod(other, self.side)
+            return float(cosine) - RankMergeConfig.distance * ((a - c) ** 2 + (b - d) ** 2) / self.side**2
+
+        return max(others, key=alike)
+
+    def without(self, going: set[int]) -> Parts:
+        """Drop each of ``going``, or merge it into its nearest of the others."""
+        others = [p for p in self.tokens if p not in going]
+        if self.config.action == "remove":
+            return {p: self.tokens[p] for p in others}
+        into = {p: self.nearest(p, others) for p in going}
+        merged = {}
+        for other in others:
+            parts = [self.tokens[p] for p in (other, *(p for p in going if into[p] == other))]
+            size = sum(n for _, n in parts)
+            mean = sum(token * n for token, n in parts) / size
+            length = max(token.norm() for token, _ in parts)
+            merged[other] = (mean * length / mean.norm() if len(parts) > 1 else mean, size)
+        return merged
 
     @torch.no_grad()
-    def features(self, keep: list[int]) -> Tensor:
-        x = self.x[:, [0, *(1 + p for p in keep)]]
+    def features(self, tokens: Parts) -> Tensor:
+        """Run the tokens through timm's blocks, attention in proportion to their sizes."""
+        x = torch.stack((self.cls, *(token for token, _ in tokens.values())))[None]
+        bias = torch.tensor([1, *(size for _, size in tokens.values())]).log()[None, None, None]
         for block in self.tower.blocks[self.config.block :]:
-            x = block(x)
+            x = block(x, attn_mask=bias)
         return F.normalize(self.tower.head(self.tower.norm(x)[:, 0])[0], dim=0)
 
-    def score(self, keep: list[int]) -> float:
-        features = self.features(keep)
+    def score(self, going: set[int]) -> float:
+        features = self.features(self.without(going))
+        if self.config.score == "preservation":
+            return float(features @ self.full)
         posterior = (SCALE * self.text @ features).softmax(dim=0)
-        scores = {"preservation": features @ self.full, "label": posterior[self.label], "confidence": posterior.max()}
-        return float(scores[self.config.score])
+        return float(posterior[self.label] if self.config.score == "label" else posterior.max())
+
+    def means(self) -> dict[int, float]:
+        """Take each window alone out of what is left; average the scores of each patch."""
+        window, stride = self.config.window, self.config.stride
+        starts = sorted({min(start, self.side - window) for start in range(0, self.side + stride, stride)})
+        scores: dict[int, list[float]] = {patch: [] for patch in self.tokens}
+        for row, column in product(starts, repeat=2):
+            steps = product(range(window), repeat=2)
+            inside = {(row + r) * self.side + column + c for r, c in steps} & self.tokens.keys()
+            score = self.score(inside) if inside else 0.0
+            for patch in inside:
+                scores[patch].append(score)
+        return {patch: sum(s) / len(s) for patch, s in scores.items()}
 
 
-def slow_means(remains: Remains, side: int, left: list[int]) -> dict[int, float]:
-    """Remove each window alone from the patches ``left``; average the scores of each patch."""
-    window, stride = remains.config.window, remains.config.stride
-    scores: dict[int, list[float]] = {patch: [] for patch in left}
-    for row, column in product(places(side, window, stride), repeat=2):
-        steps = product(range(window), repeat=2)
-        inside = {(row + r) * side + column + c for r, c in steps} & set(left)
-        if inside:
-            score = remains.score([p for p in left if p not in inside])
-        for patch in inside:
-            scores[patch].append(score)
-    return {patch: sum(s) / len(s) for patch, s in scores.items()}
-
-
-def slow_importance(remains: Remains) -> list[float]:
-    return [-mean for mean in slow_means(remains, GRID, list(range(GRID * GRID))).values()]
-
-
-CASES = [  # score, block, window, stride, batch: none divides 3 images x windows, some exceed it
-    ("preservation", 3, 2, 2, 7),
-    ("preservation", 1, 1, 1, 50),
-    ("label", 0, 3, 3, 5),
-    ("confidence", 1, 3, 2, 1000),
-]
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-def test_equals_removing_one_window_at_a_time(case: tuple, tower: nn.Module, text: Tensor):
-    score, block, window, stride, batch = case
+@pytest.mark.parametrize(
+    ("action", "score", "block", "window", "stride", "batch"),
+    [  # no batch divides 3 images x windows, some exceed it
+        ("remove", "preservation", 3, 2, 2, 7),
+        ("remove", "preservation", 1, 1, 1, 50),
+        ("remove", "label", 0, 3, 3, 5),
+        ("remove", "confidence", 1, 3, 2, 1000),
+        ("merge", "preservation", 5, 1, 1, 50),
+        ("merge", "preservation", 0, 2, 2, 500),
+        ("merge", "preservation", 3, 3, 2, 9),
+    ],
+)
+def test_equals_one_window_at_a_time(
+    action: str, score: str, block: int, window: int, stride: int, batch: int, tower: nn.Module, text: Tensor
+):
     images = torch.randn(3, 3, 64, 64)
-    config = GoldenConfig(score=score, block=block, window=window, stride=stride)
+    config = GoldenConfig(action=action, score=score, block=block, window=window, stride=stride)
+    fast = GoldenEngine(tower, config, batch=batch, text=text, scale=SCALE).importance(images, LABELS)
     pairs = zip(images, LABELS.tolist(), strict=True)
-    slow = torch.tensor([slow_importance(Remains(tower, image, config, text, label)) for image, label in pairs])
-    engine = GoldenEngine(tower, config, batch=batch, text=text, scale=SCALE)
-    fast = engine.importance(images, LABELS)
-    assert fast.shape == (3, GRID * GRID)
-    assert fast.dtype == torch.float32
+    slow = -torch.tensor([list(Slow(tower, image, config, text, label).means().values()) for image, label in pairs])
     assert (fast - slow).abs().max() < 1e-5
     # Patches that differ by more than rounding stand in the same order.
     apart = slow.unsqueeze(2) - slow.unsqueeze(1) > 1e-5
     assert (fast.unsqueeze(2) > fast.unsqueeze(1))[apart].all()
-    assert apart.float().mean() > 0.25  # of at most a half: the comparison isn't empty
+    # At most a half: the comparison isn't empty.
+    assert apart.float().mean() > (0.25 if action == "remove" else 0.05)
 
 
 @pytest.mark.parametrize("options", [{}, {"action": "merge"}, {"approximate": "follow:2"}], ids=str)
@@ -138,44 +156,23 @@ def test_windows_cover_the_grid_and_nothing_else(window: int, stride: int):
         assert cells == {(r, c) for r in range(window) for c in range(window)}
 
 
-def test_border_patches_are_divided_by_the_windows_that_cover_them():
-    """Dividing by 4 everywhere, as printed, would make every corner four times less removable."""
-    cells = windows((3, 3), 2, 1)  # four windows: corners in one, edges in two, the middle in all
-    scores = torch.tensor([[0.1, 0.2, 0.3, 0.6]])
-    mean = mean_over_windows(scores, cells, 9)
-    expected = [0.1, 0.15, 0.2, 0.2, 0.3, 0.4, 0.3, 0.45, 0.6]
-    assert mean[0].tolist() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"score": "lable"}, "score='lable': did you mean 'label'?"),
-        ({"window": 0}, "window=0: expected an integer in [1, inf)"),
-        ({"stride": 3}, "stride=3: more than window=2 leaves patches out"),
-        ({"greedy": 4, "approximate": "follow:6"}, "greedy=4 with approximate='follow:6': expected none, or 'follow:0"),
-        ({"greedy": 4, "approximate": "follow:0"}, "window=2: this search goes by single patches"),
-        ({"action": "merged"}, "action='merged': did you mean 'merge'?"),
-        ({"action": "merge", "approximate": "follow:2"}, "action='merge' with approximate='follow:2': expected"),
-        ({"action": "merge", "greedy": 4}, "window=2: this search goes by single patches"),
-    ],
-)
-def test_refused_settings(options: dict, match: str):
-    with pytest.raises(ValueError, match=re.escape(match)):
-        GoldenConfig(**options)
-
-
 @pytest.mark.parametrize(
     ("options", "names", "match"),
     [
-        ({"window": 9}, (), "window=9: larger than the 8 x 8 patch grid"),
-        ({"window": 8}, (), "window=8: the whole 8 x 8 patch grid, so no patch would rank first"),
+        ({"score": "lable"}, (), "'lable': did you mean 'label'?"),
+        ({"window": 0}, (), "window=0"),
+        ({"stride": 3}, (), "stride=3: more than window=2"),
+        ({"greedy": 4, "approximate": "follow:6"}, (), "greedy=4 with approximate='follow:6'"),
+        ({"greedy": 4, "approximate": "follow:0"}, (), "window=2: this search goes by single patches"),
+        ({"action": "merge", "approximate": "follow:2"}, (), "action='merge' with approximate='follow:2'"),
+        ({"window": 9}, (), "window=9: larger than the 8 x 8"),
+        ({"window": 8}, (), "window=8: the whole 8 x 8"),
         ({"block": 6}, (), "block=6: this tower has blocks 0 to 5"),
         ({"score": "label"}, ("labels",), "score='label' needs text"),
         ({"score": "label"}, ("text",), "score='label' needs labels"),
     ],
 )
-def test_refused_scores(options: dict, names: tuple, match: str, tower: nn.Module, text: Tensor):
+def test_refused(options: dict, names: tuple, match: str, tower: nn.Module, text: Tensor):
     arguments = {k: v for k, v in (("text", text), ("labels", LABELS)) if k in names}
     with pytest.raises(ValueError, match=re.escape(match)):
         golden_importance(tower, torch.zeros(3, 3, 64, 64), GoldenConfig(**options), **arguments)
@@ -199,21 +196,13 @@ TWO_LABELS = torch.tensor([4, 0])
 
 
 @pytest.fixture
+def two() -> Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
+
+
+@pytest.fixture
 def small_tower(tiny: Build) -> zoo.ReducedViT:
-    """A small_tower of 16 patches, lively enough that every window matters."""
     return tiny("clip_vit_b16", noise=0.3, patch_size=16, depth=4)
-
-
-def slow_order(remains: Remains) -> list[int]:
-    """Return the patches in the order of removal."""
-    left, removed = list(range(SIDE * SIDE)), []
-    while left:
-        mean = slow_means(remains, SIDE, left)
-        # The most dispensable first; of equals the later patch.
-        going = sorted(left, key=lambda p: (mean[p], p), reverse=True)[: remains.config.greedy]
-        removed += going
-        left = [p for p in left if p not in going]
-    return removed
 
 
 @pytest.mark.parametrize(
@@ -225,105 +214,45 @@ def slow_order(remains: Remains) -> list[int]:
     ],
 )
 def test_equals_the_slow_search(
-    score: str, block: int, window: int, stride: int, step: int, small_tower: nn.Module, text: Tensor
+    score: str, block: int, window: int, stride: int, step: int, small_tower: nn.Module, text: Tensor, two: Tensor
 ):
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
     config = GoldenConfig(score=score, block=block, window=window, stride=stride, greedy=step)
     engine = GoldenEngine(small_tower, config, text=text, scale=SCALE, batch=5)
-    importance = engine.importance(images, TWO_LABELS)
-    for i in range(2):
-        slow = slow_order(Remains(small_tower, images[i], config, text, int(TWO_LABELS[i])))
-        assert importance[i].argsort().tolist() == slow
-        assert sorted(importance[i].tolist()) == list(range(SIDE * SIDE))
-
-
-class Parts:
-    """Patch tokens of one image, each of some size and at some place, merged one after another."""
-
-    @torch.no_grad()
-    def __init__(self, tower: nn.Module, image: Tensor, config: GoldenConfig, side: int) -> None:
-        self.tower, self.config, self.side = tower, config, side
-        x = tower.norm_pre(tower._pos_embed(tower.patch_embed(image[None])))
-        for block in tower.blocks[: config.block]:
-            x = block(x)
-        self.cls = x[0, 0]
-        self.tokens = {p: (token, 1) for p, token in enumerate(x[0, 1:])}
-
-    def nearest(self, patch: int, others: list[int]) -> int:
-        def alike(other: int) -> float:
-            cosine = F.cosine_similarity(self.tokens[patch][0], self.tokens[other][0], dim=0)
-            (a, b), (c, d) = divmod(patch, self.side), divmod(other, self.side)
-            return float(cosine) - RankMergeConfig.distance * ((a - c) ** 2 + (b - d) ** 2) / self.side**2
-
-        return max(others, key=alike)
-
-    def without(self, going: set[int]) -> dict[int, tuple[Tensor, int]]:
-        """Merge each of ``going`` into its nearest of the others."""
-        others = [p for p in self.tokens if p not in going]
-        into = {p: self.nearest(p, others) for p in going}
-        merged = {}
-        for other in others:
-            parts = [self.tokens[p] for p in (other, *(p for p in going if into[p] == other))]
-            size = sum(n for _, n in parts)
-            mean = sum(token * n for token, n in parts) / size
-            length = max(token.norm() for token, _ in parts)
-            merged[other] = (mean * length / mean.norm() if len(parts) > 1 else mean, size)
-        return merged
-
-    @torch.no_grad()
-    def features(self, tokens: dict[int, tuple[Tensor, int]]) -> Tensor:
-        """Run the tokens through timm's blocks, attention in proportion to their sizes."""
-        x = torch.stack((self.cls, *(token for token, _ in tokens.values())))[None]
-        bias = torch.tensor([1, *(size for _, size in tokens.values())]).log()[None, None, None]
-        for block in self.tower.blocks[self.config.block :]:
-            x = block(x, attn_mask=bias)
-        return F.normalize(self.tower.head(self.tower.norm(x)[:, 0])[0], dim=0)
-
-
-@pytest.mark.parametrize(("block", "window", "stride", "batch"), [(5, 1, 1, 50), (0, 2, 2, 500), (3, 3, 2, 9)])
-def test_equals_merging_one_window_at_a_time(block: int, window: int, stride: int, batch: int, tower: nn.Module):
-    images = torch.randn(2, 3, 64, 64)
-    config = GoldenConfig(action="merge", block=block, window=window, stride=stride)
-    fast = GoldenEngine(tower, config, batch=batch).importance(images)
-    for image, row in zip(images, fast, strict=True):
-        parts = Parts(tower, image, config, GRID)
-        whole = parts.features(parts.tokens)
-        scores: dict[int, list[float]] = {patch: [] for patch in parts.tokens}
-        for cells in windows((GRID, GRID), window, stride).tolist():
-            score = float(parts.features(parts.without(set(cells))) @ whole)
-            for patch in cells:
-                scores[patch].append(score)
-        slow = -torch.tensor([sum(s) / len(s) for s in scores.values()])
-        assert (row - slow).abs().max() < 1e-5
-        apart = slow.unsqueeze(1) - slow > 1e-5
-        assert (row.unsqueeze(1) > row)[apart].all()
-        assert apart.float().mean() > 0.05
+    for image, label, row in zip(two, TWO_LABELS.tolist(), engine.importance(two, TWO_LABELS), strict=True):
+        slow, removed = Slow(small_tower, image, config, text, label), []
+        while slow.tokens:
+            mean = slow.means()
+            # The most dispensable first; of equals the later patch.
+            going = sorted(mean, key=lambda p: (mean[p], p), reverse=True)[:step]
+            removed += going
+            slow.tokens = slow.without(set(going))
+        assert row.argsort().tolist() == removed
+        assert sorted(row.tolist()) == list(range(SIDE * SIDE))
 
 
 @pytest.mark.parametrize(
     ("block", "step", "approximate"), [(1, 1, None), (1, 5, None), (3, 5, "follow:0"), (0, 99, None)]
 )
 def test_equals_the_slow_search_that_merges(
-    block: int, step: int, approximate: str | None, small_tower: zoo.ReducedViT
+    block: int, step: int, approximate: str | None, small_tower: zoo.ReducedViT, two: Tensor
 ):
     """In the last of four blocks following is exact: only the class token leaves it."""
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
     config = GoldenConfig(action="merge", block=block, window=1, greedy=step, approximate=approximate)
-    importance = GoldenEngine(small_tower, config).importance(images)
-    for image, row in zip(images, importance, strict=True):
-        parts, order = Parts(small_tower, image, config, SIDE), row.argsort().tolist()
+    importance = GoldenEngine(small_tower, config).importance(two)
+    for image, row in zip(two, importance, strict=True):
+        slow, order = Slow(small_tower, image, config), row.argsort().tolist()
         assert sorted(order) == list(range(SIDE * SIDE))
         for start in range(0, SIDE * SIDE, step):
             # Each of two tokens that are each other's nearest costs the same: ties are free.
             going, later = order[start : start + step], order[start + step :]
-            if len(parts.tokens) > 1:
-                whole = parts.features(parts.tokens)
-                score = {p: float(parts.features(parts.without({p})) @ whole) for p in parts.tokens}
+            if len(slow.tokens) > 1:
+                slow.full = slow.features(slow.tokens)
+                score = slow.means()
                 lead = [score[a] - score[b] for a, b in pairwise(going + later[:1])]
                 assert min(lead, default=0) > -1e-6
                 assert min(score[p] for p in going) > max((score[p] for p in later), default=-1) - 1e-6
             if later:
-                parts.tokens = parts.without(set(going))
+                slow.tokens = slow.without(set(going))
 
 
 def test_passes_bound_the_cost(small_tower: nn.Module, monkeypatch: pytest.MonkeyPatch):
@@ -337,27 +266,13 @@ def test_passes_bound_the_cost(small_tower: nn.Module, monkeypatch: pytest.Monke
     assert 6 < sum(ran) - 1 <= engine.passes
 
 
-def test_images_are_alone_and_one_round_is_one_shot(small_tower: nn.Module, text: Tensor):
-    images, orders = torch.randn(2, 3, 64, 64), []
-    for step in (None, SIDE * SIDE):
-        config = GoldenConfig(score="label", block=1, greedy=step)
-        engine = GoldenEngine(small_tower, config, text=text, scale=SCALE)
-        together = engine.importance(images, TWO_LABELS)
-        alone = [engine.importance(images[i : i + 1], TWO_LABELS[i : i + 1]) for i in range(2)]
-        assert torch.allclose(together, torch.cat(alone), atol=1e-5)
-        orders.append(together.argsort(dim=1, stable=True))
-    assert torch.equal(*orders)
-
-
 @pytest.mark.parametrize("step", [5, 99])
 @torch.no_grad()
-def test_a_greedy_search_by_follow_judges_by_what_is_left(step: int, small_tower: zoo.ReducedViT):
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
+def test_a_greedy_search_by_follow_judges_by_what_is_left(step: int, small_tower: zoo.ReducedViT, two: Tensor):
     config = GoldenConfig(block=1, window=1, greedy=step, approximate="follow:0")
     engine = GoldenEngine(small_tower, config)
-    importance = engine.importance(images)
-    for i in range(2):
-        start, _ = small_tower.advance(small_tower.embed(images[i : i + 1]), stop=1)
+    for image, row in zip(two, engine.importance(two), strict=True):
+        start, _ = small_tower.advance(small_tower.embed(image[None]), stop=1)
         left, removed = list(range(SIDE * SIDE)), []
         while left:
             part = start._replace(x=start.x[:, [0, *(p + 1 for p in left)]])
@@ -365,10 +280,9 @@ def test_a_greedy_search_by_follow_judges_by_what_is_left(step: int, small_tower
             score = dict(zip(left, (features[0] @ target[0]).tolist(), strict=True))
             removed += sorted(left, key=lambda p: (score[p], p), reverse=True)[:step]
             left = [p for p in left if p not in removed]
-        assert importance[i].argsort().tolist() == removed
-    assert engine.passes == pytest.approx(
-        -(-SIDE * SIDE // step) * GoldenEngine(small_tower, replace(config, greedy=None)).passes
-    )
+        assert row.argsort().tolist() == removed
+    one_shot = GoldenEngine(small_tower, replace(config, greedy=None)).passes
+    assert engine.passes == pytest.approx(-(-SIDE * SIDE // step) * one_shot)
 
 
 @torch.no_grad()

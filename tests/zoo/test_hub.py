@@ -24,33 +24,13 @@ from zoo.loading.weights import MissingWeightsError, UnusableWeightsError
 
 REPO = "timm/vit_base_patch32_clip_224.openai"
 SMALL = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
-VISION = {"layers": 4, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 64}
-TEXT = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1}
 Build = Callable[..., nn.Module]
 Fill = Callable[[str, str, Callable[[Path], Any]], Path]
 
 
-@pytest.fixture(scope="module")
-def original() -> CLIP:
-    """A small open_clip model with QuickGELU, its weights as exact as half precision is."""
-    torch.manual_seed(3)
-    model = CLIP(512, VISION, TEXT, quick_gelu=True).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    return model.half().float()
-
-
-def half(model: CLIP) -> dict[str, Tensor]:
-    return {k: v.half().contiguous() for k, v in model.state_dict().items()}
-
-
 def test_offline_with_nothing_cached(hub: Path):
-    with pytest.raises(MissingWeightsError, match=r"^no weights of clip_vit_b32_evit60\.openai: ") as caught:
+    with pytest.raises(MissingWeightsError, match=r"^no weights of clip_vit_b32_evit60\.openai: .*HF_HUB_OFFLINE"):
         timm.create_model("clip_vit_b32_evit60", pretrained=True, **SMALL)
-    own = "clip-patchrank/weights/clip_vit_b32.openai{.safetensors,.pt,.pth,.bin}"
-    for way in (f"{REPO}/model.safetensors", "dict(file=PATH)", "local-dir:FOLDER", own, "HF_HUB_OFFLINE"):
-        assert way in str(caught.value)
 
 
 @pytest.fixture
@@ -88,19 +68,15 @@ def test_without_a_network_one_short_question_is_asked(
             server.listen()
         online(f"http://127.0.0.1:{server.getsockname()[1]}")
         why = "(no answer within 0.5 s|timed out)" if silent else ".*refused"
-        match = rf"^no weights of {re.escape(name)}: .* there is no network or .* can't be reached \({why}\); run once"
-        with pytest.raises(MissingWeightsError, match=match) as caught:
+        with pytest.raises(MissingWeightsError, match=rf"^no weights of {re.escape(name)}: .* \({why}\)"):
             LOADERS[name]()
-    assert re.search("local-dir:|FILE", str(caught.value))
     assert not caplog.records
 
 
-def test_of_cached_weights_nothing_is_asked(
-    online: Callable[[str], None], fill: Fill, original: CLIP, monkeypatch: pytest.MonkeyPatch
-):
+def test_of_cached_weights_nothing_is_asked(online: Callable[[str], None], fill: Fill, monkeypatch):
     online("http://127.0.0.1:9")
     monkeypatch.setattr("zoo.loading.weights.get_session", None)
-    fill(REPO, "open_clip_model.safetensors", lambda path: save_file(half(original), path))
+    fill(REPO, "open_clip_model.safetensors", lambda path: save_file({"x": torch.ones(1)}, path))
     assert zoo.loading.weights.find_clip("b32", "openai").name == "open_clip_model.safetensors"
     with zoo.loading.weights.loading("any", "", f"{REPO}@main", ["open_clip_model.safetensors"]):
         pass
@@ -138,26 +114,20 @@ def test_cached_weights_that_are_damaged_or_of_another_model(fill: Fill):
         timm.create_model("clip_vit_b32.openai", pretrained=True, **SMALL)
 
 
-def timms(original: CLIP) -> dict[str, Tensor]:
-    """Return the tower in timm's own names."""
-    source = {"pretrained_cfg_overlay": {"state_dict": dict(original.state_dict())}, **SMALL}
-    name = "vit_base_patch32_clip_quickgelu_224.openai"
-    return half(timm.create_model(name, pretrained=True, **source))
-
-
-LAYOUTS: dict[str, tuple[str, Callable[[CLIP, Path], Any]]] = {
-    "timm": ("model.safetensors", lambda model, path: save_file(timms(model), path)),
-    "open_clip": ("model.safetensors", lambda model, path: save_file(half(model), path)),
-    "pickled": ("pytorch_model.bin", lambda model, path: torch.save(timms(model), path)),
-}
-
-
-@pytest.mark.parametrize(("name", "write"), LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 @torch.no_grad()
-def test_every_layout_gives_open_clips_features(
-    name: str, write: Callable[..., Any], fill: Fill, original: CLIP, images: Tensor
-):
-    fill(REPO, name, lambda path: write(original, path))
+def test_weights_in_timms_names_give_open_clips_features(name: str, fill: Fill, images: Tensor):
+    vision = {"layers": 4, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 64}
+    text = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1}
+    original = CLIP(512, vision, text, quick_gelu=True).eval()
+    for parameter in original.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    original = original.half().float()  # weights as exact as half precision is
+    source = {"pretrained_cfg_overlay": {"state_dict": dict(original.state_dict())}, **SMALL}
+    timms = timm.create_model("vit_base_patch32_clip_quickgelu_224.openai", pretrained=True, **source)
+    state = {k: v.half().contiguous() for k, v in timms.state_dict().items()}
+    save = save_file if name.endswith("safetensors") else torch.save
+    fill(REPO, name, lambda path: save(state, path))
     model = timm.create_model("clip_vit_b32.openai", pretrained=True, **SMALL).eval()
     assert torch.allclose(model(images), original.encode_image(images), atol=1e-4)
 
@@ -169,12 +139,10 @@ def test_a_saved_model_in_the_cache(tiny: Build, fill: Fill, images: Tensor, tmp
     for file in (tmp_path / "saved").iterdir():
         content = file.read_bytes()
         fill("someone/pruned", file.name, lambda path, content=content: path.write_bytes(content))
-    for name in ("hf-hub:someone/pruned", "hf_hub:someone/pruned@main"):
-        again = timm.create_model(name, pretrained=True).eval()
-        torch.testing.assert_close(again(images), model(images))
+    again = timm.create_model("hf_hub:someone/pruned@main", pretrained=True).eval()
+    torch.testing.assert_close(again(images), model(images))
     fill("someone/empty", "config.json", (tmp_path / "saved" / "config.json").replace)
-    match = r"no weights of hf-hub:someone/empty: .* \(wanted: someone/empty/model.safetensors\)"
-    with pytest.raises(FileNotFoundError, match=match):
+    with pytest.raises(FileNotFoundError, match="no weights of hf-hub:someone/empty"):
         timm.create_model("hf-hub:someone/empty", pretrained=True)
 
 

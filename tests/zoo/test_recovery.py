@@ -199,20 +199,19 @@ def test_refused_by_another_model(tiny: Build, tmp_path: Path, words: str):
 
 
 @pytest.mark.parametrize(
-    ("words", "change"),
+    ("words", "facts", "tensors"),
     [
-        ("has format 9", {"format": 9}),
-        ("'blocks.1.norm1.bias' of shape \\(3,\\)", lambda t: t | {"blocks.1.norm1.bias": torch.zeros(3)}),
-        ("'head.weight' of shape", lambda t: t | {"head.weight": torch.zeros(7, 48)}),
-        ("values that aren't finite", lambda t: t | {"norm.bias": torch.full((48,), torch.nan)}),
+        ("has format 9", {"format": 9}, {}),
+        ("'blocks.1.norm1.bias' of shape \\(3,\\)", {}, {"blocks.1.norm1.bias": torch.zeros(3)}),
+        ("'head.weight' of shape", {}, {"head.weight": torch.zeros(7, 48)}),
+        ("values that aren't finite", {}, {"norm.bias": torch.full((48,), torch.nan)}),
     ],
 )
-def test_damaged_files_are_refused(model: Any, tmp_path: Path, words: str, change: Any):
+def test_damaged_files_are_refused(model: Any, tmp_path: Path, words: str, facts: dict, tensors: dict):
     path = lively_file(model, tmp_path / "r").path
-    facts, tensors = read_facts(path, "recovery"), load_file(path)
-    del facts["hash"]
-    tensors, more = (change(tensors), {}) if callable(change) else (tensors, change)
-    write_learned(path, "recovery", tensors, facts | more)
+    known = read_facts(path, "recovery")
+    del known["hash"]
+    write_learned(path, "recovery", load_file(path) | tensors, known | facts)
     with pytest.raises(ValueError, match=words) as error:
         add_recovery(model, path)
     assert str(path) in str(error.value)

@@ -130,13 +130,10 @@ def test_what_reduced_towers_refuse():
         model(images, patch_valid=torch.ones(2, 16))
     assert model.trace(torch.randn(2, 3, 64, 48)).final_tokens == 24
     tower = build("open_clip")
-    model, images = zoo.reduce(tower, method="random", keep=0.5, reduce_at=1), images_of(tower, 2)
     with pytest.raises(ValueError, match="forward_intermediates gives maps of all patches"):
-        model.forward_intermediates(images)
-    maps = zoo.reduce(tower, method=None).forward_intermediates(images)
-    assert maps["image_intermediates"][0].shape == (2, 32, 4, 4)
+        zoo.reduce(tower, method="random", keep=0.5, reduce_at=1).forward_intermediates(images_of(tower, 2))
     with pytest.raises(ValueError, match="what='tokens': expected one of norm, lora"):
-        zoo.recover(model, [images], [images], RecoveryConfig(what="tokens"))
+        RecoveryConfig(what="tokens")
 
 
 def test_the_probe_attends_as_in_the_pool():
@@ -215,7 +212,6 @@ def test_rotations_follow_places(kind: str):
     table = tower.rope.get_embed(shape=(4, 4))
     patch_idx = torch.tensor([[5, 2, 3], [0, 15, 7]])
     rows = table[1] if kind == "rope mixed" else table.unsqueeze(0)
-    assert torch.equal(rotation(tokens._replace(patch_idx=patch_idx), 1)[1], rows[:, [0, 15, 7]])
     # A fused token counts from the first position, a merged one from its own.
     place = torch.tensor([[[1.0, 1.0], [2.0, 2.0], [0.0, 3.0]], [[0.0, 0.0], [3.0, 3.0], [1.5, 2.0]]])
     patch_idx[0, 1] = -1

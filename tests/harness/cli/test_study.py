@@ -56,9 +56,7 @@ ONLY = "only `patchrank study final`, and `study NAME --split final`"
 @pytest.mark.parametrize(("words", "match"), [
     ("compare --split final", ONLY),
     ("eval --model clip_vit_s14 --dataset fashion --split final", ONLY),
-    ("rank --dataset fashion --split final", ONLY),
     ("study scores --split final", ONLY),
-    ("check --split final", ONLY),
     ("study final --dataset dtd", "--dataset 'dtd': expected one of fashion, emoji"),
 ])  # fmt: skip
 def test_nobody_else_may_read_it(words: str, match: str, capsys):

@@ -75,8 +75,7 @@ def test_draws_are_nested_seeded_and_apart():
         assert per_class(emoji, drawn.train) == [shots] * 8
         assert 1 <= min(per_class(emoji, drawn.val)) <= max(per_class(emoji, drawn.val)) == min(shots, 4)
         before = train
-    others = [draw(emoji, 4, seed) for seed in range(8)]
-    assert [len({drawn[i].image_ids for drawn in others}) for i in (0, 1)] == [8, 8]
+    assert len({draw(emoji, 4, seed).val.image_ids for seed in range(8)}) == 8
 
 
 UNEVEN = Uneven(train=[0, 0, 1, 2, 2], val=[0, 1, 2])

@@ -1,6 +1,5 @@
 """The user's own images as datasets: class folders, folders without classes, and split files of CoOp."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -14,7 +13,7 @@ import pytest
 from packing import noise, write_images
 from PIL import Image
 
-from harness.datasets import SplitName, get_dataset, list_datasets, names_of
+from harness.datasets import SplitName, get_dataset, names_of
 from harness.datasets.few_shot import draw
 from harness.datasets.folder import FolderDataset, FolderParted, ImageFolder, captions_of
 from harness.datasets.images import folder_images
@@ -24,8 +23,12 @@ PLAIN = ["dog/b.png", "ankle_boot/2.png", "ankle_boot/1.png", "dog/deeper/a.png"
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 NAMES = ["ankle_boot", "bag", "dog", "dog_house"]
 CLASSES = ("ankle_boot", "bag", "dress")
-COUNTS: dict[SplitName, int] = {"train": 3, "val": 1, "test": 2}
+COUNTS = {"train": 3, "val": 1, "test": 2}
 Make = Callable[..., Path]
+
+
+def images(count: int, name: str) -> list[str]:
+    return [f"{name}/{i}.png" for i in range(count)]
 
 
 @pytest.fixture
@@ -33,12 +36,8 @@ def shop(tmp_path: Path) -> Make:
     return partial(write_images, tmp_path / "My Shop")
 
 
-def images(count: int, name: str) -> list[str]:
-    return [f"{name}/{i}.png" for i in range(count)]
-
-
 def test_class_folders_without_splits_are_test(shop: Make, monkeypatch: pytest.MonkeyPatch):
-    before, folder = list_datasets(), shop(PLAIN)
+    folder = shop(PLAIN)
     (folder / "dog" / "notes.txt").write_text("no image")
     dataset = get_dataset(f"folder:{folder}")
     assert (dataset.name, dataset.classes) == ("folder-my-shop", ("ankle boot", "dog"))
@@ -48,7 +47,6 @@ def test_class_folders_without_splits_are_test(shop: Make, monkeypatch: pytest.M
     assert split.labels.tolist() == [0, 0, 1, 1]
     assert all(np.array_equal(e.image, noise(path)) for e, path in zip(split, paths, strict=True))
     assert len(dataset.split("train")) == len(dataset.split("val")) == 0
-    assert list_datasets() == before
     monkeypatch.chdir(folder)
     assert names_of(["fashion", "folder:."]) == ["fashion", "folder-my-shop"]
     monkeypatch.setattr(Image, "open", None)
@@ -132,9 +130,7 @@ def test_class_folders_are_parted_by_their_bytes(shop: Make):
 def test_images_without_classes_are_parted_by_their_bytes(shop: Make):
     folder = shop([*images(40, "a/deeper"), *images(40, "b"), "top.png"])
     dataset = ImageFolder(folder)
-    assert (dataset.name, dataset.classes, dataset.templates) == ("images-my-shop", (), ())
     ids = {name: set(dataset.split(name).image_ids) for name in SPLITS}
-    assert dataset.revision == folder_images(folder).revision
     assert sorted(set.union(*ids.values())) == sorted(folder_images(folder).split.image_ids)
     for name, low, high in (("train", 0, 60), ("val", 60, 80), ("test", 80, 100)):
         assert all(low <= int(image_id, 16) % 100 < high for image_id in ids[name])
@@ -150,7 +146,7 @@ def test_images_without_classes_are_parted_by_their_bytes(shop: Make):
 
 @pytest.mark.parametrize("text", [
     "boots\nhandbag\na dog\nkennel\n",
-    "\ufeffankle_boot boots\r\nbag handbag\r\ndog a dog\r\ndog_house kennel\r\n\r\n",
+    "\ufeffankle_boot boots\r\nbag\thandbag\r\ndog a dog\r\ndog_house kennel\r\n\r\n",
 ])  # fmt: skip
 def test_a_file_says_what_folders_mean(text: str, tmp_path: Path):
     (tmp_path / "classnames.txt").write_bytes(text.encode())
@@ -204,9 +200,7 @@ def make(tmp_path: Path) -> Make:
 def test_the_images_and_labels_are_the_split_file_s(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = make()
     dataset = get_dataset(f"coop:{file}")
-    assert (dataset.name, dataset.title) == ("coop-shop", "Shop, split by CoOp")
     assert dataset.classes == ("ankle boot", "bag", "dress")
-    assert dataset.revision == hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     for split, entries in lists().items():
         found = dataset.split(split)  # type: ignore[arg-type]
         assert found.labels.tolist() == [label for _, label, _ in entries]

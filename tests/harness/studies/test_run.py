@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections import Counter
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from harness.datasets.base import FINAL, Dataset
 from harness.golden.rank import Source
 from harness.golden.store import own_store
 from harness.records.metrics import pack, unpack
-from harness.records.record import Record, read_records
+from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, mean_interval, paired_p
 from harness.studies import workshop as module
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, get_study, list_studies, schedules
@@ -45,9 +44,7 @@ def take_stock(name: str, config: StudyConfig) -> list[Stock]:
 
 @pytest.mark.parametrize("name", list_studies())
 @pytest.mark.usefixtures("predictor_file", "quick_costs")
-def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(
-    few: StudyConfig, name: str, studied, work: Counter[str]
-):
+def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig, name: str, studied, work):
     few = replace(few, split=get_study(name).split, seeds=1)
     before = take_stock(name, few)
     assert not work
@@ -74,19 +71,13 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(
     assert [(one.kind, one.of, one.cached, one.missing) for one in after] == [
         (one.kind, one.of, one.missing, 0) for one in before
     ]
+    if name == "losses":  # a wider predictor is another one
+        wider = replace(few, fit=replace(few.fit, width=4))
+        assert not any(one.cached for one in take_stock(name, wider) if one.kind != "rankings")
     again = studied(name, few, records)["plain"][1]
     # Two lines may stand for the same model: then the later record serves both.
-    assert [replace(r, created="") for r in again] == [replace(r, created="") for r in records]
-
-
-@pytest.mark.usefixtures("quick_costs")
-def test_what_is_missing_is_told_one_by_one(few: StudyConfig, studied, work: Counter[str]):
-    """Another seed has the rankings of the first; a wider predictor is another one."""
-    studied("losses", replace(few, seeds=1))
-    counts = {one.kind: (one.cached, one.missing) for one in take_stock("losses", few)}
-    assert counts["predictors"] == (work["predictors"],) * 2
-    wider = replace(few, seeds=1, fit=replace(few.fit, width=4))
-    assert {one.cached for one in take_stock("losses", wider) if one.kind != "rankings"} == {0}
+    now = utc_now()
+    assert [replace(r, created=now) for r in again] == [replace(r, created=now) for r in records]
 
 
 # What some studies compare
@@ -98,10 +89,8 @@ def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied):
     results = studied("transfer", replace(tiny, dtype="bfloat16"))
     rows = results["other"][0].rows
     assert [row.labels["fitted on"] for row in rows] == ["other", "plain", "plain + other", "(golden)"]
-    used = [
-        {r.method_config["predictor"] for r in row.records} for table, _ in results.values() for row in table.rows[:3]
-    ]
-    assert len(set.union(*used)) == 6  # three training sets, two seeds
+    judged = [record for table, _ in results.values() for row in table.rows[:3] for record in row.records]
+    assert len({r.method_config["predictor"] for r in judged}) == 6  # three training sets, two seeds
     every = [record for _, records in results.values() for record in records]
     assert {(r.dtype, r.weights_sha256) for r in every} == {("bfloat16", every[0].weights_sha256)}
 
@@ -179,27 +168,25 @@ def test_moved_prompts_are_the_ones_of_the_other_tower(tuned: StudyConfig, studi
     assert on_pruned == moved_back != on_dense == moved
 
 
-def test_every_kind_is_another_and_longer_sequences_cost_more(tuned: StudyConfig, studied):
+def test_every_kind_is_another(tuned: StudyConfig, studied):
     """Words that text tokens begin with don't hinder visual ones alone."""
     tuned = replace(tuned, seeds=1)
     table, records = studied("kinds", replace(tuned, tune=replace(tuned.tune, init="a photo")))["plain"]
     assert [row.labels["tokens"] for row in table.rows] == list(KINDS)
     assert len({record.method_config["prompts"] for record in records if record.tuning}) == len(KINDS)
-    table, _ = studied("count", tuned)["plain"]
-    costs = {row.labels["tokens"]: row.average.mean("gflops") for row in table.rows}
-    assert costs["0"] < costs["4"] < costs["16"] < costs["32"]
     with pytest.raises(ValueError, match="--split val"):
         studied("kinds", replace(tuned, split="val"))
 
 
-def test_a_study_of_tokens_on_the_final_split(tuned: StudyConfig, studied, staged, monkeypatch):
+def test_longer_sequences_cost_more_on_the_final_split_too(tuned: StudyConfig, studied, staged, monkeypatch):
     Toy: Any = type(staged["plain"]).__mro__[1]  # which counts images
     monkeypatch.setattr(Toy, "has_final", True)
     monkeypatch.setitem(Toy._split.__globals__["COUNTS"], FINAL, 6)
     table, records = studied("count", replace(tuned, split=FINAL, seeds=1))["plain"]
     assert {record.split for record in records} == {FINAL}
-    assert "plain (final" in table.title
     assert not staged["plain"]._released
+    costs = {row.labels["tokens"]: row.average.mean("gflops") for row in table.rows}
+    assert costs["0"] < costs["4"] < costs["16"] < costs["32"]
 
 
 # What is kept
@@ -242,10 +229,8 @@ def test_a_predictor_that_cannot_be_loaded_is_fitted_anew(few: StudyConfig):
     before, told = {other: other.stat().st_mtime_ns for other in others}, Console(file=io.StringIO(), width=1000)
     assert fidelity(told) == whole
     said = [line for line in told.file.getvalue().splitlines() if "fitted anew" in line]
-    assert sorted(why for why in ("is damaged", "holds no predictor") for line in said if why in line) == [
-        "holds no predictor",
-        "is damaged",
-    ]
+    assert len(said) == 2
+    assert all(any(why in line for line in said) for why in ("is damaged", "holds no predictor"))
     assert {other: other.stat().st_mtime_ns for other in others} == before
 
 
@@ -337,10 +322,8 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(tmp_path: Path, mon
 @pytest.mark.parametrize(("flags", "text"), [
     ("early --keeps 0.5 0.504", "--keeps 0.5 0.504"),
     ("scores --seeds 0", "--seeds 0"),
-    ("scores --golden score=labels", "'labels': did you mean 'label'"),
     ("scores --fit widht=8", "--fit 'widht=8': field 'widht': did you mean 'width'"),
     ("scores --dataset photos", "'photos' has no labels"),
-    ("scores --dataset fashoin", "'fashoin'"),
 ])  # fmt: skip
 def test_refusals(flags: str, text: str, capsys):
     assert main(["study", *flags.split()]) == 2
