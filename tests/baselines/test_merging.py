@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import zoo
 from baselines.pitome import energy
 from baselines.tome import merge
-from zoo.core.tokens import Tokens
+from zoo.core.tokens import Tokens, left_at, tokens_of
 
 Left = dict[int, tuple[float, Tensor]]  # what is left: size and token by place
 
@@ -154,3 +156,27 @@ def test_pitome_merges_the_same_share_in_every_block_by_the_keys(tower: VisionTr
     energies = slow_energy(key.unflatten(2, (3, 16)).mean(dim=2)[0], 0.9, 1.0)
     mergeable = sorted(range(64), key=lambda place: -energies[place])[:14]
     assert set(range(64)) - set(trace.reductions[0].after[0].tolist()) == set(mergeable[1::2])
+
+
+@pytest.mark.parametrize("counts", [[9], [12, 7, 4]])
+def test_as_many_patches_are_in_a_token_as_its_size_says(counts: list[int]):
+    tokens = some_tokens(16, sized=False)
+    for block, count in enumerate(counts):
+        tokens = merge(block, tokens, torch.randn(2, tokens.patch_count, 4), tokens.patch_count - count)
+    token, left = tokens_of(tokens.history, 16), left_at(tokens.history, 16)
+    for image in range(2):
+        places = tokens.patch_idx[image].tolist()
+        inside = [int((token[image] == place).sum()) for place in places]
+        assert inside == tokens.size[image].tolist()
+        assert sorted(torch.arange(16)[left[image] == -1].tolist()) == sorted(places)
+        assert (token[image, places] == torch.tensor(places)).all()
+
+
+@given(n=st.integers(2, 20), share=st.floats(0.0, 1.0), prefix=st.integers(1, 3), sized=st.booleans())
+def test_the_size_weighted_sum_is_conserved(n: int, share: float, prefix: int, sized: bool):
+    tokens = some_tokens(n, prefix=prefix, sized=sized)
+    after = merge(0, tokens, torch.randn(2, n, 4), max(1, int(share * (n // 2))))
+    size = tokens.size if sized else torch.ones(2, n)
+    before = (size.unsqueeze(-1) * tokens.patches).sum(dim=1)
+    assert torch.allclose((after.size.unsqueeze(-1) * after.patches).sum(dim=1), before, atol=1e-4)
+    assert torch.equal(after.size.sum(dim=1), size.sum(dim=1))

@@ -170,3 +170,9 @@ def test_refusals_of_patchrank(options: dict[str, Any], match: str):
     if WHOLE in match:  # one point, or one ranking for all, needs no other predictor
         assert not build_reducer("patchrank", {"keep": 0.5, **options, "rescore": False}, host).rescorers
         assert not build_reducer("patchrank", {"keep": 0.5, **options, "reduce_at": [3]}, host).rescorers
+
+
+def test_linear_is_one_product_per_token():
+    net, tokens = predictor("linear").net, torch.randn(1, 4, 12)
+    slow = [float(token @ net.score.weight[0] + net.score.bias) for token in tokens[0]]
+    assert net(tokens, torch.zeros(1, 1, 12), GRID)[0].tolist() == pytest.approx(slow, abs=1e-5)

@@ -228,3 +228,8 @@ def test_training_is_refused(model: Any):
             recover(vit, train, val, QUICK)
     with pytest.raises(ValueError, match=r"learning_rate=0\.0: expected"):
         quick(learning_rate=0.0)
+
+
+def test_where_nothing_is_lost_nothing_is_learned(tiny: Build):
+    model = zoo.reduce(tiny("clip_vit_b16.openai"), method="tome", keep=1.0)
+    assert recover(model, [SIX], [SIX], QUICK) == ({}, (0.0,), (0.0,))

@@ -18,7 +18,7 @@ from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.ranking.suffix import Suffix, follow, run_whole
 from zoo.ranking.windows import members, outside, windows
-from zoo.towers.lean import LeanBlock
+from zoo.towers.lean import LeanBlock, Product
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
@@ -223,3 +223,32 @@ def test_carriers_attend_to_the_window_and_are_attended_to_later(tower: zoo.Redu
         assert set(order[-9:]) == set(inside)
         values = [carried[patch] for patch in order[:-9]]
         assert all(a >= b - 1e-7 for a, b in pairwise(values))
+
+
+@pytest.mark.parametrize("cls", [False, True])
+def test_projection_and_mlp_of_the_class_token_are_not_rounded(cls: bool, tiny: Build):
+    """With all values 0, and the projection's bias kept, nothing else is left that could be."""
+    block = tiny("clip_vit_b16", noise=0.3).blocks[3]
+    lean = LeanBlock(block, torch.bfloat16, cls=cls)
+    assert lean.low is not None
+    qkv = lean.low.qkv
+    assert qkv.bias is not None
+    lean.low.qkv = Product(*(torch.cat((each[:96], torch.zeros_like(each[96:]))) for each in (qkv.weight, qkv.bias)))
+    x = torch.randn(4, 30, 48)
+    wanted = x + block.attn.proj.bias
+    wanted = wanted + block.mlp(block.norm2(wanted))
+    mixed = x.clone()
+    lean.run(mixed)
+    assert torch.allclose(mixed[:, 0], wanted[:, 0], atol=1e-5) == cls
+    assert 1e-4 < (mixed[:, 1:] - wanted[:, 1:]).norm() / wanted.norm() < 0.03
+
+
+def test_images_and_calls_are_independent_and_the_tower_stays(tower: zoo.ReducedViT):
+    images, config = torch.randn(3, 3, 64, 64), GoldenConfig(block=2, approximate="follow:5")
+    together = GoldenEngine(tower, config, batch=64).importance(images)
+    assert torch.equal(together, GoldenEngine(tower, config, batch=64).importance(images))
+    narrow = GoldenEngine(tower, config, batch=5)
+    alone = torch.cat([narrow.importance(images[i : i + 1]) for i in range(3)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert all(p.requires_grad and p.grad is None for p in tower.parameters())
+    assert not torch.is_inference_mode_enabled()

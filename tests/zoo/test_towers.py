@@ -340,3 +340,15 @@ def test_models_that_hold_a_tower(name: str):
     words = torch.tensor([[1, 2, 7, 0]])
     assert torch.equal(half.encode_text(words), model.encode_text(words))
     assert torch.equal(zoo.reduce(half, method=None).encode_image(images), wanted)
+
+
+def test_beit_gathers_the_bias_of_what_is_left():
+    tower = build("beit")
+    model = zoo.reduce(tower, method=None)
+    tokens = model.embed(images_of(model, 2))
+    whole = tower.blocks[1].attn._get_rel_pos_bias()[0]
+    assert torch.equal(model.block(1).bias(tokens), whole.expand(2, -1, -1, -1))
+    found = model.block(1).bias(tokens._replace(patch_idx=torch.tensor([[5, -1], [0, 15]])))
+    assert torch.equal(found[1], whole[:, [0, 1, 16]][:, :, [0, 1, 16]])
+    assert torch.equal(found[0, :, :2, :2], whole[:, [0, 6]][:, :, [0, 6]])
+    assert not found[0, :, 2].any()

@@ -15,7 +15,7 @@ from torch import nn
 
 import zoo
 from zoo.learning import tuning
-from zoo.learning.tuning import COUPLINGS, RECIPES, Labelled, PromptLearner, TuneConfig, augmented, encode, tune
+from zoo.learning.tuning import COUPLINGS, RECIPES, Labelled, PromptLearner, TuneConfig, augmented, encode, frozen, tune
 from zoo.loading.clip import Clip, ClipParts, CompactText, tokenizer
 
 Build = Callable[..., nn.Module]
@@ -222,3 +222,30 @@ def test_augmentation_mirrors_and_shifts():
     assert 0 < int(rising.sum()) < 40
     shifts = {round(float(row[0, 0, 16])) for row in drawn[rising]}
     assert shifts == set(range(14, 19))
+
+
+@pytest.mark.parametrize("method", [None, "evitfuse", "patchrank", "rankmerge"])
+def test_gradients_reach_learned_tokens_through_every_method(parts: ClipParts, method: str | None):
+    options = {} if method is None else {"keep": 0.5}
+    vit = zoo.reduce(parts.model.visual, method=method, **options).eval()
+    config = TuneConfig(**QUICK, depth=2)
+    images = data().images
+    learner = PromptLearner(vit, parts, CLASSES, TEMPLATES, config, vit.mean_patches(images, 2))
+    nn.init.normal_(learner.visual.projection.weight)
+    tower = type(vit).adopt(vit)
+    tower.prompts = learner.visual
+    with frozen(vit, parts.model.text):
+        F.cross_entropy(tower(images) @ learner.classifier().T, data().labels).backward()
+    assert (learner.text.context.grad.abs().amax(dim=-1) > 0).all()
+    assert (learner.visual.projection.weight.grad.abs().amax(dim=1) > 0).all()
+    assert all(p.grad is None for p in vit.parameters())
+
+
+@pytest.mark.parametrize("tokens", ["t", "v"])
+def test_it_learns(parts: ClipParts, tokens: str):
+    losses: list[tuple[float, float]] = []
+    options = {"learning_rate": 0.05, "visual_rate": 0.02, "augment": False, "rounds": 8}
+    options |= {"on_round": lambda _, *both: losses.append(both), "patience": 8}
+    run(parts, tokens=tokens, steps=10, batch=12, **options)
+    assert losses[-1][0] < losses[0][0] - 0.02
+    assert min(val for _, val in losses) < losses[0][1]

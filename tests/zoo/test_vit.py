@@ -167,3 +167,16 @@ def test_dense_names_are_timm(ours: str, theirs: str, tiny: Build, images: Tenso
     model, stock = tiny(ours), tiny(theirs)
     stock.load_state_dict(model.state_dict(), strict=True)
     torch.testing.assert_close(model(images), stock(images))
+
+
+def test_features_only(method: str, tiny: Build, images: Tensor):
+    name, take = f"clip_vit_b16_{method}50", [1, 4]
+    whole = tiny(name)
+    part = tiny(name, features_only=True, out_indices=take)
+    assert part.feature_info.channels() == [48, 48]
+    assert part.feature_info.reduction() == [8, 8]
+    missing, _ = part.model.load_state_dict(whole.state_dict(), strict=False)
+    assert missing == []
+    assert len(part.model.blocks) == 5  # timm drops the blocks that nobody asks for
+    wanted = whole.forward_intermediates(images, take, intermediates_only=True)
+    torch.testing.assert_close(part(images), wanted)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.core.files import fingerprint
+from zoo.loading.sizes import SIZES
 from zoo.loading.weights import find_clip, read_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
@@ -216,3 +217,19 @@ def test_the_fingerprint_is_that_of_the_towers_weights_alone(tiny: Callable[...,
         digits = fingerprint(tower)
         assert digits not in known, name
         known.add(digits)
+
+
+@torch.no_grad()
+def test_the_tag_decides_the_activation_of_both_towers(small_clip, tmp_path: Path):
+    file = tmp_path / "weights.pt"
+    torch.save(small_clip.original().state_dict(), file)
+    images, words = torch.randn(1, 3, 224, 224), open_clip.get_tokenizer("ViT-B-32")(WORDS)
+    for tag in ("openai", "laion2b"):
+        facts = SIZES["b32"].tags[tag]
+        model = zoo.create_clip(f"clip_vit_b32.{tag}", pretrained=file).model
+        same = small_clip.original(quick=facts.quick_gelu)
+        other = small_clip.original(quick=not facts.quick_gelu)
+        for encode, data in (("encode_image", images), ("encode_text", words)):
+            features = getattr(model, encode)(data)
+            assert torch.allclose(features, getattr(same, encode)(data), atol=1e-5)
+            assert not torch.allclose(features, getattr(other, encode)(data), atol=1e-4)
