@@ -113,7 +113,10 @@ def test_round_trip(
     assert not torch.equal(empty.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
     if model.reducer is not None:
         assert again.reducer.config == empty.reducer.config == model.reducer.config
-    if method == "" and model.reducer is not None:
+    if method:
+        with pytest.raises(ValueError, match=r"keep=0\.25: a saved model has its method's settings"):
+            timm.create_model(f"local-dir:{tmp_path}", pretrained=True, keep=0.25)
+    elif method == "" and model.reducer is not None:
         fewer = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, keep=0.25).eval()
         assert fewer.reducer.points == model.reducer.points
         assert fewer.trace(images).final_tokens == 16

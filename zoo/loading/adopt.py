@@ -145,6 +145,11 @@ def reduced_vit(
     """Reduce timm's model ``base`` by ``method``; made for models that ``zoo.reduce`` saved, raises as it does."""
     if not base:
         raise ValueError(f"{REBUILT} needs base=NAME, a tower of timm's")
+    for name in (reduction or {}).keys() & kwargs.keys():
+        raise ValueError(
+            f"{name}={kwargs[name]!r}: a saved model has its method's settings; to change them reduce it anew by "
+            f"zoo.reduce(model, method={method!r}, {name}={kwargs[name]!r})"
+        )
 
     def build(prompts: dict[str, int] | None = None, **vit_args: Any) -> TimmHost:
         shape, classify = for_head(prompts, vit_args)
