@@ -37,26 +37,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    absent = {}
-    if not config.getoption("--network"):
-        absent["network"] = "needs --network"
-    if not torch.cuda.is_available():
-        absent["cuda"] = "needs a CUDA device"
+    present = {"--network": config.getoption("--network"), "a CUDA device": torch.cuda.is_available()}
     for item in items:
-        for marker, reason in absent.items():
-            if item.get_closest_marker(marker):
-                item.add_marker(pytest.mark.skip(reason=reason))
+        for marker, need in (("network", "--network"), ("cuda", "a CUDA device")):
+            if item.get_closest_marker(marker) and not present[need]:
+                item.add_marker(pytest.mark.skip(reason=f"needs {need}"))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Run on one thread: towers this small lose time to a second one, and tox runs two workers."""
+def _one_thread_and_no_width() -> None:
+    """Towers this small lose time to a second thread; xdist tells its workers a width that no terminal has."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_width() -> None:
-    """Print as into a pipe; xdist tells its workers a width that no terminal has."""
     os.environ.pop("COLUMNS", None)
 
 
@@ -65,18 +56,18 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-VISION = {"image_size": 224, "width": 64, "patch_size": 32}
+VISION = {"image_size": 224, "width": 64, "patch_size": 32, "layers": 4}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 HUB = "models--timm--vit_base_patch32_clip_224.openai"
 
 
 class SmallClip:
-    """b32 as a tower of 49 patches, a few blocks and 64 channels, its weights and a hub's cache."""
+    """b32 as a tower of 49 patches, four blocks and 64 channels, its weights and a hub's cache."""
 
     NAMES = ("clip_vit_b32", "clip_vit_b32_clsattn50", "clip_vit_b32_tome50")
 
-    def __init__(self, folder: Path, depth: int) -> None:
-        self.folder, self.depth = folder, depth
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.weights = folder / "cache" / "clip-patchrank" / "weights"
         self.open_clip = folder / "cache" / "clip-patchrank" / "open_clip"
 
@@ -84,7 +75,7 @@ class SmallClip:
     def original(self, *, quick: bool = True) -> CLIP:
         """Make open_clip's model, always with the same weights."""
         torch.manual_seed(5)
-        model = CLIP(512, VISION | {"layers": self.depth}, TEXT, quick_gelu=quick).eval()
+        model = CLIP(512, VISION, TEXT, quick_gelu=quick).eval()
         for value in model.parameters():
             if value.ndim == 1:  # biases and norms begin the same in every model
                 value.add_(0.1 * torch.randn_like(value))
@@ -104,26 +95,19 @@ class SmallClip:
 
 
 @pytest.fixture
-def small_depth() -> int:
-    """Number of blocks of `small_clip`."""
-    return 4
-
-
-@pytest.fixture
-def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_depth: int) -> SmallClip:
-    args = {**SIZES["b32"].vit_args, "embed_dim": 64, "depth": small_depth, "num_heads": 1}
+def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
+    args = {**SIZES["b32"].vit_args, "embed_dim": 64, "depth": 4, "num_heads": 1}
     monkeypatch.setitem(SIZES, "b32", dataclasses.replace(SIZES["b32"], vit_args=args))
-    vision = VISION | {"layers": small_depth}
-    config = {"embed_dim": 512, "vision_cfg": vision, "text_cfg": TEXT}
-    quick = {**config, "quick_gelu": True}
-    configs = {**factory._MODEL_CONFIGS, "ViT-B-32": config, "ViT-B-32-quickgelu": quick}
+    config = {"embed_dim": 512, "vision_cfg": VISION, "text_cfg": TEXT}
+    configs = {"ViT-B-32": config, "ViT-B-32-quickgelu": {**config, "quick_gelu": True}}
+    configs = {**factory._MODEL_CONFIGS, **configs}
     monkeypatch.setattr(factory, "_MODEL_CONFIGS", configs)
     monkeypatch.setattr(pretrained, "_PRETRAINED", dict(pretrained._PRETRAINED))
     for name in SmallClip.NAMES:
         offer(zoo.MODELS[name])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return SmallClip(tmp_path, small_depth)
+    return SmallClip(tmp_path)
 
 
 @pytest.fixture
@@ -132,10 +116,10 @@ def latency_record() -> Callable[..., LatencyRecord]:
     machine = dataclasses.replace(Machine.here(torch.device("cpu")), device_name="A CPU", cores=2)
 
     def make(samples: tuple[float, ...] = SAMPLES, dense: tuple[float, ...] = (), **facts: Any) -> LatencyRecord:
-        timing, reference = (
-            Timing(batch=facts.get("batch", 1), samples_ms=times) if times else None for times in (samples, dense)
-        )
-        if timing is not None:
+        batch = facts.get("batch", 1)
+        reference = Timing(batch=batch, samples_ms=dense) if dense else None
+        if samples:
+            timing = Timing(batch=batch, samples_ms=samples)
             facts = time_fields(timing, reference, facts.get("saved_gflops")) | facts
         defaults: dict[str, Any] = {
             **{"created": "2026-11-26T05:00:00+00:00", "version": "0.1.0", "method": "dense"},

@@ -21,7 +21,6 @@ import zoo
 from harness.models.towers import load_tower
 from tools import write_towers as towers
 from zoo.core.files import blocks_fingerprint
-from zoo.ranking.golden import GoldenConfig, golden_importance
 
 SIZE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 IMAGE = {"image_size": 32, "patch_size": 8}
@@ -114,8 +113,7 @@ def test_methods_and_towers(kind: str, method: str, implementation: str):
     assert output.last_hidden_state.shape == (2, half.prefix_count + 8, 32)
     assert torch.equal(pooled(output), trace.output)
     assert not torch.allclose(pooled(output), pooled(wanted), atol=1e-5)
-    as_tuple = half(**inputs, return_dict=False)
-    assert torch.equal(as_tuple[-1], output.kept)
+    assert torch.equal(half(**inputs, return_dict=False)[-1], output.kept)
     rough = copy.deepcopy(half).bfloat16().trace(some_images().bfloat16())
     assert (rough.final_tokens, rough.output.dtype) == (8, torch.bfloat16)
     assert rough.output.isfinite().all()
@@ -141,20 +139,6 @@ def test_a_row_of_the_page_is_what_trying_gives(kind: str):
     page = (Path(__file__).parents[2] / "docs" / "towers.md").read_text(encoding="utf-8")
     notes = [line.partition(". ")[2] for line in page.splitlines() if re.match(r"\d+\. ", line)]
     assert f"| {' | '.join(towers.row_of(kind, notes))} |" in page.splitlines()
-
-
-@pytest.mark.parametrize("kind", ["clip projection", "siglip 2"])
-def test_golden_rankings_watch_the_output(kind: str):
-    """Against patches removed one by one."""
-    model = zoo.reduce(build(kind), method=None)
-    found = golden_importance(model, some_images(), GoldenConfig(block=1, window=1))
-    start, _ = model.advance(model.embed(some_images()), stop=1)
-    whole = F.normalize(pooled(model(some_images())), dim=-1)
-    for patch in (0, 7, 15):
-        keep = torch.tensor([i for i in range(16) if i != patch]).expand(2, -1)
-        left, _ = model.advance(start.select(1, torch.zeros(2, 16), keep), 1)
-        wanted = -(F.normalize(model.finish(left), dim=-1) * whole).sum(dim=1)
-        assert torch.allclose(found[:, patch], wanted, atol=1e-5)
 
 
 def test_the_pool_counts_a_token_as_often_as_it_stands_for_and_its_probe_attends():
@@ -255,7 +239,6 @@ def test_sentence_transformers(clip_folder: Path):
     half = zoo.reduce(model, method="evit", keep=0.5, reduce_at=1)
     assert type(half) is SentenceTransformer
     assert not np.allclose(half.encode(images), wanted, atol=1e-4)
-    assert half.encode(images).shape == wanted.shape
     assert np.array_equal(half.encode(["a cat"]), texts)
     assert np.array_equal(model.encode(images), wanted)
 
@@ -269,11 +252,10 @@ def test_training(kind: str, implementation: str):
         for rate in ("dropout", "attention_dropout"):
             if isinstance(getattr(module, rate, None), float):
                 setattr(module, rate, 0.2)
-    outputs = []
-    for model in (tower, zoo.reduce(tower, method="rankmerge", keep=1.0)):
-        torch.manual_seed(5)
-        outputs.append(pooled(model(**inputs_of(kind))))
-    assert torch.equal(*outputs)
+    torch.manual_seed(5)
+    wanted = pooled(tower(**inputs_of(kind)))
+    torch.manual_seed(5)
+    assert torch.equal(pooled(zoo.reduce(tower, method="rankmerge", keep=1.0)(**inputs_of(kind))), wanted)
     model = zoo.reduce(tower, method="rankmerge", keep=0.5)
     model.gradient_checkpointing_enable()
     assert model.grad_checkpointing
@@ -319,42 +301,19 @@ def test_the_harness_takes_a_folder_with_its_text_tower(clip_folder: Path):
     half = zoo.reduce(tower.vit, method="rankmerge", keep=0.5)
     wanted = zoo.reduce(model, method="rankmerge", keep=0.5).get_image_features(inputs["pixel_values"]).pooler_output
     torch.testing.assert_close(half(inputs["pixel_values"]), wanted)
-    assert half.trace(inputs["pixel_values"]).final_tokens == 8
-
-
-@torch.enable_grad()
-@pytest.mark.parametrize(("kind", "what"), [("clip", "norm"), ("dinov3", "lora")])
-def test_recovery(kind: str, what: str, tmp_path: Path):
-    """What is saved brings the features as near to dense as training said, and fits no other tower."""
-    tower, images = build(kind), [some_images(6)]
-    student = zoo.reduce(tower, method="rankmerge", keep=0.3, reduce_at=0)
-    config = zoo.RecoveryConfig(what=what, rounds=2, steps=8, batch=6, learning_rate=1e-3, crop=1, dtype="float32")
-    recovered = zoo.recover(student, images, images, config)
-    assert recovered.after[0] < recovered.before[0]
-    path = tmp_path / "r.safetensors"
-    zoo.save_recovery(path, student, recovered, config, name=kind, tag="", datasets=[{"name": "random"}])
-    model = zoo.reduce(tower, method="rankmerge", keep=0.3, reduce_at=0, recovery=path)
-    with torch.no_grad():
-        truth = zoo.reduce(tower, method=None)(images[0])
-        apart = 1 - F.cosine_similarity(pooled(model(images[0])), pooled(truth), dim=-1)
-    assert apart.mean().item() == pytest.approx(recovered.after[0], abs=1e-6)
-    with pytest.raises(ValueError, match="was trained on"):
-        zoo.reduce(build(kind), method="rankmerge", keep=0.3, reduce_at=0, recovery=path)
 
 
 def test_siglip_2_from_a_folder_takes_squares(tmp_path: Path):
     """A square of the tower's own size is what its processor makes of it; the harness has one grid."""
     model = build("siglip 2")
     processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    for each in (model, processor):
+        each.save_pretrained(tmp_path)
     tower = load_tower(f"transformers:{tmp_path}")
     square = Image.fromarray(pixels((32, 32, 3)))
     wanted = model(**processor(images=square, return_tensors="pt")).pooler_output
     assert tower.preprocess(square).shape == (3, 32, 32)
     assert torch.allclose(tower.vit(tower.preprocess(square)[None]), wanted, atol=1e-5)
-    wide = tower.preprocess(Image.fromarray(pixels((20, 50, 3))))
-    assert zoo.reduce(tower.vit, method="rankmerge", keep=0.5).trace(wide[None]).final_tokens == 8
 
 
 @pytest.mark.parametrize("damage", ["config.json", "preprocessor_config.json", "model.safetensors"])
@@ -362,9 +321,8 @@ def test_refused_folders(damage: str, tmp_path: Path):
     build("dinov2").save_pretrained(tmp_path)
     transformers.CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False).save_pretrained(tmp_path)
     (tmp_path / damage).unlink()
-    with pytest.raises(
-        (ValueError, FileNotFoundError), match="no config.json there" if damage == "config.json" else ""
-    ):
+    words = "no config.json there" if damage == "config.json" else ""
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
         load_tower(f"transformers:{tmp_path}")
 
 
@@ -388,7 +346,6 @@ def test_llava_without_reduction_is_the_dense_one():
     half = zoo.reduce(model, method="clsattn", keep=0.5, reduce_at=1)
     fewer = torch.tensor([[1, *[63] * 8, 5, 6]])
     answer = half(input_ids=fewer, pixel_values=some_images(1)).logits
-    assert answer.shape == (1, 11, 64)
     assert not torch.allclose(answer[:, -1], wanted[:, -1], atol=1e-4)
 
 

@@ -207,12 +207,12 @@ def test_every_method_has_a_closed_form():
 
 @pytest.mark.parametrize("keep", [0.9, 0.3])
 @pytest.mark.parametrize(("size", "method"), [*product(SIZES, ("dense", "rankmerge")), *product(("s14",), ALL)])
-def test_every_size_and_every_method_on_a_narrow_tower(size: str, method: str, keep: float):
+def test_every_size_and_every_method_on_a_narrow_tower(size, method, keep):
     check(size, method, keep, narrow=True)
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_a_full_tower_of_random_weights(method: str):
+def test_a_full_tower_of_random_weights(method):
     cost = check("b16", method, 0.6, narrow=False)
     if method == "clsattn":
         assert cost == pytest.approx(12.27, abs=0.01)  # no keys are formed to rank

@@ -1,4 +1,4 @@
-"""Towers from the hub's cache are measured as the embedded one is."""
+"""Towers from the hub's cache are measured and ranked as the embedded one is."""
 
 from pathlib import Path
 
@@ -8,10 +8,16 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 import zoo
+from harness.base.hints import describe_error
+from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import subset
+from harness.golden.fit import fit
+from harness.golden.rank import RankJob, Source, rank
 from harness.records.record import Record, read_records
+from zoo.learning.fit import FitConfig
+from zoo.ranking.golden import GoldenConfig
 
 COUNT = 12
 
@@ -19,7 +25,6 @@ COUNT = 12
 @pytest.fixture
 def measured(small_clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run ``compare`` on a few emoji and return its records by model."""
-    monkeypatch.setenv("COLUMNS", "200")
 
     def run(model: str) -> dict[str, Record]:
         words = ["--model", model, "--methods", "tome", "--keeps", "0.5", "--dataset", "emoji"]
@@ -48,32 +53,38 @@ def hits(name: str) -> list[bool]:
     return answers
 
 
-def test_a_tower_of_the_hub_is_compared(small_clip, measured):
-    small_clip.cached(small_clip.original())
-    found = measured("clip_vit_b32.openai")
-    assert found["dense"].correct.tolist() == hits("clip_vit_b32.openai")
-    assert found["tome"].correct.tolist() == hits("clip_vit_b32_tome50.openai")
-    assert (found["tome"].model, found["tome"].tag) == ("clip_vit_b32_tome50", "openai")
-
-
-def test_an_open_clip_tower_gives_the_same_answers(small_clip, measured, tmp_path: Path, capsys):
+def test_towers_of_the_hub_and_of_open_clip_give_the_same_answers(small_clip, measured, tmp_path, capsys):
     theirs = small_clip.original()
     small_clip.cached(theirs)
     file = tmp_path / "mine.safetensors"
     save_file({k: v.contiguous() for k, v in theirs.state_dict().items()}, file)
     ours = measured("clip_vit_b32.openai")
     again = measured(f"open_clip:ViT-B-32-quickgelu/{file}")
-    assert "open_clip:ViT-B-32-quickgelu/mine.safetensors, float32" in capsys.readouterr().out
-    for method in ("dense", "tome"):
-        assert again[method].correct.tolist() == ours[method].correct.tolist()
+    for method, name in (("dense", "clip_vit_b32"), ("tome", "clip_vit_b32_tome50")):
+        assert (ours[method].model, ours[method].tag) == (name, "openai")
+        assert again[method].correct.tolist() == ours[method].correct.tolist() == hits(f"{name}.openai")
         assert again[method].mean("gflops") == ours[method].mean("gflops")
         assert str(tmp_path) not in again[method].model
+    capsys.readouterr()
+    assert main(["eval", "--model", "clip_vit_b32_tome50.openai", "--dataset", "emoji", "--limit", str(COUNT)]) == 0
+    assert "clip_vit_b32.openai" in capsys.readouterr().out
 
 
-def test_eval_takes_a_reduced_model_of_the_hub(small_clip, capsys):
+def test_the_command_that_the_missing_predictor_names_makes_one(small_clip):
+    """`pretrained=True` on b32 without a predictor names `fit predictor`; afterwards it works."""
     small_clip.cached(small_clip.original())
-    words = ["--dataset", "emoji", "--limit", str(COUNT)]
-    assert main(["eval", "--model", "clip_vit_b32_tome50.openai", *words]) == 0
-    shown = capsys.readouterr().out
-    assert "clip_vit_b32.openai" in shown
-    assert "seen in text training" not in shown  # that is the embedded text tower's
+    with pytest.raises(FileNotFoundError, match="no predictor") as caught:
+        zoo.create_clip("clip_vit_b32_patchrank60")
+    assert "fit predictor --model clip_vit_b32.openai" in describe_error(caught.value)
+    dataset = get_dataset("emoji")
+    golden = GoldenConfig(window=3, stride=3, score="confidence")
+    files = []
+    for split in ("train", "val"):
+        source = Source.of(dataset, split)
+        job = RankJob(model="clip_vit_b32", source=source, config=golden, limit=3)
+        files.append(rank(job, Progress()).path)
+    config = FitConfig(arch="mlp", width=8, epochs=1)
+    fit("clip_vit_b32", files[:1], files[1:], config, out=None, progress=Progress())
+    model = zoo.create_clip("clip_vit_b32_patchrank60").model.visual
+    with torch.inference_mode():
+        assert model.trace(torch.randn(1, 3, 224, 224)).final_tokens == 29

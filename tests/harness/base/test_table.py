@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.base.table import Column, Table, fit, json_values
+from harness.base.table import Table, fit, json_values
 from harness.records.statistics import Interval
 
 FIGURES = ("12.5 [10.1, 14.9]", "1,281,167", "-0.8 [-8.2, +6.4]", "0.944")
@@ -19,10 +19,9 @@ PROSE = "Predict a ranking at the first reduction point and drop the least impor
 
 @pytest.mark.parametrize("width", [40, 160])
 @pytest.mark.parametrize("columns", [3, 12])
-@pytest.mark.parametrize("prose", [True, False])
-def test_no_line_is_too_long_and_no_figure_cut(width: int, columns: int, prose: bool):
-    heads = ["method", *(["what it does"] * prose), *(f"figure number {at}" for at in range(columns))]
-    row = ["clip_vit_s14", *([PROSE] * prose), *(FIGURES[at % len(FIGURES)] for at in range(columns))]
+def test_no_line_is_too_long_and_no_figure_cut(width: int, columns: int):
+    heads = ["method", "what it does", *(f"figure number {at}" for at in range(columns))]
+    row = ["clip_vit_s14", PROSE, *(FIGURES[at % len(FIGURES)] for at in range(columns))]
     table = Table.of("a title of some length", heads, [row, row], words=["what it does"], caption="a caption")
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
     console.print(fit(table.forms(), width))
@@ -32,16 +31,13 @@ def test_no_line_is_too_long_and_no_figure_cut(width: int, columns: int, prose: 
     for figure in FIGURES[:columns]:
         assert text.count(figure) >= 2
     words = re.sub(r"[^\w.]+", " ", text)
-    assert all(word in words for word in (PROSE.split() if prose else ["method"]))
+    assert all(word in words for word in PROSE.split())
 
 
 @pytest.mark.parametrize(("value", "expected"), [
     (Interval(0.5, 0.25, math.nan), {"estimate": 0.5, "low": 0.25, "high": None}),
-    ([Column(heading="a", forms=("wide",))], [{"heading": "a", "left": False, "forms": ["wide"], "fold": False}]),
-    (np.float64(0.1), 0.1),
     (np.int64(3), 3),
     (np.bool_(True), True),
-    (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
     (np.array([1.0, np.nan]), [1.0, None]),
     (math.inf, None),
     (Path("a/b"), str(Path("a/b"))),

@@ -8,11 +8,7 @@ import pytest
 from rich.console import Console
 
 from harness.base import terminal as module
-from harness.base.terminal import Progress, colour_choice, errors, has_width, notes, results
-
-
-def args(color: str = "auto", quiet: bool = False) -> argparse.Namespace:
-    return argparse.Namespace(color=color, quiet=quiet)
+from harness.base.terminal import Progress, colour_choice, results
 
 
 @pytest.mark.parametrize(("when", "environ", "expected"), [
@@ -24,30 +20,12 @@ def test_the_flag_decides_then_no_color_then_force_color(when, environ, expected
     assert colour_choice(when, environ) == expected
 
 
-@pytest.mark.parametrize(("color", "coloured"), [("auto", False), ("always", True), ("never", False)])
-def test_a_pipe_has_colours_only_when_asked(color, coloured, monkeypatch, capsys):
-    for name in ("NO_COLOR", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    for console in (results(args(color)), notes(args(color)), errors(color)):
-        console.print("[bold red]error:[/] what")
-        assert not console.is_interactive  # nothing moves the cursor in a pipe
-    out, err = capsys.readouterr()
-    assert ("\x1b[" in out, "\x1b[" in err) == (coloured, coloured)
-
-
-def test_quiet_silences_notes_and_neither_results_nor_errors(capsys):
-    for console in (results(args(quiet=True)), notes(args(quiet=True)), errors()):
-        console.print("a:x:b :smile:")  # words between colons are no pictures
-    assert capsys.readouterr() == ("a:x:b :smile:\n", "a:x:b :smile:\n")
-
-
-def test_a_pipe_has_no_width_unless_columns_gives_one(monkeypatch, capsys):
+def test_a_pipe_has_no_width_unless_columns_gives_one(monkeypatch):
+    args = argparse.Namespace(color="auto", quiet=False)
     monkeypatch.delenv("COLUMNS", raising=False)
-    assert not has_width()
-    assert results(args()).width > 10_000
+    assert results(args).width > 10_000
     monkeypatch.setenv("COLUMNS", "120")
-    assert has_width()
-    assert results(args()).width == 120
+    assert results(args).width == 120
 
 
 def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(monkeypatch):
@@ -63,22 +41,3 @@ def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(monkeypatch):
         "rankings: 8 of 12 images (67 %), 0:00:30 so far, about 0:00:30 left",
         "rankings: 12 of 12 images",
     ]
-
-
-def test_on_a_terminal_there_are_bars_that_go_away():
-    console = Console(file=io.StringIO(), force_terminal=True, force_interactive=True, width=120)
-    progress = Progress(console)
-    with progress.task("rows on folder-[bold]", 12) as update:  # brackets are no markup
-        update(8)
-        with progress.task("folder-[red]", 12, 4, "images") as show:
-            show(7)
-            progress._bars.refresh()
-        with progress.hidden():
-            assert not console._live_stack
-    with progress.bytes("downloading x.tgz") as update:
-        update(500_000, 1_000_000)
-        progress._bars.refresh()
-    shown = console.file.getvalue()
-    for text in ("rows on folder-[bold]", "8/12", "folder-[red]", "7/12", "500.0 kB/1.0 MB"):
-        assert text in shown
-    assert "\x1b[2K" in shown[-20:]

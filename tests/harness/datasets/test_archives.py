@@ -7,6 +7,7 @@ import socket
 import stat
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,6 @@ def of(file: Path, **facts: Any) -> Archive:
 
 
 def pack(file: Path, *more: Any) -> Path:
-    """Pack the files in the way that a name says."""
     members: list[Any] = [*FILES.items(), *more]
     file.write_bytes(zipped(members) if file.suffix == ".zip" else tarred(members, "w:gz" if "z" in file.name else "w"))
     return file
@@ -43,30 +43,27 @@ def pack(file: Path, *more: Any) -> Path:
 
 def refused(file: Path, match: str, **facts: Any) -> None:
     """Unpack, be refused, and see that nothing came of it."""
-    goal = file.parent / "goal"
-    goal.mkdir(exist_ok=True)
     before = contents(file.parent)
     with pytest.raises(ValueError, match=match):
-        unpack(of(file, **facts), file, goal)
+        unpack(of(file, **facts), file, file.parent / "goal")
     assert contents(file.parent) == before
-    assert not any(goal.iterdir())
+    assert not any((file.parent / "goal").glob("*"))
 
 
 @pytest.mark.parametrize("kind", ["x.tgz", "x.zip", "plain.tar"])
 def test_each_kind_gives_its_files(kind: str, tmp_path: Path):
-    file, seen = pack(tmp_path / kind), list[int]()
+    file = pack(tmp_path / kind)
     (tmp_path / "goal").mkdir()
-    unpack(of(file), file, tmp_path / "goal", seen.append)
+    unpack(of(file), file, tmp_path / "goal")
     assert contents(tmp_path / "goal") == FILES
-    assert max(seen, default=0) <= file.stat().st_size
     unpack(of(file, strip="top/a", holds="in/side", loose=True), file, tmp_path / "goal")
     assert sorted(contents(tmp_path / "goal" / "in")) == ["side/one.txt", "side/two.txt"]
 
 
 @pytest.mark.parametrize("member", [
     ("../out.txt", b"out"), ("top/../../out.txt", b"out"),
-    *(header("top/x", kind, end) for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) for end in ("/etc/passwd", "../../x")),
-    header("top/x", tarfile.FIFOTYPE), header("top/x", tarfile.CHRTYPE),
+    header("top/x", tarfile.SYMTYPE, "/etc/passwd"), header("top/x", tarfile.LNKTYPE, "../../x"),
+    header("top/x", tarfile.CHRTYPE),
 ])  # fmt: skip
 def test_members_that_leave_or_are_devices(member: Member, tmp_path: Path):
     refused(pack(tmp_path / "x.tgz", member), "x.tgz'.*(top/x|out.txt|/etc/passwd)")
@@ -100,7 +97,7 @@ def test_damaged_ones(kind: str, tmp_path: Path):
     whole = pack(tmp_path / kind).read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 4
-    for damaged in (whole[: len(whole) // 2], b"", b"<html>", flipped, whole[:-1]):
+    for damaged in (whole[: len(whole) // 2], b"", flipped, whole[:-1]):
         (tmp_path / kind).write_bytes(damaged)
         refused(tmp_path / kind, f"{kind}' is truncated, damaged.* {len(damaged):,} bytes")
 
@@ -110,6 +107,7 @@ def test_another_archive_and_a_stop_leave_nothing(tmp_path: Path):
         raise KeyboardInterrupt
 
     file, goal = pack(tmp_path / "x.tgz"), tmp_path / "goal"
+    goal.mkdir()
     refused(file, f"'images'.*{PAGE}", holds="images")
     refused(file, "'top'", strip="other")
     with pytest.raises(KeyboardInterrupt):
@@ -119,13 +117,13 @@ def test_another_archive_and_a_stop_leave_nothing(tmp_path: Path):
 
 @dataclass
 class Served:
-    """A server that can stop, forget ranges and send pages; ``asked`` has the ranges of its requests."""
+    """A server that can stop, forget ranges and send pages."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     stop_after: int | None = None
     ranges: bool = True
     kind: str = "application/octet-stream"
-    asked: list[str | None] = field(default_factory=list)
+    asked: list[str | None] = field(default_factory=list)  # ranges
     address: str = ""
 
     def archive(self, path: str = "/x.tgz", **facts: Any) -> Archive:
@@ -152,9 +150,6 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content[start:end])
         self.close_connection = True
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
@@ -173,14 +168,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 def test_a_file_comes_whole(ranges, part, served: Served, tmp_path: Path):
     """From a server with or without ranges, beside a part that is whole or too long."""
     served.files["/x.tgz"], served.ranges = CONTENT, ranges
-    goal, seen = tmp_path / "in" / "x.tgz", []
+    goal = tmp_path / "x.tgz"
     if part:
-        goal.parent.mkdir()
-        Path(f"{goal}.part").write_bytes(part)
-    fetch(served.archive(), goal, lambda *done: seen.append(done))
+        (tmp_path / "x.tgz.part").write_bytes(part)
+    fetch(served.archive(), goal)
     assert goal.read_bytes() == CONTENT
-    assert part == CONTENT or seen[-1] == (len(CONTENT), len(CONTENT))
-    assert list(goal.parent.iterdir()) == [goal]
+    assert list(tmp_path.iterdir()) == [goal]
 
 
 def test_a_broken_one_goes_on_where_it_stopped(served: Served, tmp_path: Path):
@@ -201,14 +194,14 @@ def test_downloads_that_fail(served: Served, tmp_path: Path, monkeypatch: pytest
     served.files = {"/x.tgz": CONTENT, "/page": b"<html>quota exceeded</html>"}
     monkeypatch.setattr(module, "TIMEOUT_S", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        for archive, kind, error, match in (
-            (served.archive(sums=(f"md5:{'0' * 32}",)), Served.kind, ValueError, r"md5:\w{32}, expected md5:0+"),
-            (served.archive("/page"), "text/html; charset=utf-8", ValueError, f"web page .*'x.tgz'.*{PAGE}"),
-            (served.archive("/gone"), Served.kind, OSError, f"'x.tgz' .*404.*{PAGE}"),
-            (served.archive(url=f"http://127.0.0.1:{silent.getsockname()[1]}/x"), Served.kind, OSError, "timed out"),
+        for archive, kind, match in (
+            (served.archive(sums=(f"md5:{'0' * 32}",)), Served.kind, r"md5:\w{32}, expected md5:0+"),
+            (served.archive("/page"), "text/html; charset=utf-8", f"web page .*'x.tgz'.*{PAGE}"),
+            (served.archive("/gone"), Served.kind, f"'x.tgz' .*404.*{PAGE}"),
+            (served.archive(url=f"http://127.0.0.1:{silent.getsockname()[1]}/x"), Served.kind, "timed out"),
         ):
             served.kind = kind
-            with pytest.raises(error, match=match):
+            with pytest.raises((ValueError, OSError), match=match):
                 fetch(archive, tmp_path / "x.tgz")
             assert not any(tmp_path.iterdir())
 
@@ -221,10 +214,8 @@ def test_an_archive_may_lie_in_another_and_comes_only_if_asked_for(
     outer = served.archive("/all.zip", file="all.zip", holds="images.tar.gz", strip="all")
     archives = (outer, Archive("images.tar.gz", holds="images", page=PAGE))
     call = partial(provide, "x", tmp_path / "data", archives, progress=Progress())
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(FileNotFoundError, match=r"(?s)'all.zip' by --download.*'images.tar.gz' by hand"):
         call(download=False)
-    for words in ("'x' ", "data'", "get 'all.zip' by --download, or by hand", "get 'images.tar.gz' by hand only", PAGE):
-        assert words in str(caught.value)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / file).write_bytes(OUTER if file == "all.zip" else INNER)
     call(download=False)
@@ -244,7 +235,7 @@ def test_of_many_that_start_together_one_unpacks(tmp_path: Path, monkeypatch: py
 
     def slow(*args: object) -> None:
         calls.append(args)
-        threading.Event().wait(0.2)
+        time.sleep(0.2)
         unpack(*args)
 
     monkeypatch.setattr(module, "unpack", slow)

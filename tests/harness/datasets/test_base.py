@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from harness.datasets import get_dataset, list_datasets
-from harness.datasets.base import DATA_DIR, FINAL, SPLITS, Dataset, lines_of, require_template
+from harness.datasets.base import FINAL, SPLITS, Dataset, lines_of, require_template
 
 NAMES = tuple(name for name in list_datasets() if get_dataset(name).files)
-MEBIBYTE = 2**20
 
 
 @pytest.mark.parametrize(("ask", "match"), [
@@ -27,7 +26,7 @@ def test_refusals(ask, match):
         ask()
 
 
-@pytest.mark.parametrize("template", ["a photo", "{} {}", "{!r}", "{"])
+@pytest.mark.parametrize("template", ["{} {}", "{!r}", "{"])
 def test_texts_that_are_no_prompts(template: str):
     with pytest.raises(ValueError, match=re.escape(repr(template))):
         get_dataset("fashion").with_templates([template])
@@ -41,14 +40,11 @@ def test_contract(name):
     assert dataset.labelled == bool(dataset.classes) == (len(dataset.templates) >= 3)
     assert all(template.count("{}") == 1 for template in dataset.templates)
     assert all(caption == caption.lower().strip() for caption in dataset.classes)
-    assert all((dataset.license, dataset.source, dataset.title))
-    assert len(dataset.revision) == 12
     if dataset.has_final:
         dataset = dataset.released()
     splits = [dataset.split(one) for one in (*SPLITS, *([FINAL] if dataset.has_final else []))]
     for split in splits:
-        assert (split.labels.shape, split.labels.dtype) == ((len(split),), np.int64)
-        assert (split.labels < max(len(dataset.classes), 0)).all()
+        assert (split.labels < len(dataset.classes)).all()
         if len(split):
             example = split[len(split) - 1]
             assert example.label == split.labels[-1]
@@ -76,24 +72,6 @@ def test_ids_and_labels_need_no_image_and_variants_no_order(name, monkeypatch):
         split[0]
 
 
-def test_shipped_files_stay_small_and_a_missing_one_names_its_builder(monkeypatch, tmp_path):
-    sizes = {file: (DATA_DIR / file).stat().st_size for name in NAMES for file in get_dataset(name).files}
-    assert max(sizes.values()) < 5 * MEBIBYTE
-    assert sum(sizes.values()) < 17 * MEBIBYTE
-    monkeypatch.setattr("harness.datasets.base.DATA_DIR", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"'emoji-noto.pack'.*python -m tools\.build_emoji"):
-        get_dataset("emoji").path("emoji-noto.pack")
-
-
-def test_other_prompts_and_less_images_are_another_condition():
-    fashion = get_dataset("fashion")
-    assert fashion.condition == fashion.with_templates(fashion.templates).condition == fashion.revision
-    assert fashion.with_templates(["a {}"]).condition.startswith(f"{fashion.revision}-")
-    less = fashion.without(fashion.split("test").image_ids[:2])
-    assert less.split("test").image_ids == fashion.split("test").image_ids[2:]
-    assert less.revision != fashion.revision == fashion.without(()).revision
-
-
 @pytest.mark.parametrize(("content", "match"), [
     (b"x\n\ny", "line 2.*''"), (b"x\ny\x07", "line 2"), (b"\xff\xfe", "UTF-8"), (b"a" * (5 << 20), "4,194,304"),
 ])  # fmt: skip
@@ -101,3 +79,15 @@ def test_lists_of_names_that_are_none(content: bytes, match: str, tmp_path):
     (tmp_path / "classes.txt").write_bytes(content)
     with pytest.raises(ValueError, match=f"classes.txt'.*{match}"):
         lines_of(tmp_path / "classes.txt")
+
+
+def test_other_prompts_and_less_images_are_another_condition_and_a_missing_file_is_told(monkeypatch, tmp_path):
+    fashion = get_dataset("fashion")
+    assert fashion.condition == fashion.with_templates(fashion.templates).condition == fashion.revision
+    assert fashion.with_templates(["a {}"]).condition.startswith(f"{fashion.revision}-")
+    less = fashion.without(fashion.split("test").image_ids[:2])
+    assert less.split("test").image_ids == fashion.split("test").image_ids[2:]
+    assert less.revision != fashion.revision == fashion.without(()).revision
+    monkeypatch.setattr("harness.datasets.base.DATA_DIR", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"'emoji-noto.pack'.*python -m tools\.build_emoji"):
+        get_dataset("emoji").path("emoji-noto.pack")

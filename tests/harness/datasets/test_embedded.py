@@ -12,28 +12,22 @@ from scipy.ndimage import binary_dilation
 
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, SPLITS
-from harness.datasets.canvas import SIZE, decode, draw, draws, seeded
-from harness.datasets.canvas import compose as paint
+from harness.datasets.canvas import seeded
 from harness.datasets.emoji import CAPTION, CAPTIONED, STYLES
-from harness.datasets.fashion import CLUTTER, Fashion, compose, sample
+from harness.datasets.fashion import Fashion, compose
 from harness.datasets.photos import SMALLEST, Photos
 from zoo.loading.clip import EmbeddedTokenizer, tokenizer, unseen_words
 
 
-def digest(example) -> str:
-    return hashlib.sha256(example.image.tobytes() + example.mask.tobytes()).hexdigest()[:16]
-
-
 @pytest.mark.parametrize(("name", "split", "index", "expected"), [
     ("fashion", "train", 0, "d64714116bb5c9e6"),
-    ("fashion", "val", 7, "6ab0ad279e0ecf26"),
     ("fashion", "test", 1799, "22143dbd4b0139e3"),
     ("emoji", "test", 0, "ce2bd32a20eea6bc"),
-    ("emoji", "test", 1, "d7ec98417eb9572d"),
     ("emoji", "test", 226, "2719b8301c21d419"),
 ])  # fmt: skip
 def test_a_canvas_is_the_same_on_every_machine(name, split, index, expected):
-    assert digest(get_dataset(name).split(split)[index]) == expected
+    example = get_dataset(name).split(split)[index]
+    assert hashlib.sha256(example.image.tobytes() + example.mask.tobytes()).hexdigest()[:16] == expected
 
 
 def test_both_styles_of_an_emoji_share_its_split_and_its_group():
@@ -63,41 +57,16 @@ def test_captions_are_of_names_that_the_embedded_text_tower_knows():
     assert dataset.captions_of(split.variant(1).image_ids[0]) == texts[0]
 
 
-def test_the_mask_of_an_emoji_is_what_the_drawing_changes():
-    for emoji in get_dataset("emoji").emoji[::150]:
-        for image in emoji.images:
-            canvas, mask = paint(decode(image), seeded(1))
-            without, nothing = paint(np.zeros_like(decode(image)), seeded(1))
-            assert not nothing.any()
-            assert (np.asarray(canvas) != np.asarray(without)).any(axis=-1)[mask].mean() > 0.98
-    drawing = np.zeros((64, 64, 4), np.uint8)
-    drawing[16:48, 16:48] = (255, 0, 0, 255)  # a quarter of the drawn square
-    image, mask = paint(drawing, seeded(2))
-    rows, cols = np.nonzero(mask)
-    side = np.ptp(rows) + 1
-    assert side == np.ptp(cols) + 1
-    assert 96 // 2 - 1 <= side <= 160 // 2 + 1
-    assert side * side - 4 <= mask.sum() <= side * side  # a corner's alpha is below half
-    inner = np.asarray(image)[rows.min() + 2 : rows.max() - 1, cols.min() + 2 : cols.max() - 1]
-    assert (inner == (255, 0, 0)).all()
-    assert image.size == (SIZE, SIZE)
-
-
 @pytest.fixture(scope="module")
 def fashion() -> Fashion:
-    dataset = get_dataset("fashion").released()
-    assert isinstance(dataset, Fashion)
-    return dataset
+    return get_dataset("fashion").released()  # type: ignore[return-value]
 
 
 def test_items_are_in_one_split_and_none_that_was_seen_is_tested_by(fashion):
     sources, pixels, total = set(), set(), 0
     for split, per_class in (("train", 120), ("val", 60), ("test", 180), (FINAL, 50)):
-        part, source, labels = (
-            fashion._index["splits"][split]["part"],
-            fashion.source_index(split),
-            fashion.labels(split),
-        )
+        part = fashion._index["splits"][split]["part"]
+        source, labels = fashion.source_index(split), fashion.labels(split)
         assert part == ("t10k" if split in ("test", FINAL) else "train")
         assert np.bincount(labels).tolist() == [per_class] * 10
         # Classes come in the source's order; the design looked at the first hundred of each in t10k.
@@ -123,24 +92,9 @@ def test_the_mask_of_an_item_is_what_the_item_changes(fashion):
         assert 40 <= max(np.ptp(rows), np.ptp(cols)) + 1 <= 112
 
 
-def test_clutter_comes_from_other_classes_only():
-    """Class 1 is empty items: an empty target gets clutter of class 0, a full one gets none."""
-    items = np.stack([np.full((28, 28), 255, np.uint8), np.zeros((28, 28), np.uint8)])
-    for index in range(2):
-        image, mask = sample(items, np.array([0, 1]), index, seeded(3))
-        rng = seeded(3)
-        count = draw(rng, *CLUTTER)
-        draws(rng, 0, 1, (count,))
-        expected, expected_mask = compose(items[index], items[[1 - index] * count], rng)
-        assert image.tobytes() == expected.tobytes()
-        assert (mask == expected_mask).all()
-
-
 @pytest.fixture(scope="module")
 def photos() -> Photos:
-    dataset = get_dataset("photos").released()
-    assert isinstance(dataset, Photos)
-    return dataset
+    return get_dataset("photos").released()  # type: ignore[return-value]
 
 
 def test_the_pack_and_notice_hold_what_the_index_says(photos: Photos):

@@ -30,12 +30,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     datasets.enable_progress_bars()
 
 
-def image(seed: int = 0) -> dict[str, Any]:
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+def image(seed: int) -> dict[str, Any]:
     return {"bytes": encoded(str(seed)), "path": None}
 
 
 def rows(*labels: int | None, first: int = 0, **more: tuple[Any, list[Any]]) -> Table:
-    """Rows with images that differ, of three classes, and other columns."""
     images = [image(first + i) for i in range(len(labels))]
     columns = {"image": (IMAGE, images), "label": (CLASSES, list(labels)), **more}
     features = datasets.Features({name: feature for name, (feature, _) in columns.items()})
@@ -55,31 +60,19 @@ def save_parquet(folder: Path, **splits: Table) -> Path:
     return folder
 
 
-def save_images(folder: Path, **splits: Table) -> Path:
-    for name, table in splits.items():
-        for number, row in enumerate(table.data.table.to_pylist()):
-            file = folder / name / CLASSES.names[row["label"]] / f"{number}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(row["image"]["bytes"])
-    return folder
-
-
-@pytest.mark.parametrize("write", [save, save_parquet, save_images])
+@pytest.mark.parametrize("write", [save, save_parquet])
 def test_images_labels_and_ids(write: Callable[..., Path], tmp_path: Path):
     tables = {"train": rows(1, 2, 0), "validation": rows(2, first=3), "test": rows(1, 0, 2, first=4)}
     folder = write(tmp_path / "My Pets", **tables)
     dataset = HfDataset(folder)
-    names = CLASSES.names if write is not save_images else sorted(CLASSES.names)
-    assert (dataset.name, dataset.asked_as) == ("hfds-my-pets", f"hfds:{folder}")
-    assert dataset.classes == tuple(name.replace("_", " ") for name in names)
+    assert dataset.classes == ("tabby cat", "dog", "red fox")
     seen = set()
     for split in ("train", "val", "test"):
         found = dataset.split(split)
         assert found.image_ids == tuple(f"hfds-my-pets/{split}/{i}" for i in range(len(found)))
-        seen |= {(split, names[e.label], e.image.tobytes()) for e in reversed(found)}
+        seen |= {(split, e.label, e.image.tobytes()) for e in reversed(found)}
     wanted = zip(["train"] * 3 + ["val"] + ["test"] * 3, (1, 2, 0, 2, 1, 0, 2), map(str, range(7)), strict=True)
-    assert seen == {(split, CLASSES.names[label], noise(seed).tobytes()) for split, label, seed in wanted}
-    assert names_of([f"hfds:{folder}"]) == ["hfds-my-pets"]
+    assert seen == {(split, label, noise(seed).tobytes()) for split, label, seed in wanted}
 
 
 def test_the_revision_is_of_what_the_rows_hold_however_they_are_written(tmp_path: Path):
@@ -131,20 +124,17 @@ def test_refusals(tables: dict[str, Table], choice: str, match: str, tmp_path: P
 
 
 def test_what_is_no_dataset(tmp_path: Path):
-    for name in ("gone", "../ann/pets", "ann/pets/small"):
-        with pytest.raises(FileNotFoundError, match=f"hfds:{name} is neither.*owner/name"):
-            get_dataset(f"hfds:{name}")
+    with pytest.raises(FileNotFoundError, match=r"hfds:../ann/pets is neither.*owner/name"):
+        get_dataset("hfds:../ann/pets")
     for name, content, match in (
-        ("a.csv", "image,label\n1,2\n", "'csv'"), ("a.parquet", "x", "can't be read"),
+        ("a.csv", "image,label\n1,2\n", "'csv'"),
         ("folder.py", "", "can't be read: Dataset scripts"),
-    ):  # fmt: skip
+    ):
         folder = tmp_path / name / "folder"
         folder.mkdir(parents=True)
         (folder / name).write_text(content)
         with pytest.raises((ValueError, OSError), match=match):
             HfDataset(folder)
-    with pytest.raises(NotADirectoryError, match="a\\.csv is a file"):
-        HfDataset(tmp_path / "a.csv" / "folder" / "a.csv")
 
 
 def test_one_of_several_configs_must_be_named(tmp_path: Path):
@@ -183,33 +173,24 @@ def test_images_that_are_only_named_may_not_lie_elsewhere(tmp_path: Path):
     for row in range(2):
         with pytest.raises(ValueError, match=rf"in row {row} of .* is only named"):
             HfDataset(folder).split("test")[row]
-    (folder / "b.png").unlink()
-    (folder / "b.png").write_bytes(encoded("0"))
-    assert HfDataset(folder).split("test")[1].label == 1
 
 
+@pytest.mark.usefixtures("online")
 def test_what_the_cache_holds_is_read_without_a_network(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     local = get_dataset(f"hfds:{save_parquet(tmp_path / 'pets', train=rows(0), test=rows(1))}")
     (cache / "pets").rename(cache / "ann___pets")  # as the library names what is from the hub
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("socket.socket.connect", pytest.fail)
     dataset = get_dataset("hfds:ann/pets")
-    assert (dataset.name, dataset.asked_as) == ("hfds-ann-pets", "hfds:ann/pets")
+    assert dataset.name == "hfds-ann-pets"
     assert dataset.revision == local.revision
     assert not datasets.config.HF_HUB_OFFLINE | constants.HF_HUB_OFFLINE
     with pytest.raises(FileNotFoundError, match=f"'ann/dogs' of the hub .*'{cache}'; --download"):
         names_of(["hfds:ann/dogs#config=small"])
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match=r"'ann/dogs' of the hub can't be opened: .*OfflineMode"):
-        names_of(["hfds:ann/dogs"], download=True)
 
 
+@pytest.mark.usefixtures("online")
 @pytest.mark.parametrize("download", [False, True])
 def test_only_download_may_go_to_the_network(download: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     offline = []
 
     def open_it(name: str, config: str | None) -> None:

@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from packing import encoded, tarred, zipped
+from packing import encoded, tarred, write_images, zipped
 from PIL import Image
 from scipy.io import savemat
 from timm.data import ImageNetInfo
 
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets import public as module
-from harness.datasets.archives import Archive
 from harness.datasets.base import SPLITS
 from harness.datasets.public import DEVKIT, META, TRUTH, RootedDataset, captions_of, class_folders, synsets_of
 
@@ -30,10 +29,8 @@ Files = Mapping[str, bytes]
 
 
 class Copy(NamedTuple):
-    """A copy as shipped: archives by name, and the examples (id, label, bytes) by split."""
-
     archives: Files
-    examples: dict[str, list[tuple[str, int, bytes]]]
+    examples: dict[str, list[tuple[str, int, bytes]]]  # id, label and content by split
 
 
 def photo(key: str) -> bytes:
@@ -117,42 +114,33 @@ COPIES: dict[str, Callable[[RootedDataset], Copy]] = {
 
 @pytest.fixture
 def ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Copy]:
-    """Put a copy's archives where a user puts them, and let the dataset know their sums."""
 
     def call(name: str) -> Copy:
         dataset: Any = get_dataset(name)
         copy = COPIES[dataset.layout](dataset)
         (tmp_path / dataset.folder).mkdir()
+        archives = {archive.file: archive for archive in dataset.archives}
         for file, content in copy.archives.items():
             (tmp_path / dataset.folder / file).write_bytes(content)
-
-        def known(archive: Archive) -> Archive:
-            content = copy.archives.get(archive.file, b"")
             digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-            return replace(archive, sums=(f"md5:{digest}",)) if content else archive
-
-        monkeypatch.setattr(dataset, "archives", tuple(map(known, dataset.archives)))
+            archives[file] = replace(archives[file], sums=(f"md5:{digest}",))
+        monkeypatch.setattr(dataset, "archives", tuple(archives.values()))
         return copy
 
     return call
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_facts_are_known_without_a_root(name: str, tmp_path: Path):
+def test_what_is_missing_is_named_with_where_to_get_it(name: str, tmp_path: Path):
     dataset = get_dataset(name)
     assert dataset.captions_seen == (True,) * dataset.class_count
-    assert dataset.templates[0].count("{}") == 1
-    for archive in dataset.archives:
-        assert all(url.startswith("https://") for url in (archive.page, archive.url or archive.page))
-        assert {len(s.partition(":")[2]) for s in archive.sums} <= {32, 64}
     with pytest.raises(FileNotFoundError, match=f"'{name}'.*--root FOLDER"):
         dataset.split("test")
-    with pytest.raises(FileNotFoundError, match=r"--root '.*none'"):
-        dataset.at(tmp_path / "none")
     with pytest.raises(FileNotFoundError) as caught:
         dataset.at(tmp_path)
-    needed = [archive for archive in dataset.archives if not archive.optional]
-    assert all(text in str(caught.value) for a in needed for text in (a.file, a.page, str(tmp_path / dataset.folder)))
+    for archive in dataset.archives:
+        assert all(url.startswith("https://") for url in (archive.page, archive.url or archive.page))
+        assert archive.optional or (archive.file in str(caught.value) and archive.page in str(caught.value))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -169,14 +157,12 @@ def test_a_copy_is_unpacked_and_read(name: str, ship, tmp_path: Path):
             assert np.array_equal(pictures[image_id].image, Image.open(io.BytesIO(content)).convert("RGB"))
         told = f"{split} images: {len(found)} instead of {dataset.counts[split]:,}"
         assert (told in problems) == (len(found) != dataset.counts[split])
-    assert not list(tmp_path.rglob("*.unpacking"))
     # Unpacked by hand does as well.
     for file in (file for file in copy.archives if not file.endswith(".json")):
         (dataset.place / file).unlink()
+    (tmp_path / "elsewhere").mkdir()
     shutil.move(dataset.place, tmp_path / "elsewhere")
-    (tmp_path / "moved").mkdir()
-    (tmp_path / "moved" / dataset.folder).symlink_to(tmp_path / "elsewhere")
-    second = get_dataset(name).at(tmp_path / "moved")
+    second = get_dataset(name).at(tmp_path / "elsewhere")
     assert (second.revision, second.split("test").image_ids) == (dataset.revision, dataset.split("test").image_ids)
 
 
@@ -190,8 +176,6 @@ def test_an_image_that_changes_changes_the_revision(ship, tmp_path: Path):
         changed.split("test")[1]
     assert changed.revision != dataset.revision
     file.unlink()
-    with pytest.raises(FileNotFoundError, match=f"image '.*{file.name}' is missing"):
-        changed.split("test")[1]
     assert f"1 missing image in '{file.parents[1]}" in "\n".join(get_dataset("dtd").at(tmp_path).problems())
     (dataset.place / dataset.archives[0].file).write_bytes(b"another")
     shutil.rmtree(dataset.place / "images")
@@ -201,7 +185,6 @@ def test_an_image_that_changes_changes_the_revision(ship, tmp_path: Path):
 
 @pytest.mark.parametrize(("name", "file", "content", "match"), [
     ("fgvc-aircraft", "variants.txt", b"Yo_Yo\nYo_Yo\n", "variants.txt'.*'Yo_Yo'"),
-    ("fgvc-aircraft", "variants.txt", b"Yo\xff", "variants.txt'.*UTF-8"),
     ("fgvc-aircraft", "variants.txt", None, "variants.txt' is missing; it is in 'fgvc-aircraft"),
     ("fgvc-aircraft", "images_variant_val.txt", b"1000000 MiG\n", "val.txt', line 1: '1000000 MiG'"),
     ("fgvc-aircraft", "images_variant_val.txt", b"../x Yo_Yo\n", "line 1: '../x Yo_Yo'"),
@@ -215,9 +198,8 @@ def test_an_image_that_changes_changes_the_revision(ship, tmp_path: Path):
 def test_lists_that_lie(name: str, file: str, content: bytes | None, match: str, ship, tmp_path: Path):
     ship(name)
     found = get_dataset(name).at(tmp_path)
-    if content is None:
-        (found.place / file).unlink()
-    else:
+    (found.place / file).unlink()
+    if content is not None:
         (found.place / file).write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=match):
         found.split("test")
@@ -231,16 +213,15 @@ def test_classes_are_those_of_imagenet_in_its_order():
     for subset in ("imagenet_a", "imagenet_r"):
         assert list(synsets_of(subset)) == sorted(set(synsets_of(subset)))
         assert len(set(captions_of(synsets_of(subset)))) == 200
-    names, counts = np.unique(list(captions.values()), return_counts=True)
-    assert names[counts > 1].tolist() == ["missile", "sunglasses"]  # of two classes each
 
 
 def test_val_is_carved_by_name_alone(tmp_path: Path):
     few, many = synsets_of("imagenet")[:2]
-    for split, synset, count in (("val", few, 1), ("val", many, 1), ("train", few, 24), ("train", many, 300)):
-        (tmp_path / "imagenet" / "images" / split / synset).mkdir(parents=True)
+    for split, synset, count in (("val", few, 1), ("train", few, 24), ("train", many, 300)):
+        folder = tmp_path / "imagenet" / "images" / split / synset
+        folder.mkdir(parents=True)
         for i in range(count):
-            (tmp_path / "imagenet" / "images" / split / synset / f"{synset}_{i}.JPEG").write_bytes(b"x")
+            (folder / f"{synset}_{i}.JPEG").write_bytes(b"x")
     found = get_dataset("imagenet").at(tmp_path)
     for label, (synset, size, carved) in enumerate([(few, 24, 4), (many, 300, 50)]):
         names = [f"{synset}_{i}.JPEG" for i in range(size)]
@@ -255,30 +236,24 @@ def test_sorted_validation_images_are_the_same_dataset(ship, tmp_path: Path):
     flat = get_dataset("imagenet").at(tmp_path)
     facts = (flat.revision, flat.split("test").image_ids, flat.labels("test").tolist())
     shutil.rmtree(flat.place / "ILSVRC2012_devkit_t12")
+    val = flat.place / "images/val"
     for image_id in facts[1]:
         folder, name = image_id.split("/")[-2:]
-        (flat.place / "images/val" / folder).mkdir(exist_ok=True)
-        (flat.place / "images/val" / name).rename(flat.place / "images/val" / folder / name)
-    (flat.place / "images/val/n99999999").mkdir()  # of no class
+        (val / folder).mkdir(exist_ok=True)
+        (val / name).rename(val / folder / name)
+    (val / "n99999999").mkdir()  # of no class
     found = get_dataset("imagenet").at(tmp_path)
     assert (found.revision, found.split("test").image_ids, found.labels("test").tolist()) == facts
 
 
 def test_a_kept_listing_is_used_until_a_name_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "CACHED_FROM", 1)
-    folder = tmp_path / "images"
-    for path in ("b/2.JPEG", "b/10.png", "a/1.jpg", "a/notes.txt", "a/.hidden.jpg", ".git/x.jpg", "a/deeper.jpg/x"):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(b"x" * len(path))
-    first = {"a": {"1.jpg": 7}, "b": {"10.png": 8, "2.JPEG": 8}}
-    assert class_folders(folder) == first
-    assert [list(inner) for inner in class_folders(folder).values()] == [["1.jpg"], ["10.png", "2.JPEG"]]
+    write_images(folder := tmp_path / "images", ("b/2.png", "b/10.png", "a/1.png", ".git/x.png", "a/deeper/x.png"))
+    first = class_folders(folder)
+    assert [(name, list(inner)) for name, inner in first.items()] == [("a", ["1.png"]), ("b", ["10.png", "2.png"])]
     with monkeypatch.context() as patch:
         patch.setattr(module, "_list_images", pytest.fail)
         assert class_folders(folder) == first
-    (folder / "a" / "1.jpg").unlink()
+    (folder / "a" / "1.png").unlink()
     os.utime(folder / "a", ns=(2, 2))
     assert class_folders(folder)["a"] == {}
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # can't be written: costs only time
-    assert class_folders(folder)["a"] == class_folders(folder / "none") == {}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from packing import Member, encoded, header, noise, tarred
 
-from harness.datasets import get_dataset, names_of
+from harness.datasets import get_dataset
 from harness.datasets.webdataset import TarDataset
 
 Make = Callable[..., Path]
@@ -26,15 +26,8 @@ def samples(*labels: int, first: int = 0) -> list[Member]:
     return members
 
 
-def described(*captions: str) -> list[Member]:
-    """Samples with captions, as CLIP_benchmark exports them."""
-    texts = [(f"s{number:07d}.txt", text.encode()) for number, text in enumerate(captions)]
-    return [*((f"s{number:07d}.png", encoded(str(number))) for number in range(len(captions))), *texts]
-
-
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Write tars and what lies beside them; return the folder."""
 
     def call(*shards: Sequence[Member], split: str = "test", names: str = "cat\ndog\n", **files: str) -> Path:
         folder = tmp_path / "Pets"
@@ -53,7 +46,6 @@ def test_images_labels_and_ids(make: Make):
     templates = "a photo of a {c}.\nart of {c}\n"
     make(samples(1, 0), split="train", dataset_type="classification\n", zeroshot_classification_templates=templates)
     folder = make(samples(0, 1, 1), samples(0, first=3))
-    (folder / "test" / "nshards.txt").write_text("2\n")
     dataset = TarDataset(folder)
     assert (dataset.name, dataset.classes, dataset.asked_as) == ("wds-pets", ("cat", "dog"), f"wds:{folder}")
     assert dataset.templates == ("a photo of a {}.", "art of {}")
@@ -62,10 +54,7 @@ def test_images_labels_and_ids(make: Make):
     assert split.image_ids == tuple(f"wds-pets/test/s{i:07d}" for i in range(4))
     for seed in (3, 0, 2, 1):
         assert np.array_equal(split[seed].image, noise(str(seed)))
-    assert dataset.labels("train").tolist() == [1, 0]
-    assert len(dataset.split("val")) == 0
-    assert names_of([f"wds:{folder}"]) == ["wds-pets"]
-    (folder / "test" / "nshards.txt").unlink()
+    assert (dataset.labels("train").tolist(), len(dataset.split("val"))) == ([1, 0], 0)
     dataset = TarDataset(make(*(samples(i % 2, first=i) for i in range(11))))  # 10.tar is last
     assert dataset.split("test").image_ids == tuple(f"wds-pets/test/s{i:07d}" for i in range(11))
     make(samples(1))  # another label
@@ -90,34 +79,30 @@ def test_tars_that_are_cut_damaged_or_compressed(make: Make):
     content = file.read_bytes()
     with tarfile.open(file) as tar:
         third = tar.getmembers()[2].offset
-    for damaged in (content[:third], content[:third] + b"\x07" * 512 + content[third + 512 :]):
+    after = f"truncated or damaged after byte {third:,}"
+    for damaged, match in (
+        (content[:third], after), (content[:third] + b"\x07" * 512 + content[third + 512 :], after),
+        (content[:300], "0.tar' is truncated"), (tarred(samples(0), "w:gz"), "0.tar' is truncated"),
+    ):  # fmt: skip
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=f"truncated or damaged after byte {third:,}"):
-            TarDataset(file.parents[1])
-    others = [tarred(samples(0), mode) for mode in ("w:gz", "w:xz")]
-    for damaged in (*(content[:cut] for cut in (1, 300, 700, 1100)), *others):
-        file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"0.tar' is truncated"):
+        with pytest.raises(ValueError, match=match):
             TarDataset(file.parents[1])
 
 
 def test_captions_are_the_lines_of_texts(make: Make):
-    more = [("z/9.JPG", encoded("2")), ("z/9.txt", b"a cat")]
-    folder = make(described("a cat\nthe cat sits \r\n\n", "ein Hund, süß"), more, dataset_type="retrieval\n")
+    pictures = [("1.png", encoded("1")), ("2.png", encoded("2"))]
+    german = ("2.txt", "ein Hund, süß".encode())
+    folder = make([*pictures, ("1.txt", b"a cat\nthe cat sits \r\n\n"), german], dataset_type="retrieval\n")
     (folder / "classnames.txt").unlink()
     dataset = get_dataset(f"wds:{folder}")
     assert (dataset.classes, dataset.templates, dataset.captioned) == ((), (), True)
-    assert dataset.condition == dataset.revision
     split = dataset.split("test")
-    assert split.labels.tolist() == [-1] * 3
+    assert split.labels.tolist() == [-1] * 2
     texts = [dataset.captions_of(image_id) for image_id in split.image_ids]
-    assert texts == [("a cat", "the cat sits"), ("ein Hund, süß",), ("a cat",)]
-    assert np.array_equal(split[1].image, noise("1"))
-    make(described("a cat\nthe dog sits", "ein Hund, süß"))
+    assert texts == [("a cat", "the cat sits"), ("ein Hund, süß",)]
+    assert np.array_equal(split[1].image, noise("2"))
+    make([*pictures, ("1.txt", b"a cat\nthe dog sits"), german])
     assert TarDataset(folder).revision != dataset.revision
-    (folder / "dataset_type.txt").unlink()
-    (folder / "test" / "1.tar").unlink()
-    assert TarDataset(make(samples(0))).captions_of("wds-pets/test/s0000000") == ()
 
 
 IMAGE, LABEL = ("a.png", b"x"), ("a.cls", b"0")
@@ -127,10 +112,9 @@ IMAGE, LABEL = ("a.png", b"x"), ("a.cls", b"0")
     ([IMAGE, ("a.npy", b"x")], {}, "'a' has no a.cls"),
     ([LABEL], {}, "'a' has no image"),
     ([LABEL, header("a.png", tarfile.SYMTYPE, "/etc/passwd")], {}, "'a' has no image"),
-    ([IMAGE, ("a.jpg", b"x")], {}, "member 'a.jpg' is a second"),
     ([LABEL, LABEL], {}, "member 'a.cls' is a second"),
     *(([("a.cls", label), IMAGE], {}, f"a.cls: expected the number of a class, got '{label[:9].decode()}")
-      for label in (b"cat", b"-1", b"1" * 999, b"1 2", b"")),
+      for label in (b"-1", b"1" * 999, b"")),
     ([("a.cls", b"2"), IMAGE], {}, "'a' has the label 2; classnames.txt has 2 lines"),
     ([("a\n.png", b"x"), ("a\n.cls", b"0")], {}, r"'a\\n' can't be printed"),
     ([], {}, "has no tars with images"),

@@ -7,36 +7,27 @@ from harness.records.statistics import Interval
 from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import GoldenConfig
 
-
-def made(*ways: tuple[Point, float]) -> Curve:
-    """Make a curve from ways and their tau, on a tower of 14 x 14 patches and 9 blocks."""
-    effort = Effort(grid=(14, 14), blocks=6)
-    worths = [Worth(point=point, passes=0, tau=Interval(tau, tau, tau), tau_of={}, match={}) for point, tau in ways]
-    names = {"model": "m", "weights": "w", "split": "val", "dtype": "float32", "device": "d"}
-    facts = {"images": {}, "versions": {}}
-    return Curve(block=3, effort=effort, worths=worths, **names, **facts)
-
-
-MADE = (
-    (Point(), 1.0),
-    (Point(window=2, stride=2), 0.75),
-    (Point(approximate="follow:0"), 0.8),
-    (Point(approximate="follow:16"), 0.85),
-)
+MADE = {
+    Point(): 1.0,
+    Point(window=2, stride=2): 0.75,
+    Point(approximate="follow:0"): 0.8,
+    Point(approximate="follow:16"): 0.85,
+}
 
 
 @pytest.mark.parametrize(("budget", "label"), [
     *((1e9, "window 2, stride 1"), (169, "window 2, stride 1"), (168, "follow:16")),
     *((16, "follow:16"), (10, "follow:0"), (1.1, "follow:0")),
 ])  # fmt: skip
-def test_a_budget_buys_the_closest_ranking_within_it(budget: float, label: str):
-    assert best_within(made(*MADE), budget, Effort(grid=(14, 14), blocks=6)).label == label
-
-
-def test_a_budget_below_the_cheapest_is_refused():
-    match = r"--budget 0.5: the cheapest golden ranking, follow:0, takes 1.03 passes per image"
-    with pytest.raises(ValueError, match=match):
-        best_within(made(*MADE), 0.5, Effort(grid=(14, 14), blocks=6))
+def test_a_budget_buys_the_closest_ranking_within_it(budget, label):
+    """On a curve made up for a tower of 14 x 14 patches and 9 blocks."""
+    effort = Effort(grid=(14, 14), blocks=6)
+    worths = [Worth(point=p, passes=0, tau=Interval(t, t, t), tau_of={}, match={}) for p, t in MADE.items()]
+    names = {"model": "m", "weights": "w", "split": "val", "dtype": "float32", "device": "d"}
+    curve = Curve(block=3, effort=effort, worths=worths, images={}, versions={}, **names)
+    assert best_within(curve, budget, effort).label == label
+    with pytest.raises(ValueError, match=r"--budget 0.5: the cheapest golden ranking, follow:0, takes 1.03 passes"):
+        best_within(curve, 0.5, effort)
 
 
 def test_the_shipped_curve_serves_every_budget():

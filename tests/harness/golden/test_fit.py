@@ -22,7 +22,6 @@ from harness.datasets.base import Dataset, Split
 from harness.golden import fit as module
 from harness.golden.fit import Entering, entering, gather, held_out
 from harness.golden.store import Rankings
-from harness.models.towers import Tower
 from zoo.core.files import cache_folder
 from zoo.learning.fit import FitConfig, fit_predictor
 from zoo.loading.clip import ClipParts
@@ -37,7 +36,7 @@ fit = partial(module.fit, out=None, progress=Progress())
 
 
 @torch.no_grad()
-def test_tokens_and_importance_are_of_the_same_image(tower: Tower, write, dense, parts, toy):
+def test_tokens_and_importance_are_of_the_same_image(tower, write, dense, parts, toy):
     """Several files are strung together; shuffled rows inside a file don't matter."""
     files = [write("train"), write("val", 5)]
     stored = Rankings.read(files[0])
@@ -58,7 +57,7 @@ def test_tokens_and_importance_are_of_the_same_image(tower: Tower, write, dense,
         assert np.array_equal(data.importance[i].numpy(), importance)
 
 
-def test_equals_fitting_by_hand(tower: Tower, write: Write):
+def test_equals_fitting_by_hand(tower, write):
     train, val = write("train"), write("val")
     path, tau = fit(MODEL, [train], [val], QUICK)
     data = [gather(tower, [file], Progress()).data for file in (train, val)]
@@ -79,31 +78,23 @@ def test_equals_fitting_by_hand(tower: Tower, write: Write):
     ({"score": "label"}, {}, "rankings of several scores: ['label', 'preservation']"),
     ({}, {"action": "merge"}, "--action merge: these rankings are of action remove; leave it out"),
     ({"weights": "0" * 16}, {}, "made with weights='0000000000000000', wanted"),
-    ({"model": "clip_vit_l14.openai"}, {}, "made with model='clip_vit_l14.openai', wanted"),
     ({"revision": "0" * 12}, {}, "made with revision='000000000000', wanted"),
     ({}, {"shots": 3}, "--shots 3: class 'house' of 'toy' has 2 ranked images"),
 ], ids=str)  # fmt: skip
-def test_refused(val: dict, options: dict, match: str, write: Write):
+def test_refused(val, options, match, write):
     files = [write("train", 10)], [write("val", 4, **val)]
     with pytest.raises(ValueError, match=re.escape(match)):
         fit(MODEL, *files, QUICK, **options)
 
 
-def test_the_second_fit_runs_no_tower(write: Write, monkeypatch):
-    files = [write("train")], [write("val")]
-    fit(MODEL, *files, QUICK)
-
-    monkeypatch.setattr(zoo.ReducedViT, "advance", None)
-    monkeypatch.setattr(zoo.ReducedViT, "embed", None)
-    other = replace(QUICK, arch="linear", loss="bce")
-    fit(MODEL, *files, other, shots=2)
-
-
-def test_stopped_and_asked_again_it_goes_on(write: Write, tmp_path, monkeypatch):
+def test_stopped_and_asked_again_it_goes_on(write, tmp_path, monkeypatch):
     """The second epoch is broken off; the same call does it and the third, to the same bytes."""
     files = [write("train")], [write("val")]
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
     fit(MODEL, *files, QUICK, out=whole)
+    monkeypatch.setattr(zoo.ReducedViT, "advance", None)  # the tokens are there
+    monkeypatch.setattr(zoo.ReducedViT, "embed", None)
+    fit(MODEL, *files, replace(QUICK, arch="linear", loss="bce"), shots=2)
     epochs: list[int] = []
 
     def update(done: int) -> None:
@@ -112,7 +103,7 @@ def test_stopped_and_asked_again_it_goes_on(write: Write, tmp_path, monkeypatch)
             raise KeyboardInterrupt
 
     watched = Progress()
-    monkeypatch.setattr(watched, "task", lambda name, total, **_: nullcontext(update))  # the tokens are there
+    monkeypatch.setattr(watched, "task", lambda name, total, **_: nullcontext(update))
     with pytest.raises(KeyboardInterrupt):
         fit(MODEL, *files, QUICK, out=stopped, progress=watched)
     assert not stopped.exists()
@@ -125,7 +116,7 @@ def test_stopped_and_asked_again_it_goes_on(write: Write, tmp_path, monkeypatch)
     assert list((cache_folder() / "fits").iterdir()) == []
 
 
-def test_shots_are_ranked_images_of_each_class(tower: Tower, write: Write, toy: Dataset, tmp_path):
+def test_shots_are_ranked_images_of_each_class(tower, write, toy, tmp_path):
     """Of each store; what is left is as if the others had never been ranked."""
     stores = [write("train"), write("test")]
     gathered = gather(tower, stores, Progress(), shots=2, seed=4)
@@ -139,7 +130,7 @@ def test_shots_are_ranked_images_of_each_class(tower: Tower, write: Write, toy: 
     torch.testing.assert_close(gathered.data.tokens[torch.arange(16)], whole.data.tokens[rows])  # in float16
 
 
-def test_a_fifth_is_held_out_whatever_the_order(ranked: Callable[..., Rankings]):
+def test_a_fifth_is_held_out_whatever_the_order(ranked):
     whole = ranked("train", 12)
     [learn], [stop] = held_out([whole])
     assert (len(learn), len(stop)) == (10, 2)
@@ -148,7 +139,7 @@ def test_a_fifth_is_held_out_whatever_the_order(ranked: Callable[..., Rankings])
     assert {*held_out([turned])[1][0].image_ids} == {*stop.image_ids}
     assert np.array_equal(stop.of(stop.image_ids), whole.of(stop.image_ids))
     with pytest.raises(ValueError, match="4 ranked images of 'toy' are too few to hold one in 5"):
-        held_out([replace(whole.take(whole.image_ids[:4]))])
+        held_out([whole.take(whole.image_ids[:4])])
     with pytest.raises(ValueError, match="1 images have no ranking, such as 'nowhere'"):
         whole.take(["nowhere"])
 
@@ -175,10 +166,10 @@ def compute(parts: ClipParts, toy: Dataset, ranked: Callable[..., Rankings]) -> 
 
 
 def files() -> list[Path]:
-    return sorted((cache_folder() / "tokens").iterdir())
+    return sorted((cache_folder() / "tokens").glob("*"))
 
 
-def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, toy: Dataset, monkeypatch):
+def test_only_wanted_images_are_drawn_and_only_once(compute, toy, monkeypatch):
     drawn, draw = [], Split.__getitem__
 
     def noted(split: Split, index: Any) -> Any:
@@ -189,11 +180,9 @@ def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, toy: Datas
 
     monkeypatch.setattr(Split, "__getitem__", noted)
     ids = ["toy/val-6", "toy/val-1", "toy/val-4"]
-    match = "2 ranked images are not in toy val, such as 'toy/val-98'; make rankings with: patchr"
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match="2 ranked images are not in toy val, such as 'toy/val-98'; make rankings"):
         compute(count=0, ids=[*ids, "toy/val-99", "toy/val-98"])
-    assert drawn == []
-    assert not (cache_folder() / "tokens").exists()
+    assert drawn == files() == []
     first, again = compute(count=0, ids=ids), compute(count=0, ids=ids)
     assert [example.image_id for example in drawn] == ["toy/val-1", "toy/val-4", "toy/val-6"]
     assert first.image_ids == again.image_ids == ("toy/val-1", "toy/val-4", "toy/val-6")
@@ -202,33 +191,26 @@ def test_only_wanted_images_are_drawn_and_only_once(compute: Compute, toy: Datas
     assert drawn[-1].image == toy.split("val").variant(2)[4].image
 
 
-def test_tokens_are_computed_once_for_a_tower_and_images(compute: Compute, passes: list[int]):
+def test_tokens_are_computed_once_for_a_tower_and_images(compute, passes):
     first = compute()
     again = compute(ids=list(first.image_ids[::-1]))  # in whatever order
     assert torch.equal(first.tokens, again.tokens)
     assert (first.image_ids, first.labels.tolist()) == (again.image_ids, again.labels.tolist())
     compute(score="label")  # how rankings were made does not matter
     assert passes == [5]
+    [tokens] = files()
+    whole, wanted = tokens.read_bytes(), first.tokens.clone()
+    for harmed in (whole[:-1], whole.replace(b"<f2", b"<i2")):
+        tokens.write_bytes(harmed)
+        assert torch.equal(compute().tokens, wanted)
+    assert (tokens.read_bytes(), passes) == (whole, [5, 5, 5])
     for facts in ({"weights": "0" * 16}, {"block": 2}, {"revision": "0" * 12}, {"count": 4}):
         compute(**facts)
-    assert passes == [5, 5, 5, 5, 4]
-    assert len(files()) == len(passes)
+    assert passes[3:] == [5, 5, 5, 4]
+    assert len(files()) == 5
 
 
-@pytest.mark.parametrize("harm", [
-    lambda tokens: tokens.write_bytes(tokens.read_bytes()[:-1]),
-    lambda tokens: np.save(tokens, np.load(tokens).astype(np.float32)),
-], ids=["cut", "other type"])  # fmt: skip
-def test_damaged_files_are_made_again(harm: Callable[[Path], Any], compute, passes):
-    whole = compute().tokens.clone()
-    [tokens] = files()
-    harm(tokens)
-    assert torch.equal(compute().tokens, whole)
-    assert passes == [5, 5]
-    assert files() == [tokens]
-
-
-def test_a_full_disk_leaves_nothing(compute: Compute, monkeypatch):
+def test_a_full_disk_leaves_nothing(compute, monkeypatch):
     monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space"):
         compute()

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,45 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.base.store import BrokenShardError, Shard, shard_path
+from harness.base.store import BrokenShardError, Shard, Store, shard_path
 from harness.golden import store as module
 from harness.golden.store import RANKINGS, Provenance, Rankings
 from zoo.ranking.golden import GoldenConfig
 
-Make = Callable[..., Rankings]
 COLUMNS = ("labels", "importance", "least", "ranking")
 MODEL = "clip_vit_s14.imgfocus_lit"
+TOWER = {"model": MODEL, "weights": "0123456789abcdef"}
+SOURCE = {"dataset": "fashion", "revision": "feedbeef0000", "split": "test"}
+WAY: dict[str, Any] = {**asdict(GoldenConfig()), "dtype": "float32", "batch": 8}
+PROVENANCE = Provenance(**TOWER, **SOURCE, **WAY, versions={"torch": "2.6"})
 
 
-def test_columns_and_metadata_are_plain(store: Path, exact: Make):
+def exact(index: int = 0, count: int = 4) -> Rankings:
+    """Return random rankings of four images of a store; every third has no label."""
+    importance = np.random.default_rng(index).normal(size=(count, 6)).astype(np.float32)
+    labels = np.where(np.arange(count) % 3 == 2, -1, np.arange(count) + 4 * index)
+    ids = [f"fashion/ü-{4 * index + i}" for i in range(count)]
+    return Rankings.from_importance(importance, labels, ids, PROVENANCE)
+
+
+def small(count: int = 3, **facts: Any) -> Rankings:
+    """Return rankings of six patches that know no more than the small file."""
+    ids = tuple(f"fashion/ü-{i}" for i in range(count))
+    importance = np.random.default_rng(0).random((count, 6)).astype(np.float16)
+    return Rankings(image_ids=ids, importance=importance, provenance=replace(PROVENANCE, **facts))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Write a store of ten images in shards of four."""
+    made = Store(tmp_path / "store", RANKINGS, size=4, total=10)
+    with made.open(print):
+        for index, count in enumerate((4, 4, 2)):
+            made.write(index, exact(index, count).table(), PROVENANCE)
+    return made.folder
+
+
+def test_columns_and_metadata_are_plain(store):
     """What a reader without this package finds, and what comes back."""
     file = pq.ParquetFile(shard_path(store, 1))
     kinds = {entry.name: str(entry.type) for entry in file.read().schema}
@@ -44,17 +71,6 @@ def test_columns_and_metadata_are_plain(store: Path, exact: Make):
     assert (again.image_ids, again.provenance) == (wanted.image_ids, wanted.provenance)
 
 
-def make_from(importance: list[list[float]], provenance: Provenance) -> Rankings:
-    return Rankings.from_importance(np.array(importance, dtype=np.float32), np.zeros(1), ["a"], provenance)
-
-
-def test_the_ranking_is_of_exact_importance_and_ties_go_to_the_lower_position(provenance: Provenance):
-    found = make_from([[1, 2, 2 + 1e-5, 1, 0.5]], provenance)
-    assert found.least.tolist() == [0.5]  # the score is -(importance + least)
-    assert found.importance[0].tolist() == [0.5, 1.5, 1.5, 0.5, 0]
-    assert found.ranking.tolist() == [[2, 1, 0, 3, 4]]
-
-
 def test_float16_keeps_the_order():
     """Cosines crowd below 1, where float16 can't tell 0.9999 from 1; their differences it can."""
     generator = np.random.default_rng(0)
@@ -69,12 +85,17 @@ def test_float16_keeps_the_order():
     assert len(set(importance.astype(np.float16)[0])) < 5
 
 
-@pytest.mark.parametrize(
-    ("value", "match"), [(np.nan, "no finite number"), (np.inf, "--dtype bfloat16 or float32"), (1e6, "above float16")]
-)
-def test_what_float16_can_not_hold_is_refused(value: float, match: str, provenance: Provenance):
-    with pytest.raises(ValueError, match=match):
-        make_from([[0.0, value]], provenance)
+def test_exact_importance_ranks_and_what_float16_can_not_hold_is_refused():
+    def made(*importance: float) -> Rankings:
+        return Rankings.from_importance(np.array([importance], dtype=np.float32), np.zeros(1), ["a"], PROVENANCE)
+
+    found = made(1, 2, 2 + 1e-5, 1, 0.5)
+    assert found.least.tolist() == [0.5]  # the score is -(importance + least)
+    assert found.importance[0].tolist() == [0.5, 1.5, 1.5, 0.5, 0]
+    assert found.ranking.tolist() == [[2, 1, 0, 3, 4]]  # of ties the lower position
+    for value, match in ((np.nan, "no finite number"), (np.inf, "--dtype bfloat16 or"), (1e6, "above float16")):
+        with pytest.raises(ValueError, match=match):
+            made(0.0, value)
 
 
 @pytest.mark.parametrize(("changes", "match"), [
@@ -82,14 +103,14 @@ def test_what_float16_can_not_hold_is_refused(value: float, match: str, provenan
     ({"importance": np.full((4, 6), np.inf, np.float16)}, "not finite"),
     ({"least": np.full(4, np.nan, np.float32)}, "not finite"),
 ], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")  # fmt: skip
-def test_wrong_content_is_broken_even_with_its_checksum(changes: dict[str, Any], match: str, exact: Make):
+def test_wrong_content_is_broken_even_with_its_checksum(changes, match):
     wrong = replace(exact(), **changes)
     shard = Shard(table=wrong.table(), provenance=wrong.provenance, first=0, covers=4, size=4)
     with pytest.raises(BrokenShardError, match=match):
         RANKINGS.decode(RANKINGS.encode(shard))
 
 
-def test_a_store_finished_or_not_is_its_shards_in_order(store: Path, exact: Make):
+def test_a_store_finished_or_not_is_its_shards_in_order(store):
     read, parts = Rankings.read(store), [exact(index, count) for index, count in enumerate((4, 4, 2))]
     assert read.image_ids == tuple(f"fashion/ü-{i}" for i in range(10))
     for name in COLUMNS:
@@ -100,24 +121,24 @@ def test_a_store_finished_or_not_is_its_shards_in_order(store: Path, exact: Make
     assert Rankings.read(store).image_ids == read.image_ids[:4] + read.image_ids[8:]
 
 
-def test_a_store_shrinks_to_a_small_file(store: Path, tmp_path: Path):
+def test_a_store_shrinks_to_a_small_file(store, tmp_path):
     """The small file ships: ids, importance and provenance, the ranking made from importance."""
     whole, path = Rankings.read(store), tmp_path / "new" / "small.parquet"
     whole.write(path)
-    small = Rankings.read(path)
-    assert (small.image_ids, small.provenance) == (whole.image_ids, whole.provenance)
-    assert small.importance.dtype == np.float16
-    assert np.array_equal(small.importance, whole.importance)
-    assert np.array_equal(small.ranking, whole.ranking)
-    assert (small.labels == -1).all()
-    assert np.isnan(small.least).all()
+    found = Rankings.read(path)
+    assert (found.image_ids, found.provenance) == (whole.image_ids, whole.provenance)
+    assert found.importance.dtype == np.float16
+    assert np.array_equal(found.importance, whole.importance)
+    assert np.array_equal(found.ranking, whole.ranking)
+    assert (found.labels == -1).all()
+    assert np.isnan(found.least).all()
     whole.write(tmp_path / "again.parquet")
     assert (tmp_path / "again.parquet").read_bytes() == path.read_bytes()
     assert pq.read_table(path).column_names == ["image_id", "importance"]
 
 
-def test_images_in_any_order_and_unknown_ones(rankings: Make):
-    known = rankings()
+def test_images_in_any_order_and_unknown_ones():
+    known = small()
     values = known.of([known.image_ids[2], "nobody", known.image_ids[0], known.image_ids[2]])
     assert values.dtype == np.float32
     assert np.array_equal(values[[0, 2, 3]], known.importance[[2, 0, 2]].astype(np.float32))
@@ -125,22 +146,17 @@ def test_images_in_any_order_and_unknown_ones(rankings: Make):
     assert known.of([]).shape == (0, 6)
 
 
-@pytest.mark.parametrize(("field", "value", "flag"), [
-    ("split", "val", "--split val"), ("action", "merge", "--action merge"), ("greedy", 7, "--greedy 7"),
-])  # fmt: skip
-def test_another_provenance_is_refused_with_the_command(
-    field: str, value: Any, flag: str, rankings: Make, provenance: Provenance
-):
-    rankings().require(**asdict(provenance))
-    stored = asdict(provenance)[field]
-    match = f"made with {field}={stored!r}, wanted {value!r}; make them with: patchrank rank --model {MODEL} "
+def test_another_provenance_is_refused_with_the_command():
+    small().require(**asdict(PROVENANCE))
+    match = f"made with split='test', wanted 'val'; make them with: patchrank rank --model {MODEL} --dataset fashion"
     with pytest.raises(ValueError, match=re.escape(match)) as error:
-        rankings().require(**{"model": provenance.model, field: value})
-    assert flag in str(error.value)
-    assert "--dataset fashion" in str(error.value)
+        small().require(model=PROVENANCE.model, split="val")
+    assert "--split val" in str(error.value)
+    with pytest.raises(ValueError, match="--action merge"):
+        small().require(model=PROVENANCE.model, action="merge")
 
 
-def test_files_that_hold_no_rankings(tmp_path: Path):
+def test_files_that_hold_no_rankings(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape("none.parquet' do not exist")):
         Rankings.read(tmp_path / "none.parquet")
     with pytest.raises(FileNotFoundError, match="holds no golden rankings: no part-00000"):
@@ -152,40 +168,26 @@ def test_files_that_hold_no_rankings(tmp_path: Path):
             Rankings.read(tmp_path / f"{name}.parquet")
 
 
-@pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Point data folder and user's cache at empty folders; return the file that would ship."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "DATA_DIR", tmp_path / "data")
-    return tmp_path / "data" / f"golden-{MODEL}-fashion-test.parquet"
-
-
-def own_file() -> Path:
-    """A file beside the stores in the user's cache."""
-    folder = module.own_store(MODEL, "fashion", "test", GoldenConfig()).parent
-    return folder / f"golden-{MODEL}-fashion-test-b3w2s1.parquet"
-
-
 def count(block: int = 3) -> int:
     rankings = module.find_rankings(MODEL, "fashion", "test", block=block)
     return 0 if rankings is None else len(rankings)
 
 
-def test_rankings_are_found_by_model_split_and_block(shipped: Path, rankings: Make):
+def test_rankings_are_found_by_model_split_and_block_and_who_knows_more_images_wins(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "DATA_DIR", tmp_path / "data")
+    shipped = tmp_path / "data" / f"golden-{MODEL}-fashion-test.parquet"
+    own = module.own_store(MODEL, "fashion", "test", GoldenConfig()).with_name(
+        f"golden-{MODEL}-fashion-test-b3.parquet"
+    )
     assert count() == 0
-    rankings(5, block=0).write(own_file())
+    small(5, block=0).write(own)
     assert (count(), count(block=0)) == (0, 5)
-    rankings(2).write(own_file())
+    small(2).write(own)
     assert count() == 2
-    rankings(6, action="merge").write(own_file().with_name(f"golden-{MODEL}-fashion-test-merge.parquet"))
+    small(6, action="merge").write(own.with_name(f"golden-{MODEL}-fashion-test-merge.parquet"))
     assert count() == 2
+    for ships in (1, 3):  # shipped rankings may cover a part of the split
+        small(ships).write(shipped)
+        assert count() == max(ships, 2)
     assert module.find_rankings(MODEL, "fashion", "val") is None
     assert module.find_rankings("clip_vit_b16.openai", "fashion", "test") is None
-
-
-@pytest.mark.parametrize(("ships", "own", "expected"), [(3, 2, 3), (2, 3, 3)])
-def test_who_knows_more_images_wins(ships: int, own: int, expected: int, shipped, rankings):
-    """Shipped rankings may cover a part of the split; ``rank --full`` then makes the rest count."""
-    rankings(ships).write(shipped)
-    rankings(own).write(own_file())
-    assert count() == expected

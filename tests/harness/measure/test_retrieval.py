@@ -1,7 +1,5 @@
 """Retrieval: recalls as a loop counts them, in records beside the dense row's, on tars and on toys."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,20 +8,17 @@ from torch import Tensor
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
-from harness.golden.rank import RankJob, Source, rank
-from harness.golden.store import Rankings
 from harness.measure import compare
 from harness.measure.compare import compare as compared
 from harness.measure.plan import Plan
 from harness.measure.rows import captions_of
-from harness.models.towers import Tower, caption_features
+from harness.models.towers import caption_features
 from harness.records import metrics
 from harness.records.metrics import RECALL_AT, Captions, Sample, recalls
 from harness.records.record import read_records, write_records
 from harness.report.tables import comparison_table
 from harness.report.writers import records_csv
 from zoo.loading.clip import ClipParts
-from zoo.ranking.golden import GoldenConfig
 
 NAMES = [f"recall_{found}_{k}" for found in ("image", "text") for k in RECALL_AT]
 
@@ -60,7 +55,7 @@ def slow_recalls(images: Tensor, texts: Tensor, own: list[set[int]]) -> dict[str
 
 
 @pytest.mark.parametrize(("seed", "part"), [(0, 7), (1, 2048)])
-def test_recalls_are_those_of_a_loop(seed: int, part: int, monkeypatch: pytest.MonkeyPatch):
+def test_recalls_are_those_of_a_loop(seed, part, monkeypatch):
     """Several captions an image, several images a caption, features that tie, and galleries in parts."""
     monkeypatch.setattr(metrics, "_PART", part)
     generator = np.random.default_rng(seed)
@@ -85,19 +80,22 @@ def test_features_that_are_all_alike_find_nothing():
         Sample(features=features * torch.nan)
 
 
-def test_equal_captions_are_one_text(captioned: Dataset):
+def test_equal_captions_are_one_text_and_unseen_words_are_refused(captioned, parts):
     ids = captioned.split("test").image_ids
     texts, pairs = captions_of(captioned, ids)
     assert len(set(texts)) == len(texts) == len(ids) + 3
     for image, text in pairs.tolist():
         assert texts[text] in captioned.captions_of(ids[image])
     assert len(pairs) == 2 * len(ids)
+    with pytest.raises(ValueError, match=r"captions of pets: the embedded text tower never saw 'zebra'"):
+        caption_features(parts, ["a photo of a cat.", "a zebra"], "pets")
 
 
 @torch.no_grad()
 @pytest.mark.usefixtures("benchmark")
-def test_what_a_record_says(captioned: Dataset, parts: ClipParts):
-    [(dense, random)] = compared(PLAN, [], Progress())
+def test_records_by_hand(captioned, parts, tmp_path, monkeypatch):
+    [records] = compared(PLAN, [], Progress())
+    dense, random = records
     split = captioned.split("test")
     images = torch.stack([parts.preprocess(example.image) for example in split])
     texts, pairs = captions_of(captioned, split.image_ids)
@@ -115,37 +113,10 @@ def test_what_a_record_says(captioned: Dataset, parts: ClipParts):
         assert apart.mean == pytest.approx(other.mean - mine.mean, abs=1e-3)
         assert apart.low <= other.mean - mine.mean + 1e-3
     assert random.mean("cosine_distance") > 0
-
-
-@pytest.mark.usefixtures("benchmark")
-def test_records_with_recalls_are_read_used_again_and_shown(tmp_path: Path, monkeypatch):
-    [records] = compared(PLAN, [], Progress())
     write_records(tmp_path / "r.jsonl", records)
     known = read_records(tmp_path / "r.jsonl")
     assert known == records
     monkeypatch.setattr(metrics, "recalls", None)
     assert list(compared(PLAN, known, Progress())) == [records]
-    table = comparison_table(records)
-    heads = [column.heading for column in table.columns]
-    assert heads[2:5] == ["t2i R@1", "t2i R@1", "t2i to dense"]
-    assert "retrieval by 19 captions" in table.title
-    head, *lines = records_csv(records).splitlines()
-    assert "recall_text_10_diff_fraction" in head
-    assert len(lines) == 2
-
-
-def test_golden_rankings_are_made_of_images_with_captions(captioned: Dataset, parts: ClipParts, monkeypatch, tmp_path):
-    """What preservation watches is the feature by which images are retrieved."""
-    tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
-    monkeypatch.setattr("harness.golden.rank.load_tower", lambda name: tower)
-    job = RankJob(model="clip_vit_b16", source=Source.of(captioned, "test"), config=GoldenConfig(stride=2), limit=4)
-    rankings = Rankings.read(rank(job, Progress()).path)
-    assert len(rankings) == 4
-    assert rankings.provenance.revision == captioned.revision
-    with pytest.raises(ValueError, match="score='label' needs classes, and 'captioned' has none"):
-        rank(RankJob(model="clip_vit_b16", source=job.source, scores=("label",), out=tmp_path), Progress())
-
-
-def test_words_that_the_text_tower_never_saw(parts: ClipParts):
-    with pytest.raises(ValueError, match=r"captions of pets: the embedded text tower never saw 'zebra'"):
-        caption_features(parts, ["a photo of a cat.", "a zebra"], "pets")
+    assert comparison_table(records).columns[2].heading == "t2i R@1"
+    assert "recall_text_10_diff_fraction" in records_csv(records)

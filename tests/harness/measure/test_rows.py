@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import zoo
-from harness.base.hints import describe_error
 from harness.measure.rows import Variant, run, usual_methods, variants
 from harness.records.conditions import DENSE, GOLDEN
 from zoo.core.files import read_facts, write_learned
@@ -33,18 +32,15 @@ def images() -> Tensor:
     return torch.randn(3, 3, 64, 64)
 
 
-def test_a_row_per_method_and_keep_rate_the_dense_one_once(rows: list[Variant]):
+def test_a_row_per_method_and_keep_rate_on_the_towers_own_weights(rows, dense):
     assert usual_methods() == (DENSE, *REDUCERS, GOLDEN)
-    names = [row.model for row in rows]
-    wanted = [f"{ARCH}_{m}{k}" for m in (*REDUCERS, GOLDEN) for k in (60, 30)]
-    assert names == [ARCH, *wanted]
+    assert [row.model for row in rows] == [ARCH, *(f"{ARCH}_{m}{k}" for m in (*REDUCERS, GOLDEN) for k in (60, 30))]
     assert [row.keep for row in rows] == [1.0] + [0.6, 0.3] * (len(REDUCERS) + 1)
-    assert all(not row.vit.training for row in rows)
-
-
-def test_rows_share_the_towers_weights(rows: list[Variant], dense: zoo.ReducedViT):
+    leaves = dict.fromkeys(usual_methods(), 3) | {"dense": 6, "tome": 0, "rankmerge": 0}
+    assert {row.method: row.first_block for row in rows} == leaves
     ours = dict(dense.named_parameters())
     for row in rows:
+        assert not row.vit.training
         theirs = dict(row.vit.named_parameters())
         assert all(theirs[name] is ours[name] for name in ours)
         extra = {name for name in theirs if name not in ours}
@@ -52,7 +48,7 @@ def test_rows_share_the_towers_weights(rows: list[Variant], dense: zoo.ReducedVi
         assert bool(extra) == (row.method == "patchrank")
 
 
-def test_settings_are_json_values_and_tell_predictors(rows: list[Variant], predictor_file: Path):
+def test_settings_are_json_values_and_tell_predictors(rows, predictor_file):
     """Records are compared with earlier ones, which come from JSON: a tuple would never fit."""
     for row in rows:
         assert json.loads(json.dumps(row.config)) == row.config
@@ -66,14 +62,9 @@ def test_settings_are_json_values_and_tell_predictors(rows: list[Variant], predi
     assert again.config != first
 
 
-def test_where_a_row_leaves_the_dense_tower(rows: list[Variant]):
-    wanted = dict.fromkeys(usual_methods(), 3) | {"dense": 6, "tome": 0, "rankmerge": 0}
-    assert {row.method: row.first_block for row in rows} == wanted
-
-
 @pytest.mark.parametrize("method", [DENSE, *REDUCERS])
 @pytest.mark.parametrize("keep", [1.0, 0.3])
-def test_equals_each_model_alone(method: str, keep: float, dense: zoo.ReducedViT, predictor_file: Path, images: Tensor):
+def test_equals_each_model_alone(method, keep, dense, predictor_file, images):
     """The slow way: build the model, run the whole of it, read its trace."""
     rows = variants(dense, ARCH, TAG, [*REDUCERS, DENSE], [keep])
     found = run(rows, images)
@@ -89,13 +80,12 @@ def test_equals_each_model_alone(method: str, keep: float, dense: zoo.ReducedViT
     output = found[row.key]
     assert torch.allclose(output.features, whole, atol=1e-5)
     assert output.final_tokens == trace.final_tokens == final_count(64, row.keep)
-    if trace.scores is None:
-        assert output.scores is None
-    else:
+    assert (output.scores is None) == (trace.scores is None)
+    if trace.scores is not None:
         np.testing.assert_allclose(output.scores, trace.scores.numpy(), rtol=1.3e-6, atol=1e-5)
 
 
-def test_the_order_of_rows_does_not_matter(rows: list[Variant], images: Tensor):
+def test_the_order_of_rows_does_not_matter(rows, images):
     laid = dict.fromkeys((row.key for row in rows if row.method == GOLDEN), torch.randn(3, 64))
     forth, back = run(rows, images, laid), run(rows[::-1], images, laid)
     assert list(forth) == [row.key for row in rows]
@@ -104,7 +94,7 @@ def test_the_order_of_rows_does_not_matter(rows: list[Variant], images: Tensor):
 
 
 @torch.no_grad()
-def test_golden_keeps_exactly_the_best(dense: zoo.ReducedViT, images: Tensor):
+def test_golden_keeps_exactly_the_best(dense, images):
     [row], golden = variants(dense, ARCH, TAG, [GOLDEN], [0.3]), torch.randn(3, 64)
     output = run([row], images, {row.key: golden})[row.key]
     count = round(0.3 * 64)
@@ -123,21 +113,12 @@ def test_golden_keeps_exactly_the_best(dense: zoo.ReducedViT, images: Tensor):
         assert order.tolist() == golden[image].argsort(descending=True).tolist()
 
 
-@pytest.mark.parametrize(
-    ("method", "keeps", "match"),
-    [
-        ("radnom", [0.5], "method 'radnom': did you mean 'random'? expected one of dense, avit"),
-        ("random", [1.5], "keep=1.5: expected a number in (0, 1]"),
-        ("random", [0.6, 0.604], "random60 twice, for keep rates 0.6 and 0.604: give"),
-        ("golden", [0.3, 0.3], "clip_vit_b16_golden30 twice, for keep rates 0.3 and 0.3: give"),
-    ],
-)
-def test_refused_rows(method: str, keeps: list, match: str, dense: zoo.ReducedViT):
-    with pytest.raises(ValueError, match=re.escape(match)):
+@pytest.mark.parametrize(("method", "keeps", "error", "match"), [
+    ("radnom", [0.5], ValueError, "method 'radnom': did you mean 'random'?"),
+    ("random", [1.5], ValueError, "keep=1.5: expected a number in (0, 1]"),
+    ("random", [0.6, 0.604], ValueError, "random60 twice, for keep rates 0.6 and 0.604: give"),
+    ("patchrank", [0.5], FileNotFoundError, "no predictor for clip_vit"),
+])  # fmt: skip
+def test_refused_rows(method, keeps, error, match, dense):
+    with pytest.raises(error, match=re.escape(match)):
         variants(dense, ARCH, TAG, [method], keeps)
-
-
-def test_patchrank_needs_a_predictor(dense: zoo.ReducedViT):
-    with pytest.raises(FileNotFoundError, match="no predictor for clip_vit") as caught:
-        variants(dense, ARCH, TAG, ["patchrank"], [0.5])
-    assert "; fit one with: patchrank fit predictor --model clip_vit" in describe_error(caught.value)

@@ -4,7 +4,6 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,28 +50,26 @@ def test_samples_are_what_the_clock_says_and_warmup_is_not_among_them():
     assert timings["slow"].spread_ms == pytest.approx((20, 15, 25))
 
 
-def test_a_latency_has_median_quartiles_throughput_and_the_ratio_of_paired_rounds():
+def test_a_latency_has_quartiles_throughput_and_the_ratio_of_paired_rounds_whose_drift_cancels():
     dense, half = (Timing(batch=4, samples_ms=(ms, 2 * ms, 3 * ms)) for ms in (10.0, 5.0))
     plain = {"batch": 4, "median_ms": 20.0, "q1_ms": 15.0, "q3_ms": 25.0, "images_per_s": 200.0}
     assert asdict(dense.latency()) == plain | dict.fromkeys(("ratio_to_dense", "ratio_low", "ratio_high"))
     latency = half.latency(dense)
     assert (latency.ratio_to_dense, latency.ratio_low, latency.ratio_high) == (0.5, 0.5, 0.5)
+    drift = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
+    dense = Timing(batch=1, samples_ms=tuple(drift))
+    pruned = Timing(batch=1, samples_ms=tuple(0.6 * factor for factor in drift))
+    assert pruned.ratio_to(dense) == pytest.approx((0.6, 0.6, 0.6))
+    noisy = Timing(batch=1, samples_ms=(0.5, 1.2, 2.8, 4.0, 8.0, 19.2, 25.6))
+    assert noisy.ratio_to(dense) == pytest.approx((0.5, 0.4, 0.7))
+    with pytest.raises(ValueError, match=r"not timed together.*\(3, 4\) and \(7, 1\)"):
+        half.ratio_to(dense)
 
 
 def test_order_rotates_and_every_call_is_fenced_by_the_device():
     shop = Workshop()
     shop.time({name: shop.worker(name, iter([1.0] * 9)) for name in "abc"}, rounds=4)
     assert shop.diary == [entry for name in "abcbcacababc" for entry in ("sync", name, "sync")]
-
-
-def test_ratio_pairs_rounds_so_that_drift_cancels():
-    drift = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
-    dense = Timing(batch=1, samples_ms=tuple(drift))
-    pruned = Timing(batch=1, samples_ms=tuple(0.6 * factor for factor in drift))
-    assert pruned.ratio_to(dense) == pytest.approx((0.6, 0.6, 0.6))
-    assert dense.ratio_to(dense) == (1, 1, 1)
-    noisy = Timing(batch=1, samples_ms=(0.5, 1.2, 2.8, 4.0, 8.0, 19.2, 25.6))
-    assert noisy.ratio_to(dense) == pytest.approx((0.5, 0.4, 0.7))
 
 
 def test_models_run_in_inference_mode_without_garbage_collection_which_comes_back():
@@ -110,32 +107,14 @@ def test_warming_up_takes_so_many_calls_and_so_much_time():
         assert untimed == ["a", "b"] * count
 
 
-def test_times_of_other_rounds_are_no_pair():
-    with pytest.raises(ValueError, match=r"not timed together.*\(2, 1\) and \(2, 32\)"):
-        Timing(batch=1, samples_ms=(1.0, 2.0)).ratio_to(Timing(batch=32, samples_ms=(1.0, 2.0)))
-
-
-class Worker:
-    """Work for longer each time, and remember the threads."""
-
-    def __init__(self) -> None:
-        self.now, self.calls, self.threads = 0.0, 0, set()
-
-    def __call__(self, images: Tensor) -> Tensor:
-        self.calls += 1
-        self.threads.add(torch.get_num_threads())
-        self.now += self.calls
-        return images
-
-
 def test_torchs_timer_times_the_third_call_and_gives_the_threads_back():
-    worker = Worker()
-    watch = timing.torch_timer(2, clock=lambda: worker.now)
+    shop, threads, before = Workshop(), [], torch.get_num_threads()
+    worker = shop.worker("longer", iter(1e3 * turn for turn in range(1, 7)))
+    watch = timing.torch_timer(2, clock=lambda: shop.now)
     assert watch.time_ms(worker, IMAGES) == pytest.approx(3000)
     assert watch.time_ms(worker, IMAGES) == pytest.approx(6000)
-    before, worker = torch.get_num_threads(), Worker()
-    assert timing.torch_timer(before + 1).time_ms(worker, IMAGES) > 0
-    assert worker.threads == {before + 1}
+    assert timing.torch_timer(before + 1).time_ms(lambda images: threads.append(torch.get_num_threads()), IMAGES) > 0
+    assert set(threads) == {before + 1}
     assert torch.get_num_threads() == before
 
 
@@ -156,7 +135,7 @@ def test_events_time_what_the_device_does():
     assert 0 < 10 * one < watch.time_ms(many, matrix)
 
 
-def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "STAT", tmp_path / "stat")
     assert timing.others_s() is timing.Watch().surroundings().others_cores is None
     monkeypatch.setattr(timing.os, "sysconf", lambda name: 100)
@@ -169,17 +148,13 @@ def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path: 
     assert watch.surroundings().others_cores == pytest.approx((18 - 8) / 10)
 
 
-@pytest.mark.parametrize(
-    ("samples", "others", "warning"),
-    [
-        ((100.0, 104.0) * 6, 0.1, None),
-        ((100.0, 101.0) * 6, None, None),  # what isn't known is no reason to warn
-        ((100.0, 110.8) * 6, 0.1, None),  # that's 10.2 % of their median, printed as 10 %
-        ((100.0, 130.0) * 6, 0.1, "wide spread: quartiles 26 % of the median apart"),
-        ((100.0,) * 6, 0.2, None),
-        ((100.0,) * 6, 0.7, "other processes kept 0.7 of 2 cores busy"),
-    ],
-)
-def test_warnings(samples: tuple[float, ...], others: float | None, warning: str | None):
+@pytest.mark.parametrize(("samples", "others", "warning"), [
+    ((100.0, 101.0) * 6, None, None),  # what isn't known is no reason to warn
+    ((100.0, 110.8) * 6, 0.1, None),  # that's 10.2 % of their median, printed as 10 %
+    ((100.0, 130.0) * 6, 0.1, "wide spread: quartiles 26 % of the median apart"),
+    ((100.0,) * 6, 0.2, None),
+    ((100.0,) * 6, 0.7, "other processes kept 0.7 of 2 cores busy"),
+])  # fmt: skip
+def test_warnings(samples, others, warning):
     found = timing.warnings_of(Timing(batch=1, samples_ms=samples), Surroundings(others_cores=others), 2)
     assert [text.startswith(str(warning)) for text in found] == [True] * (warning is not None)

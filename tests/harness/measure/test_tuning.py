@@ -47,9 +47,7 @@ def fresh(tuner: Tuner) -> Tuner:
 
 
 @pytest.mark.parametrize("tokens", ["t", "vt"])
-def test_each_row_gets_its_own_and_keeps_it(
-    tuner: Tuner, rows: list[Variant], tokens: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_each_row_gets_its_own_and_keeps_it(tuner, rows, tokens, toy, monkeypatch):
     counts, whole = [], module.outcomes
     monkeypatch.setattr(module, "outcomes", lambda r, s, *a, **k: counts.append(len(s)) or whole(r, s, *a, **k))
     config = TuneConfig(**QUICK, tokens=tokens)
@@ -63,7 +61,6 @@ def test_each_row_gets_its_own_and_keeps_it(
         assert one.classifier.shape == (3, 7)
         facts = one.file.provenance
         assert (facts["shots"], facts["draw"], facts["tuned_on"]) == (1, 0, row.model)
-
     assert counts == ([3, 3] if tokens == "t" else [])  # 1 and min(1, 4) of 3 classes, shared by all rows
     tuner.tuned(rows[:1], 1, 0, config)
     assert len(counts) <= 2
@@ -74,18 +71,15 @@ def test_each_row_gets_its_own_and_keeps_it(
     for shots, seed, other in ((2, 0, config), (1, 1, config), (1, 0, TuneConfig(**QUICK, seed=9))):
         with pytest.raises(TypeError, match="'NoneType' object is not callable"):
             fresh(tuner).tuned(rows, shots, seed, other)
+    tuner.dataset = toy
+    with pytest.raises(ValueError, match="toy: tokens are learned for every class; --skip-unknown-classes leaves"):
+        fresh(tuner).tuned(rows, 1, 0, config)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "why"),
-    [
-        (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "is damaged"),
-        (lambda content: content[: len(content) // 2], "holds no prompts"),
-    ],
-)
-def test_what_cannot_be_loaded_any_more_is_made_anew(
-    tuner: Tuner, rows: list[Variant], spoil: Callable[[bytes], bytes], why: str
-):
+@pytest.mark.parametrize("spoil", [
+    lambda content: content[:-1] + bytes([content[-1] ^ 1]), lambda content: content[: len(content) // 2],
+], ids=["changed", "cut"])  # fmt: skip
+def test_what_cannot_be_loaded_any_more_is_made_anew(tuner, rows, spoil):
     config = TuneConfig(**QUICK)
     one = tuner.tuned(rows[:1], 1, 0, config)[rows[0].key]
     whole = one.file.path.read_bytes()
@@ -94,13 +88,11 @@ def test_what_cannot_be_loaded_any_more_is_made_anew(
     again.progress = Progress(Console(file=notes, width=400))
     again.tuned(rows[:1], 1, 0, config)
     assert one.file.path.read_bytes() == whole
-    [note] = [line for line in notes.getvalue().splitlines() if "anew" in line]
-    assert note.startswith("prompts of an earlier run are tuned anew: ")
-    assert why in note
+    assert "prompts of an earlier run are tuned anew: " in notes.getvalue()
 
 
 @pytest.mark.parametrize("tokens", ["t", "v"])
-def test_learned_from_the_drawn_images(tuner: Tuner, rows: list[Variant], tokens: str, monkeypatch: pytest.MonkeyPatch):
+def test_learned_from_the_drawn_images(tuner, rows, tokens, monkeypatch):
     calls, whole = [], module.tune
     monkeypatch.setattr(module, "tune", lambda *a, **k: calls.append(a[4:6]) or whole(*a, **k))
     tuner.tuned(rows[:1], 2, 5, TuneConfig(**QUICK, tokens=tokens))
@@ -108,36 +100,31 @@ def test_learned_from_the_drawn_images(tuner: Tuner, rows: list[Variant], tokens
         assert data.labels.tolist() == split.labels.tolist()
         images = torch.stack([tuner.parts.preprocess(split[i].image) for i in range(len(split))])
         with torch.no_grad():
-            unit = torch.nn.functional.normalize(rows[0].vit(images), dim=-1)
-        expected = images if tokens == "v" else unit
+            expected = images if tokens == "v" else F.normalize(rows[0].vit(images), dim=-1)
         assert torch.allclose(data.images, expected, atol=1e-5)
 
 
-def test_a_stopped_run_goes_on(tuner: Tuner, rows: list[Variant], monkeypatch: pytest.MonkeyPatch):
+def test_a_stopped_run_goes_on(tuner, rows, monkeypatch):
     config = TuneConfig(**QUICK)
-    row = rows[2]
-    wanted = tuner.tuned([row], 1, 0, config)[row.key]
-    weights = wanted.file.path.read_bytes()
-    wanted.file.path.unlink()
+    wanted = tuner.tuned(rows[2:], 1, 0, config)[rows[2].key]
+    path, weights = wanted.file.path, wanted.file.path.read_bytes()
+    path.unlink()
     rounds: list[int] = []
     whole = module.tune
 
-    def stopping(*args: Any, **kwargs: Any) -> Any:
-        def stop(done: int, *_: float) -> None:
-            rounds.append(done)
-            if len(rounds) == 1:
-                raise KeyboardInterrupt
+    def stop(done: int, *_: float) -> None:
+        rounds.append(done)
+        if len(rounds) == 1:
+            raise KeyboardInterrupt
 
-        return whole(*args, on_round=stop, **kwargs)
-
-    monkeypatch.setattr(module, "tune", stopping)
+    monkeypatch.setattr(module, "tune", lambda *args, **kwargs: whole(*args, on_round=stop, **kwargs))
     with pytest.raises(KeyboardInterrupt):
-        fresh(tuner).tuned([row], 1, 0, config)
-    assert wanted.file.path.with_suffix(".pt").is_file()
-    fresh(tuner).tuned([row], 1, 0, config)
+        fresh(tuner).tuned(rows[2:], 1, 0, config)
+    assert path.with_suffix(".pt").is_file()
+    fresh(tuner).tuned(rows[2:], 1, 0, config)
     assert rounds == [0, 1]
-    assert wanted.file.path.read_bytes() == weights
-    assert not wanted.file.path.with_suffix(".pt").exists()
+    assert path.read_bytes() == weights
+    assert not path.with_suffix(".pt").exists()
 
 
 @pytest.fixture
@@ -155,44 +142,29 @@ def command(
     return call
 
 
-def test_the_command_writes_and_reports(
-    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_command_writes_the_same_file_again(command, tmp_path, capsys):
     out = tmp_path / "deep" / "prompts.safetensors"
     assert command("--tokens", "t", "--output", str(out)) == 0
-    options = capsys.readouterr().out
-    assert options.startswith(f"wrote {out}: 32 learned parameters, 3 images, ")
-    assert "MiB at most; top-1 on the 3 validation images" in options
+    assert capsys.readouterr().out.startswith(f"wrote {out}: 32 learned parameters, 3 images, ")
     first = out.read_bytes()
     assert command("--tokens", "t", "--output", str(out)) == 0
     assert out.read_bytes() == first
 
 
-@pytest.mark.parametrize(
-    ("words", "options"),
-    [
-        (["--tokens", "x"], "tokens='x'"),
-        (["--shots", "9"], "--shots 9"),
-        (["--tune", "class_specific=true"], "use coupling='none'"),
-        (["--recipe", "coop"], "with epochs=200: epochs take the place of rounds"),
-        (["--draws", "coop"], "--draws coop: 'named' isn't read from a list that CoOp draws from"),
-    ],
-)
-def test_the_command_refuses(
-    command: Callable[..., int], words: list[str], options: str, capsys: pytest.CaptureFixture[str]
-):
+@pytest.mark.parametrize(("words", "options"), [
+    (["--tokens", "x"], "tokens='x'"),
+    (["--shots", "9"], "--shots 9"),
+    (["--tune", "class_specific=true"], "use coupling='none'"),
+    (["--recipe", "coop"], "with epochs=200: epochs take the place of rounds"),
+    (["--draws", "coop"], "--draws coop: 'named' isn't read from a list that CoOp draws from"),
+])  # fmt: skip
+def test_the_command_refuses(command, words, options, capsys):
     assert command(*words) == 2
     assert options in capsys.readouterr().err
 
 
-def test_refuses_an_unknown_word(tuner: Tuner, toy: Dataset, rows: list[Variant]):
-    tuner.dataset = toy
-    with pytest.raises(ValueError, match="toy: tokens are learned for every class; --skip-unknown-classes leaves"):
-        fresh(tuner).tuned(rows, 1, 0, TuneConfig(**QUICK, tokens="t"))
-
-
 @pytest.mark.parametrize("tokens", ["t", "vt"])
-def test_judged_by_text_and_by_what_was_learned(tuner: Tuner, rows: list[Variant], named: Dataset, tokens: str):
+def test_judged_by_text_and_by_what_was_learned(tuner, rows, named, tokens):
     one = tuner.tuned(rows[:1], 1, 0, TuneConfig(**QUICK, tokens=tokens))[rows[0].key]
     split = named.split("test")
     plain, own = tuner.judge(rows[0], one, split)
@@ -209,7 +181,7 @@ def test_judged_by_text_and_by_what_was_learned(tuner: Tuner, rows: list[Variant
 
 
 @pytest.mark.parametrize("foreign", ["open_clip"], indirect=True)
-def test_open_clips_towers_are_tuned(foreign: str, named: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_open_clips_towers_are_tuned(foreign, named, tmp_path, monkeypatch):
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: named)
     out = tmp_path / "p.safetensors"
     words = ["--model", foreign, "--dataset", "named", "--shots", "1", "--tokens", "vt"]
@@ -224,10 +196,9 @@ def test_open_clips_towers_are_tuned(foreign: str, named: Dataset, tmp_path: Pat
     assert pruned(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 
-def test_a_reduced_model_of_ours_by_name(named: Dataset):
+def test_a_reduced_model_of_ours_by_name(named):
     parts, row, tag = load_row("clip_vit_s14_tome50")
-    assert (row.model, row.method, row.keep) == ("clip_vit_s14_tome50", "tome", 0.5)
-    assert tag == "imgfocus_lit"
+    assert (row.model, row.method, row.keep, tag) == ("clip_vit_s14_tome50", "tome", 0.5, "imgfocus_lit")
     assert row.vit is parts.model.visual
     _, (tuner,) = load_tuners("clip_vit_s14_tome50", [named], draws="ours", device="cpu", progress=Progress())
     assert tuner.model == "clip_vit_s14"
@@ -235,13 +206,10 @@ def test_a_reduced_model_of_ours_by_name(named: Dataset):
         load_row("clip_vit_b16_tome50")
 
 
-def test_a_tuned_model_that_was_saved_is_a_dense_tower_again(tmp_path: Path, named: Dataset):
+def test_a_tuned_model_that_was_saved_is_a_dense_tower_again(tmp_path, named):
     dense = load_tower("clip_vit_s14").vit
-    tensors = {
-        "visual": torch.randn(1, 2, 384),
-        "classifier": torch.nn.functional.normalize(torch.randn(3, 256), dim=-1),
-        "logit_scale": torch.tensor(3.0),
-    }
+    tensors = {"visual": torch.randn(1, 2, 384), "classifier": F.normalize(torch.randn(3, 256), dim=-1)}
+    tensors["logit_scale"] = torch.tensor(3.0)
     facts = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "width": 384, "dataset": "toy"}
     facts |= {"weights": blocks_fingerprint(dense.state_dict()), "recipe": {}, "provenance": {}}
     file = save_prompts(tmp_path / "p.safetensors", tensors, classes=("a", "b", "c"), **facts)

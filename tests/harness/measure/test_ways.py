@@ -1,6 +1,7 @@
 """Ways to run a model: each computes what eager does, and what can't be run says why."""
 
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -27,25 +28,13 @@ def reduced(dense: zoo.ReducedViT, method: str | None) -> zoo.ReducedViT:
     return zoo.reduce(dense, method=method, **options).eval()
 
 
-@pytest.mark.parametrize(
-    ("flag", "way", "device", "message"),
-    [
-        ("--ways", "compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
-        ("--ways", timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
-        ("--ways", timing.REDUCE_OVERHEAD, CPU, "--ways reduce-overhead on --device .cpu."),
-        ("--runtimes", "onyx", CPU, "--runtimes 'onyx': did you mean 'onnx'"),
-        ("--runtimes", timing.ONNX, CUDA, "--runtimes onnx on --device 'cuda:0': exported files"),
-        (
-            "--runtimes",
-            timing.OPENVINO,
-            CPU,
-            r"needs openvino, onnx, onnxscript: pip install '.*export\]'",
-        ),
-    ],
-)
-def test_what_a_device_cannot_do_is_refused(
-    flag: str, way: str, device: torch.device, message: str, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize(("flag", "way", "device", "message"), [
+    ("--ways", "compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
+    ("--ways", timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
+    ("--runtimes", timing.ONNX, CUDA, "--runtimes onnx on --device 'cuda:0': exported files"),
+    ("--runtimes", timing.OPENVINO, CPU, r"needs openvino, onnx, onnxscript: pip install '.*export\]'"),
+])  # fmt: skip
+def test_what_a_device_cannot_do_is_refused(flag, way, device, message, monkeypatch):
     monkeypatch.setattr("zoo.deploy.export.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         timing.check_ways(flag, [EAGER, way], ["float32"], device)
@@ -54,33 +43,30 @@ def test_what_a_device_cannot_do_is_refused(
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_optimized_models_are_eager(dense: zoo.ReducedViT, images: Tensor, method: str | None, dtype: torch.dtype):
+def test_optimized_models_are_eager(dense, images, method, dtype):
     vit, images = reduced(dense, method).to(dtype), images.to(dtype)
     ready = timing.prepare(vit, timing.OPTIMIZED, images)
     assert ready.failed is None
     assert ready.peak_mib is not None
-    assert ready.deviation is not None
     assert ready.deviation < (1e-5 if dtype == torch.float32 else 0.5)
     assert next(vit.parameters()).dtype == dtype
 
 
-def test_what_cannot_be_optimized_says_so():
-    tower = timm.create_model("vit_small_patch16_dinov3", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
-    ready = timing.prepare(zoo.reduce(tower.eval(), method=None), timing.OPTIMIZED, torch.randn(2, 3, 32, 32))
-    assert ready.call is None
-    assert "nothing to optimise in ReducedEva" in str(ready.failed)
-
-
-def test_compiled_models_are_eager():
-    tower = timm.create_model("vit_small_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
-    vit, images = reduced(zoo.reduce(tower, method=None), "tome"), torch.randn(4, 3, 32, 32)
+def test_compiled_models_are_eager_and_what_cannot_be_optimized_says_so():
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    tower, images = timm.create_model("vit_small_patch16_224", **small), torch.randn(4, 3, 32, 32)
+    vit = reduced(zoo.reduce(tower, method=None), "tome")
     with torch.inference_mode():
         features = timing.as_run(vit, timing.COMPILE, images)(images)
         assert timing.deviations(features, vit(images)).median() < 1e-4
     torch._dynamo.reset()
+    tower = timm.create_model("vit_small_patch16_dinov3", **small)
+    ready = timing.prepare(zoo.reduce(tower.eval(), method=None), timing.OPTIMIZED, images)
+    assert ready.call is None
+    assert "nothing to optimise in ReducedEva" in str(ready.failed)
 
 
-def test_more_models_than_dynamo_keeps_are_compiled_once_each(monkeypatch: pytest.MonkeyPatch):
+def test_more_models_than_dynamo_keeps_are_compiled_once_each(monkeypatch):
     compiled: list[int] = []
 
     def count(module: torch.fx.GraphModule, inputs: list[Tensor]):
@@ -109,7 +95,7 @@ def test_deviations_are_lengths_by_eagers_length():
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", [timing.CUDA_GRAPHS, timing.REDUCE_OVERHEAD, timing.COMPILE])
-def test_graphs_are_eager_on_new_images(dense: zoo.ReducedViT, images: Tensor, method: str | None, way: str):
+def test_graphs_are_eager_on_new_images(dense, images, method, way):
     vit, images = reduced(dense.cuda(), method), images.cuda()
     with torch.inference_mode():
         call = timing.as_run(vit, way, images)
@@ -130,14 +116,7 @@ def prepare_changed(dense: zoo.ReducedViT, monkeypatch: pytest.MonkeyPatch) -> P
     return run
 
 
-def failing(error: Exception) -> Change:
-    def change(features: Tensor) -> Tensor:
-        raise error
-
-    return change
-
-
-def test_a_prepared_model_has_a_call_its_deviation_and_its_memory(prepare_changed: Prepare):
+def test_a_prepared_model_has_a_call_its_deviation_and_its_memory(prepare_changed):
     ready = prepare_changed()
     assert (ready.failed, ready.deviation) == (None, 0)
     assert ready.call is not None
@@ -160,30 +139,24 @@ def broken_capture(first: Exception) -> Change:
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (failing(NO_MEMORY), "out of memory"),
-        (failing(torch._dynamo.exc.Unsupported("\n  a graph break\nand more")), "a graph break"),
-        (broken_capture(RuntimeError("not permitted when stream is capturing")), "not permitted"),
-        (broken_capture(NO_MEMORY), "out of memory"),
-        (lambda features: 1.01 * features, f"allowed {timing.ALLOWED['float32']:g}"),
-        (lambda features: 0 * features, "features differ from eager's by 1 "),
-        (lambda features: float("nan") * features, "features aren't finite"),
-    ],
-)
-def test_a_model_that_cannot_be_timed(prepare_changed: Prepare, change: Change, reason: str):
+@pytest.mark.parametrize(("change", "reason"), [
+    (Mock(side_effect=NO_MEMORY), "out of memory"),
+    (Mock(side_effect=torch._dynamo.exc.Unsupported("\n  a graph break\nand more")), "a graph break"),
+    (broken_capture(RuntimeError("not permitted when stream is capturing")), "not permitted"),
+    (broken_capture(NO_MEMORY), "out of memory"),
+    (lambda features: 1.01 * features, f"allowed {timing.ALLOWED['float32']:g}"),
+    (lambda features: 0 * features, "features differ from eager's by 1 "),
+    (lambda features: float("nan") * features, "features aren't finite"),
+])  # fmt: skip
+def test_a_model_that_cannot_be_timed(prepare_changed, change, reason):
     ready = prepare_changed(change)
     assert ready.call is None
     assert reason in ready.failed
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):  # an error of our own
+        prepare_changed(Mock(side_effect=RuntimeError("shapes cannot be multiplied")))
 
 
-def test_an_error_of_our_own_is_not_swallowed(prepare_changed: Prepare):
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        prepare_changed(failing(RuntimeError("shapes cannot be multiplied")))
-
-
-def test_a_graph_that_keeps_its_first_images_is_found_out(prepare_changed: Prepare):
+def test_a_graph_that_keeps_its_first_images_is_found_out(prepare_changed):
     kept: list[Tensor] = []
 
     def first(features: Tensor) -> Tensor:
@@ -193,7 +166,7 @@ def test_a_graph_that_keeps_its_first_images_is_found_out(prepare_changed: Prepa
     assert "features differ" in prepare_changed(first).failed
 
 
-def test_a_token_that_ties_in_one_image_is_no_reason_to_refuse(prepare_changed: Prepare):
+def test_a_token_that_ties_in_one_image_is_no_reason_to_refuse(prepare_changed):
     calls: list[int] = []
 
     def once(features: Tensor) -> Tensor:
@@ -219,7 +192,7 @@ def three_of_which_two(images: Tensor) -> Tensor:
     return second[:1] + third
 
 
-def test_the_peak_is_what_is_held_at_a_time_not_the_sum(capfd: pytest.CaptureFixture[str]):
+def test_the_peak_is_what_is_held_at_a_time_not_the_sum(capfd):
     # First and second, or second, third and the result.
     assert timing.peak_mib(three_of_which_two, MATRIX) == pytest.approx(6, abs=0.1)
     assert timing.peak_mib(lambda images: images, MATRIX) == pytest.approx(0, abs=0.01)
@@ -238,16 +211,13 @@ def test_weights_are_parameters_and_buffers_in_their_precision():
     assert timing.weights_mib(norm, torch.float16) == (4 * 512 * 2 + 8) / timing.MIB
 
 
-@pytest.mark.parametrize(
-    ("error", "is_memory"),
-    [
-        (MemoryError(), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-    ],
-)
-def test_what_says_that_memory_did_not_suffice(error: Exception, is_memory: bool):
+@pytest.mark.parametrize(("error", "is_memory"), [
+    (MemoryError(), True),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), True),
+    (RuntimeError("CUDA error: out of memory"), True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+])  # fmt: skip
+def test_what_says_that_memory_did_not_suffice(error, is_memory):
     assert timing.is_out_of_memory(error) is is_memory
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)

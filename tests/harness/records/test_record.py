@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,6 @@ def test_records_round_trip_and_append(tmp_path: Path):
     write_records(path, [FULL])
     assert read_records(path) == read_run(path) == read_run(path.parent) == [DENSE, FULL, FULL]
     assert path.read_bytes().startswith(before)
-    values = json.loads(before.splitlines()[0])
-    assert list(values) == [field.name for field in fields(Record)]
-    assert {values[name] for name in ("golden_images", "tokens_per_block")} == {None}
-    assert values["metrics"].keys() == {"top1"}
 
 
 def test_the_frozen_line_is_read_and_written_as_it_is(tmp_path: Path):
@@ -103,10 +99,8 @@ def metric(name: str, **changes: object) -> Callable[[dict[str, Any]], object]:
         (changed(image_sizes=1), "unknown field 'image_sizes', did you mean: image_size"),
         (metric("tau", zzz=1), "metric 'tau': unknown field 'zzz'"),
         (changed(metrics={"tau": {}}), "metric 'tau': missing field 'mean'"),
-        (changed(metrics={"tau": 0.3}), "metric 'tau': .* got 0.3"),
         (changed(metrics=[3]), r"metrics must be .*, got \[3\]"),
         (changed(schema_version=6), "schema_version is 6, this version reads 8"),
-        (changed(schema_version=True), "schema_version is True"),
         (without("schema_version"), "schema_version is None"),
         (changed(shots=1.5), "shots must be int, got 1.5"),
         (metric("tau", mean="0.3"), "metric 'tau': mean must be .* got '0.3'"),
@@ -115,16 +109,12 @@ def metric(name: str, **changes: object) -> Callable[[dict[str, Any]], object]:
         (metric("top1", mean=0.6), "top1 is 0.6, but its values say 0.5"),
         (metric("top1", values=None), "top1 is 0.5, but its values say None"),
         (metric("top1", low=0.51), "metric 'top1': need low <= mean <= high"),
-        (metric("tau", low=None), "metric 'tau': need low <= mean <= high, or no interval"),
         (metric("tau", high=float("nan")), "NaN is no number"),
         (metric("top1", values="bits:b1"), "values of 1 bytes are not of 10 images"),
-        (metric("top1", values="bits:b181"), "are not of 10 images"),
         (metric("top1", values="b180"), "got 'b180'"),
         (changed(tuning=None), "tuning must .* got None"),
         (changed(shots=0), "tuning must .* got 't'"),
-        (changed(tuning="prob"), "tuning .* did you mean 'probe'.* got 'prob'"),
         (changed(tuning="probe"), "prompt_tokens must suit tuning 'probe', got 8"),
-        (changed(prompt_tokens=None), "prompt_tokens must suit tuning 't', got None"),
         (changed(keep=60.0), r"keep must lie in \(0, 1\], got 60.0"),
         (changed(images_sha256="ab"), "images_sha256 must be 64 hex digits, got 'ab'"),
         (changed(image_size=196), r"image_size must be .*, got 196"),
@@ -152,7 +142,6 @@ def test_reading_names_file_line_and_field(tmp_path: Path, change: Callable[[dic
         ("metrics", '{"gflops": {"mean": -3.5}}', r"gflops must lie in \[0, inf\], got -3.5"),
         ("metrics", '{"tau": {"mean": 5}}', r"tau must lie in \[-1, 1\], got 5"),
         ("tag", '"a\\u0000b"', r"'a\\x00b' holds the control character '\\x00'"),
-        ("tag", '"\\u009b31m"', r"control character '\\x9b'"),
         ("tag", '"\\ud800"', r"control character '\\ud800'"),
         ("method_config", '{"a": 1, "\\u001b": [1]}', r"control character '\\x1b'"),
         ("tag", '"a", "tag": "b"', "field 'tag' is there twice"),
@@ -172,7 +161,7 @@ def test_a_value_that_no_record_has_is_refused_with_its_line(tmp_path: Path, fie
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        *((line, "") for line in (b"[]", b"3", b'{"schema_version": 1, "created": "20')),
+        *((line, "") for line in (b"[]", b'{"schema_version": 1, "created": "20')),
         (b'{"schema_version": 99}\n{"sche', "schema_version is 99"),  # before a torn one
         (b'{"model": "\xff"}\n', "'utf-8' codec can't decode"),
     ],
@@ -192,9 +181,7 @@ def test_all_that_differs_is_named_with_the_command_that_shows_both():
     others = [replace(FULL, model=f"m{at}", device_name="another", torch=f"2.1{at}.0+cpu") for at in range(5)]
     with pytest.raises(ValueError, match=r"^records of different device_name, torch cannot") as no:
         refuse_mixed([DENSE, *others])
-    text = str(no.value)
-    assert "'another' (m0, m1, m2 and 2 more); torch '2.13.0+cpu' (clip_vit_s14, m3) and" in text
-    assert text.endswith("see both by patchrank compare RUN_A RUN_B")
+    assert "'another' (m0, m1, m2 and 2 more); torch '2.13.0+cpu' (clip_vit_s14, m3) and" in str(no.value)
 
 
 def test_the_digest_of_images_tells_order_names_and_number():
@@ -231,10 +218,8 @@ def test_another_condition_is_measured_anew_and_stands_in_no_column(field: str):
     assert fitting(row(**BLANK), [row()], [1]) is not None
     assert fitting(row(**BLANK | change), [row()], [1]) is None
     if field in CONDITIONS:
-        with pytest.raises(ValueError, match=f"records of different {field} cannot") as refused:
+        with pytest.raises(ValueError, match=f"records of different {field} cannot"):
             refuse_mixed([row(), row(**BLANK | change)])
-        model = "(clip_vit_s14_random60)"
-        assert f": {field} {getattr(row(), field)!r} {model} and {ANOTHER[field]!r} {model};" in str(refused.value)
 
 
 def test_a_record_of_the_same_conditions_is_used_again(tmp_path: Path):
@@ -243,9 +228,6 @@ def test_a_record_of_the_same_conditions_is_used_again(tmp_path: Path):
     assert fitting(row(**BLANK), known, [1, 32]) is known[2]  # the newest
     assert fitting(row(**BLANK), known, [1, 8]) is None  # there is no latency at 8
     assert fitting(row(**BLANK), known[:2], []) is known[1]
-    golden = {"model": "clip_vit_s14_golden60", "method": "golden"}
-    untimed = replace(row(**golden), latency=(), gflops=None)
-    assert fitting(row(**BLANK | golden), [untimed], [1, 32]) is untimed
 
 
 def test_agreement_and_closeness_are_measured_where_they_were_not():
@@ -290,13 +272,10 @@ def test_a_run_is_a_file_or_the_folder_of_one(tmp_path: Path):
         read_run(tmp_path)
 
 
-@given(
-    arrays.arrays(
-        np.float16,
-        arrays.array_shapes(min_dims=1, max_dims=1, max_side=99),
-        elements={"allow_nan": False, "allow_infinity": False},
-    )
-)
+FLOATS = {"allow_nan": False, "allow_infinity": False}
+
+
+@given(arrays.arrays(np.float16, arrays.array_shapes(min_dims=1, max_dims=1, max_side=99), elements=FLOATS))
 def test_values_round_trip(values: np.ndarray):
     np.testing.assert_array_equal(unpack(pack(values), len(values)), values)
 
@@ -308,8 +287,6 @@ def test_values_are_kept_with_three_digits_and_are_finite():
     for wrong in ([[1.0]], [float("nan")], [1e6]):
         with pytest.raises(ValueError, match=r"values must be \(n,\)|finite numbers"):
             pack(wrong)
-    with pytest.raises(ValueError, match="of 4 bytes are not of 3 images"):
-        unpack(pack([1.0, 2.0]), 3)
 
 
 def test_a_record_has_values_per_image_where_a_metric_names_them():
@@ -319,8 +296,6 @@ def test_a_record_has_values_per_image_where_a_metric_names_them():
     np.testing.assert_array_equal(own.per_image("dense_agreement"), values > 0.015)
     np.testing.assert_array_equal(own.per_image("top1"), CORRECT)
     assert own.per_image("kl_to_dense") is own.per_image("gflops") is None
-    with pytest.raises(ValueError, match=r"cosine_distance is 0\.021, but its values say 0.0199"):
-        replace(own, cosine_distance=0.021)
     unlabelled = replace(DENSE, **dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high")))
     with pytest.raises(ValueError, match="fashion has no labels"):
         _ = unlabelled.correct

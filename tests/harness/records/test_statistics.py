@@ -115,11 +115,6 @@ def test_mcnemar_is_the_tails_of_a_fair_coin(outcomes: list[tuple[bool, bool]]):
         assert found == pytest.approx(expected, rel=1e-9)
 
 
-def test_mcnemar_of_many_images():
-    many = np.arange(20_000) < 9_900
-    assert statistics.mcnemar_exact(~many, many) == pytest.approx(binomial_tails(9_900, 10_100))
-
-
 @settings(max_examples=25)  # statsmodels collects garbage in every call
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
 def test_holm_equals_statsmodels(values: list[float]):
@@ -150,7 +145,6 @@ REFUSALS: list[tuple[Any, tuple[object, ...], str]] = [
     (statistics.wilson_interval, (6, 5), r"k \(6\) .* n \(5\)"),
     (statistics.paired_difference, (RIGHT, RIGHT[:2], 0), r"got \(3,\) bool and \(2,\) bool"),
     (statistics.paired_difference, (RIGHT, np.ones(3, int), 0), r"bool and \(3,\) int64"),
-    (statistics.paired_difference, (RIGHT[:0], RIGHT[:0], 0), r"got \(0,\)"),
     (statistics.mean_interval, ([0.5],), "at least 2 values, got 1"),
     (statistics.bootstrap_mean, ([0.1, NAN], 0), "1 of 2 values are NaN"),
     (statistics.sign_flip, ([], 0), "non-empty"),
@@ -230,7 +224,6 @@ def test_a_family_by_hand():
     assert [family.mark(key) for key in "abcd"] == [statistics.CLEAR, "", "", ""]
     assert statistics.together({"b": 0.04}).clear == {"b"}  # the only one that was asked
     assert statistics.together({"a": 0.02}, of=3).adjusted == {"a": pytest.approx(0.06)}
-    assert statistics.together({"a": None}).clear == frozenset()
 
 
 def test_means_over_seeds_go_by_sign_flips_of_their_sums():
@@ -241,23 +234,10 @@ def test_means_over_seeds_go_by_sign_flips_of_their_sums():
     assert statistics.paired_p(sums, sums, 2, 2) == 1
 
 
-def test_the_largest_discordance_without_a_mark_decides_what_images_show():
-    least = statistics.minimum_detectable_difference(500, 0.1)
-    assert least is not None
-    text = f"; without *: 500 images show {100 * least:.1f} points"
-    assert statistics.detectable_note(500, [0.02, 0.1]).startswith(text)
-    assert "too few images" in statistics.detectable_note(500, [0.001])
-    assert statistics.detectable_note(500, []) == ""
-
-
-ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
-
-
 def test_the_table_of_what_so_many_images_can_show():
-    head, _, *lines = re.search(r"^\| images \|(?:.*\n)+?(?=\n)", PAGE, re.M)[0].splitlines()
+    page = (Path(__file__).parents[3] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    head, _, *lines = re.search(r"^\| images \|(?:.*\n)+?(?=\n)", page, re.M)[0].splitlines()
     shares = [float(share) / 100 for share in re.findall(r"(\d+) %", head)]
-    assert shares == [0.02, 0.05, 0.1, 0.2]
     assert len(lines) == 5
     for line in lines:
         images, *told = (cell.strip() for cell in line.strip("|").split("|"))

@@ -50,9 +50,7 @@ def test_what_follows_from_times(latency_record: Make):
         ((0.9, 0.99) * 3, FASTER),
         ((1.01, 1.3) * 3, SLOWER),
         ((0.9, 1.0) * 3, OPEN),
-        ((1.0, 1.3) * 3, OPEN),
         ((0.5, 1.4) * 3, OPEN),
-        ((1.0,) * 6, OPEN),
     ],
 )
 def test_a_verdict_needs_an_interval_on_one_side_of_one(latency_record: Make, factors: tuple[float, ...], verdict: str):
@@ -71,7 +69,6 @@ def test_a_record_has_times_or_says_why_not(latency_record: Make, facts: dict[st
     ("change", "said"),
     [
         ({"batches": 1}, r"line 2: unknown field 'batches', did you mean: batch"),
-        ({"batch": "one"}, r"line 2: batch must be int, got 'one'"),
         ({"machine": {"cores": 2}}, r"line 2: missing field 'device_name'"),
         ({"schema_version": 9}, r"line 2: schema_version must be 2, got 9"),
     ],
@@ -105,75 +102,39 @@ def test_another_condition_does_not_fit(latency_record: Make, name: str):
     assert times.fitting(blank, [known], 6) is None
 
 
-DENSE = (10.0, 10.2, 10.1, 10.3, 10.2, 10.1)
+def test_a_table_has_the_times_of_each_batch_and_says_once_what_holds_for_all(latency_record: Make):
+    dense = (10.0, 10.2, 10.1, 10.3, 10.2, 10.1)
 
-
-@pytest.fixture
-def records(latency_record: Make) -> list[times.LatencyRecord]:
-    def row(method: str, samples: tuple[float, ...], **facts: Any) -> times.LatencyRecord:
+    def row(method: str, factor: float, **facts: Any) -> times.LatencyRecord:
         names = {"model": f"clip_vit_b16_{method}50", "method": method, "keep": 0.5}
         costs = {"gflops": 1.5, "saved_gflops": 0.25, "final_tokens": 32}
-        return latency_record(samples, DENSE, **(names | costs | facts))
-
-    def times_of(factor: float) -> tuple[float, ...]:
-        return tuple(factor * time for time in DENSE)
+        samples = () if facts.get("failed") else tuple(factor * time for time in dense)
+        return latency_record(samples, dense, **(names | costs | facts))
 
     busy = ("other processes kept 1.0 of 2 cores busy meanwhile",)
-    return [
-        latency_record(DENSE, warnings=busy),
-        row("tome", times_of(0.8), warnings=(*busy, "wide spread: quartiles 30 % apart")),
-        row("evit", (9.0, 10.4, 10.1, 10.2, 10.3, 10.1), warnings=busy, peak_mib=3.25),
-        latency_record(DENSE, batch=8),
-        row("tome", times_of(1.5), batch=8),
-        row("evit", (), batch=8, failed="out of memory"),
-    ]
-
-
-def shown(records: list[times.LatencyRecord], width: int) -> str:
-    console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(fit(times.latency_table(records).forms(), width))
-    return console.export_text()
-
-
-def test_a_table_has_the_times_of_each_batch(records: list[times.LatencyRecord], latency_record: Make):
-    text = shown(records, 200)
-    assert "clip_vit_b16 (openai, 64x64 px), float32, eager, cpu: A CPU, threads: 1, by metronome" in text
-    assert "first, s" not in text
+    table = times.latency_table(
+        [
+            latency_record(dense, warnings=busy, tag="[bold]x[/bold]"),
+            row("tome", 0.8, warnings=(*busy, "wide spread: quartiles 30 % apart")),
+            row("evit", 1.0, warnings=busy),
+            row("evit", 1.0, batch=8, failed="out of memory"),
+        ]
+    )
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(fit(table.forms(), 200))
+    text = console.export_text()
+    assert "[bold]x[/bold]" in text  # no markup
     lines = [line.replace("│", " ").split() for line in text.splitlines()]
-    assert ["1", "dense", "64", "2.00", "10.15", "[10.10,", "10.20]", "98.5"] in [line[:8] for line in lines]
     [tome] = [line for line in lines if line[:2] == ["1", "tome50"]]
     assert tome[4:] == [
-        "8.12", "[8.08,", "8.16]", "123.2", "0.800", "[0.800,", "0.800]", "faster", "!", "25", "%",
-        "20", "%", "80", "%", "2", "+", "–",
-    ]  # fmt: skip
-    [slower] = [line for line in lines if line[:2] == ["8", "tome50"]]
-    assert slower[slower.index("slower") :][:6] == ["slower", "25", "%", "-50", "%", "-200"]
+        *("8.12", "[8.08,", "8.16]", "123.2", "0.800", "[0.800,", "0.800]", "faster", "!", "25", "%"),
+        *("20", "%", "80", "%", "2", "+", "–"),
+    ]
     [failed] = [line for line in lines if line[:2] == ["8", "evit50"]]
     assert failed[4:9] == ["–", "–", "–", "not", "timed"]
-    compiled = shown([latency_record(DENSE, way="compile", first_call_s=27.64, deviation=1.8e-6)], 200)
-    assert all(part in compiled for part in ("float32, compile", "first, s", "27.6", "2e-06"))
-
-
-def test_what_holds_for_all_models_of_a_batch_is_said_once(records: list[times.LatencyRecord]):
-    assert times.latency_table(records).notes == [
+    assert table.notes == [
         "batch 1: other processes kept 1.0 of 2 cores busy meanwhile",
         "batch 1, tome50: wide spread: quartiles 30 % apart",
-        "batch 8, evit50: not timed: out of memory",
+        "batch 8: not timed: out of memory",
         "no difference to dense can be concluded, as the interval of the ratio includes 1: evit50 at batch 1",
     ]
-    assert times.latency_table(records[3:5]).notes == []
-
-
-@pytest.mark.parametrize("width", [80, 100])
-def test_a_narrow_terminal_gets_the_best_columns(records: list[times.LatencyRecord], width: int):
-    text = shown(records, width)
-    assert not any(part in text for part in ("…", "images/s"))
-    for part in ("0.800 [0.800, 0.800]", "8.12 [8.08, 8.16]", "not shown !"):
-        assert part in text
-    assert "all columns: a wider terminal, or --json" in " ".join(text.split())
-    assert max(map(len, text.splitlines())) <= width
-
-
-def test_titles_say_whose_weights_were_timed(latency_record: Make):
-    assert "[bold]x[/bold]" in shown([latency_record(tag="[bold]x[/bold]")], 200)  # no markup
-    assert "(random weights, 64x64 px)" in shown([latency_record(random_weights=True)], 200)

@@ -1,6 +1,5 @@
 """Records made by hand, of a hundred images, and the page of some, taken apart."""
 
-import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
@@ -110,7 +109,6 @@ class Page(HTMLParser):
         self.ids: list[str] = []
         self.rows: list[list[str]] = []
         self.values: list[list[str | None]] = []
-        self.headings: list[str] = []
         self.feed(text)
         self.close()
         assert not self.open
@@ -127,8 +125,6 @@ class Page(HTMLParser):
         if tag in {"td", "th"}:
             self.rows[-1].append("")
             self.values[-1].append(dict(attrs).get("data-sort"))
-        if re.fullmatch(r"h[1-6]", tag):
-            self.headings.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.ids += [value for name, value in attrs if name == "id" and value]

@@ -9,7 +9,7 @@ import pytest
 from by_hand import part, per_image, replace
 from rich.console import Console
 
-from harness.base.table import Cell, Table, fit
+from harness.base.table import fit
 from harness.cli.entry import main
 from harness.records.metrics import METRICS, pack
 from harness.records.record import Record, Times, read_records, write_records
@@ -17,8 +17,6 @@ from harness.records.statistics import holm, paired_difference, paired_mean, sig
 from harness.report.changes import TOP1, Change, changes_data, compare_runs, notes, pair_runs, tables
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
-NAME = "clip_vit_s14_patchrank60.imgfocus_lit"
-HOW = "16 shots, learned visual and text tokens (8)"
 
 A = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
 B = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0], dtype=bool)
@@ -39,8 +37,8 @@ def timed(batch: int, median: float, *to_dense: float) -> Times:
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 
 
-def record(correct: Any = A, median: float | None = None, ratio: float | None = None, **changed: Any) -> Record:
-    """Return a row of 10 images; ``median`` is its only time, beside dense's by ``ratio``."""
+def record(correct: Any = A, **changed: Any) -> Record:
+    """Return a row of 10 images."""
     facts: dict[str, Any] = {
         **{"method_config": {"reduce_at": [3], "predictor": "12ab"}, "weights_sha256": "ab" * 32},
         **{"dataset": "birds", "dataset_revision": "12ab34cd", "images_sha256": "ab" * 32},
@@ -48,9 +46,6 @@ def record(correct: Any = A, median: float | None = None, ratio: float | None = 
         **{"tau": 0.3, "tau_low": 0.2, "tau_high": 0.4, "golden_images": 10},
         **{"gflops": 2.5, "params": 22_000_000, "latency": (timed(1, 30.0), timed(32, 700.0))},
     }
-    if median is not None or ratio is not None:
-        beside = () if ratio is None else (ratio, 0.9 * ratio, 1.2 * ratio)
-        facts["latency"] = (timed(1, median or 30.0, *beside),)
     return replace(KNOWN, **facts | answers(correct) | changed)
 
 
@@ -63,19 +58,15 @@ def only(a: Record, b: Record) -> Change:
 
 def test_the_difference_is_b_minus_a_paired_by_image():
     pair = only(record(), record(B))
-    assert pair.answers == (int((A & ~B).sum()), int((B & ~A).sum())) == (1, 2)
+    assert pair.answers == (1, 2)
     assert pair.change(TOP1) == paired_difference(B, A, seed=0)
-    assert pair.change(TOP1).estimate == pytest.approx(B.mean() - A.mean()) == pytest.approx(0.1)
+    assert pair.change(TOP1).estimate == pytest.approx(0.1)
     # All ways of 3 coins, twice the tail of at most 1 head.
     coins = [bin(way).count("1") for way in range(8)]
     assert pair.change_p(TOP1) == pytest.approx(min(1.0, 2 * sum(c <= 1 for c in coins) / 8))
     back = only(record(B), record())
-    assert back.change(TOP1) is not None
     assert (back.change(TOP1).estimate, back.change_p(TOP1)) == (-pair.change(TOP1).estimate, pair.change_p(TOP1))
     assert back.answers == (2, 1)
-
-
-UNLABELLED: dict[str, Any] = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "margin"))
 
 
 def test_fidelity_changes_image_by_image_and_each_column_is_judged_by_itself():
@@ -100,7 +91,6 @@ def test_fidelity_changes_image_by_image_and_each_column_is_judged_by_itself():
     assert data[0]["cosine_distance_difference"]["estimate"] == pytest.approx(0.001, abs=2e-5)
     [table] = tables(found)
     assert [cell.mark for cell in table.cells("1 - cos")] == ["*", "", ""]
-    assert "in 1 - cos: * clear of zero, each column by itself judged together" in table.caption
     other = only(
         record(np.ones(40), **per_image("cosine_distance", then[0])), record(np.ones(40), dataset_revision="99")
     )
@@ -109,33 +99,29 @@ def test_fidelity_changes_image_by_image_and_each_column_is_judged_by_itself():
 
 def test_without_labels_only_fidelity_is_compared():
     near = per_image("cosine_distance", np.linspace(0.01, 0.02, 10))
-    found = pair_runs(*[[record(**UNLABELLED, **near)]] * 2)
+    unlabelled = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "margin"))
+    found = pair_runs(*[[record(**unlabelled, **near)]] * 2)
     [pair] = found.pairs
     assert pair.change(TOP1) is pair.change_p(TOP1) is pair.answers is None
     [table] = tables(found)
     assert table.cells("1 - cos") == ["+0.0000 [+0.0000, +0.0000]"]
     assert not {"top-1 A", "B - A", "p"} & set(table.heads)
-    assert "top-1" not in table.caption
-    assert changes_data(found)["pairs"][0]["top1"] == {"a": None, "b": None}
 
 
 def test_a_run_beside_itself_has_not_changed():
     rows = [record(), record(B, seed=1), record(B, method="dense", model="clip_vit_s14", keep=1.0)]
     found = pair_runs(rows, rows)
-    assert (found.only_a, found.only_b) == ((), ())
     assert [(pair.a, pair.b) for pair in found.pairs] == [(row, row) for row in rows]
     for pair in found.pairs:
         assert (pair.conditions, pair.costs, pair.answers, pair.change_p(TOP1)) == ([], [], (0, 0), 1.0)
         assert pair.change(TOP1) == (0.0, 0.0, 0.0)
         assert pair.change(METRICS["tau"]) == 0.0
-    assert found.conditions() == []
 
 
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
         (record(dataset_revision="99"), "dataset_revision '12ab34cd' in A, '99' in B"),
-        (record([1, 0, 1, 1]), "image_count 10 in A, 4 in B"),
         (record([1, 0, 1, 1], images_sha256="cd" * 32), "image_count 10 in A, 4 in B"),
         (record(images_sha256="cd" * 32), f"images_sha256 '{'ab' * 32}' in A, '{'cd' * 32}' in B"),
     ],
@@ -146,14 +132,14 @@ def test_answers_on_other_images_are_not_paired(other: Record, reason: str):
     assert pair.change(TOP1) is pair.change_p(TOP1) is pair.answers is pair.change(METRICS["tau"]) is None
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("version", "0.2.0"), ("git_commit", None), ("torch", "2.12.0"), ("timm", "1.0.30")),
-        *(("device", "cuda:0"), ("device_name", "another"), ("dtype", "bfloat16"), ("threads", 4)),
-        *(("weights_sha256", "ef"), ("golden_images", 9), ("image_size", (224, 224))),
-    ],
-)
+CONDITIONS = {
+    **{"version": "0.2.0", "git_commit": None, "torch": "2.12.0", "timm": "1.0.30", "device": "cuda:0"},
+    **{"device_name": "another", "dtype": "bfloat16", "threads": 4, "weights_sha256": "ef", "golden_images": 9},
+    "image_size": (224, 224),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), CONDITIONS.items())
 def test_every_condition_that_differs_is_told(name: str, value: Any):
     pair = only(record(), record(B, **{name: value}))
     assert pair.conditions == [(name, part(record(), name), value)]
@@ -173,10 +159,6 @@ def test_counted_costs_must_be_equal_to_the_last_bit(name: str, value: Any):
     assert only(record(), record(**{name: None})).costs == []  # not measured
 
 
-def rows_of(table: Table) -> list[dict[str, Cell]]:
-    return [dict(zip(table.heads, row, strict=True)) for row in table.rows]
-
-
 def shown(a: list[Record], b: list[Record], width: int = 200) -> str:
     console = Console(width=width)
     with console.capture() as captured:
@@ -185,60 +167,23 @@ def shown(a: list[Record], b: list[Record], width: int = 200) -> str:
     return captured.get()
 
 
-def test_a_row_shows_what_changed():
-    b = record(B, 15.0, gflops=2.75, tau=0.35)
-    [sheet] = tables(pair_runs([record()], [b]))
-    [row] = rows_of(sheet)
-    assert "seed" not in row
-    assert (row["method"], row["keep"]) == ("patchrank", "60")
-    assert (row["top-1 A"], row["top-1 B"]) == ("50.0", "60.0")
-    assert row["B - A"].startswith("+10.0 [-")
-    assert (row["only A, only B"], row["p"]) == ("1, 2", "1.000")
-    assert row["GFLOPs"] == "2.500 → 2.750"
-    assert row["tau"] == "+0.050"
-    assert sheet.title == (f"birds (test, 10 images; {HOW}), clip_vit_s14.imgfocus_lit")
-
-
-def test_what_is_not_compared_is_a_dash_and_says_why():
-    a, b = record(), record(B[:5], device="cuda:0", gflops=None)
-    found = pair_runs([a], [b])
-    [sheet] = tables(found)
-    [row] = rows_of(sheet)
-    for head in ("B - A", "only A, only B", "p", "tau"):
-        assert row[head] == "–"
-    assert row["GFLOPs"] == "2.500 → –"
-    assert "(test, 5 or 10 images;" in sheet.title
-    assert list(notes(found)) == [
-        "1 row is in both runs",
-        'conditions differ: device "cpu" in A, "cuda:0" in B (every row)',
-        f"{NAME} on birds test, {HOW}, seed 0: accuracy not compared, images or prompts "
-        "differ: image_count 10 in A, 5 in B",
-        "latency not compared (every row): it takes the same device, device_name, dtype, threads and batch",
-    ]
-
-
 def test_conditions_costs_and_rows_of_one_run_are_told_in_words():
     evit = record(method="evit", model="clip_vit_s14_evit60")
     config = {"reduce_at": [3], "predictor": "34cd", "fuse": True}
-    newer = [
-        record(params=22_000_001, torch="2.14.0", weights_sha256="cd" * 32),
-        record(seed=1, torch="2.14.0", method_config=config),
-    ]
-    lines = list(notes(pair_runs([record(), record(), record(seed=1), evit], newer)))
-    name = f"{NAME} on birds test"
-    how = f"{HOW}, seed 0"
-    assert lines == [
+    newer = [record(params=22_000_001, torch="2.14.0"), record(seed=1, torch="2.14.0", method_config=config)]
+    how = "16 shots, learned visual and text tokens (8), seed 0"
+    assert list(notes(pair_runs([record(), record(), record(seed=1), evit], newer))) == [
         "2 rows are in both runs",
         'conditions differ: torch "2.13.0" in A, "2.14.0" in B (every row)',
-        f'conditions differ: weights_sha256 "{"ab" * 8}" in A, "{"cd" * 8}" in B (1 of 2 rows)',
         'conditions differ: method_config.predictor "12ab" in A, "34cd" in B (1 of 2 rows)',
         "conditions differ: method_config.fuse (absent) in A, true in B (1 of 2 rows)",
-        f"{name}, {how}: cost differs: params 22000000 in A, 22000001 in B",
+        f"clip_vit_s14_patchrank60.imgfocus_lit on birds test, {how}: "
+        "cost differs: params 22000000 in A, 22000001 in B",
         f"only in A: clip_vit_s14_evit60.imgfocus_lit on birds test, {how}",
     ]
 
 
-@pytest.mark.parametrize("hostile", ["x\x1b[2J", "[red]x[/red]", "a|b", "<img src=x>", "[/]"])
+@pytest.mark.parametrize("hostile", ["x\x1b[2J", "a|b", "<img src=x>", "[/]"])
 def test_names_in_somebody_else_s_file_are_text_and_nothing_more(hostile: str, tmp_path: Path, monkeypatch):
     rows = [record(dataset=hostile, method=hostile, method_config={hostile: hostile})]
     runs = {"a": rows, "b": [record(B, dataset=hostile, method=hostile, method_config={})]}
@@ -265,7 +210,6 @@ def test_rows_of_a_table_are_judged_together():
     found = pair_runs(*map(list, zip(*pairs, strict=True)))
     alone = [pair.change_p(TOP1) for pair in found.pairs]
     assert alone[2] < alone[0] < 0.05 / 2 < alone[1] < 0.05
-    assert [pair.change_p(TOP1) for pair in found.pairs if pair.change_p(TOP1) <= 0.05 / 3] == alone[::2]
     [sheet] = tables(found)
     marks = [len(cell.mark) for cell in sheet.cells("B - A")]
     assert marks == [int(p <= 0.05) for p in holm(alone)] == [1, 1, 1]
@@ -297,14 +241,10 @@ def test_a_row_under_several_conditions_meets_the_most_alike_and_none_twice():
     assert pair_runs([short, full], [half]).pairs[0].a == full
 
 
-def record_of(*entries: Times) -> Record:
-    return record(latency=entries)
-
-
 def test_the_ends_are_the_furthest_that_both_intervals_allow():
-    a, b = record_of(timed(8, 9.0, 0.8, 0.72, 0.96)), record_of(timed(8, 1.0, 0.6, 0.54, 0.72))
-    assert Change(a=a, b=b).latency[8] == pytest.approx((0.75, 0.54 / 0.96, 0.72 / 0.72))
+    a, b = (record(latency=(timed(8, *told),)) for told in ((9.0, 0.8, 0.72, 0.96), (1.0, 0.6, 0.54, 0.72)))
     there, back = Change(a=a, b=b).latency[8], Change(a=b, b=a).latency[8]
+    assert there == pytest.approx((0.75, 0.54 / 0.96, 0.72 / 0.72))
     assert back == pytest.approx((1 / there.estimate, 1 / there.high, 1 / there.low))
 
 
@@ -329,9 +269,6 @@ def test_two_runs_are_compared_and_nothing_is_measured_or_written(runs: Path, ca
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith("A: a\nB: b/records.jsonl\n14 rows are in both runs\n")
-    assert '"9.9" in B (every row)' in out
-    assert "only in A: clip_vit_s14.imgfocus_lit on emoji test" in out
-    assert "│ patchrank │   60 │" in out
     assert "+0.0 [+0.0, +0.0]" in out
     assert sorted(runs.rglob("*")) == before
 
@@ -339,11 +276,9 @@ def test_two_runs_are_compared_and_nothing_is_measured_or_written(runs: Path, ca
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
-        ("a", "compare 'a': expected two runs, patchrank compare RUN_A RUN_B, or none"),
         ("a b a", "compare 'a' 'b' 'a': expected two runs"),
         ("a gone", "run 'gone': there is no such file or folder; expected a file of records"),
         ("torn b", "records.jsonl, line 1: torn, as what wrote it was stopped midway"),
-        ("a b --full", "--full with runs to compare: it is for measuring; expected compare RUN_A"),
         ("a --output out --device cpu", "--device with runs to compare"),
         ("a b --output a/records.jsonl", "--output 'a/records.jsonl' is a file, or lies in one"),
     ],
@@ -355,7 +290,5 @@ def test_wrong_use_is_told_and_nothing_is_written(
     Path("torn/records.jsonl").write_text('{"schema_version": 7, "cre')
     before = sorted(runs.rglob("*"))
     assert main(["compare", *command.split()]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("patchrank: error: ")
-    assert complaint in err
+    assert complaint in capsys.readouterr().err
     assert sorted(runs.rglob("*")) == before

@@ -14,7 +14,6 @@ import pytest
 from by_hand import replace
 from rich.console import Console
 
-from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.cli.entry import build_parser, main
 from harness.records.record import Record, write_records
@@ -30,62 +29,42 @@ TABLES = ("report.html", "table.csv", "table.md", "table.tex")
 Make = Callable[..., LatencyRecord]
 
 
-def shown(*words: str) -> Shown:
-    args = build_parser().parse_args(["report", *words])
-    return args.run(args, Console(quiet=True))
-
-
 def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The tables in Markdown are to the last byte what stands in the repository."""
     folder = tmp_path / "made" / "here"
     assert main(["report", str(RESULTS), "--output", str(folder)]) == 0
     drawn = [f"{name}.{form}" for name in PLOTS for form in ("svg", "png")]
     assert sorted(path.name for path in folder.iterdir()) == sorted((*TABLES, *drawn))
     assert (folder / "table.md").read_bytes() == (RESULTS / "table.md").read_bytes()
-    out = capsys.readouterr().out
-    assert f"wrote {folder / 'report.html'} and {len(TABLES) + len(drawn) - 1} files" in out
-    assert "Nearness to dense by GFLOPs: On the front: " in out
-    assert "random 30 % (by rankmerge 30 %)" in out
+    assert "random 30 % (by rankmerge 30 %)" in capsys.readouterr().out
 
 
 def test_data_are_figures_and_the_same_run_gives_the_same_bytes(records: list[Record], patchrank: Record, tmp_path):
     write_records(tmp_path / "records.jsonl", records)
-    words = (str(tmp_path), "--output", str(tmp_path / "out"), "--title", "Two <machines>")
-    data = json.loads(json.dumps(shown(*words).data, allow_nan=False))
-    assert data["records"] == 7
+    args = build_parser().parse_args(["report", str(tmp_path), "--output", str(tmp_path / "out")])
+    data = json.loads(json.dumps(args.run(args, Console(quiet=True)).data, allow_nan=False))
     assert all(Path(name).exists() for name in data["files"])
-    assert data["groups"][0]["conditions"]["device_name"] == patchrank.device_name
     rows = {row["model"]: row for row in data["groups"][0]["rows"]}
     row = rows[patchrank.model]
     assert (row["top1_fraction"]["estimate"], row["gflops"]) == (patchrank.mean("top1"), patchrank.mean("gflops"))
     assert row["latency"][0]["median_ms"] == patchrank.latency[0].median_ms
     assert row["pareto"]["gflops"] == {"verdict": "front", "beaten_by": None}
-    assert rows["clip_vit_s14_random30"]["pareto"]["gflops"]["verdict"] in {"front", "open"}
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     (tmp_path / "out" / "report.html").write_text("older")
-    shown(*words)
+    args.run(args, Console(quiet=True))
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-
-
-def test_only_plots_that_are_asked_for_are_files(tmp_path: Path, records: list[Record]):
-    write_report(records, tmp_path, Progress(), drawn=("accuracy_gflops.svg", "gone.svg"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((*TABLES, "accuracy_gflops.svg"))
 
 
 @pytest.mark.parametrize(("name", "match"), [
     ("gone", "run 'gone': there is no such file or folder"),
-    ("empty", "run 'empty': it holds no records.jsonl"),
-    ("empty.jsonl", "run 'empty.jsonl': empty.jsonl holds no records"),
     ("bad.jsonl", "bad.jsonl, line 1: "),
     ("run", "is a file; expected a folder for the report"),
 ])  # fmt: skip
 def test_refusals(name: str, match: str, records: list[Record], tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_records("run/records.jsonl", records[:1])
-    Path("empty").mkdir()
-    Path("empty.jsonl").touch()
+    Path("file").touch()
     Path("bad.jsonl").write_text('{"schema_version": 1}\n')
-    out = "empty.jsonl" if name == "run" else "out"
+    out = "file" if name == "run" else "out"
     assert main(["report", "run", name, "--output", out]) == 2
     assert match in capsys.readouterr().err
     assert not Path("out").exists()
@@ -123,8 +102,6 @@ def test_a_run_of_times_alone_is_a_report(timed_run: Path, tmp_path: Path, capsy
     assert main(["report", str(timed_run), "--output", str(tmp_path / "out"), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["records"], data["groups"], len(data["latency"][0]["records"])) == (0, [], 2)
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"latency.csv", "report.html", "table.md", "table.tex"}
     assert "tome60" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
@@ -138,7 +115,6 @@ def test_lines_of_both_csv_say_which_run_they_are_from(timed_run: Path, tmp_path
     assert [line["run"] for line in table] == [str(timed_run), str(timed_run), str(other)]
     assert [(line["run"], line["model"]) for line in timed] == [(str(timed_run), time.model) for time in times]
     assert timed[1]["ratio_to_dense"] == str(times[1].times.ratio_to_dense)
-    assert (timed[0]["machine_device_name"], timed[0]["ratio_to_dense"]) == ("A CPU", "")
 
 
 TEXT = (Path(__file__).parents[3] / "docs" / "reports.md").read_text("utf-8")
@@ -162,14 +138,11 @@ def test_the_files_and_the_python_of_the_docs(records: list[Record], tmp_path: P
 HOSTILE = "<script>alert(\"1\")</script> $\\frac{ & | \n 'x' ![](http://a.b)"
 
 
-def test_the_page_loads_nothing_and_follows_the_readers_colours(drawn: Any):
+def test_the_page_loads_nothing_and_every_drawing_has_its_words(drawn: Any):
     text, parsed = drawn
-    assert {"svg", "style", "table"} <= set(parsed.tags)
     assert not {"link", "img", "iframe", "image", "object"} & set(parsed.tags)
     assert all(target and target.startswith("#") for _, target in parsed.links)
     assert set(re.findall(r'https?://[^"<\s]*', text)) == {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
-    for wish in ("prefers-color-scheme: dark", "prefers-reduced-motion", "@media print", "currentColor"):
-        assert wish in text
     assert "@import" not in text
     assert not re.search(r"\d{4}-\d{2}-\d{2}T", text)
     drawings = re.findall(r'<svg[^>]*role="img" aria-labelledby="([^"]+)"[^>]*><title id="([^"]+)">([^<]+)<', text)
@@ -194,61 +167,28 @@ def test_hostile_names_stay_text(made: Any, dense: Record):
 
 
 def test_a_table_has_every_figure_and_sorts_by_it_unrounded(drawn: Any, records: list[Record], patchrank: Record):
-    text, parsed = drawn
-    assert text.count("<table data-sortable") == 2
+    _, parsed = drawn
     fashion = parsed.tables[:5]
-    assert [" ".join(cells[:2]) for cells in fashion[1:]] == [
-        "dense 100 %", "random 60 %", "patchrank 60 %", "random 30 %",
-    ]  # fmt: skip
-    assert dict(zip(fashion[0], fashion[3], strict=True)) == {
-        "Method": "patchrank",
-        "Keep": "60 %",
-        "Top-1, %": "68.0 [60.0, 75.0]",
-        "To dense": "-2.0 [-5.1, +1.2]",
-        "GFLOPs": "2.45",
-        "Batch 1, ms [IQR]": "28.4 [27.7, 29.8]",
-        "Batch 1, × dense": "0.71 [0.70, 0.73]",
-        "Batch 1, images/s": "35.2",
-        "Batch 32, ms [IQR]": "896.9 [873.6, 940.8]",
-        "Batch 32, × dense": "0.70 [0.69, 0.72]",
-        "Batch 32, images/s": "35.7",
-        "Kendall τ": "+0.31 [+0.29, +0.33]",
-        "Weighted τ": "+0.41 [+0.39, +0.43]",
-        "Match at k (chance), %": "72.3 at 118 (60.2)",
-        "Final tokens": "118",
-    }
+    assert [(cells[0], cells[1]) for cells in fashion[1:]] == [
+        *(("dense", "100 %"), ("random", "60 %"), ("patchrank", "60 %"), ("random", "30 %")),
+    ]
+    row = dict(zip(fashion[0], fashion[3], strict=True))
+    assert (row["Top-1, %"], row["To dense"], row["GFLOPs"]) == ("68.0 [60.0, 75.0]", "-2.0 [-5.1, +1.2]", "2.45")
+    assert (row["Batch 1, ms [IQR]"], row["Batch 1, × dense"]) == ("28.4 [27.7, 29.8]", "0.71 [0.70, 0.73]")
+    assert (row["Kendall τ"], row["Match at k (chance), %"]) == ("+0.31 [+0.29, +0.33]", "72.3 at 118 (60.2)")
     at = next(n for n, cells in enumerate(parsed.rows) if cells[0] == "patchrank")
     values = dict(zip(fashion[0], parsed.values[at], strict=True))
     assert (values["Keep"], values["Top-1, %"]) == ("0.6", str(patchrank.mean("top1")))
     assert values["Batch 1, ms [IQR]"] == str(patchrank.latency[0].median_ms)
-    # Markdown has the same cells; on a page the columns that a summary has come first.
+    # Markdown has the same cells.
     lines = [line for line in markdown_table(records).splitlines() if line.startswith("|") and "---" not in line]
     assert [sorted(line.strip("| ").split(" | ")) for line in lines] == [sorted(row) for row in parsed.tables]
-    assert fashion[0][2:8] == ["Top-1, %", "To dense", "GFLOPs", "Batch 1, × dense", "Batch 32, × dense", "Kendall τ"]
 
 
 def test_not_measured_is_a_dash_and_never_zero(made: Any, row: Any):
-    text, parsed = made([row("random", 0.6, 50)])
+    _, parsed = made([row("random", 0.6, 50)])
     assert parsed.tables[1] == ["random", "60 %", "50.0 [42.0, 57.0]"]  # what no row has, has no column
-    assert "<svg" not in text
     _, parsed = made([row("random", 0.6, 50), row("random", 0.3, 40, 1.7)])
     assert [cells[parsed.tables[0].index("GFLOPs")] for cells in parsed.tables[1:3]] == ["–", "1.70"]
     at = parsed.tables[0].index("GFLOPs")
     assert [values[at] for values in parsed.values[1:3]] == [None, "1.7"]
-
-
-def test_of_many_tables_the_first_are_drawn_and_the_page_says_so(records: list[Record], tmp_path: Any):
-    many = [dataclasses.replace(record, dataset=f"set{at}") for at in range(7) for record in records[:1]]
-    for every_plot in (False, True):
-        write_report(many, tmp_path, Progress(), drawn=(), every_plot=every_plot)
-        text = (tmp_path / "report.html").read_text("utf-8")
-        assert ("show the first 6 of 7 tables; --all-plots draws all." in text) != every_plot
-        assert text.count("<table data-sortable") == 7
-
-
-def test_the_page_marks_what_is_clear_and_says_so(made: Any, dense: Record, patchrank: Record, row: Any):
-    lost = row("random", 0.3, 40, diff_to_dense=-0.3, diff_low=-0.39, diff_high=-0.21)
-    text, parsed = made([dense, patchrank, lost])
-    assert [line[3] for line in parsed.tables] == ["To dense", "–", "-2.0 [-5.1, +1.2]", "-30.0* [-39.0, -21.0]"]
-    assert "in the difference to dense: * clear of zero, all rows judged together" in text
-    assert "*" not in markdown_table([dense, patchrank, lost])

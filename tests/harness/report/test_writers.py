@@ -9,7 +9,6 @@ import subprocess
 from dataclasses import fields
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from by_hand import part, replace
 
@@ -44,7 +43,7 @@ def test_every_special_letter_is_escaped():
     )
 
 
-def test_a_table_has_its_rows_its_caption_and_its_label(dense: Record, patchrank: Record):
+def test_a_table_has_its_rows(dense: Record, patchrank: Record):
     text = latex_of([patchrank, dense])
     body = text.partition(r"\midrule")[2].partition(r"\bottomrule")[0]
     rows = [line for line in body.splitlines() if line.endswith(r"\\")]
@@ -53,10 +52,6 @@ def test_a_table_has_its_rows_its_caption_and_its_label(dense: Record, patchrank
         r"patchrank & 60 \% & 68.0 {\scriptsize {[}60.0, 75.0{]}} & $-$2.0 {\scriptsize "
         r"{[}$-$5.1, $+$1.2{]}} & 2.45 & 0.71 & 0.70 & $+$0.31 \\"
     )
-    assert r"\label{tab:fashion-test-read-by-studies-16-shots-linear-probe-clip-vit-s14-saliency-1}" in text
-    assert r"\caption{fashion test, read by studies, 16 shots, linear probe, clip\_vit\_s14.saliency. " in text
-    assert text.count(r"\addlinespace") == 1
-    assert text.count("% Needs") == 1
 
 
 def test_hostile_names_neither_open_nor_close_anything(dense: Record, patchrank: Record):
@@ -110,12 +105,6 @@ def test_every_field_comes_back_from_csv(records: list[Record]):
                 value = getattr(times.get(batch), name, None)
                 expected = "" if value is None else json.dumps(value)
                 assert line[f"latency_batch{batch}_{name}"] == expected
-
-
-def test_pandas_reads_the_csv(records: list[Record]):
-    frame = pd.read_csv(io.StringIO(records_csv(records)))
-    assert frame["top1_fraction"].tolist() == [record.mean("top1") for record in records]
-    assert frame["latency_batch32_ratio_to_dense"].notna().sum() == 1
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])

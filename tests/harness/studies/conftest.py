@@ -1,8 +1,7 @@
 """Studies in miniature: the toy tower, and toy datasets whose classes all have a name."""
 
-import importlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,17 @@ from by_hand import replace
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
+from harness.measure import bench, tuning
 from harness.measure.cost import OperatorCost
 from harness.models.towers import Tower
 from harness.records.record import Record
+from harness.studies import workshop
 from harness.studies.questions import get_study
 from harness.studies.reproduce import TABLES, Comparison, compare_rows, produce
 from harness.studies.spec import StudyConfig
-from harness.studies.tables import StudyTable
 from harness.studies.workshop import answer
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
-from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig
 
 NAME = "clip_vit_b16.openai"
@@ -42,18 +41,16 @@ def tiny() -> StudyConfig:
 
 @pytest.fixture
 def few(tiny: StudyConfig) -> StudyConfig:
-    """One dataset and one keep rate."""
     return replace(tiny, keeps=(0.5,), datasets=("plain",))
 
 
 @pytest.fixture
 def paper_s(tiny: StudyConfig) -> StudyConfig:
-    """Two datasets of the paper."""
     return replace(tiny, datasets=("caltech101", "dtd"), split="test")
 
 
 @pytest.fixture
-def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[str, Dataset]:
+def staged(tower: Tower, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[str, Dataset]:
     """Let names mean toys of the three classes that have a name, each in an order of its own."""
     Toy: Any = type(toy)
 
@@ -79,7 +76,6 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
         return datasets[name]
 
     monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names))
-    tower = Tower(parts.model.visual, parts.preprocess, NAME, parts)
     for place in ("studies.workshop", "golden.fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
     for place in ("studies.workshop", "studies.questions", "studies.reproduce", "golden.fit", "datasets"):
@@ -91,10 +87,8 @@ def staged(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> d
 def studied(staged: dict[str, Dataset]) -> Callable[..., Any]:
     """Make a study of the toy tower; return its tables and records by dataset."""
 
-    def call(
-        name: str, config: StudyConfig, records: list[Record] | None = None
-    ) -> dict[str, tuple[StudyTable, list[Record]]]:
-        sheets = answer(get_study(name), config, records or [], Progress())
+    def call(name: str, config: StudyConfig, records: Sequence[Record] = ()) -> dict[str, Any]:
+        sheets = answer(get_study(name), config, list(records), Progress())
         return {sheet.dense.dataset: (sheet, own) for sheet, own in sheets}
 
     return call
@@ -120,22 +114,20 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count what is made; anything fails once the key ``done`` is set."""
     made: Counter[str] = Counter()
 
-    def count(place: str, kind: str) -> None:
-        module, _, name = f"harness.{place}".rpartition(".")
-        real = getattr(importlib.import_module(module), name)
+    def count(module: Any, name: str, kind: str) -> None:
+        real = getattr(module, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             assert not made["done"], f"{kind} once more"
             made[kind] += 1
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(f"harness.{place}", call)
+        monkeypatch.setattr(module, name, call)
 
-    for place, kind in {
-        "studies.workshop.rank": "rankings", "studies.workshop.fit": "predictors",
-        "measure.tuning.tune": "prompts", "measure.bench.outcomes": "outcomes",
-    }.items():  # fmt: skip
-        count(place, kind)
+    count(workshop, "rank", "rankings")
+    count(workshop, "fit", "predictors")
+    count(tuning, "tune", "prompts")
+    count(bench, "outcomes", "outcomes")
     return made
 
 

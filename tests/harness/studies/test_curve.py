@@ -13,50 +13,38 @@ from harness.golden.budget import Curve, Point
 from harness.models.towers import Tower
 from harness.records.statistics import Interval, kendall_tau
 from harness.studies.curve import curve_table, measure_curve
-from zoo.loading.clip import ClipParts
 from zoo.ranking.golden import GoldenConfig, golden_importance
 
 POINTS = (Point(window=3, stride=3), Point(approximate="follow:2"), Point(window=9, stride=9))
 
 
-def measure(parts: ClipParts, toy: Dataset, block: int = 3, limit: int = 12) -> Curve:
-    tower = Tower(parts.model.visual, parts.preprocess, "clip_vit_b16.openai", parts)
-    splits = {"toy": subset(toy.split("test"), limit)}
-    how = {"split": "test", "dtype": "float32", "progress": Progress(), "points": POINTS}
-    return measure_curve(tower, splits, block, **how)
+def test_measures_agreement_with_the_exact_ranking(tower: Tower, toy: Dataset):
+    def measure(block: int = 3, limit: int = 12) -> Curve:
+        splits, how = {"toy": subset(toy.split("test"), limit)}, {"dtype": "float32", "progress": Progress()}
+        return measure_curve(tower, splits, block, split="test", points=POINTS, **how)
 
-
-def test_measures_agreement_with_the_exact_ranking(parts: ClipParts, toy: Dataset):
-    curve = measure(parts, toy)
+    curve = measure()
     exact, coarse, follow = curve.worths  # the third window is larger than the grid
     assert (exact.tau, exact.passes) == (Interval(1.0, 1.0, 1.0), 49)
     assert exact.match == {"60": 1.0, "50": 1.0, "30": 1.0}
-    images = torch.stack([parts.preprocess(example.image) for example in subset(toy.split("test"), 12)])
-    dense = parts.model.visual
-    truth, order = (
-        golden_importance(dense, images, config) for config in (GoldenConfig(), GoldenConfig(window=3, stride=3))
-    )
+    images = torch.stack([tower.preprocess(example.image) for example in subset(toy.split("test"), 12)])
+    truth = golden_importance(tower.vit, images, GoldenConfig())
+    order = golden_importance(tower.vit, images, GoldenConfig(window=3, stride=3))
     # Batches of another size round differently, so that near ties may turn.
     assert coarse.tau.estimate == pytest.approx(kendall_tau(order, truth).mean(), abs=2e-3)
     assert coarse.tau_of == {"toy": pytest.approx(coarse.tau.estimate)}
     assert follow.passes < coarse.passes < exact.passes
     assert curve_table(curve).cells("way") == ["follow:2", "window 3, stride 3", "window 2, stride 1"]
-    assert measure(parts, toy, block=1).worths[1].tau != coarse.tau
+    assert measure(block=1).worths[1].tau != coarse.tau
+    with pytest.raises(ValueError, match="--block 6: this tower has blocks 0 to 5"):
+        measure(block=6)
+    with pytest.raises(ValueError, match="two images"):
+        measure(limit=1)
 
 
-@pytest.mark.parametrize(
-    ("facts", "match"), [({"block": 6}, "--block 6: this tower has blocks 0 to 5"), ({"limit": 1}, "two images")]
-)
-def test_refused(facts: dict[str, int], match: str, parts: ClipParts, toy: Dataset):
-    with pytest.raises(ValueError, match=match):
-        measure(parts, toy, **facts)
-
-
-def test_the_command_writes_what_rank_reads(tmp_path: Path, capsys):
+def test_the_command_writes_what_rank_reads(tmp_path: Path):
     path = tmp_path / "new" / "curve.json"
-    command = f"study curve --dataset fashion --limit 2 --block 8 --output {path}"
-    assert main(command.split()) == 0
-    assert "follow:4" in capsys.readouterr().out
+    assert main(f"study curve --dataset fashion --limit 2 --block 8 --output {path}".split()) == 0
     curve = Curve.read(path)
     assert curve.images == {"fashion": 2}
     assert curve.worths[0].point == Point()

@@ -32,7 +32,6 @@ def drawn(number: int, form: str = "png") -> bytes:
 
 @pytest.fixture(scope="session")
 def draw() -> Callable[..., bytes]:
-    """Draw a picture by its number."""
     return drawn
 
 
@@ -84,7 +83,6 @@ def job(pictures: Path, tower: str, tmp_path: Path) -> Callable[..., EmbedJob]:
 
 @pytest.fixture
 def run(job: Callable[..., EmbedJob]) -> Callable[..., Embedded]:
-    """Run such a job."""
     return lambda **facts: embed(job(**facts), Progress())
 
 

@@ -51,8 +51,7 @@ def outcome(results: Sequence[DecodedChunk]) -> Any:
 def test_a_picture_that_resizing_would_blow_up_is_bad():
     contents = []
     for width in (1_000, 1_001):
-        sink = io.BytesIO()
-        Image.new("L", (width, 1)).save(sink, "png")
+        Image.new("L", (width, 1)).save(sink := io.BytesIO(), "png")
         contents.append(PictureFile(str(width), content=sink.getvalue()))
     assert prepare(contents, RESIZED).wrong == {1: "it has 1001 x 1 pixels; expected sides of 1 : 1000"}
 
@@ -64,13 +63,12 @@ def test_neither_their_number_nor_their_death_changes_what_comes(chunks: list[li
         with Decoders(count, RESIZED) as decoders:
             assert outcome(list(decoders.prepare(chunks))) == wanted
     with Decoders(2, RESIZED) as decoders:
-        results = []
-        for place, result in enumerate(decoders.prepare(chunks)):
-            results.append(result)
-            if place == 2:
-                assert decoders._pool is not None
-                processes = list(decoders._pool._processes)
-                os.kill(processes[0], signal.SIGKILL)
+        coming = decoders.prepare(chunks)
+        results = [next(coming) for _ in range(3)]
+        assert decoders._pool is not None
+        processes = list(decoders._pool._processes)
+        os.kill(processes[0], signal.SIGKILL)
+        results += coming
     assert outcome(results) == wanted
     limit = time.monotonic() + 60
     while any(Path(f"/proc/{process}").exists() for process in processes):

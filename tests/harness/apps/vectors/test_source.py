@@ -1,13 +1,12 @@
 """Pictures listed: in folders, tars, Parquet and `datasets`, whole and damaged."""
 
-import io
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from packing import tarred
 
 from harness.apps.vectors import source as module
 from harness.apps.vectors.source import PictureSource, TextSource, open_source
@@ -26,22 +25,13 @@ def everything(source: PictureSource, first: int = 0) -> list[tuple[str, bytes |
     return rows
 
 
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
 @pytest.fixture
 def tars(tmp_path: Path, draw: Draw) -> Path:
     """Three tars of two pictures each, as img2dataset writes them."""
     for number in range(3):
         keys = [f"{number}{i}" for i in range(2)]
         members = {f"{key}.png": draw(int(key)) for key in keys} | {f"{key}.json": b"{}" for key in keys}
-        write_tar(tmp_path / f"x-{number:03d}.tar", members)
+        (tmp_path / f"x-{number:03d}.tar").write_bytes(tarred(members.items()))
     return tmp_path
 
 
@@ -56,14 +46,17 @@ def parquet(tmp_path: Path, draw: Draw) -> Path:
     return tmp_path
 
 
-def test_a_folder_is_in_the_order_of_its_names(pictures: Path):
+def test_a_folder_is_in_the_order_of_its_names_without_what_is_too_large(pictures: Path, monkeypatch):
     source = open_source([str(pictures)])
     rows = everything(source)
     names = [path for path, _ in rows]
     assert names == sorted(names, key=lambda name: name.split("/"))
     assert len(source) == len(rows) == 44
     assert all(content == (pictures / path).read_bytes() for path, content in rows)
-    assert "notes.txt" not in names
+    monkeypatch.setattr(module, "LARGEST", 100)
+    [first, *_] = source.pictures(range(1))
+    with pytest.raises(ValueError, match="bytes; expected 100 at most"):
+        first.read()
 
 
 @pytest.mark.parametrize("word", ["x-{000..002}.tar", "**/*.tar"])
@@ -105,20 +98,14 @@ def test_parquet_begins_at_any_row(parquet: Path, draw: Draw):
         assert content == (wrong.get(place % 5) or draw(place))
     for first in range(len(source)):
         assert everything(source, first) == rows[first:]
-    middle = [picture.path for picture in source.pictures(range(3, 7))]
-    assert middle == [path for path, _ in rows[3:7]]
 
 
 def test_parquet_of_plain_bytes_and_the_column_that_is_asked_for(tmp_path: Path, draw: Draw):
     pq.write_table(pa.table({"jpg": [draw(0), draw(1)], "other": [b"a", b"b"]}), tmp_path / "x.parquet")
     word = [str(tmp_path / "x.parquet")]
     assert [content for _, content in everything(open_source(word, column="jpg"))] == [draw(0), draw(1)]
-    for column, quoted in (
-        (None, r"2 columns of bytes .*jpg \(binary\).*--image-column jpg"),
-        ("jgp", "'jgp': did you"),
-    ):
-        with pytest.raises(ValueError, match=quoted):
-            open_source(word, column=column)
+    with pytest.raises(ValueError, match=r"2 columns of bytes .*jpg \(binary\).*--image-column jpg"):
+        open_source(word)
 
 
 def test_lines_of_a_text(tmp_path: Path):
@@ -131,7 +118,6 @@ def test_lines_of_a_text(tmp_path: Path):
 @pytest.mark.parametrize(("words", "kind", "quoted"), [
     (["gone"], FileNotFoundError, "'gone': there is no such file or folder"),
     (["x-{002..001}.tar"], ValueError, r"range \{002\.\.001\} is empty"),
-    (["x-{000..003}.tar"], FileNotFoundError, r"x-003\.tar"),
     (["x-000.tar", "0.parquet"], ValueError, "tars and Parquet files at once"),
     (["."], ValueError, r"no images below this folder.*for its tar files give"),
     (["broken.parquet"], ValueError, r"broken\.parquet' is no whole Parquet file"),
@@ -144,13 +130,6 @@ def test_refusals(words: list[str], kind: type[Exception], quoted: str, tars: Pa
     Path("notes.txt").write_text("x")
     Path("broken.parquet").write_bytes(b"PAR1")
     pq.write_table(pa.table({"caption": ["x"]}), "plain.parquet")
-    write_tar(Path("none.tar"), {"a.json": b"{}"})
+    Path("none.tar").write_bytes(tarred([("a.json", b"{}")]))
     with pytest.raises(kind, match=quoted):
         open_source(words)
-
-
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path):
-    monkeypatch.setattr(module, "LARGEST", 100)
-    [first, *_] = open_source([str(pictures)]).pictures(range(1))
-    with pytest.raises(ValueError, match="bytes; expected 100 at most"):
-        first.read()
