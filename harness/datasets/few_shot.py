@@ -120,20 +120,6 @@ def _keep_back(dataset: Dataset, shots: int, seed: int) -> list[int]:
     return positions
 
 
-def undrawn(dataset: Dataset, few: FewShot) -> Split:
-    """Take the images of val that a draw left: neither learned from nor validated by, nor of a group with one that was.
-
-    Raises:
-        ValueError: there are none.
-    """
-    split = dataset.split("val")
-    taken = {dataset.group_of(name) for part in few for name in part.image_ids}
-    left = [index for index, name in enumerate(split.image_ids) if dataset.group_of(name) not in taken]
-    if not left:
-        raise ValueError(f"{dataset.name!r}: the draw took all {len(split)} images of val; ask for fewer per class")
-    return split.subset(left)
-
-
 def _draw_as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
     """Draw the images that CoOp's runs of a seed (1, 2 and 3 are the published ones) learn from.
 

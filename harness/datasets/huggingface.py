@@ -327,23 +327,6 @@ def _columns(features: Mapping[str, Any], place: Place) -> Columns:
     return Columns(_column(features, IMAGE, "image", place), label, tuple(map(str, features[label].names)))
 
 
-def unlabelled(place: Place, *, download: bool = False) -> dict[str, HfRows]:
-    """Open the images of all splits, or of those that are chosen, by the splits' own names.
-
-    Raises:
-        FileNotFoundError, ValueError, OSError: see ``load``; or no column of images, or several.
-    """
-    tables = load(place, download=download)
-    rows = {}
-    for name in [place.choice[split] for split in SPLITS if split in place.choice] or list(tables):
-        if name not in tables:
-            raise ValueError(f"{place.what}: split {name!r}: {expected(name, tables)}")
-        column = Columns(_column(tables[name].features, IMAGE, "image", place))
-        what = f"split {name!r} of {place.what}" if name else place.what
-        rows[name] = HfRows(tables[name], column, place.roots(), what)
-    return rows
-
-
 def _choose_splits(names: Sequence[str], choice: Mapping[str, str], what: str) -> dict[SplitName, str]:
     """Say which splits of the dataset are which of ours; others are left alone."""
     chosen: dict[SplitName, str] = {split: choice[split] for split in SPLITS if split in choice}

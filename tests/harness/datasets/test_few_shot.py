@@ -12,7 +12,7 @@ from packing import write_images
 
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.datasets.few_shot import SHOTS, draw, draw_ranked, draw_train, undrawn
+from harness.datasets.few_shot import SHOTS, draw, draw_ranked, draw_train
 from harness.datasets.public import CoopSplit
 
 RANKED = np.array([0, 1, 2, 3, 3, 2, 1, 0, 0, 1, 2, 3, 0, 3], dtype=np.int64)
@@ -166,15 +166,3 @@ def test_refusals_of_coops_draws(listed: CoopSplit):
     ):
         with pytest.raises(ValueError, match=match):
             draw(dataset, shots, seed, draws)
-
-
-def test_what_a_draw_left_of_val():
-    emoji = get_dataset("emoji")
-    few = draw(emoji, 16, 4)
-    left, val = undrawn(emoji, few), emoji.split("val")
-    drawn = {emoji.group_of(one) for part in few for one in part.image_ids}
-    assert list(left.image_ids) == [one for one in val.image_ids if emoji.group_of(one) not in drawn]
-    assert 60 < len(left) <= len(val) - sum(map(len, few))
-    none = Uneven(train=[0, 1, 2], val=[0, 1, 2])
-    with pytest.raises(ValueError, match="'uneven': the draw took all 3 images of val"):
-        undrawn(none, draw(none, 1, seed=0))
