@@ -280,8 +280,10 @@ def test_files_without_usable_weights(theirs: Any, tmp_path: Path, evil: Any):
     file = checkpoint(theirs, tmp_path)
     file.write_bytes(file.read_bytes()[:-1000])
     save_file({"x": torch.zeros(1)}, tmp_path / "x.pt")
-    reason = "Weights only load failed"
-    for name, why in (("new.pt", reason), ("old.pt", reason), (file.name, ""), ("x.pt", "")):
+    nan = {key: value * torch.nan for key, value in theirs.state_dict().items()}
+    torch.save(nan, tmp_path / "nan.pt")
+    runs, cut = "could run code", "cut short"
+    for name, why in (("new.pt", runs), ("old.pt", ""), (file.name, cut), ("x.pt", ""), ("nan.pt", "")):
         with pytest.raises(ValueError, match=rf"the weights of tiny/.* can't be used: .*{why}"):
             load_open_clip(f"tiny/{tmp_path}/{name}")
     assert not evil.mark.exists()

@@ -137,9 +137,10 @@ def export_model(
     kind = require_format(format, dtype, path=path)
     _require_model(model, images)
     with torch.no_grad():
-        shape = model(images[:2]).shape
-        if len(shape) != 2:
-            raise ValueError(f"{type(model).__name__} gives no features (B, D) but {tuple(shape)}: expected a pool")
+        first = model(images[:2])
+        if not isinstance(first, Tensor) or first.ndim != 2:
+            given = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+            raise ValueError(f"{type(model).__name__} gives no features (B, D) but {given}: expected a pool")
         eager = torch.cat([model(part) for part in images.split(max(batches))])
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without gradients: exporters cannot undo views of what needs them.

@@ -81,11 +81,11 @@ def _frozen(host: Host) -> Host:
     return frozen.eval()
 
 
-def _refuse(what: str, instead: str) -> Callable[..., NoReturn]:
+def _refuse(what: str, instead: str, then: str = ", and optimise that") -> Callable[..., NoReturn]:
     """Return what refuses to be called."""
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise ValueError(f"an optimised model {what}; {instead} the model that it was made of, and optimise that")
+        raise ValueError(f"an optimised model {what}; {instead} the model that it was made of{then}")
 
     return refuse
 
@@ -132,7 +132,7 @@ class OptimizedHost(Host):
     # What reaches the tower from now on would not reach its blocks.
     adopt: Any = classmethod(_refuse("can't be changed", "change"))
     load_state_dict: Any = _refuse("takes no other weights", "load them into")
-    _apply: Any = _refuse("can't be moved or cast", "move")
+    _apply: Any = _refuse("can't be moved or cast", "move", ", and optimise that with dtype=")
     __reduce_ex__: Any = _refuse("can't be copied or pickled", "copy or save")
 
     def train(self, mode: bool = True) -> Self:
@@ -148,9 +148,9 @@ class OptimizedHost(Host):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Return the head's output, float32, for images (B, C, H, W) of any floating dtype."""
         if attn_mask is not None or is_causal:
-            _refuse("takes no attn_mask and no is_causal", "use")()
+            _refuse("takes no attn_mask and no is_causal", "use", "")()
         if x.requires_grad and torch.is_grad_enabled():
-            _refuse("has no gradients", "use")()
+            _refuse("has no gradients", "use", ", or torch.no_grad()")()
         tokens, _ = self.advance(self.embed(x.float()), pooled=True)
         return self.finish(tokens)
 

@@ -139,11 +139,13 @@ class TuneConfig:
 
     def described(self, images: int | None = None) -> str:
         """Say how tokens are learned; ``images`` to learn from decide how many steps an epoch has."""
-        own = {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        idle = _LEARNED if self.epochs is None else (*_LEARNED, "rounds", "steps")
+        every = asdict(self).items()
+        own = {name: value for name, value in every if value is not None and value is not False and name not in idle}
         steps = (
             "" if self.epochs is not None and images is None else f"{self.total_steps(images or 0):,} steps at most, "
         )
-        return steps + ", ".join(f"{name}={value}" for name, value in own.items() if name not in _LEARNED)
+        return steps + ", ".join(f"{name}={value}" for name, value in own.items())
 
 
 def _published(**changes: Any) -> TuneConfig:
@@ -335,7 +337,15 @@ class PromptLearner(nn.Module):
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
     def save(
-        self, path: Path, vit: ReducedViT, parts: ClipParts, *, provenance: dict[str, Any] | None = None, **facts: Any
+        self,
+        path: Path,
+        vit: ReducedViT,
+        parts: ClipParts,
+        *,
+        model: str,
+        tag: str,
+        dataset: str,
+        provenance: dict[str, Any] | None = None,
     ) -> PromptFile:
         """Write the learned tokens, whole or not at all, with ``model``, ``tag`` and ``dataset`` of ``PromptFile``.
 
@@ -349,7 +359,9 @@ class PromptLearner(nn.Module):
             classes=self.classes,
             recipe=asdict(self.config),
             provenance={"parameters": sum(each.numel() for each in self.parameters()), **(provenance or {})},
-            **facts,
+            model=model,
+            tag=tag,
+            dataset=dataset,
         )
 
 

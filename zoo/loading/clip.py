@@ -241,9 +241,10 @@ def _create_pretrained(
     name: ModelName, tag: str, pretrained: bool | str | Path, kwargs: dict[str, Any]
 ) -> tuple[nn.Module, TextSide]:
     """Build an image tower and its text side from one file."""
-    if kwargs.get("predictor") is None and name.method is not None:  # refuse what is missing before a download
+    if kwargs.get("predictor") is None:  # refuse what is unknown or missing before a download
         options, arguments = split_options(name, kwargs)
-        with_predictors(name.dense, tag, name.method, options, name.depth(arguments))
+        if name.method is not None:
+            with_predictors(name.dense, tag, name.method, options, name.depth(arguments))
     file = find_clip(name.size, tag) if isinstance(pretrained, bool) else Path(pretrained)
     weights, spec = read_weights(file), SIZES[name.size]
     positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2

@@ -135,9 +135,10 @@ class ScheduleFile:
         if not path.is_file():
             raise FileNotFoundError(f"no schedule at {str(path)!r}: the file does not exist")
         try:
-            file: ScheduleFile = from_json(cls, strict_json(path.read_bytes()), "schedule")
-            if file.format != FORMAT:
-                raise ValueError(f"it has format {file.format!r}, this version reads {FORMAT}")
+            facts = strict_json(path.read_bytes())
+            if isinstance(facts, dict) and (have := facts.get("format")) != FORMAT:
+                raise ValueError(f"it has format {have!r}, this version reads {FORMAT}")
+            file: ScheduleFile = from_json(cls, facts, "schedule")
             ReducerConfig(reduce_at=file.reduce_at, schedule=file.schedule, keep=file.keep)
             spread(1, file.keep, file.reduce_at, file.schedule)
         except ValueError as error:

@@ -5,6 +5,7 @@ that of the weights ``TAG``.
 """
 
 import re
+import tempfile
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
@@ -17,7 +18,7 @@ from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_p
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import LayerNorm as NativeNorm
 from open_clip.transformer import PatchDropout, QuickGELU, VisionTransformer
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from timm.layers import LayerNorm
 from timm.layers.activations import QuickGELU as TimmQuickGELU
 from timm.models.vision_transformer import checkpoint_filter_fn
@@ -40,7 +41,7 @@ from zoo.loading.clip import (
 )
 from zoo.loading.predictor_file import PredictorFile, with_predictors
 from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
-from zoo.loading.weights import OPEN_CLIP_FILES, find_clip, loading
+from zoo.loading.weights import OPEN_CLIP_FILES, find_clip, loading, read_weights
 from zoo.towers.vit import ReducedViT
 
 FOLDER, HUB, CONFIG = "local-dir:", "hf-hub:", "open_clip_config.json"
@@ -227,9 +228,13 @@ def load_open_clip(spec: str) -> tuple[ClipParts, str]:
     place = f"{arch.removeprefix(HUB)}/{CONFIG}" if arch.startswith(HUB) else cfg.get("hf_hub", "")
     repo, _, file = place.rpartition("/")
     files = (file.replace(".bin", ".safetensors"), file) if file else OPEN_CLIP_FILES
-    with loading(spec, otherwise, repo, files):
+    with loading(spec, otherwise, repo, files), tempfile.TemporaryDirectory() as room:
+        readable = weights
+        if weights is not None and not cfg:  # a file, which open_clip would judge by its suffix
+            readable = str(Path(room) / "weights.safetensors")
+            save_file({key: value.contiguous() for key, value in read_weights(weights).items()}, readable)
         download_pretrained(cfg)  # else open_clip would log a failure as well as raising it
-        model, preprocess = open_clip.create_model_from_pretrained(arch, weights, force_quick_gelu=quick)
+        model, preprocess = open_clip.create_model_from_pretrained(arch, readable, force_quick_gelu=quick)
         tokenizer = open_clip.get_tokenizer(arch)
     visual: Any
     try:

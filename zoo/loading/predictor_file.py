@@ -171,6 +171,8 @@ def with_predictors(
     config = configure(method, options, depth)
     blocks, action = config.predictor_blocks(depth), config.action
     completed, files = dict(options), []
+    if blocks[1:] and "arch" in options:  # before a predictor is asked for that would be refused
+        require_any_subset(options["arch"], blocks[1])
     for one in _candidates(model, tag, blocks, completed, action, paths) if blocks else ():
         one.require(model=model, tag=tag, action=action)
         one.fill(completed)

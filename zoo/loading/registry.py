@@ -5,6 +5,7 @@ Methods may register before this module is imported (patchrank), after it (the e
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -57,8 +58,10 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
         # timm reads no archives of OpenAI's, and judges the user's files by their suffix.
         file = overlay.get("file") or (None if cfg.file else own_weights(name.size, tag))
         if file is not None:
-            tensors = read_weights(file)  # in timm's names they are the tower's alone
-            arguments["pretrained_cfg_overlay"] = {**overlay, "state_dict": image_side(tensors) or tensors}
+            tensors = read_weights(file)
+            tower = image_side(tensors) or tensors  # in timm's names they are the tower's alone
+            arguments["pretrained_cfg_overlay"] = {**overlay, "state_dict": tower}
+            cfg = replace(cfg, state_dict=tower)  # the hub isn't asked
     with _loading(f"{name}.{tag}", cfg, own_path(f"{name.dense}.{tag}")) if pretrained else nullcontext():
         model = _assemble(name, pretrained, tag, options, files, arguments)
     if fitted is not None or files:

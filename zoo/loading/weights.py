@@ -179,8 +179,9 @@ def loading(
     except (MissingWeightsError, UnusableWeightsError):
         raise
     except UNUSABLE as error:
-        unread = isinstance(error, OSError) or re.search("state_dict|checkpoint", str(error))
-        if arguments and not unread and isinstance(error, (RuntimeError, ValueError, TypeError)):
+        damaged = isinstance(error, RuntimeError) and re.search("state_dict|checkpoint", str(error))
+        speaks = isinstance(error, (RuntimeError, ValueError, TypeError)) and not isinstance(error, OSError)
+        if arguments and speaks and not damaged:
             raise
         raise _unusable(name, error, otherwise, f"{repo}/{files[0]}" if repo else "") from error
 
