@@ -40,10 +40,13 @@ def fetch(scratch: Path) -> Path:
 
 def read_parts(package: Path) -> dict[str, tuple[Bytes, Bytes]]:
     """Read the source's parts "train" and "t10k" from its .deb: items (n, 28, 28) and labels (n,)."""
+    command = f"apt-get download {PACKAGE}"
+    if package.suffix != ".deb":
+        raise ValueError(f"--source must be a .deb, got {str(package)!r}; `{command}` gets it")
     members = read_members(package, b"", (FOLDER,))
     arrays = {}
     for name, sha256 in SHA256.items():
-        require_sha256(members[FOLDER + name], sha256, name, f"apt-get download {PACKAGE}")
+        require_sha256(members.get(FOLDER + name, b""), sha256, name, command)
         header = 16 if "images" in name else 8
         arrays[name] = np.frombuffer(gzip.decompress(members[FOLDER + name]), np.uint8, offset=header)
     return {

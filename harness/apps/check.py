@@ -304,6 +304,8 @@ def measure(
     cases: Sequence[Case], asked: CheckPlan, towers: Mapping[str, str], progress: Progress
 ) -> Iterator[CheckedRow]:
     """Measure cases; earlier records are never used again. ``towers`` are those that aren't loaded by their names."""
+    for name in dict.fromkeys(name for case in cases for name in case.rows):
+        get_dataset(name)  # what can't be found is refused before anything is measured
     for case in cases:
         batches = () if asked.no_latency else case.plan.batches
         plan = replace(case.plan, device=asked.device or case.plan.device, batches=batches, rounds=asked.rounds)
@@ -372,8 +374,9 @@ def update(plan: CheckPlan, progress: Progress) -> Shown:
             example = str(file / "expected.jsonl")
             raise IsADirectoryError(f"--update of {str(file)!r}, a folder; give a file of records, such as {example!r}")
         require_appendable(file, "--update in")
-        asked = plan.flags((*ASKED, *WRITTEN)) or not file.exists()
-        cases = [_new_case(plan, tower) for tower in towers] if asked else read_cases(file)
+        there = read_cases(file) if file.exists() else []  # one that can't be read is refused before measuring
+        asked = plan.flags((*ASKED, *WRITTEN)) or not there
+        cases = [_new_case(plan, tower) for tower in towers] if asked else there
         measured = {file: list(measure(cases, plan, towers, progress))}
     if not plan.files:
         if git_commit() is None:

@@ -201,6 +201,9 @@ class Lab:
             if dtype != "float32" or self._is_optimised(dtype):
                 approaches.append(Candidate(None, dtype, 1.0))
             approaches += [way._replace(dtype=dtype) for way in able]
+        if not approaches:
+            reasons = "; ".join(f"{name}: {why}" for name, why in self.left_out.items())
+            raise ValueError(f"nothing to choose from for {self.model}: {reasons}")
         return approaches
 
     def _part_pictures(self) -> list[Pictures]:
@@ -225,7 +228,8 @@ class Lab:
                 if len(part.split) < LEAST_GALLERY:
                     raise ValueError(
                         f"--min-overlap {self.bounds.min_overlap:g} with {len(part.split)} pictures (--{flag}): of "
-                        f"fewer than {LEAST_GALLERY} the nearest say little; give that many, and --{flag}"
+                        f"fewer than {LEAST_GALLERY} the nearest say little; give that many pictures, and --{flag} "
+                        f"{LEAST_GALLERY}"
                     )
         every = (*parts, parts[0].few(count))
         return [Pictures(part, self.dense, self.tower.preprocess, classifier) for part in every]

@@ -16,6 +16,7 @@ from harness.records.conditions import MATCHED
 from harness.records.metrics import METRICS, Measured, Metric
 from harness.records.record import Record
 from harness.report.changes import COUNTED, Change
+from harness.report.groups import count_of
 
 # Conditions that must agree for anything else to be comparable; all others are only told.
 _FIXED = ("weights_sha256", "dtype", "image_size", "golden_images")
@@ -198,7 +199,7 @@ def show_verdict(
     ]
     hit = len({place for place, _ in moved})
     where = f"{len(moved)} {'quantity' if len(moved) == 1 else 'quantities'} {what} in {hit} of {len(checked)} rows"
-    passed = f"check passed: nothing moved in {len(checked)} rows"
+    passed = f"check passed: nothing moved in {count_of(len(checked), 'row')}"
     summary = f"expectation written: {where}" if update else f"check failed: {where}" if moved else passed
     keys = ("tower", "dataset", "row", *Movement._fields)
     data = {

@@ -96,10 +96,10 @@ def train_recovery(
     if not sources.datasets:
         raise ValueError("nothing to train on: give --dataset")
     setup = Setup.of(model, method=method, keep=keep)
-    if setup.method is None:
+    if setup.method is None or (method is None and keep is not None):
         raise ValueError(
             f"--model {model!r}: expected a reduced model, such as clip_vit_s14_tome30, or a dense one with --method "
-            "and --keep"
+            "and --keep, not both"
         )
     rate: float = setup.options["keep"]
     sets = LearningSet.load(sources)

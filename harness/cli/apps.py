@@ -198,8 +198,7 @@ def run_embed(args: Namespace, status: Console) -> Shown:
     """Embed pictures or texts and say where the embeddings are, what is bad, and what bound."""
     from harness.apps.vectors.embed import EmbedJob, embed
 
-    source = _source(args, Progress(status))
-    job = flags.settings(EmbedJob, args, setup=flags.setup_of(args), source=source)
+    job = flags.settings(EmbedJob, args, setup=flags.setup_of(args), source=_source(args, Progress(status)))
     done = embed(job, Progress(status))
     facts = {"path": done.path, "total": done.total, "embedded": done.total - done.bad, "bad": done.bad}
     data = json_values({**facts, "errors": done.errors, "per_s": done.rates, "binds": done.binds})

@@ -85,8 +85,9 @@ class CommandParser(argparse.ArgumentParser):
         add_shared(shared, default=argparse.SUPPRESS)
         self.set_defaults(command=command.path, run=command.run)
         self.epilog = command.epilog().replace("%", "%%")
-        places = [action for action in self._actions if not action.option_strings]
-        words = [str(one.metavar) if one.required else f"[{one.metavar}]" for one in places]
+        places = [one for one in self._actions if one.required or not one.option_strings]
+        names = [" ".join([*one.option_strings[:1], str(one.metavar or one.dest.upper())]) for one in places]
+        words = [name if one.required else f"[{name}]" for one, name in zip(places, names, strict=True)]
         self.usage = " ".join([self.prog, *words, "[flags]"])
         return self
 

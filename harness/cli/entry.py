@@ -49,13 +49,14 @@ def run_completion(args: Namespace, _status: Console) -> Shown:
     from harness.measure.rows import known_methods
     from harness.studies.questions import list_studies
     from harness.studies.reproduce import list_targets
+    from zoo import METHODS
     from zoo.loading.sizes import MODELS
 
     names: dict[str, Any] = {
         "model": list(MODELS),
         "models": [name for name, spec in MODELS.items() if spec.dense == name],
         "methods": known_methods(),
-        "method": known_methods(),
+        "method": list(METHODS),
         "names": list_targets(),
     }
     names["dataset"] = names["datasets"] = [*list_datasets(), *(f"{prefix}:" for prefix in KINDS)]
@@ -64,7 +65,7 @@ def run_completion(args: Namespace, _status: Console) -> Shown:
         for action in leaf._actions:
             if action.choices is None and action.dest in names and action.nargs != 0:
                 action.choices = names[action.dest]
-            elif action.type is Path:
+            elif action.type is Path or action.metavar in ("IMAGE", "SOURCE"):
                 kind = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
                 action.complete = kind  # type: ignore[attr-defined]
     studies = _actions(_actions(parser).choices["study"])

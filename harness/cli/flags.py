@@ -238,6 +238,8 @@ def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":
     from zoo.learning.tuning import RECIPES
 
     seed = (1 if draws == COOP else 0) if args.seed is None else args.seed
+    if usual.get("tokens") == "v":
+        usual.setdefault("init", None)  # which is of text tokens
     recipe = dataclasses.replace(RECIPES[args.recipe], seed=seed, **usual)
     changed = change(recipe, args.tune, "--tune")
     if changed.epochs is not None and (changed.rounds, changed.steps) != (recipe.rounds, recipe.steps):

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from zoo.ranking.golden import GoldenConfig
 
 RANKED_BY = 2  # window and stride of rankings that `fit predictor` makes: a quarter of the passes of stride 1
-PRECISIONS = "float32, bfloat16, float16, or auto: the fastest"
 
 
 def _rank_flags(parser: CommandParser) -> None:
@@ -46,7 +45,7 @@ def _rank_flags(parser: CommandParser) -> None:
     flags.add(where, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
     flags.add(where, "--batch", None, "sequences per pass; default: from free memory", int)
     flags.usual(where, "device", text="torch device, of each worker")
-    flags.add(where, "--dtype", "auto", PRECISIONS)
+    flags.add(where, "--dtype", "auto", "float32, bfloat16, float16, or auto: the fastest")
     files = parser.add_argument_group("files")
     flags.output(files, None, "folder; default: in the user's cache", dest="out")
     flags.add(files, "--shard-size", 64, "images per file")
@@ -263,7 +262,7 @@ def _recovery_flags(parser: CommandParser) -> None:
     flags.fields(how, RecoveryConfig, crop="least area of a random crop", seed="of order and crops")
     where = parser.add_argument_group("conditions and files")
     flags.usual(where, "device")
-    flags.add(where, "--dtype", RecoveryConfig.dtype, PRECISIONS)
+    flags.add(where, "--dtype", RecoveryConfig.dtype, "float32, bfloat16, or auto: the fastest")
     flags.output(where, None, "default: the user's cache", "FILE")
 
 

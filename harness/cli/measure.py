@@ -105,7 +105,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     from harness.measure.rows import usual_methods
     from harness.records.averages import match_costs, training_free
     from harness.records.conditions import GOLDEN
-    from harness.records.record import RECORDS, earlier, record_values, write_records
+    from harness.records.record import RECORDS, earlier, keep_new, record_values
     from harness.report.folder import write_report
     from harness.report.groups import group_records, shot_columns
     from harness.report.tables import comparison_table, matched_table, shot_table
@@ -122,8 +122,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
 
     def measured(plan: Plan, tracer: Tracer | None = None) -> "Iterator[list[Record]]":
         for group in compare(plan, known, progress, tracer):
-            if fresh := [record for record in group if record not in known]:
-                write_records(path, fresh)
+            keep_new(path, group, known)
             records.extend(group)
             yield group
 

@@ -4,7 +4,6 @@ import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,7 +14,6 @@ from harness.cli import flags
 from harness.cli.command import ANY, CommandParser, command
 
 if TYPE_CHECKING:
-    from harness.records.record import Record
     from harness.studies.reproduce import PaperTable
     from harness.studies.spec import StudyConfig
     from harness.studies.workshop import Stock
@@ -41,11 +39,16 @@ def _curve_flags(parser: CommandParser) -> None:
 
 def run_curve(args: Namespace, status: Console) -> Shown:
     """Measure cheaper golden rankings and write what `rank --budget` picks from."""
+    from harness.base.lines import require_appendable
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import subset
     from harness.models.towers import load_tower
     from harness.studies.curve import curve_table, measure_curve
 
+    if args.output.is_dir():
+        example = str(args.output / "curve.json")
+        raise IsADirectoryError(f"--output {str(args.output)!r} is a folder; give a file, such as {example!r}")
+    require_appendable(args.output)  # before hours of work
     splits = {name: subset(get_dataset(name).split(args.split), flags.limit_of(args)) for name in args.datasets}
     tower, progress = load_tower(args.model), Progress(status)
     tower.vit.to(args.device)
@@ -153,7 +156,7 @@ def _measure_table(
     args: Namespace, table: "PaperTable", config: "StudyConfig", progress: Progress
 ) -> tuple[Table, dict[str, Any]]:
     """Measure a table; what is known so far is written after each dataset, so that a stopped run leaves it."""
-    from harness.records.record import earlier
+    from harness.records.record import earlier, keep_new
     from harness.studies.reproduce import compare_rows, draw, paper, produce
     from harness.studies.workshop import get_tower
     from zoo.core.files import write_whole
@@ -162,7 +165,7 @@ def _measure_table(
     known = earlier(path, progress, fresh=args.fresh)
     tables, tower = [], get_tower(config.model)
     for measured, records in produce(table, config, known, progress):
-        _keep_new(path, records, known)
+        keep_new(path, records, known)
         tables.append(measured)
         comparison = compare_rows(table, config, tower.vit.depth, tower.name, tables)
         conditions = f"- {config.describe(tunes=table.study.tunes)}\n"
@@ -213,14 +216,6 @@ def _rooted(args: Namespace) -> bool:
     return any(isinstance(shipped_facts(name), RootedDataset) for name in named)
 
 
-def _keep_new(path: Path, records: "list[Record]", known: "list[Record]") -> None:
-    """Append the records that earlier runs haven't written."""
-    from harness.records.record import write_records
-
-    if fresh := [record for record in records if record not in known]:
-        write_records(path, fresh)
-
-
 def _command(argv: list[str]) -> str:
     """Return what makes a table as Markdown, without where results went and ``--fresh``."""
     words = [word for word in argv if word != "--fresh"]
@@ -250,12 +245,12 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness.measure.rows import usual_methods
     from harness.records.averages import match_costs
     from harness.records.conditions import GOLDEN
-    from harness.records.record import Record, write_records
+    from harness.records.record import RECORDS, Record, write_records
     from harness.report.tables import comparison_table, matched_table
     from harness.report.writers import markdown
     from zoo.core.files import write_whole
 
-    path, progress = args.output / "records.jsonl", Progress(status)
+    path, progress = args.output / RECORDS, Progress(status)
     require_appendable(path)
     methods = tuple(name for name in usual_methods() if name != GOLDEN)  # whose rankings would read it
     what = {"models": (args.model,), "methods": methods, "keeps": FINAL_KEEPS, "split": FINAL, "batches": ()}
@@ -312,7 +307,7 @@ def _study_flags(parser: CommandParser) -> None:
 def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records and a Markdown table, and show a table per dataset."""
     from harness.datasets.base import FINAL, FINAL_ALONE
-    from harness.records.record import earlier
+    from harness.records.record import earlier, keep_new
     from harness.studies.questions import get_study
     from harness.studies.spec import StudyConfig
     from harness.studies.tables import NOTES, SEED_NOTES
@@ -335,7 +330,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
     data = []
     for measured, records in answer(study, config, known, progress):
-        _keep_new(path, records, known)
+        keep_new(path, records, known)
         sections.append(measured.markdown())
         data.append(measured.data())
         with progress.hidden():

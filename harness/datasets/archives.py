@@ -132,6 +132,7 @@ def _append(archive: Archive, part: Path, on_bytes: OnBytes) -> None:
                 f"and put the file at {str(part.with_name(archive.file))!r}"
             )
         size = int(answer.headers.get("Content-Length") or 0)
+        require_room(part.parent, size, f"the download of {archive.file!r}")
         with part.open("ab" if answer.status_code == HTTPStatus.PARTIAL_CONTENT else "wb") as file:
             total = file.tell() + size if size else 0
             for block in answer.iter_content(CHUNK):
@@ -140,13 +141,22 @@ def _append(archive: Archive, part: Path, on_bytes: OnBytes) -> None:
     return None
 
 
+def require_room(folder: Path, size: int, what: str) -> None:
+    """Refuse to start what won't fit, by an OSError."""
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise OSError(
+            f"{what} needs {size:,} bytes, and {str(folder)!r} has {free:,} free; make room or choose another --root"
+        )
+
+
 def require_sum(archive: Archive, file: Path) -> None:
     """Refuse a file, by a ValueError, that has none of the source's sums."""
     if not archive.sums:
         return
     kind = archive.sums[0].partition(":")[0]
     with file.open("rb") as content:
-        found = f"{kind}:{hashlib.file_digest(content, kind).hexdigest()}"
+        whole = hashlib.file_digest(content, lambda: hashlib.new(kind, usedforsecurity=False))
+    found = f"{kind}:{whole.hexdigest()}"
     if found not in archive.sums:
         raise ValueError(f"archive {str(file)!r} has {found}, expected {' or '.join(archive.sums)}; {AGAIN}")
 
@@ -154,8 +164,8 @@ def require_sum(archive: Archive, file: Path) -> None:
 def unpack(archive: Archive, file: Path, folder: Path, on_bytes: OnBytes = lambda _: None) -> None:
     """Unpack a file into the dataset's folder; ``holds`` is there whole or not at all.
 
-    Members stay inside, see ``tarfile.data_filter``; all together may have ``RATIO`` times the archive's bytes. What is
-    there already stays as it is. ``on_bytes`` receives how far in the file this is.
+    Members stay inside, see ``tarfile.data_filter``; all of one tar or zip together may have ``RATIO`` times the
+    archive's bytes. What is there already stays as it is. ``on_bytes`` receives how far in the file this is.
 
     Raises:
         ValueError: it is damaged, encrypted, unpacks to absurdly much, doesn't hold what it should, or holds
@@ -165,8 +175,9 @@ def unpack(archive: Archive, file: Path, folder: Path, on_bytes: OnBytes = lambd
     what, size = f"archive {str(file)!r}", file.stat().st_size
     partial = folder / f".{file.name}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    require_room(folder, size, what)
     try:
-        _extract(file, partial, RATIO * size + ALLOWANCE, on_bytes)
+        _extract(file, partial, RATIO * size + ALLOWANCE, on_bytes, archive.strip)
         for inner in partial.glob("*.tar") if archive.nested else ():
             _extract(inner, inner.with_suffix(""), RATIO * inner.stat().st_size + ALLOWANCE)
             inner.unlink()
@@ -189,7 +200,7 @@ def unpack(archive: Archive, file: Path, folder: Path, on_bytes: OnBytes = lambd
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _extract(file: Path, goal: Path, most: int, on_bytes: OnBytes = lambda _: None) -> None:
+def _extract(file: Path, goal: Path, most: int, on_bytes: OnBytes = lambda _: None, strip: str = "") -> None:
     """Write the members of a zip, or of a tar in whatever compression, if they have ``most`` bytes at most."""
     left = most
     goal.mkdir(parents=True)
@@ -211,6 +222,9 @@ def _extract(file: Path, goal: Path, most: int, on_bytes: OnBytes = lambda _: No
         def accept(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:
             admit(member.name, member.size)
             on_bytes(content.tell())
+            path = PurePosixPath(member.name)
+            if member.issym() and path.is_relative_to(strip):  # as it will lie
+                tarfile.data_filter(member.replace(name=str(path.relative_to(strip)), deep=False), into)
             return tarfile.data_filter(member, into)
 
         tar.extractall(goal, filter=accept)

@@ -133,7 +133,9 @@ def _draw_as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
             1, with which CoOp seeds nothing, or what ``draw`` refuses, few training images aside.
     """
     if not dataset.listed_by_coop:
-        raise ValueError(f"--draws coop: {dataset.name!r} isn't read from a list that CoOp draws from; --draws ours")
+        raise ValueError(
+            f"--draws coop: {dataset.name!r} isn't read from a list that CoOp draws from; use --draws ours"
+        )
     if dataset.left_out:
         left = f"{len(dataset.left_out)} images of {dataset.name!r} are left out by --skip-bad"
         raise ValueError(f"--draws coop: {left}, so that others would be drawn; use --draws ours")
@@ -222,4 +224,6 @@ def require_images(dataset: Dataset, split: SplitName, asked: str, instead: str 
 def require_apart(dataset: Dataset, split: SplitName) -> None:
     """Refuse to judge few-shot models by a split that they may have learnt from."""
     if split in (dataset.shots_from, "val"):
-        raise ValueError(f"--split {split}: labelled images of {dataset.name!r} for shots come from there; take test")
+        raise ValueError(
+            f"--split {split}: labelled images of {dataset.name!r} for shots come from there; judge by --split test"
+        )

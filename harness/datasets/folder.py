@@ -158,7 +158,10 @@ def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
         roots[split] = path
     for path in inner:
         if roots and path not in roots.values() and image_files(path):
-            raise ValueError(f"{where}: the images of {path.name!r} are in no split; move them away from {list(roots)}")
+            raise ValueError(
+                f"{where}: the images of {path.name!r} are in none of the splits {', '.join(roots)} beside it; "
+                "move them away"
+            )
     return roots or {"test": folder}
 
 

@@ -107,7 +107,8 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
             if get and isinstance(error, ConnectionError | FileNotFoundError):
                 cache = str(library.config.HF_DATASETS_CACHE)
                 raise FileNotFoundError(f"{place.what} is not in the cache of `datasets`, {cache!r}{get}") from error
-            raise OSError(f"{place.what} can't be opened: {_describe(error)}") from error
+            hint = "; HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE and download else ""
+            raise OSError(f"{place.what} can't be opened: {_describe(error)}{hint}") from error
         except Exception as error:  # the library raises whatever it stumbles over
             hint = "; name it as in #config=CONFIG" if "onfig" in str(error) else ""
             raise ValueError(f"{place.what} can't be read: {_describe(error)}{hint}{get}") from error
@@ -145,7 +146,8 @@ def _library() -> Any:
     except ModuleNotFoundError:
         here = "0"
     if int(here.partition(".")[0]) < OLDEST:
-        raise ValueError(f"hfds: needs `datasets`, got {here}; `python -m pip install 'datasets>={OLDEST}'`")
+        got = here if here != "0" else "none"
+        raise ValueError(f"hfds: needs `datasets`, got {got}; `python -m pip install 'datasets>={OLDEST}'`")
     library.utils.logging.set_verbosity(library.utils.logging.CRITICAL)
     if not sys.stderr.isatty():
         library.disable_progress_bars()
@@ -165,11 +167,11 @@ def _offline(library: Any, *, only: bool) -> Iterator[None]:
 
 
 class Columns(NamedTuple):
-    """The columns of images and of classes, None where there are none, and the classes' names by label."""
+    """The columns of images and of classes, and the classes' names by label."""
 
     image: str
-    label: str | None = None
-    names: tuple[str, ...] = ()
+    label: str
+    names: tuple[str, ...]
 
 
 def _column(features: Mapping[str, Any], kind: str, key: str, place: Place) -> str:
@@ -180,10 +182,11 @@ def _column(features: Mapping[str, Any], kind: str, key: str, place: Place) -> s
     if name not in fitting:
         listed = ", ".join(f"{name} ({own})" for name, own in types.items())
         mend = "class_encode_column" if kind == CLASSES else "cast_column"
-        raise ValueError(
-            f"{place.what}: #{key}={name}: {expected(name, fitting or types)} of type {kind}; there is {listed}; "
-            f"`datasets.Dataset.{mend}` makes one of another, then save it again"
-        )
+        known = expected(name, fitting) if fitting else "expected a column"
+        way = f"`datasets.Dataset.{mend}` makes one of another, then save it again"
+        if fitting:
+            way = f"say which, as in #{key}={fitting[0]}"
+        raise ValueError(f"{place.what}: #{key}={name}: {known} of type {kind}; there is {listed}; {way}")
     return name
 
 
@@ -196,8 +199,7 @@ class HfRows:
     def __init__(self, table: Any, columns: Columns, roots: Sequence[str], what: str) -> None:
         self._rows = table.select_columns([columns.image]).with_format("arrow")
         self._columns, self._roots, self.what = columns, roots, what
-        used = [name for name in (columns.image, columns.label) if name is not None]
-        self._whole = table.select_columns(used).with_format("arrow")[:]
+        self._whole = table.select_columns([columns.image, columns.label]).with_format("arrow")[:]
         try:
             self._whole.validate(full=True)  # of images only where they begin and end
         except pa.ArrowInvalid as error:
@@ -205,9 +207,7 @@ class HfRows:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """(n,) int64, without looking at images, -1 without classes; refuses rows without a label of a class."""
-        if self._columns.label is None:
-            return np.full(len(self._whole), MISSING, dtype=np.int64)
+        """(n,) int64, without looking at images; refuses rows without a label of a class."""
         labels = self._numbers(self._whole.column(self._columns.label))
         if wrong := int(np.count_nonzero((labels < 0) | (labels >= len(self._columns.names)))):
             raise ValueError(

@@ -300,8 +300,10 @@ def find_bad_images(dataset: Dataset, progress: Progress) -> frozenset[str]:
         raise ValueError(f"none of the {len(bad)} images of {dataset.name} can be read")
     if bad:
         shown = "".join(f"\n  {why}" for why in list(bad.values())[:SHOWN])
+        root = getattr(dataset, "root", None)
+        asked = f"{dataset.asked_as} --root {root}" if root else dataset.asked_as
         progress.say(
             f"{dataset.name}: left out, as they can't be read: {how_many(len(bad))}; `patchrank datasets check "
-            f"--dataset {dataset.asked_as} --json` lists all{shown}"
+            f"--dataset {asked} --json` lists all{shown}"
         )
     return frozenset(bad)

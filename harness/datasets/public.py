@@ -308,7 +308,8 @@ def class_folders(folder: Path) -> dict[str, dict[str, int]]:
 
 def _list_images(folder: Path) -> dict[str, int]:
     with os.scandir(folder) as entries:  # a million: without a Path for each
-        images = (e for e in entries if e.name[0] != "." and f".{e.name.rpartition('.')[2].lower()}" in EXTENSIONS)
+        named = ((entry, entry.name.rpartition(".")) for entry in entries if entry.name[0] != ".")
+        images = (entry for entry, (_, dot, ending) in named if dot + ending.lower() in EXTENSIONS)
         return dict(sorted((entry.name, entry.stat().st_size) for entry in images if entry.is_file()))
 
 

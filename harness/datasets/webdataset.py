@@ -16,6 +16,7 @@ import numpy as np
 
 from harness.datasets.archives import members_of
 from harness.datasets.base import (
+    SPLIT_NAMES,
     SPLITS,
     OwnDataset,
     Rendered,
@@ -125,7 +126,9 @@ def _is_retrieval(folder: Path, what: str) -> bool:
 
 def _class_names(folder: Path, what: str) -> tuple[str, ...]:
     if not (folder / CLASSES).is_file():
-        raise FileNotFoundError(f"{what}: {CLASSES} is missing: a class a line; of captions {TYPE} says {RETRIEVAL!r}")
+        raise FileNotFoundError(
+            f"{what}: {CLASSES} is missing; write a class a line into it or, for captions, {RETRIEVAL!r} into {TYPE}"
+        )
     names = lines_of(folder / CLASSES)
     require_unique(names, [f"line {number}" for number, _ in enumerate(names, start=1)], f"{what}: {CLASSES}")
     return tuple(names)
@@ -140,14 +143,23 @@ def _templates(file: Path) -> tuple[str, ...]:
 
 def _shards(folder: Path, split: SplitName) -> list[Path]:
     """List the tars of a split, in order of their numbers."""
-    count_file = folder / split / "nshards.txt"
+    present = [name for name, own in SPLIT_NAMES.items() if own == split and (folder / name).is_dir()]
+    if len(present) > 1:
+        both = " and ".join(present)
+        raise ValueError(f"folder of tars {str(folder)!r}: {both} would both be the {split} split; leave one")
+    place = folder / (present or [split])[0]
+    count_file = place / "nshards.txt"
     if count_file.is_file():
-        count = _number(" ".join(lines_of(count_file)), f"{str(count_file)!r}", "the number of tars")
-        shards = [folder / split / f"{number}.tar" for number in range(count)]
-        if missing := [shard for shard in shards if not shard.is_file()]:
-            raise FileNotFoundError(f"tar {str(missing[0])!r} is missing; {count_file.name} beside it says {count}")
+        count, shards = (
+            _number(" ".join(lines_of(count_file)), f"{str(count_file)!r}", "the number of tars"),
+            list[Path](),
+        )
+        for number in range(count):
+            shards.append(place / f"{number}.tar")
+            if not shards[-1].is_file():
+                raise FileNotFoundError(f"tar {str(shards[-1])!r} is missing; {count_file.name} beside it says {count}")
         return shards
-    tars = sorted(path for path in (folder / split).glob("*.tar") if path.is_file())
+    tars = sorted(path for path in place.glob("*.tar") if path.is_file())
     return sorted(tars, key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
 
 

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -241,18 +240,20 @@ class ShardRanker:
         with ThreadPoolExecutor(self._threads(), thread_name_prefix="images") as pool:
             for index in indices:
                 positions = self.stores[config.score].positions(index)
-                loaded = pool.map(self._load, positions)  # ahead of the engine
+                groups = [positions[start : start + step] for start in range(0, len(positions), step)]
+                following = pool.map(self._load, groups[0])
                 image_ids: list[str] = []
                 labels: list[int] = []
                 importance: dict[str, list[Tensor]] = {score: [] for score in todo[index]}
-                while group := list(islice(loaded, step)):
-                    ids, truth, images = zip(*group, strict=True)
+                for later in [*groups[1:], ()]:
+                    loaded, following = following, pool.map(self._load, later)  # one group ahead of the engine
+                    ids, truth, images = zip(*loaded, strict=True)
                     found = self._importance(torch.stack(images), torch.tensor(truth), todo[index])
                     for score, values in found.items():
                         importance[score].append(values)
                     image_ids += ids
                     labels += truth
-                    yield len(group)
+                    yield len(ids)
                 for score, parts in importance.items():
                     exact, own = torch.cat(parts).numpy(), self.provenance(score)
                     rankings = Rankings.from_importance(exact, np.array(labels), image_ids, own)

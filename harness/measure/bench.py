@@ -225,8 +225,9 @@ class Bench:
             if tracer is not None:
                 tracer.miss([record for record in present if not record.recovered], len(traced))
             return present
+        captions = view.captions(split) if dataset.captioned else None  # refuses before images are run
         found = view.outcomes(rows, split, f"{self.rows[0].model} on {dataset.name}")
-        samples = self._samples(view, tuning, rows, prompts, found)
+        samples = self._samples(view, tuning, rows, prompts, found, split, captions, blanks[0].groups)
         costs, records, traces = self._costs(rows), [], list[RowTraces]()
         for row, record, sample in zip(rows, blanks, samples, strict=True):
             facts = {name: value for name, value in costs[row.key].items() if name not in METRICS}
@@ -247,13 +248,18 @@ class Bench:
         return self.view
 
     def _samples(
-        self, view: "View", tuning: Tuning, rows: Sequence[Variant], prompts: Prompts, found: Mapping[str, Outcome]
+        self,
+        view: "View",
+        tuning: Tuning,
+        rows: Sequence[Variant],
+        prompts: Prompts,
+        found: Mapping[str, Outcome],
+        split: Split,
+        captions: Captions | None,
+        groups: NDArray[np.int64] | None,
     ) -> list[Sample]:
         """Return what the metrics see of each row."""
-        split = view.split(tuning)
-        captions = view.captions(split) if view.dataset.captioned else None
         classifiers = self._classifiers(view, tuning, prompts) if view.dataset.classes else {}
-        groups = view.blank(rows[0], tuning, split.image_ids).groups
         costs = self._costs(rows)
 
         def sample(row: Variant, dense: Sample | None = None) -> Sample:

@@ -93,10 +93,13 @@ class LatencyPlan:
                 f"a number from {timing.LEAST_ROUNDS}; of fewer rounds no median has a 95 % interval",
             ),
         )
+        for flag, given in (("batches", self.batches), ("threads", self.threads)):
+            if not given:
+                raise ValueError(f"--{flag} without a number: expected numbers from 1")
         for flag, numbers, fits, words in bounds:
             for value in numbers:
                 if not fits(value):
-                    raise ValueError(f"--{flag} {value:g}: expected {words}")
+                    raise ValueError(f"--{flag} {value:.15g}: expected {words}")
         if self.runtimes and self.ways != (EAGER,):
             raise ValueError(f"--runtimes with --ways {' '.join(self.ways)}: give one of the two")
         timing.check_ways("--ways", self.ways, self.dtypes, torch.device(self.device))

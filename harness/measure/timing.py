@@ -4,11 +4,14 @@ import gc
 import json
 import math
 import os
+import shutil
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -197,16 +200,16 @@ class Watch:
 
 def warnings_of(timing: Timing, around: Surroundings, cores: int) -> tuple[str, ...]:
     """Return what makes times hard to trust; ``cores`` is how many the process may use."""
-    warnings = []
+    found = []
     median, first, third = timing.spread_ms
     share = round((third - first) / median, 2)  # as it is printed
     if share > SPREAD:
         apart = f"quartiles {100 * share:.0f} % of the median apart"
-        warnings.append(f"wide spread: {apart}, more than {100 * SPREAD:.0f} %")
+        found.append(f"wide spread: {apart}, more than {100 * SPREAD:.0f} %")
     others = around.others_cores
     if others is not None and others > OTHERS * cores:
-        warnings.append(f"other processes kept {others:.1f} of {cores} cores busy meanwhile")
-    return tuple(warnings)
+        found.append(f"other processes kept {others:.1f} of {cores} cores busy meanwhile")
+    return tuple(found)
 
 
 def load_1min() -> float | None:
@@ -252,9 +255,24 @@ def check_ways(flag: str, ways: Sequence[str], dtypes: Sequence[str], device: to
             raise ValueError(f"{there}: CUDA graphs need a CUDA device; leave it out, or add --device cuda")
         if way in EXPORTED and device.type != "cpu":
             raise ValueError(f"{there}: exported files are timed on a CPU alone")
+        if way in (COMPILE, REDUCE_OVERHEAD, AOTI):
+            _require_compiler(there, device)
         if way in EXPORTED:
             for dtype in {"float32", *dtypes} & set(FORMATS[way].dtypes):
                 require_format(way, dtype)
+
+
+def _require_compiler(there: str, device: torch.device) -> None:
+    if device.type == "cuda":
+        if find_spec("triton") is None:
+            raise ValueError(f"{there} needs triton: pip install triton")
+        return
+    name = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
+    if shutil.which(name) is None:
+        raise ValueError(
+            f"{there} needs a C++ compiler, and {name!r} isn't there: install it (Debian: apt install g++), or name "
+            "another one by the variable CXX"
+        )
 
 
 def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> ReadyModel:

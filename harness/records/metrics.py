@@ -151,8 +151,8 @@ class Metric:
     bound: str | float = "exact"
     change: str = ""  # ``format`` of differences in ``compare RUN RUN``; empty: it has no column
     fidelity: str = ""  # of one that says how near to the dense model a row is: what it is, for captions
-    # Of one that rows are judged by at a cost, in plots and fronts: what it is, and what is said of more of it.
-    quality: tuple[str, str] | None = None
+    # Of one that rows are judged by at a cost, in plots and fronts: what it is.
+    quality: str | None = None
     least: float = -math.inf  # that it can be; rounding may take it a little further
     most: float = math.inf
     interval: str = "bootstrap"  # over images, of ``INTERVALS``
@@ -287,7 +287,7 @@ _declare_recalls()
 
 @metric(
     "cosine_distance", heading="1 - cosine", form=".4f", least=0, most=2, better="lower", bound="cosine",
-    change="+.4f", fidelity="1 - cosine of the features to dense", quality=("Nearness to dense", "nearer to dense"),
+    change="+.4f", fidelity="1 - cosine of the features to dense", quality="Nearness to dense",
 )  # fmt: skip
 def _cosine_distance(sample: Sample) -> Found:
     return None if sample.dense is None else cosine_distance(sample.features, sample.dense.features)
@@ -324,7 +324,7 @@ def _neighbour_overlap(sample: Sample) -> Found:
     return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
 
 
-@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", quality=("Accuracy", "more accurate"))
+@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", quality="Accuracy")
 def _top1(sample: Sample) -> Found:
     return sample.hits
 

@@ -21,7 +21,6 @@ from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RECOVERY, TUNINGS
 from harness.records.metrics import METRICS, Measured, unpack
 from harness.records.statistics import Interval
 from zoo.core.files import from_json, strict_json
-from zoo.core.messages import expected
 
 SCHEMA_VERSION = 8
 RECORDS = "records.jsonl"  # in the folder of a run
@@ -105,7 +104,7 @@ class Record:
     # Distinct captions of the images, by which images are retrieved and the other way round; None without.
     caption_count: Annotated[int | None, Field(role="condition", unit="captions")] = None
     metrics: Annotated[dict[str, Measured], MEASURED] = field(default_factory=dict)  # by name, of `metrics.METRICS`
-    feature_probe: Annotated[tuple[float, ...] | None, MEASURED] = None  # see `evaluate.feature_probe`
+    feature_probe: Annotated[tuple[float, ...] | None, MEASURED] = None  # see `rows.feature_probe`
     uncounted_operators: Annotated[tuple[str, ...] | None, MEASURED] = None  # missing from gflops
     tokens_per_block: Annotated[tuple[int, ...] | None, MEASURED] = None  # prefix tokens, too
     latency: Annotated[tuple[Times, ...], MEASURED] = ()  # one entry per batch size
@@ -119,15 +118,14 @@ class Record:
     timm: Annotated[str, CONDITION]
 
     def __post_init__(self) -> None:
-        known = self.tuning is None or self.tuning in TUNINGS
         for name, valid, bounds in (
             ("schema_version", self.schema_version == SCHEMA_VERSION, f"be {SCHEMA_VERSION}"),
             ("created", _is_utc(self.created), "be UTC in ISO 8601"),
             ("keep", 0 < self.keep <= 1, "lie in (0, 1]"),
             ("tuning", (self.tuning is None) == (self.shots == 0), "be None at 0 shots and only there"),
-            ("tuning", known, "" if known else f"be one: {expected(str(self.tuning), TUNINGS)}"),
+            ("tuning", self.tuning is None or self.tuning in TUNINGS, f"be one of {', '.join(TUNINGS)}"),
             ("prompt_tokens", (self.prompt_tokens is None) != (self.tuning in PROMPTS), f"suit tuning {self.tuning!r}"),
-            ("images_sha256", SHA256.fullmatch(self.images_sha256 or "0" * 64), "be 64 hex digits"),
+            ("images_sha256", self.images_sha256 is None or SHA256.fullmatch(self.images_sha256), "be 64 hex digits"),
         ):
             if not valid:
                 raise ValueError(f"{name} must {bounds}, got {getattr(self, name)!r}")
@@ -230,8 +228,14 @@ def record_lines(records: Iterable[Record]) -> bytes:
     """Return records as JSON lines, which `read_records` takes; ValueError for what it wouldn't."""
     lines = []
     for record in records:
+        values = record_values(record)
+        for name, value in values.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{record.model}: {name}: {error}") from error
         try:
-            lines.append(json.dumps(record_values(record), allow_nan=False))
+            lines.append(json.dumps(values, allow_nan=False))
             _read_record(lines[-1])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{record.model}: {error}") from error
@@ -241,6 +245,12 @@ def record_lines(records: Iterable[Record]) -> bytes:
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Append records as JSON lines, all or none, whoever else appends to the file meanwhile."""
     append_lines(Path(path), record_lines(records))
+
+
+def keep_new(path: Path, records: Sequence[Record], known: Sequence[Record]) -> None:
+    """Append the records that earlier runs haven't written."""
+    if fresh := [record for record in records if record not in known]:
+        write_records(path, fresh)
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -254,8 +264,8 @@ def read_records(path: str | Path) -> list[Record]:
 
 
 def _read_record(line: str | bytes) -> Record:
-    values = strict_json(line)
-    version = values.get("schema_version") if isinstance(values, dict) else None
+    values = from_json(dict[str, Any], strict_json(line), "record")
+    version = values.get("schema_version")
     if type(version) is not int or version != SCHEMA_VERSION:
         raise ValueError(f"schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
     own = from_json(dict[str, Any], values.pop("metrics", None), "metrics")

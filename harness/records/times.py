@@ -147,7 +147,7 @@ class LatencyRecord:
     image_size: tuple[int, ...]  # height and width
     device: str
     dtype: str
-    way: str  # of ways.WAYS or RUNTIMES
+    way: str  # of timing.WAYS or RUNTIMES
     batch: int
     threads: int
     stopwatch: str

@@ -97,9 +97,8 @@ class RowTraces:
     # (n, N) the place of each patch in the row's ranking, **higher = keep**, equal where patches tie; ``UNRANKED``
     # throughout an image without a ranking.
     importance: NDArray[np.int16]
-    left: NDArray[
-        np.int16
-    ]  # (n, N) block at which a patch's own token was dropped or merged; ``STAYED`` if it is there
+    # (n, N) block at which a patch's own token was dropped or merged; ``STAYED`` if it is there.
+    left: NDArray[np.int16]
     token: NDArray[np.int16]  # (n, N) grid position of the token that a patch is in at the end; ``GONE`` if dropped
 
     def __len__(self) -> int:

@@ -181,6 +181,11 @@ class RunChanges:
             groups.setdefault(key, []).append(pair)
         return list(groups.values())
 
+    @cached_property
+    def compared(self) -> list[tuple[list[Change], dict[Metric, Together[int]]]]:
+        """The pairs of each table, judged together."""
+        return [(group, _compared(group)) for group in self.groups()]
+
     def conditions(self) -> list[tuple[Difference, int]]:
         """Return each condition that differs and in how many pairs it does, in pairs' order."""
         every = [difference for pair in self.pairs for difference in pair.conditions]
@@ -224,8 +229,7 @@ def _compared(group: Sequence[Change]) -> dict[Metric, Together[int]]:
 def changes_data(runs: RunChanges) -> dict[str, Any]:
     """Return the pairs with what may be compared, conditions that differ, and rows of one run, as JSON values."""
     pairs = []
-    for group in runs.groups():
-        compared = _compared(group)
+    for group, compared in runs.compared:
         for at, pair in enumerate(group):
             only_a, only_b = pair.answers or (None, None)
             values: dict[str, Any] = {
@@ -237,7 +241,7 @@ def changes_data(runs: RunChanges) -> dict[str, Any]:
             for metric, family in compared.items():
                 values[f"{metric.name}_difference"] = pair.change(metric)
                 if metric.stored:
-                    values[f"{metric.name}_p_value"] = pair.change_p(metric)
+                    values[f"{metric.name}_p_value"] = family.alone.get(at)
                     values[f"{metric.name}_p_value_holm"] = family.adjusted.get(at)
             pairs.append(_row_values(pair.a) | json_values(values))
     return {
@@ -286,7 +290,7 @@ def _name(record: Record) -> str:
 
 def tables(runs: RunChanges) -> list[Table]:
     """Return a table per dataset, split, tower and tuning."""
-    return [_table(group, _compared(group)) for group in runs.groups()]
+    return [_table(group, compared) for group, compared in runs.compared]
 
 
 def _table(group: Sequence[Change], compared: dict[Metric, Together[int]]) -> Table:
@@ -305,7 +309,7 @@ def _table(group: Sequence[Change], compared: dict[Metric, Together[int]]) -> Ta
             "top-1 B": [figure(b.mean("top1"), ".1%") for _, b in runs],
             "B - A": [_change_cell(pair, TOP1, compared[TOP1].mark(at)) for at, pair in enumerate(group)],
             "only A, only B": [UNMEASURED if own is None else Cell("{}, {}".format(*own)) for own in answers],
-            "p": [figure(pair.change_p(TOP1), ".3f") for pair in group],
+            "p": [figure(compared[TOP1].alone.get(at), ".3f") for at in range(len(group))],
         }
     costs = [[figure(record.mean("gflops"), ".3f") for record in pair] for pair in runs]
     columns["GFLOPs"] = [a if a.value == b.value else Cell(f"{a} → {b}", b.value) for a, b in costs]

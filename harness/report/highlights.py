@@ -196,7 +196,7 @@ def highlights(group: Group) -> Highlights:
     names, every = labels(group.rows), fronts(group)
     least, saving = _saving(group, names)
     winners = [
-        f"{front.metric.quality[0]} by {front.cost.words}: {describe_standings(front.standings, names)}"
+        f"{front.metric.quality} by {front.cost.words}: {describe_standings(front.standings, names)}"
         for front in every
         if front.metric.quality is not None
     ]
@@ -217,9 +217,9 @@ def headline(short: Sequence[Highlights]) -> list[str]:
             if front.metric.quality is None or len({own.row.label for own in stood}) < 2:
                 continue
             unbeaten = list(dict.fromkeys(own.row.label for own in stood if own.verdict != "beaten"))
-            what = f"{front.metric.quality[0].lower()} by {front.cost.words}"
+            what = f"{front.metric.quality.lower()} by {front.cost.words}"
             ahead = unbeaten[0] if len(unbeaten) == 1 else ""
-            verdicts.setdefault((ahead, what), {})[_set_name(one, short)] = unbeaten
+            verdicts.setdefault((ahead, what), {}).setdefault(_set_name(one, short), []).extend(unbeaten)
             break
     lines = []
     for (ahead, what), sets in sorted(verdicts.items(), key=lambda one: not one[0][0]):

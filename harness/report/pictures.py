@@ -297,7 +297,8 @@ def group_traces(
     for share in filter(None, shares.values()):
         rows = sorted((row for row, _ in share), key=order)
         # Images that a row lacks are left out of all.
-        ids = [name for name in rows[0].image_ids if all(name in row.image_ids for row in rows)]
+        shared = set.intersection(*(set(row.image_ids) for row in rows))
+        ids = [name for name in rows[0].image_ids if name in shared]
         folders = dict.fromkeys(folder for _, folder in share)
         jpeg = {name: own for folder in folders for name, own in _jpeg(folder, rows[0].facts, left_out).items()}
         groups.append(TracedGroup(rows=[row.take(ids) for row in rows], thumbnails=Thumbnails(jpeg=jpeg)))

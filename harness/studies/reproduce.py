@@ -237,7 +237,7 @@ def paper_rows(name: str, config: StudyConfig, depth: int) -> list[PaperRow]:
         common["best"] = comma(four_points(depth)[0])
     rows = []
     for row in paper(name).rows:
-        if row.get("depth", 0) > depth:
+        if row.get("depth", 0) > depth or ("several" in row and len(config.datasets) < 2):
             continue
         needed = row.get("needs", config.datasets[0])
         known = ("method", "keep", "against", "measure", "place", "paper_place")

@@ -61,7 +61,9 @@ class StudyConfig:
             f"{images} ranked training images of each dataset, stopped by val"
         )
         if tunes:
-            shipped = "" if self.own_predictors else "predictors that ship, else "
+            shipped = (
+                "" if self.own_predictors else "predictors that ship or lie in the user's cache; where one is fitted, "
+            )
             drawn = "CoOp's own draws" if self.draws == COOP else "draws of our own"
             words = (
                 f"{shipped}{words}; {tune.learned}, learned from {self.labelled} labelled images per class, {drawn}, "

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, what their metadata says, and digests of contents and weights."""
 
+import contextlib
 import difflib
 import errno
 import functools
@@ -84,6 +85,14 @@ def write_whole(path: Path, content: bytes) -> None:
         if (told := no_room(path, len(content), error)) is not None:
             raise told from error
         raise
+    if os.name == "posix":
+        # So that the new name survives a power cut too; some network folders refuse.
+        with contextlib.suppress(OSError):
+            handle = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def write_learned(path: Path, kind: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -164,11 +173,13 @@ def read_facts(path: Path, kind: str) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             facts = strict_json((file.metadata() or {})[kind])
         if not isinstance(facts, dict):
-            raise ValueError(f"its {kind!r} metadata is a {type(facts).__name__}")
+            raise ValueError(f"it is a {type(facts).__name__}")
     except KeyError:
         raise ValueError(f"{str(path)!r} holds no {kind}: it lacks the {kind!r} metadata") from None
-    except (SafetensorError, ValueError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{str(path)!r} holds no {kind}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} holds no {kind}: its {kind!r} metadata is no JSON object ({error})") from error
     return facts
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Collection
-from typing import Any
+from typing import Any, get_type_hints
 
 
 def expected(value: str, allowed: Any, *, shown_by: str = "") -> str:
@@ -27,6 +27,7 @@ def check_fields(config: Any, **allowed: Collection[str]) -> None:
     the default.
     """
     fields = {field.name: field for field in dataclasses.fields(config)}
+    hints = get_type_hints(type(config))  # in a module with annotations as text, fields hold no types
     for name, values in allowed.items():
         value, field = getattr(config, name), fields[name]
         if value is None and field.default is None:
@@ -35,7 +36,7 @@ def check_fields(config: Any, **allowed: Collection[str]) -> None:
             if value not in values:
                 raise ValueError(f"{name}={value!r}: {expected(value, values)}")
             continue
-        whole = field.type in (int, int | None)
+        whole = hints[name] in (int, int | None)
         number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         low, high = map(float, values[1:-1].split(","))
         inside = number and low <= value <= high and (value, values[0]) != (low, "(")

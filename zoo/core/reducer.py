@@ -4,7 +4,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
@@ -83,8 +83,9 @@ class ReducerConfig:
         object.__setattr__(self, "reduce_at", None if self.reduce_at is None else _points(self.reduce_at))
         object.__setattr__(self, "schedule", _schedule(self.schedule))
         check_fields(self, **{one.name: one.metadata["allowed"] for one in fields(self) if one.metadata})
+        hints = get_type_hints(type(self))
         for one in fields(self):
-            if one.type is bool and not isinstance(getattr(self, one.name), bool):
+            if hints[one.name] is bool and not isinstance(getattr(self, one.name), bool):
                 raise ValueError(f"{one.name}={getattr(self, one.name)!r}: expected true or false")
         names = ("keep", *self.instead_of_keep)
         rates = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) is not None]

@@ -54,6 +54,10 @@ class Tokens(NamedTuple):
         """The patch tokens, (B, n, D)."""
         return self.x[:, self.prefix :]
 
+    def sizes(self) -> Tensor:
+        """Return the number of patches behind each patch token, (B, n) float32."""
+        return torch.ones_like(self.patch_idx, dtype=torch.float32) if self.size is None else self.size
+
     def size_bias(self) -> Tensor | None:
         """Return the log of each key's mass, (B, 1, 1, T), which attends in proportion to it; None while all are 1."""
         mass = self.size if self.mass is None else self.mass
@@ -139,7 +143,7 @@ class Tokens(NamedTuple):
                 otherwise count for more than theirs.
         """
         idx = self.patch_idx
-        size = torch.ones_like(idx, dtype=torch.float32) if self.size is None else self.size
+        size = self.sizes()
         if stay is None:
             went = torch.zeros_like(idx).scatter(1, gone, 1)
             stay = went.argsort(dim=1, stable=True)[:, :count]
@@ -223,8 +227,7 @@ def _merged(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale:
 
 def _spliced(x: Tensor, prefix: int, stay: Tensor, merged: Tensor, place: Tensor) -> Tensor:
     """Return the prefix tokens of ``x`` (B, T, D) and the patch tokens that stay, with ``merged`` at ``place``."""
-    batch, count, _ = x.shape
-    new = count + torch.arange(merged.shape[1], device=x.device).expand(batch, -1)
+    new = x.shape[1] + every_position(x, merged.shape[1])
     patches = (prefix + stay).scatter(1, place, new)
     return rows(torch.cat((x, merged), dim=1), torch.cat((every_position(x, prefix), patches), dim=1))
 

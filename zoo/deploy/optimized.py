@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Self
 import torch
 from torch import Tensor, nn
 
-from zoo.core.host import PROBE, Host, HostBlock, shared
+from zoo.core.host import Host, HostBlock, shared
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.loading.adopt import image_tower, reduce
@@ -101,10 +101,9 @@ class OptimizedHost(Host):
 
     def take_apart(self, dtype: torch.dtype) -> None:
         """Prepare the blocks; the last one stays the tower's own where it is run for the class token alone."""
-        probe = self.probe if self.query == PROBE else None
         own = [super(OptimizedHost, self).block(index) for index in range(self.depth)]
         lean = [
-            LeanBlock(block.module, dtype, block.index, probe) if is_lean(block.module) else block
+            LeanBlock(block.module, dtype, block.index, block.probe) if is_lean(block.module) else block
             for block in (own[:-1] if self.pools_first else own)
         ]
         self._blocks = lean + own[len(lean) :]

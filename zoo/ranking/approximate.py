@@ -62,7 +62,7 @@ class Effort:
     @property
     def whole(self) -> int:
         """Multiply-adds of one pass of a whole image: 1 in the unit of ``GoldenEngine.passes``."""
-        # ``attend_cls`` forms no keys and values: each head's query meets the tokens themselves.
+        # ``ViTBlock.first`` forms no keys and values: each head's query meets the tokens themselves.
         return self._inner(self.tokens, self.tokens) + self._linear + 2 * self.heads * self.dim * self.tokens
 
     def follow(self, count: int, windows: int, merged: int = 0) -> int:

@@ -220,7 +220,7 @@ class GoldenEngine:
         _check(model, config, text)
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r}: {expected(precision, PRECISIONS)}")
-        if batch is not None and batch < 1:
+        if batch is not None and (type(batch) is not int or batch < 1):
             raise ValueError(f"batch={batch!r}: expected an integer from 1")
         self.model = model
         self.config = config
@@ -312,13 +312,13 @@ def _check(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
     """Refuse what can't be scored."""
     if config.block >= model.depth:
         raise ValueError(f"block={config.block}: this tower has blocks 0 to {model.depth - 1}")
-    dtypes = sorted({str(parameter.dtype) for parameter in model.parameters()})
+    have = ", ".join(sorted({str(parameter.dtype) for parameter in model.parameters()}))
     lean = filter(is_lean, model.block_modules[config.block :])
     special = next(filter(None, map(special_layer, lean)), None)
     problems = {
         "the dense model: zoo.reduce(model, method=None)": model.reducer is not None,
         "the model in evaluation mode: model.eval()": model.training,
-        f"a float32 tower, this one has {', '.join(dtypes)}; use precision='bfloat16'": dtypes != ["torch.float32"],
+        f"a float32 tower, this one has {have}: call model.float(), then precision='bfloat16'": have != "torch.float32",
         f"plain linear layers, this tower has {special}; merge adapters, or rank before quantizing": bool(special),
     }
     for need, lacking in problems.items():

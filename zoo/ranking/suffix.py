@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.core.host import Host
 from zoo.core.precision import PRECISIONS
 from zoo.core.tokens import Tokens, every_position
-from zoo.ranking.windows import Merges, members, sizes_of
+from zoo.ranking.windows import Merges, members
 from zoo.towers.lean import LeanBlock, is_lean
 
 LARGEST_BATCH = {"cpu": 32, "cuda": 1024}  # beyond it nothing gets faster, on a CPU slower
@@ -69,10 +69,6 @@ class Suffix:
         else:
             for lean in self._lean:
                 lean.run(tokens.x)
-        return self.output(tokens)
-
-    def output(self, tokens: Tokens) -> Tensor:
-        """Return what the tower makes of tokens that entered the last block, or left it where all of them are read."""
         if self.model.pools_first:
             tokens = tokens._replace(x=self.blocks[-1].first(tokens))
         return self.model.finish(tokens)
@@ -83,7 +79,7 @@ def sequences(start: Tokens, images: Tensor, keep_idx: Tensor) -> Tokens:
 
     Sizes are gone: each token stands for itself.
     """
-    prefix = torch.arange(start.prefix, device=images.device).expand(len(images), -1)
+    prefix = every_position(keep_idx, start.prefix)
     idx = torch.cat((prefix, keep_idx + start.prefix), dim=1)
     return start._replace(
         x=start.x[images.unsqueeze(1), idx],
@@ -137,7 +133,7 @@ def follow_merges(suffix: Suffix, start: Tokens, merges: Merges) -> tuple[Tensor
 
     All others stay as in the whole image, but for the two that became one, which nobody sees. Returns as ``follow``.
     """
-    sizes = F.pad(sizes_of(start).log(), (start.prefix, 0))
+    sizes = F.pad(start.sizes().log(), (start.prefix, 0))
     targets, features = [], []
     for rows in torch.arange(len(start.x), device=start.x.device).split(max(1, suffix.batch // 4)):
         part, bias = start.images(rows), sizes[rows]

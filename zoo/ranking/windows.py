@@ -77,7 +77,7 @@ class Merges(NamedTuple):
 
 def merge_windows(tokens: Tokens, cells: Tensor) -> Merges:
     """Merge each window of ``cells`` (W, r * r), positions in the sequence, as ``Tokens.merge`` does, rescaled."""
-    x, sizes = tokens.patches.float(), sizes_of(tokens)
+    x, sizes = tokens.patches.float(), tokens.sizes()
     inside = members(cells, tokens.patch_count)
     far = distances(tokens)[:, cells].masked_fill(inside.unsqueeze(1), torch.inf)  # (B, W, r * r, n)
     into = far.argmin(dim=-1)
@@ -99,8 +99,3 @@ def merge_windows(tokens: Tokens, cells: Tensor) -> Merges:
 def distances(tokens: Tokens) -> Tensor:
     """Return how unlike patch tokens are to ``rankmerge``, (B, n, n), before sizes and ranks count."""
     return pair_costs(tokens.patches.float(), scale_places(tokens, DISTANCE), None)
-
-
-def sizes_of(tokens: Tokens) -> Tensor:
-    """Return the number of patches behind each patch token, (B, n) float32."""
-    return torch.ones_like(tokens.patch_idx, dtype=torch.float32) if tokens.size is None else tokens.size

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from harness.base.terminal import Progress
 from harness.datasets.archives import members_of
 from harness.datasets.base import cached_json, keep_json
-from harness.datasets.images import EXTENSIONS, folder_images
+from harness.datasets.images import EXTENSIONS, KNOWN, folder_images, shorten
 from harness.datasets.webdataset import LARGEST
 from zoo.core.files import digest
 from zoo.core.messages import expected
@@ -130,7 +130,7 @@ def _list_tars(tars: Sequence[Path], progress: Progress) -> ListedSource:
             update(number)
     source = ListedSource(words=words, revision=_revision(facts), table=pa.concat_tables(tables))
     if not len(source):
-        raise ValueError(f"{words_of(words)}: no pictures inside; known endings are {', '.join(sorted(EXTENSIONS))}")
+        raise ValueError(f"{shorten(words)}: no pictures inside; {KNOWN}")
     return source
 
 
@@ -184,7 +184,7 @@ class ParquetSource:
             counts.append(rows)
             facts += f"{name}\0{file.stat().st_size}\0{rows}\n"
         if not any(counts):
-            raise ValueError(f"{words_of(words)}: no rows inside")
+            raise ValueError(f"{shorten(words)}: no rows inside")
         firsts = tuple(accumulate(counts, initial=0))
         return cls(words=words, revision=_revision(f"{facts}{column}"), names=names, firsts=firsts, column=str(column))
 
@@ -273,13 +273,8 @@ def open_source(words: Sequence[str], *, column: str | None = None, progress: Pr
     if kinds == {PARQUET}:
         return ParquetSource.open(files, column)
     odd = next((str(file) for file in files if file.is_dir() or file.suffix.lower() not in (TAR, PARQUET)), None)
-    what = f"{words_of(words)}: tars and Parquet files at once" if odd is None else repr(odd)
+    what = f"{shorten(words)}: tars and Parquet files at once" if odd is None else repr(odd)
     raise ValueError(f"{what}: expected {EXPECTED}, one kind at a time")
-
-
-def words_of(words: Sequence[str]) -> str:
-    """Return what was asked for, quoted, in one line."""
-    return ", ".join(map(repr, words[:3])) + (", ..." if len(words) > 3 else "")
 
 
 def printable(text: str) -> str:

@@ -31,14 +31,19 @@ def reduced(dense: zoo.ReducedViT, method: str | None) -> zoo.ReducedViT:
 @pytest.mark.parametrize(("flag", "way", "device", "message"), [
     ("--ways", "compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
     ("--ways", timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
+    ("--ways", timing.COMPILE, CPU, r"'no-such-compiler' isn't there: install it .*CXX"),
+    ("--ways", timing.COMPILE, CUDA, "needs triton: pip install triton"),
     ("--runtimes", timing.ONNX, CUDA, "--runtimes onnx on --device 'cuda:0': exported files"),
     ("--runtimes", timing.OPENVINO, CPU, r"needs openvino, onnx, onnxscript: pip install '.*export\]'"),
 ])  # fmt: skip
 def test_what_a_device_cannot_do_is_refused(flag, way, device, message, monkeypatch):
-    monkeypatch.setattr("zoo.deploy.export.find_spec", lambda name: None)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for module in ("zoo.deploy.export", "harness.measure.timing"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         timing.check_ways(flag, [EAGER, way], ["float32"], device)
-    timing.check_ways(flag, [EAGER, timing.OPTIMIZED, timing.COMPILE], ["float32"], device)
+    monkeypatch.undo()
+    timing.check_ways(flag, [EAGER, timing.OPTIMIZED, timing.COMPILE], ["float32"], CPU)
 
 
 @pytest.mark.parametrize("method", METHODS)

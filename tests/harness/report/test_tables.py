@@ -221,7 +221,7 @@ def sharpness() -> Iterator[Callable[..., Record]]:
 
     @metric(
         "sharpness", heading="Sharpness, %", form=".1%", unit="fraction", better="higher", bound=5e-4, change="+.1%",
-        quality=("Sharpness", "sharper"),
+        quality="Sharpness",
     )  # fmt: skip
     def _sharpness(sample: Sample) -> np.ndarray:
         return sample.features.numpy()[:, 0]
