@@ -2,7 +2,9 @@
 
 import abc
 import io
+import math
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from harness.base.terminal import Progress
 from harness.datasets.base import (
@@ -29,8 +31,13 @@ from harness.datasets.base import (
 )
 from zoo.core.files import digest
 
-_NAMES = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp"
-EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
+# What images are read, by PIL's names, and their extensions. To read one neither starts a program, as EPS does, nor
+# opens another file.
+FORMATS = {
+    "AVIF": "avif", "BMP": "bmp", "GIF": "gif", "JPEG": "jfif jpeg jpg", "JPEG2000": "jp2", "PNG": "png",
+    "PPM": "pbm pgm pnm ppm", "TIFF": "tif tiff", "WEBP": "webp",
+}  # fmt: skip
+EXTENSIONS = frozenset(f".{name}" for names in FORMATS.values() for name in names.split())
 KNOWN = f"known extensions are {', '.join(sorted(EXTENSIONS))}"
 LEAVE_OUT = "leave it out"
 SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with datasets
@@ -38,19 +45,70 @@ SHOWN = 3  # images or classes in a line
 MISSING = -1  # bytes of a file that isn't there
 CHUNK = 128  # images that threads share out
 SAVED_S = 30.0  # seconds between two states on disk
+# Of a JPEG: scans that an image of PIL's limit of pixels may have, smaller ones more; blocks of EXIF, which PIL joins in
+# quadratic time. Of a JPEG 2000: pixels of the image for each of its smallest precincts, at that limit.
+SCANS, EXIFS, PRECINCT = 20, 100, 256
+SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a JPEG's segment; the rest are data and restarts
+# A JPEG 2000's segment COD or COC that sets precincts, with the number of levels.
+_CODING = re.compile(rb"\xff(?=(?:\x52\0.[\x01\x03\x05\x07].{4}|\x53\0..\x01)([\0-\x20]).{4})", re.DOTALL)
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Open the bytes of an image file in one of ``FORMATS``; it isn't decoded yet.
+
+    Raises:
+        UnidentifiedImageError: it is in no such format.
+        DecompressionBombError, DecompressionBombWarning: it would take too much time or memory.
+    """
+    if (count := content.count(b"Exif\0\0")) > EXIFS:
+        raise Image.DecompressionBombError(f"{count:,} blocks of EXIF")
+    image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
+    pixels, size = image.width * image.height, f"{image.width} x {image.height} pixels"
+    most = Image.MAX_IMAGE_PIXELS or math.inf
+    if pixels > most:  # between one and two times the limit PIL only warns
+        raise Image.DecompressionBombError(size)
+    # To count the two bytes is fast, and they may stand elsewhere, too, as in a thumbnail.
+    if content.count(SCAN) * pixels > SCANS * most and image.format in ("JPEG", "MPO"):
+        if (scans := _count_scans(content)) * pixels > SCANS * most:
+            raise Image.DecompressionBombError(f"{size} in {scans:,} scans")
+    if image.format == "JPEG2000" and (side := _smallest_precinct(content)) * most < pixels * PRECINCT:
+        raise Image.DecompressionBombError(f"{size} in precincts of {side:g}")
+    return image
+
+
+def _count_scans(content: bytes) -> int:
+    """Count the scans of a JPEG's first image, each of which the decoder goes through all its pixels for."""
+    scans, at = 0, 0
+    while (found := _MARKER.search(content, at)) and found[1] != b"\xd9":
+        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+        scans += found[0] == SCAN
+    return scans
+
+
+def _smallest_precinct(content: bytes) -> float:
+    """Return how many pixels of a JPEG 2000 its smallest precinct holds; a decoder takes some 500 bytes for each."""
+    smallest = math.inf
+    for coding in _CODING.finditer(content):
+        levels, start = coding[1][0], coding.end(1) + 4
+        sides = content[start : coding.end() + 1 + content[coding.end() + 2]]
+        if len(sides) == levels + 1:  # else these bytes only look like a segment
+            logs = [(one & 15) + (one >> 4) + 2 * (levels - level) for level, one in enumerate(sides)]
+            smallest = min(smallest, 2.0 ** min(logs))
+    return smallest
 
 
 def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Image:
-    """Decode the bytes of an image file as RGB; ``way`` out of it is for messages.
+    """Decode the bytes of an image file as RGB, turned as its EXIF says; ``way`` out of it is for messages.
 
     Raises:
-        ValueError: they can't be decoded, or have more pixels than PIL trusts.
+        ValueError: they can't be decoded, or take more to decode than is trusted, see ``open_image``.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            # Between one and two times the limit PIL only warns.
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        with open_image(content) as image:
+            image.load()
+            with suppress(Exception):  # PIL raises whatever it stumbles over; damaged EXIF turns nothing
+                ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image {where} is too large to be trusted ({error}); make it smaller, or {way}") from error
@@ -199,9 +257,8 @@ class ListedDataset(Dataset):
 def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE_OUT) -> ImageList:
     """List the images below a folder in the order of their names, without labels (-1); ids are hashes of files.
 
-    An image is what PIL can read among files of a known extension. It becomes RGB; transparency is
-    dropped and the EXIF orientation left alone, as open_clip and torchvision do. ``flag`` is how the
-    folder was asked for, for messages.
+    An image is what PIL can read among files of a known extension. It becomes RGB, turned as its EXIF says;
+    transparency is dropped. ``flag`` is how the folder was asked for, for messages.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
