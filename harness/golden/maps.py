@@ -14,7 +14,7 @@ from zoo.core.reducer import METHODS, Pruner, final_count
 from zoo.core.tokens import top
 from zoo.loading.adopt import reduce
 from zoo.loading.clip import class_features
-from zoo.loading.predictor_file import load_predictor, with_predictors
+from zoo.loading.predictor_file import load_predictor, with_predictor
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.towers.vit import ReducedViT
 
@@ -71,10 +71,10 @@ def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT
     options: dict[str, Any] = {"keep": keep}
     if issubclass(METHODS[method], Pruner):
         options["reduce_at"] = (block,)
-    options, files = with_predictors(tower.arch, tower.tag, method, options, tower.vit.depth)
+    options, file = with_predictor(tower.arch, tower.tag, method, options, tower.vit.depth)
     vit: ReducedViT = reduce(tower.vit, method=method, **options)
-    if files:
-        load_predictor(vit, files)
+    if file is not None:
+        load_predictor(vit, file)
     return vit.eval()
 
 
