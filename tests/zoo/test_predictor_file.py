@@ -21,8 +21,8 @@ from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading import predictor_file
 from zoo.loading.predictor_file import (
     PredictorFile,
+    find_fitted,
     find_predictor,
-    fitted_blocks,
     load_predictor,
     predictor_name,
     with_predictor,
@@ -136,16 +136,19 @@ def test_a_saved_model_carries_its_predictor_and_scores_where_it_was_fitted(tiny
 
 
 @torch.no_grad()
-def test_a_predictor_is_found_in_the_cache_and_saved_with_the_model(
-    tiny: Build, tower: dict, images: Tensor, tmp_path: Path
-):
+def test_a_model_gets_the_predictor_of_its_first_point(tiny: Build, tower: dict, images: Tensor, tmp_path: Path):
+    """Found in the cache, given to ``reduce`` by its file, or saved with the model."""
     folder = cache_folder() / "predictors"
     saved = {at: save(folder / predictor_name(NAME, TAG, at), at, "mlp", block=at) for at in (3, 1)}
     created = tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=[1, 3], **tower)
-    assert same(created.reducer.predictor, saved[1])
-    assert fitted_blocks(NAME, TAG) == (1, 3)
+    assert find_fitted(NAME, TAG) == (1, 3)
     with pytest.raises(FileNotFoundError, match=r"at block 0: .* \(fitted so far: block 1, 3\)"):
         tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(0,), **tower)
+    path = folder / predictor_name(NAME, TAG, 1)
+    reduced = zoo.reduce(created, method="patchrank", keep=0.6, reduce_at=[1, 3], predictor=path)
+    for model in (created, reduced):
+        assert same(model.reducer.predictor, saved[1])
+    torch.testing.assert_close(created(images), reduced(images))
     save_for_hf(created, tmp_path / "saved", safe_serialization=True)
     shutil.rmtree(folder)
     for pretrained in (True, False):
@@ -176,7 +179,7 @@ def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):
         assert caught.value.wanted.facts["action"] == action
         path = cache_folder() / "predictors" / names[action]
         save(path, block=0, action=action)
-        assert fitted_blocks(NAME, TAG, action) == (0,)
+        assert find_fitted(NAME, TAG, action) == (0,)
         _, found = with_predictor(NAME, TAG, method, options, 6)
         assert (found.path, found.action) == (path, action)
     other = cache_folder() / "predictors" / names["remove"]
