@@ -4,6 +4,7 @@ import abc
 import copy
 import json
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -125,6 +126,7 @@ class Dataset(abc.ABC):
     templates: tuple[str, ...]  # prompts with one `{}`
     reworded: bool = False  # whether the templates aren't its own
     left_out: frozenset[str] = frozenset()  # ids of images that no split has
+    notes: tuple[str, ...] = ()  # what is said of its files when it is taken
     asked_with: tuple[str, ...] = ()  # flags beside --dataset that make it so
     # The split that few-shot images are drawn from; "val" where the embedded text tower learnt from train, whose
     # images would teach nothing new.
@@ -306,6 +308,18 @@ def require_folder(folder: Path, where: str, hint: str) -> None:
         raise NotADirectoryError(f"{where} is a file; give {hint}")
 
 
+def odd_kind(mode: int) -> str | None:
+    """Say what it is that isn't read from its start to its end, such as a pipe; None of a regular file."""
+    kinds = {stat.S_IFREG: None, stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def require_file(file: Path) -> None:
+    """Refuse what is no regular file, by a ValueError: to open a pipe may wait for ever."""
+    if kind := odd_kind(file.stat().st_mode):
+        raise ValueError(f"{str(file)!r} is {kind}; expected a regular file")
+
+
 def require_unique(texts: Sequence[str], names: Sequence[str], where: str) -> None:
     """Refuse captions of classes that can't be printed, or that two of the ``names`` share."""
     first: dict[str, str] = {}
@@ -324,6 +338,7 @@ def require_template(template: str, where: str = "") -> None:
 
 def lines_of(file: Path) -> list[str]:
     """Read the lines of a small text file that somebody else may have written."""
+    require_file(file)
     if file.stat().st_size > LARGEST:
         raise ValueError(f"{str(file)!r} has more than {LARGEST:,} bytes and is no list of names")
     try:

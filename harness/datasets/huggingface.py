@@ -23,7 +23,16 @@ import pyarrow.compute as pc
 from huggingface_hub import constants
 from numpy.typing import NDArray
 
-from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Rendered, Split, SplitName, require_unique
+from harness.datasets.base import (
+    SPLIT_NAMES,
+    SPLITS,
+    OwnDataset,
+    Rendered,
+    Split,
+    SplitName,
+    require_file,
+    require_unique,
+)
 from harness.datasets.images import MISSING, decode_image
 from zoo.core.messages import expected
 
@@ -98,6 +107,10 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
         ValueError: the library is missing or too old, or can't read what is there.
         OSError: a download failed.
     """
+    for folder, _, names in os.walk(place.folder or ()):  # the library passes over pipes, or waits for them
+        for path in (Path(folder, name) for name in names):
+            if path.exists():
+                require_file(path)
     library = _library()
     get = "" if download or place.folder else "; --download gets it where there is a network"
     with _offline(library, only=not download or place.folder is not None):
