@@ -107,10 +107,8 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
         ValueError: the library is missing or too old, or can't read what is there.
         OSError: a download failed.
     """
-    for folder, _, names in os.walk(place.folder or ()):  # the library passes over pipes, or waits for them
-        for path in (Path(folder, name) for name in names):
-            if path.exists():
-                require_file(path)
+    if place.folder:
+        _require_files(place.folder)
     library = _library()
     get = "" if download or place.folder else "; --download gets it where there is a network"
     with _offline(library, only=not download or place.folder is not None):
@@ -125,6 +123,14 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
         except Exception as error:  # the library raises whatever it stumbles over
             hint = "; name it as in #config=CONFIG" if "onfig" in str(error) else ""
             raise ValueError(f"{place.what} can't be read: {_describe(error)}{hint}{get}") from error
+
+
+def _require_files(folder: Path) -> None:
+    """Refuse pipes and the like, which the library passes over or waits for; see ``require_file``."""
+    for inner, _, names in os.walk(folder):
+        for path in (Path(inner, name) for name in names):
+            if path.exists():
+                require_file(path)
 
 
 def _open(library: Any, place: Place) -> dict[str, Any]:

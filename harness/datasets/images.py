@@ -53,9 +53,10 @@ SHOWN = 3  # images or classes in a line
 MISSING = -1  # bytes of a file that isn't there
 CHUNK = 128  # images that threads share out
 SAVED_S = 30.0  # seconds between two states on disk
-# Of a JPEG: scans that an image of PIL's limit of pixels may have, smaller ones more; blocks of EXIF, which PIL joins in
-# quadratic time. Of a JPEG 2000: pixels of the image for each of its smallest precincts, at that limit.
-SCANS, EXIFS, PRECINCT = 20, 100, 256
+# For images of as many pixels as PIL trusts; those of fewer may have more scans, and smaller precincts.
+SCANS = 20  # of a JPEG
+PRECINCT = 256  # pixels of a JPEG 2000's smallest precinct, at least
+EXIFS = 100  # blocks of EXIF, which PIL joins in quadratic time
 SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a JPEG's segment; the rest are data and restarts
 # A JPEG 2000's segment COD or COC that sets precincts, with the number of levels.
@@ -370,7 +371,7 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     """
     splits = {name: dataset.split(name) for name in SPLITS}
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(getattr(dataset, "root", None))]
-    path, kept = cached_json("decoded", *identity)
+    path, kept = cached_json("decoded", "upright", *identity)
     state = Decoded(digests={name: [""] * len(split) for name, split in splits.items()}, bad={})
     with suppress(KeyError, TypeError, AttributeError):
         earlier = Decoded(**kept)
