@@ -9,16 +9,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import huggingface_hub
 import hypothesis
 import pytest
+import timm
 import torch
+from lively import lively
 from open_clip import factory, pretrained
 from open_clip.model import CLIP
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 import zoo
 from harness.records.times import LatencyRecord, Machine, Surroundings, Timing, time_fields
@@ -54,6 +57,37 @@ def _one_thread_and_no_width() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    """Run a test without gradients: ``pytestmark = pytest.mark.usefixtures("no_grad")``."""
+    with torch.no_grad():
+        yield
+
+
+TINY = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3, "num_classes": 7}
+
+
+@pytest.fixture
+def tiny() -> Callable[..., nn.Module]:
+    """Build any timm name as a tower of 64 patches, 6 blocks, 48 channels and 7 outputs."""
+
+    def build(name: str, *, noise: float = 0.1, **overrides: object) -> nn.Module:
+        return lively(timm.create_model(name, **{**TINY, **overrides}), noise, torch.Generator().manual_seed(1))
+
+    return build
+
+
+@pytest.fixture
+def tower(tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
+    """Build a tower lively enough that every window of patches matters."""
+    return tiny("clip_vit_b16", noise=0.3)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 64, 64)
 
 
 VISION = {"image_size": 224, "width": 64, "patch_size": 32, "layers": 4}

@@ -1,35 +1,15 @@
-"""Towers small enough for a test, with weights lively enough to tell methods apart."""
+"""Small towers reduced by each method, the caches of users and hubs, and what must not be unpickled."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
-import timm
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import zoo
-
-TINY = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3}
-
-
-@pytest.fixture
-def tiny() -> Callable[..., nn.Module]:
-    """Build any timm name as a tower of 64 patches, 6 blocks, 48 channels and 7 outputs."""
-
-    @torch.no_grad()
-    def build(name: str, *, noise: float = 0.1, **overrides: object) -> nn.Module:
-        model = timm.create_model(name, **{**TINY, "num_classes": 7, **overrides})
-        # Fresh weights attend uniformly and LayerScale is near zero.
-        generator = torch.Generator().manual_seed(1)
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=noise)
-        return model.eval()
-
-    return build
 
 
 @pytest.fixture(params=sorted(zoo.METHODS))
@@ -41,24 +21,6 @@ def method(request: pytest.FixtureRequest) -> str:
 def half(method: str, tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
     """Build a tiny tower that ends with 32 of its 64 patch tokens, by each method in turn."""
     return tiny(f"clip_vit_b16_{method}50")
-
-
-@pytest.fixture
-def tower(tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
-    """Build a tower lively enough that every window of patches matters."""
-    return tiny("clip_vit_b16", noise=0.3)
-
-
-@pytest.fixture
-def no_grad() -> Iterator[None]:
-    """Run a test without gradients: ``pytestmark = pytest.mark.usefixtures("no_grad")``."""
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture
-def images() -> Tensor:
-    return torch.randn(3, 3, 64, 64)
 
 
 @pytest.fixture

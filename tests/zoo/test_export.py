@@ -37,7 +37,7 @@ def images() -> Tensor:
 @pytest.fixture
 def make(tiny: Build) -> Build:
     """Build a tower of two blocks that loses half of its patches in the second."""
-    return lambda method, **options: tiny(f"clip_vit_b16_{method}50", depth=2, reduce_at=1, **options)
+    return lambda method, **options: tiny(f"clip_vit_b16_{method}50", **{"depth": 2, "reduce_at": 1, **options})
 
 
 def check_again(path: Path, model: nn.Module) -> None:
@@ -80,11 +80,21 @@ def test_methods_in_openvino(method: str, make: Build, images: Tensor, tmp_path:
 
 
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+PREDICTOR = {"rank": "predictor", "rank_at": 1, "arch": "mlp", "width": 8}
 
 
-@pytest.mark.parametrize("format", [EXPORTED_PROGRAM, pytest.param(AOTI, marks=[pytest.mark.slow, COMPILER])])
-def test_programs_of_torch_hold_the_predictor(format: str, make: Build, images: Tensor, tmp_path: Path):
-    model = make("rankmerge", rank="predictor", rank_at=1, arch="mlp", width=8)
+@pytest.mark.parametrize(
+    ("format", "method", "options"),
+    [
+        (EXPORTED_PROGRAM, "clsattn", {"source": "previous"}),
+        (EXPORTED_PROGRAM, "patchrank", {"arch": "mixer"}),
+        (EXPORTED_PROGRAM, "patchrank", {"arch": "transformer", "reduce_at": [0, 1], "rescore": True}),
+        (EXPORTED_PROGRAM, "rankmerge", PREDICTOR),
+        pytest.param(AOTI, "rankmerge", PREDICTOR, marks=[pytest.mark.slow, COMPILER]),
+    ],
+)
+def test_programs_of_torch(format: str, method: str, options: dict, make: Build, images: Tensor, tmp_path: Path):
+    model = make(method, **options)
     export_model(model, tmp_path / "model.pt2", images, format=format)
     check_again(tmp_path / "model.pt2", model)
 

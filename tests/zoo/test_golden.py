@@ -159,6 +159,7 @@ def test_windows_cover_the_grid_and_nothing_else(window: int, stride: int):
 @pytest.mark.parametrize(
     ("options", "names", "match"),
     [
+        *(({"approximate": way}, (), f"approximate='{way}': expected") for way in ("folow:4", "follow", "follow:61")),
         ({"score": "lable"}, (), "'lable': did you mean 'label'?"),
         ({"window": 0}, (), "window=0"),
         ({"stride": 3}, (), "stride=3: more than window=2"),
@@ -178,17 +179,21 @@ def test_refused(options: dict, names: tuple, match: str, tower: nn.Module, text
         golden_importance(tower, torch.zeros(3, 3, 64, 64), GoldenConfig(**options), **arguments)
 
 
-def test_towers_that_can_not_be_scored(tower: nn.Module, tiny: Build):
+def test_engines_that_are_refused(tower: nn.Module, tiny: Build):
     prune.l1_unstructured(tower.blocks[2].mlp.fc1, "weight", 0.5)
     GoldenEngine(tower, GoldenConfig(block=3))
-    for model, config, match in (
-        (tower, GoldenConfig(block=2), "plain linear layers, this tower has Linear; merge"),
-        (zoo.reduce(tower, method="tome", keep=0.5), GoldenConfig(), "the dense model"),
-        (zoo.reduce(tower, method=None).train(), GoldenConfig(), "evaluation mode"),
-        (tiny("clip_vit_b16").bfloat16(), GoldenConfig(), r"float32 tower, .* has torch\.bfloat16"),
+    averaged = tiny("clip_vit_b16", global_pool="avg")
+    for model, config, options, match in (
+        (tower, {"block": 2}, {}, "golden rankings need .*plain linear layers, this tower has Linear; merge"),
+        (zoo.reduce(tower, method="tome", keep=0.5), {}, {}, "golden rankings need .*the dense model"),
+        (zoo.reduce(tower, method=None).train(), {}, {}, "golden rankings need .*evaluation mode"),
+        (tiny("clip_vit_b16").bfloat16(), {}, {}, r"golden rankings need .*float32 tower, .* has torch\.bfloat16"),
+        (averaged, {"approximate": "follow:4"}, {}, "'follow:4' needs features that come from the class token"),
+        (tower, {}, {"precision": "half"}, "precision='half'"),
+        (tower, {}, {"batch": 0}, "batch=0: expected an integer from 1"),
     ):
-        with pytest.raises(ValueError, match=f"golden rankings need .*{match}"):
-            GoldenEngine(model, config)
+        with pytest.raises(ValueError, match=match):
+            GoldenEngine(model, GoldenConfig(**config), **options)
 
 
 SIDE = 4  # of patches of 16 pixels

@@ -173,15 +173,6 @@ def test_tokens_that_others_read_are_not_written_and_low_precision_is_close(half
 
 
 @torch.no_grad()
-def test_compiles_in_one_graph(tiny: Build):
-    torch._dynamo.reset()
-    fast = zoo.optimize(tiny("clip_vit_b16_tome50", depth=2, keep=0.6))
-    compiled, images = torch.compile(fast, fullgraph=True, backend="aot_eager"), images_of(fast)
-    assert torch.allclose(compiled(images), fast(images), atol=1e-4)
-    torch._dynamo.reset()
-
-
-@torch.no_grad()
 def test_takes_no_more_memory_than_timm():
     """At 8 images and the widths of a real tower."""
     tower = timm.create_model("vit_small_patch16_224", depth=2, num_classes=0, global_pool="token").eval()

@@ -1,6 +1,5 @@
 """The predictor: symmetry, freedom of the image size, and Patch Ranking's use of it."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from zoo.core.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenTransformer
-from zoo.core.reducer import HostSpec, build_reducer
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
@@ -149,27 +147,6 @@ def test_each_point_keeps_the_best_of_its_predictor(
                     assert torch.equal(reductions[index].after[image], left)
             x = block(x)
         assert torch.allclose(output[image], model.head(model.norm(x)[:, 0])[0], atol=1e-5)
-
-
-WHOLE = "scores whole grids only, and with rescore=True patches are gone before block 3: expected one of linear, mlp, "
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"arch": "mpl"}, "arch='mpl': did you mean 'mlp'? expected one of conv"),
-        ({"rescore": 1}, "rescore=1: expected true or false"),
-        ({"width": 0}, "width=0: expected an integer in [1, inf)"),
-        ({"arch": "conv", "rescore": True, "reduce_at": [1, 3]}, f"arch='conv' {WHOLE}"),
-    ],
-)
-def test_refusals_of_patchrank(options: dict[str, Any], match: str):
-    host = HostSpec(embed_dim=8, depth=6, grid=(4, 4))
-    with pytest.raises(ValueError, match=re.escape(match)):
-        build_reducer("patchrank", {"keep": 0.5, **options}, host)
-    if WHOLE in match:  # one point, or one ranking for all, needs no other predictor
-        assert not build_reducer("patchrank", {"keep": 0.5, **options, "rescore": False}, host).rescorers
-        assert not build_reducer("patchrank", {"keep": 0.5, **options, "reduce_at": [3]}, host).rescorers
 
 
 def test_linear_is_one_product_per_token():

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from lively import lively
 from open_clip.model import CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import nn
@@ -28,13 +29,8 @@ def compact() -> nn.Module:
 
 @pytest.fixture(params=[None, CustomTextCLIP])
 def text(request: pytest.FixtureRequest) -> nn.Module:
-    torch.manual_seed(2)
     kind = request.param
-    tower = (compact() if kind is None else OpenClipText(kind(10, VISION, TEXT))).eval()
-    with torch.no_grad():
-        for parameter in tower.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return tower
+    return lively(compact() if kind is None else OpenClipText(kind(10, VISION, TEXT)))
 
 
 def prompted(text: nn.Module, **options: Any) -> PromptedText:

@@ -226,8 +226,12 @@ def test_training_is_refused(model: Any):
     ):
         with pytest.raises(ValueError, match=words):
             recover(vit, train, val, QUICK)
-    with pytest.raises(ValueError, match=r"learning_rate=0\.0: expected"):
-        quick(learning_rate=0.0)
+    for options, words in (
+        ({"learning_rate": 0.0}, r"learning_rate=0\.0: expected"),
+        ({"what": "tokens"}, "what='tokens': expected one of norm, lora"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            quick(**options)
 
 
 def test_where_nothing_is_lost_nothing_is_learned(tiny: Build):

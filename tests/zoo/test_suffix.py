@@ -1,9 +1,7 @@
-"""The rest of a tower on shortened sequences, whole or by following a removal; lean blocks; what is refused."""
+"""The rest of a tower on shortened sequences, whole or by following a removal; lean blocks."""
 
-import re
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -24,37 +22,6 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
 
 
-def random_sets(count: int, size: int) -> tuple[Tensor, Tensor]:
-    """Draw which images (of 3) and which ``size`` of 64 patches are left."""
-    generator = torch.Generator().manual_seed(4)
-    drawn = [torch.randperm(64, generator=generator)[:size].sort().values for _ in range(count)]
-    return torch.arange(count) % 3, torch.stack(drawn)
-
-
-def alone(model: zoo.ReducedViT, start: Any, row: int, keep: Tensor) -> Tensor:
-    """Run one sequence through the model's own blocks, norm and head."""
-    patches = start.patches[row, keep]
-    x = torch.cat((start.x[row, : start.prefix], patches))[None]
-    idx = start.patch_idx[row, keep][None]
-    tokens, _ = model.advance(start._replace(x=x, patch_idx=idx, patch_count=len(keep)), 2)
-    return F.normalize(model.finish(tokens)[0], dim=0)
-
-
-@pytest.mark.parametrize("style", [{}, {"reg_tokens": 4}, {"global_pool": "avg"}], ids=str)
-@pytest.mark.parametrize("size", [0, 60])
-def test_equals_one_sequence_at_a_time(style: dict[str, Any], size: int, tiny: Build):
-    """Where the tower pools patch tokens, its last block is run for all of them."""
-    model = tiny("clip_vit_b16", **style)
-    start, _ = model.advance(model.embed(torch.randn(3, 3, 64, 64)), stop=2)
-    rows, keep = random_sets(7, size)
-    found = Suffix(model, 2, batch=3).features(start, rows, keep)
-    if style.get("global_pool") == "avg" and size == 0:
-        assert torch.equal(found, torch.zeros(7, 7))  # the mean of no patches is nothing
-        return
-    for i in range(7):
-        assert torch.allclose(found[i], alone(model, start, int(rows[i]), keep[i]), atol=1e-5)
-
-
 @pytest.mark.parametrize(("there", "least"), [("bfloat16", 0.95), pytest.param("cuda", 0.98, marks=pytest.mark.cuda)])
 def test_rankings_agree_in_low_precision_and_on_a_gpu(there: str, least: float):
     """On the embedded tower and images with a bright spot; how much so differs between CPUs."""
@@ -70,37 +37,6 @@ def test_rankings_agree_in_low_precision_and_on_a_gpu(there: str, least: float):
         other = GoldenEngine(model, config, precision=there).importance(images)
         assert not torch.equal(exact, other)
     assert kendall_tau(exact.numpy(), other.numpy()).mean() > least
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"precision": "half"}, "precision='half'"),
-        ({"batch": 0}, "batch=0: expected an integer from 1"),
-        *(({"approximate": spec}, f"approximate='{spec}': expected") for spec in ("folow:4", "follow", "follow:61")),
-        ({"approximate": "follow:4"}, "'follow:4' needs features that come from the class token"),
-    ],
-)
-def test_refused_engines(options: dict[str, Any], match: str, tiny: Build):
-    tower = tiny("clip_vit_b16", global_pool="avg" if "features" in match else "token")
-    engine = {name: options[name] for name in ("precision", "batch") if name in options}
-    with pytest.raises(ValueError, match=re.escape(match)):
-        GoldenEngine(tower, GoldenConfig(approximate=options.get("approximate")), **engine)
-
-
-def test_low_precision_stays_near(tiny: Build):
-    """bfloat16 has 8 bits; the class token is nearer, as only its attention is rounded."""
-    torch.manual_seed(0)
-    x = torch.randn(8, 40, 48)
-    errors = []
-    for block in tiny("clip_vit_b16", noise=0.2, init_values=0.3, qk_norm=True, act_layer="quick_gelu").blocks:
-        expected, mixed = block(x), x.clone()
-        LeanBlock(block, torch.bfloat16, cls=True).run(mixed)
-        error = (mixed - expected).norm(dim=-1) / (expected - x).norm(dim=-1)
-        assert 0 < error.mean() < 0.03
-        errors.append(error)
-    every = torch.cat(errors)
-    assert every[:, 0].mean() < every[:, 1:].mean()
 
 
 PATCHES = 64

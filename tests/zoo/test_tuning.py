@@ -1,6 +1,6 @@
 """Tuning: what moves, what must not, how a stopped run goes on, and what is refused."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from lively import lively
 from open_clip.transformer import TextTransformer
 from torch import nn
 
@@ -31,10 +32,7 @@ def parts(tiny: Build) -> ClipParts:
     vit = tiny("clip_vit_b16_patchrank60.openai", arch="mlp", width=8)
     known = TOKENIZE([t.format(name) for t in TEMPLATES for name in CLASSES]).unique().tolist()
     geometry = {"context_length": 12, "width": 24, "heads": 2, "layers": 2, "output_dim": 7}
-    text = CompactText(known, **geometry).eval()
-    with torch.no_grad():
-        for parameter in text.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
+    text = lively(CompactText(known, **geometry))
     return ClipParts(Clip(vit, text, 3.0).eval(), None, TOKENIZE)
 
 
@@ -148,20 +146,9 @@ def test_the_steps_of_a_hundred_classes_and_16_shots():
 
 def test_rates_and_rows_of_epochs(parts: ClipParts, monkeypatch: pytest.MonkeyPatch):
     """Rates are a scheduler's, after the warm-up's; an epoch shows an image once at most, in a new order."""
-    steps: list[tuple[float, list[int]]] = []
-    whole, batches = TuneConfig.rate, tuning._batches
-
-    def noted(*args: Any) -> Iterator[torch.Tensor]:
-        for rows in batches(*args):
-            steps.append((0.0, rows.tolist()))
-            yield rows
-
-    def rate(*args: Any) -> float:
-        steps[-1] = (whole(*args), steps[-1][1])
-        return steps[-1][0]
-
-    monkeypatch.setattr(tuning, "_batches", noted)
-    monkeypatch.setattr(TuneConfig, "rate", rate)
+    rates: list[float] = []
+    whole = TuneConfig.rate
+    monkeypatch.setattr(TuneConfig, "rate", lambda *args: rates.append(whole(*args)) or rates[-1])
     options = {"epochs": 6, "batch": 5, "learning_rate": 0.01, "warmup": 1, "warmup_rate": 1e-4, "patience": 0}
     run(parts, tokens="t", **options)
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
@@ -171,13 +158,14 @@ def test_rates_and_rows_of_epochs(parts: ClipParts, monkeypatch: pytest.MonkeyPa
         wanted.append(scheduler.get_last_lr()[0])
         optimiser.step()
         scheduler.step()
-    assert [one for one, _ in steps] == [pytest.approx(rate) for rate in wanted for _ in range(2)]
-    shown = [(*first, *second) for (_, first), (_, second) in zip(steps[::2], steps[1::2], strict=True)]
-    assert all(len(set(rows)) == 10 for rows in shown)
-    assert len(set(shown)) == 6
-    steps.clear()
+    assert rates == [pytest.approx(rate) for rate in wanted for _ in range(2)]
+    rates.clear()
     run(parts, tokens="t", **options, schedule="constant")
-    assert [one for one, _ in steps] == [1e-4] * 2 + [0.01] * 10
+    assert rates == [1e-4] * 2 + [0.01] * 10
+    generator, config = torch.Generator(), TuneConfig(**options)
+    shown = [torch.cat(list(tuning._batches(generator, 12, config))).tolist() for _ in range(6)]
+    assert all(len(set(rows)) == 10 for rows in shown)
+    assert len(set(map(tuple, shown))) == 6
 
 
 def test_the_papers_parameter_counts():

@@ -155,20 +155,6 @@ def test_cuda_keeps_what_the_cpu_keeps(half: zoo.ReducedViT, images: Tensor):
         assert torch.equal(here.after, there.after.cpu())
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        ("clip_vit_b16.laion2b", "vit_base_patch16_clip_224.laion2b"),
-        ("clip_vit_b16.openai", "vit_base_patch16_clip_quickgelu_224.openai"),
-        ("clip_vit_s14", "vit_small_patch14_dinov2.lvd142m"),
-    ],
-)
-def test_dense_names_are_timm(ours: str, theirs: str, tiny: Build, images: Tensor):
-    model, stock = tiny(ours), tiny(theirs)
-    stock.load_state_dict(model.state_dict(), strict=True)
-    torch.testing.assert_close(model(images), stock(images))
-
-
 def test_features_only(method: str, tiny: Build, images: Tensor):
     name, take = f"clip_vit_b16_{method}50", [1, 4]
     whole = tiny(name)
