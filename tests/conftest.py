@@ -17,7 +17,7 @@ import hypothesis
 import pytest
 import timm
 import torch
-from lively import lively
+from lively import Build, lively
 from open_clip import factory, pretrained
 from open_clip.model import CLIP
 from safetensors.torch import save_file
@@ -70,7 +70,7 @@ TINY = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads
 
 
 @pytest.fixture
-def tiny() -> Callable[..., nn.Module]:
+def tiny() -> Build:
     """Build any timm name as a tower of 64 patches, 6 blocks, 48 channels and 7 outputs."""
 
     def build(name: str, *, noise: float = 0.1, **overrides: object) -> nn.Module:
@@ -80,7 +80,7 @@ def tiny() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture
-def tower(tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
+def tower(tiny: Build) -> zoo.ReducedViT:
     """Build a tower lively enough that every window of patches matters."""
     return tiny("clip_vit_b16", noise=0.3)
 

@@ -5,17 +5,23 @@ import dataclasses
 import functools
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
+from open_clip.model import CLIP
+from safetensors.torch import save_file
 
 import zoo
 from harness.cli.entry import main
 from harness.datasets import get_dataset
 from zoo.core.reducer import METHODS
+from zoo.loading.registry import default_cfgs
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -88,11 +94,9 @@ def test_the_python_of_a_page_runs(page: str, monkeypatch):
 
 def run_commands(page: str, shorter: dict[str, list[str]]) -> int:
     """Run the commands of a page in order, some on less than they ask for, and count them."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", text_of(page), re.M | re.S)
-    lines = "".join(blocks).splitlines()
+    lines = re.findall(r"^patchrank (.*)$", text_of(page), re.M)
     for line in lines:
-        program, *words = shlex.split(line)
-        assert program == "patchrank"
+        words = shlex.split(line)
         assert main([*words, *shorter.get(words[0], [])]) == 0, words
     return len(lines)
 
@@ -139,3 +143,43 @@ def test_the_tutorial_runs(tmp_path, capsys):
         torch.testing.assert_close(names["model"](images), whole(images))
     packaged = zoo.create_clip("clip_vit_s14_patchrank60").model.visual.reducer.predictor
     assert not torch.equal(whole.reducer.predictor.net.score.weight, packaged.net.score.weight)
+
+
+def snapshot(repo: str) -> Path:
+    """Make an empty entry of a repository in the hub's cache."""
+    folder = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    return folder / "snapshots" / ("0" * 40)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_elsewhere")
+def test_weights_come_in_and_go_out_as_the_page_says(tmp_path: Path, monkeypatch):
+    """On a cache and a hub that are fabricated here."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub, uploads = Mock(), []
+    hub.upload_folder = lambda *, folder_path, **_: uploads.append(sorted(p.name for p in Path(folder_path).iterdir()))
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda **_: hub)
+    vision = {"layers": 12, "width": 768, "head_width": 64, "patch_size": 16, "image_size": 224}
+    with torch.device("meta"):
+        shapes = CLIP(512, vision, {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1})
+    weights = {k: torch.zeros(v.shape, dtype=torch.float16) for k, v in shapes.state_dict().items()}
+    save_file(weights, "ViT-B-16.safetensors")
+    save_file(weights, snapshot(default_cfgs["clip_vit_b16_evit60"].cfgs["openai"].hf_hub_id) / "model.safetensors")
+    (tmp_path / "results").mkdir()
+    shutil.copy(DOCS / "results" / "records.jsonl", tmp_path / "results")
+    names: dict[str, Any] = {}
+    for code in python_of("hub.md"):
+        if "hf-hub:OWNER/NAME" in code:
+            shutil.copytree("saved", snapshot("OWNER/NAME"), dirs_exist_ok=True)
+        exec(code, names)
+    assert names["tensors"]["visual.conv1.weight"].dtype == torch.float16
+    shipped = names["timm"].create_model("clip_vit_s14_patchrank60", pretrained=True).state_dict()
+    for state in (names["model"].state_dict(), names["again"].state_dict()):
+        assert all(torch.equal(value, state[name]) for name, value in shipped.items())
+    assert run_commands("hub.md", {}) == 4
+    assert uploads == [["README.md", "config.json", "model.safetensors"]] * 2
+    assert {call.args[0] for call in hub.create_repo.call_args_list} == {"OWNER/NAME"}
+    assert "Nothing was measured." in Path("pruned", "README.md").read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from lively import Build
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
@@ -12,6 +13,12 @@ import zoo
 from baselines.random import hashed
 
 pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+@pytest.fixture
+def tower(tiny: Build) -> zoo.ReducedViT:
+    """Build one whose scores aren't so near to each other that rounding decides."""
+    return tiny("clip_vit_b16")
 
 
 def entering(tower: zoo.ReducedViT, images: Tensor, block: int = 0) -> Tensor:

@@ -1,10 +1,12 @@
 """Modules whose weights tell things apart: fresh ones attend uniformly, and their norms and biases are all alike."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+Build = Callable[..., nn.Module]  # what the fixture ``tiny`` gives
 M = TypeVar("M", bound=nn.Module)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from torch import nn
+from lively import Build
 
 import zoo
 
@@ -18,7 +18,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def half(method: str, tiny: Callable[..., nn.Module]) -> zoo.ReducedViT:
+def half(method: str, tiny: Build) -> zoo.ReducedViT:
     """Build a tiny tower that ends with 32 of its 64 patch tokens, by each method in turn."""
     return tiny(f"clip_vit_b16_{method}50")
 

@@ -1,19 +1,17 @@
 """``zoo.reduce`` works on any timm VisionTransformer with a class token, sharing its weights."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from lively import Build
 from timm.models import save_for_hf
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 import zoo
-
-Build = Callable[..., nn.Module]
 
 
 def test_weights_are_shared_not_copied(tiny: Build, images: Tensor):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lively import Build
 from timm.layers import Attention, LayerNorm
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
@@ -14,7 +15,6 @@ from zoo.core.tokens import Tokens
 from zoo.towers.vit import ViTBlock
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-Build = Callable[..., nn.Module]
 
 
 @pytest.fixture(params=["plain", "qk_norm", "scale_norm"])

@@ -1,16 +1,16 @@
 """Two towers in one joint space: the compact text tower, fabricated towers, the embedded ones last."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from lively import Build
 from open_clip.transformer import TextTransformer
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import zoo
 from zoo.loading import clip
@@ -30,7 +30,7 @@ def text() -> CompactText:
 
 
 @pytest.fixture
-def model(tiny: Callable[..., nn.Module], text: CompactText) -> Clip:
+def model(tiny: Build, text: CompactText) -> Clip:
     return Clip(tiny("clip_vit_b16"), text, math.log(50.0)).eval()
 
 
@@ -48,13 +48,10 @@ def test_compact_text_equals_open_clips_tower_with_the_same_rows(text: CompactTe
 
 
 @torch.no_grad()
-def test_features_come_from_the_towers(model: Clip, text: CompactText, images: Tensor):
-    tokens = tokenizer(12)(list(CLASSES))
-    assert torch.equal(model.encode_image(images), model.visual(images))
-    assert torch.equal(model.encode_text(tokens), text(tokens))
-    image, words, scale = model(images, tokens)
+def test_one_call_gives_unit_features_and_the_scale(model: Clip, images: Tensor):
+    image, words, scale = model(images, tokens := tokenizer(12)(list(CLASSES)))
     assert torch.equal(image, F.normalize(model.visual(images), dim=-1))
-    assert torch.equal(words, F.normalize(text(tokens), dim=-1))
+    assert torch.equal(words, F.normalize(model.text(tokens), dim=-1))
     assert scale.item() == pytest.approx(50.0)
 
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from lively import Build
 from torch import Tensor, nn
 
 import zoo
 from zoo.towers.vit import straight_line
 
-Build = Callable[..., nn.Module]
 pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
 # What evit and tome run is in evitfuse and tofu.
 METHODS = sorted(set(zoo.METHODS) - {"evit", "tome"})

@@ -4,11 +4,11 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from lively import Build
 from torch import Tensor, nn
 
 import zoo
@@ -24,7 +24,6 @@ from zoo.deploy.export import (
     load_exported,
 )
 
-Build = Callable[..., nn.Module]
 pytestmark = pytest.mark.usefixtures("no_grad")
 BATCHES = (1, 2, 5)
 

@@ -1,13 +1,13 @@
 """Golden rankings against a loop that removes one window at a time from one image."""
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
 import torch
 import torch.nn.functional as F
+from lively import Build
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -17,7 +17,6 @@ from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_import
 from zoo.ranking.suffix import follow
 from zoo.ranking.windows import windows
 
-Build = Callable[..., nn.Module]
 Parts = dict[int, tuple[Tensor, int]]  # token and size of each patch
 LABELS = torch.tensor([4, 0, 2])
 SCALE = 5.0

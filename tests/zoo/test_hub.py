@@ -12,6 +12,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from lively import Build
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 from timm.models import save_for_hf
@@ -24,7 +25,6 @@ from zoo.loading.weights import MissingWeightsError, UnusableWeightsError
 
 REPO = "timm/vit_base_patch32_clip_224.openai"
 SMALL = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
-Build = Callable[..., nn.Module]
 Fill = Callable[[str, str, Callable[[Path], Any]], Path]
 
 
@@ -155,5 +155,4 @@ def test_other_heads_and_sizes():
     pooled = dense.forward_head(dense.forward_features(picture), pre_logits=True)
     torch.testing.assert_close(make(num_classes=0)(picture), pooled)
     assert make(num_classes=3)(picture).shape == (1, 3)
-    assert all(m.shape == (1, 384, 14, 14) for m in make(features_only=True)(picture))
     assert make("clip_vit_s14_random50", img_size=224).trace(torch.randn(1, 3, 224, 224)).final_tokens == 128

@@ -1,16 +1,15 @@
 """The predictor: symmetry, freedom of the image size, and Patch Ranking's use of it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from lively import Build
 from torch import Tensor, nn
 
 from zoo.core.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenTransformer
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-Build = Callable[..., nn.Module]
 FREE = ["linear", "mlp", "transformer"]  # of the place, and of how many patches there are
 GRID = (2, 3)
 

@@ -3,13 +3,13 @@
 import copy
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from lively import Build
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
@@ -29,7 +29,6 @@ from zoo.loading.predictor_file import (
 )
 
 NAME, TAG = "clip_vit_b16", "openai"
-Build = Callable[..., nn.Module]
 
 
 @pytest.fixture(autouse=True)
@@ -56,23 +55,6 @@ def save(path: Path, seed: int = 0, arch: str = "conv", **facts: Any) -> Predict
     named = {"model": NAME, "tag": TAG, "block": 3, "provenance": {"images": 9}} | facts
     save_predictor(predictor, path, config=config, **named)
     return copy.deepcopy(predictor).half().float()
-
-
-@torch.no_grad()
-def test_saved_predictors_rank(tiny: Build, tower: dict, images: Tensor, tmp_path: Path):
-    path = tmp_path / "new" / "p.safetensors"
-    saved = save(path)
-    created = tiny(f"{NAME}_patchrank60.{TAG}", predictor=str(path), **tower)
-    dense = zoo.reduce(created, method=None)
-    options, found = with_predictors(NAME, TAG, "patchrank", {"keep": 0.6}, 6, path)
-    reduced = zoo.reduce(dense, method="patchrank", **options)
-    load_predictor(reduced, found)
-    entering, _ = dense.advance(dense.embed(images), stop=3)
-    importance = saved(entering.x, 1, (8, 8))
-    for model in (created, reduced):
-        [went] = model.trace(images).reductions
-        torch.testing.assert_close(went.importance, importance)
-    torch.testing.assert_close(created(images), reduced(images))
 
 
 def same(network: nn.Module, saved: Predictor) -> bool:

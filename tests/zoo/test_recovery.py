@@ -1,6 +1,5 @@
 """Recovery: what changes, what must not, how a stopped run goes on, what is refused."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from lively import Build
 from safetensors.torch import load_file
 from timm.models import save_for_hf
-from torch import Tensor, nn
+from torch import Tensor
 
 import zoo
 from zoo.core.files import fingerprint, read_facts, write_learned
@@ -27,7 +27,6 @@ from zoo.loading.recovery_file import (
     trainable,
 )
 
-Build = Callable[..., nn.Module]
 FACTS: dict[str, Any] = {"name": "clip_vit_b16", "tag": "openai", "datasets": [{"name": "toy"}]}
 QUICK = RecoveryConfig(rounds=3, steps=4, batch=4, rank=2, dtype="float32", learning_rate=3e-3)
 SIX = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(5))

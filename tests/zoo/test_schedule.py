@@ -1,7 +1,6 @@
 """Files of schedules: what is written comes back, makes the model it says, and goes with a saved one."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+from lively import Build
 from timm.models import save_for_hf
-from torch import Tensor, nn
+from torch import Tensor
 
 import zoo
 from zoo.loading.learned_files import ScheduleFile, read_schedule
@@ -34,7 +34,7 @@ FILE = ScheduleFile(
 NUMBERS = {"reduce_at": (1, 2, 5), "schedule": (0.75, 0.5), "keep": 0.25}
 
 
-def test_any_tower_takes_the_numbers_and_saves_them(tiny: Callable[..., nn.Module], images: Tensor, tmp_path: Path):
+def test_any_tower_takes_the_numbers_and_saves_them(tiny: Build, images: Tensor, tmp_path: Path):
     path = tmp_path / "new" / "s.json"
     FILE.write(path)
     assert ScheduleFile.read(path) == FILE

@@ -1,11 +1,11 @@
 """The rest of a tower on shortened sequences, whole or by following a removal; lean blocks."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
+from lively import Build
 from torch import Tensor, nn
 
 import zoo
@@ -19,7 +19,6 @@ from zoo.ranking.windows import members, outside, windows
 from zoo.towers.lean import LeanBlock, Product
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-Build = Callable[..., nn.Module]
 
 
 @pytest.mark.parametrize(("there", "least"), [("bfloat16", 0.95), pytest.param("cuda", 0.98, marks=pytest.mark.cuda)])
@@ -177,14 +176,3 @@ def test_projection_and_mlp_of_the_class_token_are_not_rounded(cls: bool, tiny: 
     lean.run(mixed)
     assert torch.allclose(mixed[:, 0], wanted[:, 0], atol=1e-5) == cls
     assert 1e-4 < (mixed[:, 1:] - wanted[:, 1:]).norm() / wanted.norm() < 0.03
-
-
-def test_images_and_calls_are_independent_and_the_tower_stays(tower: zoo.ReducedViT):
-    images, config = torch.randn(3, 3, 64, 64), GoldenConfig(block=2, approximate="follow:5")
-    together = GoldenEngine(tower, config, batch=64).importance(images)
-    assert torch.equal(together, GoldenEngine(tower, config, batch=64).importance(images))
-    narrow = GoldenEngine(tower, config, batch=5)
-    alone = torch.cat([narrow.importance(images[i : i + 1]) for i in range(3)])
-    assert torch.allclose(together, alone, atol=1e-5)
-    assert all(p.requires_grad and p.grad is None for p in tower.parameters())
-    assert not torch.is_inference_mode_enabled()

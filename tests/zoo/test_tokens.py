@@ -1,18 +1,16 @@
 """Pruning, merging, placing and ranking of tokens against slow loops."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lively import Build
 from torch import Tensor, nn
 
 import zoo
 from zoo.core.tokens import Reduction, Tokens, left_at, rank_scores, tokens_of, top
-
-Build = Callable[..., nn.Module]
 
 
 def start(batch: int = 2, prefix: int = 1, grid: tuple[int, int] = (3, 4), dim: int = 5) -> Tokens:
@@ -27,24 +25,6 @@ def test_top_is_a_stable_sort(values: list[list[int]], count: int):
     found = top(torch.tensor(values, dtype=torch.float32), count)
     for row, kept in zip(values, found.tolist(), strict=True):
         assert kept == sorted(sorted(range(6), key=lambda place: (-row[place], place))[:count])
-
-
-@pytest.mark.parametrize("prefix", [1, 5])
-def test_prune_keeps_prefix_order_and_places(prefix: int):
-    tokens = start(prefix=prefix)
-    importance = torch.rand(2, 12)
-    kept = tokens.prune(7, importance, 4)
-    assert kept.patch_count == 4
-    assert torch.equal(kept.x[:, :prefix], tokens.x[:, :prefix])
-    for image in range(2):
-        best = sorted(importance[image].argsort(descending=True)[:4].tolist())
-        assert kept.patch_idx[image].tolist() == best
-        assert torch.equal(kept.patches[image], tokens.patches[image][best])
-        assert torch.equal(kept.importance[image], importance[image][best])
-    [went] = kept.history
-    assert went.block == 7
-    for found, wanted in zip(went[1:4], (tokens.patch_idx, kept.patch_idx, importance), strict=True):
-        assert torch.equal(found, wanted)
 
 
 def test_merged_tokens_have_the_mean_place():

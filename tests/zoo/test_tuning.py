@@ -1,6 +1,5 @@
 """Tuning: what moves, what must not, how a stopped run goes on, and what is refused."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from lively import lively
+from lively import Build, lively
 from open_clip.transformer import TextTransformer
 from torch import nn
 
@@ -19,7 +18,6 @@ from zoo.learning import tuning
 from zoo.learning.tuning import COUPLINGS, RECIPES, Labelled, PromptLearner, TuneConfig, augmented, encode, frozen, tune
 from zoo.loading.clip import Clip, ClipParts, CompactText, tokenizer
 
-Build = Callable[..., nn.Module]
 CLASSES = ("cat", "dog", "house")
 TEMPLATES = ("a photo of a {}.", "{}.")
 TOKENIZE = tokenizer(12)

@@ -1,15 +1,13 @@
 """timm's interfaces keep working while tokens go, for every method."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from lively import Build
 from torch import Tensor, nn
 
 import zoo
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-Build = Callable[..., nn.Module]
 
 
 @pytest.fixture(params=["evitfuse", "patchrank", "rankmerge"])

@@ -14,6 +14,7 @@ import open_clip
 import pytest
 import timm
 import torch
+from lively import Build
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -184,7 +185,7 @@ def test_a_file_laid_into_the_cache_is_taken_before_the_hub(small_clip):
         assert torch.allclose(visual(images), expected, atol=1e-5)
 
 
-def test_the_fingerprint_is_that_of_the_towers_weights_alone(tiny: Callable[..., nn.Module]):
+def test_the_fingerprint_is_that_of_the_towers_weights_alone(tiny: Build):
     """One in every lossless precision, whatever reduces, another for each weight and place."""
     tower = tiny("clip_vit_b16", depth=2).half().float()
     digits = fingerprint(tower)
