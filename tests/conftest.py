@@ -9,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ from zoo.loading.sizes import SIZES
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("house")
 
+Fill = Callable[[str, str, Callable[[Path], Any]], Path]
 SAMPLES = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)  # ms of a dense model
 
 
@@ -90,9 +92,36 @@ def images() -> Tensor:
     return torch.randn(3, 3, 64, 64)
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point the Hugging Face cache, and the user's own, at empty folders."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def fill(hub: Path) -> Fill:
+    """Put a file into the cache as the hub's client lays it out."""
+
+    def put(repo: str, name: str, write: Callable[[Path], Any]) -> Path:
+        folder = hub / f"models--{repo.replace('/', '--')}"
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        for part in ("refs", "blobs", f"snapshots/{commit}"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / "main").write_text(commit)
+        write(folder / "blobs" / "new")
+        digest = hashlib.sha256((folder / "blobs" / "new").read_bytes()).hexdigest()
+        (folder / "blobs" / "new").rename(folder / "blobs" / digest)
+        (folder / "snapshots" / commit / name).symlink_to(Path("../../blobs") / digest)
+        return folder
+
+    return put
+
+
 VISION = {"image_size": 224, "width": 64, "patch_size": 32, "layers": 4}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
-HUB = "models--timm--vit_base_patch32_clip_224.openai"
+HUB = "timm/vit_base_patch32_clip_224.openai"
 
 
 class SmallClip:
@@ -100,8 +129,8 @@ class SmallClip:
 
     NAMES = ("clip_vit_b32", "clip_vit_b32_clsattn50", "clip_vit_b32_tome50")
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, fill: Fill) -> None:
+        self.fill = fill
         self.weights = folder / "cache" / "clip-patchrank" / "weights"
         self.open_clip = folder / "cache" / "clip-patchrank" / "open_clip"
 
@@ -117,19 +146,15 @@ class SmallClip:
         model.logit_scale.fill_(3.5)
         return model
 
-    def cached(self, model: CLIP, entry: str = HUB) -> Path:
+    def cached(self, model: CLIP, repo: str = HUB) -> Path:
         """Lay a model into a fabricated cache of the hub."""
-        entries = self.folder / "hub" / entry
-        file = entries / "snapshots" / ("0" * 40) / "open_clip_model.safetensors"
-        for path in (entries / "refs" / "main", file):
-            path.parent.mkdir(parents=True)
-        (entries / "refs" / "main").write_text("0" * 40)
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, file)
-        return file
+        state = {name: value.contiguous() for name, value in model.state_dict().items()}
+        folder = self.fill(repo, "open_clip_model.safetensors", lambda path: save_file(state, path))
+        return next(folder.glob("snapshots/*/*"))
 
 
 @pytest.fixture
-def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
+def small_clip(fill: Fill, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
     args = {**SIZES["b32"].vit_args, "embed_dim": 64, "depth": 4, "num_heads": 1}
     monkeypatch.setitem(SIZES, "b32", dataclasses.replace(SIZES["b32"], vit_args=args))
     config = {"embed_dim": 512, "vision_cfg": VISION, "text_cfg": TEXT}
@@ -139,9 +164,7 @@ def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
     monkeypatch.setattr(pretrained, "_PRETRAINED", dict(pretrained._PRETRAINED))
     for name in SmallClip.NAMES:
         offer(zoo.MODELS[name])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return SmallClip(tmp_path)
+    return SmallClip(tmp_path, fill)
 
 
 @pytest.fixture

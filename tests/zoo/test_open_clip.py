@@ -84,7 +84,7 @@ def test_open_clip_refuses_weights_of_another_activation(small_clip):
     match = "need another activation: give the model name 'clip_vit_b32_clsattn50.laion2b'"
     with pytest.raises(RuntimeError, match=re.escape(match)):
         open_clip.create_model(NAME, pretrained="laion2b")
-    small_clip.cached(small_clip.original(quick=False), "models--laion--CLIP-ViT-B-32-laion2B-s34B-b79K")
+    small_clip.cached(small_clip.original(quick=False), "laion/CLIP-ViT-B-32-laion2B-s34B-b79K")
     model = open_clip.create_model(f"{NAME}.laion2b", pretrained="laion2b").eval()
     images = torch.randn(1, 3, 224, 224)
     ours = zoo.create_clip(f"{NAME}.laion2b").model

@@ -13,6 +13,7 @@ from lively import lively
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import QuickGELU, VisionTransformer
+from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
 import zoo
@@ -107,6 +108,14 @@ def test_the_check_of_the_order_sees_places_left_behind(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("kind", "overrides", "options", "quoted"),
     [
+        (
+            "averaged",
+            {"block_fn": ResPostBlock, "init_values": 1.0},
+            {},
+            "ResPostBlock with Attention; expected",
+        ),
+        ("averaged", {"attn_layer": "diff"}, {}, "Block with DiffAttention"),
+        ("averaged", {"patch_drop_rate": 0.5}, {}, "patch_drop_rate > 0 loses patch positions; set it to 0"),
         ("averaged", {}, {"method": "evit"}, ", ".join(sorted(set(zoo.METHODS) - set(NEEDS_QUERY)))),
         ("averaged", {}, {"method": "rankmerge", "rank": "cls"}, "method 'rankmerge' with these settings"),
         ("averaged", {"global_pool": "prr"}, {}, "pools by AttentionPoolPrr of global_pool='prr'"),
@@ -122,7 +131,13 @@ def test_refused_towers(kind: str, overrides: dict[str, Any], options: dict[str,
         zoo.reduce(build(kind, **overrides), **{"method": "random", "keep": 0.5, **options})
 
 
-def test_what_reduced_towers_refuse():
+def test_what_is_no_tower_and_what_reduced_towers_refuse():
+    for make, quoted in (
+        (lambda: nn.Linear(2, 2), "Linear is no tower that can be reduced; expected one of timm's Vision"),
+        (lambda: timm.create_model("deit_tiny_distilled_patch16_224", device="meta"), "overrides parts of timm's"),
+    ):
+        with pytest.raises(ValueError, match=quoted):
+            zoo.reduce(make(), method="tome", keep=0.5)
     model = zoo.reduce(build("naflex siglip 2"), method="tome", keep=0.5)
     images = images_of(model, 2)
     with pytest.raises(ValueError, match=r"takes images \(B, C, H, W\) alone"):

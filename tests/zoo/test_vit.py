@@ -1,8 +1,13 @@
-"""timm's interfaces keep working while tokens go, for every method."""
+"""timm's interfaces keep working while tokens go, for every method; weights are shared and saved models come back."""
+
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 from lively import Build
+from timm.models import save_for_hf
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import zoo
@@ -130,19 +135,6 @@ def test_gradients_reach_all_but_the_scorer_of_a_hard_choice_checkpointed_or_not
     assert all(torch.allclose(same[name], grads[name], atol=1e-6) for name in grads)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_precisions_and_layouts(half: zoo.ReducedViT, images: Tensor, dtype: torch.dtype):
-    exact = half(images)
-    half.to(dtype=dtype, memory_format=torch.channels_last)
-    trace = half.trace(images.to(dtype))
-    assert trace.output.dtype == dtype
-    assert trace.output.isfinite().all()
-    assert trace.final_tokens == 32
-    assert half.forward_intermediates(images.to(dtype))[1][-1].dtype == dtype
-    if dtype == torch.float64:
-        assert torch.allclose(trace.output.float(), exact, atol=1e-4)
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize("method", sorted(zoo.METHODS))
 def test_cuda_keeps_what_the_cpu_keeps(half: zoo.ReducedViT, images: Tensor):
@@ -164,3 +156,81 @@ def test_features_only(method: str, tiny: Build, images: Tensor):
     assert len(part.model.blocks) == 5  # timm drops the blocks that nobody asks for
     wanted = whole.forward_intermediates(images, take, intermediates_only=True)
     torch.testing.assert_close(part(images), wanted)
+
+
+def test_weights_are_shared_not_copied(tiny: Build, images: Tensor):
+    tower = tiny("deit_tiny_patch16_224.fb_in1k")
+    model = zoo.reduce(tower, method="patchrank", keep=0.5)
+    theirs, ours = dict(tower.named_parameters()), dict(model.named_parameters())
+    assert all(ours[name] is theirs[name] for name in theirs)
+    assert all(name.startswith("reducer.") for name in ours.keys() - theirs.keys())
+    state = {name: value.clone() for name, value in tower.state_dict().items()}
+    with torch.no_grad():
+        before = model(images)
+        torch.testing.assert_close(dict(tower.state_dict()), state, rtol=0, atol=0)
+        tower.head.bias.add_(1.0)
+        assert torch.allclose(model(images), before + 1.0, atol=1e-5)
+    model.reset_classifier(0)
+    assert (tower(images).shape, model(images).shape) == ((3, 7), (3, 48))
+    assert (tower.num_classes, model.num_classes) == (7, 0)
+    assert type(tower) is VisionTransformer
+    assert not hasattr(tower, "reducer")
+    assert "method" not in getattr(tower, "_model_args", {})
+
+
+PATCHRANK = {"keep": 0.4, "reduce_at": [1, 3], "arch": "mlp", "width": 16, "rescore": True}
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize(
+    ("name", "method", "options"),
+    [
+        ("clip_vit_b16.laion2b", "", {}),
+        ("clip_vit_b16_patchrank60.openai", "", PATCHRANK),
+        ("clip_vit_b16_evit60.openai", "", {"reduce_at": [1, 3]}),
+        ("deit_small_patch16_224", "tome", {"keep": 0.5}),
+        ("clip_vit_b16_tome50", "evit", {"stage_rate": 0.7, "fuse": True, "reduce_at": [0, 2, 4]}),
+        ("vit_base_patch16_clip_quickgelu_224.openai", None, {}),
+    ],
+)
+@torch.no_grad()
+def test_round_trip(
+    name: str, method: str | None, options: dict, safe: bool, tiny: Build, images: Tensor, tmp_path: Path
+):
+    if method == "":
+        model = tiny(name, **options)
+    else:
+        first = zoo.reduce(tiny(name), method="random", keep=0.3)  # reducing again keeps the first base
+        model = zoo.reduce(first, method=method, **options).eval()
+    save_for_hf(model, tmp_path, safe_serialization=safe)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert isinstance(again, zoo.ReducedViT)
+    assert repr(again.blocks) == repr(model.blocks)  # the activation, too
+    torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(again(images), model(images))
+    assert tuple(again.pretrained_cfg["mean"]) == tuple(model.pretrained_cfg["mean"])
+    empty = timm.create_model(f"local-dir:{tmp_path}")
+    assert not torch.equal(empty.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
+    if model.reducer is not None:
+        assert again.reducer.config == empty.reducer.config == model.reducer.config
+    if method:
+        with pytest.raises(ValueError, match=r"keep=0\.25: a saved model has its method's settings"):
+            timm.create_model(f"local-dir:{tmp_path}", pretrained=True, keep=0.25)
+    elif method == "" and model.reducer is not None:
+        fewer = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, keep=0.25).eval()
+        assert fewer.reducer.points == model.reducer.points
+        assert fewer.trace(images).final_tokens == 16
+
+
+@torch.no_grad()
+def test_rescoring_can_be_left_off_but_not_made_up(tiny: Build, images: Tensor, tmp_path: Path):
+    options = {"reduce_at": [1, 3], "arch": "mlp"}
+    model = tiny("clip_vit_b16_patchrank60.openai", rescore=True, **options)
+    save_for_hf(model, tmp_path / "new", safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path / 'new'}", pretrained=True, rescore=False)
+    carried = zoo.reduce(model, method="patchrank", keep=0.6, **options).eval()
+    carried.reducer.predictor = model.reducer.predictor
+    torch.testing.assert_close(again.eval()(images), carried(images))
+    save_for_hf(again, tmp_path / "old", safe_serialization=True)
+    with pytest.raises(ValueError, match=r"no predictor: 'reducer\.rescorers\.3\..* is missing"):
+        timm.create_model(f"local-dir:{tmp_path / 'old'}", pretrained=True, rescore=True)
