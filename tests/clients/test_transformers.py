@@ -4,7 +4,6 @@ import copy
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +44,8 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "siglip 2": ("Siglip2Model", {"text_config": TEXT, "vision_config": NAFLEX}),
 }
 # What the libraries themselves warn of.
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def _no_grad() -> Iterator[None]:
-    transformers.logging.set_verbosity_error()
-    with torch.no_grad():
-        yield
+transformers.logging.set_verbosity_error()
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("no_grad")]
 
 
 @torch.no_grad()
