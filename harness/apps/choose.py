@@ -40,7 +40,7 @@ from harness.records.record import utc_now
 from harness.records.statistics import median_interval
 from harness.records.times import Machine, Timing, cores, verdict
 from zoo.core.files import digest, fingerprint, read_facts
-from zoo.core.host import shared
+from zoo.core.host import share_weights
 from zoo.core.merger import Merger
 from zoo.core.messages import expected
 from zoo.core.precision import best_precision
@@ -275,7 +275,7 @@ class Lab:
         row, dense = self.row(one), self.served[one.dtype]
         if row.apart:
             return dataclasses.replace(row, vit=make_runtime(row.vit, one.dtype)[0])
-        vit = shared(dense, type(dense))
+        vit = share_weights(dense, type(dense))
         vit.reducer = row.vit.reducer
         if vit.reducer is not None and not self._is_optimised(one.dtype):
             vit.reducer = copy.deepcopy(vit.reducer).to(DTYPES[one.dtype])

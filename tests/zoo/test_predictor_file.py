@@ -21,8 +21,8 @@ from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading import predictor_file
 from zoo.loading.predictor_file import (
     PredictorFile,
+    find_fitted,
     find_predictor,
-    fitted_blocks,
     load_predictor,
     predictor_name,
     with_predictors,
@@ -137,7 +137,7 @@ def test_each_point_has_its_predictor(named: bool, tiny: Build, tower: dict, ima
     options, found = with_predictors(NAME, TAG, "patchrank", {"keep": 0.6, **RESCORE}, 6, source.get("predictor"))
     assert [one.block for one in found] == [1, 3, 5]
     if not named:
-        assert fitted_blocks(NAME, TAG) == (1, 2, 3, 4, 5)
+        assert find_fitted(NAME, TAG) == (1, 2, 3, 4, 5)
         with pytest.raises(FileNotFoundError, match=r"at block 0: .* \(fitted so far: block 1, 2, 3, 4, 5\)"):
             tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(0,), **tower)
     reduced = zoo.reduce(created, method="patchrank", **options)
@@ -199,7 +199,7 @@ def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):
         assert caught.value.wanted.facts["action"] == action
         path = cache_folder() / "predictors" / names[action]
         save(path, block=0, action=action)
-        assert fitted_blocks(NAME, TAG, action) == (0,)
+        assert find_fitted(NAME, TAG, action) == (0,)
         _, [found] = with_predictors(NAME, TAG, method, options, 6)
         assert (found.path, found.action) == (path, action)
     other = cache_folder() / "predictors" / names["remove"]

@@ -9,7 +9,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
 from zoo.core.files import blocks_fingerprint
-from zoo.core.host import Host, host_of, shared
+from zoo.core.host import Host, host_of, share_weights
 from zoo.core.prompts import for_head
 from zoo.core.reducer import build_reducer
 from zoo.loading.learned_files import PromptFile
@@ -65,7 +65,7 @@ def reduce(
     """
     place = image_tower(model)
     if place is not None:
-        whole, inner = shared(model, type(model)), model.get_submodule(place)
+        whole, inner = share_weights(model, type(model)), model.get_submodule(place)
         whole._modules[place] = reduce(inner, method=method, predictor=predictor, recovery=recovery, **options)
         return whole
     reduced = host_of(model).adopt(model)

@@ -131,7 +131,7 @@ class EmbeddedTokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip has
         return tokens
 
 
-def embedded_geometry() -> dict[str, int]:
+def read_geometry() -> dict[str, int]:
     """Return the embedded tower's arguments of open_clip's TextTransformer."""
     with safe_open(EMBEDDED / _FILE, framework="pt") as file:
         geometry: dict[str, int] = json.loads(file.metadata()["text"])["geometry"]
@@ -140,7 +140,7 @@ def embedded_geometry() -> dict[str, int]:
 
 def load_text() -> tuple[CompactText, float, int]:
     """Load the embedded text tower."""
-    tensors, geometry = load_file(EMBEDDED / _FILE), embedded_geometry()
+    tensors, geometry = load_file(EMBEDDED / _FILE), read_geometry()
     text = CompactText(tensors["token_ids"].tolist(), **geometry)
     text.load_state_dict({k.removeprefix("text."): v.float() for k, v in tensors.items() if k.startswith("text.")})
     return text.eval(), float(tensors["logit_scale"]), geometry["context_length"]

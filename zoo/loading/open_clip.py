@@ -37,7 +37,7 @@ from zoo.loading.clip import (
     EmbeddedTokenizer,
     OpenClipText,
     create_clip,
-    embedded_geometry,
+    read_geometry,
 )
 from zoo.loading.predictor_file import PredictorFile, with_predictors
 from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
@@ -300,7 +300,7 @@ def offer_models() -> None:
         own = MODELS.get(model_name.partition(".")[0])
         if own is None or SIZES[own.size].open_clip is not None:
             return theirs(model_name, context_length, *args, **kwargs)
-        return EmbeddedTokenizer(context_length=context_length or embedded_geometry()["context_length"])
+        return EmbeddedTokenizer(context_length=context_length or read_geometry()["context_length"])
 
     open_clip.get_tokenizer = factory.get_tokenizer = get
 
@@ -310,7 +310,7 @@ def offer(name: ModelName) -> None:
     spec = SIZES[name.size]
     default, facts = next(iter(spec.tags.items()))
     if spec.open_clip is None:
-        text = {**embedded_geometry(), "vocab_size": VOCABULARY}
+        text = {**read_geometry(), "vocab_size": VOCABULARY}
         del text["output_dim"]
     else:
         text = open_clip.get_model_config(spec.open_clip)["text_cfg"]

@@ -91,7 +91,7 @@ def read_predictors(paths: str | Path | Sequence[str | Path]) -> list[PredictorF
     return [PredictorFile.read(Path(path)) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
 
 
-def fitted_blocks(model: str, tag: str, action: str = REMOVE) -> tuple[int, ...]:
+def find_fitted(model: str, tag: str, action: str = REMOVE) -> tuple[int, ...]:
     """Return the blocks for which ``find_predictor`` finds one by itself, ascending."""
     start, end = predictor_name(model, tag, 0, action).rsplit("0", 1)
     names = [path.name for folder in _folders() for path in folder.glob(f"{start}*{end}")]
@@ -118,7 +118,7 @@ def find_predictor(
     name = predictor_name(model, tag, block, action)
     found = [folder / name for folder in _folders() if (folder / name).is_file()]
     if not found:
-        others = ", ".join(map(str, fitted_blocks(model, tag, action)))
+        others = ", ".join(map(str, find_fitted(model, tag, action)))
         there = f" (fitted so far: block {others})" if others else ""
         message = (
             f"no predictor for {tower_name(model, tag)} at block {block}: neither packaged nor in the user's "

@@ -93,7 +93,7 @@ def test_links_that_leave_the_folder(link: str, shop: Make, tmp_path: Path):
 
 @pytest.mark.parametrize(("paths", "match"), [
     ([*PLAIN, "1.png"], "image '1.png' lies beside"),
-    (["test/dog/1.png", "test/1.png", "train/dog/1.png"], "the images of 'test' are in no split"),
+    (["test/dog/1.png", "test/1.png", "train/dog/1.png"], "the images of 'test' are in none of the splits"),
     (["test/dog/1.png", "val/dog/1.png", "valid/dog/1.png"], "val and valid"),
     (["a-b/1.png", "a_b/1.png"], "'a-b' and 'a_b' would both be class 'a b'"),
     (["__/1.png"], "'__' can't be put into a prompt"),
