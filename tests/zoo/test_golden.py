@@ -374,6 +374,12 @@ def test_a_removal_followed_into_all_patches_is_the_removal(block: int, options:
     assert torch.allclose(target, whole, atol=1e-5)
 
 
+def test_the_mean_of_no_patches_is_nothing(tiny: Build):
+    suffix = Suffix(tiny("clip_vit_b16", global_pool="avg"), 2)
+    nothing = torch.empty(2, 0, dtype=torch.int64)
+    assert torch.equal(suffix.features(entering(suffix.model, 2), torch.arange(2), nothing), torch.zeros(2, 7))
+
+
 @pytest.mark.parametrize(("count", "prefix"), [(0, 1), (1, 3), (7, 1)])
 def test_followed_tokens_change_and_all_others_stay(count: int, prefix: int, tiny: Build):
     """Run whole sequences with the window masked, and put back what may not change."""

@@ -62,19 +62,30 @@ def same(network: nn.Module, saved: Predictor) -> bool:
     return all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
+RESCORE: dict[str, Any] = {"reduce_at": [1, 3, 5], "rescore": True}
+MISSING = {"model": NAME, "tag": TAG, "block": 5, "options": {"arch": "mlp", "width": 24}, "action": "remove"}
+
+
 @pytest.mark.parametrize(
-    ("facts", "options", "match"),
+    ("files", "options", "match"),
     [
-        ({"tag": "laion2b"}, {}, "fitted to clip_vit_b16.laion2b with tag='laion2b', this model has tag='openai'"),
-        ({"block": 5}, {}, "was fitted at block 5, this model scores before block 3"),
-        ({}, {"arch": "conv"}, "has arch='mlp', not arch='conv'"),
-        ({}, {"pretrained": False}, "without the tower it was made for: add pretrained=True"),
+        ([{"tag": "laion2b"}], {}, "clip_vit_b16.laion2b with tag='laion2b', this model has tag='openai'"),
+        ([{"block": 5}], {}, "was fitted at block 5, this model scores before block 3"),
+        ([{}], {"arch": "conv"}, "has arch='mlp', not arch='conv'"),
+        ([{}], {"pretrained": False}, "without the tower it was made for: add pretrained=True"),
+        ([{"block": b} for b in (1, 3)], RESCORE, "before block 1, 3, 5, and no predictor was given of block 5"),
+        ([{"block": b} for b in (1, 3, 5, 2)], RESCORE, "fitted at block 2, this model scores before block 1, 3, 5"),
+        ([{"block": b} for b in (1, 3, 3, 5)], RESCORE, "are both of block 3"),
     ],
 )
-def test_refused_predictors(facts: dict, options: dict, match: str, tiny: Build, tower: dict, tmp_path: Path):
-    save(tmp_path / "p", arch="mlp", **facts)
-    with pytest.raises(ValueError, match=re.escape(match)):
-        tiny(f"{NAME}_patchrank60.{TAG}", **{**tower, "predictor": str(tmp_path / "p"), **options})
+def test_refused_predictors(files: list[dict], options: dict, match: str, tiny: Build, tower: dict, tmp_path: Path):
+    paths = [tmp_path / str(number) for number in range(len(files))]
+    for path, facts in zip(paths, files, strict=True):
+        save(path, arch="mlp", **facts)
+    with pytest.raises(ValueError, match=re.escape(match)) as caught:
+        tiny(f"{NAME}_patchrank60.{TAG}", **{**tower, "predictor": paths, **options})
+    if "no predictor was given" in match:
+        assert caught.value.wanted == ("predictor", MISSING)
 
 
 @pytest.mark.parametrize("where", ["blocks.0.attn.qkv.bias", "blocks.5.mlp.fc2.weight"])
@@ -117,20 +128,12 @@ def test_a_saved_model_carries_its_predictor_and_scores_where_it_was_fitted(tiny
             timm.create_model(place, pretrained=True, reduce_at=4)
 
 
-RESCORE: dict[str, Any] = {"reduce_at": [1, 3, 5], "rescore": True}
-
-
-def save_each(folder: Path) -> dict[int, Predictor]:
-    """Save a predictor for each block of ``RESCORE``, and for two more."""
-    return {at: save(folder / predictor_name(NAME, TAG, at), at, "mlp", block=at) for at in (5, 4, 3, 2, 1)}
-
-
 @pytest.mark.parametrize("named", [False, True])
 @torch.no_grad()
 def test_each_point_has_its_predictor(named: bool, tiny: Build, tower: dict, images: Tensor, tmp_path: Path):
     """In the cache or named in any order; created, filled after ``reduce``, or saved with them."""
     folder = tmp_path / "here" if named else cache_folder() / "predictors"
-    saved = save_each(folder)
+    saved = {at: save(folder / predictor_name(NAME, TAG, at), at, "mlp", block=at) for at in (5, 4, 3, 2, 1)}
     paths = [str(folder / predictor_name(NAME, TAG, block)) for block in (3, 5, 1)]
     source = {"predictor": paths} if named else {}
     created = tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower, **source)
@@ -153,28 +156,6 @@ def test_each_point_has_its_predictor(named: bool, tiny: Build, tower: dict, ima
         again = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=pretrained).eval()
         assert again.reducer.config == created.reducer.config
         assert torch.allclose(again(images), created(images), atol=1e-5) == pretrained
-
-
-@pytest.mark.parametrize(
-    ("blocks", "match"),
-    [
-        ([1, 3], "scores before block 1, 3, 5, and no predictor was given of block 5"),
-        ([1, 3, 5, 2], "fitted at block 2, this model scores before block 1, 3, 5; leave it out"),
-        ([1, 3, 3, 5], "are both of block 3"),
-    ],
-)
-def test_other_blocks(blocks: list[int], match: str, tiny: Build, tower: dict, tmp_path: Path):
-    save_each(tmp_path)
-    paths = [tmp_path / predictor_name(NAME, TAG, block) for block in blocks]
-    with pytest.raises(ValueError, match=re.escape(match)) as caught:
-        tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower, predictor=paths)
-    if 5 not in blocks:
-        facts = {"model": NAME, "tag": TAG, "block": 5, "options": {"arch": "mlp", "width": 24}, "action": "remove"}
-        assert caught.value.wanted == ("predictor", facts)
-    reduced = tiny(f"{NAME}_patchrank60", arch="mlp", width=24, **RESCORE)
-    found = [PredictorFile.read(path) for path in paths]
-    with pytest.raises(ValueError, match=re.escape(match)):
-        load_predictor(reduced, found)
 
 
 def test_models_that_a_file_does_not_fill(tiny: Build, tmp_path: Path):
