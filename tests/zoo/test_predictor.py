@@ -1,10 +1,8 @@
 """The predictor: symmetry, freedom of the image size, and Patch Ranking's use of it."""
 
-from typing import Any
-
 import pytest
 import torch
-from lively import Build
+from lively import Build, lively
 from torch import Tensor, nn
 
 from zoo.core.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenTransformer
@@ -14,14 +12,8 @@ FREE = ["linear", "mlp", "transformer"]  # of the place, and of how many patches
 GRID = (2, 3)
 
 
-def lively(net: nn.Module) -> Any:
-    for parameter in net.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return net.eval()
-
-
 def predictor(arch: str) -> Predictor:
-    return lively(Predictor(arch, 12, 8, (4, 4), None, None))
+    return lively(Predictor(arch, 12, 8, (4, 4), None, None), 0.3)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -81,7 +73,7 @@ def mlp(block: nn.Sequential, vector: Tensor) -> Tensor:
 @pytest.mark.parametrize("width", [8, 12])
 def test_the_mixer_vector_by_vector(width: int):
     """Channel MLP for each token, then token MLP for each channel, then the mean over channels."""
-    net = lively(Mixer(12, width, GRID))
+    net = lively(Mixer(12, width, GRID), 0.3)
     tokens = torch.randn(6, 12)
     x = tokens if width == 12 else tokens @ net.token.weight.T + net.token.bias
     x = torch.stack([row + mlp(net.channel_mlp, row) for row in x])
@@ -91,7 +83,7 @@ def test_the_mixer_vector_by_vector(width: int):
 
 
 def test_the_pooled_mixer_averages_channels_and_scores_linearly():
-    net = lively(PooledMixer(12, 4, GRID))
+    net = lively(PooledMixer(12, 4, GRID), 0.3)
     inside = Mixer(4, 4, GRID)
     inside.load_state_dict({k: v for k, v in net.state_dict().items() if "score" not in k})
     inside._score = lambda x: (x @ net.score.weight[0]) + net.score.bias
@@ -102,7 +94,7 @@ def test_the_pooled_mixer_averages_channels_and_scores_linearly():
 
 def test_the_transformer_attends_to_class_token_and_patches():
     """One head of 16 channels, written out."""
-    net = lively(TokenTransformer(12, 16, GRID))
+    net = lively(TokenTransformer(12, 16, GRID), 0.3)
     tokens, cls = torch.randn(6, 12), torch.randn(1, 12)
     x = net.token(torch.cat((cls, tokens)))
     query, key, value = net.attn.qkv(net.norm1(x)).split(16, dim=1)

@@ -14,7 +14,7 @@ import open_clip
 import pytest
 import timm
 import torch
-from lively import Build
+from lively import Build, lively
 from open_clip import pretrained
 from open_clip.model import CLIP
 from safetensors.torch import save_file
@@ -213,9 +213,7 @@ def test_cached_weights_that_are_damaged_or_of_another_model(fill: Fill):
 def test_weights_in_timms_names_give_open_clips_features(name: str, fill: Fill, images: Tensor):
     vision = {"layers": 4, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 64}
     text = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1}
-    original = CLIP(512, vision, text, quick_gelu=True).eval()
-    for parameter in original.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    original = lively(CLIP(512, vision, text, quick_gelu=True), 0.05)
     original = original.half().float()  # weights as exact as half precision is
     source = {"pretrained_cfg_overlay": {"state_dict": dict(original.state_dict())}, **SMALL}
     timms = timm.create_model("vit_base_patch32_clip_quickgelu_224.openai", pretrained=True, **source)

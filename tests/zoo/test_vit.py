@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from lively import Build
+from lively import Build, lively
 from timm.layers import Attention, LayerNorm
 from timm.models import save_for_hf
 from timm.models.vision_transformer import VisionTransformer
@@ -246,10 +246,7 @@ def test_rescoring_can_be_left_off_but_not_made_up(tiny: Build, images: Tensor, 
 @pytest.fixture(params=["plain", "qk_norm", "scale_norm"])
 def layer(request: pytest.FixtureRequest) -> Attention:
     norm = {} if request.param == "plain" else {request.param: True, "norm_layer": LayerNorm}
-    attention = Attention(24, num_heads=3, qkv_bias=True, **norm).eval()
-    for parameter in attention.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return attention
+    return lively(Attention(24, num_heads=3, qkv_bias=True, **norm), 0.2)
 
 
 def block_of(layer: Attention) -> ViTBlock:
