@@ -25,7 +25,7 @@ from zoo.towers.lean import Product
 # Class token, average, both, maximum, attention pool, registers, LayerScale.
 LEAN = ("deit 3", "averaged", "averaged with maximum", "maximum", "siglip b16", "dinov2 registers", "naflex siglip 2")
 # Other blocks, of which the last is run for the class token alone.
-POOLED = ("eva clip b", "eva clip e", "rope mixed", "beit")
+POOLED = ("eva clip b", "eva clip e", "rope mixed")
 STYLES: dict[str, dict[str, Any]] = {
     "scales": {"act_layer": "quick_gelu", "init_values": 0.3, "scale_attn_norm": True, "scale_mlp_norm": True},
     "no bias": {"act_layer": "gelu_tanh", "qk_norm": True, "qkv_bias": False, "proj_bias": False},

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from zoo.core.predictor import ARCHITECTURES, Mixer, PooledMixer, Predictor, TokenTransformer
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-FREE = ["linear", "mlp", "transformer"]  # of the place, and of how many patches there are
+FREE = ["linear", "mlp", "transformer"]  # of the place
 GRID = (2, 3)
 
 
@@ -27,25 +27,17 @@ def test_scores_each_image_alone_and_each_patch_where_places_do_not_count(arch: 
     assert torch.allclose(scores, alone, atol=1e-5)
     order = torch.randperm(16)
     moved = model(torch.cat((x[:, :prefix], x[:, prefix:][:, order]), dim=1), prefix, (4, 4))
-    assert ARCHITECTURES[arch].any_subset == (arch in FREE)
     assert torch.allclose(moved, scores[:, order], atol=1e-5 if arch in FREE else 1e-2) == (arch in FREE)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_grids_of_other_sizes_or_with_holes(arch: str, tiny: Build):
-    """After an earlier reduction fewer tokens come than the grid has cells."""
-    model = tiny("clip_vit_b16_patchrank50", arch=arch, dynamic_img_size=True)
-    images, holes = torch.randn(1, 3, 96, 48), torch.randn(2, 1 + 11, 48)
+def test_grids_of_other_sizes(arch: str, tiny: Build):
+    model, images = tiny("clip_vit_b16_patchrank50", arch=arch, dynamic_img_size=True), torch.randn(1, 3, 96, 48)
     if "mixer" in arch:
         with pytest.raises(ValueError, match="made for 64 patches, got 72; use a predictor with arch='conv'"):
             model(images)
         return
     assert model.trace(images).final_tokens == 36
-    if arch in FREE:
-        assert model.reducer.predictor(holes, 1, (6, 3)).shape == (2, 11)
-    else:
-        with pytest.raises(ValueError, match="6 x 3 = 18 patches, got 11; use arch='mlp'"):
-            model.reducer.predictor(holes, 1, (6, 3))
 
 
 def test_conv_is_a_slow_neighbourhood_sum():
@@ -105,22 +97,11 @@ def test_the_transformer_attends_to_class_token_and_patches():
     assert torch.allclose(net(tokens[None], cls[None], GRID)[0], slow, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("arch", "points", "rescore", "keep"),
-    [
-        ("mlp", (1, 3, 5), True, 0.5),
-        ("transformer", (0, 1), True, 0.5),
-        ("mlp", (1, 3, 5), True, 0.985),  # nothing goes at the first point
-        ("conv", (1, 3, 5), False, 0.5),
-    ],
-)
-def test_each_point_keeps_the_best_of_its_predictor(
-    arch: str, points: tuple[int, ...], rescore: bool, keep: float, tiny: Build, images: Tensor
-):
+@pytest.mark.parametrize("keep", [0.5, 0.985])  # of which nothing goes at the first point
+def test_each_point_keeps_the_best_of_the_first_ranking(keep: float, tiny: Build, images: Tensor):
     """The slow way: dense blocks by hand, image by image, and the top of what is left."""
-    options = {"reduce_at": points, "rescore": rescore, "keep": keep}
-    model = tiny("clip_vit_b16_patchrank50", width=16, arch=arch, **options)
-    scorers = [model.reducer.predictor, *model.reducer.rescorers.values()]
+    points = (1, 3, 5)
+    model = tiny("clip_vit_b16_patchrank50", width=16, reduce_at=points, keep=keep)
     counts, output = model.reducer.counts(64), model(images)
     reductions = {went.block: went for went in model.trace(images).reductions}
     before = dict(zip(points, [64, *counts.values()], strict=False))
@@ -128,14 +109,12 @@ def test_each_point_keeps_the_best_of_its_predictor(
     for image in range(3):
         x, left = model.embed(images[image : image + 1]).x, torch.arange(64)
         for index, block in enumerate(model.blocks):
-            if index in points:
-                stage = points.index(index)
-                if rescore or stage == 0:
-                    scores = scorers[stage](x, 1, (8, 8))[0]
+            if index in reductions:
+                if len(left) == 64:
+                    scores = model.reducer.predictor(x, 1, (8, 8))[0]
                 best = scores.argsort(descending=True)[: counts[index]].sort().values
                 left, x, scores = left[best], torch.cat((x[:, :1], x[:, 1:][:, best]), dim=1), scores[best]
-                if index in reductions:
-                    assert torch.equal(reductions[index].after[image], left)
+                assert torch.equal(reductions[index].after[image], left)
             x = block(x)
         assert torch.allclose(output[image], model.head(model.norm(x)[:, 0])[0], atol=1e-5)
 

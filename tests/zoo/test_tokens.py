@@ -93,7 +93,7 @@ def test_histories_of_merging_and_fusing():
 
 
 CASES = [
-    ("patchrank", {"reduce_at": [0, 2, 4], "arch": "mlp", "rescore": True}),
+    ("patchrank", {"reduce_at": [0, 2, 4], "arch": "mlp"}),
     ("clsattn", {"source": "previous", "reduce_at": [1, 3]}),
     ("evit", {"reduce_at": [1, 3], "fuse": True}),
     ("tome", {}),
@@ -201,9 +201,6 @@ def test_stored_schedules():
     assert spread(196, 116 / 196, (3, 5, 7, 9), "linear") == {3: 176, 5: 156, 7: 136, 9: 116}
 
 
-WHOLE = "scores whole grids only, and with rescore=True patches are gone before block 3: expected one of linear, mlp, "
-
-
 @pytest.mark.parametrize(
     ("method", "options", "quoted"),
     [
@@ -228,9 +225,7 @@ WHOLE = "scores whole grids only, and with rescore=True patches are gone before 
         ("evit", {"stage_rate": 0.7}, "got keep=0.5, stage_rate=0.7"),
         ("evit", {"keep": None, "stage_rate": 0}, "stage_rate=0:"),
         ("patchrank", {"arch": "mpl"}, "arch='mpl': did you mean 'mlp'? expected one of conv"),
-        ("patchrank", {"rescore": 1}, "rescore=1: expected true or false"),
         ("patchrank", {"width": 0}, "width=0: expected an integer in [1, inf)"),
-        ("patchrank", {"arch": "conv", "rescore": True, "reduce_at": [1, 3]}, f"arch='conv' {WHOLE}"),
         ("pitome", {"margin": 1.5}, "margin=1.5"),
         ("pitome", {"alpha": 0}, "alpha=0"),
         ("pitome", {"energy_from": 2.5}, "energy_from=2.5"),
@@ -252,9 +247,6 @@ WHOLE = "scores whole grids only, and with rescore=True patches are gone before 
 def test_settings_out_of_range_are_refused(method: str, options: dict[str, Any], quoted: str, tower: zoo.ReducedViT):
     with pytest.raises(ValueError, match=re.escape(quoted)):
         zoo.reduce(tower, method=method, **{"keep": 0.5, **options})
-    if WHOLE in quoted:  # one point, or one ranking for all, needs no other predictor
-        for enough in ({"rescore": False}, {"reduce_at": [3]}):
-            assert not zoo.reduce(tower, method=method, keep=0.5, **options | enough).reducer.rescorers
 
 
 @pytest.mark.parametrize(("name", "match"), [("Evit", "'Evit': expected lower-case"), ("random", "is taken by Ran")])
