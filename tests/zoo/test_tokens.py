@@ -100,12 +100,25 @@ CASES = [
 ]
 
 
+def state(model: nn.Module) -> list[tuple[Any, ...]]:
+    """List every attribute of every module by identity, and every tensor by value."""
+    entries: list[tuple[Any, ...]] = []
+    for name, module in model.named_modules():
+        for key, value in sorted(module.__dict__.items()):
+            inner = value.items() if isinstance(value, dict) else [("", value)]
+            entries += [(name, key, k, id(v)) for k, v in inner]
+    return entries + [(name, v.double().sum().item()) for name, v in model.state_dict().items()]
+
+
 @pytest.mark.parametrize(("name", "options"), CASES)
 @torch.no_grad()
-def test_a_trace_is_consistent(name: str, options: dict, tiny: Build, images: Tensor):
+def test_a_trace_is_consistent_and_leaves_nothing_on_the_model(name: str, options: dict, tiny: Build, images: Tensor):
     model = tiny(f"clip_vit_b16_{name}50", **options)
+    before = state(model)
     trace, counts, fused = model.trace(images), model.reducer.counts(64), bool(options.get("fuse"))
     assert torch.equal(trace.output, model(images))
+    model.forward_intermediates(images)
+    assert state(model) == before
     left, wanted = 64, []
     for block in range(6):
         if block in counts:
@@ -136,27 +149,6 @@ def test_a_shared_prefix_gives_the_same_result(half: zoo.ReducedViT, images: Ten
     shared, _ = dense.advance(dense.embed(images), stop=half.reducer.first_block)
     tokens, _ = half.advance(shared, start=half.reducer.first_block)
     assert torch.equal(half.finish(tokens), half(images))
-
-
-def state(model: nn.Module) -> list[tuple[Any, ...]]:
-    """List every attribute of every module by identity, and every tensor by value."""
-    entries: list[tuple[Any, ...]] = []
-    for name, module in model.named_modules():
-        for key, value in sorted(module.__dict__.items()):
-            inner = value.items() if isinstance(value, dict) else [("", value)]
-            entries += [(name, key, k, id(v)) for k, v in inner]
-    return entries + [(name, v.double().sum().item()) for name, v in model.state_dict().items()]
-
-
-@pytest.mark.parametrize(("name", "options"), CASES)
-def test_nothing_is_left_on_the_model(name: str, options: dict, tiny: Build, images: Tensor):
-    model = tiny(f"clip_vit_b16_{name}50", **options)
-    before = state(model)
-    with torch.no_grad():
-        model.trace(images)
-        model(images)
-        model.forward_intermediates(images)
-    assert state(model) == before
 
 
 SCHEDULE = st.sampled_from(["geometric", "linear"])

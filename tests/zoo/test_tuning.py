@@ -132,6 +132,7 @@ def test_features_serve_as_well_as_images_and_checkpointing_changes_nothing(part
     assert torch.equal(quick.classifier(), run(parts, tokens="t").classifier())
     plain, spared = run(parts), run(parts, checkpointing=True)
     assert torch.allclose(plain.visual(), spared.visual(), atol=1e-6)
+    assert torch.allclose(plain.classifier(), spared.classifier(), atol=1e-6)
     assert not parts.model.visual.grad_checkpointing
 
 
@@ -308,16 +309,6 @@ def test_context_longer_than_the_table_shares_its_last_free_place(text: nn.Modul
     assert set(places[room : 1 + 32]) == {room}
     assert places[1 + 32 :] == list(range(room + 1, LENGTH))
     assert learner().isfinite().all()
-
-
-def test_gradients_reach_every_context_token_and_only_these(text: nn.Module):
-    learner = prompted(text, depth=2)
-    learner()[:, 0].sum().backward()
-    assert (learner.context.grad.abs().amax(dim=-1) > 0).all()
-    assert [name for name, _ in learner.named_parameters()] == ["context"]
-    spared = prompted(text, depth=2, checkpointing=True)
-    spared()[:, 0].sum().backward()
-    assert torch.allclose(learner.context.grad, spared.context.grad, atol=1e-7)
 
 
 def test_refuses_what_it_cannot_prompt(text: nn.Module):
