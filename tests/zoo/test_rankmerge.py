@@ -77,12 +77,15 @@ def test_protection_changes_whose_turn_it_is_and_not_the_goal():
             assert price == pytest.approx(wanted[i][j], abs=1e-5)
 
 
+@pytest.mark.parametrize("links", [0, 1, 4])
 @given(n=st.integers(2, 24), share=st.floats(0.0, 1.0), values=st.integers(1, 3), seed=st.integers(0, 99))
-def test_those_that_go_are_so_many_and_none_goes_into_one_that_goes(n: int, share: float, values: int, seed: int):
+def test_those_that_go_are_so_many_and_none_goes_into_one_that_goes(
+    links: int, n: int, share: float, values: int, seed: int
+):
     """Of few different values, with many ties and zeros."""
     r = max(1, round(share * (n // 2)))
     x = torch.randint(values, (2, n, 2), generator=torch.Generator().manual_seed(seed)).float()
-    gone, into, _ = pair_tokens(x, torch.zeros(2, n, 2), None, r)
+    gone, into, _ = pair_tokens(x, torch.zeros(2, n, 2), None, r, links)
     for goes, target in zip(gone.tolist(), into.tolist(), strict=True):
         assert len(set(goes)) == r
         assert not set(goes) & set(target)

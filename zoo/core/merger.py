@@ -13,7 +13,6 @@ from zoo.core.attention import Attended
 from zoo.core.reducer import Reducer, ReducerConfig
 from zoo.core.tokens import Tokens, every_position, rows
 
-LINKS = 4  # how far chains of nearest tokens are followed; beyond, one may go into a farther one than need be
 DISTANCE = 0.5  # what a squared distance in the grid costs, the grid's side being 1; a cosine of 0 costs 1
 
 
@@ -101,7 +100,7 @@ def scale_places(tokens: Tokens, distance: float) -> Tensor:
 
 
 def pair_tokens(
-    patches: Tensor, places: Tensor, weight: Tensor | None, r: int, protection: Tensor | None = None
+    patches: Tensor, places: Tensor, weight: Tensor | None, r: int, links: int = 4, protection: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose which ``r`` of n tokens, at most half, merge into which: greedy matching without a loop over pairs.
 
@@ -117,6 +116,7 @@ def pair_tokens(
         r: at least 1.
         protection: (B, n) factors on the cost of those that go, for whose turn it is alone; None for 1. On the cost of
             pairs it would send what matters into what doesn't, however unlike.
+        links: how far chains are followed; beyond, a token may have to go into a farther one than need be.
 
     Returns:
         (B, r) positions of those that go, cheapest first, (B, r) of those that they go into, (B, r) costs.
@@ -129,7 +129,7 @@ def pair_tokens(
         first = (second == own) & (own < nearest)
         first = first | (~first.any(dim=1, keepdim=True) & (own == 0))  # rounding may leave no such two
         goes = ~first
-        for _ in range(LINKS):
+        for _ in range(links):
             goes = ~first & ~goes.gather(1, nearest)
         beyond = cost.gather(2, second.unsqueeze(2)).squeeze(2)
         turn = near.where(goes, beyond)
