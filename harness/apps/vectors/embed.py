@@ -94,11 +94,9 @@ class Vectors(NamedTuple):
 
     @property
     def contents(self) -> dict[int, tuple[str, str]]:
-        """Map the positions of all, the bad ones included, to name and digest."""
-        good = zip(self.ids.tolist(), self.names, self.digests, strict=True)
-        return {one: (name, digest) for one, name, digest in good} | {
-            one.id: (one.name, one.digest) for one in self.bad
-        }
+        """Map the positions of all pictures, the bad ones included, to name and digest."""
+        rows = zip(self.ids.tolist(), zip(self.names, self.digests, strict=True), strict=True)
+        return dict(rows) | {bad.id: (bad.name, bad.digest) for bad in self.bad}
 
 
 def _from_shard(shard: Shard[VectorsProvenance]) -> Vectors:
@@ -363,7 +361,7 @@ def _tell_changes(folder: Path, count: int, source: PictureSource, progress: Pro
     Bytes are compared where all names are the same.
     """
     now, then, moved, other = source.names, list[str](), list[str](), list[str]()
-    for vectors in read_vectors(folder):
+    for vectors in map(_from_shard, VECTORS.shards(folder)):
         contents = vectors.contents
         then += (name for name, _ in contents.values())
         moved += (name for place, (name, _) in contents.items() if place >= len(now) or now[place] != name)
@@ -385,7 +383,7 @@ def _find_other(folder: Path, source: PictureSource, count: int, progress: Progr
     """List the pictures whose bytes aren't those that shards were made of, of the ``count`` in these."""
     other, done = list[str](), 0
     with progress.task("comparing pictures", count) as update:
-        for vectors in read_vectors(folder):
+        for vectors in map(_from_shard, VECTORS.shards(folder)):
             contents = vectors.contents
             places = range(min(contents), max(contents) + 1)
             pictures = zip(places, source.pictures(places), strict=True)
