@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from harness.base.lines import claim_file
 from harness.base.table import Part, Shown, Table, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
@@ -63,7 +64,10 @@ def run_choose(args: Namespace, status: Console) -> Shown:
 
     bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
     dataset = args.dataset or f"images:{args.images}"
-    selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
+    with claim_file(args.output):
+        selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
+        if selection.met:
+            selection.setup.write(args.output)
     setup, parts = selection.setup, [selection_table(selection)]
     data = json_values(
         {
@@ -86,8 +90,6 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         return Shown(parts=(*parts, text, *warnings), data=data, code=1)
     if time["verdict"] != "faster":
         warnings.append("that it is faster than dense isn't shown: the interval of the ratio includes 1")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    setup.write(args.output)
     ends = "by the ends of 95 % intervals"
     wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, {ends}. {text}"
     return Shown(parts=(*parts, wrote, *warnings, _use(args)), data=data)
@@ -147,7 +149,7 @@ def run_export(args: Namespace, status: Console) -> Shown:
     progress.say(f"{setup.name}: writing {args.format} in {setup.dtype}, then {len(images)} images run through it")
     kind = {"format": args.format, "dtype": setup.dtype}
     how = kind | {"batches": args.batches, "least_cosine": args.least_cosine}
-    with progress.task("checked", len(images) * len(args.batches)) as tick:
+    with claim_file(args.output), progress.task("checked", len(images) * len(args.batches)) as tick:
         try:
             agreement = export_model(tower.vit, args.output, images, **how, facts=about, tick=tick)
         except DisagreementError as error:

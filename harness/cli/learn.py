@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from harness.base.lines import claim_file, require_appendable
 from harness.base.table import Shown, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
@@ -140,7 +141,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     if not files["train"] and not jobs:
         raise ValueError("nothing to learn from: give --dataset, or --rankings")
     limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
-    with progress.task("fit predictor, steps", len(jobs) + 1) as update:
+    with claim_file(args.output), progress.task("fit predictor, steps", len(jobs) + 1) as update:
         for done, (split, job) in enumerate(jobs, start=1):
             files[split].append(rank(job, progress).path)
             update(done)
@@ -188,7 +189,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
     from harness.measure.tuning import load_tuners
-    from zoo.core.files import write_whole
+    from zoo.core.files import cache_folder, write_whole
 
     asked = {"tokens": args.tokens, "count": args.num_tokens}
     asked = {name: value for name, value in asked.items() if value is not None}
@@ -199,13 +200,15 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     row, (tuner,) = load_tuners(args.model, [dataset], **how)
     begin = time.perf_counter()
     steps = config.total_steps(len(drawn.train))
-    tuned = tuner.tuned([row], args.shots, config.seed, config)[row.key]
-    seconds = time.perf_counter() - begin
-    path = tuned.file.path
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.output, path.read_bytes())
-        path = args.output
+    if args.output is None:
+        require_appendable(cache_folder() / "prompts" / "any")
+    with claim_file(args.output):
+        tuned = tuner.tuned([row], args.shots, config.seed, config)[row.key]
+        seconds = time.perf_counter() - begin
+        path = tuned.file.path
+        if args.output is not None:
+            write_whole(args.output, path.read_bytes())
+            path = args.output
     untuned, top1 = (one.top1 for one in tuner.judge(row, tuned, drawn.val))
     parameters, memory_mib = tuned.file.provenance["parameters"], _memory_mib(args.device)
     text = (

@@ -32,7 +32,7 @@ from harness.records.times import (
     fitting,
     time_fields,
 )
-from zoo.core.files import fingerprint
+from zoo.core.files import fingerprint, is_out_of_memory
 from zoo.core.messages import expected
 from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
@@ -291,7 +291,7 @@ def _time(
         try:
             images = timing.random_images(batch, vit.input_size, device, DTYPES[dtype])
         except RuntimeError as error:
-            if not timing.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = f"{timing.OUT_OF_MEMORY}, for the images alone"
             ready = dict.fromkeys(models, timing.ReadyModel(failed=reason))
@@ -366,7 +366,7 @@ def time_runnables(
             tick=lambda done: tick(len(ready) + done),
         )
     except (RuntimeError, MemoryError) as error:
-        if not timing.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         reason, timings = f"{timing.OUT_OF_MEMORY}, with all of them ready", {}
         ready |= {key: replace(ready[key], failed=reason) for key in calls}

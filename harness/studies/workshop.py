@@ -36,7 +36,7 @@ from harness.studies.spec import (
     StudyLine,
 )
 from harness.studies.tables import StudyTable, compare_lines
-from zoo.core.files import cache_folder, digest, fingerprint
+from zoo.core.files import cache_file, digest, fingerprint
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.reducer import ReducerConfig
 from zoo.loading.adopt import reduce
@@ -178,7 +178,7 @@ class Workshop:
         every = [[self.make(one) for one in part] for part in (spec.train, spec.stop)]
         parts = [[asdict(one.provenance) | {"ids": one.image_ids} for one in part] for part in every]
         conditions = [self.tower.name, self.weights, parts, asdict(spec.recipe), spec.shots, torch.__version__]
-        return cache_folder() / "studies" / f"{digest(conditions, length=20)}.safetensors"
+        return cache_file("studies", f"{digest(conditions, length=20)}.safetensors")
 
     def _loadable(self, path: Path) -> PredictorFile | None:
         words = "a predictor of an earlier run is fitted anew"

@@ -1,7 +1,10 @@
 """Files are there whole or not at all, and damaged ones are refused by their names."""
 
+import contextlib
 import math
 import os
+import socket as socket_module
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zoo.core.files import read_facts, write_learned, write_whole
+from zoo.core.files import NoRoomError, read_facts, write_learned, write_whole
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading.learned_files import PromptFile, save_prompts
@@ -29,6 +32,41 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         write_whole(path, b"second")
     assert path.read_bytes() == b"first"
     assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced_with_its_mode(tmp_path: Path):
+    target, link, dangling = tmp_path / "there" / "file", tmp_path / "link", tmp_path / "dangling"
+    target.parent.mkdir()
+    target.write_bytes(b"first")
+    target.chmod(0o640)
+    link.symlink_to("there/file")
+    dangling.symlink_to("there/new")
+    write_whole(link, b"second")
+    write_whole(dangling, b"new")
+    assert (link.is_symlink(), dangling.is_symlink()) == (True, True)
+    assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == {"file": b"second", "new": b"new"}
+    assert target.stat().st_mode & 0o777 == 0o640
+    write_whole(link, tmp_path / "there" / "new")  # a file is moved
+    assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == {"file": b"new"}
+
+
+def test_pipes_and_devices_are_written_to_and_stay(tmp_path: Path):
+    pipe, socket = tmp_path / "pipe", tmp_path / "socket"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        write_whole(pipe, b"whole")
+        assert reader.communicate(timeout=60)[0] == b"whole"
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        write_whole(Path(f"/dev/fd/{reader.stdin.fileno()}"), b"whole")
+        assert reader.communicate(timeout=60)[0] == b"whole"
+    with contextlib.closing(socket_module.socket(socket_module.AF_UNIX)) as bound:
+        bound.bind(str(socket))
+        with pytest.raises(OSError, match=r"socket': it is a socket; expected a file, a pipe or a device"):
+            write_whole(socket, b"")
+    with pytest.raises(NoRoomError, match="can't write '/dev/full': the disk is full; 5 bytes needed"):
+        write_whole(Path("/dev/full"), b"whole")
+    assert [pipe.is_fifo(), socket.is_socket(), Path("/dev/full").is_char_device()] == [True] * 3
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 KINDS = pytest.mark.parametrize("kind", ["predictor", "prompts"])

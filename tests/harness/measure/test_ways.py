@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import zoo
 from harness.measure import timing
 from harness.records.times import EAGER
+from zoo.core.files import is_out_of_memory
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 METHODS = (None, "tome")
@@ -223,7 +224,7 @@ def test_weights_are_parameters_and_buffers_in_their_precision():
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
 ])  # fmt: skip
 def test_what_says_that_memory_did_not_suffice(error, is_memory):
-    assert timing.is_out_of_memory(error) is is_memory
+    assert is_out_of_memory(error) is is_memory
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
-    assert timing.is_out_of_memory(caught.value)
+    assert is_out_of_memory(caught.value)
