@@ -38,14 +38,14 @@ _NO_ROOM = {
     errno.EROFS: "the disk is read-only",
 }
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory")
-FILE, FOLDER, PIPE, DEVICE = "file", "folder", "pipe", "device"
+PIPE, DEVICE = "a pipe", "a device"
 _KINDS = {
-    stat.S_IFREG: FILE,
-    stat.S_IFDIR: FOLDER,
+    stat.S_IFREG: None,
+    stat.S_IFDIR: "a folder",
     stat.S_IFIFO: PIPE,
     stat.S_IFCHR: DEVICE,  # such as /dev/stdout
-    stat.S_IFBLK: "disk",
-    stat.S_IFSOCK: "socket",
+    stat.S_IFBLK: "a disk",
+    stat.S_IFSOCK: "a socket",
 }
 
 
@@ -81,18 +81,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
 
 
+def odd_kind(mode: int) -> str | None:
+    """Say what it is that isn't read from its start to its end, such as a pipe; None of a regular file."""
+    return _KINDS.get(stat.S_IFMT(mode), DEVICE)
+
+
 def kind_of(path: Path) -> str | None:
-    """Return what a path leads to, a file, folder, pipe, device, disk or socket; None if nothing is there."""
+    """Say what a path leads to as `odd_kind` does; None of a regular file or of nothing."""
     try:
-        return _KINDS[stat.S_IFMT(path.stat().st_mode)]
+        return odd_kind(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
 def require_file(path: Path) -> None:
-    """Refuse, by a ValueError, to read what is no file, such as a pipe, which may never end; nothing there passes."""
-    if (kind := kind_of(path)) not in (FILE, None):
-        raise ValueError(f"{str(path)!r} is a {kind}: expected a file")
+    """Refuse, by a ValueError, a pipe, which may never end, and what else is no file; nothing there passes."""
+    if kind := kind_of(path):
+        raise ValueError(f"{str(path)!r} is {kind}; expected a regular file")
 
 
 def cache_folder() -> Path:
@@ -144,13 +149,12 @@ def write_whole(path: Path, content: bytes | Path) -> None:
     """
     size = content.stat().st_size if isinstance(content, Path) else len(content)
     kind, asked = kind_of(path), path
-    if kind not in (FILE, PIPE, DEVICE, None):
-        raise OSError(f"can't write {str(path)!r}: it is a {kind}; expected a file, a pipe or a device")
-    through = kind in (PIPE, DEVICE)
+    if kind not in (PIPE, DEVICE, None):
+        raise OSError(f"can't write {str(path)!r}: it is {kind}; expected a file, a pipe or a device")
     path = Path(os.path.realpath(path))
     partial = partial_of(path)
     try:
-        if through:
+        if kind is not None:
             asked.write_bytes(content.read_bytes() if isinstance(content, Path) else content)
             return
         if isinstance(content, Path):
@@ -159,7 +163,7 @@ def write_whole(path: Path, content: bytes | Path) -> None:
             partial.write_bytes(content)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        if kind == FILE:
+        if path.is_file():
             shutil.copymode(path, partial)
         partial.replace(path)
     except BaseException as error:

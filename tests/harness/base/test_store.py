@@ -241,7 +241,7 @@ with Store(Path(sys.argv[1]), replace(KIND, check=lambda _: None), size=500_000,
 def test_a_pipe_is_no_shard(folder: Path):
     shard_path(folder, 0).unlink()
     os.mkfifo(shard_path(folder, 0))
-    with pytest.raises(ValueError, match=r"part-00000\.parquet' is a pipe: expected a file"):
+    with pytest.raises(ValueError, match=r"part-00000\.parquet' is a pipe; expected a regular file"):
         fill(folder)
 
 
