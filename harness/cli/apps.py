@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.base.lines import claim_file
 from harness.base.table import Part, Shown, Table, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
@@ -61,6 +60,7 @@ def run_choose(args: Namespace, status: Console) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
     from harness.apps.choose import ChooseConfig, choose, selection_table
     from harness.apps.fidelity import SetupBounds
+    from harness.base.lines import claim_file
 
     bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
     dataset = args.dataset or f"images:{args.images}"
@@ -131,6 +131,7 @@ def run_export(args: Namespace, status: Console) -> Shown:
     """
     import torch
 
+    from harness.base.lines import claim_file
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import subset
     from harness.golden.rank import Source

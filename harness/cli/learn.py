@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.base.lines import claim_file, require_appendable
 from harness.base.table import Shown, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
@@ -110,6 +109,7 @@ def _predictor_flags(parser: CommandParser) -> None:
 
 def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
+    from harness.base.lines import claim_file
     from harness.datasets import get_dataset
     from harness.datasets.base import SplitName
     from harness.datasets.few_shot import require_images, require_labels
@@ -186,6 +186,7 @@ def _prompts_flags(parser: CommandParser) -> None:
 
 def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
+    from harness.base.lines import claim_file, require_appendable
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
     from harness.measure.tuning import load_tuners
