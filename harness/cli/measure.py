@@ -99,8 +99,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
 def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
-    from harness.measure.bench import Tracer
-    from harness.measure.compare import compare
+    from harness.measure.bench import Tracer, compare
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
     from harness.records.averages import match_costs, training_free
@@ -175,7 +174,7 @@ def run_eval(args: Namespace, status: Console) -> Shown:
 
 def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
-    from harness.measure.compare import compare, judge
+    from harness.measure.bench import compare, judge
     from harness.measure.plan import Plan, recovered_alone
     from harness.models.towers import split_method
     from harness.records.conditions import DENSE

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,9 +93,6 @@ class LatencyPlan:
                 f"a number from {timing.LEAST_ROUNDS}; of fewer rounds no median has a 95 % interval",
             ),
         )
-        for flag, given in (("batches", self.batches), ("threads", self.threads)):
-            if not given:
-                raise ValueError(f"--{flag} without a number: expected numbers from 1")
         for flag, numbers, fits, words in bounds:
             for value in numbers:
                 if not fits(value):
@@ -209,7 +206,7 @@ def measure_latency(
     for dense, pairs in plan.groups.items():
         for size in plan.image_sizes or (None,):
             family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress, size=size)
-            vits: dict[str, list[ReducedViT]] = {}  # in the last precision
+            vits: dict[str, list[ReducedViT]] = {}  # in the last precision; they go on sharing weights
             for conditions in plan.shared_rounds:
                 blanks = [_blank(plan, family, row, one, machine) for one, row in product(conditions, family.rows)]
                 old = [_find_known(blank, known, plan.rounds, progress) for blank in blanks]
@@ -218,7 +215,8 @@ def measure_latency(
                     dtype = conditions[0].dtype
                     if dtype not in vits:
                         vits.clear()  # before there are others
-                        vits[dtype] = _copies(family, dtype, plan.device)
+                        copies = copy.deepcopy([row.vit for row in family.rows])
+                        vits[dtype] = [vit.to(plan.device, DTYPES[dtype]) for vit in copies]
                     # The first, a dense model, is timed with whatever is missing.
                     runs = {i: (blanks[i], vits[dtype][i % len(family.rows)]) for i in sorted(missing | {0})}
                     new = _time(plan, conditions[0], runs, progress)
@@ -236,12 +234,6 @@ def _find_known(
         why = f"{record.failed} in an earlier run, so it isn't tried again; --fresh does"
         progress.say(f"{record.model}: {label}: {why}")
     return record
-
-
-def _copies(family: Family, dtype: str, device: str) -> list[ReducedViT]:
-    """Copy the models, which go on sharing weights, to the device in a precision."""
-    vits = copy.deepcopy([row.vit for row in family.rows])
-    return [vit.to(device, DTYPES[dtype]) for vit in vits]
 
 
 def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition, machine: Machine) -> LatencyRecord:
@@ -287,27 +279,21 @@ def _time(
     if plan.runtimes:
         label = f"{first.model}: runtimes, threads {threads}, batch {batch}"
     models = {i: Runnable(vit, one.way, one.dtype if plan.runtimes else None) for i, (one, vit) in runs.items()}
-    with _threads(threads), progress.task(label, len(runs) + plan.rounds) as tick:
+    watch, total = timing.stopwatch(device, threads), len(runs) + plan.rounds
+    with _threads(threads), progress.task(label, total) as tick:
         try:
             images = timing.random_images(batch, vit.input_size, device, DTYPES[dtype])
         except RuntimeError as error:
             if not timing.is_out_of_memory(error):
                 raise
             reason = f"{timing.OUT_OF_MEMORY}, for the images alone"
-            ready = dict.fromkeys(models, timing.ReadyModel(failed=reason))
-            timings, around = dict[int, Timing](), Surroundings()
+            ready, timings = dict.fromkeys(models, timing.ReadyModel(failed=reason)), dict[int, Timing]()
         else:
-            ready, timings, around = time_runnables(
-                models,
-                images,
-                rounds=plan.rounds,
-                seconds=plan.seconds,
-                watch=timing.stopwatch(device, threads),
-                tick=lambda done: tick(min(done, len(runs) + plan.rounds)),
-            )
+            how: dict[str, Any] = {"rounds": plan.rounds, "seconds": plan.seconds, "stopwatch": watch}
+            ready, timings = time_runnables(models, images, tick=lambda done: tick(min(done, total)), **how)
     if plan.runtimes or way == timing.COMPILE:
         torch._dynamo.reset()
-    new = {}
+    new, around = {}, next((own.around for own in timings.values()), Surroundings())
     for i, (blank, _) in runs.items():
         fields = {name: getattr(ready[i], name) for name in ("failed", "first_call_s", "deviation", "peak_mib")}
         if ready[i].weights_mib is not None:
@@ -316,7 +302,7 @@ def _time(
             # Of a runtime's time the multiply-adds explain only a part.
             saved = blank.saved_gflops if blank.reference == OWN else None
             fields |= time_fields(own, timings.get(0) if i else None, saved)
-            fields["warnings"] = timing.warnings_of(own, around, blank.machine.cores)
+            fields["warnings"] = timing.warnings_of(own)
         new[i] = replace(blank, created=utc_now(), surroundings=around, **fields)
     progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
     return new
@@ -331,20 +317,14 @@ class Runnable(NamedTuple):
 
 
 def time_runnables(
-    models: Mapping[int, Runnable],
-    images: Tensor,
-    *,
-    rounds: int,
-    seconds: float,
-    watch: timing.Stopwatch,
-    tick: Callable[[int], object] = lambda _: None,
-) -> tuple[dict[int, timing.ReadyModel], dict[int, Timing], Surroundings]:
+    models: Mapping[int, Runnable], images: Tensor, *, tick: Callable[[int], object] = lambda _: None, **how: Any
+) -> tuple[dict[int, timing.ReadyModel], dict[int, Timing]]:
     """Make models ready and time those that can be timed in turn on the same images (B, C, H, W).
 
-    ``rounds`` and ``seconds`` are those of `timing.interleave`; ``tick`` takes models ready and rounds done.
+    ``how`` is for `timing.interleave`; ``tick`` takes models ready and rounds done.
 
     Returns:
-        How making each ready went, timings of those that did not fail, how busy the machine was.
+        How making each ready went, and timings of those that did not fail.
     """
     ready = {}
     for key, one in models.items():
@@ -352,25 +332,15 @@ def time_runnables(
         tick(len(ready))
     calls = {key: one.call for key, one in ready.items() if one.call is not None}
     if not calls:
-        return ready, {}, Surroundings()
-    meanwhile = timing.Watch()
+        return ready, {}
+    how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "tick": lambda done: tick(len(ready) + done)}
     try:
-        timings = timing.interleave(
-            calls,
-            images,
-            rounds,
-            seconds=seconds,
-            warmup=WARMUP,
-            warmup_s=WARMUP_S,
-            stopwatch=watch,
-            tick=lambda done: tick(len(ready) + done),
-        )
+        return ready, timing.interleave(calls, images, **how)
     except (RuntimeError, MemoryError) as error:
         if not timing.is_out_of_memory(error):
             raise
-        reason, timings = f"{timing.OUT_OF_MEMORY}, with all of them ready", {}
-        ready |= {key: replace(ready[key], failed=reason) for key in calls}
-    return ready, timings, meanwhile.surroundings()
+        reason = f"{timing.OUT_OF_MEMORY}, with all of them ready"
+        return ready | {key: replace(ready[key], failed=reason) for key in calls}, {}
 
 
 @contextmanager
