@@ -142,15 +142,6 @@ def test_model_random_state_and_loggers_are_left_alone(caplog, capfd):
     assert [module.training for module in model.modules()] == flags
 
 
-@pytest.mark.parametrize(("model", "size", "message"), [
-    (nn.Conv2d(3, 1, 1), (0, 4), "got 3x0x4"),
-    (nn.Conv2d(3, 1, 1, device="meta"), 4, "Conv2d has no parameters on a device"),
-])  # fmt: skip
-def test_refusals(model, size, message):
-    with pytest.raises(ValueError, match=message):
-        gflops(model, size)
-
-
 class OnTokens(nn.Module):
     """A predictor of one argument, as the counter wants it: tokens (1, 768, 197, 1)."""
 
