@@ -16,7 +16,6 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from harness import git_commit
-from harness.base.store import BrokenShardError
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset, Split
@@ -177,9 +176,7 @@ class Tracer:
         """Store small copies of a split's images; those that have one are not drawn again."""
         try:
             thumbnails = Thumbnails.read(self.run, facts)
-        except ValueError as error:
-            if not isinstance(error.__cause__, BrokenShardError):
-                raise
+        except ValueError:  # broken, so they are made anew
             thumbnails = Thumbnails(jpeg={})
         absent = [i for i, name in enumerate(split.image_ids) if name not in thumbnails.jpeg]
         if not absent:

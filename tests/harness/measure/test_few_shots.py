@@ -107,10 +107,10 @@ def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs):
 
 
 @pytest.mark.parametrize(("change", "match"), [
-    ({"tokens": "tv"}, "--tokens 'tv': did you mean 'v'? expected one of t, v, vt, probe"),
+    ({"tokens": "tv"}, "tokens='tv': did you mean 'v'? expected one of t, v, vt, probe"),
     ({"shots": (1, -2)}, "--shots -2: expected 0, which is by text, or a number from 1"),
-    ({"seeds": 0}, "--seeds 0: expected a number from 1"),
-    ({"num_tokens": 0}, "--num-tokens 0: expected a number from 1"),
+    ({"seeds": 0}, "seeds=0: expected an integer in [1, inf)"),
+    ({"num_tokens": 0}, "num_tokens=0: expected an integer in [1, inf)"),
     ({"split": "val"}, "--split val: labelled images of 'toy' for shots come from there"),
 ])  # fmt: skip
 def test_refusals_before_any_run(change, match, monkeypatch):
