@@ -22,7 +22,6 @@ from zoo.learning.tuning import Labelled, TuneConfig, tune
 from zoo.loading.adopt import add_prompts
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile
-from zoo.loading.sizes import MODELS
 from zoo.towers.vit import ReducedViT
 
 T = TypeVar("T")
@@ -161,20 +160,14 @@ class Tuner:
         return Labelled(torch.stack([self._pixels[name] for name in split.image_ids]), labels)
 
 
-def load_row(name: str) -> tuple[ClipParts, Variant, str]:
-    """Load a model with its text tower; return the towers, the model as a row, and its tag."""
-    dense, method, keep = split_method(name)
-    require_rows(dense, [(method or DENSE, keep)])
-    parts, arch, tag = load_clip(dense)
-    (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
-    parts.model.visual = row.vit
-    return parts, row, tag
-
-
 def load_tuner(name: str, dataset: Dataset, *, draws: str, device: str, progress: Progress) -> tuple[Variant, Tuner]:
-    """Load a model, and what tunes it on a dataset."""
-    parts, row, tag = load_row(name)
-    known, weights = MODELS.get(row.model), fingerprint(row.vit)
-    dense = row.model if known is None else known.dense
+    """Load a model with its text tower as a row, and what tunes it on a dataset."""
+    dense, method, keep = split_method(name)
+    pair = (method or DENSE, keep)
+    require_rows(dense, [pair])
+    parts, arch, tag = load_clip(dense)
+    (row,) = rows_of(parts.model.visual, arch, tag, [pair])
+    origin = {"model": arch, "tag": tag, "weights": fingerprint(row.vit)}
+    parts.model.visual = row.vit
     parts.model.to(device)
-    return row, Tuner(parts, dataset, model=dense, tag=tag, weights=weights, draws=draws, progress=progress)
+    return row, Tuner(parts, dataset, **origin, draws=draws, progress=progress)

@@ -20,7 +20,7 @@ from harness.datasets.few_shot import draw
 from harness.measure import rows as measured_rows
 from harness.measure import tuning as module
 from harness.measure.rows import Variant, variants
-from harness.measure.tuning import Tuner, load_row, load_tuner
+from harness.measure.tuning import Tuner, load_tuner
 from harness.models.towers import load_tower, text_classifier
 from harness.records.metrics import correct
 from zoo.core.files import blocks_fingerprint, fingerprint
@@ -29,6 +29,7 @@ from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile, save_prompts
 
 ARCH, TAG = "clip_vit_b16", "openai"
+Command = Callable[..., int]
 QUICK: dict[str, Any] = {"count": 2, "rounds": 2, "steps": 2, "batch": 3, "dtype": "float32"}
 
 
@@ -125,15 +126,12 @@ def test_a_stopped_run_goes_on(tuner, rows, monkeypatch):
 
 
 @pytest.fixture
-def command(
-    parts: ClipParts, named: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., int]:
-    row = variants(parts.model.visual, ARCH, TAG, ["patchrank"], [0.5])[0]
+def command(parts: ClipParts, named: Dataset, predictor_file: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: named)
-    monkeypatch.setattr("harness.measure.tuning.load_row", lambda name: (parts, row, TAG))
+    monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
 
     def call(*words: str) -> int:
-        small = ["--num-tokens", "2", "--tune", "batch=3,rounds=1"]
+        small = ["--model", f"{ARCH}_patchrank50", "--num-tokens", "2", "--tune", "batch=3,rounds=1"]
         return main(["fit", "prompts", "--dataset", "named", "--shots", "1", *small, *words])
 
     return call
@@ -190,13 +188,13 @@ def test_open_clips_towers_are_tuned(foreign, named, tmp_path, monkeypatch):
 
 
 def test_a_reduced_model_of_ours_by_name(named):
-    parts, row, tag = load_row("clip_vit_s14_tome50")
-    assert (row.model, row.method, row.keep, tag) == ("clip_vit_s14_tome50", "tome", 0.5, "imgfocus_lit")
-    assert row.vit is parts.model.visual
-    _, tuner = load_tuner("clip_vit_s14_tome50", named, draws="ours", device="cpu", progress=Progress())
-    assert tuner.model == "clip_vit_s14"
+    how = {"draws": "ours", "device": "cpu", "progress": Progress()}
+    row, tuner = load_tuner("clip_vit_s14_tome50", named, **how)
+    assert (row.model, row.method, row.keep) == ("clip_vit_s14_tome50", "tome", 0.5)
+    assert (tuner.model, tuner.tag) == ("clip_vit_s14", "imgfocus_lit")
+    assert row.vit is tuner.parts.model.visual
     with pytest.raises(FileNotFoundError, match=r"no weights of clip_vit_b16\.openai"):
-        load_row("clip_vit_b16_tome50")
+        load_tuner("clip_vit_b16_tome50", named, **how)
 
 
 def test_a_tuned_model_that_was_saved_is_a_dense_tower_again(tmp_path, named):
