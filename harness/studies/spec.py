@@ -67,7 +67,7 @@ class StudyConfig:
             drawn = "CoOp's own draws" if self.draws == COOP else "draws of our own"
             words = (
                 f"{shipped}{words}; {tune.learned}, learned from {self.labelled} labelled images per class, {drawn}, "
-                f"in {tune.described()}"
+                f"in {tune.describe()}"
             )
         return f"Where nothing else is said: {words}; {self.seeds} seeds."
 

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
 import zoo
-from baselines.random import hashed
+from baselines.random import hash_positions
 
 
 def entering(tower: VisionTransformer, images: Tensor, block: int = 0) -> Tensor:
@@ -144,7 +144,7 @@ def slow_hash(position: int, seed: int) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1, 12345, 2**31, 2**40 + 3])
 def test_the_hash_is_32_bit_arithmetic(seed: int):
-    found = hashed(torch.arange(576)[None], seed)[0]
+    found = hash_positions(torch.arange(576)[None], seed)[0]
     assert found.dtype == torch.float32
     assert found.tolist() == [slow_hash(p, seed) for p in range(576)]
     assert found.unique().numel() >= 575

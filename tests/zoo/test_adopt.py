@@ -78,7 +78,7 @@ def test_towers_that_cannot_be_reduced(make: Any, match: str):
         zoo.reduce(tower, method="tome", keep=0.5)
 
 
-PATCHRANK = {"keep": 0.4, "reduce_at": [1, 3], "arch": "mlp", "width": 16, "rescore": True}
+PATCHRANK = {"keep": 0.4, "reduce_at": [1, 3], "arch": "mlp", "width": 16}
 
 
 @pytest.mark.parametrize("safe", [True, False])
@@ -120,17 +120,3 @@ def test_round_trip(
         fewer = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, keep=0.25).eval()
         assert fewer.reducer.points == model.reducer.points
         assert fewer.trace(images).final_tokens == 16
-
-
-@torch.no_grad()
-def test_rescoring_can_be_left_off_but_not_made_up(tiny: Build, images: Tensor, tmp_path: Path):
-    options = {"reduce_at": [1, 3], "arch": "mlp"}
-    model = tiny("clip_vit_b16_patchrank60.openai", rescore=True, **options)
-    save_for_hf(model, tmp_path / "new", safe_serialization=True)
-    again = timm.create_model(f"local-dir:{tmp_path / 'new'}", pretrained=True, rescore=False)
-    carried = zoo.reduce(model, method="patchrank", keep=0.6, **options).eval()
-    carried.reducer.predictor = model.reducer.predictor
-    torch.testing.assert_close(again.eval()(images), carried(images))
-    save_for_hf(again, tmp_path / "old", safe_serialization=True)
-    with pytest.raises(ValueError, match=r"no predictor: 'reducer\.rescorers\.3\..* is missing"):
-        timm.create_model(f"local-dir:{tmp_path / 'old'}", pretrained=True, rescore=True)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:User
 METHODS = sorted(set(zoo.METHODS) - {"evit", "tome"})
 CASES = [
     *((name, {"reduce_at": 1} if name != "clsattn" else {"source": "previous"}) for name in METHODS),
-    ("patchrank", {"arch": "transformer", "reduce_at": [1, 2], "rescore": True}),
+    ("patchrank", {"arch": "transformer", "reduce_at": [1, 2]}),
     ("patchrank", {"arch": "mixer", "reduce_at": 1}),
 ]
 

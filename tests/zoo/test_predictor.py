@@ -13,7 +13,7 @@ from zoo.core.reducer import HostSpec, build_reducer
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Build = Callable[..., nn.Module]
-FREE = ["linear", "mlp", "transformer"]  # of the place, and of how many patches there are
+FREE = ["linear", "mlp", "transformer"]  # of the place
 GRID = (2, 3)
 
 
@@ -38,25 +38,17 @@ def test_scores_each_image_alone_and_each_patch_where_places_do_not_count(arch: 
     assert torch.allclose(scores, alone, atol=1e-5)
     order = torch.randperm(16)
     moved = model(torch.cat((x[:, :prefix], x[:, prefix:][:, order]), dim=1), prefix, (4, 4))
-    assert ARCHITECTURES[arch].any_subset == (arch in FREE)
     assert torch.allclose(moved, scores[:, order], atol=1e-5 if arch in FREE else 1e-2) == (arch in FREE)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_grids_of_other_sizes_or_with_holes(arch: str, tiny: Build):
-    """After an earlier reduction fewer tokens come than the grid has cells."""
-    model = tiny("clip_vit_b16_patchrank50", arch=arch, dynamic_img_size=True)
-    images, holes = torch.randn(1, 3, 96, 48), torch.randn(2, 1 + 11, 48)
+def test_grids_of_other_sizes(arch: str, tiny: Build):
+    model, images = tiny("clip_vit_b16_patchrank50", arch=arch, dynamic_img_size=True), torch.randn(1, 3, 96, 48)
     if "mixer" in arch:
         with pytest.raises(ValueError, match="made for 64 patches, got 72; use a predictor with arch='conv'"):
             model(images)
         return
     assert model.trace(images).final_tokens == 36
-    if arch in FREE:
-        assert model.reducer.predictor(holes, 1, (6, 3)).shape == (2, 11)
-    else:
-        with pytest.raises(ValueError, match="6 x 3 = 18 patches, got 11; use arch='mlp'"):
-            model.reducer.predictor(holes, 1, (6, 3))
 
 
 def test_conv_is_a_slow_neighbourhood_sum():
@@ -116,22 +108,11 @@ def test_the_transformer_attends_to_class_token_and_patches():
     assert torch.allclose(net(tokens[None], cls[None], GRID)[0], slow, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("arch", "points", "rescore", "keep"),
-    [
-        ("mlp", (1, 3, 5), True, 0.5),
-        ("transformer", (0, 1), True, 0.5),
-        ("mlp", (1, 3, 5), True, 0.985),  # nothing goes at the first point
-        ("conv", (1, 3, 5), False, 0.5),
-    ],
-)
-def test_each_point_keeps_the_best_of_its_predictor(
-    arch: str, points: tuple[int, ...], rescore: bool, keep: float, tiny: Build, images: Tensor
-):
+@pytest.mark.parametrize("keep", [0.5, 0.985])  # of which nothing goes at the first point
+def test_each_point_keeps_the_best_of_the_first_ranking(keep: float, tiny: Build, images: Tensor):
     """The slow way: dense blocks by hand, image by image, and the top of what is left."""
-    options = {"reduce_at": points, "rescore": rescore, "keep": keep}
-    model = tiny("clip_vit_b16_patchrank50", width=16, arch=arch, **options)
-    scorers = [model.reducer.predictor, *model.reducer.rescorers.values()]
+    points = (1, 3, 5)
+    model = tiny("clip_vit_b16_patchrank50", width=16, reduce_at=points, keep=keep)
     counts, output = model.reducer.counts(64), model(images)
     reductions = {went.block: went for went in model.trace(images).reductions}
     before = dict(zip(points, [64, *counts.values()], strict=False))
@@ -139,37 +120,27 @@ def test_each_point_keeps_the_best_of_its_predictor(
     for image in range(3):
         x, left = model.embed(images[image : image + 1]).x, torch.arange(64)
         for index, block in enumerate(model.blocks):
-            if index in points:
-                stage = points.index(index)
-                if rescore or stage == 0:
-                    scores = scorers[stage](x, 1, (8, 8))[0]
+            if index in reductions:
+                if len(left) == 64:
+                    scores = model.reducer.predictor(x, 1, (8, 8))[0]
                 best = scores.argsort(descending=True)[: counts[index]].sort().values
                 left, x, scores = left[best], torch.cat((x[:, :1], x[:, 1:][:, best]), dim=1), scores[best]
-                if index in reductions:
-                    assert torch.equal(reductions[index].after[image], left)
+                assert torch.equal(reductions[index].after[image], left)
             x = block(x)
         assert torch.allclose(output[image], model.head(model.norm(x)[:, 0])[0], atol=1e-5)
-
-
-WHOLE = "scores whole grids only, and with rescore=True patches are gone before block 3: expected one of linear, mlp, "
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"arch": "mpl"}, "arch='mpl': did you mean 'mlp'? expected one of conv"),
-        ({"rescore": 1}, "rescore=1: expected true or false"),
         ({"width": 0}, "width=0: expected an integer in [1, inf)"),
-        ({"arch": "conv", "rescore": True, "reduce_at": [1, 3]}, f"arch='conv' {WHOLE}"),
     ],
 )
 def test_refusals_of_patchrank(options: dict[str, Any], match: str):
     host = HostSpec(embed_dim=8, depth=6, grid=(4, 4))
     with pytest.raises(ValueError, match=re.escape(match)):
         build_reducer("patchrank", {"keep": 0.5, **options}, host)
-    if WHOLE in match:  # one point, or one ranking for all, needs no other predictor
-        assert not build_reducer("patchrank", {"keep": 0.5, **options, "rescore": False}, host).rescorers
-        assert not build_reducer("patchrank", {"keep": 0.5, **options, "reduce_at": [3]}, host).rescorers
 
 
 def test_linear_is_one_product_per_token():

@@ -21,11 +21,11 @@ from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading import predictor_file
 from zoo.loading.predictor_file import (
     PredictorFile,
+    find_fitted,
     find_predictor,
-    fitted_blocks,
     load_predictor,
     predictor_name,
-    with_predictors,
+    with_predictor,
 )
 
 NAME, TAG = "clip_vit_b16", "openai"
@@ -64,7 +64,7 @@ def test_saved_predictors_rank(tiny: Build, tower: dict, images: Tensor, tmp_pat
     saved = save(path)
     created = tiny(f"{NAME}_patchrank60.{TAG}", predictor=str(path), **tower)
     dense = zoo.reduce(created, method=None)
-    options, found = with_predictors(NAME, TAG, "patchrank", {"keep": 0.6}, 6, path)
+    options, found = with_predictor(NAME, TAG, "patchrank", {"keep": 0.6}, 6, path)
     reduced = zoo.reduce(dense, method="patchrank", **options)
     load_predictor(reduced, found)
     entering, _ = dense.advance(dense.embed(images), stop=3)
@@ -135,35 +135,19 @@ def test_a_saved_model_carries_its_predictor_and_scores_where_it_was_fitted(tiny
             timm.create_model(place, pretrained=True, reduce_at=4)
 
 
-RESCORE: dict[str, Any] = {"reduce_at": [1, 3, 5], "rescore": True}
-
-
-def save_each(folder: Path) -> dict[int, Predictor]:
-    """Save a predictor for each block of ``RESCORE``, and for two more."""
-    return {at: save(folder / predictor_name(NAME, TAG, at), at, "mlp", block=at) for at in (5, 4, 3, 2, 1)}
-
-
-@pytest.mark.parametrize("named", [False, True])
 @torch.no_grad()
-def test_each_point_has_its_predictor(named: bool, tiny: Build, tower: dict, images: Tensor, tmp_path: Path):
-    """In the cache or named in any order; created, filled after ``reduce``, or saved with them."""
-    folder = tmp_path / "here" if named else cache_folder() / "predictors"
-    saved = save_each(folder)
-    paths = [str(folder / predictor_name(NAME, TAG, block)) for block in (3, 5, 1)]
-    source = {"predictor": paths} if named else {}
-    created = tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower, **source)
-    options, found = with_predictors(NAME, TAG, "patchrank", {"keep": 0.6, **RESCORE}, 6, source.get("predictor"))
-    assert [one.block for one in found] == [1, 3, 5]
-    if not named:
-        assert fitted_blocks(NAME, TAG) == (1, 2, 3, 4, 5)
-        with pytest.raises(FileNotFoundError, match=r"at block 0: .* \(fitted so far: block 1, 2, 3, 4, 5\)"):
-            tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(0,), **tower)
-    reduced = zoo.reduce(created, method="patchrank", **options)
-    load_predictor(reduced, found[::-1])
+def test_a_model_gets_the_predictor_of_its_first_point(tiny: Build, tower: dict, images: Tensor, tmp_path: Path):
+    """Found in the cache, given to ``reduce`` by its file, or saved with the model."""
+    folder = cache_folder() / "predictors"
+    saved = {at: save(folder / predictor_name(NAME, TAG, at), at, "mlp", block=at) for at in (3, 1)}
+    created = tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=[1, 3], **tower)
+    assert find_fitted(NAME, TAG) == (1, 3)
+    with pytest.raises(FileNotFoundError, match=r"at block 0: .* \(fitted so far: block 1, 3\)"):
+        tiny(f"{NAME}_patchrank60.{TAG}", reduce_at=(0,), **tower)
+    path = folder / predictor_name(NAME, TAG, 1)
+    reduced = zoo.reduce(created, method="patchrank", keep=0.6, reduce_at=[1, 3], predictor=path)
     for model in (created, reduced):
         assert same(model.reducer.predictor, saved[1])
-        assert list(model.reducer.rescorers) == ["3", "5"]
-        assert all(same(net, saved[int(b)]) for b, net in model.reducer.rescorers.items())
     torch.testing.assert_close(created(images), reduced(images))
     save_for_hf(created, tmp_path / "saved", safe_serialization=True)
     shutil.rmtree(folder)
@@ -173,33 +157,11 @@ def test_each_point_has_its_predictor(named: bool, tiny: Build, tower: dict, ima
         assert torch.allclose(again(images), created(images), atol=1e-5) == pretrained
 
 
-@pytest.mark.parametrize(
-    ("blocks", "match"),
-    [
-        ([1, 3], "scores before block 1, 3, 5, and no predictor was given of block 5"),
-        ([1, 3, 5, 2], "fitted at block 2, this model scores before block 1, 3, 5; leave it out"),
-        ([1, 3, 3, 5], "are both of block 3"),
-    ],
-)
-def test_other_blocks(blocks: list[int], match: str, tiny: Build, tower: dict, tmp_path: Path):
-    save_each(tmp_path)
-    paths = [tmp_path / predictor_name(NAME, TAG, block) for block in blocks]
-    with pytest.raises(ValueError, match=re.escape(match)) as caught:
-        tiny(f"{NAME}_patchrank60.{TAG}", **RESCORE, **tower, predictor=paths)
-    if 5 not in blocks:
-        facts = {"model": NAME, "tag": TAG, "block": 5, "options": {"arch": "mlp", "width": 24}, "action": "remove"}
-        assert caught.value.wanted == ("predictor", facts)
-    reduced = tiny(f"{NAME}_patchrank60", arch="mlp", width=24, **RESCORE)
-    found = [PredictorFile.read(path) for path in paths]
-    with pytest.raises(ValueError, match=re.escape(match)):
-        load_predictor(reduced, found)
-
-
 def test_models_that_a_file_does_not_fill(tiny: Build, tmp_path: Path):
     save(tmp_path / "a", arch="mlp")
     with pytest.raises(ValueError, match="has another architecture"):
         load_predictor(tiny(f"{NAME}_patchrank60.{TAG}", arch="mlp", width=8), PredictorFile.read(tmp_path / "a"))
-    assert with_predictors(NAME, TAG, "tome", {"keep": 0.6}, 12) == ({"keep": 0.6}, ())
+    assert with_predictor(NAME, TAG, "tome", {"keep": 0.6}, 12) == ({"keep": 0.6}, None)
     with pytest.raises(ValueError, match="has no predictor to fill: it isn't reduced by patc"):
         load_predictor(tiny(f"{NAME}_tome60"), PredictorFile.read(tmp_path / "a"))
 
@@ -213,14 +175,14 @@ def test_a_predictor_serves_the_action_that_it_was_fitted_to(tmp_path: Path):
     methods = {"remove": ("patchrank", rank), "merge": ("rankmerge", merge)}
     for action, (method, options) in methods.items():
         with pytest.raises(FileNotFoundError, match=rf"no predictor for {NAME}.{TAG} at block 0: ") as caught:
-            with_predictors(NAME, TAG, method, options, 6)
+            with_predictor(NAME, TAG, method, options, 6)
         assert caught.value.wanted.facts["action"] == action
         path = cache_folder() / "predictors" / names[action]
         save(path, block=0, action=action)
-        assert fitted_blocks(NAME, TAG, action) == (0,)
-        _, [found] = with_predictors(NAME, TAG, method, options, 6)
+        assert find_fitted(NAME, TAG, action) == (0,)
+        _, found = with_predictor(NAME, TAG, method, options, 6)
         assert (found.path, found.action) == (path, action)
     other = cache_folder() / "predictors" / names["remove"]
     with pytest.raises(ValueError, match=r"action='remove', this model has action='merge'") as caught:
-        with_predictors(NAME, TAG, "rankmerge", merge, 6, other)
+        with_predictor(NAME, TAG, "rankmerge", merge, 6, other)
     assert caught.value.wanted.facts["action"] == "merge"

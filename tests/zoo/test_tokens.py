@@ -109,7 +109,7 @@ def test_histories_of_merging_and_fusing():
 
 
 CASES = [
-    ("patchrank", {"reduce_at": [0, 2, 4], "arch": "mlp", "rescore": True}),
+    ("patchrank", {"reduce_at": [0, 2, 4], "arch": "mlp"}),
     ("clsattn", {"source": "previous", "reduce_at": [1, 3]}),
     ("evit", {"reduce_at": [1, 3], "fuse": True}),
     ("tome", {}),

@@ -15,7 +15,7 @@ from torch import nn
 
 import zoo
 from zoo.learning import tuning
-from zoo.learning.tuning import COUPLINGS, RECIPES, Labelled, PromptLearner, TuneConfig, augmented, encode, frozen, tune
+from zoo.learning.tuning import COUPLINGS, RECIPES, Labelled, PromptLearner, TuneConfig, augment, encode, frozen, tune
 from zoo.loading.clip import Clip, ClipParts, CompactText, tokenizer
 
 Build = Callable[..., nn.Module]
@@ -217,7 +217,7 @@ def test_refusals(parts: ClipParts):
 
 def test_augmentation_mirrors_and_shifts():
     image = torch.arange(32.0).expand(2, 3, 32, 32).clone()
-    drawn = augmented(image.repeat(20, 1, 1, 1), torch.Generator().manual_seed(0))
+    drawn = augment(image.repeat(20, 1, 1, 1), torch.Generator().manual_seed(0))
     rising = drawn[:, 0, 0, 20] > drawn[:, 0, 0, 10]
     assert 0 < int(rising.sum()) < 40
     shifts = {round(float(row[0, 0, 16])) for row in drawn[rising]}
