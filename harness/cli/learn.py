@@ -199,7 +199,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     row, tuner = load_tuner(args.model, dataset, **how)
     begin = time.perf_counter()
     steps = config.total_steps(len(drawn.train))
-    tuned = tuner.tuned([row], args.shots, config.seed, config)[row.key]
+    tuned = tuner.tune([row], args.shots, config.seed, config)[row.key]
     seconds = time.perf_counter() - begin
     path = tuned.file.path
     if args.output is not None:

@@ -141,7 +141,7 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], 
     bench = Bench.build(plan, plan.models[0], progress)
     row = bench.rows[-1]
     tuned = {row.key: Tuned.of(row.vit, file)}  # refuses before anything is measured
-    return bench.measure(dataset, 0, []), bench.judged(dataset, tuning, [row], tuned)
+    return bench.measure(dataset, 0, []), bench.judge(dataset, tuning, [row], tuned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,10 +291,10 @@ class Bench:
         for tuning in self.plan.tunings(shots):
             rows = [row for row in self.rows if row.method != GOLDEN or not tuning.visual]
             prompts = self.view_of(dataset).tune(tuning) if tuning.prompted else {}
-            records += self.judged(dataset, tuning, rows, prompts, known)
+            records += self.judge(dataset, tuning, rows, prompts, known)
         return records
 
-    def judged(
+    def judge(
         self, dataset: Dataset, tuning: Tuning, rows: Sequence[Variant], prompts: Prompts, known: Sequence[Record] = ()
     ) -> list[Record]:
         """Return the records of some rows on a dataset, measuring only if ``known`` lacks one.
@@ -303,10 +303,10 @@ class Bench:
         """
         view = self.view_of(dataset)
         split = view.split(tuning)
-        rows = [self._with_prompts(row, prompts) for row in view.ranked(rows, split)]
+        rows = [self._with_prompts(row, prompts) for row in view.add_rankings(rows, split)]
         blanks = [view.blank(row, tuning, split.image_ids) for row in rows]
         tracer = self.tracer if tuning.seed == self.plan.seed else None
-        traced = view.traced(tuning, tracer.images if tracer is not None else 0)
+        traced = view.choose_traced(tuning, tracer.images if tracer is not None else 0)
         ranked = any(row.rankings is not None for row in rows)
         old = [fitting(record, known, list(self.plan.latency_rounds), ranked=ranked) for record in blanks]
         present = [record for record in old if record is not None]
@@ -358,7 +358,7 @@ class Bench:
                 final_tokens=result.final_tokens,
                 scores=result.scores,
                 golden=None if row.rankings is None else row.rankings.of(split.image_ids),
-                classifier=classifiers.get(self._judge(row)),
+                classifier=classifiers.get(self._classifier_key(row)),
                 # A probe's weights have no length that cosines or a temperature could go by.
                 scale=None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item(),
                 labels=split.labels,
@@ -371,7 +371,7 @@ class Bench:
         dense = next((sample(row) for row in rows if row.key == self.rows[0].key), None)
         return [dense if dense is not None and row.method == DENSE else sample(row, dense) for row in rows]
 
-    def _judge(self, row: Variant) -> str:
+    def _classifier_key(self, row: Variant) -> str:
         """Return the key of the row whose classifier judges a row; an oracle can learn none of its own."""
         return self.rows[0].key if row.method == GOLDEN else row.key
 
@@ -379,7 +379,7 @@ class Bench:
         """Return a row as its prompts make it."""
         if not prompts:
             return row
-        own = prompts[self._judge(row)]
+        own = prompts[self._classifier_key(row)]
         vit = row.vit if row.method == GOLDEN or own.vit.prompts is None else own.vit
         return replace(row, config=row.config | {"prompts": own.digest}, vit=vit)
 
@@ -422,7 +422,7 @@ class View:
         assert tuning.kind is not None
         assert tuning.prompt_tokens is not None
         config = TuneConfig(tokens=tuning.kind, count=tuning.prompt_tokens, seed=tuning.seed)
-        return self.tuner.tuned(self._real_rows, tuning.shots, tuning.seed, config)
+        return self.tuner.tune(self._real_rows, tuning.shots, tuning.seed, config)
 
     def classifiers(self, tuning: Tuning, prompts: Prompts) -> dict[str, Tensor]:
         """Return each row's classifier, by key: the text's, tuned or not, or a linear probe."""
@@ -486,7 +486,7 @@ class View:
             **measured_here(self.plan, self.bench.tag, self.bench.weights),
         )
 
-    def traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
+    def choose_traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
         """Return the positions of ``count`` judged images, classes in turn; fewer are the first of more."""
         if not count or not self.dataset.classes:  # traces are of answers
             return np.empty(0, dtype=np.int64)
@@ -506,7 +506,7 @@ class View:
             rankings.require(weights=self.bench.weights, revision=self.dataset.revision)
         return rankings
 
-    def ranked(self, rows: Sequence[Variant], split: Split) -> list[Variant]:
+    def add_rankings(self, rows: Sequence[Variant], split: Split) -> list[Variant]:
         """Give rows the golden rankings of these images; golden rows are left out where an image lacks one."""
         if all(row.rankings is not None for row in rows if row.method != DENSE):
             return list(rows)

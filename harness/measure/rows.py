@@ -212,7 +212,7 @@ class Outcome:
         return replace(self, features=self.features[torch.from_numpy(at)], **patchwise)
 
     @classmethod
-    def joined(cls, parts: Sequence["Outcome"]) -> "Outcome":
+    def join(cls, parts: Sequence["Outcome"]) -> "Outcome":
         """Join outcomes of one variant on one set of images after the other."""
         every = {name: [getattr(part, name) for part in parts] for name in PATCHWISE}
         patchwise = {name: np.concatenate(own) for name, own in every.items() if all(v is not None for v in own)}
@@ -287,7 +287,7 @@ class OutcomeCache:
                 new = [at for at, i in enumerate(missing) if ids[i] not in places]
                 places |= {ids[missing[at]]: len(places) + place for place, at in enumerate(new)}
                 earlier = [self._outcomes[key]] if key in self._outcomes else []
-                self._outcomes[key] = Outcome.joined([*earlier, outcome.part(new)])
+                self._outcomes[key] = Outcome.join([*earlier, outcome.part(new)])
         return {row.key: self.of(row.key, ids) for row in rows}
 
     def of(self, key: str, image_ids: Sequence[str]) -> Outcome:
@@ -326,7 +326,7 @@ def outcomes(
         for key, output in run(rows, images.to(like), batch, on_row).items():
             parts[key].append(output)
         done += len(examples)
-    return {key: Outcome.joined(part) for key, part in parts.items()}
+    return {key: Outcome.join(part) for key, part in parts.items()}
 
 
 def _importance(row: Variant, image_ids: Sequence[str]) -> Tensor:

@@ -85,7 +85,7 @@ class Tuner:
         """Draw the labelled images of a seed; raise what ``draw`` does."""
         return draw(self.dataset, shots, seed, self.draws)
 
-    def tuned(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
+    def tune(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
         """Tune each row on ``shots`` labelled images per class, or take what was tuned before, by the row's key.
 
         Golden rows can't be tuned. ``seed`` draws the images; the recipe has its own.
@@ -100,7 +100,7 @@ class Tuner:
         config = replace(config, dtype=precision_on(like.device, config.dtype))
         few = self.few(shots, seed)
         paths = {row.key: self.path(row, few, shots, seed, config) for row in rows}
-        files = {key: self.cached(path) for key, path in paths.items()}
+        files = {key: self.read_cached(path) for key, path in paths.items()}
         if missing := [row for row in rows if files[row.key] is None]:
             if config.tokens == "t":
                 for split in few:  # common blocks once
@@ -111,7 +111,7 @@ class Tuner:
                 self._tune(row, few, shots, seed, config, paths[row.key])
         return {row.key: Tuned.of(row.vit, files[row.key] or PromptFile.read(paths[row.key])) for row in rows}
 
-    def cached(self, path: Path) -> PromptFile | None:
+    def read_cached(self, path: Path) -> PromptFile | None:
         """Return the prompts of an earlier run; None, with a note, of a file that can't be loaded any more."""
         words = "prompts of an earlier run are tuned anew"
         return read_if_valid(path, PromptFile.read, PromptFile.load, words, self.progress)

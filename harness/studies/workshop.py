@@ -146,7 +146,7 @@ class Workshop:
         dtype = precision_on(next(row.vit.parameters()).device, spec.recipe.dtype)
         shots, seed = self.config.labelled, spec.recipe.seed
         path = tuner.path(row, tuner.few(shots, seed), shots, seed, replace(spec.recipe, dtype=dtype))
-        return int(tuner.cached(path) is not None)
+        return int(tuner.read_cached(path) is not None)
 
     def _find(self, spec: RankingSpec) -> Rankings | None:
         source, image_ids = _images(spec)
@@ -195,7 +195,7 @@ class Workshop:
 
     def _tune(self, spec: PromptsSpec) -> PromptFile:
         row = self.make(spec.model)
-        return self._tuner(spec.dataset).tuned([row], self.config.labelled, spec.recipe.seed, spec.recipe)[row.key].file
+        return self._tuner(spec.dataset).tune([row], self.config.labelled, spec.recipe.seed, spec.recipe)[row.key].file
 
     def _name(self, row: Variant) -> Variant:
         """Tell a reduced model from others of its name."""
@@ -360,7 +360,7 @@ def _judge(bench: Bench, dataset: Dataset, lines: Sequence[ReadyLine], known: Se
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     bench.costs |= {dense.key: first[dense.key]}
     plain = [dense, *(row for line in lines if not line.prompts for row in line.rows)]
-    judged = iter(bench.judged(dataset, Tuning(seed=bench.plan.seed), plain, {}, known))
+    judged = iter(bench.judge(dataset, Tuning(seed=bench.plan.seed), plain, {}, known))
     records = [[next(judged)]]
     for line in lines:
         tuned = _judge_tuned(bench, dataset, line, known) if line.prompts else [next(judged) for _ in line.rows]
@@ -378,5 +378,5 @@ def _judge_tuned(bench: Bench, dataset: Dataset, line: ReadyLine, known: Sequenc
     records = []
     for row, own in zip(line.rows, line.prompts, strict=True):
         own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
-        records += bench.judged(dataset, tuning_of(own.file), [row], {row.key: own}, known)
+        records += bench.judge(dataset, tuning_of(own.file), [row], {row.key: own}, known)
     return records

@@ -237,7 +237,7 @@ class QuickTuner:
         self.dataset, self.facts = dataset, facts
         return self
 
-    def tuned(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
+    def tune(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
         keys = [row.key for row in rows]
         self.calls.append({"rows": keys, "shots": shots, "seed": seed, "config": config})
         return {row.key: self.one(row.vit, row.key, shots, seed, config) for row in rows}

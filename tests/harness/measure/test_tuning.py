@@ -54,7 +54,7 @@ def test_each_row_gets_its_own_and_keeps_it(tuner, rows, tokens, toy, monkeypatc
     counts, whole = [], measured_rows.outcomes
     monkeypatch.setattr(measured_rows, "outcomes", lambda r, s, *a, **k: counts.append(len(s)) or whole(r, s, *a, **k))
     config = TuneConfig(**QUICK, tokens=tokens)
-    found = tuner.tuned(rows, 1, 0, config)
+    found = tuner.tune(rows, 1, 0, config)
     assert list(found) == [row.key for row in rows]
     assert len({one.digest for one in found.values()}) == 3
     for row in rows:
@@ -66,13 +66,13 @@ def test_each_row_gets_its_own_and_keeps_it(tuner, rows, tokens, toy, monkeypatc
         assert (facts["shots"], facts["draw"], facts["tuned_on"]) == (1, 0, row.model)
     assert counts == ([3, 3] if tokens == "t" else [])  # 1 and min(1, 4) of 3 classes, shared by all rows
     monkeypatch.setattr(module, "tune", None)  # to tune again is an error
-    again = fresh(tuner).tuned(rows, 1, 0, config)
+    again = fresh(tuner).tune(rows, 1, 0, config)
     assert {k: v.digest for k, v in again.items()} == {k: v.digest for k, v in found.items()}
     for shots, seed, other in ((2, 0, config), (1, 1, config), (1, 0, TuneConfig(**QUICK, seed=9))):
         with pytest.raises(TypeError, match="'NoneType' object is not callable"):
-            fresh(tuner).tuned(rows, shots, seed, other)
+            fresh(tuner).tune(rows, shots, seed, other)
     with pytest.raises(ValueError, match="toy: tokens are learned for every class; --skip-unknown-classes leaves"):
-        fresh(tuner, dataset=toy).tuned(rows, 1, 0, config)
+        fresh(tuner, dataset=toy).tune(rows, 1, 0, config)
 
 
 @pytest.mark.parametrize("spoil", [
@@ -80,11 +80,11 @@ def test_each_row_gets_its_own_and_keeps_it(tuner, rows, tokens, toy, monkeypatc
 ], ids=["changed", "cut"])  # fmt: skip
 def test_what_cannot_be_loaded_any_more_is_made_anew(tuner, rows, spoil):
     config = TuneConfig(**QUICK)
-    one = tuner.tuned(rows[:1], 1, 0, config)[rows[0].key]
+    one = tuner.tune(rows[:1], 1, 0, config)[rows[0].key]
     whole = one.file.path.read_bytes()
     one.file.path.write_bytes(spoil(whole))
     notes = io.StringIO()
-    fresh(tuner, progress=Progress(Console(file=notes, width=400))).tuned(rows[:1], 1, 0, config)
+    fresh(tuner, progress=Progress(Console(file=notes, width=400))).tune(rows[:1], 1, 0, config)
     assert one.file.path.read_bytes() == whole
     assert "prompts of an earlier run are tuned anew: " in notes.getvalue()
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_loaded_any_more_is_made_anew(tuner, rows, spoil):
 def test_learned_from_the_drawn_images(tuner, rows, tokens, monkeypatch):
     calls, whole = [], module.tune
     monkeypatch.setattr(module, "tune", lambda *a, **k: calls.append(a[4:6]) or whole(*a, **k))
-    tuner.tuned(rows[:1], 2, 5, TuneConfig(**QUICK, tokens=tokens))
+    tuner.tune(rows[:1], 2, 5, TuneConfig(**QUICK, tokens=tokens))
     for data, split in zip(*calls, draw(tuner.dataset, 2, 5), strict=True):
         assert data.labels.tolist() == split.labels.tolist()
         images = torch.stack([tuner.parts.preprocess(split[i].image) for i in range(len(split))])
@@ -104,7 +104,7 @@ def test_learned_from_the_drawn_images(tuner, rows, tokens, monkeypatch):
 
 def test_a_stopped_run_goes_on(tuner, rows, monkeypatch):
     config = TuneConfig(**QUICK)
-    wanted = tuner.tuned(rows[2:], 1, 0, config)[rows[2].key]
+    wanted = tuner.tune(rows[2:], 1, 0, config)[rows[2].key]
     path, weights = wanted.file.path, wanted.file.path.read_bytes()
     path.unlink()
     rounds: list[int] = []
@@ -117,9 +117,9 @@ def test_a_stopped_run_goes_on(tuner, rows, monkeypatch):
 
     monkeypatch.setattr(module, "tune", lambda *args, **kwargs: whole(*args, on_round=stop, **kwargs))
     with pytest.raises(KeyboardInterrupt):
-        fresh(tuner).tuned(rows[2:], 1, 0, config)
+        fresh(tuner).tune(rows[2:], 1, 0, config)
     assert path.with_suffix(".pt").is_file()
-    fresh(tuner).tuned(rows[2:], 1, 0, config)
+    fresh(tuner).tune(rows[2:], 1, 0, config)
     assert rounds == [0, 1]
     assert path.read_bytes() == weights
     assert not path.with_suffix(".pt").exists()
@@ -160,7 +160,7 @@ def test_the_command_refuses(command, words, options, capsys):
 
 @pytest.mark.parametrize("tokens", ["t", "vt"])
 def test_judged_by_text_and_by_what_was_learned(tuner, rows, named, tokens):
-    one = tuner.tuned(rows[:1], 1, 0, TuneConfig(**QUICK, tokens=tokens))[rows[0].key]
+    one = tuner.tune(rows[:1], 1, 0, TuneConfig(**QUICK, tokens=tokens))[rows[0].key]
     split = named.split("test")
     plain, own = tuner.judge(rows[0], one, split)
     images = torch.stack([tuner.parts.preprocess(split[i].image) for i in range(len(split))])
