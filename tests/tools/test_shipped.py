@@ -1,6 +1,5 @@
 """The shipped rankings and predictor: of this very tower and data, and as good as they must be."""
 
-
 import numpy as np
 import pytest
 import timm
