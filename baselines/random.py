@@ -34,10 +34,10 @@ class RandomPrune(Pruner):
         The hash is of constants, so that exporters fold it: not every runtime has its 64-bit integers.
         """
         grid = torch.arange(tokens.grid[0] * tokens.grid[1], device=tokens.x.device)
-        return hashed(grid, self.config.seed)[tokens.patch_idx]
+        return hash_positions(grid, self.config.seed)[tokens.patch_idx]
 
 
-def hashed(positions: Tensor, seed: int) -> Tensor:
+def hash_positions(positions: Tensor, seed: int) -> Tensor:
     """Map int64 positions to pseudo-random float32 in [0, 1), by a 32-bit integer mix."""
     mask = 0xFFFFFFFF
     h = (positions + 1) * 0x9E3779B1 + (seed * 0x85EBCA77 & mask)

@@ -40,7 +40,7 @@ from harness.records.record import utc_now
 from harness.records.statistics import median_interval
 from harness.records.times import Machine, Timing, cores, verdict
 from zoo.core.files import digest, fingerprint, read_facts
-from zoo.core.host import shared
+from zoo.core.host import share_weights
 from zoo.core.merger import Merger
 from zoo.core.messages import expected
 from zoo.core.precision import best_precision
@@ -235,12 +235,13 @@ class Lab:
         return [Pictures(part, self.dense, self.tower.preprocess, classifier) for part in every]
 
     def predictors(self, method: str | None, options: Mapping[str, Any]) -> list[Path]:
-        """Return the files of a method's predictors, the first block's first; none of a method without."""
+        """Return the file of a method's predictor; none of a method without."""
         if method is None:
             return []
         arch, tag, depth = self.tower.arch, self.tower.tag, self.dense.vit.depth
         config = configure(method, dict(options), depth)
-        return [find_predictor(arch, tag, at, action=config.action).path for at in config.predictor_blocks(depth)]
+        block = config.predictor_block(depth)
+        return [] if block is None else [find_predictor(arch, tag, block, action=config.action).path]
 
     def options(self, one: Candidate) -> dict[str, Any]:
         """Return the method's options of a candidate as JSON values, those that aren't its defaults."""
@@ -275,7 +276,7 @@ class Lab:
         row, dense = self.row(one), self.served[one.dtype]
         if row.apart:
             return dataclasses.replace(row, vit=make_runtime(row.vit, one.dtype)[0])
-        vit = shared(dense, type(dense))
+        vit = share_weights(dense, type(dense))
         vit.reducer = row.vit.reducer
         if vit.reducer is not None and not self._is_optimised(one.dtype):
             vit.reducer = copy.deepcopy(vit.reducer).to(DTYPES[one.dtype])

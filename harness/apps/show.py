@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -18,23 +18,17 @@ from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
-from harness.golden.maps import (
-    class_text,
-    golden_maps,
-    method_maps,
-    most_important,
-    patch_grid,
-    reduced,
-    undo_preprocess,
-)
-from harness.models.towers import Tower, load_tower
+from harness.measure.rows import reduced_row
+from harness.models.towers import Tower, load_tower, no_text, undo_preprocess
 from harness.records.conditions import GOLDEN
 from harness.report.pictures import PatchRow, PatchSheet, draw
 from zoo.core.files import write_whole
 from zoo.core.messages import expected
-from zoo.core.reducer import METHODS, Pruner
-from zoo.core.tokens import tokens_of
-from zoo.ranking.golden import SCORES, GoldenConfig
+from zoo.core.reducer import METHODS, Pruner, final_count
+from zoo.core.tokens import tokens_of, top
+from zoo.loading.clip import class_features
+from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
+from zoo.towers.vit import ReducedViT
 
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
 NO_CLASSES = 'its classes are not known (--dataset NAME or --classes "a,b,c" names them)'
@@ -202,10 +196,58 @@ def show(
         )
         for i, subject in enumerate(subjects)
     ]
-    sheet = PatchSheet(rows=rows, grid=patch_grid(tower.vit, scene.images), columns=columns, notes=notes)
+    grid = tower.vit.patch_embed.dynamic_feat_size(images.shape[-2:])
+    sheet = PatchSheet(rows=rows, grid=(int(grid[0]), int(grid[1])), columns=columns, notes=notes)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, draw(sheet, scale=config.scale))
     return sheet
+
+
+def class_text(tower: Tower, classes: Sequence[str], templates: Sequence[str]) -> tuple[Tensor, float]:
+    """Encode class names, (classes, D) unit features, and return the factor on cosines in the posterior, too.
+
+    Raises:
+        ValueError: no text tower, or a class that it has no words for.
+    """
+    if tower.clip is None:
+        raise no_text(tower)
+    model, _, tokenizer = tower.clip
+    return class_features(model, tokenizer, classes, templates), float(model.logit_scale.detach().exp())
+
+
+def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT:
+    """Give a dense tower a method; one that ranks at a block's input prunes at ``block``, others at their own points.
+
+    Raises what `rows.reduced_row` does.
+    """
+    point = {"reduce_at": (block,)} if issubclass(METHODS[method], Pruner) else {}
+    return reduced_row(tower.vit, tower.arch, tower.tag, tower.arch, method, {"keep": keep, **point}).vit
+
+
+@torch.inference_mode()
+def method_maps(vit: ReducedViT, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a reduced tower on (B, C, H, W) images.
+
+    Returns:
+        (B, N) float importance: when a patch went, then how it was ranked at that time; and
+        (B, N) bool, the patches that have a token at the end. With nothing to reduce all tie.
+    """
+    trace = vit.trace(images)
+    cells = trace.grid[0] * trace.grid[1]
+    if trace.scores is None:
+        everything = torch.ones(len(images), cells, dtype=torch.bool)
+        return everything.float(), everything
+    after = trace.reductions[-1].after
+    # One cell more than the grid has takes a fused token, which has no place in it.
+    places = after.where(after >= 0, cells)
+    kept = torch.zeros(len(images), cells + 1, dtype=torch.bool, device=images.device)
+    return trace.scores.float().cpu(), kept.scatter(1, places, True)[:, :cells].cpu()
+
+
+def most_important(importance: Tensor, keep: float) -> Tensor:
+    """Return which patches a keep rate leaves, (B, N) bool; ties go to the lower position."""
+    kept = top(importance, final_count(importance.shape[1], keep))
+    return torch.zeros_like(importance, dtype=torch.bool).scatter(1, kept, True)
 
 
 Drawing = tuple[dict[str, str], Arrays, Arrays, tuple[str, ...]]  # titles by column, importance, tokens, notes
@@ -257,8 +299,9 @@ class Maps:
             self.gaps.setdefault(reason, {}).setdefault(score, []).append(subject.name)
         labels = torch.tensor([subject.label or 0], device=image.device)
         scores = [score for score in SCORES if score not in reasons]
-        facts: dict[str, Any] = {"text": text, "scale": scale, "labels": labels}
-        for score, importance in golden_maps(scene.tower.vit, image, scores, config.golden, **facts).items():
+        # Each window is removed once for all scores.
+        engine = GoldenEngine(scene.tower.vit, replace(config.golden, score=scores[0]), text=text, scale=scale)
+        for score, importance in engine.importances(image, scores, labels).items():
             self.importance.setdefault(score, {})[i] = importance[0].cpu().numpy()
             for keep in config.keeps:
                 self.kept.setdefault((score, keep), {})[i] = most_important(importance, keep)[0].cpu().numpy()
@@ -314,8 +357,8 @@ def _leavings(scene: Scene) -> Drawing:
     columns, tokens, merging = dict[str, str](), Arrays(), dict[str, None]()
     about, golden = f"{tower.name}. Dropped patches are grey.", None
     if GOLDEN in config.left:
-        maps = [golden_maps(tower.vit, image[None], [PRESERVATION], config.golden)[PRESERVATION] for image in images]
-        golden = torch.cat(maps)
+        by = replace(config.golden, score=PRESERVATION)
+        golden = torch.cat([golden_importance(tower.vit, image[None], by) for image in images])
         about += f" golden: {config.golden.describe()}."
     for keep, method in product(config.keeps, config.left):
         column = f"{method} {100 * keep:g}"

@@ -213,7 +213,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
         f"{seconds:.1f} s, {memory_mib:,.0f} MiB at most; top-1 on the {len(drawn.val)} "
         f"validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
     )
-    recipe = f"recipe {args.recipe}: {config.learned}, {config.described(len(drawn.train))}"
+    recipe = f"recipe {args.recipe}: {config.learned}, {config.describe(len(drawn.train))}"
     data = {
         **{"path": path, "parameters": parameters, "seconds": seconds, "memory_mib": memory_mib},
         **{"train": len(drawn.train), "val": len(drawn.val), "top1": top1, "untuned": untuned},

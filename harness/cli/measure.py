@@ -292,12 +292,12 @@ def run_list(*_: Any) -> Shown:
 def list_data() -> dict[str, Any]:
     """Return what there is as JSON values."""
     from zoo import METHODS
-    from zoo.loading.predictor_file import fitted_blocks
+    from zoo.loading.predictor_file import find_fitted
     from zoo.loading.sizes import PERCENTS, SIZES
 
     towers = []
     for size, spec in SIZES.items():
-        fitted = {tag: list(fitted_blocks(f"clip_vit_{size}", tag)) for tag in spec.tags}
+        fitted = {tag: list(find_fitted(f"clip_vit_{size}", tag)) for tag in spec.tags}
         predictors = {tag: blocks for tag, blocks in fitted.items() if blocks}
         towers.append({"size": size, "tags": list(spec.tags), "predictors": predictors})
     methods = [

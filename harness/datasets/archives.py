@@ -175,6 +175,7 @@ def unpack(archive: Archive, file: Path, folder: Path, on_bytes: OnBytes = lambd
     what, size = f"archive {str(file)!r}", file.stat().st_size
     partial = folder / f".{file.name}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+    folder.mkdir(parents=True, exist_ok=True)
     require_room(folder, size, what)
     try:
         _extract(file, partial, RATIO * size + ALLOWANCE, on_bytes, archive.strip)

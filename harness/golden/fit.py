@@ -4,7 +4,7 @@ import bisect
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -24,7 +24,6 @@ from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, ranked_revi
 from harness.models.towers import Tower, load_tower
 from harness.records.statistics import kendall_tau
 from zoo.core.files import blocks_fingerprint, cache_folder, digest, fingerprint, partial_of
-from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
 from zoo.loading.predictor_file import predictor_name
 from zoo.towers.vit import ReducedViT
@@ -36,19 +35,16 @@ _KEY = ("model", "weights", "dataset", "revision", "split", "block")
 _PACKAGES = ("torch", "torchvision", "timm", "pillow")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gathered:
+class Gathered(NamedTuple):
     """Ranked images of one tower with the tokens that enter the reduction point."""
 
     data: RankedTokens
     image_ids: tuple[str, ...]  # in the order of `data`
-    rankings: tuple[Rankings, ...]
-    blocks: str  # `blocks_fingerprint` of the tower
 
 
 def gather(
     tower: Tower,
-    stores: Sequence[Path | Rankings],
+    every: Sequence[Rankings],
     progress: Progress,
     *,
     shots: int | None = None,
@@ -57,8 +53,8 @@ def gather(
 ) -> Gathered:
     """Find the tokens that enter the reduction point of a dense tower for all ranked images.
 
-    ``shots`` are images per class of each store, chosen by ``seed``; None for all. ``folders`` are
-    where the images are that rankings of folders are of.
+    ``shots`` are images per class of each set of rankings, chosen by ``seed``; None for all. ``folders`` are where the
+    images are that rankings of folders are of.
 
     Raises:
         ValueError: rankings of another tower or of other images, a class with too few of them, or
@@ -69,35 +65,29 @@ def gather(
     weights = fingerprint(tower.vit)
     tokens, importance, chosen = [], [], []
     ids: list[str] = []
-    rankings = tuple(map(read_rankings, stores))
-    for one in rankings:
+    for one in every:
         one.require(model=tower.name, weights=weights)
         facts = one.provenance
         dataset, split = _images(facts, folders)
         if dataset is not None:
             one.require(revision=ranked_revision(dataset, facts.score))
-        part = entering(facts, split, one.image_ids, tower.vit, tower.preprocess, progress)
-        rows = np.arange(len(part.image_ids))
+        part, images = entering(facts, split, one.image_ids, tower, progress)
+        rows = np.arange(len(images))
         if shots is not None:
             if dataset is None:
                 raise ValueError(
                     f"--shots {shots}: the images of folder {facts.dataset!r} have no classes; "
                     "leave it out, or rank fewer images"
                 )
-            rows = draw_ranked(dataset, part.image_ids, part.labels, shots, seed)
+            rows = draw_ranked(dataset, images.image_ids, images.labels, shots, seed)
         chosen.append(rows + len(ids))
-        ids += part.image_ids
-        tokens.append(part.tokens)
-        importance.append(one.of(part.image_ids))
+        ids += images.image_ids
+        tokens.append(part)
+        importance.append(one.of(images.image_ids))
     kept, golden = np.concatenate(chosen), torch.from_numpy(np.concatenate(importance))
-    place: dict[str, Any] = {"prefix": tower.vit.prefix_count, "grid": tower.vit.grid}
-    data = RankedTokens(tokens=Joined(tokens), importance=golden, **place)
-    return Gathered(
-        data=data if shots is None else data.take(torch.from_numpy(kept)),
-        image_ids=tuple(ids[i] for i in kept),
-        rankings=rankings,
-        blocks=blocks_fingerprint(tower.vit.state_dict(), tower.vit.blocks_prefix),
-    )
+    data = RankedTokens(tokens=Joined(tokens), importance=golden, prefix=tower.vit.prefix_count, grid=tower.vit.grid)
+    data = data if shots is None else data.take(torch.from_numpy(kept))
+    return Gathered(data, tuple(ids[i] for i in kept))
 
 
 def _images(facts: Provenance, folders: Sequence[Path]) -> tuple[Dataset | None, Split]:
@@ -116,11 +106,6 @@ def _images(facts: Provenance, folders: Sequence[Path]) -> tuple[Dataset | None,
         f"these rankings are of the folder {facts.dataset!r}, revision {facts.revision}, which is "
         f"not at hand{there}; say where it is with --images FOLDER"
     )
-
-
-def read_rankings(store: Path | Rankings) -> Rankings:
-    """Read rankings unless they are read already."""
-    return store if isinstance(store, Rankings) else Rankings.read(store)
 
 
 def held_out(every: Sequence[Rankings]) -> list[list[Rankings]]:
@@ -146,27 +131,19 @@ def held_out(every: Sequence[Rankings]) -> list[list[Rankings]]:
     return parts
 
 
-class Entering(NamedTuple):
-    """Tokens of a dataset's images, in the order of the dataset."""
-
-    tokens: Tensor  # (n, prefix + N, D) float16, read from disk where they are asked for
-    image_ids: tuple[str, ...]
-    labels: NDArray[np.int64]  # (n,)
-
-
 def entering(
-    facts: Provenance, split: Split, image_ids: Sequence[str], vit: ReducedViT, preprocess: Any, progress: Progress
-) -> Entering:
-    """Return the tokens of some images of a split, from the user's cache if they were computed before.
+    facts: Provenance, split: Split, image_ids: Sequence[str], tower: Tower, progress: Progress
+) -> tuple[Tensor, Split]:
+    """Return the tokens of some images of a split, (n, prefix + N, D) float16, and these images in the split's order.
 
-    Tower, weights, dataset, revision, split and block of ``facts`` are what they go by; the order
-    of ``image_ids`` doesn't matter.
+    They are read from disk where they are asked for, and kept in the user's cache by tower, weights, dataset, revision,
+    split and block of ``facts``; the order of ``image_ids`` doesn't matter.
 
     Raises:
         ValueError: the split lacks an image, or a token is beyond float16.
         OSError: no room on the disk; nothing is left there.
     """
-    images = _subset(split, set(image_ids), facts)
+    images, vit = _subset(split, set(image_ids), facts), tower.vit
     shape = (len(images), vit.prefix_count + vit.grid[0] * vit.grid[1], vit.embed_dim)
     known = [[getattr(facts, name) for name in _KEY], [metadata.version(name) for name in _PACKAGES]]
     name = f"{facts.dataset}-{facts.split}-b{facts.block}-{digest([*known, images.image_ids])}"
@@ -175,13 +152,13 @@ def entering(
     if tokens is None:
         title, done = f"tokens of {facts.dataset} {facts.split}", 0
         with _growing(path, shape) as file, progress.task(title, len(images)) as update:
-            for examples, batch in batches(images, preprocess):
+            for examples, batch in batches(images, tower.preprocess):
                 file.write(_advance(vit, batch, facts.block).tobytes())
                 done += len(examples)
                 update(done)
         tokens = _read(path, shape)
         assert tokens is not None
-    return Entering(tokens=tokens, image_ids=images.image_ids, labels=images.labels)
+    return tokens, images
 
 
 def _subset(split: Split, image_ids: set[str], facts: Provenance) -> Split:
@@ -264,10 +241,9 @@ def fit(
 ) -> tuple[Path, float]:
     """Fit a predictor and write it where ``pretrained=True`` finds it; a fit that was stopped goes on where it was.
 
-    ``train`` and ``val`` are rankings, or the stores or files that hold them; without ``val`` a
-    fifth of each of ``train`` is for early stopping. `gather` says what ``shots`` (of ``train``
-    alone) and ``folders`` are; ``block`` and ``action`` are those that the rankings must be of,
-    and ``out`` None is for the user's cache.
+    ``train`` and ``val`` are rankings, or stores or files of them; without ``val`` a fifth of each of ``train`` is for
+    early stopping. `gather` says what ``shots`` (of ``train`` alone) and ``folders`` are; ``block`` and ``action`` are
+    those that the rankings must be of, and ``out`` None is for the user's cache.
 
     Returns:
         The path of the result, and the mean Kendall tau of predicted and golden on ``val``.
@@ -277,7 +253,7 @@ def fit(
             what `gather` refuses.
     """
     tower = load_tower(model)
-    rankings = [[read_rankings(one) for one in part] for part in (train, val)]
+    rankings = [[one if isinstance(one, Rankings) else Rankings.read(one) for one in part] for part in (train, val)]
     if not val:
         rankings = held_out(rankings[0])
         progress.say(f"held out for early stopping: {sum(map(len, rankings[1]))} ranked images")
@@ -288,8 +264,9 @@ def fit(
         raise ValueError(f"{len(both)} images are in the rankings to learn from and in those for early stopping")
     learn = gather(tower, rankings[0], progress, shots=shots, seed=config.seed, folders=folders)
     stop = gather(tower, rankings[1], progress, folders=folders)
+    blocks = blocks_fingerprint(tower.vit.state_dict(), tower.vit.blocks_prefix)
     # By all that decides the result.
-    key = digest([asdict(config), facts, [learn.image_ids, stop.image_ids], learn.blocks, torch.__version__])
+    key = digest([asdict(config), facts, [learn.image_ids, stop.image_ids], blocks, torch.__version__])
     checkpoint = cache_folder() / "fits" / f"{key}.pt"
     with progress.task(f"epochs of {config.arch}", config.epochs) as update:
         predictor = fit_predictor(
@@ -299,10 +276,11 @@ def fit(
     counts = [{"images": len(one)} for part in rankings for one in part]
     made_from = [fact | count for fact, count in zip(facts, counts, strict=True)]
     provenance = {"rankings": made_from, "images": len(learn.data), "shots": shots, "commit": git_commit()}
-    made: dict[str, Any] = {"config": config, "provenance": provenance, "weights": learn.blocks, "action": ranked_for}
+    made: dict[str, Any] = {"config": config, "provenance": provenance, "weights": blocks, "action": ranked_for}
     save_predictor(predictor, result, model=tower.arch, tag=tower.tag, block=agreed, **made)
     checkpoint.unlink(missing_ok=True)
-    return result, float(np.nanmean(tau_of(predictor, stop.data)))
+    taus = kendall_tau(predict(predictor, stop.data).numpy(), stop.data.importance.numpy())
+    return result, float(np.nanmean(taus))
 
 
 def _agree(facts: list[dict[str, Any]], **asked: Any) -> tuple[int, str]:
@@ -314,8 +292,3 @@ def _agree(facts: list[dict[str, Any]], **asked: Any) -> tuple[int, str]:
         if asked.get(field) not in (None, values[0]):
             raise ValueError(f"--{field} {asked[field]}: these rankings are of {field} {values[0]}; leave it out")
     return int(facts[0]["block"]), str(facts[0]["action"])
-
-
-def tau_of(predictor: Predictor, data: RankedTokens) -> NDArray[np.float64]:
-    """Return Kendall's tau of predicted and golden importance per image, (n,)."""
-    return kendall_tau(predict(predictor, data).numpy(), data.importance.numpy())

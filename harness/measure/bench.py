@@ -19,7 +19,6 @@ from harness.base.store import BrokenShardError
 from harness.base.terminal import Progress
 from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import batches, draw_train, subset, turns
-from harness.golden.maps import undo_preprocess
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
 from harness.measure.match import matched_rows, say_time_misses
@@ -37,7 +36,15 @@ from harness.measure.rows import (
     variants,
 )
 from harness.measure.tuning import Tuned, Tuner
-from harness.models.towers import caption_features, load_tower, nameable, named, text_classifier, without_text
+from harness.models.towers import (
+    caption_features,
+    load_tower,
+    nameable,
+    named,
+    text_classifier,
+    undo_preprocess,
+    without_text,
+)
 from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, RECOVERY, Tuning, device_name
 from harness.records.metrics import METRICS, Captions, Sample, measure
 from harness.records.record import Record, fitting, images_digest, pack_groups, utc_now

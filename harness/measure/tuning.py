@@ -113,7 +113,7 @@ class Tuner:
             if config.tokens == "t":
                 for split in few:  # common blocks once
                     self._whole(missing, split)
-            note = f"{self.dataset.name}, {shots} shots: {config.learned}, {config.described(len(few.train))}"
+            note = f"{self.dataset.name}, {shots} shots: {config.learned}, {config.describe(len(few.train))}"
             if note not in self._notes:  # once, not for each seed and row
                 self._notes.add(note)
                 self.progress.say(note)

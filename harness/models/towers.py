@@ -12,6 +12,7 @@ import open_clip
 import timm
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import Tensor, nn
 
@@ -65,6 +66,19 @@ class Tower(NamedTuple):
                 if value is not None:  # the size is the last step's, after resizing and cropping
                     facts[name] = getattr(value, "value", list(value) if isinstance(value, tuple) else value)
         return facts
+
+
+def undo_preprocess(preprocess: Any, images: Tensor) -> Tensor:
+    """Take the normalisation out of preprocessed images (B, C, H, W): what the model sees, as colours in [0, 1].
+
+    Any affine map per channel at the end is undone: its constants are read off a black and a white image.
+    """
+    size = (images.shape[3], images.shape[2])
+    black, white = (
+        preprocess(Image.new("RGB", size, colour)).flatten(1).mean(dim=1)[:, None, None].float()
+        for colour in ("black", "white")
+    )
+    return ((images.float().cpu() - black) / (white - black)).clamp(0.0, 1.0)
 
 
 def dense_names() -> list[str]:

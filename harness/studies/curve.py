@@ -9,7 +9,7 @@ import torch
 from harness.base.table import Table
 from harness.base.terminal import Progress
 from harness.datasets.base import Split
-from harness.golden.budget import Curve, Point, Worth
+from harness.golden.rank import Curve, Point, Worth
 from harness.models.towers import Tower
 from harness.records.conditions import device_name
 from harness.records.metrics import Importance

@@ -89,7 +89,7 @@ class HostBlock:
         """Return the tower's own bias on the logits, broadcastable to (B, H, T, T), None for none."""
         return None
 
-    def fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    def attend_fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Attend by a fused kernel, to (B, H, T, d)."""
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=self.dropout)
 
@@ -97,7 +97,7 @@ class HostBlock:
         """Normalise and attend; the same operations in the same order as the tower's own."""
         normed = self.norm(tokens.x)
         query, key, value = self.queries_keys_values(normed, tokens)
-        out = self.fused(query, key, value, self._sum(tokens, bias)).transpose(1, 2).flatten(2)
+        out = self.attend_fused(query, key, value, self._sum(tokens, bias)).transpose(1, 2).flatten(2)
         return Attended(self.project(out, normed), query, key, value, self.scale)
 
     def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
@@ -110,7 +110,7 @@ class HostBlock:
         query, key, value = self.queries_keys_values(normed, tokens)
         bias = self._sum(tokens, bias)
         bias = None if bias is None else bias[:, :, :1]
-        out = self.fused(query[:, :, :1], key, value, bias).transpose(1, 2).flatten(2)
+        out = self.attend_fused(query[:, :, :1], key, value, bias).transpose(1, 2).flatten(2)
         return self.add_mlp(self.add_attention(tokens.x[:, :1], self.project(out, normed[:, :1])))
 
     def cls_attention(self, tokens: Tokens) -> Tensor:
@@ -230,7 +230,7 @@ class Host(nn.Module):
     @classmethod
     def adopt(cls, tower: nn.Module) -> Self:
         """Return another tower of the same modules and weights, of this class."""
-        other = shared(tower, cls)
+        other = share_weights(tower, cls)
         if not isinstance(tower, Host):
             other.reducer = other.prompts = None
         return other
@@ -296,7 +296,7 @@ class Host(nn.Module):
         return Trace.of(self.finish(tokens), each)
 
 
-def shared(module: nn.Module, kind: type[M]) -> M:
+def share_weights(module: nn.Module, kind: type[M]) -> M:
     """Return another module, of class ``kind``, with the submodules and weights of ``module``."""
     other = kind.__new__(kind)
     nn.Module.__init__(other)
@@ -374,7 +374,7 @@ class FeatureTower(Host):
 
     def over(self, host: Host) -> Self:
         """Return another one over a tower of the same kind, whose reducer becomes this one's."""
-        other = shared(self, type(self))
+        other = share_weights(self, type(self))
         other.host = type(host).adopt(host)
         other.reducer, other.host.reducer = host.reducer, None
         return other

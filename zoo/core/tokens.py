@@ -152,7 +152,7 @@ class Tokens(NamedTuple):
         merged_size = size.gather(1, stay).scatter_add(1, place, moved)
         share = moved / merged_size.gather(1, place)
         parts, target = rows(self.x, self.prefix + gone), rows(self.x, self.prefix + into)
-        merged, stretch = _merged(parts, target, into, share, rescale)
+        merged, stretch = _merge_parts(parts, target, into, share, rescale)
         mass = size if self.mass is None and rescale else self.mass
         if mass is not None:
             mass = mass.gather(1, stay).scatter_add(1, place, mass.gather(1, gone))
@@ -167,7 +167,7 @@ class Tokens(NamedTuple):
         last = torch.full_like(size, torch.inf).scatter(1, gone, importance.float())
         became = idx.scatter(1, gone, idx.gather(1, into))
         return self._replace(
-            x=_spliced(self.x, self.prefix, stay, merged, place),
+            x=_splice(self.x, self.prefix, stay, merged, place),
             patch_idx=after,
             patch_count=count,
             size=merged_size,
@@ -207,7 +207,7 @@ def rows(x: Tensor, idx: Tensor) -> Tensor:
     return x.reshape(batch * count, dim).index_select(0, (idx + first.unsqueeze(1)).flatten()).view(batch, -1, dim)
 
 
-def _merged(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale: bool) -> tuple[Tensor, Tensor]:
+def _merge_parts(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale: bool) -> tuple[Tensor, Tensor]:
     """Return what each token at ``into`` (B, r) becomes, (B, r, D), and by which factor it was stretched, (B, r).
 
     ``parts`` (B, r, D) go into ``target`` (B, r, D), aligned, each with its ``share`` (B, r) of the size in the end.
@@ -225,7 +225,7 @@ def _merged(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale:
     return merged, stretch
 
 
-def _spliced(x: Tensor, prefix: int, stay: Tensor, merged: Tensor, place: Tensor) -> Tensor:
+def _splice(x: Tensor, prefix: int, stay: Tensor, merged: Tensor, place: Tensor) -> Tensor:
     """Return the prefix tokens of ``x`` (B, T, D) and the patch tokens that stay, with ``merged`` at ``place``."""
     new = x.shape[1] + every_position(x, merged.shape[1])
     patches = (prefix + stay).scatter(1, place, new)
@@ -237,7 +237,7 @@ def every_position(x: Tensor, count: int) -> Tensor:
     return torch.arange(count, device=x.device).expand(x.shape[0], -1)
 
 
-for _function in ("every_position", "rows", "_merged", "_spliced"):
+for _function in ("every_position", "rows", "_merge_parts", "_splice"):
     torch.fx.wrap(_function)  # one call in a graph: it knows no shapes, and torch.arange no traced device
 
 
@@ -254,7 +254,7 @@ def _cells(positions: Tensor, patches: int) -> Tensor:
     return positions.where(positions >= 0, patches)
 
 
-def _occupied(positions: Tensor, patches: int) -> Tensor:
+def _mark_cells(positions: Tensor, patches: int) -> Tensor:
     """Return (B, N + 1) bool: the cells at ``positions`` (B, n)."""
     empty = positions.new_zeros(len(positions), patches + 1, dtype=torch.bool)
     return empty.scatter(1, _cells(positions, patches), True)
@@ -273,7 +273,7 @@ def rank_scores(history: tuple[Reduction, ...], patches: int) -> Tensor:
         share = below.sum(dim=2) / importance.shape[1]
         # What goes on is overwritten by the next stage; what went keeps this stage's score.
         scores = scores.scatter(1, _cells(reduction.before, patches), stage + share)
-        scores = scores + _occupied(reduction.after, patches)
+        scores = scores + _mark_cells(reduction.after, patches)
     return scores[:, :patches]
 
 
@@ -284,7 +284,7 @@ def left_at(history: tuple[Reduction, ...], patches: int) -> Tensor:
     """
     left = history[0].before.new_full((len(history[0].before), patches + 1), -1)
     for index, before, after, *_ in history:
-        left = left.masked_fill(_occupied(before, patches) & ~_occupied(after, patches), index)
+        left = left.masked_fill(_mark_cells(before, patches) & ~_mark_cells(after, patches), index)
     return left[:, :patches]
 
 
@@ -299,7 +299,7 @@ def tokens_of(history: tuple[Reduction, ...], patches: int) -> Tensor:
         goal = _cells(before if into is None else into, patches)
         became = torch.full_like(token, patches).scatter(1, _cells(before, patches), goal)
         token = became.gather(1, token)
-        token = token.where(_occupied(after, patches).gather(1, token), patches)
+        token = token.where(_mark_cells(after, patches).gather(1, token), patches)
     return token.where(token < patches, -1)[:, :patches]
 
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Self
 import torch
 from torch import Tensor, nn
 
-from zoo.core.host import Host, HostBlock, shared
+from zoo.core.host import Host, HostBlock, share_weights
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.loading.adopt import image_tower, reduce
@@ -37,7 +37,7 @@ def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:
         raise ValueError(f"dtype={dtype!r}: {expected(dtype, PRECISIONS)}")
     place = image_tower(model)
     if place is not None:
-        whole = shared(model, type(model))
+        whole = share_weights(model, type(model))
         whole._modules[place] = optimize(model.get_submodule(place), dtype=dtype)
         return whole
     if isinstance(model, OptimizedHost):
@@ -45,7 +45,7 @@ def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:
     host: Host = model if isinstance(model, Host) else reduce(model, method=None)
     _check(host, dtype)
     kind: Any = type(host)
-    tower = shared(_frozen(host), _kind(kind))
+    tower = share_weights(_frozen(host), _kind(kind))
     tower.take_apart(PRECISIONS[dtype])
     return tower
 
@@ -116,7 +116,7 @@ class OptimizedHost(Host):
         embed: Any = self._modules.get("patch_embed")
         conv = getattr(embed, "proj", None)
         if type(conv) is nn.Conv2d and conv.stride == conv.kernel_size and conv.padding == (0, 0) and conv.groups == 1:
-            embed._modules["proj"] = shared(conv, PatchProduct).prepare(dtype)
+            embed._modules["proj"] = share_weights(conv, PatchProduct).prepare(dtype)
 
     def held_bytes(self) -> int:
         """Return what its weights take, those of the given model that it shares included, each storage once."""

@@ -137,7 +137,7 @@ class TuneConfig:
         """Say what is learned."""
         return f"{self.count} tokens ({self.tokens}), depth {self.depth}"
 
-    def described(self, images: int | None = None) -> str:
+    def describe(self, images: int | None = None) -> str:
         """Say how tokens are learned; ``images`` to learn from decide how many steps an epoch has."""
         idle = _LEARNED if self.epochs is None else (*_LEARNED, "rounds", "steps")
         every = asdict(self).items()
@@ -148,7 +148,7 @@ class TuneConfig:
         return steps + ", ".join(f"{name}={value}" for name, value in own.items())
 
 
-def _published(**changes: Any) -> TuneConfig:
+def _make_published(**changes: Any) -> TuneConfig:
     """Return what the configurations of CoOp and MaPLe, and Dassl's defaults, share, with the rest of one."""
     shared: dict[str, Any] = {"anchor": 0.0, "patience": 0, "optimiser": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
     shared |= {"schedule": "cosine", "warmup": 1, "warmup_rate": 1e-5}
@@ -161,8 +161,8 @@ def _published(**changes: Any) -> TuneConfig:
 # maple: M. U. Khattak et al. (2210.03117), ViT-B/16. The first tokens begin as the first words of "a photo of a".
 RECIPES = {
     "embedded": TuneConfig(),
-    "coop": _published(tokens="t", count=16, epochs=200, batch=32, learning_rate=2e-3, visual_rate=2e-3),
-    "maple": _published(
+    "coop": _make_published(tokens="t", count=16, epochs=200, batch=32, learning_rate=2e-3, visual_rate=2e-3),
+    "maple": _make_published(
         tokens="vt", count=2, depth=9, coupling="printed", init="a photo",
         epochs=5, batch=4, learning_rate=3.5e-3, visual_rate=3.5e-3,
     ),
@@ -481,7 +481,7 @@ def _learn(
     for step, rows in enumerate(_batches(state.generator, len(train.labels), config)):
         images = train.images[rows]
         if config.augment and images.ndim == 4:
-            images = augmented(images, state.generator)
+            images = augment(images, state.generator)
         classifier = learner.classifier()
         scores = logits(classifier, images)
         loss = F.cross_entropy(scores, train.labels[rows].to(scores.device))
@@ -493,7 +493,7 @@ def _learn(
     return total / steps
 
 
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror images (B, C, H, W) at random, and shift each by up to a sixteenth of its sides."""
     height, width = images.shape[-2:]
     edge = (height // 16, width // 16)

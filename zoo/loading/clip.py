@@ -19,7 +19,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from zoo.core.messages import expected
-from zoo.loading.predictor_file import with_predictors
+from zoo.loading.predictor_file import with_predictor
 from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, split_options, unknown_model
 from zoo.loading.weights import UnusableWeightsError, find_clip, first_mismatch, image_side, read_weights
 from zoo.towers.vit import ReducedViT
@@ -131,7 +131,7 @@ class EmbeddedTokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip has
         return tokens
 
 
-def embedded_geometry() -> dict[str, int]:
+def read_geometry() -> dict[str, int]:
     """Return the embedded tower's arguments of open_clip's TextTransformer."""
     with safe_open(EMBEDDED / _FILE, framework="pt") as file:
         geometry: dict[str, int] = json.loads(file.metadata()["text"])["geometry"]
@@ -140,7 +140,7 @@ def embedded_geometry() -> dict[str, int]:
 
 def load_text() -> tuple[CompactText, float, int]:
     """Load the embedded text tower."""
-    tensors, geometry = load_file(EMBEDDED / _FILE), embedded_geometry()
+    tensors, geometry = load_file(EMBEDDED / _FILE), read_geometry()
     text = CompactText(tensors["token_ids"].tolist(), **geometry)
     text.load_state_dict({k.removeprefix("text."): v.float() for k, v in tensors.items() if k.startswith("text.")})
     return text.eval(), float(tensors["logit_scale"]), geometry["context_length"]
@@ -244,7 +244,7 @@ def _create_pretrained(
     if kwargs.get("predictor") is None:  # refuse what is unknown or missing before a download
         options, arguments = split_options(name, kwargs)
         if name.method is not None:
-            with_predictors(name.dense, tag, name.method, options, name.depth(arguments))
+            with_predictor(name.dense, tag, name.method, options, name.depth(arguments))
     file = find_clip(name.size, tag) if isinstance(pretrained, bool) else Path(pretrained)
     weights, spec = read_weights(file), SIZES[name.size]
     positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2

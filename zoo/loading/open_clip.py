@@ -37,9 +37,9 @@ from zoo.loading.clip import (
     EmbeddedTokenizer,
     OpenClipText,
     create_clip,
-    embedded_geometry,
+    read_geometry,
 )
-from zoo.loading.predictor_file import PredictorFile, with_predictors
+from zoo.loading.predictor_file import PredictorFile, with_predictor
 from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
 from zoo.loading.weights import OPEN_CLIP_FILES, find_clip, loading, read_weights
 from zoo.towers.vit import ReducedViT
@@ -300,7 +300,7 @@ def offer_models() -> None:
         own = MODELS.get(model_name.partition(".")[0])
         if own is None or SIZES[own.size].open_clip is not None:
             return theirs(model_name, context_length, *args, **kwargs)
-        return EmbeddedTokenizer(context_length=context_length or embedded_geometry()["context_length"])
+        return EmbeddedTokenizer(context_length=context_length or read_geometry()["context_length"])
 
     open_clip.get_tokenizer = factory.get_tokenizer = get
 
@@ -310,7 +310,7 @@ def offer(name: ModelName) -> None:
     spec = SIZES[name.size]
     default, facts = next(iter(spec.tags.items()))
     if spec.open_clip is None:
-        text = {**embedded_geometry(), "vocab_size": VOCABULARY}
+        text = {**read_geometry(), "vocab_size": VOCABULARY}
         del text["output_dim"]
     else:
         text = open_clip.get_model_config(spec.open_clip)["text_cfg"]
@@ -347,11 +347,11 @@ def checkpoint(name: ModelName, tag: str) -> Path:
     spec = SIZES[name.size]
     embedded = EMBEDDED / f"{name.dense}.safetensors"
     source = (embedded if spec.open_clip is None else find_clip(name.size, tag)).resolve()
-    predictors: tuple[PredictorFile, ...] = ()
+    predictor: PredictorFile | None = None
     if name.method is not None:
-        _, predictors = with_predictors(name.dense, tag, name.method, name.options, spec.vit_args["depth"])
-    facts = source.stat()
-    mark = digest([source.name, facts.st_size, facts.st_mtime_ns], *(p.path for p in predictors))
+        _, predictor = with_predictor(name.dense, tag, name.method, name.options, spec.vit_args["depth"])
+    facts, learned = source.stat(), [] if predictor is None else [predictor.path]
+    mark = digest([source.name, facts.st_size, facts.st_mtime_ns], *learned)
     path = cache_folder() / "open_clip" / f"{name.dense}.{tag}.{mark}.safetensors"
     if not path.is_file():
         model = create_clip(f"{name}.{tag}").model

@@ -55,7 +55,7 @@ _METACLIP = {"metaclip_400m": Tag(True, _NC, "metaclip_400m"), "metaclip_2pt5b":
 _DFN2B = Tag(True, _APPLE, "dfn2b")
 
 
-def _published(laion2b: str) -> dict[str, Tag]:  # with open_clip's tag of LAION-2B
+def _list_tags(laion2b: str) -> dict[str, Tag]:  # with open_clip's tag of LAION-2B
     tags = {"openai": _OPENAI, "laion2b": Tag(False, "mit", laion2b), "laion400m_e32": _LAION400M}
     return {**tags, "datacompxl": _DATACOMP, **_METACLIP}
 
@@ -71,21 +71,21 @@ SIZES = {
         features=512,
         weights="vit_base_patch32_clip_224",
         open_clip="ViT-B-32",
-        tags=_published("laion2b_s34b_b79k") | {"laion400m_e32": _LAION400M._replace(quick_gelu=True)},
+        tags=_list_tags("laion2b_s34b_b79k") | {"laion400m_e32": _LAION400M._replace(quick_gelu=True)},
     ),
     "b16": Size(
         vit_args={"patch_size": 16, **_BASE},
         features=512,
         weights="vit_base_patch16_clip_224",
         open_clip="ViT-B-16",
-        tags=_published("laion2b_s34b_b88k") | {"dfn2b": _DFN2B},
+        tags=_list_tags("laion2b_s34b_b88k") | {"dfn2b": _DFN2B},
     ),
     "l14": Size(
         vit_args={"patch_size": 14, **_LARGE},
         features=768,
         weights="vit_large_patch14_clip_224",
         open_clip="ViT-L-14",
-        tags=_published("laion2b_s32b_b82k") | {"dfn2b": _DFN2B, "dfn2b_s39b": Tag(False, _APPLE, "dfn2b_s39b")},
+        tags=_list_tags("laion2b_s32b_b82k") | {"dfn2b": _DFN2B, "dfn2b_s39b": Tag(False, _APPLE, "dfn2b_s39b")},
     ),
     "s14": Size(
         vit_args={"patch_size": 14, **_SMALL},
@@ -169,7 +169,7 @@ def split_options(name: ModelName, kwargs: Mapping[str, Any]) -> tuple[dict[str,
             options |= name.options
         own.append("recovery")
         depth = name.depth(kwargs)
-        if configure(name.method, options, depth).predictor_blocks(depth):
+        if configure(name.method, options, depth).predictor_block(depth) is not None:
             own.append("predictor")
     arguments = {key: value for key, value in kwargs.items() if key not in options}
     shown = [*own, *inspect.signature(VisionTransformer).parameters]

@@ -20,7 +20,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor
 
 from zoo.core.files import cache_folder, wanting
-from zoo.loading.predictor_file import RESCORERS, PredictorFile, predictor_tensors, require_weights
+from zoo.loading.predictor_file import PREFIX, PredictorFile, require_weights
 from zoo.loading.sizes import EMBEDDED, SIZES
 from zoo.towers.vit import TimmHost
 
@@ -151,7 +151,7 @@ def _one_line(error: BaseException) -> str:
     return textwrap.shorten(str(error), 600) or type(error).__name__
 
 
-def cached_file(repo: str, files: Iterable[str]) -> Path | None:
+def find_cached(repo: str, files: Iterable[str]) -> Path | None:
     """Find the first of some files of a repository, ``OWNER/NAME`` or ``OWNER/NAME@REVISION``, in the hub's cache."""
     name, _, revision = repo.partition("@")
     found = (try_to_load_from_cache(name, file, revision=revision or None) for file in files)
@@ -172,7 +172,7 @@ def loading(
         UnusableWeightsError: they don't fit the model or can't be read.
     """
     # HF_HUB_OFFLINE the client itself refuses at once.
-    if repo and not constants.HF_HUB_OFFLINE and cached_file(repo, files) is None and (why := _unreachable()):
+    if repo and not constants.HF_HUB_OFFLINE and find_cached(repo, files) is None and (why := _unreachable()):
         raise _missing(name, "there is no network or the hub can't be reached", why, otherwise, f"{repo}/{files[0]}")
     try:
         yield
@@ -212,18 +212,18 @@ def timm_source(cfg: PretrainedCfg) -> tuple[str, Sequence[str]]:
 
 
 def filter_weights(
-    state_dict: dict[str, Any], model: TimmHost, predictors: Sequence[PredictorFile] = ()
+    state_dict: dict[str, Any], model: TimmHost, predictor: PredictorFile | None = None
 ) -> dict[str, Any]:
     """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``.
 
-    Predictors come the first block's first; none if they are in ``state_dict``.
+    ``predictor`` is None if its weights are in ``state_dict``.
 
     Raises:
-        ValueError: weights of the model's predictor are missing, or one of ``predictors`` was
-            fitted to other weights of the tower.
+        ValueError: weights of the model's predictor are missing, or ``predictor`` was fitted to other weights of
+            the tower.
     """
     reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
-    weights = model.converted({k: v for k, v in state_dict.items() if k not in reducer})
+    weights = model.convert_weights({k: v for k, v in state_dict.items() if k not in reducer})
     facts: Any = model.pretrained_cfg
     headless = not any(name.startswith("head.") for name in weights)
     if headless and model.num_classes > 0 and str(facts.get("architecture")).startswith("clip_vit_s14"):
@@ -231,12 +231,10 @@ def filter_weights(
         weights |= {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
     if model.reducer is None:
         return weights | reducer
-    if predictors:
-        require_weights(predictors, weights)
-        reducer = predictor_tensors(predictors)
+    if predictor is not None:
+        require_weights(predictor, weights)
+        reducer = predictor.tensors(PREFIX)
     needed = {k for k in model.state_dict() if k.startswith("reducer.")}
-    # What was saved with rescore=True also serves a model that carries the first ranking along.
-    reducer = {k: v for k, v in reducer.items() if k in needed or not k.startswith(RESCORERS)}
     if missing := sorted(needed - reducer.keys()):
         raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
     return weights | reducer
@@ -264,7 +262,7 @@ def find_clip(size: str, tag: str) -> Path:
     spec, name = SIZES[size], f"clip_vit_{size}.{tag}"
     cfg = get_pretrained_cfg(spec.open_clip, spec.tags[tag].open_clip)
     repo = cfg["hf_hub"].rstrip("/")
-    if (file := own_weights(size, tag) or cached_file(repo, OPEN_CLIP_FILES)) is not None:
+    if (file := own_weights(size, tag) or find_cached(repo, OPEN_CLIP_FILES)) is not None:
         return file
     otherwise = (
         f"put a file of these weights at {own_path(name)}, or pass local-dir:FOLDER, saved by timm's save_for_hf"

@@ -87,7 +87,7 @@ def rounds_importance(suffix: Suffix, start: Tokens, judge: Judge, config: "Gold
         cells = torch.arange(left, device=start.x.device).unsqueeze(1)
         importance = torch.zeros_like(tokens.patch_idx, dtype=torch.float32)
         if left > 1:  # the last one has none to go into
-            target, features = changed_features(suffix, tokens, cells, config)
+            target, features = encode_changes(suffix, tokens, cells, config)
             rows = torch.arange(len(target), device=target.device).repeat_interleave(left)
             scores = replace(judge, target=target)(features.flatten(0, 1), rows)
             importance = -scores.unflatten(0, (-1, left))
@@ -100,7 +100,7 @@ def rounds_importance(suffix: Suffix, start: Tokens, judge: Judge, config: "Gold
     return (count - 1 - best_first.argsort(dim=1)).float()
 
 
-def changed_features(suffix: Suffix, tokens: Tokens, cells: Tensor, config: "GoldenConfig") -> tuple[Tensor, Tensor]:
+def encode_changes(suffix: Suffix, tokens: Tokens, cells: Tensor, config: "GoldenConfig") -> tuple[Tensor, Tensor]:
     """Compute unit features of what is there, (B, D), and without each window of ``cells`` (W, r * r), (B, W, D)."""
     rows = torch.arange(len(tokens.x), device=tokens.x.device)
     every = rows.repeat_interleave(len(cells))
@@ -268,7 +268,7 @@ class GoldenEngine:
         cells = windows(start.grid, config.window, config.stride).to(suffix.device)
         if config.greedy is not None:
             return {score: self._search(start, cells, score, common) for score in scores}
-        target, features = changed_features(suffix, start, cells, config)
+        target, features = encode_changes(suffix, start, cells, config)
         flat, every = features.flatten(0, 1), torch.arange(len(images), device=suffix.device)
         every = every.repeat_interleave(len(cells))
         judges = {score: Judge(score=score, target=target, **common) for score in scores}

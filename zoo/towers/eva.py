@@ -97,7 +97,7 @@ class ReducedEva(TimmHost, Eva):  # type: ignore[misc]  # forward_intermediates 
     kinds = KINDS
     filter_fn = staticmethod(checkpoint_filter_fn)
 
-    def positioned(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed_patches(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._pos_embed(self.patch_embed(images))  # the second are rotary embeddings, see ``rotation``
 
     @property
@@ -144,7 +144,7 @@ class ReducedNaFlexVit(TimmHost, naflexvit.NaFlexVit):  # type: ignore[misc]  # 
     def cls_token(self) -> Any:
         return self.embeds.cls_token
 
-    def positioned(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed_patches(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         x, grid = self.embeds(images)
         return x, None if self.rope is None else self.rope.get_embed(shape=grid)
 
@@ -158,7 +158,7 @@ class ReducedNaFlexVit(TimmHost, naflexvit.NaFlexVit):  # type: ignore[misc]  # 
         return super().forward(x)
 
     def _pool(self, x: Tensor, pool_type: str | None = None, patch_valid: Tensor | None = None) -> Tensor:
-        return super()._pool(self.unprompted(x, pool_type), pool_type, patch_valid)
+        return super()._pool(self.drop_prompts(x, pool_type), pool_type, patch_valid)
 
     def require_reducible(self) -> None:
         super().require_reducible()
@@ -201,7 +201,7 @@ class ReducedBeit(TimmHost, beit.Beit):
     attn_pool = None
     norm_pre = staticmethod(lambda x: x)
 
-    def positioned(self, images: Tensor) -> tuple[Tensor, None]:
+    def embed_patches(self, images: Tensor) -> tuple[Tensor, None]:
         x = self.patch_embed(images)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         if self.pos_embed is not None:

@@ -144,7 +144,7 @@ class LeanBlock(ViTBlock):
         query, key, value = qkv.view(*x.shape[:2], 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         if not isinstance(attn.q_norm, nn.Identity):
             query, key = attn.q_norm(query.float()).to(query.dtype), attn.k_norm(key.float()).to(key.dtype)
-        keys, values, mask = filled(key, value, None if bias is None else bias.to(query.dtype))
+        keys, values, mask = pad_keys(key, value, None if bias is None else bias.to(query.dtype))
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
         out = out.transpose(1, 2).flatten(2)
         if not isinstance(attn.norm, nn.Identity):
@@ -164,7 +164,7 @@ class LeanBlock(ViTBlock):
         weights.out.add_to(rows, hidden)
 
 
-def filled(key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def pad_keys(key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Fill keys and values (S, H, T, d) up to a multiple of ``TAIL`` tokens, which a bias of -inf hides.
 
     Fused attention in low precision on a CPU takes up to twice as long for what is left over.
@@ -216,19 +216,19 @@ class Weights:
             # float32 it would cost a copy of the weights instead.
             self.scale, rows = 1.0, torch.ones_like(attn.qkv.weight[:, 0])
             rows[: attn.attn_dim] = attn.scale
-        self.qkv = Product(*_scaled(attn.qkv, rows, dtype))
-        self.proj = Product(*_scaled(attn.proj, first, dtype))
+        self.qkv = Product(*_scale_layer(attn.qkv, rows, dtype))
+        self.proj = Product(*_scale_layer(attn.proj, first, dtype))
         # QuickGELU(x) = silu(1.702 x) / 1.702, and silu has a kernel: the first layer's weights
         # take the factor, the second's its inverse.
         quick = type(mlp.act).__name__ == "QuickGELU" and isinstance(mlp.norm, nn.Identity)
         rows = torch.full_like(mlp.fc1.weight[:, 0], QUICK) if quick else None
         self.act = partial(F.silu, inplace=True) if quick else _in_place(mlp.act)
-        self.hidden = Product(*_scaled(mlp.fc1, rows, dtype))
-        weight, bias = _scaled(mlp.fc2, second, torch.float32)
+        self.hidden = Product(*_scale_layer(mlp.fc1, rows, dtype))
+        weight, bias = _scale_layer(mlp.fc2, second, torch.float32)
         self.out = Product((weight * (1 / QUICK) if quick else weight).to(dtype), bias)
 
 
-def _scaled(layer: Any, rows: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def _scale_layer(layer: Any, rows: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of a linear layer, each output times its ``rows``; without these no copy."""
     weight, bias = layer.weight, layer.bias
     if rows is not None:

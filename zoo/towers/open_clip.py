@@ -80,10 +80,10 @@ class ReducedOpenClip(Host, VisionTransformer):
         return Tokens.start(self._embeds(images), 1, self.grid)
 
     def finish(self, tokens: Tokens) -> Tensor:
-        projected = self._projected(tokens)[0]
+        projected = self._project(tokens)[0]
         return projected.squeeze(1) if projected.ndim == 3 else projected  # CoCa's second pool has one query
 
-    def _projected(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    def _project(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Return what open_clip does: the pooled tokens, projected, and those that it hands out beside them."""
         pooled, seen = self._pool(tokens.x) if tokens.size is None else self._pool_by_size(tokens)
         return pooled if self.proj is None else pooled @ self.proj, seen
@@ -111,7 +111,7 @@ class ReducedOpenClip(Host, VisionTransformer):
     def forward(self, x: Tensor) -> Any:
         """Return the projected features, with ``output_tokens`` also the tokens that open_clip hands out."""
         tokens, _ = self.advance(self.embed(x))
-        projected, seen = self._projected(tokens)
+        projected, seen = self._project(tokens)
         return (projected, seen) if self.output_tokens else projected
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:

@@ -56,7 +56,7 @@ class EncoderBlock(HostBlock):
         layers = (self.attn.q_proj, self.attn.k_proj, self.attn.v_proj)
         return split_heads((self.heads, -1), *(layer(normed) for layer in layers))
 
-    def fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    def attend_fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Attend as ``attn_implementation`` says, to (B, H, T, d)."""
         attn = self.attn
         eager = sys.modules[type(attn).__module__].eager_attention_forward
@@ -321,10 +321,10 @@ class DinoHost(TransformersHost):
     ) -> Tokens:
         if attention_mask is not None:
             raise ValueError("attention_mask needs all tokens in place; use the dense tower")
-        x, positional = self.positioned(images, bool_masked_pos)
+        x, positional = self.embed_patches(images, bool_masked_pos)
         return Tokens.start(x, self.prefix_count, self.cells(*images.shape[-2:]), positional)
 
-    def positioned(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def embed_patches(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the tokens of images, and ``Tokens.positional``."""
         return self.embeddings(images, bool_masked_pos=masked), None
 
@@ -350,7 +350,7 @@ class ReducedDinov3(DinoHost, DINOv3ViTModel):
 
     blocks_prefix, norm_name = "model.layer.", "norm"
 
-    def positioned(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
+    def embed_patches(self, images: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the tokens of images, and sines and cosines of the grid's positions, see ``rotation``."""
         images = images.to(self.embeddings.patch_embeddings.weight.dtype)
         cosine, sine = self.rope_embeddings(images)

@@ -58,7 +58,7 @@ torch.fx.wrap("refuse_mask")  # one call in a graph, where arguments have no val
 class TimmHost(Host):
     """What timm's families of towers share: embedding, pooling, and the methods of timm's interface.
 
-    A family is a subclass of this and of timm's class, with ``Block``, ``positioned`` and what it can reduce.
+    A family is a subclass of this and of timm's class, with ``Block``, ``embed_patches`` and what it can reduce.
 
     Attributes:
         kinds: classes of a block and of its attention that ``Block`` takes apart.
@@ -76,10 +76,10 @@ class TimmHost(Host):
     num_classes: int
 
     @abstractmethod
-    def positioned(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def embed_patches(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the tokens of images with what is added for places, (B, T, D), and ``Tokens.positional``."""
 
-    def converted(self, weights: dict[str, Any]) -> dict[str, Any]:
+    def convert_weights(self, weights: dict[str, Any]) -> dict[str, Any]:
         """Bring a checkpoint of any library that timm knows into the form of this tower."""
         return type(self).filter_fn(weights, self)
 
@@ -112,16 +112,16 @@ class TimmHost(Host):
         """Number of prefix tokens that are pooled like patch tokens, never learned ones."""
         return int(self.num_prefix_tokens) if getattr(self, "pool_include_prefix", False) else 0
 
-    def pooled(self, x: Tensor) -> Tensor:
+    def select_pooled(self, x: Tensor) -> Tensor:
         """Return the tokens of ``x`` (B, T, D) that the pool sees."""
         return torch.cat((x[:, : self.pooled_prefix], x[:, self.prefix_count :]), dim=1)
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Pool as timm does; learned tokens are never averaged in."""
         timms: Any = super()
-        return timms.pool(self.unprompted(x, pool_type), pool_type)
+        return timms.pool(self.drop_prompts(x, pool_type), pool_type)
 
-    def unprompted(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+    def drop_prompts(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Return the tokens of ``x`` (B, T, D) without learned ones, unless the class token is all that is read."""
         first = self.attn_pool is None and (pool_type or self.global_pool) == "token"
         if self.prompts is None or first:
@@ -130,7 +130,7 @@ class TimmHost(Host):
 
     def probe(self, tokens: Tokens) -> PoolingQuery:
         pool: Any = self.attn_pool
-        x = self.pooled(self.norm(tokens.x))
+        x = self.select_pooled(self.norm(tokens.x))
         latent = pool.latent.expand(x.shape[0], -1, -1)
         query, key, _ = split_heads((pool.num_heads, -1), pool.q(latent), *pool.kv(x).chunk(2, dim=2))
         return PoolingQuery(pool.q_norm(query), pool.k_norm(key), pool.scale, self.pooled_prefix)
@@ -169,7 +169,7 @@ class TimmHost(Host):
         return int(rows), int(columns)
 
     def embed(self, images: Tensor) -> Tokens:
-        (x, positional), prefix = self.positioned(images), self.prefix_count
+        (x, positional), prefix = self.embed_patches(images), self.prefix_count
         if self.prompts is not None:
             x = insert(x, self.num_prefix_tokens, self.prompts()[0])
         return Tokens.start(self.norm_pre(x), prefix, self.grid_of(images), positional)
@@ -182,7 +182,7 @@ class TimmHost(Host):
         """
         if depth > self.depth:
             raise ValueError(f"depth={depth}: the image tower has {self.depth} blocks")
-        joined = self.positioned(images)[0][:, self.num_prefix_tokens :]
+        joined = self.embed_patches(images)[0][:, self.num_prefix_tokens :]
         means = [joined.float().mean(dim=(0, 1))]
         tokens = self.embed(images)
         for index in range(1, depth):
@@ -199,7 +199,7 @@ class TimmHost(Host):
         x = self.norm(tokens.x)
         if tokens.size is None or (self.attn_pool is None and self.global_pool in ("", "token", "max")):
             return self.forward_head(x)
-        seen, left = self.pooled(x), tokens._replace(prefix=self.pooled_prefix)
+        seen, left = self.select_pooled(x), tokens._replace(prefix=self.pooled_prefix)
         if self.attn_pool is not None:
             pooled = self.attn_pool(seen, attn_mask=left.size_bias())
         else:
@@ -407,5 +407,5 @@ class ReducedViT(TimmHost, VisionTransformer):
         if method is not None:
             self.reducer = build_reducer(method, reduction or {}, self.spec(**new)).train(self.training)
 
-    def positioned(self, images: Tensor) -> tuple[Tensor, None]:
+    def embed_patches(self, images: Tensor) -> tuple[Tensor, None]:
         return self.patch_drop(self._pos_embed(self.patch_embed(images))), None

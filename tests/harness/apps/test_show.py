@@ -10,12 +10,11 @@ import torch
 from PIL import Image
 
 from harness.apps import show as module
-from harness.apps.show import ShowConfig, find_subjects, show
+from harness.apps.show import ShowConfig, find_subjects, method_maps, most_important, reduced, show
 from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
-from harness.golden.maps import method_maps, most_important, reduced
 from harness.models.towers import Tower
 from harness.report.pictures import PatchSheet, draw
 from zoo.core.tokens import tokens_of
@@ -135,6 +134,16 @@ def test_any_ranking_may_decide_what_is_kept(by: str, sheet_of: Show):
     for row in sheet.rows:
         importance = torch.from_numpy(row.importance[module.ALIASES.get(by, by)])[None]
         assert ((row.tokens["kept 30"] >= 0) == most_important(importance, 0.3)[0].numpy()).all()
+
+
+def test_what_is_kept_is_what_the_trace_says(tower: Tower, toy: Dataset):
+    images = torch.stack([tower.preprocess(toy.split("test")[i].image) for i in range(3)])
+    vit = reduced(tower, "evitfuse", keep=0.6, block=3)  # whose last token is no patch
+    trace, (_, kept) = vit.trace(images), method_maps(vit, images)
+    for row, places in zip(kept, trace.reductions[-1].after, strict=True):
+        assert row.nonzero().flatten().tolist() == sorted(place for place in places.tolist() if place >= 0)
+    tied = torch.tensor([[1.0, 5.0, 5.0, 5.0, 0.0], [2.0, 2.0, 2.0, 2.0, 2.0]])  # of equals the first
+    assert most_important(tied, 0.4).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
 
 
 def test_what_methods_and_the_golden_ranking_leave(sheet_of: Show, tower: Tower, toy: Dataset):

@@ -9,7 +9,7 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.datasets.few_shot import subset
-from harness.golden.budget import Curve, Point
+from harness.golden.rank import Curve, Point
 from harness.models.towers import Tower
 from harness.records.statistics import Interval, kendall_tau
 from harness.studies.curve import curve_table, measure_curve
