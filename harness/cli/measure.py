@@ -228,7 +228,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
     """Time models in turn with their dense towers, and write records and tables."""
     import torch
 
-    from harness.base.lines import require_appendable
+    from harness.base.lines import can_resume, require_appendable
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
     from harness.measure.timing import load_1min
     from harness.records import times
@@ -249,7 +249,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
         )
     path, page = args.output / times.LATENCIES, args.output / "latency.md"
     require_appendable(path)
-    known = times.earlier_times(path, progress, fresh=args.fresh)
+    known = times.read_latencies(path) if can_resume(path, progress.say, fresh=args.fresh) else []
 
     def timed() -> Iterator[times.LatencyRecord]:
         for cell, new in measure_latency(plan, known, progress):
@@ -280,7 +280,7 @@ def _report_flags(parser: CommandParser) -> None:
 
 
 def run_report(args: Namespace, status: Console) -> Shown:
-    """Write a report and show the Pareto fronts."""
+    """Write a report and say which method is best at which cost."""
     from harness.report.folder import report_runs
 
     return report_runs(args.runs, args.output, Progress(status), title=args.title, every_plot=args.all_plots)

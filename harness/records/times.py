@@ -13,11 +13,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from harness.base.lines import append_lines, can_resume, parse_lines
+from harness.base.lines import append_lines, parse_lines
 from harness.base.table import FORMS, NOT_MEASURED, UNMEASURED, Cell, Column, Table, figure
-from harness.base.terminal import Progress
 from harness.records.conditions import DENSE, device_name
-from harness.records.record import Times
+from harness.records.record import Times, require_bounds
 from harness.records.statistics import Interval, median_interval
 from zoo.core.files import from_json, strict_json
 
@@ -181,6 +180,8 @@ class LatencyRecord:
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {self.schema_version}")
+        for part in (self, self.machine, self.surroundings):
+            require_bounds(part)
         timed = bool(self.samples_ms)
         if (self.failed is None) != timed or (self.times is not None) != timed:
             raise ValueError(
@@ -213,11 +214,6 @@ def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:
 def read_latencies(path: Path) -> list[LatencyRecord]:
     """Read JSON lines, in file order; ValueError names file, line and what is wrong, or that the last line is torn."""
     return parse_lines(path, lambda line: from_json(LatencyRecord, strict_json(line), "record", complete=True))
-
-
-def earlier_times(path: Path, progress: Progress, *, fresh: bool) -> list[LatencyRecord]:
-    """Return what an earlier run wrote, none if ``fresh``; it goes on from a torn last line, which is dropped."""
-    return read_latencies(path) if can_resume(path, progress.say, fresh=fresh) else []
 
 
 def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -> LatencyRecord | None:

@@ -30,7 +30,7 @@ RANDOM = "compare --dataset emoji --methods random --keeps 0.6 --limit 8 --batch
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):
     results = tmp_path / "results[bold]"  # brackets are no markup
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
-    names = "accuracy_gflops.svg agreement.csv records.jsonl report.html "
+    names = "records.jsonl report.html "
     names += "table.csv table.md table.tex thumbnails traces"
     assert sorted(path.name for path in results.iterdir()) == names.split()
     dense, random = read_records(results / "records.jsonl")
