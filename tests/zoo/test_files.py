@@ -84,6 +84,7 @@ def test_values_that_are_not_finite_are_refused(kind: str, tmp_path: Path):
         *[("predictor", metadata) for metadata in ("[]", "{", "[" * 100_000)],
         *[("prompts", facts) for facts in ({"model": 3}, {"path": "/etc/passwd"})],
         ("predictor", {"options": {"arch": "mlp", "width": 10**12}}),
+        ("predictor", {"options": {"arch": ["mlp"], "width": 8}}),
         ("prompts", {"classes": "abc"}),
         ("prompts", {"classes": ["a", "b"]}),
         ("prompts", {"width": 10**12}),

@@ -1,6 +1,7 @@
 """Files of schedules: what is written comes back, makes the model it says, and goes with a saved one."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +59,18 @@ def test_any_tower_takes_the_numbers_and_saves_them(tiny: Callable[..., nn.Modul
         ({"schedule": [0.5, 0.75]}, r"schedule=\(0.5, 0.75\)"),
         ({"more": 1}, "more"),
         ({"keep": ...}, "missing field 'keep'"),
-        ("{", "holds no schedule"),
+        ({"keep": "0.5"}, "keep must be float, got '0.5'"),
+        ({"keep": math.nan}, "NaN is no number"),
+        ({"reduce_at": [-1, 2, 5]}, r"reduce_at=\(-1, 2, 5\): expected block indices"),
+        ({"reduce_at": [True, 2, 5]}, "reduce_at must be int, got True"),
+        ({"candidates": 10**30}, "has 31 digits"),
+        ({"method": []}, r"method must be str, got \[\]"),
+        ({"options": {"rnak": "cls"}}, "rankmerge has no option 'rnak': did you mean 'rank'"),
+        ({"options": {"arch": ["mlp"]}}, r"arch=\['mlp'\]: did you mean 'mlp'"),
+        ({"datasets": [{}]}, "'name' of a data set must be str, got None"),
+        ({"datasets": [{"name": ["toy"]}]}, r"'name' of a data set must be str, got \['toy'\]"),
+        *((text, "schedule must be ScheduleFile, got ") for text in ("[]", "null", '"x"')),
+        *((text, "holds no schedule") for text in ("{", "", "\0\1PAR1", '{"keep": 1, "keep": 1}', "[" * 100_000)),
         (None, "the file does not exist"),
     ],
 )
