@@ -242,12 +242,13 @@ class Lab:
         return [Pictures(part, self.dense, self.tower.preprocess, classifier) for part in every]
 
     def predictors(self, method: str | None, options: Mapping[str, Any]) -> list[Path]:
-        """Return the files of a method's predictors, the first block's first; none of a method without."""
+        """Return the file of a method's predictor; none of a method without."""
         if method is None:
             return []
         arch, tag, depth = self.tower.arch, self.tower.tag, self.dense.vit.depth
         config = configure(method, dict(options), depth)
-        return [find_predictor(arch, tag, at, action=config.action).path for at in config.predictor_blocks(depth)]
+        block = config.predictor_block(depth)
+        return [] if block is None else [find_predictor(arch, tag, block, action=config.action).path]
 
     def options(self, one: Candidate) -> dict[str, Any]:
         """Return the method's options of a candidate as JSON values, those that aren't its defaults."""

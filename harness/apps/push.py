@@ -15,7 +15,6 @@ from jinja2 import Environment, FileSystemLoader
 from timm.models import save_for_hf
 
 from harness.measure.cost import gflops
-from harness.measure.rows import predictors_digest
 from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
 from harness.records.conditions import DENSE, RECOVERY
 from harness.records.record import Record, conditions, lacking
@@ -24,7 +23,7 @@ from zoo.core.files import digest, fingerprint, read_facts, write_whole
 from zoo.core.prompts import CosineHead
 from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
-from zoo.loading.predictor_file import find_predictor, read_predictors
+from zoo.loading.predictor_file import find_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES, unknown_model
 from zoo.towers.vit import TimmHost
@@ -119,7 +118,7 @@ class Publishable:
 
 
 def load_publishable(
-    name: str, predictor: Sequence[Path] = (), prompts: Path | None = None, recovery: Path | None = None
+    name: str, predictor: Path | None = None, prompts: Path | None = None, recovery: Path | None = None
 ) -> Publishable:
     """Load a model by one of our names, or from ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``.
 
@@ -137,16 +136,16 @@ def load_publishable(
         raise _unpublishable(name)
     tower, tag = split_name(split_method(name)[0])
     options: dict[str, Any] = {} if prompts is None else {"prompts": str(prompts)}
-    if predictor:
-        options["predictor"] = [str(path) for path in predictor]
+    if predictor is not None:
+        options["predictor"] = str(predictor)
     file = None if recovery is None else RecoveryFile.read(recovery)
     vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=True, **options)
     provenance: dict[str, Any] = {"digests": {}}  # named as in the settings of records
-    if vit.reducer is not None and (blocks := vit.reducer.config.predictor_blocks(len(vit.blocks))):
-        files = read_predictors(predictor) if predictor else [find_predictor(tower, tag, block) for block in blocks]
-        files = sorted(files, key=lambda file: file.block)
-        provenance["predictors"] = [read_facts(file.path, "predictor") for file in files]
-        provenance["digests"]["predictor"] = predictors_digest(files)
+    block = None if vit.reducer is None else vit.reducer.config.predictor_block(vit.depth)
+    if block is not None:
+        path = predictor or find_predictor(tower, tag, block).path
+        provenance["predictors"] = [read_facts(path, "predictor")]
+        provenance["digests"]["predictor"] = digest(path)
     if prompts is not None:
         provenance["prompts"] = read_facts(prompts, "prompts")
         provenance["digests"]["prompts"] = digest(prompts)
@@ -220,7 +219,7 @@ def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
         table=markdown_table(records, summary=True).strip() if records else "",
         version=records[0].version if records else "",
         commits=sorted({record.git_commit for record in records if record.git_commit}),
-        predicted=reducer is not None and bool(reducer.config.predictor_blocks(len(model.vit.blocks))),
+        predicted=reducer is not None and reducer.config.predictor_block(model.vit.depth) is not None,
         predictors=model.provenance.get("predictors") or [],
         prompts=model.provenance.get("prompts"),
         recovery=recovery,

@@ -362,7 +362,7 @@ def _push_flags(parser: CommandParser) -> None:
     flags.add(where, "--dry-run", False, "upload nothing, say what would be and show the card")
     what = parser.add_argument_group("what goes with it")
     flags.add(what, "--records", None, "what a run measured of it", Path)
-    flags.add(what, "--predictor", [], "for patchrank", Path)
+    flags.add(what, "--predictor", None, "for patchrank", Path)
     flags.add(what, "--prompts", None, "learned tokens", Path)
     flags.add(what, "--recovery", None, "trained for this model, as `fit recovery` writes", Path)
     flags.add(what, "--accept-license", None, "confirm that the weights' licence allows it", metavar="ID")

@@ -42,6 +42,8 @@ class _Options:
     def prepare(self, dataset: Dataset) -> Dataset:
         """Bind a dataset to its root, give it prompts and leave out what can't be read."""
         flags: list[str] = []
+        for note in dataset.notes:
+            self.progress.say(note)
         if isinstance(dataset, RootedDataset) and (root := root_of(self.root)):
             dataset = dataset.at(root, download=self.download, progress=self.progress)
             flags += ["--root", str(root)]

@@ -24,11 +24,12 @@ from harness.datasets.images import (
     SKIP_BAD,
     ImageList,
     ListedDataset,
+    find_images,
     folder_images,
-    image_files,
     is_image,
     list_files,
     require_inside,
+    tell_unread,
 )
 from zoo.core.files import digest
 
@@ -56,8 +57,10 @@ class FolderDataset(OwnDataset, ListedDataset):
         lists: dict[SplitName, ImageList] = {}
         for split in SPLITS:
             folders = [(roots[split] / name, label) for label, name in enumerate(names) if split in roots]
-            files = [(file, label) for inner, label in folders if inner.is_dir() for file in image_files(inner)]
+            found = [(file, label) for inner, label in folders if inner.is_dir() for file in find_images(inner)]
+            files = [(file.path, label) for file, label in found if not file.wrong]
             lists[split] = list_files(folder, [f for f, _ in files], [label for _, label in files], self.name)
+            self.notes += tell_unread((file for file, _ in found), folder, where)
         self._lists = lists
         require_inside(folder, chain.from_iterable(images.paths for images in self._lists.values()), where)
         labels = np.concatenate([images.labels for images in self._lists.values()])
@@ -126,6 +129,7 @@ class ImageFolder(OwnDataset, ListedDataset):
     def __init__(self, place: Path) -> None:
         folder, where = self.take_folder(place, "folder", "Images below the folder")
         self._images = folder_images(folder, flag="folder ", way=SKIP_BAD)
+        self.notes = self._images.notes
         require_inside(folder, self._images.paths, where)
 
     @cached_property
@@ -157,7 +161,7 @@ def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
             raise ValueError(f"{where}: {roots[split].name} and {path.name} would both be the {split} split; leave one")
         roots[split] = path
     for path in inner:
-        if roots and path not in roots.values() and image_files(path):
+        if roots and path not in roots.values() and any(not file.wrong for file in find_images(path)):
             raise ValueError(
                 f"{where}: the images of {path.name!r} are in none of the splits {', '.join(roots)} beside it; "
                 "move them away"

@@ -3,6 +3,7 @@
 import abc
 import io
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,12 @@ from zoo.core.files import digest
 
 _NAMES = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp"
 EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
+_UNREAD = (
+    "3fr ai arw bpg cr2 cr3 crw cur dcr dds dng emf eps erf exr fff hdr heic heics heif heifs hif icns ico iiq j2c j2k "
+    "jpe jpf jps jpx jxl jxr kdc mef mos mrw nef nrw orf pcx pef psb psd raf raw rw2 rwl sgi sr2 srf srw svg svgz tga "
+    "wdp wmf x3f xbm xcf xpm"
+)
+UNREAD = frozenset(f".{name}" for name in _UNREAD.split())  # extensions of images that aren't read
 KNOWN = f"known extensions are {', '.join(sorted(EXTENSIONS))}"
 LEAVE_OUT = "leave it out"
 SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with datasets
@@ -76,27 +84,82 @@ def read_image(file: Path, *, way: str = SKIP_BAD) -> Image.Image:
     return decode_image(file.read_bytes(), repr(str(file)), way=way)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Find the image files below a folder, in an order that is the same on every machine.
+class FoundFile(NamedTuple):
+    """A file that is named like an image: its path, bytes, time of its last change, and why it isn't read, if so."""
 
-    Links are followed, and a folder that is reached twice, as in a loop of links, counts once.
-    Names that start with a dot are not looked at.
+    path: Path
+    size: int = 0
+    mtime_ns: int = 0
+    wrong: str | None = None
+
+
+def find_images(folder: Path) -> list[FoundFile]:
+    """Find what is named like an image below a folder, in an order that is the same on every machine.
+
+    Links are followed, but from hidden folders, and a folder that is reached twice, as in a loop of links, counts once.
     """
 
     def refuse(error: OSError) -> None:
-        raise error  # os.walk would swallow it, as of a folder without permission
+        if _hidden_part(os.path.relpath(error.filename, folder)) is None:
+            raise error  # os.walk would swallow it, as of a folder without permission
 
-    files: list[Path] = []
+    found: list[FoundFile] = []
     visited: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        facts = Path(root).stat()
+        facts, inside = Path(root).stat(), os.path.relpath(root, folder)
         if (facts.st_dev, facts.st_ino) in visited:
             folders.clear()
             continue
         visited.add((facts.st_dev, facts.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += filter(is_image, (Path(root, name) for name in names))
-    return sorted(files, key=lambda file: file.relative_to(folder).parts)
+        # What a hidden folder links to isn't hidden itself.
+        folders[:] = sorted(n for n in folders if not (_hidden_part(f"{inside}/{n}") and Path(root, n).is_symlink()))
+        found += [_look_at(Path(root, name), f"{inside}/{name}") for name in names if is_named_like_image(name)]
+    return sorted(found, key=lambda file: file.path.relative_to(folder).parts)
+
+
+def _look_at(file: Path, inside: str) -> FoundFile:
+    fault = name_fault(inside)
+    try:
+        facts = file.stat()
+    except OSError as error:
+        what = f"it is a link to {str(file.readlink())!r}, which" if file.is_symlink() else "it"
+        return FoundFile(file, wrong=fault or f"{what} can't be read: {error.strerror}")
+    if kind := odd_kind(facts.st_mode):
+        fault = fault or f"it is {kind}; expected a regular file"
+    return FoundFile(file, facts.st_size, facts.st_mtime_ns, fault)
+
+
+def odd_kind(mode: int) -> str | None:
+    """Say what it is that isn't read from its start to its end, such as a pipe; None of a regular file."""
+    kinds = {stat.S_IFREG: None, stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def is_named_like_image(name: str) -> bool:
+    """Tell whether a name has the extension of an image, be it of a format that isn't read."""
+    return PurePosixPath(name).suffix.lower() in EXTENSIONS | UNREAD
+
+
+def name_fault(path: str) -> str | None:
+    """Say why an image of that path, relative to the folder or in the tar, isn't read; None if it may be."""
+    if PurePosixPath(path).name.startswith("._"):
+        return "it is what macOS writes beside a file, no image"
+    if (hidden := _hidden_part(path)) is not None:
+        return f"it is hidden: {hidden!r} starts with a dot"
+    if (suffix := PurePosixPath(path).suffix.lower()) in UNREAD:
+        return f"{suffix} files aren't read; convert it, for instance to .png"
+    return None
+
+
+def _hidden_part(path: str) -> str | None:
+    return next((part for part in PurePosixPath(path).parts if part.startswith(".") and part != ".."), None)
+
+
+def tell_unread(found: Iterable[FoundFile], root: Path, where: str) -> tuple[str, ...]:
+    """Tell in a sentence which files that are named like images aren't read; nothing if all are."""
+    unread = [f"{str(file.path.relative_to(root))!r} ({file.wrong})" for file in found if file.wrong]
+    more = ", ..." if len(unread) > SHOWN else ""
+    return (f"{where}: left out: {how_many(len(unread))}: {', '.join(unread[:SHOWN])}{more}",) if unread else ()
 
 
 def is_image(path: Path) -> bool:
@@ -129,6 +192,7 @@ class ImageList:
     names: Sequence[str] | None = None  # in ids, where they aren't the paths
     by_content: bool = False  # ids are hashes of files' bytes: they stay when files move, and copies share one
     way: str = SKIP_BAD  # out of a damaged image, for messages
+    notes: tuple[str, ...] = ()  # what its reader should know
 
     def subset(self, chosen: NDArray[np.bool_]) -> "ImageList":
         """Keep the images that are chosen, (n,)."""
@@ -209,10 +273,12 @@ def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE
     """
     folder, where = Path(path), f"{flag}{str(path)!r}"
     require_folder(folder, where, "the folder it lies in")
-    if not (files := image_files(folder)):
-        raise ValueError(f"{where}: no images below this folder; {KNOWN}")
+    found = find_images(folder)
+    notes, files = tell_unread(found, folder, where), [file.path for file in found if not file.wrong]
+    if not files:
+        raise ValueError("; ".join([f"{where}: no images below this folder", KNOWN, *notes]))
     listed = list_files(folder, files, np.full(len(files), -1, dtype=np.int64))
-    return replace(listed, by_content=True, way=way)
+    return replace(listed, by_content=True, way=way, notes=notes)
 
 
 def list_files(

@@ -22,7 +22,7 @@ from zoo.core.messages import expected, tower_name
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, left_at, rank_scores, tokens_of
 from zoo.loading.adopt import reduce
-from zoo.loading.predictor_file import PredictorFile, load_predictor, with_predictors
+from zoo.loading.predictor_file import load_predictor, with_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
 from zoo.loading.sizes import MODELS, SIZES
 from zoo.ranking.golden import GoldenConfig
@@ -135,7 +135,7 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
     for method, keep in pairs:
         if method in METHODS:
             tags, depth = SIZES[known.size].tags, SIZES[known.size].vit_args["depth"]
-            with_predictors(known.dense, tag or next(iter(tags)), method, {"keep": keep}, depth)
+            with_predictor(known.dense, tag or next(iter(tags)), method, {"keep": keep}, depth)
 
 
 def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
@@ -147,22 +147,17 @@ def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
     return Variant(model=name, method=GOLDEN, keep=config.keep, vit=vit.eval(), config=config.plain())
 
 
-def predictors_digest(files: Sequence[PredictorFile]) -> str:
-    """Return 16 hex digits that tell a model's predictors from others."""
-    return digest(*(file.path for file in files))
-
-
 def reduced_row(
     dense: ReducedViT, arch: str, tag: str, name: str, method: str, options: dict[str, Any], what: str = ""
 ) -> Variant:
     """Make a row of a registered method with its ``options``, ``keep`` among them."""
-    options, predictors = with_predictors(arch, tag, method, options, dense.depth)
+    options, predictor = with_predictor(arch, tag, method, options, dense.depth)
     vit = reduce(dense, method=method, **options)
     assert vit.reducer is not None
     config = vit.reducer.config.plain()
-    if predictors:
-        load_predictor(vit, predictors)
-        config["predictor"] = predictors_digest(predictors)
+    if predictor is not None:
+        load_predictor(vit, predictor)
+        config["predictor"] = digest(predictor.path)
     keep = options["keep"]
     return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config, what=what)
 

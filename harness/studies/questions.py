@@ -36,7 +36,7 @@ DEPTH = 12  # of a tower on which methods are asked whether they predict
 WITHOUT_PREDICTOR = sorted(
     name
     for name, cls in METHODS.items()
-    if cls.by_default and not configure(name, {"keep": 0.5}, DEPTH).predictor_blocks(DEPTH)
+    if cls.by_default and configure(name, {"keep": 0.5}, DEPTH).predictor_block(DEPTH) is None
 )
 WAYS = {"none": "", "T": "t", "V+T": "vt"}
 COUNTS = (16, 4, 32)

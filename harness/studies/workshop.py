@@ -18,7 +18,7 @@ from harness.measure.bench import Bench
 from harness.measure.cost import costs, gflops
 from harness.measure.match import KeepSolver
 from harness.measure.plan import Plan, tuning_of
-from harness.measure.rows import Variant, golden_row, predictors_digest, reduced_row
+from harness.measure.rows import Variant, golden_row, reduced_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower, load_tower
 from harness.records.averages import judged_on
@@ -212,9 +212,9 @@ class Workshop:
         if spec.predictor is not None:
             file = self.make(spec.predictor)
             vit = reduce(dense, method=spec.method, keep=spec.keep, **file.options | options).eval()
-            load_predictor(vit, [file])
+            load_predictor(vit, file)
             assert vit.reducer is not None
-            config = vit.reducer.config.plain() | {"predictor": predictors_digest([file])}
+            config = vit.reducer.config.plain() | {"predictor": digest(file.path)}
             row = Variant(model=name, method=spec.method, keep=spec.keep, vit=vit, config=config)
         else:
             row = reduced_row(dense, arch, self.tower.tag, name, spec.method, {"keep": spec.keep} | options)

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from lively import Build
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from zoo.core.files import blocks_fingerprint
 from zoo.core.prompts import CosineHead, CoupledPrompts, VisualPrompts
 from zoo.loading.learned_files import PromptFile, save_prompts
 
-Build = Callable[..., nn.Module]
 COUNT = 5
 CLASSES = ("cat", "dog", "house")
 FACTS: dict[str, Any] = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "weights": "0" * 16, "width": 384}

@@ -1,6 +1,5 @@
-"""Tuning: what moves, what must not, how a stopped run goes on, and what is refused."""
+"""Tuning: what moves, how a stopped run goes on; context before class names against open_clip's own encoding."""
 
-from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -10,18 +9,32 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from lively import Build, lively
+from open_clip.model import CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import nn
 
 import zoo
 from zoo.learning import tuning
-from zoo.learning.tuning import COUPLINGS, RECIPES, Labelled, PromptLearner, TuneConfig, augment, encode, frozen, tune
-from zoo.loading.clip import Clip, ClipParts, CompactText, tokenizer
+from zoo.learning.tuning import (
+    COUPLINGS,
+    RECIPES,
+    Labelled,
+    PromptedText,
+    PromptLearner,
+    TuneConfig,
+    augment,
+    encode,
+    frozen,
+    text_parts,
+    tune,
+)
+from zoo.loading.clip import Clip, ClipParts, CompactText, OpenClipText, tokenizer
 
-Build = Callable[..., nn.Module]
+LENGTH = 14
 CLASSES = ("cat", "dog", "house")
 TEMPLATES = ("a photo of a {}.", "{}.")
-TOKENIZE = tokenizer(12)
+TOKENIZE = tokenizer(LENGTH)
 QUICK = {"count": 3, "rounds": 3, "steps": 4, "batch": 4, "dtype": "float32"}
 
 
@@ -30,11 +43,8 @@ def parts(tiny: Build) -> ClipParts:
     """Join a pruned tiny tower with a text tower of three words."""
     vit = tiny("clip_vit_b16_patchrank60.openai", arch="mlp", width=8)
     known = TOKENIZE([t.format(name) for t in TEMPLATES for name in CLASSES]).unique().tolist()
-    geometry = {"context_length": 12, "width": 24, "heads": 2, "layers": 2, "output_dim": 7}
-    text = CompactText(known, **geometry).eval()
-    with torch.no_grad():
-        for parameter in text.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
+    geometry = {"context_length": LENGTH, "width": 24, "heads": 2, "layers": 2, "output_dim": 7}
+    text = lively(CompactText(known, **geometry))
     return ClipParts(Clip(vit, text, 3.0).eval(), None, TOKENIZE)
 
 
@@ -122,6 +132,7 @@ def test_features_serve_as_well_as_images_and_checkpointing_changes_nothing(part
     assert torch.equal(quick.classifier(), run(parts, tokens="t").classifier())
     plain, spared = run(parts), run(parts, checkpointing=True)
     assert torch.allclose(plain.visual(), spared.visual(), atol=1e-6)
+    assert torch.allclose(plain.classifier(), spared.classifier(), atol=1e-6)
     assert not parts.model.visual.grad_checkpointing
 
 
@@ -148,20 +159,9 @@ def test_the_steps_of_a_hundred_classes_and_16_shots():
 
 def test_rates_and_rows_of_epochs(parts: ClipParts, monkeypatch: pytest.MonkeyPatch):
     """Rates are a scheduler's, after the warm-up's; an epoch shows an image once at most, in a new order."""
-    steps: list[tuple[float, list[int]]] = []
-    whole, batches = TuneConfig.rate, tuning._batches
-
-    def noted(*args: Any) -> Iterator[torch.Tensor]:
-        for rows in batches(*args):
-            steps.append((0.0, rows.tolist()))
-            yield rows
-
-    def rate(*args: Any) -> float:
-        steps[-1] = (whole(*args), steps[-1][1])
-        return steps[-1][0]
-
-    monkeypatch.setattr(tuning, "_batches", noted)
-    monkeypatch.setattr(TuneConfig, "rate", rate)
+    rates: list[float] = []
+    whole = TuneConfig.rate
+    monkeypatch.setattr(TuneConfig, "rate", lambda *args: rates.append(whole(*args)) or rates[-1])
     options = {"epochs": 6, "batch": 5, "learning_rate": 0.01, "warmup": 1, "warmup_rate": 1e-4, "patience": 0}
     run(parts, tokens="t", **options)
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
@@ -171,19 +171,20 @@ def test_rates_and_rows_of_epochs(parts: ClipParts, monkeypatch: pytest.MonkeyPa
         wanted.append(scheduler.get_last_lr()[0])
         optimiser.step()
         scheduler.step()
-    assert [one for one, _ in steps] == [pytest.approx(rate) for rate in wanted for _ in range(2)]
-    shown = [(*first, *second) for (_, first), (_, second) in zip(steps[::2], steps[1::2], strict=True)]
-    assert all(len(set(rows)) == 10 for rows in shown)
-    assert len(set(shown)) == 6
-    steps.clear()
+    assert rates == [pytest.approx(rate) for rate in wanted for _ in range(2)]
+    rates.clear()
     run(parts, tokens="t", **options, schedule="constant")
-    assert [one for one, _ in steps] == [1e-4] * 2 + [0.01] * 10
+    assert rates == [1e-4] * 2 + [0.01] * 10
+    generator, config = torch.Generator(), TuneConfig(**options)
+    shown = [torch.cat(list(tuning._batches(generator, 12, config))).tolist() for _ in range(6)]
+    assert all(len(set(rows)) == 10 for rows in shown)
+    assert len(set(map(tuple, shown))) == 6
 
 
 def test_the_papers_parameter_counts():
     """B/16, 16 tokens: 8,192 for T, 401,408 for V+T."""
     config = open_clip.get_model_config("ViT-B-16")
-    text = TextTransformer(**config["text_cfg"], output_dim=config["embed_dim"])
+    text = TextTransformer(**{**config["text_cfg"], "layers": 1}, output_dim=config["embed_dim"])
     vit = zoo.ReducedViT(embed_dim=768, depth=1, num_heads=12, num_classes=512)
     parts = ClipParts(Clip(vit, text, 4.6), None, open_clip.get_tokenizer("ViT-B-16"))
     for tokens, count in (("t", 8_192), ("vt", 401_408), ("v", 12_288)):
@@ -244,8 +245,81 @@ def test_gradients_reach_learned_tokens_through_every_method(parts: ClipParts, m
 @pytest.mark.parametrize("tokens", ["t", "v"])
 def test_it_learns(parts: ClipParts, tokens: str):
     losses: list[tuple[float, float]] = []
-    options = {"learning_rate": 0.05, "visual_rate": 0.02, "augment": False, "rounds": 8}
+    options = {"learning_rate": 0.05, "visual_rate": 0.02, "augment": False, "rounds": 4}
     options |= {"on_round": lambda _, *both: losses.append(both), "patience": 8}
     run(parts, tokens=tokens, steps=10, batch=12, **options)
     assert losses[-1][0] < losses[0][0] - 0.02
     assert min(val for _, val in losses) < losses[0][1]
+
+
+NAMES = ("cat", "two dogs", "mixed-up house")
+WORDS = "a photo of a"
+TEXT = {"context_length": LENGTH, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 3}
+VISION = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 32}
+
+
+def compact() -> nn.Module:
+    every = TOKENIZE([f"{WORDS} {name}." for name in NAMES]).unique().tolist()
+    geometry = {k: v for k, v in TEXT.items() if k != "vocab_size"}
+    return CompactText(every, **geometry, output_dim=10)
+
+
+@pytest.fixture(params=[None, CustomTextCLIP])
+def text(request: pytest.FixtureRequest) -> nn.Module:
+    kind = request.param
+    return lively(compact() if kind is None else OpenClipText(kind(10, VISION, TEXT)))
+
+
+def prompted(text: nn.Module, **options: Any) -> PromptedText:
+    config = TuneConfig(**{"coupling": "none", **options})
+    return PromptedText(text, TOKENIZE, NAMES, config, torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_words_as_context_equal_the_encoded_text(text: nn.Module):
+    expected = F.normalize(text(TOKENIZE([f"{WORDS} {name}." for name in NAMES])), dim=-1)
+    assert torch.allclose(prompted(text, init=WORDS)(), expected, atol=1e-5)
+    assert (prompted(text)() - expected).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_by_hand_with_a_context_per_class_and_block(text: nn.Module):
+    learner = prompted(text, class_specific=True, depth=3)
+    tower = text_parts(text).tower
+    for index, name in enumerate(NAMES):
+        words = text_parts(text).embed(TOKENIZE([f"{name}."]))[0]
+        end = int(TOKENIZE([f"{name}."]).argmax())
+        x = torch.cat((words[:1], learner.context[index, 0], words[1 : end + 1]))
+        x = (x + tower.positional_embedding[: len(x)])[None]
+        mask = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
+        for depth, block in enumerate(tower.transformer.resblocks):
+            if depth:
+                x = torch.cat((x[:, :1], learner.context[index : index + 1, depth], x[:, 5:]), 1)
+            x = block(x, attn_mask=mask)
+        feature = tower.ln_final(x[0, -1]) @ tower.text_projection
+        assert torch.allclose(learner()[index], F.normalize(feature, dim=0), atol=1e-5)
+
+
+def test_context_longer_than_the_table_shares_its_last_free_place(text: nn.Module):
+    length = prompted(text).words.shape[1]
+    learner = prompted(text, count=32)
+    room = LENGTH - length
+    places = learner.positions.tolist()
+    assert places[: room + 1] == list(range(room + 1))
+    assert set(places[room : 1 + 32]) == {room}
+    assert places[1 + 32 :] == list(range(room + 1, LENGTH))
+    assert learner().isfinite().all()
+
+
+def test_refuses_what_it_cannot_prompt(text: nn.Module):
+    for tower, tokenize, classes, options, match in (
+        (text, TOKENIZE, NAMES, {"depth": 4}, "depth=4: the text tower has 3 blocks"),
+        (text, TOKENIZE, NAMES, {"count": 3, "init": WORDS}, "'a photo of a' is 4 tokens, more than 3"),
+        (text, TOKENIZE, ["cat " * 13], {}, "longer than the text tower's 14 tokens"),
+        (text, len, NAMES, {}, "expected open_clip's SimpleTokenizer"),
+        (compact(), TOKENIZE, ["cat", "zebra"], {}, "never saw 'zebra'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            PromptedText(tower, tokenize, classes, TuneConfig(**options), torch.Generator())
+    with pytest.raises(ValueError, match=r"TextTransformer: learned context needs .*tokens only"):
+        text_parts(TextTransformer(**TEXT, output_dim=10, pool_type="last"))

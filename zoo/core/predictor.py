@@ -1,6 +1,6 @@
 """Small networks that predict importance from the tokens at the reduction point; all but mixers work on any grid."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.fx
@@ -12,10 +12,13 @@ from zoo.core.messages import expected
 REMOVE = "remove"  # of ``zoo.ranking.golden.ACTIONS`` the one that most methods rank for
 
 
-def _require_patches(patches: Tensor, count: int, what: str, instead: str) -> Tensor:
-    """Return ``patches`` (B, n, D) if n is ``count``, else raise ValueError."""
+def _require_patches(patches: Tensor, count: int) -> Tensor:
+    """Return ``patches`` (B, n, D) if n is ``count``, that of a mixer, else raise ValueError."""
     if patches.shape[1] != count:
-        raise ValueError(f"{what} {count} patches, got {patches.shape[1]}; use {instead}")
+        raise ValueError(
+            f"this mixer was made for {count} patches, got {patches.shape[1]}; use a predictor with arch='conv', "
+            "'mlp', 'transformer' or 'linear', which work on every grid"
+        )
     return patches
 
 
@@ -27,9 +30,6 @@ class Network(nn.Module):
 
     Tokens are normalised. It is built from their width ``dim``, its own ``width`` and the ``grid`` of the tower.
     """
-
-    # Whether it scores grids with patches missing: then permuting the patches permutes the importance.
-    any_subset: ClassVar[bool] = True
 
 
 class TokenLinear(Network):
@@ -90,8 +90,6 @@ class TokenTransformer(Network):
 class GridConv(Network):
     """Score each token from itself, the class token, the mean token and its neighbours."""
 
-    any_subset = False
-
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
         super().__init__()
         self.token = nn.Linear(dim, width, **dd)
@@ -104,9 +102,6 @@ class GridConv(Network):
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
         """Score the patches, all N of them in grid order."""
-        what = f"a conv predictor needs the whole grid of {grid[0]} x {grid[1]} ="
-        instead = "arch='mlp', 'transformer' or 'linear' after a reduction"
-        patches = _require_patches(patches, grid[0] * grid[1], what, instead)
         context = torch.cat((cls, patches.mean(dim=1, keepdim=True)), dim=-1)
         x = self.act(self.token(patches) + self.context(context))
         x = x + self._mix(self.mix1, x, grid)
@@ -127,8 +122,6 @@ class Mixer(Network):
     that gives the paper's 4.9M parameters. The token MLP is made for the N of ``grid``.
     """
 
-    any_subset = False
-
     def __init__(self, dim: int, width: int, grid: tuple[int, int], **dd: Any) -> None:
         super().__init__()
         self.patches = grid[0] * grid[1]
@@ -138,8 +131,7 @@ class Mixer(Network):
 
     def forward(self, patches: Tensor, cls: Tensor, grid: tuple[int, int]) -> Tensor:
         """Score the patches, all N of them in grid order."""
-        instead = "a predictor with arch='conv', 'mlp', 'transformer' or 'linear', which work on every grid"
-        x: Tensor = self.token(_require_patches(patches, self.patches, "this mixer was made for", instead))
+        x: Tensor = self.token(_require_patches(patches, self.patches))
         x = x + self.channel_mlp(x)
         x = x + self.token_mlp(x.transpose(1, 2)).transpose(1, 2)
         return self._score(x)
@@ -180,16 +172,6 @@ def architecture(arch: str) -> type[Network]:
     if arch not in list(ARCHITECTURES):  # of JSON, which may be a list itself
         raise ValueError(f"arch={arch!r}: {expected(arch, ARCHITECTURES)}")
     return ARCHITECTURES[arch]
-
-
-def require_any_subset(arch: str, block: int) -> None:
-    """Refuse an architecture that can't score before ``block``, where patches are gone already."""
-    if not architecture(arch).any_subset:
-        able = ", ".join(name for name, network in ARCHITECTURES.items() if network.any_subset)
-        raise ValueError(
-            f"arch={arch!r} scores whole grids only, and with rescore=True patches are gone before "
-            f"block {block}: expected one of {able}, or rescore=False"
-        )
 
 
 class Predictor(nn.Module):

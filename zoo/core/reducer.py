@@ -108,9 +108,9 @@ class ReducerConfig:
         """Whether the method can't do without the attention of the query that pools, see ``Host.query``."""
         return False
 
-    def predictor_blocks(self, depth: int) -> tuple[int, ...]:
-        """Return the blocks before which a predictor scores, ascending; none for most methods."""
-        return ()
+    def predictor_block(self, depth: int) -> int | None:
+        """Return the block before which a predictor scores; None for most methods."""
+        return None
 
 
 def _schedule(value: Any) -> str | tuple[float, ...]:

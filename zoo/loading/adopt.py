@@ -13,7 +13,7 @@ from zoo.core.host import Host, host_of, share_weights
 from zoo.core.prompts import for_head
 from zoo.core.reducer import build_reducer
 from zoo.loading.learned_files import PromptFile
-from zoo.loading.predictor_file import PredictorPaths, load_predictor, read_predictors
+from zoo.loading.predictor_file import PredictorFile, PredictorPath, load_predictor
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.weights import filter_weights
 from zoo.towers.vit import TimmHost
@@ -39,7 +39,7 @@ def reduce(
     model: nn.Module,
     *,
     method: str | None,
-    predictor: PredictorPaths = None,
+    predictor: PredictorPath = None,
     recovery: str | Path | None = None,
     **options: Any,
 ) -> Any:
@@ -53,8 +53,7 @@ def reduce(
         model: a tower of timm, open_clip or transformers (CLIP, SigLIP, DINOv2, DINOv3, EVA, DeiT, AugReg, ...),
             or a model that holds one, see docs/towers.md.
         method: name of a registered method, None for the dense tower in our class.
-        predictor: the file of its predictor, which determines the network's shape, or one for each block at which it
-            scores; None for random weights.
+        predictor: the file of its predictor, which determines the network's shape; None for random weights.
         recovery: file of ``zoo.recover``'s result, whose changes only the new model has.
         options: the method's options, ``keep`` first of all.
 
@@ -73,12 +72,12 @@ def reduce(
     if method is not None:
         like = next(reduced.block_modules[0].parameters())
         spec = reduced.spec(device=like.device, dtype=like.dtype)
-        files = [] if predictor is None else read_predictors(predictor)
-        for one in files:
-            one.fill(options)
+        file = None if predictor is None else PredictorFile.read(Path(predictor))
+        if file is not None:
+            file.fill(options)
         reduced.reducer = build_reducer(method, options, spec).train(model.training)
-        if predictor is not None:
-            load_predictor(reduced, files)
+        if file is not None:
+            load_predictor(reduced, file)
     _describe(reduced, method)
     return reduced if recovery is None else add_recovery(reduced, recovery)
 

@@ -19,7 +19,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from zoo.core.messages import expected
-from zoo.loading.predictor_file import with_predictors
+from zoo.loading.predictor_file import with_predictor
 from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, split_options, unknown_model
 from zoo.loading.weights import UnusableWeightsError, find_clip, first_mismatch, image_side, read_weights
 from zoo.towers.vit import ReducedViT
@@ -244,7 +244,7 @@ def _create_pretrained(
     if kwargs.get("predictor") is None:  # refuse what is unknown or missing before a download
         options, arguments = split_options(name, kwargs)
         if name.method is not None:
-            with_predictors(name.dense, tag, name.method, options, name.depth(arguments))
+            with_predictor(name.dense, tag, name.method, options, name.depth(arguments))
     file = find_clip(name.size, tag) if isinstance(pretrained, bool) else Path(pretrained)
     weights, spec = read_weights(file), SIZES[name.size]
     positions = 1 + (spec.image // spec.vit_args["patch_size"]) ** 2

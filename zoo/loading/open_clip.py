@@ -39,7 +39,7 @@ from zoo.loading.clip import (
     create_clip,
     read_geometry,
 )
-from zoo.loading.predictor_file import PredictorFile, with_predictors
+from zoo.loading.predictor_file import PredictorFile, with_predictor
 from zoo.loading.sizes import EMBEDDED, MODELS, SIZES, ModelName, weights_cfg
 from zoo.loading.weights import OPEN_CLIP_FILES, find_clip, loading, read_weights
 from zoo.towers.vit import ReducedViT
@@ -347,11 +347,11 @@ def checkpoint(name: ModelName, tag: str) -> Path:
     spec = SIZES[name.size]
     embedded = EMBEDDED / f"{name.dense}.safetensors"
     source = (embedded if spec.open_clip is None else find_clip(name.size, tag)).resolve()
-    predictors: tuple[PredictorFile, ...] = ()
+    predictor: PredictorFile | None = None
     if name.method is not None:
-        _, predictors = with_predictors(name.dense, tag, name.method, name.options, spec.vit_args["depth"])
-    facts = source.stat()
-    mark = digest([source.name, facts.st_size, facts.st_mtime_ns], *(p.path for p in predictors))
+        _, predictor = with_predictor(name.dense, tag, name.method, name.options, spec.vit_args["depth"])
+    facts, learned = source.stat(), [] if predictor is None else [predictor.path]
+    mark = digest([source.name, facts.st_size, facts.st_mtime_ns], *learned)
     path = cache_folder() / "open_clip" / f"{name.dense}.{tag}.{mark}.safetensors"
     if not path.is_file():
         model = create_clip(f"{name}.{tag}").model

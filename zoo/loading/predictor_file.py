@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,13 @@ from torch import Tensor
 from zoo.core.files import blocks_fingerprint, cache_folder, load_learned, read_learned, wanting
 from zoo.core.host import Host
 from zoo.core.messages import tower_name
-from zoo.core.predictor import REMOVE, require_any_subset
+from zoo.core.predictor import REMOVE
 from zoo.core.reducer import configure
 from zoo.loading.learned_files import difference
 from zoo.loading.sizes import EMBEDDED
 
-# predictor=: a file, or one for each block
-PredictorPaths = str | Path | Sequence[str | Path] | None
-
-RESCORERS = "reducer.rescorers."  # where a model's state dict has the predictors of later blocks
+PredictorPath = str | Path | None
+PREFIX = "reducer.predictor."  # of its weights in a model's state dict
 _log = logging.getLogger(__name__)
 
 
@@ -86,11 +84,6 @@ def predictor_name(model: str, tag: str, block: int, action: str = REMOVE) -> st
     return f"{tower}.{role}.block{block}.safetensors"
 
 
-def read_predictors(paths: str | Path | Sequence[str | Path]) -> list[PredictorFile]:
-    """Read what ``predictor=`` names, one file or several, each as ``PredictorFile.read`` does."""
-    return [PredictorFile.read(Path(path)) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
-
-
 def find_fitted(model: str, tag: str, action: str = REMOVE) -> tuple[int, ...]:
     """Return the blocks for which ``find_predictor`` finds one by itself, ascending."""
     start, end = predictor_name(model, tag, 0, action).rsplit("0", 1)
@@ -133,106 +126,60 @@ def find_predictor(
     return file
 
 
-def one_each(files: Sequence[PredictorFile], blocks: Sequence[int]) -> tuple[PredictorFile, ...]:
-    """Put predictors in the order of the blocks before which a model scores.
+def require_block(file: PredictorFile, block: int) -> None:
+    """Raise ValueError unless a predictor was fitted at the block before which a model scores."""
+    if file.block != block:
+        raise file.refusal(f"was fitted at block {file.block}, this model scores before block {block}", block=block)
+
+
+def with_predictor(
+    model: str, tag: str, method: str, options: dict[str, Any], depth: int, path: PredictorPath = None
+) -> tuple[dict[str, Any], PredictorFile | None]:
+    """Read or find a model's predictor, None of a method without; add its network's shape to options.
 
     Raises:
-        ValueError: a block has none or two of them, or one was fitted at another block.
-    """
-    where = f"before block {', '.join(map(str, blocks))}"
-    by_block = {one.block: one for one in files}
-    missing = [block for block in blocks if block not in by_block]
-    for one in files:
-        if by_block[one.block] is not one:
-            raise ValueError(f"{str(one.path)!r} and {str(by_block[one.block].path)!r} are both of block {one.block}")
-        if one.block not in blocks:
-            reason = f"was fitted at block {one.block}, this model scores {where}"
-            if missing:
-                raise one.refusal(reason, block=missing[0])
-            raise ValueError(f"the predictor {str(one.path)!r} {reason}; leave it out")
-    if missing:
-        message = f"this model scores {where}, and no predictor was given of block {missing[0]}"
-        facts = {name: getattr(one, name) for one in files[:1] for name in ("model", "tag", "options", "action")}
-        raise wanting(ValueError(message), "predictor", block=missing[0], **facts)
-    return tuple(by_block[block] for block in blocks)
-
-
-def with_predictors(
-    model: str, tag: str, method: str, options: dict[str, Any], depth: int, paths: PredictorPaths = None
-) -> tuple[dict[str, Any], tuple[PredictorFile, ...]]:
-    """Find the predictors of a model, in the order of blocks; add their network's shape to options.
-
-    ``paths`` are files, one for each block at which the model scores, in any order.
-
-    Raises:
-        FileNotFoundError: one is missing.
-        ValueError: options or predictors that don't fit the model.
+        FileNotFoundError: it is missing.
+        ValueError: options or a predictor that don't fit the model.
     """
     config = configure(method, options, depth)
-    blocks, action = config.predictor_blocks(depth), config.action
-    completed, files = dict(options), []
-    if blocks[1:] and "arch" in options:  # before a predictor is asked for that would be refused
-        require_any_subset(options["arch"], blocks[1])
-    for one in _candidates(model, tag, blocks, completed, action, paths) if blocks else ():
-        one.require(model=model, tag=tag, action=action)
-        one.fill(completed)
-        if blocks[1:]:
-            require_any_subset(completed["arch"], blocks[1])
-        files.append(one)
-    return completed, one_each(files, blocks)
+    block = config.predictor_block(depth)
+    if block is None:
+        return dict(options), None
+    if path is None:
+        file = find_predictor(model, tag, block, shape=options, action=config.action)
+    else:
+        file = PredictorFile.read(Path(path))
+    file.require(model=model, tag=tag, action=config.action)
+    completed = dict(options)
+    file.fill(completed)
+    require_block(file, block)
+    return completed, file
 
 
-def _candidates(
-    model: str, tag: str, blocks: Sequence[int], options: Mapping[str, Any], action: str, paths: PredictorPaths
-) -> Iterator[PredictorFile]:
-    """Yield the predictors that a user names, else those that are found; ``options`` may be completed meanwhile."""
-    if paths is not None:
-        yield from read_predictors(paths)
-        return
-    for block in blocks:
-        # One of several can't be of conv, the default.
-        shape = ({"arch": "mlp"} if blocks[1:] else {}) | dict(options)
-        yield find_predictor(model, tag, block, shape=shape, action=action)
-
-
-def load_predictor(model: Host, predictors: PredictorFile | Sequence[PredictorFile]) -> None:
-    """Fill the predictors of a reduced model, one for each block at which it scores.
+def load_predictor(model: Host, file: PredictorFile) -> None:
+    """Fill the predictor of a reduced model.
 
     Raises:
         ValueError: the model has no predictor of this architecture, reduces at another block, or
             its tower has other weights.
     """
     reducer = model.reducer
-    blocks = () if reducer is None else reducer.config.predictor_blocks(model.depth)
-    if reducer is None or not blocks:
+    block = None if reducer is None else reducer.config.predictor_block(model.depth)
+    if reducer is None or block is None:
         raise ValueError(
             "this model has no predictor to fill: it isn't reduced by patchrank or rankmerge of rank='predictor'"
         )
-    state = model.state_dict()
-    files = one_each([predictors] if isinstance(predictors, PredictorFile) else predictors, blocks)
-    loaded = predictor_tensors(files)
-    for one, prefix in zip(files, _prefixes(files), strict=True):
-        one.require(action=reducer.config.action)
-        ours, theirs = ({k: v.shape for k, v in some.items() if k.startswith(prefix)} for some in (state, loaded))
-        if ours != theirs:
-            raise one.refusal("has another architecture")
-    require_weights(files, state, model.blocks_prefix)
+    require_block(file, block)
+    file.require(action=reducer.config.action)
+    state, loaded = model.state_dict(), file.tensors(PREFIX)
+    ours, theirs = ({k: v.shape for k, v in some.items() if k.startswith(PREFIX)} for some in (state, loaded))
+    if ours != theirs:
+        raise file.refusal("has another architecture")
+    require_weights(file, state, model.blocks_prefix)
     model.load_state_dict(loaded, strict=False)
 
 
-def predictor_tensors(files: Sequence[PredictorFile]) -> dict[str, Tensor]:
-    """Load predictors, the first block's first, named as in a model's state dict."""
-    pairs = zip(files, _prefixes(files), strict=True)
-    return {name: value for one, prefix in pairs for name, value in one.tensors(prefix).items()}
-
-
-def _prefixes(files: Sequence[PredictorFile]) -> list[str]:
-    return ["reducer.predictor.", *(f"{RESCORERS}{one.block}." for one in files[1:])][: len(files)]
-
-
-def require_weights(files: Sequence[PredictorFile], tower: Mapping[str, Tensor], prefix: str = "blocks.") -> None:
-    """Raise ValueError if one was fitted to other weights than those of ``tower``, a state dict."""
-    if any(one.weights for one in files):
-        weights = blocks_fingerprint(tower, prefix)
-        for one in files:
-            one.require(weights=weights)
+def require_weights(file: PredictorFile, tower: Mapping[str, Tensor], prefix: str = "blocks.") -> None:
+    """Raise ValueError if it was fitted to other weights than those of ``tower``, a state dict."""
+    if file.weights:
+        file.require(weights=blocks_fingerprint(tower, prefix))

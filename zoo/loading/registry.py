@@ -19,7 +19,7 @@ import zoo.methods.rankmerge  # noqa: F401  # it registers itself
 from zoo.core.reducer import configure, on_method
 from zoo.loading.adopt import add_prompts
 from zoo.loading.learned_files import PromptFile
-from zoo.loading.predictor_file import PredictorFile, with_predictors
+from zoo.loading.predictor_file import PredictorFile, with_predictor
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS, PERCENTS, SIZES, ModelName, split_options, weights_cfg
 from zoo.loading.weights import filter_weights, image_side, loading, own_path, own_weights, read_weights, timm_source
@@ -42,7 +42,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     options, arguments = split_options(name, kwargs)
     predictor = arguments.pop("predictor", None)
     if fitted is not None and not predictor:
-        _require_blocks(name, fitted, options, arguments)
+        _require_block(name, fitted, options, arguments)
     if predictor == (arguments.get("pretrained_model_args") or {}).get("predictor"):
         # timm repeats what a saved model was built with; its weights hold that predictor by now.
         predictor = None
@@ -51,25 +51,24 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     cfg = resolve_pretrained_cfg(str(name), arguments.get("pretrained_cfg"), overlay)
     tag = cfg.tag or next(iter(SIZES[name.size].tags))
     saved = cfg.source in ("local-dir", "hf-hub")  # by save_for_hf, with the predictor among the weights
-    files: tuple[PredictorFile, ...] = ()
+    file: PredictorFile | None = None
     if pretrained and name.method and not (saved and predictor is None):
-        options, files = with_predictors(name.dense, tag, name.method, options, name.depth(arguments), predictor)
+        options, file = with_predictor(name.dense, tag, name.method, options, name.depth(arguments), predictor)
     if pretrained and not saved and not cfg.state_dict:
         # timm reads no archives of OpenAI's, and judges the user's files by their suffix.
-        file = overlay.get("file") or (None if cfg.file else own_weights(name.size, tag))
-        if file is not None:
-            tensors = read_weights(file)
+        path = overlay.get("file") or (None if cfg.file else own_weights(name.size, tag))
+        if path is not None:
+            tensors = read_weights(path)
             tower = image_side(tensors) or tensors  # in timm's names they are the tower's alone
             arguments["pretrained_cfg_overlay"] = {**overlay, "state_dict": tower}
             cfg = replace(cfg, state_dict=tower)  # the hub isn't asked
     with _loading(f"{name}.{tag}", cfg, own_path(f"{name.dense}.{tag}")) if pretrained else nullcontext():
-        model = _assemble(name, pretrained, tag, options, files, arguments)
-    if fitted is not None or files:
+        model = _assemble(name, pretrained, tag, options, file, arguments)
+    if fitted is not None or file is not None:
         # timm saves the arguments that a model was built with. The network's shape is not among them where it came
         # from the predictor's file. What was saved once may be saved again.
-        shape = files[0].options if files else {key: options[key] for key in ("arch", "width") if key in options}
-        blocks = [one.block for one in files] or fitted
-        model.__dict__["_model_args"] = {**shape, "predictor_blocks": blocks}
+        shape = {key: options[key] for key in ("arch", "width") if key in options} if file is None else file.options
+        model.__dict__["_model_args"] = {**shape, "predictor_blocks": fitted if file is None else [file.block]}
     return model if recovery is None else add_recovery(model, recovery)
 
 
@@ -96,15 +95,15 @@ def _require_tower(pretrained: bool, recovery: Any, predictor: Any, arguments: d
         )
 
 
-def _require_blocks(name: ModelName, fitted: list[int], options: dict[str, Any], arguments: dict[str, Any]) -> None:
-    """Refuse, by ValueError, a saved model that is to score at blocks that its predictor wasn't fitted at."""
+def _require_block(name: ModelName, fitted: list[int], options: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Refuse, by ValueError, a saved model that is to score at a block that its predictor wasn't fitted at."""
     depth = name.depth(arguments)
-    blocks = [] if name.method is None else list(configure(name.method, options, depth).predictor_blocks(depth))
-    if blocks != fitted:
-        have, want = (", ".join(map(str, some)) or "none" for some in (fitted, blocks))
+    block = None if name.method is None else configure(name.method, options, depth).predictor_block(depth)
+    if [block] != fitted:
+        have, want = ", ".join(map(str, fitted)), "none" if block is None else block
         raise ValueError(
             f"{name}: the predictor in this saved model was fitted at block {have}, these options score at block "
-            f"{want}; leave reduce_at and rescore as they were saved, or give a predictor for it by predictor=PATH"
+            f"{want}; leave reduce_at as it was saved, or give a predictor for it by predictor=PATH"
         )
 
 
@@ -113,7 +112,7 @@ def _assemble(
     pretrained: bool,
     tag: str,
     options: dict[str, Any],
-    files: tuple[PredictorFile, ...],
+    predictor: PredictorFile | None,
     arguments: dict[str, Any],
 ) -> ReducedViT:
     """Let timm build the model and load its weights."""
@@ -123,7 +122,7 @@ def _assemble(
     if name.method is not None:
         args |= {"method": name.method, "reduction": options}
     args["feature_cfg"] = {"out_indices": args.pop("out_indices", 3), "feature_cls": "getter"}
-    filter_fn = partial(filter_weights, predictors=files)
+    filter_fn = partial(filter_weights, predictor=predictor)
     model: ReducedViT = build_model_with_cfg(ReducedViT, str(name), pretrained, pretrained_filter_fn=filter_fn, **args)
     for part in model.modules():
         # timm keeps the whole state dict in the model's description, and would save it with that.

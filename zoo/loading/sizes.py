@@ -169,7 +169,7 @@ def split_options(name: ModelName, kwargs: Mapping[str, Any]) -> tuple[dict[str,
             options |= name.options
         own.append("recovery")
         depth = name.depth(kwargs)
-        if configure(name.method, options, depth).predictor_blocks(depth):
+        if configure(name.method, options, depth).predictor_block(depth) is not None:
             own.append("predictor")
     arguments = {key: value for key, value in kwargs.items() if key not in options}
     shown = [*own, *inspect.signature(VisionTransformer).parameters]

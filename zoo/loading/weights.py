@@ -20,7 +20,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor
 
 from zoo.core.files import cache_folder, wanting
-from zoo.loading.predictor_file import RESCORERS, PredictorFile, predictor_tensors, require_weights
+from zoo.loading.predictor_file import PREFIX, PredictorFile, require_weights
 from zoo.loading.sizes import EMBEDDED, SIZES
 from zoo.towers.vit import TimmHost
 
@@ -212,15 +212,15 @@ def timm_source(cfg: PretrainedCfg) -> tuple[str, Sequence[str]]:
 
 
 def filter_weights(
-    state_dict: dict[str, Any], model: TimmHost, predictors: Sequence[PredictorFile] = ()
+    state_dict: dict[str, Any], model: TimmHost, predictor: PredictorFile | None = None
 ) -> dict[str, Any]:
     """Bring a checkpoint (timm, OpenAI or OpenCLIP keys) into the form of ``model``.
 
-    Predictors come the first block's first; none if they are in ``state_dict``.
+    ``predictor`` is None if its weights are in ``state_dict``.
 
     Raises:
-        ValueError: weights of the model's predictor are missing, or one of ``predictors`` was
-            fitted to other weights of the tower.
+        ValueError: weights of the model's predictor are missing, or ``predictor`` was fitted to other weights of
+            the tower.
     """
     reducer = {k: v for k, v in state_dict.items() if k.startswith("reducer.")}
     weights = model.convert_weights({k: v for k, v in state_dict.items() if k not in reducer})
@@ -231,12 +231,10 @@ def filter_weights(
         weights |= {"head.weight": text["visual_projection"], "head.bias": text["visual_bias"]}
     if model.reducer is None:
         return weights | reducer
-    if predictors:
-        require_weights(predictors, weights)
-        reducer = predictor_tensors(predictors)
+    if predictor is not None:
+        require_weights(predictor, weights)
+        reducer = predictor.tensors(PREFIX)
     needed = {k for k in model.state_dict() if k.startswith("reducer.")}
-    # What was saved with rescore=True also serves a model that carries the first ranking along.
-    reducer = {k: v for k, v in reducer.items() if k in needed or not k.startswith(RESCORERS)}
     if missing := sorted(needed - reducer.keys()):
         raise ValueError(f"these weights hold no predictor: {missing[0]!r} is missing")
     return weights | reducer

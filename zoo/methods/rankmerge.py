@@ -68,9 +68,9 @@ class RankMergeConfig(ReducerConfig):
             raise ValueError(f"rank_at={self.rank_at}: expected a block up to the last reduction point, {points[-1]}")
         return points
 
-    def predictor_blocks(self, depth: int) -> tuple[int, ...]:
+    def predictor_block(self, depth: int) -> int | None:
         """Return the block from which on ranks protect, if a predictor ranks."""
-        return (self.rank_at,) if self.rank == "predictor" else ()
+        return self.rank_at if self.rank == "predictor" else None
 
 
 @register_method("rankmerge")
@@ -94,7 +94,8 @@ class RankMerge(Reducer):
     @property
     def first_block(self) -> int:
         """The first block that merges or is scored before."""
-        return min(self.points[0], *self.config.predictor_blocks(self.points[-1] + 1), self.points[-1])
+        first = self.points[0]
+        return first if self.predictor is None else min(first, self.config.rank_at)
 
     def before_block(self, index: int, tokens: Tokens, block: Any) -> Tokens:
         """Predict the importance of all patches, each of which is seen as the token that it is in by now.

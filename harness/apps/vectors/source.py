@@ -1,16 +1,21 @@
 """Pictures to embed, in an order that stays: below a folder, in tars, or in Parquet; and texts, a line each.
 
-Nothing is decoded here. Of a million pictures the process holds names and places, and no more.
+Nothing is decoded here. Of a million pictures the process holds names and places, and no more. What looks like a
+picture and can't be one has its place, too, with the reason.
+
+A revision tells pictures from others without reading them: by names, sizes and times of files, of what is in tars, and
+of Parquet files. A file that was overwritten at equal size and given its old time goes unnoticed.
 """
 
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from tarfile import TarInfo
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -19,7 +24,7 @@ import pyarrow.parquet as pq
 from harness.base.terminal import Progress
 from harness.datasets.archives import members_of
 from harness.datasets.base import cached_json, keep_json
-from harness.datasets.images import EXTENSIONS, KNOWN, folder_images, shorten
+from harness.datasets.images import KNOWN, find_images, is_named_like_image, name_fault, odd_kind, shorten
 from harness.datasets.webdataset import LARGEST
 from zoo.core.files import digest
 from zoo.core.messages import expected
@@ -75,8 +80,8 @@ class PictureFile(NamedTuple):
 class ListedSource:
     """Pictures that are files, or lie in tars.
 
-    words: what was asked for, with absolute paths. revision: 12 hex digits over what tells these pictures from others
-    without reading them. table: of each picture what `PictureFile` says of it, content aside.
+    words: what was asked for, with absolute paths. revision: 12 hex digits, see above. table: of each picture what
+    `PictureFile` says of it, content aside.
     """
 
     words: tuple[str, ...]
@@ -95,16 +100,20 @@ class ListedSource:
 
 def _list_folder(folder: Path) -> ListedSource:
     """List the pictures below a folder, in the order of their names; paths are relative to it."""
-    try:
-        images = folder_images(folder, flag="")
-    except ValueError as error:
+    if not (found := find_images(folder)):
         inside = [kind for kind in (TAR, PARQUET) if any(folder.glob(f"*{kind}"))]
         hint = "".join(f"; for its {kind[1:]} files give '{folder / f'*{kind}'}'" for kind in inside)
-        raise ValueError(f"{error}{hint}") from error
-    files = [os.fsencode(folder.absolute() / path) for path in images.paths]  # names needn't be UTF-8
-    paths = pa.array([printable(str(path)) for path in images.paths], pa.large_string())
-    table = pa.table({"path": paths, "file": pa.array(files, pa.large_binary())})
-    return ListedSource(words=(str(folder.absolute()),), revision=images.revision, table=table)
+        raise ValueError(f"{str(folder)!r}: no images below this folder; {KNOWN}{hint}")
+    paths = [printable(file.path.relative_to(folder).as_posix()) for file in found]
+    files = [os.fsencode(file.path.absolute()) for file in found]  # names needn't be UTF-8
+    wrong = [file.wrong and printable(file.wrong) for file in found]
+    facts = "".join(f"{path}\0{file[1:]}\n" for path, file in zip(paths, found, strict=True))
+    columns = {
+        "path": pa.array(paths, pa.large_string()),
+        "file": pa.array(files, pa.large_binary()),
+        "wrong": pa.array(wrong, pa.large_string()),
+    }
+    return ListedSource(words=(str(folder.absolute()),), revision=_revision(facts), table=pa.table(columns))
 
 
 def _list_tars(tars: Sequence[Path], progress: Progress) -> ListedSource:
@@ -126,7 +135,7 @@ def _list_tars(tars: Sequence[Path], progress: Progress) -> ListedSource:
                 "wrong": pa.array([one[3] for one in members], pa.string()),
             }
             tables.append(pa.table(columns))
-            facts += f"{name}\0{tar.stat().st_size}\0{len(members)}\n"
+            facts += f"{name}\0{_file_facts(tar)}\0{digest(members)}\n"
             update(number)
     source = ListedSource(words=words, revision=_revision(facts), table=pa.concat_tables(tables))
     if not len(source):
@@ -134,25 +143,63 @@ def _list_tars(tars: Sequence[Path], progress: Progress) -> ListedSource:
     return source
 
 
-def _members(tar: Path) -> list[tuple[str, int, int, str | None]]:
-    """List name, offset, size and what is wrong of a tar's pictures; a long list is kept in the user's cache."""
+# A picture in a tar: its name, offset, size, what is wrong, and when it was changed. JSON has lists for it.
+_Member = tuple[str, int, int, str | None, float]
+
+
+def _members(tar: Path) -> list[_Member]:
+    """List a tar's pictures; a long list is kept in the user's cache, until the tar's size or time is another."""
     facts = tar.stat()
-    file, members = cached_json("tars", "members", str(tar.resolve()), facts.st_size, facts.st_mtime_ns)
+    file, members = cached_json("tars", "members and times", str(tar.resolve()), _file_facts(tar), facts.st_ctime_ns)
     if isinstance(members, list):
         return members
-    members = []
-    with tar.open("rb") as opened:
-        try:
-            for member in members_of(opened, f"tar {str(tar)!r}"):
-                if member.isreg() and PurePosixPath(member.name).suffix.lower() in EXTENSIONS:
-                    cut = member.issparse() or member.offset_data + member.size > facts.st_size
-                    wrong = f"tar {str(tar)!r} ends within it" if cut else None
-                    members.append((printable(member.name), member.offset_data, member.size, wrong))
-        except ValueError as error:
-            members.append(("", 0, 0, str(error)))
+    members, targets = _list_members(tar, facts.st_size)
+    if targets:
+        members, _ = _list_members(tar, facts.st_size, targets)
     if len(members) >= KEPT:
         keep_json(file, members)
     return members
+
+
+def _list_members(tar: Path, size: int, targets: Collection[str] = ()) -> tuple[list[_Member], set[str]]:
+    """List a tar's pictures, and what those link to that are other names of members.
+
+    Which ``targets`` have to be found is known once the whole tar is: to hold all its names would take much memory.
+    """
+    members, links = list[_Member](), set[str]()
+    places: dict[str, TarInfo] = {}
+    with tar.open("rb") as opened:
+        try:
+            for member in members_of(opened, f"tar {str(tar)!r}"):
+                if member.isreg() and member.name in targets:
+                    places[member.name] = member
+                if member.isdir() or not is_named_like_image(member.name):
+                    continue
+                if member.islnk():
+                    links.add(member.linkname)
+                place = places.get(member.linkname, member) if member.islnk() else member
+                wrong = name_fault(member.name) or _member_fault(place, str(tar), size)
+                members.append((printable(member.name), place.offset_data, place.size, wrong, member.mtime))
+        except ValueError as error:
+            members.append(("", 0, 0, str(error), 0))
+    return members, links
+
+
+def _member_fault(member: TarInfo, tar: str, size: int) -> str | None:
+    """Say why the picture that is a member of a tar of ``size`` bytes can't be read; None if it can be."""
+    if member.islnk() or member.issym():
+        return printable(f"it is a link to {member.linkname!r}, which isn't a file before it in the tar")
+    if member.issparse():
+        return "it is stored with holes; pack it again without --sparse"
+    if not member.isreg():
+        return "it is a pipe or a device; expected a file"
+    return f"tar {tar!r} ends within it" if member.offset_data + member.size > size else None
+
+
+def _file_facts(file: Path) -> tuple[int, int]:
+    """Return size and time of the last change, which tell a file from what was there before."""
+    facts = file.stat()
+    return facts.st_size, facts.st_mtime_ns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +229,7 @@ class ParquetSource:
                 raise ValueError(f"{str(file)!r} is no whole Parquet file: {error}") from error
             column = _image_column(schema, column, str(file))
             counts.append(rows)
-            facts += f"{name}\0{file.stat().st_size}\0{rows}\n"
+            facts += f"{name}\0{_file_facts(file)}\0{rows}\n"
         if not any(counts):
             raise ValueError(f"{shorten(words)}: no rows inside")
         firsts = tuple(accumulate(counts, initial=0))
@@ -234,8 +281,9 @@ class TextSource:
             FileNotFoundError: no such file.
             ValueError: it is empty, or not text.
         """
-        if not file.is_file():
+        if not file.exists():
             raise FileNotFoundError(f"--texts {str(file)!r}: there is no such file")
+        _require_file(file)
         content = file.read_bytes()
         try:
             lines = content.decode("utf-8-sig").removesuffix("\n").split("\n")
@@ -262,11 +310,14 @@ def open_source(words: Sequence[str], *, column: str | None = None, progress: Pr
 
     Raises:
         FileNotFoundError: there is nothing.
-        ValueError: several kinds at once, files of another kind, nothing inside.
+        ValueError: several kinds at once, files of another kind, pipes, nothing inside.
     """
     if len(words) == 1 and Path(words[0]).is_dir():
         return _list_folder(Path(words[0]))
     files = list(dict.fromkeys(chain.from_iterable(map(_files, words))))
+    for file in files:
+        if not file.is_dir():
+            _require_file(file)
     kinds = {file.suffix.lower() for file in files}
     if kinds == {TAR}:
         return _list_tars(files, progress or Progress())
@@ -280,6 +331,12 @@ def open_source(words: Sequence[str], *, column: str | None = None, progress: Pr
 def printable(text: str) -> str:
     """Return a name that UTF-8 can hold; bytes of it that are none become escapes."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _require_file(file: Path) -> None:
+    """Refuse a pipe, which may never end, and what else is no file."""
+    if kind := odd_kind(file.stat().st_mode):
+        raise ValueError(f"{str(file)!r} is {kind}; expected a regular file")
 
 
 def _files(word: str) -> list[Path]:

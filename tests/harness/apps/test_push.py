@@ -68,7 +68,7 @@ def test_a_tuned_model(prompts: Path, tmp_path: Path):
     found = load_publishable(f"local-dir:{tmp_path}/out")
     assert found.classes == ("a", "b", "c")
     assert found.weights() == load_publishable("clip_vit_s14").weights()
-    assert found.provenance == load_publishable(PATCHRANK, (), prompts).provenance
+    assert found.provenance == load_publishable(PATCHRANK, None, prompts).provenance
 
 
 RECOVERED = "clip_vit_s14_tome50"
@@ -93,7 +93,7 @@ def test_a_recovered_model(tmp_path: Path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| toy | 12ab | 5 | 0.0500 | 0.0400 |" in card
     found = load_publishable(f"local-dir:{tmp_path}/out")
-    assert found.provenance == load_publishable(name, (), None, file).provenance
+    assert found.provenance == load_publishable(name, recovery=file).provenance
     assert found.provenance["digests"]["recovery"] == digest(file)
     assert found.weights() == load_publishable("clip_vit_s14").weights()
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from packing import noise, write_images
 from PIL import Image
+from rich.console import Console
 
+from harness.base.terminal import Progress
 from harness.datasets import SplitName, get_dataset, names_of
 from harness.datasets.few_shot import draw
 from harness.datasets.folder import FolderDataset, FolderParted, ImageFolder, captions_of
@@ -51,6 +53,14 @@ def test_class_folders_without_splits_are_test(shop: Make, monkeypatch: pytest.M
     assert names_of(["fashion", "folder:."]) == ["fashion", "folder-my-shop"]
     monkeypatch.setattr(Image, "open", None)
     assert len(FolderDataset(folder).split("test").image_ids) == 4
+
+
+@pytest.mark.parametrize(("prefix", "name"), [("folder", "dog/x.heic"), ("images", "dog/.x.png")])
+def test_files_that_are_left_out_are_told(prefix: str, name: str, shop: Make):
+    folder, console = shop(PLAIN), Console(record=True, width=300)
+    (folder / name).touch()
+    names_of([f"{prefix}:{folder}"], progress=Progress(console))
+    assert f"folder '{folder}': left out: 1 image: '{name}' (" in console.export_text()
 
 
 def test_split_folders(shop: Make, tmp_path: Path):

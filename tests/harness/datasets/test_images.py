@@ -17,7 +17,7 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset, names_of
 from harness.datasets import images as module
 from harness.datasets.folder import FolderDataset
-from harness.datasets.images import decode_all, folder_images
+from harness.datasets.images import decode_all, find_images, folder_images
 
 SQUARE = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
 BAD = ("folder-pets/test/dog/2.png", "folder-pets/train/cat/1.png")
@@ -80,6 +80,25 @@ def test_links_are_followed_and_loops_of_them_end_and_count_once(folder: Path, t
     (folder / "linked").symlink_to(tmp_path / "other")
     (folder / "one.png").symlink_to(tmp_path / "other" / "q.png")
     assert ids(folder).count(digest(tmp_path / "other" / "q.png")) == 2
+
+
+def test_what_is_named_like_an_image_and_not_read_is_found_with_the_reason(folder: Path):
+    SQUARE.save(folder / ".c.png")
+    (folder / "b" / "x.HEIC").write_bytes(b"heic")
+    (folder / "gone.png").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "folder.png").mkdir()
+    (folder / ".link").symlink_to(folder / "b")  # doesn't hide what is in b
+    assert {str(file.path.relative_to(folder)): file.wrong for file in find_images(folder)} == {
+        ".c.png": "it is hidden: '.c.png' starts with a dot",
+        ".thumbnails/c.png": "it is hidden: '.thumbnails' starts with a dot",
+        "b/._z.webp": "it is what macOS writes beside a file, no image",
+        "b/x.HEIC": ".heic files aren't read; convert it, for instance to .png",
+        "gone.png": "it is a link to 'nowhere', which can't be read: No such file or directory",
+        "pipe.jpg": "it is a pipe; expected a regular file",
+        **dict.fromkeys(["a.JPG", "b/z.webp", "c.png"]),
+    }
+    assert len(ids(folder)) == 3
 
 
 @pytest.mark.parametrize(("mode", "extension"), [

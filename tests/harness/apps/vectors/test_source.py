@@ -1,12 +1,15 @@
 """Pictures listed: in folders, tars, Parquet and `datasets`, whole and damaged."""
 
+import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from packing import tarred
+from packing import header, tarred
 
 from harness.apps.vectors import source as module
 from harness.apps.vectors.source import PictureSource, TextSource, open_source
@@ -89,6 +92,38 @@ def test_of_a_damaged_tar_the_rest_is_named(tars: Path, draw: Draw):
     assert all("truncated" in why or "ends within" in why for why in wrong)
 
 
+def test_in_a_tar_hard_links_are_their_files_and_what_is_not_read_has_its_reason(tmp_path: Path, draw: Draw):
+    members: list[Any] = [
+        *(("store/0", draw(0)), header("a.png", tarfile.LNKTYPE, "store/0"), ("b.png", draw(1))),
+        *(header("./c.png", tarfile.LNKTYPE, "b.png"), header("d.png", tarfile.LNKTYPE, "gone")),
+        *(header("e.png", tarfile.SYMTYPE, "b.png"), header("f.png", tarfile.FIFOTYPE), ("._g.png", b"")),
+        *(("h.jxl", b""), header("i.png", tarfile.DIRTYPE)),
+    ]
+    (tmp_path / "x.tar").write_bytes(tarred(members))
+    rows = dict(everything(open_source([str(tmp_path / "x.tar")])))
+    assert {path.removeprefix("x.tar/"): content for path, content in rows.items()} == {
+        "a.png": draw(0),
+        "b.png": draw(1),
+        "./c.png": draw(1),
+        "d.png": "it is a link to 'gone', which isn't a file before it in the tar",
+        "e.png": "it is a link to 'b.png', which isn't a file before it in the tar",
+        "f.png": "it is a pipe or a device; expected a file",
+        "._g.png": "it is what macOS writes beside a file, no image",
+        "h.jxl": ".jxl files aren't read; convert it, for instance to .png",
+    }
+
+
+def test_the_revision_sees_another_time_where_names_and_sizes_are_equal(tars: Path, parquet: Path, draw: Draw):
+    """A tar is padded, so one of other pictures may have its size."""
+    (tars / "a.png").write_bytes(draw(0))
+    for word, file in {"x-000.tar": "x-000.tar", "0.parquet": "0.parquet", ".": "a.png"}.items():
+        before, size = open_source([str(tars / word)]).revision, (tars / file).stat().st_size
+        assert open_source([str(tars / word)]).revision == before
+        os.utime(tars / file, ns=(0, 1))
+        assert (tars / file).stat().st_size == size
+        assert open_source([str(tars / word)]).revision != before, word
+
+
 def test_parquet_begins_at_any_row(parquet: Path, draw: Draw):
     source = open_source([str(parquet / "*.parquet")])
     rows = everything(source)
@@ -123,6 +158,8 @@ def test_lines_of_a_text(tmp_path: Path):
     (["broken.parquet"], ValueError, r"broken\.parquet' is no whole Parquet file"),
     (["plain.parquet"], ValueError, r"has no columns of bytes .*caption \(string\)"),
     (["none.tar"], ValueError, "no pictures inside"),
+    (["pipe.tar"], ValueError, "'pipe.tar' is a pipe; expected a regular file"),
+    (["pipe.parquet"], ValueError, "'pipe.parquet' is a pipe; expected a regular file"),
 ])  # fmt: skip
 @pytest.mark.usefixtures("parquet")
 def test_refusals(words: list[str], kind: type[Exception], quoted: str, tars: Path, monkeypatch: pytest.MonkeyPatch):
@@ -131,5 +168,7 @@ def test_refusals(words: list[str], kind: type[Exception], quoted: str, tars: Pa
     Path("broken.parquet").write_bytes(b"PAR1")
     pq.write_table(pa.table({"caption": ["x"]}), "plain.parquet")
     Path("none.tar").write_bytes(tarred([("a.json", b"{}")]))
+    os.mkfifo("pipe.tar")
+    os.mkfifo("pipe.parquet")
     with pytest.raises(kind, match=quoted):
         open_source(words)
