@@ -38,7 +38,7 @@ from harness.records.conditions import DENSE, DTYPES
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import utc_now
 from harness.records.statistics import median_interval
-from harness.records.times import Machine, Timing, cores, verdict
+from harness.records.times import Machine, Timing, verdict
 from zoo.core.files import digest, fingerprint
 from zoo.core.host import share_weights
 from zoo.core.merger import Merger
@@ -339,7 +339,7 @@ class Lab:
         """Time a candidate in turn with the dense tower in float32, as it is and as the candidate is run."""
         self.say(f"time of {one}")
         vits = {"chosen": self.served_row(one).vit, "alike": self.served[one.dtype]}
-        meanwhile, batch = timing.Watch(), self.config.batch
+        batch = self.config.batch
         timings = self._time(vits, self.config.rounds, seconds=self.config.seconds, warmup=2)
         chosen, dense = timings["chosen"], timings[DENSE]
         ratio, per_call = chosen.ratio_to(dense), median_interval(chosen.samples_ms)
@@ -353,7 +353,7 @@ class Lab:
             "dense_images_per_s": 1000 * batch / dense.spread_ms.estimate,
             **{"batch": batch, "threads": torch.get_num_threads(), "rounds": len(chosen.samples_ms)},
             "stopwatch": timing.wall_clock().name,
-            "warnings": list(timing.warnings_of(chosen, meanwhile.surroundings(), cores())),
+            "warnings": list(timing.warnings_of(chosen)),
         }
 
     def certificate(self, chosen: Assessment) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
-    from harness.measure.tuning import load_tuners
+    from harness.measure.tuning import load_tuner
     from zoo.core.files import write_whole
 
     asked = {"tokens": args.tokens, "count": args.num_tokens}
@@ -196,17 +196,17 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     dataset = get_dataset(args.dataset)
     drawn = draw(dataset, args.shots, config.seed, args.draws)  # refuses before anything is loaded
     how = {"draws": args.draws, "device": args.device, "progress": Progress(status)}
-    row, (tuner,) = load_tuners(args.model, [dataset], **how)
+    row, tuner = load_tuner(args.model, dataset, **how)
     begin = time.perf_counter()
     steps = config.total_steps(len(drawn.train))
-    tuned = tuner.tuned([row], args.shots, config.seed, config)[row.key]
+    tuned = tuner.tune([row], args.shots, config.seed, config)[row.key]
     seconds = time.perf_counter() - begin
     path = tuned.file.path
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(args.output, path.read_bytes())
         path = args.output
-    untuned, top1 = (one.top1 for one in tuner.judge(row, tuned, drawn.val))
+    untuned, top1 = tuner.judge(row, tuned, drawn.val)
     parameters, memory_mib = tuned.file.provenance["parameters"], _memory_mib(args.device)
     text = (
         f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, "
