@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -218,18 +219,21 @@ class ShardKind(Generic[P]):
         """Yield the shards of a store, finished or not, one in memory at a time.
 
         Raises:
-            ValueError: a shard is broken, somebody else's, or made in another way than the first.
+            ValueError: a shard is broken, somebody else's, or made in another way or size than the first.
             FileNotFoundError: there are none.
         """
-        first: P | None = None
+        first: Shard[P] | None = None
         for index, path in (shard_paths(folder) if folder.is_dir() else {}).items():
             try:
                 shard = self.read(path, index)
             except BrokenShardError as error:
                 mend = f"the `{self.command}` command that made it finds it and makes it again"
                 raise ValueError(f"{str(path)!r} is broken: {error}; {mend}") from error
-            first = first or shard.provenance
-            if differences := shard.provenance.differences(first):
+            first = first or replace(shard, table=None)
+            differences = shard.provenance.differences(first.provenance)
+            if shard.size != first.size:  # then two may hold the same
+                differences.append(f"shard size {shard.size} there, {first.size} wanted")
+            if differences:
                 raise ValueError(
                     f"shards of {str(folder)!r} were made differently: {path.name} has {'; '.join(differences)}; "
                     "make them again in another folder"
@@ -250,9 +254,13 @@ def shard_path(folder: Path, index: int) -> Path:
 
 
 def shard_paths(folder: Path) -> dict[int, Path]:
-    """List the files named like shards, by index, ascending."""
+    """List the files named like shards, by index, ascending; ValueError if two names have one index."""
     names = ((_SHARD_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    return dict(sorted((int(match[1]), path) for match, path in names if match))
+    found = sorted((int(match[1]), path) for match, path in names if match)
+    for (index, path), (other, second) in pairwise(found):
+        if index == other:
+            raise ValueError(f"{str(folder)!r} holds shard {index} twice, {path.name} and {second.name}: remove one")
+    return dict(found)
 
 
 @contextlib.contextmanager

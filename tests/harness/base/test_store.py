@@ -178,6 +178,18 @@ def test_only_what_a_larger_total_adds_is_missing_and_other_settings_are_refused
         list(KIND.shards(folder))
 
 
+def test_shards_that_may_hold_the_same_are_refused(folder: Path):
+    whole = shard_path(folder, 1).read_bytes()
+    (folder / "part-000001.parquet").write_bytes(whole)
+    with pytest.raises(ValueError, match=r"shard 1 twice, part-000001\.parquet and part-00001\.parquet: remove one"):
+        list(KIND.shards(folder))
+    (folder / "part-000001.parquet").unlink()
+    other = replace(KIND.decode(whole), first=6, covers=2, size=2)
+    shard_path(folder, 3).write_bytes(KIND.encode(other))
+    with pytest.raises(ValueError, match=r"part-00003\.parquet has shard size 2 there, 4 wanted"):
+        list(KIND.shards(folder))
+
+
 def test_two_runs_can_not_write_to_one_folder(tmp_path: Path):
     for _ in range(2):
         with claim(tmp_path / "new"):
