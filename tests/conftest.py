@@ -9,16 +9,20 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import huggingface_hub
 import hypothesis
 import pytest
+import timm
 import torch
+from lively import Build, lively
 from open_clip import factory, pretrained
 from open_clip.model import CLIP
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 import zoo
 from harness.records.times import LatencyRecord, Machine, Surroundings, Timing, time_fields
@@ -29,6 +33,7 @@ from zoo.loading.sizes import SIZES
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("house")
 
+Fill = Callable[[str, str, Callable[[Path], Any]], Path]
 SAMPLES = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)  # ms of a dense model
 
 
@@ -56,9 +61,93 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    """Run a test without gradients: ``pytestmark = pytest.mark.usefixtures("no_grad")``."""
+    with torch.no_grad():
+        yield
+
+
+TINY = {"img_size": 64, "patch_size": 8, "embed_dim": 48, "depth": 6, "num_heads": 3, "num_classes": 7}
+
+
+@pytest.fixture
+def tiny() -> Build:
+    """Build any timm name as a tower of 64 patches, 6 blocks, 48 channels and 7 outputs."""
+
+    def build(name: str, *, noise: float = 0.1, **overrides: object) -> nn.Module:
+        return lively(timm.create_model(name, **{**TINY, **overrides}), noise, torch.Generator().manual_seed(1))
+
+    return build
+
+
+@pytest.fixture(params=sorted(zoo.METHODS))
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def half(method: str, tiny: Build) -> zoo.ReducedViT:
+    """Build a tiny tower that ends with 32 of its 64 patch tokens, by each method in turn."""
+    return tiny(f"clip_vit_b16_{method}50")
+
+
+@pytest.fixture
+def tower(tiny: Build) -> zoo.ReducedViT:
+    """Build a tower lively enough that every window of patches matters."""
+    return tiny("clip_vit_b16", noise=0.3)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 64, 64)
+
+
+class Evil:
+    """Leaves a mark if it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Evil:
+    return Evil(tmp_path / "mark")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Point the Hugging Face cache, and the user's own, at empty folders."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def fill(hub: Path) -> Fill:
+    """Put a file into the cache as the hub's client lays it out."""
+
+    def put(repo: str, name: str, write: Callable[[Path], Any]) -> Path:
+        folder = hub / f"models--{repo.replace('/', '--')}"
+        commit = "0123456789abcdef0123456789abcdef01234567"
+        for part in ("refs", "blobs", f"snapshots/{commit}"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / "main").write_text(commit)
+        write(folder / "blobs" / "new")
+        digest = hashlib.sha256((folder / "blobs" / "new").read_bytes()).hexdigest()
+        (folder / "blobs" / "new").rename(folder / "blobs" / digest)
+        (folder / "snapshots" / commit / name).symlink_to(Path("../../blobs") / digest)
+        return folder
+
+    return put
+
+
 VISION = {"image_size": 224, "width": 64, "patch_size": 32, "layers": 4}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
-HUB = "models--timm--vit_base_patch32_clip_224.openai"
+HUB = "timm/vit_base_patch32_clip_224.openai"
 
 
 class SmallClip:
@@ -66,8 +155,8 @@ class SmallClip:
 
     NAMES = ("clip_vit_b32", "clip_vit_b32_clsattn50", "clip_vit_b32_tome50")
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, fill: Fill) -> None:
+        self.fill = fill
         self.weights = folder / "cache" / "clip-patchrank" / "weights"
         self.open_clip = folder / "cache" / "clip-patchrank" / "open_clip"
 
@@ -83,19 +172,15 @@ class SmallClip:
         model.logit_scale.fill_(3.5)
         return model
 
-    def cached(self, model: CLIP, entry: str = HUB) -> Path:
+    def cached(self, model: CLIP, repo: str = HUB) -> Path:
         """Lay a model into a fabricated cache of the hub."""
-        entries = self.folder / "hub" / entry
-        file = entries / "snapshots" / ("0" * 40) / "open_clip_model.safetensors"
-        for path in (entries / "refs" / "main", file):
-            path.parent.mkdir(parents=True)
-        (entries / "refs" / "main").write_text("0" * 40)
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, file)
-        return file
+        state = {name: value.contiguous() for name, value in model.state_dict().items()}
+        folder = self.fill(repo, "open_clip_model.safetensors", lambda path: save_file(state, path))
+        return next(folder.glob("snapshots/*/*"))
 
 
 @pytest.fixture
-def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
+def small_clip(fill: Fill, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
     args = {**SIZES["b32"].vit_args, "embed_dim": 64, "depth": 4, "num_heads": 1}
     monkeypatch.setitem(SIZES, "b32", dataclasses.replace(SIZES["b32"], vit_args=args))
     config = {"embed_dim": 512, "vision_cfg": VISION, "text_cfg": TEXT}
@@ -105,9 +190,7 @@ def small_clip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SmallClip:
     monkeypatch.setattr(pretrained, "_PRETRAINED", dict(pretrained._PRETRAINED))
     for name in SmallClip.NAMES:
         offer(zoo.MODELS[name])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return SmallClip(tmp_path)
+    return SmallClip(tmp_path, fill)
 
 
 @pytest.fixture

@@ -82,11 +82,6 @@ def test_the_tree_is_small_and_its_large_files_are_the_listed_ones():
     assert {name for name, size in sizes.items() if size > 5 * MIB} <= LARGE_ALLOWED
 
 
-def test_no_file_is_named_for_nothing():
-    forbidden = re.compile(r"^(utils?|helpers?|common|misc)\.py$|_?v2\.py$")
-    assert [name for name in tree() if forbidden.search(Path(name).name)] == []
-
-
 def test_notice_names_every_shipped_file():
     shipped = [name for name in tree() if name.startswith(SHIPPED) and not name.endswith((".py", ".md"))]
     assert shipped, "no data files found: has a folder moved?"

@@ -1,24 +1,43 @@
-"""The site of docs/: every page in its menu, new pages true to README, settings and records."""
+"""README and the site of docs/: pages true to settings and records, and every example runs."""
 
 import ast
 import dataclasses
-import functools
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
+from open_clip.model import CLIP
+from PIL import Image
+from safetensors.torch import save_file
 
 import zoo
-from harness.cli.entry import main
+from harness.cli.entry import build_parser, main
 from harness.datasets import get_dataset
+from harness.records.averages import match_costs
+from harness.records.record import read_records
+from harness.report.groups import brief_tables, group_records, sections
+from harness.report.tables import comparison_table, matched_table
+from harness.report.writers import markdown
+from harness.studies.questions import list_studies
 from zoo.core.reducer import METHODS
+from zoo.loading.registry import default_cfgs
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+RESULTS = DOCS / "results"
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
 
@@ -69,8 +88,8 @@ def test_figures_in_the_answers_are_those_of_the_table():
 
 @pytest.mark.parametrize("page", ["index.md", "methods.md", "faq.md", "towers.md"])
 def test_the_python_of_a_page_runs(page: str, monkeypatch):
-    """Without generating code when compiled; tests/zoo/test_compile.py does."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    """Without generating code when compiled; tests/zoo/test_export.py does."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     names: dict[str, Any] = {}
     for code in python_of(page):
         exec(code, names)
@@ -88,11 +107,9 @@ def test_the_python_of_a_page_runs(page: str, monkeypatch):
 
 def run_commands(page: str, shorter: dict[str, list[str]]) -> int:
     """Run the commands of a page in order, some on less than they ask for, and count them."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", text_of(page), re.M | re.S)
-    lines = "".join(blocks).splitlines()
+    lines = re.findall(r"^patchrank (.*)$", text_of(page), re.M)
     for line in lines:
-        program, *words = shlex.split(line)
-        assert program == "patchrank"
+        words = shlex.split(line)
         assert main([*words, *shorter.get(words[0], [])]) == 0, words
     return len(lines)
 
@@ -139,3 +156,95 @@ def test_the_tutorial_runs(tmp_path, capsys):
         torch.testing.assert_close(names["model"](images), whole(images))
     packaged = zoo.create_clip("clip_vit_s14_patchrank60").model.visual.reducer.predictor
     assert not torch.equal(whole.reducer.predictor.net.score.weight, packaged.net.score.weight)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_elsewhere")
+def test_weights_come_in_and_go_out_as_the_page_says(fill, tmp_path: Path, monkeypatch):
+    """On a cache and a hub that are fabricated here."""
+    hub, uploads = Mock(), []
+    hub.upload_folder = lambda *, folder_path, **_: uploads.append(sorted(p.name for p in Path(folder_path).iterdir()))
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda **_: hub)
+    vision = {"layers": 12, "width": 768, "head_width": 64, "patch_size": 16, "image_size": 224}
+    with torch.device("meta"):
+        shapes = CLIP(512, vision, {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1})
+    weights = {k: torch.zeros(v.shape, dtype=torch.float16) for k, v in shapes.state_dict().items()}
+    save_file(weights, "ViT-B-16.safetensors")
+    repo = default_cfgs["clip_vit_b16_evit60"].cfgs["openai"].hf_hub_id
+    fill(repo, "model.safetensors", lambda path: save_file(weights, path))
+    (tmp_path / "results").mkdir()
+    shutil.copy(DOCS / "results" / "records.jsonl", tmp_path / "results")
+    names: dict[str, Any] = {}
+    for code in python_of("hub.md"):
+        if "hf-hub:OWNER/NAME" in code:
+            for file in Path("saved").iterdir():
+                fill("OWNER/NAME", file.name, partial(shutil.copy, file))
+        exec(code, names)
+    assert names["tensors"]["visual.conv1.weight"].dtype == torch.float16
+    shipped = names["timm"].create_model("clip_vit_s14_patchrank60", pretrained=True).state_dict()
+    for state in (names["model"].state_dict(), names["again"].state_dict()):
+        assert all(torch.equal(value, state[name]) for name, value in shipped.items())
+    assert run_commands("hub.md", {}) == 4
+    assert uploads == [["README.md", "config.json", "model.safetensors"]] * 2
+    assert {call.args[0] for call in hub.create_repo.call_args_list} == {"OWNER/NAME"}
+    assert "Nothing was measured." in Path("pruned", "README.md").read_text(encoding="utf-8")
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_the_python_runs(code, tmp_path):
+    """With the weights that ship instead of those that would be downloaded."""
+    for name, ours in {"clip_vit_b16": "clip_vit_s14", "openai": "imgfocus_lit"}.items():
+        assert name in code
+        code = code.replace(name, ours)
+    Image.new("RGB", (320, 240), "teal").save(tmp_path / "photo.jpg")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_tables_are_what_report_writes_of_the_records():
+    table = markdown(brief_tables(group_records(read_records(RESULTS / "records.jsonl"))))
+    assert (RESULTS / "table.md").read_text(encoding="utf-8").startswith(table)
+    assert f"<!-- results -->\n{table.strip()}\n<!-- end -->" in README
+    tables = sections(group_records(read_records(RESULTS / "equal_time.jsonl")))
+    at_equal_time = markdown([table for table in tables if table.title.startswith("at equal time")])
+    assert (RESULTS / "equal_time.md").read_text(encoding="utf-8") == at_equal_time
+
+
+def test_the_tables_of_the_final_split_are_what_the_command_writes_of_the_records():
+    records = read_records(RESULTS / "final.jsonl.gz")
+    groups = [list(group) for _, group in groupby(records, key=lambda record: record.dataset)]
+    assert len(groups) == 6  # three datasets at equal keep rates, then at equal GFLOPs
+    parts = [comparison_table(group) for group in groups[:3]]
+    parts += [matched_table(match_costs(group, "patchrank")) for group in groups[3:]]
+    tables = [replace(part, title=f"{part.title}; commit {records[0].git_commit}") for part in parts]
+    page = (RESULTS / "final.md").read_text(encoding="utf-8")
+    assert f"<!-- final -->\n{markdown(tables).strip()}\n<!-- end -->" in page
+
+
+def test_a_page_leads_to_the_table_of_each_study():
+    pages = [page.read_text(encoding="utf-8") for page in RESULTS.glob("*.md")]
+    tables = sorted((RESULTS / "studies").glob("*.md"))
+    assert {path.stem for path in tables} == set(list_studies())
+    for path in tables:
+        assert sum(f"(studies/{path.name})" in page for page in pages) == 1
+        names = {record.dataset for record in read_records(path.with_suffix(".jsonl.gz"))}
+        assert {"fashion", "emoji"} <= names <= {"fashion", "emoji", "photos"}
+
+
+def test_its_commands_are_commands_and_its_links_lead_somewhere():
+    lines = re.findall(r"^patchrank (.*)$", README, re.M)
+    assert len(lines) == 4
+    for line in lines:
+        build_parser().parse_args(shlex.split(line, comments=True))
+    for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_citation_is_of_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {"title": "name", "version": "version", "license": "license"}
+    assert {ours: cited[ours] for ours in names} == {ours: project[theirs] for ours, theirs in names.items()}

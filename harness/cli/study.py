@@ -89,54 +89,35 @@ def _reproduce_flags(parser: CommandParser) -> None:
 def run_reproduce(args: Namespace, status: Console) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
     from harness.studies import reproduce
+    from zoo.core.messages import expected
 
-    names = list(dict.fromkeys(args.names))
+    names, progress = list(dict.fromkeys(args.names)), Progress(status)
     for name in names:
-        reproduce.require_target(name)
+        if name not in reproduce.list_targets():
+            raise ValueError(f"reproduce {name!r}: {expected(name, reproduce.list_targets())}")
     data: list[dict[str, Any]] = []
     for name in names:
-        table, config = reproduce.TABLES.get(name), paper_config(args, name)
-        if table is not None:
-            config = table.conditions(config)
-            datasets, failures = reproduce.readable(config.datasets, general=table.general)
-        else:
-            datasets, failures = reproduce.readable(config.datasets, ("test",))
+        table, config, page = reproduce.TABLES.get(name), paper_config(args, name), reproduce.paper(name)
+        config = config if table is None else table.conditions(config)
+        datasets, failures = reproduce.readable(config.datasets, table)
         part: Part
         if args.dry_run:
             config = replace(config, datasets=tuple(dataset.name for dataset in datasets))
-            part, facts = _plan(args, name, config, failures, Progress(status))
+            steps = reproduce.take_stock(name, config, args.images, progress)
+            part, facts = _stock_table(name, page.title, config.model, steps, failures)
+        elif failures:
+            raise next(iter(failures.values()))  # at once, not after the work on others
+        elif table is not None:
+            part, facts = _measure_table(args, table, config, progress)
         else:
-            for error in failures.values():
-                raise error  # at once, not after the work on others
-            if table is not None:
-                part, facts = _measure_table(args, table, config, Progress(status))
-            else:
-                path, page = args.output / f"{name}.png", reproduce.paper(name)
-                figure = reproduce.draw_picture(name, config, datasets, args.images, path, Progress(status))
-                notes = [*page.notes, *figure.notes]
-                part = "\n".join((page.title, *notes, f"wrote {path}"))
-                facts = {"name": name, "title": page.title, "path": path, "columns": figure.columns, "notes": notes}
+            path = args.output / f"{name}.png"
+            figure = reproduce.draw_picture(name, config, datasets, args.images, path, progress)
+            notes = [*page.notes, *figure.notes]
+            part = "\n".join((page.title, *notes, f"wrote {path}"))
+            facts = {"name": name, "title": page.title, "path": path, "columns": figure.columns, "notes": notes}
         data.append(json_values(facts))
         yield part
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
-
-
-def _plan(
-    args: Namespace, name: str, config: "StudyConfig", failures: dict[str, Exception], progress: Progress
-) -> tuple[Table, dict[str, Any]]:
-    """Lay out what a table or figure takes."""
-    from harness.datasets import get_dataset
-    from harness.studies.reproduce import TABLES, paper
-    from harness.studies.workshop import Stock, stock
-
-    table = TABLES.get(name)
-    if table is None:
-        counts = {one: min(args.images, len(get_dataset(one).split("test"))) for one in config.datasets}
-        steps = [Stock("images", f"{one} test", 0, count) for one, count in counts.items()]
-    else:
-        groups = table.groups(config) if config.datasets else []
-        steps = [step for group in groups for step in stock(table.study, group, progress)]
-    return _stock_table(name, paper(name).title, config.model, steps, failures)
 
 
 def _stock_table(
@@ -168,8 +149,8 @@ def _measure_table(
         keep_new(path, records, known)
         tables.append(measured)
         comparison = compare_rows(table, config, tower.vit.depth, tower.name, tables)
-        conditions = f"- {config.describe(tunes=table.study.tunes)}\n"
-        write_whole(path.with_suffix(".md"), f"{_command(args.argv)}\n{comparison.markdown()}{conditions}".encode())
+        page = f"{_command(args.argv)}\n{comparison.markdown()}- {config.describe(tunes=table.study.tunes)}\n"
+        write_whole(path.with_suffix(".md"), page.encode())
         if paper(table.name).axis:
             write_whole(path.with_suffix(".svg"), draw(comparison))
     progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
@@ -178,13 +159,17 @@ def _measure_table(
 
 def paper_config(args: Namespace, name: str) -> "StudyConfig":
     """Return what the flags ask for: the paper's conditions below a root, else the embedded."""
+    from harness.datasets import list_datasets, root_of, shipped_facts
     from harness.datasets.few_shot import COOP, OURS
+    from harness.datasets.public import RootedDataset
     from harness.studies.reproduce import MODEL, paper
     from harness.studies.spec import StudyConfig
     from zoo.learning.fit import FitConfig
     from zoo.ranking.golden import GoldenConfig
 
-    rooted = _rooted(args)
+    named = set(args.datasets or ()) & set(list_datasets())  # below a root they are under the paper's conditions
+    rooted = any(isinstance(shipped_facts(name), RootedDataset) for name in named)
+    rooted |= not args.datasets and root_of(args.root) is not None
     draws = args.draws or (COOP if rooted else OURS)
     datasets = args.datasets or (paper(name).datasets if rooted else flags.FASHION_AND_EMOJI)
     # The released code's windows and predictor, of embedded rankings the shipped windows, and a loss that can be
@@ -203,17 +188,6 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
         tune=flags.tune_config(args, draws, count=16, depth=1, anchor=0.0),
         draws=draws,
     )
-
-
-def _rooted(args: Namespace) -> bool:
-    """Tell whether it is about datasets below a root, which are under the paper's conditions."""
-    from harness.datasets import list_datasets, root_of, shipped_facts
-    from harness.datasets.public import RootedDataset
-
-    if not args.datasets:
-        return root_of(args.root) is not None
-    named = set(args.datasets) & set(list_datasets())
-    return any(isinstance(shipped_facts(name), RootedDataset) for name in named)
 
 
 def _command(argv: list[str]) -> str:
@@ -240,7 +214,7 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness import git_commit
     from harness.base.lines import require_appendable
     from harness.datasets.base import FINAL
-    from harness.measure.compare import compare
+    from harness.measure.bench import compare
     from harness.measure.plan import Plan
     from harness.measure.rows import usual_methods
     from harness.records.averages import match_costs
@@ -254,24 +228,24 @@ def run_final(args: Namespace, status: Console) -> Work:
     require_appendable(path)
     methods = tuple(name for name in usual_methods() if name != GOLDEN)  # whose rankings would read it
     what = {"models": (args.model,), "methods": methods, "keeps": FINAL_KEEPS, "split": FINAL, "batches": ()}
+    plans = [flags.settings(Plan, args, **what, match=match) for match in (None, "gflops")]
     commit = git_commit() or "unknown"
     words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
+    groups = ((plan, group) for plan in plans for group in compare(plan, [], progress, release=True))
     records: list[Record] = []
     tables: list[Table] = []
-    done, plans = 0, [flags.settings(Plan, args, **what, match=match) for match in (None, "gflops")]
     with progress.task("study final, datasets", sum(len(plan.datasets) for plan in plans)) as update:
-        for plan in plans:
-            for group in compare(plan, [], progress, release=True):
-                write_records(path, group)
-                records += group
-                parts = [comparison_table(group)]
-                if plan.match is not None:
-                    parts.append(matched_table(match_costs(group, plan.match_to)))
-                titled = [replace(table, title=f"{table.title}; {words}") for table in parts]
-                tables += titled
-                with progress.hidden():
-                    yield from titled
-                update(done := done + 1)
+        for done, (plan, group) in enumerate(groups, start=1):
+            write_records(path, group)
+            records += group
+            parts = [comparison_table(group)]
+            if plan.match is not None:
+                parts.append(matched_table(match_costs(group, plan.match_to)))
+            titled = [replace(table, title=f"{table.title}; {words}") for table in parts]
+            tables += titled
+            with progress.hidden():
+                yield from titled
+            update(done)
     write_whole(path.with_name("table.md"), markdown(tables).encode())
     progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
     return Shown(parts=(), data={"commit": commit, "records": json_values(records)})

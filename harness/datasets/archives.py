@@ -18,7 +18,7 @@ import requests
 from filelock import FileLock
 
 from harness.base.terminal import Progress
-from harness.datasets.base import require_file
+from zoo.core.files import require_file
 
 LOCK, PART, PARTIAL = ".lock", ".part", ".unpacking"
 BLOCK = 2**20

@@ -4,7 +4,6 @@ import abc
 import copy
 import json
 import re
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.core.files import cache_folder, digest, write_whole
+from zoo.core.files import cache_file, digest, require_file, write_whole
 
 SplitName = Literal["train", "val", "test", "final"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")  # that every dataset has
@@ -308,18 +307,6 @@ def require_folder(folder: Path, where: str, hint: str) -> None:
         raise NotADirectoryError(f"{where} is a file; give {hint}")
 
 
-def odd_kind(mode: int) -> str | None:
-    """Say what it is that isn't read from its start to its end, such as a pipe; None of a regular file."""
-    kinds = {stat.S_IFREG: None, stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
-
-
-def require_file(file: Path) -> None:
-    """Refuse what is no regular file, by a ValueError: to open a pipe may wait for ever."""
-    if kind := odd_kind(file.stat().st_mode):
-        raise ValueError(f"{str(file)!r} is {kind}; expected a regular file")
-
-
 def require_unique(texts: Sequence[str], names: Sequence[str], where: str) -> None:
     """Refuse captions of classes that can't be printed, or that two of the ``names`` share."""
     first: dict[str, str] = {}
@@ -353,7 +340,7 @@ def lines_of(file: Path) -> list[str]:
 
 def cached_json(room: str, *identity: object) -> tuple[Path, Any]:
     """Return where the user's cache keeps what belongs to an identity, and that, None if it is nothing readable."""
-    file = cache_folder() / room / f"{digest(identity)}.json"
+    file = cache_file(room, f"{digest(identity)}.json")
     with suppress(OSError, ValueError, RecursionError):
         return file, json.loads(file.read_bytes())
     return file, None
@@ -361,5 +348,4 @@ def cached_json(room: str, *identity: object) -> tuple[Path, Any]:
 
 def keep_json(file: Path, content: object) -> None:
     """Write a file of the user's cache, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(content).encode())

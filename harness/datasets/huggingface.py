@@ -30,10 +30,10 @@ from harness.datasets.base import (
     Rendered,
     Split,
     SplitName,
-    require_file,
     require_unique,
 )
 from harness.datasets.images import MISSING, decode_image
+from zoo.core.files import require_file
 from zoo.core.messages import expected
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -128,9 +128,8 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
 def _require_files(folder: Path) -> None:
     """Refuse pipes and the like, which the library passes over or waits for; see ``require_file``."""
     for inner, _, names in os.walk(folder):
-        for path in (Path(inner, name) for name in names):
-            if path.exists():
-                require_file(path)
+        for name in names:
+            require_file(Path(inner, name))
 
 
 def _open(library: Any, place: Place) -> dict[str, Any]:

@@ -28,10 +28,9 @@ from harness.datasets.base import (
     SplitName,
     cached_json,
     keep_json,
-    odd_kind,
     require_folder,
 )
-from zoo.core.files import digest
+from zoo.core.files import digest, odd_kind
 
 # What images are read, by PIL's names, and their extensions. To read one neither starts a program, as EPS does, nor
 # opens another file.

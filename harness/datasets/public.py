@@ -30,12 +30,11 @@ from harness.datasets.base import (
     cached_json,
     keep_json,
     lines_of,
-    require_file,
     require_folder,
     require_unique,
 )
 from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset, list_files, require_inside
-from zoo.core.files import digest, from_json
+from zoo.core.files import digest, from_json, require_file
 
 CACHED_FROM = 20_000  # files; fewer are listed in no time
 TRAIN, VAL = "images/train", "images/val"

@@ -23,12 +23,11 @@ from harness.datasets.base import (
     Split,
     SplitName,
     lines_of,
-    require_file,
     require_template,
     require_unique,
 )
 from harness.datasets.images import decode_image
-from zoo.core.files import digest
+from zoo.core.files import digest, require_file
 
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 IMAGES = ("jpeg", "jpg", "png", "webp")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from harness.base.lines import append_lines, can_resume, parse_lines
 from harness.base.terminal import Progress
 from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RECOVERY, TUNINGS
-from harness.records.metrics import METRICS, Measured, unpack
+from harness.records.metrics import METRICS, Measured, require_order, unpack
 from harness.records.statistics import Interval
 from zoo.core.files import from_json, strict_json
 
@@ -45,6 +45,30 @@ class Field:
 RUN, SETTING, CONDITION, MEASURED = Field(role="run"), Field(role="setting"), Field(role="condition"), Field()
 
 
+# Ends of what numbers in anybody's file may be: wide, but none makes a table or plot of nonsense.
+_COUNT, _MS, _FACTOR = (0, 1e9), (0, 1e12), (0, 1e6)
+BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("shots", "golden_images", "tau_undefined", "classes_judged", "cudnn", "final_tokens"), _COUNT),
+    **dict.fromkeys(("image_count", "caption_count", "prompt_tokens", "image_size", "tokens_per_block"), (1, 1e9)),
+    **dict.fromkeys(("batch", "threads", "cores", "interop_threads"), (1, 1e6)),
+    **dict.fromkeys(("median_ms", "q1_ms", "q3_ms", "samples_ms", "images_per_s"), _MS),
+    **dict.fromkeys(("ratio_to_dense", "ratio_low", "ratio_high", "load_1min", "others_cores"), _FACTOR),
+    **dict.fromkeys(("first_call_s", "deviation", "weights_mib", "peak_mib", "gflops"), _COUNT),
+    **dict.fromkeys(("saved_gflops", "saved_time"), (-1e6, 1)),
+    **{"keep": (1e-6, 1), "chance": (0, 1), "feature_probe": (-1.01, 1.01), "at": _COUNT, "arrived": (-1e9, 1e9)},
+    **{"seed": (0, 2**64), "params": (0, 1e15)},
+}
+
+
+def require_bounds(thing: Any) -> None:
+    """Raise ValueError for a field of a dataclass, or one of several values, outside `BOUNDS`."""
+    for name in (one.name for one in fields(thing) if one.name in BOUNDS):
+        (low, high), value = BOUNDS[name], getattr(thing, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not low <= number <= high:
+                raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {number!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Times:
     """Carry the time of one batch; ratios are None for the dense model and where it is missing."""
@@ -59,13 +83,9 @@ class Times:
     images_per_s: float  # at the median
 
     def __post_init__(self) -> None:
-        for name in ("median_ms", "images_per_s", "ratio_to_dense"):
-            if not 0 <= (getattr(self, name) or 0) < math.inf:
-                raise ValueError(f"{name} must lie in [0, inf), got {getattr(self, name)!r}")
-        ends = {name: getattr(self, name) for name in ("ratio_low", "ratio_to_dense", "ratio_high")}
-        known = [number for number in ends.values() if number is not None]
-        if len(known) not in {0, 3} or known != sorted(known):
-            raise ValueError(f"need ratio_low <= ratio_to_dense <= ratio_high, or all three None, got {ends}")
+        require_bounds(self)
+        require_order(self, "q1_ms", "median_ms", "q3_ms")
+        require_order(self, "ratio_low", "ratio_to_dense", "ratio_high")
 
     @property
     def ratio(self) -> Interval | None:
@@ -118,10 +138,9 @@ class Record:
     timm: Annotated[str, CONDITION]
 
     def __post_init__(self) -> None:
+        require_bounds(self)
         for name, valid, bounds in (
-            ("schema_version", self.schema_version == SCHEMA_VERSION, f"be {SCHEMA_VERSION}"),
             ("created", _is_utc(self.created), "be UTC in ISO 8601"),
-            ("keep", 0 < self.keep <= 1, "lie in (0, 1]"),
             ("tuning", (self.tuning is None) == (self.shots == 0), "be None at 0 shots and only there"),
             ("tuning", self.tuning is None or self.tuning in TUNINGS, f"be one of {', '.join(TUNINGS)}"),
             ("prompt_tokens", (self.prompt_tokens is None) != (self.tuning in PROMPTS), f"suit tuning {self.tuning!r}"),
@@ -136,12 +155,13 @@ class Record:
 
     def _check_metric(self, name: str, measured: Measured) -> None:
         """Refuse a metric that is out of its range, or isn't the mean of its values."""
+        require_bounds(measured)
         if name in METRICS:
             METRICS[name].require_value(measured.mean)
         values = measured.per_image(self.image_count)
         if values is None and name != "top1":
             return
-        mean = None if values is None else values.mean() if self.image_count else math.nan
+        mean = None if values is None else values.mean()
         if mean is None or not math.isclose(mean, measured.mean, abs_tol=1e-6):
             raise ValueError(f"{name} is {measured.mean}, but its values say {mean}")
 
@@ -228,14 +248,8 @@ def record_lines(records: Iterable[Record]) -> bytes:
     """Return records as JSON lines, which `read_records` takes; ValueError for what it wouldn't."""
     lines = []
     for record in records:
-        values = record_values(record)
-        for name, value in values.items():
-            try:
-                json.dumps(value, allow_nan=False)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{record.model}: {name}: {error}") from error
         try:
-            lines.append(json.dumps(values, allow_nan=False))
+            lines.append(json.dumps(record_values(record), allow_nan=False))
             _read_record(lines[-1])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{record.model}: {error}") from error
@@ -295,6 +309,8 @@ def read_run(path: Path) -> list[Record]:
     file = path / RECORDS if path.is_dir() else path
     if not file.is_file():
         what = f"it holds no {RECORDS}" if path.is_dir() else "there is no such file or folder"
+        if file.exists():
+            what = f"{str(file)!r} is a pipe or a device"
         wanted = "expected a file of records, or the folder that patchrank compare --output wrote"
         raise FileNotFoundError(f"run {str(path)!r}: {what}; {wanted}")
     if records := read_records(file):
@@ -363,14 +379,11 @@ def differing(owners: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict
 def _in_words(differences: Mapping[str, Mapping[Any, list[str]]]) -> str:
     """Say each name that differs, all its values, and a few owners of each."""
 
-    def some(owners: list[str]) -> str:
-        more = len(owners) - _NAMED
-        return ", ".join(owners[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    def some(value: Any, owners: list[str]) -> str:
+        more = f" and {len(owners) - _NAMED} more" if owners[_NAMED:] else ""
+        return f"{value!r} ({', '.join(owners[:_NAMED])}{more})"
 
-    return "; ".join(
-        f"{name} {' and '.join(f'{v!r} ({some(owners)})' for v, owners in values.items())}"
-        for name, values in differences.items()
-    )
+    return "; ".join(f"{n} {' and '.join(some(*pair) for pair in own.items())}" for n, own in differences.items())
 
 
 def images_digest(image_ids: Iterable[str]) -> str:

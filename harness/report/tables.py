@@ -178,10 +178,10 @@ def report_columns(rows: Sequence[Average], *, family: Judgement | None = None, 
         return [(Column(heading=metric.heading), functools.partial(_cell, metric=metric, family=family))]
 
     def milliseconds(entry: Times) -> Cell:
-        return _estimate_cell(Interval(entry.median_ms, entry.q1_ms, entry.q3_ms), "{:.1f}".format)
+        return estimate_cell(Interval(entry.median_ms, entry.q1_ms, entry.q3_ms), "{:.1f}".format)
 
     def to_dense(entry: Times) -> Cell:
-        return _estimate_cell(entry.ratio, "{:.2f}".format)
+        return estimate_cell(entry.ratio, "{:.2f}".format)
 
     def per_second(entry: Times) -> Cell:
         return figure(entry.images_per_s, ".1f")
@@ -219,7 +219,7 @@ def _of_batch(batch: int, show: Callable[[Times], Cell]) -> Callable[[Average], 
 def _cell(row: Average, metric: Metric, family: Judgement | None, *, short: bool = False, ends: bool = True) -> Cell:
     """Show a row's metric, with the number of patches it is for and what chance gives."""
     text = functools.partial(metric.text, form=_layout(metric).form if short else None)
-    cell = _estimate_cell(row.estimate(metric), text, short=short, ends=ends)
+    cell = estimate_cell(row.estimate(metric), text, short=short, ends=ends)
     if cell.value is None:
         return cell
     own = row.measured(metric.name)
@@ -229,7 +229,7 @@ def _cell(row: Average, metric: Metric, family: Judgement | None, *, short: bool
     return Cell(words, cell.value, "" if family is None else family.mark(row, metric.name))
 
 
-def _estimate_cell(
+def estimate_cell(
     estimate: Interval | float | None, text: Callable[[float], str], *, ends: bool = True, short: bool = False
 ) -> Cell:
     """Show an estimate, with the ends of its interval where it has one."""
@@ -269,7 +269,7 @@ def shot_table(columns: Sequence[Sequence[Average]]) -> Table:
 
     def cell(key: str, at: int) -> Cell:
         row = known[at].get(key)
-        text = _estimate_cell(None if row is None else row.top1, METRICS["top1"].text)
+        text = estimate_cell(None if row is None else row.top1, METRICS["top1"].text)
         return Cell(text, text.value, family.mark((key, at)))
 
     images = dict.fromkeys(str(column[0].first.image_count) for column in columns)
@@ -310,7 +310,7 @@ def matched_table(rows: Sequence[Matched]) -> Table:
         yield figure(row.cost, ".3f")
         yield figure(None if own else row.off, "+.1%" if batch else "+.2%", " %")
         yield figure(row.row.mean(distance.name), distance.form)
-        cell = _estimate_cell(row.distance, apart)
+        cell = estimate_cell(row.distance, apart)
         yield Cell(cell, cell.value, nearer.mark(at))
         if target.top1 is not None:
             yield figure(row.row.mean("top1"), ".1%")

@@ -15,7 +15,6 @@ from harness.measure.rows import Variant
 from harness.studies.spec import (
     MERGED,
     PREDICTED,
-    EqualCost,
     Label,
     ModelSpec,
     Study,
@@ -145,7 +144,7 @@ def baselines(on: StudyCase) -> Iterator[StudyLine]:
         yield StudyLine({"for": percent(keep), "method": PREDICTED}, own, keep)
         for method in WITHOUT_PREDICTOR:
             labels = {"for": percent(keep), "method": method}
-            yield StudyLine(labels, on.baseline(method, keep), keep, cost=EqualCost(own[0]))
+            yield StudyLine(labels, on.baseline(method, keep), keep, cost=own[0])
 
 
 @study("Merging at a few points and in every block, and dropping, at equal GFLOPs", (0.6, 0.5, 0.3))
@@ -164,7 +163,7 @@ def merging(on: StudyCase) -> Iterator[StudyLine]:
             ways[MERGED, rank] = on.predicted(predictors, keep) if learned else on.baseline(MERGED, keep, rank=rank)
         for (method, rank), models in ways.items():
             labels = {"for": percent(keep), "method": method, "ranking": rank}
-            yield StudyLine(labels, models, keep, cost=EqualCost(own[0]))
+            yield StudyLine(labels, models, keep, cost=own[0])
         yield StudyLine({"for": percent(keep), "method": PREDICTED, "ranking": "predictor"}, own, keep)
 
 
@@ -186,7 +185,7 @@ def ablation(on: StudyCase) -> Iterator[StudyLine]:
         "two points, the first block left alone": {"reduce_at": tuple(sorted({max(1, third), 2 * third}))},
     }
     for keep in on.keeps:
-        cost = EqualCost(on.baseline("random", keep)[0])
+        cost = on.baseline("random", keep)[0]
         for name, options in parts.items():
             labels = {"for": percent(keep), "changed": name}
             yield StudyLine(labels, on.baseline(MERGED, keep, **options), keep, cost=cost)
@@ -198,7 +197,7 @@ def blocks(on: StudyCase) -> Iterator[StudyLine]:
     own = on.golden()
     yield from _at_blocks(on, range(on.depth))
     for keep in on.keeps:
-        cost = EqualCost(on.predicted(on.predictors(own), keep, on.truth(own))[0])
+        cost = on.predicted(on.predictors(own), keep, on.truth(own))[0]
         for block in range(on.depth):
             golden = on.golden(block=block)
             models = on.predicted(on.predictors(golden), keep, on.truth(golden))
@@ -242,10 +241,9 @@ def schedule(on: StudyCase) -> Iterator[StudyLine]:
         for points in schedules(golden.block, on.depth):
             models = on.predicted(predictors, keep, on.truth(golden), reduce_at=points)
             labels = {"for": percent(keep), "before blocks": comma(points)}
-            cost = EqualCost(once, models[0])  # a golden row has that of the predicted one
-            yield StudyLine(labels | {"ranking": "predicted"}, models, keep, cost=cost)
+            yield StudyLine(labels | {"ranking": "predicted"}, models, keep, cost=once)
             oracle = on.oracle(golden, keep, reduce_at=points)
-            yield StudyLine(labels | {"ranking": "golden"}, oracle, keep, cost=cost)
+            yield StudyLine(labels | {"ranking": "golden"}, oracle, keep, cost=once, solved=models[0])
 
 
 def _model(row: Variant) -> str:

@@ -20,7 +20,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import turns
 from harness.records.conditions import DENSE
-from harness.records.record import Record, Times
+from harness.records.record import Record
 from harness.records.statistics import Interval, bootstrap_mean, wilson_interval
 from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.pictures import PatchSheet
@@ -41,8 +41,7 @@ from harness.studies.questions import (
 )
 from harness.studies.spec import PREDICTED, Study, StudyCase, StudyConfig, StudyLine, study, tuned_line
 from harness.studies.tables import StudyRow, StudyTable
-from harness.studies.workshop import answer
-from zoo.core.messages import expected
+from harness.studies.workshop import Stock, answer, stock
 from zoo.core.predictor import ARCHITECTURES
 
 MODEL = "clip_vit_b16.openai"
@@ -75,10 +74,7 @@ class Printed(NamedTuple):
     source: str  # table or figure
 
     def mean_over(self, datasets: Sequence[str]) -> float | None:
-        """Return the mean over some of the paper's datasets, None unless each is known.
-
-        With all of them, or with others, it is the printed mean.
-        """
+        """Return the mean over some of the paper's datasets, None unless each is known; of others the printed mean."""
         if not set(datasets) < set(self.columns):
             return self.mean
         if not datasets or any(name not in self.values for name in datasets):
@@ -105,25 +101,13 @@ def paper(name: str) -> PaperPage:
     return PaperPage(page["title"], tuple(page["notes"]), columns, page.get("axis", ""), page["rows"])
 
 
-def printed(name: str) -> dict[str, Printed]:
-    """Return the known rows of a table or figure by name."""
-    columns, rows = paper(name).datasets, {}
-    for row in paper(name).rows:
-        if "source" in row:
-            values = dict(zip(columns, row.get("values", ()), strict=False))
-            mean = row["mean"] if "mean" in row else sum(values.values()) / len(values)
-            rows[row["name"]] = Printed(values, mean, columns, row["source"])
-    return rows
-
-
 class Measure(NamedTuple):
-    """How to read the records of one line, one per seed, and to compare them with another's.
+    """How to read the records of one line, one per seed, or to compare them with another's if these are given.
 
-    Both return a mean over seeds with a 95 % interval, None where it wasn't measured.
+    Either is a mean over seeds with a 95 % interval, None where it wasn't measured.
     """
 
-    read: Callable[[Sequence[Record]], Interval | None]
-    compare: Callable[[Sequence[Record], Sequence[Record]], Interval | None]
+    read: Callable[..., Interval | None]
     form: str  # of a number
     relative: str  # of a comparison
     unit: str
@@ -143,20 +127,18 @@ def _exact(value: float) -> Interval:
     return Interval(value, value, value)
 
 
-def _top1(records: Sequence[Record]) -> Interval:
+def _top1(records: Sequence[Record], reference: Sequence[Record] | None = None) -> Interval:
+    if reference is not None:
+        return _percent(*bootstrap_mean(_right(records) - _right(reference), seed=0))
     if len(records) == 1:
         hits = records[0].correct
         return _percent(float(hits.mean()), *wilson_interval(int(hits.sum()), hits.size))
     return _percent(*bootstrap_mean(_right(records), seed=0))
 
 
-def _lost(records: Sequence[Record], reference: Sequence[Record]) -> Interval:
-    return _percent(*bootstrap_mean(_right(records) - _right(reference), seed=0))
-
-
-def _match(records: Sequence[Record]) -> Interval | None:
+def _match(records: Sequence[Record], reference: Sequence[Record] | None = None) -> Interval | None:
     values = [record.interval("match_at_k") for record in records]
-    return None if None in values else _percent(*np.mean(np.array(values, float), axis=0))
+    return None if reference or None in values else _percent(*np.mean(np.array(values, float), axis=0))
 
 
 def _gflops(records: Sequence[Record], reference: Sequence[Record] | None = None) -> Interval | None:
@@ -165,28 +147,19 @@ def _gflops(records: Sequence[Record], reference: Sequence[Record] | None = None
     return None if count is None or other is None else _exact(count / other)
 
 
-def _times(records: Sequence[Record]) -> Times | None:
-    """Return the times of the largest batch."""
-    return max(records[0].latency or (), key=lambda entry: entry.batch, default=None)
-
-
-def _latency(records: Sequence[Record]) -> Interval | None:
-    """Return the time per image, with its quartiles."""
-    last = _times(records)
-    return None if last is None else Interval(*(ms / last.batch for ms in (last.median_ms, last.q1_ms, last.q3_ms)))
-
-
-def _ratio(records: Sequence[Record], _reference: Sequence[Record]) -> Interval | None:
-    """Return the time as ratio to the dense model's in the same rounds."""
-    last = _times(records)
-    return None if last is None else last.ratio
+def _latency(records: Sequence[Record], reference: Sequence[Record] | None = None) -> Interval | None:
+    """Return the time per image in the largest batch with its quartiles, or its ratio to dense in the same rounds."""
+    last = max(records[0].latency or (), key=lambda entry: entry.batch, default=None)
+    if last is None or reference is not None:
+        return None if last is None else last.ratio
+    return Interval(*(ms / last.batch for ms in (last.median_ms, last.q1_ms, last.q3_ms)))
 
 
 MEASURES = {
-    "top1": Measure(_top1, _lost, ".1f", "+.1f", "percent"),
-    "match": Measure(_match, lambda _records, _reference: None, ".1f", "+.1f", "percent"),
-    "gflops": Measure(_gflops, _gflops, ".2f", ".3f", "1e9 multiply-adds"),
-    "latency": Measure(_latency, _ratio, ".3g", ".3f", "ms per image"),
+    "top1": Measure(_top1, ".1f", "+.1f", "percent"),
+    "match": Measure(_match, ".1f", "+.1f", "percent"),
+    "gflops": Measure(_gflops, ".2f", ".3f", "1e9 multiply-adds"),
+    "latency": Measure(_latency, ".3g", ".3f", "ms per image"),
 }
 RATIOS = ("gflops", "latency")  # compared by dividing
 
@@ -204,6 +177,7 @@ class PaperRow:
     empty: str = ""  # why there is nothing of ours
     place: float | None = None  # on a figure's axis; None for the share of the dense tower's multiply-adds
     paper_place: float | None = None  # of the paper's point; None for no such point
+    printed: Printed | None = None  # None where we know nothing of the row
 
     def records(self, tables: Mapping[str, StudyTable]) -> dict[str, Sequence[Record]]:
         """Return the records that the row is made of, by dataset; none where no line fits."""
@@ -235,7 +209,7 @@ def paper_rows(name: str, config: StudyConfig, depth: int) -> list[PaperRow]:
     common = {"all": " + ".join(config.datasets), "width": config.fit.width, "block": block, "once": block + 1}
     if name == "table7":
         common["best"] = comma(four_points(depth)[0])
-    rows = []
+    rows, columns = [], paper(name).datasets
     for row in paper(name).rows:
         if row.get("depth", 0) > depth or ("several" in row and len(config.datasets) < 2):
             continue
@@ -245,6 +219,10 @@ def paper_rows(name: str, config: StudyConfig, depth: int) -> list[PaperRow]:
         facts["empty"] = "" if needed in config.datasets else f"needs {needed} among --dataset"
         if "gflops" in row:
             facts["paper_place"] = row["gflops"] / DENSE_GFLOPS
+        if "source" in row:
+            values = dict(zip(columns, row.get("values", ()), strict=False))
+            mean = row["mean"] if "mean" in row else sum(values.values()) / len(values)
+            facts["printed"] = Printed(values, mean, columns, row["source"])
         for one in every[row["each"]] if "each" in row else [{}]:
             words = common | one
             labels = {label: value.format(**words) for label, value in row.get("labels", {}).items()}
@@ -354,13 +332,12 @@ class PaperResult:
     row: PaperRow
     ours: dict[str, Interval]  # by dataset, those that were measured
     to: dict[str, Interval]  # by dataset, against the row's reference
-    paper: Printed | None  # None where we know nothing of the row
-    reference: Printed | None  # the paper's row that this one is compared with, None likewise
+    reference: Printed | None  # the paper's row that this one is compared with, None where we know nothing of it
     share: float | None  # multiply-adds by the dense tower's; None where not counted
 
     def paper_to(self, datasets: Sequence[str]) -> float | None:
         """Return the paper's mean over datasets against that of the row's reference."""
-        ours, theirs = (None if one is None else one.mean_over(datasets) for one in (self.paper, self.reference))
+        ours, theirs = (None if one is None else one.mean_over(datasets) for one in (self.row.printed, self.reference))
         if ours is None or theirs is None:
             return None
         return ours / theirs if self.row.measure in RATIOS else ours - theirs
@@ -414,9 +391,9 @@ class Comparison:
         own, to = [*map(one.ours.get, self.datasets), self.mean(one.ours)], self.mean(one.to)
         name = one.row.name + (f" ({one.row.empty})" if one.row.empty and not one.ours else "")
         yield [name, "ours", *(_interval(each, form) for each in own), one.row.against or "", _interval(to, relative)]
-        if one.paper is None:
+        if one.row.printed is None:
             return
-        theirs = [*map(one.paper.values.get, self.datasets), one.paper.mean_over(self.datasets)]
+        theirs = [*map(one.row.printed.values.get, self.datasets), one.row.printed.mean_over(self.datasets)]
         theirs_to = one.paper_to(self.datasets)
         yield ["", "paper", *(figure(value, form) for value in theirs), "", figure(theirs_to, relative)]
         off = [NOT_MEASURED] * len(own)
@@ -428,7 +405,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """Return it as a Markdown section with remarks and sources."""
-        sources = sorted({one.paper.source for one in self.results if one.paper is not None})
+        sources = sorted({one.row.printed.source for one in self.results if one.row.printed is not None})
         source = f"The paper's figures are from: {'; '.join(sources)}."
         return markdown([replace(self.table(), notes=[*paper(self.name).notes, source])], level=2)
 
@@ -441,12 +418,12 @@ class Comparison:
                 "unit": MEASURES[one.row.measure].unit,
                 "compared_with": one.row.against,
                 "ours": {"by_dataset": one.ours, "mean": self.mean(one.ours), "compared_by_dataset": one.to},
-                "paper": one.paper
+                "paper": one.row.printed
                 and {
-                    "by_dataset": {name: one.paper.values.get(name) for name in self.datasets},
-                    "mean": one.paper.mean_over(self.datasets),
+                    "by_dataset": {name: one.row.printed.values.get(name) for name in self.datasets},
+                    "mean": one.row.printed.mean_over(self.datasets),
                     "mean_compared": one.paper_to(self.datasets),
-                    "source": one.paper.source,
+                    "source": one.row.printed.source,
                 },
                 "gflops_share_of_dense": one.share,
                 "missing_because": one.row.empty or None,
@@ -475,27 +452,24 @@ def compare_rows(
 ) -> Comparison:
     """Put what a study measured on some datasets beside the paper's rows."""
     by_dataset = {table.dense.dataset: table for table in tables}
-    theirs, results = printed(target.name), []
+    results: dict[str, PaperResult] = {}
     records: dict[str, dict[str, Sequence[Record]]] = {}
     for row in paper_rows(target.name, config, depth):
-        measure, others = MEASURES[row.measure], records.get(row.against or "", {})
+        read, others = MEASURES[row.measure].read, records.get(row.against or "", {})
         own = records[row.name] = row.records(by_dataset)
-        ours = {name: measure.read(part) for name, part in own.items()}
-        to = {name: measure.compare(part, others[name]) for name, part in own.items() if name in others}
+        ours = {name: read(part) for name, part in own.items()}
+        to = {name: read(part, others[name]) for name, part in own.items() if name in others}
         shares = [_gflops(part, [by_dataset[name].dense]) for name, part in own.items()]
         counted = [share.estimate for share in shares if share is not None]
-        results.append(
-            PaperResult(
-                row=row,
-                ours={name: value for name, value in ours.items() if value is not None},
-                to={name: value for name, value in to.items() if value is not None},
-                paper=theirs.get(row.name),
-                reference=theirs.get(row.against or ""),
-                share=sum(counted) / len(counted) if counted else None,
-            )
+        results[row.name] = PaperResult(
+            row=row,
+            ours={name: value for name, value in ours.items() if value is not None},
+            to={name: value for name, value in to.items() if value is not None},
+            reference=results[row.against].row.printed if row.against in results else None,
+            share=sum(counted) / len(counted) if counted else None,
         )
     images = {name: table.dense.image_count for name, table in by_dataset.items()}
-    return Comparison(name=target.name, tower=tower, results=tuple(results), images=images)
+    return Comparison(name=target.name, tower=tower, results=tuple(results.values()), images=images)
 
 
 def series(comparison: Comparison) -> dict[str, list[Dot]]:
@@ -563,21 +537,19 @@ def draw_picture(
     return show(config.model, find_subjects(places), how, out, progress=progress, device=config.device)
 
 
-def readable(
-    names: Sequence[str], splits: Sequence[str] = tuple(USES), general: str | None = None
-) -> tuple[list[Dataset], dict[str, Exception]]:
-    """Return the datasets that can be read and lack none of the splits, and what is wrong with others.
+def readable(names: Sequence[str], table: PaperTable | None) -> tuple[list[Dataset], dict[str, Exception]]:
+    """Return the datasets that can be read and lack no split that is needed, and what is wrong with others.
 
-    Beside a ``general`` dataset, whose predictor serves the others, these need a test split only.
+    Pictures, and datasets that the predictor of a table's ``general`` one serves, need a test split only.
     """
     datasets: list[Dataset] = []
     failures: dict[str, Exception] = {}
     for name in names:
-        needed = ("test",) if general in names and name != general else splits
+        served = table is not None and table.general in names and name != table.general
         try:
             dataset = get_dataset(name)
             for split, use in USES.items():
-                if split in needed and not len(dataset.split(split)):
+                if (split == "test" or not (table is None or served)) and not len(dataset.split(split)):
                     raise ValueError(f"dataset {name!r} has no {split} images, which {use}")
             datasets.append(dataset)
         except (OSError, ValueError) as error:
@@ -585,7 +557,11 @@ def readable(
     return datasets, failures
 
 
-def require_target(name: str) -> None:
-    """Raise ValueError for what is no table or figure."""
-    if name not in list_targets():
-        raise ValueError(f"reproduce {name!r}: {expected(name, list_targets())}")
+def take_stock(name: str, config: StudyConfig, images: int, progress: Progress) -> list[Stock]:
+    """Return what a table takes and how much of it is cached; of a picture ``images`` of each dataset."""
+    table = TABLES.get(name)
+    if table is None:
+        counts = {one: min(images, len(get_dataset(one).split("test"))) for one in config.datasets}
+        return [Stock("images", f"{one} test", 0, count) for one, count in counts.items()]
+    groups = table.groups(config) if config.datasets else []
+    return [step for group in groups for step in stock(table.study, group, progress)]

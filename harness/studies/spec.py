@@ -112,14 +112,6 @@ class PromptsSpec:
     recipe: TuneConfig
 
 
-@dataclass(frozen=True)
-class EqualCost:
-    """The keep rate of a line is that at which a model has the GFLOPs of another one."""
-
-    target: ModelSpec
-    solved: ModelSpec | None = None  # whose keep rate is taken; None for the line's first
-
-
 Label = str | Callable[[Variant], str]
 
 
@@ -131,7 +123,8 @@ class StudyLine:
     models: tuple[ModelSpec, ...]  # the same from several seeds, or one
     group: float | str  # a keep rate or a name; lines are compared within it
     prompts: tuple[PromptsSpec, ...] = ()  # of each model; none where class captions classify
-    cost: EqualCost | None = None
+    cost: ModelSpec | None = None  # whose GFLOPs the keep rate is sought for
+    solved: ModelSpec | None = None  # whose keep rate is taken then; None for the line's first
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from harness.records.averages import judged_on
 from harness.records.conditions import DENSE, DTYPES, GOLDEN, Tuning
 from harness.records.record import Record
 from harness.studies.spec import (
-    EqualCost,
     ModelSpec,
     PredictorSpec,
     PromptsSpec,
@@ -36,23 +35,21 @@ from harness.studies.spec import (
     StudyLine,
 )
 from harness.studies.tables import StudyTable, compare_lines
-from zoo.core.files import cache_folder, digest, fingerprint
+from zoo.core.files import cache_file, digest, fingerprint
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.reducer import ReducerConfig
 from zoo.loading.adopt import reduce
 from zoo.loading.learned_files import PromptFile
-from zoo.loading.predictor_file import PredictorFile, load_predictor
+from zoo.loading.predictor_file import PredictorFile
 from zoo.ranking.golden import GoldenConfig
 
 Spec = RankingSpec | PredictorSpec | PromptsSpec
 
 
 def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_ids: Sequence[str]) -> Rankings | None:
-    """Find golden rankings of some images, shipped or the user's own.
+    """Return golden rankings of those of the images that have one, shipped or the user's own.
 
-    Returns:
-        Rankings of those of the images that have one, in their order; None where nobody has made
-        any in this way, or some are broken.
+    None is for rankings that nobody has made in this way, and for broken ones.
     """
     shipped = shipped_rankings(model, source.name, source.split, golden.block)
     for path in (shipped, own_store(model, source.name, source.split, golden)):
@@ -70,12 +67,12 @@ def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_i
     return None
 
 
-def needs(one: Spec | ModelSpec | EqualCost | StudyLine) -> list[Spec]:
-    """Return all that must be made before a spec, or for a line of a table: each once, in the order of making."""
+def needs(one: Spec | ModelSpec | StudyLine) -> list[Spec]:
+    """Return what must be made before a spec, or for a line of a table: each once, in the order of making."""
     found: dict[Spec, None] = {}
     for value in vars(one).values():
         for below in value if isinstance(value, tuple) else (value,):
-            if isinstance(below, Spec | ModelSpec | EqualCost):
+            if isinstance(below, Spec | ModelSpec):
                 found |= dict.fromkeys(needs(below))
             if isinstance(below, Spec):
                 found[below] = None
@@ -116,10 +113,8 @@ class Workshop:
         """Make a thing, or find it; the same one again for the same spec."""
         if spec not in self._made:
             makers: dict[type, Callable[[Any], Any]] = {
-                RankingSpec: self._rank,
-                PredictorSpec: self._fit,
-                PromptsSpec: self._tune,
-                ModelSpec: lambda one: self._name(self._build(one)),
+                **{RankingSpec: self._rank, PredictorSpec: self._fit},
+                **{PromptsSpec: self._tune, ModelSpec: self._build},
             }
             self._made[spec] = makers[type(spec)](spec)
         return self._made[spec]
@@ -146,7 +141,7 @@ class Workshop:
         dtype = precision_on(next(row.vit.parameters()).device, spec.recipe.dtype)
         shots, seed = self.config.labelled, spec.recipe.seed
         path = tuner.path(row, tuner.few(shots, seed), shots, seed, replace(spec.recipe, dtype=dtype))
-        return int(tuner.cached(path) is not None)
+        return int(tuner.read_cached(path) is not None)
 
     def _find(self, spec: RankingSpec) -> Rankings | None:
         source, image_ids = _images(spec)
@@ -178,7 +173,7 @@ class Workshop:
         every = [[self.make(one) for one in part] for part in (spec.train, spec.stop)]
         parts = [[asdict(one.provenance) | {"ids": one.image_ids} for one in part] for part in every]
         conditions = [self.tower.name, self.weights, parts, asdict(spec.recipe), spec.shots, torch.__version__]
-        return cache_folder() / "studies" / f"{digest(conditions, length=20)}.safetensors"
+        return cache_file("studies", f"{digest(conditions, length=20)}.safetensors")
 
     def _loadable(self, path: Path) -> PredictorFile | None:
         words = "a predictor of an earlier run is fitted anew"
@@ -195,38 +190,32 @@ class Workshop:
 
     def _tune(self, spec: PromptsSpec) -> PromptFile:
         row = self.make(spec.model)
-        return self._tuner(spec.dataset).tuned([row], self.config.labelled, spec.recipe.seed, spec.recipe)[row.key].file
-
-    def _name(self, row: Variant) -> Variant:
-        """Tell a reduced model from others of its name."""
-        return row if row.method == DENSE else replace(row, what=f"({len(self._made)})")
+        return self._tuner(spec.dataset).tune([row], self.config.labelled, spec.recipe.seed, spec.recipe)[row.key].file
 
     def _build(self, spec: ModelSpec) -> Variant:
-        arch, dense, options = self.tower.arch, self.tower.vit, dict(spec.options)
-        name = f"{arch}_{spec.method}{round(100 * spec.keep)}"
+        arch, dense, options = self.tower.arch, self.tower.vit, {"keep": spec.keep, **dict(spec.options)}
         if spec.method == DENSE:
             return Variant(model=arch, method=DENSE, keep=1.0, vit=dense, config={})
+        name = f"{arch}_{spec.method}{round(100 * spec.keep)}"
         truth = None if spec.truth is None else self.make(spec.truth)
         if spec.method == GOLDEN:
-            return replace(golden_row(dense, name, ReducerConfig(keep=spec.keep, **options)), rankings=truth)
-        if spec.predictor is not None:
-            file = self.make(spec.predictor)
-            vit = reduce(dense, method=spec.method, keep=spec.keep, **file.options | options).eval()
-            load_predictor(vit, file)
-            assert vit.reducer is not None
-            config = vit.reducer.config.plain() | {"predictor": digest(file.path)}
-            row = Variant(model=name, method=spec.method, keep=spec.keep, vit=vit, config=config)
+            row = golden_row(dense, name, ReducerConfig(**options))
+        elif spec.predictor is None:
+            row = reduced_row(dense, arch, self.tower.tag, name, spec.method, options)
         else:
-            row = reduced_row(dense, arch, self.tower.tag, name, spec.method, {"keep": spec.keep} | options)
-        if truth is None:
-            return row
-        return replace(row, config=row.config | {"against": truth.provenance.describe()}, rankings=truth)
+            path = self.make(spec.predictor).path
+            vit = reduce(dense, method=spec.method, predictor=path, **options).eval()
+            config = vit.reducer.config.plain() | {"predictor": digest(path)}
+            row = Variant(model=name, method=spec.method, keep=spec.keep, vit=vit, config=config)
+        against = {} if truth is None or spec.method == GOLDEN else {"against": truth.provenance.describe()}
+        # A number tells it from others of its name.
+        return replace(row, config=row.config | against, rankings=truth, what=f"({len(self._made)})")
 
     def line(self, line: StudyLine) -> ReadyLine:
         """Make the models of a table's line, at the keep rate of equal cost where that is asked for."""
         models = line.models
         if line.cost is not None:
-            keep = self._equal_keep(line.cost.target, line.cost.solved or models[0])
+            keep = self._equal_keep(line.cost, line.solved or models[0])
             models = tuple(replace(one, keep=keep) for one in models)
         rows = [self.make(one) for one in models]
         prompts = [Tuned.of(row.vit, self.make(one)) for row, one in zip(rows, line.prompts, strict=False)]
@@ -297,7 +286,9 @@ def answer(
             update(done)
         every = [(dataset, [shop.line(line) for line in lines]) for dataset, lines in cases]
         for done, (dataset, ready) in enumerate(every, start=len(specs) + 1):
-            yield _measure(study, shop, dataset, ready, known)
+            dense, *others = _judge(shop, dataset, ready, known)
+            rows = compare_lines([(one.labels, one.group, own) for one, own in zip(ready, others, strict=True)], *dense)
+            yield StudyTable(title=_title(study, shop, *dense), dense=dense[0], rows=rows), sum(others, dense)
             update(done)
 
 
@@ -319,8 +310,7 @@ def _lines(study: Study, shop: Workshop) -> list[tuple[Dataset, list[StudyLine]]
     if config.split == FINAL:
         usable = [dataset.released() for dataset in usable]
     config = replace(config, datasets=tuple(dataset.name for dataset in usable))
-    keeps = config.keeps or study.keeps
-    cases = [StudyCase(config, shop.tower, dataset, keeps, shop.progress) for dataset in usable]
+    cases = [StudyCase(config, shop.tower, dataset, config.keeps or study.keeps, shop.progress) for dataset in usable]
     return [(case.dataset, list(study.lines(case))) for case in cases]
 
 
@@ -328,39 +318,29 @@ def _needs(cases: Sequence[tuple[Dataset, list[StudyLine]]]) -> list[Spec]:
     return list(dict.fromkeys(spec for _, lines in cases for line in lines for spec in needs(line)))
 
 
-def _measure(
-    study: Study, shop: Workshop, dataset: Dataset, lines: Sequence[ReadyLine], known: Sequence[Record]
-) -> tuple[StudyTable, list[Record]]:
-    (dense,), *others = _judge(_bench(shop, dataset, lines), dataset, lines, known)
+def _title(study: Study, shop: Workshop, dense: Record) -> str:
+    top1 = f"; dense {100 * dense.correct.mean():.1f} %" if dense.labelled else ""
     images = f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"
-    conditions = f"{shop.tower.name}, {dense.dtype}"
-    conditions += f"; dense {100 * dense.correct.mean():.1f} %" if dense.labelled else ""
-    rows = compare_lines([(one.labels, one.group, own) for one, own in zip(lines, others, strict=True)], dense)
-    table = StudyTable(title=f"{study.title}: {images}, {conditions}", dense=dense, rows=rows)
-    return table, [dense, *(record for own in others for record in own)]
+    return f"{study.title}: {images}, {shop.tower.name}, {dense.dtype}{top1}"
 
 
-def _bench(shop: Workshop, dataset: Dataset, lines: Sequence[ReadyLine]) -> Bench:
-    """Bring the dense model and the lines of a dataset to the bench, in this order."""
+def _judge(shop: Workshop, dataset: Dataset, lines: Sequence[ReadyLine], known: Sequence[Record]) -> list[list[Record]]:
+    """Return the dense model's record, and then those of each line; lines without prompts are judged at once."""
     config, tower = shop.config, shop.tower
     assert tower.clip is not None
     plan = Plan(
         models=(config.model,), methods=(), datasets=(dataset.name,), limit=config.limit, split=config.split,
         seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches,
     )  # fmt: skip
-    rows = [shop.make(ModelSpec(DENSE, 1.0)), *(row for line in lines for row in line.rows)]
-    return Bench(plan, tower.clip, rows, tower.tag, shop.weights, shop.progress)
-
-
-def _judge(bench: Bench, dataset: Dataset, lines: Sequence[ReadyLine], known: Sequence[Record]) -> list[list[Record]]:
-    """Return the dense model's record, and then those of each line; lines without prompts are judged at once."""
-    dense = bench.rows[0]
+    dense = shop.make(ModelSpec(DENSE, 1.0))
+    rows = [dense, *(row for line in lines for row in line.rows)]
+    bench = Bench(plan, tower.clip, rows, tower.tag, shop.weights, shop.progress)
     # Other seeds cost the same as the first.
-    first = costs([dense, *(line.rows[0] for line in lines)], bench.plan.latency_rounds, bench.progress)
+    first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, shop.progress)
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     bench.costs |= {dense.key: first[dense.key]}
     plain = [dense, *(row for line in lines if not line.prompts for row in line.rows)]
-    judged = iter(bench.judged(dataset, Tuning(seed=bench.plan.seed), plain, {}, known))
+    judged = iter(bench.judge(dataset, Tuning(seed=plan.seed), plain, {}, known))
     records = [[next(judged)]]
     for line in lines:
         tuned = _judge_tuned(bench, dataset, line, known) if line.prompts else [next(judged) for _ in line.rows]
@@ -378,5 +358,5 @@ def _judge_tuned(bench: Bench, dataset: Dataset, line: ReadyLine, known: Sequenc
     records = []
     for row, own in zip(line.rows, line.prompts, strict=True):
         own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
-        records += bench.judged(dataset, tuning_of(own.file), [row], {row.key: own}, known)
+        records += bench.judge(dataset, tuning_of(own.file), [row], {row.key: own}, known)
     return records

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import zoo
@@ -16,6 +15,7 @@ from baselines.pitome import energy
 from baselines.tome import merge
 from zoo.core.tokens import Tokens, left_at, tokens_of
 
+pytestmark = pytest.mark.usefixtures("no_grad")
 Left = dict[int, tuple[float, Tensor]]  # what is left: size and token by place
 
 
@@ -65,7 +65,7 @@ def in_order(left: Left) -> list[int]:
     [("tome", 5, "mean"), ("tofu", 2, "prune"), ("tofu", 3, "stretch"), ("pitome", 2, "mean")],
 )
 def test_merging_is_the_slow_loop(
-    method: str, index: int, how: str, n: int, r: int, sized: bool, tower: VisionTransformer
+    method: str, index: int, how: str, n: int, r: int, sized: bool, tower: zoo.ReducedViT
 ):
     reducer = zoo.reduce(tower, method=method, keep=0.5).reducer
     tokens, metric = some_tokens(n, sized=sized), torch.randn(2, n, 4)
@@ -101,10 +101,10 @@ def test_merged_first_ranks_last():
     assert went.importance[0, [0, 2, 4, 5]].isinf().all()
 
 
-def test_sizes_reach_blocks_that_do_not_merge(tower: VisionTransformer, images: Tensor):
+def test_sizes_reach_blocks_that_do_not_merge(tower: zoo.ReducedViT, images: Tensor):
     """Slowly: blocks 0 and 1, merge in 1, then attention with log sizes in all later blocks."""
     model = zoo.reduce(tower, method="tome", keep=0.6, reduce_at=[1])
-    x = tower.blocks[0](tower._pos_embed(tower.patch_embed(images)))
+    x = tower.blocks[0](tower.embed(images).x)
     block = tower.blocks[1]
     attended = model.block(1).attend(Tokens.start(x, 1, (8, 8)))
     rows, sizes = [], []
@@ -119,7 +119,7 @@ def test_sizes_reach_blocks_that_do_not_merge(tower: VisionTransformer, images: 
     assert torch.allclose(model(images), tower.forward_head(tower.norm(x)), atol=1e-4)
 
 
-def test_r_per_block_and_at_most_half(tower: VisionTransformer, images: Tensor):
+def test_r_per_block_and_at_most_half(tower: zoo.ReducedViT, images: Tensor):
     trace = zoo.reduce(tower, method="tome", r=13).trace(images)
     assert trace.tokens_per_block == (52, 39, 26, 14, 8, 5)
     counts = zoo.reduce(tower, method="tome", r=8).reducer.counts(196)
@@ -134,7 +134,7 @@ def test_r_per_block_and_at_most_half(tower: VisionTransformer, images: Tensor):
     [("tofu", {"merge_from": 6}, False), ("tofu", {"merge_from": 0}, False), ("pitome", {"energy_from": 3}, True)],
 )
 def test_the_pairs_are_those_of_tome(
-    method: str, options: dict[str, Any], same: bool, tower: VisionTransformer, images: Tensor
+    method: str, options: dict[str, Any], same: bool, tower: zoo.ReducedViT, images: Tensor
 ):
     """ToFu drops one of each, or keeps norms; PiToMe is ToMe in the blocks before energy counts."""
     ours = zoo.reduce(tower, method=method, keep=0.5, reduce_at=2, **options)
@@ -148,7 +148,7 @@ def test_the_pairs_are_those_of_tome(
     assert not torch.allclose(later(images), tome(images), atol=1e-4)
 
 
-def test_pitome_merges_the_same_share_in_every_block_by_the_keys(tower: VisionTransformer, images: Tensor):
+def test_pitome_merges_the_same_share_in_every_block_by_the_keys(tower: zoo.ReducedViT, images: Tensor):
     model = zoo.reduce(tower, method="pitome", keep=0.5)
     trace = model.trace(images)
     assert trace.tokens_per_block == tuple(1 + round(64 * 0.5 ** (block / 6)) for block in range(1, 7))

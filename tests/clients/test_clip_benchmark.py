@@ -1,13 +1,13 @@
 """CLIP_benchmark as PyPI has it evaluates our models through open_clip and agrees with us."""
 
 import io
-import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packing import tarred
 from rich.console import Console
 
 import zoo  # makes our names known to open_clip  # noqa: F401
@@ -37,15 +37,12 @@ def write_tar(path: Path, examples: Iterable[Example], **members: list[str]) -> 
     """Write pictures and texts in webdataset's layout, which is theirs."""
     path.parent.mkdir()
     (path.parent / "nshards.txt").write_text("1")
-    with tarfile.open(path, "w") as archive:
-        for index, example in enumerate(examples):
-            image = io.BytesIO()
-            example.image.save(image, "png")
-            contents = {"png": image.getvalue()} | {suffix: own[index].encode() for suffix, own in members.items()}
-            for suffix, content in contents.items():
-                member = tarfile.TarInfo(f"s{index:07d}.{suffix}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+    contents = []
+    for index, example in enumerate(examples):
+        example.image.save(image := io.BytesIO(), "png")
+        contents.append((f"s{index:07d}.png", image.getvalue()))
+        contents += [(f"s{index:07d}.{suffix}", own[index].encode()) for suffix, own in members.items()]
+    path.write_bytes(tarred(contents))
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,15 @@
-"""Exported files: every method in every runtime, what a runtime that errs leaves behind, and what is refused."""
+"""Models exported, compiled, recorded and scripted: every method, what a runtime that errs leaves behind, refusals."""
 
 import json
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from lively import Build
 from torch import Tensor, nn
 
 import zoo
@@ -23,9 +24,12 @@ from zoo.deploy.export import (
     export_model,
     load_exported,
 )
+from zoo.towers.vit import straight_line
 
-Build = Callable[..., nn.Module]
-pytestmark = pytest.mark.usefixtures("no_grad")
+pytestmark = [
+    pytest.mark.usefixtures("no_grad"),
+    pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning"),
+]
 BATCHES = (1, 2, 5)
 
 
@@ -36,16 +40,19 @@ def images() -> Tensor:
 
 @pytest.fixture
 def make(tiny: Build) -> Build:
-    """Build a tower of two blocks that loses half of its patches in the second."""
-    return lambda method, **options: tiny(f"clip_vit_b16_{method}50", depth=2, reduce_at=1, **options)
+    """Build a tower of three blocks that loses half of its patches in the second."""
+    return lambda method, **options: tiny(f"clip_vit_b16_{method}50", **{"depth": 3, "reduce_at": 1, **options})
 
 
-def check_again(path: Path, model: nn.Module) -> None:
-    """Load a file and compare it with the model, at other batch sizes than it was recorded with."""
-    call = load_exported(path, threads=1)
+def check_same(call: Callable[[Tensor], Tensor], model: nn.Module) -> None:
+    """Compare at other batch sizes than what was recorded with."""
     for count in BATCHES:
         images = torch.randn(count, 3, 64, 64)
         assert torch.allclose(call(images), model(images), atol=1e-5)
+
+
+def check_again(path: Path, model: nn.Module) -> None:
+    check_same(load_exported(path, threads=1), model)
 
 
 def needs(*packages: str) -> None:
@@ -80,11 +87,21 @@ def test_methods_in_openvino(method: str, make: Build, images: Tensor, tmp_path:
 
 
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+PREDICTOR = {"rank": "predictor", "rank_at": 1, "arch": "mlp", "width": 8}
 
 
-@pytest.mark.parametrize("format", [EXPORTED_PROGRAM, pytest.param(AOTI, marks=[pytest.mark.slow, COMPILER])])
-def test_programs_of_torch_hold_the_predictor(format: str, make: Build, images: Tensor, tmp_path: Path):
-    model = make("rankmerge", rank="predictor", rank_at=1, arch="mlp", width=8)
+@pytest.mark.parametrize(
+    ("format", "method", "options"),
+    [
+        (EXPORTED_PROGRAM, "clsattn", {"source": "previous"}),
+        (EXPORTED_PROGRAM, "patchrank", {"arch": "mixer"}),
+        (EXPORTED_PROGRAM, "patchrank", {"arch": "transformer", "reduce_at": [0, 1]}),
+        (EXPORTED_PROGRAM, "rankmerge", PREDICTOR),
+        pytest.param(AOTI, "rankmerge", PREDICTOR, marks=[pytest.mark.slow, COMPILER]),
+    ],
+)
+def test_programs_of_torch(format: str, method: str, options: dict, make: Build, images: Tensor, tmp_path: Path):
+    model = make(method, **options)
     export_model(model, tmp_path / "model.pt2", images, format=format)
     check_again(tmp_path / "model.pt2", model)
 
@@ -142,19 +159,19 @@ def test_examples_of_the_guide(format: str, package: str, make: Build, tmp_path:
     assert torch.allclose(torch.tensor(values["features"]), model(torch.zeros(4, 3, 196, 196)), atol=1e-5)
 
 
-REFUSED = {
-    "format": ({"format": "onyx"}, "'onyx': did you mean 'onnx'"),
-    "precision": ({"dtype": "int8"}, "'int8'"),
-    "suffix": ({"path": "model.onnx"}, r"model\.onnx"),
-    "one image": ({"images": torch.zeros(1, 3, 64, 64)}, r"\(1, 3, 64, 64\)"),
-    "other images": ({"images": torch.zeros(2, 3, 64, 64).half()}, r"torch\.float16"),
-    "training": ({"model": lambda tiny: tiny("clip_vit_b16").train()}, "training mode"),
-    "rounded": ({"model": lambda tiny: tiny("clip_vit_b16").bfloat16()}, "bfloat16 on cpu"),
-    "tokens": ({"model": lambda tiny: tiny("clip_vit_b16", global_pool="")}, "no features"),
-}
-
-
-@pytest.mark.parametrize(("wrong", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"format": "onyx"}, "'onyx': did you mean 'onnx'"),
+        ({"dtype": "int8"}, "'int8'"),
+        ({"path": "model.onnx"}, r"model\.onnx"),
+        ({"images": torch.zeros(1, 3, 64, 64)}, r"\(1, 3, 64, 64\)"),
+        ({"images": torch.zeros(2, 3, 64, 64).half()}, r"torch\.float16"),
+        ({"model": lambda tiny: tiny("clip_vit_b16").train()}, "training mode"),
+        ({"model": lambda tiny: tiny("clip_vit_b16").bfloat16()}, "bfloat16 on cpu"),
+        ({"model": lambda tiny: tiny("clip_vit_b16", global_pool="")}, "no features"),
+    ],
+)
 def test_refused(wrong: dict, message: str, tiny: Build, images: Tensor, tmp_path: Path):
     how = {"path": "model.pt2", "images": images, "format": EXPORTED_PROGRAM} | wrong
     make = how.pop("model", lambda tiny: tiny("clip_vit_b16"))
@@ -185,3 +202,72 @@ def test_files_that_are_not_exported_models(tiny: Build, images: Tensor, tmp_pat
     (tmp_path / "model.pt2.json").write_text("{}")
     with pytest.raises(ValueError, match="doesn't describe an exported model"):
         load_exported(path)
+
+
+# What evit and tome run is in evitfuse and tofu.
+METHODS = sorted(set(zoo.METHODS) - {"evit", "tome"})
+CASES = [
+    *((name, {"source": "previous"} if name == "clsattn" else {}) for name in METHODS),
+    ("patchrank", {"arch": "transformer", "reduce_at": [0, 1]}),
+    ("patchrank", {"arch": "mixer"}),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(params=CASES, ids=str)
+def model(request: pytest.FixtureRequest, make: Build) -> nn.Module:
+    method, options = request.param
+    return make(method, **options)
+
+
+def check_compiled(model: nn.Module, images: Tensor, backend: str) -> None:
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    assert torch.allclose(compiled(images), model(images), atol=1e-4)
+
+
+def test_compiles_in_one_graph(model: nn.Module, images: Tensor):
+    check_compiled(model, images, "aot_eager")
+
+
+def test_an_optimised_model_compiles_in_one_graph(tiny: Build, images: Tensor):
+    check_compiled(zoo.optimize(tiny("clip_vit_b16_tome50", depth=2, keep=0.6)), images, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiles_to_machine_code(tiny: Build, images: Tensor):
+    check_compiled(tiny("clip_vit_b16_tome50", depth=3, keep=0.6), images, "inductor")
+
+
+@torch.enable_grad()
+@pytest.mark.parametrize("method", ["patchrank", "rankmerge"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_trains_compiled_or_recorded(compiled: bool, method: str, tiny: Build, images: Tensor):
+    half = tiny(f"clip_vit_b16_{method}50", depth=2, reduce_at=1, **({"arch": "mlp"} if method == "patchrank" else {}))
+    half.train()
+    half(images).square().sum().backward()
+    wanted = half.blocks[0].attn.qkv.weight.grad.clone()
+    half.zero_grad()
+    options = {"fullgraph": True, "backend": "aot_eager"}
+    other = torch.compile(half, **options) if compiled else straight_line(half)
+    other(images).square().sum().backward()
+    assert torch.allclose(half.blocks[0].attn.qkv.weight.grad, wanted, atol=1e-4)
+
+
+def test_recorded_by_fx(half: zoo.ReducedViT):
+    recorded = straight_line(half)
+    check_same(recorded, half)
+    assert dict(recorded.named_parameters()).keys() == dict(half.named_parameters()).keys()
+    assert recorded.head.weight is half.head.weight
+    # Nothing is recorded whose result nobody reads, such as the history.
+    assert all(n.users or n.op in ("placeholder", "output") for n in recorded.graph.nodes)
+
+
+def test_scripted(model: nn.Module):
+    check_same(torch.jit.script(model), model)

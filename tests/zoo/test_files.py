@@ -1,19 +1,28 @@
-"""Files are there whole or not at all, and damaged ones are refused by their names."""
+"""Learned files and schedules: whole or not there, what is written comes back, damaged ones are refused by name."""
 
+import contextlib
+import json
 import math
 import os
+import socket as socket_module
+import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from lively import Build
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 from torch import Tensor
 
-from zoo.core.files import read_facts, write_learned, write_whole
+import zoo
+from zoo.core.files import NoRoomError, read_facts, write_learned, write_whole
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
-from zoo.loading.learned_files import PromptFile, save_prompts
+from zoo.loading.learned_files import PromptFile, ScheduleFile, read_schedule, save_prompts
 from zoo.loading.predictor_file import PredictorFile
 
 
@@ -29,6 +38,41 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         write_whole(path, b"second")
     assert path.read_bytes() == b"first"
     assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced_with_its_mode(tmp_path: Path):
+    target, link, dangling = tmp_path / "there" / "file", tmp_path / "link", tmp_path / "dangling"
+    target.parent.mkdir()
+    target.write_bytes(b"first")
+    target.chmod(0o640)
+    link.symlink_to("there/file")
+    dangling.symlink_to("there/new")
+    write_whole(link, b"second")
+    write_whole(dangling, b"new")
+    assert (link.is_symlink(), dangling.is_symlink()) == (True, True)
+    assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == {"file": b"second", "new": b"new"}
+    assert target.stat().st_mode & 0o777 == 0o640
+    write_whole(link, tmp_path / "there" / "new")  # a file is moved
+    assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == {"file": b"new"}
+
+
+def test_pipes_and_devices_are_written_to_and_stay(tmp_path: Path):
+    pipe, socket = tmp_path / "pipe", tmp_path / "socket"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        write_whole(pipe, b"whole")
+        assert reader.communicate(timeout=60)[0] == b"whole"
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        write_whole(Path(f"/dev/fd/{reader.stdin.fileno()}"), b"whole")
+        assert reader.communicate(timeout=60)[0] == b"whole"
+    with contextlib.closing(socket_module.socket(socket_module.AF_UNIX)) as bound:
+        bound.bind(str(socket))
+        with pytest.raises(OSError, match=r"socket': it is a socket; expected a file, a pipe or a device"):
+            write_whole(socket, b"")
+    with pytest.raises(NoRoomError, match="can't write '/dev/full': the disk is full; 5 bytes needed"):
+        write_whole(Path("/dev/full"), b"whole")
+    assert [pipe.is_fifo(), socket.is_socket(), Path("/dev/full").is_char_device()] == [True] * 3
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 KINDS = pytest.mark.parametrize("kind", ["predictor", "prompts"])
@@ -84,6 +128,7 @@ def test_values_that_are_not_finite_are_refused(kind: str, tmp_path: Path):
         *[("predictor", metadata) for metadata in ("[]", "{", "[" * 100_000)],
         *[("prompts", facts) for facts in ({"model": 3}, {"path": "/etc/passwd"})],
         ("predictor", {"options": {"arch": "mlp", "width": 10**12}}),
+        ("predictor", {"options": {"arch": ["mlp"], "width": 8}}),
         ("prompts", {"classes": "abc"}),
         ("prompts", {"classes": ["a", "b"]}),
         ("prompts", {"width": 10**12}),
@@ -101,3 +146,76 @@ def test_metadata_of_another_form_is_refused_in_one_line(kind: str, change: Any,
     with pytest.raises(ValueError, match=rf"learned\.safetensors' holds no {kind}: ") as error:
         load(kind, path)
     assert "\n" not in str(error.value)
+
+
+SCHEDULE = ScheduleFile(
+    reduce_at=(1, 2, 5),
+    schedule=(0.75, 0.5),
+    keep=0.25,
+    model="clip_vit_b16",
+    tag="openai",
+    weights="0" * 16,
+    method="rankmerge",
+    options={"rank": "none"},
+    cost={"match": "gflops", "of": "50 % of dense", "asked": 1.0, "reached": 1.0},
+    found=True,
+    datasets=[{"name": "toy", "before": 0.2, "after": 0.1, "difference": [-0.1, -0.2, -0.05]}],
+    candidates=3,
+    seconds=1.5,
+    version="0.1.0",
+)
+NUMBERS = {"reduce_at": (1, 2, 5), "schedule": (0.75, 0.5), "keep": 0.25}
+
+
+def test_any_tower_takes_the_numbers_and_saves_them(tiny: Build, images: Tensor, tmp_path: Path):
+    path = tmp_path / "new" / "s.json"
+    SCHEDULE.write(path)
+    assert ScheduleFile.read(path) == SCHEDULE
+    assert read_schedule(path) == read_schedule(str(path)) == NUMBERS
+    named = tiny("clip_vit_b16_rankmerge60", **read_schedule(path))
+    reduced = zoo.reduce(tiny("deit_small_patch16_224"), method="rankmerge", **read_schedule(path)).eval()
+    for at, model in enumerate((named, reduced)):
+        save_for_hf(model, tmp_path / str(at))
+        back = timm.create_model(f"local-dir:{tmp_path / str(at)}", pretrained=True).eval()
+        assert asdict(back.reducer.config).items() >= NUMBERS.items()
+        assert back.reducer.counts(64) == {1: 48, 2: 32, 5: 16}
+        with torch.no_grad():
+            torch.testing.assert_close(back(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "has format 2, this version reads 1"),
+        ({"keep": 1.5}, "keep=1.5"),
+        ({"schedule": [0.5, 0.75]}, r"schedule=\(0.5, 0.75\)"),
+        ({"more": 1}, "more"),
+        ({"keep": ...}, "missing field 'keep'"),
+        ({"keep": "0.5"}, "keep must be float, got '0.5'"),
+        ({"keep": math.nan}, "NaN is no number"),
+        ({"reduce_at": [-1, 2, 5]}, r"reduce_at=\(-1, 2, 5\): expected block indices"),
+        ({"reduce_at": [True, 2, 5]}, "reduce_at must be int, got True"),
+        ({"candidates": 10**30}, "has 31 digits"),
+        ({"method": []}, r"method must be str, got \[\]"),
+        ({"options": {"rnak": "cls"}}, "rankmerge has no option 'rnak': did you mean 'rank'"),
+        ({"options": {"arch": ["mlp"]}}, r"arch=\['mlp'\]: did you mean 'mlp'"),
+        ({"datasets": [{}]}, "'name' of a data set must be str, got None"),
+        ({"datasets": [{"name": ["toy"]}]}, r"'name' of a data set must be str, got \['toy'\]"),
+        *((text, "schedule must be ScheduleFile, got ") for text in ("[]", "null", '"x"')),
+        *((text, "holds no schedule") for text in ("{", "", "\0\1PAR1", '{"keep": 1, "keep": 1}', "[" * 100_000)),
+        (None, "the file does not exist"),
+    ],
+)
+def test_refused_schedules(change: Any, words: str, tmp_path: Path):
+    path = tmp_path / "s.json"
+    SCHEDULE.write(path)
+    if isinstance(change, dict):
+        facts = json.loads(path.read_text()) | change
+        path.write_text(json.dumps({name: value for name, value in facts.items() if value is not ...}))
+    elif change is None:
+        path.unlink()
+    else:
+        path.write_text(change)
+    with pytest.raises(FileNotFoundError if change is None else ValueError, match=words) as caught:
+        read_schedule(path)
+    assert repr(str(path)) in str(caught.value)

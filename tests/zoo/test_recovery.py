@@ -1,7 +1,7 @@
 """Recovery: what changes, what must not, how a stopped run goes on, what is refused."""
 
-from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,17 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from lively import Build
 from safetensors.torch import load_file
 from timm.models import save_for_hf
-from torch import Tensor, nn
+from torch import Tensor
 
 import zoo
 from zoo.core.files import fingerprint, read_facts, write_learned
 from zoo.learning.recovery import WeightChanges, distance, recover
 from zoo.loading.recovery_file import (
+    DOWN,
+    UP,
     WHATS,
     Recovered,
     RecoveryConfig,
@@ -27,15 +30,9 @@ from zoo.loading.recovery_file import (
     trainable,
 )
 
-Build = Callable[..., nn.Module]
 FACTS: dict[str, Any] = {"name": "clip_vit_b16", "tag": "openai", "datasets": [{"name": "toy"}]}
 QUICK = RecoveryConfig(rounds=3, steps=4, batch=4, rank=2, dtype="float32", learning_rate=3e-3)
 SIX = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-
-
-@pytest.fixture(params=["patchrank", "rankmerge"])
-def method(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 @pytest.fixture
@@ -58,19 +55,10 @@ def lively_file(model: Any, path: Path, what: str = "norm") -> RecoveryFile:
     return save_recovery(path, model, Recovered(tensors, (1.0,), (0.5,)), quick(what=what), **FACTS)
 
 
-@pytest.mark.parametrize("what", WHATS)
 @torch.no_grad()
-def test_changes_begin_as_none(model: Any, images: Tensor, what: str, tmp_path: Path):
-    fresh = WeightChanges.of(model, quick(what=what)).tensors()
-    assert all(not value.any() for value in additions(fresh).values())
-    file = save_recovery(tmp_path / "r", model, Recovered(fresh, (1.0,), (1.0,)), quick(what=what), **FACTS)
-    torch.testing.assert_close(add_recovery(model, file)(images), model(images))
-
-
-@torch.no_grad()
-def test_folded_updates_equal_updates_beside_the_weights(half: zoo.ReducedViT, images: Tensor, tmp_path: Path):
+def test_folded_updates_equal_updates_beside_the_weights(tiny: Build, images: Tensor, tmp_path: Path):
     """A hook adds each low-rank update to what its layer gives; attention reads weights, so they are added there."""
-    model = half.double()
+    model = tiny("clip_vit_b16_patchrank50").double()
     file = lively_file(model, tmp_path / "r", "lora")
     tensors = {name: value.double() for name, value in load_file(file.path).items()}
     beside = deepcopy(model)
@@ -90,9 +78,15 @@ def test_folded_updates_equal_updates_beside_the_weights(half: zoo.ReducedViT, i
 
 @pytest.mark.parametrize("what", WHATS)
 @torch.no_grad()
-def test_only_the_named_weights_differ_and_the_model_stays(tiny: Build, images: Tensor, what: str, tmp_path: Path):
-    model = tiny("clip_vit_b16_patchrank50.openai", arch="mlp", width=8)
+def test_changes_begin_as_none_and_concern_the_named_weights_alone(
+    tiny: Build, images: Tensor, what: str, tmp_path: Path
+):
+    model, config = tiny("clip_vit_b16_patchrank50.openai", arch="mlp", width=8), quick(what=what)
     before, mark = deepcopy(model.state_dict()), fingerprint(model)
+    fresh = WeightChanges.of(model, config).tensors()
+    assert all(not value.any() for value in additions(fresh).values())
+    file = save_recovery(tmp_path / "r", model, Recovered(fresh, (1.0,), (1.0,)), config, **FACTS)
+    torch.testing.assert_close(add_recovery(model, file)(images), model(images))
     recovered = add_recovery(model, lively_file(model, tmp_path / "r", what))
     own, changed = dict(model.named_parameters()), set(trainable(model, what))
     for name, value in recovered.named_parameters():
@@ -205,13 +199,22 @@ def test_refused_by_another_model(tiny: Build, tmp_path: Path, words: str):
         ("'blocks.1.norm1.bias' of shape \\(3,\\)", {}, {"blocks.1.norm1.bias": torch.zeros(3)}),
         ("'head.weight' of shape", {}, {"head.weight": torch.zeros(7, 48)}),
         ("values that aren't finite", {}, {"norm.bias": torch.full((48,), torch.nan)}),
+        *[
+            (f"' without 'blocks.1.mlp.fc1.weight{end}'", {}, {f"blocks.1.mlp.fc1.weight{end}": None})
+            for end in (UP, DOWN)
+        ],
+        ("missing field 'what'", {"recipe": {"rank": 2}}, {}),
+        (r"rank must be int, got \[2\]", {"recipe": asdict(QUICK) | {"rank": [2]}}, {}),
+        ("'name' of a data set must be str, got None", {"datasets": [{"revision": "1"}]}, {}),
+        ("keep='half': expected", {"options": {"keep": "half"}}, {}),
     ],
 )
 def test_damaged_files_are_refused(model: Any, tmp_path: Path, words: str, facts: dict, tensors: dict):
-    path = lively_file(model, tmp_path / "r").path
+    path = lively_file(model, tmp_path / "r", "lora" if None in tensors.values() else "norm").path
     known = read_facts(path, "recovery")
     del known["hash"]
-    write_learned(path, "recovery", load_file(path) | tensors, known | facts)
+    changed = {name: value for name, value in (load_file(path) | tensors).items() if value is not None}
+    write_learned(path, "recovery", changed, known | facts)
     with pytest.raises(ValueError, match=words) as error:
         add_recovery(model, path)
     assert str(path) in str(error.value)
@@ -226,8 +229,12 @@ def test_training_is_refused(model: Any):
     ):
         with pytest.raises(ValueError, match=words):
             recover(vit, train, val, QUICK)
-    with pytest.raises(ValueError, match=r"learning_rate=0\.0: expected"):
-        quick(learning_rate=0.0)
+    for options, words in (
+        ({"learning_rate": 0.0}, r"learning_rate=0\.0: expected"),
+        ({"what": "tokens"}, "what='tokens': expected one of norm, lora"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            quick(**options)
 
 
 def test_where_nothing_is_lost_nothing_is_learned(tiny: Build):

@@ -9,13 +9,15 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from lively import lively
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import QuickGELU, VisionTransformer
+from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
 import zoo
-from tools.write_towers import CHECKS, OPEN_CLIP, POOLER, SIZES, TINY, TOWERS, YES, images_of
+from tools.write_towers import AVERAGED, CHECKS, OPEN_CLIP, P8, POOLER, SIZES, TINY, TOWERS, YES, images_of
 from zoo.core.host import Host
 from zoo.core.tokens import Tokens
 from zoo.loading.recovery_file import RecoveryConfig
@@ -30,7 +32,12 @@ OWN_CLIP: dict[str, dict[str, Any]] = {
     "norm behind": {"pool_type": "avg", "final_ln_after_pool": True, "output_tokens": True},
     "cascade": {**POOLER, "attentional_pool": "cascade", "output_dim": 32},
 }
-KINDS = (*TOWERS, *OWN_CLIP)
+STYLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "all norms": (AVERAGED, {"qk_norm": True, "init_values": 0.5, "scale_attn_norm": True, "scale_mlp_norm": True}),
+    "dynamic": (AVERAGED, {"dynamic_img_size": True}),
+    "swiglu": ("vit_giant_patch14_dinov2", {"mlp_ratio": 2.0}),
+}
+KINDS = (*TOWERS, *STYLES, *OWN_CLIP)
 # One of each pool and family.
 FEW = ("siglip b16", "averaged", "averaged with maximum", "maximum", "dinov2 registers", "dinov3 s", "pe core")
 FEW += ("rope mixed", "beit", "open_clip", "norm behind", "coca", "cascade")
@@ -38,18 +45,12 @@ QUERYLESS = ("siglip averaged", "registers averaged", "averaged", "rope averaged
 NEEDS_QUERY = ("clsattn", "evit", "evitfuse", "tca")
 
 
-def lively(model: nn.Module) -> nn.Module:
-    for parameter in model.parameters():
-        parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model.eval()
-
-
 def build(kind: str, **overrides: Any) -> nn.Module:
     """Build a tower of 3 blocks with 16 patches."""
     if kind in OWN_CLIP:
         return lively(VisionTransformer(**{**TINY, **OWN_CLIP[kind], **overrides}))
-    name, own = TOWERS[kind]
-    return lively(timm.create_model(name, **{**SIZES, **own, **overrides}))
+    name, own = (TOWERS | STYLES)[kind]
+    return lively(timm.create_model(name, **{**SIZES, **P8, **own, **overrides}))
 
 
 def parts(output: Any) -> tuple[Tensor, ...]:
@@ -69,12 +70,11 @@ def test_every_method_on_every_tower(kind: str):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("grad", [False, True])
-def test_a_reduced_tower_gives_what_the_whole_one_gives(kind: str, grad: bool):
-    """Torch's attention takes another way where gradients are recorded."""
+def test_a_reduced_tower_gives_what_the_whole_one_gives(kind: str):
+    """With gradients, too, for which torch's attention takes another way."""
     tower = build(kind)
     images = images_of(tower, 2)
-    with torch.set_grad_enabled(grad):
+    with torch.enable_grad():
         wanted = parts(tower(images))
         whole = zoo.reduce(tower, method="tome", keep=1.0)
         assert len(parts(whole(images))) == len(wanted)
@@ -108,6 +108,14 @@ def test_the_check_of_the_order_sees_places_left_behind(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("kind", "overrides", "options", "quoted"),
     [
+        (
+            "averaged",
+            {"block_fn": ResPostBlock, "init_values": 1.0},
+            {},
+            "ResPostBlock with Attention; expected",
+        ),
+        ("averaged", {"attn_layer": "diff"}, {}, "Block with DiffAttention"),
+        ("averaged", {"patch_drop_rate": 0.5}, {}, "patch_drop_rate > 0 loses patch positions; set it to 0"),
         ("averaged", {}, {"method": "evit"}, ", ".join(sorted(set(zoo.METHODS) - set(NEEDS_QUERY)))),
         ("averaged", {}, {"method": "rankmerge", "rank": "cls"}, "method 'rankmerge' with these settings"),
         ("averaged", {"global_pool": "prr"}, {}, "pools by AttentionPoolPrr of global_pool='prr'"),
@@ -123,7 +131,13 @@ def test_refused_towers(kind: str, overrides: dict[str, Any], options: dict[str,
         zoo.reduce(build(kind, **overrides), **{"method": "random", "keep": 0.5, **options})
 
 
-def test_what_reduced_towers_refuse():
+def test_what_is_no_tower_and_what_reduced_towers_refuse():
+    for make, quoted in (
+        (lambda: nn.Linear(2, 2), "Linear is no tower that can be reduced; expected one of timm's Vision"),
+        (lambda: timm.create_model("deit_tiny_distilled_patch16_224", device="meta"), "overrides parts of timm's"),
+    ):
+        with pytest.raises(ValueError, match=quoted):
+            zoo.reduce(make(), method="tome", keep=0.5)
     model = zoo.reduce(build("naflex siglip 2"), method="tome", keep=0.5)
     images = images_of(model, 2)
     with pytest.raises(ValueError, match=r"takes images \(B, C, H, W\) alone"):
@@ -132,8 +146,6 @@ def test_what_reduced_towers_refuse():
     tower = build("open_clip")
     with pytest.raises(ValueError, match="forward_intermediates gives maps of all patches"):
         zoo.reduce(tower, method="random", keep=0.5, reduce_at=1).forward_intermediates(images_of(tower, 2))
-    with pytest.raises(ValueError, match="what='tokens': expected one of norm, lora"):
-        RecoveryConfig(what="tokens")
 
 
 def test_the_probe_attends_as_in_the_pool():

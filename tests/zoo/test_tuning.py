@@ -1,6 +1,7 @@
-"""Tuning: what moves, what must not, how a stopped run goes on, and what is refused."""
+"""Learned tokens: tuning, which goes on when stopped; context in the text tower; visual tokens in the image tower."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -8,20 +9,40 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from lively import Build, lively
+from open_clip.model import CustomTextCLIP
 from open_clip.transformer import TextTransformer
-from torch import nn
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from torch import Tensor, nn
 
 import zoo
+from zoo.core.files import blocks_fingerprint
+from zoo.core.prompts import CosineHead, CoupledPrompts, VisualPrompts
 from zoo.learning import tuning
-from zoo.learning.tuning import COUPLINGS, RECIPES, Labelled, PromptLearner, TuneConfig, augment, encode, frozen, tune
-from zoo.loading.clip import Clip, ClipParts, CompactText, tokenizer
+from zoo.learning.tuning import (
+    COUPLINGS,
+    RECIPES,
+    Labelled,
+    PromptedText,
+    PromptLearner,
+    TuneConfig,
+    augment,
+    encode,
+    frozen,
+    text_parts,
+    tune,
+)
+from zoo.loading.clip import Clip, ClipParts, CompactText, OpenClipText, tokenizer
+from zoo.loading.learned_files import PromptFile, save_prompts
 
-Build = Callable[..., nn.Module]
+LENGTH = 14
 CLASSES = ("cat", "dog", "house")
 TEMPLATES = ("a photo of a {}.", "{}.")
-TOKENIZE = tokenizer(12)
+TOKENIZE = tokenizer(LENGTH)
 QUICK = {"count": 3, "rounds": 3, "steps": 4, "batch": 4, "dtype": "float32"}
 
 
@@ -30,11 +51,8 @@ def parts(tiny: Build) -> ClipParts:
     """Join a pruned tiny tower with a text tower of three words."""
     vit = tiny("clip_vit_b16_patchrank60.openai", arch="mlp", width=8)
     known = TOKENIZE([t.format(name) for t in TEMPLATES for name in CLASSES]).unique().tolist()
-    geometry = {"context_length": 12, "width": 24, "heads": 2, "layers": 2, "output_dim": 7}
-    text = CompactText(known, **geometry).eval()
-    with torch.no_grad():
-        for parameter in text.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
+    geometry = {"context_length": LENGTH, "width": 24, "heads": 2, "layers": 2, "output_dim": 7}
+    text = lively(CompactText(known, **geometry))
     return ClipParts(Clip(vit, text, 3.0).eval(), None, TOKENIZE)
 
 
@@ -122,6 +140,7 @@ def test_features_serve_as_well_as_images_and_checkpointing_changes_nothing(part
     assert torch.equal(quick.classifier(), run(parts, tokens="t").classifier())
     plain, spared = run(parts), run(parts, checkpointing=True)
     assert torch.allclose(plain.visual(), spared.visual(), atol=1e-6)
+    assert torch.allclose(plain.classifier(), spared.classifier(), atol=1e-6)
     assert not parts.model.visual.grad_checkpointing
 
 
@@ -148,20 +167,9 @@ def test_the_steps_of_a_hundred_classes_and_16_shots():
 
 def test_rates_and_rows_of_epochs(parts: ClipParts, monkeypatch: pytest.MonkeyPatch):
     """Rates are a scheduler's, after the warm-up's; an epoch shows an image once at most, in a new order."""
-    steps: list[tuple[float, list[int]]] = []
-    whole, batches = TuneConfig.rate, tuning._batches
-
-    def noted(*args: Any) -> Iterator[torch.Tensor]:
-        for rows in batches(*args):
-            steps.append((0.0, rows.tolist()))
-            yield rows
-
-    def rate(*args: Any) -> float:
-        steps[-1] = (whole(*args), steps[-1][1])
-        return steps[-1][0]
-
-    monkeypatch.setattr(tuning, "_batches", noted)
-    monkeypatch.setattr(TuneConfig, "rate", rate)
+    rates: list[float] = []
+    whole = TuneConfig.rate
+    monkeypatch.setattr(TuneConfig, "rate", lambda *args: rates.append(whole(*args)) or rates[-1])
     options = {"epochs": 6, "batch": 5, "learning_rate": 0.01, "warmup": 1, "warmup_rate": 1e-4, "patience": 0}
     run(parts, tokens="t", **options)
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
@@ -171,19 +179,20 @@ def test_rates_and_rows_of_epochs(parts: ClipParts, monkeypatch: pytest.MonkeyPa
         wanted.append(scheduler.get_last_lr()[0])
         optimiser.step()
         scheduler.step()
-    assert [one for one, _ in steps] == [pytest.approx(rate) for rate in wanted for _ in range(2)]
-    shown = [(*first, *second) for (_, first), (_, second) in zip(steps[::2], steps[1::2], strict=True)]
-    assert all(len(set(rows)) == 10 for rows in shown)
-    assert len(set(shown)) == 6
-    steps.clear()
+    assert rates == [pytest.approx(rate) for rate in wanted for _ in range(2)]
+    rates.clear()
     run(parts, tokens="t", **options, schedule="constant")
-    assert [one for one, _ in steps] == [1e-4] * 2 + [0.01] * 10
+    assert rates == [1e-4] * 2 + [0.01] * 10
+    generator, config = torch.Generator(), TuneConfig(**options)
+    shown = [torch.cat(list(tuning._batches(generator, 12, config))).tolist() for _ in range(6)]
+    assert all(len(set(rows)) == 10 for rows in shown)
+    assert len(set(map(tuple, shown))) == 6
 
 
 def test_the_papers_parameter_counts():
     """B/16, 16 tokens: 8,192 for T, 401,408 for V+T."""
     config = open_clip.get_model_config("ViT-B-16")
-    text = TextTransformer(**config["text_cfg"], output_dim=config["embed_dim"])
+    text = TextTransformer(**{**config["text_cfg"], "layers": 1}, output_dim=config["embed_dim"])
     vit = zoo.ReducedViT(embed_dim=768, depth=1, num_heads=12, num_classes=512)
     parts = ClipParts(Clip(vit, text, 4.6), None, open_clip.get_tokenizer("ViT-B-16"))
     for tokens, count in (("t", 8_192), ("vt", 401_408), ("v", 12_288)):
@@ -244,8 +253,250 @@ def test_gradients_reach_learned_tokens_through_every_method(parts: ClipParts, m
 @pytest.mark.parametrize("tokens", ["t", "v"])
 def test_it_learns(parts: ClipParts, tokens: str):
     losses: list[tuple[float, float]] = []
-    options = {"learning_rate": 0.05, "visual_rate": 0.02, "augment": False, "rounds": 8}
+    options = {"learning_rate": 0.05, "visual_rate": 0.02, "augment": False, "rounds": 4}
     options |= {"on_round": lambda _, *both: losses.append(both), "patience": 8}
     run(parts, tokens=tokens, steps=10, batch=12, **options)
     assert losses[-1][0] < losses[0][0] - 0.02
     assert min(val for _, val in losses) < losses[0][1]
+
+
+NAMES = ("cat", "two dogs", "mixed-up house")
+WORDS = "a photo of a"
+TEXT = {"context_length": LENGTH, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 3}
+VISION = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 32}
+
+
+def compact() -> nn.Module:
+    every = TOKENIZE([f"{WORDS} {name}." for name in NAMES]).unique().tolist()
+    geometry = {k: v for k, v in TEXT.items() if k != "vocab_size"}
+    return CompactText(every, **geometry, output_dim=10)
+
+
+@pytest.fixture(params=[None, CustomTextCLIP])
+def text(request: pytest.FixtureRequest) -> nn.Module:
+    kind = request.param
+    return lively(compact() if kind is None else OpenClipText(kind(10, VISION, TEXT)))
+
+
+def prompted(text: nn.Module, **options: Any) -> PromptedText:
+    config = TuneConfig(**{"coupling": "none", **options})
+    return PromptedText(text, TOKENIZE, NAMES, config, torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_words_as_context_equal_the_encoded_text(text: nn.Module):
+    expected = F.normalize(text(TOKENIZE([f"{WORDS} {name}." for name in NAMES])), dim=-1)
+    assert torch.allclose(prompted(text, init=WORDS)(), expected, atol=1e-5)
+    assert (prompted(text)() - expected).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_by_hand_with_a_context_per_class_and_block(text: nn.Module):
+    learner = prompted(text, class_specific=True, depth=3)
+    tower = text_parts(text).tower
+    for index, name in enumerate(NAMES):
+        words = text_parts(text).embed(TOKENIZE([f"{name}."]))[0]
+        end = int(TOKENIZE([f"{name}."]).argmax())
+        x = torch.cat((words[:1], learner.context[index, 0], words[1 : end + 1]))
+        x = (x + tower.positional_embedding[: len(x)])[None]
+        mask = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
+        for depth, block in enumerate(tower.transformer.resblocks):
+            if depth:
+                x = torch.cat((x[:, :1], learner.context[index : index + 1, depth], x[:, 5:]), 1)
+            x = block(x, attn_mask=mask)
+        feature = tower.ln_final(x[0, -1]) @ tower.text_projection
+        assert torch.allclose(learner()[index], F.normalize(feature, dim=0), atol=1e-5)
+
+
+def test_context_longer_than_the_table_shares_its_last_free_place(text: nn.Module):
+    length = prompted(text).words.shape[1]
+    learner = prompted(text, count=32)
+    room = LENGTH - length
+    places = learner.positions.tolist()
+    assert places[: room + 1] == list(range(room + 1))
+    assert set(places[room : 1 + 32]) == {room}
+    assert places[1 + 32 :] == list(range(room + 1, LENGTH))
+    assert learner().isfinite().all()
+
+
+def test_refuses_what_it_cannot_prompt(text: nn.Module):
+    for tower, tokenize, classes, options, match in (
+        (text, TOKENIZE, NAMES, {"depth": 4}, "depth=4: the text tower has 3 blocks"),
+        (text, TOKENIZE, NAMES, {"count": 3, "init": WORDS}, "'a photo of a' is 4 tokens, more than 3"),
+        (text, TOKENIZE, ["cat " * 13], {}, "longer than the text tower's 14 tokens"),
+        (text, len, NAMES, {}, "expected open_clip's SimpleTokenizer"),
+        (compact(), TOKENIZE, ["cat", "zebra"], {}, "never saw 'zebra'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            PromptedText(tower, tokenize, classes, TuneConfig(**options), torch.Generator())
+    with pytest.raises(ValueError, match=r"TextTransformer: learned context needs .*tokens only"):
+        text_parts(TextTransformer(**TEXT, output_dim=10, pool_type="last"))
+
+
+COUNT = 5
+FACTS: dict[str, Any] = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "weights": "0" * 16, "width": 384}
+FACTS |= {"classes": CLASSES, "dataset": "toy", "recipe": {"tokens": "vt", "count": 2}, "provenance": {"shots": 4}}
+
+
+def with_tokens(model: Any, depth: int = 1, count: int = COUNT) -> zoo.ReducedViT:
+    """Return the model with lively learned tokens, sharing everything else."""
+    other = type(model).adopt(model)
+    prompts = VisualPrompts(depth, count, model.embed_dim, device=None, dtype=None)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        prompts.tokens.copy_(torch.randn(prompts.tokens.shape, generator=generator))
+    other.prompts = prompts
+    return other.eval()
+
+
+def by_hand(model: Any, images: Tensor) -> Tensor:
+    """Compute a dense prompted tower with timm's own parts, token by token list."""
+    prompts = model.prompts()
+    x = model._pos_embed(model.patch_embed(images))
+    x = torch.stack([torch.stack([row[0], *prompts[0], *row[1:]]) for row in x])
+    x = model.norm_pre(x)
+    for index, block in enumerate(model.blocks):
+        if 0 < index < len(prompts):
+            x = torch.stack([torch.stack([row[0], *prompts[index], *row[6:]]) for row in x])
+        x = block(x)
+    return model.head(model.norm(x)[:, 0])
+
+
+@pytest.mark.parametrize("depth", [1, 6])
+@torch.no_grad()
+def test_equals_the_tower_by_hand(tiny: Build, images: Tensor, depth: int):
+    model = with_tokens(tiny("clip_vit_b16.openai"), depth)
+    assert torch.allclose(model(images), by_hand(model, images), atol=1e-5)
+    tokens = model.forward_features(images)
+    assert torch.allclose(model.pool(tokens, "avg"), tokens[:, 1 + COUNT :].mean(dim=1), atol=1e-6)
+
+
+@torch.no_grad()
+def test_no_method_touches_learned_tokens(half: zoo.ReducedViT, images: Tensor):
+    model = with_tokens(half)
+    plain, tuned = half.trace(images), model.trace(images)
+    assert tuned.final_tokens == plain.final_tokens
+    assert tuned.tokens_per_block == tuple(n + COUNT for n in plain.tokens_per_block)
+    assert all((r.before < 64).all() for r in tuned.reductions)
+    assert (tuned.output - plain.output).abs().max() > 1e-3
+    model.prompts = None
+    assert torch.equal(model(images), plain.output)
+
+
+def test_coupled_tokens_are_a_linear_image_of_the_text(tiny: Build):
+    context = nn.Parameter(torch.randn(1, 2, 4, 7))
+    coupled = CoupledPrompts(context, torch.randn(2, 48))
+    assert torch.equal(coupled(), coupled.begin.expand(2, 4, 48))
+    torch.nn.init.normal_(coupled.projection.weight)
+    moved = coupled() - coupled.begin
+    expected = torch.einsum("ktd,cd->ktc", context[0], coupled.projection.weight)
+    assert torch.allclose(moved, expected, atol=1e-5)
+    assert sum(p.numel() for p in coupled.parameters()) == context.numel() + 7 * 48
+    printed, again = (CoupledPrompts(context, torch.zeros(2, 48), torch.Generator().manual_seed(1)) for _ in "12")
+    assert torch.allclose(printed(), context[0] @ printed.projection.weight.T, atol=1e-6)
+    assert torch.equal(again(), printed())
+    assert 0.9 * 7**-0.5 < printed.projection.weight.abs().max() <= 7**-0.5
+
+
+def tensors(width: int = 384, features: int = 256, **changes: Tensor) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    every = {
+        "classifier": F.normalize(torch.randn(3, features, generator=generator), dim=-1),
+        "logit_scale": torch.tensor(4.0),
+        "visual": torch.randn(2, COUNT, width, generator=generator),
+        "context": torch.randn(1, 2, COUNT, 192, generator=generator),
+    }
+    return every | changes
+
+
+def save(folder: Path, tower: nn.Module | None = None, **changes: Any) -> PromptFile:
+    """Write prompts of clip_vit_s14, or of a tower whose tokens are 48 wide and have 7 features."""
+    facts, content = {**FACTS, **changes}, tensors()
+    if tower is not None:
+        facts |= {"weights": blocks_fingerprint(tower.state_dict()), "width": tower.embed_dim}
+        content = tensors(tower.embed_dim, tower.num_classes)
+    return save_prompts(folder / "prompts.safetensors", content, **facts)
+
+
+@pytest.mark.parametrize("method", [None, "patchrank"])
+@torch.no_grad()
+def test_class_logits(tiny: Build, images: Tensor, tmp_path: Path, method: str | None):
+    options = {} if method is None else {"keep": 0.5}
+    tower = zoo.reduce(tiny("clip_vit_b16.openai"), method=method, **options)
+    file = save(tmp_path, tower)
+    assert file == PromptFile.read(file.path)
+    tuned = zoo.add_prompts(tower, file)
+    features = zoo.add_prompts(tower, file.path, classify=False)
+    unit = F.normalize(features(images), dim=-1)
+    scale = torch.tensor(4.0).exp()
+    assert torch.allclose(tuned(images), scale * unit @ file.load()["classifier"].T, atol=1e-3)
+    assert (tuned.num_classes, tuned.pretrained_cfg["label_names"]) == (3, list(CLASSES))
+    assert (tower.prompts, tower(images).shape) == (None, (3, 7))
+    assert tuned.blocks[0] is tower.blocks[0]
+    again = zoo.add_prompts(tuned, file)
+    torch.testing.assert_close(again(images), tuned(images))
+
+
+@pytest.mark.parametrize("method", ["patchrank", "evit"])
+@torch.no_grad()
+def test_saved_and_loaded(tiny: Build, images: Tensor, method: str, tmp_path: Path):
+    tower = zoo.reduce(tiny("clip_vit_b16.openai"), method=method, keep=0.5, reduce_at=(1, 3))
+    model, folder = zoo.add_prompts(tower, save(tmp_path, tower)), tmp_path / "saved"
+    save_for_hf(model, folder, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert again.state_dict().keys() == model.state_dict().keys()
+    torch.testing.assert_close(again(images), model(images))
+    assert isinstance(again.head, CosineHead)
+    features = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+    torch.testing.assert_close(features(images), model.forward_head(model.forward_features(images), True))
+    other = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=9).eval()
+    assert other(images).shape == (3, 9)
+    assert torch.equal(other.prompts(), model.prompts())
+    model.reset_classifier(0)
+    assert model(images).shape == (3, 48)
+
+
+def test_golden_rankings(tiny: Build, images: Tensor):
+    tower = tiny("clip_vit_b16.openai")
+    model, config = with_tokens(tower, depth=3), zoo.GoldenConfig(window=4, stride=4, block=3)
+    importance = zoo.golden_importance(model, images, config)
+    assert (importance - zoo.golden_importance(tower, images, config)).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="block=2: later blocks get learned tokens"):
+        zoo.GoldenEngine(model, zoo.GoldenConfig(block=2))
+
+
+@torch.no_grad()
+def test_timm_creates_a_tuned_model(tmp_path: Path):
+    name = "clip_vit_s14_patchrank60"
+    plain = timm.create_model(name, pretrained=True).eval()
+    file = save(tmp_path, weights=blocks_fingerprint(plain.state_dict()))
+    assert all(torch.equal(file.load()[part], tensor) for part, tensor in tensors().items())
+    model, images = timm.create_model(name, prompts=file.path).eval(), torch.randn(2, 3, 196, 196)
+    torch.testing.assert_close(model(images), zoo.add_prompts(plain, file)(images))
+    assert torch.equal(model.prompts(), tensors()["visual"])
+    assert "prompts.safetensors" not in json.dumps(model._model_args)
+    features = timm.create_model(name, prompts=str(file.path), num_classes=0).eval()
+    assert features(images).shape == (2, 384)
+    with pytest.raises(ValueError, match=r"num_classes=7: .* has 3; leave it out"):
+        timm.create_model(name, prompts=file.path, num_classes=7)
+
+
+@pytest.mark.parametrize(
+    ("use", "match"),
+    [
+        (lambda file: timm.create_model("clip_vit_s14", prompts=file.path), "imgfocus_lit with weights='0{16}'"),
+        (lambda file: zoo.create_clip("clip_vit_s14", prompts=file.path), "a tuned model classifies"),
+        (lambda file: file.require_classes(CLASSES[:2]), "are for 3 classes of toy, not for 2"),
+        (lambda file: file.require_classes(("cat", "house", "dog")), "their class 1 is 'dog', not 'house'"),
+        (lambda file: PromptFile.read(file.path.with_name("none")), "no prompts at"),
+        (lambda file: PromptFile.read(file.path.with_name("other")), "lacks the 'prompts' metadata"),
+        (lambda file: timm.create_model("clip_vit_s14", prompts=file.path.with_name("wide")), "width=768, this model"),
+    ],
+)
+def test_refuses_other_towers_classes_and_files(use: Callable[[PromptFile], Any], match: str, tmp_path: Path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "other")
+    save_prompts(tmp_path / "wide", tensors(768), **{**FACTS, "width": 768})
+    file = save(tmp_path)
+    file.require_classes(CLASSES)
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
+        use(file)

@@ -1,6 +1,7 @@
-"""Files of weights: every format gives the same tensors, others are refused; where both towers' weights come from."""
+"""Files of weights, others refused; two towers in one joint space: whose weights they have, and the embedded ones."""
 
 import copy
+import math
 import pickle
 import random
 import shlex
@@ -14,12 +15,17 @@ import open_clip
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+import torch.nn.functional as F
+from lively import Build
+from open_clip.transformer import TextTransformer
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import zoo
 from zoo.core.files import fingerprint
-from zoo.loading.sizes import SIZES
+from zoo.loading.clip import Clip, CompactText, class_features, create_clip, tokenizer
+from zoo.loading.sizes import EMBEDDED, SIZES
 from zoo.loading.weights import find_clip, read_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*jit.*:Warning")
@@ -141,35 +147,20 @@ def test_files_cut_short_or_changed_give_tensors_or_an_error(save: Callable[...,
     assert 5 < refused < 100
 
 
-WORDS = ["a photo of a cat.", "a zebra crossing"]
-
-
-@torch.no_grad()
-def test_the_hubs_cache_gives_both_towers(small_clip):
-    theirs = small_clip.original()
-    small_clip.cached(theirs)
-    model, _, tokenizer = zoo.create_clip("clip_vit_b32.openai")
-    images, tokens = torch.randn(2, 3, 224, 224), tokenizer(WORDS)
-    assert torch.equal(tokens, open_clip.get_tokenizer("ViT-B-32")(WORDS))
-    assert torch.allclose(model.encode_image(images), theirs.encode_image(images), atol=1e-5)
-    assert torch.allclose(model.encode_text(tokens), theirs.encode_text(tokens), atol=1e-5)
-    assert not torch.allclose(*theirs.encode_text(tokens), atol=1e-2)
-    assert model.logit_scale.item() == 3.5
-    pruned = zoo.create_clip("clip_vit_b32_clsattn50").model
-    again = zoo.reduce(model.visual, method="clsattn", keep=0.5)
-    torch.testing.assert_close(pruned.visual(images), again(images))
-
-
 @torch.no_grad()
 def test_a_file_of_a_custom_text_model_serves_as_well(small_clip, tmp_path: Path):
-    theirs, file = small_clip.original().half().float(), tmp_path / "weights.pt"
-    state, towers = theirs.half().state_dict(), ("visual.", "logit_scale")
+    """The tag decides the activation of both towers."""
+    state, towers = small_clip.original().half().state_dict(), ("visual.", "logit_scale")
+    file, images = tmp_path / "weights.pt", torch.randn(1, 3, 224, 224)
     torch.save({k if k.startswith(towers) else f"text.{k}": v for k, v in state.items()}, file)
-    theirs.float()
-    model = zoo.create_clip("clip_vit_b32.openai", pretrained=file).model
-    images, words = torch.randn(1, 3, 224, 224), open_clip.get_tokenizer("ViT-B-32")(WORDS)
-    assert torch.allclose(model.encode_image(images), theirs.encode_image(images), atol=1e-5)
-    assert torch.allclose(model.encode_text(words), theirs.encode_text(words), atol=1e-5)
+    words = open_clip.get_tokenizer("ViT-B-32")(["a photo of a cat.", "a zebra crossing"])
+    for tag in ("laion2b", "openai"):
+        model = zoo.create_clip(f"clip_vit_b32.{tag}", pretrained=file).model
+        for quick in (True, False):
+            theirs, same = small_clip.original(quick=quick).half().float(), quick == SIZES["b32"].tags[tag].quick_gelu
+            for encode, data in (("encode_image", images), ("encode_text", words)):
+                features = getattr(model, encode)(data)
+                assert torch.allclose(features, getattr(theirs, encode)(data), atol=1e-5 if same else 1e-4) == same
     with pytest.raises(ValueError, match="clip_vit_s14 has no weights but the embedded ones"):
         zoo.create_clip("clip_vit_s14", pretrained=file)
     for change, match in (
@@ -199,7 +190,7 @@ def test_a_file_laid_into_the_cache_is_taken_before_the_hub(small_clip):
         assert torch.allclose(visual(images), expected, atol=1e-5)
 
 
-def test_the_fingerprint_is_that_of_the_towers_weights_alone(tiny: Callable[..., nn.Module]):
+def test_the_fingerprint_is_that_of_the_towers_weights_alone(tiny: Build):
     """One in every lossless precision, whatever reduces, another for each weight and place."""
     tower = tiny("clip_vit_b16", depth=2).half().float()
     digits = fingerprint(tower)
@@ -219,17 +210,76 @@ def test_the_fingerprint_is_that_of_the_towers_weights_alone(tiny: Callable[...,
         known.add(digits)
 
 
+GEOMETRY = {"context_length": 12, "width": 16, "heads": 2, "layers": 1, "output_dim": 7}
+TEMPLATES = ("a photo of a {}.", "an icon of a {}", "{}")
+CLASSES = ("cat", "dog", "photo of a dog")
+
+
+@pytest.fixture
+def text() -> CompactText:
+    torch.manual_seed(2)
+    known = tokenizer(12)([t.format(c) for t in TEMPLATES for c in CLASSES]).unique()
+    return CompactText(known.tolist(), **GEOMETRY).eval()
+
+
+@pytest.fixture
+def model(tiny: Build, text: CompactText) -> Clip:
+    return Clip(tiny("clip_vit_b16"), text, math.log(50.0)).eval()
+
+
 @torch.no_grad()
-def test_the_tag_decides_the_activation_of_both_towers(small_clip, tmp_path: Path):
-    file = tmp_path / "weights.pt"
-    torch.save(small_clip.original().state_dict(), file)
-    images, words = torch.randn(1, 3, 224, 224), open_clip.get_tokenizer("ViT-B-32")(WORDS)
-    for tag in ("openai", "laion2b"):
-        facts = SIZES["b32"].tags[tag]
-        model = zoo.create_clip(f"clip_vit_b32.{tag}", pretrained=file).model
-        same = small_clip.original(quick=facts.quick_gelu)
-        other = small_clip.original(quick=not facts.quick_gelu)
-        for encode, data in (("encode_image", images), ("encode_text", words)):
-            features = getattr(model, encode)(data)
-            assert torch.allclose(features, getattr(same, encode)(data), atol=1e-5)
-            assert not torch.allclose(features, getattr(other, encode)(data), atol=1e-4)
+def test_compact_text_equals_open_clips_tower_with_the_same_rows(text: CompactText):
+    full = TextTransformer(vocab_size=49408, **GEOMETRY).eval()
+    state, table = text.tower.state_dict(), torch.randn(49408, 16)  # rows that must not be read
+    table[text.token_ids] = state["token_embedding.weight"]
+    full.load_state_dict({**state, "token_embedding.weight": table})
+    for texts in (["a photo of a cat.", "an icon of a dog"], ["a", ""], ["a photo of " * 9]):  # the last is cut
+        ids = tokenizer(12)(texts)
+        assert torch.allclose(text(ids), full(ids), atol=1e-6)
+    assert text.tower.token_embedding.weight.shape == (len(text.token_ids), 16)
+    assert "token_ids" not in text.state_dict()
+
+
+@torch.no_grad()
+def test_one_call_gives_unit_features_and_the_scale(model: Clip, images: Tensor):
+    image, words, scale = model(images, tokens := tokenizer(12)(list(CLASSES)))
+    assert torch.equal(image, F.normalize(model.visual(images), dim=-1))
+    assert torch.equal(words, F.normalize(model.text(tokens), dim=-1))
+    assert scale.item() == pytest.approx(50.0)
+
+
+@torch.no_grad()
+def test_a_class_is_the_mean_over_unit_prompts(model: Clip):
+    features = class_features(model, tokenizer(12), CLASSES, TEMPLATES)
+    for name, feature in zip(CLASSES, features, strict=True):
+        total = torch.zeros(7)
+        for template in TEMPLATES:
+            prompt = model.text(tokenizer(12)([template.format(name)]))[0]
+            total += prompt / prompt.norm()
+        assert torch.allclose(feature, total / total.norm(), atol=1e-6)
+    with pytest.raises(ValueError, match=r"never saw '!', '!\.', 'horse';"):
+        class_features(model, tokenizer(12), ("cat", "horse!"), TEMPLATES)
+
+
+@torch.no_grad()
+def test_the_embedded_towers_are_those_of_the_file():
+    embedded = create_clip("clip_vit_s14")
+    visual = embedded.model.visual
+    stored = load_file(EMBEDDED / "clip_vit_s14.text.safetensors")
+    image = load_file(EMBEDDED / "clip_vit_s14.safetensors")
+    image |= {"head.weight": stored["visual_projection"], "head.bias": stored["visual_bias"]}
+    state = visual.state_dict()
+    assert state.keys() == image.keys()
+    assert all(torch.equal(state[name], image[name].float()) for name in state)
+    x = torch.randn(1, 3, 196, 196)
+    token = visual.forward_features(x)[:, 0]
+    slow = token @ stored["visual_projection"].float().T + stored["visual_bias"].float()
+    assert torch.allclose(embedded.model.encode_image(x), slow, atol=1e-4)
+    text = embedded.model.text
+    assert text.token_ids.tolist() == stored["token_ids"].tolist()
+    assert all(torch.equal(v, stored[f"text.{k}"].float()) for k, v in text.state_dict().items())
+    assert embedded.model.logit_scale.item() == stored["logit_scale"].item()
+    white = embedded.preprocess(Image.new("RGB", (400, 300), "white"))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = ((1 - mean) / std)[:, None, None].expand(3, 196, 196)
+    assert torch.allclose(white, expected, atol=1e-5)
