@@ -323,7 +323,7 @@ def _measure_case(case: Case, name: str, progress: Progress) -> Iterator[Checked
         dataset = get_dataset(where)
         bench.plan, bench.view = _with_enough_images(case.plan, parts, dataset), None
         known = [row for row in own if row.method in methods]
-        records = bench.judged(dataset, Tuning(), [variants[row.name] for row in known], {})
+        records = bench.judge(dataset, Tuning(), [variants[row.name] for row in known], {})
         if len(records) < len(known):  # the images have no golden rankings
             known = [row for row in known if row.method != GOLDEN]
         now = dict(zip((row.name for row in known), records, strict=True))

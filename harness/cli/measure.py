@@ -99,8 +99,7 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
 def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
-    from harness.measure.bench import Tracer
-    from harness.measure.compare import compare
+    from harness.measure.bench import Tracer, compare
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
     from harness.records.averages import match_costs, training_free
@@ -169,7 +168,7 @@ def run_eval(args: Namespace, status: Console) -> Shown:
 
 def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
-    from harness.measure.compare import compare, judge
+    from harness.measure.bench import compare, judge
     from harness.measure.plan import Plan, recovered_alone
     from harness.models.towers import split_method
     from harness.records.conditions import DENSE
@@ -199,16 +198,19 @@ def _latency_flags(parser: CommandParser) -> None:
     text = "reduced or dense models' names; see `list`"
     flags.add(what, "--model", None, text, dest="models", nargs="+", metavar="MODEL", required=True)
     flags.usual(what, "methods", default=[], text="of each dense tower, too")
-    flags.fields(what, LatencyPlan, keeps="of --methods")
+    flags.usual(what, "keeps", default=list(LatencyPlan.keeps), text="of --methods")
     flags.fields(what, LatencyPlan, random_weights="none are loaded; times don't depend on them")
     how = parser.add_argument_group("conditions")
     usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (CPU_BATCHES, CUDA_BATCHES))
-    flags.add(how, "--batches", None, f"images per call; default: {usual}, on CUDA {on_cuda}", int, nargs="+")
+    flags.add(
+        how, "--batches", None, f"images per call; default: {usual}, on CUDA {on_cuda}", flags.positive, nargs="+"
+    )
     flags.add(how, "--image-sizes", [], "pixels a side; default: the tower's own", int)
-    flags.fields(how, LatencyPlan, dtypes="float32, bfloat16 or float16", ways=", ".join(WAYS))
+    flags.add(how, "--dtypes", list(LatencyPlan.dtypes), "float32, bfloat16 or float16", flags.dtype)
+    flags.fields(how, LatencyPlan, ways=", ".join(WAYS))
     text = f"in one table, against dense in eager float32: {', '.join(RUNTIMES)}"
     flags.add(how, "--runtimes", [], text, metavar="RUNTIME")
-    flags.add(how, "--threads", None, "torch's; default: as many as it takes", int, nargs="+")
+    flags.add(how, "--threads", None, "torch's; default: as many as it takes", flags.positive, nargs="+")
     flags.usual(how, "device")
     flags.fields(how, LatencyPlan, rounds="calls of each model, in turn, at least", seconds="rounds go on for so long")
     where = parser.add_argument_group("files")

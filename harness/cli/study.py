@@ -214,7 +214,7 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness import git_commit
     from harness.base.lines import require_appendable
     from harness.datasets.base import FINAL
-    from harness.measure.compare import compare
+    from harness.measure.bench import compare
     from harness.measure.plan import Plan
     from harness.measure.rows import usual_methods
     from harness.records.averages import match_costs

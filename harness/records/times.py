@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -35,11 +35,20 @@ LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says an
 
 
 @dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """Carry how busy the machine was while models were timed. None means not known."""
+
+    load_1min: float | None = None  # of the minute before
+    others_cores: float | None = None  # CPU time of all other processes by the wall's
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing:
     """Carry every sample of one model: sample i of all models comes from the same round."""
 
     batch: int  # images per call
     samples_ms: tuple[float, ...]  # one whole call per round
+    around: Surroundings = field(default_factory=Surroundings)
 
     @property
     def spread_ms(self) -> Interval:
@@ -107,14 +116,6 @@ class Machine:
             torch_version=torch.__version__,
             timm_version=version("timm"),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """Carry how busy the machine was while models were timed. None means not known."""
-
-    load_1min: float | None = None  # of the minute before
-    others_cores: float | None = None  # CPU time of all other processes by the wall's
 
 
 def verdict(ratio: Interval) -> str:

@@ -3,8 +3,9 @@
 import dataclasses
 import re
 import time
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -102,6 +103,8 @@ def _check(shard: Shard[VectorsProvenance]) -> None:
         raise BrokenShardError(f"doesn't hold the {shard.covers} from {shard.first} on")
     if vectors.embeddings.dtype != PRECISIONS[shard.provenance.embedding_dtype]:
         raise BrokenShardError("its columns aren't as they were written")
+    if not np.isfinite(vectors.embeddings).all():
+        raise BrokenShardError("an embedding is not finite")
 
 
 VECTORS = ShardKind(
@@ -109,17 +112,25 @@ VECTORS = ShardKind(
 )
 
 
-def read_vectors(folder: Path) -> Iterator[Vectors]:
-    """Yield the shards of a folder, one in memory at a time.
+def read_vectors(folder: Path, say: Callable[[str], object] = warnings.warn) -> Iterator[Vectors]:
+    """Yield the shards of a folder, one in memory at a time; ``say`` in the end how much is missing, if any.
 
     Raises:
         FileNotFoundError: no folder, or nothing in it.
-        ValueError: a shard is broken, somebody else's, or made in another way than the first.
+        ValueError: a shard is broken, somebody else's, or made in another way or size than the first.
     """
+    covered = 0
     try:
-        yield from map(_from_shard, VECTORS.shards(folder))
+        for shard in VECTORS.shards(folder):
+            covered += shard.covers
+            yield _from_shard(shard)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; make them with: patchrank embed SOURCE --output DIR") from error
+    if covered < shard.provenance.count:
+        say(
+            f"{str(folder)!r} covers {covered:,} of {shard.provenance.count:,} {shard.provenance.kind}: the "
+            f"`{VECTORS.command}` command isn't finished; the same command goes on"
+        )
 
 
 def errors_path(folder: Path) -> Path:

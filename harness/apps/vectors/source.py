@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from harness.base.terminal import Progress
 from harness.datasets.archives import members_of
 from harness.datasets.base import cached_json, keep_json
-from harness.datasets.images import KNOWN, find_images, is_named_like_image, name_fault, odd_kind, shorten
+from harness.datasets.images import KNOWN, find_images, is_named_like_image, name_fault, shorten
 from harness.datasets.webdataset import LARGEST
-from zoo.core.files import digest
+from zoo.core.files import digest, require_file
 from zoo.core.messages import expected
 
 TAR, PARQUET = ".tar", ".parquet"
@@ -283,7 +283,7 @@ class TextSource:
         """
         if not file.exists():
             raise FileNotFoundError(f"--texts {str(file)!r}: there is no such file")
-        _require_file(file)
+        require_file(file)
         content = file.read_bytes()
         try:
             lines = content.decode("utf-8-sig").removesuffix("\n").split("\n")
@@ -317,7 +317,7 @@ def open_source(words: Sequence[str], *, column: str | None = None, progress: Pr
     files = list(dict.fromkeys(chain.from_iterable(map(_files, words))))
     for file in files:
         if not file.is_dir():
-            _require_file(file)
+            require_file(file)
     kinds = {file.suffix.lower() for file in files}
     if kinds == {TAR}:
         return _list_tars(files, progress or Progress())
@@ -331,12 +331,6 @@ def open_source(words: Sequence[str], *, column: str | None = None, progress: Pr
 def printable(text: str) -> str:
     """Return a name that UTF-8 can hold; bytes of it that are none become escapes."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-
-
-def _require_file(file: Path) -> None:
-    """Refuse a pipe, which may never end, and what else is no file."""
-    if kind := odd_kind(file.stat().st_mode):
-        raise ValueError(f"{str(file)!r} is {kind}; expected a regular file")
 
 
 def _files(word: str) -> list[Path]:
