@@ -103,8 +103,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
     from harness.records.averages import match_costs, training_free
-    from harness.records.conditions import GOLDEN
-    from harness.records.record import RECORDS, earlier, keep_new, record_values
+    from harness.records.record import GOLDEN, RECORDS, earlier, keep_new, record_values
     from harness.report.folder import write_report
     from harness.report.tables import comparison_table, matched_table
 
@@ -171,7 +170,7 @@ def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     from harness.measure.bench import compare, judge
     from harness.measure.plan import Plan, recovered_alone
     from harness.models.towers import split_method
-    from harness.records.conditions import DENSE
+    from harness.records.record import DENSE
 
     dense, method, keep = split_method(args.model)
     row = {"models": (dense,), "methods": (method or DENSE,), "keeps": (keep,)}

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from harness.datasets import list_datasets, shipped_facts, split_words
 from harness.datasets.public import RootedDataset
-from harness.records.conditions import DENSE, MATCHED, PROMPTS
 from harness.records.metrics import METRICS, Measured, Metric, fidelity_metrics
-from harness.records.record import Record, Times, lacking, refuse_mixed
+from harness.records.record import DENSE, MATCHED, PROMPTS, Record, Times, lacking, refuse_mixed
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,

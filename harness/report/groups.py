@@ -20,9 +20,8 @@ from harness.records.averages import (
     tower_of,
     with_recovery,
 )
-from harness.records.conditions import DENSE, GOLDEN, MATCHED, RANDOM
 from harness.records.metrics import METRICS
-from harness.records.record import CONDITIONS, Record, differing
+from harness.records.record import CONDITIONS, DENSE, GOLDEN, MATCHED, RANDOM, Record, differing
 from harness.records.times import CONDITIONS as TIMED_CONDITIONS
 from harness.records.times import LatencyRecord, Machine, latency_table
 from harness.records.times import table_of as timed_title
