@@ -18,8 +18,7 @@ from harness.measure.cost import RowCost, count_costs
 from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
 from harness.models import towers
 from harness.models.towers import split_method, split_name
-from harness.records.conditions import DENSE, DTYPES, GOLDEN
-from harness.records.record import utc_now
+from harness.records.record import DENSE, DTYPES, GOLDEN, utc_now
 from harness.records.times import (
     EAGER,
     EAGER_FLOAT32,
@@ -31,7 +30,7 @@ from harness.records.times import (
     fitting,
     time_fields,
 )
-from zoo.core.files import fingerprint
+from zoo.core.files import fingerprint, is_out_of_memory
 from zoo.core.messages import check_fields, expected
 from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
@@ -271,7 +270,7 @@ def _time(
         try:
             images = timing.random_images(batch, vit.input_size, device, DTYPES[dtype])
         except RuntimeError as error:
-            if not timing.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = f"{timing.OUT_OF_MEMORY}, for the images alone"
             ready, timings = dict.fromkeys(models, timing.ReadyModel(failed=reason)), dict[int, Timing]()
@@ -324,7 +323,7 @@ def time_runnables(
     try:
         return ready, timing.interleave(calls, images, **how)
     except (RuntimeError, MemoryError) as error:
-        if not timing.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         reason = f"{timing.OUT_OF_MEMORY}, with all of them ready"
         return ready | {key: replace(ready[key], failed=reason) for key in calls}, {}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
 from harness.records.times import EAGER, Surroundings, Timing, cores
+from zoo.core.files import is_out_of_memory
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, Served, as_runtime, require_format
@@ -47,7 +48,6 @@ OUT_OF_MEMORY = "out of memory"
 ALLOWED = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 CHECKED = 8  # images, at least
 MIB = 2**20
-_FULL = ("can't allocate memory", "not enough memory", OUT_OF_MEMORY)
 
 K = TypeVar("K", bound=Hashable)
 Call = Callable[[Tensor], object]
@@ -456,13 +456,6 @@ def _reason(error: BaseException) -> str:
         return str(error)
     lines = str(error).strip().splitlines() or ["no reason given"]
     return f"{type(error).__name__}: {lines[0].strip()}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory didn't suffice, on whatever device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _FULL)
 
 
 def weights_mib(model: nn.Module, dtype: torch.dtype) -> float:

@@ -14,9 +14,9 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.measure.rows import OutcomeCache, Variant, require_rows, rows_of
 from harness.models.towers import load_clip, split_method, text_classifier
-from harness.records.conditions import DENSE
 from harness.records.metrics import correct
-from zoo.core.files import cache_folder, digest, fingerprint
+from harness.records.record import DENSE
+from zoo.core.files import cache_file, digest, fingerprint
 from zoo.core.precision import precision_on
 from zoo.learning.tuning import Labelled, TuneConfig, tune
 from zoo.loading.adopt import add_prompts
@@ -132,7 +132,7 @@ class Tuner:
             *(self.dataset.name, self.dataset.condition, shots, seed, asdict(config)),
             *(few.train.image_ids, few.val.image_ids, like.device.type, torch.__version__),
         ]
-        return cache_folder() / "prompts" / f"{digest(conditions, length=20)}.safetensors"
+        return cache_file("prompts", f"{digest(conditions, length=20)}.safetensors")
 
     def _tune(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig, path: Path) -> None:
         """Tune one row and write the result; go on where a stopped run was."""

@@ -22,8 +22,7 @@ from harness.measure.rows import Variant, make_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower, load_tower
 from harness.records.averages import judged_on
-from harness.records.conditions import DENSE, DTYPES, GOLDEN, Tuning
-from harness.records.record import Record
+from harness.records.record import DENSE, DTYPES, GOLDEN, Record, Tuning
 from harness.studies.spec import (
     ModelSpec,
     PredictorSpec,
@@ -35,7 +34,7 @@ from harness.studies.spec import (
     StudyLine,
 )
 from harness.studies.tables import StudyTable, compare_lines
-from zoo.core.files import cache_folder, digest, fingerprint
+from zoo.core.files import cache_file, digest, fingerprint
 from zoo.core.precision import AUTO, precision_on
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.predictor_file import PredictorFile
@@ -171,7 +170,7 @@ class Workshop:
         every = [[self.make(one) for one in part] for part in (spec.train, spec.stop)]
         parts = [[asdict(one.provenance) | {"ids": one.image_ids} for one in part] for part in every]
         conditions = [self.tower.name, self.weights, parts, asdict(spec.recipe), spec.shots, torch.__version__]
-        return cache_folder() / "studies" / f"{digest(conditions, length=20)}.safetensors"
+        return cache_file("studies", f"{digest(conditions, length=20)}.safetensors")
 
     def _loadable(self, path: Path) -> PredictorFile | None:
         words = "a predictor of an earlier run is fitted anew"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import zoo
 from harness.measure import timing
 from harness.records.times import EAGER, Surroundings, Timing
+from zoo.core.files import is_out_of_memory
 
 IMAGES = torch.zeros(4, 3, 8, 8)
 
@@ -359,4 +360,4 @@ def test_weights_are_parameters_and_buffers_in_their_precision():
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
 ])  # fmt: skip
 def test_what_says_that_memory_did_not_suffice(error, is_memory):
-    assert timing.is_out_of_memory(error) is is_memory
+    assert is_out_of_memory(error) is is_memory
