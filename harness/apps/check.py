@@ -30,8 +30,7 @@ from harness.measure.plan import Plan
 from harness.measure.rows import Variant, golden_row, known_methods, reduced_row, usual_methods
 from harness.models.towers import TIMM, load_clip, split_name, text_classifier
 from harness.records.averages import protocol, tower_of
-from harness.records.conditions import DENSE, GOLDEN, MATCHED, Tuning
-from harness.records.record import Record, read_run, record_lines
+from harness.records.record import DENSE, GOLDEN, MATCHED, Record, Tuning, read_run, record_lines
 from harness.report.changes import ABSENT
 from zoo.core.files import fingerprint, write_whole
 from zoo.core.messages import expected, tower_name

@@ -34,9 +34,8 @@ from harness.measure import timing
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, recovered_row, reduced_row
 from harness.models.towers import load_tower, split_method, text_classifier
-from harness.records.conditions import DENSE, DTYPES
 from harness.records.metrics import LEAST_GALLERY
-from harness.records.record import utc_now
+from harness.records.record import DENSE, DTYPES, utc_now
 from harness.records.statistics import median_interval
 from harness.records.times import Machine, Timing, verdict
 from zoo.core.files import digest, fingerprint

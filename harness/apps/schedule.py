@@ -31,7 +31,7 @@ from harness.measure.match import TOLERANCE, KeepSolver
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, reduced_row
 from harness.models.towers import load_tower
-from harness.records.conditions import DENSE
+from harness.records.record import DENSE
 from harness.records.statistics import paired_mean
 from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.messages import expected

@@ -17,7 +17,7 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches
 from harness.models.towers import TIMM, split_method
-from harness.records.conditions import DENSE, GOLDEN, RECOVERY
+from harness.records.record import DENSE, GOLDEN, RECOVERY
 from zoo.core.files import digest
 from zoo.core.messages import expected, tower_name
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig

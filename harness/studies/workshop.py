@@ -22,8 +22,7 @@ from harness.measure.rows import Variant, golden_row, reduced_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower, load_tower
 from harness.records.averages import judged_on
-from harness.records.conditions import DENSE, DTYPES, GOLDEN, Tuning
-from harness.records.record import Record
+from harness.records.record import DENSE, DTYPES, GOLDEN, Record, Tuning
 from harness.studies.spec import (
     ModelSpec,
     PredictorSpec,

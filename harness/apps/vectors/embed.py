@@ -28,7 +28,7 @@ from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store
 from harness.base.terminal import Progress
 from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.models.towers import no_text
-from harness.records.conditions import DTYPES
+from harness.records.record import DTYPES
 from zoo.core.files import fingerprint, weights_digest, write_whole
 from zoo.core.messages import expected
 from zoo.loading.clip import UnseenWordsError
