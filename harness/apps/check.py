@@ -30,8 +30,7 @@ from harness.measure.plan import Plan
 from harness.measure.rows import Variant, golden_row, known_methods, reduced_row, usual_methods
 from harness.models.towers import TIMM, load_clip, split_name, text_classifier
 from harness.records.averages import protocol, tower_of
-from harness.records.conditions import DENSE, GOLDEN, MATCHED, Tuning
-from harness.records.record import Record, read_run, record_lines
+from harness.records.record import DENSE, GOLDEN, MATCHED, Record, Tuning, read_run, record_lines
 from harness.report.changes import ABSENT
 from zoo.core.files import fingerprint, write_whole
 from zoo.core.messages import expected, tower_name
@@ -323,7 +322,7 @@ def _measure_case(case: Case, name: str, progress: Progress) -> Iterator[Checked
         dataset = get_dataset(where)
         bench.plan, bench.view = _with_enough_images(case.plan, parts, dataset), None
         known = [row for row in own if row.method in methods]
-        records = bench.judged(dataset, Tuning(), [variants[row.name] for row in known], {})
+        records = bench.judge(dataset, Tuning(), [variants[row.name] for row in known], {})
         if len(records) < len(known):  # the images have no golden rankings
             known = [row for row in known if row.method != GOLDEN]
         now = dict(zip((row.name for row in known), records, strict=True))

@@ -34,20 +34,19 @@ from harness.measure import timing
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, recovered_row, reduced_row
 from harness.models.towers import load_tower, split_method, text_classifier
-from harness.records.conditions import DENSE, DTYPES
 from harness.records.metrics import LEAST_GALLERY
-from harness.records.record import utc_now
+from harness.records.record import DENSE, DTYPES, utc_now
 from harness.records.statistics import median_interval
-from harness.records.times import Machine, Timing, cores, verdict
-from zoo.core.files import digest, fingerprint, read_facts
+from harness.records.times import Machine, Timing, verdict
+from zoo.core.files import digest, fingerprint
 from zoo.core.host import share_weights
 from zoo.core.merger import Merger
 from zoo.core.messages import expected
 from zoo.core.precision import best_precision
 from zoo.core.reducer import METHODS, configure
 from zoo.deploy.optimized import OptimizedHost
-from zoo.loading.learned_files import ScheduleFile
-from zoo.loading.predictor_file import find_predictor
+from zoo.loading.learned_files import ScheduleFile, dataset_names
+from zoo.loading.predictor_file import PredictorFile, find_predictor
 from zoo.loading.recovery_file import RecoveryFile
 
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
@@ -155,6 +154,9 @@ class Lab:
                 say(f"models in {dtype} run as they are: {why}")
         self.files: dict[str, Any] = {str(path): ScheduleFile.read(path) for path in config.schedules}
         self.files |= {str(path): RecoveryFile.read(path) for path in config.recoveries}
+        for path, file in self.files.items():
+            if file.method not in METHODS:
+                raise ValueError(f"{path!r} is of method {file.method!r}: {expected(file.method, METHODS)}")
         self.left_out: dict[str, str] = {}  # methods that can't be had, with the reason
         self.approaches = self._find_approaches()
         self.dataset = get_dataset(dataset)
@@ -216,9 +218,13 @@ class Lab:
             raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
         classifier = text_classifier(clip, self.dataset)[0] if labelled and clip is not None else None
         files = {path for way in self.approaches for path in self.predictors(way.method, self.options(way))}
-        rankings = [read_facts(path, "predictor")["provenance"].get("rankings", ()) for path in files]
-        learned = {one["dataset"] for several in rankings for one in several}
-        learned |= {one["name"] for file in self.files.values() for one in file.datasets}
+        learned = {name for file in self.files.values() for name in dataset_names(file.datasets)}
+        for path in files:
+            facts = PredictorFile.read(path).provenance or {}
+            try:
+                learned |= set(dataset_names(facts.get("rankings", []), "dataset"))
+            except ValueError as error:
+                raise ValueError(f"predictor {str(path)!r} doesn't say what it was fitted to: {error}") from error
         sizes, seed = (self.config.search, self.config.held_out), self.config.seed
         parts = part_pictures(self.dataset, sizes, seed, learned=learned, classifier=classifier)
         count = max(FEWEST, len(parts[0].split) // FIRST)
@@ -332,7 +338,7 @@ class Lab:
         """Time a candidate in turn with the dense tower in float32, as it is and as the candidate is run."""
         self.say(f"time of {one}")
         vits = {"chosen": self.served_row(one).vit, "alike": self.served[one.dtype]}
-        meanwhile, batch = timing.Watch(), self.config.batch
+        batch = self.config.batch
         timings = self._time(vits, self.config.rounds, seconds=self.config.seconds, warmup=2)
         chosen, dense = timings["chosen"], timings[DENSE]
         ratio, per_call = chosen.ratio_to(dense), median_interval(chosen.samples_ms)
@@ -346,7 +352,7 @@ class Lab:
             "dense_images_per_s": 1000 * batch / dense.spread_ms.estimate,
             **{"batch": batch, "threads": torch.get_num_threads(), "rounds": len(chosen.samples_ms)},
             "stopwatch": timing.wall_clock().name,
-            "warnings": list(timing.warnings_of(chosen, meanwhile.surroundings(), cores())),
+            "warnings": list(timing.warnings_of(chosen)),
         }
 
     def certificate(self, chosen: Assessment) -> dict[str, Any]:
@@ -507,12 +513,12 @@ def _miss(bounds: SetupBounds, one: Assessment) -> str:
         figures = one.fidelity[metric]
         if figures["low"] < least:
             words = f"{figures['estimate']:.5f}, by its interval at least {figures['low']:.5f}"
-            return f"the mean {WORDS[metric]} on pictures held out is {words}"
+            return f"{bounds.flag(metric)} is missed: the mean {WORDS[metric]} on pictures held out is {words}"
     ratio = one.time["ratio_to_dense"]
     if bounds.speed_up is not None and ratio["high"] * bounds.speed_up > 1:
-        least = 1 / ratio["high"]
-        return f"it is {1 / ratio['estimate']:.2f} times as fast as dense, by its interval at least {least:.2f}"
-    return "" if ratio["estimate"] < 1 else f"it takes {ratio['estimate']:.3f} of the dense tower's time"
+        words = f"{1 / ratio['estimate']:.2f} times as fast as dense, by its interval at least {1 / ratio['high']:.2f}"
+        return f"--speed-up {bounds.speed_up} is missed: it is {words}"
+    return ""
 
 
 def selection_table(selection: Selection) -> Table:

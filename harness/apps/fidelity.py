@@ -77,6 +77,11 @@ class SetupBounds:
         floors = {COSINE: self.min_cosine, OVERLAP: self.min_overlap, CHANGE: loss}
         return {metric: least for metric, least in floors.items() if least is not None}
 
+    def flag(self, metric: str) -> str:
+        """Return the command's flag for a metric that is bounded, with its value."""
+        name = {COSINE: "min_cosine", OVERLAP: "min_overlap", CHANGE: "max_loss"}[metric]
+        return f"--{name.replace('_', '-')} {self.values[name]}"
+
     @property
     def words(self) -> str:
         """All bounds in words."""

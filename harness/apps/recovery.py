@@ -9,13 +9,14 @@ from torch import Tensor
 
 from harness import git_commit
 from harness.apps.setup import Setup
+from harness.base.lines import claim_file
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
 from harness.measure.rows import reduced_row, require_rows
 from harness.models.towers import load_tower
-from zoo.core.files import cache_folder, digest
+from zoo.core.files import cache_file, cache_folder, digest
 from zoo.learning.recovery import recover
 from zoo.loading.recovery_file import RecoveryConfig, RecoveryFile, save_recovery
 
@@ -107,20 +108,21 @@ def train_recovery(
     tower = load_tower(setup.model)
     name = f"{tower.arch}_{setup.method}{round(100 * rate)}"
     row = reduced_row(tower.vit, tower.arch, tower.tag, name, setup.method, {"keep": rate})
+    path = out or cache_folder() / "recoveries" / f"{name}.{tower.tag or 'own'}.{config.what}.safetensors"
 
     def read(split: Split) -> Tensor:
         return torch.cat([images.to(torch.bfloat16) for _, images in batches(split, tower.preprocess)])
 
-    progress.say(f"reading images of {', '.join(one.dataset.name for one in sets)}")
-    train, val = [read(one.train) for one in sets], [read(one.held_out) for one in sets]
-    facts, ids = [one.facts for one in sets], [one.image_ids for one in sets]
-    decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
-    checkpoint = cache_folder() / "fits" / f"{digest(decisive)}.pt"
-    vit = row.vit.to(device)
-    with progress.task(f"steps of {name}", config.rounds * config.steps) as update:
-        recovered = recover(vit, train, val, config, on_step=update, checkpoint=checkpoint)
-    path = out or cache_folder() / "recoveries" / f"{name}.{tower.tag or 'own'}.{config.what}.safetensors"
-    origin: dict[str, Any] = {"name": tower.arch, "tag": tower.tag, "datasets": facts, "commit": git_commit()}
-    file = save_recovery(path, vit, recovered, config, **origin)
-    checkpoint.unlink(missing_ok=True)
-    return file
+    with claim_file(path):
+        progress.say(f"reading images of {', '.join(one.dataset.name for one in sets)}")
+        train, val = [read(one.train) for one in sets], [read(one.held_out) for one in sets]
+        facts, ids = [one.facts for one in sets], [one.image_ids for one in sets]
+        decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
+        checkpoint = cache_file("fits", f"{digest(decisive)}.pt")
+        vit = row.vit.to(device)
+        with progress.task(f"steps of {name}", config.rounds * config.steps) as update:
+            recovered = recover(vit, train, val, config, on_step=update, checkpoint=checkpoint)
+        origin: dict[str, Any] = {"name": tower.arch, "tag": tower.tag, "datasets": facts, "commit": git_commit()}
+        file = save_recovery(path, vit, recovered, config, **origin)
+        checkpoint.unlink(missing_ok=True)
+        return file

@@ -23,6 +23,7 @@ from torch import nn
 from harness import git_commit
 from harness.apps.fidelity import PicturePart, Pictures, join_splits
 from harness.apps.recovery import LearningSet, Sources
+from harness.base.lines import claim_file
 from harness.base.terminal import Progress
 from harness.datasets.base import Split, cached_json, keep_json
 from harness.measure.cost import gflops
@@ -30,7 +31,7 @@ from harness.measure.match import TOLERANCE, KeepSolver
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, reduced_row
 from harness.models.towers import load_tower
-from harness.records.conditions import DENSE
+from harness.records.record import DENSE
 from harness.records.statistics import paired_mean
 from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.messages import expected
@@ -377,32 +378,34 @@ def search_schedule(
     if method not in METHODS:
         raise ValueError(f"--method {method!r}: {expected(method, METHODS)}")
     bench = _Bench(model, method, sources, config, device, progress)
-    default = bench.solve([DEFAULT])[DEFAULT]
-    best, tried = bench.best_on_training_images(default)
-    found, datasets = bench.compare(default, best)
-    if not found:
-        best = default
-        datasets = [one | {"after": one["before"], "difference": [0.0] * 3} for one in datasets]
-    bench.save()
-    tower, options = bench.tower, best.options(bench.patches)
-    reached = count_gflops(bench.row(method, options).vit)
-    file = ScheduleFile(
-        **options,
-        model=tower.arch,
-        tag=tower.tag,
-        weights=bench.weights,
-        method=method,
-        options={name: value for name, value in bench.settings.items() if name not in OPTIONS},
-        cost={"match": "gflops", "of": config.asked, "asked": bench.goal, "reached": reached},
-        found=found,
-        datasets=datasets,
-        candidates=tried,
-        seconds=bench.known["seconds"],
-        version=version("clip-patchrank"),
-        commit=git_commit(),
-    )
+    tower = bench.tower
     name = f"{tower.arch}_{method}.{tower.tag or 'own'}.{bench.path.stem}.json"
     path = out or cache_folder() / "schedules" / name
-    file.write(path)
-    bench.path.unlink(missing_ok=True)
+    with claim_file(path):
+        default = bench.solve([DEFAULT])[DEFAULT]
+        best, tried = bench.best_on_training_images(default)
+        found, datasets = bench.compare(default, best)
+        if not found:
+            best = default
+            datasets = [one | {"after": one["before"], "difference": [0.0] * 3} for one in datasets]
+        bench.save()
+        options = best.options(bench.patches)
+        reached = count_gflops(bench.row(method, options).vit)
+        file = ScheduleFile(
+            **options,
+            model=tower.arch,
+            tag=tower.tag,
+            weights=bench.weights,
+            method=method,
+            options={name: value for name, value in bench.settings.items() if name not in OPTIONS},
+            cost={"match": "gflops", "of": config.asked, "asked": bench.goal, "reached": reached},
+            found=found,
+            datasets=datasets,
+            candidates=tried,
+            seconds=bench.known["seconds"],
+            version=version("clip-patchrank"),
+            commit=git_commit(),
+        )
+        file.write(path)
+        bench.path.unlink(missing_ok=True)
     return path, file

@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.measure.rows import reduced_row, require_rows
 from harness.models.towers import Tower, find_tower, split_method
-from harness.records.conditions import DTYPES
+from harness.records.record import DTYPES
 from zoo.core.files import from_json, strict_json, write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS

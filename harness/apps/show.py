@@ -20,7 +20,7 @@ from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
 from harness.measure.rows import reduced_row
 from harness.models.towers import Tower, load_tower, no_text, undo_preprocess
-from harness.records.conditions import GOLDEN
+from harness.records.record import GOLDEN
 from harness.report.pictures import PatchRow, PatchSheet, draw
 from zoo.core.files import write_whole
 from zoo.core.messages import expected

@@ -1,10 +1,12 @@
 """Files of JSON lines: several processes append to one, and a torn last line is told and dropped; and their lock."""
 
 import contextlib
+import glob
 import gzip
 import json
 import os
 import shlex
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from zoo.core.files import no_room
+from zoo.core.files import DEVICE, PARTIAL, PIPE, kind_of, no_room, require_file
 
 MOST_UNPACKED = 2**30  # bytes of a file that is read packed
 T = TypeVar("T")
@@ -55,9 +57,10 @@ def append_lines(path: Path, lines: bytes) -> None:
     """Add lines at the end of a file, all or none; it is made if it isn't there.
 
     Raises:
-        ValueError: a file that is read packed, see `read_lines`.
+        ValueError: a file that is read packed, see `read_lines`, or no file at all.
         OSError: they can't be written.
     """
+    require_file(path)
     if path.suffix == ".gz":
         raise ValueError(f"{path}: lines are appended to plain files only; unpack it with gzip -d")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,11 +82,14 @@ def append_lines(path: Path, lines: bytes) -> None:
 
 
 def require_appendable(path: Path, flag: str = "--output") -> None:
-    """Refuse, by an OSError, a file that couldn't be written once all is measured; its folder is made."""
+    """Refuse, by an OSError or ValueError, a file that couldn't be written once all is measured; make its folder."""
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") if path.exists() else tempfile.TemporaryFile(dir=folder):
+        require_file(path)
+        with path.open("ab") if path.exists() else contextlib.nullcontext():
+            pass
+        with tempfile.TemporaryFile(dir=Path(os.path.realpath(path)).parent):
             pass
     except (FileExistsError, NotADirectoryError) as error:
         raise NotADirectoryError(f"{flag} {str(folder)!r} is a file, or lies in one; expected a folder") from error
@@ -91,13 +97,36 @@ def require_appendable(path: Path, flag: str = "--output") -> None:
         raise OSError(f"{flag} {str(folder)!r} can't be written to ({error.strerror}); name another folder") from error
 
 
+@contextlib.contextmanager
+def claim_file(path: Path | None) -> Iterator[None]:
+    """Keep other runs from writing a file while the body runs; what killed runs left beside it goes.
+
+    Nothing is done where ``path`` is None, or a pipe or device.
+
+    Raises:
+        ValueError: another run writes it.
+        OSError: it can't be written; nobody has to wait for the end to learn that.
+    """
+    if path is None or kind_of(path) in (PIPE, DEVICE):
+        yield
+        return
+    require_appendable(path)
+    path = Path(os.path.realpath(path))
+    busy = f"another run is writing to {str(path)!r}: wait for its end, or use another --output"
+    with hold_lock(_lock_path(path), busy) as alone:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}") if alone else ():
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        yield
+
+
 def read_lines(path: Path) -> tuple[list[bytes], bool]:
     """Return a file's lines, unpacked where its name ends in ``.gz``, and whether the last is torn.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no gzip file, not the whole of one, or one of more than `MOST_UNPACKED` bytes.
+        ValueError: no file, no gzip file, not the whole of one, or one of more than `MOST_UNPACKED` bytes.
     """
+    require_file(path)
     lines, torn = _split(path)
     if torn and _lock_path(path).exists():  # unless somebody is writing it
         with _lock(path):

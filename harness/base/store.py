@@ -5,10 +5,10 @@ One run at a time writes a store, each file whole; what is missing or broken is 
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
@@ -18,26 +18,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from harness.base.lines import hold_lock
-from zoo.core.files import PARTIAL, NoRoomError, digest, from_json, write_whole
+from zoo.core.files import PARTIAL, NoRoomError, digest, from_json, is_out_of_memory, require_file, write_whole
 
 VERSION = 1  # of the metadata
 CODEC = "zstd"
-AMPLE = 2**30  # bytes of free memory with which any file can be read
 LOCK = ".lock"  # pandas, polars and datasets leave out names that start with a dot
 _MAGIC = b"PAR1"
+_DENSEST = 2**15  # bytes that zstd packs into one at most: 128 KiB into a block of four
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
 
 
 class BrokenShardError(ValueError):
     """A file that is cut off, changed or not one at all."""
-
-
-def free_memory() -> int:
-    """Return the bytes that no program uses, without those that the system could free; ample where it doesn't say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return AMPLE
 
 
 def has_codec() -> bool:
@@ -46,18 +38,24 @@ def has_codec() -> bool:
 
 
 @contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """Take whatever goes wrong in the body for a broken file, unless this machine may be what it lacks: an OSError."""
+def _reading(size: int) -> Iterator[None]:
+    """Take what goes wrong with a file of ``size`` bytes for a broken one, unless this machine may lack something.
+
+    That is an OSError. Lack of memory proves nothing, unless more was asked for than any file of that size holds.
+    """
     try:
         yield
     except BrokenShardError:
         raise
     except Exception as error:  # a changed footer can raise anything, MemoryError included, pyarrow's own are kinds
-        short = isinstance(error, MemoryError) and free_memory() < AMPLE
+        asked = re.search(r"alloc of size (\d+)", str(error))
+        short = "alloc" in str(error).lower() or is_out_of_memory(error)  # thrift and zstd say so in errors of parsing
+        if short and asked is not None:
+            short = int(asked[1]) <= _DENSEST * size
         if short or (isinstance(error, NotImplementedError) and not has_codec()):
             raise OSError(
-                f"a shard can't be read here ({str(error).strip() or type(error).__name__}), which doesn't show it to "
-                f"be broken, so it is kept; free some memory, or install a pyarrow with {CODEC}"
+                f"can't be read here ({str(error).strip() or type(error).__name__}), which doesn't show it to be "
+                f"broken, so it is kept: give this process more memory, or a pyarrow with {CODEC}, or delete the file"
             ) from error
         raise BrokenShardError(f"unreadable ({type(error).__name__})") from error
 
@@ -107,12 +105,12 @@ def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
     """
     if content[:4] != _MAGIC or content[-4:] != _MAGIC:
         raise BrokenShardError("cut off, or no Parquet file")
-    with _reading():
+    with _reading(len(content)):
         file = pq.ParquetFile(pa.BufferReader(content))
         texts = file.metadata.metadata or {}
     if kind.encode() not in texts and json.dumps({"kind": kind})[1:-1].encode() not in content:
         raise ValueError(f"a Parquet file, but not of {kind}")
-    with _reading():
+    with _reading(len(content)):
         facts = json.loads(texts[kind.encode()])
         table, known = file.read(use_threads=False), facts.pop("sha256")
         if _digest(table, facts) != known or facts.pop("kind") != kind:
@@ -191,7 +189,7 @@ class ShardKind(Generic[P]):
         shard = Shard(table=table, provenance=provenance, **facts)
         if not 1 <= shard.covers <= shard.size or shard.first % shard.size:
             raise BrokenShardError(f"covers {shard.covers} from {shard.first}, of {shard.size} per shard")
-        with _reading():
+        with _reading(len(content)):
             self.check(shard)
         return shard
 
@@ -201,11 +199,16 @@ class ShardKind(Generic[P]):
         Raises:
             BrokenShardError: it is not whole, or not the one that its name says.
             ValueError: it is somebody else's.
+            OSError: it can't be read here, which doesn't say what it is.
         """
+        require_file(path)
+        content = path.read_bytes()
         try:
-            shard = self.decode(path.read_bytes())
+            shard = self.decode(content)
         except BrokenShardError:
             raise
+        except OSError as error:
+            raise OSError(f"{str(path)!r} {error}") from error
         except ValueError as error:
             raise ValueError(f"{str(path)!r}: {error}; use another folder for {self.what}") from error
         if shard.first != index * shard.size:
@@ -216,18 +219,21 @@ class ShardKind(Generic[P]):
         """Yield the shards of a store, finished or not, one in memory at a time.
 
         Raises:
-            ValueError: a shard is broken, somebody else's, or made in another way than the first.
+            ValueError: a shard is broken, somebody else's, or made in another way or size than the first.
             FileNotFoundError: there are none.
         """
-        first: P | None = None
+        first: Shard[P] | None = None
         for index, path in (shard_paths(folder) if folder.is_dir() else {}).items():
             try:
                 shard = self.read(path, index)
             except BrokenShardError as error:
                 mend = f"the `{self.command}` command that made it finds it and makes it again"
                 raise ValueError(f"{str(path)!r} is broken: {error}; {mend}") from error
-            first = first or shard.provenance
-            if differences := shard.provenance.differences(first):
+            first = first or replace(shard, table=None)
+            differences = shard.provenance.differences(first.provenance)
+            if shard.size != first.size:  # then two may hold the same
+                differences.append(f"shard size {shard.size} there, {first.size} wanted")
+            if differences:
                 raise ValueError(
                     f"shards of {str(folder)!r} were made differently: {path.name} has {'; '.join(differences)}; "
                     "make them again in another folder"
@@ -248,9 +254,13 @@ def shard_path(folder: Path, index: int) -> Path:
 
 
 def shard_paths(folder: Path) -> dict[int, Path]:
-    """List the files named like shards, by index, ascending."""
+    """List the files named like shards, by index, ascending; ValueError if two names have one index."""
     names = ((_SHARD_NAME.fullmatch(path.name), path) for path in folder.iterdir())
-    return dict(sorted((int(match[1]), path) for match, path in names if match))
+    found = sorted((int(match[1]), path) for match, path in names if match)
+    for (index, path), (other, second) in pairwise(found):
+        if index == other:
+            raise ValueError(f"{str(folder)!r} holds shard {index} twice, {path.name} and {second.name}: remove one")
+    return dict(found)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 
+from harness.base.terminal import printable
+
 NOT_MEASURED = "–"
 PIPE_WIDTH = 200  # columns that prose is wrapped to where there is no terminal
 ALL_COLUMNS = "all columns: a wider terminal, or --json"
@@ -175,14 +177,14 @@ class Table:
         return tuple(self.form(form) for form in FORMS if form in every.values())
 
     def form(self, form: Form = "wide") -> RichTable:
-        """Return one form for the terminal. Text is escaped: files of others can't steer it."""
+        """Return one form for the terminal. Names of others can't steer it, nor can their newlines make rows."""
         places = self.places(form)
         caption = self.caption
         if len(places) < len(self.places("wide")):
             caption = "; ".join(filter(None, (caption.removesuffix("."), ALL_COLUMNS)))
         table = RichTable(
-            title=escape(self.title),
-            caption=escape(caption) or None,
+            title=_plain(self.title),
+            caption=_plain(caption) or None,
             box=box.SIMPLE if form == "narrow" else box.HEAVY_HEAD,
         )
         for column, texts in ((self.columns[at], [row[at].tight for row in self.rows]) for at in places):
@@ -191,12 +193,16 @@ class Table:
             narrow = min(longest, PROSE) if column.fold else longest
             width = max(narrow, *map(cell_len, column.heading.split()), 1)
             justify: Literal["left", "right"] = "left" if column.left else "right"
-            table.add_column(escape(column.heading), justify=justify, overflow="fold", min_width=width)
+            table.add_column(_plain(column.heading), justify=justify, overflow="fold", min_width=width)
         for at, row in enumerate(self.rows):
             if at in self.sections:
                 table.add_section()
-            table.add_row(*(escape(row[place].tight) for place in places))
+            table.add_row(*(_plain(row[place].tight) for place in places))
         return table
+
+
+def _plain(text: str) -> str:
+    return escape(printable(text, ""))
 
 
 Part = Table | RichTable | str

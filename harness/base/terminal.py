@@ -1,6 +1,8 @@
 """The terminal: where results, notes and errors go, in colour or not, and progress of work."""
 
+import json
 import os
+import re
 import sys
 import time
 from argparse import Namespace
@@ -13,15 +15,18 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 WHENS = ("auto", "always", "never")
 LINE_S = 30.0  # seconds between two lines of progress where there is no terminal
 FRAMES = 4.0  # of bars per second: few, as models are timed beside them
 _ENDLESS = 100_000  # columns of a pipe: what is printed there brings its own width
+# C0 and C1, what turns the direction of text around, and halves of surrogate pairs.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Screen(Console):
-    """A console that draws no pictures for words between colons, and hides no broken pipe."""
+    """A console that shows control characters, draws no pictures for words between colons, and hides no broken pipe."""
 
     def __init__(self, color: str, **kwargs: Any) -> None:
         """Take when to colour, of `WHENS`, and what a console takes."""
@@ -35,6 +40,10 @@ class Screen(Console):
             moves = terminal and os.environ.get("TERM") != "dumb"
             how = {"color_system": "standard", "force_terminal": True, "force_interactive": moves}
         super().__init__(emoji=False, **how, **kwargs)
+
+    def render_str(self, text: str, **kwargs: Any) -> Text:
+        """Turn what is printed, a cell of a table too, into rich's text; see ``printable``."""
+        return super().render_str(printable(text), **kwargs)
 
     def on_broken_pipe(self) -> NoReturn:
         """Raise the error that it is called for."""
@@ -56,9 +65,12 @@ def errors(color: str = "auto") -> Screen:
     return Screen(color, stderr=True)
 
 
-def printable(text: str) -> str:
-    """Return text of somebody else without what a terminal would obey; lines and tabs stay."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
+def printable(text: str, kept: str = "\n\t") -> str:
+    """Return text with escapes for what a terminal would obey, but for characters that are ``kept``.
+
+    The escapes are JSON's, so that a JSON document keeps its meaning.
+    """
+    return _OBEYED.sub(lambda found: found[0] if found[0] in kept else json.dumps(found[0])[1:-1], text)
 
 
 def has_width() -> bool:
@@ -163,7 +175,7 @@ class Progress:
             self._bars = Bars(*columns, console=self._console, speed_estimate_period=1e9, **how)
             self._bars.start()
         bars = self._bars
-        key = bars.add_task(name, total=total or None, completed=done, text="")
+        key = bars.add_task(printable(name, ""), total=total or None, completed=done, text="")
 
         def update(done: float, new_total: float = 0) -> None:
             whole = new_total or total

@@ -60,10 +60,14 @@ def run_choose(args: Namespace, status: Console) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
     from harness.apps.choose import ChooseConfig, choose, selection_table
     from harness.apps.fidelity import SetupBounds
+    from harness.base.lines import claim_file
 
     bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
     dataset = args.dataset or f"images:{args.images}"
-    selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
+    with claim_file(args.output):
+        selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
+        if selection.met:
+            selection.setup.write(args.output)
     setup, parts = selection.setup, [selection_table(selection)]
     data = json_values(
         {
@@ -84,10 +88,10 @@ def run_choose(args: Namespace, status: Console) -> Shown:
     if not selection.met:
         text = f"nothing meets {bounds.words}; the nearest is {text}; {selection.why}"
         return Shown(parts=(*parts, text, *warnings), data=data, code=1)
-    if time["verdict"] != "faster":
+    if time["verdict"] == "slower":
+        warnings.append("it is slower than dense: the interval of the ratio lies above 1")
+    elif time["verdict"] != "faster":
         warnings.append("that it is faster than dense isn't shown: the interval of the ratio includes 1")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    setup.write(args.output)
     ends = "by the ends of 95 % intervals"
     wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, {ends}. {text}"
     return Shown(parts=(*parts, wrote, *warnings, _use(args)), data=data)
@@ -129,6 +133,7 @@ def run_export(args: Namespace, status: Console) -> Shown:
     """
     import torch
 
+    from harness.base.lines import claim_file
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import subset
     from harness.golden.rank import Source
@@ -147,7 +152,7 @@ def run_export(args: Namespace, status: Console) -> Shown:
     progress.say(f"{setup.name}: writing {args.format} in {setup.dtype}, then {len(images)} images run through it")
     kind = {"format": args.format, "dtype": setup.dtype}
     how = kind | {"batches": args.batches, "least_cosine": args.least_cosine}
-    with progress.task("checked", len(images) * len(args.batches)) as tick:
+    with claim_file(args.output), progress.task("checked", len(images) * len(args.batches)) as tick:
         try:
             agreement = export_model(tower.vit, args.output, images, **how, facts=about, tick=tick)
         except DisagreementError as error:
@@ -200,9 +205,10 @@ def run_embed(args: Namespace, status: Console) -> Shown:
 
     job = flags.settings(EmbedJob, args, setup=flags.setup_of(args), source=_source(args, Progress(status)))
     done = embed(job, Progress(status))
-    facts = {"path": done.path, "total": done.total, "embedded": done.total - done.bad, "bad": done.bad}
+    embedded = done.total - done.bad - done.unmade
+    facts = {"path": done.path, "total": done.total, "embedded": embedded, "bad": done.bad, "lost": done.lost}
     data = json_values({**facts, "errors": done.errors, "per_s": done.rates, "binds": done.binds})
-    return Shown(parts=_embedded_lines(done, job), data=data)
+    return Shown(parts=_embedded_lines(done, job), data=data, code=1 if done.unmade else 0)
 
 
 def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource":
@@ -229,10 +235,16 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
             by = f"{count} process{'es' if count > 1 else ''}" if count else "the model's process"
             line = f"{done.binds} binds: {line}, decoding by {by} {rates['decoding']}"
         lines.append(line)
-    text = f"wrote {done.path}: {done.total - done.bad:,} of {done.total:,} {job.kind}"
+    text = f"wrote {done.path}: {done.total - done.bad - done.unmade:,} of {done.total:,} {job.kind}"
     if done.bad:
         text += f"; {done.bad:,} can't be embedded, listed in {done.errors}"
-    return (*lines, text)
+    lines.append(text)
+    if done.unmade:
+        lines.append(
+            f"{done.lost:,} images were lost as something ended the processes that decode them (too little memory?); "
+            f"files of {done.unmade:,} aren't written: the same command makes them, and fewer --decoders need less"
+        )
+    return tuple(lines)
 
 
 def _search_flags(parser: CommandParser) -> None:
@@ -245,19 +257,22 @@ def _search_flags(parser: CommandParser) -> None:
     flags.add(files, "--sheet", None, "a PNG of the hits, side by side", Path)
 
 
-def run_search(args: Namespace, _status: Console) -> Shown:
+def run_search(args: Namespace, status: Console) -> Shown:
     """Search embeddings and show the nearest ones."""
     from harness.apps.vectors.embed import IMAGES, read_vectors
     from harness.apps.vectors.search import nearest, open_pictures, query_vector, write_sheet
 
     provenance = next(read_vectors(args.vectors)).provenance
     source = None if args.sheet is None else open_pictures(provenance)
-    found = nearest(args.vectors, query_vector(args.query, provenance, device=args.device), args.top)
+    vector = query_vector(args.query, provenance, device=args.device)
+    found = nearest(args.vectors, vector, args.top, Progress(status).say)
     name = "path" if provenance.kind == IMAGES else "text"
     rows = [(str(hit.rank), f"{hit.score:.4f}", hit.name) for hit in found.hits]
     below = provenance.source[0]
     where = f"; paths are below {below}" if name == "path" and Path(below).is_dir() else ""
-    text = f"searched {found.searched:,} {provenance.kind}, embedded by {provenance.setup.name}{where}"
+    whole = f"{provenance.count:,} {provenance.kind}"
+    many = whole if found.searched == provenance.count else f"{found.searched:,} of {whole}"
+    text = f"searched {many}, embedded by {provenance.setup.name}{where}"
     parts: list[Part] = [Table.of(f"nearest to {args.query}", ("rank", "score", name), rows, words=(name,)), text]
     if source is not None:
         write_sheet(args.sheet, args.query, found, source)
@@ -265,7 +280,8 @@ def run_search(args: Namespace, _status: Console) -> Shown:
     hits = [{"rank": hit.rank, "score": hit.score, "id": hit.id, name: hit.name} for hit in found.hits]
     facts = {"query": args.query, "source": provenance.source, "model": provenance.setup.name}
     sheet = None if source is None else str(args.sheet)
-    return Shown(parts=tuple(parts), data={**facts, "searched": found.searched, "hits": hits, "sheet": sheet})
+    facts |= {"searched": found.searched, "of": provenance.count, "missing": found.missing}
+    return Shown(parts=tuple(parts), data={**facts, "hits": hits, "sheet": sheet})
 
 
 def _show_flags(parser: CommandParser) -> None:

@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except (ValueError, OSError) as error:
         # Not wrapped, so that a command or a path in it can be copied.
-        text = f"[bold red]{PROGRAM}: error:[/] {escape(printable(describe_error(error)))}"
+        text = f"[bold red]{PROGRAM}: error:[/] {escape(describe_error(error))}"
         errors(color).print(text, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
@@ -223,7 +223,7 @@ def _run(args: Namespace) -> int:
         if isinstance(outcome, Generator):
             outcome = _print_parts(outcome, output)
         if output is None:
-            print(_document(args.command, outcome))
+            print(printable(_document(args.command, outcome)))
         else:
             for part in outcome.parts:
                 _print(part, output)

@@ -55,9 +55,9 @@ def run_rank(args: Namespace, status: Console) -> Shown:
     """Make golden rankings and say where they are."""
     from harness.datasets import get_dataset
     from harness.golden.rank import RankJob, Source, rank_by_scores
-    from harness.records.conditions import DTYPES
     from zoo.core.messages import expected
     from zoo.core.precision import AUTO
+    from zoo.core.precision import PRECISIONS as DTYPES
 
     if args.dtype not in (AUTO, *DTYPES):
         raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, (AUTO, *DTYPES))}")
@@ -109,6 +109,7 @@ def _predictor_flags(parser: CommandParser) -> None:
 
 def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     """Fit a predictor, ranking images first where no rankings are given and none ship."""
+    from harness.base.lines import claim_file
     from harness.datasets import get_dataset
     from harness.datasets.base import SplitName
     from harness.datasets.few_shot import require_images, require_labels
@@ -140,7 +141,7 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     if not files["train"] and not jobs:
         raise ValueError("nothing to learn from: give --dataset, or --rankings")
     limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
-    with progress.task("fit predictor, steps", len(jobs) + 1) as update:
+    with claim_file(args.output), progress.task("fit predictor, steps", len(jobs) + 1) as update:
         for done, (split, job) in enumerate(jobs, start=1):
             files[split].append(rank(job, progress).path)
             update(done)
@@ -185,10 +186,11 @@ def _prompts_flags(parser: CommandParser) -> None:
 
 def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     """Tune prompts, write them, and say what that took and gave."""
+    from harness.base.lines import claim_file, require_appendable
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import draw
-    from harness.measure.tuning import load_tuners
-    from zoo.core.files import write_whole
+    from harness.measure.tuning import load_tuner
+    from zoo.core.files import cache_folder, write_whole
 
     asked = {"tokens": args.tokens, "count": args.num_tokens}
     asked = {name: value for name, value in asked.items() if value is not None}
@@ -196,17 +198,19 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     dataset = get_dataset(args.dataset)
     drawn = draw(dataset, args.shots, config.seed, args.draws)  # refuses before anything is loaded
     how = {"draws": args.draws, "device": args.device, "progress": Progress(status)}
-    row, (tuner,) = load_tuners(args.model, [dataset], **how)
+    row, tuner = load_tuner(args.model, dataset, **how)
     begin = time.perf_counter()
     steps = config.total_steps(len(drawn.train))
-    tuned = tuner.tuned([row], args.shots, config.seed, config)[row.key]
-    seconds = time.perf_counter() - begin
-    path = tuned.file.path
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.output, path.read_bytes())
-        path = args.output
-    untuned, top1 = (one.top1 for one in tuner.judge(row, tuned, drawn.val))
+    if args.output is None:
+        require_appendable(cache_folder() / "prompts" / "any")
+    with claim_file(args.output):
+        tuned = tuner.tune([row], args.shots, config.seed, config)[row.key]
+        seconds = time.perf_counter() - begin
+        path = tuned.file.path
+        if args.output is not None:
+            write_whole(args.output, path.read_bytes())
+            path = args.output
+    untuned, top1 = tuner.judge(row, tuned, drawn.val)
     parameters, memory_mib = tuned.file.provenance["parameters"], _memory_mib(args.device)
     text = (
         f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, "

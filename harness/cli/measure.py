@@ -3,7 +3,7 @@
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from itertools import chain, groupby, takewhile
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,16 +99,13 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
 def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
-    from harness.measure.bench import Tracer
-    from harness.measure.compare import compare
+    from harness.measure.bench import Tracer, compare
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
     from harness.records.averages import match_costs, training_free
-    from harness.records.conditions import GOLDEN
-    from harness.records.record import RECORDS, earlier, keep_new, record_values
+    from harness.records.record import GOLDEN, RECORDS, earlier, keep_new, record_values
     from harness.report.folder import write_report
-    from harness.report.groups import group_records, shot_columns
-    from harness.report.tables import comparison_table, matched_table, shot_table
+    from harness.report.tables import comparison_table, matched_table
 
     path, progress = args.output / RECORDS, Progress(status)
     # Where cost counts, all but the oracle, which has none.
@@ -117,7 +114,6 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     known = earlier(path, progress, fresh=args.fresh)
     tracer = Tracer(run=args.output, progress=progress, images=args.traces, thumbnails=args.thumbnails)
     records: list[Record] = []
-    groups: list[list[Record]] = []  # of one dataset and tower
     more = at_equal_time(plan) if args.equal_time else None
 
     def measured(plan: Plan, tracer: Tracer | None = None) -> "Iterator[list[Record]]":
@@ -134,10 +130,6 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
                     yield comparison_table(part, plan.match_to)
                 if plan.match is not None:
                     yield matched_table(match_costs(group, plan.match_to, plan.timed_batch))
-                groups.append(group)
-                if group[0].shots == plan.shots[-1]:
-                    yield from map(shot_table, shot_columns(group_records(chain.from_iterable(groups))))
-                    groups = []
             update(done := done + 1)
         for group in measured(more) if more is not None else ():
             assert more is not None
@@ -175,10 +167,10 @@ def run_eval(args: Namespace, status: Console) -> Shown:
 
 def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
-    from harness.measure.compare import compare, judge
+    from harness.measure.bench import compare, judge
     from harness.measure.plan import Plan, recovered_alone
     from harness.models.towers import split_method
-    from harness.records.conditions import DENSE
+    from harness.records.record import DENSE
 
     dense, method, keep = split_method(args.model)
     row = {"models": (dense,), "methods": (method or DENSE,), "keeps": (keep,)}
@@ -205,16 +197,19 @@ def _latency_flags(parser: CommandParser) -> None:
     text = "reduced or dense models' names; see `list`"
     flags.add(what, "--model", None, text, dest="models", nargs="+", metavar="MODEL", required=True)
     flags.usual(what, "methods", default=[], text="of each dense tower, too")
-    flags.fields(what, LatencyPlan, keeps="of --methods")
+    flags.usual(what, "keeps", default=list(LatencyPlan.keeps), text="of --methods")
     flags.fields(what, LatencyPlan, random_weights="none are loaded; times don't depend on them")
     how = parser.add_argument_group("conditions")
     usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (CPU_BATCHES, CUDA_BATCHES))
-    flags.add(how, "--batches", None, f"images per call; default: {usual}, on CUDA {on_cuda}", int, nargs="+")
+    flags.add(
+        how, "--batches", None, f"images per call; default: {usual}, on CUDA {on_cuda}", flags.positive, nargs="+"
+    )
     flags.add(how, "--image-sizes", [], "pixels a side; default: the tower's own", int)
-    flags.fields(how, LatencyPlan, dtypes="float32, bfloat16 or float16", ways=", ".join(WAYS))
+    flags.add(how, "--dtypes", list(LatencyPlan.dtypes), "float32, bfloat16 or float16", flags.dtype)
+    flags.fields(how, LatencyPlan, ways=", ".join(WAYS))
     text = f"in one table, against dense in eager float32: {', '.join(RUNTIMES)}"
     flags.add(how, "--runtimes", [], text, metavar="RUNTIME")
-    flags.add(how, "--threads", None, "torch's; default: as many as it takes", int, nargs="+")
+    flags.add(how, "--threads", None, "torch's; default: as many as it takes", flags.positive, nargs="+")
     flags.usual(how, "device")
     flags.fields(how, LatencyPlan, rounds="calls of each model, in turn, at least", seconds="rounds go on for so long")
     where = parser.add_argument_group("files")
@@ -226,7 +221,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
     """Time models in turn with their dense towers, and write records and tables."""
     import torch
 
-    from harness.base.lines import require_appendable
+    from harness.base.lines import can_resume, require_appendable
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
     from harness.measure.timing import load_1min
     from harness.records import times
@@ -247,7 +242,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
         )
     path, page = args.output / times.LATENCIES, args.output / "latency.md"
     require_appendable(path)
-    known = times.earlier_times(path, progress, fresh=args.fresh)
+    known = times.read_latencies(path) if can_resume(path, progress.say, fresh=args.fresh) else []
 
     def timed() -> Iterator[times.LatencyRecord]:
         for cell, new in measure_latency(plan, known, progress):
@@ -278,7 +273,7 @@ def _report_flags(parser: CommandParser) -> None:
 
 
 def run_report(args: Namespace, status: Console) -> Shown:
-    """Write a report and show the Pareto fronts."""
+    """Write a report and say which method is best at which cost."""
     from harness.report.folder import report_runs
 
     return report_runs(args.runs, args.output, Progress(status), title=args.title, every_plot=args.all_plots)

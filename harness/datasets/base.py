@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.core.files import cache_folder, digest, write_whole
+from zoo.core.files import cache_file, digest, write_whole
 
 SplitName = Literal["train", "val", "test", "final"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")  # that every dataset has
@@ -339,7 +339,7 @@ def lines_of(file: Path) -> list[str]:
 
 def cached_json(room: str, *identity: object) -> tuple[Path, Any]:
     """Return where the user's cache keeps what belongs to an identity, and that, None if it is nothing readable."""
-    file = cache_folder() / room / f"{digest(identity)}.json"
+    file = cache_file(room, f"{digest(identity)}.json")
     with suppress(OSError, ValueError, RecursionError):
         return file, json.loads(file.read_bytes())
     return file, None
@@ -347,5 +347,4 @@ def cached_json(room: str, *identity: object) -> tuple[Path, Any]:
 
 def keep_json(file: Path, content: object) -> None:
     """Write a file of the user's cache, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(content).encode())

@@ -3,7 +3,6 @@
 import abc
 import io
 import os
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from harness.datasets.base import (
     keep_json,
     require_folder,
 )
-from zoo.core.files import digest
+from zoo.core.files import digest, odd_kind
 
 _NAMES = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp"
 EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
@@ -127,12 +126,6 @@ def _look_at(file: Path, inside: str) -> FoundFile:
     if kind := odd_kind(facts.st_mode):
         fault = fault or f"it is {kind}; expected a regular file"
     return FoundFile(file, facts.st_size, facts.st_mtime_ns, fault)
-
-
-def odd_kind(mode: int) -> str | None:
-    """Say what it is that isn't read from its start to its end, such as a pipe; None of a regular file."""
-    kinds = {stat.S_IFREG: None, stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def is_named_like_image(name: str) -> bool:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness import git_commit
+from harness.base.lines import claim_file
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split, SplitName
@@ -23,7 +24,7 @@ from harness.datasets.images import folder_images
 from harness.golden.store import FOLDER_SPLIT, Provenance, Rankings, ranked_revision
 from harness.models.towers import Tower, load_tower
 from harness.records.statistics import kendall_tau
-from zoo.core.files import blocks_fingerprint, cache_folder, digest, fingerprint, partial_of
+from zoo.core.files import blocks_fingerprint, cache_file, cache_folder, digest, fingerprint, partial_of
 from zoo.learning.fit import FitConfig, RankedTokens, fit_predictor, predict, save_predictor
 from zoo.loading.predictor_file import predictor_name
 from zoo.towers.vit import ReducedViT
@@ -147,9 +148,9 @@ def entering(
     shape = (len(images), vit.prefix_count + vit.grid[0] * vit.grid[1], vit.embed_dim)
     known = [[getattr(facts, name) for name in _KEY], [metadata.version(name) for name in _PACKAGES]]
     name = f"{facts.dataset}-{facts.split}-b{facts.block}-{digest([*known, images.image_ids])}"
-    path = cache_folder() / "tokens" / f"{name}.npy"
-    tokens = _read(path, shape)
+    tokens = _read(cache_folder() / "tokens" / f"{name}.npy", shape)
     if tokens is None:
+        path = cache_file("tokens", f"{name}.npy")
         title, done = f"tokens of {facts.dataset} {facts.split}", 0
         with _growing(path, shape) as file, progress.task(title, len(images)) as update:
             for examples, batch in batches(images, tower.preprocess):
@@ -187,7 +188,6 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 @contextlib.contextmanager
 def _growing(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
     """Yield a file for the rows of an array; it gets its name if the body ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     header = {"descr": _DTYPE.str, "fortran_order": False, "shape": shape}
     try:
@@ -262,25 +262,26 @@ def fit(
     ids = [{name for one in part for name in one.image_ids} for part in rankings]
     if both := ids[0] & ids[1]:
         raise ValueError(f"{len(both)} images are in the rankings to learn from and in those for early stopping")
-    learn = gather(tower, rankings[0], progress, shots=shots, seed=config.seed, folders=folders)
-    stop = gather(tower, rankings[1], progress, folders=folders)
-    blocks = blocks_fingerprint(tower.vit.state_dict(), tower.vit.blocks_prefix)
-    # By all that decides the result.
-    key = digest([asdict(config), facts, [learn.image_ids, stop.image_ids], blocks, torch.__version__])
-    checkpoint = cache_folder() / "fits" / f"{key}.pt"
-    with progress.task(f"epochs of {config.arch}", config.epochs) as update:
-        predictor = fit_predictor(
-            learn.data, stop.data, config, on_epoch=lambda epoch, *_: update(epoch + 1), checkpoint=checkpoint
-        )
     result = out or cache_folder() / "predictors" / predictor_name(tower.arch, tower.tag, agreed, ranked_for)
-    counts = [{"images": len(one)} for part in rankings for one in part]
-    made_from = [fact | count for fact, count in zip(facts, counts, strict=True)]
-    provenance = {"rankings": made_from, "images": len(learn.data), "shots": shots, "commit": git_commit()}
-    made: dict[str, Any] = {"config": config, "provenance": provenance, "weights": blocks, "action": ranked_for}
-    save_predictor(predictor, result, model=tower.arch, tag=tower.tag, block=agreed, **made)
-    checkpoint.unlink(missing_ok=True)
-    taus = kendall_tau(predict(predictor, stop.data).numpy(), stop.data.importance.numpy())
-    return result, float(np.nanmean(taus))
+    with claim_file(result if out is None else None):  # who names a file claims it
+        learn = gather(tower, rankings[0], progress, shots=shots, seed=config.seed, folders=folders)
+        stop = gather(tower, rankings[1], progress, folders=folders)
+        blocks = blocks_fingerprint(tower.vit.state_dict(), tower.vit.blocks_prefix)
+        # By all that decides the result.
+        key = digest([asdict(config), facts, [learn.image_ids, stop.image_ids], blocks, torch.__version__])
+        checkpoint = cache_file("fits", f"{key}.pt")
+        with progress.task(f"epochs of {config.arch}", config.epochs) as update:
+            predictor = fit_predictor(
+                learn.data, stop.data, config, on_epoch=lambda epoch, *_: update(epoch + 1), checkpoint=checkpoint
+            )
+        counts = [{"images": len(one)} for part in rankings for one in part]
+        made_from = [fact | count for fact, count in zip(facts, counts, strict=True)]
+        provenance = {"rankings": made_from, "images": len(learn.data), "shots": shots, "commit": git_commit()}
+        made: dict[str, Any] = {"config": config, "provenance": provenance, "weights": blocks, "action": ranked_for}
+        save_predictor(predictor, result, model=tower.arch, tag=tower.tag, block=agreed, **made)
+        checkpoint.unlink(missing_ok=True)
+        taus = kendall_tau(predict(predictor, stop.data).numpy(), stop.data.importance.numpy())
+        return result, float(np.nanmean(taus))
 
 
 def _agree(facts: list[dict[str, Any]], **asked: Any) -> tuple[int, str]:

@@ -116,7 +116,9 @@ class Rankings:
             raise ValueError(
                 "the importance of a patch is no finite number: the tower overflowed; use --dtype bfloat16 or float32"
             )
-        half = to_half(importance)
+        # The distance to the image's least: cosines crowd below 1, where float16 is coarse.
+        with np.errstate(over="ignore"):
+            half = (importance - importance.min(axis=1, keepdims=True)).astype(np.float16)
         if not np.isfinite(half).all():
             raise ValueError(f"importance spreads over {np.ptp(importance):g}, above float16's 65504")
         return cls(
@@ -212,13 +214,6 @@ def _check(shard: Shard[Provenance]) -> None:
 
 
 RANKINGS = ShardKind(key="golden", what="golden rankings", command="rank", provenance=Provenance, check=_check)
-
-
-def to_half(importance: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Store importance as its distance to the image's least: cosines crowd below 1, where float16 is coarse."""
-    with np.errstate(over="ignore"):  # the caller refuses infinity
-        lifted = importance - importance.min(axis=1, keepdims=True)
-        return np.asarray(lifted, dtype=np.float16)
 
 
 def store_name(model: str, dataset: str, split: str, score: str = "preservation") -> str:

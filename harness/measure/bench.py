@@ -1,10 +1,11 @@
-"""The measuring loop: the rows of a dense tower on one dataset after the other, as records."""
+"""The main job and its loop: rows of a dense tower side by side on one dataset after the other, as records."""
 
 import functools
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from harness import git_commit
-from harness.base.store import BrokenShardError
 from harness.base.terminal import Progress
+from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset, Split
-from harness.datasets.few_shot import batches, draw_train, subset, turns
+from harness.datasets.few_shot import batches, draw, draw_train, require_apart, require_labels, subset, turns
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
 from harness.measure.match import matched_rows, say_time_misses
-from harness.measure.plan import TRACED, Plan
+from harness.measure.plan import TRACED, Plan, check_plan, tuning_of
 from harness.measure.rows import (
     BLOCK,
     Outcome,
@@ -31,8 +32,9 @@ from harness.measure.rows import (
     captions_of,
     feature_probe,
     linear_probe,
-    outcomes,
     recovered_rows,
+    require_rows,
+    require_towers,
     variants,
 )
 from harness.measure.tuning import Tuned, Tuner
@@ -45,19 +47,114 @@ from harness.models.towers import (
     undo_preprocess,
     without_text,
 )
-from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, RECOVERY, Tuning, device_name
 from harness.records.metrics import METRICS, Captions, Sample, measure
-from harness.records.record import Record, fitting, images_digest, pack_groups, utc_now
+from harness.records.record import (
+    DENSE,
+    DTYPES,
+    GOLDEN,
+    PROBE,
+    PROMPTS,
+    RECOVERY,
+    Record,
+    Tuning,
+    device_name,
+    fitting,
+    images_digest,
+    pack_groups,
+    utc_now,
+)
 from harness.records.traces import RANKING, STAYED, TRACES, UNRANKED, Facts, RowTraces, Thumbnails, read_row
 from zoo.core.files import fingerprint, write_whole
 from zoo.core.messages import tower_name
+from zoo.core.precision import best_precision
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.clip import ClipParts
+from zoo.loading.learned_files import PromptFile
 from zoo.ranking.golden import GoldenConfig
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
+
+
+def compare(
+    plan: Plan,
+    known: Sequence[Record],
+    progress: Progress,
+    tracer: "Tracer | None" = None,
+    *,
+    release: bool = False,
+) -> Iterator[list[Record]]:
+    """Measure what the plan asks for and ``known`` lacks; ``tracer`` stores single images.
+
+    A ``release`` may read the split "final".
+
+    Yields:
+        For each model and dataset and number of shots the records of all rows, known ones included;
+        those of one seed after those of another.
+
+    Raises:
+        ValueError: an unknown name, or something that can't be measured.
+    """
+    check_plan(plan)
+    require_towers(plan.recoveries, plan.models)
+    for name in plan.models:  # before the first is loaded
+        require_rows(name, product(plan.methods, plan.keeps))
+    datasets = [get_dataset(name) for name in plan.datasets]
+    pairs = _pairs([dataset.released() for dataset in datasets] if release else datasets, plan, progress)
+    if GOLDEN in plan.methods and any(plan.tunings(shots)[0].visual for shots in plan.shots):
+        progress.say(
+            f"no golden rows with --tokens {plan.tokens} and shots: golden rankings are the "
+            "tower's without learned tokens"
+        )
+    if plan.dtype == "bfloat16" != best_precision(plan.device):
+        progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
+    for name in plan.models:
+        bench = replace(Bench.build(plan, name, progress, known), tracer=tracer)
+        for dataset, shots in pairs:
+            yield bench.measure(dataset, shots, known)
+            if tracer is not None:  # what was measured is kept by now
+                tracer.flush()
+
+
+def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:
+    """Return the datasets with the numbers of shots that are measured on each; 0 alone without labels."""
+    pairs = [(dataset, shots) for dataset in datasets for shots in plan.shots if dataset.labelled or not shots]
+    if not pairs:
+        require_labels(datasets[0], f"--shots {plan.shots[0]}")
+    for dataset in datasets:
+        if any(plan.shots) and not dataset.labelled:
+            progress.say(f"{dataset.name} has no labels, so nothing is learned from shots of it")
+    for dataset, shots in pairs:
+        # Refuses at once what would fail after the work.
+        if shots and plan.tokens in PROMPTS:
+            require_apart(dataset, plan.split)
+            draw(dataset, shots, plan.seed)
+        elif shots:
+            draw_train(dataset, shots, plan.seed)
+    return pairs
+
+
+def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], list[Record]]:
+    """Measure the plan's last row with prompts from a file, and without them beside the dense tower.
+
+    Returns:
+        The records without prompts, the dense tower's first, and the one with prompts. The dense tower has none in the
+        second: it would have to be judged with prompts of its own.
+
+    Raises:
+        ValueError: an unknown name, or prompts of another tower or of other classes.
+        FileNotFoundError: no such file.
+    """
+    dataset = get_dataset(plan.datasets[0])
+    file = PromptFile.read(prompts)
+    file.require_classes(dataset.classes)
+    tuning = tuning_of(file)
+    require_rows(plan.models[0], product(plan.methods, plan.keeps))
+    bench = Bench.build(plan, plan.models[0], progress)
+    row = bench.rows[-1]
+    tuned = {row.key: Tuned.of(row.vit, file)}  # refuses before anything is measured
+    return bench.measure(dataset, 0, []), bench.judge(dataset, tuning, [row], tuned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +189,7 @@ class Tracer:
         """Store small copies of a split's images; those that have one are not drawn again."""
         try:
             thumbnails = Thumbnails.read(self.run, facts)
-        except ValueError as error:
-            if not isinstance(error.__cause__, BrokenShardError):
-                raise
+        except ValueError:  # broken, so they are made anew
             thumbnails = Thumbnails(jpeg={})
         absent = [i for i, name in enumerate(split.image_ids) if name not in thumbnails.jpeg]
         if not absent:
@@ -110,19 +205,19 @@ class Tracer:
 
     def miss(self, records: Sequence[Record], images: int) -> None:
         """Say if rows whose records are used again have no traces, or of fewer images."""
-        without = [record for record in records if self._count(record) < images]
-        if without:
+
+        def lacks(record: Record) -> bool:
+            try:
+                return len(read_row(self.run / TRACES / Facts.of(record).name)) < images
+            except (FileNotFoundError, ValueError):
+                return True
+
+        if without := list(filter(lacks, records)):
             self.progress.say(
                 f"{without[0].dataset}: {len(without)} of {len(records)} rows have no traces of "
                 f"{images} images, as their records are used again ({without[0].model} is the "
                 "first); the same command with --fresh makes them"
             )
-
-    def _count(self, record: Record) -> int:
-        try:
-            return len(read_row(self.run / TRACES / Facts.of(record).name))
-        except (FileNotFoundError, ValueError):
-            return 0
 
 
 def trace_row(
@@ -208,11 +303,11 @@ class Bench:
         records = []
         for tuning in self.plan.tunings(shots):
             rows = [row for row in self.rows if row.method != GOLDEN or not tuning.visual]
-            prompts: Prompts = self._tune(dataset, tuning) if tuning.prompted else {}
-            records += self.judged(dataset, tuning, rows, prompts, known)
+            prompts = self.view_of(dataset).tune(tuning) if tuning.prompted else {}
+            records += self.judge(dataset, tuning, rows, prompts, known)
         return records
 
-    def judged(
+    def judge(
         self, dataset: Dataset, tuning: Tuning, rows: Sequence[Variant], prompts: Prompts, known: Sequence[Record] = ()
     ) -> list[Record]:
         """Return the records of some rows on a dataset, measuring only if ``known`` lacks one.
@@ -221,10 +316,10 @@ class Bench:
         """
         view = self.view_of(dataset)
         split = view.split(tuning)
-        rows = [self._with_prompts(row, prompts) for row in view.ranked(rows, split)]
+        rows = [self._with_prompts(row, prompts) for row in view.add_rankings(rows, split)]
         blanks = [view.blank(row, tuning, split.image_ids) for row in rows]
         tracer = self.tracer if tuning.seed == self.plan.seed else None
-        traced = view.traced(tuning, tracer.images if tracer is not None else 0)
+        traced = view.choose_traced(tuning, tracer.images if tracer is not None else 0)
         ranked = any(row.rankings is not None for row in rows)
         old = [fitting(record, known, list(self.plan.latency_rounds), ranked=ranked) for record in blanks]
         present = [record for record in old if record is not None]
@@ -233,7 +328,7 @@ class Bench:
                 tracer.miss([record for record in present if not record.recovered], len(traced))
             return present
         captions = view.captions(split) if dataset.captioned else None  # refuses before images are run
-        found = view.outcomes(rows, split, f"{self.rows[0].model} on {dataset.name}")
+        found = view.outcomes.find(rows, split, f"{self.rows[0].model} on {dataset.name}")
         samples = self._samples(view, tuning, rows, prompts, found, split, captions, blanks[0].groups)
         costs, records, traces = self._costs(rows), [], list[RowTraces]()
         for row, record, sample in zip(rows, blanks, samples, strict=True):
@@ -266,7 +361,7 @@ class Bench:
         groups: NDArray[np.int64] | None,
     ) -> list[Sample]:
         """Return what the metrics see of each row."""
-        classifiers = self._classifiers(view, tuning, prompts) if view.dataset.classes else {}
+        classifiers = view.classifiers(tuning, prompts) if view.dataset.classes else {}
         costs = self._costs(rows)
 
         def sample(row: Variant, dense: Sample | None = None) -> Sample:
@@ -276,7 +371,7 @@ class Bench:
                 final_tokens=result.final_tokens,
                 scores=result.scores,
                 golden=None if row.rankings is None else row.rankings.of(split.image_ids),
-                classifier=classifiers.get(self._judge(row)),
+                classifier=classifiers.get(self._classifier_key(row)),
                 # A probe's weights have no length that cosines or a temperature could go by.
                 scale=None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item(),
                 labels=split.labels,
@@ -289,37 +384,17 @@ class Bench:
         dense = next((sample(row) for row in rows if row.key == self.rows[0].key), None)
         return [dense if dense is not None and row.method == DENSE else sample(row, dense) for row in rows]
 
-    def _judge(self, row: Variant) -> str:
+    def _classifier_key(self, row: Variant) -> str:
         """Return the key of the row whose classifier judges a row; an oracle can learn none of its own."""
         return self.rows[0].key if row.method == GOLDEN else row.key
-
-    def _tune(self, dataset: Dataset, tuning: Tuning) -> dict[str, Tuned]:
-        """Learn tokens for each row that can be run."""
-        assert tuning.kind is not None
-        assert tuning.prompt_tokens is not None
-        config = TuneConfig(tokens=tuning.kind, count=tuning.prompt_tokens, seed=tuning.seed)
-        rows = [row for row in self.rows if row.method != GOLDEN]
-        return self.view_of(dataset).tuner.tuned(rows, tuning.shots, tuning.seed, config)
 
     def _with_prompts(self, row: Variant, prompts: Prompts) -> Variant:
         """Return a row as its prompts make it."""
         if not prompts:
             return row
-        own = prompts[self._judge(row)]
+        own = prompts[self._classifier_key(row)]
         vit = row.vit if row.method == GOLDEN or own.vit.prompts is None else own.vit
         return replace(row, config=row.config | {"prompts": own.digest}, vit=vit)
-
-    def _classifiers(self, view: "View", tuning: Tuning, prompts: Prompts) -> dict[str, Tensor]:
-        """Return each row's classifier: the text's, tuned or not, or a linear probe."""
-        if prompts:
-            return {key: own.classifier.cpu() for key, own in prompts.items()}
-        if tuning.kind != PROBE:
-            return dict.fromkeys((row.key for row in self.rows), view.text)
-        train = draw_train(view.dataset, tuning.shots, tuning.seed)
-        rows = [row for row in self.rows if row.method != GOLDEN]
-        found = view.outcomes(rows, train, f"{tuning.shots} shots of {view.dataset.name}")
-        labels, count = torch.from_numpy(train.labels), len(view.dataset.classes)
-        return {key: linear_probe(own.features, labels, count) for key, own in found.items()}
 
     def _costs(self, rows: Sequence[Variant]) -> Costs:
         """Measure what rows cost, once; learned visual tokens cost the same whatever they are."""
@@ -340,8 +415,8 @@ class View:
     def __init__(self, bench: Bench, dataset: Dataset) -> None:
         """Look at nothing yet."""
         self.bench, self.dataset, self.plan = bench, dataset, bench.plan
-        self._outcomes = OutcomeCache()
-        self._notes: set[str] = set()
+        self.outcomes = OutcomeCache(bench.parts.preprocess, bench.progress)
+        self._say_once = functools.cache(bench.progress.say)  # however many tunings it holds for
 
     @functools.cached_property
     def text(self) -> Tensor:
@@ -354,6 +429,28 @@ class View:
         bench = self.bench
         origin = {"model": bench.rows[0].model, "tag": bench.tag, "weights": bench.weights}
         return Tuner(bench.parts, self.dataset, progress=bench.progress, **origin)
+
+    def tune(self, tuning: Tuning) -> dict[str, Tuned]:
+        """Learn tokens for each row that can be run."""
+        assert tuning.kind is not None
+        assert tuning.prompt_tokens is not None
+        config = TuneConfig(tokens=tuning.kind, count=tuning.prompt_tokens, seed=tuning.seed)
+        return self.tuner.tune(self._real_rows, tuning.shots, tuning.seed, config)
+
+    def classifiers(self, tuning: Tuning, prompts: Prompts) -> dict[str, Tensor]:
+        """Return each row's classifier, by key: the text's, tuned or not, or a linear probe."""
+        if prompts:
+            return {key: own.classifier.cpu() for key, own in prompts.items()}
+        if tuning.kind != PROBE:
+            return dict.fromkeys((row.key for row in self.bench.rows), self.text)
+        train = draw_train(self.dataset, tuning.shots, tuning.seed)
+        found = self.outcomes.find(self._real_rows, train, f"{tuning.shots} shots of {self.dataset.name}")
+        labels, count = torch.from_numpy(train.labels), len(self.dataset.classes)
+        return {key: linear_probe(own.features, labels, count) for key, own in found.items()}
+
+    @property
+    def _real_rows(self) -> list[Variant]:
+        return [row for row in self.bench.rows if row.method != GOLDEN]
 
     def captions(self, split: Split) -> Captions:
         """Encode what describes some images."""
@@ -374,16 +471,35 @@ class View:
 
     def blank(self, row: Variant, tuning: Tuning, image_ids: Sequence[str]) -> Record:
         """Return a row's record with the conditions and no measurement."""
-        bench, classes = self.bench, None
-        if self.dataset.labelled and tuning.kind != PROBE and not named(self.text).all():
+        dataset, config, classes = self.dataset, row.config, None
+        if row.method == GOLDEN and row.rankings is not None:
+            origin = {name: getattr(row.rankings.provenance, name) for name in PROVENANCE}
+            config = config | {name: own for name, own in origin.items() if own not in (None, GoldenConfig.action)}
+        if dataset.labelled and tuning.kind != PROBE and not named(self.text).all():
             classes = (int(named(self.text).sum()), len(self.text))
-        count = len(captions_of(self.dataset, image_ids)[0]) if self.dataset.captioned else None
-        origin: dict[str, Any] = {"plan": self.plan, "tag": bench.tag, "weights": bench.weights}
-        return replace(
-            blank(row, self.dataset, tuning, image_ids, **origin), classes_judged=classes, caption_count=count
+        return Record(
+            created=utc_now(),
+            model=row.model,
+            method=row.method,
+            keep=row.keep,
+            method_config=config,
+            dataset=dataset.name,
+            dataset_revision=dataset.condition,
+            split=self.plan.split,
+            shots=tuning.shots,
+            tuning=tuning.kind,
+            prompt_tokens=tuning.prompt_tokens,
+            seed=tuning.seed,
+            image_count=len(image_ids),
+            images_sha256=images_digest(image_ids),
+            image_groups=pack_groups([dataset.group_of(image_id) for image_id in image_ids]),
+            image_size=row.vit.input_size,
+            classes_judged=classes,
+            caption_count=len(captions_of(dataset, image_ids)[0]) if dataset.captioned else None,
+            **measured_here(self.plan, self.bench.tag, self.bench.weights),
         )
 
-    def traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
+    def choose_traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
         """Return the positions of ``count`` judged images, classes in turn; fewer are the first of more."""
         if not count or not self.dataset.classes:  # traces are of answers
             return np.empty(0, dtype=np.int64)
@@ -398,12 +514,12 @@ class View:
         """Golden rankings of the split; ValueError if they are of other weights or images."""
         rankings = find_rankings(self._tower, self.dataset.images_of, self.plan.split, BLOCK)
         if rankings is None and self.plan.split != FINAL:
-            self._say(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
+            self._say_once(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
         elif rankings is not None:
             rankings.require(weights=self.bench.weights, revision=self.dataset.revision)
         return rankings
 
-    def ranked(self, rows: Sequence[Variant], split: Split) -> list[Variant]:
+    def add_rankings(self, rows: Sequence[Variant], split: Split) -> list[Variant]:
         """Give rows the golden rankings of these images; golden rows are left out where an image lacks one."""
         if all(row.rankings is not None for row in rows if row.method != DENSE):
             return list(rows)
@@ -414,23 +530,11 @@ class View:
         if set(split.image_ids) <= set(rankings.image_ids):
             return rows
         if any(row.method == GOLDEN for row in rows):
-            self._say(
+            self._say_once(
                 f"only some of these images of {self.dataset.name} have golden rankings, so there "
                 f"is no golden row; make them with: {self._command}"
             )
         return [row for row in rows if row.method != GOLDEN]
-
-    def outcomes(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
-        """Return the outcomes of rows on images, by key; no image is run twice but with learned visual tokens."""
-
-        def run(rest: Split) -> dict[str, Outcome]:
-            how: dict[str, Any] = {"device": torch.device(self.plan.device), "dtype": DTYPES[self.plan.dtype]}
-            with self.bench.progress.task(f"{label}, images x rows", len(rest) * len(rows)) as update:
-                return outcomes(rows, rest, self.bench.parts.preprocess, on_run=update, **how)
-
-        if any(row.prompted for row in rows):
-            return run(split)
-        return self._outcomes.whole([row.key for row in rows], split, run)
 
     @property
     def _tower(self) -> str:
@@ -442,41 +546,6 @@ class View:
         dataset = self.dataset.asked_as if own else self.dataset.images_of
         flags = shlex.join((dataset, *self.dataset.asked_with, "--split", self.plan.split))
         return f"patchrank rank --model {self._tower} --dataset {flags} --full"
-
-    def _say(self, text: str) -> None:
-        """Report it once, however many tunings it holds for."""
-        if text not in self._notes:
-            self._notes.add(text)
-            self.bench.progress.say(text)
-
-
-def blank(
-    row: Variant, dataset: Dataset, tuning: Tuning, image_ids: Sequence[str], *, plan: Plan, tag: str, weights: str
-) -> Record:
-    """Return a record with the conditions and no measurement."""
-    config = row.config
-    if row.method == GOLDEN and row.rankings is not None:
-        origin = {name: getattr(row.rankings.provenance, name) for name in PROVENANCE}
-        config = config | {name: value for name, value in origin.items() if value not in (None, GoldenConfig.action)}
-    return Record(
-        created=utc_now(),
-        model=row.model,
-        method=row.method,
-        keep=row.keep,
-        method_config=config,
-        dataset=dataset.name,
-        dataset_revision=dataset.condition,
-        split=plan.split,
-        shots=tuning.shots,
-        tuning=tuning.kind,
-        prompt_tokens=tuning.prompt_tokens,
-        seed=tuning.seed,
-        image_count=len(image_ids),
-        images_sha256=images_digest(image_ids),
-        image_groups=pack_groups([dataset.group_of(image_id) for image_id in image_ids]),
-        image_size=row.vit.input_size,
-        **measured_here(plan, tag, weights),
-    )
 
 
 def measured_here(plan: Plan, tag: str, weights: str) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """Time models in turn with their dense towers under every condition of a plan."""
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +18,7 @@ from harness.measure.cost import RowCost, count_costs
 from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
 from harness.models import towers
 from harness.models.towers import split_method, split_name
-from harness.records.conditions import DENSE, DTYPES, GOLDEN
-from harness.records.record import utc_now
+from harness.records.record import DENSE, DTYPES, GOLDEN, utc_now
 from harness.records.times import (
     EAGER,
     EAGER_FLOAT32,
@@ -32,8 +30,8 @@ from harness.records.times import (
     fitting,
     time_fields,
 )
-from zoo.core.files import fingerprint
-from zoo.core.messages import expected
+from zoo.core.files import fingerprint, is_out_of_memory
+from zoo.core.messages import check_fields, expected
 from zoo.loading.adopt import reduce
 from zoo.loading.open_clip import FOLDER, HUB
 from zoo.loading.sizes import MODELS
@@ -70,7 +68,7 @@ class LatencyPlan:
     ways: tuple[str, ...] = (EAGER,)  # of `timing.WAYS`
     runtimes: tuple[str, ...] = ()  # of `timing.RUNTIMES`, instead: all in one round, against dense in eager float32
     threads: tuple[int, ...]  # torch's
-    rounds: int = 9  # calls of each model, at least
+    rounds: int = 9  # calls of each model, at least; of fewer than 6 no median has a 95 % interval
     seconds: float = 5.0  # rounds go on for so long
     device: str = "cpu"
     random_weights: bool = False  # only for models of ours
@@ -78,28 +76,13 @@ class LatencyPlan:
 
     def __post_init__(self) -> None:
         """Validate."""
+        check_fields(self, rounds=f"[{timing.LEAST_ROUNDS}, inf)", seconds="[0, inf)")
         methods = [name for name in known_methods() if name not in (DENSE, GOLDEN)]
-        for flag, values, known in (("dtypes", self.dtypes, DTYPES), ("methods", self.methods, methods)):
-            for name in values:
-                if name not in known:
-                    raise ValueError(f"--{flag} {name!r}: {expected(name, known)}")
-        bounds: tuple[tuple[str, Sequence[float], Callable[[float], bool], str], ...] = (
-            ("batches", self.batches, lambda value: value >= 1, "a number from 1"),
-            ("threads", self.threads, lambda value: 1 <= value <= MOST_THREADS, f"a number from 1 to {MOST_THREADS}"),
-            ("keeps", self.keeps, lambda value: 0 < value <= 1, "fractions in (0, 1], such as 0.6"),
-            ("seconds", (self.seconds,), lambda value: 0 <= value < math.inf, "a number from 0"),
-            (
-                *("rounds", (self.rounds,), lambda value: value >= timing.LEAST_ROUNDS),
-                f"a number from {timing.LEAST_ROUNDS}; of fewer rounds no median has a 95 % interval",
-            ),
-        )
-        for flag, given in (("batches", self.batches), ("threads", self.threads)):
-            if not given:
-                raise ValueError(f"--{flag} without a number: expected numbers from 1")
-        for flag, numbers, fits, words in bounds:
-            for value in numbers:
-                if not fits(value):
-                    raise ValueError(f"--{flag} {value:.15g}: expected {words}")
+        for name in self.methods:
+            if name not in methods:
+                raise ValueError(f"--methods {name!r}: {expected(name, methods)}")
+        if max(self.threads) > MOST_THREADS:
+            raise ValueError(f"--threads {max(self.threads)}: expected a number from 1 to {MOST_THREADS}")
         if self.runtimes and self.ways != (EAGER,):
             raise ValueError(f"--runtimes with --ways {' '.join(self.ways)}: give one of the two")
         timing.check_ways("--ways", self.ways, self.dtypes, torch.device(self.device))
@@ -209,7 +192,7 @@ def measure_latency(
     for dense, pairs in plan.groups.items():
         for size in plan.image_sizes or (None,):
             family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress, size=size)
-            vits: dict[str, list[ReducedViT]] = {}  # in the last precision
+            vits: dict[str, list[ReducedViT]] = {}  # in the last precision; they go on sharing weights
             for conditions in plan.shared_rounds:
                 blanks = [_blank(plan, family, row, one, machine) for one, row in product(conditions, family.rows)]
                 old = [_find_known(blank, known, plan.rounds, progress) for blank in blanks]
@@ -218,7 +201,8 @@ def measure_latency(
                     dtype = conditions[0].dtype
                     if dtype not in vits:
                         vits.clear()  # before there are others
-                        vits[dtype] = _copies(family, dtype, plan.device)
+                        copies = copy.deepcopy([row.vit for row in family.rows])
+                        vits[dtype] = [vit.to(plan.device, DTYPES[dtype]) for vit in copies]
                     # The first, a dense model, is timed with whatever is missing.
                     runs = {i: (blanks[i], vits[dtype][i % len(family.rows)]) for i in sorted(missing | {0})}
                     new = _time(plan, conditions[0], runs, progress)
@@ -236,12 +220,6 @@ def _find_known(
         why = f"{record.failed} in an earlier run, so it isn't tried again; --fresh does"
         progress.say(f"{record.model}: {label}: {why}")
     return record
-
-
-def _copies(family: Family, dtype: str, device: str) -> list[ReducedViT]:
-    """Copy the models, which go on sharing weights, to the device in a precision."""
-    vits = copy.deepcopy([row.vit for row in family.rows])
-    return [vit.to(device, DTYPES[dtype]) for vit in vits]
 
 
 def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition, machine: Machine) -> LatencyRecord:
@@ -287,27 +265,21 @@ def _time(
     if plan.runtimes:
         label = f"{first.model}: runtimes, threads {threads}, batch {batch}"
     models = {i: Runnable(vit, one.way, one.dtype if plan.runtimes else None) for i, (one, vit) in runs.items()}
-    with _threads(threads), progress.task(label, len(runs) + plan.rounds) as tick:
+    watch, total = timing.stopwatch(device, threads), len(runs) + plan.rounds
+    with _threads(threads), progress.task(label, total) as tick:
         try:
             images = timing.random_images(batch, vit.input_size, device, DTYPES[dtype])
         except RuntimeError as error:
-            if not timing.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = f"{timing.OUT_OF_MEMORY}, for the images alone"
-            ready = dict.fromkeys(models, timing.ReadyModel(failed=reason))
-            timings, around = dict[int, Timing](), Surroundings()
+            ready, timings = dict.fromkeys(models, timing.ReadyModel(failed=reason)), dict[int, Timing]()
         else:
-            ready, timings, around = time_runnables(
-                models,
-                images,
-                rounds=plan.rounds,
-                seconds=plan.seconds,
-                watch=timing.stopwatch(device, threads),
-                tick=lambda done: tick(min(done, len(runs) + plan.rounds)),
-            )
+            how: dict[str, Any] = {"rounds": plan.rounds, "seconds": plan.seconds, "stopwatch": watch}
+            ready, timings = time_runnables(models, images, tick=lambda done: tick(min(done, total)), **how)
     if plan.runtimes or way == timing.COMPILE:
         torch._dynamo.reset()
-    new = {}
+    new, around = {}, next((own.around for own in timings.values()), Surroundings())
     for i, (blank, _) in runs.items():
         fields = {name: getattr(ready[i], name) for name in ("failed", "first_call_s", "deviation", "peak_mib")}
         if ready[i].weights_mib is not None:
@@ -316,7 +288,7 @@ def _time(
             # Of a runtime's time the multiply-adds explain only a part.
             saved = blank.saved_gflops if blank.reference == OWN else None
             fields |= time_fields(own, timings.get(0) if i else None, saved)
-            fields["warnings"] = timing.warnings_of(own, around, blank.machine.cores)
+            fields["warnings"] = timing.warnings_of(own)
         new[i] = replace(blank, created=utc_now(), surroundings=around, **fields)
     progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
     return new
@@ -331,20 +303,14 @@ class Runnable(NamedTuple):
 
 
 def time_runnables(
-    models: Mapping[int, Runnable],
-    images: Tensor,
-    *,
-    rounds: int,
-    seconds: float,
-    watch: timing.Stopwatch,
-    tick: Callable[[int], object] = lambda _: None,
-) -> tuple[dict[int, timing.ReadyModel], dict[int, Timing], Surroundings]:
+    models: Mapping[int, Runnable], images: Tensor, *, tick: Callable[[int], object] = lambda _: None, **how: Any
+) -> tuple[dict[int, timing.ReadyModel], dict[int, Timing]]:
     """Make models ready and time those that can be timed in turn on the same images (B, C, H, W).
 
-    ``rounds`` and ``seconds`` are those of `timing.interleave`; ``tick`` takes models ready and rounds done.
+    ``how`` is for `timing.interleave`; ``tick`` takes models ready and rounds done.
 
     Returns:
-        How making each ready went, timings of those that did not fail, how busy the machine was.
+        How making each ready went, and timings of those that did not fail.
     """
     ready = {}
     for key, one in models.items():
@@ -352,25 +318,15 @@ def time_runnables(
         tick(len(ready))
     calls = {key: one.call for key, one in ready.items() if one.call is not None}
     if not calls:
-        return ready, {}, Surroundings()
-    meanwhile = timing.Watch()
+        return ready, {}
+    how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "tick": lambda done: tick(len(ready) + done)}
     try:
-        timings = timing.interleave(
-            calls,
-            images,
-            rounds,
-            seconds=seconds,
-            warmup=WARMUP,
-            warmup_s=WARMUP_S,
-            stopwatch=watch,
-            tick=lambda done: tick(len(ready) + done),
-        )
+        return ready, timing.interleave(calls, images, **how)
     except (RuntimeError, MemoryError) as error:
-        if not timing.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        reason, timings = f"{timing.OUT_OF_MEMORY}, with all of them ready", {}
-        ready |= {key: replace(ready[key], failed=reason) for key in calls}
-    return ready, timings, meanwhile.surroundings()
+        reason = f"{timing.OUT_OF_MEMORY}, with all of them ready"
+        return ready | {key: replace(ready[key], failed=reason) for key in calls}, {}
 
 
 @contextmanager

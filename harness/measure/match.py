@@ -18,8 +18,7 @@ from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, rows_of
 from harness.measure.timing import time_models
 from harness.records.averages import time_ratio
-from harness.records.conditions import DENSE, DTYPES, MATCHED
-from harness.records.record import Record
+from harness.records.record import DENSE, DTYPES, MATCHED, Record
 from zoo.loading.adopt import reduce
 from zoo.towers.vit import ReducedViT
 
@@ -119,33 +118,30 @@ class KeepSolver:
         return 1 + bisect_left(range(1, self.patches - 1), True, key=able)
 
 
-class TimeRatios:
-    """Time reductions of a tower against the dense one, at one batch size and precision, eagerly."""
-
-    def __init__(self, dense: ReducedViT, *, batch: int, device: str, dtype: str) -> None:
-        """Copy the dense tower, which stays as it is: predictors know it by its weights."""
-        self._dense = copy.deepcopy(dense).to(device, DTYPES[dtype])
-        self._batch = batch
-
-    def of(self, vits: Mapping[K, ReducedViT], rounds: int) -> dict[K, float]:
-        """Return the median over rounds, in which all models are called in turn, of times by the dense one's."""
-        models = {DENSE: self._dense}
-        for at, vit in enumerate(vits.values()):  # on the copied tower's weights
-            copied: ReducedViT = reduce(self._dense, method=None)
-            copied.reducer = copy.deepcopy(vit.reducer)
-            like = next(self._dense.parameters())
-            models[str(at)] = copied.to(like.device, like.dtype).eval()
-        timings = time_models(models, self._batch, rounds, warmup=0)
-        return {key: timings[str(at)].ratio_to(timings[DENSE]).estimate for at, key in enumerate(vits)}
+def time_ratios(dense: ReducedViT, vits: Mapping[K, ReducedViT], batch: int) -> dict[K, float]:
+    """Return times by the dense tower's, the median over rounds in which all are called in turn on its weights."""
+    models, like = {DENSE: dense}, next(dense.parameters())
+    for at, vit in enumerate(vits.values()):
+        own: ReducedViT = reduce(dense, method=None)
+        own.reducer = copy.deepcopy(vit.reducer)
+        models[str(at)] = own.to(like.device, like.dtype).eval()
+    timings = time_models(models, batch, ROUNDS, warmup=0)
+    return {key: timings[str(at)].ratio_to(timings[DENSE]).estimate for at, key in enumerate(vits)}
 
 
 def equal_times(
-    times: TimeRatios, targets: Mapping[float, ReducedViT], solvers: Mapping[MethodRate, KeepSolver], progress: Progress
+    dense: ReducedViT,
+    targets: Mapping[float, ReducedViT],
+    solvers: Mapping[MethodRate, KeepSolver],
+    plan: Plan,
+    progress: Progress,
 ) -> dict[MethodRate, float]:
     """Solve keep rates for the time of the targets, by method and the target's keep rate, where searches start.
 
     Every step times the dense tower, the targets and what all searches ask for in the same rounds.
     """
+    # A copy, as predictors know the tower by its weights.
+    dense = copy.deepcopy(dense).to(plan.device, DTYPES[plan.dtype])
     searches = {key: solver.search(round(key[1] * solver.patches)) for key, solver in solvers.items()}
     asked, answers, step = {key: next(search) for key, search in searches.items()}, dict[MethodRate, float](), 0
     with progress.task("keep rates of equal time", STEPS) as update:
@@ -154,7 +150,7 @@ def equal_times(
             for key, count in asked.items():
                 if count < solvers[key].patches:  # else it is the dense tower
                     vits[key] = solvers[key].build(count / solvers[key].patches)
-            ratios = times.of(vits, ROUNDS)
+            ratios = time_ratios(dense, vits, plan.match_batch)
             update(step := step + 1)
             for key in list(asked):
                 try:
@@ -206,8 +202,7 @@ def matched_rows(
         old = {key: find_record(known, targets[key[1]], key[0], matched) for key, matched in pairs.items()}
         keeps = {key: record.keep for key, record in old.items() if record is not None}
         if left := {key: solvers[key[0]] for key in pairs if key not in keeps}:
-            times = TimeRatios(dense, batch=plan.match_batch, device=plan.device, dtype=plan.dtype)
-            keeps |= equal_times(times, {rate: one.vit for rate, one in targets.items()}, left, progress)
+            keeps |= equal_times(dense, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
     every = [(method, keeps.get((method, rate), rate)) for method in methods for rate in plan.keeps]
     rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *every]))
     return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
@@ -252,14 +247,11 @@ def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan,
     assert plan.match is not None
     if abs(off) <= TOLERANCE[plan.match]:
         return
+    target, found = f"{plan.match_to} at keep {100 * rate:.3g} %", f"({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
     if plan.match == "gflops":
-        progress.say(
-            f"{method} can't meet the {goal:.3f} GFLOPs of {plan.match_to} at keep {100 * rate:.3g} %: "
-            f"the nearest is {cost:.3f} ({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
-        )
+        progress.say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}")
     else:
         progress.say(
-            f"{method} misses the time of {plan.match_to} at keep {100 * rate:.3g} %, {goal:.3f} of dense's at batch "
-            f"{plan.match_batch}: it takes {cost:.3f} ({100 * off:+.1f} %), at keep {100 * keep:.3g} %; it can't "
-            "be nearer, or this machine is busy: --fresh searches again"
+            f"{method} misses the time of {target}, {goal:.3f} of dense's at batch {plan.match_batch}: it takes "
+            f"{cost:.3f} {found}; it can't be nearer, or this machine is busy: --fresh searches again"
         )

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.datasets.base import SplitName
-from harness.records.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
-from zoo.core.messages import expected
+from harness.records.record import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
+from zoo.core.messages import check_fields, expected
 from zoo.core.precision import best_precision
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PromptFile
@@ -119,21 +119,11 @@ def tuning_of(file: PromptFile) -> Tuning:
 
 def check_plan(plan: Plan) -> None:
     """Raise ValueError for what can't be measured, whatever the tower and the data."""
-    if plan.tokens not in TUNINGS:
-        raise ValueError(f"--tokens {plan.tokens!r}: {expected(plan.tokens, TUNINGS)}")
-    for option, numbers, least in (
-        ("shots", plan.shots, 0),
-        ("seeds", [plan.seeds], 1),
-        ("num-tokens", [plan.num_tokens], 1),
-    ):
-        for number in numbers:
-            if number < least:
-                by_text = "0, which is by text, or " if not least else ""
-                raise ValueError(f"--{option} {number}: expected {by_text}a number from 1")
+    check_fields(plan, tokens=TUNINGS, seeds="[1, inf)", num_tokens="[1, inf)", match=MATCHES)
+    if min(plan.shots) < 0:
+        raise ValueError(f"--shots {min(plan.shots)}: expected 0, which is by text, or a number from 1")
     if plan.match is None and plan.match_to == Plan.match_to:
         return
-    if plan.match not in (None, *MATCHES):
-        raise ValueError(f"match={plan.match!r}: {expected(str(plan.match), MATCHES)}")
     if plan.match is not None and GOLDEN in plan.methods:
         raise ValueError(f"method {GOLDEN!r} has no cost to match, it needs the answer: leave it out of --methods")
     if plan.match_to == DENSE:

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches
 from harness.models.towers import TIMM, split_method
-from harness.records.conditions import DENSE, GOLDEN, RECOVERY
+from harness.records.record import DENSE, GOLDEN, RECOVERY
 from zoo.core.files import digest
 from zoo.core.messages import expected, tower_name
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
@@ -211,7 +212,7 @@ class Outcome:
         return replace(self, features=self.features[torch.from_numpy(at)], **patchwise)
 
     @classmethod
-    def joined(cls, parts: Sequence["Outcome"]) -> "Outcome":
+    def join(cls, parts: Sequence["Outcome"]) -> "Outcome":
         """Join outcomes of one variant on one set of images after the other."""
         every = {name: [getattr(part, name) for part in parts] for name in PATCHWISE}
         patchwise = {name: np.concatenate(own) for name, own in every.items() if all(v is not None for v in own)}
@@ -263,43 +264,46 @@ def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
 
 
 class OutcomeCache:
-    """Outcomes by row and image, so that no image is run twice."""
+    """Outcomes of rows of one dense tower, so that no image is run twice."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, preprocess: Any, progress: Progress) -> None:
+        """Start empty; ``preprocess`` maps a PIL image to (C, H, W)."""
+        self.preprocess, self.progress = preprocess, progress
         self._outcomes: dict[str, Outcome] = {}
         self._places: dict[str, dict[str, int]] = {}
 
-    def whole(
-        self, keys: Sequence[str], split: Split, run: Callable[[Split], Mapping[str, Outcome]]
-    ) -> dict[str, Outcome]:
-        """Return the outcomes of rows on a split, by key; ``run`` them on what is missing."""
+    def find(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
+        """Return the outcomes of rows on a split, by key; rows with learned visual tokens are run each time.
+
+        Raises what ``outcomes`` does.
+        """
+        if any(row.prompted for row in rows):
+            return self._run(rows, split, label)
         ids = split.image_ids
-        if missing := [i for i, name in enumerate(ids) if any(name not in self._places.get(key, ()) for key in keys)]:
-            for key, outcome in run(split.subset(missing)).items():
+        known = [self._places.get(row.key, {}) for row in rows]
+        if missing := [i for i, name in enumerate(ids) if any(name not in places for places in known)]:
+            for key, outcome in self._run(rows, split.subset(missing), label).items():
                 places = self._places.setdefault(key, {})
                 new = [at for at, i in enumerate(missing) if ids[i] not in places]
                 places |= {ids[missing[at]]: len(places) + place for place, at in enumerate(new)}
-                known = [self._outcomes[key]] if key in self._outcomes else []
-                self._outcomes[key] = Outcome.joined([*known, outcome.part(new)])
-        return {key: self.of(key, ids) for key in keys}
+                earlier = [self._outcomes[key]] if key in self._outcomes else []
+                self._outcomes[key] = Outcome.join([*earlier, outcome.part(new)])
+        return {row.key: self.of(row.key, ids) for row in rows}
 
     def of(self, key: str, image_ids: Sequence[str]) -> Outcome:
         """Return a row's outcome on these images, in their order; it was run on all of them."""
         places = self._places[key]
         return self._outcomes[key].part([places[name] for name in image_ids])
 
+    def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
+        with self.progress.task(f"{label}, images x rows", len(split) * len(rows)) as update:
+            return outcomes(rows, split, self.preprocess, on_run=update)
+
 
 def outcomes(
-    rows: Sequence[Variant],
-    split: Split,
-    preprocess: Any,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    on_run: Callable[[int], None] = lambda _: None,
+    rows: Sequence[Variant], split: Split, preprocess: Any, on_run: Callable[[int], None] = lambda _: None
 ) -> dict[str, Outcome]:
-    """Run variants of one dense tower, which is on ``device`` in ``dtype``, over a split.
+    """Run variants of one dense tower, on its device and in its precision, over a split.
 
     ``preprocess`` maps a PIL image to (C, H, W). ``on_run`` takes after each row on a batch how often rows were run on
     an image.
@@ -307,7 +311,8 @@ def outcomes(
     Raises:
         ValueError: a golden row, and an image without golden ranking; nothing was drawn.
     """
-    oracle = {row.key: _importance(row, split.image_ids).to(device) for row in rows if row.method == GOLDEN}
+    like = next(rows[0].vit.parameters())
+    oracle = {row.key: _importance(row, split.image_ids).to(like.device) for row in rows if row.method == GOLDEN}
     parts: dict[str, list[Outcome]] = {row.key: [] for row in rows}
     done = runs = 0
 
@@ -318,10 +323,10 @@ def outcomes(
 
     for examples, images in batches(split, preprocess):
         batch = {key: values[done : done + len(examples)] for key, values in oracle.items()}
-        for key, output in run(rows, images.to(device, dtype), batch, on_row).items():
+        for key, output in run(rows, images.to(like), batch, on_row).items():
             parts[key].append(output)
         done += len(examples)
-    return {key: Outcome.joined(part) for key, part in parts.items()}
+    return {key: Outcome.join(part) for key, part in parts.items()}
 
 
 def _importance(row: Variant, image_ids: Sequence[str]) -> Tensor:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from harness.records.times import EAGER, Surroundings, Timing
+from harness.records.times import EAGER, Surroundings, Timing, cores
+from zoo.core.files import is_out_of_memory
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, Served, as_runtime, require_format
@@ -47,7 +48,6 @@ OUT_OF_MEMORY = "out of memory"
 ALLOWED = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
 CHECKED = 8  # images, at least
 MIB = 2**20
-_FULL = ("can't allocate memory", "not enough memory", OUT_OF_MEMORY)
 
 K = TypeVar("K", bound=Hashable)
 Call = Callable[[Tensor], object]
@@ -95,7 +95,7 @@ def interleave(
     ``rounds`` rounds and ``seconds`` seconds, at least, but after the former in no more than ``MOST_ROUNDS``. The wall
     clock is the usual stopwatch; ``now`` gives seconds, ``tick`` takes finished rounds.
     """
-    wait = synchronizer(images.device)
+    wait, surroundings = synchronizer(images.device), _look_around()
     watch = stopwatch or wall_clock(wait)
     names = list(callables)
     samples: dict[K, list[float]] = {name: [] for name in names}
@@ -120,7 +120,8 @@ def interleave(
     finally:
         if collecting:
             gc.enable()
-    return {name: Timing(batch=len(images), samples_ms=tuple(values)) for name, values in samples.items()}
+    facts: dict[str, Any] = {"batch": len(images), "around": surroundings()}
+    return {name: Timing(samples_ms=tuple(values), **facts) for name, values in samples.items()}
 
 
 def random_images(batch: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -183,32 +184,30 @@ def cuda_events(device: torch.device) -> Stopwatch:
     return Stopwatch("CUDA events", time_ms)
 
 
-class Watch:
-    """Measure how busy other processes keep the machine from now on."""
+def _look_around() -> Callable[[], Surroundings]:
+    """Return what tells how busy other processes kept the machine from now on."""
+    load, before, begun = load_1min(), others_s(), time.monotonic()
 
-    def __init__(self) -> None:
-        """Take the first look."""
-        self._load, self._others, self._begun = load_1min(), others_s(), time.monotonic()
+    def surroundings() -> Surroundings:
+        after, share = others_s(), None
+        if after is not None and before is not None:
+            share = max(0.0, (after - before) / (time.monotonic() - begun))
+        return Surroundings(load_1min=load, others_cores=share)
 
-    def surroundings(self) -> Surroundings:
-        """Take the second look."""
-        others = others_s()
-        if others is not None and self._others is not None:
-            others = max(0.0, (others - self._others) / (time.monotonic() - self._begun))
-        return Surroundings(load_1min=self._load, others_cores=others)
+    return surroundings
 
 
-def warnings_of(timing: Timing, around: Surroundings, cores: int) -> tuple[str, ...]:
-    """Return what makes times hard to trust; ``cores`` is how many the process may use."""
+def warnings_of(timing: Timing) -> tuple[str, ...]:
+    """Return what makes times hard to trust."""
     found = []
     median, first, third = timing.spread_ms
     share = round((third - first) / median, 2)  # as it is printed
     if share > SPREAD:
         apart = f"quartiles {100 * share:.0f} % of the median apart"
         found.append(f"wide spread: {apart}, more than {100 * SPREAD:.0f} %")
-    others = around.others_cores
-    if others is not None and others > OTHERS * cores:
-        found.append(f"other processes kept {others:.1f} of {cores} cores busy meanwhile")
+    others, usable = timing.around.others_cores, cores()
+    if others is not None and others > OTHERS * usable:
+        found.append(f"other processes kept {others:.1f} of {usable} cores busy meanwhile")
     return tuple(found)
 
 
@@ -457,13 +456,6 @@ def _reason(error: BaseException) -> str:
         return str(error)
     lines = str(error).strip().splitlines() or ["no reason given"]
     return f"{type(error).__name__}: {lines[0].strip()}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory didn't suffice, on whatever device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _FULL)
 
 
 def weights_mib(model: nn.Module, dtype: torch.dtype) -> float:

@@ -1,28 +1,27 @@
 """Models tuned on a few labelled images: made once for each draw and recipe, and kept."""
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
-from harness.measure.rows import Outcome, OutcomeCache, Variant, outcomes, require_rows, rows_of
+from harness.measure.rows import OutcomeCache, Variant, require_rows, rows_of
 from harness.models.towers import load_clip, split_method, text_classifier
-from harness.records.conditions import DENSE
 from harness.records.metrics import correct
-from zoo.core.files import cache_folder, digest, fingerprint
+from harness.records.record import DENSE
+from zoo.core.files import cache_file, digest, fingerprint
 from zoo.core.precision import precision_on
 from zoo.learning.tuning import Labelled, TuneConfig, tune
 from zoo.loading.adopt import add_prompts
 from zoo.loading.clip import ClipParts
 from zoo.loading.learned_files import PromptFile
-from zoo.loading.sizes import MODELS
 from zoo.towers.vit import ReducedViT
 
 T = TypeVar("T")
@@ -45,13 +44,6 @@ class Tuned:
     def digest(self) -> str:
         """16 hex digits that tell these prompts from others."""
         return digest(self.file.path)
-
-
-class Performance(NamedTuple):
-    """How a model does on labelled images."""
-
-    top1: float  # share of images that are right
-    loss: float  # mean cross-entropy, nats
 
 
 def read_if_valid(
@@ -85,15 +77,15 @@ class Tuner:
 
     def __post_init__(self) -> None:
         """Start without outcomes."""
-        self._outcomes = OutcomeCache()
+        self._outcomes = OutcomeCache(self.parts.preprocess, self.progress)
         self._pixels: dict[str, Tensor] = {}
-        self._notes: set[str] = set()
+        self._say_once = functools.cache(self.progress.say)  # not for each seed and row
 
     def few(self, shots: int, seed: int) -> FewShot:
         """Draw the labelled images of a seed; raise what ``draw`` does."""
         return draw(self.dataset, shots, seed, self.draws)
 
-    def tuned(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
+    def tune(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
         """Tune each row on ``shots`` labelled images per class, or take what was tuned before, by the row's key.
 
         Golden rows can't be tuned. ``seed`` draws the images; the recipe has its own.
@@ -108,37 +100,29 @@ class Tuner:
         config = replace(config, dtype=precision_on(like.device, config.dtype))
         few = self.few(shots, seed)
         paths = {row.key: self.path(row, few, shots, seed, config) for row in rows}
-        files = {key: self.cached(path) for key, path in paths.items()}
+        files = {key: self.read_cached(path) for key, path in paths.items()}
         if missing := [row for row in rows if files[row.key] is None]:
             if config.tokens == "t":
                 for split in few:  # common blocks once
-                    self._whole(missing, split)
-            note = f"{self.dataset.name}, {shots} shots: {config.learned}, {config.describe(len(few.train))}"
-            if note not in self._notes:  # once, not for each seed and row
-                self._notes.add(note)
-                self.progress.say(note)
+                    self._outcomes.find(missing, split, self.dataset.name)
+            what = f"{config.learned}, {config.describe(len(few.train))}"
+            self._say_once(f"{self.dataset.name}, {shots} shots: {what}")
             for row in missing:
                 self._tune(row, few, shots, seed, config, paths[row.key])
         return {row.key: Tuned.of(row.vit, files[row.key] or PromptFile.read(paths[row.key])) for row in rows}
 
-    def cached(self, path: Path) -> PromptFile | None:
+    def read_cached(self, path: Path) -> PromptFile | None:
         """Return the prompts of an earlier run; None, with a note, of a file that can't be loaded any more."""
         words = "prompts of an earlier run are tuned anew"
         return read_if_valid(path, PromptFile.read, PromptFile.load, words, self.progress)
 
-    def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[Performance, Performance]:
-        """Judge a row by labelled images, as it is, by text, and tuned."""
-
-        def perform(features: Tensor, classifier: Tensor) -> Performance:
-            scores = self.parts.model.logit_scale.detach().exp().cpu() * features @ classifier.T
-            loss = float(F.cross_entropy(scores, torch.from_numpy(split.labels)))
-            return Performance(float(correct(features, classifier, split.labels).mean()), loss)
-
+    def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[float, float]:
+        """Return a row's top-1 on labelled images, as it is, by text, and tuned."""
         text, _ = text_classifier(self.parts, self.dataset)
-        own = plain = self._whole([row], split)[row.key]
-        if tuned.file.recipe["tokens"] != "t":
-            own = self._run([replace(row, vit=tuned.vit)], split)[row.key]
-        return perform(plain.features, text), perform(own.features, tuned.classifier)
+        pairs = ((row, text), (replace(row, vit=tuned.vit), tuned.classifier))
+        features = [self._outcomes.find([own], split, self.dataset.name)[row.key].features for own, _ in pairs]
+        plain, own = (correct(f, by, split.labels).mean() for f, (_, by) in zip(features, pairs, strict=True))
+        return float(plain), float(own)
 
     def path(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig) -> Path:
         """Return where prompts are kept: by all that decides them."""
@@ -148,7 +132,7 @@ class Tuner:
             *(self.dataset.name, self.dataset.condition, shots, seed, asdict(config)),
             *(few.train.image_ids, few.val.image_ids, like.device.type, torch.__version__),
         ]
-        return cache_folder() / "prompts" / f"{digest(conditions, length=20)}.safetensors"
+        return cache_file("prompts", f"{digest(conditions, length=20)}.safetensors")
 
     def _tune(self, row: Variant, few: FewShot, shots: int, seed: int, config: TuneConfig, path: Path) -> None:
         """Tune one row and write the result; go on where a stopped run was."""
@@ -175,33 +159,15 @@ class Tuner:
                 self._pixels[name] = image.bfloat16() if config.dtype == "bfloat16" else image
         return Labelled(torch.stack([self._pixels[name] for name in split.image_ids]), labels)
 
-    def _whole(self, rows: Sequence[Variant], split: Split) -> dict[str, Outcome]:
-        """Return the outcomes of rows, each run once on an image."""
-        return self._outcomes.whole([row.key for row in rows], split, lambda rest: self._run(rows, rest))
 
-    def _run(self, rows: Sequence[Variant], split: Split) -> dict[str, Outcome]:
-        like = next(rows[0].vit.blocks.parameters())
-        with self.progress.task(f"images of {self.dataset.name} x rows", len(split) * len(rows)) as update:
-            return outcomes(rows, split, self.parts.preprocess, device=like.device, dtype=like.dtype, on_run=update)
-
-
-def load_row(name: str) -> tuple[ClipParts, Variant, str]:
-    """Load a model with its text tower; return the towers, the model as a row, and its tag."""
+def load_tuner(name: str, dataset: Dataset, *, draws: str, device: str, progress: Progress) -> tuple[Variant, Tuner]:
+    """Load a model with its text tower as a row, and what tunes it on a dataset."""
     dense, method, keep = split_method(name)
-    require_rows(dense, [(method or DENSE, keep)])
+    pair = (method or DENSE, keep)
+    require_rows(dense, [pair])
     parts, arch, tag = load_clip(dense)
-    (row,) = rows_of(parts.model.visual, arch, tag, [(method or DENSE, keep)])
+    (row,) = rows_of(parts.model.visual, arch, tag, [pair])
+    origin = {"model": arch, "tag": tag, "weights": fingerprint(row.vit)}
     parts.model.visual = row.vit
-    return parts, row, tag
-
-
-def load_tuners(
-    name: str, datasets: Iterable[Dataset], *, draws: str, device: str, progress: Progress
-) -> tuple[Variant, list[Tuner]]:
-    """Load a model, and what tunes it on each dataset."""
-    parts, row, tag = load_row(name)
-    known, weights = MODELS.get(row.model), fingerprint(row.vit)
-    dense = row.model if known is None else known.dense
     parts.model.to(device)
-    about = {"model": dense, "tag": tag, "weights": weights, "draws": draws}
-    return row, [Tuner(parts, one, **about, progress=progress) for one in datasets]
+    return row, Tuner(parts, dataset, **origin, draws=draws, progress=progress)

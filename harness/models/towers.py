@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,21 +198,16 @@ def text_classifier(parts: ClipParts, dataset: Dataset) -> tuple[Tensor, tuple[s
             unseen[name] = error.words
             rows.append(torch.full((parts.model.visual.num_classes,), torch.nan))
     if unseen and not dataset.skip_unknown:
-        raise ValueError(_unknown(dataset, unseen))
+        labels = np.concatenate([dataset.labels(name) for name in SPLITS])
+        lost = np.isin(labels, [label for label, name in enumerate(dataset.classes) if name in unseen]).sum()
+        some = [f"{name!r} ({', '.join(words)})" for name, words in unseen.items()][:NAMED]
+        more = [f"and {len(unseen) - NAMED} more"] if len(unseen) > NAMED else []
+        raise ValueError(
+            f"{dataset.name}: {len(unseen)} of {len(dataset.classes)} classes, with {lost} of {len(labels)} images, "
+            f"have words that the text tower never saw: {', '.join(some + more)}; take a model with a "
+            "full vocabulary or other --templates, or leave the classes out: --skip-unknown-classes"
+        )
     return torch.stack(rows), tuple(unseen)
-
-
-def _unknown(dataset: Dataset, unseen: Mapping[str, Sequence[str]]) -> str:
-    """Say which classes have words that a text tower never saw, and what can be done."""
-    labels = np.concatenate([dataset.labels(name) for name in SPLITS])
-    lost = np.isin(labels, [label for label, name in enumerate(dataset.classes) if name in unseen]).sum()
-    some = [f"{name!r} ({', '.join(words)})" for name, words in unseen.items()][:NAMED]
-    more = [f"and {len(unseen) - NAMED} more"] if len(unseen) > NAMED else []
-    return (
-        f"{dataset.name}: {len(unseen)} of {len(dataset.classes)} classes, with {lost} of {len(labels)} images, "
-        f"have words that the text tower never saw: {', '.join(some + more)}; take a model with a "
-        "full vocabulary or other --templates, or leave the classes out: --skip-unknown-classes"
-    )
 
 
 @torch.inference_mode()
@@ -334,12 +329,14 @@ def _dense(model: Any, name: str) -> ReducedViT:
     return vit
 
 
-def random_tower(name: str) -> Tower:
-    """Build a dense model of ours without weights; time doesn't depend on them, rankings do.
+def find_tower(name: str, *, random_weights: bool) -> Tower:
+    """Load a tower, or build a dense one of ours without weights: time doesn't depend on them, rankings do.
 
     Raises:
-        ValueError: another tower, or an unknown name.
+        ValueError: another tower to be built without, and what ``load_tower`` raises.
     """
+    if not random_weights:
+        return load_tower(name)
     if split_method(name)[0].partition(".")[0] not in MODELS:
         raise ValueError(
             f"--random-weights with model {name!r}: only models of `patchrank list`, "
@@ -350,8 +347,3 @@ def random_tower(name: str) -> Tower:
         torch.manual_seed(0)
         vit: Any = timm.create_model(f"{arch}.{tag}", pretrained=False)
     return Tower(vit.eval(), image_transform(vit), f"{arch} (random weights)")
-
-
-def find_tower(name: str, *, random_weights: bool) -> Tower:
-    """Load a tower, or build it without weights."""
-    return random_tower(name) if random_weights else load_tower(name)

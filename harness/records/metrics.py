@@ -25,6 +25,15 @@ _PART = 2048  # images at once, so that a matrix of all pairs is never held
 _ROUNDING = 1e-4  # by which a mean of rounded values may leave its range
 
 
+def require_order(thing: Any, *names: str) -> None:
+    """Raise ValueError unless the three named numbers rise and are finite; a middle one may be alone, or none there."""
+    ends = {name: getattr(thing, name) for name in names}
+    known = [number for number in ends.values() if number is not None]
+    alone = known == [ends[names[1]]]
+    if (len(known) not in {0, 3} and not alone) or known != sorted(known) or not all(map(math.isfinite, known)):
+        raise ValueError(f"need {' <= '.join(names)}, got {ends}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """Carry a metric of one row on a dataset: its mean, the ends of a 95 % interval, and more where there is more."""
@@ -37,10 +46,7 @@ class Measured:
     chance: float | None = None  # what unrelated rankings give
 
     def __post_init__(self) -> None:
-        ends = {name: getattr(self, name) for name in ("low", "mean", "high")}
-        numbers = [number for number in ends.values() if number is not None]
-        if len(numbers) not in {1, 3} or not all(map(math.isfinite, numbers)) or numbers != sorted(numbers):
-            raise ValueError(f"need low <= mean <= high, or no interval, got {ends}")
+        require_order(self, "low", "mean", "high")
 
     @property
     def interval(self) -> Interval | None:
@@ -151,10 +157,9 @@ class Metric:
     bound: str | float = "exact"
     change: str = ""  # ``format`` of differences in ``compare RUN RUN``; empty: it has no column
     fidelity: str = ""  # of one that says how near to the dense model a row is: what it is, for captions
-    # Of one that rows are judged by at a cost, in plots and fronts: what it is.
-    quality: str | None = None
-    least: float = -math.inf  # that it can be; rounding may take it a little further
-    most: float = math.inf
+    quality: str = ""  # of one that rows are judged by at a cost: what the best one is; empty: it has no plot
+    least: float = -1e9  # that it can be; rounding may take it a little further
+    most: float = 1e9
     interval: str = "bootstrap"  # over images, of ``INTERVALS``
     stored: bool = True  # whether records keep the value of each image
 
@@ -287,7 +292,7 @@ _declare_recalls()
 
 @metric(
     "cosine_distance", heading="1 - cosine", form=".4f", least=0, most=2, better="lower", bound="cosine",
-    change="+.4f", fidelity="1 - cosine of the features to dense", quality="Nearness to dense",
+    change="+.4f", fidelity="1 - cosine of the features to dense", quality="nearest to dense",
 )  # fmt: skip
 def _cosine_distance(sample: Sample) -> Found:
     return None if sample.dense is None else cosine_distance(sample.features, sample.dense.features)
@@ -302,7 +307,7 @@ def _dense_agreement(sample: Sample) -> Found:
 
 
 @metric(
-    "kl_to_dense", heading="KL, nats", form=".3f", unit="nats", least=0, better="lower", bound="divergence",
+    "kl_to_dense", heading="KL, nats", form=".3f", unit="nats", least=0, most=1e6, better="lower", bound="divergence",
     change="+.4f", fidelity="divergence of class probabilities from dense, nats",
 )  # fmt: skip
 def _kl_to_dense(sample: Sample) -> Found:
@@ -324,7 +329,7 @@ def _neighbour_overlap(sample: Sample) -> Found:
     return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
 
 
-@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", quality="Accuracy")
+@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", quality="most accurate")
 def _top1(sample: Sample) -> Found:
     return sample.hits
 
@@ -343,13 +348,13 @@ def _margin(sample: Sample) -> Found:
     return margin(sample.features, sample.classifier, sample.labels)
 
 
-def _declare_cost(name: str, **facts: Any) -> None:
-    metric(name, least=0, better="lower", **facts)(lambda sample: sample.costs.get(name))
+def _declare_cost(name: str, most: float, **facts: Any) -> None:
+    metric(name, least=0, most=most, better="lower", **facts)(lambda sample: sample.costs.get(name))
 
 
-_declare_cost("gflops", heading="GFLOPs")  # 1e9 multiply-adds per image
-_declare_cost("activations", unit="per_image")  # elements that products give
-_declare_cost("params", unit="count")
+_declare_cost("gflops", 1e9, heading="GFLOPs")  # 1e9 multiply-adds per image
+_declare_cost("activations", 1e15, unit="per_image")  # elements that products give
+_declare_cost("params", 1e15, unit="count")
 
 
 @metric("tau", heading="Kendall τ", form="+.2f", least=-1, most=1, change="+.3f", **RANKING | {"bound": "tau"})
@@ -371,7 +376,7 @@ def _match_at_k(sample: Sample) -> Found:
     return PerImage(sample.ranked(functools.partial(statistics.match_at_k, k=k)), statistics.match_chance(k, cells), k)
 
 
-@metric("final_tokens", heading="Final tokens", form="", least=0)
+@metric("final_tokens", heading="Final tokens", form="", least=0, most=1e9)
 def _final_tokens(sample: Sample) -> Found:
     return sample.final_tokens
 

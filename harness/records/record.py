@@ -1,10 +1,11 @@
-"""Records: what is measured of a model on a dataset; reading, appending and using them again."""
+"""Records: what is measured of a model on a dataset, and under which conditions; reading and using them again."""
 
 import base64
 import functools
 import hashlib
 import json
 import math
+import platform
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -13,15 +14,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from harness.base.lines import append_lines, can_resume, parse_lines
 from harness.base.terminal import Progress
-from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RECOVERY, TUNINGS
-from harness.records.metrics import METRICS, Measured, unpack
+from harness.records.metrics import METRICS, Measured, require_order, unpack
 from harness.records.statistics import Interval
 from zoo.core.files import from_json, strict_json
+from zoo.core.precision import PRECISIONS
 
+DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
+RANDOM = "random"  # the control: a method that is no better than it does nothing
+DTYPES = PRECISIONS
+PROBE = "probe"
+RECOVERY = "recovery"  # setting of a row whose weights or tokens were trained: the digest of their file
+MATCHED = "matched"  # setting of a row: whose time its keep rate meets, and at which batch size
+PROMPTS = {  # learned tokens, by the letters that --tokens takes
+    "t": "learned text tokens",
+    "v": "learned visual tokens",
+    "vt": "learned visual and text tokens",
+}
+TUNINGS = (*PROMPTS, PROBE)
 SCHEMA_VERSION = 8
 RECORDS = "records.jsonl"  # in the folder of a run
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
@@ -44,6 +58,29 @@ class Field:
 
 RUN, SETTING, CONDITION, MEASURED = Field(role="run"), Field(role="setting"), Field(role="condition"), Field()
 
+# Ends of what numbers in anybody's file may be: wide, but none makes a table or plot of nonsense.
+_COUNT, _MS, _FACTOR = (0, 1e9), (0, 1e12), (0, 1e6)
+BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("shots", "golden_images", "tau_undefined", "classes_judged", "cudnn", "final_tokens"), _COUNT),
+    **dict.fromkeys(("image_count", "caption_count", "prompt_tokens", "image_size", "tokens_per_block"), (1, 1e9)),
+    **dict.fromkeys(("batch", "threads", "cores", "interop_threads"), (1, 1e6)),
+    **dict.fromkeys(("median_ms", "q1_ms", "q3_ms", "samples_ms", "images_per_s"), _MS),
+    **dict.fromkeys(("ratio_to_dense", "ratio_low", "ratio_high", "load_1min", "others_cores"), _FACTOR),
+    **dict.fromkeys(("first_call_s", "deviation", "weights_mib", "peak_mib", "gflops"), _COUNT),
+    **dict.fromkeys(("saved_gflops", "saved_time"), (-1e6, 1)),
+    **{"keep": (1e-6, 1), "chance": (0, 1), "feature_probe": (-1.01, 1.01), "at": _COUNT, "arrived": (-1e9, 1e9)},
+    **{"seed": (0, 2**64), "params": (0, 1e15)},
+}
+
+
+def require_bounds(thing: Any) -> None:
+    """Raise ValueError for a field of a dataclass, or one of several values, outside `BOUNDS`."""
+    for name in (one.name for one in fields(thing) if one.name in BOUNDS):
+        (low, high), value = BOUNDS[name], getattr(thing, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not low <= number <= high:
+                raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {number!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
@@ -59,19 +96,47 @@ class Times:
     images_per_s: float  # at the median
 
     def __post_init__(self) -> None:
-        for name in ("median_ms", "images_per_s", "ratio_to_dense"):
-            if not 0 <= (getattr(self, name) or 0) < math.inf:
-                raise ValueError(f"{name} must lie in [0, inf), got {getattr(self, name)!r}")
-        ends = {name: getattr(self, name) for name in ("ratio_low", "ratio_to_dense", "ratio_high")}
-        known = [number for number in ends.values() if number is not None]
-        if len(known) not in {0, 3} or known != sorted(known):
-            raise ValueError(f"need ratio_low <= ratio_to_dense <= ratio_high, or all three None, got {ends}")
+        require_bounds(self)
+        require_order(self, "q1_ms", "median_ms", "q3_ms")
+        require_order(self, "ratio_low", "ratio_to_dense", "ratio_high")
 
     @property
     def ratio(self) -> Interval | None:
         """The ratio to dense with its interval; None where it wasn't measured."""
         ends = (self.ratio_to_dense, self.ratio_low, self.ratio_high)
         return None if None in ends else Interval(*ends)  # type: ignore[arg-type]  # none is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What classifies images: the captions of classes, or something learned from shots."""
+
+    shots: int = 0  # labelled training images per class; 0 takes the captions
+    seed: int = 0  # of the choice of shots and of what is learned from them
+    kind: str | None = None  # of ``TUNINGS``; None at 0 shots
+    prompt_tokens: int | None = None  # learned; None where none are
+
+    @property
+    def prompted(self) -> bool:
+        """Whether tokens are learned, each row's its own."""
+        return self.kind in PROMPTS
+
+    @property
+    def visual(self) -> bool:
+        """Whether learned tokens go through the image tower, whose features they change."""
+        return self.kind in ("v", "vt")
+
+
+def device_name(device: str) -> str:
+    """Return what the device calls itself."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +183,9 @@ class Record:
     timm: Annotated[str, CONDITION]
 
     def __post_init__(self) -> None:
+        require_bounds(self)
         for name, valid, bounds in (
-            ("schema_version", self.schema_version == SCHEMA_VERSION, f"be {SCHEMA_VERSION}"),
             ("created", _is_utc(self.created), "be UTC in ISO 8601"),
-            ("keep", 0 < self.keep <= 1, "lie in (0, 1]"),
             ("tuning", (self.tuning is None) == (self.shots == 0), "be None at 0 shots and only there"),
             ("tuning", self.tuning is None or self.tuning in TUNINGS, f"be one of {', '.join(TUNINGS)}"),
             ("prompt_tokens", (self.prompt_tokens is None) != (self.tuning in PROMPTS), f"suit tuning {self.tuning!r}"),
@@ -136,12 +200,13 @@ class Record:
 
     def _check_metric(self, name: str, measured: Measured) -> None:
         """Refuse a metric that is out of its range, or isn't the mean of its values."""
+        require_bounds(measured)
         if name in METRICS:
             METRICS[name].require_value(measured.mean)
         values = measured.per_image(self.image_count)
         if values is None and name != "top1":
             return
-        mean = None if values is None else values.mean() if self.image_count else math.nan
+        mean = None if values is None else values.mean()
         if mean is None or not math.isclose(mean, measured.mean, abs_tol=1e-6):
             raise ValueError(f"{name} is {measured.mean}, but its values say {mean}")
 
@@ -228,14 +293,8 @@ def record_lines(records: Iterable[Record]) -> bytes:
     """Return records as JSON lines, which `read_records` takes; ValueError for what it wouldn't."""
     lines = []
     for record in records:
-        values = record_values(record)
-        for name, value in values.items():
-            try:
-                json.dumps(value, allow_nan=False)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{record.model}: {name}: {error}") from error
         try:
-            lines.append(json.dumps(values, allow_nan=False))
+            lines.append(json.dumps(record_values(record), allow_nan=False))
             _read_record(lines[-1])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{record.model}: {error}") from error
@@ -295,6 +354,8 @@ def read_run(path: Path) -> list[Record]:
     file = path / RECORDS if path.is_dir() else path
     if not file.is_file():
         what = f"it holds no {RECORDS}" if path.is_dir() else "there is no such file or folder"
+        if file.exists():
+            what = f"{str(file)!r} is a pipe or a device"
         wanted = "expected a file of records, or the folder that patchrank compare --output wrote"
         raise FileNotFoundError(f"run {str(path)!r}: {what}; {wanted}")
     if records := read_records(file):
@@ -363,14 +424,11 @@ def differing(owners: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict
 def _in_words(differences: Mapping[str, Mapping[Any, list[str]]]) -> str:
     """Say each name that differs, all its values, and a few owners of each."""
 
-    def some(owners: list[str]) -> str:
-        more = len(owners) - _NAMED
-        return ", ".join(owners[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    def some(value: Any, owners: list[str]) -> str:
+        more = f" and {len(owners) - _NAMED} more" if owners[_NAMED:] else ""
+        return f"{value!r} ({', '.join(owners[:_NAMED])}{more})"
 
-    return "; ".join(
-        f"{name} {' and '.join(f'{v!r} ({some(owners)})' for v, owners in values.items())}"
-        for name, values in differences.items()
-    )
+    return "; ".join(f"{n} {' and '.join(some(*pair) for pair in own.items())}" for n, own in differences.items())
 
 
 def images_digest(image_ids: Iterable[str]) -> str:

@@ -4,8 +4,7 @@ Scipy has the intervals of Wilson, Student and the median and the exact binomial
 draws in memory, and for Holm's adjustment alone statsmodels would bring pandas along.
 """
 
-import functools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -91,25 +90,19 @@ def discordant(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, in
 
 
 def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, seed: int) -> Interval:
-    """Return top-1 of a minus top-1 of b, both (n,) bool of the same images, with a percentile bootstrap over images.
-
-    Resampling images with replacement is a multinomial draw of how many of them fall into the outcomes (only a right,
-    only b right, both or neither), so no image is ever indexed.
-    """
+    """Return top-1 of a minus that of b, both (n,) bool of the same images, with a percentile bootstrap over images."""
     only_a, only_b, n = discordant(correct_a, correct_b)
     return _bootstrap_shares(np.array([only_a, only_b, n - only_a - only_b]), np.array([1, -1, 0]), seed)
 
 
 def bootstrap_counts(values: ArrayLike, seed: int) -> Interval:
-    """Return what `bootstrap_mean` does, quickly where few values are distinct, such as numbers of seeds.
-
-    Resampling is a multinomial draw of how often each distinct value comes.
-    """
+    """Return what `bootstrap_mean` does, quickly where few values are distinct, such as numbers of seeds."""
     distinct, counts = np.unique(finite_sample(values), return_counts=True)
     return _bootstrap_shares(counts, distinct, seed)
 
 
 def _bootstrap_shares(counts: NDArray[np.int64], worths: NDArray[Any], seed: int) -> Interval:
+    """Draw how many images fall into each outcome, a multinomial, so that no image is ever indexed."""
     n = int(counts.sum())
     drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES)
     return Interval(float(counts @ worths / n), *_percentiles(drawn @ worths / n))
@@ -123,14 +116,18 @@ def bootstrap_mean(values: ArrayLike, seed: int, groups: ArrayLike | None = None
     """
     sample = finite_sample(values)
     sums, sizes = (sample, None) if groups is None else (_sums(sample, groups), np.bincount(np.asarray(groups)))
-    generator = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // sums.size)
-    means = np.empty(RESAMPLES)
+    means = []
+    for size, generator in _parts(seed, sums.size):
+        drawn = generator.integers(sums.size, size=(size, sums.size))
+        means.append(sums[drawn].mean(1) if sizes is None else sums[drawn].sum(1) / sizes[drawn].sum(1))
+    return Interval(float(sample.mean()), *_percentiles(np.concatenate(means)))
+
+
+def _parts(seed: int, width: int) -> Iterator[tuple[int, np.random.Generator]]:
+    """Yield how many resamples of so many values to hold at once, until there are all, and what to draw them by."""
+    generator, rows = np.random.default_rng(seed), max(1, _CHUNK // width)
     for start in range(0, RESAMPLES, rows):
-        part = means[start : start + rows]
-        drawn = generator.integers(sums.size, size=(part.size, sums.size))
-        part[:] = sums[drawn].mean(1) if sizes is None else sums[drawn].sum(1) / sizes[drawn].sum(1)
-    return Interval(float(sample.mean()), *_percentiles(means))
+        yield min(rows, RESAMPLES - start), generator
 
 
 def paired_mean(a: ArrayLike, b: ArrayLike, seed: int, groups: ArrayLike | None = None) -> Interval:
@@ -146,18 +143,14 @@ def bootstrap_quantile(values: ArrayLike, q: float, seed: int, groups: ArrayLike
     sample = finite_sample(values)
     numbers = np.arange(sample.size) if groups is None else np.asarray(groups)
     order, count = np.argsort(sample, kind="stable"), int(numbers.max()) + 1
-    generator = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // sample.size)
 
     def quantiles(times: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the quantile where each group, (draws, groups), is there so many times."""
         weights = times[:, numbers[order]].cumsum(axis=1)
         return np.asarray(sample[order][(weights < q * weights[:, -1:]).sum(axis=1)])
 
-    parts = [
-        quantiles(generator.multinomial(count, np.full(count, 1 / count), size=min(rows, RESAMPLES - start)))
-        for start in range(0, RESAMPLES, rows)
-    ]
+    even = np.full(count, 1 / count)
+    parts = [quantiles(draw.multinomial(count, even, size=size)) for size, draw in _parts(seed, sample.size)]
     estimate = quantiles(np.ones((1, count), dtype=np.int64))[0]
     return Interval(float(estimate), *_percentiles(np.concatenate(parts)))
 
@@ -199,26 +192,13 @@ def has_spread(values: NDArray[np.float64], groups: ArrayLike | None) -> bool:
     return len(np.unique(known[~np.isnan(values)])) > 1
 
 
-def mcnemar_exact(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
-    """Return the two-sided exact McNemar p-value that a and b are equally often right, see `discordant`."""
-    only_a, only_b, _ = discordant(correct_a, correct_b)
-    return _even_odds(only_a, only_a + only_b) if only_a + only_b else 1.0
-
-
-@functools.lru_cache(maxsize=1 << 14)  # many rows on the same images differ by the same counts
-def _even_odds(k: int, n: int) -> float:
-    from scipy.stats import binomtest
-
-    return float(binomtest(k, n).pvalue)
-
-
 def sign_flip_exact(differences: ArrayLike) -> float:
     """Return the two-sided exact p-value that (n,) whole differences are as likely up as down.
 
     The paired permutation test of their sum: if neither of two models is better, each image's difference could as well
     have the other sign, and all 2**n ways are equally likely. Their sums are counted, not drawn. With differences of
-    -1, 0 and 1 it is McNemar's test; with sums over seeds it judges the mean over these seeds, and says nothing of
-    others. Source: Fisher, 1935.
+    -1, 0 and 1 it is McNemar's exact test; with sums over seeds it judges the mean over these seeds, and says nothing
+    of others. Source: Fisher, 1935.
     """
     sample = np.asarray(differences)
     if sample.ndim != 1 or not sample.size or not np.issubdtype(sample.dtype, np.integer):
@@ -226,9 +206,11 @@ def sign_flip_exact(differences: ArrayLike) -> float:
     total = abs(int(sample.sum()))
     if not total:
         return 1.0
-    from scipy.stats import binom
+    from scipy.stats import binom, binomtest
 
     sizes, counts = np.unique(np.abs(sample[sample != 0]), return_counts=True)
+    if sizes.tolist() == [1]:
+        return float(binomtest(int((sample > 0).sum()), int(counts[0])).pvalue)
     # Chances of the sum of one size after the other, from its least on in steps of 2, without those below _NEVER.
     chances, least = np.ones(1), 0
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
@@ -292,14 +274,11 @@ def _signed_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def paired_p(hits_a: ArrayLike, hits_b: ArrayLike, seeds_a: int = 1, seeds_b: int = 1) -> float:
     """Return the exact p-value that two rows are equally often right on the same images.
 
-    Hits are (n,), how many of the seeds were right on each image. McNemar's test of one seed each, else the sign-flip
-    test of the means over these seeds.
+    Hits are (n,), how many of the seeds were right on each image; bool of one seed.
     """
-    a, b = np.asarray(hits_a), np.asarray(hits_b)
-    if seeds_a == seeds_b == 1:
-        return mcnemar_exact(a.astype(np.bool_), b.astype(np.bool_))
     whole = lcm(seeds_a, seeds_b)
-    return sign_flip_exact(a.astype(np.int64) * (whole // seeds_a) - b.astype(np.int64) * (whole // seeds_b))
+    a, b = (np.asarray(hits, dtype=np.int64) * (whole // n) for hits, n in ((hits_a, seeds_a), (hits_b, seeds_b)))
+    return sign_flip_exact(a - b)
 
 
 def holm(p_values: ArrayLike, of: int = 0) -> NDArray[np.float64]:
@@ -363,19 +342,12 @@ def minimum_detectable_difference(n: int, discordance: float) -> float | None:
 
 
 def detectable_note(images: int, discordances: Sequence[float]) -> str:
-    """Say, after a semicolon, what so many images would show of rows without a mark.
-
-    ``discordances`` are the shares of images that just one of two models is right on, of each such row.
-    """
+    """Say, after a semicolon, what so many images may miss in rows without a mark, by their `discordant` shares."""
     if not discordances:
         return ""
-    most = max(discordances)
-    if (least := minimum_detectable_difference(images, most)) is None:
-        return f"; without {CLEAR}: too few images that just one of two models gets right to show any difference"
-    return (
-        f"; without {CLEAR}: {images} images show {100 * least:.1f} points with power 80 %, in one comparison, "
-        f"where just one of two models is right on {100 * most:.1f} % of them (the most here)"
-    )
+    if (least := minimum_detectable_difference(images, max(discordances))) is None:
+        return f"; without {CLEAR}: too few images on which just one of two models is right to show any difference"
+    return f"; without {CLEAR}: a difference below {100 * least:.1f} points may go unnoticed (80 % power)"
 
 
 # Rankings are compared by scores per patch, (B, N), higher = keep, never by lists of patch ids: on the same data tau of

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -13,11 +13,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from harness.base.lines import append_lines, can_resume, parse_lines
+from harness.base.lines import append_lines, parse_lines
 from harness.base.table import FORMS, NOT_MEASURED, UNMEASURED, Cell, Column, Table, figure
-from harness.base.terminal import Progress
-from harness.records.conditions import DENSE, device_name
-from harness.records.record import Times
+from harness.records.record import DENSE, Times, device_name, require_bounds
 from harness.records.statistics import Interval, median_interval
 from zoo.core.files import from_json, strict_json
 
@@ -36,11 +34,20 @@ LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says an
 
 
 @dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """Carry how busy the machine was while models were timed. None means not known."""
+
+    load_1min: float | None = None  # of the minute before
+    others_cores: float | None = None  # CPU time of all other processes by the wall's
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing:
     """Carry every sample of one model: sample i of all models comes from the same round."""
 
     batch: int  # images per call
     samples_ms: tuple[float, ...]  # one whole call per round
+    around: Surroundings = field(default_factory=Surroundings)
 
     @property
     def spread_ms(self) -> Interval:
@@ -110,14 +117,6 @@ class Machine:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """Carry how busy the machine was while models were timed. None means not known."""
-
-    load_1min: float | None = None  # of the minute before
-    others_cores: float | None = None  # CPU time of all other processes by the wall's
-
-
 def verdict(ratio: Interval) -> str:
     """Return what a ratio of times shows: `FASTER`, `SLOWER` or `OPEN`."""
     return FASTER if ratio.high < 1 else SLOWER if ratio.low > 1 else OPEN
@@ -180,6 +179,8 @@ class LatencyRecord:
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {self.schema_version}")
+        for part in (self, self.machine, self.surroundings):
+            require_bounds(part)
         timed = bool(self.samples_ms)
         if (self.failed is None) != timed or (self.times is not None) != timed:
             raise ValueError(
@@ -212,11 +213,6 @@ def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:
 def read_latencies(path: Path) -> list[LatencyRecord]:
     """Read JSON lines, in file order; ValueError names file, line and what is wrong, or that the last line is torn."""
     return parse_lines(path, lambda line: from_json(LatencyRecord, strict_json(line), "record", complete=True))
-
-
-def earlier_times(path: Path, progress: Progress, *, fresh: bool) -> list[LatencyRecord]:
-    """Return what an earlier run wrote, none if ``fresh``; it goes on from a torn last line, which is dropped."""
-    return read_latencies(path) if can_resume(path, progress.say, fresh=fresh) else []
 
 
 def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -> LatencyRecord | None:

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.base.store import BrokenShardError, from_lists, seal, to_lists, unseal
-from harness.records.conditions import DENSE
-from harness.records.record import Record
+from harness.records.record import DENSE, Record
 from zoo.core.files import digest, from_json, write_whole
 
 TRACES = "traces"  # folder beside a run's records, and the kind of its files

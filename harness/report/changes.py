@@ -25,9 +25,9 @@ from harness.records.statistics import (
     detectable_note,
     discordant,
     mark_note,
-    mcnemar_exact,
     paired_difference,
     paired_mean,
+    paired_p,
     sign_flip,
     together,
 )
@@ -90,12 +90,8 @@ class Change:
 
     def per_image(self, metric: Metric) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Return A's and B's values of a metric on the same images; None unless both have them."""
-        if self.other_images or (metric == TOP1 and not (self.a.labelled and self.b.labelled)):
-            return None
-        if metric == TOP1:
-            return self.a.correct, self.b.correct
-        a, b = self.a.per_image(metric.name), self.b.per_image(metric.name)
-        return None if a is None or b is None else (a, b)
+        a, b = (None if self.other_images else record.per_image(metric.name) for record in (self.a, self.b))
+        return None if a is None or b is None else (a > 0, b > 0) if metric == TOP1 else (a, b)
 
     @property
     def answers(self) -> tuple[int, int] | None:
@@ -110,9 +106,8 @@ class Change:
         """
         if (values := self.per_image(metric)) is not None:
             a, b = values
-            paired = metric == TOP1
-            return paired_difference(b, a, seed=0) if paired else paired_mean(b, a, seed=0, groups=self.a.groups)
-        same = not self.other_images and self.a.golden_images == self.b.golden_images and metric != TOP1
+            return paired_difference(b, a, 0) if metric == TOP1 else paired_mean(b, a, seed=0, groups=self.a.groups)
+        same = not self.other_images and self.a.golden_images == self.b.golden_images
         then, now = self.a.mean(metric.name), self.b.mean(metric.name)
         return None if then is None or now is None or not same else now - then
 
@@ -121,7 +116,7 @@ class Change:
         if (values := self.per_image(metric)) is None:
             return None
         a, b = values
-        return mcnemar_exact(b, a) if metric == TOP1 else sign_flip(b - a, seed=0, groups=self.a.groups)
+        return paired_p(b, a) if metric == TOP1 else sign_flip(b - a, seed=0, groups=self.a.groups)
 
     @property
     def latency(self) -> dict[int, Interval]:
@@ -172,19 +167,19 @@ class RunChanges:
     only_a: tuple[Record, ...]
     only_b: tuple[Record, ...]
 
-    def groups(self) -> list[list[Change]]:
-        """Return the pairs of each table: of one dataset, split, tower and tuning."""
+    @cached_property
+    def compared(self) -> list[tuple[list[Change], dict[Metric, Together[int]]]]:
+        """The pairs of each table, of one dataset, split, tower and tuning, judged together in each metric."""
         groups: dict[Hashable, list[Change]] = {}
         for pair in self.pairs:
             row = pair.a
             key = (row.dataset, row.split, tower_of(row), row.shots, row.tuning, row.prompt_tokens)
             groups.setdefault(key, []).append(pair)
-        return list(groups.values())
-
-    @cached_property
-    def compared(self) -> list[tuple[list[Change], dict[Metric, Together[int]]]]:
-        """The pairs of each table, judged together."""
-        return [(group, _compared(group)) for group in self.groups()]
+        metrics = [TOP1, *(metric for metric in METRICS.values() if metric.change)]
+        return [
+            (group, {m: together({at: pair.change_p(m) for at, pair in enumerate(group)}) for m in metrics})
+            for group in groups.values()
+        ]
 
     def conditions(self) -> list[tuple[Difference, int]]:
         """Return each condition that differs and in how many pairs it does, in pairs' order."""
@@ -218,12 +213,6 @@ def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> RunChanges:
         only_a=tuple(one for i, one in enumerate(ours) if i not in partner),
         only_b=tuple(one for j, one in enumerate(theirs) if j not in partner.values()),
     )
-
-
-def _compared(group: Sequence[Change]) -> dict[Metric, Together[int]]:
-    """Judge the rows of one table together, in each metric that is compared."""
-    metrics = [TOP1, *(metric for metric in METRICS.values() if metric.change)]
-    return {each: together({at: pair.change_p(each) for at, pair in enumerate(group)}) for each in metrics}
 
 
 def changes_data(runs: RunChanges) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """Charts of series with intervals: what they hold, how they are drawn, and their bytes, the same every time."""
 
 import io
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from harness.records.conditions import DENSE
+from harness.records.record import DENSE
 from harness.records.statistics import Interval
 
 # Okabe and Ito's colours first, told apart with any colour vision, on white and on black; the
@@ -19,7 +18,7 @@ STYLES = (
 LineStyle = Literal["-", "--", "-.", ":", "none"]
 LINES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
 INK = "#1b1c1d"  # text and axes; a page replaces it by currentColor to follow light and dark
-FRONT = "Pareto front"
+FRONT = "best at this cost"
 SMALL = 7.5  # points of a letter beside a marker
 OPTIONS: Any = {
     "svg.hashsalt": "clip-patchrank", "svg.fonttype": "none", "text.color": INK,
@@ -73,7 +72,7 @@ class Dot(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Series of dots, with sentences to read with them."""
+    """Series of dots."""
 
     title: str = ""
     alt: str = ""  # for those who can't see it: what it shows, in one or two sentences
@@ -82,21 +81,22 @@ class Chart:
     series: Mapping[str, Sequence[Dot]]  # in the order in which they are joined
     level: float | None = None  # height of a dotted line across
     front: Sequence[tuple[float, float]] = ()  # corners of a staircase, x rising
-    ticks: Mapping[float, str] | None = None  # labels at places of x, not matplotlib's own
-    symlog: bool = False  # x is logarithmic, save for its start, which has room for 0
     log: bool = False  # y is logarithmic
-    aside: str = ""  # series that the axes aren't stretched for; its dots outside stand at the edge
-    notes: Sequence[str] = ()
+    aside: str = ""  # series that the axes aren't stretched for: it is worse than all others
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """Charts of one kind, at least one; `page.html` says how to read them."""
+    """Charts of one kind, at least one."""
 
     name: str  # of its files
     title: str
     charts: Sequence[Chart]
-    axis: str = ""  # one of several plots of the same rows, which the page shows one at a time, by this name
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all series."""
+        return [name for chart in self.charts for name in chart.series]
 
 
 def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, *, small: bool = False) -> Any:
@@ -139,15 +139,11 @@ def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> dict[str, Any
 
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
-    if chart.symlog:
-        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
     if chart.log:
         axes.set_yscale("log", nonpositive="clip")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")  # not powers of ten in TeX, which isn't read here
         axes.yaxis.set_minor_formatter(NullFormatter())
-    if chart.ticks is not None:
-        axes.set_xticks(list(chart.ticks), list(chart.ticks.values()))
     entries = {name: _draw_series(axes, dots, styles[name]) for name, dots in chart.series.items()}
     if chart.level is not None:
         axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=":")
@@ -157,8 +153,13 @@ def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> dict[str, Any
         look = {"color": INK, "linewidth": 1.1, "alpha": 0.55, "zorder": 1.5}
         [entries[FRONT]] = axes.step([*x, right], [*y, y[-1]], where="post", **look)
         axes.set_xlim(right=right)
-    if chart.aside in chart.series:
-        _crop(axes, chart, styles[chart.aside])
+    others = [end for name, own in chart.series.items() if name != chart.aside for dot in own for end in dot.y]
+    if chart.aside in chart.series and others:
+        low, high = min(others), max(others)
+        if not chart.log:
+            axes.set_ylim(bottom=low - 0.08 * (high - low))
+        elif high > 0:
+            axes.set_ylim(top=1.25 * high)
     return entries
 
 
@@ -187,24 +188,3 @@ def _bars(values: Sequence[Interval]) -> list[list[float]] | None:
     if all(value.low == value.estimate == value.high for value in values):
         return None
     return [[value.estimate - value.low for value in values], [value.high - value.estimate for value in values]]
-
-
-def _crop(axes: Any, chart: Chart, style: Style) -> None:
-    """Give the axes to the other series, and put what is outside at the edge, with its figure."""
-    inside = [end for name, own in chart.series.items() if name != chart.aside for dot in own for end in dot.y]
-    if not inside:
-        return
-    inside += [] if chart.level is None else [chart.level]
-    low, high = (math.log10(max(end, 1e-9)) if chart.log else end for end in (min(inside), max(inside)))
-    room = 0.08 * (high - low) or 1.0
-    low, high = (10**end if chart.log else end for end in (low - room, high + room))
-    outside = [dot for dot in chart.series[chart.aside] if not low <= dot.y.estimate <= high]
-    if outside:
-        axes.set_ylim(low, high)
-    for dot in outside:
-        above = dot.y.estimate > high
-        axes.annotate(
-            f"{dot.label} {dot.y.estimate:.3g}".strip(), (dot.x.estimate, high if above else low),
-            xytext=(0, -14 if above else 14), textcoords="offset points", ha="center", va="center",
-            fontsize=SMALL, arrowprops={"arrowstyle": "<-", "color": style.colour},
-        )  # fmt: skip

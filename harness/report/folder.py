@@ -7,26 +7,28 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from html import escape
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from harness.base.table import Shown, json_values
+from harness.base.table import Part, Shown, json_values
 from harness.base.terminal import Progress
 from harness.records.averages import Average
 from harness.records.metrics import fidelity_metrics
 from harness.records.record import CONDITIONS, RECORDS, Record, read_run
 from harness.records.times import LATENCIES, LatencyRecord, read_latencies
-from harness.report.charts import INK, Chart, Plot, Style, draw, encode, render, styles_of
+from harness.report.charts import INK, Plot, draw, encode, render, styles_of
 from harness.report.groups import Group, brief_tables, count_of, group_records, group_times, sections, time_tables
-from harness.report.highlights import DRAWN, Front, Highlights, headline, highlights, plots_of
-from harness.report.pictures import TracePicture, agreement_rows, agreement_tables, galleries, group_traces
-from harness.report.writers import csv_text, latex, markdown, records_csv, times_csv
+from harness.report.highlights import DRAWN, Front, best_table, fronts, headline, plots_of
+from harness.report.pictures import TracePicture, galleries, group_traces
+from harness.report.writers import latex, markdown, records_csv, times_csv
 from zoo.core.files import write_whole
 
 TITLE = "Token reduction for CLIP, side by side"
+ON_PAGE = 4  # plots at most, the first; files have all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +36,22 @@ class Parts:
     """What a report shows."""
 
     groups: Sequence[Group]  # none if there are only times
-    short: Sequence[Highlights]  # of each group
+    fronts: Sequence[Front]  # of all groups
     times: dict[str, list[LatencyRecord]]  # by the heading of their table
     plots: Sequence[Plot]
     pictures: Sequence[TracePicture] = ()  # of traces
-    agreement: Sequence[dict[str, Any]] = ()  # of rankings, a pair a row
     left_out: Sequence[str] = ()  # why files beside the records are not in it
-    most: int | None = None  # tables of each kind that are drawn; None for all
+
+    @property
+    def best(self) -> list[list[Front]]:
+        """The fronts of each group that has any."""
+        return [list(own) for _, own in groupby(self.fronts, key=lambda front: front.group.name)]
 
 
 def report_runs(
     paths: Sequence[Path], folder: Path, progress: Progress, *, title: str = TITLE, every_plot: bool = False
 ) -> Shown:
-    """Write the report of runs, each once; say which rows are on the Pareto fronts.
+    """Write the report of runs, each once; say which methods are best at which cost.
 
     Raises:
         FileNotFoundError: a run isn't there.
@@ -79,7 +84,7 @@ def write_report(
 
     All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in the rest. Traces and
     times are those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all. Only the first
-    groups are drawn, and the page says so, save with ``every_plot``.
+    groups are drawn, save with ``every_plot``.
 
     Raises:
         ValueError: no records and no times, or a run of times alone that can't be read.
@@ -91,33 +96,34 @@ def write_report(
     traced = group_traces(runs, records, left_out.append) if records else []
     for reason in left_out:
         progress.say(f"left out of the report: {reason}")
-    short, timed = [highlights(group) for group in groups], group_times(record for _, record in times)
-    most = None if every_plot else DRAWN
+    every, timed = [front for group in groups for front in fronts(group)], group_times(record for _, record in times)
+    first = groups if every_plot else groups[:DRAWN]
     parts = Parts(
         groups=groups,
-        short=short,
+        fronts=every,
         times=timed,
-        plots=plots_of(short[:most]),
-        pictures=galleries(traced[:most]),
-        agreement=agreement_rows(traced),
+        plots=plots_of([front for front in every if front.group in first]),
+        pictures=galleries(traced if every_plot else traced[:DRAWN]),
         left_out=left_out,
-        most=most,
     )
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
-    ranked = agreement_tables(parts.agreement)
     tables: dict[str, Callable[[], bytes | str]] = {
         "report.html": lambda: page(parts, title),
-        "table.md": lambda: markdown([*brief_tables(groups), *sections(groups), *time_tables(timed), *ranked]),
+        "table.md": lambda: markdown([*brief_tables(groups), *sections(groups), *time_tables(timed)]),
         "table.tex": lambda: latex([*sections(groups, summary=True), *time_tables(timed, summary=True)]),
     }
     if records:
         tables["table.csv"] = lambda: records_csv(records, sources)
     if times:
         tables["latency.csv"] = lambda: times_csv(times)
-    if parts.agreement:
-        tables["agreement.csv"] = lambda: csv_text(parts.agreement)
-    pictures = _pictures(parts)
+    styles = styles_of(name for plot in parts.plots for name in plot.names)
+    pictures: dict[str, Callable[[], bytes]] = {
+        f"{plot.name}.{form}": partial(render, plot.charts, styles, form)
+        for plot in parts.plots
+        for form in ("svg", "png")
+    }
+    pictures |= {f"{one.name}.jpg": partial(bytes, one.jpeg) for one in parts.pictures}
     files = tables | {name: make for name, make in pictures.items() if drawn is None or name in drawn}
     folder.mkdir(parents=True, exist_ok=True)
     with progress.task("report", len(files)) as update:
@@ -125,48 +131,33 @@ def write_report(
             content = make()
             write_whole(folder / name, content.encode() if isinstance(content, str) else content)
             update(count)
-    lines = [f"{one.group.name}: {' '.join([one.saving, *one.winners])}" for one in short]
+    shown: list[Part] = [*map(best_table, parts.best), *headline(every)]
     if timed:
         many = count_of(sum(map(len, timed.values())), "time")
-        lines.append(f"{many} by latency in {count_of(len(timed), 'table')} of report.html")
+        shown.append(f"{many} by latency in {count_of(len(timed), 'table')} of report.html")
     return Shown(
-        parts=(*lines, f"wrote {folder / 'report.html'} and {len(files) - 1} files beside it"),
+        parts=(*shown, f"wrote {folder / 'report.html'} and {len(files) - 1} files beside it"),
         data={
             "runs": [str(run) for run in runs],
             "records": len(records),
             "files": [str(folder / name) for name in files],
             "left_out": left_out,
-            "groups": [_group_data(one) for one in short],
+            "groups": [_group_data(group, every) for group in groups],
             "latency": [{"name": name, "records": json_values(rows)} for name, rows in timed.items()],
-            "agreement": list(parts.agreement),
         },
     )
 
 
-def _pictures(parts: Parts) -> dict[str, Callable[[], bytes]]:
-    """Return what makes each file of a plot or picture."""
-    styles, files = _styles(parts.plots), dict[str, Callable[[], bytes]]()
-    for plot in parts.plots:
-        files |= {f"{plot.name}.{form}": partial(render, plot.charts, styles, form) for form in ("svg", "png")}
-    return files | {f"{one.name}.jpg": partial(bytes, one.jpeg) for one in parts.pictures}
-
-
-def _styles(plots: Sequence[Plot]) -> dict[str, Style]:
-    """Return the style of each method, the same in all plots."""
-    return styles_of(name for plot in plots for chart in plot.charts for name in chart.series)
-
-
-def _group_data(short: Highlights) -> dict[str, Any]:
-    first = short.group.first
+def _group_data(group: Group, every: Sequence[Front]) -> dict[str, Any]:
     return {
-        "name": short.group.name,
-        "conditions": {name: getattr(first, name) for name in (*CONDITIONS, "version")},
-        "fewest_gflops_without_clear_loss": short.least and short.least.first.model,
-        "rows": [_row_data(row, short.fronts) for row in short.group.rows],
+        "name": group.name,
+        "conditions": {name: getattr(group.first, name) for name in (*CONDITIONS, "version")},
+        "best": {front.name: front.data() for front in every if front.group is group},
+        "rows": [_row_data(row) for row in group.rows],
     }
 
 
-def _row_data(row: Average, fronts: Sequence[Front]) -> dict[str, Any]:
+def _row_data(row: Average) -> dict[str, Any]:
     return {
         "model": row.first.model,
         "method": row.method,
@@ -179,12 +170,6 @@ def _row_data(row: Average, fronts: Sequence[Front]) -> dict[str, Any]:
         "gflops": row.mean("gflops"),
         "latency": json_values(row.latency),
         "tau": row.mean("tau"),
-        "pareto": {
-            front.name: {"verdict": one.verdict, "beaten_by": one.by and one.by.first.model}
-            for front in fronts
-            for one in front.standings
-            if one.row is row
-        },
     }
 
 
@@ -218,35 +203,20 @@ def read_times(runs: Iterable[Path], left_out: Callable[[str], object]) -> list[
 
 def page(parts: Parts, title: str) -> str:
     """Return all as one page, under this heading; its template, style and script lie beside this."""
-    styles, drawings = _styles(parts.plots), dict[str, list[tuple[Chart, Markup]]]()
-    for plot in parts.plots:  # each chart by itself, small enough for a phone
-        svgs = [encode(draw([chart], styles, small=True), "svg") for chart in plot.charts]
-        drawings[plot.name] = [
-            (chart, inline(svg, f"{plot.name}-{at}", chart.alt))
-            for at, (chart, svg) in enumerate(zip(plot.charts, svgs, strict=True))
-        ]
-    # Charts of one group and quality are together, by their costs; the group's qualities are side by side.
-    panels: dict[tuple[str, str], dict[str, tuple[Chart, Markup]]] = {}
-    for plot in parts.plots:
-        for chart, svg in drawings[plot.name] if plot.axis else ():
-            panels.setdefault((chart.title, plot.title.partition(" against ")[0]), {})[plot.axis] = (chart, svg)
-    order = list(dict.fromkeys(group for group, _ in panels))
-    tables = len(parts.groups)
-    few = parts.most is not None and parts.most < tables
+    styles = styles_of(name for plot in parts.plots for name in plot.names)
+    shown = [(plot, chart) for plot in parts.plots for chart in plot.charts][:ON_PAGE]
     return _template().render(
         parts=parts,
         title=title,
-        tables=list(sections(parts.groups, marked=True)),
+        tables=[*brief_tables(parts.groups), *sections(parts.groups, marked=True)],
         times=time_tables(parts.times),
-        agreement=agreement_tables(parts.agreement),
-        headline=headline(parts.short),
-        axes=list(dict.fromkeys(plot.axis for plot in parts.plots if plot.axis)),
-        panels=sorted(panels.items(), key=lambda item: order.index(item[0][0])),
-        plots=[(plot, drawings[plot.name]) for plot in parts.plots if not plot.axis],
+        headline=headline(parts.fronts),
+        best=list(map(best_table, parts.best)),
+        plots=[  # each chart by itself, small enough for a phone
+            (plot, chart, inline(encode(draw([chart], styles, small=True), "svg"), f"plot-{at}", chart.alt))
+            for at, (plot, chart) in enumerate(shown, start=1)
+        ],
         pictures={re.sub(r"[^A-Za-z0-9_-]", "-", one.name): one for one in parts.pictures},
-        undrawn=f"Plots and pictures show the first {parts.most} of {count_of(tables, 'table')}; --all-plots draws all."
-        if few
-        else "",
     )
 
 

@@ -1,12 +1,10 @@
-"""The painter of patches, and what a run's traces show: how rankings agree, and which patches are kept."""
+"""The painter of patches, and galleries of a run's traces: which patches are kept."""
 
 import re
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import combinations, groupby
-from operator import itemgetter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import rankdata
 
-from harness.base.table import Cell, Table, figure
 from harness.datasets import split_words
 from harness.records.averages import REFERENCE, protocol, tower_of
-from harness.records.conditions import DENSE, GOLDEN
-from harness.records.record import Record, differing
-from harness.records.statistics import kendall_tau, over_images
+from harness.records.record import DENSE, Record
 from harness.records.traces import RANKING, TRACES, Facts, RowTraces, Thumbnails, order, read_traces
 from harness.report.charts import OPTIONS, encode
 from zoo.core.files import digest
@@ -40,11 +35,6 @@ WIDTH, PANEL = 20.0, (1.5, 4.8)  # inches of a sheet, and of a panel: least and 
 LETTER = 0.115  # inches of a letter of text
 IMAGES = 6  # of a gallery
 SCALE = 0.62  # of a gallery, of a sheet's 2000 pixels
-AGREEMENT = (
-    "Mean Kendall τ-b between two rankings of the same image's patches, with 95 % bootstrap intervals over images: 1 "
-    "is the same order, 0 what unrelated rankings give. A ranking is by when a patch went, then by how it was judged; "
-    "methods that merge are ranked by when they merge."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +209,6 @@ class TracedGroup:
 
     rows: Sequence[RowTraces]
     thumbnails: Thumbnails  # of some of the images
-    apart: str = ""  # what tells it from a group that would be called the same
 
     @property
     def facts(self) -> Any:
@@ -231,7 +220,7 @@ class TracedGroup:
         """Say which dataset, split, tuning and tower these are."""
         how = protocol(self.facts) if self.facts.shots else "by text"
         split = split_words(self.facts.dataset, self.facts.split)
-        return f"{self.facts.dataset} {split}, {how}, {tower_of(self.facts)}{self.apart}"
+        return f"{self.facts.dataset} {split}, {how}, {tower_of(self.facts)}"
 
     @property
     def slug(self) -> str:
@@ -245,30 +234,13 @@ class TracedGroup:
         return [row for row in self.rows if row.golden]
 
     @property
-    def levels(self) -> list[list[RowTraces]]:
-        """Rows of reduced models, side by side by keep rate, falling.
-
-        Where methods have keep rates of their own, as with equal cost, by their order instead: each one's highest, then
-        each one's second.
-        """
+    def lowest(self) -> list[RowTraces]:
+        """Rows of each method's lowest keep rate."""
         rows = [row for row in self.rows if not row.golden and row.facts.method != DENSE]
-        methods: dict[str, list[RowTraces]] = {}
-        for row in sorted(rows, key=lambda row: -row.facts.keep):
-            methods.setdefault(row.facts.method, []).append(row)
-        most = max(map(len, methods.values()), default=0)
-        rates = sorted({row.facts.keep for row in rows}, reverse=True)
-        if len(rates) <= most:
-            return [[row for row in rows if row.facts.keep == rate] for rate in rates]
-        names = dict.fromkeys(row.facts.method for row in rows)
-        return [[methods[n][at] for n in names if at < len(methods[n])] for at in range(most)]
-
-    @property
-    def ranked(self) -> list[list[RowTraces]]:
-        """Rows whose rankings are compared with each other, at least two, golden ones first; by level."""
-        # A row that prunes by the golden ranking is left out: the ranking itself is there.
-        levels = [[*self.golden, *level] for level in self.levels]
-        ranked = [[row for row in rows if row.ranked.any() and row.facts.method != GOLDEN] for rows in levels]
-        return [rows for rows in ranked if len(rows) > 1]
+        least: dict[str, float] = {}
+        for facts in (row.facts for row in rows):
+            least[facts.method] = min(facts.keep, least.get(facts.method, 1.0))
+        return [row for row in rows if row.facts.keep == least[row.facts.method]]
 
 
 def group_traces(
@@ -302,14 +274,7 @@ def group_traces(
         folders = dict.fromkeys(folder for _, folder in share)
         jpeg = {name: own for folder in folders for name, own in _jpeg(folder, rows[0].facts, left_out).items()}
         groups.append(TracedGroup(rows=[row.take(ids) for row in rows], thumbnails=Thumbnails(jpeg=jpeg)))
-    groups = [group for group in groups if group.rows[0].image_ids]
-    named = []
-    for group in groups:  # those that would be called the same are told apart
-        same = [other for other in groups if other.title == group.title]
-        varying = differing((other.slug, other.facts.conditions) for other in same)
-        words = ", ".join(f"{name} {getattr(group.facts, name)}" for name in varying)
-        named.append(replace(group, apart=f" ({words})" if words else ""))
-    return named
+    return [group for group in groups if group.rows[0].image_ids]
 
 
 def _jpeg(folder: Path, facts: Facts, left_out: Callable[[str], object] | None) -> Mapping[str, bytes]:
@@ -333,56 +298,6 @@ def label(row: RowTraces, rows: Sequence[RowTraces]) -> str:
     return words if len(same) == 1 else f"{words} {digest(row.facts.method_config, length=4)}"
 
 
-def keeps(rows: Sequence[RowTraces]) -> str:
-    """Say the keep rates of a level."""
-    rates = sorted({100 * row.facts.keep for row in rows if not row.golden})
-    ends = dict.fromkeys(f"{rate:.3g}" for rate in (rates[0], rates[-1]))
-    return f"{' to '.join(ends)} % of the patch tokens kept"
-
-
-def taus(one: RowTraces, other: RowTraces) -> NDArray[np.float64]:
-    """Return Kendall's tau-b of two rankings of each image that both rank; NaN where one is all ties."""
-    assert one.image_ids == other.image_ids
-    both = one.ranked & other.ranked
-    return kendall_tau(one.importance[both], other.importance[both])
-
-
-def agreement_rows(traced: Sequence[TracedGroup]) -> list[dict[str, Any]]:
-    """Return how rankings agree as rows of numbers, a pair each.
-
-    ``tau_low`` and ``tau_high`` are None for fewer than two images; ``undefined`` counts images without a tau, as one
-    of the rankings is all ties.
-    """
-    found = []
-    for group in traced:
-        for rows, (a, b) in ((own, pair) for own in group.ranked for pair in combinations(own, 2)):
-            tau = over_images(taus(a, b))
-            shared = {name: getattr(group.facts, name) for name in ("dataset", "split", "tag", "shots")}
-            names = {"a": label(a, rows), "b": label(b, rows), "a_model": a.facts.model, "b_model": b.facts.model}
-            values = {"tau": tau.mean, "tau_low": tau.low, "tau_high": tau.high}
-            counts = {"images": tau.counted, "undefined": tau.undefined}
-            found.append({"group": group.title, "keep": keeps(rows), **shared, **names, **values, **counts})
-    return found
-
-
-def agreement_tables(agreement: Sequence[dict[str, Any]]) -> list[Table]:
-    """Lay the same out, a table per dataset, tower and tuning."""
-    tables = []
-    for title, rows in groupby(agreement, key=itemgetter("group")):
-        cells = [
-            [Cell(row["keep"]), Cell(row["a"]), Cell(row["b"]), _tau_cell(row), figure(row["images"], "d")]
-            for row in rows
-        ]
-        heads = ["Kept", "Ranking", "Other ranking", "Kendall τ-b", "Images"]
-        tables.append(Table.of(f"Agreement of rankings: {title}", heads, cells, words=heads[:3], caption=AGREEMENT))
-    return tables
-
-
-def _tau_cell(row: Mapping[str, Any]) -> Cell:
-    tau, low, high = (figure(row[name], "+.2f") for name in ("tau", "tau_low", "tau_high"))
-    return tau if low.value is None else Cell(f"{tau} [{low}, {high}]", tau.value)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TracePicture:
     """One drawn picture of traces."""
@@ -394,17 +309,18 @@ class TracePicture:
 
 
 def galleries(traced: Sequence[TracedGroup]) -> list[TracePicture]:
-    """Draw the first images of each dataset, tower and tuning at the lowest keep rate.
+    """Draw the first images of each dataset, tower and tuning at the lowest keep rates.
 
     Runs without small copies of the images have no gallery.
     """
     known = [(group, [i for i in group.rows[0].image_ids if i in group.thumbnails.jpeg]) for group in traced]
-    return [_gallery(group, ids[:IMAGES], len(ids)) for group, ids in known if group.levels and ids]
+    return [_gallery(group, ids[:IMAGES], len(ids)) for group, ids in known if group.lowest and ids]
 
 
 def _gallery(group: TracedGroup, ids: Sequence[str], images: int) -> TracePicture:
     # The method that learns the golden ranking beside it.
-    level = sorted(group.levels[-1], key=lambda row: row.facts.method != REFERENCE)
+    level = sorted(group.lowest, key=lambda row: row.facts.method != REFERENCE)
+    rate = 100 * level[0].facts.keep
     rows = [row.take(ids) for row in (*group.golden, *level)]
     dense = next((row.take(ids) for row in group.rows if row.facts.method == DENSE), None)
     golden = {label(row, rows): row for row in rows if row.golden}
@@ -433,7 +349,7 @@ def _gallery(group: TracedGroup, ids: Sequence[str], images: int) -> TracePictur
     counts = {DENSE if key == IMAGE else key: sum(map(bool, row.correct)) for key, row in answering.items()}
     return TracePicture(
         name=f"gallery_{group.slug}",
-        title=f"Kept patches of the first {len(ids)} of {images} traced images, {keeps(level)}: {group.title}",
+        title=f"Kept patches of the first {len(ids)} of {images} traced images, {rate:.3g} % kept: {group.title}",
         alt=f"{len(ids)} images ({', '.join(rows[0].labels)}) with their kept patches by method; right "
         f"answers of {len(ids)}: {', '.join(f'{key} {count}' for key, count in counts.items())}.",
         jpeg=draw(sheet, "jpg", SCALE),

@@ -17,18 +17,14 @@ from harness.records.averages import (
     judge_rows,
     judged_on,
     labels,
-    learned,
     protocol,
-    row_p,
     seeds,
-    shots_of,
     tower_of,
     with_recovery,
 )
-from harness.records.conditions import DENSE
 from harness.records.metrics import METRICS, RECALL_AT, Metric, fidelity_metrics
 from harness.records.record import Record, Times
-from harness.records.statistics import FLIPPED, MCNEMAR, SIGN_FLIP, Interval, mark_note, together
+from harness.records.statistics import FLIPPED, Interval, mark_note, together
 
 OVER_SEEDS = (
     "mean over seeds: top-1 in % with 95 % t interval over seeds, the difference to dense with "
@@ -178,10 +174,10 @@ def report_columns(rows: Sequence[Average], *, family: Judgement | None = None, 
         return [(Column(heading=metric.heading), functools.partial(_cell, metric=metric, family=family))]
 
     def milliseconds(entry: Times) -> Cell:
-        return _estimate_cell(Interval(entry.median_ms, entry.q1_ms, entry.q3_ms), "{:.1f}".format)
+        return estimate_cell(Interval(entry.median_ms, entry.q1_ms, entry.q3_ms), "{:.1f}".format)
 
     def to_dense(entry: Times) -> Cell:
-        return _estimate_cell(entry.ratio, "{:.2f}".format)
+        return estimate_cell(entry.ratio, "{:.2f}".format)
 
     def per_second(entry: Times) -> Cell:
         return figure(entry.images_per_s, ".1f")
@@ -219,7 +215,7 @@ def _of_batch(batch: int, show: Callable[[Times], Cell]) -> Callable[[Average], 
 def _cell(row: Average, metric: Metric, family: Judgement | None, *, short: bool = False, ends: bool = True) -> Cell:
     """Show a row's metric, with the number of patches it is for and what chance gives."""
     text = functools.partial(metric.text, form=_layout(metric).form if short else None)
-    cell = _estimate_cell(row.estimate(metric), text, short=short, ends=ends)
+    cell = estimate_cell(row.estimate(metric), text, short=short, ends=ends)
     if cell.value is None:
         return cell
     own = row.measured(metric.name)
@@ -229,7 +225,7 @@ def _cell(row: Average, metric: Metric, family: Judgement | None, *, short: bool
     return Cell(words, cell.value, "" if family is None else family.mark(row, metric.name))
 
 
-def _estimate_cell(
+def estimate_cell(
     estimate: Interval | float | None, text: Callable[[float], str], *, ends: bool = True, short: bool = False
 ) -> Cell:
     """Show an estimate, with the ends of its interval where it has one."""
@@ -246,51 +242,6 @@ def _estimate_cell(
 def keep_cell(keep: float) -> Cell:
     """Show a keep rate."""
     return Cell(f"{100 * keep:.3g} %", keep)
-
-
-def shot_table(columns: Sequence[Sequence[Average]]) -> Table:
-    """Put top-1 at several numbers of shots side by side, marked where it is clear of the dense row's at as many.
-
-    A column's rows are of one number of shots, which rise.
-    """
-    known = [{row.identity: row for row in column} for column in columns]
-    models = {key: row for column in known for key, row in column.items()}
-    names = {key: name for column in columns for key, name in labels(column).items()}
-    first, several = columns[-1][0].first, len(columns[-1][0].records) > 1
-    family = together(
-        {
-            (key, at): row_p(row, dense)
-            for at, column in enumerate(known)
-            for dense in [row for row in column.values() if row.method == DENSE][:1]
-            for key, row in column.items()
-            if row is not dense
-        }
-    )
-
-    def cell(key: str, at: int) -> Cell:
-        row = known[at].get(key)
-        text = _estimate_cell(None if row is None else row.top1, METRICS["top1"].text)
-        return Cell(text, text.value, family.mark((key, at)))
-
-    images = dict.fromkeys(str(column[0].first.image_count) for column in columns)
-    interval = "Student's over seeds, by text Wilson's" if several else "Wilson's"
-    about = [f"top-1 in % with 95 % intervals, {interval}", f"{' or '.join(images)} images"]
-    if family.alone:
-        test = SIGN_FLIP if several else MCNEMAR
-        about.append(mark_note(test, "all of this table", "the dense model's at as many shots"))
-    heads = [shots_of(column[0].first) for column in columns]
-    return Table.of(
-        f"{first.dataset} {judged_on(first)}, top-1 by shots, {learned(first)}, {tower_of(first)}",
-        ["Method", "Keep", *heads],
-        [
-            [Cell(names[key], names[key]), keep_cell(row.keep), *(cell(key, at) for at in range(len(columns)))]
-            for key, row in models.items()
-        ],
-        words=("Method",),
-        roomy=heads[1:-1],
-        caption="; ".join(about),
-        models=[row.first.model for row in models.values()],
-    )
 
 
 def matched_table(rows: Sequence[Matched]) -> Table:
@@ -310,7 +261,7 @@ def matched_table(rows: Sequence[Matched]) -> Table:
         yield figure(row.cost, ".3f")
         yield figure(None if own else row.off, "+.1%" if batch else "+.2%", " %")
         yield figure(row.row.mean(distance.name), distance.form)
-        cell = _estimate_cell(row.distance, apart)
+        cell = estimate_cell(row.distance, apart)
         yield Cell(cell, cell.value, nearer.mark(at))
         if target.top1 is not None:
             yield figure(row.row.mean("top1"), ".1%")

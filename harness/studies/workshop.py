@@ -22,8 +22,7 @@ from harness.measure.rows import Variant, golden_row, reduced_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower, load_tower
 from harness.records.averages import judged_on
-from harness.records.conditions import DENSE, DTYPES, GOLDEN, Tuning
-from harness.records.record import Record
+from harness.records.record import DENSE, DTYPES, GOLDEN, Record, Tuning
 from harness.studies.spec import (
     ModelSpec,
     PredictorSpec,
@@ -35,7 +34,7 @@ from harness.studies.spec import (
     StudyLine,
 )
 from harness.studies.tables import StudyTable, compare_lines
-from zoo.core.files import cache_folder, digest, fingerprint
+from zoo.core.files import cache_file, digest, fingerprint
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.reducer import ReducerConfig
 from zoo.loading.adopt import reduce
@@ -141,7 +140,7 @@ class Workshop:
         dtype = precision_on(next(row.vit.parameters()).device, spec.recipe.dtype)
         shots, seed = self.config.labelled, spec.recipe.seed
         path = tuner.path(row, tuner.few(shots, seed), shots, seed, replace(spec.recipe, dtype=dtype))
-        return int(tuner.cached(path) is not None)
+        return int(tuner.read_cached(path) is not None)
 
     def _find(self, spec: RankingSpec) -> Rankings | None:
         source, image_ids = _images(spec)
@@ -173,7 +172,7 @@ class Workshop:
         every = [[self.make(one) for one in part] for part in (spec.train, spec.stop)]
         parts = [[asdict(one.provenance) | {"ids": one.image_ids} for one in part] for part in every]
         conditions = [self.tower.name, self.weights, parts, asdict(spec.recipe), spec.shots, torch.__version__]
-        return cache_folder() / "studies" / f"{digest(conditions, length=20)}.safetensors"
+        return cache_file("studies", f"{digest(conditions, length=20)}.safetensors")
 
     def _loadable(self, path: Path) -> PredictorFile | None:
         words = "a predictor of an earlier run is fitted anew"
@@ -190,7 +189,7 @@ class Workshop:
 
     def _tune(self, spec: PromptsSpec) -> PromptFile:
         row = self.make(spec.model)
-        return self._tuner(spec.dataset).tuned([row], self.config.labelled, spec.recipe.seed, spec.recipe)[row.key].file
+        return self._tuner(spec.dataset).tune([row], self.config.labelled, spec.recipe.seed, spec.recipe)[row.key].file
 
     def _build(self, spec: ModelSpec) -> Variant:
         arch, dense, options = self.tower.arch, self.tower.vit, {"keep": spec.keep, **dict(spec.options)}
@@ -340,7 +339,7 @@ def _judge(shop: Workshop, dataset: Dataset, lines: Sequence[ReadyLine], known: 
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     bench.costs |= {dense.key: first[dense.key]}
     plain = [dense, *(row for line in lines if not line.prompts for row in line.rows)]
-    judged = iter(bench.judged(dataset, Tuning(seed=plan.seed), plain, {}, known))
+    judged = iter(bench.judge(dataset, Tuning(seed=plan.seed), plain, {}, known))
     records = [[next(judged)]]
     for line in lines:
         tuned = _judge_tuned(bench, dataset, line, known) if line.prompts else [next(judged) for _ in line.rows]
@@ -358,5 +357,5 @@ def _judge_tuned(bench: Bench, dataset: Dataset, line: ReadyLine, known: Sequenc
     records = []
     for row, own in zip(line.rows, line.prompts, strict=True):
         own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
-        records += bench.judged(dataset, tuning_of(own.file), [row], {row.key: own}, known)
+        records += bench.judge(dataset, tuning_of(own.file), [row], {row.key: own}, known)
     return records

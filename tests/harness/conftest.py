@@ -22,7 +22,8 @@ from timm.models import save_for_hf
 import zoo
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings, own_store
-from harness.measure import bench, compare
+from harness.measure import bench
+from harness.measure import rows as measured_rows
 from harness.measure.rows import Variant
 from harness.measure.tuning import Tuned
 from harness.models import towers
@@ -209,7 +210,7 @@ def write(ranked: Callable[..., Rankings], tmp_path: Path) -> Callable[..., Path
 @pytest.fixture
 def benchmark(parts: ClipParts, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(towers, "create_clip", lambda name: parts)
-    monkeypatch.setattr(compare, "get_dataset", lambda name: toy)
+    monkeypatch.setattr(bench, "get_dataset", lambda name: toy)
 
 
 @pytest.fixture
@@ -236,7 +237,7 @@ class QuickTuner:
         self.dataset, self.facts = dataset, facts
         return self
 
-    def tuned(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
+    def tune(self, rows: Sequence[Variant], shots: int, seed: int, config: TuneConfig) -> dict[str, Tuned]:
         keys = [row.key for row in rows]
         self.calls.append({"rows": keys, "shots": shots, "seed": seed, "config": config})
         return {row.key: self.one(row.vit, row.key, shots, seed, config) for row in rows}
@@ -294,8 +295,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
         calls.append(([row.method for row in rows], len(split)))
         return real(rows, split, *args, **options)
 
-    real = bench.outcomes
-    monkeypatch.setattr(bench, "outcomes", counted)
+    real = measured_rows.outcomes
+    monkeypatch.setattr(measured_rows, "outcomes", counted)
     return calls
 
 

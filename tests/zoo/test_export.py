@@ -40,8 +40,8 @@ def images() -> Tensor:
 
 @pytest.fixture
 def make(tiny: Build) -> Build:
-    """Build a tower of two blocks that loses half of its patches in the second."""
-    return lambda method, **options: tiny(f"clip_vit_b16_{method}50", **{"depth": 2, "reduce_at": 1, **options})
+    """Build a tower of three blocks that loses half of its patches in the second."""
+    return lambda method, **options: tiny(f"clip_vit_b16_{method}50", **{"depth": 3, "reduce_at": 1, **options})
 
 
 def check_same(call: Callable[[Tensor], Tensor], model: nn.Module) -> None:

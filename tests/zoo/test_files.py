@@ -1,8 +1,11 @@
 """Learned files and schedules: whole or not there, what is written comes back, damaged ones are refused by name."""
 
+import contextlib
 import json
 import math
 import os
+import socket as socket_module
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import zoo
-from zoo.core.files import read_facts, write_learned, write_whole
+from zoo.core.files import NoRoomError, read_facts, write_learned, write_whole
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading.learned_files import PromptFile, ScheduleFile, read_schedule, save_prompts
@@ -35,6 +38,41 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         write_whole(path, b"second")
     assert path.read_bytes() == b"first"
     assert [file.name for file in path.parent.iterdir()] == ["file"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced_with_its_mode(tmp_path: Path):
+    target, link, dangling = tmp_path / "there" / "file", tmp_path / "link", tmp_path / "dangling"
+    target.parent.mkdir()
+    target.write_bytes(b"first")
+    target.chmod(0o640)
+    link.symlink_to("there/file")
+    dangling.symlink_to("there/new")
+    write_whole(link, b"second")
+    write_whole(dangling, b"new")
+    assert (link.is_symlink(), dangling.is_symlink()) == (True, True)
+    assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == {"file": b"second", "new": b"new"}
+    assert target.stat().st_mode & 0o777 == 0o640
+    write_whole(link, tmp_path / "there" / "new")  # a file is moved
+    assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == {"file": b"new"}
+
+
+def test_pipes_and_devices_are_written_to_and_stay(tmp_path: Path):
+    pipe, socket = tmp_path / "pipe", tmp_path / "socket"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        write_whole(pipe, b"whole")
+        assert reader.communicate(timeout=60)[0] == b"whole"
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
+        write_whole(Path(f"/dev/fd/{reader.stdin.fileno()}"), b"whole")
+        assert reader.communicate(timeout=60)[0] == b"whole"
+    with contextlib.closing(socket_module.socket(socket_module.AF_UNIX)) as bound:
+        bound.bind(str(socket))
+        with pytest.raises(OSError, match=r"socket': it is a socket; expected a file, a pipe or a device"):
+            write_whole(socket, b"")
+    with pytest.raises(NoRoomError, match="can't write '/dev/full': the disk is full; 5 bytes needed"):
+        write_whole(Path("/dev/full"), b"whole")
+    assert [pipe.is_fifo(), socket.is_socket(), Path("/dev/full").is_char_device()] == [True] * 3
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 KINDS = pytest.mark.parametrize("kind", ["predictor", "prompts"])
@@ -90,6 +128,7 @@ def test_values_that_are_not_finite_are_refused(kind: str, tmp_path: Path):
         *[("predictor", metadata) for metadata in ("[]", "{", "[" * 100_000)],
         *[("prompts", facts) for facts in ({"model": 3}, {"path": "/etc/passwd"})],
         ("predictor", {"options": {"arch": "mlp", "width": 10**12}}),
+        ("predictor", {"options": {"arch": ["mlp"], "width": 8}}),
         ("prompts", {"classes": "abc"}),
         ("prompts", {"classes": ["a", "b"]}),
         ("prompts", {"width": 10**12}),
@@ -152,7 +191,18 @@ def test_any_tower_takes_the_numbers_and_saves_them(tiny: Build, images: Tensor,
         ({"schedule": [0.5, 0.75]}, r"schedule=\(0.5, 0.75\)"),
         ({"more": 1}, "more"),
         ({"keep": ...}, "missing field 'keep'"),
-        ("{", "holds no schedule"),
+        ({"keep": "0.5"}, "keep must be float, got '0.5'"),
+        ({"keep": math.nan}, "NaN is no number"),
+        ({"reduce_at": [-1, 2, 5]}, r"reduce_at=\(-1, 2, 5\): expected block indices"),
+        ({"reduce_at": [True, 2, 5]}, "reduce_at must be int, got True"),
+        ({"candidates": 10**30}, "has 31 digits"),
+        ({"method": []}, r"method must be str, got \[\]"),
+        ({"options": {"rnak": "cls"}}, "rankmerge has no option 'rnak': did you mean 'rank'"),
+        ({"options": {"arch": ["mlp"]}}, r"arch=\['mlp'\]: did you mean 'mlp'"),
+        ({"datasets": [{}]}, "'name' of a data set must be str, got None"),
+        ({"datasets": [{"name": ["toy"]}]}, r"'name' of a data set must be str, got \['toy'\]"),
+        *((text, "schedule must be ScheduleFile, got ") for text in ("[]", "null", '"x"')),
+        *((text, "holds no schedule") for text in ("{", "", "\0\1PAR1", '{"keep": 1, "keep": 1}', "[" * 100_000)),
         (None, "the file does not exist"),
     ],
 )

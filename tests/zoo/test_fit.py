@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -159,16 +157,6 @@ def test_bce_knows_the_order_alone_and_shares_ties():
     shares = torch.tensor([[0.9, 0.3, 0.6, 0.6, 0.1]])
     assert torch.allclose(kept_share(target), shares)
     assert torch.allclose(kept_share(target.exp()), shares)
-
-
-@pytest.mark.parametrize(("count", "steps"), [(1, 16), (70, 18), (640, 20)])
-def test_few_images_are_gone_through_again(count: int, steps: int):
-    """An epoch has at least 16 steps, in whole rounds through the images."""
-    data = planted(count, 0)
-    tokens = Watched(data.tokens)
-    fit_predictor(replace(data, tokens=tokens), planted(8, 1), FitConfig(arch="linear", epochs=1))
-    assert len(tokens.asked) == steps
-    assert Counter(chain(*tokens.asked)) == dict.fromkeys(range(count), sum(map(len, tokens.asked)) // count)
 
 
 CONFIG = FitConfig(width=16, epochs=8, patience=3, learning_rate=1e-2)

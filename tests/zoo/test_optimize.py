@@ -151,6 +151,13 @@ def test_tokens_that_others_read_are_not_written_and_low_precision_is_close(half
 
 
 @torch.no_grad()
+def test_of_no_images_there_are_no_features(half: zoo.ReducedViT, images: Tensor):
+    """As timm's towers have it."""
+    for model in (half, zoo.optimize(half), zoo.optimize(half, dtype="bfloat16")):
+        assert model(images[:0]).shape == (0, 7)
+
+
+@torch.no_grad()
 def test_takes_no_more_memory_than_timm():
     """At 8 images and the widths of a real tower."""
     tower = timm.create_model("vit_small_patch16_224", depth=2, num_classes=0, global_pool="token").eval()

@@ -1,6 +1,7 @@
 """Recovery: what changes, what must not, how a stopped run goes on, what is refused."""
 
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import zoo
 from zoo.core.files import fingerprint, read_facts, write_learned
 from zoo.learning.recovery import WeightChanges, distance, recover
 from zoo.loading.recovery_file import (
+    DOWN,
+    UP,
     WHATS,
     Recovered,
     RecoveryConfig,
@@ -196,13 +199,22 @@ def test_refused_by_another_model(tiny: Build, tmp_path: Path, words: str):
         ("'blocks.1.norm1.bias' of shape \\(3,\\)", {}, {"blocks.1.norm1.bias": torch.zeros(3)}),
         ("'head.weight' of shape", {}, {"head.weight": torch.zeros(7, 48)}),
         ("values that aren't finite", {}, {"norm.bias": torch.full((48,), torch.nan)}),
+        *[
+            (f"' without 'blocks.1.mlp.fc1.weight{end}'", {}, {f"blocks.1.mlp.fc1.weight{end}": None})
+            for end in (UP, DOWN)
+        ],
+        ("missing field 'what'", {"recipe": {"rank": 2}}, {}),
+        (r"rank must be int, got \[2\]", {"recipe": asdict(QUICK) | {"rank": [2]}}, {}),
+        ("'name' of a data set must be str, got None", {"datasets": [{"revision": "1"}]}, {}),
+        ("keep='half': expected", {"options": {"keep": "half"}}, {}),
     ],
 )
 def test_damaged_files_are_refused(model: Any, tmp_path: Path, words: str, facts: dict, tensors: dict):
-    path = lively_file(model, tmp_path / "r").path
+    path = lively_file(model, tmp_path / "r", "lora" if None in tensors.values() else "norm").path
     known = read_facts(path, "recovery")
     del known["hash"]
-    write_learned(path, "recovery", load_file(path) | tensors, known | facts)
+    changed = {name: value for name, value in (load_file(path) | tensors).items() if value is not None}
+    write_learned(path, "recovery", changed, known | facts)
     with pytest.raises(ValueError, match=words) as error:
         add_recovery(model, path)
     assert str(path) in str(error.value)

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, what their metadata says, and digests of contents and weights."""
 
+import atexit
 import contextlib
 import difflib
 import errno
@@ -11,6 +12,9 @@ import os
 import re
 import shutil
 import socket
+import stat
+import tempfile
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -32,6 +36,16 @@ _NO_ROOM = {
     errno.EDQUOT: "the quota is used up",
     errno.EFBIG: "files this large are not allowed",
     errno.EROFS: "the disk is read-only",
+}
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory")
+PIPE, DEVICE = "a pipe", "a device"
+_KINDS = {
+    stat.S_IFREG: None,
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: PIPE,
+    stat.S_IFCHR: DEVICE,  # such as /dev/stdout
+    stat.S_IFBLK: "a disk",
+    stat.S_IFSOCK: "a socket",
 }
 
 
@@ -60,10 +74,63 @@ def no_room(path: Path, size: int, error: BaseException) -> NoRoomError | None:
     return NoRoomError(f"can't write {str(path)!r}: {_NO_ROOM[error.errno]}; {size:,} bytes needed, {free:,} free")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory didn't suffice, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+def odd_kind(mode: int) -> str | None:
+    """Say what it is that isn't read from its start to its end, such as a pipe; None of a regular file."""
+    return _KINDS.get(stat.S_IFMT(mode), DEVICE)
+
+
+def kind_of(path: Path) -> str | None:
+    """Say what a path leads to as `odd_kind` does; None of a regular file or of nothing."""
+    try:
+        return odd_kind(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def require_file(path: Path) -> None:
+    """Refuse, by a ValueError, a pipe, which may never end, and what else is no file; nothing there passes."""
+    if kind := kind_of(path):
+        raise ValueError(f"{str(path)!r} is {kind}; expected a regular file")
+
+
 def cache_folder() -> Path:
     """Return this user's cache folder (XDG rules)."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "clip-patchrank"
+
+
+def cache_file(room: str, name: str) -> Path:
+    """Return the place in a room of this user's cache for a file that can be made again; its folder is made.
+
+    Where it can't be written to, a warning says so once, and the place is in a folder that goes with this process.
+    """
+    path = cache_folder() / room / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        spare = _spare_cache(cache_folder(), error.strerror) / room / name
+    spare.parent.mkdir(exist_ok=True)
+    if path.is_file() and not spare.exists():
+        shutil.copyfile(path, spare)
+    return spare
+
+
+@functools.cache
+def _spare_cache(cache: Path, why: str) -> Path:
+    """Make a folder in place of a cache, once."""
+    warnings.warn(f"{str(cache)!r} can't be written to ({why}): this run keeps nothing for later ones", stacklevel=4)
+    folder = tempfile.mkdtemp(prefix="clip-patchrank-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def partial_of(path: Path) -> Path:
@@ -71,18 +138,37 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, whenever the machine stops; raise NoRoomError where there is no room."""
+def write_whole(path: Path, content: bytes | Path) -> None:
+    """Write a file whole or not at all, whenever the machine stops; where a link leads, and with the mode that it had.
+
+    ``content`` may be a file, which is moved. Pipes and devices, such as /dev/stdout, are written to.
+
+    Raises:
+        NoRoomError: there is no room.
+        OSError: it can't be written, or is no file, such as a disk.
+    """
+    size = content.stat().st_size if isinstance(content, Path) else len(content)
+    kind, asked = kind_of(path), path
+    if kind not in (PIPE, DEVICE, None):
+        raise OSError(f"can't write {str(path)!r}: it is {kind}; expected a file, a pipe or a device")
+    path = Path(os.path.realpath(path))
     partial = partial_of(path)
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
+        if kind is not None:
+            asked.write_bytes(content.read_bytes() if isinstance(content, Path) else content)
+            return
+        if isinstance(content, Path):
+            shutil.move(content, partial)
+        else:
+            partial.write_bytes(content)
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
+        if path.is_file():
+            shutil.copymode(path, partial)
         partial.replace(path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if (told := no_room(path, len(content), error)) is not None:
+        if (told := no_room(path, size, error)) is not None:
             raise told from error
         raise
     if os.name == "posix":

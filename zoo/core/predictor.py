@@ -169,7 +169,7 @@ ARCHITECTURES: dict[str, type[Network]] = {
 
 def architecture(arch: str) -> type[Network]:
     """Return the network called ``arch``; raise ValueError if there is none."""
-    if arch not in ARCHITECTURES:
+    if arch not in list(ARCHITECTURES):  # of JSON, which may be a list itself
         raise ValueError(f"arch={arch!r}: {expected(arch, ARCHITECTURES)}")
     return ARCHITECTURES[arch]
 

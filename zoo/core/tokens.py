@@ -204,7 +204,8 @@ def rows(x: Tensor, idx: Tensor) -> Tensor:
     """
     batch, count, dim = x.shape
     first = count * torch.arange(batch, device=x.device)
-    return x.reshape(batch * count, dim).index_select(0, (idx + first.unsqueeze(1)).flatten()).view(batch, -1, dim)
+    flat = x.reshape(batch * count, dim).index_select(0, (idx + first.unsqueeze(1)).flatten())
+    return flat.view(batch, idx.shape[1], dim)
 
 
 def _merge_parts(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, rescale: bool) -> tuple[Tensor, Tensor]:

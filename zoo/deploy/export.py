@@ -8,6 +8,8 @@ import copy
 import io
 import json
 import logging
+import os
+import shutil
 import tempfile
 import warnings
 import zipfile
@@ -23,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.files import fingerprint, wanting, write_whole
+from zoo.core.files import PARTIAL, fingerprint, no_room, wanting, write_whole
 from zoo.core.host import Host
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
@@ -36,6 +38,7 @@ LEAST_COSINE = 0.99  # on average, in lower precision
 TIED = 1e-5  # two images this equally similar to a third are both its nearest
 BATCHES = (2, 5)  # images per call when a file is checked
 MOST_IMAGES = 4096  # per call of an exported graph
+GRAPH = 2**24  # bytes beside the weights that a file takes at most
 _IN, _OUT = "images", "features"
 _OPENVINO = {"float32": ("FP32", "f32"), "bfloat16": ("BF16", "bf16"), "float16": ("FP16", "f16")}  # ability, hint
 
@@ -144,10 +147,21 @@ def export_model(
         eager = torch.cat([model(part) for part in images.split(max(batches))])
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without gradients: exporters cannot undo views of what needs them.
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder, _quiet(), torch.no_grad():
+    beside: dict[str, Any] = {"prefix": f".{path.name}.", "suffix": PARTIAL, "dir": path.parent}
+    with tempfile.TemporaryDirectory(**beside) as folder, _quiet(), torch.no_grad():
         # Under its final name, which files with weights apart keep inside.
         place = Path(folder) / path.name
-        kind.write(model, place, images[:2], dtype)
+        try:
+            kind.write(model, place, images[:2], dtype)
+        except Exception as error:  # some writers say in their own words that the disk is full
+            written = sum(file.stat().st_size for file in Path(folder).iterdir())
+            shutil.rmtree(folder)
+            _require_room(
+                path,
+                max(written, sum(weight.numel() for weight in model.parameters()) * PRECISIONS[dtype].itemsize) + GRAPH,
+                error,
+            )
+            raise
         call = kind.load(place, dtype, torch.get_num_threads())
         features, done = [], 0
         for batch in batches:
@@ -164,8 +178,20 @@ def export_model(
         write_whole(about_path(path), (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
         # The file that is asked for comes last: who finds it finds the others.
         for file in sorted(Path(folder).glob(f"{path.stem}.*"), key=lambda file: file == place):
-            file.replace(path.with_name(file.name))
+            write_whole(path.with_name(file.name), file)
     return agreement
+
+
+def _require_room(path: Path, size: int, error: Exception) -> None:
+    """Raise NoRoomError from an error if ``size`` bytes can't be written beside ``path``."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as full:
+        if (told := no_room(path, size, full)) is not None:
+            raise told from error
+    except AttributeError:  # not on macOS and Windows
+        pass
 
 
 def as_runtime(model: nn.Module, images: Tensor, *, format: str, dtype: str = "float32") -> Call:

@@ -13,7 +13,7 @@ from torch import Tensor
 from zoo.core.files import from_json, load_learned, read_learned, strict_json, wanting, write_learned, write_whole
 from zoo.core.messages import tower_name
 from zoo.core.prompts import PromptShape
-from zoo.core.reducer import ReducerConfig, spread
+from zoo.core.reducer import METHODS, ReducerConfig, configure, spread
 
 FORMAT = 1  # of a schedule
 OPTIONS = ("reduce_at", "schedule", "keep")  # what a method takes of a schedule
@@ -25,6 +25,21 @@ def difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
         if own.get(name) != other.get(name):
             return f"with {name}={own.get(name)!r}, this model has {name}={other.get(name)!r}"
     return ""
+
+
+def dataset_names(facts: Any, field: str = "name") -> list[str]:
+    """Return what a file calls its data sets, a list of objects; ValueError unless each has its name in ``field``."""
+    sets = from_json(list[dict[str, Any]], facts, "data sets")
+    return [from_json(str, one.get(field), f"{field!r} of a data set") for one in sets]
+
+
+def check_settings(method: str, options: Mapping[str, Any]) -> None:
+    """Refuse, by ValueError, settings that a method can't have; one that isn't registered is refused where it is used.
+
+    ``options`` have its reduction points.
+    """
+    if method in METHODS:
+        configure(method, dict(options), depth=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +139,13 @@ class ScheduleFile:
     commit: str | None = None  # of the code
     format: int = FORMAT
 
+    def __post_init__(self) -> None:
+        numbers = {name: getattr(self, name) for name in OPTIONS}
+        ReducerConfig(**numbers)
+        spread(1, self.keep, self.reduce_at, self.schedule)
+        check_settings(self.method, self.options | numbers)
+        dataset_names(self.datasets)
+
     @classmethod
     def read(cls, path: Path) -> "ScheduleFile":
         """Read and check a file.
@@ -139,8 +161,6 @@ class ScheduleFile:
             if isinstance(facts, dict) and (have := facts.get("format")) != FORMAT:
                 raise ValueError(f"it has format {have!r}, this version reads {FORMAT}")
             file: ScheduleFile = from_json(cls, facts, "schedule")
-            ReducerConfig(reduce_at=file.reduce_at, schedule=file.schedule, keep=file.keep)
-            spread(1, file.keep, file.reduce_at, file.schedule)
         except ValueError as error:
             raise wanting(ValueError(f"{str(path)!r} holds no schedule: {error}"), "schedule") from error
         return file

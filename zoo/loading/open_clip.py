@@ -24,7 +24,7 @@ from timm.layers.activations import QuickGELU as TimmQuickGELU
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from zoo.core.files import cache_folder, digest, write_whole
+from zoo.core.files import cache_file, digest, write_whole
 from zoo.core.host import FeatureTower
 from zoo.core.messages import expected
 from zoo.core.reducer import on_method
@@ -352,12 +352,11 @@ def checkpoint(name: ModelName, tag: str) -> Path:
         _, predictor = with_predictor(name.dense, tag, name.method, name.options, spec.vit_args["depth"])
     facts, learned = source.stat(), [] if predictor is None else [predictor.path]
     mark = digest([source.name, facts.st_size, facts.st_mtime_ns], *learned)
-    path = cache_folder() / "open_clip" / f"{name.dense}.{tag}.{mark}.safetensors"
+    path = cache_file("open_clip", f"{name.dense}.{tag}.{mark}.safetensors")
     if not path.is_file():
         model = create_clip(f"{name}.{tag}").model
         tensors = {f"visual.trunk.{k}": v for k, v in model.visual.state_dict().items()}
         tensors |= _text_side(model.text) | {"logit_scale": model.logit_scale.detach()}
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, save({k: v.contiguous() for k, v in tensors.items()}))
     return path
 

@@ -35,7 +35,7 @@ class PredictorFile:
     model: str
     tag: str
     block: int
-    options: dict[str, Any]
+    options: dict[str, str | int]
     weights: str | None = None
     action: str = REMOVE
     recipe: dict[str, Any] | None = None  # fields of ``FitConfig``

@@ -9,12 +9,20 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from zoo.core.files import blocks_fingerprint, load_learned, read_learned, wanting, weights_digest, write_learned
+from zoo.core.files import (
+    blocks_fingerprint,
+    from_json,
+    load_learned,
+    read_learned,
+    wanting,
+    weights_digest,
+    write_learned,
+)
 from zoo.core.host import FeatureTower, Host
 from zoo.core.messages import check_fields, tower_name
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.reducer import Reducer
-from zoo.loading.learned_files import difference
+from zoo.loading.learned_files import check_settings, dataset_names, difference
 
 WHATS = ("norm", "lora")
 DTYPES = (AUTO, "float32", "bfloat16")
@@ -134,6 +142,11 @@ class RecoveryFile:
     format: int = FORMAT
     commit: str | None = None  # of the code
 
+    def __post_init__(self) -> None:
+        check_settings(self.method, self.options)
+        dataset_names(self.datasets)
+        from_json(RecoveryConfig, self.recipe, "recipe", complete=True)
+
     @classmethod
     def read(cls, path: Path) -> "RecoveryFile":
         """Read the provenance of ``path``; raise as ``read_learned`` does."""
@@ -171,6 +184,9 @@ class RecoveryFile:
         for name, value in tensors.items():
             if shapes.get(name) != tuple(value.shape):
                 raise self._refusal(f"has {name!r} of shape {tuple(value.shape)}, which doesn't fit this tower")
+            for end, other in ((UP, DOWN), (DOWN, UP)):
+                if name.endswith(end) and (lacking := name.removesuffix(end) + other) not in tensors:
+                    raise self._refusal(f"has {name!r} without {lacking!r}")
         device = next(model.block_modules[0].parameters()).device
         return {names[name]: value.to(device) for name, value in additions(tensors).items()}
 

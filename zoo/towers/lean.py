@@ -187,10 +187,10 @@ def pad_keys(key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, T
 def parts(x: Tensor, dtype: torch.dtype) -> Iterator[slice]:
     """Cut sequences (S, T, D) into equal parts, which products in ``dtype`` are run for one after another.
 
-    On a CPU into parts of ``ROWS`` tokens at most; on other devices there is one.
+    On a CPU into parts of ``ROWS`` tokens at most; on other devices, or of no sequence, there is one.
     """
     count, tokens = x.shape[:2]
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not count:
         yield slice(0, count)
         return
     most = FEW if dtype == torch.bfloat16 and FEW < count * tokens < MANY else ROWS

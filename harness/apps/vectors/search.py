@@ -1,18 +1,23 @@
 """Search embeddings exactly, by a text or a picture, one shard in memory at a time."""
 
+import errno
 import io
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from harness.apps.vectors.decode import prepare
 from harness.apps.vectors.embed import IMAGES, TEXTS, Encoder, VectorsProvenance, read_vectors
-from harness.apps.vectors.source import PictureSource, open_source
+from harness.apps.vectors.source import PictureFile, PictureSource, open_source
+from harness.base.terminal import printable
 from harness.datasets.images import EXTENSIONS, decode_image
 from zoo.core.files import write_whole
 
@@ -35,19 +40,22 @@ class SearchResult:
 
     hits: Sequence[Hit]
     searched: int
+    missing: int  # pictures or texts of the source that aren't embedded yet
     provenance: VectorsProvenance
 
 
 def query_vector(query: str, provenance: VectorsProvenance, *, device: str = "cpu") -> NDArray[np.float32]:
     """Embed a query by the model of some embeddings, (D,) of unit length: a picture if it is a file, else a text.
 
+    A picture is embedded as ``embed`` does it. In low precision it fills a batch of the same size, whose size moves
+    features by up to several percent.
+
     Raises:
         FileNotFoundError: it looks like a picture's path, and there is none; or the weights are missing.
         ValueError: the picture or the words can't be embedded, or the model isn't the same any more.
     """
-    file = Path(query)
-    is_picture = file.is_file()
-    if not is_picture and file.suffix.lower() in EXTENSIONS:
+    is_picture = _is_file(query)
+    if not is_picture and Path(query).suffix.lower() in EXTENSIONS:
         raise FileNotFoundError(f"query {query!r} looks like a picture, and there is no such file")
     if not query.strip():
         raise ValueError("the query is empty; expected words, or the path of a picture")
@@ -60,16 +68,32 @@ def query_vector(query: str, provenance: VectorsProvenance, *, device: str = "cp
                 "embed again"
             )
     if is_picture:
-        image = decode_image(file.read_bytes(), repr(query), way="take another one")
-        return encoder.pictures(encoder.preprocess(image).unsqueeze(0))[0]
+        picture = prepare([PictureFile(query, file=query)], encoder.preprocess)
+        if picture.pixels is None:
+            raise ValueError(f"query {query!r}: {picture.wrong[0]}")
+        count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != "float32" else 1
+        return encoder.pictures(torch.from_numpy(picture.pixels).repeat(count, 1, 1, 1))[0]
     features, wrong = encoder.texts([query.strip()])
     if features is None:
         raise ValueError(f"query: {wrong[0]}")
     return features[0]
 
 
-def nearest(folder: Path, vector: NDArray[np.float32], top: int) -> SearchResult:
+def _is_file(query: str) -> bool:
+    try:
+        return Path(query).is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # no file can have that name
+            raise
+        return False
+
+
+def nearest(
+    folder: Path, vector: NDArray[np.float32], top: int, say: Callable[[str], object] = warnings.warn
+) -> SearchResult:
     """Return the ``top`` embeddings of a folder with the largest cosine; of equal ones the first come first.
+
+    What the folder lacks is told by ``say``, as by ``read_vectors``.
 
     Raises:
         ValueError: ``top`` is below 1, or what ``read_vectors`` refuses.
@@ -77,15 +101,17 @@ def nearest(folder: Path, vector: NDArray[np.float32], top: int) -> SearchResult
     """
     if top < 1:
         raise ValueError(f"--top {top}: expected a number from 1")
-    best, searched = list[tuple[float, int, str]](), 0
-    for vectors in read_vectors(folder):
+    best, searched, bad = list[tuple[float, int, str]](), 0, 0
+    for vectors in read_vectors(folder, say):
         scores = vectors.embeddings.astype(np.float32) @ vector
         order = np.argsort(-scores, kind="stable")[:top]
         best += [(float(scores[row]), int(vectors.ids[row]), vectors.names[row]) for row in order]
         best = sorted(best, key=lambda hit: (-hit[0], hit[1]))[:top]
         searched += len(scores)
+        bad += len(vectors.bad)
     hits = [Hit(rank, *hit) for rank, hit in enumerate(best, start=1)]
-    return SearchResult(hits=hits, searched=searched, provenance=vectors.provenance)
+    missing = vectors.provenance.count - searched - bad
+    return SearchResult(hits=hits, searched=searched, missing=missing, provenance=vectors.provenance)
 
 
 def open_pictures(provenance: VectorsProvenance) -> PictureSource:
@@ -132,7 +158,8 @@ def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSour
 
 
 def _shorten(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Return the end of a text that has room in some pixels."""
+    """Return the end of a text, in one line, that has room in some pixels."""
+    text = printable(text, "")
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"...{text}") > width:

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from harness.base.terminal import Progress
 from harness.datasets.archives import members_of
 from harness.datasets.base import cached_json, keep_json
-from harness.datasets.images import KNOWN, find_images, is_named_like_image, name_fault, odd_kind, shorten
+from harness.datasets.images import KNOWN, find_images, is_named_like_image, name_fault, shorten
 from harness.datasets.webdataset import LARGEST
-from zoo.core.files import digest
+from zoo.core.files import digest, require_file
 from zoo.core.messages import expected
 
 TAR, PARQUET = ".tar", ".parquet"
@@ -75,6 +75,13 @@ class PictureFile(NamedTuple):
             raise ValueError(f"{self.file!r} ends within it")
         return content
 
+    def digest(self) -> str:
+        """Return 16 hex digits over its bytes, "" if they can't be read."""
+        try:
+            return digest(self.read())
+        except (ValueError, OSError):
+            return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSource:
@@ -90,6 +97,11 @@ class ListedSource:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def names(self) -> list[str]:
+        """The pictures' paths."""
+        return self.table["path"].to_pylist()
 
     def pictures(self, positions: range) -> Iterator[PictureFile]:
         """Yield the pictures at consecutive positions, from 0."""
@@ -206,13 +218,13 @@ def _file_facts(file: Path) -> tuple[int, int]:
 class ParquetSource:
     """The pictures of a column of Parquet files: bytes, or a struct with a field ``bytes``.
 
-    A path is the file's name and the row. words, revision: as of `ListedSource`. firsts: position of each file's first
-    row, and the number of all rows.
+    A path is the file's name and the row. words, revision: as of `ListedSource`. files: what these are called. firsts:
+    position of each file's first row, and the number of all rows.
     """
 
     words: tuple[str, ...]
     revision: str
-    names: tuple[str, ...]
+    files: tuple[str, ...]
     firsts: tuple[int, ...]
     column: str
 
@@ -233,10 +245,16 @@ class ParquetSource:
         if not any(counts):
             raise ValueError(f"{shorten(words)}: no rows inside")
         firsts = tuple(accumulate(counts, initial=0))
-        return cls(words=words, revision=_revision(f"{facts}{column}"), names=names, firsts=firsts, column=str(column))
+        return cls(words=words, revision=_revision(f"{facts}{column}"), files=names, firsts=firsts, column=str(column))
 
     def __len__(self) -> int:
         return self.firsts[-1]
+
+    @property
+    def names(self) -> list[str]:
+        """The pictures' paths."""
+        spans = zip(self.files, pairwise(self.firsts), strict=True)
+        return [f"{file}/{row}" for file, (first, end) in spans for row in range(end - first)]
 
     def pictures(self, positions: range) -> Iterator[PictureFile]:
         """Yield the pictures at consecutive positions, from 0, read a few at a time."""
@@ -257,7 +275,7 @@ class ParquetSource:
                 for batch in file.iter_batches(ROWS, **options):
                     for value in batch.column(0):
                         if row in rows:
-                            yield _picture(f"{self.names[number]}/{row}", value.as_py())
+                            yield _picture(f"{self.files[number]}/{row}", value.as_py())
                         row += 1
                     if row >= rows.stop:
                         return
@@ -265,7 +283,7 @@ class ParquetSource:
                 # What follows of the file has its rows, each with what is wrong.
                 for lost in range(max(row, rows.start), rows.stop):
                     wrong = f"{self.words[number]!r} can't be read from row {row} on: {error}"
-                    yield PictureFile(f"{self.names[number]}/{lost}", wrong=wrong)
+                    yield PictureFile(f"{self.files[number]}/{lost}", wrong=wrong)
 
 
 PictureSource = ListedSource | ParquetSource
@@ -283,7 +301,7 @@ class TextSource:
         """
         if not file.exists():
             raise FileNotFoundError(f"--texts {str(file)!r}: there is no such file")
-        _require_file(file)
+        require_file(file)
         content = file.read_bytes()
         try:
             lines = content.decode("utf-8-sig").removesuffix("\n").split("\n")
@@ -317,7 +335,7 @@ def open_source(words: Sequence[str], *, column: str | None = None, progress: Pr
     files = list(dict.fromkeys(chain.from_iterable(map(_files, words))))
     for file in files:
         if not file.is_dir():
-            _require_file(file)
+            require_file(file)
     kinds = {file.suffix.lower() for file in files}
     if kinds == {TAR}:
         return _list_tars(files, progress or Progress())
@@ -331,12 +349,6 @@ def open_source(words: Sequence[str], *, column: str | None = None, progress: Pr
 def printable(text: str) -> str:
     """Return a name that UTF-8 can hold; bytes of it that are none become escapes."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-
-
-def _require_file(file: Path) -> None:
-    """Refuse a pipe, which may never end, and what else is no file."""
-    if kind := odd_kind(file.stat().st_mode):
-        raise ValueError(f"{str(file)!r} is {kind}; expected a regular file")
 
 
 def _files(word: str) -> list[Path]:

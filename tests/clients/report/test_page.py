@@ -95,19 +95,6 @@ def test_only_tables_and_pictures_scroll_sideways(page: Any):
         assert wide[0] <= wide[1]
 
 
-def test_the_switch_of_costs_shows_one_plot_at_a_time(page: Any):
-    page.refresh()
-    script = (
-        "const every = [...document.querySelectorAll('figure .axis')];"
-        "return every.filter((e) => e.checkVisibility()).map((e) => e.className)"
-    )
-    radios = page.find_elements("css selector", ".axes input")
-    figures = len(page.find_elements("css selector", ".panels > figure:has(.axis)"))
-    for at, radio in enumerate(radios):
-        page.execute_script("arguments[0].click()", radio)
-        assert page.execute_script(script) == [f"axis axis-{at}"] * figures
-
-
 def test_text_has_contrast(page: Any):
     contrasts = page.execute_script(script("contrast.js"))
     assert len(contrasts) > 500
@@ -131,7 +118,7 @@ def figures(cells: list[str]) -> list[float]:
 @pytest.mark.parametrize("way", ["click", "Enter"])
 def test_headings_sort_by_figures_and_dashes_stay_last(page: Any, way: str):
     page.refresh()
-    table = page.find_element("css selector", "table[data-sortable]")
+    table = page.find_element("css selector", "#table-2 table[data-sortable]")
     heads = [head.text for head in table.find_elements("css selector", "thead th")]
     column = next(at for at, head in enumerate(heads) if head.startswith("To dense"))
     head = table.find_elements("css selector", "thead th")[column]
@@ -155,7 +142,7 @@ def test_headings_sort_by_figures_and_dashes_stay_last(page: Any, way: str):
     assert head.get_attribute("aria-sort") == "descending"
     assert figures(falling) == sorted(figures(before), reverse=True)
     assert falling[-1] == "–"
-    said = page.find_element("css selector", "[role=status]").get_attribute("textContent")
+    said = page.find_element("css selector", "#table-2 [role=status]").get_attribute("textContent")
     assert said == "To dense: descending"
     assert act() == before
     assert head.get_attribute("aria-sort") is None

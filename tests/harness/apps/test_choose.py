@@ -199,8 +199,26 @@ def test_answers_meet_a_bound_and_what_comes_nearest_is_told_where_nothing_does(
     assert right.setup.certificate["fidelity"]["top1_change"]["low"] >= -0.3
     choice = chosen(SetupBounds(min_cosine=0.9999999999999))
     assert not choice.met
+    assert choice.why.startswith("--min-cosine 0.9999999999999 is missed: the mean cosine on pictures held out")
     assert choice.judged[-1].name == "dense"  # optimised, so not bit-equal
     assert not chosen(SetupBounds(speed_up=20)).met
+
+
+@pytest.mark.usefixtures("small")
+def test_a_bound_on_time_fails_only_where_it_is_asked_for(clock: Clock, monkeypatch):
+    """A last timing by a busy machine says that the chosen setup is slower than dense."""
+
+    def busy(models: Mapping[str, Any], *args: Any, **options: Any) -> dict[str, Timing]:
+        times = clock.time_models(models, *args, **options)
+        slow = tuple(1.03 * sample for sample in times["dense"].samples_ms)
+        return times | {name: replace(times[name], samples_ms=slow) for name in ("chosen",) if name in models}
+
+    monkeypatch.setattr("harness.measure.timing.time_models", busy)
+    choice = chosen(SetupBounds(min_cosine=0.97))
+    assert (choice.met, choice.why, choice.setup.certificate["time"]["verdict"]) == (True, "", "slower")
+    choice = chosen(SetupBounds(min_cosine=0.97, speed_up=1.2))
+    assert not choice.met
+    assert choice.why == "--speed-up 1.2 is missed: it is 0.97 times as fast as dense, by its interval at least 0.97"
 
 
 @pytest.mark.usefixtures("small", "clock")
@@ -222,6 +240,9 @@ def test_a_schedule_is_stretched_over_keep_rates(tmp_path: Path, tower: Tower):
         options={"proportional": False}, cost={}, found=True, datasets=[], candidates=1, seconds=1.0, version="1",
     )  # fmt: skip
     file.write(tmp_path / "s.json")
+    replace(file, method="tomme").write(tmp_path / "other.json")  # as another package may have registered it
+    with pytest.raises(ValueError, match=r"other\.json' is of method 'tomme': did you mean 'tome'"):
+        made_lab(replace(CONFIG, schedules=(tmp_path / "other.json",)))
     lab = made_lab(replace(CONFIG, methods=("clsattn",), schedules=(tmp_path / "s.json",)))
     way = lab.approaches[-1]
     assert (way.method, way.name, len(way.rates)) == ("tome", "tome with s.json", len(RATES))

@@ -17,7 +17,7 @@ from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
-from harness.measure.compare import compare
+from harness.measure.bench import compare
 from harness.measure.plan import Plan
 from harness.records.averages import match_costs, training_free
 from harness.records.record import Record

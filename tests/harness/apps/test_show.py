@@ -142,6 +142,7 @@ def test_what_is_kept_is_what_the_trace_says(tower: Tower, toy: Dataset):
     trace, (_, kept) = vit.trace(images), method_maps(vit, images)
     for row, places in zip(kept, trace.reductions[-1].after, strict=True):
         assert row.nonzero().flatten().tolist() == sorted(place for place in places.tolist() if place >= 0)
+    assert reduced(tower, "clsattn", keep=0.5, block=4).reducer.config.reduce_at == (4,)
     tied = torch.tensor([[1.0, 5.0, 5.0, 5.0, 0.0], [2.0, 2.0, 2.0, 2.0, 2.0]])  # of equals the first
     assert most_important(tied, 0.4).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
 

@@ -1,6 +1,7 @@
 """Stores of the smallest shards: what goes in comes back, nothing else does, and no end of a run loses anything."""
 
 import errno
+import os
 import re
 import signal
 import subprocess
@@ -19,7 +20,6 @@ import pytest
 
 from harness.base import store as module
 from harness.base.store import (
-    AMPLE,
     BrokenShardError,
     Origin,
     Shard,
@@ -178,6 +178,18 @@ def test_only_what_a_larger_total_adds_is_missing_and_other_settings_are_refused
         list(KIND.shards(folder))
 
 
+def test_shards_that_may_hold_the_same_are_refused(folder: Path):
+    whole = shard_path(folder, 1).read_bytes()
+    (folder / "part-000001.parquet").write_bytes(whole)
+    with pytest.raises(ValueError, match=r"shard 1 twice, part-000001\.parquet and part-00001\.parquet: remove one"):
+        list(KIND.shards(folder))
+    (folder / "part-000001.parquet").unlink()
+    other = replace(KIND.decode(whole), first=6, covers=2, size=2)
+    shard_path(folder, 3).write_bytes(KIND.encode(other))
+    with pytest.raises(ValueError, match=r"part-00003\.parquet has shard size 2 there, 4 wanted"):
+        list(KIND.shards(folder))
+
+
 def test_two_runs_can_not_write_to_one_folder(tmp_path: Path):
     for _ in range(2):
         with claim(tmp_path / "new"):
@@ -186,24 +198,63 @@ def test_two_runs_can_not_write_to_one_folder(tmp_path: Path):
             assert shard_paths(tmp_path / "new") == {}
 
 
-@pytest.mark.parametrize(("error", "free", "codec", "kept"), [
-    (pa.ArrowMemoryError("malloc of 9 bytes failed"), 2**20, True, True),
-    (pa.ArrowMemoryError("malloc of 9 exabytes failed"), AMPLE, True, False),  # a damaged length
-    (pa.ArrowNotImplementedError("Support for codec 'zstd' not built"), AMPLE, False, True),
-    (pa.ArrowNotImplementedError("codec 77"), AMPLE, True, False),
+@pytest.mark.parametrize(("error", "codec", "kept"), [
+    (pa.ArrowMemoryError("realloc of size 8388608 failed"), True, True),
+    (pa.ArrowMemoryError("malloc of size 1125899906842624 failed"), True, False),  # a damaged length
+    (MemoryError(), True, True),
+    (OSError("Couldn't deserialize thrift: std::bad_alloc"), True, True),
+    (OSError("ZSTD decompression failed: Allocation error : not enough memory"), True, True),
+    (OSError("Couldn't deserialize thrift: TProtocolException: Invalid data"), True, False),
+    (pa.ArrowNotImplementedError("Support for codec 'zstd' not built"), False, True),
+    (pa.ArrowNotImplementedError("codec 77"), True, False),
 ])  # fmt: skip
 def test_a_shard_goes_only_if_it_is_proven_broken(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, free: int, codec: bool, kept: bool
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, codec: bool, kept: bool
 ):
     before = shard_paths(folder)
-    monkeypatch.setattr(module, "free_memory", lambda: free)
     monkeypatch.setattr(module, "has_codec", lambda: codec)
     monkeypatch.setattr(pq, "ParquetFile", Mock(side_effect=error))
     store = Store(folder, KIND, size=4, total=10)
-    refusal = pytest.raises(OSError, match=r"can't be read here .* it is kept; free") if kept else nullcontext()
+    match = r"part-00000\.parquet' can't be read here .* it is kept: give"
+    refusal = pytest.raises(OSError, match=match) if kept else nullcontext()
     with refusal, store.open(Mock()):
         pass
     assert shard_paths(folder) == (before if kept else {})
+
+
+def test_a_limit_on_this_process_costs_no_shard(tmp_path: Path):
+    """Below what reading takes, a run ends and leaves the shard; from there on it reads it."""
+    pytest.importorskip("resource", reason="no limits here")
+    values = np.random.default_rng(0).random((500_000, 8)).astype(np.float32)
+    shard = Shard(
+        table=pa.table({"powers": to_lists(values)}), provenance=ORIGIN, first=0, covers=500_000, size=500_000
+    )
+    path = shard_path(tmp_path, 0)
+    path.write_bytes(replace(KIND, check=Mock()).encode(shard))
+
+    def read(beyond: int) -> str:
+        code = f"""
+import re, resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_store import KIND, Path, Store, replace
+used = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + {beyond}, used + {beyond}))
+with Store(Path(sys.argv[1]), replace(KIND, check=lambda _: None), size=500_000, total=500_000).open(print) as store:
+    print(store.missing(store.present[0].provenance))
+"""
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+        assert path.is_file()
+        return (done.stdout + done.stderr).strip().rpartition("\n")[2]
+
+    assert re.match(r"(OSError: .*it is kept|MemoryError)", read(2**24))
+    assert read(2**30) == "[]"
+
+
+def test_a_pipe_is_no_shard(folder: Path):
+    shard_path(folder, 0).unlink()
+    os.mkfifo(shard_path(folder, 0))
+    with pytest.raises(ValueError, match=r"part-00000\.parquet' is a pipe; expected a regular file"):
+        fill(folder)
 
 
 def test_no_room_is_told_with_the_way_on(folder: Path, monkeypatch: pytest.MonkeyPatch):

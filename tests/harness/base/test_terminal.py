@@ -3,12 +3,14 @@
 import argparse
 import io
 import itertools
+import json
 
 import pytest
 from rich.console import Console
 
 from harness.base import terminal as module
-from harness.base.terminal import Progress, colour_choice, results
+from harness.base.table import Table
+from harness.base.terminal import Progress, colour_choice, notes, printable, results
 
 
 @pytest.mark.parametrize(("when", "environ", "expected"), [
@@ -26,6 +28,22 @@ def test_a_pipe_has_no_width_unless_columns_gives_one(monkeypatch):
     assert results(args).width > 10_000
     monkeypatch.setenv("COLUMNS", "120")
     assert results(args).width == 120
+
+
+HOSTILE = "a\x1b[31m\x9b2J\x7f\u202e\udcff [red]\nb"
+SHOWN = r"a\u001b[31m\u009b2J\u007f\u202e\udcff [red]"
+
+
+def test_names_of_others_can_not_steer_a_terminal(capsys):
+    """Of a table's cells newlines neither; JSON keeps its meaning."""
+    screen = notes(argparse.Namespace(color="never", quiet=False))
+    Progress(screen).say(HOSTILE)
+    screen.print(Table.of(HOSTILE, ["name"], [[HOSTILE]], words=["name"]))
+    err = capsys.readouterr().err
+    assert err.startswith(f"{SHOWN}\nb\n")
+    assert err.count(SHOWN + r"\nb") == 2
+    document = printable(json.dumps([HOSTILE], ensure_ascii=False))
+    assert (document.encode(), json.loads(document)) == (json.dumps([HOSTILE]).encode(), [HOSTILE])
 
 
 def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(monkeypatch):

@@ -30,7 +30,7 @@ RANDOM = "compare --dataset emoji --methods random --keeps 0.6 --limit 8 --batch
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):
     results = tmp_path / "results[bold]"  # brackets are no markup
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
-    names = "accuracy_gflops.svg agreement.csv records.jsonl report.html "
+    names = "records.jsonl report.html "
     names += "table.csv table.md table.tex thumbnails traces"
     assert sorted(path.name for path in results.iterdir()) == names.split()
     dense, random = read_records(results / "records.jsonl")
@@ -40,7 +40,7 @@ def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_p
     assert [entry.batch for entry in random.latency] == [1]
 
     before = (results / "records.jsonl").read_text("utf-8")
-    for name in ("bench.outcomes", "bench.costs"):
+    for name in ("rows.outcomes", "bench.costs"):
         monkeypatch.setattr(f"harness.measure.{name}", Mock(side_effect=AssertionError("measured again")))
     capsys.readouterr()
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
@@ -69,7 +69,7 @@ def test_eval_shows_one_model_beside_the_dense_one(capsys):
     ("eval --model clip_vit_s14_patchrank65 --dataset emoji", "clip_vit_s14 --methods patchrank --keeps 0.65"),
     ("latency --model clip_vit_b16_patchrank60", "fit predictor --model clip_vit_b16.openai --block 3"),
     ("compare --shots 4 -1", "--shots -1: expected 0, which is by text, or a number from 1"),
-    ("compare --tokens prob", "--tokens 'prob': did you mean 'probe'? expected one of t, v,"),
+    ("compare --tokens prob", "tokens='prob': did you mean 'probe'? expected one of t, v,"),
     ("eval --model clip_vit_s14 --dataset emoji --shots 2 --prompts x", "--prompts 'x' with --shots 2"),
     ("compare --shots 1 --seed -1", "--seed -1: expected a number from 0"),
     ("eval --model clip_vit_s14_rando60 --dataset emoji", "did you mean 'clip_vit_s14_random60'"),

@@ -26,7 +26,7 @@ def readers(parts: ClipParts, toy: Dataset, predictor_file: Path, monkeypatch: p
     monkeypatch.setattr(type(toy), "has_final", True)
     monkeypatch.setitem(type(toy)._split.__globals__["COUNTS"], FINAL, 5)
     monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
-    monkeypatch.setattr("harness.measure.compare.get_dataset", lambda name: toy)
+    monkeypatch.setattr("harness.measure.bench.get_dataset", lambda name: toy)
     return looks
 
 

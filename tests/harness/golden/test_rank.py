@@ -1,8 +1,10 @@
 """Rankings of any images by any tower: right, resumable, and told apart by what made them."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -11,17 +13,54 @@ import torch
 from PIL import Image
 
 from harness.base.store import shard_path, shard_paths
+from harness.base.terminal import Progress
 from harness.cli.entry import main
+from harness.datasets.base import Dataset
 from harness.datasets.few_shot import turns
-from harness.golden.rank import SHIPPED, Curve, Point, Source, Worth, best_within
+from harness.golden import rank as module
+from harness.golden.rank import SHIPPED, Curve, Point, Ranked, RankJob, Source, Worth, best_within, rank
 from harness.golden.store import Rankings, find_rankings
-from harness.models.towers import text_classifier
+from harness.models.towers import Tower, text_classifier
 from harness.records.statistics import Interval
 from zoo.core.files import fingerprint
 from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine
 
+Run = Callable[..., Ranked]
 SPARSE = GoldenConfig(window=2, stride=2)
+
+
+@pytest.fixture
+def run(tower: Tower, toy: Dataset, monkeypatch) -> Run:
+    """Rank ten toy images with the miniature tower, in shards of four."""
+    monkeypatch.setattr(module, "load_tower", lambda name: tower)
+
+    def call(config: GoldenConfig = SPARSE, **facts: Any) -> Ranked:
+        defaults = {"source": Source.of(toy, "test"), "limit": 10, "shard_size": 4, "batch": 16}
+        job = RankJob(model="clip_vit_b16", config=config, **defaults | facts)
+        return rank(job, Progress())
+
+    return call
+
+
+@pytest.fixture
+def named(toy: Dataset, monkeypatch) -> None:
+    """Give the toy images classes that the text tower has words for."""
+    monkeypatch.setattr(type(toy), "classes", ("cat", "dog", "house", "dog house"))
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list[int]:
+    """Count the images of each call of the engine."""
+    calls: list[int] = []
+    importances = GoldenEngine.importances
+
+    def call(self: GoldenEngine, images: torch.Tensor, *args: Any) -> dict[str, torch.Tensor]:
+        calls.append(len(images))
+        return importances(self, images, *args)
+
+    monkeypatch.setattr(GoldenEngine, "importances", call)
+    return calls
 
 
 @pytest.mark.parametrize("score", SCORES)

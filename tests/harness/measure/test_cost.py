@@ -34,25 +34,6 @@ class Applied(nn.Module):
         return self.function(images * self.weight)
 
 
-def closed_form(tokens: list[int], patch: int = 16, width: int = 768, features: int = 512) -> float:
-    """Return 1e9 multiply-adds of a tower of 196 patches whose blocks have so many tokens, no LayerNorm."""
-    blocks = sum(12 * (1 + n) * width**2 + 2 * (1 + n) ** 2 * width for n in tokens)
-    return (196 * 3 * patch**2 * width + blocks + width * features) / 1e9
-
-
-def test_vit_b16_equals_the_closed_form_and_the_published_figure():
-    model = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=512)
-    cost = gflops(model, 224)
-    assert cost.gflops == pytest.approx(17.58, abs=0.03)
-    # norms: one before the blocks, two in each, one after
-    expected = closed_form([196] * 12) + 26 * 5 * 197 * 768 / 1e9  # 5 per element
-    assert cost.gflops == pytest.approx(expected, rel=1e-9)
-    attention = cost.by_operator["scaled_dot_product_attention"]
-    assert attention == pytest.approx(12 * 2 * 197**2 * 768 / 1e9)
-    assert cost.unsupported == ()
-    assert cost.params == sum(p.numel() for p in model.parameters())
-
-
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention_counts_the_same_fused_or_not(fused):
     """From 5 queries to 12 keys, 2 heads, key width 8, value width 6; activations of a tower are fvcore's, unfused."""
@@ -142,15 +123,6 @@ def test_model_random_state_and_loggers_are_left_alone(caplog, capfd):
     assert [module.training for module in model.modules()] == flags
 
 
-@pytest.mark.parametrize(("model", "size", "message"), [
-    (nn.Conv2d(3, 1, 1), (0, 4), "got 3x0x4"),
-    (nn.Conv2d(3, 1, 1, device="meta"), 4, "Conv2d has no parameters on a device"),
-])  # fmt: skip
-def test_refusals(model, size, message):
-    with pytest.raises(ValueError, match=message):
-        gflops(model, size)
-
-
 class OnTokens(nn.Module):
     """A predictor of one argument, as the counter wants it: tokens (1, 768, 197, 1)."""
 
@@ -192,14 +164,17 @@ def test_predictors_cost_next_to_nothing_and_what_the_paper_says(arch):
 
 
 @pytest.mark.parametrize(("name", "options", "published"), [
-    ("patchrank60", {}, 12.27 + 0.0112),
-    ("evit60", {"stage_rate": 0.7, "fuse": True}, 11.63),
-    ("tome60", {"r": 13}, 10.39),
+    ("", {}, 17.58),
+    ("_patchrank60", {}, 12.27 + 0.0112),
+    ("_evit60", {"stage_rate": 0.7, "fuse": True}, 11.63),
+    ("_tome60", {"r": 13}, 10.39),
 ])  # fmt: skip
 def test_published_figures(name, options, published):
     """Exact counts are in closed forms elsewhere; the predictor is added to what is published without one."""
-    found = gflops(timm.create_model(f"clip_vit_b16_{name}", **options), 224)
+    model = timm.create_model(f"clip_vit_b16{name}", **options)
+    found = gflops(model, 224)
     assert found.gflops == pytest.approx(published, rel=0.01)
+    assert found.params == sum(p.numel() for p in model.parameters())
 
 
 def test_learned_tokens_are_counted(tmp_path):
@@ -207,10 +182,11 @@ def test_learned_tokens_are_counted(tmp_path):
     tower = timm.create_model("clip_vit_s14_random60", pretrained=False).eval()
 
     def form(learned: int) -> float:
-        """Count a tower that prunes before block 3."""
-        tokens = [learned + 196] * 3 + [learned + kept] * 6
-        norms = 2 * sum(1 + count for count in tokens) + 1 + learned + kept
-        return closed_form(tokens, patch=14, width=width, features=features) + 5 * norms * width / 1e9
+        """Count a tower of 196 patches that prunes before block 3; LayerNorm is 5 per element."""
+        tokens = [1 + learned + 196] * 3 + [1 + learned + kept] * 6
+        blocks = sum(12 * n * width**2 + 2 * n**2 * width for n in tokens)
+        norms = 2 * sum(tokens) + tokens[-1]
+        return (196 * 3 * 14**2 * width + blocks + width * features + 5 * norms * width) / 1e9
 
     tensors = {"visual": torch.randn(1, learned, width), "logit_scale": torch.tensor(3.0)}
     tensors["classifier"] = F.normalize(torch.randn(10, features), dim=-1)

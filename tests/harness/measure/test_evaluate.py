@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import entropy
 
+from harness.base.terminal import Progress
 from harness.datasets import few_shot as sampling
 from harness.datasets.base import Split
 from harness.datasets.few_shot import subset
@@ -32,34 +32,23 @@ from harness.records.metrics import (
 )
 from zoo.loading.clip import class_features
 
-CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
-
-
-def unbalanced() -> Split:
-    """Forty images: 25 of class 0, 12 of class 1, 3 of class 2, in a mixed order."""
-    labels = np.random.default_rng(0).permutation([0] * 25 + [1] * 12 + [2] * 3)
-    return Split(labels.astype(np.int64), "{:02}".format, refuse)
-
 
 def refuse(*_: Any) -> Any:
     raise AssertionError("drawn")
 
 
 def test_classes_give_in_turn_and_smaller_subsets_are_parts_of_larger_ones():
-    """Fill by hand: one of each class per round, as long as it has some."""
-    split, wanted, left = unbalanced(), Counter[int](), {0: 25, 1: 12, 2: 3}
+    """Of 25, 12 and 3 images each class gives one per round, as long as it has some."""
+    labels = np.random.default_rng(0).permutation([0] * 25 + [1] * 12 + [2] * 3)
+    split = Split(labels.astype(np.int64), "{:02}".format, refuse)
     chosen = [subset(split, limit) for limit in range(1, 41)]
-    for part in chosen[:-1]:
-        ready = [c for c in left if wanted[c] < left[c]]
-        wanted[min(ready, key=lambda c: wanted[c])] += 1
-        found = Counter(part.labels.tolist())
-        # Whose turn comes first within a round isn't promised, so counts may differ by that one.
-        assert all(abs(found[c] - wanted[c]) <= 1 for c in left)
-        assert max(found.values()) - min(found[c] for c in left if found[c] < left[c]) <= 1
-    for smaller, larger in itertools.pairwise(list(part.image_ids) for part in chosen):
-        assert set(smaller) < set(larger)
-        assert larger == sorted(larger)
-    assert chosen[19].image_ids == subset(unbalanced(), 20).image_ids != split.image_ids[:20]
+    for limit, part in enumerate(chosen, start=1):
+        rounds = max(np.bincount(part.labels))
+        for count, whole in zip(np.bincount(part.labels, minlength=3), (25, 12, 3), strict=True):
+            assert min(rounds - 1, whole) <= count <= rounds  # whose turn comes first in a round isn't promised
+        assert len(part) == limit
+        assert list(part.image_ids) == sorted(part.image_ids)
+    assert all(set(a.image_ids) < set(b.image_ids) for a, b in itertools.pairwise(chosen))
     assert all(subset(split, limit) is split for limit in (None, 1000))
 
 
@@ -68,7 +57,7 @@ def test_outcomes_are_the_models_own_features_in_order(toy, parts, ranked, monke
     rows = variants(parts.model.visual, "clip_vit_b16", "openai", ["dense", "random", "golden"], [0.5])
     split, done = toy.split("test"), []
     rows[2] = replace(rows[2], rankings=ranked())
-    found = outcomes(rows, split, parts.preprocess, on_run=done.append, **CPU)
+    found = outcomes(rows, split, parts.preprocess, done.append)
     sizes = [min(4, len(split) - start) for start in range(0, len(split), 4)]
     assert done == list(itertools.accumulate(size for size in sizes for _ in rows))  # after each row
     images = torch.stack([parts.preprocess(example.image) for example in split])
@@ -86,7 +75,7 @@ def test_outcomes_are_the_models_own_features_in_order(toy, parts, ranked, monke
     assert not found["clip_vit_b16"].features.is_inference()
     undrawn = Split(split.labels, lambda index: split.image_ids[index], refuse)
     with pytest.raises(ValueError, match="no golden ranking for image 'toy/test-5'"):
-        outcomes([replace(rows[2], rankings=ranked(count=5))], undrawn, parts.preprocess, **CPU)
+        outcomes([replace(rows[2], rankings=ranked(count=5))], undrawn, parts.preprocess)
 
 
 def test_text_classifier_leaves_out_what_it_can_not_name(parts, toy):
@@ -138,8 +127,8 @@ def test_a_linear_probe_ends_at_the_minimum():
 
 
 @pytest.mark.parametrize("scored", [True, False])
-def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(scored):
-    cache, ran = OutcomeCache(), []
+def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(scored, dense, monkeypatch):
+    [row], cache, ran = variants(dense, "row", "", ["dense"], []), OutcomeCache(None, Progress()), []
 
     def said(ids: str) -> Outcome:
         """Say of each image the position of its letter."""
@@ -147,13 +136,14 @@ def test_parts_make_the_whole_in_any_order_and_no_image_is_run_twice(scored):
         scores = numbers[:, None].repeat(3, axis=1) if scored else None
         return Outcome(features=torch.from_numpy(numbers)[:, None].repeat(1, 2), scores=scores, final_tokens=3)
 
-    def run(rest: Split) -> dict[str, Outcome]:
+    def outcomes(_: Any, rest: Split, *__: Any, **___: Any) -> dict[str, Outcome]:
         ran.append("".join(rest.image_ids))
         return {"row": said(ran[-1])}
 
+    monkeypatch.setattr("harness.measure.rows.outcomes", outcomes)
     for ids in ("eb", "dcbae", "ad", "e"):
         split = Split(np.zeros(len(ids), dtype=np.int64), ids.__getitem__, refuse)
-        found, wanted = cache.whole(["row"], split, run)["row"], said(ids)
+        found, wanted = cache.find([row], split, "")["row"], said(ids)
         assert torch.equal(found.features, wanted.features)
         assert found.final_tokens == 3
         assert (found.scores is None) == (not scored)
@@ -225,29 +215,25 @@ def test_the_probe_moves_with_all_images_and_not_with_rounding():
 N, KEPT = 20, 8
 
 
-def agreement(scores: np.ndarray | None, golden: np.ndarray | None, kept: int = KEPT) -> dict[str, Any]:
-    count = 1 if golden is None else len(golden)
-    facts = measurements(Sample(features=torch.zeros(count, 2), scores=scores, golden=golden, final_tokens=kept))
-    metrics = {name: own for name, own in facts["metrics"].items() if name in ("tau", "weighted_tau", "match_at_k")}
-    return metrics | {name: facts[name] for name in ("golden_images", "tau_undefined") if name in facts}
+def agreement(scores: np.ndarray | None, golden: np.ndarray | None) -> dict[str, Any]:
+    features = torch.zeros(1 if golden is None else len(golden), 2)
+    facts = measurements(Sample(features=features, scores=scores, golden=golden, final_tokens=KEPT))
+    means = {name: own.mean for name, own in facts["metrics"].items() if name in ("tau", "weighted_tau", "match_at_k")}
+    return means | {name: facts[name] for name in ("golden_images", "tau_undefined") if name in facts}
 
 
 def test_the_golden_ranking_agrees_with_itself_and_what_has_none_does_not_count():
     golden = np.random.default_rng(0).random((30, N)).astype(np.float32)
-    found = agreement(golden.copy(), golden)
-    match = found["match_at_k"]
-    assert (found["tau"].mean, found["weighted_tau"].mean) == (pytest.approx(1), pytest.approx(1))
-    assert (match.mean, match.at, match.chance) == (1.0, KEPT, KEPT / N)
-    assert (found["golden_images"], found["tau_undefined"]) == (30, 0)
-    assert agreement(-golden, golden)["tau"].mean == pytest.approx(-1)
-    assert agreement(-golden, golden)["match_at_k"].mean == 0.0  # 8 best of 20, 8 worst
-    assert agreement(golden, golden, N)["match_at_k"].mean == 1.0
+    counts = {"golden_images": 30, "tau_undefined": 0}
+    same = {"tau": 1, "weighted_tau": 1, "match_at_k": 1}
+    assert agreement(golden.copy(), golden) == pytest.approx(same | counts)
+    turned = agreement(-golden, golden)
+    assert (turned["tau"], turned["match_at_k"]) == (pytest.approx(-1), 0.0)  # 8 best of 20, 8 worst
     scores, partly = golden.copy(), golden.copy()
     scores[10:] = -scores[10:]
     partly[10:] = np.nan
     scores[:3] = 0.5
     found = agreement(scores, partly)
-    assert (found["tau"].mean, found["weighted_tau"].mean) == (pytest.approx(1), pytest.approx(1))
-    assert (found["golden_images"], found["tau_undefined"]) == (7, 3)
+    assert (found["tau"], found["golden_images"], found["tau_undefined"]) == (pytest.approx(1), 7, 3)
     for own, truth in ((None, golden), (golden, None), (golden, np.full_like(golden, np.nan)), (0 * golden, golden)):
         assert agreement(own, truth) == {}

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from by_hand import part, replace
-from rich.console import Console
 
 import zoo
 from harness.base.terminal import Progress
@@ -16,7 +15,7 @@ from harness.cli.entry import main
 from harness.datasets.base import Dataset
 from harness.golden.store import Rankings
 from harness.measure import bench
-from harness.measure.compare import compare, judge
+from harness.measure.bench import compare, judge
 from harness.measure.plan import Plan, tuning_of
 from harness.models import towers
 from harness.records.record import Record, read_records, write_records
@@ -34,8 +33,8 @@ def _ranked(benchmark: None, shipped: Callable[..., Rankings]) -> None:
     shipped()
 
 
-def all_of(plan: Plan, known: Sequence[Record] = (), said: Console | None = None) -> list[Record]:
-    return [record for group in compare(plan, known, Progress(said)) for record in group]
+def all_of(plan: Plan, known: Sequence[Record] = ()) -> list[Record]:
+    return [record for group in compare(plan, known, Progress()) for record in group]
 
 
 def told(records: Sequence[Record]) -> list[tuple[Any, ...]]:
@@ -54,8 +53,6 @@ def test_a_record_per_row_shots_and_seed_and_the_test_images_are_run_once(tuner,
     for call in tuner.calls:
         assert call["rows"] == [ARCH, f"{ARCH}_random50"]
         assert (call["config"].tokens, call["config"].count) == ("t", 4)
-    expected = {"model": ARCH, "tag": "openai", "weights": groups[0][0].weights_sha256}
-    assert expected.items() <= tuner.facts.items()
 
 
 def by_hand(vit: zoo.ReducedViT, words: torch.Tensor, parts: ClipParts, toy: Dataset) -> list:
@@ -110,10 +107,10 @@ def test_probes_see_every_image_once_whatever_the_shots_and_seeds(runs):
 
 
 @pytest.mark.parametrize(("change", "match"), [
-    ({"tokens": "tv"}, "--tokens 'tv': did you mean 'v'? expected one of t, v, vt, probe"),
+    ({"tokens": "tv"}, "tokens='tv': did you mean 'v'? expected one of t, v, vt, probe"),
     ({"shots": (1, -2)}, "--shots -2: expected 0, which is by text, or a number from 1"),
-    ({"seeds": 0}, "--seeds 0: expected a number from 1"),
-    ({"num_tokens": 0}, "--num-tokens 0: expected a number from 1"),
+    ({"seeds": 0}, "seeds=0: expected an integer in [1, inf)"),
+    ({"num_tokens": 0}, "num_tokens=0: expected an integer in [1, inf)"),
     ({"split": "val"}, "--split val: labelled images of 'toy' for shots come from there"),
 ])  # fmt: skip
 def test_refusals_before_any_run(change, match, monkeypatch):
@@ -145,8 +142,6 @@ def test_learned_visual_tokens_are_run_and_counted(tuner, runs, dense, parts, to
     own = tuner.one(random, f"{ARCH}_random50", 2, 1, TuneConfig(tokens="vt", count=4, seed=1))
     assert groups[1][3].correct.tolist() == by_hand(own.vit, own.classifier, parts, toy)
     assert groups[1][3].method_config["prompts"] == own.digest
-    features = [vit(torch.zeros(1, 3, 64, 64)) for vit in (own.vit, random)]
-    assert not torch.allclose(*features, atol=0.1)
 
 
 @pytest.mark.parametrize("tokens", ["t", "v"])
@@ -156,8 +151,7 @@ def test_a_file_of_prompts_is_judged_beside_dense_and_untuned(tokens, dense, par
     plan = replace(PLAN, methods=("random",))
     untuned, [record] = judge(plan, own.file.path, Progress())
     assert [(one.method, one.shots) for one in untuned] == [("dense", 0), ("random", 0)]
-    [alone] = compare(replace(plan, shots=(0,)), [], Progress())
-    assert [one.correct.tolist() for one in untuned] == [one.correct.tolist() for one in alone]
+    assert [one.correct.tolist() for one in untuned] == [r.correct.tolist() for r in all_of(replace(plan, shots=(0,)))]
     assert told([record]) == [("random", 2, 7, tokens, 4)]
     assert (record.mean("diff_to_dense"), record.mean("cosine_distance")) == (None, None)
     assert record.correct.tolist() == by_hand(own.vit, own.classifier, parts, toy)

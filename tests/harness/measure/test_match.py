@@ -16,16 +16,14 @@ from rich.console import Console
 import zoo
 from harness.base.terminal import Progress
 from harness.cli.entry import main
-from harness.measure.compare import compare
+from harness.measure.bench import compare
 from harness.measure.cost import gflops
 from harness.measure.match import SLACK, TOLERANCE, KeepSolver, matched_rows
 from harness.measure.plan import Plan
 from harness.measure.rows import rows_of
 from harness.records.averages import match_costs
-from harness.records.conditions import MATCHED
-from harness.records.metrics import pack, unpack
-from harness.records.record import Record, read_records, write_records
-from harness.records.statistics import mcnemar_exact, paired_difference, paired_mean, sign_flip
+from harness.records.record import MATCHED, read_records, write_records
+from harness.records.statistics import paired_difference, paired_mean, paired_p, sign_flip
 from harness.records.times import Timing
 
 ARCH, TAG = "clip_vit_b16", "openai"
@@ -183,27 +181,15 @@ def test_matched_rows_are_records_like_any(tmp_path, monkeypatch, clock):
     monkeypatch.setattr("harness.measure.match.time_models", None)  # keep rates aren't searched again
     [again] = compare(replace(plan, limit=4), group, Progress())
     assert [record.keep for record in again] == [record.keep for record in group]
-    for name in ("outcomes", "costs"):
-        monkeypatch.setattr(f"harness.measure.bench.{name}", None)  # nothing is measured again
+    for name in ("rows.outcomes", "bench.costs"):
+        monkeypatch.setattr(f"harness.measure.{name}", None)  # nothing is measured again
     assert list(compare(plan, read_records(tmp_path / "records.jsonl"), Progress())) == [group]
 
 
-@pytest.fixture
-def group() -> list[Record]:
-    """Records of the main job, whose rows aren't at equal cost; any would do."""
+def test_pairs_by_hand():
+    """Of records of the main job, whose rows aren't at equal cost; any would do."""
     path = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
-    generator = np.random.default_rng(0)
-
-    def with_values(record: Record) -> Record:
-        distances = pack(generator.random(record.image_count))
-        mean = unpack(distances, record.image_count).mean()
-        return replace(record, cosine_values=distances, cosine_distance=mean, cosine_low=0.0, cosine_high=1.0)
-
-    records = [record for record in read_records(path) if record.dataset == "fashion"]
-    return [record if record.method == "dense" else with_values(record) for record in records]
-
-
-def test_pairs_by_hand(group):
+    group = [record for record in read_records(path) if record.dataset == "fashion"]
     rows = match_costs(group, "patchrank")
     assert [row.cost for row in rows] == [row.row.first.mean("gflops") for row in rows]
     methods = {r.method for r in group} - {"dense", "golden", "patchrank"}  # golden has no cost
@@ -221,9 +207,8 @@ def test_pairs_by_hand(group):
             assert row.off == min((one / target.row.first.mean("gflops") - 1 for one in costs), key=abs)
             ours, theirs = row.row.first.correct, target.row.first.correct
             assert row.difference == paired_difference(ours, theirs, seed=0)
-            assert row.difference.estimate == pytest.approx(ours.mean() - theirs.mean())
-            assert row.p_value == mcnemar_exact(ours, theirs)
-            ours, theirs = (r.first.per_image("cosine_distance") for r in (row.row, target.row))
+            assert row.p_value == paired_p(ours, theirs)
+            ours, theirs = (r.first.per_image("cosine_distance") for r in (row.row, row.target))
             assert row.distance == paired_mean(ours, theirs, seed=0)
             assert row.distance_p == sign_flip(ours - theirs, seed=0)
 

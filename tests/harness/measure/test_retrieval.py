@@ -8,8 +8,8 @@ from torch import Tensor
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset
-from harness.measure import compare
-from harness.measure.compare import compare as compared
+from harness.measure import bench
+from harness.measure.bench import compare
 from harness.measure.plan import Plan
 from harness.measure.rows import captions_of
 from harness.models.towers import caption_features
@@ -32,7 +32,7 @@ PLAN = Plan(
 def benchmark(captioned: Dataset, parts: ClipParts, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """Load the tiny tower and the toy images with captions, whatever the names."""
     monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
-    monkeypatch.setattr(compare, "get_dataset", lambda name: captioned)
+    monkeypatch.setattr(bench, "get_dataset", lambda name: captioned)
     return captioned
 
 
@@ -94,7 +94,7 @@ def test_equal_captions_are_one_text_and_unseen_words_are_refused(captioned, par
 @torch.no_grad()
 @pytest.mark.usefixtures("benchmark")
 def test_records_by_hand(captioned, parts, tmp_path, monkeypatch):
-    [records] = compared(PLAN, [], Progress())
+    [records] = compare(PLAN, [], Progress())
     dense, random = records
     split = captioned.split("test")
     images = torch.stack([parts.preprocess(example.image) for example in split])
@@ -117,6 +117,6 @@ def test_records_by_hand(captioned, parts, tmp_path, monkeypatch):
     known = read_records(tmp_path / "r.jsonl")
     assert known == records
     monkeypatch.setattr(metrics, "recalls", None)
-    assert list(compared(PLAN, known, Progress())) == [records]
+    assert list(compare(PLAN, known, Progress())) == [records]
     assert comparison_table(records).columns[2].heading == "t2i R@1"
     assert "recall_text_10_diff_fraction" in records_csv(records)

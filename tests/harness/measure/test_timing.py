@@ -89,22 +89,18 @@ def test_models_run_in_inference_mode_without_garbage_collection_which_comes_bac
     assert gc.isenabled()
 
 
-def test_rounds_go_on_until_the_time_is_up_but_never_end_early():
-    for seconds, count in ((0.0, 3), (0.02, 3), (0.051, 6), (9.0, timing.MOST_ROUNDS)):
-        shop, ticks = Workshop(), []
-        worker = shop.worker("ten", iter([10.0] * 500))
-        timings = shop.time({"ten": worker}, rounds=3, seconds=seconds, tick=ticks.append)
-        assert len(timings["ten"].samples_ms) == count
-        assert ticks == list(range(1, count + 1))
-
-
-def test_warming_up_takes_so_many_calls_and_so_much_time():
-    for warmup, warmup_s, count in ((4, 0.0, 4), (1, 0.049, 5), (7, 0.05, 7), (0, 0.0, 0)):
-        shop = Workshop()
-        workers = {name: shop.worker(name, iter([5.0] * 99)) for name in "ab"}
-        shop.time(workers, rounds=1, warmup=warmup, warmup_s=warmup_s)
-        untimed = [entry for entry in shop.diary if entry != "sync"][:-2]
-        assert untimed == ["a", "b"] * count
+@pytest.mark.parametrize(("options", "untimed", "rounds"), [
+    ({}, 0, 3), ({"seconds": 0.02}, 0, 3), ({"seconds": 0.051}, 0, 6), ({"seconds": 9.0}, 0, timing.MOST_ROUNDS),
+    ({"warmup": 4}, 4, 3), ({"warmup": 1, "warmup_s": 0.049}, 5, 3), ({"warmup": 7, "warmup_s": 0.05}, 7, 3),
+])  # fmt: skip
+def test_calls_and_seconds_are_least_numbers_of_rounds_and_of_warming_up(options, untimed, rounds):
+    shop, ticks = Workshop(), []
+    [found] = shop.time(
+        {"ten": shop.worker("ten", iter([10.0] * 500))}, rounds=3, tick=ticks.append, **options
+    ).values()
+    assert len(found.samples_ms) == rounds
+    assert ticks == list(range(1, rounds + 1))
+    assert shop.diary.count("ten") == untimed + rounds
 
 
 def test_torchs_timer_times_the_third_call_and_gives_the_threads_back():
@@ -137,15 +133,15 @@ def test_events_time_what_the_device_does():
 
 def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "STAT", tmp_path / "stat")
-    assert timing.others_s() is timing.Watch().surroundings().others_cores is None
+    assert timing.others_s() is timing._look_around()().others_cores is None
     monkeypatch.setattr(timing.os, "sysconf", lambda name: 100)
     own, now = iter([(0.1, 0.2, 0.3, 0.1, 9.0), (5.1, 1.2, 1.3, 1.1, 9.0)]), iter([50.0, 60.0])
     monkeypatch.setattr(timing.os, "times", lambda: os.times_result(next(own)))
     monkeypatch.setattr(timing.time, "monotonic", lambda: next(now))
     (tmp_path / "stat").write_text("cpu  100 20 30 5000 600 7 8 9 0 0\ncpu0 1 2 3\n")
-    watch = timing.Watch()  # others: 1.74 s of all, 0.7 s of them our own
+    surroundings = timing._look_around()  # others: 1.74 s of all, 0.7 s of them our own
     (tmp_path / "stat").write_text("cpu  1900 20 30 9000 900 7 8 9 0 0\n")
-    assert watch.surroundings().others_cores == pytest.approx((18 - 8) / 10)
+    assert surroundings().others_cores == pytest.approx((18 - 8) / 10)
 
 
 @pytest.mark.parametrize(("samples", "others", "warning"), [
@@ -155,6 +151,7 @@ def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path, 
     ((100.0,) * 6, 0.2, None),
     ((100.0,) * 6, 0.7, "other processes kept 0.7 of 2 cores busy"),
 ])  # fmt: skip
-def test_warnings(samples, others, warning):
-    found = timing.warnings_of(Timing(batch=1, samples_ms=samples), Surroundings(others_cores=others), 2)
+def test_warnings(samples, others, warning, monkeypatch):
+    monkeypatch.setattr(timing, "cores", lambda: 2)
+    found = timing.warnings_of(Timing(batch=1, samples_ms=samples, around=Surroundings(others_cores=others)))
     assert [text.startswith(str(warning)) for text in found] == [True] * (warning is not None)

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from rich.console import Console
 import zoo
 from harness.base.store import seal
 from harness.base.terminal import Progress
-from harness.golden.store import Rankings
 from harness.measure import bench
-from harness.measure.compare import compare
+from harness.measure.bench import compare
 from harness.measure.plan import Plan
 from harness.records import traces as stored
 from harness.records.record import Record
@@ -37,33 +37,25 @@ pytestmark = pytest.mark.usefixtures("benchmark")
 
 
 @pytest.fixture
-def golden(shipped: Callable[..., Rankings]) -> Rankings:
-    """Random golden rankings of all images, where they are looked for."""
-    return shipped()
-
-
-@pytest.fixture
-def measure(tmp_path: Path) -> Callable[..., list[Record]]:
+def measure(tmp_path: Path) -> Measure:
     """Measure into a folder, other fields of the plan or of the tracer as they are given."""
 
     def call(known: Any = (), console: Console | None = None, **changes: Any) -> list[Record]:
         facts = {"run": tmp_path / "run", "images": 64, "progress": Progress(console)}
         facts |= {name: changes.pop(name) for name in ("run", "images", "thumbnails") & changes.keys()}
         tracer = bench.Tracer(**facts)
-        found = compare(replace(PLAN, **changes), known, tracer.progress, tracer)
-        return [record for group in found for record in group]
+        return list(chain.from_iterable(compare(replace(PLAN, **changes), known, tracer.progress, tracer)))
 
     return call
 
 
 def some(facts: stored.Facts) -> stored.RowTraces:
     """Return traces of five images by EViT, the third without a ranking."""
-    own = {"model": "clip_vit_b16_evit60", "method": "evit", "keep": 0.6}
     drawn = np.random.default_rng(0)
     importance = np.argsort(drawn.random((5, 16)), axis=1).astype(np.int16)
     importance[2] = -1
     return stored.RowTraces(
-        facts=replace(facts, **own, method_config={"keep": 0.6, "reduce_at": [3, 6, 9]}),
+        facts=replace(facts, model="clip_vit_b16_evit60", method="evit", keep=0.6, method_config={"reduce_at": [3, 6]}),
         grid=(4, 4),
         image_ids=tuple(f"image/{i}" for i in range(5)),
         labels=("cat",) * 5,
@@ -85,17 +77,11 @@ def test_what_is_written_is_read_and_taken_in_any_order(tmp_path, facts):
     row = some(facts)
     put(tmp_path, row)
     [copy] = stored.read_traces(str(tmp_path))
-    for name in ("facts", "grid", "image_ids", "labels", "predicted"):
-        assert getattr(copy, name) == getattr(row, name)
-    for name in ("importance", "left", "token"):
-        assert np.array_equal(getattr(copy, name), getattr(row, name))
-        assert getattr(copy, name).dtype == np.int16
-    assert copy.correct == (True, False, True, True, True)
-    assert copy.ranked.tolist() == [True, True, False, True, True]
     assert copy.encode() == row.encode()
-    taken = row.take(["image/3", "image/1"])
-    assert taken.correct == (True, False)
-    assert np.array_equal(taken.left, row.left[[3, 1]])
+    assert (copy.facts, copy.correct) == (row.facts, (True, False, True, True, True))
+    assert copy.ranked.tolist() == [True, True, False, True, True]
+    assert copy.left.dtype == np.int16
+    assert np.array_equal(copy.take(["image/3", "image/1"]).left, row.left[[3, 1]])
     table = pd.read_parquet(tmp_path / "traces")
     assert list(table.columns) == re.findall(r"^\| `(\w+)` \|", PAGE, re.M)
     assert table["importance"][2] is None
@@ -106,8 +92,7 @@ def test_names_tell_facts_apart_but_for_what_is_shared(facts, tmp_path):
     facts = replace(facts, dataset="folder-my cats/and dogs", method_config={"keep": 0.6})
     assert re.fullmatch(r"folder-my-cats-and-dogs-test-\w+-[0-9a-f]{12}\.parquet", facts.name)
     changes = {"keep": 0.5, "weights_sha256": "cd" * 32, "method_config": {}, "dtype": "bfloat16"}
-    names = {replace(facts, **{name: value}).name for name, value in changes.items()}
-    assert len(names | {facts.name}) == 5
+    assert len({facts.name} | {replace(facts, **{name: value}).name for name, value in changes.items()}) == 5
     assert len(replace(facts, dataset="x" * 400).name) < 255
     golden = replace(facts, method=stored.RANKING, method_config={"window": 2})
     assert golden.name == replace(golden, method_config={"window": 3}).name == facts.ranking_name
@@ -172,23 +157,22 @@ def test_what_is_stored_is_what_the_model_does(method, measure, dense, parts, to
             assert (row.token[i, ~kept] == -1).all()
 
 
-def test_answers_and_agreement_are_the_records(measure, golden, toy, tmp_path):
+def test_answers_and_agreement_are_the_records(measure, shipped, toy, tmp_path):
     """All images are traced, so the means are of the same images."""
+    shipped()
     records = measure(methods=("evit", "golden", "random", "tome"), keeps=(0.6, 0.5))
     assert len(records) == 9
     rows = by_model(tmp_path / "run")
     assert len(rows) == len(records) + 1
     truth, dense = rows["clip_vit_b16 golden"], rows["clip_vit_b16"]
     assert set(truth.correct) == {None}
-    assert (dense.left == -1).all()
-    assert (dense.token == np.arange(64)).all()
+    assert ((dense.left == -1) & (dense.token == np.arange(64))).all()
     assert not dense.ranked.any()
     ids, labels = toy.split("test").image_ids, toy.labels("test")
     judged = [name for name, label in zip(ids, labels, strict=True) if label < 3]
     for record in records:
         row = rows[record.model]
         assert list(row.correct) == [record.correct[judged.index(n)] for n in row.image_ids]
-        assert (row.facts.weights_sha256, row.facts.keep) == (record.weights_sha256, record.keep)
         if record.method != "dense":
             own = row.take(truth.image_ids).importance
             tau = kendall_tau(truth.importance, own).mean()
@@ -200,7 +184,8 @@ def test_answers_and_agreement_are_the_records(measure, golden, toy, tmp_path):
     assert stored.read_traces(tmp_path / "run", others) == []
 
 
-def test_a_second_run_writes_nothing_and_tells_what_has_no_traces(measure, golden, tmp_path):
+def test_a_second_run_writes_nothing_and_tells_what_has_no_traces(measure, shipped, tmp_path):
+    shipped()
     known = measure()
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*.parquet")}
     console = Console(record=True, width=300)
@@ -260,7 +245,8 @@ def test_traced_images_have_small_copies_of_what_the_model_sees(measure, toy, tm
         assert np.abs(off).mean() < 3  # JPEG's error
 
 
-def test_the_examples_run(measure, golden, tmp_path, monkeypatch, capsys):
+def test_the_examples_run(measure, shipped, tmp_path, monkeypatch, capsys):
+    shipped()
     measure(run=tmp_path / "results", methods=("evit", "golden", "random", "tome"))
     monkeypatch.chdir(tmp_path)
     for example in re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import zoo
 from harness.measure import timing
 from harness.records.times import EAGER
+from zoo.core.files import is_out_of_memory
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
-METHODS = (None, "tome")
 Change = Callable[[Tensor], Tensor]
 Prepare = Callable[..., timing.ReadyModel]
 
@@ -46,15 +46,12 @@ def test_what_a_device_cannot_do_is_refused(flag, way, device, message, monkeypa
     timing.check_ways(flag, [EAGER, timing.OPTIMIZED, timing.COMPILE], ["float32"], CPU)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_optimized_models_are_eager(dense, images, method, dtype):
-    vit, images = reduced(dense, method).to(dtype), images.to(dtype)
+def test_an_optimised_model_in_low_precision_is_eager_nearly(dense, images):
+    """In float32 a run of `latency` says so."""
+    vit, images = reduced(dense, "tome").bfloat16(), images.bfloat16()
     ready = timing.prepare(vit, timing.OPTIMIZED, images)
-    assert ready.failed is None
-    assert ready.peak_mib is not None
-    assert ready.deviation < (1e-5 if dtype == torch.float32 else 0.5)
-    assert next(vit.parameters()).dtype == dtype
+    assert (ready.failed, ready.deviation < 0.5) == (None, True)
+    assert next(vit.parameters()).dtype == torch.bfloat16
 
 
 def test_compiled_models_are_eager_and_what_cannot_be_optimized_says_so():
@@ -98,7 +95,7 @@ def test_deviations_are_lengths_by_eagers_length():
 
 @pytest.mark.cuda
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [None, "tome"])
 @pytest.mark.parametrize("way", [timing.CUDA_GRAPHS, timing.REDUCE_OVERHEAD, timing.COMPILE])
 def test_graphs_are_eager_on_new_images(dense, images, method, way):
     vit, images = reduced(dense.cuda(), method), images.cuda()
@@ -163,24 +160,14 @@ def test_a_model_that_cannot_be_timed(prepare_changed, change, reason):
 
 def test_a_graph_that_keeps_its_first_images_is_found_out(prepare_changed):
     kept: list[Tensor] = []
-
-    def first(features: Tensor) -> Tensor:
-        kept.append(features)
-        return kept[0]
-
-    assert "features differ" in prepare_changed(first).failed
+    assert "features differ" in prepare_changed(lambda features: kept.append(features) or kept[0]).failed
 
 
 def test_a_token_that_ties_in_one_image_is_no_reason_to_refuse(prepare_changed):
     calls: list[int] = []
-
-    def once(features: Tensor) -> Tensor:
-        calls.append(len(features))
-        return features * 1.02 if len(calls) == 3 else features
-
-    ready = prepare_changed(once)
-    assert ready.failed is None
-    assert ready.deviation == pytest.approx(0.02, rel=1e-3)
+    change = Mock(side_effect=lambda f: calls.append(len(f)) or (f * 1.02 if len(calls) == 3 else f))
+    ready = prepare_changed(change)
+    assert (ready.failed, ready.deviation) == (None, pytest.approx(0.02, rel=1e-3))
     # The first call, that whose memory is measured, and the checks.
     assert sum(calls[2:]) == timing.CHECKED
 
@@ -223,7 +210,4 @@ def test_weights_are_parameters_and_buffers_in_their_precision():
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
 ])  # fmt: skip
 def test_what_says_that_memory_did_not_suffice(error, is_memory):
-    assert timing.is_out_of_memory(error) is is_memory
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**60)
-    assert timing.is_out_of_memory(caught.value)
+    assert is_out_of_memory(error) is is_memory

@@ -23,7 +23,7 @@ from harness.apps.check import tower_names
 from harness.apps.setup import Setup
 from harness.base.hints import describe_error
 from harness.measure.rows import require_rows
-from harness.models.towers import load_tower, random_tower, split_method, split_name, undo_preprocess
+from harness.models.towers import find_tower, load_tower, split_method, split_name, undo_preprocess
 from zoo.core.files import fingerprint
 from zoo.loading.clip import image_transform
 
@@ -68,7 +68,7 @@ def test_the_embedded_tower_comes_with_its_text_side_by_either_name():
     for name in ("clip_vit_s14", "clip_vit_s14_tome50.imgfocus_lit", "vit_small_patch16_224"):
         assert split_method(f"timm:{name}") == split_method(name)
         assert Setup.of(f"timm:{name}") == Setup.of(name)
-    towers = [random_tower(f"{prefix}clip_vit_s14") for prefix in ("", "timm:")]
+    towers = [find_tower(f"{prefix}clip_vit_s14", random_weights=True) for prefix in ("", "timm:")]
     assert towers[0].name == towers[1].name
     assert fingerprint(towers[0].vit) == fingerprint(towers[1].vit)
     with pytest.raises(FileNotFoundError, match=r"no predictor for clip_vit_b16\.openai"):

@@ -29,7 +29,7 @@ def test_records_come_back_as_they_were(latency_record: Make, tmp_path: Path):
     times.write_latencies(path, [short])
     assert times.read_latencies(path) == [latency_record(), failed, short]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        times.write_latencies(path, [latency_record(), latency_record(peak_mib=float("nan"))])
+        times.write_latencies(path, [latency_record(), latency_record(method_config={"x": float("nan")})])
     assert len(times.read_latencies(path)) == 3
 
 
@@ -71,6 +71,8 @@ def test_a_record_has_times_or_says_why_not(latency_record: Make, facts: dict[st
         ({"batches": 1}, r"line 2: unknown field 'batches', did you mean: batch"),
         ({"machine": {"cores": 2}}, r"line 2: missing field 'device_name'"),
         ({"schema_version": 9}, r"line 2: schema_version must be 2, got 9"),
+        ({"peak_mib": -1}, r"line 2: peak_mib must lie in \[0, 1e\+09\], got -1.0"),
+        ({"samples_ms": [1, -1]}, r"line 2: samples_ms must lie in .*, got -1.0"),
     ],
 )
 def test_a_line_that_is_no_record(latency_record: Make, tmp_path: Path, change: dict[str, Any], said: str):

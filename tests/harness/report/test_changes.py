@@ -31,7 +31,7 @@ def answers(correct: Any) -> dict[str, Any]:
 
 def timed(batch: int, median: float, *to_dense: float) -> Times:
     ends = dict(zip(("ratio_to_dense", "ratio_low", "ratio_high"), to_dense, strict=False))
-    return Times(batch=batch, median_ms=median, q1_ms=1.0, q3_ms=9.0, images_per_s=1.0, **ends)
+    return Times(batch=batch, median_ms=median, q1_ms=median / 2, q3_ms=2 * median, images_per_s=1.0, **ends)
 
 
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")

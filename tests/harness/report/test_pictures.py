@@ -1,7 +1,6 @@
-"""The painter of patches, panel by panel, and what traces show: how rankings agree, and galleries."""
+"""The painter of patches, panel by panel, and galleries of traces."""
 
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.base.store import seal
-from harness.records.statistics import kendall_tau, over_images
 from harness.records.traces import RANKING, Facts, RowTraces, read_traces, thumbnails_path
 from harness.report import pictures
 from harness.report.pictures import (
@@ -25,8 +23,6 @@ from harness.report.pictures import (
     PatchRow,
     PatchSheet,
     TracedGroup,
-    agreement_rows,
-    agreement_tables,
     dim,
     draw,
     galleries,
@@ -159,11 +155,6 @@ class Written:
         """What was written, as a report reads it."""
         return group_traces([self.run])
 
-    @property
-    def pairs(self) -> list[dict[str, Any]]:
-        """How its rankings agree."""
-        return agreement_rows(self.groups)
-
     def put(self, row: RowTraces) -> RowTraces:
         path = self.run / "traces" / row.facts.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,31 +192,6 @@ def run(written: Callable[..., Written]) -> Written:
     return made
 
 
-def test_a_pair_has_the_mean_over_images_with_its_interval(run):
-    rows = {row.facts.model: row for row in read_traces(run.run) if not row.golden}
-    names = ("clip_vit_b16_evit50", "clip_vit_b16_patchrank50")
-    [pair] = [pair for pair in run.pairs if (pair["a_model"], pair["b_model"]) == names]
-    mean = over_images(kendall_tau(*(rows[name].importance for name in names)))
-    assert (pair["tau"], pair["tau_low"], pair["tau_high"]) == (mean.mean, mean.low, mean.high)
-    facts = tuple(pair[name] for name in ("a", "b", "dataset", "images"))
-    assert facts == ("evit", "patchrank", "toy", 12)
-
-
-def test_images_that_lack_a_ranking_differences_or_a_row_do_not_count(run):
-    golden, flat = run.golden(), run.row("evit", 0.5)
-    golden.importance[:5] = -1
-    flat.importance[:3] = 7
-    run.put(golden)
-    run.put(flat)
-    counts = {(p["a"], p["b"]): (p["images"], p["undefined"]) for p in run.pairs[:6]}
-    assert counts["golden ranking", "random"] == (7, 0)
-    assert counts["patchrank", "random"] == (12, 0)
-    assert counts["evit", "patchrank"] == (9, 3)
-    run.golden()
-    run.put(run.row("evit", 0.5).take(run.ids[2:9]))
-    assert {pair["images"] for pair in run.pairs} == {7}
-
-
 @pytest.mark.parametrize(
     ("name", "value"), [("weights_sha256", "cd" * 32), ("dataset_revision", "other"), ("version", "0.2.0")]
 )
@@ -235,10 +201,10 @@ def test_rows_of_other_conditions_never_stand_side_by_side(name: str, value: str
     groups = run.groups
     assert len(groups) == 2
     assert all(len({getattr(row.facts, name) for row in group.rows}) == 1 for group in groups)
-    assert len({group.title for group in groups}) == len({group.slug for group in groups}) == 2
+    assert len({group.slug for group in groups}) == 2
 
 
-def test_several_runs_stand_in_one_matrix_the_last_of_a_row_counting(written):
+def test_several_runs_stand_in_one_group_the_last_of_a_row_counting(written):
     one, other = written("one"), written("other")
     one.row("evit", 0.5)
     one.row("patchrank", 0.5)
@@ -249,14 +215,13 @@ def test_several_runs_stand_in_one_matrix_the_last_of_a_row_counting(written):
     assert np.array_equal(group.rows[1].importance, last.importance)
 
 
-def test_methods_with_keep_rates_of_their_own_stand_by_their_order(written):
+def test_each_method_stands_with_its_lowest_keep_rate(written):
     made = written()
     for method, keeps in (("evit", (0.61, 0.31)), ("tome", (0.55, 0.28))):
         for keep in keeps:
             made.row(method, keep)
     [group] = made.groups
-    levels = [[(row.facts.method, row.facts.keep) for row in level] for level in group.levels]
-    assert levels == [[("evit", 0.61), ("tome", 0.55)], [("evit", 0.31), ("tome", 0.28)]]
+    assert [(row.facts.method, row.facts.keep) for row in group.lowest] == [("evit", 0.31), ("tome", 0.28)]
 
 
 def path_of(run, method: str) -> Path:
@@ -273,7 +238,9 @@ def test_torn_rows_and_files_of_others_are_named_and_the_rest_is_drawn(run):
     traced = group_traces([run.run], None, reasons.append)
     [reason] = reasons
     assert f"{str(torn)!r} is broken" in reason
-    assert [row.facts.method for row in traced[0].levels[-1]] == ["patchrank", "random"]
+    assert [(row.facts.method, row.facts.keep) for row in traced[0].lowest] == [
+        *(("evit", 0.5), ("patchrank", 0.25), ("random", 0.25)),
+    ]
     assert len(galleries(traced)) == 1
     with pytest.raises(ValueError, match="is broken"):
         group_traces([run.run])
@@ -286,20 +253,8 @@ def test_torn_rows_and_files_of_others_are_named_and_the_rest_is_drawn(run):
     assert len(reasons) == 3
     for words in ("a Parquet file, but not of traces", "traces of another row", str(small)):
         assert any(words in reason for reason in reasons)
-    assert [row.facts.method for row in group.levels[-1]] == ["evit"]
-    assert (len(agreement_tables(agreement_rows([group]))), galleries([group])) == (1, [])
-
-
-def test_every_pair_of_a_keep_rate_is_in_the_numbers_and_the_table_golden_first(run):
-    pairs = [(p["a"], p["b"], p["b_model"][-2:]) for p in run.pairs]
-    wanted = [("golden ranking", m) for m in ("evit", "patchrank", "random")]
-    wanted += [("evit", "patchrank"), ("evit", "random"), ("patchrank", "random")]
-    assert pairs == [(*pair, keep) for keep in ("50", "25") for pair in wanted]
-    json.dumps(run.pairs, allow_nan=False)
-    [table] = agreement_tables(run.pairs)
-    for pair, cells in zip(run.pairs, table.rows, strict=True):
-        tau, low, high = (f"{pair[name]:+.2f}" for name in ("tau", "tau_low", "tau_high"))
-        assert cells[1:] == [pair["a"], pair["b"], f"{tau} [{low}, {high}]", "12"]
+    assert [row.facts.keep for row in group.lowest] == [0.25, 0.5, 0.5]
+    assert galleries([group]) == []
 
 
 def test_galleries_are_of_the_first_images(run, monkeypatch: pytest.MonkeyPatch):

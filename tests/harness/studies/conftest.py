@@ -11,7 +11,8 @@ from by_hand import replace
 
 from harness.base.terminal import Progress
 from harness.datasets.base import Dataset, Split, SplitName
-from harness.measure import bench, tuning
+from harness.measure import rows as measured_rows
+from harness.measure import tuning
 from harness.measure.cost import OperatorCost
 from harness.models.towers import Tower
 from harness.records.record import Record
@@ -127,7 +128,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(workshop, "rank", "rankings")
     count(workshop, "fit", "predictors")
     count(tuning, "tune", "prompts")
-    count(bench, "outcomes", "outcomes")
+    count(measured_rows, "outcomes", "outcomes")
     return made
 
 

@@ -19,7 +19,7 @@ from harness.golden.rank import Source
 from harness.golden.store import own_store
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
-from harness.records.statistics import bootstrap_mean, holm, mcnemar_exact, mean_interval, paired_p
+from harness.records.statistics import bootstrap_mean, holm, mean_interval, paired_p
 from harness.studies import workshop as module
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, get_study, list_studies, schedules
 from harness.studies.spec import StudyConfig
@@ -253,7 +253,7 @@ def make_table(*records: list[Record], dense: Record | None = None) -> StudyTabl
 
 def test_each_column_is_a_family_judged_by_holm_and_marked():
     one = make_table([make_record(10, 1)], [make_record(14, 5)], [make_record(60, 3)], [make_record(10, 1)])
-    dense = [mcnemar_exact(row.records[0].correct, TRUTH) for row in one.rows]
+    dense = [paired_p(row.records[0].correct, TRUTH) for row in one.rows]
     family, first = one.families()["to_dense"], one.families()["to_first"]
     assert list(family.adjusted.values()) == pytest.approx(list(holm(dense)))
     assert sorted(first.alone) == [1, 2, 3]

@@ -1,6 +1,8 @@
 """Search: the plain matrix product, refusals, and the command as a newcomer uses it."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from harness.apps.vectors.embed import read_vectors
+from harness.apps.vectors.embed import VECTORS, Encoder, read_vectors
 from harness.apps.vectors.search import nearest, open_pictures, query_vector
+from harness.base.store import shard_path, to_lists
 from harness.cli.entry import main
 from harness.datasets import get_dataset
 from harness.models.towers import load_tower
@@ -96,10 +99,77 @@ def test_a_picture_finds_texts(clothing: Path, tmp_path: Path, capsys):
     assert main(["search", "bag", "--in", where, "--sheet", str(tmp_path / "sheet.png")]) == 2
 
 
+def test_what_a_folder_lacks_is_told(whole: Path, tmp_path: Path, draw: Any, capsys):
+    """Of 44 pictures four can't be read, so that these aren't missing; the third shard is, with ten."""
+    picture, where = tmp_path / "q.png", tmp_path / "vectors"
+    picture.write_bytes(draw(3))
+    command = ["search", str(picture), "--top", "1", "--json", "--in"]
+    assert main([*command, str(whole)]) == 0
+    out, err = capsys.readouterr()
+    facts = json.loads(out)
+    assert (err, facts["searched"], facts["of"], facts["missing"]) == ("", 40, 44, 0)
+    shutil.copytree(whole, where)
+    shard_path(where, 2).unlink()
+    lacking = "covers 34 of 44 images: the `embed` command isn't finished; the same command goes on"
+    with pytest.warns(UserWarning, match=lacking):
+        count = sum(len(shard.ids) for shard in read_vectors(where))
+    assert main([*command, str(where)]) == 0
+    out, err = capsys.readouterr()
+    facts = json.loads(out)
+    assert lacking in err
+    assert (facts["searched"], facts["of"], facts["missing"]) == (count, 44, 10)
+
+
+def test_embeddings_that_are_no_numbers_are_refused(whole: Path, tmp_path: Path):
+    path, shard = tmp_path / "part-00000.parquet", VECTORS.read(shard_path(whole, 0), 0)
+    nothing = to_lists(np.full((len(shard.table), 7), np.nan, np.float16))
+    place = shard.table.column_names.index("embedding")
+    path.write_bytes(VECTORS.encode(replace(shard, table=shard.table.set_column(place, "embedding", nothing))))
+    with pytest.raises(ValueError, match=r"part-00000\.parquet' is broken: an embedding is not finite"):
+        nearest(tmp_path, np.ones(7, np.float32), 1)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("bfloat16", 6), ("float32", 1)])
+def test_a_picture_that_is_there_is_found_as_itself(dtype: str, size: int, run: Any, pictures: Path, monkeypatch):
+    """In bfloat16 features depend on the batch, so that the query is embedded in one as large."""
+    done = run(how={"method": "rankmerge", "keep": 0.3, "dtype": dtype}, embedding_dtype="float32")
+    sizes, embed = list[int](), Encoder.pictures
+
+    def counted(encoder: Encoder, pixels: torch.Tensor) -> Any:
+        sizes.append(len(pixels))
+        return embed(encoder, pixels)
+
+    monkeypatch.setattr(Encoder, "pictures", counted)
+    vector = query_vector(str(pictures / "00.png"), next(read_vectors(done.path)).provenance)
+    [hit] = nearest(done.path, vector, 1).hits
+    assert (hit.name, hit.score, sizes) == ("00.png", pytest.approx(1, abs=1e-5), [size])
+
+
+def test_names_can_not_steer_a_terminal(tower: str, draw: Any, tmp_path: Path, capsys):
+    name, folder = "\x1b]0;x\x07\x1b[31m\nb [bold]\u202e\x9b2J.png", tmp_path / "pictures"
+    folder.mkdir()
+    (folder / name).write_bytes(draw(1))
+    (folder / f"bad{name}").write_bytes(b"no picture")
+    place = ["--in", str(tmp_path / "vectors"), "--sheet", str(tmp_path / "sheet.png")]
+    for words, code in (
+        (["embed", str(folder), "--model", tower, "--output", place[1], "--decoders", "0"], 0),
+        (["search", str(folder / name), *place], 0),
+        (["search", str(folder / f"bad{name}"), *place], 2),
+        (["search", str(folder / f"gone{name}"), *place], 2),
+        (["search", str(folder / name), *place, "--json"], 0),
+    ):
+        assert main(words) == code
+        out, err = capsys.readouterr()
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", out + err)
+        assert "embed" in words or "[bold]" in out + err
+    assert json.loads(out)["hits"][0]["path"] == name
+
+
 @pytest.mark.parametrize(("words", "quoted"), [
     ("zebrafishes", "query: the embedded text tower never saw"),
     ("gone.jpg", "query 'gone.jpg' looks like a picture, and there is no such file"),
     ("bag --top 0", "--top 0"),
+    ("zebrafish" * 30, "query: the embedded text tower never saw"),  # longer than a file's name may be
     ("bag --in gone", "'gone' holds no embeddings: no part-00000.parquet; make them with: patchrank embed"),
 ])  # fmt: skip
 def test_mistakes(words: str, quoted: str, clothing: Path, capsys):
