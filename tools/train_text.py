@@ -200,8 +200,9 @@ def train_lit(
             on_step(step, last)
         return last
 
-    how = {"patience": 1, "on_epoch": lambda *_: None, "checkpoint": checkpoint}
-    state.run(learn, lambda: -state.epoch, most=math.ceil(config.steps / every), **how)  # no step is worse than another
+    # The latest weights count as the best.
+    most = math.ceil(config.steps / every)
+    state.run(learn, lambda: -state.epoch, most=most, patience=1, on_epoch=lambda *_: None, checkpoint=checkpoint)
 
 
 def _spread_loss(logits: Tensor, positive: Tensor) -> Tensor:
