@@ -32,11 +32,10 @@ from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
 from harness.measure.plan import Plan
-from harness.measure.rows import Variant, recovered_row, reduced_row
+from harness.measure.rows import Variant, make_row, recovered_row
 from harness.models.towers import load_tower, split_method, text_classifier
-from harness.records.conditions import DENSE, DTYPES
 from harness.records.metrics import LEAST_GALLERY
-from harness.records.record import utc_now
+from harness.records.record import DENSE, DTYPES, utc_now
 from harness.records.statistics import median_interval
 from harness.records.times import Machine, Timing, verdict
 from zoo.core.files import digest, fingerprint
@@ -276,7 +275,7 @@ class Lab:
         vit, arch, tag = self.dense.vit, self.tower.arch, self.tower.tag
         if one.recovery:
             return dataclasses.replace(recovered_row(vit, arch, tag, self.files[one.recovery]), what=str(one))
-        return reduced_row(vit, arch, tag, arch, one.method, self.options(one), what=str(one))
+        return make_row(vit, arch, tag, one.method, self.options(one), what=str(one))
 
     def served_row(self, one: Candidate) -> Variant:
         """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights."""

@@ -12,9 +12,8 @@ import numpy as np
 
 from harness.base.table import NOT_MEASURED, Shown, Table
 from harness.base.terminal import printable
-from harness.records.conditions import MATCHED
 from harness.records.metrics import METRICS, Measured, Metric
-from harness.records.record import Record
+from harness.records.record import MATCHED, Record
 from harness.report.changes import COUNTED, Change
 from harness.report.groups import count_of
 

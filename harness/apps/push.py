@@ -16,8 +16,7 @@ from timm.models import save_for_hf
 
 from harness.measure.cost import gflops
 from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
-from harness.records.conditions import DENSE, RECOVERY
-from harness.records.record import Record, conditions, lacking
+from harness.records.record import DENSE, RECOVERY, Record, conditions, lacking
 from harness.report.groups import markdown_table
 from zoo.core.files import digest, fingerprint, read_facts, write_whole
 from zoo.core.prompts import CosineHead

@@ -205,9 +205,10 @@ def run_embed(args: Namespace, status: Console) -> Shown:
 
     job = flags.settings(EmbedJob, args, setup=flags.setup_of(args), source=_source(args, Progress(status)))
     done = embed(job, Progress(status))
-    facts = {"path": done.path, "total": done.total, "embedded": done.total - done.bad, "bad": done.bad}
+    embedded = done.total - done.bad - done.unmade
+    facts = {"path": done.path, "total": done.total, "embedded": embedded, "bad": done.bad, "lost": done.lost}
     data = json_values({**facts, "errors": done.errors, "per_s": done.rates, "binds": done.binds})
-    return Shown(parts=_embedded_lines(done, job), data=data)
+    return Shown(parts=_embedded_lines(done, job), data=data, code=1 if done.unmade else 0)
 
 
 def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource":
@@ -234,10 +235,16 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
             by = f"{count} process{'es' if count > 1 else ''}" if count else "the model's process"
             line = f"{done.binds} binds: {line}, decoding by {by} {rates['decoding']}"
         lines.append(line)
-    text = f"wrote {done.path}: {done.total - done.bad:,} of {done.total:,} {job.kind}"
+    text = f"wrote {done.path}: {done.total - done.bad - done.unmade:,} of {done.total:,} {job.kind}"
     if done.bad:
         text += f"; {done.bad:,} can't be embedded, listed in {done.errors}"
-    return (*lines, text)
+    lines.append(text)
+    if done.unmade:
+        lines.append(
+            f"{done.lost:,} images were lost as something ended the processes that decode them (too little memory?); "
+            f"files of {done.unmade:,} aren't written: the same command makes them, and fewer --decoders need less"
+        )
+    return tuple(lines)
 
 
 def _search_flags(parser: CommandParser) -> None:

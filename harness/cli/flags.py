@@ -63,8 +63,8 @@ def split(text: str) -> str:
 
 def dtype(text: str) -> str:
     """Read the name of a precision."""
-    from harness.records.conditions import DTYPES
     from zoo.core.messages import expected
+    from zoo.core.precision import PRECISIONS as DTYPES
 
     if text not in DTYPES:
         raise ArgumentTypeError(f"{text!r}: {expected(text, DTYPES)}")

@@ -55,9 +55,9 @@ def run_rank(args: Namespace, status: Console) -> Shown:
     """Make golden rankings and say where they are."""
     from harness.datasets import get_dataset
     from harness.golden.rank import RankJob, Source, rank_by_scores
-    from harness.records.conditions import DTYPES
     from zoo.core.messages import expected
     from zoo.core.precision import AUTO
+    from zoo.core.precision import PRECISIONS as DTYPES
 
     if args.dtype not in (AUTO, *DTYPES):
         raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, (AUTO, *DTYPES))}")

@@ -3,7 +3,7 @@
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from itertools import chain, groupby, takewhile
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,11 +103,9 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
     from harness.records.averages import match_costs, training_free
-    from harness.records.conditions import GOLDEN
-    from harness.records.record import RECORDS, earlier, keep_new, record_values
+    from harness.records.record import GOLDEN, RECORDS, earlier, keep_new, record_values
     from harness.report.folder import write_report
-    from harness.report.groups import group_records, shot_columns
-    from harness.report.tables import comparison_table, matched_table, shot_table
+    from harness.report.tables import comparison_table, matched_table
 
     path, progress = args.output / RECORDS, Progress(status)
     # Where cost counts, all but the oracle, which has none.
@@ -116,7 +114,6 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     known = earlier(path, progress, fresh=args.fresh)
     tracer = Tracer(run=args.output, progress=progress, images=args.traces, thumbnails=args.thumbnails)
     records: list[Record] = []
-    groups: list[list[Record]] = []  # of one dataset and tower
     more = at_equal_time(plan) if args.equal_time else None
 
     def measured(plan: Plan, tracer: Tracer | None = None) -> "Iterator[list[Record]]":
@@ -133,10 +130,6 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
                     yield comparison_table(part, plan.match_to)
                 if plan.match is not None:
                     yield matched_table(match_costs(group, plan.match_to, plan.timed_batch))
-                groups.append(group)
-                if group[0].shots == plan.shots[-1]:
-                    yield from map(shot_table, shot_columns(group_records(chain.from_iterable(groups))))
-                    groups = []
             update(done := done + 1)
         for group in measured(more) if more is not None else ():
             assert more is not None
@@ -177,7 +170,7 @@ def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     from harness.measure.bench import compare, judge
     from harness.measure.plan import Plan, recovered_alone
     from harness.models.towers import split_method
-    from harness.records.conditions import DENSE
+    from harness.records.record import DENSE
 
     dense, method, keep = split_method(args.model)
     row = {"models": (dense,), "methods": (method or DENSE,), "keeps": (keep,)}

@@ -218,8 +218,7 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness.measure.plan import Plan
     from harness.measure.rows import usual_methods
     from harness.records.averages import match_costs
-    from harness.records.conditions import GOLDEN
-    from harness.records.record import RECORDS, Record, write_records
+    from harness.records.record import GOLDEN, RECORDS, Record, write_records
     from harness.report.tables import comparison_table, matched_table
     from harness.report.writers import markdown
     from zoo.core.files import write_whole

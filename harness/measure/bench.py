@@ -47,9 +47,22 @@ from harness.models.towers import (
     undo_preprocess,
     without_text,
 )
-from harness.records.conditions import DENSE, DTYPES, GOLDEN, PROBE, PROMPTS, RECOVERY, Tuning, device_name
 from harness.records.metrics import METRICS, Captions, Sample, measure
-from harness.records.record import Record, fitting, images_digest, pack_groups, utc_now
+from harness.records.record import (
+    DENSE,
+    DTYPES,
+    GOLDEN,
+    PROBE,
+    PROMPTS,
+    RECOVERY,
+    Record,
+    Tuning,
+    device_name,
+    fitting,
+    images_digest,
+    pack_groups,
+    utc_now,
+)
 from harness.records.traces import RANKING, STAYED, TRACES, UNRANKED, Facts, RowTraces, Thumbnails, read_row
 from zoo.core.files import fingerprint, write_whole
 from zoo.core.messages import tower_name

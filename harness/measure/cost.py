@@ -14,8 +14,7 @@ from torch import nn
 
 from harness.base.terminal import Progress
 from harness.measure.timing import time_models
-from harness.records.conditions import DENSE, GOLDEN
-from harness.records.record import lacking
+from harness.records.record import DENSE, GOLDEN, lacking
 
 if TYPE_CHECKING:
     from harness.measure.rows import Variant

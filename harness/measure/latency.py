@@ -18,8 +18,7 @@ from harness.measure.cost import RowCost, count_costs
 from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
 from harness.models import towers
 from harness.models.towers import split_method, split_name
-from harness.records.conditions import DENSE, DTYPES, GOLDEN
-from harness.records.record import utc_now
+from harness.records.record import DENSE, DTYPES, GOLDEN, utc_now
 from harness.records.times import (
     EAGER,
     EAGER_FLOAT32,

@@ -18,8 +18,7 @@ from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, rows_of
 from harness.measure.timing import time_models
 from harness.records.averages import time_ratio
-from harness.records.conditions import DENSE, DTYPES, MATCHED
-from harness.records.record import Record
+from harness.records.record import DENSE, DTYPES, MATCHED, Record
 from zoo.loading.adopt import reduce
 from zoo.towers.vit import ReducedViT
 

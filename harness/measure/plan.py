@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.datasets.base import SplitName
-from harness.records.conditions import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
+from harness.records.record import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
 from zoo.core.messages import check_fields, expected
 from zoo.core.precision import best_precision
 from zoo.learning.tuning import TuneConfig

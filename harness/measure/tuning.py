@@ -14,8 +14,8 @@ from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import OURS, FewShot, draw
 from harness.measure.rows import OutcomeCache, Variant, require_rows, rows_of
 from harness.models.towers import load_clip, split_method, text_classifier
-from harness.records.conditions import DENSE
 from harness.records.metrics import correct
+from harness.records.record import DENSE
 from zoo.core.files import cache_file, digest, fingerprint
 from zoo.core.precision import precision_on
 from zoo.learning.tuning import Labelled, TuneConfig, tune

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from harness.datasets import list_datasets, shipped_facts, split_words
 from harness.datasets.public import RootedDataset
-from harness.records.conditions import DENSE, MATCHED, PROMPTS
 from harness.records.metrics import METRICS, Measured, Metric, fidelity_metrics
-from harness.records.record import Record, Times, lacking, refuse_mixed
+from harness.records.record import DENSE, MATCHED, PROMPTS, Record, Times, lacking, refuse_mixed
 from harness.records.statistics import (
     FLIPPED,
     MCNEMAR,
@@ -389,7 +388,8 @@ def captions(dataset: str) -> str:
 def protocol(record: Record) -> str:
     """Say how the images of a record were classified, or retrieved."""
     if record.shots:
-        return f"{shots_of(record)}, {learned(record)}"
+        how = f"{PROMPTS[record.tuning]} ({record.prompt_tokens})" if record.tuning in PROMPTS else "linear probe"
+        return f"{record.shots} {'shot' if record.shots == 1 else 'shots'}, {how}"
     if not record.labelled:
         return "without labels" if record.caption_count is None else f"retrieval by {record.caption_count:,} captions"
     if record.tag in SIZES[EMBEDDED].tags and record.dataset in list_datasets():
@@ -407,16 +407,6 @@ def tower_of(record: Record) -> str:
     """Return the name of the dense tower of a record, with its weight tag."""
     reduction = "" if record.method == DENSE else f"_{record.method}{round(100 * record.keep)}"
     return tower_name(record.model.removesuffix(reduction), record.tag)
-
-
-def shots_of(record: Record) -> str:
-    """Say how many shots there were."""
-    return f"{record.shots} {'shot' if record.shots == 1 else 'shots'}"
-
-
-def learned(record: Record) -> str:
-    """Say what was learned from the shots of a record."""
-    return f"{PROMPTS[record.tuning]} ({record.prompt_tokens})" if record.tuning in PROMPTS else "linear probe"
 
 
 def seeds(records: Sequence[Record]) -> str:

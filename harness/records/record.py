@@ -1,10 +1,11 @@
-"""Records: what is measured of a model on a dataset; reading, appending and using them again."""
+"""Records: what is measured of a model on a dataset, and under which conditions; reading and using them again."""
 
 import base64
 import functools
 import hashlib
 import json
 import math
+import platform
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -13,15 +14,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from harness.base.lines import append_lines, can_resume, parse_lines
 from harness.base.terminal import Progress
-from harness.records.conditions import DENSE, GOLDEN, PROMPTS, RECOVERY, TUNINGS
 from harness.records.metrics import METRICS, Measured, require_order, unpack
 from harness.records.statistics import Interval
 from zoo.core.files import from_json, strict_json
+from zoo.core.precision import PRECISIONS
 
+DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
+RANDOM = "random"  # the control: a method that is no better than it does nothing
+DTYPES = PRECISIONS
+PROBE = "probe"
+RECOVERY = "recovery"  # setting of a row whose weights or tokens were trained: the digest of their file
+MATCHED = "matched"  # setting of a row: whose time its keep rate meets, and at which batch size
+PROMPTS = {  # learned tokens, by the letters that --tokens takes
+    "t": "learned text tokens",
+    "v": "learned visual tokens",
+    "vt": "learned visual and text tokens",
+}
+TUNINGS = (*PROMPTS, PROBE)
 SCHEMA_VERSION = 8
 RECORDS = "records.jsonl"  # in the folder of a run
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
@@ -43,7 +57,6 @@ class Field:
 
 
 RUN, SETTING, CONDITION, MEASURED = Field(role="run"), Field(role="setting"), Field(role="condition"), Field()
-
 
 # Ends of what numbers in anybody's file may be: wide, but none makes a table or plot of nonsense.
 _COUNT, _MS, _FACTOR = (0, 1e9), (0, 1e12), (0, 1e6)
@@ -92,6 +105,38 @@ class Times:
         """The ratio to dense with its interval; None where it wasn't measured."""
         ends = (self.ratio_to_dense, self.ratio_low, self.ratio_high)
         return None if None in ends else Interval(*ends)  # type: ignore[arg-type]  # none is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What classifies images: the captions of classes, or something learned from shots."""
+
+    shots: int = 0  # labelled training images per class; 0 takes the captions
+    seed: int = 0  # of the choice of shots and of what is learned from them
+    kind: str | None = None  # of ``TUNINGS``; None at 0 shots
+    prompt_tokens: int | None = None  # learned; None where none are
+
+    @property
+    def prompted(self) -> bool:
+        """Whether tokens are learned, each row's its own."""
+        return self.kind in PROMPTS
+
+    @property
+    def visual(self) -> bool:
+        """Whether learned tokens go through the image tower, whose features they change."""
+        return self.kind in ("v", "vt")
+
+
+def device_name(device: str) -> str:
+    """Return what the device calls itself."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,7 @@ import torch
 
 from harness.base.lines import append_lines, parse_lines
 from harness.base.table import FORMS, NOT_MEASURED, UNMEASURED, Cell, Column, Table, figure
-from harness.records.conditions import DENSE, device_name
-from harness.records.record import Times, require_bounds
+from harness.records.record import DENSE, Times, device_name, require_bounds
 from harness.records.statistics import Interval, median_interval
 from zoo.core.files import from_json, strict_json
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from harness.records.conditions import DENSE
+from harness.records.record import DENSE
 from harness.records.statistics import Interval
 
 # Okabe and Ito's colours first, told apart with any colour vision, on white and on black; the

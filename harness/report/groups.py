@@ -20,17 +20,14 @@ from harness.records.averages import (
     tower_of,
     with_recovery,
 )
-from harness.records.conditions import DENSE, GOLDEN, MATCHED, RANDOM
 from harness.records.metrics import METRICS
-from harness.records.record import CONDITIONS, Record, differing
+from harness.records.record import CONDITIONS, DENSE, GOLDEN, MATCHED, RANDOM, Record, differing
 from harness.records.times import CONDITIONS as TIMED_CONDITIONS
 from harness.records.times import LatencyRecord, Machine, latency_table
 from harness.records.times import table_of as timed_title
-from harness.report.tables import matched_table, report_columns, shot_table, table_of
+from harness.report.tables import matched_table, report_columns, table_of
 from harness.report.writers import markdown
 
-# What a column of a table of shots differs in from another, with what follows from it.
-_BY_COLUMN = ("shots", "tuning", "prompt_tokens", "seed", "image_count", "classes_judged", "images_sha256")
 # What a heading names; where other conditions differ, the heading names those, too.
 _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens", "recovered")
 # Which images, and how large: named only where nothing else differs, as others imply them.
@@ -175,7 +172,7 @@ def time_tables(groups: dict[str, list[LatencyRecord]], *, summary: bool = False
 
 
 def sections(groups: Sequence[Group], *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
-    """Yield a table per group, with one at equal time if rows were matched so, and then those of shots.
+    """Yield a table per group, with one at equal time if rows were matched so.
 
     A summary lacks details; marks tell the differences to dense that are clear with all rows judged together.
     """
@@ -186,7 +183,6 @@ def sections(groups: Sequence[Group], *, summary: bool = False, marked: bool = F
         for target, batch in dict.fromkeys((setting["time_of"], setting["batch"]) for setting in settings if setting):
             if rows := match_costs(records, target, batch):
                 yield matched_table(rows)
-    yield from map(shot_table, shot_columns(groups))
 
 
 def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
@@ -283,28 +279,3 @@ def _brief_table(groups: Sequence[Group]) -> Table | None:
         caption=f"{about}; × dense: time by the dense model's; with 95 % intervals; "
         f"{first.device_name}, {first.dtype}, {count_of(first.threads, 'thread')}.",
     )
-
-
-def shot_columns(groups: Sequence[Group]) -> list[list[Sequence[Average]]]:
-    """Return, for each kind of tuning, rows of groups that differ in shots alone, shots rising.
-
-    What is by text begins every kind. There are at least two columns; and none if runs have a number of shots twice, on
-    other images or with other seeds.
-    """
-    kinds: dict[tuple[Hashable, ...], list[Group]] = {}
-    for group in groups:
-        if group.first.shots:
-            kinds.setdefault((_setting(group), group.first.tuning, group.first.prompt_tokens), []).append(group)
-    columns = []
-    for (setting, *_), own in kinds.items():
-        by_text = [group for group in groups if not group.first.shots and _setting(group) == setting]
-        found = sorted((*by_text, *own), key=lambda group: group.first.shots)
-        if 1 < len(found) == len({group.first.shots for group in found}):
-            columns.append([group.rows for group in found])
-    return columns
-
-
-def _setting(group: Group) -> Hashable:
-    """Return what groups share that differ in nothing but shots and what follows."""
-    conditions = zip(_EVERY, _conditions(group.rows[-1].first), strict=True)  # the dense one has no recovery
-    return tuple(value for name, value in conditions if name not in _BY_COLUMN)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from harness.base.table import UNMEASURED, Cell, Table, json_values
 from harness.records.averages import Average, labels, tower_of
-from harness.records.conditions import DENSE, GOLDEN, RANDOM
 from harness.records.metrics import METRICS, Metric
+from harness.records.record import DENSE, GOLDEN, RANDOM
 from harness.records.statistics import Interval
 from harness.report.charts import Chart, Dot, Plot
 from harness.report.groups import Group

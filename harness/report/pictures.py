@@ -15,8 +15,7 @@ from scipy.stats import rankdata
 
 from harness.datasets import split_words
 from harness.records.averages import REFERENCE, protocol, tower_of
-from harness.records.conditions import DENSE
-from harness.records.record import Record
+from harness.records.record import DENSE, Record
 from harness.records.traces import RANKING, TRACES, Facts, RowTraces, Thumbnails, order, read_traces
 from harness.report.charts import OPTIONS, encode
 from zoo.core.files import digest

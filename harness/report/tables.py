@@ -17,18 +17,14 @@ from harness.records.averages import (
     judge_rows,
     judged_on,
     labels,
-    learned,
     protocol,
-    row_p,
     seeds,
-    shots_of,
     tower_of,
     with_recovery,
 )
-from harness.records.conditions import DENSE
 from harness.records.metrics import METRICS, RECALL_AT, Metric, fidelity_metrics
 from harness.records.record import Record, Times
-from harness.records.statistics import FLIPPED, MCNEMAR, SIGN_FLIP, Interval, mark_note, together
+from harness.records.statistics import FLIPPED, Interval, mark_note, together
 
 OVER_SEEDS = (
     "mean over seeds: top-1 in % with 95 % t interval over seeds, the difference to dense with "
@@ -246,51 +242,6 @@ def estimate_cell(
 def keep_cell(keep: float) -> Cell:
     """Show a keep rate."""
     return Cell(f"{100 * keep:.3g} %", keep)
-
-
-def shot_table(columns: Sequence[Sequence[Average]]) -> Table:
-    """Put top-1 at several numbers of shots side by side, marked where it is clear of the dense row's at as many.
-
-    A column's rows are of one number of shots, which rise.
-    """
-    known = [{row.identity: row for row in column} for column in columns]
-    models = {key: row for column in known for key, row in column.items()}
-    names = {key: name for column in columns for key, name in labels(column).items()}
-    first, several = columns[-1][0].first, len(columns[-1][0].records) > 1
-    family = together(
-        {
-            (key, at): row_p(row, dense)
-            for at, column in enumerate(known)
-            for dense in [row for row in column.values() if row.method == DENSE][:1]
-            for key, row in column.items()
-            if row is not dense
-        }
-    )
-
-    def cell(key: str, at: int) -> Cell:
-        row = known[at].get(key)
-        text = estimate_cell(None if row is None else row.top1, METRICS["top1"].text)
-        return Cell(text, text.value, family.mark((key, at)))
-
-    images = dict.fromkeys(str(column[0].first.image_count) for column in columns)
-    interval = "Student's over seeds, by text Wilson's" if several else "Wilson's"
-    about = [f"top-1 in % with 95 % intervals, {interval}", f"{' or '.join(images)} images"]
-    if family.alone:
-        test = SIGN_FLIP if several else MCNEMAR
-        about.append(mark_note(test, "all of this table", "the dense model's at as many shots"))
-    heads = [shots_of(column[0].first) for column in columns]
-    return Table.of(
-        f"{first.dataset} {judged_on(first)}, top-1 by shots, {learned(first)}, {tower_of(first)}",
-        ["Method", "Keep", *heads],
-        [
-            [Cell(names[key], names[key]), keep_cell(row.keep), *(cell(key, at) for at in range(len(columns)))]
-            for key, row in models.items()
-        ],
-        words=("Method",),
-        roomy=heads[1:-1],
-        caption="; ".join(about),
-        models=[row.first.model for row in models.values()],
-    )
 
 
 def matched_table(rows: Sequence[Matched]) -> Table:

@@ -11,8 +11,8 @@ from harness.base.terminal import Progress
 from harness.datasets.base import Split
 from harness.golden.rank import Curve, Point, Worth
 from harness.models.towers import Tower
-from harness.records.conditions import device_name
 from harness.records.metrics import Importance
+from harness.records.record import device_name
 from harness.records.statistics import bootstrap_mean, kendall_tau, match_at_k
 from zoo.core.files import fingerprint
 from zoo.core.reducer import final_count

@@ -19,8 +19,7 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import turns
-from harness.records.conditions import DENSE
-from harness.records.record import Record
+from harness.records.record import DENSE, Record
 from harness.records.statistics import Interval, bootstrap_mean, wilson_interval
 from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.pictures import PatchSheet

@@ -10,7 +10,7 @@ from harness.datasets.few_shot import COOP, OURS
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant
 from harness.models.towers import Tower
-from harness.records.conditions import DENSE, GOLDEN
+from harness.records.record import DENSE, GOLDEN
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
 from zoo.ranking.golden import GoldenConfig

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from harness.apps.setup import Setup, make_runtime
 from harness.apps.vectors.decode import Decoders, join_chunks, processes_beside
-from harness.apps.vectors.source import PictureFile, PictureSource, TextSource
-from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, to_lists
+from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
+from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
 from harness.base.terminal import Progress
 from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.models.towers import no_text
-from harness.records.conditions import DTYPES
+from harness.records.record import DTYPES
 from zoo.core.files import fingerprint, weights_digest, write_whole
 from zoo.core.messages import expected
 from zoo.loading.clip import UnseenWordsError
@@ -72,27 +72,40 @@ class VectorsProvenance(Origin):
 
 
 class Bad(NamedTuple):
-    """A picture or text without an embedding: its position in the source, its name, and why."""
+    """A picture or text without an embedding: its position in the source, its name, why, and its digest if it has."""
 
     id: int
     name: str
     reason: str
+    digest: str = ""
 
 
 class Vectors(NamedTuple):
-    """The embeddings of consecutive pictures or texts."""
+    """The embeddings of consecutive pictures or texts.
+
+    A digest is 16 hex digits over a picture's bytes as they were read, "" of a text.
+    """
 
     ids: NDArray[np.int64]  # (n,) positions in the source, ascending; of the bad ones there is no row
     names: Sequence[str]  # (n,) paths or texts
     embeddings: NDArray[np.floating]  # (n, D), of unit length, in the provenance's precision
     provenance: VectorsProvenance
     bad: Sequence[Bad]
+    digests: Sequence[str]  # (n,)
+
+    @property
+    def contents(self) -> dict[int, tuple[str, str]]:
+        """Map the positions of all pictures, the bad ones included, to name and digest."""
+        rows = zip(self.ids.tolist(), zip(self.names, self.digests, strict=True), strict=True)
+        return dict(rows) | {bad.id: (bad.name, bad.digest) for bad in self.bad}
 
 
 def _from_shard(shard: Shard[VectorsProvenance]) -> Vectors:
-    ids, names = shard.table["id"].to_numpy(), shard.table[NAMES[shard.provenance.kind]].to_pylist()
-    bad = [Bad(*note) for note in shard.notes]
-    return Vectors(ids, names, from_lists(shard.table, "embedding"), shard.provenance, bad)
+    kind, columns = shard.provenance.kind, shard.table
+    ids, names = columns["id"].to_numpy(), columns[NAMES[kind]].to_pylist()
+    digests = columns["digest"].to_pylist() if kind == IMAGES else [""] * len(names)
+    bad, embeddings = [Bad(*note) for note in shard.notes], from_lists(columns, "embedding")
+    return Vectors(ids, names, embeddings, shard.provenance, bad, digests)
 
 
 def _check(shard: Shard[VectorsProvenance]) -> None:
@@ -146,7 +159,7 @@ def _write_errors(folder: Path, kind: str) -> int:
         errors_path(folder).unlink(missing_ok=True)
         return 0
     sink = pa.BufferOutputStream()
-    ids, names, reasons = zip(*bad, strict=True)
+    ids, names, reasons, _ = zip(*bad, strict=True)
     table = {"id": pa.array(ids, pa.int64()), NAMES[kind]: pa.array(names, pa.string()), "reason": pa.array(reasons)}
     pq.write_table(pa.table(table), sink)
     write_whole(errors_path(folder), bytes(sink.getvalue()))
@@ -294,6 +307,8 @@ class Embedded(NamedTuple):
     path: Path
     total: int  # pictures or texts in the source
     bad: int  # of them, without an embedding
+    lost: int  # pictures whose decoding processes were ended by something else
+    unmade: int  # pictures in the shards that therefore aren't written
     errors: Path | None  # the list of these, if there are any
     rates: dict[str, float]  # pictures per second of this run, that all decoding processes or all models can do
     binds: str | None  # which of the two this run waited for; None if nothing was left to do
@@ -305,15 +320,18 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
     Whenever and however a process ends, at most the shards in work are lost, and those that are
     made in their place are equal to the last byte, on the same machine with as many threads.
 
+    A shard with lost pictures isn't written, so that the next run makes it.
+
     Raises:
         ValueError: a setting that doesn't fit, a folder with other embeddings, no picture that can
-            be read, or a failure of a worker.
+            be read, pictures that change meanwhile, or a failure of a worker.
         FileNotFoundError: no weights.
         OSError: a shard can't be written, for instance for lack of room.
     """
     embedder = Embedder(job)
     total, store, spent = len(job.source), embedder.store, defaultdict[str, float](float)
     with store.open(progress.say):
+        embedder.take_revision(progress)
         todo = store.missing(embedder.provenance)
         begun = total - sum(len(store.positions(index)) for index in todo)
         title = f"embeddings by {job.setup.name}"
@@ -324,6 +342,8 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
                         spent[name] += value
                     show(begun + spent["count"])
         bad = _write_errors(job.out, job.kind)
+        if todo:
+            _require_unchanged(job)
     errors = errors_path(job.out) if bad else None
     if bad == total:
         raise ValueError(f"none of the {total} {job.kind} can be embedded; {str(errors)!r} says why")
@@ -331,7 +351,57 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
     seconds = {"decoding": spent["decoding_s"] / max(1, job.processes) / workers, "model": spent["model_s"] / workers}
     rates = {name: spent["count"] / value for name, value in seconds.items() if value > 0}
     binds = "decoding" if spent["waiting_s"] > spent["model_s"] else "model"
-    return Embedded(job.out, total, bad, errors, rates, binds if todo else None)
+    unmade = sum(len(store.positions(index)) for index in todo if not shard_path(job.out, index).is_file())
+    return Embedded(job.out, total, bad, int(spent["lost"]), unmade, errors, rates, binds if todo else None)
+
+
+def _require_unchanged(job: EmbedJob) -> None:
+    """Refuse pictures that have changed since the job began."""
+    if isinstance(job.source, TextSource):  # read at once
+        return
+    if open_source(job.source.words, column=job.column).revision != job.source.revision:
+        raise ValueError(
+            "the pictures changed while they were embedded, and finished shards are kept; the same command says what "
+            "changed, or goes on if nothing but times did"
+        )
+
+
+def _tell_changes(folder: Path, count: int, source: PictureSource, progress: Progress) -> str | None:
+    """Say what differs between pictures and the ``count`` that shards were made of; None if it is nothing but times.
+
+    Bytes are compared where all names are the same.
+    """
+    now, then, moved, other = source.names, list[str](), list[str](), list[str]()
+    for vectors in map(_from_shard, VECTORS.shards(folder)):
+        contents = vectors.contents
+        then += (name for name, _ in contents.values())
+        moved += (name for place, (name, _) in contents.items() if place >= len(now) or now[place] != name)
+    gone = sorted(set(then) - set(now))
+    new = sorted(set(now) - set(then)) if len(then) == count else []  # else they may be those not embedded yet
+    less = max(len(gone), count - len(now))
+    more = len(now) - count + less
+    if not (moved or more or less):
+        other = _find_other(folder, source, len(then), progress)
+    counts = {"new": more, "gone": less, "of other content": len(other)}
+    parts = [f"{number:,} {what}" for what, number in counts.items() if number]
+    if moved and not parts:
+        parts = [f"{len(moved):,} in other places"]
+    shown = [*new, *gone, *other, *moved][:1]
+    return f"{', '.join(parts)}{''.join(f', such as {name!r}' for name in shown)}" if parts else None
+
+
+def _find_other(folder: Path, source: PictureSource, count: int, progress: Progress) -> list[str]:
+    """List the pictures whose bytes aren't those that shards were made of, of the ``count`` in these."""
+    other, done = list[str](), 0
+    with progress.task("comparing pictures", count) as update:
+        for vectors in map(_from_shard, VECTORS.shards(folder)):
+            contents = vectors.contents
+            places = range(min(contents), max(contents) + 1)
+            pictures = zip(places, source.pictures(places), strict=True)
+            other += [picture.path for place, picture in pictures if picture.digest() != contents[place][1]]
+            done += len(places)
+            update(done)
+    return other
 
 
 class Embedder:
@@ -360,6 +430,26 @@ class Embedder:
         self.store = Store(job.out, VECTORS, size=job.shard_size, total=len(job.source))
         self.decoders = Decoders(job.processes, encoder.preprocess)
 
+    def take_revision(self, progress: Progress) -> None:
+        """Go on with shards of pictures that had other times, if their bytes are the same.
+
+        Raises:
+            ValueError: they aren't; says which.
+        """
+        wanted, source = self.provenance, self.job.source
+        there = next((shard.provenance for shard in self.store.present.values()), wanted)
+        same = dataclasses.replace(wanted, revision=there.revision, count=there.count) == there
+        if there.revision == wanted.revision or isinstance(source, TextSource) or not same:
+            return  # of other settings the store tells
+        if changes := _tell_changes(self.job.out, there.count, source, progress):
+            raise ValueError(
+                f"the pictures of {str(self.job.out)!r} have changed since they were embedded: {changes}. Use another "
+                "--output, or delete that folder"
+            )
+        progress.say("files of the source have other times than when it was embedded, and the same content")
+        self.job = dataclasses.replace(self.job, source=dataclasses.replace(source, revision=there.revision))
+        self.provenance = dataclasses.replace(wanted, revision=there.revision)
+
     def run(self, todo: Sequence[int]) -> Iterator[dict[str, float]]:
         """Make shards here or by workers; yield what each batch took, see ``make``."""
         start = partial(_start, self.job, self.provenance)
@@ -368,8 +458,8 @@ class Embedder:
     def make(self, indices: Sequence[int]) -> Iterator[dict[str, float]]:
         """Embed what some shards cover and write each when it is whole.
 
-        Yield of each batch the ``count`` in it, and seconds of decoding processes (``decoding_s``), of the model
-        (``model_s``) and of its wait for pictures (``waiting_s``).
+        Yield of each batch the ``count`` in it, how many of them are ``lost``, and seconds of decoding processes
+        (``decoding_s``), of the model (``model_s``) and of its wait for pictures (``waiting_s``).
 
         Raises:
             ValueError: too little memory for the batch, or an overflow.
@@ -377,19 +467,26 @@ class Embedder:
         """
         batches = (self._texts if self.job.kind == TEXTS else self._pictures)(indices)
         for index in indices:
-            parts, names, ids = [np.empty((0, self.encoder.width), np.float32)], list[str](), list[int]()
-            bad: list[Bad] = []
+            parts, ids = [np.empty((0, self.encoder.width), np.float32)], list[int]()
+            names, digests, bad, lost = list[str](), list[str](), list[Bad](), 0
             for group in self._groups(index):
                 batch = next(batches)
-                bad += [Bad(group[place], batch.names[place], why) for place, why in sorted(batch.wrong.items())]
+                wrong = sorted(batch.wrong.items())
+                bad += [Bad(group[place], batch.names[place], why, batch.digests[place]) for place, why in wrong]
                 good = [place for place in range(len(group)) if place not in batch.wrong]
                 names += [batch.names[place] for place in good]
+                digests += [batch.digests[place] for place in good]
                 ids += [group[place] for place in good]
                 if batch.features is not None:
                     parts.append(batch.features[good])
-                yield {"count": len(group), **batch.spent}
+                lost += batch.lost
+                yield {"count": len(group), "lost": batch.lost, **batch.spent}
+            if lost:
+                continue
             embeddings = to_lists(np.concatenate(parts).astype(PRECISIONS[self.job.embedding_dtype]))
             columns = {"id": np.array(ids, dtype=np.int64), NAMES[self.job.kind]: pa.array(names, pa.string())}
+            if self.job.kind == IMAGES:
+                columns["digest"] = pa.array(digests, pa.string())
             self.store.write(index, pa.table({**columns, "embedding": embeddings}), self.provenance, bad)
 
     def _groups(self, index: int) -> Iterator[range]:
@@ -407,11 +504,11 @@ class Embedder:
         prepared = self.decoders.prepare(list(islice(files, chunk)) for batch in chunks for chunk in batch)
         for batch in chunks:
             start = time.perf_counter()
-            names, pixels, wrong, decoding_s = join_chunks([next(prepared) for _ in batch])
+            chunk = join_chunks([next(prepared) for _ in batch])
             ready = time.perf_counter()
-            features = None if pixels is None else self.encoder.pictures(torch.from_numpy(pixels))
-            spent = {"decoding_s": decoding_s, "waiting_s": ready - start, "model_s": time.perf_counter() - ready}
-            yield _Batch(names, features, wrong, spent)
+            features = None if chunk.pixels is None else self.encoder.pictures(torch.from_numpy(chunk.pixels))
+            spent = {"decoding_s": chunk.seconds, "waiting_s": ready - start, "model_s": time.perf_counter() - ready}
+            yield _Batch(chunk.paths, chunk.digests, features, chunk.wrong, spent, len(chunk.lost))
 
     def _files(self, indices: Sequence[int]) -> Iterator[PictureFile]:
         """Yield the pictures of shards; those of consecutive ones at once, which spares Parquet a new start."""
@@ -429,14 +526,17 @@ class Embedder:
         for index in indices:
             for group in self._groups(index):
                 start, texts = time.perf_counter(), self.job.source.texts(group)
-                yield _Batch(texts, *self.encoder.texts(texts), {"model_s": time.perf_counter() - start})
+                features, wrong = self.encoder.texts(texts)
+                yield _Batch(texts, [""] * len(texts), features, wrong, {"model_s": time.perf_counter() - start})
 
 
 class _Batch(NamedTuple):
     names: list[str]
+    digests: list[str]
     features: NDArray[np.float32] | None  # (n, D)
     wrong: dict[int, str]  # why rows mean nothing, by position
     spent: dict[str, float]  # seconds, see `Embedder.make`
+    lost: int = 0  # pictures
 
 
 def _start(job: EmbedJob, wanted: VectorsProvenance) -> Make:

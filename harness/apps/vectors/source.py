@@ -75,6 +75,13 @@ class PictureFile(NamedTuple):
             raise ValueError(f"{self.file!r} ends within it")
         return content
 
+    def digest(self) -> str:
+        """Return 16 hex digits over its bytes, "" if they can't be read."""
+        try:
+            return digest(self.read())
+        except (ValueError, OSError):
+            return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSource:
@@ -90,6 +97,11 @@ class ListedSource:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def names(self) -> list[str]:
+        """The pictures' paths."""
+        return self.table["path"].to_pylist()
 
     def pictures(self, positions: range) -> Iterator[PictureFile]:
         """Yield the pictures at consecutive positions, from 0."""
@@ -206,13 +218,13 @@ def _file_facts(file: Path) -> tuple[int, int]:
 class ParquetSource:
     """The pictures of a column of Parquet files: bytes, or a struct with a field ``bytes``.
 
-    A path is the file's name and the row. words, revision: as of `ListedSource`. firsts: position of each file's first
-    row, and the number of all rows.
+    A path is the file's name and the row. words, revision: as of `ListedSource`. files: what these are called. firsts:
+    position of each file's first row, and the number of all rows.
     """
 
     words: tuple[str, ...]
     revision: str
-    names: tuple[str, ...]
+    files: tuple[str, ...]
     firsts: tuple[int, ...]
     column: str
 
@@ -233,10 +245,16 @@ class ParquetSource:
         if not any(counts):
             raise ValueError(f"{shorten(words)}: no rows inside")
         firsts = tuple(accumulate(counts, initial=0))
-        return cls(words=words, revision=_revision(f"{facts}{column}"), names=names, firsts=firsts, column=str(column))
+        return cls(words=words, revision=_revision(f"{facts}{column}"), files=names, firsts=firsts, column=str(column))
 
     def __len__(self) -> int:
         return self.firsts[-1]
+
+    @property
+    def names(self) -> list[str]:
+        """The pictures' paths."""
+        spans = zip(self.files, pairwise(self.firsts), strict=True)
+        return [f"{file}/{row}" for file, (first, end) in spans for row in range(end - first)]
 
     def pictures(self, positions: range) -> Iterator[PictureFile]:
         """Yield the pictures at consecutive positions, from 0, read a few at a time."""
@@ -257,7 +275,7 @@ class ParquetSource:
                 for batch in file.iter_batches(ROWS, **options):
                     for value in batch.column(0):
                         if row in rows:
-                            yield _picture(f"{self.names[number]}/{row}", value.as_py())
+                            yield _picture(f"{self.files[number]}/{row}", value.as_py())
                         row += 1
                     if row >= rows.stop:
                         return
@@ -265,7 +283,7 @@ class ParquetSource:
                 # What follows of the file has its rows, each with what is wrong.
                 for lost in range(max(row, rows.start), rows.stop):
                     wrong = f"{self.words[number]!r} can't be read from row {row} on: {error}"
-                    yield PictureFile(f"{self.names[number]}/{lost}", wrong=wrong)
+                    yield PictureFile(f"{self.files[number]}/{lost}", wrong=wrong)
 
 
 PictureSource = ListedSource | ParquetSource

@@ -22,8 +22,7 @@ from harness.measure.match import SLACK, TOLERANCE, KeepSolver, matched_rows
 from harness.measure.plan import Plan
 from harness.measure.rows import rows_of
 from harness.records.averages import match_costs
-from harness.records.conditions import MATCHED
-from harness.records.record import read_records, write_records
+from harness.records.record import MATCHED, read_records, write_records
 from harness.records.statistics import paired_difference, paired_mean, paired_p, sign_flip
 from harness.records.times import Timing
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import zoo
 from harness.measure.rows import Variant, run, usual_methods, variants
-from harness.records.conditions import DENSE, GOLDEN
+from harness.records.record import DENSE, GOLDEN
 from zoo.core.files import read_facts, write_learned
 from zoo.core.reducer import final_count
 from zoo.loading.predictor_file import PredictorFile, load_predictor

@@ -132,12 +132,3 @@ TWO, NAN = np.zeros((2, 4)), float("nan")
 def test_refusals_name_what_is_wrong(function: Any, arguments: Any, complaint: str):
     with pytest.raises(ValueError, match=complaint):
         function(*arguments)
-
-
-def test_weighted_tau_minds_the_top_more_than_the_bottom():
-    best_first = np.arange(20.0, 0, -1)[None]
-    top, bottom = best_first.copy(), best_first.copy()
-    top[0, :2], bottom[0, -2:] = top[0, 1::-1], bottom[0, :-3:-1]
-    assert statistics.kendall_tau(best_first, top) == statistics.kendall_tau(best_first, bottom)
-    heavy, light = (statistics.weighted_tau(best_first, other)[0] for other in (top, bottom))
-    assert heavy < 0.97 < light < 1

@@ -23,7 +23,7 @@ from harness.report.changes import changes_data, pair_runs, tables
 from harness.report.folder import Parts, page
 from harness.report.groups import group_records, sections
 from harness.report.highlights import fronts, plots_of
-from harness.report.tables import comparison_table, matched_table, shot_table
+from harness.report.tables import comparison_table, matched_table
 from harness.report.writers import latex, markdown, records_csv
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -165,39 +165,6 @@ def test_rows_at_equal_cost_are_judged_together_over_all_targets():
     alone = {row.row.keep: row.p_value for row in rows if row.p_value is not None}
     assert alone[0.5] < 0.05 / 2 < alone[0.7] * 2 < 0.05  # both, of two
     assert "".join(shown(matched_table(rows))).count("*[") == 2
-
-
-IMAGES = 60
-SEEDS = (3, 4, 5)
-SHARES = {"dense": 0.8, "evit": 0.75, "patchrank": 0.5}
-
-
-def shot_record(method: str, seed: int, shots: int) -> Record:
-    right = np.random.default_rng((seed, shots, len(method))).random(IMAGES) < SHARES[method]
-    facts: dict[str, Any] = {"image_count": IMAGES, "correct_bits": pack(right), "shots": shots, "seed": seed}
-    facts |= {"tuning": "t", "prompt_tokens": 16} if shots else {}
-    facts |= {"top1": right.mean(), "top1_low": 0.0, "top1_high": 1.0}
-    facts |= {"diff_to_dense": 0.0, "diff_low": 0.0, "diff_high": 0.0} if method != "dense" else {}
-    return replace(KNOWN, method=method, model=f"clip_vit_s14_{method}60", **facts)
-
-
-def test_all_of_a_table_of_shots_is_judged_together():
-    groups = [
-        averages([shot_record(method, seed, shots) for seed in (SEEDS if shots else SEEDS[:1]) for method in SHARES])
-        for shots in (0, 4, 8)
-    ]
-    table = shot_table(groups)
-    alone = {}
-    for place, rows in enumerate(groups):
-        hits = {row.method: row.hits for row in rows}
-        for at, cells in enumerate(table.rows):
-            if cells[0] != "dense" and cells[0] in hits:
-                alone[at, place] = sign_flip_exact(hits[cells[0]] - hits["dense"])
-    adjusted = dict(zip(alone, holm(list(alone.values())), strict=True))
-    clear = {place for place, p in adjusted.items() if p <= 0.05}
-    assert 0 < len(clear) < len(alone)
-    marks = {(at, place) for at, cells in enumerate(table.rows) for place, cell in enumerate(cells[2:]) if cell.mark}
-    assert marks == clear
 
 
 def test_settings_that_differ_at_one_keep_rate_are_told_at_all():

@@ -15,7 +15,7 @@ from by_hand import part, replace
 from harness.records.metrics import METRICS
 from harness.records.record import Record, Times, declared
 from harness.report.groups import group_records, sections
-from harness.report.writers import latex, latex_text, records_csv
+from harness.report.writers import latex, records_csv
 
 HOSTILE = r"\input{x} $y_1^2$ & 50% #1 ~ {a} <b> | [c] \\ 'd' \"e\" ×τ–"
 DOCUMENT = r"""\documentclass{article}
@@ -34,13 +34,6 @@ def hostile(dense: Record, patchrank: Record) -> list[Record]:
 
 def latex_of(records: list[Record]) -> str:
     return latex(list(sections(group_records(records), summary=True)))
-
-
-def test_every_special_letter_is_escaped():
-    assert latex_text("a_b & 5 % of #1 {x} $y$ ~^\\ [z]") == (
-        r"a\_b \& 5 \% of \#1 \{x\} \$y\$ \textasciitilde{}\textasciicircum{}\textbackslash{} "
-        "{[}z{]}"
-    )
 
 
 def test_a_table_has_its_rows(dense: Record, patchrank: Record):

@@ -1,10 +1,14 @@
 """Decoding in processes: the order of the pictures, whatever the processes do, and their deaths."""
 
 import io
+import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.apps.vectors.decode import DecodedChunk, Decoders, prepare
+from harness.apps.vectors import decode as module
+from harness.apps.vectors.decode import CRASHES, DEATHS, DecodedChunk, Decoders, prepare
 from harness.apps.vectors.source import PictureFile, open_source
 from harness.datasets.images import decode_image
 
@@ -31,9 +36,10 @@ class Code:
 
 
 RESIZED = Code("lambda image: __import__('numpy').asarray(image.resize((4, 5))).transpose(2, 0, 1) / 255")
-# Pictures of some width end their process.
-KILLED = "__import__('os').kill(__import__('os').getpid(), 9)"
-DEADLY = f"lambda image: {KILLED} if image.width == {{}} else __import__('numpy').asarray(image.resize((1, 1)))"
+# Pictures of some width end their process by a signal; a byte counts how often.
+DEADLY = """lambda image: (
+    __import__('pathlib').Path({count!r}).open('ab').write(b'.'), __import__('signal').raise_signal({signal})
+) if image.width == {width} else __import__('numpy').asarray(image.resize((1, 1)))"""
 
 
 @pytest.fixture
@@ -45,7 +51,9 @@ def chunks(pictures: Path) -> list[list[PictureFile]]:
 
 def outcome(results: Sequence[DecodedChunk]) -> Any:
     assert all(one.pixels is None or one.pixels.dtype == np.float32 for one in results)
-    return [(one.paths, None if one.pixels is None else one.pixels.tolist(), one.wrong) for one in results]
+    return [
+        (None if one.pixels is None else one.pixels.tolist(), *one._replace(pixels=None, seconds=0)) for one in results
+    ]
 
 
 def test_a_picture_that_resizing_would_blow_up_is_bad():
@@ -63,30 +71,74 @@ def test_neither_their_number_nor_their_death_changes_what_comes(chunks: list[li
         with Decoders(count, RESIZED) as decoders:
             assert outcome(list(decoders.prepare(chunks))) == wanted
     with Decoders(2, RESIZED) as decoders:
-        coming = decoders.prepare(chunks)
-        results = [next(coming) for _ in range(3)]
-        assert decoders._pool is not None
-        processes = list(decoders._pool._processes)
-        os.kill(processes[0], signal.SIGKILL)
-        results += coming
-    assert outcome(results) == wanted
+        results = list[DecodedChunk]()
+        for one in decoders.prepare(chunks):
+            results.append(one)
+            processes = multiprocessing.active_children()
+            if processes and len(results) % 2 == 0:  # five of eleven times
+                os.kill(processes[len(results) % len(processes)].pid or 0, signal.SIGKILL)
+        assert outcome(results) == wanted
+        for process in multiprocessing.active_children():
+            process.kill()
+        assert outcome(list(decoders.prepare(chunks))) == wanted
+        seen = [process.pid for process in multiprocessing.active_children()]
+        assert seen
     limit = time.monotonic() + 60
-    while any(Path(f"/proc/{process}").exists() for process in processes):
+    while any(Path(f"/proc/{process}").exists() for process in seen):
         assert time.monotonic() < limit, "processes outlive their use"
         time.sleep(0.05)
 
 
+def width_of(picture: PictureFile) -> int:
+    return decode_image(picture.read(), "").width
+
+
 @pytest.mark.slow
-def test_a_picture_that_ends_its_process_is_bad_and_no_other(chunks: list[list[PictureFile]]):
-    first = next(picture for picture in chunks[3] if picture.path not in ("deep/text.webp", "empty.png"))
-    safe, deadly = Code(DEADLY.format(-1)), Code(DEADLY.format(decode_image(first.read(), "").width))
-    wanted = [prepare(chunk, safe) for chunk in chunks]
-    with Decoders(2, deadly) as decoders:
-        results = list(decoders.prepare(chunks))
-    lost = {one.paths[place] for one in results for place, why in one.wrong.items() if "ends the process" in why}
-    assert first.path in lost
-    for one, other in zip(results, wanted, strict=True):
-        for place, path in enumerate(one.paths):
-            if path not in lost:
-                assert np.array_equal(one.pixels[place], other.pixels[place])
-                assert one.wrong.get(place) == other.wrong.get(place)
+@pytest.mark.parametrize(("name", "tries"), [("SIGABRT", CRASHES + 1), ("SIGKILL", DEATHS + 1)])
+def test_a_picture_that_ends_its_process_is_bad_and_one_whose_process_is_killed_is_lost(
+    name: str, tries: int, tmp_path: Path, draw: Callable[[int], bytes]
+):
+    every = [PictureFile(str(number), content=draw(number)) for number in range(8)]
+    code = DEADLY.format(count=str(tmp_path / "count"), signal=int(signal.Signals[name]), width=width_of(every[5]))
+    assert [width_of(one) for one in every].count(width_of(every[5])) == 1
+    with Decoders(2, Code(code)) as decoders:
+        first, second = decoders.prepare([every[:4], every[4:]])
+    assert (first.wrong, first.lost, second.lost) == ({}, [], [1] if name == "SIGKILL" else [])
+    assert list(second.wrong) == [1]
+    assert f"({name})" in second.wrong[1]
+    assert (tmp_path / "count").stat().st_size == tries
+    assert second.digests[1] == ("" if name == "SIGKILL" else every[5].digest())
+
+
+def test_many_that_are_lost_end_the_run(monkeypatch: pytest.MonkeyPatch, draw: Callable[[int], bytes]):
+    monkeypatch.setattr(module, "MOST_LOST", 0)
+    monkeypatch.setattr(module, "DEATHS", 1)
+    picture, code = PictureFile("a.png", content=draw(0)), Code("lambda image: __import__('signal').raise_signal(15)")
+    told = r"1 pictures are lost, such as 'a\.png', .* by signal 15 \(SIGTERM\)"
+    with Decoders(1, code) as decoders, pytest.raises(ValueError, match=told):
+        list(decoders.prepare([[picture]]))
+
+
+AT_THE_START = (
+    "ends at its start, with exit code 3, 2 times in a row: too little memory? try fewer --decoders, or --deco"
+)
+
+
+def test_processes_that_die_at_their_start_are_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "DEATHS", 2)
+    with pytest.raises(ValueError, match=re.escape(AT_THE_START)):
+        Decoders(1, Code("__import__('os')._exit(3)")).start()
+
+
+def test_so_is_the_death_of_the_process_that_forks_them(tmp_path: Path):
+    (tmp_path / "ends.py").write_text("import os\nos._exit(3)")
+    lines = [
+        "from harness.apps.vectors import decode",
+        "decode.PRELOADED, decode.DEATHS = ['ends'], 2",
+        "try: decode.Decoders(2, None).start()",
+        "except ValueError as error: print(error)",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert AT_THE_START in done.stdout, done.stderr

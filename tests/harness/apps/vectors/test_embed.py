@@ -1,5 +1,6 @@
 """Embeddings: what is in them, the same bytes however a run went, what is refused, what is said."""
 
+import io
 import os
 import re
 import signal
@@ -17,14 +18,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from packing import encoded, tarred
+from PIL import Image
+from rich.console import Console
 
 from harness.apps.setup import Setup
-from harness.apps.vectors.embed import Embedded, errors_path, read_vectors
+from harness.apps.vectors.decode import Decoders, prepare
+from harness.apps.vectors.embed import Embedded, embed, errors_path, read_vectors
 from harness.apps.vectors.source import open_source
 from harness.base.store import shard_paths
+from harness.base.terminal import Progress
 from harness.cli.entry import main
 from harness.datasets.images import read_image
 from harness.models.towers import load_tower
+from zoo.core.files import digest
 
 Run = Callable[..., Embedded]
 Files = Callable[[Path], dict[str, bytes]]
@@ -44,6 +50,8 @@ def test_each_embedding_is_the_tower_on_its_picture(whole: Path, pictures: Path,
     assert len(names) == 40
     order = [str(picture.path) for picture in open_source([str(pictures)]).pictures(range(44))]
     assert [order[position] for shard in shards for position in shard.ids] == names
+    contents = [digest(pictures / name) for name in names]
+    assert [one for shard in shards for one in shard.digests] == contents
     with torch.inference_mode():
         for shard in shards:
             assert shard.embeddings.dtype == np.float16
@@ -122,6 +130,92 @@ def test_another_job_is_refused_with_what_differs(run: Run, whole: Path, picture
     monkeypatch.setattr("harness.apps.vectors.embed.fingerprint", lambda vit: "other")
     with pytest.raises(ValueError, match=r"weights='.*' there, 'other' wanted"):
         run(out=whole)
+
+
+@pytest.fixture
+def changing(tmp_path: Path, draw: Any) -> Path:
+    """Five bitmaps of one size: others have no other sizes."""
+    (tmp_path / "changing").mkdir()
+    for number in range(5):
+        (tmp_path / "changing" / f"{number}.bmp").write_bytes(flat(number))
+    return tmp_path / "changing"
+
+
+def flat(shade: int) -> bytes:
+    Image.new("RGB", (8, 8), (shade, 50, 50)).save(sink := io.BytesIO(), "bmp")
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    (lambda folder: (folder / "3.bmp").write_bytes(flat(9)), "1 of other content, such as '3.bmp'"),
+    (lambda folder: (folder / "3.bmp").rename(folder / "6.bmp"), "1 new, 1 gone, such as '6.bmp'"),
+    (lambda folder: (folder / "a.heic").touch(), "1 new, such as 'a.heic'"),
+    (lambda folder: (folder / "0.bmp").unlink(), "1 gone, such as '0.bmp'"),
+])  # fmt: skip
+def test_what_changed_since_the_shards_were_made_is_told(
+    run: Run, changing: Path, change: Any, told: str, files: Files
+):
+    before = files(run(source=open_source([str(changing)]), shard_size=2).path)
+    change(changing)
+    with pytest.raises(
+        ValueError, match=f"have changed since they were embedded: {told}. Use another --output"
+    ) as error:
+        run(source=open_source([str(changing)]), shard_size=2)
+    assert files(Path(re.findall("'(.*?)'", str(error.value))[0])) == before
+
+
+def test_a_tar_that_was_made_again_is_told(run: Run, tmp_path: Path):
+    tar, sizes = tmp_path / "x.tar", []
+    for shade in (0, 100):
+        tar.write_bytes(tarred((f"{number}.bmp", flat(shade + number)) for number in range(4)))
+        sizes.append(tar.stat().st_size)
+        if not shade:
+            run(source=open_source([str(tar)]))
+    assert sizes[0] == sizes[1]
+    with pytest.raises(ValueError, match=r"4 of other content, such as 'x\.tar/0\.bmp'"):
+        run(source=open_source([str(tar)]))
+
+
+def test_a_touched_folder_goes_on_with_the_same_bytes(job: Any, changing: Path, files: Files, capsys):
+    (changing / "bad.png").write_bytes(b"no picture")
+    arguments = {"source": open_source([str(changing)]), "shard_size": 2}
+    whole = files(embed(job(**arguments), Progress()).path)
+    out = job().out
+    (out / "part-00001.parquet").unlink()
+    os.utime(changing / "0.bmp", ns=(0, 1))
+    console = Console(record=True, width=300)
+    done = embed(job(**arguments | {"source": open_source([str(changing)])}), Progress(console))
+    assert "other times than when it was embedded, and the same content" in console.export_text()
+    assert files(done.path) == whole
+
+
+def test_a_change_while_it_runs_is_an_error(run: Run, changing: Path):
+    source = open_source([str(changing)])
+    os.utime(changing / "0.bmp", ns=(0, 1))  # as it would after that
+    with pytest.raises(ValueError, match="the pictures changed while they were embedded"):
+        run(source=source)
+    assert run(source=open_source([str(changing)])).binds is None  # nothing is left to do
+
+
+def test_a_shard_with_lost_pictures_is_made_by_the_same_command(
+    pictures: Path, tower: str, whole: Path, tmp_path: Path, files: Files, monkeypatch, capsys
+):
+    def lose(self: Decoders, chunks: Any) -> Any:
+        for number, chunk in enumerate(chunks):
+            one = prepare(chunk, self._transform)
+            yield one._replace(wrong=one.wrong | {0: "its process ended"}, lost=[0]) if number == 1 else one
+
+    command = ["embed", str(pictures), "--model", tower, "--batch", "6", "--shard-size", "10", "--decoders", "0"]
+    command += ["--output", str(tmp_path / "vectors")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoders, "prepare", lose)
+        assert main(command) == 1
+    output = capsys.readouterr().out
+    assert "30 of 44 images; 4 can't" in output
+    assert "1 images were lost as something ended the processes" in " ".join(output.split())
+    assert files(tmp_path / "vectors").keys() == files(whole).keys() - {"part-00000.parquet"}
+    assert main(command) == 0
+    assert files(tmp_path / "vectors") == files(whole)
 
 
 def test_bad_pictures_alone_and_an_overflow_are_refused(run: Run, tmp_path: Path, monkeypatch):
