@@ -58,8 +58,8 @@ def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_p
 def test_eval_shows_one_model_beside_the_dense_one(capsys):
     assert main(["eval", "--model", "clip_vit_s14_tome50", "--dataset", "emoji", "--limit", "2"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"│ tome +│ +50 │.*│ +98 │", out)
-    assert re.search(r"│ dense +│ +100 │.*│ +196 │", out)
+    assert re.search(r"│ tome +│ +50 % │.*│ +98 │", out)
+    assert re.search(r"│ dense +│ +100 % │.*│ +196 │", out)
 
 
 @pytest.mark.parametrize(("command", "match"), [
