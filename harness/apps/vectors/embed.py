@@ -83,7 +83,7 @@ class Bad(NamedTuple):
 class Vectors(NamedTuple):
     """The embeddings of consecutive pictures or texts.
 
-    A digest is 16 hex digits over a picture's bytes as they were read; texts have none.
+    A digest is 16 hex digits over a picture's bytes as they were read, "" of a text.
     """
 
     ids: NDArray[np.int64]  # (n,) positions in the source, ascending; of the bad ones there is no row
@@ -91,7 +91,7 @@ class Vectors(NamedTuple):
     embeddings: NDArray[np.floating]  # (n, D), of unit length, in the provenance's precision
     provenance: VectorsProvenance
     bad: Sequence[Bad]
-    digests: Sequence[str]  # (n,) or none
+    digests: Sequence[str]  # (n,)
 
     @property
     def contents(self) -> dict[int, tuple[str, str]]:
@@ -102,9 +102,9 @@ class Vectors(NamedTuple):
 
 def _from_shard(shard: Shard[VectorsProvenance]) -> Vectors:
     kind, columns = shard.provenance.kind, shard.table
-    digests = columns["digest"].to_pylist() if kind == IMAGES else []
-    bad, embeddings = [Bad(*note) for note in shard.notes], from_lists(columns, "embedding")
     ids, names = columns["id"].to_numpy(), columns[NAMES[kind]].to_pylist()
+    digests = columns["digest"].to_pylist() if kind == IMAGES else [""] * len(names)
+    bad, embeddings = [Bad(*note) for note in shard.notes], from_lists(columns, "embedding")
     return Vectors(ids, names, embeddings, shard.provenance, bad, digests)
 
 

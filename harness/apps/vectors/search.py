@@ -26,12 +26,13 @@ SIDE, MARGIN, LINE = 240, 12, 20  # pixels: of a picture, between them, of the t
 
 
 class Hit(NamedTuple):
-    """One of the nearest: rank from 1, cosine with the query, position in the source, path or text."""
+    """One of the nearest: rank from 1, cosine with the query, position in the source, path or text, its digest."""
 
     rank: int
     score: float
     id: int
     name: str
+    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +102,12 @@ def nearest(
     """
     if top < 1:
         raise ValueError(f"--top {top}: expected a number from 1")
-    best, searched, bad = list[tuple[float, int, str]](), 0, 0
+    best, searched, bad = list[tuple[float, int, str, str]](), 0, 0
     for vectors in read_vectors(folder, say):
         scores = vectors.embeddings.astype(np.float32) @ vector
         order = np.argsort(-scores, kind="stable")[:top]
-        best += [(float(scores[row]), int(vectors.ids[row]), vectors.names[row]) for row in order]
+        names, digests = vectors.names, vectors.digests
+        best += [(float(scores[row]), int(vectors.ids[row]), names[row], digests[row]) for row in order]
         best = sorted(best, key=lambda hit: (-hit[0], hit[1]))[:top]
         searched += len(scores)
         bad += len(vectors.bad)
@@ -118,22 +120,21 @@ def open_pictures(provenance: VectorsProvenance) -> PictureSource:
     """Open the pictures that embeddings were made of, to look at.
 
     Raises:
-        ValueError: they are of texts, or the source has changed.
+        ValueError: they are of texts.
         FileNotFoundError: the source is gone.
     """
     if provenance.kind != IMAGES:
         raise ValueError("these embeddings are of texts; there are no pictures to show")
-    source = open_source(provenance.source, column=provenance.column)
-    if source.revision != provenance.revision:
-        words = ", ".join(map(repr, provenance.source))
-        raise ValueError(f"the pictures in {words} have changed since they were embedded; embed them again")
-    return source
+    return open_source(provenance.source, column=provenance.column)
 
 
 def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSource) -> None:
     """Draw the hits on a contact sheet, a PNG, each with its rank, score and path.
 
     A picture that can't be read any more is drawn as an empty frame.
+
+    Raises:
+        ValueError: a picture isn't the one that was embedded.
     """
     font, wide, high = ImageFont.load_default(13), SIDE + MARGIN, SIDE + 2 * LINE + MARGIN
     rows = math.ceil(len(found.hits) / ACROSS)
@@ -143,7 +144,9 @@ def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSour
     draw.text((MARGIN, MARGIN), title, 0, font)
     for place, hit in enumerate(found.hits):
         left, top = MARGIN + place % ACROSS * wide, 2 * MARGIN + LINE + place // ACROSS * high
-        [picture] = source.pictures(range(hit.id, hit.id + 1))
+        picture = next(source.pictures(range(hit.id, hit.id + 1)), None)
+        if picture is None or picture.path != hit.name or picture.digest() not in ("", hit.digest):
+            raise ValueError(f"picture {hit.name!r} has changed since it was embedded; embed the pictures again")
         try:
             image = ImageOps.pad(decode_image(picture.read(), repr(hit.name)), (SIDE, SIDE), color="white")
             sheet.paste(image, (left, top))

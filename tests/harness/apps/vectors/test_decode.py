@@ -71,15 +71,18 @@ def test_neither_their_number_nor_their_death_changes_what_comes(chunks: list[li
         with Decoders(count, RESIZED) as decoders:
             assert outcome(list(decoders.prepare(chunks))) == wanted
     with Decoders(2, RESIZED) as decoders:
-        results, seen = [], set[int]()
+        results = list[DecodedChunk]()
         for one in decoders.prepare(chunks):
             results.append(one)
-            processes = [process for process in multiprocessing.active_children() if process.is_alive()]
-            seen |= {process.pid or 0 for process in processes}
+            processes = multiprocessing.active_children()
             if processes and len(results) % 2 == 0:  # five of eleven times
                 os.kill(processes[len(results) % len(processes)].pid or 0, signal.SIGKILL)
-    assert outcome(results) == wanted
-    assert len(seen) > 2
+        assert outcome(results) == wanted
+        for process in multiprocessing.active_children():
+            process.kill()
+        assert outcome(list(decoders.prepare(chunks))) == wanted
+        seen = [process.pid for process in multiprocessing.active_children()]
+        assert seen
     limit = time.monotonic() + 60
     while any(Path(f"/proc/{process}").exists() for process in seen):
         assert time.monotonic() < limit, "processes outlive their use"

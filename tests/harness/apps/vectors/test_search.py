@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from harness.apps.vectors.embed import VECTORS, Encoder, read_vectors
-from harness.apps.vectors.search import nearest, open_pictures, query_vector
+from harness.apps.vectors.search import nearest, open_pictures, query_vector, write_sheet
 from harness.base.store import shard_path, to_lists
 from harness.cli.entry import main
 from harness.datasets import get_dataset
@@ -183,6 +183,17 @@ def test_what_changed_since_the_embeddings_is_refused(clothing: Path):
     for change in ({"weights": "other"}, {"kind": "texts", "text_weights": "other"}):
         with pytest.raises(ValueError, match=f"has other {list(change)[-1]} now"):
             query_vector("bag", replace(provenance, **change))
-    assert len(open_pictures(provenance)) == 16
-    with pytest.raises(ValueError, match="have changed since they were embedded"):
-        open_pictures(replace(provenance, revision="other"))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda hit: hit.write_bytes(b"other"), lambda hit: hit.rename(hit.with_name("9.png"))]
+)
+def test_a_sheet_needs_the_pictures_of_its_hits_as_they_were(change: Any, clothing: Path, tmp_path: Path):
+    shutil.copytree(clothing, tmp_path / "copy")
+    found = nearest(clothing / "vectors", query_vector("bag", next(read_vectors(clothing / "vectors")).provenance), 3)
+    provenance = replace(found.provenance, source=(str(tmp_path / "copy" / "pictures"),))
+    (tmp_path / "copy" / "pictures" / "zzz.png").write_bytes(b"new, behind the others")
+    write_sheet(tmp_path / "sheet.png", "bag", found, open_pictures(provenance))
+    change(tmp_path / "copy" / "pictures" / found.hits[1].name)
+    with pytest.raises(ValueError, match="has changed since it was embedded"):
+        write_sheet(tmp_path / "sheet.png", "bag", found, open_pictures(provenance))
