@@ -24,6 +24,7 @@ import PIL
 from PIL import Image
 
 from harness.datasets.canvas import draw, seeded
+from harness.datasets.images import open_image
 from tools import DATA_DIR, build_command, read_known, read_members, run
 
 SIDE, QUALITY = 224, 84
@@ -124,10 +125,10 @@ def _scaled(picture: Image.Image, box: Box, most: int = SIDE) -> Image.Image:
 
 
 def _decode(content: bytes, member: str) -> Image.Image:
-    """Decode a picture; scipy's is raw pixels."""
+    """Decode a picture as it is stored, which the index says boxes of; scipy's is raw pixels."""
     if member.endswith("face.dat"):
         return Image.frombytes("RGB", (1024, 768), bz2.decompress(content))
-    return Image.open(io.BytesIO(content)).convert("RGB")
+    return open_image(content).convert("RGB")
 
 
 def _encode(crop: Image.Image) -> bytes:

@@ -27,17 +27,16 @@ from harness.datasets.few_shot import turns
 from harness.golden.store import find_rankings
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan
-from harness.measure.rows import Variant, golden_row, known_methods, reduced_row, usual_methods
+from harness.measure.rows import Variant, known_methods, make_row, usual_methods
 from harness.models.towers import TIMM, load_clip, split_name, text_classifier
 from harness.records.averages import protocol, tower_of
 from harness.records.record import DENSE, GOLDEN, MATCHED, Record, Tuning, read_run, record_lines
 from harness.report.changes import ABSENT
 from zoo.core.files import fingerprint, write_whole
 from zoo.core.messages import expected, tower_name
-from zoo.core.reducer import METHODS, ReducerConfig
+from zoo.core.reducer import METHODS
 from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
-from zoo.ranking.golden import GoldenConfig
 
 FOLDER = Path(__file__).parents[1] / "expected"  # the expectation that ships, a file per dataset
 KEEPS, LIMIT, BATCHES = (0.6, 0.3), 48, (1,)
@@ -331,13 +330,9 @@ def _measure_case(case: Case, name: str, progress: Progress) -> Iterator[Checked
 
 
 def _variant(parts: ClipParts, arch: str, tag: str, row: CheckRow) -> Variant:
-    dense = parts.model.visual
-    if row.method == DENSE:
-        return Variant(model=arch, method=DENSE, keep=1.0, vit=dense, config={})
-    name = f"{arch}_{row.method}{round(100 * row.keep)}"
-    if row.method == GOLDEN:
-        return golden_row(dense, name, ReducerConfig(keep=row.keep, reduce_at=(GoldenConfig.block,)))
-    return reduced_row(dense, arch, tag, name, row.method, {"keep": row.keep, **row.options}, what=row.what)
+    own = {} if row.method in (DENSE, GOLDEN) else row.options
+    options, what = {"keep": row.keep, **own}, row.what if own else ""
+    return make_row(parts.model.visual, arch, tag, row.method, options, what)
 
 
 def _with_enough_images(plan: Plan, parts: ClipParts, dataset: Dataset) -> Plan:

@@ -32,7 +32,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
 from harness.measure.plan import Plan
-from harness.measure.rows import Variant, recovered_row, reduced_row
+from harness.measure.rows import Variant, make_row, recovered_row
 from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import DENSE, DTYPES, utc_now
@@ -275,7 +275,7 @@ class Lab:
         vit, arch, tag = self.dense.vit, self.tower.arch, self.tower.tag
         if one.recovery:
             return dataclasses.replace(recovered_row(vit, arch, tag, self.files[one.recovery]), what=str(one))
-        return reduced_row(vit, arch, tag, arch, one.method, self.options(one), what=str(one))
+        return make_row(vit, arch, tag, one.method, self.options(one), what=str(one))
 
     def served_row(self, one: Candidate) -> Variant:
         """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights."""

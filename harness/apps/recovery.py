@@ -14,7 +14,7 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches, require_images, seeded_order, subset
-from harness.measure.rows import reduced_row, require_rows
+from harness.measure.rows import make_row, require_rows
 from harness.models.towers import load_tower
 from zoo.core.files import cache_file, cache_folder, digest
 from zoo.learning.recovery import recover
@@ -106,9 +106,8 @@ def train_recovery(
     sets = LearningSet.load(sources)
     require_rows(setup.model, [(setup.method, rate)])
     tower = load_tower(setup.model)
-    name = f"{tower.arch}_{setup.method}{round(100 * rate)}"
-    row = reduced_row(tower.vit, tower.arch, tower.tag, name, setup.method, {"keep": rate})
-    path = out or cache_folder() / "recoveries" / f"{name}.{tower.tag or 'own'}.{config.what}.safetensors"
+    row = make_row(tower.vit, tower.arch, tower.tag, setup.method, {"keep": rate})
+    path = out or cache_folder() / "recoveries" / f"{row.model}.{tower.tag or 'own'}.{config.what}.safetensors"
 
     def read(split: Split) -> Tensor:
         return torch.cat([images.to(torch.bfloat16) for _, images in batches(split, tower.preprocess)])
@@ -120,7 +119,7 @@ def train_recovery(
         decisive = [asdict(config), facts, ids, tower.name, row.config, torch.__version__]
         checkpoint = cache_file("fits", f"{digest(decisive)}.pt")
         vit = row.vit.to(device)
-        with progress.task(f"steps of {name}", config.rounds * config.steps) as update:
+        with progress.task(f"steps of {row.model}", config.rounds * config.steps) as update:
             recovered = recover(vit, train, val, config, on_step=update, checkpoint=checkpoint)
         origin: dict[str, Any] = {"name": tower.arch, "tag": tower.tag, "datasets": facts, "commit": git_commit()}
         file = save_recovery(path, vit, recovered, config, **origin)

@@ -29,7 +29,7 @@ from harness.datasets.base import Split, cached_json, keep_json
 from harness.measure.cost import gflops
 from harness.measure.match import TOLERANCE, KeepSolver
 from harness.measure.plan import Plan
-from harness.measure.rows import Variant, reduced_row
+from harness.measure.rows import Variant, make_row
 from harness.models.towers import load_tower
 from harness.records.record import DENSE
 from harness.records.statistics import paired_mean
@@ -229,8 +229,7 @@ class _Bench:
 
     def row(self, method: str, options: dict[str, Any], what: str = "") -> Variant:
         """Make the row of a method with some options."""
-        arch = self.tower.arch
-        return reduced_row(self.dense, arch, self.tower.tag, f"{arch}_{method}", method, options, what)
+        return make_row(self.dense, self.tower.arch, self.tower.tag, method, options, what)
 
     def solve(self, shapes: Sequence[Shape]) -> dict[Shape, Schedule]:
         """Return the schedule of each candidate that can meet the cost."""

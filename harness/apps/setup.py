@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from harness.measure.rows import reduced_row, require_rows
+from harness.measure.rows import make_row, require_rows
 from harness.models.towers import Tower, find_tower, split_method
 from harness.records.record import DTYPES
 from zoo.core.files import from_json, strict_json, write_whole
@@ -120,7 +120,7 @@ class Setup:
         tower = find_tower(self.model, random_weights=random_weights)
         if self.method is None:
             return tower
-        row = reduced_row(tower.vit, tower.arch, tower.tag, self.name, self.method, dict(self.options))
+        row = make_row(tower.vit, tower.arch, tower.tag, self.method, self.options)
         vit = row.vit if self.recovery is None else add_recovery(row.vit, self.recovery)
         return tower._replace(vit=vit.eval())
 

@@ -18,7 +18,7 @@ from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
-from harness.measure.rows import reduced_row
+from harness.measure.rows import make_row
 from harness.models.towers import Tower, load_tower, no_text, undo_preprocess
 from harness.records.record import GOLDEN
 from harness.report.pictures import PatchRow, PatchSheet, draw
@@ -218,10 +218,10 @@ def class_text(tower: Tower, classes: Sequence[str], templates: Sequence[str]) -
 def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT:
     """Give a dense tower a method; one that ranks at a block's input prunes at ``block``, others at their own points.
 
-    Raises what `rows.reduced_row` does.
+    Raises what `rows.make_row` does.
     """
     point = {"reduce_at": (block,)} if issubclass(METHODS[method], Pruner) else {}
-    return reduced_row(tower.vit, tower.arch, tower.tag, tower.arch, method, {"keep": keep, **point}).vit
+    return make_row(tower.vit, tower.arch, tower.tag, method, {"keep": keep, **point}).vit
 
 
 @torch.inference_mode()

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import requests
 from filelock import FileLock
 
 from harness.base.terminal import Progress
+from zoo.core.files import require_file
 
 LOCK, PART, PARTIAL = ".lock", ".part", ".unpacking"
 BLOCK = 2**20
@@ -27,10 +28,16 @@ TIMEOUT_S = 60
 RATIO = 20
 ALLOWANCE = 2**26
 RECORD = 512  # bytes of a tar's header, and those that any member counts at least
+NAMES = 2**16  # bytes of names and the like that a member may have beyond its header; tarfile reads them at once
+GLOBALS = 1000  # keywords that may hold for all members; tarfile keeps them
 AGAIN = "delete it and get it again, by --download or by hand"
 DAMAGE = (
     EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError,
     RuntimeError, OverflowError, UnicodeError, KeyError,
+)  # fmt: skip
+
+LONG = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
 )  # fmt: skip
 
 OnBytes = Callable[..., None]
@@ -77,6 +84,7 @@ def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: b
                     with progress.bytes(f"downloading {archive.file}") as update:
                         fetch(archive, file, update)
                 if archive.packed and file.exists():
+                    require_file(file)
                     with progress.bytes(f"checking and unpacking {archive.file}", file.stat().st_size) as update:
                         require_sum(archive, file)
                         unpack(archive, file, folder, update)
@@ -201,6 +209,18 @@ def unpack(archive: Archive, file: Path, folder: Path, on_bytes: OnBytes = lambd
         shutil.rmtree(partial, ignore_errors=True)
 
 
+class _Header(tarfile.TarInfo):
+    """A tar's header, refused by an OverflowError before its names fill the memory or its size leads backwards."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read a header."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.size > NAMES and header.type in LONG):
+            raise OverflowError(f"a header of {header.size:,} bytes; expected {NAMES:,} at most")
+        return header
+
+
 def _extract(file: Path, goal: Path, most: int, on_bytes: OnBytes = lambda _: None, strip: str = "") -> None:
     """Write the members of a zip, or of a tar in whatever compression, if they have ``most`` bytes at most."""
     left = most
@@ -209,7 +229,7 @@ def _extract(file: Path, goal: Path, most: int, on_bytes: OnBytes = lambda _: No
     def admit(name: str, size: int) -> None:
         nonlocal left
         left -= RECORD + size
-        if left < 0:
+        if size < 0 or left < 0:
             raise ValueError(f"archive {file.name!r} unpacks to by far more than its bytes, at {name[:60]!r}")
 
     if file.suffix == ".zip":
@@ -218,10 +238,10 @@ def _extract(file: Path, goal: Path, most: int, on_bytes: OnBytes = lambda _: No
                 admit(info.filename, info.file_size)
             opened.extractall(goal)
         return
-    with file.open("rb") as content, tarfile.open(fileobj=content) as tar:
+    with file.open("rb") as content, tarfile.open(fileobj=content, tarinfo=_Header) as tar:
 
         def accept(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:
-            admit(member.name, member.size)
+            admit(member.name, member.offset_data - member.offset - RECORD + member.size)  # with its names
             on_bytes(content.tell())
             path = PurePosixPath(member.name)
             if member.issym() and path.is_relative_to(strip):  # as it will lie
@@ -236,12 +256,14 @@ def _extract(file: Path, goal: Path, most: int, on_bytes: OnBytes = lambda _: No
 def members_of(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
     """Yield the headers of a plain tar; a ValueError at its end tells that it isn't whole."""
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
             while (member := tar.next()) is not None:
+                if member.size < 0 or len(tar.pax_headers) > GLOBALS:
+                    raise OverflowError(f"{member.size:,} bytes in {member.name!r}, {len(tar.pax_headers):,} keywords")
                 tar.members.clear()  # type: ignore[attr-defined]  # else all headers stay in memory
                 yield member
             end = tar.offset
-    except (tarfile.TarError, OSError, OverflowError, RecursionError, UnicodeError) as error:
+    except (*DAMAGE, OSError, ValueError) as error:
         raise ValueError(f"{what} is truncated or no plain tar ({error}); make it again, uncompressed") from error
     # tarfile takes a damaged header for the end; the mark of a tar's end are blocks of zeros.
     if os.pread(file.fileno(), RECORD, end) != bytes(RECORD):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.core.files import cache_file, digest, write_whole
+from zoo.core.files import cache_file, digest, require_file, write_whole
 
 SplitName = Literal["train", "val", "test", "final"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")  # that every dataset has
@@ -325,6 +325,7 @@ def require_template(template: str, where: str = "") -> None:
 
 def lines_of(file: Path) -> list[str]:
     """Read the lines of a small text file that somebody else may have written."""
+    require_file(file)
     if file.stat().st_size > LARGEST:
         raise ValueError(f"{str(file)!r} has more than {LARGEST:,} bytes and is no list of names")
     try:

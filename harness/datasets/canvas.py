@@ -5,11 +5,11 @@ it, and image libraries change their filters; so neither is used, and an image i
 machine and with every version.
 """
 
-import io
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from harness.datasets.images import open_image
 
 SIZE = 196
 DRAWING_SIZE = (96, 161)  # of an emoji, lower bound and first above
@@ -109,7 +109,7 @@ def finish(
 
 def decode(image: bytes) -> Pixels:
     """Decode an emoji file to (H, W, 4) uint8, alpha not premultiplied."""
-    return np.asarray(Image.open(io.BytesIO(image)).convert("RGBA"))
+    return np.asarray(open_image(image).convert("RGBA"))
 
 
 def compose(drawing: Pixels, rng: Rng) -> tuple[Image.Image, NDArray[np.bool_]]:

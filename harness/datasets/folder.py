@@ -193,7 +193,7 @@ def captions_of(folder: Path, names: Sequence[str], where: str) -> tuple[str, ..
     all without and in the order of the sorted folders. Without such a file, names are captions.
     """
     captions = [" ".join(re.sub(r"[_-]", " ", name).split()) for name in names]
-    present = [file for file in CAPTION_FILES if (folder / file).is_file()]
+    present = [file for file in CAPTION_FILES if (folder / file).exists()]
     if len(present) > 1:
         raise ValueError(f"{where}: both {' and '.join(present)} are there; leave one")
     if present:

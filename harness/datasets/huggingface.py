@@ -23,8 +23,17 @@ import pyarrow.compute as pc
 from huggingface_hub import constants
 from numpy.typing import NDArray
 
-from harness.datasets.base import SPLIT_NAMES, SPLITS, OwnDataset, Rendered, Split, SplitName, require_unique
+from harness.datasets.base import (
+    SPLIT_NAMES,
+    SPLITS,
+    OwnDataset,
+    Rendered,
+    Split,
+    SplitName,
+    require_unique,
+)
 from harness.datasets.images import MISSING, decode_image
+from zoo.core.files import require_file
 from zoo.core.messages import expected
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -98,6 +107,8 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
         ValueError: the library is missing or too old, or can't read what is there.
         OSError: a download failed.
     """
+    if place.folder:
+        _require_files(place.folder)
     library = _library()
     get = "" if download or place.folder else "; --download gets it where there is a network"
     with _offline(library, only=not download or place.folder is not None):
@@ -112,6 +123,13 @@ def load(place: Place, *, download: bool = False) -> dict[str, Any]:
         except Exception as error:  # the library raises whatever it stumbles over
             hint = "; name it as in #config=CONFIG" if "onfig" in str(error) else ""
             raise ValueError(f"{place.what} can't be read: {_describe(error)}{hint}{get}") from error
+
+
+def _require_files(folder: Path) -> None:
+    """Refuse pipes and the like, which the library passes over or waits for; see ``require_file``."""
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            require_file(Path(inner, name))
 
 
 def _open(library: Any, place: Place) -> dict[str, Any]:

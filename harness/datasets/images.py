@@ -2,7 +2,9 @@
 
 import abc
 import io
+import math
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from harness.base.terminal import Progress
 from harness.datasets.base import (
@@ -30,8 +32,13 @@ from harness.datasets.base import (
 )
 from zoo.core.files import digest, odd_kind
 
-_NAMES = "avif bmp gif jfif jp2 jpeg jpg pbm pgm png pnm ppm tif tiff webp"
-EXTENSIONS = frozenset(f".{name}" for name in _NAMES.split())
+# What images are read, by PIL's names, and their extensions. To read one neither starts a program, as EPS does, nor
+# opens another file.
+FORMATS = {
+    "AVIF": "avif", "BMP": "bmp", "GIF": "gif", "JPEG": "jfif jpeg jpg", "JPEG2000": "jp2", "PNG": "png",
+    "PPM": "pbm pgm pnm ppm", "TIFF": "tif tiff", "WEBP": "webp",
+}  # fmt: skip
+EXTENSIONS = frozenset(f".{name}" for names in FORMATS.values() for name in names.split())
 _UNREAD = (
     "3fr ai arw bpg cr2 cr3 crw cur dcr dds dng emf eps erf exr fff hdr heic heics heif heifs hif icns ico iiq j2c j2k "
     "jpe jpf jps jpx jxl jxr kdc mef mos mrw nef nrw orf pcx pef psb psd raf raw rw2 rwl sgi sr2 srf srw svg svgz tga "
@@ -45,19 +52,71 @@ SHOWN = 3  # images or classes in a line
 MISSING = -1  # bytes of a file that isn't there
 CHUNK = 128  # images that threads share out
 SAVED_S = 30.0  # seconds between two states on disk
+# For images of as many pixels as PIL trusts; those of fewer may have more scans, and smaller precincts.
+SCANS = 20  # of a JPEG
+PRECINCT = 256  # pixels of a JPEG 2000's smallest precinct, at least
+EXIFS = 100  # blocks of EXIF, which PIL joins in quadratic time
+SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a JPEG's segment; the rest are data and restarts
+# A JPEG 2000's segment COD or COC that sets precincts, with the number of levels.
+_CODING = re.compile(rb"\xff(?=(?:\x52\0.[\x01\x03\x05\x07].{4}|\x53\0..\x01)([\0-\x20]).{4})", re.DOTALL)
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Open the bytes of an image file in one of ``FORMATS``; it isn't decoded yet.
+
+    Raises:
+        UnidentifiedImageError: it is in no such format.
+        DecompressionBombError, DecompressionBombWarning: it would take too much time or memory.
+    """
+    if (count := content.count(b"Exif\0\0")) > EXIFS:
+        raise Image.DecompressionBombError(f"{count:,} blocks of EXIF")
+    image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
+    pixels, size = image.width * image.height, f"{image.width} x {image.height} pixels"
+    most = Image.MAX_IMAGE_PIXELS or math.inf
+    if pixels > most:  # between one and two times the limit PIL only warns
+        raise Image.DecompressionBombError(size)
+    # To count the two bytes is fast, and they may stand elsewhere, too, as in a thumbnail.
+    many = image.format in ("JPEG", "MPO") and content.count(SCAN) * pixels > SCANS * most
+    if many and (scans := _count_scans(content)) * pixels > SCANS * most:
+        raise Image.DecompressionBombError(f"{size} in {scans:,} scans")
+    if image.format == "JPEG2000" and (side := _smallest_precinct(content)) * most < pixels * PRECINCT:
+        raise Image.DecompressionBombError(f"{size} in precincts of {side:g}")
+    return image
+
+
+def _count_scans(content: bytes) -> int:
+    """Count the scans of a JPEG's first image, each of which the decoder goes through all its pixels for."""
+    scans, at = 0, 0
+    while (found := _MARKER.search(content, at)) and found[1] != b"\xd9":
+        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
+        scans += found[0] == SCAN
+    return scans
+
+
+def _smallest_precinct(content: bytes) -> float:
+    """Return how many pixels of a JPEG 2000 its smallest precinct holds; a decoder takes some 500 bytes for each."""
+    smallest = math.inf
+    for coding in _CODING.finditer(content):
+        levels, start = coding[1][0], coding.end(1) + 4
+        sides = content[start : coding.end() + 1 + content[coding.end() + 2]]
+        if len(sides) == levels + 1:  # else these bytes only look like a segment
+            logs = [(one & 15) + (one >> 4) + 2 * (levels - level) for level, one in enumerate(sides)]
+            smallest = min(smallest, 2.0 ** min(logs))
+    return smallest
 
 
 def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Image:
-    """Decode the bytes of an image file as RGB; ``way`` out of it is for messages.
+    """Decode the bytes of an image file as RGB, turned as its EXIF says; ``way`` out of it is for messages.
 
     Raises:
-        ValueError: they can't be decoded, or have more pixels than PIL trusts.
+        ValueError: they can't be decoded, or take more to decode than is trusted, see ``open_image``.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            # Between one and two times the limit PIL only warns.
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+        with open_image(content) as image:
+            image.load()
+            with suppress(Exception):  # PIL raises whatever it stumbles over; damaged EXIF turns nothing
+                ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image {where} is too large to be trusted ({error}); make it smaller, or {way}") from error
@@ -256,9 +315,8 @@ class ListedDataset(Dataset):
 def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE_OUT) -> ImageList:
     """List the images below a folder in the order of their names, without labels (-1); ids are hashes of files.
 
-    An image is what PIL can read among files of a known extension. It becomes RGB; transparency is
-    dropped and the EXIF orientation left alone, as open_clip and torchvision do. ``flag`` is how the
-    folder was asked for, for messages.
+    An image is what PIL can read among files of a known extension. It becomes RGB, turned as its EXIF says;
+    transparency is dropped. ``flag`` is how the folder was asked for, for messages.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
@@ -312,7 +370,7 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     """
     splits = {name: dataset.split(name) for name in SPLITS}
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(getattr(dataset, "root", None))]
-    path, kept = cached_json("decoded", *identity)
+    path, kept = cached_json("decoded", "upright", *identity)
     state = Decoded(digests={name: [""] * len(split) for name, split in splits.items()}, bad={})
     with suppress(KeyError, TypeError, AttributeError):
         earlier = Decoded(**kept)

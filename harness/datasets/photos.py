@@ -15,6 +15,7 @@ from PIL import Image
 
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.datasets.canvas import draw, seeded
+from harness.datasets.images import open_image
 
 SEED = 1712
 SMALLEST = 60  # side of another variant, per cent of the crop's
@@ -77,7 +78,7 @@ class Photos(Dataset):
 
 def compose(content: bytes, variant: int, *key: int) -> Image.Image:
     """Decode a crop; for another variant than 0, cut a square out of it and mirror every second."""
-    image = Image.open(io.BytesIO(content)).convert("RGB")
+    image = open_image(content).convert("RGB")
     if not variant:
         return image
     rng, side = seeded(SEED, variant, *key), min(image.size)

@@ -34,7 +34,7 @@ from harness.datasets.base import (
     require_unique,
 )
 from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset, list_files, require_inside
-from zoo.core.files import digest, from_json
+from zoo.core.files import digest, from_json, require_file
 
 CACHED_FROM = 20_000  # files; fewer are listed in no time
 TRAIN, VAL = "images/train", "images/val"
@@ -78,9 +78,10 @@ def read_split_file(file: Path) -> SplitFile:
     underscores are spaces. Pickles are refused and never loaded.
     """
     what = f"split file {str(file)!r}"
-    if not file.is_file():
+    if file.is_dir() or not file.exists():
         why = "is a folder; give the split_zhou_*.json in it" if file.is_dir() else "does not exist"
         raise FileNotFoundError(f"{what} {why}")
+    require_file(file)
     content = file.read_bytes()
     if file.suffix.lower() in (".pkl", ".pickle") or content.startswith(b"\x80"):  # as binary pickles do
         raise ValueError(f"{what} is a pickle, which may run any code; give the split_zhou_*.json instead")

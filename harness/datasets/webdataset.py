@@ -27,7 +27,7 @@ from harness.datasets.base import (
     require_unique,
 )
 from harness.datasets.images import decode_image
-from zoo.core.files import digest
+from zoo.core.files import digest, require_file
 
 CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 IMAGES = ("jpeg", "jpg", "png", "webp")
@@ -63,7 +63,7 @@ class TarDataset(OwnDataset):
         self.classes = () if self.captioned else _class_names(folder, where)
         if self.captioned:
             self.templates = ()
-        elif (file := folder / TEMPLATES).is_file():
+        elif (file := folder / TEMPLATES).exists():
             self.templates = _templates(file)
             self.reworded = self.templates != type(self).templates
         self.shards = {split: _shards(folder, split) for split in SPLITS}
@@ -118,14 +118,14 @@ class TarDataset(OwnDataset):
 
 def _is_retrieval(folder: Path, what: str) -> bool:
     """Tell whether images have captions instead of classes; without a file that says so they have classes."""
-    words = " ".join(lines_of(folder / TYPE)) if (folder / TYPE).is_file() else "classification"
+    words = " ".join(lines_of(folder / TYPE)) if (folder / TYPE).exists() else "classification"
     if words not in ("classification", RETRIEVAL):
         raise ValueError(f"{what}: {TYPE} says {words!r}; expected classification, or {RETRIEVAL}")
     return words == RETRIEVAL
 
 
 def _class_names(folder: Path, what: str) -> tuple[str, ...]:
-    if not (folder / CLASSES).is_file():
+    if not (folder / CLASSES).exists():
         raise FileNotFoundError(
             f"{what}: {CLASSES} is missing; write a class a line into it or, for captions, {RETRIEVAL!r} into {TYPE}"
         )
@@ -149,18 +149,17 @@ def _shards(folder: Path, split: SplitName) -> list[Path]:
         raise ValueError(f"folder of tars {str(folder)!r}: {both} would both be the {split} split; leave one")
     place = folder / (present or [split])[0]
     count_file = place / "nshards.txt"
-    if count_file.is_file():
+    if count_file.exists():
         count, shards = (
             _number(" ".join(lines_of(count_file)), f"{str(count_file)!r}", "the number of tars"),
             list[Path](),
         )
         for number in range(count):
             shards.append(place / f"{number}.tar")
-            if not shards[-1].is_file():
+            if not shards[-1].exists():
                 raise FileNotFoundError(f"tar {str(shards[-1])!r} is missing; {count_file.name} beside it says {count}")
         return shards
-    tars = sorted(path for path in place.glob("*.tar") if path.is_file())
-    return sorted(tars, key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
+    return sorted(sorted(place.glob("*.tar")), key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
 
 
 def _number(text: str, where: str, what: str) -> int:
@@ -175,6 +174,7 @@ def _samples(number: int, shard: Path, wanted: str) -> list[TarSample]:
     places: dict[str, tuple[int, int, str]] = {}  # of images by key: offset, bytes and extension
     texts: dict[str, bytes] = {}
     keys: dict[str, None] = {}  # in their order
+    require_file(shard)
     with shard.open("rb") as file:
         for member in members_of(file, what):
             parent, slash, base = member.name.rpartition("/")

@@ -103,25 +103,18 @@ def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate])
     Raises:
         ValueError: unknown method, keep rates of one name, or one that a method can't do.
     """
-    rows: list[Variant] = []
+    rows = dict[str, Variant]()
     for method, keep in pairs:
         if method not in known_methods():
             raise ValueError(f"method {method!r}: {expected(method, known_methods())}")
-        if method == DENSE:
-            rows.append(Variant(model=arch, method=method, keep=1.0, vit=dense, config={}))
-            continue
-        name = f"{arch}_{method}{round(100 * keep)}"
-        for row in rows:
-            if row.model == name:
-                raise ValueError(
-                    f"{name} twice, for keep rates {row.keep:g} and {keep:g}: give each method "
-                    "once, and rates of different whole percents"
-                )
-        if method == GOLDEN:
-            rows.append(golden_row(dense, name, ReducerConfig(keep=keep, reduce_at=(BLOCK,))))
-        else:
-            rows.append(reduced_row(dense, arch, tag, name, method, {"keep": keep}))
-    return rows
+        row = make_row(dense, arch, tag, method, {"keep": keep})
+        if row.model in rows and method != DENSE:
+            raise ValueError(
+                f"{row.model} twice, for keep rates {rows[row.model].keep:g} and {keep:g}: give each method "
+                "once, and rates of different whole percents"
+            )
+        rows[row.model] = row
+    return list(rows.values())
 
 
 def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
@@ -139,27 +132,40 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
             with_predictor(known.dense, tag or next(iter(tags)), method, {"keep": keep}, depth)
 
 
-def golden_row(dense: ReducedViT, name: str, config: ReducerConfig) -> Variant:
-    """Make a row that prunes by golden rankings, which come later."""
-    like = next(dense.block_modules[0].parameters())
-    vit = reduce(dense, method=None)
-    vit.reducer = Oracle(config, dense.spec(device=like.device, dtype=like.dtype))
-    assert config.keep is not None
-    return Variant(model=name, method=GOLDEN, keep=config.keep, vit=vit.eval(), config=config.plain())
-
-
-def reduced_row(
-    dense: ReducedViT, arch: str, tag: str, name: str, method: str, options: dict[str, Any], what: str = ""
+def make_row(
+    dense: ReducedViT,
+    arch: str,
+    tag: str,
+    method: str,
+    options: Mapping[str, Any],
+    what: str = "",
+    predictor: Path | None = None,
 ) -> Variant:
-    """Make a row of a registered method with its ``options``, ``keep`` among them."""
-    options, predictor = with_predictor(arch, tag, method, options, dense.depth)
-    vit = reduce(dense, method=method, **options)
+    """Make a row of a known method with its ``options``, ``keep`` among them.
+
+    A golden row prunes by golden rankings, which come later. ``predictor`` is a file in place of the tower's own.
+
+    Raises:
+        ValueError: options that the method can't do, or a predictor of another tower.
+        FileNotFoundError: the predictor is missing.
+    """
+    if method == DENSE:
+        return Variant(model=arch, method=DENSE, keep=1.0, vit=dense, config={}, what=what)
+    own: dict[str, Any] = {}
+    if method == GOLDEN:
+        vit, like = reduce(dense, method=None), next(dense.block_modules[0].parameters())
+        vit.reducer = Oracle(
+            ReducerConfig(**{"reduce_at": (BLOCK,), **options}), dense.spec(device=like.device, dtype=like.dtype)
+        )
+    else:
+        completed, file = with_predictor(arch, tag, method, dict(options), dense.depth, predictor)
+        vit = reduce(dense, method=method, **completed)
+        if file is not None:
+            load_predictor(vit, file)
+            own["predictor"] = digest(file.path)
     assert vit.reducer is not None
-    config = vit.reducer.config.plain()
-    if predictor is not None:
-        load_predictor(vit, predictor)
-        config["predictor"] = digest(predictor.path)
-    keep = options["keep"]
+    keep, config = options["keep"], vit.reducer.config.plain() | own
+    name = f"{arch}_{method}{round(100 * keep)}"
     return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config, what=what)
 
 
@@ -168,8 +174,7 @@ def recovered_row(dense: ReducedViT, arch: str, tag: str, file: RecoveryFile) ->
     keep = file.options.get("keep")
     if keep is None:
         raise ValueError(f"recovery {str(file.path)!r} is of a model without keep rate, which no row can show")
-    name = f"{arch}_{file.method}{round(100 * keep)}"
-    row = reduced_row(dense, arch, tag, name, file.method, file.options)
+    row = make_row(dense, arch, tag, file.method, file.options)
     mark = digest(file.path)
     vit = add_recovery(row.vit, file).eval()
     return replace(row, vit=vit, config=row.config | {RECOVERY: mark}, what=f"with recovery {mark}")

@@ -18,7 +18,7 @@ from harness.measure.bench import Bench
 from harness.measure.cost import costs, gflops
 from harness.measure.match import KeepSolver
 from harness.measure.plan import Plan, tuning_of
-from harness.measure.rows import Variant, golden_row, reduced_row
+from harness.measure.rows import Variant, make_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower, load_tower
 from harness.records.averages import judged_on
@@ -36,8 +36,6 @@ from harness.studies.spec import (
 from harness.studies.tables import StudyTable, compare_lines
 from zoo.core.files import cache_file, digest, fingerprint
 from zoo.core.precision import AUTO, precision_on
-from zoo.core.reducer import ReducerConfig
-from zoo.loading.adopt import reduce
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.predictor_file import PredictorFile
 from zoo.ranking.golden import GoldenConfig
@@ -192,20 +190,12 @@ class Workshop:
         return self._tuner(spec.dataset).tune([row], self.config.labelled, spec.recipe.seed, spec.recipe)[row.key].file
 
     def _build(self, spec: ModelSpec) -> Variant:
-        arch, dense, options = self.tower.arch, self.tower.vit, {"keep": spec.keep, **dict(spec.options)}
-        if spec.method == DENSE:
-            return Variant(model=arch, method=DENSE, keep=1.0, vit=dense, config={})
-        name = f"{arch}_{spec.method}{round(100 * spec.keep)}"
         truth = None if spec.truth is None else self.make(spec.truth)
-        if spec.method == GOLDEN:
-            row = golden_row(dense, name, ReducerConfig(**options))
-        elif spec.predictor is None:
-            row = reduced_row(dense, arch, self.tower.tag, name, spec.method, options)
-        else:
-            path = self.make(spec.predictor).path
-            vit = reduce(dense, method=spec.method, predictor=path, **options).eval()
-            config = vit.reducer.config.plain() | {"predictor": digest(path)}
-            row = Variant(model=name, method=spec.method, keep=spec.keep, vit=vit, config=config)
+        path = None if spec.predictor is None else self.make(spec.predictor).path
+        options, tower = {"keep": spec.keep, **dict(spec.options)}, self.tower
+        row = make_row(tower.vit, tower.arch, tower.tag, spec.method, options, predictor=path)
+        if spec.method == DENSE:
+            return row
         against = {} if truth is None or spec.method == GOLDEN else {"against": truth.provenance.describe()}
         # A number tells it from others of its name.
         return replace(row, config=row.config | against, rankings=truth, what=f"({len(self._made)})")

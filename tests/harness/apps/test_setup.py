@@ -44,7 +44,7 @@ def test_a_foreign_tower_is_built_with_its_predictor_and_recovery(foreign: str, 
     recovered, recipe = Recovered(tensors, (1.0,), (0.5,)), zoo.RecoveryConfig()
     file = zoo.save_recovery(tmp_path / "r.safetensors", vit, recovered, recipe, **origin)
     images = torch.randn(2, 3, 32, 32)
-    plain = zoo.reduce(tower.vit, method="patchrank", keep=0.5, predictor=[str(path)], recovery=file.path).eval()
+    plain = zoo.reduce(tower.vit, method="patchrank", keep=0.5, predictor=str(path), recovery=file.path).eval()
     whole = replace(setup, recovery=str(file.path))
     with torch.inference_mode():
         torch.testing.assert_close(whole.load().vit(images), plain(images))

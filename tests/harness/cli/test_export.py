@@ -37,15 +37,3 @@ def test_a_file_maps_preprocessed_images_to_features(tmp_path: Path, capsys: pyt
         model = zoo.create_clip("clip_vit_s14").model.visual
         wanted = zoo.reduce(model, method="clsattn", keep=0.6)((pixels - mean) / std)
     assert torch.allclose(features, wanted, atol=1e-4)
-
-
-@pytest.mark.parametrize(("more", "message"), [
-    ("--format onnx --dtype bfloat16", "dtype 'bfloat16' of onnx"),
-    ("--limit 1", "1 images to check with of 'photos'"),
-    ("--method tome --keep 0.5", "the name says its method"),
-])  # fmt: skip
-def test_refused(more: str, message: str, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
-    monkeypatch.chdir(tmp_path)
-    assert main([*COMMAND, "--output", "model.pt2", *more.split()]) == 2
-    assert message in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []

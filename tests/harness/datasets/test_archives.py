@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from packing import Member, contents, header, tarred, zipped
 
 from harness.base.terminal import Progress
 from harness.datasets import archives as module
-from harness.datasets.archives import CHUNK, Archive, fetch, provide, unpack
+from harness.datasets.archives import CHUNK, Archive, fetch, members_of, provide, unpack
 
 PAGE = "https://example.org/data"
 FILES = {"top/a/one.txt": b"one", "top/a/two.txt": b"two" * 9000, "top/b.txt": os.urandom(70_000)}
@@ -90,6 +91,10 @@ def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         refused(pack(tmp_path / kind, ("top/zeros", b"\0" * 2**22)), "by far more than its bytes, at 'top/zeros'")
     monkeypatch.setattr(module, "RATIO", 1)
     refused(pack(tmp_path / "z.tgz", *((f"top/{i}", b"") for i in range(999))), "by far more than its")
+    noted = [header(f"top/{i}") for i in range(20)]
+    for info in noted:
+        info.pax_headers = {"comment": "x" * 60_000}
+    refused(pack(tmp_path / "n.tgz", *noted), "by far more than its")
 
 
 @pytest.mark.parametrize("kind", ["x.tgz", "x.zip"])
@@ -100,6 +105,28 @@ def test_damaged_ones(kind: str, tmp_path: Path):
     for damaged in (whole[: len(whole) // 2], b"", flipped, whole[:-1]):
         (tmp_path / kind).write_bytes(damaged)
         refused(tmp_path / kind, f"{kind}' is truncated, damaged.* {len(damaged):,} bytes")
+
+
+LONG = ("././@LongLink", tarfile.GNUTYPE_LONGNAME), ("g", tarfile.XGLTYPE), ("x", tarfile.XHDTYPE)
+BACK = {"size": "-1024"}
+
+
+def headed(name: str, kind: bytes, size: int) -> bytes:
+    info = header(name, kind)
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT) + bytes(20 * 512)
+
+
+@pytest.mark.parametrize(("content", "why"), [
+    *((headed(*long, 2**30), "a header of 1,073,741,824 bytes") for long in LONG),
+    (headed("a.png", tarfile.REGTYPE, -512), "a header of -512 bytes"),
+    (header("a.png").create_pax_global_header(BACK) + header("a.png").tobuf() + bytes(20 * 512), "-1,024 bytes"),
+    (tarfile.TarInfo.create_pax_global_header({f"k{n}": "v" for n in range(2000)}) + header("a").tobuf(), "2,000 key"),
+])  # fmt: skip
+def test_a_tar_whose_headers_fill_the_memory_or_lead_back(content: bytes, why: str, tmp_path: Path):
+    (tmp_path / "x.tar").write_bytes(content)
+    with (tmp_path / "x.tar").open("rb") as file, pytest.raises(ValueError, match=f"tar 'x' is truncated or .*{why}"):
+        list(islice(members_of(file, "tar 'x'"), 99))
 
 
 def test_another_archive_and_a_stop_leave_nothing(tmp_path: Path):
@@ -227,6 +254,12 @@ def test_an_archive_may_lie_in_another_and_comes_only_if_asked_for(
     monkeypatch.setattr(Path, "mkdir", None)  # what is whole needs no right to write
     call(download=True)
     assert len(served.asked) == 1
+
+
+def test_a_pipe_in_the_place_of_an_archive(tmp_path: Path):
+    os.mkfifo(tmp_path / "images.tar.gz")
+    with pytest.raises(ValueError, match=r"/images.tar.gz' is a pipe"):
+        provide("x", tmp_path, [Archive("images.tar.gz", holds="images")], download=False, progress=Progress())
 
 
 def test_of_many_that_start_together_one_unpacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,7 +1,9 @@
 """What holds for every dataset that is shipped, and the interface's refusals."""
 
+import os
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,21 @@ NAMES = tuple(name for name in list_datasets() if get_dataset(name).files)
 def test_refusals(ask, match):
     with pytest.raises(ValueError, match=match):
         ask()
+
+
+@pytest.mark.parametrize(("kind", "file"), [
+    ("folder", "classnames.txt"), ("wds", "classnames.txt"), ("wds", "test/0.tar"), ("wds", "test/nshards.txt"),
+    ("hfds", "state.json"), ("hfds", "data/test-0.parquet"), ("coop", "split_zhou_Cats.json"),
+])  # fmt: skip
+def test_a_pipe_is_refused_by_name(kind: str, file: str, tmp_path: Path):
+    """To open it would wait for ever."""
+    for folder in ("cat", "data", "test"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "classnames.txt").write_text("cat")
+    (tmp_path / file).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / file)
+    with pytest.raises(ValueError, match=f"'{tmp_path / file}' is a pipe"):
+        get_dataset(f"{kind}:{tmp_path / (file if kind == 'coop' else '')}")
 
 
 @pytest.mark.parametrize("template", ["{} {}", "{!r}", "{"])

@@ -1,23 +1,26 @@
 """Image files: what is listed below folders, how images are named and read, and what decoding all of them finds."""
 
 import hashlib
+import io
 import itertools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from packing import write_images
-from PIL import Image
+from PIL import ExifTags, Image
 from rich.console import Console
 
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset, names_of
 from harness.datasets import images as module
 from harness.datasets.folder import FolderDataset
-from harness.datasets.images import decode_all, find_images, folder_images
+from harness.datasets.images import SCAN, decode_all, decode_image, find_images, folder_images
 
 SQUARE = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
 BAD = ("folder-pets/test/dog/2.png", "folder-pets/train/cat/1.png")
@@ -122,15 +125,95 @@ def test_every_mode_becomes_rgb(mode: str, extension: str, tmp_path: Path):
     assert np.abs(np.asarray(example.image).astype(int) - grey[..., None]).max() <= 1
 
 
-def test_images_lie_as_they_are_stored_and_transparency_is_dropped(tmp_path: Path):
+def test_transparency_is_dropped(tmp_path: Path):
     palette = SQUARE.convert("P")
     palette.save(tmp_path / "a.png", transparency=bytes(range(0, 250, 25)))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees for display
-    SQUARE.crop((0, 0, 10, 4)).save(tmp_path / "b.png", exif=exif)
-    clear, turned = folder_images(tmp_path).split
+    [clear] = folder_images(tmp_path).split
     assert np.array_equal(clear.image, palette.convert("RGB"))
-    assert turned.image.size == (10, 4)
+
+
+# From an image as it is stored to how it stands, by EXIF's orientation.
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+def encode(image: Image.Image, kind: str, exif: bytes = b"", **options: Any) -> bytes:
+    image.save(file := io.BytesIO(), kind, **({"exif": exif} if exif else {}), **options)
+    return file.getvalue()
+
+
+def orientation(value: int) -> bytes:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = value
+    return exif.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG", "PNG", "TIFF", "WEBP", "PNG of 16 bits"])
+def test_images_stand_upright(kind: str):
+    pixels = np.random.default_rng(5).integers(0, 256, (12, 7, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 256 if "16" in kind else pixels)
+    kind = kind.partition(" ")[0]
+    stored = np.asarray(decode_image(encode(image, kind), ""))
+    for value, upright in UPRIGHT.items():
+        turned = decode_image(encode(image, kind, orientation(value)), "")
+        assert np.array_equal(turned, upright(stored)), value
+
+
+@pytest.mark.filterwarnings("ignore:.*(EXIF|data):UserWarning")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [
+    b"Exif\0\0", b"Exif\0\0no TIFF", orientation(6)[:20], orientation(9),
+    orientation(6).replace(b"\0\x03\0\0\0\x01", b"\0\x02\xff\xff\xff\xff"),
+])  # fmt: skip
+def test_an_image_with_damaged_exif_is_as_it_is_stored(kind: str, exif: bytes):
+    plain, odd = (decode_image(encode(SQUARE, kind, own), "") for own in (b"", exif))
+    assert np.array_equal(odd, plain)
+
+
+def scanned(scans: int, exif: bytes = b"") -> bytes:
+    """A progressive JPEG whose last scan is there again and again."""
+    plain = encode(SQUARE, "JPEG", progressive=True)
+    content, last = encode(SQUARE, "JPEG", exif, progressive=True), plain[plain.rindex(SCAN) : -2]
+    return content[:-2] + last * (scans - plain.count(SCAN)) + content[-2:]
+
+
+def precincts(log: int) -> bytes:
+    """A JPEG 2000 in precincts of 2**log by 2**log pixels."""
+    options = {"num_resolutions": 1, "precinct_size": (256, 256), "codeblock_size": (4, 4)}
+    content = encode(SQUARE, "JPEG2000", **options)
+    place = content.index(b"\xff\x52") + 14
+    assert content[place] == 0x88
+    return content[:place] + bytes([log << 4 | log]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(("content", "why"), [
+    (scanned(21), "10 x 10 pixels in 21 scans"),
+    (precincts(3), "10 x 10 pixels in precincts of 64"),
+    (encode(SQUARE, "JPEG").replace(b"\xff\xdb", b"\xff\xe1\0\x09Exif\0\0x" * 101 + b"\xff\xdb", 1), "101 .* EXIF"),
+])  # fmt: skip
+def test_what_takes_far_more_to_decode_than_it_has_pixels_is_refused_unseen(content: bytes, why: str, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for method in ("load", "convert"):
+        monkeypatch.setattr(Image.Image, method, lambda *_: pytest.fail("is decoded"))
+    with pytest.raises(ValueError, match=rf"image 'x' is too large to be trusted \({why}"):
+        decode_image(content, "'x'")
+
+
+@pytest.mark.parametrize("content", [
+    scanned(20), scanned(20, b"Exif\0\0" + scanned(20)), scanned(20) + scanned(20), precincts(4),
+])  # fmt: skip
+def test_an_image_of_many_scans_or_precincts_is_read(content: bytes, monkeypatch):
+    """Scans of thumbnails and of what follows the image don't count."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert decode_image(content, "").size == (10, 10)
 
 
 @pytest.mark.filterwarnings("error")

@@ -17,7 +17,7 @@ from harness.datasets import few_shot as sampling
 from harness.datasets.base import Split
 from harness.datasets.few_shot import subset
 from harness.measure.bench import measurements
-from harness.measure.rows import Outcome, OutcomeCache, feature_probe, linear_probe, outcomes, variants
+from harness.measure.rows import Outcome, OutcomeCache, feature_probe, linear_probe, outcomes, run, variants
 from harness.models.towers import text_classifier
 from harness.records.metrics import (
     LEAST_GALLERY,
@@ -52,30 +52,25 @@ def test_classes_give_in_turn_and_smaller_subsets_are_parts_of_larger_ones():
     assert all(subset(split, limit) is split for limit in (None, 1000))
 
 
-def test_outcomes_are_the_models_own_features_in_order(toy, parts, ranked, monkeypatch):
+def test_outcomes_in_batches_are_those_of_one_run_in_order(toy, parts, ranked, monkeypatch):
     monkeypatch.setattr(sampling, "BATCH", 4)
-    rows = variants(parts.model.visual, "clip_vit_b16", "openai", ["dense", "random", "golden"], [0.5])
+    *rows, golden = variants(parts.model.visual, "clip_vit_b16", "openai", ["dense", "random", "golden"], [0.5])
     split, done = toy.split("test"), []
-    rows[2] = replace(rows[2], rankings=ranked())
+    rows.append(replace(golden, rankings=ranked()))
     found = outcomes(rows, split, parts.preprocess, done.append)
     sizes = [min(4, len(split) - start) for start in range(0, len(split), 4)]
     assert done == list(itertools.accumulate(size for size in sizes for _ in rows))  # after each row
     images = torch.stack([parts.preprocess(example.image) for example in split])
-    with torch.inference_mode():
-        for row in rows[:2]:
-            whole = F.normalize(row.vit(images), dim=-1)
-            assert torch.allclose(found[row.model].features, whole, atol=1e-5)
-        scores = rows[1].vit.trace(images).scores
-    assert [o.final_tokens for o in found.values()] == [64, 32, 32]
-    assert found["clip_vit_b16"].scores is None
-    assert np.array_equal(found["clip_vit_b16_random50"].scores, scores.numpy())
-    golden = found["clip_vit_b16_golden50"].scores
-    order = np.argsort(-ranked().importance.astype(np.float32), axis=1, kind="stable")
-    assert np.array_equal(np.argsort(-golden, axis=1, kind="stable"), order)
-    assert not found["clip_vit_b16"].features.is_inference()
+    importance = torch.from_numpy(ranked().of(split.image_ids))
+    for key, whole in run(rows, images, {golden.key: importance}).items():
+        assert torch.allclose(found[key].features, whole.features, atol=1e-5)
+        assert found[key].final_tokens == whole.final_tokens
+        assert (found[key].scores is None) == (key == rows[0].key)
+        assert whole.scores is None or np.allclose(found[key].scores, whole.scores, atol=1e-5)
+        assert not found[key].features.is_inference()
     undrawn = Split(split.labels, lambda index: split.image_ids[index], refuse)
     with pytest.raises(ValueError, match="no golden ranking for image 'toy/test-5'"):
-        outcomes([replace(rows[2], rankings=ranked(count=5))], undrawn, parts.preprocess)
+        outcomes([replace(golden, rankings=ranked(count=5))], undrawn, parts.preprocess)
 
 
 def test_text_classifier_leaves_out_what_it_can_not_name(parts, toy):

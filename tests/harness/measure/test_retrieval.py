@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.base.terminal import Progress
-from harness.datasets.base import Dataset
 from harness.measure import bench
 from harness.measure.bench import compare
 from harness.measure.plan import Plan
@@ -18,7 +17,6 @@ from harness.records.metrics import RECALL_AT, Captions, Sample, recalls
 from harness.records.record import read_records, write_records
 from harness.report.tables import comparison_table
 from harness.report.writers import records_csv
-from zoo.loading.clip import ClipParts
 
 NAMES = [f"recall_{found}_{k}" for found in ("image", "text") for k in RECALL_AT]
 
@@ -26,14 +24,6 @@ NAMES = [f"recall_{found}_{k}" for found in ("image", "text") for k in RECALL_AT
 PLAN = Plan(
     models=("clip_vit_b16",), datasets=("captioned",), limit=None, keeps=(0.5,), methods=("random",), batches=()
 )
-
-
-@pytest.fixture
-def benchmark(captioned: Dataset, parts: ClipParts, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    """Load the tiny tower and the toy images with captions, whatever the names."""
-    monkeypatch.setattr("harness.models.towers.create_clip", lambda name: parts)
-    monkeypatch.setattr(bench, "get_dataset", lambda name: captioned)
-    return captioned
 
 
 def slow_recalls(images: Tensor, texts: Tensor, own: list[set[int]]) -> dict[str, list[float]]:
@@ -94,6 +84,7 @@ def test_equal_captions_are_one_text_and_unseen_words_are_refused(captioned, par
 @torch.no_grad()
 @pytest.mark.usefixtures("benchmark")
 def test_records_by_hand(captioned, parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "get_dataset", lambda name: captioned)
     [records] = compare(PLAN, [], Progress())
     dense, random = records
     split = captioned.split("test")
@@ -118,5 +109,5 @@ def test_records_by_hand(captioned, parts, tmp_path, monkeypatch):
     assert known == records
     monkeypatch.setattr(metrics, "recalls", None)
     assert list(compare(PLAN, known, Progress())) == [records]
-    assert comparison_table(records).columns[2].heading == "t2i R@1"
+    assert comparison_table(records).columns[2].heading == "Text → image R@1, %"
     assert "recall_text_10_diff_fraction" in records_csv(records)
