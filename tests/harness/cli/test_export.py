@@ -43,18 +43,6 @@ def test_a_file_maps_preprocessed_images_to_features(tmp_path: Path, capsys: pyt
     assert torch.allclose(features, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    ("--format onnx --dtype bfloat16", "dtype 'bfloat16' of onnx"),
-    ("--limit 1", "1 images to check with of 'photos'"),
-    ("--method tome --keep 0.5", "the name says its method"),
-])  # fmt: skip
-def test_refused(more: str, message: str, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture):
-    monkeypatch.chdir(tmp_path)
-    assert main([*COMMAND, "--output", "model.pt2", *more.split()]) == 2
-    assert message in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_killed_at_any_moment_the_next_run_writes_the_same_bytes_and_leaves_nothing_else(tmp_path: Path):
     whole, path = tmp_path / "whole" / "model.pt2", tmp_path / "killed" / "model.pt2"
     assert main([*COMMAND, "--output", str(whole)]) == 0
