@@ -51,16 +51,6 @@ def refused(file: Path, match: str, **facts: Any) -> None:
     assert not any((file.parent / "goal").glob("*"))
 
 
-@pytest.mark.parametrize("kind", ["x.tgz", "x.zip", "plain.tar"])
-def test_each_kind_gives_its_files(kind: str, tmp_path: Path):
-    file = pack(tmp_path / kind)
-    (tmp_path / "goal").mkdir()
-    unpack(of(file), file, tmp_path / "goal")
-    assert contents(tmp_path / "goal") == FILES
-    unpack(of(file, strip="top/a", holds="in/side", loose=True), file, tmp_path / "goal")
-    assert sorted(contents(tmp_path / "goal" / "in")) == ["side/one.txt", "side/two.txt"]
-
-
 def test_members_that_leave_or_are_devices(tmp_path: Path):
     links = (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.LNKTYPE, "../../x"), (tarfile.CHRTYPE, "")
     for member in (("../out", b""), ("top/../../out", b""), *(header("top/x", *link) for link in links)):
