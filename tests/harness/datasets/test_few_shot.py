@@ -84,7 +84,7 @@ NO_VAL = Uneven(train=[0, 1, 2], val=[0, 0, 2])
 
 @pytest.mark.parametrize(("dataset", "shots", "draws", "match"), [
     ("fashion", 61, "ours", "--shots 61: .*'t-shirt' of 'fashion' has 60"),
-    ("fashion", 0, "coop", "--shots 0"),
+    ("fashion", 0, "ours", "--shots 0"),
     ("fashion", 1, "coop", "--draws coop: 'fashion'"),
     ("fashion", 1, "theirs", "'theirs': expected one of ours, coop"),
     ("emoji-names", 1, "ours", "'emoji-names' has no train images"),
@@ -157,10 +157,10 @@ def test_coops_own_draws(listed: CoopSplit, seed: int, shots: int, train: str, v
     assert random.getstate() == state
 
 
-@pytest.mark.parametrize(
-    ("less", "seed", "match"), [(True, 1, "1 images of 'coop-zoo'"), (False, 0, "seed 0.*--seed 1")]
-)
-def test_refusals_of_coops_draws(less: bool, seed: int, match: str, listed: CoopSplit):
-    dataset = listed.without([listed.split("train").image_ids[0]]) if less else listed
+@pytest.mark.parametrize(("left_out", "shots", "seed", "match"), [
+    (1, 1, 1, "1 images of 'coop-zoo'"), (0, 1, 0, "seed 0.*--seed 1"), (0, 0, 1, "--shots 0"),
+])  # fmt: skip
+def test_refusals_of_coops_draws(left_out: int, shots: int, seed: int, match: str, listed: CoopSplit):
+    dataset = listed.without(listed.split("train").image_ids[:left_out])
     with pytest.raises(ValueError, match=match):
-        draw(dataset, 1, seed, "coop")
+        draw(dataset, shots, seed, "coop")
