@@ -154,13 +154,10 @@ def export_model(
         try:
             kind.write(model, place, images[:2], dtype)
         except Exception as error:  # some writers say in their own words that the disk is full
+            weights = sum(weight.numel() for weight in model.parameters()) * PRECISIONS[dtype].itemsize
             written = sum(file.stat().st_size for file in Path(folder).iterdir())
             shutil.rmtree(folder)
-            _require_room(
-                path,
-                max(written, sum(weight.numel() for weight in model.parameters()) * PRECISIONS[dtype].itemsize) + GRAPH,
-                error,
-            )
+            _require_room(path, max(weights, written) + GRAPH, error)
             raise
         call = kind.load(place, dtype, torch.get_num_threads())
         features, done = [], 0
