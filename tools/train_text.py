@@ -32,7 +32,8 @@ from harness.datasets.canvas import seeded
 from harness.datasets.emoji import CATEGORIES, STYLES, SUBCATEGORIES, Emoji, EmojiCategory
 from harness.datasets.fashion import CLASSES, Fashion, sample
 from tools import build_fashion
-from zoo.core.files import cache_folder, write_whole
+from zoo.core.files import cache_folder, digest, write_whole
+from zoo.learning.fit import FitState
 from zoo.loading.clip import CompactText, image_transform, tokenizer
 from zoo.loading.sizes import EMBEDDED
 
@@ -167,36 +168,41 @@ def train_lit(
     Raises:
         ValueError: the checkpoint was made with another recipe.
     """
-    torch.manual_seed(config.seed)
-    optimiser = torch.optim.AdamW(_groups(model, config.weight_decay), lr=config.learning_rate)
-    start = _resume(model, optimiser, config, checkpoint)
+    # Matrices alone decay: no biases, norms, tables or the scale.
+    groups: dict[float, list[nn.Parameter]] = {config.weight_decay: [], 0.0: []}
+    for name, parameter in model.named_parameters():
+        groups[config.weight_decay if parameter.ndim >= 2 and "embedding" not in name else 0.0].append(parameter)
+    optimiser = torch.optim.AdamW(
+        [{"params": params, "weight_decay": rate} for rate, params in groups.items()], lr=config.learning_rate
+    )
+    generator, every = torch.Generator(), config.checkpoint_every
+    state = FitState(mark=digest([asdict(config)]), model=model, optimiser=optimiser, generator=generator)
     spread = images.std(dim=0) * config.noise
     member = [torch.tensor(list(c)) for c in captions]
-    for step in range(start, config.steps):
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step + 500_000)
-        rows = torch.multinomial(weights, config.batch, replacement=True, generator=generator)
-        generator.manual_seed(config.seed * 1_000_003 + step)
-        noise = torch.randn(len(rows), images.shape[1], generator=generator) * spread
-        own = [member[int(row)] for row in rows]
-        texts = torch.stack([c[torch.randint(len(c), (), generator=generator)] for c in own])
-        texts = texts.unique()
-        positive = torch.stack([torch.isin(texts, choices) for choices in own]).float()
-        image = F.normalize(model.project(images[rows] + noise), dim=-1)
-        with torch.autocast("cpu", torch.bfloat16):
-            text_features = model.text(tokens[texts])
-        text_features = F.normalize(text_features.float(), dim=-1)
-        logits = model.logit_scale.exp().clamp(max=100.0) * image @ text_features.T
-        loss = 0.5 * (_spread_loss(logits, positive) + _spread_loss(logits.T, positive.T))
-        for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, config)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        on_step(step, loss.item())
-        if (step + 1) % config.checkpoint_every == 0:
-            state = {"config": asdict(config), "step": step + 1, "model": model.state_dict()}
-            torch.save(state | {"optimiser": optimiser.state_dict()}, content := io.BytesIO())
-            write_whole(checkpoint, content.getvalue())
+
+    def learn() -> float:
+        last = 0.0
+        for step in range(state.epoch * every, min((state.epoch + 1) * every, config.steps)):
+            generator.manual_seed(config.seed * 1_000_003 + step + 500_000)
+            rows = torch.multinomial(weights, config.batch, replacement=True, generator=generator)
+            generator.manual_seed(config.seed * 1_000_003 + step)
+            noise = torch.randn(len(rows), images.shape[1], generator=generator) * spread
+            own = [member[int(row)] for row in rows]
+            texts = torch.stack([c[torch.randint(len(c), (), generator=generator)] for c in own]).unique()
+            positive = torch.stack([torch.isin(texts, choices) for choices in own]).float()
+            image = F.normalize(model.project(images[rows] + noise), dim=-1)
+            with torch.autocast("cpu", torch.bfloat16):
+                text_features = model.text(tokens[texts])
+            text_features = F.normalize(text_features.float(), dim=-1)
+            logits = model.logit_scale.exp().clamp(max=100.0) * image @ text_features.T
+            loss = 0.5 * (_spread_loss(logits, positive) + _spread_loss(logits.T, positive.T))
+            last = state.descend(loss, [config.learning_rate * _schedule(step, config)] * len(groups))
+            on_step(step, last)
+        return last
+
+    # The latest weights count as the best.
+    most = math.ceil(config.steps / every)
+    state.run(learn, lambda: -state.epoch, most=most, patience=1, on_epoch=lambda *_: None, checkpoint=checkpoint)
 
 
 def _spread_loss(logits: Tensor, positive: Tensor) -> Tensor:
@@ -209,27 +215,6 @@ def _schedule(step: int, config: LitConfig) -> float:
         return (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     return 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
-    """Decay matrices only: no biases, norms, tables or the scale."""
-    groups: dict[float, list[nn.Parameter]] = {decay: [], 0.0: []}
-    for name, parameter in model.named_parameters():
-        groups[decay if parameter.ndim >= 2 and "embedding" not in name else 0.0].append(parameter)
-    return [{"params": params, "weight_decay": rate} for rate, params in groups.items()]
-
-
-def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, config: LitConfig, path: Path) -> int:
-    if not path.is_file():
-        return 0
-    state = torch.load(path, weights_only=True)
-    if state.get("config") != asdict(config):
-        raise ValueError(
-            f"checkpoint {str(path)!r} was made with another recipe, {state.get('config')}; remove it to start anew"
-        )
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"])
 
 
 def main(argv: list[str] | None = None) -> int:

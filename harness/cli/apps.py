@@ -206,7 +206,7 @@ def run_embed(args: Namespace, status: Console) -> Shown:
     job = flags.settings(EmbedJob, args, setup=flags.setup_of(args), source=_source(args, Progress(status)))
     done = embed(job, Progress(status))
     embedded = done.total - done.bad - done.unmade
-    facts = {"path": done.path, "total": done.total, "embedded": embedded, "bad": done.bad, "lost": done.lost}
+    facts = {"path": done.path, "total": done.total, "embedded": embedded, "bad": done.bad, "lost": [*done.lost]}
     data = json_values({**facts, "errors": done.errors, "per_s": done.rates, "binds": done.binds})
     return Shown(parts=_embedded_lines(done, job), data=data, code=1 if done.unmade else 0)
 
@@ -226,6 +226,8 @@ def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource"
 
 def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
     """Say what came of it: how fast, then where it is and what is missing."""
+    from harness.datasets.images import how_many
+
     lines = []
     if done.binds is not None:
         rates = {name: f"{rate:,.3g} {job.kind}/s" for name, rate in done.rates.items()}
@@ -241,8 +243,9 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
     lines.append(text)
     if done.unmade:
         lines.append(
-            f"{done.lost:,} images were lost as something ended the processes that decode them (too little memory?); "
-            f"files of {done.unmade:,} aren't written: the same command makes them, and fewer --decoders need less"
+            f"lost: {how_many(len(done.lost))}, such as {done.lost[0]!r}, as memory was short or something ended the "
+            f"processes that decode them; the files of {done.unmade:,} aren't written: the same command makes them, "
+            "and fewer --decoders take less memory"
         )
     return tuple(lines)
 

@@ -70,7 +70,10 @@ def run_rank(args: Namespace, status: Console) -> Shown:
     config = replace(flags.golden_config(args), score=args.scores[0])
     folder = args.images
     source = Source.of(get_dataset(args.dataset), args.split) if folder is None else Source.folder(folder)
-    stores = rank_by_scores(flags.settings(RankJob, args, source=source, config=config), Progress(status))
+    progress = Progress(status)
+    for note in source.notes:
+        progress.say(note)
+    stores = rank_by_scores(flags.settings(RankJob, args, source=source, config=config), progress)
     lines = [f"wrote {path}: {images} of {total} images" for path, images, total in stores.values()]
     data = [{"path": str(path), "images": images, "images_there": total} for path, images, total in stores.values()]
     several = {"stores": [{"score": score} | one for score, one in zip(stores, data, strict=True)]}

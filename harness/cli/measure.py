@@ -281,42 +281,31 @@ def run_report(args: Namespace, status: Console) -> Shown:
 
 def run_list(*_: Any) -> Shown:
     """Show models, weights, methods and datasets."""
-    return Shown(parts=tuple(list_tables()), data=list_data())
-
-
-def list_data() -> dict[str, Any]:
-    """Return what there is as JSON values."""
     from zoo import METHODS
     from zoo.loading.predictor_file import find_fitted
     from zoo.loading.sizes import PERCENTS, SIZES
 
-    towers = []
+    towers, rows = list[dict[str, Any]](), []
     for size, spec in SIZES.items():
         fitted = {tag: list(find_fitted(f"clip_vit_{size}", tag)) for tag in spec.tags}
-        predictors = {tag: blocks for tag, blocks in fitted.items() if blocks}
-        towers.append({"size": size, "tags": list(spec.tags), "predictors": predictors})
-    methods = [
-        {"method": name, "what": (method.__doc__ or "").split("\n")[0]} for name, method in sorted(METHODS.items())
-    ]
-    return {"towers": towers, "methods": methods, "keep_percents": list(PERCENTS), "datasets": datasets_data()}
-
-
-def list_tables() -> list[Table]:
-    """Lay out what there is: towers with their weights, methods, datasets."""
-    data, towers = list_data(), []
-    for tower in data["towers"]:
-        fitted = "; ".join(f"{tag} at block {', '.join(map(str, at))}" for tag, at in tower["predictors"].items())
-        towers.append((tower["size"], ", ".join(tower["tags"]), fitted or "none yet"))
-    methods = [(one["method"], one["what"], f"clip_vit_b16_{one['method']}60") for one in data["methods"]]
+        fitted = {tag: blocks for tag, blocks in fitted.items() if blocks}
+        towers.append({"size": size, "tags": list(spec.tags), "predictors": fitted})
+        words = (f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in fitted.items())
+        rows.append((size, ", ".join(spec.tags), "; ".join(words) or "none yet"))
+    what = {name: (method.__doc__ or "").split("\n")[0] for name, method in sorted(METHODS.items())}
     tower_heads = ("size", "weight tags (the first is the default)", "predictor for patchrank")
     method_heads = ("method", "what it does", "example")
     title = "towers: clip_vit_{size}, and with a method clip_vit_{size}_{method}{keep}"
-    rates = f"methods; keep rates in names: {', '.join(map(str, data['keep_percents']))}"
-    return [
-        Table.of(title, tower_heads, towers, words=tower_heads),
+    rates = f"methods; keep rates in names: {', '.join(map(str, PERCENTS))}"
+    methods = [(name, text, f"clip_vit_b16_{name}60") for name, text in what.items()]
+    datasets = datasets_data()
+    tables = (
+        Table.of(title, tower_heads, rows, words=tower_heads),
         Table.of(rates, method_heads, methods, words=method_heads),
-        datasets_table(data["datasets"]),
-    ]
+        datasets_table(datasets),
+    )
+    data = {"methods": [{"method": name, "what": text} for name, text in what.items()]}
+    return Shown(parts=tables, data={"towers": towers, **data, "keep_percents": list(PERCENTS), "datasets": datasets})
 
 
 def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
@@ -332,17 +321,16 @@ def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
     for name in list_datasets():
         dataset = shipped_facts(name)
         if isinstance(dataset, RootedDataset):
-            classes, folder = dataset.class_count, dataset.folder
+            classes, folder, text = dataset.class_count, dataset.folder, None
             sizes = {str(split): dataset.counts.get(split, 0) for split in flags.SPLITS}
-            there = where is not None and (where / dataset.folder).is_dir()
+            there = where is not None and (where / folder).is_dir()
         else:
             classes, folder, there = len(dataset.classes), None, True
             sizes = {split: len(dataset.split(split)) for split in flags.SPLITS}
-        facts: dict[str, Any] = {"name": name, "what": dataset.title, "license": dataset.license, "classes": classes}
-        text = captions(name) if folder is None and dataset.labelled else None
-        rows.append(
-            {**facts, "shipped": folder is None, "folder": folder, **sizes, "there": there, "accuracy_by_text_is": text}
-        )
+            text = captions(name) if dataset.labelled else None
+        facts = {"name": name, "what": dataset.title, "license": dataset.license, "classes": classes}
+        place = {"shipped": folder is None, "folder": folder, **sizes, "there": there}
+        rows.append({**facts, **place, "accuracy_by_text_is": text})
     return rows
 
 

@@ -45,6 +45,7 @@ class Source:
     split: str
     images: Split
     dataset: Dataset | None
+    notes: tuple[str, ...] = ()  # what is said of a folder's files; of a dataset's it is said already
 
     @classmethod
     def of(cls, dataset: Dataset, split: SplitName) -> "Source":
@@ -56,7 +57,14 @@ class Source:
     def folder(cls, path: Path) -> "Source":
         """Take all images below a folder."""
         found = folder_images(path)
-        return cls(name=found.name, revision=found.revision, split=FOLDER_SPLIT, images=found.split, dataset=None)
+        return cls(
+            name=found.name,
+            revision=found.revision,
+            split=FOLDER_SPLIT,
+            images=found.split,
+            dataset=None,
+            notes=found.notes,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,8 @@
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -207,13 +206,11 @@ class Judgement:
         return self.families[metric].mark(row.identity) if metric in self.families else ""
 
 
-def judge_rows(
-    rows: Sequence[Average], reference: str = REFERENCE, heading: Callable[[Metric], str] = attrgetter("title")
-) -> Judgement | None:
+def judge_rows(rows: Sequence[Average], reference: str = REFERENCE) -> Judgement | None:
     """Say which rows differ clearly; None where there is nothing to compare with.
 
     Top-1 is compared with the dense model's, each fidelity metric with that of the method ``reference`` at the same
-    keep rate; a family each. ``heading`` gives the name of a metric in the note.
+    keep rate; a family each.
     """
     families, notes = {}, []
     dense = _dense(rows)
@@ -233,7 +230,9 @@ def judge_rows(
     if tested := {metric: family for metric, family in judged_by.items() if family.alone}:
         families |= {metric.name: family for metric, family in tested.items()}
         what = f"{reference}'s at the same keep rate, better or worse"
-        notes.append(f"in {', '.join(map(heading, tested))}: {mark_note(FLIPPED, 'each column by itself', what)}")
+        notes.append(
+            f"in {', '.join(one.title for one in tested)}: {mark_note(FLIPPED, 'each column by itself', what)}"
+        )
     return Judgement(families=families, note="; ".join(notes)) if families else None
 
 

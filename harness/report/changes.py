@@ -31,7 +31,6 @@ from harness.records.statistics import (
     sign_flip,
     together,
 )
-from harness.report.tables import short_heading
 from harness.report.writers import markdown, markdown_text
 from zoo.core.files import write_whole
 
@@ -311,8 +310,8 @@ def _table(group: Sequence[Change], compared: dict[Metric, Together[int]]) -> Ta
     for metric, family in compared.items():
         if metric != TOP1 and any(metric.name in a.metrics and metric.name in b.metrics for a, b in runs):
             cells = [_change_cell(pair, metric, family.mark(at)) for at, pair in enumerate(group)]
-            columns[short_heading(metric)] = cells
-    near = {short_heading(METRICS["cosine_distance"])}
+            columns[metric.heading] = cells
+    near = {METRICS["cosine_distance"].heading}
     narrow = {"method", "keep", "seed", "GFLOPs"} | ({"top-1 A", "top-1 B", "B - A", "p"} if labelled else near)
     images = " or ".join(map(str, sorted({record.image_count for pair in runs for record in pair})))
     about = (_OF_LABELS if labelled else "", _CAPTION, *_describe_tests(group, compared))
@@ -339,7 +338,7 @@ def _change_cell(pair: Change, metric: Metric, mark: str) -> Cell:
 
 def _describe_tests(group: Sequence[Change], compared: dict[Metric, Together[int]]) -> Iterator[str]:
     """Say what the marks are, and what so many images show of the rows without one."""
-    if tested := [short_heading(one) for one, family in compared.items() if one != TOP1 and family.alone]:
+    if tested := [one.title for one, family in compared.items() if one != TOP1 and family.alone]:
         yield f"in {', '.join(tested)}: {mark_note(FLIPPED, 'each column by itself')}"
     family = compared[TOP1]
     if family.alone:

@@ -178,7 +178,13 @@ def _draw_series(axes: Any, dots: Sequence[Dot], style: Style) -> Any:
         look = empty if dot.hollow else full
         axes.plot(dot.x.estimate, dot.y.estimate, linestyle="none", color=style.colour, **look)
         if dot.label:
-            where = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": SMALL, "annotation_clip": True}
+            where = {
+                "xytext": (4, 4),
+                "textcoords": "offset points",
+                "fontsize": SMALL,
+                "annotation_clip": True,
+                "clip_on": True,
+            }
             axes.annotate(dot.label, (dot.x.estimate, dot.y.estimate), **where)
     return Line2D([], [], **line, **full)
 

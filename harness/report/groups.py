@@ -1,6 +1,5 @@
 """Rows that may stand in one table, from records of one run or many, and these tables."""
 
-import functools
 import json
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,7 +9,6 @@ from typing import Any
 from harness.base.table import UNMEASURED, Cell, Column, Table, json_values
 from harness.records.averages import (
     Average,
-    Judgement,
     averages,
     describe_uncounted,
     judge_rows,
@@ -54,11 +52,6 @@ class Group:
     def first(self) -> Record:
         """A record, for what all have in common."""
         return self.rows[0].first
-
-    @functools.cached_property
-    def family(self) -> Judgement | None:
-        """Which rows differ clearly, all judged together; None where there is nothing to compare with."""
-        return judge_rows(self.rows)
 
 
 def group_records(records: Iterable[Record]) -> list[Group]:
@@ -195,7 +188,7 @@ def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
 
 
 def _section(group: Group, *, summary: bool, marked: bool) -> Table:
-    family = group.family if marked else None
+    family = judge_rows(group.rows) if marked else None
     columns = report_columns(group.rows, family=family, summary=summary)
     if marked:  # on a page, which scrolls, what a first look needs is in sight
         first = {column.heading for column, _ in report_columns(group.rows, summary=True)}

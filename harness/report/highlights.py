@@ -212,7 +212,7 @@ def _chart(front: Front) -> Chart:
     return Chart(
         title=front.group.name,
         alt=f"{_title(front)}, {front.group.name}. {front.sentence()}",
-        x_label="GFLOPs per image" if front.cost.batch is None else "time, × dense",
+        x_label="GFLOPs per image" if front.cost.batch is None else f"{front.cost.words}, × dense",
         y_label=f"{TOP1.title} to dense, points" if top1 else f"{front.metric.heading} to dense",
         series=series,
         level=0.0 if top1 else None,

@@ -125,7 +125,7 @@ def test_a_stopped_run_ends_like_one_that_went_through(job: Job, tmp_path: Path)
     assert rest == losses[4:]
     for name, weight in through.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
-    with pytest.raises(ValueError, match=r"a.pt' was made with another recipe, .*'steps': 12"):
+    with pytest.raises(ValueError, match=r"a.pt' is of another recipe"):
         job.run(replace(CONFIG, steps=13), tmp_path / "a.pt")
 
 

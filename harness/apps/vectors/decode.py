@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from harness.apps.vectors.source import PictureFile
 from harness.datasets.images import decode_image
-from zoo.core.files import digest
+from zoo.core.files import digest, is_out_of_memory
 
 AHEAD = 3  # chunks per process that wait for the model at most
 LONGEST = 1_000  # times the shorter side: resized by that, a longer side would fill the memory
@@ -42,8 +42,8 @@ class DecodedChunk(NamedTuple):
 
     paths: one for each. pixels: (n, C, H, W) float32, zeros where a picture can't be read; None if none can be.
     digests: of the bytes that were read, "" where there are none. wrong: why a picture can't be read, by position in
-    the chunk. lost: positions of what is in ``wrong`` because something ended the processes. seconds: that it took one
-    process.
+    the chunk. lost: positions of what is in ``wrong`` for lack of memory, or because something ended the processes.
+    seconds: that it took one process.
     """
 
     paths: list[str]
@@ -81,7 +81,7 @@ def prepare(pictures: Sequence[PictureFile], transform: Transform) -> DecodedChu
 
 
 def _prepare_one(picture: PictureFile, transform: Transform) -> DecodedChunk:
-    start, pixels, known, wrong = time.perf_counter(), None, "", {}
+    start, pixels, known, wrong, lost = time.perf_counter(), None, "", {}, []
     try:
         content = picture.read()
         known = digest(content)
@@ -91,7 +91,8 @@ def _prepare_one(picture: PictureFile, transform: Transform) -> DecodedChunk:
         pixels = np.asarray(transform(image), dtype=np.float32)[np.newaxis]
     except Exception as error:  # an odd size may stop a transform, too
         wrong[0] = str(error) or type(error).__name__
-    return DecodedChunk([picture.path], pixels, [known], wrong, [], time.perf_counter() - start)
+        lost = [0] if is_out_of_memory(error.__cause__ or error) else []
+    return DecodedChunk([picture.path], pixels, [known], wrong, lost, time.perf_counter() - start)
 
 
 def processes_beside(device: str) -> int:
@@ -144,10 +145,14 @@ class _Decoder:
         self._receive()
 
     def prepare(self, chunk: Sequence[PictureFile]) -> DecodedChunk:
-        """Prepare pictures; raise DeadDecoderError if that ends it."""
+        """Prepare pictures; raise DeadDecoderError if that ends it, or takes more memory than it has."""
         with contextlib.suppress(OSError):  # it is dead; to receive says so
             self._pipe.send(chunk)
-        return self._receive()
+        result: DecodedChunk = self._receive()
+        if result.lost:
+            self.close()
+            raise DeadDecoderError(None)
+        return result
 
     def _receive(self) -> Any:
         try:

@@ -307,7 +307,7 @@ class Embedded(NamedTuple):
     path: Path
     total: int  # pictures or texts in the source
     bad: int  # of them, without an embedding
-    lost: int  # pictures whose decoding processes were ended by something else
+    lost: Sequence[str]  # pictures whose decoding processes were ended by something else
     unmade: int  # pictures in the shards that therefore aren't written
     errors: Path | None  # the list of these, if there are any
     rates: dict[str, float]  # pictures per second of this run, that all decoding processes or all models can do
@@ -329,7 +329,8 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
         OSError: a shard can't be written, for instance for lack of room.
     """
     embedder = Embedder(job)
-    total, store, spent = len(job.source), embedder.store, defaultdict[str, float](float)
+    total, store = len(job.source), embedder.store
+    spent, lost = defaultdict[str, float](float), list[str]()
     with store.open(progress.say):
         embedder.take_revision(progress)
         todo = store.missing(embedder.provenance)
@@ -338,6 +339,7 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
         if todo:
             with progress.task(title, total, begun, job.kind) as show, embedder.decoders:
                 for part in embedder.run(todo):
+                    lost += part.pop("lost")
                     for name, value in part.items():
                         spent[name] += value
                     show(begun + spent["count"])
@@ -352,7 +354,7 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
     rates = {name: spent["count"] / value for name, value in seconds.items() if value > 0}
     binds = "decoding" if spent["waiting_s"] > spent["model_s"] else "model"
     unmade = sum(len(store.positions(index)) for index in todo if not shard_path(job.out, index).is_file())
-    return Embedded(job.out, total, bad, int(spent["lost"]), unmade, errors, rates, binds if todo else None)
+    return Embedded(job.out, total, bad, lost, unmade, errors, rates, binds if todo else None)
 
 
 def _require_unchanged(job: EmbedJob) -> None:
@@ -450,15 +452,15 @@ class Embedder:
         self.job = dataclasses.replace(self.job, source=dataclasses.replace(source, revision=there.revision))
         self.provenance = dataclasses.replace(wanted, revision=there.revision)
 
-    def run(self, todo: Sequence[int]) -> Iterator[dict[str, float]]:
+    def run(self, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Make shards here or by workers; yield what each batch took, see ``make``."""
         start = partial(_start, self.job, self.provenance)
         yield from make_shards(self.job, self.job.out, todo, self.make, start=start, release=self.encoder.release)
 
-    def make(self, indices: Sequence[int]) -> Iterator[dict[str, float]]:
+    def make(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Embed what some shards cover and write each when it is whole.
 
-        Yield of each batch the ``count`` in it, how many of them are ``lost``, and seconds of decoding processes
+        Yield of each batch the ``count`` in it, the names of those that are ``lost``, and seconds of decoding processes
         (``decoding_s``), of the model (``model_s``) and of its wait for pictures (``waiting_s``).
 
         Raises:
@@ -468,7 +470,7 @@ class Embedder:
         batches = (self._texts if self.job.kind == TEXTS else self._pictures)(indices)
         for index in indices:
             parts, ids = [np.empty((0, self.encoder.width), np.float32)], list[int]()
-            names, digests, bad, lost = list[str](), list[str](), list[Bad](), 0
+            names, digests, bad, lost = list[str](), list[str](), list[Bad](), list[str]()
             for group in self._groups(index):
                 batch = next(batches)
                 wrong = sorted(batch.wrong.items())
@@ -508,7 +510,8 @@ class Embedder:
             ready = time.perf_counter()
             features = None if chunk.pixels is None else self.encoder.pictures(torch.from_numpy(chunk.pixels))
             spent = {"decoding_s": chunk.seconds, "waiting_s": ready - start, "model_s": time.perf_counter() - ready}
-            yield _Batch(chunk.paths, chunk.digests, features, chunk.wrong, spent, len(chunk.lost))
+            lost = [chunk.paths[place] for place in chunk.lost]
+            yield _Batch(chunk.paths, chunk.digests, features, chunk.wrong, lost, spent)
 
     def _files(self, indices: Sequence[int]) -> Iterator[PictureFile]:
         """Yield the pictures of shards; those of consecutive ones at once, which spares Parquet a new start."""
@@ -527,7 +530,7 @@ class Embedder:
             for group in self._groups(index):
                 start, texts = time.perf_counter(), self.job.source.texts(group)
                 features, wrong = self.encoder.texts(texts)
-                yield _Batch(texts, [""] * len(texts), features, wrong, {"model_s": time.perf_counter() - start})
+                yield _Batch(texts, [""] * len(texts), features, wrong, [], {"model_s": time.perf_counter() - start})
 
 
 class _Batch(NamedTuple):
@@ -535,8 +538,8 @@ class _Batch(NamedTuple):
     digests: list[str]
     features: NDArray[np.float32] | None  # (n, D)
     wrong: dict[int, str]  # why rows mean nothing, by position
+    lost: list[str]  # names
     spent: dict[str, float]  # seconds, see `Embedder.make`
-    lost: int = 0  # pictures
 
 
 def _start(job: EmbedJob, wanted: VectorsProvenance) -> Make:

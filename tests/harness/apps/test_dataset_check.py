@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -42,14 +41,3 @@ def test_copies_in_two_splits_and_in_two_classes(folder: Path, capsys):
         ("two classes", "'folder-shop/val/bag/0.png', 'folder-shop/val/dress/copy.png'"),
     ):
         assert f"problem: images that are in {where}, pixel for pixel: 1, such as {files}" in out
-
-
-@pytest.mark.parametrize(("given", "match"), [
-    ("folder:gone", "folder '.*gone' does not exist"),
-    ("caltech101", "dataset 'caltech101' isn't shipped here; say where it lies: --root"),
-    ("fashion --download", "--download: none of fashion lies below a root"),
-])  # fmt: skip
-def test_what_can_not_be_checked(given: str, match: str, capsys, monkeypatch):
-    monkeypatch.delenv("CLIP_PATCHRANK_DATA", raising=False)
-    assert main(["datasets", "check", "--dataset", *given.split()]) == 2
-    assert re.search(match, capsys.readouterr().err)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import zoo
-from harness.cli.measure import list_data, list_tables
+from harness.cli.measure import run_list
 from harness.datasets import list_datasets, shipped_facts
 from harness.datasets.public import RootedDataset
 from zoo.loading.sizes import SIZES
@@ -11,7 +11,8 @@ from zoo.loading.sizes import SIZES
 
 def test_the_list_has_all_there_is(predictor_file: Path):
     assert predictor_file.is_file()
-    found = list_data()
+    shown = run_list()
+    found = shown.data
     assert {tower["size"]: tower["tags"] for tower in found["towers"]} == {
         size: list(spec.tags) for size, spec in SIZES.items()
     }
@@ -27,4 +28,4 @@ def test_the_list_has_all_there_is(predictor_file: Path):
         assert one["classes"] == (dataset.class_count if rooted else len(dataset.classes))
         for split in ("train", "val", "test"):
             assert one[split] == (dataset.counts.get(split, 0) if rooted else len(dataset.split(split)))
-    assert [len(table.rows) for table in list_tables()] == [len(found[n]) for n in ("towers", "methods", "datasets")]
+    assert [len(table.rows) for table in shown.parts] == [len(found[n]) for n in ("towers", "methods", "datasets")]

@@ -136,27 +136,3 @@ def test_from_a_folder_to_a_pruned_model_of_another_library(ranked_folder, tmp_p
     ):
         assert main(f"{command} {flags}".split()) == 2
         assert re.search(said, capsys.readouterr().err)
-
-
-@pytest.mark.parametrize(("command", "match"), [
-    ("fit predictor", "nothing to learn from: give --dataset, or --rankings"),
-    ("fit predictor --loss lisnet", "loss='lisnet': did you mean 'listnet'?"),
-    ("fit predictor --width 0", "width=0: expected an integer in [1, inf)"),
-    ("fit predictor --rankings a --stride 1", "--stride 1 without --dataset"),
-    ("fit predictor --rankings gone --val gone", "rankings 'gone' do not exist"),
-    ("fit predictor --dataset fashion --stride 3", "stride=3: more than window=2 leaves patches out"),
-    ("fit predictor --dataset fashion --shots 0", "--shots 0: expected a number from 1"),
-    ("show gone.png", "image 'gone.png' does not exist"),
-    ("show fashion:val:3 --keeps 0.5 1.5", "--keeps (0.5, 1.5): expected fractions in (0, 1)"),
-    ("show fashion:val:3 --keeps nan", "--keeps (nan,): expected fractions"),
-    ("show fashion:val:3 --keeps 0.5 0.5", "each once"),
-    ("show fashion:val:3 --by predicter", "--by 'predicter': did you mean 'predictor'"),
-    ("show fashion:val:3 --methods evti", "--methods 'evti': did you mean 'evit'"),
-    ("show fashion:val:3 --scale 0", "--scale 0: expected a number in [0.25, 8]"),
-    ("show fashion:val:3 --output show.svg", "--output 'show.svg': expected a file's name"),
-])  # fmt: skip
-def test_mistakes(command: str, match: str, capsys):
-    assert main(command.split()) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert match in err

@@ -50,6 +50,10 @@ def test_help_and_version_of_the_program_import_nothing_heavy():
     assert re.match(r"clip-patchrank .+\npython .+, torch .+, timm .+, open_clip_torch ", done.stdout)
 
 
+EXPORT = "export --model clip_vit_s14_clsattn60 --output file"
+FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
+
+
 @pytest.mark.parametrize(("command", "match"), [
     ("compair", "'compair': did you mean 'compare'?"),
     ("study ordre", "study 'ordre': did you mean 'order'?"),
@@ -64,13 +68,64 @@ def test_help_and_version_of_the_program_import_nothing_heavy():
     ("rank --dataset emoji --images x", "--images: not allowed with argument --dataset"),
     ("rank", "one of the arguments --dataset --images is required; see patchrank rank --help"),
     ("list everything", "no argument 'everything' is expected here"),
+    ("compare --dataset fasion", "no dataset is called 'fasion'. Did you mean 'fashion'?"),
+    ("compare --model clip_vit_s14.imgfocus", "tag 'imgfocus' of clip_vit_s14: did you mean"),
+    ("compare --model clip_vit_b16 --methods tome", "no weights of clip_vit_b16.openai: not in the Hugging"),
+    ("eval --model clip_vit_s14_patchrank65 --dataset emoji", "clip_vit_s14 --methods patchrank --keeps 0.65"),
+    ("latency --model clip_vit_b16_patchrank60", "fit predictor --model clip_vit_b16.openai --block 3"),
+    ("compare --shots 4 -1", "--shots -1: expected 0, which is by text, or a number from 1"),
+    ("compare --tokens prob", "tokens='prob': did you mean 'probe'? expected one of t, v,"),
+    ("eval --model clip_vit_s14 --dataset emoji --shots 2 --prompts x", "--prompts 'x' with --shots 2"),
+    ("compare --shots 1 --seed -1", "--seed -1: expected a number from 0"),
+    ("eval --model clip_vit_s14_rando60 --dataset emoji", "did you mean 'clip_vit_s14_random60'"),
+    ("rank --dataset emoji --score lable", "score='lable': did you mean 'label'"),
+    ("rank --dataset emoji --budget 9 --stride 2", "--budget 9 with --stride: a budget picks"),
+    ("-q --json rank --images gone", "--images 'gone' does not exist"),
+    ("fit predictor", "nothing to learn from: give --dataset, or --rankings"),
+    ("fit predictor --loss lisnet", "loss='lisnet': did you mean 'listnet'?"),
+    ("fit predictor --width 0", "width=0: expected an integer in [1, inf)"),
+    ("fit predictor --rankings a --stride 1", "--stride 1 without --dataset"),
+    ("fit predictor --rankings gone --val gone", "rankings 'gone' do not exist"),
+    ("fit predictor --dataset fashion --stride 3", "stride=3: more than window=2 leaves patches out"),
+    ("fit predictor --dataset fashion --shots 0", "--shots 0: expected a number from 1"),
+    ("show gone.png", "image 'gone.png' does not exist"),
+    ("show fashion:val:3 --keeps 0.5 1.5", "--keeps (0.5, 1.5): expected fractions in (0, 1)"),
+    ("show fashion:val:3 --keeps nan", "--keeps (nan,): expected fractions"),
+    ("show fashion:val:3 --keeps 0.5 0.5", "each once"),
+    ("show fashion:val:3 --by predicter", "--by 'predicter': did you mean 'predictor'"),
+    ("show fashion:val:3 --methods evti", "--methods 'evti': did you mean 'evit'"),
+    ("show fashion:val:3 --scale 0", "--scale 0: expected a number in [0.25, 8]"),
+    ("show fashion:val:3 --output show.svg", "--output 'show.svg': expected a file's name"),
+    ("compare --split final", FINAL_ONLY),
+    ("eval --model clip_vit_s14 --dataset fashion --split final", FINAL_ONLY),
+    ("study scores --split final", FINAL_ONLY),
+    ("study final --dataset dtd", "--dataset 'dtd': expected one of fashion, emoji"),
+    ("study early --keeps 0.5 0.504", "--keeps 0.5 0.504"),
+    ("study scores --seeds 0", "--seeds 0"),
+    ("study scores --fit widht=8", "--fit 'widht=8': field 'widht': did you mean 'width'"),
+    ("study scores --dataset photos", "'photos' has no labels"),
+    ("study reproduce table8", "'table8': did you mean 'table"),
+    ("study reproduce table1 --golden stride=3,window=2", "stride=3"),
+    ("study reproduce table5 --recipe coop --tune rounds=3", "--tune 'rounds=3' with epochs=200"),
+    ("study reproduce figure3 --images 0", "0: expected a number from 1"),
+    ("datasets check --dataset folder:gone", "gone' does not exist"),
+    ("datasets check --dataset caltech101", "dataset 'caltech101' isn't shipped here; say where it lies: --root"),
+    ("datasets check --dataset fashion --download", "--download: none of fashion lies below a root"),
+    (f"{EXPORT} --format onnx --dtype bfloat16", "dtype 'bfloat16' of onnx"),
+    (f"{EXPORT} --format exported-program --limit 1", "1 images to check with of 'photos'"),
+    (f"{EXPORT} --format exported-program --method tome --keep 0.5", "the name says its method"),
 ])  # fmt: skip
-def test_a_slip_is_answered_with_what_was_meant(command: str, match: str, capsys):
+def test_wrong_use_is_one_line_that_says_what_was_meant_and_leaves_nothing(
+    command: str, match: str, capsys, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLIP_PATCHRANK_DATA", raising=False)
     assert main(command.split()) == 2
     out, err = capsys.readouterr()
-    assert (out, err[:18]) == ("", "patchrank: error: ")
+    assert (out, err.count("patchrank: error: ")) == ("", 1)
     assert match in err
     assert err.count("--help") <= 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("changes", "match"), [

@@ -51,14 +51,3 @@ def test_it_measures_every_method_at_equal_keep_and_at_equal_cost(
 
 
 ONLY = "only `patchrank study final`, and `study NAME --split final`"
-
-
-@pytest.mark.parametrize(("words", "match"), [
-    ("compare --split final", ONLY),
-    ("eval --model clip_vit_s14 --dataset fashion --split final", ONLY),
-    ("study scores --split final", ONLY),
-    ("study final --dataset dtd", "--dataset 'dtd': expected one of fashion, emoji"),
-])  # fmt: skip
-def test_nobody_else_may_read_it(words: str, match: str, capsys):
-    assert main(words.split()) == 2
-    assert match in capsys.readouterr().err

@@ -109,5 +109,5 @@ def test_records_by_hand(captioned, parts, tmp_path, monkeypatch):
     assert known == records
     monkeypatch.setattr(metrics, "recalls", None)
     assert list(compare(PLAN, known, Progress())) == [records]
-    assert comparison_table(records).columns[2].heading == "t2i R@1"
+    assert comparison_table(records).columns[2].heading == "Text → image R@1, %"
     assert "recall_text_10_diff_fraction" in records_csv(records)

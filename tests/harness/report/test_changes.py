@@ -90,7 +90,7 @@ def test_fidelity_changes_image_by_image_and_each_column_is_judged_by_itself():
     )
     assert data[0]["cosine_distance_difference"]["estimate"] == pytest.approx(0.001, abs=2e-5)
     [table] = tables(found)
-    assert [cell.mark for cell in table.cells("1 - cos")] == ["*", "", ""]
+    assert [cell.mark for cell in table.cells("1 - cosine")] == ["*", "", ""]
     other = only(
         record(np.ones(40), **per_image("cosine_distance", then[0])), record(np.ones(40), dataset_revision="99")
     )
@@ -104,7 +104,7 @@ def test_without_labels_only_fidelity_is_compared():
     [pair] = found.pairs
     assert pair.change(TOP1) is pair.change_p(TOP1) is pair.answers is None
     [table] = tables(found)
-    assert table.cells("1 - cos") == ["+0.0000 [+0.0000, +0.0000]"]
+    assert table.cells("1 - cosine") == ["+0.0000 [+0.0000, +0.0000]"]
     assert not {"top-1 A", "B - A", "p"} & set(table.heads)
 
 

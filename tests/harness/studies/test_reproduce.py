@@ -302,18 +302,6 @@ def test_conditions_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
     assert (ours.model, ours.datasets, ours.limit) == ("clip_vit_s14", ("fashion", "emoji"), 300)
 
 
-@pytest.mark.parametrize(("flags", "text"), [
-    ("table8", "'table8': did you mean 'table"),
-    ("table1 --golden stride=3,window=2", "stride=3"),
-    ("table5 --recipe coop --tune rounds=3", "--tune 'rounds=3' with epochs=200"),
-    ("figure3 --images 0", "0: expected a number from 1"),
-])  # fmt: skip
-def test_refused(flags: str, text: str, capsys, tmp_path: Path):
-    assert run(flags, f"--output {tmp_path}") == 2
-    assert text in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_other_data_are_named_and_what_cannot_be_read(staged: dict[str, Dataset], tmp_path: Path, capsys, monkeypatch):
     assert run("table3 --dataset elsewhere", FLAGS, f"--output {tmp_path}") == 0
     assert "NOT the paper's data" in (tmp_path / "table3.md").read_text()

@@ -317,14 +317,3 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(tmp_path: Path, mon
     assert main(command) == 0  # nothing new to write
     assert (tmp_path / "transfer.jsonl").read_bytes() == records
     assert (tmp_path / "transfer.md").read_text() == text
-
-
-@pytest.mark.parametrize(("flags", "text"), [
-    ("early --keeps 0.5 0.504", "--keeps 0.5 0.504"),
-    ("scores --seeds 0", "--seeds 0"),
-    ("scores --fit widht=8", "--fit 'widht=8': field 'widht': did you mean 'width'"),
-    ("scores --dataset photos", "'photos' has no labels"),
-])  # fmt: skip
-def test_refusals(flags: str, text: str, capsys):
-    assert main(["study", *flags.split()]) == 2
-    assert text in capsys.readouterr().err

@@ -64,6 +64,16 @@ def test_a_picture_that_resizing_would_blow_up_is_bad():
     assert prepare(contents, RESIZED).wrong == {1: "it has 1001 x 1 pixels; expected sides of 1 : 1000"}
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_picture_that_memory_is_short_for_is_lost(count: int, draw: Callable[[int], bytes]):
+    every = [PictureFile(str(number), content=draw(number)) for number in range(3)]
+    width = width_of(every[1])
+    code = Code(f"lambda image: bytearray(1 << 62) if image.width == {width} else __import__('numpy').ones((3, 1, 1))")
+    with Decoders(count, code) as decoders:
+        [chunk] = decoders.prepare([every])
+    assert (list(chunk.wrong), chunk.lost) == ([1], [1])
+
+
 @pytest.mark.slow
 def test_neither_their_number_nor_their_death_changes_what_comes(chunks: list[list[PictureFile]]):
     wanted = outcome([prepare(chunk, RESIZED) for chunk in chunks])

@@ -212,7 +212,7 @@ def test_a_shard_with_lost_pictures_is_made_by_the_same_command(
         assert main(command) == 1
     output = capsys.readouterr().out
     assert "30 of 44 images; 4 can't" in output
-    assert "1 images were lost as something ended the processes" in " ".join(output.split())
+    assert "lost: 1 image, such as '18.png', as memory was short or something ended" in " ".join(output.split())
     assert files(tmp_path / "vectors").keys() == files(whole).keys() - {"part-00000.parquet"}
     assert main(command) == 0
     assert files(tmp_path / "vectors") == files(whole)
