@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import warnings
@@ -55,13 +54,6 @@ def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_p
         assert f" {record.mean('gflops'):.2f} " in row
     assert main(["--json", *RANDOM.split(), "--output", str(results)]) == 0
     assert document(capsys) == {"records": [json.loads(line) for line in before.splitlines()]}
-
-
-def test_eval_shows_one_model_beside_the_dense_one(capsys):
-    assert main(["eval", "--model", "clip_vit_s14_tome50", "--dataset", "emoji", "--limit", "2"]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"│ tome +│ +50 % │.*│ +98 │", out)
-    assert re.search(r"│ dense +│ +100 % │.*│ +196 │", out)
 
 
 @pytest.mark.parametrize(("name", "match"), [("records.jsonl", "is a file, or lies in one"), ("", "jsonl, line 1: ")])
