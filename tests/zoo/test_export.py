@@ -134,18 +134,20 @@ def test_a_wrong_runtime_leaves_nothing_behind(tiny: Build, images: Tensor, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("free", [True, False])
-def test_a_full_disk_is_told_whatever_the_writer_says(free: bool, tiny: Build, images: Tensor, tmp_path, monkeypatch):
+@pytest.mark.parametrize("rooms", [[True, True], [True, False], [False]])  # before and after the writer fails
+def test_a_full_disk_is_told_whatever_the_writer_says(
+    rooms: list[bool], tiny: Build, images: Tensor, tmp_path, monkeypatch
+):
     def write(model: nn.Module, path: Path, *_: object) -> None:
-        path.write_bytes(bytes(2**20))
+        path.write_bytes(b"PK")
         raise RuntimeError("PytorchStreamWriter failed writing file data/0")
 
     def allocate(handle: int, start: int, size: int) -> None:
-        if not free:
+        if not next(room):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    model, path = tiny("clip_vit_b16"), tmp_path / "model.pt2"
-    needed = max(4 * sum(weight.numel() for weight in model.parameters()), 2**20) + export.GRAPH
+    model, path, room, free = tiny("clip_vit_b16"), tmp_path / "model.pt2", iter(rooms), rooms[-1]
+    needed = 4 * sum(weight.numel() for weight in model.parameters()) + export.GRAPH
     monkeypatch.setattr(os, "posix_fallocate", allocate)
     monkeypatch.setitem(export.FORMATS, EXPORTED_PROGRAM, export.FORMATS[EXPORTED_PROGRAM]._replace(write=write))
     text = "PytorchStreamWriter" if free else rf"model\.pt2': the disk is full; {needed:,} bytes needed, [\d,]+ free"
