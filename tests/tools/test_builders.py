@@ -2,13 +2,13 @@
 
 import hashlib
 from collections import Counter, defaultdict
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from packing import tarred, zipped
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load, load_file
 from timm.models.vision_transformer import VisionTransformer
@@ -25,7 +25,7 @@ from tools import (
     read_members,
     write_or_check,
 )
-from tools.build_photos import LEAST, OVERLAP, boxes
+from tools.build_photos import LEAST, OVERLAP
 
 TOWER_SHA256 = "848c0dacda94c9e7e69df655f2c4419bc5da5cbd56a5ad01287c9a3328465d53"
 
@@ -59,47 +59,20 @@ def test_emoji_are_shared_out_by_their_groups():
             assert one.split == (split if split == SPLITS[first[one.group]] else None)
 
 
-def test_near_duplicates_share_a_group_and_different_things_do_not():
-    for first, second in (
-        ("green book", "blue book"), ("tiger face", "tiger"), ("bus", "oncoming bus"),
-        ("waxing crescent moon symbol", "full moon with face"), ("imp", "smiling face with horns"),
-    ):  # fmt: skip
-        assert build_emoji.group_of(first, "x") == build_emoji.group_of(second, "x")
-    names = ["horse", "cow", "face with monocle", "face with thermometer", "red apple", "pear"]
-    assert len({build_emoji.group_of(name, "x") for name in names}) == len(names)
-
-
-def test_items_skip_equal_pixels_and_go_through_the_classes(monkeypatch):
-    monkeypatch.setattr(build_fashion, "PLAN", {"train": ("train", 1), "test": ("t10k", 1)})
-    monkeypatch.setattr(build_fashion, "CLASSES", 2)
-    train = np.array([[[1]], [[2]], [[3]]], np.uint8), np.array([1, 0, 0], np.uint8)
-    test = np.array([[[2]], [[1]], [[5]], [[6]]], np.uint8), np.array([0, 1, 0, 1], np.uint8)
-    chosen = build_fashion.select({"train": train, "t10k": test}, seen_in_design=0)
-    assert chosen == {"train": [1, 0], "test": [2, 3]}
-
-
 def test_photographs_are_shared_out_by_their_series():
     rows = get_dataset("photos").photos
     assert {(row["group"], row["split"]) for row in rows} == build_photos.split_of(rows).items()
     assert Counter(row["split"] for row in rows) == build_photos.SHARES
 
 
-@pytest.mark.parametrize(("size", "most"), [((900, 600), 7), ((250, 230), 1)])
-def test_regions_hardly_overlap_and_an_empty_half_has_none(size: tuple[int, int], most: int):
-    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    noise[:, : size[0] // 2] = 128
-    chosen = boxes(Image.fromarray(noise), 3)
-    short = min(size)
-    assert chosen[0] == ((size[0] - short) // 2, 0, (size[0] + short) // 2, short)
-    assert 1 <= len(chosen) <= most
-    covers: list[np.ndarray] = []
-    for left, top, right, bottom in chosen[1:]:
-        assert right - left >= LEAST
-        cover = np.zeros((size[1], size[0]), dtype=bool)
-        cover[top:bottom, left:right] = True
-        assert cover[:, size[0] // 2 :].any()
-        assert all((cover & other).sum() <= OVERLAP * min(cover.sum(), other.sum()) for other in covers)
-        covers.append(cover)
+def test_crops_after_the_first_are_large_and_hardly_overlap():
+    for row in get_dataset("photos").photos:
+        squares = [box[:4] for box in row["crops"][1:]]
+        assert all(right - left >= LEAST for left, _, right, _ in squares)
+        for one, other in combinations(squares, 2):
+            width, height = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
+            smaller = min(right - left for left, _, right, _ in (one, other)) ** 2
+            assert max(width, 0) * max(height, 0) <= OVERLAP * smaller
 
 
 def test_the_shipped_tower_is_the_pinned_one_and_its_features_are_onnx_runtime_s():
