@@ -60,8 +60,10 @@ def test_emoji_are_shared_out_by_their_groups():
 
 
 def test_photographs_are_shared_out_by_their_series():
-    rows = get_dataset("photos").photos
-    assert {(row["group"], row["split"]) for row in rows} == build_photos.split_of(rows).items()
+    dataset = get_dataset("photos").released()
+    rows, splits = dataset.photos, [(name, dataset.split(name).image_ids) for name in (*SPLITS, FINAL)]
+    found = {(dataset.group_of(image_id), name) for name, image_ids in splits for image_id in image_ids}
+    assert found == build_photos.split_of(rows).items()
     assert Counter(row["split"] for row in rows) == build_photos.SHARES
 
 

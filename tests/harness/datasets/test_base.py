@@ -24,7 +24,7 @@ NAMES = tuple(name for name in list_datasets() if get_dataset(name).files)
     (lambda: get_dataset("emoji-names").released(), "'emoji-names'.*'final'"),
     (lambda: get_dataset("fashion").split("train").variant(-1), "got -1"),
     (lambda: get_dataset("photos").with_templates(["a {}"]), "--templates: 'photos'"),
-    *((partial(require_template, text), re.escape(repr(text))) for text in ("{} {}", "{!r}", "{")),
+    *((partial(get_dataset("fashion").with_templates, [t]), re.escape(repr(t))) for t in ("{} {}", "{} {!r}", "{")),
     *((partial(folder_images, name), f"'{name}'") for name in ("nowhere", __file__)),
 ])  # fmt: skip
 def test_refusals(ask, match):
