@@ -44,6 +44,7 @@ class Command:
     flags: Callable[["CommandParser"], None] = lambda _parser: None  # adds them to a parser
     output: str = "a table on standard output"
     problems: str | None = None  # the meaning of exit code 1
+    goes_on: bool = False  # from where it was stopped
 
     def epilog(self) -> str:
         """Return the end of the help: examples, where results go, exit codes."""
@@ -61,7 +62,10 @@ def command(
     flags: Callable[["CommandParser"], None] = lambda _parser: None,
 ) -> Command:
     """Return a subcommand that ``commands.toml`` describes."""
-    return Command(path=path, run=run, flags=flags, **TEXTS[path])
+    text = TEXTS[path]
+    if text.get("goes_on"):
+        text = text | {"output": f"{text['output']}. The same command goes on where it stopped"}
+    return Command(path=path, run=run, flags=flags, **text)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import textwrap
+import warnings
 from argparse import Namespace
 from collections.abc import Generator, Iterator, Sequence
 from importlib.util import find_spec
@@ -138,29 +139,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it warns of each try again; what comes of it is told
     words = list(sys.argv[1:] if argv is None else argv)
-    color = "auto"
+    color, goes_on = "auto", False
     try:
         require_own_packages()
         args = build_parser().parse_args(words)
-        args.argv, color = drop_shared(words), args.color
-        with _no_empty_folders(args):
+        args.argv, color, goes_on = drop_shared(words), args.color, COMMANDS[args.command].goes_on
+        with _no_empty_folders(args), _warnings_as_notes(args):
             code = _run(args)
         sys.stdout.flush()
     except BrokenPipeError:
         # What is still in the buffer has nowhere to go: leave nothing to fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
         # Not wrapped, so that a command or a path in it can be copied.
-        text = f"[bold red]{PROGRAM}: error:[/] {escape(describe_error(error))}"
+        text = f"[bold red]{PROGRAM}: error:[/] {escape(_describe(error))}"
         errors(color).print(text, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         if "-q" not in words and "--quiet" not in words:
-            text = "stopped; what is done is kept, the same command goes on from there"
-            errors(color).print(text)
+            on = "what is done is kept, the same command goes on from there"
+            anew = "nothing is left half-written, the same command begins anew"
+            errors(color).print(f"stopped; {on if goes_on else anew}")
         return 130
     return code
+
+
+def _describe(error: Exception) -> str:
+    """Return the message of an error that a user can mend; raise what is ours to mend."""
+    if isinstance(error, (ValueError, OSError)):
+        return describe_error(error)
+    from zoo.core.files import is_out_of_memory
+
+    if not is_out_of_memory(error):
+        raise error
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return f"memory doesn't suffice ({reason}); give this process more, or less to do, such as a smaller --batch"
 
 
 def require_own_packages() -> None:
@@ -208,6 +222,14 @@ def _no_empty_folders(args: Namespace) -> Iterator[None]:
             for folder, _, _ in os.walk(made, topdown=False):
                 with contextlib.suppress(OSError):  # it holds something
                     Path(folder).rmdir()
+
+
+@contextlib.contextmanager
+def _warnings_as_notes(args: Namespace) -> Iterator[None]:
+    """Say what the body warns of in a line each, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: Progress(notes(args)).say(str(message))
+        yield
 
 
 def _run(args: Namespace) -> int:

@@ -80,8 +80,8 @@ def open_image(content: bytes) -> Image.Image:
     many = image.format in ("JPEG", "MPO") and content.count(SCAN) * pixels > SCANS * most
     if many and (scans := _count_scans(content)) * pixels > SCANS * most:
         raise Image.DecompressionBombError(f"{size} in {scans:,} scans")
-    if image.format == "JPEG2000" and (side := _smallest_precinct(content)) * most < pixels * PRECINCT:
-        raise Image.DecompressionBombError(f"{size} in precincts of {side:g}")
+    if image.format == "JPEG2000" and (least := _smallest_precinct(content)) * most < pixels * PRECINCT:
+        raise Image.DecompressionBombError(f"{size} in precincts of {least:g}")
     return image
 
 
@@ -115,8 +115,12 @@ def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Im
     try:
         with open_image(content) as image:
             image.load()
-            with suppress(Exception):  # PIL raises whatever it stumbles over; damaged EXIF turns nothing
+            try:
                 ImageOps.exif_transpose(image, in_place=True)
+            except MemoryError:
+                raise
+            except Exception:  # PIL raises whatever it stumbles over; damaged EXIF turns nothing
+                pass
             return _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image {where} is too large to be trusted ({error}); make it smaller, or {way}") from error

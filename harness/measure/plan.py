@@ -6,6 +6,7 @@ from typing import Any
 
 from harness.datasets.base import SplitName
 from harness.records.record import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
+from zoo.core.files import from_json
 from zoo.core.messages import check_fields, expected
 from zoo.core.precision import best_precision
 from zoo.learning.tuning import TuneConfig
@@ -91,10 +92,10 @@ def recovered_alone(plan: Plan, path: Path) -> Plan:
         FileNotFoundError: no such file.
     """
     file = RecoveryFile.read(path)
-    own, asked = (file.method, file.options["keep"]), (plan.methods[0], plan.keeps[0])
+    own, asked = (file.method, file.options.get("keep")), (plan.methods[0], plan.keeps[0])
     if asked[0] != DENSE and asked != own:
         raise ValueError(
-            f"--recovery {str(path)!r} was trained for {own[0]} at keep {own[1]:g}, not for {asked[0]} at keep "
+            f"--recovery {str(path)!r} was trained for {own[0]} at keep {own[1]}, not for {asked[0]} at keep "
             f"{asked[1]:g}; name the dense model, or train one: patchrank fit recovery"
         )
     return replace(plan, methods=(DENSE,), recoveries=(path,))
@@ -107,14 +108,18 @@ def tuning_of(file: PromptFile) -> Tuning:
         ValueError: not from a number of shots, so that no record could say it.
     """
     try:
-        return Tuning(
-            shots=file.provenance["shots"],
-            seed=file.provenance["draw"],
-            kind=file.recipe["tokens"],
-            prompt_tokens=file.recipe["count"],
-        )
+        facts = {
+            "shots": file.provenance["shots"],
+            "seed": file.provenance["draw"],
+            "kind": file.recipe["tokens"],
+            "prompt_tokens": file.recipe["count"],
+        }
+        tuning: Tuning = from_json(Tuning, facts, "tuning")
     except KeyError as error:
         raise ValueError(f"prompts {str(file.path)!r} don't say their {error.args[0]}") from error
+    except ValueError as error:
+        raise ValueError(f"prompts {str(file.path)!r} don't say what they were learned from: {error}") from error
+    return tuning
 
 
 def check_plan(plan: Plan) -> None:

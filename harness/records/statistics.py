@@ -321,7 +321,7 @@ def mark_note(test: str, rows: str = "all rows", of: str = "zero") -> str:
 
 
 def minimum_detectable_difference(n: int, discordance: float) -> float | None:
-    """Return the least difference in top-1 that `mcnemar_exact` finds with a power of 80 %; None if none will do.
+    """Return the least difference in top-1 that `paired_p` finds with a power of 80 %; None if none will do.
 
     Discordant images, the share of n that just one of two models gets right, are binomial among all n, and those of the
     better model among them: exact, no normal approximation. Source: Duffy, 1984.

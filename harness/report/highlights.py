@@ -179,11 +179,15 @@ def _set_name(group: Group, shown: Sequence[Front]) -> str:
 
 
 def plots_of(every: Sequence[Front]) -> list[Plot]:
-    """Return a plot of each quality against each cost, with a chart per group; random pruning is in it, too."""
-    plots: dict[str, list[Front]] = {}
+    """Return a plot of each quality against each cost, with a chart per group in which rows have intervals.
+
+    Random pruning is in it, too.
+    """
+    plots: dict[tuple[str, str], list[Chart]] = {}
     for front in sorted(every, key=lambda front: -(front.cost.batch or 0)):
-        plots.setdefault(front.name, []).append(front)
-    return [Plot(name=name, title=_title(own[0]), charts=list(map(_chart, own))) for name, own in plots.items()]
+        if (chart := _chart(front)).series:
+            plots.setdefault((front.name, _title(front)), []).append(chart)
+    return [Plot(name=name, title=title, charts=charts) for (name, title), charts in plots.items()]
 
 
 def _title(front: Front) -> str:

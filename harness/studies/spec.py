@@ -13,10 +13,11 @@ from harness.models.towers import Tower
 from harness.records.record import DENSE, GOLDEN
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
+from zoo.methods.patchrank import PatchRank
+from zoo.methods.rankmerge import RankMerge
 from zoo.ranking.golden import GoldenConfig
 
-PREDICTED = "patchrank"
-MERGED = "rankmerge"
+PREDICTED, MERGED = PatchRank.method, RankMerge.method
 STOPPED_BY = 300  # val images per dataset, at most, that end a fit
 
 

@@ -116,20 +116,8 @@ class Workshop:
             self._made[spec] = makers[type(spec)](spec)
         return self._made[spec]
 
-    def stock(self, specs: Sequence[Spec]) -> list[Stock]:
-        """Return what specs, each after what it needs, make, and how much of it the cache has. Nothing is made."""
-        counts: dict[tuple[str, str], tuple[int, int]] = {}
-        complete: set[Spec] = set()
-        for spec in specs:
-            total = len(_images(spec)[1]) if isinstance(spec, RankingSpec) else 1
-            there = self._count(spec) if complete.issuperset(needs(spec)) else 0
-            complete |= {spec} if there == total else set()
-            key = _describe(spec)
-            cached, missing = counts.get(key, (0, 0))
-            counts[key] = cached + there, missing + total - there
-        return [Stock(*key, *count) for key, count in counts.items()]
-
-    def _count(self, spec: Spec) -> int:
+    def count(self, spec: Spec) -> int:
+        """Return how much of a thing, all that it needs being complete, is in the user's cache."""
         if isinstance(spec, RankingSpec):
             return len(self._find(spec) or ())
         if isinstance(spec, PredictorSpec):
@@ -250,7 +238,16 @@ def get_tower(model: str) -> Tower:
 def stock(study: Study, config: StudyConfig, progress: Progress) -> list[Stock]:
     """Return what a study makes and keeps, and how much of it the user's cache has. Nothing is made."""
     shop = Workshop(config, progress)
-    return shop.stock(_needs(_lines(study, shop)))
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
+    complete: set[Spec] = set()
+    for spec in _needs(_lines(study, shop)):
+        total = len(_images(spec)[1]) if isinstance(spec, RankingSpec) else 1
+        there = shop.count(spec) if complete.issuperset(needs(spec)) else 0
+        complete |= {spec} if there == total else set()
+        key = _describe(spec)
+        cached, missing = counts.get(key, (0, 0))
+        counts[key] = cached + there, missing + total - there
+    return [Stock(*key, *count) for key, count in counts.items()]
 
 
 def answer(

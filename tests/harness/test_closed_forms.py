@@ -16,7 +16,7 @@ import zoo
 from harness.measure.cost import gflops
 from zoo.loading.sizes import SIZES
 
-NARROW = {"embed_dim": 64, "num_heads": 4}
+NARROW = {"embed_dim": 96, "num_heads": 4}  # unlike each other, the head's and the predictor's width
 ALL = ("dense", *sorted(zoo.METHODS))
 LEARNED = 1  # class token
 
@@ -211,7 +211,7 @@ def test_every_size_and_every_method_on_a_narrow_tower(size, method, keep):
     check(size, method, keep, narrow=True)
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", ["dense", "patchrank", "clsattn"])
 def test_a_full_tower_of_random_weights(method):
     cost = check("b16", method, 0.6, narrow=False)
     if method == "clsattn":

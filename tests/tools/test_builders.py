@@ -80,7 +80,7 @@ def test_items_skip_equal_pixels_and_go_through_the_classes(monkeypatch):
 
 def test_photographs_are_shared_out_by_their_series():
     rows = get_dataset("photos").photos
-    assert {row["group"]: row["split"] for row in rows} == build_photos.split_of(rows)
+    assert {(row["group"], row["split"]) for row in rows} == build_photos.split_of(rows).items()
     assert Counter(row["split"] for row in rows) == build_photos.SHARES
 
 

@@ -1,6 +1,8 @@
 """Models exported, compiled, recorded and scripted: every method, what a runtime that errs leaves behind, refusals."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -13,6 +15,7 @@ from lively import Build
 from torch import Tensor, nn
 
 import zoo
+from zoo.core.files import NoRoomError
 from zoo.deploy import export
 from zoo.deploy.export import (
     AOTI,
@@ -128,6 +131,28 @@ def test_a_wrong_runtime_leaves_nothing_behind(tiny: Build, images: Tensor, tmp_
     with pytest.raises(DisagreementError, match=r"by 0\.00\d+") as caught:
         export_model(tiny("clip_vit_b16"), tmp_path / "model.pt2", images, format=EXPORTED_PROGRAM)
     assert caught.value.agreement.deviation > export.DEVIATION
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rooms", [[True, True], [True, False], [False]])  # before and after the writer fails
+def test_a_full_disk_is_told_whatever_the_writer_says(
+    rooms: list[bool], tiny: Build, images: Tensor, tmp_path, monkeypatch
+):
+    def write(model: nn.Module, path: Path, *_: object) -> None:
+        path.write_bytes(b"PK")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+
+    def allocate(handle: int, start: int, size: int) -> None:
+        if not next(room):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    model, path, room, free = tiny("clip_vit_b16"), tmp_path / "model.pt2", iter(rooms), rooms[-1]
+    needed = 4 * sum(weight.numel() for weight in model.parameters()) + export.GRAPH
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    monkeypatch.setitem(export.FORMATS, EXPORTED_PROGRAM, export.FORMATS[EXPORTED_PROGRAM]._replace(write=write))
+    text = "PytorchStreamWriter" if free else rf"model\.pt2': the disk is full; {needed:,} bytes needed, [\d,]+ free"
+    with pytest.raises(RuntimeError if free else NoRoomError, match=text):
+        export_model(model, path, images, format=EXPORTED_PROGRAM)
     assert list(tmp_path.iterdir()) == []
 
 

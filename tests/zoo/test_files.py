@@ -1,14 +1,17 @@
 """Learned files and schedules: whole or not there, what is written comes back, damaged ones are refused by name."""
 
 import contextlib
+import errno
 import json
 import math
 import os
 import socket as socket_module
 import subprocess
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -19,7 +22,7 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 import zoo
-from zoo.core.files import NoRoomError, read_facts, write_learned, write_whole
+from zoo.core.files import NoRoomError, cache_file, read_facts, write_learned, write_whole
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
 from zoo.loading.learned_files import PromptFile, ScheduleFile, read_schedule, save_prompts
@@ -73,6 +76,28 @@ def test_pipes_and_devices_are_written_to_and_stay(tmp_path: Path):
         write_whole(Path("/dev/full"), b"whole")
     assert [pipe.is_fifo(), socket.is_socket(), Path("/dev/full").is_char_device()] == [True] * 3
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_a_cache_that_can_be_written_to_a_run_goes_on_and_says_so_once(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_file("fits", "a.pt") == tmp_path / "clip-patchrank" / "fits" / "a.pt"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match=r"file.clip-patchrank' can't be written to \(Not a directory\)") as told:
+        first, *others = [cache_file(room, "a.pt") for room in ("fits", "fits", "choices")]
+    write_whole(first, b"kept")
+    assert len(told) == 1
+    assert (others[0].read_bytes(), others[1].exists()) == (b"kept", False)
+    assert not first.is_relative_to(tmp_path)
+
+
+def test_what_a_read_only_cache_holds_is_gone_on_from(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    write_whole(cache_file("fits", "a.pt"), b"earlier")
+    monkeypatch.setattr(tempfile, "TemporaryFile", Mock(side_effect=OSError(errno.EROFS, "Read-only file system")))
+    with pytest.warns(UserWarning, match="Read-only file system"):
+        path = cache_file("fits", "a.pt")
+    assert (path.read_bytes(), path.is_relative_to(tmp_path)) == (b"earlier", False)
 
 
 KINDS = pytest.mark.parametrize("kind", ["predictor", "prompts"])

@@ -38,7 +38,7 @@ LEAST_COSINE = 0.99  # on average, in lower precision
 TIED = 1e-5  # two images this equally similar to a third are both its nearest
 BATCHES = (2, 5)  # images per call when a file is checked
 MOST_IMAGES = 4096  # per call of an exported graph
-GRAPH = 2**24  # bytes beside the weights that a file takes at most
+GRAPH = 2**22  # bytes beside the weights that a file takes at most
 _IN, _OUT = "images", "features"
 _OPENVINO = {"float32": ("FP32", "f32"), "bfloat16": ("BF16", "bf16"), "float16": ("FP16", "f16")}  # ability, hint
 
@@ -135,6 +135,7 @@ def export_model(
     Raises:
         ValueError: a format, precision, path or model that doesn't fit, or a package that is missing.
         DisagreementError: the runtime gives other features; nothing is left at ``path``.
+        NoRoomError: there is no room on the disk.
     """
     path = Path(path)
     kind = require_format(format, dtype, path=path)
@@ -147,20 +148,18 @@ def export_model(
         eager = torch.cat([model(part) for part in images.split(max(batches))])
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without gradients: exporters cannot undo views of what needs them.
+    weights = sum(weight.numel() for weight in model.parameters()) * PRECISIONS[dtype].itemsize
+    _require_room(path, weights + GRAPH)  # torch's writer aborts the process later
     beside: dict[str, Any] = {"prefix": f".{path.name}.", "suffix": PARTIAL, "dir": path.parent}
     with tempfile.TemporaryDirectory(**beside) as folder, _quiet(), torch.no_grad():
         # Under its final name, which files with weights apart keep inside.
         place = Path(folder) / path.name
         try:
             kind.write(model, place, images[:2], dtype)
-        except Exception as error:  # some writers say in their own words that the disk is full
+        except Exception:  # some writers say in their own words that the disk is full
             written = sum(file.stat().st_size for file in Path(folder).iterdir())
             shutil.rmtree(folder)
-            _require_room(
-                path,
-                max(written, sum(weight.numel() for weight in model.parameters()) * PRECISIONS[dtype].itemsize) + GRAPH,
-                error,
-            )
+            _require_room(path, max(weights, written) + GRAPH)
             raise
         call = kind.load(place, dtype, torch.get_num_threads())
         features, done = [], 0
@@ -182,14 +181,14 @@ def export_model(
     return agreement
 
 
-def _require_room(path: Path, size: int, error: Exception) -> None:
-    """Raise NoRoomError from an error if ``size`` bytes can't be written beside ``path``."""
+def _require_room(path: Path, size: int) -> None:
+    """Raise NoRoomError if ``size`` bytes can't be written beside ``path``."""
     try:
         with tempfile.TemporaryFile(dir=path.parent) as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as full:
         if (told := no_room(path, size, full)) is not None:
-            raise told from error
+            raise told from full
     except AttributeError:  # not on macOS and Windows
         pass
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.files import digest, write_learned, write_whole
+from zoo.core.files import digest, is_out_of_memory, write_learned, write_whole
 from zoo.core.messages import check_fields
 from zoo.core.predictor import REMOVE, Predictor, architecture
 
@@ -92,6 +92,8 @@ class FitState:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             mark = state["mark"]
         except Exception as error:  # torch raises whatever a damaged file leads it to
+            if is_out_of_memory(error):
+                raise
             raise ValueError(
                 f"checkpoint {str(path)!r} can't be read ({type(error).__name__}); delete it, and the fit starts anew"
             ) from error

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from timm.models import PretrainedCfg
 from torch import Tensor
 
-from zoo.core.files import cache_folder, wanting
+from zoo.core.files import cache_folder, is_out_of_memory, wanting
 from zoo.loading.predictor_file import PREFIX, PredictorFile, require_weights
 from zoo.loading.sizes import EMBEDDED, SIZES
 from zoo.towers.vit import TimmHost
@@ -75,6 +75,8 @@ def _content(path: Path) -> Any:
             try:
                 return torch.load(file, map_location="cpu", weights_only=True)
             except Exception as error:  # torch raises whatever a damaged file leads it to
+                if is_out_of_memory(error):
+                    raise
                 raise _unloadable(path, str(error)) from error
     if start[8:9] != b"{":
         begin = start.lstrip().lower()
@@ -179,6 +181,8 @@ def loading(
     except (MissingWeightsError, UnusableWeightsError):
         raise
     except UNUSABLE as error:
+        if is_out_of_memory(error):
+            raise
         damaged = isinstance(error, RuntimeError) and re.search("state_dict|checkpoint", str(error))
         speaks = isinstance(error, (RuntimeError, ValueError, TypeError)) and not isinstance(error, OSError)
         if arguments and speaks and not damaged:

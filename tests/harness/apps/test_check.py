@@ -1,5 +1,6 @@
 """``check``: rows come back from records, what counts as moved, and the command on the toy benchmark."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,23 +49,20 @@ def test_the_first_row_of_a_name_says_the_defaults():
     assert (case.tower, case.plan.limit) == ("clip_vit_s14.imgfocus_lit", 40)
 
 
-@pytest.mark.parametrize(("changed", "complaint"), [
-    ({}, r"mine\.jsonl: no dense row of clip_vit_s14\.imgfocus_lit"),
-    ({"shots": 16, "tuning": "probe"}, "is 16 shots, linear probe; check measures by text"),
+@pytest.mark.parametrize(("ask", "match"), [
+    (lambda: cases_of([record()], "mine.jsonl"), r"mine\.jsonl: no dense row of clip_vit_s14\.imgfocus_lit"),
+    (lambda: cases_of([record(shots=16, tuning="probe")], "mine.jsonl"), "is 16 shots, linear probe; check measures"),
+    (lambda: parse_choice("evit:fuse"), "'evit:fuse'.*expected METHOD:OPTION=VALUE"),
+    (lambda: parse_choice("evit:fuse=yes"), "'evit:fuse=yes'.*expected METHOD:OPTION=VALUE"),
+    (lambda: parse_choice("evitt:fuse=true"), "method 'evitt': did you mean 'evit'"),
+    (lambda: parse_choice("golden:keep=0.5"), "golden has no options"),
+    (lambda: Tolerances(images=-1), "--images -1: expected a number from 0"),
+    (lambda: Tolerances(tau=math.nan), "--tau nan: expected a number from 0"),
+    (lambda: Tolerances(slower=0.5), "--slower 0.5: expected a factor from 1"),
 ])  # fmt: skip
-def test_rows_that_check_could_not_measure_are_refused(changed: Any, complaint: str):
-    with pytest.raises(ValueError, match=complaint):
-        cases_of([record(**changed)], "mine.jsonl")
-
-
-@pytest.mark.parametrize(("text", "complaint"), [
-    *((f"evit:{rest}", "expected METHOD:OPTION=VALUE") for rest in ("fuse", "fuse=yes")),
-    ("evitt:fuse=true", "method 'evitt': did you mean 'evit'"),
-    ("golden:keep=0.5", "golden has no options"),
-])  # fmt: skip
-def test_what_is_no_choice_is_refused(text: str, complaint: str):
-    with pytest.raises(ValueError, match=complaint):
-        parse_choice(text)
+def test_refusals(ask: Any, match: str):
+    with pytest.raises(ValueError, match=match):
+        ask()
 
 
 def test_the_shipped_expectation_has_every_row_and_nothing_more():
@@ -199,14 +197,6 @@ def test_new_and_missing_rows_moved_as_a_whole_and_equal_ones_in_nothing():
     assert (gone.quantity, gone.expected, gone.now) == ("row", "measured", None)
 
 
-@pytest.mark.parametrize(("name", "value", "expected"), [
-    *(("images", -1, "number from 0"), ("tau", float("nan"), "number from 0"), ("slower", 0.5, "factor from 1")),
-])  # fmt: skip
-def test_bounds_out_of_range_are_refused(name: str, value: float, expected: str):
-    with pytest.raises(ValueError, match=f"--{name} {value}: expected a {expected}"):
-        Tolerances(**{name: value})
-
-
 Run = Callable[..., Shown]
 
 
@@ -254,21 +244,3 @@ def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run, f
     gone = {(name, "measured", None) for name in ("tome50", "evit50", "evit50 fuse=true")}
     assert moved == {("clsattn50", None, "measured"), *gone}
     assert [record.method for record in read_records(file)] == ["dense", "random", "clsattn"]
-
-
-@pytest.mark.parametrize(("words", "message"), [
-    ("--limit 5", "--limit without --update: a check measures what the expectation did"),
-    ("--update --model clip_vit_s14", "--model with --update and no FILE"),
-    ("a.jsonl b.jsonl --update", "--update of 2 files: give one FILE"),
-    ("a.jsonl --update --limit 0", "--limit 0: expected a number from 1"),
-    ("a.jsonl --update --dtype float3", "--dtype 'float3': did you mean 'float32'"),
-    ("--keeps 2", r"--keeps 2: expected fractions in \(0, 1\]"),
-    ("--dataset cifar", "--dataset: the expectation has no such row; it is of clip_vit_s14"),
-    ("{0} --update", r"--update of '.*', a folder; give a file of records"),
-    ("{0}/file/x.jsonl --update", r"--update in '.*file' is a file, or lies in one; expected"),
-])  # fmt: skip
-def test_wrong_use_is_refused_before_anything_is_measured(words: str, message: str, monkeypatch, tmp_path: Path):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr("harness.apps.check.measure", None)
-    with pytest.raises((ValueError, OSError), match=message):
-        run_check(build_parser().parse_args(["check", *words.format(tmp_path).split()]), Console(quiet=True))

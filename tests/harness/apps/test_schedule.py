@@ -128,25 +128,18 @@ def test_a_search_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch):
     assert not list((cache_folder() / "fits").iterdir())  # it has done its work
 
 
-@pytest.mark.parametrize(("change", "quoted"), [
-    ({"cost": None}, "--keep RATE"),
-    ({"cost": 1.5}, r"--cost 1\.5"),
-    ({"points": 0}, "--points 0"),
-    ({"match_to": "dense"}, "'dense'"),
+@pytest.mark.parametrize(("method", "change", "quoted"), [
+    ("rankmerge", {"cost": None}, "--keep RATE"),
+    ("rankmerge", {"cost": 1.5}, r"--cost 1\.5"),
+    ("rankmerge", {"points": 0}, "--points 0"),
+    ("rankmerge", {"match_to": "dense"}, "'dense'"),
+    ("rankmrge", {}, "'rankmrge': did you mean 'rankmerge'"),
+    ("clsattn", {"cost": 0.2}, "clsattn can't meet the GFLOPs of 20 %"),
+    ("patchrank", {}, "predictor"),
 ])  # fmt: skip
-def test_settings_are_refused(change: dict[str, Any], quoted: str):
-    with pytest.raises(ValueError, match=quoted):
-        SearchConfig(**asdict(CONFIG) | change)
-
-
-@pytest.mark.parametrize(("method", "cost", "quoted"), [
-    ("rankmrge", 0.7, "'rankmrge': did you mean 'rankmerge'"),
-    ("clsattn", 0.2, "clsattn can't meet the GFLOPs of 20 %"),
-    ("patchrank", 0.7, "predictor"),
-])  # fmt: skip
-def test_searches_are_refused(method: str, cost: float, quoted: str):
+def test_refusals(method: str, change: dict[str, Any], quoted: str):
     with pytest.raises((ValueError, FileNotFoundError), match=quoted):
-        searched(method, replace(CONFIG, cost=cost))
+        searched(method, SearchConfig(**asdict(CONFIG) | change))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -62,15 +62,6 @@ def test_refusals(places: list[str], names: dict, match: str, here: Path):
         find_subjects(places, **names)
 
 
-@pytest.mark.parametrize(("settings", "match"), [
-    ({"left": ("tmoe",)}, "--left 'tmoe': did you mean 'tome'"),
-    ({"left": ("tome",), "methods": ("evit",)}, "--left 'tome' shows no rankings"),
-])  # fmt: skip
-def test_refusals_of_what_is_left(settings: dict, match: str):
-    with pytest.raises(ValueError, match=match):
-        ShowConfig(**settings)
-
-
 GOLDEN = GoldenConfig(window=2, stride=2)
 ALWAYS = (*SCORES, "patchrank", "clsattn")
 Show = Callable[..., PatchSheet]

@@ -1,15 +1,17 @@
 """JSON lines: what several processes append is all there or not at all, and torn lines are dropped."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness.base.lines import append_lines, mend, read_lines
+from harness.base.lines import append_lines, claim_file, mend, read_lines, require_appendable
 
 pytest.importorskip("fcntl", reason="no locks here")
 
@@ -77,3 +79,33 @@ def test_neither_a_whole_line_nor_a_bad_one_with_an_end_is_dropped(content: byte
     assert not mend(path)
     append_lines(path, b'{"a": 2}\n')
     assert read_lines(path) == ([content.rstrip(b"\n"), b'{"a": 2}'], False)
+
+
+def test_one_run_writes_a_file_and_removes_what_killed_ones_left(tmp_path: Path):
+    path, link = tmp_path / "new" / "out.pt2", tmp_path / "link"
+    link.symlink_to("new/out.pt2")
+    others = [path.with_name(name) for name in (".out.pt2x.host-7.partial", ".other.host-7.partial")]
+    with claim_file(path):
+        for other in others:
+            other.touch()
+    with claim_file(path):
+        for left in (path.with_name(".out.pt2.host-7.partial"), path.with_name(".out.pt2.host-8.partial") / "part"):
+            left.parent.mkdir(exist_ok=True)
+            left.touch()
+        with pytest.raises(ValueError, match=r"another run is writing to .*out\.pt2': wait for its end"):
+            claim_file(link).__enter__()
+    with claim_file(link):
+        assert {one for one in path.parent.iterdir() if one.suffix != ".lock"} == set(others)
+    with claim_file(Path("/dev/null")), claim_file(Path("/dev/null")), claim_file(None):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file' is a file, or lies in one; expected a folder"):
+        claim_file(tmp_path / "file" / "out").__enter__()
+
+
+@pytest.mark.parametrize("use", [read_lines, require_appendable, lambda path: append_lines(path, b"{}\n")])
+def test_lines_are_in_files(use: Callable[[Path], object], tmp_path: Path):
+    os.mkfifo(tmp_path / "records.jsonl")
+    for path, kind in ((tmp_path / "records.jsonl", "a pipe"), (Path("/dev/null"), "a device")):
+        with pytest.raises(ValueError, match=f"{path.name}' is {kind}; expected a regular file"):
+            use(path)

@@ -2,9 +2,9 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,6 +13,7 @@ import pytest
 from by_hand import replace
 from rich.table import Table
 
+from harness.base.lines import claim_file
 from harness.base.store import claim
 from harness.base.table import Shown
 from harness.cli.entry import BROKEN_PIPE, COMMANDS, build_parser, drop_shared, main
@@ -53,13 +54,6 @@ def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_p
         assert f" {record.mean('gflops'):.2f} " in row
     assert main(["--json", *RANDOM.split(), "--output", str(results)]) == 0
     assert document(capsys) == {"records": [json.loads(line) for line in before.splitlines()]}
-
-
-def test_eval_shows_one_model_beside_the_dense_one(capsys):
-    assert main(["eval", "--model", "clip_vit_s14_tome50", "--dataset", "emoji", "--limit", "2"]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"│ tome +│ +50 % │.*│ +98 │", out)
-    assert re.search(r"│ dense +│ +100 % │.*│ +196 │", out)
 
 
 @pytest.mark.parametrize(("name", "match"), [("records.jsonl", "is a file, or lies in one"), ("", "jsonl, line 1: ")])
@@ -181,6 +175,47 @@ def test_two_runs_in_one_folder(tmp_path: Path, capsys):
     with claim(tmp_path / "run"):
         assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
     assert f"another run is writing to {str(tmp_path / 'run')!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [
+    "choose --model clip_vit_s14 --dataset photos --min-cosine 0.9",
+    "export --model clip_vit_s14_tome50 --format exported-program --limit 2",
+    "fit predictor --model clip_vit_s14 --dataset photos",
+    "fit prompts --model clip_vit_s14 --dataset emoji --shots 1",
+    "fit recovery --model clip_vit_s14_tome50 --dataset photos",
+    "fit schedule --model clip_vit_s14 --dataset photos --keep 0.5",
+])  # fmt: skip
+def test_two_runs_into_one_file(command: str, tmp_path: Path, capsys):
+    path = tmp_path / "out.pt2"
+    with claim_file(path):
+        assert main([*command.split(), "--output", str(path)]) == 2
+    assert f"another run is writing to {str(path)!r}: wait for its end" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("command", "after"), [
+    (["list"], "nothing is left half-written, the same command begins anew"),
+    (["rank", "--dataset", "photos"], "what is done is kept, the same command goes on from there"),
+])  # fmt: skip
+def test_a_stopped_run_says_what_becomes_of_its_work(command: list[str], after: str, monkeypatch, capsys):
+    stopped = replace(COMMANDS[command[0]], run=Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setitem(COMMANDS, command[0], stopped)
+    assert main(command) == 130
+    assert capsys.readouterr().err == f"stopped; {after}\n"
+
+
+def test_warnings_and_lack_of_memory_are_a_line_each(command, capsys):
+    def run(*_: Any) -> Shown:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("beware", stacklevel=1)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you\nat line 7")
+
+    command(run)
+    assert main(["list"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "beware"
+    assert "memory doesn't suffice (DefaultCPUAllocator: can't allocate memory: you); give this" in second
 
 
 def test_a_disk_that_gets_full_keeps_what_was_measured(tmp_path: Path, monkeypatch, capsys):

@@ -1,6 +1,10 @@
 """`export` from the command line: what it writes and says, and what it refuses."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +41,24 @@ def test_a_file_maps_preprocessed_images_to_features(tmp_path: Path, capsys: pyt
         model = zoo.create_clip("clip_vit_s14").model.visual
         wanted = zoo.reduce(model, method="clsattn", keep=0.6)((pixels - mean) / std)
     assert torch.allclose(features, wanted, atol=1e-4)
+
+
+def test_killed_at_any_moment_the_next_run_writes_the_same_bytes_and_leaves_nothing_else(tmp_path: Path):
+    whole, path = tmp_path / "whole" / "model.pt2", tmp_path / "killed" / "model.pt2"
+    assert main([*COMMAND, "--output", str(whole)]) == 0
+    command = [sys.executable, "-m", "harness", *COMMAND, "--output", str(path)]
+    limit = time.monotonic() + 300
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            while not list(path.parent.glob(".model.pt2.*.partial/model.pt2")):
+                assert process.poll() is None
+                assert time.monotonic() < limit
+                time.sleep(0.001)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not path.exists()
+    assert main([*COMMAND, "--output", str(path)]) == 0
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.pt2", "model.pt2.json"]
+    for name in ("model.pt2", "model.pt2.json"):
+        assert path.with_name(name).read_bytes() == whole.with_name(name).read_bytes()

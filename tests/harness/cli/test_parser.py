@@ -50,6 +50,7 @@ def test_help_and_version_of_the_program_import_nothing_heavy():
     assert re.match(r"clip-patchrank .+\npython .+, torch .+, timm .+, open_clip_torch ", done.stdout)
 
 
+PUSH = "push --to me/a --dry-run --model"
 EXPORT = "export --model clip_vit_s14_clsattn60 --output file"
 FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
 
@@ -96,6 +97,8 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("show fashion:val:3 --methods evti", "--methods 'evti': did you mean 'evit'"),
     ("show fashion:val:3 --scale 0", "--scale 0: expected a number in [0.25, 8]"),
     ("show fashion:val:3 --output show.svg", "--output 'show.svg': expected a file's name"),
+    ("show fashion:val:3 --left tmoe", "--left 'tmoe': did you mean 'tome'"),
+    ("show fashion:val:3 --left tome --methods evit", "--left 'tome' shows no rankings"),
     ("compare --split final", FINAL_ONLY),
     ("eval --model clip_vit_s14 --dataset fashion --split final", FINAL_ONLY),
     ("study scores --split final", FINAL_ONLY),
@@ -111,6 +114,23 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("datasets check --dataset folder:gone", "gone' does not exist"),
     ("datasets check --dataset caltech101", "dataset 'caltech101' isn't shipped here; say where it lies: --root"),
     ("datasets check --dataset fashion --download", "--download: none of fashion lies below a root"),
+    ("check --limit 5", "--limit without --update: a check measures what the expectation did"),
+    ("check --update --model clip_vit_s14", "--model with --update and no FILE"),
+    ("check a.jsonl b.jsonl --update", "--update of 2 files: give one FILE"),
+    ("check a.jsonl --update --limit 0", "--limit 0: expected a number from 1"),
+    ("check a.jsonl --update --dtype float3", "--dtype 'float3': did you mean 'float32'"),
+    ("check --keeps 2", "--keeps 2: expected fractions in (0, 1]"),
+    ("check --dataset cifar", "--dataset: the expectation has no such row; it is of clip_vit_s14"),
+    ("check . --update", "--update of '.', a folder; give a file of records"),
+    ("check /dev/null/x.jsonl --update", "--update in '/dev/null' is a file, or lies in one; expected"),
+    ("push --model clip_vit_s14_patchrank60 --to ../x", "--to '../x': expected OWNER/NAME"),
+    (f"{PUSH} clip_vit_s14_patchrnk60", "model 'clip_vit_s14_patchrnk60': did you mean"),
+    (f"{PUSH} open_clip:ViT-B-16/openai", "push takes towers of timm alone; publish the dense one by push_to_hf_hub"),
+    (f"{PUSH} timm:vit_small_patch16_dinov3", "save_for_hf(zoo.reduce(timm.create_model('vit_small_patch16_dinov3', "),
+    (f"{PUSH} local-dir:here", "no config.json there; timm.models.save_for_hf"),
+    (f"{PUSH} clip_vit_b16_evit60.openai", "no weights of clip_vit_b16_evit60.openai: not in the"),
+    (f"{PUSH} local-dir:here --prompts p.safetensors", "carries its weights: leave out"),
+    (f"{PUSH} clip_vit_s14_patchrank60 --predictor no", "no predictor at"),
     (f"{EXPORT} --format onnx --dtype bfloat16", "dtype 'bfloat16' of onnx"),
     (f"{EXPORT} --format exported-program --limit 1", "1 images to check with of 'photos'"),
     (f"{EXPORT} --format exported-program --method tome --keep 0.5", "the name says its method"),

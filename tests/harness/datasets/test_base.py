@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from harness.datasets import get_dataset, list_datasets
 from harness.datasets.base import FINAL, SPLITS, Dataset, lines_of, require_template
+from harness.datasets.images import folder_images
 
 NAMES = tuple(name for name in list_datasets() if get_dataset(name).files)
 
@@ -22,10 +24,13 @@ NAMES = tuple(name for name in list_datasets() if get_dataset(name).files)
     (lambda: get_dataset("emoji-names").released(), "'emoji-names'.*'final'"),
     (lambda: get_dataset("fashion").split("train").variant(-1), "got -1"),
     (lambda: get_dataset("photos").with_templates(["a {}"]), "--templates: 'photos'"),
+    *((partial(require_template, text), re.escape(repr(text))) for text in ("{} {}", "{!r}", "{")),
+    *((partial(folder_images, name), f"'{name}'") for name in ("nowhere", __file__)),
 ])  # fmt: skip
 def test_refusals(ask, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((ValueError, OSError), match=match):
         ask()
+    require_template("100 % {}, it is")
 
 
 @pytest.mark.parametrize(("kind", "file"), [
@@ -41,13 +46,6 @@ def test_a_pipe_is_refused_by_name(kind: str, file: str, tmp_path: Path):
     os.mkfifo(tmp_path / file)
     with pytest.raises(ValueError, match=f"'{tmp_path / file}' is a pipe"):
         get_dataset(f"{kind}:{tmp_path / (file if kind == 'coop' else '')}")
-
-
-@pytest.mark.parametrize("template", ["{} {}", "{!r}", "{"])
-def test_texts_that_are_no_prompts(template: str):
-    with pytest.raises(ValueError, match=re.escape(repr(template))):
-        get_dataset("fashion").with_templates([template])
-    require_template("100 % {}, it is")
 
 
 @pytest.mark.parametrize("name", NAMES)

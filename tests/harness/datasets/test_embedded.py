@@ -111,16 +111,6 @@ def test_the_pack_and_notice_hold_what_the_index_says(photos: Photos):
     assert not file.read()
 
 
-def test_splits_share_no_photograph_and_no_series(photos: Photos):
-    groups = []
-    for name, least in (("train", 100), ("val", 40), ("test", 100), (FINAL, 60)):
-        split = photos.split(name)
-        assert len(split) >= least
-        assert (split.labels == -1).all()
-        groups += {photos.group_of(image_id) for image_id in split.image_ids}
-    assert len(groups) == len(set(groups))
-
-
 def lies_in(part: np.ndarray, whole: np.ndarray) -> bool:
     """Tell whether a square is a window of another, by looking where its first pixels are."""
     side = len(part)

@@ -82,19 +82,21 @@ UNEVEN = Uneven(train=[0, 0, 1, 2, 2], val=[0, 1, 2])
 NO_VAL = Uneven(train=[0, 1, 2], val=[0, 0, 2])
 
 
-@pytest.mark.parametrize(("dataset", "shots", "match"), [
-    ("fashion", 61, "--shots 61: .*'t-shirt' of 'fashion' has 60"),
-    ("fashion", 0, "--shots 0"),
-    ("emoji-names", 1, "'emoji-names' has no train images"),
-    ("photos", 1, "--shots 1: dataset 'photos' has no labels"),
-    (UNEVEN, 2, "--shots 2: .*'dog' of 'uneven' has 1"),
-    (NO_VAL, 1, "--shots 1: .*'dog' of 'uneven' has 0 validation images"),
-    ("emoji", 18, "'sign or symbol' of 'emoji' has 0 .* beside the 18"),
+@pytest.mark.parametrize(("dataset", "shots", "draws", "match"), [
+    ("fashion", 61, "ours", "--shots 61: .*'t-shirt' of 'fashion' has 60"),
+    ("fashion", 0, "ours", "--shots 0"),
+    ("fashion", 1, "coop", "--draws coop: 'fashion'"),
+    ("fashion", 1, "theirs", "'theirs': expected one of ours, coop"),
+    ("emoji-names", 1, "ours", "'emoji-names' has no train images"),
+    ("photos", 1, "ours", "--shots 1: dataset 'photos' has no labels"),
+    (UNEVEN, 2, "ours", "--shots 2: .*'dog' of 'uneven' has 1"),
+    (NO_VAL, 1, "ours", "--shots 1: .*'dog' of 'uneven' has 0 validation images"),
+    ("emoji", 18, "ours", "'sign or symbol' of 'emoji' has 0 .* beside the 18"),
 ])  # fmt: skip
-def test_refusals(dataset: Dataset | str, shots: int, match: str):
+def test_refusals(dataset: Dataset | str, shots: int, draws: str, match: str):
     found = get_dataset(dataset) if isinstance(dataset, str) else dataset
     with pytest.raises(ValueError, match=match):
-        draw(found, shots, seed=0)
+        draw(found, shots, 0, draws)
 
 
 def test_ranked_images(toy: Dataset):
@@ -155,14 +157,10 @@ def test_coops_own_draws(listed: CoopSplit, seed: int, shots: int, train: str, v
     assert random.getstate() == state
 
 
-def test_refusals_of_coops_draws(listed: CoopSplit):
-    less = listed.without([listed.split("train").image_ids[0]])
-    for dataset, shots, seed, draws, match in (
-        (get_dataset("fashion"), 1, 1, "coop", "--draws coop: 'fashion'"),
-        (less, 1, 1, "coop", "1 images of 'coop-zoo'"),
-        (listed, 1, 0, "coop", "seed 0.*--seed 1"),
-        (listed, 0, 1, "coop", "--shots 0"),
-        (listed, 1, 1, "theirs", "'theirs': expected one of ours, coop"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            draw(dataset, shots, seed, draws)
+@pytest.mark.parametrize(("left_out", "shots", "seed", "match"), [
+    (1, 1, 1, "1 images of 'coop-zoo'"), (0, 1, 0, "seed 0.*--seed 1"), (0, 0, 1, "--shots 0"),
+])  # fmt: skip
+def test_refusals_of_coops_draws(left_out: int, shots: int, seed: int, match: str, listed: CoopSplit):
+    dataset = listed.without(listed.split("train").image_ids[:left_out])
+    with pytest.raises(ValueError, match=match):
+        draw(dataset, shots, seed, "coop")
