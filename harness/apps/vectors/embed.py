@@ -307,7 +307,7 @@ class Embedded(NamedTuple):
     path: Path
     total: int  # pictures or texts in the source
     bad: int  # of them, without an embedding
-    lost: Sequence[str]  # pictures whose decoding processes were ended by something else
+    lost: Sequence[str]  # pictures that memory was short for, or whose decoding processes something else ended
     unmade: int  # pictures in the shards that therefore aren't written
     errors: Path | None  # the list of these, if there are any
     rates: dict[str, float]  # pictures per second of this run, that all decoding processes or all models can do
