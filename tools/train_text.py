@@ -176,7 +176,9 @@ def train_lit(
         [{"params": params, "weight_decay": rate} for rate, params in groups.items()], lr=config.learning_rate
     )
     generator, every = torch.Generator(), config.checkpoint_every
-    state = FitState(mark=digest([asdict(config)]), model=model, optimiser=optimiser, generator=generator)
+    data = (one.numpy().tobytes() for one in (images, tokens, weights))
+    mark = digest([asdict(config), [list(own) for own in captions]], *data)
+    state = FitState(mark=mark, model=model, optimiser=optimiser, generator=generator)
     spread = images.std(dim=0) * config.noise
     member = [torch.tensor(list(c)) for c in captions]
 

@@ -28,7 +28,7 @@ from harness.golden.store import find_rankings
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, known_methods, make_row, usual_methods
-from harness.models.towers import TIMM, load_clip, split_name, text_classifier
+from harness.models.towers import TIMM, load_clip, named, split_name, text_classifier
 from harness.records.averages import protocol, tower_of
 from harness.records.record import DENSE, GOLDEN, MATCHED, Record, Tuning, read_run, record_lines
 from harness.report.changes import ABSENT
@@ -348,8 +348,8 @@ def _with_enough_images(plan: Plan, parts: ClipParts, dataset: Dataset) -> Plan:
     if not left_out:
         return plan
     labels = dataset.split(plan.split).labels
-    named = ~classifier.isnan().any(dim=1).numpy()[labels[turns(labels)]]
-    return replace(plan, limit=int(np.searchsorted(np.cumsum(named), plan.limit)) + 1)
+    able = named(classifier)[labels[turns(labels)]]
+    return replace(plan, limit=int(np.searchsorted(np.cumsum(able), plan.limit)) + 1)
 
 
 def update(plan: CheckPlan, progress: Progress) -> Shown:

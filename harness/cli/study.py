@@ -39,7 +39,7 @@ def _curve_flags(parser: CommandParser) -> None:
 
 def run_curve(args: Namespace, status: Console) -> Shown:
     """Measure cheaper golden rankings and write what `rank --budget` picks from."""
-    from harness.base.lines import require_appendable
+    from harness.base.lines import claim_file
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import subset
     from harness.models.towers import load_tower
@@ -48,12 +48,12 @@ def run_curve(args: Namespace, status: Console) -> Shown:
     if args.output.is_dir():
         example = str(args.output / "curve.json")
         raise IsADirectoryError(f"--output {str(args.output)!r} is a folder; give a file, such as {example!r}")
-    require_appendable(args.output)  # before hours of work
-    splits = {name: subset(get_dataset(name).split(args.split), flags.limit_of(args)) for name in args.datasets}
-    tower, progress = load_tower(args.model), Progress(status)
-    tower.vit.to(args.device)
-    curve = measure_curve(tower, splits, args.block, split=args.split, dtype=args.dtype, progress=progress)
-    curve.write(args.output)
+    with claim_file(args.output):  # before hours of work
+        splits = {name: subset(get_dataset(name).split(args.split), flags.limit_of(args)) for name in args.datasets}
+        tower, progress = load_tower(args.model), Progress(status)
+        tower.vit.to(args.device)
+        curve = measure_curve(tower, splits, args.block, split=args.split, dtype=args.dtype, progress=progress)
+        curve.write(args.output)
     progress.say(f"wrote {args.output}")
     return Shown(parts=(curve_table(curve),), data=json_values(curve))
 

@@ -151,6 +151,8 @@ def entering(
     tokens = _read(cache_folder() / "tokens" / f"{name}.npy", shape)
     if tokens is None:
         path = cache_file("tokens", f"{name}.npy")
+        tokens = _read(path, shape)  # of an earlier call, where the cache can't be written to
+    if tokens is None:
         title, done = f"tokens of {facts.dataset} {facts.split}", 0
         with _growing(path, shape) as file, progress.task(title, len(images)) as update:
             for examples, batch in batches(images, tower.preprocess):
@@ -180,7 +182,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     try:
         # Copy on write: torch wants memory that may be written to, and the file must stay.
         tokens = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (FileNotFoundError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError):
         return None
     return torch.from_numpy(tokens) if (tokens.shape, tokens.dtype) == (shape, _DTYPE) else None
 

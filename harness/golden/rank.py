@@ -91,6 +91,8 @@ class RankJob(ShardJob):
     def __post_init__(self) -> None:
         """Validate."""
         super().__post_init__()
+        if not len(self.source.images):
+            raise ValueError(f"{self.source.name!r} has no {self.source.split} images to rank; name another --split")
         for score in self.scores:
             replace(self.config, score=score)
 
@@ -389,6 +391,11 @@ class Curve:
     def read(cls, path: Path) -> Self:
         """Read what ``write`` wrote; ValueError if it is something else."""
         curve: Self = from_json(cls, json.loads(path.read_bytes()), "curve")
+        if curve.schema_version != cls.schema_version:
+            raise ValueError(
+                f"{str(path)!r} is no curve of schema version {cls.schema_version}; make one with: "
+                "patchrank study curve"
+            )
         return curve
 
 

@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from harness import git_commit
+from harness.base.store import BrokenShardError
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset, Split
@@ -189,7 +190,9 @@ class Tracer:
         """Store small copies of a split's images; those that have one are not drawn again."""
         try:
             thumbnails = Thumbnails.read(self.run, facts)
-        except ValueError:  # broken, so they are made anew
+        except ValueError as error:
+            if not isinstance(error.__cause__, BrokenShardError):
+                raise
             thumbnails = Thumbnails(jpeg={})
         absent = [i for i, name in enumerate(split.image_ids) if name not in thumbnails.jpeg]
         if not absent:
@@ -317,7 +320,8 @@ class Bench:
         view = self.view_of(dataset)
         split = view.split(tuning)
         rows = [self._with_prompts(row, prompts) for row in view.add_rankings(rows, split)]
-        blanks = [view.blank(row, tuning, split.image_ids) for row in rows]
+        images = view.facts_of(split.image_ids)
+        blanks = [view.blank(row, tuning, images) for row in rows]
         tracer = self.tracer if tuning.seed == self.plan.seed else None
         traced = view.choose_traced(tuning, tracer.images if tracer is not None else 0)
         ranked = any(row.rankings is not None for row in rows)
@@ -469,7 +473,17 @@ class View:
             raise ValueError(f"{self.dataset.name} has no {self.plan.split} images{why}")
         return judged
 
-    def blank(self, row: Variant, tuning: Tuning, image_ids: Sequence[str]) -> Record:
+    def facts_of(self, image_ids: Sequence[str]) -> dict[str, Any]:
+        """Return the fields of ``Record`` that say which images are judged, alike for all rows."""
+        captions = captions_of(self.dataset, image_ids)[0] if self.dataset.captioned else None
+        return {
+            "image_count": len(image_ids),
+            "images_sha256": images_digest(image_ids),
+            "image_groups": pack_groups([self.dataset.group_of(image_id) for image_id in image_ids]),
+            "caption_count": None if captions is None else len(captions),
+        }
+
+    def blank(self, row: Variant, tuning: Tuning, images: Mapping[str, Any]) -> Record:
         """Return a row's record with the conditions and no measurement."""
         dataset, config, classes = self.dataset, row.config, None
         if row.method == GOLDEN and row.rankings is not None:
@@ -490,12 +504,9 @@ class View:
             tuning=tuning.kind,
             prompt_tokens=tuning.prompt_tokens,
             seed=tuning.seed,
-            image_count=len(image_ids),
-            images_sha256=images_digest(image_ids),
-            image_groups=pack_groups([dataset.group_of(image_id) for image_id in image_ids]),
             image_size=row.vit.input_size,
             classes_judged=classes,
-            caption_count=len(captions_of(dataset, image_ids)[0]) if dataset.captioned else None,
+            **images,
             **measured_here(self.plan, self.bench.tag, self.bench.weights),
         )
 

@@ -213,15 +213,19 @@ def warnings_of(timing: Timing) -> tuple[str, ...]:
 
 def load_1min() -> float | None:
     """Return the load average of the last minute; None where the system has none."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
 
 
 def others_s() -> float | None:
     """Return the CPU seconds of all other processes since the machine started; None where the system doesn't say."""
-    if not STAT.is_file():
+    try:
+        ticks = [int(count) for count in STAT.read_text("utf-8").splitlines()[0].split()[1:9]]
+        user, nice, system, _idle, _iowait, irq, softirq, steal = ticks
+    except (OSError, ValueError, IndexError):  # not there, not for us, or of fewer columns
         return None
-    ticks = [int(count) for count in STAT.read_text("utf-8").splitlines()[0].split()[1:9]]
-    user, nice, system, _idle, _iowait, irq, softirq, steal = ticks
     own = os.times()
     busy: float = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
     return busy - (own.user + own.system + own.children_user + own.children_system)

@@ -81,6 +81,11 @@ class Tuner:
         self._pixels: dict[str, Tensor] = {}
         self._say_once = functools.cache(self.progress.say)  # not for each seed and row
 
+    @functools.cached_property
+    def text(self) -> tuple[Tensor, tuple[str, ...]]:
+        """The text classifier, and the classes that it leaves out."""
+        return text_classifier(self.parts, self.dataset)
+
     def few(self, shots: int, seed: int) -> FewShot:
         """Draw the labelled images of a seed; raise what ``draw`` does."""
         return draw(self.dataset, shots, seed, self.draws)
@@ -93,7 +98,7 @@ class Tuner:
         Raises:
             ValueError: what ``draw`` and ``zoo.tune`` refuse, or a class that can't be named.
         """
-        if text_classifier(self.parts, self.dataset)[1]:
+        if self.text[1]:
             what = "tokens are learned for every class; --skip-unknown-classes leaves some out"
             raise ValueError(f"{self.dataset.name}: {what}, use a model with a full vocabulary")
         like = next(rows[0].vit.blocks.parameters())
@@ -118,7 +123,7 @@ class Tuner:
 
     def judge(self, row: Variant, tuned: Tuned, split: Split) -> tuple[float, float]:
         """Return a row's top-1 on labelled images, as it is, by text, and tuned."""
-        text, _ = text_classifier(self.parts, self.dataset)
+        text, _ = self.text
         pairs = ((row, text), (replace(row, vit=tuned.vit), tuned.classifier))
         features = [self._outcomes.find([own], split, self.dataset.name)[row.key].features for own, _ in pairs]
         plain, own = (correct(f, by, split.labels).mean() for f, (_, by) in zip(features, pairs, strict=True))
