@@ -137,7 +137,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
                 yield matched_table(match_costs(group, more.match_to, more.timed_batch))
             update(done := done + 1)
     sources = [str(args.output)] * len(records)
-    drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # the page has all plots; `report` writes them as files, too
+    drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # that README shows; `report` writes all
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     return Shown(parts=(), data={"records": [record_values(record) for record in records]})

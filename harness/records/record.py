@@ -21,7 +21,7 @@ from harness.base.lines import append_lines, can_resume, parse_lines
 from harness.base.terminal import Progress
 from harness.records.metrics import METRICS, Measured, require_order, unpack
 from harness.records.statistics import Interval
-from zoo.core.files import from_json, strict_json
+from zoo.core.files import from_json, kind_of, strict_json
 from zoo.core.precision import PRECISIONS
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
@@ -99,6 +99,8 @@ class Times:
         require_bounds(self)
         require_order(self, "q1_ms", "median_ms", "q3_ms")
         require_order(self, "ratio_low", "ratio_to_dense", "ratio_high")
+        if (self.ratio_to_dense is None) != (self.ratio_low is None):
+            raise ValueError(f"ratio_to_dense needs ratio_low and ratio_high, got {self.ratio_to_dense!r} alone")
 
     @property
     def ratio(self) -> Interval | None:
@@ -202,7 +204,9 @@ class Record:
         """Refuse a metric that is out of its range, or isn't the mean of its values."""
         require_bounds(measured)
         if name in METRICS:
-            METRICS[name].require_value(measured.mean)
+            for number in (measured.mean, measured.low, measured.high):
+                if number is not None:
+                    METRICS[name].require_value(number)
         values = measured.per_image(self.image_count)
         if values is None and name != "top1":
             return
@@ -354,8 +358,8 @@ def read_run(path: Path) -> list[Record]:
     file = path / RECORDS if path.is_dir() else path
     if not file.is_file():
         what = f"it holds no {RECORDS}" if path.is_dir() else "there is no such file or folder"
-        if file.exists():
-            what = f"{str(file)!r} is a pipe or a device"
+        if kind := kind_of(file):
+            what = f"{str(file)!r} is {kind}"
         wanted = "expected a file of records, or the folder that patchrank compare --output wrote"
         raise FileNotFoundError(f"run {str(path)!r}: {what}; {wanted}")
     if records := read_records(file):

@@ -281,17 +281,16 @@ def paired_p(hits_a: ArrayLike, hits_b: ArrayLike, seeds_a: int = 1, seeds_b: in
     return sign_flip_exact(a - b)
 
 
-def holm(p_values: ArrayLike, of: int = 0) -> NDArray[np.float64]:
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Return p-values adjusted for being judged together, in the order given.
 
     Of m the smallest is multiplied by m, the next by m - 1 and so on, none ends below one before. The chance that any
-    true null hypothesis ends up to 5 % is at most 5 %, however those tested were chosen among ``of``, as the others
-    count as p-values of 1. Source: Holm, 1979.
+    true null hypothesis ends up to 5 % is at most 5 %. Source: Holm, 1979.
     """
     sample = np.asarray(p_values, dtype=np.float64)
-    order, m = np.argsort(sample), max(of, sample.size)
+    order, m = np.argsort(sample), sample.size
     adjusted = np.empty_like(sample)
-    adjusted[order] = np.maximum.accumulate(sample[order] * np.arange(m, m - sample.size, -1))
+    adjusted[order] = np.maximum.accumulate(sample[order] * np.arange(m, 0, -1))
     return np.minimum(adjusted, 1.0)
 
 
@@ -308,10 +307,10 @@ class Together(Generic[K]):
         return CLEAR if key in self.clear else ""
 
 
-def together(p_values: Mapping[K, float | None], of: int = 0) -> Together[K]:
-    """Judge differences together; those without a p-value aren't in the family, save for ``of``: see `holm`."""
+def together(p_values: Mapping[K, float | None]) -> Together[K]:
+    """Judge differences together, see `holm`; those without a p-value aren't in the family."""
     alone = {key: p for key, p in p_values.items() if p is not None}
-    adjusted = dict(zip(alone, holm(list(alone.values()), of).tolist(), strict=True))
+    adjusted = dict(zip(alone, holm(list(alone.values())).tolist(), strict=True))
     return Together(alone=alone, adjusted=adjusted, clear=frozenset(k for k, p in adjusted.items() if p <= LEVEL))
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from harness.base.store import BrokenShardError, from_lists, seal, to_lists, unseal
-from harness.datasets.images import open_image
+from harness.datasets.images import decode_image
 from harness.records.record import DENSE, Record
 from zoo.core.files import digest, from_json, write_whole
 
@@ -260,8 +260,8 @@ class Thumbnails:
 
     def view(self, image_id: str) -> NDArray[np.floating]:
         """Return an image's pixels, (H, W, 3) in [0, 1]."""
-        with open_image(self.jpeg[image_id]) as image:
-            return np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+        image = decode_image(self.jpeg[image_id], repr(image_id), way=f"delete the folder {THUMBNAILS}")
+        return np.asarray(image, dtype=np.float32) / 255
 
 
 def thumbnails_path(run: Path, facts: Facts) -> Path:

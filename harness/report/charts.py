@@ -157,7 +157,7 @@ def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> dict[str, Any
     if chart.aside in chart.series and others:
         low, high = min(others), max(others)
         if not chart.log:
-            axes.set_ylim(bottom=low - 0.08 * (high - low))
+            axes.set_ylim(bottom=low - (0.08 * (high - low) or 1.0))
         elif high > 0:
             axes.set_ylim(top=1.25 * high)
     return entries

@@ -175,7 +175,7 @@ def _row_data(row: Average) -> dict[str, Any]:
 
 def _is_of_times(run: Path) -> bool:
     """Tell a run of times alone."""
-    return run.name == LATENCIES or ((run / LATENCIES).is_file() and not (run / RECORDS).exists())
+    return (run.name == LATENCIES and run.is_file()) or ((run / LATENCIES).is_file() and not (run / RECORDS).exists())
 
 
 def read_times(runs: Iterable[Path], left_out: Callable[[str], object]) -> list[tuple[str, LatencyRecord]]:

@@ -265,10 +265,11 @@ def _brief_table(groups: Sequence[Group]) -> Table | None:
         about += f"; top-1 on {right.first.image_count} images"
     times = [heading for heading in known if heading.endswith("× dense")]
     last = [heading for heading in (METRICS["gflops"].heading, *times[-1:]) if heading in known]
+    legend = "; × dense: time by the dense model's" if times else ""
     return table_of(
         rows,
         [*columns, *((Column(heading=heading), known[heading]) for heading in last)],
         title=f"{tower_of(first)} at keep {100 * keep:.3g} %",
-        caption=f"{about}; × dense: time by the dense model's; with 95 % intervals; "
+        caption=f"{about}{legend}; with 95 % intervals; "
         f"{first.device_name}, {first.dtype}, {count_of(first.threads, 'thread')}.",
     )

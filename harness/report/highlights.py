@@ -6,7 +6,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from harness.base.table import UNMEASURED, Cell, Table, json_values
-from harness.records.averages import Average, labels, tower_of
+from harness.records.averages import Average, judged_on, labels, protocol, tower_of
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import DENSE, GOLDEN, RANDOM
 from harness.records.statistics import Interval
@@ -94,11 +94,16 @@ class Front:
     def rows(self) -> Iterator[list[Cell]]:
         """Yield a table's row per step, see `best_table`."""
         names = labels(self.group.rows)
+        what = f"{self.metric.quality}: {self.metric.heading}"
         for row, cost, second in self.steps:
             yield [
-                *(Cell(f"{self.metric.quality}: {self.metric.heading}"), Cell(self.cost.text(cost), cost.estimate)),
-                *(Cell(names[row.identity]), keep_cell(row.keep), self._value(row)),
-                *((Cell(names[second.identity]), self._value(second)) if second else (UNMEASURED, UNMEASURED)),
+                *(Cell(what, what), Cell(self.cost.text(cost), cost.estimate)),
+                *(Cell(names[row.identity], names[row.identity]), keep_cell(row.keep), self._value(row)),
+                *(
+                    (Cell(names[second.identity], names[second.identity]), self._value(second))
+                    if second
+                    else (UNMEASURED, UNMEASURED)
+                ),
             ]
 
     def _value(self, row: Average) -> Cell:
@@ -136,15 +141,18 @@ def _steps(rows: Sequence[Average], metric: Metric, cost: Cost) -> list[Step]:
         for row in rows
         if row.method not in _APART and row.has(metric) and (price := cost.of(row)) is not None
     ]
-    known.sort(key=lambda one: (one[0].estimate, one[1]))
+    known.sort(key=lambda one: (round(one[0].estimate, 2), one[1]))  # costs that are printed alike are alike
     steps: list[Step] = []
     best = float("inf")
     for price, value, row in known:
         if value < best:
             best = value
-            others = [one for one in known if one[0].estimate <= price.estimate and one[2].method != row.method]
+            most = round(price.estimate, 2)
+            others = [one for one in known if round(one[0].estimate, 2) <= most and one[2].method != row.method]
             second = min(others, key=lambda one: one[1], default=(None, None, None))[2]
             steps.append(Step(row, price, second))
+        elif steps[-1].second is None and row.method != steps[-1].row.method:
+            steps.append(Step(steps[-1].row, price, row))  # from here on there is another method
     return steps
 
 
@@ -172,8 +180,9 @@ def headline(every: Sequence[Front]) -> list[str]:
 def _set_name(group: Group, shown: Sequence[Front]) -> str:
     """Return what a group is called in a sentence: the dataset, and what tells it from others."""
     dataset = group.first.dataset
-    towers = {tower_of(other.group.first) for other in shown if other.group.first.dataset == dataset}
-    words = [tower_of(group.first) if len(towers) > 1 else "", group.name.partition("; ")[2]]
+    firsts = [other.group.first for other in shown if other.group.first.dataset == dataset]
+    words = [way(group.first) for way in (judged_on, protocol, tower_of) if len(set(map(way, firsts))) > 1]
+    words.append(group.name.partition("; ")[2])
     more = ", ".join(filter(None, words))
     return f"{dataset} ({more})" if more else dataset
 

@@ -219,8 +219,8 @@ class TracedGroup:
     def title(self) -> str:
         """Say which dataset, split, tuning and tower these are."""
         how = protocol(self.facts) if self.facts.shots else "by text"
-        split = split_words(self.facts.dataset, self.facts.split)
-        return f"{self.facts.dataset} {split}, {how}, {tower_of(self.facts)}"
+        split, made = split_words(self.facts.dataset, self.facts.split), f"{self.facts.device_name}, {self.facts.dtype}"
+        return f"{self.facts.dataset} {split}, {how}, {tower_of(self.facts)}, {made}"
 
     @property
     def slug(self) -> str:
@@ -320,7 +320,8 @@ def galleries(traced: Sequence[TracedGroup]) -> list[TracePicture]:
 def _gallery(group: TracedGroup, ids: Sequence[str], images: int) -> TracePicture:
     # The method that learns the golden ranking beside it.
     level = sorted(group.lowest, key=lambda row: row.facts.method != REFERENCE)
-    rate = 100 * level[0].facts.keep
+    rates = sorted({row.facts.keep for row in level})
+    kept = " to ".join(dict.fromkeys(f"{100 * rate:.3g}" for rate in (rates[0], rates[-1])))
     rows = [row.take(ids) for row in (*group.golden, *level)]
     dense = next((row.take(ids) for row in group.rows if row.facts.method == DENSE), None)
     golden = {label(row, rows): row for row in rows if row.golden}
@@ -349,7 +350,7 @@ def _gallery(group: TracedGroup, ids: Sequence[str], images: int) -> TracePictur
     counts = {DENSE if key == IMAGE else key: sum(map(bool, row.correct)) for key, row in answering.items()}
     return TracePicture(
         name=f"gallery_{group.slug}",
-        title=f"Kept patches of the first {len(ids)} of {images} traced images, {rate:.3g} % kept: {group.title}",
+        title=f"Kept patches of the first {len(ids)} of {images} traced images, {kept} % kept: {group.title}",
         alt=f"{len(ids)} images ({', '.join(rows[0].labels)}) with their kept patches by method; right "
         f"answers of {len(ids)}: {', '.join(f'{key} {count}' for key, count in counts.items())}.",
         jpeg=draw(sheet, "jpg", SCALE),

@@ -5,7 +5,7 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
   const before = [...body.rows];
-  const said = table.closest("section").querySelector("[role=status]");
+  const said = table.closest("section, details").querySelector("[role=status]");
   const valueOf = (row, column) => row.cells[column].dataset.sort;
   const compare = (a, b) => {
     const numbers = [Number(a), Number(b)];

@@ -223,7 +223,6 @@ def test_a_family_by_hand():
     assert family.clear == {"a"}
     assert [family.mark(key) for key in "abcd"] == [statistics.CLEAR, "", "", ""]
     assert statistics.together({"b": 0.04}).clear == {"b"}  # the only one that was asked
-    assert statistics.together({"a": 0.02}, of=3).adjusted == {"a": pytest.approx(0.06)}
 
 
 def test_means_over_seeds_go_by_sign_flips_of_their_sums():
