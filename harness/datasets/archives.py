@@ -29,6 +29,7 @@ RATIO = 20
 ALLOWANCE = 2**26
 RECORD = 512  # bytes of a tar's header, and those that any member counts at least
 NAMES = 2**16  # bytes of names and the like that a member may have beyond its header; tarfile reads them at once
+MOST = 2**62  # bytes of a member: Arrow's numbers hold no more
 GLOBALS = 1000  # keywords that may hold for all members; tarfile keeps them
 AGAIN = "delete it and get it again, by --download or by hand"
 DAMAGE = (
@@ -258,7 +259,7 @@ def members_of(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
             while (member := tar.next()) is not None:
-                if member.size < 0 or len(tar.pax_headers) > GLOBALS:
+                if not 0 <= member.size < MOST or len(tar.pax_headers) > GLOBALS:
                     raise OverflowError(f"{member.size:,} bytes in {member.name!r}, {len(tar.pax_headers):,} keywords")
                 tar.members.clear()  # type: ignore[attr-defined]  # else all headers stay in memory
                 yield member

@@ -4,6 +4,7 @@ import abc
 import copy
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zoo.core.files import cache_file, digest, require_file, write_whole
+from zoo.core.files import NoRoomError, cache_file, digest, require_file, write_whole
 
 SplitName = Literal["train", "val", "test", "final"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")  # that every dataset has
@@ -347,5 +348,8 @@ def cached_json(room: str, *identity: object) -> tuple[Path, Any]:
 
 
 def keep_json(file: Path, content: object) -> None:
-    """Write a file of the user's cache, whole or not at all."""
-    write_whole(file, json.dumps(content).encode())
+    """Write a file of the user's cache, whole or not at all; where there is no room, a warning says so."""
+    try:
+        write_whole(file, json.dumps(content).encode())
+    except NoRoomError as error:
+        warnings.warn(f"{error}: this run keeps nothing for later ones", stacklevel=2)

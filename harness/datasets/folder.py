@@ -58,7 +58,7 @@ class FolderDataset(OwnDataset, ListedDataset):
         for split in SPLITS:
             folders = [(roots[split] / name, label) for label, name in enumerate(names) if split in roots]
             found = [(file, label) for inner, label in folders if inner.is_dir() for file in find_images(inner)]
-            files = [(file.path, label) for file, label in found if not file.wrong]
+            files = [(file, label) for file, label in found if not file.wrong]
             lists[split] = list_files(folder, [f for f, _ in files], [label for _, label in files], self.name)
             self.notes += tell_unread((file for file, _ in found), folder, where)
         self._lists = lists

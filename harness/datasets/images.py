@@ -40,9 +40,9 @@ FORMATS = {
 }  # fmt: skip
 EXTENSIONS = frozenset(f".{name}" for names in FORMATS.values() for name in names.split())
 _UNREAD = (
-    "3fr ai arw bpg cr2 cr3 crw cur dcr dds dng emf eps erf exr fff hdr heic heics heif heifs hif icns ico iiq j2c j2k "
-    "jpe jpf jps jpx jxl jxr kdc mef mos mrw nef nrw orf pcx pef psb psd raf raw rw2 rwl sgi sr2 srf srw svg svgz tga "
-    "wdp wmf x3f xbm xcf xpm"
+    "3fr ai apng arw bpg cr2 cr3 crw cur dcr dds dib dng emf eps erf exr fff hdr heic heics heif heifs hif icns ico "
+    "iiq j2c j2k jpe jpf jps jpx jxl jxr kdc mef mos mpo mrw nef nrw orf pcx pef psb psd qoi raf raw rw2 rwl sgi "
+    "sr2 srf srw svg svgz tga wdp wmf x3f xbm xcf xpm"
 )
 UNREAD = frozenset(f".{name}" for name in _UNREAD.split())  # extensions of images that aren't read
 KNOWN = f"known extensions are {', '.join(sorted(EXTENSIONS))}"
@@ -54,8 +54,10 @@ CHUNK = 128  # images that threads share out
 SAVED_S = 30.0  # seconds between two states on disk
 # For images of as many pixels as PIL trusts; those of fewer may have more scans, and smaller precincts.
 SCANS = 20  # of a JPEG
+DECODER = 8  # bytes that a decoder may need for a pixel, beside the image
 PRECINCT = 256  # pixels of a JPEG 2000's smallest precinct, at least
 EXIFS = 100  # blocks of EXIF, which PIL joins in quadratic time
+SEGMENTS = 2**16  # of a JPEG
 SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a JPEG's segment; the rest are data and restarts
 # A JPEG 2000's segment COD or COC that sets precincts, with the number of levels.
@@ -71,6 +73,8 @@ def open_image(content: bytes) -> Image.Image:
     """
     if (count := content.count(b"Exif\0\0")) > EXIFS:
         raise Image.DecompressionBombError(f"{count:,} blocks of EXIF")
+    if content.startswith(b"\xff\xd8"):
+        _ = SCAN in _segments(content)  # PIL keeps what stands before the first scan
     image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
     pixels, size = image.width * image.height, f"{image.width} x {image.height} pixels"
     most = Image.MAX_IMAGE_PIXELS or math.inf
@@ -78,20 +82,23 @@ def open_image(content: bytes) -> Image.Image:
         raise Image.DecompressionBombError(size)
     # To count the two bytes is fast, and they may stand elsewhere, too, as in a thumbnail.
     many = image.format in ("JPEG", "MPO") and content.count(SCAN) * pixels > SCANS * most
-    if many and (scans := _count_scans(content)) * pixels > SCANS * most:
+    # The decoder goes through all pixels for each scan.
+    if many and (scans := sum(one == SCAN for one in _segments(content))) * pixels > SCANS * most:
         raise Image.DecompressionBombError(f"{size} in {scans:,} scans")
     if image.format == "JPEG2000" and (least := _smallest_precinct(content)) * most < pixels * PRECINCT:
         raise Image.DecompressionBombError(f"{size} in precincts of {least:g}")
     return image
 
 
-def _count_scans(content: bytes) -> int:
-    """Count the scans of a JPEG's first image, each of which the decoder goes through all its pixels for."""
-    scans, at = 0, 0
-    while (found := _MARKER.search(content, at)) and found[1] != b"\xd9":
+def _segments(content: bytes) -> Iterator[bytes]:
+    """Yield the markers of a JPEG's first image; a DecompressionBombError tells that there are too many."""
+    at = 0
+    for _ in range(SEGMENTS):
+        if (found := _MARKER.search(content, at)) is None or found[1] == b"\xd9":
+            return
         at = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
-        scans += found[0] == SCAN
-    return scans
+        yield found[0]
+    raise Image.DecompressionBombError(f"more than {SEGMENTS:,} segments")
 
 
 def _smallest_precinct(content: bytes) -> float:
@@ -111,9 +118,12 @@ def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Im
 
     Raises:
         ValueError: they can't be decoded, or take more to decode than is trusted, see ``open_image``.
+        MemoryError: memory doesn't suffice, which says nothing of the image.
     """
+    pixels = 0
     try:
         with open_image(content) as image:
+            pixels = image.width * image.height
             image.load()
             try:
                 ImageOps.exif_transpose(image, in_place=True)
@@ -124,7 +134,10 @@ def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Im
             return _to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image {where} is too large to be trusted ({error}); make it smaller, or {way}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise whatever they stumble over
+        bytearray(DECODER * pixels)  # a MemoryError here: too little for a decoder, which calls that a broken image
         why = "in no known format" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"image {where} can't be read ({why}); replace it, or {way}") from error
 
@@ -166,13 +179,15 @@ def find_images(folder: Path) -> list[FoundFile]:
             raise error  # os.walk would swallow it, as of a folder without permission
 
     found: list[FoundFile] = []
-    visited: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int, bool]] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         facts, inside = Path(root).stat(), os.path.relpath(root, folder)
-        if (facts.st_dev, facts.st_ino) in visited:
+        # A folder that a link brings out of a hidden one is seen there, too.
+        place = (facts.st_dev, facts.st_ino, _hidden_part(inside) is None)
+        if place in visited:
             folders.clear()
             continue
-        visited.add((facts.st_dev, facts.st_ino))
+        visited.add(place)
         # What a hidden folder links to isn't hidden itself.
         folders[:] = sorted(n for n in folders if not (_hidden_part(f"{inside}/{n}") and Path(root, n).is_symlink()))
         found += [_look_at(Path(root, name), f"{inside}/{name}") for name in names if is_named_like_image(name)]
@@ -329,7 +344,7 @@ def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE
     folder, where = Path(path), f"{flag}{str(path)!r}"
     require_folder(folder, where, "the folder it lies in")
     found = find_images(folder)
-    notes, files = tell_unread(found, folder, where), [file.path for file in found if not file.wrong]
+    notes, files = tell_unread(found, folder, where), [file for file in found if not file.wrong]
     if not files:
         raise ValueError("; ".join([f"{where}: no images below this folder", KNOWN, *notes]))
     listed = list_files(folder, files, np.full(len(files), -1, dtype=np.int64))
@@ -337,14 +352,15 @@ def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE
 
 
 def list_files(
-    root: Path, files: Sequence[Path | str], labels: Sequence[int] | NDArray[np.int64], prefix: str = ""
+    root: Path, files: Sequence[FoundFile | str], labels: Sequence[int] | NDArray[np.int64], prefix: str = ""
 ) -> ImageList:
     """List files below a root, or what should be there, by their paths or by those relative to it."""
-    paths = [file if isinstance(file, str) else file.relative_to(root).as_posix() for file in files]
-    sizes = np.full(len(paths), MISSING, dtype=np.int64)
-    for index, path in enumerate(paths):
-        with suppress(FileNotFoundError, NotADirectoryError):
-            sizes[index] = (root / path).stat().st_size
+    paths = [file if isinstance(file, str) else file.path.relative_to(root).as_posix() for file in files]
+    sizes = np.array([MISSING if isinstance(file, str) else file.size for file in files], dtype=np.int64)
+    for index, file in enumerate(files):
+        if isinstance(file, str):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                sizes[index] = (root / file).stat().st_size
     return ImageList(root=root, paths=paths, labels=np.array(labels, dtype=np.int64), sizes=sizes, prefix=prefix)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.apps.vectors.source import PictureFile
-from harness.datasets.images import decode_image
+from harness.datasets.images import LEAVE_OUT, decode_image
 from zoo.core.files import digest, is_out_of_memory
 
 AHEAD = 3  # chunks per process that wait for the model at most
@@ -73,25 +73,25 @@ def join_chunks(chunks: Sequence[DecodedChunk]) -> DecodedChunk:
     return DecodedChunk(paths, np.concatenate(filled), digests, wrong, lost, seconds)
 
 
-def prepare(pictures: Sequence[PictureFile], transform: Transform) -> DecodedChunk:
-    """Read, decode, resize and normalise pictures."""
+def prepare(pictures: Sequence[PictureFile], transform: Transform, *, way: str = LEAVE_OUT) -> DecodedChunk:
+    """Read, decode, resize and normalise pictures; ``way`` out of a bad one is for messages."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PIL, about metadata
-        return join_chunks([_prepare_one(picture, transform) for picture in pictures])
+        return join_chunks([_prepare_one(picture, transform, way) for picture in pictures])
 
 
-def _prepare_one(picture: PictureFile, transform: Transform) -> DecodedChunk:
+def _prepare_one(picture: PictureFile, transform: Transform, way: str) -> DecodedChunk:
     start, pixels, known, wrong, lost = time.perf_counter(), None, "", {}, []
     try:
         content = picture.read()
         known = digest(content)
-        image = decode_image(content, repr(picture.path), way="leave it out")
+        image = decode_image(content, repr(picture.path), way=way)
         if max(image.size) > LONGEST * min(image.size):
             raise ValueError(f"it has {image.width} x {image.height} pixels; expected sides of 1 : {LONGEST}")
         pixels = np.asarray(transform(image), dtype=np.float32)[np.newaxis]
     except Exception as error:  # an odd size may stop a transform, too
         wrong[0] = str(error) or type(error).__name__
-        lost = [0] if is_out_of_memory(error.__cause__ or error) else []
+        lost = [0] if is_out_of_memory(error) else []
     return DecodedChunk([picture.path], pixels, [known], wrong, lost, time.perf_counter() - start)
 
 
@@ -119,10 +119,12 @@ class DeadDecoderError(Exception):
     @property
     def by_itself(self) -> bool:
         """Whether what it was doing ended it, and nobody from outside, such as the system for lack of memory."""
-        outside = (None, UNKNOWN_CODE, *(-one for one in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)))
-        return self.code not in outside
+        names = ("SIGKILL", "SIGTERM", "SIGHUP")  # Windows has one of them
+        outside = [-getattr(signal, name) for name in names if hasattr(signal, name)]
+        return self.code not in (None, NO_MEMORY, UNKNOWN_CODE, *outside)
 
 
+NO_MEMORY = 0  # of a process that finds none for what it receives or sends
 UNKNOWN_CODE = 255  # of multiprocessing, where the server that started a process is dead
 
 
@@ -161,6 +163,11 @@ class _Decoder:
             self.close()
             raise DeadDecoderError(self._process.exitcode) from error
 
+    @property
+    def alive(self) -> bool:
+        """Whether nothing has ended it since."""
+        return bool(self._process.is_alive())
+
     def close(self) -> None:
         """End it."""
         self._pipe.close()
@@ -186,7 +193,7 @@ def _serve(pipe: Connection, transform: Transform) -> None:
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(EOFError, OSError):
+    with contextlib.suppress(EOFError, OSError, MemoryError):
         pipe.send(None)
         while True:
             pipe.send(prepare(pipe.recv(), transform))
@@ -264,7 +271,7 @@ class Decoders:
     def _attempt(self, chunk: Sequence[PictureFile]) -> DecodedChunk:
         """Give a chunk to a process that has nothing to do, or to a new one."""
         try:
-            decoder = self._idle.pop()
+            decoder = next(one for one in iter(self._idle.pop, None) if one.alive)
         except IndexError:
             decoder = self._start_one()
         result = decoder.prepare(chunk)

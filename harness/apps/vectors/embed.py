@@ -58,6 +58,7 @@ class VectorsProvenance(Origin):
     reducer: str | None = None  # digest of the method's own weights, None without
     text_weights: str | None = None  # digest of the text tower's; None of images
     preprocessing: str  # of pictures, in words
+    upright: bool  # whether pictures are turned as their EXIF says; shards of before have no digests either
     dtype: str  # of the computation
     optimised: bool = False  # by `zoo.optimize`, which can't take every tower
     batch: int  # pictures per pass decide the last bits
@@ -424,6 +425,7 @@ class Embedder:
             revision=job.source.revision,
             count=len(job.source),
             random_weights=job.random_weights,
+            upright=True,
             text_weights=encoder.text_weights if job.kind == TEXTS else None,
             batch=job.batch,
             embedding_dtype=job.embedding_dtype,

@@ -69,7 +69,7 @@ def query_vector(query: str, provenance: VectorsProvenance, *, device: str = "cp
                 "embed again"
             )
     if is_picture:
-        picture = prepare([PictureFile(query, file=query)], encoder.preprocess)
+        picture = prepare([PictureFile(query, file=query)], encoder.preprocess, way="take another one")
         if picture.pixels is None:
             raise ValueError(f"query {query!r}: {picture.wrong[0]}")
         count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != "float32" else 1
