@@ -107,6 +107,7 @@ def headed(name: str, kind: bytes, size: int) -> bytes:
 @pytest.mark.parametrize(("content", "why"), [
     *((headed(*long, 2**30), "a header of 1,073,741,824 bytes") for long in LONG),
     (headed("a.png", tarfile.REGTYPE, -512), "a header of -512 bytes"),
+    (headed("a.png", tarfile.REGTYPE, 2**70), "1,180,591,620,717,411,303,424 bytes"),
     (header("a.png").create_pax_global_header(BACK) + header("a.png").tobuf() + bytes(20 * 512), "-1,024 bytes"),
     (tarfile.TarInfo.create_pax_global_header({f"k{n}": "v" for n in range(2000)}) + header("a").tobuf(), "2,000 key"),
 ])  # fmt: skip

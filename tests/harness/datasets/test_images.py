@@ -80,21 +80,25 @@ def test_links_are_followed_and_what_is_named_like_an_image_and_not_read_has_its
         **{"b/up": folder, "zz": folder / "b", "loop.png": "loop.png", "gone.png": "nowhere"},
         **{"linked": tmp_path / "other", "one.png": tmp_path / "other" / "q.png"},
         ".link": folder / "b",  # doesn't hide what is in b
+        "current": folder / ".store",
     }.items():
         (folder / name).symlink_to(to)
-    SQUARE.save(folder / ".c.png")
+    (folder / ".store").mkdir()
+    for name in (".c.png", ".store/d.png"):
+        SQUARE.save(folder / name)
     (folder / "b" / "x.HEIC").write_bytes(b"heic")
     os.mkfifo(folder / "pipe.jpg")
     (folder / "folder.png").mkdir()
     assert {str(file.path.relative_to(folder)): file.wrong for file in find_images(folder)} == {
         ".c.png": "it is hidden: '.c.png' starts with a dot",
+        ".store/d.png": "it is hidden: '.store' starts with a dot",
         ".thumbnails/c.png": "it is hidden: '.thumbnails' starts with a dot",
         "b/._z.webp": "it is what macOS writes beside a file, no image",
         "b/x.HEIC": ".heic files aren't read; convert it, for instance to .png",
         "gone.png": "it is a link to 'nowhere', which can't be read: No such file or directory",
         "loop.png": "it is a link to 'loop.png', which can't be read: Too many levels of symbolic links",
         "pipe.jpg": "it is a pipe; expected a regular file",
-        **dict.fromkeys(["a.JPG", "b/z.webp", "c.png", "linked/q.png", "one.png"]),
+        **dict.fromkeys(["a.JPG", "b/z.webp", "c.png", "current/d.png", "linked/q.png", "one.png"]),
     }
     assert ids(folder).count(digest(tmp_path / "other" / "q.png")) == 2
 
@@ -185,6 +189,7 @@ def precincts(log: int) -> bytes:
 @pytest.mark.parametrize(("content", "why"), [
     (scanned(21), "10 x 10 pixels in 21 scans"),
     (precincts(3), "10 x 10 pixels in precincts of 64"),
+    (encode(SQUARE, "JPEG").replace(b"\xff\xdb", b"\xff\xfe\0\2" * 2**16 + b"\xff\xdb", 1), ".* 65,536 segments"),
     (encode(SQUARE, "JPEG").replace(b"\xff\xdb", b"\xff\xe1\0\x09Exif\0\0x" * 101 + b"\xff\xdb", 1), "101 .* EXIF"),
 ])  # fmt: skip
 def test_what_takes_far_more_to_decode_than_it_has_pixels_is_refused_unseen(content: bytes, why: str, monkeypatch):
