@@ -16,6 +16,7 @@ from zoo.core.files import from_json, strict_json, write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS
 from zoo.deploy.optimized import optimize
+from zoo.loading.learned_files import check_settings
 from zoo.loading.recovery_file import add_recovery
 from zoo.loading.sizes import MODELS
 from zoo.towers.vit import ReducedViT
@@ -52,6 +53,10 @@ class Setup:
     def __post_init__(self) -> None:
         if self.method is not None and self.method not in METHODS:
             raise ValueError(f"method {self.method!r}: {expected(self.method, METHODS)}")
+        if self.method is not None:
+            check_settings(self.method, self.options)
+            if self.options.get("keep") is None:
+                raise ValueError(f"{self.model} by {self.method} without a keep rate: a setup needs one")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r}: {expected(self.dtype, DTYPES)}")
         if self.method is None and (self.options or self.recovery):

@@ -107,7 +107,10 @@ def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
         raise BrokenShardError("cut off, or no Parquet file")
     with _reading(len(content)):
         file = pq.ParquetFile(pa.BufferReader(content))
-        texts = file.metadata.metadata or {}
+        texts, whole = file.metadata.metadata or {}, file.metadata
+        rows = [whole.row_group(at).num_rows for at in range(whole.num_row_groups)]
+        if sum(rows) != whole.num_rows or max(rows, default=0) > _DENSEST * len(content):  # Arrow would take memory
+            raise BrokenShardError("its numbers of rows don't agree")
     if kind.encode() not in texts and json.dumps({"kind": kind})[1:-1].encode() not in content:
         raise ValueError(f"a Parquet file, but not of {kind}")
     with _reading(len(content)):

@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         require_own_packages()
         args = build_parser().parse_args(words)
-        args.argv, color, goes_on = drop_shared(words), args.color, COMMANDS[args.command].goes_on
+        args.argv, color = drop_shared(words), args.color
+        goes_on = COMMANDS[args.command].goes_on and not vars(args).get("fresh")
         with _no_empty_folders(args), _warnings_as_notes(args):
             code = _run(args)
         sys.stdout.flush()

@@ -39,6 +39,7 @@ _NO_ROOM = {
 }
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory")
 PIPE, DEVICE = "a pipe", "a device"
+_SHELL = {"/dev/stdout": 1, "/dev/stderr": 2}  # handles: they may be files that a shell has open
 _KINDS = {
     stat.S_IFREG: None,
     stat.S_IFDIR: "a folder",
@@ -119,8 +120,11 @@ def cache_file(room: str, name: str) -> Path:
     except OSError as error:
         spare = _spare_cache(cache_folder(), error.strerror) / room / name
     spare.parent.mkdir(exist_ok=True)
-    if path.is_file() and not spare.exists():
-        shutil.copyfile(path, spare)
+    try:
+        if path.is_file() and not spare.exists():
+            shutil.copyfile(path, spare)
+    except OSError:  # another user's
+        spare.unlink(missing_ok=True)
     return spare
 
 
@@ -154,8 +158,10 @@ def write_whole(path: Path, content: bytes | Path) -> None:
     path = Path(os.path.realpath(path))
     partial = partial_of(path)
     try:
-        if kind is not None:
-            asked.write_bytes(content.read_bytes() if isinstance(content, Path) else content)
+        if kind is not None or str(asked) in _SHELL:
+            shell = _SHELL.get(str(asked))
+            with asked.open("wb") if shell is None else os.fdopen(os.dup(shell), "wb") as file:
+                file.write(content.read_bytes() if isinstance(content, Path) else content)
             return
         if isinstance(content, Path):
             shutil.move(content, partial)

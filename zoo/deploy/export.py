@@ -5,6 +5,7 @@ name with ``.json`` behind, which says what it is.
 """
 
 import copy
+import glob
 import io
 import json
 import logging
@@ -148,9 +149,11 @@ def export_model(
         eager = torch.cat([model(part) for part in images.split(max(batches))])
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without gradients: exporters cannot undo views of what needs them.
-    weights = sum(weight.numel() for weight in model.parameters()) * PRECISIONS[dtype].itemsize
-    _require_room(path, weights + GRAPH)  # torch's writer aborts the process later
-    beside: dict[str, Any] = {"prefix": f".{path.name}.", "suffix": PARTIAL, "dir": path.parent}
+    size = 8 if format == OPENVINO else PRECISIONS[dtype].itemsize  # float32, with ONNX's file beside it
+    weights = sum(weight.numel() for weight in model.parameters()) * size
+    real = Path(os.path.realpath(path))
+    _require_room(real, weights + GRAPH)  # torch's writer aborts the process later
+    beside: dict[str, Any] = {"prefix": f".{real.name}.", "suffix": PARTIAL, "dir": real.parent}
     with tempfile.TemporaryDirectory(**beside) as folder, _quiet(), torch.no_grad():
         # Under its final name, which files with weights apart keep inside.
         place = Path(folder) / path.name
@@ -159,7 +162,7 @@ def export_model(
         except Exception:  # some writers say in their own words that the disk is full
             written = sum(file.stat().st_size for file in Path(folder).iterdir())
             shutil.rmtree(folder)
-            _require_room(path, max(weights, written) + GRAPH)
+            _require_room(real, max(weights, written) + GRAPH)
             raise
         call = kind.load(place, dtype, torch.get_num_threads())
         features, done = [], 0
@@ -176,7 +179,7 @@ def export_model(
         about = {**describe(model), **(facts or {}), "format": format, "dtype": dtype, "agreement": asdict(agreement)}
         write_whole(about_path(path), (json.dumps(about, indent=2, allow_nan=False) + "\n").encode())
         # The file that is asked for comes last: who finds it finds the others.
-        for file in sorted(Path(folder).glob(f"{path.stem}.*"), key=lambda file: file == place):
+        for file in sorted(Path(folder).glob(f"{glob.escape(path.stem)}.*"), key=lambda file: file == place):
             write_whole(path.with_name(file.name), file)
     return agreement
 
@@ -398,7 +401,7 @@ FORMATS: dict[str, Format] = {
 
 def require_format(format: Any, dtype: Any, *, path: Path | None = None, writing: bool = True) -> Format:
     """Return what a format is, or raise ValueError: it hasn't the precision, its packages, or the ending of a path."""
-    if format not in FORMATS:
+    if format not in list(FORMATS):  # of JSON, which may be a list itself
         raise ValueError(f"format {format!r}: {expected(str(format), FORMATS)}")
     kind = FORMATS[format]
     if dtype not in kind.dtypes:

@@ -66,7 +66,7 @@ class PromptFile:
         """Read the provenance of ``path``; raise as ``read_learned`` does, also where tensors have another shape."""
         file = read_learned(path, "prompts", cls)
         shape, count = file.shape, len(file.classes)
-        expected = {"classifier": [count, shape.features]}
+        expected = {"classifier": [count, shape.features], "logit_scale": list[int]()}
         if shape.tokens:
             expected["visual"] = [shape.depth, shape.tokens, file.width]
         with safe_open(path, framework="pt") as opened:

@@ -1,6 +1,7 @@
 """Files of predictors: reading, finding the one of a tower, and filling a model with it."""
 
 import logging
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ class PredictorFile:
         width = file.options.get("width", 1)
         if type(width) is not int or not 0 < width <= path.stat().st_size:  # a network of it would be built
             raise wanting(ValueError(f"{str(path)!r} holds no predictor: its width is {width!r}"), "predictor")
+        if odd := file.options.keys() - {"arch", "width"}:
+            raise wanting(
+                ValueError(f"{str(path)!r} holds no predictor: option {min(odd)!r} isn't its own"), "predictor"
+            )
         return file
 
     def fill(self, options: dict[str, Any]) -> None:
@@ -109,7 +114,7 @@ def find_predictor(
         ValueError: it isn't what its name says.
     """
     name = predictor_name(model, tag, block, action)
-    found = [folder / name for folder in _folders() if (folder / name).is_file()]
+    found = [folder / name for folder in _folders() if os.access(folder / name, os.R_OK)]
     if not found:
         others = ", ".join(map(str, find_fitted(model, tag, action)))
         there = f" (fitted so far: block {others})" if others else ""

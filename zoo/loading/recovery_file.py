@@ -217,7 +217,7 @@ def save_recovery(
     assert model.reducer is not None
     losses = zip(recovered.before, recovered.after, strict=True)
     sets = [{**one, "before": a, "after": b} for one, (a, b) in zip(datasets, losses, strict=True)]
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "model": name,
         "tag": tag,
@@ -231,7 +231,7 @@ def save_recovery(
         "commit": commit,
     }
     write_learned(path, "recovery", recovered.tensors, facts)
-    return RecoveryFile.read(path)
+    return RecoveryFile(path=path, **facts)
 
 
 def add_recovery(model: T, recovery: str | Path | RecoveryFile) -> T:

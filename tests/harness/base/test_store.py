@@ -270,7 +270,7 @@ def test_killed_at_any_moment_the_same_run_brings_the_same_bytes(tmp_path: Path)
     fill(tmp_path / "whole", 100)
     whole, folder = contents(tmp_path / "whole"), tmp_path / "store"
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom pathlib import Path\n"
-    code += "from test_store import fill; fill(Path(sys.argv[1]), 100, pause=0.01)"
+    code += "from test_store import fill; fill(Path(sys.argv[1]), 100, pause=0.2)"
     limit = time.monotonic() + 120
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.DEVNULL) as process:
         try:
