@@ -105,8 +105,9 @@ PREDICTOR = {"rank": "predictor", "rank_at": 1, "arch": "mlp", "width": 8}
 )
 def test_programs_of_torch(format: str, method: str, options: dict, make: Build, images: Tensor, tmp_path: Path):
     model = make(method, **options)
-    export_model(model, tmp_path / "model.pt2", images, format=format)
-    check_again(tmp_path / "model.pt2", model)
+    path = tmp_path / "model[1].pt2"
+    export_model(model, path, images, format=format)
+    check_again(path, model)
 
 
 def test_lower_precision_is_measured_and_bounded(make: Build, images: Tensor, tmp_path: Path):

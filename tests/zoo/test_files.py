@@ -7,6 +7,7 @@ import math
 import os
 import socket as socket_module
 import subprocess
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -68,6 +69,11 @@ def test_pipes_and_devices_are_written_to_and_stay(tmp_path: Path):
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
         write_whole(Path(f"/dev/fd/{reader.stdin.fileno()}"), b"whole")
         assert reader.communicate(timeout=60)[0] == b"whole"
+    code = "from pathlib import Path; from zoo.core.files import write_whole; print('a', flush=True)"
+    code += "; write_whole(Path('/dev/stdout'), b'b')"
+    with (tmp_path / "log").open("w") as log:  # as a shell redirects; what was printed stays
+        subprocess.run([sys.executable, "-c", code], stdout=log, check=True)
+    assert (tmp_path / "log").read_text() == "a\nb"
     with contextlib.closing(socket_module.socket(socket_module.AF_UNIX)) as bound:
         bound.bind(str(socket))
         with pytest.raises(OSError, match=r"socket': it is a socket; expected a file, a pipe or a device"):
@@ -75,7 +81,7 @@ def test_pipes_and_devices_are_written_to_and_stay(tmp_path: Path):
     with pytest.raises(NoRoomError, match="can't write '/dev/full': the disk is full; 5 bytes needed"):
         write_whole(Path("/dev/full"), b"whole")
     assert [pipe.is_fifo(), socket.is_socket(), Path("/dev/full").is_char_device()] == [True] * 3
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_without_a_cache_that_can_be_written_to_a_run_goes_on_and_says_so_once(tmp_path: Path, monkeypatch):

@@ -60,6 +60,8 @@ def test_a_foreign_tower_is_built_with_its_predictor_and_recovery(foreign: str, 
     (lambda: Setup(model="clip_vit_s14", dtype="int8"), "'int8'"),
     (lambda: Setup(model="clip_vit_s14", options={"keep": 0.5}), "name a method"),
     (lambda: Setup(model="clip_vit_s14", format=2), "format 2"),
+    (lambda: Setup(model="clip_vit_s14", method="tome", options={"r": 8}), "without a keep rate"),
+    (lambda: Setup(model="clip_vit_s14", method="tome", options={"keep": [1]}), r"\[1\]"),
 ])  # fmt: skip
 def test_refusals(make: Any, quoted: str):
     with pytest.raises(ValueError, match=quoted):
