@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.base.table import NOT_MEASURED, Shown, Table
-from harness.base.terminal import printable
 from harness.records.metrics import METRICS, Measured, Metric
 from harness.records.record import MATCHED, Record
 from harness.report.changes import COUNTED, Change
@@ -215,5 +214,5 @@ def _text(value: object) -> str:
     """Show a value, of a hash the first digits."""
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) >= SHOWN_DIGITS else f"{value:.1e}"
-    plain = printable(value) if isinstance(value, str) else NOT_MEASURED if value is None else json.dumps(value)
+    plain = value if isinstance(value, str) else NOT_MEASURED if value is None else json.dumps(value)
     return plain[:12] if re.fullmatch(r"[0-9a-f]{16,}", plain) else plain

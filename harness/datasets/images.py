@@ -45,6 +45,7 @@ _UNREAD = (
     "sr2 srf srw svg svgz tga wdp wmf x3f xbm xcf xpm"
 )
 UNREAD = frozenset(f".{name}" for name in _UNREAD.split())  # extensions of images that aren't read
+_NAMED = EXTENSIONS | UNREAD
 KNOWN = f"known extensions are {', '.join(sorted(EXTENSIONS))}"
 LEAVE_OUT = "leave it out"
 SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with datasets
@@ -208,7 +209,7 @@ def _look_at(file: Path, inside: str) -> FoundFile:
 
 def is_named_like_image(name: str) -> bool:
     """Tell whether a name has the extension of an image, be it of a format that isn't read."""
-    return PurePosixPath(name).suffix.lower() in EXTENSIONS | UNREAD
+    return PurePosixPath(name).suffix.lower() in _NAMED
 
 
 def name_fault(path: str) -> str | None:

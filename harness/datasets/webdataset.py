@@ -150,11 +150,9 @@ def _shards(folder: Path, split: SplitName) -> list[Path]:
     place = folder / (present or [split])[0]
     count_file = place / "nshards.txt"
     if count_file.exists():
-        count, shards = (
-            _number(" ".join(lines_of(count_file)), f"{str(count_file)!r}", "the number of tars"),
-            list[Path](),
-        )
-        for number in range(count):
+        count = _number(" ".join(lines_of(count_file)), f"{str(count_file)!r}", "the number of tars")
+        shards = list[Path]()
+        for number in range(count):  # one by one: a wrong count may be huge
             shards.append(place / f"{number}.tar")
             if not shards[-1].exists():
                 raise FileNotFoundError(f"tar {str(shards[-1])!r} is missing; {count_file.name} beside it says {count}")

@@ -2,8 +2,6 @@
 
 import math
 import re
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from killing import kill_when
 from torch import Tensor
 
 from harness.records.statistics import kendall_tau
@@ -240,20 +239,19 @@ def test_really_killed(tmp_path: Path):
     code = (
         "import sys, torch; from pathlib import Path\n"
         "torch.set_num_threads(1)\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"sys.path[:] = {[str(Path(__file__).parent), *sys.path]!r}\n"
         "from test_fit import LONG, TRAIN, VAL, fit_predictor\n"
         "fit_predictor(TRAIN, VAL, LONG, checkpoint=Path(sys.argv[1]))\n"
     )
     path = tmp_path / "fit.pt"
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(path)])
-    limit = time.monotonic() + 120
-    while not path.is_file():
-        assert process.poll() is None
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+
+    def goes_on(_: int) -> bool:
+        if not path.is_file():
+            return False
+        time.sleep(0.3)
+        return True
+
+    kill_when(goes_on, [sys.executable, "-W", "ignore", "-c", code, str(path)], limit_s=120)
     last = torch.load(path, weights_only=True)["epoch"] + 2
 
     def stop(epoch: int, *_: float) -> None:

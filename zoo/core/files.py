@@ -152,14 +152,13 @@ def write_whole(path: Path, content: bytes | Path) -> None:
         OSError: it can't be written, or is no file, such as a disk.
     """
     size = content.stat().st_size if isinstance(content, Path) else len(content)
-    kind, asked = kind_of(path), path
+    kind, asked, shell = kind_of(path), path, _SHELL.get(str(path))
     if kind not in (PIPE, DEVICE, None):
         raise OSError(f"can't write {str(path)!r}: it is {kind}; expected a file, a pipe or a device")
     path = Path(os.path.realpath(path))
     partial = partial_of(path)
     try:
-        if kind is not None or str(asked) in _SHELL:
-            shell = _SHELL.get(str(asked))
+        if kind is not None or shell is not None:
             with asked.open("wb") if shell is None else os.fdopen(os.dup(shell), "wb") as file:
                 file.write(content.read_bytes() if isinstance(content, Path) else content)
             return

@@ -116,9 +116,9 @@ def _list_folder(folder: Path) -> ListedSource:
         inside = [kind for kind in (TAR, PARQUET) if any(folder.glob(f"*{kind}"))]
         hint = "".join(f"; for its {kind[1:]} files give '{folder / f'*{kind}'}'" for kind in inside)
         raise ValueError(f"{str(folder)!r}: no images below this folder; {KNOWN}{hint}")
-    paths = [printable(file.path.relative_to(folder).as_posix()) for file in found]
+    paths = [escape_bytes(file.path.relative_to(folder).as_posix()) for file in found]
     files = [os.fsencode(file.path.absolute()) for file in found]  # names needn't be UTF-8
-    wrong = [file.wrong and printable(file.wrong) for file in found]
+    wrong = [file.wrong and escape_bytes(file.wrong) for file in found]
     facts = "".join(f"{path}\0{file[1:]}\n" for path, file in zip(paths, found, strict=True))
     columns = {
         "path": pa.array(paths, pa.large_string()),
@@ -191,7 +191,7 @@ def _list_members(tar: Path, size: int, targets: Collection[str] = ()) -> tuple[
                     links.add(member.linkname)
                 place = places.get(member.linkname, member) if member.islnk() else member
                 wrong = name_fault(member.name) or _member_fault(place, str(tar), size)
-                members.append((printable(member.name), place.offset_data, place.size, wrong, member.mtime))
+                members.append((escape_bytes(member.name), place.offset_data, place.size, wrong, member.mtime))
         except ValueError as error:
             members.append(("", 0, 0, str(error), 0))
     return members, links
@@ -200,7 +200,7 @@ def _list_members(tar: Path, size: int, targets: Collection[str] = ()) -> tuple[
 def _member_fault(member: TarInfo, tar: str, size: int) -> str | None:
     """Say why the picture that is a member of a tar of ``size`` bytes can't be read; None if it can be."""
     if member.islnk() or member.issym():
-        return printable(f"it is a link to {member.linkname!r}, which isn't a file before it in the tar")
+        return escape_bytes(f"it is a link to {member.linkname!r}, which isn't a file before it in the tar")
     if member.issparse():
         return "it is stored with holes; pack it again without --sparse"
     if not member.isreg():
@@ -346,7 +346,7 @@ def open_source(words: Sequence[str], *, column: str | None = None, progress: Pr
     raise ValueError(f"{what}: expected {EXPECTED}, one kind at a time")
 
 
-def printable(text: str) -> str:
+def escape_bytes(text: str) -> str:
     """Return a name that UTF-8 can hold; bytes of it that are none become escapes."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from killing import kill_when
 
 from harness.base import store as module
 from harness.base.store import (
@@ -230,7 +230,7 @@ def test_a_limit_on_this_process_costs_no_shard(tmp_path: Path):
     shard_path(tmp_path, 0).write_bytes(replace(KIND, check=Mock()).encode(shard))
     code = f"""
 import re, resource, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:] = {[str(Path(__file__).parent), *sys.path]!r}
 from test_store import KIND, ORIGIN, Path, Store, replace
 used = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 for beyond in (2**24, 2**30):
@@ -269,18 +269,10 @@ def test_no_room_is_told_with_the_way_on(folder: Path, monkeypatch: pytest.Monke
 def test_killed_at_any_moment_the_same_run_brings_the_same_bytes(tmp_path: Path):
     fill(tmp_path / "whole", 100)
     whole, folder = contents(tmp_path / "whole"), tmp_path / "store"
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom pathlib import Path\n"
+    code = f"import sys; sys.path[:] = {[str(Path(__file__).parent), *sys.path]!r}\nfrom pathlib import Path\n"
     code += "from test_store import fill; fill(Path(sys.argv[1]), 100, pause=0.2)"
-    limit = time.monotonic() + 120
-    with subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.DEVNULL) as process:
-        try:
-            while not folder.is_dir() or len(shard_paths(folder)) < 3:
-                assert process.poll() is None
-                assert time.monotonic() < limit
-                time.sleep(0.001)
-        finally:
-            process.kill()
-    assert process.returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", code, str(folder)]
+    kill_when(lambda _: folder.is_dir() and len(shard_paths(folder)) >= 3, command, limit_s=120)
     done = {path.name: path.read_bytes() for path in shard_paths(folder).values()}
     assert 3 <= len(done) < 25
     assert done.items() <= whole.items()

@@ -1,15 +1,13 @@
 """`export` from the command line: what it writes and says, and what it refuses."""
 
 import json
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from killing import kill_when
 from PIL import Image
 
 import zoo
@@ -47,16 +45,7 @@ def test_killed_at_any_moment_the_next_run_writes_the_same_bytes_and_leaves_noth
     whole, path = tmp_path / "whole" / "model.pt2", tmp_path / "killed" / "model.pt2"
     assert main([*COMMAND, "--output", str(whole)]) == 0
     command = [sys.executable, "-m", "harness", *COMMAND, "--output", str(path)]
-    limit = time.monotonic() + 300
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        try:
-            while not list(path.parent.glob(".model.pt2.*.partial/model.pt2")):
-                assert process.poll() is None
-                assert time.monotonic() < limit
-                time.sleep(0.001)
-        finally:
-            process.kill()
-    assert process.returncode == -signal.SIGKILL
+    kill_when(lambda _: list(path.parent.glob(".model.pt2.*.partial/model.pt2")), command)
     assert not path.exists()
     assert main([*COMMAND, "--output", str(path)]) == 0
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.pt2", "model.pt2.json"]

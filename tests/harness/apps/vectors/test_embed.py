@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from killing import kill_when
 from packing import encoded, tarred
 from PIL import Image
 from rich.console import Console
@@ -93,18 +93,16 @@ def test_killed_the_same_command_brings_the_same_bytes(
     capsys.readouterr()
     whole, out = files(tmp_path / "whole"), tmp_path / "vectors"
     command += ["--output", str(out)]
-    limit = time.monotonic() + 300
     words = [sys.executable, "-m", "harness", *command, "--decoders", "2"]
-    with subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL) as process:
-        try:
-            while not out.is_dir() or not shard_paths(out):
-                assert process.poll() is None
-                assert time.monotonic() < limit
-                time.sleep(0.001)
-            children = below(process.pid)
-        finally:
-            process.kill()
-    assert process.returncode == -signal.SIGKILL
+    children, limit = list[int](), time.monotonic() + 300
+
+    def has_written(parent: int) -> bool:
+        if not out.is_dir() or not shard_paths(out):
+            return False
+        children.extend(below(parent))
+        return True
+
+    kill_when(has_written, words, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while any(Path(f"/proc/{child}/cwd").exists() for child in children):
         assert time.monotonic() < limit, "decoding processes outlive their parent"
         time.sleep(0.05)
