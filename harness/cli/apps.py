@@ -324,6 +324,7 @@ def run_show(args: Namespace, status: Console) -> Shown:
 
 
 def _check_flags(parser: CommandParser) -> None:
+    from harness.apps.check import CheckPlan
     from harness.apps.movements import Tolerances
 
     text = "expectations, which are files of records; default: the one that ships"
@@ -343,7 +344,7 @@ def _check_flags(parser: CommandParser) -> None:
     flags.fields(bounds, Tolerances, slower="on the expected ratio of time to dense")
     how = parser.add_argument_group("how it is measured")
     flags.usual(how, "device", default=None, text="torch device, default: the expectation's, or cpu")
-    flags.add(how, "--rounds", 2, "latency samples, four times as many below batch 8", flags.positive)
+    flags.fields(how, CheckPlan, rounds="calls of each model, in turn")
     flags.add(how, "--no-latency", False, "time nothing")
     new = parser.add_argument_group("a new expectation")
     flags.add(new, "--update", False, "write anew, tell what changed")

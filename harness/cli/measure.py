@@ -42,7 +42,7 @@ def _compare_flags(parser: CommandParser) -> None:
     flags.fields(what, Plan, seeds="with shots; from --seed on")
     flags.data(parser)
     how = flags.conditions(parser)
-    flags.add(how, "--rounds", Plan.rounds, "latency samples", flags.positive)
+    flags.fields(how, Plan, rounds="calls of each model, in turn")
     flags.add(how, "--batches", list(Plan.batches), "for latency", flags.positive, nargs="*")
     files = parser.add_argument_group("files")
     flags.usual(files, "fresh")
