@@ -60,10 +60,10 @@ class EViT(Reducer):
         assert attended.pooling is not None
         importance = cls_attention(*attended.pooling())
         kept = tokens.prune(index, importance, count)
-        return _append_fused(kept, tokens, importance) if self.config.fuse else kept
+        return append_fused(kept, tokens, importance) if self.config.fuse else kept
 
 
-def _append_fused(kept: Tokens, tokens: Tokens, importance: torch.Tensor) -> Tokens:
+def append_fused(kept: Tokens, tokens: Tokens, importance: torch.Tensor) -> Tokens:
     """Append the attention-weighted sum of the tokens that ``kept`` lost, at position -1."""
     count = kept.patch_count
     order = importance.argsort(dim=1, descending=True, stable=True)
