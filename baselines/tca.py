@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baselines.evit import append_fused
 from zoo.core.attention import Attended, cls_attention
 from zoo.core.reducer import Reducer, StagedConfig, limit, register_method
-from zoo.core.tokens import Tokens, rows
+from zoo.core.tokens import Tokens, append_fused, rows
 
 
 @dataclass(frozen=True, kw_only=True)
