@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import itertools
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
@@ -18,9 +17,8 @@ from harness.measure.cost import gflops
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, rows_of
 from harness.measure.timing import BusyError, Patience, time_models
-from harness.records.averages import time_ratio
-from harness.records.record import DENSE, DTYPES, MATCHED, RECOVERY, Record
-from harness.records.times import FAR
+from harness.records.averages import CLOSE, time_ratio
+from harness.records.record import DENSE, DTYPES, GOLDEN, MATCHED, RECOVERY, Record
 from zoo.loading.adopt import reduce
 from zoo.towers.vit import ReducedViT
 
@@ -142,8 +140,8 @@ def equal_times(
 ) -> dict[MethodRate, float]:
     """Solve keep rates for the time of the targets, by method and the target's keep rate, where searches start.
 
-    Methods that can't come near a target's time are named and left out. Every step times the dense tower, the targets
-    and what all searches ask for in the same rounds.
+    There is none for a method that stays further off than `CLOSE`. Every step times the dense tower, the targets and
+    what all searches ask for in the same rounds.
     """
     # A copy, as predictors know the tower by its weights.
     dense = copy.deepcopy(dense).to(plan.device, DTYPES[plan.dtype])
@@ -162,12 +160,11 @@ def equal_times(
                 try:
                     asked[key] = searches[key].send(ratios.get(key, 1.0) / ratios[key[1]])
                 except StopIteration as end:
-                    keep, off = end.value[0] / solvers[key].patches, end.value[1]
-                    if abs(off) <= FAR:
-                        answers[key] = keep
+                    (count, off), goal = end.value, ratios[key[1]]
+                    if abs(off) <= CLOSE:
+                        answers[key] = count / solvers[key].patches
                     else:
-                        goal = ratios[key[1]]
-                        say_time_miss(key[0], keep, goal * (1 + off), key[1], goal, plan, progress.say)
+                        say_miss(key, count / solvers[key].patches, goal * (1 + off), goal, plan, progress.say)
                     del asked[key]
     return answers
 
@@ -204,21 +201,19 @@ def matched_rows(
     def solver(method: str) -> KeepSolver:
         return KeepSolver(dense, lambda keep: row(method, keep).vit)
 
-    solvers = {method: solver(method) for method in methods}
+    solvers = {method: solver(method) for method in methods if method != GOLDEN}
     if plan.match == "gflops":
         keeps = _equal_gflops(solvers.pop(plan.match_to), solvers, plan, progress)
     else:
         targets = {rate: row(plan.match_to, rate) for rate in plan.keeps}
-        pairs = {(name, rate): plan.matched(rate) for name in methods if name != plan.match_to for rate in targets}
+        pairs = {(name, rate): plan.matched(rate) for name in solvers if name != plan.match_to for rate in targets}
         old = {key: find_record(known, targets[key[1]], key[0], matched) for key, matched in pairs.items()}
         keeps = {key: record.keep for key, record in old.items() if record is not None}
         if left := {key: solvers[key[0]] for key in pairs if key not in keeps}:
             keeps |= equal_times(dense, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
-    every = [(DENSE, 1.0)]
-    for method, rate in itertools.product(methods, plan.keeps):
-        if method == plan.match_to or (method, rate) in keeps:
-            every.append((method, keeps.get((method, rate), rate)))
-    rows = rows_of(dense, arch, tag, dict.fromkeys(every))
+    keeps |= {(method, rate): rate for method in (plan.match_to, GOLDEN) for rate in plan.keeps}
+    every = [(name, keeps[name, rate]) for name in methods for rate in plan.keeps if (name, rate) in keeps]
+    rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *every]))
     return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
 
 
@@ -230,33 +225,29 @@ def _equal_gflops(
         for done, (method, solver) in enumerate(solvers.items(), start=1):
             for rate in plan.keeps:
                 keeps[method, rate] = keep = solver.nearest(target.gflops(rate))
-                cost, goal = solver.gflops(keep), target.gflops(rate)
-                if abs(cost / goal - 1) > TOLERANCE["gflops"]:
-                    progress.say(
-                        f"{method} can't meet the {goal:.3f} GFLOPs of {plan.match_to} at keep {100 * rate:.3g} %: the "
-                        f"nearest is {cost:.3f} ({100 * (cost / goal - 1):+.1f} %), at keep {100 * keep:.3g} %"
-                    )
+                say_miss((method, rate), keep, solver.gflops(keep), target.gflops(rate), plan, progress.say)
             update(done)
     return keeps
 
 
 def _mark(row: Variant, keeps: Mapping[MethodRate, float], plan: Plan) -> Variant:
     """Note in a row's settings whose time it meets."""
-    rates = [rate for (method, rate), keep in keeps.items() if (method, keep) == (row.method, row.keep)]
+    own = row.method != plan.match_to
+    rates = [rate for (method, rate), keep in keeps.items() if own and (method, keep) == (row.method, row.keep)]
     return replace(row, config=row.config | {MATCHED: plan.matched(*rates)}) if rates else row
 
 
 def keep_near_rows(
     rows: Sequence[Variant], costs: Mapping[str, Mapping[str, Any]], plan: Plan, say: Callable[[str], object]
 ) -> list[Variant]:
-    """Return rows without those whose time, as it was measured in the end, is more than `FAR` off the target's.
+    """Return rows without those whose time, as it was measured in the end, is off the target's by more than `CLOSE`.
 
-    These are named, and so are others further off than `TOLERANCE`.
+    Those further off than `TOLERANCE` are told.
 
     Raises:
         BusyError: there are no times.
     """
-    free = [row for row in rows if row.method != DENSE and RECOVERY not in row.config]
+    free = [row for row in rows if row.method not in (DENSE, GOLDEN) and RECOVERY not in row.config]
     times = {row.key: time_ratio(costs[row.key]["latency"], plan.match_batch) for row in free}
     ratios = {key: ratio for key, ratio in times.items() if ratio is not None}
     if len(ratios) < len(times):
@@ -265,24 +256,27 @@ def keep_near_rows(
     near = []
     for row in rows:
         rates = row.config.get(MATCHED, {"keeps": ()})["keeps"]
-        off = {rate: ratios[row.key] / goals[rate] - 1 for rate in rates}
         for rate in rates:
-            if abs(off[rate]) > TOLERANCE["time"]:
-                say_time_miss(row.method, row.keep, ratios[row.key], rate, goals[rate], plan, say)
-        if met := [rate for rate in rates if abs(off[rate]) <= FAR]:
+            say_miss((row.method, rate), row.keep, ratios[row.key], goals[rate], plan, say)
+        if met := [rate for rate in rates if abs(ratios[row.key] / goals[rate] - 1) <= CLOSE]:
             near.append(replace(row, config=row.config | {MATCHED: plan.matched(*met)}))
         elif not rates:
             near.append(row)
     return near
 
 
-def say_time_miss(
-    method: str, keep: float, ratio: float, rate: float, goal: float, plan: Plan, say: Callable[[str], object]
-) -> None:
-    """Report a row by how its time, a ``ratio`` to dense's, is off that of the target at a keep rate, the ``goal``."""
-    off = ratio / goal - 1
-    say(
-        f"{method} misses the time of {plan.match_to} at keep {100 * rate:.3g} %, {goal:.3f} of dense's at batch "
-        f"{plan.match_batch}: it takes {ratio:.3f} ({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
-        f"{', and is left out' if abs(off) > FAR else ''}"
-    )
+def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan, say: Callable[[str], object]) -> None:
+    """Report a row, by method and the target's keep rate, whose cost is further off the goal than `TOLERANCE`."""
+    (method, rate), off = key, cost / goal - 1
+    assert plan.match is not None
+    if abs(off) <= TOLERANCE[plan.match]:
+        return
+    target, found = f"{plan.match_to} at keep {100 * rate:.3g} %", f"({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
+    if plan.match == "gflops":
+        say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}")
+    else:
+        apart = "; left out" if abs(off) > CLOSE else ""
+        say(
+            f"{method} misses the time of {target}, {goal:.3f} of dense's at batch {plan.match_batch}: it takes "
+            f"{cost:.3f} {found}{apart}"
+        )

@@ -31,7 +31,6 @@ CONDITIONS = (
     "reference", "machine",
 )  # fmt: skip
 TOO_BUSY = "too busy to time"  # what a reason begins with that isn't kept
-FAR = 0.05  # of the target's time, over which a row isn't at equal time
 AGAIN = "the same command times again when the machine is idle"
 LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
 

@@ -22,10 +22,10 @@ from harness.measure.match import SLACK, TOLERANCE, KeepSolver, keep_near_rows, 
 from harness.measure.plan import Plan
 from harness.measure.rows import rows_of
 from harness.measure.timing import BusyError
-from harness.records.averages import match_costs
+from harness.records.averages import CLOSE, match_costs
 from harness.records.record import MATCHED, read_records, write_records
 from harness.records.statistics import paired_difference, paired_mean, paired_p, sign_flip
-from harness.records.times import FAR, Timing
+from harness.records.times import Timing
 
 ARCH, TAG = "clip_vit_b16", "openai"
 WHERE = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "batches": ()}
@@ -125,7 +125,7 @@ def test_equal_time_is_met_or_the_nearest(dense, clock):
         }
         for rate, goal in ((0.7, SMOOTH["patchrank"](45)), (0.4, SMOOTH["patchrank"](26))):
             off = {count: abs(SMOOTH[method](count) / goal - 1) for count in range(least, 64)}
-            assert (rate in found) == (min(off.values()) <= FAR)
+            assert (rate in found) == (min(off.values()) <= CLOSE)
             assert rate not in found or off[found[rate]] <= max(SLACK, min(off.values()) + 1e-9), (method, rate)
 
 
@@ -166,9 +166,7 @@ def test_matched_rows_are_records_like_any(tmp_path, monkeypatch, clock):
     [group] = compare(plan, [], Progress(console))
     *others, tome = group
     assert [r.method for r in others] == ["dense", *(m for m in plan.methods[:-1] for _ in "ab")]
-    assert re.search(
-        "tome misses the time of patchrank at keep 40 %.* and is left out", console.export_text(clear=False)
-    )
+    assert re.search("tome misses the time of patchrank at keep 40 %.*; left out", console.export_text(clear=False))
     goal, spent = SMOOTH["patchrank"](45) / 100, SMOOTH["tome"](tome.mean("final_tokens")) / 100
     pattern = r"tome misses the time of patchrank at keep 70 %, (\S+) of dense's at batch 8: it takes (\S+) "
     told = re.search(pattern, console.export_text())
@@ -195,14 +193,11 @@ def test_matched_rows_are_records_like_any(tmp_path, monkeypatch, clock):
 def test_a_row_is_left_out_if_it_misses_the_time_in_the_end(dense, clock):
     clock()
     plan = replace(PLAN, match="time", methods=("patchrank", "evit"))
-    rows, said, hundred = (
-        matched_rows(dense, ARCH, TAG, plan, Progress()),
-        list[str](),
-        Timing(batch=8, samples_ms=(100.0,) * 6),
-    )
-    costs = {row.key: {"latency": (replace(hundred, samples_ms=(80.0,) * 6).latency(hundred),)} for row in rows}
-    late = replace(hundred, samples_ms=(85.0,) * 6).latency(hundred)
-    costs[rows[-1].key] = {"latency": (late,)}
+    rows, said = matched_rows(dense, ARCH, TAG, plan, Progress()), list[str]()
+    full, near, late = (Timing(batch=8, samples_ms=(ms,) * 6) for ms in (100.0, 80.0, 85.0))
+    costs = {row.key: {"latency": (near.latency(full),)} for row in rows} | {
+        rows[-1].key: {"latency": (late.latency(full),)}
+    }
     assert keep_near_rows(rows, costs, plan, said.append) == rows[:-1]
     assert said[0].startswith(
         "evit misses the time of patchrank at keep 40 %, 0.800 of dense's at batch 8: it takes 0.850"
