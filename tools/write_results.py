@@ -110,6 +110,8 @@ def times() -> list[Table]:
 PARTS: dict[Path, dict[str, Callable[[], list[Table]]]] = {
     Path("README.md"): {"results": main_results},
     Path("docs/results.md"): {"final": final_split, "time": equal_time},
+    Path("docs/rankings.md"): {"curve": curve},
+    Path("docs/latency.md"): {"times": times},
 }
 
 

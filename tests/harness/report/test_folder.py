@@ -127,7 +127,7 @@ def test_the_files_and_the_python_of_the_docs(records: list[Record], tmp_path: P
     written = [
         Path(name).name for name in write_report(records, tmp_path / "report", Progress(), drawn=()).data["files"]
     ]
-    told = re.findall(r"^\| `([\w.]+)`", TEXT.partition("\n## Files\n")[2].partition("\n## ")[0], re.M)
+    told = re.findall(r"^\| `([\w.]+)`", TEXT.partition("\n## Files of a report\n")[2].partition("\n## ")[0], re.M)
     assert sorted(told) == sorted([*written, "latency.csv"])
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
