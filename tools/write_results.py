@@ -14,7 +14,7 @@ from harness.records.record import DENSE, MATCHED, Record, read_records
 from harness.records.times import LATENCIES, read_latencies
 from harness.report.groups import brief_tables, group_records, group_times, time_tables
 from harness.report.writers import markdown
-from harness.studies.curve import curve_table
+from harness.studies.ranking_cost import curve_table
 from tools import replace_part
 from zoo.core.files import write_whole
 
