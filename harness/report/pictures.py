@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from harness.datasets import split_words
 from harness.records.averages import REFERENCE, protocol, tower_of
-from harness.records.record import DENSE, RANDOM, Record
+from harness.records.record import DENSE, GOLDEN, RANDOM, Record
 from harness.records.traces import RANKING, TRACES, Facts, RowTraces, Thumbnails, order, read_traces
 from harness.report.charts import OPTIONS, encode
 from zoo.core.files import digest
@@ -217,8 +217,8 @@ class TracedGroup:
 
     @property
     def lowest(self) -> list[RowTraces]:
-        """The golden ranking, if there is one, and each method's row of the lowest keep rate; no random pruning."""
-        reduced = [row for row in self.rows if row.facts.keep < 1 and row.facts.method != RANDOM]
+        """The golden ranking, if there is one, and each method's row of the lowest keep rate, without controls."""
+        reduced = [row for row in self.rows if row.facts.keep < 1 and row.facts.method not in (GOLDEN, RANDOM)]
         least = {row.facts.method: row.facts.keep for row in reduced}  # rates fall
         return [row for row in self.rows if row.golden or row.facts.keep == least.get(row.facts.method)]
 
