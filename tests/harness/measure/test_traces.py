@@ -32,7 +32,8 @@ ARCH = "clip_vit_b16"
 WHERE: dict[str, Any] = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "batches": ()}
 PLAN = Plan(**WHERE, methods=("random",), keeps=(0.5,))
 Measure = Callable[..., list[Record]]
-PAGE = (Path(__file__).parents[3] / "docs" / "traces.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "internals.md").read_text("utf-8").partition("\n## Traces\n")[2]
+PAGE = PAGE.partition("\n## ")[0]
 pytestmark = pytest.mark.usefixtures("benchmark")
 
 
