@@ -329,7 +329,7 @@ def _gallery(group: TracedGroup, ids: Sequence[str]) -> TracePicture:
     return TracePicture(
         name=f"gallery_{slug}_{digest(facts.conditions, length=6)}",
         title=f"{facts.dataset} {split_words(facts.dataset, facts.split)}, {how}, {tower_of(facts)}",
-        alt=f"{len(ids)} images ({', '.join(first.labels if answers else ids)}) and what is kept of them by "
+        alt=f"{len(ids)} images ({', '.join(map(str, first.labels if answers else ids))}) and what is kept of them by "
         f"{', '.join(named)}{f'; right answers: {right}' if right else ''}.",
         jpeg=draw(sheet, "jpg", SCALE),
     )
