@@ -211,6 +211,15 @@ def test_a_number_below_zero_and_a_run_without_traces_are_refused(tmp_path):
         stored.read_traces(tmp_path)
 
 
+def test_images_without_labels_are_traced_without_answers(measure, unlabelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "get_dataset", lambda name: unlabelled)
+    measure(methods=("evit",), images=4)
+    dense, evit = stored.read_traces(tmp_path / "run")
+    assert evit.labels == evit.predicted == evit.correct == (None,) * 4
+    assert ((evit.left == -1).sum(axis=1) == 32).all()
+    assert len(stored.Thumbnails.read(tmp_path / "run", dense.facts).jpeg) == 4
+
+
 def preprocess_wide(image: Image.Image) -> torch.Tensor:
     """Crop to twice as wide as high, and normalise by other constants than usual."""
     pixels = np.asarray(image.resize((600, 300)), dtype=np.float32) / 255
