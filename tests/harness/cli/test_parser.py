@@ -176,7 +176,7 @@ def test_changes_of_settings(changes: str, match: str):
 
 
 def test_the_subcommand_of_the_extension_guide_is_one_like_the_others(monkeypatch, capsys):
-    section = (ROOT / "docs" / "extend.md").read_text("utf-8").partition("\n## A subcommand\n")[2]
+    section = (ROOT / "docs" / "extend.md").read_text("utf-8").partition("\n## Add a subcommand\n")[2]
     [code] = re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)
     names: dict[str, Any] = {}
     exec(code, names)
