@@ -71,7 +71,7 @@ class CheckPlan:
     batches: Sequence[int] | None = None  # sizes that are timed
     # Of all:
     device: str | None = None  # None for the expectation's
-    rounds: int = LEAST_ROUNDS
+    rounds: int = 6
     no_latency: bool = False
     update: bool = False
 
