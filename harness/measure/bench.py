@@ -33,6 +33,7 @@ from harness.measure.rows import (
     captions_of,
     feature_probe,
     linear_probe,
+    optimized_row,
     recovered_rows,
     require_rows,
     require_towers,
@@ -53,6 +54,7 @@ from harness.records.record import (
     DENSE,
     DTYPES,
     GOLDEN,
+    OPTIMIZED,
     PROBE,
     PROMPTS,
     RECOVERY,
@@ -283,23 +285,30 @@ class Bench:
     tracer: Tracer | None = None  # stores traces of the first seed's rows
 
     def __post_init__(self) -> None:
-        """Place the rows."""
+        """Place the rows; an optimised one is in its place."""
         for row in self.rows:
-            row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
+            if row.method != OPTIMIZED:
+                row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
 
     @classmethod
     def build(cls, plan: Plan, name: str, progress: Progress, known: Sequence[Record] = ()) -> "Bench":
         """Load the tower ``name`` and make the rows; ``known`` records spare a search for equal times."""
         tower = load_tower(name)
         dense, arch, tag, weights = tower.vit, tower.arch, tower.tag, fingerprint(tower.vit)
-        if plan.match is None:
+        if plan.match == "keep":
             rows = variants(dense, arch, tag, [DENSE, *(m for m in plan.methods if m != DENSE)], plan.keeps)
         else:
             here = measured_here(plan, tag, weights)
             alike = [r for r in known if all(getattr(r, name) == value for name, value in here.items())]
             rows = matched_rows(dense, arch, tag, plan, progress, alike)
         rows += recovered_rows(dense, arch, tag, plan.recoveries)
-        return cls(plan, tower.clip or without_text(tower), rows, tag, weights, progress)
+        bench = cls(plan, tower.clip or without_text(tower), rows, tag, weights, progress)
+        if plan.optimized:
+            try:
+                bench.rows.insert(1, optimized_row(bench.rows[0]))
+            except ValueError as error:
+                progress.say(f"no row of the dense tower optimised: {error}")
+        return bench
 
     def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
         """Return the records of all rows on a dataset, seed by seed."""
@@ -338,7 +347,7 @@ class Bench:
         for row, record, sample in zip(rows, blanks, samples, strict=True):
             facts = {name: value for name, value in costs[row.key].items() if name not in METRICS}
             records.append(replace(record, **facts, **measurements(sample)))
-            if len(traced) and sample.predicted is not None and not record.recovered:
+            if len(traced) and sample.predicted is not None and not record.recovered and row.method != OPTIMIZED:
                 own = found[row.key].part(traced), sample.predicted[traced]
                 traces.append(trace_row(record, *own, split.subset(traced), dataset.classes, self.rows[0].vit.grid))
         if tracer is not None and traces:

@@ -17,8 +17,8 @@ from harness.measure.cost import gflops
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, rows_of
 from harness.measure.timing import time_models
-from harness.records.averages import time_ratio
-from harness.records.record import DENSE, DTYPES, MATCHED, Record
+from harness.records.averages import CLOSE, time_ratio
+from harness.records.record import DENSE, DTYPES, GOLDEN, MATCHED, Record
 from zoo.loading.adopt import reduce
 from zoo.towers.vit import ReducedViT
 
@@ -183,7 +183,8 @@ def matched_rows(
     """Make the plan's rows: one method has its keep rates, the others meet its cost at each of them.
 
     Times are measured, unless ``known`` records, of this tower on this machine, have what came out before. Two keep
-    rates may share a method's row. GFLOPs further off than `TOLERANCE` are reported; for times see `say_time_misses`.
+    rates may share a method's row. GFLOPs further off than `TOLERANCE` are reported, and there is no row further off
+    than `CLOSE`; for times see `say_time_misses`.
     """
     methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
 
@@ -193,17 +194,18 @@ def matched_rows(
     def solver(method: str) -> KeepSolver:
         return KeepSolver(dense, lambda keep: row(method, keep).vit)
 
-    solvers = {method: solver(method) for method in methods}
+    solvers = {method: solver(method) for method in methods if method != GOLDEN}
     if plan.match == "gflops":
         keeps = _equal_gflops(solvers.pop(plan.match_to), solvers, plan, progress)
     else:
         targets = {rate: row(plan.match_to, rate) for rate in plan.keeps}
-        pairs = {(name, rate): plan.matched(rate) for name in methods if name != plan.match_to for rate in targets}
+        pairs = {(name, rate): plan.matched(rate) for name in solvers if name != plan.match_to for rate in targets}
         old = {key: find_record(known, targets[key[1]], key[0], matched) for key, matched in pairs.items()}
         keeps = {key: record.keep for key, record in old.items() if record is not None}
         if left := {key: solvers[key[0]] for key in pairs if key not in keeps}:
             keeps |= equal_times(dense, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
-    every = [(method, keeps.get((method, rate), rate)) for method in methods for rate in plan.keeps]
+    keeps |= {(method, rate): rate for method in (plan.match_to, GOLDEN) for rate in plan.keeps}
+    every = [(name, keeps[name, rate]) for name in methods for rate in plan.keeps if (name, rate) in keeps]
     rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *every]))
     return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
 
@@ -215,15 +217,18 @@ def _equal_gflops(
     with progress.task("keep rates of equal cost", len(solvers)) as update:
         for done, (method, solver) in enumerate(solvers.items(), start=1):
             for rate in plan.keeps:
-                keeps[method, rate] = keep = solver.nearest(target.gflops(rate))
+                keep = solver.nearest(target.gflops(rate))
                 say_miss((method, rate), keep, solver.gflops(keep), target.gflops(rate), plan, progress)
+                if abs(solver.gflops(keep) / target.gflops(rate) - 1) <= CLOSE:
+                    keeps[method, rate] = keep
             update(done)
     return keeps
 
 
 def _mark(row: Variant, keeps: Mapping[MethodRate, float], plan: Plan) -> Variant:
     """Note in a row's settings whose time it meets."""
-    rates = [rate for (method, rate), keep in keeps.items() if (method, keep) == (row.method, row.keep)]
+    own = row.method != plan.match_to
+    rates = [rate for (method, rate), keep in keeps.items() if own and (method, keep) == (row.method, row.keep)]
     return replace(row, config=row.config | {MATCHED: plan.matched(*rates)}) if rates else row
 
 
@@ -244,12 +249,12 @@ def say_time_misses(
 def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan, progress: Progress) -> None:
     """Report a row, by method and the target's keep rate, whose cost is further off the goal than `TOLERANCE`."""
     (method, rate), off = key, cost / goal - 1
-    assert plan.match is not None
     if abs(off) <= TOLERANCE[plan.match]:
         return
     target, found = f"{plan.match_to} at keep {100 * rate:.3g} %", f"({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
     if plan.match == "gflops":
-        progress.say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}")
+        apart = "; left out" if abs(off) > CLOSE else ""
+        progress.say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}{apart}")
     else:
         progress.say(
             f"{method} misses the time of {target}, {goal:.3f} of dense's at batch {plan.match_batch}: it takes "

@@ -21,8 +21,8 @@ from harness.records.metrics import fidelity_metrics
 from harness.records.record import CONDITIONS, RECORDS, Record, read_run
 from harness.records.times import LATENCIES, LatencyRecord, read_latencies
 from harness.report.charts import INK, Plot, draw, encode, render, styles_of
-from harness.report.groups import Group, brief_tables, count_of, group_records, group_times, sections, time_tables
-from harness.report.highlights import DRAWN, Front, best_table, fronts, headline, plots_of
+from harness.report.groups import Group, count_of, group_records, group_times, sections, time_tables
+from harness.report.highlights import DRAWN, Front, best_table, brief_tables, fronts, headline, plots_of
 from harness.report.pictures import TracePicture, galleries, group_traces
 from harness.report.writers import latex, markdown, records_csv, times_csv
 from zoo.core.files import write_whole
@@ -131,7 +131,7 @@ def write_report(
             content = make()
             write_whole(folder / name, content.encode() if isinstance(content, str) else content)
             update(count)
-    shown: list[Part] = [*map(best_table, parts.best), *headline(every)]
+    shown: list[Part] = [*map(best_table, parts.best), *headline(groups)]
     if timed:
         many = count_of(sum(map(len, timed.values())), "time")
         shown.append(f"{many} by latency in {count_of(len(timed), 'table')} of report.html")
@@ -210,7 +210,7 @@ def page(parts: Parts, title: str) -> str:
         title=title,
         tables=[*brief_tables(parts.groups), *sections(parts.groups, marked=True)],
         times=time_tables(parts.times),
-        headline=headline(parts.fronts),
+        headline=headline(parts.groups),
         best=list(map(best_table, parts.best)),
         plots=[  # each chart by itself, small enough for a phone
             (plot, chart, inline(encode(draw([chart], styles, small=True), "svg"), f"plot-{at}", chart.alt))

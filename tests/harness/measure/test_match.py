@@ -216,8 +216,8 @@ def test_pairs_by_hand():
 @pytest.mark.parametrize(("change", "match"), [
     ({"match": "glfops"}, "match='glfops': did you mean 'gflops'?"),
     ({"match_to": "patchrnk"}, "match_to='patchrnk' is not measured: did you mean 'patchrank'"),
-    ({"match_to": "dense"}, "match_to='dense' has no keep rate"),
-    ({"methods": ("golden", "patchrank")}, "method 'golden' has no cost to match"),
+    ({"match_to": "dense"}, "match_to='dense' has no cost"),
+    ({"match": "time", "methods": ("golden", "patchrank")}, "method 'golden' takes no time"),
 ])  # fmt: skip
 def test_refusals(change, match):
     with pytest.raises(ValueError, match=re.escape(match)):
