@@ -119,7 +119,9 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
             records += group
             with progress.hidden():
                 for part in training_free(group):
-                    yield comparison_table(part, plan.match_to)
+                    table = comparison_table(part, plan.match_to, plan.batches)
+                    yield table
+                    yield from table.notes
             update(done := done + 1)
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all

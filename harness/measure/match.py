@@ -236,15 +236,13 @@ def _mark(row: Variant, keeps: Mapping[MethodRate, float], plan: Plan) -> Varian
 def say_time_misses(
     rows: Sequence[Variant], costs: Mapping[str, Mapping[str, Any]], plan: Plan, progress: Progress
 ) -> None:
-    """Report rows whose time, as it was measured in the end, is further off than `TOLERANCE`."""
-    ratios = {row.key: time_ratio(costs[row.key]["latency"], plan.match_batch) for row in rows if row.method != DENSE}
+    """Report rows whose time, if it could be measured in the end, is further off than `TOLERANCE`."""
+    ratios = {row.key: time_ratio(costs[row.key].get("latency", ()), plan.match_batch) for row in rows}
     goals = {row.keep: ratios[row.key] for row in rows if row.method == plan.match_to}
     for row in rows:
         for rate in row.config.get(MATCHED, {"keeps": ()})["keeps"]:
-            ratio, goal = ratios[row.key], goals[rate]
-            assert ratio is not None
-            assert goal is not None
-            say_miss((row.method, rate), row.keep, ratio, goal, plan, progress)
+            if (ratio := ratios[row.key]) is not None and (goal := goals[rate]) is not None:
+                say_miss((row.method, rate), row.keep, ratio, goal, plan, progress)
 
 
 def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan, progress: Progress) -> None:

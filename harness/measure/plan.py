@@ -114,8 +114,6 @@ def check_plan(plan: Plan) -> None:
         raise ValueError(f"--shots {min(plan.shots)}: expected 0, which is by text, or a number from 1")
     if plan.match == "keep" and plan.match_to == Plan.match_to:
         return
-    if plan.match == "time" and GOLDEN in plan.methods:
-        raise ValueError(f"method {GOLDEN!r} takes no time, it needs the answer: leave it out of --methods")
     if plan.match_to in (DENSE, GOLDEN):
         raise ValueError(f"match_to={plan.match_to!r} has no cost that others could meet: name a method that reduces")
     if plan.match_to not in plan.methods:

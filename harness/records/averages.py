@@ -237,8 +237,9 @@ def _level(rows: Sequence[Average], target: Average, batch: int | None) -> Level
     goal, names, offs = cost_of(target, batch), labels(rows), dict[str, list[tuple[float, Average]]]()
     for row in rows:
         alike = matched(row, target).get("batch") == batch if batch else MATCHED not in row.first.method_config
-        if row is not target and alike and goal and (cost := cost_of(row, batch)):
-            offs.setdefault(names[row.identity], []).append((abs(cost / goal - 1), row))
+        name = names[row.identity]
+        if name != names[target.identity] and alike and goal and (cost := cost_of(row, batch)):
+            offs.setdefault(name, []).append((abs(cost / goal - 1), row))
     nearest = {name: min(own, key=lambda one: one[0]) for name, own in offs.items()}
     equal = [target, *(row for off, row in nearest.values() if off <= CLOSE)]
     missing = [name for name, (off, _) in nearest.items() if off > CLOSE]

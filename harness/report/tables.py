@@ -1,7 +1,7 @@
 """Tables of measured models. Their columns are `metrics.METRICS`."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -85,17 +85,17 @@ def title(record: Record, more: str = "") -> str:
     )
 
 
-def comparison_table(records: Sequence[Record], reference: str | None = None) -> Table:
+def comparison_table(records: Sequence[Record], reference: str | None = None, batches: Collection[int] = ()) -> Table:
     """Lay out for the terminal what `averages` makes of records, one row per model, a section per cost or keep rate.
 
     Fidelity is compared with that of the method ``reference`` at equal cost, see `averages.levels`. A row that misses
-    the time that it was searched for is left out.
+    the time that it was searched for is left out. ``batches`` have a column of times even where none could be taken.
     """
     rows, starts, missing = in_sections(averages(records), reference)
     family = judge_rows(rows, reference)
     return table_of(
         rows,
-        columns_of(rows, family),
+        columns_of(rows, family, batches),
         title=title(records[0], seeds(rows[0].records) + with_recovery(rows)),
         caption="; ".join(filter(None, [describe_note(rows, family), describe_uncounted(*(r.first for r in rows))])),
         legend=family.legend if family else "",
@@ -132,7 +132,7 @@ def in_sections(
     return [shown[i] for i in order], starts, missing
 
 
-def columns_of(rows: Sequence[Average], family: Judgement | None = None) -> list[Filled]:
+def columns_of(rows: Sequence[Average], family: Judgement | None = None, batches: Collection[int] = ()) -> list[Filled]:
     """Return the columns of a terminal's table; where narrower forms are without interval there are two of a heading.
 
     What no row has, such as top-1 without labels, has no column.
@@ -144,7 +144,7 @@ def columns_of(rows: Sequence[Average], family: Judgement | None = None) -> list
     ]
     for metric in METRICS.values():
         if metric.name == _AFTER_TIMES:
-            columns += _time_columns(rows)
+            columns += _time_columns(rows, batches)
         if metric.heading and any(row.has(metric) for row in rows):
             own = _LAYOUTS.get(metric.name, Layout())
             forms = FORMS[: FORMS.index(own.least) + 1]
@@ -158,7 +158,7 @@ def columns_of(rows: Sequence[Average], family: Judgement | None = None) -> list
     return columns
 
 
-def _time_columns(rows: Sequence[Average]) -> Iterator[Filled]:
+def _time_columns(rows: Sequence[Average], asked: Collection[int]) -> Iterator[Filled]:
     def milliseconds(entry: Times) -> Cell:
         return estimate_cell(Interval(entry.median_ms, entry.q1_ms, entry.q3_ms), "{:.1f}".format)
 
@@ -169,7 +169,7 @@ def _time_columns(rows: Sequence[Average]) -> Iterator[Filled]:
         return figure(entry.images_per_s, ".1f")
 
     entries = [entry for row in rows for entry in row.latency]
-    batches = sorted({entry.batch for entry in entries})
+    batches = sorted({entry.batch for entry in entries}.union(asked))
     about = "× dense: time by the dense model's, median over rounds with its 95 % interval"
     for batch in batches:
         kinds: list[tuple[str, Sequence[Form], Callable[[Times], Cell], str]] = [
@@ -177,10 +177,13 @@ def _time_columns(rows: Sequence[Average]) -> Iterator[Filled]:
             ("× dense", FORMS if batch == batches[-1] else FORMS[:2], to_dense, about),
             ("images/s", FORMS[:1], per_second, ""),
         ]
-        if all(entry.ratio is None for entry in entries if entry.batch == batch):
+        own = [entry for entry in entries if entry.batch == batch]
+        if not own:
+            kinds = kinds[1:2]
+        elif all(entry.ratio is None for entry in own):
             del kinds[1]
-        for heading, forms, show, own in kinds:
-            column = Column(heading=f"Batch {batch}, {heading}", forms=forms, about=own)
+        for heading, forms, show, text in kinds:
+            column = Column(heading=f"Batch {batch}, {heading}", forms=forms, about=text)
             yield column, _of_batch(batch, show)
 
 
