@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.cli.command import EVERY, EXIT_CODES, PROGRAM, CommandParser, default_text, leaves
 from harness.cli.entry import COMMANDS, build_parser
+from tools import replace_part
 from zoo.core.files import write_whole
 
 PAGE = Path("docs/commands.md")
@@ -75,19 +76,6 @@ def splice(text: str) -> str:
         ValueError: it has no such place.
     """
     return replace_part(text, page(), BEGIN, END, PAGE)
-
-
-def replace_part(text: str, part: str, begin: str, end: str, page: Path) -> str:
-    """Return a page's text with ``part`` in the place of the lines from ``begin`` to ``end``, which it has itself.
-
-    Raises:
-        ValueError: there are no such lines.
-    """
-    before, opened, rest = text.partition(begin)
-    _, closed, after = rest.partition(end + "\n")
-    if not opened or not closed:
-        raise ValueError(f"{page.as_posix()} lacks the lines {begin!r} and {end!r}")
-    return before + part + after
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ SHOWN_DIGITS = 5e-5  # half of the last digit that a table shows
 class Tolerances:
     """How far quantities may move. What is counted may not move at all.
 
-    The images are the same, so the only excuse is rounding. docs/check.md says how far it moved
-    things where it was tried, and that bfloat16 in float32's place is seen.
+    The images are the same, so only rounding moves the others: the bounds let float32 on another processor pass
+    and show bfloat16 in its place.
 
     Attributes:
         images: difference in the number of right answers, either way.

@@ -220,7 +220,7 @@ def tokens_recipe(group: Any, draws: str | None, text: str = "") -> None:
 
     names = tuple(RECIPES)
     add(group, "--recipe", names[0], f"of learned tokens: {', '.join(names)}", choices=names, metavar="NAME")
-    add(group, "--tune", None, "changes of it, FIELD=VALUE,...; see docs/prompts.md", metavar="CHANGES")
+    add(group, "--tune", None, "changes of it, FIELD=VALUE,...; see docs/learning.md", metavar="CHANGES")
     about = f"of labelled images: ours, or coop, those of CoOp's own runs, whose seeds begin at 1{text}"
     add(group, "--draws", draws, about, choices=DRAWS, metavar="WHOSE")
     add(group, "--seed", None, "the first, of images and recipes; default: 0, of CoOp's draws 1", int)

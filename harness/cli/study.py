@@ -274,12 +274,13 @@ def _study_flags(parser: CommandParser) -> None:
 
 
 def run_study(args: Namespace, status: Console) -> Work:
-    """Make a study; write its records and a Markdown table, and show a table per dataset."""
+    """Make a study; write its records, its figures as CSV and its plot, and show a table per dataset."""
     from harness.datasets.base import FINAL, FINAL_ALONE
     from harness.records.record import earlier, keep_new
+    from harness.report.charts import render
     from harness.studies.questions import get_study
     from harness.studies.spec import StudyConfig
-    from harness.studies.tables import NOTES, SEED_NOTES
+    from harness.studies.tables import study_csv
     from harness.studies.workshop import answer, stock
     from zoo.core.files import write_whole
     from zoo.learning.fit import FitConfig
@@ -296,18 +297,19 @@ def run_study(args: Namespace, status: Console) -> Work:
         return Shown(parts=(table,), data=facts)
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
-    sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
-    data = []
+    tables = []
     for measured, records in answer(study, config, known, progress):
         keep_new(path, records, known)
-        sections.append(measured.markdown())
-        data.append(measured.data())
+        tables.append(measured)
+        write_whole(path.with_suffix(".csv"), study_csv(tables).encode())
         with progress.hidden():
             yield measured.table()
-    notes = [config.describe(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
-    write_whole(path.with_suffix(".md"), "\n".join([*sections, *notes, ""]).encode())
-    progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
-    return Shown(parts=(), data={"study": study.name, "tables": data})
+    written = ["jsonl", "csv"]
+    if study.plot:
+        written.append("svg")
+        write_whole(path.with_suffix(".svg"), render([measured.chart(*study.plot) for measured in tables]))
+    progress.say(f"{config.describe(tunes=study.tunes)}\nwrote {path.with_suffix('')}.{{{','.join(written)}}}")
+    return Shown(parts=(), data={"study": study.name, "tables": [measured.data() for measured in tables]})
 
 
 COMMANDS = (

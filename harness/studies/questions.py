@@ -60,7 +60,12 @@ def comma(blocks: Sequence[int]) -> str:
     return ", ".join(map(str, blocks))
 
 
-@study("Golden and predicted rankings by score (paper: Table 1)", (0.8, 0.7, 0.6, 0.5), labels=True)
+@study(
+    "Golden and predicted rankings by score (paper: Table 1)",
+    (0.8, 0.7, 0.6, 0.5),
+    labels=True,
+    plot=("keep", "score", "ranking"),
+)
 def scores(on: StudyCase) -> Iterator[StudyLine]:
     """Which score finds the patches that accuracy needs, and can it be predicted?"""
     for score in SCORES:
@@ -135,7 +140,7 @@ def shots(on: StudyCase) -> Iterator[StudyLine]:
             yield StudyLine({"images per class": name, "images": str(images)}, models, keep)
 
 
-@study("Methods at equal GFLOPs", (0.6, 0.5, 0.3))
+@study("Methods at equal GFLOPs", (0.6, 0.5, 0.3), plot=("GFLOPs", "method"))
 def baselines(on: StudyCase) -> Iterator[StudyLine]:
     """Is Patch Ranking ahead of other methods for the same cost?"""
     predictors = on.predictors(on.golden())
@@ -147,7 +152,11 @@ def baselines(on: StudyCase) -> Iterator[StudyLine]:
             yield StudyLine(labels, on.baseline(method, keep), keep, cost=own[0])
 
 
-@study("Merging at a few points and in every block, and dropping, at equal GFLOPs", (0.6, 0.5, 0.3))
+@study(
+    "Merging at a few points and in every block, and dropping, at equal GFLOPs",
+    (0.6, 0.5, 0.3),
+    plot=("GFLOPs", "method", "ranking"),
+)
 def merging(on: StudyCase) -> Iterator[StudyLine]:
     """Does rankmerge lose less than ToMe, and does a ranking earn its place where nothing is dropped?
 
@@ -191,7 +200,7 @@ def ablation(on: StudyCase) -> Iterator[StudyLine]:
             yield StudyLine(labels, on.baseline(MERGED, keep, **options), keep, cost=cost)
 
 
-@study("Reduction point", (0.6,))
+@study("Reduction point", (0.6,), plot=("before block", "ranking"))
 def blocks(on: StudyCase) -> Iterator[StudyLine]:
     """Before which block do tokens go at the least loss, for one keep rate or one cost?"""
     own = on.golden()
@@ -250,7 +259,9 @@ def _model(row: Variant) -> str:
     return row.model
 
 
-@study("Learned tokens on the dense and the pruned tower (paper: Table 5)", (0.6, 0.5), tunes=True)
+@study(
+    "Learned tokens on the dense and the pruned tower (paper: Table 5)", (0.6, 0.5), tunes=True, plot=("keep", "tuned")
+)
 def tuning(on: StudyCase) -> Iterator[StudyLine]:
     """How far behind the dense tower is a pruned one once both are tuned?"""
     for (name, tokens), keep in product(WAYS.items(), (1.0, *on.keeps)):

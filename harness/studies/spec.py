@@ -229,6 +229,7 @@ class Study:
     lines: Lines  # of the table; the first of a group is what the others are compared with
     tunes: bool = False  # it is about learned tokens, whose labelled images may come from val
     labels: bool = False  # it is about what labels or classes decide
+    plot: tuple[str, ...] = ()  # columns of its plot: the x axis, then what tells series apart; none without a plot
 
     @property
     def split(self) -> SplitName:
@@ -237,7 +238,7 @@ class Study:
 
 
 def study(
-    title: str, keeps: tuple[float, ...], *, tunes: bool = False, labels: bool = False
+    title: str, keeps: tuple[float, ...], *, tunes: bool = False, labels: bool = False, plot: tuple[str, ...] = ()
 ) -> Callable[[Lines], Study]:
     """Declare a study of a function's name, whose docstring is the question and which yields the lines of the answer.
 
@@ -246,6 +247,6 @@ def study(
 
     def declare(lines: Lines) -> Study:
         about = {"name": lines.__name__, "title": title, "question": (lines.__doc__ or "").partition("\n")[0]}
-        return Study(**about, keeps=keeps, lines=lines, tunes=tunes, labels=labels or tunes)
+        return Study(**about, keeps=keeps, lines=lines, tunes=tunes, labels=labels or tunes, plot=plot)
 
     return declare

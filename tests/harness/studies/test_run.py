@@ -1,5 +1,6 @@
 """One contract for every study; what distinguishes some; their table, judged together; the command and its records."""
 
+import csv
 import io
 import json
 from itertools import product
@@ -23,7 +24,7 @@ from harness.records.statistics import bootstrap_mean, holm, mean_interval, pair
 from harness.studies import workshop as module
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, get_study, list_studies, schedules
 from harness.studies.spec import StudyConfig
-from harness.studies.tables import StudyTable, compare_lines
+from harness.studies.tables import StudyTable, compare_lines, study_csv
 from harness.studies.workshop import Stock, answer, find, stock
 from zoo.core.files import read_facts
 from zoo.loading.weights import cache_folder
@@ -57,6 +58,8 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
     begins = {row.group: row for row in reversed(table.rows)}
     assert [row for row in table.rows if row.difference("to_first") is None] == list(reversed(begins.values()))
     assert table.dense == records[0]
+    if plot := get_study(name).plot:
+        assert sum(map(len, table.chart(*plot).series.values())) > 1
     for row in table.rows:
         assert {(record.image_count, record.split) for record in row.records} == {(7, few.split)}
         golden = "golden" in {record.method for record in row.records}
@@ -260,7 +263,9 @@ def test_each_column_is_a_family_judged_by_holm_and_marked():
     assert (family.clear, first.clear) == ({0, 2, 3}, {2})
     marked = [cell for row in one.table().rows for cell in row if cell.mark]
     assert len(marked) == 3 + 1
-    assert "*" not in one.markdown()
+    lines = list(csv.DictReader(io.StringIO(study_csv([one]))))
+    assert [line["to_dense_p_holm"] for line in lines] == [f"{p:.6g}" for p in holm(dense)]
+    assert [line["line"] for line in lines] == ["l0", "l1", "l2", "l3"]
 
 
 def test_means_over_seeds_are_judged_by_sign_flips():
@@ -310,10 +315,10 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(tmp_path: Path, mon
     loads.clear()
     assert main(command) == 0
     assert len(loads) == 1
-    records, text = (tmp_path / "transfer.jsonl").read_bytes(), (tmp_path / "transfer.md").read_text()
-    assert f"```\npatchrank study transfer {FLAGS}\n```" in text
+    records, text = (tmp_path / "transfer.jsonl").read_bytes(), (tmp_path / "transfer.csv").read_text()
+    assert [line["fitted on"] for line in csv.DictReader(io.StringIO(text))] == ["plain", "(golden)"]
     found = read_records(tmp_path / "transfer.jsonl")
     assert [record.method for record in found] == ["dense", "patchrank", "patchrank", "golden"]
     assert main(command) == 0  # nothing new to write
     assert (tmp_path / "transfer.jsonl").read_bytes() == records
-    assert (tmp_path / "transfer.md").read_text() == text
+    assert (tmp_path / "transfer.csv").read_text() == text
