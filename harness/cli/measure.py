@@ -162,7 +162,7 @@ def _next_steps(args: Namespace, plan: "Plan") -> Iterator[str]:
         left = [name for name in every if name not in plan.methods]
         yield f"{len(every) - len(left)} of {len(every)} methods; --methods takes the others, too: {' '.join(left)}"
     if plan.match == "gflops":
-        words = ["patchrank", "compare", *args.argv[1:], "--match", "time"]
+        words = ["patchrank", *(word for word in args.argv if word != "--fresh"), "--match", "time"]
         if (fast := best_precision(plan.device)) != plan.dtype:
             words += ["--dtype", fast]
         yield f"next, at equal time: {shlex.join(words)}"

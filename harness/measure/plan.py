@@ -29,12 +29,12 @@ class Plan:
     tokens: str = "t"  # what is learned from shots, of `TUNINGS`
     num_tokens: int = TuneConfig.count
     seeds: int = 3  # how often it is learned from other shots, counted on from ``seed``
-    limit: int | None = 100  # images per dataset, None for the whole split
+    limit: int | None = 50  # images per dataset, None for the whole split
     split: SplitName = "test"
     seed: int = 0  # of the choice of shots, the first
     device: str = "cpu"
     dtype: str = "float32"  # of `DTYPES`
-    batches: tuple[int, ...] = (1, 8)  # for latency, none to skip it
+    batches: tuple[int, ...] = (8,)  # for latency, none to skip it
     rounds: int = 5  # latency samples
     match: str = "keep"  # what rows have in common, of `MATCHES`
     match_to: str = "patchrank"  # method that others' fidelity is compared with, and whose cost they meet by ``match``

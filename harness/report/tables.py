@@ -190,7 +190,8 @@ def _time_columns(rows: Sequence[Average], asked: Collection[int]) -> Iterator[F
 def report_columns(rows: Sequence[Average], *, family: Judgement | None = None, summary: bool = False) -> list[Filled]:
     """Return the columns of a report; a summary leaves out what a first look doesn't need."""
     every = columns_of(rows, family)
-    first = {column.heading for column, _ in every if "narrow" in column.forms or column.heading.endswith("× dense")}
+    also = ("× dense", METRICS["tau"].heading)
+    first = {column.heading for column, _ in every if "narrow" in column.forms or column.heading.endswith(also)}
     return [one for one in every if "wide" in one[0].forms and (not summary or one[0].heading in first)]
 
 

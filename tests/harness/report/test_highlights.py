@@ -116,16 +116,16 @@ def plots(committed: list[Record]) -> dict[str, Plot]:
 
 @pytest.mark.parametrize(("at", "dataset"), [(0, "fashion"), (1, "emoji")])
 def test_accuracy_against_cost_has_every_row_with_its_intervals(at: int, dataset: str, plots, committed: list[Record]):
-    own = [r for r in committed if r.dataset == dataset and r.mean("gflops") is not None]
+    own = [r for r in committed if r.dataset == dataset and r.method != "optimized"]
     chart = plots["accuracy_gflops"].charts[at]
-    assert sum(map(len, chart.series.values())) == len(own) == 13
+    assert sum(map(len, chart.series.values())) == len(own) == 11
     for name, series in chart.series.items():
         rows = sorted((r for r in own if r.method == name), key=lambda r: r.keep)
         for point, row in zip(series, rows, strict=True):
             assert tuple(point.x) == (row.mean("gflops"),) * 3
             paired = [row.mean("diff_to_dense"), part(row, "diff_low"), part(row, "diff_high")]
             assert point.y == pytest.approx((0.0,) * 3 if name == "dense" else [100 * number for number in paired])
-            assert point.label == ("" if name == "dense" else f"{100 * row.keep:.0f} %")
+            assert point.label == ("" if name == "dense" else f"{100 * row.keep:.3g} %")
     assert list(chart.front) == sorted(chart.front)
     assert [y for _, y in chart.front] == sorted(y for _, y in chart.front)
 
@@ -154,9 +154,9 @@ def test_labels_stay_inside_the_axes_and_clear_of_each_other(plots):
 
 
 def test_rows_that_differ_in_the_fitted_predictor_alone_are_drawn_as_their_mean(row: Any):
-    dense, *fits = near(row, {"patchrank": 0.01, "evit": 0.03}, {"patchrank": 2.0, "evit": 2.0})
+    dense, *fits = near(row, "fashion", {"patchrank": 0.01, "evit": 0.03})
     own = {"model": fits[0].model, "method": "patchrank"}
     fits = [replace(fit, **own, method_config={"predictor": name}) for fit, name in zip(fits, "ab", strict=True)]
-    [plot] = plots_of(fronts_of([dense, *fits]))
+    plot = next(plot for plot in plots_of(fronts_of([dense, *fits])) if plot.name == "fidelity_gflops")
     [[dot]] = plot.charts[0].series.values()
     assert dot.y.estimate == pytest.approx(np.mean([fit.mean("cosine_distance") for fit in fits]))
