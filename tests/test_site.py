@@ -224,7 +224,7 @@ def test_the_figures_of_a_study_are_those_of_its_records(name: str):
 def figures_of(text: str) -> set[str]:
     """Return the decimal figures of a page, without code and targets of links."""
     prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.S)
-    return set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", prose))
+    return set(re.findall(r"(?<![\w.])\d+\.\d+(?!\w|\.\d)", prose))
 
 
 def test_figures_in_the_prose_of_results_are_in_a_table_or_a_study():

@@ -23,7 +23,6 @@ from harness.studies.spec import (
     study,
     tuned_line,
 )
-from zoo.core.messages import expected
 from zoo.core.predictor import ARCHITECTURES
 from zoo.core.reducer import METHODS, configure
 from zoo.learning.fit import LOSSES
@@ -176,7 +175,7 @@ def merging(on: StudyCase) -> Iterator[StudyLine]:
         yield StudyLine({"for": percent(keep), "method": PREDICTED, "ranking": "predictor"}, own, keep)
 
 
-@study("Parts of rankmerge, at equal GFLOPs", (0.6, 0.3))
+@study("Parts of rankmerge, at equal GFLOPs", (0.6, 0.3), fits=False)
 def ablation(on: StudyCase) -> Iterator[StudyLine]:
     """What is each part of the method worth?
 
@@ -309,7 +308,7 @@ def four_points(depth: int) -> list[tuple[int, ...]]:
     return fitting
 
 
-@study("Four reduction points of a tuned model (paper: Table 7)", (0.6,), tunes=True)
+@study("Four reduction points of a tuned model (paper: Table 7)", (0.6,), fits=True, tunes=True)
 def points(on: StudyCase) -> Iterator[StudyLine]:
     """Where should a tuned model lose its tokens, if it does so in four steps?
 
@@ -349,11 +348,3 @@ def order(on: StudyCase) -> Iterator[StudyLine]:
 def list_studies() -> dict[str, Study]:
     """Return all studies by name, sorted."""
     return dict(sorted((one.name, one) for one in globals().values() if isinstance(one, Study)))
-
-
-def get_study(name: str, tools: Sequence[str] = ()) -> Study:
-    """Return the study of that name; ValueError with near names, other ``tools``' too, if there is none."""
-    studies = list_studies()
-    if name not in studies:
-        raise ValueError(f"study {name!r}: {expected(name, [*studies, *tools], shown_by='patchrank study --help')}")
-    return studies[name]

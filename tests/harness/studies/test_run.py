@@ -22,7 +22,7 @@ from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mean_interval, paired_p
 from harness.studies import workshop as module
-from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, get_study, list_studies, schedules
+from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
 from harness.studies.spec import StudyConfig
 from harness.studies.tables import StudyTable, compare_lines, study_csv
 from harness.studies.workshop import Stock, answer, find, stock
@@ -40,13 +40,13 @@ FLAGS = (
 
 
 def take_stock(name: str, config: StudyConfig) -> list[Stock]:
-    return stock(get_study(name), config, Progress())
+    return stock(list_studies()[name], config, Progress())
 
 
 @pytest.mark.parametrize("name", list_studies())
 @pytest.mark.usefixtures("predictor_file", "quick_costs")
 def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig, name: str, studied, work):
-    few = replace(few, split=get_study(name).split, seeds=1)
+    few = replace(few, split=list_studies()[name].split, seeds=1)
     before = take_stock(name, few)
     assert not work
     assert all(one.cached == 0 for one in before)
@@ -58,7 +58,7 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
     begins = {row.group: row for row in reversed(table.rows)}
     assert [row for row in table.rows if row.difference("to_first") is None] == list(reversed(begins.values()))
     assert table.dense == records[0]
-    if plot := get_study(name).plot:
+    if plot := list_studies()[name].plot:
         assert sum(map(len, table.chart(*plot).series.values())) > 1
     for row in table.rows:
         assert {(record.image_count, record.split) for record in row.records} == {(7, few.split)}
@@ -222,7 +222,7 @@ def without_hash(path: Path) -> None:
 @pytest.mark.usefixtures("staged")
 def test_a_predictor_that_cannot_be_loaded_is_fitted_anew(few: StudyConfig):
     def fidelity(console: Console) -> list[float | None]:
-        tables = answer(get_study("losses"), replace(few, seeds=1), [], Progress(console))
+        tables = answer(list_studies()["losses"], replace(few, seeds=1), [], Progress(console))
         return [record.mean("cosine_distance") for _, records in tables for record in records]
 
     whole = fidelity(Console(quiet=True))

@@ -12,7 +12,7 @@ from harness.datasets.few_shot import subset
 from harness.golden.rank import Curve, Point
 from harness.models.towers import Tower
 from harness.records.statistics import Interval, kendall_tau
-from harness.studies.curve import curve_table, measure_curve
+from harness.studies.ranking_cost import curve_table, measure_curve
 from zoo.ranking.golden import GoldenConfig, golden_importance
 
 POINTS = (Point(window=3, stride=3), Point(approximate="follow:2"), Point(window=9, stride=9))
@@ -44,7 +44,7 @@ def test_measures_agreement_with_the_exact_ranking(tower: Tower, toy: Dataset):
 
 def test_the_command_writes_what_rank_reads(tmp_path: Path):
     path = tmp_path / "new" / "curve.json"
-    assert main(f"study curve --dataset fashion --limit 2 --block 8 --output {path}".split()) == 0
+    assert main(f"study ranking-cost --dataset fashion --limit 2 --block 8 --output {path}".split()) == 0
     curve = Curve.read(path)
     assert curve.images == {"fashion": 2}
     assert curve.worths[0].point == Point()

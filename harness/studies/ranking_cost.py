@@ -52,7 +52,7 @@ def measure_curve(
     effort = Effort.of(vit, block)
     every = [Point(), *(point for point in points if point.fits(effort))]
     orders: dict[Point, dict[str, Importance]] = {}
-    with progress.task("study curve, ways", len(every)) as update:
+    with progress.task("study ranking-cost, ways", len(every)) as update:
         for done, point in enumerate(every, start=1):
             config = GoldenConfig(block=block, window=point.window, stride=point.stride, approximate=point.approximate)
             removes = point.approximate is None and point != Point()
