@@ -1,6 +1,7 @@
 """Subcommands that measure models and show what there is: ``compare``, ``eval``, ``latency``, ``report``, ``list``."""
 
 import os
+import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from itertools import groupby, takewhile
@@ -101,7 +102,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
     from harness.measure.bench import Tracer, compare
     from harness.measure.plan import Plan, at_equal_time
-    from harness.measure.rows import usual_methods
+    from harness.measure.rows import UNFINISHED, usual_methods
     from harness.records.averages import match_costs, training_free
     from harness.records.record import GOLDEN, RECORDS, earlier, keep_new, record_values
     from harness.report.folder import write_report
@@ -117,25 +118,23 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     more = at_equal_time(plan) if args.equal_time else None
 
     def measured(plan: Plan, tracer: Tracer | None = None) -> "Iterator[list[Record]]":
-        for group in compare(plan, known, progress, tracer):
+        for group in compare(plan, known, progress, tracer, folder=args.output / UNFINISHED):
             keep_new(path, group, known)
             records.extend(group)
             yield group
 
-    done, total = 0, sum(len(one.models) * len(one.datasets) * len(one.shots) for one in (plan, more) if one)
-    with progress.task("compare, datasets x towers x shots", total) as update:
-        for group in measured(plan, tracer):
-            with progress.hidden():
-                for part in training_free(group):
-                    yield comparison_table(part, plan.match_to)
-                if plan.match is not None:
-                    yield matched_table(match_costs(group, plan.match_to, plan.timed_batch))
-            update(done := done + 1)
-        for group in measured(more) if more is not None else ():
-            assert more is not None
-            with progress.hidden():
-                yield matched_table(match_costs(group, more.match_to, more.timed_batch))
-            update(done := done + 1)
+    if args.fresh:
+        shutil.rmtree(args.output / UNFINISHED, ignore_errors=True)
+    for group in measured(plan, tracer):
+        with progress.hidden():
+            for part in training_free(group):
+                yield comparison_table(part, plan.match_to)
+            if plan.match is not None:
+                yield matched_table(match_costs(group, plan.match_to, plan.timed_batch))
+    for group in measured(more) if more is not None else ():
+        assert more is not None
+        with progress.hidden():
+            yield matched_table(match_costs(group, more.match_to, more.timed_batch))
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # that README shows; `report` writes all
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)

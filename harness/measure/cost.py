@@ -19,6 +19,7 @@ from harness.records.record import DENSE, GOLDEN, lacking
 if TYPE_CHECKING:
     from harness.measure.rows import Variant
 
+RUNS_PER_COUNT = 8  # of a model on one image, which take as long as counting its multiply-adds
 # Counted as free, like everywhere in the field: one pass over the data, no contraction. fvcore
 # itself counts LayerNorm as 5 per element (0.02 of ViT-B/16's 17.58 G) and knows more free ones
 # (views, copies, gather, comparisons). An operator in neither list is reported as unsupported.
@@ -200,7 +201,7 @@ class RowCost:
 def count_costs(rows: "Sequence[Variant]", progress: Progress) -> dict[str, RowCost]:
     """Count multiply-adds, activations, parameters and tokens of rows that can be run, by key."""
     counted = {}
-    with progress.task("multiply-adds", len(rows)) as update:
+    with progress.task("multiply-adds", len(rows), share=len(rows) * RUNS_PER_COUNT) as update:
         for done, row in enumerate(rows, start=1):
             like, size = next(row.vit.parameters()), row.vit.input_size
             cost = gflops(row.vit, size)
@@ -232,7 +233,7 @@ def costs(rows: "Sequence[Variant]", rounds: Mapping[int, int], progress: Progre
         facts[key] = asdict(counted) | {"latency": ()}
         del facts[key]["final_tokens"]  # the images' own say that
     for batch, count in rounds.items():
-        with progress.task(f"latency at batch {batch}", count) as update:
+        with progress.task(f"latency at batch {batch}", count, share=len(real) * batch * count) as update:
             timings = time_models({row.key: row.vit for row in real}, batch, count, warmup=1, tick=update)
         for key, timing in timings.items():
             facts[key]["latency"] += (timing.latency(None if key == dense else timings.get(dense)),)

@@ -367,21 +367,27 @@ def read_run(path: Path) -> list[Record]:
     raise ValueError(f"run {str(path)!r}: {file.name} holds no records")
 
 
-def fitting(blank: Record, known: Sequence[Record], batches: Sequence[int], *, ranked: bool = False) -> Record | None:
+def lacks_times(record: Record, batches: Iterable[int]) -> bool:
+    """Tell whether a record lacks the latency at one of these batch sizes; a golden row has none."""
+    return record.method != GOLDEN and not {times.batch for times in record.latency} >= set(batches)
+
+
+def fitting(blank: Record, known: Sequence[Record], batches: Iterable[int], *, ranked: bool = False) -> Record | None:
     """Find the newest known record made under the same conditions as ``blank``, an unmeasured one.
 
-    Latency at these batch sizes must be there, too, and agreement with golden rankings if ``ranked``; it needs tokens
-    that went.
+    One with latency at these batch sizes goes first. If ``ranked``, agreement with golden rankings must be there; it
+    needs tokens that went.
     """
-    same = measured_alike(blank)
+    same, untimed = measured_alike(blank), None
     for record in reversed(known):
-        timed = record.method == GOLDEN or {e.batch for e in record.latency} >= set(batches)
         compared = "weighted_tau" in record.metrics or not ranked or record.keep == 1
         alone = record.method == DENSE or record.tuning is not None  # a tuned row may have no dense one beside it
         near = "cosine_distance" in record.metrics or alone
-        if timed and compared and near and measured_alike(record) == same:
-            return record
-    return None
+        if compared and near and measured_alike(record) == same:
+            if not lacks_times(record, batches):
+                return record
+            untimed = untimed or record
+    return untimed
 
 
 def measured_alike(record: Record) -> str:
