@@ -143,6 +143,7 @@ class Lab:
         if method is not None:
             raise ValueError(f"--model {model!r} is reduced already: name its dense tower, {self.model!r}")
         self.bounds, self.config, self.say, self.tower = bounds, config, say, load_tower(self.model)
+        self.patience = timing.Patience(say=say)
         vit = self.tower.vit.to(config.device)
         self.dense = Variant(model=self.tower.arch, method=DENSE, keep=1.0, vit=vit, config={})
         fast = best_precision(config.device)
@@ -324,7 +325,8 @@ class Lab:
 
     def _time(self, vits: Mapping[Any, Any], rounds: int, **options: Any) -> dict[Any, Timing]:
         """Time models in turn with the dense tower in float32, all from the same images in float32."""
-        return timing.time_models({DENSE: self.dense.vit, **vits}, self.config.batch, rounds, **options)
+        models = {DENSE: self.dense.vit, **vits}
+        return timing.time_models(models, self.config.batch, rounds, patience=self.patience, **options)
 
     def assess(self, one: Candidate) -> Assessment:
         """Judge a candidate by the bounds on fidelity, on the pictures held out."""
@@ -352,7 +354,6 @@ class Lab:
             "dense_images_per_s": 1000 * batch / dense.spread_ms.estimate,
             **{"batch": batch, "threads": torch.get_num_threads(), "rounds": len(chosen.samples_ms)},
             "stopwatch": timing.wall_clock().name,
-            "warnings": list(timing.warnings_of(chosen)),
         }
 
     def certificate(self, chosen: Assessment) -> dict[str, Any]:

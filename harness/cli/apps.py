@@ -84,10 +84,10 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         f"[{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}], {time['images_per_s']:.1f} images/s against "
         f"{time['dense_images_per_s']:.1f} at batch {time['batch']}"
     )
-    warnings = [f"be wary of times: {warning}" for warning in time["warnings"]]
     if not selection.met:
         text = f"nothing meets {bounds.words}; the nearest is {text}; {selection.why}"
-        return Shown(parts=(*parts, text, *warnings), data=data, code=1)
+        return Shown(parts=(*parts, text), data=data, code=1)
+    warnings = []
     if time["verdict"] == "slower":
         warnings.append("it is slower than dense: the interval of the ratio lies above 1")
     elif time["verdict"] != "faster":

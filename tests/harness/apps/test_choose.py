@@ -111,7 +111,6 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("harness.measure.timing.time_models", clock.time_models)
-    monkeypatch.setattr("harness.measure.timing.warnings_of", lambda *_: ())
     monkeypatch.setattr("harness.records.statistics.RESAMPLES", 400)  # a test of bootstraps is elsewhere
     features = Pictures.features
 
