@@ -75,8 +75,8 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "transformers dinov2": ("Dinov2", {"image_size": 32, "mlp_ratio": 2}),
     "transformers dinov3": ("DINOv3ViT", {**SQUARE, "num_register_tokens": 2}),
 }
-# Their choice goes by the order of the sequence, too: alternate sets, which of a pair stays, ties of mean ranks.
-ORDERED = ("tome", "tofu", "rankmerge", "tca")
+# Their choice goes by the order of the sequence, too: alternate sets, which token of a pair or cluster stays.
+ORDERED = ("atc", "tome", "tofu", "rankmerge")
 YES = "yes"
 
 
