@@ -233,18 +233,16 @@ def run_final(args: Namespace, status: Console) -> Work:
     groups = ((plan, group) for plan in plans for group in compare(plan, [], progress, release=True))
     records: list[Record] = []
     tables: list[Table] = []
-    with progress.task("study final, datasets", sum(len(plan.datasets) for plan in plans)) as update:
-        for done, (plan, group) in enumerate(groups, start=1):
-            write_records(path, group)
-            records += group
-            parts = [comparison_table(group)]
-            if plan.match is not None:
-                parts.append(matched_table(match_costs(group, plan.match_to)))
-            titled = [replace(table, title=f"{table.title}; {words}") for table in parts]
-            tables += titled
-            with progress.hidden():
-                yield from titled
-            update(done)
+    for plan, group in groups:
+        write_records(path, group)
+        records += group
+        parts = [comparison_table(group)]
+        if plan.match is not None:
+            parts.append(matched_table(match_costs(group, plan.match_to)))
+        titled = [replace(table, title=f"{table.title}; {words}") for table in parts]
+        tables += titled
+        with progress.hidden():
+            yield from titled
     write_whole(path.with_name("table.md"), markdown(tables).encode())
     progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
     return Shown(parts=(), data={"commit": commit, "records": json_values(records)})

@@ -362,10 +362,27 @@ class Bench:
             return self._add_times(rows, present, known)
         captions = view.captions(split) if dataset.captioned else None  # refuses before images are run
         found = view.outcomes.find(rows, split, f"{self.rows[0].model} on {dataset.name}")
-        costs, records, traces = self._costs(rows, known), [], list[RowTraces]()
-        samples = self._samples(view, tuning, rows, prompts, found, split, captions, blanks[0].groups, costs)
-        for row, record, sample in zip(rows, blanks, samples, strict=True):
-            facts = {name: value for name, value in costs[row.key].items() if name not in METRICS}
+        classifiers = view.classifiers(tuning, prompts) if dataset.classes else {}
+        # A probe's weights have no length that cosines or a temperature could go by.
+        scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
+        costs, dense, records, traces = self._costs(rows, known), None, [], list[RowTraces]()
+        for row, record in zip(rows, blanks, strict=True):
+            cost = costs[row.key]
+            sample = Sample(
+                features=found[row.key].features,
+                final_tokens=found[row.key].final_tokens,
+                scores=found[row.key].scores,
+                golden=None if row.rankings is None else row.rankings.of(split.image_ids),
+                classifier=classifiers.get(self._classifier_key(row)),
+                scale=scale,
+                labels=split.labels,
+                captions=captions,
+                groups=record.groups,
+                costs={name: value for name, value in cost.items() if name in METRICS},
+                dense=None if row.method == DENSE else dense,
+            )
+            dense = sample if row.key == self.rows[0].key else dense
+            facts = {name: value for name, value in cost.items() if name not in METRICS}
             records.append(replace(record, **facts, **measurements(sample)))
             if len(traced) and sample.predicted is not None and not record.recovered:
                 own = found[row.key].part(traced), sample.predicted[traced]
@@ -381,41 +398,6 @@ class Bench:
         if self.view is None or self.view.dataset is not dataset or self.view.plan != self.plan:
             self.view = View(self, dataset)
         return self.view
-
-    def _samples(
-        self,
-        view: "View",
-        tuning: Tuning,
-        rows: Sequence[Variant],
-        prompts: Prompts,
-        found: Mapping[str, Outcome],
-        split: Split,
-        captions: Captions | None,
-        groups: NDArray[np.int64] | None,
-        costs: Costs,
-    ) -> list[Sample]:
-        """Return what the metrics see of each row."""
-        classifiers = view.classifiers(tuning, prompts) if view.dataset.classes else {}
-
-        def sample(row: Variant, dense: Sample | None = None) -> Sample:
-            result = found[row.key]
-            return Sample(
-                features=result.features,
-                final_tokens=result.final_tokens,
-                scores=result.scores,
-                golden=None if row.rankings is None else row.rankings.of(split.image_ids),
-                classifier=classifiers.get(self._classifier_key(row)),
-                # A probe's weights have no length that cosines or a temperature could go by.
-                scale=None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item(),
-                labels=split.labels,
-                captions=captions,
-                groups=groups,
-                costs={name: value for name, value in costs[row.key].items() if name in METRICS},
-                dense=dense,
-            )
-
-        dense = next((sample(row) for row in rows if row.key == self.rows[0].key), None)
-        return [dense if dense is not None and row.method == DENSE else sample(row, dense) for row in rows]
 
     def _classifier_key(self, row: Variant) -> str:
         """Return the key of the row whose classifier judges a row; an oracle can learn none of its own."""
