@@ -116,8 +116,8 @@ def pair_tokens(
         places: (B, n, 2), whose squared distance adds to the cost.
         weight: (B, n) factors on the cost, None for 1.
         r: at least 1.
-        protection: (B, n) factors on the cost of those that go, for whose turn it is alone; None for 1. On the cost of
-            pairs it would send what matters into what doesn't, however unlike.
+        protection: (B, n) factors on the cost of those that go; they set the order of merging, not the partners. None
+            for 1. On the cost of pairs they would send what matters into what doesn't, however unlike.
         links: how far chains are followed; beyond, a token may have to go into a farther one than need be.
 
     Returns:
