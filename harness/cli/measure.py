@@ -1,6 +1,5 @@
 """Subcommands that measure models and show what there is: ``compare``, ``eval``, ``latency``, ``report``, ``list``."""
 
-import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from itertools import groupby, takewhile
@@ -108,9 +107,9 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
     from harness.measure.bench import Tracer, compare
     from harness.measure.plan import Plan, at_equal_time
-    from harness.measure.rows import UNFINISHED, usual_methods
+    from harness.measure.rows import usual_methods
     from harness.records.averages import match_costs, training_free
-    from harness.records.record import GOLDEN, RECORDS, earlier, keep_new, record_values
+    from harness.records.record import GOLDEN, RECORDS, UNFINISHED, earlier, keep_new, record_values
     from harness.report.folder import write_report
     from harness.report.tables import comparison_table, matched_table
 
@@ -129,8 +128,6 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
             records.extend(group)
             yield group
 
-    if args.fresh:
-        shutil.rmtree(args.output / UNFINISHED, ignore_errors=True)
     for group in measured(plan, tracer):
         with progress.hidden():
             for part in training_free(group):

@@ -149,7 +149,7 @@ def _measure_table(
     args: Namespace, table: "PaperTable", config: "StudyConfig", progress: Progress
 ) -> tuple[Table, dict[str, Any]]:
     """Measure a table; what is known so far is written after each dataset, so that a stopped run leaves it."""
-    from harness.records.record import earlier, keep_new
+    from harness.records.record import UNFINISHED, earlier, keep_new
     from harness.studies.reproduce import compare_rows, draw, paper, produce
     from harness.studies.workshop import get_tower
     from zoo.core.files import write_whole
@@ -157,7 +157,7 @@ def _measure_table(
     path = args.output / f"{table.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
     tables, tower = [], get_tower(config.model)
-    for measured, records in produce(table, config, known, progress):
+    for measured, records in produce(table, config, known, progress, args.output / UNFINISHED):
         keep_new(path, records, known)
         tables.append(measured)
         comparison = compare_rows(table, config, tower.vit.depth, tower.name, tables)
@@ -296,7 +296,7 @@ def _study_flags(tunes: bool, fits: bool, parser: CommandParser) -> None:
 
 def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records, its figures as CSV and its plot, and show a table per dataset."""
-    from harness.records.record import earlier, keep_new
+    from harness.records.record import UNFINISHED, earlier, keep_new
     from harness.report.charts import render
     from harness.studies.questions import list_studies
     from harness.studies.spec import StudyConfig
@@ -319,7 +319,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
     tables = []
-    for measured, records in answer(study, config, known, progress):
+    for measured, records in answer(study, config, known, progress, folder=args.output / UNFINISHED):
         keep_new(path, records, known)
         tables.append(measured)
         write_whole(path.with_suffix(".csv"), study_csv(tables).encode())

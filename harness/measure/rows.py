@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 BLOCK = GoldenConfig.block
 PATCHWISE = ("scores", "left", "token")  # of an outcome: a value per patch, if anything went
 COLUMNS = ("features", *PATCHWISE)
-UNFINISHED = "unfinished"  # folder of a run for outcomes that it needs if it is stopped
 MethodRate = tuple[str, float]  # a method and its keep rate
 
 

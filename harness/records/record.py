@@ -7,6 +7,7 @@ import json
 import math
 import platform
 import re
+import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ PROMPTS = {  # learned tokens, by the letters that --tokens takes
 TUNINGS = (*PROMPTS, PROBE)
 SCHEMA_VERSION = 8
 RECORDS = "records.jsonl"  # in the folder of a run
+UNFINISHED = "unfinished"  # folder beside them: outcomes on a dataset whose records aren't written yet
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
 _NAMED = 3  # owners named of each value that differs
 
@@ -344,7 +346,12 @@ def _read_metric(name: str, facts: Any) -> Measured:
 
 
 def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
-    """Return the records that a command wrote before, none if ``fresh``; it goes on from a torn last line, dropped."""
+    """Return the records that a command wrote before, none if ``fresh``; it goes on from a torn last line, dropped.
+
+    If ``fresh``, outcomes of a stopped run go, too.
+    """
+    if fresh:
+        shutil.rmtree(path.parent / UNFINISHED, ignore_errors=True)
     return read_records(path) if can_resume(path, progress.say, fresh=fresh) else []
 
 
