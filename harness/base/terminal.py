@@ -239,4 +239,4 @@ def _clock(seconds: float) -> timedelta:
 
 def _left(spent_s: float, done: float, known: float, total: float) -> str:
     """Return how long the rest takes at the pace of what was done beyond what is ``known``."""
-    return str(_clock(spent_s * (total - done) / (done - known)))
+    return str(_clock(spent_s * max(total - done, 0) / (done - known)))
