@@ -23,7 +23,7 @@ from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import batches, draw, draw_train, require_apart, require_labels, subset, turns
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import RUNS_PER_COUNT, RowCost, costs
-from harness.measure.match import COUNTS, ROUNDS, STEPS, matched_rows, say_time_misses
+from harness.measure.match import COUNTS, ROUNDS, STEPS, keep_near_rows, matched_rows
 from harness.measure.plan import TRACED, Plan, check_plan, tuning_of
 from harness.measure.rows import (
     BLOCK,
@@ -55,7 +55,6 @@ from harness.records.record import (
     GOLDEN,
     PROBE,
     PROMPTS,
-    RECOVERY,
     Record,
     Tuning,
     device_name,
@@ -350,13 +349,19 @@ class Bench:
         split = view.split(tuning)
         rows = [self._with_prompts(row, prompts) for row in view.add_rankings(rows, split)]
         images = view.facts_of(split.image_ids)
-        blanks = [view.blank(row, tuning, images) for row in rows]
         tracer = self.tracer if tuning.seed == self.plan.seed else None
         traced = view.choose_traced(tuning, tracer.images if tracer is not None else 0)
-        ranked = any(row.rankings is not None for row in rows)
-        old = [fitting(record, known, self.plan.latency_rounds, ranked=ranked) for record in blanks]
-        present = [record for record in old if record is not None]
-        if len(present) == len(old):
+        ranked, rounds = any(row.rankings is not None for row in rows), self.plan.latency_rounds
+
+        def find(blanks: Sequence[Record]) -> list[Record]:
+            old = [fitting(record, known, rounds, ranked=ranked) for record in blanks]
+            return [record for record in old if record is not None]
+
+        present = find(blanks := [view.blank(row, tuning, images) for row in rows])
+        if self.plan.match == "time" and len(present) < len(rows):
+            rows = keep_near_rows(rows, self._costs(rows, known), self.plan, view.say_once)
+            present = find(blanks := [view.blank(row, tuning, images) for row in rows])
+        if len(present) == len(rows):
             if tracer is not None:
                 tracer.miss([record for record in present if not record.recovered], len(traced))
             return self._add_times(rows, present, known)
@@ -428,9 +433,6 @@ class Bench:
         if not found:
             every = rows if prompted else self.rows
             found |= self._known_costs(every, known) or costs(every, self.plan.latency_rounds, self.progress)
-            if self.plan.match == "time":
-                free = [row for row in every if RECOVERY not in row.config]  # the others met no cost
-                say_time_misses(free, found, self.plan, self.progress)
         return found
 
     def _known_costs(self, rows: Sequence[Variant], known: Sequence[Record]) -> Costs:
@@ -456,7 +458,7 @@ class View:
         conditions = digest(here, bench.rows[0].model, self.plan.split, dataset.name, dataset.condition)
         folder = None if bench.folder is None else bench.folder / conditions
         self.outcomes = OutcomeCache(bench.parts.preprocess, bench.progress, folder)
-        self._say_once = functools.cache(bench.progress.say)  # however many tunings it holds for
+        self.say_once = functools.cache(bench.progress.say)  # however many tunings it holds for
 
     @functools.cached_property
     def text(self) -> Tensor:
@@ -559,7 +561,7 @@ class View:
         """Golden rankings of the split; ValueError if they are of other weights or images."""
         rankings = find_rankings(self._tower, self.dataset.images_of, self.plan.split, BLOCK)
         if rankings is None and self.plan.split != FINAL:
-            self._say_once(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
+            self.say_once(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
         elif rankings is not None:
             rankings.require(weights=self.bench.weights, revision=self.dataset.revision)
         return rankings
@@ -575,7 +577,7 @@ class View:
         if set(split.image_ids) <= set(rankings.image_ids):
             return rows
         if any(row.method == GOLDEN for row in rows):
-            self._say_once(
+            self.say_once(
                 f"only some of these images of {self.dataset.name} have golden rankings, so there "
                 f"is no golden row; make them with: {self._command}"
             )
