@@ -108,7 +108,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
     from harness.measure.bench import Tracer, compare
     from harness.records.averages import training_free
-    from harness.records.record import RECORDS, earlier, keep_new, record_values
+    from harness.records.record import RECORDS, UNFINISHED, earlier, keep_new, record_values
     from harness.report.folder import write_report
     from harness.report.groups import group_records
     from harness.report.highlights import headline
@@ -119,17 +119,14 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     known = earlier(path, progress, fresh=args.fresh)
     tracer = Tracer(run=args.output, progress=progress, images=args.traces, thumbnails=args.thumbnails)
     records: list[Record] = []
-    done, total = 0, len(plan.models) * len(plan.datasets) * len(plan.shots)
-    with progress.task("compare, datasets x towers x shots", total) as update:
-        for group in compare(plan, known, progress, tracer):
-            keep_new(path, group, known)
-            records += group
-            with progress.hidden():
-                for part in training_free(group):
-                    table = comparison_table(part, plan.match_to, plan.batches)
-                    yield table
-                    yield from table.notes
-            update(done := done + 1)
+    for group in compare(plan, known, progress, tracer, folder=args.output / UNFINISHED):
+        keep_new(path, group, known)
+        records += group
+        with progress.hidden():
+            for part in training_free(group):
+                table = comparison_table(part, plan.match_to, plan.batches)
+                yield table
+                yield from table.notes
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
@@ -284,9 +281,9 @@ def run_latency(args: Namespace, status: Console) -> Work:
         yield from tables[-1].notes
         records += rows
     write_whole(page, f"# Latency\n\n{markdown(tables, 2)}".encode())
-    progress.say(f"records: {path}; tables: {page}")
+    progress.say(f"records: {path}; tables: {page}" if path.exists() else f"tables: {page}")
     if busy := [row.failed for row in records if row.too_busy]:
-        progress.say(str(busy[-1]))
+        progress.say(f"{len(busy)} of {len(records)} rows: {busy[-1]}")
         progress.say(times.AGAIN)
     return Shown(parts=(), data={"path": str(path), "records": json_values(records)})
 
