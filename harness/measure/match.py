@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from harness.base.terminal import Progress
-from harness.measure.cost import gflops
+from harness.measure.cost import RUNS_PER_COUNT, gflops
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, rows_of
 from harness.measure.timing import BusyError, Patience, time_models
@@ -27,6 +27,7 @@ TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row furthe
 SLACK = TOLERANCE["time"] / 2
 ROUNDS = 4  # of a search's steps
 STEPS = 12  # of a search, at most
+COUNTS = 6  # of multiply-adds until a keep rate is found, about
 SURE = 3  # costs of one count, of which one may be disturbed
 
 K = TypeVar("K")
@@ -147,8 +148,8 @@ def equal_times(
     dense = copy.deepcopy(dense).to(plan.device, DTYPES[plan.dtype])
     searches = {key: solver.search(round(key[1] * solver.patches)) for key, solver in solvers.items()}
     asked, answers, step = {key: next(search) for key, search in searches.items()}, dict[MethodRate, float](), 0
-    patience = Patience(say=progress.say)
-    with progress.task("keep rates of equal time", STEPS) as update:
+    patience, runs = Patience(say=progress.say), len(solvers) * STEPS * ROUNDS * plan.match_batch
+    with progress.task("keep rates of equal time", STEPS, share=runs) as update:
         while asked:
             vits: dict[Any, ReducedViT] = {key[1]: targets[key[1]] for key in solvers}
             for key, count in asked.items():
@@ -191,7 +192,8 @@ def matched_rows(
     """Make the plan's rows: one method has its keep rates, the others meet its cost at each of them.
 
     Times are measured, unless ``known`` records, of this tower on this machine, have what came out before. Two keep
-    rates may share a method's row. GFLOPs further off than `TOLERANCE` are reported; for times see `keep_near_rows`.
+    rates may share a method's row. GFLOPs further off than `TOLERANCE` are reported, and there is no row further off
+    than `CLOSE`; for times see `keep_near_rows`.
     """
     methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
 
@@ -221,11 +223,14 @@ def _equal_gflops(
     target: KeepSolver, solvers: Mapping[str, KeepSolver], plan: Plan, progress: Progress
 ) -> dict[MethodRate, float]:
     keeps = {}
-    with progress.task("keep rates of equal cost", len(solvers)) as update:
+    runs = len(solvers) * len(plan.keeps) * COUNTS * RUNS_PER_COUNT
+    with progress.task("keep rates of equal cost", len(solvers), share=runs) as update:
         for done, (method, solver) in enumerate(solvers.items(), start=1):
             for rate in plan.keeps:
-                keeps[method, rate] = keep = solver.nearest(target.gflops(rate))
+                keep = solver.nearest(target.gflops(rate))
                 say_miss((method, rate), keep, solver.gflops(keep), target.gflops(rate), plan, progress.say)
+                if abs(solver.gflops(keep) / target.gflops(rate) - 1) <= CLOSE:
+                    keeps[method, rate] = keep
             update(done)
     return keeps
 
@@ -268,14 +273,13 @@ def keep_near_rows(
 def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan, say: Callable[[str], object]) -> None:
     """Report a row, by method and the target's keep rate, whose cost is further off the goal than `TOLERANCE`."""
     (method, rate), off = key, cost / goal - 1
-    assert plan.match is not None
     if abs(off) <= TOLERANCE[plan.match]:
         return
     target, found = f"{plan.match_to} at keep {100 * rate:.3g} %", f"({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
+    apart = "; left out" if abs(off) > CLOSE else ""
     if plan.match == "gflops":
-        say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}")
+        say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}{apart}")
     else:
-        apart = "; left out" if abs(off) > CLOSE else ""
         say(
             f"{method} misses the time of {target}, {goal:.3f} of dense's at batch {plan.match_batch}: it takes "
             f"{cost:.3f} {found}{apart}"

@@ -11,6 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 from by_hand import replace
+from killing import kill_when
 from rich.table import Table
 
 from harness.base.lines import claim_file
@@ -26,6 +27,7 @@ from zoo.core.files import NoRoomError
 ROOT = Path(__file__).parents[3]
 LIST = [sys.executable, "-m", "harness", "list"]
 RANDOM = "compare --dataset emoji --methods random --keeps 0.6 --limit 8 --batches 1 --rounds 6"
+TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit 40 --batches --traces 0"
 
 
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):
@@ -66,14 +68,15 @@ def test_an_output_that_can_not_be(name: str, match: str, tmp_path, capsys):
 
 @pytest.mark.usefixtures("benchmark", "predictor_file")
 def test_the_whole_benchmark_in_miniature(tower: Tower, toy: Dataset, monkeypatch, tmp_path, capsys):
-    """All methods, two numbers of shots, ranked first: what the plain command does, only small."""
+    """Seven methods, two numbers of shots, ranked first."""
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)
     for name in ("harness.golden.rank.load_tower", "harness.golden.fit.load_tower"):
         monkeypatch.setattr(name, lambda name: tower)
     assert main(["rank", "--model", "clip_vit_b16", "--dataset", "toy", "--stride", "2", "--limit", "12"]) == 0
     assert "12 of 21 images" in capsys.readouterr().out
     command = "compare --model clip_vit_b16 --dataset toy --limit 12 --shots 0 2 --batches 2"
-    command += " --tokens probe --seeds 1"
+    command += " --tokens probe --seeds 1 --match keep"
+    command += " --methods clsattn evit golden patchrank random rankmerge tome"
     assert main([*command.split(), "--rounds", "6", "--output", str(tmp_path)]) == 0
     records = read_records(tmp_path / "records.jsonl")
     assert len(records) == 2 * (1 + 2 * 7)
@@ -175,6 +178,20 @@ def test_two_runs_in_one_folder(tmp_path: Path, capsys):
     with claim(tmp_path / "run"):
         assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
     assert f"another run is writing to {str(tmp_path / 'run')!r}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_in_its_first_dataset_the_same_command_goes_on(tmp_path: Path, runs):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    command = [*TWO_BATCHES.split(), "--output"]
+    assert main([*command, str(whole)]) == 0
+    words = [sys.executable, "-m", "harness", *command, str(out)]
+    kill_when(lambda _: list(out.glob("unfinished/*/*/*.parquet")), words, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert main([*command, str(out)]) == 0
+    assert [count for _, count in runs] == [32, 8, 8]  # the whole, and the rest
+    pairs = zip(read_records(whole / "records.jsonl"), read_records(out / "records.jsonl"), strict=True)
+    assert all(replace(own, created=other.created) == other for own, other in pairs)
+    assert not (out / "unfinished").exists()
 
 
 @pytest.mark.parametrize("command", [
