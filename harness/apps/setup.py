@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.measure.rows import make_row, require_rows
 from harness.models.towers import Tower, find_tower, split_method
-from harness.records.record import DTYPES
+from harness.records.record import DENSE, DTYPES
 from zoo.core.files import from_json, strict_json, write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS
@@ -78,6 +78,8 @@ class Setup:
                     f"model {name!r} with method {method!r}: the name says its method, give one of the two"
                 )
             method, keep = own, percent if keep is None else keep
+        elif method == DENSE:
+            method = None
         if (method is None) != (keep is None):
             have, lack = ("method", "keep") if keep is None else ("keep", "method")
             raise ValueError(
