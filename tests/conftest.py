@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import zoo
-from harness.records.times import LatencyRecord, Machine, Surroundings, Timing, time_fields
+from harness.records.times import LatencyRecord, Machine, Timing, time_fields
 from zoo.loading.open_clip import offer
 from zoo.loading.sizes import SIZES
 
@@ -211,7 +211,6 @@ def latency_record() -> Callable[..., LatencyRecord]:
             **{"dtype": "float32", "way": "eager", "threads": 1, "stopwatch": "metronome"},
             **{"method_config": {}, "machine": machine, "gflops": 2.0, "params": 1000},
             **{"tokens_per_block": (65,) * 6, "final_tokens": 64, "weights_mib": 1.5},
-            "surroundings": Surroundings(load_1min=0.5, others_cores=0.1),
         }
         return LatencyRecord(**(defaults | facts))
 

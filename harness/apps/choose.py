@@ -160,6 +160,7 @@ class Lab:
         if method is not None:
             raise ValueError(f"--model {model!r} is reduced already: name its dense tower, {self.model!r}")
         self.bounds, self.config, self.say, self.tower = bounds, config, say, load_tower(self.model)
+        self.patience = timing.Patience(say=say)
         vit = self.tower.vit.to(config.device)
         self.eager = Variant(model=self.tower.arch, method=DENSE, keep=1.0, vit=vit, config={})
         fast = best_precision(config.device)
@@ -322,7 +323,8 @@ class Lab:
 
     def _time(self, vits: Mapping[Any, Any], rounds: int, **options: Any) -> dict[Any, Timing]:
         """Time models in turn with the dense tower in eager float32, all from the same images in float32."""
-        return timing.time_models({DENSE: self.eager.vit, **vits}, self.config.batch, rounds, **options)
+        models = {DENSE: self.eager.vit, **vits}
+        return timing.time_models(models, self.config.batch, rounds, patience=self.patience, **options)
 
     def ratios(self, candidates: Iterable[Candidate]) -> dict[Candidate, float]:
         """Return times by the dense tower's in eager float32, all in the same rounds; 0 where it can't be built.
@@ -359,7 +361,6 @@ class Lab:
             "dense_images_per_s": 1000 * batch / dense_median.estimate,
             **{"batch": batch, "threads": torch.get_num_threads(), "rounds": len(own.samples_ms)},
             "stopwatch": timing.wall_clock().name,
-            "warnings": list(timing.warnings_of(own)),
         }
 
     def certify(self, judged: Sequence[Assessment]) -> dict[str, Any]:
@@ -419,7 +420,9 @@ def build_ladder(lab: Any) -> list[Candidate]:
 
 
 def find_in_time(lab: Any, goal: float) -> list[Candidate]:
-    """Return setups whose time is at most ``goal`` of dense's, the most faithful first; if none is, the fastest.
+    """Return setups whose time is at most ``goal`` of dense's, or the fastest if none is.
+
+    Dense towers come first, then reductions, the most faithful first.
 
     All methods and precisions are bisected at once, so that they are timed in the same rounds.
     """
@@ -436,7 +439,8 @@ def find_in_time(lab: Any, goal: float) -> list[Candidate]:
     # And somewhat faster ones, should the first miss it when it is timed again.
     near = [one for way, (at, _) in ends.items() for one in slowest_first[way][at : at + 3]]
     built = [one for one in near if lab.share(one) < math.inf]
-    return sorted(built, key=lab.share) or [min(timed, key=lambda one: timed[one])]
+    built.sort(key=lambda one: (one.method is not None, lab.share(one)))
+    return built or [min(timed, key=timed.__getitem__)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """Subcommands that measure models and show what there is: ``compare``, ``eval``, ``latency``, ``report``, ``list``."""
 
-import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from itertools import groupby, takewhile
@@ -223,7 +222,6 @@ def run_latency(args: Namespace, status: Console) -> Work:
 
     from harness.base.lines import can_resume, require_appendable
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
-    from harness.measure.timing import load_1min
     from harness.records import times
     from harness.report.writers import markdown
     from zoo.core.files import write_whole
@@ -234,12 +232,6 @@ def run_latency(args: Namespace, status: Console) -> Work:
     plan = flags.settings(LatencyPlan, args, batches=batches, threads=threads)
     if args.batches is None:
         progress.say(f"batches {' '.join(map(str, plan.batches))}; --batches names others")
-    load, cores = load_1min(), os.cpu_count() or 1
-    if load is not None and load > cores / 2:
-        progress.say(
-            f"this machine is busy: a load of {load:.1f} on {cores} cores in the last minute; "
-            "times will be longer and spread wider"
-        )
     path, page = args.output / times.LATENCIES, args.output / "latency.md"
     require_appendable(path)
     known = times.read_latencies(path) if can_resume(path, progress.say, fresh=args.fresh) else []
@@ -260,6 +252,8 @@ def run_latency(args: Namespace, status: Console) -> Work:
         records += rows
     write_whole(page, f"# Latency\n\n{markdown(tables, 2)}".encode())
     progress.say(f"records: {path}; tables: {page}")
+    if busy := [row.failed for row in records if row.too_busy]:
+        progress.say(f"{busy[-1]}; {times.AGAIN}")
     return Shown(parts=(), data={"path": str(path), "records": json_values(records)})
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from harness.base.terminal import Progress
-from harness.measure.timing import time_models
-from harness.records.record import DENSE, GOLDEN, lacking
+from harness.measure.timing import BusyError, Patience, time_models
+from harness.records.record import DENSE, GOLDEN, Times, lacking
 
 if TYPE_CHECKING:
     from harness.measure.rows import Variant
@@ -226,14 +226,31 @@ def costs(rows: "Sequence[Variant]", rounds: Mapping[int, int], progress: Progre
     ``rounds`` are those of each batch size. A golden row is no model one could run, so it has none of them.
     """
     real = [row for row in rows if row.method != GOLDEN]
-    dense = next((row.key for row in real if row.method == DENSE), "")  # none beside prompts
     facts: dict[str, dict[str, Any]] = {row.key: {} for row in rows}
-    for key, counted in count_costs(real, progress).items():
-        facts[key] = asdict(counted) | {"latency": ()}
+    counts = count_costs(real, progress)
+    for key, latency in time_rows(real, rounds, progress).items():
+        facts[key] = asdict(counts[key]) | {"latency": latency}
         del facts[key]["final_tokens"]  # the images' own say that
-    for batch, count in rounds.items():
-        with progress.task(f"latency at batch {batch}", count) as update:
-            timings = time_models({row.key: row.vit for row in real}, batch, count, warmup=1, tick=update)
-        for key, timing in timings.items():
-            facts[key]["latency"] += (timing.latency(None if key == dense else timings.get(dense)),)
     return facts
+
+
+def time_rows(rows: "Sequence[Variant]", rounds: Mapping[int, int], progress: Progress) -> dict[str, tuple[Times, ...]]:
+    """Time rows that can be run in turn, by key; ``rounds`` are those of each batch size.
+
+    Batch sizes at which the machine is too busy are told, and missing.
+    """
+    dense = next((row.key for row in rows if row.method == DENSE), "")  # none beside prompts
+    models, reasons = {row.key: row.vit for row in rows}, dict[str, list[str]]()
+    latency, patience = {key: list[Times]() for key in models}, Patience(say=progress.say)
+    for batch, count in rounds.items():
+        try:
+            with progress.task(f"latency at batch {batch}", count) as update:
+                timings = time_models(models, batch, count, warmup=1, tick=update, patience=patience)
+        except BusyError as error:
+            reasons.setdefault(str(error), []).append(str(batch))
+            continue
+        for key, timing in timings.items():
+            latency[key].append(timing.latency(None if key == dense else timings.get(dense)))
+    for why, batches in reasons.items():
+        progress.say(f"batch {' and '.join(batches)}: {why}")
+    return {key: tuple(times) for key, times in latency.items()}

@@ -25,7 +25,6 @@ from harness.records.times import (
     OWN,
     LatencyRecord,
     Machine,
-    Surroundings,
     Timing,
     fitting,
     time_fields,
@@ -182,13 +181,13 @@ def measure_latency(
 
     Yields:
         For conditions that share rounds the records of all models, the dense one first, and those of them, or the
-        dense one's once more, that are new.
+        dense one's once more, that are new. Where the machine was too busy, records say so and aren't among the new.
 
     Raises:
         ValueError: an unknown name, or one that can't be timed.
         FileNotFoundError: weights or a predictor are out of reach.
     """
-    machine = Machine.here(torch.device(plan.device))
+    machine, patience = Machine.here(torch.device(plan.device)), timing.Patience(say=progress.say)
     for dense, pairs in plan.groups.items():
         for size in plan.image_sizes or (None,):
             family = load_family(dense, pairs, random_weights=plan.random_weights, progress=progress, size=size)
@@ -196,7 +195,7 @@ def measure_latency(
             for conditions in plan.shared_rounds:
                 blanks = [_blank(plan, family, row, one, machine) for one, row in product(conditions, family.rows)]
                 old = [_find_known(blank, known, plan.rounds, progress) for blank in blanks]
-                new: dict[int, LatencyRecord] = {}
+                new, shown = dict[int, LatencyRecord](), dict(enumerate(old))
                 if missing := {i for i, one in enumerate(old) if one is None}:
                     dtype = conditions[0].dtype
                     if dtype not in vits:
@@ -205,9 +204,12 @@ def measure_latency(
                         vits[dtype] = [vit.to(plan.device, DTYPES[dtype]) for vit in copies]
                     # The first, a dense model, is timed with whatever is missing.
                     runs = {i: (blanks[i], vits[dtype][i % len(family.rows)]) for i in sorted(missing | {0})}
-                    new = _time(plan, conditions[0], runs, progress)
-                both = [new.get(i, one) for i, one in enumerate(old)]
-                yield [one for one in both if one is not None], list(new.values())
+                    try:
+                        new = _time(plan, conditions[0], runs, progress, patience)
+                    except timing.BusyError as error:
+                        shown |= {i: replace(blanks[i], failed=error.why) for i in missing}
+                shown |= new
+                yield [one for one in shown.values() if one is not None], list(new.values())
 
 
 def _find_known(
@@ -248,7 +250,6 @@ def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition
         **counts,
         saved_gflops=None if row is dense else 1 - counts["gflops"] / family.counts[dense.key].gflops,
         weights_mib=timing.weights_mib(row.vit, DTYPES[condition.dtype]),
-        surroundings=Surroundings(),
     )
 
 
@@ -257,6 +258,7 @@ def _time(
     condition: Condition,
     runs: Mapping[int, tuple[LatencyRecord, ReducedViT]],
     progress: Progress,
+    patience: timing.Patience,
 ) -> dict[int, LatencyRecord]:
     """Time models, the first a dense one in ``condition``, and complete their blank records."""
     dtype, threads, way, batch = condition
@@ -276,10 +278,11 @@ def _time(
             ready, timings = dict.fromkeys(models, timing.ReadyModel(failed=reason)), dict[int, Timing]()
         else:
             how: dict[str, Any] = {"rounds": plan.rounds, "seconds": plan.seconds, "stopwatch": watch}
+            how["patience"] = patience
             ready, timings = time_runnables(models, images, tick=lambda done: tick(min(done, total)), **how)
     if plan.runtimes or way == timing.COMPILE:
         torch._dynamo.reset()
-    new, around = {}, next((own.around for own in timings.values()), Surroundings())
+    new = {}
     for i, (blank, _) in runs.items():
         fields = {name: getattr(ready[i], name) for name in ("failed", "first_call_s", "deviation", "peak_mib")}
         if ready[i].weights_mib is not None:
@@ -288,8 +291,7 @@ def _time(
             # Of a runtime's time the multiply-adds explain only a part.
             saved = blank.saved_gflops if blank.reference == OWN else None
             fields |= time_fields(own, timings.get(0) if i else None, saved)
-            fields["warnings"] = timing.warnings_of(own)
-        new[i] = replace(blank, created=utc_now(), surroundings=around, **fields)
+        new[i] = replace(blank, created=utc_now(), **fields)
     progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
     return new
 
@@ -303,7 +305,12 @@ class Runnable(NamedTuple):
 
 
 def time_runnables(
-    models: Mapping[int, Runnable], images: Tensor, *, tick: Callable[[int], object] = lambda _: None, **how: Any
+    models: Mapping[int, Runnable],
+    images: Tensor,
+    *,
+    patience: timing.Patience,
+    tick: Callable[[int], object] = lambda _: None,
+    **how: Any,
 ) -> tuple[dict[int, timing.ReadyModel], dict[int, Timing]]:
     """Make models ready and time those that can be timed in turn on the same images (B, C, H, W).
 
@@ -321,7 +328,7 @@ def time_runnables(
         return ready, {}
     how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "tick": lambda done: tick(len(ready) + done)}
     try:
-        return ready, timing.interleave(calls, images, **how)
+        return ready, patience.time(lambda: timing.interleave(calls, images, **how), images.device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -16,7 +16,7 @@ from harness.base.terminal import Progress
 from harness.measure.cost import gflops
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, rows_of
-from harness.measure.timing import time_models
+from harness.measure.timing import Patience, time_models
 from harness.records.averages import time_ratio
 from harness.records.record import DENSE, DTYPES, MATCHED, Record
 from zoo.loading.adopt import reduce
@@ -118,14 +118,14 @@ class KeepSolver:
         return 1 + bisect_left(range(1, self.patches - 1), True, key=able)
 
 
-def time_ratios(dense: ReducedViT, vits: Mapping[K, ReducedViT], batch: int) -> dict[K, float]:
+def time_ratios(dense: ReducedViT, vits: Mapping[K, ReducedViT], batch: int, patience: Patience) -> dict[K, float]:
     """Return times by the dense tower's, the median over rounds in which all are called in turn on its weights."""
     models, like = {DENSE: dense}, next(dense.parameters())
     for at, vit in enumerate(vits.values()):
         own: ReducedViT = reduce(dense, method=None)
         own.reducer = copy.deepcopy(vit.reducer)
         models[str(at)] = own.to(like.device, like.dtype).eval()
-    timings = time_models(models, batch, ROUNDS, warmup=0)
+    timings = time_models(models, batch, ROUNDS, warmup=0, patience=patience)
     return {key: timings[str(at)].ratio_to(timings[DENSE]).estimate for at, key in enumerate(vits)}
 
 
@@ -144,13 +144,14 @@ def equal_times(
     dense = copy.deepcopy(dense).to(plan.device, DTYPES[plan.dtype])
     searches = {key: solver.search(round(key[1] * solver.patches)) for key, solver in solvers.items()}
     asked, answers, step = {key: next(search) for key, search in searches.items()}, dict[MethodRate, float](), 0
+    patience = Patience(say=progress.say)
     with progress.task("keep rates of equal time", STEPS) as update:
         while asked:
             vits: dict[Any, ReducedViT] = {key[1]: targets[key[1]] for key in solvers}
             for key, count in asked.items():
                 if count < solvers[key].patches:  # else it is the dense tower
                     vits[key] = solvers[key].build(count / solvers[key].patches)
-            ratios = time_ratios(dense, vits, plan.match_batch)
+            ratios = time_ratios(dense, vits, plan.match_batch, patience)
             update(step := step + 1)
             for key in list(asked):
                 try:

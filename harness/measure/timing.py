@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from harness.records.times import EAGER, Surroundings, Timing, cores
+from harness.records.times import AGAIN, EAGER, TOO_BUSY, Timing, cores
 from zoo.core.files import is_out_of_memory
 from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
@@ -31,8 +31,10 @@ from zoo.towers.vit import ReducedViT
 
 LEAST_ROUNDS = 6  # from which on a median has a 95 % interval
 MOST_ROUNDS = 200  # however short the calls are
-SPREAD = 0.1  # of the interquartile range by the median, from which on to warn
-OTHERS = 0.1  # of the cores, that other processes kept busy, likewise
+SPREAD = 0.25  # between dense's quartiles, by its median, over which times are of no use
+PER_THREAD = 0.75  # of a core, that each of torch's threads needs
+WAIT_S = 30.0  # for other processes, in a whole command
+LOOK_S, POLL_S = 0.2, 1.0  # that other processes are watched: before a timing, and again while they are waited for
 STAT = Path("/proc/stat")
 COMPILE, REDUCE_OVERHEAD = "compile", "reduce-overhead"
 CUDA_GRAPHS, OPTIMIZED = "cuda-graphs", "optimized"
@@ -60,10 +62,82 @@ class Stopwatch(NamedTuple):
     time_ms: Callable[[Call, Tensor], float]
 
 
-def time_models(models: Mapping[K, nn.Module], batch: int, rounds: int, **options: Any) -> dict[K, Timing]:
+class BusyError(OSError):
+    """Other processes disturb every timing; ``why`` says how."""
+
+    def __init__(self, why: str) -> None:
+        self.why = f"{TOO_BUSY}: {why}"
+        super().__init__(f"{self.why}; {AGAIN}")
+
+
+def watch_others(seconds: float) -> float | None:
+    """Wait, and return how many cores other processes kept busy meanwhile; None where the system doesn't say."""
+    others_cores = _count_others()
+    time.sleep(seconds)
+    return others_cores()
+
+
+@dataclass(kw_only=True)
+class Patience:
+    """Waits for other processes before models are timed; ``left_s`` seconds are for all timings of a command."""
+
+    say: Callable[[str], object]
+    left_s: float = WAIT_S
+    watch: Callable[[float], float | None] = watch_others
+
+    def time(self, run: Callable[[], dict[K, Timing]], device: torch.device) -> dict[K, Timing]:
+        """Return what ``run`` times, the reference first; a disturbed timing is repeated once.
+
+        Raises:
+            BusyError: it was disturbed again, or other processes didn't end in time.
+        """
+        why = ""
+        for _ in range(2):
+            if device.type == "cpu":
+                self._wait()
+            timings = run()
+            why = why_busy(next(iter(timings.values())))
+            if not why:
+                break
+        if why:
+            raise BusyError(why)
+        return timings
+
+    def _wait(self) -> None:
+        seconds = LOOK_S
+        while why := why_crowded(self.watch(seconds)):
+            if self.left_s <= 0:
+                raise BusyError(why)
+            if self.left_s == WAIT_S:
+                self.say(f"{why}: waiting for them, up to {WAIT_S:.0f} s")
+            seconds = POLL_S
+            self.left_s -= seconds
+
+
+def why_crowded(others_cores: float | None) -> str:
+    """Say that other processes leave fewer cores than torch's threads need; nothing where they don't."""
+    usable = cores()
+    if others_cores is None or others_cores <= usable - PER_THREAD * min(torch.get_num_threads(), usable):
+        return ""
+    return f"other processes keep {others_cores:.1f} of {usable} cores busy"
+
+
+def why_busy(dense: Timing) -> str:
+    """Say why models timed in turn with a dense one can't be compared; nothing where they can."""
+    median, first, third = dense.spread_ms
+    spread = (third - first) / median
+    return why_crowded(dense.others_cores) or (f"spread of dense {100 * spread:.0f} %" if spread > SPREAD else "")
+
+
+def time_models(
+    models: Mapping[K, nn.Module], batch: int, rounds: int, *, patience: Patience, **options: Any
+) -> dict[K, Timing]:
     """Time models in turn on random images of the first one's size, device and precision; others cast them.
 
-    Models know their ``input_size``; ``options`` are those of `interleave`.
+    Models know their ``input_size``; the first is the dense one. ``options`` are those of `interleave`.
+
+    Raises:
+        BusyError: the machine is too busy.
     """
 
     def call(model: nn.Module) -> Call:
@@ -73,7 +147,8 @@ def time_models(models: Mapping[K, nn.Module], batch: int, rounds: int, **option
     first: Any = next(iter(models.values()))
     like = next(first.parameters())
     images = random_images(batch, first.input_size, like.device, like.dtype)
-    return interleave({key: call(model) for key, model in models.items()}, images, rounds, **options)
+    calls = {key: call(model) for key, model in models.items()}
+    return patience.time(lambda: interleave(calls, images, rounds, **options), images.device)
 
 
 def interleave(
@@ -95,7 +170,7 @@ def interleave(
     ``rounds`` rounds and ``seconds`` seconds, at least, but after the former in no more than ``MOST_ROUNDS``. The wall
     clock is the usual stopwatch; ``now`` gives seconds, ``tick`` takes finished rounds.
     """
-    wait, surroundings = synchronizer(images.device), _look_around()
+    wait, others_cores = synchronizer(images.device), _count_others()
     watch = stopwatch or wall_clock(wait)
     names = list(callables)
     samples: dict[K, list[float]] = {name: [] for name in names}
@@ -120,8 +195,12 @@ def interleave(
     finally:
         if collecting:
             gc.enable()
-    facts: dict[str, Any] = {"batch": len(images), "around": surroundings()}
-    return {name: Timing(samples_ms=tuple(values), **facts) for name, values in samples.items()}
+    # A GPU is shared in other ways, of which /proc/stat knows nothing.
+    others = others_cores() if images.device.type == "cpu" else None
+    return {
+        name: Timing(batch=len(images), samples_ms=tuple(values), others_cores=others)
+        for name, values in samples.items()
+    }
 
 
 def random_images(batch: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -184,50 +263,32 @@ def cuda_events(device: torch.device) -> Stopwatch:
     return Stopwatch("CUDA events", time_ms)
 
 
-def _look_around() -> Callable[[], Surroundings]:
-    """Return what tells how busy other processes kept the machine from now on."""
-    load, before, begun = load_1min(), others_s(), time.monotonic()
+def _count_others() -> Callable[[], float | None]:
+    """Return what tells how many cores other processes kept busy from now on."""
+    before, begun = others_s(), time.monotonic()
 
-    def surroundings() -> Surroundings:
-        after, share = others_s(), None
-        if after is not None and before is not None:
-            share = max(0.0, (after - before) / (time.monotonic() - begun))
-        return Surroundings(load_1min=load, others_cores=share)
+    def others_cores() -> float | None:
+        after = others_s()
+        if after is None or before is None:
+            return None
+        return max(0.0, (after - before) / (time.monotonic() - begun))
 
-    return surroundings
-
-
-def warnings_of(timing: Timing) -> tuple[str, ...]:
-    """Return what makes times hard to trust."""
-    found = []
-    median, first, third = timing.spread_ms
-    share = round((third - first) / median, 2)  # as it is printed
-    if share > SPREAD:
-        apart = f"quartiles {100 * share:.0f} % of the median apart"
-        found.append(f"wide spread: {apart}, more than {100 * SPREAD:.0f} %")
-    others, usable = timing.around.others_cores, cores()
-    if others is not None and others > OTHERS * usable:
-        found.append(f"other processes kept {others:.1f} of {usable} cores busy meanwhile")
-    return tuple(found)
-
-
-def load_1min() -> float | None:
-    """Return the load average of the last minute; None where the system has none."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):
-        return None
+    return others_cores
 
 
 def others_s() -> float | None:
-    """Return the CPU seconds of all other processes since the machine started; None where the system doesn't say."""
+    """Return the seconds that others had of this process's CPUs since the start; None where the system doesn't say."""
     try:
-        ticks = [int(count) for count in STAT.read_text("utf-8").splitlines()[0].split()[1:9]]
-        user, nice, system, _idle, _iowait, irq, softirq, steal = ticks
-    except (OSError, ValueError, IndexError):  # not there, not for us, or of fewer columns
+        names = {f"cpu{at}" for at in os.sched_getaffinity(0)}
+        rows = [line.split() for line in STAT.read_text("utf-8").splitlines()]
+        # user, nice, system, idle, iowait, irq, softirq, steal
+        ticks = [sum(map(int, row[1:4])) + sum(map(int, row[6:9])) for row in rows if row and row[0] in names]
+    except (AttributeError, OSError, ValueError):  # not there, not for us, or of another form
+        return None
+    if not ticks:
         return None
     own = os.times()
-    busy: float = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    busy: float = sum(ticks) / os.sysconf("SC_CLK_TCK")
     return busy - (own.user + own.system + own.children_user + own.children_system)
 
 

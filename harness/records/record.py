@@ -65,7 +65,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("image_count", "caption_count", "prompt_tokens", "image_size", "tokens_per_block"), (1, 1e9)),
     **dict.fromkeys(("batch", "threads", "cores", "interop_threads"), (1, 1e6)),
     **dict.fromkeys(("median_ms", "q1_ms", "q3_ms", "samples_ms", "images_per_s"), _MS),
-    **dict.fromkeys(("ratio_to_dense", "ratio_low", "ratio_high", "load_1min", "others_cores"), _FACTOR),
+    **dict.fromkeys(("ratio_to_dense", "ratio_low", "ratio_high", "others_cores"), _FACTOR),
     **dict.fromkeys(("first_call_s", "deviation", "weights_mib", "peak_mib", "gflops"), _COUNT),
     **dict.fromkeys(("saved_gflops", "saved_time"), (-1e6, 1)),
     **{"keep": (1e-6, 1), "chance": (0, 1), "feature_probe": (-1.01, 1.01), "at": _COUNT, "arrived": (-1e9, 1e9)},

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -30,15 +30,9 @@ CONDITIONS = (
     "random_weights", "image_size", "device", "dtype", "way", "batch", "threads", "stopwatch",
     "reference", "machine",
 )  # fmt: skip
+TOO_BUSY = "too busy to time"  # what a reason begins with that isn't kept
+AGAIN = "the same command times again when the machine is idle"
 LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """Carry how busy the machine was while models were timed. None means not known."""
-
-    load_1min: float | None = None  # of the minute before
-    others_cores: float | None = None  # CPU time of all other processes by the wall's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +41,7 @@ class Timing:
 
     batch: int  # images per call
     samples_ms: tuple[float, ...]  # one whole call per round
-    around: Surroundings = field(default_factory=Surroundings)
+    others_cores: float | None = None  # that other processes kept busy meanwhile; None where it isn't known
 
     @property
     def spread_ms(self) -> Interval:
@@ -156,7 +150,6 @@ class LatencyRecord:
     samples_ms: tuple[float, ...] = ()  # of whole calls; those of a cell share rounds
     times: Times | None = None  # of the samples, as records of accuracy have them
     verdict: str | None = None  # see `verdict`; None for the dense model
-    warnings: tuple[str, ...] = ()
     gflops: float  # 1e9 multiply-adds per image
     uncounted_operators: tuple[str, ...] = ()  # whose cost is unknown and missing from it
     params: int
@@ -169,17 +162,22 @@ class LatencyRecord:
     deviation: float | None = None  # of features from eager's, largest over images
     weights_mib: float | None  # None where a runtime's own tool made them int8
     peak_mib: float | None = None  # most that a call holds beside weights and images
-    surroundings: Surroundings
+    others_cores: float | None = None  # that other processes kept busy meanwhile
 
     @property
     def ratio(self) -> Interval | None:
         """The time over the dense model's, with its interval."""
         return None if self.times is None else self.times.ratio
 
+    @property
+    def too_busy(self) -> bool:
+        """Whether it is without times just because the machine was busy: such a record is shown and not kept."""
+        return self.failed is not None and self.failed.startswith(TOO_BUSY)
+
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {self.schema_version}")
-        for part in (self, self.machine, self.surroundings):
+        for part in (self, self.machine):
             require_bounds(part)
         timed = bool(self.samples_ms)
         if (self.failed is None) != timed or (self.times is not None) != timed:
@@ -195,7 +193,11 @@ def time_fields(timing: Timing, dense: Timing | None, saved: float | None) -> di
     ``dense`` is None for the dense model and where that has no time; ``saved`` is the share of its multiply-adds that
     isn't done.
     """
-    fields: dict[str, Any] = {"samples_ms": timing.samples_ms, "times": timing.latency(dense)}
+    fields: dict[str, Any] = {
+        "samples_ms": timing.samples_ms,
+        "times": timing.latency(dense),
+        "others_cores": timing.others_cores,
+    }
     if dense is None:
         return fields
     ratio = timing.ratio_to(dense)
@@ -229,7 +231,7 @@ WORDS = ("model", "runtime", "precision", "verdict")  # columns of them
 CAPTION = (
     "median [quartiles] of whole calls; ratio: to the time of {reference} in the same round, median [95 % interval]; "
     "saved: share of the dense model's multiply-adds that isn't done, and of its time; arrived: the second by the "
-    "first; MiB: weights + the most that a call holds beside them and images; !: see the warnings below"
+    "first; MiB: weights + the most that a call holds beside them and images"
 )
 PREPARED = (
     "; first: preparing, compiling and the first call; off: largest difference of features from "
@@ -238,7 +240,7 @@ PREPARED = (
 
 
 def latency_table(rows: Sequence[LatencyRecord]) -> Table:
-    """Lay out records of one title, those of a batch together, with what makes them doubtful as notes."""
+    """Lay out records of one title, those of a batch together, with what failed or is open as notes."""
     columns = _columns(rows)
     caption = CAPTION.format(reference=rows[0].reference)
     return Table(
@@ -253,14 +255,14 @@ def latency_table(rows: Sequence[LatencyRecord]) -> Table:
 
 
 def _notes(rows: Sequence[LatencyRecord]) -> list[str]:
-    """Return what failed, what to be wary of, and what can't be concluded."""
+    """Return what failed and what can't be concluded."""
     lines = []
     for batch, group in groupby(rows, key=lambda row: row.batch):
         together = list(group)
-        names: dict[str, list[str]] = {}  # by warning
+        names: dict[str, list[str]] = {}  # by what failed
         for row in together:
-            for text in [f"not timed: {row.failed}"] if row.failed else row.warnings:
-                names.setdefault(text, []).append(short_name(row))
+            if row.failed:
+                names.setdefault(row.failed, []).append(short_name(row))
         for text, some in names.items():
             who = "" if len(some) == len(together) else f", {', '.join(some)}"
             lines.append(f"batch {batch}{who}: {text}")
@@ -338,4 +340,4 @@ def _time(row: LatencyRecord) -> Cell:
 def _verdict(row: LatencyRecord) -> Cell:
     if row.failed:
         return Cell("not timed")
-    return Cell(f"{row.verdict or NOT_MEASURED}{' !' if row.warnings else ''}", row.verdict)
+    return Cell(row.verdict or NOT_MEASURED, row.verdict)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import open_clip
@@ -22,7 +23,7 @@ from timm.models import save_for_hf
 import zoo
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.golden.store import Provenance, Rankings, own_store
-from harness.measure import bench
+from harness.measure import bench, timing
 from harness.measure import rows as measured_rows
 from harness.measure.rows import Variant
 from harness.measure.tuning import Tuned
@@ -81,6 +82,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test wait for other processes, or be disturbed by them."""
+    monkeypatch.setattr(timing.Patience, "time", lambda self, run, device: run())
+
+
+@pytest.fixture
+def busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every timing be disturbed."""
+    monkeypatch.setattr(timing.Patience, "time", Mock(side_effect=timing.BusyError("spread of dense 40 %")))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import io
 import logging
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 import zoo
 from harness.base.terminal import Progress
-from harness.measure import cost
+from harness.measure import cost, timing
 from harness.measure.cost import FREE_OPERATORS, OperatorCost, costs, count_costs, gflops
 from harness.measure.rows import variants
 from zoo.core.files import blocks_fingerprint
@@ -220,6 +221,11 @@ def test_costs_of_every_row_that_is_a_model(dense, monkeypatch):
             assert (entry.batch, entry.ratio_to_dense > 0) == (batch, True)
             assert entry.q1_ms <= entry.median_ms <= entry.q3_ms
     assert [entry.ratio_to_dense for entry in plain["latency"]] == [None, None]
+
+    monkeypatch.setattr(timing.Patience, "time", Mock(side_effect=timing.BusyError("spread of dense 40 %")))
+    console = Console(file=io.StringIO(), width=200)
+    assert costs(rows, {1: 2, 8: 2}, Progress(console))["clip_vit_b16_tome50"]["latency"] == ()
+    assert console.file.getvalue().startswith("batch 1 and 8: too busy to time: spread of dense 40 %; the same command")
 
     single = count_costs(rows[:2], Progress())
     assert [one.final_tokens for one in single.values()] == [64, 32]

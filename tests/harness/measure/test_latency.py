@@ -22,7 +22,7 @@ from harness.measure.latency import Family, LatencyPlan, Runnable, load_family, 
 from harness.measure.rows import variants
 from harness.measure.timing import ONNX, ReadyModel, Stopwatch
 from harness.models import towers
-from harness.records.times import EAGER, LatencyRecord, Surroundings, Timing, read_latencies, write_latencies
+from harness.records.times import EAGER, LatencyRecord, Timing, read_latencies, write_latencies
 from zoo.core.files import fingerprint
 
 PLAN = LatencyPlan(models=("x",), batches=(1, 2), threads=(1,), rounds=6, seconds=0.0)
@@ -81,7 +81,8 @@ def in_a_cell(dense: zoo.ReducedViT, time_ms: Any = None, **options: Any) -> Any
     models = {at: Runnable(vit, EAGER) for at, vit in enumerate(vits)}
     times: dict[Any, float] = {}
     watch = Stopwatch("metronome", time_ms or (lambda call, images: times.setdefault(call, 10 / (1 + len(times)))))
-    return time_runnables(models, torch.randn(2, 3, 64, 64), rounds=6, stopwatch=watch, **options)
+    options |= {"patience": timing.Patience(say=print), "stopwatch": watch}
+    return time_runnables(models, torch.randn(2, 3, 64, 64), rounds=6, **options)
 
 
 def test_all_models_of_a_cell_are_timed_and_those_without_memory_left_out(dense, monkeypatch):
@@ -89,7 +90,6 @@ def test_all_models_of_a_cell_are_timed_and_those_without_memory_left_out(dense,
     ready, timings = in_a_cell(dense, tick=ticks.append)
     assert [one.failed for one in ready.values()] == [None, None]
     assert {name: timing.samples_ms for name, timing in timings.items()} == {0: (10,) * 6, 1: (5,) * 6}
-    assert timings[0].around == timings[1].around != Surroundings()
     assert ticks == list(range(1, 9))  # two models, six rounds
     ready, timings = in_a_cell(dense, Mock(side_effect=RuntimeError("DefaultCPUAllocator: can't allocate memory")))
     assert timings == {}
@@ -128,7 +128,7 @@ class Runs:
                 ready[name] = ReadyModel(failed="out of memory")
                 continue
             times = tuple(10.0 - 2 * index + 0.01 * turn for turn in range(how["rounds"]))
-            timings[name] = Timing(batch=len(images), samples_ms=times, around=Surroundings(others_cores=0.0))
+            timings[name] = Timing(batch=len(images), samples_ms=times)
             ready[name] = ReadyModel(deviation=0.0, first_call_s=0.1, peak_mib=1.0)
         return ready, timings
 
@@ -285,13 +285,17 @@ def test_wrong_use_is_refused(flags, said, monkeypatch, tmp_path, capsys):
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize(("load", "busy"), [(1.9, True), (0.4, False), (None, False)])
-def test_a_busy_machine_is_reported_before(load, busy, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("harness.measure.timing.load_1min", lambda: load)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setattr(latency, "measure_latency", lambda *_: iter([]))
-    assert main([*RANDOM.split(), "--output", str(tmp_path / "out")]) == 0
-    assert ("this machine is busy: a load of 1.9 on 2 cores" in capsys.readouterr().err) is busy
+@pytest.mark.usefixtures("benchmark", "busy_machine")
+def test_a_busy_machine_leaves_times_out_and_the_next_run_times_them(tmp_path, monkeypatch, capsys):
+    argv, file = [*RANDOM.split(), "--output", str(tmp_path)], tmp_path / "latency.jsonl"
+    assert main(argv) == 0
+    text = capsys.readouterr()
+    assert "batch 1: too busy to time: spread of dense 40 %" in text.out
+    assert "the same command times again" in text.err.splitlines()[-1]
+    assert not file.exists()
+    monkeypatch.setattr(timing.Patience, "time", lambda self, run, device: run())
+    assert main(argv) == 0
+    assert len(read_latencies(file)) == 2
 
 
 @pytest.mark.cuda

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 import zoo
 from harness.measure import timing
-from harness.records.times import EAGER, Surroundings, Timing
+from harness.records.times import EAGER, Timing
 from zoo.core.files import is_out_of_memory
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 IMAGES = torch.zeros(4, 3, 8, 8)
+PATIENT = timing.Patience.time  # of which a fixture makes an impatient one
 
 
 class Workshop:
@@ -137,33 +139,73 @@ def test_events_time_what_the_device_does():
 
 def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "STAT", tmp_path / "stat")
-    assert timing.others_s() is timing._look_around()().others_cores is None
+    assert timing.others_s() is timing.watch_others(0.0) is None
+    monkeypatch.setattr(timing.os, "sched_getaffinity", lambda pid: {1, 2})
     monkeypatch.setattr(timing.os, "sysconf", lambda name: 100)
     own, now = iter([(0.1, 0.2, 0.3, 0.1, 9.0), (5.1, 1.2, 1.3, 1.1, 9.0)]), iter([50.0, 60.0])
     monkeypatch.setattr(timing.os, "times", lambda: os.times_result(next(own)))
     monkeypatch.setattr(timing.time, "monotonic", lambda: next(now))
-    (tmp_path / "stat").write_text("cpu  100 20 30 5000 600 7 8 9 0 0\ncpu0 1 2 3\n")
-    surroundings = timing._look_around()  # others: 1.74 s of all, 0.7 s of them our own
-    (tmp_path / "stat").write_text("cpu  1900 20 30 9000 900 7 8 9 0 0\n")
-    assert surroundings().others_cores == pytest.approx((18 - 8) / 10)
+    stat = "cpu0 9 9 9 9 9 9 9 9 0 0\ncpu1 {} 20 30 5000 600 7 8 9 0 0\ncpu2 0 0 0 7 7 0 0 0 0 0\n"
+    (tmp_path / "stat").write_text(stat.format(100))
+
+    def work(seconds: float) -> None:
+        (tmp_path / "stat").write_text(stat.format(1900))
+
+    monkeypatch.setattr(timing.time, "sleep", work)  # 18 s in all, 8 s of them our own
+    assert timing.watch_others(10.0) == pytest.approx((18 - 8) / 10)
 
 
-@pytest.mark.parametrize(("samples", "others", "warning"), [
-    ((100.0, 101.0) * 6, None, None),  # what isn't known is no reason to warn
-    ((100.0, 110.8) * 6, 0.1, None),  # that's 10.2 % of their median, printed as 10 %
-    ((100.0, 130.0) * 6, 0.1, "wide spread: quartiles 26 % of the median apart"),
-    ((100.0,) * 6, 0.2, None),
-    ((100.0,) * 6, 0.7, "other processes kept 0.7 of 2 cores busy"),
+@pytest.mark.parametrize(("samples", "others", "threads", "why"), [
+    ((100.0, 101.0) * 6, None, 2, ""),  # what isn't known is no reason
+    ((100.0, 128.0) * 6, 0.4, 2, ""),  # 24.6 % of their median
+    ((100.0, 150.0) * 6, 0.1, 2, "spread of dense 40 %"),
+    ((100.0,) * 6, 0.6, 2, "other processes keep 0.6 of 2 cores busy"),
+    ((100.0,) * 6, 0.6, 1, ""),
+    ((100.0,) * 6, 0.4, 9, ""),  # more threads than cores need no more cores
 ])  # fmt: skip
-def test_warnings(samples, others, warning, monkeypatch):
+def test_times_are_of_no_use_beside_others_or_where_dense_varies(samples, others, threads, why, monkeypatch):
     monkeypatch.setattr(timing, "cores", lambda: 2)
-    found = timing.warnings_of(Timing(batch=1, samples_ms=samples, around=Surroundings(others_cores=others)))
-    assert [text.startswith(str(warning)) for text in found] == [True] * (warning is not None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert timing.why_busy(Timing(batch=1, samples_ms=samples, others_cores=others)) == why
+
+
+QUIET, DISTURBED = ({"dense": Timing(batch=1, samples_ms=samples)} for samples in ((1.0,) * 6, (1.0, 2.0) * 3))
+
+
+@pytest.mark.parametrize(("others", "timings", "runs", "looks", "why"), [
+    ([0.0], [QUIET], 1, 1, ""),
+    ([1.9, 1.9, 0.2], [QUIET], 1, 3, ""),
+    ([1.9] * 32, [QUIET], 0, 31, "other processes keep 1.9 of 2 cores busy"),  # one look, and 30 seconds
+    ([0.0, 1.9, 0.0], [DISTURBED, QUIET], 2, 3, ""),
+    ([0.0] * 9, [DISTURBED] * 3, 2, 2, "spread of dense 67 %"),
+    ([None] * 9, [DISTURBED] * 3, 2, 2, "spread of dense 67 %"),
+])  # fmt: skip
+def test_a_timing_waits_for_others_and_is_repeated_once(others, timings, runs, looks, why, monkeypatch):
+    monkeypatch.setattr(timing.Patience, "time", PATIENT)
+    monkeypatch.setattr(timing, "cores", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    said: list[str] = []
+    watched, timed = Mock(side_effect=others), Mock(side_effect=timings)
+    patience = timing.Patience(say=said.append, watch=watched)
+    if why:
+        with pytest.raises(timing.BusyError, match=f"too busy to time: {why}; the same command"):
+            patience.time(timed, CPU)
+        if not runs:  # patience is for the whole command
+            with pytest.raises(timing.BusyError):
+                patience.time(timed, CPU)
+            looks += 1
+    else:
+        assert patience.time(timed, CPU) is QUIET
+    assert (timed.call_count, watched.call_count) == (runs, looks)
+    assert [text.startswith("other processes keep 1.9 of 2 cores busy: waiting") for text in said] == [True] * any(
+        one == 1.9 for one in others
+    )
+    patience.time(Mock(return_value=QUIET), torch.device("cuda"))  # shared in ways that aren't watched
+    assert watched.call_count == looks
 
 
 # --- ways to run a model: each computes what eager does, and what can't be run says why
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 Change = Callable[[Tensor], Tensor]
 Prepare = Callable[..., timing.ReadyModel]
 

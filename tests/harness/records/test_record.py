@@ -38,7 +38,7 @@ from harness.records.record import (
     refuse_mixed,
     write_records,
 )
-from harness.records.times import LatencyRecord, Machine, Surroundings
+from harness.records.times import LatencyRecord, Machine
 
 CORRECT = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0], dtype=bool)
 FROZEN = Path(__file__).parents[1] / "schema" / "record.jsonl"
@@ -163,7 +163,7 @@ def test_impossible_numbers_are_refused_by_field_and_value(tmp_path: Path, place
     assert repr(value[-1] if isinstance(value, list) else value) in str(error.value)
 
 
-@pytest.mark.parametrize("kind", [Record, Times, Measured, LatencyRecord, Machine, Surroundings])
+@pytest.mark.parametrize("kind", [Record, Times, Measured, LatencyRecord, Machine])
 def test_every_number_of_a_line_has_bounds(kind: type):
     hints = {one.name: str(one.type) for one in fields(kind)}
     numbers = {name for name, hint in hints.items() if re.search(r"\b(int|float)\b", hint)}

@@ -12,18 +12,17 @@ from rich.console import Console
 
 from harness.base.table import fit
 from harness.records import times
-from harness.records.times import FASTER, OPEN, SLOWER, Surroundings
+from harness.records.times import FASTER, OPEN, SLOWER
 
 Make = Callable[..., times.LatencyRecord]
 
 
 def test_records_come_back_as_they_were(latency_record: Make, tmp_path: Path):
     path = tmp_path / "folder" / "latency.jsonl"
-    around = Surroundings(others_cores=0.5)
-    failed = latency_record(samples=(), failed="out of memory", surroundings=around)
+    failed = latency_record(samples=(), failed="out of memory", others_cores=0.5)
     short = latency_record(
         dense=(20.0,) * 6, saved_gflops=0.25, method_config={"keep": 0.5, "points": [3]},
-        warnings=("a", "b"), deviation=1e-6, peak_mib=3.25,
+        deviation=1e-6, peak_mib=3.25,
     )  # fmt: skip
     times.write_latencies(path, [latency_record(), failed])
     times.write_latencies(path, [short])
@@ -113,12 +112,11 @@ def test_a_table_has_the_times_of_each_batch_and_says_once_what_holds_for_all(la
         samples = () if facts.get("failed") else tuple(factor * time for time in dense)
         return latency_record(samples, dense, **(names | costs | facts))
 
-    busy = ("other processes kept 1.0 of 2 cores busy meanwhile",)
     table = times.latency_table(
         [
-            latency_record(dense, warnings=busy, tag="[bold]x[/bold]"),
-            row("tome", 0.8, warnings=(*busy, "wide spread: quartiles 30 % apart")),
-            row("evit", 1.0, warnings=busy),
+            latency_record(dense, tag="[bold]x[/bold]"),
+            row("tome", 0.8),
+            row("evit", 1.0),
             row("evit", 1.0, batch=8, failed="out of memory"),
         ]
     )
@@ -129,14 +127,12 @@ def test_a_table_has_the_times_of_each_batch_and_says_once_what_holds_for_all(la
     lines = [line.replace("│", " ").split() for line in text.splitlines()]
     [tome] = [line for line in lines if line[:2] == ["1", "tome50"]]
     assert tome[4:] == [
-        *("8.12", "[8.08,", "8.16]", "123.2", "0.800", "[0.800,", "0.800]", "faster", "!", "25", "%"),
+        *("8.12", "[8.08,", "8.16]", "123.2", "0.800", "[0.800,", "0.800]", "faster", "25", "%"),
         *("20", "%", "80", "%", "2", "+", "–"),
     ]
     [failed] = [line for line in lines if line[:2] == ["8", "evit50"]]
     assert failed[4:9] == ["–", "–", "–", "not", "timed"]
     assert table.notes == [
-        "batch 1: other processes kept 1.0 of 2 cores busy meanwhile",
-        "batch 1, tome50: wide spread: quartiles 30 % apart",
-        "batch 8: not timed: out of memory",
+        "batch 8: out of memory",
         "no difference to dense can be concluded, as the interval of the ratio includes 1: evit50 at batch 1",
     ]
