@@ -14,12 +14,14 @@ import json
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from harness import git_commit
@@ -51,6 +53,7 @@ from zoo.loading.recovery_file import RecoveryFile
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
 CONTROLS = (RANDOM, GOLDEN)  # what methods are compared with: nothing to run
 ROUNDS = 6  # in which candidates are compared
+SPARSE = 12  # keep rates from one that is timed to the next, for a bound on time
 SAFER = (0, 1, 4)  # keep rates above the lowest that meets the bounds, which are rungs of the ladder
 BEST, RUNGS = 3, 4  # reductions that the ladder is made of, the fastest; its rungs at most
 SLACK = 0.03  # of the time that is asked for, which a search for it leaves, as timing again moves it
@@ -392,55 +395,58 @@ class Lab:
 def build_ladder(lab: Any) -> list[Candidate]:
     """Return setups that should meet the bounds, each less faithful than the one before.
 
-    Dense towers come first, then reductions, each faster than the one before. The last one just meets the bounds by the
-    pictures that were searched by. If nothing meets them, the most faithful setup is returned.
+    Dense towers come first, then reductions in the fastest precision in which dense meets the bounds, each faster than
+    the one before. The last one just meets the bounds by the pictures that were searched by. If not even dense meets
+    them, the most faithful dense tower is returned.
     """
     lab.say("dense in each precision")
-    dense = sorted((one for one in lab.dense if lab.share(one) <= 1), key=lab.share)
+    dense = [one for one in lab.dense if lab.share(one) <= 1]
+    if not dense:
+        return [min(lab.dense, key=lab.share)]
     lowest = list[Candidate]()  # keep rates that meet the bounds
     for way in lab.reductions:
         lab.say(f"keep rates of {way.method}")
-        at = bisect_left(way.rates, True, key=lambda one: lab.share(one) <= 1)
-        lowest += [one._replace(dtype=other.dtype) for one in way.rates[at : at + 1] for other in lab.dense]
+        rates = way._replace(dtype=dense[0].dtype).rates
+        at = bisect_left(rates, True, key=lambda one: lab.share(one) <= 1)
+        lowest += rates[at : at + 1]
     lab.say("times of all methods")
     rough = lab.ratios(lowest)
     rungs = list[Candidate]()
-    for one in sorted(lowest, key=lambda one: rough[one])[:BEST]:
+    for one in sorted(lowest, key=rough.__getitem__)[:BEST]:
         higher = one.rates[one.rates.index(one) :]
         rungs += [higher[up] for up in SAFER if up < len(higher)]
     lab.say("times of the fastest methods")
     ratios = lab.ratios(rungs)
-    front, least = list[Candidate](), math.inf  # those that none beats in both; the most faithful first
+    front = list[Candidate]()  # those that none beats in both; the most faithful first
     for one in sorted(rungs, key=lambda one: (ratios[one], lab.share(one))):
-        if lab.share(one) < least:
-            least = lab.share(one)
+        if not front or lab.share(one) < lab.share(front[0]):
             front.insert(0, one)
     front = front if len(front) <= RUNGS else front[:1] + front[1 - RUNGS :]
-    return [*dense, *front] or [min((*lab.dense, *lab.reductions), key=lab.share)]
+    return [*sorted(dense, key=lab.share), *front]
 
 
-def find_in_time(lab: Any, goal: float) -> list[Candidate]:
-    """Return setups whose time is at most ``goal`` of dense's, or the fastest if none is.
+def find_in_time(lab: Any, goal: float) -> Iterator[Candidate]:
+    """Yield setups whose time is at most ``goal`` of dense's, the most faithful first, and last the fastest of all.
 
-    Dense towers come first, then reductions, the most faithful first.
-
-    All methods and precisions are bisected at once, so that they are timed in the same rounds.
+    Dense towers come before reductions, whose precision is the one in which dense is fastest. All methods are timed in
+    the same rounds at few keep rates, between which times are interpolated.
     """
-    lab.say("keep rates in that time")
-    ways = [*lab.dense, *(way._replace(dtype=one.dtype) for one in lab.dense for way in lab.reductions)]
-    slowest_first = {way: way.rates[::-1] for way in ways}
-    ends, timed = {way: (0, len(rates)) for way, rates in slowest_first.items()}, dict[Candidate, float]()
-    while middles := {way: sum(pair) // 2 for way, pair in ends.items() if pair[0] < pair[1]}:
-        ratios = lab.ratios([slowest_first[way][at] for way, at in middles.items()])
-        for way, at in middles.items():
-            met = ratios[slowest_first[way][at]] <= goal * (1 - SLACK)
-            ends[way] = (ends[way][0], at) if met else (at + 1, ends[way][1])
-        timed |= {one: ratio for one, ratio in ratios.items() if ratio > 0}
-    # And somewhat faster ones, should the first miss it when it is timed again.
-    near = [one for way, (at, _) in ends.items() for one in slowest_first[way][at : at + 3]]
-    built = [one for one in near if lab.share(one) < math.inf]
-    built.sort(key=lambda one: (one.method is not None, lab.share(one)))
-    return built or [min(timed, key=timed.__getitem__)]
+    lab.say("times of dense in each precision")
+    timed, goal = lab.ratios(lab.dense), goal * (1 - SLACK)
+    yield from sorted((one for one in lab.dense if timed[one] <= goal), key=lab.share)
+    lab.say("times of all methods")
+    dtype = min(lab.dense, key=timed.__getitem__).dtype
+    ways = [way._replace(dtype=dtype).rates for way in lab.reductions]
+    ratios = lab.ratios(one for rates in ways for one in rates[::SPARSE])
+    timed |= {one: ratio for one, ratio in ratios.items() if ratio > 0}
+    near = list[Candidate]()
+    for rates in ways:
+        times, keeps = zip(*((timed[one], one.keep) for one in rates if one in timed), strict=True)
+        keep = np.interp(goal, np.maximum.accumulate(times), keeps, left=0)
+        # And somewhat faster ones, should the first miss it when it is timed again.
+        near += [one for one in rates if one.keep <= keep][-3:]
+    yield from sorted((one for one in near if lab.share(one) < math.inf), key=lab.share)
+    yield min(timed, key=timed.__getitem__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -510,7 +516,7 @@ def _judge_by_time(lab: Lab) -> list[Assessment]:
     """Time setups, the most faithful first, until one is as fast as asked; it comes last, or the fastest if none is."""
     judged = list[Assessment]()
     assert lab.bounds.speed_up is not None
-    for one in find_in_time(lab, 1 / lab.bounds.speed_up)[:TRIES]:
+    for one in islice(find_in_time(lab, 1 / lab.bounds.speed_up), TRIES):
         own = dataclasses.replace(lab.assess(one), time=lab.measure_times([one])[one])
         judged.append(dataclasses.replace(own, passed=not _describe_miss(lab.bounds, own)))
         if judged[-1].passed:
