@@ -10,12 +10,12 @@ Lehmacher, 1995): a setup that misses the bounds is certified no more often than
 
 import copy
 import dataclasses
-import json
 import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
 from harness.measure.plan import Plan
-from harness.measure.rows import Variant, make_row, recovered_row
+from harness.measure.rows import Variant
 from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import DENSE, DTYPES, GOLDEN, RANDOM, utc_now
@@ -54,8 +54,7 @@ RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that 
 CONTROLS = (RANDOM, GOLDEN)  # what methods are compared with: nothing to run
 ROUNDS = 6  # in which candidates are compared
 SPARSE = 12  # keep rates from one that is timed to the next, for a bound on time
-SAFER = (0, 1, 4)  # keep rates above the lowest that meets the bounds, which are rungs of the ladder
-BEST, RUNGS = 3, 4  # reductions that the ladder is made of, the fastest; its rungs at most
+SAFER = (8, 4, 2, 1, 0)  # keep rates above the lowest that meets the bounds: the rungs of the ladder
 SLACK = 0.03  # of the time that is asked for, which a search for it leaves, as timing again moves it
 TRIES = 6  # setups that are timed against a bound on time, one after the other
 WORDS = {  # what metrics are called, as columns
@@ -116,24 +115,23 @@ class Candidate(NamedTuple):
     method: str | None
     dtype: str
     keep: float
-    schedule: str = ""  # its file
-    recovery: str = ""  # its file
+    file: str = ""  # of a schedule or a recovery
+    trained: bool = False  # by the recovery
 
     @property
     def rates(self) -> list["Candidate"]:
         """The same at all keep rates that are tried, ascending."""
-        return [self] if self.method is None or self.recovery else [self._replace(keep=keep) for keep in RATES]
+        return [self] if self.method is None or self.trained else [self._replace(keep=keep) for keep in RATES]
 
     @property
     def name(self) -> str:
         """The method with its keep rate and its file's name."""
         if self.method is None:
             return DENSE
-        file = self.schedule or self.recovery
-        return f"{self.method} {100 * self.keep:.0f}" + (f" with {Path(file).name}" if file else "")
+        return f"{self.method} {100 * self.keep:.0f}" + (f" with {Path(self.file).name}" if self.file else "")
 
     def __str__(self) -> str:
-        return f"{self.name} in {self.dtype} {self.schedule or self.recovery}".rstrip()
+        return f"{self.name} in {self.dtype} {self.file}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,12 +142,12 @@ class Assessment:
     setup: Setup
     passed: bool  # whether it meets the bounds
     fidelity: dict[str, Any]  # see `Pictures.figures`
-    time: dict[str, Any] | None = None  # see `Lab.measure_times`; None where it wasn't timed for the certificate
+    time: dict[str, Any] = field(default_factory=dict)  # see `Lab.measure_times`; empty where it wasn't timed
 
     @property
     def pays(self) -> bool:
         """Whether it is dense, or clearly faster than dense in the same precision and runtime."""
-        return self.candidate.method is None or (self.time is not None and self.time[ALIKE]["high"] < 1)
+        return self.candidate.method is None or self.time[ALIKE]["high"] < 1
 
 
 class Lab:
@@ -204,17 +202,16 @@ class Lab:
         fast = next(iter(self.served))
         every = [Candidate(name, fast, RATES[-1]) for name in self.config.methods or sorted(usual)]
         for path, file in self.files.items():
-            if isinstance(file, ScheduleFile):
-                every.append(Candidate(file.method, fast, RATES[-1], schedule=path))
-            else:
-                every.append(Candidate(file.method, fast, file.options.get("keep", 1.0), recovery=path))
+            trained = isinstance(file, RecoveryFile)
+            keep = file.options.get("keep", 1.0) if trained else RATES[-1]
+            every.append(Candidate(file.method, fast, keep, path, trained))
         able = []
         for one in every:
             try:
-                self.make_row(one)
+                self.find_setup(one).reduce(self.tower)
                 able.append(one)
             except (ValueError, FileNotFoundError) as error:
-                if self.config.methods or one.schedule or one.recovery:
+                if self.config.methods or one.file:
                     raise
                 assert one.method is not None
                 self.left_out[one.method] = describe_error(error)
@@ -231,7 +228,7 @@ class Lab:
             raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
         classifier = text_classifier(clip, self.dataset)[0] if labelled and clip is not None else None
         learned = {name for file in self.files.values() for name in dataset_names(file.datasets)}
-        for path in {path for one in self.reductions for path in self.find_predictors(one)}:
+        for path in {path for one in self.reductions for path in self.find_predictors(self.find_setup(one))}:
             facts = PredictorFile.read(path).provenance or {}
             try:
                 learned |= set(dataset_names(facts.get("rankings", []), "dataset"))
@@ -247,60 +244,45 @@ class Lab:
                 )
         return [Pictures(part, self.eager, self.tower.preprocess, classifier) for part in parts]
 
-    def find_predictors(self, one: Candidate) -> list[Path]:
-        """Return the file of a candidate's predictor; none of a method without."""
+    def find_setup(self, one: Candidate) -> Setup:
+        """Return a candidate's setup; its options are those that aren't the method's defaults."""
         if one.method is None:
+            return Setup(model=self.model, dtype=one.dtype)
+        options = {"keep": one.keep}
+        if one.file:
+            file, plain = self.files[one.file], METHODS[one.method].Config(keep=1).plain() | {"keep": None}
+            options = {name: value for name, value in file.options.items() if value != plain.get(name, value)}
+            options |= file.stretch(one.keep) if isinstance(file, ScheduleFile) else {}
+        recovery = one.file if one.trained else None
+        return Setup(model=self.model, method=one.method, options=options, recovery=recovery, dtype=one.dtype)
+
+    def find_predictors(self, setup: Setup) -> list[Path]:
+        """Return the file of a setup's predictor; none of a method without."""
+        if setup.method is None:
             return []
-        depth = self.eager.vit.depth
-        config = configure(one.method, self.options(one), depth)
-        block = config.predictor_block(depth)
+        config = configure(setup.method, setup.options, self.eager.vit.depth)
+        block = config.predictor_block(self.eager.vit.depth)
         arch, tag = self.tower.arch, self.tower.tag
         return [] if block is None else [find_predictor(arch, tag, block, action=config.action).path]
 
-    def options(self, one: Candidate) -> dict[str, Any]:
-        """Return the method's options of a candidate as JSON values, those that aren't its defaults."""
-        if one.method is None:
-            return {}
-        if not (one.schedule or one.recovery):
-            return {"keep": one.keep}
-        file = self.files[one.schedule or one.recovery]
-        plain = json.loads(
-            json.dumps({own.name: own.default for own in dataclasses.fields(METHODS[one.method].Config)})
-        )
-        own = {name: value for name, value in file.options.items() if name in plain and value != plain[name]}
-        if one.recovery:
-            return own
-        if file.keep == 1:
-            raise ValueError(f"schedule {one.schedule!r} keeps every patch token: search another one")
-        # Shares of the work, which are what the points have in common at every keep rate.
-        rates = [round(one.keep ** (math.log(rate) / math.log(file.keep)), 4) for rate in file.schedule]
-        return own | {"reduce_at": list(file.reduce_at), "schedule": rates, "keep": one.keep}
-
-    def make_row(self, one: Candidate) -> Variant:
-        """Make a candidate's row, in float32; raise ValueError or FileNotFoundError where it can't be had."""
-        if one.method is None:
-            return dataclasses.replace(self.eager, what=str(one))
-        vit, arch, tag = self.eager.vit, self.tower.arch, self.tower.tag
-        if one.recovery:
-            return dataclasses.replace(recovered_row(vit, arch, tag, self.files[one.recovery]), what=str(one))
-        return make_row(vit, arch, tag, one.method, self.options(one), what=str(one))
-
     def serve(self, one: Candidate) -> Variant:
-        """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights."""
-        row, dense = self.make_row(one), self.served[one.dtype]
-        if row.apart:
-            return dataclasses.replace(row, vit=make_runtime(row.vit, one.dtype)[0])
+        """Make a candidate's row as it is run: optimised and in its precision; all share the dense tower's weights.
+
+        Raises:
+            ValueError: the tower can't have it, such as ToMe's that would merge more than half of the tokens.
+            FileNotFoundError: its predictor is missing.
+        """
+        reduced, dense = self.find_setup(one).reduce(self.tower), self.served[one.dtype]
+        if one.trained:
+            return dataclasses.replace(self.eager, what=str(one), vit=make_runtime(reduced, one.dtype)[0])
         vit = share_weights(dense, type(dense))
-        vit.reducer = row.vit.reducer
+        vit.reducer = reduced.reducer
         if vit.reducer is not None and not self._is_optimised(one.dtype):
             vit.reducer = copy.deepcopy(vit.reducer).to(DTYPES[one.dtype])
-        return dataclasses.replace(row, vit=vit)
+        return dataclasses.replace(self.eager, what=str(one), vit=vit)
 
     def measure(self, one: Candidate, pictures: str) -> Mapping[str, list[float]]:
-        """Return values of a candidate on ``search`` or ``held_out`` pictures; it isn't run twice.
-
-        There are none if it can't be built, such as ToMe's that would merge more than half of the tokens.
-        """
+        """Return values of a candidate on ``search`` or ``held_out`` pictures, none if the tower can't have it."""
         known = self.known[pictures]
         if str(one) not in known:
             try:
@@ -320,9 +302,8 @@ class Lab:
         """Judge a candidate by the bounds on fidelity, on the pictures held out."""
         self.say(f"{one} on pictures held out")
         figures = self.held_out.figures(self.measure(one, "held_out"), self.config.seed)
-        how: dict[str, Any] = {"method": one.method, "options": self.options(one), "recovery": one.recovery or None}
-        setup = Setup(model=self.model, dtype=one.dtype, **how)
-        return Assessment(candidate=one, setup=setup, passed=self.bounds.meets(figures), fidelity=figures)
+        passed, setup = self.bounds.meets(figures), self.find_setup(one)
+        return Assessment(candidate=one, setup=setup, passed=passed, fidelity=figures)
 
     def _time(self, vits: Mapping[Any, Any], rounds: int, **options: Any) -> dict[Any, Timing]:
         """Time models in turn with the dense tower in eager float32, all from the same images in float32."""
@@ -330,20 +311,16 @@ class Lab:
         return timing.time_models(models, self.config.batch, rounds, patience=self.patience, **options)
 
     def ratios(self, candidates: Iterable[Candidate]) -> dict[Candidate, float]:
-        """Return times by the dense tower's in eager float32, all in the same rounds; 0 where it can't be built.
+        """Return times by dense's in eager float32, all in the same rounds, of candidates that the tower can have.
 
         They are of the quickest calls, which other processes disturb least; certificates have medians.
         """
-        ratios, vits = dict.fromkeys(candidates, 0.0), {}
-        for one in ratios:
-            try:
+        vits = dict[Any, Any]()
+        for one in candidates:
+            with suppress(ValueError):
                 vits[one] = self.serve(one).vit
-            except ValueError:
-                continue
-        if not vits:
-            return ratios
         least = {key: min(own.samples_ms) for key, own in self._time(vits, ROUNDS, warmup=1).items()}
-        return ratios | {one: least[one] / least[DENSE] for one in vits}
+        return {one: least[one] / least[DENSE] for one in vits}
 
     def measure_times(self, candidates: Iterable[Candidate]) -> dict[Candidate, dict[str, Any]]:
         """Time candidates in the same rounds as the dense tower in eager float32, and as each of them is run."""
@@ -351,19 +328,23 @@ class Lab:
         alike = {one: Candidate(None, one.dtype, 1.0) for one in candidates}
         vits = {one: self.serve(one).vit for one in (*alike.values(), *alike)}
         timings = self._time(vits, self.config.rounds, seconds=self.config.seconds, warmup=2)
-        return {one: self._describe_times(timings[one], timings[DENSE], timings[alike[one]]) for one in alike}
-
-    def _describe_times(self, own: Timing, dense: Timing, alike: Timing) -> dict[str, Any]:
-        median, dense_median, batch = median_interval(own.samples_ms), median_interval(dense.samples_ms), own.batch
-        return {
-            TOTAL: own.ratio_to(dense)._asdict(),
-            ALIKE: own.ratio_to(alike)._asdict(),
-            "median_ms": median._asdict(),
-            "dense_median_ms": dense_median._asdict(),
-            "images_per_s": 1000 * batch / median.estimate,
-            "dense_images_per_s": 1000 * batch / dense_median.estimate,
-            **{"batch": batch, "threads": torch.get_num_threads(), "rounds": len(own.samples_ms)},
+        dense, batch = timings[DENSE], self.config.batch
+        medians = {one: median_interval(own.samples_ms) for one, own in timings.items()}
+        shared = {
+            "dense_median_ms": medians[DENSE]._asdict(),
+            "dense_images_per_s": 1000 * batch / medians[DENSE].estimate,
+            **{"batch": batch, "threads": torch.get_num_threads(), "rounds": len(dense.samples_ms)},
             "stopwatch": timing.wall_clock().name,
+        }
+        return {
+            one: {
+                TOTAL: timings[one].ratio_to(dense)._asdict(),
+                ALIKE: timings[one].ratio_to(timings[other])._asdict(),
+                "median_ms": medians[one]._asdict(),
+                "images_per_s": 1000 * batch / medians[one].estimate,
+                **shared,
+            }
+            for one, other in alike.items()
         }
 
     def certify(self, judged: Sequence[Assessment]) -> dict[str, Any]:
@@ -372,7 +353,7 @@ class Lab:
             name: {"pictures": len(one), "photographs": one.part.group_count}
             for name, one in (("search", self.search), ("held_out", self.held_out))
         }
-        chosen, dtype = judged[-1], judged[-1].setup.dtype
+        chosen = judged[-1]
         order = [{"name": one.candidate.name, "dtype": one.setup.dtype, "passed": one.passed} for one in judged]
         return {
             "bounds": self.bounds.values,
@@ -382,10 +363,10 @@ class Lab:
             "dataset": {"name": self.dataset.name, "revision": self.dataset.revision, **pictures},
             "model": {"name": self.tower.name, "weights": self.weights},
             "machine": dataclasses.asdict(Machine.here(torch.device(self.config.device))),
-            "optimised": self._is_optimised(dtype),
+            "optimised": self._is_optimised(chosen.setup.dtype),
             "seed": self.config.seed,
             "left_out": self.left_out,
-            "predictors": [str(path) for path in self.find_predictors(chosen.candidate)],
+            "predictors": [str(path) for path in self.find_predictors(chosen.setup)],
             "created": utc_now(),
             "version": version("clip-patchrank"),
             "commit": git_commit(),
@@ -395,34 +376,27 @@ class Lab:
 def build_ladder(lab: Any) -> list[Candidate]:
     """Return setups that should meet the bounds, each less faithful than the one before.
 
-    Dense towers come first, then reductions in the fastest precision in which dense meets the bounds, each faster than
-    the one before. The last one just meets the bounds by the pictures that were searched by. If not even dense meets
-    them, the most faithful dense tower is returned.
+    Dense towers come first, then the fastest reduction in the fastest precision in which dense meets the bounds, from
+    a safe keep rate down to the lowest that meets them by the pictures to search by. If not even dense meets them, the
+    most faithful dense tower is returned.
     """
     lab.say("dense in each precision")
     dense = [one for one in lab.dense if lab.share(one) <= 1]
     if not dense:
         return [min(lab.dense, key=lab.share)]
-    lowest = list[Candidate]()  # keep rates that meet the bounds
+    rungs = dict[Candidate, list[Candidate]]()  # by the lowest
     for way in lab.reductions:
         lab.say(f"keep rates of {way.method}")
         rates = way._replace(dtype=dense[0].dtype).rates
         at = bisect_left(rates, True, key=lambda one: lab.share(one) <= 1)
-        lowest += rates[at : at + 1]
+        if at < len(rates):
+            rungs[rates[at]] = [rates[at + up] for up in SAFER if at + up < len(rates)]
+    dense.sort(key=lab.share)
+    if not rungs:
+        return dense
     lab.say("times of all methods")
-    rough = lab.ratios(lowest)
-    rungs = list[Candidate]()
-    for one in sorted(lowest, key=rough.__getitem__)[:BEST]:
-        higher = one.rates[one.rates.index(one) :]
-        rungs += [higher[up] for up in SAFER if up < len(higher)]
-    lab.say("times of the fastest methods")
     ratios = lab.ratios(rungs)
-    front = list[Candidate]()  # those that none beats in both; the most faithful first
-    for one in sorted(rungs, key=lambda one: (ratios[one], lab.share(one))):
-        if not front or lab.share(one) < lab.share(front[0]):
-            front.insert(0, one)
-    front = front if len(front) <= RUNGS else front[:1] + front[1 - RUNGS :]
-    return [*sorted(dense, key=lab.share), *front]
+    return [*dense, *rungs[min(ratios, key=ratios.__getitem__)]]
 
 
 def find_in_time(lab: Any, goal: float) -> Iterator[Candidate]:
@@ -437,8 +411,7 @@ def find_in_time(lab: Any, goal: float) -> Iterator[Candidate]:
     lab.say("times of all methods")
     dtype = min(lab.dense, key=timed.__getitem__).dtype
     ways = [way._replace(dtype=dtype).rates for way in lab.reductions]
-    ratios = lab.ratios(one for rates in ways for one in rates[::SPARSE])
-    timed |= {one: ratio for one, ratio in ratios.items() if ratio > 0}
+    timed |= lab.ratios(one for rates in ways for one in rates[::SPARSE])
     near = list[Candidate]()
     for rates in ways:
         times, keeps = zip(*((timed[one], one.keep) for one in rates if one in timed), strict=True)
@@ -521,13 +494,7 @@ def _judge_by_time(lab: Lab) -> list[Assessment]:
         judged.append(dataclasses.replace(own, passed=not _describe_miss(lab.bounds, own)))
         if judged[-1].passed:
             return judged
-    return sorted(judged, key=lambda own: -times_of(own)[TOTAL]["high"])
-
-
-def times_of(one: Assessment) -> dict[str, Any]:
-    """Return the times of a setup that was timed."""
-    assert one.time is not None
-    return one.time
+    return sorted(judged, key=lambda own: -own.time[TOTAL]["high"])
 
 
 def _describe_miss(bounds: SetupBounds, one: Assessment) -> str:
@@ -537,7 +504,7 @@ def _describe_miss(bounds: SetupBounds, one: Assessment) -> str:
         if figures["low"] < least:
             words = f"{figures['estimate']:.5f}, by its interval at least {figures['low']:.5f}"
             return f"{bounds.flag(metric)} is missed: the mean {WORDS[metric]} on pictures held out is {words}"
-    ratio = times_of(one)[TOTAL]
+    ratio = one.time[TOTAL]
     if bounds.speed_up is not None and ratio["high"] * bounds.speed_up > 1:
         words = f"{1 / ratio['estimate']:.2f} times as fast as dense, by its interval at least {1 / ratio['high']:.2f}"
         return f"--speed-up {bounds.speed_up} is missed: it is {words}"
@@ -552,13 +519,13 @@ def selection_table(selection: Selection) -> Table:
         if metric == CHANGE:
             return points((ends[0], ends[1], ends[2]))
         mean, low, high = (f"{end:.{2 if metric in (TOTAL, ALIKE) else 4}f}" for end in ends)
-        return Cell(f"{mean} [{low}, {high}]", ends[0])
+        return Cell(mean if low == high else f"{mean} [{low}, {high}]", ends[0])
 
     metrics, rows = [metric for metric in WORDS if metric in selection.judged[-1].fidelity], []
     for one in selection.judged:
         cells = [Cell(one.candidate.name), Cell(one.setup.dtype)]
         cells += [interval(one.fidelity[metric], metric) for metric in metrics]
-        cells += [UNMEASURED if one.time is None else interval(one.time[ratio], ratio) for ratio in (TOTAL, ALIKE)]
+        cells += [interval(one.time[ratio], ratio) if one.time else UNMEASURED for ratio in (TOTAL, ALIKE)]
         rows.append([*cells, Cell("yes" if one.passed else "no")])
     facts = selection.setup.certificate["dataset"]
     held = facts["held_out"]

@@ -58,7 +58,7 @@ def _choose_flags(parser: CommandParser) -> None:
 
 def run_choose(args: Namespace, status: Console) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
-    from harness.apps.choose import ALIKE, TOTAL, ChooseConfig, choose, selection_table, times_of
+    from harness.apps.choose import ALIKE, TOTAL, ChooseConfig, choose, selection_table
     from harness.apps.fidelity import SetupBounds
     from harness.base.lines import claim_file
 
@@ -68,7 +68,7 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
         if selection.met:
             selection.setup.write(args.output)
-    setup, time, table = selection.setup, times_of(selection.judged[-1]), selection_table(selection)
+    setup, time, table = selection.setup, selection.judged[-1].time, selection_table(selection)
     path = args.output if selection.met else None
     data = json_values({"path": path, "why": selection.why, "setup": setup, "judged": selection.judged})
     total = f"{_faster(time[TOTAL])} dense in float32"
@@ -82,7 +82,7 @@ def run_choose(args: Namespace, status: Console) -> Shown:
     else:
         text = f"Don't reduce: dense, {setup.dtype}, is {total}"
         for one in selection.judged[:-1]:
-            if one.time is not None and one.candidate.method is not None:
+            if one.time and one.candidate.method is not None:
                 slow = "slower than that" if one.pays else "not clearly faster"
                 text += f"; {one.candidate.name} in {one.setup.dtype} is {_faster(one.time[ALIKE])} {alike}, {slow}"
     wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, by the ends of 95 % intervals"
