@@ -38,7 +38,7 @@ from harness.measure.rows import Variant
 from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import DENSE, DTYPES, GOLDEN, RANDOM, utc_now
-from harness.records.statistics import median_interval
+from harness.records.statistics import LEAST_ROUNDS, median_interval
 from harness.records.times import Machine, Timing
 from zoo.core.files import digest, fingerprint
 from zoo.core.host import share_weights
@@ -102,7 +102,7 @@ class ChooseConfig:
         for dtype in self.dtypes:
             if dtype not in DTYPES:
                 raise ValueError(f"--dtypes {dtype!r}: {expected(dtype, DTYPES)}")
-        least = {"search": 8, "held_out": 20, "batch": 1, "rounds": timing.LEAST_ROUNDS, "seconds": 0}
+        least = {"search": 8, "held_out": 20, "batch": 1, "rounds": LEAST_ROUNDS, "seconds": 0}
         for name, bound in least.items():
             if not bound <= getattr(self, name) < math.inf:
                 flag = name.replace("_", "-")

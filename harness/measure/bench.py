@@ -23,7 +23,7 @@ from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import batches, draw, draw_train, require_apart, require_labels, subset, turns
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
-from harness.measure.match import matched_rows, say_time_misses
+from harness.measure.match import keep_near_rows, matched_rows
 from harness.measure.plan import TRACED, Plan, check_plan, tuning_of
 from harness.measure.rows import (
     BLOCK,
@@ -55,7 +55,6 @@ from harness.records.record import (
     GOLDEN,
     PROBE,
     PROMPTS,
-    RECOVERY,
     Record,
     Tuning,
     device_name,
@@ -226,12 +225,12 @@ class Tracer:
 def trace_row(
     record: Record,
     outcome: Outcome,
-    predicted: NDArray[np.int64],
+    predicted: NDArray[np.int64] | None,
     split: Split,
     classes: Sequence[str],
     grid: tuple[int, int],
 ) -> RowTraces:
-    """Return what a row did to the n images of ``split``, of which it gave ``outcome`` and classes ``predicted``."""
+    """Return what a row did to the n images of ``split``: ``outcome`` and, with labels, classes ``predicted``."""
     shape = (len(split), grid[0] * grid[1])
     importance, left = (np.full(shape, value, dtype=np.int16) for value in (UNRANKED, STAYED))
     token = np.tile(np.arange(shape[1], dtype=np.int16), (shape[0], 1))
@@ -242,8 +241,8 @@ def trace_row(
         facts=Facts.of(record),
         grid=grid,
         image_ids=split.image_ids,
-        labels=tuple(classes[label] for label in split.labels),
-        predicted=tuple(classes[answer] for answer in predicted),
+        labels=tuple(classes[label] if classes else None for label in split.labels),
+        predicted=(None,) * len(split) if predicted is None else tuple(classes[answer] for answer in predicted),
         importance=importance,
         left=left,
         token=token,
@@ -332,14 +331,17 @@ class Bench:
                 tracer.miss([record for record in present if not record.recovered], len(traced))
             return present
         captions = view.captions(split) if dataset.captioned else None  # refuses before images are run
+        if self.plan.match == "time":
+            rows = keep_near_rows(rows, self._costs(rows), self.plan, view.say_once)
+            blanks = [view.blank(row, tuning, images) for row in rows]
         found = view.outcomes.find(rows, split, f"{self.rows[0].model} on {dataset.name}")
         samples = self._samples(view, tuning, rows, prompts, found, split, captions, blanks[0].groups)
         costs, records, traces = self._costs(rows), [], list[RowTraces]()
         for row, record, sample in zip(rows, blanks, samples, strict=True):
             facts = {name: value for name, value in costs[row.key].items() if name not in METRICS}
             records.append(replace(record, **facts, **measurements(sample)))
-            if len(traced) and sample.predicted is not None and not record.recovered:
-                own = found[row.key].part(traced), sample.predicted[traced]
+            if len(traced) and not record.recovered:
+                own = found[row.key].part(traced), None if sample.predicted is None else sample.predicted[traced]
                 traces.append(trace_row(record, *own, split.subset(traced), dataset.classes, self.rows[0].vit.grid))
         if tracer is not None and traces:
             if rows[0].rankings is not None:
@@ -407,9 +409,6 @@ class Bench:
         if not known:
             every = rows if prompted else self.rows
             known |= costs(every, self.plan.latency_rounds, self.progress)
-            if self.plan.match == "time":
-                free = [row for row in every if RECOVERY not in row.config]  # the others met no cost
-                say_time_misses(free, known, self.plan, self.progress)
         return known
 
 
@@ -420,7 +419,7 @@ class View:
         """Look at nothing yet."""
         self.bench, self.dataset, self.plan = bench, dataset, bench.plan
         self.outcomes = OutcomeCache(bench.parts.preprocess, bench.progress)
-        self._say_once = functools.cache(bench.progress.say)  # however many tunings it holds for
+        self.say_once = functools.cache(bench.progress.say)  # however many tunings it holds for
 
     @functools.cached_property
     def text(self) -> Tensor:
@@ -512,11 +511,9 @@ class View:
 
     def choose_traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
         """Return the positions of ``count`` judged images, classes in turn; fewer are the first of more."""
-        if not count or not self.dataset.classes:  # traces are of answers
-            return np.empty(0, dtype=np.int64)
         labels = self.dataset.labels(self.plan.split)
         order = turns(labels)[: self.plan.limit]
-        if tuning.kind != PROBE:
+        if self.dataset.classes and tuning.kind != PROBE:
             order = order[named(self.text)[labels[order]]]
         return np.searchsorted(np.sort(order), order[:count])
 
@@ -525,7 +522,7 @@ class View:
         """Golden rankings of the split; ValueError if they are of other weights or images."""
         rankings = find_rankings(self._tower, self.dataset.images_of, self.plan.split, BLOCK)
         if rankings is None and self.plan.split != FINAL:
-            self._say_once(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
+            self.say_once(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
         elif rankings is not None:
             rankings.require(weights=self.bench.weights, revision=self.dataset.revision)
         return rankings
@@ -541,7 +538,7 @@ class View:
         if set(split.image_ids) <= set(rankings.image_ids):
             return rows
         if any(row.method == GOLDEN for row in rows):
-            self._say_once(
+            self.say_once(
                 f"only some of these images of {self.dataset.name} have golden rankings, so there "
                 f"is no golden row; make them with: {self._command}"
             )

@@ -34,6 +34,7 @@ from harness.records.statistics import (
 from zoo.core.messages import tower_name
 from zoo.loading.sizes import SIZES
 
+CLOSE = 0.05  # costs that differ by more are not equal
 REFERENCE = "patchrank"  # method that fidelity is compared with, unless another is named
 EMBEDDED = "s14"  # the size whose text tower we trained
 
@@ -342,14 +343,16 @@ def time_ratio(latency: Sequence[Times], batch: int) -> float | None:
 def labels(rows: Sequence[Average]) -> dict[str, str]:
     """Return the method by identity, with its settings where it comes several times at one keep.
 
-    Settings that all rows share are left out, and the keep rate, which has its own column.
+    The keep rate has its own column. Each setting named tells rows apart that those before it don't.
     """
     names: dict[str, str] = {}
     for method in dict.fromkeys(row.label for row in rows):
         same = [row for row in rows if row.label == method]
         several = max(Counter(row.keep for row in same).values()) > 1
-        every = dict.fromkeys(name for row in same for name in row.config if name != "keep")
-        varying = [n for n in every if several and len({_setting(row, n) for row in same}) > 1]
+        varying: list[str] = []
+        for name in dict.fromkeys(name for row in same for name in row.config if several and name != "keep"):
+            parts = [len({tuple(_setting(row, n) for n in own) for row in same}) for own in (varying, [*varying, name])]
+            varying += [name] if parts[1] > parts[0] else []
         for row in same:
             own = ", ".join(f"{n} {_setting(row, n)}" for n in varying if n in row.config)
             names[row.identity] = f"{method} ({own})" if own else method

@@ -17,6 +17,7 @@ LEVEL = 0.05  # of tests; intervals cover the rest
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over images"
 FLIPPED = "sign-flip test over images"  # of real-valued differences, see `sign_flips`
+LEAST_ROUNDS = 6  # from which on a median has an interval
 RESAMPLES = 10_000  # of a bootstrap
 FLIPS = 20_000  # random sign-flips: the least p-value is 1/20,001, so 1,000 tests can be clear together
 POWER = 0.8  # with which a detectable difference is found
@@ -70,8 +71,8 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def median_interval(values: Sequence[float]) -> Interval:
     """Return the median with the exact, distribution-free interval between order statistics.
 
-    From 6 values on it covers the true median with at least 95 %; of fewer it is the whole range, which covers it with
-    1 - 2**(1 - n) only.
+    From `LEAST_ROUNDS` values on it covers the true median with at least 95 %; of fewer it is the whole range, which
+    covers it with 1 - 2**(1 - n) only.
     """
     sample = finite_sample(values)
     from scipy.stats import quantile_test
@@ -322,7 +323,7 @@ def mark_note(test: str, rows: str = "all rows", of: str = "zero") -> str:
 def minimum_detectable_difference(n: int, discordance: float) -> float | None:
     """Return the least difference in top-1 that `paired_p` finds with a power of 80 %; None if none will do.
 
-    Discordant images, the share of n that just one of two models gets right, are binomial among all n, and those of the
+    Discordant images, the share of n on which two models disagree, are binomial among all n, and those of the
     better model among them: exact, no normal approximation. Source: Duffy, 1984.
     """
     from scipy.optimize import brentq
@@ -345,7 +346,7 @@ def detectable_note(images: int, discordances: Sequence[float]) -> str:
     if not discordances:
         return ""
     if (least := minimum_detectable_difference(images, max(discordances))) is None:
-        return f"; without {CLEAR}: too few images on which just one of two models is right to show any difference"
+        return f"; without {CLEAR}: the models disagree on too few images to show any difference"
     return f"; without {CLEAR}: a difference below {100 * least:.1f} points may go unnoticed (80 % power)"
 
 

@@ -4,7 +4,11 @@ import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.records.record import DENSE
 from harness.records.statistics import Interval
@@ -18,8 +22,13 @@ STYLES = (
 LineStyle = Literal["-", "--", "-.", ":", "none"]
 LINES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
 INK = "#1b1c1d"  # text and axes; a page replaces it by currentColor to follow light and dark
+GREY = "#808380"  # seen on white and on black
 FRONT = "best at this cost"
 SMALL = 7.5  # points of a letter beside a marker
+# Where a label may stand: how it is aligned, and points right of the marker and above it; the best place first.
+PLACES = (
+    ("left", 5, 7), ("left", 5, -7), ("right", -5, 7), ("right", -5, -7), ("center", 0, 11), ("center", 0, -11),
+)  # fmt: skip
 OPTIONS: Any = {
     "svg.hashsalt": "clip-patchrank", "svg.fonttype": "none", "text.color": INK,
     "text.parse_math": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
@@ -29,7 +38,7 @@ OPTIONS: Any = {
 
 
 class Style(NamedTuple):
-    """Colour, marker and line of a series."""
+    """Colour, marker and line of a series; "" for no marker."""
 
     colour: str
     marker: str
@@ -37,7 +46,7 @@ class Style(NamedTuple):
 
 
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
-    """Return a style for each name, by its place in the alphabet; dense has the text's colour.
+    """Return a style for each name, by its place in the alphabet, for dense in the text's colour, and for `FRONT`.
 
     Beyond as many as there are colours, lines differ.
     """
@@ -46,7 +55,7 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
         name: Style(*STYLES[at % count], LINES[at // count % len(LINES)])
         for at, name in enumerate(sorted(set(names) - {DENSE}))
     }
-    return styles | {DENSE: Style(INK, "h", "-")}
+    return styles | {DENSE: Style(INK, "h", "-"), FRONT: Style(GREY, "", "--")}
 
 
 def encode(figure: Any, form: str, dpi: int = 160, **how: Any) -> bytes:
@@ -57,7 +66,7 @@ def encode(figure: Any, form: str, dpi: int = 160, **how: Any) -> bytes:
     undated = {"svg": {"metadata": {"Date": None}}, "png": {"metadata": {"Software": None}}}
     how |= undated.get(form, {"pil_kwargs": {"quality": 80}})
     with mpl.rc_context(OPTIONS):
-        figure.savefig(buffer, format=form, dpi=dpi, transparent=form == "svg", **how)
+        figure.savefig(buffer, format=form, dpi=dpi, **how)
     return buffer.getvalue()
 
 
@@ -100,32 +109,55 @@ class Plot:
 
 
 def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, *, small: bool = False) -> Any:
-    """Return a figure of charts in rows of up to three; a ``small`` one fits a phone and has no titles.
+    """Return a figure of charts, two in a row; a ``small`` one fits a phone, without titles and legend.
 
-    Series that ``styles`` lacks get styles of their own.
+    ``styles`` has one for every series, in the order of the legend.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    styles = styles_of(name for chart in charts for name in chart.series) | dict(styles or {})
-    across = min(3, len(charts))
+    styles = styles or styles_of(name for chart in charts for name in chart.series)
+    across = min(2, len(charts))
     down = -(-len(charts) // across)
     with mpl.rc_context(OPTIONS):
-        figure = Figure(layout="constrained")
-        entries: dict[str, Any] = {}
+        figure = Figure((4.5, 3.4) if small else (4.8 * across + 0.4, 3.4 * down), layout="constrained")
         for at, chart in enumerate(charts, start=1):
             axes = figure.add_subplot(down, across, at)
-            axes.grid(alpha=0.25)
-            axes.set_axisbelow(True)
             if not small:
                 axes.set_title("\n".join(textwrap.wrap(chart.title, 44)))
-            entries |= _draw(axes, chart, styles)
-        width = 4.5 if small else 4.8 * across + 0.4
-        columns = max(1, int(width / (0.5 + 0.08 * max(map(len, entries)))))
-        below = 0.22 * -(-len(entries) // columns)
-        figure.set_size_inches(width, (3.4 if small else 3.8 * down) + below)
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+            _draw(axes, chart, styles)
+        if not small:
+            shown = {name: Line2D([], [], **look_of(styles[name])) for name in names_of(charts, styles)}
+            columns = max(1, int(figure.get_figwidth() / (0.5 + 0.08 * max(map(len, shown)))))
+            figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(shown) // columns))
+            figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns)
+        figure.draw_without_rendering()  # so that it is known where everything is
+        for axes, chart in zip(figure.axes, charts, strict=True):
+            _label(axes, chart, styles)
     return figure
+
+
+def names_of(charts: Sequence[Chart], styles: Mapping[str, Style]) -> list[str]:
+    """Return what a legend of charts names, in the order of the styles."""
+    drawn = {name for chart in charts for name in (*chart.series, *([FRONT] if chart.front else []))}
+    return [name for name in styles if name in drawn]
+
+
+def draw_sample(style: Style) -> Any:
+    """Return a figure with the line and the marker of a legend's entry."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure((0.36, 0.18))
+    figure.add_artist(Line2D([0.0, 0.5, 1.0], [0.5] * 3, markevery=[1], **look_of(style)))
+    return figure
+
+
+def look_of(style: Style) -> dict[str, Any]:
+    """Return matplotlib's settings of a line with its markers."""
+    edge = {"markersize": 6.5, "markeredgecolor": INK, "markeredgewidth": 0.7}
+    return {"color": style.colour, "linestyle": style.line, "linewidth": 1.3, "marker": style.marker, **edge}
 
 
 def render(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, form: str = "svg") -> bytes:
@@ -133,10 +165,13 @@ def render(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, f
     return encode(draw(charts, styles), form)
 
 
-def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> dict[str, Any]:
-    """Draw a chart and return what the legend shows by name."""
+def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
+    """Draw a chart; all that is drawn of a series has its id."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.09)  # room for labels
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     if chart.log:
@@ -144,49 +179,77 @@ def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> dict[str, Any
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")  # not powers of ten in TeX, which isn't read here
         axes.yaxis.set_minor_formatter(NullFormatter())
-    entries = {name: _draw_series(axes, dots, styles[name]) for name, dots in chart.series.items()}
+    for name, dots in chart.series.items():
+        for artist in _draw_series(axes, dots, styles[name]):
+            artist.set_gid(id_of(name, styles))
     if chart.level is not None:
         axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=":")
     if chart.front:
         x, y = zip(*chart.front, strict=True)
         right = axes.get_xlim()[1]  # up to where the last corner still holds; the axes don't grow by it
-        look = {"color": INK, "linewidth": 1.1, "alpha": 0.55, "zorder": 1.5}
-        [entries[FRONT]] = axes.step([*x, right], [*y, y[-1]], where="post", **look)
+        [line] = axes.step([*x, right], [*y, y[-1]], where="post", zorder=1.5, **look_of(styles[FRONT]))
+        line.set_gid(id_of(FRONT, styles))
         axes.set_xlim(right=right)
     others = [end for name, own in chart.series.items() if name != chart.aside for dot in own for end in dot.y]
     if chart.aside in chart.series and others:
+        # Up to a little beyond the others it is drawn all the same, so that no marker is cut in two.
+        ends = [dot.y for dot in chart.series[chart.aside]]
         low, high = min(others), max(others)
         if not chart.log:
-            axes.set_ylim(bottom=low - (0.08 * (high - low) or 1.0))
+            room = 0.08 * (high - low) or 1.0
+            axes.set_ylim(bottom=min([low, *(end.low for end in ends if end.low > low - 3 * room)]) - room)
         elif high > 0:
-            axes.set_ylim(top=1.25 * high)
-    return entries
+            axes.set_ylim(top=1.25 * max([high, *(end.high for end in ends if end.high < 1.6 * high)]))
 
 
-def _draw_series(axes: Any, dots: Sequence[Dot], style: Style) -> Any:
-    """Draw a line with bars below its markers; return the legend's entry."""
-    from matplotlib.lines import Line2D
-
+def _draw_series(axes: Any, dots: Sequence[Dot], style: Style) -> list[Any]:
+    """Draw a line with bars below its markers, and return what was drawn."""
     x, y = [dot.x.estimate for dot in dots], [dot.y.estimate for dot in dots]
     line: dict[str, Any] = {"color": style.colour, "linestyle": style.line, "linewidth": 1.3}
     bars = {"xerr": _bars([dot.x for dot in dots]), "yerr": _bars([dot.y for dot in dots])}
-    axes.errorbar(x, y, **bars, **line, elinewidth=0.9, capsize=2.5)
-    marker: dict[str, Any] = {"marker": style.marker, "markersize": 6.5}
-    full = marker | {"markeredgecolor": INK, "markeredgewidth": 0.7}
-    empty = marker | {"markeredgecolor": style.colour, "markeredgewidth": 1.4, "markerfacecolor": "none"}
+    drawn = list(axes.errorbar(x, y, **bars, **line, elinewidth=0.9, capsize=2.5).get_children())
+    look = look_of(style) | {"linestyle": "none"}
+    hollow = {"markeredgecolor": style.colour, "markeredgewidth": 1.4, "markerfacecolor": "none"}
     for dot in dots:
-        look = empty if dot.hollow else full
-        axes.plot(dot.x.estimate, dot.y.estimate, linestyle="none", color=style.colour, **look)
-        if dot.label:
-            where = {
-                "xytext": (4, 4),
-                "textcoords": "offset points",
-                "fontsize": SMALL,
-                "annotation_clip": True,
-                "clip_on": True,
-            }
-            axes.annotate(dot.label, (dot.x.estimate, dot.y.estimate), **where)
-    return Line2D([], [], **line, **full)
+        drawn += axes.plot(dot.x.estimate, dot.y.estimate, **(look | hollow if dot.hollow else look))
+    return drawn
+
+
+def _label(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
+    """Write labels beside their markers, clear of markers and of each other, those without room not at all.
+
+    Of places with room the first that crosses no line is taken, or as little of lines as can be.
+    """
+    from matplotlib.transforms import Bbox
+
+    point = axes.figure.dpi / 72
+    frame = Bbox(axes.bbox.get_points() / point)
+    centres, lines = list[tuple[str, Dot, NDArray[np.float64]]](), list[NDArray[np.float64]]()
+    for name, dots in chart.series.items():
+        places = axes.transData.transform([(dot.x.estimate, dot.y.estimate) for dot in dots]) / point
+        centres += [(name, *one) for one in zip(dots, places, strict=True)]
+        lines += [np.linspace(start, end, 60) for start, end in pairwise(places)]
+    taken = [Bbox.from_bounds(x - 3.5, y - 3.5, 7, 7) for *_, (x, y) in centres]
+    for name, dot, (x, y) in centres:
+        free = list[tuple[int, Any, Mapping[str, Any]]]()
+        width = 0.64 * SMALL * len(dot.label)
+        for align, right, up in PLACES if dot.label else ():
+            left = x + right - {"left": 0, "center": width / 2, "right": width}[align]
+            box = Bbox.from_bounds(left, y + up - SMALL / 2, width, SMALL)
+            if frame.contains(*box.min) and frame.contains(*box.max) and not box.count_overlaps(taken):
+                crossed = sum(int(((box.min < line) & (line < box.max)).all(axis=1).sum()) for line in lines)
+                free.append((crossed, box, {"xytext": (right, up), "ha": align}))
+        if free:
+            _, box, where = min(free, key=lambda place: place[0])
+            at = (dot.x.estimate, dot.y.estimate)
+            text = axes.annotate(dot.label, at, textcoords="offset points", va="center", fontsize=SMALL, **where)
+            text.set(in_layout=False, gid=id_of(name, styles))
+            taken.append(box)
+
+
+def id_of(name: str, styles: Mapping[str, Style]) -> str:
+    """Return the id of all that is drawn of a series, by its place among the styles."""
+    return f"series-{list(styles).index(name)}"
 
 
 def _bars(values: Sequence[Interval]) -> list[list[float]] | None:

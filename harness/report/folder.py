@@ -20,7 +20,7 @@ from harness.records.averages import Average
 from harness.records.metrics import fidelity_metrics
 from harness.records.record import CONDITIONS, RECORDS, Record, read_run
 from harness.records.times import LATENCIES, LatencyRecord, read_latencies
-from harness.report.charts import INK, Plot, draw, encode, render, styles_of
+from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.groups import Group, brief_tables, count_of, group_records, group_times, sections, time_tables
 from harness.report.highlights import DRAWN, Front, best_table, fronts, headline, plots_of
 from harness.report.pictures import TracePicture, galleries, group_traces
@@ -208,12 +208,17 @@ def page(parts: Parts, title: str) -> str:
     return _template().render(
         parts=parts,
         title=title,
-        tables=[*brief_tables(parts.groups), *sections(parts.groups, marked=True)],
+        brief=brief_tables(parts.groups),
+        tables=list(sections(parts.groups, marked=True)),
         times=time_tables(parts.times),
         headline=headline(parts.fronts),
         best=list(map(best_table, parts.best)),
+        legend=[
+            (id_of(name, styles), name, inline(draw_sample(styles[name]), f"sample-{id_of(name, styles)}"))
+            for name in names_of([chart for _, chart in shown], styles)
+        ],
         plots=[  # each chart by itself, small enough for a phone
-            (plot, chart, inline(encode(draw([chart], styles, small=True), "svg"), f"plot-{at}", chart.alt))
+            (plot, chart, inline(draw([chart], styles, small=True), f"plot-{at}", chart.alt))
             for at, (plot, chart) in enumerate(shown, start=1)
         ],
         pictures={re.sub(r"[^A-Za-z0-9_-]", "-", one.name): one for one in parts.pictures},
@@ -242,17 +247,18 @@ def _with_unit(value: Any) -> Any:
     return re.sub(r"(?<=\d) (?=%)|(?<=×) (?=\w)|(?<=\w) (?=×)", "\u00a0", value)
 
 
-def inline(svg: bytes, name: str, alt: str) -> Markup:
-    """Return matplotlib's SVG as an element with the role and the words of a picture.
+def inline(figure: Any, name: str, alt: str = "") -> Markup:
+    """Return a figure as an SVG element with the role and the words of a picture, or hidden from those who need words.
 
     No prolog, document type or metadata; ink has the colour of the page's text; ids begin with the drawing's name, so
-    that no other drawing on the page has them.
+    that no other drawing on the page has them, and those of series are classes.
     """
-    text = svg.decode()
+    text = encode(figure, "svg", transparent=True).decode()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'id="(series-\d+)"', r'class="\1"', text)
     text = re.sub(r'(?<=\s)id="', f'id="{name}-', text)
     text = re.sub(r'(href="|url\()#', rf"\1#{name}-", text)
     head, _, body = text.partition(">")
-    head += f' role="img" aria-labelledby="{name}-alt"'
-    title = f'<title id="{name}-alt">{escape(alt)}</title>'
-    return Markup(f"{head}>{title}{body}".replace(INK, "currentColor").strip())
+    head += f' role="img" aria-labelledby="{name}-alt"' if alt else ' aria-hidden="true"'
+    words = f'<title id="{name}-alt">{escape(alt)}</title>' if alt else ""
+    return Markup(f"{head}>{words}{body}".replace(INK, "currentColor").strip())

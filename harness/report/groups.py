@@ -1,6 +1,7 @@
 """Rows that may stand in one table, from records of one run or many, and these tables."""
 
 import json
+import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -46,6 +47,7 @@ class Group:
     """Rows measured under the same conditions."""
 
     name: str  # heading; no other group has it
+    short: str  # the dataset, with what tells the group from others of it
     rows: Sequence[Average]  # the dense one first, keep rates falling
 
     @property
@@ -76,7 +78,8 @@ def group_records(records: Iterable[Record]) -> list[Group]:
         shares.setdefault((conditions, frozenset(seeds[conditions, identity])), []).append(record)
     _put_dense_beside_recovered(shares)
     rows = [sorted(averages(share), key=lambda row: (row.method != DENSE, -row.keep)) for share in shares.values()]
-    return [Group(name=name, rows=group) for name, group in zip(_names(rows), rows, strict=True)]
+    names = _names(rows)
+    return [Group(name=n, short=s, rows=own) for n, s, own in zip(names, _short_names(rows, names), rows, strict=True)]
 
 
 def _keep_newest(newest: dict[Any, Any], key: Hashable, record: Record | LatencyRecord) -> None:
@@ -118,6 +121,19 @@ def _heading(rows: Sequence[Average]) -> str:
     first = rows[0].first
     how = "by text" if first.labelled and not first.shots else protocol(first)
     return f"{first.dataset} {judged_on(first)}, {how}, {tower_of(first)}{with_recovery(rows)}"
+
+
+def _short_names(groups: Sequence[Sequence[Average]], names: Sequence[str]) -> list[str]:
+    """Return the dataset of each group, with what its heading has that those of the same dataset don't share."""
+    datasets = [rows[0].first.dataset for rows in groups]
+    words = [re.split("[,;] ", n.removeprefix(f"{own} ")) for n, own in zip(names, datasets, strict=True)]
+    shared: dict[str, set[str]] = {}
+    for dataset, own in zip(datasets, words, strict=True):
+        shared[dataset] = shared.get(dataset, set(own)) & set(own)
+    return [
+        ", ".join([dataset, *(word for word in own if word not in shared[dataset])])
+        for dataset, own in zip(datasets, words, strict=True)
+    ]
 
 
 def _describe(rows: Sequence[Average], condition: str) -> str:

@@ -1,12 +1,13 @@
 """Which row is nearest to dense, or most accurate, at each cost: in sentences, as figures and as plots."""
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 from harness.base.table import UNMEASURED, Cell, Table, json_values
-from harness.records.averages import Average, judged_on, labels, protocol, tower_of
+from harness.records.averages import Average, labels, mean_difference
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import DENSE, GOLDEN, RANDOM
 from harness.records.statistics import Interval
@@ -174,17 +175,7 @@ def headline(every: Sequence[Front]) -> list[str]:
     """Say for each set which method is best, by the first front of its group; nothing where there is one method."""
     first = {front.group.name: front for front in reversed(every)}
     shown = [front for front in every if first[front.group.name] is front and front.rivals]
-    return [front.sentence(f" on {_set_name(front.group, shown)}") for front in shown]
-
-
-def _set_name(group: Group, shown: Sequence[Front]) -> str:
-    """Return what a group is called in a sentence: the dataset, and what tells it from others."""
-    dataset = group.first.dataset
-    firsts = [other.group.first for other in shown if other.group.first.dataset == dataset]
-    words = [way(group.first) for way in (judged_on, protocol, tower_of) if len(set(map(way, firsts))) > 1]
-    words.append(group.name.partition("; ")[2])
-    more = ", ".join(filter(None, words))
-    return f"{dataset} ({more})" if more else dataset
+    return [front.sentence(f" on {front.group.short}") for front in shown]
 
 
 def plots_of(every: Sequence[Front]) -> list[Plot]:
@@ -204,9 +195,29 @@ def _title(front: Front) -> str:
     return f"{name} against {front.cost.words}"
 
 
+def _over_fits(rows: Sequence[Average]) -> dict[str, Average]:
+    """Return by identity each row, or the mean of those that differ from it in nothing but the predictor fitted."""
+    alike: dict[str, list[Average]] = {}
+    for row in rows:
+        settings = {name: value for name, value in row.config.items() if name != "predictor"}
+        alike.setdefault(json.dumps([row.first.model, row.label, row.keep, settings], sort_keys=True), []).append(row)
+    dense, means = next((row for row in rows if row.method == DENSE), None), dict[str, Average]()
+    for fits in alike.values():
+        mean = fits[0]
+        if len(fits) > 1:
+            mean = Average(records=tuple(record for row in fits for record in row.records), top1=None)
+            if dense is not None and dense.top1 is not None:
+                beside = replace(dense, records=dense.records * len(fits))
+                mean = replace(mean, to_dense=mean_difference(mean, beside))
+        means |= {row.identity: mean for row in fits}
+    return means
+
+
 def _chart(front: Front) -> Chart:
     """Plot distance to dense, or the paired difference to it in top-1."""
-    names, top1 = labels(front.group.rows), front.metric == TOP1
+    means, top1 = _over_fits(front.group.rows), front.metric == TOP1
+    rows = list({row.identity: row for row in means.values()}.values())
+    names = labels(rows)
 
     def height(row: Average) -> Interval | None:
         if top1:
@@ -216,20 +227,24 @@ def _chart(front: Front) -> Chart:
         return estimate if isinstance(estimate, Interval) else None
 
     series = dict[str, list[Dot]]()
-    for row in sorted(front.group.rows, key=lambda row: (row.method != DENSE, names[row.identity], row.keep)):
+    for row in sorted(rows, key=lambda row: (row.method != DENSE, names[row.identity], row.keep)):
         if (cost := front.cost.of(row)) is not None and (value := height(row)) is not None:
-            series.setdefault(names[row.identity], []).append(Dot(cost, value, label=f"{100 * row.keep:.3g}"))
+            series.setdefault(names[row.identity], []).append(Dot(cost, value, label=f"{100 * row.keep:.3g} %"))
     for name, dots in series.items():  # keep rates stand at the ends of a line
         last = len(dots) - 1
         series[name] = [d if at in (0, last) and name != DENSE else d._replace(label="") for at, d in enumerate(dots)]
     return Chart(
-        title=front.group.name,
+        title=front.group.short,
         alt=f"{_title(front)}, {front.group.name}. {front.sentence()}",
         x_label="GFLOPs per image" if front.cost.batch is None else f"{front.cost.words}, × dense",
         y_label=f"{TOP1.title} to dense, points" if top1 else f"{front.metric.heading} to dense",
         series=series,
         level=0.0 if top1 else None,
-        front=[(one.cost.estimate, high.estimate) for one in front.steps if (high := height(one.row)) is not None],
+        front=[
+            (step.cost.estimate, high.estimate)
+            for step in front.steps
+            if (high := height(means[step.row.identity])) is not None
+        ],
         log=not top1,
         aside=RANDOM,
     )

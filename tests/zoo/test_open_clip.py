@@ -103,8 +103,8 @@ def test_preprocessing_is_open_clips_pixel_for_pixel(small_clip):
 @torch.no_grad()
 def test_the_pages_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    page = Path(__file__).parents[2] / "docs" / "open_clip.md"
-    (code,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
+    page = (Path(__file__).parents[2] / "docs" / "towers.md").read_text("utf-8")
+    code = re.search(r"\n## open_clip\n.*?^```python\n(.*?)^```$", page, re.M | re.S).group(1)
     names: dict[str, Any] = {}
     exec(code, names)
     model, tokenizer = names["model"].eval(), names["tokenizer"]

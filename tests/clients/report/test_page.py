@@ -118,7 +118,7 @@ def figures(cells: list[str]) -> list[float]:
 @pytest.mark.parametrize("way", ["click", "Enter"])
 def test_headings_sort_by_figures_and_dashes_stay_last(page: Any, way: str):
     page.refresh()
-    table = page.find_element("css selector", "#table-2 table[data-sortable]")
+    table = page.find_element("css selector", "#table-1 table[data-sortable]")
     heads = [head.text for head in table.find_elements("css selector", "thead th")]
     column = next(at for at, head in enumerate(heads) if head.startswith("To dense"))
     head = table.find_elements("css selector", "thead th")[column]
@@ -142,7 +142,30 @@ def test_headings_sort_by_figures_and_dashes_stay_last(page: Any, way: str):
     assert head.get_attribute("aria-sort") == "descending"
     assert figures(falling) == sorted(figures(before), reverse=True)
     assert falling[-1] == "–"
-    said = page.find_element("css selector", "#table-2 [role=status]").get_attribute("textContent")
+    said = page.find_element("css selector", "#table-1 [role=status]").get_attribute("textContent")
     assert said == "To dense: descending"
     assert act() == before
     assert head.get_attribute("aria-sort") is None
+
+
+SHOWN = """
+const parts = [...document.querySelectorAll(".panels [class^=series]"), ...document.querySelectorAll("tbody tr")];
+return parts.filter((part) => getComputedStyle(part).display !== "none").length;
+"""
+
+
+@pytest.mark.parametrize("way", ["click", "Enter"])
+def test_a_name_of_the_legend_hides_its_method_in_plots_and_tables_and_shows_it_again(page: Any, way: str):
+    page.refresh()
+    [button] = [b for b in page.find_elements("css selector", ".legend button") if b.text.strip() == "tome"]
+    counts = [page.execute_script(SHOWN)]
+    for pressed in ("false", "true"):
+        if way == "click":
+            page.execute_script("arguments[0].click()", button)
+        else:
+            button.send_keys(Keys.ENTER)
+        assert button.get_attribute("aria-pressed") == pressed
+        counts.append(page.execute_script(SHOWN))
+    assert counts[1] < counts[0] == counts[2]
+    rows = page.find_elements("css selector", "#table-1 tbody tr")
+    assert counts[0] - counts[1] > sum(row.text.startswith("tome") for row in rows) > 0

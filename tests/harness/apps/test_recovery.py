@@ -79,7 +79,7 @@ def test_a_run_that_was_killed_goes_on(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_row_of_its_own_with_the_right_distance(dense: zoo.ReducedViT, toy: Dataset, parts: Any):
     file = trained("lora")
-    records = all_of(recoveries=(file.path,), batches=(1,), rounds=1)
+    records = all_of(recoveries=(file.path,), batches=(1,), rounds=6)
     assert [(r.method, r.recovered) for r in records[1:]] == [("evit", False), ("random", False), ("evit", True)]
     mine, plain = records[3], records[1]
     assert plain.method_config.items() <= mine.method_config.items()
@@ -116,7 +116,20 @@ def test_refusals(tmp_path: Path):
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names), raising=False)
     path = str(tmp_path / "r.safetensors")
-    fit = ["fit", "recovery", "--model", NAME, "--dataset", "emoji", "--rounds", "1", "--steps", "2", "--batch", "2"]
+    fit = [
+        "fit",
+        "recovery",
+        "--model",
+        NAME,
+        "--dataset",
+        "emoji",
+        "--validations",
+        "1",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+    ]
     assert main([*fit, "--dtype", "float32", "--output", path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["path"] == path
     assert main(["eval", "--model", NAME, "--dataset", "emoji", "--recovery", path]) == 0

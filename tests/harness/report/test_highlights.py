@@ -96,7 +96,7 @@ def test_accuracy_against_cost_has_every_row_with_its_intervals(at: int, dataset
             assert tuple(point.x) == (row.mean("gflops"),) * 3
             paired = [row.mean("diff_to_dense"), part(row, "diff_low"), part(row, "diff_high")]
             assert point.y == pytest.approx((0.0,) * 3 if name == "dense" else [100 * number for number in paired])
-            assert point.label == ("" if name == "dense" else f"{100 * row.keep:.0f}")
+            assert point.label == ("" if name == "dense" else f"{100 * row.keep:.0f} %")
     assert list(chart.front) == sorted(chart.front)
     assert [y for _, y in chart.front] == sorted(y for _, y in chart.front)
 
@@ -110,6 +110,24 @@ def test_drawings_have_their_words_and_plain_numbers_and_random_stretches_no_axi
         assert all(name in words for name in (*chart.series, FRONT))
     svg = encode(draw(accuracy[:1], small=True), "svg")
     texts = [element.text or "" for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
-    assert {"30", "60"} <= set(texts)
+    assert {"30 %", "60 %"} <= set(texts)
     assert min(float(text.replace("\u2212", "-")) for text in texts if re.fullmatch("\u2212\\d+", text)) >= -15
     assert render(accuracy[:1], form="png").startswith(b"\x89PNG")
+
+
+def test_labels_stay_inside_the_axes_and_clear_of_each_other(plots):
+    for plot in plots.values():
+        for axes in draw(plot.charts).axes:
+            boxes = [text.get_window_extent() for text in axes.texts]
+            assert len(boxes) > 5
+            assert all(axes.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
+            assert all(box.count_overlaps(boxes) == 1 for box in boxes)  # itself
+
+
+def test_rows_that_differ_in_the_fitted_predictor_alone_are_drawn_as_their_mean(row: Any):
+    dense, *fits = near(row, {"patchrank": 0.01, "evit": 0.03}, {"patchrank": 2.0, "evit": 2.0})
+    own = {"model": fits[0].model, "method": "patchrank"}
+    fits = [replace(fit, **own, method_config={"predictor": name}) for fit, name in zip(fits, "ab", strict=True)]
+    [plot] = plots_of(fronts_of([dense, *fits]))
+    [[dot]] = plot.charts[0].series.values()
+    assert dot.y.estimate == pytest.approx(np.mean([fit.mean("cosine_distance") for fit in fits]))
