@@ -287,8 +287,9 @@ def run_search(args: Namespace, status: Console) -> Shown:
 
     provenance = next(read_vectors(args.vectors)).provenance
     source = None if args.sheet is None else open_pictures(provenance)
-    vector = query_vector(args.query, provenance, device=args.device)
-    found = nearest(args.vectors, vector, args.top, Progress(status).say)
+    say = Progress(status).say
+    vector = query_vector(args.query, provenance, say, device=args.device)
+    found = nearest(args.vectors, vector, args.top, say)
     name = "path" if provenance.kind == IMAGES else "text"
     rows = [(str(hit.rank), f"{hit.score:.4f}", hit.name) for hit in found.hits]
     below = provenance.source[0]
