@@ -131,13 +131,14 @@ def compare(
 
 
 def _row_count(plan: Plan) -> int:
-    return 1 + len([name for name in plan.methods if name != DENSE]) * len(plan.keeps) + len(plan.recoveries)
+    reduced = [name for name in plan.methods if name != DENSE]
+    return 1 + plan.optimized + len(reduced) * len(plan.keeps) + len(plan.recoveries)
 
 
 def _runs_once(plan: Plan) -> int:
     """Return how often a row could be run on an image while costs are measured, and keep rates are matched."""
     times = sum(batch * count for batch, count in plan.latency_rounds.items())
-    search = {None: 0, "gflops": COUNTS * RUNS_PER_COUNT, "time": STEPS * ROUNDS * plan.match_batch}
+    search = {"keep": 0, "gflops": COUNTS * RUNS_PER_COUNT, "time": STEPS * ROUNDS * plan.match_batch}
     return _row_count(plan) * (times + RUNS_PER_COUNT + search[plan.match])
 
 

@@ -201,7 +201,7 @@ class RowCost:
 
 def count_costs(rows: "Sequence[Variant]", progress: Progress) -> dict[str, RowCost]:
     """Count multiply-adds, activations, parameters and tokens of rows that can be run, by key."""
-    counted = {}
+    counted: dict[str, RowCost] = {}
     with progress.task("multiply-adds", len(rows), share=len(rows) * RUNS_PER_COUNT) as update:
         for done, row in enumerate(rows, start=1):
             if row.method == OPTIMIZED:  # the same products, hidden in kernels

@@ -102,8 +102,8 @@ class Standing:
         """Say which row is nearest to dense where the others are clearly further, and where none is."""
         places: dict[tuple[str, ...], list[int]] = {}
         for at, (group, level) in enumerate(zip(self.groups, self.levels, strict=True)):
-            near = sorted(self.names[row.identity] for row in level.rows if not self.further(group, row))
-            places.setdefault(tuple(near if len(near) < len(level.rows) else ()), []).append(at)
+            level_set = sorted(self.names[row.identity] for row in level.rows if not self.further(group, row))
+            places.setdefault(tuple(level_set if len(level_set) < len(level.rows) else ()), []).append(at)
         clauses = []
         for near, found in sorted(places.items(), key=lambda one: (len(one[0]) != 1, -len(one[1]))):
             sets = list_words([self.groups[at].first.dataset for at in found])
@@ -133,7 +133,8 @@ class Standing:
             for group in self.groups:
                 own = beside[id(group)].get(row.identity)
                 cell = UNMEASURED if own is None else _value(own)
-                yield Cell(cell, cell.value, CLEAR if own in level_rows[id(group)] and self.further(group, own) else "")
+                clear = own is not None and self.further(group, own)
+                yield Cell(cell, cell.value, CLEAR if clear else "")
             if scored is not None:
                 own = beside[id(scored)].get(row.identity)
                 yield UNMEASURED if own is None else estimate_cell(own.top1, TOP1.text)
@@ -141,7 +142,6 @@ class Standing:
                 ratio = Cost(batch=batch).of(row)
                 yield Cell("1") if row.method == DENSE else estimate_cell(ratio, "{:.2f}".format)
 
-        level_rows = {id(group): level.rows for group, level in zip(self.groups, self.levels, strict=True)}
         scored = next((group for group in self.groups if group.first.labelled), None)
         batches = sorted({timed.batch for row in rows for timed in row.latency})
         heads = ["Method", "GFLOPs", *(f"{DISTANCE.heading}, {group.first.dataset}" for group in self.groups)]

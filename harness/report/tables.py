@@ -107,8 +107,10 @@ def comparison_table(records: Sequence[Record], reference: str | None = None, ba
 def describe_note(rows: Sequence[Average], family: Judgement | None) -> str:
     """Say what marks mean, and what an optimised row is."""
     fast = next((row for row in rows if row.method == OPTIMIZED), None)
-    about = fast and f"{fast.label}: the dense model by zoo.optimize in {fast.config['dtype']}, nothing reduced"
-    return "; ".join(filter(None, [about, family and family.note]))
+    notes = [] if family is None else [family.note]
+    if fast is not None:
+        notes.insert(0, f"{fast.label}: the dense model by zoo.optimize in {fast.config['dtype']}, nothing reduced")
+    return "; ".join(notes)
 
 
 def in_sections(
