@@ -168,7 +168,7 @@ def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
 
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
-    axes.margins(x=0.09)  # room for labels
+    axes.margins(x=0.1, y=0.1 if chart.log else 0.05)  # room for labels
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     if chart.log:
