@@ -17,6 +17,7 @@ from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
+import timm
 import torch
 import yaml
 from open_clip.model import CLIP
@@ -26,6 +27,7 @@ from safetensors.torch import save_file
 import zoo
 from harness.cli.entry import build_parser, main
 from harness.datasets import get_dataset
+from harness.measure import timing
 from harness.records.averages import match_costs
 from harness.records.record import read_records
 from harness.report.groups import brief_tables, group_records, sections
@@ -43,10 +45,6 @@ SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
 def text_of(page: str) -> str:
     return (DOCS / page).read_text(encoding="utf-8")
-
-
-def python_of(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", text_of(page), re.M | re.S)
 
 
 def test_nothing_is_fetched_by_the_site():
@@ -70,29 +68,19 @@ def test_options_and_defaults_are_those_of_the_settings(method: str):
     assert [(name, ast.literal_eval(default)) for name, default in rows] == [(f.name, f.default) for f in fields]
 
 
-def test_figures_in_the_answers_are_those_of_the_table():
-    """A decimal figure is one that `compare` wrote; options have none in these pages."""
-    figures = set(re.findall(r"\d+\.\d+", re.sub(r"```.*?```", "", text_of("faq.md"), flags=re.S)))
-    rows = text_of("results/table.md").splitlines()
-    for start, quoted in (
-        ("| dense | 100 % |", {"3.46"}),
-        ("| patchrank | 60 % |", {"2.52", "0.64", "0.85"}),
-        ("| tome | 60 % |", {"2.73", "0.82", "0.99"}),
-        ("| evit | 60 % |", {"2.78"}),
-    ):
-        row = next(row for row in rows if row.startswith(start))
-        assert quoted <= {cell.strip().partition(" ")[0] for cell in row.split("|")}
-        figures -= quoted
-    assert figures == set()
+def section_of(page: str, title: str = "") -> str:
+    """Return a section of a page, or what stands before the first one."""
+    return text_of(page).partition(f"\n## {title}\n" if title else "# ")[2].partition("\n## ")[0]
 
 
-@pytest.mark.parametrize("page", ["index.md", "methods.md", "faq.md", "towers.md"])
-def test_the_python_of_a_page_runs(page: str, monkeypatch):
+@pytest.mark.parametrize(
+    ("page", "section"),
+    [("methods.md", ""), ("terms.md", "Questions"), ("towers.md", ""), ("export.md", "Optimised towers")],
+)
+def test_the_python_of_a_page_runs(page: str, section: str, monkeypatch):
     """Without generating code when compiled; tests/zoo/test_export.py does."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    names: dict[str, Any] = {}
-    for code in python_of(page):
-        exec(code, names)
+    names = run_python(section_of(page, section))
     if page == "methods.md":
         trace = names["model"].trace(torch.randn(1, 3, 196, 196))
         assert [reduction.block for reduction in trace.reductions] == [2, 4]
@@ -105,9 +93,16 @@ def test_the_python_of_a_page_runs(page: str, monkeypatch):
         assert names["features"].isfinite().all()
 
 
-def run_commands(page: str, shorter: dict[str, list[str]]) -> int:
-    """Run the commands of a page in order, some on less than they ask for, and count them."""
-    lines = re.findall(r"^patchrank (.*)$", text_of(page), re.M)
+def run_python(text: str, **names: Any) -> dict[str, Any]:
+    """Run every block of Python of a text, in order, and return what it defines."""
+    for code in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S):
+        exec(code, names)
+    return names
+
+
+def run_commands(text: str, shorter: dict[str, list[str]]) -> int:
+    """Run the commands of a text in order, some on less than they ask for, and count them."""
+    lines = re.findall(r"^patchrank (.*)$", text, re.M)
     for line in lines:
         words = shlex.split(line)
         assert main([*words, *shorter.get(words[0], [])]) == 0, words
@@ -115,51 +110,64 @@ def run_commands(page: str, shorter: dict[str, list[str]]) -> int:
 
 
 @pytest.fixture
-def _elsewhere(tmp_path, monkeypatch) -> None:
+def pictures(tmp_path: Path, monkeypatch) -> Path:
+    """Return a folder ``photos`` of clothing in a folder of its own, and let no other process disturb times."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_elsewhere")
-def test_the_commands_of_the_answers_run():
-    assert run_commands("faq.md", {"compare": ["--limit", "4", "--rounds", "1", "--batches"]}) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_elsewhere")
-def test_the_tutorial_runs(tmp_path, capsys):
-    """Every command and every block of Python, in order, as it stands; models are timed briefly."""
+    monkeypatch.setattr(timing.Patience, "time", lambda self, run, device: run())
     fashion = get_dataset("fashion")
-    val = fashion.split("val")
-    for name in ("dress", "trousers"):  # the embedded text tower knows them
-        first, second, third, fourth, *_ = (val.labels == fashion.classes.index(name)).nonzero()[0].tolist()
-        for split, numbers in {"train": (first, second), "val": (third,), "test": (fourth,)}.items():
-            (tmp_path / "photos" / split / name).mkdir(parents=True)
-            for number in numbers:
-                val[number].image.save(tmp_path / "photos" / split / name / f"{number:04d}.png")
-    briefly = ["--rounds", "6", "--seconds", "0", "--batches", "1", "--threads", "1", "--model", "clip_vit_s14_tome60"]
-    assert run_commands("tutorial.md", {"latency": briefly, "compare": ["--no-equal-time", "--rounds", "2"]}) == 11
-    assert Path("results", "report.html").is_file()
-    capsys.readouterr()
-
-    names: dict[str, Any] = {}
-    in_folder, in_parts = python_of("tutorial.md")
-    exec(in_folder, names)
-    *told, _ = capsys.readouterr().out.splitlines()
-    assert len(told) == 2
-    assert {line.split()[-1] for line in told} <= {"dress", "trousers"}
-    whole, images = names["model"], names["images"]
-    assert whole.trace(images).final_tokens == 118
-    exec(in_parts, names)
-    with torch.no_grad():
-        torch.testing.assert_close(names["model"](images), whole(images))
-    packaged = zoo.create_clip("clip_vit_s14_patchrank60").model.visual.reducer.predictor
-    assert not torch.equal(whole.reducer.predictor.net.score.weight, packaged.net.score.weight)
+    for split, count in {"train": 4, "test": 12}.items():
+        images = fashion.split(split)
+        for name in ("dress", "trousers"):  # the embedded text tower knows them
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for number in (images.labels == fashion.classes.index(name)).nonzero()[0][:count].tolist():
+                images[number].image.convert("RGB").save(folder / f"{number:04d}.jpg")
+    return tmp_path / "photos"
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.usefixtures("pictures")
+def test_a_user_embeds_pictures_as_the_page_says():
+    """Every command, in order, as it stands; the search is brief."""
+    pytest.importorskip("onnxscript")
+    Path("captions.txt").write_text("a photo of a dress.\na photo of a bag.\n")
+    briefly = [
+        "--search",
+        "8",
+        "--held-out",
+        "20",
+        "--methods",
+        "rankmerge",
+        "--dtypes",
+        "float32",
+        "--rounds",
+        "6",
+        "--seconds",
+        "0",
+    ]
+    assert run_commands(text_of("embed.md"), {"choose": briefly, "export": ["--limit", "8"]}) == 7
+    assert {path.name for path in Path().iterdir()} >= {"hits.png", "model.onnx", "pushed", "setup.json", "vectors"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("pictures")
+def test_a_user_compares_methods_as_the_page_says():
+    """Every command and the Python, in order, as it stands, on few images; the packaged images are run elsewhere."""
+    few = ["--limit", "4", "--rounds", "6", "--batches", "1", "--match-batch", "1", "--dtype", "float32"]
+    text = text_of("compare.md").replace(
+        "patchrank compare\n", "patchrank compare --methods rankmerge patchrank --dataset photos\n"
+    )
+    assert run_commands(text, {"compare": few, "rank": ["--limit", "4"]}) == 8
+    assert Path("report", "report.html").is_file()
+    assert len(run_python(text)["table"]) > 8
+    own = timm.create_model("local-dir:pruned", pretrained=True).reducer.predictor
+    packaged = timm.create_model("clip_vit_s14_patchrank60", pretrained=True).reducer.predictor
+    assert not torch.equal(own.net.score.weight, packaged.net.score.weight)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("pictures")
 def test_weights_come_in_and_go_out_as_the_page_says(fill, tmp_path: Path, monkeypatch):
     """On a cache and a hub that are fabricated here."""
     hub, uploads = Mock(), []
@@ -174,17 +182,16 @@ def test_weights_come_in_and_go_out_as_the_page_says(fill, tmp_path: Path, monke
     fill(repo, "model.safetensors", lambda path: save_file(weights, path))
     (tmp_path / "results").mkdir()
     shutil.copy(DOCS / "results" / "records.jsonl", tmp_path / "results")
-    names: dict[str, Any] = {}
-    for code in python_of("hub.md"):
-        if "hf-hub:OWNER/NAME" in code:
-            for file in Path("saved").iterdir():
-                fill("OWNER/NAME", file.name, partial(shutil.copy, file))
-        exec(code, names)
+    names = run_python(section_of("towers.md", "Weights"), timm=timm, zoo=zoo)
     assert names["tensors"]["visual.conv1.weight"].dtype == torch.float16
-    shipped = names["timm"].create_model("clip_vit_s14_patchrank60", pretrained=True).state_dict()
+    shipped = timm.create_model("clip_vit_s14_patchrank60", pretrained=True).state_dict()
     for state in (names["model"].state_dict(), names["again"].state_dict()):
         assert all(torch.equal(value, state[name]) for name, value in shipped.items())
-    assert run_commands("hub.md", {}) == 4
+    for file in Path("saved").iterdir():
+        fill("OWNER/NAME", file.name, partial(shutil.copy, file))
+    fetched = timm.create_model("hf-hub:OWNER/NAME", pretrained=True).state_dict()
+    assert all(torch.equal(value, fetched[name]) for name, value in shipped.items())
+    assert run_commands(section_of("towers.md", "Publish"), {}) == 4
     assert uploads == [["README.md", "config.json", "model.safetensors"]] * 2
     assert {call.args[0] for call in hub.create_repo.call_args_list} == {"OWNER/NAME"}
     assert "Nothing was measured." in Path("pruned", "README.md").read_text(encoding="utf-8")
