@@ -1,10 +1,13 @@
 """A-ViT: halt tokens by a score that one of their channels holds (arXiv 2112.07658, section 3).
 
-The paper trains the network to write halting scores into that channel, by a ponder loss and a prior on depth, and a
-token halts once the sum of its scores reaches 1 - epsilon, so that each image has counts of its own. Here the weights
-are as they were and the counts are the schedule's, the same for all images. What is left of the paper is its
-mechanism: the token with the largest sum goes next. Its code masks halted tokens, here they are dropped. The class
-token never halts, and its last state is read instead of the mean of its states, weighted by halting scores.
+A-ViT trains the whole network to write halting scores into that channel. Weights that weren't trained so have no
+halting channel: what is measured of them is the mechanism with meaningless scores, not A-ViT. It is left out unless it
+is named.
+
+After each block a token's score is added up, and the token with the largest sum goes next. The schedule says how many
+go, the same number for all images, where A-ViT halts each token once its sum reaches 1 - epsilon. Its code masks
+halted tokens, here they are dropped. The class token never halts, and its last state is read instead of the mean of
+its states, weighted by halting scores.
 """
 
 from dataclasses import dataclass

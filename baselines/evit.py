@@ -4,11 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from zoo.core.attention import Attended, cls_attention
 from zoo.core.reducer import Reducer, ReducerConfig, limit, register_method
-from zoo.core.tokens import Tokens
+from zoo.core.tokens import Tokens, append_fused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,31 +58,7 @@ class EViT(Reducer):
         assert attended.pooling is not None
         importance = cls_attention(*attended.pooling())
         kept = tokens.prune(index, importance, count)
-        return _append_fused(kept, tokens, importance) if self.config.fuse else kept
-
-
-def _append_fused(kept: Tokens, tokens: Tokens, importance: torch.Tensor) -> Tokens:
-    """Append the attention-weighted sum of the tokens that ``kept`` lost, at position -1."""
-    count = kept.patch_count
-    order = importance.argsort(dim=1, descending=True, stable=True)
-    weight = importance.scatter(1, order[:, :count], 0.0).to(tokens.x.dtype)
-    fused = weight.unsqueeze(1) @ tokens.patches
-    nowhere = kept.patch_idx.new_full((kept.patch_idx.shape[0], 1), -1)
-    last = kept.history[-1]
-    after = torch.cat((last.after, nowhere), dim=1)
-    place = None
-    if tokens.positional is not None:  # the mean of theirs by the same weights
-        gone = weight.unsqueeze(1).float()
-        mean = (gone @ tokens.places()) / gone.sum(dim=2, keepdim=True)
-        place = torch.cat((kept.places(), mean), dim=1)
-    return kept._replace(
-        x=torch.cat((kept.x, fused), dim=1),
-        patch_idx=torch.cat((kept.patch_idx, nowhere), dim=1),
-        patch_count=count + 1,
-        importance=None,
-        place=place,
-        history=(*kept.history[:-1], last._replace(after=after)),
-    )
+        return append_fused(kept, tokens, importance) if self.config.fuse else kept
 
 
 @dataclass(frozen=True, kw_only=True)

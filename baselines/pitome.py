@@ -1,19 +1,18 @@
-"""PiToMe: protect what is unique, merge what has many alike (arXiv 2405.16148, section 3).
+"""PiToMe: protect what is unique, merge what has many alike (arXiv 2405.16148), by what its public code computes.
 
-The paper's full text could not be had where this was written: f_m, the margin and the constants are from memory, the
-rest from abstracts and notes, so a poor result may be ours and not the method's.
+Each token has an energy, the mean over all patch tokens of ELU(cosine - margin), which is high where many are alike.
+Tokens alternate into two sets in order of falling energy, and each of the first set looks for its nearest in the
+second. Early blocks match all tokens and merge the nearest pairs; later ones match the 2 r of highest energy and merge
+them all.
 
-Each token has an energy, the mean over all tokens of f_m(cosine of keys), where f_m(x) = x from the margin m on and
-alpha * (exp(x - m) - 1) below. Of a block that merges k tokens away the 2 k of highest
-energy may merge: in order of energy they alternate into two sets, and each token of one goes into its
-nearest in the other. The margin falls with depth, 0.9 - 0.9 * l / L. The same share goes in every block
-(``schedule="geometric"``), with ToMe's size-weighted means and proportional attention. Layers are counted from 0 here.
-Notes of others say that it goes by energy in the second half of the blocks only, which ``energy_from`` can ask for.
+The defaults are its set-up for DeiT: keys, the later way from the middle of the tower on, a margin of 0.75. That for
+LAVIS's CLIP is ``metric="residual", energy_from=0, margin=0.95``. A third one, which merges behind the whole block,
+isn't here. Its code gives sizes to means but never to attention; with ``proportional=True`` attention goes by size, as
+in ToMe. The same share goes in every block. Blocks are counted from 0.
 """
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,20 +20,23 @@ from zoo.core.merger import Merger, MergerConfig, bipartite
 from zoo.core.reducer import HostSpec, limit, register_method
 from zoo.core.tokens import Tokens
 
+METRICS = ("keys", "residual")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PiToMeConfig(MergerConfig):
     """Settings of PiToMe.
 
     Attributes:
-        margin: m of the first block, which falls linearly to 0 behind the last; in (-1, 1].
-        alpha: factor of f_m below the margin, above 0.
-        energy_from: first block that goes by energy; those before it merge as ToMe does.
+        margin: that of the first block, which falls linearly to 0 behind the last; in (-1, 1].
+        energy_from: first block that merges among the tokens of highest energy alone; None for the middle of the tower.
+        metric: what is compared, keys averaged over heads or the residual stream behind the attention.
     """
 
-    margin: float = limit(0.9, "(-1, 1]")
-    alpha: float = limit(1.0, "(0, 1000]")
-    energy_from: int = limit(0, "[0, inf)")
+    proportional: bool = False
+    margin: float = limit(0.75, "(-1, 1]")
+    energy_from: int | None = limit(None, "[0, inf)")
+    metric: str = limit("keys", METRICS)
 
 
 @register_method("pitome")
@@ -49,19 +51,20 @@ class PiToMe(Merger):
         """Remember the depth, by which the margin falls."""
         super().__init__(config, host)
         self.depth = host.depth
+        self.energy_from = (host.depth + 1) // 2 if config.energy_from is None else config.energy_from
 
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
-        """Merge ``r`` of the 2 r tokens of highest energy into the others of these."""
-        count, order = tokens.patch_count, None
-        if index >= self.config.energy_from:
-            energies = energy(metric, self.config.margin * (1 - index / self.depth), self.config.alpha)
-            order = energies.argsort(dim=1, descending=True, stable=True)[:, : 2 * r]
-        gone, into, similarity, stay = bipartite(metric, count if order is None else 2 * r, r, order)
-        return tokens.merge(index, gone, into, -similarity, count - r, stay=stay if order is None else None)
+        """Merge ``r`` tokens into their nearest, among all or among the 2 r of highest energy."""
+        if self.config.metric == "residual":
+            metric = tokens.patches
+        count = 2 * r if index >= self.energy_from else tokens.patch_count
+        energies = energy(metric, self.config.margin * (1 - index / self.depth))
+        order = energies.argsort(dim=1, descending=True, stable=True)[:, :count]
+        gone, into, similarity, _ = bipartite(metric, count, r, order)
+        return tokens.merge(index, gone, into, -similarity, tokens.patch_count - r)
 
 
-def energy(metric: Tensor, margin: float, alpha: float) -> Tensor:
+def energy(metric: Tensor, margin: float) -> Tensor:
     """Return each token's energy (B, n) float32 from ``metric`` (B, n, d): high where many are alike."""
     metric = F.normalize(metric.float(), dim=-1)
-    cosine = (metric @ metric.transpose(1, 2)).float()
-    return torch.where(cosine >= margin, cosine, alpha * ((cosine - margin).exp() - 1)).mean(dim=-1)
+    return F.elu((metric @ metric.transpose(1, 2)).float() - margin).mean(dim=-1)

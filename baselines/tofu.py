@@ -1,13 +1,13 @@
-"""ToFu: prune similar tokens in early blocks, merge them in later ones (arXiv 2312.01026, section 3).
+"""ToFu: prune similar tokens in early blocks, merge them in later ones (arXiv 2312.01026), as ports of it compute it.
 
-Both go by ToMe's bipartite soft matching. Early blocks are far from linear, so that a mean of two
-tokens is no token of theirs: there the one that would move is dropped. Later it is merged by MLERP:
-the mean of the tokens that meet, stretched to the largest of their norms. The paper's best depth is 6 of
-12 blocks. Whether patches behind a token are counted isn't in the text that we have; here they weigh in
-means and in attention as in ToMe, of which this is a change. A token that is dropped takes its own along.
+Both go by ToMe's bipartite soft matching of keys. Blocks up to and including the middle drop the token of a pair that
+would move. Later ones merge: the plain mean of the tokens that meet, times the largest of their norms over the norm
+that the receiving token had. (To keep norms, as the abstract says, it would have to divide by the mean's own norm.)
+Sizes weigh neither in means nor in attention. No repository of the authors was found.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,16 +22,18 @@ class ToFuConfig(MergerConfig):
     """Settings of ToFu.
 
     Attributes:
-        merge_from: first block that merges, the earlier ones prune; None for the middle of the tower.
+        merge_from: first block that merges, the earlier ones prune; None for the one after the middle of the tower.
     """
 
     schedule: str | tuple[float, ...] = "linear"
     merge_from: int | None = limit(None, "[0, inf)")
 
+    proportional: ClassVar[bool] = False  # type: ignore[misc]
+
 
 @register_method("tofu")
 class ToFu(Merger):
-    """Prune the more similar tokens in early blocks, and merge them in later ones, keeping norms."""
+    """Prune the more similar tokens in early blocks, and merge them in later ones, stretched."""
 
     Config = ToFuConfig
     config: ToFuConfig
@@ -40,7 +42,7 @@ class ToFu(Merger):
     def __init__(self, config: ToFuConfig, host: HostSpec) -> None:
         """Settle from which block on tokens are merged."""
         super().__init__(config, host)
-        self.merge_from = host.depth // 2 if config.merge_from is None else config.merge_from
+        self.merge_from = host.depth // 2 + 1 if config.merge_from is None else config.merge_from
 
     def merge(self, index: int, tokens: Tokens, metric: Tensor, r: int) -> Tokens:
         """Drop or merge one token of each of the most similar pairs."""
@@ -49,5 +51,9 @@ class ToFu(Merger):
         if index < self.merge_from:
             importance = torch.full_like(metric[..., 0], torch.inf, dtype=torch.float32)
             return tokens.select(index, importance.scatter(1, gone, -similarity), stay)._replace(patch_count=count)
-        merged = tokens.merge(index, gone, into, -similarity, count, stay=stay, rescale=True)
-        return merged._replace(mass=None)  # attention goes by size, as in ToMe
+        norms = torch.linalg.vector_norm(tokens.patches.float(), dim=2)
+        stretch = norms.scatter_reduce(1, into, norms.gather(1, gone), "amax") / norms.clamp(min=1e-12)
+        factor = stretch.gather(1, stay).unsqueeze(2).to(tokens.x.dtype)
+        merged = tokens._replace(size=None).merge(index, gone, into, -similarity, count, stay=stay)
+        x = torch.cat((merged.x[:, : merged.prefix], merged.patches * factor), dim=1)
+        return merged._replace(x=x, size=None)

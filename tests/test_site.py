@@ -1,16 +1,17 @@
 """README and the site of docs/: pages true to settings and records, and every example runs."""
 
 import ast
+import csv
 import dataclasses
+import io
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -28,18 +29,17 @@ import zoo
 from harness.cli.entry import build_parser, main
 from harness.datasets import get_dataset
 from harness.measure import timing
-from harness.records.averages import match_costs
 from harness.records.record import read_records
-from harness.report.groups import brief_tables, group_records, sections
-from harness.report.tables import comparison_table, matched_table
-from harness.report.writers import markdown
 from harness.studies.questions import list_studies
+from harness.studies.tables import StudyTable, compare_lines, study_csv
+from tools import write_results
 from zoo.core.reducer import METHODS
 from zoo.loading.registry import default_cfgs
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results"
+STUDIES = RESULTS / "studies"
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
 
@@ -49,7 +49,8 @@ def text_of(page: str) -> str:
 
 def test_nothing_is_fetched_by_the_site():
     assert SITE["theme"]["font"] is False
-    assert not {"extra_javascript", "extra_css"} & set(SITE)
+    assert "extra_javascript" not in SITE
+    assert all((DOCS / name).is_file() and "url(" not in text_of(name) for name in SITE["extra_css"])
     search, reference = SITE["plugins"]
     assert search == "search"
     assert set(reference["mkdocstrings"]["handlers"]["python"]) == {"paths", "options"}  # and no inventories
@@ -132,20 +133,8 @@ def test_a_user_embeds_pictures_as_the_page_says():
     """Every command, in order, as it stands; the search is brief."""
     pytest.importorskip("onnxscript")
     Path("captions.txt").write_text("a photo of a dress.\na photo of a bag.\n")
-    briefly = [
-        "--search",
-        "8",
-        "--held-out",
-        "20",
-        "--methods",
-        "rankmerge",
-        "--dtypes",
-        "float32",
-        "--rounds",
-        "6",
-        "--seconds",
-        "0",
-    ]
+    briefly = ["--search", "8", "--held-out", "20", "--methods", "rankmerge", "--dtypes", "float32"]
+    briefly += ["--rounds", "6", "--seconds", "0"]
     assert run_commands(text_of("embed.md"), {"choose": briefly, "export": ["--limit", "8"]}) == 7
     assert {path.name for path in Path().iterdir()} >= {"hits.png", "model.onnx", "pushed", "setup.json", "vectors"}
 
@@ -211,34 +200,53 @@ def test_the_python_runs(code, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_tables_are_what_report_writes_of_the_records():
-    table = markdown(brief_tables(group_records(read_records(RESULTS / "records.jsonl"))))
-    assert (RESULTS / "table.md").read_text(encoding="utf-8").startswith(table)
-    assert f"<!-- results -->\n{table.strip()}\n<!-- end -->" in README
-    tables = sections(group_records(read_records(RESULTS / "equal_time.jsonl")))
-    at_equal_time = markdown([table for table in tables if table.title.startswith("at equal time")])
-    assert (RESULTS / "equal_time.md").read_text(encoding="utf-8") == at_equal_time
+@pytest.mark.parametrize("page", write_results.PARTS, ids=str)
+def test_the_tables_of_a_page_are_those_of_its_records(page: Path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert write_results.write(page) == page.read_text("utf-8"), "run: python -m tools.write_results"
 
 
-def test_the_tables_of_the_final_split_are_what_the_command_writes_of_the_records():
-    records = read_records(RESULTS / "final.jsonl.gz")
-    groups = [list(group) for _, group in groupby(records, key=lambda record: record.dataset)]
-    assert len(groups) == 6  # three datasets at equal keep rates, then at equal GFLOPs
-    parts = [comparison_table(group) for group in groups[:3]]
-    parts += [matched_table(match_costs(group, "patchrank")) for group in groups[3:]]
-    tables = [replace(part, title=f"{part.title}; commit {records[0].git_commit}") for part in parts]
-    page = (RESULTS / "final.md").read_text(encoding="utf-8")
-    assert f"<!-- final -->\n{markdown(tables).strip()}\n<!-- end -->" in page
+@pytest.mark.parametrize("name", list_studies())
+def test_the_figures_of_a_study_are_those_of_its_records(name: str):
+    """Labels say which records a line is of; all else is computed again."""
+    text, tables = (STUDIES / f"{name}.csv").read_text("utf-8"), []
+    for dataset, lines in groupby(csv.DictReader(io.StringIO(text)), lambda line: line["dataset"]):
+        records = (one for one in read_records(STUDIES / f"{name}.jsonl.gz") if one.dataset == dataset)
+        dense, rows = next(records), []
+        for line in lines:
+            labels = dict(list(line.items())[4 : list(line).index("group")])
+            rows.append((labels, line["group"], list(islice(records, int(line["seeds"])))))
+        assert list(records) == []
+        tables.append(StudyTable(title=name, dense=dense, rows=compare_lines(rows, dense)))
+    assert study_csv(tables) == text
 
 
-def test_a_page_leads_to_the_table_of_each_study():
-    pages = [page.read_text(encoding="utf-8") for page in RESULTS.glob("*.md")]
-    tables = sorted((RESULTS / "studies").glob("*.md"))
-    assert {path.stem for path in tables} == set(list_studies())
-    for path in tables:
-        assert sum(f"(studies/{path.name})" in page for page in pages) == 1
-        names = {record.dataset for record in read_records(path.with_suffix(".jsonl.gz"))}
-        assert {"fashion", "emoji"} <= names <= {"fashion", "emoji", "photos"}
+def figures_of(text: str) -> set[str]:
+    """Return the decimal figures of a page, without code and targets of links."""
+    prose = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", text, flags=re.S)
+    return set(re.findall(r"(?<![\w.])\d+\.\d+(?!\w|\.\d)", prose))
+
+
+def test_figures_in_the_prose_of_results_are_in_a_table_or_a_study():
+    tables = text_of("results.md") + README
+    rows = {line for line in tables.splitlines() if line.startswith("|")}
+    assert figures_of(text_of("results.md")) <= figures_of("\n".join(rows))
+    for page in RESULTS.glob("*.md"):
+        known = set()
+        for name in re.findall(r"\(studies/(\w+)\.csv\)", page.read_text("utf-8")):
+            for line in csv.DictReader((STUDIES / f"{name}.csv").read_text("utf-8").splitlines()):
+                known |= {format(float(line[column]), ".4f") for column in ("cosine_distance",) if line[column]}
+                known |= {format(float(line["tau"]), ".3f")} if line["tau"] else set()
+                known |= {format(abs(100 * float(line["to_first"])), ".1f")} if line["to_first"] else set()
+        assert figures_of(page.read_text("utf-8")) <= known
+
+
+def test_a_page_leads_to_the_figures_and_the_command_of_each_study():
+    pages = "".join(page.read_text(encoding="utf-8") for page in RESULTS.glob("*.md"))
+    assert sorted(re.findall(r"^patchrank study (\w+)", pages, re.M)) == sorted(list_studies())
+    for line in re.findall(r"^patchrank (study.*)$", pages, re.M):
+        build_parser().parse_args(shlex.split(line))
+    assert set(re.findall(r"\(studies/(\w+)\.csv\)", pages)) == set(list_studies())
 
 
 def test_its_commands_are_commands_and_its_links_lead_somewhere():

@@ -14,7 +14,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 import zoo
-from tools.write_commands import END, replace_part
+from tools import replace_part
 from zoo.core.files import write_whole
 from zoo.core.host import FeatureTower, Host
 from zoo.core.reducer import configure
@@ -25,7 +25,7 @@ from zoo.towers.vit import TimmHost
 
 PAGE = Path("docs/towers.md")
 REWRITE = "python -m tools.write_towers"
-BEGIN = f"<!-- generated: {REWRITE} -->"
+BEGIN, END = f"<!-- generated: {REWRITE} -->", "<!-- end of what is generated -->"
 SIZES: dict[str, Any] = {"img_size": 32, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 P8: dict[str, Any] = {"patch_size": 8}
 P14: dict[str, Any] = {"patch_size": 14, "img_size": 56}
@@ -75,8 +75,8 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "transformers dinov2": ("Dinov2", {"image_size": 32, "mlp_ratio": 2}),
     "transformers dinov3": ("DINOv3ViT", {**SQUARE, "num_register_tokens": 2}),
 }
-# Their choice goes by the order of the sequence, too: alternate sets, which of a pair stays, ties of mean ranks.
-ORDERED = ("tome", "tofu", "rankmerge", "tca")
+# Their choice goes by the order of the sequence, too: alternate sets, which token of a pair or cluster stays.
+ORDERED = ("atc", "tome", "tofu", "rankmerge")
 YES = "yes"
 
 

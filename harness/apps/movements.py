@@ -26,11 +26,11 @@ SHOWN_DIGITS = 5e-5  # half of the last digit that a table shows
 class Tolerances:
     """How far quantities may move. What is counted may not move at all.
 
-    The images are the same, so the only excuse is rounding. docs/check.md says how far it moved
-    things where it was tried, and that bfloat16 in float32's place is seen.
+    The images are the same, so only rounding moves the others: the bounds let float32 on another processor pass
+    and show bfloat16 in its place.
 
     Attributes:
-        images: difference in the number of right answers, either way.
+        answers: difference in the number of right answers, either way.
         flips: images whose answer changed, either way, which in the number of right ones may cancel
             out; and difference in the number of answers that are dense's, too.
         cosine: difference in mean cosines: to dense, and in the margin.
@@ -41,7 +41,7 @@ class Tolerances:
             interval may not exceed; None not to judge latency. Faster is never wrong.
     """
 
-    images: int = 1
+    answers: int = 1
     flips: int = 2
     cosine: float = 5e-4
     divergence: float = 2e-3
@@ -58,7 +58,7 @@ class Tolerances:
 
 # To show every difference; time always differs.
 EXACT = Tolerances(
-    images=0, flips=0, cosine=SHOWN_DIGITS, divergence=SHOWN_DIGITS, probe=1e-5, tau=SHOWN_DIGITS, slower=None
+    answers=0, flips=0, cosine=SHOWN_DIGITS, divergence=SHOWN_DIGITS, probe=1e-5, tau=SHOWN_DIGITS, slower=None
 )
 
 
@@ -127,8 +127,8 @@ def _answers(change: Change, bounds: Tolerances) -> Iterator[Movement]:
         return
     lost, won = answers
     then, now = (int(record.correct.sum()) for record in (change.a, change.b))
-    if abs(won - lost) > bounds.images:
-        yield Movement("images right", then, now, now - then, f"±{bounds.images}")
+    if abs(won - lost) > bounds.answers:
+        yield Movement("images right", then, now, now - then, f"±{bounds.answers}")
     if won + lost > bounds.flips:
         yield Movement("answers flipped", 0, f"{lost} lost, {won} won", won + lost, f"{bounds.flips}")
 

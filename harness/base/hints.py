@@ -1,7 +1,19 @@
-"""Commands that mend what an error of zoo says is missing; zoo itself, which may be another's, isn't imported."""
+"""What mends a mistake: the nearest name, or a command; zoo, which takes seconds to import, isn't."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
+
+
+def nearest(word: str, known: Iterable[object], shown_by: str = "") -> str:
+    """Phrase what was probably meant by a word; without a near one, or with few, what all are."""
+    names = list(map(str, known))
+    near = difflib.get_close_matches(word, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else ""
+    if near and len(names) > 12:
+        return f"{hint} {shown_by}".strip()
+    more = f" and {len(names) - 12} more {shown_by}".rstrip() if len(names) > 12 else ""
+    return f"{hint} expected one of {', '.join(names[:12])}{more}".strip()
 
 
 def describe_error(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from harness.base.table import Part, Shown, Table, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import PROGRAM, CommandParser, command
+from harness.cli.outline import outline
 
 if TYPE_CHECKING:
     from harness.apps.setup import Setup
@@ -21,39 +22,42 @@ if TYPE_CHECKING:
     from zoo.deploy.export import FeatureAgreement
 
 VECTORS = "vectors"
+IMAGES_HELP = "a folder of pictures without labels"
 
 
 def _choose_flags(parser: CommandParser) -> None:
-    from harness.apps.choose import ChooseConfig
-
+    config = outline("harness.apps.choose").ChooseConfig
     what = parser.add_argument_group("model and pictures")
     flags.usual(what, "model")
     pictures = what.add_mutually_exclusive_group(required=True)
-    flags.add(pictures, "--images", None, "your pictures, without labels", Path, metavar="DIR")
+    flags.add(pictures, "--images", None, IMAGES_HELP, Path, metavar="DIR")
     flags.usual(pictures, "dataset")
     flags.data(parser)
-    bounds = parser.add_argument_group("bounds, of which at least one is given")
+    bounds = parser.add_argument_group("bounds; give at least one")
     for flag, text in (
-        ("--min-cosine", "mean cosine to dense features, such as 0.99"),
-        ("--min-overlap", "mean share of dense's 10 nearest pictures; 1000 pictures at least"),
-        ("--max-loss", "points of top-1, such as 0.5; needs classes"),
-        ("--speed-up", "times as fast as dense, such as 1.5"),
+        ("--min-cosine", "least mean cosine to dense features, such as 0.99"),
+        ("--min-overlap", "least mean share of dense's 10 nearest pictures; needs 1000 pictures"),
+        ("--max-loss", "largest loss in points of top-1, such as 0.5; needs classes"),
+        ("--speed-up", "least speed-up over dense, such as 1.5"),
     ):
         flags.add(bounds, flag, None, text, float)
     among = parser.add_argument_group("what is chosen from")
-    flags.usual(among, "methods", text="default: all but other papers' that the tower can run; see `list`")
-    flags.add(among, "--dtypes", [], "default: float32, and bfloat16 where it is fast", metavar="DTYPE")
-    flags.add(among, "--recovery", [], "as `fit recovery` writes", Path, dest="recoveries")
-    flags.add(among, "--schedule", [], "as `fit schedule` writes, at all keep rates", Path, dest="schedules")
+    flags.usual(among, "methods", text="default: ours and the usual baselines; see `list`")
+    text = "precisions; default: float32, and bfloat16 where it is fast"
+    flags.add(among, "--dtypes", [], text, flags.dtype, metavar="DTYPE")
+    flags.add(among, "--recovery", [], "files that `fit recovery` wrote", Path, dest="recoveries")
+    flags.add(
+        among, "--schedule", [], "files that `fit schedule` wrote, tried at all keep rates", Path, dest="schedules"
+    )
     how = parser.add_argument_group("how it is measured")
-    flags.fields(how, ChooseConfig, search="pictures to search by", held_out="other pictures, that decide")
-    flags.fields(how, ChooseConfig, batch="images per call, where time is measured")
-    flags.fields(how, ChooseConfig, rounds="calls of the chosen setup and of dense, at least")
-    flags.fields(how, ChooseConfig, seconds="that these go on for", seed="of the choice of pictures, and of intervals")
+    flags.fields(how, config, search="pictures to search with", held_out="other pictures, which decide")
+    flags.fields(how, config, batch="images per timed call")
+    flags.fields(how, config, rounds="timed calls of each model, at least", seconds="least time of all rounds")
+    flags.fields(how, config, seed="seed of the choice of pictures and of intervals")
     flags.usual(how, "device")
     files = parser.add_argument_group("files")
     flags.usual(files, "fresh")
-    flags.output(files, "setup.json", "the setup with its certificate", "FILE")
+    flags.output(files, "setup.json", "the chosen setup with its certificate", "FILE")
 
 
 def run_choose(args: Namespace, status: Console) -> Shown:
@@ -108,19 +112,19 @@ def _use(args: Namespace) -> str:
 
 
 def _export_flags(parser: CommandParser) -> None:
-    from zoo.deploy.export import BATCHES, FORMATS, LEAST_COSINE, ONNX
-
+    export = outline("zoo.deploy.export")
     flags.setup(parser)
     file = parser.add_argument_group("file")
-    flags.add(file, "--format", ONNX, ", ".join(FORMATS), choices=list(FORMATS), metavar="FORMAT")
-    ends = ", ".join(sorted({kind.suffix for kind in FORMATS.values()}))
-    flags.output(file, None, f"ends with {ends}, by the format", metavar="FILE", required=True)
-    check = parser.add_argument_group("check by real images")
+    names = export.FORMATS
+    flags.add(file, "--format", export.ONNX, ", ".join(names), choices=names, metavar="FORMAT")
+    flags.output(file, None, "ends with .onnx, .pt2 or .xml, by the format", metavar="FILE", required=True)
+    check = parser.add_argument_group("check on real images")
     flags.usual(check, "dataset", default="photos")
-    flags.add(check, "--images", None, "any images instead, unlabelled", Path, metavar="DIR")
-    flags.images(check, 64, "val", "images; class-balanced")
-    flags.add(check, "--batches", list(BATCHES), "images per call", flags.positive)
-    flags.add(check, "--least-cosine", LEAST_COSINE, "that lower precision may have on average with float32")
+    flags.add(check, "--images", None, f"{IMAGES_HELP}, instead of --dataset", Path, metavar="DIR")
+    flags.images(check, 64, "val", "images, class-balanced")
+    flags.add(check, "--batches", list(export.BATCHES), "images per call", flags.positive)
+    text = "least mean cosine to float32 features in lower precision"
+    flags.add(check, "--least-cosine", export.LEAST_COSINE, text)
     flags.data(parser)
 
 
@@ -182,16 +186,18 @@ def _agreement_table(setup: "Setup", format: str, agreement: "FeatureAgreement")
 
 
 def _embed_flags(parser: CommandParser) -> None:
-    text = "a folder of pictures, tars as in x-{000..010}.tar, or Parquet files"
+    text = "a folder of pictures, tars such as x-{000..010}.tar, or Parquet files"
     parser.add_argument("source", nargs="*", metavar="SOURCE", default=[], help=text)
     what = parser.add_argument_group("what is embedded")
-    flags.add(what, "--texts", None, "texts instead of pictures, one a line", Path)
-    flags.add(what, "--image-column", None, "of Parquet; default: the only one of bytes", metavar="NAME", dest="column")
+    flags.add(what, "--texts", None, "a file of texts, one a line, instead of pictures", Path)
+    text = "Parquet column of pictures; default: the only one of bytes"
+    flags.add(what, "--image-column", None, text, metavar="NAME", dest="column")
     flags.setup(parser)
     how = parser.add_argument_group("conditions")
-    flags.usual(how, "device", text="torch device, of each worker")
-    flags.add(how, "--batch", 64, "pictures per pass")
-    flags.add(how, "--decoders", None, "processes that decode; 0: the model's own; default: by the cores", int)
+    flags.usual(how, "device", text="torch device of each worker")
+    flags.add(how, "--batch", 64, "pictures per call")
+    text = "processes that decode; 0: decode in the model's process; default: by the cores"
+    flags.add(how, "--decoders", None, text, int)
     flags.add(how, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
     files = parser.add_argument_group("files")
     flags.output(files, VECTORS, "folder of Parquet files", dest="out")
@@ -254,10 +260,10 @@ def _search_flags(parser: CommandParser) -> None:
     parser.add_argument("query", metavar="QUERY", help="words, or the path of a picture")
     where = parser.add_argument_group("where")
     flags.add(where, "--in", Path(VECTORS), "folder that `embed` wrote", dest="vectors", metavar="DIR")
-    flags.add(where, "--top", 10, "hits", metavar="K")
-    flags.usual(where, "device", text="torch device, for a picture")
+    flags.add(where, "--top", 10, "number of hits", metavar="K")
+    flags.usual(where, "device", text="torch device that embeds the query")
     files = parser.add_argument_group("files")
-    flags.add(files, "--sheet", None, "a PNG of the hits, side by side", Path)
+    flags.add(files, "--sheet", None, "draw the hits side by side, as PNG", Path)
 
 
 def run_search(args: Namespace, status: Console) -> Shown:
@@ -288,25 +294,26 @@ def run_search(args: Namespace, status: Console) -> Shown:
 
 
 def _show_flags(parser: CommandParser) -> None:
-    from zoo.ranking.golden import GoldenConfig
-
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, or dataset:split:index")
+    golden_config = outline("zoo.ranking.golden").GoldenConfig
+    text = "an image file, or DATASET:SPLIT:INDEX such as fashion:val:3"
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=text)
     what = parser.add_argument_group("what is drawn")
     flags.usual(what, "model")
-    flags.usual(what, "keeps", default=[0.6], text="in (0, 1)", kind=float)
-    flags.add(what, "--by", None, "that decides what is kept; default: the predictor", metavar="RANKING")
-    flags.usual(what, "methods", default=[], text="more columns; see `list`")
-    flags.add(what, "--left", [], "instead of rankings, what these or golden leave", metavar="METHOD")
-    flags.usual(what, "dataset", text="whose classes the files may show")
-    flags.add(what, "--classes", None, "their names instead, as a,b,c", metavar="NAMES")
-    flags.add(what, "--label", [], "of all files, or of each", metavar="CLASS", nargs="*")
+    flags.usual(what, "keeps", default=[0.6], text="keep rates in (0, 1)", kind=float)
+    flags.add(what, "--by", None, "ranking that decides what is kept; default: the predictor", metavar="RANKING")
+    flags.usual(what, "methods", default=[], text="further columns; see `list`")
+    text = "show the tokens that these methods, or golden, leave instead of rankings"
+    flags.add(what, "--left", [], text, flags.method, metavar="METHOD")
+    flags.usual(what, "dataset", text="dataset that names the classes of image files")
+    flags.add(what, "--classes", None, "names of the classes instead, as a,b,c", metavar="NAMES")
+    flags.add(what, "--label", [], "class of all image files, or of each", metavar="CLASS", nargs="*")
     flags.data(parser)
     golden = parser.add_argument_group("golden rankings")
-    flags.fields(golden, GoldenConfig, block="patches go before this block")
-    flags.fields(golden, GoldenConfig, window="side in patches", stride="in patches")
+    flags.fields(golden, golden_config, block="rank at the input of this block, from 0")
+    flags.fields(golden, golden_config, window="window side in patches", stride="step of the window in patches")
     where = parser.add_argument_group("conditions and files")
-    flags.output(where, "show.png", "a PNG", "FILE")
-    flags.add(where, "--scale", 1.0, "of the figure's size")
+    flags.output(where, "show.png", "the figure, a PNG", "FILE")
+    flags.add(where, "--scale", 1.0, "factor on the figure's size")
     flags.usual(where, "device")
 
 
@@ -324,33 +331,36 @@ def run_show(args: Namespace, status: Console) -> Shown:
 
 
 def _check_flags(parser: CommandParser) -> None:
-    from harness.apps.movements import Tolerances
-
-    text = "expectations, which are files of records; default: the one that ships"
+    tolerances = outline("harness.apps.movements").Tolerances
+    text = "expected records; default: those that ship"
     files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
     files.required = False  # not "*": see `compare`
-    rows = parser.add_argument_group("which rows", "a check takes these alone, --update of a FILE measures these")
-    flags.add(rows, "--model", None, "dense names", dest="models", nargs="+", metavar="MODEL")
-    flags.usual(rows, "methods", text="or METHOD:OPTION=VALUE,... with JSON values")
+    text = "check these rows only; with --update, measure these"
+    rows = parser.add_argument_group("which rows", text)
+    text = "dense models' names, see `list`"
+    flags.add(rows, "--model", None, text, flags.dense, dest="models", nargs="+", metavar="MODEL")
+    flags.usual(rows, "methods", text="see `list`; or METHOD:OPTION=VALUE,... with JSON values")
     flags.usual(rows, "keeps")
-    flags.usual(rows, "datasets", text="or PREFIX:PATH")
+    flags.usual(rows, "datasets")
     flags.data(parser)
-    bounds = parser.add_argument_group("how far things may move")
-    flags.fields(bounds, Tolerances, images="right answers, net", flips="images whose answer flips")
-    flags.fields(bounds, Tolerances, cosine="mean cosines, to dense and between classes")
-    flags.fields(bounds, Tolerances, divergence="mean KL to dense in nats, and share of dense's neighbours")
-    flags.fields(bounds, Tolerances, probe="mean feature in fixed directions", tau="in its expected interval besides")
-    flags.fields(bounds, Tolerances, slower="on the expected ratio of time to dense")
+    bounds = parser.add_argument_group("how far values may move")
+    flags.fields(bounds, tolerances, answers="number of right answers", flips="images whose answer changes")
+    flags.fields(bounds, tolerances, cosine="mean cosines: to dense, and between classes")
+    flags.fields(bounds, tolerances, divergence="mean KL to dense in nats; share of dense's neighbours")
+    flags.fields(bounds, tolerances, probe="mean feature along fixed directions")
+    flags.fields(bounds, tolerances, tau="Kendall's tau, which must also stay in its expected interval")
+    flags.fields(bounds, tolerances, slower="factor on the expected ratio of time to dense")
     how = parser.add_argument_group("how it is measured")
-    flags.usual(how, "device", default=None, text="torch device, default: the expectation's, or cpu")
-    flags.add(how, "--rounds", 2, "latency samples, four times as many below batch 8", flags.positive)
-    flags.add(how, "--no-latency", False, "time nothing")
+    flags.usual(how, "device", default=None, text="torch device; default: the expectation's, or cpu")
+    text = "timed calls of each model; four times as many below batch 8"
+    flags.add(how, "--rounds", 2, text, flags.positive)
+    flags.add(how, "--no-latency", False, "measure no times")
     new = parser.add_argument_group("a new expectation")
-    flags.add(new, "--update", False, "write anew, tell what changed")
-    flags.usual(new, "split", default=None, text="default: test")
-    flags.limits(new, None, "images judged; default: 48")
-    flags.add(new, "--dtype", None, "default: float32", flags.dtype)
-    flags.add(new, "--batches", None, "timed; default: 1", flags.positive, nargs="*")
+    flags.add(new, "--update", False, "write the expectation anew and show what changed")
+    flags.usual(new, "split", default=None, text="split of the datasets; default: test")
+    flags.limits(new, None, "images per dataset; default: 48")
+    flags.add(new, "--dtype", None, "precision; default: float32", flags.dtype)
+    flags.add(new, "--batches", None, "images per call that are timed; default: 1", flags.positive, nargs="*")
 
 
 def run_check(args: Namespace, status: Console) -> Shown:
@@ -367,17 +377,17 @@ def run_check(args: Namespace, status: Console) -> Shown:
 
 def _push_flags(parser: CommandParser) -> None:
     where = parser.add_argument_group("what goes where")
-    text = "a name of `list`, dense or reduced, local-dir:FOLDER or hf-hub:OWNER/NAME"
-    flags.add(where, "--model", None, text, required=True)
+    text = "a dense or reduced name of `list`, local-dir:FOLDER or hf-hub:OWNER/NAME"
+    flags.add(where, "--model", None, text, flags.model, required=True)
     flags.add(where, "--to", None, "repository on the hub", required=True, metavar="OWNER/NAME")
-    flags.add(where, "--private", False, "make a private repository")
-    flags.add(where, "--folder", None, "write there, upload nothing", Path, metavar="DIR")
-    flags.add(where, "--dry-run", False, "upload nothing, say what would be and show the card")
+    flags.add(where, "--private", False, "make the repository private")
+    flags.add(where, "--folder", None, "write to this folder and upload nothing", Path, metavar="DIR")
+    flags.add(where, "--dry-run", False, "upload nothing; show the card and what would be uploaded")
     what = parser.add_argument_group("what goes with it")
-    flags.add(what, "--records", None, "what a run measured of it", Path)
-    flags.add(what, "--predictor", None, "for patchrank", Path)
-    flags.add(what, "--prompts", None, "learned tokens", Path)
-    flags.add(what, "--recovery", None, "trained for this model, as `fit recovery` writes", Path)
+    flags.add(what, "--records", None, "a run with measurements of this model, for the card", Path)
+    flags.add(what, "--predictor", None, "file that `fit predictor` wrote, for patchrank", Path)
+    flags.add(what, "--prompts", None, "file that `fit prompts` wrote", Path)
+    flags.add(what, "--recovery", None, "file that `fit recovery` wrote for this model", Path)
     flags.add(what, "--accept-license", None, "confirm that the weights' licence allows it", metavar="ID")
 
 

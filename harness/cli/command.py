@@ -1,7 +1,9 @@
 """What a subcommand is, and its parser, which gets its flags when the command is chosen."""
 
 import argparse
+import itertools
 import platform
+import re
 import shutil
 import sys
 import textwrap
@@ -15,13 +17,13 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from harness import git_commit
+from harness.base.hints import nearest
 from harness.base.table import Shown, Work
 from harness.base.terminal import WHENS
 
 PROGRAM = "patchrank"  # however it was started
 PACKAGE = "clip-patchrank"
 WIDEST = 100  # columns of help
-ANY = "NAME"  # a subcommand that stands for every word that isn't another one
 EVERY = "every command"  # title of the flags that every command takes
 TEXTS = tomllib.loads(Path(__file__).with_name("commands.toml").read_text("utf-8"))
 EXIT_CODES = {
@@ -109,23 +111,52 @@ class CommandParser(argparse.ArgumentParser):
         if self._subparsers is not None and not args:
             self.print_help(sys.stderr)
             self.exit(2)
-        values, rest = super(CommandParser, self.fill()).parse_known_args(args, namespace)
+        if self.fill().command is not None:
+            args = self._with_model(args)
+            self._require_flags(args)
+        values, rest = super().parse_known_args(args, namespace)
+        self._require_flags(rest)
         if rest:
-            flag = rest[0].partition("=")[0]
-            if flag.startswith("-"):
-                self.error(f"no flag {flag!r}: {self._near(flag, self._option_string_actions)}")
             self.error(f"no argument {rest[0]!r} is expected here")
         return values, rest
+
+    def _with_model(self, args: list[str]) -> list[str]:
+        """Put ``--model`` before models that the arguments begin with.
+
+        Where a command takes other words there, our models' names alone are taken for models.
+        """
+        first = list(itertools.takewhile(lambda word: not word.startswith("-"), args))
+        if any(not action.option_strings for action in self._actions):
+            first = list(itertools.takewhile(re.compile(r"clip_vit_\w+(\.\w+)?").fullmatch, first))
+        if not first or "--model" not in self._option_string_actions:
+            return args
+        rest = args[len(first) :]
+        if any(word.partition("=")[0] == "--model" for word in rest):
+            self.error(f"{first[0]!r} and --model: give one of the two")
+        return ["--model", *first, *rest]
+
+    def _require_flags(self, args: Sequence[str]) -> None:
+        """Refuse flags that this command doesn't have, before argparse tells what else is missing."""
+        for word, after in itertools.zip_longest(args, args[1:]):
+            flag, _, value = word.partition("=")
+            if word == "--":
+                return
+            if flag in self._option_string_actions or not re.match("--?[a-zA-Z]", flag):
+                continue
+            value, meant = value or after or "", nearest(flag, self._option_string_actions)
+            if flag in ("--images", "--folder") and "--dataset" in self._option_string_actions:
+                meant = f"did you mean '--dataset {flag[2:]}:{value or 'PATH'}'?"
+            elif value and (near := re.search("'(--.+)'", meant)) is not None:
+                try:
+                    self._get_value(self._option_string_actions[near[1]], value)
+                except argparse.ArgumentError as error:  # the right flag would refuse the value, too
+                    meant += f" {error.message}"
+            self.error(f"no flag {flag!r}: {meant}")
 
     def error(self, message: str) -> NoReturn:
         """Raise a mistake as a ValueError."""
         hint = f"{self.prog} --help"
-        raise ValueError(message if hint in message else f"{message}; see {hint}")
-
-    def _near(self, word: str, known: Any) -> str:
-        from zoo.core.messages import expected
-
-        return expected(word, map(str, known), shown_by=f"{self.prog} --help")
+        raise ValueError(message if hint in message else f"{message}{'' if message.endswith('?') else ';'} see {hint}")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
@@ -134,9 +165,11 @@ class CommandParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"{_name(action)} {error.message}") from error
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        choices = action.choices
-        if choices is not None and value not in choices and ANY not in choices:
-            raise argparse.ArgumentError(None, f"{_name(action)} {value!r}: {self._near(str(value), choices)}")
+        if action.choices is not None and value not in action.choices:
+            what = _name(action)
+            if isinstance(action, argparse._SubParsersAction):
+                what = self.prog.removeprefix(PROGRAM).strip() or "command"
+            raise argparse.ArgumentError(None, f"{what} {value!r}: {nearest(str(value), action.choices)}")
 
 
 def _name(action: argparse.Action) -> str:
@@ -150,15 +183,6 @@ def leaves(parser: CommandParser) -> dict[str, CommandParser]:
         for child in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
             found |= {child.command.path: child.fill()} if child.command else leaves(child)
     return found
-
-
-class Subcommands(argparse._SubParsersAction):  # type: ignore[type-arg]
-    """Subcommands, of which one may be called `ANY` and take every other word."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        """Go on with the parser of the chosen one."""
-        words = values if values[0] in self.choices else [ANY, *values]
-        super().__call__(parser, namespace, words, option_string)
 
 
 class Formatter(argparse.HelpFormatter):

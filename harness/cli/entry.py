@@ -21,12 +21,10 @@ from harness.base.table import Part, Shown, Table, fit, fit_pipe
 from harness.base.terminal import Progress, errors, has_width, notes, printable, results
 from harness.cli import apps, learn, measure, study
 from harness.cli.command import (
-    ANY,
     EXIT_CODES,
     PROGRAM,
     Command,
     CommandParser,
-    Subcommands,
     Version,
     add_shared,
     command,
@@ -48,7 +46,6 @@ def run_completion(args: Namespace, _status: Console) -> Shown:
 
     from harness.datasets import KINDS, list_datasets
     from harness.measure.rows import known_methods
-    from harness.studies.questions import list_studies
     from harness.studies.reproduce import list_targets
     from zoo import METHODS
     from zoo.loading.sizes import MODELS
@@ -69,16 +66,8 @@ def run_completion(args: Namespace, _status: Console) -> Shown:
             elif action.type is Path or action.metavar in ("IMAGE", "SOURCE"):
                 kind = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
                 action.complete = kind  # type: ignore[attr-defined]
-    studies = _actions(_actions(parser).choices["study"])
-    leaf = studies.choices.pop(ANY)  # the word that stands for any study becomes the names of all
-    studies.choices |= dict.fromkeys(list_studies(), leaf)
-    studies._choices_actions = [studies._ChoicesPseudoAction(name, (), None) for name in studies.choices]
     text = shtab.complete(parser, shell=args.shell)
     return Shown(parts=(text.rstrip(),), data={"shell": args.shell, "script": text})
-
-
-def _actions(parser: Any) -> Any:
-    return parser._subparsers._group_actions[0]
 
 
 COMPLETION = command("completion", run_completion, _completion_flags)
@@ -124,8 +113,7 @@ def build_parser() -> CommandParser:
 
 
 def _subcommands(parser: CommandParser, metavar: str) -> Any:
-    kinds: dict[str, Any] = {"action": Subcommands, "parser_class": CommandParser}
-    return parser.add_subparsers(required=True, title="commands", metavar=metavar, **kinds)
+    return parser.add_subparsers(required=True, title="commands", metavar=metavar, parser_class=CommandParser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,12 +1,16 @@
 """Flags that several subcommands share, types of their values, and settings made of them."""
 
 import dataclasses
+import re
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
+from harness.base.hints import nearest
 from harness.cli.command import CommandParser
+from harness.cli.outline import dense_names, in_timm, method_names, outline
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound="DataclassInstance")
 SPLITS: "tuple[SplitName, ...]" = ("train", "val", "test")
 DENSE = "clip_vit_s14"
+DTYPES = outline("zoo.core.precision").PRECISIONS
 FASHION_AND_EMOJI = ["fashion", "emoji"]
 
 
@@ -48,27 +53,70 @@ def keep_rate(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise ArgumentTypeError(f"{text}: expected fractions in (0, 1], such as 0.6")
+        hint = f"did you mean {value / 100:g}? " if 10 <= value <= 100 else ""
+        raise ArgumentTypeError(f"{text}: {hint}expected fractions in (0, 1], such as 0.6")
     return value
 
 
 def split(text: str) -> str:
-    """Read the name of a split; which of the others there are, `choices` says."""
-    from harness.datasets.base import FINAL, FINAL_ALONE
-
-    if text == FINAL:
-        raise ArgumentTypeError(FINAL_ALONE)
+    """Read the name of a split; `choices` says which others there are."""
+    base = outline("harness.datasets.base")
+    if text == base.FINAL:
+        raise ArgumentTypeError(base.FINAL_ALONE)
     return text
 
 
 def dtype(text: str) -> str:
     """Read the name of a precision."""
-    from zoo.core.messages import expected
-    from zoo.core.precision import PRECISIONS as DTYPES
-
     if text not in DTYPES:
-        raise ArgumentTypeError(f"{text!r}: {expected(text, DTYPES)}")
+        raise ArgumentTypeError(f"{text!r}: {nearest(text, DTYPES)}")
     return text
+
+
+def method(text: str) -> str:
+    """Read the name of a method, with options behind a colon or without."""
+    name, known = text.partition(":")[0], method_names()
+    if known is not None and name not in (known := {*known, "dense", "golden"}):
+        raise ArgumentTypeError(f"{text!r}: {nearest(name, sorted(known))}")
+    return text
+
+
+def model(text: str) -> str:
+    """Read the name of a model; torch isn't imported to refuse one that nobody has."""
+    name, methods, dense = text.removeprefix("timm:").partition(".")[0], method_names(), dense_names()
+    parts = _reduced(name)
+    if methods is None or name in dense or ":" in name or text.endswith(".json"):
+        return text
+    if parts is None:
+        known = not name.startswith("clip_vit_") and in_timm(name)
+    else:
+        known = parts[1] in dense and parts[2] in methods
+    if not known:
+        percents = outline("zoo.loading.sizes").PERCENTS
+        names = [*dense, *(f"{one}_{two}{percent}" for one in dense for two in methods for percent in percents)]
+        near = nearest(name, names)
+        if near.startswith("expected"):
+            near = (
+                "expected a name of `patchrank list`, a ViT's name in timm, local-dir:FOLDER, hf-hub:OWNER/NAME, "
+                "open_clip:ARCH/PRETRAINED, or transformers:FOLDER"
+            )
+        raise ArgumentTypeError(f"{text!r}: {near}")
+    return text
+
+
+def dense(text: str, flags: Container[str] = ()) -> str:
+    """Read the name of a dense model; ``flags`` are those of the command."""
+    parts = _reduced(model(text).removeprefix("timm:").partition(".")[0])
+    if parts is not None:
+        own = {"--methods": parts[2], "--method": parts[2], "--keeps": f"{int(parts[3]) / 100:g}"}
+        own["--keep"] = own["--keeps"]
+        more = "".join(f" {flag} {value}" for flag, value in own.items() if flag in flags)
+        raise ArgumentTypeError(f"{text!r} is a reduced model; give the dense one: --model {parts[1]}{more}")
+    return text
+
+
+def _reduced(name: str) -> "re.Match[str] | None":
+    return re.fullmatch(r"(clip_vit_[^_]+)_(.*?)(\d+)", name)
 
 
 METAVARS: dict[Any, str] = {int: "N", positive: "N", limit: "N", float: "X", keep_rate: "RATE", Path: "FILE"}
@@ -84,13 +132,15 @@ def add(group: Any, flag: str, default: Any, text: str, kind: Callable[[str], An
     if kind is None:
         sample = default[0] if isinstance(default, list) and default else default
         kind = Path if isinstance(sample, Path) else type(sample) if isinstance(sample, int | float) else str
+    bound: dict[Any, Any] = {dense: partial(dense, flags=group._option_string_actions)}
+    kind = bound.get(kind, kind)
     if kind in METAVARS:
         more = {"metavar": METAVARS[kind]} | more
     group.add_argument(flag, default=default, type=kind, help=text, **more)
 
 
-def fields(group: Any, config: type[Any], /, **texts: str) -> None:
-    """Add a flag for each named field of a settings class; its default is the field's."""
+def fields(group: Any, config: Any, /, **texts: str) -> None:
+    """Add a flag for each named field of a settings class, or of its outline; its default is the field's."""
     for name, text in texts.items():
         default = getattr(config, name)
         add(group, f"--{name.replace('_', '-')}", list(default) if isinstance(default, tuple) else default, text)
@@ -98,20 +148,20 @@ def fields(group: Any, config: type[Any], /, **texts: str) -> None:
 
 NAME = {"metavar": "NAME"}
 SEVERAL = {"nargs": "+"}
-ANY_DATASET = "see `datasets list`; or PREFIX:PATH"
+ANY_DATASET = "a name of `datasets list`, or PREFIX:PATH such as images:photos"
 # Flags of several commands: flag, default, help, type, and more arguments of `add`.
 USUAL: dict[str, tuple[str, Any, str, Any, dict[str, Any]]] = {
-    "model": ("--model", DENSE, "dense name", None, {}),
-    "methods": ("--methods", None, "see `list`", None, {**SEVERAL, "metavar": "METHOD"}),
-    "keeps": ("--keeps", None, "in (0, 1]", keep_rate, {**SEVERAL, "metavar": "RATE"}),
+    "model": ("--model", DENSE, "a dense model's name, see `list`", dense, {}),
+    "methods": ("--methods", None, "see `list`", method, {**SEVERAL, "metavar": "METHOD"}),
+    "keeps": ("--keeps", None, "keep rates in (0, 1]", keep_rate, {**SEVERAL, "metavar": "RATE"}),
     "dataset": ("--dataset", None, ANY_DATASET, None, NAME),
     "datasets": ("--dataset", None, ANY_DATASET, None, {**SEVERAL, **NAME, "dest": "datasets"}),
-    "root": ("--root", None, "of datasets; default: CLIP_PATCHRANK_DATA's", Path, {"metavar": "DIR"}),
-    "download": ("--download", False, "get what is missing", None, {}),
-    "split": ("--split", "test", "of the dataset", split, {"choices": SPLITS}),
+    "root": ("--root", None, "folder of public datasets; default: $CLIP_PATCHRANK_DATA", Path, {"metavar": "DIR"}),
+    "download": ("--download", False, "download what is missing", None, {}),
+    "split": ("--split", "test", "split of the dataset", split, {"choices": SPLITS}),
     "device": ("--device", "cpu", "torch device, such as cuda:0", None, {}),
-    "dtype": ("--dtype", "float32", "float32, bfloat16 or float16", dtype, {}),
-    "fresh": ("--fresh", False, "measure again what is known", None, {}),
+    "dtype": ("--dtype", "float32", f"precision: {', '.join(DTYPES)}", dtype, {}),
+    "fresh": ("--fresh", False, "measure again what was measured before", None, {}),
 }
 
 
@@ -123,18 +173,19 @@ def usual(group: Any, *names: str, **changes: Any) -> None:
 
 
 def data(parser: CommandParser) -> None:
-    """Add what says where datasets lie and how they are taken."""
-    group = parser.add_argument_group("how datasets are taken")
+    """Add where datasets are and how they are read."""
+    group = parser.add_argument_group("how datasets are read")
     usual(group, "root", "download")
-    add(group, "--templates", None, "prompts with {} for the class, not its own", nargs="+", metavar="TEXT")
+    text = "prompts instead of the dataset's own, with {} for the class"
+    add(group, "--templates", None, text, nargs="+", metavar="TEXT")
     add(group, "--skip-bad", False, "leave out images that can't be read")
-    add(group, "--skip-unknown-classes", False, "leave out classes with words that the text tower never saw")
+    add(group, "--skip-unknown-classes", False, "leave out classes with words that the text tower doesn't know")
 
 
 def limits(group: Any, count: int | None, text: str = "images per dataset") -> None:
     """Add how many images: ``--limit`` and ``--full``."""
     add(group, "--limit", count, text, limit)
-    add(group, "--full", False, "all images, whatever --limit says")
+    add(group, "--full", False, "use all images; --limit is ignored")
 
 
 def images(group: Any, count: int, split: str, text: str = "images per dataset") -> None:
@@ -160,12 +211,10 @@ def check_device(name: str) -> None:
 
 def conditions(parser: CommandParser) -> Any:
     """Add the conditions of a measurement and return their group."""
-    from harness.measure.plan import Plan
-
+    plan = outline("harness.measure.plan").Plan
     group = parser.add_argument_group("conditions")
-    assert Plan.limit is not None
-    images(group, Plan.limit, Plan.split)
-    fields(group, Plan, seed="of the choice of shots")
+    images(group, plan.limit, plan.split)
+    fields(group, plan, seed="first seed, for the choice of shots")
     usual(group, "device", "dtype")
     return group
 
@@ -178,12 +227,13 @@ def output(group: Any, default: str | None, text: str, metavar: str = "DIR", **m
 def setup(parser: CommandParser) -> None:
     """Add a tower with its reduction."""
     group = parser.add_argument_group("model")
-    usual(group, "model", text="a reduced or dense model's name, see `list`; or a file of `choose`")
-    add(group, "--method", None, "that reduces a dense model")
-    add(group, "--keep", None, "of the method, in (0, 1]", keep_rate)
-    add(group, "--recovery", None, "of this model, as `fit recovery` writes", Path)
-    add(group, "--random-weights", False, "none are loaded; for trying things out")
-    add(group, "--dtype", None, "default: float32, or what the file says", dtype)
+    text = "a dense or reduced model's name, see `list`; or a file that `choose` wrote"
+    usual(group, "model", text=text, kind=model)
+    add(group, "--method", None, "method that reduces a dense model", method)
+    add(group, "--keep", None, "its keep rate in (0, 1]", keep_rate)
+    add(group, "--recovery", None, "file that `fit recovery` wrote for this model", Path)
+    add(group, "--random-weights", False, "load no weights; for a trial")
+    add(group, "--dtype", None, "precision; default: float32, or what the file says", dtype)
 
 
 def setup_of(args: Namespace) -> "Setup":
@@ -215,15 +265,13 @@ def golden_config(args: Namespace) -> "GoldenConfig":
 
 def tokens_recipe(group: Any, draws: str | None, text: str = "") -> None:
     """Add what is learned from a few labelled images, and how."""
-    from harness.datasets.few_shot import DRAWS
-    from zoo.learning.tuning import RECIPES
-
-    names = tuple(RECIPES)
-    add(group, "--recipe", names[0], f"of learned tokens: {', '.join(names)}", choices=names, metavar="NAME")
-    add(group, "--tune", None, "changes of it, FIELD=VALUE,...; see docs/prompts.md", metavar="CHANGES")
-    about = f"of labelled images: ours, or coop, those of CoOp's own runs, whose seeds begin at 1{text}"
-    add(group, "--draws", draws, about, choices=DRAWS, metavar="WHOSE")
-    add(group, "--seed", None, "the first, of images and recipes; default: 0, of CoOp's draws 1", int)
+    names = outline("zoo.learning.tuning").RECIPES
+    add(group, "--recipe", names[0], f"recipe of learned tokens: {', '.join(names)}", choices=names, metavar="NAME")
+    add(group, "--tune", None, "changes to the recipe, FIELD=VALUE,...; see docs/learning.md", metavar="CHANGES")
+    about = f"which labelled images: ours, or coop for those of CoOp's own runs{text}"
+    choices = outline("harness.datasets.few_shot").DRAWS
+    add(group, "--draws", draws, about, choices=choices, metavar="WHOSE")
+    add(group, "--seed", None, "first seed, for images and recipe; default: 0, with --draws coop 1", int)
 
 
 def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":

@@ -13,6 +13,7 @@ from harness.base.table import Shown, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import CommandParser, command
+from harness.cli.outline import outline
 
 if TYPE_CHECKING:
     from zoo.ranking.golden import GoldenConfig
@@ -21,31 +22,32 @@ RANKED_BY = 2  # window and stride of rankings that `fit predictor` makes: a qua
 
 
 def _rank_flags(parser: CommandParser) -> None:
-    from zoo.ranking.golden import GoldenConfig
-
+    config = outline("zoo.ranking.golden").GoldenConfig
     what = parser.add_argument_group("what is ranked")
     flags.usual(what, "model")
     one = what.add_mutually_exclusive_group(required=True)
     flags.usual(one, "dataset")
-    flags.add(one, "--images", None, "any images, unlabelled", Path, metavar="DIR")
-    flags.images(what, 250, "test", "images; class-balanced")
-    flags.add(what, "--variants", 1, "times that each image of a shipped dataset is drawn anew", metavar="K")
+    flags.add(one, "--images", None, "a folder of pictures without labels", Path, metavar="DIR")
+    flags.images(what, 250, "test", "images, class-balanced")
+    flags.add(what, "--variants", 1, "drawings of each image of a shipped dataset", metavar="K")
     flags.data(parser)
     how = parser.add_argument_group("golden rankings")
     text = "preservation, label, confidence; several share the passes"
-    flags.add(how, "--score", [GoldenConfig.score], text, dest="scores", metavar="SCORE")
-    flags.fields(how, GoldenConfig, action="remove, or merge into the nearest", block="patches go before this block")
+    flags.add(how, "--score", [config.score], text, dest="scores", metavar="SCORE")
+    flags.fields(how, config, action="remove patches, or merge each into its nearest")
+    flags.fields(how, config, block="rank at the input of this block, from 0")
     # No defaults here: a budget picks these.
-    flags.add(how, "--window", None, f"side in patches; {GoldenConfig.window} without --budget", int)
-    flags.add(how, "--stride", None, f"in patches; {GoldenConfig.stride} without --budget", int)
-    flags.add(how, "--greedy", None, "iterative search, K go per round", int, metavar="K")
-    flags.add(how, "--approx", None, "instead of every window, cheaper", metavar="SPEC")
-    flags.add(how, "--budget", None, "best way within N passes", float, metavar="N")
+    flags.add(how, "--window", None, f"window side in patches; default: {config.window}, or what --budget picks", int)
+    text = f"step of the window in patches; default: {config.stride}, or what --budget picks"
+    flags.add(how, "--stride", None, text, int)
+    flags.add(how, "--greedy", None, "search round by round; K patches go in each", int, metavar="K")
+    flags.add(how, "--approx", None, "cheaper approximation instead of every window, such as follow:2", metavar="SPEC")
+    flags.add(how, "--budget", None, "take the best way that needs at most N passes", float, metavar="N")
     where = parser.add_argument_group("conditions")
     flags.add(where, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
-    flags.add(where, "--batch", None, "sequences per pass; default: from free memory", int)
-    flags.usual(where, "device", text="torch device, of each worker")
-    flags.add(where, "--dtype", "auto", "float32, bfloat16, float16, or auto: the fastest")
+    flags.add(where, "--batch", None, "sequences per call; default: by free memory", int)
+    flags.usual(where, "device", text="torch device of each worker")
+    flags.add(where, "--dtype", "auto", f"precision: {', '.join(flags.DTYPES)}, or auto for the fastest")
     files = parser.add_argument_group("files")
     flags.output(files, None, "folder; default: in the user's cache", dest="out")
     flags.add(files, "--shard-size", 64, "images per file")
@@ -81,33 +83,32 @@ def run_rank(args: Namespace, status: Console) -> Shown:
 
 
 def _predictor_flags(parser: CommandParser) -> None:
-    from zoo.learning.fit import FitConfig
-
+    config = outline("zoo.learning.fit").FitConfig
     what = parser.add_argument_group("what is learned from")
     flags.usual(what, "model")
-    flags.usual(what, "dataset", text="its rankings that ship; without them, rank first", nargs="*")
+    text = "datasets whose shipped rankings are used; others are ranked first"
+    flags.usual(what, "dataset", text=text, nargs="*")
     flags.add(what, "--limit", 250, "images to rank per split", flags.positive)
-    flags.add(what, "--block", None, "reduction point; 3 if nothing is said", int)
-    flags.add(what, "--action", None, "that was ranked for, remove or merge; remove if nothing is said")
-    for name, text in (("window", "side in patches"), ("stride", "in patches")):
-        flags.add(
-            what, f"--{name}", None, f"{text}, of rankings made here; {RANKED_BY} if nothing is said", flags.positive
-        )
+    flags.add(what, "--block", None, "reduction point, from 0; default: 3", int)
+    flags.add(what, "--action", None, "remove or merge, as in the rankings; default: remove")
+    here = f"in patches, for rankings made here; default: {RANKED_BY}"
+    flags.add(what, "--window", None, f"window side {here}", flags.positive)
+    flags.add(what, "--stride", None, f"step of the window {here}", flags.positive)
     for name, text in (
         ("rankings", "stores or files of rankings to learn from"),
-        ("val", "for early stopping; default: a fifth held out"),
-        ("images", "folders that rankings of folders are of"),
+        ("val", "rankings for early stopping; default: a fifth of the others"),
+        ("images", "folders of pictures that --rankings are of"),
     ):
         flags.add(what, f"--{name}", [], text, Path, nargs="*", metavar="PATH")
     flags.add(what, "--shots", None, "images per class; default: all", int, metavar="K")
     flags.data(parser)
     how = parser.add_argument_group("predictor")
-    flags.fields(how, FitConfig, arch="see zoo/core/predictor.py", loss="see zoo/learning/fit.py")
-    flags.fields(how, FitConfig, width="channels inside the predictor", epochs="at most")
-    flags.fields(how, FitConfig, patience="epochs without a better one", batch="images per step")
-    flags.fields(how, FitConfig, seed="of weights, order and shots", learning_rate="of AdamW")
+    flags.fields(how, config, arch="architecture; see zoo/core/predictor.py", loss="see zoo/learning/fit.py")
+    flags.fields(how, config, width="channels inside the predictor", epochs="epochs at most")
+    flags.fields(how, config, patience="stop after this many epochs without a better one", batch="images per step")
+    flags.fields(how, config, seed="seed of weights, order and shots", learning_rate="learning rate of AdamW")
     files = parser.add_argument_group("files")
-    flags.output(files, None, "default: the user's cache", "FILE")
+    flags.output(files, None, "the predictor; default: in the user's cache", "FILE")
 
 
 def run_fit_predictor(args: Namespace, status: Console) -> Shown:
@@ -171,20 +172,18 @@ def _ranked_by(args: Namespace) -> "GoldenConfig":
 
 
 def _prompts_flags(parser: CommandParser) -> None:
-    from harness.datasets.few_shot import OURS
-
     what = parser.add_argument_group("what is tuned, on what")
-    flags.add(what, "--model", "clip_vit_s14_patchrank60", "dense or reduced")
+    flags.add(what, "--model", "clip_vit_s14_patchrank60", "a dense or reduced model's name, see `list`", flags.model)
     flags.usual(what, "dataset", required=True)
-    flags.add(what, "--shots", 16, "images per class", metavar="K")
+    flags.add(what, "--shots", 16, "labelled images per class", metavar="K")
     flags.data(parser)
     tokens = parser.add_argument_group("learned tokens")
-    flags.add(tokens, "--tokens", None, "t: text, v: visual, vt: both; default: the recipe's")
-    flags.add(tokens, "--num-tokens", None, "learned ones in a sequence; default: the recipe's", int)
-    flags.tokens_recipe(tokens, OURS)
+    flags.add(tokens, "--tokens", None, "t (text), v (visual) or vt (both); default: the recipe's")
+    flags.add(tokens, "--num-tokens", None, "number of learned tokens; default: the recipe's", int)
+    flags.tokens_recipe(tokens, outline("harness.datasets.few_shot").OURS)
     how = parser.add_argument_group("conditions and files")
     flags.usual(how, "device")
-    flags.output(how, None, "default: the user's cache", "FILE")
+    flags.output(how, None, "the learned tokens; default: in the user's cache", "FILE")
 
 
 def run_fit_prompts(args: Namespace, status: Console) -> Shown:
@@ -244,33 +243,32 @@ def _memory_mib(device: str) -> float:
 
 def _images_flags(group: Any, limit: int | None, learn: str, hold: str) -> None:
     """Add the datasets that something is learned from without labels."""
-    from harness.apps.recovery import Sources
-
     flags.usual(group, "datasets", required=True)
-    flags.limits(group, limit, f"images to {learn}, per dataset")
-    flags.fields(group, Sources, held_out=f"images to {hold}, per dataset")
+    flags.limits(group, limit, f"images per dataset to {learn}")
+    flags.fields(group, outline("harness.apps.recovery").Sources, held_out=f"images per dataset to {hold}")
 
 
 def _recovery_flags(parser: CommandParser) -> None:
-    from harness.apps.recovery import Sources
-    from zoo.loading.recovery_file import RecoveryConfig
-
+    config = outline("zoo.loading.recovery_file").RecoveryConfig
     what = parser.add_argument_group("what is trained, on what")
-    flags.usual(what, "model", text="a reduced name, or a dense one with --method and --keep")
-    flags.add(what, "--method", None, "of a dense model; see `list`")
-    flags.add(what, "--keep", None, "in (0, 1]", flags.keep_rate)
-    _images_flags(what, Sources.limit, "learn from", "stop by")
+    flags.usual(what, "model", text="a reduced model's name, or a dense one with --method and --keep", kind=flags.model)
+    flags.add(what, "--method", None, "method that reduces a dense model; see `list`", flags.method)
+    flags.add(what, "--keep", None, "its keep rate in (0, 1]", flags.keep_rate)
+    limit = outline("harness.apps.recovery").Sources.limit
+    _images_flags(what, limit, "learn from", "decide when to stop")
     flags.data(parser)
     how = parser.add_argument_group("recovery")
-    text = "norm: LayerNorms and biases; lora: low-rank updates"
-    flags.fields(how, RecoveryConfig, what=text, rank="of lora")
-    flags.fields(how, RecoveryConfig, rounds="at most", steps="per round", patience="rounds without a better one")
-    flags.fields(how, RecoveryConfig, batch="images per step", learning_rate="of AdamW")
-    flags.fields(how, RecoveryConfig, crop="least area of a random crop", seed="of order and crops")
+    text = "what is trained: norm (LayerNorms and biases) or lora (low-rank updates)"
+    flags.fields(how, config, what=text, rank="rank of lora")
+    flags.add(how, "--validations", config.rounds, "validations at most, each after --steps", dest="rounds")
+    flags.fields(how, config, steps="steps of the optimiser between validations", batch="images per step")
+    flags.fields(how, config, patience="stop after this many validations without a better one")
+    flags.fields(how, config, learning_rate="learning rate of AdamW")
+    flags.fields(how, config, crop="least area of a random crop, as a share", seed="seed of order and crops")
     where = parser.add_argument_group("conditions and files")
     flags.usual(where, "device")
-    flags.add(where, "--dtype", RecoveryConfig.dtype, "float32, bfloat16, or auto: the fastest")
-    flags.output(where, None, "default: the user's cache", "FILE")
+    flags.add(where, "--dtype", config.dtype, "precision: float32, bfloat16, or auto for the fastest")
+    flags.output(where, None, "the trained parameters; default: in the user's cache", "FILE")
 
 
 def run_fit_recovery(args: Namespace, status: Console) -> Shown:
@@ -294,21 +292,20 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
 
 
 def _schedule_flags(parser: CommandParser) -> None:
-    from harness.apps.schedule import SearchConfig
-
+    config = outline("harness.apps.schedule").SearchConfig
     what = parser.add_argument_group("what is searched, on what")
     flags.usual(what, "model")
-    flags.add(what, "--method", "rankmerge", "see `list`")
-    _images_flags(what, 100, "search on", "judge by")
+    flags.add(what, "--method", "rankmerge", "method whose schedule is searched; see `list`", flags.method)
+    _images_flags(what, 100, "search with", "judge with")
     flags.data(parser)
     how = parser.add_argument_group("cost and search")
-    flags.fields(how, SearchConfig, match_to="method whose cost it is")
-    flags.add(how, "--keep", None, "its keep rate, in (0, 1]", flags.keep_rate)
-    flags.add(how, "--cost", None, "share of the dense tower's cost instead", float)
-    flags.fields(how, SearchConfig, points="reduction points at most", candidates="schedules to try at most")
+    flags.add(how, "--match-to", config.match_to, "method whose cost is met, with --keep", flags.method)
+    flags.add(how, "--keep", None, "its keep rate in (0, 1]", flags.keep_rate)
+    flags.add(how, "--cost", None, "cost as a share of the dense tower's, instead", float)
+    flags.fields(how, config, points="reduction points at most", candidates="schedules to try at most")
     where = parser.add_argument_group("conditions and files")
     flags.usual(where, "device")
-    flags.output(where, None, "default: the user's cache", "FILE")
+    flags.output(where, None, "the schedule; default: in the user's cache", "FILE")
 
 
 def run_fit_schedule(args: Namespace, status: Console) -> Shown:

@@ -12,51 +12,58 @@ from harness.base.table import NOT_MEASURED, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import CommandParser, command
+from harness.cli.outline import outline
 
 if TYPE_CHECKING:
     from harness.records.record import Record
 
 
 def _compare_flags(parser: CommandParser) -> None:
-    from harness.measure.plan import TRACED, Plan
-
-    text = "two files of records, or their folders: what changed; nothing is measured then"
+    module = outline("harness.measure.plan")
+    plan = module.Plan
+    text = "two runs, each a folder or a file of records: show what changed and measure nothing"
     runs = parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", default=[], help=text)
     # Not "*": that takes nothing before the first flag, and refuses the runs after it.
     runs.required = False
     what = parser.add_argument_group("what is compared")
-    flags.add(what, "--model", list(Plan.models), "dense names", dest="models", metavar="MODEL")
-    flags.usual(what, "methods", text="default: all but other papers'; see `list`")
-    flags.usual(what, "keeps", default=list(Plan.keeps))
-    flags.add(what, "--match", None, "gflops or time: rows of equal cost, not keep", metavar="WHAT")
-    text = "others' fidelity is compared with its; with --match they meet its cost"
-    flags.add(what, "--match-to", Plan.match_to, text, metavar="METHOD")
-    flags.fields(what, Plan, match_batch="images per call, where time is matched")
-    text = "rows with recovery, in tables of their own; as `fit recovery` writes"
+    text = "dense models' names, see `list`"
+    flags.add(what, "--model", list(plan.models), text, flags.dense, dest="models", metavar="MODEL")
+    flags.usual(what, "methods", text="default: ours, the usual baselines, dense and golden; see `list`")
+    flags.usual(what, "keeps", default=list(plan.keeps))
+    flags.add(what, "--match", None, "gflops or time: compare at equal cost, not at equal keep rates", metavar="WHAT")
+    text = "method that others are compared with; with --match they meet its cost"
+    flags.add(what, "--match-to", plan.match_to, text, flags.method, metavar="METHOD")
+    flags.fields(what, plan, match_batch="images per call, for --match time")
+    text = "files that `fit recovery` wrote; their rows get tables of their own"
     flags.add(what, "--recovery", [], text, Path, dest="recoveries")
-    text = "without the tables of rows at equal time in the end"
+    text = "leave out the last tables, at equal time"
     what.add_argument("--no-equal-time", dest="equal_time", action="store_false", help=text)
-    flags.usual(what, "datasets", default=list(Plan.datasets))
-    flags.fields(what, Plan, shots="labelled images per class; 0: text classifier")
+    flags.usual(what, "datasets", default=list(plan.datasets))
+    flags.fields(what, plan, shots="labelled images per class; 0: classify by text")
     _learned(what)
-    flags.fields(what, Plan, seeds="with shots; from --seed on")
+    flags.fields(what, plan, seeds="repetitions with other shots, from --seed on")
     flags.data(parser)
     how = flags.conditions(parser)
-    flags.add(how, "--rounds", Plan.rounds, "latency samples", flags.positive)
-    flags.add(how, "--batches", list(Plan.batches), "for latency", flags.positive, nargs="*")
+    flags.add(how, "--rounds", plan.rounds, "timed calls of each model", flags.positive)
+    flags.add(
+        how,
+        "--batches",
+        list(plan.batches),
+        "images per call that are timed; none: no times",
+        flags.positive,
+        nargs="*",
+    )
     files = parser.add_argument_group("files")
     flags.usual(files, "fresh")
     flags.output(files, "results", "folder of the run")
-    flags.add(files, "--traces", TRACED, "images of each dataset whose kept patches are stored; 0: none")
-    text = "store no small copies of these images"
+    flags.add(files, "--traces", module.TRACED, "images per dataset whose kept patches are stored; 0: none")
+    text = "store no thumbnails of these images"
     files.add_argument("--no-thumbnails", dest="thumbnails", action="store_false", help=text)
 
 
 def _learned(group: Any) -> None:
-    from harness.measure.plan import Plan
-
-    text = "learned from shots: t text, v visual, vt both, probe a linear classifier instead"
-    flags.fields(group, Plan, tokens=text, num_tokens="learned tokens")
+    text = "learned from shots: t (text tokens), v (visual), vt (both), or probe (a linear classifier)"
+    flags.fields(group, outline("harness.measure.plan").Plan, tokens=text, num_tokens="number of learned tokens")
 
 
 def run_compare(args: Namespace, status: Console) -> Shown | Work:
@@ -144,12 +151,12 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
 
 def _eval_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
-    flags.add(what, "--model", None, "a model's name, dense or reduced", required=True)
+    flags.add(what, "--model", None, "a dense or reduced model's name, see `list`", flags.model, required=True)
     flags.usual(what, "dataset", required=True)
-    flags.add(what, "--shots", 0, "0: text classifier", metavar="K")
+    flags.add(what, "--shots", 0, "labelled images per class; 0: classify by text", metavar="K")
     _learned(what)
-    flags.add(what, "--prompts", None, "learned before; no --shots", Path)
-    flags.add(what, "--recovery", None, "trained before; it says the method", Path)
+    flags.add(what, "--prompts", None, "file that `fit prompts` wrote, instead of --shots", Path)
+    flags.add(what, "--recovery", None, "file that `fit recovery` wrote; it names the method", Path)
     flags.data(parser)
     flags.conditions(parser)
 
@@ -189,31 +196,31 @@ def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
 
 
 def _latency_flags(parser: CommandParser) -> None:
-    from harness.measure.latency import CPU_BATCHES, CUDA_BATCHES, LatencyPlan
-    from harness.measure.timing import RUNTIMES, WAYS
-
+    module, timing = outline("harness.measure.latency"), outline("harness.measure.timing")
+    plan = module.LatencyPlan
     what = parser.add_argument_group("what is timed")
-    text = "reduced or dense models' names; see `list`"
-    flags.add(what, "--model", None, text, dest="models", nargs="+", metavar="MODEL", required=True)
-    flags.usual(what, "methods", default=[], text="of each dense tower, too")
-    flags.usual(what, "keeps", default=list(LatencyPlan.keeps), text="of --methods")
-    flags.fields(what, LatencyPlan, random_weights="none are loaded; times don't depend on them")
+    text = "dense or reduced models' names, see `list`"
+    flags.add(what, "--model", None, text, flags.model, dest="models", nargs="+", metavar="MODEL", required=True)
+    flags.usual(what, "methods", default=[], text="also these methods on each dense model")
+    flags.usual(what, "keeps", default=list(plan.keeps), text="keep rates of --methods")
+    flags.fields(what, plan, random_weights="load no weights; times don't depend on them")
     how = parser.add_argument_group("conditions")
-    usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (CPU_BATCHES, CUDA_BATCHES))
+    usual, on_cuda = (" ".join(map(str, sizes)) for sizes in (module.CPU_BATCHES, module.CUDA_BATCHES))
+    text = f"images per call; default: {usual}, on CUDA {on_cuda}"
+    flags.add(how, "--batches", None, text, flags.positive, nargs="+")
+    flags.add(how, "--image-sizes", [], "image sides in pixels; default: the model's own", int)
+    flags.add(how, "--dtypes", list(plan.dtypes), f"precisions: {', '.join(flags.DTYPES)}", flags.dtype)
     flags.add(
-        how, "--batches", None, f"images per call; default: {usual}, on CUDA {on_cuda}", flags.positive, nargs="+"
+        how, "--ways", list(plan.ways), f"ways to run: {', '.join(timing.WAYS)}", choices=timing.WAYS, metavar="WAY"
     )
-    flags.add(how, "--image-sizes", [], "pixels a side; default: the tower's own", int)
-    flags.add(how, "--dtypes", list(LatencyPlan.dtypes), "float32, bfloat16 or float16", flags.dtype)
-    flags.fields(how, LatencyPlan, ways=", ".join(WAYS))
-    text = f"in one table, against dense in eager float32: {', '.join(RUNTIMES)}"
-    flags.add(how, "--runtimes", [], text, metavar="RUNTIME")
-    flags.add(how, "--threads", None, "torch's; default: as many as it takes", flags.positive, nargs="+")
+    text = f"compare these in one table, against dense in eager float32: {', '.join(timing.RUNTIMES)}"
+    flags.add(how, "--runtimes", [], text, choices=timing.RUNTIMES, metavar="RUNTIME")
+    flags.add(how, "--threads", None, "numbers of threads; default: torch's", flags.positive, nargs="+")
     flags.usual(how, "device")
-    flags.fields(how, LatencyPlan, rounds="calls of each model, in turn, at least", seconds="rounds go on for so long")
+    flags.fields(how, plan, rounds="timed calls of each model, at least", seconds="least time of all rounds")
     where = parser.add_argument_group("files")
     flags.usual(where, "fresh")
-    flags.output(where, "results", "folder")
+    flags.output(where, "results", "folder of records and tables")
 
 
 def run_latency(args: Namespace, status: Console) -> Work:
@@ -258,12 +265,12 @@ def run_latency(args: Namespace, status: Console) -> Work:
 
 
 def _report_flags(parser: CommandParser) -> None:
-    text = "a file of records or of `latency`, or the folder of one"
+    text = "a run: a folder, or a file of records or latencies"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
     files = parser.add_argument_group("files")
     flags.output(files, "report", "folder of the report")
-    flags.add(files, "--title", "Token reduction for CLIP, side by side", "of the page")
-    flags.add(files, "--all-plots", False, "draw every table; default: the first 6")
+    flags.add(files, "--title", "Token reduction for CLIP, side by side", "title of the page")
+    flags.add(files, "--all-plots", False, "draw all tables, not only the first six")
 
 
 def run_report(args: Namespace, status: Console) -> Shown:
@@ -367,7 +374,7 @@ def run_datasets(args: Namespace, _status: Console) -> Shown:
 def _dataset_flags(parser: CommandParser) -> None:
     flags.usual(parser, "dataset", required=True)
     flags.usual(parser, "root", "download")
-    flags.add(parser, "--fast", False, "decode no image")
+    flags.add(parser, "--fast", False, "check names and counts only; decode no image")
 
 
 def run_dataset_check(args: Namespace, status: Console) -> Shown:

@@ -1,9 +1,10 @@
-"""Research tools: ``study curve``, ``reproduce``, ``final``, ``list``, and ``study NAME``."""
+"""Research: ``study ranking-cost``, ``reproduce``, ``final``, ``list``, and each study by its name."""
 
 import shlex
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,7 +12,8 @@ from rich.console import Console
 from harness.base.table import Part, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import ANY, CommandParser, command
+from harness.cli.command import Command, CommandParser, command
+from harness.cli.outline import decorated, outline
 
 if TYPE_CHECKING:
     from harness.studies.reproduce import PaperTable
@@ -22,31 +24,30 @@ FINAL_SETS = ("fashion", "emoji", "photos")  # with a split that nothing was cho
 FINAL_KEEPS = (0.6, 0.5, 0.3)
 
 
-def _curve_flags(parser: CommandParser) -> None:
-    from zoo.ranking.golden import GoldenConfig
-
+def _cost_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
     flags.usual(what, "model")
     flags.usual(what, "datasets", default=flags.FASHION_AND_EMOJI)
-    flags.fields(what, GoldenConfig, block="patches go before this block")
+    golden = outline("zoo.ranking.golden").GoldenConfig
+    flags.fields(what, golden, block="rank at the input of this block, from 0")
     flags.images(what, 60, "val")
     flags.data(parser)
     how = parser.add_argument_group("conditions and files")
     flags.usual(how, "device")
-    flags.usual(how, "dtype", text="of removed windows, exact excepted")
-    flags.output(how, "results/curve.json", "file", "FILE")
+    flags.usual(how, "dtype", text="precision of all rankings but the exact one")
+    flags.output(how, "results/ranking_cost.json", "the curve", "FILE")
 
 
-def run_curve(args: Namespace, status: Console) -> Shown:
+def run_ranking_cost(args: Namespace, status: Console) -> Shown:
     """Measure cheaper golden rankings and write what `rank --budget` picks from."""
     from harness.base.lines import claim_file
     from harness.datasets import get_dataset
     from harness.datasets.few_shot import subset
     from harness.models.towers import load_tower
-    from harness.studies.curve import curve_table, measure_curve
+    from harness.studies.ranking_cost import curve_table, measure_curve
 
     if args.output.is_dir():
-        example = str(args.output / "curve.json")
+        example = str(args.output / "ranking_cost.json")
         raise IsADirectoryError(f"--output {str(args.output)!r} is a folder; give a file, such as {example!r}")
     with claim_file(args.output):  # before hours of work
         splits = {name: subset(get_dataset(name).split(args.split), flags.limit_of(args)) for name in args.datasets}
@@ -58,32 +59,43 @@ def run_curve(args: Namespace, status: Console) -> Shown:
     return Shown(parts=(curve_table(curve),), data=json_values(curve))
 
 
-def _conditions(parser: CommandParser, folder: str, draws: str | None, text: str = "") -> None:
-    """Add what studies and the paper's tables have in common: what models are made of, conditions and files."""
-    made = parser.add_argument_group("what models are made of: changes are FIELD=VALUE,...")
-    flags.add(made, "--train-limit", 500, "ranked images to learn from, per dataset", flags.positive)
-    flags.add(made, "--seeds", 3, "fits, tunings and random orders", flags.positive)
-    flags.add(
-        made, "--golden", None, "changes of golden rankings, such as block=2,window=2,stride=1", metavar="CHANGES"
-    )
-    flags.add(made, "--fit", None, "changes of how predictors are fitted, such as arch=mlp,width=32", metavar="CHANGES")
-    flags.tokens_recipe(made, draws, text)
-    flags.add(made, "--labelled", 16, "images per class that tokens see", flags.positive, metavar="K")
+def _fit_flags(group: Any) -> None:
+    """Add how golden rankings are made and predictors fitted."""
+    flags.add(group, "--train-limit", 500, "ranked images to learn from, per dataset", flags.positive)
+    text = "changes of golden rankings, such as block=2,window=2,stride=1"
+    flags.add(group, "--golden", None, text, metavar="CHANGES")
+    text = "changes of how predictors are fitted, such as arch=mlp,width=32"
+    flags.add(group, "--fit", None, text, metavar="CHANGES")
+
+
+def _token_flags(group: Any, draws: str | None, text: str = "") -> None:
+    """Add how tokens are learned."""
+    flags.tokens_recipe(group, draws, text)
+    flags.add(group, "--labelled", 16, "labelled images per class", flags.positive, metavar="K")
+
+
+def _run_flags(parser: CommandParser, folder: str) -> None:
+    """Add conditions and files of what may take hours."""
     how = parser.add_argument_group("conditions and files")
     flags.usual(how, "device", "dtype", "fresh")
-    flags.output(how, folder, "folder")
-    flags.add(how, "--dry-run", False, "list what is cached and what is missing, and stop")
+    flags.output(how, folder, "folder of records and tables")
+    flags.add(how, "--dry-run", False, "list what is cached and what is missing; measure nothing")
 
 
 def _reproduce_flags(parser: CommandParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to 7, figure1, 3, 4 and 5")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to table7, figure1, 3, 4 or 5")
     what = parser.add_argument_group("what is measured")
-    flags.usual(what, "datasets", text="default: the paper's with a root, else the embedded ones")
-    flags.add(what, "--model", None, "needs a text tower; default: the paper's with a root, else the embedded")
+    flags.usual(what, "datasets", text="default: the paper's with a root, else fashion and emoji")
+    text = "a dense model with a text tower; default: the paper's with a root, else clip_vit_s14"
+    flags.usual(what, "model", default=None, text=text)
     flags.limits(what, None, "test images per dataset; default: all with a root, else 300")
-    flags.add(what, "--images", 1, "test images of each dataset that figure3 and figure4 show", flags.positive)
+    flags.add(what, "--pictures", 1, "images per dataset that figure3 and figure4 show", flags.positive)
     flags.data(parser)
-    _conditions(parser, "results/reproduce", None, "; default: coop with a root, else ours")
+    made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
+    flags.add(made, "--seeds", 3, "fits, tunings and random orders", flags.positive)
+    _fit_flags(made)
+    _token_flags(made, None, "; default: coop with a root, else ours")
+    _run_flags(parser, "results/reproduce")
 
 
 def run_reproduce(args: Namespace, status: Console) -> Work:
@@ -103,7 +115,7 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
         part: Part
         if args.dry_run:
             config = replace(config, datasets=tuple(dataset.name for dataset in datasets))
-            steps = reproduce.take_stock(name, config, args.images, progress)
+            steps = reproduce.take_stock(name, config, args.pictures, progress)
             part, facts = _stock_table(name, page.title, config.model, steps, failures)
         elif failures:
             raise next(iter(failures.values()))  # at once, not after the work on others
@@ -111,7 +123,7 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
             part, facts = _measure_table(args, table, config, progress)
         else:
             path = args.output / f"{name}.png"
-            figure = reproduce.draw_picture(name, config, datasets, args.images, path, progress)
+            figure = reproduce.draw_picture(name, config, datasets, args.pictures, path, progress)
             notes = [*page.notes, *figure.notes]
             part = "\n".join((page.title, *notes, f"wrote {path}"))
             facts = {"name": name, "title": page.title, "path": path, "columns": figure.columns, "notes": notes}
@@ -261,63 +273,82 @@ def run_study_list(*_: Any) -> Shown:
     return Shown(parts=(Table.of("studies", heads, rows, words=set(heads)),), data={"studies": studies})
 
 
-def _study_flags(parser: CommandParser) -> None:
-    from harness.datasets.few_shot import OURS
-    from harness.measure.plan import Plan
-
-    parser.add_argument("name", metavar="NAME", help="of the study; see `study list`")
+def _study_flags(tunes: bool, fits: bool, parser: CommandParser) -> None:
     what = parser.add_argument_group("what is studied")
-    flags.usual(what, "model", text="needs a text tower")
-    flags.usual(what, "datasets", default=list(Plan.datasets))
-    flags.usual(what, "keeps", text="default: the study's own")
-    text = "to judge by; test for learned tokens, else val; final for learned tokens alone"
-    flags.add(what, "--split", None, text, choices=("val", "test", "final"))
+    flags.usual(what, "model", text="a dense model with a text tower")
+    flags.usual(what, "datasets", default=list(outline("harness.measure.plan").Plan.datasets))
+    flags.usual(what, "keeps", text="keep rates in (0, 1]; default: the study's own")
+    if tunes:
+        flags.add(what, "--split", "test", "split to judge by", choices=("val", "test", "final"))
+    else:
+        flags.usual(what, "split", default="val", text="split to judge by", choices=("val", "test"))
     flags.limits(what, 300)
     flags.data(parser)
-    _conditions(parser, "results/studies", OURS)
+    if fits or tunes:
+        made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
+        flags.add(made, "--seeds", 3, "repetitions from other seeds", flags.positive)
+        if fits:
+            _fit_flags(made)
+        if tunes:
+            _token_flags(made, outline("harness.datasets.few_shot").OURS)
+        else:
+            flags.add(made, "--seed", 0, "first seed")
+    _run_flags(parser, "results/studies")
 
 
 def run_study(args: Namespace, status: Console) -> Work:
-    """Make a study; write its records and a Markdown table, and show a table per dataset."""
-    from harness.datasets.base import FINAL, FINAL_ALONE
+    """Make a study; write its records, its figures as CSV and its plot, and show a table per dataset."""
     from harness.records.record import earlier, keep_new
-    from harness.studies.questions import get_study
+    from harness.report.charts import render
+    from harness.studies.questions import list_studies
     from harness.studies.spec import StudyConfig
-    from harness.studies.tables import NOTES, SEED_NOTES
+    from harness.studies.tables import study_csv
     from harness.studies.workshop import answer, stock
     from zoo.core.files import write_whole
     from zoo.learning.fit import FitConfig
 
-    study = get_study(args.name, [command.path.split()[1] for command in COMMANDS[:-1]])
-    progress, split = Progress(status), args.split or study.split
-    if split == FINAL and not study.tunes:
-        raise ValueError(f"--split {split}: {FINAL_ALONE}")
-    golden = flags.change(StudyConfig().golden, args.golden, "--golden")
-    fit, tune = flags.change(FitConfig(seed=args.seed or 0), args.fit, "--fit"), flags.tune_config(args, args.draws)
-    config = flags.settings(StudyConfig, args, split=split, golden=golden, fit=fit, tune=tune)
+    study, progress = list_studies()[args.command.removeprefix("study ")], Progress(status)
+    made: dict[str, Any] = {}
+    if study.fits:
+        made["golden"] = flags.change(StudyConfig().golden, args.golden, "--golden")
+        made["fit"] = flags.change(FitConfig(seed=args.seed or 0), args.fit, "--fit")
+    if study.tunes:
+        made["tune"] = flags.tune_config(args, args.draws)
+    config = flags.settings(StudyConfig, args, **made)
     if args.dry_run:
         table, facts = _stock_table(study.name, study.title, config.model, stock(study, config, progress), {})
         return Shown(parts=(table,), data=facts)
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
-    sections = [f"## {study.title}", "", study.question, "", _command(args.argv)]
-    data = []
+    tables = []
     for measured, records in answer(study, config, known, progress):
         keep_new(path, records, known)
-        sections.append(measured.markdown())
-        data.append(measured.data())
+        tables.append(measured)
+        write_whole(path.with_suffix(".csv"), study_csv(tables).encode())
         with progress.hidden():
             yield measured.table()
-    notes = [config.describe(tunes=study.tunes), NOTES, *([SEED_NOTES] if study.tunes else [])]
-    write_whole(path.with_suffix(".md"), "\n".join([*sections, *notes, ""]).encode())
-    progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
-    return Shown(parts=(), data={"study": study.name, "tables": data})
+    written = ["jsonl", "csv"]
+    if study.plot:
+        written.append("svg")
+        write_whole(path.with_suffix(".svg"), render([measured.chart(*study.plot) for measured in tables]))
+    progress.say(f"{config.describe(tunes=study.tunes)}\nwrote {path.with_suffix('')}.{{{','.join(written)}}}")
+    return Shown(parts=(), data={"study": study.name, "tables": [measured.data() for measured in tables]})
+
+
+def _studies() -> Iterator[Command]:
+    """Return a command for each study."""
+    any_study = command("study NAME", run_study)
+    for name, question, facts in decorated("harness.studies.questions", "study"):
+        tunes = facts.get("tunes", False)
+        examples = [(line.replace("NAME", name), purpose) for line, purpose in any_study.examples]
+        own = partial(_study_flags, tunes, facts.get("fits", not tunes))
+        yield replace(any_study, path=f"study {name}", what=question, examples=examples, flags=own)
 
 
 COMMANDS = (
-    command("study curve", run_curve, _curve_flags),
+    command("study ranking-cost", run_ranking_cost, _cost_flags),
     command("study reproduce", run_reproduce, _reproduce_flags),
     command("study final", run_final, _final_flags),
     command("study list", run_study_list),
-    command(f"study {ANY}", run_study, _study_flags),
+    *_studies(),
 )

@@ -126,7 +126,7 @@ def _draw_as_coop(dataset: Dataset, shots: int, seed: int) -> FewShot:
     Python's ``random`` is seeded; then each class, in the order in which the list of train first
     names one, gives K of its images, in the order of the list, by ``random.sample``, and each class
     of val min(K, 4) by the same stream. A class with fewer gives all and takes nothing from the
-    stream. So sets aren't nested. docs/prompts.md says what of this we can't be sure of.
+    stream. So sets aren't nested. docs/learning.md says what of this we can't be sure of.
 
     Raises:
         ValueError: lists that aren't those that CoOp reads, images left out of them, a seed below

@@ -84,14 +84,14 @@ class FolderDataset(OwnDataset, ListedDataset):
 
 
 class FolderParted(FolderDataset):
-    """The images in class folders, parted into 60 % train, 20 % val and 20 % test of each class.
+    """The images in class folders, split into 60 % train, 20 % val and 20 % test of each class.
 
     Where an image goes depends on the hashes of the files of its class and on nothing else, so it
     is the same on every machine; copies of one file go together. Every file is read for it.
     """
 
     prefix = "folder-parted"
-    what = "a folder of class folders, parted here into train, val and test"
+    what = "a folder of class folders, split here into train, val and test"
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)
@@ -115,14 +115,14 @@ def _share(count: int) -> list[SplitName]:
 
 
 class ImageFolder(OwnDataset, ListedDataset):
-    """All images below a folder, without classes, parted into 60 % train, 20 % val and 20 % test.
+    """All images below a folder, without classes, split into 60 % train, 20 % val and 20 % test.
 
     Where an image goes depends on the hash of its file and on nothing else: copies go together, and
     a new image moves no other. Every file is read for it.
     """
 
     prefix, expected = "images", "folder of images"
-    what = "all images below a folder, without classes, parted here into train, val and test"
+    what = "all images below a folder, without classes, split here into train, val and test"
     source = "a folder of images"
     templates: tuple[str, ...] = ()
 

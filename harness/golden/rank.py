@@ -394,7 +394,7 @@ class Curve:
         if curve.schema_version != cls.schema_version:
             raise ValueError(
                 f"{str(path)!r} is no curve of schema version {cls.schema_version}; make one with: "
-                "patchrank study curve"
+                "patchrank study ranking-cost"
             )
         return curve
 

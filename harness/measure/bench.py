@@ -226,12 +226,12 @@ class Tracer:
 def trace_row(
     record: Record,
     outcome: Outcome,
-    predicted: NDArray[np.int64],
+    predicted: NDArray[np.int64] | None,
     split: Split,
     classes: Sequence[str],
     grid: tuple[int, int],
 ) -> RowTraces:
-    """Return what a row did to the n images of ``split``, of which it gave ``outcome`` and classes ``predicted``."""
+    """Return what a row did to the n images of ``split``: ``outcome`` and, with labels, classes ``predicted``."""
     shape = (len(split), grid[0] * grid[1])
     importance, left = (np.full(shape, value, dtype=np.int16) for value in (UNRANKED, STAYED))
     token = np.tile(np.arange(shape[1], dtype=np.int16), (shape[0], 1))
@@ -242,8 +242,8 @@ def trace_row(
         facts=Facts.of(record),
         grid=grid,
         image_ids=split.image_ids,
-        labels=tuple(classes[label] for label in split.labels),
-        predicted=tuple(classes[answer] for answer in predicted),
+        labels=tuple(classes[label] if classes else None for label in split.labels),
+        predicted=(None,) * len(split) if predicted is None else tuple(classes[answer] for answer in predicted),
         importance=importance,
         left=left,
         token=token,
@@ -338,8 +338,8 @@ class Bench:
         for row, record, sample in zip(rows, blanks, samples, strict=True):
             facts = {name: value for name, value in costs[row.key].items() if name not in METRICS}
             records.append(replace(record, **facts, **measurements(sample)))
-            if len(traced) and sample.predicted is not None and not record.recovered:
-                own = found[row.key].part(traced), sample.predicted[traced]
+            if len(traced) and not record.recovered:
+                own = found[row.key].part(traced), None if sample.predicted is None else sample.predicted[traced]
                 traces.append(trace_row(record, *own, split.subset(traced), dataset.classes, self.rows[0].vit.grid))
         if tracer is not None and traces:
             if rows[0].rankings is not None:
@@ -512,11 +512,9 @@ class View:
 
     def choose_traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
         """Return the positions of ``count`` judged images, classes in turn; fewer are the first of more."""
-        if not count or not self.dataset.classes:  # traces are of answers
-            return np.empty(0, dtype=np.int64)
         labels = self.dataset.labels(self.plan.split)
         order = turns(labels)[: self.plan.limit]
-        if tuning.kind != PROBE:
+        if self.dataset.classes and tuning.kind != PROBE:
             order = order[named(self.text)[labels[order]]]
         return np.searchsorted(np.sort(order), order[:count])
 

@@ -26,7 +26,7 @@ FREE_OPERATORS = frozenset(
     f"aten::{name}"
     for names in (
         # elementwise arithmetic and activations
-        "abs add addcmul bernoulli clamp_max clamp_min clone cos div erf exp gelu "
+        "abs add addcmul bernoulli clamp_max clamp_min clone cos div elu erf exp gelu "
         "hardsigmoid le lift_fresh log log1p logical_and logical_not logical_or lt maximum "
         "minimum mul ne neg pow reciprocal rsqrt rsub sigmoid silu sin sqrt sub tanh where",
         # integer arithmetic on bits

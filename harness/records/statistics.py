@@ -322,7 +322,7 @@ def mark_note(test: str, rows: str = "all rows", of: str = "zero") -> str:
 def minimum_detectable_difference(n: int, discordance: float) -> float | None:
     """Return the least difference in top-1 that `paired_p` finds with a power of 80 %; None if none will do.
 
-    Discordant images, the share of n that just one of two models gets right, are binomial among all n, and those of the
+    Discordant images, the share of n on which two models disagree, are binomial among all n, and those of the
     better model among them: exact, no normal approximation. Source: Duffy, 1984.
     """
     from scipy.optimize import brentq
@@ -345,7 +345,7 @@ def detectable_note(images: int, discordances: Sequence[float]) -> str:
     if not discordances:
         return ""
     if (least := minimum_detectable_difference(images, max(discordances))) is None:
-        return f"; without {CLEAR}: too few images on which just one of two models is right to show any difference"
+        return f"; without {CLEAR}: the models disagree on too few images to show any difference"
     return f"; without {CLEAR}: a difference below {100 * least:.1f} points may go unnoticed (80 % power)"
 
 

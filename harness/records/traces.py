@@ -92,8 +92,8 @@ class RowTraces:
     facts: Facts
     grid: tuple[int, int]
     image_ids: tuple[str, ...]  # n, as the dataset gives them
-    labels: tuple[str, ...]  # n names of the true class
-    predicted: tuple[str | None, ...]  # n names of the class that the row answers; None for the golden ranking
+    labels: tuple[str | None, ...]  # n names of the true class; None without labels
+    predicted: tuple[str | None, ...]  # n names of the class that the row answers; None for the golden ranking, too
     # (n, N) the place of each patch in the row's ranking, **higher = keep**, equal where patches tie; ``UNRANKED``
     # throughout an image without a ranking.
     importance: NDArray[np.int16]
@@ -117,7 +117,7 @@ class RowTraces:
 
     @property
     def correct(self) -> tuple[bool | None, ...]:
-        """Per image: was the answer right; None for the golden ranking."""
+        """Per image: was the answer right; None where there is none."""
         pairs = zip(self.predicted, self.labels, strict=True)
         return tuple(None if answer is None else answer == label for answer, label in pairs)
 

@@ -109,7 +109,7 @@ class Plot:
 
 
 def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, *, small: bool = False) -> Any:
-    """Return a figure of charts in rows of up to three; a ``small`` one fits a phone, without titles and legend.
+    """Return a figure of charts, two in a row; a ``small`` one fits a phone, without titles and legend.
 
     ``styles`` has one for every series, in the order of the legend.
     """
@@ -118,10 +118,10 @@ def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, *, 
     from matplotlib.lines import Line2D
 
     styles = styles or styles_of(name for chart in charts for name in chart.series)
-    across = min(3, len(charts))
+    across = min(2, len(charts))
     down = -(-len(charts) // across)
     with mpl.rc_context(OPTIONS):
-        figure = Figure((4.5, 3.4) if small else (4.8 * across + 0.4, 3.8 * down), layout="constrained")
+        figure = Figure((4.5, 3.4) if small else (4.8 * across + 0.4, 3.4 * down), layout="constrained")
         for at, chart in enumerate(charts, start=1):
             axes = figure.add_subplot(down, across, at)
             if not small:

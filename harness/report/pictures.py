@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from harness.datasets import split_words
 from harness.records.averages import REFERENCE, protocol, tower_of
-from harness.records.record import DENSE, Record
+from harness.records.record import DENSE, GOLDEN, RANDOM, Record
 from harness.records.traces import RANKING, TRACES, Facts, RowTraces, Thumbnails, order, read_traces
 from harness.report.charts import OPTIONS, encode
 from zoo.core.files import digest
@@ -33,7 +33,7 @@ BORDER = 0.8  # grey of the lines between patches
 DPI = 100  # pixels per inch at scale 1
 WIDTH, PANEL = 20.0, (1.5, 4.8)  # inches of a sheet, and of a panel: least and most
 LETTER = 0.115  # inches of a letter of text
-IMAGES = 6  # of a gallery
+IMAGES = 4  # of a gallery
 SCALE = 0.62  # of a gallery, of a sheet's 2000 pixels
 
 
@@ -216,31 +216,11 @@ class TracedGroup:
         return self.rows[0].facts
 
     @property
-    def title(self) -> str:
-        """Say which dataset, split, tuning and tower these are."""
-        how = protocol(self.facts) if self.facts.shots else "by text"
-        split, made = split_words(self.facts.dataset, self.facts.split), f"{self.facts.device_name}, {self.facts.dtype}"
-        return f"{self.facts.dataset} {split}, {how}, {tower_of(self.facts)}, {made}"
-
-    @property
-    def slug(self) -> str:
-        """Return it as a part of a file's name."""
-        words = f"{self.facts.dataset}_{self.facts.split}_{tower_of(self.facts)}"
-        return f"{re.sub(r'[^A-Za-z0-9]+', '_', words)}_{digest(self.facts.conditions, length=6)}"
-
-    @property
-    def golden(self) -> list[RowTraces]:
-        """The golden ranking, if there is one."""
-        return [row for row in self.rows if row.golden]
-
-    @property
     def lowest(self) -> list[RowTraces]:
-        """Rows of each method's lowest keep rate."""
-        rows = [row for row in self.rows if not row.golden and row.facts.method != DENSE]
-        least: dict[str, float] = {}
-        for facts in (row.facts for row in rows):
-            least[facts.method] = min(facts.keep, least.get(facts.method, 1.0))
-        return [row for row in rows if row.facts.keep == least[row.facts.method]]
+        """The golden ranking, if there is one, and each method's row of the lowest keep rate, without controls."""
+        reduced = [row for row in self.rows if row.facts.keep < 1 and row.facts.method not in (GOLDEN, RANDOM)]
+        least = {row.facts.method: row.facts.keep for row in reduced}  # rates fall
+        return [row for row in self.rows if row.golden or row.facts.keep == least.get(row.facts.method)]
 
 
 def group_traces(
@@ -309,50 +289,48 @@ class TracePicture:
 
 
 def galleries(traced: Sequence[TracedGroup]) -> list[TracePicture]:
-    """Draw the first images of each dataset, tower and tuning at the lowest keep rates.
+    """Draw the first images of each dataset, tower and tuning at the lowest keep rates, images without labels first.
 
     Runs without small copies of the images have no gallery.
     """
-    known = [(group, [i for i in group.rows[0].image_ids if i in group.thumbnails.jpeg]) for group in traced]
-    return [_gallery(group, ids[:IMAGES], len(ids)) for group, ids in known if group.lowest and ids]
+    ordered = sorted(traced, key=lambda group: group.rows[0].labels[0] is not None)
+    known = [(group, [i for i in group.rows[0].image_ids if i in group.thumbnails.jpeg][:IMAGES]) for group in ordered]
+    return [_gallery(group, ids) for group, ids in known if ids and not all(row.golden for row in group.lowest)]
 
 
-def _gallery(group: TracedGroup, ids: Sequence[str], images: int) -> TracePicture:
+def _gallery(group: TracedGroup, ids: Sequence[str]) -> TracePicture:
     # The method that learns the golden ranking beside it.
-    level = sorted(group.lowest, key=lambda row: row.facts.method != REFERENCE)
-    rates = sorted({row.facts.keep for row in level})
-    kept = " to ".join(dict.fromkeys(f"{100 * rate:.3g}" for rate in (rates[0], rates[-1])))
-    rows = [row.take(ids) for row in (*group.golden, *level)]
-    dense = next((row.take(ids) for row in group.rows if row.facts.method == DENSE), None)
-    golden = {label(row, rows): row for row in rows if row.golden}
-    named = {label(row, rows): row for row in rows if not row.golden}
-    answering = ({} if dense is None else {IMAGE: dense}) | named
+    place = sorted(group.lowest, key=lambda row: (not row.golden, row.facts.method != REFERENCE))
+    named = {label(row, place): row.take(ids) for row in place}
+    dense = [(IMAGE, row.take(ids)) for row in group.rows if row.facts.method == DENSE]
+    answers = {key: row for key, row in (*dense, *named.items()) if None not in row.predicted}
+    first, facts = next(iter(named.values())), group.facts
     sheet = PatchSheet(
         rows=[
             PatchRow(
                 name=name,
-                label=rows[0].labels[i],
+                label=first.labels[i] or "",
                 view=group.thumbnails.view(name),
-                importance={key: row.importance[i] for key, row in golden.items() if row.ranked[i]},
-                tokens={key: row.token[i] for key, row in named.items()},
-                captions={
-                    key: f"{'✓' if row.correct[i] else '✗'} {row.predicted[i]}" for key, row in answering.items()
-                },
+                importance={key: row.importance[i] for key, row in named.items() if row.golden and row.ranked[i]},
+                tokens={key: row.token[i] for key, row in named.items() if not row.golden},
+                captions={k: f"{'✓' if row.correct[i] else '✗'} {row.predicted[i]}" for k, row in answers.items()},
             )
             for i, name in enumerate(ids)
         ],
-        grid=rows[0].grid,
+        grid=first.grid,
         columns={
-            **{key: key.replace(" ", "\n", 1) for key in golden},
-            **{key: f"{key}\n{_token_count(row)} tokens" for key, row in named.items()},
+            key: key.replace(" ", "\n", 1) if row.golden else f"{key}\n{_token_count(row)} tokens"
+            for key, row in named.items()
         },
     )
-    counts = {DENSE if key == IMAGE else key: sum(map(bool, row.correct)) for key, row in answering.items()}
+    right = ", ".join(f"{DENSE if k == IMAGE else k} {sum(map(bool, row.correct))}" for k, row in answers.items())
+    how = protocol(facts) if facts.shots else "by text" if answers else "without labels"
+    slug = re.sub(r"[^A-Za-z0-9]+", "_", f"{facts.dataset}_{facts.split}_{tower_of(facts)}")
     return TracePicture(
-        name=f"gallery_{group.slug}",
-        title=f"Kept patches of the first {len(ids)} of {images} traced images, {kept} % kept: {group.title}",
-        alt=f"{len(ids)} images ({', '.join(rows[0].labels)}) with their kept patches by method; right "
-        f"answers of {len(ids)}: {', '.join(f'{key} {count}' for key, count in counts.items())}.",
+        name=f"gallery_{slug}_{digest(facts.conditions, length=6)}",
+        title=f"{facts.dataset} {split_words(facts.dataset, facts.split)}, {how}, {tower_of(facts)}",
+        alt=f"{len(ids)} images ({', '.join(map(str, first.labels if answers else ids))}) and what is kept of them by "
+        f"{', '.join(named)}{f'; right answers: {right}' if right else ''}.",
         jpeg=draw(sheet, "jpg", SCALE),
     )
 

@@ -127,7 +127,7 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
         timed = {entry.batch: entry for entry in record.latency}
         row |= {f"latency_batch{b}_{name}": getattr(timed.get(b), name, None) for b in batches for name in times}
         rows.append(row | ({"run": run} if runs else {}))
-    return _csv_text(rows)
+    return csv_text(rows)
 
 
 def times_csv(times: Sequence[tuple[str, LatencyRecord]]) -> str:
@@ -140,10 +140,10 @@ def times_csv(times: Sequence[tuple[str, LatencyRecord]]) -> str:
         inner = {name: values.pop(name) for name in ("machine",)}
         flat = {f"{name}_{key}": value for name, own in inner.items() for key, value in own.items()}
         rows.append({"run": run} | values | flat)
-    return _csv_text(rows)
+    return csv_text(rows)
 
 
-def _csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows of the same columns, at least one, numbers as they are; None is empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

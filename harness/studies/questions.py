@@ -23,7 +23,6 @@ from harness.studies.spec import (
     study,
     tuned_line,
 )
-from zoo.core.messages import expected
 from zoo.core.predictor import ARCHITECTURES
 from zoo.core.reducer import METHODS, configure
 from zoo.learning.fit import LOSSES
@@ -60,7 +59,12 @@ def comma(blocks: Sequence[int]) -> str:
     return ", ".join(map(str, blocks))
 
 
-@study("Golden and predicted rankings by score (paper: Table 1)", (0.8, 0.7, 0.6, 0.5), labels=True)
+@study(
+    "Golden and predicted rankings by score (paper: Table 1)",
+    (0.8, 0.7, 0.6, 0.5),
+    labels=True,
+    plot=("keep", "score", "ranking"),
+)
 def scores(on: StudyCase) -> Iterator[StudyLine]:
     """Which score finds the patches that accuracy needs, and can it be predicted?"""
     for score in SCORES:
@@ -135,7 +139,7 @@ def shots(on: StudyCase) -> Iterator[StudyLine]:
             yield StudyLine({"images per class": name, "images": str(images)}, models, keep)
 
 
-@study("Methods at equal GFLOPs", (0.6, 0.5, 0.3))
+@study("Methods at equal GFLOPs", (0.6, 0.5, 0.3), plot=("GFLOPs", "method"))
 def baselines(on: StudyCase) -> Iterator[StudyLine]:
     """Is Patch Ranking ahead of other methods for the same cost?"""
     predictors = on.predictors(on.golden())
@@ -147,7 +151,11 @@ def baselines(on: StudyCase) -> Iterator[StudyLine]:
             yield StudyLine(labels, on.baseline(method, keep), keep, cost=own[0])
 
 
-@study("Merging at a few points and in every block, and dropping, at equal GFLOPs", (0.6, 0.5, 0.3))
+@study(
+    "Merging at a few points and in every block, and dropping, at equal GFLOPs",
+    (0.6, 0.5, 0.3),
+    plot=("GFLOPs", "method", "ranking"),
+)
 def merging(on: StudyCase) -> Iterator[StudyLine]:
     """Does rankmerge lose less than ToMe, and does a ranking earn its place where nothing is dropped?
 
@@ -167,7 +175,7 @@ def merging(on: StudyCase) -> Iterator[StudyLine]:
         yield StudyLine({"for": percent(keep), "method": PREDICTED, "ranking": "predictor"}, own, keep)
 
 
-@study("Parts of rankmerge, at equal GFLOPs", (0.6, 0.3))
+@study("Parts of rankmerge, at equal GFLOPs", (0.6, 0.3), fits=False)
 def ablation(on: StudyCase) -> Iterator[StudyLine]:
     """What is each part of the method worth?
 
@@ -191,7 +199,7 @@ def ablation(on: StudyCase) -> Iterator[StudyLine]:
             yield StudyLine(labels, on.baseline(MERGED, keep, **options), keep, cost=cost)
 
 
-@study("Reduction point", (0.6,))
+@study("Reduction point", (0.6,), plot=("before block", "ranking"))
 def blocks(on: StudyCase) -> Iterator[StudyLine]:
     """Before which block do tokens go at the least loss, for one keep rate or one cost?"""
     own = on.golden()
@@ -250,7 +258,9 @@ def _model(row: Variant) -> str:
     return row.model
 
 
-@study("Learned tokens on the dense and the pruned tower (paper: Table 5)", (0.6, 0.5), tunes=True)
+@study(
+    "Learned tokens on the dense and the pruned tower (paper: Table 5)", (0.6, 0.5), tunes=True, plot=("keep", "tuned")
+)
 def tuning(on: StudyCase) -> Iterator[StudyLine]:
     """How far behind the dense tower is a pruned one once both are tuned?"""
     for (name, tokens), keep in product(WAYS.items(), (1.0, *on.keeps)):
@@ -298,7 +308,7 @@ def four_points(depth: int) -> list[tuple[int, ...]]:
     return fitting
 
 
-@study("Four reduction points of a tuned model (paper: Table 7)", (0.6,), tunes=True)
+@study("Four reduction points of a tuned model (paper: Table 7)", (0.6,), fits=True, tunes=True)
 def points(on: StudyCase) -> Iterator[StudyLine]:
     """Where should a tuned model lose its tokens, if it does so in four steps?
 
@@ -338,11 +348,3 @@ def order(on: StudyCase) -> Iterator[StudyLine]:
 def list_studies() -> dict[str, Study]:
     """Return all studies by name, sorted."""
     return dict(sorted((one.name, one) for one in globals().values() if isinstance(one, Study)))
-
-
-def get_study(name: str, tools: Sequence[str] = ()) -> Study:
-    """Return the study of that name; ValueError with near names, other ``tools``' too, if there is none."""
-    studies = list_studies()
-    if name not in studies:
-        raise ValueError(f"study {name!r}: {expected(name, [*studies, *tools], shown_by='patchrank study --help')}")
-    return studies[name]

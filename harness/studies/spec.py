@@ -227,8 +227,10 @@ class Study:
     question: str  # what it answers
     keeps: tuple[float, ...]  # usual keep rates
     lines: Lines  # of the table; the first of a group is what the others are compared with
+    fits: bool = True  # it fits predictors to golden rankings
     tunes: bool = False  # it is about learned tokens, whose labelled images may come from val
     labels: bool = False  # it is about what labels or classes decide
+    plot: tuple[str, ...] = ()  # columns of its plot: the x axis, then what tells series apart; none without a plot
 
     @property
     def split(self) -> SplitName:
@@ -237,15 +239,27 @@ class Study:
 
 
 def study(
-    title: str, keeps: tuple[float, ...], *, tunes: bool = False, labels: bool = False
+    title: str,
+    keeps: tuple[float, ...],
+    *,
+    fits: bool | None = None,
+    tunes: bool = False,
+    labels: bool = False,
+    plot: tuple[str, ...] = (),
 ) -> Callable[[Lines], Study]:
     """Declare a study of a function's name, whose docstring is the question and which yields the lines of the answer.
 
-    ``tunes`` implies ``labels``.
+    ``tunes`` implies ``labels``, and without ``fits`` that it fits no predictors. ``harness.cli`` reads the keywords
+    from the source: each study has its own flags.
     """
 
     def declare(lines: Lines) -> Study:
-        about = {"name": lines.__name__, "title": title, "question": (lines.__doc__ or "").partition("\n")[0]}
-        return Study(**about, keeps=keeps, lines=lines, tunes=tunes, labels=labels or tunes)
+        about: dict[str, Any] = {
+            "name": lines.__name__,
+            "title": title,
+            "question": (lines.__doc__ or "").partition("\n")[0],
+        }
+        about |= {"keeps": keeps, "lines": lines, "tunes": tunes, "labels": labels or tunes, "plot": plot}
+        return Study(**about, fits=not tunes if fits is None else fits)
 
     return declare

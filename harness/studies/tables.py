@@ -1,14 +1,14 @@
 """What a study measured on a dataset: its lines beside the dense model and beside each other, as a table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.base.table import FORMS, UNMEASURED, Cell, Column, Table, figure, json_values, points
-from harness.records.averages import Average, describe_uncounted, fidelity_difference, row_p
+from harness.records.averages import Average, describe_uncounted, fidelity_difference, judged_on, row_p
 from harness.records.metrics import METRICS
 from harness.records.record import Record, refuse_mixed
 from harness.records.statistics import (
@@ -22,7 +22,8 @@ from harness.records.statistics import (
     mean_interval,
     together,
 )
-from harness.report.writers import markdown
+from harness.report.charts import Chart, Dot
+from harness.report.writers import csv_text
 
 NOTES = (
     "1 - cosine of the features to dense, and top-1 in %, mean over seeds (least to most); differences, of top-1 in "
@@ -30,7 +31,7 @@ NOTES = (
     "comparison at a time. Tau and match at k: agreement with the golden ranking that the line aims at, k being the "
     "patches kept."
 )
-SEED_NOTES = "Over seeds: the difference to first with Student's 95 % t interval over seeds instead."
+SEED_NOTES = "Over seeds: the difference to first with Student's 95 % t interval over seeds."
 # Differences that are tested, a family each, by the row's field; their columns.
 DIFFERENCES = {"distance_to_first": "1 - cos to first", "to_dense": "to dense", "to_first": "to first"}
 _LEARNED = ("shots", "tuning", "prompt_tokens", "seed")  # lines may differ in
@@ -160,7 +161,9 @@ class StudyTable:
         several = any(len(row.records) > 1 for row in self.rows)
         tests = [*([SIGN_FLIP if several else MCNEMAR] if self.dense.labelled else []), FLIPPED]
         lacking = describe_uncounted(self.dense, *(row.records[0] for row in self.rows))
-        notes = [f"{NOTES} {mark_note(' or '.join(tests), 'all of a column')}.", *([f"{lacking}."] if lacking else [])]
+        seeds = [SEED_NOTES] if "over seeds" in heads else []
+        notes = [NOTES, *seeds, f"{mark_note(' or '.join(tests), 'all of a column')}."]
+        notes += [f"{lacking}."] if lacking else []
         begins = {row.group: at for at, row in reversed(list(enumerate(self.rows)))}
         return Table(
             title=self.title,
@@ -170,10 +173,25 @@ class StudyTable:
             sections=frozenset(begins.values()),
         )
 
-    def markdown(self) -> str:
-        """Return it as a Markdown section, without marks and caption."""
-        table = self.table()
-        return markdown([replace(table, caption="", rows=[list(map(Cell, row)) for row in table.rows])])
+    def chart(self, x: str, *series: str) -> Chart:
+        """Draw 1 - cosine to dense, or the difference of top-1 where lines lack it, against a column of numbers.
+
+        Lines with the same labels in the columns ``series`` are joined; those without an x are left out.
+        """
+        distance = METRICS["cosine_distance"]
+        near = all(row.average.has(distance) for row in self.rows)
+        dots: dict[str, list[Dot]] = {}
+        for row in self.rows:
+            at = (row.labels | row.cells())[x]
+            y = row.average.estimate(distance) if near else row.difference("to_dense")
+            if at == UNMEASURED or not isinstance(y, Interval):
+                continue
+            height = y if near else Interval(*(100 * end for end in y))
+            name = " ".join(filter(None, (row.labels[column] for column in series)))
+            dots.setdefault(name, []).append(Dot(Interval(*[float(at)] * 3), height))
+        y_label = "1 - cosine to dense" if near else "top-1 to dense, points"
+        images = f"{self.dense.dataset} ({judged_on(self.dense)}, {self.dense.image_count} images)"
+        return Chart(title=images, x_label=x, y_label=y_label, series=dots, log=near)
 
     def data(self) -> dict[str, Any]:
         """Return it as JSON values, with what was measured but has no column."""
@@ -195,3 +213,20 @@ class StudyTable:
         about |= {"images": self.dense.image_count, "dense": _means(_average([self.dense])), "lines": lines}
         values: dict[str, Any] = json_values(about)
         return values
+
+
+def study_csv(tables: Sequence[StudyTable]) -> str:
+    """Return CSV with a line per row of each table; numbers have six digits, and what wasn't measured is empty."""
+    rows = []
+    for table in tables:
+        families = table.families()
+        about = {name: getattr(table.dense, name) for name in ("dataset", "split", "image_count", "dtype")}
+        for at, row in enumerate(table.rows):
+            figures: dict[str, Any] = _means(row.average)
+            for name in (*DIFFERENCES, "over_seeds"):
+                interval = row.over_seeds if name == "over_seeds" else row.difference(name)
+                figures |= zip((name, f"{name}_low", f"{name}_high"), interval or [None] * 3, strict=True)
+            figures |= {f"{name}_p_holm": family.adjusted.get(at) for name, family in families.items()}
+            figures = {name: None if value is None else float(f"{value:.6g}") for name, value in figures.items()}
+            rows.append(about | row.labels | {"group": row.group, "seeds": len(row.records)} | figures)
+    return csv_text(rows)

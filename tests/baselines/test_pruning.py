@@ -175,48 +175,53 @@ def test_one_random_order_serves_all_images_runs_and_rates(tower: zoo.ReducedViT
     assert kept(keep=0.3, reduce_at=[1, 2, 5])[0] == few
 
 
-def slow_condensation(score: list[float], x: Tensor, count: int, centers: int, merged: float) -> dict[int, Tensor]:
-    """Condense one image's tokens to ``count`` as TCA does: the tokens that are left, by place."""
-    order = sorted(range(len(x)), key=lambda place: -score[place])
-    whole, rest = order[: count - centers], order[count - centers :]
-    pruned = min(int(len(rest) / (1 + merged)), len(x) - count)
-    between = rest[: len(rest) - pruned]
+def slow_condensation(score: Tensor, x: Tensor, count: int, centers: int) -> list[Tensor]:
+    """Condense one image's tokens to ``count`` as TCA does: the tokens that are left, the fused one last."""
+    order = score.argsort(descending=True).tolist()
+    gone = (len(x) - count + 3) // 3
+    whole, between, tail = order[: count - 1 - centers], order[count - 1 - centers : -gone], order[-gone:]
     chosen = between[:1]
     while len(chosen) < centers:
         others = [place for place in between if place not in chosen]
         chosen.append(max(others, key=lambda place: min(float((x[place] - x[c]).norm()) for c in chosen)))
-    clusters = {place: [place] for place in chosen}
+    weights = {place: {place: 1.0} for place in chosen}
     for place in between:
         if place not in chosen:
-            clusters[min(chosen, key=lambda c: float((x[place] - x[c]).norm()))].append(place)
-    means = {place: x[members].mean(dim=0) for place, members in clusters.items()}
-    return {place: x[place] for place in whole} | means
+            center = min(chosen, key=lambda c: float((x[place] - x[c]).norm()))
+            weights[center][place] = 1 / float((x[place] - x[center]).norm())
+    left = {place: x[place] for place in whole}
+    for center, own in weights.items():
+        left[center] = sum(w * x[place] for place, w in own.items()) / sum(own.values())
+    return [*(left[place] for place in sorted(left)), sum(score[place] * x[place] for place in tail)]
 
 
 @pytest.mark.parametrize(
     ("options", "count"),
     [
         ({"keep": 0.5}, 32),
-        ({"keep": 0.5, "centers": 1, "merged": 0.1}, 32),
+        ({"keep": 0.5, "centers": 1}, 32),
         ({"keep": 63 / 64, "centers": 7}, 63),
         ({"keep": 0.04}, 3),
-        ({"keep": 0.3, "centers": 19, "merged": 1e-9}, 19),
     ],
 )
 def test_condensation_is_the_slow_loop(options: dict, count: int, tower: zoo.ReducedViT, images: Tensor):
-    """Each head ranks the patch tokens by the class token's attention; the score is the mean rank."""
     model = zoo.reduce(tower, method="tca", reduce_at=2, **options)
-    config, block = model.reducer.config, tower.blocks[2]
-    x = entering(tower, images, 2)
-    attended = x + block.attn(block.norm1(x))
-    trace = model.trace(images)
+    block, x = tower.blocks[2], entering(tower, images, 2)
+    attended, seen = x + block.attn(block.norm1(x)), attention_of_cls(block, x)
     rows = []
     for image in range(3):
-        ranks = torch.stack([weights[0, 1:].argsort().argsort() for weights, _ in slow_heads(block, x[image])])
-        score = ranks.double().mean(dim=0).tolist()
-        left = slow_condensation(score, attended[image, 1:], count, min(config.centers, count), config.merged)
-        assert trace.reductions[0].after[image].tolist() == sorted(left)
-        rows.append(torch.stack([attended[image, 0], *(left[place] for place in sorted(left))]))
+        left = slow_condensation(seen[image], attended[image, 1:], count, min(model.reducer.config.centers, count - 1))
+        assert len(left) == count
+        rows.append(torch.stack([attended[image, 0], *left]))
     x = torch.stack(rows)
     x = tower.blocks[3:](x + block.mlp(block.norm2(x)))
+    trace = model.trace(images)
     assert torch.allclose(trace.output, tower.forward_head(tower.norm(x)), atol=1e-4)
+    assert trace.kept[:, -1].tolist() == [-1] * 3
+
+
+def test_condensation_to_four_centres_takes_three_times_what_it_fuses(tower: zoo.ReducedViT, images: Tensor):
+    """In the code's words: n tokens become n - 3 d + 3 where d are fused; one token left is all of them fused."""
+    [first, second] = zoo.reduce(tower, method="tca", reduce_at=2, keep=31 / 64).trace(images).reductions
+    assert [first.before.shape[1] - first.after.shape[1] + 1, 64 - 3 * 12 + 3] == [12, second.after.shape[1]]
+    assert zoo.reduce(tower, method="tca", reduce_at=2, keep=0.001).trace(images).kept.tolist() == [[-1]] * 3

@@ -1,4 +1,4 @@
-"""timm's tests of models, unmodified, over our names; docs/timm_tests.md says what they find."""
+"""timm's tests of models, unmodified, over our names; docs/internals.md says what they find."""
 
 import inspect
 import re

@@ -48,6 +48,9 @@ class Extra(NamedTuple):
     results: int = 0
     normed: int = 0  # elements
 
+    def __add__(self, other: tuple[int, ...]) -> "Extra":  # type: ignore[override]
+        return Extra(*map(sum, zip(self, other, strict=True)))
+
 
 class Form(NamedTuple):
     """A method as its paper, or our docs, have it."""
@@ -56,6 +59,7 @@ class Form(NamedTuple):
     points: Callable[[int], Iterable[int]] = lambda _: (3,)  # blocks where tokens go, for a depth
     linear: bool = False  # whether the counts fall evenly; else by equal shares
     inside: bool = False  # whether they go between attention and MLP; else at the block's input
+    late: Callable[[Tower, int, int], Extra] | None = None  # ``extra`` of the second half of the blocks
 
     def counts(self, tower: Tower, keep: float) -> dict[int, int]:
         """Patch tokens left, by the block where they go."""
@@ -96,20 +100,34 @@ def matching(tower: Tower, arrived: int, left: int) -> Extra:
 
 
 def energies(tower: Tower, arrived: int, left: int) -> Extra:
-    """All tokens times all, in the width of a head, then matching among twice as many as go."""
-    pairs = arrived**2 + (arrived - left) ** 2 if left < arrived else 0
+    """All tokens times all, in the width of a head, then matching among all."""
+    return every_key(tower, arrived, left) + matching(tower, arrived, left)
+
+
+def late_energies(tower: Tower, arrived: int, left: int) -> Extra:
+    """All tokens times all, then matching among twice as many as go."""
+    return every_key(tower, arrived, left) + matching(tower, 2 * (arrived - left), 0)
+
+
+def every_key(tower: Tower, arrived: int, left: int) -> Extra:
+    """Each token's key times each, in the width of a head; nothing where none is merged."""
+    pairs = arrived**2 if left < arrived else 0
     return Extra(pairs * (tower.width // tower.heads), results=pairs)
 
 
 def condensing(tower: Tower, arrived: int, left: int) -> Extra:
-    """The class token's query times the patches' keys, and all tokens to merge, if any, times all of them."""
-    if left >= arrived:
-        return Extra()
-    centers = min(4, left)
-    apart = arrived - left + centers
-    between = apart - min(apart // 3, arrived - left)
-    pairs = between**2 if between > centers else 0
-    return Extra((arrived + pairs) * tower.width, results=tower.heads * arrived + pairs)
+    """EViT's fused token, and all tokens to merge, if any, times all of them."""
+    centers = min(4, left - 1)
+    between = arrived - (left - 1 - centers) - (arrived - left + 3) // 3
+    pairs = between**2 if between > centers and left < arrived else 0
+    return fusing(tower, arrived, left) + Extra(pairs * tower.width, results=pairs)
+
+
+def sorting(tower: Tower, arrived: int, left: int) -> Extra:
+    """The class token's row, and tokens to merge times those that are left, in the tower's width."""
+    gone = arrived - left
+    pairs = (gone - round(gone / 2)) * left
+    return row_of_attention(tower, arrived, left) + Extra(pairs * tower.width, results=pairs)
 
 
 def fusing(tower: Tower, arrived: int, left: int) -> Extra:
@@ -133,6 +151,11 @@ def three(_: int) -> tuple[int, ...]:
     return 3, 6, 9
 
 
+def quarters(depth: int) -> list[int]:
+    """Stages as EViT has them in 12 blocks, in proportion, halves rounded up."""
+    return [int(depth * stage / 4 + 0.5) for stage in (1, 2, 3)]
+
+
 def thirds(depth: int) -> list[int]:
     return [depth * third // 3 for third in range(3)]
 
@@ -143,11 +166,13 @@ FORMS = {
     "clsattn": Form(own_row),
     "evit": Form(row_of_attention, three, inside=True),
     "evitfuse": Form(fusing, three, inside=True),
+    "atc": Form(every_key, quarters, inside=True),
     "avit": Form(nothing, lambda depth: range(1, depth), linear=True),
     "tome": Form(matching, range, linear=True, inside=True),
-    "pitome": Form(energies, range, inside=True),
+    "diffrate": Form(sorting, lambda depth: range(1, depth), linear=True, inside=True),
+    "pitome": Form(energies, range, inside=True, late=late_energies),
     "tofu": Form(matching, range, linear=True, inside=True),
-    "tca": Form(condensing, three, inside=True),
+    "tca": Form(condensing, quarters, inside=True),
     "rankmerge": Form(every_pair, thirds, inside=True),
 }
 LACKING = "has no closed form: write into FORMS here where tokens go and what it computes beside the blocks"
@@ -163,7 +188,8 @@ def costs(tower: Tower, form: Form | None, keep: float) -> tuple[int, int, tuple
     for block in range(tower.depth):
         arrived, n, extra = n, counts.get(block, n), Extra()
         if form is not None and block in counts:
-            extra = form.extra(tower, arrived, n)
+            late = form.late is not None and block >= (tower.depth + 1) // 2
+            extra = (form.late if late else form.extra)(tower, arrived, n)
         attends = (arrived if form is not None and form.inside else n) + LEARNED
         thinks = n + LEARNED
         products += 4 * attends * d * d + 2 * attends**2 * d + 8 * thinks * d * d + extra.products

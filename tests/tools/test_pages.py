@@ -1,22 +1,36 @@
-"""The generated pages: docs/commands.md is what the parser says, the table of docs/towers.md what trying gives."""
+"""The generated pages: commands are what the parser says, the table of docs/towers.md what trying gives."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from harness.cli.entry import COMMANDS
+from harness.studies.questions import list_studies
 from tools import write_towers as towers
-from tools.write_commands import PAGE, REWRITE, splice
+from tools.site import commands
 
-TOWERS = (Path(__file__).parents[2] / towers.PAGE).read_text("utf-8")
+ROOT = Path(__file__).parents[2]
+TOWERS = (ROOT / towers.PAGE).read_text("utf-8")
 
 
-def test_the_page_is_what_the_parser_says():
-    text = (Path(__file__).parents[2] / PAGE).read_text("utf-8")
-    assert splice(text) == text, f"docs/commands.md is out of date; run: {REWRITE}"
-    heads = "".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| `"))
-    assert [path for path in COMMANDS if f"`{path}`" not in heads] == []  # of JSON documents
+def test_every_command_is_in_its_page_once_and_its_json_is_described():
+    heads = re.findall(r"^### (.*)$", commands(), re.M)
+    assert sorted(head for head in heads if head in COMMANDS) == sorted(COMMANDS)
+    page = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    described = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    every = {"study NAME" if path.removeprefix("study ") in list_studies() else path for path in COMMANDS}
+    assert [path for path in every if f"`{path}`" not in described] == []
+
+
+def test_the_site_needs_nothing_that_its_environment_lacks():
+    code = (
+        "import runpy, sys; runpy.run_path('tools/site.py')['commands'](); print({'numpy', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_the_table_has_a_row_for_every_tower_and_a_reason_for_every_no():

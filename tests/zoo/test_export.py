@@ -64,7 +64,9 @@ def needs(*packages: str) -> None:
 
 
 # The others' operations are in these: evit's in evitfuse, clsattn's in tca, tome's in tofu.
-@pytest.mark.parametrize("method", ["avit", "evitfuse", "patchrank", "pitome", "random", "rankmerge", "tca", "tofu"])
+@pytest.mark.parametrize(
+    "method", ["atc", "avit", "diffrate", "evitfuse", "patchrank", "pitome", "random", "rankmerge", "tca", "tofu"]
+)
 def test_every_method_in_onnx_runtime(method: str, make: Build, images: Tensor, tmp_path: Path):
     needs("onnxscript", "onnxruntime")
     half, path = make(method), tmp_path / "model.onnx"

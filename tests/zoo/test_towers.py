@@ -42,7 +42,7 @@ KINDS = (*TOWERS, *STYLES, *OWN_CLIP)
 FEW = ("siglip b16", "averaged", "averaged with maximum", "maximum", "dinov2 registers", "dinov3 s", "pe core")
 FEW += ("rope mixed", "beit", "open_clip", "norm behind", "coca", "cascade")
 QUERYLESS = ("siglip averaged", "registers averaged", "averaged", "rope averaged", "naflex rope")
-NEEDS_QUERY = ("clsattn", "evit", "evitfuse", "tca")
+NEEDS_QUERY = ("clsattn", "diffrate", "evit", "evitfuse", "tca")
 
 
 def build(kind: str, **overrides: Any) -> nn.Module:

@@ -78,18 +78,20 @@ class Pairs(NamedTuple):
 def bipartite(metric: Tensor, count: int, r: int, order: Tensor | None = None) -> Pairs:
     """Match tokens of two sets by the cosine of ``metric`` (B, n, d), and return the ``r`` nearest pairs.
 
-    ``count`` tokens, those at ``order`` (B, count) or all n in their own order, alternate into set B
-    (even places) and set A (odd places); each of A looks for its nearest in B. r <= count // 2.
+    ``count`` tokens, those at ``order`` (B, count) or all n in their own order, alternate into two sets; each of set A
+    looks for its nearest in set B. Without an order the odd places are set A (ToMe), with one the even places (PiToMe).
+    r <= count // 2.
     """
     if order is not None:
         metric = rows(metric, order)
+    odd = int(order is None)  # whether set A has the odd places
     metric = F.normalize(metric.float(), dim=-1)
-    cosine = metric[:, 1::2] @ metric[:, ::2].transpose(1, 2)
+    cosine = metric[:, odd::2] @ metric[:, 1 - odd :: 2].transpose(1, 2)
     similarity, partner = cosine.float().max(dim=-1)  # autocast makes the product low precision
     ranked = similarity.argsort(dim=1, descending=True, stable=True)
     nearest, rest = ranked[:, :r], ranked[:, r:].sort(dim=1).values
-    even = 2 * every_position(metric, (count + 1) // 2)
-    places = (2 * nearest + 1, 2 * partner.gather(1, nearest), torch.cat((2 * rest + 1, even), dim=1))
+    others = 2 * every_position(metric, (count + odd) // 2) + 1 - odd
+    places = (2 * nearest + odd, 2 * partner.gather(1, nearest) + 1 - odd, torch.cat((2 * rest + odd, others), dim=1))
     gone, into, stay = places if order is None else (order.gather(1, place) for place in places)
     return Pairs(gone, into, similarity.gather(1, nearest), stay)
 
@@ -114,8 +116,8 @@ def pair_tokens(
         places: (B, n, 2), whose squared distance adds to the cost.
         weight: (B, n) factors on the cost, None for 1.
         r: at least 1.
-        protection: (B, n) factors on the cost of those that go, for whose turn it is alone; None for 1. On the cost of
-            pairs it would send what matters into what doesn't, however unlike.
+        protection: (B, n) factors on the cost of those that go; they set the order of merging, not the partners. None
+            for 1. On the cost of pairs they would send what matters into what doesn't, however unlike.
         links: how far chains are followed; beyond, a token may have to go into a farther one than need be.
 
     Returns:

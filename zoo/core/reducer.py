@@ -113,6 +113,23 @@ class ReducerConfig:
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class StagedConfig(ReducerConfig):
+    """Settings of methods with three stages.
+
+    Attributes:
+        reduce_at: as for all methods, but None for the quarters of the depth: blocks 3, 6 and 9 of 12.
+    """
+
+    reduce_at: tuple[int, ...] | None = None
+
+    def points(self, depth: int) -> tuple[int, ...]:
+        """Return the reduction points; by default the blocks nearest to one, two and three quarters of the depth."""
+        if self.reduce_at is not None:
+            return super().points(depth)
+        return tuple(sorted({min((2 * depth * stage + 4) // 8, depth - 1) for stage in (1, 2, 3)}))
+
+
 def _schedule(value: Any) -> str | tuple[float, ...]:
     """Check the name of a schedule, or its keep rates."""
     if not isinstance(value, (list, tuple)):

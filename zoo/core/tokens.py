@@ -233,6 +233,30 @@ def _splice(x: Tensor, prefix: int, stay: Tensor, merged: Tensor, place: Tensor)
     return rows(torch.cat((x, merged), dim=1), torch.cat((every_position(x, prefix), patches), dim=1))
 
 
+def append_fused(kept: Tokens, tokens: Tokens, importance: Tensor) -> Tokens:
+    """Append the attention-weighted sum of the tokens that ``kept`` lost, at position -1."""
+    count = kept.patch_count
+    order = importance.argsort(dim=1, descending=True, stable=True)
+    weight = importance.scatter(1, order[:, :count], 0.0).to(tokens.x.dtype)
+    fused = weight.unsqueeze(1) @ tokens.patches
+    nowhere = kept.patch_idx.new_full((kept.patch_idx.shape[0], 1), -1)
+    last = kept.history[-1]
+    after = torch.cat((last.after, nowhere), dim=1)
+    place = None
+    if tokens.positional is not None:  # the mean of theirs by the same weights
+        gone = weight.unsqueeze(1).float()
+        mean = (gone @ tokens.places()) / gone.sum(dim=2, keepdim=True)
+        place = torch.cat((kept.places(), mean), dim=1)
+    return kept._replace(
+        x=torch.cat((kept.x, fused), dim=1),
+        patch_idx=torch.cat((kept.patch_idx, nowhere), dim=1),
+        patch_count=count + 1,
+        importance=None,
+        place=place,
+        history=(*kept.history[:-1], last._replace(after=after)),
+    )
+
+
 def every_position(x: Tensor, count: int) -> Tensor:
     """Return the positions 0 to ``count`` - 1 for every sequence of ``x`` (B, T, D), (B, count)."""
     return torch.arange(count, device=x.device).expand(x.shape[0], -1)

@@ -156,7 +156,7 @@ def _make_published(**changes: Any) -> TuneConfig:
 
 
 # Whole recipes. ``embedded`` is ours, chosen on validation images of the embedded datasets. The others are what the
-# released configurations say, as far as ``TuneConfig`` can say it; docs/prompts.md has what it can't.
+# released configurations say, as far as ``TuneConfig`` can say it; docs/learning.md has what it can't.
 # coop: K. Zhou et al. (2109.01134), ViT-B/16, 8 and 16 shots (it has 50 epochs for 1 shot, 100 for 2 and 4).
 # maple: M. U. Khattak et al. (2210.03117), ViT-B/16. The first tokens begin as the first words of "a photo of a".
 RECIPES = {

@@ -1,4 +1,4 @@
-"""Rankmerge: at a few points of the tower, merge patch tokens into their nearest, whatever matters least first."""
+"""Rankmerge: at a few points of the tower, merge patch tokens into their nearest, the least important first."""
 
 import math
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The spec ``follow:N`` of an approximate golden ranking, which towers it suits, and what it costs.
 
-It recomputes the class token and N patch tokens per window; docs/approximations.md says how well that agrees.
+It recomputes the class token and N patch tokens per window; docs/rankings.md says how well that agrees.
 """
 
 import re

@@ -56,7 +56,7 @@ def test_the_first_row_of_a_name_says_the_defaults():
     (lambda: parse_choice("evit:fuse=yes"), "'evit:fuse=yes'.*expected METHOD:OPTION=VALUE"),
     (lambda: parse_choice("evitt:fuse=true"), "method 'evitt': did you mean 'evit'"),
     (lambda: parse_choice("golden:keep=0.5"), "golden has no options"),
-    (lambda: Tolerances(images=-1), "--images -1: expected a number from 0"),
+    (lambda: Tolerances(answers=-1), "--answers -1: expected a number from 0"),
     (lambda: Tolerances(tau=math.nan), "--tau nan: expected a number from 0"),
     (lambda: Tolerances(slower=0.5), "--slower 0.5: expected a factor from 1"),
 ])  # fmt: skip
@@ -133,7 +133,7 @@ def test_answers_are_judged_by_their_number_and_by_the_images_that_flipped():
     [right, flips] = between(record(), record(flipped(1, 2, 3)))
     assert (right.expected, right.now, right.by, right.allowed) == (30, 27, -3, "±1")
     assert (flips.now, flips.by, flips.allowed) == ("3 lost, 0 won", 3, "2")
-    assert quantities(record(), record(flipped(1, 2, 3)), images=3, flips=3) == []
+    assert quantities(record(), record(flipped(1, 2, 3)), answers=3, flips=3) == []
 
 
 @pytest.mark.parametrize(("fields", "small", "large", "name"), [

@@ -37,8 +37,11 @@ def test_flags_have_one_spelling_and_a_help_and_examples_are_commands(monkeypatc
         assert all(action.help for action in leaf._actions), path
 
 
-def test_help_and_version_of_the_program_import_nothing_heavy():
-    words = [["--version"], ["--help"], [], ["study"], *([name] for name in FAMILIES)]
+def test_help_and_slips_import_nothing_heavy(tmp_path: Path):
+    words = [["--version"], [], ["study"], *([name] for name in FAMILIES)]
+    words += [[*path.split(), "--help"] for path in ("", *COMMANDS)]
+    slips = ("latency --model X", "eval clip_vit_s14_tme60 --dataset emoji", "compare --methods evti", "rank --limt 3")
+    words += [slip.split() for slip in slips]
     code = (
         f"import sys\nfrom harness.cli.entry import main\nfor words in {words!r}:\n"
         "    try:\n        main(words)\n    except SystemExit:\n        pass\n"
@@ -56,7 +59,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
 
 
 @pytest.mark.parametrize(("command", "match"), [
-    ("compair", "'compair': did you mean 'compare'?"),
+    ("compair", "command 'compair': did you mean 'compare'?"),
     ("study ordre", "study 'ordre': did you mean 'order'?"),
     ("compare --methode evit", "no flag '--methode': did you mean '--methods'?"),
     ("compare --lim=3", "no flag '--lim': did you mean"),
@@ -64,6 +67,13 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare --limit x", "--limit 'x': expected a whole number"),
     ("compare --traces x", "--traces invalid int value: 'x'; see patchrank compare --help"),
     ("compare --keeps 0.6 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
+    ("compare --keeps 60", "--keeps 60: did you mean 0.6?"),
+    ("compare --images photos", "no flag '--images': did you mean '--dataset images:photos'?"),
+    ("compare --models clip_vit_s14_tome60", "--model 'clip_vit_s14_tome60' is a reduced model"),
+    ("compare clip_vit_s14_patchrank60", "give the dense one: --model clip_vit_s14 --methods patchrank --keeps 0.6"),
+    ("fit schedule clip_vit_s14_evit60", "give the dense one: --model clip_vit_s14 --method evit --keep 0.6"),
+    ("eval clip_vit_s14 --model clip_vit_s14", "'clip_vit_s14' and --model: give one of the two"),
+    ("latency X", "--model 'X': expected a name of `patchrank list`, a ViT's name in timm, local-dir:"),
     ("compare --batches 1 0", "--batches 0: expected a number from 1"),
     ("compare --device nonsense", "--device 'nonsense' can't be used here"),
     ("rank --dataset emoji --images x", "--images: not allowed with argument --dataset"),
@@ -110,7 +120,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("study reproduce table8", "'table8': did you mean 'table"),
     ("study reproduce table1 --golden stride=3,window=2", "stride=3"),
     ("study reproduce table5 --recipe coop --tune rounds=3", "--tune 'rounds=3' with epochs=200"),
-    ("study reproduce figure3 --images 0", "0: expected a number from 1"),
+    ("study reproduce figure3 --pictures 0", "0: expected a number from 1"),
     ("datasets check --dataset folder:gone", "gone' does not exist"),
     ("datasets check --dataset caltech101", "dataset 'caltech101' isn't shipped here; say where it lies: --root"),
     ("datasets check --dataset fashion --download", "--download: none of fashion lies below a root"),
@@ -166,7 +176,7 @@ def test_changes_of_settings(changes: str, match: str):
 
 
 def test_the_subcommand_of_the_extension_guide_is_one_like_the_others(monkeypatch, capsys):
-    section = (ROOT / "docs" / "extend.md").read_text("utf-8").partition("\n## A subcommand\n")[2]
+    section = (ROOT / "docs" / "extend.md").read_text("utf-8").partition("\n## Add a subcommand\n")[2]
     [code] = re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S)
     names: dict[str, Any] = {}
     exec(code, names)

@@ -32,7 +32,8 @@ ARCH = "clip_vit_b16"
 WHERE: dict[str, Any] = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "batches": ()}
 PLAN = Plan(**WHERE, methods=("random",), keeps=(0.5,))
 Measure = Callable[..., list[Record]]
-PAGE = (Path(__file__).parents[3] / "docs" / "traces.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "internals.md").read_text("utf-8").partition("\n## Traces\n")[2]
+PAGE = PAGE.partition("\n## ")[0]
 pytestmark = pytest.mark.usefixtures("benchmark")
 
 
@@ -208,6 +209,15 @@ def test_a_number_below_zero_and_a_run_without_traces_are_refused(tmp_path):
     words = f"run '{tmp_path}' has no folder 'traces'; `compare --fresh --output {tmp_path}`"
     with pytest.raises(FileNotFoundError, match=re.escape(words)):
         stored.read_traces(tmp_path)
+
+
+def test_images_without_labels_are_traced_without_answers(measure, unlabelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "get_dataset", lambda name: unlabelled)
+    measure(methods=("evit",), images=4)
+    dense, evit = stored.read_traces(tmp_path / "run")
+    assert evit.labels == evit.predicted == evit.correct == (None,) * 4
+    assert ((evit.left == -1).sum(axis=1) == 32).all()
+    assert len(stored.Thumbnails.read(tmp_path / "run", dense.facts).jpeg) == 4
 
 
 def preprocess_wide(image: Image.Image) -> torch.Tensor:

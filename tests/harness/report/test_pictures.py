@@ -33,6 +33,7 @@ from harness.report.pictures import (
     ranks,
     token_panel,
 )
+from zoo.core.files import digest
 
 GRID, CELLS, SIZE = (4, 6), 24, (80, 120)
 View = NDArray[np.float64]
@@ -161,14 +162,14 @@ class Written:
         path.write_bytes(row.encode())
         return row
 
-    def thumbnails(self) -> None:
+    def thumbnails(self, **changes: Any) -> None:
         """Write small copies of the images."""
         jpegs = []
         for pixels in np.random.default_rng(0).integers(0, 256, (IMAGES, 48, 48, 3), dtype=np.uint8):
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, "JPEG")
             jpegs.append(buffer.getvalue())
-        path = thumbnails_path(self.run, self.facts)
+        path = thumbnails_path(self.run, replace(self.facts, **changes))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(seal(pa.table({"image_id": list(self.ids), "jpeg": jpegs}), "thumbnails", {}))
 
@@ -201,7 +202,7 @@ def test_rows_of_other_conditions_never_stand_side_by_side(name: str, value: str
     groups = run.groups
     assert len(groups) == 2
     assert all(len({getattr(row.facts, name) for row in group.rows}) == 1 for group in groups)
-    assert len({group.slug for group in groups}) == 2
+    assert len({digest(group.facts.conditions) for group in groups}) == 2
 
 
 def test_several_runs_stand_in_one_group_the_last_of_a_row_counting(written):
@@ -238,9 +239,7 @@ def test_torn_rows_and_files_of_others_are_named_and_the_rest_is_drawn(run):
     traced = group_traces([run.run], None, reasons.append)
     [reason] = reasons
     assert f"{str(torn)!r} is broken" in reason
-    assert [(row.facts.method, row.facts.keep) for row in traced[0].lowest] == [
-        *(("evit", 0.5), ("patchrank", 0.25), ("random", 0.25)),
-    ]
+    assert [(row.facts.method, row.facts.keep) for row in traced[0].lowest[1:]] == [("evit", 0.5), ("patchrank", 0.25)]
     assert len(galleries(traced)) == 1
     with pytest.raises(ValueError, match="is broken"):
         group_traces([run.run])
@@ -253,21 +252,26 @@ def test_torn_rows_and_files_of_others_are_named_and_the_rest_is_drawn(run):
     assert len(reasons) == 3
     for words in ("a Parquet file, but not of traces", "traces of another row", str(small)):
         assert any(words in reason for reason in reasons)
-    assert [row.facts.keep for row in group.lowest] == [0.25, 0.5, 0.5]
+    assert [row.facts.keep for row in group.lowest[1:]] == [0.25, 0.5]
     assert galleries([group]) == []
 
 
-def test_galleries_are_of_the_first_images(run, monkeypatch: pytest.MonkeyPatch):
+def test_galleries_are_of_the_first_images_without_labels_first(run, monkeypatch: pytest.MonkeyPatch):
+    nothing = {"labels": (None,) * IMAGES, "predicted": (None,) * IMAGES}
+    run.put(replace(run.row("evit", 0.5, dataset="photos"), **nothing))
+    run.thumbnails(dataset="photos")
     sheets: list[PatchSheet] = []
     monkeypatch.setattr(pictures, "draw", lambda sheet, form, scale: sheets.append(sheet) or b"drawn")
-    [first] = galleries(run.groups)
-    assert "right answers of 6: dense 3, patchrank 3, evit 3, random 3" in first.alt
-    [group], [sheet] = run.groups, sheets
-    assert [row.name for row in sheet.rows] == list(run.ids[:6])
+    photos, toy = galleries(run.groups)
+    assert photos.alt == f"4 images ({', '.join(run.ids[:4])}) and what is kept of them by evit."
+    assert "right answers: dense 2, patchrank 2, evit 2" in toy.alt
+    assert [row.captions for row in sheets[0].rows] == [{}] * 4
+    [group], sheet = [group for group in run.groups if group.facts.dataset != "photos"], sheets[1]
+    assert [row.name for row in sheet.rows] == list(run.ids[:4])
     [evit] = [row for row in group.rows if row.facts.model == "clip_vit_b16_evit25"]
     assert (sheet.rows[1].tokens["evit"] == evit.token[1]).all()
-    assert (sheet.rows[1].importance["golden ranking"] == group.golden[0].importance[1]).all()
-    assert sheet.rows[1].captions == dict.fromkeys(("image", "patchrank", "evit", "random"), "✓ cat")
+    assert (sheet.rows[1].importance["golden ranking"] == group.lowest[0].importance[1]).all()
+    assert sheet.rows[1].captions == dict.fromkeys(("image", "patchrank", "evit"), "✓ cat")
     assert sheet.rows[0].captions["evit"] == "✗ cat"
 
 

@@ -17,7 +17,7 @@ from harness.measure.cost import OperatorCost
 from harness.models.towers import Tower
 from harness.records.record import Record
 from harness.studies import workshop
-from harness.studies.questions import get_study
+from harness.studies.questions import list_studies
 from harness.studies.reproduce import TABLES, Comparison, compare_rows, produce
 from harness.studies.spec import StudyConfig
 from harness.studies.workshop import answer
@@ -89,7 +89,7 @@ def studied(staged: dict[str, Dataset]) -> Callable[..., Any]:
     """Make a study of the toy tower; return its tables and records by dataset."""
 
     def call(name: str, config: StudyConfig, records: Sequence[Record] = ()) -> dict[str, Any]:
-        sheets = answer(get_study(name), config, list(records), Progress())
+        sheets = answer(list_studies()[name], config, list(records), Progress())
         return {sheet.dense.dataset: (sheet, own) for sheet, own in sheets}
 
     return call

@@ -1,5 +1,6 @@
 """One contract for every study; what distinguishes some; their table, judged together; the command and its records."""
 
+import csv
 import io
 import json
 from itertools import product
@@ -21,9 +22,9 @@ from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mean_interval, paired_p
 from harness.studies import workshop as module
-from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, get_study, list_studies, schedules
+from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
 from harness.studies.spec import StudyConfig
-from harness.studies.tables import StudyTable, compare_lines
+from harness.studies.tables import StudyTable, compare_lines, study_csv
 from harness.studies.workshop import Stock, answer, find, stock
 from zoo.core.files import read_facts
 from zoo.loading.weights import cache_folder
@@ -39,13 +40,13 @@ FLAGS = (
 
 
 def take_stock(name: str, config: StudyConfig) -> list[Stock]:
-    return stock(get_study(name), config, Progress())
+    return stock(list_studies()[name], config, Progress())
 
 
 @pytest.mark.parametrize("name", list_studies())
 @pytest.mark.usefixtures("predictor_file", "quick_costs")
 def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig, name: str, studied, work):
-    few = replace(few, split=get_study(name).split, seeds=1)
+    few = replace(few, split=list_studies()[name].split, seeds=1)
     before = take_stock(name, few)
     assert not work
     assert all(one.cached == 0 for one in before)
@@ -57,6 +58,8 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
     begins = {row.group: row for row in reversed(table.rows)}
     assert [row for row in table.rows if row.difference("to_first") is None] == list(reversed(begins.values()))
     assert table.dense == records[0]
+    if plot := list_studies()[name].plot:
+        assert sum(map(len, table.chart(*plot).series.values())) > 1
     for row in table.rows:
         assert {(record.image_count, record.split) for record in row.records} == {(7, few.split)}
         golden = "golden" in {record.method for record in row.records}
@@ -219,7 +222,7 @@ def without_hash(path: Path) -> None:
 @pytest.mark.usefixtures("staged")
 def test_a_predictor_that_cannot_be_loaded_is_fitted_anew(few: StudyConfig):
     def fidelity(console: Console) -> list[float | None]:
-        tables = answer(get_study("losses"), replace(few, seeds=1), [], Progress(console))
+        tables = answer(list_studies()["losses"], replace(few, seeds=1), [], Progress(console))
         return [record.mean("cosine_distance") for _, records in tables for record in records]
 
     whole = fidelity(Console(quiet=True))
@@ -260,7 +263,9 @@ def test_each_column_is_a_family_judged_by_holm_and_marked():
     assert (family.clear, first.clear) == ({0, 2, 3}, {2})
     marked = [cell for row in one.table().rows for cell in row if cell.mark]
     assert len(marked) == 3 + 1
-    assert "*" not in one.markdown()
+    lines = list(csv.DictReader(io.StringIO(study_csv([one]))))
+    assert [line["to_dense_p_holm"] for line in lines] == [f"{p:.6g}" for p in holm(dense)]
+    assert [line["line"] for line in lines] == ["l0", "l1", "l2", "l3"]
 
 
 def test_means_over_seeds_are_judged_by_sign_flips():
@@ -310,10 +315,10 @@ def test_a_second_run_reads_the_records_that_the_first_wrote(tmp_path: Path, mon
     loads.clear()
     assert main(command) == 0
     assert len(loads) == 1
-    records, text = (tmp_path / "transfer.jsonl").read_bytes(), (tmp_path / "transfer.md").read_text()
-    assert f"```\npatchrank study transfer {FLAGS}\n```" in text
+    records, text = (tmp_path / "transfer.jsonl").read_bytes(), (tmp_path / "transfer.csv").read_text()
+    assert [line["fitted on"] for line in csv.DictReader(io.StringIO(text))] == ["plain", "(golden)"]
     found = read_records(tmp_path / "transfer.jsonl")
     assert [record.method for record in found] == ["dense", "patchrank", "patchrank", "golden"]
     assert main(command) == 0  # nothing new to write
     assert (tmp_path / "transfer.jsonl").read_bytes() == records
-    assert (tmp_path / "transfer.md").read_text() == text
+    assert (tmp_path / "transfer.csv").read_text() == text

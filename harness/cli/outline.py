@@ -1,0 +1,111 @@
+"""What help and the check of names need of modules that import torch, read from their source in milliseconds."""
+
+import ast
+import functools
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+HOUSE = Path(__file__).parents[2]
+
+
+class Outline:
+    """The constants of a module or class, and its classes, as attributes; of a dict that isn't constant, its keys."""
+
+    def __init__(self, body: Iterable[ast.stmt], outer: "Outline | None" = None) -> None:
+        self._outer = outer
+        self._nodes: dict[str, Any] = {}
+        for node in body:
+            match node:
+                case ast.ImportFrom(module=str(module), names=names):
+                    self._nodes |= {one.asname or one.name: (module, one.name) for one in names}
+                case ast.ClassDef(name=name, body=inner):
+                    self._nodes[name] = Outline(inner, self)
+                case (
+                    ast.Assign(targets=[ast.Name(id=name)], value=value)
+                    | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+                ):
+                    self._nodes[name] = value
+                case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
+                    self._nodes |= {ast.unparse(name): value for name, value in zip(targets, values, strict=True)}
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what a name stands for; raise AttributeError if the source alone doesn't say it."""
+        node = self._nodes.get(name)
+        if node is None:
+            if self._outer is None:
+                raise AttributeError(name)
+            return getattr(self._outer, name)
+        if isinstance(node, tuple):
+            return getattr(outline(node[0]), node[1])
+        return node if isinstance(node, Outline) else self._value(node)
+
+    def _value(self, node: ast.expr) -> Any:
+        match node:
+            case ast.Name(id=name):
+                return getattr(self, name)
+            case ast.Attribute(value=owner, attr=name):
+                return getattr(self._value(owner), name)
+            case ast.Tuple(elts=parts):
+                return tuple(value for part in parts for value in self._values(part))
+            case ast.Dict(keys=keys):
+                return tuple(self._value(key) for key in keys if key is not None)
+        return ast.literal_eval(node)
+
+    def _values(self, part: ast.expr) -> Iterator[Any]:
+        yield from self._value(part.value) if isinstance(part, ast.Starred) else [self._value(part)]
+
+
+@functools.cache
+def _statements(module: str) -> list[ast.stmt]:
+    return ast.parse((HOUSE / f"{module.replace('.', '/')}.py").read_text("utf-8")).body
+
+
+@functools.cache
+def outline(module: str) -> Outline:
+    """Return the outline of one of our modules."""
+    return Outline(_statements(module))
+
+
+def decorated(module: str, decorator: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield name, first line of the docstring and the decorator's keywords of functions of one of our modules."""
+    for node in _statements(module):
+        match node:
+            case ast.FunctionDef(decorator_list=[ast.Call(func=ast.Name(id=by), keywords=keywords)]) if by == decorator:
+                facts = {str(one.arg): ast.literal_eval(one.value) for one in keywords}
+                yield node.name, (ast.get_docstring(node) or "").partition("\n")[0], facts
+
+
+@functools.cache
+def _method_names() -> tuple[str, ...]:
+    files = (
+        file.read_text("utf-8") for folder in ("zoo/methods", "baselines") for file in (HOUSE / folder).glob("*.py")
+    )
+    return tuple(sorted(name for text in files for name in re.findall(r'^@register_method\("(\w+)"\)', text, re.M)))
+
+
+def method_names() -> set[str] | None:
+    """Return the names of all reduction methods; None where another package brings more."""
+    zoo = sys.modules.get("zoo")
+    if zoo is not None:
+        return set(zoo.METHODS)
+    points = entry_points(group=outline("zoo.loading.registry").METHOD_GROUP)
+    return set(_method_names()) if {point.value for point in points} <= {"baselines"} else None
+
+
+def dense_names() -> list[str]:
+    """Return the names of our dense models."""
+    return [f"clip_vit_{size}" for size in outline("zoo.loading.sizes").SIZES]
+
+
+def in_timm(name: str) -> bool:
+    """Tell whether timm's files name a model so."""
+    spec = find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    named = re.compile(rf"""^def {re.escape(name)}\(|["']{re.escape(name)}["']""", re.M)
+    return any(named.search(file.read_text("utf-8")) for file in Path(spec.origin).parent.glob("models/*.py"))

@@ -1,0 +1,130 @@
+"""Tables of README and the site that are made from records and from the curve of cheaper rankings.
+
+``python -m tools.write_results`` in a checkout writes them anew; a test compares them.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+from harness.base.table import NOT_MEASURED, Table
+from harness.golden.rank import SHIPPED, Curve
+from harness.records.record import DENSE, MATCHED, Record, read_records
+from harness.records.times import LATENCIES, read_latencies
+from harness.report.groups import brief_tables, group_records, group_times, time_tables
+from harness.report.writers import markdown
+from harness.studies.ranking_cost import curve_table
+from tools import replace_part
+from zoo.core.files import write_whole
+
+RESULTS = Path("docs/results")
+BEGIN, END = "<!-- --8<-- [start:{}] -->", "<!-- --8<-- [end:{}] -->"
+TARGET = "patchrank"  # whose cost the other methods meet
+MOST_OFF = 0.05  # of the target's time, beyond which a row has no figure
+TIMED = {  # records by column
+    "batch 1, float32": "equal_time_1_float32.jsonl.gz",
+    "batch 1, bfloat16": "equal_time_1_bfloat16.jsonl.gz",
+    "batch 8, bfloat16": "equal_time.jsonl",
+    "batch 32, float32": "equal_time_32_float32.jsonl.gz",
+    "batch 32, bfloat16": "equal_time_32_bfloat16.jsonl.gz",
+}
+Found = Iterable[tuple[float, str, str, float]]  # keep rate of the target, method, column, 1 - cosine
+
+
+def main_results() -> list[Table]:
+    """Return what README shows of the main job."""
+    return brief_tables(group_records(read_records(RESULTS / "records.jsonl")))
+
+
+def final_split() -> list[Table]:
+    """Return 1 - cosine on the final split at the GFLOPs of the target."""
+    return [_distances("Final split, at equal GFLOPs", _final_split())]
+
+
+def _final_split() -> Iterator[tuple[float, str, str, float]]:
+    groups = [list(group) for _, group in groupby(read_records(RESULTS / "final.jsonl.gz"), lambda one: one.dataset)]
+    for group in groups[len(groups) // 2 :]:  # the first half is at equal keep rates
+        targets = [record for record in group if record.method == TARGET]
+        for record in group:
+            if record.method != DENSE:
+                near = min(targets, key=lambda target: abs(_metric(target, "gflops") - _metric(record, "gflops")))
+                column = f"{record.dataset} ({record.image_count})"
+                yield near.keep, record.method, column, _metric(record, "cosine_distance")
+
+
+def equal_time() -> list[Table]:
+    """Return 1 - cosine on photographs at the measured time of the target; a row that is off has no figure."""
+    return [_distances("Photographs, at equal time", _equal_time())]
+
+
+def _equal_time() -> Iterator[tuple[float, str, str, float]]:
+    for column, name in TIMED.items():
+        batch = int(column.split(",")[0].removeprefix("batch "))
+        records = [one for one in read_records(RESULTS / name) if one.dataset == "photos" and one.method != DENSE]
+        goals = {one.keep: _ratio(one, batch) for one in records if one.method == TARGET}
+        for record in records:
+            at = record.method_config.get(MATCHED, {"keeps": [record.keep]})["keeps"][0]
+            if abs(_ratio(record, batch) / goals[at] - 1) <= MOST_OFF:
+                yield at, record.method, column, _metric(record, "cosine_distance")
+
+
+def _metric(record: Record, name: str) -> float:
+    mean = record.mean(name)
+    assert mean is not None
+    return float(mean)
+
+
+def _ratio(record: Record, batch: int) -> float:
+    [ratio] = [times.ratio_to_dense for times in record.latency if times.batch == batch]
+    assert ratio is not None
+    return ratio
+
+
+def _distances(title: str, found: Found) -> Table:
+    """Lay out 1 - cosine by the target's keep rate and the method, nearest first, in columns."""
+    rows: dict[tuple[float, str], dict[str, float]] = {}
+    for at, method, column, value in found:
+        rows.setdefault((at, method), {})[column] = value
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    order = sorted(rows, key=lambda key: (-key[0], min(rows[key].values())))
+    cells = []
+    for at, method in order:
+        row = rows[at, method]
+        figures = [format(row[column], ".4f") if column in row else NOT_MEASURED for column in columns]
+        cells.append([f"{100 * at:.0f} %", method, *figures])
+    return Table.of(title, ("at", "method", *columns), cells, words={"at", "method"})
+
+
+def curve() -> list[Table]:
+    """Return how near cheaper golden rankings are to the exact one."""
+    return [curve_table(Curve.read(SHIPPED))]
+
+
+def times() -> list[Table]:
+    """Return times by `latency`, where they were measured for the site."""
+    path = RESULTS / LATENCIES
+    return time_tables(group_times(read_latencies(path))) if path.is_file() else []
+
+
+PARTS: dict[Path, dict[str, Callable[[], list[Table]]]] = {
+    Path("README.md"): {"results": main_results},
+    Path("docs/results.md"): {"final": final_split, "time": equal_time},
+    Path("docs/rankings.md"): {"curve": curve},
+    Path("docs/latency.md"): {"times": times},
+}
+
+
+def write(page: Path) -> str:
+    """Return the text of a page with its tables made anew."""
+    text = page.read_text("utf-8")
+    for name, make in PARTS[page].items():
+        begin, end = (marker.format(name) for marker in (BEGIN, END))
+        text = replace_part(text, f"{begin}\n{markdown(make()).strip()}\n{end}\n", begin, end, page)
+    return text
+
+
+if __name__ == "__main__":
+    for each in PARTS:
+        write_whole(each, write(each).encode())
+        sys.stdout.write(f"wrote {each}\n")
