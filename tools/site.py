@@ -45,11 +45,10 @@ def commands() -> str:
         if rows and title not in ("arguments", EVERY):
             again = sum(title == other for other, _ in shared)
             shared[title, rows] = f"{title} ({again + 1})" if again else title
-    lines = ["## Commands", ""]
-    lines += [f"- [`{path}`](#{_anchor(path)})" for path in parsers]
-    lines += ["", "## Flags of several commands"]
+    lines = ["## Flags of several commands"]
     for (_, rows), heading in shared.items():
         lines += ["", f"### {heading}", *HEAD, *rows]
+    lines += ["", "## Commands"]
     for path, parser in parsers.items():
         lines += ["", *_section(path, parser, shared)]
     codes = [f"| {code} | {text} |" for code, text in EXIT_CODES.items()]

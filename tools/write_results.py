@@ -4,12 +4,14 @@
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 from harness.base.table import NOT_MEASURED, Table
 from harness.golden.rank import SHIPPED, Curve
+from harness.records.averages import REFERENCE
 from harness.records.record import DENSE, MATCHED, Record, read_records
 from harness.records.times import LATENCIES, read_latencies
 from harness.report.groups import brief_tables, group_records, group_times, time_tables
@@ -20,7 +22,6 @@ from zoo.core.files import write_whole
 
 RESULTS = Path("docs/results")
 BEGIN, END = "<!-- --8<-- [start:{}] -->", "<!-- --8<-- [end:{}] -->"
-TARGET = "patchrank"  # whose cost the other methods meet
 MOST_OFF = 0.05  # of the target's time, beyond which a row has no figure
 TIMED = {  # records by column
     "batch 1, float32": "equal_time_1_float32.jsonl.gz",
@@ -29,7 +30,7 @@ TIMED = {  # records by column
     "batch 32, float32": "equal_time_32_float32.jsonl.gz",
     "batch 32, bfloat16": "equal_time_32_bfloat16.jsonl.gz",
 }
-Found = Iterable[tuple[float, str, str, float]]  # keep rate of the target, method, column, 1 - cosine
+Found = Iterator[tuple[float, str, str, float]]  # keep rate of the target, method, column, 1 - cosine
 
 
 def main_results() -> list[Table]:
@@ -42,10 +43,10 @@ def final_split() -> list[Table]:
     return [_distances("Final split, at equal GFLOPs", _final_split())]
 
 
-def _final_split() -> Iterator[tuple[float, str, str, float]]:
+def _final_split() -> Found:
     groups = [list(group) for _, group in groupby(read_records(RESULTS / "final.jsonl.gz"), lambda one: one.dataset)]
     for group in groups[len(groups) // 2 :]:  # the first half is at equal keep rates
-        targets = [record for record in group if record.method == TARGET]
+        targets = [record for record in group if record.method == REFERENCE]
         for record in group:
             if record.method != DENSE:
                 near = min(targets, key=lambda target: abs(_metric(target, "gflops") - _metric(record, "gflops")))
@@ -58,11 +59,11 @@ def equal_time() -> list[Table]:
     return [_distances("Photographs, at equal time", _equal_time())]
 
 
-def _equal_time() -> Iterator[tuple[float, str, str, float]]:
+def _equal_time() -> Found:
     for column, name in TIMED.items():
         batch = int(column.split(",")[0].removeprefix("batch "))
         records = [one for one in read_records(RESULTS / name) if one.dataset == "photos" and one.method != DENSE]
-        goals = {one.keep: _ratio(one, batch) for one in records if one.method == TARGET}
+        goals = {one.keep: _ratio(one, batch) for one in records if one.method == REFERENCE}
         for record in records:
             at = record.method_config.get(MATCHED, {"keeps": [record.keep]})["keeps"][0]
             if abs(_ratio(record, batch) / goals[at] - 1) <= MOST_OFF:
@@ -102,9 +103,10 @@ def curve() -> list[Table]:
 
 
 def times() -> list[Table]:
-    """Return times by `latency`, where they were measured for the site."""
+    """Return times by `latency`, if they are among the results; conditions stand in the caption."""
     path = RESULTS / LATENCIES
-    return time_tables(group_times(read_latencies(path))) if path.is_file() else []
+    tables = time_tables(group_times(read_latencies(path))) if path.is_file() else []
+    return [replace(table, title="An example", caption=f"{table.title}. {table.caption}") for table in tables]
 
 
 PARTS: dict[Path, dict[str, Callable[[], list[Table]]]] = {

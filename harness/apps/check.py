@@ -31,6 +31,7 @@ from harness.measure.rows import Variant, known_methods, make_row, usual_methods
 from harness.models.towers import TIMM, load_clip, named, split_name, text_classifier
 from harness.records.averages import protocol, tower_of
 from harness.records.record import DENSE, GOLDEN, MATCHED, Record, Tuning, read_run, record_lines
+from harness.records.statistics import LEAST_ROUNDS
 from harness.report.changes import ABSENT
 from zoo.core.files import fingerprint, write_whole
 from zoo.core.messages import expected, tower_name
@@ -70,7 +71,7 @@ class CheckPlan:
     batches: Sequence[int] | None = None  # sizes that are timed
     # Of all:
     device: str | None = None  # None for the expectation's
-    rounds: int = 2
+    rounds: int = 6
     no_latency: bool = False
     update: bool = False
 
@@ -86,8 +87,9 @@ class CheckPlan:
             )
         if self.update and len(self.files) > 1:
             raise ValueError(f"--update of {len(self.files)} files: give one FILE")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"--limit {self.limit}: expected a number from 1")
+        for name, least in (("limit", 1), ("rounds", LEAST_ROUNDS)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"--{name} {value}: expected a number from {least}")
 
     def flags(self, names: Sequence[str]) -> list[str]:
         """Return the flags among these that were given."""

@@ -36,7 +36,7 @@ from harness.measure.rows import Variant, make_row, recovered_row
 from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import DENSE, DTYPES, utc_now
-from harness.records.statistics import median_interval
+from harness.records.statistics import LEAST_ROUNDS, median_interval
 from harness.records.times import Machine, Timing, verdict
 from zoo.core.files import digest, fingerprint
 from zoo.core.host import share_weights
@@ -89,7 +89,7 @@ class ChooseConfig:
             for value in getattr(self, flag):
                 if value not in known:
                     raise ValueError(f"--{flag} {value!r}: {expected(value, known)}")
-        least = {"search": 8, "held_out": 20, "batch": 1, "rounds": timing.LEAST_ROUNDS, "seconds": 0}
+        least = {"search": 8, "held_out": 20, "batch": 1, "rounds": LEAST_ROUNDS, "seconds": 0}
         for name, bound in least.items():
             if not bound <= getattr(self, name) < math.inf:
                 flag = name.replace("_", "-")

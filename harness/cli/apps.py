@@ -352,8 +352,7 @@ def _check_flags(parser: CommandParser) -> None:
     flags.fields(bounds, tolerances, slower="factor on the expected ratio of time to dense")
     how = parser.add_argument_group("how it is measured")
     flags.usual(how, "device", default=None, text="torch device; default: the expectation's, or cpu")
-    text = "timed calls of each model; four times as many below batch 8"
-    flags.add(how, "--rounds", 2, text, flags.positive)
+    flags.fields(how, outline("harness.apps.check").CheckPlan, rounds="timed calls of each model")
     flags.add(how, "--no-latency", False, "measure no times")
     new = parser.add_argument_group("a new expectation")
     flags.add(new, "--update", False, "write the expectation anew and show what changed")

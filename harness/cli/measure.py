@@ -44,7 +44,7 @@ def _compare_flags(parser: CommandParser) -> None:
     flags.fields(what, plan, seeds="repetitions with other shots, from --seed on")
     flags.data(parser)
     how = flags.conditions(parser)
-    flags.add(how, "--rounds", plan.rounds, "timed calls of each model", flags.positive)
+    flags.fields(how, plan, rounds="timed calls of each model")
     flags.add(
         how,
         "--batches",
@@ -260,7 +260,8 @@ def run_latency(args: Namespace, status: Console) -> Work:
     write_whole(page, f"# Latency\n\n{markdown(tables, 2)}".encode())
     progress.say(f"records: {path}; tables: {page}")
     if busy := [row.failed for row in records if row.too_busy]:
-        progress.say(f"{busy[-1]}; {times.AGAIN}")
+        progress.say(str(busy[-1]))
+        progress.say(times.AGAIN)
     return Shown(parts=(), data={"path": str(path), "records": json_values(records)})
 
 

@@ -23,7 +23,7 @@ from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import batches, draw, draw_train, require_apart, require_labels, subset, turns
 from harness.golden.store import Rankings, find_rankings
 from harness.measure.cost import costs
-from harness.measure.match import matched_rows, say_time_misses
+from harness.measure.match import keep_near_rows, matched_rows
 from harness.measure.plan import TRACED, Plan, check_plan, tuning_of
 from harness.measure.rows import (
     BLOCK,
@@ -55,7 +55,6 @@ from harness.records.record import (
     GOLDEN,
     PROBE,
     PROMPTS,
-    RECOVERY,
     Record,
     Tuning,
     device_name,
@@ -332,6 +331,9 @@ class Bench:
                 tracer.miss([record for record in present if not record.recovered], len(traced))
             return present
         captions = view.captions(split) if dataset.captioned else None  # refuses before images are run
+        if self.plan.match == "time":
+            rows = keep_near_rows(rows, self._costs(rows), self.plan, view.say_once)
+            blanks = [view.blank(row, tuning, images) for row in rows]
         found = view.outcomes.find(rows, split, f"{self.rows[0].model} on {dataset.name}")
         samples = self._samples(view, tuning, rows, prompts, found, split, captions, blanks[0].groups)
         costs, records, traces = self._costs(rows), [], list[RowTraces]()
@@ -407,9 +409,6 @@ class Bench:
         if not known:
             every = rows if prompted else self.rows
             known |= costs(every, self.plan.latency_rounds, self.progress)
-            if self.plan.match == "time":
-                free = [row for row in every if RECOVERY not in row.config]  # the others met no cost
-                say_time_misses(free, known, self.plan, self.progress)
         return known
 
 
@@ -420,7 +419,7 @@ class View:
         """Look at nothing yet."""
         self.bench, self.dataset, self.plan = bench, dataset, bench.plan
         self.outcomes = OutcomeCache(bench.parts.preprocess, bench.progress)
-        self._say_once = functools.cache(bench.progress.say)  # however many tunings it holds for
+        self.say_once = functools.cache(bench.progress.say)  # however many tunings it holds for
 
     @functools.cached_property
     def text(self) -> Tensor:
@@ -523,7 +522,7 @@ class View:
         """Golden rankings of the split; ValueError if they are of other weights or images."""
         rankings = find_rankings(self._tower, self.dataset.images_of, self.plan.split, BLOCK)
         if rankings is None and self.plan.split != FINAL:
-            self._say_once(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
+            self.say_once(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
         elif rankings is not None:
             rankings.require(weights=self.bench.weights, revision=self.dataset.revision)
         return rankings
@@ -539,7 +538,7 @@ class View:
         if set(split.image_ids) <= set(rankings.image_ids):
             return rows
         if any(row.method == GOLDEN for row in rows):
-            self._say_once(
+            self.say_once(
                 f"only some of these images of {self.dataset.name} have golden rankings, so there "
                 f"is no golden row; make them with: {self._command}"
             )

@@ -15,6 +15,7 @@ from torch import nn
 from harness.base.terminal import Progress
 from harness.measure.timing import BusyError, Patience, time_models
 from harness.records.record import DENSE, GOLDEN, Times, lacking
+from harness.records.times import AGAIN
 
 if TYPE_CHECKING:
     from harness.measure.rows import Variant
@@ -247,10 +248,12 @@ def time_rows(rows: "Sequence[Variant]", rounds: Mapping[int, int], progress: Pr
             with progress.task(f"latency at batch {batch}", count) as update:
                 timings = time_models(models, batch, count, warmup=1, tick=update, patience=patience)
         except BusyError as error:
-            reasons.setdefault(str(error), []).append(str(batch))
+            reasons.setdefault(error.why, []).append(str(batch))
             continue
         for key, timing in timings.items():
             latency[key].append(timing.latency(None if key == dense else timings.get(dense)))
     for why, batches in reasons.items():
         progress.say(f"batch {' and '.join(batches)}: {why}")
+    if reasons:
+        progress.say(AGAIN)
     return {key: tuple(times) for key, times in latency.items()}

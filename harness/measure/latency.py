@@ -19,6 +19,7 @@ from harness.measure.rows import MethodRate, Variant, known_methods, require_row
 from harness.models import towers
 from harness.models.towers import split_method, split_name
 from harness.records.record import DENSE, DTYPES, GOLDEN, utc_now
+from harness.records.statistics import LEAST_ROUNDS
 from harness.records.times import (
     EAGER,
     EAGER_FLOAT32,
@@ -75,7 +76,7 @@ class LatencyPlan:
 
     def __post_init__(self) -> None:
         """Validate."""
-        check_fields(self, rounds=f"[{timing.LEAST_ROUNDS}, inf)", seconds="[0, inf)")
+        check_fields(self, rounds=f"[{LEAST_ROUNDS}, inf)", seconds="[0, inf)")
         methods = [name for name in known_methods() if name not in (DENSE, GOLDEN)]
         for name in self.methods:
             if name not in methods:

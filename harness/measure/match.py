@@ -16,9 +16,9 @@ from harness.base.terminal import Progress
 from harness.measure.cost import gflops
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, rows_of
-from harness.measure.timing import Patience, time_models
-from harness.records.averages import time_ratio
-from harness.records.record import DENSE, DTYPES, MATCHED, Record
+from harness.measure.timing import BusyError, Patience, time_models
+from harness.records.averages import CLOSE, time_ratio
+from harness.records.record import DENSE, DTYPES, GOLDEN, MATCHED, RECOVERY, Record
 from zoo.loading.adopt import reduce
 from zoo.towers.vit import ReducedViT
 
@@ -31,7 +31,8 @@ SURE = 3  # costs of one count, of which one may be disturbed
 
 K = TypeVar("K")
 Build = Callable[[float], ReducedViT]  # a model for a keep rate, or ValueError where there is none
-Search = Generator[int, float, int]  # asks for costs of counts of patch tokens, returns one of them
+# Asks for costs of counts of patch tokens; returns one of them with its cost minus 1.
+Search = Generator[int, float, tuple[int, float]]
 
 
 @dataclass
@@ -75,7 +76,7 @@ class KeepSolver:
         samples = defaultdict[int, list[float]](list)
         # Keeping all is apart, as that spares the method's own work too.
         if abs((yield self.patches) - 1) <= SLACK:
-            return self.patches
+            return self.patches, 0.0
         count = min(max(start, self.least), self.patches - 1)
         for _ in range(STEPS - 1):
             samples[count].append((yield count))
@@ -85,7 +86,8 @@ class KeepSolver:
             if not unsure:
                 break
             count = min(unsure, key=lambda each: len(samples.get(each, ())))
-        return min(off, key=lambda each: (len(samples[each]) == 1, abs(off[each]), -each))
+        best = min(off, key=lambda each: (len(samples[each]) == 1, abs(off[each]), -each))
+        return best, off[best]
 
     def _meeting(self, off: Mapping[int, float]) -> Sequence[int]:
         """Return counts at which costs, how far they are off by count, may meet the goal, the likeliest first.
@@ -138,7 +140,8 @@ def equal_times(
 ) -> dict[MethodRate, float]:
     """Solve keep rates for the time of the targets, by method and the target's keep rate, where searches start.
 
-    Every step times the dense tower, the targets and what all searches ask for in the same rounds.
+    There is none for a method that stays further off than `CLOSE`. Every step times the dense tower, the targets and
+    what all searches ask for in the same rounds.
     """
     # A copy, as predictors know the tower by its weights.
     dense = copy.deepcopy(dense).to(plan.device, DTYPES[plan.dtype])
@@ -157,7 +160,11 @@ def equal_times(
                 try:
                     asked[key] = searches[key].send(ratios.get(key, 1.0) / ratios[key[1]])
                 except StopIteration as end:
-                    answers[key] = end.value / solvers[key].patches
+                    (count, off), goal = end.value, ratios[key[1]]
+                    if abs(off) <= CLOSE:
+                        answers[key] = count / solvers[key].patches
+                    else:
+                        say_miss(key, count / solvers[key].patches, goal * (1 + off), goal, plan, progress.say)
                     del asked[key]
     return answers
 
@@ -184,7 +191,7 @@ def matched_rows(
     """Make the plan's rows: one method has its keep rates, the others meet its cost at each of them.
 
     Times are measured, unless ``known`` records, of this tower on this machine, have what came out before. Two keep
-    rates may share a method's row. GFLOPs further off than `TOLERANCE` are reported; for times see `say_time_misses`.
+    rates may share a method's row. GFLOPs further off than `TOLERANCE` are reported; for times see `keep_near_rows`.
     """
     methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
 
@@ -194,17 +201,18 @@ def matched_rows(
     def solver(method: str) -> KeepSolver:
         return KeepSolver(dense, lambda keep: row(method, keep).vit)
 
-    solvers = {method: solver(method) for method in methods}
+    solvers = {method: solver(method) for method in methods if method != GOLDEN}
     if plan.match == "gflops":
         keeps = _equal_gflops(solvers.pop(plan.match_to), solvers, plan, progress)
     else:
         targets = {rate: row(plan.match_to, rate) for rate in plan.keeps}
-        pairs = {(name, rate): plan.matched(rate) for name in methods if name != plan.match_to for rate in targets}
+        pairs = {(name, rate): plan.matched(rate) for name in solvers if name != plan.match_to for rate in targets}
         old = {key: find_record(known, targets[key[1]], key[0], matched) for key, matched in pairs.items()}
         keeps = {key: record.keep for key, record in old.items() if record is not None}
         if left := {key: solvers[key[0]] for key in pairs if key not in keeps}:
             keeps |= equal_times(dense, {rate: one.vit for rate, one in targets.items()}, left, plan, progress)
-    every = [(method, keeps.get((method, rate), rate)) for method in methods for rate in plan.keeps]
+    keeps |= {(method, rate): rate for method in (plan.match_to, GOLDEN) for rate in plan.keeps}
+    every = [(name, keeps[name, rate]) for name in methods for rate in plan.keeps if (name, rate) in keeps]
     rows = rows_of(dense, arch, tag, dict.fromkeys([(DENSE, 1.0), *every]))
     return rows if plan.match == "gflops" else [_mark(one, keeps, plan) for one in rows]
 
@@ -217,32 +225,47 @@ def _equal_gflops(
         for done, (method, solver) in enumerate(solvers.items(), start=1):
             for rate in plan.keeps:
                 keeps[method, rate] = keep = solver.nearest(target.gflops(rate))
-                say_miss((method, rate), keep, solver.gflops(keep), target.gflops(rate), plan, progress)
+                say_miss((method, rate), keep, solver.gflops(keep), target.gflops(rate), plan, progress.say)
             update(done)
     return keeps
 
 
 def _mark(row: Variant, keeps: Mapping[MethodRate, float], plan: Plan) -> Variant:
     """Note in a row's settings whose time it meets."""
-    rates = [rate for (method, rate), keep in keeps.items() if (method, keep) == (row.method, row.keep)]
+    own = row.method != plan.match_to
+    rates = [rate for (method, rate), keep in keeps.items() if own and (method, keep) == (row.method, row.keep)]
     return replace(row, config=row.config | {MATCHED: plan.matched(*rates)}) if rates else row
 
 
-def say_time_misses(
-    rows: Sequence[Variant], costs: Mapping[str, Mapping[str, Any]], plan: Plan, progress: Progress
-) -> None:
-    """Report rows whose time, as it was measured in the end, is further off than `TOLERANCE`."""
-    ratios = {row.key: time_ratio(costs[row.key]["latency"], plan.match_batch) for row in rows if row.method != DENSE}
-    goals = {row.keep: ratios[row.key] for row in rows if row.method == plan.match_to}
+def keep_near_rows(
+    rows: Sequence[Variant], costs: Mapping[str, Mapping[str, Any]], plan: Plan, say: Callable[[str], object]
+) -> list[Variant]:
+    """Return rows without those whose time, as it was measured in the end, is off the target's by more than `CLOSE`.
+
+    Those further off than `TOLERANCE` are told.
+
+    Raises:
+        BusyError: there are no times.
+    """
+    free = [row for row in rows if row.method not in (DENSE, GOLDEN) and RECOVERY not in row.config]
+    times = {row.key: time_ratio(costs[row.key]["latency"], plan.match_batch) for row in free}
+    ratios = {key: ratio for key, ratio in times.items() if ratio is not None}
+    if len(ratios) < len(times):
+        raise BusyError("rows at equal time")
+    goals = {row.keep: ratios[row.key] for row in free if row.method == plan.match_to}
+    near = []
     for row in rows:
-        for rate in row.config.get(MATCHED, {"keeps": ()})["keeps"]:
-            ratio, goal = ratios[row.key], goals[rate]
-            assert ratio is not None
-            assert goal is not None
-            say_miss((row.method, rate), row.keep, ratio, goal, plan, progress)
+        rates = row.config.get(MATCHED, {"keeps": ()})["keeps"]
+        for rate in rates:
+            say_miss((row.method, rate), row.keep, ratios[row.key], goals[rate], plan, say)
+        if met := [rate for rate in rates if abs(ratios[row.key] / goals[rate] - 1) <= CLOSE]:
+            near.append(replace(row, config=row.config | {MATCHED: plan.matched(*met)}))
+        elif not rates:
+            near.append(row)
+    return near
 
 
-def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan, progress: Progress) -> None:
+def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan, say: Callable[[str], object]) -> None:
     """Report a row, by method and the target's keep rate, whose cost is further off the goal than `TOLERANCE`."""
     (method, rate), off = key, cost / goal - 1
     assert plan.match is not None
@@ -250,9 +273,10 @@ def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan,
         return
     target, found = f"{plan.match_to} at keep {100 * rate:.3g} %", f"({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
     if plan.match == "gflops":
-        progress.say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}")
+        say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}")
     else:
-        progress.say(
+        apart = "; left out" if abs(off) > CLOSE else ""
+        say(
             f"{method} misses the time of {target}, {goal:.3f} of dense's at batch {plan.match_batch}: it takes "
-            f"{cost:.3f} {found}; it can't be nearer, or this machine is busy: --fresh searches again"
+            f"{cost:.3f} {found}{apart}"
         )

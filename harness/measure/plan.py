@@ -6,6 +6,7 @@ from typing import Any
 
 from harness.datasets.base import SplitName
 from harness.records.record import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
+from harness.records.statistics import LEAST_ROUNDS
 from zoo.core.files import from_json
 from zoo.core.messages import check_fields, expected
 from zoo.core.precision import best_precision
@@ -37,7 +38,7 @@ class Plan:
     device: str = "cpu"
     dtype: str = "float32"  # of `DTYPES`
     batches: tuple[int, ...] = (1, 8)  # for latency, none to skip it
-    rounds: int = 5  # latency samples
+    rounds: int = 9  # calls of each model at each batch size; of fewer than 6 no median has a 95 % interval
     match: str | None = None  # what rows of a keep rate have in common instead of it, of `MATCHES`
     match_to: str = "patchrank"  # method that others' fidelity is compared with, and whose cost they meet by ``match``
     match_batch: int = 8  # images per call, where that cost is time
@@ -49,12 +50,9 @@ class Plan:
 
     @property
     def latency_rounds(self) -> dict[int, int]:
-        """Return the rounds at each batch size; small batches are quick and noisy, so they get more.
-
-        So does the one whose times rows have in common.
-        """
-        rounds = {batch: self.rounds * (4 if batch < 8 else 1) for batch in self.batches}
-        return rounds | ({self.match_batch: 2 * self.rounds} if self.match == "time" else {})
+        """Return the rounds at each batch size that is timed."""
+        sizes = self.batches if self.timed_batch is None else (*self.batches, self.timed_batch)
+        return dict.fromkeys(sizes, self.rounds)
 
     def matched(self, *rates: float) -> dict[str, Any]:
         """Return the setting of a row whose time is that of the target at these keep rates."""
@@ -124,7 +122,8 @@ def tuning_of(file: PromptFile) -> Tuning:
 
 def check_plan(plan: Plan) -> None:
     """Raise ValueError for what can't be measured, whatever the tower and the data."""
-    check_fields(plan, tokens=TUNINGS, seeds="[1, inf)", num_tokens="[1, inf)", match=MATCHES)
+    rounds = f"[{LEAST_ROUNDS}, inf)"
+    check_fields(plan, tokens=TUNINGS, seeds="[1, inf)", num_tokens="[1, inf)", match=MATCHES, rounds=rounds)
     if min(plan.shots) < 0:
         raise ValueError(f"--shots {min(plan.shots)}: expected 0, which is by text, or a number from 1")
     if plan.match is None and plan.match_to == Plan.match_to:

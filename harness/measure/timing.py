@@ -29,7 +29,6 @@ from zoo.deploy.optimized import OptimizedHost, optimize
 from zoo.loading.open_clip import to_open_clip
 from zoo.towers.vit import ReducedViT
 
-LEAST_ROUNDS = 6  # from which on a median has a 95 % interval
 MOST_ROUNDS = 200  # however short the calls are
 SPREAD = 0.25  # between dense's quartiles, by its median, over which times are of no use
 PER_THREAD = 0.75  # of a core, that each of torch's threads needs

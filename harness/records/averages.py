@@ -34,6 +34,7 @@ from harness.records.statistics import (
 from zoo.core.messages import tower_name
 from zoo.loading.sizes import SIZES
 
+CLOSE = 0.05  # costs that differ by more are not equal
 REFERENCE = "patchrank"  # method that fidelity is compared with, unless another is named
 EMBEDDED = "s14"  # the size whose text tower we trained
 

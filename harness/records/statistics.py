@@ -17,6 +17,7 @@ LEVEL = 0.05  # of tests; intervals cover the rest
 MCNEMAR = "exact McNemar test"
 SIGN_FLIP = "exact sign-flip test over images"
 FLIPPED = "sign-flip test over images"  # of real-valued differences, see `sign_flips`
+LEAST_ROUNDS = 6  # from which on a median has an interval
 RESAMPLES = 10_000  # of a bootstrap
 FLIPS = 20_000  # random sign-flips: the least p-value is 1/20,001, so 1,000 tests can be clear together
 POWER = 0.8  # with which a detectable difference is found
@@ -70,8 +71,8 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def median_interval(values: Sequence[float]) -> Interval:
     """Return the median with the exact, distribution-free interval between order statistics.
 
-    From 6 values on it covers the true median with at least 95 %; of fewer it is the whole range, which covers it with
-    1 - 2**(1 - n) only.
+    From `LEAST_ROUNDS` values on it covers the true median with at least 95 %; of fewer it is the whole range, which
+    covers it with 1 - 2**(1 - n) only.
     """
     sample = finite_sample(values)
     from scipy.stats import quantile_test

@@ -28,7 +28,7 @@ def measured(small_clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def run(model: str) -> dict[str, Record]:
         words = ["--model", model, "--methods", "tome", "--keeps", "0.5", "--dataset", "emoji"]
-        words += ["--batches", "1", "--rounds", "2", "--limit", str(COUNT)]
+        words += ["--batches", "1", "--rounds", "6", "--limit", str(COUNT)]
         output = tmp_path / "run"
         assert main(["compare", *words, "--output", str(output), "--fresh"]) == 0
         return {record.method: record for record in read_records(output / "records.jsonl")}

@@ -223,7 +223,7 @@ def file(run: Run, tmp_path: Path) -> Path:
     path = tmp_path / "mine.jsonl"
     if not _WRITTEN:
         methods = ("--methods", "random", "tome", "evit:fuse=true")
-        assert run(str(path), "--update", *WHAT, *methods, "--rounds", "1").code == 0
+        assert run(str(path), "--update", *WHAT, *methods).code == 0
         _WRITTEN.append(path.read_bytes())
     path.write_bytes(_WRITTEN[0])
     return path

@@ -25,7 +25,7 @@ from zoo.core.files import NoRoomError
 
 ROOT = Path(__file__).parents[3]
 LIST = [sys.executable, "-m", "harness", "list"]
-RANDOM = "compare --dataset emoji --methods random --keeps 0.6 --limit 8 --batches 1 --rounds 2"
+RANDOM = "compare --dataset emoji --methods random --keeps 0.6 --limit 8 --batches 1 --rounds 6"
 
 
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):
@@ -74,7 +74,7 @@ def test_the_whole_benchmark_in_miniature(tower: Tower, toy: Dataset, monkeypatc
     assert "12 of 21 images" in capsys.readouterr().out
     command = "compare --model clip_vit_b16 --dataset toy --limit 12 --shots 0 2 --batches 2"
     command += " --tokens probe --seeds 1"
-    assert main([*command.split(), "--rounds", "1", "--output", str(tmp_path)]) == 0
+    assert main([*command.split(), "--rounds", "6", "--output", str(tmp_path)]) == 0
     records = read_records(tmp_path / "records.jsonl")
     assert len(records) == 2 * (1 + 2 * 7)
     golden = [record for record in records if record.method == "golden"]

@@ -22,7 +22,7 @@ from zoo.loading.clip import class_features
 
 ARCH = "clip_vit_b16"
 WHERE: dict[str, Any] = {"models": (ARCH,), "datasets": ("toy",), "limit": None, "keeps": (0.5,)}
-PLAN = Plan(**WHERE, methods=("random", "golden", "evit"), batches=(1,), rounds=2)
+PLAN = Plan(**WHERE, methods=("random", "golden", "evit"), batches=(1,), rounds=6)
 pytestmark = pytest.mark.usefixtures("benchmark")
 
 

@@ -122,7 +122,7 @@ def test_refusals_before_any_run(change, match, monkeypatch):
 def test_learned_visual_tokens_are_run_and_counted(tuner, runs, dense, parts, toy, monkeypatch):
     counted, real = [], bench.costs
     monkeypatch.setattr(bench, "costs", lambda rows, *a: counted.append([r.key for r in rows]) or real(rows, *a))
-    plan = replace(PLAN, tokens="vt", batches=(1,), rounds=1)
+    plan = replace(PLAN, tokens="vt", batches=(1,), rounds=6)
     by_text, *groups = compare(plan, [], Progress())
     assert [record.method for record in by_text] == ["dense", "random", "golden"]
     for shots, group in zip((1, 2), groups, strict=True):
