@@ -61,6 +61,13 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test wait for other processes, or be disturbed by them."""
+    monkeypatch.setattr("harness.measure.timing.watch_others", lambda seconds: None)
+    monkeypatch.setattr("harness.measure.timing.why_busy", lambda dense: "")
+
+
 @pytest.fixture
 def no_grad() -> Iterator[None]:
     """Run a test without gradients: ``pytestmark = pytest.mark.usefixtures("no_grad")``."""

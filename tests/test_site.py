@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 import zoo
 from harness.cli.entry import build_parser, main
 from harness.datasets import get_dataset
-from harness.measure import match, timing
+from harness.measure import match
 from harness.records.record import read_records
 from harness.studies.questions import list_studies
 from harness.studies.tables import StudyTable, compare_lines, study_csv
@@ -112,10 +112,9 @@ def run_commands(text: str, shorter: dict[str, list[str]]) -> int:
 
 @pytest.fixture
 def pictures(tmp_path: Path, monkeypatch) -> Path:
-    """Return a folder ``photos`` of clothing in a folder of its own, and let no other process disturb times."""
+    """Return a folder ``photos`` of clothing in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(timing.Patience, "time", lambda self, run, device: run())
     fashion = get_dataset("fashion")
     for split, count in {"train": 4, "test": 12}.items():
         images = fashion.split(split)

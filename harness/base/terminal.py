@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
@@ -98,6 +98,7 @@ class Progress:
         self._console = console
         self._bars: Bars | None = None  # while a task is shown
         self._depth = 0  # of tasks that go on
+        self._add: Callable[..., None] = lambda *_: None  # to the whole, if there is one
 
     def say(self, text: str) -> None:
         """Print a line beside the bars."""
@@ -105,28 +106,68 @@ class Progress:
             self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def task(self, name: str, total: float, begun: int = 0, what: str = "") -> Iterator[Callable[[float], None]]:
+    def whole(self, name: str, total: float) -> Iterator[Callable[[float], None]]:
+        """Show how far work is that the tasks inside do, each its ``share`` of ``total``.
+
+        Call what it yields with the work that is behind: what no task did of it was spared, and tells nothing of the
+        pace.
+        """
+        done = spared = 0.0
+        with self.task(name, total) as update:
+
+            def add(amount: float, known: bool = False) -> None:
+                nonlocal done, spared
+                done, spared = done + amount, spared + amount * known
+                update(round(done), round(spared))
+
+            self._add = add
+            try:
+                yield lambda behind: add(behind - done, True)
+            finally:
+                self._add = lambda *_: None
+
+    @contextmanager
+    def task(
+        self, name: str, total: float, begun: int = 0, what: str = "", share: float = 0.0
+    ) -> Iterator[Callable[..., None]]:
         """Show how far work is; call what it yields with the number done.
 
         Of ``total``, earlier runs did ``begun``, which tells nothing of the pace. ``what`` they are is named for
         work that may go on for days: where there is no terminal a line says that it begins, and another that it ends.
+        ``share`` is how much of the ``whole`` this task is.
         """
+        part, last = share / total if total else 0.0, float(begun)
+        with self._shown(name, total, begun, what) as show:
+            self._add(begun * part, True)
+
+            def update(done: float, known: float = begun) -> None:
+                nonlocal last
+                if part:
+                    self._add((done - last) * part)
+                last = done
+                show(done, known)
+
+            yield update
+
+    @contextmanager
+    def _shown(self, name: str, total: float, begun: int, what: str) -> Iterator[Callable[[float, float], None]]:
+        """Show a task; call what it yields with the number done, and how many of them tell nothing of the pace."""
         if self._console is not None and self._console.is_interactive:
             with self._bar(name, total, begun) as update:
-                yield update
+                yield lambda done, known: update(done, known=known)
             return
         begin = said = time.monotonic()
         outermost = self._depth == 0 or what
         if what:
             self.say(f"{name}: {begun} of {total} {what} are there")
 
-        def line(done: float) -> None:
+        def line(done: float, known: float) -> None:
             nonlocal said
             now = time.monotonic()
-            if not outermost or done <= begun or (now - said < LINE_S and not (what and done >= total)):
+            if not outermost or done <= known or (now - said < LINE_S and not (what and done >= total)):
                 return
-            said, left = now, round((now - begin) * (total - done) / (done - begun))
-            pace = f" ({100 * done / total:.0f} %), {_clock(now - begin)} so far, about {_clock(left)} left"
+            said, left = now, _left(now - begin, done, known, total)
+            pace = f" ({100 * done / total:.0f} %), {_clock(now - begin)} so far, about {left} left"
             self.say(f"{name}: {f'{done:g} of {total:g} {what}'.rstrip()}{pace if done < total else ''}")
 
         self._depth += 1
@@ -168,19 +209,20 @@ class Progress:
         if self._bars is None:
             columns = (
                 SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
-                TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
             )  # fmt: skip
-            # Results go to standard output as they are, while no bar is shown; the pace is that of the whole run.
+            # Results go to standard output as they are, while no bar is shown.
             how: dict[str, Any] = {"transient": True, "redirect_stdout": False, "refresh_per_second": FRAMES}
-            self._bars = Bars(*columns, console=self._console, speed_estimate_period=1e9, **how)
+            self._bars = Bars(*columns, console=self._console, **how)
             self._bars.start()
-        bars = self._bars
-        key = bars.add_task(printable(name, ""), total=total or None, completed=done, text="")
+        bars, begin = self._bars, time.monotonic()
+        key = bars.add_task(printable(name, ""), total=total or None, completed=done, text="", left="")
 
-        def update(done: float, new_total: float = 0) -> None:
+        def update(done: float, new_total: float = 0, known: float = 0) -> None:
             whole = new_total or total
             text = f"{unit(done)}/{unit(whole)}" if whole else unit(done)
-            bars.update(key, text=text, completed=done, total=whole or None)
+            left = _left(time.monotonic() - begin, done, known, whole) if whole and done > known else "-:--:--"
+            bars.update(key, text=text, left=left, completed=done, total=whole or None)
 
         try:
             yield update
@@ -193,3 +235,8 @@ class Progress:
 
 def _clock(seconds: float) -> timedelta:
     return timedelta(seconds=round(seconds))
+
+
+def _left(spent_s: float, done: float, known: float, total: float) -> str:
+    """Return how long the rest takes at the pace of what was done beyond what is ``known``."""
+    return str(_clock(spent_s * max(total - done, 0) / (done - known)))

@@ -109,7 +109,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
     from harness.records.averages import match_costs, training_free
-    from harness.records.record import GOLDEN, RECORDS, earlier, keep_new, record_values
+    from harness.records.record import GOLDEN, RECORDS, UNFINISHED, earlier, keep_new, record_values
     from harness.report.folder import write_report
     from harness.report.tables import comparison_table, matched_table
 
@@ -123,25 +123,21 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     more = at_equal_time(plan) if args.equal_time else None
 
     def measured(plan: Plan, tracer: Tracer | None = None) -> "Iterator[list[Record]]":
-        for group in compare(plan, known, progress, tracer):
+        for group in compare(plan, known, progress, tracer, folder=args.output / UNFINISHED):
             keep_new(path, group, known)
             records.extend(group)
             yield group
 
-    done, total = 0, sum(len(one.models) * len(one.datasets) * len(one.shots) for one in (plan, more) if one)
-    with progress.task("compare, datasets x towers x shots", total) as update:
-        for group in measured(plan, tracer):
-            with progress.hidden():
-                for part in training_free(group):
-                    yield comparison_table(part, plan.match_to)
-                if plan.match is not None:
-                    yield matched_table(match_costs(group, plan.match_to, plan.timed_batch))
-            update(done := done + 1)
-        for group in measured(more) if more is not None else ():
-            assert more is not None
-            with progress.hidden():
-                yield matched_table(match_costs(group, more.match_to, more.timed_batch))
-            update(done := done + 1)
+    for group in measured(plan, tracer):
+        with progress.hidden():
+            for part in training_free(group):
+                yield comparison_table(part, plan.match_to)
+            if plan.match is not None:
+                yield matched_table(match_costs(group, plan.match_to, plan.timed_batch))
+    for group in measured(more) if more is not None else ():
+        assert more is not None
+        with progress.hidden():
+            yield matched_table(match_costs(group, more.match_to, more.timed_batch))
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # that README shows; `report` writes all
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
@@ -258,9 +254,9 @@ def run_latency(args: Namespace, status: Console) -> Work:
         yield from tables[-1].notes
         records += rows
     write_whole(page, f"# Latency\n\n{markdown(tables, 2)}".encode())
-    progress.say(f"records: {path}; tables: {page}")
+    progress.say(f"records: {path}; tables: {page}" if path.exists() else f"tables: {page}")
     if busy := [row.failed for row in records if row.too_busy]:
-        progress.say(str(busy[-1]))
+        progress.say(f"{len(busy)} of {len(records)} rows: {busy[-1]}")
         progress.say(times.AGAIN)
     return Shown(parts=(), data={"path": str(path), "records": json_values(records)})
 

@@ -149,7 +149,7 @@ def _measure_table(
     args: Namespace, table: "PaperTable", config: "StudyConfig", progress: Progress
 ) -> tuple[Table, dict[str, Any]]:
     """Measure a table; what is known so far is written after each dataset, so that a stopped run leaves it."""
-    from harness.records.record import earlier, keep_new
+    from harness.records.record import UNFINISHED, earlier, keep_new
     from harness.studies.reproduce import compare_rows, draw, paper, produce
     from harness.studies.workshop import get_tower
     from zoo.core.files import write_whole
@@ -157,7 +157,7 @@ def _measure_table(
     path = args.output / f"{table.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
     tables, tower = [], get_tower(config.model)
-    for measured, records in produce(table, config, known, progress):
+    for measured, records in produce(table, config, known, progress, args.output / UNFINISHED):
         keep_new(path, records, known)
         tables.append(measured)
         comparison = compare_rows(table, config, tower.vit.depth, tower.name, tables)
@@ -245,18 +245,16 @@ def run_final(args: Namespace, status: Console) -> Work:
     groups = ((plan, group) for plan in plans for group in compare(plan, [], progress, release=True))
     records: list[Record] = []
     tables: list[Table] = []
-    with progress.task("study final, datasets", sum(len(plan.datasets) for plan in plans)) as update:
-        for done, (plan, group) in enumerate(groups, start=1):
-            write_records(path, group)
-            records += group
-            parts = [comparison_table(group)]
-            if plan.match is not None:
-                parts.append(matched_table(match_costs(group, plan.match_to)))
-            titled = [replace(table, title=f"{table.title}; {words}") for table in parts]
-            tables += titled
-            with progress.hidden():
-                yield from titled
-            update(done)
+    for plan, group in groups:
+        write_records(path, group)
+        records += group
+        parts = [comparison_table(group)]
+        if plan.match is not None:
+            parts.append(matched_table(match_costs(group, plan.match_to)))
+        titled = [replace(table, title=f"{table.title}; {words}") for table in parts]
+        tables += titled
+        with progress.hidden():
+            yield from titled
     write_whole(path.with_name("table.md"), markdown(tables).encode())
     progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
     return Shown(parts=(), data={"commit": commit, "records": json_values(records)})
@@ -298,7 +296,7 @@ def _study_flags(tunes: bool, fits: bool, parser: CommandParser) -> None:
 
 def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records, its figures as CSV and its plot, and show a table per dataset."""
-    from harness.records.record import earlier, keep_new
+    from harness.records.record import UNFINISHED, earlier, keep_new
     from harness.report.charts import render
     from harness.studies.questions import list_studies
     from harness.studies.spec import StudyConfig
@@ -321,7 +319,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
     tables = []
-    for measured, records in answer(study, config, known, progress):
+    for measured, records in answer(study, config, known, progress, folder=args.output / UNFINISHED):
         keep_new(path, records, known)
         tables.append(measured)
         write_whole(path.with_suffix(".csv"), study_csv(tables).encode())

@@ -171,14 +171,18 @@ def split_folders(folder: Path, where: str) -> dict[SplitName, Path]:
 
 def _class_names(roots: dict[SplitName, Path], where: str) -> list[str]:
     """Return the sorted names of all class folders."""
+    names = sorted({path.name for root in roots.values() for path in _folders(root)})
+    if not names:
+        raise ValueError(
+            f"{where} has no subfolders; expected one for each class, or train, val and test with such; "
+            f"for images without classes give {ImageFolder.prefix}:{next(iter(roots.values()))}"
+        )
     for root in roots.values():
         if stray := sorted(filter(is_image, root.iterdir())):
             raise ValueError(
-                f"{where}: image {stray[0].name!r} lies beside the class folders of {root.name!r}; put it into one"
+                f"{where}: image {stray[0].name!r} lies beside the class folders of {root.name!r}; put it into one, "
+                f"or give {ImageFolder.prefix}:PATH for all images without classes"
             )
-    names = sorted({path.name for root in roots.values() for path in _folders(root)})
-    if not names:
-        raise ValueError(f"{where} has no subfolders; expected one for each class, or train, val and test with such")
     return names
 
 

@@ -114,8 +114,10 @@ def _smallest_precinct(content: bytes) -> float:
     return smallest
 
 
-def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Image:
+def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD, behind: str | None = None) -> Image.Image:
     """Decode the bytes of an image file as RGB, turned as its EXIF says; ``way`` out of it is for messages.
+
+    Transparent pixels get the colour ``behind`` them, or as towers see them the colour that they have without alpha.
 
     Raises:
         ValueError: they can't be decoded, or take more to decode than is trusted, see ``open_image``.
@@ -132,7 +134,7 @@ def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Im
                 raise
             except Exception:  # PIL raises whatever it stumbles over; damaged EXIF turns nothing
                 pass
-            return _to_rgb(image)
+            return _to_rgb(image, behind)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"image {where} is too large to be trusted ({error}); make it smaller, or {way}") from error
     except MemoryError:
@@ -143,7 +145,7 @@ def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD) -> Image.Im
         raise ValueError(f"image {where} can't be read ({why}); replace it, or {way}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, behind: str | None) -> Image.Image:
     """Decode an image to 8-bit RGB; 16-bit greys are scaled, where PIL's own conversion clips them at 255."""
     if image.mode == "F":
         raise ValueError("mode F: the range of floating-point pixels is unknown")
@@ -152,6 +154,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if "transparency" in image.info:
         image = image.convert("RGBA")  # else PIL warns of palettes with transparency
+    if behind is not None and image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image.convert("RGBA"))
     return image.convert("RGB")
 
 

@@ -3,7 +3,7 @@
 import functools
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -22,8 +22,8 @@ from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import batches, draw, draw_train, require_apart, require_labels, subset, turns
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.cost import costs
-from harness.measure.match import keep_near_rows, matched_rows
+from harness.measure.cost import RUNS_PER_COUNT, RowCost, costs
+from harness.measure.match import COUNTS, ROUNDS, STEPS, keep_near_rows, matched_rows
 from harness.measure.plan import TRACED, Plan, check_plan, tuning_of
 from harness.measure.rows import (
     BLOCK,
@@ -60,11 +60,12 @@ from harness.records.record import (
     device_name,
     fitting,
     images_digest,
+    lacks_times,
     pack_groups,
     utc_now,
 )
 from harness.records.traces import RANKING, STAYED, TRACES, UNRANKED, Facts, RowTraces, Thumbnails, read_row
-from zoo.core.files import fingerprint, write_whole
+from zoo.core.files import digest, fingerprint, write_whole
 from zoo.core.messages import tower_name
 from zoo.core.precision import best_precision
 from zoo.learning.tuning import TuneConfig
@@ -74,6 +75,7 @@ from zoo.ranking.golden import GoldenConfig
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
+COST_FIELDS = ("latency", *(one.name for one in fields(RowCost) if one.name != "final_tokens"))
 PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 
 
@@ -84,10 +86,11 @@ def compare(
     tracer: "Tracer | None" = None,
     *,
     release: bool = False,
+    folder: Path | None = None,
 ) -> Iterator[list[Record]]:
     """Measure what the plan asks for and ``known`` lacks; ``tracer`` stores single images.
 
-    A ``release`` may read the split "final".
+    A ``release`` may read the split "final". Outcomes of a run that is stopped are kept in ``folder``, for the next.
 
     Yields:
         For each model and dataset and number of shots the records of all rows, known ones included;
@@ -109,12 +112,37 @@ def compare(
         )
     if plan.dtype == "bfloat16" != best_precision(plan.device):
         progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
-    for name in plan.models:
-        bench = replace(Bench.build(plan, name, progress, known), tracer=tracer)
-        for dataset, shots in pairs:
-            yield bench.measure(dataset, shots, known)
-            if tracer is not None:  # what was measured is kept by now
-                tracer.flush()
+    runs, once = [_runs(plan, dataset, shots) for dataset, shots in pairs], _runs_once(plan)
+    with progress.whole("all images x rows", len(plan.models) * (once + sum(runs))) as reach:
+        behind = 0.0
+        for name in plan.models:
+            bench = replace(Bench.build(plan, name, progress, known), tracer=tracer, folder=folder)
+            behind += once
+            for at, (dataset, shots) in enumerate(pairs):
+                group = bench.measure(dataset, shots, known)
+                reach(behind := behind + runs[at])
+                yield group
+                if tracer is not None:  # what was measured is written by now
+                    tracer.flush()
+                if dataset not in [other for other, _ in pairs[at + 1 :]]:
+                    bench.view_of(dataset).outcomes.forget()
+
+
+def _row_count(plan: Plan) -> int:
+    return 1 + len([name for name in plan.methods if name != DENSE]) * len(plan.keeps) + len(plan.recoveries)
+
+
+def _runs_once(plan: Plan) -> int:
+    """Return how often a row could be run on an image while costs are measured, and keep rates are matched."""
+    times = sum(batch * count for batch, count in plan.latency_rounds.items())
+    search = {None: 0, "gflops": COUNTS * RUNS_PER_COUNT, "time": STEPS * ROUNDS * plan.match_batch}
+    return _row_count(plan) * (times + RUNS_PER_COUNT + search[plan.match])
+
+
+def _runs(plan: Plan, dataset: Dataset, shots: int) -> int:
+    """Return about how often a row is run on an image of a dataset or its shots."""
+    images = len(subset(dataset.split(plan.split), plan.limit))
+    return _row_count(plan) * (images + shots * len(dataset.classes) * len(plan.tunings(shots)))
 
 
 def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:
@@ -280,6 +308,7 @@ class Bench:
     prompted_costs: Costs = field(default_factory=dict)  # the same with learned visual tokens
     view: "View | None" = None  # of the dataset that was measured last
     tracer: Tracer | None = None  # stores traces of the first seed's rows
+    folder: Path | None = None  # for outcomes of a run that is stopped
 
     def __post_init__(self) -> None:
         """Place the rows."""
@@ -320,25 +349,45 @@ class Bench:
         split = view.split(tuning)
         rows = [self._with_prompts(row, prompts) for row in view.add_rankings(rows, split)]
         images = view.facts_of(split.image_ids)
-        blanks = [view.blank(row, tuning, images) for row in rows]
         tracer = self.tracer if tuning.seed == self.plan.seed else None
         traced = view.choose_traced(tuning, tracer.images if tracer is not None else 0)
-        ranked = any(row.rankings is not None for row in rows)
-        old = [fitting(record, known, list(self.plan.latency_rounds), ranked=ranked) for record in blanks]
-        present = [record for record in old if record is not None]
-        if len(present) == len(old):
+        ranked, rounds = any(row.rankings is not None for row in rows), self.plan.latency_rounds
+
+        def find(blanks: Sequence[Record]) -> list[Record]:
+            old = [fitting(record, known, rounds, ranked=ranked) for record in blanks]
+            return [record for record in old if record is not None]
+
+        present = find(blanks := [view.blank(row, tuning, images) for row in rows])
+        if self.plan.match == "time" and len(present) < len(rows):
+            rows = keep_near_rows(rows, self._costs(rows, known), self.plan, view.say_once)
+            present = find(blanks := [view.blank(row, tuning, images) for row in rows])
+        if len(present) == len(rows):
             if tracer is not None:
                 tracer.miss([record for record in present if not record.recovered], len(traced))
-            return present
+            return self._add_times(rows, present, known)
         captions = view.captions(split) if dataset.captioned else None  # refuses before images are run
-        if self.plan.match == "time":
-            rows = keep_near_rows(rows, self._costs(rows), self.plan, view.say_once)
-            blanks = [view.blank(row, tuning, images) for row in rows]
         found = view.outcomes.find(rows, split, f"{self.rows[0].model} on {dataset.name}")
-        samples = self._samples(view, tuning, rows, prompts, found, split, captions, blanks[0].groups)
-        costs, records, traces = self._costs(rows), [], list[RowTraces]()
-        for row, record, sample in zip(rows, blanks, samples, strict=True):
-            facts = {name: value for name, value in costs[row.key].items() if name not in METRICS}
+        classifiers = view.classifiers(tuning, prompts) if dataset.classes else {}
+        # A probe's weights have no length that cosines or a temperature could go by.
+        scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
+        costs, dense, records, traces = self._costs(rows, known), None, [], list[RowTraces]()
+        for row, record in zip(rows, blanks, strict=True):
+            cost = costs[row.key]
+            sample = Sample(
+                features=found[row.key].features,
+                final_tokens=found[row.key].final_tokens,
+                scores=found[row.key].scores,
+                golden=None if row.rankings is None else row.rankings.of(split.image_ids),
+                classifier=classifiers.get(self._classifier_key(row)),
+                scale=scale,
+                labels=split.labels,
+                captions=captions,
+                groups=record.groups,
+                costs={name: value for name, value in cost.items() if name in METRICS},
+                dense=None if row.method == DENSE else dense,
+            )
+            dense = sample if row.key == self.rows[0].key else dense
+            facts = {name: value for name, value in cost.items() if name not in METRICS}
             records.append(replace(record, **facts, **measurements(sample)))
             if len(traced) and not record.recovered:
                 own = found[row.key].part(traced), None if sample.predicted is None else sample.predicted[traced]
@@ -355,41 +404,6 @@ class Bench:
             self.view = View(self, dataset)
         return self.view
 
-    def _samples(
-        self,
-        view: "View",
-        tuning: Tuning,
-        rows: Sequence[Variant],
-        prompts: Prompts,
-        found: Mapping[str, Outcome],
-        split: Split,
-        captions: Captions | None,
-        groups: NDArray[np.int64] | None,
-    ) -> list[Sample]:
-        """Return what the metrics see of each row."""
-        classifiers = view.classifiers(tuning, prompts) if view.dataset.classes else {}
-        costs = self._costs(rows)
-
-        def sample(row: Variant, dense: Sample | None = None) -> Sample:
-            result = found[row.key]
-            return Sample(
-                features=result.features,
-                final_tokens=result.final_tokens,
-                scores=result.scores,
-                golden=None if row.rankings is None else row.rankings.of(split.image_ids),
-                classifier=classifiers.get(self._classifier_key(row)),
-                # A probe's weights have no length that cosines or a temperature could go by.
-                scale=None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item(),
-                labels=split.labels,
-                captions=captions,
-                groups=groups,
-                costs={name: value for name, value in costs[row.key].items() if name in METRICS},
-                dense=dense,
-            )
-
-        dense = next((sample(row) for row in rows if row.key == self.rows[0].key), None)
-        return [dense if dense is not None and row.method == DENSE else sample(row, dense) for row in rows]
-
     def _classifier_key(self, row: Variant) -> str:
         """Return the key of the row whose classifier judges a row; an oracle can learn none of its own."""
         return self.rows[0].key if row.method == GOLDEN else row.key
@@ -402,14 +416,36 @@ class Bench:
         vit = row.vit if row.method == GOLDEN or own.vit.prompts is None else own.vit
         return replace(row, config=row.config | {"prompts": own.digest}, vit=vit)
 
-    def _costs(self, rows: Sequence[Variant]) -> Costs:
+    def _add_times(self, rows: Sequence[Variant], records: list[Record], known: Sequence[Record]) -> list[Record]:
+        """Return records with times where some lack them, as far as the machine is free enough to take them."""
+        if not any(lacks_times(record, self.plan.latency_rounds) for record in records):
+            return records
+        costs, completed = self._costs(rows, known), []
+        for row, record in zip(rows, records, strict=True):
+            more = len(times := costs[row.key].get("latency", ())) > len(record.latency)
+            completed.append(replace(record, latency=times, created=utc_now()) if more else record)
+        return completed
+
+    def _costs(self, rows: Sequence[Variant], known: Sequence[Record]) -> Costs:
         """Measure what rows cost, once; learned visual tokens cost the same whatever they are."""
         prompted = any(row.prompted and "prompts" in row.config for row in rows)
-        known = self.prompted_costs if prompted else self.costs
-        if not known:
+        found = self.prompted_costs if prompted else self.costs
+        if not found:
             every = rows if prompted else self.rows
-            known |= costs(every, self.plan.latency_rounds, self.progress)
-        return known
+            found |= self._known_costs(every, known) or costs(every, self.plan.latency_rounds, self.progress)
+        return found
+
+    def _known_costs(self, rows: Sequence[Variant], known: Sequence[Record]) -> Costs:
+        """Return what rows cost by known records, of whatever dataset; nothing unless each row has one with times."""
+        here = measured_here(self.plan, self.tag, self.weights) | {"image_size": rows[0].vit.input_size}
+        found: Costs = {row.key: {} for row in rows if row.method == GOLDEN}
+        for record in known:  # the newest comes last
+            alike = all(getattr(record, name) == value for name, value in here.items())
+            if alike and "gflops" in record.metrics and not lacks_times(record, self.plan.latency_rounds):
+                own = {name: record.mean(name) if name in METRICS else getattr(record, name) for name in COST_FIELDS}
+                setting = (record.model, record.method_config)
+                found |= {row.key: own for row in rows if (row.model, row.config) == setting}
+        return found if len(found) == len(rows) else {}
 
 
 class View:
@@ -418,7 +454,10 @@ class View:
     def __init__(self, bench: Bench, dataset: Dataset) -> None:
         """Look at nothing yet."""
         self.bench, self.dataset, self.plan = bench, dataset, bench.plan
-        self.outcomes = OutcomeCache(bench.parts.preprocess, bench.progress)
+        here = measured_here(self.plan, bench.tag, bench.weights)
+        conditions = digest(here, bench.rows[0].model, self.plan.split, dataset.name, dataset.condition)
+        folder = None if bench.folder is None else bench.folder / conditions
+        self.outcomes = OutcomeCache(bench.parts.preprocess, bench.progress, folder)
         self.say_once = functools.cache(bench.progress.say)  # however many tunings it holds for
 
     @functools.cached_property

@@ -320,6 +320,7 @@ def time_runnables(
     Returns:
         How making each ready went, and timings of those that did not fail.
     """
+    patience.wait(images.device)  # before models are made ready, which takes a while
     ready = {}
     for key, one in models.items():
         ready[key] = timing.prepare(one.vit, one.way, images, one.dtype)

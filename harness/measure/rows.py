@@ -1,6 +1,8 @@
 """The models that stand side by side, sharing one dense tower's weights, and what they make of images."""
 
+import contextlib
 import math
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,12 +10,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, to_lists
 from harness.base.terminal import Progress
+from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches
 from harness.models.towers import TIMM, split_method
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 
 BLOCK = GoldenConfig.block
 PATCHWISE = ("scores", "left", "token")  # of an outcome: a value per patch, if anything went
+COLUMNS = ("features", *PATCHWISE)
 MethodRate = tuple[str, float]  # a method and its keep rate
 
 
@@ -268,12 +274,47 @@ def _shared(rows: Sequence[Variant], images: Tensor) -> dict[int, Tokens]:
     return entering
 
 
+@dataclass(frozen=True, kw_only=True)
+class OutcomeOrigin(Origin):
+    """What stored outcomes are of."""
+
+    run: str  # digest of rows and images
+    rows: int
+
+
+def _to_table(found: Iterable[Outcome]) -> Any:
+    """Return outcomes of several rows on the same images as a table, a line per image."""
+    columns = {f"{name} {at}": getattr(one, name) for at, one in enumerate(found) for name in COLUMNS}
+    return pa.table({name: to_lists(np.asarray(own)) for name, own in columns.items() if own is not None})
+
+
+def _from_shard(shard: Shard[OutcomeOrigin]) -> list[Outcome]:
+    """Return the outcome of each row on a shard's images; notes are the patch tokens left at the end."""
+    names, found = shard.table.column_names, []
+    for at, final_tokens in enumerate(shard.notes):
+        own = {name: from_lists(shard.table, f"{name} {at}") for name in COLUMNS if f"{name} {at}" in names}
+        features = torch.tensor(own.pop("features"))
+        found.append(Outcome(features=features, final_tokens=final_tokens, **own))
+    return found
+
+
+def _check(shard: Shard[OutcomeOrigin]) -> None:
+    if len(_from_shard(shard)) != shard.provenance.rows or len(shard.table) != shard.covers:
+        raise BrokenShardError(f"doesn't hold {shard.provenance.rows} rows on {shard.covers} images")
+
+
+OUTCOMES = ShardKind(key="outcomes", what="outcomes", command="compare", provenance=OutcomeOrigin, check=_check)
+
+
 class OutcomeCache:
     """Outcomes of rows of one dense tower, so that no image is run twice."""
 
-    def __init__(self, preprocess: Any, progress: Progress) -> None:
-        """Start empty; ``preprocess`` maps a PIL image to (C, H, W)."""
-        self.preprocess, self.progress = preprocess, progress
+    def __init__(self, preprocess: Any, progress: Progress, folder: Path | None = None) -> None:
+        """Start empty; ``preprocess`` maps a PIL image to (C, H, W).
+
+        ``folder`` keeps outcomes for the next run if this one is stopped; it is of one dataset, tower and machine.
+        """
+        self.preprocess, self.progress, self.folder = preprocess, progress, folder
         self._outcomes: dict[str, Outcome] = {}
         self._places: dict[str, dict[str, int]] = {}
 
@@ -300,9 +341,39 @@ class OutcomeCache:
         places = self._places[key]
         return self._outcomes[key].part([places[name] for name in image_ids])
 
+    def forget(self) -> None:
+        """Remove what is kept for the next run, which needs it no more."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another run's are there, or none
+                self.folder.parent.rmdir()
+
     def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
-        with self.progress.task(f"{label}, images x rows", len(split) * len(rows)) as update:
-            return outcomes(rows, split, self.preprocess, on_run=update)
+        label, runs = f"{label}, images x rows", len(split) * len(rows)
+        if self.folder is None:
+            with self.progress.task(label, runs, share=runs) as update:
+                return outcomes(rows, split, self.preprocess, on_run=update)
+        golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
+        settings = [[row.key, row.config] for row in rows]
+        origin = OutcomeOrigin(run=digest(settings, split.image_ids, *golden), rows=len(rows))
+        kind = replace(OUTCOMES, raw=tuple(f"{name} {at}" for at in range(len(rows)) for name in COLUMNS))
+        # A shard is a batch, as the last bits of features depend on what else is in it.
+        store = Store(self.folder / origin.run, kind, size=few_shot.BATCH, total=len(split))
+        with store.open(self.progress.say):
+            todo = store.missing(origin)
+            done = runs - len(rows) * sum(len(store.positions(index)) for index in todo)
+            with self.progress.task(label, runs, done, share=runs) as update:
+
+                def on_row(_: int) -> None:
+                    nonlocal done
+                    update(done := done + len(batch))
+
+                for index in todo:
+                    batch = split.subset(store.positions(index))
+                    found = outcomes(rows, batch, self.preprocess, on_row)
+                    store.write(index, _to_table(found.values()), origin, [one.final_tokens for one in found.values()])
+            shards = [_from_shard(shard) for shard in OUTCOMES.shards(store.folder)]
+        return {row.key: Outcome.join(parts) for row, *parts in zip(rows, *shards, strict=True)}
 
 
 def outcomes(

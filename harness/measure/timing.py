@@ -82,7 +82,6 @@ class Patience:
 
     say: Callable[[str], object]
     left_s: float = WAIT_S
-    watch: Callable[[float], float | None] = watch_others
 
     def time(self, run: Callable[[], dict[K, Timing]], device: torch.device) -> dict[K, Timing]:
         """Return what ``run`` times, the reference first; a disturbed timing is repeated once.
@@ -90,21 +89,18 @@ class Patience:
         Raises:
             BusyError: it was disturbed again, or other processes didn't end in time.
         """
-        why = ""
         for _ in range(2):
-            if device.type == "cpu":
-                self._wait()
+            self.wait(device)
             timings = run()
             why = why_busy(next(iter(timings.values())))
             if not why:
-                break
-        if why:
-            raise BusyError(why)
-        return timings
+                return timings
+        raise BusyError(why)
 
-    def _wait(self) -> None:
+    def wait(self, device: torch.device) -> None:
+        """Wait until other processes leave enough cores; raise BusyError if they don't in time."""
         seconds = LOOK_S
-        while why := why_crowded(self.watch(seconds)):
+        while device.type == "cpu" and (why := why_crowded(watch_others(seconds))):
             if self.left_s <= 0:
                 raise BusyError(why)
             if self.left_s == WAIT_S:
@@ -118,7 +114,7 @@ def why_crowded(others_cores: float | None) -> str:
     usable = cores()
     if others_cores is None or others_cores <= usable - PER_THREAD * min(torch.get_num_threads(), usable):
         return ""
-    return f"other processes keep {others_cores:.1f} of {usable} cores busy"
+    return f"other processes keep {min(others_cores, usable):.1f} of {usable} cores busy"
 
 
 def why_busy(dense: Timing) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 import platform
 import re
+import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ PROMPTS = {  # learned tokens, by the letters that --tokens takes
 TUNINGS = (*PROMPTS, PROBE)
 SCHEMA_VERSION = 8
 RECORDS = "records.jsonl"  # in the folder of a run
+UNFINISHED = "unfinished"  # folder beside them: outcomes on a dataset whose records aren't written yet
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
 _NAMED = 3  # owners named of each value that differs
 
@@ -344,7 +346,12 @@ def _read_metric(name: str, facts: Any) -> Measured:
 
 
 def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
-    """Return the records that a command wrote before, none if ``fresh``; it goes on from a torn last line, dropped."""
+    """Return the records that a command wrote before, none if ``fresh``; it goes on from a torn last line, dropped.
+
+    If ``fresh``, outcomes of a stopped run go, too.
+    """
+    if fresh:
+        shutil.rmtree(path.parent / UNFINISHED, ignore_errors=True)
     return read_records(path) if can_resume(path, progress.say, fresh=fresh) else []
 
 
@@ -367,21 +374,27 @@ def read_run(path: Path) -> list[Record]:
     raise ValueError(f"run {str(path)!r}: {file.name} holds no records")
 
 
-def fitting(blank: Record, known: Sequence[Record], batches: Sequence[int], *, ranked: bool = False) -> Record | None:
+def lacks_times(record: Record, batches: Iterable[int]) -> bool:
+    """Tell whether a record lacks the latency at one of these batch sizes; a golden row has none."""
+    return record.method != GOLDEN and not {times.batch for times in record.latency} >= set(batches)
+
+
+def fitting(blank: Record, known: Sequence[Record], batches: Iterable[int], *, ranked: bool = False) -> Record | None:
     """Find the newest known record made under the same conditions as ``blank``, an unmeasured one.
 
-    Latency at these batch sizes must be there, too, and agreement with golden rankings if ``ranked``; it needs tokens
-    that went.
+    One with latency at these batch sizes goes first. If ``ranked``, agreement with golden rankings must be there; it
+    needs tokens that went.
     """
-    same = measured_alike(blank)
+    same, untimed = measured_alike(blank), None
     for record in reversed(known):
-        timed = record.method == GOLDEN or {e.batch for e in record.latency} >= set(batches)
         compared = "weighted_tau" in record.metrics or not ranked or record.keep == 1
         alone = record.method == DENSE or record.tuning is not None  # a tuned row may have no dense one beside it
         near = "cosine_distance" in record.metrics or alone
-        if timed and compared and near and measured_alike(record) == same:
-            return record
-    return None
+        if compared and near and measured_alike(record) == same:
+            if not lacks_times(record, batches):
+                return record
+            untimed = untimed or record
+    return untimed
 
 
 def measured_alike(record: Record) -> str:

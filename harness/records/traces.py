@@ -179,13 +179,23 @@ def _naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{str(path)!r}: {error}") from error
 
 
+@contextlib.contextmanager
+def leaving_out(left_out: Callable[[str], object] | None) -> Iterator[None]:
+    """Call ``left_out`` with why a file can't be read, and go on; None to raise."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if left_out is None:
+            raise
+        left_out(str(error))
+
+
 def read_traces(
     run: Path | str, records: Sequence[Record] | None = None, left_out: Callable[[str], object] | None = None
 ) -> list[RowTraces]:
     """Read the traces of a run, the dense row of each dataset and tower first.
 
-    ``records`` are the rows to read, with the golden rankings beside them; None for all. ``left_out`` is called with
-    why a file can't be read, which is then left out; None to raise.
+    ``records`` are the rows to read, with the golden rankings beside them; None for all. ``left_out``: `leaving_out`.
 
     Raises:
         FileNotFoundError: the run has none.
@@ -201,12 +211,8 @@ def read_traces(
         paths = [path for path in paths if path.name in names]
     rows = []
     for path in paths:
-        try:
+        with leaving_out(left_out):
             rows.append(read_row(path))
-        except (ValueError, OSError) as error:
-            if left_out is None:
-                raise
-            left_out(str(error))
     return sorted(rows, key=order)
 
 

@@ -20,6 +20,7 @@ from harness.records.averages import Average
 from harness.records.metrics import fidelity_metrics
 from harness.records.record import CONDITIONS, RECORDS, Record, read_run
 from harness.records.times import LATENCIES, LatencyRecord, read_latencies
+from harness.records.traces import leaving_out
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.groups import Group, brief_tables, count_of, group_records, group_times, sections, time_tables
 from harness.report.highlights import DRAWN, Front, best_table, fronts, headline, plots_of
@@ -192,12 +193,8 @@ def read_times(runs: Iterable[Path], left_out: Callable[[str], object]) -> list[
         file = (run if run.is_dir() else run.parent) / LATENCIES
         if file.resolve() in times or not file.is_file():
             continue
-        try:
+        with leaving_out(None if _is_of_times(run) else left_out):
             times[file.resolve()] = [(str(run), record) for record in read_latencies(file)]
-        except (ValueError, OSError) as error:
-            if _is_of_times(run):
-                raise
-            left_out(str(error))
     return [time for each in times.values() for time in each]
 
 

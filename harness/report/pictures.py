@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from harness.datasets import split_words
 from harness.records.averages import REFERENCE, protocol, tower_of
 from harness.records.record import DENSE, GOLDEN, RANDOM, Record
-from harness.records.traces import RANKING, TRACES, Facts, RowTraces, Thumbnails, order, read_traces
+from harness.records.traces import RANKING, TRACES, Facts, RowTraces, Thumbnails, leaving_out, order, read_traces
 from harness.report.charts import OPTIONS, encode
 from zoo.core.files import digest
 
@@ -229,8 +229,8 @@ def group_traces(
     """Share the traces of runs out to groups; runs without traces have none.
 
     A run is a folder of records, or its file; of a row that several have the last counts. Groups are of the rows of
-    ``records``, in their order, with the golden rankings beside them; None for all, by name. ``left_out`` is called
-    with why a file can't be read; None to raise.
+    ``records``, in their order, with the golden rankings beside them; None for all, by name. ``left_out``:
+    `leaving_out`.
 
     Raises:
         ValueError: a file is torn, somebody else's, or of a newer version.
@@ -251,20 +251,12 @@ def group_traces(
         # Images that a row lacks are left out of all.
         shared = set.intersection(*(set(row.image_ids) for row in rows))
         ids = [name for name in rows[0].image_ids if name in shared]
-        folders = dict.fromkeys(folder for _, folder in share)
-        jpeg = {name: own for folder in folders for name, own in _jpeg(folder, rows[0].facts, left_out).items()}
+        jpeg: dict[str, bytes] = {}
+        for folder in dict.fromkeys(folder for _, folder in share):
+            with leaving_out(left_out):
+                jpeg |= Thumbnails.read(folder, rows[0].facts).jpeg
         groups.append(TracedGroup(rows=[row.take(ids) for row in rows], thumbnails=Thumbnails(jpeg=jpeg)))
     return [group for group in groups if group.rows[0].image_ids]
-
-
-def _jpeg(folder: Path, facts: Facts, left_out: Callable[[str], object] | None) -> Mapping[str, bytes]:
-    try:
-        return Thumbnails.read(folder, facts).jpeg
-    except (ValueError, OSError) as error:
-        if left_out is None:
-            raise
-        left_out(str(error))
-        return {}
 
 
 def label(row: RowTraces, rows: Sequence[RowTraces]) -> str:

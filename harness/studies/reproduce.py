@@ -515,13 +515,13 @@ def draw(comparison: Comparison) -> bytes:
 
 
 def produce(
-    target: PaperTable, config: StudyConfig, known: Sequence[Record], progress: Progress
+    target: PaperTable, config: StudyConfig, known: Sequence[Record], progress: Progress, folder: Path | None = None
 ) -> Iterator[tuple[StudyTable, list[Record]]]:
     """Measure what a table needs and ``known`` lacks; see ``harness.studies.workshop.answer``."""
     groups = target.groups(config)
     with progress.task(f"study reproduce {target.name}", len(groups)) as update:
         for done, part in enumerate(groups, start=1):
-            yield from answer(target.study, part, known, progress)
+            yield from answer(target.study, part, known, progress, folder=folder)
             update(done)
 
 

@@ -1,5 +1,6 @@
 """Make studies: build or find what their lines describe, judge them on each dataset, and lay out tables."""
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -251,12 +252,17 @@ def stock(study: Study, config: StudyConfig, progress: Progress) -> list[Stock]:
 
 
 def answer(
-    study: Study, config: StudyConfig, known: Sequence[Record], progress: Progress, tower: Tower | None = None
+    study: Study,
+    config: StudyConfig,
+    known: Sequence[Record],
+    progress: Progress,
+    tower: Tower | None = None,
+    folder: Path | None = None,
 ) -> Iterator[tuple[StudyTable, list[Record]]]:
     """Judge the lines of a study on each dataset; yield its table, and the records behind it.
 
     Rankings and predictors that are missing are made first, and kept. ``tower`` is the config's where it is loaded
-    already; it is brought to the config's device and precision.
+    already; it is brought to the config's device and precision. ``folder`` is for outcomes of a run that is stopped.
 
     Raises:
         ValueError: a tower without text tower, or something that can't be made.
@@ -272,9 +278,11 @@ def answer(
             update(done)
         every = [(dataset, [shop.line(line) for line in lines]) for dataset, lines in cases]
         for done, (dataset, ready) in enumerate(every, start=len(specs) + 1):
-            dense, *others = _judge(shop, dataset, ready, known)
+            dense, *others = _judge(shop, dataset, ready, known, folder)
             rows = compare_lines([(one.labels, one.group, own) for one, own in zip(ready, others, strict=True)], *dense)
             yield StudyTable(title=_title(study, shop, *dense), dense=dense[0], rows=rows), sum(others, dense)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)  # records are written by now
             update(done)
 
 
@@ -310,7 +318,9 @@ def _title(study: Study, shop: Workshop, dense: Record) -> str:
     return f"{study.title}: {images}, {shop.tower.name}, {dense.dtype}{top1}"
 
 
-def _judge(shop: Workshop, dataset: Dataset, lines: Sequence[ReadyLine], known: Sequence[Record]) -> list[list[Record]]:
+def _judge(
+    shop: Workshop, dataset: Dataset, lines: Sequence[ReadyLine], known: Sequence[Record], folder: Path | None
+) -> list[list[Record]]:
     """Return the dense model's record, and then those of each line; lines without prompts are judged at once."""
     config, tower = shop.config, shop.tower
     assert tower.clip is not None
@@ -320,7 +330,7 @@ def _judge(shop: Workshop, dataset: Dataset, lines: Sequence[ReadyLine], known: 
     )  # fmt: skip
     dense = shop.make(ModelSpec(DENSE, 1.0))
     rows = [dense, *(row for line in lines for row in line.rows)]
-    bench = Bench(plan, tower.clip, rows, tower.tag, shop.weights, shop.progress)
+    bench = Bench(plan, tower.clip, rows, tower.tag, shop.weights, shop.progress, folder=folder)
     # Other seeds cost the same as the first.
     first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, shop.progress)
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import open_clip
@@ -84,16 +83,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test wait for other processes, or be disturbed by them."""
-    monkeypatch.setattr(timing.Patience, "time", lambda self, run, device: run())
-
-
 @pytest.fixture
 def busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every timing be disturbed."""
-    monkeypatch.setattr(timing.Patience, "time", Mock(side_effect=timing.BusyError("spread of dense 40 %")))
+    monkeypatch.setattr(timing, "why_busy", lambda dense: "spread of dense 40 %")
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def split_captions(real: Any, *args: Any) -> Any:
     return [texts[text] for text in pairs[:, 1]], np.stack([pairs[:, 0], np.arange(len(pairs))], axis=1)
 
 
-TRANSFORM, FUSE = ((CLIP, "image_transform_v2"),), ((baselines.evit, "_append_fused"),)
+TRANSFORM, FUSE = ((CLIP, "image_transform_v2"),), ((baselines.evit, "append_fused"),)
 RANK = ((PatchRank, "importance"),)
 PLANTS = {
     "one token less": Plant(

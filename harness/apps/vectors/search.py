@@ -3,6 +3,7 @@
 import errno
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,14 @@ from harness.apps.vectors.decode import prepare
 from harness.apps.vectors.embed import IMAGES, TEXTS, Encoder, VectorsProvenance, read_vectors
 from harness.apps.vectors.source import PictureFile, PictureSource, open_source
 from harness.base.terminal import printable
+from harness.datasets import shipped_facts
+from harness.datasets.emoji import EmojiCategory
 from harness.datasets.images import EXTENSIONS, decode_image
 from zoo.core.files import write_whole
+from zoo.loading.clip import CompactText
 
 ACROSS = 5  # pictures of a sheet side by side
+_WORD = re.compile(r"[^\W_]+")
 SIDE, MARGIN, LINE = 240, 12, 20  # pixels: of a picture, between them, of the text below
 
 
@@ -45,11 +50,13 @@ class SearchResult:
     provenance: VectorsProvenance
 
 
-def query_vector(query: str, provenance: VectorsProvenance, *, device: str = "cpu") -> NDArray[np.float32]:
+def query_vector(
+    query: str, provenance: VectorsProvenance, say: Callable[[str], object] | None = None, *, device: str = "cpu"
+) -> NDArray[np.float32]:
     """Embed a query by the model of some embeddings, (D,) of unit length: a picture if it is a file, else a text.
 
     A picture is embedded as ``embed`` does it. In low precision it fills a batch of the same size, whose size moves
-    features by up to several percent.
+    features by up to several percent. ``say`` tells of the few words that the embedded text tower learned.
 
     Raises:
         FileNotFoundError: it looks like a picture's path, and there is none; or the weights are missing.
@@ -74,10 +81,35 @@ def query_vector(query: str, provenance: VectorsProvenance, *, device: str = "cp
             raise ValueError(f"query {query!r}: {picture.wrong[0]}")
         count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != "float32" else 1
         return encoder.pictures(torch.from_numpy(picture.pixels).repeat(count, 1, 1, 1))[0]
+    return _embed_words(query, encoder, say)
+
+
+def _embed_words(query: str, encoder: Encoder, say: Callable[[str], object] | None) -> NDArray[np.float32]:
     features, wrong = encoder.texts([query.strip()])
+    problem = wrong.get(0, "")
+    if isinstance(encoder.require_text().model.text, CompactText):
+        words = ", ".join(map(repr, unlearned_words(query)))
+        limits = (
+            f"{encoder.setup.name} learned the words of clothing and emoji only{', not ' if words else ''}{words}; "
+            "for any words, embed the pictures with a model such as clip_vit_b16.openai"
+        )
+        if features is not None and say is not None:
+            say(limits)
+        problem = limits if words else problem
     if features is None:
-        raise ValueError(f"query: {wrong[0]}")
+        raise ValueError(f"query {query!r}: {problem}")
     return features[0]
+
+
+def unlearned_words(text: str) -> list[str]:
+    """Return the words of a text that are in no caption the embedded text tower learned from."""
+    fashion, emoji = shipped_facts("fashion"), shipped_facts("emoji")
+    assert isinstance(emoji, EmojiCategory)
+    captions = [*fashion.classes, *fashion.templates, *emoji.classes, *emoji.templates]
+    for one, _ in emoji.members("train"):
+        captions += [one.name, one.subcategory, *one.short_names]
+    learned = set(_WORD.findall(" ".join(captions).lower()))
+    return [word for word in dict.fromkeys(_WORD.findall(text.lower())) if word not in learned]
 
 
 def _is_file(query: str) -> bool:
@@ -148,8 +180,8 @@ def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSour
         if picture is None or picture.path != hit.name or picture.digest() not in ("", hit.digest):
             raise ValueError(f"picture {hit.name!r} has changed since it was embedded; embed the pictures again")
         try:
-            image = ImageOps.pad(decode_image(picture.read(), repr(hit.name)), (SIDE, SIDE), color="white")
-            sheet.paste(image, (left, top))
+            image = decode_image(picture.read(), repr(hit.name), behind="white")
+            sheet.paste(ImageOps.pad(image, (SIDE, SIDE), color="white"), (left, top))
         except (ValueError, OSError):
             draw.rectangle((left, top, left + SIDE, top + SIDE), outline="black")
         draw.text((left, top + SIDE + 2), f"{hit.rank}   {hit.score:.3f}", 0, font)

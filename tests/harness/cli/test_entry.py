@@ -11,6 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 from by_hand import replace
+from killing import kill_when
 from rich.table import Table
 
 from harness.base.lines import claim_file
@@ -26,6 +27,7 @@ from zoo.core.files import NoRoomError
 ROOT = Path(__file__).parents[3]
 LIST = [sys.executable, "-m", "harness", "list"]
 RANDOM = "compare --dataset emoji --methods random --keeps 0.6 --limit 8 --batches 1 --rounds 6"
+TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit 40 --batches --traces 0"
 
 
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):
@@ -175,6 +177,20 @@ def test_two_runs_in_one_folder(tmp_path: Path, capsys):
     with claim(tmp_path / "run"):
         assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
     assert f"another run is writing to {str(tmp_path / 'run')!r}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_in_its_first_dataset_the_same_command_goes_on(tmp_path: Path, runs):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    command = [*TWO_BATCHES.split(), "--output"]
+    assert main([*command, str(whole)]) == 0
+    words = [sys.executable, "-m", "harness", *command, str(out)]
+    kill_when(lambda _: list(out.glob("unfinished/*/*/*.parquet")), words, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert main([*command, str(out)]) == 0
+    assert [count for _, count in runs] == [32, 8, 8]  # the whole, and the rest
+    pairs = zip(read_records(whole / "records.jsonl"), read_records(out / "records.jsonl"), strict=True)
+    assert all(replace(own, created=other.created) == other for own, other in pairs)
+    assert not (out / "unfinished").exists()
 
 
 @pytest.mark.parametrize("command", [

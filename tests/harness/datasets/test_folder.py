@@ -110,7 +110,7 @@ FOUR = [f"{name}/1.png" for name in NAMES]
     (["test/dog/1.png", "val/dog/1.png", "valid/dog/1.png"], "", "val and valid"),
     (["a-b/1.png", "a_b/1.png"], "", "'a-b' and 'a_b' would both be class 'a b'"),
     (["__/1.png"], "", "'__' can't be put into a prompt"),
-    ([], "", "has no subfolders"),
+    ([], "", "has no subfolders.*give images:"),
     (FOUR, "a\nb\nc", "classes.txt: 3 lines for 4 class folders"),
     (FOUR, "bag x\nbag y\ndog z\nankle_boot a\ndog_house w", "one line for the folder 'bag', got 2"),
     (FOUR, "x\ny\nz\nx", "'ankle_boot' and 'dog_house' would both be class 'x'"),

@@ -118,10 +118,14 @@ def test_every_mode_becomes_rgb(mode: str, kind: str):
     assert np.abs(np.asarray(found).astype(int) - grey[..., None]).max() <= 1
 
 
-def test_transparency_is_dropped():
+def test_transparency_is_dropped_unless_there_is_a_colour_behind():
     palette = SQUARE.convert("P")
     clear = decode_image(encode(palette, "PNG", transparency=bytes(range(0, 250, 25))), "")
     assert np.array_equal(clear, palette.convert("RGB"))
+    picture = Image.new("RGBA", (2, 1))
+    picture.putpixel((0, 0), (200, 0, 0, 255))
+    shown = decode_image(encode(picture, "PNG"), "", behind="white")
+    assert [shown.getpixel((x, 0)) for x in range(2)] == [(200, 0, 0), (255, 255, 255)]
 
 
 # From an image as it is stored to how it stands, by EXIF's orientation.

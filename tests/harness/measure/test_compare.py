@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from rich.console import Console
 
 import zoo
 from harness.base.terminal import Progress
+from harness.datasets import few_shot
+from harness.measure import rows, timing
 from harness.measure.bench import compare
 from harness.measure.plan import Plan
 from harness.measure.rows import feature_probe, linear_probe, outcomes, variants
@@ -113,6 +116,57 @@ def test_records_from_a_file_are_used_again(shipped, tmp_path, predictor_file, n
             one_group(replace(plan, **change), known)
 
 
+def untimed(records: list[Record]) -> list[Record]:
+    """Leave out what differs between two runs."""
+    return [replace(record, latency=(), created="2026-01-01T00:00:00+00:00") for record in records]
+
+
+def test_a_stopped_run_goes_on_from_its_last_batch(shipped, tmp_path, monkeypatch):
+    """Whatever else was run in the folder meanwhile."""
+    shipped()
+    monkeypatch.setattr(few_shot, "BATCH", 4)
+    plan, run, ran = replace(PLAN, batches=()), rows.outcomes, list[tuple[str, ...]]()
+    whole = one_group(plan, [])
+
+    def stop_at_the_third(every: Any, split: Any, *args: Any) -> Any:
+        ran.append(split.image_ids)
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return run(every, split, *args)
+
+    def resume(**changes: Any) -> list[Record]:
+        [group] = compare(replace(plan, **changes), [], Progress(), folder=tmp_path / "unfinished")
+        return group
+
+    monkeypatch.setattr(rows, "outcomes", stop_at_the_third)
+    for changes in ({"keeps": (0.4,)}, {}):
+        ran.clear()
+        with pytest.raises(KeyboardInterrupt):
+            resume(**changes)
+    assert untimed(resume()) == untimed(whole)
+    assert [len(ids) for ids in ran] == [4] * 5
+    assert ran[3] == ran[2]  # and those before it aren't run again
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_what_a_busy_machine_left_untimed_is_timed_and_no_image_run_again(monkeypatch):
+    plan = replace(PLAN, methods=("random",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing.Patience, "time", Mock(side_effect=timing.BusyError("spread of dense 40 %")))
+        known = one_group(plan, [])
+    assert [record.latency for record in known] == [(), ()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "outcomes", Mock(side_effect=AssertionError("run again")))
+        timed = one_group(plan, known)
+    assert untimed(timed) == untimed(known)
+    assert [[times.batch for times in record.latency] for record in timed] == [[1], [1]]
+    monkeypatch.setattr("harness.measure.bench.costs", Mock(side_effect=AssertionError("measured again")))
+    assert one_group(plan, [*known, *timed]) == timed
+    fewer = one_group(replace(plan, limit=9), [*known, *timed])  # of other images, at the same cost
+    assert [record.latency for record in fewer] == [record.latency for record in timed]
+    assert [record.mean("gflops") for record in fewer] == [record.mean("gflops") for record in timed]
+
+
 def test_images_without_labels_have_fidelity_costs_and_no_answers(monkeypatch, named, unlabelled):
     plan = replace(PLAN, methods=("random", "evit"))
     monkeypatch.setattr("harness.measure.bench.get_dataset", lambda name: named)
@@ -165,11 +219,11 @@ def test_few_shots_by_a_probe_on_each_models_own_features(shipped, dense, parts,
     monkeypatch.setattr("harness.records.metrics.predicted", lambda f, by: used.append(by) or predicted(f, by))
     groups = list(compare(replace(PLAN, shots=(0, 3), tokens="probe", seeds=1), [], Progress()))
     assert [[record.shots for record in group] for group in groups] == [[0] * 4, [3] * 4]
-    rows = variants(dense, ARCH, "openai", ["dense", "random"], [0.5])
+    models = variants(dense, ARCH, "openai", ["dense", "random"], [0.5])
     split = toy.split("train")  # three of each class are the whole of it
-    train = outcomes(rows, split, parts.preprocess)
+    train = outcomes(models, split, parts.preprocess)
     labels = torch.from_numpy(split.labels)
-    probes = [linear_probe(train[row.model].features, labels, 4) for row in rows]
+    probes = [linear_probe(train[row.model].features, labels, 4) for row in models]
     by_dense, by_random, by_golden, _ = used[4:]
     assert torch.allclose(by_dense, probes[0], atol=1e-5)
     assert torch.allclose(by_random, probes[1], atol=1e-5)

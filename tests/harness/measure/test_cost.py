@@ -3,7 +3,6 @@
 import io
 import logging
 from dataclasses import replace
-from unittest.mock import Mock
 
 import pytest
 import timm
@@ -222,7 +221,7 @@ def test_costs_of_every_row_that_is_a_model(dense, monkeypatch):
             assert entry.q1_ms <= entry.median_ms <= entry.q3_ms
     assert [entry.ratio_to_dense for entry in plain["latency"]] == [None, None]
 
-    monkeypatch.setattr(timing.Patience, "time", Mock(side_effect=timing.BusyError("spread of dense 40 %")))
+    monkeypatch.setattr(timing, "why_busy", lambda dense: "spread of dense 40 %")
     console = Console(file=io.StringIO(), width=200)
     assert costs(rows, {1: 2, 8: 2}, Progress(console))["clip_vit_b16_tome50"]["latency"] == ()
     assert console.file.getvalue().startswith("batch 1 and 8: too busy to time: spread of dense 40 %\n")

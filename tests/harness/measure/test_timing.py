@@ -19,7 +19,7 @@ from zoo.core.files import is_out_of_memory
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 IMAGES = torch.zeros(4, 3, 8, 8)
-PATIENT = timing.Patience.time  # of which a fixture makes an impatient one
+WATCH, RULE = timing.watch_others, timing.why_busy  # which a fixture patches
 
 
 class Workshop:
@@ -139,7 +139,7 @@ def test_events_time_what_the_device_does():
 
 def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "STAT", tmp_path / "stat")
-    assert timing.others_s() is timing.watch_others(0.0) is None
+    assert timing.others_s() is WATCH(0.0) is None
     monkeypatch.setattr(timing.os, "sched_getaffinity", lambda pid: {1, 2})
     monkeypatch.setattr(timing.os, "sysconf", lambda name: 100)
     own, now = iter([(0.1, 0.2, 0.3, 0.1, 9.0), (5.1, 1.2, 1.3, 1.1, 9.0)]), iter([50.0, 60.0])
@@ -152,7 +152,7 @@ def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path, 
         (tmp_path / "stat").write_text(stat.format(1900))
 
     monkeypatch.setattr(timing.time, "sleep", work)  # 18 s in all, 8 s of them our own
-    assert timing.watch_others(10.0) == pytest.approx((18 - 8) / 10)
+    assert WATCH(10.0) == pytest.approx((18 - 8) / 10)
 
 
 @pytest.mark.parametrize(("samples", "others", "threads", "why"), [
@@ -166,7 +166,7 @@ def test_others_are_busy_with_all_but_idling_waiting_and_this_process(tmp_path, 
 def test_times_are_of_no_use_beside_others_or_where_dense_varies(samples, others, threads, why, monkeypatch):
     monkeypatch.setattr(timing, "cores", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert timing.why_busy(Timing(batch=1, samples_ms=samples, others_cores=others)) == why
+    assert RULE(Timing(batch=1, samples_ms=samples, others_cores=others)) == why
 
 
 QUIET, DISTURBED = ({"dense": Timing(batch=1, samples_ms=samples)} for samples in ((1.0,) * 6, (1.0, 2.0) * 3))
@@ -181,12 +181,12 @@ QUIET, DISTURBED = ({"dense": Timing(batch=1, samples_ms=samples)} for samples i
     ([None] * 9, [DISTURBED] * 3, 2, 2, "spread of dense 67 %"),
 ])  # fmt: skip
 def test_a_timing_waits_for_others_and_is_repeated_once(others, timings, runs, looks, why, monkeypatch):
-    monkeypatch.setattr(timing.Patience, "time", PATIENT)
     monkeypatch.setattr(timing, "cores", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    said: list[str] = []
-    watched, timed = Mock(side_effect=others), Mock(side_effect=timings)
-    patience = timing.Patience(say=said.append, watch=watched)
+    said, watched, timed = list[str](), Mock(side_effect=others), Mock(side_effect=timings)
+    monkeypatch.setattr(timing, "watch_others", watched)
+    monkeypatch.setattr(timing, "why_busy", RULE)
+    patience = timing.Patience(say=said.append)
     if why:
         with pytest.raises(timing.BusyError, match=f"too busy to time: {why}; the same command"):
             patience.time(timed, CPU)

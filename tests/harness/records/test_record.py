@@ -263,7 +263,8 @@ def test_a_record_of_the_same_conditions_is_used_again(tmp_path: Path):
     write_records(tmp_path / "r.jsonl", [row(seed=1), row(git_commit="old"), row()])
     known = read_records(tmp_path / "r.jsonl")
     assert fitting(row(**BLANK), known, [1, 32]) is known[2]  # the newest
-    assert fitting(row(**BLANK), known, [1, 8]) is None  # there is no latency at 8
+    assert fitting(row(**BLANK), known, [1, 8]) is known[2]  # which lacks latency at 8 alone
+    assert fitting(row(**BLANK), [*known, row(latency=())], [1, 32]) is known[2]
     assert fitting(row(**BLANK), known[:2], []) is known[1]
 
 

@@ -79,7 +79,8 @@ def test_the_command_shows_paths_and_a_sheet(clothing: Path, tmp_path: Path, cap
     sheet, where = tmp_path / "new" / "hits.png", clothing / "vectors"
     command = ["search", "ankle boot", "--in", str(where), "--top", "7"]
     assert main([*command, "--sheet", str(sheet)]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err.count("learned the words of clothing and emoji only; for any words") == 1
     assert f"searched 16 images, embedded by clip_vit_s14; paths are below {clothing / 'pictures'}\n" in out
     assert np.asarray(Image.open(sheet))[44 : 44 + 240, 12 : 12 + 240].std() > 10
     assert main([*command, "--json"]) == 0
@@ -166,10 +167,10 @@ def test_names_can_not_steer_a_terminal(tower: str, draw: Any, tmp_path: Path, c
 
 
 @pytest.mark.parametrize(("words", "quoted"), [
-    ("zebrafishes", "query: the embedded text tower never saw"),
+    ("zebrafishes", "clothing and emoji only, not 'zebrafish"),
     ("gone.jpg", "query 'gone.jpg' looks like a picture, and there is no such file"),
     ("bag --top 0", "--top 0"),
-    ("zebrafish" * 30, "query: the embedded text tower never saw"),  # longer than a file's name may be
+    ("zebrafish" * 30, "clothing and emoji only, not 'zebrafish"),  # longer than a file's name may be
     ("bag --in gone", "'gone' holds no embeddings: no part-00000.parquet; make them with: patchrank embed"),
 ])  # fmt: skip
 def test_mistakes(words: str, quoted: str, clothing: Path, capsys):
