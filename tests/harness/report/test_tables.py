@@ -22,7 +22,7 @@ from harness.records.statistics import holm, paired_difference, sign_flip, sign_
 from harness.report.changes import changes_data, pair_runs, tables
 from harness.report.folder import Parts, page
 from harness.report.groups import group_records, sections
-from harness.report.highlights import fronts, plots_of
+from harness.report.highlights import plots_of
 from harness.report.tables import comparison_table
 from harness.report.writers import latex, markdown, records_csv
 
@@ -185,6 +185,8 @@ def test_settings_that_differ_at_one_keep_rate_are_told_at_all():
         replace(evit[0], method_config=evit[0].method_config | more) for more in ({"fuse": True}, {"predictor": "ab12"})
     )
     assert names(*evit, fused) == ["evit (fuse false)", "evit (fuse false)", "evit (fuse true)"]
+    both = replace(evit[0], method_config=evit[0].method_config | {"fuse": True, "predictor": "ab12"})
+    assert names(evit[0], both) == ["evit (fuse false)", "evit (fuse true)"]  # which tells them apart
     assert names(evit[0], predicted) == ["evit", "evit (predictor ab12)"]  # one row lacks it
 
 
@@ -195,7 +197,7 @@ def sharpness() -> Iterator[Callable[..., Record]]:
 
     @metric(
         "sharpness", heading="Sharpness, %", form=".1%", unit="fraction", better="higher", bound=5e-4, change="+.1%",
-        quality="sharpest",
+        plotted="sharpness",
     )  # fmt: skip
     def _sharpness(sample: Sample) -> np.ndarray:
         return sample.features.numpy()[:, 0]
@@ -220,10 +222,9 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
     assert [cell.value for cell in section.cells("Sharpness, %")] == [0.5078125, 0.2578125]
     assert "| Sharpness, % |" in markdown([section])
     assert r"Sharpness, \%" in latex([section])
-    every = fronts(groups[0])
-    plots = plots_of(every)
+    plots = plots_of(groups)
     assert "sharpness_gflops" in {plot.name for plot in plots}
-    text = page(Parts(groups=groups, fronts=every, times={}, plots=plots), "Results")
+    text = page(Parts(groups=groups, times={}, plots=plots), "Results")
     assert 'data-sort="0.2578125">25.8' in text
     [first, _] = csv.DictReader(io.StringIO(records_csv(rows)))
     assert first["sharpness_fraction"] == "0.5078125"
