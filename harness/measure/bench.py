@@ -22,7 +22,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import batches, draw, draw_train, require_apart, require_labels, subset, turns
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.cost import RUNS_PER_COUNT, RowCost, costs
+from harness.measure.cost import IMAGES_PER_COUNT, RowCost, costs
 from harness.measure.match import COUNTS, ROUNDS, STEPS, keep_near_rows, matched_rows
 from harness.measure.plan import TRACED, Plan, check_plan, tuning_of
 from harness.measure.rows import (
@@ -112,15 +112,15 @@ def compare(
         )
     if plan.dtype == "bfloat16" != best_precision(plan.device):
         progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
-    runs, once = [_runs(plan, dataset, shots) for dataset, shots in pairs], _runs_once(plan)
-    with progress.whole("all images x rows", len(plan.models) * (once + sum(runs))) as reach:
+    work, once = [_work(plan, dataset, shots) for dataset, shots in pairs], _work_once(plan)
+    with progress.whole("the whole, in images", len(plan.models) * (once + sum(work))) as reach:
         behind = 0.0
         for name in plan.models:
             bench = replace(Bench.build(plan, name, progress, known), tracer=tracer, folder=folder)
             behind += once
             for at, (dataset, shots) in enumerate(pairs):
                 group = bench.measure(dataset, shots, known)
-                reach(behind := behind + runs[at])
+                reach(behind := behind + work[at])
                 yield group
                 if tracer is not None:  # what was measured is written by now
                     tracer.flush()
@@ -128,21 +128,16 @@ def compare(
                     bench.view_of(dataset).outcomes.forget()
 
 
-def _row_count(plan: Plan) -> int:
-    return 1 + len([name for name in plan.methods if name != DENSE]) * len(plan.keeps) + len(plan.recoveries)
-
-
-def _runs_once(plan: Plan) -> int:
-    """Return how often a row could be run on an image while costs are measured, and keep rates are matched."""
+def _work_once(plan: Plan) -> int:
+    """Return how many images all rows could run on while costs are measured, and keep rates are matched."""
     times = sum(batch * count for batch, count in plan.latency_rounds.items())
-    search = {None: 0, "gflops": COUNTS * RUNS_PER_COUNT, "time": STEPS * ROUNDS * plan.match_batch}
-    return _row_count(plan) * (times + RUNS_PER_COUNT + search[plan.match])
+    search = {None: 0, "gflops": COUNTS * IMAGES_PER_COUNT, "time": STEPS * ROUNDS * plan.match_batch}
+    return times + IMAGES_PER_COUNT + search[plan.match]
 
 
-def _runs(plan: Plan, dataset: Dataset, shots: int) -> int:
-    """Return about how often a row is run on an image of a dataset or its shots."""
-    images = len(subset(dataset.split(plan.split), plan.limit))
-    return _row_count(plan) * (images + shots * len(dataset.classes) * len(plan.tunings(shots)))
+def _work(plan: Plan, dataset: Dataset, shots: int) -> int:
+    """Return about how many images of a dataset, and of its shots, all rows are run on."""
+    return len(subset(dataset.split(plan.split), plan.limit)) + shots * len(dataset.classes) * len(plan.tunings(shots))
 
 
 def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:
