@@ -138,7 +138,7 @@ class PicturePart(NamedTuple):
         return len(np.unique(self.groups))
 
 
-def part_pictures(
+def split_pictures(
     dataset: Dataset, sizes: tuple[int, int], seed: int, *, learned: Collection[str], classifier: Tensor | None = None
 ) -> list[PicturePart]:
     """Return pictures to search by and others held out, about so many of each, that share no group.
