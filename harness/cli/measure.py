@@ -105,9 +105,10 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
 def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records, report, Markdown and plot."""
-    from harness.measure.bench import Tracer, compare
+    from harness.measure.bench import compare
     from harness.measure.plan import Plan, at_equal_time
     from harness.measure.rows import usual_methods
+    from harness.measure.tracing import Tracer
     from harness.records.averages import match_costs, training_free
     from harness.records.record import GOLDEN, RECORDS, UNFINISHED, earlier, keep_new, record_values
     from harness.report.folder import write_report

@@ -19,7 +19,7 @@ from harness.base.store import claim
 from harness.base.table import Shown
 from harness.cli.entry import BROKEN_PIPE, COMMANDS, build_parser, drop_shared, main
 from harness.datasets.base import Dataset
-from harness.measure import bench
+from harness.measure import tracing
 from harness.models.towers import Tower
 from harness.records.record import read_records
 from zoo.core.files import NoRoomError
@@ -238,7 +238,7 @@ def test_a_disk_that_gets_full_keeps_what_was_measured(tmp_path: Path, monkeypat
     def full(path: Path, content: bytes) -> None:
         raise NoRoomError(f"can't write {str(path)!r}: the disk is full; {len(content):,} bytes needed, 3 free")
 
-    monkeypatch.setattr(bench, "write_whole", full)
+    monkeypatch.setattr(tracing, "write_whole", full)
     assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
     assert len(read_records(tmp_path / "run" / "records.jsonl")) == 2
     assert "the disk is full; " in capsys.readouterr().err
