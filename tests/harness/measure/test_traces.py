@@ -212,7 +212,7 @@ def test_a_number_below_zero_and_a_run_without_traces_are_refused(tmp_path):
 
 
 def test_images_without_labels_are_traced_without_answers(measure, unlabelled, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "get_dataset", lambda name: unlabelled)
+    monkeypatch.setattr("harness.measure.bench.get_dataset", lambda name: unlabelled)
     measure(methods=("evit",), images=4)
     dense, evit = stored.read_traces(tmp_path / "run")
     assert evit.labels == evit.predicted == evit.correct == (None,) * 4
