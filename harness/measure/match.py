@@ -27,7 +27,7 @@ TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row furthe
 SLACK = TOLERANCE["time"] / 2
 ROUNDS = 4  # of a search's steps
 STEPS = 12  # of a search, at most
-COUNTS = 6  # of multiply-adds until a keep rate is found, about
+COUNTS = 8  # of multiply-adds until a keep rate is found, about
 SURE = 3  # costs of one count, of which one may be disturbed
 
 K = TypeVar("K")
