@@ -14,7 +14,8 @@ from harness.golden.rank import SHIPPED, Curve
 from harness.records.averages import CLOSE, REFERENCE
 from harness.records.record import DENSE, MATCHED, Record, read_records
 from harness.records.times import LATENCIES, read_latencies
-from harness.report.groups import brief_tables, group_records, group_times, time_tables
+from harness.report.groups import group_records, group_times, time_tables
+from harness.report.highlights import brief_tables
 from harness.report.writers import markdown
 from harness.studies.ranking_cost import curve_table
 from tools import replace_part

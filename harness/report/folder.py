@@ -22,8 +22,8 @@ from harness.records.record import CONDITIONS, RECORDS, Record, read_run
 from harness.records.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.traces import leaving_out
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
-from harness.report.groups import Group, brief_tables, count_of, group_records, group_times, sections, time_tables
-from harness.report.highlights import DRAWN, Front, best_table, fronts, headline, plots_of
+from harness.report.groups import Group, count_of, group_records, group_times, sections, time_tables
+from harness.report.highlights import DRAWN, Front, best_table, brief_tables, fronts, headline, plots_of
 from harness.report.pictures import TracePicture, galleries, group_traces
 from harness.report.writers import latex, markdown, records_csv, times_csv
 from zoo.core.files import write_whole
@@ -132,7 +132,7 @@ def write_report(
             content = make()
             write_whole(folder / name, content.encode() if isinstance(content, str) else content)
             update(count)
-    shown: list[Part] = [*map(best_table, parts.best), *headline(every)]
+    shown: list[Part] = [*map(best_table, parts.best), *headline(groups)]
     if timed:
         many = count_of(sum(map(len, timed.values())), "time")
         shown.append(f"{many} by latency in {count_of(len(timed), 'table')} of report.html")
@@ -208,7 +208,7 @@ def page(parts: Parts, title: str) -> str:
         brief=brief_tables(parts.groups),
         tables=list(sections(parts.groups, marked=True)),
         times=time_tables(parts.times),
-        headline=headline(parts.fronts),
+        headline=headline(parts.groups),
         best=list(map(best_table, parts.best)),
         legend=[
             (id_of(name, styles), name, inline(draw_sample(styles[name]), f"sample-{id_of(name, styles)}"))

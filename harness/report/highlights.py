@@ -1,23 +1,38 @@
 """Which row is nearest to dense, or most accurate, at each cost: in sentences, as figures and as plots."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, combinations
 from typing import Any, NamedTuple
 
-from harness.base.table import UNMEASURED, Cell, Table, json_values
-from harness.records.averages import Average, labels, mean_difference
+from harness.base.table import UNMEASURED, Cell, Table, figure, json_values
+from harness.records.averages import (
+    Average,
+    Level,
+    fidelity_ps,
+    labels,
+    levels,
+    mean_difference,
+    time_ratio,
+    tower_of,
+)
 from harness.records.metrics import METRICS, Metric
-from harness.records.record import DENSE, GOLDEN, RANDOM
-from harness.records.statistics import Interval
+from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RANDOM, UNREDUCED
+from harness.records.statistics import CLEAR, FLIPPED, Interval, Together, together
 from harness.report.charts import Chart, Dot, Plot
-from harness.report.groups import Group
-from harness.report.tables import estimate_cell, keep_cell
+from harness.report.groups import Group, count_of
+from harness.report.tables import describe_note, estimate_cell, keep_cell
 
-TOP1 = METRICS["top1"]
+TOP1, DISTANCE = METRICS["top1"], METRICS["cosine_distance"]
 DRAWN = 6  # groups that are drawn, the first, unless all are asked for: a chart takes a while
-_APART = {DENSE, GOLDEN, RANDOM}  # no methods to choose from; random pruning is a control
+# What the images of several datasets were judged under, by one tower.
+_ALIKE = (
+    *("tag", "weights_sha256", "image_size", "device", "device_name", "dtype", "threads"),
+    *("torch", "timm", "version"),
+)
+_APART = {*UNREDUCED, GOLDEN, RANDOM}  # no methods to choose from; random pruning is a control
 _NAMES = {"top1": "accuracy", "cosine_distance": "fidelity"}  # of files of plots
 
 
@@ -45,8 +60,8 @@ class Cost:
 
     def of(self, row: Average) -> Interval | None:
         """Return a row's cost with its interval; None where it wasn't measured."""
-        if self.batch is None:
-            gflops = row.mean("gflops")
+        if self.batch is None:  # an optimised model saves none
+            gflops = None if row.method == OPTIMIZED else row.mean("gflops")
             return None if gflops is None else exact(gflops)
         timed = next((each for each in row.latency if each.batch == self.batch), None)
         return None if timed is None else exact(1.0) if row.method == DENSE else timed.ratio
@@ -171,11 +186,158 @@ def best_table(own: Sequence[Front]) -> Table:
     )
 
 
-def headline(every: Sequence[Front]) -> list[str]:
-    """Say for each set which method is best, by the first front of its group; nothing where there is one method."""
-    first = {front.group.name: front for front in reversed(every)}
-    shown = [front for front in every if first[front.group.name] is front and front.rivals]
-    return [front.sentence(f" on {front.group.short}") for front in shown]
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Rows at the lowest equal cost, on each dataset of a tower under the same conditions; without random pruning."""
+
+    groups: Sequence[Group]  # one per dataset, those without labels first
+    levels: Sequence[Level]  # of each group, of the same target and cost
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What rows are called, by identity."""
+        return labels([row for level in self.levels for row in level.rows])
+
+    @cached_property
+    def judged(self) -> Together[tuple[str, frozenset[str]]]:
+        """Differences in 1 - cosine between all pairs of rows, by dataset and both identities, judged together."""
+        p_values: dict[tuple[str, frozenset[str]], float | None] = {}
+        for group, level in zip(self.groups, self.levels, strict=True):
+            pairs = list(combinations(level.rows, 2))
+            keys = [(group.name, frozenset((a.identity, b.identity))) for a, b in pairs]
+            p_values |= zip(keys, fidelity_ps(pairs, DISTANCE), strict=True)
+        return together(p_values)
+
+    def further(self, group: Group, row: Average) -> bool:
+        """Tell whether a row is clearly further from dense than the nearest one on a dataset."""
+        nearest = self.levels[self.groups.index(group)].rows[0]
+        return (group.name, frozenset((nearest.identity, row.identity))) in self.judged.clear
+
+    @property
+    def cost(self) -> str:
+        """What the rows cost, in words."""
+        target, batch, dense = self.levels[0].target, self.levels[0].batch, self.groups[0].rows[0]
+        if batch is not None:
+            return f"{100 * (time_ratio(target.latency, batch) or 0):.0f} % of dense's time at batch {batch}"
+        whole = dense.mean("gflops") if dense.method == DENSE else None
+        own = target.mean("gflops")
+        return f"{100 * own / whole:.0f} % of dense's multiply-adds" if whole else f"{own:.2f} GFLOPs"
+
+    def sentence(self) -> str:
+        """Say which row is nearest to dense where the others are clearly further, and where none is."""
+        places: dict[tuple[str, ...], list[int]] = {}
+        for at, (group, level) in enumerate(zip(self.groups, self.levels, strict=True)):
+            level_set = sorted(self.names[row.identity] for row in level.rows if not self.further(group, row))
+            places.setdefault(tuple(level_set if len(level_set) < len(level.rows) else ()), []).append(at)
+        clauses = []
+        for near, found in sorted(places.items(), key=lambda one: (len(one[0]) != 1, -len(one[1]))):
+            sets = list_words([self.groups[at].first.dataset for at in found])
+            if len(near) == 1:
+                first, second, *_ = self.levels[found[0]].rows
+                where = f" on {self.groups[found[0]].first.dataset}" if len(found) > 1 else ""
+                clauses.append(
+                    f"{near[0]} stays nearest to dense on {sets} ({DISTANCE.heading} {_value(first)}{where}, "
+                    f"against {_value(second)} of {self.names[second.identity]})"
+                )
+            elif near:
+                clauses.append(f"{list_words(near)} are level on {sets}")
+            else:
+                clauses.append(f"no method is clearly nearest to dense on {sets}")
+        return f"At {self.cost}, {'; '.join(clauses)}."
+
+    def table(self) -> Table:
+        """Lay the rows out beside the unreduced ones, a column of 1 - cosine per dataset."""
+        first = self.groups[0]
+        unreduced = [row for row in first.rows if row.method in UNREDUCED]
+        rows = [*unreduced, *self.levels[0].rows]
+        beside = {id(group): {row.identity: row for row in group.rows} for group in self.groups}
+
+        def cells(row: Average) -> Iterator[Cell]:
+            yield Cell(self.names.get(row.identity, row.label), row.label)
+            yield figure(row.mean("gflops"), ".2f")
+            for group in self.groups:
+                own = beside[id(group)].get(row.identity)
+                cell = UNMEASURED if own is None else _value(own)
+                clear = own is not None and self.further(group, own)
+                yield Cell(cell, cell.value, CLEAR if clear else "")
+            if scored is not None:
+                own = beside[id(scored)].get(row.identity)
+                yield UNMEASURED if own is None else estimate_cell(own.top1, TOP1.text)
+            for batch in batches[-1:]:
+                ratio = Cost(batch=batch).of(row)
+                yield Cell("1") if row.method == DENSE else estimate_cell(ratio, "{:.2f}".format)
+
+        scored = next((group for group in self.groups if group.first.labelled), None)
+        batches = sorted({timed.batch for row in rows for timed in row.latency})
+        heads = ["Method", "GFLOPs", *(f"{DISTANCE.heading}, {group.first.dataset}" for group in self.groups)]
+        heads += [f"{TOP1.heading}, {scored.first.dataset}"] if scored else []
+        heads += [f"Batch {batch}, × dense" for batch in batches[-1:]]
+        images = list_words([f"{one.first.image_count} images of {one.first.dataset}" for one in self.groups])
+        missing = list_words(self.levels[0].missing)
+        about = [
+            f"{DISTANCE.fidelity}, nearest first, {CLEAR} clearly further than the nearest ({FLIPPED}, Holm, 5 %)",
+            f"{images}; 95 % intervals",
+            "× dense: time by the dense model's" if batches else "",
+            describe_note(rows, None),
+            f"not at this cost: {missing}" if missing else "",
+            f"{first.first.device_name}, {first.first.dtype}, {count_of(first.first.threads, 'thread')}",
+        ]
+        return Table.of(
+            f"{tower_of(first.first)} at {self.cost}",
+            heads,
+            [list(cells(row)) for row in rows],
+            words=("Method",),
+            caption="; ".join(filter(None, about)),
+        )
+
+
+def standings(groups: Sequence[Group]) -> list[Standing]:
+    """Return how rows without training stand per tower and conditions, at equal GFLOPs and at equal times.
+
+    Of a dataset with several groups, such as splits, the one with the most images counts.
+    """
+    alike: dict[Hashable, dict[str, Group]] = {}
+    for group in groups:
+        first = group.first
+        if first.shots or any(row.first.recovered for row in group.rows):
+            continue
+        own = alike.setdefault(tuple(getattr(first, name) for name in _ALIKE), {})
+        if first.dataset not in own or own[first.dataset].first.image_count < first.image_count:
+            own[first.dataset] = group
+    found = []
+    for own in alike.values():
+        lowest: dict[tuple[int | None, str], list[tuple[Group, Level]]] = {}
+        for group in sorted(own.values(), key=lambda group: group.first.labelled):
+            rows = [row for row in group.rows if row.method != RANDOM]
+            for batch, level in {level.batch: level for level in levels(rows)}.items():
+                lowest.setdefault((batch, level.target.identity), []).append((group, level))
+        for pairs in lowest.values():
+            found.append(Standing(groups=[group for group, _ in pairs], levels=[level for _, level in pairs]))
+    return found
+
+
+def brief_tables(groups: Sequence[Group]) -> list[Table]:
+    """Return a table per `standings`."""
+    return [standing.table() for standing in standings(groups)]
+
+
+def headline(groups: Sequence[Group]) -> list[str]:
+    """Say for each of `standings` which row is nearest to dense."""
+    every = standings(groups)
+    towers = [tower_of(one.groups[0].first) for one in every]
+    return [
+        f"{tower}: {one.sentence()}" if len(set(towers)) > 1 else one.sentence()
+        for tower, one in zip(towers, every, strict=True)
+    ]
+
+
+def list_words(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence."""
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def _value(row: Average) -> Cell:
+    return estimate_cell(row.estimate(DISTANCE), DISTANCE.text)
 
 
 def plots_of(every: Sequence[Front]) -> list[Plot]:
