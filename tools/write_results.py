@@ -11,10 +11,11 @@ from pathlib import Path
 
 from harness.base.table import NOT_MEASURED, Table
 from harness.golden.rank import SHIPPED, Curve
-from harness.records.averages import REFERENCE
+from harness.records.averages import CLOSE, REFERENCE
 from harness.records.record import DENSE, MATCHED, Record, read_records
 from harness.records.times import LATENCIES, read_latencies
-from harness.report.groups import brief_tables, group_records, group_times, time_tables
+from harness.report.groups import group_records, group_times, time_tables
+from harness.report.highlights import brief_tables
 from harness.report.writers import markdown
 from harness.studies.ranking_cost import curve_table
 from tools import replace_part
@@ -22,7 +23,6 @@ from zoo.core.files import write_whole
 
 RESULTS = Path("docs/results")
 BEGIN, END = "<!-- --8<-- [start:{}] -->", "<!-- --8<-- [end:{}] -->"
-MOST_OFF = 0.05  # of the target's time, beyond which a row has no figure
 TIMED = {  # records by column
     "batch 1, float32": "equal_time_1_float32.jsonl.gz",
     "batch 1, bfloat16": "equal_time_1_bfloat16.jsonl.gz",
@@ -66,7 +66,7 @@ def _equal_time() -> Found:
         goals = {one.keep: _ratio(one, batch) for one in records if one.method == REFERENCE}
         for record in records:
             at = record.method_config.get(MATCHED, {"keeps": [record.keep]})["keeps"][0]
-            if abs(_ratio(record, batch) / goals[at] - 1) <= MOST_OFF:
+            if abs(_ratio(record, batch) / goals[at] - 1) <= CLOSE:
                 yield at, record.method, column, _metric(record, "cosine_distance")
 
 

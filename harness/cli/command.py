@@ -222,6 +222,8 @@ def add_shared(group: Any, default: Any = None) -> None:
     off = False if default is None else default
     text = "print one JSON document for programs instead of tables"
     group.add_argument("--json", action="store_true", default=off, help=text)
+    text = "say below each table how to read its columns"
+    group.add_argument("--explain", action="store_true", default=off, help=text)
     text = "no progress and no notes; results and errors stay"
     group.add_argument("--quiet", "-q", action="store_true", default=off, help=text)
     text = f"{', '.join(WHENS)}; auto: on a terminal; NO_COLOR and FORCE_COLOR are honoured"

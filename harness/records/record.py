@@ -26,8 +26,11 @@ from zoo.core.files import from_json, kind_of, strict_json
 from zoo.core.precision import PRECISIONS
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
+OPTIMIZED = "optimized"  # the dense tower by `zoo.optimize`; its settings name the precision
+UNREDUCED = (DENSE, OPTIMIZED)
 RANDOM = "random"  # the control: a method that is no better than it does nothing
 DTYPES = PRECISIONS
+SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # in labels of rows
 PROBE = "probe"
 RECOVERY = "recovery"  # setting of a row whose weights or tokens were trained: the digest of their file
 MATCHED = "matched"  # setting of a row: whose time its keep rate meets, and at which batch size
@@ -224,6 +227,8 @@ class Record:
     @property
     def label(self) -> str:
         """The method, with what was added to it."""
+        if self.method == OPTIMIZED:
+            return f"{DENSE}, {SHORT_DTYPES[self.method_config['dtype']]}"
         return f"{self.method} + recovery" if self.recovered else self.method
 
     @property
