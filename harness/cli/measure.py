@@ -298,7 +298,7 @@ def _report_flags(parser: CommandParser) -> None:
 
 
 def run_report(args: Namespace, status: Console) -> Shown:
-    """Write a report and say which method is best at which cost."""
+    """Write a report and say which method is nearest to dense at equal cost."""
     from harness.report.folder import report_runs
 
     return report_runs(args.runs, args.output, Progress(status), title=args.title, every_plot=args.all_plots)

@@ -218,25 +218,27 @@ def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -
 
 DETAILS = ("tokens", "GFLOPs", "images/s", "saved", "MiB", "first, s", "off")
 WORDS = ("model", "runtime", "precision", "verdict")  # columns of them
-CAPTION = (
-    "median [quartiles] of whole calls; ratio: to the time of {reference} in the same round, median [95 % interval]; "
-    "saved: share of the dense model's multiply-adds that isn't done; MiB: weights + the most that a call holds beside "
-    "them and images"
-)
-PREPARED = (
-    "; first: preparing, compiling and the first call; off: largest difference of features from "
-    "eager's, by their length"
-)
+LEGEND = "ratio: to the time of {} in the same round, with its 95 % interval"
+ABOUT = {  # columns, for captions
+    "ms": "ms: median [quartiles] of whole calls",
+    "saved": "saved: share of the dense model's multiply-adds that isn't done",
+    "MiB": "MiB: weights + the most that a call holds beside them and images",
+    "first, s": "first: preparing, compiling and the first call",
+    "off": "off: largest difference of features from eager's, by their length",
+}
 
 
 def latency_table(rows: Sequence[LatencyRecord]) -> Table:
     """Lay out records of one title, those of a batch together, with what failed or is open as notes."""
-    columns = _columns(rows)
-    caption = CAPTION.format(reference=rows[0].reference)
+    columns, legend = _columns(rows), LEGEND.format(rows[0].reference)
     return Table(
         title=table_of(rows[0]),
-        caption=caption + (PREPARED if "off" in columns else ""),
-        columns=[Column(heading=h, left=h in WORDS, forms=("wide",) if h in DETAILS else FORMS) for h in columns],
+        legend=legend,
+        caption=legend,
+        columns=[
+            Column(heading=h, left=h in WORDS, forms=("wide",) if h in DETAILS else FORMS, about=ABOUT.get(h, ""))
+            for h in columns
+        ],
         rows=[[cell(row) for cell in columns.values()] for row in rows],
         models=[row.model for row in rows],
         sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if a.batch != b.batch),

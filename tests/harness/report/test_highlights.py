@@ -12,38 +12,12 @@ from by_hand import part, per_image, replace
 
 from harness.records.record import Record, read_run
 from harness.records.statistics import holm, sign_flip
-from harness.report.charts import FRONT, Plot, draw, encode, render
+from harness.report.charts import Plot, draw, encode, render
 from harness.report.groups import group_records
-from harness.report.highlights import Front, brief_tables, fronts, headline, plots_of, standings
+from harness.report.highlights import brief_tables, headline, plots_of, standings
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
-METHODS = ("evit", "tome", "clsattn")
 DISTANCE = "cosine_distance"
-
-
-def fronts_of(records: list[Record]) -> list[Front]:
-    return [front for group in group_records(records) for front in fronts(group)]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_at_every_cost_the_last_step_is_the_best_row_that_costs_no_more(row: Any, seed: int):
-    """Costs and accuracies have ties; the control would be the best and cheapest row."""
-    rng = np.random.default_rng(seed)
-    rows = [
-        row(method, round(0.1 + 0.01 * at, 2), int(rng.integers(40, 60)), float(rng.integers(4, 12)) / 4)
-        for at, method in enumerate(METHODS * 4)
-    ]
-    [front] = fronts_of([*rows, row("random", 0.05, 99, 0.5)])
-    assert front.name == "accuracy_gflops"
-    assert plots_of([front]) == []  # without a dense row there is no difference to it
-    for cost in {one.mean("gflops") for one in rows}:
-        affordable = [one for one in rows if one.mean("gflops") <= cost]
-        step = [step for step in front.steps if step.cost.estimate <= cost][-1]
-        assert step.row.mean("top1") == max(one.mean("top1") for one in affordable)
-        then = [one for one in rows if one.mean("gflops") <= step.cost.estimate and one.method != step.row.method]
-        second = None if step.second is None else step.second.mean("top1")
-        assert second == max((one.mean("top1") for one in then), default=None)
-        assert step.second is None or step.second.method != step.row.method
 
 
 def near(row: Any, dataset: str, distances: dict[str, float], **more: Any) -> list[Record]:
@@ -111,7 +85,7 @@ def committed() -> list[Record]:
 
 @pytest.fixture(scope="module")
 def plots(committed: list[Record]) -> dict[str, Plot]:
-    return {plot.name: plot for plot in plots_of(fronts_of(committed))}
+    return {plot.name: plot for plot in plots_of(group_records(committed))}
 
 
 @pytest.mark.parametrize(("at", "dataset"), [(0, "fashion"), (1, "emoji")])
@@ -126,8 +100,6 @@ def test_accuracy_against_cost_has_every_row_with_its_intervals(at: int, dataset
             paired = [row.mean("diff_to_dense"), part(row, "diff_low"), part(row, "diff_high")]
             assert point.y == pytest.approx((0.0,) * 3 if name == "dense" else [100 * number for number in paired])
             assert point.label == ("" if name == "dense" else f"{100 * row.keep:.3g} %")
-    assert list(chart.front) == sorted(chart.front)
-    assert [y for _, y in chart.front] == sorted(y for _, y in chart.front)
 
 
 def test_drawings_have_their_words_and_plain_numbers_and_random_stretches_no_axis(plots):
@@ -136,7 +108,7 @@ def test_drawings_have_their_words_and_plain_numbers_and_random_stretches_no_axi
     assert {"0.01", "0.02", "0.05"} <= set(words.split())
     assert "mathdefault" not in words
     for chart in fidelity:
-        assert all(name in words for name in (*chart.series, FRONT))
+        assert all(name in words for name in chart.series)
     svg = encode(draw(accuracy[:1], small=True), "svg")
     texts = [element.text or "" for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
     assert {"30 %", "60 %"} <= set(texts)
@@ -151,12 +123,3 @@ def test_labels_stay_inside_the_axes_and_clear_of_each_other(plots):
             assert len(boxes) > 5
             assert all(axes.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
             assert all(box.count_overlaps(boxes) == 1 for box in boxes)  # itself
-
-
-def test_rows_that_differ_in_the_fitted_predictor_alone_are_drawn_as_their_mean(row: Any):
-    dense, *fits = near(row, "fashion", {"patchrank": 0.01, "evit": 0.03})
-    own = {"model": fits[0].model, "method": "patchrank"}
-    fits = [replace(fit, **own, method_config={"predictor": name}) for fit, name in zip(fits, "ab", strict=True)]
-    plot = next(plot for plot in plots_of(fronts_of([dense, *fits])) if plot.name == "fidelity_gflops")
-    [[dot]] = plot.charts[0].series.values()
-    assert dot.y.estimate == pytest.approx(np.mean([fit.mean("cosine_distance") for fit in fits]))

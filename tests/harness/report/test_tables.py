@@ -14,7 +14,7 @@ from rich.console import Console
 from scipy import stats
 
 from harness.apps.movements import Tolerances, find_movements
-from harness.base.table import Table
+from harness.base.table import Table, fit
 from harness.records.averages import averages, judge_rows, labels
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
@@ -22,7 +22,7 @@ from harness.records.statistics import holm, paired_difference, sign_flip, sign_
 from harness.report.changes import changes_data, pair_runs, tables
 from harness.report.folder import Parts, page
 from harness.report.groups import group_records, sections
-from harness.report.highlights import fronts, plots_of
+from harness.report.highlights import plots_of
 from harness.report.tables import comparison_table
 from harness.report.writers import latex, markdown, records_csv
 
@@ -68,6 +68,21 @@ def test_a_row_has_everything_and_what_was_not_measured_is_a_dash_not_a_zero():
     assert [table.columns[at].heading for at in table.places("narrow")] == [
         *("Method", "Keep", "1 - cosine", "Top-1, %", "To dense", "GFLOPs", "Batch 32, × dense"),
     ]
+
+
+def test_80_columns_show_times_with_their_interval_and_explain_no_column_that_is_not_there():
+    table = comparison_table([DENSE, FULL, replace(FULL, method="tome", model="tome30", cosine_distance=0.02)])
+    narrow, wide = (table.explain(form) for form in ("narrow", "wide"))
+    assert "quartiles" in wide
+    assert "quartiles" not in narrow
+    for explained in (False, True):
+        console = Console(width=80, file=io.StringIO(), record=True)
+        console.print(fit(table.forms(explained=explained), 80))
+        text = console.export_text()
+        assert max(map(len, text.splitlines())) <= 80
+        assert "0.55 [0.50, 0.60]" in text
+        assert ("GFLOPs: " in text) == explained
+    assert len(table.legend) <= 80
 
 
 def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
@@ -170,6 +185,8 @@ def test_settings_that_differ_at_one_keep_rate_are_told_at_all():
         replace(evit[0], method_config=evit[0].method_config | more) for more in ({"fuse": True}, {"predictor": "ab12"})
     )
     assert names(*evit, fused) == ["evit (fuse false)", "evit (fuse false)", "evit (fuse true)"]
+    both = replace(evit[0], method_config=evit[0].method_config | {"fuse": True, "predictor": "ab12"})
+    assert names(evit[0], both) == ["evit (fuse false)", "evit (fuse true)"]  # which tells them apart
     assert names(evit[0], predicted) == ["evit", "evit (predictor ab12)"]  # one row lacks it
 
 
@@ -180,7 +197,7 @@ def sharpness() -> Iterator[Callable[..., Record]]:
 
     @metric(
         "sharpness", heading="Sharpness, %", form=".1%", unit="fraction", better="higher", bound=5e-4, change="+.1%",
-        quality="sharpest",
+        plotted="sharpness",
     )  # fmt: skip
     def _sharpness(sample: Sample) -> np.ndarray:
         return sample.features.numpy()[:, 0]
@@ -205,10 +222,9 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
     assert [cell.value for cell in section.cells("Sharpness, %")] == [0.5078125, 0.2578125]
     assert "| Sharpness, % |" in markdown([section])
     assert r"Sharpness, \%" in latex([section])
-    every = fronts(groups[0])
-    plots = plots_of(every)
+    plots = plots_of(groups)
     assert "sharpness_gflops" in {plot.name for plot in plots}
-    text = page(Parts(groups=groups, fronts=every, times={}, plots=plots), "Results")
+    text = page(Parts(groups=groups, times={}, plots=plots), "Results")
     assert 'data-sort="0.2578125">25.8' in text
     [first, _] = csv.DictReader(io.StringIO(records_csv(rows)))
     assert first["sharpness_fraction"] == "0.5078125"
