@@ -135,7 +135,8 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     for line in _next_steps(args, plan):
         progress.say(line)
     conclusion = headline(group_records(records))
-    return Shown(parts=tuple(conclusion), data={"records": [record_values(record) for record in records]})
+    data = {"records": [record_values(record) for record in records], "conclusion": conclusion}
+    return Shown(parts=tuple(conclusion), data=data)
 
 
 def _plan_of(args: Namespace) -> "Plan":
