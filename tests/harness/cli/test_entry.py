@@ -33,7 +33,7 @@ TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):
     results = tmp_path / "results[bold]"  # brackets are no markup
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
-    names = "records.jsonl report.html "
+    names = "accuracy_gflops.svg fidelity_gflops.svg records.jsonl report.html "
     names += "table.csv table.md table.tex thumbnails traces"
     assert sorted(path.name for path in results.iterdir()) == names.split()
     dense, random = read_records(results / "records.jsonl")
