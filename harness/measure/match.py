@@ -237,7 +237,7 @@ def _equal_gflops(
 
 def _mark(row: Variant, keeps: Mapping[MethodRate, float], plan: Plan) -> Variant:
     """Note in a row's settings whose time it meets."""
-    own = row.method != plan.match_to
+    own = row.method not in (plan.match_to, GOLDEN)
     rates = [rate for (method, rate), keep in keeps.items() if own and (method, keep) == (row.method, row.keep)]
     return replace(row, config=row.config | {MATCHED: plan.matched(*rates)}) if rates else row
 
