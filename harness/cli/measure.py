@@ -147,11 +147,11 @@ def _plan_of(args: Namespace) -> "Plan":
 
     methods = tuple(args.methods or (name for name in usual_methods() if name not in (GOLDEN, RANDOM)))
     reduced = [name for name in methods if name not in (*UNREDUCED, GOLDEN)]
-    target = next((name for name in (Plan.match_to, *reduced) if name in methods), Plan.match_to)
+    reduced.sort(key=lambda name: (name != Plan.match_to, name == RANDOM))
     own = {
         "methods": methods,
         "match": args.match if reduced else "keep",
-        "match_to": args.match_to or target,
+        "match_to": args.match_to or next(iter(reduced), Plan.match_to),
         "optimized": args.methods is None and args.shots == [0],
     }
     return flags.settings(Plan, args, **own)
