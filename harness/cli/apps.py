@@ -85,10 +85,13 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         text = f"{setup.name} in {setup.dtype} is {_faster(time[ALIKE])} {alike}, and {total}"
     else:
         text = f"Don't reduce: dense, {setup.dtype}, is {total}"
-        for one in selection.judged[:-1]:
-            if one.time and one.candidate.method is not None:
+        reductions = [one for one in selection.judged if one.candidate.method is not None and one.passed]
+        for one in reductions:
+            if one.time:
                 slow = "slower than that" if one.pays else "not clearly faster"
                 text += f"; {one.candidate.name} in {one.setup.dtype} is {_faster(one.time[ALIKE])} {alike}, {slow}"
+        if bounds.floors and not reductions:
+            text += "; no reduction meets the bounds"
     wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, by the ends of 95 % intervals"
     return Shown(parts=(table, f"{text} ({rates})", wrote, _describe_use(setup, args)), data=data)
 
