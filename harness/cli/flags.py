@@ -206,7 +206,7 @@ def check_device(name: str) -> None:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name!r} can't be used here: {error}") from error
+        raise ValueError(f"--device {name!r} isn't available: {error}") from error
 
 
 def conditions(parser: CommandParser) -> Any:
@@ -252,7 +252,7 @@ def setup_of(args: Namespace) -> "Setup":
             own["recovery"] = str(own["recovery"])
         return Setup.of(args.model, **own, **precision)
     for name in own:
-        raise ValueError(f"--model {args.model!r} with --{name}: the file says it, give one of the two")
+        raise ValueError(f"--model {args.model!r} with --{name}: the file sets it already; give one of the two")
     return dataclasses.replace(Setup.read(Path(args.model)), **precision)
 
 
@@ -291,9 +291,7 @@ def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":
     recipe = dataclasses.replace(RECIPES[args.recipe], seed=seed, **usual)
     changed = change(recipe, args.tune, "--tune")
     if changed.epochs is not None and (changed.rounds, changed.steps) != (recipe.rounds, recipe.steps):
-        raise ValueError(
-            f"--tune {args.tune!r} with epochs={changed.epochs}: epochs take the place of rounds and steps"
-        )
+        raise ValueError(f"--tune {args.tune!r} with epochs={changed.epochs}: a recipe has epochs, or rounds and steps")
     return changed
 
 
@@ -331,7 +329,7 @@ def change(config: C, changes: str | None, flag: str) -> C:
         word, equals, text = (one.strip() for one in part.partition("="))
         name = word.replace("-", "_")
         if not equals or not text:
-            raise ValueError(f"{flag} {changes!r}: expected FIELD=VALUE, or several with commas between them")
+            raise ValueError(f"{flag} {changes!r}: expected FIELD=VALUE,...")
         if name not in known:
             raise ValueError(f"{flag} {changes!r}: field {word!r}: {expected(name, known)}")
         kinds = get_args(hints[name]) or (hints[name],)

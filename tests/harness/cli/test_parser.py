@@ -75,7 +75,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("eval clip_vit_s14 --model clip_vit_s14", "'clip_vit_s14' and --model: give one of the two"),
     ("latency X", "--model 'X': expected a name of `patchrank list`, a ViT's name in timm, local-dir:"),
     ("compare --batches 1 0", "--batches 0: expected a number from 1"),
-    ("compare --device nonsense", "--device 'nonsense' can't be used here"),
+    ("compare --device nonsense", "--device 'nonsense' isn't available"),
     ("rank --dataset emoji --images x", "--images: not allowed with argument --dataset"),
     ("rank", "one of the arguments --dataset --images is required; see patchrank rank --help"),
     ("list everything", "no argument 'everything' is expected here"),
