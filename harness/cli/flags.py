@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from harness.base.hints import nearest
 from harness.cli.command import CommandParser
-from harness.cli.outline import dense_names, in_timm, method_names, outline
+from harness.cli.outline import dataset_names, dense_names, in_timm, method_names, outline
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -78,6 +78,16 @@ def method(text: str) -> str:
     name, known = text.partition(":")[0], method_names()
     if known is not None and name not in (known := {*known, "dense", "golden"}):
         raise ArgumentTypeError(f"{text!r}: {nearest(name, sorted(known))}")
+    return text
+
+
+def dataset(text: str) -> str:
+    """Read the name of a dataset, or ``PREFIX:PATH``."""
+    known = dataset_names()
+    if known is not None and text not in known and ":" not in text and "-" not in text:
+        near = nearest(text, known)
+        own = "for your own pictures give images:PATH, or folder:PATH with a folder per class"
+        raise ArgumentTypeError(f"{text!r}: {near}{' ' if near.endswith('?') else '; '}{own}")
     return text
 
 
@@ -154,8 +164,8 @@ USUAL: dict[str, tuple[str, Any, str, Any, dict[str, Any]]] = {
     "model": ("--model", DENSE, "a dense model's name, see `list`", dense, {}),
     "methods": ("--methods", None, "see `list`", method, {**SEVERAL, "metavar": "METHOD"}),
     "keeps": ("--keeps", None, "keep rates in (0, 1]", keep_rate, {**SEVERAL, "metavar": "RATE"}),
-    "dataset": ("--dataset", None, ANY_DATASET, None, NAME),
-    "datasets": ("--dataset", None, ANY_DATASET, None, {**SEVERAL, **NAME, "dest": "datasets"}),
+    "dataset": ("--dataset", None, ANY_DATASET, dataset, NAME),
+    "datasets": ("--dataset", None, ANY_DATASET, dataset, {**SEVERAL, **NAME, "dest": "datasets"}),
     "root": ("--root", None, "folder of public datasets; default: $CLIP_PATCHRANK_DATA", Path, {"metavar": "DIR"}),
     "download": ("--download", False, "download what is missing", None, {}),
     "split": ("--split", "test", "split of the dataset", split, {"choices": SPLITS}),

@@ -40,7 +40,13 @@ def test_flags_have_one_spelling_and_a_help_and_examples_are_commands(monkeypatc
 def test_help_and_slips_import_nothing_heavy(tmp_path: Path):
     words = [["--version"], [], ["study"], *([name] for name in FAMILIES)]
     words += [[*path.split(), "--help"] for path in ("", *COMMANDS)]
-    slips = ("latency --model X", "eval clip_vit_s14_tme60 --dataset emoji", "compare --methods evti", "rank --limt 3")
+    slips = (
+        "latency --model X",
+        "eval clip_vit_s14_tme60 --dataset emoji",
+        "compare --methods evti",
+        "rank --limt 3",
+        "compare --dataset fasion",
+    )
     words += [slip.split() for slip in slips]
     code = (
         f"import sys\nfrom harness.cli.entry import main\nfor words in {words!r}:\n"
@@ -92,7 +98,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("rank --dataset emoji --score lable", "score='lable': did you mean 'label'"),
     ("rank --dataset emoji --budget 9 --stride 2", "--budget 9 with --stride: a budget picks"),
     ("-q --json rank --images gone", "--images 'gone' does not exist"),
-    ("fit predictor", "nothing to learn from: give --dataset, or --rankings"),
+    ("fit predictor", "nothing to learn from: give --dataset or --rankings"),
     ("fit predictor --loss lisnet", "loss='lisnet': did you mean 'listnet'?"),
     ("fit predictor --width 0", "width=0: expected an integer in [1, inf)"),
     ("fit predictor --rankings a --stride 1", "--stride 1 without --dataset"),
