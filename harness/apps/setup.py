@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.measure.rows import make_row, require_rows
 from harness.models.towers import Tower, find_tower, split_method
-from harness.records.record import DTYPES
+from harness.records.record import DENSE, DTYPES
 from zoo.core.files import from_json, strict_json, write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS
@@ -78,6 +78,8 @@ class Setup:
                     f"model {name!r} with method {method!r}: the name says its method, give one of the two"
                 )
             method, keep = own, percent if keep is None else keep
+        elif method == DENSE:
+            method = None
         if (method is None) != (keep is None):
             have, lack = ("method", "keep") if keep is None else ("keep", "method")
             raise ValueError(
@@ -123,11 +125,14 @@ class Setup:
         if self.method is not None and not random_weights:
             require_rows(self.model, [(self.method, self.options.get("keep", 1.0))])
         tower = find_tower(self.model, random_weights=random_weights)
+        return tower._replace(vit=self.reduce(tower))
+
+    def reduce(self, tower: Tower) -> ReducedViT:
+        """Return its dense tower with the reduction, which shares the tower's weights; raise what ``load`` does."""
         if self.method is None:
-            return tower
-        row = make_row(tower.vit, tower.arch, tower.tag, self.method, self.options)
-        vit = row.vit if self.recovery is None else add_recovery(row.vit, self.recovery)
-        return tower._replace(vit=vit.eval())
+            return tower.vit
+        vit = make_row(tower.vit, tower.arch, tower.tag, self.method, self.options).vit
+        return vit if self.recovery is None else add_recovery(vit, self.recovery).eval()
 
     def build(self) -> nn.Module:
         """Load the model as `embed` runs it: optimised, in its precision, on the CPU; raise what ``load`` does."""

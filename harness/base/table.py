@@ -1,6 +1,7 @@
 """Tables that fit a terminal with fewer columns, closer together or stacked, and what subcommands show."""
 
 import math
+import textwrap
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -18,7 +19,7 @@ from harness.base.terminal import printable
 
 NOT_MEASURED = "–"
 PIPE_WIDTH = 200  # columns that prose is wrapped to where there is no terminal
-ALL_COLUMNS = "all columns: a wider terminal, or --json"
+ALL_COLUMNS = "a wider terminal has more columns, --json all"
 PROSE = 24  # columns that prose needs to be read
 Form = Literal["wide", "middle", "narrow"]
 FORMS: tuple[Form, ...] = ("wide", "middle", "narrow")
@@ -32,11 +33,11 @@ def fit(forms: Sequence[RichTable], width: int) -> RichTable:
     """
     for form in forms:
         if least(form) <= width:
-            return form
+            return break_heads(form, width)
     for form in forms:
         form.box, form.show_edge, form.padding = box.SIMPLE, False, (0, 0)
         if least(form) <= width:
-            return form
+            return break_heads(form, width)
     table = forms[0]
     tall = RichTable(title=table.title, caption=table.caption, box=box.SIMPLE, show_header=False, pad_edge=False)
     tall.add_column(no_wrap=True)
@@ -47,6 +48,15 @@ def fit(forms: Sequence[RichTable], width: int) -> RichTable:
                 tall.add_row(column.header, cell)
         tall.add_section()
     return tall
+
+
+def break_heads(table: RichTable, width: int) -> RichTable:
+    """Break heads between words where a table is too wide; rich would narrow columns of figures first."""
+    console = Console(width=100_000)
+    if Measurement.get(console, console.options, table).maximum > width:
+        for column in table.columns:
+            column.header = textwrap.fill(str(column.header), column.min_width or 1, break_long_words=False)
+    return table
 
 
 def fit_pipe(table: RichTable) -> tuple[RichTable, int]:
@@ -110,6 +120,7 @@ class Column:
     left: bool = False  # whether it holds words, which stand on the left; else figures
     forms: Sequence[Form] = FORMS  # of the terminal's table that have it
     fold: bool = False  # whether its cells may be broken where a terminal is too narrow
+    about: str = ""  # what it shows, for a caption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +130,8 @@ class Table:
     title: str  # what it is of
     columns: Sequence[Column]  # at least one
     rows: Sequence[Sequence[Cell]]  # as many cells as columns
-    caption: str = ""  # how to read it
+    legend: str = ""  # the line below that a first look needs, such as what a mark says
+    caption: str = ""  # how to read it, beside what its columns say of themselves
     sections: frozenset[int] = frozenset()  # rows before which a line is drawn
     notes: Sequence[str] = ()  # lines below
     models: Sequence[str] = ()  # of each row, for a page that tells their settings
@@ -148,6 +160,11 @@ class Table:
         cells = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in rows]
         return Table(title=title, columns=columns, rows=cells, **more)
 
+    def explain(self, form: Form = "wide") -> str:
+        """Say how to read a form, naming no column that it lacks."""
+        own = (self.columns[at].about for at in self.places(form))
+        return "; ".join(dict.fromkeys(filter(None, (*own, self.caption))))
+
     @property
     def heads(self) -> list[str]:
         """Headings of all columns."""
@@ -171,16 +188,19 @@ class Table:
     def __rich__(self) -> RichTable:
         return self.form()
 
-    def forms(self) -> tuple[RichTable, ...]:
+    def forms(self, *, explained: bool = False) -> tuple[RichTable, ...]:
         """Return what a terminal may show, the fullest first; forms alike are there once."""
         every = {tuple(self.places(form)): form for form in reversed(FORMS)}
-        return tuple(self.form(form) for form in FORMS if form in every.values())
+        return tuple(self.form(form, explained=explained) for form in FORMS if form in every.values())
 
-    def form(self, form: Form = "wide") -> RichTable:
-        """Return one form for the terminal. Names of others can't steer it, nor can their newlines make rows."""
+    def form(self, form: Form = "wide", *, explained: bool = False) -> RichTable:
+        """Return one form for the terminal, with its legend, or with its caption.
+
+        Names of others can't steer it, nor can their newlines make rows.
+        """
         places = self.places(form)
-        caption = self.caption
-        if len(places) < len(self.places("wide")):
+        caption = self.explain(form) if explained else self.legend
+        if explained and len(places) < len(self.places("wide")):
             caption = "; ".join(filter(None, (caption.removesuffix("."), ALL_COLUMNS)))
         table = RichTable(
             title=_plain(self.title),

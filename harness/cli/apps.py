@@ -3,7 +3,7 @@
 import shlex
 import tempfile
 from argparse import Namespace
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ def _choose_flags(parser: CommandParser) -> None:
         ("--min-cosine", "least mean cosine to dense features, such as 0.99"),
         ("--min-overlap", "least mean share of dense's 10 nearest pictures; needs 1000 pictures"),
         ("--max-loss", "largest loss in points of top-1, such as 0.5; needs classes"),
-        ("--speed-up", "least speed-up over dense, such as 1.5"),
+        ("--speed-up", "least speed-up over dense in float32, such as 1.5"),
     ):
         flags.add(bounds, flag, None, text, float)
     among = parser.add_argument_group("what is chosen from")
@@ -62,7 +62,7 @@ def _choose_flags(parser: CommandParser) -> None:
 
 def run_choose(args: Namespace, status: Console) -> Shown:
     """Search, write the setup with its certificate, and show how it is used."""
-    from harness.apps.choose import ChooseConfig, choose, selection_table
+    from harness.apps.choose import ALIKE, TOTAL, ChooseConfig, choose, selection_table
     from harness.apps.fidelity import SetupBounds
     from harness.base.lines import claim_file
 
@@ -72,43 +72,55 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
         if selection.met:
             selection.setup.write(args.output)
-    setup, parts = selection.setup, [selection_table(selection)]
-    data = json_values(
-        {
-            "path": args.output if selection.met else None,
-            "why": selection.why,
-            "setup": setup,
-            "judged": selection.judged,
-        }
-    )
-    time = setup.certificate["time"]
-    ratio = time["ratio_to_dense"]
-    text = (
-        f"{setup.name} in {setup.dtype}: {1 / ratio['estimate']:.2f} times as fast as dense in float32 "
-        f"[{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}], {time['images_per_s']:.1f} images/s against "
-        f"{time['dense_images_per_s']:.1f} at batch {time['batch']}"
-    )
+    setup, time, table = selection.setup, selection.judged[-1].time, selection_table(selection)
+    path = args.output if selection.met else None
+    data = json_values({"path": path, "why": selection.why, "setup": setup, "judged": selection.judged})
+    total = f"{_faster(time[TOTAL])} dense in float32"
+    rates = f"{time['images_per_s']:.1f} images/s against {time['dense_images_per_s']:.1f} at batch {time['batch']}"
+    alike = "dense in the same precision and runtime"
     if not selection.met:
-        text = f"nothing meets {bounds.words}; the nearest is {text}; {selection.why}"
-        return Shown(parts=(*parts, text), data=data, code=1)
-    warnings = []
-    if time["verdict"] == "slower":
-        warnings.append("it is slower than dense: the interval of the ratio lies above 1")
-    elif time["verdict"] != "faster":
-        warnings.append("that it is faster than dense isn't shown: the interval of the ratio includes 1")
-    ends = "by the ends of 95 % intervals"
-    wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, {ends}. {text}"
-    return Shown(parts=(*parts, wrote, *warnings, _use(args)), data=data)
+        text = f"nothing meets {bounds.words}; the nearest is {setup.name} in {setup.dtype}, {total}: {selection.why}"
+        return Shown(parts=(table, text), data=data, code=1)
+    if setup.method is not None:
+        text = f"{setup.name} in {setup.dtype} is {_faster(time[ALIKE])} {alike}, and {total}"
+    else:
+        text = f"Don't reduce: dense, {setup.dtype}, is {total}"
+        reductions = [one for one in selection.judged if one.candidate.method is not None and one.passed]
+        for one in reductions:
+            if one.time:
+                slow = "slower than that" if one.pays else "not clearly faster"
+                text += f"; {one.candidate.name} in {one.setup.dtype} is {_faster(one.time[ALIKE])} {alike}, {slow}"
+        if bounds.floors and not reductions:
+            text += "; no reduction meets the bounds"
+    wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, by the ends of 95 % intervals"
+    return Shown(parts=(table, f"{text} ({rates})", wrote, _describe_use(setup, args)), data=data)
 
 
-def _use(args: Namespace) -> str:
+def _faster(ratio: dict[str, float]) -> str:
+    """Say how many times as fast something is, by a ratio of times with its interval."""
+    return f"{1 / ratio['estimate']:.2f} [{1 / ratio['high']:.2f}, {1 / ratio['low']:.2f}] times as fast as"
+
+
+def _describe_use(setup: "Setup", args: Namespace) -> str:
     """Return how a setup is used: two commands and some Python."""
+    from zoo.deploy.export import ONNX
+
     file = shlex.quote(str(args.output))
     pictures = "FOLDER" if args.images is None else shlex.quote(str(args.images))
-    embed = f"{PROGRAM} embed {pictures} --model {file} --output vectors"
-    export = f"{PROGRAM} export --model {file} --format onnx --output model.onnx"
-    python = ["from harness.apps.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"]
-    return "\n".join(["", embed, export, "", *python])
+    lines = [
+        *("", f"# vectors, in {setup.dtype}", f"{PROGRAM} embed {pictures} --model {file} --output vectors"),
+        f"# a file for ONNX Runtime, in {_file_dtype(ONNX, setup.dtype)}",
+        f"{PROGRAM} export --model {file} --output model.onnx",
+        *("# Python", "from harness.apps.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"),
+    ]
+    return "\n".join(lines)
+
+
+def _file_dtype(format: str, dtype: str) -> str:
+    """Return the precision of an exported file: the model's, or float32 where the format hasn't that."""
+    from zoo.deploy.export import FORMATS
+
+    return dtype if dtype in FORMATS[format].dtypes else "float32"
 
 
 def _export_flags(parser: CommandParser) -> None:
@@ -144,6 +156,9 @@ def run_export(args: Namespace, status: Console) -> Shown:
     from zoo.deploy.export import DisagreementError, export_model, require_format
 
     setup, progress = flags.setup_of(args), Progress(status)
+    lower = setup.dtype
+    if args.dtype is None:
+        setup = replace(setup, dtype=_file_dtype(args.format, lower))
     require_format(args.format, setup.dtype)  # before anything is loaded
     tower = setup.load(random_weights=args.random_weights)
     source = Source.folder(args.images) if args.images else Source.of(get_dataset(args.dataset), args.split)
@@ -165,6 +180,8 @@ def run_export(args: Namespace, status: Console) -> Shown:
             return Shown(parts=(table, str(error)), data=json_values(data), code=1)
     size = args.output.stat().st_size
     text = f"wrote {args.output} ({size:,} bytes) and {args.output.name}.json, which says what it is"
+    if setup.dtype != lower:
+        text += f"; it is in {setup.dtype}, as {args.format} has no {lower}"
     data = {**kind, "path": str(args.output), "bytes": size, "agreement": agreement}
     return Shown(parts=(_agreement_table(setup, args.format, agreement), text), data=json_values(data))
 

@@ -222,6 +222,8 @@ def add_shared(group: Any, default: Any = None) -> None:
     off = False if default is None else default
     text = "print one JSON document instead of tables"
     group.add_argument("--json", action="store_true", default=off, help=text)
+    text = "explain the columns below each table"
+    group.add_argument("--explain", action="store_true", default=off, help=text)
     text = "print results and errors only, no progress and no notes"
     group.add_argument("--quiet", "-q", action="store_true", default=off, help=text)
     text = "auto (on a terminal, see also NO_COLOR and FORCE_COLOR), always or never"

@@ -193,7 +193,7 @@ def drop_shared(words: Sequence[str]) -> list[str]:
             return [*left, word, *rest]
         if word == "--color":
             next(rest, None)
-        elif word not in ("--json", "--quiet", "-q") and not word.startswith("--color="):
+        elif word not in ("--explain", "--json", "--quiet", "-q") and not word.startswith("--color="):
             left.append(word)
     return left
 
@@ -232,12 +232,12 @@ def _run(args: Namespace) -> int:
         _name_datasets(args, status)
         outcome = args.run(args, status)
         if isinstance(outcome, Generator):
-            outcome = _print_parts(outcome, output)
+            outcome = _print_parts(outcome, output, explained=args.explain)
         if output is None:
             print(printable(_document(args.command, outcome)))
         else:
             for part in outcome.parts:
-                _print(part, output)
+                _print(part, output, explained=args.explain)
     finally:
         forget()
     code: int = outcome.code
@@ -275,7 +275,7 @@ def _document(command: str, outcome: Shown) -> str:
         raise AssertionError(f"{command}: {error}") from error
 
 
-def _print_parts(work: Generator[Part, None, Shown], output: Console | None) -> Shown:
+def _print_parts(work: Generator[Part, None, Shown], output: Console | None, *, explained: bool) -> Shown:
     """Print parts as they come, unless there is nowhere to, and return what is left to show."""
     while True:
         try:
@@ -284,17 +284,17 @@ def _print_parts(work: Generator[Part, None, Shown], output: Console | None) -> 
             shown: Shown = end.value
             return shown
         if output is not None:
-            _print(part, output)
+            _print(part, output, explained=explained)
 
 
-def _print(part: Part, output: Console) -> None:
+def _print(part: Part, output: Console, *, explained: bool) -> None:
     if isinstance(part, str):
         # A line is wrapped between words, for paths to stay whole; several are someone's own.
         if has_width() and "\n" not in part:
             part = textwrap.fill(part, output.width, break_long_words=False, break_on_hyphens=False)
         print(printable(part))
         return
-    forms = part.forms() if isinstance(part, Table) else (part,)
+    forms = part.forms(explained=explained) if isinstance(part, Table) else (part,)
     if has_width():
         output.print(fit(forms, output.width))
     else:

@@ -1,5 +1,6 @@
 """Subcommands that measure models and show what there is: ``compare``, ``eval``, ``latency``, ``report``, ``list``."""
 
+import shlex
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from itertools import groupby, takewhile
@@ -15,6 +16,7 @@ from harness.cli.command import CommandParser, command
 from harness.cli.outline import outline
 
 if TYPE_CHECKING:
+    from harness.measure.plan import Plan
     from harness.records.record import Record
 
 
@@ -28,16 +30,15 @@ def _compare_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is compared")
     text = "dense models' names, see `list`"
     flags.add(what, "--model", list(plan.models), text, flags.dense, dest="models", metavar="MODEL")
-    flags.usual(what, "methods", text="default: ours, the usual baselines, dense and golden; see `list`")
+    flags.usual(what, "methods", text="default: ours and the usual baselines; the run names the others")
     flags.usual(what, "keeps", default=list(plan.keeps))
-    flags.add(what, "--match", None, "gflops or time: compare at equal cost, not at equal keep rates", metavar="WHAT")
-    text = "method that others are compared with; with --match they meet its cost"
-    flags.add(what, "--match-to", plan.match_to, text, flags.method, metavar="METHOD")
+    text = f"compare at equal {', '.join(module.MATCHES[:-1])} or {module.MATCHES[-1]}"
+    flags.add(what, "--match", "gflops", text, metavar="WHAT")
+    text = f"method whose cost at --keeps the others meet; default: {plan.match_to}, or the first of --methods"
+    flags.add(what, "--match-to", None, text, flags.method, metavar="METHOD")
     flags.fields(what, plan, match_batch="images per call, for --match time")
     text = "files that `fit recovery` wrote; their rows get tables of their own"
     flags.add(what, "--recovery", [], text, Path, dest="recoveries")
-    text = "leave out the last tables, at equal time"
-    what.add_argument("--no-equal-time", dest="equal_time", action="store_false", help=text)
     flags.usual(what, "datasets", default=list(plan.datasets))
     flags.fields(what, plan, shots="labelled images per class; 0: classify by text")
     _learned(what)
@@ -104,45 +105,72 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
 
 def _measured_side_by_side(args: Namespace, status: Console) -> Work:
-    """Measure, show a table per dataset, write records, report, Markdown and plot."""
+    """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
     from harness.measure.bench import Tracer, compare
-    from harness.measure.plan import Plan, at_equal_time
-    from harness.measure.rows import usual_methods
-    from harness.records.averages import match_costs, training_free
-    from harness.records.record import GOLDEN, RECORDS, UNFINISHED, earlier, keep_new, record_values
+    from harness.records.averages import training_free
+    from harness.records.record import RECORDS, UNFINISHED, earlier, keep_new, record_values
     from harness.report.folder import write_report
-    from harness.report.tables import comparison_table, matched_table
+    from harness.report.groups import group_records
+    from harness.report.highlights import headline
+    from harness.report.tables import comparison_table
 
     path, progress = args.output / RECORDS, Progress(status)
-    # Where cost counts, all but the oracle, which has none.
-    usual = [name for name in usual_methods() if args.match is None or name != GOLDEN]
-    plan = flags.settings(Plan, args, methods=tuple(args.methods or usual))
+    plan = _plan_of(args)
     known = earlier(path, progress, fresh=args.fresh)
     tracer = Tracer(run=args.output, progress=progress, images=args.traces, thumbnails=args.thumbnails)
     records: list[Record] = []
-    more = at_equal_time(plan) if args.equal_time else None
-
-    def measured(plan: Plan, tracer: Tracer | None = None) -> "Iterator[list[Record]]":
-        for group in compare(plan, known, progress, tracer, folder=args.output / UNFINISHED):
-            keep_new(path, group, known)
-            records.extend(group)
-            yield group
-
-    for group in measured(plan, tracer):
+    for group in compare(plan, known, progress, tracer, folder=args.output / UNFINISHED):
+        keep_new(path, group, known)
+        records += group
         with progress.hidden():
             for part in training_free(group):
-                yield comparison_table(part, plan.match_to)
-            if plan.match is not None:
-                yield matched_table(match_costs(group, plan.match_to, plan.timed_batch))
-    for group in measured(more) if more is not None else ():
-        assert more is not None
-        with progress.hidden():
-            yield matched_table(match_costs(group, more.match_to, more.timed_batch))
+                table = comparison_table(part, plan.match_to, plan.batches)
+                yield table
+                yield from table.notes
     sources = [str(args.output)] * len(records)
-    drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # that README shows; `report` writes all
+    drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
     write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
-    return Shown(parts=(), data={"records": [record_values(record) for record in records]})
+    for line in _next_steps(args, plan):
+        progress.say(line)
+    conclusion = headline(group_records(records))
+    data = {"records": [record_values(record) for record in records], "conclusion": conclusion}
+    return Shown(parts=tuple(conclusion), data=data)
+
+
+def _plan_of(args: Namespace) -> "Plan":
+    """Return what `compare` measures; without methods named, those of published comparisons and a faster dense row."""
+    from harness.measure.plan import Plan
+    from harness.measure.rows import usual_methods
+    from harness.records.record import GOLDEN, RANDOM, UNREDUCED
+
+    methods = tuple(args.methods or (name for name in usual_methods() if name not in (GOLDEN, RANDOM)))
+    reduced = [name for name in methods if name not in (*UNREDUCED, GOLDEN)]
+    reduced.sort(key=lambda name: (name != Plan.match_to, name == RANDOM))
+    own = {
+        "methods": methods,
+        "match": args.match if reduced else "keep",
+        "match_to": args.match_to or next(iter(reduced), Plan.match_to),
+        "optimized": args.methods is None and args.shots == [0],
+    }
+    return flags.settings(Plan, args, **own)
+
+
+def _next_steps(args: Namespace, plan: "Plan") -> Iterator[str]:
+    """Name the methods that a run with the usual ones leaves out, and the command for equal time."""
+    from harness.measure.rows import known_methods
+    from harness.records.record import DENSE, GOLDEN
+    from zoo.core.precision import best_precision
+
+    if args.methods is None:
+        every = [name for name in known_methods() if name not in (DENSE, GOLDEN)]
+        left = [name for name in every if name not in plan.methods]
+        yield f"{len(every) - len(left)} of {len(every)} methods; --methods takes the others, too: {' '.join(left)}"
+    if plan.match == "gflops":
+        words = ["patchrank", *(word for word in args.argv if word != "--fresh"), "--match", "time"]
+        if (fast := best_precision(plan.device)) != plan.dtype:
+            words += ["--dtype", fast]
+        yield f"next, at equal time: {shlex.join(words)}"
 
 
 def _eval_flags(parser: CommandParser) -> None:
@@ -271,7 +299,7 @@ def _report_flags(parser: CommandParser) -> None:
 
 
 def run_report(args: Namespace, status: Console) -> Shown:
-    """Write a report and say which method is best at which cost."""
+    """Write a report and say which method is nearest to dense at equal cost."""
     from harness.report.folder import report_runs
 
     return report_runs(args.runs, args.output, Progress(status), title=args.title, every_plot=args.all_plots)

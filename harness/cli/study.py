@@ -229,9 +229,8 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness.measure.bench import compare
     from harness.measure.plan import Plan
     from harness.measure.rows import usual_methods
-    from harness.records.averages import match_costs
     from harness.records.record import GOLDEN, RECORDS, Record, write_records
-    from harness.report.tables import comparison_table, matched_table
+    from harness.report.tables import comparison_table
     from harness.report.writers import markdown
     from zoo.core.files import write_whole
 
@@ -239,22 +238,19 @@ def run_final(args: Namespace, status: Console) -> Work:
     require_appendable(path)
     methods = tuple(name for name in usual_methods() if name != GOLDEN)  # whose rankings would read it
     what = {"models": (args.model,), "methods": methods, "keeps": FINAL_KEEPS, "split": FINAL, "batches": ()}
-    plans = [flags.settings(Plan, args, **what, match=match) for match in (None, "gflops")]
+    plans = [flags.settings(Plan, args, **what, match=match) for match in ("keep", "gflops")]
     commit = git_commit() or "unknown"
     words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
-    groups = ((plan, group) for plan in plans for group in compare(plan, [], progress, release=True))
+    groups = (group for plan in plans for group in compare(plan, [], progress, release=True))
     records: list[Record] = []
     tables: list[Table] = []
-    for plan, group in groups:
+    for group in groups:
         write_records(path, group)
         records += group
-        parts = [comparison_table(group)]
-        if plan.match is not None:
-            parts.append(matched_table(match_costs(group, plan.match_to)))
-        titled = [replace(table, title=f"{table.title}; {words}") for table in parts]
-        tables += titled
+        table = comparison_table(group)
+        tables.append(replace(table, title=f"{table.title}; {words}"))
         with progress.hidden():
-            yield from titled
+            yield tables[-1]
     write_whole(path.with_name("table.md"), markdown(tables).encode())
     progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
     return Shown(parts=(), data={"commit": commit, "records": json_values(records)})

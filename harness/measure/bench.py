@@ -33,6 +33,7 @@ from harness.measure.rows import (
     captions_of,
     feature_probe,
     linear_probe,
+    optimized_row,
     recovered_rows,
     require_rows,
     require_towers,
@@ -53,6 +54,7 @@ from harness.records.record import (
     DENSE,
     DTYPES,
     GOLDEN,
+    OPTIMIZED,
     PROBE,
     PROMPTS,
     Record,
@@ -129,13 +131,14 @@ def compare(
 
 
 def _row_count(plan: Plan) -> int:
-    return 1 + len([name for name in plan.methods if name != DENSE]) * len(plan.keeps) + len(plan.recoveries)
+    reduced = [name for name in plan.methods if name != DENSE]
+    return 1 + plan.optimized + len(reduced) * len(plan.keeps) + len(plan.recoveries)
 
 
 def _runs_once(plan: Plan) -> int:
     """Return how often a row could be run on an image while costs are measured, and keep rates are matched."""
     times = sum(batch * count for batch, count in plan.latency_rounds.items())
-    search = {None: 0, "gflops": COUNTS * RUNS_PER_COUNT, "time": STEPS * ROUNDS * plan.match_batch}
+    search = {"keep": 0, "gflops": COUNTS * RUNS_PER_COUNT, "time": STEPS * ROUNDS * plan.match_batch}
     return _row_count(plan) * (times + RUNS_PER_COUNT + search[plan.match])
 
 
@@ -311,23 +314,30 @@ class Bench:
     folder: Path | None = None  # for outcomes of a run that is stopped
 
     def __post_init__(self) -> None:
-        """Place the rows."""
+        """Place the rows; an optimised one is in its place."""
         for row in self.rows:
-            row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
+            if row.method != OPTIMIZED:
+                row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
 
     @classmethod
     def build(cls, plan: Plan, name: str, progress: Progress, known: Sequence[Record] = ()) -> "Bench":
         """Load the tower ``name`` and make the rows; ``known`` records spare a search for equal times."""
         tower = load_tower(name)
         dense, arch, tag, weights = tower.vit, tower.arch, tower.tag, fingerprint(tower.vit)
-        if plan.match is None:
+        if plan.match == "keep":
             rows = variants(dense, arch, tag, [DENSE, *(m for m in plan.methods if m != DENSE)], plan.keeps)
         else:
             here = measured_here(plan, tag, weights)
             alike = [r for r in known if all(getattr(r, name) == value for name, value in here.items())]
             rows = matched_rows(dense, arch, tag, plan, progress, alike)
         rows += recovered_rows(dense, arch, tag, plan.recoveries)
-        return cls(plan, tower.clip or without_text(tower), rows, tag, weights, progress)
+        bench = cls(plan, tower.clip or without_text(tower), rows, tag, weights, progress)
+        if plan.optimized:
+            try:
+                bench.rows.insert(1, optimized_row(bench.rows[0]))
+            except ValueError as error:
+                progress.say(f"no row of the dense tower optimised: {error}")
+        return bench
 
     def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
         """Return the records of all rows on a dataset, seed by seed."""
@@ -389,7 +399,7 @@ class Bench:
             dense = sample if row.key == self.rows[0].key else dense
             facts = {name: value for name, value in cost.items() if name not in METRICS}
             records.append(replace(record, **facts, **measurements(sample)))
-            if len(traced) and not record.recovered:
+            if len(traced) and not record.recovered and row.method != OPTIMIZED:
                 own = found[row.key].part(traced), None if sample.predicted is None else sample.predicted[traced]
                 traces.append(trace_row(record, *own, split.subset(traced), dataset.classes, self.rows[0].vit.grid))
         if tracer is not None and traces:

@@ -14,7 +14,7 @@ from torch import nn
 
 from harness.base.terminal import Progress
 from harness.measure.timing import BusyError, Patience, time_models
-from harness.records.record import DENSE, GOLDEN, Times, lacking
+from harness.records.record import DENSE, GOLDEN, OPTIMIZED, Times, lacking
 from harness.records.times import AGAIN
 
 if TYPE_CHECKING:
@@ -201,9 +201,12 @@ class RowCost:
 
 def count_costs(rows: "Sequence[Variant]", progress: Progress) -> dict[str, RowCost]:
     """Count multiply-adds, activations, parameters and tokens of rows that can be run, by key."""
-    counted = {}
+    counted: dict[str, RowCost] = {}
     with progress.task("multiply-adds", len(rows), share=len(rows) * RUNS_PER_COUNT) as update:
         for done, row in enumerate(rows, start=1):
+            if row.method == OPTIMIZED:  # the same products, hidden in kernels
+                counted[row.key] = counted[rows[0].key]
+                continue
             like, size = next(row.vit.parameters()), row.vit.input_size
             cost = gflops(row.vit, size)
             if lack := lacking(cost.unsupported):

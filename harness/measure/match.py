@@ -192,7 +192,8 @@ def matched_rows(
     """Make the plan's rows: one method has its keep rates, the others meet its cost at each of them.
 
     Times are measured, unless ``known`` records, of this tower on this machine, have what came out before. Two keep
-    rates may share a method's row. GFLOPs further off than `TOLERANCE` are reported; for times see `keep_near_rows`.
+    rates may share a method's row. GFLOPs further off than `TOLERANCE` are reported, and there is no row further off
+    than `CLOSE`; for times see `keep_near_rows`.
     """
     methods = [method for method in dict.fromkeys(plan.methods) if method != DENSE]
 
@@ -226,15 +227,17 @@ def _equal_gflops(
     with progress.task("keep rates of equal cost", len(solvers), share=runs) as update:
         for done, (method, solver) in enumerate(solvers.items(), start=1):
             for rate in plan.keeps:
-                keeps[method, rate] = keep = solver.nearest(target.gflops(rate))
+                keep = solver.nearest(target.gflops(rate))
                 say_miss((method, rate), keep, solver.gflops(keep), target.gflops(rate), plan, progress.say)
+                if abs(solver.gflops(keep) / target.gflops(rate) - 1) <= CLOSE:
+                    keeps[method, rate] = keep
             update(done)
     return keeps
 
 
 def _mark(row: Variant, keeps: Mapping[MethodRate, float], plan: Plan) -> Variant:
     """Note in a row's settings whose time it meets."""
-    own = row.method != plan.match_to
+    own = row.method not in (plan.match_to, GOLDEN)
     rates = [rate for (method, rate), keep in keeps.items() if own and (method, keep) == (row.method, row.keep)]
     return replace(row, config=row.config | {MATCHED: plan.matched(*rates)}) if rates else row
 
@@ -270,14 +273,13 @@ def keep_near_rows(
 def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan, say: Callable[[str], object]) -> None:
     """Report a row, by method and the target's keep rate, whose cost is further off the goal than `TOLERANCE`."""
     (method, rate), off = key, cost / goal - 1
-    assert plan.match is not None
     if abs(off) <= TOLERANCE[plan.match]:
         return
     target, found = f"{plan.match_to} at keep {100 * rate:.3g} %", f"({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
+    apart = "; left out" if abs(off) > CLOSE else ""
     if plan.match == "gflops":
-        say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}")
+        say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}{apart}")
     else:
-        apart = "; left out" if abs(off) > CLOSE else ""
         say(
             f"{method} misses the time of {target}, {goal:.3f} of dense's at batch {plan.match_batch}: it takes "
             f"{cost:.3f} {found}{apart}"

@@ -9,13 +9,11 @@ from harness.records.record import DENSE, GOLDEN, PROMPTS, TUNINGS, Tuning
 from harness.records.statistics import LEAST_ROUNDS
 from zoo.core.files import from_json
 from zoo.core.messages import check_fields, expected
-from zoo.core.precision import best_precision
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
 
-MATCHES = ("gflops", "time")
-FEW = 64  # images of a dataset at equal time, beside the main job
+MATCHES = ("keep", "gflops", "time")
 TRACED = 64  # images of a dataset whose rankings and kept patches `compare` stores
 
 
@@ -32,15 +30,16 @@ class Plan:
     tokens: str = "t"  # what is learned from shots, of `TUNINGS`
     num_tokens: int = TuneConfig.count
     seeds: int = 3  # how often it is learned from other shots, counted on from ``seed``
-    limit: int | None = 100  # images per dataset, None for the whole split
+    limit: int | None = 50  # images per dataset, None for the whole split
     split: SplitName = "test"
     seed: int = 0  # of the choice of shots, the first
     device: str = "cpu"
     dtype: str = "float32"  # of `DTYPES`
-    batches: tuple[int, ...] = (1, 8)  # for latency, none to skip it
+    batches: tuple[int, ...] = (8,)  # for latency, none to skip it
     rounds: int = 9  # calls of each model at each batch size; of fewer than 6 no median has a 95 % interval
-    match: str | None = None  # what rows of a keep rate have in common instead of it, of `MATCHES`
+    match: str = "keep"  # what rows have in common, of `MATCHES`
     match_to: str = "patchrank"  # method that others' fidelity is compared with, and whose cost they meet by ``match``
+    optimized: bool = False  # a row of the dense tower by `zoo.optimize`, too
     match_batch: int = 8  # images per call, where that cost is time
 
     @property
@@ -66,20 +65,6 @@ class Plan:
         seeds = range(self.seed, self.seed + self.seeds)
         first = Tuning(shots=shots, seed=self.seed, kind=self.tokens, prompt_tokens=count)
         return [replace(first, seed=seed) for seed in seeds]
-
-
-def at_equal_time(plan: Plan) -> Plan | None:
-    """Return the plan of a main job's methods at equal time on fewer images, in the fastest precision of the device.
-
-    None where the plan has something of its own: rows at equal cost or with recovery, another precision,
-    shots, no times, or only one method.
-    """
-    methods = tuple(method for method in plan.methods if method not in (DENSE, GOLDEN))
-    usual = all(getattr(plan, name) == getattr(Plan, name) for name in ("match", "recoveries", "dtype", "shots"))
-    if not usual or not plan.batches or plan.match_to not in methods or len(methods) < 2:
-        return None
-    limit = FEW if plan.limit is None else min(FEW, plan.limit)
-    return replace(plan, methods=methods, match="time", dtype=best_precision(plan.device), limit=limit, batches=())
 
 
 def recovered_alone(plan: Plan, path: Path) -> Plan:
@@ -126,12 +111,10 @@ def check_plan(plan: Plan) -> None:
     check_fields(plan, tokens=TUNINGS, seeds="[1, inf)", num_tokens="[1, inf)", match=MATCHES, rounds=rounds)
     if min(plan.shots) < 0:
         raise ValueError(f"--shots {min(plan.shots)}: expected 0, which is by text, or a number from 1")
-    if plan.match is None and plan.match_to == Plan.match_to:
+    if plan.match == "keep" and plan.match_to == Plan.match_to:
         return
-    if plan.match is not None and GOLDEN in plan.methods:
-        raise ValueError(f"method {GOLDEN!r} has no cost to match, it needs the answer: leave it out of --methods")
-    if plan.match_to == DENSE:
-        raise ValueError(f"match_to={DENSE!r} has no keep rate: name a method that reduces")
+    if plan.match_to in (DENSE, GOLDEN):
+        raise ValueError(f"match_to={plan.match_to!r} has no cost that others could meet: name a method that reduces")
     if plan.match_to not in plan.methods:
         raise ValueError(
             f"match_to={plan.match_to!r} is not measured: {expected(plan.match_to, plan.methods)} "

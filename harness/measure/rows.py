@@ -22,11 +22,13 @@ from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches
 from harness.models.towers import TIMM, split_method
-from harness.records.record import DENSE, GOLDEN, RECOVERY
+from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
 from zoo.core.messages import expected, tower_name
+from zoo.core.precision import best_precision
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
 from zoo.core.tokens import Tokens, left_at, rank_scores, tokens_of
+from zoo.deploy.optimized import optimize
 from zoo.loading.adopt import reduce
 from zoo.loading.predictor_file import load_predictor, with_predictor
 from zoo.loading.recovery_file import RecoveryFile, add_recovery
@@ -79,7 +81,7 @@ class Variant:
     @property
     def apart(self) -> bool:
         """Whether tokens or weights of its own leave nothing to share with other rows."""
-        return self.prompted or RECOVERY in self.config
+        return self.prompted or RECOVERY in self.config or self.method == OPTIMIZED
 
     @property
     def first_block(self) -> int:
@@ -173,6 +175,13 @@ def make_row(
     keep, config = options["keep"], vit.reducer.config.plain() | own
     name = f"{arch}_{method}{round(100 * keep)}"
     return Variant(model=name, method=method, keep=keep, vit=vit.eval(), config=config, what=what)
+
+
+def optimized_row(dense: Variant) -> Variant:
+    """Make a row of the dense tower by `zoo.optimize` in the fastest precision of its device; raise what that does."""
+    dtype = best_precision(next(dense.vit.parameters()).device)
+    vit = optimize(dense.vit, dtype=dtype)
+    return replace(dense, method=OPTIMIZED, vit=vit, config={"dtype": dtype}, what=OPTIMIZED)
 
 
 def recovered_row(dense: ReducedViT, arch: str, tag: str, file: RecoveryFile) -> Variant:

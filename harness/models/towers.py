@@ -63,8 +63,10 @@ class Tower(NamedTuple):
         for step in self.preprocess.transforms:
             for name in ("interpolation", "size", "mean", "std"):
                 value = getattr(step, name, None)
+                if isinstance(value, Tensor | tuple):
+                    value = torch.as_tensor(value).tolist()
                 if value is not None:  # the size is the last step's, after resizing and cropping
-                    facts[name] = getattr(value, "value", list(value) if isinstance(value, tuple) else value)
+                    facts[name] = getattr(value, "value", value)
         return facts
 
 

@@ -12,9 +12,21 @@ from numpy.typing import NDArray
 
 from harness.datasets import list_datasets, shipped_facts, split_words
 from harness.datasets.public import RootedDataset
-from harness.records.metrics import METRICS, Measured, Metric, fidelity_metrics
-from harness.records.record import DENSE, MATCHED, PROMPTS, Record, Times, lacking, refuse_mixed
+from harness.records.metrics import Measured, Metric, fidelity_metrics
+from harness.records.record import (
+    DENSE,
+    GOLDEN,
+    MATCHED,
+    PROMPTS,
+    RANDOM,
+    UNREDUCED,
+    Record,
+    Times,
+    lacking,
+    refuse_mixed,
+)
 from harness.records.statistics import (
+    CLEAR,
     FLIPPED,
     MCNEMAR,
     SIGN_FLIP,
@@ -25,7 +37,6 @@ from harness.records.statistics import (
     detectable_note,
     mark_note,
     mean_interval,
-    paired_difference,
     paired_mean,
     paired_p,
     sign_flips,
@@ -196,45 +207,111 @@ def training_free(records: Sequence[Record]) -> list[list[Record]]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Level:
+    """Rows of equal cost: one of the reference method, and each other method's row of the nearest cost."""
+
+    target: Average  # of the reference method
+    batch: int | None  # cost is time by the dense model's at this batch size; None: it is GFLOPs
+    rows: Sequence[Average]  # the target among them, nearest to dense first
+    missing: Sequence[str]  # methods whose nearest cost is further off than `CLOSE`
+
+
+def levels(rows: Sequence[Average], reference: str | None = None) -> list[Level]:
+    """Return the rows of a table at each cost of the ``reference`` method, see `reference_of`, costs falling.
+
+    Rows whose keep rate was searched for a time are compared by that time, all others by GFLOPs.
+    """
+    reference = reference or reference_of(rows)
+    targets: dict[float, Average] = {}
+    for row in rows:
+        if row.method == reference:
+            targets.setdefault(row.keep, row)
+    found = []
+    for target in sorted(targets.values(), key=lambda row: -row.keep):
+        batches = {facts["batch"] for row in rows if (facts := matched(row, target))}
+        found += [_level(rows, target, batch) for batch in (None, *sorted(batches))]
+    return [level for level in found if len(level.rows) > 1]
+
+
+def _level(rows: Sequence[Average], target: Average, batch: int | None) -> Level:
+    goal, names, offs = cost_of(target, batch), labels(rows), dict[str, list[tuple[float, Average]]]()
+    for row in rows:
+        alike = matched(row, target).get("batch") == batch if batch else MATCHED not in row.first.method_config
+        name = names[row.identity]
+        if name != names[target.identity] and alike and goal and (cost := cost_of(row, batch)):
+            offs.setdefault(name, []).append((abs(cost / goal - 1), row))
+    nearest = {name: min(own, key=lambda one: one[0]) for name, own in offs.items()}
+    equal = [target, *(row for off, row in nearest.values() if off <= CLOSE)]
+    missing = [name for name, (off, _) in nearest.items() if off > CLOSE]
+    return Level(target=target, batch=batch, rows=sorted(equal, key=nearness), missing=missing)
+
+
+def nearness(row: Average) -> tuple[float, float]:
+    """Return what sorts rows, those nearest to dense or else the most accurate first."""
+    return row.mean("cosine_distance") or 0.0, -(row.mean("top1") or 0.0)
+
+
+def reference_of(rows: Sequence[Average]) -> str | None:
+    """Return the method that a table's rows are compared with where none is named: `REFERENCE`, or the first."""
+    methods = [row.method for row in rows if row.method not in (*UNREDUCED, GOLDEN, RANDOM)]
+    return REFERENCE if REFERENCE in methods else next(iter(methods), None)
+
+
+def cost_of(row: Average, batch: int | None = None) -> float | None:
+    """Return a reduced row's GFLOPs, or its time at a batch size by the dense model's; None where it has none."""
+    if row.method in UNREDUCED:
+        return None
+    cost: float | None = row.mean("gflops") if batch is None else time_ratio(row.latency, batch)
+    return cost
+
+
+def matched(row: Average, target: Average) -> dict[str, Any]:
+    """Return what a row's settings say of the time that it was searched for, if that is the target's; else nothing."""
+    facts: dict[str, Any] = row.first.method_config.get(MATCHED, {"keeps": ()})
+    return facts if target.keep in facts["keeps"] and facts["time_of"] == target.method else {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """All rows of a table at once: top-1 against dense, fidelity against a reference method."""
+    """All rows of a table at once: top-1 against dense, fidelity against a reference method at equal cost."""
 
     families: Mapping[str, Together[str]]  # p-values by identity, for each metric that is judged
-    note: str  # what the marks say, and the least difference in top-1 that rows without would show
+    legend: str  # what the marks say, in a line
+    note: str  # the same in full, and the least difference in top-1 that rows without would show
 
     def mark(self, row: Average, metric: str = "diff_to_dense") -> str:
         """Return what stands behind a row's metric: the mark if it is clear, or nothing."""
         return self.families[metric].mark(row.identity) if metric in self.families else ""
 
 
-def judge_rows(rows: Sequence[Average], reference: str = REFERENCE) -> Judgement | None:
+def judge_rows(rows: Sequence[Average], reference: str | None = None) -> Judgement | None:
     """Say which rows differ clearly; None where there is nothing to compare with.
 
-    Top-1 is compared with the dense model's, each fidelity metric with that of the method ``reference`` at the same
-    keep rate; a family each.
+    Top-1 is compared with the dense model's, each fidelity metric with that of the reference method at equal cost, see
+    `levels`; a family each.
     """
-    families, notes = {}, []
+    families, notes, legends = {}, [], []
     dense = _dense(rows)
     others = [row for row in rows if row.to_dense is not None]
     if dense is not None and others:
         families["diff_to_dense"] = family = together({row.identity: row_p(row, dense) for row in others})
-        note = f"in the difference to dense: {mark_note(exact_test(dense))}"
+        note = f"top-1: {mark_note(exact_test(dense))}"
         if len(dense.records) == 1:
             truth = dense.first.correct
             left = [row.first.correct != truth for row in others if not family.mark(row.identity)]
             note += detectable_note(truth.size, [float(each.mean()) for each in left])
         notes.append(note)
-    goals = {row.keep: row for row in reversed(rows) if row.method == reference}
-    pairs = [(row, goals[row.keep]) for row in rows if row.method not in (DENSE, reference) and row.keep in goals]
+        legends.append("top-1 against dense")
+    pairs = [(row, one.target) for one in levels(rows, reference) for row in one.rows if row is not one.target]
     keys = [row.identity for row, _ in pairs]
     judged_by = {m: together(dict(zip(keys, fidelity_ps(pairs, m), strict=True))) for m in fidelity_metrics()}
     if tested := {metric: family for metric, family in judged_by.items() if family.alone}:
         families |= {metric.name: family for metric, family in tested.items()}
-        what = f"{reference}'s at the same keep rate, better or worse"
-        notes.append(
-            f"in {', '.join(one.title for one in tested)}: {mark_note(FLIPPED, 'each column by itself', what)}"
-        )
-    return Judgement(families=families, note="; ".join(notes)) if families else None
+        method = pairs[0][1].method
+        notes.append(f"fidelity: {mark_note(FLIPPED, 'the rows of each column', f'{method} at equal cost')}")
+        legends.append(f"fidelity against {method} at equal cost")
+    legend = f"{CLEAR} clear at 5 %: {', '.join(legends)}"
+    return Judgement(families=families, legend=legend, note="; ".join(notes)) if families else None
 
 
 def fidelity_ps(pairs: Sequence[tuple[Average, Average]], metric: Metric) -> list[float | None]:
@@ -267,72 +344,6 @@ def mean_difference(row: Average, other: Average) -> Interval:
     """Return top-1 of a row minus another's, mean over their seeds, paired by image, with a bootstrap over images."""
     # Whole numbers are resampled and divided at the end, so equal rows differ by exactly 0.
     return Interval(*(number / len(row.records) for number in bootstrap_counts(row.hits - other.hits, seed=0)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Matched:
-    """One method beside the target, at the keep rate that costs as nearly the same as it can."""
-
-    target: Average  # its keep rate is the one asked for
-    row: Average  # of the method; the target itself is among them, without the last four
-    batch: int | None  # cost is time by the dense model's at this batch size; None: it is GFLOPs
-    cost: float
-    off: float  # cost over the target's, minus 1
-    distance: Interval | None = None  # cosine distance to dense minus the target's, same images, 95 % paired bootstrap
-    distance_p: float | None = None  # see `fidelity_ps`
-    difference: Interval | None = None  # top-1 minus the target's, likewise; of several seeds their mean's
-    p_value: float | None = None  # see `row_p`
-
-
-def match_costs(records: Sequence[Record], target: str, batch: int | None = None) -> list[Matched]:
-    """Pair each row of the method ``target`` with every method's row of that cost.
-
-    Cost is GFLOPs, or time by the dense model's at a ``batch`` size. The row is the one whose keep rate was searched
-    for that time, or else the one of the nearest cost. Records are of one dataset, tower and number of shots. Pairs go
-    by the target's keep rate, falling; the target first, then the least cosine distance, or the best top-1.
-    """
-    rows, costs = dict[str, list[Average]](), dict[str, float]()
-    for row in averages(records):
-        cost = row.mean("gflops") if batch is None else time_ratio(row.latency, batch)
-        if cost is not None and row.method != DENSE and not row.first.recovered:
-            rows.setdefault(row.method, []).append(row)
-            costs[row.identity] = cost
-
-    def pair(row: Average, goal: Average) -> Matched:
-        cost = costs[row.identity]
-        return Matched(target=goal, row=row, batch=batch, cost=cost, off=cost / costs[goal.identity] - 1)
-
-    def worth(pair: Matched) -> tuple[float, float]:
-        return pair.row.mean("cosine_distance") or 0.0, -(pair.row.mean("top1") or 0.0)
-
-    pairs = []
-    for goal in sorted(rows.pop(target, ()), key=lambda row: -row.keep):
-        nearest = []
-        for own in rows.values():
-            met = [row for row in own if _meets(row, goal, batch)] or own
-            nearest.append(min((pair(row, goal) for row in met), key=lambda one: abs(one.off)))
-        pairs += [pair(goal, goal), *map(_compare, sorted(nearest, key=worth))]
-    return pairs
-
-
-def _meets(row: Average, goal: Average, batch: int | None) -> bool:
-    """Tell whether the keep rate of a row was searched for the time of another at a batch size."""
-    facts = row.first.method_config.get(MATCHED, {"keeps": ()})
-    return goal.keep in facts["keeps"] and (facts["time_of"], facts["batch"]) == (goal.method, batch)
-
-
-def _compare(pair: Matched) -> Matched:
-    """Add how a row differs from its target."""
-    row, goal = pair.row, pair.target
-    if (apart := fidelity_difference(row, goal, METRICS["cosine_distance"])) is not None:
-        pair = replace(pair, distance=apart[0], distance_p=apart[1])
-    if row.top1 is None:
-        return pair
-    if len(goal.records) == 1:
-        difference = paired_difference(row.first.correct, goal.first.correct, seed=0)
-    else:
-        difference = mean_difference(row, goal)
-    return replace(pair, difference=difference, p_value=row_p(row, goal))
 
 
 def time_ratio(latency: Sequence[Times], batch: int) -> float | None:

@@ -157,7 +157,7 @@ class Metric:
     bound: str | float = "exact"
     change: str = ""  # ``format`` of differences in ``compare RUN RUN``; empty: it has no column
     fidelity: str = ""  # of one that says how near to the dense model a row is: what it is, for captions
-    quality: str = ""  # of one that rows are judged by at a cost: what the best one is; empty: it has no plot
+    plotted: str = ""  # what the files of its plots against cost begin with; empty: it has none
     least: float = -1e9  # that it can be; rounding may take it a little further
     most: float = 1e9
     interval: str = "bootstrap"  # over images, of ``INTERVALS``
@@ -292,7 +292,7 @@ _declare_recalls()
 
 @metric(
     "cosine_distance", heading="1 - cosine", form=".4f", least=0, most=2, better="lower", bound="cosine",
-    change="+.4f", fidelity="1 - cosine of the features to dense", quality="nearest to dense",
+    change="+.4f", fidelity="1 - cosine of the features to dense", plotted="fidelity",
 )  # fmt: skip
 def _cosine_distance(sample: Sample) -> Found:
     return None if sample.dense is None else cosine_distance(sample.features, sample.dense.features)
@@ -329,7 +329,7 @@ def _neighbour_overlap(sample: Sample) -> Found:
     return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
 
 
-@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", quality="most accurate")
+@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", plotted="accuracy")
 def _top1(sample: Sample) -> Found:
     return sample.hits
 

@@ -26,8 +26,11 @@ from zoo.core.files import from_json, kind_of, strict_json
 from zoo.core.precision import PRECISIONS
 
 DENSE, GOLDEN = "dense", "golden"  # methods that no reducer is registered for
+OPTIMIZED = "optimized"  # the dense tower by `zoo.optimize`; its settings name the precision
+UNREDUCED = (DENSE, OPTIMIZED)
 RANDOM = "random"  # the control: a method that is no better than it does nothing
 DTYPES = PRECISIONS
+SHORT_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # in labels of rows
 PROBE = "probe"
 RECOVERY = "recovery"  # setting of a row whose weights or tokens were trained: the digest of their file
 MATCHED = "matched"  # setting of a row: whose time its keep rate meets, and at which batch size
@@ -69,8 +72,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("median_ms", "q1_ms", "q3_ms", "samples_ms", "images_per_s"), _MS),
     **dict.fromkeys(("ratio_to_dense", "ratio_low", "ratio_high", "others_cores"), _FACTOR),
     **dict.fromkeys(("first_call_s", "deviation", "weights_mib", "peak_mib", "gflops"), _COUNT),
-    **dict.fromkeys(("saved_gflops", "saved_time"), (-1e6, 1)),
-    **{"keep": (1e-6, 1), "chance": (0, 1), "feature_probe": (-1.01, 1.01), "at": _COUNT, "arrived": (-1e9, 1e9)},
+    **{"keep": (1e-6, 1), "chance": (0, 1), "feature_probe": (-1.01, 1.01), "at": _COUNT, "saved_gflops": (-1e6, 1)},
     **{"seed": (0, 2**64), "params": (0, 1e15)},
 }
 
@@ -224,6 +226,8 @@ class Record:
     @property
     def label(self) -> str:
         """The method, with what was added to it."""
+        if self.method == OPTIMIZED:
+            return f"{DENSE}, {SHORT_DTYPES[self.method_config['dtype']]}"
         return f"{self.method} + recovery" if self.recovered else self.method
 
     @property

@@ -22,8 +22,6 @@ STYLES = (
 LineStyle = Literal["-", "--", "-.", ":", "none"]
 LINES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
 INK = "#1b1c1d"  # text and axes; a page replaces it by currentColor to follow light and dark
-GREY = "#808380"  # seen on white and on black
-FRONT = "best at this cost"
 SMALL = 7.5  # points of a letter beside a marker
 # Where a label may stand: how it is aligned, and points right of the marker and above it; the best place first.
 PLACES = (
@@ -38,7 +36,7 @@ OPTIONS: Any = {
 
 
 class Style(NamedTuple):
-    """Colour, marker and line of a series; "" for no marker."""
+    """Colour, marker and line of a series."""
 
     colour: str
     marker: str
@@ -46,7 +44,7 @@ class Style(NamedTuple):
 
 
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
-    """Return a style for each name, by its place in the alphabet, for dense in the text's colour, and for `FRONT`.
+    """Return a style for each name, by its place in the alphabet; dense has the text's colour.
 
     Beyond as many as there are colours, lines differ.
     """
@@ -55,7 +53,7 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
         name: Style(*STYLES[at % count], LINES[at // count % len(LINES)])
         for at, name in enumerate(sorted(set(names) - {DENSE}))
     }
-    return styles | {DENSE: Style(INK, "h", "-"), FRONT: Style(GREY, "", "--")}
+    return styles | {DENSE: Style(INK, "h", "-")}
 
 
 def encode(figure: Any, form: str, dpi: int = 160, **how: Any) -> bytes:
@@ -89,7 +87,6 @@ class Chart:
     y_label: str
     series: Mapping[str, Sequence[Dot]]  # in the order in which they are joined
     level: float | None = None  # height of a dotted line across
-    front: Sequence[tuple[float, float]] = ()  # corners of a staircase, x rising
     log: bool = False  # y is logarithmic
     aside: str = ""  # series that the axes aren't stretched for: it is worse than all others
 
@@ -140,7 +137,7 @@ def draw(charts: Sequence[Chart], styles: Mapping[str, Style] | None = None, *, 
 
 def names_of(charts: Sequence[Chart], styles: Mapping[str, Style]) -> list[str]:
     """Return what a legend of charts names, in the order of the styles."""
-    drawn = {name for chart in charts for name in (*chart.series, *([FRONT] if chart.front else []))}
+    drawn = {name for chart in charts for name in chart.series}
     return [name for name in styles if name in drawn]
 
 
@@ -184,12 +181,6 @@ def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
             artist.set_gid(id_of(name, styles))
     if chart.level is not None:
         axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=":")
-    if chart.front:
-        x, y = zip(*chart.front, strict=True)
-        right = axes.get_xlim()[1]  # up to where the last corner still holds; the axes don't grow by it
-        [line] = axes.step([*x, right], [*y, y[-1]], where="post", zorder=1.5, **look_of(styles[FRONT]))
-        line.set_gid(id_of(FRONT, styles))
-        axes.set_xlim(right=right)
     others = [end for name, own in chart.series.items() if name != chart.aside for dot in own for end in dot.y]
     if chart.aside in chart.series and others:
         # Up to a little beyond the others it is drawn all the same, so that no marker is cut in two.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from html import escape
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from harness.records.record import CONDITIONS, RECORDS, Record, read_run
 from harness.records.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.traces import leaving_out
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
-from harness.report.groups import Group, brief_tables, count_of, group_records, group_times, sections, time_tables
-from harness.report.highlights import DRAWN, Front, best_table, fronts, headline, plots_of
+from harness.report.groups import Group, count_of, group_records, group_times, sections, time_tables
+from harness.report.highlights import DRAWN, brief_tables, headline, plots_of
 from harness.report.pictures import TracePicture, galleries, group_traces
 from harness.report.writers import latex, markdown, records_csv, times_csv
 from zoo.core.files import write_whole
@@ -37,22 +36,16 @@ class Parts:
     """What a report shows."""
 
     groups: Sequence[Group]  # none if there are only times
-    fronts: Sequence[Front]  # of all groups
     times: dict[str, list[LatencyRecord]]  # by the heading of their table
     plots: Sequence[Plot]
     pictures: Sequence[TracePicture] = ()  # of traces
     left_out: Sequence[str] = ()  # why files beside the records are not in it
 
-    @property
-    def best(self) -> list[list[Front]]:
-        """The fronts of each group that has any."""
-        return [list(own) for _, own in groupby(self.fronts, key=lambda front: front.group.name)]
-
 
 def report_runs(
     paths: Sequence[Path], folder: Path, progress: Progress, *, title: str = TITLE, every_plot: bool = False
 ) -> Shown:
-    """Write the report of runs, each once; say which methods are best at which cost.
+    """Write the report of runs, each once; say which method is nearest to dense at equal cost.
 
     Raises:
         FileNotFoundError: a run isn't there.
@@ -97,13 +90,11 @@ def write_report(
     traced = group_traces(runs, records, left_out.append) if records else []
     for reason in left_out:
         progress.say(f"left out of the report: {reason}")
-    every, timed = [front for group in groups for front in fronts(group)], group_times(record for _, record in times)
-    first = groups if every_plot else groups[:DRAWN]
+    timed = group_times(record for _, record in times)
     parts = Parts(
         groups=groups,
-        fronts=every,
         times=timed,
-        plots=plots_of([front for front in every if front.group in first]),
+        plots=plots_of(groups if every_plot else groups[:DRAWN]),
         pictures=galleries(traced if every_plot else traced[:DRAWN]),
         left_out=left_out,
     )
@@ -132,7 +123,7 @@ def write_report(
             content = make()
             write_whole(folder / name, content.encode() if isinstance(content, str) else content)
             update(count)
-    shown: list[Part] = [*map(best_table, parts.best), *headline(every)]
+    shown: list[Part] = [*brief_tables(groups), *headline(groups)]
     if timed:
         many = count_of(sum(map(len, timed.values())), "time")
         shown.append(f"{many} by latency in {count_of(len(timed), 'table')} of report.html")
@@ -143,17 +134,16 @@ def write_report(
             "records": len(records),
             "files": [str(folder / name) for name in files],
             "left_out": left_out,
-            "groups": [_group_data(group, every) for group in groups],
+            "groups": [_group_data(group) for group in groups],
             "latency": [{"name": name, "records": json_values(rows)} for name, rows in timed.items()],
         },
     )
 
 
-def _group_data(group: Group, every: Sequence[Front]) -> dict[str, Any]:
+def _group_data(group: Group) -> dict[str, Any]:
     return {
         "name": group.name,
         "conditions": {name: getattr(group.first, name) for name in (*CONDITIONS, "version")},
-        "best": {front.name: front.data() for front in every if front.group is group},
         "rows": [_row_data(row) for row in group.rows],
     }
 
@@ -208,8 +198,7 @@ def page(parts: Parts, title: str) -> str:
         brief=brief_tables(parts.groups),
         tables=list(sections(parts.groups, marked=True)),
         times=time_tables(parts.times),
-        headline=headline(parts.fronts),
-        best=list(map(best_table, parts.best)),
+        headline=headline(parts.groups),
         legend=[
             (id_of(name, styles), name, inline(draw_sample(styles[name]), f"sample-{id_of(name, styles)}"))
             for name in names_of([chart for _, chart in shown], styles)

@@ -7,24 +7,23 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
-from harness.base.table import UNMEASURED, Cell, Column, Table, json_values
+from harness.base.table import Table, json_values
 from harness.records.averages import (
     Average,
     averages,
     describe_uncounted,
     judge_rows,
     judged_on,
-    match_costs,
+    matched,
     protocol,
     tower_of,
     with_recovery,
 )
-from harness.records.metrics import METRICS
-from harness.records.record import CONDITIONS, DENSE, GOLDEN, MATCHED, RANDOM, Record, differing
+from harness.records.record import CONDITIONS, DENSE, MATCHED, UNREDUCED, Record, differing
 from harness.records.times import CONDITIONS as TIMED_CONDITIONS
 from harness.records.times import LatencyRecord, Machine, latency_table
 from harness.records.times import table_of as timed_title
-from harness.report.tables import matched_table, report_columns, table_of
+from harness.report.tables import describe_note, in_sections, report_columns, table_of
 from harness.report.writers import markdown
 
 # What a heading names; where other conditions differ, the heading names those, too.
@@ -33,11 +32,6 @@ _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "promp
 _FINE = ("images_sha256", "image_size")
 _APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "version")
 _EVERY = (*_NAMED, *_APART, *_FINE)
-# What the images of several datasets were judged under, by one tower.
-_BRIEF = (
-    *("tag", "weights_sha256", "image_size", "device", "device_name", "dtype", "threads"),
-    *("torch", "timm", "version"),
-)
 _TIMED_ROW = ("model", "method", "keep", "method_config", "batch")
 _TIMED_APART = ("version", "weights_sha256", *(field.name for field in fields(Machine)))
 
@@ -181,17 +175,20 @@ def time_tables(groups: dict[str, list[LatencyRecord]], *, summary: bool = False
 
 
 def sections(groups: Sequence[Group], *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
-    """Yield a table per group, with one at equal time if rows were matched so.
+    """Yield a table per group, and one of rows whose keep rate was searched for a time beside their target.
 
     A summary lacks details; marks tell the differences to dense that are clear with all rows judged together.
     """
     for group in groups:
-        yield _section(group, summary=summary, marked=marked)
-        settings = (row.first.method_config.get(MATCHED) for row in group.rows)
-        records = [record for row in group.rows for record in row.records]
-        for target, batch in dict.fromkeys((setting["time_of"], setting["batch"]) for setting in settings if setting):
-            if rows := match_costs(records, target, batch):
-                yield matched_table(rows)
+        searched = [row for row in group.rows if MATCHED in row.first.method_config]
+        if len(searched) < len(group.rows):
+            rows = [row for row in group.rows if row not in searched]
+            yield _section(replace(group, rows=rows), summary=summary, marked=marked)
+        if searched:
+            targets = [row for row in group.rows if any(matched(one, row) for one in searched)]
+            rows = [*(row for row in group.rows if row.method in UNREDUCED), *targets, *searched]
+            name = f"{group.name}, at equal time"
+            yield _section(replace(group, name=name, rows=rows), summary=summary, marked=marked)
 
 
 def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
@@ -204,18 +201,21 @@ def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
 
 
 def _section(group: Group, *, summary: bool, marked: bool) -> Table:
-    family = judge_rows(group.rows) if marked else None
-    columns = report_columns(group.rows, family=family, summary=summary)
+    rows, starts, missing = in_sections(group.rows)
+    family = judge_rows(rows) if marked else None
+    columns = report_columns(rows, family=family, summary=summary)
     if marked:  # on a page, which scrolls, what a first look needs is in sight
-        first = {column.heading for column, _ in report_columns(group.rows, summary=True)}
+        first = {column.heading for column, _ in report_columns(rows, summary=True)}
         columns.sort(key=lambda one: one[0].heading not in first)
     about = _describe_group(group)
     return table_of(
-        group.rows,
+        rows,
         columns,
         title=group.name,
-        caption=about if family is None else f"{about} {family.note}.",
-        settings=[row.config for row in group.rows],
+        caption=f"{about} {note}." if (note := describe_note(rows, family)) else about,
+        settings=[row.config for row in rows],
+        sections=starts,
+        notes=missing,
     )
 
 
@@ -239,53 +239,3 @@ def _describe_group(group: Group) -> str:
 def count_of(count: int, noun: str) -> str:
     """Return a number of things in words."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def brief_tables(groups: Sequence[Group]) -> list[Table]:
-    """Return a table per tower and conditions with a method's row at the highest keep rate, nearest to dense first.
-
-    1 - cosine is of the first images without labels, if there are any, and top-1 of the first images with labels. Rows
-    with training or at equal time have no place in it, random pruning and the golden ranking neither.
-    """
-    alike: dict[Hashable, list[Group]] = {}
-    for group in groups:
-        if not group.first.shots and not any(r.first.recovered or MATCHED in r.first.method_config for r in group.rows):
-            alike.setdefault(tuple(getattr(group.first, name) for name in _BRIEF), []).append(group)
-    tables = (_brief_table(own) for own in alike.values())
-    return [table for table in tables if table is not None]
-
-
-def _brief_table(groups: Sequence[Group]) -> Table | None:
-    near = next((group for group in groups if not group.first.labelled), groups[0])
-    right = next((group for group in groups if group.first.labelled), None)
-    first, distance = near.first, METRICS["cosine_distance"]
-    reduced = [row for row in near.rows if row.method not in (DENSE, GOLDEN, RANDOM) and row.has(distance)]
-    if not reduced:
-        return None
-    keep = max(row.keep for row in reduced)
-    rows = [row for row in near.rows if row.method == DENSE or (row in reduced and row.keep == keep)]
-    rows.sort(key=lambda row: row.mean(distance.name) or 0)
-    known = {column.heading: cell for column, cell in report_columns(rows)}
-    columns = [(Column(heading="Method", left=True), lambda row: Cell(row.label, row.label))]
-    columns += [(Column(heading=f"{distance.heading}, {first.dataset}"), known[distance.heading])]
-    about = f"{distance.heading} of the features to dense on {first.image_count} images"
-    answers = {} if right is None else {row.identity: row for row in right.rows}
-    if right is not None and any(row.identity in answers for row in rows):
-        score = {column.heading: cell for column, cell in report_columns(right.rows)}[METRICS["top1"].heading]
-        heading = f"{METRICS['top1'].heading}, {right.first.dataset}"
-
-        def answer(row: Average) -> Cell:
-            return score(answers[row.identity]) if row.identity in answers else UNMEASURED
-
-        columns += [(Column(heading=heading), answer)]
-        about += f"; top-1 on {right.first.image_count} images"
-    times = [heading for heading in known if heading.endswith("× dense")]
-    last = [heading for heading in (METRICS["gflops"].heading, *times[-1:]) if heading in known]
-    legend = "; × dense: time by the dense model's" if times else ""
-    return table_of(
-        rows,
-        [*columns, *((Column(heading=heading), known[heading]) for heading in last)],
-        title=f"{tower_of(first)} at keep {100 * keep:.3g} %",
-        caption=f"{about}{legend}; with 95 % intervals; "
-        f"{first.device_name}, {first.dtype}, {count_of(first.threads, 'thread')}.",
-    )

@@ -1,5 +1,5 @@
 "use strict";
-// Tables and plots are whole without this; it makes headings buttons that sort, and names of the legend such that hide.
+// The page is whole without this. It turns headings into buttons that sort, and names of the legend into some that hide.
 const makeButton = (place) => {
   const button = document.createElement("button");
   button.type = "button";

@@ -1,34 +1,40 @@
 """Tables of measured models. Their columns are `metrics.METRICS`."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
-from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure, points
+from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure
 from harness.records.averages import (
-    REFERENCE,
+    CLOSE,
     Average,
     Judgement,
-    Matched,
     averages,
     describe_uncounted,
-    exact_test,
     judge_rows,
     judged_on,
     labels,
+    levels,
+    nearness,
     protocol,
     seeds,
     tower_of,
     with_recovery,
 )
-from harness.records.metrics import METRICS, Metric, fidelity_metrics
-from harness.records.record import Record, Times
-from harness.records.statistics import FLIPPED, Interval, mark_note, together
+from harness.records.metrics import METRICS, Metric
+from harness.records.record import DENSE, MATCHED, OPTIMIZED, UNREDUCED, Record, Times
+from harness.records.statistics import Interval
 
-OVER_SEEDS = (
-    "mean over seeds: top-1 in % with 95 % t interval over seeds, the difference to dense with "
-    "95 % paired bootstrap interval over images"
+_OVER_SEEDS = (
+    "top-1: mean over seeds with 95 % t interval over seeds, the difference to dense with 95 % paired bootstrap "
+    "interval over images"
 )
+_ABOUT = {
+    "top1": "top-1 with 95 % Wilson interval",
+    "diff_to_dense": "to dense: points on the same images, with 95 % paired bootstrap interval",
+    "gflops": "GFLOPs: 1e9 multiply-adds per image",
+}
 _AFTER_TIMES = "tau"  # the first metric whose column stands behind those of times
 Filled = tuple[Column, Callable[[Average], Cell]]  # a column, and what fills it of each row
 
@@ -41,8 +47,8 @@ class Layout(NamedTuple):
 
 
 _LAYOUTS = {
-    **{name: Layout("narrow") for name in ("top1", "gflops", "tau")},
-    **{name: Layout("middle") for name in ("dense_agreement", "final_tokens")},
+    **{name: Layout("narrow") for name in ("top1", "gflops")},
+    **{name: Layout("middle") for name in ("tau", "dense_agreement", "final_tokens")},
     "cosine_distance": Layout("narrow", ends="middle"),
     "diff_to_dense": Layout("narrow", ends="narrow"),
     **{
@@ -58,17 +64,15 @@ def table_of(
     columns: Sequence[Filled],
     *,
     title: str,
-    caption: str,
-    settings: Sequence[dict[str, Any]] | None = None,
+    **more: Any,
 ) -> Table:
-    """Return a table of rows and columns."""
+    """Return a table of rows and columns; ``more`` are its other fields."""
     return Table(
         title=title,
-        caption=caption,
         columns=[column for column, _ in columns],
         rows=[[cell(row) for _, cell in columns] for row in rows],
         models=[row.first.model for row in rows],
-        settings=settings,
+        **more,
     )
 
 
@@ -77,33 +81,60 @@ def title(record: Record, more: str = "") -> str:
     return (
         f"{record.dataset} ({judged_on(record)}, {record.image_count} images; {protocol(record)}"
         f"{more}), {tower_of(record)}, {record.dtype}, {record.device_name}, "
-        f"{record.threads} threads"
+        f"{record.threads} thread{'s' if record.threads > 1 else ''}"
     )
 
 
-def comparison_table(records: Sequence[Record], reference: str = REFERENCE) -> Table:
-    """Lay out for the terminal what `averages` makes of records, one row per model.
+def comparison_table(records: Sequence[Record], reference: str | None = None, batches: Collection[int] = ()) -> Table:
+    """Lay out for the terminal what `averages` makes of records, one row per model, a section per cost or keep rate.
 
-    Fidelity is compared with that of the method ``reference`` at the same keep rate.
+    Fidelity is compared with that of the method ``reference`` at equal cost, see `averages.levels`. A row that misses
+    the time that it was searched for is left out. ``batches`` have a column of times even where none could be taken.
     """
-    rows = averages(records)
+    rows, starts, missing = in_sections(averages(records), reference)
     family = judge_rows(rows, reference)
-    about = [f"{m.title}: {m.fidelity}" for m in fidelity_metrics() if any(row.has(m) for row in rows)]
-    if rows[0].top1 is not None and len(rows[0].records) > 1:
-        about.append(OVER_SEEDS)
-    about.append("in brackets 95 % intervals")
-    if any(row.latency for row in rows):
-        about[-1] += ", of ms quartiles; × dense: time by the dense model's"
-    about += ["GFLOPs: 1e9 multiply-adds per image", "" if family is None else family.note]
     return table_of(
         rows,
-        columns_of(rows, family),
+        columns_of(rows, family, batches),
         title=title(records[0], seeds(rows[0].records) + with_recovery(rows)),
-        caption="; ".join(filter(None, [*about, describe_uncounted(*(row.first for row in rows))])),
+        caption="; ".join(filter(None, [describe_note(rows, family), describe_uncounted(*(r.first for r in rows))])),
+        legend=family.legend if family else "",
+        sections=starts,
+        notes=missing,
     )
 
 
-def columns_of(rows: Sequence[Average], family: Judgement | None = None) -> list[Filled]:
+def describe_note(rows: Sequence[Average], family: Judgement | None) -> str:
+    """Say what marks mean, and what an optimised row is."""
+    fast = next((row for row in rows if row.method == OPTIMIZED), None)
+    notes = [] if family is None else [family.note]
+    if fast is not None:
+        notes.insert(0, f"{fast.label}: the dense model by zoo.optimize in {fast.config['dtype']}, nothing reduced")
+    return "; ".join(notes)
+
+
+def in_sections(
+    rows: Sequence[Average], reference: str | None = None
+) -> tuple[list[Average], frozenset[int], list[str]]:
+    """Sort rows: unreduced ones, then costs falling, at each the nearest to dense first.
+
+    Returns:
+        The rows without those that miss their time, where sections begin, and which methods miss a time.
+    """
+    at, missing = dict[str, float](), list[str]()
+    for level in levels(rows, reference):
+        at |= {row.identity: level.target.keep for row in level.rows}
+        if level.missing and level.batch is not None:
+            goal = f"the time of {level.target.method} at keep {100 * level.target.keep:.3g} %"
+            missing.append(f"more than {100 * CLOSE:.0f} % off {goal}: {', '.join(level.missing)}")
+    shown = [row for row in rows if row.identity in at or MATCHED not in row.first.method_config]
+    keeps = [2.0 if row.method in UNREDUCED else at.get(row.identity, row.keep) for row in shown]
+    order = sorted(range(len(shown)), key=lambda i: (-keeps[i], shown[i].method != DENSE, *nearness(shown[i])))
+    starts = frozenset(n for n, (i, j) in enumerate(pairwise(order), 1) if keeps[i] != keeps[j])
+    return [shown[i] for i in order], starts, missing
+
+
+def columns_of(rows: Sequence[Average], family: Judgement | None = None, batches: Collection[int] = ()) -> list[Filled]:
     """Return the columns of a terminal's table; where narrower forms are without interval there are two of a heading.
 
     What no row has, such as top-1 without labels, has no column.
@@ -115,42 +146,54 @@ def columns_of(rows: Sequence[Average], family: Judgement | None = None) -> list
     ]
     for metric in METRICS.values():
         if metric.name == _AFTER_TIMES:
-            columns += _time_columns(rows)
+            columns += _time_columns(rows, batches)
         if metric.heading and any(row.has(metric) for row in rows):
             own = _LAYOUTS.get(metric.name, Layout())
             forms = FORMS[: FORMS.index(own.least) + 1]
             whole = FORMS.index(own.ends) + 1
+            about = f"{metric.title}: {metric.fidelity}" if metric.fidelity else _ABOUT.get(metric.name, "")
+            if metric.name == "top1" and len(rows[0].records) > 1:
+                about = _OVER_SEEDS
             for some, ends in ((forms[:whole], True), (forms[whole:], False)):
                 cell = functools.partial(_cell, metric=metric, family=family, ends=ends)
-                columns += [(Column(heading=metric.heading, forms=some), cell)] if some else []
+                columns += [(Column(heading=metric.heading, forms=some, about=about), cell)] if some else []
     return columns
 
 
-def _time_columns(rows: Sequence[Average]) -> Iterator[Filled]:
+def _time_columns(rows: Sequence[Average], asked: Collection[int]) -> Iterator[Filled]:
     def milliseconds(entry: Times) -> Cell:
         return estimate_cell(Interval(entry.median_ms, entry.q1_ms, entry.q3_ms), "{:.1f}".format)
 
-    def to_dense(entry: Times, ends: bool = True) -> Cell:
-        return estimate_cell(entry.ratio, "{:.2f}".format, ends=ends)
+    def to_dense(entry: Times) -> Cell:
+        return estimate_cell(entry.ratio, "{:.2f}".format)
 
     def per_second(entry: Times) -> Cell:
         return figure(entry.images_per_s, ".1f")
 
     entries = [entry for row in rows for entry in row.latency]
-    batches = sorted({entry.batch for entry in entries})
+    batches = sorted({entry.batch for entry in entries}.union(asked))
+    about = "× dense: time by the dense model's, median over rounds with its 95 % interval"
     for batch in batches:
-        kinds = [("ms [IQR]", FORMS[:2], milliseconds)]
-        if any(entry.ratio is not None for entry in entries if entry.batch == batch):
-            bare = FORMS[1:] if batch == batches[-1] else FORMS[1:2]
-            kinds += [("× dense", FORMS[:1], to_dense), ("× dense", bare, functools.partial(to_dense, ends=False))]
-        for heading, forms, show in (*kinds, ("images/s", FORMS[:1], per_second)):
-            yield Column(heading=f"Batch {batch}, {heading}", forms=forms), _of_batch(batch, show)
+        kinds: list[tuple[str, Sequence[Form], Callable[[Times], Cell], str]] = [
+            ("ms [IQR]", FORMS[:1], milliseconds, "ms: median and quartiles"),
+            ("× dense", FORMS if batch == batches[-1] else FORMS[:2], to_dense, about),
+            ("images/s", FORMS[:1], per_second, ""),
+        ]
+        own = [entry for entry in entries if entry.batch == batch]
+        if not own:
+            kinds = kinds[1:2]
+        elif all(entry.ratio is None for entry in own):
+            del kinds[1]
+        for heading, forms, show, text in kinds:
+            column = Column(heading=f"Batch {batch}, {heading}", forms=forms, about=text)
+            yield column, _of_batch(batch, show)
 
 
 def report_columns(rows: Sequence[Average], *, family: Judgement | None = None, summary: bool = False) -> list[Filled]:
     """Return the columns of a report; a summary leaves out what a first look doesn't need."""
     every = columns_of(rows, family)
-    first = {column.heading for column, _ in every if "narrow" in column.forms or column.heading.endswith("× dense")}
+    also = ("× dense", METRICS["tau"].heading)
+    first = {column.heading for column, _ in every if "narrow" in column.forms or column.heading.endswith(also)}
     return [one for one in every if "wide" in one[0].forms and (not summary or one[0].heading in first)]
 
 
@@ -184,49 +227,3 @@ def estimate_cell(estimate: Interval | float | None, text: Callable[[float], str
 def keep_cell(keep: float) -> Cell:
     """Show a keep rate."""
     return Cell(f"{100 * keep:.3g} %", keep)
-
-
-def matched_table(rows: Sequence[Matched]) -> Table:
-    """Lay out methods at equal cost, one section per keep rate of the target."""
-    target, batch = rows[0].target, rows[0].batch
-    distance, short = METRICS["cosine_distance"], METRICS["cosine_distance"].title
-    apart = functools.partial(distance.text, form=distance.change)
-    nearer = together({at: row.distance_p for at, row in enumerate(rows)})
-    righter = together({at: row.p_value for at, row in enumerate(rows)})
-    cost, what = ("GFLOPs", "GFLOPs") if batch is None else ("x dense", f"time at batch {batch}")
-
-    def cells(at: int, row: Matched) -> Iterator[Cell]:
-        own = row.row is row.target
-        yield Cell(f"{100 * row.target.keep:.3g}" if own else "")
-        yield Cell(row.row.method, row.row.method)
-        yield figure(row.row.keep, ".1%")
-        yield figure(row.cost, ".3f")
-        yield figure(None if own else row.off, "+.1%" if batch else "+.2%", " %")
-        yield figure(row.row.mean(distance.name), distance.form)
-        cell = estimate_cell(row.distance, apart)
-        yield Cell(cell, cell.value, nearer.mark(at))
-        if target.top1 is not None:
-            yield figure(row.row.mean("top1"), ".1%")
-            yield points(row.difference, righter.mark(at))
-
-    to, tests = f"to {target.method}", FLIPPED
-    heads = ["at", "method", "keep", cost, "off", short, f"{short} {to}"]
-    timed = "" if batch is None else "x dense: median time by the dense model's, both in eager mode; "
-    caption = (
-        f"at: keep rate of {target.method} in %; {timed}{short}: {distance.fidelity}; {to}: difference with "
-        "95 % paired bootstrap interval"
-    )
-    if target.top1 is not None:
-        heads += ["top-1", f"top-1 {to}"]
-        caption += "; top-1 in %, its difference in points"
-        tests = f"{short}: {FLIPPED}, top-1: {exact_test(target)}"
-    lost = describe_uncounted(*(row.row.first for row in rows))
-    return Table.of(
-        f"at equal {what}: {title(target.first, seeds(target.records))}",
-        heads,
-        [list(cells(at, row)) for at, row in enumerate(rows)],
-        words=("method",),
-        roomy=(f"top-1 {to}",),
-        caption="; ".join(filter(None, [caption, mark_note(tests, "all of a column"), lost])),
-        sections=frozenset(at for at, row in enumerate(rows) if row.row is row.target),
-    )

@@ -24,7 +24,7 @@ def markdown(tables: Sequence[Table], level: int = 3) -> str:
         marks = ["---" if at == 0 or table.columns[at].left else "---:" for at in places]
         heads = [table.columns[at].heading for at in places]
         rows = [[row[at].marked for at in places] for row in table.rows]
-        lines += [f"{'#' * level} {markdown_text(table.title)}", *filter(None, [markdown_text(table.caption)]), ""]
+        lines += [f"{'#' * level} {markdown_text(table.title)}", *filter(None, [markdown_text(table.explain())]), ""]
         lines += [f"| {' | '.join(map(markdown_text, row))} |" for row in (heads, marks, *rows)]
         if table.notes:
             lines += ["", *(f"- {markdown_text(note)}" for note in table.notes)]
@@ -69,7 +69,7 @@ def _latex(table: Table, number: int) -> str:
     lines = [
         r"\begin{table}",
         r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{latex_text(table.title)}. {latex_text(table.caption)}}}",
+        rf"\caption{{{latex_text(table.title)}. {latex_text(table.explain())}}}",
         rf"\label{{tab:{label}-{number}}}",
         rf"\begin{{tabular}}{{@{{}}l{'r' * (len(table.columns) - 1)}@{{}}}}",
         r"\toprule",

@@ -167,6 +167,10 @@ def test_agreement_by_hand():
     assert agreement.median_deviation == 0
     assert agreement.cosine_mean == pytest.approx(2 / 3)
     assert agreement.same_nearest == pytest.approx(1 / 3)
+    # One image of 2,000 whose tokens nearly tie is no reason to refuse a reduced model, one of three is.
+    many = FeatureAgreement.of([turned[[0] * 1999 + [2]]], eager[[0] * 1999 + [2]], (2000,))
+    for one, reduced, refused in ((many, True, False), (many, False, True), (agreement, True, True)):
+        assert bool(one.problem("float32", reduced=reduced)) == refused
     assert FeatureAgreement.of([eager, eager], eager, (1, 3)).problem("float32") == ""
     # Of two equal images either may be the nearest.
     twins = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1e-9]])

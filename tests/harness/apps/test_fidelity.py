@@ -1,4 +1,4 @@
-"""Pictures parted by photograph, bounds, and how faithful rows are on them."""
+"""Pictures split by photograph, bounds, and how faithful rows are on them."""
 
 import math
 from pathlib import Path
@@ -76,7 +76,7 @@ class Series(Dataset):
 
 def test_a_known_dataset_is_judged_by_its_test_split():
     dataset = Series()
-    search, held = fidelity.part_pictures(dataset, (20, 40), 0, learned=())
+    search, held = fidelity.split_pictures(dataset, (20, 40), 0, learned=())
     for part, size, splits, photographs in ((search, 20, {"tra", "val"}, 15), (held, 40, {"tes"}, 20)):
         ids = part.split.image_ids
         assert len(set(ids)) == size
@@ -95,11 +95,11 @@ def test_all_of_a_users_own_pictures_are_shared_out(tmp_path: Path):
         pixels = np.random.default_rng(at % 60).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{at}.png")
     dataset = ImageFolder(tmp_path)
-    search, held = fidelity.part_pictures(dataset, (14, 56), 0, learned=())
+    search, held = fidelity.split_pictures(dataset, (14, 56), 0, learned=())
     assert set(search.split.image_ids).isdisjoint(held.split.image_ids)
     assert len(search.split) == pytest.approx(14, abs=3)  # whole groups: 12 of 60
     assert len(search.split) + len(held.split) == pytest.approx(70, abs=3)
-    again, other = (fidelity.part_pictures(dataset, (14, 56), seed, learned=())[0] for seed in (0, 1))
+    again, other = (fidelity.split_pictures(dataset, (14, 56), seed, learned=())[0] for seed in (0, 1))
     assert again.split.image_ids == search.split.image_ids != other.split.image_ids
 
 

@@ -68,14 +68,15 @@ def test_an_output_that_can_not_be(name: str, match: str, tmp_path, capsys):
 
 @pytest.mark.usefixtures("benchmark", "predictor_file")
 def test_the_whole_benchmark_in_miniature(tower: Tower, toy: Dataset, monkeypatch, tmp_path, capsys):
-    """All methods, two numbers of shots, ranked first: what the plain command does, only small."""
+    """Seven methods, two numbers of shots, ranked first."""
     monkeypatch.setattr("harness.datasets.get_dataset", lambda name: toy)
     for name in ("harness.golden.rank.load_tower", "harness.golden.fit.load_tower"):
         monkeypatch.setattr(name, lambda name: tower)
     assert main(["rank", "--model", "clip_vit_b16", "--dataset", "toy", "--stride", "2", "--limit", "12"]) == 0
     assert "12 of 21 images" in capsys.readouterr().out
     command = "compare --model clip_vit_b16 --dataset toy --limit 12 --shots 0 2 --batches 2"
-    command += " --tokens probe --seeds 1"
+    command += " --tokens probe --seeds 1 --match keep"
+    command += " --methods clsattn evit golden patchrank random rankmerge tome"
     assert main([*command.split(), "--rounds", "6", "--output", str(tmp_path)]) == 0
     records = read_records(tmp_path / "records.jsonl")
     assert len(records) == 2 * (1 + 2 * 7)

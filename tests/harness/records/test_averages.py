@@ -8,10 +8,10 @@ import pytest
 from by_hand import part, replace
 from scipy import stats
 
-from harness.records.averages import averages, match_costs
+from harness.records.averages import averages, levels
 from harness.records.metrics import pack
 from harness.records.record import Record, Times, names_of, read_records
-from harness.records.statistics import bootstrap_mean, sign_flip_exact, wilson_interval
+from harness.records.statistics import bootstrap_mean, wilson_interval
 from harness.report.tables import comparison_table
 
 IMAGES = 60
@@ -95,18 +95,38 @@ def test_one_seed_is_the_record_as_it_stands():
 def test_what_is_not_one_group_is_refused_everywhere(change: dict[str, Any], match: str):
     *rest, last = group()
     mixed = [*rest, replace(last, **change)]
-    for show in (averages, comparison_table, lambda records: match_costs(records, "evit")):
+    for show in (averages, comparison_table):
         with pytest.raises(ValueError, match=match):
             show(mixed)
         with pytest.raises(ValueError, match="different seed"):  # by text there is none to average
             show(group(shots=0, tuning=None, prompt_tokens=None))
 
 
-def test_at_equal_cost_means_are_paired_and_judged_by_sign_flips():
-    rows = match_costs(group(), "patchrank")
-    _, evit, patchrank = averages(group())
-    own, other = rows
-    assert own.row == own.target == other.target == patchrank
-    slow = bootstrap_mean((evit.hits - patchrank.hits) / 3, seed=1)
-    assert other.difference == pytest.approx(slow, abs=0.01)
-    assert other.p_value == sign_flip_exact(evit.hits - patchrank.hits)
+def test_rows_at_equal_cost_by_hand():
+    """A method's nearest row counts up to 5 % off the target's cost; rows found for a time count by time alone."""
+    costs = {("patchrank", 0.6): 2.0, ("patchrank", 0.3): 1.0, ("evit", 0.5): 2.09, ("evit", 0.4): 1.95}
+    costs |= {("tome", 0.6): 2.2, ("tome", 0.3): 1.04, ("random", 0.3): 0.9}
+    searched = {"time_of": "patchrank", "keeps": [0.3], "batch": 8, "dtype": "float32"}
+
+    def made(method: str, keep: float, gflops: float, **more: Any) -> Record:
+        own = {"keep": keep, "model": f"{method}{keep}", "shots": 0, "tuning": None, "prompt_tokens": None}
+        return record(method, 3, 0.5, **own, gflops=gflops, cosine_distance=gflops / 2, **more)
+
+    def timed(ratio: float) -> dict[str, Any]:
+        ends = dict.fromkeys(("ratio_to_dense", "ratio_low", "ratio_high"), ratio)
+        return {"latency": (Times(batch=8, median_ms=8, q1_ms=8, q3_ms=8, images_per_s=1, **ends),)}
+
+    rows = [made(*key, gflops, **(timed(0.5) if key == ("patchrank", 0.3) else {})) for key, gflops in costs.items()]
+    rows += [
+        made(method, 0.2, 1.0, method_config={"matched": searched}, **timed(ratio))
+        for method, ratio in (("clsattn", 0.52), ("tome", 0.53))
+    ]
+    found = [
+        (level.target.keep, level.batch, [(row.method, row.keep) for row in level.rows], list(level.missing))
+        for level in levels(averages(rows))
+    ]
+    assert found == [
+        (0.6, None, [("evit", 0.4), ("patchrank", 0.6)], ["tome", "random"]),
+        (0.3, None, [("patchrank", 0.3), ("tome", 0.3)], ["evit", "random"]),
+        (0.3, 8, [("patchrank", 0.3), ("clsattn", 0.2)], ["tome"]),
+    ]

@@ -13,7 +13,7 @@ from harness.records.record import Record, Times
 from harness.records.times import LatencyRecord
 from harness.report.folder import Parts, page
 from harness.report.groups import group_records
-from harness.report.highlights import fronts, plots_of
+from harness.report.highlights import plots_of
 
 Make = Callable[..., Record]
 IMAGES = 100
@@ -151,8 +151,7 @@ def made() -> Callable[..., tuple[str, Page]]:
 
     def make(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
         groups = group_records(records)
-        every = [front for group in groups for front in fronts(group)]
-        text = page(Parts(groups=groups, fronts=every, times={}, plots=plots_of(every), **more), title)
+        text = page(Parts(groups=groups, times={}, plots=plots_of(groups), **more), title)
         return text, Page(text)
 
     return make

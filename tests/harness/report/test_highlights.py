@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -9,70 +10,72 @@ import numpy as np
 import pytest
 from by_hand import part, per_image, replace
 
-from harness.records.metrics import pack
 from harness.records.record import Record, read_run
-from harness.report.charts import FRONT, Plot, draw, encode, render
+from harness.records.statistics import holm, sign_flip
+from harness.report.charts import Plot, draw, encode, render
 from harness.report.groups import group_records
-from harness.report.highlights import Front, best_table, fronts, headline, plots_of
+from harness.report.highlights import brief_tables, headline, plots_of, standings
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
-METHODS = ("evit", "tome", "clsattn")
+DISTANCE = "cosine_distance"
 
 
-def fronts_of(records: list[Record]) -> list[Front]:
-    return [front for group in group_records(records) for front in fronts(group)]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_at_every_cost_the_last_step_is_the_best_row_that_costs_no_more(row: Any, seed: int):
-    """Costs and accuracies have ties; the control would be the best and cheapest row."""
-    rng = np.random.default_rng(seed)
-    rows = [
-        row(method, round(0.1 + 0.01 * at, 2), int(rng.integers(40, 60)), float(rng.integers(4, 12)) / 4)
-        for at, method in enumerate(METHODS * 4)
-    ]
-    [front] = fronts_of([*rows, row("random", 0.05, 99, 0.5)])
-    assert front.name == "accuracy_gflops"
-    assert plots_of([front]) == []  # without a dense row there is no difference to it
-    for cost in {one.mean("gflops") for one in rows}:
-        affordable = [one for one in rows if one.mean("gflops") <= cost]
-        step = [step for step in front.steps if step.cost.estimate <= cost][-1]
-        assert step.row.mean("top1") == max(one.mean("top1") for one in affordable)
-        then = [one for one in rows if one.mean("gflops") <= step.cost.estimate and one.method != step.row.method]
-        second = None if step.second is None else step.second.mean("top1")
-        assert second == max((one.mean("top1") for one in then), default=None)
-        assert step.second is None or step.second.method != step.row.method
-
-
-def near(row: Any, distances: dict[str, float], costs: dict[str, float]) -> list[Record]:
-    """Return rows so far from dense on average, on the same 100 images without labels."""
-    spread = np.random.default_rng(0).normal(0, 0.001, size=(len(distances), 100))
-    nothing = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high"))
-    own = {"shots": 0, "tuning": None}
-    dense = replace(row("dense", 1.0, 70, 4.0), **own, **nothing)
-    return [dense] + [
-        replace(row(method, 0.6, 70, costs[method]), **own, **nothing, **per_image("cosine_distance", mean + noise))
+def near(row: Any, dataset: str, distances: dict[str, float], **more: Any) -> list[Record]:
+    """Return rows of equal cost, so far from dense on average on the same 100 images."""
+    spread = np.random.default_rng(0).normal(0, 0.004, size=(len(distances), 100))
+    own = {"shots": 0, "tuning": None, "dataset": dataset} | more
+    return [replace(row("dense", 1.0, 70, 4.0), **own)] + [
+        replace(row(method, 0.6, 70, 2.0), **own, **per_image("cosine_distance", mean + noise))
         for (method, mean), noise in zip(distances.items(), spread, strict=True)
     ]
 
 
-def test_the_first_sentence_names_the_nearest_method_at_a_cost_with_both_intervals(row: Any, timed: Any):
-    distances = {"tome": 0.010, "patchrank": 0.02, "evit": 0.03, "random": 0.001}
-    records = near(row, distances, {"tome": 3.0, "patchrank": 2.0, "evit": 2.0, "random": 1.0})
-    value = {r.method: "{:.4f} [{:.4f}, {:.4f}]".format(*r.interval("cosine_distance")) for r in records[1:]}
-    said = f"is nearest to dense on fashion (1 - cosine: {value['patchrank']} against {value['evit']} of evit)."
-    assert headline(fronts_of(records)) == [f"At 2.00 GFLOPs, patchrank {said}"]
-    [table] = map(best_table, [fronts_of(records)])
-    assert table.cells("Method") == ["patchrank", "tome"]
-    assert [cell.value for cell in table.cells("From")] == [2.0, 3.0]
-    assert table.cells("Its best value") == [value["evit"], value["patchrank"]]
-    # Time is what a user waits, where it was measured; labels change nothing.
-    right = {"top1": 0.7, "top1_low": 0.6, "top1_high": 0.8, "correct_bits": pack(np.arange(100) < 70)}
-    waited = [replace(r, **right, latency=(timed(8, 0.5),)) if r.method != "dense" else r for r in records]
-    text = "At 0.50 [0.49, 0.52] of dense's time at batch 8, tome is nearest to dense on fashion (1 - cosine: "
-    assert headline(fronts_of(waited)) == [f"{text}{value['tome']} against {value['patchrank']} of patchrank)."]
+def test_the_nearest_method_is_named_where_all_others_are_clearly_further(row: Any):
+    """All pairs of all datasets are judged together; random pruning, here the nearest, is no method."""
+    nothing = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high"))
+    records = [
+        *near(row, "fashion", {"patchrank": 0.02, "tome": 0.011, "evit": 0.0105, "random": 0.001}),
+        *near(row, "photos", {"patchrank": 0.02, "tome": 0.01, "evit": 0.03}, **nothing),
+        *near(row, "emoji", {"patchrank": 0.02, "tome": 0.01, "evit": 0.04}),
+    ]
+    [standing] = standings(group_records(records))
+    assert [group.first.dataset for group in standing.groups] == ["photos", "fashion", "emoji"]
+    p_values = {
+        (a.dataset, a.method, b.method): sign_flip(a.per_image(DISTANCE) - b.per_image(DISTANCE), seed=0)
+        for a, b in combinations([r for r in records if r.method not in ("dense", "random")], 2)
+        if a.dataset == b.dataset
+    }
+    assert len(p_values) == 9
+    clear = {key for key, p in zip(p_values, holm(list(p_values.values())), strict=True) if p <= 0.05}
+    assert set(p_values) - clear == {("fashion", "tome", "evit")}
+    [text] = headline(group_records(records))
+    assert text.startswith("At 50 % of dense's multiply-adds, tome stays nearest to dense on photos and emoji (")
+    value = {
+        r.method: "{:.4f} [{:.4f}, {:.4f}]".format(*r.interval(DISTANCE))
+        for r in records
+        if r.dataset == "photos"
+        if r.method != "dense"
+    }
+    assert f"{value['tome']} on photos, against {value['patchrank']} of patchrank" in text
+    assert text.endswith("; evit and tome are level on fashion.")
+
+    [table] = brief_tables(group_records(records))
+    assert table.cells("Method") == ["dense", "tome", "patchrank", "evit"]
+    marks = [[cell.mark for cell in table.cells(f"1 - cosine, {name}")] for name in ("photos", "fashion")]
+    assert marks == [["", "", "*", "*"], ["", "", "*", ""]]
+    assert table.cells("Top-1, %, fashion")[0].value == 0.7
     alone = [record for record in records if record.method in ("dense", "tome", "random")]
-    assert headline(fronts_of(alone)) == []
+    assert headline(group_records(alone)) == []
+
+
+def test_rows_of_equal_time_have_a_sentence_of_their_own(row: Any, timed: Any):
+    dense, *rows = near(row, "photos", {"patchrank": 0.02, "tome": 0.01})
+    setting = {"time_of": "patchrank", "keeps": [0.6], "batch": 8, "dtype": "float32"}
+    target, tome = (replace(record, latency=(timed(8, 0.62),)) for record in rows)
+    searched = replace(tome, keep=0.5, method_config={"matched": setting})
+    [text] = headline(group_records([dense, target, searched]))
+    assert text.startswith("At 62 % of dense's time at batch 8, tome stays nearest")
+    assert len(headline(group_records([dense, target, searched, tome]))) == 2
 
 
 @pytest.fixture(scope="module")
@@ -82,23 +85,21 @@ def committed() -> list[Record]:
 
 @pytest.fixture(scope="module")
 def plots(committed: list[Record]) -> dict[str, Plot]:
-    return {plot.name: plot for plot in plots_of(fronts_of(committed))}
+    return {plot.name: plot for plot in plots_of(group_records(committed))}
 
 
 @pytest.mark.parametrize(("at", "dataset"), [(0, "fashion"), (1, "emoji")])
 def test_accuracy_against_cost_has_every_row_with_its_intervals(at: int, dataset: str, plots, committed: list[Record]):
-    own = [r for r in committed if r.dataset == dataset and r.mean("gflops") is not None]
+    own = [r for r in committed if r.dataset == dataset and r.method != "optimized"]
     chart = plots["accuracy_gflops"].charts[at]
-    assert sum(map(len, chart.series.values())) == len(own) == 13
+    assert sum(map(len, chart.series.values())) == len(own) == 11
     for name, series in chart.series.items():
         rows = sorted((r for r in own if r.method == name), key=lambda r: r.keep)
         for point, row in zip(series, rows, strict=True):
             assert tuple(point.x) == (row.mean("gflops"),) * 3
             paired = [row.mean("diff_to_dense"), part(row, "diff_low"), part(row, "diff_high")]
             assert point.y == pytest.approx((0.0,) * 3 if name == "dense" else [100 * number for number in paired])
-            assert point.label == ("" if name == "dense" else f"{100 * row.keep:.0f} %")
-    assert list(chart.front) == sorted(chart.front)
-    assert [y for _, y in chart.front] == sorted(y for _, y in chart.front)
+            assert point.label == ("" if name == "dense" else f"{100 * row.keep:.3g} %")
 
 
 def test_drawings_have_their_words_and_plain_numbers_and_random_stretches_no_axis(plots):
@@ -107,7 +108,7 @@ def test_drawings_have_their_words_and_plain_numbers_and_random_stretches_no_axi
     assert {"0.01", "0.02", "0.05"} <= set(words.split())
     assert "mathdefault" not in words
     for chart in fidelity:
-        assert all(name in words for name in (*chart.series, FRONT))
+        assert all(name in words for name in chart.series)
     svg = encode(draw(accuracy[:1], small=True), "svg")
     texts = [element.text or "" for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
     assert {"30 %", "60 %"} <= set(texts)
@@ -122,12 +123,3 @@ def test_labels_stay_inside_the_axes_and_clear_of_each_other(plots):
             assert len(boxes) > 5
             assert all(axes.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
             assert all(box.count_overlaps(boxes) == 1 for box in boxes)  # itself
-
-
-def test_rows_that_differ_in_the_fitted_predictor_alone_are_drawn_as_their_mean(row: Any):
-    dense, *fits = near(row, {"patchrank": 0.01, "evit": 0.03}, {"patchrank": 2.0, "evit": 2.0})
-    own = {"model": fits[0].model, "method": "patchrank"}
-    fits = [replace(fit, **own, method_config={"predictor": name}) for fit, name in zip(fits, "ab", strict=True)]
-    [plot] = plots_of(fronts_of([dense, *fits]))
-    [[dot]] = plot.charts[0].series.values()
-    assert dot.y.estimate == pytest.approx(np.mean([fit.mean("cosine_distance") for fit in fits]))

@@ -14,16 +14,16 @@ from rich.console import Console
 from scipy import stats
 
 from harness.apps.movements import Tolerances, find_movements
-from harness.base.table import Table
-from harness.records.averages import averages, judge_rows, labels, match_costs
+from harness.base.table import Table, fit
+from harness.records.averages import averages, judge_rows, labels
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
 from harness.records.statistics import holm, paired_difference, sign_flip, sign_flip_exact
 from harness.report.changes import changes_data, pair_runs, tables
 from harness.report.folder import Parts, page
 from harness.report.groups import group_records, sections
-from harness.report.highlights import fronts, plots_of
-from harness.report.tables import comparison_table, matched_table
+from harness.report.highlights import plots_of
+from harness.report.tables import comparison_table
 from harness.report.writers import latex, markdown, records_csv
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -66,8 +66,23 @@ def test_a_row_has_everything_and_what_was_not_measured_is_a_dash_not_a_zero():
     ]
     assert rows["dense"] == ["100 %", "–", "75.0 [40.9, 92.9]", *["–"] * 12]
     assert [table.columns[at].heading for at in table.places("narrow")] == [
-        *("Method", "Keep", "1 - cosine", "Top-1, %", "To dense", "GFLOPs", "Batch 32, × dense", "Kendall τ"),
+        *("Method", "Keep", "1 - cosine", "Top-1, %", "To dense", "GFLOPs", "Batch 32, × dense"),
     ]
+
+
+def test_80_columns_show_times_with_their_interval_and_explain_no_column_that_is_not_there():
+    table = comparison_table([DENSE, FULL, replace(FULL, method="tome", model="tome30", cosine_distance=0.02)])
+    narrow, wide = (table.explain(form) for form in ("narrow", "wide"))
+    assert "quartiles" in wide
+    assert "quartiles" not in narrow
+    for explained in (False, True):
+        console = Console(width=80, file=io.StringIO(), record=True)
+        console.print(fit(table.forms(explained=explained), 80))
+        text = console.export_text()
+        assert max(map(len, text.splitlines())) <= 80
+        assert "0.55 [0.50, 0.60]" in text
+        assert ("GFLOPs: " in text) == explained
+    assert len(table.legend) <= 80
 
 
 def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:
@@ -124,13 +139,14 @@ def distant(distances: dict[tuple[str, float], float]) -> list[Record]:
     dense = replace(DENSE, image_count=100, **unlabelled)
     spread = np.random.default_rng(0).normal(0, 0.002, size=(len(distances), 100))
     return [dense] + [
-        replace(dense, method=method, keep=keep, model=f"{method}{100 * keep:.0f}",
+        replace(dense, method=method, keep=keep, gflops=keep, model=f"{method}{100 * keep:.0f}",
                 **per_image("cosine_distance", mean + noise))
         for ((method, keep), mean), noise in zip(distances.items(), spread, strict=True)
     ]  # fmt: skip
 
 
-def test_fidelity_is_marked_where_it_is_clear_of_the_references_at_the_same_keep_rate():
+def test_fidelity_is_marked_where_it_is_clear_of_the_references_at_equal_cost():
+    """A row's cost is its keep rate here."""
     distances = {
         ("patchrank", 0.6): 0.02, ("evit", 0.6): 0.022, ("tome", 0.6): 0.0195, ("random", 0.6): 0.0202,
         ("patchrank", 0.3): 0.03, ("evit", 0.3): 0.03, ("tome", 0.4): 0.01,
@@ -151,23 +167,11 @@ def test_fidelity_is_marked_where_it_is_clear_of_the_references_at_the_same_keep
     assert ("evit", 0.6) in clear
     assert len(clear) < len(pairs)
     assert {(row.method, row.keep) for row in rows if found.mark(row, "cosine_distance")} == clear
-    marks = [cell.mark for cell in comparison_table(distant(distances)).cells("1 - cosine")]
-    assert marks.count("*") == len(clear)
-
-
-def test_rows_at_equal_cost_are_judged_together_over_all_targets():
-    records = compared({70: (14, 3), 50: (60, 5)})[1:]
-    settings = {"gflops": 2.0, "diff_to_dense": None, "diff_low": None, "diff_high": None}
-    evit = [replace(r, **settings | {"gflops": 4 * r.keep}) for r in records]
-    target = [
-        replace(r, method="tome", model=f"tome{100 * r.keep:.0f}",
-                correct_bits=compared({})[0].metrics["top1"].values, top1=0.5)
-        for r in evit
-    ]  # fmt: skip
-    rows = match_costs([*target, *evit], "tome")
-    alone = {row.row.keep: row.p_value for row in rows if row.p_value is not None}
-    assert alone[0.5] < 0.05 / 2 < alone[0.7] * 2 < 0.05  # both, of two
-    assert "".join(shown(matched_table(rows))).count("*[") == 2
+    table = comparison_table(distant(distances))
+    assert [cell.mark for cell in table.cells("1 - cosine")].count("*") == len(clear)
+    order = sorted(rows[1:], key=lambda row: (-row.keep, row.mean(metric.name)))  # ToMe's 40 % costs what none does
+    assert table.cells("Method") == ["dense", *(row.method for row in order)]
+    assert sorted(table.sections) == [1, 5, 6]
 
 
 def test_settings_that_differ_at_one_keep_rate_are_told_at_all():
@@ -181,6 +185,8 @@ def test_settings_that_differ_at_one_keep_rate_are_told_at_all():
         replace(evit[0], method_config=evit[0].method_config | more) for more in ({"fuse": True}, {"predictor": "ab12"})
     )
     assert names(*evit, fused) == ["evit (fuse false)", "evit (fuse false)", "evit (fuse true)"]
+    both = replace(evit[0], method_config=evit[0].method_config | {"fuse": True, "predictor": "ab12"})
+    assert names(evit[0], both) == ["evit (fuse false)", "evit (fuse true)"]  # which tells them apart
     assert names(evit[0], predicted) == ["evit", "evit (predictor ab12)"]  # one row lacks it
 
 
@@ -191,7 +197,7 @@ def sharpness() -> Iterator[Callable[..., Record]]:
 
     @metric(
         "sharpness", heading="Sharpness, %", form=".1%", unit="fraction", better="higher", bound=5e-4, change="+.1%",
-        quality="sharpest",
+        plotted="sharpness",
     )  # fmt: skip
     def _sharpness(sample: Sample) -> np.ndarray:
         return sample.features.numpy()[:, 0]
@@ -216,10 +222,9 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
     assert [cell.value for cell in section.cells("Sharpness, %")] == [0.5078125, 0.2578125]
     assert "| Sharpness, % |" in markdown([section])
     assert r"Sharpness, \%" in latex([section])
-    every = fronts(groups[0])
-    plots = plots_of(every)
+    plots = plots_of(groups)
     assert "sharpness_gflops" in {plot.name for plot in plots}
-    text = page(Parts(groups=groups, fronts=every, times={}, plots=plots), "Results")
+    text = page(Parts(groups=groups, times={}, plots=plots), "Results")
     assert 'data-sort="0.2578125">25.8' in text
     [first, _] = csv.DictReader(io.StringIO(records_csv(rows)))
     assert first["sharpness_fraction"] == "0.5078125"
