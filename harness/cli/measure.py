@@ -106,7 +106,8 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
 def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
-    from harness.measure.bench import Tracer, compare
+    from harness.measure.bench import compare
+    from harness.measure.tracing import Tracer
     from harness.records.averages import training_free
     from harness.records.record import RECORDS, UNFINISHED, earlier, keep_new, record_values
     from harness.report.folder import write_report
@@ -134,7 +135,8 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     for line in _next_steps(args, plan):
         progress.say(line)
     conclusion = headline(group_records(records))
-    return Shown(parts=tuple(conclusion), data={"records": [record_values(record) for record in records]})
+    data = {"records": [record_values(record) for record in records], "conclusion": conclusion}
+    return Shown(parts=tuple(conclusion), data=data)
 
 
 def _plan_of(args: Namespace) -> "Plan":
@@ -145,11 +147,11 @@ def _plan_of(args: Namespace) -> "Plan":
 
     methods = tuple(args.methods or (name for name in usual_methods() if name not in (GOLDEN, RANDOM)))
     reduced = [name for name in methods if name not in (*UNREDUCED, GOLDEN)]
-    target = next((name for name in (Plan.match_to, *reduced) if name in methods), Plan.match_to)
+    reduced.sort(key=lambda name: (name != Plan.match_to, name == RANDOM))
     own = {
         "methods": methods,
         "match": args.match if reduced else "keep",
-        "match_to": args.match_to or target,
+        "match_to": args.match_to or next(iter(reduced), Plan.match_to),
         "optimized": args.methods is None and args.shots == [0],
     }
     return flags.settings(Plan, args, **own)
