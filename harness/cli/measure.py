@@ -81,8 +81,8 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
     given = [word for word in words if word.startswith("--")]
     if wrong := [flag for flag in given if flag.split("=")[0] != "--output"]:
         raise ValueError(
-            f"{wrong[0]} with runs to compare: it is for measuring; expected compare RUN_A RUN_B, "
-            "with --output at most, or no runs"
+            f"{wrong[0]} can't be given with runs, which are only compared; expected compare RUN_A RUN_B, "
+            "with --output or without, or no runs"
         )
     if len(args.runs) != 2:
         raise ValueError(
@@ -263,7 +263,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
     threads = tuple(dict.fromkeys(args.threads or [torch.get_num_threads()]))
     plan = flags.settings(LatencyPlan, args, batches=batches, threads=threads)
     if args.batches is None:
-        progress.say(f"batches {' '.join(map(str, plan.batches))}; --batches names others")
+        progress.say(f"batches {' '.join(map(str, plan.batches))}; choose others with --batches")
     path, page = args.output / times.LATENCIES, args.output / "latency.md"
     require_appendable(path)
     known = times.read_latencies(path) if can_resume(path, progress.say, fresh=args.fresh) else []
@@ -388,9 +388,7 @@ def run_datasets(args: Namespace, _status: Console) -> Shown:
     if args.root is not None and not args.root.is_dir():
         if args.root.exists():
             raise NotADirectoryError(f"--root {str(args.root)!r} is a file; give a folder")
-        raise FileNotFoundError(
-            f"--root {str(args.root)!r}: there is no such folder; give the one that datasets lie below"
-        )
+        raise FileNotFoundError(f"--root {str(args.root)!r}: there is no such folder; give the one with the datasets")
     rows = datasets_data(args.root)
     kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
     by_path = (f"{kind['prefix']}:PATH is {kind['what']}" for kind in kinds)

@@ -254,7 +254,7 @@ class Bench:
             rows = keep_near_rows(rows, self._costs(rows, known), self.plan, view.say_once)
             present = find(blanks := [view.blank(row, tuning, images) for row in rows])
         if len(present) == len(rows):
-            if tracer is not None:
+            if tracer is not None and len(traced):
                 tracer.miss([record for record in present if not record.recovered], len(traced))
             return self._add_times(rows, present, known)
         captions = view.captions(split) if dataset.captioned else None  # refuses before images are run

@@ -211,8 +211,8 @@ def test_two_runs_into_one_file(command: str, tmp_path: Path, capsys):
 
 
 @pytest.mark.parametrize(("command", "after"), [
-    (["list"], "nothing is left half-written, the same command begins anew"),
-    (["rank", "--dataset", "photos"], "what is done is kept, the same command goes on from there"),
+    (["list"], "nothing is left half-written; the same command starts again"),
+    (["rank", "--dataset", "photos"], "finished work is kept, and the same command continues it"),
 ])  # fmt: skip
 def test_a_stopped_run_says_what_becomes_of_its_work(command: list[str], after: str, monkeypatch, capsys):
     stopped = replace(COMMANDS[command[0]], run=Mock(side_effect=KeyboardInterrupt))
@@ -232,7 +232,7 @@ def test_warnings_and_lack_of_memory_are_a_line_each(command, capsys):
     assert main(["list"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first == "beware"
-    assert "memory doesn't suffice (DefaultCPUAllocator: can't allocate memory: you); give this" in second
+    assert "out of memory (DefaultCPUAllocator: can't allocate memory: you); free some" in second
 
 
 def test_a_disk_that_gets_full_keeps_what_was_measured(tmp_path: Path, monkeypatch, capsys):

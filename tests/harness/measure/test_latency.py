@@ -275,7 +275,7 @@ def test_a_run_is_shown_again_without_timing_anew(tmp_path, monkeypatch, capsys)
     ("clip_vit_s14 --dtypes float23", "did you mean 'float32'"),
     ("clip_vit_s14 --methods golden", "--methods 'golden'"),
     ("clip_vit_s14 --keeps 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
-    ("clip_vit_s14 --device cudda", "--device 'cudda' can't be used here"),
+    ("clip_vit_s14 --device cudda", "--device 'cudda' isn't available"),
     ("clip_vit_s14 --runtimes eager --ways compile", "--runtimes with --ways compile: give one of the two"),
 ])  # fmt: skip
 def test_wrong_use_is_refused(flags, said, monkeypatch, tmp_path, capsys):
