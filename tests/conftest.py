@@ -210,7 +210,7 @@ def latency_record() -> Callable[..., LatencyRecord]:
         reference = Timing(batch=batch, samples_ms=dense) if dense else None
         if samples:
             timing = Timing(batch=batch, samples_ms=samples)
-            facts = time_fields(timing, reference, facts.get("saved_gflops")) | facts
+            facts = time_fields(timing, reference) | facts
         defaults: dict[str, Any] = {
             **{"created": "2026-11-26T05:00:00+00:00", "version": "0.1.0", "method": "dense"},
             **{"model": "clip_vit_b16", "tag": "openai", "weights_sha256": "abc", "keep": 1.0},

@@ -118,9 +118,11 @@ def test_ci_runs_the_test_command_of_the_readme(tmp_path: Path):
         assert (done.returncode, done.stdout.splitlines()) == (code, lines)
 
 
-def test_a_method_and_a_dataset_of_the_extension_guide_work():
+def test_a_method_and_a_dataset_of_the_extension_guide_work(tmp_path: Path):
     """Run both examples as written; in a process of their own, as they register names."""
-    method, dataset, *_ = re.findall(r"^```python\n(.*?)^```$", text_of("docs/extend.md"), re.M | re.S)
+    page = text_of("docs/extend.md")
+    method, dataset, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    [compare] = re.findall(r"^patchrank (compare .*)$", page, re.M)
     checks = """
 import open_clip, timm, torch, zoo
 told = open_clip.get_model_config("clip_vit_b16_norm60")["vision_cfg"]
@@ -134,6 +136,10 @@ assert (went.importance > 0).all()
 blue = Colours().split("test")[3]
 assert blue.label == Colours().labels("test")[3] == 1
 assert blue.image.getpixel((9, 9))[:2] == (0, 0) < blue.image.getpixel((9, 9))[2:]
+"""
+    checks += f"""
+from harness.cli.entry import main
+assert main({[*compare.split(), "--limit", "4", "--batches", "--output", str(tmp_path)]}) == 0
 """
     code = "\n".join((method, dataset, checks))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

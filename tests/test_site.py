@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 import zoo
 from harness.cli.entry import build_parser, main
 from harness.datasets import get_dataset
+from harness.measure import match
 from harness.records.record import read_records
 from harness.studies.questions import list_studies
 from harness.studies.tables import StudyTable, compare_lines, study_csv
@@ -132,20 +133,21 @@ def test_a_user_embeds_pictures_as_the_page_says():
     pytest.importorskip("onnxscript")
     Path("captions.txt").write_text("a photo of a dress.\na photo of a bag.\n")
     briefly = ["--search", "8", "--held-out", "20", "--methods", "rankmerge", "--dtypes", "float32"]
-    briefly += ["--rounds", "6", "--seconds", "0"]
+    briefly += ["--rounds", "6", "--seconds", "0", "--batch", "1"]
     assert run_commands(text_of("embed.md"), {"choose": briefly, "export": ["--limit", "8"]}) == 7
     assert {path.name for path in Path().iterdir()} >= {"hits.png", "model.onnx", "pushed", "setup.json", "vectors"}
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
-def test_a_user_compares_methods_as_the_page_says():
-    """Every command and the Python, in order, as it stands, on few images; the packaged images are run elsewhere."""
-    few = ["--limit", "4", "--rounds", "6", "--batches", "1", "--match-batch", "1", "--dtype", "float32"]
+def test_a_user_compares_methods_as_the_page_says(monkeypatch):
+    """Every command and the Python, in order, as it stands, on few images, with few methods of the main job."""
+    monkeypatch.setattr(match, "STEPS", 2)
+    few = ["--limit", "4", "--batches", "--match-batch", "1", "--dtype", "float32"]
     text = text_of("compare.md").replace(
         "patchrank compare\n", "patchrank compare --methods rankmerge patchrank --dataset photos\n"
     )
-    assert run_commands(text, {"compare": few, "rank": ["--limit", "4"]}) == 8
+    assert run_commands(text, {"compare": few, "rank": ["--limit", "4"]}) == 9
     assert Path("report", "report.html").is_file()
     assert len(run_python(text)["table"]) > 8
     own = timm.create_model("local-dir:pruned", pretrained=True).reducer.predictor

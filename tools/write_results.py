@@ -1,18 +1,22 @@
 """Tables of README and the site that are made from records and from the curve of cheaper rankings.
 
-``python -m tools.write_results`` in a checkout writes them anew; a test compares them.
+``python -m tools.write_results`` in a checkout writes them anew; a test compares them. With ``--measure LIMIT`` it
+first measures the main job, and equal time in the fastest precision, on so many images of each dataset.
 """
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from harness.base.table import NOT_MEASURED, Table
+from harness.cli.entry import main
 from harness.golden.rank import SHIPPED, Curve
 from harness.records.averages import CLOSE, REFERENCE
-from harness.records.record import DENSE, MATCHED, Record, read_records
+from harness.records.record import DENSE, MATCHED, RECORDS, UNREDUCED, Record, read_records
 from harness.records.times import LATENCIES, read_latencies
 from harness.report.groups import group_records, group_times, time_tables
 from harness.report.highlights import brief_tables
@@ -20,6 +24,7 @@ from harness.report.writers import markdown
 from harness.studies.ranking_cost import curve_table
 from tools import replace_part
 from zoo.core.files import write_whole
+from zoo.core.precision import best_precision
 
 RESULTS = Path("docs/results")
 BEGIN, END = "<!-- --8<-- [start:{}] -->", "<!-- --8<-- [end:{}] -->"
@@ -62,7 +67,9 @@ def equal_time() -> list[Table]:
 def _equal_time() -> Found:
     for column, name in TIMED.items():
         batch = int(column.split(",")[0].removeprefix("batch "))
-        records = [one for one in read_records(RESULTS / name) if one.dataset == "photos" and one.method != DENSE]
+        records = [
+            one for one in read_records(RESULTS / name) if one.dataset == "photos" and one.method not in UNREDUCED
+        ]
         goals = {one.keep: _ratio(one, batch) for one in records if one.method == REFERENCE}
         for record in records:
             at = record.method_config.get(MATCHED, {"keeps": [record.keep]})["keeps"][0]
@@ -126,7 +133,21 @@ def write(page: Path) -> str:
     return text
 
 
+def measure(limit: str) -> None:
+    """Write the records of the main job with its plot, and those of equal time, on ``limit`` images of a dataset."""
+    at_equal_time = ["--match", "time", "--dtype", best_precision("cpu")]
+    for name, flags in (("records.jsonl", []), ("equal_time.jsonl", at_equal_time)):
+        with TemporaryDirectory() as folder:
+            if code := main(["compare", *flags, "--limit", limit, "--traces", "0", "--output", folder]):
+                sys.exit(code)
+            shutil.copy(Path(folder) / RECORDS, RESULTS / name)
+            if not flags:
+                shutil.copy(Path(folder) / "fidelity_gflops.svg", RESULTS)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(sys.argv[2])
     for each in PARTS:
         write_whole(each, write(each).encode())
         sys.stdout.write(f"wrote {each}\n")

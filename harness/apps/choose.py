@@ -537,7 +537,7 @@ def selection_table(selection: Selection) -> Table:
         words=("setup", "dtype", "met"),
         roomy=[WORDS[metric] for metric in metrics[1:]],
         caption="setup: method and keep rate in %; means are relative to dense in float32, with 95 % intervals over "
-        "photographs; x dense: time by dense's in float32; x dense alike: by dense's in the same precision and "
-        "runtime; met: whether it meets the bounds; the last setup is "
+        "photographs; x dense: time relative to dense in float32; x dense alike: time relative to dense in the same "
+        "precision and runtime; met: whether it meets the bounds; the last setup is "
         f"{'chosen' if selection.met else 'the nearest'}",
     )

@@ -56,7 +56,7 @@ _HINTS: dict[str, Callable[..., str]] = {
     "recovery": _fit_recovery,
     "schedule": lambda: "search one with: patchrank fit schedule",
     "exported model": lambda: "write both with: patchrank export --output FILE",
-    "weights": lambda: "commands that only time or export models take --random-weights",
+    "weights": lambda: "to time or export a model without weights, add --random-weights",
     "model": lambda: "see all with: patchrank list",
     "keep rate": lambda model, method, keep: (
         f"or measure it with: patchrank compare --model {model} --methods {method} --keeps {keep:g}"

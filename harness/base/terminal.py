@@ -19,6 +19,7 @@ from rich.text import Text
 
 WHENS = ("auto", "always", "never")
 LINE_S = 30.0  # seconds between two lines of progress where there is no terminal
+PACE_FROM = 0.05  # of a whole, before whose end its pace tells too little
 FRAMES = 4.0  # of bars per second: few, as models are timed beside them
 _ENDLESS = 100_000  # columns of a pipe: what is printed there brings its own width
 # C0 and C1, what turns the direction of text around, and halves of surrogate pairs.
@@ -118,7 +119,8 @@ class Progress:
             def add(amount: float, known: bool = False) -> None:
                 nonlocal done, spared
                 done, spared = done + amount, spared + amount * known
-                update(round(done), round(spared))
+                tells = done - spared >= PACE_FROM * total
+                update(round(done), round(spared if tells else done))
 
             self._add = add
             try:

@@ -85,10 +85,13 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         text = f"{setup.name} in {setup.dtype} is {_faster(time[ALIKE])} {alike}, and {total}"
     else:
         text = f"Don't reduce: dense, {setup.dtype}, is {total}"
-        for one in selection.judged[:-1]:
-            if one.time and one.candidate.method is not None:
+        reductions = [one for one in selection.judged if one.candidate.method is not None and one.passed]
+        for one in reductions:
+            if one.time:
                 slow = "slower than that" if one.pays else "not clearly faster"
                 text += f"; {one.candidate.name} in {one.setup.dtype} is {_faster(one.time[ALIKE])} {alike}, {slow}"
+        if bounds.floors and not reductions:
+            text += "; no reduction meets the bounds"
     wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, by the ends of 95 % intervals"
     return Shown(parts=(table, f"{text} ({rates})", wrote, _describe_use(setup, args)), data=data)
 
@@ -165,7 +168,7 @@ def run_export(args: Namespace, status: Console) -> Shown:
     images = torch.stack([tower.preprocess(split[index].image) for index in range(len(split))])
     about: dict[str, Any] = {"model": setup.name, "tower": setup.model, "preprocessing": tower.preprocessing}
     about |= {"recovery": setup.recovery, "random_weights": args.random_weights, "features": tower.vit.num_classes}
-    progress.say(f"{setup.name}: writing {args.format} in {setup.dtype}, then {len(images)} images run through it")
+    progress.say(f"{setup.name}: writing {args.format} in {setup.dtype}, then checking it on {len(images)} images")
     kind = {"format": args.format, "dtype": setup.dtype}
     how = kind | {"batches": args.batches, "least_cosine": args.least_cosine}
     with claim_file(args.output), progress.task("checked", len(images) * len(args.batches)) as tick:
@@ -240,7 +243,7 @@ def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource"
         return open_source(args.source, column=args.column, progress=progress)
     if args.source or args.column is not None:
         other = args.source[0] if args.source else "--image-column"
-        raise ValueError(f"--texts {str(args.texts)!r} with {other!r}: embed pictures and texts apart")
+        raise ValueError(f"--texts {str(args.texts)!r} with {other!r}: embed pictures and texts by two commands")
     return TextSource(args.texts)
 
 
@@ -251,21 +254,20 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
     lines = []
     if done.binds is not None:
         rates = {name: f"{rate:,.3g} {job.kind}/s" for name, rate in done.rates.items()}
-        line = f"the model does {rates['model']}"
+        line = f"the model embeds {rates['model']}"
         if "decoding" in rates:
             count = job.processes * (job.workers or 1)
             by = f"{count} process{'es' if count > 1 else ''}" if count else "the model's process"
-            line = f"{done.binds} binds: {line}, decoding by {by} {rates['decoding']}"
+            line = f"{done.binds} is the bottleneck: {line}, {by} decode{'s' * (count < 2)} {rates['decoding']}"
         lines.append(line)
     text = f"wrote {done.path}: {done.total - done.bad - done.unmade:,} of {done.total:,} {job.kind}"
     if done.bad:
-        text += f"; {done.bad:,} can't be embedded, listed in {done.errors}"
+        text += f"; {done.bad:,} can't be embedded; {done.errors} lists them"
     lines.append(text)
     if done.unmade:
         lines.append(
-            f"lost: {how_many(len(done.lost))}, such as {done.lost[0]!r}, as memory was short or something ended the "
-            f"processes that decode them; the files of {done.unmade:,} aren't written: the same command makes them, "
-            "and fewer --decoders take less memory"
+            f"missing: {how_many(len(done.lost))}, such as {done.lost[0]!r}: memory ran out, or a decoder crashed; the "
+            f"files of {done.unmade:,} aren't written. The same command writes them; fewer --decoders need less memory"
         )
     return tuple(lines)
 
@@ -427,7 +429,7 @@ def run_push(args: Namespace, status: Console) -> Shown:
     files = ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes.items())
     text = f"wrote {where}: {files}"
     if where is None:
-        text = f"nothing was written or sent; it would be {files}\n\n{card}"
+        text = f"nothing was written or uploaded; these files would be: {files}\n\n{card}"
     return Shown(parts=(text,), data={"where": where, "bytes_by_file": sizes, "card": card})
 
 

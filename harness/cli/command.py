@@ -29,7 +29,7 @@ TEXTS = tomllib.loads(Path(__file__).with_name("commands.toml").read_text("utf-8
 EXIT_CODES = {
     0: "fine",
     1: "a regression or a problem was found",
-    2: "wrong use, or something is missing",
+    2: "wrong use, or a file is missing",
     130: "stopped by Ctrl-C",
     141: "the output was closed",
 }
@@ -66,7 +66,7 @@ def command(
     """Return a subcommand that ``commands.toml`` describes."""
     text = TEXTS[path]
     if text.get("goes_on"):
-        text = text | {"output": f"{text['output']}. The same command goes on where it stopped"}
+        text = text | {"output": f"{text['output']}. If it is stopped, the same command continues"}
     return Command(path=path, run=run, flags=flags, **text)
 
 
@@ -220,13 +220,13 @@ def add_shared(group: Any, default: Any = None) -> None:
     After it ``default`` is ``argparse.SUPPRESS``, so that what stood before stays.
     """
     off = False if default is None else default
-    text = "print one JSON document for programs instead of tables"
+    text = "print one JSON document instead of tables"
     group.add_argument("--json", action="store_true", default=off, help=text)
-    text = "say below each table how to read its columns"
+    text = "explain the columns below each table"
     group.add_argument("--explain", action="store_true", default=off, help=text)
-    text = "no progress and no notes; results and errors stay"
+    text = "print results and errors only, no progress and no notes"
     group.add_argument("--quiet", "-q", action="store_true", default=off, help=text)
-    text = f"{', '.join(WHENS)}; auto: on a terminal; NO_COLOR and FORCE_COLOR are honoured"
+    text = "auto (on a terminal, see also NO_COLOR and FORCE_COLOR), always or never"
     group.add_argument("--color", metavar="WHEN", choices=WHENS, default=default or "auto", help=text)
 
 

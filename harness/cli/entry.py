@@ -77,17 +77,17 @@ COMMANDS: dict[str, Command] = {
 }
 # First words that have subcommands of their own.
 FAMILIES = {
-    "fit": "Fit a predictor to rankings, or tune prompts.",
-    "datasets": "List datasets, or check one.",
-    "study": "Research: cost of rankings, the paper's tables, questions.",
+    "fit": "Learn predictors, prompts, recoveries and schedules.",
+    "datasets": "List the datasets, or check one.",
+    "study": "Answer questions by experiments, and reproduce the paper's tables.",
 }
 DESCRIPTION = """Compare token reduction methods for CLIP vision transformers.
 
 Results go to standard output; progress, notes and errors to standard error."""
 EPILOG = f"""examples:
-  # what there is
+  # models, methods and datasets
   {PROGRAM} list
-  # two methods side by side on what ships
+  # two methods on the datasets that ship
   {PROGRAM} compare --methods patchrank evit --limit 100
   # flags and examples of a command
   {PROGRAM} compare --help
@@ -98,7 +98,7 @@ exit codes: {"; ".join(f"{code} {text}" for code, text in EXIT_CODES.items())}""
 def build_parser() -> CommandParser:
     """Return the parser; of what it parses, ``command`` is a path and ``run`` what runs it."""
     parser = CommandParser(prog=PROGRAM, usage=f"{PROGRAM} COMMAND [flags]", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("--version", action=Version, nargs=0, help="of this package and what it depends on")
+    parser.add_argument("--version", action=Version, nargs=0, help="show versions of the package and its dependencies")
     add_shared(parser)
     groups = {"": _subcommands(parser, "COMMAND")}
     for path, one in COMMANDS.items():
@@ -147,8 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         if "-q" not in words and "--quiet" not in words:
-            on = "what is done is kept, the same command goes on from there"
-            anew = "nothing is left half-written, the same command begins anew"
+            on = "finished work is kept, and the same command continues it"
+            anew = "nothing is left half-written; the same command starts again"
             errors(color).print(f"stopped; {on if goes_on else anew}")
         return 130
     return code
@@ -163,7 +163,7 @@ def _describe(error: Exception) -> str:
     if not is_out_of_memory(error):
         raise error
     reason = str(error).partition("\n")[0] or type(error).__name__
-    return f"memory doesn't suffice ({reason}); give this process more, or less to do, such as a smaller --batch"
+    return f"out of memory ({reason}); free some, or ask for less at once, such as a smaller --batch"
 
 
 def require_own_packages() -> None:
@@ -257,7 +257,7 @@ def _name_datasets(args: Namespace, status: Console) -> None:
     how = {name: flags[name] for name in ways if name in flags}
     if isinstance(flags.get("images"), Path) and any(how.values()):
         flag = next(name for name, value in how.items() if value).replace("_", "-")
-        raise ValueError(f"--{flag} with --images: it is for datasets; use --dataset images:PATH")
+        raise ValueError(f"--{flag} applies to datasets, not to --images; give --dataset images:PATH")
     option = "datasets" if "datasets" in flags else "dataset"
     datasets = flags.get(option) or []
     if flags.get("dry_run") or flags.get("runs"):

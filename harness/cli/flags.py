@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from harness.base.hints import nearest
 from harness.cli.command import CommandParser
-from harness.cli.outline import dense_names, in_timm, method_names, outline
+from harness.cli.outline import dataset_names, dense_names, in_timm, method_names, outline
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -78,6 +78,16 @@ def method(text: str) -> str:
     name, known = text.partition(":")[0], method_names()
     if known is not None and name not in (known := {*known, "dense", "golden"}):
         raise ArgumentTypeError(f"{text!r}: {nearest(name, sorted(known))}")
+    return text
+
+
+def dataset(text: str) -> str:
+    """Read the name of a dataset, or ``PREFIX:PATH``."""
+    known = dataset_names()
+    if known is not None and text not in known and ":" not in text and "-" not in text:
+        near = nearest(text, known)
+        own = "for your own pictures give images:PATH, or folder:PATH with a folder per class"
+        raise ArgumentTypeError(f"{text!r}: {near}{' ' if near.endswith('?') else '; '}{own}")
     return text
 
 
@@ -154,8 +164,8 @@ USUAL: dict[str, tuple[str, Any, str, Any, dict[str, Any]]] = {
     "model": ("--model", DENSE, "a dense model's name, see `list`", dense, {}),
     "methods": ("--methods", None, "see `list`", method, {**SEVERAL, "metavar": "METHOD"}),
     "keeps": ("--keeps", None, "keep rates in (0, 1]", keep_rate, {**SEVERAL, "metavar": "RATE"}),
-    "dataset": ("--dataset", None, ANY_DATASET, None, NAME),
-    "datasets": ("--dataset", None, ANY_DATASET, None, {**SEVERAL, **NAME, "dest": "datasets"}),
+    "dataset": ("--dataset", None, ANY_DATASET, dataset, NAME),
+    "datasets": ("--dataset", None, ANY_DATASET, dataset, {**SEVERAL, **NAME, "dest": "datasets"}),
     "root": ("--root", None, "folder of public datasets; default: $CLIP_PATCHRANK_DATA", Path, {"metavar": "DIR"}),
     "download": ("--download", False, "download what is missing", None, {}),
     "split": ("--split", "test", "split of the dataset", split, {"choices": SPLITS}),
@@ -206,7 +216,7 @@ def check_device(name: str) -> None:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name!r} can't be used here: {error}") from error
+        raise ValueError(f"--device {name!r} isn't available: {error}") from error
 
 
 def conditions(parser: CommandParser) -> Any:
@@ -252,7 +262,7 @@ def setup_of(args: Namespace) -> "Setup":
             own["recovery"] = str(own["recovery"])
         return Setup.of(args.model, **own, **precision)
     for name in own:
-        raise ValueError(f"--model {args.model!r} with --{name}: the file says it, give one of the two")
+        raise ValueError(f"--model {args.model!r} with --{name}: the file sets it already; give one of the two")
     return dataclasses.replace(Setup.read(Path(args.model)), **precision)
 
 
@@ -291,9 +301,7 @@ def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":
     recipe = dataclasses.replace(RECIPES[args.recipe], seed=seed, **usual)
     changed = change(recipe, args.tune, "--tune")
     if changed.epochs is not None and (changed.rounds, changed.steps) != (recipe.rounds, recipe.steps):
-        raise ValueError(
-            f"--tune {args.tune!r} with epochs={changed.epochs}: epochs take the place of rounds and steps"
-        )
+        raise ValueError(f"--tune {args.tune!r} with epochs={changed.epochs}: a recipe has epochs, or rounds and steps")
     return changed
 
 
@@ -331,7 +339,7 @@ def change(config: C, changes: str | None, flag: str) -> C:
         word, equals, text = (one.strip() for one in part.partition("="))
         name = word.replace("-", "_")
         if not equals or not text:
-            raise ValueError(f"{flag} {changes!r}: expected FIELD=VALUE, or several with commas between them")
+            raise ValueError(f"{flag} {changes!r}: expected FIELD=VALUE,...")
         if name not in known:
             raise ValueError(f"{flag} {changes!r}: field {word!r}: {expected(name, known)}")
         kinds = get_args(hints[name]) or (hints[name],)

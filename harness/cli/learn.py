@@ -67,7 +67,7 @@ def run_rank(args: Namespace, status: Console) -> Shown:
         if args.budget is not None and vars(args)[name] is not None:
             raise ValueError(
                 f"--budget {args.budget:g} with --{name}: a budget picks window, stride and "
-                "approximation itself; give one of the two"
+                "approximation; give one of the two"
             )
     config = replace(flags.golden_config(args), score=args.scores[0])
     folder = args.images
@@ -141,9 +141,9 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
         elif len(source.images):
             jobs.append((split, RankJob(model=args.model, source=source, config=way, limit=args.limit)))
         else:
-            progress.say(f"{source.name} has no {split} images: none of its images decides when the fit stops")
+            progress.say(f"{source.name} has no {split} images; none decides when to stop")
     if not files["train"] and not jobs:
-        raise ValueError("nothing to learn from: give --dataset, or --rankings")
+        raise ValueError("nothing to learn from: give --dataset or --rankings")
     limits = {"shots": args.shots, "block": args.block, "action": args.action, "folders": args.images}
     with claim_file(args.output), progress.task("fit predictor, steps", len(jobs) + 1) as update:
         for done, (split, job) in enumerate(jobs, start=1):
@@ -164,7 +164,7 @@ def _ranked_by(args: Namespace) -> "GoldenConfig":
 
     for name in ("window", "stride"):
         if (value := vars(args)[name]) is not None and not args.dataset:
-            raise ValueError(f"--{name} {value} without --dataset: the rankings are there, nothing is ranked here")
+            raise ValueError(f"--{name} {value} without --dataset: --rankings are already made; leave it out")
     merges = args.action == "merge"
     window = args.window or (1 if merges else RANKED_BY)
     sizes = {"window": window, "stride": args.stride or min(window, RANKED_BY)}
@@ -282,7 +282,7 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
     file = train_recovery(args.model, sources, config, **how, out=args.output, progress=Progress(status))
     seconds = time.perf_counter() - begin
     losses = [f"{one['name']} {one['before']:.4f} to {one['after']:.4f}" for one in file.datasets]
-    worth = "" if file.parameters else "; nothing was better than the model as it is, on every dataset"
+    worth = "" if file.parameters else "; no training step improved every dataset, so the model stays as it is"
     text = (
         f"wrote {file.path}: {file.parameters:,} parameters, {sum(one['images'] for one in file.datasets)} images, "
         f"{seconds:.1f} s; 1 - cosine to dense on images held out: {', '.join(losses)}{worth}"
@@ -317,7 +317,7 @@ def run_fit_schedule(args: Namespace, status: Console) -> Shown:
     where = {"out": args.output, "device": args.device, "progress": Progress(status)}
     path, file = search_schedule(args.model, args.method, sources, config, **where)
     numbers = f"reduce_at={file.reduce_at}, schedule={file.schedule}, keep={file.keep:g}"
-    worth = "" if file.found else "; nothing found is better on held-out images, so this is the default"
+    worth = "" if file.found else "; none is better on held-out images, so this is the default"
     losses = [f"{one['name']} {one['before']:.5f} to {one['after']:.5f}" for one in file.datasets]
     text = (
         f"wrote {path}: {numbers}; {file.candidates} schedules tried in {file.seconds:.1f} s{worth}; at "

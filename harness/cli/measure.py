@@ -81,8 +81,8 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
     given = [word for word in words if word.startswith("--")]
     if wrong := [flag for flag in given if flag.split("=")[0] != "--output"]:
         raise ValueError(
-            f"{wrong[0]} with runs to compare: it is for measuring; expected compare RUN_A RUN_B, "
-            "with --output at most, or no runs"
+            f"{wrong[0]} can't be given with runs, which are only compared; expected compare RUN_A RUN_B, "
+            "with --output or without, or no runs"
         )
     if len(args.runs) != 2:
         raise ValueError(
@@ -106,7 +106,8 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
 def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
-    from harness.measure.bench import Tracer, compare
+    from harness.measure.bench import compare
+    from harness.measure.tracing import Tracer
     from harness.records.averages import training_free
     from harness.records.record import RECORDS, UNFINISHED, earlier, keep_new, record_values
     from harness.report.folder import write_report
@@ -134,7 +135,8 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     for line in _next_steps(args, plan):
         progress.say(line)
     conclusion = headline(group_records(records))
-    return Shown(parts=tuple(conclusion), data={"records": [record_values(record) for record in records]})
+    data = {"records": [record_values(record) for record in records], "conclusion": conclusion}
+    return Shown(parts=tuple(conclusion), data=data)
 
 
 def _plan_of(args: Namespace) -> "Plan":
@@ -145,11 +147,11 @@ def _plan_of(args: Namespace) -> "Plan":
 
     methods = tuple(args.methods or (name for name in usual_methods() if name not in (GOLDEN, RANDOM)))
     reduced = [name for name in methods if name not in (*UNREDUCED, GOLDEN)]
-    target = next((name for name in (Plan.match_to, *reduced) if name in methods), Plan.match_to)
+    reduced.sort(key=lambda name: (name != Plan.match_to, name == RANDOM))
     own = {
         "methods": methods,
         "match": args.match if reduced else "keep",
-        "match_to": args.match_to or target,
+        "match_to": args.match_to or next(iter(reduced), Plan.match_to),
         "optimized": args.methods is None and args.shots == [0],
     }
     return flags.settings(Plan, args, **own)
@@ -261,7 +263,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
     threads = tuple(dict.fromkeys(args.threads or [torch.get_num_threads()]))
     plan = flags.settings(LatencyPlan, args, batches=batches, threads=threads)
     if args.batches is None:
-        progress.say(f"batches {' '.join(map(str, plan.batches))}; --batches names others")
+        progress.say(f"batches {' '.join(map(str, plan.batches))}; choose others with --batches")
     path, page = args.output / times.LATENCIES, args.output / "latency.md"
     require_appendable(path)
     known = times.read_latencies(path) if can_resume(path, progress.say, fresh=args.fresh) else []
@@ -386,9 +388,7 @@ def run_datasets(args: Namespace, _status: Console) -> Shown:
     if args.root is not None and not args.root.is_dir():
         if args.root.exists():
             raise NotADirectoryError(f"--root {str(args.root)!r} is a file; give a folder")
-        raise FileNotFoundError(
-            f"--root {str(args.root)!r}: there is no such folder; give the one that datasets lie below"
-        )
+        raise FileNotFoundError(f"--root {str(args.root)!r}: there is no such folder; give the one with the datasets")
     rows = datasets_data(args.root)
     kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
     by_path = (f"{kind['prefix']}:PATH is {kind['what']}" for kind in kinds)

@@ -4,6 +4,7 @@ import ast
 import functools
 import re
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -95,6 +96,16 @@ def method_names() -> set[str] | None:
         return set(zoo.METHODS)
     points = entry_points(group=outline("zoo.loading.registry").METHOD_GROUP)
     return set(_method_names()) if {point.value for point in points} <= {"baselines"} else None
+
+
+def dataset_names() -> list[str] | None:
+    """Return the names of all datasets; None where those that are imported may be others."""
+    if "harness.datasets" in sys.modules:
+        return None
+    folder = HOUSE / "harness" / "datasets"
+    files = (file.read_text("utf-8") for file in folder.glob("*.py"))
+    names = [name for text in files for name in re.findall(r'\bname ?= ?"([\w-]+)"', text)]
+    return sorted([*names, *tomllib.loads((folder / "public.toml").read_text("utf-8"))])
 
 
 def dense_names() -> list[str]:

@@ -138,7 +138,7 @@ def _stock_table(
     """Lay out what is cached and what is missing, and datasets that can't be read with the reason."""
     rows = [[one.kind, one.of, f"{one.cached:,}", f"{one.missing:,}"] for one in steps]
     rows += [["dataset", f"{dataset}: {error}", "", "?"] for dataset, error in failures.items()]
-    caption = "rankings by image; all else one by one. What is in the user's cache costs nothing"
+    caption = "Rankings are counted in images. What is cached takes no time"
     heads = ("what", "of", "cached", "missing")
     table = Table.of(f"{title}; {model}", heads, rows, words=heads[:2], caption=caption)
     missing = {dataset: str(error) for dataset, error in failures.items()}

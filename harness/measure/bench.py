@@ -2,8 +2,8 @@
 
 import functools
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -12,22 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor
 
 from harness import git_commit
-from harness.base.store import BrokenShardError
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset, Split
-from harness.datasets.few_shot import batches, draw, draw_train, require_apart, require_labels, subset, turns
+from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels, subset, turns
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.cost import RUNS_PER_COUNT, RowCost, costs
+from harness.measure.cost import IMAGES_PER_COUNT, RowCost, costs
 from harness.measure.match import COUNTS, ROUNDS, STEPS, keep_near_rows, matched_rows
-from harness.measure.plan import TRACED, Plan, check_plan, tuning_of
+from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.rows import (
     BLOCK,
-    Outcome,
     OutcomeCache,
     Variant,
     captions_of,
@@ -39,6 +36,7 @@ from harness.measure.rows import (
     require_towers,
     variants,
 )
+from harness.measure.tracing import Tracer, trace_golden, trace_row
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import (
     caption_features,
@@ -46,7 +44,6 @@ from harness.models.towers import (
     nameable,
     named,
     text_classifier,
-    undo_preprocess,
     without_text,
 )
 from harness.records.metrics import METRICS, Captions, Sample, measure
@@ -66,8 +63,8 @@ from harness.records.record import (
     pack_groups,
     utc_now,
 )
-from harness.records.traces import RANKING, STAYED, TRACES, UNRANKED, Facts, RowTraces, Thumbnails, read_row
-from zoo.core.files import digest, fingerprint, write_whole
+from harness.records.traces import RowTraces
+from zoo.core.files import digest, fingerprint
 from zoo.core.messages import tower_name
 from zoo.core.precision import best_precision
 from zoo.learning.tuning import TuneConfig
@@ -85,7 +82,7 @@ def compare(
     plan: Plan,
     known: Sequence[Record],
     progress: Progress,
-    tracer: "Tracer | None" = None,
+    tracer: Tracer | None = None,
     *,
     release: bool = False,
     folder: Path | None = None,
@@ -114,15 +111,15 @@ def compare(
         )
     if plan.dtype == "bfloat16" != best_precision(plan.device):
         progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
-    runs, once = [_runs(plan, dataset, shots) for dataset, shots in pairs], _runs_once(plan)
-    with progress.whole("all images x rows", len(plan.models) * (once + sum(runs))) as reach:
+    work, once = [_work(plan, dataset, shots) for dataset, shots in pairs], _work_once(plan)
+    with progress.whole("the whole, in images", len(plan.models) * (once + sum(work))) as reach:
         behind = 0.0
         for name in plan.models:
             bench = replace(Bench.build(plan, name, progress, known), tracer=tracer, folder=folder)
             behind += once
             for at, (dataset, shots) in enumerate(pairs):
                 group = bench.measure(dataset, shots, known)
-                reach(behind := behind + runs[at])
+                reach(behind := behind + work[at])
                 yield group
                 if tracer is not None:  # what was measured is written by now
                     tracer.flush()
@@ -130,22 +127,16 @@ def compare(
                     bench.view_of(dataset).outcomes.forget()
 
 
-def _row_count(plan: Plan) -> int:
-    reduced = [name for name in plan.methods if name != DENSE]
-    return 1 + plan.optimized + len(reduced) * len(plan.keeps) + len(plan.recoveries)
-
-
-def _runs_once(plan: Plan) -> int:
-    """Return how often a row could be run on an image while costs are measured, and keep rates are matched."""
+def _work_once(plan: Plan) -> int:
+    """Return how many images all rows could run on while costs are measured, and keep rates are matched."""
     times = sum(batch * count for batch, count in plan.latency_rounds.items())
-    search = {"keep": 0, "gflops": COUNTS * RUNS_PER_COUNT, "time": STEPS * ROUNDS * plan.match_batch}
-    return _row_count(plan) * (times + RUNS_PER_COUNT + search[plan.match])
+    search = {"keep": 0, "gflops": COUNTS * IMAGES_PER_COUNT, "time": STEPS * ROUNDS * plan.match_batch}
+    return times + IMAGES_PER_COUNT + search[plan.match]
 
 
-def _runs(plan: Plan, dataset: Dataset, shots: int) -> int:
-    """Return about how often a row is run on an image of a dataset or its shots."""
-    images = len(subset(dataset.split(plan.split), plan.limit))
-    return _row_count(plan) * (images + shots * len(dataset.classes) * len(plan.tunings(shots)))
+def _work(plan: Plan, dataset: Dataset, shots: int) -> int:
+    """Return about how many images of a dataset, and of its shots, all rows are run on."""
+    return len(subset(dataset.split(plan.split), plan.limit)) + shots * len(dataset.classes) * len(plan.tunings(shots))
 
 
 def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:
@@ -186,115 +177,6 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], 
     row = bench.rows[-1]
     tuned = {row.key: Tuned.of(row.vit, file)}  # refuses before anything is measured
     return bench.measure(dataset, 0, []), bench.judge(dataset, tuning, [row], tuned)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tracer:
-    """Writes the traces of a run into its folder."""
-
-    run: Path
-    progress: Progress
-    images: int = TRACED  # of a dataset; 0 for none
-    thumbnails: bool = True  # store small copies of them too
-    # Rows on one split, and the tower's preprocessing: records are written first, should the disk be full.
-    waiting: list[tuple[list[RowTraces], Split, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Validate."""
-        if self.images < 0:
-            raise ValueError(f"--traces {self.images}: expected a number of images, 0 for none")
-
-    def flush(self) -> None:
-        """Store what waits, each row whole or not at all, in place of earlier traces."""
-        folder = self.run / TRACES
-        while self.waiting:
-            rows, split, preprocess = self.waiting.pop(0)
-            folder.mkdir(parents=True, exist_ok=True)
-            for row in rows:
-                write_whole(folder / row.facts.name, row.encode())
-            if self.thumbnails:
-                with self.progress.task(f"thumbnails of {rows[0].facts.dataset}", len(split)) as update:
-                    self._keep_thumbnails(rows[0].facts, split, preprocess, update)
-
-    def _keep_thumbnails(self, facts: Facts, split: Split, preprocess: Any, update: Callable[[int], None]) -> None:
-        """Store small copies of a split's images; those that have one are not drawn again."""
-        try:
-            thumbnails = Thumbnails.read(self.run, facts)
-        except ValueError as error:
-            if not isinstance(error.__cause__, BrokenShardError):
-                raise
-            thumbnails = Thumbnails(jpeg={})
-        absent = [i for i, name in enumerate(split.image_ids) if name not in thumbnails.jpeg]
-        if not absent:
-            return
-        count = 0
-        for examples, images in batches(split.subset(absent), preprocess):
-            views = undo_preprocess(preprocess, images).permute(0, 2, 3, 1).numpy()
-            for example, view in zip(examples, views, strict=True):
-                thumbnails.add(example.image_id, view)
-            count += len(examples)
-            update(count)
-        thumbnails.write(self.run, facts)
-
-    def miss(self, records: Sequence[Record], images: int) -> None:
-        """Say if rows whose records are used again have no traces, or of fewer images."""
-
-        def lacks(record: Record) -> bool:
-            try:
-                return len(read_row(self.run / TRACES / Facts.of(record).name)) < images
-            except (FileNotFoundError, ValueError):
-                return True
-
-        if without := list(filter(lacks, records)):
-            self.progress.say(
-                f"{without[0].dataset}: {len(without)} of {len(records)} rows have no traces of "
-                f"{images} images, as their records are used again ({without[0].model} is the "
-                "first); the same command with --fresh makes them"
-            )
-
-
-def trace_row(
-    record: Record,
-    outcome: Outcome,
-    predicted: NDArray[np.int64] | None,
-    split: Split,
-    classes: Sequence[str],
-    grid: tuple[int, int],
-) -> RowTraces:
-    """Return what a row did to the n images of ``split``: ``outcome`` and, with labels, classes ``predicted``."""
-    shape = (len(split), grid[0] * grid[1])
-    importance, left = (np.full(shape, value, dtype=np.int16) for value in (UNRANKED, STAYED))
-    token = np.tile(np.arange(shape[1], dtype=np.int16), (shape[0], 1))
-    if outcome.scores is not None and outcome.left is not None and outcome.token is not None:
-        importance = _ordinals(outcome.scores)
-        left, token = outcome.left.astype(np.int16), outcome.token.astype(np.int16)
-    return RowTraces(
-        facts=Facts.of(record),
-        grid=grid,
-        image_ids=split.image_ids,
-        labels=tuple(classes[label] if classes else None for label in split.labels),
-        predicted=(None,) * len(split) if predicted is None else tuple(classes[answer] for answer in predicted),
-        importance=importance,
-        left=left,
-        token=token,
-    )
-
-
-def trace_golden(like: RowTraces, rankings: Rankings) -> RowTraces:
-    """Return the golden ranking as a row beside the dense one, ``like``."""
-    provenance = asdict(rankings.provenance)
-    del provenance["versions"]
-    facts = replace(like.facts, method=RANKING, keep=1.0, method_config=provenance)
-    importance = _ordinals(rankings.of(like.image_ids))
-    return replace(like, facts=facts, predicted=(None,) * len(like), importance=importance)
-
-
-def _ordinals(scores: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Return scores as whole numbers in the same order, equal where they tie."""
-    known = ~np.isnan(scores).any(axis=1)
-    ordinals = np.full(scores.shape, UNRANKED, dtype=np.int16)
-    ordinals[known] = rankdata(scores[known], method="dense", axis=1) - 1
-    return ordinals
 
 
 @dataclass
@@ -372,7 +254,7 @@ class Bench:
             rows = keep_near_rows(rows, self._costs(rows, known), self.plan, view.say_once)
             present = find(blanks := [view.blank(row, tuning, images) for row in rows])
         if len(present) == len(rows):
-            if tracer is not None:
+            if tracer is not None and len(traced):
                 tracer.miss([record for record in present if not record.recovered], len(traced))
             return self._add_times(rows, present, known)
         captions = view.captions(split) if dataset.captioned else None  # refuses before images are run

@@ -289,9 +289,7 @@ def _time(
         if ready[i].weights_mib is not None:
             fields["weights_mib"] = ready[i].weights_mib
         if (own := timings.get(i)) is not None:
-            # Of a runtime's time the multiply-adds explain only a part.
-            saved = blank.saved_gflops if blank.reference == OWN else None
-            fields |= time_fields(own, timings.get(0) if i else None, saved)
+            fields |= time_fields(own, timings.get(0) if i else None)
         new[i] = replace(blank, created=utc_now(), **fields)
     progress.say(f"{label}: {len(timings)} of {len(new)} models timed")
     return new

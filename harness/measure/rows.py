@@ -360,7 +360,7 @@ class OutcomeCache:
     def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
         label, runs = f"{label}, images x rows", len(split) * len(rows)
         if self.folder is None:
-            with self.progress.task(label, runs, share=runs) as update:
+            with self.progress.task(label, runs, share=len(split)) as update:
                 return outcomes(rows, split, self.preprocess, on_run=update)
         golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
         settings = [[row.key, row.config] for row in rows]
@@ -371,7 +371,7 @@ class OutcomeCache:
         with store.open(self.progress.say):
             todo = store.missing(origin)
             done = runs - len(rows) * sum(len(store.positions(index)) for index in todo)
-            with self.progress.task(label, runs, done, share=runs) as update:
+            with self.progress.task(label, runs, done, share=len(split)) as update:
 
                 def on_row(_: int) -> None:
                     nonlocal done

@@ -295,7 +295,7 @@ def judge_rows(rows: Sequence[Average], reference: str | None = None) -> Judgeme
     others = [row for row in rows if row.to_dense is not None]
     if dense is not None and others:
         families["diff_to_dense"] = family = together({row.identity: row_p(row, dense) for row in others})
-        note = f"in the difference to dense: {mark_note(exact_test(dense))}"
+        note = f"top-1: {mark_note(exact_test(dense))}"
         if len(dense.records) == 1:
             truth = dense.first.correct
             left = [row.first.correct != truth for row in others if not family.mark(row.identity)]
@@ -308,10 +308,7 @@ def judge_rows(rows: Sequence[Average], reference: str | None = None) -> Judgeme
     if tested := {metric: family for metric, family in judged_by.items() if family.alone}:
         families |= {metric.name: family for metric, family in tested.items()}
         method = pairs[0][1].method
-        what = f"{method}'s at equal cost, better or worse"
-        notes.append(
-            f"in {', '.join(one.title for one in tested)}: {mark_note(FLIPPED, 'each column by itself', what)}"
-        )
+        notes.append(f"fidelity: {mark_note(FLIPPED, 'the rows of each column', f'{method} at equal cost')}")
         legends.append(f"fidelity against {method} at equal cost")
     legend = f"{CLEAR} clear at 5 %: {', '.join(legends)}"
     return Judgement(families=families, legend=legend, note="; ".join(notes)) if families else None

@@ -72,8 +72,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("median_ms", "q1_ms", "q3_ms", "samples_ms", "images_per_s"), _MS),
     **dict.fromkeys(("ratio_to_dense", "ratio_low", "ratio_high", "others_cores"), _FACTOR),
     **dict.fromkeys(("first_call_s", "deviation", "weights_mib", "peak_mib", "gflops"), _COUNT),
-    **dict.fromkeys(("saved_gflops", "saved_time"), (-1e6, 1)),
-    **{"keep": (1e-6, 1), "chance": (0, 1), "feature_probe": (-1.01, 1.01), "at": _COUNT, "arrived": (-1e9, 1e9)},
+    **{"keep": (1e-6, 1), "chance": (0, 1), "feature_probe": (-1.01, 1.01), "at": _COUNT, "saved_gflops": (-1e6, 1)},
     **{"seed": (0, 2**64), "params": (0, 1e15)},
 }
 

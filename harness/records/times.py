@@ -32,7 +32,6 @@ CONDITIONS = (
 )  # fmt: skip
 TOO_BUSY = "too busy to time"  # what a reason begins with that isn't kept
 AGAIN = "the same command times again when the machine is idle"
-LEAST_SAVED = 0.01  # of the multiply-adds, below which no share of them says anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +155,6 @@ class LatencyRecord:
     tokens_per_block: tuple[int, ...]  # leaving each block, prefix tokens included
     final_tokens: int  # patch tokens left at the end
     saved_gflops: float | None = None  # share of the dense model's that isn't done
-    saved_time: float | None = None  # share of the dense model's time, 1 - ratio
-    arrived: float | None = None  # saved_time by saved_gflops
     first_call_s: float | None = None  # preparing, compiling and the first call
     deviation: float | None = None  # of features from eager's, largest over images
     weights_mib: float | None  # None where a runtime's own tool made them int8
@@ -187,23 +184,16 @@ class LatencyRecord:
             )
 
 
-def time_fields(timing: Timing, dense: Timing | None, saved: float | None) -> dict[str, Any]:
-    """Return the fields of a record that follow from timed calls.
-
-    ``dense`` is None for the dense model and where that has no time; ``saved`` is the share of its multiply-adds that
-    isn't done.
-    """
-    fields: dict[str, Any] = {
+def time_fields(timing: Timing, dense: Timing | None) -> dict[str, Any]:
+    """Return the fields of a record that follow from timed calls; ``dense`` is None where that has no time."""
+    times = timing.latency(dense)
+    shown = None if times.ratio is None else verdict(times.ratio)
+    return {
         "samples_ms": timing.samples_ms,
-        "times": timing.latency(dense),
         "others_cores": timing.others_cores,
+        "times": times,
+        "verdict": shown,
     }
-    if dense is None:
-        return fields
-    ratio = timing.ratio_to(dense)
-    saved_time = 1 - ratio.estimate
-    arrived = saved_time / saved if saved is not None and saved >= LEAST_SAVED else None
-    return fields | {"verdict": verdict(ratio), "saved_time": saved_time, "arrived": arrived}
 
 
 def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:
@@ -226,27 +216,29 @@ def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -
     return None
 
 
-DETAILS = ("tokens", "GFLOPs", "images/s", "saved", "of time", "MiB", "first, s", "off")
+DETAILS = ("tokens", "GFLOPs", "images/s", "saved", "MiB", "first, s", "off")
 WORDS = ("model", "runtime", "precision", "verdict")  # columns of them
-CAPTION = (
-    "median [quartiles] of whole calls; ratio: to the time of {reference} in the same round, median [95 % interval]; "
-    "saved: share of the dense model's multiply-adds that isn't done, and of its time; arrived: the second by the "
-    "first; MiB: weights + the most that a call holds beside them and images"
-)
-PREPARED = (
-    "; first: preparing, compiling and the first call; off: largest difference of features from "
-    "eager's, by their length"
-)
+LEGEND = "ratio: to the time of {} in the same round, with its 95 % interval"
+ABOUT = {  # columns, for captions
+    "ms": "ms: median [quartiles] of whole calls",
+    "saved": "saved: share of the dense model's multiply-adds that isn't done",
+    "MiB": "MiB: weights + the most that a call holds beside them and images",
+    "first, s": "first: preparing, compiling and the first call",
+    "off": "off: largest difference of features from eager's, by their length",
+}
 
 
 def latency_table(rows: Sequence[LatencyRecord]) -> Table:
     """Lay out records of one title, those of a batch together, with what failed or is open as notes."""
-    columns = _columns(rows)
-    caption = CAPTION.format(reference=rows[0].reference)
+    columns, legend = _columns(rows), LEGEND.format(rows[0].reference)
     return Table(
         title=table_of(rows[0]),
-        caption=caption + (PREPARED if "off" in columns else ""),
-        columns=[Column(heading=h, left=h in WORDS, forms=("wide",) if h in DETAILS else FORMS) for h in columns],
+        legend=legend,
+        caption=legend,
+        columns=[
+            Column(heading=h, left=h in WORDS, forms=("wide",) if h in DETAILS else FORMS, about=ABOUT.get(h, ""))
+            for h in columns
+        ],
         rows=[[cell(row) for cell in columns.values()] for row in rows],
         models=[row.model for row in rows],
         sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if a.batch != b.batch),
@@ -310,13 +302,11 @@ def _columns(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyRecord
         "ratio": lambda row: _interval(row.ratio, ".3f"),
         "verdict": _verdict,
         "saved": lambda row: figure(row.saved_gflops, ".0%", " %"),
-        "of time": lambda row: figure(row.saved_time, ".0%", " %"),
     }
     if not several:
-        columns |= {
-            "arrived": lambda row: figure(row.arrived, ".0%", " %"),
-            "MiB": lambda row: Cell(f"{figure(row.weights_mib, '.0f')} + {figure(row.peak_mib, '.1f')}", row.peak_mib),
-        }
+        columns["MiB"] = lambda row: Cell(
+            f"{figure(row.weights_mib, '.0f')} + {figure(row.peak_mib, '.1f')}", row.peak_mib
+        )
     if any(row.way != EAGER for row in rows):
         columns["first, s"] = lambda row: figure(row.first_call_s, ".1f")
         columns["off"] = lambda row: figure(row.deviation, ".0e")

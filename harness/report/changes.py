@@ -18,6 +18,7 @@ from harness.records.averages import describe_uncounted, judged_on, protocol, to
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import Record, measured_alike, read_run
 from harness.records.statistics import (
+    CLEAR,
     FLIPPED,
     MCNEMAR,
     Interval,
@@ -322,6 +323,7 @@ def _table(group: Sequence[Change], compared: dict[Metric, Together[int]]) -> Ta
         words=("method",),
         wide=columns.keys() - narrow - near,
         roomy=near - narrow,
+        legend=f"{CLEAR} clear change at 5 %, the rows of a column judged together",
         caption="; ".join(filter(None, about)),
     )
 

@@ -81,7 +81,7 @@ def title(record: Record, more: str = "") -> str:
     return (
         f"{record.dataset} ({judged_on(record)}, {record.image_count} images; {protocol(record)}"
         f"{more}), {tower_of(record)}, {record.dtype}, {record.device_name}, "
-        f"{record.threads} threads"
+        f"{record.threads} thread{'s' if record.threads > 1 else ''}"
     )
 
 

@@ -288,7 +288,7 @@ class Decoders:
                 dead = error
             crashes += dead.by_itself
             if crashes == CRASHES:
-                why = f"image {picture.path!r} ends the process that decodes it, {dead}: it breaks its decoder"
+                why = f"image {picture.path!r} crashes its decoder: the process ends {dead}"
                 return DecodedChunk([picture.path], None, [picture.digest()], {0: why}, [], 0.0)
         self._lost.append(picture.path)
         if len(self._lost) > MOST_LOST:

@@ -216,7 +216,11 @@ def test_killed_the_same_command_goes_on_where_it_was(foreign: str, tmp_path: Pa
         return json.loads(files[0].read_text())["search"] if files else {}
 
     own_threads = {**os.environ, "OMP_NUM_THREADS": "1"}
-    kill_when(lambda _: len(read_known()) >= 2, [sys.executable, "-m", "harness", *command], env=own_threads)
+    code = f"""from harness.cli.entry import main
+from harness.measure import timing
+timing.watch_others, timing.why_busy = lambda seconds: None, lambda dense: ""
+main({command})"""
+    kill_when(lambda _: len(read_known()) >= 2, [sys.executable, "-c", code], env=own_threads)
     kept, values = read_known(), Pictures.values
 
     def counted(pictures: Pictures, row: Any) -> Any:

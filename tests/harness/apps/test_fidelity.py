@@ -1,4 +1,4 @@
-"""Pictures parted by photograph, bounds, and how faithful rows are on them."""
+"""Pictures split by photograph, bounds, and how faithful rows are on them."""
 
 import math
 from pathlib import Path

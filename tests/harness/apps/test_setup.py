@@ -23,6 +23,7 @@ def test_a_name_a_method_and_a_file_mean_the_same(tmp_path: Path):
     named = Setup.of(NAME)
     assert named == Setup.of("clip_vit_s14", method="rankmerge", keep=0.5)
     assert (named.name, Setup.of("clip_vit_s14").name) == (NAME, "clip_vit_s14")
+    assert Setup.of("clip_vit_s14", method="dense") == Setup(model="clip_vit_s14")
     path = tmp_path / "one.json"
     named.write(path)
     assert Setup.read(path) == named

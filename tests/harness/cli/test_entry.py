@@ -19,7 +19,7 @@ from harness.base.store import claim
 from harness.base.table import Shown
 from harness.cli.entry import BROKEN_PIPE, COMMANDS, build_parser, drop_shared, main
 from harness.datasets.base import Dataset
-from harness.measure import bench
+from harness.measure import tracing
 from harness.models.towers import Tower
 from harness.records.record import read_records
 from zoo.core.files import NoRoomError
@@ -33,7 +33,7 @@ TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):
     results = tmp_path / "results[bold]"  # brackets are no markup
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
-    names = "records.jsonl report.html "
+    names = "accuracy_gflops.svg fidelity_gflops.svg records.jsonl report.html "
     names += "table.csv table.md table.tex thumbnails traces"
     assert sorted(path.name for path in results.iterdir()) == names.split()
     dense, random = read_records(results / "records.jsonl")
@@ -55,7 +55,7 @@ def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_p
         assert f"{100 * record.mean('top1'):.1f} [" in row
         assert f" {record.mean('gflops'):.2f} " in row
     assert main(["--json", *RANDOM.split(), "--output", str(results)]) == 0
-    assert document(capsys) == {"records": [json.loads(line) for line in before.splitlines()]}
+    assert document(capsys) == {"records": [json.loads(line) for line in before.splitlines()], "conclusion": []}
 
 
 @pytest.mark.parametrize(("name", "match"), [("records.jsonl", "is a file, or lies in one"), ("", "jsonl, line 1: ")])
@@ -211,8 +211,8 @@ def test_two_runs_into_one_file(command: str, tmp_path: Path, capsys):
 
 
 @pytest.mark.parametrize(("command", "after"), [
-    (["list"], "nothing is left half-written, the same command begins anew"),
-    (["rank", "--dataset", "photos"], "what is done is kept, the same command goes on from there"),
+    (["list"], "nothing is left half-written; the same command starts again"),
+    (["rank", "--dataset", "photos"], "finished work is kept, and the same command continues it"),
 ])  # fmt: skip
 def test_a_stopped_run_says_what_becomes_of_its_work(command: list[str], after: str, monkeypatch, capsys):
     stopped = replace(COMMANDS[command[0]], run=Mock(side_effect=KeyboardInterrupt))
@@ -232,14 +232,14 @@ def test_warnings_and_lack_of_memory_are_a_line_each(command, capsys):
     assert main(["list"]) == 2
     first, second = capsys.readouterr().err.splitlines()
     assert first == "beware"
-    assert "memory doesn't suffice (DefaultCPUAllocator: can't allocate memory: you); give this" in second
+    assert "out of memory (DefaultCPUAllocator: can't allocate memory: you); free some" in second
 
 
 def test_a_disk_that_gets_full_keeps_what_was_measured(tmp_path: Path, monkeypatch, capsys):
     def full(path: Path, content: bytes) -> None:
         raise NoRoomError(f"can't write {str(path)!r}: the disk is full; {len(content):,} bytes needed, 3 free")
 
-    monkeypatch.setattr(bench, "write_whole", full)
+    monkeypatch.setattr(tracing, "write_whole", full)
     assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
     assert len(read_records(tmp_path / "run" / "records.jsonl")) == 2
     assert "the disk is full; " in capsys.readouterr().err

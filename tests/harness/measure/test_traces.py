@@ -21,7 +21,7 @@ from rich.console import Console
 import zoo
 from harness.base.store import seal
 from harness.base.terminal import Progress
-from harness.measure import bench
+from harness.measure import tracing
 from harness.measure.bench import compare
 from harness.measure.plan import Plan
 from harness.records import traces as stored
@@ -44,7 +44,7 @@ def measure(tmp_path: Path) -> Measure:
     def call(known: Any = (), console: Console | None = None, **changes: Any) -> list[Record]:
         facts = {"run": tmp_path / "run", "images": 64, "progress": Progress(console)}
         facts |= {name: changes.pop(name) for name in ("run", "images", "thumbnails") & changes.keys()}
-        tracer = bench.Tracer(**facts)
+        tracer = tracing.Tracer(**facts)
         return list(chain.from_iterable(compare(replace(PLAN, **changes), known, tracer.progress, tracer)))
 
     return call
@@ -205,14 +205,14 @@ def test_only_the_first_seed_is_traced_and_each_number_of_shots(measure, tmp_pat
 
 def test_a_number_below_zero_and_a_run_without_traces_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--traces -1: expected a number of images, 0 for none"):
-        bench.Tracer(run=tmp_path, progress=Progress(), images=-1)
+        tracing.Tracer(run=tmp_path, progress=Progress(), images=-1)
     words = f"run '{tmp_path}' has no folder 'traces'; `compare --fresh --output {tmp_path}`"
     with pytest.raises(FileNotFoundError, match=re.escape(words)):
         stored.read_traces(tmp_path)
 
 
 def test_images_without_labels_are_traced_without_answers(measure, unlabelled, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "get_dataset", lambda name: unlabelled)
+    monkeypatch.setattr("harness.measure.bench.get_dataset", lambda name: unlabelled)
     measure(methods=("evit",), images=4)
     dense, evit = stored.read_traces(tmp_path / "run")
     assert evit.labels == evit.predicted == evit.correct == (None,) * 4
@@ -233,7 +233,7 @@ def test_traced_images_have_small_copies_of_what_the_model_sees(measure, toy, tm
     row = stored.read_traces(run)[0]
     assert stored.Thumbnails.read(run, row.facts).jpeg == {}
     split = toy.split("test").subset([5])
-    tracer = bench.Tracer(run=run, progress=Progress())
+    tracer = tracing.Tracer(run=run, progress=Progress())
     tracer._keep_thumbnails(row.facts, split, preprocess_wide, lambda done: None)
     [content] = stored.Thumbnails.read(run, row.facts).jpeg.values()
     with Image.open(io.BytesIO(content)) as image:
@@ -242,8 +242,8 @@ def test_traced_images_have_small_copies_of_what_the_model_sees(measure, toy, tm
     assert np.abs(off).mean() < 6
     stored.thumbnails_path(run, row.facts).unlink()
     measure(images=4)
-    drawn, real = [], bench.batches
-    monkeypatch.setattr(bench, "batches", lambda s, *how: drawn.append(len(s)) or real(s, *how))
+    drawn, real = [], tracing.batches
+    monkeypatch.setattr(tracing, "batches", lambda s, *how: drawn.append(len(s)) or real(s, *how))
     measure(images=7, methods=("evit",))
     measure(images=5)
     assert drawn == [3]  # those that are there are not drawn again

@@ -192,7 +192,7 @@ def test_offline_the_error_names_what_is_wanted_and_ways_to_get_it(name, match, 
     with pytest.raises(FileNotFoundError, match=match) as caught:
         load_tower(name)
     if name == "clip_vit_b16.openai":
-        assert "; commands that only time or export models take --random" in describe_error(caught.value)
+        assert "; to time or export a model without weights, add --random" in describe_error(caught.value)
     assert [r.message for r in caplog.records if r.levelname == "ERROR"] == []
 
 

@@ -36,11 +36,7 @@ def test_what_follows_from_times(latency_record: Make):
     samples, dense = (6.0, 6.6, 6.0, 6.0, 6.0, 6.0), (10.0, 11.0) + (10.0,) * 4
     short = latency_record(samples, dense, saved_gflops=0.5)
     assert (short.times.ratio_to_dense, short.verdict) == (pytest.approx(0.6), FASTER)
-    assert short.saved_time == pytest.approx(0.4)
-    assert short.arrived == pytest.approx(0.8)
     assert short.times.images_per_s == pytest.approx(1000 / 6)
-    for saved in (None, 0.0, 0.009, -0.2):  # where nothing was saved nothing could arrive
-        assert latency_record(samples, dense, saved_gflops=saved).arrived is None
 
 
 @pytest.mark.parametrize(
@@ -128,7 +124,7 @@ def test_a_table_has_the_times_of_each_batch_and_says_once_what_holds_for_all(la
     [tome] = [line for line in lines if line[:2] == ["1", "tome50"]]
     assert tome[4:] == [
         *("8.12", "[8.08,", "8.16]", "123.2", "0.800", "[0.800,", "0.800]", "faster", "25", "%"),
-        *("20", "%", "80", "%", "2", "+", "–"),
+        *("2", "+", "–"),
     ]
     [failed] = [line for line in lines if line[:2] == ["8", "evit50"]]
     assert failed[4:9] == ["–", "–", "–", "not", "timed"]

@@ -14,7 +14,7 @@ from rich.console import Console
 from scipy import stats
 
 from harness.apps.movements import Tolerances, find_movements
-from harness.base.table import Table
+from harness.base.table import Table, fit
 from harness.records.averages import averages, judge_rows, labels
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
@@ -68,6 +68,21 @@ def test_a_row_has_everything_and_what_was_not_measured_is_a_dash_not_a_zero():
     assert [table.columns[at].heading for at in table.places("narrow")] == [
         *("Method", "Keep", "1 - cosine", "Top-1, %", "To dense", "GFLOPs", "Batch 32, × dense"),
     ]
+
+
+def test_80_columns_show_times_with_their_interval_and_explain_no_column_that_is_not_there():
+    table = comparison_table([DENSE, FULL, replace(FULL, method="tome", model="tome30", cosine_distance=0.02)])
+    narrow, wide = (table.explain(form) for form in ("narrow", "wide"))
+    assert "quartiles" in wide
+    assert "quartiles" not in narrow
+    for explained in (False, True):
+        console = Console(width=80, file=io.StringIO(), record=True)
+        console.print(fit(table.forms(explained=explained), 80))
+        text = console.export_text()
+        assert max(map(len, text.splitlines())) <= 80
+        assert "0.55 [0.50, 0.60]" in text
+        assert ("GFLOPs: " in text) == explained
+    assert len(table.legend) <= 80
 
 
 def compared(losses: dict[int, tuple[int, int]], images: int = 400) -> list[Record]:

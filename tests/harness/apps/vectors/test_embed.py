@@ -113,7 +113,7 @@ def test_killed_the_same_command_brings_the_same_bytes(
     assert files(out) == whole
     output, errors = capsys.readouterr()
     assert f"{2 * len(done)} of 44 images are there" in errors
-    assert f"wrote {out}: 40 of 44 images; 4 can't be embedded, listed in {errors_path(out)}\n" in output
+    assert f"wrote {out}: 40 of 44 images; 4 can't be embedded; {errors_path(out)} lists them\n" in output
 
 
 def test_another_job_is_refused_with_what_differs(run: Run, whole: Path, pictures: Path, monkeypatch):
@@ -210,7 +210,7 @@ def test_a_shard_with_lost_pictures_is_made_by_the_same_command(
         assert main(command) == 1
     output = capsys.readouterr().out
     assert "30 of 44 images; 4 can't" in output
-    assert "lost: 1 image, such as '18.png', as memory was short or something ended" in " ".join(output.split())
+    assert "missing: 1 image, such as '18.png': memory ran out, or a decoder crashed" in " ".join(output.split())
     assert files(tmp_path / "vectors").keys() == files(whole).keys() - {"part-00000.parquet"}
     assert main(command) == 0
     assert files(tmp_path / "vectors") == files(whole)
@@ -321,4 +321,4 @@ def test_workers_that_decode_in_processes_change_no_byte(
     assert files(tmp_path / "out") == files(whole)
     output = capsys.readouterr().out
     assert f"wrote {tmp_path / 'out'}: 40 of 44 images; 4 can't be embedded" in output
-    assert re.search(r"binds: the model does \S+ images/s, decoding by 1 process \S+ images/s", output)
+    assert re.search(r"is the bottleneck: the model embeds \S+ images/s, 1 process decodes \S+ images/s", output)
