@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 
-def nearest(word: str, known: Iterable[object], shown_by: str = "") -> str:
+def nearest(word: str, known: Iterable[object], cutoff: float = 0.6) -> str:
     """Phrase what was probably meant by a word; without a near one, or with few, what all are."""
     names = list(map(str, known))
-    near = difflib.get_close_matches(word, names, n=1)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=cutoff)
     hint = f"did you mean {near[0]!r}?" if near else ""
     if near and len(names) > 12:
-        return f"{hint} {shown_by}".strip()
-    more = f" and {len(names) - 12} more {shown_by}".rstrip() if len(names) > 12 else ""
+        return hint
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return f"{hint} expected one of {', '.join(names[:12])}{more}".strip()
 
 

@@ -44,7 +44,7 @@ def _choose_flags(parser: CommandParser) -> None:
     among = parser.add_argument_group("what is chosen from")
     flags.usual(among, "methods", text="default: ours and the usual baselines; see `list`")
     text = "precisions; default: float32, and bfloat16 where it is fast"
-    flags.add(among, "--dtypes", [], text, flags.dtype, metavar="DTYPE")
+    flags.add(among, "--dtypes", [], text, flags.dtype)
     flags.add(among, "--recovery", [], "files that `fit recovery` wrote", Path, dest="recoveries")
     flags.add(
         among, "--schedule", [], "files that `fit schedule` wrote, tried at all keep rates", Path, dest="schedules"
@@ -320,7 +320,7 @@ def _show_flags(parser: CommandParser) -> None:
     flags.add(what, "--by", None, "ranking that decides what is kept; default: the predictor", metavar="RANKING")
     flags.usual(what, "methods", default=[], text="further columns; see `list`")
     text = "show the tokens that these methods, or golden, leave instead of rankings"
-    flags.add(what, "--left", [], text, flags.method, metavar="METHOD")
+    flags.add(what, "--left", [], text, flags.method)
     flags.usual(what, "dataset", text="dataset that names the classes of image files")
     flags.add(what, "--classes", None, "names of the classes instead, as a,b,c", metavar="NAMES")
     flags.add(what, "--label", [], "class of all image files, or of each", metavar="CLASS", nargs="*")
@@ -355,7 +355,7 @@ def _check_flags(parser: CommandParser) -> None:
     text = "check these rows only; with --update, measure these"
     rows = parser.add_argument_group("which rows", text)
     text = "dense models' names, see `list`"
-    flags.add(rows, "--model", None, text, flags.dense, dest="models", nargs="+", metavar="MODEL")
+    flags.add(rows, "--model", None, text, flags.dense, dest="models", nargs="+")
     flags.usual(rows, "methods", text="see `list`; or METHOD:OPTION=VALUE,... with JSON values")
     flags.usual(rows, "keeps")
     flags.usual(rows, "datasets")

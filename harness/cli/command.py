@@ -20,6 +20,7 @@ from harness import git_commit
 from harness.base.hints import nearest
 from harness.base.table import Shown, Work
 from harness.base.terminal import WHENS
+from harness.cli.outline import dataset_names
 
 PROGRAM = "patchrank"  # however it was started
 PACKAGE = "clip-patchrank"
@@ -126,24 +127,35 @@ class CommandParser(argparse.ArgumentParser):
         Where a command takes other words there, our models' names alone are taken for models.
         """
         first = list(itertools.takewhile(lambda word: not word.startswith("-"), args))
-        if any(not action.option_strings for action in self._actions):
-            first = list(itertools.takewhile(re.compile(r"clip_vit_\w+(\.\w+)?").fullmatch, first))
+        if all(action.option_strings for action in self._actions):
+            if first and "--dataset" in self._option_string_actions and first[0] in (dataset_names() or ()):
+                self.error(f"{first[0]!r} is a dataset: did you mean '--dataset {first[0]}'?")
+        else:
+            ours = re.compile(r"clip_vit_\w+(\.(?!jsonl)\w+)?")
+            first = list(itertools.takewhile(lambda word: ours.fullmatch(word) and not Path(word).exists(), first))
         if not first or "--model" not in self._option_string_actions:
             return args
         rest = args[len(first) :]
         if any(word.partition("=")[0] == "--model" for word in rest):
             self.error(f"{first[0]!r} and --model: give one of the two")
-        return ["--model", *first, *rest]
+        at = rest.index("--") if "--" in rest else len(rest)  # behind other words, which --model would take
+        return [*rest[:at], "--model", *first, *rest[at:]]
 
     def _require_flags(self, args: Sequence[str]) -> None:
-        """Refuse flags that this command doesn't have, before argparse tells what else is missing."""
+        """Refuse unknown flags, and several values in two places, before argparse tells what else is missing."""
+        given: set[str] = set()
         for word, after in itertools.zip_longest(args, args[1:]):
             flag, _, value = word.partition("=")
             if word == "--":
                 return
-            if flag in self._option_string_actions or not re.match("--?[a-zA-Z]", flag):
+            if (action := self._option_string_actions.get(flag)) is not None:
+                if flag in given and action.nargs:
+                    self.error(f"{flag} is given twice: give it once, with all its values")
+                given.add(flag)
+            if action is not None or " " in word or not re.match("--?[a-zA-Z]", flag):
                 continue
-            value, meant = value or after or "", nearest(flag, self._option_string_actions)
+            value = value or ("" if after is None or after.startswith("-") else after)
+            meant = nearest(flag, self._option_string_actions, cutoff=0.75)  # two dashes are alike in all
             if flag in ("--images", "--folder") and "--dataset" in self._option_string_actions:
                 meant = f"did you mean '--dataset {flag[2:]}:{value or 'PATH'}'?"
             elif value and (near := re.search("'(--.+)'", meant)) is not None:
@@ -155,8 +167,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a mistake as a ValueError."""
-        hint = f"{self.prog} --help"
-        raise ValueError(message if hint in message else f"{message}{'' if message.endswith('?') else ';'} see {hint}")
+        raise ValueError(f"{message}{'' if message.endswith('?') else ';'} see {self.prog} --help")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         try:
@@ -222,7 +233,7 @@ def add_shared(group: Any, default: Any = None) -> None:
     off = False if default is None else default
     text = "print one JSON document instead of tables"
     group.add_argument("--json", action="store_true", default=off, help=text)
-    text = "explain the columns below each table"
+    text = "explain each table's columns below it"
     group.add_argument("--explain", action="store_true", default=off, help=text)
     text = "print results and errors only, no progress and no notes"
     group.add_argument("--quiet", "-q", action="store_true", default=off, help=text)

@@ -116,12 +116,13 @@ def model(text: str) -> str:
 
 def dense(text: str, flags: Container[str] = ()) -> str:
     """Read the name of a dense model; ``flags`` are those of the command."""
-    parts = _reduced(model(text).removeprefix("timm:").partition(".")[0])
+    name, dot, tag = model(text).removeprefix("timm:").partition(".")
+    parts = _reduced(name)
     if parts is not None:
         own = {"--methods": parts[2], "--method": parts[2], "--keeps": f"{int(parts[3]) / 100:g}"}
         own["--keep"] = own["--keeps"]
         more = "".join(f" {flag} {value}" for flag, value in own.items() if flag in flags)
-        raise ArgumentTypeError(f"{text!r} is a reduced model; give the dense one: --model {parts[1]}{more}")
+        raise ArgumentTypeError(f"{text!r} is a reduced model; give the dense one: --model {parts[1]}{dot}{tag}{more}")
     return text
 
 
@@ -129,7 +130,10 @@ def _reduced(name: str) -> "re.Match[str] | None":
     return re.fullmatch(r"(clip_vit_[^_]+)_(.*?)(\d+)", name)
 
 
-METAVARS: dict[Any, str] = {int: "N", positive: "N", limit: "N", float: "X", keep_rate: "RATE", Path: "FILE"}
+METAVARS: dict[Any, str] = {
+    int: "N", positive: "N", limit: "N", float: "X", keep_rate: "RATE", Path: "FILE", method: "METHOD", model: "MODEL",
+    dense: "MODEL", dtype: "DTYPE", dataset: "NAME",
+}  # fmt: skip
 
 
 def add(group: Any, flag: str, default: Any, text: str, kind: Callable[[str], Any] | None = None, **more: Any) -> None:
@@ -142,11 +146,10 @@ def add(group: Any, flag: str, default: Any, text: str, kind: Callable[[str], An
     if kind is None:
         sample = default[0] if isinstance(default, list) and default else default
         kind = Path if isinstance(sample, Path) else type(sample) if isinstance(sample, int | float) else str
-    bound: dict[Any, Any] = {dense: partial(dense, flags=group._option_string_actions)}
-    kind = bound.get(kind, kind)
     if kind in METAVARS:
         more = {"metavar": METAVARS[kind]} | more
-    group.add_argument(flag, default=default, type=kind, help=text, **more)
+    bound = partial(dense, flags=group._option_string_actions)
+    group.add_argument(flag, default=default, type=bound if kind is dense else kind, help=text, **more)
 
 
 def fields(group: Any, config: Any, /, **texts: str) -> None:
@@ -156,16 +159,15 @@ def fields(group: Any, config: Any, /, **texts: str) -> None:
         add(group, f"--{name.replace('_', '-')}", list(default) if isinstance(default, tuple) else default, text)
 
 
-NAME = {"metavar": "NAME"}
 SEVERAL = {"nargs": "+"}
 ANY_DATASET = "a name of `datasets list`, or PREFIX:PATH such as images:photos"
 # Flags of several commands: flag, default, help, type, and more arguments of `add`.
 USUAL: dict[str, tuple[str, Any, str, Any, dict[str, Any]]] = {
     "model": ("--model", DENSE, "a dense model's name, see `list`", dense, {}),
-    "methods": ("--methods", None, "see `list`", method, {**SEVERAL, "metavar": "METHOD"}),
+    "methods": ("--methods", None, "see `list`", method, SEVERAL),
     "keeps": ("--keeps", None, "keep rates in (0, 1]", keep_rate, {**SEVERAL, "metavar": "RATE"}),
-    "dataset": ("--dataset", None, ANY_DATASET, dataset, NAME),
-    "datasets": ("--dataset", None, ANY_DATASET, dataset, {**SEVERAL, **NAME, "dest": "datasets"}),
+    "dataset": ("--dataset", None, ANY_DATASET, dataset, {}),
+    "datasets": ("--dataset", None, ANY_DATASET, dataset, {**SEVERAL, "dest": "datasets"}),
     "root": ("--root", None, "folder of public datasets; default: $CLIP_PATCHRANK_DATA", Path, {"metavar": "DIR"}),
     "download": ("--download", False, "download what is missing", None, {}),
     "split": ("--split", "test", "split of the dataset", split, {"choices": SPLITS}),

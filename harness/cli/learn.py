@@ -47,7 +47,8 @@ def _rank_flags(parser: CommandParser) -> None:
     flags.add(where, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
     flags.add(where, "--batch", None, "sequences per call; default: by free memory", int)
     flags.usual(where, "device", text="torch device of each worker")
-    flags.add(where, "--dtype", "auto", f"precision: {', '.join(flags.DTYPES)}, or auto for the fastest")
+    text = f"precision: {', '.join(flags.DTYPES)}, or auto for the fastest"
+    flags.add(where, "--dtype", "auto", text, choices=("auto", *flags.DTYPES), metavar="DTYPE")
     files = parser.add_argument_group("files")
     flags.output(files, None, "folder; default: in the user's cache", dest="out")
     flags.add(files, "--shard-size", 64, "images per file")
@@ -57,12 +58,7 @@ def run_rank(args: Namespace, status: Console) -> Shown:
     """Make golden rankings and say where they are."""
     from harness.datasets import get_dataset
     from harness.golden.rank import RankJob, Source, rank_by_scores
-    from zoo.core.messages import expected
-    from zoo.core.precision import AUTO
-    from zoo.core.precision import PRECISIONS as DTYPES
 
-    if args.dtype not in (AUTO, *DTYPES):
-        raise ValueError(f"--dtype {args.dtype!r}: {expected(args.dtype, (AUTO, *DTYPES))}")
     for name in ("window", "stride", "greedy", "approx"):
         if args.budget is not None and vars(args)[name] is not None:
             raise ValueError(

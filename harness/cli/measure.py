@@ -29,13 +29,13 @@ def _compare_flags(parser: CommandParser) -> None:
     runs.required = False
     what = parser.add_argument_group("what is compared")
     text = "dense models' names, see `list`"
-    flags.add(what, "--model", list(plan.models), text, flags.dense, dest="models", metavar="MODEL")
+    flags.add(what, "--model", list(plan.models), text, flags.dense, dest="models")
     flags.usual(what, "methods", text="default: ours and the usual baselines; the run names the others")
     flags.usual(what, "keeps", default=list(plan.keeps))
     text = f"compare at equal {', '.join(module.MATCHES[:-1])} or {module.MATCHES[-1]}"
     flags.add(what, "--match", "gflops", text, metavar="WHAT")
     text = f"method whose cost at --keeps the others meet; default: {plan.match_to}, or the first of --methods"
-    flags.add(what, "--match-to", None, text, flags.method, metavar="METHOD")
+    flags.add(what, "--match-to", None, text, flags.method)
     flags.fields(what, plan, match_batch="images per call, for --match time")
     text = "files that `fit recovery` wrote; their rows get tables of their own"
     flags.add(what, "--recovery", [], text, Path, dest="recoveries")
@@ -120,7 +120,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     known = earlier(path, progress, fresh=args.fresh)
     tracer = Tracer(run=args.output, progress=progress, images=args.traces, thumbnails=args.thumbnails)
     records: list[Record] = []
-    for group in compare(plan, known, progress, tracer, folder=args.output / UNFINISHED):
+    for group in compare(plan, known, progress, tracer, folder=path.with_suffix(UNFINISHED)):
         keep_new(path, group, known)
         records += group
         with progress.hidden():
@@ -225,7 +225,7 @@ def _latency_flags(parser: CommandParser) -> None:
     plan = module.LatencyPlan
     what = parser.add_argument_group("what is timed")
     text = "dense or reduced models' names, see `list`"
-    flags.add(what, "--model", None, text, flags.model, dest="models", nargs="+", metavar="MODEL", required=True)
+    flags.add(what, "--model", None, text, flags.model, dest="models", nargs="+", required=True)
     flags.usual(what, "methods", default=[], text="also these methods on each dense model")
     flags.usual(what, "keeps", default=list(plan.keeps), text="keep rates of --methods")
     flags.fields(what, plan, random_weights="load no weights; times don't depend on them")

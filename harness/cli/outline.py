@@ -51,17 +51,16 @@ class Outline:
                 return getattr(self, name)
             case ast.Attribute(value=owner, attr=name):
                 return getattr(self._value(owner), name)
+            case ast.Starred(value=inner):
+                return self._value(inner)
             case ast.Tuple(elts=parts):
-                return tuple(value for part in parts for value in self._values(part))
+                values = ((self._value(part), isinstance(part, ast.Starred)) for part in parts)
+                return tuple(one for value, several in values for one in (value if several else [value]))
             case ast.Dict(keys=keys):
                 return tuple(self._value(key) for key in keys if key is not None)
         return ast.literal_eval(node)
 
-    def _values(self, part: ast.expr) -> Iterator[Any]:
-        yield from self._value(part.value) if isinstance(part, ast.Starred) else [self._value(part)]
 
-
-@functools.cache
 def _statements(module: str) -> list[ast.stmt]:
     return ast.parse((HOUSE / f"{module.replace('.', '/')}.py").read_text("utf-8")).body
 
@@ -115,8 +114,10 @@ def dense_names() -> list[str]:
 
 def in_timm(name: str) -> bool:
     """Tell whether timm's files name a model so."""
+    if (timm := sys.modules.get("timm")) is not None:  # the caller may have registered more
+        return bool(timm.is_model(name))
     spec = find_spec("timm")
     assert spec is not None
     assert spec.origin is not None
-    named = re.compile(rf"""^def {re.escape(name)}\(|["']{re.escape(name)}["']""", re.M)
+    named = re.compile(rf"""^def {re.escape(name)}\(|["']{re.escape(name)}["']\s*:""", re.M)
     return any(named.search(file.read_text("utf-8")) for file in Path(spec.origin).parent.glob("models/*.py"))

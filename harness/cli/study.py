@@ -1,5 +1,6 @@
 """Research: ``study ranking-cost``, ``reproduce``, ``final``, ``list``, and each study by its name."""
 
+import json
 import shlex
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from harness.base.table import Part, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser, command
-from harness.cli.outline import decorated, outline
+from harness.cli.outline import HOUSE, decorated, outline
 
 if TYPE_CHECKING:
     from harness.studies.reproduce import PaperTable
@@ -83,7 +84,8 @@ def _run_flags(parser: CommandParser, folder: str) -> None:
 
 
 def _reproduce_flags(parser: CommandParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="NAME", help="table1 to table7, figure1, 3, 4 or 5")
+    names = list(json.loads((HOUSE / "harness/studies/paper.json").read_text("utf-8"))["tables"])
+    parser.add_argument("names", nargs="+", metavar="NAME", choices=names, help=", ".join(names))
     what = parser.add_argument_group("what is measured")
     flags.usual(what, "datasets", text="default: the paper's with a root, else fashion and emoji")
     text = "a dense model with a text tower; default: the paper's with a root, else clip_vit_s14"
@@ -101,12 +103,8 @@ def _reproduce_flags(parser: CommandParser) -> None:
 def run_reproduce(args: Namespace, status: Console) -> Work:
     """Measure tables and figures, or tell what that would take; show a table for each."""
     from harness.studies import reproduce
-    from zoo.core.messages import expected
 
     names, progress = list(dict.fromkeys(args.names)), Progress(status)
-    for name in names:
-        if name not in reproduce.list_targets():
-            raise ValueError(f"reproduce {name!r}: {expected(name, reproduce.list_targets())}")
     data: list[dict[str, Any]] = []
     for name in names:
         table, config, page = reproduce.TABLES.get(name), paper_config(args, name), reproduce.paper(name)
@@ -157,7 +155,7 @@ def _measure_table(
     path = args.output / f"{table.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
     tables, tower = [], get_tower(config.model)
-    for measured, records in produce(table, config, known, progress, args.output / UNFINISHED):
+    for measured, records in produce(table, config, known, progress, path.with_suffix(UNFINISHED)):
         keep_new(path, records, known)
         tables.append(measured)
         comparison = compare_rows(table, config, tower.vit.depth, tower.name, tables)
@@ -214,7 +212,7 @@ def _command(argv: list[str]) -> str:
 def _final_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
     flags.usual(what, "model")
-    flags.usual(what, "datasets", default=list(FINAL_SETS), text="that have this split", choices=FINAL_SETS)
+    flags.usual(what, "datasets", default=list(FINAL_SETS), text="datasets with this split", choices=FINAL_SETS)
     flags.limits(what, None, "images per dataset, for a trial; default: all")
     how = parser.add_argument_group("conditions and files")
     flags.usual(how, "device", "dtype")
@@ -222,7 +220,7 @@ def _final_flags(parser: CommandParser) -> None:
 
 
 def run_final(args: Namespace, status: Console) -> Work:
-    """Measure all methods on the split that nothing was chosen by, and name the commit."""
+    """Measure the usual methods on the split that nothing was chosen by, and name the commit."""
     from harness import git_commit
     from harness.base.lines import require_appendable
     from harness.datasets.base import FINAL
@@ -315,7 +313,7 @@ def run_study(args: Namespace, status: Console) -> Work:
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
     tables = []
-    for measured, records in answer(study, config, known, progress, folder=args.output / UNFINISHED):
+    for measured, records in answer(study, config, known, progress, folder=path.with_suffix(UNFINISHED)):
         keep_new(path, records, known)
         tables.append(measured)
         write_whole(path.with_suffix(".csv"), study_csv(tables).encode())

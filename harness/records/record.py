@@ -42,7 +42,7 @@ PROMPTS = {  # learned tokens, by the letters that --tokens takes
 TUNINGS = (*PROMPTS, PROBE)
 SCHEMA_VERSION = 8
 RECORDS = "records.jsonl"  # in the folder of a run
-UNFINISHED = "unfinished"  # folder beside them: outcomes on a dataset whose records aren't written yet
+UNFINISHED = ".unfinished"  # suffix of a folder beside a file of them: outcomes whose records aren't written yet
 SHA256 = re.compile(r"[0-9a-f]{64}")  # what `images_digest` gives
 _NAMED = 3  # owners named of each value that differs
 
@@ -355,7 +355,7 @@ def earlier(path: Path, progress: Progress, *, fresh: bool) -> list[Record]:
     If ``fresh``, outcomes of a stopped run go, too.
     """
     if fresh:
-        shutil.rmtree(path.parent / UNFINISHED, ignore_errors=True)
+        shutil.rmtree(path.with_suffix(UNFINISHED), ignore_errors=True)
     return read_records(path) if can_resume(path, progress.say, fresh=fresh) else []
 
 

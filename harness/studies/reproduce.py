@@ -311,11 +311,6 @@ TABLES = {
 }
 
 
-def list_targets() -> list[str]:
-    """Return the names of all tables and figures, sorted."""
-    return sorted({**TABLES, **PICTURES})
-
-
 def mean_of(intervals: Sequence[Interval]) -> Interval:
     """Return the mean of independent estimates with the interval that follows from theirs."""
     estimates, lows, highs = np.array(intervals).T

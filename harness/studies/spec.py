@@ -232,11 +232,6 @@ class Study:
     labels: bool = False  # it is about what labels or classes decide
     plot: tuple[str, ...] = ()  # columns of its plot: the x axis, then what tells series apart; none without a plot
 
-    @property
-    def split(self) -> SplitName:
-        """Split to judge by unless another is asked for."""
-        return "test" if self.tunes else "val"
-
 
 def study(
     title: str,

@@ -6,13 +6,13 @@ from collections.abc import Collection
 from typing import Any, get_type_hints
 
 
-def expected(value: str, allowed: Any, *, shown_by: str = "") -> str:
-    """Phrase what was allowed instead of ``value``, the nearest first, and what shows the rest."""
+def expected(value: str, allowed: Any) -> str:
+    """Phrase what was allowed instead of ``value``, the nearest first."""
     names = list(allowed)
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return f"{hint}expected one of {', '.join(names[:12])}{more}{f' ({shown_by})' if more and shown_by else ''}"
+    return f"{hint}expected one of {', '.join(names[:12])}{more}"
 
 
 def tower_name(model: str, tag: str) -> str:

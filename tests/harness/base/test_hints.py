@@ -26,7 +26,8 @@ def test_the_command_of_a_hint_is_one(kind: str, facts: dict, path: str, values:
     except ValueError as error:
         message = describe_error(error)
     assert message.startswith("outer; ")
-    args = vars(build_parser().parse_args(shlex.split(message.partition("patchrank ")[2])))
+    line = message.partition("patchrank ")[2].replace("MODEL", "clip_vit_b16")
+    args = vars(build_parser().parse_args(shlex.split(line)))
     assert args["command"] == path
     assert {name: args[name] for name in values} == values
 

@@ -186,12 +186,14 @@ def test_killed_in_its_first_dataset_the_same_command_goes_on(tmp_path: Path, ru
     command = [*TWO_BATCHES.split(), "--output"]
     assert main([*command, str(whole)]) == 0
     words = [sys.executable, "-m", "harness", *command, str(out)]
-    kill_when(lambda _: list(out.glob("unfinished/*/*/*.parquet")), words, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    kill_when(
+        lambda _: list(out.glob("records.unfinished/*/*/*.parquet")), words, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert main([*command, str(out)]) == 0
     assert [count for _, count in runs] == [32, 8, 8]  # the whole, and the rest
     pairs = zip(read_records(whole / "records.jsonl"), read_records(out / "records.jsonl"), strict=True)
     assert all(replace(own, created=other.created) == other for own, other in pairs)
-    assert not (out / "unfinished").exists()
+    assert not (out / "records.unfinished").exists()
 
 
 @pytest.mark.parametrize("command", [

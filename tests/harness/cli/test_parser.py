@@ -40,7 +40,8 @@ def test_flags_have_one_spelling_and_a_help_and_examples_are_commands(monkeypatc
 def test_help_and_slips_import_nothing_heavy():
     words = [["--version"], [], ["study"], *([name] for name in FAMILIES)]
     words += [[*path.split(), "--help"] for path in ("", *COMMANDS)]
-    slips = "latency --model X,eval clip_vit_s14_tme60,compare --methods evti,rank --limt 3,compare --dataset fasion"
+    slips = "latency --model X,eval clip_vit_s14_tme60,compare --methods evti,rank --limt 3,compare --dataset fasion,"
+    slips += "rank emoji"
     words += [slip.split() for slip in slips.split(",")]
     code = (
         f"import sys\nfrom harness.cli.entry import main\nfor words in {words!r}:\n"
@@ -50,6 +51,7 @@ def test_help_and_slips_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "'emoji' is a dataset: did you mean '--dataset emoji'?" in done.stderr
     assert re.match(r"clip-patchrank .+\npython .+, torch .+, timm .+, open_clip_torch ", done.stdout)
 
 
@@ -73,6 +75,9 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare clip_vit_s14_patchrank60", "give the dense one: --model clip_vit_s14 --methods patchrank --keeps 0.6"),
     ("fit schedule clip_vit_s14_evit60", "give the dense one: --model clip_vit_s14 --method evit --keep 0.6"),
     ("eval clip_vit_s14 --model clip_vit_s14", "'clip_vit_s14' and --model: give one of the two"),
+    ("compare --dataset fashion --dataset emoji", "--dataset is given twice: give it once, with all its values"),
+    ("compare clip_vit_a.jsonl b.jsonl", "run 'clip_vit_a.jsonl': there is no such file or folder"),
+    ("search '-a shoe' --in gone", "'gone' holds no embeddings"),
     ("latency X", "--model 'X': expected a name of `patchrank list`, a ViT's name in timm, local-dir:"),
     ("compare --batches 1 0", "--batches 0: expected a number from 1"),
     ("compare --device nonsense", "--device 'nonsense' isn't available"),
@@ -150,7 +155,7 @@ def test_wrong_use_is_one_line_that_says_what_was_meant_and_leaves_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CLIP_PATCHRANK_DATA", raising=False)
-    assert main(command.split()) == 2
+    assert main(shlex.split(command)) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("patchrank: error: ")) == ("", 1)
     assert match in err
