@@ -205,7 +205,7 @@ def test_killed_in_its_first_dataset_the_same_command_goes_on(tmp_path: Path, ru
     "fit schedule --model clip_vit_s14 --dataset photos --keep 0.5",
 ])  # fmt: skip
 def test_two_runs_into_one_file(command: str, tmp_path: Path, capsys):
-    path = tmp_path / "out.pt2"
+    path = tmp_path / ("out.json" if command.startswith("choose") else "out.pt2")
     with claim_file(path):
         assert main([*command.split(), "--output", str(path)]) == 2
     assert f"another run is writing to {str(path)!r}: wait for its end" in capsys.readouterr().err
