@@ -27,11 +27,21 @@ from harness.datasets.few_shot import turns
 from harness.golden.store import find_rankings
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan
-from harness.measure.rows import Variant, known_methods, make_row, usual_methods
+from harness.measure.rows import Variant, known_methods, make_row, optimized_row, usual_methods
 from harness.measure.timing import BusyError
 from harness.models.towers import TIMM, load_clip, named, split_name, text_classifier
 from harness.records.averages import protocol, tower_of
-from harness.records.record import DENSE, GOLDEN, MATCHED, Record, Tuning, lacks_times, read_run, record_lines
+from harness.records.record import (
+    DENSE,
+    GOLDEN,
+    MATCHED,
+    OPTIMIZED,
+    Record,
+    Tuning,
+    lacks_times,
+    read_run,
+    record_lines,
+)
 from harness.records.statistics import LEAST_ROUNDS
 from harness.report.changes import ABSENT
 from zoo.core.files import fingerprint, write_whole
@@ -319,7 +329,7 @@ def measure(
 def _measure_case(case: Case, name: str, progress: Progress) -> Iterator[CheckedRow]:
     """Measure a case, one dataset after the other."""
     parts, arch, tag = load_clip(name)
-    methods = known_methods()  # others aren't registered any more
+    methods = (*known_methods(), OPTIMIZED)  # others aren't registered any more
     rows = {row.name: row for own in case.rows.values() for row in own if row.method in methods}
     variants = {name: _variant(parts, arch, tag, row) for name, row in rows.items()}
     bench = Bench(case.plan, parts, list(variants.values()), tag, fingerprint(parts.model.visual), progress)
@@ -338,6 +348,8 @@ def _measure_case(case: Case, name: str, progress: Progress) -> Iterator[Checked
 def _variant(parts: ClipParts, arch: str, tag: str, row: CheckRow) -> Variant:
     own = {} if row.method in (DENSE, GOLDEN) else row.options
     options, what = {"keep": row.keep, **own}, row.what if own else ""
+    if row.method == OPTIMIZED:
+        return optimized_row(make_row(parts.model.visual, arch, tag, DENSE, {}))
     return make_row(parts.model.visual, arch, tag, row.method, options, what)
 
 

@@ -13,11 +13,10 @@ import dataclasses
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import cached_json, keep_json
 from harness.measure import timing
 from harness.measure.plan import Plan
-from harness.measure.rows import Variant
+from harness.measure.rows import Variant, usual_methods
 from harness.models.towers import load_tower, split_method, text_classifier
 from harness.records.metrics import LEAST_GALLERY
 from harness.records.record import DENSE, DTYPES, GOLDEN, RANDOM, utc_now
@@ -56,7 +55,7 @@ ROUNDS = 6  # in which candidates are compared
 SPARSE = 12  # keep rates from one that is timed to the next, for a bound on time
 SAFER = (8, 4, 2, 1, 0)  # keep rates above the lowest that meets the bounds: the rungs of the ladder
 SLACK = 0.03  # of the time that is asked for, which a search for it leaves, as timing again moves it
-TRIES = 6  # setups that are timed against a bound on time, one after the other
+PARTS = (1, 0.9, 0.8)  # of that time, at which two setups each are tried: the first may miss it when timed again
 WORDS = {  # what metrics are called, as columns
     COSINE: "cosine",
     Q05: "5 % of cosines below",
@@ -67,14 +66,12 @@ WORDS = {  # what metrics are called, as columns
 # Ratios of times: to the dense tower in eager float32, and as it is run in the setup's precision.
 TOTAL, ALIKE = "ratio_to_dense", "ratio_to_dense_run_alike"
 
-Say = Callable[[str], object]
-
 
 def require_candidate(method: str, source: str) -> None:
     """Refuse an unknown method, and one that is only a control, with a ValueError that names its source."""
-    allowed = [name for name in METHODS if name not in CONTROLS]
+    allowed = sorted(METHODS.keys() - CONTROLS)
     if method in CONTROLS:
-        names = ", ".join(sorted(allowed))
+        names = ", ".join(allowed)
         raise ValueError(f"{source} {method!r} is a control to compare methods with: expected one of {names}")
     if method not in METHODS:
         raise ValueError(f"{source} {method!r}: {expected(method, allowed)}")
@@ -154,7 +151,7 @@ class Lab:
     """A tower with its reductions, measured on pictures and timed; the user's cache remembers values on pictures."""
 
     def __init__(
-        self, model: str, dataset: str, bounds: SetupBounds, config: ChooseConfig, say: Say, *, fresh: bool = False
+        self, model: str, dataset: str, bounds: SetupBounds, config: ChooseConfig, say: Any, *, fresh: bool = False
     ) -> None:
         """Load the tower, find its reductions and split the pictures; ``fresh`` remembers nothing."""
         self.model, method, _ = split_method(model)
@@ -175,6 +172,8 @@ class Lab:
         self.files |= {str(path): RecoveryFile.read(path) for path in config.recoveries}
         for path, file in self.files.items():
             require_candidate(file.method, f"{path!r} of method")
+            if isinstance(file, ScheduleFile) and file.keep == 1:
+                raise ValueError(f"schedule {path!r} keeps every patch token: search another one")
         self.left_out: dict[str, str] = {}  # methods that can't be had, with the reason
         self.reductions = self._find_reductions()
         self.dataset = get_dataset(dataset)
@@ -183,12 +182,12 @@ class Lab:
         self.weights, optimised = fingerprint(vit), [dtype for dtype in self.served if self._is_optimised(dtype)]
         identity: list[Any] = [version("clip-patchrank"), git_commit(), self.tower.name, self.weights, optimised]
         identity += [self.dataset.name, self.dataset.condition, *ids, config.device, torch.get_num_threads()]
-        identity += [digest(Path(path)) for path in self.files]
+        predictors = {path for one in self.reductions for path in self.find_predictors(self.find_setup(one))}
+        identity += [digest(path) for path in [*map(Path, self.files), *sorted(predictors)]]
         self._path, known = cached_json("choices", *identity)
         # Values on the pictures of each name, by candidate.
-        self.known: dict[str, dict[str, Any]] = {"search": {}, "held_out": {}}
-        if isinstance(known, dict) and not fresh:
-            self.known = known
+        blank = dict[str, dict[str, Any]](search={}, held_out={})
+        self.known = known if isinstance(known, dict) and not fresh else blank
 
     def _is_optimised(self, dtype: str) -> bool:
         return isinstance(self.served[dtype], OptimizedHost)
@@ -198,9 +197,9 @@ class Lab:
 
         What was asked for by name or file must run.
         """
-        usual = [name for name, cls in METHODS.items() if cls.by_default and name not in CONTROLS]
         fast = next(iter(self.served))
-        every = [Candidate(name, fast, RATES[-1]) for name in self.config.methods or sorted(usual)]
+        names = self.config.methods or [name for name in usual_methods() if name not in (DENSE, *CONTROLS)]
+        every = [Candidate(name, fast, RATES[-1]) for name in names]
         for path, file in self.files.items():
             trained = isinstance(file, RecoveryFile)
             keep = file.options.get("keep", 1.0) if trained else RATES[-1]
@@ -213,9 +212,8 @@ class Lab:
             except (ValueError, FileNotFoundError) as error:
                 if self.config.methods or one.file:
                     raise
-                assert one.method is not None
-                self.left_out[one.method] = describe_error(error)
-                self.say(f"{one.method} is left out: {self.left_out[one.method]}")
+                self.left_out[str(one.method)] = why = describe_error(error)
+                self.say(f"{one.method} is left out: {why}")
         return able
 
     def _split_pictures(self) -> list[Pictures]:
@@ -301,7 +299,9 @@ class Lab:
     def assess(self, one: Candidate) -> Assessment:
         """Judge a candidate by the bounds on fidelity, on the pictures held out."""
         self.say(f"{one} on pictures held out")
-        figures = self.held_out.figures(self.measure(one, "held_out"), self.config.seed)
+        if not (values := self.measure(one, "held_out")):
+            raise ValueError(f"features of {one} overflow on these pictures: leave {one.dtype} out of --dtypes")
+        figures = self.held_out.figures(values, self.config.seed)
         passed, setup = self.bounds.meets(figures), self.find_setup(one)
         return Assessment(candidate=one, setup=setup, passed=passed, fidelity=figures)
 
@@ -381,17 +381,19 @@ def build_ladder(lab: Any) -> list[Candidate]:
     most faithful dense tower is returned.
     """
     lab.say("dense in each precision")
-    dense = [one for one in lab.dense if lab.share(one) <= 1]
+    dense = sorted((one for one in lab.dense if lab.share(one) <= 1), key=lab.share)
     if not dense:
         return [min(lab.dense, key=lab.share)]
+    lab.say("times of dense in each precision")
+    ratios = lab.ratios(dense)
+    dtype = min(dense, key=ratios.__getitem__).dtype
     rungs = dict[Candidate, list[Candidate]]()  # by the lowest
     for way in lab.reductions:
         lab.say(f"keep rates of {way.method}")
-        rates = way._replace(dtype=dense[0].dtype).rates
+        rates = way._replace(dtype=dtype).rates
         at = bisect_left(rates, True, key=lambda one: lab.share(one) <= 1)
         if at < len(rates):
             rungs[rates[at]] = [rates[at + up] for up in SAFER if at + up < len(rates)]
-    dense.sort(key=lab.share)
     if not rungs:
         return dense
     lab.say("times of all methods")
@@ -412,13 +414,13 @@ def find_in_time(lab: Any, goal: float) -> Iterator[Candidate]:
     dtype = min(lab.dense, key=timed.__getitem__).dtype
     ways = [way._replace(dtype=dtype).rates for way in lab.reductions]
     timed |= lab.ratios(one for rates in ways for one in rates[::SPARSE])
-    near = list[Candidate]()
-    for rates in ways:
-        times, keeps = zip(*((timed[one], one.keep) for one in rates if one in timed), strict=True)
-        keep = np.interp(goal, np.maximum.accumulate(times), keeps, left=0)
-        # And somewhat faster ones, should the first miss it when it is timed again.
-        near += [one for one in rates if one.keep <= keep][-3:]
-    yield from sorted((one for one in near if lab.share(one) < math.inf), key=lab.share)
+    for part in PARTS:
+        near = list[Candidate]()
+        for rates in ways:
+            times, keeps = zip(*((timed[one], one.keep) for one in rates if one in timed), strict=True)
+            keep = np.interp(part * goal, np.maximum.accumulate(times), keeps, left=0)
+            near += [one for one in rates if one.keep <= keep][-1:]
+        yield from sorted((one for one in near if lab.share(one) < math.inf), key=lab.share)[:2]
     yield min(timed, key=timed.__getitem__)
 
 
@@ -477,11 +479,10 @@ def _judge_by_fidelity(lab: Lab) -> list[Assessment]:
             break
     passed = [one for one, own in judged.items() if own.passed]
     rivals = [one for one in passed if one.method is None or one == passed[-1]] or list(judged)
-    times = lab.measure_times(rivals)
-    for one in rivals:
-        judged[one] = dataclasses.replace(judged[one], time=times[one])
-    chosen = min([one for one in rivals if judged[one].pays] or rivals, key=lambda one: times[one][TOTAL]["estimate"])
-    last = judged.pop(chosen)
+    judged |= {one: dataclasses.replace(judged[one], time=own) for one, own in lab.measure_times(rivals).items()}
+    paying = [one for one in rivals if judged[one].pays]
+    met = [one for one in paying if not _describe_miss(lab.bounds, judged[one])]
+    last = judged.pop(min(met or paying, key=lambda one: judged[one].time[TOTAL]["estimate"]))
     return [*judged.values(), last]
 
 
@@ -489,7 +490,7 @@ def _judge_by_time(lab: Lab) -> list[Assessment]:
     """Time setups, the most faithful first, until one is as fast as asked; it comes last, or the fastest if none is."""
     judged = list[Assessment]()
     assert lab.bounds.speed_up is not None
-    for one in islice(find_in_time(lab, 1 / lab.bounds.speed_up), TRIES):
+    for one in find_in_time(lab, 1 / lab.bounds.speed_up):
         own = dataclasses.replace(lab.assess(one), time=lab.measure_times([one])[one])
         judged.append(dataclasses.replace(own, passed=not _describe_miss(lab.bounds, own)))
         if judged[-1].passed:
@@ -537,7 +538,8 @@ def selection_table(selection: Selection) -> Table:
         words=("setup", "dtype", "met"),
         roomy=[WORDS[metric] for metric in metrics[1:]],
         caption="setup: method and keep rate in %; means are relative to dense in float32, with 95 % intervals over "
-        "photographs; x dense: time relative to dense in float32; x dense alike: time relative to dense in the same "
-        "precision and runtime; met: whether it meets the bounds; the last setup is "
+        "photographs; x dense: time relative to dense in eager float32; x dense alike: time relative to dense in the "
+        "same precision and runtime; met: whether it meets the bounds and, for a bound on time alone, pays; the last "
+        "setup is "
         f"{'chosen' if selection.met else 'the nearest'}",
     )

@@ -36,7 +36,7 @@ _RANGES = {
     "min_cosine": (0.0, 1.0, "a mean cosine in (0, 1), such as 0.99", "mean cosine at least {}"),
     "min_overlap": (0.0, 1.0, "a share in (0, 1), such as 0.9", "neighbour overlap at least {}"),
     "max_loss": (0.0, 100.0, "points of top-1 in (0, 100), such as 0.5", "at most {} points of top-1 lost"),
-    "speed_up": (1.0, math.inf, "a number above 1, such as 1.5", "{} times as fast as dense in float32"),
+    "speed_up": (1.0, math.inf, "a number above 1, such as 1.5", "{} times as fast as dense in eager float32"),
 }
 
 Values = Mapping[str, Sequence[float]]  # by metric, one per picture

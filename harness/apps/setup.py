@@ -79,6 +79,8 @@ class Setup:
                 )
             method, keep = own, percent if keep is None else keep
         elif method == DENSE:
+            if keep is not None:
+                raise ValueError(f"model {name!r} with --method dense and --keep {keep:g}: leave out --keep")
             method = None
         if (method is None) != (keep is None):
             have, lack = ("method", "keep") if keep is None else ("keep", "method")
@@ -112,7 +114,7 @@ class Setup:
         if self.method is None:
             return self.model
         arch, dot, tag = self.model.partition(".")
-        short = f"{self.method}{round(100 * self.options['keep'])}" if "keep" in self.options else self.method
+        short = f"{self.method}{round(100 * self.options['keep'])}"
         return f"{arch}_{short}{dot}{tag}" if arch in MODELS else f"{self.model} {short}"
 
     def load(self, *, random_weights: bool = False) -> Tower:
@@ -123,7 +125,7 @@ class Setup:
             FileNotFoundError: weights, predictor or recovery are missing.
         """
         if self.method is not None and not random_weights:
-            require_rows(self.model, [(self.method, self.options.get("keep", 1.0))])
+            require_rows(self.model, [(self.method, self.options["keep"])])
         tower = find_tower(self.model, random_weights=random_weights)
         return tower._replace(vit=self.reduce(tower))
 

@@ -38,7 +38,7 @@ def _choose_flags(parser: CommandParser) -> None:
         ("--min-cosine", "least mean cosine to dense features, such as 0.99"),
         ("--min-overlap", "least mean share of dense's 10 nearest pictures; needs 1000 pictures"),
         ("--max-loss", "largest loss in points of top-1, such as 0.5; needs classes"),
-        ("--speed-up", "least speed-up over dense in float32, such as 1.5"),
+        ("--speed-up", "least speed-up over dense in eager float32, such as 1.5"),
     ):
         flags.add(bounds, flag, None, text, float)
     among = parser.add_argument_group("what is chosen from")
@@ -67,6 +67,8 @@ def run_choose(args: Namespace, status: Console) -> Shown:
     from harness.base.lines import claim_file
 
     bounds, config = flags.settings(SetupBounds, args), flags.settings(ChooseConfig, args)
+    if args.output.suffix != ".json":  # by which --model tells a setup from a name
+        raise ValueError(f"--output {str(args.output)!r}: expected a name that ends with '.json'")
     dataset = args.dataset or f"images:{args.images}"
     with claim_file(args.output):
         selection = choose(args.model, dataset, bounds, config, fresh=args.fresh, progress=Progress(status))
@@ -75,7 +77,7 @@ def run_choose(args: Namespace, status: Console) -> Shown:
     setup, time, table = selection.setup, selection.judged[-1].time, selection_table(selection)
     path = args.output if selection.met else None
     data = json_values({"path": path, "why": selection.why, "setup": setup, "judged": selection.judged})
-    total = f"{_faster(time[TOTAL])} dense in float32"
+    total = f"{_faster(time[TOTAL])} dense in eager float32"
     rates = f"{time['images_per_s']:.1f} images/s against {time['dense_images_per_s']:.1f} at batch {time['batch']}"
     alike = "dense in the same precision and runtime"
     if not selection.met:
@@ -88,10 +90,10 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         reductions = [one for one in selection.judged if one.candidate.method is not None and one.passed]
         for one in reductions:
             if one.time:
-                slow = "slower than that" if one.pays else "not clearly faster"
+                slow = f"but slower than dense, {setup.dtype}" if one.pays else "not clearly faster"
                 text += f"; {one.candidate.name} in {one.setup.dtype} is {_faster(one.time[ALIKE])} {alike}, {slow}"
         if bounds.floors and not reductions:
-            text += "; no reduction meets the bounds"
+            text += "; no reduction was found that meets the bounds"
     wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, by the ends of 95 % intervals"
     return Shown(parts=(table, f"{text} ({rates})", wrote, _describe_use(setup, args)), data=data)
 
@@ -106,9 +108,11 @@ def _describe_use(setup: "Setup", args: Namespace) -> str:
     from zoo.deploy.export import ONNX
 
     file = shlex.quote(str(args.output))
-    pictures = "FOLDER" if args.images is None else shlex.quote(str(args.images))
+    prefix, _, path = (args.dataset or f"images:{args.images}").partition(":")
+    pictures = shlex.quote(path) if prefix in ("images", "folder") else "FOLDER"
+    device = "" if args.device == "cpu" else f" --device {shlex.quote(args.device)}"
     lines = [
-        *("", f"# vectors, in {setup.dtype}", f"{PROGRAM} embed {pictures} --model {file} --output vectors"),
+        *("", f"# vectors, in {setup.dtype}", f"{PROGRAM} embed {pictures} --model {file}{device} --output vectors"),
         f"# a file for ONNX Runtime, in {_file_dtype(ONNX, setup.dtype)}",
         f"{PROGRAM} export --model {file} --output model.onnx",
         *("# Python", "from harness.apps.setup import Setup", f"model = Setup.read({str(args.output)!r}).build()"),
