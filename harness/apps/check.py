@@ -28,9 +28,20 @@ from harness.golden.store import find_rankings
 from harness.measure.bench import Bench
 from harness.measure.plan import Plan
 from harness.measure.rows import Variant, known_methods, make_row, optimized_row, usual_methods
+from harness.measure.timing import BusyError
 from harness.models.towers import TIMM, load_clip, named, split_name, text_classifier
 from harness.records.averages import protocol, tower_of
-from harness.records.record import DENSE, GOLDEN, MATCHED, OPTIMIZED, Record, Tuning, read_run, record_lines
+from harness.records.record import (
+    DENSE,
+    GOLDEN,
+    MATCHED,
+    OPTIMIZED,
+    Record,
+    Tuning,
+    lacks_times,
+    read_run,
+    record_lines,
+)
 from harness.records.statistics import LEAST_ROUNDS
 from harness.report.changes import ABSENT
 from zoo.core.files import fingerprint, write_whole
@@ -309,7 +320,10 @@ def measure(
     for case in cases:
         batches = () if asked.no_latency else case.plan.batches
         plan = replace(case.plan, device=asked.device or case.plan.device, batches=batches, rounds=asked.rounds)
-        yield from _measure_case(case._replace(plan=plan), towers.get(case.tower, case.tower), progress)
+        for one in _measure_case(case._replace(plan=plan), towers.get(case.tower, case.tower), progress):
+            if asked.update and one.now is not None and lacks_times(one.now, plan.latency_rounds):
+                raise BusyError("the expectation would lose its times")
+            yield one
 
 
 def _measure_case(case: Case, name: str, progress: Progress) -> Iterator[CheckedRow]:

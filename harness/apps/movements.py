@@ -91,6 +91,8 @@ def other_conditions(pairs: Sequence[tuple[Record, Record]]) -> list[str]:
                 counts[f"{one.name}: {one.a} expected, {one.b} now"] += 1
         if then.device != now.device and then.latency:
             counts["latency isn't judged, as the device is another one"] += 1
+        elif len(then.latency) > len(now.latency):
+            counts["latency isn't judged, as it wasn't measured"] += 1
     few = {words: f" ({count} of {len(pairs)} rows)" for words, count in counts.items() if count < len(pairs)}
     return [words + few.get(words, "") for words in counts]
 

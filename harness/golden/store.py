@@ -1,5 +1,6 @@
 """Golden rankings on disk: a store of Parquet shards as ``rank`` makes it, or one small file."""
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -190,8 +191,11 @@ class Rankings:
 
     def _rows(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the places of these images, -1 where unknown."""
-        row = {image_id: i for i, image_id in enumerate(self.image_ids)}
-        return np.array([row.get(image_id, -1) for image_id in image_ids], dtype=np.int64)
+        return np.array([self._places.get(image_id, -1) for image_id in image_ids], dtype=np.int64)
+
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        return {image_id: i for i, image_id in enumerate(self.image_ids)}
 
     def take(self, image_ids: Sequence[str]) -> "Rankings":
         """Return the rankings of these images alone, in this order; ValueError if one has none."""

@@ -314,8 +314,10 @@ class Bench:
             return records
         costs, completed = self._costs(rows, known), []
         for row, record in zip(rows, records, strict=True):
-            more = len(times := costs[row.key].get("latency", ())) > len(record.latency)
-            completed.append(replace(record, latency=times, created=utc_now()) if more else record)
+            times = {one.batch: one for one in (*record.latency, *costs[row.key].get("latency", ()))}
+            latency = tuple(times.values())  # of all rows, so that they share rounds
+            changed = latency != record.latency
+            completed.append(replace(record, latency=latency, created=utc_now()) if changed else record)
         return completed
 
     def _costs(self, rows: Sequence[Variant], known: Sequence[Record]) -> Costs:
@@ -330,14 +332,17 @@ class Bench:
     def _known_costs(self, rows: Sequence[Variant], known: Sequence[Record]) -> Costs:
         """Return what rows cost by known records, of whatever dataset; nothing unless each row has one with times."""
         here = measured_here(self.plan, self.tag, self.weights) | {"image_size": rows[0].vit.input_size}
-        found: Costs = {row.key: {} for row in rows if row.method == GOLDEN}
-        for record in known:  # the newest comes last
+        whole, found = Costs(), Costs()
+        for record in known:  # the newest come last; a dense one begins those of its rounds
+            if record.method == DENSE:
+                found = {row.key: {} for row in rows if row.method == GOLDEN}
             alike = all(getattr(record, name) == value for name, value in here.items())
             if alike and "gflops" in record.metrics and not lacks_times(record, self.plan.latency_rounds):
                 own = {name: record.mean(name) if name in METRICS else getattr(record, name) for name in COST_FIELDS}
                 setting = (record.model, record.method_config)
                 found |= {row.key: own for row in rows if (row.model, row.config) == setting}
-        return found if len(found) == len(rows) else {}
+                whole = found if len(found) == len(rows) else whole
+        return whole
 
 
 class View:

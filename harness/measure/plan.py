@@ -43,14 +43,9 @@ class Plan:
     match_batch: int = 8  # images per call, where that cost is time
 
     @property
-    def timed_batch(self) -> int | None:
-        """Return the batch size at which rows take the same time; None where they cost the same otherwise."""
-        return self.match_batch if self.match == "time" else None
-
-    @property
     def latency_rounds(self) -> dict[int, int]:
         """Return the rounds at each batch size that is timed."""
-        sizes = self.batches if self.timed_batch is None else (*self.batches, self.timed_batch)
+        sizes = (*self.batches, self.match_batch) if self.match == "time" else self.batches
         return dict.fromkeys(sizes, self.rounds)
 
     def matched(self, *rates: float) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The models that stand side by side, sharing one dense tower's weights, and what they make of images."""
 
 import contextlib
+import inspect
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from harness import git_commit
 from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, to_lists
 from harness.base.terminal import Progress
 from harness.datasets import few_shot
@@ -363,7 +365,7 @@ class OutcomeCache:
             with self.progress.task(label, runs, share=len(split)) as update:
                 return outcomes(rows, split, self.preprocess, on_run=update)
         golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
-        settings = [[row.key, row.config] for row in rows]
+        settings = [git_commit(), *([row.key, row.config, _code(row)] for row in rows)]
         origin = OutcomeOrigin(run=digest(settings, split.image_ids, *golden), rows=len(rows))
         kind = replace(OUTCOMES, raw=tuple(f"{name} {at}" for at in range(len(rows)) for name in COLUMNS))
         # A shard is a batch, as the last bits of features depend on what else is in it.
@@ -383,6 +385,13 @@ class OutcomeCache:
                     store.write(index, _to_table(found.values()), origin, [one.final_tokens for one in found.values()])
             shards = [_from_shard(shard) for shard in OUTCOMES.shards(store.folder)]
         return {row.key: Outcome.join(parts) for row, *parts in zip(rows, *shards, strict=True)}
+
+
+def _code(row: Variant) -> str | None:
+    """Return a digest of the file with a row's method, whose author may stop a run to mend it; None without a file."""
+    with contextlib.suppress(OSError, TypeError):  # such as one from a notebook
+        return digest(Path(inspect.getfile(type(row.vit.reducer))))
+    return None
 
 
 def outcomes(

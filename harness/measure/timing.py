@@ -32,7 +32,7 @@ from zoo.towers.vit import ReducedViT
 MOST_ROUNDS = 200  # however short the calls are
 SPREAD = 0.25  # between dense's quartiles, by its median, over which times are of no use
 PER_THREAD = 0.75  # of a core, that each of torch's threads needs
-WAIT_S = 30.0  # for other processes, in a whole command
+WAIT_S = 30.0  # for other processes, in one search or one table
 LOOK_S, POLL_S = 0.2, 1.0  # that other processes are watched: before a timing, and again while they are waited for
 STAT = Path("/proc/stat")
 COMPILE, REDUCE_OVERHEAD = "compile", "reduce-overhead"
@@ -78,24 +78,33 @@ def watch_others(seconds: float) -> float | None:
 
 @dataclass(kw_only=True)
 class Patience:
-    """Waits for other processes before models are timed; ``left_s`` seconds are for all timings of a command."""
+    """Waits for other processes before models are timed; ``left_s`` seconds are for one search or one table."""
 
     say: Callable[[str], object]
     left_s: float = WAIT_S
+    told: bool = False  # that it waits
 
     def time(self, run: Callable[[], dict[K, Timing]], device: torch.device) -> dict[K, Timing]:
-        """Return what ``run`` times, the reference first; a disturbed timing is repeated once.
+        """Return what ``run`` times, the reference first; a disturbed timing is repeated once, and while time is left.
+
+        Seconds of later repeats count as waiting.
 
         Raises:
             BusyError: it was disturbed again, or other processes didn't end in time.
         """
-        for _ in range(2):
+        repeated = False
+        while True:
             self.wait(device)
+            began = time.monotonic()
             timings = run()
             why = why_busy(next(iter(timings.values())))
             if not why:
                 return timings
-        raise BusyError(why)
+            if repeated:
+                self.left_s -= max(time.monotonic() - began, POLL_S)
+            if repeated and self.left_s <= 0:
+                raise BusyError(why)
+            repeated = True
 
     def wait(self, device: torch.device) -> None:
         """Wait until other processes leave enough cores; raise BusyError if they don't in time."""
@@ -103,8 +112,9 @@ class Patience:
         while device.type == "cpu" and (why := why_crowded(watch_others(seconds))):
             if self.left_s <= 0:
                 raise BusyError(why)
-            if self.left_s == WAIT_S:
-                self.say(f"{why}: waiting for them, up to {WAIT_S:.0f} s")
+            if not self.told:
+                self.say(f"{why}: waiting for them, up to {self.left_s:.0f} s")
+            self.told = True
             seconds = POLL_S
             self.left_s -= seconds
 

@@ -23,7 +23,7 @@ EAGER = "eager"  # the way of a model as it is
 FASTER, SLOWER, OPEN = "faster", "slower", "not shown"  # the ratio's interval lies below 1, above it, includes it
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 LATENCIES = "latency.jsonl"  # file of a run's records
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 OWN, EAGER_FLOAT32 = "the dense model", "the dense model in eager float32"  # what ratios are to
 CONDITIONS = (
     "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",
@@ -31,7 +31,7 @@ CONDITIONS = (
     "reference", "machine",
 )  # fmt: skip
 TOO_BUSY = "too busy to time"  # what a reason begins with that isn't kept
-AGAIN = "the same command times again when the machine is idle"
+AGAIN = "the same command times again when the machine is idle, or with fewer threads: OMP_NUM_THREADS=2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,16 @@ def write_latencies(path: Path, records: Iterable[LatencyRecord]) -> None:
 
 def read_latencies(path: Path) -> list[LatencyRecord]:
     """Read JSON lines, in file order; ValueError names file, line and what is wrong, or that the last line is torn."""
-    return parse_lines(path, lambda line: from_json(LatencyRecord, strict_json(line), "record", complete=True))
+    return parse_lines(path, _read_latency)
+
+
+def _read_latency(line: str | bytes) -> LatencyRecord:
+    values = from_json(dict[str, Any], strict_json(line), "record")
+    if (known := values.get("schema_version")) != SCHEMA_VERSION:
+        mend = "move the file away, or name another --output"
+        raise ValueError(f"schema_version is {known!r}, this version reads {SCHEMA_VERSION}: {mend}")
+    record: LatencyRecord = from_json(LatencyRecord, values, "record", complete=True)
+    return record
 
 
 def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -> LatencyRecord | None:

@@ -1,6 +1,5 @@
 """Make studies: build or find what their lines describe, judge them on each dataset, and lay out tables."""
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -278,11 +277,10 @@ def answer(
             update(done)
         every = [(dataset, [shop.line(line) for line in lines]) for dataset, lines in cases]
         for done, (dataset, ready) in enumerate(every, start=len(specs) + 1):
-            dense, *others = _judge(shop, dataset, ready, known, folder)
+            bench, (dense, *others) = _judge(shop, dataset, ready, known, folder)
             rows = compare_lines([(one.labels, one.group, own) for one, own in zip(ready, others, strict=True)], *dense)
             yield StudyTable(title=_title(study, shop, *dense), dense=dense[0], rows=rows), sum(others, dense)
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)  # records are written by now
+            bench.view_of(dataset).outcomes.forget()  # records are written by now
             update(done)
 
 
@@ -320,8 +318,8 @@ def _title(study: Study, shop: Workshop, dense: Record) -> str:
 
 def _judge(
     shop: Workshop, dataset: Dataset, lines: Sequence[ReadyLine], known: Sequence[Record], folder: Path | None
-) -> list[list[Record]]:
-    """Return the dense model's record, and then those of each line; lines without prompts are judged at once."""
+) -> tuple[Bench, list[list[Record]]]:
+    """Return the bench, and records: the dense model's, then each line's. Lines without prompts are judged at once."""
     config, tower = shop.config, shop.tower
     assert tower.clip is not None
     plan = Plan(
@@ -341,7 +339,7 @@ def _judge(
     for line in lines:
         tuned = _judge_tuned(bench, dataset, line, known) if line.prompts else [next(judged) for _ in line.rows]
         records.append(tuned)
-    return records
+    return bench, records
 
 
 def _judge_tuned(bench: Bench, dataset: Dataset, line: ReadyLine, known: Sequence[Record]) -> list[Record]:

@@ -87,6 +87,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every timing be disturbed."""
     monkeypatch.setattr(timing, "why_busy", lambda dense: "spread of dense 40 %")
+    monkeypatch.setattr(timing, "POLL_S", timing.WAIT_S)  # one repeat takes all of it
 
 
 @pytest.fixture

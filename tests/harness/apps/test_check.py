@@ -15,6 +15,7 @@ from harness.apps.movements import EXACT, Movement, Tolerances, find_movements
 from harness.base.table import Shown
 from harness.cli.apps import run_check
 from harness.cli.entry import build_parser
+from harness.measure.timing import BusyError
 from harness.records.metrics import pack
 from harness.records.record import Record, Times, names_of, read_records
 from zoo.core.reducer import METHODS
@@ -236,6 +237,14 @@ def test_what_was_written_is_found_again_and_flags_take_some_rows_and_the_dense_
     assert {record.image_count for record in read_records(file)} == {12}
     assert run(str(file), "--no-latency", "--methods", "random").data["rows"] == 2
     assert run(str(file), "--no-latency", "--keeps", "0.25").data["rows"] == 1
+
+
+def test_a_busy_machine_judges_no_latency_and_leaves_the_expectation_its_times(run, file: Path, request):
+    request.getfixturevalue("busy_machine")
+    assert "latency isn't judged, as it wasn't measured" in str(run(str(file)))
+    with pytest.raises(BusyError, match="would lose its times"):
+        run(str(file), "--update", *WHAT, "--methods", "random")
+    assert file.read_bytes() == _WRITTEN[0]
 
 
 def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run, file: Path):

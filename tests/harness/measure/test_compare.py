@@ -122,7 +122,7 @@ def untimed(records: list[Record]) -> list[Record]:
 
 
 def test_a_stopped_run_goes_on_from_its_last_batch(shipped, tmp_path, monkeypatch):
-    """Whatever else was run in the folder meanwhile."""
+    """Whatever else was run in the folder meanwhile, by other code too."""
     shipped()
     monkeypatch.setattr(few_shot, "BATCH", 4)
     plan, run, ran = replace(PLAN, batches=()), rows.outcomes, list[tuple[str, ...]]()
@@ -139,8 +139,9 @@ def test_a_stopped_run_goes_on_from_its_last_batch(shipped, tmp_path, monkeypatc
         return group
 
     monkeypatch.setattr(rows, "outcomes", stop_at_the_third)
-    for changes in ({"keeps": (0.4,)}, {}):
+    for commit, changes in ((None, {"keeps": (0.4,)}), ("other", {}), (None, {})):
         ran.clear()
+        monkeypatch.setattr(rows, "git_commit", Mock(return_value=commit))
         with pytest.raises(KeyboardInterrupt):
             resume(**changes)
     assert untimed(resume()) == untimed(whole)
@@ -160,9 +161,14 @@ def test_what_a_busy_machine_left_untimed_is_timed_and_no_image_run_again(monkey
         timed = one_group(plan, known)
     assert untimed(timed) == untimed(known)
     assert [[times.batch for times in record.latency] for record in timed] == [[1], [1]]
+    other = replace(plan, batches=(3,))
+    more = one_group(other, timed)
+    assert [[times.batch for times in record.latency] for record in more] == [[1, 3], [1, 3]]
     monkeypatch.setattr("harness.measure.bench.costs", Mock(side_effect=AssertionError("measured again")))
+    assert one_group(other, [*timed, *more]) == more
     assert one_group(plan, [*known, *timed]) == timed
-    fewer = one_group(replace(plan, limit=9), [*known, *timed])  # of other images, at the same cost
+    # Of other images, at the same cost; a dense row alone is of other rounds.
+    fewer = one_group(replace(plan, limit=9), [*known, *timed, more[0]])
     assert [record.latency for record in fewer] == [record.latency for record in timed]
     assert [record.mean("gflops") for record in fewer] == [record.mean("gflops") for record in timed]
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import zoo
 from harness.base.terminal import Progress
-from harness.measure import cost, timing
+from harness.measure import cost
 from harness.measure.cost import FREE_OPERATORS, OperatorCost, costs, count_costs, gflops
 from harness.measure.rows import variants
 from zoo.core.files import blocks_fingerprint
@@ -205,7 +205,7 @@ def test_learned_tokens_are_counted(tmp_path):
     assert trace.tokens_per_block == (213,) * 3 + (1 + learned + kept,) * 6
 
 
-def test_costs_of_every_row_that_is_a_model(dense, monkeypatch):
+def test_costs_of_every_row_that_is_a_model(dense, monkeypatch, request):
     rows = variants(dense, "clip_vit_b16", "openai", ["dense", "tome", "random", "golden"], [0.5])
     facts = costs(rows, {1: 2, 8: 2}, Progress())
     assert list(facts) == [row.model for row in rows]
@@ -221,7 +221,7 @@ def test_costs_of_every_row_that_is_a_model(dense, monkeypatch):
             assert entry.q1_ms <= entry.median_ms <= entry.q3_ms
     assert [entry.ratio_to_dense for entry in plain["latency"]] == [None, None]
 
-    monkeypatch.setattr(timing, "why_busy", lambda dense: "spread of dense 40 %")
+    request.getfixturevalue("busy_machine")
     console = Console(file=io.StringIO(), width=200)
     assert costs(rows, {1: 2, 8: 2}, Progress(console))["clip_vit_b16_tome50"]["latency"] == ()
     assert console.file.getvalue().startswith("batch 1 and 8: too busy to time: spread of dense 40 %\n")

@@ -177,10 +177,11 @@ QUIET, DISTURBED = ({"dense": Timing(batch=1, samples_ms=samples)} for samples i
     ([1.9, 1.9, 0.2], [QUIET], 1, 3, ""),
     ([1.9] * 32, [QUIET], 0, 31, "other processes keep 1.9 of 2 cores busy"),  # one look, and 30 seconds
     ([0.0, 1.9, 0.0], [DISTURBED, QUIET], 2, 3, ""),
-    ([0.0] * 9, [DISTURBED] * 3, 2, 2, "spread of dense 67 %"),
-    ([None] * 9, [DISTURBED] * 3, 2, 2, "spread of dense 67 %"),
+    ([0.0] * 4, [DISTURBED, DISTURBED, DISTURBED, QUIET], 4, 4, ""),
+    ([None] * 32, [DISTURBED] * 32, 31, 31, "spread of dense 67 %"),
+    ([0.0, 0.0, *[1.9] * 30], [DISTURBED, DISTURBED], 2, 32, "other processes keep 1.9 of 2 cores busy"),
 ])  # fmt: skip
-def test_a_timing_waits_for_others_and_is_repeated_once(others, timings, runs, looks, why, monkeypatch):
+def test_a_timing_waits_for_others_and_is_repeated(others, timings, runs, looks, why, monkeypatch):
     monkeypatch.setattr(timing, "cores", lambda: 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     said, watched, timed = list[str](), Mock(side_effect=others), Mock(side_effect=timings)

@@ -237,6 +237,14 @@ def test_a_predictor_that_cannot_be_loaded_is_fitted_anew(few: StudyConfig):
     assert {other: other.stat().st_mtime_ns for other in others} == before
 
 
+@pytest.mark.usefixtures("staged", "quick_costs")
+def test_what_a_stopped_run_kept_of_another_dataset_stays(few: StudyConfig, tmp_path: Path):
+    kept = tmp_path / "other"
+    kept.mkdir()
+    assert list(answer(list_studies()["baselines"], replace(few, seeds=1), [], Progress(), folder=tmp_path))
+    assert list(tmp_path.iterdir()) == [kept]
+
+
 # The table
 
 
