@@ -19,7 +19,7 @@ from harness.records.averages import CLOSE, REFERENCE
 from harness.records.record import DENSE, MATCHED, RECORDS, UNREDUCED, Record, read_records
 from harness.records.times import LATENCIES, read_latencies
 from harness.report.groups import group_records, group_times, time_tables
-from harness.report.highlights import brief_tables
+from harness.report.highlights import standings
 from harness.report.writers import markdown
 from harness.studies.ranking_cost import curve_table
 from tools import replace_part
@@ -40,7 +40,7 @@ Found = Iterator[tuple[float, str, str, float]]  # keep rate of the target, meth
 
 def main_results() -> list[Table]:
     """Return what README shows of the main job."""
-    return brief_tables(group_records(read_records(RESULTS / "records.jsonl")))
+    return [one.table() for one in standings(group_records(read_records(RESULTS / "records.jsonl")))]
 
 
 def final_split() -> list[Table]:

@@ -17,7 +17,8 @@ from timm.models import save_for_hf
 from harness.measure.cost import gflops
 from harness.models.towers import OPEN_CLIP, TIMM, TRANSFORMERS, create_pretrained, split_method, split_name
 from harness.records.record import DENSE, RECOVERY, Record, conditions, lacking
-from harness.report.groups import markdown_table
+from harness.report.groups import group_records, sections
+from harness.report.writers import markdown
 from zoo.core.files import digest, fingerprint, read_facts, write_whole
 from zoo.core.prompts import CosineHead
 from zoo.loading.adopt import reduce
@@ -215,7 +216,7 @@ def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
         parts=reduction + ["learned tokens"] * bool(model.classes) + [RECOVERY] * bool(recovery),
         facts=facts,
         uncounted=uncounted,
-        table=markdown_table(records, summary=True).strip() if records else "",
+        table=markdown(list(sections(group_records(records), summary=True))).strip() if records else "",
         version=records[0].version if records else "",
         commits=sorted({record.git_commit for record in records if record.git_commit}),
         predicted=reducer is not None and reducer.config.predictor_block(model.vit.depth) is not None,

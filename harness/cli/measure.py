@@ -111,8 +111,6 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     from harness.records.averages import training_free
     from harness.records.record import RECORDS, UNFINISHED, earlier, keep_new, record_values
     from harness.report.folder import write_report
-    from harness.report.groups import group_records
-    from harness.report.highlights import headline
     from harness.report.tables import comparison_table
 
     path, progress = args.output / RECORDS, Progress(status)
@@ -130,11 +128,11 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
                 yield from table.notes
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
-    write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
+    report = write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     for line in _next_steps(args, plan):
         progress.say(line)
-    conclusion = headline(group_records(records))
+    conclusion = report.data["conclusion"]
     data = {"records": [record_values(record) for record in records], "conclusion": conclusion}
     return Shown(parts=tuple(conclusion), data=data)
 

@@ -230,7 +230,7 @@ def levels(rows: Sequence[Average], reference: str | None = None) -> list[Level]
     for target in sorted(targets.values(), key=lambda row: -row.keep):
         batches = {facts["batch"] for row in rows if (facts := matched(row, target))}
         found += [_level(rows, target, batch) for batch in (None, *sorted(batches))]
-    return [level for level in found if len(level.rows) > 1]
+    return [level for level in found if len(level.rows) > 1 or level.missing]
 
 
 def _level(rows: Sequence[Average], target: Average, batch: int | None) -> Level:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from harness.base.lines import require_appendable
-from harness.base.table import UNMEASURED, Cell, Shown, Table, figure, json_values, points
+from harness.base.table import UNMEASURED, Cell, Shown, Table, figure, json_values
 from harness.base.terminal import printable
 from harness.records.averages import describe_uncounted, judged_on, protocol, tower_of
 from harness.records.metrics import METRICS, Metric
@@ -32,6 +32,7 @@ from harness.records.statistics import (
     sign_flip,
     together,
 )
+from harness.report.tables import estimate_cell
 from harness.report.writers import markdown, markdown_text
 from zoo.core.files import write_whole
 
@@ -47,11 +48,8 @@ _OF_LABELS = (
     "top-1 in %; B - A in points with 95 % paired bootstrap interval over images; only A, only B: "
     "images that one alone got right; p: exact McNemar test, one comparison at a time"
 )
-_CAPTION = (
-    "batch: ratio to dense of B over A's, with an interval that covers at least 90 %; "
-    "all that follows: B minus A, of each beside its own dense model, with 95 % paired bootstrap "
-    "interval where values per image are known"
-)
+_OF_TIMES = "batch: ratio to dense of B over A's, with an interval that covers at least 90 %"
+_OF_METRICS = "{}: B minus A, of each beside its own dense model, with 95 % paired bootstrap interval where known"
 _NAMED = 12  # rows of one run alone that a line names
 
 
@@ -303,19 +301,18 @@ def _table(group: Sequence[Change], compared: dict[Metric, Together[int]]) -> Ta
     costs = [[figure(record.mean("gflops"), ".3f") for record in pair] for pair in runs]
     columns["GFLOPs"] = [a if a.value == b.value else Cell(f"{a} → {b}", b.value) for a, b in costs]
     for batch in sorted({batch for pair in group for batch in pair.latency}):
-        ratios = [pair.latency.get(batch) for pair in group]
-        columns[f"batch {batch}, to dense"] = [
-            UNMEASURED if ratio is None else Cell("{:.2f}x [{:.2f}, {:.2f}]".format(*ratio), ratio.estimate)
-            for ratio in ratios
-        ]
+        ratios = (pair.latency.get(batch) for pair in group)
+        columns[f"batch {batch}, to dense"] = [estimate_cell(ratio, "{:.2f}".format) for ratio in ratios]
     for metric, family in compared.items():
         if metric != TOP1 and any(metric.name in a.metrics and metric.name in b.metrics for a, b in runs):
             cells = [_change_cell(pair, metric, family.mark(at)) for at, pair in enumerate(group)]
             columns[metric.heading] = cells
-    near = {METRICS["cosine_distance"].heading}
+    near, more = {METRICS["cosine_distance"].heading}, [m.heading for m in compared if m.heading in columns]
     narrow = {"method", "keep", "seed", "GFLOPs"} | ({"top-1 A", "top-1 B", "B - A", "p"} if labelled else near)
     images = " or ".join(map(str, sorted({record.image_count for pair in runs for record in pair})))
-    about = (_OF_LABELS if labelled else "", _CAPTION, *_describe_tests(group, compared))
+    about = [_OF_LABELS] if labelled else []
+    about += [_OF_TIMES] if any(pair.latency for pair in group) else []
+    about += [_OF_METRICS.format(", ".join(more))] if more else []
     return Table.of(
         printable(f"{first.dataset} ({judged_on(first)}, {images} images; {protocol(first)}), {tower_of(first)}"),
         list(columns),
@@ -324,24 +321,19 @@ def _table(group: Sequence[Change], compared: dict[Metric, Together[int]]) -> Ta
         wide=columns.keys() - narrow - near,
         roomy=near - narrow,
         legend=f"{CLEAR} clear change at 5 %, the rows of a column judged together",
-        caption="; ".join(filter(None, about)),
+        caption="; ".join([*about, *_describe_tests(group, compared)]),
     )
 
 
 def _change_cell(pair: Change, metric: Metric, mark: str) -> Cell:
-    change = pair.change(metric)
-    if not isinstance(change, Interval):
-        return figure(change, metric.change)
-    if metric == TOP1:
-        return points(change, mark)
-    value, low, high = (figure(number, metric.change) for number in change)
-    return Cell(f"{value} [{low}, {high}]", change.estimate, mark)
+    cell = estimate_cell(pair.change(metric), lambda value: metric.text(value, metric.change or "+.1%"))
+    return Cell(cell, cell.value, mark)
 
 
 def _describe_tests(group: Sequence[Change], compared: dict[Metric, Together[int]]) -> Iterator[str]:
     """Say what the marks are, and what so many images show of the rows without one."""
     if tested := [one.title for one, family in compared.items() if one != TOP1 and family.alone]:
-        yield f"in {', '.join(tested)}: {mark_note(FLIPPED, 'each column by itself')}"
+        yield f"in {', '.join(tested)}: {mark_note(FLIPPED, 'the rows of each column')}"
     family = compared[TOP1]
     if family.alone:
         left = [group[at] for at in family.alone if not family.mark(at)]

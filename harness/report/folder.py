@@ -22,7 +22,7 @@ from harness.records.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.traces import leaving_out
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.groups import Group, count_of, group_records, group_times, sections, time_tables
-from harness.report.highlights import DRAWN, brief_tables, headline, plots_of
+from harness.report.highlights import DRAWN, Standing, headline, plots_of, standings
 from harness.report.pictures import TracePicture, galleries, group_traces
 from harness.report.writers import latex, markdown, records_csv, times_csv
 from zoo.core.files import write_whole
@@ -38,6 +38,7 @@ class Parts:
     groups: Sequence[Group]  # none if there are only times
     times: dict[str, list[LatencyRecord]]  # by the heading of their table
     plots: Sequence[Plot]
+    standings: Sequence[Standing] = ()  # judged once, as that takes a while
     pictures: Sequence[TracePicture] = ()  # of traces
     left_out: Sequence[str] = ()  # why files beside the records are not in it
 
@@ -94,15 +95,17 @@ def write_report(
     parts = Parts(
         groups=groups,
         times=timed,
+        standings=standings(groups),
         plots=plots_of(groups if every_plot else groups[:DRAWN]),
         pictures=galleries(traced if every_plot else traced[:DRAWN]),
         left_out=left_out,
     )
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
+    brief, conclusion = [one.table() for one in parts.standings], headline(parts.standings)
     tables: dict[str, Callable[[], bytes | str]] = {
         "report.html": lambda: page(parts, title),
-        "table.md": lambda: markdown([*brief_tables(groups), *sections(groups), *time_tables(timed)]),
+        "table.md": lambda: markdown([*brief, *sections(groups), *time_tables(timed)]),
         "table.tex": lambda: latex([*sections(groups, summary=True), *time_tables(timed, summary=True)]),
     }
     if records:
@@ -123,7 +126,7 @@ def write_report(
             content = make()
             write_whole(folder / name, content.encode() if isinstance(content, str) else content)
             update(count)
-    shown: list[Part] = [*brief_tables(groups), *headline(groups)]
+    shown: list[Part] = [*brief, *conclusion]
     if timed:
         many = count_of(sum(map(len, timed.values())), "time")
         shown.append(f"{many} by latency in {count_of(len(timed), 'table')} of report.html")
@@ -134,18 +137,18 @@ def write_report(
             "records": len(records),
             "files": [str(folder / name) for name in files],
             "left_out": left_out,
-            "groups": [_group_data(group) for group in groups],
+            "conclusion": conclusion,
+            "groups": [
+                {
+                    "name": group.name,
+                    "conditions": {name: getattr(group.first, name) for name in (*CONDITIONS, "version")},
+                    "rows": [_row_data(row) for row in group.rows],
+                }
+                for group in groups
+            ],
             "latency": [{"name": name, "records": json_values(rows)} for name, rows in timed.items()],
         },
     )
-
-
-def _group_data(group: Group) -> dict[str, Any]:
-    return {
-        "name": group.name,
-        "conditions": {name: getattr(group.first, name) for name in (*CONDITIONS, "version")},
-        "rows": [_row_data(row) for row in group.rows],
-    }
 
 
 def _row_data(row: Average) -> dict[str, Any]:
@@ -195,10 +198,10 @@ def page(parts: Parts, title: str) -> str:
     return _template().render(
         parts=parts,
         title=title,
-        brief=brief_tables(parts.groups),
+        brief=[one.table() for one in parts.standings],
         tables=list(sections(parts.groups, marked=True)),
         times=time_tables(parts.times),
-        headline=headline(parts.groups),
+        headline=headline(parts.standings),
         legend=[
             (id_of(name, styles), name, inline(draw_sample(styles[name]), f"sample-{id_of(name, styles)}"))
             for name in names_of([chart for _, chart in shown], styles)

@@ -24,7 +24,6 @@ from harness.records.times import CONDITIONS as TIMED_CONDITIONS
 from harness.records.times import LatencyRecord, Machine, latency_table
 from harness.records.times import table_of as timed_title
 from harness.report.tables import describe_note, in_sections, report_columns, table_of
-from harness.report.writers import markdown
 
 # What a heading names; where other conditions differ, the heading names those, too.
 _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens", "recovered")
@@ -189,15 +188,6 @@ def sections(groups: Sequence[Group], *, summary: bool = False, marked: bool = F
             rows = [*(row for row in group.rows if row.method in UNREDUCED), *targets, *searched]
             name = f"{group.name}, at equal time"
             yield _section(replace(group, name=name, rows=rows), summary=summary, marked=marked)
-
-
-def markdown_table(records: Iterable[Record], *, summary: bool = False) -> str:
-    """Return one Markdown table per group of records, each under its heading.
-
-    Raises:
-        ValueError: no records.
-    """
-    return markdown(list(sections(group_records(records), summary=summary)))
 
 
 def _section(group: Group, *, summary: bool, marked: bool) -> Table:

@@ -16,7 +16,7 @@ from harness.records.averages import (
     tower_of,
 )
 from harness.records.metrics import METRICS, Metric
-from harness.records.record import DENSE, OPTIMIZED, RANDOM, UNREDUCED
+from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RANDOM, UNREDUCED, differing
 from harness.records.statistics import CLEAR, FLIPPED, Interval, Together, together
 from harness.report.charts import Chart, Dot, Plot
 from harness.report.groups import Group, count_of
@@ -36,11 +36,6 @@ class Cost:
     """What rows may cost: multiply-adds, or time over dense's at a batch size."""
 
     batch: int | None = None  # None: multiply-adds
-
-    @property
-    def name(self) -> str:
-        """Its name in files and data, such as ``ratio_batch32``."""
-        return "gflops" if self.batch is None else f"ratio_batch{self.batch}"
 
     @property
     def words(self) -> str:
@@ -115,46 +110,48 @@ class Standing:
                     f"against {_value(second)} of {self.names[second.identity]})"
                 )
             elif near:
-                clauses.append(f"{list_words(near)} are level on {sets}")
+                clauses.append(f"{list_words(near)} may each be nearest on {sets}")
             else:
                 clauses.append(f"no method is clearly nearest to dense on {sets}")
         return f"At {self.cost}, {'; '.join(clauses)}."
 
     def table(self) -> Table:
         """Lay the rows out beside the unreduced ones, a column of 1 - cosine per dataset."""
-        first = self.groups[0]
-        unreduced = [row for row in first.rows if row.method in UNREDUCED]
-        rows = [*unreduced, *self.levels[0].rows]
-        beside = {id(group): {row.identity: row for row in group.rows} for group in self.groups}
+        first, beside, known = self.groups[0], dict[str, dict[str, Average]](), dict[str, Average]()
+        for group, level in zip(self.groups, self.levels, strict=True):
+            own = [*(row for row in group.rows if row.method in UNREDUCED), *level.rows]
+            beside[group.name] = {row.identity: row for row in own}
+            known = {**known, **beside[group.name], **known}
+        rows = list(known.values())
 
         def cells(row: Average) -> Iterator[Cell]:
             yield Cell(self.names.get(row.identity, row.label), row.label)
             yield figure(row.mean("gflops"), ".2f")
             for group in self.groups:
-                own = beside[id(group)].get(row.identity)
+                own = beside[group.name].get(row.identity)
                 cell = UNMEASURED if own is None else _value(own)
                 clear = own is not None and self.further(group, own)
                 yield Cell(cell, cell.value, CLEAR if clear else "")
             if scored is not None:
-                own = beside[id(scored)].get(row.identity)
+                own = beside[scored.name].get(row.identity)
                 yield UNMEASURED if own is None else estimate_cell(own.top1, TOP1.text)
-            for batch in batches[-1:]:
+            for batch in filter(None, batches):
                 ratio = Cost(batch=batch).of(row)
                 yield Cell("1") if row.method == DENSE else estimate_cell(ratio, "{:.2f}".format)
 
         scored = next((group for group in self.groups if group.first.labelled), None)
-        batches = sorted({timed.batch for row in rows for timed in row.latency})
+        batches = [self.levels[0].batch or max((timed.batch for row in rows for timed in row.latency), default=0)]
         heads = ["Method", "GFLOPs", *(f"{DISTANCE.heading}, {group.first.dataset}" for group in self.groups)]
         heads += [f"{TOP1.heading}, {scored.first.dataset}"] if scored else []
-        heads += [f"Batch {batch}, × dense" for batch in batches[-1:]]
-        images = list_words([f"{one.first.image_count} images of {one.first.dataset}" for one in self.groups])
-        missing = list_words(self.levels[0].missing)
+        heads += [f"Batch {batch}, × dense" for batch in filter(None, batches)]
+        images = list_words([f"{one.first.image_count} images of {one.short}" for one in self.groups])
+        missing = list_words(list(dict.fromkeys(name for level in self.levels for name in level.missing)))
         about = [
             f"{DISTANCE.fidelity}, nearest first, {CLEAR} clearly further than the nearest ({FLIPPED}, Holm, 5 %)",
             f"{images}; 95 % intervals",
-            "× dense: time by the dense model's" if batches else "",
+            "× dense: time by the dense model's" if any(batches) else "",
             describe_note(rows, None),
-            f"not at this cost: {missing}" if missing else "",
+            f"not at this cost, or not on every dataset: {missing}" if missing else "",
             f"{first.first.device_name}, {first.first.dtype}, {count_of(first.first.threads, 'thread')}",
         ]
         return Table.of(
@@ -162,6 +159,8 @@ class Standing:
             heads,
             [list(cells(row)) for row in rows],
             words=("Method",),
+            wide=heads[3:],
+            legend=f"{CLEAR} clearly further from dense than the nearest",
             caption="; ".join(filter(None, about)),
         )
 
@@ -183,27 +182,20 @@ def standings(groups: Sequence[Group]) -> list[Standing]:
     for own in alike.values():
         lowest: dict[tuple[int | None, str], list[tuple[Group, Level]]] = {}
         for group in sorted(own.values(), key=lambda group: group.first.labelled):
-            rows = [row for row in group.rows if row.method != RANDOM]
-            for batch, level in {level.batch: level for level in levels(rows)}.items():
+            rows = [row for row in group.rows if row.method not in (GOLDEN, RANDOM)]
+            for batch, level in {level.batch: level for level in levels(rows) if len(level.rows) > 1}.items():
                 lowest.setdefault((batch, level.target.identity), []).append((group, level))
         for pairs in lowest.values():
             found.append(Standing(groups=[group for group, _ in pairs], levels=[level for _, level in pairs]))
     return found
 
 
-def brief_tables(groups: Sequence[Group]) -> list[Table]:
-    """Return a table per `standings`."""
-    return [standing.table() for standing in standings(groups)]
-
-
-def headline(groups: Sequence[Group]) -> list[str]:
-    """Say for each of `standings` which row is nearest to dense."""
-    every = standings(groups)
-    towers = [tower_of(one.groups[0].first) for one in every]
-    return [
-        f"{tower}: {one.sentence()}" if len(set(towers)) > 1 else one.sentence()
-        for tower, one in zip(towers, every, strict=True)
-    ]
+def headline(every: Sequence[Standing]) -> list[str]:
+    """Say for each of `standings` which row is nearest to dense, with the conditions in which they differ."""
+    facts = [{"tower": tower_of(own := one.groups[0].first)} | {n: getattr(own, n) for n in _ALIKE} for one in every]
+    apart = [name for name in differing(("", own) for own in facts) if name not in ("tag", "weights_sha256")]
+    places = [", ".join(str(own[name]) for name in apart) for own in facts]
+    return [": ".join(filter(None, (place, one.sentence()))) for place, one in zip(places, every, strict=True)]
 
 
 def list_words(words: Sequence[str]) -> str:
@@ -223,7 +215,8 @@ def plots_of(groups: Sequence[Group]) -> list[Plot]:
         charts = [chart for group in groups if (chart := _chart(group, metric, cost)).series.keys() - {DENSE}]
         title = f"{f'{TOP1.title} to dense' if metric == TOP1 else metric.title} against {cost.words}"
         if charts:
-            plots.append(Plot(name=f"{metric.plotted}_{cost.name}", title=title, charts=charts))
+            ending = "gflops" if cost.batch is None else f"ratio_batch{cost.batch}"
+            plots.append(Plot(name=f"{metric.plotted}_{ending}", title=title, charts=charts))
     return plots
 
 

@@ -41,7 +41,7 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
 }
 for (const entry of document.querySelectorAll(".legend li")) {
   const button = makeButton(entry);
-  const name = button.textContent.trim();
+  const name = button.querySelector("span").textContent; // the drawing has words of its own, its style
   const rows = [...document.querySelectorAll("table[data-sortable] tbody tr")].filter((row) => {
     const heads = [...row.closest("table").tHead.rows[0].cells];
     return row.cells[heads.findIndex((head) => /^method/i.test(head.textContent))]?.textContent === name;

@@ -76,15 +76,6 @@ def table_of(
     )
 
 
-def title(record: Record, more: str = "") -> str:
-    """Say what the records of a table have in common; ``more`` goes with the protocol."""
-    return (
-        f"{record.dataset} ({judged_on(record)}, {record.image_count} images; {protocol(record)}"
-        f"{more}), {tower_of(record)}, {record.dtype}, {record.device_name}, "
-        f"{record.threads} thread{'s' if record.threads > 1 else ''}"
-    )
-
-
 def comparison_table(records: Sequence[Record], reference: str | None = None, batches: Collection[int] = ()) -> Table:
     """Lay out for the terminal what `averages` makes of records, one row per model, a section per cost or keep rate.
 
@@ -92,11 +83,13 @@ def comparison_table(records: Sequence[Record], reference: str | None = None, ba
     the time that it was searched for is left out. ``batches`` have a column of times even where none could be taken.
     """
     rows, starts, missing = in_sections(averages(records), reference)
-    family = judge_rows(rows, reference)
+    family, record = judge_rows(rows, reference), records[0]
     return table_of(
         rows,
         columns_of(rows, family, batches),
-        title=title(records[0], seeds(rows[0].records) + with_recovery(rows)),
+        title=f"{record.dataset} ({judged_on(record)}, {record.image_count} images; {protocol(record)}"
+        f"{seeds(rows[0].records)}{with_recovery(rows)}), {tower_of(record)}, {record.dtype}, {record.device_name}, "
+        f"{record.threads} thread{'s' if record.threads > 1 else ''}",
         caption="; ".join(filter(None, [describe_note(rows, family), describe_uncounted(*(r.first for r in rows))])),
         legend=family.legend if family else "",
         sections=starts,
@@ -142,7 +135,7 @@ def columns_of(rows: Sequence[Average], family: Judgement | None = None, batches
     names = labels(rows)
     columns: list[Filled] = [
         (Column(heading="Method", left=True), lambda row: Cell(names[row.identity], names[row.identity])),
-        (Column(heading="Keep"), lambda row: keep_cell(row.keep)),
+        (Column(heading="Keep"), lambda row: Cell(f"{100 * row.keep:.3g} %", row.keep)),
     ]
     for metric in METRICS.values():
         if metric.name == _AFTER_TIMES:
@@ -161,23 +154,20 @@ def columns_of(rows: Sequence[Average], family: Judgement | None = None, batches
 
 
 def _time_columns(rows: Sequence[Average], asked: Collection[int]) -> Iterator[Filled]:
-    def milliseconds(entry: Times) -> Cell:
-        return estimate_cell(Interval(entry.median_ms, entry.q1_ms, entry.q3_ms), "{:.1f}".format)
-
-    def to_dense(entry: Times) -> Cell:
-        return estimate_cell(entry.ratio, "{:.2f}".format)
-
-    def per_second(entry: Times) -> Cell:
-        return figure(entry.images_per_s, ".1f")
-
+    one, two = "{:.1f}".format, "{:.2f}".format
     entries = [entry for row in rows for entry in row.latency]
     batches = sorted({entry.batch for entry in entries}.union(asked))
     about = "× dense: time by the dense model's, median over rounds with its 95 % interval"
     for batch in batches:
         kinds: list[tuple[str, Sequence[Form], Callable[[Times], Cell], str]] = [
-            ("ms [IQR]", FORMS[:1], milliseconds, "ms: median and quartiles"),
-            ("× dense", FORMS if batch == batches[-1] else FORMS[:2], to_dense, about),
-            ("images/s", FORMS[:1], per_second, ""),
+            (
+                "ms [IQR]",
+                FORMS[:1],
+                lambda own: estimate_cell(Interval(own.median_ms, own.q1_ms, own.q3_ms), one),
+                "ms: median and quartiles",
+            ),
+            ("× dense", FORMS if batch == batches[-1] else FORMS[:2], lambda own: estimate_cell(own.ratio, two), about),
+            ("images/s", FORMS[:1], lambda own: figure(own.images_per_s, ".1f"), ""),
         ]
         own = [entry for entry in entries if entry.batch == batch]
         if not own:
@@ -222,8 +212,3 @@ def estimate_cell(estimate: Interval | float | None, text: Callable[[float], str
         return Cell(text(estimate), estimate)
     value, low, high = map(text, estimate)
     return Cell(f"{value} [{low}, {high}]" if ends else value, estimate.estimate)
-
-
-def keep_cell(keep: float) -> Cell:
-    """Show a keep rate."""
-    return Cell(f"{100 * keep:.3g} %", keep)

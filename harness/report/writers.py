@@ -137,9 +137,8 @@ def times_csv(times: Sequence[tuple[str, LatencyRecord]]) -> str:
         values = asdict(record)
         known = values.pop("times") or {}
         values |= {field.name: known.get(field.name, values.get(field.name)) for field in fields(Times)}
-        inner = {name: values.pop(name) for name in ("machine",)}
-        flat = {f"{name}_{key}": value for name, own in inner.items() for key, value in own.items()}
-        rows.append({"run": run} | values | flat)
+        machine = values.pop("machine")
+        rows.append({"run": run} | values | {f"machine_{name}": value for name, value in machine.items()})
     return csv_text(rows)
 
 

@@ -16,7 +16,8 @@ from harness.apps.push import FILES, Publishable, load_publishable, model_card
 from harness.cli.entry import main
 from harness.measure.cost import gflops
 from harness.records.record import Record, read_records
-from harness.report.groups import markdown_table
+from harness.report.groups import group_records, sections
+from harness.report.writers import markdown
 from zoo.core.files import blocks_fingerprint, digest
 from zoo.loading.learned_files import save_prompts
 from zoo.loading.recovery_file import Recovered, trainable
@@ -160,7 +161,7 @@ def test_the_table_is_the_records_of_this_model_and_of_dense(model: Publishable,
     assert {row.dataset for row in rows} == {"fashion", "emoji", "photos"}
     assert {row.shots for row in rows} == {0}
     card = model_card(model, "me/pruned", rows)
-    assert markdown_table(rows, summary=True).strip() in card
+    assert markdown(list(sections(group_records(rows), summary=True))).strip() in card
 
 
 def test_facts_are_computed(model: Publishable):

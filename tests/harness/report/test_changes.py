@@ -279,7 +279,7 @@ def test_two_runs_are_compared_and_nothing_is_measured_or_written(runs: Path, ca
         ("a b a", "compare 'a' 'b' 'a': expected two runs"),
         ("a gone", "run 'gone': there is no such file or folder; expected a file of records"),
         ("torn b", "records.jsonl, line 1: torn, as what wrote it was stopped midway"),
-        ("a --output out --device cpu", "--device with runs to compare"),
+        ("a --output out --device cpu", "--device can't be given with runs"),
         ("a b --output a/records.jsonl", "--output 'a/records.jsonl' is a file, or lies in one"),
     ],
 )

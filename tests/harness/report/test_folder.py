@@ -19,9 +19,10 @@ from harness.cli.entry import build_parser, main
 from harness.records.record import Record, read_run, write_records
 from harness.records.times import LatencyRecord, write_latencies
 from harness.report.folder import read_times, write_report
-from harness.report.groups import group_records, markdown_table
-from harness.report.highlights import headline
+from harness.report.groups import group_records, sections
+from harness.report.highlights import headline, standings
 from harness.report.pictures import TracePicture
+from harness.report.writers import markdown
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 QUALITIES = ("accuracy", "fidelity")  # of plots
@@ -38,7 +39,7 @@ def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys
     drawn = [f"{name}.{form}" for name in names for form in ("svg", "png")]
     assert sorted(path.name for path in folder.iterdir()) == sorted((*TABLES, *drawn))
     said = " ".join(capsys.readouterr().out.split())
-    [sentence] = headline(group_records(records))
+    [sentence] = headline(standings(group_records(records)))
     assert sentence in said
 
 
@@ -163,7 +164,7 @@ def test_hostile_names_stay_text(made: Any, dense: Record):
     assert parsed.tags.count("script") == text.count("<script") == 1
     assert parsed.tables[2][0] == HOSTILE
     assert 'alt="&#34;seen&#34;" src="data:image/jpeg;base64,anBlZw=="' in text
-    table = markdown_table([hostile, other])
+    table = markdown(list(sections(group_records([hostile, other]))))
     assert "<script" not in table
     assert "](http" not in table
     assert len({line.count("|") for line in table.splitlines()[3:]}) == 1
@@ -184,7 +185,11 @@ def test_a_table_has_every_figure_and_sorts_by_it_unrounded(drawn: Any, records:
     assert (values["Keep"], values["Top-1, %"]) == ("0.6", str(patchrank.mean("top1")))
     assert values["Batch 1, ms [IQR]"] == str(patchrank.latency[0].median_ms)
     # Markdown has the same cells.
-    lines = [line for line in markdown_table(records).splitlines() if line.startswith("|") and "---" not in line]
+    lines = [
+        line
+        for line in markdown(list(sections(group_records(records)))).splitlines()
+        if line.startswith("|") and "---" not in line
+    ]
     assert [sorted(line.strip("| ").split(" | ")) for line in lines] == [sorted(row) for row in parsed.tables]
 
 
