@@ -220,7 +220,7 @@ def test_killed_the_same_command_goes_on_where_it_was(foreign: str, tmp_path: Pa
 from harness.measure import timing
 timing.watch_others, timing.why_busy = lambda seconds: None, lambda dense: ""
 main({command})"""
-    kill_when(lambda _: len(read_known()) >= 2, [sys.executable, "-c", code], env=own_threads)
+    kill_when(lambda _: len(read_known()) >= 2, [sys.executable, "-P", "-c", code], env=own_threads)
     kept, values = read_known(), Pictures.values
 
     def counted(pictures: Pictures, row: Any) -> Any:

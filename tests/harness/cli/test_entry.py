@@ -185,7 +185,7 @@ def test_killed_in_its_first_dataset_the_same_command_goes_on(tmp_path: Path, ru
     whole, out = tmp_path / "whole", tmp_path / "out"
     command = [*TWO_BATCHES.split(), "--output"]
     assert main([*command, str(whole)]) == 0
-    words = [sys.executable, "-m", "harness", *command, str(out)]
+    words = [sys.executable, "-P", "-m", "harness", *command, str(out)]  # the package that is tested, not this folder
     kill_when(
         lambda _: list(out.glob("records.unfinished/*/*/*.parquet")), words, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
