@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.core.attention import Attended, mean_share
+from zoo.core.attention import Attended, cls_attention
 from zoo.core.reducer import Reducer, ReducerConfig, limit, register_method
 from zoo.core.tokens import Tokens, rows
 
@@ -58,19 +58,10 @@ class DiffRate(Reducer):
         if r <= 0:
             return tokens
         merged = r - round(self.config.pruned * r)
-        attention = _attention(tokens, attended)
+        assert attended.pooling is not None
+        attention = cls_attention(*attended.pooling(), size=tokens.size)
         tokens = tokens._replace(importance=attention).prune(index, attention, count + merged)
         return _merge_tail(index, tokens, count) if merged else tokens
-
-
-def _attention(tokens: Tokens, attended: Attended) -> Tensor:
-    """Return how much the class token attends to each patch token in this block, sizes included, (B, n)."""
-    assert attended.pooling is not None
-    query, key, scale, prefix = attended.pooling()
-    logits = ((query * scale) @ key.transpose(-2, -1)).squeeze(2)
-    if tokens.size is not None:
-        logits = logits + F.pad(tokens.size.log(), (prefix, 0)).unsqueeze(1)
-    return mean_share(logits, prefix)
 
 
 def _merge_tail(index: int, tokens: Tokens, count: int) -> Tokens:

@@ -12,7 +12,7 @@ from rich.console import Console
 from harness.base.table import NOT_MEASURED, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import CommandParser, command
+from harness.cli.command import PROGRAM, CommandParser, command
 from harness.cli.outline import outline
 
 if TYPE_CHECKING:
@@ -141,15 +141,15 @@ def _plan_of(args: Namespace) -> "Plan":
     """Return what `compare` measures; without methods named, those of published comparisons and a faster dense row."""
     from harness.measure.plan import Plan
     from harness.measure.rows import usual_methods
+    from harness.records.averages import reference_of
     from harness.records.record import GOLDEN, RANDOM, UNREDUCED
 
     methods = tuple(args.methods or (name for name in usual_methods() if name not in (GOLDEN, RANDOM)))
     reduced = [name for name in methods if name not in (*UNREDUCED, GOLDEN)]
-    reduced.sort(key=lambda name: (name != Plan.match_to, name == RANDOM))
     own = {
         "methods": methods,
         "match": args.match if reduced else "keep",
-        "match_to": args.match_to or next(iter(reduced), Plan.match_to),
+        "match_to": args.match_to or reference_of(methods) or next(iter(reduced), Plan.match_to),
         "optimized": args.methods is None and args.shots == [0],
     }
     return flags.settings(Plan, args, **own)
@@ -166,7 +166,7 @@ def _next_steps(args: Namespace, plan: "Plan") -> Iterator[str]:
         left = [name for name in every if name not in plan.methods]
         yield f"{len(every) - len(left)} of {len(every)} methods; --methods takes the others, too: {' '.join(left)}"
     if plan.match == "gflops":
-        words = ["patchrank", *(word for word in args.argv if word != "--fresh"), "--match", "time"]
+        words = [PROGRAM, *(word for word in args.argv if word != "--fresh"), "--match", "time"]
         if (fast := best_precision(plan.device)) != plan.dtype:
             words += ["--dtype", fast]
         yield f"next, at equal time: {shlex.join(words)}"

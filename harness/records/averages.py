@@ -3,7 +3,7 @@
 import functools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -221,7 +221,7 @@ def levels(rows: Sequence[Average], reference: str | None = None) -> list[Level]
 
     Rows whose keep rate was searched for a time are compared by that time, all others by GFLOPs.
     """
-    reference = reference or reference_of(rows)
+    reference = reference or reference_of(row.method for row in rows)
     targets: dict[float, Average] = {}
     for row in rows:
         if row.method == reference:
@@ -251,10 +251,10 @@ def nearness(row: Average) -> tuple[float, float]:
     return row.mean("cosine_distance") or 0.0, -(row.mean("top1") or 0.0)
 
 
-def reference_of(rows: Sequence[Average]) -> str | None:
-    """Return the method that a table's rows are compared with where none is named: `REFERENCE`, or the first."""
-    methods = [row.method for row in rows if row.method not in (*UNREDUCED, GOLDEN, RANDOM)]
-    return REFERENCE if REFERENCE in methods else next(iter(methods), None)
+def reference_of(methods: Iterable[str]) -> str | None:
+    """Return which of a table's methods others are compared with where none is named: `REFERENCE`, or the first."""
+    able = [name for name in methods if name not in (*UNREDUCED, GOLDEN, RANDOM)]
+    return REFERENCE if REFERENCE in able else next(iter(able), None)
 
 
 def cost_of(row: Average, batch: int | None = None) -> float | None:

@@ -38,6 +38,11 @@ class Interval(NamedTuple):
     high: float
 
 
+def exact(value: float) -> Interval:
+    """Return a value as an interval of no width."""
+    return Interval(value, value, value)
+
+
 def finite_sample(values: ArrayLike) -> NDArray[np.float64]:
     """Return a list of numbers as an array; ValueError if it is empty or has NaN."""
     sample = np.asarray(values, dtype=np.float64)

@@ -17,7 +17,7 @@ from harness.records.averages import (
 )
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RANDOM, UNREDUCED, differing
-from harness.records.statistics import CLEAR, FLIPPED, Interval, Together, together
+from harness.records.statistics import CLEAR, FLIPPED, Interval, Together, exact, together
 from harness.report.charts import Chart, Dot, Plot
 from harness.report.groups import Group, count_of
 from harness.report.tables import describe_note, estimate_cell
@@ -49,11 +49,6 @@ class Cost:
             return None if gflops is None else exact(gflops)
         timed = next((each for each in row.latency if each.batch == self.batch), None)
         return None if timed is None else exact(1.0) if row.method == DENSE else timed.ratio
-
-
-def exact(value: float) -> Interval:
-    """Return a value as an interval of no width."""
-    return Interval(value, value, value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import Dataset, SplitName
 from harness.datasets.few_shot import turns
 from harness.records.record import DENSE, Record
-from harness.records.statistics import Interval, bootstrap_mean, wilson_interval
+from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_interval
 from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.pictures import PatchSheet
 from harness.report.writers import markdown
@@ -122,10 +122,6 @@ def _percent(*shares: float) -> Interval:
     return Interval(*(100 * float(share) for share in shares))
 
 
-def _exact(value: float) -> Interval:
-    return Interval(value, value, value)
-
-
 def _top1(records: Sequence[Record], reference: Sequence[Record] | None = None) -> Interval:
     if reference is not None:
         return _percent(*bootstrap_mean(_right(records) - _right(reference), seed=0))
@@ -143,7 +139,7 @@ def _match(records: Sequence[Record], reference: Sequence[Record] | None = None)
 def _gflops(records: Sequence[Record], reference: Sequence[Record] | None = None) -> Interval | None:
     """Return the multiply-adds, by those of a reference where there is one."""
     count, other = (1.0 if own is None else own[0].mean("gflops") for own in (records, reference))
-    return None if count is None or other is None else _exact(count / other)
+    return None if count is None or other is None else exact(count / other)
 
 
 def _latency(records: Sequence[Record], reference: Sequence[Record] | None = None) -> Interval | None:
@@ -486,12 +482,12 @@ def series(comparison: Comparison) -> dict[str, list[Dot]]:
 def _dots(comparison: Comparison, one: PaperResult) -> dict[str, Dot]:
     """Return a row's points, ours and the paper's, as far as they are known."""
     lost = one.paper_to(comparison.datasets)
-    losses = {"ours": comparison.mean(one.to), "paper": None if lost is None else _exact(lost)}
+    losses = {"ours": comparison.mean(one.to), "paper": None if lost is None else exact(lost)}
     if one.row.against is None:  # the unpruned tower
-        losses = dict.fromkeys(losses, _exact(0.0))
+        losses = dict.fromkeys(losses, exact(0.0))
     places = {"ours": one.share if one.row.place is None else one.row.place, "paper": one.row.paper_place}
     known = {whose: (place, losses[whose]) for whose, place in places.items() if place is not None}
-    return {w: Dot(x=_exact(x), y=y, hollow=w == "paper") for w, (x, y) in known.items() if y is not None}
+    return {w: Dot(x=exact(x), y=y, hollow=w == "paper") for w, (x, y) in known.items() if y is not None}
 
 
 def draw(comparison: Comparison) -> bytes:

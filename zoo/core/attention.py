@@ -31,14 +31,17 @@ class Attended(NamedTuple):
     pooling: Callable[[], PoolingQuery] | None = None  # computed when called; None where no query pools
 
 
-def cls_attention(query: Tensor, key: Tensor, scale: float, prefix: int) -> Tensor:
+def cls_attention(query: Tensor, key: Tensor, scale: float, prefix: int, size: Tensor | None = None) -> Tensor:
     """Return how much the first query attends to each patch token, mean over heads.
 
     From queries and keys (B, H, T, d), prefix tokens first, to (B, T - prefix) float32; with the
-    prefix tokens' share a row sums to 1. The arguments are those of ``PoolingQuery``, or all of a layer's.
+    prefix tokens' share a row sums to 1. The arguments are those of ``PoolingQuery``, or all of a layer's; with the
+    ``size`` (B, T - prefix) of each patch token attention is in proportion to it.
     """
-    logits = (query[:, :, :1] * scale) @ key.transpose(-2, -1)
-    return mean_share(logits.squeeze(2), prefix)
+    logits = ((query[:, :, :1] * scale) @ key.transpose(-2, -1)).squeeze(2)
+    if size is not None:
+        logits = logits + F.pad(size.log(), (prefix, 0)).unsqueeze(1)
+    return mean_share(logits, prefix)
 
 
 def mean_share(logits: Tensor, prefix: int) -> Tensor:
