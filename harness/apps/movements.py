@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from harness.base.table import NOT_MEASURED, Shown, Table
 from harness.records.metrics import METRICS, Measured, Metric
 from harness.records.record import MATCHED, Record
-from harness.report.changes import COUNTED, Change
+from harness.report.changes import Change
 from harness.report.groups import count_of
 
 # Conditions that must agree for anything else to be comparable; all others are only told.
@@ -80,6 +81,7 @@ class CheckedRow(NamedTuple):
     row: str  # method with keep rate and options
     then: Record | None  # what is expected; None of a new row
     now: Record | None  # None where the row can't be made any more
+    file: Path  # that holds what is expected
 
 
 def other_conditions(pairs: Sequence[tuple[Record, Record]]) -> list[str]:
@@ -107,13 +109,9 @@ def find_movements(then: Record | None, now: Record | None, bounds: Tolerances) 
         # How a keep rate was found is no setting of what is measured at it.
         if one.name in _FIXED or (one.name.startswith(_SETTING) and one.name != f"{_SETTING}{MATCHED}"):
             yield Movement(one.name.removeprefix(_SETTING), one.a, one.b)
-    exact = {
-        name: [record.mean(name) for record in (then, now)] for name, own in METRICS.items() if own.bound == "exact"
-    }
-    for name, (a, b) in (exact | {name: [getattr(then, name), getattr(now, name)] for name in COUNTED}).items():
-        if a is not None and a != b:
-            numbers = isinstance(a, int | float) and isinstance(b, int | float)
-            yield Movement(name, a, b, b - a if numbers else None)
+    for one in change.costs:
+        numbers = isinstance(one.a, int | float) and isinstance(one.b, int | float)
+        yield Movement(*one, one.b - one.a if numbers else None)
     if change.other_images:
         yield Movement("images", change.other_images, None)
     else:

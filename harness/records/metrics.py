@@ -329,7 +329,7 @@ def _neighbour_overlap(sample: Sample) -> Found:
     return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
 
 
-@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", plotted="accuracy")
+@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", change="+.1%", plotted="accuracy")
 def _top1(sample: Sample) -> Found:
     return sample.hits
 

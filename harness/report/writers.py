@@ -11,6 +11,7 @@ from itertools import zip_longest
 from typing import Any
 
 from harness.base.table import NOT_MEASURED, Table
+from harness.base.terminal import printable
 from harness.records.metrics import METRICS
 from harness.records.record import Record, Times, declared
 from harness.records.times import LatencyRecord
@@ -34,7 +35,7 @@ def markdown(tables: Sequence[Table], level: int = 3) -> str:
 
 def markdown_text(text: str) -> str:
     """Return text that can neither end a cell nor become a tag, a link or an image."""
-    plain = escape(" ".join(text.split()), quote=False)
+    plain = escape(printable(" ".join(text.split())), quote=False)
     return plain.replace("|", "&#124;").replace("](", "]&#40;")
 
 
