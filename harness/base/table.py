@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import PurePath
@@ -104,12 +104,22 @@ def figure(value: float | None, form: str, unit: str = "") -> Cell:
     return UNMEASURED if value is None else Cell(format(value, form).removesuffix("%") + unit, value)
 
 
+def estimate_cell(
+    estimate: tuple[float, float, float] | float | None, text: Callable[[float], str], *, ends: bool = True
+) -> Cell:
+    """Show an estimate, with the ends of its interval where it has one."""
+    if estimate is None:
+        return UNMEASURED
+    if not isinstance(estimate, tuple):
+        return Cell(text(estimate), estimate)
+    value, low, high = map(text, estimate)
+    return Cell(f"{value} [{low}, {high}]" if ends else value, estimate[0])
+
+
 def points(difference: tuple[float, float, float] | None, mark: str = "") -> Cell:
     """Show a difference of two fractions in points, with the ends of its interval."""
-    if difference is None:
-        return UNMEASURED
-    estimate, low, high = (100 * number for number in difference)
-    return Cell(f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]", difference[0], mark)
+    cell = estimate_cell(difference, lambda number: f"{100 * number:+.1f}")
+    return Cell(cell, cell.value, mark)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def _learned(group: Any) -> None:
 
 
 def run_compare(args: Namespace, status: Console) -> Shown | Work:
-    """Measure side by side, or tell what changed between two runs, which takes no flag but --output.
+    """Measure side by side, or tell what changed between two runs, which takes no flag.
 
     Raises:
         ValueError: not two runs, or a flag for measuring.
@@ -78,19 +78,16 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
     from harness.report.changes import compare_runs
 
     words = takewhile(lambda word: word != "--", args.argv)
-    given = [word for word in words if word.startswith("--")]
-    if wrong := [flag for flag in given if flag.split("=")[0] != "--output"]:
+    if wrong := [word for word in words if word.startswith("--")]:
         raise ValueError(
-            f"{wrong[0]} can't be given with runs, which are only compared; expected compare RUN_A RUN_B, "
-            "with --output or without, or no runs"
+            f"{wrong[0]} can't be given with runs, which are only compared; expected compare RUN_A RUN_B, or no runs"
         )
     if len(args.runs) != 2:
         raise ValueError(
             f"compare {' '.join(repr(str(run)) for run in args.runs)}: expected two runs, "
             "patchrank compare RUN_A RUN_B, or none, to measure"
         )
-    a, b = args.runs
-    return compare_runs(a, b, args.output if given else None)
+    return compare_runs(*args.runs)
 
 
 def _side_by_side(args: Namespace, status: Console) -> Work:

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from harness.base.lines import require_appendable
-from harness.base.table import Cell, Shown, Table, figure, json_values
+from harness.base.table import Cell, Shown, Table, estimate_cell, figure, json_values
 from harness.records.averages import describe_uncounted, judged_on, protocol, tower_of
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import Record, measured_alike, read_run
@@ -30,9 +29,6 @@ from harness.records.statistics import (
     sign_flip,
     together,
 )
-from harness.report.tables import estimate_cell
-from harness.report.writers import markdown, markdown_text
-from zoo.core.files import write_whole
 
 TOP1 = METRICS["top1"]
 COUNTED = ("uncounted_operators", "tokens_per_block")  # fields in which nothing may vary
@@ -300,21 +296,16 @@ def changes_table(group: ChangeGroup) -> Table:
     )
 
 
-def compare_runs(a: Path, b: Path, output: Path | None = None) -> Shown:
-    """Tell what changed between two runs; with ``output``, a folder, write changes.md there, too.
+def compare_runs(a: Path, b: Path) -> Shown:
+    """Tell what changed between two runs.
 
     Raises:
         FileNotFoundError: a run isn't there.
         ValueError: a run can't be read.
-        NotADirectoryError: ``output`` is a file.
     """
     runs = pair_runs(read_run(a), read_run(b))
     groups = judge_changes(runs.pairs)
-    lines, found = [f"A: {a}", f"B: {b}", *notes(runs)], list(map(changes_table, groups))
-    if output is not None:
-        path = output / "changes.md"
-        require_appendable(path)
-        document = ["# Changes from A to B", "", *(f"- {markdown_text(line)}" for line in lines), ""]
-        write_whole(path, "\n".join([*document, markdown(found, level=2)]).encode())
-        lines.append(f"wrote {path}")
-    return Shown(parts=(*lines, *found), data={"a": str(a), "b": str(b), **changes_data(runs, groups)})
+    lines = [f"A: {a}", f"B: {b}", *notes(runs)]
+    return Shown(
+        parts=(*lines, *map(changes_table, groups)), data={"a": str(a), "b": str(b), **changes_data(runs, groups)}
+    )

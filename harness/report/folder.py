@@ -13,11 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from harness.base.table import Part, Shown, json_values
+from harness.base.table import Part, Shown
 from harness.base.terminal import Progress
-from harness.records.averages import Average
-from harness.records.metrics import fidelity_metrics
-from harness.records.record import CONDITIONS, RECORDS, Record, read_run
+from harness.records.record import RECORDS, Record, read_run
 from harness.records.times import LATENCIES, LatencyRecord, read_latencies
 from harness.records.traces import leaving_out
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
@@ -138,33 +136,8 @@ def write_report(
             "files": [str(folder / name) for name in files],
             "left_out": left_out,
             "conclusion": conclusion,
-            "groups": [
-                {
-                    "name": group.name,
-                    "conditions": {name: getattr(group.first, name) for name in (*CONDITIONS, "version")},
-                    "rows": [_row_data(row) for row in group.rows],
-                }
-                for group in groups
-            ],
-            "latency": [{"name": name, "records": json_values(rows)} for name, rows in timed.items()],
         },
     )
-
-
-def _row_data(row: Average) -> dict[str, Any]:
-    return {
-        "model": row.first.model,
-        "method": row.method,
-        "keep_fraction": row.keep,
-        "method_config": row.config,
-        "seeds": [record.seed for record in row.records],
-        **{metric.name: json_values(row.estimate(metric)) for metric in fidelity_metrics()},
-        "top1_fraction": json_values(row.top1),
-        "diff_to_dense_fraction": json_values(row.to_dense),
-        "gflops": row.mean("gflops"),
-        "latency": json_values(row.latency),
-        "tau": row.mean("tau"),
-    }
 
 
 def _is_of_times(run: Path) -> bool:

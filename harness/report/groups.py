@@ -1,7 +1,6 @@
 """Rows that may stand in one table, from records of one run or many, and these tables."""
 
 import json
-import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -17,6 +16,7 @@ from harness.records.averages import (
     matched,
     protocol,
     tower_of,
+    training_free,
     with_recovery,
 )
 from harness.records.record import CONDITIONS, DENSE, MATCHED, UNREDUCED, Record, differing
@@ -26,7 +26,7 @@ from harness.records.times import table_of as timed_title
 from harness.report.tables import describe_note, in_sections, report_columns, table_of
 
 # What a heading names; where other conditions differ, the heading names those, too.
-_NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens", "recovered")
+_NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens")
 # Which images, and how large: named only where nothing else differs, as others imply them.
 _FINE = ("images_sha256", "image_size")
 _APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "version")
@@ -40,7 +40,7 @@ class Group:
     """Rows measured under the same conditions."""
 
     name: str  # heading; no other group has it
-    short: str  # the dataset, with what tells the group from others of it
+    short: str  # the dataset, or the heading where several groups are of it
     rows: Sequence[Average]  # the dense one first, keep rates falling
 
     @property
@@ -69,10 +69,12 @@ def group_records(records: Iterable[Record]) -> list[Group]:
     shares: dict[tuple[Any, frozenset[int]], list[Record]] = {}
     for (conditions, identity, _), record in newest.items():
         shares.setdefault((conditions, frozenset(seeds[conditions, identity])), []).append(record)
-    _put_dense_beside_recovered(shares)
-    rows = [sorted(averages(share), key=lambda row: (row.method != DENSE, -row.keep)) for share in shares.values()]
+    parts = [part for share in shares.values() for part in training_free(share)]
+    rows = [sorted(averages(part), key=lambda row: (row.method != DENSE, -row.keep)) for part in parts]
     names = _names(rows)
-    return [Group(name=n, short=s, rows=own) for n, s, own in zip(names, _short_names(rows, names), rows, strict=True)]
+    datasets = [own[0].first.dataset for own in rows]
+    short = [name if datasets.count(own) > 1 else own for name, own in zip(names, datasets, strict=True)]
+    return [Group(name=n, short=s, rows=own) for n, s, own in zip(names, short, rows, strict=True)]
 
 
 def _keep_newest(newest: dict[Any, Any], key: Hashable, record: Record | LatencyRecord) -> None:
@@ -84,17 +86,6 @@ def _keep_newest(newest: dict[Any, Any], key: Hashable, record: Record | Latency
 def _conditions(record: Record) -> tuple[Hashable, ...]:
     """Return what rows of a table have in common; the seed of shots isn't: it is averaged over."""
     return tuple(None if name == "seed" and record.shots else getattr(record, name) for name in _EVERY)
-
-
-def _put_dense_beside_recovered(shares: dict[tuple[Any, frozenset[int]], list[Record]]) -> None:
-    """Put the dense rows beside those with recovery, which stand apart from rows without training."""
-    place = _EVERY.index("recovered")
-    for (conditions, seeds), share in list(shares.items()):
-        if conditions[place]:
-            free = (*conditions[:place], False, *conditions[place + 1 :]), seeds
-            share[:0] = dense = [record for record in shares.get(free, ()) if record.method == DENSE]
-            if dense and len(dense) == len(shares[free]):
-                del shares[free]
 
 
 def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
@@ -114,19 +105,6 @@ def _heading(rows: Sequence[Average]) -> str:
     first = rows[0].first
     how = "by text" if first.labelled and not first.shots else protocol(first)
     return f"{first.dataset} {judged_on(first)}, {how}, {tower_of(first)}{with_recovery(rows)}"
-
-
-def _short_names(groups: Sequence[Sequence[Average]], names: Sequence[str]) -> list[str]:
-    """Return the dataset of each group, with what its heading has that those of the same dataset don't share."""
-    datasets = [rows[0].first.dataset for rows in groups]
-    words = [re.split("[,;] ", n.removeprefix(f"{own} ")) for n, own in zip(names, datasets, strict=True)]
-    shared: dict[str, set[str]] = {}
-    for dataset, own in zip(datasets, words, strict=True):
-        shared[dataset] = shared.get(dataset, set(own)) & set(own)
-    return [
-        ", ".join([dataset, *(word for word in own if word not in shared[dataset])])
-        for dataset, own in zip(datasets, words, strict=True)
-    ]
 
 
 def _describe(rows: Sequence[Average], condition: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure
+from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, estimate_cell, figure
 from harness.records.averages import (
     CLOSE,
     Average,
@@ -202,13 +202,3 @@ def _cell(row: Average, metric: Metric, family: Judgement | None, *, ends: bool)
     if own and own.chance is not None:
         words += f" ({metric.text(own.chance)})"
     return Cell(words, cell.value, "" if family is None else family.mark(row, metric.name))
-
-
-def estimate_cell(estimate: Interval | float | None, text: Callable[[float], str], *, ends: bool = True) -> Cell:
-    """Show an estimate, with the ends of its interval where it has one."""
-    if estimate is None:
-        return UNMEASURED
-    if not isinstance(estimate, Interval):
-        return Cell(text(estimate), estimate)
-    value, low, high = map(text, estimate)
-    return Cell(f"{value} [{low}, {high}]" if ends else value, estimate.estimate)

@@ -43,7 +43,6 @@ _HEAD = r"""% Needs \usepackage{booktabs}. Written by patchrank report.
 % Square brackets are 95 % intervals; those of times and of Kendall tau are in table.csv.
 """
 _BARE = ("× dense", "Kendall τ")  # headings of columns without intervals, so that a page holds all
-_SPACED = ("Keep", "batch")  # where it changes, there is room between rows
 _ESCAPED = str.maketrans(
     {letter: f"\\{letter}" for letter in "{}$&#%_"}
     | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
@@ -63,7 +62,6 @@ def latex(tables: Sequence[Table]) -> str:
 
 def _latex(table: Table, number: int) -> str:
     label = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
-    spaced = next((at for at, heading in enumerate(table.heads) if heading in _SPACED), 0)
     bare = [heading.endswith(_BARE) for heading in table.heads]
     heads = [latex_text(head).replace(", $", r",\\$") for head in table.heads]  # a long heading is broken in two
     heads = [rf"\shortstack[r]{{{head}}}" if r"\\" in head else head for head in heads]
@@ -77,12 +75,10 @@ def _latex(table: Table, number: int) -> str:
         " & ".join(heads) + r" \\",
         r"\midrule",
     ]
-    for before, row in zip([None, *table.rows], table.rows, strict=False):
-        if before is not None and row[spaced] != before[spaced]:
-            lines.append(r"\addlinespace")
-        lines.append(
-            " & ".join(_latex_cell(cell.marked, bare=own) for cell, own in zip(row, bare, strict=True)) + r" \\"
-        )
+    for at, row in enumerate(table.rows):
+        lines += [r"\addlinespace"] if at in table.sections else []
+        cells = (_latex_cell(cell.marked, bare=own) for cell, own in zip(row, bare, strict=True))
+        lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 

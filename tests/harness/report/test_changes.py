@@ -19,7 +19,6 @@ from harness.report.changes import (
     Change,
     changes_data,
     changes_table,
-    compare_runs,
     judge_changes,
     notes,
     pair_runs,
@@ -191,19 +190,12 @@ def test_conditions_costs_and_rows_of_one_run_are_told_in_words():
     ]
 
 
-@pytest.mark.parametrize("hostile", ["x\x1b[2J", "a|b", "<img src=x>", "[/]"])
-def test_names_in_somebody_else_s_file_are_text_and_nothing_more(hostile: str, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("hostile", ["x\x1b[2J", "[/]"])
+def test_names_in_somebody_else_s_file_are_text_and_nothing_more(hostile: str):
     rows = [record(dataset=hostile, method=hostile, method_config={hostile: hostile})]
-    runs = {"a": rows, "b": [record(B, dataset=hostile, method=hostile, method_config={})]}
-    monkeypatch.setattr("harness.report.changes.read_run", lambda path: runs[path.name])
-    found = compare_runs(Path("a"), Path("b"), tmp_path)
-    text = (tmp_path / "changes.md").read_text("utf-8")
-    assert "<img" not in text
-    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
-    assert found.parts
-    assert "\x1b" not in text + shown(rows, rows)
-    if "\x1b" not in hostile:
-        assert hostile in shown(rows, rows)
+    text = shown(rows, rows)
+    assert "\x1b" not in text
+    assert ("\x1b" in hostile) != (hostile in text)
 
 
 def flipped(lost: int, won: int, **changed: Any) -> tuple[Record, Record]:
@@ -287,8 +279,7 @@ def test_two_runs_are_compared_and_nothing_is_measured_or_written(runs: Path, ca
         ("a b a", "compare 'a' 'b' 'a': expected two runs"),
         ("a gone", "run 'gone': there is no such file or folder; expected a file of records"),
         ("torn b", "records.jsonl, line 1: torn, as what wrote it was stopped midway"),
-        ("a --output out --device cpu", "--device can't be given with runs"),
-        ("a b --output a/records.jsonl", "--output 'a/records.jsonl' is a file, or lies in one"),
+        ("a --device cpu", "--device can't be given with runs"),
     ],
 )
 def test_wrong_use_is_told_and_nothing_is_written(
