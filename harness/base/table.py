@@ -189,9 +189,11 @@ class Table:
         """Return which columns a form has."""
         return [at for at, column in enumerate(self.columns) if form in column.forms]
 
-    def summary(self) -> "Table":
-        """Return the table without the columns that only its wide form has."""
-        places = self.places("middle")
+    def wide(self, *, summary: bool = False) -> "Table":
+        """Return the columns of the wide form, first those that the narrow form has, too; a summary has only these."""
+        first = {self.heads[at] for at in self.places("narrow")}
+        places = sorted(self.places(), key=lambda at: self.heads[at] not in first)
+        places = [at for at in places if not summary or self.heads[at] in first]
         rows = [[row[at] for at in places] for row in self.rows]
         return replace(self, columns=[self.columns[at] for at in places], rows=rows)
 

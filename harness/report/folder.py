@@ -101,10 +101,11 @@ def write_report(
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
     brief, conclusion = [one.table() for one in parts.standings], headline(parts.standings)
+    found = [*sections(groups), *time_tables(timed)]
     tables: dict[str, Callable[[], bytes | str]] = {
         "report.html": lambda: page(parts, title),
-        "table.md": lambda: markdown([*brief, *sections(groups), *time_tables(timed)]),
-        "table.tex": lambda: latex([*sections(groups, summary=True), *time_tables(timed, summary=True)]),
+        "table.md": lambda: markdown([*brief, *found]),
+        "table.tex": lambda: latex([one.wide(summary=True) for one in found]),
     }
     if records:
         tables["table.csv"] = lambda: records_csv(records, sources)
@@ -172,8 +173,8 @@ def page(parts: Parts, title: str) -> str:
         parts=parts,
         title=title,
         brief=[one.table() for one in parts.standings],
-        tables=list(sections(parts.groups, marked=True)),
-        times=time_tables(parts.times),
+        tables=[one.wide() for one in sections(parts.groups)],
+        times=[one.wide() for one in time_tables(parts.times)],
         headline=headline(parts.standings),
         legend=[
             (id_of(name, styles), name, inline(draw_sample(styles[name]), f"sample-{id_of(name, styles)}"))

@@ -11,7 +11,6 @@ from harness.records.averages import (
     Average,
     averages,
     describe_uncounted,
-    judge_rows,
     judged_on,
     matched,
     protocol,
@@ -23,7 +22,7 @@ from harness.records.record import CONDITIONS, DENSE, MATCHED, UNREDUCED, Record
 from harness.records.times import CONDITIONS as TIMED_CONDITIONS
 from harness.records.times import LatencyRecord, Machine, latency_table
 from harness.records.times import table_of as timed_title
-from harness.report.tables import describe_note, in_sections, report_columns, table_of
+from harness.report.tables import rows_table
 
 # What a heading names; where other conditions differ, the heading names those, too.
 _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens")
@@ -92,13 +91,21 @@ def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
     """Return headings, with the conditions in which groups of the same heading differ."""
     names = [_heading(rows) for rows in groups]
     for conditions in (_APART, _FINE):
-        words: dict[str, list[dict[str, str]]] = {}  # of each group of a heading, each condition in words
-        for name, rows in zip(names, groups, strict=True):
-            words.setdefault(name, []).append({condition: _describe(rows, condition) for condition in conditions})
-        shared = {name: {c for c in conditions if len({one[c] for one in own}) == 1} for name, own in words.items()}
-        apart = [", ".join(own for c, own in words[name].pop(0).items() if c not in shared[name]) for name in names]
-        names = ["; ".join(filter(None, pair)) for pair in zip(names, apart, strict=True)]
+        names = _tell_apart(names, [{name: _describe(rows, name) for name in conditions} for rows in groups])
     return names
+
+
+def _tell_apart(titles: Sequence[str], facts: Sequence[dict[str, str]]) -> list[str]:
+    """Return titles, each with those of its facts in which others of the same title differ."""
+    varying = {
+        title: differing(("", own) for other, own in zip(titles, facts, strict=True) if other == title)
+        for title in titles
+    }
+    apart = [
+        ", ".join(words for name, words in own.items() if name in varying[title])
+        for title, own in zip(titles, facts, strict=True)
+    ]
+    return ["; ".join(filter(None, pair)) for pair in zip(titles, apart, strict=True)]
 
 
 def _heading(rows: Sequence[Average]) -> str:
@@ -125,66 +132,39 @@ def group_times(records: Iterable[LatencyRecord]) -> dict[str, list[LatencyRecor
     for record in records:
         _keep_newest(newest, _time_key(record, TIMED_CONDITIONS), record)
     shared = [name for name in TIMED_CONDITIONS if name not in _TIMED_ROW]
-    shares: dict[str, dict[str, list[LatencyRecord]]] = {}
+    shares: dict[tuple[str, str], list[LatencyRecord]] = {}
     for record in newest.values():
-        shares.setdefault(timed_title(record), {}).setdefault(_time_key(record, shared), []).append(record)
-    groups = {}
-    for title, own in shares.items():
-        facts = {
-            key: {name: getattr(rows[0], name, None) or getattr(rows[0].machine, name, None) for name in _TIMED_APART}
-            for key, rows in own.items()
-        }
-        varying = differing(facts.items())
-        for key, rows in own.items():
-            apart = ", ".join(f"{name} {facts[key][name]}" for name in varying)
-            groups["; ".join(filter(None, (title, apart)))] = sorted(rows, key=lambda r: (r.batch, r.method != DENSE))
-    return groups
+        shares.setdefault((timed_title(record), _time_key(record, shared)), []).append(record)
+    facts = [
+        {name: f"{name} {getattr(first, name, None) or getattr(first.machine, name, None)}" for name in _TIMED_APART}
+        for first, *_ in shares.values()
+    ]
+    titles = _tell_apart([title for title, _ in shares], facts)
+    rows = (sorted(own, key=lambda row: (row.batch, row.method != DENSE)) for own in shares.values())
+    return dict(zip(titles, rows, strict=True))
 
 
 def _time_key(record: LatencyRecord, names: Iterable[str]) -> str:
     return json.dumps({name: json_values(getattr(record, name)) for name in names}, sort_keys=True)
 
 
-def time_tables(groups: dict[str, list[LatencyRecord]], *, summary: bool = False) -> list[Table]:
-    """Return a table per group of times; a summary lacks details."""
-    tables = [replace(latency_table(rows), title=name) for name, rows in groups.items()]
-    return [table.summary() if summary else table for table in tables]
+def time_tables(groups: dict[str, list[LatencyRecord]]) -> list[Table]:
+    """Return a table per group of times."""
+    return [replace(latency_table(rows), title=name) for name, rows in groups.items()]
 
 
-def sections(groups: Sequence[Group], *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
-    """Yield a table per group, and one of rows whose keep rate was searched for a time beside their target.
-
-    A summary lacks details; marks tell the differences to dense that are clear with all rows judged together.
-    """
+def sections(groups: Sequence[Group]) -> Iterator[Table]:
+    """Yield a table per group, and one of rows whose keep rate was searched for a time beside their target."""
     for group in groups:
         searched = [row for row in group.rows if MATCHED in row.first.method_config]
+        about = _describe_group(group)
         if len(searched) < len(group.rows):
             rows = [row for row in group.rows if row not in searched]
-            yield _section(replace(group, rows=rows), summary=summary, marked=marked)
+            yield rows_table(rows, group.name, about, settings=True)
         if searched:
             targets = [row for row in group.rows if any(matched(one, row) for one in searched)]
             rows = [*(row for row in group.rows if row.method in UNREDUCED), *targets, *searched]
-            name = f"{group.name}, at equal time"
-            yield _section(replace(group, name=name, rows=rows), summary=summary, marked=marked)
-
-
-def _section(group: Group, *, summary: bool, marked: bool) -> Table:
-    rows, starts, missing = in_sections(group.rows)
-    family = judge_rows(rows) if marked else None
-    columns = report_columns(rows, family=family, summary=summary)
-    if marked:  # on a page, which scrolls, what a first look needs is in sight
-        first = {column.heading for column, _ in report_columns(rows, summary=True)}
-        columns.sort(key=lambda one: one[0].heading not in first)
-    about = _describe_group(group)
-    return table_of(
-        rows,
-        columns,
-        title=group.name,
-        caption=f"{about} {note}." if (note := describe_note(rows, family)) else about,
-        settings=[row.config for row in rows],
-        sections=starts,
-        notes=missing,
-    )
+            yield rows_table(rows, f"{group.name}, at equal time", about, settings=True)
 
 
 def _describe_group(group: Group) -> str:

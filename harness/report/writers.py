@@ -40,9 +40,9 @@ def markdown_text(text: str) -> str:
 
 
 _HEAD = r"""% Needs \usepackage{booktabs}. Written by patchrank report.
-% Square brackets are 95 % intervals; those of times and of Kendall tau are in table.csv.
+% Square brackets are 95 % intervals; those of times are in table.csv.
 """
-_BARE = ("× dense", "Kendall τ")  # headings of columns without intervals, so that a page holds all
+_BARE = "× dense"  # headings of columns without intervals, so that a page holds all
 _ESCAPED = str.maketrans(
     {letter: f"\\{letter}" for letter in "{}$&#%_"}
     | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
