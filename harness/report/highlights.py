@@ -118,7 +118,7 @@ class Standing:
                 yield Cell(cell, cell.value, CLEAR if clear else "")
             if scored is not None:
                 own = beside[scored.name].get(row.identity)
-                yield UNMEASURED if own is None else estimate_cell(own.top1, TOP1.text)
+                yield UNMEASURED if own is None else estimate_cell(own.estimate(TOP1), TOP1.text)
             for batch in filter(None, batches):
                 yield Cell("1") if row.method == DENSE else estimate_cell(cost_interval(row, batch), "{:.2f}".format)
 
@@ -210,8 +210,8 @@ def _chart(group: Group, metric: Metric, batch: int | None, cost: str) -> Chart:
 
     def height(row: Average) -> Interval | None:
         if top1:
-            difference = exact(0.0) if row.method == DENSE else row.to_dense
-            return None if difference is None else Interval(*(100 * number for number in difference))
+            difference = exact(0.0) if row.method == DENSE else row.estimate(METRICS["diff_to_dense"])
+            return Interval(*(100 * number for number in difference)) if isinstance(difference, Interval) else None
         estimate = row.estimate(metric)
         return estimate if isinstance(estimate, Interval) else None
 

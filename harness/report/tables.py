@@ -144,7 +144,7 @@ def columns_of(rows: Sequence[Average], family: Judgement | None = None, batches
     for metric in METRICS.values():
         if metric.name == _AFTER_TIMES:
             columns += _time_columns(rows, batches)
-        if metric.heading and any(row.has(metric) for row in rows):
+        if metric.heading and any(row.measured(metric.name) is not None for row in rows):
             own = _LAYOUTS.get(metric.name, Layout())
             forms = FORMS[: FORMS.index(own.least) + 1]
             whole = FORMS.index(own.ends) + 1
@@ -189,12 +189,13 @@ def _of_batch(batch: int, show: Callable[[Times], Cell]) -> Callable[[Average], 
 
 def _cell(row: Average, metric: Metric, family: Judgement | None, *, ends: bool) -> Cell:
     """Show a row's metric, with the number of patches it is for and what chance gives."""
-    cell = estimate_cell(row.estimate(metric), metric.text, ends=ends)
-    if cell.value is None:
+    own = row.measured(metric.name)
+    cell = estimate_cell(own and (own.interval or own.mean), metric.text, ends=ends)
+    if own is None:
         return cell
-    own, words = row.measured(metric.name), str(cell)
-    if own and own.at is not None:
+    words = str(cell)
+    if own.at is not None:
         words += f" at {own.at}"
-    if own and own.chance is not None:
+    if own.chance is not None:
         words += f" ({metric.text(own.chance)})"
     return Cell(words, cell.value, "" if family is None else family.mark(row, metric.name))
