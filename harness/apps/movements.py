@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,9 +135,9 @@ def _answers(change: Change, bounds: Tolerances) -> Iterator[Movement]:
 def _near(then: Record, now: Record, bounds: Tolerances) -> Iterator[Movement]:
     """Compare what rounding may move; of several numbers the one that moved most."""
     limits = [
-        (metric.name, own.mean, now.mean(metric.name), *_limits(metric, own, then.image_count, bounds))
-        for metric in METRICS.values()
-        if metric.bound not in ("", "exact") and (own := then.metrics.get(metric.name)) is not None
+        (name, own.mean, now.mean(name), *_limits(METRICS[name], own, then.image_count, bounds))
+        for name, own in then.metrics.items()
+        if name in METRICS and METRICS[name].bound not in ("", "exact")
     ]
     if (probe := then.feature_probe) is not None:
         here = now.feature_probe
@@ -180,21 +179,12 @@ def show_verdict(
     """Lay out what moved, a table per tower; with ``update`` nothing is judged."""
     moved = [(one[:3], each) for one in checked for each in find_movements(one.then, one.now, bounds)]
     what = "changed" if update else "moved"
-    heads = ["row", "quantity", "expected", "now", f"{what} by", "allowed"][: 5 if update else 6]
-    tables = [
-        Table.of(
-            f"{what}: {tower}",
-            heads,
-            [
-                [f"{dataset} {row}", one.quantity, *map(_text, (one.expected, one.now, one.by)), one.allowed][
-                    : len(heads)
-                ]
-                for (_, dataset, row), one in group
-            ],
-            words=heads,
-        )
-        for tower, group in groupby(moved, lambda one: one[0][0])
-    ]
+    heads = ("row", "quantity", "expected", "now", f"{what} by", "allowed")
+    lines: dict[str, list[tuple[str, ...]]] = {}
+    for (tower, dataset, row), one in moved:
+        values = map(_text, (one.expected, one.now, one.by))
+        lines.setdefault(tower, []).append((f"{dataset} {row}", one.quantity, *values, one.allowed))
+    tables = [Table.of(f"{what}: {tower}", heads, rows, words=heads) for tower, rows in lines.items()]
     hit = len({place for place, _ in moved})
     where = f"{len(moved)} {'quantity' if len(moved) == 1 else 'quantities'} {what} in {hit} of {len(checked)} rows"
     passed = f"check passed: nothing moved in {count_of(len(checked), 'row')}"
