@@ -286,7 +286,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
 
 
 def _report_flags(parser: CommandParser) -> None:
-    text = "a run: a folder, or a file of records or latencies"
+    text = "a run: a folder, or a file of records"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
     files = parser.add_argument_group("files")
     flags.output(files, "report", "folder of the report")

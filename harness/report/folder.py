@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from html import escape
@@ -13,16 +13,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from harness.base.table import Part, Shown
+from harness.base.table import Shown
 from harness.base.terminal import Progress
 from harness.records.record import RECORDS, Record, read_run
-from harness.records.times import LATENCIES, LatencyRecord, read_latencies
-from harness.records.traces import leaving_out
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
-from harness.report.groups import Group, count_of, group_records, group_times, sections, time_tables
+from harness.report.groups import Group, count_of, group_records, sections
 from harness.report.highlights import DRAWN, Standing, headline, plots_of, standings
 from harness.report.pictures import TracePicture, galleries, group_traces
-from harness.report.writers import latex, markdown, records_csv, times_csv
+from harness.report.writers import latex, markdown, records_csv
 from zoo.core.files import write_whole
 
 TITLE = "Token reduction for CLIP, side by side"
@@ -33,8 +31,7 @@ ON_PAGE = 4  # plots at most, the first; files have all
 class Parts:
     """What a report shows."""
 
-    groups: Sequence[Group]  # none if there are only times
-    times: dict[str, list[LatencyRecord]]  # by the heading of their table
+    groups: Sequence[Group]
     plots: Sequence[Plot]
     standings: Sequence[Standing] = ()  # judged once, as that takes a while
     pictures: Sequence[TracePicture] = ()  # of traces
@@ -55,7 +52,7 @@ def report_runs(
     for run in paths:
         unique.setdefault((run / RECORDS if run.is_dir() else run).resolve(), run)
     runs = list(unique.values())
-    pairs = [(record, str(run)) for run in runs if not _is_of_times(run) for record in read_run(run)]
+    pairs = [(record, str(run)) for run in runs for record in read_run(run)]
     records, sources = [record for record, _ in pairs], [run for _, run in pairs]
     return write_report(records, folder, progress, runs=runs, sources=sources, title=title, every_plot=every_plot)
 
@@ -73,26 +70,23 @@ def write_report(
 ) -> Shown:
     """Write the report of records, each file whole, and say it in short.
 
-    Traces and times beside the records that can't be read are named and left out: measuring may have taken hours.
+    Traces beside the records that can't be read are named and left out: measuring may have taken hours.
 
-    All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in the rest. Traces and
-    times are those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all. Only the first
+    All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in the rest. Traces are
+    those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all. Only the first
     groups are drawn, save with ``every_plot``.
 
     Raises:
-        ValueError: no records and no times, or a run of times alone that can't be read.
+        ValueError: no records.
         NotADirectoryError: ``folder`` is a file.
     """
     left_out: list[str] = []
-    times = read_times(runs, left_out.append)
-    groups = [] if times and not records else group_records(records)
-    traced = group_traces(runs, records, left_out.append) if records else []
+    groups = group_records(records)
+    traced = group_traces(runs, records, left_out.append)
     for reason in left_out:
         progress.say(f"left out of the report: {reason}")
-    timed = group_times(record for _, record in times)
     parts = Parts(
         groups=groups,
-        times=timed,
         standings=standings(groups),
         plots=plots_of(groups if every_plot else groups[:DRAWN]),
         pictures=galleries(traced if every_plot else traced[:DRAWN]),
@@ -101,16 +95,13 @@ def write_report(
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
     brief, conclusion = [one.table() for one in parts.standings], headline(parts.standings)
-    found = [*sections(groups), *time_tables(timed)]
+    found = list(sections(groups))
     tables: dict[str, Callable[[], bytes | str]] = {
         "report.html": lambda: page(parts, title),
         "table.md": lambda: markdown([*brief, *found]),
         "table.tex": lambda: latex([one.wide(summary=True) for one in found]),
+        "table.csv": lambda: records_csv(records, sources),
     }
-    if records:
-        tables["table.csv"] = lambda: records_csv(records, sources)
-    if times:
-        tables["latency.csv"] = lambda: times_csv(times)
     styles = styles_of(name for plot in parts.plots for name in plot.names)
     pictures: dict[str, Callable[[], bytes]] = {
         f"{plot.name}.{form}": partial(render, plot.charts, styles, form)
@@ -125,12 +116,8 @@ def write_report(
             content = make()
             write_whole(folder / name, content.encode() if isinstance(content, str) else content)
             update(count)
-    shown: list[Part] = [*brief, *conclusion]
-    if timed:
-        many = count_of(sum(map(len, timed.values())), "time")
-        shown.append(f"{many} by latency in {count_of(len(timed), 'table')} of report.html")
     return Shown(
-        parts=(*shown, f"wrote {folder / 'report.html'} and {len(files) - 1} files beside it"),
+        parts=(*brief, *conclusion, f"wrote {folder / 'report.html'} and {len(files) - 1} files beside it"),
         data={
             "runs": [str(run) for run in runs],
             "records": len(records),
@@ -139,30 +126,6 @@ def write_report(
             "conclusion": conclusion,
         },
     )
-
-
-def _is_of_times(run: Path) -> bool:
-    """Tell a run of times alone."""
-    return (run.name == LATENCIES and run.is_file()) or ((run / LATENCIES).is_file() and not (run / RECORDS).exists())
-
-
-def read_times(runs: Iterable[Path], left_out: Callable[[str], object]) -> list[tuple[str, LatencyRecord]]:
-    """Return the times that runs hold or that lie beside their records, each with its run.
-
-    ``left_out`` is called with why a file beside records can't be read.
-
-    Raises:
-        ValueError: a run of times alone can't be read.
-        OSError: one can't be opened.
-    """
-    times: dict[Path, list[tuple[str, LatencyRecord]]] = {}
-    for run in runs:
-        file = (run if run.is_dir() else run.parent) / LATENCIES
-        if file.resolve() in times or not file.is_file():
-            continue
-        with leaving_out(None if _is_of_times(run) else left_out):
-            times[file.resolve()] = [(str(run), record) for record in read_latencies(file)]
-    return [time for each in times.values() for time in each]
 
 
 def page(parts: Parts, title: str) -> str:
@@ -174,7 +137,6 @@ def page(parts: Parts, title: str) -> str:
         title=title,
         brief=[one.table() for one in parts.standings],
         tables=[one.wide() for one in sections(parts.groups)],
-        times=[one.wide() for one in time_tables(parts.times)],
         headline=headline(parts.standings),
         legend=[
             (id_of(name, styles), name, inline(draw_sample(styles[name]), f"sample-{id_of(name, styles)}"))

@@ -1,12 +1,11 @@
 """Rows that may stand in one table, from records of one run or many, and these tables."""
 
-import json
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from harness.base.table import Table, json_values
+from harness.base.table import Table
 from harness.records.averages import (
     Average,
     averages,
@@ -19,9 +18,6 @@ from harness.records.averages import (
     with_recovery,
 )
 from harness.records.record import CONDITIONS, DENSE, MATCHED, UNREDUCED, Record, differing
-from harness.records.times import CONDITIONS as TIMED_CONDITIONS
-from harness.records.times import LatencyRecord, Machine, latency_table
-from harness.records.times import table_of as timed_title
 from harness.report.tables import rows_table
 
 # What a heading names; where other conditions differ, the heading names those, too.
@@ -30,8 +26,6 @@ _NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "promp
 _FINE = ("images_sha256", "image_size")
 _APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "version")
 _EVERY = (*_NAMED, *_APART, *_FINE)
-_TIMED_ROW = ("model", "method", "keep", "method_config", "batch")
-_TIMED_APART = ("version", "weights_sha256", *(field.name for field in fields(Machine)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +70,7 @@ def group_records(records: Iterable[Record]) -> list[Group]:
     return [Group(name=n, short=s, rows=own) for n, s, own in zip(names, short, rows, strict=True)]
 
 
-def _keep_newest(newest: dict[Any, Any], key: Hashable, record: Record | LatencyRecord) -> None:
+def _keep_newest(newest: dict[Any, Record], key: Hashable, record: Record) -> None:
     known = newest.setdefault(key, record)
     if datetime.fromisoformat(record.created) >= datetime.fromisoformat(known.created):
         newest[key] = record
@@ -121,36 +115,6 @@ def _describe(rows: Sequence[Average], condition: str) -> str:
     value = "unknown" if value is None else str(value)
     name, hashed, _ = condition.partition("_sha256")
     return f"{name.replace('_', ' ')} {value[:8] if hashed else value}"
-
-
-def group_times(records: Iterable[LatencyRecord]) -> dict[str, list[LatencyRecord]]:
-    """Share times out to tables, by their headings; what was timed several times counts once, as it was last.
-
-    Batches rise, and of each the dense model comes first.
-    """
-    newest: dict[str, LatencyRecord] = {}
-    for record in records:
-        _keep_newest(newest, _time_key(record, TIMED_CONDITIONS), record)
-    shared = [name for name in TIMED_CONDITIONS if name not in _TIMED_ROW]
-    shares: dict[tuple[str, str], list[LatencyRecord]] = {}
-    for record in newest.values():
-        shares.setdefault((timed_title(record), _time_key(record, shared)), []).append(record)
-    facts = [
-        {name: f"{name} {getattr(first, name, None) or getattr(first.machine, name, None)}" for name in _TIMED_APART}
-        for first, *_ in shares.values()
-    ]
-    titles = _tell_apart([title for title, _ in shares], facts)
-    rows = (sorted(own, key=lambda row: (row.batch, row.method != DENSE)) for own in shares.values())
-    return dict(zip(titles, rows, strict=True))
-
-
-def _time_key(record: LatencyRecord, names: Iterable[str]) -> str:
-    return json.dumps({name: json_values(getattr(record, name)) for name in names}, sort_keys=True)
-
-
-def time_tables(groups: dict[str, list[LatencyRecord]]) -> list[Table]:
-    """Return a table per group of times."""
-    return [replace(latency_table(rows), title=name) for name, rows in groups.items()]
 
 
 def sections(groups: Sequence[Group]) -> Iterator[Table]:

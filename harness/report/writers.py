@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from html import escape
 from itertools import zip_longest
 from typing import Any
@@ -14,7 +14,6 @@ from harness.base.table import NOT_MEASURED, Table
 from harness.base.terminal import printable
 from harness.records.metrics import METRICS
 from harness.records.record import Record, Times, declared
-from harness.records.times import LatencyRecord
 
 
 def markdown(tables: Sequence[Table], level: int = 3) -> str:
@@ -124,18 +123,6 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
         timed = {entry.batch: entry for entry in record.latency}
         row |= {f"latency_batch{b}_{name}": getattr(timed.get(b), name, None) for b in batches for name in times}
         rows.append(row | ({"run": run} if runs else {}))
-    return csv_text(rows)
-
-
-def times_csv(times: Sequence[tuple[str, LatencyRecord]]) -> str:
-    """Return CSV with a line per time and a column per field, the run that each is from first."""
-    rows = []
-    for run, record in times:
-        values = asdict(record)
-        known = values.pop("times") or {}
-        values |= {field.name: known.get(field.name, values.get(field.name)) for field in fields(Times)}
-        machine = values.pop("machine")
-        rows.append({"run": run} | values | {f"machine_{name}": value for name, value in machine.items()})
     return csv_text(rows)
 
 
