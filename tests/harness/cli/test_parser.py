@@ -67,7 +67,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare --lim=3", "no flag '--lim': did you mean"),
     ("compare --split tset", "--split 'tset': did you mean 'test'?"),
     ("compare --limit x", "--limit 'x': expected a whole number"),
-    ("compare --traces x", "--traces invalid int value: 'x'; see patchrank compare --help"),
+    ("compare --rounds x", "--rounds invalid int value: 'x'; see patchrank compare --help"),
     ("compare --keeps 0.6 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
     ("compare --keeps 60", "--keeps 60: did you mean 0.6?"),
     ("compare --images photos", "no flag '--images': did you mean '--dataset images:photos'?"),
