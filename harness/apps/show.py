@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,8 +31,7 @@ from zoo.loading.clip import class_features
 from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
 
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
-NO_CLASSES = 'its classes are not known (--dataset NAME or --classes "a,b,c" names them)'
-NO_LABEL = "its true class is not known (--label CLASS names it)"
+NO_CLASSES = "its class is not known (images of a dataset have one, such as folder:DIR:val:0)"
 PREDICTOR, ATTENTION, PRESERVATION = "patchrank", "clsattn", "preservation"
 ALIASES = {"predictor": PREDICTOR, GOLDEN: PRESERVATION}
 RANKING = "golden ranking"  # column of a gallery
@@ -40,68 +39,30 @@ GALLERY_SCALE = 0.62  # of a sheet's 2000 pixels
 NAMES = {score: f"golden {score}" for score in SCORES} | {PREDICTOR: "predictor", ATTENTION: "CLS attention"}
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One RGB image with what is known about it; the label is a position in its classes."""
+class Subject(NamedTuple):
+    """One RGB image with what is known about it."""
 
     name: str
     image: Image.Image
-    label: int | None = None
-    classes: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ("a photo of a {}.",)  # for classes that come without a dataset
+    label: str = ""  # its class, empty where unknown
+    classes: tuple[str, ...] = ()  # of its dataset
+    templates: tuple[str, ...] = ()
 
 
-def find_subjects(
-    places: Sequence[str], *, dataset: str | None = None, classes: Sequence[str] = (), labels: Sequence[str] = ()
-) -> list[Subject]:
-    """Load images from paths of files, or ``dataset:split:index``; a file of that name goes first.
-
-    Files have the classes of ``dataset``, or ``classes``; ``labels`` are one for all or one each.
+def find_subject(place: str) -> Subject:
+    """Load an image from the path of a file, or ``dataset:split:index``; a file of that name goes first.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is no image, a place that no dataset has, an unknown class, or
-            classes and labels that don't fit each other or the files.
+        ValueError: a file that is no image, or a place that no dataset has.
     """
-    files = [place for place in places if Path(place).exists() or not PLACE.fullmatch(place)]
-    source = None if dataset is None else get_dataset(dataset)
-    known = tuple(classes) if source is None else source.classes
-    if not files and (known or labels):
-        raise ValueError(
-            f"--dataset, --classes and --label are for image files, and there is none among {', '.join(places)}: "
-            "these have classes and labels of their own"
-        )
-    if classes and source is not None:
-        raise ValueError("--dataset and --classes both name classes: give one of them")
-    if len(set(classes)) < len(classes) or not all(classes):
-        raise ValueError(f"--classes {','.join(classes)!r}: expected names, each once")
-    for label in labels:
-        if label not in known:
-            mend = expected(label, known) if known else 'name its classes with --dataset NAME or --classes "a,b,c"'
-            raise ValueError(f"--label {label!r}: {mend}")
-    if len(labels) not in (0, 1, len(files)):
-        raise ValueError(f"--label: {len(labels)} labels for {len(files)} files; give one, or one each")
-    positions = iter([known.index(label) for label in labels] * (len(files) if len(labels) == 1 else 1))
-    about = {} if source is None else {"templates": source.templates}
-    return [
-        Subject(Path(place).name, _read_file(place), next(positions, None), known, **about)
-        if place in files
-        else _from_dataset(place)
-        for place in places
-    ]
-
-
-def _read_file(place: str) -> Image.Image:
-    if not Path(place).is_file():
-        raise FileNotFoundError(
-            f"image {place!r} does not exist; expected an image file, or dataset:split:index such as fashion:val:3"
-        )
-    return read_image(Path(place), way=LEAVE_OUT)
-
-
-def _from_dataset(place: str) -> Subject:
-    match = PLACE.fullmatch(place)
-    assert match is not None
+    match = None if Path(place).exists() else PLACE.fullmatch(place)
+    if match is None:
+        if not Path(place).is_file():
+            raise FileNotFoundError(
+                f"image {place!r} does not exist; expected an image file, or dataset:split:index such as fashion:val:3"
+            )
+        return Subject(Path(place).name, read_image(Path(place), way=LEAVE_OUT))
     dataset, index = get_dataset(match["dataset"]), match["index"]
     try:
         split = dataset.split(match["split"])  # type: ignore[arg-type]  # checked there
@@ -110,10 +71,10 @@ def _from_dataset(place: str) -> Subject:
     if not index.isdecimal() or int(index) >= len(split):
         there = f"images 0 to {len(split) - 1}" if len(split) else "no images"
         raise ValueError(f"image {place!r}: index {index!r}: {dataset.name} {match['split']} has {there}")
-    example = split[int(index)]
-    label = example.label if dataset.labelled else None
-    name = f"{dataset.name}:{match['split']}:{index}"
-    return Subject(name, example.image, label, dataset.classes, dataset.templates)
+    example, name = split[int(index)], f"{dataset.name}:{match['split']}:{index}"
+    if not dataset.labelled:
+        return Subject(name, example.image)
+    return Subject(name, example.image, dataset.classes[example.label], dataset.classes, dataset.templates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +173,7 @@ def show(
     rows = [
         PatchRow(
             name=subject.name,
-            label="" if subject.label is None else subject.classes[subject.label],
+            label=subject.label,
             view=views[i],
             importance={name: own[i] for name, own in drawing.importance.items() if i in own},
             tokens={name: own[i] for name, own in drawing.tokens.items() if i in own},
@@ -229,18 +190,6 @@ def _views(preprocess: Any, images: Tensor) -> NDArray[np.float32]:
     """Return what the model sees of preprocessed images, (B, H, W, 3) in [0, 1]."""
     views: NDArray[np.float32] = undo_preprocess(preprocess, images).permute(0, 2, 3, 1).numpy()
     return views
-
-
-def class_text(tower: Tower, classes: Sequence[str], templates: Sequence[str]) -> tuple[Tensor, float]:
-    """Encode class names, (classes, D) unit features, and return the factor on cosines in the posterior, too.
-
-    Raises:
-        ValueError: no text tower, or a class that it has no words for.
-    """
-    if tower.clip is None:
-        raise no_text(tower)
-    model, _, tokenizer = tower.clip
-    return class_features(model, tokenizer, classes, templates), float(model.logit_scale.detach().exp())
 
 
 def make_rows(tower: Tower, methods: Sequence[str], keep: float, block: int) -> dict[str, Variant]:
@@ -290,27 +239,31 @@ def _rank_by_methods(scene: Scene, importance: Arrays, gaps: Gaps) -> None:
 
 
 def _rank_by_golden(scene: Scene, importance: Arrays, gaps: Gaps, progress: Progress) -> None:
-    """Add the golden importance of each image by the scores that it has text and label for."""
-    read_text = cache(partial(class_text, scene.tower))
+    """Add the golden importance of each image, by all scores where its dataset has classes with words for them."""
+
+    @cache
+    def read_text(classes: tuple[str, ...], templates: tuple[str, ...]) -> tuple[Tensor, float]:
+        if scene.tower.clip is None:
+            raise no_text(scene.tower)
+        model, _, tokenizer = scene.tower.clip
+        features = class_features(model, tokenizer, classes, templates)
+        return features.to(scene.images.device), float(model.logit_scale.detach().exp())
+
     with progress.task("golden rankings", len(scene.subjects)) as update:
         for i, subject in enumerate(scene.subjects):
-            image, text, scale, reasons = scene.images[i : i + 1], None, 1.0, dict[str, str]()
+            text, scale, label, scores = None, 1.0, 0, [PRESERVATION]
             try:
                 if scene.tower.clip is not None and not subject.classes:
                     raise ValueError(NO_CLASSES)
                 text, scale = read_text(subject.classes, subject.templates)
-                text = text.to(image.device)
+                label, scores = subject.classes.index(subject.label), list(SCORES)
             except ValueError as error:
-                reasons = dict.fromkeys(("label", "confidence"), str(error))
-            if subject.label is None:
-                reasons.setdefault("label", NO_LABEL)
-            for score, reason in reasons.items():
-                gaps.setdefault(reason, {}).setdefault(score, []).append(subject.name)
-            labels = torch.tensor([subject.label or 0], device=image.device)
-            scores = [score for score in SCORES if score not in reasons]
+                for score in ("label", "confidence"):
+                    gaps.setdefault(str(error), {}).setdefault(score, []).append(subject.name)
             # Each window is removed once for all scores.
-            config = replace(scene.config.golden, score=scores[0])
+            config, image = replace(scene.config.golden, score=scores[0]), scene.images[i : i + 1]
             engine = GoldenEngine(scene.tower.vit, config, text=text, scale=scale)
+            labels = torch.tensor([label], device=image.device)
             for score, own in engine.importances(image, scores, labels).items():
                 importance.setdefault(score, {})[i] = own[0].cpu().numpy()
             update(i + 1)

@@ -316,9 +316,6 @@ def _show_flags(parser: CommandParser) -> None:
     flags.usual(what, "methods", default=[], text="further columns; see `list`")
     text = "show the tokens that these methods, or golden, leave instead of rankings"
     flags.add(what, "--left", [], text, flags.method)
-    flags.usual(what, "dataset", text="dataset that names the classes of image files")
-    flags.add(what, "--classes", None, "names of the classes instead, as a,b,c", metavar="NAMES")
-    flags.add(what, "--label", [], "class of all image files, or of each", metavar="CLASS", nargs="*")
     flags.data(parser)
     golden = parser.add_argument_group("golden rankings")
     flags.fields(golden, golden_config, block="rank at the input of this block, from 0")
@@ -331,11 +328,10 @@ def _show_flags(parser: CommandParser) -> None:
 
 def run_show(args: Namespace, status: Console) -> Shown:
     """Draw images beside the importance of their patches."""
-    from harness.apps.show import ShowConfig, find_subjects, show
+    from harness.apps.show import ShowConfig, find_subject, show
     from harness.report.pictures import IMAGE
 
-    classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
-    subjects = find_subjects(args.images, dataset=args.dataset, classes=classes, labels=args.label)
+    subjects = [find_subject(place) for place in args.images]
     config = flags.settings(ShowConfig, args, keeps=tuple(args.keeps), golden=flags.golden_config(args))
     sheet = show(args.model, subjects, config, args.output, device=args.device, progress=Progress(status))
     data = {"path": str(args.output), "columns": [IMAGE, *sheet.columns], "notes": sheet.notes}

@@ -13,10 +13,9 @@ from PIL import Image
 
 import zoo
 from harness.apps import show as module
-from harness.apps.show import ShowConfig, find_subjects, make_rows, most_important, show, tokens_at_end, write_gallery
+from harness.apps.show import ShowConfig, find_subject, make_rows, most_important, show, tokens_at_end, write_gallery
 from harness.base.terminal import Progress
 from harness.cli.entry import main
-from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
 from harness.measure.bench import KeptPatches, compare
 from harness.measure.plan import Plan
@@ -39,34 +38,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_one_label_serves_all_files_and_one_file_may_have_several(here: Path):
-    for labels, found in ((["dog"], [1, 1]), (["dog", "cat"], [1, 0])):
-        subjects = find_subjects(["red.png", "blue.png"], classes=["cat", "dog"], labels=labels)
-        assert [subject.label for subject in subjects] == found
-    places = ["emoji:val:2", "red.png", "fashion:test:0", "blue.png"]
-    subjects = find_subjects(places, dataset="fashion", labels=["bag", "coat"])
-    assert [subject.name for subject in subjects] == places
-    labels = [subject.classes[subject.label] for subject in subjects]
-    assert labels == ["smiley or emotion", "bag", "t-shirt", "coat"]
-    assert subjects[1].templates == get_dataset("fashion").templates
+def test_files_and_images_of_datasets(here: Path):
+    places = ["emoji:val:2", "red.png", "fashion:test:0"]
+    assert [find_subject(place)[::2] for place in places] == [
+        ("emoji:val:2", "smiley or emotion"), ("red.png", ""), ("fashion:test:0", "t-shirt"),
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("places", "names", "match"), [
-    (["words.txt"], {}, r"image 'words.txt' can't be read .* or leave it out$"),
-    (["fasion:val:3"], {}, "no dataset is called 'fasion'. Did you mean 'fashion'?"),
-    (["fashion:vla:3"], {}, "'fashion:vla:3': split must be one of train, val, test"),
-    (["fashion:val:100000"], {}, r"index '100000': fashion val has images 0 to \d+"),
-    (["emoji-names:val:0"], {}, "emoji-names val has no images"),
-    (["red.png"], {"labels": ["bag"]}, "--label 'bag': name its classes with --dataset"),
-    (["red.png"], {"labels": ["bga"], "dataset": "fashion"}, "'bga': did you mean 'bag'"),
-    (["red.png"], {"dataset": "fashion", "classes": ["a"]}, "both name classes"),
-    (["red.png"], {"classes": ["a", "b", "a"]}, "--classes 'a,b,a': expected names, each once"),
-    (["fashion:val:3"], {"dataset": "emoji"}, "are for image files, and there is none among"),
-    (["red.png"] * 3, {"classes": ["a", "b"], "labels": ["a", "b"]}, "2 labels for 3 files"),
+@pytest.mark.parametrize(("place", "match"), [
+    ("words.txt", r"image 'words.txt' can't be read .* or leave it out$"),
+    ("fasion:val:3", "no dataset is called 'fasion'. Did you mean 'fashion'?"),
+    ("fashion:vla:3", "'fashion:vla:3': split must be one of train, val, test"),
+    ("fashion:val:100000", r"index '100000': fashion val has images 0 to \d+"),
+    ("emoji-names:val:0", "emoji-names val has no images"),
 ])  # fmt: skip
-def test_refusals(places: list[str], names: dict, match: str, here: Path):
+def test_refusals(place: str, match: str, here: Path):
     with pytest.raises(ValueError, match=match):
-        find_subjects(places, **names)
+        find_subject(place)
 
 
 GOLDEN = GoldenConfig(window=2, stride=2)
@@ -84,8 +72,7 @@ def sheet_of(tower: Tower, toy: Dataset, predictor_file: Path, monkeypatch: pyte
 
     def call(places: tuple[str, ...] = ("toy:test:5", "toy:test:6"), **config: object) -> PatchSheet:
         settings = {"golden": GOLDEN} | config
-        files = {key: settings.pop(key) for key in ("dataset", "classes", "labels") if key in settings}
-        subjects = find_subjects([str(place) for place in places], **files)
+        subjects = [find_subject(place) for place in places]
         sheet = show("any", subjects, ShowConfig(**settings), tmp_path / "show.png", progress=Progress())
         assert (tmp_path / "show.png").read_bytes() == b"drawn"
         return sheet
@@ -162,14 +149,15 @@ def test_what_methods_and_the_golden_ranking_leave(sheet_of: Show, tower: Tower,
         assert (row.tokens["golden 25"] == most_important(importance, 0.25)).all()
 
 
-def test_classes_give_confidence_and_a_label_gives_all(sheet_of: Show, photo: Path):
-    sheet = sheet_of(places=(photo,), classes=["cat", "dog"])
-    assert tuple(sheet.columns) == ("preservation", "confidence", "patchrank", "clsattn", "kept 60")
-    assert "golden label: its true class is not known" in sheet.notes[1]
-    sheet = sheet_of(places=(photo,), classes=["cat", "dog"], labels=["dog"])
-    assert (tuple(sheet.columns), sheet.notes[1:]) == ((*ALWAYS, "kept 60"), ())
-    sheet = sheet_of(places=(photo,), classes=["cat", "zebra"], labels=["cat"])
-    assert "class 'zebra': " in sheet.notes[1]
+def test_a_file_has_no_class_and_a_class_needs_words(sheet_of: Show, toy: Dataset, photo: Path, monkeypatch):
+    sheet = sheet_of(places=(str(photo), "toy:test:5"))
+    assert tuple(sheet.columns) == (*ALWAYS, "kept 60")
+    [note] = sheet.notes[1:]
+    assert "golden confidence" in note
+    assert "of photo.png: its class is not known" in note
+    assert ["label" in row.importance for row in sheet.rows] == [False, True]
+    monkeypatch.setattr(type(toy), "classes", ("cat", "zebra", "house", "dog house"))
+    assert "class 'zebra': " in sheet_of().notes[1]
 
 
 def test_towers_without_text_or_predictor(sheet_of: Show, tower: Tower, predictor_file: Path, monkeypatch):
@@ -185,7 +173,7 @@ def test_towers_without_text_or_predictor(sheet_of: Show, tower: Tower, predicto
 def test_the_command(sheet_of: Show, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "draw", draw)
     out = tmp_path / "new" / "figure.png"
-    command = ["show", "toy:val:1", str(photo), "--classes", "cat, dog", "--keeps", "0.5", "0.25"]
+    command = ["show", "toy:val:1", str(photo), "--keeps", "0.5", "0.25"]
     command += ["--stride", "2", "--methods", "tome", "--by", "tome", "--output", str(out)]
     assert main(command) == 0
     assert Image.open(io.BytesIO(out.read_bytes())).width > 1600
