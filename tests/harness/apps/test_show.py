@@ -40,7 +40,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_files_and_images_of_datasets(here: Path):
     places = ["emoji:val:2", "red.png", "fashion:test:0"]
-    assert [find_subject(place)[::2] for place in places] == [
+    assert [(one.name, one.label) for one in map(find_subject, places)] == [
         ("emoji:val:2", "smiley or emotion"), ("red.png", ""), ("fashion:test:0", "t-shirt"),
     ]  # fmt: skip
 
