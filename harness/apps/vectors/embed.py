@@ -31,7 +31,7 @@ from harness.models.towers import no_text
 from harness.records.record import DTYPES
 from zoo.core.files import fingerprint, weights_digest, write_whole
 from zoo.core.messages import expected
-from zoo.loading.clip import UnseenWordsError
+from zoo.loading.clip import CompactText
 
 PRECISIONS = {"float16": np.float16, "float32": np.float32}  # of embeddings
 IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
@@ -222,6 +222,7 @@ class Encoder:
             raise ValueError(f"out of memory on {self.device} with --batch {size}: try {max(1, size // 2)}") from error
         return _unit(features, self.setup.dtype)
 
+    @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> tuple[NDArray[np.float32] | None, dict[int, str]]:
         """Embed texts in the joint space; a text is cut to what the tower reads.
 
@@ -231,29 +232,22 @@ class Encoder:
             ValueError: there is no text tower.
         """
         clip = self.require_text()
-        wrong = {place: "the line is empty" for place, text in enumerate(texts) if not text}
-        rows = {place: clip.tokenizer([text]) for place, text in enumerate(texts) if text}
-        try:
-            return self._encode(rows, len(texts)), wrong
-        except UnseenWordsError:
-            pass  # of which texts, each by itself says
-        for place, row in list(rows.items()):
+        rows, wrong = dict[int, Tensor](), dict[int, str]()
+        for place, text in enumerate(texts):
             try:
-                self._encode({0: row}, 1)
-            except UnseenWordsError as error:
+                if not text:
+                    raise ValueError("the line is empty")
+                tokens = clip.tokenizer([text]).to(self.device)
+                if isinstance(clip.model.text, CompactText):
+                    clip.model.text.rows(tokens)
+                rows[place] = tokens
+            except ValueError as error:
                 wrong[place] = str(error)
-                del rows[place]
-        return self._encode(rows, len(texts)), wrong
-
-    @torch.inference_mode()
-    def _encode(self, rows: dict[int, Tensor], count: int) -> NDArray[np.float32] | None:
-        """Embed token ids (1, L) by position; the other positions get some of these, whose result means nothing."""
         if not rows:
-            return None
-        some = next(iter(rows.values()))
-        tokens = torch.cat([rows.get(place, some) for place in range(count)])
-        features = self.require_text().model.encode_text(tokens.to(self.device))
-        return _unit(features.float().cpu(), "float32")
+            return None, wrong
+        some = next(iter(rows.values()))  # fills the places of the others: the size of a batch moves the last bits
+        features = clip.model.encode_text(torch.cat([rows.get(place, some) for place in range(len(texts))]))
+        return _unit(features.float().cpu(), "float32"), wrong
 
     @torch.inference_mode()
     def _forward(self, pixels: Tensor) -> Tensor:
