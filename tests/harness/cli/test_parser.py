@@ -95,7 +95,6 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare --shots 1 --seed -1", "--seed -1: expected a number from 0"),
     ("eval --model clip_vit_s14_rando60 --dataset emoji", "did you mean 'clip_vit_s14_random60'"),
     ("rank --dataset emoji --score lable", "score='lable': did you mean 'label'"),
-    ("rank --dataset emoji --budget 9 --stride 2", "--budget 9 with --stride: a budget picks"),
     ("-q --json rank --images gone", "--images 'gone' does not exist"),
     ("fit predictor", "nothing to learn from: give --dataset or --rankings"),
     ("fit predictor --loss lisnet", "loss='lisnet': did you mean 'listnet'?"),
