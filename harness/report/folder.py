@@ -19,7 +19,7 @@ from harness.records.record import RECORDS, Record, read_run
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.groups import Group, count_of, group_records, sections
 from harness.report.highlights import DRAWN, Standing, headline, plots_of, standings
-from harness.report.pictures import TracePicture, galleries, group_traces
+from harness.report.pictures import Gallery, read_galleries
 from harness.report.writers import latex, markdown, records_csv
 from zoo.core.files import write_whole
 
@@ -34,8 +34,7 @@ class Parts:
     groups: Sequence[Group]
     plots: Sequence[Plot]
     standings: Sequence[Standing] = ()  # judged once, as that takes a while
-    pictures: Sequence[TracePicture] = ()  # of traces
-    left_out: Sequence[str] = ()  # why files beside the records are not in it
+    pictures: Sequence[Gallery] = ()
 
 
 def report_runs(
@@ -70,27 +69,20 @@ def write_report(
 ) -> Shown:
     """Write the report of records, each file whole, and say it in short.
 
-    Traces beside the records that can't be read are named and left out: measuring may have taken hours.
-
-    All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in the rest. Traces are
-    those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all. Only the first
+    All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in the rest. Galleries
+    are those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all. Only the first
     groups are drawn, save with ``every_plot``.
 
     Raises:
-        ValueError: no records.
+        ValueError: no records, or a gallery that can't be read.
         NotADirectoryError: ``folder`` is a file.
     """
-    left_out: list[str] = []
-    groups = group_records(records)
-    traced = group_traces(runs, records, left_out.append)
-    for reason in left_out:
-        progress.say(f"left out of the report: {reason}")
+    groups, pictures = group_records(records), read_galleries(runs, records)
     parts = Parts(
         groups=groups,
         standings=standings(groups),
         plots=plots_of(groups if every_plot else groups[:DRAWN]),
-        pictures=galleries(traced if every_plot else traced[:DRAWN]),
-        left_out=left_out,
+        pictures=pictures if every_plot else pictures[:DRAWN],
     )
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
@@ -103,13 +95,13 @@ def write_report(
         "table.csv": lambda: records_csv(records, sources),
     }
     styles = styles_of(name for plot in parts.plots for name in plot.names)
-    pictures: dict[str, Callable[[], bytes]] = {
+    drawings: dict[str, Callable[[], bytes]] = {
         f"{plot.name}.{form}": partial(render, plot.charts, styles, form)
         for plot in parts.plots
         for form in ("svg", "png")
     }
-    pictures |= {f"{one.name}.jpg": partial(bytes, one.jpeg) for one in parts.pictures}
-    files = tables | {name: make for name, make in pictures.items() if drawn is None or name in drawn}
+    drawings |= {f"{one.name}.jpg": partial(bytes, one.jpeg) for one in pictures}
+    files = tables | {name: make for name, make in drawings.items() if drawn is None or name in drawn}
     folder.mkdir(parents=True, exist_ok=True)
     with progress.task("report", len(files)) as update:
         for count, (name, make) in enumerate(files.items(), start=1):
@@ -122,7 +114,6 @@ def write_report(
             "runs": [str(run) for run in runs],
             "records": len(records),
             "files": [str(folder / name) for name in files],
-            "left_out": left_out,
             "conclusion": conclusion,
         },
     )
