@@ -193,7 +193,7 @@ def shipped_cases() -> list[Case]:
     """
     files = sorted(FOLDER.glob("*.jsonl"))
     if not files:
-        raise FileNotFoundError(f"{FOLDER} holds no expectation; in a checkout write it: patchrank check --update")
+        raise FileNotFoundError(f"{FOLDER} holds no expectation; in a checkout: git checkout harness/expected")
     cases = cases_of([record for file in files for record in read_run(file)], None)
     for case in cases:
         for dataset, rows in case.rows.items():

@@ -292,15 +292,13 @@ def _report_flags(parser: CommandParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
     files = parser.add_argument_group("files")
     flags.output(files, "report", "folder of the report")
-    flags.add(files, "--title", "Token reduction for CLIP, side by side", "title of the page")
-    flags.add(files, "--all-plots", False, "draw all tables, not only the first six")
 
 
 def run_report(args: Namespace, status: Console) -> Shown:
     """Write a report and say which method is nearest to dense at equal cost."""
     from harness.report.folder import report_runs
 
-    return report_runs(args.runs, args.output, Progress(status), title=args.title, every_plot=args.all_plots)
+    return report_runs(args.runs, args.output, Progress(status))
 
 
 def run_list(*_: Any) -> Shown:

@@ -34,7 +34,6 @@ from harness.records.statistics import (
     Together,
     bootstrap_counts,
     detectable_note,
-    has_spread,
     mark_note,
     mean_interval,
     over_images,
@@ -102,8 +101,10 @@ class Average:
         if len(self.records) == 1:
             return self.first.metrics.get(name)
         if name == "diff_to_dense":
-            difference = self.dense and mean_difference(self, self.dense)
-            return difference and Measured(mean=difference.estimate, low=difference.low, high=difference.high)
+            if self.dense is None:
+                return None
+            difference = mean_difference(self, self.dense)
+            return Measured(mean=difference.estimate, low=difference.low, high=difference.high)
         if not all(name in record.metrics for record in self.records):
             return None
         own = [record.metrics[name] for record in self.records]
@@ -111,8 +112,8 @@ class Average:
         if name == "top1":
             ends = mean_interval([one.mean for one in own])[1:]
             numbers["low"], numbers["high"] = np.clip(ends, 0.0, 1.0).tolist()
-        elif (values := self.per_image(name)) is not None and has_spread(values, self.first.groups):
-            numbers["mean"], numbers["low"], numbers["high"], *_ = over_images(values, groups=self.first.groups)
+        elif (values := self.per_image(name)) is not None and (found := over_images(values, groups=self.first.groups)):
+            numbers["mean"], numbers["low"], numbers["high"] = found
         return Measured(**numbers)
 
     def mean(self, name: str) -> Any:

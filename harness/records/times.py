@@ -304,7 +304,7 @@ def _columns(rows: Sequence[LatencyRecord]) -> Iterator[TimeColumn]:
     yield number("tokens", lambda row: row.final_tokens, "d")
     yield number("GFLOPs", lambda row: row.gflops, ".2f")
     yield Column(heading="ms", about="ms: median [quartiles] of whole calls"), _time
-    yield number("images/s", lambda row: row.times and row.times.images_per_s, ".1f")
+    yield number("images/s", lambda row: row.times.images_per_s if row.times else None, ".1f")
     yield Column(heading="ratio"), lambda row: estimate_cell(row.ratio, "{:.3f}".format)
     yield words("verdict", lambda row: "not timed" if row.failed else row.verdict or NOT_MEASURED)
     yield number("saved", lambda row: row.saved_gflops, ".0%", " %")
@@ -317,5 +317,5 @@ def _columns(rows: Sequence[LatencyRecord]) -> Iterator[TimeColumn]:
 
 
 def _time(row: LatencyRecord) -> Cell:
-    spread = row.times and Interval(row.times.median_ms, row.times.q1_ms, row.times.q3_ms)
+    spread = Interval(row.times.median_ms, row.times.q1_ms, row.times.q3_ms) if row.times else None
     return estimate_cell(spread, ("{:.2f}" if spread and spread.estimate < 100 else "{:.0f}").format)

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,7 +225,11 @@ def changes_data(runs: RunChanges, groups: Sequence[ChangeGroup]) -> dict[str, A
                 }
                 for metric, family in group.families.items()
             }
-            facts = {"only_a_only_b_right": pair.answers, "other_images": pair.other_images, "metrics": metrics}
+            facts: dict[str, Any] = {
+                "only_a_only_b_right": pair.answers,
+                "other_images": pair.other_images,
+                "metrics": metrics,
+            }
             facts |= {"costs": pair.costs, "conditions": pair.conditions, "time_ratio_by_batch": pair.latency}
             pairs.append(name(pair.a) | facts)
     alone = {"only_in_a": [name(one) for one in runs.only_a], "only_in_b": [name(one) for one in runs.only_b]}
@@ -276,7 +280,8 @@ def changes_table(group: ChangeGroup) -> Table:
             columns[f"top-1 {run}, %"] = [figure(record.mean("top1"), ".1%") for record in own]
     narrow = {*columns, *(metric.heading for metric in list(families)[:1])}
     for metric, family in families.items():
-        cells = [estimate_cell(pair.change(metric), lambda v, own=metric: own.text(v, own.change)) for pair in pairs]
+        text = partial(metric.text, form=metric.change)
+        cells = [estimate_cell(pair.change(metric), text) for pair in pairs]
         columns[metric.heading] = [Cell(cell, cell.value, family.mark(at)) for at, cell in enumerate(cells)]
     costs = [[figure(record.mean("gflops"), ".3f") for record in pair] for pair in runs]
     columns["GFLOPs"] = [a if a.value == b.value else Cell(f"{a} → {b}", b.value) for a, b in costs]

@@ -4,7 +4,6 @@ import base64
 import json
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from html import escape
 from pathlib import Path
@@ -18,7 +17,7 @@ from harness.base.terminal import Progress
 from harness.records.record import RECORDS, Record, read_run
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.groups import Group, count_of, group_records, sections
-from harness.report.highlights import DRAWN, Standing, headline, plots_of, standings
+from harness.report.highlights import Standing, headline, plots_of, standings
 from harness.report.pictures import Gallery, read_galleries
 from harness.report.writers import latex, markdown, records_csv
 from zoo.core.files import write_whole
@@ -27,19 +26,7 @@ TITLE = "Token reduction for CLIP, side by side"
 ON_PAGE = 4  # plots at most, the first; files have all
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a report shows."""
-
-    groups: Sequence[Group]
-    plots: Sequence[Plot]
-    standings: Sequence[Standing] = ()  # judged once, as that takes a while
-    pictures: Sequence[Gallery] = ()
-
-
-def report_runs(
-    paths: Sequence[Path], folder: Path, progress: Progress, *, title: str = TITLE, every_plot: bool = False
-) -> Shown:
+def report_runs(paths: Sequence[Path], folder: Path, progress: Progress) -> Shown:
     """Write the report of runs, each once; say which method is nearest to dense at equal cost.
 
     Raises:
@@ -53,7 +40,7 @@ def report_runs(
     runs = list(unique.values())
     pairs = [(record, str(run)) for run in runs for record in read_run(run)]
     records, sources = [record for record, _ in pairs], [run for _, run in pairs]
-    return write_report(records, folder, progress, runs=runs, sources=sources, title=title, every_plot=every_plot)
+    return write_report(records, folder, progress, runs=runs, sources=sources)
 
 
 def write_report(
@@ -63,42 +50,31 @@ def write_report(
     *,
     runs: Sequence[Path] = (),
     sources: Sequence[str] = (),
-    title: str = TITLE,
     drawn: Collection[str] | None = None,
-    every_plot: bool = False,
 ) -> Shown:
     """Write the report of records, each file whole, and say it in short.
 
     All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in the rest. Galleries
-    are those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all. Only the first
-    groups are drawn, save with ``every_plot``.
+    are those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all.
 
     Raises:
         ValueError: no records, or a gallery that can't be read.
         NotADirectoryError: ``folder`` is a file.
     """
     groups, pictures = group_records(records), read_galleries(runs, records)
-    parts = Parts(
-        groups=groups,
-        standings=standings(groups),
-        plots=plots_of(groups if every_plot else groups[:DRAWN]),
-        pictures=pictures if every_plot else pictures[:DRAWN],
-    )
+    plots, ranked, found = plots_of(groups), standings(groups), list(sections(groups))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
-    brief, conclusion = [one.table() for one in parts.standings], headline(parts.standings)
-    found = list(sections(groups))
+    brief, conclusion = [one.table() for one in ranked], headline(ranked)
     tables: dict[str, Callable[[], bytes | str]] = {
-        "report.html": lambda: page(parts, title),
+        "report.html": lambda: page(groups, plots, ranked, pictures),
         "table.md": lambda: markdown([*brief, *found]),
         "table.tex": lambda: latex([one.wide(summary=True) for one in found]),
         "table.csv": lambda: records_csv(records, sources),
     }
-    styles = styles_of(name for plot in parts.plots for name in plot.names)
+    styles = styles_of(name for plot in plots for name in plot.names)
     drawings: dict[str, Callable[[], bytes]] = {
-        f"{plot.name}.{form}": partial(render, plot.charts, styles, form)
-        for plot in parts.plots
-        for form in ("svg", "png")
+        f"{plot.name}.{form}": partial(render, plot.charts, styles, form) for plot in plots for form in ("svg", "png")
     }
     drawings |= {f"{one.name}.jpg": partial(bytes, one.jpeg) for one in pictures}
     files = tables | {name: make for name, make in drawings.items() if drawn is None or name in drawn}
@@ -119,16 +95,21 @@ def write_report(
     )
 
 
-def page(parts: Parts, title: str) -> str:
-    """Return all as one page, under this heading; its template, style and script lie beside this."""
-    styles = styles_of(name for plot in parts.plots for name in plot.names)
-    shown = [(plot, chart) for plot in parts.plots for chart in plot.charts][:ON_PAGE]
+def page(
+    groups: Sequence[Group],
+    plots: Sequence[Plot],
+    ranked: Sequence[Standing] = (),
+    pictures: Sequence[Gallery] = (),
+) -> str:
+    """Return all as one page; its template, style and script lie beside this."""
+    styles = styles_of(name for plot in plots for name in plot.names)
+    shown = [(plot, chart) for plot in plots for chart in plot.charts][:ON_PAGE]
     return _template().render(
-        parts=parts,
-        title=title,
-        brief=[one.table() for one in parts.standings],
-        tables=[one.wide() for one in sections(parts.groups)],
-        headline=headline(parts.standings),
+        groups=groups,
+        title=TITLE,
+        brief=[one.table() for one in ranked],
+        tables=[one.wide() for one in sections(groups)],
+        headline=headline(ranked),
         legend=[
             (id_of(name, styles), name, inline(draw_sample(styles[name]), f"sample-{id_of(name, styles)}"))
             for name in names_of([chart for _, chart in shown], styles)
@@ -137,7 +118,7 @@ def page(parts: Parts, title: str) -> str:
             (plot, chart, inline(draw([chart], styles, small=True), f"plot-{at}", chart.alt))
             for at, (plot, chart) in enumerate(shown, start=1)
         ],
-        pictures={re.sub(r"[^A-Za-z0-9_-]", "-", one.name): one for one in parts.pictures},
+        pictures={re.sub(r"[^A-Za-z0-9_-]", "-", one.name): one for one in pictures},
     )
 
 

@@ -23,7 +23,6 @@ from harness.report.groups import Group, count_of
 from harness.report.tables import describe_note
 
 TOP1, DISTANCE = METRICS["top1"], METRICS["cosine_distance"]
-DRAWN = 6  # groups that are drawn, the first, unless all are asked for: a chart takes a while
 # What the images of several datasets were judged under, by one tower.
 _ALIKE = (
     *("tag", "weights_sha256", "image_size", "device", "device_name", "dtype", "threads"),

@@ -189,8 +189,7 @@ def _of_batch(batch: int, show: Callable[[Times], Cell]) -> Callable[[Average], 
 
 def _cell(row: Average, metric: Metric, family: Judgement | None, *, ends: bool) -> Cell:
     """Show a row's metric, with the number of patches it is for and what chance gives."""
-    own = row.measured(metric.name)
-    cell = estimate_cell(own and (own.interval or own.mean), metric.text, ends=ends)
+    cell, own = estimate_cell(row.estimate(metric), metric.text, ends=ends), row.measured(metric.name)
     if own is None:
         return cell
     words = str(cell)

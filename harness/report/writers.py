@@ -136,9 +136,6 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _csv_cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        # A spreadsheet would run what begins so; no name of ours does.
-        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    if value is None or isinstance(value, str):
+        return value or ""
     return json.dumps(value, allow_nan=False, sort_keys=True)

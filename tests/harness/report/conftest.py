@@ -10,7 +10,7 @@ from by_hand import make, replace
 
 from harness.records.metrics import pack
 from harness.records.record import Record, Times
-from harness.report.folder import Parts, page
+from harness.report.folder import page
 from harness.report.groups import group_records
 from harness.report.highlights import plots_of
 
@@ -136,9 +136,9 @@ class Page(HTMLParser):
 def made() -> Callable[..., tuple[str, Page]]:
     """Return what makes a page of records: its text, and it taken apart."""
 
-    def make(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
+    def make(records: list[Record], **more: Any) -> tuple[str, Page]:
         groups = group_records(records)
-        text = page(Parts(groups=groups, plots=plots_of(groups), **more), title)
+        text = page(groups, plots_of(groups), **more)
         return text, Page(text)
 
     return make

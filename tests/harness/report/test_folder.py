@@ -115,7 +115,7 @@ def test_hostile_names_stay_text(made: Any, dense: Record):
     hostile = dataclasses.replace(dense, **names, method_config={HOSTILE: HOSTILE})
     other = replace(hostile, method=HOSTILE, keep=0.5, gflops=2.0)
     picture = Gallery(name="photo", title="Photo", alt='"seen"', jpeg=b"jpeg")
-    text, parsed = made([hostile, other], HOSTILE, pictures=[picture])
+    text, parsed = made([hostile, other], pictures=[picture])
     assert parsed.tags.count("script") == text.count("<script") == 1
     assert parsed.tables[2][0] == HOSTILE
     assert 'alt="&#34;seen&#34;" src="data:image/jpeg;base64,anBlZw=="' in text

@@ -20,7 +20,7 @@ from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
 from harness.records.statistics import holm, paired_difference, sign_flip, sign_flip_exact
 from harness.report.changes import changes_table, judge_changes, pair_runs
-from harness.report.folder import Parts, page
+from harness.report.folder import page
 from harness.report.groups import group_records, sections
 from harness.report.highlights import plots_of
 from harness.report.tables import comparison_table
@@ -224,7 +224,7 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
     assert r"Sharpness, \%" in latex([section])
     plots = plots_of(groups)
     assert "sharpness_gflops" in {plot.name for plot in plots}
-    text = page(Parts(groups=groups, plots=plots), "Results")
+    text = page(groups, plots)
     assert 'data-sort="0.2578125">25.8' in text
     [first, _] = csv.DictReader(io.StringIO(records_csv(rows)))
     assert first["sharpness_fraction"] == "0.5078125"
