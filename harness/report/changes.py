@@ -225,12 +225,9 @@ def changes_data(runs: RunChanges, groups: Sequence[ChangeGroup]) -> dict[str, A
                 }
                 for metric, family in group.families.items()
             }
-            facts: dict[str, Any] = {
-                "only_a_only_b_right": pair.answers,
-                "other_images": pair.other_images,
-                "metrics": metrics,
-            }
-            facts |= {"costs": pair.costs, "conditions": pair.conditions, "time_ratio_by_batch": pair.latency}
+            facts: dict[str, Any] = {"metrics": metrics, "costs": pair.costs, "conditions": pair.conditions}
+            facts |= {"only_a_only_b_right": pair.answers, "other_images": pair.other_images}
+            facts["time_ratio_by_batch"] = pair.latency
             pairs.append(name(pair.a) | facts)
     alone = {"only_in_a": [name(one) for one in runs.only_a], "only_in_b": [name(one) for one in runs.only_b]}
     data: dict[str, Any] = json_values({"pairs": pairs, **alone})
