@@ -35,7 +35,7 @@ from harness.records.record import DENSE
 from harness.records.statistics import paired_mean
 from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.messages import expected
-from zoo.core.reducer import METHODS, spread
+from zoo.core.reducer import METHODS, Reducer
 from zoo.loading.learned_files import OPTIONS, ScheduleFile
 from zoo.towers.vit import ReducedViT
 
@@ -110,9 +110,7 @@ class Schedule(NamedTuple):
     def of(cls, vit: ReducedViT) -> "Schedule":
         """Return that of a reduced tower."""
         assert vit.reducer is not None
-        config, points = vit.reducer.config, vit.reducer.points
-        assert config.keep is not None
-        return cls(points, tuple(spread(math.prod(vit.grid), config.keep, points, config.schedule).values()))
+        return cls(vit.reducer.points, tuple(Reducer.counts(vit.reducer, math.prod(vit.grid)).values()))
 
     def options(self, patches: int) -> dict[str, Any]:
         """Return the options of the method: keep rates in four digits, which give these counts again."""
