@@ -116,6 +116,11 @@ class ReducerConfig:
             raise ValueError(f"reduce_at={points[-1]}: this tower has blocks 0 to {depth - 1}")
         return points
 
+    @classmethod
+    def other_rules(cls, depth: int) -> tuple[dict[str, Any], ...]:
+        """Return options, beside the defaults, that place reduction points well in some towers of this depth."""
+        return ()
+
     def plain(self) -> dict[str, Any]:
         """Return the settings as JSON has them: a tuple would never equal the list read back."""
         return json.loads(json.dumps(asdict(self)))

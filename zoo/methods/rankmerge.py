@@ -71,6 +71,12 @@ class RankMergeConfig(ReducerConfig):
             raise ValueError(f"rank_at={self.rank_at}: expected a block up to the last reduction point, {points[-1]}")
         return points
 
+    @classmethod
+    def other_rules(cls, depth: int) -> tuple[dict[str, Any], ...]:
+        """Return what is better on some pictures: block 0 as strong as the other points, and without it."""
+        later = cls(keep=1).points(depth)[1:]
+        return {"schedule": "geometric"}, *([{"reduce_at": later}] if later else [])
+
     def predictor_block(self, depth: int) -> int | None:
         """Return the block from which on ranks protect, if a predictor ranks."""
         return self.rank_at if self.rank == "predictor" else None
