@@ -205,7 +205,7 @@ class Lab:
         every = [
             Candidate(name, fast, RATES[-1], rule=tuple(rule.items()))
             for name in names
-            for rule in ({}, *METHODS[name].Config.other_rules(depth))
+            for rule in ({}, *METHODS[name].Config(keep=1).other_rules(depth))
         ]
         for path, file in self.files.items():
             trained = isinstance(file, RecoveryFile)

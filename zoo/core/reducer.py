@@ -116,8 +116,7 @@ class ReducerConfig:
             raise ValueError(f"reduce_at={points[-1]}: this tower has blocks 0 to {depth - 1}")
         return points
 
-    @classmethod
-    def other_rules(cls, depth: int) -> tuple[dict[str, Any], ...]:
+    def other_rules(self, depth: int) -> tuple[dict[str, Any], ...]:
         """Return options, beside the defaults, that place reduction points well in some towers of this depth."""
         return ()
 

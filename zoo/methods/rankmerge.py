@@ -71,10 +71,9 @@ class RankMergeConfig(ReducerConfig):
             raise ValueError(f"rank_at={self.rank_at}: expected a block up to the last reduction point, {points[-1]}")
         return points
 
-    @classmethod
-    def other_rules(cls, depth: int) -> tuple[dict[str, Any], ...]:
+    def other_rules(self, depth: int) -> tuple[dict[str, Any], ...]:
         """Return what is better on some pictures: block 0 as strong as the other points, and without it."""
-        later = cls(keep=1).points(depth)[1:]
+        later = RankMergeConfig(keep=1).points(depth)[1:]
         return {"schedule": "geometric"}, *([{"reduce_at": later}] if later else [])
 
     def predictor_block(self, depth: int) -> int | None:
