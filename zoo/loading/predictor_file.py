@@ -45,15 +45,7 @@ class PredictorFile:
     @classmethod
     def read(cls, path: Path) -> "PredictorFile":
         """Read the facts of ``path``; raise as ``read_learned`` does."""
-        file = read_learned(path, "predictor", cls)
-        width = file.options.get("width", 1)
-        if type(width) is not int or not 0 < width <= path.stat().st_size:  # a network of it would be built
-            raise wanting(ValueError(f"{str(path)!r} holds no predictor: its width is {width!r}"), "predictor")
-        if odd := file.options.keys() - {"arch", "width"}:
-            raise wanting(
-                ValueError(f"{str(path)!r} holds no predictor: option {min(odd)!r} isn't its own"), "predictor"
-            )
-        return file
+        return read_learned(path, "predictor", cls)
 
     def fill(self, options: dict[str, Any]) -> None:
         """Add the network's shape to ``options``; raise ValueError if they ask for another network."""

@@ -150,7 +150,6 @@ def test_the_command_writes_the_same_file_again(command, tmp_path, capsys):
     (["--tokens", "x"], "tokens='x'"),
     (["--shots", "9"], "--shots 9"),
     (["--tune", "class_specific=true"], "use coupling='none'"),
-    (["--recipe", "coop"], "with epochs=200: a recipe has epochs, or rounds"),
     (["--draws", "coop"], "--draws coop: 'named' isn't read from a list that CoOp draws from"),
 ])  # fmt: skip
 def test_the_command_refuses(command, words, options, capsys):
