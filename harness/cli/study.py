@@ -160,7 +160,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
         limit=None if args.full else args.limit or (None if rooted else StudyConfig.limit),
         golden=flags.change(golden, args.golden, "--golden"),
         fit=flags.change(fit, args.fit, "--fit"),
-        tune=flags.tune_config(args, draws, count=16, depth=1, anchor=0.0),
+        tune=flags.tune_config(args, draws, count=16, anchor=0.0),
         draws=draws,
     )
 

@@ -97,7 +97,7 @@ def make(kind: str, folder: Path) -> Path:
         config = FitConfig(arch="mlp", width=8)
         save_predictor(Predictor("mlp", 48, 8, (8, 8), None, None), path, config=config, block=3, **MADE)
     else:
-        tensors = {"classifier": torch.eye(3), "logit_scale": torch.tensor(1.0), "visual": torch.ones(1, 2, 48)}
+        tensors = {"classifier": torch.eye(3), "logit_scale": torch.tensor(1.0), "visual": torch.ones(2, 48)}
         save_prompts(path, tensors, **MADE, **TUNED)
     return path
 
@@ -140,7 +140,7 @@ def test_values_that_are_not_finite_are_refused(kind: str, tmp_path: Path):
         *[("prompts", facts) for facts in ({"model": 3}, {"path": "/etc/passwd"})],
         ("predictor", {"options": {"arch": ["mlp"], "width": 8}}),
         ("prompts", {"classes": "abc"}),
-        ("prompts", {"shape": {"depth": 1}}),
+        ("prompts", {"shape": {"tokens": 1}}),
     ],
 )
 def test_metadata_of_another_form_is_refused_in_one_line(kind: str, change: Any, tmp_path: Path):

@@ -28,7 +28,7 @@ COUPLINGS = ("offset", "printed", "none")
 CHUNK = 32  # images at a time where nothing is learnt
 Logits = Callable[[Tensor, Tensor], Tensor]  # from a classifier (classes, D) and images
 DTYPES = (AUTO, "float32", "bfloat16")
-_LEARNED = ("tokens", "count", "depth", "seed", "rounds", "steps")  # said beside the rest of a recipe
+_LEARNED = ("tokens", "count", "seed", "rounds", "steps")  # said beside the rest of a recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,6 @@ class TuneConfig:
     Attributes:
         tokens: ``t``: text tokens before the class name; ``v``: visual tokens at the image tower's input; ``vt``: both.
         count: learned tokens in a sequence.
-        depth: blocks that get tokens of their own at their input; 1 is the paper's.
         coupling: with ``vt``, how visual tokens P_v follow from text tokens P_t: ``offset`` by P_v = M P_t + p with M
             from zero, ``printed`` by the paper's P_v = M P_t with a random M; ``none``: both are free.
         class_specific: every class has text tokens of its own; not with coupled ones.
@@ -53,7 +52,6 @@ class TuneConfig:
 
     tokens: str = "vt"
     count: int = 4
-    depth: int = 1
     coupling: str = "offset"
     class_specific: bool = False
     anchor: float = 32.0
@@ -69,7 +67,7 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         """Refuse what is out of bounds, and fields that contradict each other."""
-        counts = dict.fromkeys(("count", "depth", "rounds", "steps", "patience", "batch"), "[1, inf)")
+        counts = dict.fromkeys(("count", "rounds", "steps", "patience", "batch"), "[1, inf)")
         counts |= {"anchor": "[0, inf)", "learning_rate": "(0, inf)", "visual_rate": "(0, inf)"}
         check_fields(self, tokens=TOKENS, coupling=COUPLINGS, dtype=DTYPES, **counts)
         if self.class_specific and self.tokens == "vt" and self.coupling != "none":
@@ -92,7 +90,7 @@ class TuneConfig:
     @property
     def learned(self) -> str:
         """Say what is learned."""
-        return f"{self.count} tokens ({self.tokens}), depth {self.depth}"
+        return f"{self.count} tokens ({self.tokens})"
 
     def describe(self) -> str:
         """Say how tokens are learned."""
@@ -130,11 +128,10 @@ class PromptedText(nn.Module):
     The context takes positions 1 to its length, the name those behind it. Where a sequence would be longer than the
     tower's position table, as many of the last context tokens as needed share the last position that the longest name
     leaves: the blocks take any length, and a learned token can learn what its own position would add. ``context`` is
-    (1 or classes, depth, count, D).
+    (1 or classes, count, D).
 
     Raises:
-        ValueError: a tower or tokenizer that can't be prompted, a name with unknown words or too
-            long, or a depth that the tower hasn't.
+        ValueError: a tower or tokenizer that can't be prompted, or a name with unknown words or too long.
     """
 
     words: Tensor
@@ -149,11 +146,9 @@ class PromptedText(nn.Module):
         if not isinstance(tokenize, SimpleTokenizer):
             raise ValueError(f"tokenizer {type(tokenize).__name__}: expected open_clip's SimpleTokenizer")
         tower, count = self.parts.tower, config.count
-        table, blocks = tower.positional_embedding, tower.transformer.resblocks
-        if config.depth > len(blocks):
-            raise ValueError(f"depth={config.depth}: the text tower has {len(blocks)} blocks; take a depth up to that")
+        table = tower.positional_embedding
         rows, device = len(classes) if config.class_specific else 1, table.device
-        context = 0.02 * torch.randn(rows, config.depth, count, table.shape[1], generator=generator)
+        context = 0.02 * torch.randn(rows, count, table.shape[1], generator=generator)
         with torch.no_grad():
             words, ends = self._embed(tokenize, [f"{name}." for name in classes], device)
         self.context = nn.Parameter(context.to(device))
@@ -178,15 +173,12 @@ class PromptedText(nn.Module):
     def forward(self) -> Tensor:
         """Return the classes' features, (classes, D) of unit length."""
         tower, context = self.parts.tower, self.context
-        size, count = len(self.words), context.shape[2]
-        learned = context.expand(size, -1, -1, -1)
-        x = torch.cat((self.words[:, :1], learned[:, 0], self.words[:, 1:]), dim=1)
+        size = len(self.words)
+        x = torch.cat((self.words[:, :1], context.expand(size, -1, -1), self.words[:, 1:]), dim=1)
         x = x + tower.positional_embedding[self.positions]
         mask = x.new_full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
         stacked = tower.transformer.batch_first
-        for index, block in enumerate(tower.transformer.resblocks):
-            if 0 < index < context.shape[1]:
-                x = torch.cat((x[:, :1], learned[:, index], x[:, 1 + count :]), dim=1)
+        for block in tower.transformer.resblocks:
             y = x if stacked else x.transpose(0, 1)
             y = block(y, attn_mask=mask)
             x = y if stacked else y.transpose(0, 1)
@@ -199,7 +191,7 @@ class PromptedText(nn.Module):
 class PromptLearner(nn.Module):
     """All learned parameters; everything else is frozen and not part of its state.
 
-    Visual tokens begin as the mean patch, ``patches`` of ``ReducedViT.mean_patches``: small random ones, which
+    Visual tokens begin as the mean ``patch`` of ``ReducedViT.mean_patch``: small random ones, which
     normalisation makes large, would change a pretrained tower's features beyond repair by a few images.
 
     Attributes:
@@ -217,7 +209,7 @@ class PromptLearner(nn.Module):
         classes: Sequence[str],
         templates: Sequence[str],
         config: TuneConfig,
-        patches: Tensor | None,
+        patch: Tensor | None,
     ) -> None:
         super().__init__()
         self.classes, self.config = tuple(classes), config
@@ -229,12 +221,12 @@ class PromptLearner(nn.Module):
             self.text = PromptedText(parts.model.text, parts.tokenizer, classes, config, generator)
         fixed = class_features(parts.model, parts.tokenizer, classes, templates)
         self.register_buffer("fixed", fixed.clone().to(device), persistent=False)
-        if patches is not None and self.text is not None and config.coupling != "none":
+        if patch is not None and self.text is not None and config.coupling != "none":
             printed = config.coupling == "printed"
-            begin, start = (torch.zeros_like(patches), generator) if printed else (patches, None)
+            begin, start = (torch.zeros_like(patch), generator) if printed else (patch, None)
             self.visual = CoupledPrompts(self.text.context, begin, start).to(device)
-        elif patches is not None:
-            first = near(patches, config.count, generator)
+        elif patch is not None:
+            first = near(patch, config.count, generator)
             self.visual = VisualPrompts(*first.shape, device=device, dtype=torch.float32)
             self.visual.tokens.data.copy_(first)
 
@@ -334,10 +326,10 @@ def tune(
     config = replace(config, dtype=precision_on(like.device, config.dtype))
     tower = type(vit).adopt(vit)
     tower.eval()
-    patches = None
+    patch = None
     if "v" in config.tokens:
-        patches = tower.mean_patches(train.images[:CHUNK].to(like.device, like.dtype), config.depth)
-    learner = PromptLearner(vit, parts, classes, templates, config, patches)
+        patch = tower.mean_patch(train.images[:CHUNK].to(like.device, like.dtype))
+    learner = PromptLearner(vit, parts, classes, templates, config, patch)
     tower.prompts = learner.visual
     scale = parts.model.logit_scale.detach().exp().to(like.device)
 

@@ -46,8 +46,8 @@ def check_settings(method: str, options: Mapping[str, Any]) -> None:
 class PromptFile:
     """Saved prompts: tensors in safetensors, provenance in its metadata.
 
-    The tensors are ``classifier`` (classes, D), unit text features; ``logit_scale``; ``visual`` (depth, count, D_v) if
-    visual tokens were learned; ``context`` (1 or classes, depth, count, D_t) if text tokens were.
+    The tensors are ``classifier`` (classes, D), unit text features; ``logit_scale``; ``visual`` (count, D_v) if
+    visual tokens were learned; ``context`` (1 or classes, count, D_t) if text tokens were.
     """
 
     path: Path
@@ -100,8 +100,8 @@ class PromptFile:
 def save_prompts(path: Path, tensors: dict[str, Tensor], **facts: Any) -> PromptFile:
     """Write prompts whole or not at all; ``facts`` are the fields of ``PromptFile`` but shape."""
     visual, classifier = tensors.get("visual"), tensors["classifier"]
-    depth, count = (1, 0) if visual is None else visual.shape[:2]
-    shape = PromptShape(depth=depth, tokens=count, classes=len(classifier), features=classifier.shape[1])
+    count = 0 if visual is None else len(visual)
+    shape = PromptShape(tokens=count, classes=len(classifier), features=classifier.shape[1])
     plain = {k: v.to("cpu", torch.float32) for k, v in tensors.items()}
     write_learned(path, "prompts", plain, {**facts, "classes": list(facts["classes"]), "shape": shape._asdict()})
     return PromptFile.read(path)

@@ -198,7 +198,7 @@ def test_a_reduced_model_of_ours_by_name(named):
 
 def test_a_tuned_model_that_was_saved_is_a_dense_tower_again(tmp_path, named):
     dense = load_tower("clip_vit_s14").vit
-    tensors = {"visual": torch.randn(1, 2, 384), "classifier": F.normalize(torch.randn(3, 256), dim=-1)}
+    tensors = {"visual": torch.randn(2, 384), "classifier": F.normalize(torch.randn(3, 256), dim=-1)}
     tensors["logit_scale"] = torch.tensor(3.0)
     facts = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "width": 384, "dataset": "toy"}
     facts |= {"weights": blocks_fingerprint(dense.state_dict()), "recipe": {}, "provenance": {}}
