@@ -130,7 +130,7 @@ def measure(limit: str) -> None:
     at_equal_time = ["--match", "time", "--dtype", best_precision("cpu")]
     for name, flags in (("records.jsonl", []), ("equal_time.jsonl", at_equal_time)):
         with TemporaryDirectory() as folder:
-            if code := main(["compare", *flags, "--limit", limit, "--traces", "0", "--output", folder]):
+            if code := main(["compare", *flags, "--limit", limit, "--no-gallery", "--output", folder]):
                 sys.exit(code)
             shutil.copy(Path(folder) / RECORDS, RESULTS / name)
             if not flags:
