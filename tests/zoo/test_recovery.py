@@ -30,6 +30,7 @@ from zoo.loading.recovery_file import (
     additions,
     save_recovery,
     trainable,
+    with_head,
 )
 
 FACTS: dict[str, Any] = {"name": "clip_vit_b16", "tag": "openai", "datasets": [{"name": "toy"}]}
@@ -50,6 +51,7 @@ def lively_file(model: Any, path: Path, what: str = "norm") -> RecoveryFile:
     """Write a recovery of a model with random changes, large enough to be told from none."""
     generator = torch.Generator().manual_seed(7)
     tensors = {}
+    model = with_head(model, what)
     for name, own in trainable(model, what).items():
         shape = model.get_parameter(own).shape
         low_rank = what.endswith("lora") and name != HEAD
@@ -99,11 +101,13 @@ def test_changes_begin_as_none_and_concern_the_named_weights_alone(
     assert recovered(images).shape == model(images).shape
 
 
+@pytest.mark.parametrize(("what", "options"), [("lora", {}), ("head", {}), ("head+norm", {"num_classes": 0})])
 @torch.no_grad()
-def test_saved_and_loaded(tiny: Build, images: Tensor, tmp_path: Path):
-    tower = tiny("clip_vit_b16.openai")
+def test_saved_and_loaded(tiny: Build, images: Tensor, what: str, options: dict, tmp_path: Path):
+    """Without classes a tower has no head, and gets one."""
+    tower = tiny("clip_vit_b16.openai", **options)
     plain = zoo.reduce(tower, method="evit", keep=0.5)
-    path = lively_file(plain, tmp_path / "r", "lora").path
+    path = lively_file(plain, tmp_path / "r", what).path
     model, folder = zoo.reduce(tower, method="evit", keep=0.5, recovery=path), tmp_path / "saved"
     assert not torch.allclose(model(images), plain(images), atol=1e-3)
     save_for_hf(model, folder, safe_serialization=True)
