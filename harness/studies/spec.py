@@ -203,8 +203,6 @@ class StudyCase:
 
     def tuned(self, model: ModelSpec, **changes: Any) -> tuple[PromptsSpec, ...]:
         """Tune a model once for each of the study's seeds, which draw images and initial tokens."""
-        if changes.get("tokens") == "v":
-            changes.setdefault("init", None)  # which is of text tokens
         recipe = replace(self.config.tune, **changes)
         seeds = range(recipe.seed, recipe.seed + self.config.seeds)
         return tuple(PromptsSpec(self.dataset.name, model, replace(recipe, seed=seed)) for seed in seeds)
