@@ -123,7 +123,7 @@ def with_head(vit: T, what: str) -> T:
     other.head = nn.Linear(vit.embed_dim, vit.embed_dim, device=like.device, dtype=like.dtype)
     nn.init.eye_(other.head.weight)
     nn.init.zeros_(other.head.bias)
-    other.num_classes = vit.embed_dim
+    other.__dict__["num_classes"] = vit.embed_dim
     return other
 
 
