@@ -17,7 +17,7 @@ from harness.base.table import Part, Shown, json_values
 from harness.base.terminal import Progress
 from harness.records.averages import Average
 from harness.records.metrics import fidelity_metrics
-from harness.records.record import CONDITIONS, RECORDS, Record, read_run
+from harness.records.record import CONDITIONS, RECORDS, Record, halves, read_run
 from harness.records.times import LATENCIES, LatencyRecord, read_latencies
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.groups import Group, count_of, group_records, group_times, sections, time_tables
@@ -43,7 +43,13 @@ class Parts:
 
 
 def report_runs(
-    paths: Sequence[Path], folder: Path, progress: Progress, *, title: str = TITLE, every_plot: bool = False
+    paths: Sequence[Path],
+    folder: Path,
+    progress: Progress,
+    *,
+    title: str = TITLE,
+    every_plot: bool = False,
+    by_half: bool = False,
 ) -> Shown:
     """Write the report of runs, each once; say which method is nearest to dense at equal cost.
 
@@ -58,7 +64,9 @@ def report_runs(
     runs = list(unique.values())
     pairs = [(record, str(run)) for run in runs if not _is_of_times(run) for record in read_run(run)]
     records, sources = [record for record, _ in pairs], [run for _, run in pairs]
-    return write_report(records, folder, progress, runs=runs, sources=sources, title=title, every_plot=every_plot)
+    return write_report(
+        records, folder, progress, runs=runs, sources=sources, title=title, every_plot=every_plot, by_half=by_half
+    )
 
 
 def write_report(
@@ -71,6 +79,7 @@ def write_report(
     title: str = TITLE,
     drawn: Collection[str] | None = None,
     every_plot: bool = False,
+    by_half: bool = False,
 ) -> Shown:
     """Write the report of records, each file whole, and say it in short.
 
@@ -78,7 +87,7 @@ def write_report(
 
     All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in the rest. Galleries
     and times are those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all. Only the
-    first groups are drawn, save with ``every_plot``.
+    first groups are drawn, save with ``every_plot``. ``by_half`` adds tables of the `halves` of images by detail.
 
     Raises:
         ValueError: no records and no times, or a run of times alone that can't be read.
@@ -86,7 +95,8 @@ def write_report(
     """
     left_out: list[str] = []
     times = read_times(runs, left_out.append)
-    groups = [] if times and not records else group_records(records)
+    every = [record for part in (records, *(halves(records) if by_half else ())) for record in part]
+    groups = [] if times and not records else group_records(every)
     pictures = read_galleries(runs, records, left_out.append)
     for reason in left_out:
         progress.say(f"left out of the report: {reason}")
