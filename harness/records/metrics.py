@@ -3,7 +3,7 @@
 import base64
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -181,10 +181,10 @@ class Metric:
 
     def measure(self, sample: Sample) -> Measured | None:
         """Return the metric of a sample with its interval; None where there is none to measure."""
-        found = self.function(sample)
-        if found is None or isinstance(found, (int, float)):
-            return None if found is None else Measured(mean=found)
-        values, chance, at = found if isinstance(found, PerImage) else PerImage(found)
+        own = self.function(sample)
+        if own is None or isinstance(own, (int, float)):
+            return None if own is None else Measured(mean=own)
+        values, chance, at = own if isinstance(own, PerImage) else PerImage(own)
         return self.summarise(values, sample.groups, chance, at)
 
     def summarise(
@@ -195,13 +195,15 @@ class Metric:
         if self.stored:  # the mean is that of the values as they are stored
             packed = pack(values)
             values = unpack(packed, len(values))
-        mean, low, high = INTERVALS[self.interval](values, groups)
-        return None if mean is None else Measured(mean=mean, low=low, high=high, values=packed, at=at, chance=chance)
+        found = INTERVALS[self.interval](values, groups)
+        if found is None:
+            return None
+        return Measured(mean=found.estimate, low=found.low, high=found.high, values=packed, at=at, chance=chance)
 
 
-INTERVALS: dict[str, Callable[[NDArray[Any], NDArray[np.int64] | None], Sequence[float | None]]] = {
-    "bootstrap": lambda values, groups: statistics.over_images(values, groups=groups)[:3],
-    "wilson": lambda values, _: (float(values.mean()), *statistics.wilson_interval(int(values.sum()), len(values))),
+INTERVALS: dict[str, Callable[[NDArray[Any], NDArray[np.int64] | None], Interval | None]] = {
+    "bootstrap": lambda values, groups: statistics.over_images(values, groups=groups),
+    "wilson": lambda v, _: Interval(float(v.mean()), *statistics.wilson_interval(int(v.sum()), len(v))),
     "paired": lambda values, _: statistics.paired_difference(values > 0, values < 0, seed=0),
 }
 
@@ -336,7 +338,7 @@ def _neighbour_overlap(sample: Sample) -> Found:
     return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
 
 
-@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", plotted="accuracy")
+@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", change="+.1%", plotted="accuracy")
 def _top1(sample: Sample) -> Found:
     return sample.hits
 
