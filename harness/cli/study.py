@@ -236,6 +236,7 @@ def _study_flags(tunes: bool, fits: bool, parser: CommandParser) -> None:
     else:
         flags.usual(what, "split", default="val", text="split to judge by", choices=("val", "test"))
     flags.limits(what, 300)
+    flags.usual(what, "halves")
     flags.data(parser)
     if fits or tunes:
         made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
