@@ -154,6 +154,7 @@ class Host(nn.Module):
     Block: ClassVar[type[HostBlock]]
     in_place: ClassVar[bool] = False  # whether blocks write into the tokens that they are given
     blocks_prefix: str = "blocks."  # of the names of the blocks' weights
+    projection: ClassVar[str | None] = None  # name of the linear map that gives the features, where one can be
     reducer: Reducer | None  # None for the dense tower
     prompts: Prompts | None  # learned prefix tokens, None without
     grad_checkpointing: bool  # run blocks again for gradients instead of keeping what they computed

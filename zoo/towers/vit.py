@@ -67,6 +67,7 @@ class TimmHost(Host):
 
     kinds: ClassVar[tuple[tuple[type[nn.Module], type[nn.Module]], ...]]
     filter_fn: ClassVar[Callable[..., dict[str, Any]]]
+    projection = "head"
 
     # Typed loosely, as timm's classes differ in it.
     attn_pool: Any
