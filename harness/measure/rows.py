@@ -186,33 +186,27 @@ def optimized_row(dense: Variant) -> Variant:
     return replace(dense, method=OPTIMIZED, vit=vit, config={"dtype": dtype}, what=OPTIMIZED)
 
 
-def recovered_row(dense: ReducedViT, arch: str, tag: str, file: RecoveryFile) -> Variant:
-    """Make a row with a recovery, whose file says method and settings; ValueError if it isn't of this tower."""
-    keep = file.options.get("keep")
-    if keep is None:
-        raise ValueError(f"recovery {str(file.path)!r} is of a model without keep rate, which no row can show")
-    row = make_row(dense, arch, tag, file.method, file.options)
-    mark = digest(file.path)
-    vit = add_recovery(row.vit, file).eval()
-    return replace(row, vit=vit, config=row.config | {RECOVERY: mark}, what=f"with recovery {mark}")
-
-
 def recovered_rows(dense: ReducedViT, arch: str, tag: str, paths: Sequence[Path]) -> list[Variant]:
-    """Make the rows of those recoveries that are of this tower."""
-    files = [RecoveryFile.read(path) for path in paths]
-    return [recovered_row(dense, arch, tag, file) for file in files if (file.model, file.tag) == (arch, tag)]
+    """Make a row of each recovery of this tower, whose file says method and settings."""
+    rows = []
+    for file in map(RecoveryFile.read, paths):
+        if (file.model, file.tag) == (arch, tag):
+            row, mark = make_row(dense, arch, tag, file.method, file.options), digest(file.path)
+            vit, config = add_recovery(row.vit, file).eval(), row.config | {RECOVERY: mark}
+            rows.append(replace(row, vit=vit, config=config, what=f"with recovery {mark}"))
+    return rows
 
 
 def require_towers(paths: Sequence[Path], models: Sequence[str]) -> None:
-    """Raise ValueError for a recovery that is of no tower of ``models``, dense names."""
+    """Raise ValueError for a recovery without keep rate, or one that is of no tower of ``models``, dense names."""
     known = {split_method(name)[0].partition(".")[0] for name in models}
     for path in paths:
         file = RecoveryFile.read(path)
+        if file.options.get("keep") is None:
+            raise ValueError(f"recovery {str(path)!r} is of a model without keep rate, which no row can show")
         if file.model not in known:
-            raise ValueError(
-                f"recovery {str(path)!r} is of {tower_name(file.model, file.tag)}, which is not measured: add it to "
-                "--model"
-            )
+            name = tower_name(file.model, file.tag)
+            raise ValueError(f"recovery {str(path)!r} is of {name}, which is not measured: add it to --model")
 
 
 @dataclass(frozen=True, kw_only=True)

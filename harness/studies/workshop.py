@@ -280,7 +280,7 @@ def answer(
             bench, (dense, *others) = _judge(shop, dataset, ready, known, folder)
             rows = compare_lines([(one.labels, one.group, own) for one, own in zip(ready, others, strict=True)], *dense)
             yield StudyTable(title=_title(study, shop, *dense), dense=dense[0], rows=rows), sum(others, dense)
-            bench.view_of(dataset).outcomes.forget()  # records are written by now
+            bench.outcomes.forget()  # records are written by now
             update(done)
 
 
@@ -328,21 +328,21 @@ def _judge(
     )  # fmt: skip
     dense = shop.make(ModelSpec(DENSE, 1.0))
     rows = [dense, *(row for line in lines for row in line.rows)]
-    bench = Bench(plan, tower.clip, rows, tower.tag, shop.weights, shop.progress, folder=folder)
+    bench = Bench(plan, dataset, tower.clip, rows, tower.tag, shop.weights, shop.progress, folder=folder)
     # Other seeds cost the same as the first.
     first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, shop.progress)
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     bench.costs |= {dense.key: first[dense.key]}
     plain = [dense, *(row for line in lines if not line.prompts for row in line.rows)]
-    judged = iter(bench.judge(dataset, Tuning(seed=plan.seed), plain, {}, known))
+    judged = iter(bench.judge(Tuning(seed=plan.seed), plain, {}, known))
     records = [[next(judged)]]
     for line in lines:
-        tuned = _judge_tuned(bench, dataset, line, known) if line.prompts else [next(judged) for _ in line.rows]
+        tuned = _judge_tuned(bench, line, known) if line.prompts else [next(judged) for _ in line.rows]
         records.append(tuned)
     return bench, records
 
 
-def _judge_tuned(bench: Bench, dataset: Dataset, line: ReadyLine, known: Sequence[Record]) -> list[Record]:
+def _judge_tuned(bench: Bench, line: ReadyLine, known: Sequence[Record]) -> list[Record]:
     """Judge each row of a line by its prompts; what it costs is counted once."""
     first = replace(line.rows[0], vit=line.prompts[0].vit)
     bench.prompted_costs = {}
@@ -352,5 +352,5 @@ def _judge_tuned(bench: Bench, dataset: Dataset, line: ReadyLine, known: Sequenc
     records = []
     for row, own in zip(line.rows, line.prompts, strict=True):
         own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
-        records += bench.judge(dataset, tuning_of(own.file), [row], {row.key: own}, known)
+        records += bench.judge(tuning_of(own.file), [row], {row.key: own}, known)
     return records
