@@ -1,30 +1,23 @@
 """Tables of README and the site that are made from records and from the curve of cheaper rankings.
 
-``python -m tools.write_results`` in a checkout writes them anew; a test compares them. With ``--measure LIMIT`` it
-first measures the main job, and equal time in the fastest precision, on so many images of each dataset.
+``python -m tools.write_results`` in a checkout writes them anew; a test compares them.
 """
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from harness.base.table import NOT_MEASURED, Table
-from harness.cli.entry import main
 from harness.golden.rank import SHIPPED, Curve
 from harness.records.averages import CLOSE, REFERENCE
-from harness.records.record import DENSE, MATCHED, RECORDS, UNREDUCED, Record, read_records
-from harness.records.times import LATENCIES, read_latencies
-from harness.report.groups import group_records, group_times, time_tables
+from harness.records.record import DENSE, MATCHED, UNREDUCED, Record, read_records
+from harness.report.groups import group_records
 from harness.report.highlights import standings
 from harness.report.writers import markdown
 from harness.studies.ranking_cost import curve_table
 from tools import replace_part
 from zoo.core.files import write_whole
-from zoo.core.precision import best_precision
 
 RESULTS = Path("docs/results")
 BEGIN, END = "<!-- --8<-- [start:{}] -->", "<!-- --8<-- [end:{}] -->"
@@ -109,18 +102,10 @@ def curve() -> list[Table]:
     return [curve_table(Curve.read(SHIPPED))]
 
 
-def times() -> list[Table]:
-    """Return times by `latency`, if they are among the results; conditions stand in the caption."""
-    path = RESULTS / LATENCIES
-    tables = time_tables(group_times(read_latencies(path))) if path.is_file() else []
-    return [replace(table, title="An example", caption=f"{table.title}. {table.caption}") for table in tables]
-
-
 PARTS: dict[Path, dict[str, Callable[[], list[Table]]]] = {
     Path("README.md"): {"results": main_results},
     Path("docs/results.md"): {"final": final_split, "time": equal_time},
     Path("docs/rankings.md"): {"curve": curve},
-    Path("docs/latency.md"): {"times": times},
 }
 
 
@@ -133,21 +118,7 @@ def write(page: Path) -> str:
     return text
 
 
-def measure(limit: str) -> None:
-    """Write the records of the main job with its plot, and those of equal time, on ``limit`` images of a dataset."""
-    at_equal_time = ["--match", "time", "--dtype", best_precision("cpu")]
-    for name, flags in (("records.jsonl", []), ("equal_time.jsonl", at_equal_time)):
-        with TemporaryDirectory() as folder:
-            if code := main(["compare", *flags, "--limit", limit, "--traces", "0", "--output", folder]):
-                sys.exit(code)
-            shutil.copy(Path(folder) / RECORDS, RESULTS / name)
-            if not flags:
-                shutil.copy(Path(folder) / "fidelity_gflops.svg", RESULTS)
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        measure(sys.argv[2])
     for each in PARTS:
         write_whole(each, write(each).encode())
         sys.stdout.write(f"wrote {each}\n")

@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         require_own_packages()
         args = build_parser().parse_args(words)
-        args.argv, color = drop_shared(words), args.color
+        args.argv, color = words, args.color
         goes_on = COMMANDS[args.command].goes_on and not vars(args).get("fresh")
         with _no_empty_folders(args), _warnings_as_notes(args):
             code = _run(args)
@@ -176,20 +176,6 @@ def require_own_packages() -> None:
                 f"{name!r} is {str(place)!r}, not the package beside {str(here / 'harness')!r}: Python finds another "
                 f"of that name first; run {PROGRAM} instead of python -m harness, or start it in another folder"
             )
-
-
-def drop_shared(words: Sequence[str]) -> list[str]:
-    """Leave out the flags that every command takes: what is measured doesn't depend on them."""
-    left: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word == "--":
-            return [*left, word, *rest]
-        if word == "--color":
-            next(rest, None)
-        elif word not in ("--explain", "--json", "--quiet", "-q") and not word.startswith("--color="):
-            left.append(word)
-    return left
 
 
 @contextlib.contextmanager

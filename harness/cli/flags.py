@@ -38,14 +38,6 @@ def positive(text: str) -> int:
     return value
 
 
-def limit(text: str) -> int:
-    """Read a number of images."""
-    try:
-        return positive(text)
-    except ArgumentTypeError as error:
-        raise ArgumentTypeError(f"{error}, or --full") from None
-
-
 def keep_rate(text: str) -> float:
     """Read a keep rate."""
     try:
@@ -131,7 +123,7 @@ def _reduced(name: str) -> "re.Match[str] | None":
 
 
 METAVARS: dict[Any, str] = {
-    int: "N", positive: "N", limit: "N", float: "X", keep_rate: "RATE", Path: "FILE", method: "METHOD", model: "MODEL",
+    int: "N", positive: "N", float: "X", keep_rate: "RATE", Path: "FILE", method: "METHOD", model: "MODEL",
     dense: "MODEL", dtype: "DTYPE", dataset: "NAME",
 }  # fmt: skip
 
@@ -196,7 +188,7 @@ def data(parser: CommandParser) -> None:
 
 def limits(group: Any, count: int | None, text: str = "images per dataset") -> None:
     """Add how many images: ``--limit`` and ``--full``."""
-    add(group, "--limit", count, text, limit)
+    add(group, "--limit", count, text, positive)
     add(group, "--full", False, "use all images; --limit is ignored")
 
 

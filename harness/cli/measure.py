@@ -12,7 +12,7 @@ from rich.console import Console
 from harness.base.table import NOT_MEASURED, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import PROGRAM, CommandParser, command
+from harness.cli.command import PROGRAM, SHARED, CommandParser, command
 from harness.cli.outline import outline
 
 if TYPE_CHECKING:
@@ -77,9 +77,8 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
         return _side_by_side(args, status)
     from harness.report.changes import compare_runs
 
-    words = takewhile(lambda word: word != "--", args.argv)
-    given = [word for word in words if word.startswith("--")]
-    if wrong := [flag for flag in given if flag.split("=")[0] != "--output"]:
+    given = {word.partition("=")[0] for word in takewhile(lambda word: word != "--", args.argv) if word[:2] == "--"}
+    if wrong := sorted(given - {"--output", *SHARED}):
         raise ValueError(
             f"{wrong[0]} can't be given with runs, which are only compared; expected compare RUN_A RUN_B, "
             "with --output or without, or no runs"
@@ -90,7 +89,7 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
             "patchrank compare RUN_A RUN_B, or none, to measure"
         )
     a, b = args.runs
-    return compare_runs(a, b, args.output if given else None)
+    return compare_runs(a, b, args.output if "--output" in given else None)
 
 
 def _side_by_side(args: Namespace, status: Console) -> Work:

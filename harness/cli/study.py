@@ -18,8 +18,7 @@ from harness.cli.outline import HOUSE, decorated, outline
 
 if TYPE_CHECKING:
     from harness.studies.reproduce import PaperTable
-    from harness.studies.spec import StudyConfig
-    from harness.studies.workshop import Stock
+    from harness.studies.workshop import Stock, StudyConfig
 
 FINAL_SETS = ("fashion", "emoji", "photos")  # with a split that nothing was chosen by
 FINAL_KEEPS = (0.6, 0.5, 0.3)
@@ -113,8 +112,8 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
         part: Part
         if args.dry_run:
             config = replace(config, datasets=tuple(dataset.name for dataset in datasets))
-            steps = reproduce.take_stock(name, config, args.pictures, progress)
-            part, facts = _stock_table(name, page.title, config.model, steps, failures)
+            steps = reproduce.list_steps(name, config, args.pictures, progress)
+            part, facts = _stock_table(name, page["title"], config.model, steps, failures)
         elif failures:
             raise next(iter(failures.values()))  # at once, not after the work on others
         elif table is not None:
@@ -122,9 +121,9 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
         else:
             path = args.output / f"{name}.png"
             figure = reproduce.draw_picture(name, config, datasets, args.pictures, path, progress)
-            notes = [*page.notes, *figure.notes]
-            part = "\n".join((page.title, *notes, f"wrote {path}"))
-            facts = {"name": name, "title": page.title, "path": path, "columns": figure.columns, "notes": notes}
+            notes = [*page["notes"], *figure.notes]
+            part = "\n".join((page["title"], *notes, f"wrote {path}"))
+            facts = {"name": name, "title": page["title"], "path": path, "columns": figure.columns, "notes": notes}
         data.append(json_values(facts))
         yield part
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
@@ -159,9 +158,10 @@ def _measure_table(
         keep_new(path, records, known)
         tables.append(measured)
         comparison = compare_rows(table, config, tower.vit.depth, tower.name, tables)
-        page = f"{_command(args.argv)}\n{comparison.markdown()}- {config.describe(tunes=table.study.tunes)}\n"
+        command, words = f"patchrank {shlex.join(args.argv)}", config.describe(tunes=table.study.tunes)
+        page = f"```\n{command}\n```\n\n{comparison.markdown()}- {words}\n"
         write_whole(path.with_suffix(".md"), page.encode())
-        if paper(table.name).axis:
+        if paper(table.name)["axis"]:
             write_whole(path.with_suffix(".svg"), draw(comparison))
     progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
     return comparison.table(), comparison.data()
@@ -173,7 +173,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     from harness.datasets.few_shot import COOP, OURS
     from harness.datasets.public import RootedDataset
     from harness.studies.reproduce import MODEL, paper
-    from harness.studies.spec import StudyConfig
+    from harness.studies.workshop import StudyConfig
     from zoo.learning.fit import FitConfig
     from zoo.ranking.golden import GoldenConfig
 
@@ -181,7 +181,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     rooted = any(isinstance(shipped_facts(name), RootedDataset) for name in named)
     rooted |= not args.datasets and root_of(args.root) is not None
     draws = args.draws or (COOP if rooted else OURS)
-    datasets = args.datasets or (paper(name).datasets if rooted else flags.FASHION_AND_EMOJI)
+    datasets = args.datasets or (paper(name)["columns"] if rooted else flags.FASHION_AND_EMOJI)
     # The released code's windows and predictor, of embedded rankings the shipped windows, and a loss that can be
     # minimised. The paper has 16 tokens at the input and no anchor, whatever recipe they are learned by.
     golden = GoldenConfig(window=2 if rooted else 3, stride=2)
@@ -198,15 +198,6 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
         tune=flags.tune_config(args, draws, count=16, depth=1, anchor=0.0),
         draws=draws,
     )
-
-
-def _command(argv: list[str]) -> str:
-    """Return what makes a table as Markdown, without where results went and ``--fresh``."""
-    words = [word for word in argv if word != "--fresh"]
-    if "--output" in words:
-        at = words.index("--output")
-        del words[at : at + 2]
-    return f"```\npatchrank {shlex.join(words)}\n```\n"
 
 
 def _final_flags(parser: CommandParser) -> None:
@@ -293,9 +284,8 @@ def run_study(args: Namespace, status: Console) -> Work:
     from harness.records.record import UNFINISHED, earlier, keep_new
     from harness.report.charts import render
     from harness.studies.questions import list_studies
-    from harness.studies.spec import StudyConfig
     from harness.studies.tables import study_csv
-    from harness.studies.workshop import answer, stock
+    from harness.studies.workshop import StudyConfig, answer, take_stock
     from zoo.core.files import write_whole
     from zoo.learning.fit import FitConfig
 
@@ -308,7 +298,7 @@ def run_study(args: Namespace, status: Console) -> Work:
         made["tune"] = flags.tune_config(args, args.draws)
     config = flags.settings(StudyConfig, args, **made)
     if args.dry_run:
-        table, facts = _stock_table(study.name, study.title, config.model, stock(study, config, progress), {})
+        table, facts = _stock_table(study.name, study.title, config.model, take_stock(study, config, progress), {})
         return Shown(parts=(table,), data=facts)
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)

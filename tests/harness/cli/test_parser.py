@@ -71,7 +71,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare --keeps 0.6 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
     ("compare --keeps 60", "--keeps 60: did you mean 0.6?"),
     ("compare --images photos", "no flag '--images': did you mean '--dataset images:photos'?"),
-    ("compare --models clip_vit_s14_tome60", "--model 'clip_vit_s14_tome60' is a reduced model"),
+    ("compare --models clip_vit_s14", "no flag '--models': did you mean '--model'?"),
     ("compare clip_vit_s14_patchrank60", "give the dense one: --model clip_vit_s14 --methods patchrank --keeps 0.6"),
     ("fit schedule clip_vit_s14_evit60", "give the dense one: --model clip_vit_s14 --method evit --keep 0.6"),
     ("eval clip_vit_s14 --model clip_vit_s14", "'clip_vit_s14' and --model: give one of the two"),
