@@ -211,8 +211,7 @@ def _final_flags(parser: CommandParser) -> None:
 
 
 def run_final(args: Namespace, status: Console) -> Work:
-    """Measure the usual methods on the split that nothing was chosen by, and name the commit."""
-    from harness import git_commit
+    """Measure the usual methods on the split that nothing was chosen by."""
     from harness.base.lines import require_appendable
     from harness.datasets.base import FINAL
     from harness.measure.bench import compare
@@ -220,29 +219,21 @@ def run_final(args: Namespace, status: Console) -> Work:
     from harness.measure.rows import usual_methods
     from harness.records.record import GOLDEN, RECORDS, Record, write_records
     from harness.report.tables import comparison_table
-    from harness.report.writers import markdown
-    from zoo.core.files import write_whole
 
     path, progress = args.output / RECORDS, Progress(status)
     require_appendable(path)
     methods = tuple(name for name in usual_methods() if name != GOLDEN)  # whose rankings would read it
     what = {"models": (args.model,), "methods": methods, "keeps": FINAL_KEEPS, "split": FINAL, "batches": ()}
     plans = [flags.settings(Plan, args, **what, match=match) for match in ("keep", "gflops")]
-    commit = git_commit() or "unknown"
-    words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
-    groups = (group for plan in plans for group in compare(plan, [], progress, release=True))
     records: list[Record] = []
-    tables: list[Table] = []
-    for group in groups:
-        write_records(path, group)
-        records += group
-        table = comparison_table(group)
-        tables.append(replace(table, title=f"{table.title}; {words}"))
-        with progress.hidden():
-            yield tables[-1]
-    write_whole(path.with_name("table.md"), markdown(tables).encode())
-    progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
-    return Shown(parts=(), data={"commit": commit, "records": json_values(records)})
+    for plan in plans:
+        for group in compare(plan, [], progress, release=True):
+            write_records(path, group)
+            records += group
+            with progress.hidden():
+                yield comparison_table(group)
+    progress.say(f"records: {path}")
+    return Shown(parts=(), data={"records": json_values(records)})
 
 
 def run_study_list(*_: Any) -> Shown:

@@ -379,39 +379,34 @@ Lines = Callable[[StudyCase], Iterator[StudyLine]]
 class Study:
     """A question about methods, and what answers it."""
 
-    name: str  # on the command line
     title: str  # of its tables
-    question: str  # what it answers
     keeps: tuple[float, ...]  # usual keep rates
     lines: Lines  # of the table; the first of a group is what the others are compared with
-    fits: bool = True  # it fits predictors to golden rankings
+    fits: bool  # it fits predictors to golden rankings
     tunes: bool = False  # it is about learned tokens, whose labelled images may come from val
-    labels: bool = False  # it is about what labels or classes decide
+    labels: bool  # it is about what labels or classes decide
     plot: tuple[str, ...] = ()  # columns of its plot: the x axis, then what tells series apart; none without a plot
 
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+        return str(self.lines.__name__)
 
-def study(
-    title: str,
-    keeps: tuple[float, ...],
-    *,
-    fits: bool | None = None,
-    tunes: bool = False,
-    labels: bool = False,
-    plot: tuple[str, ...] = (),
-) -> Callable[[Lines], Study]:
+    @property
+    def question(self) -> str:
+        """What it answers."""
+        return (self.lines.__doc__ or "").partition("\n")[0]
+
+
+def study(title: str, keeps: tuple[float, ...], **facts: Any) -> Callable[[Lines], Study]:
     """Declare a study of a function's name, whose docstring is the question and which yields the lines of the answer.
 
-    ``tunes`` implies ``labels``, and without ``fits`` that it fits no predictors. ``harness.cli`` reads the keywords
-    from the source: each study has its own flags.
+    ``facts`` are fields of `Study`; ``tunes`` implies ``labels``, and without ``fits`` that it fits no predictors.
+    ``harness.cli`` reads them from the source: each study has its own flags.
     """
-
-    def declare(lines: Lines) -> Study:
-        return Study(
-            name=lines.__name__, title=title, question=(lines.__doc__ or "").partition("\n")[0], keeps=keeps,
-            lines=lines, fits=not tunes if fits is None else fits, tunes=tunes, labels=labels or tunes, plot=plot,
-        )  # fmt: skip
-
-    return declare
+    tunes = facts.get("tunes", False)
+    facts = {"fits": not tunes, "labels": tunes} | facts
+    return lambda lines: Study(title=title, keeps=keeps, lines=lines, **facts)
 
 
 def get_tower(model: str) -> Tower:
