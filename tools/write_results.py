@@ -1,4 +1,4 @@
-"""Tables of README and the site that are made from records and from the curve of cheaper rankings.
+"""Tables of README and the site that are made from records.
 
 ``python -m tools.write_results`` in a checkout writes them anew; a test compares them.
 """
@@ -9,13 +9,11 @@ from itertools import groupby
 from pathlib import Path
 
 from harness.base.table import NOT_MEASURED, Table
-from harness.golden.rank import SHIPPED, Curve
 from harness.records.averages import CLOSE, REFERENCE
 from harness.records.record import DENSE, MATCHED, UNREDUCED, Record, read_records
 from harness.report.groups import group_records
 from harness.report.highlights import standings
 from harness.report.writers import markdown
-from harness.studies.ranking_cost import curve_table
 from tools import replace_part
 from zoo.core.files import write_whole
 
@@ -97,15 +95,9 @@ def _distances(title: str, found: Found) -> Table:
     return Table.of(title, ("at", "method", *columns), cells, words={"at", "method"})
 
 
-def curve() -> list[Table]:
-    """Return how near cheaper golden rankings are to the exact one."""
-    return [curve_table(Curve.read(SHIPPED))]
-
-
 PARTS: dict[Path, dict[str, Callable[[], list[Table]]]] = {
     Path("README.md"): {"results": main_results},
     Path("docs/results.md"): {"final": final_split, "time": equal_time},
-    Path("docs/rankings.md"): {"curve": curve},
 }
 
 
