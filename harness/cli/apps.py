@@ -43,8 +43,7 @@ def _choose_flags(parser: CommandParser) -> None:
         flags.add(bounds, flag, None, text, float)
     among = parser.add_argument_group("what is chosen from")
     flags.usual(among, "methods", text="default: ours and the usual baselines; see `list`")
-    text = "precisions; default: float32, and bfloat16 where it is fast"
-    flags.add(among, "--dtypes", [], text, flags.dtype)
+    flags.usual(among, "dtypes", text="precisions; default: float32, and bfloat16 where it is fast")
     flags.add(among, "--recovery", [], "files that `fit recovery` wrote", Path, dest="recoveries")
     flags.add(
         among, "--schedule", [], "files that `fit schedule` wrote, tried at all keep rates", Path, dest="schedules"
@@ -315,7 +314,7 @@ def _show_flags(parser: CommandParser) -> None:
     flags.add(what, "--by", None, "ranking that decides what is kept; default: the predictor", metavar="RANKING")
     flags.usual(what, "methods", default=[], text="further columns; see `list`")
     text = "show the tokens that these methods, or golden, leave instead of rankings"
-    flags.add(what, "--left", [], text, flags.method)
+    flags.add(what, "--left", [], text, metavar="METHOD")
     flags.data(parser)
     golden = parser.add_argument_group("golden rankings")
     flags.fields(golden, golden_config, block="rank at the input of this block, from 0")
@@ -345,8 +344,7 @@ def _check_flags(parser: CommandParser) -> None:
     files.required = False  # not "*": see `compare`
     text = "check these rows only; with --update, measure these"
     rows = parser.add_argument_group("which rows", text)
-    text = "dense models' names, see `list`"
-    flags.add(rows, "--model", None, text, flags.dense, dest="models", nargs="+")
+    flags.usual(rows, "models", text="dense models' names, see `list`")
     flags.usual(rows, "methods", text="see `list`; or METHOD:OPTION=VALUE,... with JSON values")
     flags.usual(rows, "keeps")
     flags.usual(rows, "datasets")
@@ -366,7 +364,7 @@ def _check_flags(parser: CommandParser) -> None:
     flags.add(new, "--update", False, "write the expectation anew and show what changed")
     flags.usual(new, "split", default=None, text="split of the datasets; default: test")
     flags.limits(new, None, "images per dataset; default: 48")
-    flags.add(new, "--dtype", None, "precision; default: float32", flags.dtype)
+    flags.usual(new, "dtype", default=None, text="precision; default: float32")
     flags.add(new, "--batches", None, "images per call that are timed; default: 1", flags.positive, nargs="*")
 
 
@@ -385,7 +383,7 @@ def run_check(args: Namespace, status: Console) -> Shown:
 def _push_flags(parser: CommandParser) -> None:
     where = parser.add_argument_group("what goes where")
     text = "a dense or reduced name of `list`, local-dir:FOLDER or hf-hub:OWNER/NAME"
-    flags.add(where, "--model", None, text, flags.model, required=True)
+    flags.usual(where, "model", default=None, text=text, required=True)
     flags.add(where, "--to", None, "repository on the hub", required=True, metavar="OWNER/NAME")
     flags.add(where, "--private", False, "make the repository private")
     flags.add(where, "--folder", None, "write to this folder and upload nothing", Path, metavar="DIR")

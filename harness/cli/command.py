@@ -20,7 +20,6 @@ from harness import git_commit
 from harness.base.hints import nearest
 from harness.base.table import Shown, Work
 from harness.base.terminal import WHENS
-from harness.cli.outline import dataset_names
 
 PROGRAM = "patchrank"  # however it was started
 PACKAGE = "clip-patchrank"
@@ -127,10 +126,7 @@ class CommandParser(argparse.ArgumentParser):
         Where a command takes other words there, our models' names alone are taken for models.
         """
         first = list(itertools.takewhile(lambda word: not word.startswith("-"), args))
-        if all(action.option_strings for action in self._actions):
-            if first and "--dataset" in self._option_string_actions and first[0] in (dataset_names() or ()):
-                self.error(f"{first[0]!r} is a dataset: did you mean '--dataset {first[0]}'?")
-        else:
+        if not all(action.option_strings for action in self._actions):
             ours = re.compile(r"clip_vit_\w+(\.(?!jsonl)\w+)?")
             first = list(itertools.takewhile(lambda word: ours.fullmatch(word) and not Path(word).exists(), first))
         if not first or "--model" not in self._option_string_actions:

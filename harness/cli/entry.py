@@ -30,7 +30,7 @@ from harness.cli.command import (
     command,
     leaves,
 )
-from harness.cli.flags import check_device, model
+from harness.cli.flags import check_device
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
 SHELLS = ("bash", "zsh")
@@ -49,14 +49,14 @@ def run_completion(args: Namespace, _status: Console) -> Shown:
     from zoo import METHODS
     from zoo.loading.sizes import MODELS
 
-    dense = [name for name, spec in MODELS.items() if spec.method is None]
-    names: dict[str, Any] = {"model": dense, "models": dense, "methods": known_methods(), "method": list(METHODS)}
+    names: dict[str, Any] = {"model": list(MODELS), "methods": known_methods(), "method": list(METHODS)}
+    names["models"] = names["model"]
     names["dataset"] = names["datasets"] = [*list_datasets(), *(f"{prefix}:" for prefix in KINDS)]
     parser = build_parser()
     for leaf in leaves(parser).values():
         for action in leaf._actions:
             if action.choices is None and action.dest in names and action.nargs != 0:
-                action.choices = list(MODELS) if action.type is model else names[action.dest]
+                action.choices = names[action.dest]
             elif action.type is Path or action.metavar in ("IMAGE", "SOURCE"):
                 kind = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
                 action.complete = kind  # type: ignore[attr-defined]

@@ -159,7 +159,7 @@ def _ranked_by(args: Namespace) -> "GoldenConfig":
 
 def _prompts_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is tuned, on what")
-    flags.add(what, "--model", "clip_vit_s14_patchrank60", "a dense or reduced model's name, see `list`", flags.model)
+    flags.usual(what, "model", default="clip_vit_s14_patchrank60", text="a dense or reduced model's name, see `list`")
     flags.usual(what, "dataset", required=True)
     flags.add(what, "--shots", 16, "labelled images per class", metavar="K")
     flags.data(parser)
@@ -199,32 +199,16 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
             write_whole(args.output, path.read_bytes())
             path = args.output
     untuned, top1 = tuner.judge(row, tuned, drawn.val)
-    parameters, memory_mib = tuned.file.provenance["parameters"], _memory_mib(args.device)
+    parameters = tuned.file.provenance["parameters"]
     text = (
-        f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, "
-        f"{seconds:.1f} s, {memory_mib:,.0f} MiB at most; top-1 on the {len(drawn.val)} "
-        f"validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
+        f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, {seconds:.1f} s; top-1 on the "
+        f"{len(drawn.val)} validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
     )
     recipe = f"recipe {args.recipe}: {config.learned}, {config.describe(len(drawn.train))}"
-    data = {
-        **{"path": path, "parameters": parameters, "seconds": seconds, "memory_mib": memory_mib},
-        **{"train": len(drawn.train), "val": len(drawn.val), "top1": top1, "untuned": untuned},
-        **{"draws": args.draws, "steps": steps, "recipe": config},
-    }
+    data = {"path": path, "parameters": parameters, "seconds": seconds, "train": len(drawn.train)}
+    data |= {"val": len(drawn.val), "top1": top1, "untuned": untuned, "draws": args.draws, "steps": steps}
+    data["recipe"] = config
     return Shown(parts=(text, recipe), data=json_values(data))
-
-
-def _memory_mib(device: str) -> float:
-    """Return the most memory of this process so far; on CUDA, of its tensors."""
-    import resource
-    import sys
-
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 2**20 if sys.platform == "darwin" else most / 2**10
 
 
 def _images_flags(group: Any, limit: int | None, learn: str, hold: str) -> None:
@@ -237,9 +221,8 @@ def _images_flags(group: Any, limit: int | None, learn: str, hold: str) -> None:
 def _recovery_flags(parser: CommandParser) -> None:
     config = outline("zoo.loading.recovery_file").RecoveryConfig
     what = parser.add_argument_group("what is trained, on what")
-    flags.usual(what, "model", text="a reduced model's name, or a dense one with --method and --keep", kind=flags.model)
-    flags.add(what, "--method", None, "method that reduces a dense model; see `list`", flags.method)
-    flags.add(what, "--keep", None, "its keep rate in (0, 1]", flags.keep_rate)
+    flags.usual(what, "model", text="a reduced model's name, or a dense one with --method and --keep")
+    flags.usual(what, "method", "keep")
     limit = outline("harness.apps.recovery").Sources.limit
     _images_flags(what, limit, "learn from", "decide when to stop")
     flags.data(parser)
@@ -281,12 +264,12 @@ def _schedule_flags(parser: CommandParser) -> None:
     config = outline("harness.apps.schedule").SearchConfig
     what = parser.add_argument_group("what is searched, on what")
     flags.usual(what, "model")
-    flags.add(what, "--method", "rankmerge", "method whose schedule is searched; see `list`", flags.method)
+    flags.usual(what, "method", default="rankmerge", text="method whose schedule is searched; see `list`")
     _images_flags(what, 100, "search with", "judge with")
     flags.data(parser)
     how = parser.add_argument_group("cost and search")
-    flags.add(how, "--match-to", config.match_to, "method whose cost is met, with --keep", flags.method)
-    flags.add(how, "--keep", None, "its keep rate in (0, 1]", flags.keep_rate)
+    flags.add(how, "--match-to", config.match_to, "method whose cost is met, with --keep", metavar="METHOD")
+    flags.usual(how, "keep")
     flags.add(how, "--cost", None, "cost as a share of the dense tower's, instead", float)
     flags.fields(how, config, points="reduction points at most", candidates="schedules to try at most")
     where = parser.add_argument_group("conditions and files")

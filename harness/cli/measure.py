@@ -28,14 +28,13 @@ def _compare_flags(parser: CommandParser) -> None:
     # Not "*": that takes nothing before the first flag, and refuses the runs after it.
     runs.required = False
     what = parser.add_argument_group("what is compared")
-    text = "dense models' names, see `list`"
-    flags.add(what, "--model", list(plan.models), text, flags.dense, dest="models")
+    flags.usual(what, "models", default=list(plan.models), text="dense models' names, see `list`")
     flags.usual(what, "methods", text="default: ours and the usual baselines; the run names the others")
     flags.usual(what, "keeps", default=list(plan.keeps))
     text = f"compare at equal {', '.join(module.MATCHES[:-1])} or {module.MATCHES[-1]}"
     flags.add(what, "--match", "gflops", text, metavar="WHAT")
     text = f"method whose cost at --keeps the others meet; default: {plan.match_to}, or the first of --methods"
-    flags.add(what, "--match-to", None, text, flags.method)
+    flags.add(what, "--match-to", None, text, metavar="METHOD")
     flags.fields(what, plan, match_batch="images per call, for --match time")
     text = "files that `fit recovery` wrote; their rows get tables of their own"
     flags.add(what, "--recovery", [], text, Path, dest="recoveries")
@@ -91,19 +90,10 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
 
 
 def _side_by_side(args: Namespace, status: Console) -> Work:
-    """Measure while no other run writes to the folder."""
-    from harness.base.lines import require_appendable
-    from harness.base.store import claim
-    from harness.records.record import RECORDS
-
-    require_appendable(args.output / RECORDS)
-    with claim(args.output):
-        return (yield from _measured_side_by_side(args, status))
-
-
-def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
     from harness.apps.show import write_gallery
+    from harness.base.lines import require_appendable
+    from harness.base.store import claim
     from harness.measure.bench import KeptPatches, compare
     from harness.records.averages import training_free
     from harness.records.record import RECORDS, UNFINISHED, earlier, keep_new, record_values
@@ -112,24 +102,26 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
 
     path, progress = args.output / RECORDS, Progress(status)
     plan = _plan_of(args)
-    known = earlier(path, progress, fresh=args.fresh)
     records: list[Record] = []
 
     def draw(kept: KeptPatches) -> None:
         if not args.no_gallery:
             write_gallery(kept, args.output)
 
-    for group in compare(plan, known, progress, on_kept=draw, folder=path.with_suffix(UNFINISHED)):
-        keep_new(path, group, known)
-        records += group
-        with progress.hidden():
-            for part in training_free(group):
-                table = comparison_table(part, plan.match_to, plan.batches)
-                yield table
-                yield from table.notes
-    sources = [str(args.output)] * len(records)
-    drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
-    report = write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
+    require_appendable(path)
+    with claim(args.output):  # no other run writes there
+        known = earlier(path, progress, fresh=args.fresh)
+        for group in compare(plan, known, progress, on_kept=draw, folder=path.with_suffix(UNFINISHED)):
+            keep_new(path, group, known)
+            records += group
+            with progress.hidden():
+                for part in training_free(group):
+                    table = comparison_table(part, plan.match_to, plan.batches)
+                    yield table
+                    yield from table.notes
+        sources = [str(args.output)] * len(records)
+        drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
+        report = write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     for line in _next_steps(args, plan):
         progress.say(line)
@@ -175,7 +167,7 @@ def _next_steps(args: Namespace, plan: "Plan") -> Iterator[str]:
 
 def _eval_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
-    flags.add(what, "--model", None, "a dense or reduced model's name, see `list`", flags.model, required=True)
+    flags.usual(what, "model", default=None, text="a dense or reduced model's name, see `list`", required=True)
     flags.usual(what, "dataset", required=True)
     flags.add(what, "--shots", 0, "labelled images per class; 0: classify by text", metavar="K")
     _learned(what)
@@ -223,8 +215,7 @@ def _latency_flags(parser: CommandParser) -> None:
     module, timing = outline("harness.measure.latency"), outline("harness.measure.timing")
     plan = module.LatencyPlan
     what = parser.add_argument_group("what is timed")
-    text = "dense or reduced models' names, see `list`"
-    flags.add(what, "--model", None, text, flags.model, dest="models", nargs="+", required=True)
+    flags.usual(what, "models", required=True)
     flags.usual(what, "methods", default=[], text="also these methods on each dense model")
     flags.usual(what, "keeps", default=list(plan.keeps), text="keep rates of --methods")
     flags.fields(what, plan, random_weights="load no weights; times don't depend on them")
@@ -233,7 +224,7 @@ def _latency_flags(parser: CommandParser) -> None:
     text = f"images per call; default: {usual}, on CUDA {on_cuda}"
     flags.add(how, "--batches", None, text, flags.positive, nargs="+")
     flags.add(how, "--image-sizes", [], "image sides in pixels; default: the model's own", int)
-    flags.add(how, "--dtypes", list(plan.dtypes), f"precisions: {', '.join(flags.DTYPES)}", flags.dtype)
+    flags.usual(how, "dtypes", default=list(plan.dtypes))
     flags.add(
         how, "--ways", list(plan.ways), f"ways to run: {', '.join(timing.WAYS)}", choices=timing.WAYS, metavar="WAY"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.base.table import Part, Shown, Table, Work, json_values
+from harness.base.table import Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser, command
@@ -55,7 +55,6 @@ def _reproduce_flags(parser: CommandParser) -> None:
     text = "a dense model with a text tower; default: the paper's with a root, else clip_vit_s14"
     flags.usual(what, "model", default=None, text=text)
     flags.limits(what, None, "test images per dataset; default: all with a root, else 300")
-    flags.add(what, "--pictures", 1, "images per dataset that figure3 and figure4 show", flags.positive)
     flags.data(parser)
     made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
     flags.add(made, "--seeds", 3, "fits, tunings and random orders", flags.positive)
@@ -71,24 +70,17 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
     names, progress = list(dict.fromkeys(args.names)), Progress(status)
     data: list[dict[str, Any]] = []
     for name in names:
-        table, config, page = reproduce.TABLES.get(name), paper_config(args, name), reproduce.paper(name)
-        config = config if table is None else table.conditions(config)
+        table = reproduce.TABLES[name]
+        config = table.conditions(paper_config(args, name))
         datasets, failures = reproduce.readable(config.datasets, table)
-        part: Part
         if args.dry_run:
-            config = replace(config, datasets=tuple(dataset.name for dataset in datasets))
-            steps = reproduce.list_steps(name, config, args.pictures, progress)
-            part, facts = _stock_table(name, page["title"], config.model, steps, failures)
+            config = replace(config, datasets=datasets)
+            steps, title = reproduce.list_steps(table, config, progress), reproduce.paper(name)["title"]
+            part, facts = _stock_table(name, title, config.model, steps, failures)
         elif failures:
             raise next(iter(failures.values()))  # at once, not after the work on others
-        elif table is not None:
-            part, facts = _measure_table(args, table, config, progress)
         else:
-            path = args.output / f"{name}.png"
-            figure = reproduce.draw_picture(name, config, datasets, args.pictures, path, progress)
-            notes = [*page["notes"], *figure.notes]
-            part = "\n".join((page["title"], *notes, f"wrote {path}"))
-            facts = {"name": name, "title": page["title"], "path": path, "columns": figure.columns, "notes": notes}
+            part, facts = _measure_table(args, table, config, progress)
         data.append(json_values(facts))
         yield part
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})

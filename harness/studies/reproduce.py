@@ -13,17 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.apps.show import ShowConfig, find_subject, show
 from harness.base.table import NOT_MEASURED, Table, figure, json_values
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.datasets.base import Dataset, SplitName
-from harness.datasets.few_shot import turns
+from harness.datasets.base import SplitName
 from harness.records.averages import Average
 from harness.records.record import DENSE, Record
 from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_interval
 from harness.report.charts import STYLES, Chart, Dot, Style, render
-from harness.report.pictures import PatchSheet
 from harness.report.writers import markdown
 from harness.studies.questions import (
     WAYS,
@@ -67,8 +64,6 @@ FOUR_STAGES = (196 - 4 * 20) / 196  # keep rate of Table 4, 20 of 196 patches dr
 TOP_100 = 0.51  # of 196 patches: 100
 DENSE_GFLOPS = 17.58  # 1e9 multiply-adds of ViT-B/16 at 224, by our count, as are those of figure1's rows
 BY_KEEP = "keep rate, %"  # axis of a figure, instead of the share of the dense tower's multiply-adds
-PICTURES = {"figure3": None, "figure4": 0}  # the block that patches are removed before; None for the study's own
-PICTURE_KEEPS = (0.9, 0.7, 0.5)
 NOTES = (
     "Top-1 in %. Ours: mean over seeds with a 95 % interval over images (Wilson of one seed, "
     "bootstrap of several); of a mean over datasets, what follows from theirs. Compared: ours with "
@@ -206,13 +201,11 @@ class PaperTable:
     keeps: tuple[float, ...]
     changes: Mapping[str, Any] = field(default_factory=dict)  # fields of ``StudyConfig`` that are this table's
     joint: bool = False  # made of all datasets at once, as lines learn from other datasets
-    single: bool = False  # the first dataset will do
     general: str | None = None  # dataset whose predictor serves the others, too, which need nothing to learn from then
 
     def conditions(self, config: StudyConfig) -> StudyConfig:
         """Return a config with the table's own settings and keep rates."""
-        datasets = config.datasets[:1] if self.single else config.datasets
-        return replace(config, keeps=self.keeps, datasets=datasets, **self.changes)
+        return replace(config, keeps=self.keeps, **self.changes)
 
     def groups(self, config: StudyConfig) -> list[StudyConfig]:
         """Split a study by dataset, each with its own predictors, unless it is joint."""
@@ -271,7 +264,7 @@ TABLES = {
         PaperTable(name="figure5", study=early, keeps=(0.9, 0.8, 0.7, 0.6, 0.5)),
         PaperTable(name="table1", study=scores, keeps=(0.8, 0.7, 0.6, 0.5, TOP_100)),
         PaperTable(name="table2", study=transfer, keeps=(0.5,), joint=True),
-        PaperTable(name="table3", study=cost, keeps=cost.keeps, changes=COST, single=True),
+        PaperTable(name="table3", study=cost, keeps=cost.keeps, changes=COST),
         PaperTable(name="table4", study=stages, keeps=stages.keeps, joint=True, general=GENERAL),
         PaperTable(name="table5", study=tuning, keeps=(0.6,), changes=OWN),
         PaperTable(name="table6", study=architectures, keeps=(0.6,)),
@@ -381,17 +374,10 @@ class Comparison:
         """Return rows by dataset and as mean, ours and the paper's, as JSON values."""
         rows = [
             {
-                "name": one.row.name,
-                "measure": one.row.measure,
+                "row": one.row,
                 "unit": MEASURES[one.row.measure].unit,
-                "compared_with": one.row.against,
                 "ours": {"by_dataset": one.ours, "mean": self.mean(one.ours), "compared_by_dataset": one.to},
-                "paper": {
-                    "by_dataset": {name: one.row.by_dataset.get(name) for name in self.datasets},
-                    "mean": one.row.mean_over(self.datasets),
-                    "mean_compared": one.paper_to(self.datasets),
-                    "source": one.row.source or None,
-                },
+                "paper": {"mean": one.row.mean_over(self.datasets), "mean_compared": one.paper_to(self.datasets)},
                 "gflops_share_of_dense": one.share,
             }
             for one in self.results
@@ -489,44 +475,25 @@ def produce(
         yield from answer(target.study, part, known, progress, folder=folder)
 
 
-def draw_picture(
-    name: str, config: StudyConfig, datasets: Sequence[Dataset], images: int, out: Path, progress: Progress
-) -> PatchSheet:
-    """Draw the patches that rankings keep of a few test images of each dataset, drawn once and for all, as a PNG."""
-    block = PICTURES[name]
-    golden = config.golden if block is None else replace(config.golden, block=block)
-    how = ShowConfig(keeps=PICTURE_KEEPS, left=("golden", "clsattn"), golden=golden)
-    places = [f"{one.name}:test:{at}" for one in datasets for at in turns(one.split("test").labels)[:images]]
-    return show(
-        config.model, [find_subject(place) for place in places], how, out, progress=progress, device=config.device
-    )
-
-
-def readable(names: Sequence[str], table: PaperTable | None) -> tuple[list[Dataset], dict[str, Exception]]:
+def readable(names: Sequence[str], table: PaperTable) -> tuple[tuple[str, ...], dict[str, Exception]]:
     """Return the datasets that can be read and lack no split that is needed, and what is wrong with others.
 
-    Pictures, and datasets that the predictor of a table's ``general`` one serves, need a test split only.
+    Those that the predictor of a table's ``general`` one serves need a test split only.
     """
-    datasets: list[Dataset] = []
     failures: dict[str, Exception] = {}
     for name in names:
-        served = table is not None and table.general in names and name != table.general
+        served = table.general in names and name != table.general
         try:
             dataset = get_dataset(name)
             for split, use in USES.items():
-                if (split == "test" or not (table is None or served)) and not len(dataset.split(split)):
+                if (split == "test" or not served) and not len(dataset.split(split)):
                     raise ValueError(f"dataset {name!r} has no {split} images, which {use}")
-            datasets.append(dataset)
         except (OSError, ValueError) as error:
             failures[name] = error
-    return datasets, failures
+    return tuple(name for name in names if name not in failures), failures
 
 
-def list_steps(name: str, config: StudyConfig, images: int, progress: Progress) -> list[Stock]:
-    """Return what a table takes and how much of it is cached; of a picture ``images`` of each dataset."""
-    table = TABLES.get(name)
-    if table is None:
-        counts = {one: min(images, len(get_dataset(one).split("test"))) for one in config.datasets}
-        return [Stock("images", f"{one} test", 0, count) for one, count in counts.items()]
+def list_steps(table: PaperTable, config: StudyConfig, progress: Progress) -> list[Stock]:
+    """Return what a table takes and how much of it is cached."""
     groups = table.groups(config) if config.datasets else []
     return [step for group in groups for step in take_stock(table.study, group, progress)]

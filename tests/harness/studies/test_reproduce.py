@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ from harness.cli.entry import build_parser, main
 from harness.cli.study import paper_config
 from harness.datasets.base import Dataset
 from harness.measure import rows as measured_rows
-from harness.models.towers import Tower
 from harness.records.record import read_records
 from harness.records.statistics import Interval
-from harness.studies import reproduce, workshop
+from harness.studies import workshop
 from harness.studies.reproduce import (
     TABLES,
     draw,
@@ -194,29 +192,6 @@ def test_variants_of_imagenet_are_judged_by_its_predictor(staged: dict[str, Data
     assert {name: [cell == "–" for cell in cells] for name, cells in ours.items()} == {
         name: [False, name == "Patch Ranking"] for name in ours
     }
-
-
-@pytest.mark.parametrize(("picture", "block"), [("figure3", 2), ("figure4", 0)])
-def test_a_picture_shows_what_each_ranking_keeps(
-    picture: str, block: int, staged: dict[str, Dataset], tower: Tower, tmp_path: Path, monkeypatch, capsys
-):
-    sheets, show = [], reproduce.show
-    monkeypatch.setattr(reproduce, "show", lambda *args, **how: sheets.append(show(*args, **how)) or sheets[-1])
-    monkeypatch.setattr("harness.apps.show.load_tower", lambda name: tower)
-    monkeypatch.setattr("harness.apps.show.get_dataset", staged.get)
-    flags = f"{picture} --dataset caltech101 dtd {FLAGS} --output {tmp_path / 'out'}"
-    assert run(flags, "--dry-run") == 0
-    assert not (tmp_path / "out").exists()
-    assert run(flags) == 0
-    assert f"before block {block}" in capsys.readouterr().out
-    assert (tmp_path / "out" / f"{picture}.png").is_file()
-    rates = product((90, 70, 50), ("golden", "clsattn"))
-    counts = {f"{name} {percent}": final_count(64, percent / 100) for percent, name in rates}
-    [sheet] = sheets
-    assert list(sheet.columns) == list(counts)
-    assert {row.name.partition(":")[0] for row in sheet.rows} == {"caltech101", "dtd"}
-    for row in sheet.rows:
-        assert {name: int((tokens >= 0).sum()) for name, tokens in row.tokens.items()} == counts
 
 
 def test_table_2_has_the_target_s_own_on_its_diagonal(paper_s: StudyConfig, reproduced):
