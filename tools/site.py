@@ -3,8 +3,8 @@
 It needs rich and no other package of ours, so that the site is built without torch.
 """
 
-import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
 def commands() -> str:
     """Return a section per command, with its help, in Markdown."""
-    from harness.cli.command import leaves
+    from harness.cli.command import Formatter, leaves
     from harness.cli.entry import build_parser
 
-    os.environ["COLUMNS"] = "100"  # of help
-    sections = [f"### {path}\n```text\n{parser.format_help()}```\n" for path, parser in leaves(build_parser()).items()]
-    return "\n".join(["## Commands", *sections])
+    lines = ["## Commands"]
+    for path, parser in leaves(build_parser()).items():
+        parser.formatter_class = partial(Formatter, width=98)
+        lines += ["", f"### {path}", "```text", parser.format_help() + "```"]
+    return "\n".join([*lines, ""])

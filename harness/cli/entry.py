@@ -72,7 +72,7 @@ COMMANDS: dict[str, Command] = {
 # First words that have subcommands of their own.
 FAMILIES = {
     "fit": "Learn predictors, prompts, recoveries and schedules.",
-    "datasets": "List the datasets, or check one.",
+    "datasets": "Check a local copy of a dataset.",
     "study": "Answer questions by experiments, and reproduce the paper's tables.",
 }
 DESCRIPTION = """Compare token reduction methods for CLIP vision transformers.

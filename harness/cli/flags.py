@@ -82,7 +82,7 @@ def fields(group: Any, config: Any, /, **texts: str) -> None:
 
 
 SEVERAL = {"nargs": "+"}
-ANY_DATASET = "a name of `datasets list`, or PREFIX:PATH such as images:photos"
+ANY_DATASET = "a name of `list`, or PREFIX:PATH such as images:photos"
 # Flags of several commands: flag, default, help, type, and more arguments of `add`.
 USUAL: dict[str, tuple[str, Any, str, Any, dict[str, Any]]] = {
     "model": ("--model", DENSE, "a dense model's name, see `list`", None, MODEL),

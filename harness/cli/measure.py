@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.base.table import NOT_MEASURED, Shown, Table, Work, json_values
+from harness.base.table import NOT_MEASURED, Part, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import PROGRAM, SHARED, CommandParser, command
@@ -296,12 +296,19 @@ def run_report(args: Namespace, status: Console) -> Shown:
     return report_runs(args.runs, args.output, Progress(status), title=args.title, every_plot=args.all_plots)
 
 
-def run_list(*_: Any) -> Shown:
-    """Show models, weights, methods and datasets."""
+def run_list(args: Namespace, _status: Console) -> Shown:
+    """Show models, weights, methods and datasets, and how other datasets are named by their path.
+
+    Raises:
+        NotADirectoryError: a root that is no folder.
+    """
+    from harness.datasets import KINDS
     from zoo import METHODS
     from zoo.loading.predictor_file import find_fitted
     from zoo.loading.sizes import PERCENTS, SIZES
 
+    if args.root is not None and not args.root.is_dir():
+        raise NotADirectoryError(f"--root {str(args.root)!r} is no folder; give the one with the datasets")
     towers, rows = list[dict[str, Any]](), []
     for size, spec in SIZES.items():
         fitted = {tag: list(find_fitted(f"clip_vit_{size}", tag)) for tag in spec.tags}
@@ -315,17 +322,20 @@ def run_list(*_: Any) -> Shown:
     title = "towers: clip_vit_{size}, and with a method clip_vit_{size}_{method}{keep}"
     rates = f"methods; keep rates in names: {', '.join(map(str, PERCENTS))}"
     methods = [(name, text, f"clip_vit_b16_{name}60") for name, text in what.items()]
-    datasets = datasets_data()
-    tables = (
+    datasets = datasets_data(args.root)
+    kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
+    parts: tuple[Part, ...] = (
         Table.of(title, tower_heads, rows, words=tower_heads),
         Table.of(rates, method_heads, methods, words=method_heads),
         datasets_table(datasets),
+        *(f"{kind['prefix']}:PATH is {kind['what']}" for kind in kinds),
     )
-    data = {"methods": [{"method": name, "what": text} for name, text in what.items()]}
-    return Shown(parts=tables, data={"towers": towers, **data, "keep_percents": list(PERCENTS), "datasets": datasets})
+    data: dict[str, Any] = {"methods": [{"method": name, "what": text} for name, text in what.items()]}
+    data |= {"keep_percents": list(PERCENTS), "datasets": datasets, "by_path": kinds}
+    return Shown(parts=parts, data={"towers": towers, **data})
 
 
-def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
+def datasets_data(root: Path | None) -> list[dict[str, Any]]:
     """Return the datasets that have names as JSON values; sizes are numbers of images.
 
     ``root`` is where those lie that aren't shipped.
@@ -366,25 +376,6 @@ def datasets_table(rows: Sequence[dict[str, Any]]) -> Table:
     return Table.of("datasets", heads, lines, words=words, wide=words[3:4], roomy=("what", "chance", "licence"))
 
 
-def run_datasets(args: Namespace, _status: Console) -> Shown:
-    """Show datasets, and how others are named by their path.
-
-    Raises:
-        FileNotFoundError: a root that isn't there.
-        NotADirectoryError: a root that is a file.
-    """
-    from harness.datasets import KINDS
-
-    if args.root is not None and not args.root.is_dir():
-        if args.root.exists():
-            raise NotADirectoryError(f"--root {str(args.root)!r} is a file; give a folder")
-        raise FileNotFoundError(f"--root {str(args.root)!r}: there is no such folder; give the one with the datasets")
-    rows = datasets_data(args.root)
-    kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
-    by_path = (f"{kind['prefix']}:PATH is {kind['what']}" for kind in kinds)
-    return Shown(parts=(datasets_table(rows), *by_path), data={"datasets": rows, "by_path": kinds})
-
-
 def _dataset_flags(parser: CommandParser) -> None:
     flags.usual(parser, "dataset", required=True)
     flags.usual(parser, "root", "download")
@@ -404,7 +395,6 @@ COMMANDS = (
     command("eval", run_eval, _eval_flags),
     command("latency", run_latency, _latency_flags),
     command("report", run_report, _report_flags),
-    command("list", run_list),
-    command("datasets list", run_datasets, lambda parser: flags.usual(parser, "root")),
+    command("list", run_list, lambda parser: flags.usual(parser, "root")),
     command("datasets check", run_dataset_check, _dataset_flags),
 )

@@ -1,4 +1,4 @@
-"""Research: ``study reproduce``, ``final``, ``list``, and each study by its name."""
+"""Research: ``study reproduce``, ``final``, and each study by its name."""
 
 import json
 import shlex
@@ -193,17 +193,6 @@ def run_final(args: Namespace, status: Console) -> Work:
     return Shown(parts=(), data={"records": json_values(records)})
 
 
-def run_study_list(*_: Any) -> Shown:
-    """Show the studies and their questions."""
-    from harness.studies.questions import list_studies
-
-    every = list_studies().values()
-    rows = [[one.name, one.question, " ".join(f"{keep:g}" for keep in one.keeps)] for one in every]
-    heads = ("name", "question", "keep rates")
-    studies = [{"name": one.name, "question": one.question, "keeps": list(one.keeps)} for one in every]
-    return Shown(parts=(Table.of("studies", heads, rows, words=set(heads)),), data={"studies": studies})
-
-
 def _study_flags(tunes: bool, fits: bool, parser: CommandParser) -> None:
     what = parser.add_argument_group("what is studied")
     flags.usual(what, "model", text="a dense model with a text tower")
@@ -278,6 +267,5 @@ def _studies() -> Iterator[Command]:
 COMMANDS = (
     command("study reproduce", run_reproduce, _reproduce_flags),
     command("study final", run_final, _final_flags),
-    command("study list", run_study_list),
     *_studies(),
 )

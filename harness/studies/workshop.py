@@ -21,7 +21,7 @@ from harness.measure.match import KeepSolver
 from harness.measure.plan import Plan, tuning_of
 from harness.measure.rows import Variant, make_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid
-from harness.models.towers import Tower, load_tower
+from harness.models.towers import Tower, load_tower, no_text
 from harness.records.averages import judged_on
 from harness.records.record import DENSE, DTYPES, GOLDEN, Record, Tuning
 from harness.studies.tables import StudyTable, compare_lines
@@ -63,33 +63,19 @@ class StudyConfig:
     device: str = "cpu"
     dtype: str = "float32"
 
-    def __post_init__(self) -> None:
-        """Refuse keep rates of one name."""
-        names: dict[int, float] = {}
-        for keep in self.keeps or ():
-            if (other := names.setdefault(round(100 * keep), keep)) != keep:
-                raise ValueError(
-                    f"--keeps {' '.join(f'{one:g}' for one in self.keeps or ())}: {other:g} and {keep:g} make models "
-                    "of one name; expected rates that differ by a whole percent"
-                )
-
     def describe(self, *, tunes: bool = False) -> str:
         """Describe what models are made of where a study doesn't vary it."""
-        fit, tune, images = self.fit, self.tune, "all" if self.train_limit is None else f"up to {self.train_limit}"
-        words = (
-            f"golden {self.golden.describe()}; predictors {fit.arch} of width {fit.width}, {fit.loss}, fitted to "
-            f"{images} ranked training images of each dataset, stopped by val"
-        )
+        fit, images = self.fit, "all" if self.train_limit is None else f"up to {self.train_limit}"
+        source = f"{images} ranked training images of each dataset, stopped by val"
+        predictors = f"predictors {fit.arch} of width {fit.width}, {fit.loss}, fitted to {source}"
+        parts = [f"golden {self.golden.describe()}", predictors]
         if tunes:
-            shipped = (
-                "" if self.own_predictors else "predictors that ship or lie in the user's cache; where one is fitted, "
-            )
+            if not self.own_predictors:
+                parts.append("predictors of tuned models ship or lie in the user's cache")
             drawn = "CoOp's own draws" if self.draws == COOP else "draws of our own"
-            words = (
-                f"{shipped}{words}; {tune.learned}, learned from {self.labelled} labelled images per class, {drawn}, "
-                f"in {tune.describe()}"
-            )
-        return f"Where nothing else is said: {words}; {self.seeds} seeds."
+            tokens = f"{self.tune.learned}, learned from {self.labelled} labelled images per class, {drawn}"
+            parts.append(f"{tokens}, in {self.tune.describe()}")
+        return f"Where nothing else is said: {'; '.join(parts)}; {self.seeds} seeds."
 
 
 class RankingSpec(NamedTuple):
@@ -413,10 +399,7 @@ def get_tower(model: str) -> Tower:
     """Load a tower that has a text tower; ValueError if it has none."""
     tower = load_tower(model)
     if tower.clip is None:
-        raise ValueError(
-            f"{tower.name} has no text tower here, so accuracy can't be judged; use --model "
-            "clip_vit_s14, or open_clip:ARCH/PRETRAINED, which brings its text tower"
-        )
+        raise no_text(tower)
     return tower
 
 

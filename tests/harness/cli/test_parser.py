@@ -115,7 +115,6 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("eval --model clip_vit_s14 --dataset fashion --split final", FINAL_ONLY),
     ("study scores --split final", FINAL_ONLY),
     ("study final --dataset dtd", "--dataset 'dtd': expected one of fashion, emoji"),
-    ("study early --keeps 0.5 0.504", "--keeps 0.5 0.504"),
     ("study scores --seeds 0", "--seeds 0"),
     ("study scores --fit widht=8", "--fit 'widht=8': field 'widht': did you mean 'width'"),
     ("study scores --dataset photos", "'photos' has no labels"),
