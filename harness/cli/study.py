@@ -17,8 +17,9 @@ from harness.cli.command import Command, CommandParser, command
 from harness.cli.outline import HOUSE, decorated, outline
 
 if TYPE_CHECKING:
+    from harness.studies.answer import Stock
     from harness.studies.reproduce import PaperTable
-    from harness.studies.workshop import Stock, StudyConfig
+    from harness.studies.workshop import StudyConfig
 
 FINAL_SETS = ("fashion", "emoji", "photos")  # with a split that nothing was chosen by
 FINAL_KEEPS = (0.6, 0.5, 0.3)
@@ -104,8 +105,8 @@ def _measure_table(
 ) -> tuple[Table, dict[str, Any]]:
     """Measure a table; what is known so far is written after each dataset, so that a stopped run leaves it."""
     from harness.records.record import UNFINISHED, earlier, keep_new
+    from harness.studies.answer import get_tower
     from harness.studies.reproduce import compare_rows, draw, paper, produce
-    from harness.studies.workshop import get_tower
     from zoo.core.files import write_whole
 
     path = args.output / f"{table.name}.jsonl"
@@ -220,9 +221,10 @@ def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records, its figures as CSV and its plot, and show a table per dataset."""
     from harness.records.record import UNFINISHED, earlier, keep_new
     from harness.report.charts import render
+    from harness.studies.answer import answer, take_stock
     from harness.studies.questions import list_studies
     from harness.studies.tables import study_csv
-    from harness.studies.workshop import StudyConfig, answer, take_stock
+    from harness.studies.workshop import StudyConfig
     from zoo.core.files import write_whole
     from zoo.learning.fit import FitConfig
 

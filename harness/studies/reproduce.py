@@ -22,6 +22,7 @@ from harness.records.record import DENSE, Record
 from harness.records.statistics import Interval, bootstrap_mean, exact, wilson_interval
 from harness.report.charts import STYLES, Chart, Dot, Style, render
 from harness.report.writers import markdown
+from harness.studies.answer import Stock, answer, take_stock
 from harness.studies.questions import (
     WAYS,
     WITHOUT_PREDICTOR,
@@ -37,18 +38,7 @@ from harness.studies.questions import (
     tuning,
 )
 from harness.studies.tables import StudyRow, StudyTable
-from harness.studies.workshop import (
-    PREDICTED,
-    Stock,
-    Study,
-    StudyCase,
-    StudyConfig,
-    StudyLine,
-    answer,
-    study,
-    take_stock,
-    tuned_line,
-)
+from harness.studies.workshop import PREDICTED, Study, StudyCase, StudyConfig, StudyLine, study, tuned_line
 from zoo.core.predictor import ARCHITECTURES
 
 MODEL = "clip_vit_b16.openai"

@@ -21,10 +21,11 @@ from harness.golden.store import own_store
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mean_interval, paired_p
-from harness.studies import workshop as module
+from harness.studies import answer as module
+from harness.studies.answer import Stock, answer, take_stock
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
 from harness.studies.tables import StudyTable, compare_lines, study_csv
-from harness.studies.workshop import Stock, StudyConfig, answer, find, take_stock
+from harness.studies.workshop import StudyConfig, find
 from zoo.core.files import read_facts
 from zoo.loading.weights import cache_folder
 from zoo.ranking.golden import GoldenConfig
