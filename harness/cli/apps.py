@@ -138,8 +138,7 @@ def _export_flags(parser: CommandParser) -> None:
     flags.add(check, "--images", None, f"{IMAGES_HELP}, instead of --dataset", Path, metavar="DIR")
     flags.images(check, 64, "val", "images, class-balanced")
     flags.add(check, "--batches", list(export.BATCHES), "images per call", flags.positive)
-    text = "least mean cosine to float32 features in lower precision"
-    flags.add(check, "--least-cosine", export.LEAST_COSINE, text)
+    flags.add(check, "--least-cosine", export.LEAST_COSINE, "least mean cosine to float32 features in lower precision")
     flags.data(parser)
 
 
@@ -216,8 +215,7 @@ def _embed_flags(parser: CommandParser) -> None:
     how = parser.add_argument_group("conditions")
     flags.usual(how, "device", text="torch device of each worker")
     flags.add(how, "--batch", 64, "pictures per call")
-    text = "processes that decode; 0: decode in the model's process; default: by the cores"
-    flags.add(how, "--decoders", None, text, int)
+    flags.add(how, "--decoders", None, "processes that decode; 0: the model's own; default: by the cores", int)
     flags.add(how, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
     files = parser.add_argument_group("files")
     flags.output(files, VECTORS, "folder of Parquet files", dest="out")
@@ -306,15 +304,13 @@ def run_search(args: Namespace, status: Console) -> Shown:
 
 def _show_flags(parser: CommandParser) -> None:
     golden_config = outline("zoo.ranking.golden").GoldenConfig
-    text = "an image file, or DATASET:SPLIT:INDEX such as fashion:val:3"
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help=text)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or DATASET:SPLIT:INDEX")
     what = parser.add_argument_group("what is drawn")
     flags.usual(what, "model")
     flags.usual(what, "keeps", default=[0.6], text="keep rates in (0, 1)", kind=float)
     flags.add(what, "--by", None, "ranking that decides what is kept; default: the predictor", metavar="RANKING")
     flags.usual(what, "methods", default=[], text="further columns; see `list`")
-    text = "show the tokens that these methods, or golden, leave instead of rankings"
-    flags.add(what, "--left", [], text, metavar="METHOD")
+    flags.add(what, "--left", [], "show the tokens that these methods or golden leave, instead", metavar="METHOD")
     flags.data(parser)
     golden = parser.add_argument_group("golden rankings")
     flags.fields(golden, golden_config, block="rank at the input of this block, from 0")
@@ -342,8 +338,7 @@ def _check_flags(parser: CommandParser) -> None:
     text = "expected records; default: those that ship"
     files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
     files.required = False  # not "*": see `compare`
-    text = "check these rows only; with --update, measure these"
-    rows = parser.add_argument_group("which rows", text)
+    rows = parser.add_argument_group("which rows", "check these rows only; with --update, measure these")
     flags.usual(rows, "models", text="dense models' names, see `list`")
     flags.usual(rows, "methods", text="see `list`; or METHOD:OPTION=VALUE,... with JSON values")
     flags.usual(rows, "keeps")

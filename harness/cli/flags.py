@@ -165,8 +165,7 @@ def output(group: Any, default: str | None, text: str, metavar: str = "DIR", **m
 def setup(parser: CommandParser) -> None:
     """Add a tower with its reduction."""
     group = parser.add_argument_group("model")
-    text = "a dense or reduced model's name, see `list`; or a file that `choose` wrote"
-    usual(group, "model", text=text)
+    usual(group, "model", text="a dense or reduced model's name, see `list`; or a file that `choose` wrote")
     usual(group, "method", "keep")
     add(group, "--recovery", None, "file that `fit recovery` wrote for this model", Path)
     add(group, "--random-weights", False, "load no weights; for a trial")

@@ -72,8 +72,7 @@ def _predictor_flags(parser: CommandParser) -> None:
     config = outline("zoo.learning.fit").FitConfig
     what = parser.add_argument_group("what is learned from")
     flags.usual(what, "model")
-    text = "datasets whose shipped rankings are used; others are ranked first"
-    flags.usual(what, "dataset", text=text, nargs="*")
+    flags.usual(what, "dataset", text="datasets whose shipped rankings are used; others are ranked first", nargs="*")
     flags.add(what, "--limit", 250, "images to rank per split", flags.positive)
     flags.add(what, "--block", None, "reduction point, from 0; default: 3", int)
     flags.add(what, "--action", None, "remove or merge, as in the rankings; default: remove")

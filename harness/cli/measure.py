@@ -281,8 +281,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
 
 
 def _report_flags(parser: CommandParser) -> None:
-    text = "a run: a folder, or a file of records or latencies"
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a folder, or a file of records or latencies")
     files = parser.add_argument_group("files")
     flags.output(files, "report", "folder of the report")
     flags.add(files, "--title", "Token reduction for CLIP, side by side", "title of the page")

@@ -82,6 +82,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("rank --dataset emoji --images x", "--images: not allowed with argument --dataset"),
     ("rank", "one of the arguments --dataset --images is required; see patchrank rank --help"),
     ("list everything", "no argument 'everything' is expected here"),
+    ("list --root gone", "--root 'gone' is no folder"),
     ("compare --dataset fasion", "no dataset is called 'fasion'. Did you mean 'fashion'?"),
     ("compare --model clip_vit_s14.imgfocus", "tag 'imgfocus' of clip_vit_s14: did you mean"),
     ("compare --model clip_vit_b16 --methods tome", "no weights of clip_vit_b16.openai: not in the Hugging"),
