@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from harness.studies.workshop import StudyConfig
 
 FINAL_SETS = ("fashion", "emoji", "photos")  # with a split that nothing was chosen by
+FINAL_CHOICES = (*FINAL_SETS, "frames")
 FINAL_KEEPS = (0.6, 0.5, 0.3)
 
 
@@ -161,7 +162,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
 def _final_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
     flags.usual(what, "model")
-    flags.usual(what, "datasets", default=list(FINAL_SETS), text="datasets with this split", choices=FINAL_SETS)
+    flags.usual(what, "datasets", default=list(FINAL_SETS), text="datasets with this split", choices=FINAL_CHOICES)
     flags.limits(what, None, "images per dataset, for a trial; default: all")
     how = parser.add_argument_group("conditions and files")
     flags.usual(how, "device", "dtype")
