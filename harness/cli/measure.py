@@ -313,8 +313,8 @@ def run_list(args: Namespace, _status: Console) -> Shown:
         fitted = {tag: list(find_fitted(f"clip_vit_{size}", tag)) for tag in spec.tags}
         fitted = {tag: blocks for tag, blocks in fitted.items() if blocks}
         towers.append({"size": size, "tags": list(spec.tags), "predictors": fitted})
-        words = (f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in fitted.items())
-        rows.append((size, ", ".join(spec.tags), "; ".join(words) or "none yet"))
+        places = (f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in fitted.items())
+        rows.append((size, ", ".join(spec.tags), "; ".join(places) or "none yet"))
     what = {name: (method.__doc__ or "").split("\n")[0] for name, method in sorted(METHODS.items())}
     tower_heads = ("size", "weight tags (the first is the default)", "predictor for patchrank")
     method_heads = ("method", "what it does", "example")
@@ -322,11 +322,14 @@ def run_list(args: Namespace, _status: Console) -> Shown:
     rates = f"methods; keep rates in names: {', '.join(map(str, PERCENTS))}"
     methods = [(name, text, f"clip_vit_b16_{name}60") for name, text in what.items()]
     datasets = datasets_data(args.root)
+    words = ("name", "what", "shipped, or in --root", "accuracy by text is", "licence")
+    heads = (*words[:2], "classes", *flags.SPLITS, *words[2:])
+    cells = [[NOT_MEASURED if value is None else str(value) for value in one.values()] for one in datasets]
     kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
     parts: tuple[Part, ...] = (
         Table.of(title, tower_heads, rows, words=tower_heads),
         Table.of(rates, method_heads, methods, words=method_heads),
-        datasets_table(datasets),
+        Table.of("datasets", heads, cells, words=words, wide=words[3:4], roomy=("what", "licence")),
         *(f"{kind['prefix']}:PATH is {kind['what']}" for kind in kinds),
     )
     data: dict[str, Any] = {"methods": [{"method": name, "what": text} for name, text in what.items()]}
@@ -345,34 +348,18 @@ def datasets_data(root: Path | None) -> list[dict[str, Any]]:
 
     where, rows = root_of(root), list[dict[str, Any]]()
     for name in list_datasets():
-        dataset = shipped_facts(name)
+        dataset, text = shipped_facts(name), None
         if isinstance(dataset, RootedDataset):
-            classes, folder, text = dataset.class_count, dataset.folder, None
+            there = where is not None and (where / dataset.folder).is_dir()
+            place, classes = f"{dataset.folder}, {'there' if there else 'not there'}", dataset.class_count
             sizes = {str(split): dataset.counts.get(split, 0) for split in flags.SPLITS}
-            there = where is not None and (where / folder).is_dir()
         else:
-            classes, folder, there = len(dataset.classes), None, True
-            sizes = {split: len(dataset.split(split)) for split in flags.SPLITS}
+            place, classes = "shipped", len(dataset.classes)
+            sizes = {str(split): len(dataset.split(split)) for split in flags.SPLITS}
             text = captions(name) if dataset.labelled else None
-        facts = {"name": name, "what": dataset.title, "license": dataset.license, "classes": classes}
-        place = {"shipped": folder is None, "folder": folder, **sizes, "there": there}
-        rows.append({**facts, **place, "accuracy_by_text_is": text})
+        facts = {"name": name, "what": dataset.title, "classes": classes, **sizes, "place": place}
+        rows.append({**facts, "accuracy_by_text_is": text, "license": dataset.license})
     return rows
-
-
-def datasets_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Lay out the datasets of `datasets_data`."""
-    lines = []
-    for one in rows:
-        place = "shipped" if one["shipped"] else f"{one['folder']}, {'there' if one['there'] else 'not there'}"
-        classes = one["classes"]
-        sizes = (str(one[name]) for name in ("classes", *flags.SPLITS))
-        chance = f"{100 / classes:.3g} %" if classes else NOT_MEASURED
-        captions = one["accuracy_by_text_is"] or ("not known" if classes else NOT_MEASURED)
-        lines.append((one["name"], one["what"], *sizes, chance, place, captions, one["license"]))
-    words = ("name", "what", "shipped, or in --root", "accuracy by text is", "licence")
-    heads = (*words[:2], "classes", *flags.SPLITS, "chance", *words[2:])
-    return Table.of("datasets", heads, lines, words=words, wide=words[3:4], roomy=("what", "chance", "licence"))
 
 
 def _dataset_flags(parser: CommandParser) -> None:
