@@ -5,7 +5,7 @@ from argparse import Namespace
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -16,9 +16,7 @@ from harness.cli.command import CommandParser, command
 from harness.cli.outline import outline
 
 if TYPE_CHECKING:
-    from zoo.ranking.golden import GoldenConfig
-
-RANKED_BY = 2  # window and stride of rankings that `fit predictor` makes: a quarter of the passes of stride 1
+    pass
 
 
 def _rank_flags(parser: CommandParser) -> None:
@@ -76,9 +74,6 @@ def _predictor_flags(parser: CommandParser) -> None:
     flags.add(what, "--limit", 250, "images to rank per split", flags.positive)
     flags.add(what, "--block", None, "reduction point, from 0; default: 3", int)
     flags.add(what, "--action", None, "remove or merge, as in the rankings; default: remove")
-    here = f"in patches, for rankings made here; default: {RANKED_BY}"
-    flags.add(what, "--window", None, f"window side {here}", flags.positive)
-    flags.add(what, "--stride", None, f"step of the window {here}", flags.positive)
     for name, text in (
         ("rankings", "stores or files of rankings to learn from"),
         ("val", "rankings for early stopping; default: a fifth of the others"),
@@ -107,19 +102,21 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     from harness.golden.store import shipped_rankings
     from harness.models.towers import load_tower
     from zoo.learning.fit import FitConfig
+    from zoo.ranking.golden import GoldenConfig
 
-    config, progress, way = flags.settings(FitConfig, args), Progress(status), _ranked_by(args)
+    config, progress, removes = flags.settings(FitConfig, args), Progress(status), args.action != "merge"
+    sizes: dict[str, Any] = {"window": 2, "stride": 2} if removes else {"window": 1, "approximate": "follow:0"}
+    way = flags.settings(GoldenConfig, args, **sizes)
     files: dict[SplitName, list[Path]] = {"train": list(args.rankings), "val": list(args.val)}
     names = args.dataset or []
     for dataset in names:  # refuses before anything is loaded
         if args.shots is not None:
             require_labels(get_dataset(dataset), f"--shots {args.shots}")
         require_images(get_dataset(dataset), "train", "images to learn from asked for")
-    ships = way.action == "remove" and (args.window, args.stride) == (None, None)
     jobs: list[tuple[SplitName, RankJob]] = []
     tower = load_tower(args.model).name if names else ""
     for dataset, split in product(names, flags.SPLITS[:2]):
-        path = shipped_rankings(tower, dataset, split, way.block) if ships else None
+        path = shipped_rankings(tower, dataset, split, way.block) if removes else None
         source = Source.of(get_dataset(dataset), split)
         if path is not None:
             files[split].append(path)
@@ -137,23 +134,6 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
         path, tau = fit(args.model, files["train"], files["val"], config, progress=progress, out=args.output, **limits)
     text = f"wrote {path}; Kendall tau on the validation images {tau:.3f}"
     return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))
-
-
-def _ranked_by(args: Namespace) -> "GoldenConfig":
-    """Return how images are ranked where no rankings are given and none ship.
-
-    Raises:
-        ValueError: windows of rankings that are given, or windows that can't be.
-    """
-    from zoo.ranking.golden import GoldenConfig
-
-    for name in ("window", "stride"):
-        if (value := vars(args)[name]) is not None and not args.dataset:
-            raise ValueError(f"--{name} {value} without --dataset: --rankings are already made; leave it out")
-    merges = args.action == "merge"
-    window = args.window or (1 if merges else RANKED_BY)
-    sizes = {"window": window, "stride": args.stride or min(window, RANKED_BY)}
-    return flags.settings(GoldenConfig, args, **sizes, approximate="follow:0" if merges else None)
 
 
 def _prompts_flags(parser: CommandParser) -> None:
