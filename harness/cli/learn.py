@@ -15,9 +15,6 @@ from harness.cli import flags
 from harness.cli.command import CommandParser, command
 from harness.cli.outline import outline
 
-if TYPE_CHECKING:
-    pass
-
 
 def _rank_flags(parser: CommandParser) -> None:
     config = outline("zoo.ranking.golden").GoldenConfig
