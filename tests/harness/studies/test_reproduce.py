@@ -202,19 +202,6 @@ def test_table_2_has_the_target_s_own_on_its_diagonal(paper_s: StudyConfig, repr
         assert rows[f"fitted on {name}"].to[name] == (0, 0, 0)
 
 
-def test_prompts_of_table_5_are_compared_with_prompts(one: StudyConfig, reproduced):
-    comparison, records = reproduced("table5", replace(one, datasets=("dtd",), seeds=2))
-    row = next(row for row in comparison.results if row.row.name == "V+T, keep 60")
-    assert row.row.against == "V+T, full"
-    right = {
-        method: np.mean([r.correct for r in records if (r.method, r.tuning) == (method, "vt")], 0)
-        for method in ("dense", "patchrank")
-    }
-    assert row.to["dtd"].estimate == pytest.approx(100 * float(np.mean(right["patchrank"] - right["dense"])))
-    assert row.paper_to(("dtd",)) is None  # we know only the mean of all
-    assert {r.method_config.get("predictor") is None for r in records if r.keep < 1} == {False}
-
-
 def test_costs_are_compared_by_their_ratio(one: StudyConfig, reproduced):
     comparison, records = reproduced("table3", one)
     rows = {row.row.name: row for row in comparison.results}
