@@ -92,11 +92,11 @@ def read(measure: str, records: Sequence[Record], reference: Sequence[Record] | 
     Either is a mean over seeds with a 95 % interval, None where it wasn't measured. Of times it is of the largest
     batch, with the quartiles, or the ratio to dense in the same rounds.
     """
-    first, row = records[0], Average(records=tuple(records), top1=None)
+    first, row = records[0], Average(records=tuple(records))
     if measure == "top1":
         right = row.hits / len(records)
         if reference is not None:
-            right = right - Average(records=tuple(reference), top1=None).hits / len(reference)
+            right = right - Average(records=tuple(reference)).hits / len(reference)
         elif len(records) == 1:
             return _percent(float(right.mean()), *wilson_interval(int(right.sum()), right.size))
         return _percent(*bootstrap_mean(right, seed=0))

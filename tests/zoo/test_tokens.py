@@ -185,9 +185,10 @@ def test_stored_schedules():
     assert spread(196, 0.6, (3, 6, 9), "linear") == {3: 170, 6: 144, 9: 118}
     assert spread(196, 0.5, (0, 3, 6), (0.8, 0.75)) == {0: 157, 3: 147, 6: 98}
     assert spread(196, 0.5, (0, 3, 6), (0.8, 0.4)) == {0: 157, 3: 98, 6: 98}  # never fewer than in the end
-    # Of 9 blocks, the first is left alone down to a keep rate of exp(-9 / 16) = 0.57.
-    assert spread(1000, 0.6, (0, 3, 5, 7), "delayed", 9) == {0: 1000, 3: 843, 5: 711, 7: 600}
-    assert spread(1000, 0.3, (0, 3, 5, 7), "delayed", 9) == {0: 774, 3: 564, 5: 411, 7: 300}
+    # The first of 9 blocks is left alone down to a keep rate of exp(-1/3) = 0.72, of 12 blocks exp(-3/4) = 0.47.
+    assert spread(1000, 0.8, (0, 3, 5, 7), "delayed", 9) == {0: 1000, 3: 928, 5: 862, 7: 800}
+    assert spread(1000, 0.3, (0, 3, 5, 7), "delayed", 9) == {0: 706, 3: 531, 5: 399, 7: 300}
+    assert spread(1000, 0.3, (0, 3, 6, 9), "delayed", 12) == {0: 834, 3: 593, 6: 422, 9: 300}
     assert spread(1000, 0.3, (3, 5, 7), "delayed", 9) == spread(1000, 0.3, (3, 5, 7), "geometric")
     # Table 4 of the paper: 20 of 196 before each of four blocks.
     assert spread(196, 116 / 196, (3, 5, 7, 9), "linear") == {3: 176, 5: 156, 7: 136, 9: 116}
