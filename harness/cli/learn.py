@@ -140,8 +140,8 @@ def _prompts_flags(parser: CommandParser) -> None:
     flags.add(what, "--shots", 16, "labelled images per class", metavar="K")
     flags.data(parser)
     tokens = parser.add_argument_group("learned tokens")
-    flags.add(tokens, "--tokens", None, "t (text), v (visual) or vt (both); default: the recipe's")
-    flags.add(tokens, "--num-tokens", None, "number of learned tokens; default: the recipe's", int)
+    flags.add(tokens, "--tokens", None, "t (text), v (visual) or vt (both); default: vt")
+    flags.add(tokens, "--num-tokens", None, "number of learned tokens; default: 4", int)
     flags.tokens_recipe(tokens, outline("harness.datasets.few_shot").OURS)
     how = parser.add_argument_group("conditions and files")
     flags.usual(how, "device")
@@ -164,7 +164,6 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     how = {"draws": args.draws, "device": args.device, "progress": Progress(status)}
     row, tuner = load_tuner(args.model, dataset, **how)
     begin = time.perf_counter()
-    steps = config.total_steps(len(drawn.train))
     if args.output is None:
         require_appendable(cache_folder() / "prompts" / "any")
     with claim_file(args.output):
@@ -180,10 +179,10 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
         f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, {seconds:.1f} s; top-1 on the "
         f"{len(drawn.val)} validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
     )
-    recipe = f"recipe {args.recipe}: {config.learned}, {config.describe(len(drawn.train))}"
+    recipe = f"{config.learned}, {config.describe()}"
     data = {"path": path, "parameters": parameters, "seconds": seconds, "train": len(drawn.train)}
-    data |= {"val": len(drawn.val), "top1": top1, "untuned": untuned, "draws": args.draws, "steps": steps}
-    data["recipe"] = config
+    data |= {"val": len(drawn.val), "top1": top1, "untuned": untuned, "draws": args.draws}
+    data |= {"steps": config.total_steps, "recipe": config}
     return Shown(parts=(text, recipe), data=json_values(data))
 
 

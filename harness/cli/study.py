@@ -138,7 +138,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     draws = args.draws or (COOP if rooted else OURS)
     datasets = args.datasets or (paper(name)["columns"] if rooted else flags.FASHION_AND_EMOJI)
     # The released code's windows and predictor, of embedded rankings the shipped windows, and a loss that can be
-    # minimised. The paper has 16 tokens at the input and no anchor, whatever recipe they are learned by.
+    # minimised. The paper has 16 tokens at the input and no anchor.
     golden = GoldenConfig(window=2 if rooted else 3, stride=2)
     fit = FitConfig(arch="pooledmixer", loss="listnet", seed=args.seed or 0)
     return flags.settings(
@@ -150,7 +150,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
         limit=None if args.full else args.limit or (None if rooted else StudyConfig.limit),
         golden=flags.change(golden, args.golden, "--golden"),
         fit=flags.change(fit, args.fit, "--fit"),
-        tune=flags.tune_config(args, draws, count=16, depth=1, anchor=0.0),
+        tune=flags.tune_config(args, draws, count=16, anchor=0.0),
         draws=draws,
     )
 

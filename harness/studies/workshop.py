@@ -223,8 +223,6 @@ class StudyCase:
 
     def tuned(self, row: Variant, **changes: Any) -> list[PromptFile | None]:
         """Tune a model once for each of the study's seeds, which draw images and initial tokens."""
-        if changes.get("tokens") == "v":
-            changes.setdefault("init", None)  # which is of text tokens
         recipe = replace(self.config.tune, **changes)
         every = [replace(recipe, seed=recipe.seed + seed) for seed in range(self.config.seeds)]
         return [self._once((self.dataset.name, row.key, one), partial(self._tune, row, one)) for one in every]

@@ -16,7 +16,7 @@ from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from zoo.core.attention import Attended, PoolingQuery, cls_attention
-from zoo.core.prompts import Prompts, renew
+from zoo.core.prompts import Prompts
 from zoo.core.reducer import HostSpec, Reducer
 from zoo.core.tokens import Tokens, Trace
 
@@ -256,8 +256,6 @@ class Host(nn.Module):
         if self.in_place and not pooled:
             tokens = tokens._replace(x=tokens.x.clone())
         for index in range(start, self.depth if stop is None else stop):
-            if self.prompts is not None and 0 < index < self.prompts.depth:
-                tokens = renew(tokens, self.prompts()[index])
             if pooled and self.pools_first and index == self.depth - 1:
                 tokens = self._step(index, tokens, first=True)
             elif self.grad_checkpointing and torch.is_grad_enabled():
