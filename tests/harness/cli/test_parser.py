@@ -121,7 +121,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("datasets check --dataset caltech101", "dataset 'caltech101' isn't shipped here; say where it lies: --root"),
     ("datasets check --dataset fashion --download", "--download: none of fashion lies below a root"),
     ("check --update --methods tome", "--methods with --update takes "),
-    ("check --methods tmoe", "--methods 'tmoe': did you mean 'tome'"),
+    ("check --methods tmoe", "--methods: the expectation has no such row; it is of clip_vit_s14"),
     ("check --keeps 2", "--keeps 2: expected fractions in (0, 1]"),
     ("check --dataset cifar", "--dataset: the expectation has no such row; it is of clip_vit_s14"),
     ("check gone.jsonl", "no expectation at 'gone.jsonl'; the records of patchrank compare"),
