@@ -312,7 +312,6 @@ def _show_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is drawn")
     flags.usual(what, "model")
     flags.usual(what, "keeps", default=[0.6], text="keep rates in (0, 1)", kind=float)
-    flags.add(what, "--by", None, "ranking that decides what is kept; default: the predictor", metavar="RANKING")
     flags.usual(what, "methods", default=[], text="further columns; see `list`")
     text = "show the tokens that these methods, or golden, leave instead of rankings"
     flags.add(what, "--left", [], text, flags.method)

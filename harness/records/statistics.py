@@ -141,6 +141,17 @@ def paired_mean(a: ArrayLike, b: ArrayLike, seed: int, groups: ArrayLike | None 
     return bootstrap_mean(np.subtract(a, b, dtype=np.float64), seed, groups)
 
 
+def paired_ratio(a: ArrayLike, b: ArrayLike, seed: int, groups: ArrayLike | None = None) -> Interval:
+    """Return the mean of ``a`` over the mean of ``b`` on the same images, with the resampling of `bootstrap_mean`."""
+    both = [finite_sample(values) for values in (a, b)]
+    top, bottom = both if groups is None else (_sums(values, groups) for values in both)
+    ratios = []
+    for size, generator in _parts(seed, top.size):
+        drawn = generator.integers(top.size, size=(size, top.size))
+        ratios.append(top[drawn].sum(1) / bottom[drawn].sum(1))
+    return Interval(float(top.sum() / bottom.sum()), *_percentiles(np.concatenate(ratios)))
+
+
 def bootstrap_quantile(values: ArrayLike, q: float, seed: int, groups: ArrayLike | None = None) -> Interval:
     """Return a quantile over images, the least value that a share ``q`` of them doesn't exceed, with its bootstrap.
 

@@ -107,7 +107,6 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("show fashion:val:3 --keeps 0.5 1.5", "--keeps (0.5, 1.5): expected fractions in (0, 1)"),
     ("show fashion:val:3 --keeps nan", "--keeps (nan,): expected fractions"),
     ("show fashion:val:3 --keeps 0.5 0.5", "each once"),
-    ("show fashion:val:3 --by predicter", "--by 'predicter': did you mean 'predictor'"),
     ("show fashion:val:3 --methods evti", "--methods 'evti': did you mean 'evit'"),
     ("show fashion:val:3 --scale 0", "--scale 0: expected a number in [0.25, 8]"),
     ("show fashion:val:3 --output show.svg", "--output 'show.svg': expected a file's name"),
