@@ -125,7 +125,7 @@ def pair_tokens(
     Returns:
         (B, r) positions of those that go, cheapest first, (B, r) of those that they go into, (B, r) costs.
     """
-    with torch.no_grad(), torch.autocast(patches.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         cost = pair_costs(patches.float(), places, weight)
         own = torch.arange(patches.shape[1], device=patches.device)
         near, nearest = cost.min(dim=2)

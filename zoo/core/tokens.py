@@ -225,7 +225,7 @@ def _merge_parts(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, res
     # Sums are taken at the first of those that share a position.
     slot = (into.unsqueeze(2) == into.unsqueeze(1)).int().argmax(dim=2)
     moves = (parts - target) * share.unsqueeze(2).to(parts.dtype)
-    flat = (slot + slot.shape[1] * torch.arange(len(slot), device=slot.device).unsqueeze(1)).flatten()
+    flat = (slot + slot.shape[1] * torch.arange(slot.shape[0], device=slot.device).unsqueeze(1)).flatten()
     sums = torch.zeros_like(moves).flatten(0, 1).index_add(0, flat, moves.flatten(0, 1))  # far faster than scatter_add
     merged = target + sums.index_select(0, flat).view_as(moves)
     stretch = torch.ones_like(share)
