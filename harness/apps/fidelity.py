@@ -260,6 +260,6 @@ class Pictures:
         for metric, each in values.items():
             padded = _pad(metric, each)
             more = numbers.max() + 1 + np.arange(len(padded) - len(each))
-            mean = over_images(padded, seed, np.append(numbers, more))
-            figures[metric] = {"estimate": float(np.mean(each)), "low": mean.low, "high": mean.high}
+            _, low, high = over_images(padded, seed, np.append(numbers, more)) or (None, None, None)
+            figures[metric] = {"estimate": float(np.mean(each)), "low": low, "high": high}
         return figures | {Q05: bootstrap_quantile(values[COSINE], 0.05, seed, numbers)._asdict()}

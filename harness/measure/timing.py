@@ -26,7 +26,6 @@ from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, Served, as_runtime, require_format
 from zoo.deploy.optimized import OptimizedHost, optimize
-from zoo.loading.open_clip import to_open_clip
 from zoo.towers.vit import ReducedViT
 
 MOST_ROUNDS = 200  # however short the calls are
@@ -36,11 +35,10 @@ WAIT_S = 30.0  # for other processes, in one search or one table
 LOOK_S, POLL_S = 0.2, 1.0  # that other processes are watched: before a timing, and again while they are waited for
 STAT = Path("/proc/stat")
 COMPILE, CUDA_GRAPHS, OPTIMIZED = "compile", "cuda-graphs", "optimized"
-OPEN_CLIP = "open_clip"  # open_clip's own code with the same weights
 EXPORTED = (AOTI, ONNX, OPENVINO)
 # As it is; torch.compile; the eager model's launches captured once and replayed; what zoo.optimize makes of it.
 WAYS = (EAGER, COMPILE, CUDA_GRAPHS, OPTIMIZED)
-RUNTIMES = (*WAYS, OPEN_CLIP, *EXPORTED)  # what --runtimes times in one round, in several precisions
+RUNTIMES = (*WAYS, *EXPORTED)  # what --runtimes times in one round, in several precisions
 OUT_OF_MEMORY = "out of memory"
 # Of the features' length. Rounding may turn which of two equal tokens goes, in low precision in
 # most images, so that features of compiled models differ by about as much as those of float32.
@@ -296,7 +294,7 @@ def others_s() -> float | None:
 
 
 class RefusedError(RuntimeError):
-    """``zoo.optimize`` or open_clip has no such tower or precision."""
+    """``zoo.optimize`` has no such tower or precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,8 +430,6 @@ def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None)
         if way == OPTIMIZED:
             optimized: Call = optimize(model, dtype=dtype or images.dtype)
             return optimized
-        if way == OPEN_CLIP:
-            model = to_open_clip(model)
     except ValueError as error:
         raise RefusedError(str(error)) from error
     if dtype is not None:

@@ -181,26 +181,18 @@ def _percentiles(resampled: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-class ImageMean(NamedTuple):
-    """Carry a mean over images with its 95 % bootstrap interval; None of fewer than two values."""
+def over_images(values: ArrayLike, seed: int = 0, groups: ArrayLike | None = None) -> Interval | None:
+    """Return the mean of (B,) values, one per image, those that are NaN left out; None of fewer than two.
 
-    mean: float | None
-    low: float | None
-    high: float | None
-    counted: int  # images behind the mean
-    undefined: int  # images without a value (NaN: one side gives all patches the same score)
-
-
-def over_images(values: ArrayLike, seed: int = 0, groups: ArrayLike | None = None) -> ImageMean:
-    """Return the mean of (B,) values, one per image, those that are NaN left out; groups as for `bootstrap_mean`."""
+    The interval and the groups are those of `bootstrap_mean`.
+    """
     every = np.asarray(values, dtype=np.float64)
-    defined = ~np.isnan(every)
-    counts = int(defined.sum()), int((~defined).sum())
     if not has_spread(every, groups):
-        return ImageMean(None, None, None, *counts)
+        return None
+    defined = ~np.isnan(every)
     left = None if groups is None else np.unique(np.asarray(groups)[defined], return_inverse=True)[1]
     mean, low, high = bootstrap_mean(every[defined], seed, left)
-    return ImageMean(mean, min(low, mean), max(high, mean), *counts)  # equal values leave it out by the last digit
+    return Interval(mean, min(low, mean), max(high, mean))  # equal values leave it out by the last digit
 
 
 def has_spread(values: NDArray[np.float64], groups: ArrayLike | None) -> bool:
