@@ -60,7 +60,7 @@ def attend(
     ``scale`` is the factor on the logits without the bias, None for the usual one.
     """
     if bias is not None:
-        if not torch.jit.is_scripting() and _prefers_channels(query, key, bias):
+        if not torch.jit.is_scripting() and _prefers_channels(query, key, bias):  # type: ignore[attr-defined]
             return attend_by_channels(query, key, value, bias, scale, dropout)
         bias = bias.to(query.dtype)  # a mask in another dtype than the queries' gives wrong numbers in cuDNN
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout, scale=scale)
