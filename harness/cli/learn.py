@@ -36,13 +36,9 @@ def _rank_flags(parser: CommandParser) -> None:
     flags.add(how, "--score", [config.score], text, dest="scores", metavar="SCORE")
     flags.fields(how, config, action="remove patches, or merge each into its nearest")
     flags.fields(how, config, block="rank at the input of this block, from 0")
-    # No defaults here: a budget picks these.
-    flags.add(how, "--window", None, f"window side in patches; default: {config.window}, or what --budget picks", int)
-    text = f"step of the window in patches; default: {config.stride}, or what --budget picks"
-    flags.add(how, "--stride", None, text, int)
+    flags.fields(how, config, window="window side in patches", stride="step of the window in patches")
     flags.add(how, "--greedy", None, "search round by round; K patches go in each", int, metavar="K")
     flags.add(how, "--approx", None, "cheaper approximation instead of every window, such as follow:2", metavar="SPEC")
-    flags.add(how, "--budget", None, "take the best way that needs at most N passes", float, metavar="N")
     where = parser.add_argument_group("conditions")
     flags.add(where, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
     flags.add(where, "--batch", None, "sequences per call; default: by free memory", int)
@@ -59,12 +55,6 @@ def run_rank(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.golden.rank import RankJob, Source, rank_by_scores
 
-    for name in ("window", "stride", "greedy", "approx"):
-        if args.budget is not None and vars(args)[name] is not None:
-            raise ValueError(
-                f"--budget {args.budget:g} with --{name}: a budget picks window, stride and "
-                "approximation; give one of the two"
-            )
     config = replace(flags.golden_config(args), score=args.scores[0])
     folder = args.images
     source = Source.of(get_dataset(args.dataset), args.split) if folder is None else Source.folder(folder)
@@ -174,8 +164,8 @@ def _prompts_flags(parser: CommandParser) -> None:
     flags.add(what, "--shots", 16, "labelled images per class", metavar="K")
     flags.data(parser)
     tokens = parser.add_argument_group("learned tokens")
-    flags.add(tokens, "--tokens", None, "t (text), v (visual) or vt (both); default: the recipe's")
-    flags.add(tokens, "--num-tokens", None, "number of learned tokens; default: the recipe's", int)
+    flags.add(tokens, "--tokens", None, "t (text), v (visual) or vt (both); default: vt")
+    flags.add(tokens, "--num-tokens", None, "number of learned tokens; default: 4", int)
     flags.tokens_recipe(tokens, outline("harness.datasets.few_shot").OURS)
     how = parser.add_argument_group("conditions and files")
     flags.usual(how, "device")
@@ -198,7 +188,6 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     how = {"draws": args.draws, "device": args.device, "progress": Progress(status)}
     row, tuner = load_tuner(args.model, dataset, **how)
     begin = time.perf_counter()
-    steps = config.total_steps(len(drawn.train))
     if args.output is None:
         require_appendable(cache_folder() / "prompts" / "any")
     with claim_file(args.output):
@@ -215,11 +204,11 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
         f"{seconds:.1f} s, {memory_mib:,.0f} MiB at most; top-1 on the {len(drawn.val)} "
         f"validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
     )
-    recipe = f"recipe {args.recipe}: {config.learned}, {config.describe(len(drawn.train))}"
+    recipe = f"{config.learned}, {config.describe()}"
     data = {
         **{"path": path, "parameters": parameters, "seconds": seconds, "memory_mib": memory_mib},
         **{"train": len(drawn.train), "val": len(drawn.val), "top1": top1, "untuned": untuned},
-        **{"draws": args.draws, "steps": steps, "recipe": config},
+        **{"draws": args.draws, "steps": config.total_steps, "recipe": config},
     }
     return Shown(parts=(text, recipe), data=json_values(data))
 
@@ -254,7 +243,8 @@ def _recovery_flags(parser: CommandParser) -> None:
     _images_flags(what, limit, "learn from", "decide when to stop")
     flags.data(parser)
     how = parser.add_argument_group("recovery")
-    text = "what is trained: norm (LayerNorms and biases) or lora (low-rank updates)"
+    text = "what is learned: head (the last linear map, in closed form), norm (LayerNorms and biases), lora (low-rank "
+    text += "updates), or one after the other, head+norm or head+lora"
     flags.fields(how, config, what=text, rank="rank of lora")
     flags.add(how, "--validations", config.rounds, "validations at most, each after --steps", dest="rounds")
     flags.fields(how, config, steps="steps of the optimiser between validations", batch="images per step")
@@ -278,7 +268,7 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
     file = train_recovery(args.model, sources, config, **how, out=args.output, progress=Progress(status))
     seconds = time.perf_counter() - begin
     losses = [f"{one['name']} {one['before']:.4f} to {one['after']:.4f}" for one in file.datasets]
-    worth = "" if file.parameters else "; no training step improved every dataset, so the model stays as it is"
+    worth = "" if file.parameters else "; no change improved every dataset, so the model stays as it is"
     text = (
         f"wrote {file.path}: {file.parameters:,} parameters, {sum(one['images'] for one in file.datasets)} images, "
         f"{seconds:.1f} s; 1 - cosine to dense on images held out: {', '.join(losses)}{worth}"

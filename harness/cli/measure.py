@@ -55,11 +55,9 @@ def _compare_flags(parser: CommandParser) -> None:
         nargs="*",
     )
     files = parser.add_argument_group("files")
-    flags.usual(files, "fresh")
+    flags.usual(files, "fresh", "halves")
     flags.output(files, "results", "folder of the run")
-    flags.add(files, "--traces", module.TRACED, "images per dataset whose kept patches are stored; 0: none")
-    text = "store no thumbnails of these images"
-    files.add_argument("--no-thumbnails", dest="thumbnails", action="store_false", help=text)
+    flags.add(files, "--no-gallery", False, "draw no images with the patches that are kept of them")
 
 
 def _learned(group: Any) -> None:
@@ -68,7 +66,7 @@ def _learned(group: Any) -> None:
 
 
 def run_compare(args: Namespace, status: Console) -> Shown | Work:
-    """Measure side by side, or tell what changed between two runs, which takes no flag but --output.
+    """Measure side by side, or tell what changed between two runs, which takes no flag.
 
     Raises:
         ValueError: not two runs, or a flag for measuring.
@@ -78,19 +76,16 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
     from harness.report.changes import compare_runs
 
     words = takewhile(lambda word: word != "--", args.argv)
-    given = [word for word in words if word.startswith("--")]
-    if wrong := [flag for flag in given if flag.split("=")[0] != "--output"]:
+    if wrong := [word for word in words if word.startswith("--")]:
         raise ValueError(
-            f"{wrong[0]} can't be given with runs, which are only compared; expected compare RUN_A RUN_B, "
-            "with --output or without, or no runs"
+            f"{wrong[0]} can't be given with runs, which are only compared; expected compare RUN_A RUN_B, or no runs"
         )
     if len(args.runs) != 2:
         raise ValueError(
             f"compare {' '.join(repr(str(run)) for run in args.runs)}: expected two runs, "
             "patchrank compare RUN_A RUN_B, or none, to measure"
         )
-    a, b = args.runs
-    return compare_runs(a, b, args.output if given else None)
+    return compare_runs(*args.runs)
 
 
 def _side_by_side(args: Namespace, status: Console) -> Work:
@@ -106,29 +101,36 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
 def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
-    from harness.measure.bench import compare
-    from harness.measure.tracing import Tracer
+    from harness.apps.show import write_gallery
+    from harness.measure.bench import KeptPatches, compare
     from harness.records.averages import training_free
-    from harness.records.record import RECORDS, UNFINISHED, earlier, keep_new, record_values
+    from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new, record_values
     from harness.report.folder import write_report
     from harness.report.tables import comparison_table
 
     path, progress = args.output / RECORDS, Progress(status)
     plan = _plan_of(args)
     known = earlier(path, progress, fresh=args.fresh)
-    tracer = Tracer(run=args.output, progress=progress, images=args.traces, thumbnails=args.thumbnails)
     records: list[Record] = []
-    for group in compare(plan, known, progress, tracer, folder=path.with_suffix(UNFINISHED)):
+
+    def draw(kept: KeptPatches) -> None:
+        if not args.no_gallery:
+            write_gallery(kept, args.output)
+
+    for group in compare(plan, known, progress, on_kept=draw, folder=path.with_suffix(UNFINISHED)):
         keep_new(path, group, known)
         records += group
         with progress.hidden():
-            for part in training_free(group):
+            parts = (group, *halves(group)) if args.halves else (group,)
+            for part in (rows for one in parts for rows in training_free(one)):
                 table = comparison_table(part, plan.match_to, plan.batches)
                 yield table
                 yield from table.notes
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
-    report = write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
+    report = write_report(
+        records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn, by_half=args.halves
+    )
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     for line in _next_steps(args, plan):
         progress.say(line)
@@ -289,19 +291,18 @@ def run_latency(args: Namespace, status: Console) -> Work:
 
 
 def _report_flags(parser: CommandParser) -> None:
-    text = "a run: a folder, or a file of records or latencies"
+    text = "a run: a folder, or a file of records"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
     files = parser.add_argument_group("files")
+    flags.usual(files, "halves")
     flags.output(files, "report", "folder of the report")
-    flags.add(files, "--title", "Token reduction for CLIP, side by side", "title of the page")
-    flags.add(files, "--all-plots", False, "draw all tables, not only the first six")
 
 
 def run_report(args: Namespace, status: Console) -> Shown:
     """Write a report and say which method is nearest to dense at equal cost."""
     from harness.report.folder import report_runs
 
-    return report_runs(args.runs, args.output, Progress(status), title=args.title, every_plot=args.all_plots)
+    return report_runs(args.runs, args.output, Progress(status), by_half=args.halves)
 
 
 def run_list(*_: Any) -> Shown:

@@ -1,4 +1,4 @@
-"""Research: ``study ranking-cost``, ``reproduce``, ``final``, ``list``, and each study by its name."""
+"""Research: ``study reproduce``, ``final``, ``list``, and each study by its name."""
 
 import json
 import shlex
@@ -20,44 +20,6 @@ if TYPE_CHECKING:
     from harness.studies.reproduce import PaperTable
     from harness.studies.spec import StudyConfig
     from harness.studies.workshop import Stock
-
-FINAL_SETS = ("fashion", "emoji", "photos")  # with a split that nothing was chosen by
-FINAL_KEEPS = (0.6, 0.5, 0.3)
-
-
-def _cost_flags(parser: CommandParser) -> None:
-    what = parser.add_argument_group("what is measured")
-    flags.usual(what, "model")
-    flags.usual(what, "datasets", default=flags.FASHION_AND_EMOJI)
-    golden = outline("zoo.ranking.golden").GoldenConfig
-    flags.fields(what, golden, block="rank at the input of this block, from 0")
-    flags.images(what, 60, "val")
-    flags.data(parser)
-    how = parser.add_argument_group("conditions and files")
-    flags.usual(how, "device")
-    flags.usual(how, "dtype", text="precision of all rankings but the exact one")
-    flags.output(how, "results/ranking_cost.json", "the curve", "FILE")
-
-
-def run_ranking_cost(args: Namespace, status: Console) -> Shown:
-    """Measure cheaper golden rankings and write what `rank --budget` picks from."""
-    from harness.base.lines import claim_file
-    from harness.datasets import get_dataset
-    from harness.datasets.few_shot import subset
-    from harness.models.towers import load_tower
-    from harness.studies.ranking_cost import curve_table, measure_curve
-
-    if args.output.is_dir():
-        example = str(args.output / "ranking_cost.json")
-        raise IsADirectoryError(f"--output {str(args.output)!r} is a folder; give a file, such as {example!r}")
-    with claim_file(args.output):  # before hours of work
-        splits = {name: subset(get_dataset(name).split(args.split), flags.limit_of(args)) for name in args.datasets}
-        tower, progress = load_tower(args.model), Progress(status)
-        tower.vit.to(args.device)
-        curve = measure_curve(tower, splits, args.block, split=args.split, dtype=args.dtype, progress=progress)
-        curve.write(args.output)
-    progress.say(f"wrote {args.output}")
-    return Shown(parts=(curve_table(curve),), data=json_values(curve))
 
 
 def _fit_flags(group: Any) -> None:
@@ -183,7 +145,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     draws = args.draws or (COOP if rooted else OURS)
     datasets = args.datasets or (paper(name).datasets if rooted else flags.FASHION_AND_EMOJI)
     # The released code's windows and predictor, of embedded rankings the shipped windows, and a loss that can be
-    # minimised. The paper has 16 tokens at the input and no anchor, whatever recipe they are learned by.
+    # minimised. The paper has 16 tokens at the input and no anchor.
     golden = GoldenConfig(window=2 if rooted else 3, stride=2)
     fit = FitConfig(arch="pooledmixer", loss="listnet", seed=args.seed or 0)
     return flags.settings(
@@ -195,7 +157,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
         limit=None if args.full else args.limit or (None if rooted else StudyConfig.limit),
         golden=flags.change(golden, args.golden, "--golden"),
         fit=flags.change(fit, args.fit, "--fit"),
-        tune=flags.tune_config(args, draws, count=16, depth=1, anchor=0.0),
+        tune=flags.tune_config(args, draws, count=16, anchor=0.0),
         draws=draws,
     )
 
@@ -210,48 +172,49 @@ def _command(argv: list[str]) -> str:
 
 
 def _final_flags(parser: CommandParser) -> None:
+    config = outline("harness.studies.final").FinalConfig
     what = parser.add_argument_group("what is measured")
-    flags.usual(what, "model")
-    flags.usual(what, "datasets", default=list(FINAL_SETS), text="datasets with this split", choices=FINAL_SETS)
-    flags.limits(what, None, "images per dataset, for a trial; default: all")
+    flags.add(what, "--model", list(config.models), "dense models' names, see `list`", flags.dense, dest="models")
+    flags.usual(what, "methods", text="default: the usual ones but golden")
+    flags.usual(what, "keeps", default=list(config.keeps), text="keep rates of --match-to")
+    flags.add(what, "--match-to", config.match_to, "method whose GFLOPs the others meet", flags.method)
+    flags.usual(what, "datasets", default=list(config.datasets), text="datasets with the split")
+    flags.add(what, "--split", "final", "split to judge by", choices=("final", "test"))
+    flags.limits(what, None, "images per dataset; default: all")
+    flags.usual(what, "halves")
     how = parser.add_argument_group("conditions and files")
-    flags.usual(how, "device", "dtype")
+    flags.usual(how, "device", "dtype", "fresh")
     flags.output(how, "results/final", "folder")
 
 
 def run_final(args: Namespace, status: Console) -> Work:
-    """Measure the usual methods on the split that nothing was chosen by, and name the commit."""
+    """Judge methods on the split that nothing was chosen by, and name the commit."""
     from harness import git_commit
-    from harness.base.lines import require_appendable
-    from harness.datasets.base import FINAL
-    from harness.measure.bench import compare
-    from harness.measure.plan import Plan
-    from harness.measure.rows import usual_methods
-    from harness.records.record import GOLDEN, RECORDS, Record, write_records
+    from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new
     from harness.report.tables import comparison_table
     from harness.report.writers import markdown
+    from harness.studies.final import FinalConfig, judge, summarise
     from zoo.core.files import write_whole
 
     path, progress = args.output / RECORDS, Progress(status)
-    require_appendable(path)
-    methods = tuple(name for name in usual_methods() if name != GOLDEN)  # whose rankings would read it
-    what = {"models": (args.model,), "methods": methods, "keeps": FINAL_KEEPS, "split": FINAL, "batches": ()}
-    plans = [flags.settings(Plan, args, **what, match=match) for match in ("keep", "gflops")]
+    known = earlier(path, progress, fresh=args.fresh)
+    config = flags.settings(FinalConfig, args, methods=tuple(args.methods or ()))
     commit = git_commit() or "unknown"
     words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
-    groups = (group for plan in plans for group in compare(plan, [], progress, release=True))
-    records: list[Record] = []
-    tables: list[Table] = []
-    for group in groups:
-        write_records(path, group)
-        records += group
-        table = comparison_table(group)
+    groups, tables = [], []
+    for group in judge(config, known, progress, path.with_suffix(UNFINISHED)):
+        keep_new(path, group, known)
+        groups.append(group)
+        table = comparison_table(group, config.match_to)
         tables.append(replace(table, title=f"{table.title}; {words}"))
         with progress.hidden():
             yield tables[-1]
+    parts = [part for group in groups for part in (group, *(halves(group) if args.halves else ()))]
+    tables.append(summarise(parts, config.match_to))
     write_whole(path.with_name("table.md"), markdown(tables).encode())
     progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
-    return Shown(parts=(), data={"commit": commit, "records": json_values(records)})
+    records = [record for group in groups for record in group]
+    return Shown(parts=(tables[-1],), data={"commit": commit, "records": json_values(records)})
 
 
 def run_study_list(*_: Any) -> Shown:
@@ -275,6 +238,7 @@ def _study_flags(tunes: bool, fits: bool, parser: CommandParser) -> None:
     else:
         flags.usual(what, "split", default="val", text="split to judge by", choices=("val", "test"))
     flags.limits(what, 300)
+    flags.usual(what, "halves")
     flags.data(parser)
     if fits or tunes:
         made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
@@ -338,7 +302,6 @@ def _studies() -> Iterator[Command]:
 
 
 COMMANDS = (
-    command("study ranking-cost", run_ranking_cost, _cost_flags),
     command("study reproduce", run_reproduce, _reproduce_flags),
     command("study final", run_final, _final_flags),
     command("study list", run_study_list),

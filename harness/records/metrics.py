@@ -3,7 +3,7 @@
 import base64
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -79,6 +79,7 @@ class Sample:
     labels: NDArray[np.int64] | None = None  # (n,)
     captions: Captions | None = None
     groups: NDArray[np.int64] | None = None  # (n,) see `bootstrap_mean`
+    detail: NDArray[np.float32] | None = None  # (n,) of the images at the input's size, see `measure_detail`
     costs: Mapping[str, float] = field(default_factory=dict)
     dense: "Sample | None" = None  # the dense row's on the same images; None of the dense row itself
 
@@ -180,21 +181,29 @@ class Metric:
 
     def measure(self, sample: Sample) -> Measured | None:
         """Return the metric of a sample with its interval; None where there is none to measure."""
-        found = self.function(sample)
-        if found is None or isinstance(found, (int, float)):
-            return None if found is None else Measured(mean=found)
-        values, chance, at = found if isinstance(found, PerImage) else PerImage(found)
+        own = self.function(sample)
+        if own is None or isinstance(own, (int, float)):
+            return None if own is None else Measured(mean=own)
+        values, chance, at = own if isinstance(own, PerImage) else PerImage(own)
+        return self.summarise(values, sample.groups, chance, at)
+
+    def summarise(
+        self, values: NDArray[Any], groups: NDArray[np.int64] | None, chance: float | None, at: float | None
+    ) -> Measured | None:
+        """Return the metric of (n,) values, one per image, with its interval; None if they have no spread."""
         packed = None
         if self.stored:  # the mean is that of the values as they are stored
             packed = pack(values)
             values = unpack(packed, len(values))
-        mean, low, high = INTERVALS[self.interval](values, sample)
-        return None if mean is None else Measured(mean=mean, low=low, high=high, values=packed, at=at, chance=chance)
+        found = INTERVALS[self.interval](values, groups)
+        if found is None:
+            return None
+        return Measured(mean=found.estimate, low=found.low, high=found.high, values=packed, at=at, chance=chance)
 
 
-INTERVALS: dict[str, Callable[[NDArray[Any], Sample], Sequence[float | None]]] = {
-    "bootstrap": lambda values, sample: statistics.over_images(values, groups=sample.groups)[:3],
-    "wilson": lambda values, _: (float(values.mean()), *statistics.wilson_interval(int(values.sum()), len(values))),
+INTERVALS: dict[str, Callable[[NDArray[Any], NDArray[np.int64] | None], Interval | None]] = {
+    "bootstrap": lambda values, groups: statistics.over_images(values, groups=groups),
+    "wilson": lambda v, _: Interval(float(v.mean()), *statistics.wilson_interval(int(v.sum()), len(v))),
     "paired": lambda values, _: statistics.paired_difference(values > 0, values < 0, seed=0),
 }
 
@@ -329,7 +338,7 @@ def _neighbour_overlap(sample: Sample) -> Found:
     return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
 
 
-@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", plotted="accuracy")
+@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", change="+.1%", plotted="accuracy")
 def _top1(sample: Sample) -> Found:
     return sample.hits
 
@@ -379,6 +388,12 @@ def _match_at_k(sample: Sample) -> Found:
 @metric("final_tokens", heading="Final tokens", form="", least=0, most=1e9)
 def _final_tokens(sample: Sample) -> Found:
     return sample.final_tokens
+
+
+@metric("detail", form=".1f", least=0, most=255, bound="")
+def _detail(sample: Sample) -> Found:
+    """Tell of the dense row alone how much detail the images have: tables are split by it."""
+    return sample.detail
 
 
 def _require_finite(features: Tensor) -> None:

@@ -46,7 +46,7 @@ def prompts(tmp_path: Path) -> Path:
     dense = timm.create_model("clip_vit_s14", pretrained=True)
     text = nn.functional.normalize(torch.randn(3, 256), dim=1)
     tensors = {"classifier": text, "logit_scale": torch.tensor(3.0)}
-    tensors["visual"] = torch.randn(1, 4, 384)
+    tensors["visual"] = torch.randn(4, 384)
     facts = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "width": 384, "dataset": "toy"}
     facts |= {"weights": blocks_fingerprint(dense.state_dict())}
     facts |= {"recipe": {"tokens": "v", "count": 4}, "provenance": {"shots": 2, "draw": 0}}
@@ -161,7 +161,7 @@ def test_the_table_is_the_records_of_this_model_and_of_dense(model: Publishable,
     assert {row.dataset for row in rows} == {"fashion", "emoji", "photos"}
     assert {row.shots for row in rows} == {0}
     card = model_card(model, "me/pruned", rows)
-    assert markdown(list(sections(group_records(rows), summary=True))).strip() in card
+    assert markdown([one.wide(summary=True) for one in sections(group_records(rows))]).strip() in card
 
 
 def test_facts_are_computed(model: Publishable):

@@ -67,7 +67,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare --lim=3", "no flag '--lim': did you mean"),
     ("compare --split tset", "--split 'tset': did you mean 'test'?"),
     ("compare --limit x", "--limit 'x': expected a whole number"),
-    ("compare --traces x", "--traces invalid int value: 'x'; see patchrank compare --help"),
+    ("compare --rounds x", "--rounds invalid int value: 'x'; see patchrank compare --help"),
     ("compare --keeps 0.6 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
     ("compare --keeps 60", "--keeps 60: did you mean 0.6?"),
     ("compare --images photos", "no flag '--images': did you mean '--dataset images:photos'?"),
@@ -95,7 +95,6 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare --shots 1 --seed -1", "--seed -1: expected a number from 0"),
     ("eval --model clip_vit_s14_rando60 --dataset emoji", "did you mean 'clip_vit_s14_random60'"),
     ("rank --dataset emoji --score lable", "score='lable': did you mean 'label'"),
-    ("rank --dataset emoji --budget 9 --stride 2", "--budget 9 with --stride: a budget picks"),
     ("-q --json rank --images gone", "--images 'gone' does not exist"),
     ("fit predictor", "nothing to learn from: give --dataset or --rankings"),
     ("fit predictor --loss lisnet", "loss='lisnet': did you mean 'listnet'?"),
@@ -108,7 +107,6 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("show fashion:val:3 --keeps 0.5 1.5", "--keeps (0.5, 1.5): expected fractions in (0, 1)"),
     ("show fashion:val:3 --keeps nan", "--keeps (nan,): expected fractions"),
     ("show fashion:val:3 --keeps 0.5 0.5", "each once"),
-    ("show fashion:val:3 --by predicter", "--by 'predicter': did you mean 'predictor'"),
     ("show fashion:val:3 --methods evti", "--methods 'evti': did you mean 'evit'"),
     ("show fashion:val:3 --scale 0", "--scale 0: expected a number in [0.25, 8]"),
     ("show fashion:val:3 --output show.svg", "--output 'show.svg': expected a file's name"),
@@ -117,31 +115,27 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare --split final", FINAL_ONLY),
     ("eval --model clip_vit_s14 --dataset fashion --split final", FINAL_ONLY),
     ("study scores --split final", FINAL_ONLY),
-    ("study final --dataset dtd", "--dataset 'dtd': expected one of fashion, emoji"),
     ("study early --keeps 0.5 0.504", "--keeps 0.5 0.504"),
     ("study scores --seeds 0", "--seeds 0"),
     ("study scores --fit widht=8", "--fit 'widht=8': field 'widht': did you mean 'width'"),
     ("study scores --dataset photos", "'photos' has no labels"),
     ("study reproduce table8", "'table8': did you mean 'table"),
     ("study reproduce table1 --golden stride=3,window=2", "stride=3"),
-    ("study reproduce table5 --recipe coop --tune rounds=3", "--tune 'rounds=3' with epochs=200"),
     ("study reproduce figure3 --pictures 0", "0: expected a number from 1"),
     ("datasets check --dataset folder:gone", "gone' does not exist"),
     ("datasets check --dataset caltech101", "dataset 'caltech101' isn't shipped here; say where it lies: --root"),
     ("datasets check --dataset fashion --download", "--download: none of fashion lies below a root"),
-    ("check --limit 5", "--limit without --update: a check measures what the expectation did"),
-    ("check --update --model clip_vit_s14", "--model with --update and no FILE"),
-    ("check a.jsonl b.jsonl --update", "--update of 2 files: give one FILE"),
-    ("check a.jsonl --update --limit 0", "--limit 0: expected a number from 1"),
-    ("check a.jsonl --update --dtype float3", "--dtype 'float3': did you mean 'float32'"),
+    ("check --update --methods tome", "--methods with --update takes "),
+    ("check --methods tmoe", "--methods 'tmoe': did you mean 'tome'"),
     ("check --keeps 2", "--keeps 2: expected fractions in (0, 1]"),
     ("check --dataset cifar", "--dataset: the expectation has no such row; it is of clip_vit_s14"),
+    ("check gone.jsonl", "no expectation at 'gone.jsonl'; the records of patchrank compare"),
     ("check . --update", "--update of '.', a folder; give a file of records"),
     ("check /dev/null/x.jsonl --update", "--update in '/dev/null' is a file, or lies in one; expected"),
     ("push --model clip_vit_s14_patchrank60 --to ../x", "--to '../x': expected OWNER/NAME"),
     (f"{PUSH} clip_vit_s14_patchrnk60", "model 'clip_vit_s14_patchrnk60': did you mean"),
-    (f"{PUSH} open_clip:ViT-B-16/openai", "push takes towers of timm alone; publish the dense one by push_to_hf_hub"),
-    (f"{PUSH} timm:vit_small_patch16_dinov3", "save_for_hf(zoo.reduce(timm.create_model('vit_small_patch16_dinov3', "),
+    (f"{PUSH} open_clip:ViT-B-16/openai", "push takes names of `list`, local-dir:FOLDER and hf-hub:OWNER/NAME"),
+    (f"{PUSH} timm:vit_small_patch16_dinov3", "timm.models.save_for_hf(zoo.reduce(TOWER, "),
     (f"{PUSH} local-dir:here", "no config.json there; timm.models.save_for_hf"),
     (f"{PUSH} clip_vit_b16_evit60.openai", "no weights of clip_vit_b16_evit60.openai: not in the"),
     (f"{PUSH} local-dir:here --prompts p.safetensors", "carries its weights: leave out"),
@@ -173,8 +167,8 @@ def test_wrong_use_is_one_line_that_says_what_was_meant_and_leaves_nothing(
     ("count=none", "count=none"),
 ])  # fmt: skip
 def test_changes_of_settings(changes: str, match: str):
-    good = "init=a photo of a,anchor=2, learning-rate=5e-4,epochs=none,augment=false"
-    made = replace(TuneConfig(), init="a photo of a", anchor=2.0, learning_rate=5e-4, epochs=None, augment=False)
+    good = "coupling=none,anchor=2, learning-rate=5e-4,augment=false"
+    made = replace(TuneConfig(), coupling="none", anchor=2.0, learning_rate=5e-4, augment=False)
     assert change(TuneConfig(), good, "--tune") == made
     with pytest.raises(ValueError, match=match):
         change(TuneConfig(), changes, "--tune")
