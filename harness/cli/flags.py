@@ -99,6 +99,7 @@ USUAL: dict[str, tuple[str, Any, str, Any, dict[str, Any]]] = {
     "device": ("--device", "cpu", "torch device, such as cuda:0", None, {}),
     "dtype": ("--dtype", "float32", f"precision: {', '.join(DTYPES)}", None, {"choices": DTYPES, "metavar": "DTYPE"}),
     "dtypes": ("--dtypes", [], f"precisions: {', '.join(DTYPES)}", None, {"choices": DTYPES, "metavar": "DTYPE"}),
+    "halves": ("--halves", False, "tables of the smoother and of the more detailed half of the images, too", None, {}),
     "fresh": ("--fresh", False, "measure again what was measured before", None, {}),
 }
 

@@ -202,7 +202,8 @@ def _recovery_flags(parser: CommandParser) -> None:
     _images_flags(what, limit, "learn from", "decide when to stop")
     flags.data(parser)
     how = parser.add_argument_group("recovery")
-    text = "what is trained: norm (LayerNorms and biases) or lora (low-rank updates)"
+    text = "what is learned: head (the last linear map, in closed form), norm (LayerNorms and biases), lora (low-rank "
+    text += "updates), or one after the other, head+norm or head+lora"
     flags.fields(how, config, what=text, rank="rank of lora")
     flags.add(how, "--validations", config.rounds, "validations at most, each after --steps", dest="rounds")
     flags.fields(how, config, steps="steps of the optimiser between validations", batch="images per step")
@@ -226,7 +227,7 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
     file = train_recovery(args.model, sources, config, **how, out=args.output, progress=Progress(status))
     seconds = time.perf_counter() - begin
     losses = [f"{one['name']} {one['before']:.4f} to {one['after']:.4f}" for one in file.datasets]
-    worth = "" if file.parameters else "; no training step improved every dataset, so the model stays as it is"
+    worth = "" if file.parameters else "; no change improved every dataset, so the model stays as it is"
     text = (
         f"wrote {file.path}: {file.parameters:,} parameters, {sum(one['images'] for one in file.datasets)} images, "
         f"{seconds:.1f} s; 1 - cosine to dense on images held out: {', '.join(losses)}{worth}"
