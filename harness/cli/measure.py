@@ -118,11 +118,11 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
                     table = comparison_table(part, plan.match_to, plan.batches)
                     yield table
                     yield from table.notes
-        how = {
-            "sources": [str(args.output)] * len(records),
-            "drawn": ("fidelity_gflops.svg", "accuracy_gflops.svg"),  # `report` writes all
-        }
-        report = write_report(records, args.output, progress, runs=[args.output], by_half=args.halves, **how)
+        sources = [str(args.output)] * len(records)
+        drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
+        report = write_report(
+            records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn, by_half=args.halves
+        )
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     for line in _next_steps(args, plan):
         progress.say(line)
