@@ -9,14 +9,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from harness.base.table import NOT_MEASURED, Table
 from harness.cli.entry import main
 from harness.records.averages import CLOSE, REFERENCE, tower_of
-from harness.records.record import MATCHED, RECORDS, UNREDUCED, Record, read_records
+from harness.records.record import MATCHED, RECORDS, UNREDUCED, Record, halves, read_records
 from harness.records.times import LATENCIES, latency_table, read_latencies, table_of
 from harness.report.groups import group_records
 from harness.report.highlights import standings
@@ -32,6 +32,7 @@ TIMED = {  # records by column
     for batch in (1, 8, 32)
     for dtype in ("float32", "bfloat16")
 }
+PHOTOGRAPHS = ("photos", "frames")  # datasets that are split into halves by their detail
 Found = Iterator[tuple[float, str, str, float]]  # keep rate of the target, method, column, 1 - cosine
 
 
@@ -44,7 +45,8 @@ def final_split() -> list[Table]:
     """Return 1 - cosine on the final split by tower, cost and method."""
     records = read_records(RESULTS / "final.jsonl.gz")
     groups = [list(group) for _, group in groupby(records, key=lambda one: (tower_of(one), one.dataset))]
-    return [summarise(groups, FinalConfig.match_to)]
+    parts = [halves(group) if group[0].dataset in PHOTOGRAPHS else (group,) for group in groups]
+    return [summarise(list(chain.from_iterable(parts)), FinalConfig.match_to)]
 
 
 def equal_time() -> list[Table]:

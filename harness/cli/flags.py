@@ -173,6 +173,7 @@ USUAL: dict[str, tuple[str, Any, str, Any, dict[str, Any]]] = {
     "split": ("--split", "test", "split of the dataset", split, {"choices": SPLITS}),
     "device": ("--device", "cpu", "torch device, such as cuda:0", None, {}),
     "dtype": ("--dtype", "float32", f"precision: {', '.join(DTYPES)}", dtype, {}),
+    "halves": ("--halves", False, "tables of the smoother and of the more detailed half of the images, too", None, {}),
     "fresh": ("--fresh", False, "measure again what was measured before", None, {}),
 }
 
