@@ -8,16 +8,14 @@ import gzip
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from harness.base.table import NOT_MEASURED, Table
 from harness.cli.entry import main
 from harness.records.averages import CLOSE, REFERENCE, tower_of
-from harness.records.record import MATCHED, RECORDS, UNREDUCED, Record, read_records
-from harness.records.times import LATENCIES, latency_table, read_latencies, table_of
+from harness.records.record import MATCHED, RECORDS, UNREDUCED, Record, halves, read_records
 from harness.report.groups import group_records
 from harness.report.highlights import standings
 from harness.report.writers import markdown
@@ -32,6 +30,7 @@ TIMED = {  # records by column
     for batch in (1, 8, 32)
     for dtype in ("float32", "bfloat16")
 }
+PHOTOGRAPHS = ("photos", "frames")  # datasets that are split into halves by their detail
 Found = Iterator[tuple[float, str, str, float]]  # keep rate of the target, method, column, 1 - cosine
 
 
@@ -44,7 +43,8 @@ def final_split() -> list[Table]:
     """Return 1 - cosine on the final split by tower, cost and method."""
     records = read_records(RESULTS / "final.jsonl.gz")
     groups = [list(group) for _, group in groupby(records, key=lambda one: (tower_of(one), one.dataset))]
-    return [summarise(groups, FinalConfig.match_to)]
+    parts = [halves(group) if group[0].dataset in PHOTOGRAPHS else (group,) for group in groups]
+    return [summarise(list(chain.from_iterable(parts)), FinalConfig.match_to)]
 
 
 def equal_time() -> list[Table]:
@@ -92,18 +92,9 @@ def _distances(title: str, found: Found) -> Table:
     return Table.of(title, ("at", "method", *columns), cells, words={"at", "method"})
 
 
-def times() -> list[Table]:
-    """Return times by `latency`, if they are among the results; conditions stand in the caption."""
-    path = RESULTS / LATENCIES
-    records = read_latencies(path) if path.is_file() else []
-    tables = [latency_table(list(rows)) for _, rows in groupby(records, key=table_of)]
-    return [replace(table, title="An example", caption=f"{table.title}. {table.caption}") for table in tables]
-
-
 PARTS: dict[Path, dict[str, Callable[[], list[Table]]]] = {
     Path("README.md"): {"results": main_results},
     Path("docs/results.md"): {"final": final_split, "time": equal_time},
-    Path("docs/latency.md"): {"times": times},
 }
 
 

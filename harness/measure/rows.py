@@ -23,6 +23,7 @@ from harness.base.terminal import Progress
 from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches
+from harness.datasets.images import measure_detail
 from harness.models.towers import TIMM, split_method
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from harness.golden.store import Rankings
 
 BLOCK = GoldenConfig.block
-PATCHWISE = ("scores", "token")  # of an outcome: a value per patch, if anything went
+PATCHWISE = ("scores", "token", "detail")  # of an outcome, where there is any: a row of values per image
 COLUMNS = ("features", *PATCHWISE)
 MethodRate = tuple[str, float]  # a method and its keep rate
 
@@ -96,6 +97,12 @@ def known_methods() -> tuple[str, ...]:
     return (DENSE, *sorted(METHODS), GOLDEN)
 
 
+def require_method(name: str) -> None:
+    """Refuse a method that nobody has, by a ValueError."""
+    if name not in known_methods():
+        raise ValueError(f"method {name!r}: {expected(name, known_methods())}")
+
+
 def usual_methods() -> tuple[str, ...]:
     """Return the known methods that are measured where none are named."""
     return tuple(name for name in known_methods() if name not in METHODS or METHODS[name].by_default)
@@ -115,8 +122,7 @@ def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate])
     """
     rows = dict[str, Variant]()
     for method, keep in pairs:
-        if method not in known_methods():
-            raise ValueError(f"method {method!r}: {expected(method, known_methods())}")
+        require_method(method)
         row = make_row(dense, arch, tag, method, {"keep": keep})
         if row.model in rows and method != DENSE:
             raise ValueError(
@@ -132,6 +138,9 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
 
     Of other towers it is only known once they are loaded. Raises what ``rows_of`` does.
     """
+    pairs = list(pairs)
+    for method, _ in pairs:
+        require_method(method)
     arch, _, tag = model.removeprefix(TIMM).partition(".")
     known = MODELS.get(arch)
     if known is None or (tag and tag not in SIZES[known.size].tags):
@@ -217,6 +226,7 @@ class Outcome:
     scores: NDArray[np.float32] | None = None  # (n, N), higher = kept longer
     final_tokens: int  # patch tokens left at the end
     token: NDArray[np.int16] | None = None  # (n, N) position of the token that a patch ended in, -1 if dropped
+    detail: NDArray[np.float32] | None = None  # (n, 1) of the images, see `measure_detail`; of the dense row alone
 
     def part(self, positions: Sequence[int] | NDArray[np.int64]) -> "Outcome":
         """Return the outcome on the images at these positions, in this order."""
@@ -401,6 +411,7 @@ def outcomes(
     like = next(rows[0].vit.parameters())
     oracle = {row.key: _importance(row, split.image_ids).to(like.device) for row in rows if row.method == GOLDEN}
     parts: dict[str, list[Outcome]] = {row.key: [] for row in rows}
+    dense = {row.key for row in rows if row.method == DENSE}
     done = runs = 0
 
     def on_row() -> None:
@@ -410,8 +421,10 @@ def outcomes(
 
     for examples, images in batches(split, preprocess):
         batch = {key: values[done : done + len(examples)] for key, values in oracle.items()}
+        height, width = images.shape[-2:]
+        detail = np.array([[measure_detail(example.image, (width, height))] for example in examples], dtype=np.float32)
         for key, output in run(rows, images.to(like), batch, on_row).items():
-            parts[key].append(output)
+            parts[key].append(replace(output, detail=detail) if key in dense else output)
         done += len(examples)
     return {key: Outcome.join(part) for key, part in parts.items()}
 
