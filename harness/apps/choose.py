@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from harness import git_commit
-from harness.apps.fidelity import AGREEMENT, CHANGE, COSINE, OVERLAP, Q05, Pictures, SetupBounds, split_pictures
+from harness.apps.fidelity import AGREEMENT, CHANGE, COSINE, OVERLAP, Pictures, SetupBounds, split_pictures
 from harness.apps.setup import Setup, make_runtime
 from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table, points
@@ -58,7 +58,6 @@ SLACK = 0.03  # of the time that is asked for, which a search for it leaves, as 
 PARTS = (1, 0.9, 0.8)  # of that time, at which two setups each are tried: the first may miss it when timed again
 WORDS = {  # what metrics are called, as columns
     COSINE: "cosine",
-    Q05: "5 % of cosines below",
     OVERLAP: "neighbour overlap",
     AGREEMENT: "same answer",
     CHANGE: "top-1, points",

@@ -22,7 +22,7 @@ from harness.datasets.few_shot import batches, seeded_order, turns
 from harness.measure.rows import Variant, run
 from harness.models.towers import nameable
 from harness.records.metrics import METRICS, Sample, cosine_distance
-from harness.records.statistics import bootstrap_quantile, over_images
+from harness.records.statistics import over_images
 from zoo.deploy.optimized import OptimizedHost
 
 COSINE, OVERLAP = "cosine", "neighbour_overlap"
@@ -33,7 +33,6 @@ _MEASURED = {
     AGREEMENT: "dense_agreement",
     CHANGE: "diff_to_dense",
 }
-Q05 = "cosine_q05"  # the quantile of cosines that stands beside their mean
 BEST = {COSINE: 1.0, OVERLAP: 1.0, CHANGE: 0.0}  # that a mean can be
 LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing
 KEPT = 2 << 30  # bytes of preprocessed pictures that are held in memory
@@ -153,8 +152,7 @@ def split_pictures(
         split = nameable(half, classifier)
         groups = _number_groups(dataset, split)
         places = np.sort(turns(groups)[:size])  # groups give in turn, so that few pictures show many of them
-        chosen = np.unique(groups[places], return_inverse=True)[1]
-        part = Pictures(split.subset(places), chosen, dense, preprocess, classifier)
+        part = Pictures(split.subset(places), groups[places], dense, preprocess, classifier)
         if part.photographs < least:
             raise ValueError(
                 f"dataset {dataset.asked_as!r} has {len(part)} pictures {what}, of {part.photographs} photographs: "
@@ -188,7 +186,7 @@ class Pictures:
     """Some pictures beside what the dense tower in float32 makes of them."""
 
     split: Split
-    groups: NDArray[np.int64]  # (n,) number of each one's photograph, from 0, none left out
+    groups: NDArray[np.int64]  # (n,) number of each one's photograph
     dense: Variant
     preprocess: Any
     classifier: Tensor | None = None
@@ -259,11 +257,11 @@ class Pictures:
         return {metric: each.tolist() for metric, each in values.items()}
 
     def figures(self, values: Values, seed: int) -> dict[str, Any]:
-        """Return each metric's mean and the 5 % quantile of cosines, with 95 % intervals over photographs."""
+        """Return each metric's mean with its 95 % interval over photographs."""
         figures = {}
         for metric, each in values.items():
             padded = _pad(metric, each)
             more = self.groups.max() + 1 + np.arange(len(padded) - len(each))
             _, low, high = over_images(padded, seed, np.append(self.groups, more)) or (None, None, None)
             figures[metric] = {"estimate": float(np.mean(each)), "low": low, "high": high}
-        return figures | {Q05: bootstrap_quantile(values[COSINE], 0.05, seed, self.groups)._asdict()}
+        return figures

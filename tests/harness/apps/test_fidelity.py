@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from harness.apps import fidelity
-from harness.apps.fidelity import AGREEMENT, CHANGE, COSINE, OVERLAP, Q05, Pictures, SetupBounds
+from harness.apps.fidelity import AGREEMENT, CHANGE, COSINE, OVERLAP, Pictures, SetupBounds
 from harness.datasets.base import Dataset, Rendered, Split, SplitName
 from harness.datasets.folder import ImageFolder
 from harness.measure.rows import rows_of, run
@@ -135,13 +135,11 @@ def test_intervals_are_over_photographs():
     rng = np.random.default_rng(0)
     means = 0.99 + 0.005 * rng.standard_normal(30)
 
-    def width(times: int) -> tuple[float, float]:
+    def width(times: int) -> float:
         groups = np.repeat(np.arange(30), times)
         split = Split(np.zeros(len(groups), dtype=np.int64), str, lambda *_: None)
         pictures = Pictures(split, groups, None, None)
         figures = pictures.figures({COSINE: means[groups].tolist()}, 0)
-        assert figures[Q05]["low"] <= figures[Q05]["estimate"] <= figures[Q05]["high"]
-        return figures[COSINE]["high"] - figures[COSINE]["low"], figures[Q05]["estimate"]
+        return figures[COSINE]["high"] - figures[COSINE]["low"]
 
-    assert width(1)[0] == pytest.approx(width(8)[0], rel=0.1)
-    assert width(1)[1] == width(8)[1] == sorted(means)[1]
+    assert width(1) == pytest.approx(width(8), rel=0.1)
