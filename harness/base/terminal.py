@@ -19,7 +19,6 @@ from rich.text import Text
 
 WHENS = ("auto", "always", "never")
 LINE_S = 30.0  # seconds between two lines of progress where there is no terminal
-PACE_FROM = 0.05  # of a whole, before whose end its pace tells too little
 FRAMES = 4.0  # of bars per second: few, as models are timed beside them
 _ENDLESS = 100_000  # columns of a pipe: what is printed there brings its own width
 # C0 and C1, what turns the direction of text around, and halves of surrogate pairs.
@@ -89,17 +88,13 @@ def colour_choice(when: str, environ: Mapping[str, str]) -> str:
 
 
 class Progress:
-    """Show bars on a terminal, one below the other; elsewhere a line of the outermost one now and then.
-
-    The outermost is the command's: it says how far the whole is.
-    """
+    """Show bars on a terminal, one below the other; elsewhere a line of the outermost one now and then."""
 
     def __init__(self, console: Console | None = None) -> None:
         """Take a console, or None to show nothing."""
         self._console = console
         self._bars: Bars | None = None  # while a task is shown
         self._depth = 0  # of tasks that go on
-        self._add: Callable[..., None] = lambda *_: None  # to the whole, if there is one
 
     def say(self, text: str) -> None:
         """Print a line beside the bars."""
@@ -107,68 +102,27 @@ class Progress:
             self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def whole(self, name: str, total: float) -> Iterator[Callable[[float], None]]:
-        """Show how far work is that the tasks inside do, each its ``share`` of ``total``.
-
-        Call what it yields with the work that is behind: what no task did of it was spared, and tells nothing of the
-        pace.
-        """
-        done = spared = 0.0
-        with self.task(name, total) as update:
-
-            def add(amount: float, known: bool = False) -> None:
-                nonlocal done, spared
-                done, spared = done + amount, spared + amount * known
-                tells = done - spared >= PACE_FROM * total
-                update(round(done), round(spared if tells else done))
-
-            self._add = add
-            try:
-                yield lambda behind: add(behind - done, True)
-            finally:
-                self._add = lambda *_: None
-
-    @contextmanager
-    def task(
-        self, name: str, total: float, begun: int = 0, what: str = "", share: float = 0.0
-    ) -> Iterator[Callable[..., None]]:
+    def task(self, name: str, total: float, begun: int = 0, what: str = "") -> Iterator[Callable[[float], None]]:
         """Show how far work is; call what it yields with the number done.
 
         Of ``total``, earlier runs did ``begun``, which tells nothing of the pace. ``what`` they are is named for
         work that may go on for days: where there is no terminal a line says that it begins, and another that it ends.
-        ``share`` is how much of the ``whole`` this task is.
         """
-        part, last = share / total if total else 0.0, float(begun)
-        with self._shown(name, total, begun, what) as show:
-            self._add(begun * part, True)
-
-            def update(done: float, known: float = begun) -> None:
-                nonlocal last
-                if part:
-                    self._add((done - last) * part)
-                last = done
-                show(done, known)
-
-            yield update
-
-    @contextmanager
-    def _shown(self, name: str, total: float, begun: int, what: str) -> Iterator[Callable[[float, float], None]]:
-        """Show a task; call what it yields with the number done, and how many of them tell nothing of the pace."""
         if self._console is not None and self._console.is_interactive:
             with self._bar(name, total, begun) as update:
-                yield lambda done, known: update(done, known=known)
+                yield update
             return
         begin = said = time.monotonic()
         outermost = self._depth == 0 or what
         if what:
             self.say(f"{name}: {begun} of {total} {what} are there")
 
-        def line(done: float, known: float) -> None:
+        def line(done: float) -> None:
             nonlocal said
             now = time.monotonic()
-            if not outermost or done <= known or (now - said < LINE_S and not (what and done >= total)):
+            if not outermost or done <= begun or (now - said < LINE_S and not (what and done >= total)):
                 return
-            said, left = now, _left(now - begin, done, known, total)
+            said, left = now, _left(now - begin, done, begun, total)
             pace = f" ({100 * done / total:.0f} %), {_clock(now - begin)} so far, about {left} left"
             self.say(f"{name}: {f'{done:g} of {total:g} {what}'.rstrip()}{pace if done < total else ''}")
 
@@ -205,7 +159,7 @@ class Progress:
 
     @contextmanager
     def _bar(
-        self, name: str, total: float, done: int = 0, unit: Callable[[Any], str] = "{:g}".format
+        self, name: str, total: float, begun: int = 0, unit: Callable[[Any], str] = "{:g}".format
     ) -> Iterator[Callable[..., None]]:
         """Add a bar below those that are shown; call what it yields with the number done, and the total if new."""
         if self._bars is None:
@@ -218,12 +172,12 @@ class Progress:
             self._bars = Bars(*columns, console=self._console, **how)
             self._bars.start()
         bars, begin = self._bars, time.monotonic()
-        key = bars.add_task(printable(name, ""), total=total or None, completed=done, text="", left="")
+        key = bars.add_task(printable(name, ""), total=total or None, completed=begun, text="", left="")
 
-        def update(done: float, new_total: float = 0, known: float = 0) -> None:
+        def update(done: float, new_total: float = 0) -> None:
             whole = new_total or total
             text = f"{unit(done)}/{unit(whole)}" if whole else unit(done)
-            left = _left(time.monotonic() - begin, done, known, whole) if whole and done > known else "-:--:--"
+            left = _left(time.monotonic() - begin, done, begun, whole) if whole and done > begun else "-:--:--"
             bars.update(key, text=text, left=left, completed=done, total=whole or None)
 
         try:
@@ -239,6 +193,6 @@ def _clock(seconds: float) -> timedelta:
     return timedelta(seconds=round(seconds))
 
 
-def _left(spent_s: float, done: float, known: float, total: float) -> str:
-    """Return how long the rest takes at the pace of what was done beyond what is ``known``."""
-    return str(_clock(spent_s * max(total - done, 0) / (done - known)))
+def _left(spent_s: float, done: float, begun: float, total: float) -> str:
+    """Return how long the rest takes at the pace of what was done beyond what earlier runs did."""
+    return str(_clock(spent_s * max(total - done, 0) / (done - begun)))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 import requests
 from filelock import FileLock
@@ -27,18 +27,12 @@ TIMEOUT_S = 60
 # Photographs hardly shrink, lists of names do; bombs are above 1000.
 RATIO = 20
 ALLOWANCE = 2**26
-RECORD = 512  # bytes of a tar's header, and those that any member counts at least
-NAMES = 2**16  # bytes of names and the like that a member may have beyond its header; tarfile reads them at once
+RECORD = 512  # bytes of a tar's header
 MOST = 2**62  # bytes of a member: Arrow's numbers hold no more
-GLOBALS = 1000  # keywords that may hold for all members; tarfile keeps them
 AGAIN = "delete it and get it again, by --download or by hand"
 DAMAGE = (
     EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, NotImplementedError,
     RuntimeError, OverflowError, UnicodeError, KeyError,
-)  # fmt: skip
-
-LONG = (
-    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
 )  # fmt: skip
 
 OnBytes = Callable[..., None]
@@ -141,21 +135,12 @@ def _append(archive: Archive, part: Path, on_bytes: OnBytes) -> None:
                 f"and put the file at {str(part.with_name(archive.file))!r}"
             )
         size = int(answer.headers.get("Content-Length") or 0)
-        require_room(part.parent, size, f"the download of {archive.file!r}")
         with part.open("ab" if answer.status_code == HTTPStatus.PARTIAL_CONTENT else "wb") as file:
             total = file.tell() + size if size else 0
             for block in answer.iter_content(CHUNK):
                 file.write(block)
                 on_bytes(file.tell(), total)
     return None
-
-
-def require_room(folder: Path, size: int, what: str) -> None:
-    """Refuse to start what won't fit, by an OSError."""
-    if (free := shutil.disk_usage(folder).free) < size:
-        raise OSError(
-            f"{what} needs {size:,} bytes, and {str(folder)!r} has {free:,} free; make room or choose another --root"
-        )
 
 
 def require_sum(archive: Archive, file: Path) -> None:
@@ -173,23 +158,20 @@ def require_sum(archive: Archive, file: Path) -> None:
 def unpack(archive: Archive, file: Path, folder: Path, on_bytes: OnBytes = lambda _: None) -> None:
     """Unpack a file into the dataset's folder; ``holds`` is there whole or not at all.
 
-    Members stay inside, see ``tarfile.data_filter``; all of one tar or zip together may have ``RATIO`` times the
-    archive's bytes. What is there already stays as it is. ``on_bytes`` receives how far in the file this is.
+    Members stay inside, see ``tarfile.data_filter``; all together may have ``RATIO`` times the archive's bytes. What is
+    there already stays as it is. ``on_bytes`` receives how far in the file this is.
 
     Raises:
         ValueError: it is damaged, encrypted, unpacks to absurdly much, doesn't hold what it should, or holds
             something that leaves the folder: a path, a link, a device.
         OSError: not enough room.
     """
-    what, size = f"archive {str(file)!r}", file.stat().st_size
-    partial = folder / f".{file.name}{PARTIAL}"
+    what, partial = f"archive {str(file)!r}", folder / f".{file.name}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-    folder.mkdir(parents=True, exist_ok=True)
-    require_room(folder, size, what)
     try:
-        _extract(file, partial, RATIO * size + ALLOWANCE, on_bytes, archive.strip)
+        _extract(file, partial, on_bytes)
         for inner in partial.glob("*.tar") if archive.nested else ():
-            _extract(inner, inner.with_suffix(""), RATIO * inner.stat().st_size + ALLOWANCE)
+            _extract(inner, inner.with_suffix(""))
             inner.unlink()
         source = partial / archive.strip
         if not (source if archive.loose else source / archive.holds).exists():
@@ -205,48 +187,34 @@ def unpack(archive: Archive, file: Path, folder: Path, on_bytes: OnBytes = lambd
     except tarfile.FilterError as error:
         raise ValueError(f"{what}: {error}; it isn't unpacked") from error
     except DAMAGE as error:
+        size = file.stat().st_size
         raise ValueError(f"{what} is truncated, damaged or encrypted: {size:,} bytes, {error}; {AGAIN}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-class _Header(tarfile.TarInfo):
-    """A tar's header, refused by an OverflowError before its names fill the memory or its size leads backwards."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Read a header."""
-        header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.size > NAMES and header.type in LONG):
-            raise OverflowError(f"a header of {header.size:,} bytes; expected {NAMES:,} at most")
-        return header
-
-
-def _extract(file: Path, goal: Path, most: int, on_bytes: OnBytes = lambda _: None, strip: str = "") -> None:
-    """Write the members of a zip, or of a tar in whatever compression, if they have ``most`` bytes at most."""
-    left = most
+def _extract(file: Path, goal: Path, on_bytes: OnBytes = lambda _: None) -> None:
+    """Write the members of a zip, or of a tar in whatever compression, into a new folder."""
+    left = RATIO * file.stat().st_size + ALLOWANCE
     goal.mkdir(parents=True)
 
-    def admit(name: str, size: int) -> None:
+    def count(name: str, size: int) -> None:
         nonlocal left
-        left -= RECORD + size
-        if size < 0 or left < 0:
+        left -= size
+        if left < 0:
             raise ValueError(f"archive {file.name!r} unpacks to by far more than its bytes, at {name[:60]!r}")
 
     if file.suffix == ".zip":
         with zipfile.ZipFile(file) as opened:
             for info in opened.infolist():
-                admit(info.filename, info.file_size)
+                count(info.filename, info.file_size)
             opened.extractall(goal)
         return
-    with file.open("rb") as content, tarfile.open(fileobj=content, tarinfo=_Header) as tar:
+    with file.open("rb") as content, tarfile.open(fileobj=content) as tar:
 
         def accept(member: tarfile.TarInfo, into: str) -> tarfile.TarInfo:
-            admit(member.name, member.offset_data - member.offset - RECORD + member.size)  # with its names
+            count(member.name, member.size)
             on_bytes(content.tell())
-            path = PurePosixPath(member.name)
-            if member.issym() and path.is_relative_to(strip):  # as it will lie
-                tarfile.data_filter(member.replace(name=str(path.relative_to(strip)), deep=False), into)
             return tarfile.data_filter(member, into)
 
         tar.extractall(goal, filter=accept)
@@ -257,10 +225,10 @@ def _extract(file: Path, goal: Path, most: int, on_bytes: OnBytes = lambda _: No
 def members_of(file: BinaryIO, what: str) -> Iterator[tarfile.TarInfo]:
     """Yield the headers of a plain tar; a ValueError at its end tells that it isn't whole."""
     try:
-        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                if not 0 <= member.size < MOST or len(tar.pax_headers) > GLOBALS:
-                    raise OverflowError(f"{member.size:,} bytes in {member.name!r}, {len(tar.pax_headers):,} keywords")
+                if not 0 <= member.size < MOST:  # tarfile would go backwards for ever
+                    raise OverflowError(f"{member.size:,} bytes in {member.name!r}")
                 tar.members.clear()  # type: ignore[attr-defined]  # else all headers stay in memory
                 yield member
             end = tar.offset

@@ -4,8 +4,7 @@ Files may come from elsewhere, so nothing of them is trusted.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -78,10 +77,6 @@ class FolderDataset(OwnDataset, ListedDataset):
         ]
         return digest("\0".join(self.classes).encode(), "".join(lines).encode(errors="surrogateescape"), length=12)
 
-    def image_lists(self) -> Mapping[SplitName, ImageList]:
-        """Return the images of train, val and test."""
-        return self._lists
-
 
 class FolderParted(FolderDataset):
     """The images in class folders, split into 60 % train, 20 % val and 20 % test of each class.
@@ -131,16 +126,9 @@ class ImageFolder(OwnDataset, ListedDataset):
         self._images = folder_images(folder, flag="folder ", way=SKIP_BAD)
         self.notes = self._images.notes
         require_inside(folder, self._images.paths, where)
-
-    @cached_property
-    def _lists(self) -> dict[SplitName, ImageList]:
         shares = [int(one, 16) % 100 for one in self._images.digests.tolist()]
         parts = np.searchsorted(np.cumsum(PARTS), shares, side="right")
-        return {split: self._images.subset(parts == place) for place, split in enumerate(SPLITS)}
-
-    def image_lists(self) -> Mapping[SplitName, ImageList]:
-        """Return the images of train, val and test."""
-        return self._lists
+        self._lists = {split: self._images.subset(parts == place) for place, split in enumerate(SPLITS)}
 
     def _revision(self) -> str:
         """12 hex digits over names and sizes; the files aren't read."""

@@ -9,13 +9,11 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +31,6 @@ from harness.datasets.base import (
     require_unique,
 )
 from harness.datasets.images import MISSING, decode_image
-from zoo.core.files import require_file
 from zoo.core.messages import expected
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -47,113 +44,69 @@ READERS = ("arrow", "cache", "imagefolder", "parquet")
 CHOICES = ("config", "image", "label", *SPLITS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a dataset is."""
-
-    folder: Path | None  # that holds it, absolute; None on the hub
-    name: str  # ``owner/name`` there, or the folder's own
-    what: str  # it is, for messages
-    choice: dict[str, str]  # of its parts, by CHOICES
-
-    @classmethod
-    def parse(cls, text: str) -> "Place":
-        """Read a folder's path or ``owner/name``, then perhaps ``#`` and a choice."""
-        where, sharp, choices = text.rpartition("#")
-        if not sharp or Path(text).expanduser().is_dir():  # "#" may be part of its name
-            where, choices = text, ""
-        chosen: dict[str, str] = {}
-        for part in choices.split(",") if choices or where != text else ():
-            key, _, value = part.partition("=")
-            if key not in CHOICES:
-                raise ValueError(f"hfds:{text}: {part!r} after '#': {expected(key, CHOICES)}, as KEY=VALUE")
-            if not value or key in chosen:
-                raise ValueError(f"hfds:{text}: {part!r} after '#': expected one value for {key}")
-            chosen[key] = value
-        choice = {key: chosen[key] for key in CHOICES if key in chosen}
-        folder = Path(where).expanduser().absolute()
-        if folder.is_dir():
-            return cls(folder=folder, name=folder.resolve().name, what=f"folder {str(folder)!r}", choice=choice)
-        if folder.exists():
-            raise NotADirectoryError(f"hfds:{where} is a file; give the folder it lies in")
-        if not HUB_NAME.fullmatch(where):
-            raise FileNotFoundError(
-                f"hfds:{text} is neither a folder nor owner/name on the hub, such as uoft-cs/cifar10"
-            )
-        return cls(folder=None, name=where, what=f"dataset {where!r} of the hub", choice=choice)
-
-    def __str__(self) -> str:
-        """Say what to ask for, with an absolute path."""
-        choice = ",".join(f"{key}={value}" for key, value in self.choice.items())
-        return f"{self.folder or self.name}{f'#{choice}' if choice else ''}"
-
-    @property
-    def saved(self) -> bool:
-        """Whether ``save_to_disk`` wrote it."""
-        return self.folder is not None and any((self.folder / file).is_file() for file in SAVED)
-
-    def roots(self) -> tuple[str, ...]:
-        """Return folders, as real paths, in which images may be that a table only has paths of."""
-        own = () if self.folder is None else (self.folder,)
-        caches = () if self.saved else (constants.HF_HUB_CACHE, _library().config.HF_DATASETS_CACHE)
-        return tuple(os.path.realpath(root) for root in (*own, *caches))
+def parse_place(text: str) -> tuple[str, dict[str, str]]:
+    """Return a folder's absolute path, or ``owner/name`` of the hub, and what is chosen after ``#``."""
+    where, sharp, choices = text.rpartition("#")
+    if not sharp or Path(text).expanduser().is_dir():  # "#" may be part of its name
+        where, sharp = text, ""
+    choice: dict[str, str] = {}
+    for part in choices.split(",") if sharp else ():
+        key, _, value = part.partition("=")
+        if key not in CHOICES or key in choice or not value:
+            raise ValueError(f"hfds:{text}: {part!r} after '#': expected KEY=VALUE, each once of {', '.join(CHOICES)}")
+        choice[key] = value
+    folder = Path(where).expanduser().absolute()
+    if not folder.is_dir() and (folder.exists() or not HUB_NAME.fullmatch(where)):
+        raise FileNotFoundError(f"hfds:{text} is neither a folder nor owner/name on the hub, such as uoft-cs/cifar10")
+    return str(folder) if folder.is_dir() else where, {key: choice[key] for key in CHOICES if key in choice}
 
 
-def load(place: Place, *, download: bool = False) -> dict[str, Any]:
+def load(place: str, config: str | None, *, download: bool) -> dict[str, Any]:
     """Open a dataset's splits, each a ``datasets.Dataset``, by name; "" where it has none.
 
     Raises:
-        FileNotFoundError: a dataset of the hub that isn't in the cache; tells how to get it.
+        OSError: a dataset of the hub that isn't in the cache; tells how to get it. Or a download failed.
         ValueError: the library is missing or too old, or can't read what is there.
-        OSError: a download failed.
     """
-    if place.folder:
-        _require_files(place.folder)
-    library = _library()
-    get = "" if download or place.folder else "; --download gets it where there is a network"
-    with _offline(library, only=not download or place.folder is not None):
-        try:
-            return _open(library, place)
-        except OSError as error:
-            if get and isinstance(error, ConnectionError | FileNotFoundError):
-                cache = str(library.config.HF_DATASETS_CACHE)
-                raise FileNotFoundError(f"{place.what} is not in the cache of `datasets`, {cache!r}{get}") from error
-            hint = "; HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE and download else ""
-            raise OSError(f"{place.what} can't be opened: {_describe(error)}{hint}") from error
-        except Exception as error:  # the library raises whatever it stumbles over
-            hint = "; name it as in #config=CONFIG" if "onfig" in str(error) else ""
-            raise ValueError(f"{place.what} can't be read: {_describe(error)}{hint}{get}") from error
-
-
-def _require_files(folder: Path) -> None:
-    """Refuse pipes and the like, which the library passes over or waits for; see ``require_file``."""
-    for inner, _, names in os.walk(folder):
-        for name in names:
-            require_file(Path(inner, name))
-
-
-def _open(library: Any, place: Place) -> dict[str, Any]:
-    config = place.choice.get("config")
-    if place.saved:
-        if config is not None:
-            raise ValueError(f"config={config}: what save_to_disk wrote has none")
-        tables = library.load_from_disk(str(place.folder))
-    else:
-        builder = library.load_dataset_builder(str(place.folder or place.name), config)
-        *_, reader = type(builder).__module__.split(".")
-        if reader not in READERS or not type(builder).__module__.startswith("datasets.packaged_"):
-            raise ValueError(f"its files are read by {reader!r}; expected {', '.join(READERS)}, which give images")
-        builder.download_and_prepare()
-        tables = builder.as_dataset()
+    library, local = _library(), Path(place).is_absolute()
+    before = (library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
+    if local or not download:
+        library.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        tables = _open(library, place, config)
+    except Exception as error:  # the library raises whatever it stumbles over
+        kind = OSError if isinstance(error, OSError) else ValueError
+        why = ": ".join(" ".join(str(one).split()) for one in (error, error.__cause__) if one)
+        hint = "; name it as in #config=CONFIG" if "onfig" in why else ""
+        if not local and not download:
+            hint += f"; it isn't in the cache {str(library.config.HF_DATASETS_CACHE)!r}; --download gets it"
+        raise kind(f"{_phrase(place)} can't be read: {why}{hint}") from error
+    finally:
+        library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
     if isinstance(tables, library.Dataset):
         return {str(tables.split or ""): tables}
     return {str(name): split for name, split in tables.items()}
 
 
-def _describe(error: BaseException) -> str:
-    """Put what the library says, and why, into one line."""
-    errors = [error, error.__cause__] if error.__cause__ else [error]
-    return ": ".join(" ".join(str(one).split()) for one in errors)
+def _open(library: Any, place: str, config: str | None) -> Any:
+    if _is_saved(place):
+        if config is not None:
+            raise ValueError(f"config={config}: what save_to_disk wrote has none")
+        return library.load_from_disk(place)
+    builder = library.load_dataset_builder(place, config)
+    *_, reader = type(builder).__module__.split(".")
+    if reader not in READERS or not type(builder).__module__.startswith("datasets.packaged_"):
+        raise ValueError(f"its files are read by {reader!r}; expected {', '.join(READERS)}, which give images")
+    builder.download_and_prepare()
+    return builder.as_dataset()
+
+
+def _is_saved(place: str) -> bool:
+    return any((Path(place) / file).is_file() for file in SAVED)
+
+
+def _phrase(place: str) -> str:
+    return f"folder {place!r}" if Path(place).is_absolute() else f"dataset {place!r} of the hub"
 
 
 def _library() -> Any:
@@ -164,79 +117,48 @@ def _library() -> Any:
     except ModuleNotFoundError:
         here = "0"
     if int(here.partition(".")[0]) < OLDEST:
-        got = here if here != "0" else "none"
-        raise ValueError(f"hfds: needs `datasets`, got {got}; `python -m pip install 'datasets>={OLDEST}'`")
+        raise ValueError(f"hfds: needs `datasets`, got {here}; `python -m pip install 'datasets>={OLDEST}'`")
     library.utils.logging.set_verbosity(library.utils.logging.CRITICAL)
     if not sys.stderr.isatty():
         library.disable_progress_bars()
     return library
 
 
-@contextmanager
-def _offline(library: Any, *, only: bool) -> Iterator[None]:
-    """Keep the library off the network, if ``only`` what is here may be read."""
-    before = (library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE)
-    if only:
-        library.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        library.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
-
-
-class Columns(NamedTuple):
-    """The columns of images and of classes, and the classes' names by label."""
-
-    image: str
-    label: str
-    names: tuple[str, ...]
-
-
-def _column(features: Mapping[str, Any], kind: str, key: str, place: Place) -> str:
+def _column(features: Mapping[str, Any], kind: str, key: str, asked: str, where: str) -> str:
     """Find the one column of a type, or check the one that is asked for."""
     types = {name: type(feature).__name__ for name, feature in features.items()}
     fitting = [name for name, own in types.items() if own == kind]
-    name = place.choice.get(key, fitting[0] if len(fitting) == 1 else "")
+    name = asked or (fitting[0] if len(fitting) == 1 else "")
     if name not in fitting:
         listed = ", ".join(f"{name} ({own})" for name, own in types.items())
-        mend = "class_encode_column" if kind == CLASSES else "cast_column"
         known = expected(name, fitting) if fitting else "expected a column"
-        way = f"`datasets.Dataset.{mend}` makes one of another, then save it again"
-        if fitting:
-            way = f"say which, as in #{key}={fitting[0]}"
-        raise ValueError(f"{place.what}: #{key}={name}: {known} of type {kind}; there is {listed}; {way}")
+        mend = "class_encode_column" if kind == CLASSES else "cast_column"
+        raise ValueError(
+            f"{where}: #{key}={name}: {known} of type {kind}; there is {listed}; "
+            f"`datasets.Dataset.{mend}` makes one of another, then save it again"
+        )
     return name
 
 
 class HfRows:
-    """The rows of a split, of which nothing is read before it is asked for.
+    """The rows of a split; images aren't read before they are asked for.
 
     roots: folders in which image files may be that the table only has paths of; no dataset may name others.
     """
 
-    def __init__(self, table: Any, columns: Columns, roots: Sequence[str], what: str) -> None:
-        self._rows = table.select_columns([columns.image]).with_format("arrow")
-        self._columns, self._roots, self.what = columns, roots, what
-        self._whole = table.select_columns([columns.image, columns.label]).with_format("arrow")[:]
-        try:
-            self._whole.validate(full=True)  # of images only where they begin and end
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{what}: the table is damaged: {error}") from error
-
-    @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """(n,) int64, without looking at images; refuses rows without a label of a class."""
-        labels = self._numbers(self._whole.column(self._columns.label))
-        if wrong := int(np.count_nonzero((labels < 0) | (labels >= len(self._columns.names)))):
+    def __init__(self, table: Any, image: str, label: str, roots: Sequence[str], what: str) -> None:
+        self._images, self._roots, self.what = table.select_columns([image]).with_format("arrow"), roots, what
+        self.labels = self._numbers(table.select_columns([label]).with_format("arrow")[:].column(0))
+        classes = table.features[label].num_classes
+        if wrong := int(np.count_nonzero((self.labels < 0) | (self.labels >= classes))):
             raise ValueError(
-                f"{self.what}: {wrong:,} of {len(labels):,} rows have no label of a class; name others, as in #test=val"
+                f"{what}: {wrong:,} of {len(self.labels):,} rows have no label of a class; name others, as in #test=val"
             )
-        return labels
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """Bytes of each image file, (n,) int64; -1 of those that are missing."""
-        images = self._whole.column(self._columns.image)
+        images = self._images[:].column(0)
         sizes = self._numbers(pc.binary_length(pc.struct_field(images, "bytes")))
         elsewhere = np.flatnonzero(sizes <= 0)
         paths = pc.struct_field(images, "path").take(pa.array(elsewhere)).to_pylist()
@@ -252,7 +174,7 @@ class HfRows:
 
     def read(self, index: int) -> bytes:
         """Read the file of an image, in whatever format it is."""
-        image = self._rows[index].column(0)[0].as_py() or {"bytes": None, "path": None}
+        image = self._images[index].column(0)[0].as_py() or {"bytes": None, "path": None}
         if image["bytes"]:
             return bytes(image["bytes"])
         if not (path := image["path"]):
@@ -260,8 +182,6 @@ class HfRows:
         if not self._is_inside(path):
             inside = " or ".join(map(repr, self._roots))
             raise ValueError(f"image {self.where(index)} is only named, as {path!r}; expected a file in {inside}")
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"image {path!r}, {self.where(index)}, is missing")
         return Path(path).read_bytes()
 
     def _is_inside(self, path: str) -> bool:
@@ -297,27 +217,28 @@ class HfDataset(OwnDataset):
     source = "the Hugging Face `datasets` library"
 
     def __init__(self, place: Path, *, download: bool = False) -> None:
-        source = Place.parse(str(place))
-        where, choice = source.what, source.choice
-        self.asked_path = str(source)
-        self.name_after(" ".join((source.name, *(choice[key] for key in CHOICES[:3] if key in choice))), where)
-        self.title = f"Images of {source.name}"
-        tables = load(source, download=download)
-        chosen = _choose_splits(list(tables), choice, where)
-        columns = {own: _columns(tables[own].features, source) for own in chosen.values()}
-        first, *others = columns
-        for own in others:
-            if columns[own] != columns[first]:
-                raise ValueError(f"{where}: {own!r} has other columns or classes than {first!r}")
-        names = columns[first].names
+        source, choice = parse_place(str(place))
+        where, local = _phrase(source), Path(source).is_absolute()
+        self.asked_path = "#".join(filter(None, (source, ",".join(f"{key}={value}" for key, value in choice.items()))))
+        name = Path(source).resolve().name if local else source
+        self.name_after(" ".join((name, *(choice[key] for key in CHOICES[:3] if key in choice))), where)
+        self.title = f"Images of {name}"
+        tables = load(source, choice.get("config"), download=download)
+        caches = () if _is_saved(source) else (constants.HF_HUB_CACHE, _library().config.HF_DATASETS_CACHE)
+        roots = [os.path.realpath(root) for root in (*([source] if local else []), *caches)]
+        self._rows: dict[SplitName, HfRows] = {}
+        found = set()
+        for split, own in _choose_splits(list(tables), choice, where).items():
+            features = tables[own].features
+            label = _column(features, CLASSES, "label", choice.get("label", ""), where)
+            image = _column(features, IMAGE, "image", choice.get("image", ""), where)
+            names = tuple(map(str, features[label].names))
+            found.add((image, label, names))
+            if len(found) > 1:
+                raise ValueError(f"{where}: {own!r} has other columns or classes than another split")
+            self._rows[split] = HfRows(tables[own], image, label, roots, f"split {own!r} of {where}")
         self.classes = tuple(" ".join(name.replace("_", " ").split()) for name in names)
-        require_unique(self.classes, names, f"{where}: column {columns[first].label!r}")
-        self._rows = {
-            split: HfRows(tables[own], columns[own], source.roots(), f"split {own!r} of {where}")
-            for split, own in chosen.items()
-        }
-        for rows in self._rows.values():
-            _ = rows.labels  # refuses rows without
+        require_unique(self.classes, names, f"{where}: column {label!r}")
 
     def _revision(self) -> str:
         """12 hex digits over classes, labels, files' sizes and a few files, in the rows' order."""
@@ -338,11 +259,6 @@ class HfDataset(OwnDataset):
 
         labels = self._rows[name].labels if name in self._rows else np.empty(0, dtype=np.int64)
         return Split(labels, lambda index: f"{self.name}/{name}/{index}", render)
-
-
-def _columns(features: Mapping[str, Any], place: Place) -> Columns:
-    label = _column(features, CLASSES, "label", place)
-    return Columns(_column(features, IMAGE, "image", place), label, tuple(map(str, features[label].names)))
 
 
 def _choose_splits(names: Sequence[str], choice: Mapping[str, str], what: str) -> dict[SplitName, str]:

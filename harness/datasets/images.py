@@ -1,10 +1,7 @@
 """Image files: found below folders, listed with labels, read without trust, and decoded all at once."""
 
-import abc
 import io
-import math
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,16 +50,7 @@ SHOWN = 3  # images or classes in a line
 MISSING = -1  # bytes of a file that isn't there
 CHUNK = 128  # images that threads share out
 SAVED_S = 30.0  # seconds between two states on disk
-# For images of as many pixels as PIL trusts; those of fewer may have more scans, and smaller precincts.
-SCANS = 20  # of a JPEG
 DECODER = 8  # bytes that a decoder may need for a pixel, beside the image
-PRECINCT = 256  # pixels of a JPEG 2000's smallest precinct, at least
-EXIFS = 100  # blocks of EXIF, which PIL joins in quadratic time
-SEGMENTS = 2**16  # of a JPEG
-SCAN = b"\xff\xda"
-_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # of a JPEG's segment; the rest are data and restarts
-# A JPEG 2000's segment COD or COC that sets precincts, with the number of levels.
-_CODING = re.compile(rb"\xff(?=(?:\x52\0.[\x01\x03\x05\x07].{4}|\x53\0..\x01)([\0-\x20]).{4})", re.DOTALL)
 
 
 def open_image(content: bytes) -> Image.Image:
@@ -70,48 +58,13 @@ def open_image(content: bytes) -> Image.Image:
 
     Raises:
         UnidentifiedImageError: it is in no such format.
-        DecompressionBombError, DecompressionBombWarning: it would take too much time or memory.
+        DecompressionBombError, DecompressionBombWarning: it has more pixels than PIL trusts.
     """
-    if (count := content.count(b"Exif\0\0")) > EXIFS:
-        raise Image.DecompressionBombError(f"{count:,} blocks of EXIF")
-    if content.startswith(b"\xff\xd8"):
-        _ = SCAN in _segments(content)  # PIL keeps what stands before the first scan
     image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
-    pixels, size = image.width * image.height, f"{image.width} x {image.height} pixels"
-    most = Image.MAX_IMAGE_PIXELS or math.inf
-    if pixels > most:  # between one and two times the limit PIL only warns
-        raise Image.DecompressionBombError(size)
-    # To count the two bytes is fast, and they may stand elsewhere, too, as in a thumbnail.
-    many = image.format in ("JPEG", "MPO") and content.count(SCAN) * pixels > SCANS * most
-    # The decoder goes through all pixels for each scan.
-    if many and (scans := sum(one == SCAN for one in _segments(content))) * pixels > SCANS * most:
-        raise Image.DecompressionBombError(f"{size} in {scans:,} scans")
-    if image.format == "JPEG2000" and (least := _smallest_precinct(content)) * most < pixels * PRECINCT:
-        raise Image.DecompressionBombError(f"{size} in precincts of {least:g}")
+    # Between one and two times the limit PIL only warns.
+    if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
     return image
-
-
-def _segments(content: bytes) -> Iterator[bytes]:
-    """Yield the markers of a JPEG's first image; a DecompressionBombError tells that there are too many."""
-    at = 0
-    for _ in range(SEGMENTS):
-        if (found := _MARKER.search(content, at)) is None or found[1] == b"\xd9":
-            return
-        at = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
-        yield found[0]
-    raise Image.DecompressionBombError(f"more than {SEGMENTS:,} segments")
-
-
-def _smallest_precinct(content: bytes) -> float:
-    """Return how many pixels of a JPEG 2000 its smallest precinct holds; a decoder takes some 500 bytes for each."""
-    smallest = math.inf
-    for coding in _CODING.finditer(content):
-        levels, start = coding[1][0], coding.end(1) + 4
-        sides = content[start : coding.end() + 1 + content[coding.end() + 2]]
-        if len(sides) == levels + 1:  # else these bytes only look like a segment
-            logs = [(one & 15) + (one >> 4) + 2 * (levels - level) for level, one in enumerate(sides)]
-            smallest = min(smallest, 2.0 ** min(logs))
-    return smallest
 
 
 def decode_image(content: bytes, where: str, *, way: str = SKIP_BAD, behind: str | None = None) -> Image.Image:
@@ -253,7 +206,7 @@ def require_inside(root: Path, paths: Iterable[str | PurePosixPath], what: str) 
 
     for path in map(PurePosixPath, paths):
         if outside(path.parent) or ((root / path).is_symlink() and outside(path)):
-            raise ValueError(f"{what}: image '{path}' is a link out of {str(root)!r}; put the image there")
+            raise ValueError(f"{what}: image '{path}' is a link or path out of {str(root)!r}; put it there")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +218,6 @@ class ImageList:
     labels: NDArray[np.int64]  # (n,)
     sizes: NDArray[np.int64]  # bytes of each file, (n,), -1 of those that are missing
     prefix: str = ""  # what ids start with, before "/" and the path
-    names: Sequence[str] | None = None  # in ids, where they aren't the paths
     by_content: bool = False  # ids are hashes of files' bytes: they stay when files move, and copies share one
     way: str = SKIP_BAD  # out of a damaged image, for messages
     notes: tuple[str, ...] = ()  # what its reader should know
@@ -283,7 +235,7 @@ class ImageList:
     def _image_id(self, index: int) -> str:
         if self.by_content:
             return digest(self.root / self.paths[index])
-        return f"{self.prefix}/{(self.names or self.paths)[index]}"
+        return f"{self.prefix}/{self.paths[index]}"
 
     def _render(self, index: int, _variant: int) -> Rendered:
         path = self.root / self.paths[index]
@@ -305,7 +257,7 @@ class ImageList:
     @property
     def facts(self) -> bytes:
         """Names and sizes, for a hash."""
-        pairs = zip(self.names or self.paths, self.sizes.tolist(), strict=True)
+        pairs = zip(self.paths, self.sizes.tolist(), strict=True)
         return "".join(f"{name}\0{size}\0" for name, size in pairs).encode(errors="surrogateescape")
 
     @property
@@ -324,16 +276,19 @@ class ImageList:
 class ListedDataset(Dataset):
     """A dataset whose splits are lists of image files."""
 
-    @abc.abstractmethod
+    _lists: Mapping[SplitName, ImageList]
+
+    @property
     def image_lists(self) -> Mapping[SplitName, ImageList]:
-        """Return the images of train, val and test."""
+        """The images of train, val and test."""
+        return self._lists
 
     def _split(self, name: SplitName) -> Split:
-        return self.image_lists()[name].split
+        return self.image_lists[name].split
 
     def differences(self) -> list[str]:
         """List what images are missing or empty; none is opened."""
-        return [line for split in SPLITS for line in self.image_lists()[split].differences()]
+        return [line for split in SPLITS for line in self.image_lists[split].differences()]
 
 
 def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE_OUT) -> ImageList:

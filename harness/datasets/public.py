@@ -4,25 +4,24 @@ Their images lie below a root that the user names, in folders as CoOp's DATASETS
 docs/datasets.md names the papers. Files come from elsewhere, so nothing of them is trusted.
 """
 
-import json
 import os
-import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from importlib.resources import files
 from itertools import pairwise
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from reprlib import repr as brief
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
+from filelock import FileLock
 
 from harness.base.terminal import Progress
-from harness.datasets.archives import Archive, provide
+from harness.datasets.archives import LOCK, Archive, provide
 from harness.datasets.base import (
     SPLITS,
     OwnDataset,
@@ -34,14 +33,12 @@ from harness.datasets.base import (
     require_unique,
 )
 from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset, list_files, require_inside
-from zoo.core.files import digest, from_json, require_file
+from zoo.core.files import digest, from_json, require_file, strict_json
 
+DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
+COOP_PAGE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 CACHED_FROM = 20_000  # files; fewer are listed in no time
 TRAIN, VAL = "images/train", "images/val"
-DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
-META = "ILSVRC2012_devkit_t12/data/meta.mat"
-VAL_FILE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 CARVED = 50  # images of a class
 CARVED_SHARE = 5  # one in as many, of classes with few images
 
@@ -54,28 +51,19 @@ class Entry(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True)
-class SplitFile:
-    """What lists the images of splits: its bytes, the images, and the class names by label."""
+class Listing(NamedTuple):
+    """What there is of a dataset: class names by label, images by split, and the bytes that say so."""
 
-    source: bytes
-    entries: dict[SplitName, list[Entry]]
     classes: tuple[str, ...]
-
-    def lists(self, root: Path, prefix: str, what: str) -> dict[SplitName, ImageList]:
-        """List the images of each split, whose paths are relative to ``root``; see ``ImageList``."""
-        require_inside(root, (entry.path for entries in self.entries.values() for entry in entries), what)
-        return {
-            split: list_files(root, [one.path for one in entries], [one.label for one in entries], prefix)
-            for split, entries in self.entries.items()
-        }
+    images: Mapping[SplitName, ImageList]
+    source: bytes = b""
 
 
-def read_split_file(file: Path) -> SplitFile:
-    """Read and check a split file, such as split_zhou_OxfordPets.json; whether its images are there isn't looked at.
+def read_split_file(file: Path) -> tuple[bytes, dict[SplitName, list[Entry]]]:
+    """Read a split file, such as split_zhou_OxfordPets.json: its bytes, and the images by split.
 
     It is JSON: ``train``, ``val`` and ``test``, each a list of [relative path, label, class name], in whose names
-    underscores are spaces. Pickles are refused and never loaded.
+    underscores are spaces. Pickles are never loaded.
     """
     what = f"split file {str(file)!r}"
     if file.is_dir() or not file.exists():
@@ -83,32 +71,27 @@ def read_split_file(file: Path) -> SplitFile:
         raise FileNotFoundError(f"{what} {why}")
     require_file(file)
     content = file.read_bytes()
-    if file.suffix.lower() in (".pkl", ".pickle") or content.startswith(b"\x80"):  # as binary pickles do
-        raise ValueError(f"{what} is a pickle, which may run any code; give the split_zhou_*.json instead")
     try:
-        lists = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        lists = strict_json(content)
+    except ValueError as error:
         raise ValueError(f"{what} is not JSON: {error}") from error
     if not isinstance(lists, dict) or set(lists) != set(SPLITS) or {*map(type, lists.values())} != {list}:
         raise ValueError(f"{what}: expected an object of lists {', '.join(SPLITS)}, got {brief(lists)}")
     if not lists["test"]:
         raise ValueError(f"{what}: test has no images")
-    entries = {split: [_entry(e, f"{what}: {split}[{i}]") for i, e in enumerate(lists[split])] for split in SPLITS}
-    return SplitFile(content, entries, class_names(entries, what))
+    entries: dict[SplitName, list[Entry]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for index, value in enumerate(lists[split]):
+            if not isinstance(value, list) or [*map(type, value)] != [str, int, str]:
+                wanted = "expected [relative path, label, class name]"
+                raise ValueError(f"{what}: {split}[{index}] is {brief(value)}; {wanted}")
+            path, label, name = value
+            entries[split].append(Entry(str(PurePosixPath(path)), label, name.replace("_", " ").strip()))
+    return content, entries
 
 
-def _entry(value: Any, what: str) -> Entry:
-    if not isinstance(value, list) or [*map(type, value)] != [str, int, str]:
-        raise ValueError(f"{what} is {brief(value)}; expected [relative path, label, class name]")
-    path, label, name = value
-    relative, outside = PurePosixPath(path), "\\" in path or bool(PureWindowsPath(path).drive)
-    if outside or not path.isprintable() or not relative.parts or relative.is_absolute() or ".." in relative.parts:
-        raise ValueError(f"{what}: path {path!r}: expected one below the folder of images, with '/' and without '..'")
-    return Entry(str(relative), label, name.replace("_", " ").strip())
-
-
-def class_names(entries: dict[SplitName, list[Entry]], what: str) -> tuple[str, ...]:
-    """Return the class names by label; refuse what contradicts itself."""
+def list_entries(entries: Mapping[SplitName, list[Entry]], root: Path, prefix: str, what: str) -> Listing:
+    """List images below ``root``; refuse entries that contradict each other or leave it."""
     names: dict[int, str] = {}
     splits: dict[str, str] = {}
     for split, (path, label, name) in ((part, entry) for part in SPLITS for entry in entries[part]):
@@ -121,15 +104,12 @@ def class_names(entries: dict[SplitName, list[Entry]], what: str) -> tuple[str, 
         raise ValueError(f"{what}: labels must be 0 to classes - 1 without gaps; {min(missing)} is missing")
     classes = tuple(names[label] for label in range(len(names)))
     require_unique(classes, [f"{name} (label {label})" for label, name in enumerate(classes)], what)
-    return classes
-
-
-class Listing(NamedTuple):
-    """What lies in a dataset's folder: class names by label, images by split, and the bytes that say so."""
-
-    classes: tuple[str, ...]
-    images: Mapping[SplitName, ImageList]
-    source: bytes = b""
+    require_inside(root, splits, what)
+    images = {
+        split: list_files(root, [one.path for one in own], [one.label for one in own], prefix)
+        for split, own in entries.items()
+    }
+    return Listing(classes, images)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -148,8 +128,9 @@ class RootedDataset(ListedDataset):
     folder: str  # below the root
     images: str  # folder of the images, in that; what archives hold unless they say otherwise
     archives: tuple[Archive, ...]
-    layout: str  # of LAYOUTS
+    layout: str = "split file"  # of LAYOUTS
     list_file: str = ""  # split file of CoOp
+    list_key: str = ""  # of that, on Google Drive
     synsets: str = "imagenet"  # which classes of ImageNet's there are, see ``synsets_of``
     numbered: bool = False  # whether class folders are called by label
     class_count: int  # of the whole dataset
@@ -160,10 +141,14 @@ class RootedDataset(ListedDataset):
     def __post_init__(self) -> None:
         self.templates = tuple(self.templates)
         self.listed_by_coop = self.layout in ("split file", "aircraft")
-        self.archives = tuple(
+        archives = [
             replace(one, page=one.page or self.homepage, holds=one.holds or (self.images if one.packed else one.file))
             for one in self.archives
-        )
+        ]
+        if self.list_key:
+            url = DRIVE.format(self.list_key)
+            archives.append(Archive(self.list_file, url, holds=self.list_file, page=COOP_PAGE))
+        self.archives, self.list_key = tuple(archives), ""
 
     def at(self, root: Path, *, download: bool = False, progress: Progress | None = None) -> Self:
         """Return the dataset as it lies below a root; archives that are there are unpacked.
@@ -197,8 +182,9 @@ class RootedDataset(ListedDataset):
         """Names by label, as CoOp and CLIP have them."""
         return self._listing.classes
 
+    @property
     def image_lists(self) -> Mapping[SplitName, ImageList]:
-        """Return the images of train, val and test."""
+        """The images of train, val and test."""
         return self._listing.images
 
     @property
@@ -208,7 +194,7 @@ class RootedDataset(ListedDataset):
 
     def _revision(self) -> str:
         """12 hex digits over what lists the images and their names and sizes."""
-        return digest(self._listing.source, *(self._listing.images[split].facts for split in SPLITS), length=12)
+        return digest(self._listing.source, *(self.image_lists[split].facts for split in SPLITS), length=12)
 
     def problems(self) -> list[str]:
         """List in what the data differs from the whole dataset; no image is opened."""
@@ -220,34 +206,27 @@ class RootedDataset(ListedDataset):
 
 def by_split_file(dataset: RootedDataset) -> Listing:
     """List the images that a split file of CoOp names."""
-    path = dataset.place / dataset.list_file
-    content = read_split_file(path)
-    images = content.lists(dataset.place / dataset.images, dataset.name, f"split file {str(path)!r}")
-    return Listing(content.classes, images, sha256(content.source).digest())
+    file = dataset.place / dataset.list_file
+    source, entries = read_split_file(file)
+    listing = list_entries(entries, dataset.place / dataset.images, dataset.name, f"split file {str(file)!r}")
+    return listing._replace(source=sha256(source).digest())
 
 
 def as_aircraft(dataset: RootedDataset) -> Listing:
     """List what the source's own lists name: the number of an image and a variant a line."""
-    names = ("variants.txt", *(f"images_variant_{split}.txt" for split in SPLITS))
-    paths = [dataset.place / name for name in names]
-    if missing := [path for path in paths if not path.is_file()]:
-        raise FileNotFoundError(f"list {str(missing[0])!r} is missing; it is in {dataset.archives[0].file!r}")
-    variants = tuple(lines_of(paths[0]))
-    require_unique(variants, variants, f"list {str(paths[0])!r}")
+    paths = [dataset.place / f"{name}.txt" for name in ("variants", *(f"images_variant_{split}" for split in SPLITS))]
+    labels = {variant: label for label, variant in enumerate(lines_of(paths[0]))}
     entries: dict[SplitName, list[Entry]] = {split: [] for split in SPLITS}
     for split, path in zip(SPLITS, paths[1:], strict=True):
         for number, line in enumerate(lines_of(path), start=1):
             image, _, variant = line.partition(" ")
-            if not image.isdecimal() or variant not in variants:
-                raise ValueError(
-                    f"list {str(path)!r}, line {number}: {line!r}: expected an image's number and a variant"
-                )
-            entries[split].append(Entry(f"{image}.jpg", variants.index(variant), variant))
-    where = f"lists of {dataset.name!r} in {str(dataset.place)!r}"
-    class_names(entries, where)
-    source = b"\0".join(path.read_bytes() for path in paths)
-    images = SplitFile(source, entries, variants).lists(dataset.place / dataset.images, dataset.name, where)
-    return Listing(variants, images, source)
+            if variant not in labels:
+                raise ValueError(f"list {str(path)!r}, line {number}: {line!r}: expected an image and a variant")
+            entries[split].append(Entry(f"{image}.jpg", labels[variant], variant))
+    listing = list_entries(
+        entries, dataset.place / dataset.images, dataset.name, f"lists of {dataset.name!r} in {str(dataset.place)!r}"
+    )
+    return listing._replace(source=b"\0".join(path.read_bytes() for path in paths))
 
 
 def synsets_of(subset: str) -> tuple[str, ...]:
@@ -318,15 +297,12 @@ def as_imagenet(dataset: RootedDataset) -> Listing:
     """List ImageNet: test is the official validation set, as in CoOp; val is carved out of the training images.
 
     CoOp chooses by the test images. Here, of each class the 50 training images whose names have the
-    smallest sha256 make val (a fifth, where a class has fewer than 250), and the others train. The
-    validation images may lie in folders by class or, as shipped, in one. Without the training
-    images train and val are empty.
+    smallest sha256 make val (a fifth, where a class has fewer than 250), and the others train.
+    Without the training images train and val are empty.
     """
     synsets = synsets_of("imagenet")
-    test = _class_images(dataset, VAL, synsets)
-    if not len(test.labels):
-        test = _unsorted(dataset, synsets)
-    whole = _class_images(dataset, TRAIN, synsets)
+    sort_validation(dataset.place)
+    test, whole = (_class_images(dataset, folder, synsets) for folder in (VAL, TRAIN))
     hashes = b"".join(sha256(path.rpartition("/")[2].encode()).digest()[:8] for path in whole.paths)
     order = np.frombuffer(hashes, dtype=">u8")
     carved = np.zeros(len(order), dtype=np.bool_)
@@ -338,37 +314,25 @@ def as_imagenet(dataset: RootedDataset) -> Listing:
     return Listing(captions_of(synsets), images)
 
 
-def _unsorted(dataset: RootedDataset, synsets: tuple[str, ...]) -> ImageList:
-    """List validation images that lie in one folder, in the order of those in class folders."""
-    folder, truth = dataset.place / VAL, dataset.place / TRUTH
-    labels = _labels_of_numbers(dataset.place / META, synsets)
-    numbers = truth.read_text(encoding="utf-8", errors="replace").split()
-    if unknown := [number for number in numbers if number not in labels]:
-        raise ValueError(f"{str(truth)!r}: {META!r} knows no class of number {unknown[0]!r}")
-    entries = []
-    for path in folder.iterdir():
-        if match := VAL_FILE.fullmatch(path.name):
-            if not 1 <= int(match[1]) <= len(numbers):
-                raise ValueError(f"image {str(path)!r}: {TRUTH!r} has {len(numbers):,} classes")
-            entries.append((labels[numbers[int(match[1]) - 1]], path.name))
-    entries.sort()
-    found = list_files(folder, [name for _, name in entries], [label for label, _ in entries], f"{dataset.name}/{VAL}")
-    return replace(found, names=[f"{synsets[label]}/{name}" for label, name in entries])
+def sort_validation(place: Path) -> None:
+    """Move ImageNet's validation images that lie in one folder, as shipped, into folders by class.
 
+    torchvision reads the classes out of the devkit's archive, which has to lie in the folder of the dataset.
+    """
+    from torchvision.datasets import imagenet
 
-def _labels_of_numbers(file: Path, synsets: tuple[str, ...]) -> dict[str, int]:
-    """Return labels by the challenge's own numbers of classes, which aren't in WordNet's order."""
-    from scipy.io import loadmat
-
-    if not file.is_file():
-        raise FileNotFoundError(f"{str(file)!r} is missing; get {DEVKIT!r} by hand, or sort validation images by class")
-    try:
-        rows: Any = loadmat(str(file), squeeze_me=True)["synsets"]
-        pairs = [(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in np.atleast_1d(rows)]
-    except Exception as error:  # the reader raises whatever it stumbles over
-        raise ValueError(f"{str(file)!r} isn't the devkit's list of classes: {error}") from error
-    labels = {synset: label for label, synset in enumerate(synsets)}
-    return {str(number): labels[synset] for number, synset in pairs if synset in labels}
+    if not any((place / VAL).glob("ILSVRC2012_val_*.JPEG")):
+        return
+    with FileLock(place / LOCK):
+        try:
+            imagenet.parse_devkit_archive(place)
+        except RuntimeError as error:
+            raise ValueError(f"{error} It says the classes of the images in {str(place / VAL)!r}.") from error
+        for number, synset in enumerate(imagenet.load_meta_file(place)[1], start=1):
+            image = place / VAL / f"ILSVRC2012_val_{number:08}.JPEG"
+            if image.is_file():
+                (place / VAL / synset).mkdir(exist_ok=True)
+                image.rename(place / VAL / synset / image.name)
 
 
 LAYOUTS: Mapping[str, Callable[[RootedDataset], Listing]] = {
@@ -401,31 +365,25 @@ class CoopSplit(OwnDataset, ListedDataset):
     def __init__(self, place: Path) -> None:
         self.asked_path = self.file = place.expanduser().absolute()
         where = f"split file {str(self.file)!r}"
-        self._content = read_split_file(self.file)
-        self.classes = self._content.classes
-        root = _image_root(self.file.parent, self._content, where)
-        self._lists = self._content.lists(root, f"coop/{self.file.stem}", where)
+        self._content, entries = read_split_file(self.file)
+        root = _image_root(self.file.parent, [own[0].path for own in entries.values() if own], where)
+        self.classes, self._lists, _ = list_entries(entries, root, f"coop/{self.file.stem}", where)
         short = self.file.stem.removeprefix("split_zhou_")
         self.name_after(short, where)
         self.title = f"{short}, split by CoOp"
 
     def _revision(self) -> str:
         """12 hex digits over the split file; the images aren't read."""
-        return digest(self._content.source, length=12)
-
-    def image_lists(self) -> Mapping[SplitName, ImageList]:
-        """Return the images of train, val and test."""
-        return self._lists
+        return digest(self._content, length=12)
 
 
-def _image_root(folder: Path, content: SplitFile, what: str) -> Path:
+def _image_root(folder: Path, firsts: Iterable[str], what: str) -> Path:
     """Find the folder that paths are relative to: the file's own or one directly in it."""
-    firsts = [entries[0].path for entries in content.entries.values() if entries]
     inner = sorted(path for path in folder.iterdir() if path.is_dir())
     fitting = [root for root in (folder, *inner) if all((root / path).is_file() for path in firsts)]
     if not fitting or (folder not in fitting and len(fitting) > 1):
-        found = f"in each of {brief([root.name for root in fitting])}; leave one" if fitting else "missing"
+        found = f"in each of {[root.name for root in fitting]}; leave one" if fitting else "missing"
         raise FileNotFoundError(
-            f"{what}: images such as '{firsts[0]}' are {found}; expected all beside it or in one folder"
+            f"{what}: images such as {next(iter(firsts))!r} are {found}; expected all beside it or in one folder"
         )
     return fitting[0]

@@ -97,6 +97,12 @@ def known_methods() -> tuple[str, ...]:
     return (DENSE, *sorted(METHODS), GOLDEN)
 
 
+def require_method(name: str) -> None:
+    """Refuse a method that nobody has, by a ValueError."""
+    if name not in known_methods():
+        raise ValueError(f"method {name!r}: {expected(name, known_methods())}")
+
+
 def usual_methods() -> tuple[str, ...]:
     """Return the known methods that are measured where none are named."""
     return tuple(name for name in known_methods() if name not in METHODS or METHODS[name].by_default)
@@ -116,8 +122,7 @@ def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate])
     """
     rows = dict[str, Variant]()
     for method, keep in pairs:
-        if method not in known_methods():
-            raise ValueError(f"method {method!r}: {expected(method, known_methods())}")
+        require_method(method)
         row = make_row(dense, arch, tag, method, {"keep": keep})
         if row.model in rows and method != DENSE:
             raise ValueError(
@@ -133,6 +138,9 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
 
     Of other towers it is only known once they are loaded. Raises what ``rows_of`` does.
     """
+    pairs = list(pairs)
+    for method, _ in pairs:
+        require_method(method)
     arch, _, tag = model.removeprefix(TIMM).partition(".")
     known = MODELS.get(arch)
     if known is None or (tag and tag not in SIZES[known.size].tags):
@@ -187,33 +195,27 @@ def optimized_row(dense: Variant) -> Variant:
     return replace(dense, method=OPTIMIZED, vit=vit, config={"dtype": dtype}, what=OPTIMIZED)
 
 
-def recovered_row(dense: ReducedViT, arch: str, tag: str, file: RecoveryFile) -> Variant:
-    """Make a row with a recovery, whose file says method and settings; ValueError if it isn't of this tower."""
-    keep = file.options.get("keep")
-    if keep is None:
-        raise ValueError(f"recovery {str(file.path)!r} is of a model without keep rate, which no row can show")
-    row = make_row(dense, arch, tag, file.method, file.options)
-    mark = digest(file.path)
-    vit = add_recovery(row.vit, file).eval()
-    return replace(row, vit=vit, config=row.config | {RECOVERY: mark}, what=f"with recovery {mark}")
-
-
 def recovered_rows(dense: ReducedViT, arch: str, tag: str, paths: Sequence[Path]) -> list[Variant]:
-    """Make the rows of those recoveries that are of this tower."""
-    files = [RecoveryFile.read(path) for path in paths]
-    return [recovered_row(dense, arch, tag, file) for file in files if (file.model, file.tag) == (arch, tag)]
+    """Make a row of each recovery of this tower, whose file says method and settings."""
+    rows = []
+    for file in map(RecoveryFile.read, paths):
+        if (file.model, file.tag) == (arch, tag):
+            row, mark = make_row(dense, arch, tag, file.method, file.options), digest(file.path)
+            vit, config = add_recovery(row.vit, file).eval(), row.config | {RECOVERY: mark}
+            rows.append(replace(row, vit=vit, config=config, what=f"with recovery {mark}"))
+    return rows
 
 
 def require_towers(paths: Sequence[Path], models: Sequence[str]) -> None:
-    """Raise ValueError for a recovery that is of no tower of ``models``, dense names."""
+    """Raise ValueError for a recovery without keep rate, or one that is of no tower of ``models``, dense names."""
     known = {split_method(name)[0].partition(".")[0] for name in models}
     for path in paths:
         file = RecoveryFile.read(path)
+        if file.options.get("keep") is None:
+            raise ValueError(f"recovery {str(path)!r} is of a model without keep rate, which no row can show")
         if file.model not in known:
-            raise ValueError(
-                f"recovery {str(path)!r} is of {tower_name(file.model, file.tag)}, which is not measured: add it to "
-                "--model"
-            )
+            name = tower_name(file.model, file.tag)
+            raise ValueError(f"recovery {str(path)!r} is of {name}, which is not measured: add it to --model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,7 +365,7 @@ class OutcomeCache:
     def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
         label, runs = f"{label}, images x rows", len(split) * len(rows)
         if self.folder is None:
-            with self.progress.task(label, runs, share=len(split)) as update:
+            with self.progress.task(label, runs) as update:
                 return outcomes(rows, split, self.preprocess, on_run=update)
         golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
         settings = [git_commit(), *([row.key, row.config, _code(row)] for row in rows)]
@@ -374,7 +376,7 @@ class OutcomeCache:
         with store.open(self.progress.say):
             todo = store.missing(origin)
             done = runs - len(rows) * sum(len(store.positions(index)) for index in todo)
-            with self.progress.task(label, runs, done, share=len(split)) as update:
+            with self.progress.task(label, runs, done) as update:
 
                 def on_row(_: int) -> None:
                     nonlocal done

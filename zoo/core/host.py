@@ -11,14 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
-import torch.nn.functional as F
+import torch.fx
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from zoo.core.attention import Attended, PoolingQuery, cls_attention
+from zoo.core.attention import Attended, PoolingQuery, attend, cls_attention
 from zoo.core.prompts import Prompts
 from zoo.core.reducer import HostSpec, Reducer
 from zoo.core.tokens import Tokens, Trace
+
+torch.fx.wrap("attend")  # as in its own module
 
 
 class HostBlock:
@@ -91,7 +93,7 @@ class HostBlock:
 
     def attend_fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Attend by a fused kernel, to (B, H, T, d)."""
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=self.dropout)
+        return attend(query, key, value, bias, dropout=self.dropout)
 
     def attend(self, tokens: Tokens, bias: Tensor | None = None) -> Attended:
         """Normalise and attend; the same operations in the same order as the tower's own."""

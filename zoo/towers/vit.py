@@ -318,7 +318,7 @@ class ViTBlock(TimmBlock):
         return self.attn.q_norm(query), self.attn.k_norm(key), value
 
     def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
-        return self.module(tokens.x, attn_mask=bias)
+        return self.module(tokens.x) if bias is None else super().whole(tokens, bias)
 
     def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
         if not self._needs_no_keys:

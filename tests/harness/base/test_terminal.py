@@ -59,23 +59,3 @@ def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(monkeypatch):
         "rankings: 8 of 12 images (67 %), 0:00:30 so far, about 0:00:30 left",
         "rankings: 12 of 12 images",
     ]
-
-
-def test_the_whole_goes_on_by_shares_at_the_pace_of_what_is_done(monkeypatch):
-    """Ten seconds pass between two looks at the clock; of 40 runs 10 are known and 8 needn't be done."""
-    ticks = itertools.count(step=10)
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
-    console = Console(file=io.StringIO(), width=20)
-    progress = Progress(console)
-    with progress.whole("runs", 40) as reach:
-        with progress.task("inner", 4, 2, share=20) as update:
-            update(3)
-            update(4)
-        reach(28)
-        with progress.task("inner", 1, share=12) as update:
-            update(1)
-    assert console.file.getvalue().splitlines() == [
-        "runs: 15 of 40 (38 %), 0:00:30 so far, about 0:02:30 left",
-        "runs: 28 of 40 (70 %), 0:01:10 so far, about 0:01:24 left",
-        "runs: 40 of 40",
-    ]

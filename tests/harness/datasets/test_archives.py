@@ -76,12 +76,6 @@ def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "ALLOWANCE", 2**17)
     for kind in ("x.zip", "x.tgz"):
         refused(pack(tmp_path / kind, ("top/zeros", b"\0" * 2**22)), "by far more than its bytes, at 'top/zeros'")
-    monkeypatch.setattr(module, "RATIO", 1)
-    refused(pack(tmp_path / "z.tgz", *((f"top/{i}", b"") for i in range(999))), "by far more than its")
-    noted = [header(f"top/{i}") for i in range(20)]
-    for info in noted:
-        info.pax_headers = {"comment": "x" * 60_000}
-    refused(pack(tmp_path / "n.tgz", *noted), "by far more than its")
 
 
 @pytest.mark.parametrize("kind", ["x.tgz", "x.zip"])
@@ -94,27 +88,13 @@ def test_damaged_ones(kind: str, tmp_path: Path):
         refused(tmp_path / kind, f"{kind}' is truncated, damaged.* {len(damaged):,} bytes")
 
 
-LONG = ("././@LongLink", tarfile.GNUTYPE_LONGNAME), ("g", tarfile.XGLTYPE), ("x", tarfile.XHDTYPE)
-BACK = {"size": "-1024"}
-
-
-def headed(name: str, kind: bytes, size: int) -> bytes:
-    info = header(name, kind)
-    info.size = size
-    return info.tobuf(tarfile.GNU_FORMAT) + bytes(20 * 512)
-
-
-@pytest.mark.parametrize(("content", "why"), [
-    *((headed(*long, 2**30), "a header of 1,073,741,824 bytes") for long in LONG),
-    (headed("a.png", tarfile.REGTYPE, -512), "a header of -512 bytes"),
-    (headed("a.png", tarfile.REGTYPE, 2**70), "1,180,591,620,717,411,303,424 bytes"),
-    (header("a.png").create_pax_global_header(BACK) + header("a.png").tobuf() + bytes(20 * 512), "-1,024 bytes"),
-    (tarfile.TarInfo.create_pax_global_header({f"k{n}": "v" for n in range(2000)}) + header("a").tobuf(), "2,000 key"),
-])  # fmt: skip
-def test_a_tar_whose_headers_fill_the_memory_or_lead_back(content: bytes, why: str, tmp_path: Path):
-    (tmp_path / "x.tar").write_bytes(content)
-    with (tmp_path / "x.tar").open("rb") as file, pytest.raises(ValueError, match=f"tar 'x' is truncated or .*{why}"):
-        list(islice(members_of(file, "tar 'x'"), 99))
+def test_a_tar_whose_sizes_lead_back_or_are_beyond_numbers(tmp_path: Path):
+    for size in (-512, 2**70):
+        info = header("a.png")
+        info.size = size
+        (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(20 * 512))
+        with (tmp_path / "x.tar").open("rb") as file, pytest.raises(ValueError, match=f"'x'.*{size:,} bytes"):
+            list(islice(members_of(file, "tar 'x'"), 99))
 
 
 def test_another_archive_a_stop_and_a_pipe_leave_nothing(tmp_path: Path):

@@ -35,7 +35,7 @@ def test_refusals(ask, match):
 
 @pytest.mark.parametrize(("kind", "file"), [
     ("folder", "classnames.txt"), ("wds", "classnames.txt"), ("wds", "test/0.tar"), ("wds", "test/nshards.txt"),
-    ("hfds", "state.json"), ("hfds", "data/test-0.parquet"), ("coop", "split_zhou_Cats.json"),
+    ("coop", "split_zhou_Cats.json"),
 ])  # fmt: skip
 def test_a_pipe_is_refused_by_name(kind: str, file: str, tmp_path: Path):
     """To open it would wait for ever."""

@@ -20,7 +20,7 @@ from harness.base.terminal import Progress
 from harness.datasets import get_dataset, names_of
 from harness.datasets import images as module
 from harness.datasets.folder import FolderDataset
-from harness.datasets.images import SCAN, decode_all, decode_image, find_images, folder_images
+from harness.datasets.images import decode_all, decode_image, find_images, folder_images
 
 SQUARE = Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3))
 BAD = ("folder-pets/test/dog/2.png", "folder-pets/train/cat/1.png")
@@ -172,45 +172,6 @@ def test_images_stand_upright(kind: str):
 def test_an_image_with_damaged_exif_is_as_it_is_stored(kind: str, exif: bytes):
     plain, odd = (decode_image(encode(SQUARE, kind, own), "") for own in (b"", exif))
     assert np.array_equal(odd, plain)
-
-
-def scanned(scans: int, exif: bytes = b"") -> bytes:
-    """A progressive JPEG whose last scan is there again and again."""
-    plain = encode(SQUARE, "JPEG", progressive=True)
-    content, last = encode(SQUARE, "JPEG", exif, progressive=True), plain[plain.rindex(SCAN) : -2]
-    return content[:-2] + last * (scans - plain.count(SCAN)) + content[-2:]
-
-
-def precincts(log: int) -> bytes:
-    """A JPEG 2000 in precincts of 2**log by 2**log pixels."""
-    options = {"num_resolutions": 1, "precinct_size": (256, 256), "codeblock_size": (4, 4)}
-    content = encode(SQUARE, "JPEG2000", **options)
-    place = content.index(b"\xff\x52") + 14
-    assert content[place] == 0x88
-    return content[:place] + bytes([log << 4 | log]) + content[place + 1 :]
-
-
-@pytest.mark.parametrize(("content", "why"), [
-    (scanned(21), "10 x 10 pixels in 21 scans"),
-    (precincts(3), "10 x 10 pixels in precincts of 64"),
-    (encode(SQUARE, "JPEG").replace(b"\xff\xdb", b"\xff\xfe\0\2" * 2**16 + b"\xff\xdb", 1), ".* 65,536 segments"),
-    (encode(SQUARE, "JPEG").replace(b"\xff\xdb", b"\xff\xe1\0\x09Exif\0\0x" * 101 + b"\xff\xdb", 1), "101 .* EXIF"),
-])  # fmt: skip
-def test_what_takes_far_more_to_decode_than_it_has_pixels_is_refused_unseen(content: bytes, why: str, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    for method in ("load", "convert"):
-        monkeypatch.setattr(Image.Image, method, lambda *_: pytest.fail("is decoded"))
-    with pytest.raises(ValueError, match=rf"image 'x' is too large to be trusted \({why}"):
-        decode_image(content, "'x'")
-
-
-@pytest.mark.parametrize("content", [
-    scanned(20), scanned(20, b"Exif\0\0" + scanned(20)), scanned(20) + scanned(20), precincts(4),
-])  # fmt: skip
-def test_an_image_of_many_scans_or_precincts_is_read(content: bytes, monkeypatch):
-    """Scans of thumbnails and of what follows the image don't count."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert decode_image(content, "").size == (10, 10)
 
 
 @pytest.mark.filterwarnings("error")
