@@ -217,7 +217,7 @@ def test_costs_of_every_row_that_is_a_model(dense, monkeypatch, request):
     request.getfixturevalue("busy_machine")
     console = Console(file=io.StringIO(), width=200)
     assert costs(rows, {1: 2, 8: 2}, Progress(console))["clip_vit_b16_tome50"]["latency"] == ()
-    assert console.file.getvalue().startswith("batch 1 and 8: too busy to time: spread of dense 40 %\n")
+    assert console.file.getvalue().startswith("batch 1: too busy to time: spread of dense 40 %")
 
     single = count_costs(rows[:2], Progress())
     assert [one["final_tokens"] for one in single.values()] == [64, 32]
