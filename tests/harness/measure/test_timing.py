@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import zoo
 from harness.measure import timing
 from harness.records.times import EAGER, Timing
-from zoo.core.files import is_out_of_memory
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 IMAGES = torch.zeros(4, 3, 8, 8)
@@ -372,13 +371,3 @@ def test_weights_are_parameters_and_buffers_in_their_precision():
     norm = nn.BatchNorm1d(512)  # 2 parameters and 2 buffers of 512, and a count
     assert timing.weights_mib(norm, torch.float32) == (4 * 512 * 4 + 8) / timing.MIB
     assert timing.weights_mib(norm, torch.float16) == (4 * 512 * 2 + 8) / timing.MIB
-
-
-@pytest.mark.parametrize(("error", "is_memory"), [
-    (MemoryError(), True),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you"), True),
-    (RuntimeError("CUDA error: out of memory"), True),
-    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-])  # fmt: skip
-def test_what_says_that_memory_did_not_suffice(error, is_memory):
-    assert is_out_of_memory(error) is is_memory
