@@ -12,14 +12,13 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.filesize import decimal
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
 WHENS = ("auto", "always", "never")
 LINE_S = 30.0  # seconds between two lines of progress where there is no terminal
-PACE_FROM = 0.05  # of a whole, before whose end its pace tells too little
+PACE_S = 3600.0  # seconds of work that tell its pace
 FRAMES = 4.0  # of bars per second: few, as models are timed beside them
 _ENDLESS = 100_000  # columns of a pipe: what is printed there brings its own width
 # C0 and C1, what turns the direction of text around, and halves of surrogate pairs.
@@ -89,17 +88,12 @@ def colour_choice(when: str, environ: Mapping[str, str]) -> str:
 
 
 class Progress:
-    """Show bars on a terminal, one below the other; elsewhere a line of the outermost one now and then.
-
-    The outermost is the command's: it says how far the whole is.
-    """
+    """Show bars on a terminal, one below the other; elsewhere a line now and then."""
 
     def __init__(self, console: Console | None = None) -> None:
         """Take a console, or None to show nothing."""
         self._console = console
         self._bars: Bars | None = None  # while a task is shown
-        self._depth = 0  # of tasks that go on
-        self._add: Callable[..., None] = lambda *_: None  # to the whole, if there is one
 
     def say(self, text: str) -> None:
         """Print a line beside the bars."""
@@ -107,89 +101,53 @@ class Progress:
             self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def whole(self, name: str, total: float) -> Iterator[Callable[[float], None]]:
-        """Show how far work is that the tasks inside do, each its ``share`` of ``total``.
-
-        Call what it yields with the work that is behind: what no task did of it was spared, and tells nothing of the
-        pace.
-        """
-        done = spared = 0.0
-        with self.task(name, total) as update:
-
-            def add(amount: float, known: bool = False) -> None:
-                nonlocal done, spared
-                done, spared = done + amount, spared + amount * known
-                tells = done - spared >= PACE_FROM * total
-                update(round(done), round(spared if tells else done))
-
-            self._add = add
-            try:
-                yield lambda behind: add(behind - done, True)
-            finally:
-                self._add = lambda *_: None
-
-    @contextmanager
     def task(
-        self, name: str, total: float, begun: int = 0, what: str = "", share: float = 0.0
+        self, name: str, total: float, begun: int = 0, what: str = "", unit: Callable[[Any], str] = "{:g}".format
     ) -> Iterator[Callable[..., None]]:
-        """Show how far work is; call what it yields with the number done.
+        """Show how far work is; call what it yields with the number done, and the total if that is new.
 
-        Of ``total``, earlier runs did ``begun``, which tells nothing of the pace. ``what`` they are is named for
-        work that may go on for days: where there is no terminal a line says that it begins, and another that it ends.
-        ``share`` is how much of the ``whole`` this task is.
+        Earlier runs did ``begun`` of ``total``. ``what`` they are is named for work that may go on for days: where
+        there is no terminal a line says that it begins, and another that it ends.
         """
-        part, last = share / total if total else 0.0, float(begun)
-        with self._shown(name, total, begun, what) as show:
-            self._add(begun * part, True)
-
-            def update(done: float, known: float = begun) -> None:
-                nonlocal last
-                if part:
-                    self._add((done - last) * part)
-                last = done
-                show(done, known)
-
-            yield update
-
-    @contextmanager
-    def _shown(self, name: str, total: float, begun: int, what: str) -> Iterator[Callable[[float, float], None]]:
-        """Show a task; call what it yields with the number done, and how many of them tell nothing of the pace."""
-        if self._console is not None and self._console.is_interactive:
-            with self._bar(name, total, begun) as update:
-                yield lambda done, known: update(done, known=known)
-            return
-        begin = said = time.monotonic()
-        outermost = self._depth == 0 or what
-        if what:
+        drawn = self._console is not None and self._console.is_interactive
+        if self._bars is None:
+            columns = (
+                SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
+                TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+            )  # fmt: skip
+            # Results go to standard output as they are, while no bar is shown.
+            options: dict[str, Any] = {"transient": True, "redirect_stdout": False, "refresh_per_second": FRAMES}
+            options |= {"speed_estimate_period": PACE_S, "get_time": time.monotonic, "disable": not drawn}
+            self._bars = Bars(*columns, console=self._console, **options)
+            self._bars.start()
+        bars = self._bars
+        key = bars.add_task(printable(name, ""), total=total or None, completed=begun, text="")
+        task = next(one for one in bars.tasks if one.id == key)
+        said = task.get_time()
+        if what and not drawn:
             self.say(f"{name}: {begun} of {total} {what} are there")
 
-        def line(done: float, known: float) -> None:
+        def update(done: float, new_total: float = 0) -> None:
             nonlocal said
-            now = time.monotonic()
-            if not outermost or done <= known or (now - said < LINE_S and not (what and done >= total)):
+            whole = new_total or total
+            text = "/".join(map(unit, (done, whole) if whole else (done,)))
+            bars.update(key, text=text, completed=done, total=whole or None)
+            now, ends = task.get_time(), bool(what) and done >= whole
+            if drawn or done <= begun or (now - said < LINE_S and not ends):
                 return
-            said, left = now, _left(now - begin, done, known, total)
-            pace = f" ({100 * done / total:.0f} %), {_clock(now - begin)} so far, about {left} left"
-            self.say(f"{name}: {f'{done:g} of {total:g} {what}'.rstrip()}{pace if done < total else ''}")
+            said, line = now, f"{name}: {text.replace('/', ' of ')} {what}".rstrip()
+            if done < whole:
+                line += f" ({task.percentage:.0f} %), {_clock(task.elapsed)} so far"
+                line += f", about {_clock(task.time_remaining)} left" if task.time_remaining else ""
+            self.say(line)
 
-        self._depth += 1
         try:
-            yield line
-        finally:
-            self._depth -= 1
-
-    @contextmanager
-    def bytes(self, name: str, total: int = 0) -> Iterator[Callable[..., None]]:
-        """Show a bar of bytes; call what it yields with those done, and the total if it is new.
-
-        Where there is no terminal, a line says that it begins.
-        """
-        if self._console is None or not self._console.is_interactive:
-            self.say(name)
-            yield lambda *_: None
-            return
-        with self._bar(name, total, unit=decimal) as update:
             yield update
+        finally:
+            bars.remove_task(key)
+            if not bars.task_ids:
+                bars.stop()
+                self._bars = None
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -203,42 +161,6 @@ class Progress:
             if bars is not None:
                 bars.start()
 
-    @contextmanager
-    def _bar(
-        self, name: str, total: float, done: int = 0, unit: Callable[[Any], str] = "{:g}".format
-    ) -> Iterator[Callable[..., None]]:
-        """Add a bar below those that are shown; call what it yields with the number done, and the total if new."""
-        if self._bars is None:
-            columns = (
-                SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
-                TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
-            )  # fmt: skip
-            # Results go to standard output as they are, while no bar is shown.
-            how: dict[str, Any] = {"transient": True, "redirect_stdout": False, "refresh_per_second": FRAMES}
-            self._bars = Bars(*columns, console=self._console, **how)
-            self._bars.start()
-        bars, begin = self._bars, time.monotonic()
-        key = bars.add_task(printable(name, ""), total=total or None, completed=done, text="", left="")
 
-        def update(done: float, new_total: float = 0, known: float = 0) -> None:
-            whole = new_total or total
-            text = f"{unit(done)}/{unit(whole)}" if whole else unit(done)
-            left = _left(time.monotonic() - begin, done, known, whole) if whole and done > known else "-:--:--"
-            bars.update(key, text=text, left=left, completed=done, total=whole or None)
-
-        try:
-            yield update
-        finally:
-            bars.remove_task(key)
-            if not bars.task_ids:
-                bars.stop()
-                self._bars = None
-
-
-def _clock(seconds: float) -> timedelta:
-    return timedelta(seconds=round(seconds))
-
-
-def _left(spent_s: float, done: float, known: float, total: float) -> str:
-    """Return how long the rest takes at the pace of what was done beyond what is ``known``."""
-    return str(_clock(spent_s * max(total - done, 0) / (done - known)))
+def _clock(seconds: float | None) -> timedelta:
+    return timedelta(seconds=round(seconds or 0))

@@ -20,8 +20,8 @@ from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels, subset, turns
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.cost import IMAGES_PER_COUNT, RowCost, costs
-from harness.measure.match import COUNTS, ROUNDS, STEPS, keep_near_rows, matched_rows
+from harness.measure.cost import RowCost, costs
+from harness.measure.match import keep_near_rows, matched_rows
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.rows import (
     BLOCK,
@@ -111,32 +111,18 @@ def compare(
         )
     if plan.dtype == "bfloat16" != best_precision(plan.device):
         progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
-    work, once = [_work(plan, dataset, shots) for dataset, shots in pairs], _work_once(plan)
-    with progress.whole("the whole, in images", len(plan.models) * (once + sum(work))) as reach:
-        behind = 0.0
+    with progress.task("models x datasets", len(plan.models) * len(pairs)) as update:
+        done = 0
         for name in plan.models:
             bench = replace(Bench.build(plan, name, progress, known), tracer=tracer, folder=folder)
-            behind += once
             for at, (dataset, shots) in enumerate(pairs):
                 group = bench.measure(dataset, shots, known)
-                reach(behind := behind + work[at])
+                update(done := done + 1)
                 yield group
                 if tracer is not None:  # what was measured is written by now
                     tracer.flush()
                 if dataset not in [other for other, _ in pairs[at + 1 :]]:
                     bench.view_of(dataset).outcomes.forget()
-
-
-def _work_once(plan: Plan) -> int:
-    """Return how many images all rows could run on while costs are measured, and keep rates are matched."""
-    times = sum(batch * count for batch, count in plan.latency_rounds.items())
-    search = {"keep": 0, "gflops": COUNTS * IMAGES_PER_COUNT, "time": STEPS * ROUNDS * plan.match_batch}
-    return times + IMAGES_PER_COUNT + search[plan.match]
-
-
-def _work(plan: Plan, dataset: Dataset, shots: int) -> int:
-    """Return about how many images of a dataset, and of its shots, all rows are run on."""
-    return len(subset(dataset.split(plan.split), plan.limit)) + shots * len(dataset.classes) * len(plan.tunings(shots))
 
 
 def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:

@@ -20,7 +20,6 @@ from harness.records.times import AGAIN
 if TYPE_CHECKING:
     from harness.measure.rows import Variant
 
-IMAGES_PER_COUNT = 8  # that a model runs on in the time in which its multiply-adds are counted
 # Counted as free, like everywhere in the field: one pass over the data, no contraction. fvcore
 # itself counts LayerNorm as 5 per element (0.02 of ViT-B/16's 17.58 G) and knows more free ones
 # (views, copies, gather, comparisons). An operator in neither list is reported as unsupported.
@@ -202,7 +201,7 @@ class RowCost:
 def count_costs(rows: "Sequence[Variant]", progress: Progress) -> dict[str, RowCost]:
     """Count multiply-adds, activations, parameters and tokens of rows that can be run, by key."""
     counted: dict[str, RowCost] = {}
-    with progress.task("multiply-adds", len(rows), share=IMAGES_PER_COUNT) as update:
+    with progress.task("multiply-adds", len(rows)) as update:
         for done, row in enumerate(rows, start=1):
             if row.method == OPTIMIZED:  # the same products, hidden in kernels
                 counted[row.key] = counted[rows[0].key]
@@ -249,7 +248,7 @@ def time_rows(rows: "Sequence[Variant]", rounds: Mapping[int, int], progress: Pr
     latency, patience = {key: list[Times]() for key in models}, Patience(say=progress.say)
     for batch, count in rounds.items():
         try:
-            with progress.task(f"latency at batch {batch}", count, share=batch * count) as update:
+            with progress.task(f"latency at batch {batch}", count) as update:
                 timings = time_models(models, batch, count, warmup=1, tick=update, patience=patience)
         except BusyError as error:
             reasons.setdefault(error.why, []).append(str(batch))

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from harness.base.terminal import Progress
-from harness.measure.cost import IMAGES_PER_COUNT, gflops
+from harness.measure.cost import gflops
 from harness.measure.plan import Plan
 from harness.measure.rows import MethodRate, Variant, rows_of
 from harness.measure.timing import BusyError, Patience, time_models
@@ -27,7 +27,6 @@ TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row furthe
 SLACK = TOLERANCE["time"] / 2
 ROUNDS = 4  # of a search's steps
 STEPS = 12  # of a search, at most
-COUNTS = 8  # of multiply-adds until a keep rate is found, about
 SURE = 3  # costs of one count, of which one may be disturbed
 
 K = TypeVar("K")
@@ -148,8 +147,8 @@ def equal_times(
     dense = copy.deepcopy(dense).to(plan.device, DTYPES[plan.dtype])
     searches = {key: solver.search(round(key[1] * solver.patches)) for key, solver in solvers.items()}
     asked, answers, step = {key: next(search) for key, search in searches.items()}, dict[MethodRate, float](), 0
-    patience, work = Patience(say=progress.say), STEPS * ROUNDS * plan.match_batch
-    with progress.task("keep rates of equal time", STEPS, share=work) as update:
+    patience = Patience(say=progress.say)
+    with progress.task("keep rates of equal time", STEPS) as update:
         while asked:
             vits: dict[Any, ReducedViT] = {key[1]: targets[key[1]] for key in solvers}
             for key, count in asked.items():
@@ -223,7 +222,7 @@ def _equal_gflops(
     target: KeepSolver, solvers: Mapping[str, KeepSolver], plan: Plan, progress: Progress
 ) -> dict[MethodRate, float]:
     keeps = {}
-    with progress.task("keep rates of equal cost", len(solvers), share=COUNTS * IMAGES_PER_COUNT) as update:
+    with progress.task("keep rates of equal cost", len(solvers)) as update:
         for done, (method, solver) in enumerate(solvers.items(), start=1):
             for rate in plan.keeps:
                 keep = solver.nearest(target.gflops(rate))

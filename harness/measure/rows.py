@@ -362,7 +362,7 @@ class OutcomeCache:
     def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
         label, runs = f"{label}, images x rows", len(split) * len(rows)
         if self.folder is None:
-            with self.progress.task(label, runs, share=len(split)) as update:
+            with self.progress.task(label, runs) as update:
                 return outcomes(rows, split, self.preprocess, on_run=update)
         golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
         settings = [git_commit(), *([row.key, row.config, _code(row)] for row in rows)]
@@ -373,7 +373,7 @@ class OutcomeCache:
         with store.open(self.progress.say):
             todo = store.missing(origin)
             done = runs - len(rows) * sum(len(store.positions(index)) for index in todo)
-            with self.progress.task(label, runs, done, share=len(split)) as update:
+            with self.progress.task(label, runs, done) as update:
 
                 def on_row(_: int) -> None:
                     nonlocal done

@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import itertools
 import json
 
 import pytest
@@ -47,35 +46,34 @@ def test_names_of_others_can_not_steer_a_terminal(capsys):
 
 
 def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(monkeypatch):
-    """Ten seconds pass between two looks at the clock; the four of earlier runs make this one no faster."""
-    ticks = itertools.count(step=10)
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
+    """An image takes ten seconds; the four of earlier runs make this one no faster."""
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     console = Console(file=io.StringIO(), width=20)
-    with Progress(console).task("rankings", 12, 4, "images") as update:
-        for done in (4, 6, 8, 10, 12):
+    progress = Progress(console)
+    with progress.task("rankings", 12, 4, "images") as update, progress.task("inner", 9) as inner:
+        for done in range(4, 13):
+            clock[0] = 10.0 * (done - 4)
             update(done)
+            if done == 8:
+                inner(3)
     assert console.file.getvalue().splitlines() == [
         "rankings: 4 of 12 images are there",
-        "rankings: 8 of 12 images (67 %), 0:00:30 so far, about 0:00:30 left",
+        "rankings: 7 of 12 images (58 %), 0:00:30 so far, about 0:00:50 left",
+        "inner: 3 of 9 (33 %), 0:00:40 so far",
+        "rankings: 10 of 12 images (83 %), 0:01:00 so far, about 0:00:20 left",
         "rankings: 12 of 12 images",
     ]
 
 
-def test_the_whole_goes_on_by_shares_at_the_pace_of_what_is_done(monkeypatch):
-    """Ten seconds pass between two looks at the clock; of 40 runs 10 are known and 8 needn't be done."""
-    ticks = itertools.count(step=10)
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
-    console = Console(file=io.StringIO(), width=20)
+def test_bars_on_a_terminal_go_when_their_tasks_end():
+    console = Console(file=io.StringIO(), width=60, force_terminal=True)
     progress = Progress(console)
-    with progress.whole("runs", 40) as reach:
-        with progress.task("inner", 4, 2, share=20) as update:
-            update(3)
-            update(4)
-        reach(28)
-        with progress.task("inner", 1, share=12) as update:
-            update(1)
-    assert console.file.getvalue().splitlines() == [
-        "runs: 15 of 40 (38 %), 0:00:30 so far, about 0:02:30 left",
-        "runs: 28 of 40 (70 %), 0:01:10 so far, about 0:01:24 left",
-        "runs: 40 of 40",
-    ]
+    with progress.task("downloading", 0, unit="{} B".format) as outer, progress.task("inner", 4) as inner:
+        outer(30, 300)
+        inner(3)
+        progress._bars.refresh()
+    shown = console.file.getvalue()
+    assert "30 B/300 B" in shown
+    assert "3/4" in shown
+    assert progress._bars is None
