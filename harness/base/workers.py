@@ -16,11 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from harness.base.hints import describe_error
-from harness.base.store import shard_path
 from harness.base.terminal import Progress
-from zoo.core.files import PARTIAL
 
-MOST_DEATHS = 3  # of workers on one shard
+MOST_DEATHS = 3  # of workers on one shard, which Ray gives to another one
 # Makes shards by their numbers and yields values that JSON holds while it goes on.
 Make = Callable[[Sequence[int]], Iterator[Any]]
 
@@ -56,7 +54,6 @@ class ShardJob:
 
 def make_shards(
     job: ShardJob,
-    folder: Path,
     todo: Sequence[int],
     make: Make,
     *,
@@ -85,7 +82,7 @@ def make_shards(
         # A dataset may hold a console to show its downloads on.
         ray.util.register_serializer(Progress, serializer=lambda _: None, deserializer=lambda _: Progress())
         # By reference: Ray Data logs what it is given, item by item, and would decode all images.
-        task = ray.put((start, folder.absolute(), str(Path.cwd())))
+        task = ray.put((start, str(Path.cwd())))
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         made = ray.data.from_items(shards, override_num_blocks=len(todo)).map_batches(
@@ -93,6 +90,8 @@ def make_shards(
             fn_constructor_args=(task,),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=job.workers, max_tasks_in_flight_per_actor=1),
+            max_restarts=-1,
+            max_task_retries=MOST_DEATHS - 1,
             num_cpus=1,
             num_gpus=1 if job.device == "cuda" else None,
         )
@@ -104,8 +103,11 @@ def make_shards(
                     yield from json.loads(str(value))
         except RayError as error:
             reason = str(error).strip().partition("\n")[0]
-            kept = "finished shards are kept, the same command goes on"
-            raise ValueError(f"the workers can't go on ({reason}); {kept}") from error
+            raise ValueError(
+                f"the workers can't go on ({reason}), as after {MOST_DEATHS} that one shard ended: too little memory, "
+                "or an image that breaks its decoder? Finished shards are kept, the same command goes on; without "
+                "--workers it may say more"
+            ) from error
 
 
 def require_same(differences: Sequence[str]) -> None:
@@ -124,8 +126,7 @@ class _Actor:
         import ray
 
         self.start: Callable[[], Make]
-        self.folder: Path
-        self.start, self.folder, place = ray.get(task)
+        self.start, place = ray.get(task)
         with contextlib.suppress(FileNotFoundError):  # another machine's; its paths are absolute
             os.chdir(place)  # what relative paths start from
         self.make: Make | None = None
@@ -133,34 +134,10 @@ class _Actor:
     def __call__(self, rows: dict[str, NDArray[np.int64]]) -> dict[str, list[str]]:
         (index,) = rows["shard"]
         try:
-            with _attempt(self.folder, int(index)):
-                self.make = self.make or self.start()
-                return {"made": [json.dumps([*self.make([int(index)])])], "error": [""]}
+            self.make = self.make or self.start()
+            return {"made": [json.dumps([*self.make([int(index)])])], "error": [""]}
         except (ValueError, OSError) as error:
             return {"made": [""], "error": [describe_error(error)]}
-
-
-@contextlib.contextmanager
-def _attempt(folder: Path, index: int) -> Iterator[None]:
-    """Note in a file beside a shard that a worker begins it; only its sudden end leaves the file.
-
-    Ray starts a worker anew whenever it dies, and gives it the same shard: here that has an end, a ValueError.
-    """
-    path = shard_path(folder, index)
-    note = path.with_name(f".{path.name}.attempts{PARTIAL}")  # the next run removes it
-    with note.open("ab") as file:
-        file.write(b".")
-    deaths = note.stat().st_size - 1
-    try:
-        if deaths >= MOST_DEATHS:
-            raise ValueError(
-                f"shard {index}, {path.name}, ended {deaths} workers without a message: too "
-                "little memory, or an image that breaks its decoder? Finished shards are kept; "
-                "without --workers the same command may say more"
-            )
-        yield
-    finally:
-        note.unlink(missing_ok=True)
 
 
 def _cluster() -> str | None:
