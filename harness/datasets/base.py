@@ -120,7 +120,6 @@ class Dataset(abc.ABC):
     name: str
     title: str
     license: str
-    source: str
     files: tuple[str, ...] = ()  # that ship
     build_command: str = ""  # that makes them
     templates: tuple[str, ...]  # prompts with one `{}`

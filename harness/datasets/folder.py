@@ -46,7 +46,6 @@ class FolderDataset(OwnDataset, ListedDataset):
 
     prefix, expected = "folder", "folder of class folders"
     what = f"a {expected}, or of train, val and test with such"
-    source = "a folder of class folders"
 
     def __init__(self, place: Path) -> None:
         folder, where = self.take_folder(place, "folder", "Images of the folder")
@@ -118,7 +117,6 @@ class ImageFolder(OwnDataset, ListedDataset):
 
     prefix, expected = "images", "folder of images"
     what = "all images below a folder, without classes, split here into train, val and test"
-    source = "a folder of images"
     templates: tuple[str, ...] = ()
 
     def __init__(self, place: Path) -> None:
