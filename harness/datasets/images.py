@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from hashlib import blake2b
+from itertools import compress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -224,7 +225,7 @@ class ImageList:
 
     def subset(self, chosen: NDArray[np.bool_]) -> "ImageList":
         """Keep the images that are chosen, (n,)."""
-        paths = [path for path, one in zip(self.paths, chosen.tolist(), strict=True) if one]
+        paths = list(compress(self.paths, chosen))
         return replace(self, paths=paths, labels=self.labels[chosen], sizes=self.sizes[chosen])
 
     @property
@@ -304,23 +305,22 @@ def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE
     folder, where = Path(path), f"{flag}{str(path)!r}"
     require_folder(folder, where, "the folder it lies in")
     found = find_images(folder)
-    notes, files = tell_unread(found, folder, where), [file for file in found if not file.wrong]
-    if not files:
+    notes = tell_unread(found, folder, where)
+    paths = [file.path.relative_to(folder).as_posix() for file in found if not file.wrong]
+    if not paths:
         raise ValueError("; ".join([f"{where}: no images below this folder", KNOWN, *notes]))
-    listed = list_files(folder, files, np.full(len(files), -1, dtype=np.int64))
+    listed = list_files(folder, paths, [-1] * len(paths))
     return replace(listed, by_content=True, way=way, notes=notes)
 
 
 def list_files(
-    root: Path, files: Sequence[FoundFile | str], labels: Sequence[int] | NDArray[np.int64], prefix: str = ""
+    root: Path, paths: Sequence[str], labels: Sequence[int] | NDArray[np.int64], prefix: str = ""
 ) -> ImageList:
-    """List files below a root, or what should be there, by their paths or by those relative to it."""
-    paths = [file if isinstance(file, str) else file.path.relative_to(root).as_posix() for file in files]
-    sizes = np.array([MISSING if isinstance(file, str) else file.size for file in files], dtype=np.int64)
-    for index, file in enumerate(files):
-        if isinstance(file, str):
-            with suppress(FileNotFoundError, NotADirectoryError):
-                sizes[index] = (root / file).stat().st_size
+    """List files below a root, or what should be there, by their paths relative to it."""
+    sizes = np.full(len(paths), MISSING, dtype=np.int64)
+    for index, path in enumerate(paths):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            sizes[index] = (root / path).stat().st_size
     return ImageList(root=root, paths=paths, labels=np.array(labels, dtype=np.int64), sizes=sizes, prefix=prefix)
 
 
