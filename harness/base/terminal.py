@@ -95,6 +95,10 @@ class Progress:
         self._console = console
         self._bars: Bars | None = None  # while a task is shown
 
+    def __reduce__(self) -> tuple[type["Progress"], tuple[()]]:
+        """Show nothing in another process."""
+        return Progress, ()
+
     def say(self, text: str) -> None:
         """Print a line beside the bars."""
         if self._console is not None:

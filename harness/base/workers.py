@@ -1,7 +1,6 @@
 """Shards made in this process, or by Ray's actors on one machine or several."""
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -11,15 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from harness.base.hints import describe_error
-from harness.base.terminal import Progress
 
 MOST_DEATHS = 3  # of workers on one shard, which Ray gives to another one
-# Makes shards by their numbers and yields values that JSON holds while it goes on.
+# Makes shards by their numbers and yields values while it goes on.
 Make = Callable[[Sequence[int]], Iterator[Any]]
 
 
@@ -74,33 +70,18 @@ def make_shards(
     release()
     torch.cuda.empty_cache()
     import ray
-    import ray.data
     from ray.exceptions import RayError
+    from ray.util import ActorPool
 
-    shards = [{"shard": index} for index in todo]
+    gpus = 1 if job.device == "cuda" else 0
+    kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=MOST_DEATHS - 1)(_Actor)
     with _ray_running(job.workers):
-        # A dataset may hold a console to show its downloads on.
-        ray.util.register_serializer(Progress, serializer=lambda _: None, deserializer=lambda _: Progress())
-        # By reference: Ray Data logs what it is given, item by item, and would decode all images.
-        task = ray.put((start, str(Path.cwd())))
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        made = ray.data.from_items(shards, override_num_blocks=len(todo)).map_batches(
-            _Actor,
-            fn_constructor_args=(task,),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=job.workers, max_tasks_in_flight_per_actor=1),
-            max_restarts=-1,
-            max_task_retries=MOST_DEATHS - 1,
-            num_cpus=1,
-            num_gpus=1 if job.device == "cuda" else None,
-        )
+        pool = ActorPool([kind.remote(start, str(Path.cwd())) for _ in range(job.workers)])
         try:
-            for block in made.iter_batches(batch_size=None, prefetch_batches=0):
-                for value, error in zip(block["made"], block["error"], strict=True):
-                    if error:
-                        raise ValueError(str(error))
-                    yield from json.loads(str(value))
+            for values, error in pool.map_unordered(lambda actor, index: actor.make_shard.remote(index), todo):
+                if error:
+                    raise ValueError(error)
+                yield from values
         except RayError as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(
@@ -122,22 +103,19 @@ def require_same(differences: Sequence[str]) -> None:
 class _Actor:
     """What an actor of Ray runs; errors that a user can mend come back as text, not as Ray's tracebacks."""
 
-    def __init__(self, task: Any) -> None:
-        import ray
-
-        self.start: Callable[[], Make]
-        self.start, place = ray.get(task)
+    def __init__(self, start: Callable[[], Make], place: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # another machine's; its paths are absolute
             os.chdir(place)  # what relative paths start from
+        self.start = start
         self.make: Make | None = None
 
-    def __call__(self, rows: dict[str, NDArray[np.int64]]) -> dict[str, list[str]]:
-        (index,) = rows["shard"]
+    def make_shard(self, index: int) -> tuple[list[Any], str]:
+        """Return what making a shard yields, or an error's text."""
         try:
             self.make = self.make or self.start()
-            return {"made": [json.dumps([*self.make([int(index)])])], "error": [""]}
+            return list(self.make([index])), ""
         except (ValueError, OSError) as error:
-            return {"made": [""], "error": [describe_error(error)]}
+            return [], describe_error(error)
 
 
 def _cluster() -> str | None:
@@ -158,8 +136,7 @@ def _ray_running(workers: int) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = _cluster()
-    # Workers that took all logical CPUs would leave none for Ray's own tasks.
-    where = {"address": address} if address else {"num_cpus": workers + 1, "include_dashboard": False}
+    where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
     # Ray tells on standard output of workers that die, until it has stopped; that is for results.
     with contextlib.redirect_stdout(sys.stderr):
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)

@@ -2,11 +2,10 @@
 
 import io
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import blake2b
 from itertools import compress
@@ -50,7 +49,6 @@ SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with 
 SHOWN = 3  # images or classes in a line
 MISSING = -1  # bytes of a file that isn't there
 CHUNK = 128  # images that threads share out
-SAVED_S = 30.0  # seconds between two states on disk
 DECODER = 8  # bytes that a decoder may need for a pixel, beside the image
 
 
@@ -350,33 +348,31 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     """
     splits = {name: dataset.split(name) for name in SPLITS}
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(getattr(dataset, "root", None))]
-    path, kept = cached_json("decoded", "upright", *identity)
-    state = Decoded(digests={name: [""] * len(split) for name, split in splits.items()}, bad={})
-    with suppress(KeyError, TypeError, AttributeError):
-        earlier = Decoded(**kept)
-        complete = sum(digests.count("") for digests in earlier.digests.values()) == len(earlier.bad)
-        if all(len(earlier.digests[name]) == len(split) for name, split in splits.items()) and (known or not complete):
-            state = earlier
-    unread = [(name, i) for name in SPLITS for i, one in enumerate(state.digests[name]) if not one]
-    saved = time.monotonic()
+    path, kept = cached_json("decoded", "pixels, or why not", *identity)
+    places = [(name, index) for name in SPLITS for index in range(len(splits[name]))]
+    results = [("", "")] * len(
+        places
+    )  # the digest of the pixels, or why there is none; nothing of both until it's read
+    if kept is not None and len(kept) == len(places) and (known or not all(map(any, kept))):
+        results = [(pixels, why) for pixels, why in kept]
+    unread = [at for at, (pixels, _) in enumerate(results) if not pixels]
     with progress.task(f"reading {dataset.name}", len(unread)) as update, ThreadPoolExecutor() as threads:
         try:
             for start in range(0, len(unread), CHUNK):
                 chunk = unread[start : start + CHUNK]
-                results = list(threads.map(lambda one: _decode(splits[one[0]], one[1]), chunk))
-                for (name, index), (pixels, why) in zip(chunk, results, strict=True):
-                    state.digests[name][index] = pixels
-                    image_id = splits[name].image_id(index)
-                    state.bad.pop(image_id, None)
-                    if why:
-                        state.bad[image_id] = why
+                found = list(threads.map(lambda at: _decode(splits[places[at][0]], places[at][1]), chunk))
+                for at, result in zip(chunk, found, strict=True):
+                    results[at] = result
                 update(start + len(chunk))
-                if time.monotonic() - saved > SAVED_S:
-                    keep_json(path, asdict(state))
-                    saved = time.monotonic()
         finally:
-            keep_json(path, asdict(state))
-    return state
+            keep_json(path, results)
+    digests: dict[SplitName, list[str]] = {name: [] for name in SPLITS}
+    bad: dict[str, str] = {}
+    for (name, index), (pixels, why) in zip(places, results, strict=True):
+        digests[name].append(pixels)
+        if why:
+            bad[splits[name].image_id(index)] = why
+    return Decoded(digests=digests, bad=bad)
 
 
 def _decode(split: Split, index: int) -> tuple[str, str]:

@@ -65,7 +65,7 @@ def actors() -> set[int]:
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::_Actor"):
                 found.add(int(folder.name))
         except OSError:
             continue
