@@ -1,4 +1,4 @@
-"""Tables of README and the site that are made from records and from the curve of cheaper rankings.
+"""Tables of README and the site that are made from records.
 
 ``python -m tools.write_results`` in a checkout writes them anew; a test compares them. With ``--measure LIMIT`` it
 first measures the main job, and equal time in the fastest precision, on so many images of each dataset.
@@ -14,14 +14,12 @@ from tempfile import TemporaryDirectory
 
 from harness.base.table import NOT_MEASURED, Table
 from harness.cli.entry import main
-from harness.golden.rank import SHIPPED, Curve
 from harness.records.averages import CLOSE, REFERENCE
 from harness.records.record import DENSE, MATCHED, RECORDS, UNREDUCED, Record, read_records
 from harness.records.times import LATENCIES, read_latencies
 from harness.report.groups import group_records, group_times, time_tables
 from harness.report.highlights import standings
 from harness.report.writers import markdown
-from harness.studies.ranking_cost import curve_table
 from tools import replace_part
 from zoo.core.files import write_whole
 from zoo.core.precision import best_precision
@@ -104,11 +102,6 @@ def _distances(title: str, found: Found) -> Table:
     return Table.of(title, ("at", "method", *columns), cells, words={"at", "method"})
 
 
-def curve() -> list[Table]:
-    """Return how near cheaper golden rankings are to the exact one."""
-    return [curve_table(Curve.read(SHIPPED))]
-
-
 def times() -> list[Table]:
     """Return times by `latency`, if they are among the results; conditions stand in the caption."""
     path = RESULTS / LATENCIES
@@ -119,7 +112,6 @@ def times() -> list[Table]:
 PARTS: dict[Path, dict[str, Callable[[], list[Table]]]] = {
     Path("README.md"): {"results": main_results},
     Path("docs/results.md"): {"final": final_split, "time": equal_time},
-    Path("docs/rankings.md"): {"curve": curve},
     Path("docs/latency.md"): {"times": times},
 }
 
@@ -138,7 +130,7 @@ def measure(limit: str) -> None:
     at_equal_time = ["--match", "time", "--dtype", best_precision("cpu")]
     for name, flags in (("records.jsonl", []), ("equal_time.jsonl", at_equal_time)):
         with TemporaryDirectory() as folder:
-            if code := main(["compare", *flags, "--limit", limit, "--traces", "0", "--output", folder]):
+            if code := main(["compare", *flags, "--limit", limit, "--no-gallery", "--output", folder]):
                 sys.exit(code)
             shutil.copy(Path(folder) / RECORDS, RESULTS / name)
             if not flags:

@@ -133,7 +133,12 @@ def load_publishable(
         return _load_saved(name)
     arch = name.partition(".")[0]
     if arch not in MODELS:
-        raise _unpublishable(name)
+        if timm.is_model(arch) or name.startswith((OPEN_CLIP, TRANSFORMERS)):
+            raise ValueError(
+                f"model {name!r}: push takes names of `list`, {FOLDER}FOLDER and {HUB}OWNER/NAME; save another tower "
+                "of timm by timm.models.save_for_hf(zoo.reduce(TOWER, method=METHOD, keep=RATE), FOLDER)"
+            )
+        raise unknown_model(name, f", or {FOLDER}FOLDER, {HUB}OWNER/NAME")
     tower, tag = split_name(split_method(name)[0])
     options: dict[str, Any] = {} if prompts is None else {"prompts": str(prompts)}
     if predictor is not None:
@@ -156,19 +161,6 @@ def load_publishable(
     provenance[RECOVERY] = read_facts(file.path, RECOVERY)
     provenance["digests"][RECOVERY] = digest(file.path)
     return replace(model, vit=add_recovery(vit, file).eval())
-
-
-def _unpublishable(name: str) -> ValueError:
-    """Make the error that says why a model of another library can't be published by its name, and what can be done."""
-    for prefix, theirs in ((OPEN_CLIP, "push_to_hf_hub"), (TRANSFORMERS, "push_to_hub")):
-        if name.startswith(prefix):
-            return ValueError(f"model {name!r}: push takes towers of timm alone; publish the dense one by {theirs}")
-    if timm.is_model(name.partition(".")[0]):
-        made = f"zoo.reduce(timm.create_model({name!r}, pretrained=True), method=METHOD, keep=RATE)"
-        return ValueError(
-            f"model {name!r}: save it by timm.models.save_for_hf({made}, FOLDER), and push {FOLDER}FOLDER"
-        )
-    return unknown_model(name, f", or {FOLDER}FOLDER, {HUB}OWNER/NAME")
 
 
 def _load_saved(name: str) -> Publishable:

@@ -1,12 +1,11 @@
-"""Show images beside the importance of their patches by several rankings, and what is kept."""
+"""Show images beside the importance of their patches by several rankings, and what is kept; galleries of `compare`."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
-from itertools import product
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,88 +17,52 @@ from harness.base.hints import describe_error
 from harness.base.terminal import Progress
 from harness.datasets import KINDS, get_dataset
 from harness.datasets.images import LEAVE_OUT, read_image
-from harness.measure.rows import make_row
+from harness.measure.bench import KeptPatches
+from harness.measure.rows import Outcome, Variant, make_row, run
 from harness.models.towers import Tower, load_tower, no_text, undo_preprocess
-from harness.records.record import GOLDEN
-from harness.report.pictures import PatchRow, PatchSheet, draw
+from harness.records.averages import REFERENCE
+from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RANDOM
+from harness.report.pictures import IMAGE, PatchRow, PatchSheet, draw, gallery_name
 from zoo.core.files import write_whole
 from zoo.core.messages import expected
 from zoo.core.reducer import METHODS, Pruner, final_count
-from zoo.core.tokens import tokens_of, top
+from zoo.core.tokens import top
 from zoo.loading.clip import class_features
 from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
-from zoo.towers.vit import ReducedViT
 
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
-NO_CLASSES = 'its classes are not known (--dataset NAME or --classes "a,b,c" names them)'
-NO_LABEL = "its true class is not known (--label CLASS names it)"
+NO_CLASSES = "its class is not known (images of a dataset have one, such as folder:DIR:val:0)"
 PREDICTOR, ATTENTION, PRESERVATION = "patchrank", "clsattn", "preservation"
 ALIASES = {"predictor": PREDICTOR, GOLDEN: PRESERVATION}
+RANKING = "golden ranking"  # column of a gallery
+GALLERY_SCALE = 0.62  # of a sheet's 2000 pixels
 NAMES = {score: f"golden {score}" for score in SCORES} | {PREDICTOR: "predictor", ATTENTION: "CLS attention"}
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One RGB image with what is known about it; the label is a position in its classes."""
+class Subject(NamedTuple):
+    """One RGB image with what is known about it."""
 
     name: str
     image: Image.Image
-    label: int | None = None
-    classes: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ("a photo of a {}.",)  # for classes that come without a dataset
+    label: str = ""  # its class, empty where unknown
+    classes: tuple[str, ...] = ()  # of its dataset
+    templates: tuple[str, ...] = ()
 
 
-def find_subjects(
-    places: Sequence[str], *, dataset: str | None = None, classes: Sequence[str] = (), labels: Sequence[str] = ()
-) -> list[Subject]:
-    """Load images from paths of files, or ``dataset:split:index``; a file of that name goes first.
-
-    Files have the classes of ``dataset``, or ``classes``; ``labels`` are one for all or one each.
+def find_subject(place: str) -> Subject:
+    """Load an image from the path of a file, or ``dataset:split:index``; a file of that name goes first.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is no image, a place that no dataset has, an unknown class, or
-            classes and labels that don't fit each other or the files.
+        ValueError: a file that is no image, or a place that no dataset has.
     """
-    files = [place for place in places if Path(place).exists() or not PLACE.fullmatch(place)]
-    source = None if dataset is None else get_dataset(dataset)
-    known = tuple(classes) if source is None else source.classes
-    if not files and (known or labels):
-        raise ValueError(
-            f"--dataset, --classes and --label are for image files, and there is none among {', '.join(places)}: "
-            "these have classes and labels of their own"
-        )
-    if classes and source is not None:
-        raise ValueError("--dataset and --classes both name classes: give one of them")
-    if len(set(classes)) < len(classes) or not all(classes):
-        raise ValueError(f"--classes {','.join(classes)!r}: expected names, each once")
-    for label in labels:
-        if label not in known:
-            mend = expected(label, known) if known else 'name its classes with --dataset NAME or --classes "a,b,c"'
-            raise ValueError(f"--label {label!r}: {mend}")
-    if len(labels) not in (0, 1, len(files)):
-        raise ValueError(f"--label: {len(labels)} labels for {len(files)} files; give one, or one each")
-    positions = iter([known.index(label) for label in labels] * (len(files) if len(labels) == 1 else 1))
-    about = {} if source is None else {"templates": source.templates}
-    return [
-        Subject(Path(place).name, _read_file(place), next(positions, None), known, **about)
-        if place in files
-        else _from_dataset(place)
-        for place in places
-    ]
-
-
-def _read_file(place: str) -> Image.Image:
-    if not Path(place).is_file():
-        raise FileNotFoundError(
-            f"image {place!r} does not exist; expected an image file, or dataset:split:index such as fashion:val:3"
-        )
-    return read_image(Path(place), way=LEAVE_OUT)
-
-
-def _from_dataset(place: str) -> Subject:
-    match = PLACE.fullmatch(place)
-    assert match is not None
+    match = None if Path(place).exists() else PLACE.fullmatch(place)
+    if match is None:
+        if not Path(place).is_file():
+            raise FileNotFoundError(
+                f"image {place!r} does not exist; expected an image file, or dataset:split:index such as fashion:val:3"
+            )
+        return Subject(Path(place).name, read_image(Path(place), way=LEAVE_OUT))
     dataset, index = get_dataset(match["dataset"]), match["index"]
     try:
         split = dataset.split(match["split"])  # type: ignore[arg-type]  # checked there
@@ -108,10 +71,10 @@ def _from_dataset(place: str) -> Subject:
     if not index.isdecimal() or int(index) >= len(split):
         there = f"images 0 to {len(split) - 1}" if len(split) else "no images"
         raise ValueError(f"image {place!r}: index {index!r}: {dataset.name} {match['split']} has {there}")
-    example = split[int(index)]
-    label = example.label if dataset.labelled else None
-    name = f"{dataset.name}:{match['split']}:{index}"
-    return Subject(name, example.image, label, dataset.classes, dataset.templates)
+    example, name = split[int(index)], f"{dataset.name}:{match['split']}:{index}"
+    if not dataset.labelled:
+        return Subject(name, example.image)
+    return Subject(name, example.image, dataset.classes[example.label], dataset.classes, dataset.templates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +123,16 @@ Arrays = dict[str, dict[int, NDArray[Any]]]  # (N,) of each patch, by column and
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What stands beside the images of a sheet."""
+
+    columns: dict[str, str]  # titles
+    importance: Arrays = field(default_factory=dict)
+    tokens: Arrays = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scene:
     """Images and the dense tower that looks at them."""
 
@@ -167,6 +140,17 @@ class Scene:
     subjects: Sequence[Subject]
     images: Tensor  # (B, C, H, W), preprocessed
     config: ShowConfig
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        rows, columns = self.tower.vit.patch_embed.dynamic_feat_size(self.images.shape[-2:])
+        return int(rows), int(columns)
+
+    @property
+    def patches(self) -> int:
+        """The number N of patches."""
+        return self.grid[0] * self.grid[1]
 
 
 def show(
@@ -183,199 +167,225 @@ def show(
     tower = load_tower(model)
     tower.vit.to(device)
     images = torch.stack([tower.preprocess(subject.image) for subject in subjects])
-    views = undo_preprocess(tower.preprocess, images).permute(0, 2, 3, 1).numpy()
+    views = _views(tower.preprocess, images)
     scene = Scene(tower=tower, subjects=subjects, images=images.to(device), config=config)
-    columns, importance, tokens, notes = _leavings(scene) if config.left else _rankings(scene, progress)
+    drawing = _leavings(scene) if config.left else _rankings(scene, progress)
     rows = [
         PatchRow(
             name=subject.name,
-            label="" if subject.label is None else subject.classes[subject.label],
+            label=subject.label,
             view=views[i],
-            importance={name: own[i] for name, own in importance.items() if i in own},
-            tokens={name: own[i] for name, own in tokens.items() if i in own},
+            importance={name: own[i] for name, own in drawing.importance.items() if i in own},
+            tokens={name: own[i] for name, own in drawing.tokens.items() if i in own},
         )
         for i, subject in enumerate(subjects)
     ]
-    grid = tower.vit.patch_embed.dynamic_feat_size(images.shape[-2:])
-    sheet = PatchSheet(rows=rows, grid=(int(grid[0]), int(grid[1])), columns=columns, notes=notes)
+    sheet = PatchSheet(rows=rows, grid=scene.grid, columns=drawing.columns, notes=drawing.notes)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, draw(sheet, scale=config.scale))
     return sheet
 
 
-def class_text(tower: Tower, classes: Sequence[str], templates: Sequence[str]) -> tuple[Tensor, float]:
-    """Encode class names, (classes, D) unit features, and return the factor on cosines in the posterior, too.
-
-    Raises:
-        ValueError: no text tower, or a class that it has no words for.
-    """
-    if tower.clip is None:
-        raise no_text(tower)
-    model, _, tokenizer = tower.clip
-    return class_features(model, tokenizer, classes, templates), float(model.logit_scale.detach().exp())
+def _views(preprocess: Any, images: Tensor) -> NDArray[np.float32]:
+    """Return what the model sees of preprocessed images, (B, H, W, 3) in [0, 1]."""
+    views: NDArray[np.float32] = undo_preprocess(preprocess, images).permute(0, 2, 3, 1).numpy()
+    return views
 
 
-def reduced(tower: Tower, method: str, *, keep: float, block: int) -> ReducedViT:
-    """Give a dense tower a method; one that ranks at a block's input prunes at ``block``, others at their own points.
+def make_rows(tower: Tower, methods: Sequence[str], keep: float, block: int) -> dict[str, Variant]:
+    """Give a dense tower methods; those that rank at a block's input prune at ``block``, others at their own points.
 
     Raises what `rows.make_row` does.
     """
-    point = {"reduce_at": (block,)} if issubclass(METHODS[method], Pruner) else {}
-    return make_row(tower.vit, tower.arch, tower.tag, method, {"keep": keep, **point}).vit
+    points = {name: {"reduce_at": (block,)} if issubclass(METHODS[name], Pruner) else {} for name in methods}
+    return {name: make_row(tower.vit, tower.arch, tower.tag, name, {"keep": keep, **points[name]}) for name in methods}
 
 
-@torch.inference_mode()
-def method_maps(vit: ReducedViT, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Run a reduced tower on (B, C, H, W) images.
-
-    Returns:
-        (B, N) float importance: when a patch went, then how it was ranked at that time; and
-        (B, N) bool, the patches that have a token at the end. With nothing to reduce all tie.
-    """
-    trace = vit.trace(images)
-    cells = trace.grid[0] * trace.grid[1]
-    if trace.scores is None:
-        everything = torch.ones(len(images), cells, dtype=torch.bool)
-        return everything.float(), everything
-    after = trace.reductions[-1].after
-    # One cell more than the grid has takes a fused token, which has no place in it.
-    places = after.where(after >= 0, cells)
-    kept = torch.zeros(len(images), cells + 1, dtype=torch.bool, device=images.device)
-    return trace.scores.float().cpu(), kept.scatter(1, places, True)[:, :cells].cpu()
+def tokens_at_end(outcome: Outcome, patches: int) -> NDArray[np.integer]:
+    """Return (n, N) the position of the token that each patch is in at the end, -1 if it was dropped."""
+    whole = np.tile(np.arange(patches), (len(outcome.features), 1))
+    return whole if outcome.token is None else outcome.token
 
 
-def most_important(importance: Tensor, keep: float) -> Tensor:
-    """Return which patches a keep rate leaves, (B, N) bool; ties go to the lower position."""
-    kept = top(importance, final_count(importance.shape[1], keep))
-    return torch.zeros_like(importance, dtype=torch.bool).scatter(1, kept, True)
+def most_important(importance: NDArray[np.floating], keep: float) -> NDArray[np.integer]:
+    """Return the patches (N,) that a keep rate leaves, each its own position, -1 elsewhere; of equals the first."""
+    kept = top(torch.from_numpy(importance)[None], final_count(len(importance), keep))[0].numpy()
+    tokens = np.full(len(importance), -1)
+    tokens[kept] = kept
+    return tokens
 
 
-Drawing = tuple[dict[str, str], Arrays, Arrays, tuple[str, ...]]  # titles by column, importance, tokens, notes
+Gaps = dict[str, dict[str, list[str]]]  # names of images by reason and ranking, which they lack
 
 
-def _own_tokens(kept: NDArray[np.bool_]) -> NDArray[np.integer]:
-    """Return the token of each patch, its own where it is kept, below 0 elsewhere; (..., N) both."""
-    return np.where(kept, np.arange(kept.shape[-1]), -1)
+def _run_method(scene: Scene, method: str, keep: float) -> Outcome:
+    [row] = make_rows(scene.tower, [method], keep, scene.config.golden.block).values()
+    return run([row], scene.images)[row.key]
 
 
-@dataclass(kw_only=True)
-class Maps:
-    """What is known of the patches of a scene's images, which go by position; (N,) of each."""
-
-    importance: Arrays = field(default_factory=dict)  # by ranking, higher = keep
-    kept: dict[tuple[str, float], dict[int, NDArray[Any]]] = field(default_factory=dict)  # by ranking and keep rate
-    gaps: dict[str, dict[str, list[str]]] = field(
-        default_factory=dict
-    )  # images by reason and ranking, whose map is none
-
-    def add_method(self, scene: Scene, method: str) -> None:
-        """Run a registered method at each keep rate; its importance is that at the first one."""
-        config = scene.config
+def _rank_by_methods(scene: Scene, importance: Arrays, gaps: Gaps) -> None:
+    """Add the importance by each method at the first keep rate; with nothing to reduce all patches tie."""
+    config, names = scene.config, [one.name for one in scene.subjects]
+    named = [config.by] if config.by in METHODS else []
+    for method in dict.fromkeys((PREDICTOR, ATTENTION, *config.methods, *named)):
         try:
-            for keep in config.keeps:
-                vit = reduced(scene.tower, method, keep=keep, block=config.golden.block)
-                importance, kept = method_maps(vit, scene.images)
-                self.importance.setdefault(method, dict(enumerate(importance.numpy())))
-                self.kept[method, keep] = dict(enumerate(kept.numpy()))
+            scores = _run_method(scene, method, config.keeps[0]).scores
         except (FileNotFoundError, ValueError) as error:
             if method in (*config.methods, config.by):
                 raise
-            self.gaps.setdefault(describe_error(error), {})[method] = [subject.name for subject in scene.subjects]
+            gaps.setdefault(describe_error(error), {})[method] = names
+        else:
+            importance[method] = dict(enumerate(np.ones((len(names), scene.patches)) if scores is None else scores))
 
-    def add_golden(self, scene: Scene, i: int, read_text: Callable[..., tuple[Tensor, float]]) -> None:
-        """Rank an image by the scores that it has text and label for."""
-        subject, image, config = scene.subjects[i], scene.images[i : i + 1], scene.config
-        text, scale, reasons = None, 1.0, dict[str, str]()
-        try:
-            if scene.tower.clip is not None and not subject.classes:
-                raise ValueError(NO_CLASSES)
-            text, scale = read_text(subject.classes, subject.templates)
-            text = text.to(image.device)
-        except ValueError as error:
-            reasons = dict.fromkeys(("label", "confidence"), str(error))
-        if subject.label is None:
-            reasons.setdefault("label", NO_LABEL)
-        for score, reason in reasons.items():
-            self.gaps.setdefault(reason, {}).setdefault(score, []).append(subject.name)
-        labels = torch.tensor([subject.label or 0], device=image.device)
-        scores = [score for score in SCORES if score not in reasons]
-        # Each window is removed once for all scores.
-        engine = GoldenEngine(scene.tower.vit, replace(config.golden, score=scores[0]), text=text, scale=scale)
-        for score, importance in engine.importances(image, scores, labels).items():
-            self.importance.setdefault(score, {})[i] = importance[0].cpu().numpy()
-            for keep in config.keeps:
-                self.kept.setdefault((score, keep), {})[i] = most_important(importance, keep)[0].cpu().numpy()
 
-    def describe_gaps(self, names: Sequence[str]) -> list[str]:
-        """Say what is left out and why, each reason once."""
-        notes = []
-        for reason, lacking in self.gaps.items():
-            images = [name for name in names if any(name in own for own in lacking.values())]
-            where = "" if images == list(names) else f" of {', '.join(images)}"
-            rankings = " and ".join(NAMES.get(ranking, ranking) for ranking in lacking)
-            notes.append(f"Left out: {rankings}{where}: {reason}.")
-        return notes
+def _rank_by_golden(scene: Scene, importance: Arrays, gaps: Gaps, progress: Progress) -> None:
+    """Add the golden importance of each image, by all scores where its dataset has classes with words for them."""
+
+    @cache
+    def read_text(classes: tuple[str, ...], templates: tuple[str, ...]) -> tuple[Tensor, float]:
+        if scene.tower.clip is None:
+            raise no_text(scene.tower)
+        model, _, tokenizer = scene.tower.clip
+        features = class_features(model, tokenizer, classes, templates)
+        return features.to(scene.images.device), float(model.logit_scale.detach().exp())
+
+    with progress.task("golden rankings", len(scene.subjects)) as update:
+        for i, subject in enumerate(scene.subjects):
+            text, scale, label, scores = None, 1.0, 0, [PRESERVATION]
+            try:
+                if scene.tower.clip is not None and not subject.classes:
+                    raise ValueError(NO_CLASSES)
+                text, scale = read_text(subject.classes, subject.templates)
+                label, scores = subject.classes.index(subject.label), list(SCORES)
+            except ValueError as error:
+                for score in ("label", "confidence"):
+                    gaps.setdefault(str(error), {}).setdefault(score, []).append(subject.name)
+            # Each window is removed once for all scores.
+            config, image = replace(scene.config.golden, score=scores[0]), scene.images[i : i + 1]
+            engine = GoldenEngine(scene.tower.vit, config, text=text, scale=scale)
+            labels = torch.tensor([label], device=image.device)
+            for score, own in engine.importances(image, scores, labels).items():
+                importance.setdefault(score, {})[i] = own[0].cpu().numpy()
+            update(i + 1)
 
 
 def _rankings(scene: Scene, progress: Progress) -> Drawing:
     """Return the importance by each ranking, and what one of them keeps."""
-    config, golden, names, maps = scene.config, scene.config.golden, [one.name for one in scene.subjects], Maps()
-    named = [config.by] if config.by in METHODS else []
-    for method in dict.fromkeys((PREDICTOR, ATTENTION, *config.methods, *named)):
-        maps.add_method(scene, method)
-    read_text = cache(partial(class_text, scene.tower))
-    with progress.task("golden rankings", len(names)) as update:
-        for i in range(len(names)):
-            maps.add_golden(scene, i, read_text)
-            update(i + 1)
-    importance, kept = maps.importance, maps.kept
+    config, golden, importance, gaps = scene.config, scene.config.golden, Arrays(), Gaps()
+    _rank_by_methods(scene, importance, gaps)
+    _rank_by_golden(scene, importance, gaps, progress)
     by = config.by or (PREDICTOR if PREDICTOR in importance else PRESERVATION)
     if by not in importance:
-        raise ValueError(
-            f"--by {by!r} can't be had: {next(why for why, lacking in maps.gaps.items() if by in lacking)}"
-        )
-    columns = {}
+        raise ValueError(f"--by {by!r} can't be had: {next(why for why, lacking in gaps.items() if by in lacking)}")
+    columns, tokens, whole = dict[str, str](), Arrays(), np.arange(scene.patches)
     for ranking in sorted(importance, key=(*SCORES, *importance).index):
         columns[ranking] = NAMES.get(ranking, ranking).replace(" ", "\n")
         if ranking in METHODS and not issubclass(METHODS[ranking], Pruner):
             columns[ranking] += f"\nat keep {100 * config.keeps[0]:g} %"  # ranks otherwise at another
-    percent = {keep: f"{100 * keep:g}" for keep in config.keeps}
-    tokens = {f"kept {percent[k]}": {i: _own_tokens(own) for i, own in kept[by, k].items()} for k in config.keeps}
-    columns |= {f"kept {own}": f"{own} % kept\nby {NAMES.get(by, by)}" for own in percent.values()}
+    for keep in config.keeps:
+        column = f"kept {100 * keep:g}"
+        columns[column] = f"{100 * keep:g} % kept\nby {NAMES.get(by, by)}"
+        if by in METHODS:
+            left = tokens_at_end(_run_method(scene, by, keep), scene.patches)
+            tokens[column] = dict(enumerate(np.where(left == whole, whole, -1)))
+        else:
+            tokens[column] = {i: most_important(own, keep) for i, own in importance[by].items()}
     about = (
         f"{scene.tower.name}. Golden scores: windows of {golden.window} × {golden.window} patches, stride "
         f"{golden.stride}, removed before block {golden.block}. Colours show the rank of a patch "
         "within its image and ranking; they don't compare images."
     )
-    return columns, importance, tokens, (about, *maps.describe_gaps(names))
+    notes = (about, *_describe_gaps(gaps, [one.name for one in scene.subjects]))
+    return Drawing(columns=columns, importance=importance, tokens=tokens, notes=notes)
 
 
-@torch.inference_mode()
+def _describe_gaps(gaps: Gaps, names: Sequence[str]) -> Iterator[str]:
+    """Say what is left out and why, each reason once."""
+    for reason, lacking in gaps.items():
+        images = [name for name in names if any(name in own for own in lacking.values())]
+        where = "" if images == list(names) else f" of {', '.join(images)}"
+        yield f"Left out: {' and '.join(NAMES.get(one, one) for one in lacking)}{where}: {reason}."
+
+
 def _leavings(scene: Scene) -> Drawing:
     """Return the patch tokens that each method leaves, keep rate by keep rate."""
     tower, images, config = scene.tower, scene.images, scene.config
-    columns, tokens, merging = dict[str, str](), Arrays(), dict[str, None]()
-    about, golden = f"{tower.name}. Dropped patches are grey.", None
+    columns, tokens, merging, patches = dict[str, str](), Arrays(), dict[str, None](), scene.patches
+    about, golden = f"{tower.name}. Dropped patches are grey.", np.empty((0, patches))
     if GOLDEN in config.left:
         by = replace(config.golden, score=PRESERVATION)
-        golden = torch.cat([golden_importance(tower.vit, image[None], by) for image in images])
+        golden = torch.cat([golden_importance(tower.vit, image[None], by) for image in images]).cpu().numpy()
         about += f" golden: {config.golden.describe()}."
-    for keep, method in product(config.keeps, config.left):
-        column = f"{method} {100 * keep:g}"
-        if method == GOLDEN:
-            assert golden is not None
-            kept = most_important(golden, keep).cpu().numpy()
-            own, count, patches = _own_tokens(kept), int(kept[0].sum()), kept.shape[1]
-        else:
-            trace = reduced(tower, method, keep=keep, block=config.golden.block).trace(images)
-            patches, count = trace.grid[0] * trace.grid[1], trace.final_tokens
-            whole = torch.arange(patches).expand(len(images), -1)  # where nothing was reduced
-            own = (tokens_of(trace.reductions, patches) if trace.reductions else whole).cpu().numpy()
-            if any(step.into is not None for step in trace.reductions):
+    for keep in config.keeps:
+        rows = make_rows(tower, [name for name in config.left if name != GOLDEN], keep, config.golden.block)
+        found = run(list(rows.values()), images) if rows else {}
+        for method in config.left:
+            column = f"{method} {100 * keep:g}"
+            if method == GOLDEN:
+                own, count = np.stack([most_important(each, keep) for each in golden]), final_count(patches, keep)
+            else:
+                outcome = found[rows[method].key]
+                own, count = tokens_at_end(outcome, patches), outcome.final_tokens
+            if ((own >= 0) & (own != np.arange(patches))).any():
                 merging[method] = None
-        tokens[column] = dict(enumerate(own))
-        columns[column] = f"{column} %\n{count} of {patches} tokens"
+            tokens[column] = dict(enumerate(own))
+            columns[column] = f"{column} %\n{count} of {patches} tokens"
     if merging:
         names = ", ".join(merging)
         about += f" {names}: patches that share a token have their mean colour, and no line between neighbours."
-    return columns, {}, tokens, (about,)
+    return Drawing(columns=columns, tokens=tokens, notes=(about,))
+
+
+def write_gallery(kept: KeptPatches, folder: Path) -> None:
+    """Draw what rows keep at each method's lowest keep rate, controls left out, for the report of a run's folder."""
+    rows = {
+        (record.method, record.keep): row
+        for row in kept.rows
+        if (record := row[0]).method not in (DENSE, GOLDEN, OPTIMIZED, RANDOM) and not record.recovered
+    }
+    least = {method: min(keep for other, keep in rows if other == method) for method, _ in rows}
+    # The method that learns the golden ranking stands beside it.
+    lowest = sorted(least.items(), key=lambda row: (row[0] != REFERENCE, row[0]))
+    if not lowest:
+        return
+    same = len(set(least.values())) == 1
+    named = {method if same else f"{method} {100 * keep:.3g} %": rows[method, keep] for method, keep in lowest}
+    patches = kept.grid[0] * kept.grid[1]
+    tokens = {name: tokens_at_end(outcome, patches) for name, (_, outcome, _) in named.items()}
+    columns = {name: f"{name}\n{_token_count(own)} tokens" for name, own in tokens.items()}
+    if kept.golden is not None:
+        columns = {RANKING: RANKING.replace(" ", "\n"), **columns}
+    every = {IMAGE: kept.rows[0], **named}
+    answers = {name: own for name, (_, _, own) in every.items() if own is not None}
+    examples = [kept.split[i] for i in range(len(kept.split))]
+    views = _views(kept.preprocess, torch.stack([kept.preprocess(example.image) for example in examples]))
+    drawn = []
+    for i, example in enumerate(examples):
+        golden = None if kept.golden is None or np.isnan(kept.golden[i]).any() else kept.golden[i]
+        captions = {
+            name: f"{'✓' if own[i] == example.label else '✗'} {kept.classes[own[i]]}" for name, own in answers.items()
+        }
+        drawn.append(
+            PatchRow(
+                name=example.image_id,
+                label=kept.classes[example.label] if kept.classes else "",
+                view=views[i],
+                importance={} if golden is None else {RANKING: golden},
+                tokens={name: own[i] for name, own in tokens.items()},
+                captions=captions,
+            )
+        )
+    labels, shown = kept.split.labels, ", ".join(row.label if answers else row.name for row in drawn)
+    alt = f"{len(drawn)} images ({shown}) and what is kept of them by {', '.join(columns)}."
+    if answers:
+        right = (f"{DENSE if name == IMAGE else name} {(own == labels).sum()}" for name, own in answers.items())
+        alt = f"{alt.removesuffix('.')}; right answers: {', '.join(right)}."
+    sheet = PatchSheet(rows=drawn, grid=kept.grid, columns=columns)
+    content = draw(sheet, "jpg", GALLERY_SCALE, pil_kwargs={"quality": 80, "comment": alt.encode()})
+    write_whole(folder / f"{gallery_name(kept.rows[0][0])}.jpg", content)
+
+
+def _token_count(tokens: NDArray[np.integer]) -> str:
+    """Say how many tokens are left of the patches, the least and the most of all images."""
+    counts = sorted({len(set(each) - {-1}) for each in tokens.tolist()})
+    return " to ".join(map(str, counts[:1] + counts[1:][-1:]))

@@ -76,9 +76,9 @@ def make_shards(
     gpus = 1 if job.device == "cuda" else 0
     kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=MOST_DEATHS - 1)(_Actor)
     with _ray_running(job.workers):
-        pool = ActorPool([kind.remote(start, str(Path.cwd())) for _ in range(job.workers)])
+        pool: Any = ActorPool([kind.remote(start, str(Path.cwd())) for _ in range(job.workers)])
         try:
-            for values, error in pool.map_unordered(lambda actor, index: actor.make_shard.remote(index), todo):
+            for values, error in pool.map_unordered(lambda actor, index: actor.make_shard.remote(index), list(todo)):
                 if error:
                     raise ValueError(error)
                 yield from values

@@ -232,10 +232,9 @@ def run_embed(args: Namespace, status: Console) -> Shown:
 
     job = flags.settings(EmbedJob, args, setup=flags.setup_of(args), source=_source(args, Progress(status)))
     done = embed(job, Progress(status))
-    embedded = done.total - done.bad - done.unmade
-    facts = {"path": done.path, "total": done.total, "embedded": embedded, "bad": done.bad, "lost": [*done.lost]}
+    facts = {"path": done.path, "total": done.total, "embedded": done.total - done.bad, "bad": done.bad}
     data = json_values({**facts, "errors": done.errors, "per_s": done.rates, "binds": done.binds})
-    return Shown(parts=_embedded_lines(done, job), data=data, code=1 if done.unmade else 0)
+    return Shown(parts=_embedded_lines(done, job), data=data)
 
 
 def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource":
@@ -253,8 +252,6 @@ def _source(args: Namespace, progress: Progress) -> "PictureSource | TextSource"
 
 def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
     """Say what came of it: how fast, then where it is and what is missing."""
-    from harness.datasets.images import how_many
-
     lines = []
     if done.binds is not None:
         rates = {name: f"{rate:,.3g} {job.kind}/s" for name, rate in done.rates.items()}
@@ -264,16 +261,10 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
             by = f"{count} process{'es' if count > 1 else ''}" if count else "the model's process"
             line = f"{done.binds} is the bottleneck: {line}, {by} decode{'s' * (count < 2)} {rates['decoding']}"
         lines.append(line)
-    text = f"wrote {done.path}: {done.total - done.bad - done.unmade:,} of {done.total:,} {job.kind}"
+    text = f"wrote {done.path}: {done.total - done.bad:,} of {done.total:,} {job.kind}"
     if done.bad:
         text += f"; {done.bad:,} can't be embedded; {done.errors} lists them"
-    lines.append(text)
-    if done.unmade:
-        lines.append(
-            f"missing: {how_many(len(done.lost))}, such as {done.lost[0]!r}: memory ran out, or a decoder crashed; the "
-            f"files of {done.unmade:,} aren't written. The same command writes them; fewer --decoders need less memory"
-        )
-    return tuple(lines)
+    return (*lines, text)
 
 
 def _search_flags(parser: CommandParser) -> None:
@@ -325,9 +316,6 @@ def _show_flags(parser: CommandParser) -> None:
     flags.usual(what, "methods", default=[], text="further columns; see `list`")
     text = "show the tokens that these methods, or golden, leave instead of rankings"
     flags.add(what, "--left", [], text, flags.method)
-    flags.usual(what, "dataset", text="dataset that names the classes of image files")
-    flags.add(what, "--classes", None, "names of the classes instead, as a,b,c", metavar="NAMES")
-    flags.add(what, "--label", [], "class of all image files, or of each", metavar="CLASS", nargs="*")
     flags.data(parser)
     golden = parser.add_argument_group("golden rankings")
     flags.fields(golden, golden_config, block="rank at the input of this block, from 0")
@@ -340,11 +328,10 @@ def _show_flags(parser: CommandParser) -> None:
 
 def run_show(args: Namespace, status: Console) -> Shown:
     """Draw images beside the importance of their patches."""
-    from harness.apps.show import ShowConfig, find_subjects, show
+    from harness.apps.show import ShowConfig, find_subject, show
     from harness.report.pictures import IMAGE
 
-    classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
-    subjects = find_subjects(args.images, dataset=args.dataset, classes=classes, labels=args.label)
+    subjects = [find_subject(place) for place in args.images]
     config = flags.settings(ShowConfig, args, keeps=tuple(args.keeps), golden=flags.golden_config(args))
     sheet = show(args.model, subjects, config, args.output, device=args.device, progress=Progress(status))
     data = {"path": str(args.output), "columns": [IMAGE, *sheet.columns], "notes": sheet.notes}

@@ -36,13 +36,9 @@ def _rank_flags(parser: CommandParser) -> None:
     flags.add(how, "--score", [config.score], text, dest="scores", metavar="SCORE")
     flags.fields(how, config, action="remove patches, or merge each into its nearest")
     flags.fields(how, config, block="rank at the input of this block, from 0")
-    # No defaults here: a budget picks these.
-    flags.add(how, "--window", None, f"window side in patches; default: {config.window}, or what --budget picks", int)
-    text = f"step of the window in patches; default: {config.stride}, or what --budget picks"
-    flags.add(how, "--stride", None, text, int)
+    flags.fields(how, config, window="window side in patches", stride="step of the window in patches")
     flags.add(how, "--greedy", None, "search round by round; K patches go in each", int, metavar="K")
     flags.add(how, "--approx", None, "cheaper approximation instead of every window, such as follow:2", metavar="SPEC")
-    flags.add(how, "--budget", None, "take the best way that needs at most N passes", float, metavar="N")
     where = parser.add_argument_group("conditions")
     flags.add(where, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
     flags.add(where, "--batch", None, "sequences per call; default: by free memory", int)
@@ -59,12 +55,6 @@ def run_rank(args: Namespace, status: Console) -> Shown:
     from harness.datasets import get_dataset
     from harness.golden.rank import RankJob, Source, rank_by_scores
 
-    for name in ("window", "stride", "greedy", "approx"):
-        if args.budget is not None and vars(args)[name] is not None:
-            raise ValueError(
-                f"--budget {args.budget:g} with --{name}: a budget picks window, stride and "
-                "approximation; give one of the two"
-            )
     config = replace(flags.golden_config(args), score=args.scores[0])
     folder = args.images
     source = Source.of(get_dataset(args.dataset), args.split) if folder is None else Source.folder(folder)

@@ -57,9 +57,7 @@ def _compare_flags(parser: CommandParser) -> None:
     files = parser.add_argument_group("files")
     flags.usual(files, "fresh")
     flags.output(files, "results", "folder of the run")
-    flags.add(files, "--traces", module.TRACED, "images per dataset whose kept patches are stored; 0: none")
-    text = "store no thumbnails of these images"
-    files.add_argument("--no-thumbnails", dest="thumbnails", action="store_false", help=text)
+    flags.add(files, "--no-gallery", False, "draw no images with the patches that are kept of them")
 
 
 def _learned(group: Any) -> None:
@@ -106,8 +104,8 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
 
 def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
-    from harness.measure.bench import compare
-    from harness.measure.tracing import Tracer
+    from harness.apps.show import write_gallery
+    from harness.measure.bench import KeptPatches, compare
     from harness.records.averages import training_free
     from harness.records.record import RECORDS, UNFINISHED, earlier, keep_new, record_values
     from harness.report.folder import write_report
@@ -116,9 +114,13 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     path, progress = args.output / RECORDS, Progress(status)
     plan = _plan_of(args)
     known = earlier(path, progress, fresh=args.fresh)
-    tracer = Tracer(run=args.output, progress=progress, images=args.traces, thumbnails=args.thumbnails)
     records: list[Record] = []
-    for group in compare(plan, known, progress, tracer, folder=path.with_suffix(UNFINISHED)):
+
+    def draw(kept: KeptPatches) -> None:
+        if not args.no_gallery:
+            write_gallery(kept, args.output)
+
+    for group in compare(plan, known, progress, on_kept=draw, folder=path.with_suffix(UNFINISHED)):
         keep_new(path, group, known)
         records += group
         with progress.hidden():

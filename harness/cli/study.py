@@ -1,4 +1,4 @@
-"""Research: ``study ranking-cost``, ``reproduce``, ``final``, ``list``, and each study by its name."""
+"""Research: ``study reproduce``, ``final``, ``list``, and each study by its name."""
 
 import json
 import shlex
@@ -23,41 +23,6 @@ if TYPE_CHECKING:
 
 FINAL_SETS = ("fashion", "emoji", "photos")  # with a split that nothing was chosen by
 FINAL_KEEPS = (0.6, 0.5, 0.3)
-
-
-def _cost_flags(parser: CommandParser) -> None:
-    what = parser.add_argument_group("what is measured")
-    flags.usual(what, "model")
-    flags.usual(what, "datasets", default=flags.FASHION_AND_EMOJI)
-    golden = outline("zoo.ranking.golden").GoldenConfig
-    flags.fields(what, golden, block="rank at the input of this block, from 0")
-    flags.images(what, 60, "val")
-    flags.data(parser)
-    how = parser.add_argument_group("conditions and files")
-    flags.usual(how, "device")
-    flags.usual(how, "dtype", text="precision of all rankings but the exact one")
-    flags.output(how, "results/ranking_cost.json", "the curve", "FILE")
-
-
-def run_ranking_cost(args: Namespace, status: Console) -> Shown:
-    """Measure cheaper golden rankings and write what `rank --budget` picks from."""
-    from harness.base.lines import claim_file
-    from harness.datasets import get_dataset
-    from harness.datasets.few_shot import subset
-    from harness.models.towers import load_tower
-    from harness.studies.ranking_cost import curve_table, measure_curve
-
-    if args.output.is_dir():
-        example = str(args.output / "ranking_cost.json")
-        raise IsADirectoryError(f"--output {str(args.output)!r} is a folder; give a file, such as {example!r}")
-    with claim_file(args.output):  # before hours of work
-        splits = {name: subset(get_dataset(name).split(args.split), flags.limit_of(args)) for name in args.datasets}
-        tower, progress = load_tower(args.model), Progress(status)
-        tower.vit.to(args.device)
-        curve = measure_curve(tower, splits, args.block, split=args.split, dtype=args.dtype, progress=progress)
-        curve.write(args.output)
-    progress.say(f"wrote {args.output}")
-    return Shown(parts=(curve_table(curve),), data=json_values(curve))
 
 
 def _fit_flags(group: Any) -> None:
@@ -338,7 +303,6 @@ def _studies() -> Iterator[Command]:
 
 
 COMMANDS = (
-    command("study ranking-cost", run_ranking_cost, _cost_flags),
     command("study reproduce", run_reproduce, _reproduce_flags),
     command("study final", run_final, _final_flags),
     command("study list", run_study_list),

@@ -1,7 +1,6 @@
 """Make golden rankings of images, shard by shard and resumable, in this process or on Ray."""
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,16 +23,13 @@ from harness.datasets.few_shot import turns
 from harness.datasets.images import folder_images
 from harness.golden.store import FOLDER_SPLIT, RANKINGS, Provenance, Rankings, own_store, ranked_revision
 from harness.models.towers import Tower, load_tower, text_classifier
-from harness.records.statistics import Interval
-from zoo.core.files import fingerprint, from_json, write_whole
+from zoo.core.files import fingerprint
 from zoo.core.precision import AUTO, precision_on
-from zoo.ranking.approximate import Effort, parse, passes
 from zoo.ranking.golden import GoldenConfig, GoldenEngine
 from zoo.ranking.windows import windows
 
 STEADY = 16  # batches per call of the engine: what a last, smaller one costs stays below 1/32
 MOST_THREADS = 8  # that load images beside a GPU
-SHIPPED = Path(__file__).parent / "curve.json"  # that `rank --budget` goes by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +74,6 @@ class RankJob(ShardJob):
     config: GoldenConfig = field(default_factory=GoldenConfig)
     # More scores to rank by, in the same passes where the windows don't go by the score; each has a store of its own.
     scores: tuple[str, ...] = ()
-    # Passes per image that window, stride and approximation are picked for; None: the config's.
-    budget: float | None = None
     limit: int | None = None  # images; those of a smaller one are the first of a larger one's
     variants: int = 1  # times that each image is drawn anew; the second follow all the first
     # The store, or of several scores the folder of their stores; None for the user's cache, where `compare` looks.
@@ -166,10 +160,10 @@ def _fill(ranker: "ShardRanker", stored: Provenance | None, progress: Progress) 
         return
     todo = dict(sorted(todo.items()))
     lacking = [score for score in stores if any(score in each for each in todo.values())]
-    settings, passes, total = ranker.provenance(lacking[0]), ranker.engine.passes, len(ranker.split)
+    settings, total = ranker.provenance(lacking[0]), len(ranker.split)
     progress.say(
-        f"{', '.join(lacking)}{settings.describe().removeprefix(lacking[0])}: {passes:.4g} passes per image in "
-        f"{settings.dtype}, {settings.batch} at a time"
+        f"{', '.join(lacking)}{settings.describe().removeprefix(lacking[0])}, in {settings.dtype}, "
+        f"{settings.batch} sequences at a time"
     )
     begun = total - sum(len(stores[lacking[0]].positions(index)) for index in todo)
     with progress.task(f"golden rankings of {source.name} {source.split}", total, begun, "images") as show:
@@ -189,7 +183,7 @@ class ShardRanker:
         """Load the tower and encode the classes; refuse what can't be done."""
         self.tower = load_tower(job.model)
         self.tower.vit.to(job.device)
-        self.job = _spend_budget(job, self.tower)  # so that its config says all
+        self.job = job
         source = job.source
         images = source.images.subset(turns(source.images.labels))
         if job.variants > 1 and images[0].image == images.variant(1)[0].image:
@@ -247,8 +241,8 @@ class ShardRanker:
     def make(self, todo: Mapping[int, Sequence[str]], indices: Sequence[int]) -> Iterator[int]:
         """Rank the images of shards and write them; yield the number of images of each call."""
         config = self.job.config
-        each = min(self.engine.passes, len(windows(self.tower.vit.grid, config.window, config.stride)))
-        step = math.ceil(STEADY * self.engine.suffix.batch / max(each, 1))
+        each = 1 if config.approximate else len(windows(self.tower.vit.grid, config.window, config.stride))
+        step = math.ceil(STEADY * self.engine.suffix.batch / each)
         with ThreadPoolExecutor(self._threads(), thread_name_prefix="images") as pool:
             for index in indices:
                 positions = self.stores[config.score].positions(index)
@@ -329,106 +323,3 @@ def _start(
         ranker.stores[score].folder = folder
     require_same([line for score, own in wanted.items() for line in ranker.provenance(score).differences(own)])
     return partial(ranker.make, todo)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """A way to rank the patches of an image; the exact one by default."""
-
-    window: int = 2  # side in patches
-    stride: int = 1  # in patches
-    approximate: str | None = None  # see `zoo.ranking.approximate`; None for removing every window
-
-    @property
-    def label(self) -> str:
-        """Return its name in tables."""
-        return self.approximate or f"window {self.window}, stride {self.stride}"
-
-    def fits(self, effort: Effort) -> bool:
-        """Tell whether a tower can do it."""
-        if self.window > min(effort.grid):
-            return False
-        return self.approximate is None or parse(self.approximate) <= effort.patches - self.window**2
-
-    def passes(self, effort: Effort) -> float:
-        """Return what it costs per image, in passes of a whole image from the block on."""
-        return passes(self.approximate, effort, len(windows(effort.grid, self.window, self.stride)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Worth:
-    """What a way to rank costs and is worth; keep rates are in percent."""
-
-    point: Point
-    passes: float  # per image, in passes of a whole image from the block on
-    tau: Interval  # Kendall tau-b to the exact ranking, mean over images, 95 %
-    tau_of: Mapping[str, float]  # the same by dataset
-    match: Mapping[str, float]  # keep rate -> share of the exact ranking's kept patches
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """Ways to rank, measured on the same images."""
-
-    schema_version: int = 2
-    model: str  # of the dense tower, with its weight tag
-    weights: str  # fingerprint of the tower's weights
-    block: int  # reduction point
-    split: str  # of the datasets
-    dtype: str  # of removed windows; the exact ranking is float32
-    device: str
-    images: Mapping[str, int]  # dataset -> number of images
-    effort: Effort  # of the tower from the block on
-    versions: Mapping[str, str]  # of the packages that computed it
-    worths: Sequence[Worth]  # the exact one first
-
-    def write(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read what ``write`` wrote; ValueError if it is something else."""
-        curve: Self = from_json(cls, json.loads(path.read_bytes()), "curve")
-        if curve.schema_version != cls.schema_version:
-            raise ValueError(
-                f"{str(path)!r} is no curve of schema version {cls.schema_version}; make one with: "
-                "patchrank study ranking-cost"
-            )
-        return curve
-
-
-def best_within(curve: Curve, budget: float, effort: Effort, *, removal_only: bool = False) -> Point:
-    """Choose the way of highest tau that a tower can do within a number of passes.
-
-    ``effort`` is the tower's from the reduction point on; with ``removal_only`` windows are removed for real.
-
-    Raises:
-        ValueError: the budget is below the cheapest way; names it.
-    """
-    ways = [
-        (worth.point.passes(effort), worth.tau.estimate, worth.point)
-        for worth in curve.worths
-        if worth.point.fits(effort) and not (removal_only and worth.point.approximate)
-    ]
-    within = [way for way in ways if way[0] <= budget]
-    if not within:
-        cost, _, point = min(ways, key=lambda way: way[0])
-        cheapest = f"the cheapest golden ranking, {point.label}, takes {cost:.2f} passes per image here"
-        raise ValueError(f"--budget {budget:g}: {cheapest}")
-    # Of two equally good ways the cheaper one.
-    return max(within, key=lambda way: (way[1], -way[0]))[2]
-
-
-def _spend_budget(job: RankJob, tower: Tower) -> RankJob:
-    """Return the job with the window, stride and approximation that its budget allows."""
-    if job.budget is None:
-        return job
-    block, vit = job.config.block, tower.vit
-    if not 0 <= block < vit.depth:
-        raise ValueError(f"block={block}: this tower has blocks 0 to {vit.depth - 1}")
-    # Some ways need features made from the class token alone, and remove.
-    removal_only = not (vit.pools_first and job.config.action == "remove")
-    point = best_within(Curve.read(SHIPPED), job.budget, Effort.of(vit, block), removal_only=removal_only)
-    return replace(job, config=replace(job.config, **vars(point)), budget=None)

@@ -2,7 +2,7 @@
 
 import functools
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from itertools import product
@@ -25,6 +25,7 @@ from harness.measure.match import keep_near_rows, matched_rows
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.rows import (
     BLOCK,
+    Outcome,
     OutcomeCache,
     Variant,
     captions_of,
@@ -36,7 +37,6 @@ from harness.measure.rows import (
     require_towers,
     variants,
 )
-from harness.measure.tracing import Tracer, trace_golden, trace_row
 from harness.measure.tuning import Tuned, Tuner
 from harness.models.towers import (
     caption_features,
@@ -63,7 +63,6 @@ from harness.records.record import (
     pack_groups,
     utc_now,
 )
-from harness.records.traces import RowTraces
 from zoo.core.files import digest, fingerprint
 from zoo.core.messages import tower_name
 from zoo.core.precision import best_precision
@@ -75,6 +74,7 @@ from zoo.ranking.golden import GoldenConfig
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
 COST_FIELDS = ("latency", *(one.name for one in fields(RowCost) if one.name != "final_tokens"))
+FEW = 4  # images of a dataset, what rows keep of which is drawn
 PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 
 
@@ -82,13 +82,14 @@ def compare(
     plan: Plan,
     known: Sequence[Record],
     progress: Progress,
-    tracer: Tracer | None = None,
     *,
+    on_kept: Callable[["KeptPatches"], object] | None = None,
     release: bool = False,
     folder: Path | None = None,
 ) -> Iterator[list[Record]]:
-    """Measure what the plan asks for and ``known`` lacks; ``tracer`` stores single images.
+    """Measure what the plan asks for and ``known`` lacks.
 
+    ``on_kept`` takes what rows keep of a few images of the first seed, after their records were yielded.
     A ``release`` may read the split "final". Outcomes of a run that is stopped are kept in ``folder``, for the next.
 
     Yields:
@@ -114,13 +115,15 @@ def compare(
     with progress.task("models x datasets", len(plan.models) * len(pairs)) as update:
         done = 0
         for name in plan.models:
-            bench = replace(Bench.build(plan, name, progress, known), tracer=tracer, folder=folder)
+            bench = replace(Bench.build(plan, name, progress, known), folder=folder)
             for at, (dataset, shots) in enumerate(pairs):
                 group = bench.measure(dataset, shots, known)
                 update(done := done + 1)
                 yield group
-                if tracer is not None:  # what was measured is written by now
-                    tracer.flush()
+                while bench.kept:  # the records are written by now
+                    kept = bench.kept.pop(0)
+                    if on_kept is not None:
+                        on_kept(kept)
                 if dataset not in [other for other, _ in pairs[at + 1 :]]:
                     bench.view_of(dataset).outcomes.forget()
 
@@ -165,6 +168,19 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], 
     return bench.measure(dataset, 0, []), bench.judge(dataset, tuning, [row], tuned)
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeptPatches:
+    """What the rows of a comparison keep of a few images of one dataset."""
+
+    split: Split  # n images
+    preprocess: Any
+    classes: Sequence[str]
+    grid: tuple[int, int]  # N patches in all
+    # Each row's record, its outcome on the images, and the (n,) classes that it answers; the dense row first.
+    rows: Sequence[tuple[Record, Outcome, NDArray[np.int64] | None]]
+    golden: NDArray[np.float32] | None  # (n, N) golden importance, NaN of images without a ranking
+
+
 @dataclass
 class Bench:
     """One dense tower with its rows, the dense one first, and their costs."""
@@ -178,7 +194,7 @@ class Bench:
     costs: Costs = field(default_factory=dict)  # measured once
     prompted_costs: Costs = field(default_factory=dict)  # the same with learned visual tokens
     view: "View | None" = None  # of the dataset that was measured last
-    tracer: Tracer | None = None  # stores traces of the first seed's rows
+    kept: list[KeptPatches] = field(default_factory=list)  # of the first seed's rows
     folder: Path | None = None  # for outcomes of a run that is stopped
 
     def __post_init__(self) -> None:
@@ -226,29 +242,25 @@ class Bench:
         view = self.view_of(dataset)
         split = view.split(tuning)
         rows = [self._with_prompts(row, prompts) for row in view.add_rankings(rows, split)]
-        images = view.facts_of(split.image_ids)
-        tracer = self.tracer if tuning.seed == self.plan.seed else None
-        traced = view.choose_traced(tuning, tracer.images if tracer is not None else 0)
+        facts = view.facts_of(split.image_ids)
         ranked, rounds = any(row.rankings is not None for row in rows), self.plan.latency_rounds
 
         def find(blanks: Sequence[Record]) -> list[Record]:
             old = [fitting(record, known, rounds, ranked=ranked) for record in blanks]
             return [record for record in old if record is not None]
 
-        present = find(blanks := [view.blank(row, tuning, images) for row in rows])
+        present = find(blanks := [view.blank(row, tuning, facts) for row in rows])
         if self.plan.match == "time" and len(present) < len(rows):
             rows = keep_near_rows(rows, self._costs(rows, known), self.plan, view.say_once)
-            present = find(blanks := [view.blank(row, tuning, images) for row in rows])
+            present = find(blanks := [view.blank(row, tuning, facts) for row in rows])
         if len(present) == len(rows):
-            if tracer is not None and len(traced):
-                tracer.miss([record for record in present if not record.recovered], len(traced))
             return self._add_times(rows, present, known)
         captions = view.captions(split) if dataset.captioned else None  # refuses before images are run
         found = view.outcomes.find(rows, split, f"{self.rows[0].model} on {dataset.name}")
         classifiers = view.classifiers(tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
         scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
-        costs, dense, records, traces = self._costs(rows, known), None, [], list[RowTraces]()
+        costs, dense, records, answers = self._costs(rows, known), None, [], []
         for row, record in zip(rows, blanks, strict=True):
             cost = costs[row.key]
             sample = Sample(
@@ -265,15 +277,23 @@ class Bench:
                 dense=None if row.method == DENSE else dense,
             )
             dense = sample if row.key == self.rows[0].key else dense
-            facts = {name: value for name, value in cost.items() if name not in METRICS}
-            records.append(replace(record, **facts, **measurements(sample)))
-            if len(traced) and not record.recovered and row.method != OPTIMIZED:
-                own = found[row.key].part(traced), None if sample.predicted is None else sample.predicted[traced]
-                traces.append(trace_row(record, *own, split.subset(traced), dataset.classes, self.rows[0].vit.grid))
-        if tracer is not None and traces:
-            if rows[0].rankings is not None:
-                traces.append(trace_golden(traces[0], rows[0].rankings))
-            tracer.waiting.append((traces, split.subset(traced), self.parts.preprocess))
+            own = {name: value for name, value in cost.items() if name not in METRICS}
+            records.append(replace(record, **own, **measurements(sample)))
+            answers.append(sample.predicted)
+        if tuning.seed == self.plan.seed:
+            few = view.choose_few(tuning)
+            images = split.subset(few)
+            every = zip(rows, records, answers, strict=True)
+            self.kept.append(
+                KeptPatches(
+                    split=images,
+                    preprocess=self.parts.preprocess,
+                    classes=dataset.classes,
+                    grid=self.rows[0].vit.grid,
+                    rows=[(one, found[row.key].part(few), own if own is None else own[few]) for row, one, own in every],
+                    golden=None if rows[0].rankings is None else rows[0].rankings.of(images.image_ids),
+                )
+            )
         return records
 
     def view_of(self, dataset: Dataset) -> "View":
@@ -431,13 +451,13 @@ class View:
             **measured_here(self.plan, self.bench.tag, self.bench.weights),
         )
 
-    def choose_traced(self, tuning: Tuning, count: int) -> NDArray[np.int64]:
-        """Return the positions of ``count`` judged images, classes in turn; fewer are the first of more."""
+    def choose_few(self, tuning: Tuning) -> NDArray[np.int64]:
+        """Return the positions of a few judged images, classes in turn."""
         labels = self.dataset.labels(self.plan.split)
         order = turns(labels)[: self.plan.limit]
         if self.dataset.classes and tuning.kind != PROBE:
             order = order[named(self.text)[labels[order]]]
-        return np.searchsorted(np.sort(order), order[:count])
+        return np.searchsorted(np.sort(order), order[:FEW])
 
     @functools.cached_property
     def rankings(self) -> Rankings | None:

@@ -14,7 +14,6 @@ from zoo.loading.learned_files import PromptFile
 from zoo.loading.recovery_file import RecoveryFile
 
 MATCHES = ("keep", "gflops", "time")
-TRACED = 64  # images of a dataset whose rankings and kept patches `compare` stores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from zoo.core.files import digest
 from zoo.core.messages import expected, tower_name
 from zoo.core.precision import best_precision
 from zoo.core.reducer import METHODS, Pruner, ReducerConfig
-from zoo.core.tokens import Tokens, left_at, rank_scores, tokens_of
+from zoo.core.tokens import Tokens, rank_scores, tokens_of
 from zoo.deploy.optimized import optimize
 from zoo.loading.adopt import reduce
 from zoo.loading.predictor_file import load_predictor, with_predictor
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from harness.golden.store import Rankings
 
 BLOCK = GoldenConfig.block
-PATCHWISE = ("scores", "left", "token")  # of an outcome: a value per patch, if anything went
+PATCHWISE = ("scores", "token")  # of an outcome: a value per patch, if anything went
 COLUMNS = ("features", *PATCHWISE)
 MethodRate = tuple[str, float]  # a method and its keep rate
 
@@ -222,7 +222,6 @@ class Outcome:
     features: Tensor  # (n, D), unit, float32, on the CPU
     scores: NDArray[np.float32] | None = None  # (n, N), higher = kept longer
     final_tokens: int  # patch tokens left at the end
-    left: NDArray[np.int16] | None = None  # (n, N) block at which a patch's own token went, -1 where it stayed
     token: NDArray[np.int16] | None = None  # (n, N) position of the token that a patch ended in, -1 if dropped
 
     def part(self, positions: Sequence[int] | NDArray[np.int64]) -> "Outcome":
@@ -265,8 +264,8 @@ def run(
         cells, patchwise = tokens.grid[0] * tokens.grid[1], {}
         if tokens.history:
             scores = rank_scores(tokens.history, cells)
-            left, token = (f(tokens.history, cells).short() for f in (left_at, tokens_of))
-            patchwise = {"scores": scores.cpu().numpy(), "left": left.cpu().numpy(), "token": token.cpu().numpy()}
+            token = tokens_of(tokens.history, cells).short()
+            patchwise = {"scores": scores.cpu().numpy(), "token": token.cpu().numpy()}
         features = F.normalize(row.vit.finish(tokens).float(), dim=-1).cpu()
         found[row.key] = Outcome(features=features, final_tokens=tokens.patch_count, **patchwise)
         on_row()

@@ -62,7 +62,7 @@ def encode(figure: Any, form: str, dpi: int = 160, **how: Any) -> bytes:
 
     buffer = io.BytesIO()
     undated = {"svg": {"metadata": {"Date": None}}, "png": {"metadata": {"Software": None}}}
-    how |= undated.get(form, {"pil_kwargs": {"quality": 80}})
+    how = undated.get(form, {"pil_kwargs": {"quality": 80}}) | how
     with mpl.rc_context(OPTIONS):
         figure.savefig(buffer, format=form, dpi=dpi, **how)
     return buffer.getvalue()

@@ -19,11 +19,10 @@ from harness.records.averages import Average
 from harness.records.metrics import fidelity_metrics
 from harness.records.record import CONDITIONS, RECORDS, Record, read_run
 from harness.records.times import LATENCIES, LatencyRecord, read_latencies
-from harness.records.traces import leaving_out
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.groups import Group, count_of, group_records, group_times, sections, time_tables
 from harness.report.highlights import DRAWN, Standing, headline, plots_of, standings
-from harness.report.pictures import TracePicture, galleries, group_traces
+from harness.report.pictures import Gallery, read_galleries
 from harness.report.writers import latex, markdown, records_csv, times_csv
 from zoo.core.files import write_whole
 
@@ -39,7 +38,7 @@ class Parts:
     times: dict[str, list[LatencyRecord]]  # by the heading of their table
     plots: Sequence[Plot]
     standings: Sequence[Standing] = ()  # judged once, as that takes a while
-    pictures: Sequence[TracePicture] = ()  # of traces
+    pictures: Sequence[Gallery] = ()
     left_out: Sequence[str] = ()  # why files beside the records are not in it
 
 
@@ -75,11 +74,11 @@ def write_report(
 ) -> Shown:
     """Write the report of records, each file whole, and say it in short.
 
-    Traces and times beside the records that can't be read are named and left out: measuring may have taken hours.
+    Galleries and times beside the records that can't be read are named and left out: measuring may have taken hours.
 
-    All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in the rest. Traces and
-    times are those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all. Only the first
-    groups are drawn, save with ``every_plot``.
+    All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in the rest. Galleries
+    and times are those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all. Only the
+    first groups are drawn, save with ``every_plot``.
 
     Raises:
         ValueError: no records and no times, or a run of times alone that can't be read.
@@ -88,7 +87,7 @@ def write_report(
     left_out: list[str] = []
     times = read_times(runs, left_out.append)
     groups = [] if times and not records else group_records(records)
-    traced = group_traces(runs, records, left_out.append) if records else []
+    pictures = read_galleries(runs, records, left_out.append)
     for reason in left_out:
         progress.say(f"left out of the report: {reason}")
     timed = group_times(record for _, record in times)
@@ -97,7 +96,7 @@ def write_report(
         times=timed,
         standings=standings(groups),
         plots=plots_of(groups if every_plot else groups[:DRAWN]),
-        pictures=galleries(traced if every_plot else traced[:DRAWN]),
+        pictures=pictures if every_plot else pictures[:DRAWN],
         left_out=left_out,
     )
     if folder.exists() and not folder.is_dir():
@@ -113,13 +112,13 @@ def write_report(
     if times:
         tables["latency.csv"] = lambda: times_csv(times)
     styles = styles_of(name for plot in parts.plots for name in plot.names)
-    pictures: dict[str, Callable[[], bytes]] = {
+    drawings: dict[str, Callable[[], bytes]] = {
         f"{plot.name}.{form}": partial(render, plot.charts, styles, form)
         for plot in parts.plots
         for form in ("svg", "png")
     }
-    pictures |= {f"{one.name}.jpg": partial(bytes, one.jpeg) for one in parts.pictures}
-    files = tables | {name: make for name, make in pictures.items() if drawn is None or name in drawn}
+    drawings |= {f"{one.name}.jpg": partial(bytes, one.jpeg) for one in pictures}
+    files = tables | {name: make for name, make in drawings.items() if drawn is None or name in drawn}
     folder.mkdir(parents=True, exist_ok=True)
     with progress.task("report", len(files)) as update:
         for count, (name, make) in enumerate(files.items(), start=1):
@@ -186,8 +185,12 @@ def read_times(runs: Iterable[Path], left_out: Callable[[str], object]) -> list[
         file = (run if run.is_dir() else run.parent) / LATENCIES
         if file.resolve() in times or not file.is_file():
             continue
-        with leaving_out(None if _is_of_times(run) else left_out):
+        try:
             times[file.resolve()] = [(str(run), record) for record in read_latencies(file)]
+        except (ValueError, OSError) as error:
+            if _is_of_times(run):
+                raise
+            left_out(str(error))
     return [time for each in times.values() for time in each]
 
 

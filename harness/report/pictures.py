@@ -1,5 +1,6 @@
-"""The painter of patches, and galleries of a run's traces: which patches are kept."""
+"""The painter of patches, and galleries beside records: which patches are kept."""
 
+import io
 import re
 import textwrap
 import warnings
@@ -14,9 +15,8 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from harness.datasets import split_words
-from harness.records.averages import REFERENCE, protocol, tower_of
-from harness.records.record import DENSE, GOLDEN, RANDOM, Record
-from harness.records.traces import RANKING, TRACES, Facts, RowTraces, Thumbnails, leaving_out, order, read_traces
+from harness.records.averages import protocol, tower_of
+from harness.records.record import Record, conditions
 from harness.report.charts import OPTIONS, encode
 from zoo.core.files import digest
 
@@ -33,8 +33,6 @@ BORDER = 0.8  # grey of the lines between patches
 DPI = 100  # pixels per inch at scale 1
 WIDTH, PANEL = 20.0, (1.5, 4.8)  # inches of a sheet, and of a panel: least and most
 LETTER = 0.115  # inches of a letter of text
-IMAGES = 4  # of a gallery
-SCALE = 0.62  # of a gallery, of a sheet's 2000 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +63,14 @@ class PatchSheet:
     notes: Sequence[str] = ()  # lines below
 
 
-def draw(sheet: PatchSheet, form: str = "png", scale: float = 1.0) -> bytes:
-    """Draw a sheet as "png" or "jpg" bytes, about 2000 pixels wide at scale 1."""
+def draw(sheet: PatchSheet, form: str = "png", scale: float = 1.0, **how: Any) -> bytes:
+    """Draw a sheet as "png" or "jpg" bytes, about 2000 pixels wide at scale 1; ``how`` as `encode` takes it."""
     import matplotlib as mpl
 
     with mpl.rc_context(OPTIONS | {"font.size": 15, "axes.titlesize": 16}), warnings.catch_warnings():
         # A file's name may be in a script that the font lacks; boxes do for it.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        return encode(_figure(sheet, scale), form, round(DPI * scale), bbox_inches="tight")
+        return encode(_figure(sheet, scale), form, round(DPI * scale), bbox_inches="tight", **how)
 
 
 def _figure(sheet: PatchSheet, scale: float) -> Any:
@@ -200,134 +198,39 @@ def _spread(cells: NDArray[np.generic], size: Size) -> NDArray[np.generic]:
     return rows.repeat(size[1] // cells.shape[1], axis=1)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TracedGroup:
-    """Rows of one dataset, tower and tuning, on the same images.
-
-    The dense row comes first, then the golden ranking, then methods by name, keep rates falling.
-    """
-
-    rows: Sequence[RowTraces]
-    thumbnails: Thumbnails  # of some of the images
-
-    @property
-    def facts(self) -> Any:
-        """What all rows have in common, by the first one's, which name what records do."""
-        return self.rows[0].facts
-
-    @property
-    def lowest(self) -> list[RowTraces]:
-        """The golden ranking, if there is one, and each method's row of the lowest keep rate, without controls."""
-        reduced = [row for row in self.rows if row.facts.keep < 1 and row.facts.method not in (GOLDEN, RANDOM)]
-        least = {row.facts.method: row.facts.keep for row in reduced}  # rates fall
-        return [row for row in self.rows if row.golden or row.facts.keep == least.get(row.facts.method)]
-
-
-def group_traces(
-    runs: Sequence[Path | str], records: Sequence[Record] | None = None, left_out: Callable[[str], object] | None = None
-) -> list[TracedGroup]:
-    """Share the traces of runs out to groups; runs without traces have none.
-
-    A run is a folder of records, or its file; of a row that several have the last counts. Groups are of the rows of
-    ``records``, in their order, with the golden rankings beside them; None for all, by name. ``left_out``:
-    `leaving_out`.
-
-    Raises:
-        ValueError: a file is torn, somebody else's, or of a newer version.
-        OSError: one can't be opened.
-    """
-    newest: dict[str, tuple[RowTraces, Path]] = {}
-    for folder in dict.fromkeys(run.parent if run.is_file() else run for run in map(Path, runs)):
-        if (folder / TRACES).is_dir():
-            newest |= {row.facts.name: (row, folder) for row in read_traces(folder, records, left_out)}
-    shares: dict[str, list[tuple[RowTraces, Path]]] = {}
-    for record in records or ():
-        shares.setdefault(digest(Facts.of(record).conditions), [])
-    for row, folder in newest.values():
-        shares.setdefault(digest(row.facts.conditions), []).append((row, folder))
-    groups = []
-    for share in filter(None, shares.values()):
-        rows = sorted((row for row, _ in share), key=order)
-        # Images that a row lacks are left out of all.
-        shared = set.intersection(*(set(row.image_ids) for row in rows))
-        ids = [name for name in rows[0].image_ids if name in shared]
-        jpeg: dict[str, bytes] = {}
-        for folder in dict.fromkeys(folder for _, folder in share):
-            with leaving_out(left_out):
-                jpeg |= Thumbnails.read(folder, rows[0].facts).jpeg
-        groups.append(TracedGroup(rows=[row.take(ids) for row in rows], thumbnails=Thumbnails(jpeg=jpeg)))
-    return [group for group in groups if group.rows[0].image_ids]
-
-
-def label(row: RowTraces, rows: Sequence[RowTraces]) -> str:
-    """Name a row, telling from the others its keep rate and, if need be, a hash of its settings."""
-    if row.golden:
-        return RANKING
-    words, place = row.facts.method, (row.facts.method, row.facts.keep)
-    if len({other.facts.keep for other in rows if not other.golden}) > 1:
-        words += f" {100 * row.facts.keep:.3g} %"
-    same = [other for other in rows if (other.facts.method, other.facts.keep) == place]
-    return words if len(same) == 1 else f"{words} {digest(row.facts.method_config, length=4)}"
-
-
 @dataclass(frozen=True, kw_only=True)
-class TracePicture:
-    """One drawn picture of traces."""
+class Gallery:
+    """A picture that `compare` drew of what its rows keep of the first images of a dataset."""
 
     name: str  # of its file
     title: str
     alt: str  # for those who can't see it: what it shows, in one or two sentences
-    jpeg: bytes
+    jpeg: bytes  # with ``alt`` as its comment
 
 
-def galleries(traced: Sequence[TracedGroup]) -> list[TracePicture]:
-    """Draw the first images of each dataset, tower and tuning at the lowest keep rates, images without labels first.
+def gallery_name(record: Record) -> str:
+    """Return the name of the gallery that a record's row is in; rows of other conditions have another."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "_", f"{record.dataset}_{record.split}_{tower_of(record)}")[:120]
+    return f"gallery_{slug}_{digest([record.version, *conditions(record)], length=6)}"
 
-    Runs without small copies of the images have no gallery.
+
+def read_galleries(runs: Sequence[Path], records: Sequence[Record], left_out: Callable[[str], object]) -> list[Gallery]:
+    """Read the galleries of records, those of images without labels first; of two runs the last one's counts.
+
+    A run is a folder of records, or its file. ``left_out`` is called with why a gallery can't be read.
     """
-    ordered = sorted(traced, key=lambda group: group.rows[0].labels[0] is not None)
-    known = [(group, [i for i in group.rows[0].image_ids if i in group.thumbnails.jpeg][:IMAGES]) for group in ordered]
-    return [_gallery(group, ids) for group, ids in known if ids and not all(row.golden for row in group.lowest)]
-
-
-def _gallery(group: TracedGroup, ids: Sequence[str]) -> TracePicture:
-    # The method that learns the golden ranking beside it.
-    place = sorted(group.lowest, key=lambda row: (not row.golden, row.facts.method != REFERENCE))
-    named = {label(row, place): row.take(ids) for row in place}
-    dense = [(IMAGE, row.take(ids)) for row in group.rows if row.facts.method == DENSE]
-    answers = {key: row for key, row in (*dense, *named.items()) if None not in row.predicted}
-    first, facts = next(iter(named.values())), group.facts
-    sheet = PatchSheet(
-        rows=[
-            PatchRow(
-                name=name,
-                label=first.labels[i] or "",
-                view=group.thumbnails.view(name),
-                importance={key: row.importance[i] for key, row in named.items() if row.golden and row.ranked[i]},
-                tokens={key: row.token[i] for key, row in named.items() if not row.golden},
-                captions={k: f"{'✓' if row.correct[i] else '✗'} {row.predicted[i]}" for k, row in answers.items()},
-            )
-            for i, name in enumerate(ids)
-        ],
-        grid=first.grid,
-        columns={
-            key: key.replace(" ", "\n", 1) if row.golden else f"{key}\n{_token_count(row)} tokens"
-            for key, row in named.items()
-        },
-    )
-    right = ", ".join(f"{DENSE if k == IMAGE else k} {sum(map(bool, row.correct))}" for k, row in answers.items())
-    how = protocol(facts) if facts.shots else "by text" if answers else "without labels"
-    slug = re.sub(r"[^A-Za-z0-9]+", "_", f"{facts.dataset}_{facts.split}_{tower_of(facts)}")
-    return TracePicture(
-        name=f"gallery_{slug}_{digest(facts.conditions, length=6)}",
-        title=f"{facts.dataset} {split_words(facts.dataset, facts.split)}, {how}, {tower_of(facts)}",
-        alt=f"{len(ids)} images ({', '.join(map(str, first.labels if answers else ids))}) and what is kept of them by "
-        f"{', '.join(named)}{f'; right answers: {right}' if right else ''}.",
-        jpeg=draw(sheet, "jpg", SCALE),
-    )
-
-
-def _token_count(row: RowTraces) -> str:
-    """Say how many tokens are left of the patches, the least and the most of all images."""
-    tokens = sorted({len(set(each) - {-1}) for each in row.token.tolist()})
-    return " to ".join(map(str, tokens[:1] + tokens[1:][-1:]))
+    folders = [run if run.is_dir() else run.parent for run in runs]
+    shown = {gallery_name(record): record for record in sorted(records, key=lambda record: record.labelled)}
+    found = []
+    for name, record in shown.items():
+        for path in [path for folder in folders if (path := folder / f"{name}.jpg").is_file()][-1:]:
+            try:
+                jpeg = path.read_bytes()
+                alt = Image.open(io.BytesIO(jpeg)).info["comment"].decode()
+            except (OSError, KeyError) as error:
+                left_out(f"{str(path)!r} is no gallery ({error}); delete it, or draw it by `compare` with --fresh")
+                continue
+            how = protocol(record) if record.shots else "by text" if record.labelled else "without labels"
+            where = f"{record.dataset} {split_words(record.dataset, record.split)}"
+            found.append(Gallery(name=name, title=f"{where}, {how}, {tower_of(record)}", alt=alt, jpeg=jpeg))
+    return found

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.apps.show import ShowConfig, find_subjects, show
+from harness.apps.show import ShowConfig, find_subject, show
 from harness.base.table import NOT_MEASURED, Table, figure, json_values
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
@@ -524,7 +524,9 @@ def draw_picture(
     golden = config.golden if block is None else replace(config.golden, block=block)
     how = ShowConfig(keeps=PICTURE_KEEPS, left=("golden", "clsattn"), golden=golden)
     places = [f"{one.name}:test:{at}" for one in datasets for at in turns(one.split("test").labels)[:images]]
-    return show(config.model, find_subjects(places), how, out, progress=progress, device=config.device)
+    return show(
+        config.model, [find_subject(place) for place in places], how, out, progress=progress, device=config.device
+    )
 
 
 def readable(names: Sequence[str], table: PaperTable | None) -> tuple[list[Dataset], dict[str, Exception]]:

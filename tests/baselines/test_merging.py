@@ -14,7 +14,7 @@ from torch import Tensor
 import zoo
 from baselines.atc import LINKAGES, cluster
 from baselines.tome import merge
-from zoo.core.tokens import Tokens, left_at, tokens_of
+from zoo.core.tokens import Tokens, tokens_of
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 Left = dict[int, tuple[float, Tensor]]  # what is left: size and token by place
@@ -215,12 +215,12 @@ def test_as_many_patches_are_in_a_token_as_its_size_says(counts: list[int]):
     tokens = some_tokens(16, sized=False)
     for block, count in enumerate(counts):
         tokens = merge(block, tokens, torch.randn(2, tokens.patch_count, 4), tokens.patch_count - count)
-    token, left = tokens_of(tokens.history, 16), left_at(tokens.history, 16)
+    token = tokens_of(tokens.history, 16)
     for image in range(2):
         places = tokens.patch_idx[image].tolist()
         inside = [int((token[image] == place).sum()) for place in places]
         assert inside == tokens.size[image].tolist()
-        assert sorted(torch.arange(16)[left[image] == -1].tolist()) == sorted(places)
+        assert torch.arange(16)[token[image] == torch.arange(16)].tolist() == sorted(places)
         assert (token[image, places] == torch.tensor(places)).all()
 
 

@@ -28,7 +28,6 @@ from harness.measure.rows import Variant
 from harness.measure.tuning import Tuned
 from harness.models import towers
 from harness.models.towers import Tower
-from harness.records.traces import Facts
 from zoo.core.files import blocks_fingerprint, cache_folder, fingerprint
 from zoo.core.predictor import Predictor
 from zoo.learning.fit import FitConfig, save_predictor
@@ -304,16 +303,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
     real = measured_rows.outcomes
     monkeypatch.setattr(measured_rows, "outcomes", counted)
     return calls
-
-
-@pytest.fixture(scope="session")
-def facts() -> Facts:
-    return Facts(
-        version="0.1.0", model=ARCH, method="dense", keep=1.0, method_config={}, tag=TAG,
-        weights_sha256="ab" * 32, dataset="toy", dataset_revision="0123456789ab", split="test",
-        shots=0, tuning=None, prompt_tokens=None, seed=0, image_count=250, device="cpu",
-        device_name="a processor", dtype="float32", threads=2, torch="2.13", timm="1.0.31",
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

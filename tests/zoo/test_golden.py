@@ -1,7 +1,6 @@
 """Golden rankings against a loop that removes one window at a time; following a removal against whole sequences."""
 
 import re
-from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -12,11 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import zoo
-from harness.measure.cost import gflops
 from harness.records.statistics import kendall_tau
 from zoo.core.tokens import Tokens
 from zoo.methods.rankmerge import RankMergeConfig
-from zoo.ranking.approximate import Effort
 from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_importance
 from zoo.ranking.suffix import Suffix, follow, run_whole
 from zoo.ranking.windows import members, outside, windows
@@ -141,7 +138,11 @@ def test_scores_from_the_same_passes_are_bit_for_bit_those_made_alone(options: d
         assert torch.equal(importance, alone.importance(images, LABELS))
     assert not torch.equal(found["label"], found["confidence"])
     for config, scores, match in (
-        ({"greedy": 16}, ("preservation", "label"), "greedy=16 goes by one score, got preservation, label"),
+        (
+            {"greedy": 16, "window": 1},
+            ("preservation", "label"),
+            "greedy=16 goes by one score, got preservation, label",
+        ),
         ({}, ("preservation", "lable"), "did you mean 'label'"),
         ({}, ("label",), "needs text"),
     ):
@@ -169,7 +170,7 @@ def test_windows_cover_the_grid_and_nothing_else(window: int, stride: int):
         ({"window": 0}, (), "window=0"),
         ({"stride": 3}, (), "stride=3: more than window=2"),
         ({"greedy": 4, "approximate": "follow:6"}, (), "greedy=4 with approximate='follow:6'"),
-        ({"greedy": 4, "approximate": "follow:0"}, (), "window=2: this search goes by single patches"),
+        ({"greedy": 4}, (), "window=2: this search goes by single patches"),
         ({"action": "merge", "approximate": "follow:2"}, (), "action='merge' with approximate='follow:2'"),
         ({"window": 9}, (), "window=9: larger than the 8 x 8"),
         ({"window": 8}, (), "window=8: the whole 8 x 8"),
@@ -202,12 +203,6 @@ def test_engines_that_are_refused(tower: nn.Module, tiny: Build):
 
 
 SIDE = 4  # of patches of 16 pixels
-TWO_LABELS = torch.tensor([4, 0])
-
-
-@pytest.fixture
-def two() -> Tensor:
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
 
 
 @pytest.fixture
@@ -216,72 +211,38 @@ def small_tower(tiny: Build) -> zoo.ReducedViT:
 
 
 @pytest.mark.parametrize(
-    ("score", "block", "window", "stride", "step"),
+    ("action", "score", "block", "step", "approximate"),
     [
-        ("preservation", 0, 1, 1, 1),
-        ("label", 1, 2, 2, 4),
-        ("confidence", 3, 3, 1, 99),
+        ("remove", "preservation", 0, 1, None),
+        ("remove", "label", 1, 5, None),
+        ("remove", "preservation", 3, 5, "follow:0"),
+        ("merge", "preservation", 1, 1, None),
+        ("merge", "confidence", 1, 5, None),
+        ("merge", "preservation", 3, 5, "follow:0"),
+        ("merge", "preservation", 0, 99, None),
     ],
 )
 def test_equals_the_slow_search(
-    score: str, block: int, window: int, stride: int, step: int, small_tower: nn.Module, text: Tensor, two: Tensor
-):
-    config = GoldenConfig(score=score, block=block, window=window, stride=stride, greedy=step)
-    engine = GoldenEngine(small_tower, config, text=text, scale=SCALE, batch=5)
-    for image, label, row in zip(two, TWO_LABELS.tolist(), engine.importance(two, TWO_LABELS), strict=True):
-        slow, removed = Slow(small_tower, image, config, text, label), []
-        while slow.tokens:
-            mean = slow.means()
-            # The most dispensable first; of equals the later patch.
-            going = sorted(mean, key=lambda p: (mean[p], p), reverse=True)[:step]
-            removed += going
-            slow.tokens = slow.without(set(going))
-        assert row.argsort().tolist() == removed
-        assert sorted(row.tolist()) == list(range(SIDE * SIDE))
-
-
-@pytest.mark.parametrize(
-    ("block", "step", "approximate"), [(1, 1, None), (1, 5, None), (3, 5, "follow:0"), (0, 99, None)]
-)
-def test_equals_the_slow_search_that_merges(
-    block: int, step: int, approximate: str | None, small_tower: zoo.ReducedViT, two: Tensor
+    action: str, score: str, block: int, step: int, approximate: str | None, small_tower: zoo.ReducedViT, text: Tensor
 ):
     """In the last of four blocks following is exact: only the class token leaves it."""
-    config = GoldenConfig(action="merge", block=block, window=1, greedy=step, approximate=approximate)
-    importance = GoldenEngine(small_tower, config).importance(two)
-    for image, row in zip(two, importance, strict=True):
-        slow, order = Slow(small_tower, image, config), row.argsort().tolist()
+    images, labels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8)), torch.tensor([4, 0])
+    config = GoldenConfig(action=action, score=score, block=block, window=1, greedy=step, approximate=approximate)
+    engine = GoldenEngine(small_tower, config, text=text, scale=SCALE, batch=5)
+    for image, label, row in zip(images, labels.tolist(), engine.importance(images, labels), strict=True):
+        slow, order = Slow(small_tower, image, config, text, label), row.argsort().tolist()
         assert sorted(order) == list(range(SIDE * SIDE))
         for start in range(0, SIDE * SIDE, step):
             # Each of two tokens that are each other's nearest costs the same: ties are free.
             going, later = order[start : start + step], order[start + step :]
             if len(slow.tokens) > 1:
                 slow.full = slow.features(slow.tokens)
-                score = slow.means()
-                lead = [score[a] - score[b] for a, b in pairwise(going + later[:1])]
+                scores = slow.means()
+                lead = [scores[a] - scores[b] for a, b in pairwise(going + later[:1])]
                 assert min(lead, default=0) > -1e-6
-                assert min(score[p] for p in going) > max((score[p] for p in later), default=-1) - 1e-6
+                assert min(scores[p] for p in going) > max((scores[p] for p in later), default=-1) - 1e-6
             if later:
                 slow.tokens = slow.without(set(going))
-
-
-@pytest.mark.parametrize("step", [5, 99])
-@torch.no_grad()
-def test_a_greedy_search_by_follow_judges_by_what_is_left(step: int, small_tower: zoo.ReducedViT, two: Tensor):
-    config = GoldenConfig(block=1, window=1, greedy=step, approximate="follow:0")
-    engine = GoldenEngine(small_tower, config)
-    for image, row in zip(two, engine.importance(two), strict=True):
-        start, _ = small_tower.advance(small_tower.embed(image[None]), stop=1)
-        left, removed = list(range(SIDE * SIDE)), []
-        while left:
-            part = start._replace(x=start.x[:, [0, *(p + 1 for p in left)]])
-            target, features = follow(engine.suffix, part, torch.arange(len(left))[:, None], 0)
-            score = dict(zip(left, (features[0] @ target[0]).tolist(), strict=True))
-            removed += sorted(left, key=lambda p: (score[p], p), reverse=True)[:step]
-            left = [p for p in left if p not in removed]
-        assert row.argsort().tolist() == removed
-    one_shot = GoldenEngine(small_tower, replace(config, greedy=None)).passes
-    assert engine.passes == pytest.approx(-(-SIDE * SIDE // step) * one_shot)
 
 
 @pytest.mark.parametrize(("there", "least"), [("bfloat16", 0.95), pytest.param("cuda", 0.98, marks=pytest.mark.cuda)])
@@ -303,48 +264,6 @@ def test_rankings_agree_in_low_precision_and_on_a_gpu(there: str, least: float):
 
 PATCHES = 64
 CELLS = windows((8, 8), 3, 2)
-
-
-def test_costs_grow_from_about_one_pass_to_that_of_the_removals(tiny: Build):
-    tower = tiny("clip_vit_b16", img_size=196, patch_size=14, embed_dim=384, depth=9, num_heads=6)
-
-    def passes(spec: str | None) -> float:
-        return GoldenEngine(tower, GoldenConfig(approximate=spec)).passes
-
-    assert passes(None) == 169
-    assert passes("follow:0") == pytest.approx(1.02, abs=0.02)
-    assert passes("follow:192") == pytest.approx(169, rel=0.1)
-    followed = [passes(f"follow:{n}") for n in (0, 1, 4, 16, 64, 192)]
-    assert followed == sorted(followed)
-
-
-class Part(nn.Module):
-    """Embed an image, run it up to a block and, if ``rest``, on from there for CLS alone."""
-
-    def __init__(self, tower: zoo.ReducedViT, block: int, rest: bool) -> None:
-        super().__init__()
-        self.tower, self.block, self.rest = tower, block, rest
-
-    def forward(self, images: Tensor) -> Tensor:
-        start, _ = self.tower.advance(self.tower.embed(images), stop=self.block)
-        if not self.rest:
-            return start.x
-        last = len(self.tower.blocks) - 1
-        end, _ = self.tower.advance(start, self.block, last)
-        return self.tower.block(last).first(end)
-
-
-@pytest.mark.parametrize(("block", "prefix"), [(0, 1), (3, 4), (5, 1)])
-def test_a_whole_pass_counts_what_fvcore_counts(block: int, prefix: int, tiny: Build):
-    tower = tiny("clip_vit_b16", num_classes=0, reg_tokens=prefix - 1)
-
-    def products(rest: bool) -> float:
-        counted = gflops(Part(tower, block, rest), 64).by_operator
-        return sum(n for name, n in counted.items() if "norm" not in name)
-
-    effort = Effort.of(tower, block)
-    assert (effort.grid, effort.tokens, effort.blocks) == ((8, 8), 64 + prefix, 6 - block)
-    assert effort.whole == pytest.approx(1e9 * (products(True) - products(False)), rel=1e-6)
 
 
 def entering(tower: zoo.ReducedViT, block: int, count: int = 2) -> Tokens:
@@ -372,12 +291,6 @@ def test_a_removal_followed_into_all_patches_is_the_removal(block: int, options:
     assert torch.allclose(found, removed(suffix, start), atol=1e-5)
     whole = suffix.features(start, torch.arange(2), torch.arange(PATCHES).expand(2, -1))
     assert torch.allclose(target, whole, atol=1e-5)
-
-
-def test_the_mean_of_no_patches_is_nothing(tiny: Build):
-    suffix = Suffix(tiny("clip_vit_b16", global_pool="avg"), 2)
-    nothing = torch.empty(2, 0, dtype=torch.int64)
-    assert torch.equal(suffix.features(entering(suffix.model, 2), torch.arange(2), nothing), torch.zeros(2, 7))
 
 
 @pytest.mark.parametrize(("count", "prefix"), [(0, 1), (1, 3), (7, 1)])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.core.reducer import Reducer, final_count, register_method, spread
-from zoo.core.tokens import Reduction, Tokens, left_at, rank_scores, tokens_of, top
+from zoo.core.tokens import Reduction, Tokens, rank_scores, tokens_of, top
 
 
 def start(batch: int = 2, prefix: int = 1, grid: tuple[int, int] = (3, 4), dim: int = 5) -> Tokens:
@@ -57,19 +57,17 @@ def slow_order(history: tuple[Reduction, ...], image: int, patches: int) -> list
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("counts", [[7], [10, 6, 2], [11, 10, 9, 1]])
 def test_what_a_history_of_pruning_tells(counts: list[int], ties: bool):
-    """The ranking is by departure, then importance; a pruned patch left where it is last seen and is in no token."""
+    """The ranking is by departure, then importance; a pruned patch is in no token."""
     tokens = start(batch=3)
     for block, count in enumerate(counts):
         importance = torch.rand(3, tokens.patch_count)
         tokens = tokens.prune(block, importance.mul(3).floor() if ties else importance, count)
     order = rank_scores(tokens.history, 12).argsort(dim=1, descending=True, stable=True)
-    left, token = left_at(tokens.history, 12), tokens_of(tokens.history, 12)
+    token = tokens_of(tokens.history, 12)
     for image in range(3):
         assert order[image].tolist() == slow_order(tokens.history, image, 12)
         for patch in range(12):
-            seen = [r.block for r in tokens.history if patch in r.before[image].tolist()]
             stays = patch in tokens.patch_idx[image].tolist()
-            assert left[image, patch] == (-1 if stays else seen[-1])
             assert token[image, patch] == (patch if stays else -1)
 
 
@@ -83,10 +81,8 @@ def test_histories_of_merging_and_fusing():
     first = reduction(2, [0, 1, 2, 3], [1, 0, 2], [0.0] * 4, [0, 1, 2, 2])
     history = (first, reduction(5, [1, 0, 2], [1, 0], [0.0] * 3, [1, 0, 0]))
     assert tokens_of(history, 4).tolist() == [[0, 1, 0, 0]]
-    assert left_at(history, 4).tolist() == [[-1, -1, 5, 2]]
     history = (reduction(4, [0, 1, 2, 3], [0, 2, -1]), reduction(7, [0, 2, -1], [2, -1]))
     assert tokens_of(history, 4).tolist() == [[-1, -1, 2, -1]]
-    assert left_at(history, 4).tolist() == [[7, 4, -1, 4]]
     first = reduction(0, [0, 1, 2, 3], [0, 2, 3, -1], [0.9, 0.0, 1.0, 2.0])
     scores = rank_scores((first, reduction(1, [0, 2, 3, -1], [0, -1], [0.8, 0.2, 0.1, 0.9])), 4)
     assert scores.argsort(dim=1, descending=True).tolist() == [[0, 2, 3, 1]]

@@ -302,17 +302,6 @@ def rank_scores(history: tuple[Reduction, ...], patches: int) -> Tensor:
     return scores[:, :patches]
 
 
-def left_at(history: tuple[Reduction, ...], patches: int) -> Tensor:
-    """Tell at which block each patch's own token went, dropped or merged into another.
-
-    Returns (B, N) int64 block, -1 for a patch whose token is there at the end.
-    """
-    left = history[0].before.new_full((len(history[0].before), patches + 1), -1)
-    for index, before, after, *_ in history:
-        left = left.masked_fill(_mark_cells(before, patches) & ~_mark_cells(after, patches), index)
-    return left[:, :patches]
-
-
 def tokens_of(history: tuple[Reduction, ...], patches: int) -> Tensor:
     """Tell in which token each patch is at the end, (B, N) int64.
 

@@ -3,6 +3,7 @@
 Source: arXiv 2409.14607, section 3.2, with the corrections that docs/design.md lists. The paper removes.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,13 +15,13 @@ from zoo.core.host import Host
 from zoo.core.messages import check_fields, expected
 from zoo.core.precision import PRECISIONS
 from zoo.core.tokens import Tokens, every_position, rank_scores, top
-from zoo.ranking.approximate import FOLLOWED, Effort, check, parse, passes
 from zoo.ranking.suffix import Suffix, follow, follow_merges
 from zoo.ranking.windows import distances, mean_over_windows, members, merge_windows, outside, windows
 from zoo.towers.lean import is_lean, special_layer
 
 SCORES = ("preservation", "label", "confidence")
 ACTIONS = ("remove", "merge")
+FOLLOWED = "follow:0"  # the only approximation that a greedy search or merging can take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,36 +51,12 @@ class Judge:
         return posterior.gather(1, self.labels[rows, None]).squeeze(1)
 
 
-def greedy_importance(suffix: Suffix, start: Tokens, judge: Judge, cells: Tensor, step: int) -> Tensor:
-    """Rank patches by when an iterative search removes them: 0 goes first, N - 1 last, (B, N).
+def greedy_importance(suffix: Suffix, start: Tokens, judge: Judge, config: "GoldenConfig") -> Tensor:
+    """Rank patches by when an iterative search takes them: 0 goes first, N - 1 last, (B, N).
 
-    In every round each window of ``cells`` (W, r * r) is removed together with all that went before, and what is left
-    is scored against the whole image. The ``step`` patches of highest mean score then go for good.
-    """
-    count = start.patch_count
-    inside = members(cells, count)
-    alive = torch.ones(start.x.shape[0], count, dtype=torch.bool, device=cells.device)
-    order = torch.zeros_like(alive, dtype=torch.float32)
-    for gone in range(0, count, step):
-        scores = _scores(suffix, start, judge, inside, alive)
-        importance = -mean_over_windows(scores, cells, count)
-        # What went before sorts behind everything that is left.
-        importance = importance.where(alive, -torch.inf)
-        best_first = importance.argsort(dim=1, descending=True, stable=True)
-        left = count - gone
-        going = best_first[:, max(0, left - step) : left]
-        ranks = torch.arange(going.shape[1] - 1, -1, -1, device=cells.device) + gone
-        order.scatter_(1, going, ranks.float().expand(len(going), -1))
-        alive = alive.scatter(1, going, False)
-    return order
-
-
-def rounds_importance(suffix: Suffix, start: Tokens, judge: Judge, config: "GoldenConfig") -> Tensor:
-    """Rank patches as ``greedy_importance`` does, but score against what is left, (B, N).
-
-    In every round each single token is removed by ``follow:0``, or merged into its nearest. Against the whole image,
-    patches whose removal undoes what earlier ones did would look dispensable, and all would go in one round. Merged
-    tokens stay merged: each of those that go takes the nearest that stays.
+    In every round each single token is removed, or merged into its nearest, and the score is against what is left.
+    Against the whole image, patches whose removal undoes what earlier ones did would look dispensable, and all would
+    go in one round. Merged tokens stay merged: each of those that go takes the nearest that stays.
     """
     tokens, count = start, start.patch_count
     assert config.greedy is not None
@@ -112,7 +89,7 @@ def encode_changes(suffix: Suffix, tokens: Tokens, cells: Tensor, config: "Golde
         target = suffix.features(tokens, rows, tokens.token_of_patch())
         features = suffix.features(extended, every, idx.flatten(0, 1))
     elif config.approximate is not None:
-        return follow(suffix, tokens, cells, parse(config.approximate))
+        return follow(suffix, tokens, cells, followed(config.approximate))
     else:
         target = suffix.features(tokens, rows, every_position(tokens.x, tokens.patch_count))
         kept = outside(members(cells, tokens.patch_count)).repeat(len(rows), 1)
@@ -128,25 +105,6 @@ def _merge_away(tokens: Tokens, importance: Tensor, stay: Tensor) -> Tokens:
     return tokens.merge(0, gone, into, importance.gather(1, gone), stay.shape[1], rescale=True)
 
 
-def _scores(suffix: Suffix, start: Tokens, judge: Judge, inside: Tensor, alive: Tensor) -> Tensor:
-    """Score every window on top of what is gone, (B, W); 0, which nobody reads, where no patch is left of it."""
-    going = (inside & alive.unsqueeze(1)).flatten(0, 1)
-    rows = torch.arange(len(alive), device=alive.device).repeat_interleave(len(inside))
-    keyed = torch.cat((rows.unsqueeze(1), going.long()), dim=1)  # windows with the same patches left are run once
-    unique, which = keyed.unique(dim=0, return_inverse=True)
-    row, sets = unique[:, 0], unique[:, 1:].bool()
-    kept = alive[row] & ~sets
-    scores = torch.zeros(len(unique), device=alive.device)
-    sizes = kept.sum(dim=1)
-    for size in sizes.unique().tolist():
-        # Sequences of one length share batches, whatever image they come from.
-        some = ((sizes == size) & sets.any(dim=1)).nonzero().squeeze(1)
-        if len(some):
-            keep_idx = kept[some].nonzero()[:, 1].reshape(len(some), size)
-            scores[some] = judge(suffix.features(start, row[some], keep_idx), row[some])
-    return scores[which].reshape(len(alive), len(inside))
-
-
 @dataclass(frozen=True, kw_only=True)
 class GoldenConfig:
     """How a golden ranking is made.
@@ -157,9 +115,9 @@ class GoldenConfig:
         block: patches go at the input of this block, 0-based.
         window: side of the square window, in patches.
         stride: step of the window, in patches; a last window touches the border.
-        greedy: patches that go for good in each round of an iterative search; None for one-shot.
-        approximate: ``follow:N``, see ``zoo.ranking.approximate``; None for removing or merging every window. Merging
-            and a greedy search take ``follow:0`` alone, for single patches.
+        greedy: single patches that go for good in each round of an iterative search; None for one-shot.
+        approximate: ``follow:N`` recomputes the class token and N patch tokens per window, see ``follow``; None for
+            removing or merging every window. Merging and a greedy search take ``follow:0`` alone, for single patches.
     """
 
     score: str = "preservation"
@@ -176,12 +134,12 @@ class GoldenConfig:
         if self.stride > self.window:
             raise ValueError(f"stride={self.stride!r}: more than window={self.window} leaves patches out")
         if self.approximate is not None:
-            parse(self.approximate)
+            followed(self.approximate)
         merge, search = self.action == "merge", self.greedy is not None
         if (merge or search) and self.approximate not in (None, FOLLOWED):
             what = f"greedy={self.greedy}" if search else f"action={self.action!r}"
             raise ValueError(f"{what} with approximate={self.approximate!r}: expected none, or {FOLLOWED!r}")
-        if self.window > 1 and ((merge and search) or ((merge or search) and self.approximate)):
+        if self.window > 1 and (search or (merge and self.approximate)):
             raise ValueError(f"window={self.window}: this search goes by single patches; expected window=1")
 
     def describe(self) -> str:
@@ -228,15 +186,6 @@ class GoldenEngine:
         self.text = None if text is None else text.to(self.suffix.device)
         self.scale = scale
 
-    @property
-    def passes(self) -> float:
-        """Passes per image through the tower from the block on, the whole image's left out."""
-        grid = self.model.grid
-        count = len(windows(grid, self.config.window, self.config.stride))
-        rounds = -(-grid[0] * grid[1] // (self.config.greedy or grid[0] * grid[1]))  # at most, of fewer and fewer
-        effort = Effort.of(self.model, self.config.block)
-        return float(rounds * passes(self.config.approximate, effort, count, merge=self.config.action == "merge"))
-
     def importance(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Score the patches of images (B, C, H, W), with labels (B,) for ``label``.
 
@@ -267,23 +216,14 @@ class GoldenEngine:
         common: dict[str, Any] = {"text": self.text, "scale": self.scale, "labels": labels}
         cells = windows(start.grid, config.window, config.stride).to(suffix.device)
         if config.greedy is not None:
-            return {score: self._search(start, cells, score, common) for score in scores}
+            judge = Judge(score=scores[0], target=start.x, **common)
+            return {scores[0]: greedy_importance(suffix, start, judge, config).cpu()}
         target, features = encode_changes(suffix, start, cells, config)
         flat, every = features.flatten(0, 1), torch.arange(len(images), device=suffix.device)
         every = every.repeat_interleave(len(cells))
         judges = {score: Judge(score=score, target=target, **common) for score in scores}
         marks = {score: judge(flat, every).unflatten(0, (-1, len(cells))) for score, judge in judges.items()}
         return {score: -mean_over_windows(own, cells, start.patch_count).cpu() for score, own in marks.items()}
-
-    def _search(self, start: Tokens, cells: Tensor, score: str, common: dict[str, Any]) -> Tensor:
-        """Rank patches by a greedy search, (B, N) on the CPU."""
-        config, judge = self.config, Judge(score=score, target=start.x, **common)
-        assert config.greedy is not None
-        if config.approximate is not None or config.action == "merge":
-            return rounds_importance(self.suffix, start, judge, config).cpu()
-        rows = torch.arange(len(start.x), device=start.x.device)
-        judge = replace(judge, target=self.suffix.features(start, rows, start.patch_idx))
-        return greedy_importance(self.suffix, start, judge, cells, config.greedy).cpu()
 
     def _labels(self, labels: Tensor | None, count: int) -> Tensor:
         if labels is None or len(labels) != count:
@@ -331,10 +271,32 @@ def _check(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
         grid = "{} x {}".format(*model.grid)
         raise ValueError(f"window={config.window!r}: the whole {grid} patch grid, so no patch would rank first")
     if config.approximate is not None:
-        check(config.approximate, model, config.block, config.window)
+        _check_followed(config, model)
     _check_text(config, text)
 
 
 def _check_text(config: GoldenConfig, text: Tensor | None) -> None:
     if config.score != "preservation" and text is None:
         raise ValueError(f"score={config.score!r} needs text: (classes, D) unit class features")
+
+
+def followed(spec: str) -> int:
+    """Return the patch tokens that a spec such as ``follow:4`` recomputes per window; raise ValueError for others."""
+    if not (found := re.fullmatch(r"follow:([0-9]+)", spec)):
+        raise ValueError(f"approximate={spec!r}: expected follow:N with an integer N from 0, patch tokens per window")
+    return int(found[1])
+
+
+def _check_followed(config: GoldenConfig, model: Host) -> None:
+    """Refuse more tokens than a window leaves, and towers whose features ``follow`` can't compute."""
+    assert config.approximate is not None
+    most, named = model.grid[0] * model.grid[1] - config.window**2, f"approximate={config.approximate!r}"
+    if followed(config.approximate) > most:
+        raise ValueError(f"{named}: expected a number from 0 to {most} here")
+    if not model.pools_first:
+        raise ValueError(
+            f"{named} needs features that come from the class token, which this tower pools with others or lacks; "
+            "expected none"
+        )
+    if model.block(config.block).pairs_places:
+        raise ValueError(f"{named} knows no bias for pairs of places, which this tower has; expected none")

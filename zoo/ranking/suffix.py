@@ -50,11 +50,8 @@ class Suffix:
         """Compute unit features (S, D) of sequences of which only some patch tokens are left.
 
         Of the images in ``start``, which enter the first block, sequence s is number ``images[s]``, with its patch
-        tokens at ``keep_idx[s]`` (k,) left; of k = 0 a tower that pools patch tokens makes zeros.
+        tokens at ``keep_idx[s]`` (k,) left.
         """
-        if keep_idx.shape[1] == 0 and not self.model.pools_first:
-            one = self.features(start, images[:1], every_position(start.x[:1], start.patch_count))
-            return torch.zeros_like(one).expand(len(images), -1)
         parts = []
         for part in torch.arange(len(images), device=images.device).split(self.batch):
             features = self._through(sequences(start, images[part], keep_idx[part]))

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -31,68 +30,68 @@ LONGEST = 1_000  # times the shorter side: resized by that, a longer side would 
 MOST = 16  # processes beside a GPU
 CRASHES = 2  # of a process that has one picture alone: the picture is bad
 DEATHS = 6  # of processes that something else ends: no more are tried for a picture, or at their start
-MOST_LOST = 16  # pictures, with which a run ends
 PRELOADED = ["harness.apps.vectors.decode", "open_clip", "timm.data", "torchvision.transforms"]
 _WITHOUT = "try fewer --decoders, or --decoders 0, which decodes in the process of the model"
 Transform = Callable[[Any], Any]  # from a PIL image to (C, H, W)
 
 
-class DecodedChunk(NamedTuple):
-    """What came of some pictures.
+class Item(NamedTuple):
+    """What came of a picture or a text.
 
-    paths: one for each. pixels: (n, C, H, W) float32, zeros where a picture can't be read; None if none can be.
-    digests: of the bytes that were read, "" where there are none. wrong: why a picture can't be read, by position in
-    the chunk. lost: positions of what is in ``wrong`` for lack of memory, or because something ended the processes.
-    seconds: that it took one process.
+    name: its path, or the text itself. pixels: (C, H, W) float32 of a picture that can be read. digest: of the bytes
+    that were read, "" where there are none. wrong: why it can't be embedded, "" if it can be.
     """
 
-    paths: list[str]
-    pixels: NDArray[np.float32] | None
-    digests: list[str]
-    wrong: dict[int, str]
-    lost: list[int]
+    name: str
+    pixels: NDArray[np.float32] | None = None
+    digest: str = ""
+    wrong: str = ""
+
+
+class DecodedChunk(NamedTuple):
+    """What came of some pictures, and the seconds that it took one process."""
+
+    items: list[Item]
     seconds: float
 
 
-def join_chunks(chunks: Sequence[DecodedChunk]) -> DecodedChunk:
-    """Join chunks.
-
-    A picture that can't be read keeps its place, as zeros: what else is in a batch moves the last bits.
-    """
-    paths, digests, wrong, lost = list[str](), list[str](), dict[int, str](), list[int]()
-    for chunk in chunks:
-        wrong |= {len(paths) + place: why for place, why in chunk.wrong.items()}
-        lost += [len(paths) + place for place in chunk.lost]
-        paths += chunk.paths
-        digests += chunk.digests
-    seconds = sum(chunk.seconds for chunk in chunks)
-    shapes = [chunk.pixels.shape[1:] for chunk in chunks if chunk.pixels is not None]
-    if not shapes:
-        return DecodedChunk(paths, None, digests, wrong, lost, seconds)
-    filled = [np.zeros((len(c.paths), *shapes[0]), np.float32) if c.pixels is None else c.pixels for c in chunks]
-    return DecodedChunk(paths, np.concatenate(filled), digests, wrong, lost, seconds)
-
-
 def prepare(pictures: Sequence[PictureFile], transform: Transform, *, way: str = LEAVE_OUT) -> DecodedChunk:
-    """Read, decode, resize and normalise pictures; ``way`` out of a bad one is for messages."""
+    """Read, decode, resize and normalise pictures; ``way`` out of a bad one is for messages.
+
+    Raises:
+        MemoryError: too little memory, which says nothing about a picture.
+    """
+    start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PIL, about metadata
-        return join_chunks([_prepare_one(picture, transform, way) for picture in pictures])
+        items = [_prepare_one(picture, transform, way) for picture in pictures]
+    return DecodedChunk(items, time.perf_counter() - start)
 
 
-def _prepare_one(picture: PictureFile, transform: Transform, way: str) -> DecodedChunk:
-    start, pixels, known, wrong, lost = time.perf_counter(), None, "", {}, []
+def _prepare_one(picture: PictureFile, transform: Transform, way: str) -> Item:
+    known = ""
     try:
         content = picture.read()
         known = digest(content)
         image = decode_image(content, repr(picture.path), way=way)
         if max(image.size) > LONGEST * min(image.size):
             raise ValueError(f"it has {image.width} x {image.height} pixels; expected sides of 1 : {LONGEST}")
-        pixels = np.asarray(transform(image), dtype=np.float32)[np.newaxis]
+        return Item(picture.path, np.asarray(transform(image), dtype=np.float32), known)
     except Exception as error:  # an odd size may stop a transform, too
-        wrong[0] = str(error) or type(error).__name__
-        lost = [0] if is_out_of_memory(error) else []
-    return DecodedChunk([picture.path], pixels, [known], wrong, lost, time.perf_counter() - start)
+        if is_out_of_memory(error):
+            raise MemoryError(f"out of memory at image {picture.path!r}") from error
+        return Item(picture.path, digest=known, wrong=str(error) or type(error).__name__)
+
+
+def stack(items: Sequence[Item]) -> NDArray[np.float32] | None:
+    """Return the pixels of pictures (n, C, H, W), None if no picture has any.
+
+    A picture that can't be read keeps its place, as zeros: what else is in a batch moves the last bits.
+    """
+    shape = next((item.pixels.shape for item in items if item.pixels is not None), None)
+    if shape is None:
+        return None
+    return np.stack([np.zeros(shape, np.float32) if item.pixels is None else item.pixels for item in items])
 
 
 def processes_beside(device: str) -> int:
@@ -124,7 +123,7 @@ class DeadDecoderError(Exception):
         return self.code not in (None, NO_MEMORY, UNKNOWN_CODE, *outside)
 
 
-NO_MEMORY = 0  # of a process that finds none for what it receives or sends
+NO_MEMORY = 0  # of a process that finds none for a picture, or for what it receives or sends
 UNKNOWN_CODE = 255  # of multiprocessing, where the server that started a process is dead
 
 
@@ -141,19 +140,16 @@ class _Decoder:
         try:
             self._process.start()
         except (EOFError, OSError) as error:
-            raise DeadDecoderError(_code_of_server()) from error
+            raise DeadDecoderError(None) from error
         finally:
             pipe.close()
         self._receive()
 
     def prepare(self, chunk: Sequence[PictureFile]) -> DecodedChunk:
-        """Prepare pictures; raise DeadDecoderError if that ends it, or takes more memory than it has."""
+        """Prepare pictures; raise DeadDecoderError if that ends it."""
         with contextlib.suppress(OSError):  # it is dead; to receive says so
             self._pipe.send(chunk)
         result: DecodedChunk = self._receive()
-        if result.lost:
-            self.close()
-            raise DeadDecoderError(None)
         return result
 
     def _receive(self) -> Any:
@@ -172,19 +168,6 @@ class _Decoder:
         """End it."""
         self._pipe.close()
         self._process.join()
-
-
-def _code_of_server() -> int | None:
-    """Return how the process ended from which others are forked, None if it didn't; multiprocessing doesn't tell."""
-    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
-    if pid is None:
-        return None
-    with contextlib.suppress(ChildProcessError, AttributeError):  # macOS has no waitid
-        for _ in range(10):
-            if (facts := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)) is not None:
-                return facts.si_status if facts.si_code == os.CLD_EXITED else -facts.si_status
-            time.sleep(0.1)
-    return None
 
 
 def _serve(pipe: Connection, transform: Transform) -> None:
@@ -206,7 +189,6 @@ class Decoders:
         self.count, self._transform = count, transform
         self._threads: ThreadPoolExecutor | None = None
         self._idle: list[_Decoder] = []
-        self._lost: list[str] = []  # names of pictures
 
     def __enter__(self) -> "Decoders":
         return self
@@ -243,10 +225,10 @@ class Decoders:
         """Yield what comes of each chunk, in order; the chunks are asked for as far ahead as they are worked on.
 
         A chunk whose process dies is prepared again, picture by picture. A picture that ends its process once more,
-        and again, can't be read; one whose processes are ended by something else is lost, which another run may mend.
+        and again, can't be read.
 
         Raises:
-            ValueError: processes die at their start, or many pictures are lost.
+            ValueError: something else ends the processes, as for lack of memory.
         """
         if self.count == 0:
             for chunk in chunks:
@@ -266,7 +248,8 @@ class Decoders:
         try:
             return self._attempt(chunk)
         except DeadDecoderError:
-            return join_chunks([self._prepare_alone(picture) for picture in chunk])
+            alone = [self._prepare_alone(picture) for picture in chunk]
+            return DecodedChunk([item for one in alone for item in one.items], sum(one.seconds for one in alone))
 
     def _attempt(self, chunk: Sequence[PictureFile]) -> DecodedChunk:
         """Give a chunk to a process that has nothing to do, or to a new one."""
@@ -289,11 +272,8 @@ class Decoders:
             crashes += dead.by_itself
             if crashes == CRASHES:
                 why = f"image {picture.path!r} crashes its decoder: the process ends {dead}"
-                return DecodedChunk([picture.path], None, [picture.digest()], {0: why}, [], 0.0)
-        self._lost.append(picture.path)
-        if len(self._lost) > MOST_LOST:
-            raise ValueError(
-                f"{len(self._lost)} pictures are lost, such as {self._lost[0]!r}, as something ends the processes that "
-                f"decode them, {dead}: too little memory? Finished shards are kept; {_WITHOUT}"
-            )
-        return DecodedChunk([picture.path], None, [""], {0: f"its process ended {dead}"}, [0], 0.0)
+                return DecodedChunk([Item(picture.path, digest=picture.digest(), wrong=why)], 0.0)
+        raise ValueError(
+            f"image {picture.path!r}: the processes that decode it end {dead}, {DEATHS} times in a row: too little "
+            f"memory? Finished shards are kept; {_WITHOUT}"
+        )

@@ -22,21 +22,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.apps.setup import Setup, make_runtime
-from harness.apps.vectors.decode import Decoders, join_chunks, processes_beside
+from harness.apps.vectors.decode import Decoders, Item, processes_beside, stack
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
-from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
+from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, to_lists
 from harness.base.terminal import Progress
 from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.models.towers import no_text
 from harness.records.record import DTYPES
 from zoo.core.files import fingerprint, weights_digest, write_whole
 from zoo.core.messages import expected
-from zoo.loading.clip import UnseenWordsError
+from zoo.loading.clip import CompactText
 
 PRECISIONS = {"float16": np.float16, "float32": np.float32}  # of embeddings
 IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
 CHUNK = 16  # pictures that a process decodes at a time
+Batch = tuple[list[Item], NDArray[np.float32] | None, dict[str, float]]  # with features (n, D), and seconds it took
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
 
 
@@ -221,6 +222,7 @@ class Encoder:
             raise ValueError(f"out of memory on {self.device} with --batch {size}: try {max(1, size // 2)}") from error
         return _unit(features, self.setup.dtype)
 
+    @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> tuple[NDArray[np.float32] | None, dict[int, str]]:
         """Embed texts in the joint space; a text is cut to what the tower reads.
 
@@ -230,29 +232,22 @@ class Encoder:
             ValueError: there is no text tower.
         """
         clip = self.require_text()
-        wrong = {place: "the line is empty" for place, text in enumerate(texts) if not text}
-        rows = {place: clip.tokenizer([text]) for place, text in enumerate(texts) if text}
-        try:
-            return self._encode(rows, len(texts)), wrong
-        except UnseenWordsError:
-            pass  # of which texts, each by itself says
-        for place, row in list(rows.items()):
+        rows, wrong = dict[int, Tensor](), dict[int, str]()
+        for place, text in enumerate(texts):
             try:
-                self._encode({0: row}, 1)
-            except UnseenWordsError as error:
+                if not text:
+                    raise ValueError("the line is empty")
+                tokens = clip.tokenizer([text]).to(self.device)
+                if isinstance(clip.model.text, CompactText):
+                    clip.model.text.rows(tokens)
+                rows[place] = tokens
+            except ValueError as error:
                 wrong[place] = str(error)
-                del rows[place]
-        return self._encode(rows, len(texts)), wrong
-
-    @torch.inference_mode()
-    def _encode(self, rows: dict[int, Tensor], count: int) -> NDArray[np.float32] | None:
-        """Embed token ids (1, L) by position; the other positions get some of these, whose result means nothing."""
         if not rows:
-            return None
-        some = next(iter(rows.values()))
-        tokens = torch.cat([rows.get(place, some) for place in range(count)])
-        features = self.require_text().model.encode_text(tokens.to(self.device))
-        return _unit(features.float().cpu(), "float32")
+            return None, wrong
+        some = next(iter(rows.values()))  # fills the places of the others: the size of a batch moves the last bits
+        features = clip.model.encode_text(torch.cat([rows.get(place, some) for place in range(len(texts))]))
+        return _unit(features.float().cpu(), "float32"), wrong
 
     @torch.inference_mode()
     def _forward(self, pixels: Tensor) -> Tensor:
@@ -308,8 +303,6 @@ class Embedded(NamedTuple):
     path: Path
     total: int  # pictures or texts in the source
     bad: int  # of them, without an embedding
-    lost: Sequence[str]  # pictures that memory was short for, or whose decoding processes something else ended
-    unmade: int  # pictures in the shards that therefore aren't written
     errors: Path | None  # the list of these, if there are any
     rates: dict[str, float]  # pictures per second of this run, that all decoding processes or all models can do
     binds: str | None  # which of the two this run waited for; None if nothing was left to do
@@ -321,8 +314,6 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
     Whenever and however a process ends, at most the shards in work are lost, and those that are
     made in their place are equal to the last byte, on the same machine with as many threads.
 
-    A shard with lost pictures isn't written, so that the next run makes it.
-
     Raises:
         ValueError: a setting that doesn't fit, a folder with other embeddings, no picture that can
             be read, pictures that change meanwhile, or a failure of a worker.
@@ -331,7 +322,7 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
     """
     embedder = Embedder(job)
     total, store = len(job.source), embedder.store
-    spent, lost = defaultdict[str, float](float), list[str]()
+    spent = defaultdict[str, float](float)
     with store.open(progress.say):
         embedder.take_revision(progress)
         todo = store.missing(embedder.provenance)
@@ -340,7 +331,6 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
         if todo:
             with progress.task(title, total, begun, job.kind) as show, embedder.decoders:
                 for part in embedder.run(todo):
-                    lost += part.pop("lost")
                     for name, value in part.items():
                         spent[name] += value
                     show(begun + spent["count"])
@@ -354,8 +344,7 @@ def embed(job: EmbedJob, progress: Progress) -> Embedded:
     seconds = {"decoding": spent["decoding_s"] / max(1, job.processes) / workers, "model": spent["model_s"] / workers}
     rates = {name: spent["count"] / value for name, value in seconds.items() if value > 0}
     binds = "decoding" if spent["waiting_s"] > spent["model_s"] else "model"
-    unmade = sum(len(store.positions(index)) for index in todo if not shard_path(job.out, index).is_file())
-    return Embedded(job.out, total, bad, lost, unmade, errors, rates, binds if todo else None)
+    return Embedded(job.out, total, bad, errors, rates, binds if todo else None)
 
 
 def _require_unchanged(job: EmbedJob) -> None:
@@ -369,42 +358,21 @@ def _require_unchanged(job: EmbedJob) -> None:
         )
 
 
-def _tell_changes(folder: Path, count: int, source: PictureSource, progress: Progress) -> str | None:
-    """Say what differs between pictures and the ``count`` that shards were made of; None if it is nothing but times.
-
-    Bytes are compared where all names are the same.
-    """
-    now, then, moved, other = source.names, list[str](), list[str](), list[str]()
-    for vectors in map(_from_shard, VECTORS.shards(folder)):
-        contents = vectors.contents
-        then += (name for name, _ in contents.values())
-        moved += (name for place, (name, _) in contents.items() if place >= len(now) or now[place] != name)
-    gone = sorted(set(then) - set(now))
-    new = sorted(set(now) - set(then)) if len(then) == count else []  # else they may be those not embedded yet
-    less = max(len(gone), count - len(now))
-    more = len(now) - count + less
-    if not (moved or more or less):
-        other = _find_other(folder, source, len(then), progress)
-    counts = {"new": more, "gone": less, "of other content": len(other)}
-    parts = [f"{number:,} {what}" for what, number in counts.items() if number]
-    if moved and not parts:
-        parts = [f"{len(moved):,} in other places"]
-    shown = [*new, *gone, *other, *moved][:1]
-    return f"{', '.join(parts)}{''.join(f', such as {name!r}' for name in shown)}" if parts else None
-
-
-def _find_other(folder: Path, source: PictureSource, count: int, progress: Progress) -> list[str]:
-    """List the pictures whose bytes aren't those that shards were made of, of the ``count`` in these."""
-    other, done = list[str](), 0
+def _find_change(folder: Path, count: int, source: PictureSource, progress: Progress) -> str | None:
+    """Say where pictures differ from the ``count`` that shards were made of; None if nothing but times does."""
+    changes = [] if len(source) == count else [f"{count:,} then, {len(source):,} now"]
     with progress.task("comparing pictures", count) as update:
         for vectors in map(_from_shard, VECTORS.shards(folder)):
             contents = vectors.contents
             places = range(min(contents), max(contents) + 1)
-            pictures = zip(places, source.pictures(places), strict=True)
-            other += [picture.path for place, picture in pictures if picture.digest() != contents[place][1]]
-            done += len(places)
-            update(done)
-    return other
+            for place, picture in zip(places, source.pictures(places), strict=False):
+                name, known = contents[place]
+                if picture.path != name:
+                    return ", ".join([*changes, f"{picture.path!r} is in the place of {name!r}"])
+                if picture.digest() != known:
+                    return ", ".join([*changes, f"{name!r} has other content"])
+            update(places.stop)
+    return "".join(changes) or None
 
 
 class Embedder:
@@ -445,9 +413,9 @@ class Embedder:
         same = dataclasses.replace(wanted, revision=there.revision, count=there.count) == there
         if there.revision == wanted.revision or isinstance(source, TextSource) or not same:
             return  # of other settings the store tells
-        if changes := _tell_changes(self.job.out, there.count, source, progress):
+        if change := _find_change(self.job.out, there.count, source, progress):
             raise ValueError(
-                f"the pictures of {str(self.job.out)!r} have changed since they were embedded: {changes}. Use another "
+                f"the pictures of {str(self.job.out)!r} have changed since they were embedded: {change}. Use another "
                 "--output, or delete that folder"
             )
         progress.say("files of the source have other times than when it was embedded, and the same content")
@@ -462,8 +430,8 @@ class Embedder:
     def make(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Embed what some shards cover and write each when it is whole.
 
-        Yield of each batch the ``count`` in it, the names of those that are ``lost``, and seconds of decoding processes
-        (``decoding_s``), of the model (``model_s``) and of its wait for pictures (``waiting_s``).
+        Yield of each batch the ``count`` in it, and seconds of decoding processes (``decoding_s``), of the model
+        (``model_s``) and of its wait for pictures (``waiting_s``).
 
         Raises:
             ValueError: too little memory for the batch, or an overflow.
@@ -471,27 +439,23 @@ class Embedder:
         """
         batches = (self._texts if self.job.kind == TEXTS else self._pictures)(indices)
         for index in indices:
-            parts, ids = [np.empty((0, self.encoder.width), np.float32)], list[int]()
-            names, digests, bad, lost = list[str](), list[str](), list[Bad](), list[str]()
+            parts, good, bad = [np.empty((0, self.encoder.width), np.float32)], list[tuple[int, Item]](), list[Bad]()
             for group in self._groups(index):
-                batch = next(batches)
-                wrong = sorted(batch.wrong.items())
-                bad += [Bad(group[place], batch.names[place], why, batch.digests[place]) for place, why in wrong]
-                good = [place for place in range(len(group)) if place not in batch.wrong]
-                names += [batch.names[place] for place in good]
-                digests += [batch.digests[place] for place in good]
-                ids += [group[place] for place in good]
-                if batch.features is not None:
-                    parts.append(batch.features[good])
-                lost += batch.lost
-                yield {"count": len(group), "lost": batch.lost, **batch.spent}
-            if lost:
-                continue
-            embeddings = to_lists(np.concatenate(parts).astype(PRECISIONS[self.job.embedding_dtype]))
-            columns = {"id": np.array(ids, dtype=np.int64), NAMES[self.job.kind]: pa.array(names, pa.string())}
+                items, features, spent = next(batches)
+                rows = list(zip(group, items, strict=True))
+                bad += [Bad(place, item.name, item.wrong, item.digest) for place, item in rows if item.wrong]
+                good += [(place, item._replace(pixels=None)) for place, item in rows if not item.wrong]
+                if features is not None:
+                    parts.append(features[[not item.wrong for item in items]])
+                yield {"count": len(group), **spent}
+            columns: dict[str, Any] = {
+                "id": np.array([place for place, _ in good], dtype=np.int64),
+                NAMES[self.job.kind]: pa.array([item.name for _, item in good], pa.string()),
+            }
             if self.job.kind == IMAGES:
-                columns["digest"] = pa.array(digests, pa.string())
-            self.store.write(index, pa.table({**columns, "embedding": embeddings}), self.provenance, bad)
+                columns["digest"] = pa.array([item.digest for _, item in good], pa.string())
+            columns["embedding"] = to_lists(np.concatenate(parts).astype(PRECISIONS[self.job.embedding_dtype]))
+            self.store.write(index, pa.table(columns), self.provenance, bad)
 
     def _groups(self, index: int) -> Iterator[range]:
         """Yield the positions of each batch of a shard: batches depend on nothing else."""
@@ -499,7 +463,7 @@ class Embedder:
         for start in range(0, len(positions), size):
             yield positions[start : start + size]
 
-    def _pictures(self, indices: Sequence[int]) -> Iterator["_Batch"]:
+    def _pictures(self, indices: Sequence[int]) -> Iterator[Batch]:
         """Yield the batches of shards; pictures are decoded ahead of the model, across shards."""
         self.decoders.start()
         sizes = [len(group) for index in indices for group in self._groups(index)]
@@ -508,12 +472,13 @@ class Embedder:
         prepared = self.decoders.prepare(list(islice(files, chunk)) for batch in chunks for chunk in batch)
         for batch in chunks:
             start = time.perf_counter()
-            chunk = join_chunks([next(prepared) for _ in batch])
-            ready = time.perf_counter()
-            features = None if chunk.pixels is None else self.encoder.pictures(torch.from_numpy(chunk.pixels))
-            spent = {"decoding_s": chunk.seconds, "waiting_s": ready - start, "model_s": time.perf_counter() - ready}
-            lost = [chunk.paths[place] for place in chunk.lost]
-            yield _Batch(chunk.paths, chunk.digests, features, chunk.wrong, lost, spent)
+            ready = [next(prepared) for _ in batch]
+            waited = time.perf_counter()
+            items = [item for chunk in ready for item in chunk.items]
+            pixels = stack(items)
+            features = None if pixels is None else self.encoder.pictures(torch.from_numpy(pixels))
+            spent = {"decoding_s": sum(chunk.seconds for chunk in ready), "waiting_s": waited - start}
+            yield items, features, spent | {"model_s": time.perf_counter() - waited}
 
     def _files(self, indices: Sequence[int]) -> Iterator[PictureFile]:
         """Yield the pictures of shards; those of consecutive ones at once, which spares Parquet a new start."""
@@ -526,22 +491,14 @@ class Embedder:
         for run in runs:
             yield from self.job.source.pictures(run)
 
-    def _texts(self, indices: Sequence[int]) -> Iterator["_Batch"]:
+    def _texts(self, indices: Sequence[int]) -> Iterator[Batch]:
         assert isinstance(self.job.source, TextSource)
         for index in indices:
             for group in self._groups(index):
                 start, texts = time.perf_counter(), self.job.source.texts(group)
                 features, wrong = self.encoder.texts(texts)
-                yield _Batch(texts, [""] * len(texts), features, wrong, [], {"model_s": time.perf_counter() - start})
-
-
-class _Batch(NamedTuple):
-    names: list[str]
-    digests: list[str]
-    features: NDArray[np.float32] | None  # (n, D)
-    wrong: dict[int, str]  # why rows mean nothing, by position
-    lost: list[str]  # names
-    spent: dict[str, float]  # seconds, see `Embedder.make`
+                items = [Item(text, wrong=wrong.get(place, "")) for place, text in enumerate(texts)]
+                yield items, features, {"model_s": time.perf_counter() - start}
 
 
 def _start(job: EmbedJob, wanted: VectorsProvenance) -> Make:

@@ -1,11 +1,10 @@
 """Search embeddings exactly, by a text or a picture, one shard in memory at a time."""
 
-import errno
 import io
 import math
-import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,14 +18,11 @@ from harness.apps.vectors.decode import prepare
 from harness.apps.vectors.embed import IMAGES, TEXTS, Encoder, VectorsProvenance, read_vectors
 from harness.apps.vectors.source import PictureFile, PictureSource, open_source
 from harness.base.terminal import printable
-from harness.datasets import shipped_facts
-from harness.datasets.emoji import EmojiCategory
 from harness.datasets.images import EXTENSIONS, decode_image
 from zoo.core.files import write_whole
 from zoo.loading.clip import CompactText
 
 ACROSS = 5  # pictures of a sheet side by side
-_WORD = re.compile(r"[^\W_]+")
 SIDE, MARGIN, LINE = 240, 12, 20  # pixels: of a picture, between them, of the text below
 
 
@@ -62,7 +58,9 @@ def query_vector(
         FileNotFoundError: it looks like a picture's path, and there is none; or the weights are missing.
         ValueError: the picture or the words can't be embedded, or the model isn't the same any more.
     """
-    is_picture = _is_file(query)
+    is_picture = False
+    with suppress(OSError):  # such as words that are longer than a file's name may be
+        is_picture = Path(query).is_file()
     if not is_picture and Path(query).suffix.lower() in EXTENSIONS:
         raise FileNotFoundError(f"query {query!r} looks like a picture, and there is no such file")
     if not query.strip():
@@ -76,9 +74,9 @@ def query_vector(
                 "embed again"
             )
     if is_picture:
-        picture = prepare([PictureFile(query, file=query)], encoder.preprocess, way="take another one")
+        [picture] = prepare([PictureFile(query, file=query)], encoder.preprocess, way="take another one").items
         if picture.pixels is None:
-            raise ValueError(f"query {query!r}: {picture.wrong[0]}")
+            raise ValueError(f"query {query!r}: {picture.wrong}")
         count = provenance.batch if provenance.kind == IMAGES and provenance.dtype != "float32" else 1
         return encoder.pictures(torch.from_numpy(picture.pixels).repeat(count, 1, 1, 1))[0]
     return _embed_words(query, encoder, say)
@@ -86,39 +84,14 @@ def query_vector(
 
 def _embed_words(query: str, encoder: Encoder, say: Callable[[str], object] | None) -> NDArray[np.float32]:
     features, wrong = encoder.texts([query.strip()])
-    problem = wrong.get(0, "")
-    if isinstance(encoder.require_text().model.text, CompactText):
-        words = ", ".join(map(repr, unlearned_words(query)))
-        limits = (
-            f"{encoder.setup.name} learned the words of clothing and emoji only{', not ' if words else ''}{words}; "
-            "for any words, embed the pictures with a model such as clip_vit_b16.openai"
+    if isinstance(encoder.require_text().model.text, CompactText) and say is not None:
+        say(
+            f"{encoder.setup.name} learned the words of clothing and emoji only; for any words, embed the pictures "
+            "with a model such as clip_vit_b16.openai"
         )
-        if features is not None and say is not None:
-            say(limits)
-        problem = limits if words else problem
     if features is None:
-        raise ValueError(f"query {query!r}: {problem}")
+        raise ValueError(f"query {query!r}: {wrong[0]}")
     return features[0]
-
-
-def unlearned_words(text: str) -> list[str]:
-    """Return the words of a text that are in no caption the embedded text tower learned from."""
-    fashion, emoji = shipped_facts("fashion"), shipped_facts("emoji")
-    assert isinstance(emoji, EmojiCategory)
-    captions = [*fashion.classes, *fashion.templates, *emoji.classes, *emoji.templates]
-    for one, _ in emoji.members("train"):
-        captions += [one.name, one.subcategory, *one.short_names]
-    learned = set(_WORD.findall(" ".join(captions).lower()))
-    return [word for word in dict.fromkeys(_WORD.findall(text.lower())) if word not in learned]
-
-
-def _is_file(query: str) -> bool:
-    try:
-        return Path(query).is_file()
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # no file can have that name
-            raise
-        return False
 
 
 def nearest(

@@ -10,7 +10,7 @@ of Parquet files. A file that was overwritten at equal size and given its old ti
 import glob
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
@@ -165,40 +165,34 @@ def _members(tar: Path) -> list[_Member]:
     file, members = cached_json("tars", "members and times", str(tar.resolve()), _file_facts(tar), facts.st_ctime_ns)
     if isinstance(members, list):
         return members
-    members, targets = _list_members(tar, facts.st_size)
-    if targets:
-        members, _ = _list_members(tar, facts.st_size, targets)
+    members = _list_members(tar, facts.st_size)
     if len(members) >= KEPT:
         keep_json(file, members)
     return members
 
 
-def _list_members(tar: Path, size: int, targets: Collection[str] = ()) -> tuple[list[_Member], set[str]]:
-    """List a tar's pictures, and what those link to that are other names of members.
-
-    Which ``targets`` have to be found is known once the whole tar is: to hold all its names would take much memory.
-    """
-    members, links = list[_Member](), set[str]()
-    places: dict[str, TarInfo] = {}
+def _list_members(tar: Path, size: int) -> list[_Member]:
+    """List the pictures of a tar of ``size`` bytes; of a hard link the file that it is another name of."""
+    members, files = list[_Member](), dict[str, tuple[int, int, str | None]]()  # offset, size and fault by name
     with tar.open("rb") as opened:
         try:
             for member in members_of(opened, f"tar {str(tar)!r}"):
-                if member.isreg() and member.name in targets:
-                    places[member.name] = member
-                if member.isdir() or not is_named_like_image(member.name):
-                    continue
-                if member.islnk():
-                    links.add(member.linkname)
-                place = places.get(member.linkname, member) if member.islnk() else member
-                wrong = name_fault(member.name) or _member_fault(place, str(tar), size)
-                members.append((escape_bytes(member.name), place.offset_data, place.size, wrong, member.mtime))
+                place = (member.offset_data, member.size, _member_fault(member, str(tar), size))
+                if member.isreg():
+                    files[member.name] = place
+                elif member.islnk():
+                    place = files.get(member.linkname, place)
+                if not member.isdir() and is_named_like_image(member.name):
+                    offset, length, fault = place
+                    wrong = name_fault(member.name) or fault
+                    members.append((escape_bytes(member.name), offset, length, wrong, member.mtime))
         except ValueError as error:
             members.append(("", 0, 0, str(error), 0))
-    return members, links
+    return members
 
 
 def _member_fault(member: TarInfo, tar: str, size: int) -> str | None:
-    """Say why the picture that is a member of a tar of ``size`` bytes can't be read; None if it can be."""
+    """Say why a member of a tar of ``size`` bytes can't be read by itself; None if it can be."""
     if member.islnk() or member.issym():
         return escape_bytes(f"it is a link to {member.linkname!r}, which isn't a file before it in the tar")
     if member.issparse():

@@ -1,7 +1,9 @@
-"""Which images a figure is asked for, and what it shows beside them."""
+"""Which images a figure is asked for, and what it shows beside them; galleries of a comparison."""
 
+import base64
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+import zoo
 from harness.apps import show as module
-from harness.apps.show import ShowConfig, find_subjects, method_maps, most_important, reduced, show
+from harness.apps.show import ShowConfig, find_subject, make_rows, most_important, show, tokens_at_end, write_gallery
 from harness.base.terminal import Progress
 from harness.cli.entry import main
-from harness.datasets import get_dataset
 from harness.datasets.base import Dataset
+from harness.measure.bench import KeptPatches, compare
+from harness.measure.plan import Plan
+from harness.measure.rows import run
 from harness.models.towers import Tower
-from harness.report.pictures import PatchSheet, draw
+from harness.report.folder import write_report
+from harness.report.pictures import PatchSheet, draw, read_galleries
 from zoo.core.tokens import tokens_of
 from zoo.loading.clip import class_features
 from zoo.ranking.golden import SCORES, GoldenConfig, golden_importance
@@ -32,34 +38,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_one_label_serves_all_files_and_one_file_may_have_several(here: Path):
-    for labels, found in ((["dog"], [1, 1]), (["dog", "cat"], [1, 0])):
-        subjects = find_subjects(["red.png", "blue.png"], classes=["cat", "dog"], labels=labels)
-        assert [subject.label for subject in subjects] == found
-    places = ["emoji:val:2", "red.png", "fashion:test:0", "blue.png"]
-    subjects = find_subjects(places, dataset="fashion", labels=["bag", "coat"])
-    assert [subject.name for subject in subjects] == places
-    labels = [subject.classes[subject.label] for subject in subjects]
-    assert labels == ["smiley or emotion", "bag", "t-shirt", "coat"]
-    assert subjects[1].templates == get_dataset("fashion").templates
+def test_files_and_images_of_datasets(here: Path):
+    places = ["emoji:val:2", "red.png", "fashion:test:0"]
+    assert [(one.name, one.label) for one in map(find_subject, places)] == [
+        ("emoji:val:2", "smiley or emotion"), ("red.png", ""), ("fashion:test:0", "t-shirt"),
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("places", "names", "match"), [
-    (["words.txt"], {}, r"image 'words.txt' can't be read .* or leave it out$"),
-    (["fasion:val:3"], {}, "no dataset is called 'fasion'. Did you mean 'fashion'?"),
-    (["fashion:vla:3"], {}, "'fashion:vla:3': split must be one of train, val, test"),
-    (["fashion:val:100000"], {}, r"index '100000': fashion val has images 0 to \d+"),
-    (["emoji-names:val:0"], {}, "emoji-names val has no images"),
-    (["red.png"], {"labels": ["bag"]}, "--label 'bag': name its classes with --dataset"),
-    (["red.png"], {"labels": ["bga"], "dataset": "fashion"}, "'bga': did you mean 'bag'"),
-    (["red.png"], {"dataset": "fashion", "classes": ["a"]}, "both name classes"),
-    (["red.png"], {"classes": ["a", "b", "a"]}, "--classes 'a,b,a': expected names, each once"),
-    (["fashion:val:3"], {"dataset": "emoji"}, "are for image files, and there is none among"),
-    (["red.png"] * 3, {"classes": ["a", "b"], "labels": ["a", "b"]}, "2 labels for 3 files"),
+@pytest.mark.parametrize(("place", "match"), [
+    ("words.txt", r"image 'words.txt' can't be read .* or leave it out$"),
+    ("fasion:val:3", "no dataset is called 'fasion'. Did you mean 'fashion'?"),
+    ("fashion:vla:3", "'fashion:vla:3': split must be one of train, val, test"),
+    ("fashion:val:100000", r"index '100000': fashion val has images 0 to \d+"),
+    ("emoji-names:val:0", "emoji-names val has no images"),
 ])  # fmt: skip
-def test_refusals(places: list[str], names: dict, match: str, here: Path):
+def test_refusals(place: str, match: str, here: Path):
     with pytest.raises(ValueError, match=match):
-        find_subjects(places, **names)
+        find_subject(place)
 
 
 GOLDEN = GoldenConfig(window=2, stride=2)
@@ -77,8 +72,7 @@ def sheet_of(tower: Tower, toy: Dataset, predictor_file: Path, monkeypatch: pyte
 
     def call(places: tuple[str, ...] = ("toy:test:5", "toy:test:6"), **config: object) -> PatchSheet:
         settings = {"golden": GOLDEN} | config
-        files = {key: settings.pop(key) for key in ("dataset", "classes", "labels") if key in settings}
-        subjects = find_subjects([str(place) for place in places], **files)
+        subjects = [find_subject(place) for place in places]
         sheet = show("any", subjects, ShowConfig(**settings), tmp_path / "show.png", progress=Progress())
         assert (tmp_path / "show.png").read_bytes() == b"drawn"
         return sheet
@@ -110,7 +104,8 @@ def test_panels_hold_what_the_model_computes(sheet_of: Show, tower: Tower, toy: 
         ]
     for method in ("patchrank", "clsattn"):
         for keep in (0.25, 0.6):
-            maps[method], kept[method, keep] = method_maps(reduced(tower, method, keep=keep, block=3), images)
+            trace = make_rows(tower, [method], keep, 3)[method].vit.trace(images)
+            maps[method], kept[method, keep] = trace.scores, tokens_of(trace.reductions, 64) == torch.arange(64)
     for i, (row, example) in enumerate(zip(sheet.rows, examples, strict=True)):
         assert row.view == pytest.approx(np.asarray(example.image) / 255, abs=1e-6)
         for column, importance in maps.items():
@@ -123,19 +118,20 @@ def test_panels_hold_what_the_model_computes(sheet_of: Show, tower: Tower, toy: 
 def test_any_ranking_may_decide_what_is_kept(by: str, sheet_of: Show):
     sheet = sheet_of(by=by, keeps=(0.3,))
     for row in sheet.rows:
-        importance = torch.from_numpy(row.importance[module.ALIASES.get(by, by)])[None]
-        assert ((row.tokens["kept 30"] >= 0) == most_important(importance, 0.3)[0].numpy()).all()
+        importance = row.importance[module.ALIASES.get(by, by)]
+        assert (row.tokens["kept 30"] == most_important(importance, 0.3)).all()
 
 
 def test_what_is_kept_is_what_the_trace_says(tower: Tower, toy: Dataset):
     images = torch.stack([tower.preprocess(toy.split("test")[i].image) for i in range(3)])
-    vit = reduced(tower, "evitfuse", keep=0.6, block=3)  # whose last token is no patch
-    trace, (_, kept) = vit.trace(images), method_maps(vit, images)
-    for row, places in zip(kept, trace.reductions[-1].after, strict=True):
-        assert row.nonzero().flatten().tolist() == sorted(place for place in places.tolist() if place >= 0)
-    assert reduced(tower, "clsattn", keep=0.5, block=4).reducer.config.reduce_at == (4,)
-    tied = torch.tensor([[1.0, 5.0, 5.0, 5.0, 0.0], [2.0, 2.0, 2.0, 2.0, 2.0]])  # of equals the first
-    assert most_important(tied, 0.4).int().tolist() == [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
+    rows = make_rows(tower, ["clsattn", "evitfuse"], 0.6, 4)
+    row = rows["evitfuse"]  # whose last token is no patch
+    trace, tokens = row.vit.trace(images), tokens_at_end(run([row], images)[row.key], 64)
+    for own, places in zip(tokens, trace.reductions[-1].after, strict=True):
+        assert own[own >= 0].tolist() == sorted(place for place in places.tolist() if place >= 0)
+    assert rows["clsattn"].vit.reducer.config.reduce_at == (4,)
+    for tied, kept in (([1, 5, 5, 5, 0], [-1, 1, 2, -1, -1]), ([2, 2, 2, 2, 2], [0, 1, -1, -1, -1])):
+        assert most_important(np.array(tied, dtype=np.float32), 0.4).tolist() == kept  # of equals the first
 
 
 def test_what_methods_and_the_golden_ranking_leave(sheet_of: Show, tower: Tower, toy: Dataset):
@@ -143,24 +139,25 @@ def test_what_methods_and_the_golden_ranking_leave(sheet_of: Show, tower: Tower,
     assert list(sheet.columns) == [f"{m} {k}" for k in (50, 25) for m in ("golden", "rankmerge", "evit")]
     images = torch.stack([tower.preprocess(toy.split("test")[i].image) for i in (5, 6)])
     for method in ("rankmerge", "evit"):
-        trace = reduced(tower, method, keep=0.5, block=3).trace(images)
+        trace = make_rows(tower, [method], 0.5, 3)[method].vit.trace(images)
         tokens = tokens_of(trace.reductions, 64).numpy()
         assert (tokens < 0).any() == (method == "evit")
         for row, wanted in zip(sheet.rows, tokens, strict=True):
             assert (row.tokens[f"{method} 50"] == wanted).all()
     for row, image in zip(sheet.rows, images, strict=True):
-        importance = golden_importance(tower.vit, image[None], GoldenConfig(stride=2))
-        assert ((row.tokens["golden 25"] >= 0) == most_important(importance, 0.25)[0].numpy()).all()
+        importance = golden_importance(tower.vit, image[None], GoldenConfig(stride=2))[0].numpy()
+        assert (row.tokens["golden 25"] == most_important(importance, 0.25)).all()
 
 
-def test_classes_give_confidence_and_a_label_gives_all(sheet_of: Show, photo: Path):
-    sheet = sheet_of(places=(photo,), classes=["cat", "dog"])
-    assert tuple(sheet.columns) == ("preservation", "confidence", "patchrank", "clsattn", "kept 60")
-    assert "golden label: its true class is not known" in sheet.notes[1]
-    sheet = sheet_of(places=(photo,), classes=["cat", "dog"], labels=["dog"])
-    assert (tuple(sheet.columns), sheet.notes[1:]) == ((*ALWAYS, "kept 60"), ())
-    sheet = sheet_of(places=(photo,), classes=["cat", "zebra"], labels=["cat"])
-    assert "class 'zebra': " in sheet.notes[1]
+def test_a_file_has_no_class_and_a_class_needs_words(sheet_of: Show, toy: Dataset, photo: Path, monkeypatch):
+    sheet = sheet_of(places=(str(photo), "toy:test:5"))
+    assert tuple(sheet.columns) == (*ALWAYS, "kept 60")
+    [note] = sheet.notes[1:]
+    assert "golden confidence" in note
+    assert "of photo.png: its class is not known" in note
+    assert ["label" in row.importance for row in sheet.rows] == [False, True]
+    monkeypatch.setattr(type(toy), "classes", ("cat", "zebra", "house", "dog house"))
+    assert "class 'zebra': " in sheet_of().notes[1]
 
 
 def test_towers_without_text_or_predictor(sheet_of: Show, tower: Tower, predictor_file: Path, monkeypatch):
@@ -176,7 +173,76 @@ def test_towers_without_text_or_predictor(sheet_of: Show, tower: Tower, predicto
 def test_the_command(sheet_of: Show, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "draw", draw)
     out = tmp_path / "new" / "figure.png"
-    command = ["show", "toy:val:1", str(photo), "--classes", "cat, dog", "--keeps", "0.5", "0.25"]
+    command = ["show", "toy:val:1", str(photo), "--keeps", "0.5", "0.25"]
     command += ["--stride", "2", "--methods", "tome", "--by", "tome", "--output", str(out)]
     assert main(command) == 0
     assert Image.open(io.BytesIO(out.read_bytes())).width > 1600
+
+
+PLAN = Plan(models=("clip_vit_b16",), datasets=("toy",), limit=None, batches=(), methods=("random",), keeps=(0.5,))
+
+
+def kept_by(**changes: object) -> list[KeptPatches]:
+    """Return what rows keep of a few images; other fields of the plan as they are given."""
+    kept: list[KeptPatches] = []
+    list(compare(replace(PLAN, **changes), [], Progress(), on_kept=kept.append))
+    return kept
+
+
+@pytest.mark.usefixtures("benchmark")
+@pytest.mark.parametrize("method", ["evit", "tome"])
+def test_what_a_comparison_keeps_is_what_the_model_does(method: str, dense: zoo.ReducedViT, parts, toy: Dataset):
+    [kept] = kept_by(methods=(method,))
+    _, (record, outcome, answers) = kept.rows
+    model = zoo.reduce(dense, method=method, keep=0.5).eval()
+    judged = [name for name, label in zip(toy.split("test").image_ids, toy.labels("test"), strict=True) if label < 3]
+    assert len(kept.split) == 4
+    for i in range(4):
+        example = kept.split[i]
+        trace = model.trace(parts.preprocess(example.image)[None])
+        assert outcome.token[i].tolist() == tokens_of(trace.reductions, 64)[0].tolist()
+        assert np.argsort(-outcome.scores[i], kind="stable").tolist() == trace.ranking[0].tolist()
+        assert (answers[i] == example.label) == record.correct[judged.index(example.image_id)]
+
+
+@pytest.mark.usefixtures("benchmark", "tuner")
+def test_only_the_first_seed_is_kept_and_each_number_of_shots():
+    kept = kept_by(shots=(0, 1), seeds=2, tokens="vt", num_tokens=2, seed=3)
+    assert [(one.rows[0][0].shots, one.rows[0][0].seed) for one in kept] == [(0, 3), (1, 3)]
+
+
+@pytest.mark.usefixtures("benchmark")
+def test_a_gallery_shows_the_lowest_rates_beside_the_golden_ranking(shipped, monkeypatch, tmp_path: Path):
+    shipped()
+    sheets: list[PatchSheet] = []
+    monkeypatch.setattr(module, "draw", lambda sheet, *how, **more: sheets.append(sheet) or draw(sheet, *how, **more))
+    [kept] = kept_by(methods=("tome", "evit", "golden", "random"), keeps=(0.6, 0.5))
+    write_gallery(kept, tmp_path)
+    [sheet] = sheets
+    assert list(sheet.columns) == ["golden ranking", "evit", "tome"]
+    rows = {(record.method, record.keep): (outcome, own) for record, outcome, own in kept.rows}
+    for i, row in enumerate(sheet.rows):
+        assert (row.importance["golden ranking"] == kept.golden[i]).all()
+        for method in ("evit", "tome"):
+            outcome, answers = rows[method, 0.5]
+            assert (row.tokens[method] == outcome.token[i]).all()
+            right = answers[i] == kept.split[i].label
+            assert row.captions[method] == f"{'✓' if right else '✗'} {kept.classes[answers[i]]}"
+    records = [record for record, *_ in kept.rows]
+    [gallery] = read_galleries([tmp_path], records, pytest.fail)
+    right = [sum(row.captions[name].startswith("✓") for row in sheet.rows) for name in ("image", "evit", "tome")]
+    words = "right answers: dense {}, evit {}, tome {}.".format(*right)
+    assert gallery.alt.endswith(f"is kept of them by golden ranking, evit, tome; {words}")
+    page = write_report(records, tmp_path / "report", Progress(), runs=[tmp_path], drawn=()).data["files"][0]
+    assert base64.b64encode(gallery.jpeg).decode() in Path(page).read_text("utf-8")
+
+
+def test_images_without_labels_have_a_gallery_and_controls_none(benchmark, unlabelled, monkeypatch, tmp_path: Path):
+    monkeypatch.setattr("harness.measure.bench.get_dataset", lambda name: unlabelled)
+    [kept] = kept_by()
+    write_gallery(kept, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    [kept] = kept_by(methods=("evit",))
+    write_gallery(kept, tmp_path)
+    [gallery] = read_galleries([tmp_path], [kept.rows[0][0]], pytest.fail)
+    assert gallery.alt == f"4 images ({', '.join(kept.split.image_ids)}) and what is kept of them by evit."

@@ -14,12 +14,12 @@ from by_hand import replace
 from killing import kill_when
 from rich.table import Table
 
+from harness.apps import show
 from harness.base.lines import claim_file
 from harness.base.store import claim
 from harness.base.table import Shown
 from harness.cli.entry import BROKEN_PIPE, COMMANDS, build_parser, drop_shared, main
 from harness.datasets.base import Dataset
-from harness.measure import tracing
 from harness.models.towers import Tower
 from harness.records.record import read_records
 from zoo.core.files import NoRoomError
@@ -27,14 +27,14 @@ from zoo.core.files import NoRoomError
 ROOT = Path(__file__).parents[3]
 LIST = [sys.executable, "-m", "harness", "list"]
 RANDOM = "compare --dataset emoji --methods random --keeps 0.6 --limit 8 --batches 1 --rounds 6"
-TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit 40 --batches --traces 0"
+TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit 40 --batches --no-gallery"
 
 
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):
     results = tmp_path / "results[bold]"  # brackets are no markup
     assert main([*RANDOM.split(), "--output", str(results)]) == 0
     names = "accuracy_gflops.svg fidelity_gflops.svg records.jsonl report.html "
-    names += "table.csv table.md table.tex thumbnails traces"
+    names += "table.csv table.md table.tex"
     assert sorted(path.name for path in results.iterdir()) == names.split()
     dense, random = read_records(results / "records.jsonl")
     assert (dense.model, random.model) == ("clip_vit_s14", "clip_vit_s14_random60")
@@ -241,7 +241,7 @@ def test_a_disk_that_gets_full_keeps_what_was_measured(tmp_path: Path, monkeypat
     def full(path: Path, content: bytes) -> None:
         raise NoRoomError(f"can't write {str(path)!r}: the disk is full; {len(content):,} bytes needed, 3 free")
 
-    monkeypatch.setattr(tracing, "write_whole", full)
-    assert main([*RANDOM.split(), "--output", str(tmp_path / "run")]) == 2
+    monkeypatch.setattr(show, "write_whole", full)
+    assert main([*RANDOM.replace("random", "evit").split(), "--output", str(tmp_path / "run")]) == 2
     assert len(read_records(tmp_path / "run" / "records.jsonl")) == 2
     assert "the disk is full; " in capsys.readouterr().err

@@ -21,7 +21,7 @@ from harness.records.times import LatencyRecord, write_latencies
 from harness.report.folder import read_times, write_report
 from harness.report.groups import group_records, sections
 from harness.report.highlights import headline, standings
-from harness.report.pictures import TracePicture
+from harness.report.pictures import Gallery
 from harness.report.writers import markdown
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
@@ -159,7 +159,7 @@ def test_hostile_names_stay_text(made: Any, dense: Record):
     names = dict.fromkeys(("model", "tag", "dataset", "device_name"), HOSTILE)
     hostile = dataclasses.replace(dense, **names, method_config={HOSTILE: HOSTILE})
     other = replace(hostile, method=HOSTILE, keep=0.5, gflops=2.0)
-    picture = TracePicture(name="photo", title="Photo", alt='"seen"', jpeg=b"jpeg")
+    picture = Gallery(name="photo", title="Photo", alt='"seen"', jpeg=b"jpeg")
     text, parsed = made([hostile, other], HOSTILE, pictures=[picture])
     assert parsed.tags.count("script") == text.count("<script") == 1
     assert parsed.tables[2][0] == HOSTILE

@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,10 +48,9 @@ def chunks(pictures: Path) -> list[list[PictureFile]]:
 
 
 def outcome(results: Sequence[DecodedChunk]) -> Any:
-    assert all(one.pixels is None or one.pixels.dtype == np.float32 for one in results)
-    return [
-        (None if one.pixels is None else one.pixels.tolist(), *one._replace(pixels=None, seconds=0)) for one in results
-    ]
+    items = [item for chunk in results for item in chunk.items]
+    assert all(one.pixels is None or one.pixels.dtype == np.float32 for one in items)
+    return [(None if one.pixels is None else one.pixels.tolist(), *one._replace(pixels=None)) for one in items]
 
 
 def test_a_picture_that_resizing_would_blow_up_is_bad():
@@ -61,17 +58,18 @@ def test_a_picture_that_resizing_would_blow_up_is_bad():
     for width in (1_000, 1_001):
         Image.new("L", (width, 1)).save(sink := io.BytesIO(), "png")
         contents.append(PictureFile(str(width), content=sink.getvalue()))
-    assert prepare(contents, RESIZED).wrong == {1: "it has 1001 x 1 pixels; expected sides of 1 : 1000"}
+    assert [item.wrong for item in prepare(contents, RESIZED).items] == [
+        "",
+        "it has 1001 x 1 pixels; expected sides of 1 : 1000",
+    ]
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_a_picture_that_memory_is_short_for_is_lost(count: int, draw: Callable[[int], bytes]):
-    every = [PictureFile(str(number), content=draw(number)) for number in range(3)]
-    width = width_of(every[1])
-    code = Code(f"lambda image: bytearray(1 << 62) if image.width == {width} else __import__('numpy').ones((3, 1, 1))")
-    with Decoders(count, code) as decoders:
-        [chunk] = decoders.prepare([every])
-    assert (list(chunk.wrong), chunk.lost) == ([1], [1])
+def test_lack_of_memory_says_nothing_about_a_picture(monkeypatch: pytest.MonkeyPatch, draw: Callable[[int], bytes]):
+    monkeypatch.setattr(module, "DEATHS", 1)
+    pictures, code = [PictureFile("a.png", content=draw(0))], Code("lambda image: bytearray(1 << 62)")
+    for count, kind in ((0, MemoryError), (1, ValueError)):
+        with Decoders(count, code) as decoders, pytest.raises(kind, match=r"image 'a\.png'"):
+            list(decoders.prepare([pictures]))
 
 
 @pytest.mark.slow
@@ -105,28 +103,24 @@ def width_of(picture: PictureFile) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "tries"), [("SIGABRT", CRASHES + 1), ("SIGKILL", DEATHS + 1)])
-def test_a_picture_that_ends_its_process_is_bad_and_one_whose_process_is_killed_is_lost(
+def test_a_picture_that_ends_its_process_is_bad_and_one_whose_process_is_killed_ends_the_run(
     name: str, tries: int, tmp_path: Path, draw: Callable[[int], bytes]
 ):
-    every = [PictureFile(str(number), content=draw(number)) for number in range(8)]
+    every = [PictureFile(f"{number}.png", content=draw(number)) for number in range(8)]
     code = DEADLY.format(count=str(tmp_path / "count"), signal=int(signal.Signals[name]), width=width_of(every[5]))
     assert [width_of(one) for one in every].count(width_of(every[5])) == 1
     with Decoders(2, Code(code)) as decoders:
-        first, second = decoders.prepare([every[:4], every[4:]])
-    assert (first.wrong, first.lost, second.lost) == ({}, [], [1] if name == "SIGKILL" else [])
-    assert list(second.wrong) == [1]
-    assert f"({name})" in second.wrong[1]
+        results = decoders.prepare([every[:4], every[4:]])
+        assert not any(item.wrong for item in next(results).items)
+        if name == "SIGKILL":
+            with pytest.raises(ValueError, match=r"image '5\.png': .* by signal 9 \(SIGKILL\), 6 times in a row"):
+                next(results)
+        else:
+            items = next(results).items
+            assert [bool(item.wrong) for item in items] == [False, True, False, False]
+            assert "(SIGABRT)" in items[1].wrong
+            assert items[1].digest == every[5].digest()
     assert (tmp_path / "count").stat().st_size == tries
-    assert second.digests[1] == ("" if name == "SIGKILL" else every[5].digest())
-
-
-def test_many_that_are_lost_end_the_run(monkeypatch: pytest.MonkeyPatch, draw: Callable[[int], bytes]):
-    monkeypatch.setattr(module, "MOST_LOST", 0)
-    monkeypatch.setattr(module, "DEATHS", 1)
-    picture, code = PictureFile("a.png", content=draw(0)), Code("lambda image: __import__('signal').raise_signal(15)")
-    told = r"1 pictures are lost, such as 'a\.png', .* by signal 15 \(SIGTERM\)"
-    with Decoders(1, code) as decoders, pytest.raises(ValueError, match=told):
-        list(decoders.prepare([[picture]]))
 
 
 AT_THE_START = (
@@ -138,17 +132,3 @@ def test_processes_that_die_at_their_start_are_told(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "DEATHS", 2)
     with pytest.raises(ValueError, match=re.escape(AT_THE_START)):
         Decoders(1, Code("__import__('os')._exit(3)")).start()
-
-
-def test_so_is_the_death_of_the_process_that_forks_them(tmp_path: Path):
-    (tmp_path / "ends.py").write_text("import os\nos._exit(3)")
-    lines = [
-        "from harness.apps.vectors import decode",
-        "decode.PRELOADED, decode.DEATHS = ['ends'], 2",
-        "try: decode.Decoders(2, None).start()",
-        "except ValueError as error: print(error)",
-    ]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    command = [sys.executable, "-c", "\n".join(lines)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert AT_THE_START in done.stdout, done.stderr

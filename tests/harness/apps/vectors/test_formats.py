@@ -58,7 +58,7 @@ def test_an_eps_named_jpg_is_in_no_known_format(read: str, mark: Path, disguised
     kind, _, place = read.partition(":")
     if kind == "embed":
         [picture] = open_source([str(disguised / place)]).pictures(range(1))
-        why = prepare([picture], pytest.fail).wrong[0]
+        why = prepare([picture], pytest.fail).items[0].wrong
     elif kind == "search":
         with pytest.raises(ValueError, match="image") as refusal:
             query_vector(str(disguised / place), next(read_vectors(whole)).provenance)
