@@ -156,9 +156,8 @@ def _shards(folder: Path, split: SplitName) -> list[Path]:
 def _samples(number: int, shard: Path, wanted: str) -> list[TarSample]:
     """Index one tar, whose images have what is ``wanted`` beside them: LABEL or CAPTIONS."""
     what = f"tar {str(shard)!r}"
-    places: dict[str, tuple[int, int, str]] = {}  # of images by key: offset, bytes and extension
-    texts: dict[str, bytes] = {}
-    keys: dict[str, None] = {}  # in their order
+    parts: dict[str, dict[str, tuple[int, int]]] = {}  # by key and extension: offset and bytes
+    samples = []
     require_file(shard)
     with shard.open("rb") as file:
         for member in members_of(file, what):
@@ -167,28 +166,24 @@ def _samples(number: int, shard: Path, wanted: str) -> list[TarSample]:
             extension = extension.lower()
             if not member.isreg() or not stem or extension not in (*IMAGES, wanted):
                 continue
-            key, where = f"{parent}{slash}{stem}", f"{what}: member {member.name!r}"
+            where, own = f"{what}: member {member.name!r}", parts.setdefault(f"{parent}{slash}{stem}", {})
             if member.size > LARGEST or member.issparse():
                 raise ValueError(f"{where} has {member.size:,} bytes; expected {LARGEST:,} at most")
-            if key in (texts if extension == wanted else places):
+            if extension in own:
                 raise ValueError(f"{where} is a second one of its kind and key")
-            if extension == wanted:
-                texts[key] = os.pread(file.fileno(), member.size, member.offset_data)
-            else:
-                places[key] = (member.offset_data, member.size, extension)
-            keys[key] = None
-    samples = []
-    for key in keys:
-        where = f"{what}: {key!r}"
-        if not key.isprintable():
-            raise ValueError(f"{where} can't be printed")
-        if key not in places:
-            raise ValueError(f"{where} has no image ({', '.join(IMAGES)})")
-        if key not in texts:
-            raise ValueError(f"{where} has no {key}.{wanted}")
-        label, captions = _read_text(texts[key], wanted, f"{where}: {key}.{wanted}")
-        offset, size, extension = places[key]
-        samples.append(TarSample(number, offset, size, label, key, extension, captions))
+            own[extension] = (member.offset_data, member.size)
+        for key, own in parts.items():
+            where, images = f"{what}: {key!r}", [extension for extension in own if extension != wanted]
+            if not key.isprintable():
+                raise ValueError(f"{where} can't be printed")
+            if len(images) != 1:
+                raise ValueError(f"{where} has {len(images)} images ({', '.join(IMAGES)}); expected one")
+            if wanted not in own:
+                raise ValueError(f"{where} has no {key}.{wanted}")
+            offset, size = own[wanted]
+            text = os.pread(file.fileno(), size, offset)
+            label, captions = _read_text(text, wanted, f"{where}: {key}.{wanted}")
+            samples.append(TarSample(number, *own[images[0]], label, key, images[0], captions))
     return samples
 
 
