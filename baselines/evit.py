@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from zoo.core.attention import Attended, cls_attention
-from zoo.core.reducer import Reducer, ReducerConfig, limit, register_method
+from zoo.core.reducer import Reducer, StagedConfig, limit, register_method
 from zoo.core.tokens import Tokens, append_fused
 
 
 @dataclass(frozen=True, kw_only=True)
-class EViTConfig(ReducerConfig):
+class EViTConfig(StagedConfig):
     """Settings of EViT.
 
     Attributes:
@@ -19,7 +19,6 @@ class EViTConfig(ReducerConfig):
             where an earlier fused token counts as a token; given instead of ``keep``.
     """
 
-    reduce_at: tuple[int, ...] | None = (3, 6, 9)
     fuse: bool = False
     stage_rate: float | None = limit(None, "(0, 1]")
 
@@ -62,10 +61,8 @@ class EViT(Reducer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EViTFuseConfig(ReducerConfig):
+class EViTFuseConfig(StagedConfig):
     """Settings of EViT with its fused token; ``evit`` has the paper's ``stage_rate``, too."""
-
-    reduce_at: tuple[int, ...] | None = (3, 6, 9)
 
     fuse: ClassVar[bool] = True
     stage_rate: ClassVar[None] = None

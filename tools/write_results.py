@@ -16,8 +16,8 @@ from harness.base.table import NOT_MEASURED, Table
 from harness.cli.entry import main
 from harness.records.averages import CLOSE, REFERENCE
 from harness.records.record import DENSE, MATCHED, RECORDS, UNREDUCED, Record, read_records
-from harness.records.times import LATENCIES, read_latencies
-from harness.report.groups import group_records, group_times, time_tables
+from harness.records.times import LATENCIES, latency_table, read_latencies, table_of
+from harness.report.groups import group_records
 from harness.report.highlights import standings
 from harness.report.writers import markdown
 from tools import replace_part
@@ -105,7 +105,8 @@ def _distances(title: str, found: Found) -> Table:
 def times() -> list[Table]:
     """Return times by `latency`, if they are among the results; conditions stand in the caption."""
     path = RESULTS / LATENCIES
-    tables = time_tables(group_times(read_latencies(path))) if path.is_file() else []
+    records = read_latencies(path) if path.is_file() else []
+    tables = [latency_table(list(rows)) for _, rows in groupby(records, key=table_of)]
     return [replace(table, title="An example", caption=f"{table.title}. {table.caption}") for table in tables]
 
 

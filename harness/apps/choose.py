@@ -114,6 +114,7 @@ class Candidate(NamedTuple):
     keep: float
     file: str = ""  # of a schedule or a recovery
     trained: bool = False  # by the recovery
+    rule: tuple[tuple[str, Any], ...] = ()  # options of another rule for reduction points than the method's default
 
     @property
     def rates(self) -> list["Candidate"]:
@@ -125,7 +126,8 @@ class Candidate(NamedTuple):
         """The method with its keep rate and its file's name."""
         if self.method is None:
             return DENSE
-        return f"{self.method} {100 * self.keep:.0f}" + (f" with {Path(self.file).name}" if self.file else "")
+        words = [Path(self.file).name] if self.file else [f"{name}={value}" for name, value in self.rule]
+        return f"{self.method} {100 * self.keep:.0f}" + (f" with {', '.join(words)}" if words else "")
 
     def __str__(self) -> str:
         return f"{self.name} in {self.dtype} {self.file}".rstrip()
@@ -199,7 +201,12 @@ class Lab:
         """
         fast = next(iter(self.served))
         names = self.config.methods or [name for name in usual_methods() if name not in (DENSE, *CONTROLS)]
-        every = [Candidate(name, fast, RATES[-1]) for name in names]
+        depth = self.eager.vit.depth
+        every = [
+            Candidate(name, fast, RATES[-1], rule=tuple(rule.items()))
+            for name in names
+            for rule in ({}, *METHODS[name].Config(keep=1).other_rules(depth))
+        ]
         for path, file in self.files.items():
             trained = isinstance(file, RecoveryFile)
             keep = file.options.get("keep", 1.0) if trained else RATES[-1]
@@ -246,7 +253,7 @@ class Lab:
         """Return a candidate's setup; its options are those that aren't the method's defaults."""
         if one.method is None:
             return Setup(model=self.model, dtype=one.dtype)
-        options = {"keep": one.keep}
+        options = {"keep": one.keep, **dict(one.rule)}
         if one.file:
             file, plain = self.files[one.file], METHODS[one.method].Config(keep=1).plain() | {"keep": None}
             options = {name: value for name, value in file.options.items() if value != plain.get(name, value)}

@@ -16,7 +16,7 @@ from harness.models.towers import text_classifier
 from zoo.loading.clip import create_clip
 
 SHOWN = 5  # names in a line
-ROWS = 40  # classes that a table shows; of more, those that stand out
+ROWS = 40  # classes that a table shows
 LISTED = 20  # unreadable images
 TOWER = "clip_vit_s14"
 
@@ -101,21 +101,15 @@ def _find_copies(dataset: Dataset, decoded: Decoded) -> list[str]:
 
 
 def class_table(dataset: Dataset, counts: dict[SplitName, NDArray[np.int64]], bad: NDArray[np.int64] | None) -> Table:
-    """Lay out images by class: all of few, of many those that stand out."""
+    """Lay out images by class, or of many classes the fewest, the median and the most."""
     columns: dict[str, NDArray[np.int64]] = {name: own for name, own in counts.items() if own.any()}
-    odd = (np.stack(list(columns.values())) == 0).any(axis=0)
-    if bad is not None:
-        columns["unreadable"] = bad
-        odd |= bad > 0
-    short = len(dataset.classes) <= ROWS
-    shown = np.arange(len(dataset.classes)) if short else np.flatnonzero(odd)[:ROWS]
-    rows = [[dataset.classes[label], *(own[label] for own in columns.values())] for label in shown]
-    if not short:
+    columns |= {} if bad is None else {"unreadable": bad}
+    if len(dataset.classes) <= ROWS:
+        rows = [[name, *(own[at] for own in columns.values())] for at, name in enumerate(dataset.classes)]
+    else:
         kinds = (("(fewest)", np.min), ("(median)", np.median), ("(most)", np.max))
-        rows += [[word, *(of(own) for own in columns.values())] for word, of in kinds]
+        rows = [[word, *(of(own) for own in columns.values())] for word, of in kinds]
     rows.append(["(all)", *(own.sum() for own in columns.values())])
     title = f"{dataset.name}: {len(dataset.classes) or 'no'} classes"
-    if (more := int(odd.sum()) - ROWS) > 0 and not short:
-        title += f", {more} more with none of a split or unreadable ones"
     cells = [[Cell(name), *(Cell(f"{int(number):,}", int(number)) for number in own)] for name, *own in rows]
     return Table.of(title, ["class", *columns], cells, words=("class",))

@@ -4,6 +4,7 @@ Every metric is a value per picture whose mean must not fall below a number, so 
 that is used up orders rows by any of them.
 """
 
+import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,18 @@ from harness.datasets.base import SPLITS, Dataset, OwnDataset, Rendered, Split
 from harness.datasets.few_shot import batches, seeded_order, turns
 from harness.measure.rows import Variant, run
 from harness.models.towers import nameable
-from harness.records.metrics import LEAST_GALLERY, Sample, cosine_distance, neighbours, overlap
+from harness.records.metrics import METRICS, Sample, cosine_distance
 from harness.records.statistics import bootstrap_quantile, over_images
 from zoo.deploy.optimized import OptimizedHost
 
 COSINE, OVERLAP = "cosine", "neighbour_overlap"
 AGREEMENT, CHANGE = "dense_agreement", "top1_change"  # of the answers by text, and of those that are right
+_MEASURED = {
+    COSINE: "cosine_distance",
+    OVERLAP: "neighbour_overlap",
+    AGREEMENT: "dense_agreement",
+    CHANGE: "diff_to_dense",
+}
 Q05 = "cosine_q05"  # the quantile of cosines that stands beside their mean
 BEST = {COSINE: 1.0, OVERLAP: 1.0, CHANGE: 0.0}  # that a mean can be
 LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing
@@ -238,17 +245,13 @@ class Pictures:
 
         A row whose features overflowed has none.
         """
-        features, dense = self.features([row])[row.key], self._truth
+        features = self.features([row])[row.key]
         if not features.isfinite().all():
             return {}
-        own = self._sample(features)
-        values = {COSINE: 1 - cosine_distance(own.features, dense.features)}
-        if len(self) >= LEAST_GALLERY:
-            values[OVERLAP] = overlap(neighbours(own.features, dense.features), dense.neighbours)
-        if own.predicted is not None and dense.predicted is not None:
-            values[AGREEMENT] = (own.predicted == dense.predicted).astype(float)
-        if own.hits is not None and dense.hits is not None:
-            values[CHANGE] = own.hits.astype(float) - dense.hits
+        own = dataclasses.replace(self._sample(features), dense=self._truth)
+        found = {metric: METRICS[name].function(own) for metric, name in _MEASURED.items()}
+        values = {metric: np.asarray(each, dtype=float) for metric, each in found.items() if each is not None}
+        values[COSINE] = 1 - values[COSINE]
         return {metric: each.tolist() for metric, each in values.items()}
 
     def figures(self, values: Values, seed: int) -> dict[str, Any]:
@@ -257,6 +260,6 @@ class Pictures:
         for metric, each in values.items():
             padded = _pad(metric, each)
             more = numbers.max() + 1 + np.arange(len(padded) - len(each))
-            mean = over_images(padded, seed, np.append(numbers, more))
-            figures[metric] = {"estimate": float(np.mean(each)), "low": mean.low, "high": mean.high}
+            _, low, high = over_images(padded, seed, np.append(numbers, more)) or (None, None, None)
+            figures[metric] = {"estimate": float(np.mean(each)), "low": low, "high": high}
         return figures | {Q05: bootstrap_quantile(values[COSINE], 0.05, seed, numbers)._asdict()}

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from harness.base.table import NOT_MEASURED, Shown, Table
 from harness.records.metrics import METRICS, Measured, Metric
 from harness.records.record import MATCHED, Record
-from harness.report.changes import COUNTED, Change
+from harness.report.changes import Change
 from harness.report.groups import count_of
 
 # Conditions that must agree for anything else to be comparable; all others are only told.
@@ -80,6 +80,7 @@ class CheckedRow(NamedTuple):
     row: str  # method with keep rate and options
     then: Record | None  # what is expected; None of a new row
     now: Record | None  # None where the row can't be made any more
+    file: Path  # that holds what is expected
 
 
 def other_conditions(pairs: Sequence[tuple[Record, Record]]) -> list[str]:
@@ -107,13 +108,9 @@ def find_movements(then: Record | None, now: Record | None, bounds: Tolerances) 
         # How a keep rate was found is no setting of what is measured at it.
         if one.name in _FIXED or (one.name.startswith(_SETTING) and one.name != f"{_SETTING}{MATCHED}"):
             yield Movement(one.name.removeprefix(_SETTING), one.a, one.b)
-    exact = {
-        name: [record.mean(name) for record in (then, now)] for name, own in METRICS.items() if own.bound == "exact"
-    }
-    for name, (a, b) in (exact | {name: [getattr(then, name), getattr(now, name)] for name in COUNTED}).items():
-        if a is not None and a != b:
-            numbers = isinstance(a, int | float) and isinstance(b, int | float)
-            yield Movement(name, a, b, b - a if numbers else None)
+    for one in change.costs:
+        numbers = isinstance(one.a, int | float) and isinstance(one.b, int | float)
+        yield Movement(*one, one.b - one.a if numbers else None)
     if change.other_images:
         yield Movement("images", change.other_images, None)
     else:
@@ -138,9 +135,9 @@ def _answers(change: Change, bounds: Tolerances) -> Iterator[Movement]:
 def _near(then: Record, now: Record, bounds: Tolerances) -> Iterator[Movement]:
     """Compare what rounding may move; of several numbers the one that moved most."""
     limits = [
-        (metric.name, own.mean, now.mean(metric.name), *_limits(metric, own, then.image_count, bounds))
-        for metric in METRICS.values()
-        if metric.bound not in ("", "exact") and (own := then.metrics.get(metric.name)) is not None
+        (name, own.mean, now.mean(name), *_limits(METRICS[name], own, then.image_count, bounds))
+        for name, own in then.metrics.items()
+        if name in METRICS and METRICS[name].bound not in ("", "exact")
     ]
     if (probe := then.feature_probe) is not None:
         here = now.feature_probe
@@ -182,21 +179,12 @@ def show_verdict(
     """Lay out what moved, a table per tower; with ``update`` nothing is judged."""
     moved = [(one[:3], each) for one in checked for each in find_movements(one.then, one.now, bounds)]
     what = "changed" if update else "moved"
-    heads = ["row", "quantity", "expected", "now", f"{what} by", "allowed"][: 5 if update else 6]
-    tables = [
-        Table.of(
-            f"{what}: {tower}",
-            heads,
-            [
-                [f"{dataset} {row}", one.quantity, *map(_text, (one.expected, one.now, one.by)), one.allowed][
-                    : len(heads)
-                ]
-                for (_, dataset, row), one in group
-            ],
-            words=heads,
-        )
-        for tower, group in groupby(moved, lambda one: one[0][0])
-    ]
+    heads = ("row", "quantity", "expected", "now", f"{what} by", "allowed")
+    lines: dict[str, list[tuple[str, ...]]] = {}
+    for (tower, dataset, row), one in moved:
+        values = map(_text, (one.expected, one.now, one.by))
+        lines.setdefault(tower, []).append((f"{dataset} {row}", one.quantity, *values, one.allowed))
+    tables = [Table.of(f"{what}: {tower}", heads, rows, words=heads) for tower, rows in lines.items()]
     hit = len({place for place, _ in moved})
     where = f"{len(moved)} {'quantity' if len(moved) == 1 else 'quantities'} {what} in {hit} of {len(checked)} rows"
     passed = f"check passed: nothing moved in {count_of(len(checked), 'row')}"

@@ -208,7 +208,7 @@ def model_card(model: Publishable, repo: str, records: Sequence[Record]) -> str:
         parts=reduction + ["learned tokens"] * bool(model.classes) + [RECOVERY] * bool(recovery),
         facts=facts,
         uncounted=uncounted,
-        table=markdown(list(sections(group_records(records), summary=True))).strip() if records else "",
+        table=markdown([one.wide(summary=True) for one in sections(group_records(records))]).strip() if records else "",
         version=records[0].version if records else "",
         commits=sorted({record.git_commit for record in records if record.git_commit}),
         predicted=reducer is not None and reducer.config.predictor_block(model.vit.depth) is not None,

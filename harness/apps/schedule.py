@@ -35,8 +35,9 @@ from harness.records.record import DENSE
 from harness.records.statistics import paired_mean
 from zoo.core.files import blocks_fingerprint, cache_folder
 from zoo.core.messages import expected
-from zoo.core.reducer import METHODS, spread
+from zoo.core.reducer import METHODS, Reducer
 from zoo.loading.learned_files import OPTIONS, ScheduleFile
+from zoo.methods.rankmerge import RankMergeConfig
 from zoo.towers.vit import ReducedViT
 
 UNITS = 12  # that a candidate's points share the work in
@@ -110,9 +111,7 @@ class Schedule(NamedTuple):
     def of(cls, vit: ReducedViT) -> "Schedule":
         """Return that of a reduced tower."""
         assert vit.reducer is not None
-        config, points = vit.reducer.config, vit.reducer.points
-        assert config.keep is not None
-        return cls(points, tuple(spread(math.prod(vit.grid), config.keep, points, config.schedule).values()))
+        return cls(vit.reducer.points, tuple(Reducer.counts(vit.reducer, math.prod(vit.grid)).values()))
 
     def options(self, patches: int) -> dict[str, Any]:
         """Return the options of the method: keep rates in four digits, which give these counts again."""
@@ -121,8 +120,16 @@ class Schedule(NamedTuple):
 
 
 def starts(depth: int, most: int) -> list[Shape]:
-    """Return candidates of one to ``most`` points, evenly spaced from the first block and from a third of the depth."""
-    shapes = []
+    """Return the candidates that a search begins with.
+
+    The best of rules come first: the points of rankmerge, of whose work the first does more or less; then one to
+    ``most`` points, evenly spaced from the first block and from a third of the depth.
+    """
+    points = RankMergeConfig(keep=1).points(depth)
+    shapes, later = [], len(points) - 1
+    for first in range(UNITS // 3 + 1) if 1 <= later < most else ():
+        parts = [(UNITS - first) // later + (at < (UNITS - first) % later) for at in range(later)]
+        shapes.append(Shape(points, (first, *parts)) if first else Shape(points[1:], tuple(parts)))
     for first in (0, depth // 3):
         for count in range(1, min(most, depth - first) + 1):
             points = tuple(first + (depth - first) * at // count for at in range(count))

@@ -1,7 +1,7 @@
 """Show images beside the importance of their patches by several rankings, and what is kept; galleries of `compare`."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -33,7 +33,6 @@ from zoo.ranking.golden import SCORES, GoldenConfig, GoldenEngine, golden_import
 PLACE = re.compile(rf"(?P<dataset>(?:{'|'.join(KINDS)}):.+|[\w-]+):(?P<split>\w*):(?P<index>-?\w*)")
 NO_CLASSES = "its class is not known (images of a dataset have one, such as folder:DIR:val:0)"
 PREDICTOR, ATTENTION, PRESERVATION = "patchrank", "clsattn", "preservation"
-ALIASES = {"predictor": PREDICTOR, GOLDEN: PRESERVATION}
 RANKING = "golden ranking"  # column of a gallery
 GALLERY_SCALE = 0.62  # of a sheet's 2000 pixels
 NAMES = {score: f"golden {score}" for score in SCORES} | {PREDICTOR: "predictor", ATTENTION: "CLS attention"}
@@ -82,9 +81,7 @@ class ShowConfig:
     """Configure what is shown beside an image.
 
     Attributes:
-        keeps: keep rates, in (0, 1); a column of kept patches for each.
-        by: ranking that decides what is kept: a golden score, a registered method, ``golden``
-            (preservation) or ``predictor``; None for the predictor if there is one, else golden.
+        keeps: keep rates, in (0, 1); a column for each of what the predictor keeps, or else the golden ranking.
         methods: registered methods that get a column, beside predictor and CLS attention.
         left: registered methods or ``golden`` (preservation); if any, these columns alone, each with
             what the method leaves, those of one keep rate side by side.
@@ -93,30 +90,23 @@ class ShowConfig:
     """
 
     keeps: tuple[float, ...] = (0.6,)
-    by: str | None = None
     methods: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     golden: GoldenConfig = field(default_factory=GoldenConfig)
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Validate, and put the names of rankings in place of their aliases."""
         if not self.keeps or len(set(self.keeps)) < len(self.keeps) or not all(0 < keep < 1 for keep in self.keeps):
             raise ValueError(f"--keeps {self.keeps}: expected fractions in (0, 1), such as 0.6, each once")
         methods = sorted(METHODS)
-        for flag, names, known in (
-            ("by", (self.by,), (None, *ALIASES, *SCORES, *methods)),
-            ("methods", self.methods, methods),
-            ("left", self.left, [*methods, GOLDEN]),
-        ):
+        for flag, names, known in (("methods", self.methods, methods), ("left", self.left, [*methods, GOLDEN])):
             for name in names:
                 if name not in known:
-                    raise ValueError(f"--{flag} {name!r}: {expected(str(name), filter(None, known))}")
-        if self.left and (self.methods or self.by):
-            raise ValueError(f"--left {self.left[0]!r} shows no rankings: expected no --methods and no --by with it")
+                    raise ValueError(f"--{flag} {name!r}: {expected(name, known)}")
+        if self.left and self.methods:
+            raise ValueError(f"--left {self.left[0]!r} shows no rankings: expected no --methods with it")
         if not 0.25 <= self.scale <= 8:
             raise ValueError(f"--scale {self.scale:g}: expected a number in [0.25, 8]")
-        object.__setattr__(self, "by", ALIASES.get(self.by or "", self.by))
 
 
 Arrays = dict[str, dict[int, NDArray[Any]]]  # (N,) of each patch, by column and position of the image
@@ -129,7 +119,27 @@ class Drawing:
     columns: dict[str, str]  # titles
     importance: Arrays = field(default_factory=dict)
     tokens: Arrays = field(default_factory=dict)
+    captions: dict[str, dict[int, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+
+    def make_sheet(self, names: Sequence[tuple[str, str]], views: NDArray[Any], grid: tuple[int, int]) -> PatchSheet:
+        """Lay out images by name and class, as the model sees them, (n, H, W, 3)."""
+
+        def part(kind: Mapping[str, Mapping[int, Any]], i: int) -> dict[str, Any]:
+            return {column: own[i] for column, own in kind.items() if i in own}
+
+        rows = [
+            PatchRow(
+                name=name,
+                label=label,
+                view=views[i],
+                importance=part(self.importance, i),
+                tokens=part(self.tokens, i),
+                captions=part(self.captions, i),
+            )
+            for i, (name, label) in enumerate(names)
+        ]
+        return PatchSheet(rows=rows, grid=grid, columns=self.columns, notes=self.notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,17 +180,7 @@ def show(
     views = _views(tower.preprocess, images)
     scene = Scene(tower=tower, subjects=subjects, images=images.to(device), config=config)
     drawing = _leavings(scene) if config.left else _rankings(scene, progress)
-    rows = [
-        PatchRow(
-            name=subject.name,
-            label=subject.label,
-            view=views[i],
-            importance={name: own[i] for name, own in drawing.importance.items() if i in own},
-            tokens={name: own[i] for name, own in drawing.tokens.items() if i in own},
-        )
-        for i, subject in enumerate(subjects)
-    ]
-    sheet = PatchSheet(rows=rows, grid=scene.grid, columns=drawing.columns, notes=drawing.notes)
+    sheet = drawing.make_sheet([(subject.name, subject.label) for subject in subjects], views, scene.grid)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, draw(sheet, scale=config.scale))
     return sheet
@@ -226,12 +226,11 @@ def _run_method(scene: Scene, method: str, keep: float) -> Outcome:
 def _rank_by_methods(scene: Scene, importance: Arrays, gaps: Gaps) -> None:
     """Add the importance by each method at the first keep rate; with nothing to reduce all patches tie."""
     config, names = scene.config, [one.name for one in scene.subjects]
-    named = [config.by] if config.by in METHODS else []
-    for method in dict.fromkeys((PREDICTOR, ATTENTION, *config.methods, *named)):
+    for method in dict.fromkeys((PREDICTOR, ATTENTION, *config.methods)):
         try:
             scores = _run_method(scene, method, config.keeps[0]).scores
         except (FileNotFoundError, ValueError) as error:
-            if method in (*config.methods, config.by):
+            if method in config.methods:
                 raise
             gaps.setdefault(describe_error(error), {})[method] = names
         else:
@@ -274,20 +273,17 @@ def _rankings(scene: Scene, progress: Progress) -> Drawing:
     config, golden, importance, gaps = scene.config, scene.config.golden, Arrays(), Gaps()
     _rank_by_methods(scene, importance, gaps)
     _rank_by_golden(scene, importance, gaps, progress)
-    by = config.by or (PREDICTOR if PREDICTOR in importance else PRESERVATION)
-    if by not in importance:
-        raise ValueError(f"--by {by!r} can't be had: {next(why for why, lacking in gaps.items() if by in lacking)}")
-    columns, tokens, whole = dict[str, str](), Arrays(), np.arange(scene.patches)
+    by = PREDICTOR if PREDICTOR in importance else PRESERVATION
+    columns, tokens = dict[str, str](), Arrays()
     for ranking in sorted(importance, key=(*SCORES, *importance).index):
         columns[ranking] = NAMES.get(ranking, ranking).replace(" ", "\n")
         if ranking in METHODS and not issubclass(METHODS[ranking], Pruner):
             columns[ranking] += f"\nat keep {100 * config.keeps[0]:g} %"  # ranks otherwise at another
     for keep in config.keeps:
         column = f"kept {100 * keep:g}"
-        columns[column] = f"{100 * keep:g} % kept\nby {NAMES.get(by, by)}"
-        if by in METHODS:
-            left = tokens_at_end(_run_method(scene, by, keep), scene.patches)
-            tokens[column] = dict(enumerate(np.where(left == whole, whole, -1)))
+        columns[column] = f"{100 * keep:g} % kept\nby {NAMES[by]}"
+        if by == PREDICTOR:
+            tokens[column] = dict(enumerate(tokens_at_end(_run_method(scene, by, keep), scene.patches)))
         else:
             tokens[column] = {i: most_important(own, keep) for i, own in importance[by].items()}
     about = (
@@ -355,32 +351,27 @@ def write_gallery(kept: KeptPatches, folder: Path) -> None:
     columns = {name: f"{name}\n{_token_count(own)} tokens" for name, own in tokens.items()}
     if kept.golden is not None:
         columns = {RANKING: RANKING.replace(" ", "\n"), **columns}
-    every = {IMAGE: kept.rows[0], **named}
-    answers = {name: own for name, (_, _, own) in every.items() if own is not None}
-    examples = [kept.split[i] for i in range(len(kept.split))]
-    views = _views(kept.preprocess, torch.stack([kept.preprocess(example.image) for example in examples]))
-    drawn = []
-    for i, example in enumerate(examples):
-        golden = None if kept.golden is None or np.isnan(kept.golden[i]).any() else kept.golden[i]
-        captions = {
-            name: f"{'✓' if own[i] == example.label else '✗'} {kept.classes[own[i]]}" for name, own in answers.items()
-        }
-        drawn.append(
-            PatchRow(
-                name=example.image_id,
-                label=kept.classes[example.label] if kept.classes else "",
-                view=views[i],
-                importance={} if golden is None else {RANKING: golden},
-                tokens={name: own[i] for name, own in tokens.items()},
-                captions=captions,
-            )
-        )
-    labels, shown = kept.split.labels, ", ".join(row.label if answers else row.name for row in drawn)
-    alt = f"{len(drawn)} images ({shown}) and what is kept of them by {', '.join(columns)}."
-    if answers:
-        right = (f"{DENSE if name == IMAGE else name} {(own == labels).sum()}" for name, own in answers.items())
-        alt = f"{alt.removesuffix('.')}; right answers: {', '.join(right)}."
-    sheet = PatchSheet(rows=drawn, grid=kept.grid, columns=columns)
+    answers = {name: own for name, (_, _, own) in {IMAGE: kept.rows[0], **named}.items() if own is not None}
+    examples, labels = [kept.split[i] for i in range(len(kept.split))], kept.split.labels
+    names = [(one.image_id, kept.classes[one.label] if kept.classes else "") for one in examples]
+    right = {name: own == labels for name, own in answers.items()}
+    drawing = Drawing(
+        columns=columns,
+        importance={}
+        if kept.golden is None
+        else {RANKING: {i: own for i, own in enumerate(kept.golden) if not np.isnan(own).any()}},
+        tokens={name: dict(enumerate(own)) for name, own in tokens.items()},
+        captions={
+            name: {i: f"{'✓' if right[name][i] else '✗'} {kept.classes[answer]}" for i, answer in enumerate(own)}
+            for name, own in answers.items()
+        },
+    )
+    views = _views(kept.preprocess, torch.stack([kept.preprocess(one.image) for one in examples]))
+    sheet = drawing.make_sheet(names, views, kept.grid)
+    shown = ", ".join(label if answers else name for name, label in names)
+    counts = ", ".join(f"{DENSE if name == IMAGE else name} {own.sum()}" for name, own in right.items())
+    alt = f"{len(names)} images ({shown}) and what is kept of them by {', '.join(columns)}"
+    alt += f"; right answers: {counts}." if counts else "."
     content = draw(sheet, "jpg", GALLERY_SCALE, pil_kwargs={"quality": 80, "comment": alt.encode()})
     write_whole(folder / f"{gallery_name(kept.rows[0][0])}.jpg", content)
 

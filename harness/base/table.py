@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import PurePath
@@ -104,12 +104,22 @@ def figure(value: float | None, form: str, unit: str = "") -> Cell:
     return UNMEASURED if value is None else Cell(format(value, form).removesuffix("%") + unit, value)
 
 
+def estimate_cell(
+    estimate: tuple[float, float, float] | float | None, text: Callable[[float], str], *, ends: bool = True
+) -> Cell:
+    """Show an estimate, with the ends of its interval where it has one."""
+    if estimate is None:
+        return UNMEASURED
+    if not isinstance(estimate, tuple):
+        return Cell(text(estimate), estimate)
+    value, low, high = map(text, estimate)
+    return Cell(f"{value} [{low}, {high}]" if ends else value, estimate[0])
+
+
 def points(difference: tuple[float, float, float] | None, mark: str = "") -> Cell:
     """Show a difference of two fractions in points, with the ends of its interval."""
-    if difference is None:
-        return UNMEASURED
-    estimate, low, high = (100 * number for number in difference)
-    return Cell(f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]", difference[0], mark)
+    cell = estimate_cell(difference, lambda number: f"{100 * number:+.1f}")
+    return Cell(cell, cell.value, mark)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +189,11 @@ class Table:
         """Return which columns a form has."""
         return [at for at, column in enumerate(self.columns) if form in column.forms]
 
-    def summary(self) -> "Table":
-        """Return the table without the columns that only its wide form has."""
-        places = self.places("middle")
+    def wide(self, *, summary: bool = False) -> "Table":
+        """Return the columns of the wide form, first those that the narrow form has, too; a summary has only these."""
+        first = {self.heads[at] for at in self.places("narrow")}
+        places = sorted(self.places(), key=lambda at: self.heads[at] not in first)
+        places = [at for at in places if not summary or self.heads[at] in first]
         rows = [[row[at] for at in places] for row in self.rows]
         return replace(self, columns=[self.columns[at] for at in places], rows=rows)
 

@@ -312,7 +312,6 @@ def _show_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is drawn")
     flags.usual(what, "model")
     flags.usual(what, "keeps", default=[0.6], text="keep rates in (0, 1)", kind=float)
-    flags.add(what, "--by", None, "ranking that decides what is kept; default: the predictor", metavar="RANKING")
     flags.usual(what, "methods", default=[], text="further columns; see `list`")
     text = "show the tokens that these methods, or golden, leave instead of rankings"
     flags.add(what, "--left", [], text, flags.method)
@@ -343,13 +342,10 @@ def _check_flags(parser: CommandParser) -> None:
     text = "expected records; default: those that ship"
     files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
     files.required = False  # not "*": see `compare`
-    text = "check these rows only; with --update, measure these"
-    rows = parser.add_argument_group("which rows", text)
+    rows = parser.add_argument_group("which rows", "check these only")
     text = "dense models' names, see `list`"
     flags.add(rows, "--model", None, text, flags.dense, dest="models", nargs="+")
-    flags.usual(rows, "methods", text="see `list`; or METHOD:OPTION=VALUE,... with JSON values")
-    flags.usual(rows, "keeps")
-    flags.usual(rows, "datasets")
+    flags.usual(rows, "methods", "keeps", "datasets")
     flags.data(parser)
     bounds = parser.add_argument_group("how far values may move")
     flags.fields(bounds, tolerances, answers="number of right answers", flips="images whose answer changes")
@@ -362,24 +358,18 @@ def _check_flags(parser: CommandParser) -> None:
     flags.usual(how, "device", default=None, text="torch device; default: the expectation's, or cpu")
     flags.fields(how, outline("harness.apps.check").CheckPlan, rounds="timed calls of each model")
     flags.add(how, "--no-latency", False, "measure no times")
-    new = parser.add_argument_group("a new expectation")
-    flags.add(new, "--update", False, "write the expectation anew and show what changed")
-    flags.usual(new, "split", default=None, text="split of the datasets; default: test")
-    flags.limits(new, None, "images per dataset; default: 48")
-    flags.add(new, "--dtype", None, "precision; default: float32", flags.dtype)
-    flags.add(new, "--batches", None, "images per call that are timed; default: 1", flags.positive, nargs="*")
+    flags.add(how, "--update", False, "write the expectation anew and show what changed")
 
 
 def run_check(args: Namespace, status: Console) -> Shown:
-    """Check expectations, or write one anew."""
-    from harness.apps.check import CheckPlan, check, update
+    """Check expectations, or write them anew."""
+    from harness.apps.check import CheckPlan, check
     from harness.apps.movements import Tolerances
 
-    plan = CheckPlan(**{field.name: getattr(args, field.name) for field in fields(CheckPlan)})
-    if plan.update:
-        return update(plan, Progress(status))
-    bounds = {field.name: getattr(args, field.name) for field in fields(Tolerances)}
-    return check(plan, Tolerances(**bounds | ({"slower": None} if args.no_latency else {})), Progress(status))
+    plan, bounds = ({field.name: getattr(args, field.name) for field in fields(one)} for one in (CheckPlan, Tolerances))
+    if args.no_latency:
+        bounds["slower"] = None
+    return check(CheckPlan(**plan), Tolerances(**bounds), Progress(status))
 
 
 def _push_flags(parser: CommandParser) -> None:

@@ -74,10 +74,10 @@ def dtype(text: str) -> str:
 
 
 def method(text: str) -> str:
-    """Read the name of a method, with options behind a colon or without."""
-    name, known = text.partition(":")[0], method_names()
-    if known is not None and name not in (known := {*known, "dense", "golden"}):
-        raise ArgumentTypeError(f"{text!r}: {nearest(name, sorted(known))}")
+    """Read the name of a method."""
+    known = method_names()
+    if known is not None and text not in (known := {*known, "dense", "golden"}):
+        raise ArgumentTypeError(f"{text!r}: {nearest(text, sorted(known))}")
     return text
 
 

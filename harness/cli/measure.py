@@ -66,7 +66,7 @@ def _learned(group: Any) -> None:
 
 
 def run_compare(args: Namespace, status: Console) -> Shown | Work:
-    """Measure side by side, or tell what changed between two runs, which takes no flag but --output.
+    """Measure side by side, or tell what changed between two runs, which takes no flag.
 
     Raises:
         ValueError: not two runs, or a flag for measuring.
@@ -76,19 +76,16 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
     from harness.report.changes import compare_runs
 
     words = takewhile(lambda word: word != "--", args.argv)
-    given = [word for word in words if word.startswith("--")]
-    if wrong := [flag for flag in given if flag.split("=")[0] != "--output"]:
+    if wrong := [word for word in words if word.startswith("--")]:
         raise ValueError(
-            f"{wrong[0]} can't be given with runs, which are only compared; expected compare RUN_A RUN_B, "
-            "with --output or without, or no runs"
+            f"{wrong[0]} can't be given with runs, which are only compared; expected compare RUN_A RUN_B, or no runs"
         )
     if len(args.runs) != 2:
         raise ValueError(
             f"compare {' '.join(repr(str(run)) for run in args.runs)}: expected two runs, "
             "patchrank compare RUN_A RUN_B, or none, to measure"
         )
-    a, b = args.runs
-    return compare_runs(a, b, args.output if given else None)
+    return compare_runs(*args.runs)
 
 
 def _side_by_side(args: Namespace, status: Console) -> Work:
@@ -291,19 +288,17 @@ def run_latency(args: Namespace, status: Console) -> Work:
 
 
 def _report_flags(parser: CommandParser) -> None:
-    text = "a run: a folder, or a file of records or latencies"
+    text = "a run: a folder, or a file of records"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
     files = parser.add_argument_group("files")
     flags.output(files, "report", "folder of the report")
-    flags.add(files, "--title", "Token reduction for CLIP, side by side", "title of the page")
-    flags.add(files, "--all-plots", False, "draw all tables, not only the first six")
 
 
 def run_report(args: Namespace, status: Console) -> Shown:
     """Write a report and say which method is nearest to dense at equal cost."""
     from harness.report.folder import report_runs
 
-    return report_runs(args.runs, args.output, Progress(status), title=args.title, every_plot=args.all_plots)
+    return report_runs(args.runs, args.output, Progress(status))
 
 
 def run_list(*_: Any) -> Shown:

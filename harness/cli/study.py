@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from harness.studies.spec import StudyConfig
     from harness.studies.workshop import Stock
 
-FINAL_SETS = ("fashion", "emoji", "photos")  # with a split that nothing was chosen by
-FINAL_KEEPS = (0.6, 0.5, 0.3)
-
 
 def _fit_flags(group: Any) -> None:
     """Add how golden rankings are made and predictors fitted."""
@@ -175,48 +172,47 @@ def _command(argv: list[str]) -> str:
 
 
 def _final_flags(parser: CommandParser) -> None:
+    config = outline("harness.studies.final").FinalConfig
     what = parser.add_argument_group("what is measured")
-    flags.usual(what, "model")
-    flags.usual(what, "datasets", default=list(FINAL_SETS), text="datasets with this split", choices=FINAL_SETS)
-    flags.limits(what, None, "images per dataset, for a trial; default: all")
+    flags.add(what, "--model", list(config.models), "dense models' names, see `list`", flags.dense, dest="models")
+    flags.usual(what, "methods", text="default: the usual ones but golden")
+    flags.usual(what, "keeps", default=list(config.keeps), text="keep rates of --match-to")
+    flags.add(what, "--match-to", config.match_to, "method whose GFLOPs the others meet", flags.method)
+    flags.usual(what, "datasets", default=list(config.datasets), text="datasets with the split")
+    flags.add(what, "--split", "final", "split to judge by", choices=("final", "test"))
+    flags.limits(what, None, "images per dataset; default: all")
     how = parser.add_argument_group("conditions and files")
-    flags.usual(how, "device", "dtype")
+    flags.usual(how, "device", "dtype", "fresh")
     flags.output(how, "results/final", "folder")
 
 
 def run_final(args: Namespace, status: Console) -> Work:
-    """Measure the usual methods on the split that nothing was chosen by, and name the commit."""
+    """Judge methods on the split that nothing was chosen by, and name the commit."""
     from harness import git_commit
-    from harness.base.lines import require_appendable
-    from harness.datasets.base import FINAL
-    from harness.measure.bench import compare
-    from harness.measure.plan import Plan
-    from harness.measure.rows import usual_methods
-    from harness.records.record import GOLDEN, RECORDS, Record, write_records
+    from harness.records.record import RECORDS, UNFINISHED, earlier, keep_new
     from harness.report.tables import comparison_table
     from harness.report.writers import markdown
+    from harness.studies.final import FinalConfig, judge, summarise
     from zoo.core.files import write_whole
 
     path, progress = args.output / RECORDS, Progress(status)
-    require_appendable(path)
-    methods = tuple(name for name in usual_methods() if name != GOLDEN)  # whose rankings would read it
-    what = {"models": (args.model,), "methods": methods, "keeps": FINAL_KEEPS, "split": FINAL, "batches": ()}
-    plans = [flags.settings(Plan, args, **what, match=match) for match in ("keep", "gflops")]
+    known = earlier(path, progress, fresh=args.fresh)
+    config = flags.settings(FinalConfig, args, methods=tuple(args.methods or ()))
     commit = git_commit() or "unknown"
     words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
-    groups = (group for plan in plans for group in compare(plan, [], progress, release=True))
-    records: list[Record] = []
-    tables: list[Table] = []
-    for group in groups:
-        write_records(path, group)
-        records += group
-        table = comparison_table(group)
+    groups, tables = [], []
+    for group in judge(config, known, progress, path.with_suffix(UNFINISHED)):
+        keep_new(path, group, known)
+        groups.append(group)
+        table = comparison_table(group, config.match_to)
         tables.append(replace(table, title=f"{table.title}; {words}"))
         with progress.hidden():
             yield tables[-1]
+    tables.append(summarise(groups, config.match_to))
     write_whole(path.with_name("table.md"), markdown(tables).encode())
     progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
-    return Shown(parts=(), data={"commit": commit, "records": json_values(records)})
+    records = [record for group in groups for record in group]
+    return Shown(parts=(tables[-1],), data={"commit": commit, "records": json_values(records)})
 
 
 def run_study_list(*_: Any) -> Shown:

@@ -204,7 +204,7 @@ class Dataset(abc.ABC):
         return self._changed(_released=True)
 
     def _without_final(self) -> str:
-        return f"dataset {self.name!r} has no split 'final'; fashion, emoji and photos have one"
+        return f"dataset {self.name!r} has no split 'final'; fashion, emoji, frames and photos have one"
 
     def without_unknown(self) -> Self:
         """Return it so that classes a text tower has no words for are left out, not refused."""

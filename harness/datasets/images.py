@@ -322,6 +322,16 @@ def list_files(
     return ImageList(root=root, paths=paths, labels=np.array(labels, dtype=np.int64), sizes=sizes, prefix=prefix)
 
 
+def measure_detail(image: Image.Image, size: tuple[int, int] | None = None) -> float:
+    """Return the mean step, of 255, between neighbouring grey pixels of an image, or of its middle at (width, height).
+
+    As it depends on the size, images are compared at that of a model's input.
+    """
+    grey = image.convert("L")
+    pixels = np.asarray(ImageOps.fit(grey, size, Image.Resampling.BICUBIC) if size else grey).astype(np.int64)
+    return float(np.abs(np.diff(pixels, axis=0)).mean() + np.abs(np.diff(pixels, axis=1)).mean()) / 2
+
+
 def how_many(count: int, what: str = "") -> str:
     """Say how many images there are, such as "1 image" or "2 missing images"."""
     return f"{count:,}{f' {what}' if what else ''} image{'s' if count != 1 else ''}"

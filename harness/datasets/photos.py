@@ -1,8 +1,8 @@
-"""Show crops of natural photographs, without labels.
+"""Show natural photographs, whole and in crops, without labels.
 
-Crops of one photograph, or of one series of an author, are one group; a split has groups of its own
+Crops of one photograph, or of one series of an author, are one group; a group is in one split of both datasets
 (`tools.build_photos`, which also says whose each photograph is). Other variants than 0
-are smaller crops of the crop, at random places, half of them mirrored.
+are smaller crops of the image, at random places, half of them mirrored.
 """
 
 import functools
@@ -54,7 +54,7 @@ class Photos(Dataset):
         crops: dict[str, list[Crop]] = {}
         for photo in self.photos:
             for number, (*_, size) in enumerate(photo["crops"]):
-                image_id = f"photos/{photo['name']}/{number}"
+                image_id = f"{self.name}/{photo['name']}/{number}"
                 crops.setdefault(photo["split"], []).append(Crop(image_id, file.read(size)))
         return crops
 
@@ -88,4 +88,13 @@ def compose(content: bytes, variant: int, *key: int) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw(rng, 0, 2) else image
 
 
-DATASETS = (Photos(),)
+class Frames(Photos):
+    """Whole photographs, as their photographers framed them, cut to the square around the middle."""
+
+    name = "frames"
+    title = "107 whole photographs, without labels"
+    license = "CC0-1.0, CC-BY-4.0, CC-BY-2.0, MIT, BSD-3-Clause or public domain, each photograph in NOTICE"
+    files = ("frames.pack", "frames-index.json")
+
+
+DATASETS = (Frames(), Photos())

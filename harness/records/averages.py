@@ -33,10 +33,10 @@ from harness.records.statistics import (
     Interval,
     Together,
     bootstrap_counts,
-    bootstrap_mean,
     detectable_note,
     mark_note,
     mean_interval,
+    over_images,
     paired_mean,
     paired_p,
     sign_flips,
@@ -55,11 +55,7 @@ class Average:
     """One model under one tuning."""
 
     records: tuple[Record, ...]  # one per seed, rising; at least one
-    # Of one seed with its Wilson interval, of several their mean with Student's over seeds; None without labels.
-    top1: Interval | None
-    # Top-1 minus the dense model's on the same images, of several seeds their mean's, with a 95 % paired bootstrap
-    # interval over images; None for the dense model and where it is missing.
-    to_dense: Interval | None = None
+    dense: "Average | None" = None  # of several seeds, the row that their top-1 is compared with
 
     @property
     def first(self) -> Record:
@@ -97,12 +93,28 @@ class Average:
         return np.sum([r.correct for r in self.records], axis=0)
 
     def measured(self, name: str) -> Measured | None:
-        """Return the means over seeds of all numbers of a metric; None where one lacks it."""
-        own = [record.metrics.get(name) for record in self.records]
-        if len(own) == 1:
-            return own[0]
-        numbers = ("mean", "low", "high", "at", "chance")
-        return None if None in own else Measured(**{n: _mean([getattr(one, n) for one in own]) for n in numbers})
+        """Return a metric; None where a record lacks it, or there is no dense row to compare with.
+
+        Of several seeds all numbers are means over them. Top-1 has Student's interval over seeds, its difference to
+        dense a paired bootstrap over images, other metrics with values per image a bootstrap of their mean over seeds.
+        """
+        if len(self.records) == 1:
+            return self.first.metrics.get(name)
+        if name == "diff_to_dense":
+            if self.dense is None:
+                return None
+            difference = mean_difference(self, self.dense)
+            return Measured(mean=difference.estimate, low=difference.low, high=difference.high)
+        if not all(name in record.metrics for record in self.records):
+            return None
+        own = [record.metrics[name] for record in self.records]
+        numbers = {part: _mean([getattr(one, part) for one in own]) for part in ("mean", "low", "high", "at", "chance")}
+        if name == "top1":
+            ends = mean_interval([one.mean for one in own])[1:]
+            numbers["low"], numbers["high"] = np.clip(ends, 0.0, 1.0).tolist()
+        elif (values := self.per_image(name)) is not None and (found := over_images(values, groups=self.first.groups)):
+            numbers["mean"], numbers["low"], numbers["high"] = found
+        return Measured(**numbers)
 
     def mean(self, name: str) -> Any:
         """Return the mean over seeds of a metric; None where one lacks it."""
@@ -113,22 +125,10 @@ class Average:
         values = [own for record in self.records if (own := record.per_image(name)) is not None]
         return np.mean(values, axis=0) if len(values) == len(self.records) else None
 
-    def has(self, metric: Metric) -> bool:
-        """Say whether there is an estimate of a metric."""
-        return (self.to_dense if metric.name == "diff_to_dense" else self.mean(metric.name)) is not None
-
     def estimate(self, metric: Metric) -> Interval | float | None:
-        """Return a metric with its interval, or alone where it has none.
-
-        Of several seeds the interval of a metric with values per image is a bootstrap over images of their mean over
-        seeds, of other metrics the mean of the ends.
-        """
-        if metric.name in ("top1", "diff_to_dense"):
-            return self.top1 if metric.name == "top1" else self.to_dense
-        if len(self.records) > 1 and (values := self.per_image(metric.name)) is not None:
-            return bootstrap_mean(values, seed=0, groups=self.first.groups)
+        """Return a metric with its interval, or alone where it has none; see `measured`."""
         own = self.measured(metric.name)
-        return None if own is None else own.mean if own.interval is None else own.interval
+        return None if own is None else own.interval or own.mean
 
     @functools.cached_property
     def latency(self) -> tuple[Times, ...]:
@@ -150,7 +150,7 @@ def averages(records: Sequence[Record]) -> list[Average]:
     refuse_mixed(records, varying=("seed",) if all(record.shots for record in records) else ())
     seeds = sorted({record.seed for record in records})
     if len(seeds) < 2:
-        return [Average(records=(r,), top1=r.interval("top1"), to_dense=r.interval("diff_to_dense")) for r in records]
+        return [Average(records=(record,)) for record in records]
     models: dict[str, dict[int, Record]] = {}
     for record in records:
         own = models.setdefault(_identity(record), {})
@@ -164,19 +164,9 @@ def averages(records: Sequence[Record]) -> list[Average]:
                 f"seeds of one table must be the same for every row: {model} lacks {missing}, "
                 f"which others have, or has them with other settings"
             )
-    rows = [_over_seeds([own[seed] for seed in seeds]) for own in models.values()]
+    rows = [Average(records=tuple(own[seed] for seed in seeds)) for own in models.values()]
     dense = _dense(rows)
-    if dense is None or dense.top1 is None:
-        return rows
-    return [row if row is dense else replace(row, to_dense=mean_difference(row, dense)) for row in rows]
-
-
-def _over_seeds(records: Sequence[Record]) -> Average:
-    top1 = None
-    if all(record.labelled for record in records):
-        mean, low, high = mean_interval([record.metrics["top1"].mean for record in records])
-        top1 = Interval(mean, max(0.0, low), min(1.0, high))
-    return Average(records=tuple(records), top1=top1)
+    return [row if row is dense else replace(row, dense=dense) for row in rows]
 
 
 def _dense(rows: Sequence[Average]) -> Average | None:
@@ -292,7 +282,7 @@ def judge_rows(rows: Sequence[Average], reference: str | None = None) -> Judgeme
     """
     families, notes, legends = {}, [], []
     dense = _dense(rows)
-    others = [row for row in rows if row.to_dense is not None]
+    others = [row for row in rows if row.measured("diff_to_dense") is not None]
     if dense is not None and others:
         families["diff_to_dense"] = family = together({row.identity: row_p(row, dense) for row in others})
         note = f"top-1: {mark_note(exact_test(dense))}"

@@ -3,7 +3,7 @@
 import base64
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -180,21 +180,23 @@ class Metric:
 
     def measure(self, sample: Sample) -> Measured | None:
         """Return the metric of a sample with its interval; None where there is none to measure."""
-        found = self.function(sample)
-        if found is None or isinstance(found, (int, float)):
-            return None if found is None else Measured(mean=found)
-        values, chance, at = found if isinstance(found, PerImage) else PerImage(found)
+        own = self.function(sample)
+        if own is None or isinstance(own, (int, float)):
+            return None if own is None else Measured(mean=own)
+        values, chance, at = own if isinstance(own, PerImage) else PerImage(own)
         packed = None
         if self.stored:  # the mean is that of the values as they are stored
             packed = pack(values)
             values = unpack(packed, len(values))
-        mean, low, high = INTERVALS[self.interval](values, sample)
-        return None if mean is None else Measured(mean=mean, low=low, high=high, values=packed, at=at, chance=chance)
+        found = INTERVALS[self.interval](values, sample)
+        if found is None:
+            return None
+        return Measured(mean=found.estimate, low=found.low, high=found.high, values=packed, at=at, chance=chance)
 
 
-INTERVALS: dict[str, Callable[[NDArray[Any], Sample], Sequence[float | None]]] = {
-    "bootstrap": lambda values, sample: statistics.over_images(values, groups=sample.groups)[:3],
-    "wilson": lambda values, _: (float(values.mean()), *statistics.wilson_interval(int(values.sum()), len(values))),
+INTERVALS: dict[str, Callable[[NDArray[Any], Sample], Interval | None]] = {
+    "bootstrap": lambda values, sample: statistics.over_images(values, groups=sample.groups),
+    "wilson": lambda v, _: Interval(float(v.mean()), *statistics.wilson_interval(int(v.sum()), len(v))),
     "paired": lambda values, _: statistics.paired_difference(values > 0, values < 0, seed=0),
 }
 
@@ -329,7 +331,7 @@ def _neighbour_overlap(sample: Sample) -> Found:
     return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
 
 
-@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", plotted="accuracy")
+@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", change="+.1%", plotted="accuracy")
 def _top1(sample: Sample) -> Found:
     return sample.hits
 

@@ -141,6 +141,17 @@ def paired_mean(a: ArrayLike, b: ArrayLike, seed: int, groups: ArrayLike | None 
     return bootstrap_mean(np.subtract(a, b, dtype=np.float64), seed, groups)
 
 
+def paired_ratio(a: ArrayLike, b: ArrayLike, seed: int, groups: ArrayLike | None = None) -> Interval:
+    """Return the mean of ``a`` over the mean of ``b`` on the same images, with the resampling of `bootstrap_mean`."""
+    both = [finite_sample(values) for values in (a, b)]
+    top, bottom = both if groups is None else (_sums(values, groups) for values in both)
+    ratios = []
+    for size, generator in _parts(seed, top.size):
+        drawn = generator.integers(top.size, size=(size, top.size))
+        ratios.append(top[drawn].sum(1) / bottom[drawn].sum(1))
+    return Interval(float(top.sum() / bottom.sum()), *_percentiles(np.concatenate(ratios)))
+
+
 def bootstrap_quantile(values: ArrayLike, q: float, seed: int, groups: ArrayLike | None = None) -> Interval:
     """Return a quantile over images, the least value that a share ``q`` of them doesn't exceed, with its bootstrap.
 
@@ -170,26 +181,18 @@ def _percentiles(resampled: NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-class ImageMean(NamedTuple):
-    """Carry a mean over images with its 95 % bootstrap interval; None of fewer than two values."""
+def over_images(values: ArrayLike, seed: int = 0, groups: ArrayLike | None = None) -> Interval | None:
+    """Return the mean of (B,) values, one per image, those that are NaN left out; None of fewer than two.
 
-    mean: float | None
-    low: float | None
-    high: float | None
-    counted: int  # images behind the mean
-    undefined: int  # images without a value (NaN: one side gives all patches the same score)
-
-
-def over_images(values: ArrayLike, seed: int = 0, groups: ArrayLike | None = None) -> ImageMean:
-    """Return the mean of (B,) values, one per image, those that are NaN left out; groups as for `bootstrap_mean`."""
+    The interval and the groups are those of `bootstrap_mean`.
+    """
     every = np.asarray(values, dtype=np.float64)
-    defined = ~np.isnan(every)
-    counts = int(defined.sum()), int((~defined).sum())
     if not has_spread(every, groups):
-        return ImageMean(None, None, None, *counts)
+        return None
+    defined = ~np.isnan(every)
     left = None if groups is None else np.unique(np.asarray(groups)[defined], return_inverse=True)[1]
     mean, low, high = bootstrap_mean(every[defined], seed, left)
-    return ImageMean(mean, min(low, mean), max(high, mean), *counts)  # equal values leave it out by the last digit
+    return Interval(mean, min(low, mean), max(high, mean))  # equal values leave it out by the last digit
 
 
 def has_spread(values: NDArray[np.float64], groups: ArrayLike | None) -> bool:

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import groupby, pairwise
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from harness.base.lines import append_lines, parse_lines
-from harness.base.table import FORMS, NOT_MEASURED, UNMEASURED, Cell, Column, Table, figure
-from harness.records.record import DENSE, Times, device_name, require_bounds
+from harness.base.table import FORMS, NOT_MEASURED, Cell, Column, Table, estimate_cell, figure
+from harness.records.record import DENSE, Times, device_name
 from harness.records.statistics import Interval, median_interval
 from zoo.core.files import from_json, strict_json
 
@@ -174,8 +174,6 @@ class LatencyRecord:
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema_version must be {SCHEMA_VERSION}, got {self.schema_version}")
-        for part in (self, self.machine):
-            require_bounds(part)
         timed = bool(self.samples_ms)
         if (self.failed is None) != timed or (self.times is not None) != timed:
             raise ValueError(
@@ -225,30 +223,25 @@ def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -
     return None
 
 
-DETAILS = ("tokens", "GFLOPs", "images/s", "saved", "MiB", "first, s", "off")
-WORDS = ("model", "runtime", "precision", "verdict")  # columns of them
-LEGEND = "ratio: to the time of {} in the same round, with its 95 % interval"
 ABOUT = {  # columns, for captions
-    "ms": "ms: median [quartiles] of whole calls",
-    "saved": "saved: share of the dense model's multiply-adds that isn't done",
-    "MiB": "MiB: weights + the most that a call holds beside them and images",
-    "first, s": "first: preparing, compiling and the first call",
-    "off": "off: largest difference of features from eager's, by their length",
+    "saved": "share of the dense model's multiply-adds that isn't done",
+    "MiB": "weights + the most that a call holds beside them and images",
+    "first, s": "preparing, compiling and the first call",
+    "off": "largest difference of features from eager's, by their length",
 }
+LEGEND = "ratio: to the time of {} in the same round, with its 95 % interval"
+TimeColumn = tuple[Column, Callable[[LatencyRecord], Cell]]
 
 
 def latency_table(rows: Sequence[LatencyRecord]) -> Table:
     """Lay out records of one title, those of a batch together, with what failed or is open as notes."""
-    columns, legend = _columns(rows), LEGEND.format(rows[0].reference)
+    columns, legend = list(_columns(rows)), LEGEND.format(rows[0].reference)
     return Table(
         title=table_of(rows[0]),
         legend=legend,
         caption=legend,
-        columns=[
-            Column(heading=h, left=h in WORDS, forms=("wide",) if h in DETAILS else FORMS, about=ABOUT.get(h, ""))
-            for h in columns
-        ],
-        rows=[[cell(row) for cell in columns.values()] for row in rows],
+        columns=[column for column, _ in columns],
+        rows=[[cell(row) for _, cell in columns] for row in rows],
         models=[row.model for row in rows],
         sections=frozenset(i for i, (a, b) in enumerate(pairwise(rows), 1) if a.batch != b.batch),
         notes=_notes(rows),
@@ -291,52 +284,38 @@ def short_name(row: LatencyRecord) -> str:
     return name if row.reference == OWN else f"{name} ({row.way}, {row.dtype})"
 
 
-def _columns(rows: Sequence[LatencyRecord]) -> dict[str, Callable[[LatencyRecord], Cell]]:
-    """Return what fills the columns of a table, by heading."""
+def _columns(rows: Sequence[LatencyRecord]) -> Iterator[TimeColumn]:
+    """Yield the columns of a table, and what fills them."""
+
+    def words(heading: str, text: Callable[[LatencyRecord], str]) -> TimeColumn:
+        return Column(heading=heading, left=True), lambda row: Cell(text(row), text(row))
+
+    def number(heading: str, value: Callable[[LatencyRecord], float | None], form: str, unit: str = "") -> TimeColumn:
+        about = f"{heading.partition(',')[0]}: {ABOUT[heading]}" if heading in ABOUT else ""
+        column = Column(heading=heading, forms=FORMS if heading == "batch" else FORMS[:1], about=about)
+        return column, lambda row: figure(value(row), form, unit)
+
+    yield number("batch", lambda row: row.batch, "d")
     several = any(row.reference != OWN for row in rows)  # ways and precisions in one table
-    columns: dict[str, Callable[[LatencyRecord], Cell]] = {"batch": lambda row: figure(row.batch, "d")}
+    yield words("model", lambda row: short_name(replace(row, reference=OWN)))
     if several:
-        columns |= {
-            "model": lambda row: Cell(short_name(replace(row, reference=OWN)), row.model),
-            "runtime": lambda row: Cell(row.way, row.way),
-            "precision": lambda row: Cell(row.dtype, row.dtype),
-        }
-    else:
-        columns["model"] = lambda row: Cell(short_name(row), short_name(row))
-    columns |= {
-        "tokens": lambda row: figure(row.final_tokens, "d"),
-        "GFLOPs": lambda row: figure(row.gflops, ".2f"),
-        "ms": _time,
-        "images/s": lambda row: figure(None if row.times is None else row.times.images_per_s, ".1f"),
-        "ratio": lambda row: _interval(row.ratio, ".3f"),
-        "verdict": _verdict,
-        "saved": lambda row: figure(row.saved_gflops, ".0%", " %"),
-    }
+        yield words("runtime", lambda row: row.way)
+        yield words("precision", lambda row: row.dtype)
+    yield number("tokens", lambda row: row.final_tokens, "d")
+    yield number("GFLOPs", lambda row: row.gflops, ".2f")
+    yield Column(heading="ms", about="ms: median [quartiles] of whole calls"), _time
+    yield number("images/s", lambda row: row.times.images_per_s if row.times else None, ".1f")
+    yield Column(heading="ratio"), lambda row: estimate_cell(row.ratio, "{:.3f}".format)
+    yield words("verdict", lambda row: "not timed" if row.failed else row.verdict or NOT_MEASURED)
+    yield number("saved", lambda row: row.saved_gflops, ".0%", " %")
     if not several:
-        columns["MiB"] = lambda row: Cell(
-            f"{figure(row.weights_mib, '.0f')} + {figure(row.peak_mib, '.1f')}", row.peak_mib
-        )
+        column, _ = number("MiB", lambda row: row.peak_mib, ".1f")
+        yield column, lambda r: Cell(f"{figure(r.weights_mib, '.0f')} + {figure(r.peak_mib, '.1f')}", r.peak_mib)
     if any(row.way != EAGER for row in rows):
-        columns["first, s"] = lambda row: figure(row.first_call_s, ".1f")
-        columns["off"] = lambda row: figure(row.deviation, ".0e")
-    return columns
-
-
-def _interval(values: Interval | None, form: str) -> Cell:
-    if values is None:
-        return UNMEASURED
-    estimate, low, high = (format(value, form) for value in values)
-    return Cell(f"{estimate} [{low}, {high}]", values[0])
+        yield number("first, s", lambda row: row.first_call_s, ".1f")
+        yield number("off", lambda row: row.deviation, ".0e")
 
 
 def _time(row: LatencyRecord) -> Cell:
-    if (times := row.times) is None:
-        return UNMEASURED
-    spread = Interval(times.median_ms, times.q1_ms, times.q3_ms)
-    return _interval(spread, ".2f" if times.median_ms < 100 else ".0f")
-
-
-def _verdict(row: LatencyRecord) -> Cell:
-    if row.failed:
-        return Cell("not timed")
-    return Cell(row.verdict or NOT_MEASURED, row.verdict)
+    spread = Interval(row.times.median_ms, row.times.q1_ms, row.times.q3_ms) if row.times else None
+    return estimate_cell(spread, ("{:.2f}" if spread and spread.estimate < 100 else "{:.0f}").format)

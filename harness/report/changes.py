@@ -4,16 +4,14 @@ import json
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from harness.base.lines import require_appendable
-from harness.base.table import UNMEASURED, Cell, Shown, Table, figure, json_values
-from harness.base.terminal import printable
+from harness.base.table import Cell, Shown, Table, estimate_cell, figure, json_values
 from harness.records.averages import describe_uncounted, judged_on, protocol, tower_of
 from harness.records.metrics import METRICS, Metric
 from harness.records.record import Record, measured_alike, read_run
@@ -23,7 +21,6 @@ from harness.records.statistics import (
     MCNEMAR,
     Interval,
     Together,
-    detectable_note,
     discordant,
     mark_note,
     paired_difference,
@@ -32,9 +29,6 @@ from harness.records.statistics import (
     sign_flip,
     together,
 )
-from harness.report.tables import estimate_cell
-from harness.report.writers import markdown, markdown_text
-from zoo.core.files import write_whole
 
 TOP1 = METRICS["top1"]
 COUNTED = ("uncounted_operators", "tokens_per_block")  # fields in which nothing may vary
@@ -44,12 +38,10 @@ _ROW = (*("dataset", "split", "model", "tag", "method", "keep"), *("shots", "tun
 _IMAGES = ("dataset_revision", "image_count")
 _MACHINE = ("device", "device_name", "dtype", "threads")
 _SOFTWARE = ("version", "git_commit", "torch", "timm")
-_OF_LABELS = (
-    "top-1 in %; B - A in points with 95 % paired bootstrap interval over images; only A, only B: "
-    "images that one alone got right; p: exact McNemar test, one comparison at a time"
+_CAPTION = (
+    "B minus A, of each beside its own dense model, with a 95 % paired bootstrap interval over images where known; "
+    "batch: ratio to dense of B over A's, with an interval that covers at least 90 %; "
 )
-_OF_TIMES = "batch: ratio to dense of B over A's, with an interval that covers at least 90 %"
-_OF_METRICS = "{}: B minus A, of each beside its own dense model, with 95 % paired bootstrap interval where known"
 _NAMED = 12  # rows of one run alone that a line names
 
 
@@ -63,12 +55,12 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         a, b = (str(v)[:16] if self.name.endswith("_sha256") else v for v in (self.a, self.b))
         a, b = (v if v == ABSENT else "none" if v is None else json.dumps(v) for v in (a, b))
-        return f"{printable(self.name)} {a} in A, {b} in B"
+        return f"{self.name} {a} in A, {b} in B"
 
 
 def _differences(a: Record, b: Record, names: Sequence[str], *, known: bool = False) -> list[Difference]:
-    """Return the fields that differ; with ``known`` only of what both have."""
-    values = (Difference(name, getattr(a, name), getattr(b, name)) for name in names)
+    """Return the fields and metrics that differ; with ``known`` only of what both have."""
+    values = (Difference(n, *(r.mean(n) if n in METRICS else getattr(r, n) for r in (a, b))) for n in names)
     return [one for one in values if one.a != one.b and not (known and None in (one.a, one.b))]
 
 
@@ -137,11 +129,9 @@ class Change:
 
     @property
     def costs(self) -> list[Difference]:
-        """Costs that both have and that aren't equal; they are counted, so nothing may vary."""
-        names = [name for name, metric in METRICS.items() if metric.bound == "exact"]
-        counted = [Difference(name, self.a.mean(name), self.b.mean(name)) for name in names]
-        differing = [one for one in counted if one.a != one.b and None not in (one.a, one.b)]
-        return [*differing, *_differences(self.a, self.b, COUNTED, known=True)]
+        """Costs that A has and that aren't B's; they are counted, so nothing may vary."""
+        names = (*(name for name, metric in METRICS.items() if metric.bound == "exact"), *COUNTED)
+        return [one for one in _differences(self.a, self.b, names) if one.a is not None]
 
     @property
     def conditions(self) -> list[Difference]:
@@ -157,33 +147,19 @@ class Change:
         return [*differing, *_differences(self.a, self.b, ["image_size"], known=True), *settings]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunChanges:
+class RunChanges(NamedTuple):
     """Two runs: rows that both have, in A's order, and rows that the other lacks."""
 
-    pairs: tuple[Change, ...]
-    only_a: tuple[Record, ...]
-    only_b: tuple[Record, ...]
+    pairs: list[Change]
+    only_a: list[Record]
+    only_b: list[Record]
 
-    @cached_property
-    def compared(self) -> list[tuple[list[Change], dict[Metric, Together[int]]]]:
-        """The pairs of each table, of one dataset, split, tower and tuning, judged together in each metric."""
-        groups: dict[Hashable, list[Change]] = {}
-        for pair in self.pairs:
-            row = pair.a
-            key = (row.dataset, row.split, tower_of(row), row.shots, row.tuning, row.prompt_tokens)
-            groups.setdefault(key, []).append(pair)
-        metrics = [TOP1, *(metric for metric in METRICS.values() if metric.change)]
-        return [
-            (group, {m: together({at: pair.change_p(m) for at, pair in enumerate(group)}) for m in metrics})
-            for group in groups.values()
-        ]
 
-    def conditions(self) -> list[tuple[Difference, int]]:
-        """Return each condition that differs and in how many pairs it does, in pairs' order."""
-        every = [difference for pair in self.pairs for difference in pair.conditions]
-        by_text, counts = {str(one): one for one in reversed(every)}, Counter(map(str, every))
-        return [(by_text[text], count) for text, count in counts.items()]
+class ChangeGroup(NamedTuple):
+    """The pairs of one dataset, split, tower and tuning, judged together in each metric."""
+
+    pairs: list[Change]
+    families: dict[Metric, Together[int]]
 
 
 def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> RunChanges:
@@ -207,60 +183,74 @@ def pair_runs(a: Sequence[Record], b: Sequence[Record]) -> RunChanges:
         if i not in partner and j not in partner.values():
             partner[i] = j
     return RunChanges(
-        pairs=tuple(Change(a=ours[i], b=theirs[partner[i]]) for i in sorted(partner)),
-        only_a=tuple(one for i, one in enumerate(ours) if i not in partner),
-        only_b=tuple(one for j, one in enumerate(theirs) if j not in partner.values()),
+        [Change(a=ours[i], b=theirs[partner[i]]) for i in sorted(partner)],
+        [one for i, one in enumerate(ours) if i not in partner],
+        [one for j, one in enumerate(theirs) if j not in partner.values()],
     )
 
 
-def changes_data(runs: RunChanges) -> dict[str, Any]:
-    """Return the pairs with what may be compared, conditions that differ, and rows of one run, as JSON values."""
+def judge_changes(pairs: Sequence[Change]) -> list[ChangeGroup]:
+    """Share pairs out to tables, and judge each metric of a table's rows together."""
+    groups: dict[Hashable, list[Change]] = {}
+    for pair in pairs:
+        row = pair.a
+        key = (row.dataset, row.split, tower_of(row), row.shots, row.tuning, row.prompt_tokens)
+        groups.setdefault(key, []).append(pair)
+    return [
+        ChangeGroup(own, {m: together({at: pair.change_p(m) for at, pair in enumerate(own)}) for m in _changing(own)})
+        for own in groups.values()
+    ]
+
+
+def _changing(pairs: Sequence[Change]) -> list[Metric]:
+    """Return the metrics that both of some pair have, top-1 first."""
+    both = {name for pair in pairs for name in pair.a.metrics.keys() & pair.b.metrics.keys()}
+    return [one for one in (TOP1, *METRICS.values()) if one.change and one.name in both]
+
+
+def changes_data(runs: RunChanges, groups: Sequence[ChangeGroup]) -> dict[str, Any]:
+    """Return the pairs with what may be compared, and rows of one run, as JSON values."""
+
+    def name(record: Record) -> dict[str, Any]:
+        return {name: getattr(record, name) for name in _ROW}
+
     pairs = []
-    for group, compared in runs.compared:
-        for at, pair in enumerate(group):
-            only_a, only_b = pair.answers or (None, None)
-            values: dict[str, Any] = {
-                **{name: {"a": pair.a.mean(name), "b": pair.b.mean(name)} for name in ("top1", "gflops")},
-                **{"only_a_right": only_a, "only_b_right": only_b, "other_images": pair.other_images},
-                "latency_ratio_to_dense_by_batch": pair.latency,
-                **{"costs": pair.costs, "conditions": pair.conditions},
+    for group in groups:
+        for at, pair in enumerate(group.pairs):
+            metrics = {
+                metric.name: {
+                    **{"a": pair.a.mean(metric.name), "b": pair.b.mean(metric.name)},
+                    **{"difference": pair.change(metric), "p_value": family.alone.get(at)},
+                    "p_value_holm": family.adjusted.get(at),
+                }
+                for metric, family in group.families.items()
             }
-            for metric, family in compared.items():
-                values[f"{metric.name}_difference"] = pair.change(metric)
-                if metric.stored:
-                    values[f"{metric.name}_p_value"] = family.alone.get(at)
-                    values[f"{metric.name}_p_value_holm"] = family.adjusted.get(at)
-            pairs.append(_row_values(pair.a) | json_values(values))
-    return {
-        "pairs": pairs,
-        "conditions": [{**json_values(difference), "rows": count} for difference, count in runs.conditions()],
-        "only_in_a": [_row_values(record) for record in runs.only_a],
-        "only_in_b": [_row_values(record) for record in runs.only_b],
-    }
-
-
-def _row_values(record: Record) -> dict[str, Any]:
-    return {name: json_values(getattr(record, name)) for name in _ROW}
+            facts: dict[str, Any] = {"metrics": metrics, "costs": pair.costs, "conditions": pair.conditions}
+            facts |= {"only_a_only_b_right": pair.answers, "other_images": pair.other_images}
+            facts["time_ratio_by_batch"] = pair.latency
+            pairs.append(name(pair.a) | facts)
+    alone = {"only_in_a": [name(one) for one in runs.only_a], "only_in_b": [name(one) for one in runs.only_b]}
+    data: dict[str, Any] = json_values({"pairs": pairs, **alone})
+    return data
 
 
 def notes(runs: RunChanges) -> Iterator[str]:
     """Say in words what is not the same in both runs, and what is therefore not compared."""
     pairs = len(runs.pairs)
     yield f"{pairs} {'row is' if pairs == 1 else 'rows are'} in both runs"
-    for condition, count in runs.conditions():
+    for condition, count in Counter(str(one) for pair in runs.pairs for one in pair.conditions).items():
         yield f"conditions differ: {condition} ({_share(count, pairs)})"
     for pair in runs.pairs:
         if pair.other_images:
-            why = printable(pair.other_images)
-            yield f"{_name(pair.a)}: accuracy not compared, images or prompts differ: {why}"
-        yield from (f"{_name(pair.a)}: cost differs: {cost}" for cost in pair.costs)
+            yield f"{_name(pair.a)}: accuracy not compared, images or prompts differ: {pair.other_images}"
+        yield from (f"{_name(pair.a)}: cost differs: {cost}" for cost in pair.costs if cost.b is not None)
     if lost := describe_uncounted(*(record for pair in runs.pairs for record in (pair.a, pair.b))):
-        yield printable(lost)
+        yield lost
     timed = [pair for pair in runs.pairs if pair.a.latency and pair.b.latency]
     if apart := sum(bool(_differences(pair.a, pair.b, _MACHINE)) for pair in timed):
         same = "the same device, device_name, dtype, threads and batch"
         yield f"latency not compared ({_share(apart, pairs)}): it takes {same}"
-    for run, alone in (("A", runs.only_a), ("B", runs.only_b)):
+    for run, alone in zip("AB", runs[1:], strict=True):
         if alone:
             more = f" and {len(alone) - _NAMED} more" if alone[_NAMED:] else ""
             yield f"only in {run}: {', '.join(map(_name, alone[:_NAMED]))}{more}"
@@ -272,91 +262,52 @@ def _share(count: int, pairs: int) -> str:
 
 def _name(record: Record) -> str:
     learned = f", {protocol(record)}, seed {record.seed}" if record.shots else ""
-    return printable(f"{record.model}.{record.tag} on {record.dataset} {record.split}{learned}")
+    return f"{record.model}.{record.tag} on {record.dataset} {record.split}{learned}"
 
 
-def tables(runs: RunChanges) -> list[Table]:
-    """Return a table per dataset, split, tower and tuning."""
-    return [_table(group, compared) for group, compared in runs.compared]
-
-
-def _table(group: Sequence[Change], compared: dict[Metric, Together[int]]) -> Table:
-    first, runs = group[0].a, [(pair.a, pair.b) for pair in group]
-    columns = {
-        "method": [Cell(printable(a.label), a.label) for a, _ in runs],
-        "keep": [Cell(f"{100 * a.keep:.4g}", a.keep) for a, _ in runs],
-    }
+def changes_table(group: ChangeGroup) -> Table:
+    """Lay out a column per metric, of B minus A."""
+    pairs, families = group
+    first, runs = pairs[0].a, [(pair.a, pair.b) for pair in pairs]
+    columns = {"method": [Cell(a.label) for a, _ in runs], "keep": [figure(100 * a.keep, ".4g") for a, _ in runs]}
     if len({a.seed for a, _ in runs}) > 1:
         columns["seed"] = [figure(a.seed, "d") for a, _ in runs]
-    labelled = any(record.labelled for pair in runs for record in pair)
-    if labelled:
-        answers = [pair.answers for pair in group]
-        columns |= {
-            "top-1 A": [figure(a.mean("top1"), ".1%") for a, _ in runs],
-            "top-1 B": [figure(b.mean("top1"), ".1%") for _, b in runs],
-            "B - A": [_change_cell(pair, TOP1, compared[TOP1].mark(at)) for at, pair in enumerate(group)],
-            "only A, only B": [UNMEASURED if own is None else Cell("{}, {}".format(*own)) for own in answers],
-            "p": [figure(compared[TOP1].alone.get(at), ".3f") for at in range(len(group))],
-        }
+    if TOP1 in families:
+        for run, own in zip("AB", zip(*runs, strict=True), strict=True):
+            columns[f"top-1 {run}, %"] = [figure(record.mean("top1"), ".1%") for record in own]
+    narrow = {*columns, *(metric.heading for metric in list(families)[:1])}
+    for metric, family in families.items():
+        text = partial(metric.text, form=metric.change)
+        cells = [estimate_cell(pair.change(metric), text) for pair in pairs]
+        columns[metric.heading] = [Cell(cell, cell.value, family.mark(at)) for at, cell in enumerate(cells)]
     costs = [[figure(record.mean("gflops"), ".3f") for record in pair] for pair in runs]
     columns["GFLOPs"] = [a if a.value == b.value else Cell(f"{a} → {b}", b.value) for a, b in costs]
-    for batch in sorted({batch for pair in group for batch in pair.latency}):
-        ratios = (pair.latency.get(batch) for pair in group)
+    for batch in sorted({batch for pair in pairs for batch in pair.latency}):
+        ratios = (pair.latency.get(batch) for pair in pairs)
         columns[f"batch {batch}, to dense"] = [estimate_cell(ratio, "{:.2f}".format) for ratio in ratios]
-    for metric, family in compared.items():
-        if metric != TOP1 and any(metric.name in a.metrics and metric.name in b.metrics for a, b in runs):
-            cells = [_change_cell(pair, metric, family.mark(at)) for at, pair in enumerate(group)]
-            columns[metric.heading] = cells
-    near, more = {METRICS["cosine_distance"].heading}, [m.heading for m in compared if m.heading in columns]
-    narrow = {"method", "keep", "seed", "GFLOPs"} | ({"top-1 A", "top-1 B", "B - A", "p"} if labelled else near)
     images = " or ".join(map(str, sorted({record.image_count for pair in runs for record in pair})))
-    about = [_OF_LABELS] if labelled else []
-    about += [_OF_TIMES] if any(pair.latency for pair in group) else []
-    about += [_OF_METRICS.format(", ".join(more))] if more else []
+    test = f"{MCNEMAR} of top-1, {FLIPPED} of the others"
     return Table.of(
-        printable(f"{first.dataset} ({judged_on(first)}, {images} images; {protocol(first)}), {tower_of(first)}"),
+        f"{first.dataset} ({judged_on(first)}, {images} images; {protocol(first)}), {tower_of(first)}",
         list(columns),
         list(zip(*columns.values(), strict=True)),
         words=("method",),
-        wide=columns.keys() - narrow - near,
-        roomy=near - narrow,
+        wide=columns.keys() - narrow - {"GFLOPs"},
         legend=f"{CLEAR} clear change at 5 %, the rows of a column judged together",
-        caption="; ".join([*about, *_describe_tests(group, compared)]),
+        caption=_CAPTION + mark_note(test, "the rows of each column"),
     )
 
 
-def _change_cell(pair: Change, metric: Metric, mark: str) -> Cell:
-    cell = estimate_cell(pair.change(metric), lambda value: metric.text(value, metric.change or "+.1%"))
-    return Cell(cell, cell.value, mark)
-
-
-def _describe_tests(group: Sequence[Change], compared: dict[Metric, Together[int]]) -> Iterator[str]:
-    """Say what the marks are, and what so many images show of the rows without one."""
-    if tested := [one.title for one, family in compared.items() if one != TOP1 and family.alone]:
-        yield f"in {', '.join(tested)}: {mark_note(FLIPPED, 'the rows of each column')}"
-    family = compared[TOP1]
-    if family.alone:
-        left = [group[at] for at in family.alone if not family.mark(at)]
-        images = {pair.a.image_count for pair in left}
-        shares = [float((pair.a.correct != pair.b.correct).mean()) for pair in left]
-        more = "" if len(images) > 1 else detectable_note(min(images, default=1), shares)
-        yield f"in top-1: {mark_note(MCNEMAR, 'all rows of this table')}{more}"
-
-
-def compare_runs(a: Path, b: Path, output: Path | None = None) -> Shown:
-    """Tell what changed between two runs; with ``output``, a folder, write changes.md there, too.
+def compare_runs(a: Path, b: Path) -> Shown:
+    """Tell what changed between two runs.
 
     Raises:
         FileNotFoundError: a run isn't there.
         ValueError: a run can't be read.
-        NotADirectoryError: ``output`` is a file.
     """
     runs = pair_runs(read_run(a), read_run(b))
-    lines, found = [f"A: {a}", f"B: {b}", *notes(runs)], tables(runs)
-    if output is not None:
-        path = output / "changes.md"
-        require_appendable(path)
-        document = ["# Changes from A to B", "", *(f"- {markdown_text(line)}" for line in lines), ""]
-        write_whole(path, "\n".join([*document, markdown(found, level=2)]).encode())
-        lines.append(f"wrote {path}")
-    return Shown(parts=(*lines, *found), data={"a": str(a), "b": str(b), **changes_data(runs)})
+    groups = judge_changes(runs.pairs)
+    lines = [f"A: {a}", f"B: {b}", *notes(runs)]
+    return Shown(
+        parts=(*lines, *map(changes_table, groups)), data={"a": str(a), "b": str(b), **changes_data(runs, groups)}
+    )

@@ -176,21 +176,13 @@ def _draw(axes: Any, chart: Chart, styles: Mapping[str, Style]) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")  # not powers of ten in TeX, which isn't read here
         axes.yaxis.set_minor_formatter(NullFormatter())
-    for name, dots in chart.series.items():
+    for name, dots in sorted(chart.series.items(), key=lambda one: one[0] == chart.aside):
+        if name == chart.aside and len(chart.series) > 1:
+            axes.set_ylim(axes.get_ylim())  # as the others need it
         for artist in _draw_series(axes, dots, styles[name]):
             artist.set_gid(id_of(name, styles))
     if chart.level is not None:
         axes.axhline(chart.level, color=INK, linewidth=0.8, linestyle=":")
-    others = [end for name, own in chart.series.items() if name != chart.aside for dot in own for end in dot.y]
-    if chart.aside in chart.series and others:
-        # Up to a little beyond the others it is drawn all the same, so that no marker is cut in two.
-        ends = [dot.y for dot in chart.series[chart.aside]]
-        low, high = min(others), max(others)
-        if not chart.log:
-            room = 0.08 * (high - low) or 1.0
-            axes.set_ylim(bottom=min([low, *(end.low for end in ends if end.low > low - 3 * room)]) - room)
-        elif high > 0:
-            axes.set_ylim(top=1.25 * max([high, *(end.high for end in ends if end.high < 1.6 * high)]))
 
 
 def _draw_series(axes: Any, dots: Sequence[Dot], style: Style) -> list[Any]:

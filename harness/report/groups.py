@@ -1,38 +1,31 @@
 """Rows that may stand in one table, from records of one run or many, and these tables."""
 
-import json
-import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from harness.base.table import Table, json_values
+from harness.base.table import Table
 from harness.records.averages import (
     Average,
     averages,
     describe_uncounted,
-    judge_rows,
     judged_on,
     matched,
     protocol,
     tower_of,
+    training_free,
     with_recovery,
 )
 from harness.records.record import CONDITIONS, DENSE, MATCHED, UNREDUCED, Record, differing
-from harness.records.times import CONDITIONS as TIMED_CONDITIONS
-from harness.records.times import LatencyRecord, Machine, latency_table
-from harness.records.times import table_of as timed_title
-from harness.report.tables import describe_note, in_sections, report_columns, table_of
+from harness.report.tables import rows_table
 
 # What a heading names; where other conditions differ, the heading names those, too.
-_NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens", "recovered")
+_NAMED = ("dataset", "split", "classes_judged", "tag", "shots", "tuning", "prompt_tokens")
 # Which images, and how large: named only where nothing else differs, as others imply them.
 _FINE = ("images_sha256", "image_size")
 _APART = (*(name for name in CONDITIONS if name not in (*_NAMED, *_FINE)), "version")
 _EVERY = (*_NAMED, *_APART, *_FINE)
-_TIMED_ROW = ("model", "method", "keep", "method_config", "batch")
-_TIMED_APART = ("version", "weights_sha256", *(field.name for field in fields(Machine)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +33,7 @@ class Group:
     """Rows measured under the same conditions."""
 
     name: str  # heading; no other group has it
-    short: str  # the dataset, with what tells the group from others of it
+    short: str  # the dataset, or the heading where several groups are of it
     rows: Sequence[Average]  # the dense one first, keep rates falling
 
     @property
@@ -69,13 +62,15 @@ def group_records(records: Iterable[Record]) -> list[Group]:
     shares: dict[tuple[Any, frozenset[int]], list[Record]] = {}
     for (conditions, identity, _), record in newest.items():
         shares.setdefault((conditions, frozenset(seeds[conditions, identity])), []).append(record)
-    _put_dense_beside_recovered(shares)
-    rows = [sorted(averages(share), key=lambda row: (row.method != DENSE, -row.keep)) for share in shares.values()]
+    parts = [part for share in shares.values() for part in training_free(share)]
+    rows = [sorted(averages(part), key=lambda row: (row.method != DENSE, -row.keep)) for part in parts]
     names = _names(rows)
-    return [Group(name=n, short=s, rows=own) for n, s, own in zip(names, _short_names(rows, names), rows, strict=True)]
+    datasets = [own[0].first.dataset for own in rows]
+    short = [name if datasets.count(own) > 1 else own for name, own in zip(names, datasets, strict=True)]
+    return [Group(name=n, short=s, rows=own) for n, s, own in zip(names, short, rows, strict=True)]
 
 
-def _keep_newest(newest: dict[Any, Any], key: Hashable, record: Record | LatencyRecord) -> None:
+def _keep_newest(newest: dict[Any, Record], key: Hashable, record: Record) -> None:
     known = newest.setdefault(key, record)
     if datetime.fromisoformat(record.created) >= datetime.fromisoformat(known.created):
         newest[key] = record
@@ -86,47 +81,31 @@ def _conditions(record: Record) -> tuple[Hashable, ...]:
     return tuple(None if name == "seed" and record.shots else getattr(record, name) for name in _EVERY)
 
 
-def _put_dense_beside_recovered(shares: dict[tuple[Any, frozenset[int]], list[Record]]) -> None:
-    """Put the dense rows beside those with recovery, which stand apart from rows without training."""
-    place = _EVERY.index("recovered")
-    for (conditions, seeds), share in list(shares.items()):
-        if conditions[place]:
-            free = (*conditions[:place], False, *conditions[place + 1 :]), seeds
-            share[:0] = dense = [record for record in shares.get(free, ()) if record.method == DENSE]
-            if dense and len(dense) == len(shares[free]):
-                del shares[free]
-
-
 def _names(groups: Sequence[Sequence[Average]]) -> list[str]:
     """Return headings, with the conditions in which groups of the same heading differ."""
     names = [_heading(rows) for rows in groups]
     for conditions in (_APART, _FINE):
-        words: dict[str, list[dict[str, str]]] = {}  # of each group of a heading, each condition in words
-        for name, rows in zip(names, groups, strict=True):
-            words.setdefault(name, []).append({condition: _describe(rows, condition) for condition in conditions})
-        shared = {name: {c for c in conditions if len({one[c] for one in own}) == 1} for name, own in words.items()}
-        apart = [", ".join(own for c, own in words[name].pop(0).items() if c not in shared[name]) for name in names]
-        names = ["; ".join(filter(None, pair)) for pair in zip(names, apart, strict=True)]
+        names = _tell_apart(names, [{name: _describe(rows, name) for name in conditions} for rows in groups])
     return names
+
+
+def _tell_apart(titles: Sequence[str], facts: Sequence[dict[str, str]]) -> list[str]:
+    """Return titles, each with those of its facts in which others of the same title differ."""
+    varying = {
+        title: differing(("", own) for other, own in zip(titles, facts, strict=True) if other == title)
+        for title in titles
+    }
+    apart = [
+        ", ".join(words for name, words in own.items() if name in varying[title])
+        for title, own in zip(titles, facts, strict=True)
+    ]
+    return ["; ".join(filter(None, pair)) for pair in zip(titles, apart, strict=True)]
 
 
 def _heading(rows: Sequence[Average]) -> str:
     first = rows[0].first
     how = "by text" if first.labelled and not first.shots else protocol(first)
     return f"{first.dataset} {judged_on(first)}, {how}, {tower_of(first)}{with_recovery(rows)}"
-
-
-def _short_names(groups: Sequence[Sequence[Average]], names: Sequence[str]) -> list[str]:
-    """Return the dataset of each group, with what its heading has that those of the same dataset don't share."""
-    datasets = [rows[0].first.dataset for rows in groups]
-    words = [re.split("[,;] ", n.removeprefix(f"{own} ")) for n, own in zip(names, datasets, strict=True)]
-    shared: dict[str, set[str]] = {}
-    for dataset, own in zip(datasets, words, strict=True):
-        shared[dataset] = shared.get(dataset, set(own)) & set(own)
-    return [
-        ", ".join([dataset, *(word for word in own if word not in shared[dataset])])
-        for dataset, own in zip(datasets, words, strict=True)
-    ]
 
 
 def _describe(rows: Sequence[Average], condition: str) -> str:
@@ -138,75 +117,18 @@ def _describe(rows: Sequence[Average], condition: str) -> str:
     return f"{name.replace('_', ' ')} {value[:8] if hashed else value}"
 
 
-def group_times(records: Iterable[LatencyRecord]) -> dict[str, list[LatencyRecord]]:
-    """Share times out to tables, by their headings; what was timed several times counts once, as it was last.
-
-    Batches rise, and of each the dense model comes first.
-    """
-    newest: dict[str, LatencyRecord] = {}
-    for record in records:
-        _keep_newest(newest, _time_key(record, TIMED_CONDITIONS), record)
-    shared = [name for name in TIMED_CONDITIONS if name not in _TIMED_ROW]
-    shares: dict[str, dict[str, list[LatencyRecord]]] = {}
-    for record in newest.values():
-        shares.setdefault(timed_title(record), {}).setdefault(_time_key(record, shared), []).append(record)
-    groups = {}
-    for title, own in shares.items():
-        facts = {
-            key: {name: getattr(rows[0], name, None) or getattr(rows[0].machine, name, None) for name in _TIMED_APART}
-            for key, rows in own.items()
-        }
-        varying = differing(facts.items())
-        for key, rows in own.items():
-            apart = ", ".join(f"{name} {facts[key][name]}" for name in varying)
-            groups["; ".join(filter(None, (title, apart)))] = sorted(rows, key=lambda r: (r.batch, r.method != DENSE))
-    return groups
-
-
-def _time_key(record: LatencyRecord, names: Iterable[str]) -> str:
-    return json.dumps({name: json_values(getattr(record, name)) for name in names}, sort_keys=True)
-
-
-def time_tables(groups: dict[str, list[LatencyRecord]], *, summary: bool = False) -> list[Table]:
-    """Return a table per group of times; a summary lacks details."""
-    tables = [replace(latency_table(rows), title=name) for name, rows in groups.items()]
-    return [table.summary() if summary else table for table in tables]
-
-
-def sections(groups: Sequence[Group], *, summary: bool = False, marked: bool = False) -> Iterator[Table]:
-    """Yield a table per group, and one of rows whose keep rate was searched for a time beside their target.
-
-    A summary lacks details; marks tell the differences to dense that are clear with all rows judged together.
-    """
+def sections(groups: Sequence[Group]) -> Iterator[Table]:
+    """Yield a table per group, and one of rows whose keep rate was searched for a time beside their target."""
     for group in groups:
         searched = [row for row in group.rows if MATCHED in row.first.method_config]
+        about = _describe_group(group)
         if len(searched) < len(group.rows):
             rows = [row for row in group.rows if row not in searched]
-            yield _section(replace(group, rows=rows), summary=summary, marked=marked)
+            yield rows_table(rows, group.name, about, settings=True)
         if searched:
             targets = [row for row in group.rows if any(matched(one, row) for one in searched)]
             rows = [*(row for row in group.rows if row.method in UNREDUCED), *targets, *searched]
-            name = f"{group.name}, at equal time"
-            yield _section(replace(group, name=name, rows=rows), summary=summary, marked=marked)
-
-
-def _section(group: Group, *, summary: bool, marked: bool) -> Table:
-    rows, starts, missing = in_sections(group.rows)
-    family = judge_rows(rows) if marked else None
-    columns = report_columns(rows, family=family, summary=summary)
-    if marked:  # on a page, which scrolls, what a first look needs is in sight
-        first = {column.heading for column, _ in report_columns(rows, summary=True)}
-        columns.sort(key=lambda one: one[0].heading not in first)
-    about = _describe_group(group)
-    return table_of(
-        rows,
-        columns,
-        title=group.name,
-        caption=f"{about} {note}." if (note := describe_note(rows, family)) else about,
-        settings=[row.config for row in rows],
-        sections=starts,
-        notes=missing,
-    )
+            yield rows_table(rows, f"{group.name}, at equal time", about, settings=True)
 
 
 def _describe_group(group: Group) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
 
-from harness.base.table import UNMEASURED, Cell, Table, figure
+from harness.base.table import UNMEASURED, Cell, Table, estimate_cell, figure
 from harness.records.averages import (
     Average,
     Level,
@@ -20,10 +20,9 @@ from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RANDOM, UNREDUCED, 
 from harness.records.statistics import CLEAR, FLIPPED, Interval, Together, exact, together
 from harness.report.charts import Chart, Dot, Plot
 from harness.report.groups import Group, count_of
-from harness.report.tables import describe_note, estimate_cell
+from harness.report.tables import describe_note
 
 TOP1, DISTANCE = METRICS["top1"], METRICS["cosine_distance"]
-DRAWN = 6  # groups that are drawn, the first, unless all are asked for: a chart takes a while
 # What the images of several datasets were judged under, by one tower.
 _ALIKE = (
     *("tag", "weights_sha256", "image_size", "device", "device_name", "dtype", "threads"),
@@ -31,24 +30,13 @@ _ALIKE = (
 )
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What rows may cost: multiply-adds, or time over dense's at a batch size."""
-
-    batch: int | None = None  # None: multiply-adds
-
-    @property
-    def words(self) -> str:
-        """What it is in a sentence."""
-        return "GFLOPs" if self.batch is None else f"time at batch {self.batch}"
-
-    def of(self, row: Average) -> Interval | None:
-        """Return a row's cost with its interval; None where it wasn't measured."""
-        if self.batch is None:  # an optimised model saves none
-            gflops = None if row.method == OPTIMIZED else row.mean("gflops")
-            return None if gflops is None else exact(gflops)
-        timed = next((each for each in row.latency if each.batch == self.batch), None)
-        return None if timed is None else exact(1.0) if row.method == DENSE else timed.ratio
+def cost_interval(row: Average, batch: int | None) -> Interval | None:
+    """Return a row's multiply-adds, or its time at a batch size over dense's; None where it wasn't measured."""
+    if batch is None:  # an optimised model saves none
+        gflops = None if row.method == OPTIMIZED else row.mean("gflops")
+        return None if gflops is None else exact(gflops)
+    timed = next((each for each in row.latency if each.batch == batch), None)
+    return None if timed is None else exact(1.0) if row.method == DENSE else timed.ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,17 +117,16 @@ class Standing:
                 yield Cell(cell, cell.value, CLEAR if clear else "")
             if scored is not None:
                 own = beside[scored.name].get(row.identity)
-                yield UNMEASURED if own is None else estimate_cell(own.top1, TOP1.text)
+                yield UNMEASURED if own is None else estimate_cell(own.estimate(TOP1), TOP1.text)
             for batch in filter(None, batches):
-                ratio = Cost(batch=batch).of(row)
-                yield Cell("1") if row.method == DENSE else estimate_cell(ratio, "{:.2f}".format)
+                yield Cell("1") if row.method == DENSE else estimate_cell(cost_interval(row, batch), "{:.2f}".format)
 
         scored = next((group for group in self.groups if group.first.labelled), None)
         batches = [self.levels[0].batch or max((timed.batch for row in rows for timed in row.latency), default=0)]
         heads = ["Method", "GFLOPs", *(f"{DISTANCE.heading}, {group.first.dataset}" for group in self.groups)]
         heads += [f"{TOP1.heading}, {scored.first.dataset}"] if scored else []
         heads += [f"Batch {batch}, × dense" for batch in filter(None, batches)]
-        images = list_words([f"{one.first.image_count} images of {one.short}" for one in self.groups])
+        images = list_words([f"{one.first.image_count} images of {one.first.dataset}" for one in self.groups])
         missing = list_words(list(dict.fromkeys(name for level in self.levels for name in level.missing)))
         about = [
             f"{DISTANCE.fidelity}, nearest first, {CLEAR} clearly further than the nearest ({FLIPPED}, Holm, 5 %)",
@@ -206,29 +193,30 @@ def plots_of(groups: Sequence[Group]) -> list[Plot]:
     """Return plots of each quality against each cost, the largest batch first, with a chart per group that has both."""
     batches = sorted({timed.batch for group in groups for row in group.rows for timed in row.latency}, reverse=True)
     plots = []
-    for cost, metric in product((*map(Cost, batches), Cost()), filter(lambda one: one.plotted, METRICS.values())):
-        charts = [chart for group in groups if (chart := _chart(group, metric, cost)).series.keys() - {DENSE}]
-        title = f"{f'{TOP1.title} to dense' if metric == TOP1 else metric.title} against {cost.words}"
+    for batch, metric in product((*batches, None), (one for one in METRICS.values() if one.plotted)):
+        cost = "GFLOPs" if batch is None else f"time at batch {batch}"
+        charts = [chart for group in groups if (chart := _chart(group, metric, batch, cost)).series.keys() - {DENSE}]
+        title = f"{f'{TOP1.title} to dense' if metric == TOP1 else metric.title} against {cost}"
         if charts:
-            ending = "gflops" if cost.batch is None else f"ratio_batch{cost.batch}"
-            plots.append(Plot(name=f"{metric.plotted}_{ending}", title=title, charts=charts))
+            name = f"{metric.plotted}_{'gflops' if batch is None else f'ratio_batch{batch}'}"
+            plots.append(Plot(name=name, title=title, charts=charts))
     return plots
 
 
-def _chart(group: Group, metric: Metric, cost: Cost) -> Chart:
+def _chart(group: Group, metric: Metric, batch: int | None, cost: str) -> Chart:
     """Plot distance to dense, or the paired difference to it in top-1, of rows that have an interval."""
     names, top1 = labels(group.rows), metric == TOP1
 
     def height(row: Average) -> Interval | None:
         if top1:
-            difference = exact(0.0) if row.method == DENSE else row.to_dense
-            return None if difference is None else Interval(*(100 * number for number in difference))
+            difference = exact(0.0) if row.method == DENSE else row.estimate(METRICS["diff_to_dense"])
+            return Interval(*(100 * number for number in difference)) if isinstance(difference, Interval) else None
         estimate = row.estimate(metric)
         return estimate if isinstance(estimate, Interval) else None
 
     series = dict[str, list[Dot]]()
     for row in sorted(group.rows, key=lambda row: (row.method != DENSE, names[row.identity], row.keep)):
-        if (price := cost.of(row)) is not None and (value := height(row)) is not None:
+        if (price := cost_interval(row, batch)) is not None and (value := height(row)) is not None:
             series.setdefault(names[row.identity], []).append(Dot(price, value, label=f"{100 * row.keep:.3g} %"))
     for name, dots in series.items():  # keep rates below 100 % stand at the ends of a line
         ends = (dots[0].label, dots[-1].label) if dots[0].label != "100 %" else ()
@@ -236,8 +224,8 @@ def _chart(group: Group, metric: Metric, cost: Cost) -> Chart:
     what = f"{TOP1.title} to dense, points" if top1 else f"{metric.heading} to dense"
     return Chart(
         title=group.short,
-        alt=f"{what} against {cost.words}, {group.name}: {', '.join(series)}.",
-        x_label="GFLOPs per image" if cost.batch is None else f"{cost.words}, × dense",
+        alt=f"{what} against {cost}, {group.name}: {', '.join(series)}.",
+        x_label="GFLOPs per image" if batch is None else f"{cost}, × dense",
         y_label=what,
         series=series,
         level=0.0 if top1 else None,

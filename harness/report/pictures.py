@@ -4,7 +4,7 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,10 +214,10 @@ def gallery_name(record: Record) -> str:
     return f"gallery_{slug}_{digest([record.version, *conditions(record)], length=6)}"
 
 
-def read_galleries(runs: Sequence[Path], records: Sequence[Record], left_out: Callable[[str], object]) -> list[Gallery]:
+def read_galleries(runs: Sequence[Path], records: Sequence[Record]) -> list[Gallery]:
     """Read the galleries of records, those of images without labels first; of two runs the last one's counts.
 
-    A run is a folder of records, or its file. ``left_out`` is called with why a gallery can't be read.
+    A run is a folder of records, or its file. Raises ValueError for a gallery that can't be read.
     """
     folders = [run if run.is_dir() else run.parent for run in runs]
     shown = {gallery_name(record): record for record in sorted(records, key=lambda record: record.labelled)}
@@ -228,8 +228,8 @@ def read_galleries(runs: Sequence[Path], records: Sequence[Record], left_out: Ca
                 jpeg = path.read_bytes()
                 alt = Image.open(io.BytesIO(jpeg)).info["comment"].decode()
             except (OSError, KeyError) as error:
-                left_out(f"{str(path)!r} is no gallery ({error}); delete it, or draw it by `compare` with --fresh")
-                continue
+                what = f"{str(path)!r} is no gallery ({error})"
+                raise ValueError(f"{what}; delete it, or draw it by `compare` with --fresh") from error
             how = protocol(record) if record.shots else "by text" if record.labelled else "without labels"
             where = f"{record.dataset} {split_words(record.dataset, record.split)}"
             found.append(Gallery(name=name, title=f"{where}, {how}, {tower_of(record)}", alt=alt, jpeg=jpeg))

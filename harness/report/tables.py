@@ -3,9 +3,9 @@
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, figure
+from harness.base.table import FORMS, UNMEASURED, Cell, Column, Form, Table, estimate_cell, figure
 from harness.records.averages import (
     CLOSE,
     Average,
@@ -59,42 +59,46 @@ _LAYOUTS = {
 }
 
 
-def table_of(
-    rows: Sequence[Average],
-    columns: Sequence[Filled],
-    *,
+def rows_table(
+    every: Sequence[Average],
     title: str,
-    **more: Any,
+    about: str,
+    *,
+    reference: str | None = None,
+    batches: Collection[int] = (),
+    settings: bool = False,
 ) -> Table:
-    """Return a table of rows and columns; ``more`` are its other fields."""
+    """Lay rows out, a section per cost or keep rate; ``about`` ends the caption.
+
+    Fidelity is compared with that of the method ``reference`` at equal cost, see `averages.levels`. A row that misses
+    the time that it was searched for is left out. ``batches`` have a column of times even where none could be taken.
+    """
+    rows, starts, missing = in_sections(every, reference)
+    family = judge_rows(rows, reference)
+    columns = columns_of(rows, family, batches)
     return Table(
         title=title,
         columns=[column for column, _ in columns],
         rows=[[cell(row) for _, cell in columns] for row in rows],
         models=[row.first.model for row in rows],
-        **more,
+        settings=[row.config for row in rows] if settings else None,
+        legend=family.legend if family else "",
+        caption="; ".join(filter(None, [describe_note(rows, family), about])),
+        sections=starts,
+        notes=missing,
     )
 
 
 def comparison_table(records: Sequence[Record], reference: str | None = None, batches: Collection[int] = ()) -> Table:
-    """Lay out for the terminal what `averages` makes of records, one row per model, a section per cost or keep rate.
-
-    Fidelity is compared with that of the method ``reference`` at equal cost, see `averages.levels`. A row that misses
-    the time that it was searched for is left out. ``batches`` have a column of times even where none could be taken.
-    """
-    rows, starts, missing = in_sections(averages(records), reference)
-    family, record = judge_rows(rows, reference), records[0]
-    return table_of(
-        rows,
-        columns_of(rows, family, batches),
-        title=f"{record.dataset} ({judged_on(record)}, {record.image_count} images; {protocol(record)}"
+    """Lay out for the terminal what `averages` makes of records, one row per model, see `rows_table`."""
+    rows, record = averages(records), records[0]
+    title = (
+        f"{record.dataset} ({judged_on(record)}, {record.image_count} images; {protocol(record)}"
         f"{seeds(rows[0].records)}{with_recovery(rows)}), {tower_of(record)}, {record.dtype}, {record.device_name}, "
-        f"{record.threads} thread{'s' if record.threads > 1 else ''}",
-        caption="; ".join(filter(None, [describe_note(rows, family), describe_uncounted(*(r.first for r in rows))])),
-        legend=family.legend if family else "",
-        sections=starts,
-        notes=missing,
+        f"{record.threads} thread{'s' if record.threads > 1 else ''}"
     )
+    uncounted = describe_uncounted(*(row.first for row in rows))
+    return rows_table(rows, title, uncounted, reference=reference, batches=batches)
 
 
 def describe_note(rows: Sequence[Average], family: Judgement | None) -> str:
@@ -140,7 +144,7 @@ def columns_of(rows: Sequence[Average], family: Judgement | None = None, batches
     for metric in METRICS.values():
         if metric.name == _AFTER_TIMES:
             columns += _time_columns(rows, batches)
-        if metric.heading and any(row.has(metric) for row in rows):
+        if metric.heading and any(row.measured(metric.name) is not None for row in rows):
             own = _LAYOUTS.get(metric.name, Layout())
             forms = FORMS[: FORMS.index(own.least) + 1]
             whole = FORMS.index(own.ends) + 1
@@ -179,36 +183,18 @@ def _time_columns(rows: Sequence[Average], asked: Collection[int]) -> Iterator[F
             yield column, _of_batch(batch, show)
 
 
-def report_columns(rows: Sequence[Average], *, family: Judgement | None = None, summary: bool = False) -> list[Filled]:
-    """Return the columns of a report; a summary leaves out what a first look doesn't need."""
-    every = columns_of(rows, family)
-    also = ("× dense", METRICS["tau"].heading)
-    first = {column.heading for column, _ in every if "narrow" in column.forms or column.heading.endswith(also)}
-    return [one for one in every if "wide" in one[0].forms and (not summary or one[0].heading in first)]
-
-
 def _of_batch(batch: int, show: Callable[[Times], Cell]) -> Callable[[Average], Cell]:
     return lambda row: next((show(entry) for entry in row.latency if entry.batch == batch), UNMEASURED)
 
 
 def _cell(row: Average, metric: Metric, family: Judgement | None, *, ends: bool) -> Cell:
     """Show a row's metric, with the number of patches it is for and what chance gives."""
-    cell = estimate_cell(row.estimate(metric), metric.text, ends=ends)
-    if cell.value is None:
+    cell, own = estimate_cell(row.estimate(metric), metric.text, ends=ends), row.measured(metric.name)
+    if own is None:
         return cell
-    own, words = row.measured(metric.name), str(cell)
-    if own and own.at is not None:
+    words = str(cell)
+    if own.at is not None:
         words += f" at {own.at}"
-    if own and own.chance is not None:
+    if own.chance is not None:
         words += f" ({metric.text(own.chance)})"
     return Cell(words, cell.value, "" if family is None else family.mark(row, metric.name))
-
-
-def estimate_cell(estimate: Interval | float | None, text: Callable[[float], str], *, ends: bool = True) -> Cell:
-    """Show an estimate, with the ends of its interval where it has one."""
-    if estimate is None:
-        return UNMEASURED
-    if not isinstance(estimate, Interval):
-        return Cell(text(estimate), estimate)
-    value, low, high = map(text, estimate)
-    return Cell(f"{value} [{low}, {high}]" if ends else value, estimate.estimate)

@@ -5,15 +5,15 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from html import escape
 from itertools import zip_longest
 from typing import Any
 
 from harness.base.table import NOT_MEASURED, Table
+from harness.base.terminal import printable
 from harness.records.metrics import METRICS
 from harness.records.record import Record, Times, declared
-from harness.records.times import LatencyRecord
 
 
 def markdown(tables: Sequence[Table], level: int = 3) -> str:
@@ -34,15 +34,14 @@ def markdown(tables: Sequence[Table], level: int = 3) -> str:
 
 def markdown_text(text: str) -> str:
     """Return text that can neither end a cell nor become a tag, a link or an image."""
-    plain = escape(" ".join(text.split()), quote=False)
+    plain = escape(printable(" ".join(text.split())), quote=False)
     return plain.replace("|", "&#124;").replace("](", "]&#40;")
 
 
 _HEAD = r"""% Needs \usepackage{booktabs}. Written by patchrank report.
-% Square brackets are 95 % intervals; those of times and of Kendall tau are in table.csv.
+% Square brackets are 95 % intervals; those of times are in table.csv.
 """
-_BARE = ("× dense", "Kendall τ")  # headings of columns without intervals, so that a page holds all
-_SPACED = ("Keep", "batch")  # where it changes, there is room between rows
+_BARE = "× dense"  # headings of columns without intervals, so that a page holds all
 _ESCAPED = str.maketrans(
     {letter: f"\\{letter}" for letter in "{}$&#%_"}
     | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
@@ -62,7 +61,6 @@ def latex(tables: Sequence[Table]) -> str:
 
 def _latex(table: Table, number: int) -> str:
     label = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
-    spaced = next((at for at, heading in enumerate(table.heads) if heading in _SPACED), 0)
     bare = [heading.endswith(_BARE) for heading in table.heads]
     heads = [latex_text(head).replace(", $", r",\\$") for head in table.heads]  # a long heading is broken in two
     heads = [rf"\shortstack[r]{{{head}}}" if r"\\" in head else head for head in heads]
@@ -76,12 +74,10 @@ def _latex(table: Table, number: int) -> str:
         " & ".join(heads) + r" \\",
         r"\midrule",
     ]
-    for before, row in zip([None, *table.rows], table.rows, strict=False):
-        if before is not None and row[spaced] != before[spaced]:
-            lines.append(r"\addlinespace")
-        lines.append(
-            " & ".join(_latex_cell(cell.marked, bare=own) for cell, own in zip(row, bare, strict=True)) + r" \\"
-        )
+    for at, row in enumerate(table.rows):
+        lines += [r"\addlinespace"] if at in table.sections else []
+        cells = (_latex_cell(cell.marked, bare=own) for cell, own in zip(row, bare, strict=True))
+        lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
@@ -130,18 +126,6 @@ def records_csv(records: Sequence[Record], runs: Sequence[str] = ()) -> str:
     return csv_text(rows)
 
 
-def times_csv(times: Sequence[tuple[str, LatencyRecord]]) -> str:
-    """Return CSV with a line per time and a column per field, the run that each is from first."""
-    rows = []
-    for run, record in times:
-        values = asdict(record)
-        known = values.pop("times") or {}
-        values |= {field.name: known.get(field.name, values.get(field.name)) for field in fields(Times)}
-        machine = values.pop("machine")
-        rows.append({"run": run} | values | {f"machine_{name}": value for name, value in machine.items()})
-    return csv_text(rows)
-
-
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows of the same columns, at least one, numbers as they are; None is empty."""
     buffer = io.StringIO()
@@ -152,9 +136,6 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _csv_cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        # A spreadsheet would run what begins so; no name of ours does.
-        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    if value is None or isinstance(value, str):
+        return value or ""
     return json.dumps(value, allow_nan=False, sort_keys=True)

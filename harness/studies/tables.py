@@ -116,7 +116,7 @@ def compare_lines(
 
 
 def _average(records: Sequence[Record]) -> Average:
-    return Average(records=tuple(records), top1=None, to_dense=None)
+    return Average(records=tuple(records))
 
 
 def _share(row: Average) -> NDArray[np.float64]:
@@ -179,7 +179,7 @@ class StudyTable:
         Lines with the same labels in the columns ``series`` are joined; those without an x are left out.
         """
         distance = METRICS["cosine_distance"]
-        near = all(row.average.has(distance) for row in self.rows)
+        near = all(row.average.mean(distance.name) is not None for row in self.rows)
         dots: dict[str, list[Dot]] = {}
         for row in self.rows:
             at = (row.labels | row.cells())[x]

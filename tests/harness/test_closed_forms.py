@@ -3,6 +3,7 @@
 What a method does beside the tower's blocks is written down here; a method without that fails.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import product
@@ -58,6 +59,7 @@ class Form(NamedTuple):
     extra: Callable[[Tower, int, int], Extra]  # at a point, where so many patch tokens arrive and so many are left
     points: Callable[[int], Iterable[int]] = lambda _: (3,)  # blocks where tokens go, for a depth
     linear: bool = False  # whether the counts fall evenly; else by equal shares
+    delayed: bool = False  # whether block 0 takes less than its share
     inside: bool = False  # whether they go between attention and MLP; else at the block's input
     late: Callable[[Tower, int, int], Extra] | None = None  # ``extra`` of the second half of the blocks
 
@@ -68,8 +70,11 @@ class Form(NamedTuple):
         counts = {}
         for done, point in enumerate(points, start=1):
             share = done / len(points)
-            even = patches - round((patches - last) * share)
-            counts[point] = even if self.linear else max(last, round(patches * keep**share))
+            even, rate = patches - round((patches - last) * share), keep**share
+            if self.delayed:
+                first = min(1.0, (keep * math.exp(tower.depth / 16)) ** 0.4)
+                rate = first * (keep / first) ** ((done - 1) / (len(points) - 1))
+            counts[point] = even if self.linear else max(last, round(patches * rate))
         return counts | {points[-1]: last}
 
 
@@ -147,25 +152,21 @@ def nothing(*_: object) -> Extra:
     return Extra()
 
 
-def three(_: int) -> tuple[int, ...]:
-    return 3, 6, 9
-
-
 def quarters(depth: int) -> list[int]:
     """Stages as EViT has them in 12 blocks, in proportion, halves rounded up."""
     return [int(depth * stage / 4 + 0.5) for stage in (1, 2, 3)]
 
 
-def thirds(depth: int) -> list[int]:
-    return [depth * third // 3 for third in range(3)]
+def first_and_quarters(depth: int) -> list[int]:
+    return [0, *(math.ceil(depth * stage / 4) for stage in (1, 2, 3))]
 
 
 FORMS = {
     "patchrank": Form(conv_predictor),
     "random": Form(nothing),
     "clsattn": Form(own_row),
-    "evit": Form(row_of_attention, three, inside=True),
-    "evitfuse": Form(fusing, three, inside=True),
+    "evit": Form(row_of_attention, quarters, inside=True),
+    "evitfuse": Form(fusing, quarters, inside=True),
     "atc": Form(every_key, quarters, inside=True),
     "avit": Form(nothing, lambda depth: range(1, depth), linear=True),
     "tome": Form(matching, range, linear=True, inside=True),
@@ -173,7 +174,7 @@ FORMS = {
     "pitome": Form(energies, range, inside=True, late=late_energies),
     "tofu": Form(matching, range, linear=True, inside=True),
     "tca": Form(condensing, quarters, inside=True),
-    "rankmerge": Form(every_pair, thirds, inside=True),
+    "rankmerge": Form(every_pair, first_and_quarters, inside=True, delayed=True),
 }
 LACKING = "has no closed form: write into FORMS here where tokens go and what it computes beside the blocks"
 

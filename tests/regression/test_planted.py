@@ -3,7 +3,7 @@
 A plant says which rows and quantities it must be seen in, so that none is caught by accident.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +23,14 @@ import harness.records.metrics
 import zoo.core.reducer
 import zoo.loading.clip
 import zoo.towers.vit
+from harness.apps.check import Case, CheckPlan, CheckRow, measure
 from harness.base.table import Shown
+from harness.base.terminal import Progress
 from harness.cli.apps import run_check
 from harness.cli.entry import build_parser
+from harness.measure.plan import Plan
 from harness.measure.rows import Oracle
+from harness.records.record import write_records
 from zoo.loading.sizes import SIZES
 from zoo.methods.patchrank import PatchRank
 from zoo.towers.vit import ViTBlock
@@ -35,8 +39,24 @@ pytestmark = pytest.mark.slow
 Seen = set[tuple[str, str]]
 FUSED, SPARSE = "evit30 fuse=true", "tome30 reduce_at=[2,4,6]"
 BENCH, CLIP = harness.measure.bench, zoo.loading.clip
-ROWS = ("clsattn", "evit:fuse=true", "patchrank", "tome:reduce_at=[2,4,6]", "golden")
-SMALL = ("--dataset", "fashion", "--keeps", "0.3", "--limit", "24")
+DENSE = CheckRow(method="dense", keep=1.0, options={})
+ROWS = [
+    CheckRow(method=name, keep=0.3, options=options)
+    for name, options in (
+        ("clsattn", {}), ("evit", {}), ("patchrank", {}), ("tome", {}), ("golden", {}),
+        ("evit", {"fuse": True}), ("tome", {"reduce_at": [2, 4, 6]}),
+    )
+]  # fmt: skip
+
+
+def write_expectation(file: Path, dataset: str, limit: int, rows: list[CheckRow], cache: Path) -> Path:
+    """Measure rows of the embedded tower and write the records."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        plan = Plan(methods=(), datasets=(dataset,), limit=limit, batches=())
+        case = Case("clip_vit_s14.imgfocus_lit", plan, {dataset: rows}, file)
+        write_records(file, [one.now for one in measure([case], CheckPlan(), {}, Progress()) if one.now is not None])
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -51,13 +71,10 @@ def run() -> Callable[..., Shown]:
 
 
 @pytest.fixture(scope="session")
-def small(run: Callable[..., Shown], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write an expectation of 24 images at keep 30."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        file = tmp_path_factory.mktemp("expected") / "small.jsonl"
-        assert run(str(file), "--update", *SMALL, "--methods", *ROWS).code == 0
-        yield file
+    folder = tmp_path_factory.mktemp("expected")
+    return write_expectation(folder / "small.jsonl", "fashion", 24, [DENSE, *ROWS], folder / "cache")
 
 
 @pytest.fixture
@@ -67,14 +84,10 @@ def check(run: Callable[..., Shown], small: Path) -> Callable[..., Shown]:
 
 
 @pytest.fixture(scope="session")
-def captions(run: Callable[..., Shown], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write an expectation of retrieval."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        file = tmp_path_factory.mktemp("expected") / "captions.jsonl"
-        words = ("--dataset", "emoji-captions", "--limit", "96", "--methods", "dense")
-        assert run(str(file), "--update", *words).code == 0
-        return file
+    folder = tmp_path_factory.mktemp("expected")
+    return write_expectation(folder / "captions.jsonl", "emoji-captions", 96, [DENSE], folder / "cache")
 
 
 class Plant(NamedTuple):

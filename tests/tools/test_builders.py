@@ -60,11 +60,14 @@ def test_emoji_are_shared_out_by_their_groups():
 
 
 def test_photographs_are_shared_out_by_their_series():
-    dataset = get_dataset("photos").released()
-    rows, splits = dataset.photos, [(name, dataset.split(name).image_ids) for name in (*SPLITS, FINAL)]
-    found = {(dataset.group_of(image_id), name) for name, image_ids in splits for image_id in image_ids}
-    assert found == build_photos.split_of(rows).items()
-    assert Counter(row["split"] for row in rows) == build_photos.SHARES
+    shared: dict[str, str] = {}
+    for dataset in (get_dataset("photos").released(), get_dataset("frames").released()):
+        rows, shares = dataset.photos, build_photos.SHARES[dataset.name]
+        splits = [(name, dataset.split(name).image_ids) for name in (*SPLITS, FINAL)]
+        found = {(dataset.group_of(image_id), name) for name, image_ids in splits for image_id in image_ids}
+        shared = build_photos.split_of(rows, shares, shared)
+        assert found == shared.items()
+        assert Counter(row["split"] for row in rows) == shares
 
 
 def test_crops_after_the_first_are_large_and_hardly_overlap():

@@ -147,7 +147,7 @@ def test_a_shared_prefix_gives_the_same_result(half: zoo.ReducedViT, images: Ten
     assert torch.equal(half.finish(tokens), half(images))
 
 
-SCHEDULE = st.sampled_from(["geometric", "linear"])
+SCHEDULE = st.sampled_from(["geometric", "linear", "delayed"])
 POINTS = st.sets(st.integers(0, 23), min_size=1, max_size=12).map(lambda s: tuple(sorted(s)))
 
 
@@ -161,7 +161,7 @@ def test_final_count_is_the_rounded_share(patches: int, percent: int):
 
 @given(patches=st.integers(1, 1024), keep=st.floats(0.01, 1.0), points=POINTS, schedule=SCHEDULE)
 def test_counts_fall_to_the_end(patches: int, keep: float, points: tuple[int, ...], schedule: str):
-    counts = spread(patches, keep, points, schedule)
+    counts = spread(patches, keep, points, schedule, depth=9)
     assert tuple(counts) == points
     values = [patches, *counts.values()]
     assert all(a >= b for a, b in pairwise(values))
@@ -185,6 +185,10 @@ def test_stored_schedules():
     assert spread(196, 0.6, (3, 6, 9), "linear") == {3: 170, 6: 144, 9: 118}
     assert spread(196, 0.5, (0, 3, 6), (0.8, 0.75)) == {0: 157, 3: 147, 6: 98}
     assert spread(196, 0.5, (0, 3, 6), (0.8, 0.4)) == {0: 157, 3: 98, 6: 98}  # never fewer than in the end
+    # Of 9 blocks, the first is left alone down to a keep rate of exp(-9 / 16) = 0.57.
+    assert spread(1000, 0.6, (0, 3, 5, 7), "delayed", 9) == {0: 1000, 3: 843, 5: 711, 7: 600}
+    assert spread(1000, 0.3, (0, 3, 5, 7), "delayed", 9) == {0: 774, 3: 564, 5: 411, 7: 300}
+    assert spread(1000, 0.3, (3, 5, 7), "delayed", 9) == spread(1000, 0.3, (3, 5, 7), "geometric")
     # Table 4 of the paper: 20 of 196 before each of four blocks.
     assert spread(196, 116 / 196, (3, 5, 7, 9), "linear") == {3: 176, 5: 156, 7: 136, 9: 116}
 

@@ -1,6 +1,7 @@
 """The protocol of a token reduction method, its settings, and the registered methods."""
 
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields
@@ -13,7 +14,10 @@ from zoo.core.attention import Attended
 from zoo.core.messages import check_fields, expected
 from zoo.core.tokens import Tokens
 
-SCHEDULES = ("geometric", "linear")
+SCHEDULES = ("geometric", "linear", "delayed")
+# A delayed schedule leaves block 0 alone until the others divide the number of tokens by exp(depth / DELAY), and then
+# gives it this share of the further logarithm.
+DELAY, SHARE = 16, 0.4
 
 
 def final_count(patches: int, keep: float) -> int:
@@ -21,8 +25,12 @@ def final_count(patches: int, keep: float) -> int:
     return max(1, round(keep * patches))
 
 
-def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str | tuple[float, ...]) -> dict[int, int]:
+def spread(
+    patches: int, keep: float, points: tuple[int, ...], schedule: str | tuple[float, ...], depth: int = 0
+) -> dict[int, int]:
     """Return the patch tokens left after each reduction point, from N to ``final_count``.
+
+    ``depth`` is the tower's number of blocks, for the schedule ``delayed``.
 
     Raises:
         ValueError: ``schedule`` has rates for more or fewer points.
@@ -31,8 +39,8 @@ def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str | t
     if schedule == "linear":
         counts = [patches - round((patches - last) * done / stages) for done in range(1, stages)]
     else:
-        geometric = tuple(keep ** (done / stages) for done in range(1, stages))
-        rates = geometric if isinstance(schedule, str) else schedule
+        delay = depth if schedule == "delayed" and points[0] == 0 else 0
+        rates = _rates(keep, stages, delay) if isinstance(schedule, str) else schedule
         if len(rates) != stages - 1:
             raise ValueError(
                 f"schedule={schedule!r}: expected {stages - 1} keep rates, one for each reduction point but the last "
@@ -40,6 +48,14 @@ def spread(patches: int, keep: float, points: tuple[int, ...], schedule: str | t
             )
         counts = [max(last, final_count(patches, rate)) for rate in rates]
     return dict(zip(points, [*counts, last], strict=True))
+
+
+def _rates(keep: float, stages: int, depth: int) -> tuple[float, ...]:
+    """Return the keep rate after each stage but the last, delayed where ``depth`` isn't 0."""
+    if not depth or stages == 1:
+        return tuple(keep ** (done / stages) for done in range(1, stages))
+    first = min(1.0, (keep * math.exp(depth / DELAY)) ** SHARE)
+    return tuple(first * (keep / first) ** (done / (stages - 1)) for done in range(stages - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +83,8 @@ class ReducerConfig:
         keep: keep rate, the share of patch tokens left at the end, in (0, 1].
         reduce_at: reduction points, 0-based block indices, ascending; None for every block.
         schedule: how several points share the work: ``geometric`` keeps the same share at each,
-            ``linear`` drops the same number at each. Or the keep rate after each point but the last, falling.
+            ``linear`` drops the same number at each, ``delayed`` is geometric but for a point at block 0, which keeps
+            min(1, (keep exp(depth / 16))^0.4). Or the keep rate after each point but the last, falling.
     """
 
     keep: float | None = limit(None, "(0, 1]")
@@ -98,6 +115,10 @@ class ReducerConfig:
         if points[-1] >= depth:
             raise ValueError(f"reduce_at={points[-1]}: this tower has blocks 0 to {depth - 1}")
         return points
+
+    def other_rules(self, depth: int) -> tuple[dict[str, Any], ...]:
+        """Return options, beside the defaults, that place reduction points well in some towers of this depth."""
+        return ()
 
     def plain(self) -> dict[str, Any]:
         """Return the settings as JSON has them: a tuple would never equal the list read back."""
@@ -176,6 +197,7 @@ class Reducer(nn.Module):
                 f"neither a class token nor an attention pool; expected one of {', '.join(able)}"
             )
         self.config = config
+        self.depth = host.depth
         self.points = config.points(host.depth)
         self.counts(host.grid[0] * host.grid[1])
 
@@ -187,7 +209,7 @@ class Reducer(nn.Module):
     def counts(self, patches: int) -> dict[int, int]:
         """Return how many of N >= 1 patch tokens are left after each reduction point."""
         assert self.config.keep is not None
-        return spread(patches, self.config.keep, self.points, self.config.schedule)
+        return spread(patches, self.config.keep, self.points, self.config.schedule, self.depth)
 
     def count_after(self, index: int, tokens: Tokens) -> int:
         """Return how many patch tokens must be left after block ``index``, a reduction point."""

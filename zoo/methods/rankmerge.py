@@ -16,7 +16,7 @@ from zoo.core.tokens import Tokens, rows
 
 torch.fx.wrap("pair_tokens")  # one call in a graph of this module: its shapes are not known there
 
-STAGES = 3
+STAGES = 4
 RANKS = ("none", "cls", "predictor")
 
 
@@ -25,7 +25,8 @@ class RankMergeConfig(ReducerConfig):
     """Settings of rankmerge. Defaults were chosen on validation images; see docs/methods.md.
 
     Attributes:
-        reduce_at: blocks that merge between attention and MLP; None for three, evenly over the depth from the first.
+        reduce_at: blocks that merge between attention and MLP; None for the first and the quarters of the depth,
+            rounded up: blocks 0, 3, 6 and 9 of 12.
         distance: what a squared distance in the grid costs, the grid's side being 1; a cosine of 0 costs 1.
         size_power: a pair's cost grows with this power of each token's size.
         rescale: stretch a merged token to the norm of the longest of its parts.
@@ -39,6 +40,7 @@ class RankMergeConfig(ReducerConfig):
     """
 
     reduce_at: tuple[int, ...] | None = None
+    schedule: str | tuple[float, ...] = "delayed"
     distance: float = limit(DISTANCE, "[0, inf)")
     size_power: float = limit(0.125, "[0, inf)")
     rescale: bool = True
@@ -60,13 +62,19 @@ class RankMergeConfig(ReducerConfig):
         return self.rank == "cls"
 
     def points(self, depth: int) -> tuple[int, ...]:
-        """Return the reduction points: blocks 0, 3 and 6 of 9, say."""
+        """Return the reduction points: blocks 0, 3, 5 and 7 of 9, say."""
         points = super().points(depth)
         if self.reduce_at is None:
-            points = tuple(sorted({depth * stage // STAGES for stage in range(STAGES)}))
+            quarters = {-(-depth * stage // STAGES) for stage in range(STAGES)}
+            points = tuple(sorted(quarters.intersection(range(depth))))
         if self.rank != "none" and points[-1] < self.rank_at:
             raise ValueError(f"rank_at={self.rank_at}: expected a block up to the last reduction point, {points[-1]}")
         return points
+
+    def other_rules(self, depth: int) -> tuple[dict[str, Any], ...]:
+        """Return what is better on some pictures: block 0 as strong as the other points, and without it."""
+        later = RankMergeConfig(keep=1).points(depth)[1:]
+        return {"schedule": "geometric"}, *([{"reduce_at": later}] if later else [])
 
     def predictor_block(self, depth: int) -> int | None:
         """Return the block from which on ranks protect, if a predictor ranks."""

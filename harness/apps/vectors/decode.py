@@ -100,31 +100,19 @@ def processes_beside(device: str) -> int:
     return max(1, min(MOST, cores // 4 if device.startswith("cpu") else cores))
 
 
+NO_MEMORY = 0  # exit code of a process that finds none for a picture, or for what it receives or sends
+# Exit codes of processes that something else ended, as the system for lack of memory; 255 is multiprocessing's, where
+# the server that started a process is dead, and Windows has one of these signals.
+FROM_OUTSIDE = {None, NO_MEMORY, 255} | {-own for own in signal.Signals if own.name in ("SIGKILL", "SIGTERM", "SIGHUP")}
+
+
 class DeadDecoderError(Exception):
-    """A decoding process is dead; ``code`` is its exit code, below 0 for a signal, and None if nobody knows."""
+    """A decoding process is dead; ``by_itself`` tells whether what it was doing ended it."""
 
     def __init__(self, code: int | None) -> None:
-        super().__init__(code)
-        self.code = code
-
-    def __str__(self) -> str:
-        """Say how it ended."""
-        if self.code is None:
-            return "for an unknown reason"
-        if self.code >= 0:
-            return f"with exit code {self.code}"
-        return f"by signal {-self.code} ({signal.Signals(-self.code).name})"
-
-    @property
-    def by_itself(self) -> bool:
-        """Whether what it was doing ended it, and nobody from outside, such as the system for lack of memory."""
-        names = ("SIGKILL", "SIGTERM", "SIGHUP")  # Windows has one of them
-        outside = [-getattr(signal, name) for name in names if hasattr(signal, name)]
-        return self.code not in (None, NO_MEMORY, UNKNOWN_CODE, *outside)
-
-
-NO_MEMORY = 0  # of a process that finds none for a picture, or for what it receives or sends
-UNKNOWN_CODE = 255  # of multiprocessing, where the server that started a process is dead
+        how = f"with exit code {code}" if code is None or code >= 0 else f"by signal {signal.Signals(-code).name}"
+        super().__init__(how if code is not None else "for an unknown reason")
+        self.by_itself = code not in FROM_OUTSIDE
 
 
 class _Decoder:

@@ -36,6 +36,7 @@ from zoo.loading.clip import CompactText
 PRECISIONS = {"float16": np.float16, "float32": np.float32}  # of embeddings
 IMAGES, TEXTS = "images", "texts"  # kinds, by what the rows are of
 NAMES = {IMAGES: "path", TEXTS: "text"}  # columns
+SETUP = ("model", "method", "options", "recovery", "dtype")  # fields of a setup that a provenance has, too
 CHUNK = 16  # pictures that a process decodes at a time
 Batch = tuple[list[Item], NDArray[np.float32] | None, dict[str, float]]  # with features (n, D), and seconds it took
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # in the description of a function
@@ -52,14 +53,14 @@ class VectorsProvenance(Origin):
     count: int  # pictures or texts in it
     model: str  # dense, as `load_tower` takes it, with absolute paths
     method: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     recovery: str | None = None  # its file
     random_weights: bool = False
     weights: str  # `zoo.core.files.fingerprint` of the image tower
     reducer: str | None = None  # digest of the method's own weights, None without
     text_weights: str | None = None  # digest of the text tower's; None of images
     preprocessing: str  # of pictures, in words
-    upright: bool  # whether pictures are turned as their EXIF says; shards of before have no digests either
+    upright: bool  # whether pictures are turned as their EXIF says
     dtype: str  # of the computation
     optimised: bool = False  # by `zoo.optimize`, which can't take every tower
     batch: int  # pictures per pass decide the last bits
@@ -69,8 +70,7 @@ class VectorsProvenance(Origin):
     @property
     def setup(self) -> Setup:
         """The model as it was run."""
-        names = {entry.name for entry in dataclasses.fields(Setup)} & {entry.name for entry in dataclasses.fields(self)}
-        return Setup(**{name: getattr(self, name) for name in names} | {"options": dict(self.options)})
+        return Setup(**{name: getattr(self, name) for name in SETUP})
 
 
 class Bad(NamedTuple):
@@ -382,7 +382,7 @@ class Embedder:
         """Load the tower; refuse what can't be done."""
         self.job = job = dataclasses.replace(job, setup=_absolute(job.setup), out=job.out.absolute())
         self.encoder = encoder = Encoder(job.setup, random_weights=job.random_weights, device=job.device)
-        setup = {name: getattr(job.setup, name) for name in ("model", "method", "options", "recovery", "dtype")}
+        setup = {name: getattr(job.setup, name) for name in SETUP}
         same = ("weights", "reducer", "preprocessing", "optimised", "width")
         self.provenance = VectorsProvenance(
             **setup,

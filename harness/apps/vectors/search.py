@@ -19,11 +19,13 @@ from harness.apps.vectors.embed import IMAGES, TEXTS, Encoder, VectorsProvenance
 from harness.apps.vectors.source import PictureFile, PictureSource, open_source
 from harness.base.terminal import printable
 from harness.datasets.images import EXTENSIONS, decode_image
+from harness.report.pictures import shorten
 from zoo.core.files import write_whole
 from zoo.loading.clip import CompactText
 
 ACROSS = 5  # pictures of a sheet side by side
 SIDE, MARGIN, LINE = 240, 12, 20  # pixels: of a picture, between them, of the text below
+LETTERS = 32  # that a line of this font has room for below a picture
 
 
 class Hit(NamedTuple):
@@ -145,7 +147,7 @@ def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSour
     rows = math.ceil(len(found.hits) / ACROSS)
     sheet = Image.new("RGB", (ACROSS * wide + MARGIN, rows * high + LINE + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    title = _shorten(f"{query}: {len(found.hits)} of {found.searched:,}", sheet.width, font)
+    title = f"{shorten(printable(query, ''), ACROSS * LETTERS - 20)}: {len(found.hits)} of {found.searched:,}"
     draw.text((MARGIN, MARGIN), title, 0, font)
     for place, hit in enumerate(found.hits):
         left, top = MARGIN + place % ACROSS * wide, 2 * MARGIN + LINE + place // ACROSS * high
@@ -158,18 +160,8 @@ def write_sheet(path: Path, query: str, found: SearchResult, source: PictureSour
         except (ValueError, OSError):
             draw.rectangle((left, top, left + SIDE, top + SIDE), outline="black")
         draw.text((left, top + SIDE + 2), f"{hit.rank}   {hit.score:.3f}", 0, font)
-        draw.text((left, top + SIDE + LINE), _shorten(hit.name, SIDE, font), (90, 90, 90), font)
+        draw.text((left, top + SIDE + LINE), shorten(printable(hit.name, ""), LETTERS), (90, 90, 90), font)
     sink = io.BytesIO()
     sheet.save(sink, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, sink.getvalue())
-
-
-def _shorten(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Return the end of a text, in one line, that has room in some pixels."""
-    text = printable(text, "")
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"...{text}") > width:
-        text = text[1:]
-    return f"...{text}"

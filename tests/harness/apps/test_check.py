@@ -10,17 +10,30 @@ import pytest
 from by_hand import part, replace
 from rich.console import Console
 
-from harness.apps.check import BATCHES, LIMIT, cases_of, parse_choice, shipped_cases, shipped_rows
+from harness.apps.check import (
+    BATCHES,
+    LIMIT,
+    Case,
+    CheckPlan,
+    CheckRow,
+    cases_of,
+    measure,
+    shipped_cases,
+    shipped_rows,
+)
 from harness.apps.movements import EXACT, Movement, Tolerances, find_movements
 from harness.base.table import Shown
+from harness.base.terminal import Progress
 from harness.cli.apps import run_check
 from harness.cli.entry import build_parser
+from harness.measure.plan import Plan
 from harness.measure.timing import BusyError
 from harness.records.metrics import pack
-from harness.records.record import Record, Times, names_of, read_records
+from harness.records.record import Record, Times, names_of, read_records, write_records
 from zoo.core.reducer import METHODS
 from zoo.loading.clip import ClipParts
 
+MINE = Path("mine.jsonl")
 RIGHT = np.arange(40) % 4 > 0  # 30 of 40
 [KNOWN] = read_records(Path(__file__).parents[1] / "schema" / "record.jsonl")
 
@@ -45,18 +58,14 @@ def record(right: Any = RIGHT, **changed: Any) -> Record:
 def test_the_first_row_of_a_name_says_the_defaults():
     dense = record(model="clip_vit_s14", method="dense", keep=1.0, method_config={}, cosine_distance=None, tau=None)
     keywords = {"method_config": {"keep": 0.3, "reduce_at": [2, 4], "predictor": "abc"}}
-    [case] = cases_of([record(), dense, record(**keywords)], "mine.jsonl")
+    [case] = cases_of([record(), dense, record(**keywords)], MINE)
     assert [row.name for row in case.rows["fashion"]] == ["dense", "tome30", "tome30 reduce_at=[2,4]"]
     assert (case.tower, case.plan.limit) == ("clip_vit_s14.imgfocus_lit", 40)
 
 
 @pytest.mark.parametrize(("ask", "match"), [
-    (lambda: cases_of([record()], "mine.jsonl"), r"mine\.jsonl: no dense row of clip_vit_s14\.imgfocus_lit"),
-    (lambda: cases_of([record(shots=16, tuning="probe")], "mine.jsonl"), "is 16 shots, linear probe; check measures"),
-    (lambda: parse_choice("evit:fuse"), "'evit:fuse'.*expected METHOD:OPTION=VALUE"),
-    (lambda: parse_choice("evit:fuse=yes"), "'evit:fuse=yes'.*expected METHOD:OPTION=VALUE"),
-    (lambda: parse_choice("evitt:fuse=true"), "method 'evitt': did you mean 'evit'"),
-    (lambda: parse_choice("golden:keep=0.5"), "golden has no options"),
+    (lambda: cases_of([record()], MINE), r"mine\.jsonl: no dense row of clip_vit_s14\.imgfocus_lit"),
+    (lambda: cases_of([record(shots=16, tuning="probe")], MINE), "is 16 shots, linear probe; check measures"),
     (lambda: Tolerances(answers=-1), "--answers -1: expected a number from 0"),
     (lambda: Tolerances(tau=math.nan), "--tau nan: expected a number from 0"),
     (lambda: Tolerances(slower=0.5), "--slower 0.5: expected a factor from 1"),
@@ -214,7 +223,6 @@ def run(parts: ClipParts, toy: Any, monkeypatch: pytest.MonkeyPatch) -> Run:
     return call
 
 
-WHAT = ("--model", "clip_vit_b16", "--dataset", "toy", "--keeps", "0.5", "--limit", "12")
 _WRITTEN: list[bytes] = []
 
 
@@ -223,8 +231,12 @@ def file(run: Run, tmp_path: Path) -> Path:
     """Write an expectation of five rows, measured once for all tests."""
     path = tmp_path / "mine.jsonl"
     if not _WRITTEN:
-        methods = ("--methods", "random", "tome", "evit:fuse=true")
-        assert run(str(path), "--update", *WHAT, *methods).code == 0
+        plan = Plan(models=("clip_vit_b16",), methods=(), datasets=("toy",), limit=12, batches=BATCHES)
+        half = {"keep": 0.5, "options": {}}
+        rows = [CheckRow(method=name, **half) for name in ("random", "tome", "evit")]
+        rows = [CheckRow(method="dense", keep=1.0, options={}), *rows, replace(rows[-1], options={"fuse": True})]
+        case = Case("clip_vit_b16.openai", plan, {"toy": rows}, path)
+        write_records(path, [one.now for one in measure([case], CheckPlan(), {}, Progress()) if one.now is not None])
         _WRITTEN.append(path.read_bytes())
     path.write_bytes(_WRITTEN[0])
     return path
@@ -243,13 +255,13 @@ def test_a_busy_machine_judges_no_latency_and_leaves_the_expectation_its_times(r
     request.getfixturevalue("busy_machine")
     assert "latency isn't judged, as it wasn't measured" in str(run(str(file)))
     with pytest.raises(BusyError, match="would lose its times"):
-        run(str(file), "--update", *WHAT, "--methods", "random")
+        run(str(file), "--update")
     assert file.read_bytes() == _WRITTEN[0]
 
 
-def test_an_update_with_other_rows_tells_which_are_new_and_which_are_gone(run, file: Path):
-    shown = run(str(file), "--update", *WHAT, "--methods", "random", "clsattn", "--no-latency")
+def test_an_update_without_a_method_tells_that_its_rows_are_gone(run, file: Path, monkeypatch):
+    monkeypatch.delitem(METHODS, "evit")
+    shown = run(str(file), "--update", "--no-latency")
     moved = {(one["row"], one["expected"], one["now"]) for one in shown.data["moved"]}
-    gone = {(name, "measured", None) for name in ("tome50", "evit50", "evit50 fuse=true")}
-    assert moved == {("clsattn50", None, "measured"), *gone}
-    assert [record.method for record in read_records(file)] == ["dense", "random", "clsattn"]
+    assert moved == {(name, "measured", None) for name in ("evit50", "evit50 fuse=true")}
+    assert [record.method for record in read_records(file)] == ["dense", "random", "tome"]

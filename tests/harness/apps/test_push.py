@@ -161,7 +161,7 @@ def test_the_table_is_the_records_of_this_model_and_of_dense(model: Publishable,
     assert {row.dataset for row in rows} == {"fashion", "emoji", "photos"}
     assert {row.shots for row in rows} == {0}
     card = model_card(model, "me/pruned", rows)
-    assert markdown(list(sections(group_records(rows), summary=True))).strip() in card
+    assert markdown([one.wide(summary=True) for one in sections(group_records(rows))]).strip() in card
 
 
 def test_facts_are_computed(model: Publishable):

@@ -146,7 +146,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names), raising=False)
     path = str(tmp_path / "s.json")
     words = ["fit", "schedule", "--model", ARCH, "--dataset", "emoji", "--points", "2", "--candidates", "6"]
-    assert main([*words, "--match-to", "random", "--keep", "0.5", "--output", path, "--json"]) == 0
+    assert main([*words, "--match-to", "random", "--keep", "0.55", "--output", path, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["schedule"]
     assert found["reduce_at"] == list(read_schedule(path)["reduce_at"])
-    assert found["cost"]["of"] == "random at keep 50 %"
+    assert found["cost"]["of"] == "random at keep 55 %"

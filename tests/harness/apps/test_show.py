@@ -114,14 +114,6 @@ def test_panels_hold_what_the_model_computes(sheet_of: Show, tower: Tower, toy: 
             assert ((row.tokens[f"kept {percent}"] >= 0) == kept["patchrank", keep][i].numpy()).all()
 
 
-@pytest.mark.parametrize("by", ["golden", "evit"])
-def test_any_ranking_may_decide_what_is_kept(by: str, sheet_of: Show):
-    sheet = sheet_of(by=by, keeps=(0.3,))
-    for row in sheet.rows:
-        importance = row.importance[module.ALIASES.get(by, by)]
-        assert (row.tokens["kept 30"] == most_important(importance, 0.3)).all()
-
-
 def test_what_is_kept_is_what_the_trace_says(tower: Tower, toy: Dataset):
     images = torch.stack([tower.preprocess(toy.split("test")[i].image) for i in range(3)])
     rows = make_rows(tower, ["clsattn", "evitfuse"], 0.6, 4)
@@ -165,16 +157,14 @@ def test_towers_without_text_or_predictor(sheet_of: Show, tower: Tower, predicto
     monkeypatch.setattr(module, "load_tower", lambda name: tower._replace(clip=None))
     assert tuple(sheet_of(places=("toy:val:0",)).columns) == ("preservation", "clsattn", "kept 60")
     with pytest.raises(FileNotFoundError, match="no predictor for clip_vit_b16"):
-        sheet_of(by="predictor")
-    with pytest.raises(ValueError, match=r"--by 'label' can't be had: .* has no text tower"):
-        sheet_of(by="label")
+        sheet_of(methods=("patchrank",))
 
 
 def test_the_command(sheet_of: Show, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "draw", draw)
     out = tmp_path / "new" / "figure.png"
     command = ["show", "toy:val:1", str(photo), "--keeps", "0.5", "0.25"]
-    command += ["--stride", "2", "--methods", "tome", "--by", "tome", "--output", str(out)]
+    command += ["--stride", "2", "--methods", "tome", "--output", str(out)]
     assert main(command) == 0
     assert Image.open(io.BytesIO(out.read_bytes())).width > 1600
 

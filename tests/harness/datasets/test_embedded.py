@@ -15,6 +15,7 @@ from harness.datasets.base import FINAL, SPLITS
 from harness.datasets.canvas import seeded
 from harness.datasets.emoji import CAPTION, CAPTIONED, STYLES
 from harness.datasets.fashion import Fashion, compose
+from harness.datasets.images import measure_detail
 from harness.datasets.photos import SMALLEST, Photos
 from zoo.loading.clip import EmbeddedTokenizer, tokenizer, unseen_words
 
@@ -97,12 +98,35 @@ def photos() -> Photos:
     return get_dataset("photos").released()  # type: ignore[return-value]
 
 
-def test_the_pack_and_notice_hold_what_the_index_says(photos: Photos):
+@pytest.fixture(scope="module")
+def frames() -> Photos:
+    return get_dataset("frames").released()  # type: ignore[return-value]
+
+
+def test_frames_are_whole_photographs_in_the_splits_of_their_crops(photos: Photos, frames: Photos):
+    file = io.BytesIO(frames.path("frames.pack").read_bytes())
+    splits = {row["group"]: row["split"] for row in photos.photos}
+    for row in frames.photos:
+        assert splits.setdefault(row["group"], row["split"]) == row["split"]
+        [(left, top, right, bottom, size)] = row["crops"]
+        assert right - left == bottom - top == min(row["size"])
+        with Image.open(io.BytesIO(file.read(size))) as image:
+            assert image.size == (min(448, right - left),) * 2
+            assert measure_detail(image, (224, 224)) == pytest.approx(row["detail"], abs=0.1)
+    assert not file.read()
+    assert {row["name"] for row in photos.photos} < {row["name"] for row in frames.photos}
+
+
+def test_notice_names_every_photograph(frames: Photos):
     notice = (Path(__file__).parents[3] / "NOTICE").read_text()
-    file = io.BytesIO(photos.path("photos.pack").read_bytes())
-    for row in photos.photos:
+    for row in frames.photos:
         assert f"  {row['name']} | {row['author']} | {row['licence']}\n" in notice
         assert row["package"] in notice
+
+
+def test_the_pack_holds_what_the_index_says(photos: Photos):
+    file = io.BytesIO(photos.path("photos.pack").read_bytes())
+    for row in photos.photos:
         for left, top, right, bottom, size in row["crops"]:
             assert 0 <= left < right <= row["size"][0]
             assert 0 <= top < bottom <= row["size"][1]

@@ -10,8 +10,7 @@ from by_hand import make, replace
 
 from harness.records.metrics import pack
 from harness.records.record import Record, Times
-from harness.records.times import LatencyRecord
-from harness.report.folder import Parts, page
+from harness.report.folder import page
 from harness.report.groups import group_records
 from harness.report.highlights import plots_of
 
@@ -86,18 +85,6 @@ def records(dense: Record, random: list[Record], patchrank: Record) -> list[Reco
     return [*random, patchrank, dense, *emoji]
 
 
-@pytest.fixture
-def reduced_time(latency_record: Callable[..., LatencyRecord]) -> Callable[..., LatencyRecord]:
-    """Return what makes the time of a reduced model, some factor of the dense one's."""
-    dense = (10.0, 11.0, 10.5, 10.2, 10.1, 10.3)
-
-    def make(method: str, factor: float, **more: Any) -> LatencyRecord:
-        own = {"model": f"clip_vit_b16_{method}60", "method": method, "keep": 0.6}
-        return latency_record(tuple(factor * ms for ms in dense), dense, **own, **more)
-
-    return make
-
-
 class Page(HTMLParser):
     """Parse a page into tables of text, refusing unbalanced tags."""
 
@@ -149,9 +136,9 @@ class Page(HTMLParser):
 def made() -> Callable[..., tuple[str, Page]]:
     """Return what makes a page of records: its text, and it taken apart."""
 
-    def make(records: list[Record], title: str = "Results", **more: Any) -> tuple[str, Page]:
+    def make(records: list[Record], **more: Any) -> tuple[str, Page]:
         groups = group_records(records)
-        text = page(Parts(groups=groups, times={}, plots=plots_of(groups), **more), title)
+        text = page(groups, plots_of(groups), **more)
         return text, Page(text)
 
     return make

@@ -9,12 +9,20 @@ import pytest
 from by_hand import part, per_image, replace
 from rich.console import Console
 
-from harness.base.table import fit
+from harness.base.table import Table, fit
 from harness.cli.entry import main
 from harness.records.metrics import METRICS, pack
 from harness.records.record import Record, Times, read_records, write_records
 from harness.records.statistics import holm, paired_difference, paired_mean, sign_flip
-from harness.report.changes import TOP1, Change, changes_data, compare_runs, notes, pair_runs, tables
+from harness.report.changes import (
+    TOP1,
+    Change,
+    changes_data,
+    changes_table,
+    judge_changes,
+    notes,
+    pair_runs,
+)
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "records.jsonl"
 
@@ -51,9 +59,13 @@ def record(correct: Any = A, **changed: Any) -> Record:
 
 def only(a: Record, b: Record) -> Change:
     found = pair_runs([a], [b])
-    assert (found.only_a, found.only_b) == ((), ())
+    assert found[1:] == ([], [])
     [pair] = found.pairs
     return pair
+
+
+def tables(a: list[Record], b: list[Record]) -> list[Table]:
+    return [changes_table(group) for group in judge_changes(pair_runs(a, b).pairs)]
 
 
 def test_the_difference_is_b_minus_a_paired_by_image():
@@ -84,12 +96,10 @@ def test_fidelity_changes_image_by_image_and_each_column_is_judged_by_itself():
         assert pair.change(metric) == paired_mean(b, a, seed=0)
         assert pair.change_p(metric) == sign_flip(b - a, seed=0)
         assert (pair.change(METRICS["tau"]), pair.change_p(METRICS["tau"])) == (0.0, None)
-    data = changes_data(found)["pairs"]
-    assert [one["cosine_distance_p_value_holm"] for one in data] == pytest.approx(
-        holm([one["cosine_distance_p_value"] for one in data])
-    )
-    assert data[0]["cosine_distance_difference"]["estimate"] == pytest.approx(0.001, abs=2e-5)
-    [table] = tables(found)
+    data = [one["metrics"][metric.name] for one in changes_data(found, judge_changes(found.pairs))["pairs"]]
+    assert [one["p_value_holm"] for one in data] == pytest.approx(holm([one["p_value"] for one in data]))
+    assert data[0]["difference"]["estimate"] == pytest.approx(0.001, abs=2e-5)
+    [table] = tables(*runs)
     assert [cell.mark for cell in table.cells("1 - cosine")] == ["*", "", ""]
     other = only(
         record(np.ones(40), **per_image("cosine_distance", then[0])), record(np.ones(40), dataset_revision="99")
@@ -100,12 +110,10 @@ def test_fidelity_changes_image_by_image_and_each_column_is_judged_by_itself():
 def test_without_labels_only_fidelity_is_compared():
     near = per_image("cosine_distance", np.linspace(0.01, 0.02, 10))
     unlabelled = dict.fromkeys(("correct_bits", "top1", "top1_low", "top1_high", "margin"))
-    found = pair_runs(*[[record(**unlabelled, **near)]] * 2)
-    [pair] = found.pairs
-    assert pair.change(TOP1) is pair.change_p(TOP1) is pair.answers is None
-    [table] = tables(found)
+    rows = [record(**unlabelled, **near)]
+    [table] = tables(rows, rows)
     assert table.cells("1 - cosine") == ["+0.0000 [+0.0000, +0.0000]"]
-    assert not {"top-1 A", "B - A", "p"} & set(table.heads)
+    assert not any("top-1" in head.lower() for head in table.heads)
 
 
 def test_a_run_beside_itself_has_not_changed():
@@ -114,8 +122,7 @@ def test_a_run_beside_itself_has_not_changed():
     assert [(pair.a, pair.b) for pair in found.pairs] == [(row, row) for row in rows]
     for pair in found.pairs:
         assert (pair.conditions, pair.costs, pair.answers, pair.change_p(TOP1)) == ([], [], (0, 0), 1.0)
-        assert pair.change(TOP1) == (0.0, 0.0, 0.0)
-        assert pair.change(METRICS["tau"]) == 0.0
+        assert (pair.change(TOP1), pair.change(METRICS["tau"])) == ((0.0, 0.0, 0.0), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -156,13 +163,13 @@ def test_every_condition_that_differs_is_told(name: str, value: Any):
 )
 def test_counted_costs_must_be_equal_to_the_last_bit(name: str, value: Any):
     assert only(record(), record(**{name: value})).costs == [(name, part(record(), name), value)]
-    assert only(record(), record(**{name: None})).costs == []  # not measured
+    assert only(record(**{name: None}), record()).costs == []  # not measured
 
 
 def shown(a: list[Record], b: list[Record], width: int = 200) -> str:
     console = Console(width=width)
     with console.capture() as captured:
-        for table in tables(pair_runs(a, b)):
+        for table in tables(a, b):
             console.print(fit(table.forms(), width))
     return captured.get()
 
@@ -183,19 +190,12 @@ def test_conditions_costs_and_rows_of_one_run_are_told_in_words():
     ]
 
 
-@pytest.mark.parametrize("hostile", ["x\x1b[2J", "a|b", "<img src=x>", "[/]"])
-def test_names_in_somebody_else_s_file_are_text_and_nothing_more(hostile: str, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("hostile", ["x\x1b[2J", "[/]"])
+def test_names_in_somebody_else_s_file_are_text_and_nothing_more(hostile: str):
     rows = [record(dataset=hostile, method=hostile, method_config={hostile: hostile})]
-    runs = {"a": rows, "b": [record(B, dataset=hostile, method=hostile, method_config={})]}
-    monkeypatch.setattr("harness.report.changes.read_run", lambda path: runs[path.name])
-    found = compare_runs(Path("a"), Path("b"), tmp_path)
-    text = (tmp_path / "changes.md").read_text("utf-8")
-    assert "<img" not in text
-    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
-    lines = [part for part in found.parts if isinstance(part, str)]
-    assert "\x1b" not in "".join([text, *lines, shown(rows, rows)])
-    if "\x1b" not in hostile:
-        assert hostile in shown(rows, rows)
+    text = shown(rows, rows)
+    assert "\x1b" not in text
+    assert ("\x1b" in hostile) != (hostile in text)
 
 
 def flipped(lost: int, won: int, **changed: Any) -> tuple[Record, Record]:
@@ -210,11 +210,11 @@ def test_rows_of_a_table_are_judged_together():
     found = pair_runs(*map(list, zip(*pairs, strict=True)))
     alone = [pair.change_p(TOP1) for pair in found.pairs]
     assert alone[2] < alone[0] < 0.05 / 2 < alone[1] < 0.05
-    [sheet] = tables(found)
-    marks = [len(cell.mark) for cell in sheet.cells("B - A")]
+    [sheet] = tables(*map(list, zip(*pairs, strict=True)))
+    marks = [len(cell.mark) for cell in sheet.cells("Top-1, %")]
     assert marks == [int(p <= 0.05) for p in holm(alone)] == [1, 1, 1]
-    [weak] = tables(pair_runs(*map(list, zip(pairs[1], flipped(14, 4, seed=3), strict=True))))
-    assert not any(cell.mark for cell in weak.cells("B - A"))
+    [weak] = tables(*map(list, zip(pairs[1], flipped(14, 4, seed=3), strict=True)))
+    assert not any(cell.mark for cell in weak.cells("Top-1, %"))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_rows_of_a_table_are_judged_together():
 def test_another_row_is_no_partner(changed: dict[str, Any]):
     a, b = record(), record(**changed)
     found = pair_runs([a], [b])
-    assert (found.pairs, found.only_a, found.only_b) == ((), (a,), (b,))
+    assert found == ([], [a], [b])
 
 
 def test_a_row_under_several_conditions_meets_the_most_alike_and_none_twice():
@@ -236,7 +236,7 @@ def test_a_row_under_several_conditions_meets_the_most_alike_and_none_twice():
     short = record([True, False], dtype="bfloat16")
     found = pair_runs([short, full, half], [half, full])
     assert [(pair.a, pair.b) for pair in found.pairs] == [(full, full), (half, half)]
-    assert found.only_a == (short,)
+    assert found.only_a == [short]
     # The same images weigh more than the same precision.
     assert pair_runs([short, full], [half]).pairs[0].a == full
 
@@ -279,8 +279,7 @@ def test_two_runs_are_compared_and_nothing_is_measured_or_written(runs: Path, ca
         ("a b a", "compare 'a' 'b' 'a': expected two runs"),
         ("a gone", "run 'gone': there is no such file or folder; expected a file of records"),
         ("torn b", "records.jsonl, line 1: torn, as what wrote it was stopped midway"),
-        ("a --output out --device cpu", "--device can't be given with runs"),
-        ("a b --output a/records.jsonl", "--output 'a/records.jsonl' is a file, or lies in one"),
+        ("a --device cpu", "--device can't be given with runs"),
     ],
 )
 def test_wrong_use_is_told_and_nothing_is_written(

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from rich.console import Console
 from harness.base.terminal import Progress
 from harness.cli.entry import build_parser, main
 from harness.records.record import Record, read_run, write_records
-from harness.records.times import LatencyRecord, write_latencies
-from harness.report.folder import read_times, write_report
+from harness.report.folder import write_report
 from harness.report.groups import group_records, sections
 from harness.report.highlights import headline, standings
 from harness.report.pictures import Gallery
@@ -27,7 +25,6 @@ from harness.report.writers import markdown
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 QUALITIES = ("accuracy", "fidelity")  # of plots
 TABLES = ("report.html", "table.csv", "table.md", "table.tex")
-Make = Callable[..., LatencyRecord]
 
 
 def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -43,15 +40,11 @@ def test_a_committed_run_has_all_files_and_its_own_tables(tmp_path: Path, capsys
     assert sentence in said
 
 
-def test_data_are_figures_and_the_same_run_gives_the_same_bytes(records: list[Record], patchrank: Record, tmp_path):
+def test_the_same_run_gives_the_same_bytes(records: list[Record], tmp_path):
     write_records(tmp_path / "records.jsonl", records)
     args = build_parser().parse_args(["report", str(tmp_path), "--output", str(tmp_path / "out")])
     data = json.loads(json.dumps(args.run(args, Console(quiet=True)).data, allow_nan=False))
     assert all(Path(name).exists() for name in data["files"])
-    rows = {row["model"]: row for row in data["groups"][0]["rows"]}
-    row = rows[patchrank.model]
-    assert (row["top1_fraction"]["estimate"], row["gflops"]) == (patchrank.mean("top1"), patchrank.mean("gflops"))
-    assert row["latency"][0]["median_ms"] == patchrank.latency[0].median_ms
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     (tmp_path / "out" / "report.html").write_text("older")
     args.run(args, Console(quiet=True))
@@ -74,51 +67,13 @@ def test_refusals(name: str, match: str, records: list[Record], tmp_path: Path, 
     assert not Path("out").exists()
 
 
-@pytest.fixture
-def times(latency_record: Make, reduced_time: Make) -> list[LatencyRecord]:
-    return [latency_record(), reduced_time("tome", 0.7)]
-
-
-@pytest.fixture
-def timed_run(tmp_path: Path, records: list[Record], times: list[LatencyRecord]) -> Path:
-    write_records(tmp_path / "run" / "records.jsonl", records[:2])
-    write_latencies(tmp_path / "run" / "latency.jsonl", times)
-    return tmp_path / "run"
-
-
-def test_torn_times_beside_records_are_named_and_alone_refused(timed_run: Path, times: list[LatencyRecord]):
-    file, reasons = timed_run / "latency.jsonl", list[str]()
-    for run in (timed_run, timed_run / "records.jsonl", file):
-        assert read_times([run], reasons.append) == [(str(run), time) for time in times]
-    assert len(read_times([timed_run, file], reasons.append)) == 2
-    file.write_bytes(file.read_bytes()[:-20])
-    assert (read_times([timed_run], reasons.append), len(reasons)) == ([], 1)
-    assert "latency.jsonl" in reasons[0]
-    with pytest.raises(ValueError, match=r"latency\.jsonl"):
-        read_times([file], reasons.append)
-    (timed_run / "records.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"latency\.jsonl"):
-        read_times([timed_run], reasons.append)
-
-
-def test_a_run_of_times_alone_is_a_report(timed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (timed_run / "records.jsonl").unlink()
-    assert main(["report", str(timed_run), "--output", str(tmp_path / "out"), "--json"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert (data["records"], data["groups"], len(data["latency"][0]["records"])) == (0, [], 2)
-    assert "tome60" in (tmp_path / "out" / "report.html").read_text("utf-8")
-
-
-def test_lines_of_both_csv_say_which_run_they_are_from(timed_run: Path, tmp_path: Path, records, times):
-    other, out = tmp_path / "other", tmp_path / "out"
-    write_records(other / "records.jsonl", records[:1])
-    assert main(["report", str(timed_run), str(other), str(timed_run), "--output", str(out)]) == 0
-    table, timed = (
-        list(csv.DictReader(io.StringIO((out / name).read_text("utf-8")))) for name in ("table.csv", "latency.csv")
-    )
-    assert [line["run"] for line in table] == [str(timed_run), str(timed_run), str(other)]
-    assert [(line["run"], line["model"]) for line in timed] == [(str(timed_run), time.model) for time in times]
-    assert timed[1]["ratio_to_dense"] == str(times[1].times.ratio_to_dense)
+def test_lines_of_csv_say_which_run_they_are_from(tmp_path: Path, records: list[Record]):
+    runs, out = [tmp_path / "one", tmp_path / "other"], tmp_path / "out"
+    for run in runs:
+        write_records(run / "records.jsonl", records[:2])
+    assert main(["report", *map(str, [*runs, runs[0]]), "--output", str(out)]) == 0
+    lines = csv.DictReader(io.StringIO((out / "table.csv").read_text("utf-8")))
+    assert [line["run"] for line in lines] == [str(run) for run in runs for _ in range(2)]
 
 
 TEXT = (Path(__file__).parents[3] / "docs" / "compare.md").read_text("utf-8")
@@ -129,7 +84,7 @@ def test_the_files_and_the_python_of_the_docs(records: list[Record], tmp_path: P
         Path(name).name for name in write_report(records, tmp_path / "report", Progress(), drawn=()).data["files"]
     ]
     told = re.findall(r"^\| `([\w.]+)`", TEXT.partition("\n## Files of a report\n")[2].partition("\n## ")[0], re.M)
-    assert sorted(told) == sorted([*written, "latency.csv"])
+    assert sorted(told) == sorted(written)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -160,7 +115,7 @@ def test_hostile_names_stay_text(made: Any, dense: Record):
     hostile = dataclasses.replace(dense, **names, method_config={HOSTILE: HOSTILE})
     other = replace(hostile, method=HOSTILE, keep=0.5, gflops=2.0)
     picture = Gallery(name="photo", title="Photo", alt='"seen"', jpeg=b"jpeg")
-    text, parsed = made([hostile, other], HOSTILE, pictures=[picture])
+    text, parsed = made([hostile, other], pictures=[picture])
     assert parsed.tags.count("script") == text.count("<script") == 1
     assert parsed.tables[2][0] == HOSTILE
     assert 'alt="&#34;seen&#34;" src="data:image/jpeg;base64,anBlZw=="' in text

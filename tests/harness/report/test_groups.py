@@ -1,14 +1,12 @@
-"""No table mixes conditions, and what differs is told; likewise tables of times."""
+"""No table mixes conditions, and what differs is told."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from by_hand import replace
 
 from harness.records.record import Record
-from harness.records.times import LatencyRecord
-from harness.report.groups import group_records, group_times, sections, time_tables
+from harness.report.groups import group_records, sections
 
 # Of each condition another value, and what a heading says of it.
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -86,36 +84,3 @@ def test_rows_of_equal_time_stand_beside_the_method_whose_time_they_take(row: An
     assert equal.cells("Keep")[1:] == ["60 %", "45 %"]
     assert ["tome" in note for note in equal.notes] == [True]
     assert len(list(sections(group_records([target])))) == 1
-
-
-Make = Callable[..., LatencyRecord]
-
-
-@pytest.fixture
-def times(latency_record: Make, reduced_time: Make) -> list[LatencyRecord]:
-    """The model before its dense tower, the larger batch before the smaller."""
-    own = {"peak_mib": 9.5, "saved_gflops": 0.3}
-    return [
-        reduced_time("tome", 0.7, batch=8, **own),
-        latency_record(batch=8),
-        reduced_time("tome", 0.7, batch=1, **own),
-        latency_record(batch=1),
-    ]
-
-
-def test_times_have_ratio_interval_verdict_and_what_failed(times: list[LatencyRecord], latency_record: Make):
-    tome = {"model": "clip_vit_b16_tome60", "method": "tome", "keep": 0.6}
-    groups = group_times([*times, latency_record((), failed="out of memory", batch=32, **tome)])
-    [section] = time_tables(groups)
-    ratio = times[2].ratio
-    assert (str(section.cells("ratio")[1]), section.cells("ratio")[1].value) == (
-        "{:.3f} [{:.3f}, {:.3f}]".format(*ratio), ratio.estimate,
-    )  # fmt: skip
-    assert section.cells("verdict")[1:] == ["faster", "–", "faster", "not timed"]
-    assert section.notes == ["batch 32: out of memory"]
-
-
-def test_conditions_never_share_a_table(times: list[LatencyRecord]):
-    for change in ({"dtype": "bfloat16"}, {"way": "compile"}, {"threads": 2}, {"device": "cuda"}):
-        groups = group_times([*times, *(replace(time, **change) for time in times)])
-        assert [len(rows) for rows in groups.values()] == [4, 4]

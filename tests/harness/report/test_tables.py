@@ -19,8 +19,8 @@ from harness.records.averages import averages, judge_rows, labels
 from harness.records.metrics import METRICS, Sample, metric, pack
 from harness.records.record import Record, Times, names_of, read_records, read_run
 from harness.records.statistics import holm, paired_difference, sign_flip, sign_flip_exact
-from harness.report.changes import changes_data, pair_runs, tables
-from harness.report.folder import Parts, page
+from harness.report.changes import changes_table, judge_changes, pair_runs
+from harness.report.folder import page
 from harness.report.groups import group_records, sections
 from harness.report.highlights import plots_of
 from harness.report.tables import comparison_table
@@ -224,7 +224,7 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
     assert r"Sharpness, \%" in latex([section])
     plots = plots_of(groups)
     assert "sharpness_gflops" in {plot.name for plot in plots}
-    text = page(Parts(groups=groups, times={}, plots=plots), "Results")
+    text = page(groups, plots)
     assert 'data-sort="0.2578125">25.8' in text
     [first, _] = csv.DictReader(io.StringIO(records_csv(rows)))
     assert first["sharpness_fraction"] == "0.5078125"
@@ -232,9 +232,8 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
 
 def test_a_metric_of_one_function_is_compared_and_checked(sharpness: Callable[..., Record]):
     then, now = sharpness(FULL, 0.25), sharpness(FULL, 0.1875)
-    found = pair_runs([then], [now])
-    assert tables(found)[0].cells("Sharpness, %")[0].startswith("-6.2 [")
-    assert changes_data(found)["pairs"][0]["sharpness_difference"]["estimate"] == pytest.approx(-0.0625)
+    [group] = judge_changes(pair_runs([then], [now]).pairs)
+    assert changes_table(group).cells("Sharpness, %")[0].startswith("-6.2 [")
     [one] = find_movements(then, now, Tolerances())
     assert (one.quantity, one.by, one.allowed) == ("sharpness", pytest.approx(-0.0625), "±0.0005")
     assert list(find_movements(then, then, Tolerances())) == []

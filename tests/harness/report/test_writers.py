@@ -33,7 +33,7 @@ def hostile(dense: Record, patchrank: Record) -> list[Record]:
 
 
 def latex_of(records: list[Record]) -> str:
-    return latex(list(sections(group_records(records), summary=True)))
+    return latex([one.wide(summary=True) for one in sections(group_records(records))])
 
 
 def test_a_table_has_its_rows(dense: Record, patchrank: Record):
@@ -43,7 +43,7 @@ def test_a_table_has_its_rows(dense: Record, patchrank: Record):
     assert [row.split(" & ")[0] for row in rows] == ["dense", "patchrank"]
     assert rows[1] == (
         r"patchrank & 60 \% & 68.0 {\scriptsize {[}60.0, 75.0{]}} & $-$2.0 {\scriptsize "
-        r"{[}$-$5.1, $+$1.2{]}} & 2.45 & 0.71 & 0.70 & $+$0.31 \\"
+        r"{[}$-$5.1, $+$1.2{]}} & 2.45 & 0.70 \\"
     )
 
 
@@ -53,7 +53,7 @@ def test_hostile_names_neither_open_nor_close_anything(dense: Record, patchrank:
     assert bare.count("{") == bare.count("}")
     assert r"\input" not in bare
     rows = [line for line in bare.splitlines() if line.endswith(r"\\") and "&" in line]
-    assert {line.count("&") for line in rows[-2:]} == {7}
+    assert {line.count("&") for line in rows[-2:]} == {5}
 
 
 @pytest.mark.parametrize("which", ["records", "hostile"])
@@ -98,9 +98,3 @@ def test_every_field_comes_back_from_csv(records: list[Record]):
                 value = getattr(times.get(batch), name, None)
                 expected = "" if value is None else json.dumps(value)
                 assert line[f"latency_batch{batch}_{name}"] == expected
-
-
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
-def test_no_text_is_a_formula(text: str, records: list[Record]):
-    [one] = lines([replace(records[0], device_name=text)])
-    assert one["device_name"] == f"'{text}"

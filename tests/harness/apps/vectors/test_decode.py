@@ -113,12 +113,12 @@ def test_a_picture_that_ends_its_process_is_bad_and_one_whose_process_is_killed_
         results = decoders.prepare([every[:4], every[4:]])
         assert not any(item.wrong for item in next(results).items)
         if name == "SIGKILL":
-            with pytest.raises(ValueError, match=r"image '5\.png': .* by signal 9 \(SIGKILL\), 6 times in a row"):
+            with pytest.raises(ValueError, match=r"image '5\.png': .* by signal SIGKILL, 6 times in a row"):
                 next(results)
         else:
             items = next(results).items
             assert [bool(item.wrong) for item in items] == [False, True, False, False]
-            assert "(SIGABRT)" in items[1].wrong
+            assert "by signal SIGABRT" in items[1].wrong
             assert items[1].digest == every[5].digest()
     assert (tmp_path / "count").stat().st_size == tries
 

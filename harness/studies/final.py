@@ -1,0 +1,138 @@
+"""Which methods stay nearest to dense on images that nothing was chosen by, on several towers, at equal GFLOPs?"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.base.hints import describe_error
+from harness.base.table import UNMEASURED, Cell, Table
+from harness.base.terminal import Progress
+from harness.datasets import get_dataset
+from harness.datasets.base import FINAL, SplitName
+from harness.measure.bench import compare
+from harness.measure.plan import Plan
+from harness.measure.rows import make_row, usual_methods
+from harness.models.towers import load_tower
+from harness.records.averages import CLOSE, Average, averages, cost_of, tower_of
+from harness.records.metrics import METRICS
+from harness.records.record import DENSE, GOLDEN, Record
+from harness.records.statistics import paired_ratio
+from zoo.core.reducer import METHODS
+
+AGAINST = "tome"  # method that others' distances are divided by
+DISTANCE = METRICS["cosine_distance"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalConfig:
+    """What is judged, by which images and at which cost."""
+
+    models: tuple[str, ...] = Plan.models  # dense towers
+    datasets: tuple[str, ...] = ("fashion", "emoji", "photos", "frames")
+    methods: tuple[str, ...] = ()  # none for the usual ones
+    keeps: tuple[float, ...] = (0.6, 0.5, 0.3)  # of ``match_to``, whose GFLOPs the others meet
+    match_to: str = "clsattn"
+    split: SplitName = FINAL
+    limit: int | None = None  # images per dataset; None for all
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+def judge(
+    config: FinalConfig, known: Sequence[Record], progress: Progress, folder: Path | None = None
+) -> Iterator[list[Record]]:
+    """Yield the records of each tower and dataset; a tower goes without methods and datasets that it can't have.
+
+    Raises:
+        ValueError: an unknown name, or a tower without the method whose cost is to be met.
+    """
+    asked = config.methods or tuple(name for name in usual_methods() if name != GOLDEN)  # its rankings would read it
+    for model in config.models:
+        tower, methods = load_tower(model), [DENSE]
+        for method in dict.fromkeys((config.match_to, *asked)):
+            try:
+                if method in METHODS:
+                    make_row(tower.vit, tower.arch, tower.tag, method, {"keep": max(config.keeps)})
+            except (ValueError, FileNotFoundError) as error:
+                if method == config.match_to:
+                    raise
+                progress.say(f"{method} is left out of {model}: {describe_error(error)}")
+            else:
+                methods.append(method)
+        datasets = [name for name in config.datasets if tower.clip is not None or not get_dataset(name).labelled]
+        if left_out := [name for name in config.datasets if name not in datasets]:
+            progress.say(f"{', '.join(left_out)}: left out of {model}, which has no text tower to judge their classes")
+        plan = Plan(
+            models=(model,), methods=tuple(dict.fromkeys(methods)), keeps=config.keeps, datasets=tuple(datasets),
+            limit=config.limit, split=config.split, device=config.device, dtype=config.dtype, batches=(),
+            match="gflops", match_to=config.match_to,
+        )  # fmt: skip
+        yield from compare(plan, known, progress, release=True, folder=folder)
+
+
+def summarise(groups: Sequence[Sequence[Record]], match_to: str) -> Table:
+    """Lay out 1 - cosine to dense by tower, cost and method, a column for each set of images.
+
+    ``groups`` are records of one tower and dataset each. Behind a distance stands its ratio to that of `AGAINST`.
+    """
+    sets = list(dict.fromkeys(_set_of(group) for group in groups))
+    cells: dict[tuple[str, float, str], dict[str, Cell]] = {}
+    costs: dict[tuple[str, float, str], float] = {}
+    for group in groups:
+        rows = averages(group)
+        for target in (row for row in rows if row.method == match_to):
+            nearest = _nearest(rows, target)
+            for method, row in nearest.items():
+                key = (tower_of(group[0]), target.keep, method)
+                costs[key] = (cost_of(row) or 0) / (cost_of(target) or 1)
+                cells.setdefault(key, {})[_set_of(group)] = _cell(row, nearest.get(AGAINST))
+    order = sorted(cells, key=lambda key: ([tower for tower, *_ in cells].index(key[0]), -key[1], _least(cells[key])))
+    lines = [
+        [
+            tower,
+            f"{100 * keep:g} %",
+            method + (f" at {costs[tower, keep, method] - 1:+.0%}" if _is_off(costs[tower, keep, method]) else ""),
+            *(cells[tower, keep, method].get(name, Cell(UNMEASURED)) for name in sets),
+        ]
+        for tower, keep, method in order
+    ]
+    starts = {at for at in range(1, len(order)) if order[at][:2] != order[at - 1][:2]}
+    return Table.of(
+        f"1 - cosine to dense at the GFLOPs of {match_to}",
+        ["tower", "at", "method", *sets],
+        lines,
+        words={"tower", "method"},
+        sections=frozenset(starts),
+        caption=f"at: keep rate of {match_to}; behind a distance its ratio to that of {AGAINST} on the same images and "
+        "its 95 % paired bootstrap interval over photographs; at +X %: the method can't go down to this cost",
+    )
+
+
+def _nearest(rows: Sequence[Average], target: Average) -> dict[str, Average]:
+    """Return each method's row of the cost nearest to a target's."""
+    goal, found = cost_of(target) or 1, dict[str, Average]()
+    for row in sorted(rows, key=lambda row: -abs((cost_of(row) or 0) / goal - 1)):
+        if row.method != DENSE:
+            found[row.method] = row
+    return found
+
+
+def _is_off(ratio: float) -> bool:
+    return abs(ratio - 1) > CLOSE / 2
+
+
+def _cell(row: Average, against: Average | None) -> Cell:
+    mean, values = row.mean(DISTANCE.name), row.per_image(DISTANCE.name)
+    other = None if against is None else against.per_image(DISTANCE.name)
+    if values is None or other is None or row is against or not min(other) > 0:  # of no distance nothing is a multiple
+        return Cell(DISTANCE.text(mean), mean)
+    ratio, low, high = paired_ratio(values, other, 0, row.first.groups)
+    return Cell(f"{DISTANCE.text(mean)}, x{ratio:.2f} [{low:.2f}, {high:.2f}]", mean)
+
+
+def _least(cells: dict[str, Cell]) -> float:
+    return sum(float(cell.value or 0) for cell in cells.values())
+
+
+def _set_of(group: Sequence[Record]) -> str:
+    return f"{group[0].dataset} ({group[0].image_count})"
