@@ -1,38 +1,38 @@
 """Tables of README and the site that are made from records.
 
 ``python -m tools.write_results`` in a checkout writes them anew; a test compares them. With ``--measure LIMIT`` it
-first measures the main job, and equal time in the fastest precision, on so many images of each dataset.
+first measures the main job, and equal time on photographs, on so many images of each dataset.
 """
 
+import gzip
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from harness.base.table import NOT_MEASURED, Table
 from harness.cli.entry import main
-from harness.records.averages import CLOSE, REFERENCE
-from harness.records.record import DENSE, MATCHED, RECORDS, UNREDUCED, Record, read_records
+from harness.records.averages import CLOSE, REFERENCE, tower_of
+from harness.records.record import MATCHED, RECORDS, UNREDUCED, Record, halves, read_records
 from harness.records.times import LATENCIES, latency_table, read_latencies, table_of
 from harness.report.groups import group_records
 from harness.report.highlights import standings
 from harness.report.writers import markdown
+from harness.studies.final import FinalConfig, summarise
 from tools import replace_part
 from zoo.core.files import write_whole
-from zoo.core.precision import best_precision
 
 RESULTS = Path("docs/results")
 BEGIN, END = "<!-- --8<-- [start:{}] -->", "<!-- --8<-- [end:{}] -->"
 TIMED = {  # records by column
-    "batch 1, float32": "equal_time_1_float32.jsonl.gz",
-    "batch 1, bfloat16": "equal_time_1_bfloat16.jsonl.gz",
-    "batch 8, bfloat16": "equal_time.jsonl",
-    "batch 32, float32": "equal_time_32_float32.jsonl.gz",
-    "batch 32, bfloat16": "equal_time_32_bfloat16.jsonl.gz",
+    f"batch {batch}, {dtype}": f"equal_time_{batch}_{dtype}.jsonl.gz"
+    for batch in (1, 8, 32)
+    for dtype in ("float32", "bfloat16")
 }
+PHOTOGRAPHS = ("photos", "frames")  # datasets that are split into halves by their detail
 Found = Iterator[tuple[float, str, str, float]]  # keep rate of the target, method, column, 1 - cosine
 
 
@@ -42,19 +42,11 @@ def main_results() -> list[Table]:
 
 
 def final_split() -> list[Table]:
-    """Return 1 - cosine on the final split at the GFLOPs of the target."""
-    return [_distances("Final split, at equal GFLOPs", _final_split())]
-
-
-def _final_split() -> Found:
-    groups = [list(group) for _, group in groupby(read_records(RESULTS / "final.jsonl.gz"), lambda one: one.dataset)]
-    for group in groups[len(groups) // 2 :]:  # the first half is at equal keep rates
-        targets = [record for record in group if record.method == REFERENCE]
-        for record in group:
-            if record.method != DENSE:
-                near = min(targets, key=lambda target: abs(_metric(target, "gflops") - _metric(record, "gflops")))
-                column = f"{record.dataset} ({record.image_count})"
-                yield near.keep, record.method, column, _metric(record, "cosine_distance")
+    """Return 1 - cosine on the final split by tower, cost and method."""
+    records = read_records(RESULTS / "final.jsonl.gz")
+    groups = [list(group) for _, group in groupby(records, key=lambda one: (tower_of(one), one.dataset))]
+    parts = [halves(group) if group[0].dataset in PHOTOGRAPHS else (group,) for group in groups]
+    return [summarise(list(chain.from_iterable(parts)), FinalConfig.match_to)]
 
 
 def equal_time() -> list[Table]:
@@ -128,12 +120,17 @@ def write(page: Path) -> str:
 
 def measure(limit: str) -> None:
     """Write the records of the main job with its plot, and those of equal time, on ``limit`` images of a dataset."""
-    at_equal_time = ["--match", "time", "--dtype", best_precision("cpu")]
-    for name, flags in (("records.jsonl", []), ("equal_time.jsonl", at_equal_time)):
+    jobs: dict[str, list[str]] = {"records.jsonl": []}
+    for column, name in TIMED.items():
+        batch, dtype = column.removeprefix("batch ").split(", ")
+        jobs[name] = ["--dataset", "photos", "--match", "time", "--match-batch", batch, "--batches", batch]
+        jobs[name] += ["--dtype", dtype]
+    for name, flags in jobs.items():
         with TemporaryDirectory() as folder:
             if code := main(["compare", *flags, "--limit", limit, "--no-gallery", "--output", folder]):
                 sys.exit(code)
-            shutil.copy(Path(folder) / RECORDS, RESULTS / name)
+            content = (Path(folder) / RECORDS).read_bytes()
+            write_whole(RESULTS / name, gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
             if not flags:
                 shutil.copy(Path(folder) / "fidelity_gflops.svg", RESULTS)
 

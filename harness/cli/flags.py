@@ -173,6 +173,7 @@ USUAL: dict[str, tuple[str, Any, str, Any, dict[str, Any]]] = {
     "split": ("--split", "test", "split of the dataset", split, {"choices": SPLITS}),
     "device": ("--device", "cpu", "torch device, such as cuda:0", None, {}),
     "dtype": ("--dtype", "float32", f"precision: {', '.join(DTYPES)}", dtype, {}),
+    "halves": ("--halves", False, "tables of the smoother and of the more detailed half of the images, too", None, {}),
     "fresh": ("--fresh", False, "measure again what was measured before", None, {}),
 }
 
@@ -277,9 +278,7 @@ def golden_config(args: Namespace) -> "GoldenConfig":
 
 def tokens_recipe(group: Any, draws: str | None, text: str = "") -> None:
     """Add what is learned from a few labelled images, and how."""
-    names = outline("zoo.learning.tuning").RECIPES
-    add(group, "--recipe", names[0], f"recipe of learned tokens: {', '.join(names)}", choices=names, metavar="NAME")
-    add(group, "--tune", None, "changes to the recipe, FIELD=VALUE,...; see docs/learning.md", metavar="CHANGES")
+    add(group, "--tune", None, "changes to how tokens are learned, FIELD=VALUE,...", metavar="CHANGES")
     about = f"which labelled images: ours, or coop for those of CoOp's own runs{text}"
     choices = outline("harness.datasets.few_shot").DRAWS
     add(group, "--draws", draws, about, choices=choices, metavar="WHOSE")
@@ -289,22 +288,14 @@ def tokens_recipe(group: Any, draws: str | None, text: str = "") -> None:
 def tune_config(args: Namespace, draws: str, **usual: Any) -> "TuneConfig":
     """Return the recipe of learned tokens that the flags ask for; its seed is the first of ``draws``.
 
-    ``usual`` are fields that differ from the recipe's where ``--tune`` doesn't name them.
-
-    Raises:
-        ValueError: rounds for a recipe of epochs, or what ``TuneConfig`` refuses.
+    ``usual`` are fields that differ from the default where ``--tune`` doesn't name them. Raises what ``TuneConfig``
+    refuses.
     """
     from harness.datasets.few_shot import COOP
-    from zoo.learning.tuning import RECIPES
+    from zoo.learning.tuning import TuneConfig
 
     seed = (1 if draws == COOP else 0) if args.seed is None else args.seed
-    if usual.get("tokens") == "v":
-        usual.setdefault("init", None)  # which is of text tokens
-    recipe = dataclasses.replace(RECIPES[args.recipe], seed=seed, **usual)
-    changed = change(recipe, args.tune, "--tune")
-    if changed.epochs is not None and (changed.rounds, changed.steps) != (recipe.rounds, recipe.steps):
-        raise ValueError(f"--tune {args.tune!r} with epochs={changed.epochs}: a recipe has epochs, or rounds and steps")
-    return changed
+    return change(TuneConfig(seed=seed, **usual), args.tune, "--tune")
 
 
 def settings(config: type[C], args: Namespace, /, **others: Any) -> C:
@@ -327,7 +318,7 @@ def settings(config: type[C], args: Namespace, /, **others: Any) -> C:
 
 
 def change(config: C, changes: str | None, flag: str) -> C:
-    """Return settings with changes such as ``anchor=2,init=a photo of a``; a minus stands for an underscore.
+    """Return settings with changes such as ``anchor=2,coupling=none``; a minus stands for an underscore.
 
     Raises:
         ValueError: an unknown field, a value of another type, or what the settings refuse.

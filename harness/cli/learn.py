@@ -164,8 +164,8 @@ def _prompts_flags(parser: CommandParser) -> None:
     flags.add(what, "--shots", 16, "labelled images per class", metavar="K")
     flags.data(parser)
     tokens = parser.add_argument_group("learned tokens")
-    flags.add(tokens, "--tokens", None, "t (text), v (visual) or vt (both); default: the recipe's")
-    flags.add(tokens, "--num-tokens", None, "number of learned tokens; default: the recipe's", int)
+    flags.add(tokens, "--tokens", None, "t (text), v (visual) or vt (both); default: vt")
+    flags.add(tokens, "--num-tokens", None, "number of learned tokens; default: 4", int)
     flags.tokens_recipe(tokens, outline("harness.datasets.few_shot").OURS)
     how = parser.add_argument_group("conditions and files")
     flags.usual(how, "device")
@@ -188,7 +188,6 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
     how = {"draws": args.draws, "device": args.device, "progress": Progress(status)}
     row, tuner = load_tuner(args.model, dataset, **how)
     begin = time.perf_counter()
-    steps = config.total_steps(len(drawn.train))
     if args.output is None:
         require_appendable(cache_folder() / "prompts" / "any")
     with claim_file(args.output):
@@ -205,11 +204,11 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
         f"{seconds:.1f} s, {memory_mib:,.0f} MiB at most; top-1 on the {len(drawn.val)} "
         f"validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
     )
-    recipe = f"recipe {args.recipe}: {config.learned}, {config.describe(len(drawn.train))}"
+    recipe = f"{config.learned}, {config.describe()}"
     data = {
         **{"path": path, "parameters": parameters, "seconds": seconds, "memory_mib": memory_mib},
         **{"train": len(drawn.train), "val": len(drawn.val), "top1": top1, "untuned": untuned},
-        **{"draws": args.draws, "steps": steps, "recipe": config},
+        **{"draws": args.draws, "steps": config.total_steps, "recipe": config},
     }
     return Shown(parts=(text, recipe), data=json_values(data))
 
@@ -244,7 +243,8 @@ def _recovery_flags(parser: CommandParser) -> None:
     _images_flags(what, limit, "learn from", "decide when to stop")
     flags.data(parser)
     how = parser.add_argument_group("recovery")
-    text = "what is trained: norm (LayerNorms and biases) or lora (low-rank updates)"
+    text = "what is learned: head (the last linear map, in closed form), norm (LayerNorms and biases), lora (low-rank "
+    text += "updates), or one after the other, head+norm or head+lora"
     flags.fields(how, config, what=text, rank="rank of lora")
     flags.add(how, "--validations", config.rounds, "validations at most, each after --steps", dest="rounds")
     flags.fields(how, config, steps="steps of the optimiser between validations", batch="images per step")
@@ -268,7 +268,7 @@ def run_fit_recovery(args: Namespace, status: Console) -> Shown:
     file = train_recovery(args.model, sources, config, **how, out=args.output, progress=Progress(status))
     seconds = time.perf_counter() - begin
     losses = [f"{one['name']} {one['before']:.4f} to {one['after']:.4f}" for one in file.datasets]
-    worth = "" if file.parameters else "; no training step improved every dataset, so the model stays as it is"
+    worth = "" if file.parameters else "; no change improved every dataset, so the model stays as it is"
     text = (
         f"wrote {file.path}: {file.parameters:,} parameters, {sum(one['images'] for one in file.datasets)} images, "
         f"{seconds:.1f} s; 1 - cosine to dense on images held out: {', '.join(losses)}{worth}"

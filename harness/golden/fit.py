@@ -85,9 +85,9 @@ def gather(
         ids += images.image_ids
         tokens.append(part)
         importance.append(one.of(images.image_ids))
-    kept, golden = np.concatenate(chosen), torch.from_numpy(np.concatenate(importance))
-    data = RankedTokens(tokens=Joined(tokens), importance=golden, prefix=tower.vit.prefix_count, grid=tower.vit.grid)
-    data = data if shots is None else data.take(torch.from_numpy(kept))
+    kept, golden, vit = np.concatenate(chosen), np.concatenate(importance), tower.vit
+    joined, exact = Joined(tokens, kept), torch.from_numpy(golden[kept])
+    data = RankedTokens(tokens=joined, importance=exact, prefix=vit.prefix_count, grid=vit.grid)
     return Gathered(data, tuple(ids[i] for i in kept))
 
 
@@ -148,10 +148,8 @@ def entering(
     shape = (len(images), vit.prefix_count + vit.grid[0] * vit.grid[1], vit.embed_dim)
     known = [[getattr(facts, name) for name in _KEY], [metadata.version(name) for name in _PACKAGES]]
     name = f"{facts.dataset}-{facts.split}-b{facts.block}-{digest([*known, images.image_ids])}"
-    tokens = _read(cache_folder() / "tokens" / f"{name}.npy", shape)
-    if tokens is None:
-        path = cache_file("tokens", f"{name}.npy")
-        tokens = _read(path, shape)  # of an earlier call, where the cache can't be written to
+    path = cache_file("tokens", f"{name}.npy")
+    tokens = _read(path, shape)
     if tokens is None:
         title, done = f"tokens of {facts.dataset} {facts.split}", 0
         with _growing(path, shape) as file, progress.task(title, len(images)) as update:
@@ -214,17 +212,17 @@ def _advance(vit: ReducedViT, images: Tensor, block: int) -> NDArray[np.float16]
 
 
 class Joined:
-    """Tokens of several sets, (n_i, T, D) each, as one, without bringing them into memory."""
+    """The images ``kept`` of the tokens of several sets, (n_i, T, D) each, without bringing them into memory."""
 
-    def __init__(self, parts: Sequence[Tensor]) -> None:
+    def __init__(self, parts: Sequence[Tensor], kept: NDArray[np.int64]) -> None:
         """Note where each part starts."""
-        self.parts = parts
+        self.parts, self.kept = parts, kept
         self.starts = np.cumsum([0, *map(len, parts)]).tolist()
-        self.shape = (self.starts[-1], *parts[0].shape[1:])
+        self.shape = (len(kept), *parts[0].shape[1:])
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         """Read the images ``rows`` (k,), in this order."""
-        places = [(bisect.bisect_right(self.starts, row) - 1, row) for row in rows.tolist()]
+        places = [(bisect.bisect_right(self.starts, row) - 1, row) for row in self.kept[rows.numpy()].tolist()]
         return torch.stack([self.parts[part][row - self.starts[part]] for part, row in places])
 
 

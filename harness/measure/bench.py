@@ -273,6 +273,7 @@ class Bench:
                 labels=split.labels,
                 captions=captions,
                 groups=record.groups,
+                detail=None if (detail := found[row.key].detail) is None else detail[:, 0],
                 costs={name: value for name, value in cost.items() if name in METRICS},
                 dense=None if row.method == DENSE else dense,
             )

@@ -227,7 +227,7 @@ def _equal_gflops(
             for rate in plan.keeps:
                 keep = solver.nearest(target.gflops(rate))
                 say_miss((method, rate), keep, solver.gflops(keep), target.gflops(rate), plan, progress.say)
-                if abs(solver.gflops(keep) / target.gflops(rate) - 1) <= CLOSE:
+                if plan.far or abs(solver.gflops(keep) / target.gflops(rate) - 1) <= CLOSE:
                     keeps[method, rate] = keep
             update(done)
     return keeps
@@ -274,7 +274,7 @@ def say_miss(key: MethodRate, keep: float, cost: float, goal: float, plan: Plan,
     if abs(off) <= TOLERANCE[plan.match]:
         return
     target, found = f"{plan.match_to} at keep {100 * rate:.3g} %", f"({100 * off:+.1f} %), at keep {100 * keep:.3g} %"
-    apart = "; left out" if abs(off) > CLOSE else ""
+    apart = "; left out" if abs(off) > CLOSE and not plan.far else ""
     if plan.match == "gflops":
         say(f"{method} can't meet the {goal:.3f} GFLOPs of {target}: the nearest is {cost:.3f} {found}{apart}")
     else:

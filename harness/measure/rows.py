@@ -23,6 +23,7 @@ from harness.base.terminal import Progress
 from harness.datasets import few_shot
 from harness.datasets.base import Dataset, Split
 from harness.datasets.few_shot import batches
+from harness.datasets.images import measure_detail
 from harness.models.towers import TIMM, split_method
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, RECOVERY
 from zoo.core.files import digest
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from harness.golden.store import Rankings
 
 BLOCK = GoldenConfig.block
-PATCHWISE = ("scores", "token")  # of an outcome: a value per patch, if anything went
+PATCHWISE = ("scores", "token", "detail")  # of an outcome, where there is any: a row of values per image
 COLUMNS = ("features", *PATCHWISE)
 MethodRate = tuple[str, float]  # a method and its keep rate
 
@@ -223,6 +224,7 @@ class Outcome:
     scores: NDArray[np.float32] | None = None  # (n, N), higher = kept longer
     final_tokens: int  # patch tokens left at the end
     token: NDArray[np.int16] | None = None  # (n, N) position of the token that a patch ended in, -1 if dropped
+    detail: NDArray[np.float32] | None = None  # (n, 1) of the images, see `measure_detail`; of the dense row alone
 
     def part(self, positions: Sequence[int] | NDArray[np.int64]) -> "Outcome":
         """Return the outcome on the images at these positions, in this order."""
@@ -407,6 +409,7 @@ def outcomes(
     like = next(rows[0].vit.parameters())
     oracle = {row.key: _importance(row, split.image_ids).to(like.device) for row in rows if row.method == GOLDEN}
     parts: dict[str, list[Outcome]] = {row.key: [] for row in rows}
+    dense = {row.key for row in rows if row.method == DENSE}
     done = runs = 0
 
     def on_row() -> None:
@@ -416,8 +419,10 @@ def outcomes(
 
     for examples, images in batches(split, preprocess):
         batch = {key: values[done : done + len(examples)] for key, values in oracle.items()}
+        height, width = images.shape[-2:]
+        detail = np.array([[measure_detail(example.image, (width, height))] for example in examples], dtype=np.float32)
         for key, output in run(rows, images.to(like), batch, on_row).items():
-            parts[key].append(output)
+            parts[key].append(replace(output, detail=detail) if key in dense else output)
         done += len(examples)
     return {key: Outcome.join(part) for key, part in parts.items()}
 

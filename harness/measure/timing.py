@@ -26,7 +26,6 @@ from zoo.core.messages import expected
 from zoo.core.precision import PRECISIONS
 from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, Served, as_runtime, require_format
 from zoo.deploy.optimized import OptimizedHost, optimize
-from zoo.loading.open_clip import to_open_clip
 from zoo.towers.vit import ReducedViT
 
 MOST_ROUNDS = 200  # however short the calls are
@@ -35,14 +34,11 @@ PER_THREAD = 0.75  # of a core, that each of torch's threads needs
 WAIT_S = 30.0  # for other processes, in one search or one table
 LOOK_S, POLL_S = 0.2, 1.0  # that other processes are watched: before a timing, and again while they are waited for
 STAT = Path("/proc/stat")
-COMPILE, REDUCE_OVERHEAD = "compile", "reduce-overhead"
-CUDA_GRAPHS, OPTIMIZED = "cuda-graphs", "optimized"
-OPEN_CLIP = "open_clip"  # open_clip's own code with the same weights
+COMPILE, CUDA_GRAPHS, OPTIMIZED = "compile", "cuda-graphs", "optimized"
 EXPORTED = (AOTI, ONNX, OPENVINO)
-# As it is; torch.compile; the same replaying CUDA graphs; the eager model's launches captured once and replayed; what
-# zoo.optimize makes of it.
-WAYS = (EAGER, COMPILE, REDUCE_OVERHEAD, CUDA_GRAPHS, OPTIMIZED)
-RUNTIMES = (*WAYS, OPEN_CLIP, *EXPORTED)  # what --runtimes times in one round, in several precisions
+# As it is; torch.compile; the eager model's launches captured once and replayed; what zoo.optimize makes of it.
+WAYS = (EAGER, COMPILE, CUDA_GRAPHS, OPTIMIZED)
+RUNTIMES = (*WAYS, *EXPORTED)  # what --runtimes times in one round, in several precisions
 OUT_OF_MEMORY = "out of memory"
 # Of the features' length. Rounding may turn which of two equal tokens goes, in low precision in
 # most images, so that features of compiled models differ by about as much as those of float32.
@@ -298,7 +294,7 @@ def others_s() -> float | None:
 
 
 class RefusedError(RuntimeError):
-    """``zoo.optimize`` or open_clip has no such tower or precision, or the compiler left out its graphs."""
+    """``zoo.optimize`` has no such tower or precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,11 +316,11 @@ def check_ways(flag: str, ways: Sequence[str], dtypes: Sequence[str], device: to
         if way not in known:
             raise ValueError(f"{flag} {way!r}: {expected(way, known)}")
         there = f"{flag} {way} on --device {str(device)!r}"
-        if way in (REDUCE_OVERHEAD, CUDA_GRAPHS) and device.type != "cuda":
+        if way == CUDA_GRAPHS and device.type != "cuda":
             raise ValueError(f"{there}: CUDA graphs need a CUDA device; leave it out, or add --device cuda")
         if way in EXPORTED and device.type != "cpu":
             raise ValueError(f"{there}: exported files are timed on a CPU alone")
-        if way in (COMPILE, REDUCE_OVERHEAD, AOTI):
+        if way in (COMPILE, AOTI):
             _require_compiler(there, device)
         if way in EXPORTED:
             for dtype in {"float32", *dtypes} & set(FORMATS[way].dtypes):
@@ -384,7 +380,6 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
 def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory of a call."""
     wait = synchronizer(images.device)
-    skipped = _skipped_graphs()
     calls: list[Call] = []
 
     def first(batch: Tensor) -> None:
@@ -402,9 +397,7 @@ def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) ->
         else:
             first(images)
     first_call_s = time.perf_counter() - begun
-    if way == REDUCE_OVERHEAD and _skipped_graphs() > skipped:
-        raise RefusedError("the compiler left out CUDA graphs, so this would be compile")
-    if way not in (CUDA_GRAPHS, REDUCE_OVERHEAD, *EXPORTED):
+    if way not in (CUDA_GRAPHS, *EXPORTED):
         peak = peak_mib(calls[0], images)
     held = calls[0].held_bytes() / MIB if isinstance(calls[0], OptimizedHost) else None
     return ReadyModel(call=calls[0], first_call_s=first_call_s, peak_mib=peak, weights_mib=held)
@@ -437,32 +430,16 @@ def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None)
         if way == OPTIMIZED:
             optimized: Call = optimize(model, dtype=dtype or images.dtype)
             return optimized
-        if way == OPEN_CLIP:
-            model = to_open_clip(model)
     except ValueError as error:
         raise RefusedError(str(error)) from error
     if dtype is not None:
         model = Served(model, dtype).eval()
     if way == CUDA_GRAPHS:
         return _captured(model, images)
-    if way not in (COMPILE, REDUCE_OVERHEAD):
+    if way != COMPILE:
         return model
-    mode = REDUCE_OVERHEAD if way == REDUCE_OVERHEAD else None
-    compiled: Call = torch.compile(_own_code(model), dynamic=False, fullgraph=True, mode=mode)
-
-    def replay(batch: Tensor) -> object:
-        # The features of the call before need not live on.
-        torch.compiler.cudagraph_mark_step_begin()
-        return compiled(batch)
-
-    return compiled if way == COMPILE else replay
-
-
-def _skipped_graphs() -> int:
-    """Return how often the compiler has left out the CUDA graphs that it was asked for."""
-    from torch._dynamo.utils import counters
-
-    return int(counters["inductor"]["cudagraph_skips"])
+    compiled: Call = torch.compile(_own_code(model), dynamic=False, fullgraph=True)
+    return compiled
 
 
 def _own_code(model: nn.Module) -> Callable[[Tensor], Any]:

@@ -110,7 +110,7 @@ class Tuner:
             if config.tokens == "t":
                 for split in few:  # common blocks once
                     self._outcomes.find(missing, split, self.dataset.name)
-            what = f"{config.learned}, {config.describe(len(few.train))}"
+            what = f"{config.learned}, {config.describe()}"
             self._say_once(f"{self.dataset.name}, {shots} shots: {what}")
             for row in missing:
                 self._tune(row, few, shots, seed, config, paths[row.key])
@@ -145,7 +145,7 @@ class Tuner:
         what = f"{config.tokens} for {row.key}, {self.dataset.name}, {shots} shots, draw {seed}"
         train, val = (self._labelled(row, split, config) for split in few)
         model = (row.vit, self.parts, self.dataset.classes, self.dataset.templates)
-        with self.progress.task(f"{what}, steps", config.total_steps(len(few.train))) as update:
+        with self.progress.task(f"{what}, steps", config.total_steps) as update:
             learner = tune(*model, train, val, config, checkpoint=checkpoint, on_step=update)
         provenance = {"tuned_on": row.model, "method": row.config, "shots": shots, "draw": seed, "draws": self.draws}
         provenance["dataset_revision"] = self.dataset.condition

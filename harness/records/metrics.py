@@ -79,6 +79,7 @@ class Sample:
     labels: NDArray[np.int64] | None = None  # (n,)
     captions: Captions | None = None
     groups: NDArray[np.int64] | None = None  # (n,) see `bootstrap_mean`
+    detail: NDArray[np.float32] | None = None  # (n,) of the images at the input's size, see `measure_detail`
     costs: Mapping[str, float] = field(default_factory=dict)
     dense: "Sample | None" = None  # the dense row's on the same images; None of the dense row itself
 
@@ -184,18 +185,24 @@ class Metric:
         if own is None or isinstance(own, (int, float)):
             return None if own is None else Measured(mean=own)
         values, chance, at = own if isinstance(own, PerImage) else PerImage(own)
+        return self.summarise(values, sample.groups, chance, at)
+
+    def summarise(
+        self, values: NDArray[Any], groups: NDArray[np.int64] | None, chance: float | None, at: float | None
+    ) -> Measured | None:
+        """Return the metric of (n,) values, one per image, with its interval; None if they have no spread."""
         packed = None
         if self.stored:  # the mean is that of the values as they are stored
             packed = pack(values)
             values = unpack(packed, len(values))
-        found = INTERVALS[self.interval](values, sample)
+        found = INTERVALS[self.interval](values, groups)
         if found is None:
             return None
         return Measured(mean=found.estimate, low=found.low, high=found.high, values=packed, at=at, chance=chance)
 
 
-INTERVALS: dict[str, Callable[[NDArray[Any], Sample], Interval | None]] = {
-    "bootstrap": lambda values, sample: statistics.over_images(values, groups=sample.groups),
+INTERVALS: dict[str, Callable[[NDArray[Any], NDArray[np.int64] | None], Interval | None]] = {
+    "bootstrap": lambda values, groups: statistics.over_images(values, groups=groups),
     "wilson": lambda v, _: Interval(float(v.mean()), *statistics.wilson_interval(int(v.sum()), len(v))),
     "paired": lambda values, _: statistics.paired_difference(values > 0, values < 0, seed=0),
 }
@@ -381,6 +388,12 @@ def _match_at_k(sample: Sample) -> Found:
 @metric("final_tokens", heading="Final tokens", form="", least=0, most=1e9)
 def _final_tokens(sample: Sample) -> Found:
     return sample.final_tokens
+
+
+@metric("detail", form=".1f", least=0, most=255, bound="")
+def _detail(sample: Sample) -> Found:
+    """Tell of the dense row alone how much detail the images have: tables are split by it."""
+    return sample.detail
 
 
 def _require_finite(features: Tensor) -> None:

@@ -9,7 +9,7 @@ import platform
 import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -431,6 +431,58 @@ def images_digest(image_ids: Iterable[str]) -> str:
     """Return the SHA-256 of ids in their order, in hex; each is preceded by its length, so that no two lists agree."""
     names = [image_id.encode() for image_id in image_ids]
     return hashlib.sha256(b"".join(b"%d:%s" % (len(name), name) for name in names)).hexdigest()
+
+
+def halves(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """Restrict records to the images of less detail, and to those of more: to half of them each, as two datasets.
+
+    Of metrics without a value per image those that aren't of images, such as GFLOPs, stay.
+
+    Raises:
+        ValueError: a record without a dense one of the same images that says their detail.
+    """
+
+    def key(record: Record) -> tuple[Any, ...]:
+        return record.dataset, record.dataset_revision, record.split, record.images_sha256, record.image_size
+
+    known = {key(record): detail for record in records if (detail := record.per_image("detail")) is not None}
+    smooth, detailed = list[Record](), list[Record]()
+    for record in records:
+        if key(record) not in known:
+            raise ValueError(
+                f"--halves: no record of the dense model tells the detail of the images of {record.dataset!r} that "
+                f"{record.model} was measured on; measure both anew with patchrank compare --fresh"
+            )
+        order = np.argsort(known[key(record)], kind="stable")
+        middle = (len(order) + 1) // 2
+        smooth.append(_on_images(record, np.sort(order[:middle]), "smooth half"))
+        detailed.append(_on_images(record, np.sort(order[middle:]), "detailed half"))
+    return smooth, detailed
+
+
+def _on_images(record: Record, places: NDArray[np.int64], name: str) -> Record:
+    """Return a record on some of its images as of a dataset of that name."""
+    groups = None if record.groups is None else record.groups[places]
+    metrics = dict[str, Measured]()
+    for metric, own in record.metrics.items():
+        if own.values is not None and metric in METRICS:
+            values = unpack(own.values, record.image_count)[places]
+            part = METRICS[metric].summarise(values, groups, own.chance, own.at)
+        else:
+            part = own if own.interval is None else None
+        metrics |= {} if part is None else {metric: part}
+    return replace(
+        record,
+        dataset=f"{record.dataset}, {name}",
+        image_count=len(places),
+        images_sha256=None,
+        image_groups=None if groups is None else pack_groups(groups.astype(str).tolist()),
+        caption_count=None,
+        metrics=metrics,
+        feature_probe=None,
+        golden_images=None,
+        tau_undefined=None,
+    )
 
 
 def pack_groups(names: Sequence[str]) -> str | None:

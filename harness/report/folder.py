@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from harness.base.table import Shown
 from harness.base.terminal import Progress
-from harness.records.record import RECORDS, Record, read_run
+from harness.records.record import RECORDS, Record, halves, read_run
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.groups import Group, count_of, group_records, sections
 from harness.report.highlights import Standing, headline, plots_of, standings
@@ -26,7 +26,7 @@ TITLE = "Token reduction for CLIP, side by side"
 ON_PAGE = 4  # plots at most, the first; files have all
 
 
-def report_runs(paths: Sequence[Path], folder: Path, progress: Progress) -> Shown:
+def report_runs(paths: Sequence[Path], folder: Path, progress: Progress, *, by_half: bool = False) -> Shown:
     """Write the report of runs, each once; say which method is nearest to dense at equal cost.
 
     Raises:
@@ -40,7 +40,7 @@ def report_runs(paths: Sequence[Path], folder: Path, progress: Progress) -> Show
     runs = list(unique.values())
     pairs = [(record, str(run)) for run in runs for record in read_run(run)]
     records, sources = [record for record, _ in pairs], [run for _, run in pairs]
-    return write_report(records, folder, progress, runs=runs, sources=sources)
+    return write_report(records, folder, progress, runs=runs, sources=sources, by_half=by_half)
 
 
 def write_report(
@@ -51,17 +51,20 @@ def write_report(
     runs: Sequence[Path] = (),
     sources: Sequence[str] = (),
     drawn: Collection[str] | None = None,
+    by_half: bool = False,
 ) -> Shown:
     """Write the report of records, each file whole, and say it in short.
 
     All ``records`` are in the CSV, with ``sources``, the run of each; the newest of a row are in the rest. Galleries
-    are those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all.
+    are those of ``runs``. ``drawn`` are the files of plots and pictures to write, None for all. ``by_half`` adds what
+    there is to show of the `halves` of images by detail.
 
     Raises:
         ValueError: no records, or a gallery that can't be read.
         NotADirectoryError: ``folder`` is a file.
     """
-    groups, pictures = group_records(records), read_galleries(runs, records)
+    every = [*records, *(record for half in halves(records) for record in half)] if by_half else records
+    groups, pictures = group_records(every), read_galleries(runs, records)
     plots, ranked, found = plots_of(groups), standings(groups), list(sections(groups))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")

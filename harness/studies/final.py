@@ -65,7 +65,7 @@ def judge(
         plan = Plan(
             models=(model,), methods=tuple(dict.fromkeys(methods)), keeps=config.keeps, datasets=tuple(datasets),
             limit=config.limit, split=config.split, device=config.device, dtype=config.dtype, batches=(),
-            match="gflops", match_to=config.match_to,
+            match="gflops", match_to=config.match_to, far=True,
         )  # fmt: skip
         yield from compare(plan, known, progress, release=True, folder=folder)
 

@@ -27,7 +27,7 @@ from zoo.core.predictor import ARCHITECTURES
 from zoo.core.reducer import METHODS, configure
 from zoo.learning.fit import LOSSES
 from zoo.loading.adopt import reduce
-from zoo.methods.rankmerge import RANKS
+from zoo.methods.rankmerge import RANKS, RankMergeConfig
 from zoo.ranking.golden import SCORES
 
 DEPTH = 12  # of a tower on which methods are asked whether they predict
@@ -181,16 +181,18 @@ def ablation(on: StudyCase) -> Iterator[StudyLine]:
 
     One setting is changed at a time, at the cost of random pruning, which is that of any other.
     """
-    depth, third = on.depth, on.depth // 3
+    depth, quarters = on.depth, RankMergeConfig(keep=1).points(on.depth)
+    thirds = tuple(depth * at // 3 for at in range(3))
     parts: dict[str, dict[str, Any]] = {
         "as it is": {},
         "distance in the grid doesn't count": {"distance": 0.0},
         "sizes don't count": {"size_power": 0.0},
         "plain means, not stretched": {"rescale": False},
+        "the same share merged at each point": {"schedule": "geometric"},
         "the same number merged at each point": {"schedule": "linear"},
-        "two points": {"reduce_at": (0, depth // 2)},
-        "four points, from the first block on": {"reduce_at": tuple(sorted({depth * at // 4 for at in range(4)}))},
-        "two points, the first block left alone": {"reduce_at": tuple(sorted({max(1, third), 2 * third}))},
+        "the first block left alone": {"reduce_at": quarters[1:]},
+        "three points, evenly from the first block on": {"reduce_at": thirds, "schedule": "geometric"},
+        "every second block, from the first on": {"reduce_at": tuple(range(0, depth, 2))},
     }
     for keep in on.keeps:
         cost = on.baseline("random", keep)[0]

@@ -41,6 +41,7 @@ class StudyConfig:
     # else it is the one that ships or is in the user's cache
     own_predictors: bool = False
     batches: tuple[int, ...] = ()  # batch sizes to time models at; none to time nothing
+    halves: bool = False  # tables of the images' halves by detail, too
     device: str = "cpu"
     dtype: str = "float32"
 
@@ -203,8 +204,6 @@ class StudyCase:
 
     def tuned(self, model: ModelSpec, **changes: Any) -> tuple[PromptsSpec, ...]:
         """Tune a model once for each of the study's seeds, which draw images and initial tokens."""
-        if changes.get("tokens") == "v":
-            changes.setdefault("init", None)  # which is of text tokens
         recipe = replace(self.config.tune, **changes)
         seeds = range(recipe.seed, recipe.seed + self.config.seeds)
         return tuple(PromptsSpec(self.dataset.name, model, replace(recipe, seed=seed)) for seed in seeds)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from harness.measure.rows import Variant, make_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid
 from harness.models.towers import Tower, load_tower
 from harness.records.averages import judged_on
-from harness.records.record import DENSE, DTYPES, GOLDEN, Record, Tuning
+from harness.records.record import DENSE, DTYPES, GOLDEN, Record, Tuning, halves
 from harness.studies.spec import (
     ModelSpec,
     PredictorSpec,
@@ -278,8 +279,13 @@ def answer(
         every = [(dataset, [shop.line(line) for line in lines]) for dataset, lines in cases]
         for done, (dataset, ready) in enumerate(every, start=len(specs) + 1):
             bench, (dense, *others) = _judge(shop, dataset, ready, known, folder)
-            rows = compare_lines([(one.labels, one.group, own) for one, own in zip(ready, others, strict=True)], *dense)
-            yield StudyTable(title=_title(study, shop, *dense), dense=dense[0], rows=rows), sum(others, dense)
+            records = sum(others, dense)
+            for part in (records, *(halves(records) if config.halves else ())):
+                left = iter(part)
+                [base], *parts = [list(islice(left, len(own))) for own in (dense, *others)]
+                rows = compare_lines([(o.labels, o.group, own) for o, own in zip(ready, parts, strict=True)], base)
+                table = StudyTable(title=_title(study, shop, base), dense=base, rows=rows)
+                yield table, records if part is records else []
             bench.view_of(dataset).outcomes.forget()  # records are written by now
             update(done)
 

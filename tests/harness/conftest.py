@@ -254,7 +254,7 @@ class QuickTuner:
         text[3] = torch.nan
         tensors = {"classifier": text, "logit_scale": torch.tensor(3.0)}
         if "v" in config.tokens:
-            tensors["visual"] = torch.randn(1, config.count, 48, generator=drawn)
+            tensors["visual"] = torch.randn(config.count, 48, generator=drawn)
         file = save_prompts(
             self.folder / f"{key} {shots} {seed} {config.tokens}.safetensors",
             tensors,

@@ -72,7 +72,8 @@ class Form(NamedTuple):
             share = done / len(points)
             even, rate = patches - round((patches - last) * share), keep**share
             if self.delayed:
-                first = min(1.0, (keep * math.exp(tower.depth / 16)) ** 0.4)
+                spared = max(0, min(3 / 4, (tower.depth - 7) / 6))
+                first = min(1.0, (keep * math.exp(spared)) ** 0.4)
                 rate = first * (keep / first) ** ((done - 1) / (len(points) - 1))
             counts[point] = even if self.linear else max(last, round(patches * rate))
         return counts | {points[-1]: last}

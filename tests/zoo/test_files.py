@@ -1,18 +1,14 @@
 """Learned files and schedules: whole or not there, what is written comes back, damaged ones are refused by name."""
 
 import contextlib
-import errno
 import json
 import math
 import os
 import socket as socket_module
 import subprocess
-import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import timm
@@ -69,11 +65,6 @@ def test_pipes_and_devices_are_written_to_and_stay(tmp_path: Path):
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
         write_whole(Path(f"/dev/fd/{reader.stdin.fileno()}"), b"whole")
         assert reader.communicate(timeout=60)[0] == b"whole"
-    code = "from pathlib import Path; from zoo.core.files import write_whole; print('a', flush=True)"
-    code += "; write_whole(Path('/dev/stdout'), b'b')"
-    with (tmp_path / "log").open("w") as log:  # as a shell redirects; what was printed stays
-        subprocess.run([sys.executable, "-c", code], stdout=log, check=True)
-    assert (tmp_path / "log").read_text() == "a\nb"
     with contextlib.closing(socket_module.socket(socket_module.AF_UNIX)) as bound:
         bound.bind(str(socket))
         with pytest.raises(OSError, match=r"socket': it is a socket; expected a file, a pipe or a device"):
@@ -81,29 +72,18 @@ def test_pipes_and_devices_are_written_to_and_stay(tmp_path: Path):
     with pytest.raises(NoRoomError, match="can't write '/dev/full': the disk is full; 5 bytes needed"):
         write_whole(Path("/dev/full"), b"whole")
     assert [pipe.is_fifo(), socket.is_socket(), Path("/dev/full").is_char_device()] == [True] * 3
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_without_a_cache_that_can_be_written_to_a_run_goes_on_and_says_so_once(tmp_path: Path, monkeypatch):
+def test_a_cache_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_file("fits", "a.pt") == tmp_path / "clip-patchrank" / "fits" / "a.pt"
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match=r"file.clip-patchrank' can't be written to \(Not a directory\)") as told:
-        first, *others = [cache_file(room, "a.pt") for room in ("fits", "fits", "choices")]
-    write_whole(first, b"kept")
-    assert len(told) == 1
-    assert (others[0].read_bytes(), others[1].exists()) == (b"kept", False)
-    assert not first.is_relative_to(tmp_path)
-
-
-def test_what_a_read_only_cache_holds_is_gone_on_from(tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    write_whole(cache_file("fits", "a.pt"), b"earlier")
-    monkeypatch.setattr(tempfile, "TemporaryFile", Mock(side_effect=OSError(errno.EROFS, "Read-only file system")))
-    with pytest.warns(UserWarning, match="Read-only file system"):
-        path = cache_file("fits", "a.pt")
-    assert (path.read_bytes(), path.is_relative_to(tmp_path)) == (b"earlier", False)
+    with pytest.raises(
+        OSError, match=r"file.clip-patchrank.fits' can't be written to \(Not a directory\); .*XDG_CACHE"
+    ):
+        cache_file("fits", "a.pt")
 
 
 KINDS = pytest.mark.parametrize("kind", ["predictor", "prompts"])
@@ -117,7 +97,7 @@ def make(kind: str, folder: Path) -> Path:
         config = FitConfig(arch="mlp", width=8)
         save_predictor(Predictor("mlp", 48, 8, (8, 8), None, None), path, config=config, block=3, **MADE)
     else:
-        tensors = {"classifier": torch.eye(3), "logit_scale": torch.tensor(1.0), "visual": torch.ones(1, 2, 48)}
+        tensors = {"classifier": torch.eye(3), "logit_scale": torch.tensor(1.0), "visual": torch.ones(2, 48)}
         save_prompts(path, tensors, **MADE, **TUNED)
     return path
 
@@ -158,13 +138,9 @@ def test_values_that_are_not_finite_are_refused(kind: str, tmp_path: Path):
     [
         *[("predictor", metadata) for metadata in ("[]", "{", "[" * 100_000)],
         *[("prompts", facts) for facts in ({"model": 3}, {"path": "/etc/passwd"})],
-        ("predictor", {"options": {"arch": "mlp", "width": 10**12}}),
         ("predictor", {"options": {"arch": ["mlp"], "width": 8}}),
         ("prompts", {"classes": "abc"}),
-        ("prompts", {"classes": ["a", "b"]}),
-        ("prompts", {"width": 10**12}),
-        ("prompts", {"shape": {"depth": 1, "tokens": 2, "classes": 10**12, "features": 3}}),
-        ("prompts", {"shape": {"depth": 1}}),
+        ("prompts", {"shape": {"tokens": 1}}),
     ],
 )
 def test_metadata_of_another_form_is_refused_in_one_line(kind: str, change: Any, tmp_path: Path):

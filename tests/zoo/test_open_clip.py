@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.loading.clip import class_features, image_transform
-from zoo.loading.open_clip import from_open_clip, load_open_clip, to_open_clip
+from zoo.loading.open_clip import from_open_clip, load_open_clip
 from zoo.loading.sizes import SIZES
 
 MODELS = {size: spec.open_clip for size, spec in SIZES.items() if spec.open_clip}
@@ -282,18 +282,3 @@ def test_files_without_usable_weights(theirs: Any, tmp_path: Path, evil: Any):
         with pytest.raises(ValueError, match=rf"the weights of tiny/.* can't be used: .*{why}"):
             load_open_clip(f"tiny/{tmp_path}/{name}")
     assert not evil.mark.exists()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["clip_vit_b32", "clip_vit_b16.laion2b"])
-def test_a_dense_tower_goes_back_to_open_clips_code(name: str):
-    vit = lively(timm.create_model(name, embed_dim=64, depth=2, num_heads=4), 0.05)
-    vit.head.bias.zero_()
-    theirs = to_open_clip(vit)
-    images = torch.randn(2, 3, 224, 224)
-    assert torch.allclose(theirs(images), vit(images), atol=1e-4 * float(vit(images).abs().max()))
-    back = from_open_clip(theirs).state_dict()
-    assert all(torch.equal(back[key], value) for key, value in vit.state_dict().items())
-    for other, reason in (("clip_vit_b32_evit50", "dense"), ("clip_vit_s14", "'conv1.bias'")):
-        with pytest.raises(ValueError, match=reason):
-            to_open_clip(timm.create_model(other, embed_dim=24, num_heads=1))

@@ -69,7 +69,7 @@ def test_styles_of_blocks(style: str, tiny: Build):
         for block in model.blocks:
             block.attn.gate = nn.Linear(48, 48)
     elif style == "learned tokens":
-        model.prompts = VisualPrompts(4, 3, 48, device=None, dtype=None).eval()
+        model.prompts = VisualPrompts(3, 48, device=None, dtype=None).eval()
         nn.init.normal_(model.prompts.tokens)
     assert_equal(model, zoo.optimize(model))
     images = images_of(model, 5).bfloat16().float()

@@ -184,7 +184,7 @@ def holds(network: nn.Module, saved: Predictor) -> bool:
     ("facts", "options", "match"),
     [
         ({"tag": "laion2b"}, {}, "clip_vit_b16.laion2b with tag='laion2b', this model has tag='openai'"),
-        ({"block": 5}, {}, "was fitted at block 5, this model scores before block 3"),
+        ({"block": 5}, {}, "was fitted to clip_vit_b16.openai with block=5, this model has block=3"),
         ({}, {"arch": "conv"}, "has arch='mlp', not arch='conv'"),
         ({}, {"pretrained": False}, "without the tower it was made for: add pretrained=True"),
     ],

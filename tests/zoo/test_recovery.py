@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 
 import zoo
 from zoo.core.files import fingerprint, read_facts, write_learned
-from zoo.learning.recovery import WeightChanges, distance, recover
+from zoo.learning.recovery import STRENGTHS, WeightChanges, distance, recover
 from zoo.loading.recovery_file import (
     DOWN,
+    HEAD,
     UP,
     WHATS,
     Recovered,
@@ -28,6 +30,7 @@ from zoo.loading.recovery_file import (
     additions,
     save_recovery,
     trainable,
+    with_head,
 )
 
 FACTS: dict[str, Any] = {"name": "clip_vit_b16", "tag": "openai", "datasets": [{"name": "toy"}]}
@@ -48,9 +51,11 @@ def lively_file(model: Any, path: Path, what: str = "norm") -> RecoveryFile:
     """Write a recovery of a model with random changes, large enough to be told from none."""
     generator = torch.Generator().manual_seed(7)
     tensors = {}
+    model = with_head(model, what)
     for name, own in trainable(model, what).items():
         shape = model.get_parameter(own).shape
-        shapes = {f"{name}.up": (shape[0], 2), f"{name}.down": (2, shape[1])} if what == "lora" else {name: shape}
+        low_rank = what.endswith("lora") and name != HEAD
+        shapes = {f"{name}.up": (shape[0], 2), f"{name}.down": (2, shape[1])} if low_rank else {name: shape}
         tensors |= {key: 0.1 * torch.randn(each, generator=generator) for key, each in shapes.items()}
     return save_recovery(path, model, Recovered(tensors, (1.0,), (0.5,)), quick(what=what), **FACTS)
 
@@ -96,11 +101,13 @@ def test_changes_begin_as_none_and_concern_the_named_weights_alone(
     assert recovered(images).shape == model(images).shape
 
 
+@pytest.mark.parametrize(("what", "options"), [("lora", {}), ("head", {}), ("head+norm", {"num_classes": 0})])
 @torch.no_grad()
-def test_saved_and_loaded(tiny: Build, images: Tensor, tmp_path: Path):
-    tower = tiny("clip_vit_b16.openai")
+def test_saved_and_loaded(tiny: Build, images: Tensor, what: str, options: dict, tmp_path: Path):
+    """Without classes a tower has no head, and gets one."""
+    tower = tiny("clip_vit_b16.openai", **options)
     plain = zoo.reduce(tower, method="evit", keep=0.5)
-    path = lively_file(plain, tmp_path / "r", "lora").path
+    path = lively_file(plain, tmp_path / "r", what).path
     model, folder = zoo.reduce(tower, method="evit", keep=0.5, recovery=path), tmp_path / "saved"
     assert not torch.allclose(model(images), plain(images), atol=1e-3)
     save_for_hf(model, folder, safe_serialization=True)
@@ -124,7 +131,8 @@ def test_by_name_with_a_predictor_that_is_checked_first(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("method", "what"), [("patchrank", "norm"), ("rankmerge", "norm"), ("evitfuse", "norm"), ("evit", "lora")]
+    ("method", "what"),
+    [("patchrank", "norm"), ("rankmerge", "norm"), ("evitfuse", "norm"), ("evit", "lora"), ("tome", "head+norm")],
 )
 def test_training_brings_features_nearer_and_moves_nothing_else(half: zoo.ReducedViT, what: str):
     before = deepcopy(half.state_dict())
@@ -136,6 +144,45 @@ def test_training_brings_features_nearer_and_moves_nothing_else(half: zoo.Reduce
     assert all(torch.equal(before[name], value) for name, value in half.state_dict().items())
     assert {name: p.requires_grad for name, p in half.named_parameters()} == trained
     assert all(p.grad is None for p in half.parameters())
+
+
+def test_the_head_is_the_ridge_regression_that_leaves_least(model: Any):
+    """The reference appends the penalty as rows and solves by least squares."""
+    sets, held = [SIX, SIX[:4].flip(-1)], [SIX[:3].roll(9, 2), SIX[3:].roll(9, 3)]
+    result = recover(model, sets, held, quick(what="head"))
+    dense = zoo.reduce(model, method=None)
+    weight, bias = (value.detach().double().numpy() for value in (model.head.weight.T, model.head.bias))
+
+    def rows(vit: Any, images: Tensor) -> Any:
+        with torch.no_grad():
+            tokens, _ = vit.advance(vit.embed(images))
+            return vit.forward_head(vit.norm(tokens.x), pre_logits=True).double().numpy()
+
+    def left(images: Tensor, change: Any = 0.0) -> float:
+        x, truth = rows(model, images) @ (weight + change) + bias, rows(dense, images) @ weight + bias
+        cosine = (x * truth).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(truth, axis=1)
+        return float(1 - cosine.mean())
+
+    losses = [left(images) for images in held]
+    assert result.before == pytest.approx(losses, rel=1e-4)
+    x, y = [], []
+    for images, loss in zip(sets, losses, strict=True):
+        norm = np.linalg.norm(rows(dense, images) @ weight + bias, axis=1, keepdims=True)
+        x.append(rows(model, images) / norm / np.sqrt(len(images) * loss))
+        y.append(rows(dense, images) @ weight / norm / np.sqrt(len(images) * loss) - x[-1] @ weight)
+    x, y = np.concatenate(x), np.concatenate(y)
+    best = (1.0, None)
+    for strength in STRENGTHS:
+        penalty = np.sqrt(strength * (x**2).sum() / x.shape[1]) * np.eye(x.shape[1])
+        change = np.linalg.lstsq(np.vstack((x, penalty)), np.vstack((y, np.zeros_like(weight))))[0]
+        shares = np.divide([left(images, change) for images in held], losses)
+        if shares.max() <= 1 and shares.prod() ** 0.5 < best[0]:
+            best = (shares.prod() ** 0.5, change)
+    assert best[0] < 1
+    assert np.divide(result.after, result.before).prod() ** 0.5 == pytest.approx(best[0], rel=1e-3)
+    [(name, tensor)] = result.tensors.items()
+    assert name == HEAD
+    np.testing.assert_allclose(tensor.T.numpy(), best[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [QUICK.learning_rate, 30.0])
@@ -231,7 +278,7 @@ def test_training_is_refused(model: Any):
             recover(vit, train, val, QUICK)
     for options, words in (
         ({"learning_rate": 0.0}, r"learning_rate=0\.0: expected"),
-        ({"what": "tokens"}, "what='tokens': expected one of norm, lora"),
+        ({"what": "tokens"}, "what='tokens': expected one of head, norm, lora"),
     ):
         with pytest.raises(ValueError, match=words):
             quick(**options)

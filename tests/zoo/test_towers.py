@@ -302,8 +302,17 @@ def test_training_draws_the_same_random_numbers(kind: str):
 
 
 @torch.enable_grad()
-@pytest.mark.parametrize(("kind", "what"), [("norm behind", "norm"), ("coca", "norm"), ("open_clip", "lora")])
-def test_recovery_of_open_clip_s_towers(kind: str, what: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("norm behind", "norm"),
+        ("coca", "norm"),
+        ("open_clip", "lora"),
+        ("open_clip", "head"),
+        ("siglip b16", "head+lora"),
+    ],
+)
+def test_recovery_of_other_towers(kind: str, what: str, tmp_path: Path):
     """What is saved brings the features as near to dense as training said, and fits no other tower."""
     with torch.no_grad():
         tower, other = build(kind), build(kind)
@@ -322,6 +331,14 @@ def test_recovery_of_open_clip_s_towers(kind: str, what: str, tmp_path: Path):
     assert apart.item() == pytest.approx(recovered.after[0], abs=1e-6)
     with pytest.raises(ValueError, match="was trained on"):
         zoo.reduce(other, **options, recovery=path)
+
+
+def test_a_head_is_refused_where_no_linear_map_gives_the_features():
+    tower = build("open_clip")
+    tower.proj = None
+    images = [images_of(tower, 2)]
+    with pytest.raises(ValueError, match="this ReducedOpenClip come from no linear map"):
+        zoo.recover(zoo.reduce(tower, method="tome", keep=0.5), images, images, RecoveryConfig(what="head"))
 
 
 TEXT = {"context_length": 4, "vocab_size": 8, "width": 16, "heads": 1, "layers": 1}

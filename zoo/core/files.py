@@ -1,6 +1,5 @@
 """Files that are written whole or not at all, what their metadata says, and digests of contents and weights."""
 
-import atexit
 import contextlib
 import difflib
 import errno
@@ -9,12 +8,10 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import socket
 import stat
 import tempfile
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -28,7 +25,6 @@ from torch import Tensor, nn
 
 PARTIAL = ".partial"
 _DIGITS, _SHOWN = 20, 40  # of a whole number at most; characters of a text in a message
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # C0, C1, and halves of surrogate pairs
 E = TypeVar("E", bound=BaseException)
 T = TypeVar("T")
 _NO_ROOM = {
@@ -39,7 +35,6 @@ _NO_ROOM = {
 }
 _NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory", "out of memory")
 PIPE, DEVICE = "a pipe", "a device"
-_SHELL = {"/dev/stdout": 1, "/dev/stderr": 2}  # handles: they may be files that a shell has open
 _KINDS = {
     stat.S_IFREG: None,
     stat.S_IFDIR: "a folder",
@@ -110,7 +105,8 @@ def cache_folder() -> Path:
 def cache_file(room: str, name: str) -> Path:
     """Return the place in a room of this user's cache for a file that can be made again; its folder is made.
 
-    Where it can't be written to, a warning says so once, and the place is in a folder that goes with this process.
+    Raises:
+        OSError: it can't be written to.
     """
     path = cache_folder() / room / name
     try:
@@ -118,23 +114,8 @@ def cache_file(room: str, name: str) -> Path:
         with tempfile.TemporaryFile(dir=path.parent):
             return path
     except OSError as error:
-        spare = _spare_cache(cache_folder(), error.strerror) / room / name
-    spare.parent.mkdir(exist_ok=True)
-    try:
-        if path.is_file() and not spare.exists():
-            shutil.copyfile(path, spare)
-    except OSError:  # another user's
-        spare.unlink(missing_ok=True)
-    return spare
-
-
-@functools.cache
-def _spare_cache(cache: Path, why: str) -> Path:
-    """Make a folder in place of a cache, once."""
-    warnings.warn(f"{str(cache)!r} can't be written to ({why}): this run keeps nothing for later ones", stacklevel=4)
-    folder = tempfile.mkdtemp(prefix="clip-patchrank-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+        message = f"the cache {str(path.parent)!r} can't be written to ({error.strerror}); put it elsewhere by the"
+        raise OSError(f"{message} environment variable XDG_CACHE_HOME") from error
 
 
 def partial_of(path: Path) -> Path:
@@ -152,15 +133,14 @@ def write_whole(path: Path, content: bytes | Path) -> None:
         OSError: it can't be written, or is no file, such as a disk.
     """
     size = content.stat().st_size if isinstance(content, Path) else len(content)
-    kind, asked, shell = kind_of(path), path, _SHELL.get(str(path))
+    kind = kind_of(path)
     if kind not in (PIPE, DEVICE, None):
         raise OSError(f"can't write {str(path)!r}: it is {kind}; expected a file, a pipe or a device")
-    path = Path(os.path.realpath(path))
+    path = path if kind is not None else Path(os.path.realpath(path))
     partial = partial_of(path)
     try:
-        if kind is not None or shell is not None:
-            with asked.open("wb") if shell is None else os.fdopen(os.dup(shell), "wb") as file:
-                file.write(content.read_bytes() if isinstance(content, Path) else content)
+        if kind is not None:
+            path.write_bytes(content.read_bytes() if isinstance(content, Path) else content)
             return
         if isinstance(content, Path):
             shutil.move(content, partial)
@@ -275,19 +255,17 @@ def read_facts(path: Path, kind: str) -> dict[str, Any]:
 
 
 def strict_json(text: str | bytes) -> Any:
-    """Read JSON of anybody's file: finite numbers, no name twice, and no character that a terminal would obey.
+    """Read JSON of anybody's file: finite numbers, and no name twice.
 
     Raises:
         ValueError: it is none, or one of these; or it is nested too deeply.
     """
     try:
-        value = json.loads(
+        return json.loads(
             text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number, parse_int=_whole
         )
-        _require_plain(value)
     except RecursionError:
         raise ValueError("JSON is nested too deeply") from None
-    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -313,15 +291,6 @@ def _whole(text: str) -> int:
     if len(text) > _DIGITS:
         raise ValueError(f"{text[:_SHOWN]}... has {len(text)} digits")
     return int(text)
-
-
-def _require_plain(value: Any) -> None:
-    if isinstance(value, str):
-        if found := _CONTROL.search(value):
-            raise ValueError(f"{value[:_SHOWN]!r} holds the control character {found[0]!r}")
-    elif isinstance(value, (list, dict)):
-        for one in (*value, *value.values()) if isinstance(value, dict) else value:
-            _require_plain(one)
 
 
 _hints = functools.cache(get_type_hints)  # records ask for theirs a thousand times

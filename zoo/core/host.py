@@ -11,14 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
-import torch.nn.functional as F
+import torch.fx
 from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
-from zoo.core.attention import Attended, PoolingQuery, cls_attention
-from zoo.core.prompts import Prompts, renew
+from zoo.core.attention import Attended, PoolingQuery, attend, cls_attention
+from zoo.core.prompts import Prompts
 from zoo.core.reducer import HostSpec, Reducer
 from zoo.core.tokens import Tokens, Trace
+
+torch.fx.wrap("attend")  # as in its own module
 
 
 class HostBlock:
@@ -91,7 +93,7 @@ class HostBlock:
 
     def attend_fused(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Attend by a fused kernel, to (B, H, T, d)."""
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=self.dropout)
+        return attend(query, key, value, bias, dropout=self.dropout)
 
     def attend(self, tokens: Tokens, bias: Tensor | None = None) -> Attended:
         """Normalise and attend; the same operations in the same order as the tower's own."""
@@ -154,6 +156,7 @@ class Host(nn.Module):
     Block: ClassVar[type[HostBlock]]
     in_place: ClassVar[bool] = False  # whether blocks write into the tokens that they are given
     blocks_prefix: str = "blocks."  # of the names of the blocks' weights
+    projection: ClassVar[str | None] = None  # name of the linear map that gives the features, where one can be
     reducer: Reducer | None  # None for the dense tower
     prompts: Prompts | None  # learned prefix tokens, None without
     grad_checkpointing: bool  # run blocks again for gradients instead of keeping what they computed
@@ -256,8 +259,6 @@ class Host(nn.Module):
         if self.in_place and not pooled:
             tokens = tokens._replace(x=tokens.x.clone())
         for index in range(start, self.depth if stop is None else stop):
-            if self.prompts is not None and 0 < index < self.prompts.depth:
-                tokens = renew(tokens, self.prompts()[index])
             if pooled and self.pools_first and index == self.depth - 1:
                 tokens = self._step(index, tokens, first=True)
             elif self.grad_checkpointing and torch.is_grad_enabled():

@@ -63,7 +63,9 @@ class Merger(Reducer):
         r = tokens.patch_count - self.count_after(index, tokens)
         if r <= 0:
             return tokens
-        return self.merge(index, tokens, attended.key.mean(dim=1)[:, tokens.prefix :], r)
+        metric = attended.key.mean(dim=1, dtype=attended.out.dtype)  # float32 in optimised towers
+        merged = self.merge(index, tokens, metric[:, tokens.prefix :], r)
+        return merged.with_bias() if self.config.proportional else merged
 
 
 class Pairs(NamedTuple):
@@ -130,9 +132,9 @@ def pair_tokens(
         second = nearest.gather(1, nearest)
         first = (second == own) & (own < nearest)
         first = first | (~first.any(dim=1, keepdim=True) & (own == 0))  # rounding may leave no such two
-        goes = ~first
+        goes = others = ~first
         for _ in range(links):
-            goes = ~first & ~goes.gather(1, nearest)
+            goes = others & ~goes.gather(1, nearest)
         beyond = cost.gather(2, second.unsqueeze(2)).squeeze(2)
         turn = near.where(goes, beyond)
         turn = turn if protection is None else turn * protection
@@ -147,8 +149,8 @@ def pair_costs(x: Tensor, places: Tensor, weight: Tensor | None) -> Tensor:
     """Return the cost of each pair, (B, n, n), infinite on the diagonal."""
     factor = 1 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
     half = 0.5 + (places * places).sum(dim=-1, keepdim=True)
-    left = torch.cat((-2 * places, half, torch.ones_like(half)), dim=-1)
-    right = torch.cat((places, torch.ones_like(half), half), dim=-1)
+    ones = torch.ones_like(half)
+    left, right = torch.cat((-2 * places, half, ones), dim=-1), torch.cat((places, ones, half), dim=-1)
     if weight is not None:
         factor, left, right = factor * weight, left * weight.unsqueeze(-1), right * weight.unsqueeze(-1)
     x = x * factor.unsqueeze(-1)

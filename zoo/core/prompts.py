@@ -7,14 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.core.tokens import Tokens
-
 
 class PromptShape(NamedTuple):
     """What a tuned model is built from, as JSON values."""
 
     tokens: int  # learned visual tokens in the sequence, 0 where only the text was tuned
-    depth: int  # blocks that get visual tokens of their own at their input, from block 0 on
     classes: int  # of the head; 0: it stays the tower's
     features: int  # width of the joint space of images and text
 
@@ -34,82 +31,71 @@ def for_head(prompts: dict[str, int] | None, vit_args: dict[str, Any]) -> tuple[
 
 
 class Prompts(nn.Module):
-    """Learned prefix tokens, ``count`` in a sequence: never reduced, visible to every block.
+    """Learned prefix tokens, ``count`` in a sequence: never reduced, visible to every block."""
 
-    The first ``depth`` blocks have tokens of their own, later ones those that the last of these computed.
-    """
-
-    def __init__(self, depth: int, count: int) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
-        self.depth, self.count = depth, count
+        self.count = count
 
     @abstractmethod
     def forward(self) -> Tensor:
-        """Return the tokens of every depth, (depth, count, D)."""
+        """Return the tokens, (count, D)."""
 
 
 class VisualPrompts(Prompts):
     """Learned prefix tokens by themselves, zeros at first."""
 
-    def __init__(self, depth: int, count: int, dim: int, *, device: Any, dtype: Any) -> None:
-        super().__init__(depth, count)
-        self.tokens = nn.Parameter(torch.zeros(depth, count, dim, device=device, dtype=dtype))
+    def __init__(self, count: int, dim: int, *, device: Any, dtype: Any) -> None:
+        super().__init__(count)
+        self.tokens = nn.Parameter(torch.zeros(count, dim, device=device, dtype=dtype))
 
     def forward(self) -> Tensor:
-        """Return the tokens of every depth, (depth, count, D)."""
+        """Return the tokens, (count, D)."""
         return self.tokens
 
 
 class CoupledPrompts(Prompts):
     """Visual tokens as a linear map of the text's learned tokens, P_v = M P_t + p.
 
-    ``projection`` is M, one for all depths, ``begin`` the fixed p (depth, 1, D). The paper (2409.14607, section 3.4)
+    ``projection`` is M, ``begin`` the fixed p (D). The paper (2409.14607, section 3.4)
     has no p and doesn't say how M begins; ``PromptLearner`` says what we do beside it and why.
     """
 
     begin: Tensor
 
     def __init__(self, context: nn.Parameter, begin: Tensor, start: torch.Generator | None = None) -> None:
-        """Couple ``context`` (1, depth, count, D_t) to tokens ``begin`` (depth, D).
+        """Couple ``context`` (1, count, D_t) to the token ``begin`` (D).
 
         M begins as zero, or with ``start`` as the random weight of ``nn.Linear``, drawn from it.
         """
-        super().__init__(context.shape[1], context.shape[2])
+        super().__init__(context.shape[1])
         self.context = context
-        self.register_buffer("begin", begin[:, None], persistent=False)
-        self.projection = nn.Linear(context.shape[3], begin.shape[1], bias=False)
+        self.register_buffer("begin", begin, persistent=False)
+        self.projection = nn.Linear(context.shape[2], len(begin), bias=False)
         if start is None:
             nn.init.zeros_(self.projection.weight)
         else:
-            bound = context.shape[3] ** -0.5
+            bound = context.shape[2] ** -0.5
             nn.init.uniform_(self.projection.weight, -bound, bound, generator=start)
 
     def forward(self) -> Tensor:
-        """Return the tokens of every depth, (depth, count, D)."""
+        """Return the tokens, (count, D)."""
         return self.projection(self.context[0]) + self.begin
 
 
 NOISE = 0.05  # of the first visual tokens, as a share of the mean patch's size
 
 
-def near(patches: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return ``count`` tokens (depth, count, D) near each of patches (depth, D)."""
-    noise = torch.randn(len(patches), count, patches.shape[1], generator=generator).to(patches.device)
-    size = NOISE * patches.square().mean(dim=1).sqrt()
-    return patches[:, None] + size[:, None, None] * noise
+def near(patch: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` tokens (count, D) near a patch (D)."""
+    noise = torch.randn(count, len(patch), generator=generator).to(patch.device)
+    return patch + NOISE * patch.square().mean().sqrt() * noise
 
 
 def insert(x: Tensor, prefix: int, prompts: Tensor) -> Tensor:
     """Put learned tokens (count, D) behind the prefix tokens of (B, prefix + n, D)."""
     every = prompts.to(x.dtype).expand(x.shape[0], -1, -1)
     return torch.cat((x[:, :prefix], every, x[:, prefix:]), dim=1)
-
-
-def renew(tokens: Tokens, prompts: Tensor) -> Tokens:
-    """Replace the last prefix tokens by ``prompts`` (count, D)."""
-    start = tokens.prefix - prompts.shape[0]
-    rest = torch.cat((tokens.x[:, :start], tokens.x[:, tokens.prefix :]), dim=1)
-    return tokens._replace(x=insert(rest, start, prompts))
 
 
 class CosineHead(nn.Module):

@@ -42,6 +42,8 @@ class Tokens(NamedTuple):
     # (B, n, 2) float row and column of each patch token, where they count and some were merged: the mean of those that
     # it stands for. None for that of its ``patch_idx``.
     place: Tensor | None = None
+    # A mass, a ``prefix`` and the ``size_bias`` of the two, which blocks between two merges share.
+    known_bias: tuple[Tensor, int, Tensor] | None = None
 
     @classmethod
     def start(cls, x: Tensor, prefix: int, grid: tuple[int, int], positional: Tensor | None = None) -> "Tokens":
@@ -61,7 +63,16 @@ class Tokens(NamedTuple):
     def size_bias(self) -> Tensor | None:
         """Return the log of each key's mass, (B, 1, 1, T), which attends in proportion to it; None while all are 1."""
         mass = self.size if self.mass is None else self.mass
-        return None if mass is None else F.pad(mass.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
+        if mass is None:
+            return None
+        if self.known_bias is not None and self.known_bias[0] is mass and self.known_bias[1] == self.prefix:
+            return self.known_bias[2]
+        return F.pad(mass.log(), (self.prefix, 0))[:, None, None].to(self.x.dtype)
+
+    def with_bias(self) -> "Tokens":
+        """Return the same tokens, which know their ``size_bias``."""
+        mass, bias = self.size if self.mass is None else self.mass, self.size_bias()
+        return self if mass is None or bias is None else self._replace(known_bias=(mass, self.prefix, bias))
 
     def places(self) -> Tensor:
         """Return the row and column of each patch token, (B, n, 2) float32; a fused token needs its ``place``."""
@@ -142,35 +153,33 @@ class Tokens(NamedTuple):
                 Its mass is its parts' by the same factor: its value, which LayerNorm stretches whatever we do, would
                 otherwise count for more than theirs.
         """
-        idx = self.patch_idx
-        size = self.sizes()
+        idx, size = self.patch_idx, self.sizes()
         if stay is None:
             went = torch.zeros_like(idx).scatter(1, gone, 1)
             stay = went.argsort(dim=1, stable=True)[:, :count]
-        place = torch.zeros_like(idx).scatter(1, stay, every_position(stay, count)).gather(1, into)
         moved, after = size.gather(1, gone), idx.gather(1, stay)
-        merged_size = size.gather(1, stay).scatter_add(1, place, moved)
-        share = moved / merged_size.gather(1, place)
+        merged_size = size.scatter_add(1, into, moved)
+        share = moved / merged_size.gather(1, into)
         parts, target = rows(self.x, self.prefix + gone), rows(self.x, self.prefix + into)
         merged, stretch = _merge_parts(parts, target, into, share, rescale)
         mass = size if self.mass is None and rescale else self.mass
         if mass is not None:
-            mass = mass.gather(1, stay).scatter_add(1, place, mass.gather(1, gone))
-            mass = mass.scatter(1, place, mass.gather(1, place) / stretch)
+            mass = mass.scatter_add(1, into, mass.gather(1, gone))
+            mass = mass.scatter(1, into, mass.gather(1, into) / stretch).gather(1, stay)
         where, carried = None, self.importance
         if self.positional is not None:
             sums = self.places() * size.unsqueeze(2)
-            slot = place.unsqueeze(2).expand(-1, -1, 2)
-            where = rows(sums, stay).scatter_add(1, slot, rows(sums, gone)) / merged_size.unsqueeze(2)
+            sums = sums.scatter_add(1, into.unsqueeze(2).expand(-1, -1, 2), rows(sums, gone))
+            where = rows(sums / merged_size.unsqueeze(2), stay)
         if carried is not None:
-            carried = carried.gather(1, stay).scatter_reduce(1, place, carried.gather(1, gone), "amax")
+            carried = carried.scatter_reduce(1, into, carried.gather(1, gone), "amax").gather(1, stay)
         last = torch.full_like(size, torch.inf).scatter(1, gone, importance.float())
         became = idx.scatter(1, gone, idx.gather(1, into))
         return self._replace(
-            x=_splice(self.x, self.prefix, stay, merged, place),
+            x=_splice(self.x, self.prefix, stay, merged, into),
             patch_idx=after,
             patch_count=count,
-            size=merged_size,
+            size=merged_size.gather(1, stay),
             mass=mass,
             importance=carried,
             place=where,
@@ -216,8 +225,9 @@ def _merge_parts(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, res
     # Sums are taken at the first of those that share a position.
     slot = (into.unsqueeze(2) == into.unsqueeze(1)).int().argmax(dim=2)
     moves = (parts - target) * share.unsqueeze(2).to(parts.dtype)
-    sums = torch.zeros_like(moves).scatter_add(1, slot.unsqueeze(2).expand_as(moves), moves)
-    merged = target + rows(sums, slot)
+    flat = (slot + slot.shape[1] * torch.arange(slot.shape[0], device=slot.device).unsqueeze(1)).flatten()
+    sums = torch.zeros_like(moves).flatten(0, 1).index_add(0, flat, moves.flatten(0, 1))  # far faster than scatter_add
+    merged = target + sums.index_select(0, flat).view_as(moves)
     stretch = torch.ones_like(share)
     if rescale:
         arrived, there, now = (torch.linalg.vector_norm(x.float(), dim=2) for x in (parts, target, merged))
@@ -226,11 +236,12 @@ def _merge_parts(parts: Tensor, target: Tensor, into: Tensor, share: Tensor, res
     return merged, stretch
 
 
-def _splice(x: Tensor, prefix: int, stay: Tensor, merged: Tensor, place: Tensor) -> Tensor:
-    """Return the prefix tokens of ``x`` (B, T, D) and the patch tokens that stay, with ``merged`` at ``place``."""
-    new = x.shape[1] + every_position(x, merged.shape[1])
-    patches = (prefix + stay).scatter(1, place, new)
-    return rows(torch.cat((x, merged), dim=1), torch.cat((every_position(x, prefix), patches), dim=1))
+def _splice(x: Tensor, prefix: int, stay: Tensor, merged: Tensor, into: Tensor) -> Tensor:
+    """Return the prefix tokens of ``x`` (B, T, D) and the patch tokens at ``stay``, with ``merged`` for ``into``."""
+    source = every_position(x, x.shape[1])
+    source = source.scatter(1, prefix + into, x.shape[1] + every_position(x, merged.shape[1]))
+    patches = source.gather(1, prefix + stay)
+    return rows(torch.cat((x, merged), dim=1), torch.cat((source[:, :prefix], patches), dim=1))
 
 
 def append_fused(kept: Tokens, tokens: Tokens, importance: Tensor) -> Tokens:

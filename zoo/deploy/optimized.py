@@ -26,10 +26,10 @@ def optimize(model: nn.Module, *, dtype: str | torch.dtype = "float32") -> Any:
     Args:
         model: a tower of timm or open_clip, dense or reduced, or a model that holds one, as for ``zoo.reduce``.
         dtype: of the blocks' matrix products: ``float32``, ``bfloat16`` or ``float16``, or torch's. The residual
-            stream, the class token's row, the choice of tokens and the last block where only the class token leaves
-            it are float32. In bfloat16 on a CPU weights are kept a second time, in oneDNN's layout. In low precision
-            the batch's size may move features, by up to 7 % seen with rankmerge at keep 0.3 (float32: 3e-6): compare
-            features of one batch size.
+            stream, the choice of tokens and the last block where only the class token leaves it are float32. In
+            bfloat16 on a CPU weights are kept a second time, in oneDNN's layout. In low precision the batch's size
+            may move features, by up to 7 % seen with rankmerge at keep 0.3 (float32: 3e-6): compare features of one
+            batch size.
 
     Raises:
         ValueError: an unknown dtype, one that the tower's blocks can't have, or a tower in which nothing can be saved.

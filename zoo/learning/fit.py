@@ -7,7 +7,7 @@ and deviation 1, higher = keep, and return the mean over images.
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,19 +133,6 @@ class RankedTokens:
 
     def __len__(self) -> int:
         return len(self.importance)
-
-    def take(self, rows: Tensor) -> "RankedTokens":
-        """Return the images ``rows`` (k,) int64 alone; their tokens aren't copied."""
-        return replace(self, tokens=_Chosen(self.tokens, rows), importance=self.importance[rows])
-
-
-class _Chosen:
-    def __init__(self, tokens: TokenRows, rows: Tensor) -> None:
-        self._tokens, self._rows = tokens, rows
-        self.shape = (len(rows), *tokens.shape[1:])
-
-    def __getitem__(self, rows: Tensor, /) -> Tensor:
-        return self._tokens[self._rows[rows]]
 
 
 def listnet(predicted: Tensor, target: Tensor) -> Tensor:

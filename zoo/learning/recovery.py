@@ -16,23 +16,28 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from zoo.core.files import digest, weights_digest
-from zoo.core.host import Host
+from zoo.core.host import Host, share_weights
 from zoo.core.prompts import CosineHead
 from zoo.learning.fit import FitState
 from zoo.loading.recovery_file import (
     DOWN,
     FORMAT,
+    HEAD,
     UP,
     Recovered,
     RecoveryConfig,
     additions,
     bare_tower,
+    fold,
+    last_map,
     trainable,
     twin,
+    with_head,
     with_precision,
 )
 
 CHUNK = 16  # images at a time where nothing is learnt
+STRENGTHS = tuple(10 ** (power / 2) for power in range(-6, 7))  # of the ridge, times the mean square of an input
 _NOTHING = 1e-9  # mean distance of features that are equal up to rounding
 _FLAT = 1e-4  # added to a share under the root, whose slope would be infinite at 0
 _WARM = 0.1  # share of the steps in which the learning rate rises
@@ -47,7 +52,7 @@ class Images(Protocol):
 
 
 class WeightChanges(nn.Module):
-    """Learned changes of weights, which begin as none; see `additions` for the names of ``tensors``.
+    """Changes of weights that an optimiser learns, which begin as none; see `additions` for the names of ``tensors``.
 
     The optimiser moves ``values``. Their mean over the steps of a round, ``means``, is nearer to the goal than where
     the noise of small batches has left them: these are validated and kept.
@@ -64,9 +69,10 @@ class WeightChanges(nn.Module):
         """Begin those of a tower, which leave its weights as they are."""
         generator = torch.Generator().manual_seed(config.seed)
         weights, tensors = dict(vit.named_parameters()), {}
-        for name, own in trainable(vit, config.what).items():
+        what = config.what.removeprefix("head+")
+        for name, own in trainable(vit, what).items():
             like = weights[own]
-            if config.what == "lora":
+            if what == "lora":
                 down = torch.randn(config.rank, like.shape[1], generator=generator) / math.sqrt(like.shape[1])
                 tensors[name + UP] = torch.zeros(like.shape[0], config.rank, device=like.device)
                 tensors[name + DOWN] = down.to(like.device)
@@ -121,9 +127,18 @@ def recover(
     if not train or len(train) != len(val) or not all(map(len, (*train, *val))):
         raise ValueError("nothing to train on: a set has no images to learn from, or none held out")
     config = with_precision(config, model)
-    teacher, student = twin(model).eval(), twin(model).eval()
+    teacher, student = twin(model).eval(), with_head(model, config.what)
+    student = twin(student, [trainable(student, "head")[HEAD]] if config.what.startswith("head") else []).eval()
     teacher.reducer = None
     trainer = _Trainer(teacher, student, train, val, config)
+    before = start = trainer.begin()
+    head: dict[str, Tensor] = {}
+    if config.what.startswith("head") and max(before) > _NOTHING:
+        head = trainer.fit_head()
+        fold(student, {trainer.names[name]: value for name, value in head.items()})
+        start = trainer.begin()
+    if config.what == "head":
+        return Recovered(head, before, start)
     changes = WeightChanges.of(student, config)
     state = FitState(
         mark=_mark(model, config, *train, *val),
@@ -133,20 +148,18 @@ def recover(
         best=1.0,  # no change
         best_weights={name: value.clone() for name, value in changes.state_dict().items()},
     )
-    before = trainer.held_out(student, {})
-    trainer.start = [max(loss, _NOTHING) for loss in before]
     state.run(
         lambda: trainer.learn(state, changes, on_step),
         lambda: trainer.validate(changes),
-        most=0 if max(before) <= _NOTHING else config.rounds,
+        most=0 if max(start) <= _NOTHING else config.rounds,
         patience=config.patience,
         on_epoch=on_round,
         checkpoint=checkpoint,
     )
     if state.best == 1.0:
-        return Recovered({}, before, before)
+        return Recovered(head, before, start)
     tensors = {name: value.detach().cpu().clone() for name, value in changes.tensors().items()}
-    return Recovered(tensors, before, trainer.held_out(student, additions(changes.tensors())))
+    return Recovered(head | tensors, before, trainer.held_out(additions(changes.tensors())))
 
 
 class _Trainer:
@@ -163,10 +176,51 @@ class _Trainer:
         self.teacher, self.student, self.train, self.val, self.config = teacher, student, train, val, config
         self.weights = {name: value.detach() for name, value in student.named_parameters()}
         self.names = trainable(student, config.what)
-        self.start: list[float] = []  # held-out loss of each set without changes
+        self.start: list[float] = []  # held-out loss of each set of the student as it is
         like = next(teacher.block_modules[0].parameters())
         self.device, self.dtype = like.device, like.dtype
         self.truth = [self._features(teacher, images) for images in val]
+
+    def begin(self) -> tuple[float, ...]:
+        """Take the student as it is for the start; return its held-out loss of each set."""
+        losses = self.held_out({})
+        self.start = [max(loss, _NOTHING) for loss in losses]
+        return losses
+
+    @torch.no_grad()
+    def fit_head(self) -> dict[str, Tensor]:
+        """Solve for what to add to the last linear map; nothing where no strength is better for every set.
+
+        It is a ridge regression, on what enters the map, of what dense features have more. Rows are scaled so that
+        squared errors are those of unit features, as shares of their set's loss.
+        """
+        layer = last_map(self.student)
+        turned, bias = isinstance(layer, nn.Linear), getattr(layer, "bias", None)
+        weight = (layer.weight.T if turned else layer).double().cpu()  # (in, out)
+        shift = 0.0 if bias is None else bias.double().cpu()
+        inputs, missing = [], []
+        for images, start in zip(self.train, self.start, strict=True):
+            pooled, dense = (self._pooled(vit, images) for vit in (self.student, self.teacher))
+            scale = (len(images) * start) ** -0.5 / (dense @ weight + shift).norm(dim=1, keepdim=True)
+            inputs.append(pooled * scale)
+            missing.append((dense - pooled) @ weight * scale)
+        x, y = torch.cat(inputs), torch.cat(missing)
+        gram, cross, held = x.T @ x, x.T @ y, [self._pooled(self.student, images) for images in self.val]
+        best, change = 1.0, None
+        for strength in STRENGTHS:
+            ridge = strength * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
+            tried = torch.linalg.solve(gram + ridge, cross)
+            pairs = zip(held, self.truth, strict=True)
+            losses = [float(distance(one @ (weight + tried) + shift, truth.cpu()).mean()) for one, truth in pairs]
+            if (share := self._share(losses)) < best:
+                best, change = share, tried
+        return {} if change is None else {HEAD: (change.T if turned else change).float().contiguous()}
+
+    def _pooled(self, vit: Host, images: Images) -> Tensor:
+        """Return what enters the last linear map, (n, in) float64."""
+        name, other = vit.projection or "", share_weights(vit, type(vit))
+        setattr(other, name, nn.Identity() if isinstance(getattr(vit, name), nn.Module) else None)
+        return self._features(other, images).double().cpu()
 
     def learn(self, state: FitState, changes: WeightChanges, on_step: Callable[[int], None]) -> float:
         """Take the steps of a round; return the mean loss."""
@@ -205,14 +259,16 @@ class _Trainer:
         every = (images[rows].to(self.device, self.dtype) for rows in _chunks(images))
         return torch.cat([self._change(added, some) if added else vit.features(some) for some in every])
 
-    def held_out(self, vit: Host, added: Mapping[str, Tensor]) -> tuple[float, ...]:
+    def held_out(self, added: Mapping[str, Tensor]) -> tuple[float, ...]:
         """Return the mean distance to dense on the held-out images of each set."""
         pairs = zip(self.val, self.truth, strict=True)
-        return tuple(float(distance(self._features(vit, images, added), truth).mean()) for images, truth in pairs)
+        return tuple(float(distance(self._features(self.student, some, added), truth).mean()) for some, truth in pairs)
 
     def validate(self, changes: WeightChanges) -> float:
         """Return the geometric mean of the shares of loss that are left; infinite where one is above 1."""
-        losses = self.held_out(self.student, additions(changes.tensors()))
+        return self._share(self.held_out(additions(changes.tensors())))
+
+    def _share(self, losses: Sequence[float]) -> float:
         shares = [loss / start for loss, start in zip(losses, self.start, strict=True)]
         return math.inf if max(shares) > 1 else math.exp(sum(math.log(s + _NOTHING) for s in shares) / len(shares))
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 from open_clip import SimpleTokenizer
 from open_clip.model import CLIP
 from open_clip.transformer import TextTransformer
-from timm.models._manipulate import checkpoint
 from torch import Tensor, nn
 
 from zoo.core.files import blocks_fingerprint, digest
@@ -27,146 +25,77 @@ from zoo.towers.vit import ReducedViT
 
 TOKENS = ("t", "v", "vt")
 COUPLINGS = ("offset", "printed", "none")
-OPTIMISERS = ("adamw", "sgd")
-SCHEDULES = ("cosine", "constant")
 CHUNK = 32  # images at a time where nothing is learnt
 Logits = Callable[[Tensor, Tensor], Tensor]  # from a classifier (classes, D) and images
 DTYPES = (AUTO, "float32", "bfloat16")
-_LEARNED = ("tokens", "count", "depth", "seed")  # said beside a recipe
+_LEARNED = ("tokens", "count", "seed", "rounds", "steps")  # said beside the rest of a recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """What is learned, and how; ``RECIPES`` has whole recipes.
+    """What is learned, and how; the defaults were chosen on validation images of the embedded datasets.
 
     Attributes:
         tokens: ``t``: text tokens before the class name; ``v``: visual tokens at the image tower's input; ``vt``: both.
         count: learned tokens in a sequence.
-        depth: blocks that get tokens of their own at their input; 1 is the paper's.
         coupling: with ``vt``, how visual tokens P_v follow from text tokens P_t: ``offset`` by P_v = M P_t + p with M
             from zero, ``printed`` by the paper's P_v = M P_t with a random M; ``none``: both are free.
         class_specific: every class has text tokens of its own; not with coupled ones.
-        init: words that the text tokens begin with, next to the name; None for small random ones.
         anchor: weight of the tuned text features' distance to those of the templates, as in KgCoOp (2303.13283).
-        epochs: passes through the images at most, each in a new order without the images that fill
-            no batch, with a validation after each; None: ``rounds`` of ``steps`` instead.
-        patience: rounds, or epochs, without a better validation loss before stopping, and the best
-            one's tokens are kept; 0: nothing is validated, and the last one's are kept.
-        batch: images per step.
-        learning_rate: of text tokens; ``visual_rate`` of visual ones, or of the map from text tokens.
-        schedule: ``cosine`` to zero, step by step, or with ``epochs`` epoch by epoch; ``constant``.
-        warmup: rounds, or epochs, at ``warmup_rate`` before the schedule begins, which counts them.
+        rounds: validations at most, each after ``steps`` of AdamW on ``batch`` images.
+        patience: rounds without a better validation loss before stopping; the best one's tokens are kept.
+        learning_rate: of text tokens, falls as a cosine to zero; ``visual_rate`` is of visual ones, or of the map
+            from text tokens.
         augment: with visual tokens, mirror and shift the images to learn from at random.
         dtype: of the image tower's products, ``auto`` for the fastest of the device; all else is float32.
-        checkpointing: recompute blocks for their gradients, which saves memory.
     """
 
     tokens: str = "vt"
     count: int = 4
-    depth: int = 1
     coupling: str = "offset"
     class_specific: bool = False
-    init: str | None = None
     anchor: float = 32.0
-    epochs: int | None = None
     rounds: int = 10
     steps: int = 10
     patience: int = 3
     batch: int = 16
-    optimiser: str = "adamw"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
     learning_rate: float = 2e-3
     visual_rate: float = 3e-4
-    schedule: str = "cosine"
-    warmup: int = 0
-    warmup_rate: float = 1e-5
     seed: int = 0
     augment: bool = True
     dtype: str = AUTO
-    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is out of bounds, and fields that contradict each other."""
-        names = {"tokens": TOKENS, "coupling": COUPLINGS, "optimiser": OPTIMISERS, "schedule": SCHEDULES}
-        counts = dict.fromkeys(("count", "depth", "epochs", "rounds", "steps", "batch"), "[1, inf)")
-        counts |= dict.fromkeys(("patience", "warmup", "weight_decay", "anchor"), "[0, inf)")
-        counts |= dict.fromkeys(("learning_rate", "visual_rate", "warmup_rate"), "(0, inf)")
-        check_fields(self, **names, **counts, dtype=DTYPES, momentum="[0, 1)")
-        if self.warmup >= self.most_rounds:
-            raise ValueError(f"warmup={self.warmup}: expected fewer than the {self.most_rounds} {self._unit}s")
+        counts = dict.fromkeys(("count", "rounds", "steps", "patience", "batch"), "[1, inf)")
+        counts |= {"anchor": "[0, inf)", "learning_rate": "(0, inf)", "visual_rate": "(0, inf)"}
+        check_fields(self, tokens=TOKENS, coupling=COUPLINGS, dtype=DTYPES, **counts)
         if self.class_specific and self.tokens == "vt" and self.coupling != "none":
             raise ValueError(
                 "class_specific=True: an image's tokens can't come from those of its class, which "
                 "is unknown; use coupling='none'"
             )
-        if self.tokens == "v" and (self.class_specific or self.init is not None):
-            raise ValueError("class_specific and init are about text tokens; tokens='v' has none")
+        if self.tokens == "v" and self.class_specific:
+            raise ValueError("class_specific=True is about text tokens; tokens='v' has none")
 
     @property
-    def _unit(self) -> str:
-        return "round" if self.epochs is None else "epoch"
+    def total_steps(self) -> int:
+        """Optimiser steps of all rounds, at most."""
+        return self.rounds * self.steps
 
-    @property
-    def most_rounds(self) -> int:
-        """Rounds at most; with ``epochs`` each is one."""
-        return self.rounds if self.epochs is None else self.epochs
-
-    def round_steps(self, images: int) -> int:
-        """Return the optimiser steps of a round that learns from a number of images."""
-        return self.steps if self.epochs is None else max(1, images // self.batch)
-
-    def total_steps(self, images: int) -> int:
-        """Return the optimiser steps of all rounds, at most."""
-        return self.most_rounds * self.round_steps(images)
-
-    def rate(self, most: float, done: int, step: int, steps: int) -> float:
-        """Return the learning rate of a step of ``steps`` in a round, ``done`` rounds after the first.
-
-        ``most`` is the rate that the schedule begins with.
-        """
-        if done < self.warmup:
-            return self.warmup_rate
-        if self.schedule == "constant":
-            return most
-        since = (done - self.warmup) * steps + (step if self.epochs is None else 0)
-        return most * 0.5 * (1 + math.cos(math.pi * (since / (self.most_rounds * steps))))
+    def rate(self, most: float, done: int) -> float:
+        """Return the learning rate, ``most`` at first, after so many steps."""
+        return most * 0.5 * (1 + math.cos(math.pi * (done / self.total_steps)))
 
     @property
     def learned(self) -> str:
         """Say what is learned."""
-        return f"{self.count} tokens ({self.tokens}), depth {self.depth}"
+        return f"{self.count} tokens ({self.tokens})"
 
-    def describe(self, images: int | None = None) -> str:
-        """Say how tokens are learned; ``images`` to learn from decide how many steps an epoch has."""
-        idle = _LEARNED if self.epochs is None else (*_LEARNED, "rounds", "steps")
-        every = asdict(self).items()
-        own = {name: value for name, value in every if value is not None and value is not False and name not in idle}
-        steps = (
-            "" if self.epochs is not None and images is None else f"{self.total_steps(images or 0):,} steps at most, "
-        )
-        return steps + ", ".join(f"{name}={value}" for name, value in own.items())
-
-
-def _make_published(**changes: Any) -> TuneConfig:
-    """Return what the configurations of CoOp and MaPLe, and Dassl's defaults, share, with the rest of one."""
-    shared: dict[str, Any] = {"anchor": 0.0, "patience": 0, "optimiser": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
-    shared |= {"schedule": "cosine", "warmup": 1, "warmup_rate": 1e-5}
-    return TuneConfig(**shared, **changes)
-
-
-# Whole recipes. ``embedded`` is ours, chosen on validation images of the embedded datasets. The others are what the
-# released configurations say, as far as ``TuneConfig`` can say it; docs/learning.md has what it can't.
-# coop: K. Zhou et al. (2109.01134), ViT-B/16, 8 and 16 shots (it has 50 epochs for 1 shot, 100 for 2 and 4).
-# maple: M. U. Khattak et al. (2210.03117), ViT-B/16. The first tokens begin as the first words of "a photo of a".
-RECIPES = {
-    "embedded": TuneConfig(),
-    "coop": _make_published(tokens="t", count=16, epochs=200, batch=32, learning_rate=2e-3, visual_rate=2e-3),
-    "maple": _make_published(
-        tokens="vt", count=2, depth=9, coupling="printed", init="a photo",
-        epochs=5, batch=4, learning_rate=3.5e-3, visual_rate=3.5e-3,
-    ),
-}  # fmt: skip
+    def describe(self) -> str:
+        """Say how tokens are learned."""
+        own = {name: value for name, value in asdict(self).items() if value is not False and name not in _LEARNED}
+        return f"{self.total_steps:,} steps at most, " + ", ".join(f"{name}={value}" for name, value in own.items())
 
 
 class TextParts(NamedTuple):
@@ -199,11 +128,10 @@ class PromptedText(nn.Module):
     The context takes positions 1 to its length, the name those behind it. Where a sequence would be longer than the
     tower's position table, as many of the last context tokens as needed share the last position that the longest name
     leaves: the blocks take any length, and a learned token can learn what its own position would add. ``context`` is
-    (1 or classes, depth, count, D).
+    (1 or classes, count, D).
 
     Raises:
-        ValueError: a tower or tokenizer that can't be prompted, a name with unknown words or too
-            long, more words in ``init`` than tokens, or a depth that the tower hasn't.
+        ValueError: a tower or tokenizer that can't be prompted, or a name with unknown words or too long.
     """
 
     words: Tensor
@@ -214,22 +142,14 @@ class PromptedText(nn.Module):
         self, text: nn.Module, tokenize: Any, classes: Sequence[str], config: TuneConfig, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.checkpointing = config.checkpointing
         self.parts = text_parts(text)
         if not isinstance(tokenize, SimpleTokenizer):
             raise ValueError(f"tokenizer {type(tokenize).__name__}: expected open_clip's SimpleTokenizer")
-        tower, count, init = self.parts.tower, config.count, config.init
-        table, blocks = tower.positional_embedding, tower.transformer.resblocks
-        if config.depth > len(blocks):
-            raise ValueError(f"depth={config.depth}: the text tower has {len(blocks)} blocks; take a depth up to that")
+        tower, count = self.parts.tower, config.count
+        table = tower.positional_embedding
         rows, device = len(classes) if config.class_specific else 1, table.device
-        context = 0.02 * torch.randn(rows, config.depth, count, table.shape[1], generator=generator)
+        context = 0.02 * torch.randn(rows, count, table.shape[1], generator=generator)
         with torch.no_grad():
-            if init is not None:
-                begin = self._embed(tokenize, [init], device)[0][0, 1:-1]
-                if len(begin) > count:
-                    raise ValueError(f"init={init!r} is {len(begin)} tokens, more than {count}")
-                context[:, 0, count - len(begin) :] = begin.cpu()
             words, ends = self._embed(tokenize, [f"{name}." for name in classes], device)
         self.context = nn.Parameter(context.to(device))
         length = words.shape[1]
@@ -253,18 +173,14 @@ class PromptedText(nn.Module):
     def forward(self) -> Tensor:
         """Return the classes' features, (classes, D) of unit length."""
         tower, context = self.parts.tower, self.context
-        size, count = len(self.words), context.shape[2]
-        learned = context.expand(size, -1, -1, -1)
-        x = torch.cat((self.words[:, :1], learned[:, 0], self.words[:, 1:]), dim=1)
+        size = len(self.words)
+        x = torch.cat((self.words[:, :1], context.expand(size, -1, -1), self.words[:, 1:]), dim=1)
         x = x + tower.positional_embedding[self.positions]
         mask = x.new_full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
         stacked = tower.transformer.batch_first
-        for index, block in enumerate(tower.transformer.resblocks):
-            if 0 < index < context.shape[1]:
-                x = torch.cat((x[:, :1], learned[:, index], x[:, 1 + count :]), dim=1)
+        for block in tower.transformer.resblocks:
             y = x if stacked else x.transpose(0, 1)
-            run = partial(checkpoint, block) if self.checkpointing else block
-            y = run(y, attn_mask=mask)
+            y = block(y, attn_mask=mask)
             x = y if stacked else y.transpose(0, 1)
         x = tower.ln_final(x[torch.arange(size, device=x.device), self.ends])
         if (projection := tower.text_projection) is not None:
@@ -275,7 +191,7 @@ class PromptedText(nn.Module):
 class PromptLearner(nn.Module):
     """All learned parameters; everything else is frozen and not part of its state.
 
-    Visual tokens begin as the mean patch, ``patches`` of ``ReducedViT.mean_patches``: small random ones, which
+    Visual tokens begin as the mean ``patch`` of ``ReducedViT.mean_patch``: small random ones, which
     normalisation makes large, would change a pretrained tower's features beyond repair by a few images.
 
     Attributes:
@@ -293,7 +209,7 @@ class PromptLearner(nn.Module):
         classes: Sequence[str],
         templates: Sequence[str],
         config: TuneConfig,
-        patches: Tensor | None,
+        patch: Tensor | None,
     ) -> None:
         super().__init__()
         self.classes, self.config = tuple(classes), config
@@ -305,12 +221,12 @@ class PromptLearner(nn.Module):
             self.text = PromptedText(parts.model.text, parts.tokenizer, classes, config, generator)
         fixed = class_features(parts.model, parts.tokenizer, classes, templates)
         self.register_buffer("fixed", fixed.clone().to(device), persistent=False)
-        if patches is not None and self.text is not None and config.coupling != "none":
+        if patch is not None and self.text is not None and config.coupling != "none":
             printed = config.coupling == "printed"
-            begin, start = (torch.zeros_like(patches), generator) if printed else (patches, None)
+            begin, start = (torch.zeros_like(patch), generator) if printed else (patch, None)
             self.visual = CoupledPrompts(self.text.context, begin, start).to(device)
-        elif patches is not None:
-            first = near(patches, config.count, generator)
+        elif patch is not None:
+            first = near(patch, config.count, generator)
             self.visual = VisualPrompts(*first.shape, device=device, dtype=torch.float32)
             self.visual.tokens.data.copy_(first)
 
@@ -388,14 +304,14 @@ def tune(
     on_step: Callable[[int], None] = lambda _: None,
     checkpoint: Path | None = None,
 ) -> PromptLearner:
-    """Learn tokens by cross-entropy; keep those of the round with the best validation loss, or of the last.
+    """Learn tokens by cross-entropy; keep those of the round with the best validation loss.
 
     Both towers and a reducer's own weights stay the same, bit for bit, and so does their ``requires_grad``. The same
     data, recipe, machine and number of threads give the same tokens, whether or not the run was stopped in between.
 
     ``vit`` is dense or reduced, its head the projection to the joint space; the image tower of ``parts`` isn't used.
     ``templates`` make the untuned text features, ``val`` serves early stopping only. ``on_round`` is called with round,
-    training loss and validation loss (without validation, minus the round), ``on_step`` with the number of steps done;
+    training loss and validation loss, ``on_step`` with the number of steps done;
     ``checkpoint`` is that of ``FitState.run``.
 
     Raises:
@@ -410,12 +326,11 @@ def tune(
     config = replace(config, dtype=precision_on(like.device, config.dtype))
     tower = type(vit).adopt(vit)
     tower.eval()
-    patches = None
+    patch = None
     if "v" in config.tokens:
-        patches = tower.mean_patches(train.images[:CHUNK].to(like.device, like.dtype), config.depth)
-    learner = PromptLearner(vit, parts, classes, templates, config, patches)
+        patch = tower.mean_patch(train.images[:CHUNK].to(like.device, like.dtype))
+    learner = PromptLearner(vit, parts, classes, templates, config, patch)
     tower.prompts = learner.visual
-    tower.grad_checkpointing |= config.checkpointing
     scale = parts.model.logit_scale.detach().exp().to(like.device)
 
     def logits(classifier: Tensor, images: Tensor) -> Tensor:
@@ -424,20 +339,17 @@ def tune(
     with frozen(vit, parts.model.text):
         if config.tokens == "t":
             train, val = (Labelled(encode(tower, data.images, config), data.labels) for data in (train, val))
-        kind: Any = torch.optim.AdamW
-        if config.optimiser == "sgd":
-            kind = partial(torch.optim.SGD, momentum=config.momentum)
         state = FitState(
             mark=_mark(vit, classes, config, train, val),
             model=learner,
-            optimiser=kind(learner.groups(), weight_decay=config.weight_decay),
+            optimiser=torch.optim.AdamW(learner.groups(), weight_decay=0.0),
             generator=torch.Generator().manual_seed(config.seed),
         )
         state.run(
             lambda: _learn(state, learner, logits, train, on_step),
-            lambda: _validate(learner, logits, val) if config.patience else _latest(state),
-            most=config.most_rounds,
-            patience=config.patience or config.most_rounds,
+            lambda: _validate(learner, logits, val),
+            most=config.rounds,
+            patience=config.patience,
             on_epoch=on_round,
             checkpoint=checkpoint,
         )
@@ -465,19 +377,11 @@ def _mark(vit: ReducedViT, classes: Sequence[str], config: TuneConfig, *images: 
     return digest(recipe, *(part.cpu().numpy().tobytes() for part in parts), length=64)
 
 
-def _latest(state: FitState) -> float:
-    """Return what is less after each round, so that the last one counts as the best."""
-    if not all(parameter.isfinite().all() for parameter in state.model.parameters()):
-        raise ValueError(f"a learned token is not finite after epoch {state.epoch}; lower learning_rate")
-    return -float(state.epoch)
-
-
 def _learn(
     state: FitState, learner: PromptLearner, logits: Logits, train: Labelled, on_step: Callable[[int], None]
 ) -> float:
     """Take the steps of a round; return the mean loss."""
     config, total = learner.config, 0.0
-    steps = config.round_steps(len(train.labels))
     for step, rows in enumerate(_batches(state.generator, len(train.labels), config)):
         images = train.images[rows]
         if config.augment and images.ndim == 4:
@@ -487,10 +391,10 @@ def _learn(
         loss = F.cross_entropy(scores, train.labels[rows].to(scores.device))
         if config.anchor:
             loss = loss + config.anchor * (1 - (classifier * learner.fixed).sum(dim=1)).mean()
-        whole = [group["most"] for group in state.optimiser.param_groups]
-        total += state.descend(loss, [config.rate(most, state.epoch, step, steps) for most in whole])
-        on_step(state.epoch * steps + step + 1)
-    return total / steps
+        done = state.epoch * config.steps + step
+        total += state.descend(loss, [config.rate(group["most"], done) for group in state.optimiser.param_groups])
+        on_step(done + 1)
+    return total / config.steps
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -511,7 +415,7 @@ def _batches(generator: torch.Generator, size: int, config: TuneConfig) -> Itera
     """Yield the rows of each step of a round, going through the images again and again."""
     order = torch.empty(0, dtype=torch.int64)
     batch = min(config.batch, size)
-    for _ in range(config.round_steps(size)):
+    for _ in range(config.steps):
         if len(order) < batch:
             order = torch.cat((order, torch.randperm(size, generator=generator)))
         yield order[:batch]

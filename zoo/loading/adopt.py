@@ -72,7 +72,7 @@ def reduce(
     if method is not None:
         like = next(reduced.block_modules[0].parameters())
         spec = reduced.spec(device=like.device, dtype=like.dtype)
-        file = None if predictor is None else PredictorFile.read(Path(predictor))
+        file = None if predictor is None else PredictorFile.read(predictor)
         if file is not None:
             file.fill(options)
         reduced.reducer = build_reducer(method, options, spec).train(model.training)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from zoo.core.files import from_json, load_learned, read_learned, strict_json, wanting, write_learned, write_whole
@@ -47,8 +46,8 @@ def check_settings(method: str, options: Mapping[str, Any]) -> None:
 class PromptFile:
     """Saved prompts: tensors in safetensors, provenance in its metadata.
 
-    The tensors are ``classifier`` (classes, D), unit text features; ``logit_scale``; ``visual`` (depth, count, D_v) if
-    visual tokens were learned; ``context`` (1 or classes, depth, count, D_t) if text tokens were.
+    The tensors are ``classifier`` (classes, D), unit text features; ``logit_scale``; ``visual`` (count, D_v) if
+    visual tokens were learned; ``context`` (1 or classes, count, D_t) if text tokens were.
     """
 
     path: Path
@@ -64,27 +63,16 @@ class PromptFile:
 
     @classmethod
     def read(cls, path: Path) -> "PromptFile":
-        """Read the provenance of ``path``; raise as ``read_learned`` does, also where tensors have another shape."""
-        file = read_learned(path, "prompts", cls)
-        shape, count = file.shape, len(file.classes)
-        expected = {"classifier": [count, shape.features], "logit_scale": list[int]()}
-        if shape.tokens:
-            expected["visual"] = [shape.depth, shape.tokens, file.width]
-        with safe_open(path, framework="pt") as opened:
-            shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-        if count != shape.classes or any(shapes.get(name) != expected[name] for name in expected):
-            raise file._refusal(f"{str(path)!r} holds no prompts: its facts say {expected}, its tensors are {shapes}")
-        return file
+        """Read the provenance of ``path``; raise as ``read_learned`` does."""
+        return read_learned(path, "prompts", cls)
 
     def require_tower(self, width: int, weights: str) -> None:
         """Refuse, by ValueError, a tower of another ``width`` or ``blocks_fingerprint``."""
         own, other = {"width": self.width, "weights": self.weights}, {"width": width, "weights": weights}
         if differs := difference(own, other):
             name = tower_name(self.model, self.tag)
-            raise self._refusal(f"prompts {str(self.path)!r} were tuned on {name} {differs}")
-
-    def _refusal(self, message: str) -> ValueError:
-        return wanting(ValueError(message), "prompts", dataset=self.dataset, recipe=self.recipe)
+            message = f"prompts {str(self.path)!r} were tuned on {name} {differs}"
+            raise wanting(ValueError(message), "prompts", dataset=self.dataset, recipe=self.recipe)
 
     def require_classes(self, classes: Sequence[str]) -> None:
         """Refuse, by ValueError, other names or another order; quote the first difference."""
@@ -112,8 +100,8 @@ class PromptFile:
 def save_prompts(path: Path, tensors: dict[str, Tensor], **facts: Any) -> PromptFile:
     """Write prompts whole or not at all; ``facts`` are the fields of ``PromptFile`` but shape."""
     visual, classifier = tensors.get("visual"), tensors["classifier"]
-    depth, count = (1, 0) if visual is None else visual.shape[:2]
-    shape = PromptShape(depth=depth, tokens=count, classes=len(classifier), features=classifier.shape[1])
+    count = 0 if visual is None else len(visual)
+    shape = PromptShape(tokens=count, classes=len(classifier), features=classifier.shape[1])
     plain = {k: v.to("cpu", torch.float32) for k, v in tensors.items()}
     write_learned(path, "prompts", plain, {**facts, "classes": list(facts["classes"]), "shape": shape._asdict()})
     return PromptFile.read(path)

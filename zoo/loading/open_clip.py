@@ -4,7 +4,6 @@ open_clip fixes the activation by a model's name: our plain names have that of t
 that of the weights ``TAG``.
 """
 
-import re
 import tempfile
 from collections.abc import Callable
 from functools import partial, wraps
@@ -16,7 +15,6 @@ import torch
 from open_clip import factory, pretrained
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import LayerNorm as NativeNorm
 from open_clip.transformer import PatchDropout, QuickGELU, VisionTransformer
 from safetensors.torch import save, save_file
 from timm.layers import LayerNorm
@@ -133,52 +131,6 @@ def _from_native(visual: VisionTransformer) -> ReducedViT:
         )
     tower.load_state_dict(weights)
     return tower
-
-
-_TO_NATIVE = {  # parts of timm's names
-    r"^cls_token$": "class_embedding", r"^pos_embed$": "positional_embedding", r"^patch_embed\.proj\.": "conv1.",
-    r"^norm_pre\.": "ln_pre.", r"^norm\.": "ln_post.", r"^head\.weight$": "proj",
-    r"^blocks\.": "transformer.resblocks.", r"\.norm(\d)\.": r".ln_\1.", r"\.qkv\.": ".in_proj_",
-    r"\.attn\.proj\.": ".attn.out_proj.", r"\.fc1\.": ".c_fc.", r"\.fc2\.": ".c_proj.",
-}  # fmt: skip
-
-
-def to_open_clip(vit: nn.Module) -> VisionTransformer:
-    """Return open_clip's own image tower with a dense CLIP tower's weights, copied; undoes `from_open_clip`.
-
-    Raises:
-        ValueError: a reduced or tuned tower, or one that isn't laid out as OpenAI's CLIP.
-    """
-    if not isinstance(vit, ReducedViT) or vit.reducer is not None or vit.prompts is not None:
-        raise ValueError("open_clip's own code takes the dense tower alone")
-    block, state = vit.blocks[0], vit.state_dict()
-    act = block.mlp.act
-    if "head.bias" in state and not state["head.bias"].any():  # CLIP's projection has none, which timm stores as zeros
-        del state["head.bias"]
-    shaped: dict[str, Callable[[Tensor], Tensor]] = {
-        "cls_token": lambda x: x[0, 0], "pos_embed": lambda x: x[0], "head.weight": lambda x: x.T,
-    }  # fmt: skip
-    state |= {key: reshape(state[key]) for key, reshape in shaped.items() if key in state}
-    visual = VisionTransformer(
-        image_size=vit.input_size,
-        patch_size=vit.patch_embed.patch_size,
-        width=vit.embed_dim,
-        layers=vit.depth,
-        heads=block.attn.num_heads,
-        mlp_ratio=block.mlp.fc1.out_features / vit.embed_dim,
-        output_dim=vit.num_classes,
-        act_layer=QuickGELU if isinstance(act, TimmQuickGELU) else nn.GELU,
-        norm_layer=partial(NativeNorm, eps=vit.norm.eps),
-    )
-    for name, other in _TO_NATIVE.items():
-        state = {re.sub(name, other, key): value for key, value in state.items()}
-    if differing := sorted(state.keys() ^ visual.state_dict().keys()):
-        raise ValueError(f"this tower isn't laid out as OpenAI's CLIP: it differs in {differing[0]!r}")
-    if vit.global_pool != "token" or (type(act) is not nn.GELU and not isinstance(act, TimmQuickGELU)):
-        raise ValueError(f"this tower isn't OpenAI's CLIP: its pool is {vit.global_pool!r}, its activation {act}")
-    visual.load_state_dict(state)
-    weight = vit.patch_embed.proj.weight
-    return visual.to(weight.device, weight.dtype).train(vit.training)
 
 
 def _activation(module: nn.Module) -> Any:

@@ -43,17 +43,9 @@ class PredictorFile:
     provenance: dict[str, Any] | None = None  # facts about the rankings
 
     @classmethod
-    def read(cls, path: Path) -> "PredictorFile":
+    def read(cls, path: str | Path) -> "PredictorFile":
         """Read the facts of ``path``; raise as ``read_learned`` does."""
-        file = read_learned(path, "predictor", cls)
-        width = file.options.get("width", 1)
-        if type(width) is not int or not 0 < width <= path.stat().st_size:  # a network of it would be built
-            raise wanting(ValueError(f"{str(path)!r} holds no predictor: its width is {width!r}"), "predictor")
-        if odd := file.options.keys() - {"arch", "width"}:
-            raise wanting(
-                ValueError(f"{str(path)!r} holds no predictor: option {min(odd)!r} isn't its own"), "predictor"
-            )
-        return file
+        return read_learned(Path(path), "predictor", cls)
 
     def fill(self, options: dict[str, Any]) -> None:
         """Add the network's shape to ``options``; raise ValueError if they ask for another network."""
@@ -111,7 +103,7 @@ def find_predictor(
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it isn't what its name says.
+        ValueError: it is no predictor.
     """
     name = predictor_name(model, tag, block, action)
     found = [folder / name for folder in _folders() if os.access(folder / name, os.R_OK)]
@@ -126,15 +118,7 @@ def find_predictor(
         raise wanting(FileNotFoundError(message), "predictor", **facts)
     if len(found) > 1:
         _log.warning("predictor %s of your own is used, not the packaged one; remove it to use that", found[0])
-    file = PredictorFile.read(found[0])
-    file.require(model=model, tag=tag, block=block, action=action)
-    return file
-
-
-def require_block(file: PredictorFile, block: int) -> None:
-    """Raise ValueError unless a predictor was fitted at the block before which a model scores."""
-    if file.block != block:
-        raise file.refusal(f"was fitted at block {file.block}, this model scores before block {block}", block=block)
+    return PredictorFile.read(found[0])
 
 
 def with_predictor(
@@ -150,14 +134,10 @@ def with_predictor(
     block = config.predictor_block(depth)
     if block is None:
         return dict(options), None
-    if path is None:
-        file = find_predictor(model, tag, block, shape=options, action=config.action)
-    else:
-        file = PredictorFile.read(Path(path))
-    file.require(model=model, tag=tag, action=config.action)
-    completed = dict(options)
+    action, completed = config.action, dict(options)
+    file = find_predictor(model, tag, block, shape=options, action=action) if path is None else PredictorFile.read(path)
+    file.require(model=model, tag=tag, block=block, action=action)
     file.fill(completed)
-    require_block(file, block)
     return completed, file
 
 
@@ -174,8 +154,7 @@ def load_predictor(model: Host, file: PredictorFile) -> None:
         raise ValueError(
             "this model has no predictor to fill: it isn't reduced by patchrank or rankmerge of rank='predictor'"
         )
-    require_block(file, block)
-    file.require(action=reducer.config.action)
+    file.require(block=block, action=reducer.config.action)
     state, loaded = model.state_dict(), file.tensors(PREFIX)
     ours, theirs = ({k: v.shape for k, v in some.items() if k.startswith(PREFIX)} for some in (state, loaded))
     if ours != theirs:

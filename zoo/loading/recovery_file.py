@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.core.files import (
     blocks_fingerprint,
+    digest,
     from_json,
     load_learned,
     read_learned,
@@ -18,15 +19,16 @@ from zoo.core.files import (
     weights_digest,
     write_learned,
 )
-from zoo.core.host import FeatureTower, Host
+from zoo.core.host import FeatureTower, Host, share_weights
 from zoo.core.messages import check_fields, tower_name
 from zoo.core.precision import AUTO, precision_on
 from zoo.core.reducer import Reducer
 from zoo.loading.learned_files import check_settings, dataset_names, difference
 
-WHATS = ("norm", "lora")
+WHATS = ("head", "norm", "lora", "head+norm", "head+lora")
 DTYPES = (AUTO, "float32", "bfloat16")
 FORMAT = 2  # of a file
+HEAD = "head.weight"  # of the linear map that gives the features
 UP, DOWN = ".up", ".down"  # of a low-rank update, behind the weight's name
 T = TypeVar("T", bound=Host)
 
@@ -36,8 +38,9 @@ class RecoveryConfig:
     """What is trained, and how.
 
     Attributes:
-        what: ``norm``: vectors, that is norms, LayerScales and the biases of linear layers; ``lora``: low-rank
-            updates of linear layers' weights, of ``rank``.
+        what: ``head``: the linear map that gives the features, in closed form, so that no other field counts;
+            ``norm``: vectors, that is norms, LayerScales and the biases of linear layers; ``lora``: low-rank updates
+            of linear layers' weights, of ``rank``. ``head+norm`` and ``head+lora``: first one, then the other.
         rounds: validations at most, each after ``steps`` of the optimiser on ``batch`` images of all sets alike.
         patience: rounds without a better validation loss before stopping.
         learning_rate: of AdamW; it rises for a tenth of the steps, then falls as a cosine to zero.
@@ -64,10 +67,17 @@ class RecoveryConfig:
 
 
 def trainable(vit: Host, what: str) -> dict[str, str]:
-    """Return the weights that a recovery of this kind changes: of the blocks, and of norms beside them.
+    """Return the weights that a recovery of this kind changes: of the head, or of the blocks and norms beside them.
 
     Keys are their names in files, which don't depend on what holds the tower; values are the tower's own names.
+
+    Raises:
+        ValueError: ``head`` of a tower whose features come from no linear map.
     """
+    if "+" in what:
+        return {name: own for part in what.split("+") for name, own in trainable(vit, part).items()}
+    if what == "head":
+        return {HEAD: f"{vit.projection}.weight" if isinstance(last_map(vit), nn.Linear) else f"{vit.projection}"}
     prefix = vit.blocks_prefix
     # Of what holds the blocks.
     around = {"", *(prefix[: at + 1] for at, letter in enumerate(prefix[:-1]) if letter == ".")}
@@ -88,6 +98,41 @@ def trainable(vit: Host, what: str) -> dict[str, str]:
         elif name.startswith(prefix):
             names[f"blocks.{name.removeprefix(prefix)}"] = name
     return names
+
+
+def last_map(vit: Host) -> Any:
+    """Return the linear map that gives a tower's features: a layer, or open_clip's weight (in, out).
+
+    Raises:
+        ValueError: there is none.
+    """
+    layer = getattr(vit, vit.projection or "", None)
+    if not isinstance(layer, (nn.Linear, nn.Parameter)):
+        raise ValueError(
+            f"what='head': the features of this {type(vit).__name__} come from no linear map; expected a tower of "
+            "timm's, open_clip's with a projection, or transformers' CLIPVisionModelWithProjection; or take what='norm'"
+        )
+    return layer
+
+
+def with_head(vit: T, what: str) -> T:
+    """Return a tower whose features leave through a linear map, the identity of a new one if it has a place for it."""
+    if not what.startswith("head") or not isinstance(getattr(vit, vit.projection or "", None), nn.Identity):
+        return vit
+    other, like = share_weights(vit, type(vit)), next(vit.block_modules[0].parameters())
+    other.head = nn.Linear(vit.embed_dim, vit.embed_dim, device=like.device, dtype=like.dtype)
+    nn.init.eye_(other.head.weight)
+    nn.init.zeros_(other.head.bias)
+    other.__dict__["num_classes"] = vit.embed_dim
+    return other
+
+
+@torch.no_grad()
+def fold(vit: Host, added: Mapping[str, Tensor]) -> None:
+    """Add to each weight named, in place, in the wider type of the two, rounded once."""
+    for name, value in added.items():
+        weight = vit.get_parameter(name)
+        weight.copy_(weight + value)
 
 
 def additions(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -132,7 +177,7 @@ class RecoveryFile:
     path: Path
     model: str  # dense name of the tower
     tag: str  # its weight tag
-    weights: str  # its ``blocks_fingerprint``
+    weights: str  # its ``blocks_fingerprint``, for a head with that of the map's weight
     method: str
     options: dict[str, Any]  # the method's settings, as JSON values
     reducer: str | None  # digest of the reducer's own weights, such as a predictor's
@@ -157,7 +202,7 @@ class RecoveryFile:
         reducer = model.reducer
         own = {"weights": self.weights, "tokens learned": False, "method": self.method, **self.options}
         other = {
-            "weights": blocks_fingerprint(model.state_dict(), model.blocks_prefix),
+            "weights": _weights_mark(model, self.recipe["what"]),
             "tokens learned": model.prompts is not None,
             "method": None if reducer is None else reducer.method,
             **({} if reducer is None else reducer.config.plain()),
@@ -197,6 +242,13 @@ def reducer_digest(reducer: Reducer) -> str | None:
     return weights_digest(state) if state else None
 
 
+def _weights_mark(model: Host, what: str) -> str:
+    blocks = blocks_fingerprint(model.state_dict(), model.blocks_prefix)
+    if not what.startswith("head"):
+        return blocks
+    return digest(blocks, weights_digest({HEAD: model.get_parameter(trainable(model, "head")[HEAD])}))
+
+
 def save_recovery(
     path: Path,
     model: Host,
@@ -221,7 +273,7 @@ def save_recovery(
         "format": FORMAT,
         "model": name,
         "tag": tag,
-        "weights": blocks_fingerprint(model.state_dict(), model.blocks_prefix),
+        "weights": _weights_mark(with_head(model, config.what), config.what),
         "method": model.reducer.method,
         "options": model.reducer.config.plain(),
         "reducer": reducer_digest(model.reducer),
@@ -247,11 +299,9 @@ def add_recovery(model: T, recovery: str | Path | RecoveryFile) -> T:
     file = recovery if isinstance(recovery, RecoveryFile) else RecoveryFile.read(Path(recovery))
     if isinstance(model, FeatureTower):
         return model.over(add_recovery(model.bare(), file))
-    file.require(model)
-    added = file.load(model)
-    recovered = twin(model, added)
-    with torch.no_grad():
-        for name, value in added.items():
-            weight = recovered.get_parameter(name)
-            weight.copy_(weight + value)  # of the wider type of the two, then rounded once
+    headed = with_head(model, file.recipe["what"])
+    file.require(headed)
+    added = file.load(headed)
+    recovered = twin(headed if added else model, added)
+    fold(recovered, added)
     return recovered

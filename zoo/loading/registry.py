@@ -38,14 +38,14 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     """
     if isinstance(kwargs.get("prompts"), (str, Path)):
         return _build_tuned(name, **kwargs)
-    recovery, fitted = kwargs.pop("recovery", None), kwargs.pop("predictor_blocks", None)
+    recovery = kwargs.pop("recovery", None)
     options, arguments = split_options(name, kwargs)
     predictor = arguments.pop("predictor", None)
-    if fitted is not None and not predictor:
-        _require_block(name, fitted, options, arguments)
-    if predictor == (arguments.get("pretrained_model_args") or {}).get("predictor"):
-        # timm repeats what a saved model was built with; its weights hold that predictor by now.
-        predictor = None
+    before = arguments.get("pretrained_model_args") or {}  # that a saved model was built with, which timm repeats
+    if predictor == before.get("predictor"):
+        predictor = None  # its weights hold that predictor by now
+    if before and predictor is None:
+        _require_block(name, before, options, arguments)
     _require_tower(pretrained, recovery, predictor, arguments)
     overlay = arguments.get("pretrained_cfg_overlay") or {}
     cfg = resolve_pretrained_cfg(str(name), arguments.get("pretrained_cfg"), overlay)
@@ -64,11 +64,10 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
             cfg = replace(cfg, state_dict=tower)  # the hub isn't asked
     with _loading(f"{name}.{tag}", cfg, own_path(f"{name.dense}.{tag}")) if pretrained else nullcontext():
         model = _assemble(name, pretrained, tag, options, file, arguments)
-    if fitted is not None or file is not None:
+    if file is not None:
         # timm saves the arguments that a model was built with. The network's shape is not among them where it came
-        # from the predictor's file. What was saved once may be saved again.
-        shape = {key: options[key] for key in ("arch", "width") if key in options} if file is None else file.options
-        model.__dict__["_model_args"] = {**shape, "predictor_blocks": fitted if file is None else [file.block]}
+        # from the predictor's file.
+        model._model_args = {**model._model_args, **file.options}
     return model if recovery is None else add_recovery(model, recovery)
 
 
@@ -95,15 +94,16 @@ def _require_tower(pretrained: bool, recovery: Any, predictor: Any, arguments: d
         )
 
 
-def _require_block(name: ModelName, fitted: list[int], options: dict[str, Any], arguments: dict[str, Any]) -> None:
-    """Refuse, by ValueError, a saved model that is to score at a block that its predictor wasn't fitted at."""
-    depth = name.depth(arguments)
-    block = None if name.method is None else configure(name.method, options, depth).predictor_block(depth)
-    if [block] != fitted:
-        have, want = ", ".join(map(str, fitted)), "none" if block is None else block
+def _require_block(name: ModelName, before: dict[str, Any], options: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Refuse, by ValueError, a saved model that is to score at another block than it did ``before``."""
+    if name.method is None:
+        return
+    depth, own = name.depth(arguments), split_options(name, before)[0]
+    was, now = (configure(name.method, each, depth).predictor_block(depth) for each in (own, options))
+    if was != now:
         raise ValueError(
-            f"{name}: the predictor in this saved model was fitted at block {have}, these options score at block "
-            f"{want}; leave reduce_at as it was saved, or give a predictor for it by predictor=PATH"
+            f"{name}: the predictor in this saved model was fitted at block {was}, these options score at block {now}; "
+            "leave reduce_at as it was saved, or give a predictor for it by predictor=PATH"
         )
 
 

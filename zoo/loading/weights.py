@@ -2,7 +2,6 @@
 
 import re
 import textwrap
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,20 +191,11 @@ def loading(
 
 def _unreachable() -> str:
     """Say why the hub can't be reached; "" if it can."""
-    reason = [f"no answer within {PROBE_S:g} s"]
-
-    def ask() -> None:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=PROBE_S)
-            reason[0] = ""
-        except Exception as error:  # whatever the transport raises, release by release
-            reason[0] = _one_line(error)
-
-    # In a thread: no timeout holds for looking up a name.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_S)
-    return reason[0]
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PROBE_S)
+    except Exception as error:  # whatever the transport raises, release by release
+        return _one_line(error)
+    return ""
 
 
 def timm_source(cfg: PretrainedCfg) -> tuple[str, Sequence[str]]:

@@ -110,8 +110,9 @@ class RankMerge(Reducer):
 
         That of a token is its most important patch's.
         """
-        left = self.count_after(self.points[-1], tokens)
-        if self.predictor is None or index != self.config.rank_at or left >= tokens.patch_count:
+        if self.predictor is None or index != self.config.rank_at:
+            return tokens
+        if self.count_after(self.points[-1], tokens) >= tokens.patch_count:
             return tokens
         token = tokens.token_of_patch()
         x = torch.cat((tokens.x[:, : tokens.prefix], rows(tokens.x, tokens.prefix + token)), dim=1)
@@ -140,7 +141,7 @@ class RankMerge(Reducer):
             place, r = scale_places(tokens, self.config.distance), tokens.patch_count - left
             gone, into, cost = pair_tokens(tokens.patches, place, weight, r, protection=protection)
             tokens = tokens.merge(index, gone, into, cost, left, rescale=self.config.rescale)
-        return tokens
+        return tokens.with_bias()
 
 
 def _shares(importance: Tensor, count: int) -> Tensor:

@@ -264,8 +264,6 @@ def _check(model: Host, config: GoldenConfig, text: Tensor | None) -> None:
     for need, lacking in problems.items():
         if lacking:
             raise ValueError(f"golden rankings need {need}")
-    if model.prompts is not None and model.prompts.depth > max(1, config.block):
-        raise ValueError(f"block={config.block}: later blocks get learned tokens of their own")
     windows(model.grid, config.window, config.stride)
     if config.window == max(model.grid):
         grid = "{} x {}".format(*model.grid)

@@ -15,7 +15,7 @@ from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from zoo.core.attention import Attended, PoolingQuery, is_plain
+from zoo.core.attention import Attended, PoolingQuery, attend, is_plain
 from zoo.core.tokens import Tokens
 from zoo.towers.vit import ViTBlock
 
@@ -104,7 +104,7 @@ class LeanBlock(ViTBlock):
         if cls is not None:
             self.fp32.proj.add_to(cls, attended.float())
             x[:, 0] = cls
-        return Attended(x, query, key.float(), value, self.scale)  # float32 for those who match by keys
+        return Attended(x, query, key, value, self.scale)
 
     def add_attention(self, x: Tensor, out: Tensor) -> Tensor:
         return out  # ``attend`` added it already
@@ -126,7 +126,7 @@ class LeanBlock(ViTBlock):
 
     def pooling_query(self, tokens: Tokens, attended: Attended) -> PoolingQuery:
         pooling = super().pooling_query(tokens, attended)
-        return pooling._replace(query=pooling.query.float())
+        return pooling._replace(query=pooling.query.float(), key=pooling.key.float())
 
     def _class_row(self, x: Tensor) -> Tensor | None:
         """Copy the class tokens (S, D) before the products of all tokens change them; None without low precision."""
@@ -144,8 +144,8 @@ class LeanBlock(ViTBlock):
         query, key, value = qkv.view(*x.shape[:2], 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         if not isinstance(attn.q_norm, nn.Identity):
             query, key = attn.q_norm(query.float()).to(query.dtype), attn.k_norm(key.float()).to(key.dtype)
-        keys, values, mask = pad_keys(key, value, None if bias is None else bias.to(query.dtype))
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
+        keys, values, mask = pad_keys(key, value, bias)
+        out = attend(query, keys, values, mask, self.scale)
         out = out.transpose(1, 2).flatten(2)
         if not isinstance(attn.norm, nn.Identity):
             out = attn.norm(out.float()).to(out.dtype)

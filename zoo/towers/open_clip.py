@@ -50,7 +50,7 @@ class ReducedOpenClip(Host, VisionTransformer):
     """
 
     Block = OpenClipBlock
-    blocks_prefix = "transformer.resblocks."
+    blocks_prefix, projection = "transformer.resblocks.", "proj"
     prefix_count = 1  # the class token
     query = CLASS_TOKEN
 

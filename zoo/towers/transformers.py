@@ -214,7 +214,7 @@ class ReducedClipVision(ClipHost, CLIPVisionModel):
 class ReducedClipProjection(ClipHost, CLIPVisionModelWithProjection):
     """transformers' CLIPVisionModelWithProjection, dense or with a token reduction method; ``zoo.reduce`` makes it."""
 
-    blocks_prefix = "vision_model.encoder.layers."
+    blocks_prefix, projection = "vision_model.encoder.layers.", "visual_projection"
 
     @property
     def vision(self) -> Any:

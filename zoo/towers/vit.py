@@ -67,6 +67,7 @@ class TimmHost(Host):
 
     kinds: ClassVar[tuple[tuple[type[nn.Module], type[nn.Module]], ...]]
     filter_fn: ClassVar[Callable[..., dict[str, Any]]]
+    projection = "head"
 
     # Typed loosely, as timm's classes differ in it.
     attn_pool: Any
@@ -155,7 +156,7 @@ class TimmHost(Host):
     def expect(self, shape: PromptShape, *, classify: bool, device: Any, dtype: Any) -> None:
         """Make room for learned visual tokens, and with ``classify`` for tuned text features."""
         new: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.prompts = VisualPrompts(shape.depth, shape.tokens, self.embed_dim, **new) if shape.tokens else None
+        self.prompts = VisualPrompts(shape.tokens, self.embed_dim, **new) if shape.tokens else None
         if classify:
             projection = self.head.projection if isinstance(self.head, CosineHead) else self.head
             self.head = CosineHead(projection, shape.features, shape.classes, **new)
@@ -171,24 +172,13 @@ class TimmHost(Host):
     def embed(self, images: Tensor) -> Tokens:
         (x, positional), prefix = self.embed_patches(images), self.prefix_count
         if self.prompts is not None:
-            x = insert(x, self.num_prefix_tokens, self.prompts()[0])
+            x = insert(x, self.num_prefix_tokens, self.prompts())
         return Tokens.start(self.norm_pre(x), prefix, self.grid_of(images), positional)
 
     @torch.no_grad()
-    def mean_patches(self, images: Tensor, depth: int) -> Tensor:
-        """Return the mean patch token at the input of the first ``depth`` blocks, (depth, D) float32.
-
-        There are no learned tokens yet; ``images`` (n, C, H, W) are some of those to learn from.
-        """
-        if depth > self.depth:
-            raise ValueError(f"depth={depth}: the image tower has {self.depth} blocks")
-        joined = self.embed_patches(images)[0][:, self.num_prefix_tokens :]
-        means = [joined.float().mean(dim=(0, 1))]
-        tokens = self.embed(images)
-        for index in range(1, depth):
-            tokens, _ = self.advance(tokens, index - 1, index)
-            means.append(tokens.patches.float().mean(dim=(0, 1)))
-        return torch.stack(means)
+    def mean_patch(self, images: Tensor) -> Tensor:
+        """Return the mean patch token of images (n, C, H, W) before learned tokens would join it, (D) float32."""
+        return self.embed_patches(images)[0][:, self.num_prefix_tokens :].float().mean(dim=(0, 1))
 
     def finish(self, tokens: Tokens) -> Tensor:
         """Normalise, pool and apply the head.
@@ -328,7 +318,7 @@ class ViTBlock(TimmBlock):
         return self.attn.q_norm(query), self.attn.k_norm(key), value
 
     def whole(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
-        return self.module(tokens.x, attn_mask=bias)
+        return self.module(tokens.x) if bias is None else super().whole(tokens, bias)
 
     def first(self, tokens: Tokens, bias: Tensor | None = None) -> Tensor:
         if not self._needs_no_keys:

@@ -46,7 +46,7 @@ def prompts(tmp_path: Path) -> Path:
     dense = timm.create_model("clip_vit_s14", pretrained=True)
     text = nn.functional.normalize(torch.randn(3, 256), dim=1)
     tensors = {"classifier": text, "logit_scale": torch.tensor(3.0)}
-    tensors["visual"] = torch.randn(1, 4, 384)
+    tensors["visual"] = torch.randn(4, 384)
     facts = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "width": 384, "dataset": "toy"}
     facts |= {"weights": blocks_fingerprint(dense.state_dict())}
     facts |= {"recipe": {"tokens": "v", "count": 4}, "provenance": {"shots": 2, "draw": 0}}

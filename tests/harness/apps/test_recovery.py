@@ -95,7 +95,7 @@ def test_a_row_of_its_own_with_the_right_distance(dense: zoo.ReducedViT, toy: Da
 
 def test_rows_with_recovery_stand_apart(shipped: Callable[..., Rankings]):
     shipped()
-    first, second = trained(), trained("lora")
+    first, second = trained(), trained("head")
     records = all_of(methods=("evit", "golden"), recoveries=(first.path, second.path))
     free, rest = training_free(records)
     assert [r.method for r in free] == ["dense", "evit", "golden"]

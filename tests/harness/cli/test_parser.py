@@ -115,14 +115,12 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare --split final", FINAL_ONLY),
     ("eval --model clip_vit_s14 --dataset fashion --split final", FINAL_ONLY),
     ("study scores --split final", FINAL_ONLY),
-    ("study final --dataset dtd", "--dataset 'dtd': expected one of fashion, emoji"),
     ("study early --keeps 0.5 0.504", "--keeps 0.5 0.504"),
     ("study scores --seeds 0", "--seeds 0"),
     ("study scores --fit widht=8", "--fit 'widht=8': field 'widht': did you mean 'width'"),
     ("study scores --dataset photos", "'photos' has no labels"),
     ("study reproduce table8", "'table8': did you mean 'table"),
     ("study reproduce table1 --golden stride=3,window=2", "stride=3"),
-    ("study reproduce table5 --recipe coop --tune rounds=3", "--tune 'rounds=3' with epochs=200"),
     ("study reproduce figure3 --pictures 0", "0: expected a number from 1"),
     ("datasets check --dataset folder:gone", "gone' does not exist"),
     ("datasets check --dataset caltech101", "dataset 'caltech101' isn't shipped here; say where it lies: --root"),
@@ -169,8 +167,8 @@ def test_wrong_use_is_one_line_that_says_what_was_meant_and_leaves_nothing(
     ("count=none", "count=none"),
 ])  # fmt: skip
 def test_changes_of_settings(changes: str, match: str):
-    good = "init=a photo of a,anchor=2, learning-rate=5e-4,epochs=none,augment=false"
-    made = replace(TuneConfig(), init="a photo of a", anchor=2.0, learning_rate=5e-4, epochs=None, augment=False)
+    good = "coupling=none,anchor=2, learning-rate=5e-4,augment=false"
+    made = replace(TuneConfig(), coupling="none", anchor=2.0, learning_rate=5e-4, augment=False)
     assert change(TuneConfig(), good, "--tune") == made
     with pytest.raises(ValueError, match=match):
         change(TuneConfig(), changes, "--tune")

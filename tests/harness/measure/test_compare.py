@@ -15,6 +15,7 @@ from rich.console import Console
 import zoo
 from harness.base.terminal import Progress
 from harness.datasets import few_shot
+from harness.datasets.images import measure_detail
 from harness.measure import rows, timing
 from harness.measure.bench import compare
 from harness.measure.plan import Plan
@@ -84,6 +85,9 @@ def test_records_by_hand(shipped, dense, parts, toy):
         assert random.per_image(name) == pytest.approx(values.numpy(), rel=2e-3, abs=1e-5)
         assert part(random, name) == pytest.approx(float(values.mean()), rel=2e-3)
         assert part(ours, name) is ours.per_image(name) is None
+    detail = [measure_detail(each.image, (64, 64)) for each in named]
+    assert ours.per_image("detail") == pytest.approx(detail, rel=1e-3)
+    assert random.mean("detail") is None
     assert ours.feature_probe == pytest.approx(feature_probe(a), abs=1e-6)
     assert (random.mean("neighbour_overlap"), ours.mean("tau"), ours.mean("diff_to_dense")) == (None, None, None)
 

@@ -188,7 +188,7 @@ def test_learned_tokens_are_counted(tmp_path):
         norms = 2 * sum(tokens) + tokens[-1]
         return (196 * 3 * 14**2 * width + blocks + width * features + 5 * norms * width) / 1e9
 
-    tensors = {"visual": torch.randn(1, learned, width), "logit_scale": torch.tensor(3.0)}
+    tensors = {"visual": torch.randn(learned, width), "logit_scale": torch.tensor(3.0)}
     tensors["classifier"] = F.normalize(torch.randn(10, features), dim=-1)
     facts = {"model": "clip_vit_s14", "tag": "imgfocus_lit", "width": width, "dataset": "toy"}
     facts |= {"weights": blocks_fingerprint(tower.state_dict()), "recipe": {}, "provenance": {}}

@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from by_hand import replace
+from by_hand import per_image, replace
 from rich.console import Console
 
 from harness.base.terminal import Progress
@@ -49,6 +50,14 @@ def test_the_same_run_gives_the_same_bytes(records: list[Record], tmp_path):
     (tmp_path / "out" / "report.html").write_text("older")
     args.run(args, Console(quiet=True))
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_report_has_tables_of_halves(dense: Record, patchrank: Record, tmp_path: Path):
+    detailed = replace(dense, metrics=dense.metrics | per_image("detail", np.arange(100)))
+    write_records(tmp_path / "records.jsonl", [detailed, patchrank])
+    assert main(["report", str(tmp_path), "--halves", "--output", str(tmp_path / "out")]) == 0
+    pages = (tmp_path / "out" / "table.md").read_text("utf-8")
+    assert all(f"fashion, {half} half" in pages for half in ("smooth", "detailed"))
 
 
 @pytest.mark.parametrize(("name", "match"), [

@@ -28,7 +28,6 @@ from harness.studies.reproduce import (
 )
 from harness.studies.spec import StudyConfig
 from zoo.core.reducer import final_count
-from zoo.learning.tuning import RECIPES
 
 FLAGS = (
     "--model clip_vit_b16.openai --limit 7 --train-limit 9 --seeds 1 --golden block=2,window=4,stride=4 "
@@ -296,8 +295,6 @@ def test_conditions_are_the_paper_s_with_a_root_and_the_embedded_ones_without():
     assert (paper.limit, paper.split, golden.block, golden.window, golden.stride) == (None, "test", 3, 2, 2)
     assert (paper.tune.count, paper.tune.anchor, paper.labelled) == (16, 0.0, 16)
     assert (paper.draws, paper.tune.seed, paper.fit.seed) == ("coop", 1, 0)
-    maple = config("table5 --root data --recipe maple --seed 2").tune
-    assert maple == replace(RECIPES["maple"], count=16, depth=1, seed=2)
     ours = config("table1")
     assert (ours.model, ours.datasets, ours.limit) == ("clip_vit_s14", ("fashion", "emoji"), 300)
 

@@ -172,9 +172,8 @@ def test_moved_prompts_are_the_ones_of_the_other_tower(tuned: StudyConfig, studi
 
 
 def test_every_kind_is_another(tuned: StudyConfig, studied):
-    """Words that text tokens begin with don't hinder visual ones alone."""
     tuned = replace(tuned, seeds=1)
-    table, records = studied("kinds", replace(tuned, tune=replace(tuned.tune, init="a photo")))["plain"]
+    table, records = studied("kinds", tuned)["plain"]
     assert [row.labels["tokens"] for row in table.rows] == list(KINDS)
     assert len({record.method_config["prompts"] for record in records if record.tuning}) == len(KINDS)
     with pytest.raises(ValueError, match="--split val"):
@@ -235,6 +234,16 @@ def test_a_predictor_that_cannot_be_loaded_is_fitted_anew(few: StudyConfig):
     assert len(said) == 2
     assert all(any(why in line for line in said) for why in ("is damaged", "holds no predictor"))
     assert {other: other.stat().st_mtime_ns for other in others} == before
+
+
+@pytest.mark.usefixtures("quick_costs")
+def test_a_study_has_tables_of_halves_without_records_of_their_own(few: StudyConfig, studied):
+    found = studied("baselines", replace(few, seeds=1, halves=True))
+    assert [own != [] for _, own in found.values()] == [True, False, False]
+    whole, *parts = [[row.average for row in sheet.rows] for sheet, _ in found.values()]
+    for row, *own in zip(whole, *parts, strict=True):
+        apart = np.concatenate([part.per_image("cosine_distance") for part in own])
+        assert sorted(apart) == sorted(row.per_image("cosine_distance"))
 
 
 @pytest.mark.usefixtures("staged", "quick_costs")
