@@ -8,7 +8,6 @@ import gzip
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,6 @@ from harness.base.table import NOT_MEASURED, Table
 from harness.cli.entry import main
 from harness.records.averages import CLOSE, REFERENCE, tower_of
 from harness.records.record import MATCHED, RECORDS, UNREDUCED, Record, halves, read_records
-from harness.records.times import LATENCIES, latency_table, read_latencies, table_of
 from harness.report.groups import group_records
 from harness.report.highlights import standings
 from harness.report.writers import markdown
@@ -94,18 +92,9 @@ def _distances(title: str, found: Found) -> Table:
     return Table.of(title, ("at", "method", *columns), cells, words={"at", "method"})
 
 
-def times() -> list[Table]:
-    """Return times by `latency`, if they are among the results; conditions stand in the caption."""
-    path = RESULTS / LATENCIES
-    records = read_latencies(path) if path.is_file() else []
-    tables = [latency_table(list(rows)) for _, rows in groupby(records, key=table_of)]
-    return [replace(table, title="An example", caption=f"{table.title}. {table.caption}") for table in tables]
-
-
 PARTS: dict[Path, dict[str, Callable[[], list[Table]]]] = {
     Path("README.md"): {"results": main_results},
     Path("docs/results.md"): {"final": final_split, "time": equal_time},
-    Path("docs/latency.md"): {"times": times},
 }
 
 

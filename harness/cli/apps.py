@@ -43,8 +43,7 @@ def _choose_flags(parser: CommandParser) -> None:
         flags.add(bounds, flag, None, text, float)
     among = parser.add_argument_group("what is chosen from")
     flags.usual(among, "methods", text="default: ours and the usual baselines; see `list`")
-    text = "precisions; default: float32, and bfloat16 where it is fast"
-    flags.add(among, "--dtypes", [], text, flags.dtype)
+    flags.usual(among, "dtypes", text="precisions; default: float32, and bfloat16 where it is fast")
     flags.add(among, "--recovery", [], "files that `fit recovery` wrote", Path, dest="recoveries")
     flags.add(
         among, "--schedule", [], "files that `fit schedule` wrote, tried at all keep rates", Path, dest="schedules"
@@ -139,8 +138,7 @@ def _export_flags(parser: CommandParser) -> None:
     flags.add(check, "--images", None, f"{IMAGES_HELP}, instead of --dataset", Path, metavar="DIR")
     flags.images(check, 64, "val", "images, class-balanced")
     flags.add(check, "--batches", list(export.BATCHES), "images per call", flags.positive)
-    text = "least mean cosine to float32 features in lower precision"
-    flags.add(check, "--least-cosine", export.LEAST_COSINE, text)
+    flags.add(check, "--least-cosine", export.LEAST_COSINE, "least mean cosine to float32 features in lower precision")
     flags.data(parser)
 
 
@@ -217,8 +215,7 @@ def _embed_flags(parser: CommandParser) -> None:
     how = parser.add_argument_group("conditions")
     flags.usual(how, "device", text="torch device of each worker")
     flags.add(how, "--batch", 64, "pictures per call")
-    text = "processes that decode; 0: decode in the model's process; default: by the cores"
-    flags.add(how, "--decoders", None, text, int)
+    flags.add(how, "--decoders", None, "processes that decode; 0: the model's own; default: by the cores", int)
     flags.add(how, "--workers", None, "Ray actors that share the work; default: this process", flags.positive)
     files = parser.add_argument_group("files")
     flags.output(files, VECTORS, "folder of Parquet files", dest="out")
@@ -307,14 +304,12 @@ def run_search(args: Namespace, status: Console) -> Shown:
 
 def _show_flags(parser: CommandParser) -> None:
     golden_config = outline("zoo.ranking.golden").GoldenConfig
-    text = "an image file, or DATASET:SPLIT:INDEX such as fashion:val:3"
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help=text)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or DATASET:SPLIT:INDEX")
     what = parser.add_argument_group("what is drawn")
     flags.usual(what, "model")
     flags.usual(what, "keeps", default=[0.6], text="keep rates in (0, 1)", kind=float)
     flags.usual(what, "methods", default=[], text="further columns; see `list`")
-    text = "show the tokens that these methods, or golden, leave instead of rankings"
-    flags.add(what, "--left", [], text, flags.method)
+    flags.add(what, "--left", [], "show the tokens that these methods or golden leave, instead", metavar="METHOD")
     flags.data(parser)
     golden = parser.add_argument_group("golden rankings")
     flags.fields(golden, golden_config, block="rank at the input of this block, from 0")
@@ -343,8 +338,7 @@ def _check_flags(parser: CommandParser) -> None:
     files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
     files.required = False  # not "*": see `compare`
     rows = parser.add_argument_group("which rows", "check these only")
-    text = "dense models' names, see `list`"
-    flags.add(rows, "--model", None, text, flags.dense, dest="models", nargs="+")
+    flags.usual(rows, "models", text="dense models' names, see `list`")
     flags.usual(rows, "methods", "keeps", "datasets")
     flags.data(parser)
     bounds = parser.add_argument_group("how far values may move")
@@ -375,7 +369,7 @@ def run_check(args: Namespace, status: Console) -> Shown:
 def _push_flags(parser: CommandParser) -> None:
     where = parser.add_argument_group("what goes where")
     text = "a dense or reduced name of `list`, local-dir:FOLDER or hf-hub:OWNER/NAME"
-    flags.add(where, "--model", None, text, flags.model, required=True)
+    flags.usual(where, "model", default=None, text=text, required=True)
     flags.add(where, "--to", None, "repository on the hub", required=True, metavar="OWNER/NAME")
     flags.add(where, "--private", False, "make the repository private")
     flags.add(where, "--folder", None, "write to this folder and upload nothing", Path, metavar="DIR")

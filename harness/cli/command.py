@@ -20,12 +20,11 @@ from harness import git_commit
 from harness.base.hints import nearest
 from harness.base.table import Shown, Work
 from harness.base.terminal import WHENS
-from harness.cli.outline import dataset_names
 
 PROGRAM = "patchrank"  # however it was started
 PACKAGE = "clip-patchrank"
 WIDEST = 100  # columns of help
-EVERY = "every command"  # title of the flags that every command takes
+SHARED = ("--json", "--explain", "--quiet", "--color")  # flags that every command takes
 TEXTS = tomllib.loads(Path(__file__).with_name("commands.toml").read_text("utf-8"))
 EXIT_CODES = {
     0: "fine",
@@ -87,7 +86,7 @@ class CommandParser(argparse.ArgumentParser):
         if command is None or self._actions:
             return self
         command.flags(self)
-        shared = self.add_argument_group(EVERY)
+        shared = self.add_argument_group("every command")
         shared.add_argument("-h", "--help", action="help", help="show this and exit")
         add_shared(shared, default=argparse.SUPPRESS)
         self.set_defaults(command=command.path, run=command.run)
@@ -127,10 +126,7 @@ class CommandParser(argparse.ArgumentParser):
         Where a command takes other words there, our models' names alone are taken for models.
         """
         first = list(itertools.takewhile(lambda word: not word.startswith("-"), args))
-        if all(action.option_strings for action in self._actions):
-            if first and "--dataset" in self._option_string_actions and first[0] in (dataset_names() or ()):
-                self.error(f"{first[0]!r} is a dataset: did you mean '--dataset {first[0]}'?")
-        else:
+        if not all(action.option_strings for action in self._actions):
             ours = re.compile(r"clip_vit_\w+(\.(?!jsonl)\w+)?")
             first = list(itertools.takewhile(lambda word: ours.fullmatch(word) and not Path(word).exists(), first))
         if not first or "--model" not in self._option_string_actions:
@@ -154,15 +150,9 @@ class CommandParser(argparse.ArgumentParser):
                 given.add(flag)
             if action is not None or " " in word or not re.match("--?[a-zA-Z]", flag):
                 continue
-            value = value or ("" if after is None or after.startswith("-") else after)
             meant = nearest(flag, self._option_string_actions, cutoff=0.75)  # two dashes are alike in all
             if flag in ("--images", "--folder") and "--dataset" in self._option_string_actions:
-                meant = f"did you mean '--dataset {flag[2:]}:{value or 'PATH'}'?"
-            elif value and (near := re.search("'(--.+)'", meant)) is not None:
-                try:
-                    self._get_value(self._option_string_actions[near[1]], value)
-                except argparse.ArgumentError as error:  # the right flag would refuse the value, too
-                    meant += f" {error.message}"
+                meant = f"did you mean '--dataset {flag[2:]}:{value or after or 'PATH'}'?"
             self.error(f"no flag {flag!r}: {meant}")
 
     def error(self, message: str) -> NoReturn:
@@ -212,17 +202,12 @@ class Formatter(argparse.HelpFormatter):
         return "\n".join(lines)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text, default = action.help or "", default_text(action)
-        return text if default is None else f"{text} (default: {default})".replace("%", "%%")
-
-
-def default_text(action: argparse.Action) -> str | None:
-    """Return a flag's default as it would be typed; None where there is none to show."""
-    default = action.default
-    if action.nargs == 0 or default in (None, "", argparse.SUPPRESS) or default == []:
-        return None
-    values: Sequence[object] = default if isinstance(default, list | tuple) else [default]
-    return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        text, default = action.help or "", action.default
+        if action.nargs == 0 or default in (None, "", argparse.SUPPRESS) or default == []:
+            return text
+        values: Sequence[object] = default if isinstance(default, list | tuple) else [default]
+        shown = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        return f"{text} (default: {shown})".replace("%", "%%")
 
 
 def add_shared(group: Any, default: Any = None) -> None:

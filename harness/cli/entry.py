@@ -30,7 +30,7 @@ from harness.cli.command import (
     command,
     leaves,
 )
-from harness.cli.flags import check_device, model
+from harness.cli.flags import check_device
 
 BROKEN_PIPE = 141  # as a shell tells of a program that SIGPIPE ended
 SHELLS = ("bash", "zsh")
@@ -49,14 +49,14 @@ def run_completion(args: Namespace, _status: Console) -> Shown:
     from zoo import METHODS
     from zoo.loading.sizes import MODELS
 
-    dense = [name for name, spec in MODELS.items() if spec.method is None]
-    names: dict[str, Any] = {"model": dense, "models": dense, "methods": known_methods(), "method": list(METHODS)}
+    names: dict[str, Any] = {"model": list(MODELS), "methods": known_methods(), "method": list(METHODS)}
+    names["models"] = names["model"]
     names["dataset"] = names["datasets"] = [*list_datasets(), *(f"{prefix}:" for prefix in KINDS)]
     parser = build_parser()
     for leaf in leaves(parser).values():
         for action in leaf._actions:
             if action.choices is None and action.dest in names and action.nargs != 0:
-                action.choices = list(MODELS) if action.type is model else names[action.dest]
+                action.choices = names[action.dest]
             elif action.type is Path or action.metavar in ("IMAGE", "SOURCE"):
                 kind = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
                 action.complete = kind  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ COMMANDS: dict[str, Command] = {
 # First words that have subcommands of their own.
 FAMILIES = {
     "fit": "Learn predictors, prompts, recoveries and schedules.",
-    "datasets": "List the datasets, or check one.",
+    "datasets": "Check a local copy of a dataset.",
     "study": "Answer questions by experiments, and reproduce the paper's tables.",
 }
 DESCRIPTION = """Compare token reduction methods for CLIP vision transformers.
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         require_own_packages()
         args = build_parser().parse_args(words)
-        args.argv, color = drop_shared(words), args.color
+        args.argv, color = words, args.color
         goes_on = COMMANDS[args.command].goes_on and not vars(args).get("fresh")
         with _no_empty_folders(args), _warnings_as_notes(args):
             code = _run(args)
@@ -176,20 +176,6 @@ def require_own_packages() -> None:
                 f"{name!r} is {str(place)!r}, not the package beside {str(here / 'harness')!r}: Python finds another "
                 f"of that name first; run {PROGRAM} instead of python -m harness, or start it in another folder"
             )
-
-
-def drop_shared(words: Sequence[str]) -> list[str]:
-    """Leave out the flags that every command takes: what is measured doesn't depend on them."""
-    left: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word == "--":
-            return [*left, word, *rest]
-        if word == "--color":
-            next(rest, None)
-        elif word not in ("--explain", "--json", "--quiet", "-q") and not word.startswith("--color="):
-            left.append(word)
-    return left
 
 
 @contextlib.contextmanager

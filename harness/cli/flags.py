@@ -1,16 +1,13 @@
 """Flags that several subcommands share, types of their values, and settings made of them."""
 
 import dataclasses
-import re
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Container
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
-from harness.base.hints import nearest
 from harness.cli.command import CommandParser
-from harness.cli.outline import dataset_names, dense_names, in_timm, method_names, outline
+from harness.cli.outline import outline
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -38,14 +35,6 @@ def positive(text: str) -> int:
     return value
 
 
-def limit(text: str) -> int:
-    """Read a number of images."""
-    try:
-        return positive(text)
-    except ArgumentTypeError as error:
-        raise ArgumentTypeError(f"{error}, or --full") from None
-
-
 def keep_rate(text: str) -> float:
     """Read a keep rate."""
     try:
@@ -66,74 +55,8 @@ def split(text: str) -> str:
     return text
 
 
-def dtype(text: str) -> str:
-    """Read the name of a precision."""
-    if text not in DTYPES:
-        raise ArgumentTypeError(f"{text!r}: {nearest(text, DTYPES)}")
-    return text
-
-
-def method(text: str) -> str:
-    """Read the name of a method."""
-    known = method_names()
-    if known is not None and text not in (known := {*known, "dense", "golden"}):
-        raise ArgumentTypeError(f"{text!r}: {nearest(text, sorted(known))}")
-    return text
-
-
-def dataset(text: str) -> str:
-    """Read the name of a dataset, or ``PREFIX:PATH``."""
-    known = dataset_names()
-    if known is not None and text not in known and ":" not in text and "-" not in text:
-        near = nearest(text, known)
-        own = "for your own pictures give images:PATH, or folder:PATH with a folder per class"
-        raise ArgumentTypeError(f"{text!r}: {near}{' ' if near.endswith('?') else '; '}{own}")
-    return text
-
-
-def model(text: str) -> str:
-    """Read the name of a model; torch isn't imported to refuse one that nobody has."""
-    name, methods, dense = text.removeprefix("timm:").partition(".")[0], method_names(), dense_names()
-    parts = _reduced(name)
-    if methods is None or name in dense or ":" in name or text.endswith(".json"):
-        return text
-    if parts is None:
-        known = not name.startswith("clip_vit_") and in_timm(name)
-    else:
-        known = parts[1] in dense and parts[2] in methods
-    if not known:
-        percents = outline("zoo.loading.sizes").PERCENTS
-        names = [*dense, *(f"{one}_{two}{percent}" for one in dense for two in methods for percent in percents)]
-        near = nearest(name, names)
-        if near.startswith("expected"):
-            near = (
-                "expected a name of `patchrank list`, a ViT's name in timm, local-dir:FOLDER, hf-hub:OWNER/NAME, "
-                "open_clip:ARCH/PRETRAINED, or transformers:FOLDER"
-            )
-        raise ArgumentTypeError(f"{text!r}: {near}")
-    return text
-
-
-def dense(text: str, flags: Container[str] = ()) -> str:
-    """Read the name of a dense model; ``flags`` are those of the command."""
-    name, dot, tag = model(text).removeprefix("timm:").partition(".")
-    parts = _reduced(name)
-    if parts is not None:
-        own = {"--methods": parts[2], "--method": parts[2], "--keeps": f"{int(parts[3]) / 100:g}"}
-        own["--keep"] = own["--keeps"]
-        more = "".join(f" {flag} {value}" for flag, value in own.items() if flag in flags)
-        raise ArgumentTypeError(f"{text!r} is a reduced model; give the dense one: --model {parts[1]}{dot}{tag}{more}")
-    return text
-
-
-def _reduced(name: str) -> "re.Match[str] | None":
-    return re.fullmatch(r"(clip_vit_[^_]+)_(.*?)(\d+)", name)
-
-
-METAVARS: dict[Any, str] = {
-    int: "N", positive: "N", limit: "N", float: "X", keep_rate: "RATE", Path: "FILE", method: "METHOD", model: "MODEL",
-    dense: "MODEL", dtype: "DTYPE", dataset: "NAME",
-}  # fmt: skip
+METAVARS: dict[Any, str] = {int: "N", positive: "N", float: "X", keep_rate: "RATE", Path: "FILE"}
+MODEL, METHOD = {"metavar": "MODEL"}, {"metavar": "METHOD"}
 
 
 def add(group: Any, flag: str, default: Any, text: str, kind: Callable[[str], Any] | None = None, **more: Any) -> None:
@@ -148,8 +71,7 @@ def add(group: Any, flag: str, default: Any, text: str, kind: Callable[[str], An
         kind = Path if isinstance(sample, Path) else type(sample) if isinstance(sample, int | float) else str
     if kind in METAVARS:
         more = {"metavar": METAVARS[kind]} | more
-    bound = partial(dense, flags=group._option_string_actions)
-    group.add_argument(flag, default=default, type=bound if kind is dense else kind, help=text, **more)
+    group.add_argument(flag, default=default, type=kind, help=text, **more)
 
 
 def fields(group: Any, config: Any, /, **texts: str) -> None:
@@ -160,19 +82,23 @@ def fields(group: Any, config: Any, /, **texts: str) -> None:
 
 
 SEVERAL = {"nargs": "+"}
-ANY_DATASET = "a name of `datasets list`, or PREFIX:PATH such as images:photos"
+ANY_DATASET = "a name of `list`, or PREFIX:PATH such as images:photos"
 # Flags of several commands: flag, default, help, type, and more arguments of `add`.
 USUAL: dict[str, tuple[str, Any, str, Any, dict[str, Any]]] = {
-    "model": ("--model", DENSE, "a dense model's name, see `list`", dense, {}),
-    "methods": ("--methods", None, "see `list`", method, SEVERAL),
+    "model": ("--model", DENSE, "a dense model's name, see `list`", None, MODEL),
+    "models": ("--model", None, "models' names, see `list`", None, {**SEVERAL, **MODEL, "dest": "models"}),
+    "method": ("--method", None, "method that reduces a dense model; see `list`", None, METHOD),
+    "keep": ("--keep", None, "its keep rate in (0, 1]", keep_rate, {}),
+    "methods": ("--methods", None, "see `list`", None, {**SEVERAL, **METHOD}),
     "keeps": ("--keeps", None, "keep rates in (0, 1]", keep_rate, {**SEVERAL, "metavar": "RATE"}),
-    "dataset": ("--dataset", None, ANY_DATASET, dataset, {}),
-    "datasets": ("--dataset", None, ANY_DATASET, dataset, {**SEVERAL, "dest": "datasets"}),
+    "dataset": ("--dataset", None, ANY_DATASET, None, {"metavar": "NAME"}),
+    "datasets": ("--dataset", None, ANY_DATASET, None, {**SEVERAL, "metavar": "NAME", "dest": "datasets"}),
     "root": ("--root", None, "folder of public datasets; default: $CLIP_PATCHRANK_DATA", Path, {"metavar": "DIR"}),
     "download": ("--download", False, "download what is missing", None, {}),
     "split": ("--split", "test", "split of the dataset", split, {"choices": SPLITS}),
     "device": ("--device", "cpu", "torch device, such as cuda:0", None, {}),
-    "dtype": ("--dtype", "float32", f"precision: {', '.join(DTYPES)}", dtype, {}),
+    "dtype": ("--dtype", "float32", f"precision: {', '.join(DTYPES)}", None, {"choices": DTYPES, "metavar": "DTYPE"}),
+    "dtypes": ("--dtypes", [], f"precisions: {', '.join(DTYPES)}", None, {"choices": DTYPES, "metavar": "DTYPE"}),
     "halves": ("--halves", False, "tables of the smoother and of the more detailed half of the images, too", None, {}),
     "fresh": ("--fresh", False, "measure again what was measured before", None, {}),
 }
@@ -197,7 +123,7 @@ def data(parser: CommandParser) -> None:
 
 def limits(group: Any, count: int | None, text: str = "images per dataset") -> None:
     """Add how many images: ``--limit`` and ``--full``."""
-    add(group, "--limit", count, text, limit)
+    add(group, "--limit", count, text, positive)
     add(group, "--full", False, "use all images; --limit is ignored")
 
 
@@ -240,13 +166,11 @@ def output(group: Any, default: str | None, text: str, metavar: str = "DIR", **m
 def setup(parser: CommandParser) -> None:
     """Add a tower with its reduction."""
     group = parser.add_argument_group("model")
-    text = "a dense or reduced model's name, see `list`; or a file that `choose` wrote"
-    usual(group, "model", text=text, kind=model)
-    add(group, "--method", None, "method that reduces a dense model", method)
-    add(group, "--keep", None, "its keep rate in (0, 1]", keep_rate)
+    usual(group, "model", text="a dense or reduced model's name, see `list`; or a file that `choose` wrote")
+    usual(group, "method", "keep")
     add(group, "--recovery", None, "file that `fit recovery` wrote for this model", Path)
     add(group, "--random-weights", False, "load no weights; for a trial")
-    add(group, "--dtype", None, "precision; default: float32, or what the file says", dtype)
+    usual(group, "dtype", default=None, text="precision; default: float32, or what the file says")
 
 
 def setup_of(args: Namespace) -> "Setup":

@@ -5,7 +5,7 @@ from argparse import Namespace
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -14,11 +14,6 @@ from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import CommandParser, command
 from harness.cli.outline import outline
-
-if TYPE_CHECKING:
-    from zoo.ranking.golden import GoldenConfig
-
-RANKED_BY = 2  # window and stride of rankings that `fit predictor` makes: a quarter of the passes of stride 1
 
 
 def _rank_flags(parser: CommandParser) -> None:
@@ -72,14 +67,10 @@ def _predictor_flags(parser: CommandParser) -> None:
     config = outline("zoo.learning.fit").FitConfig
     what = parser.add_argument_group("what is learned from")
     flags.usual(what, "model")
-    text = "datasets whose shipped rankings are used; others are ranked first"
-    flags.usual(what, "dataset", text=text, nargs="*")
+    flags.usual(what, "dataset", text="datasets whose shipped rankings are used; others are ranked first", nargs="*")
     flags.add(what, "--limit", 250, "images to rank per split", flags.positive)
     flags.add(what, "--block", None, "reduction point, from 0; default: 3", int)
     flags.add(what, "--action", None, "remove or merge, as in the rankings; default: remove")
-    here = f"in patches, for rankings made here; default: {RANKED_BY}"
-    flags.add(what, "--window", None, f"window side {here}", flags.positive)
-    flags.add(what, "--stride", None, f"step of the window {here}", flags.positive)
     for name, text in (
         ("rankings", "stores or files of rankings to learn from"),
         ("val", "rankings for early stopping; default: a fifth of the others"),
@@ -108,19 +99,21 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     from harness.golden.store import shipped_rankings
     from harness.models.towers import load_tower
     from zoo.learning.fit import FitConfig
+    from zoo.ranking.golden import GoldenConfig
 
-    config, progress, way = flags.settings(FitConfig, args), Progress(status), _ranked_by(args)
+    config, progress, removes = flags.settings(FitConfig, args), Progress(status), args.action != "merge"
+    sizes: dict[str, Any] = {"window": 2, "stride": 2} if removes else {"window": 1, "approximate": "follow:0"}
+    way = flags.settings(GoldenConfig, args, **sizes)
     files: dict[SplitName, list[Path]] = {"train": list(args.rankings), "val": list(args.val)}
     names = args.dataset or []
     for dataset in names:  # refuses before anything is loaded
         if args.shots is not None:
             require_labels(get_dataset(dataset), f"--shots {args.shots}")
         require_images(get_dataset(dataset), "train", "images to learn from asked for")
-    ships = way.action == "remove" and (args.window, args.stride) == (None, None)
     jobs: list[tuple[SplitName, RankJob]] = []
     tower = load_tower(args.model).name if names else ""
     for dataset, split in product(names, flags.SPLITS[:2]):
-        path = shipped_rankings(tower, dataset, split, way.block) if ships else None
+        path = shipped_rankings(tower, dataset, split, way.block) if removes else None
         source = Source.of(get_dataset(dataset), split)
         if path is not None:
             files[split].append(path)
@@ -140,26 +133,9 @@ def run_fit_predictor(args: Namespace, status: Console) -> Shown:
     return Shown(parts=(text,), data=json_values({"path": path, "validation_tau": tau}))
 
 
-def _ranked_by(args: Namespace) -> "GoldenConfig":
-    """Return how images are ranked where no rankings are given and none ship.
-
-    Raises:
-        ValueError: windows of rankings that are given, or windows that can't be.
-    """
-    from zoo.ranking.golden import GoldenConfig
-
-    for name in ("window", "stride"):
-        if (value := vars(args)[name]) is not None and not args.dataset:
-            raise ValueError(f"--{name} {value} without --dataset: --rankings are already made; leave it out")
-    merges = args.action == "merge"
-    window = args.window or (1 if merges else RANKED_BY)
-    sizes = {"window": window, "stride": args.stride or min(window, RANKED_BY)}
-    return flags.settings(GoldenConfig, args, **sizes, approximate="follow:0" if merges else None)
-
-
 def _prompts_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is tuned, on what")
-    flags.add(what, "--model", "clip_vit_s14_patchrank60", "a dense or reduced model's name, see `list`", flags.model)
+    flags.usual(what, "model", default="clip_vit_s14_patchrank60", text="a dense or reduced model's name, see `list`")
     flags.usual(what, "dataset", required=True)
     flags.add(what, "--shots", 16, "labelled images per class", metavar="K")
     flags.data(parser)
@@ -198,32 +174,16 @@ def run_fit_prompts(args: Namespace, status: Console) -> Shown:
             write_whole(args.output, path.read_bytes())
             path = args.output
     untuned, top1 = tuner.judge(row, tuned, drawn.val)
-    parameters, memory_mib = tuned.file.provenance["parameters"], _memory_mib(args.device)
+    parameters = tuned.file.provenance["parameters"]
     text = (
-        f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, "
-        f"{seconds:.1f} s, {memory_mib:,.0f} MiB at most; top-1 on the {len(drawn.val)} "
-        f"validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
+        f"wrote {path}: {parameters:,} learned parameters, {len(drawn.train)} images, {seconds:.1f} s; top-1 on the "
+        f"{len(drawn.val)} validation images {100 * top1:.1f} % (untuned {100 * untuned:.1f} %)"
     )
     recipe = f"{config.learned}, {config.describe()}"
-    data = {
-        **{"path": path, "parameters": parameters, "seconds": seconds, "memory_mib": memory_mib},
-        **{"train": len(drawn.train), "val": len(drawn.val), "top1": top1, "untuned": untuned},
-        **{"draws": args.draws, "steps": config.total_steps, "recipe": config},
-    }
+    data = {"path": path, "parameters": parameters, "seconds": seconds, "train": len(drawn.train)}
+    data |= {"val": len(drawn.val), "top1": top1, "untuned": untuned, "draws": args.draws}
+    data |= {"steps": config.total_steps, "recipe": config}
     return Shown(parts=(text, recipe), data=json_values(data))
-
-
-def _memory_mib(device: str) -> float:
-    """Return the most memory of this process so far; on CUDA, of its tensors."""
-    import resource
-    import sys
-
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 2**20 if sys.platform == "darwin" else most / 2**10
 
 
 def _images_flags(group: Any, limit: int | None, learn: str, hold: str) -> None:
@@ -236,9 +196,8 @@ def _images_flags(group: Any, limit: int | None, learn: str, hold: str) -> None:
 def _recovery_flags(parser: CommandParser) -> None:
     config = outline("zoo.loading.recovery_file").RecoveryConfig
     what = parser.add_argument_group("what is trained, on what")
-    flags.usual(what, "model", text="a reduced model's name, or a dense one with --method and --keep", kind=flags.model)
-    flags.add(what, "--method", None, "method that reduces a dense model; see `list`", flags.method)
-    flags.add(what, "--keep", None, "its keep rate in (0, 1]", flags.keep_rate)
+    flags.usual(what, "model", text="a reduced model's name, or a dense one with --method and --keep")
+    flags.usual(what, "method", "keep")
     limit = outline("harness.apps.recovery").Sources.limit
     _images_flags(what, limit, "learn from", "decide when to stop")
     flags.data(parser)
@@ -281,12 +240,12 @@ def _schedule_flags(parser: CommandParser) -> None:
     config = outline("harness.apps.schedule").SearchConfig
     what = parser.add_argument_group("what is searched, on what")
     flags.usual(what, "model")
-    flags.add(what, "--method", "rankmerge", "method whose schedule is searched; see `list`", flags.method)
+    flags.usual(what, "method", default="rankmerge", text="method whose schedule is searched; see `list`")
     _images_flags(what, 100, "search with", "judge with")
     flags.data(parser)
     how = parser.add_argument_group("cost and search")
-    flags.add(how, "--match-to", config.match_to, "method whose cost is met, with --keep", flags.method)
-    flags.add(how, "--keep", None, "its keep rate in (0, 1]", flags.keep_rate)
+    flags.add(how, "--match-to", config.match_to, "method whose cost is met, with --keep", metavar="METHOD")
+    flags.usual(how, "keep")
     flags.add(how, "--cost", None, "cost as a share of the dense tower's, instead", float)
     flags.fields(how, config, points="reduction points at most", candidates="schedules to try at most")
     where = parser.add_argument_group("conditions and files")

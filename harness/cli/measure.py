@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.base.table import NOT_MEASURED, Shown, Table, Work, json_values
+from harness.base.table import NOT_MEASURED, Part, Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
-from harness.cli.command import PROGRAM, CommandParser, command
+from harness.cli.command import PROGRAM, SHARED, CommandParser, command
 from harness.cli.outline import outline
 
 if TYPE_CHECKING:
@@ -28,14 +28,13 @@ def _compare_flags(parser: CommandParser) -> None:
     # Not "*": that takes nothing before the first flag, and refuses the runs after it.
     runs.required = False
     what = parser.add_argument_group("what is compared")
-    text = "dense models' names, see `list`"
-    flags.add(what, "--model", list(plan.models), text, flags.dense, dest="models")
+    flags.usual(what, "models", default=list(plan.models), text="dense models' names, see `list`")
     flags.usual(what, "methods", text="default: ours and the usual baselines; the run names the others")
     flags.usual(what, "keeps", default=list(plan.keeps))
     text = f"compare at equal {', '.join(module.MATCHES[:-1])} or {module.MATCHES[-1]}"
     flags.add(what, "--match", "gflops", text, metavar="WHAT")
     text = f"method whose cost at --keeps the others meet; default: {plan.match_to}, or the first of --methods"
-    flags.add(what, "--match-to", None, text, flags.method)
+    flags.add(what, "--match-to", None, text, metavar="METHOD")
     flags.fields(what, plan, match_batch="images per call, for --match time")
     text = "files that `fit recovery` wrote; their rows get tables of their own"
     flags.add(what, "--recovery", [], text, Path, dest="recoveries")
@@ -75,8 +74,8 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
         return _side_by_side(args, status)
     from harness.report.changes import compare_runs
 
-    words = takewhile(lambda word: word != "--", args.argv)
-    if wrong := [word for word in words if word.startswith("--")]:
+    given = {word.partition("=")[0] for word in takewhile(lambda word: word != "--", args.argv) if word[:2] == "--"}
+    if wrong := sorted(given - {*SHARED}):
         raise ValueError(
             f"{wrong[0]} can't be given with runs, which are only compared; expected compare RUN_A RUN_B, or no runs"
         )
@@ -89,19 +88,10 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
 
 
 def _side_by_side(args: Namespace, status: Console) -> Work:
-    """Measure while no other run writes to the folder."""
-    from harness.base.lines import require_appendable
-    from harness.base.store import claim
-    from harness.records.record import RECORDS
-
-    require_appendable(args.output / RECORDS)
-    with claim(args.output):
-        return (yield from _measured_side_by_side(args, status))
-
-
-def _measured_side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
     from harness.apps.show import write_gallery
+    from harness.base.lines import require_appendable
+    from harness.base.store import claim
     from harness.measure.bench import KeptPatches, compare
     from harness.records.averages import training_free
     from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new, record_values
@@ -110,27 +100,29 @@ def _measured_side_by_side(args: Namespace, status: Console) -> Work:
 
     path, progress = args.output / RECORDS, Progress(status)
     plan = _plan_of(args)
-    known = earlier(path, progress, fresh=args.fresh)
     records: list[Record] = []
 
     def draw(kept: KeptPatches) -> None:
         if not args.no_gallery:
             write_gallery(kept, args.output)
 
-    for group in compare(plan, known, progress, on_kept=draw, folder=path.with_suffix(UNFINISHED)):
-        keep_new(path, group, known)
-        records += group
-        with progress.hidden():
-            parts = (group, *halves(group)) if args.halves else (group,)
-            for part in (rows for one in parts for rows in training_free(one)):
-                table = comparison_table(part, plan.match_to, plan.batches)
-                yield table
-                yield from table.notes
-    sources = [str(args.output)] * len(records)
-    drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
-    report = write_report(
-        records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn, by_half=args.halves
-    )
+    require_appendable(path)
+    with claim(args.output):  # no other run writes there
+        known = earlier(path, progress, fresh=args.fresh)
+        for group in compare(plan, known, progress, on_kept=draw, folder=path.with_suffix(UNFINISHED)):
+            keep_new(path, group, known)
+            records += group
+            with progress.hidden():
+                parts = (group, *halves(group)) if args.halves else (group,)
+                for part in (rows for one in parts for rows in training_free(one)):
+                    table = comparison_table(part, plan.match_to, plan.batches)
+                    yield table
+                    yield from table.notes
+        sources = [str(args.output)] * len(records)
+        drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
+        report = write_report(
+            records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn, by_half=args.halves
+        )
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     for line in _next_steps(args, plan):
         progress.say(line)
@@ -176,7 +168,7 @@ def _next_steps(args: Namespace, plan: "Plan") -> Iterator[str]:
 
 def _eval_flags(parser: CommandParser) -> None:
     what = parser.add_argument_group("what is measured")
-    flags.add(what, "--model", None, "a dense or reduced model's name, see `list`", flags.model, required=True)
+    flags.usual(what, "model", default=None, text="a dense or reduced model's name, see `list`", required=True)
     flags.usual(what, "dataset", required=True)
     flags.add(what, "--shots", 0, "labelled images per class; 0: classify by text", metavar="K")
     _learned(what)
@@ -224,8 +216,7 @@ def _latency_flags(parser: CommandParser) -> None:
     module, timing = outline("harness.measure.latency"), outline("harness.measure.timing")
     plan = module.LatencyPlan
     what = parser.add_argument_group("what is timed")
-    text = "dense or reduced models' names, see `list`"
-    flags.add(what, "--model", None, text, flags.model, dest="models", nargs="+", required=True)
+    flags.usual(what, "models", required=True)
     flags.usual(what, "methods", default=[], text="also these methods on each dense model")
     flags.usual(what, "keeps", default=list(plan.keeps), text="keep rates of --methods")
     flags.fields(what, plan, random_weights="load no weights; times don't depend on them")
@@ -234,7 +225,7 @@ def _latency_flags(parser: CommandParser) -> None:
     text = f"images per call; default: {usual}, on CUDA {on_cuda}"
     flags.add(how, "--batches", None, text, flags.positive, nargs="+")
     flags.add(how, "--image-sizes", [], "image sides in pixels; default: the model's own", int)
-    flags.add(how, "--dtypes", list(plan.dtypes), f"precisions: {', '.join(flags.DTYPES)}", flags.dtype)
+    flags.usual(how, "dtypes", default=list(plan.dtypes))
     flags.add(
         how, "--ways", list(plan.ways), f"ways to run: {', '.join(timing.WAYS)}", choices=timing.WAYS, metavar="WAY"
     )
@@ -305,36 +296,49 @@ def run_report(args: Namespace, status: Console) -> Shown:
     return report_runs(args.runs, args.output, Progress(status), by_half=args.halves)
 
 
-def run_list(*_: Any) -> Shown:
-    """Show models, weights, methods and datasets."""
+def run_list(args: Namespace, _status: Console) -> Shown:
+    """Show models, weights, methods and datasets, and how other datasets are named by their path.
+
+    Raises:
+        NotADirectoryError: a root that is no folder.
+    """
+    from harness.datasets import KINDS
     from zoo import METHODS
     from zoo.loading.predictor_file import find_fitted
     from zoo.loading.sizes import PERCENTS, SIZES
 
+    if args.root is not None and not args.root.is_dir():
+        raise NotADirectoryError(f"--root {str(args.root)!r} is no folder; give the one with the datasets")
     towers, rows = list[dict[str, Any]](), []
     for size, spec in SIZES.items():
         fitted = {tag: list(find_fitted(f"clip_vit_{size}", tag)) for tag in spec.tags}
         fitted = {tag: blocks for tag, blocks in fitted.items() if blocks}
         towers.append({"size": size, "tags": list(spec.tags), "predictors": fitted})
-        words = (f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in fitted.items())
-        rows.append((size, ", ".join(spec.tags), "; ".join(words) or "none yet"))
+        places = (f"{tag} at block {', '.join(map(str, blocks))}" for tag, blocks in fitted.items())
+        rows.append((size, ", ".join(spec.tags), "; ".join(places) or "none yet"))
     what = {name: (method.__doc__ or "").split("\n")[0] for name, method in sorted(METHODS.items())}
     tower_heads = ("size", "weight tags (the first is the default)", "predictor for patchrank")
     method_heads = ("method", "what it does", "example")
     title = "towers: clip_vit_{size}, and with a method clip_vit_{size}_{method}{keep}"
     rates = f"methods; keep rates in names: {', '.join(map(str, PERCENTS))}"
     methods = [(name, text, f"clip_vit_b16_{name}60") for name, text in what.items()]
-    datasets = datasets_data()
-    tables = (
+    datasets = datasets_data(args.root)
+    words = ("name", "what", "shipped, or in --root", "accuracy by text is", "licence")
+    heads = (*words[:2], "classes", *flags.SPLITS, *words[2:])
+    cells = [[NOT_MEASURED if value is None else str(value) for value in one.values()] for one in datasets]
+    kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
+    parts: tuple[Part, ...] = (
         Table.of(title, tower_heads, rows, words=tower_heads),
         Table.of(rates, method_heads, methods, words=method_heads),
-        datasets_table(datasets),
+        Table.of("datasets", heads, cells, words=words, wide=words[3:4], roomy=("what", "licence")),
+        *(f"{kind['prefix']}:PATH is {kind['what']}" for kind in kinds),
     )
-    data = {"methods": [{"method": name, "what": text} for name, text in what.items()]}
-    return Shown(parts=tables, data={"towers": towers, **data, "keep_percents": list(PERCENTS), "datasets": datasets})
+    data: dict[str, Any] = {"methods": [{"method": name, "what": text} for name, text in what.items()]}
+    data |= {"keep_percents": list(PERCENTS), "datasets": datasets, "by_path": kinds}
+    return Shown(parts=parts, data={"towers": towers, **data})
 
 
-def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
+def datasets_data(root: Path | None) -> list[dict[str, Any]]:
     """Return the datasets that have names as JSON values; sizes are numbers of images.
 
     ``root`` is where those lie that aren't shipped.
@@ -345,53 +349,18 @@ def datasets_data(root: Path | None = None) -> list[dict[str, Any]]:
 
     where, rows = root_of(root), list[dict[str, Any]]()
     for name in list_datasets():
-        dataset = shipped_facts(name)
+        dataset, text = shipped_facts(name), None
         if isinstance(dataset, RootedDataset):
-            classes, folder, text = dataset.class_count, dataset.folder, None
+            there = where is not None and (where / dataset.folder).is_dir()
+            place, classes = f"{dataset.folder}, {'there' if there else 'not there'}", dataset.class_count
             sizes = {str(split): dataset.counts.get(split, 0) for split in flags.SPLITS}
-            there = where is not None and (where / folder).is_dir()
         else:
-            classes, folder, there = len(dataset.classes), None, True
-            sizes = {split: len(dataset.split(split)) for split in flags.SPLITS}
+            place, classes = "shipped", len(dataset.classes)
+            sizes = {str(split): len(dataset.split(split)) for split in flags.SPLITS}
             text = captions(name) if dataset.labelled else None
-        facts = {"name": name, "what": dataset.title, "license": dataset.license, "classes": classes}
-        place = {"shipped": folder is None, "folder": folder, **sizes, "there": there}
-        rows.append({**facts, **place, "accuracy_by_text_is": text})
+        facts = {"name": name, "what": dataset.title, "classes": classes, **sizes, "place": place}
+        rows.append({**facts, "accuracy_by_text_is": text, "license": dataset.license})
     return rows
-
-
-def datasets_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Lay out the datasets of `datasets_data`."""
-    lines = []
-    for one in rows:
-        place = "shipped" if one["shipped"] else f"{one['folder']}, {'there' if one['there'] else 'not there'}"
-        classes = one["classes"]
-        sizes = (str(one[name]) for name in ("classes", *flags.SPLITS))
-        chance = f"{100 / classes:.3g} %" if classes else NOT_MEASURED
-        captions = one["accuracy_by_text_is"] or ("not known" if classes else NOT_MEASURED)
-        lines.append((one["name"], one["what"], *sizes, chance, place, captions, one["license"]))
-    words = ("name", "what", "shipped, or in --root", "accuracy by text is", "licence")
-    heads = (*words[:2], "classes", *flags.SPLITS, "chance", *words[2:])
-    return Table.of("datasets", heads, lines, words=words, wide=words[3:4], roomy=("what", "chance", "licence"))
-
-
-def run_datasets(args: Namespace, _status: Console) -> Shown:
-    """Show datasets, and how others are named by their path.
-
-    Raises:
-        FileNotFoundError: a root that isn't there.
-        NotADirectoryError: a root that is a file.
-    """
-    from harness.datasets import KINDS
-
-    if args.root is not None and not args.root.is_dir():
-        if args.root.exists():
-            raise NotADirectoryError(f"--root {str(args.root)!r} is a file; give a folder")
-        raise FileNotFoundError(f"--root {str(args.root)!r}: there is no such folder; give the one with the datasets")
-    rows = datasets_data(args.root)
-    kinds = [{"prefix": prefix, "what": kind.what} for prefix, kind in KINDS.items()]
-    by_path = (f"{kind['prefix']}:PATH is {kind['what']}" for kind in kinds)
-    return Shown(parts=(datasets_table(rows), *by_path), data={"datasets": rows, "by_path": kinds})
 
 
 def _dataset_flags(parser: CommandParser) -> None:
@@ -413,7 +382,6 @@ COMMANDS = (
     command("eval", run_eval, _eval_flags),
     command("latency", run_latency, _latency_flags),
     command("report", run_report, _report_flags),
-    command("list", run_list),
-    command("datasets list", run_datasets, lambda parser: flags.usual(parser, "root")),
+    command("list", run_list, lambda parser: flags.usual(parser, "root")),
     command("datasets check", run_dataset_check, _dataset_flags),
 )

@@ -2,12 +2,7 @@
 
 import ast
 import functools
-import re
-import sys
-import tomllib
 from collections.abc import Iterable, Iterator
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,46 +73,3 @@ def decorated(module: str, decorator: str) -> Iterator[tuple[str, str, dict[str,
             case ast.FunctionDef(decorator_list=[ast.Call(func=ast.Name(id=by), keywords=keywords)]) if by == decorator:
                 facts = {str(one.arg): ast.literal_eval(one.value) for one in keywords}
                 yield node.name, (ast.get_docstring(node) or "").partition("\n")[0], facts
-
-
-@functools.cache
-def _method_names() -> tuple[str, ...]:
-    files = (
-        file.read_text("utf-8") for folder in ("zoo/methods", "baselines") for file in (HOUSE / folder).glob("*.py")
-    )
-    return tuple(sorted(name for text in files for name in re.findall(r'^@register_method\("(\w+)"\)', text, re.M)))
-
-
-def method_names() -> set[str] | None:
-    """Return the names of all reduction methods; None where another package brings more."""
-    zoo = sys.modules.get("zoo")
-    if zoo is not None:
-        return set(zoo.METHODS)
-    points = entry_points(group=outline("zoo.loading.registry").METHOD_GROUP)
-    return set(_method_names()) if {point.value for point in points} <= {"baselines"} else None
-
-
-def dataset_names() -> list[str] | None:
-    """Return the names of all datasets; None where those that are imported may be others."""
-    if "harness.datasets" in sys.modules:
-        return None
-    folder = HOUSE / "harness" / "datasets"
-    files = (file.read_text("utf-8") for file in folder.glob("*.py"))
-    names = [name for text in files for name in re.findall(r'\bname ?= ?"([\w-]+)"', text)]
-    return sorted([*names, *tomllib.loads((folder / "public.toml").read_text("utf-8"))])
-
-
-def dense_names() -> list[str]:
-    """Return the names of our dense models."""
-    return [f"clip_vit_{size}" for size in outline("zoo.loading.sizes").SIZES]
-
-
-def in_timm(name: str) -> bool:
-    """Tell whether timm's files name a model so."""
-    if (timm := sys.modules.get("timm")) is not None:  # the caller may have registered more
-        return bool(timm.is_model(name))
-    spec = find_spec("timm")
-    assert spec is not None
-    assert spec.origin is not None
-    named = re.compile(rf"""^def {re.escape(name)}\(|["']{re.escape(name)}["']\s*:""", re.M)
-    return any(named.search(file.read_text("utf-8")) for file in Path(spec.origin).parent.glob("models/*.py"))

@@ -1,4 +1,4 @@
-"""Research: ``study reproduce``, ``final``, ``list``, and each study by its name."""
+"""Research: ``study reproduce``, ``final``, and each study by its name."""
 
 import json
 import shlex
@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.base.table import Part, Shown, Table, Work, json_values
+from harness.base.table import Shown, Table, Work, json_values
 from harness.base.terminal import Progress
 from harness.cli import flags
 from harness.cli.command import Command, CommandParser, command
 from harness.cli.outline import HOUSE, decorated, outline
 
 if TYPE_CHECKING:
+    from harness.studies.answer import Stock
     from harness.studies.reproduce import PaperTable
-    from harness.studies.spec import StudyConfig
-    from harness.studies.workshop import Stock
+    from harness.studies.workshop import StudyConfig
 
 
 def _fit_flags(group: Any) -> None:
@@ -53,7 +53,6 @@ def _reproduce_flags(parser: CommandParser) -> None:
     text = "a dense model with a text tower; default: the paper's with a root, else clip_vit_s14"
     flags.usual(what, "model", default=None, text=text)
     flags.limits(what, None, "test images per dataset; default: all with a root, else 300")
-    flags.add(what, "--pictures", 1, "images per dataset that figure3 and figure4 show", flags.positive)
     flags.data(parser)
     made = parser.add_argument_group("what models are made of; CHANGES are FIELD=VALUE,...")
     flags.add(made, "--seeds", 3, "fits, tunings and random orders", flags.positive)
@@ -69,24 +68,17 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
     names, progress = list(dict.fromkeys(args.names)), Progress(status)
     data: list[dict[str, Any]] = []
     for name in names:
-        table, config, page = reproduce.TABLES.get(name), paper_config(args, name), reproduce.paper(name)
-        config = config if table is None else table.conditions(config)
+        table = reproduce.TABLES[name]
+        config = table.conditions(paper_config(args, name))
         datasets, failures = reproduce.readable(config.datasets, table)
-        part: Part
         if args.dry_run:
-            config = replace(config, datasets=tuple(dataset.name for dataset in datasets))
-            steps = reproduce.take_stock(name, config, args.pictures, progress)
-            part, facts = _stock_table(name, page.title, config.model, steps, failures)
+            config = replace(config, datasets=datasets)
+            steps, title = reproduce.list_steps(table, config, progress), reproduce.paper(name)["title"]
+            part, facts = _stock_table(name, title, config.model, steps, failures)
         elif failures:
             raise next(iter(failures.values()))  # at once, not after the work on others
-        elif table is not None:
-            part, facts = _measure_table(args, table, config, progress)
         else:
-            path = args.output / f"{name}.png"
-            figure = reproduce.draw_picture(name, config, datasets, args.pictures, path, progress)
-            notes = [*page.notes, *figure.notes]
-            part = "\n".join((page.title, *notes, f"wrote {path}"))
-            facts = {"name": name, "title": page.title, "path": path, "columns": figure.columns, "notes": notes}
+            part, facts = _measure_table(args, table, config, progress)
         data.append(json_values(facts))
         yield part
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
@@ -110,8 +102,8 @@ def _measure_table(
 ) -> tuple[Table, dict[str, Any]]:
     """Measure a table; what is known so far is written after each dataset, so that a stopped run leaves it."""
     from harness.records.record import UNFINISHED, earlier, keep_new
+    from harness.studies.answer import get_tower
     from harness.studies.reproduce import compare_rows, draw, paper, produce
-    from harness.studies.workshop import get_tower
     from zoo.core.files import write_whole
 
     path = args.output / f"{table.name}.jsonl"
@@ -121,9 +113,10 @@ def _measure_table(
         keep_new(path, records, known)
         tables.append(measured)
         comparison = compare_rows(table, config, tower.vit.depth, tower.name, tables)
-        page = f"{_command(args.argv)}\n{comparison.markdown()}- {config.describe(tunes=table.study.tunes)}\n"
+        command, words = f"patchrank {shlex.join(args.argv)}", config.describe(tunes=table.study.tunes)
+        page = f"```\n{command}\n```\n\n{comparison.markdown()}- {words}\n"
         write_whole(path.with_suffix(".md"), page.encode())
-        if paper(table.name).axis:
+        if paper(table.name)["axis"]:
             write_whole(path.with_suffix(".svg"), draw(comparison))
     progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
     return comparison.table(), comparison.data()
@@ -135,7 +128,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     from harness.datasets.few_shot import COOP, OURS
     from harness.datasets.public import RootedDataset
     from harness.studies.reproduce import MODEL, paper
-    from harness.studies.spec import StudyConfig
+    from harness.studies.workshop import StudyConfig
     from zoo.learning.fit import FitConfig
     from zoo.ranking.golden import GoldenConfig
 
@@ -143,7 +136,7 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     rooted = any(isinstance(shipped_facts(name), RootedDataset) for name in named)
     rooted |= not args.datasets and root_of(args.root) is not None
     draws = args.draws or (COOP if rooted else OURS)
-    datasets = args.datasets or (paper(name).datasets if rooted else flags.FASHION_AND_EMOJI)
+    datasets = args.datasets or (paper(name)["columns"] if rooted else flags.FASHION_AND_EMOJI)
     # The released code's windows and predictor, of embedded rankings the shipped windows, and a loss that can be
     # minimised. The paper has 16 tokens at the input and no anchor.
     golden = GoldenConfig(window=2 if rooted else 3, stride=2)
@@ -162,22 +155,13 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
     )
 
 
-def _command(argv: list[str]) -> str:
-    """Return what makes a table as Markdown, without where results went and ``--fresh``."""
-    words = [word for word in argv if word != "--fresh"]
-    if "--output" in words:
-        at = words.index("--output")
-        del words[at : at + 2]
-    return f"```\npatchrank {shlex.join(words)}\n```\n"
-
-
 def _final_flags(parser: CommandParser) -> None:
     config = outline("harness.studies.final").FinalConfig
     what = parser.add_argument_group("what is measured")
-    flags.add(what, "--model", list(config.models), "dense models' names, see `list`", flags.dense, dest="models")
+    flags.usual(what, "models", default=list(config.models), text="dense models' names, see `list`")
     flags.usual(what, "methods", text="default: the usual ones but golden")
     flags.usual(what, "keeps", default=list(config.keeps), text="keep rates of --match-to")
-    flags.add(what, "--match-to", config.match_to, "method whose GFLOPs the others meet", flags.method)
+    flags.add(what, "--match-to", config.match_to, "method whose GFLOPs the others meet", metavar="METHOD")
     flags.usual(what, "datasets", default=list(config.datasets), text="datasets with the split")
     flags.add(what, "--split", "final", "split to judge by", choices=("final", "test"))
     flags.limits(what, None, "images per dataset; default: all")
@@ -217,17 +201,6 @@ def run_final(args: Namespace, status: Console) -> Work:
     return Shown(parts=(tables[-1],), data={"commit": commit, "records": json_values(records)})
 
 
-def run_study_list(*_: Any) -> Shown:
-    """Show the studies and their questions."""
-    from harness.studies.questions import list_studies
-
-    every = list_studies().values()
-    rows = [[one.name, one.question, " ".join(f"{keep:g}" for keep in one.keeps)] for one in every]
-    heads = ("name", "question", "keep rates")
-    studies = [{"name": one.name, "question": one.question, "keeps": list(one.keeps)} for one in every]
-    return Shown(parts=(Table.of("studies", heads, rows, words=set(heads)),), data={"studies": studies})
-
-
 def _study_flags(tunes: bool, fits: bool, parser: CommandParser) -> None:
     what = parser.add_argument_group("what is studied")
     flags.usual(what, "model", text="a dense model with a text tower")
@@ -256,10 +229,10 @@ def run_study(args: Namespace, status: Console) -> Work:
     """Make a study; write its records, its figures as CSV and its plot, and show a table per dataset."""
     from harness.records.record import UNFINISHED, earlier, keep_new
     from harness.report.charts import render
+    from harness.studies.answer import answer, take_stock
     from harness.studies.questions import list_studies
-    from harness.studies.spec import StudyConfig
     from harness.studies.tables import study_csv
-    from harness.studies.workshop import answer, stock
+    from harness.studies.workshop import StudyConfig
     from zoo.core.files import write_whole
     from zoo.learning.fit import FitConfig
 
@@ -272,7 +245,7 @@ def run_study(args: Namespace, status: Console) -> Work:
         made["tune"] = flags.tune_config(args, args.draws)
     config = flags.settings(StudyConfig, args, **made)
     if args.dry_run:
-        table, facts = _stock_table(study.name, study.title, config.model, stock(study, config, progress), {})
+        table, facts = _stock_table(study.name, study.title, config.model, take_stock(study, config, progress), {})
         return Shown(parts=(table,), data=facts)
     path = args.output / f"{study.name}.jsonl"
     known = earlier(path, progress, fresh=args.fresh)
@@ -304,6 +277,5 @@ def _studies() -> Iterator[Command]:
 COMMANDS = (
     command("study reproduce", run_reproduce, _reproduce_flags),
     command("study final", run_final, _final_flags),
-    command("study list", run_study_list),
     *_studies(),
 )

@@ -97,6 +97,12 @@ def known_methods() -> tuple[str, ...]:
     return (DENSE, *sorted(METHODS), GOLDEN)
 
 
+def require_method(name: str) -> None:
+    """Refuse a method that nobody has, by a ValueError."""
+    if name not in known_methods():
+        raise ValueError(f"method {name!r}: {expected(name, known_methods())}")
+
+
 def usual_methods() -> tuple[str, ...]:
     """Return the known methods that are measured where none are named."""
     return tuple(name for name in known_methods() if name not in METHODS or METHODS[name].by_default)
@@ -116,8 +122,7 @@ def rows_of(dense: ReducedViT, arch: str, tag: str, pairs: Iterable[MethodRate])
     """
     rows = dict[str, Variant]()
     for method, keep in pairs:
-        if method not in known_methods():
-            raise ValueError(f"method {method!r}: {expected(method, known_methods())}")
+        require_method(method)
         row = make_row(dense, arch, tag, method, {"keep": keep})
         if row.model in rows and method != DENSE:
             raise ValueError(
@@ -133,6 +138,9 @@ def require_rows(model: str, pairs: Iterable[MethodRate]) -> None:
 
     Of other towers it is only known once they are loaded. Raises what ``rows_of`` does.
     """
+    pairs = list(pairs)
+    for method, _ in pairs:
+        require_method(method)
     arch, _, tag = model.removeprefix(TIMM).partition(".")
     known = MODELS.get(arch)
     if known is None or (tag and tag not in SIZES[known.size].tags):

@@ -10,13 +10,10 @@ import numpy as np
 
 from harness.datasets import get_dataset
 from harness.datasets.few_shot import SHOTS, subset
-from harness.measure.cost import gflops
 from harness.measure.rows import Variant
-from harness.studies.spec import (
+from harness.studies.workshop import (
     MERGED,
     PREDICTED,
-    Label,
-    ModelSpec,
     Study,
     StudyCase,
     StudyLine,
@@ -26,7 +23,6 @@ from harness.studies.spec import (
 from zoo.core.predictor import ARCHITECTURES
 from zoo.core.reducer import METHODS, configure
 from zoo.learning.fit import LOSSES
-from zoo.loading.adopt import reduce
 from zoo.methods.rankmerge import RANKS, RankMergeConfig
 from zoo.ranking.golden import SCORES
 
@@ -67,6 +63,7 @@ def comma(blocks: Sequence[int]) -> str:
 )
 def scores(on: StudyCase) -> Iterator[StudyLine]:
     """Which score finds the patches that accuracy needs, and can it be predicted?"""
+    on.scores.update(SCORES)
     for score in SCORES:
         golden = on.golden(score=score)
         predictors, truth = on.predictors(golden), on.truth(golden)
@@ -91,24 +88,17 @@ def transfer(on: StudyCase) -> Iterator[StudyLine]:
 @study("Predictor architectures (paper: Table 6)", (0.6, 0.3))
 def architectures(on: StudyCase) -> Iterator[StudyLine]:
     """Which network predicts the golden ranking best, and does accuracy follow?"""
-    golden, recipe, dense = on.golden(), on.config.fit, on.tower.vit
-    size = dense.patch_embed.img_size
-
-    def parameters(row: Variant) -> str:
-        assert row.vit.reducer is not None
-        return f"{sum(weight.numel() for weight in row.vit.reducer.parameters()):,}"
-
-    def cost(row: Variant) -> str:
-        without = gflops(reduce(dense, method="random", keep=row.keep), size).gflops
-        return f"{gflops(row.vit, size).gflops - without:.4f}"
-
+    golden, recipe, full = on.golden(), on.config.fit, int(on.tower.vit.embed_dim)
     for keep in on.keeps:
-        for arch, width in [("mixer", int(dense.embed_dim)), *((arch, recipe.width) for arch in ARCHITECTURES)]:
-            models = on.predicted(
-                on.predictors(golden, recipe=replace(recipe, arch=arch, width=width)), keep, on.truth(golden)
-            )
-            labels: dict[str, Label] = {"network": arch, "width": str(width)}
-            yield StudyLine(labels | {"parameters": parameters, "its GFLOPs": cost}, models, keep)
+        without = on.gflops(on.baseline("random", keep)[0])
+        for arch, width in [("mixer", full), *((arch, recipe.width) for arch in ARCHITECTURES)]:
+            predictors = on.predictors(golden, recipe=replace(recipe, arch=arch, width=width))
+            models = on.predicted(predictors, keep, on.truth(golden))
+            network = models[0].vit.reducer
+            assert network is not None
+            count, cost = sum(weight.numel() for weight in network.parameters()), on.gflops(models[0]) - without
+            labels = {"network": arch, "width": str(width), "parameters": f"{count:,}", "its GFLOPs": f"{cost:.4f}"}
+            yield StudyLine(labels, models, keep)
 
 
 @study("Predictor losses", (0.6, 0.3))
@@ -148,7 +138,7 @@ def baselines(on: StudyCase) -> Iterator[StudyLine]:
         yield StudyLine({"for": percent(keep), "method": PREDICTED}, own, keep)
         for method in WITHOUT_PREDICTOR:
             labels = {"for": percent(keep), "method": method}
-            yield StudyLine(labels, on.baseline(method, keep), keep, cost=own[0])
+            yield StudyLine(labels, on.baseline(method, keep, cost=own[0]), keep)
 
 
 @study(
@@ -165,13 +155,14 @@ def merging(on: StudyCase) -> Iterator[StudyLine]:
     predictors, pruned = on.predictors(golden), on.predictors(on.golden())
     for keep in on.keeps:
         own = on.predicted(pruned, keep)
-        ways = {("tome", ""): on.baseline("tome", keep)}
+        ways = {("tome", ""): on.baseline("tome", keep, cost=own[0])}
         for rank in RANKS:
-            learned = rank == "predictor"
-            ways[MERGED, rank] = on.predicted(predictors, keep) if learned else on.baseline(MERGED, keep, rank=rank)
+            if rank == "predictor":
+                ways[MERGED, rank] = on.predicted(predictors, keep, cost=own[0])
+            else:
+                ways[MERGED, rank] = on.baseline(MERGED, keep, cost=own[0], rank=rank)
         for (method, rank), models in ways.items():
-            labels = {"for": percent(keep), "method": method, "ranking": rank}
-            yield StudyLine(labels, models, keep, cost=own[0])
+            yield StudyLine({"for": percent(keep), "method": method, "ranking": rank}, models, keep)
         yield StudyLine({"for": percent(keep), "method": PREDICTED, "ranking": "predictor"}, own, keep)
 
 
@@ -198,7 +189,7 @@ def ablation(on: StudyCase) -> Iterator[StudyLine]:
         cost = on.baseline("random", keep)[0]
         for name, options in parts.items():
             labels = {"for": percent(keep), "changed": name}
-            yield StudyLine(labels, on.baseline(MERGED, keep, **options), keep, cost=cost)
+            yield StudyLine(labels, on.baseline(MERGED, keep, cost=cost, **options), keep)
 
 
 @study("Reduction point", (0.6,), plot=("before block", "ranking"))
@@ -210,9 +201,9 @@ def blocks(on: StudyCase) -> Iterator[StudyLine]:
         cost = on.predicted(on.predictors(own), keep, on.truth(own))[0]
         for block in range(on.depth):
             golden = on.golden(block=block)
-            models = on.predicted(on.predictors(golden), keep, on.truth(golden))
+            models = on.predicted(on.predictors(golden), keep, on.truth(golden), cost)
             ranking = f"predicted, cost of block {own.block} at {percent(keep)}"
-            yield StudyLine({"before block": str(block), "ranking": ranking}, models, keep, cost=cost)
+            yield StudyLine({"before block": str(block), "ranking": ranking}, models, keep)
 
 
 @study("Pruning at the input, before block 0 (paper: Figure 5)", (0.6, 0.5))
@@ -249,15 +240,11 @@ def schedule(on: StudyCase) -> Iterator[StudyLine]:
     for keep in on.keeps:
         once = on.predicted(predictors, keep, on.truth(golden))[0]
         for points in schedules(golden.block, on.depth):
-            models = on.predicted(predictors, keep, on.truth(golden), reduce_at=points)
+            models = on.predicted(predictors, keep, on.truth(golden), once, reduce_at=points)
             labels = {"for": percent(keep), "before blocks": comma(points)}
-            yield StudyLine(labels | {"ranking": "predicted"}, models, keep, cost=once)
-            oracle = on.oracle(golden, keep, reduce_at=points)
-            yield StudyLine(labels | {"ranking": "golden"}, oracle, keep, cost=once, solved=models[0])
-
-
-def _model(row: Variant) -> str:
-    return row.model
+            yield StudyLine(labels | {"ranking": "predicted"}, models, keep)
+            oracle = on.oracle(golden, models[0].keep, reduce_at=points)
+            yield StudyLine(labels | {"ranking": "golden"}, oracle, keep)
 
 
 @study(
@@ -267,11 +254,11 @@ def tuning(on: StudyCase) -> Iterator[StudyLine]:
     """How far behind the dense tower is a pruned one once both are tuned?"""
     for (name, tokens), keep in product(WAYS.items(), (1.0, *on.keeps)):
         model = on.untuned(keep)
-        labels: dict[str, Label] = {"tuned": name, "model": _model}
+        labels = {"tuned": name, "model": model.model}
         if tokens:
             yield tuned_line(labels, model, name, on.tuned(model, tokens=tokens))
         else:
-            yield StudyLine(labels, (model,), name)
+            yield StudyLine(labels, [model], name)
 
 
 @study("Kinds of learned tokens", (0.6,), tunes=True)
@@ -289,7 +276,7 @@ def count(on: StudyCase) -> Iterator[StudyLine]:
         model, group = on.untuned(keep), f"{keep:g}"
         for number in COUNTS:
             yield tuned_line({"tokens": str(number)}, model, group, on.tuned(model, count=number))
-        yield StudyLine({"tokens": "0"}, (model,), group)
+        yield StudyLine({"tokens": "0"}, [model], group)
 
 
 def four_points(depth: int) -> list[tuple[int, ...]]:
@@ -316,17 +303,13 @@ def points(on: StudyCase) -> Iterator[StudyLine]:
 
     Each schedule has a predictor for its first point; then all go in one step.
     """
-
-    def before(row: Variant) -> str:
-        return comma(row.config["reduce_at"])
-
     for keep in on.keeps:
-        models: list[ModelSpec] = []
+        models: list[Variant] = []
         for at in four_points(on.depth):
-            predictors = on.predictors(on.golden(block=at[0]), [on.dataset.images_of])[:1]
+            predictors = on.predictors(on.golden(block=at[0]), [on.dataset.images_of], seeds=1)
             models += on.predicted(predictors, keep, reduce_at=at)
         for model in (*models, on.untuned(keep)):
-            yield tuned_line({"before blocks": before}, model, f"{keep:g}", on.tuned(model))
+            yield tuned_line({"before blocks": comma(model.config["reduce_at"])}, model, f"{keep:g}", on.tuned(model))
 
 
 @study("Order of the phases, and prompts moved between towers", (0.6,), tunes=True)
@@ -343,7 +326,7 @@ def order(on: StudyCase) -> Iterator[StudyLine]:
             ("tune the dense tower", dense, "dense", on_dense),
             (f"tune at keep {keep:g}, move to the dense", dense, "dense", on_pruned),
         ):
-            yield tuned_line({"model": _model, "order": name}, served, group, prompts)
+            yield tuned_line({"model": served.model, "order": name}, served, group, prompts)
 
 
 @functools.cache

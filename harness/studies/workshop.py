@@ -1,47 +1,330 @@
-"""Make studies: build or find what their lines describe, judge them on each dataset, and lay out tables."""
+"""What a study is, and what it makes of a dense tower, each thing once."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
-from itertools import islice
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.datasets.base import FINAL, Dataset
-from harness.datasets.few_shot import require_apart, require_labels, subset
+from harness.datasets.base import Dataset, SplitName
+from harness.datasets.few_shot import COOP, OURS, subset
 from harness.golden.fit import fit
 from harness.golden.rank import RankJob, Source, rank
 from harness.golden.store import Rankings, own_store, shipped_rankings
-from harness.measure.bench import Bench
-from harness.measure.cost import costs, gflops
+from harness.measure.cost import gflops
 from harness.measure.match import KeepSolver
-from harness.measure.plan import Plan, tuning_of
+from harness.measure.plan import Plan
 from harness.measure.rows import Variant, make_row
 from harness.measure.tuning import Tuned, Tuner, read_if_valid
-from harness.models.towers import Tower, load_tower
-from harness.records.averages import judged_on
-from harness.records.record import DENSE, DTYPES, GOLDEN, Record, Tuning, halves
-from harness.studies.spec import (
-    ModelSpec,
-    PredictorSpec,
-    PromptsSpec,
-    RankingSpec,
-    Study,
-    StudyCase,
-    StudyConfig,
-    StudyLine,
-)
-from harness.studies.tables import StudyTable, compare_lines
-from zoo.core.files import cache_file, digest, fingerprint
+from harness.models.towers import Tower
+from harness.records.record import DENSE, GOLDEN
+from zoo.core.files import cache_file, digest
 from zoo.core.precision import AUTO, precision_on
+from zoo.learning.fit import FitConfig
+from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PromptFile
 from zoo.loading.predictor_file import PredictorFile
+from zoo.methods.patchrank import PatchRank
+from zoo.methods.rankmerge import RankMerge
 from zoo.ranking.golden import GoldenConfig
 
-Spec = RankingSpec | PredictorSpec | PromptsSpec
+PREDICTED, MERGED = PatchRank.method, RankMerge.method
+STOPPED_BY = 300  # val images per dataset, at most, that end a fit
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Conditions of a study, which ignores the fields that it varies."""
+
+    model: str = "clip_vit_s14"  # dense tower with a text tower
+    datasets: tuple[str, ...] = Plan.datasets  # to judge by and to learn from
+    split: SplitName = "val"
+    limit: int | None = 300  # images per dataset to judge by; None for all
+    train_limit: int | None = 500  # ranked images to learn from, per dataset; None for all
+    keeps: tuple[float, ...] | None = None  # keep rates; None for the study's own
+    seeds: int = 3  # fits per predictor, tunings, and random orders
+    golden: GoldenConfig = field(default_factory=lambda: GoldenConfig(window=3, stride=2))
+    fit: FitConfig = field(default_factory=FitConfig)  # recipe of predictors; its seed is the first
+    tune: TuneConfig = field(default_factory=TuneConfig)  # recipe of learned tokens; its seed is the first
+    labelled: int = 16  # images per class that tokens are learned from
+    draws: str = OURS  # which images a seed means, of ``harness.datasets.few_shot.DRAWS``
+    # a tuned model's predictor is fitted to the rankings of its dataset, as all others are;
+    # else it is the one that ships or is in the user's cache
+    own_predictors: bool = False
+    batches: tuple[int, ...] = ()  # batch sizes to time models at; none to time nothing
+    halves: bool = False  # tables of the images' halves by detail, too
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def describe(self, *, tunes: bool = False) -> str:
+        """Describe what models are made of where a study doesn't vary it."""
+        fit, images = self.fit, "all" if self.train_limit is None else f"up to {self.train_limit}"
+        source = f"{images} ranked training images of each dataset, stopped by val"
+        predictors = f"predictors {fit.arch} of width {fit.width}, {fit.loss}, fitted to {source}"
+        parts = [f"golden {self.golden.describe()}", predictors]
+        if tunes:
+            if not self.own_predictors:
+                parts.append("predictors of tuned models ship or lie in the user's cache")
+            drawn = "CoOp's own draws" if self.draws == COOP else "draws of our own"
+            tokens = f"{self.tune.learned}, learned from {self.labelled} labelled images per class, {drawn}"
+            parts.append(f"{tokens}, in {self.tune.describe()}")
+        return f"Where nothing else is said: {'; '.join(parts)}; {self.seeds} seeds."
+
+
+class RankingSpec(NamedTuple):
+    """Golden rankings of the first images of a split by the dense tower."""
+
+    dataset: str
+    split: SplitName
+    golden: GoldenConfig
+    limit: int | None  # None for all
+
+
+class Fitted(NamedTuple):
+    """A predictor and the kind of rankings that it was fitted to."""
+
+    golden: GoldenConfig
+    path: Path | None  # None where a dry run would have to fit it
+
+
+class Kind(NamedTuple):
+    """A kind of model of the study's tower; its keep rate makes a model of it."""
+
+    method: str  # registered, ``dense`` or ``golden``
+    options: tuple[tuple[str, Any], ...] = ()
+    predictor: Fitted | None = None  # None for one that ships or is in the user's cache
+
+
+@dataclass(frozen=True)
+class StudyLine:
+    """One line of a study's table."""
+
+    labels: dict[str, str]  # what distinguishes it, by column
+    rows: Sequence[Variant]  # the same model from several seeds, or one
+    group: float | str  # a keep rate or a name; lines are compared within it
+    prompts: Sequence[Tuned] = ()  # of each row; none where class captions classify
+
+
+@dataclass(frozen=True)
+class StudyCase:
+    """What a study is asked about, and what makes it: each thing once, kept in the user's cache.
+
+    In a dry run, which has a ``stock``, nothing is made: what is cached and what is missing is counted.
+    """
+
+    config: StudyConfig
+    tower: Tower
+    weights: str  # fingerprint of the tower as loaded
+    dataset: Dataset  # to judge by
+    keeps: Sequence[float]
+    progress: Progress
+    made: dict[Any, Any]  # by what decides it; all datasets of a study share it
+    stock: dict[tuple[str, str], list[int]] | None  # of a dry run: cached and missing, by kind and what it is of
+    scores: set[str] = field(default_factory=set)  # that images are ranked by in the same passes
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return int(self.tower.vit.depth)
+
+    def golden(self, **changes: Any) -> GoldenConfig:
+        """Return the study's settings of golden rankings with some of them changed."""
+        return replace(self.config.golden, **changes)
+
+    def truth(self, golden: GoldenConfig) -> RankingSpec:
+        """Rank the images that are judged."""
+        spec = RankingSpec(self.dataset.images_of, self.config.split, golden, self.config.limit)
+        self.rank(spec)
+        return spec
+
+    def predictors(
+        self,
+        golden: GoldenConfig,
+        sources: Sequence[str] | None = None,
+        recipe: FitConfig | None = None,
+        shots: int | None = None,
+        seeds: int | None = None,
+    ) -> list[Fitted]:
+        """Fit a predictor to rankings of datasets from each of the study's seeds.
+
+        Without ``sources``, ``recipe`` and ``seeds`` the study's are taken, without ``shots`` (per class) all ranked
+        images.
+        """
+        recipe, sources = recipe or self.config.fit, sources or self.config.datasets
+        most = STOPPED_BY if self.config.limit is None else min(self.config.limit, STOPPED_BY)
+        train = tuple(RankingSpec(name, "train", golden, self.config.train_limit) for name in sources)
+        stop = tuple(RankingSpec(name, "val", golden, most) for name in sources)
+        every = [replace(recipe, seed=recipe.seed + seed) for seed in range(seeds or self.config.seeds)]
+        return [self._once((train, stop, one, shots), partial(self._fit, train, stop, one, shots)) for one in every]
+
+    def predicted(
+        self,
+        predictors: Sequence[Fitted],
+        keep: float,
+        truth: RankingSpec | None = None,
+        cost: Variant | None = None,
+        **options: Any,
+    ) -> list[Variant]:
+        """Reduce by each predictor, compared with golden rankings, at the cost of another model; see `rows`."""
+        golden = predictors[0].golden
+        method: str = PREDICTED
+        own: dict[str, Any] = {"reduce_at": (golden.block,)}
+        if golden.action == "merge":
+            method, own = MERGED, {"rank": "predictor", "rank_at": golden.block}
+        settings = tuple((own | options).items())
+        return self.rows([Kind(method, settings, one) for one in predictors], keep, truth, cost)
+
+    def oracle(self, golden: GoldenConfig, keep: float, **options: Any) -> list[Variant]:
+        """Prune by golden rankings."""
+        settings = tuple(({"reduce_at": (golden.block,)} | options).items())
+        return self.rows([Kind(GOLDEN, settings)], keep, self.truth(golden))
+
+    def baseline(
+        self,
+        method: str,
+        keep: float,
+        truth: RankingSpec | None = None,
+        cost: Variant | None = None,
+        **options: Any,
+    ) -> list[Variant]:
+        """Reduce by a method without a predictor; from each of the study's seeds where it is random. See `rows`."""
+        seeds = [{"seed": seed} for seed in range(self.config.seeds)] if method == "random" else [{}]
+        return self.rows([Kind(method, tuple((seed | options).items())) for seed in seeds], keep, truth, cost)
+
+    def untuned(self, keep: float) -> Variant:
+        """Return the dense model (keep rate 1), or Patch Ranking by ``own_predictors``."""
+        if keep < 1 and self.config.own_predictors:
+            return self.predicted(self.predictors(self.golden(), [self.dataset.images_of], seeds=1), keep)[0]
+        return self.rows([Kind(DENSE if keep == 1 else PREDICTED)], keep)[0]
+
+    def rows(
+        self, kinds: Sequence[Kind], keep: float, truth: RankingSpec | None = None, cost: Variant | None = None
+    ) -> list[Variant]:
+        """Build models of some kinds, alike but for their seed, at one keep rate.
+
+        With ``cost`` it is the rate at which the first costs as nearly as it can what that model does. Models are
+        compared with the rankings of ``truth``, and a golden one prunes by them.
+        """
+        if cost is not None and self.stock is None:
+            kind, dense = kinds[0], self.tower.vit
+            new = KeepSolver(dense, lambda keep: self._build(kind, keep, None).vit)
+            keep = self._once(("solver", kind), lambda: new).nearest(self.gflops(cost))
+        return [self._once((kind, keep, truth), partial(self._build, kind, keep, truth)) for kind in kinds]
+
+    def gflops(self, row: Variant) -> float:
+        """Count a model's 1e9 multiply-adds per image; a dry run counts none."""
+        if self.stock is not None:
+            return 0.0
+        return self._once(("gflops", row.key), lambda: gflops(row.vit, row.vit.input_size).gflops)
+
+    def tuned(self, row: Variant, **changes: Any) -> list[PromptFile | None]:
+        """Tune a model once for each of the study's seeds, which draw images and initial tokens."""
+        recipe = replace(self.config.tune, **changes)
+        every = [replace(recipe, seed=recipe.seed + seed) for seed in range(self.config.seeds)]
+        return [self._once((self.dataset.name, row.key, one), partial(self._tune, row, one)) for one in every]
+
+    def rank(self, spec: RankingSpec) -> Rankings | None:
+        """Return golden rankings; None where a dry run would have to make some."""
+        return self._once(spec, partial(self._rank, spec))
+
+    def _once(self, key: Any, make: Callable[[], T]) -> T:
+        if key not in self.made:
+            self.made[key] = make()
+        found: T = self.made[key]
+        return found
+
+    def _count(self, kind: str, of: str, cached: int, total: int = 1) -> None:
+        """Count what a dry run finds."""
+        if self.stock is not None:
+            counts = self.stock.setdefault((kind, of), [0, 0])
+            counts[0] += cached
+            counts[1] += total - cached
+
+    def _rank(self, spec: RankingSpec) -> Rankings | None:
+        source = Source.of(get_dataset(spec.dataset), spec.split)
+        image_ids = subset(source.images, spec.limit).image_ids
+
+        def search(golden: GoldenConfig) -> tuple[Rankings | None, bool]:
+            found = find(self.tower.name, self.weights, source, golden, image_ids)
+            return found, found is not None and len(found) == len(image_ids)
+
+        rankings, whole = search(spec.golden)
+        words = f"{spec.dataset} {spec.split}: {spec.golden.describe()}"
+        self._count("rankings", words, len(rankings or ()), len(image_ids))
+        if not whole:
+            if self.stock is not None:
+                return None
+            others = sorted({*self.scores, spec.golden.score})
+            lacking = tuple(score for score in others if not search(replace(spec.golden, score=score))[1])
+            job = RankJob(
+                model=self.tower.name, source=source, config=spec.golden, scores=lacking, limit=spec.limit,
+                dtype=AUTO, device=self.config.device,
+            )  # fmt: skip
+            rankings = Rankings.read(rank(job, self.progress).path)
+        assert rankings is not None
+        return rankings.take(image_ids)
+
+    def _fit(
+        self, train: Sequence[RankingSpec], stop: Sequence[RankingSpec], recipe: FitConfig, shots: int | None
+    ) -> Fitted:
+        golden, path, known = train[0].golden, None, False
+        rankings = [[one for spec in part if (one := self.rank(spec)) is not None] for part in (train, stop)]
+        if list(map(len, rankings)) == [len(train), len(stop)]:
+            # By a hash of all that decides its weights.
+            parts = [[asdict(one.provenance) | {"ids": one.image_ids} for one in part] for part in rankings]
+            conditions = [self.tower.name, self.weights, parts, asdict(recipe), shots, torch.__version__]
+            path = cache_file("studies", f"{digest(conditions, length=20)}.safetensors")
+            words = "a predictor of an earlier run is fitted anew"
+            file = read_if_valid(path, PredictorFile.read, PredictorFile.tensors, words, self.progress)
+            known = file is not None
+        names = " + ".join(one.dataset for one in train)
+        self._count("predictors", f"{recipe.arch} {recipe.width} on {names}: {golden.describe()}", known)
+        if path is None or known:
+            return Fitted(golden, path)
+        if self.stock is not None:
+            return Fitted(golden, None)
+        fit(self.tower.name, rankings[0], rankings[1], recipe, out=path, progress=self.progress, shots=shots)
+        return Fitted(golden, path)
+
+    def _tune(self, row: Variant, recipe: TuneConfig) -> PromptFile | None:
+        tuner = self._once(self.dataset.name, self._tuner)
+        shots, seed = self.config.labelled, recipe.seed
+        if self.stock is None:
+            return tuner.tune([row], shots, seed, recipe)[row.key].file
+        dtype = precision_on(next(row.vit.parameters()).device, recipe.dtype)
+        path = tuner.path(row, tuner.few(shots, seed), shots, seed, replace(recipe, dtype=dtype))
+        name = DENSE if row.method == DENSE else f"{row.method}{round(100 * row.keep)}"
+        self._count(
+            "prompts", f"{recipe.tokens} for {name} on {self.dataset.name}", tuner.read_cached(path) is not None
+        )
+        return None
+
+    def _tuner(self) -> Tuner:
+        assert self.tower.clip is not None
+        about: dict[str, Any] = {"model": self.tower.arch, "tag": self.tower.tag, "weights": self.weights}
+        about |= {"progress": self.progress, "draws": self.config.draws}
+        return Tuner(self.tower.clip, get_dataset(self.dataset.name), **about)
+
+    def _build(self, kind: Kind, keep: float, truth: RankingSpec | None) -> Variant:
+        method, settings, predictor = kind
+        options, tower = {"keep": keep, **dict(settings)}, self.tower
+        path = None if predictor is None else predictor.path
+        number = f"({len(self.made)})"  # tells it from others of its name
+        if predictor is not None and path is None:  # a dry run has no weights for it, so another model stands there
+            options = {"keep": keep, "reduce_at": options.get("reduce_at", predictor.golden.block)}
+            row = make_row(tower.vit, tower.arch, tower.tag, "random", options, number)
+            return replace(row, method=method)
+        row = make_row(tower.vit, tower.arch, tower.tag, method, options, predictor=path)
+        if method == DENSE:
+            return row
+        rankings = None if truth is None else self.rank(truth)
+        against = {} if rankings is None or method == GOLDEN else {"against": rankings.provenance.describe()}
+        return replace(row, config=row.config | against, rankings=rankings, what=number)
 
 
 def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_ids: Sequence[str]) -> Rankings | None:
@@ -65,298 +348,44 @@ def find(model: str, weights: str, source: Source, golden: GoldenConfig, image_i
     return None
 
 
-def needs(one: Spec | ModelSpec | StudyLine) -> list[Spec]:
-    """Return what must be made before a spec, or for a line of a table: each once, in the order of making."""
-    found: dict[Spec, None] = {}
-    for value in vars(one).values():
-        for below in value if isinstance(value, tuple) else (value,):
-            if isinstance(below, Spec | ModelSpec):
-                found |= dict.fromkeys(needs(below))
-            if isinstance(below, Spec):
-                found[below] = None
-    return list(found)
+def tuned_line(labels: dict[str, str], row: Variant, group: str, prompts: Sequence[PromptFile | None]) -> StudyLine:
+    """Return a line of one model, tuned from several seeds."""
+    tuned = [Tuned.of(row.vit, file) for file in prompts if file is not None]
+    return StudyLine(labels, [row] * len(prompts), group, tuned)
 
 
-class Stock(NamedTuple):
-    """Things of one kind that a study takes: images of rankings, predictors or prompts."""
-
-    kind: str
-    of: str  # in words
-    cached: int
-    missing: int
+Lines = Callable[[StudyCase], Iterator[StudyLine]]
 
 
-class ReadyLine(NamedTuple):
-    """A line of a study's table, its models made."""
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A question about methods, and what answers it."""
 
-    labels: dict[str, str]
-    rows: list[Variant]
-    group: float | str
-    prompts: list[Tuned]  # of each row; none where class captions classify
+    title: str  # of its tables
+    keeps: tuple[float, ...]  # usual keep rates
+    lines: Lines  # of the table; the first of a group is what the others are compared with
+    fits: bool  # it fits predictors to golden rankings
+    tunes: bool = False  # it is about learned tokens, whose labelled images may come from val
+    labels: bool  # it is about what labels or classes decide
+    plot: tuple[str, ...] = ()  # columns of its plot: the x axis, then what tells series apart; none without a plot
 
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+        return str(self.lines.__name__)
 
-class Workshop:
-    """Make what lines describe for one dense tower; each thing is made once, and kept in the user's cache."""
-
-    def __init__(self, config: StudyConfig, progress: Progress, tower: Tower | None = None) -> None:
-        """Load the tower unless it is there."""
-        self.config, self.progress = config, progress
-        self.tower = tower or get_tower(config.model)
-        self.weights = fingerprint(self.tower.vit)
-        self.scores: set[str] = set()  # that a study ranks by: each image is ranked by all of them at once
-        self._made: dict[Any, Any] = {}
-        self._solvers: dict[ModelSpec, KeepSolver] = {}
-
-    def make(self, spec: Any) -> Any:
-        """Make a thing, or find it; the same one again for the same spec."""
-        if spec not in self._made:
-            makers: dict[type, Callable[[Any], Any]] = {
-                **{RankingSpec: self._rank, PredictorSpec: self._fit},
-                **{PromptsSpec: self._tune, ModelSpec: self._build},
-            }
-            self._made[spec] = makers[type(spec)](spec)
-        return self._made[spec]
-
-    def count(self, spec: Spec) -> int:
-        """Return how much of a thing, all that it needs being complete, is in the user's cache."""
-        if isinstance(spec, RankingSpec):
-            return len(self._find(spec) or ())
-        if isinstance(spec, PredictorSpec):
-            return int(self._loadable(self._predictor_path(spec)) is not None)
-        tuner, row = self._tuner(spec.dataset), self.make(spec.model)
-        dtype = precision_on(next(row.vit.parameters()).device, spec.recipe.dtype)
-        shots, seed = self.config.labelled, spec.recipe.seed
-        path = tuner.path(row, tuner.few(shots, seed), shots, seed, replace(spec.recipe, dtype=dtype))
-        return int(tuner.read_cached(path) is not None)
-
-    def _find(self, spec: RankingSpec) -> Rankings | None:
-        source, image_ids = _images(spec)
-        return find(self.tower.name, self.weights, source, spec.golden, image_ids)
-
-    def _rank(self, spec: RankingSpec) -> Rankings:
-        source, image_ids = _images(spec)
-        rankings = self._find(spec)
-        if rankings is None or len(rankings) < len(image_ids):
-            others = [replace(spec, golden=replace(spec.golden, score=score)) for score in sorted(self.scores)]
-            lacking = tuple(one.golden.score for one in others if len(self._find(one) or ()) < len(image_ids))
-            job = RankJob(
-                model=self.tower.name, source=source, config=spec.golden, scores=lacking, limit=spec.limit,
-                dtype=AUTO, device=self.config.device,
-            )  # fmt: skip
-            rankings = Rankings.read(rank(job, self.progress).path)
-        return rankings.take(image_ids)
-
-    def _fit(self, spec: PredictorSpec) -> PredictorFile:
-        path = self._predictor_path(spec)
-        if (file := self._loadable(path)) is None:
-            train, stop = ([self.make(one) for one in part] for part in (spec.train, spec.stop))
-            fit(self.tower.name, train, stop, spec.recipe, out=path, progress=self.progress, shots=spec.shots)
-            file = PredictorFile.read(path)
-        return file
-
-    def _predictor_path(self, spec: PredictorSpec) -> Path:
-        """Return where a predictor is kept: by a hash of all that decides its weights."""
-        every = [[self.make(one) for one in part] for part in (spec.train, spec.stop)]
-        parts = [[asdict(one.provenance) | {"ids": one.image_ids} for one in part] for part in every]
-        conditions = [self.tower.name, self.weights, parts, asdict(spec.recipe), spec.shots, torch.__version__]
-        return cache_file("studies", f"{digest(conditions, length=20)}.safetensors")
-
-    def _loadable(self, path: Path) -> PredictorFile | None:
-        words = "a predictor of an earlier run is fitted anew"
-        return read_if_valid(path, PredictorFile.read, PredictorFile.tensors, words, self.progress)
-
-    def _tuner(self, dataset: str) -> Tuner:
-        if dataset not in self._made:
-            assert self.tower.clip is not None
-            about: dict[str, Any] = {"model": self.tower.arch, "tag": self.tower.tag, "weights": self.weights}
-            about |= {"progress": self.progress, "draws": self.config.draws}
-            self._made[dataset] = Tuner(self.tower.clip, get_dataset(dataset), **about)
-        tuner: Tuner = self._made[dataset]
-        return tuner
-
-    def _tune(self, spec: PromptsSpec) -> PromptFile:
-        row = self.make(spec.model)
-        return self._tuner(spec.dataset).tune([row], self.config.labelled, spec.recipe.seed, spec.recipe)[row.key].file
-
-    def _build(self, spec: ModelSpec) -> Variant:
-        truth = None if spec.truth is None else self.make(spec.truth)
-        path = None if spec.predictor is None else self.make(spec.predictor).path
-        options, tower = {"keep": spec.keep, **dict(spec.options)}, self.tower
-        row = make_row(tower.vit, tower.arch, tower.tag, spec.method, options, predictor=path)
-        if spec.method == DENSE:
-            return row
-        against = {} if truth is None or spec.method == GOLDEN else {"against": truth.provenance.describe()}
-        # A number tells it from others of its name.
-        return replace(row, config=row.config | against, rankings=truth, what=f"({len(self._made)})")
-
-    def line(self, line: StudyLine) -> ReadyLine:
-        """Make the models of a table's line, at the keep rate of equal cost where that is asked for."""
-        models = line.models
-        if line.cost is not None:
-            keep = self._equal_keep(line.cost, line.solved or models[0])
-            models = tuple(replace(one, keep=keep) for one in models)
-        rows = [self.make(one) for one in models]
-        prompts = [Tuned.of(row.vit, self.make(one)) for row, one in zip(rows, line.prompts, strict=False)]
-        labels = {name: value if isinstance(value, str) else value(rows[0]) for name, value in line.labels.items()}
-        return ReadyLine(labels, rows, line.group, prompts)
-
-    def _equal_keep(self, target: ModelSpec, model: ModelSpec) -> float:
-        """Return the keep rate at which a model costs as nearly as it can what another one does."""
-        kind, dense = replace(model, keep=1.0, truth=None), self.tower.vit
-        if kind not in self._solvers:
-            self._solvers[kind] = KeepSolver(dense, lambda keep: self._build(replace(kind, keep=keep)).vit)
-        return self._solvers[kind].nearest(gflops(self.make(target).vit, dense.patch_embed.img_size).gflops)
+    @property
+    def question(self) -> str:
+        """What it answers."""
+        return (self.lines.__doc__ or "").partition("\n")[0]
 
 
-def _images(spec: RankingSpec) -> tuple[Source, tuple[str, ...]]:
-    """Return the split that a spec is of, and the ids of the images that are ranked."""
-    source = Source.of(get_dataset(spec.dataset), spec.split)
-    return source, subset(source.images, spec.limit).image_ids
+def study(title: str, keeps: tuple[float, ...], **facts: Any) -> Callable[[Lines], Study]:
+    """Declare a study of a function's name, whose docstring is the question and which yields the lines of the answer.
 
-
-def _describe(spec: Spec) -> tuple[str, str]:
-    """Return the kind of thing that a spec describes, and what it is of."""
-    if isinstance(spec, RankingSpec):
-        return "rankings", f"{spec.dataset} {spec.split}: {spec.golden.describe()}"
-    if isinstance(spec, PredictorSpec):
-        names = " + ".join(one.dataset for one in spec.train)
-        return "predictors", f"{spec.recipe.arch} {spec.recipe.width} on {names}: {spec.train[0].golden.describe()}"
-    name = DENSE if spec.model.method == DENSE else f"{spec.model.method}{round(100 * spec.model.keep)}"
-    return "prompts", f"{spec.recipe.tokens} for {name} on {spec.dataset}"
-
-
-def get_tower(model: str) -> Tower:
-    """Load a tower that has a text tower; ValueError if it has none."""
-    tower = load_tower(model)
-    if tower.clip is None:
-        raise ValueError(
-            f"{tower.name} has no text tower here, so accuracy can't be judged; use --model "
-            "clip_vit_s14, or open_clip:ARCH/PRETRAINED, which brings its text tower"
-        )
-    return tower
-
-
-def stock(study: Study, config: StudyConfig, progress: Progress) -> list[Stock]:
-    """Return what a study makes and keeps, and how much of it the user's cache has. Nothing is made."""
-    shop = Workshop(config, progress)
-    counts: dict[tuple[str, str], tuple[int, int]] = {}
-    complete: set[Spec] = set()
-    for spec in _needs(_lines(study, shop)):
-        total = len(_images(spec)[1]) if isinstance(spec, RankingSpec) else 1
-        there = shop.count(spec) if complete.issuperset(needs(spec)) else 0
-        complete |= {spec} if there == total else set()
-        key = _describe(spec)
-        cached, missing = counts.get(key, (0, 0))
-        counts[key] = cached + there, missing + total - there
-    return [Stock(*key, *count) for key, count in counts.items()]
-
-
-def answer(
-    study: Study,
-    config: StudyConfig,
-    known: Sequence[Record],
-    progress: Progress,
-    tower: Tower | None = None,
-    folder: Path | None = None,
-) -> Iterator[tuple[StudyTable, list[Record]]]:
-    """Judge the lines of a study on each dataset; yield its table, and the records behind it.
-
-    Rankings and predictors that are missing are made first, and kept. ``tower`` is the config's where it is loaded
-    already; it is brought to the config's device and precision. ``folder`` is for outcomes of a run that is stopped.
-
-    Raises:
-        ValueError: a tower without text tower, or something that can't be made.
+    ``facts`` are fields of `Study`; ``tunes`` implies ``labels``, and without ``fits`` that it fits no predictors.
+    ``harness.cli`` reads them from the source: each study has its own flags.
     """
-    shop = Workshop(config, progress, tower)
-    cases = _lines(study, shop)
-    specs = _needs(cases)
-    shop.scores = {spec.golden.score for spec in specs if isinstance(spec, RankingSpec)}
-    with progress.task(f"study {study.name}, steps", len(specs) + len(cases)) as update:
-        # All before the first is measured: predictors know their tower by the weights as loaded.
-        for done, spec in enumerate(specs, start=1):
-            shop.make(spec)
-            update(done)
-        every = [(dataset, [shop.line(line) for line in lines]) for dataset, lines in cases]
-        for done, (dataset, ready) in enumerate(every, start=len(specs) + 1):
-            bench, (dense, *others) = _judge(shop, dataset, ready, known, folder)
-            records = sum(others, dense)
-            for part in (records, *(halves(records) if config.halves else ())):
-                left = iter(part)
-                [base], *parts = [list(islice(left, len(own))) for own in (dense, *others)]
-                rows = compare_lines([(o.labels, o.group, own) for o, own in zip(ready, parts, strict=True)], base)
-                table = StudyTable(title=_title(study, shop, base), dense=base, rows=rows)
-                yield table, records if part is records else []
-            bench.view_of(dataset).outcomes.forget()  # records are written by now
-            update(done)
-
-
-def _lines(study: Study, shop: Workshop) -> list[tuple[Dataset, list[StudyLine]]]:
-    """Return the datasets that a study can do something with, and its lines on each.
-
-    Raises:
-        ValueError: no dataset has the labels that it needs, or one is judged by images that tokens are learned from.
-    """
-    config, datasets = shop.config, [get_dataset(name) for name in shop.config.datasets]
-    usable = [dataset for dataset in datasets if dataset.labelled or not study.labels]
-    for dataset in datasets:
-        if dataset not in usable:
-            shop.progress.say(f"left out: {dataset.name} has no labels, which study {study.name} needs")
-        elif study.tunes:
-            require_apart(dataset, config.split)
-    if not usable:
-        require_labels(datasets[0], f"study {study.name}")
-    if config.split == FINAL:
-        usable = [dataset.released() for dataset in usable]
-    config = replace(config, datasets=tuple(dataset.name for dataset in usable))
-    cases = [StudyCase(config, shop.tower, dataset, config.keeps or study.keeps, shop.progress) for dataset in usable]
-    return [(case.dataset, list(study.lines(case))) for case in cases]
-
-
-def _needs(cases: Sequence[tuple[Dataset, list[StudyLine]]]) -> list[Spec]:
-    return list(dict.fromkeys(spec for _, lines in cases for line in lines for spec in needs(line)))
-
-
-def _title(study: Study, shop: Workshop, dense: Record) -> str:
-    top1 = f"; dense {100 * dense.correct.mean():.1f} %" if dense.labelled else ""
-    images = f"{dense.dataset} ({judged_on(dense)}, {dense.image_count} images)"
-    return f"{study.title}: {images}, {shop.tower.name}, {dense.dtype}{top1}"
-
-
-def _judge(
-    shop: Workshop, dataset: Dataset, lines: Sequence[ReadyLine], known: Sequence[Record], folder: Path | None
-) -> tuple[Bench, list[list[Record]]]:
-    """Return the bench, and records: the dense model's, then each line's. Lines without prompts are judged at once."""
-    config, tower = shop.config, shop.tower
-    assert tower.clip is not None
-    plan = Plan(
-        models=(config.model,), methods=(), datasets=(dataset.name,), limit=config.limit, split=config.split,
-        seed=config.fit.seed, device=config.device, dtype=config.dtype, batches=config.batches,
-    )  # fmt: skip
-    dense = shop.make(ModelSpec(DENSE, 1.0))
-    rows = [dense, *(row for line in lines for row in line.rows)]
-    bench = Bench(plan, tower.clip, rows, tower.tag, shop.weights, shop.progress, folder=folder)
-    # Other seeds cost the same as the first.
-    first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, shop.progress)
-    bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
-    bench.costs |= {dense.key: first[dense.key]}
-    plain = [dense, *(row for line in lines if not line.prompts for row in line.rows)]
-    judged = iter(bench.judge(dataset, Tuning(seed=plan.seed), plain, {}, known))
-    records = [[next(judged)]]
-    for line in lines:
-        tuned = _judge_tuned(bench, dataset, line, known) if line.prompts else [next(judged) for _ in line.rows]
-        records.append(tuned)
-    return bench, records
-
-
-def _judge_tuned(bench: Bench, dataset: Dataset, line: ReadyLine, known: Sequence[Record]) -> list[Record]:
-    """Judge each row of a line by its prompts; what it costs is counted once."""
-    first = replace(line.rows[0], vit=line.prompts[0].vit)
-    bench.prompted_costs = {}
-    if first.prompted:
-        cost = costs([first], {}, bench.progress)[first.key]
-        bench.prompted_costs = {row.key: cost for row in line.rows}
-    records = []
-    for row, own in zip(line.rows, line.prompts, strict=True):
-        own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
-        records += bench.judge(dataset, tuning_of(own.file), [row], {row.key: own}, known)
-    return records
+    tunes = facts.get("tunes", False)
+    facts = {"fits": not tunes, "labels": tunes} | facts
+    return lambda lines: Study(title=title, keeps=keeps, lines=lines, **facts)

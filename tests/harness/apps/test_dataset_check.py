@@ -1,4 +1,4 @@
-"""What `datasets list` and `datasets check` say and return."""
+"""What `datasets check` says and returns."""
 
 import itertools
 import os

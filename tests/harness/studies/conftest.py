@@ -17,10 +17,10 @@ from harness.measure.cost import OperatorCost
 from harness.models.towers import Tower
 from harness.records.record import Record
 from harness.studies import workshop
+from harness.studies.answer import answer
 from harness.studies.questions import list_studies
 from harness.studies.reproduce import TABLES, Comparison, compare_rows, produce
-from harness.studies.spec import StudyConfig
-from harness.studies.workshop import answer
+from harness.studies.workshop import StudyConfig
 from zoo.learning.fit import FitConfig
 from zoo.learning.tuning import TuneConfig
 from zoo.ranking.golden import GoldenConfig
@@ -77,9 +77,16 @@ def staged(tower: Tower, toy: Dataset, monkeypatch: pytest.MonkeyPatch) -> dict[
         return datasets[name]
 
     monkeypatch.setattr("harness.datasets.names_of", lambda names, **_: list(names))
-    for place in ("studies.workshop", "golden.fit", "golden.rank"):
+    for place in ("studies.answer", "golden.fit", "golden.rank"):
         monkeypatch.setattr(f"harness.{place}.load_tower", lambda name: tower)
-    for place in ("studies.workshop", "studies.questions", "studies.reproduce", "golden.fit", "datasets"):
+    for place in (
+        "studies.workshop",
+        "studies.answer",
+        "studies.questions",
+        "studies.reproduce",
+        "golden.fit",
+        "datasets",
+    ):
         monkeypatch.setattr(f"harness.{place}.get_dataset", get)
     return datasets
 
@@ -142,5 +149,5 @@ def quick_costs(monkeypatch: pytest.MonkeyPatch) -> None:
         tokens = model.trace(torch.zeros(1, 3, *size, dtype=like.dtype, device=like.device)).tokens_per_block
         return OperatorCost(gflops=sum(tokens) / 1e3, by_operator={}, unsupported=(), params=1, activations=1)
 
-    for place in ("measure.match", "measure.cost", "studies.workshop", "studies.questions"):
+    for place in ("measure.match", "measure.cost", "studies.workshop"):
         monkeypatch.setattr(f"harness.{place}.gflops", count)

@@ -21,11 +21,11 @@ from harness.golden.store import own_store
 from harness.records.metrics import pack, unpack
 from harness.records.record import Record, read_records, utc_now
 from harness.records.statistics import bootstrap_mean, holm, mean_interval, paired_p
-from harness.studies import workshop as module
+from harness.studies import answer as module
+from harness.studies.answer import Stock, answer, take_stock
 from harness.studies.questions import KINDS, WITHOUT_PREDICTOR, four_points, list_studies, schedules
-from harness.studies.spec import StudyConfig
 from harness.studies.tables import StudyTable, compare_lines, study_csv
-from harness.studies.workshop import Stock, answer, find, stock
+from harness.studies.workshop import StudyConfig, find
 from zoo.core.files import read_facts
 from zoo.loading.weights import cache_folder
 from zoo.ranking.golden import GoldenConfig
@@ -39,15 +39,15 @@ FLAGS = (
 )
 
 
-def take_stock(name: str, config: StudyConfig) -> list[Stock]:
-    return stock(list_studies()[name], config, Progress())
+def stock_of(name: str, config: StudyConfig) -> list[Stock]:
+    return take_stock(list_studies()[name], config, Progress())
 
 
 @pytest.mark.parametrize("name", list_studies())
 @pytest.mark.usefixtures("predictor_file", "quick_costs")
 def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig, name: str, studied, work):
     few = replace(few, split="test" if list_studies()[name].tunes else "val", seeds=1)
-    before = take_stock(name, few)
+    before = stock_of(name, few)
     assert not work
     assert all(one.cached == 0 for one in before)
     [(table, records)] = studied(name, few).values()
@@ -70,13 +70,13 @@ def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig
     assert {len(row) for row in table.table().rows} == {len(table.table().heads)}
 
     work["done"] = 1
-    after = take_stock(name, few)
+    after = stock_of(name, few)
     assert [(one.kind, one.of, one.cached, one.missing) for one in after] == [
         (one.kind, one.of, one.missing, 0) for one in before
     ]
     if name == "losses":  # a wider predictor is another one
         wider = replace(few, fit=replace(few.fit, width=4))
-        assert not any(one.cached for one in take_stock(name, wider) if one.kind != "rankings")
+        assert not any(one.cached for one in stock_of(name, wider) if one.kind != "rankings")
     again = studied(name, few, records)["plain"][1]
     # Two lines may stand for the same model: then the later record serves both.
     now = utc_now()
@@ -101,7 +101,7 @@ def test_transfer_fits_on_each_and_on_all(tiny: StudyConfig, studied):
 @pytest.mark.usefixtures("quick_costs")
 def test_judging_on_all_of_test_leaves_the_predictors_alone(few: StudyConfig, studied, monkeypatch):
     """Whatever is judged by, fits are stopped by the same few val images."""
-    monkeypatch.setattr("harness.studies.spec.STOPPED_BY", 5)
+    monkeypatch.setattr("harness.studies.workshop.STOPPED_BY", 5)
     used = [
         {r.method_config["predictor"] for r in table.rows[0].records}
         for config in (few, replace(few, split="test", limit=None))
