@@ -67,7 +67,9 @@ def test_halves_are_of_the_images_of_less_and_of_more_detail():
     distance, groups = detail / 8, np.array([0, 1, 0, 2, 3, 4, 5, 6, 7])
     images: dict[str, Any] = {"image_count": 9, "image_groups": pack_groups([str(group) for group in groups])}
     dense = replace(DENSE, **images, metrics=per_image("detail", detail))
-    row = replace(FULL, **images, gflops=2.0, tau=0.5, metrics=per_image("cosine_distance", distance))
+    row = replace(
+        FULL, **images, gflops=2.0, tau=0.5, tau_low=0.4, tau_high=0.6, metrics=per_image("cosine_distance", distance)
+    )
     for whole, part in zip(halves([dense, row]), (detail <= 5, detail > 5), strict=True):
         base, own = whole
         assert own.per_image("cosine_distance").tolist() == distance[part].tolist()
