@@ -307,12 +307,13 @@ def _measure_case(case: Case, name: str, progress: Progress) -> Iterator[Checked
     methods = (*known_methods(), OPTIMIZED)  # others aren't registered any more
     rows = {row.name: row for own in case.rows.values() for row in own if row.method in methods}
     variants = {name: _variant(parts, arch, tag, row) for name, row in rows.items()}
-    bench = Bench(case.plan, parts, list(variants.values()), tag, fingerprint(parts.model.visual), progress)
+    weights, costs = fingerprint(parts.model.visual), dict[str, Any]()
     for where, own in case.rows.items():
         dataset = get_dataset(where)
-        bench.plan, bench.view = _with_enough_images(case.plan, parts, dataset), None
+        plan = _with_enough_images(case.plan, parts, dataset)
+        bench = Bench(plan, dataset, parts, list(variants.values()), tag, weights, progress, costs=costs)
         known = [row for row in own if row.method in methods]
-        records = bench.judge(dataset, Tuning(), [variants[row.name] for row in known], {})
+        records = bench.judge(Tuning(), [variants[row.name] for row in known], {})
         if len(records) < len(known):  # the images have no golden rankings
             known = [row for row in known if row.method != GOLDEN]
         now = dict(zip((row.name for row in known), records, strict=True))

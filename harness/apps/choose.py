@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from harness import git_commit
-from harness.apps.fidelity import AGREEMENT, CHANGE, COSINE, OVERLAP, Q05, Pictures, SetupBounds, split_pictures
+from harness.apps.fidelity import AGREEMENT, CHANGE, COSINE, OVERLAP, Pictures, SetupBounds, split_pictures
 from harness.apps.setup import Setup, make_runtime
 from harness.base.hints import describe_error
 from harness.base.table import UNMEASURED, Cell, Table, points
@@ -41,7 +41,7 @@ from harness.records.statistics import LEAST_ROUNDS, median_interval
 from harness.records.times import Machine, Timing
 from zoo.core.files import digest, fingerprint
 from zoo.core.host import share_weights
-from zoo.core.messages import expected
+from zoo.core.messages import check_fields, expected
 from zoo.core.precision import best_precision
 from zoo.core.reducer import METHODS, configure
 from zoo.deploy.optimized import OptimizedHost
@@ -58,7 +58,6 @@ SLACK = 0.03  # of the time that is asked for, which a search for it leaves, as 
 PARTS = (1, 0.9, 0.8)  # of that time, at which two setups each are tried: the first may miss it when timed again
 WORDS = {  # what metrics are called, as columns
     COSINE: "cosine",
-    Q05: "5 % of cosines below",
     OVERLAP: "neighbour overlap",
     AGREEMENT: "same answer",
     CHANGE: "top-1, points",
@@ -70,11 +69,9 @@ TOTAL, ALIKE = "ratio_to_dense", "ratio_to_dense_run_alike"
 def require_candidate(method: str, source: str) -> None:
     """Refuse an unknown method, and one that is only a control, with a ValueError that names its source."""
     allowed = sorted(METHODS.keys() - CONTROLS)
-    if method in CONTROLS:
-        names = ", ".join(allowed)
-        raise ValueError(f"{source} {method!r} is a control to compare methods with: expected one of {names}")
-    if method not in METHODS:
-        raise ValueError(f"{source} {method!r}: {expected(method, allowed)}")
+    if method not in allowed:
+        control = " is a control to compare methods with" if method in CONTROLS else ""
+        raise ValueError(f"{source} {method!r}{control}: {expected(method, allowed)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +96,8 @@ class ChooseConfig:
         for dtype in self.dtypes:
             if dtype not in DTYPES:
                 raise ValueError(f"--dtypes {dtype!r}: {expected(dtype, DTYPES)}")
-        least = {"search": 8, "held_out": 20, "batch": 1, "rounds": LEAST_ROUNDS, "seconds": 0}
-        for name, bound in least.items():
-            if not bound <= getattr(self, name) < math.inf:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} {getattr(self, name):g}: expected a number from {bound}")
+        rounds = f"[{LEAST_ROUNDS}, inf)"
+        check_fields(self, search="[8, inf)", held_out="[20, inf)", batch="[1, inf)", rounds=rounds, seconds="[0, inf)")
 
 
 class Candidate(NamedTuple):
@@ -138,7 +132,6 @@ class Assessment:
     """A setup on pictures held out, and in time."""
 
     candidate: Candidate
-    setup: Setup
     passed: bool  # whether it meets the bounds
     fidelity: dict[str, Any]  # see `Pictures.figures`
     time: dict[str, Any] = field(default_factory=dict)  # see `Lab.measure_times`; empty where it wasn't timed
@@ -180,7 +173,7 @@ class Lab:
         self.reductions = self._find_reductions()
         self.dataset = get_dataset(dataset)
         self.search, self.held_out = self._split_pictures()
-        ids = [one.part.split.image_ids for one in (self.search, self.held_out)]
+        ids = [one.split.image_ids for one in (self.search, self.held_out)]
         self.weights, optimised = fingerprint(vit), [dtype for dtype in self.served if self._is_optimised(dtype)]
         identity: list[Any] = [version("clip-patchrank"), git_commit(), self.tower.name, self.weights, optimised]
         identity += [self.dataset.name, self.dataset.condition, *ids, config.device, torch.get_num_threads()]
@@ -240,14 +233,15 @@ class Lab:
             except ValueError as error:
                 raise ValueError(f"predictor {str(path)!r} doesn't say what it was fitted to: {error}") from error
         sizes, seed = (self.config.search, self.config.held_out), self.config.seed
-        parts = split_pictures(self.dataset, sizes, seed, learned=learned, classifier=classifier)
+        origin: dict[str, Any] = {"dense": self.eager, "preprocess": self.tower.preprocess, "classifier": classifier}
+        parts = split_pictures(self.dataset, sizes, seed, learned=learned, **origin)
         for part, flag in zip(parts, ("--search", "--held-out"), strict=True):
-            if OVERLAP in self.bounds.floors and len(part.split) < LEAST_GALLERY:
+            if OVERLAP in self.bounds.floors and len(part) < LEAST_GALLERY:
                 raise ValueError(
-                    f"--min-overlap {self.bounds.min_overlap:g} with {len(part.split)} pictures ({flag}): expected "
+                    f"--min-overlap {self.bounds.min_overlap:g} with {len(part)} pictures ({flag}): expected "
                     f"{LEAST_GALLERY} at least; give more pictures and {flag} {LEAST_GALLERY}"
                 )
-        return [Pictures(part, self.eager, self.tower.preprocess, classifier) for part in parts]
+        return parts
 
     def find_setup(self, one: Candidate) -> Setup:
         """Return a candidate's setup; its options are those that aren't the method's defaults."""
@@ -301,7 +295,7 @@ class Lab:
 
     def share(self, one: Candidate) -> float:
         """Return how much of what the bounds allow a candidate uses up, by the pictures to search by."""
-        return self.bounds.share(self.measure(one, "search"), self.held_out.part.group_count)
+        return self.bounds.share(self.measure(one, "search"), self.held_out.photographs)
 
     def assess(self, one: Candidate) -> Assessment:
         """Judge a candidate by the bounds on fidelity, on the pictures held out."""
@@ -309,8 +303,7 @@ class Lab:
         if not (values := self.measure(one, "held_out")):
             raise ValueError(f"features of {one} overflow on these pictures: leave {one.dtype} out of --dtypes")
         figures = self.held_out.figures(values, self.config.seed)
-        passed, setup = self.bounds.meets(figures), self.find_setup(one)
-        return Assessment(candidate=one, setup=setup, passed=passed, fidelity=figures)
+        return Assessment(candidate=one, passed=self.bounds.meets(figures), fidelity=figures)
 
     def _time(self, vits: Mapping[Any, Any], rounds: int, **options: Any) -> dict[Any, Timing]:
         """Time models in turn with the dense tower in eager float32, all from the same images in float32."""
@@ -354,15 +347,15 @@ class Lab:
             for one, other in alike.items()
         }
 
-    def certify(self, judged: Sequence[Assessment]) -> dict[str, Any]:
-        """Return what was measured of the setup that was judged last, where and on what."""
+    def certify(self, judged: Sequence[Assessment], **outcome: Any) -> Setup:
+        """Return the setup that was judged last with what was measured of it, where and on what, and the outcome."""
         pictures = {
-            name: {"pictures": len(one), "photographs": one.part.group_count}
+            name: {"pictures": len(one), "photographs": one.photographs}
             for name, one in (("search", self.search), ("held_out", self.held_out))
         }
-        chosen = judged[-1]
-        order = [{"name": one.candidate.name, "dtype": one.setup.dtype, "passed": one.passed} for one in judged]
-        return {
+        chosen, setup = judged[-1], self.find_setup(judged[-1].candidate)
+        order = [{"name": one.candidate.name, "dtype": one.candidate.dtype, "passed": one.passed} for one in judged]
+        certificate = {
             "bounds": self.bounds.values,
             "fidelity": chosen.fidelity,
             "time": chosen.time,
@@ -370,14 +363,16 @@ class Lab:
             "dataset": {"name": self.dataset.name, "revision": self.dataset.revision, **pictures},
             "model": {"name": self.tower.name, "weights": self.weights},
             "machine": dataclasses.asdict(Machine.here(torch.device(self.config.device))),
-            "optimised": self._is_optimised(chosen.setup.dtype),
+            "optimised": self._is_optimised(setup.dtype),
             "seed": self.config.seed,
             "left_out": self.left_out,
-            "predictors": [str(path) for path in self.find_predictors(chosen.setup)],
+            "predictors": [str(path) for path in self.find_predictors(setup)],
             "created": utc_now(),
             "version": version("clip-patchrank"),
             "commit": git_commit(),
+            **outcome,
         }
+        return dataclasses.replace(setup, certificate=certificate)
 
 
 def build_ladder(lab: Any) -> list[Candidate]:
@@ -438,7 +433,6 @@ class Selection:
     setup: Setup  # with its certificate; the nearest one if the bounds aren't met
     why: str  # the bounds aren't met, or nothing
     judged: tuple[Assessment, ...]  # in their order, the chosen or nearest one last
-    seconds: float
 
     @property
     def met(self) -> bool:
@@ -468,10 +462,9 @@ def choose(
     begun = time.monotonic()
     lab = Lab(model, dataset, bounds, config or ChooseConfig(), progress.say, fresh=fresh)
     judged = _judge_by_fidelity(lab) if bounds.floors else _judge_by_time(lab)
-    why, seconds = _describe_miss(bounds, judged[-1]), time.monotonic() - begun
-    certificate = lab.certify(judged) | {"met": not why, "seconds": seconds}
-    setup = dataclasses.replace(judged[-1].setup, certificate=certificate)
-    return Selection(setup=setup, why=why, judged=tuple(judged), seconds=seconds)
+    why = _describe_miss(bounds, judged[-1])
+    setup = lab.certify(judged, met=not why, seconds=time.monotonic() - begun)
+    return Selection(setup=setup, why=why, judged=tuple(judged))
 
 
 def _judge_by_fidelity(lab: Lab) -> list[Assessment]:
@@ -531,7 +524,7 @@ def selection_table(selection: Selection) -> Table:
 
     metrics, rows = [metric for metric in WORDS if metric in selection.judged[-1].fidelity], []
     for one in selection.judged:
-        cells = [Cell(one.candidate.name), Cell(one.setup.dtype)]
+        cells = [Cell(one.candidate.name), Cell(one.candidate.dtype)]
         cells += [interval(one.fidelity[metric], metric) for metric in metrics]
         cells += [interval(one.time[ratio], ratio) if one.time else UNMEASURED for ratio in (TOTAL, ALIKE)]
         rows.append([*cells, Cell("yes" if one.passed else "no")])

@@ -7,9 +7,9 @@ that is used up orders rows by any of them.
 import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from harness.datasets.few_shot import batches, seeded_order, turns
 from harness.measure.rows import Variant, run
 from harness.models.towers import nameable
 from harness.records.metrics import METRICS, Sample, cosine_distance
-from harness.records.statistics import bootstrap_quantile, over_images
+from harness.records.statistics import over_images
 from zoo.deploy.optimized import OptimizedHost
 
 COSINE, OVERLAP = "cosine", "neighbour_overlap"
@@ -33,7 +33,6 @@ _MEASURED = {
     AGREEMENT: "dense_agreement",
     CHANGE: "diff_to_dense",
 }
-Q05 = "cosine_q05"  # the quantile of cosines that stands beside their mean
 BEST = {COSINE: 1.0, OVERLAP: 1.0, CHANGE: 0.0}  # that a mean can be
 LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing
 KEPT = 2 << 30  # bytes of preprocessed pictures that are held in memory
@@ -122,32 +121,16 @@ def _pad(metric: str, values: Sequence[float]) -> NDArray[np.float64]:
     return np.append(np.asarray(values, dtype=float), [1.0, -1.0] if metric == CHANGE else [])
 
 
-class PicturePart(NamedTuple):
-    """Some pictures, and the number of each one's group, (n,)."""
-
-    split: Split
-    groups: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, dataset: Dataset, split: Split) -> "PicturePart":
-        """Number the groups of a split."""
-        names = [dataset.group_of(image_id) for image_id in split.image_ids]
-        return cls(split, np.unique(names, return_inverse=True)[1].astype(np.int64))
-
-    def few(self, count: int) -> "PicturePart":
-        """Return so many of them; groups give in turn, so that few pictures show many of them."""
-        places = np.sort(turns(self.groups)[:count])
-        return PicturePart(self.split.subset(places), self.groups[places])
-
-    @property
-    def group_count(self) -> int:
-        """How many photographs they show."""
-        return len(np.unique(self.groups))
-
-
 def split_pictures(
-    dataset: Dataset, sizes: tuple[int, int], seed: int, *, learned: Collection[str], classifier: Tensor | None = None
-) -> list[PicturePart]:
+    dataset: Dataset,
+    sizes: tuple[int, int],
+    seed: int,
+    *,
+    learned: Collection[str],
+    dense: Variant,
+    preprocess: Any,
+    classifier: Tensor | None = None,
+) -> "list[Pictures]":
     """Return pictures to search by and others held out, about so many of each, that share no group.
 
     All of a user's own pictures are shared out, whole groups at a time. Of other datasets, and of those with a name in
@@ -159,20 +142,30 @@ def split_pictures(
     """
     halves = [join_splits([dataset.split("train"), dataset.split("val")]), dataset.split("test")]
     if (isinstance(dataset, OwnDataset) and dataset.name not in learned) or not len(halves[0]):
-        whole = PicturePart.of(dataset, join_splits([dataset.split(name) for name in SPLITS]))
-        order = seeded_order(int(whole.groups.max(initial=-1)) + 1, seed)
-        first = np.isin(whole.groups, order[: max(1, round(len(order) * sizes[0] / sum(sizes)))])
-        halves = [whole.split.subset(np.flatnonzero(chosen)) for chosen in (first, ~first)]
+        whole = join_splits([dataset.split(name) for name in SPLITS])
+        groups = _number_groups(dataset, whole)
+        order = seeded_order(int(groups.max(initial=-1)) + 1, seed)
+        first = np.isin(groups, order[: max(1, round(len(order) * sizes[0] / sum(sizes)))])
+        halves = [whole.subset(np.flatnonzero(half)) for half in (first, ~first)]
     parts = []
     for half, size, least, what in zip(halves, sizes, (2, LEAST_GROUPS), ("to search by", "held out"), strict=True):
-        part = PicturePart.of(dataset, nameable(half, classifier)).few(size)
-        if part.group_count < least:
+        split = nameable(half, classifier)
+        groups = _number_groups(dataset, split)
+        places = np.sort(turns(groups)[:size])  # groups give in turn, so that few pictures show many of them
+        part = Pictures(split.subset(places), groups[places], dense, preprocess, classifier)
+        if part.photographs < least:
             raise ValueError(
-                f"dataset {dataset.asked_as!r} has {len(part.split)} pictures {what}, of {part.group_count} "
-                f"photographs: expected {least} photographs at least; give more pictures"
+                f"dataset {dataset.asked_as!r} has {len(part)} pictures {what}, of {part.photographs} photographs: "
+                f"expected {least} photographs at least; give more pictures"
             )
         parts.append(part)
     return parts
+
+
+def _number_groups(dataset: Dataset, split: Split) -> NDArray[np.int64]:
+    """Return the number of each picture's group, (n,)."""
+    names = [dataset.group_of(image_id) for image_id in split.image_ids]
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
 
 def join_splits(parts: Sequence[Split]) -> Split:
@@ -188,15 +181,24 @@ def join_splits(parts: Sequence[Split]) -> Split:
     return Split(np.concatenate([part.labels for part in parts]), ids.__getitem__, render)
 
 
+@dataclass
 class Pictures:
     """Some pictures beside what the dense tower in float32 makes of them."""
 
-    def __init__(self, part: PicturePart, dense: Variant, preprocess: Any, classifier: Tensor | None = None) -> None:
-        self.part, self.dense, self.preprocess, self.classifier = part, dense, preprocess, classifier
-        self._kept: list[Tensor] = []
+    split: Split
+    groups: NDArray[np.int64]  # (n,) number of each one's photograph
+    dense: Variant
+    preprocess: Any
+    classifier: Tensor | None = None
+    _kept: list[Tensor] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.part.split)
+        return len(self.split)
+
+    @property
+    def photographs(self) -> int:
+        """How many photographs they show."""
+        return len(np.unique(self.groups))
 
     def _batches(self) -> Iterator[Tensor]:
         """Yield preprocessed pictures, read again only where memory can't hold them."""
@@ -204,7 +206,7 @@ class Pictures:
             yield from self._kept
             return
         every: list[Tensor] = []
-        for _, images in batches(self.part.split, self.preprocess):
+        for _, images in batches(self.split, self.preprocess):
             if len(self) * images[0].numel() * images.element_size() <= KEPT:
                 every.append(images)
             yield images
@@ -229,7 +231,7 @@ class Pictures:
         return {key: torch.cat(part) for key, part in parts.items()}
 
     def _sample(self, features: Tensor) -> Sample:
-        labels = self.part.split.labels
+        labels = self.split.labels
         return Sample(features=features, classifier=self.classifier, labels=labels if (labels >= 0).all() else None)
 
     @cached_property
@@ -255,11 +257,11 @@ class Pictures:
         return {metric: each.tolist() for metric, each in values.items()}
 
     def figures(self, values: Values, seed: int) -> dict[str, Any]:
-        """Return each metric's mean and the 5 % quantile of cosines, with 95 % intervals over photographs."""
-        figures, numbers = {}, np.unique(self.part.groups, return_inverse=True)[1]
+        """Return each metric's mean with its 95 % interval over photographs."""
+        figures = {}
         for metric, each in values.items():
             padded = _pad(metric, each)
-            more = numbers.max() + 1 + np.arange(len(padded) - len(each))
-            _, low, high = over_images(padded, seed, np.append(numbers, more)) or (None, None, None)
+            more = self.groups.max() + 1 + np.arange(len(padded) - len(each))
+            _, low, high = over_images(padded, seed, np.append(self.groups, more)) or (None, None, None)
             figures[metric] = {"estimate": float(np.mean(each)), "low": low, "high": high}
-        return figures | {Q05: bootstrap_quantile(values[COSINE], 0.05, seed, numbers)._asdict()}
+        return figures

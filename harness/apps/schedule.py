@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from harness import git_commit
-from harness.apps.fidelity import PicturePart, Pictures, join_splits
+from harness.apps.fidelity import Pictures, join_splits
 from harness.apps.recovery import LearningSet, Sources
 from harness.base.lines import claim_file
 from harness.base.terminal import Progress
@@ -34,7 +34,7 @@ from harness.models.towers import load_tower
 from harness.records.record import DENSE
 from harness.records.statistics import paired_mean
 from zoo.core.files import blocks_fingerprint, cache_folder
-from zoo.core.messages import expected
+from zoo.core.messages import check_fields, expected
 from zoo.core.reducer import METHODS, Reducer
 from zoo.loading.learned_files import OPTIONS, ScheduleFile
 from zoo.methods.rankmerge import RankMergeConfig
@@ -62,9 +62,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.match_to not in METHODS:
             raise ValueError(f"--match-to {self.match_to!r}: {expected(self.match_to, METHODS)}")
-        for name in ("points", "candidates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected a number from 1")
+        check_fields(self, points="[1, inf)", candidates="[1, inf)")
         if (self.keep is None) == (self.cost is None):
             raise ValueError(
                 "expected one cost: --keep RATE for that of --match-to at this keep rate, or --cost X for a share of "
@@ -221,11 +219,13 @@ class _Bench:
             *(self.tower.name, self.weights, method, self.settings, goal, device, torch.__version__),
             *((one.facts, one.image_ids) for one in self.sets),
         )
-        # Counts and cost by candidate, None if it can't be had; 1 - cosine of images by schedule.
-        self.known: dict[str, Any] = known or {"solved": {}, "first": {}, "rest": {}, "seconds": 0.0}
+        # 1 - cosine of images by schedule.
+        self.known: dict[str, Any] = known or {"first": {}, "rest": {}, "seconds": 0.0}
         self._begun = time.monotonic() - self.known["seconds"]
+        # Counts and cost by candidate, None if it can't be had.
+        self._solved: dict[Shape, tuple[Schedule, float] | None] = {}
         whole = count_gflops(self.dense)
-        self.known.setdefault("off", whole - closed_gflops(self.dense))
+        self._off = whole - closed_gflops(self.dense)
         target = self.row(config.match_to, {"keep": config.keep}).vit if config.cost is None else None
         self.goal: float = whole * (config.cost or 0) if target is None else count_gflops(target)
 
@@ -240,21 +240,23 @@ class _Bench:
 
     def solve(self, shapes: Sequence[Shape]) -> dict[Shape, Schedule]:
         """Return the schedule of each candidate that can meet the cost."""
-        solved, schedules = self.known["solved"], {}
+        schedules = {}
         for shape in shapes:
-            if _key(shape) not in solved:
-                solved[_key(shape)] = self._solve(shape)
-                self.save()
-            if (one := solved[_key(shape)]) is not None and abs(one[2] / self.goal - 1) <= NEAR:
-                schedules[shape] = Schedule(tuple(one[0]), tuple(one[1]))
-        if DEFAULT in shapes and DEFAULT not in schedules:
-            raise ValueError(
-                f"{self.method} can't meet the GFLOPs of {self.config.asked} by its default schedule: asked "
-                f"{self.goal:.4g}, the nearest is {solved[_key(DEFAULT)][2]:.4g}"
-            )
+            if shape not in self._solved:
+                self._solved[shape] = self._solve(shape)
+            if (one := self._solved[shape]) is None:
+                continue
+            schedule, cost = one
+            if abs(cost / self.goal - 1) <= NEAR:
+                schedules[shape] = schedule
+            elif shape == DEFAULT:
+                raise ValueError(
+                    f"{self.method} can't meet the GFLOPs of {self.config.asked} by its default schedule: asked "
+                    f"{self.goal:.4g}, the nearest is {cost:.4g}"
+                )
         return schedules
 
-    def _solve(self, shape: Shape) -> tuple[tuple[int, ...], tuple[int, ...], float] | None:
+    def _solve(self, shape: Shape) -> tuple[Schedule, float] | None:
         """Bisect by the blocks' closed form, and correct that by what fvcore counts of its answer."""
         solver = KeepSolver(self.dense, lambda keep: self.row(self.method, shape.options(keep)).vit)
         try:
@@ -271,19 +273,19 @@ class _Bench:
             return solver.build(count / self.patches)
 
         tried: dict[int, float] = {}
-        off: float = self.known["off"]
+        off = self._off
         while (count := solver.bisect(self.goal - off, lambda count: closed_gflops(build(count)))) not in tried:
             tried[count] = count_gflops(build(count))
             off = tried[count] - closed_gflops(build(count))
         if shape == DEFAULT:
-            self.known["off"] = off  # from which others differ little
+            self._off = off  # from which others differ little
         count = min(tried, key=lambda count: abs(tried[count] - self.goal))
-        return *Schedule.of(build(count)), tried[count]
+        return Schedule.of(build(count)), tried[count]
 
     def pictures(self, split: Split) -> Pictures:
         """Set images beside what the dense tower makes of them."""
         dense = Variant(model=self.tower.arch, method=DENSE, keep=1.0, vit=self.dense, config={})
-        return Pictures(PicturePart(split, np.arange(len(split))), dense, self.tower.preprocess)
+        return Pictures(split, np.arange(len(split)), dense, self.tower.preprocess)
 
     def add_distances(self, pictures: Pictures, schedules: Sequence[Schedule], known: dict[str, Any]) -> None:
         """Add 1 - cosine to dense of images by schedules to what is known."""
@@ -349,7 +351,7 @@ class _Bench:
         return not worse and paired_mean(after / scale, before / scale, 0, groups).high < 0, facts
 
 
-def _key(one: Shape | Schedule) -> str:
+def _key(one: Schedule) -> str:
     return ":".join(",".join(map(str, numbers)) for numbers in one)
 
 

@@ -39,7 +39,7 @@ def _reading() -> Iterator[None]:
     except BrokenShardError:
         raise
     except Exception as error:
-        raise BrokenShardError(f"unreadable ({type(error).__name__}: {str(error)[:80]})") from error
+        raise BrokenShardError(f"unreadable ({type(error).__name__})") from error
 
 
 def to_lists(values: NDArray[Any]) -> Any:

@@ -90,10 +90,11 @@ def run_choose(args: Namespace, status: Console) -> Shown:
         for one in reductions:
             if one.time:
                 slow = f"but slower than dense, {setup.dtype}" if one.pays else "not clearly faster"
-                text += f"; {one.candidate.name} in {one.setup.dtype} is {_faster(one.time[ALIKE])} {alike}, {slow}"
+                text += f"; {one.candidate.name} in {one.candidate.dtype} is {_faster(one.time[ALIKE])} {alike}, {slow}"
         if bounds.floors and not reductions:
             text += "; no reduction was found that meets the bounds"
-    wrote = f"wrote {args.output} in {selection.seconds:.0f} s; {bounds.words}: met, by the ends of 95 % intervals"
+    seconds = setup.certificate["seconds"]
+    wrote = f"wrote {args.output} in {seconds:.0f} s; {bounds.words}: met, by the ends of 95 % intervals"
     return Shown(parts=(table, f"{text} ({rates})", wrote, _describe_use(setup, args)), data=data)
 
 

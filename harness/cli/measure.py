@@ -173,34 +173,35 @@ def _eval_flags(parser: CommandParser) -> None:
     flags.add(what, "--shots", 0, "labelled images per class; 0: classify by text", metavar="K")
     _learned(what)
     flags.add(what, "--prompts", None, "file that `fit prompts` wrote, instead of --shots", Path)
-    flags.add(what, "--recovery", None, "file that `fit recovery` wrote; it names the method", Path)
+    flags.add(what, "--recovery", None, "file that `fit recovery` wrote, a row of its own", Path)
     flags.data(parser)
     flags.conditions(parser)
 
 
 def run_eval(args: Namespace, status: Console) -> Shown:
     """Measure one model."""
+    from harness.records.averages import training_free
     from harness.records.record import record_values
     from harness.report.tables import comparison_table
 
     groups = evaluated(args, status)
     data = {"records": [record_values(record) for group in groups for record in group]}
-    return Shown(parts=tuple(map(comparison_table, groups)), data=data)
+    tables = [comparison_table(part) for group in groups for part in training_free(group)]
+    return Shown(parts=tuple(tables), data=data)
 
 
 def evaluated(args: Namespace, status: Console) -> "Sequence[list[Record]]":
     """Measure one model beside its dense tower, and then with prompts that were learned for it."""
     from harness.measure.bench import compare, judge
-    from harness.measure.plan import Plan, recovered_alone
+    from harness.measure.plan import Plan
     from harness.models.towers import split_method
     from harness.records.record import DENSE
 
     dense, method, keep = split_method(args.model)
     row = {"models": (dense,), "methods": (method or DENSE,), "keeps": (keep,)}
     data = {"datasets": (args.dataset,), "shots": (args.shots,), "seeds": 1, "batches": ()}
+    data["recoveries"] = () if args.recovery is None else (args.recovery,)
     plan = flags.settings(Plan, args, **row, **data)
-    if args.recovery is not None:
-        plan = recovered_alone(plan, args.recovery)
     if args.prompts is None:
         return [next(compare(plan, [], Progress(status)))]
     for name, default in (("shots", 0), ("tokens", Plan.tokens), ("num_tokens", Plan.num_tokens)):

@@ -360,9 +360,7 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(getattr(dataset, "root", None))]
     path, kept = cached_json("decoded", "pixels, or why not", *identity)
     places = [(name, index) for name in SPLITS for index in range(len(splits[name]))]
-    results = [("", "")] * len(
-        places
-    )  # the digest of the pixels, or why there is none; nothing of both until it's read
+    results = [("", "")] * len(places)  # digests of pixels, or why there is none; neither until it's read
     if kept is not None and len(kept) == len(places) and (known or not all(map(any, kept))):
         results = [(pixels, why) for pixels, why in kept]
     unread = [at for at, (pixels, _) in enumerate(results) if not pixels]

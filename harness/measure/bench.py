@@ -3,9 +3,9 @@
 import functools
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from harness.datasets import get_dataset
 from harness.datasets.base import FINAL, Dataset, Split
 from harness.datasets.few_shot import draw, draw_train, require_apart, require_labels, subset, turns
 from harness.golden.store import Rankings, find_rankings
-from harness.measure.cost import RowCost, costs
+from harness.measure.cost import costs
 from harness.measure.match import keep_near_rows, matched_rows
 from harness.measure.plan import Plan, check_plan, tuning_of
 from harness.measure.rows import (
@@ -73,7 +73,7 @@ from zoo.ranking.golden import GoldenConfig
 
 Costs = dict[str, dict[str, Any]]  # fields of records, by the row's key
 Prompts = Mapping[str, Tuned]  # what was learned for rows, by key
-COST_FIELDS = ("latency", *(one.name for one in fields(RowCost) if one.name != "final_tokens"))
+COST_FIELDS = ("gflops", "uncounted_operators", "activations", "params", "tokens_per_block", "latency")
 FEW = 4  # images of a dataset, what rows keep of which is drawn
 PROVENANCE = ("score", "action", "window", "stride", "dtype", "greedy", "approximate")  # of an oracle
 
@@ -112,20 +112,20 @@ def compare(
         )
     if plan.dtype == "bfloat16" != best_precision(plan.device):
         progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
-    with progress.task("models x datasets", len(plan.models) * len(pairs)) as update:
-        done = 0
+    done = 0
+    with progress.task("models x datasets", len(plan.models) * len(pairs), parts=True) as update:
         for name in plan.models:
-            bench = replace(Bench.build(plan, name, progress, known), folder=folder)
-            for at, (dataset, shots) in enumerate(pairs):
-                group = bench.measure(dataset, shots, known)
-                update(done := done + 1)
-                yield group
-                while bench.kept:  # the records are written by now
-                    kept = bench.kept.pop(0)
-                    if on_kept is not None:
-                        on_kept(kept)
-                if dataset not in [other for other, _ in pairs[at + 1 :]]:
-                    bench.view_of(dataset).outcomes.forget()
+            bench = replace(Bench.build(plan, name, pairs[0][0], progress, known), folder=folder)
+            for dataset, group in groupby(pairs, key=lambda pair: pair[0]):
+                bench = replace(bench, dataset=dataset)
+                for _, shots in group:
+                    yield bench.measure(shots, known)
+                    update(done := done + 1)
+                    while bench.kept:  # the records are written by now
+                        kept = bench.kept.pop(0)
+                        if on_kept is not None:
+                            on_kept(kept)
+                bench.outcomes.forget()
 
 
 def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:
@@ -162,10 +162,10 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], 
     file.require_classes(dataset.classes)
     tuning = tuning_of(file)
     require_rows(plan.models[0], product(plan.methods, plan.keeps))
-    bench = Bench.build(plan, plan.models[0], progress)
+    bench = Bench.build(plan, plan.models[0], dataset, progress)
     row = bench.rows[-1]
     tuned = {row.key: Tuned.of(row.vit, file)}  # refuses before anything is measured
-    return bench.measure(dataset, 0, []), bench.judge(dataset, tuning, [row], tuned)
+    return bench.measure(0, []), bench.judge(tuning, [row], tuned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +183,10 @@ class KeptPatches:
 
 @dataclass
 class Bench:
-    """One dense tower with its rows, the dense one first, and their costs."""
+    """One dense tower with its rows, the dense one first, on a dataset; what no tuning changes is computed once."""
 
     plan: Plan
+    dataset: Dataset
     parts: ClipParts
     rows: list[Variant]  # brought to the plan's device and precision
     tag: str  # of the tower's weights
@@ -193,7 +194,6 @@ class Bench:
     progress: Progress
     costs: Costs = field(default_factory=dict)  # measured once
     prompted_costs: Costs = field(default_factory=dict)  # the same with learned visual tokens
-    view: "View | None" = None  # of the dataset that was measured last
     kept: list[KeptPatches] = field(default_factory=list)  # of the first seed's rows
     folder: Path | None = None  # for outcomes of a run that is stopped
 
@@ -204,7 +204,9 @@ class Bench:
                 row.vit.to(self.plan.device, DTYPES[self.plan.dtype])
 
     @classmethod
-    def build(cls, plan: Plan, name: str, progress: Progress, known: Sequence[Record] = ()) -> "Bench":
+    def build(
+        cls, plan: Plan, name: str, dataset: Dataset, progress: Progress, known: Sequence[Record] = ()
+    ) -> "Bench":
         """Load the tower ``name`` and make the rows; ``known`` records spare a search for equal times."""
         tower = load_tower(name)
         dense, arch, tag, weights = tower.vit, tower.arch, tower.tag, fingerprint(tower.vit)
@@ -215,7 +217,7 @@ class Bench:
             alike = [r for r in known if all(getattr(r, name) == value for name, value in here.items())]
             rows = matched_rows(dense, arch, tag, plan, progress, alike)
         rows += recovered_rows(dense, arch, tag, plan.recoveries)
-        bench = cls(plan, tower.clip or without_text(tower), rows, tag, weights, progress)
+        bench = cls(plan, dataset, tower.clip or without_text(tower), rows, tag, weights, progress)
         if plan.optimized:
             try:
                 bench.rows.insert(1, optimized_row(bench.rows[0]))
@@ -223,41 +225,41 @@ class Bench:
                 progress.say(f"no row of the dense tower optimised: {error}")
         return bench
 
-    def measure(self, dataset: Dataset, shots: int, known: Sequence[Record]) -> list[Record]:
-        """Return the records of all rows on a dataset, seed by seed."""
+    def measure(self, shots: int, known: Sequence[Record]) -> list[Record]:
+        """Return the records of all rows, seed by seed."""
         records = []
         for tuning in self.plan.tunings(shots):
             rows = [row for row in self.rows if row.method != GOLDEN or not tuning.visual]
-            prompts = self.view_of(dataset).tune(tuning) if tuning.prompted else {}
-            records += self.judge(dataset, tuning, rows, prompts, known)
+            prompts = self.tune(tuning) if tuning.prompted else {}
+            records += self.judge(tuning, rows, prompts, known)
         return records
 
     def judge(
-        self, dataset: Dataset, tuning: Tuning, rows: Sequence[Variant], prompts: Prompts, known: Sequence[Record] = ()
+        self, tuning: Tuning, rows: Sequence[Variant], prompts: Prompts, known: Sequence[Record] = ()
     ) -> list[Record]:
-        """Return the records of some rows on a dataset, measuring only if ``known`` lacks one.
+        """Return the records of some rows, measuring only if ``known`` lacks one.
 
         ``prompts`` were learned for the rows, by key; golden rows take the dense row's.
         """
-        view = self.view_of(dataset)
-        split = view.split(tuning)
-        rows = [self._with_prompts(row, prompts) for row in view.add_rankings(rows, split)]
-        facts = view.facts_of(split.image_ids)
+        dataset, split = self.dataset, self.split(tuning)
+        rows = [self._with_prompts(row, prompts) for row in self.add_rankings(rows, split)]
+        facts = self.facts_of(split.image_ids)
         ranked, rounds = any(row.rankings is not None for row in rows), self.plan.latency_rounds
 
         def find(blanks: Sequence[Record]) -> list[Record]:
             old = [fitting(record, known, rounds, ranked=ranked) for record in blanks]
             return [record for record in old if record is not None]
 
-        present = find(blanks := [view.blank(row, tuning, facts) for row in rows])
+        present = find(blanks := [self.blank(row, tuning, facts) for row in rows])
         if self.plan.match == "time" and len(present) < len(rows):
-            rows = keep_near_rows(rows, self._costs(rows, known), self.plan, view.say_once)
-            present = find(blanks := [view.blank(row, tuning, facts) for row in rows])
+            rows = keep_near_rows(rows, self._costs(rows, known), self.plan, self.say_once)
+            present = find(blanks := [self.blank(row, tuning, facts) for row in rows])
         if len(present) == len(rows):
             return self._add_times(rows, present, known)
-        captions = view.captions(split) if dataset.captioned else None  # refuses before images are run
-        found = view.outcomes.find(rows, split, f"{self.rows[0].model} on {dataset.name}")
-        classifiers = view.classifiers(tuning, prompts) if dataset.classes else {}
+        captions = self.captions(split) if dataset.captioned else None  # refuses before images are run
+        label = f"{self.rows[0].model} on {dataset.name}"
+        found = self.outcomes.find(rows, split, label, part=not tuning.shots)
+        classifiers = self.classifiers(tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
         scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
         costs, dense, records, answers = self._costs(rows, known), None, [], []
@@ -282,7 +284,7 @@ class Bench:
             records.append(replace(record, **own, **measurements(sample)))
             answers.append(sample.predicted)
         if tuning.seed == self.plan.seed:
-            few = view.choose_few(tuning)
+            few = self.choose_few(tuning)
             images = split.subset(few)
             every = zip(rows, records, answers, strict=True)
             self.kept.append(
@@ -296,12 +298,6 @@ class Bench:
                 )
             )
         return records
-
-    def view_of(self, dataset: Dataset) -> "View":
-        """Return the bench's view of a dataset under its plan."""
-        if self.view is None or self.view.dataset is not dataset or self.view.plan != self.plan:
-            self.view = View(self, dataset)
-        return self.view
 
     def _classifier_key(self, row: Variant) -> str:
         """Return the key of the row whose classifier judges a row; an oracle can learn none of its own."""
@@ -351,30 +347,29 @@ class Bench:
                 whole = found if len(found) == len(rows) else whole
         return whole
 
+    @functools.cached_property
+    def outcomes(self) -> OutcomeCache:
+        """What the rows make of images; a run that is stopped keeps it in a folder for these conditions."""
+        here = measured_here(self.plan, self.tag, self.weights)
+        conditions = digest(here, self.rows[0].model, self.plan.split, self.dataset.name, self.dataset.condition)
+        folder = None if self.folder is None else self.folder / conditions
+        return OutcomeCache(self.parts.preprocess, self.progress, folder)
 
-class View:
-    """A dataset as the rows of a bench see it: what no tuning changes is computed once."""
-
-    def __init__(self, bench: Bench, dataset: Dataset) -> None:
-        """Look at nothing yet."""
-        self.bench, self.dataset, self.plan = bench, dataset, bench.plan
-        here = measured_here(self.plan, bench.tag, bench.weights)
-        conditions = digest(here, bench.rows[0].model, self.plan.split, dataset.name, dataset.condition)
-        folder = None if bench.folder is None else bench.folder / conditions
-        self.outcomes = OutcomeCache(bench.parts.preprocess, bench.progress, folder)
-        self.say_once = functools.cache(bench.progress.say)  # however many tunings it holds for
+    @functools.cached_property
+    def say_once(self) -> Callable[[str], None]:
+        """Say a thing once, however many tunings it holds for."""
+        return functools.cache(self.progress.say)
 
     @functools.cached_property
     def text(self) -> Tensor:
         """(classes, D) text classifier; NaN rows for classes that can't be named."""
-        return text_classifier(self.bench.parts, self.dataset)[0]
+        return text_classifier(self.parts, self.dataset)[0]
 
     @functools.cached_property
     def tuner(self) -> Tuner:
         """What learns tokens; it keeps the labelled images' features."""
-        bench = self.bench
-        origin = {"model": bench.rows[0].model, "tag": bench.tag, "weights": bench.weights}
-        return Tuner(bench.parts, self.dataset, progress=bench.progress, **origin)
+        origin = {"model": self.rows[0].model, "tag": self.tag, "weights": self.weights}
+        return Tuner(self.parts, self.dataset, progress=self.progress, **origin)
 
     def tune(self, tuning: Tuning) -> dict[str, Tuned]:
         """Learn tokens for each row that can be run."""
@@ -388,7 +383,7 @@ class View:
         if prompts:
             return {key: own.classifier.cpu() for key, own in prompts.items()}
         if tuning.kind != PROBE:
-            return dict.fromkeys((row.key for row in self.bench.rows), self.text)
+            return dict.fromkeys((row.key for row in self.rows), self.text)
         train = draw_train(self.dataset, tuning.shots, tuning.seed)
         found = self.outcomes.find(self._real_rows, train, f"{tuning.shots} shots of {self.dataset.name}")
         labels, count = torch.from_numpy(train.labels), len(self.dataset.classes)
@@ -396,13 +391,13 @@ class View:
 
     @property
     def _real_rows(self) -> list[Variant]:
-        return [row for row in self.bench.rows if row.method != GOLDEN]
+        return [row for row in self.rows if row.method != GOLDEN]
 
     def captions(self, split: Split) -> Captions:
         """Encode what describes some images."""
         texts, pairs = captions_of(self.dataset, split.image_ids)
-        with self.bench.progress.task(f"captions of {self.dataset.name}", 1) as update:
-            features = caption_features(self.bench.parts, texts, self.dataset.name, self.plan.device)
+        with self.progress.task(f"captions of {self.dataset.name}", 1) as update:
+            features = caption_features(self.parts, texts, self.dataset.name, self.plan.device)
             update(1)
         return Captions(features=features, pairs=pairs)
 
@@ -449,7 +444,7 @@ class View:
             image_size=row.vit.input_size,
             classes_judged=classes,
             **images,
-            **measured_here(self.plan, self.bench.tag, self.bench.weights),
+            **measured_here(self.plan, self.tag, self.weights),
         )
 
     def choose_few(self, tuning: Tuning) -> NDArray[np.int64]:
@@ -467,7 +462,7 @@ class View:
         if rankings is None and self.plan.split != FINAL:
             self.say_once(f"no golden rankings of {self.dataset.name}; make them with: {self._command}")
         elif rankings is not None:
-            rankings.require(weights=self.bench.weights, revision=self.dataset.revision)
+            rankings.require(weights=self.weights, revision=self.dataset.revision)
         return rankings
 
     def add_rankings(self, rows: Sequence[Variant], split: Split) -> list[Variant]:
@@ -489,7 +484,7 @@ class View:
 
     @property
     def _tower(self) -> str:
-        return tower_name(self.bench.rows[0].model, self.bench.tag)
+        return tower_name(self.rows[0].model, self.tag)
 
     @property
     def _command(self) -> str:

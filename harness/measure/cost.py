@@ -5,7 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -186,21 +186,9 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowCost:
-    """What can be counted of a row, regardless of images; names are those of records."""
-
-    gflops: float  # 1e9 multiply-adds per image
-    uncounted_operators: tuple[str, ...]  # whose cost is unknown and missing from it
-    activations: int  # elements that products give per image
-    params: int
-    tokens_per_block: tuple[int, ...]  # leaving each block, prefix tokens included
-    final_tokens: int  # patch tokens left at the end
-
-
-def count_costs(rows: "Sequence[Variant]", progress: Progress) -> dict[str, RowCost]:
-    """Count multiply-adds, activations, parameters and tokens of rows that can be run, by key."""
-    counted: dict[str, RowCost] = {}
+def count_costs(rows: "Sequence[Variant]", progress: Progress) -> dict[str, dict[str, Any]]:
+    """Count what a record says of the cost of rows that can be run, regardless of images, by key."""
+    counted: dict[str, dict[str, Any]] = {}
     with progress.task("multiply-adds", len(rows)) as update:
         for done, row in enumerate(rows, start=1):
             if row.method == OPTIMIZED:  # the same products, hidden in kernels
@@ -212,14 +200,14 @@ def count_costs(rows: "Sequence[Variant]", progress: Progress) -> dict[str, RowC
                 progress.say(f"{row.key}: {lack}")
             with torch.inference_mode():
                 trace = row.vit.trace(torch.zeros(1, 3, *size).to(like))
-            counted[row.key] = RowCost(
-                gflops=cost.gflops,
-                uncounted_operators=cost.unsupported,
-                activations=cost.activations,
-                params=cost.params,
-                tokens_per_block=tuple(trace.tokens_per_block),
-                final_tokens=trace.final_tokens,
-            )
+            counted[row.key] = {
+                "gflops": cost.gflops,
+                "uncounted_operators": cost.unsupported,
+                "activations": cost.activations,
+                "params": cost.params,
+                "tokens_per_block": tuple(trace.tokens_per_block),
+                "final_tokens": trace.final_tokens,
+            }
             update(done)
     return counted
 
@@ -233,7 +221,7 @@ def costs(rows: "Sequence[Variant]", rounds: Mapping[int, int], progress: Progre
     facts: dict[str, dict[str, Any]] = {row.key: {} for row in rows}
     counts = count_costs(real, progress)
     for key, latency in time_rows(real, rounds, progress).items():
-        facts[key] = asdict(counts[key]) | {"latency": latency}
+        facts[key] = counts[key] | {"latency": latency}
         del facts[key]["final_tokens"]  # the images' own say that
     return facts
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor
 from harness import git_commit
 from harness.base.terminal import Progress
 from harness.measure import timing
-from harness.measure.cost import RowCost, count_costs
+from harness.measure.cost import count_costs
 from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
 from harness.models import towers
 from harness.models.towers import split_method, split_name
@@ -127,7 +127,7 @@ class Family:
     tag: str  # of the tower's weights
     weights: str  # their fingerprint
     rows: list[Variant]  # the dense one first; all share its weights
-    counts: dict[str, RowCost]  # by the row's key
+    counts: dict[str, dict[str, Any]]  # see `count_costs`, by the row's key
 
 
 def load_family(
@@ -227,7 +227,7 @@ def _find_known(
 
 def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition, machine: Machine) -> LatencyRecord:
     """Return a record with conditions and costs, and no time."""
-    counts = asdict(family.counts[row.key])
+    counts = dict(family.counts[row.key])
     del counts["activations"]  # times hardly follow them
     dense = family.rows[0]
     return LatencyRecord(
@@ -249,7 +249,7 @@ def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition
         machine=machine,
         failed="not timed",
         **counts,
-        saved_gflops=None if row is dense else 1 - counts["gflops"] / family.counts[dense.key].gflops,
+        saved_gflops=None if row is dense else 1 - counts["gflops"] / family.counts[dense.key]["gflops"],
         weights_mib=timing.weights_mib(row.vit, DTYPES[condition.dtype]),
     )
 

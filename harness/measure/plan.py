@@ -11,7 +11,6 @@ from zoo.core.files import from_json
 from zoo.core.messages import check_fields, expected
 from zoo.learning.tuning import TuneConfig
 from zoo.loading.learned_files import PromptFile
-from zoo.loading.recovery_file import RecoveryFile
 
 MATCHES = ("keep", "gflops", "time")
 
@@ -60,23 +59,6 @@ class Plan:
         seeds = range(self.seed, self.seed + self.seeds)
         first = Tuning(shots=shots, seed=self.seed, kind=self.tokens, prompt_tokens=count)
         return [replace(first, seed=seed) for seed in seeds]
-
-
-def recovered_alone(plan: Plan, path: Path) -> Plan:
-    """Return a plan of one model with its recovery instead; of a dense one the file says method and keep rate.
-
-    Raises:
-        ValueError: not a recovery, or one of another method or keep rate.
-        FileNotFoundError: no such file.
-    """
-    file = RecoveryFile.read(path)
-    own, asked = (file.method, file.options.get("keep")), (plan.methods[0], plan.keeps[0])
-    if asked[0] != DENSE and asked != own:
-        raise ValueError(
-            f"--recovery {str(path)!r} was trained for {own[0]} at keep {own[1]}, not for {asked[0]} at keep "
-            f"{asked[1]:g}; name the dense model, or train one: patchrank fit recovery"
-        )
-    return replace(plan, methods=(DENSE,), recoveries=(path,))
 
 
 def tuning_of(file: PromptFile) -> Tuning:

@@ -195,33 +195,27 @@ def optimized_row(dense: Variant) -> Variant:
     return replace(dense, method=OPTIMIZED, vit=vit, config={"dtype": dtype}, what=OPTIMIZED)
 
 
-def recovered_row(dense: ReducedViT, arch: str, tag: str, file: RecoveryFile) -> Variant:
-    """Make a row with a recovery, whose file says method and settings; ValueError if it isn't of this tower."""
-    keep = file.options.get("keep")
-    if keep is None:
-        raise ValueError(f"recovery {str(file.path)!r} is of a model without keep rate, which no row can show")
-    row = make_row(dense, arch, tag, file.method, file.options)
-    mark = digest(file.path)
-    vit = add_recovery(row.vit, file).eval()
-    return replace(row, vit=vit, config=row.config | {RECOVERY: mark}, what=f"with recovery {mark}")
-
-
 def recovered_rows(dense: ReducedViT, arch: str, tag: str, paths: Sequence[Path]) -> list[Variant]:
-    """Make the rows of those recoveries that are of this tower."""
-    files = [RecoveryFile.read(path) for path in paths]
-    return [recovered_row(dense, arch, tag, file) for file in files if (file.model, file.tag) == (arch, tag)]
+    """Make a row of each recovery of this tower, whose file says method and settings."""
+    rows = []
+    for file in map(RecoveryFile.read, paths):
+        if (file.model, file.tag) == (arch, tag):
+            row, mark = make_row(dense, arch, tag, file.method, file.options), digest(file.path)
+            vit, config = add_recovery(row.vit, file).eval(), row.config | {RECOVERY: mark}
+            rows.append(replace(row, vit=vit, config=config, what=f"with recovery {mark}"))
+    return rows
 
 
 def require_towers(paths: Sequence[Path], models: Sequence[str]) -> None:
-    """Raise ValueError for a recovery that is of no tower of ``models``, dense names."""
+    """Raise ValueError for a recovery without keep rate, or one that is of no tower of ``models``, dense names."""
     known = {split_method(name)[0].partition(".")[0] for name in models}
     for path in paths:
         file = RecoveryFile.read(path)
+        if file.options.get("keep") is None:
+            raise ValueError(f"recovery {str(path)!r} is of a model without keep rate, which no row can show")
         if file.model not in known:
-            raise ValueError(
-                f"recovery {str(path)!r} is of {tower_name(file.model, file.tag)}, which is not measured: add it to "
-                "--model"
-            )
+            name = tower_name(file.model, file.tag)
+            raise ValueError(f"recovery {str(path)!r} is of {name}, which is not measured: add it to --model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,17 +332,19 @@ class OutcomeCache:
         self._outcomes: dict[str, Outcome] = {}
         self._places: dict[str, dict[str, int]] = {}
 
-    def find(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
+    def find(self, rows: Sequence[Variant], split: Split, label: str, *, part: bool = False) -> dict[str, Outcome]:
         """Return the outcomes of rows on a split, by key; rows with learned visual tokens are run each time.
+
+        ``part`` says that a dataset is done with them, see ``Progress.task``.
 
         Raises what ``outcomes`` does.
         """
         if any(row.prompted for row in rows):
-            return self._run(rows, split, label)
+            return self._run(rows, split, label, part)
         ids = split.image_ids
         known = [self._places.get(row.key, {}) for row in rows]
         if missing := [i for i, name in enumerate(ids) if any(name not in places for places in known)]:
-            for key, outcome in self._run(rows, split.subset(missing), label).items():
+            for key, outcome in self._run(rows, split.subset(missing), label, part).items():
                 places = self._places.setdefault(key, {})
                 new = [at for at, i in enumerate(missing) if ids[i] not in places]
                 places |= {ids[missing[at]]: len(places) + place for place, at in enumerate(new)}
@@ -368,10 +364,10 @@ class OutcomeCache:
             with contextlib.suppress(OSError):  # another run's are there, or none
                 self.folder.parent.rmdir()
 
-    def _run(self, rows: Sequence[Variant], split: Split, label: str) -> dict[str, Outcome]:
+    def _run(self, rows: Sequence[Variant], split: Split, label: str, part: bool) -> dict[str, Outcome]:
         label, runs = f"{label}, images x rows", len(split) * len(rows)
         if self.folder is None:
-            with self.progress.task(label, runs) as update:
+            with self.progress.task(label, runs, part=part) as update:
                 return outcomes(rows, split, self.preprocess, on_run=update)
         golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
         settings = [git_commit(), *([row.key, row.config, _code(row)] for row in rows)]
@@ -382,7 +378,7 @@ class OutcomeCache:
         with store.open(self.progress.say):
             todo = store.missing(origin)
             done = runs - len(rows) * sum(len(store.positions(index)) for index in todo)
-            with self.progress.task(label, runs, done) as update:
+            with self.progress.task(label, runs, done, part=part) as update:
 
                 def on_row(_: int) -> None:
                     nonlocal done

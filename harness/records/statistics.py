@@ -152,26 +152,6 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, seed: int, groups: ArrayLike | None
     return Interval(float(top.sum() / bottom.sum()), *_percentiles(np.concatenate(ratios)))
 
 
-def bootstrap_quantile(values: ArrayLike, q: float, seed: int, groups: ArrayLike | None = None) -> Interval:
-    """Return a quantile over images, the least value that a share ``q`` of them doesn't exceed, with its bootstrap.
-
-    Groups are those of `bootstrap_mean`.
-    """
-    sample = finite_sample(values)
-    numbers = np.arange(sample.size) if groups is None else np.asarray(groups)
-    order, count = np.argsort(sample, kind="stable"), int(numbers.max()) + 1
-
-    def quantiles(times: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the quantile where each group, (draws, groups), is there so many times."""
-        weights = times[:, numbers[order]].cumsum(axis=1)
-        return np.asarray(sample[order][(weights < q * weights[:, -1:]).sum(axis=1)])
-
-    even = np.full(count, 1 / count)
-    parts = [quantiles(draw.multinomial(count, even, size=size)) for size, draw in _parts(seed, sample.size)]
-    estimate = quantiles(np.ones((1, count), dtype=np.int64))[0]
-    return Interval(float(estimate), *_percentiles(np.concatenate(parts)))
-
-
 def _sums(values: NDArray[np.float64], groups: ArrayLike) -> NDArray[np.float64]:
     return np.bincount(np.asarray(groups), weights=values).astype(np.float64)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from harness.base.terminal import Progress
 from harness.datasets import get_dataset
-from harness.datasets.base import FINAL, Dataset
+from harness.datasets.base import FINAL
 from harness.datasets.few_shot import require_apart, require_labels
 from harness.measure.bench import Bench
 from harness.measure.cost import costs
@@ -58,7 +58,7 @@ def answer(
         ValueError: a tower without text tower, or something that can't be made.
     """
     cases = _cases(study, config, progress)
-    with progress.task(f"study {study.name}, datasets", len(cases)) as update:
+    with progress.task(f"study {study.name}, datasets", len(cases), parts=not study.tunes) as update:
         # All is made before the first is measured: predictors know their tower by the weights as loaded.
         every = [list(study.lines(case)) for case in cases]
         for done, (case, lines) in enumerate(zip(cases, every, strict=True), start=1):
@@ -70,7 +70,7 @@ def answer(
                 rows = compare_lines([(o.labels, o.group, own) for o, own in zip(lines, parts, strict=True)], base)
                 table = StudyTable(title=_title(study, case, base), dense=base, rows=rows)
                 yield table, records if part is records else []
-            bench.view_of(case.dataset).outcomes.forget()  # records are written by now
+            bench.outcomes.forget()  # records are written by now
             update(done)
 
 
@@ -116,21 +116,21 @@ def _judge(
     )  # fmt: skip
     dense = case.untuned(1.0)
     rows = [dense, *(row for line in lines for row in line.rows)]
-    bench = Bench(plan, tower.clip, rows, tower.tag, case.weights, case.progress, folder=folder)
+    bench = Bench(plan, case.dataset, tower.clip, rows, tower.tag, case.weights, case.progress, folder=folder)
     # Other seeds cost the same as the first.
     first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, case.progress)
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     bench.costs |= {dense.key: first[dense.key]}
     plain = [dense, *(row for line in lines if not line.prompts for row in line.rows)]
-    judged = iter(bench.judge(case.dataset, Tuning(seed=plan.seed), plain, {}, known))
+    judged = iter(bench.judge(Tuning(seed=plan.seed), plain, {}, known))
     records = [[next(judged)]]
     for line in lines:
-        tuned = _judge_tuned(bench, case.dataset, line, known) if line.prompts else [next(judged) for _ in line.rows]
+        tuned = _judge_tuned(bench, line, known) if line.prompts else [next(judged) for _ in line.rows]
         records.append(tuned)
     return bench, records
 
 
-def _judge_tuned(bench: Bench, dataset: Dataset, line: StudyLine, known: Sequence[Record]) -> list[Record]:
+def _judge_tuned(bench: Bench, line: StudyLine, known: Sequence[Record]) -> list[Record]:
     """Judge each row of a line by its prompts; what it costs is counted once."""
     first = replace(line.rows[0], vit=line.prompts[0].vit)
     bench.prompted_costs = {}
@@ -140,5 +140,5 @@ def _judge_tuned(bench: Bench, dataset: Dataset, line: StudyLine, known: Sequenc
     records = []
     for row, own in zip(line.rows, line.prompts, strict=True):
         own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
-        records += bench.judge(dataset, tuning_of(own.file), [row], {row.key: own}, known)
+        records += bench.judge(tuning_of(own.file), [row], {row.key: own}, known)
     return records

@@ -308,7 +308,7 @@ def test_a_schedule_is_stretched_over_keep_rates(tmp_path: Path, tower: Tower):
     assert (way.method, way.name, len(way.rates)) == ("tome", "tome 98 with s.json", len(RATES))
     own = {"proportional": False, "reduce_at": [1, 3]}
     assert lab.find_setup(way._replace(keep=0.49)).options == own | {"schedule": [0.7], "keep": 0.49}
-    setup = lab.assess(way._replace(keep=0.64)).setup
+    setup = lab.find_setup(way._replace(keep=0.64))
     assert setup.options == own | {"schedule": [0.8], "keep": 0.64}
     assert zoo.reduce(tower.vit, method=setup.method, **setup.options).reducer.points == (1, 3)
 
@@ -322,7 +322,7 @@ def test_a_recovery_is_a_setup_of_its_own(tmp_path: Path, tower: Tower):
     lab = make_lab(replace(CONFIG, methods=("clsattn",), recoveries=(path,)))
     way = lab.reductions[-1]
     assert (way.name, way.rates) == ("tome 50 with r.safetensors", [way])
-    setup = lab.assess(way).setup
+    setup = lab.find_setup(way)
     assert (setup.options, setup.recovery) == ({"keep": 0.5}, str(path))
     plain = zoo.add_recovery(zoo.reduce(tower.vit, method="tome", keep=0.5), path).eval()
     with torch.inference_mode():
@@ -334,8 +334,8 @@ def test_a_recovery_is_a_setup_of_its_own(tmp_path: Path, tower: Tower):
     (lambda: ChooseConfig(methods=("random",)), "--methods 'random' is a control"),
     (lambda: ChooseConfig(methods=("golden",)), "--methods 'golden' is a control"),
     (lambda: ChooseConfig(dtypes=("int8",)), "--dtypes 'int8'"),
-    (lambda: ChooseConfig(seconds=-1.0), "--seconds -1"),
-    (lambda: ChooseConfig(held_out=1), "--held-out 1: expected a number from 20"),
+    (lambda: ChooseConfig(seconds=-1.0), "seconds=-1"),
+    (lambda: ChooseConfig(held_out=1), "held_out=1: expected an integer in .20"),
     (lambda: choose("clip_vit_s14_tome60", "toy", SetupBounds(min_cosine=0.9), progress=Progress()), "'clip_vit_s14'"),
     (lambda: chosen(SetupBounds(max_loss=5)), "--max-loss 5: dataset 'unlabelled'"),
     (lambda: chosen(SetupBounds(min_overlap=0.9)), r"--min-overlap 0\.9 with 20 pictures \(--search\)"),

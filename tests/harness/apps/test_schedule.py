@@ -131,7 +131,7 @@ def test_a_search_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(("method", "change", "quoted"), [
     ("rankmerge", {"cost": None}, "--keep RATE"),
     ("rankmerge", {"cost": 1.5}, r"--cost 1\.5"),
-    ("rankmerge", {"points": 0}, "--points 0"),
+    ("rankmerge", {"points": 0}, "points=0"),
     ("rankmerge", {"match_to": "dense"}, "'dense'"),
     ("rankmrge", {}, "'rankmrge': did you mean 'rankmerge'"),
     ("clsattn", {"cost": 0.2}, "clsattn can't meet the GFLOPs of 20 %"),

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import itertools
 import json
 
 import pytest
@@ -46,28 +47,48 @@ def test_names_of_others_can_not_steer_a_terminal(capsys):
 
 
 def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(monkeypatch):
-    """An image takes ten seconds; the four of earlier runs make this one no faster."""
-    clock = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    """Ten seconds pass between two looks at the clock; the four of earlier runs make this one no faster."""
+    ticks = itertools.count(step=10)
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(ticks)))
     console = Console(file=io.StringIO(), width=20)
-    progress = Progress(console)
-    with progress.task("rankings", 12, 4, "images") as update, progress.task("inner", 9) as inner:
-        for done in range(4, 13):
-            clock[0] = 10.0 * (done - 4)
+    with Progress(console).task("rankings", 12, 4, "images") as update:
+        for done in (4, 6, 8, 10, 12):
             update(done)
-            if done == 8:
-                inner(3)
     assert console.file.getvalue().splitlines() == [
         "rankings: 4 of 12 images are there",
-        "rankings: 7 of 12 images (58 %), 0:00:30 so far, about 0:00:50 left",
-        "inner: 3 of 9 (33 %), 0:00:40 so far",
-        "rankings: 10 of 12 images (83 %), 0:01:00 so far, about 0:00:20 left",
+        "rankings: 8 of 12 images (67 %), 0:00:30 so far, about 0:00:30 left",
         "rankings: 12 of 12 images",
     ]
 
 
+def test_only_the_outermost_task_has_lines_at_the_pace_of_what_was_not_spared(monkeypatch):
+    """Of four datasets the first is known; the parts of the others take 6 seconds for each of ten images."""
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    console = Console(file=io.StringIO(), width=20)
+    progress = Progress(console)
+    with progress.task("datasets", 4, parts=True) as outer:
+        outer(1)
+        with progress.task("loading", 1) as update:
+            clock[0] = 40.0
+            update(1)
+        for dataset in (2, 3):
+            with progress.task("images", 10, part=True) as update:
+                for done in range(1, 11):
+                    clock[0] += 6.0
+                    update(done)
+            outer(dataset)
+    assert console.file.getvalue().splitlines() == [
+        "datasets: 1 of 4 (25 %), 0:00:40 so far; loading: 1/1",
+        "datasets: 1 of 4 (38 %), 0:01:10 so far, about 0:05:50 left",
+        "datasets: 2 of 4 (50 %), 0:01:40 so far, about 0:03:20 left",
+        "datasets: 2 of 4 (62 %), 0:02:10 so far, about 0:02:10 left",
+        "datasets: 3 of 4 (75 %), 0:02:40 so far, about 0:01:20 left",
+    ]
+
+
 def test_bars_on_a_terminal_go_when_their_tasks_end():
-    console = Console(file=io.StringIO(), width=60, force_terminal=True)
+    console = Console(file=io.StringIO(), width=99, force_terminal=True)
     progress = Progress(console)
     with progress.task("downloading", 0, unit="{} B".format) as outer, progress.task("inner", 4) as inner:
         outer(30, 300)

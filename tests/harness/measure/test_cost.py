@@ -227,7 +227,7 @@ def test_costs_of_every_row_that_is_a_model(dense, monkeypatch, request):
     assert console.file.getvalue().startswith("batch 1 and 8: too busy to time: spread of dense 40 %\n")
 
     single = count_costs(rows[:2], Progress())
-    assert [one.final_tokens for one in single.values()] == [64, 32]
+    assert [one["final_tokens"] for one in single.values()] == [64, 32]
     for row in rows[:2]:
         row.vit.to(torch.bfloat16)
     assert count_costs(rows[:2], Progress()) == single

@@ -60,21 +60,6 @@ def test_bootstrap_mean_has_the_width_theory_expects(monkeypatch):
     assert statistics.bootstrap_mean(values, seed=0) == (mean, low, high)
 
 
-@pytest.mark.parametrize("groups", [None, 4])
-def test_the_bootstrap_of_a_quantile_is_the_slow_one(groups: int | None):
-    """The slow way puts resampled images, or whole groups of them, together and sorts."""
-    values = np.random.default_rng(0).normal(size=120)
-    numbers = None if groups is None else np.arange(120) // groups
-    estimate, low, high = statistics.bootstrap_quantile(values, 0.05, seed=0, groups=numbers)
-    assert estimate == sorted(values)[5]
-    parts = np.split(values, 120 // (groups or 1))
-    drawn = np.random.default_rng(1).integers(len(parts), size=(4000, len(parts)))
-    quantiles = [np.sort(np.concatenate([parts[at] for at in one]))[5] for one in drawn]
-    slow = np.quantile(quantiles, [0.025, 0.975])
-    assert (low, high) == pytest.approx(tuple(slow), abs=0.12)
-    assert low <= estimate <= high
-
-
 @pytest.mark.parametrize("n", [6, 7, 10, 11, 25, 50])
 def test_median_interval_is_the_narrowest_that_covers(n: int):
     median, low, high = statistics.median_interval(list(np.arange(n)[::-1]))
