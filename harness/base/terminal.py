@@ -221,7 +221,9 @@ class Progress:
             self._bars = Bars(*columns, console=self._console, **how)
             self._bars.start()
         bars = self._bars
-        key = bars.add_task(printable(task.name, ""), total=task.total or None, completed=task.done, text="", left="")
+        key = bars.add_task(
+            printable(task.name, ""), total=task.total or None, completed=int(task.done), text="", left=""
+        )
         try:
 
             def draw() -> None:
