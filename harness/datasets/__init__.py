@@ -183,16 +183,18 @@ def names_of(
         root=root, download=download, templates=tuple(templates or ()), skip_bad=skip_bad,
         skip_unknown=skip_unknown_classes, progress=progress or Progress(),
     )  # fmt: skip
-    rooted = any(isinstance(_listed().get(word), RootedDataset) for word in datasets)
+    rooted = [word for word in datasets if isinstance(_listed().get(word), RootedDataset)]
     useless = download and not any(kind.downloads for kind in map(_kind, datasets) if kind)
     if datasets and not rooted and (root is not None or useless):
         flag, named = "root" if root else "download", ", ".join(datasets)
         raise ValueError(f"--{flag}: none of {named} lies below a root; shipped datasets and PREFIX:PATH need none")
-    found = [get_dataset(word) for word in datasets]
-    for dataset in found:
+    names = []
+    for word in datasets:
+        resolved = _kind(word) is not None or word in rooted or (templates and word in _listed())
+        dataset = get_dataset(word) if resolved else None
         if isinstance(dataset, RootedDataset):
             _ = dataset.place  # refuses what has no root
-    names = [dataset.name for dataset in found]
+        names.append(word if dataset is None else dataset.name)
     for word, name in zip(datasets, names, strict=True):
         if word != name and names.count(name) > 1:
             raise ValueError(f"dataset {word!r}: another one given is called {name!r}, too; rename it")
