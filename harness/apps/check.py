@@ -118,23 +118,12 @@ class Case(NamedTuple):
     file: Path | None  # with what is expected; None of the expectation that ships, which has one per dataset
 
 
-def read_cases(file: Path) -> list[Case]:
-    """Read an expectation, a file of records or the folder of a run, and sort its records into cases.
+def cases_of(records: Sequence[Record], file: Path | None) -> list[Case]:
+    """Sort the records of a file into cases.
 
     Raises:
-        FileNotFoundError: it isn't there; says how to write one.
-        ValueError: a line that is no record, a row that wasn't classified by text or is with recovery, or no dense row
-            among a case's.
+        ValueError: a row that wasn't classified by text or is with recovery, or no dense row among a case's.
     """
-    if not file.exists():
-        raise FileNotFoundError(
-            f"no expectation at {str(file)!r}; the records of patchrank compare --output DIR will do as one"
-        )
-    return cases_of(read_run(file), file)
-
-
-def cases_of(records: Sequence[Record], file: Path | None) -> list[Case]:
-    """Sort the records of a file into cases, see `read_cases`."""
     where = file or "harness/expected"
     cases: dict[tuple[Any, ...], dict[str, list[CheckRow]]] = {}
     for record in records:
@@ -186,15 +175,8 @@ def shipped_rows(tower: str, dataset: str) -> list[CheckRow]:
 
 
 def shipped_cases() -> list[Case]:
-    """Return the expectation that ships, with rows of our methods that it lacks, of which nothing is expected yet.
-
-    Raises:
-        FileNotFoundError: none ships.
-    """
-    files = sorted(FOLDER.glob("*.jsonl"))
-    if not files:
-        raise FileNotFoundError(f"{FOLDER} holds no expectation; in a checkout: git checkout harness/expected")
-    cases = cases_of([record for file in files for record in read_run(file)], None)
+    """Return the expectation that ships, with rows of our methods that it lacks, of which nothing is expected yet."""
+    cases = cases_of([record for file in sorted(FOLDER.glob("*.jsonl")) for record in read_run(file)], None)
     for case in cases:
         for dataset, rows in case.rows.items():
             names = {row.name for row in rows}
@@ -227,7 +209,7 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
     if plan.update:
         _require_writable(plan.files)
     towers = tower_names(plan.models or ())
-    cases = [case for file in plan.files for case in read_cases(file)] if plan.files else shipped_cases()
+    cases = [case for file in plan.files for case in cases_of(read_run(file), file)] if plan.files else shipped_cases()
     checked = list(measure(narrow(cases, plan, towers), plan, towers, progress))
     if not plan.update:
         both = [(one.then, one.now) for one in checked if one.then is not None and one.now is not None]
