@@ -171,14 +171,16 @@ class Lab:
                 raise ValueError(f"schedule {path!r} keeps every patch token: search another one")
         self.left_out: dict[str, str] = {}  # methods that can't be had, with the reason
         self.reductions = self._find_reductions()
+        self.predictors = sorted(
+            {path for one in self.reductions for path in self.find_predictors(self.find_setup(one))}
+        )
         self.dataset = get_dataset(dataset)
         self.search, self.held_out = self._split_pictures()
         ids = [one.split.image_ids for one in (self.search, self.held_out)]
         self.weights, optimised = fingerprint(vit), [dtype for dtype in self.served if self._is_optimised(dtype)]
         identity: list[Any] = [version("clip-patchrank"), git_commit(), self.tower.name, self.weights, optimised]
         identity += [self.dataset.name, self.dataset.condition, *ids, config.device, torch.get_num_threads()]
-        predictors = {path for one in self.reductions for path in self.find_predictors(self.find_setup(one))}
-        identity += [digest(path) for path in [*map(Path, self.files), *sorted(predictors)]]
+        identity += [digest(path) for path in [*map(Path, self.files), *self.predictors]]
         self._path, known = cached_json("choices", *identity)
         # Values on the pictures of each name, by candidate.
         blank = dict[str, dict[str, Any]](search={}, held_out={})
@@ -226,15 +228,17 @@ class Lab:
             raise ValueError(f"--max-loss {loss:g}: {lack}; give another bound, such as --min-cosine")
         classifier = text_classifier(clip, self.dataset)[0] if labelled and clip is not None else None
         learned = {name for file in self.files.values() for name in dataset_names(file.datasets)}
-        for path in {path for one in self.reductions for path in self.find_predictors(self.find_setup(one))}:
+        for path in self.predictors:
             facts = PredictorFile.read(path).provenance or {}
             try:
                 learned |= set(dataset_names(facts.get("rankings", []), "dataset"))
             except ValueError as error:
                 raise ValueError(f"predictor {str(path)!r} doesn't say what it was fitted to: {error}") from error
         sizes, seed = (self.config.search, self.config.held_out), self.config.seed
-        origin: dict[str, Any] = {"dense": self.eager, "preprocess": self.tower.preprocess, "classifier": classifier}
-        parts = split_pictures(self.dataset, sizes, seed, learned=learned, **origin)
+        dense, preprocess = self.eager, self.tower.preprocess
+        parts = split_pictures(
+            self.dataset, sizes, seed, learned=learned, dense=dense, preprocess=preprocess, classifier=classifier
+        )
         for part, flag in zip(parts, ("--search", "--held-out"), strict=True):
             if OVERLAP in self.bounds.floors and len(part) < LEAST_GALLERY:
                 raise ValueError(

@@ -26,14 +26,7 @@ from harness.records.statistics import over_images
 from zoo.deploy.optimized import OptimizedHost
 
 COSINE, OVERLAP = "cosine", "neighbour_overlap"
-AGREEMENT, CHANGE = "dense_agreement", "top1_change"  # of the answers by text, and of those that are right
-_MEASURED = {
-    COSINE: "cosine_distance",
-    OVERLAP: "neighbour_overlap",
-    AGREEMENT: "dense_agreement",
-    CHANGE: "diff_to_dense",
-}
-BEST = {COSINE: 1.0, OVERLAP: 1.0, CHANGE: 0.0}  # that a mean can be
+AGREEMENT, CHANGE = "dense_agreement", "diff_to_dense"  # of the answers by text, and of those that are right
 LEAST_GROUPS = 10  # photographs held out; of fewer a bootstrap says nothing
 KEPT = 2 << 30  # bytes of preprocessed pictures that are held in memory
 _NORMAL = 1.96  # standard errors from a mean to the end of its interval
@@ -103,7 +96,7 @@ class SetupBounds:
             return math.inf
         shares = []
         for metric, least in (self.floors or {COSINE: 0.0}).items():
-            sample, best = _pad(metric, values[metric]), BEST[metric]
+            sample, best = _pad(metric, values[metric]), 0.0 if metric == CHANGE else 1.0
             low = float(sample.mean() - _NORMAL * sample.std(ddof=1) / math.sqrt(count))
             shares.append((best - low) / (best - least))
         return max(shares)
@@ -251,10 +244,11 @@ class Pictures:
         if not features.isfinite().all():
             return {}
         own = dataclasses.replace(self._sample(features), dense=self._truth)
-        found = {metric: METRICS[name].function(own) for metric, name in _MEASURED.items()}
-        values = {metric: np.asarray(each, dtype=float) for metric, each in found.items() if each is not None}
-        values[COSINE] = 1 - values[COSINE]
-        return {metric: each.tolist() for metric, each in values.items()}
+        values = {COSINE: (1 - cosine_distance(features, self._truth.features)).tolist()}
+        for metric in (OVERLAP, AGREEMENT, CHANGE):
+            if (found := METRICS[metric].function(own)) is not None:
+                values[metric] = np.asarray(found, dtype=float).tolist()
+        return values
 
     def figures(self, values: Values, seed: int) -> dict[str, Any]:
         """Return each metric's mean with its 95 % interval over photographs."""

@@ -119,7 +119,7 @@ def compare(
             for dataset, group in groupby(pairs, key=lambda pair: pair[0]):
                 bench = replace(bench, dataset=dataset)
                 for _, shots in group:
-                    yield bench.measure(shots, known)
+                    yield bench.measure(shots)
                     update(done := done + 1)
                     while bench.kept:  # the records are written by now
                         kept = bench.kept.pop(0)
@@ -165,7 +165,7 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], 
     bench = Bench.build(plan, plan.models[0], dataset, progress)
     row = bench.rows[-1]
     tuned = {row.key: Tuned.of(row.vit, file)}  # refuses before anything is measured
-    return bench.measure(0, []), bench.judge(tuning, [row], tuned)
+    return bench.measure(0), bench.judge(tuning, [row], tuned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +192,7 @@ class Bench:
     tag: str  # of the tower's weights
     weights: str  # their fingerprint
     progress: Progress
+    known: Sequence[Record] = ()  # of earlier runs, the newest last: what they have isn't measured again
     costs: Costs = field(default_factory=dict)  # measured once
     prompted_costs: Costs = field(default_factory=dict)  # the same with learned visual tokens
     kept: list[KeptPatches] = field(default_factory=list)  # of the first seed's rows
@@ -210,14 +211,14 @@ class Bench:
         """Load the tower ``name`` and make the rows; ``known`` records spare a search for equal times."""
         tower = load_tower(name)
         dense, arch, tag, weights = tower.vit, tower.arch, tower.tag, fingerprint(tower.vit)
+        here = measured_here(plan, tag, weights).items()
+        known = [record for record in known if all(getattr(record, name) == value for name, value in here)]
         if plan.match == "keep":
             rows = variants(dense, arch, tag, [DENSE, *(m for m in plan.methods if m != DENSE)], plan.keeps)
         else:
-            here = measured_here(plan, tag, weights)
-            alike = [r for r in known if all(getattr(r, name) == value for name, value in here.items())]
-            rows = matched_rows(dense, arch, tag, plan, progress, alike)
+            rows = matched_rows(dense, arch, tag, plan, progress, known)
         rows += recovered_rows(dense, arch, tag, plan.recoveries)
-        bench = cls(plan, dataset, tower.clip or without_text(tower), rows, tag, weights, progress)
+        bench = cls(plan, dataset, tower.clip or without_text(tower), rows, tag, weights, progress, known)
         if plan.optimized:
             try:
                 bench.rows.insert(1, optimized_row(bench.rows[0]))
@@ -225,19 +226,17 @@ class Bench:
                 progress.say(f"no row of the dense tower optimised: {error}")
         return bench
 
-    def measure(self, shots: int, known: Sequence[Record]) -> list[Record]:
+    def measure(self, shots: int) -> list[Record]:
         """Return the records of all rows, seed by seed."""
         records = []
         for tuning in self.plan.tunings(shots):
             rows = [row for row in self.rows if row.method != GOLDEN or not tuning.visual]
             prompts = self.tune(tuning) if tuning.prompted else {}
-            records += self.judge(tuning, rows, prompts, known)
+            records += self.judge(tuning, rows, prompts)
         return records
 
-    def judge(
-        self, tuning: Tuning, rows: Sequence[Variant], prompts: Prompts, known: Sequence[Record] = ()
-    ) -> list[Record]:
-        """Return the records of some rows, measuring only if ``known`` lacks one.
+    def judge(self, tuning: Tuning, rows: Sequence[Variant], prompts: Prompts) -> list[Record]:
+        """Return the records of some rows, measuring only if one isn't known.
 
         ``prompts`` were learned for the rows, by key; golden rows take the dense row's.
         """
@@ -247,22 +246,22 @@ class Bench:
         ranked, rounds = any(row.rankings is not None for row in rows), self.plan.latency_rounds
 
         def find(blanks: Sequence[Record]) -> list[Record]:
-            old = [fitting(record, known, rounds, ranked=ranked) for record in blanks]
+            old = [fitting(record, self.known, rounds, ranked=ranked) for record in blanks]
             return [record for record in old if record is not None]
 
         present = find(blanks := [self.blank(row, tuning, facts) for row in rows])
         if self.plan.match == "time" and len(present) < len(rows):
-            rows = keep_near_rows(rows, self._costs(rows, known), self.plan, self.say_once)
+            rows = keep_near_rows(rows, self._costs(rows), self.plan, self.say_once)
             present = find(blanks := [self.blank(row, tuning, facts) for row in rows])
         if len(present) == len(rows):
-            return self._add_times(rows, present, known)
+            return self._add_times(rows, present)
         captions = self.captions(split) if dataset.captioned else None  # refuses before images are run
         label = f"{self.rows[0].model} on {dataset.name}"
         found = self.outcomes.find(rows, split, label, part=not tuning.shots)
         classifiers = self.classifiers(tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
         scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()
-        costs, dense, records, answers = self._costs(rows, known), None, [], []
+        costs, dense, records, answers = self._costs(rows), None, [], []
         for row, record in zip(rows, blanks, strict=True):
             cost = costs[row.key]
             sample = Sample(
@@ -311,11 +310,11 @@ class Bench:
         vit = row.vit if row.method == GOLDEN or own.vit.prompts is None else own.vit
         return replace(row, config=row.config | {"prompts": own.digest}, vit=vit)
 
-    def _add_times(self, rows: Sequence[Variant], records: list[Record], known: Sequence[Record]) -> list[Record]:
+    def _add_times(self, rows: Sequence[Variant], records: list[Record]) -> list[Record]:
         """Return records with times where some lack them, as far as the machine is free enough to take them."""
         if not any(lacks_times(record, self.plan.latency_rounds) for record in records):
             return records
-        costs, completed = self._costs(rows, known), []
+        costs, completed = self._costs(rows), []
         for row, record in zip(rows, records, strict=True):
             times = {one.batch: one for one in (*record.latency, *costs[row.key].get("latency", ()))}
             latency = tuple(times.values())  # of all rows, so that they share rounds
@@ -323,23 +322,22 @@ class Bench:
             completed.append(replace(record, latency=latency, created=utc_now()) if changed else record)
         return completed
 
-    def _costs(self, rows: Sequence[Variant], known: Sequence[Record]) -> Costs:
+    def _costs(self, rows: Sequence[Variant]) -> Costs:
         """Measure what rows cost, once; learned visual tokens cost the same whatever they are."""
         prompted = any(row.prompted and "prompts" in row.config for row in rows)
         found = self.prompted_costs if prompted else self.costs
         if not found:
             every = rows if prompted else self.rows
-            found |= self._known_costs(every, known) or costs(every, self.plan.latency_rounds, self.progress)
+            found |= self._known_costs(every) or costs(every, self.plan.latency_rounds, self.progress)
         return found
 
-    def _known_costs(self, rows: Sequence[Variant], known: Sequence[Record]) -> Costs:
+    def _known_costs(self, rows: Sequence[Variant]) -> Costs:
         """Return what rows cost by known records, of whatever dataset; nothing unless each row has one with times."""
-        here = measured_here(self.plan, self.tag, self.weights) | {"image_size": rows[0].vit.input_size}
         whole, found = Costs(), Costs()
-        for record in known:  # the newest come last; a dense one begins those of its rounds
+        for record in self.known:  # a dense one begins those of its rounds
             if record.method == DENSE:
                 found = {row.key: {} for row in rows if row.method == GOLDEN}
-            alike = all(getattr(record, name) == value for name, value in here.items())
+            alike = record.image_size == rows[0].vit.input_size
             if alike and "gflops" in record.metrics and not lacks_times(record, self.plan.latency_rounds):
                 own = {name: record.mean(name) if name in METRICS else getattr(record, name) for name in COST_FIELDS}
                 setting = (record.model, record.method_config)

@@ -15,7 +15,6 @@ from torch import nn
 from harness.base.terminal import Progress
 from harness.measure.timing import BusyError, Patience, time_models
 from harness.records.record import DENSE, GOLDEN, OPTIMIZED, Times, lacking
-from harness.records.times import AGAIN
 
 if TYPE_CHECKING:
     from harness.measure.rows import Variant
@@ -232,19 +231,15 @@ def time_rows(rows: "Sequence[Variant]", rounds: Mapping[int, int], progress: Pr
     Batch sizes at which the machine is too busy are told, and missing.
     """
     dense = next((row.key for row in rows if row.method == DENSE), "")  # none beside prompts
-    models, reasons = {row.key: row.vit for row in rows}, dict[str, list[str]]()
-    latency, patience = {key: list[Times]() for key in models}, Patience(say=progress.say)
+    models, patience = {row.key: row.vit for row in rows}, Patience(say=progress.say)
+    latency = {key: list[Times]() for key in models}
     for batch, count in rounds.items():
         try:
             with progress.task(f"latency at batch {batch}", count) as update:
                 timings = time_models(models, batch, count, warmup=1, tick=update, patience=patience)
         except BusyError as error:
-            reasons.setdefault(error.why, []).append(str(batch))
+            progress.say(f"batch {batch}: {error}")
             continue
         for key, timing in timings.items():
             latency[key].append(timing.latency(None if key == dense else timings.get(dense)))
-    for why, batches in reasons.items():
-        progress.say(f"batch {' and '.join(batches)}: {why}")
-    if reasons:
-        progress.say(AGAIN)
     return {key: tuple(times) for key, times in latency.items()}

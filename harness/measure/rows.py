@@ -247,15 +247,11 @@ class Outcome:
 
 @torch.inference_mode()
 def run(
-    rows: Sequence[Variant],
-    images: Tensor,
-    golden: Mapping[str, Tensor] = MappingProxyType({}),
-    on_row: Callable[[], None] = lambda: None,
+    rows: Sequence[Variant], images: Tensor, golden: Mapping[str, Tensor] = MappingProxyType({})
 ) -> dict[str, Outcome]:
     """Run all rows on a batch; what rows without tokens or weights of their own share is computed once.
 
-    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key; ``on_row`` is called
-    after each row.
+    ``golden`` is the golden importance (B, N) of the images (B, C, H, W) by a golden row's key.
     """
     shared = _shared([row for row in rows if not row.apart], images)
     found = {}
@@ -272,7 +268,6 @@ def run(
             patchwise = {"scores": scores.cpu().numpy(), "token": token.cpu().numpy()}
         features = F.normalize(row.vit.finish(tokens).float(), dim=-1).cpu()
         found[row.key] = Outcome(features=features, final_tokens=tokens.patch_count, **patchwise)
-        on_row()
     return found
 
 
@@ -365,10 +360,10 @@ class OutcomeCache:
                 self.folder.parent.rmdir()
 
     def _run(self, rows: Sequence[Variant], split: Split, label: str, part: bool) -> dict[str, Outcome]:
-        label, runs = f"{label}, images x rows", len(split) * len(rows)
+        label, count = f"{label}, images", len(split)
         if self.folder is None:
-            with self.progress.task(label, runs, part=part) as update:
-                return outcomes(rows, split, self.preprocess, on_run=update)
+            with self.progress.task(label, count, part=part) as update:
+                return outcomes(rows, split, self.preprocess, update)
         golden = [_importance(row, split.image_ids).numpy().tobytes() for row in rows if row.method == GOLDEN]
         settings = [git_commit(), *([row.key, row.config, _code(row)] for row in rows)]
         origin = OutcomeOrigin(run=digest(settings, split.image_ids, *golden), rows=len(rows))
@@ -377,17 +372,13 @@ class OutcomeCache:
         store = Store(self.folder / origin.run, kind, size=few_shot.BATCH, total=len(split))
         with store.open(self.progress.say):
             todo = store.missing(origin)
-            done = runs - len(rows) * sum(len(store.positions(index)) for index in todo)
-            with self.progress.task(label, runs, done, part=part) as update:
-
-                def on_row(_: int) -> None:
-                    nonlocal done
-                    update(done := done + len(batch))
-
+            done = count - sum(len(store.positions(index)) for index in todo)
+            with self.progress.task(label, count, done, part=part) as update:
                 for index in todo:
                     batch = split.subset(store.positions(index))
-                    found = outcomes(rows, batch, self.preprocess, on_row)
+                    found = outcomes(rows, batch, self.preprocess)
                     store.write(index, _to_table(found.values()), origin, [one.final_tokens for one in found.values()])
+                    update(done := done + len(batch))
             shards = [_from_shard(shard) for shard in OUTCOMES.shards(store.folder)]
         return {row.key: Outcome.join(parts) for row, *parts in zip(rows, *shards, strict=True)}
 
@@ -400,12 +391,11 @@ def _code(row: Variant) -> str | None:
 
 
 def outcomes(
-    rows: Sequence[Variant], split: Split, preprocess: Any, on_run: Callable[[int], None] = lambda _: None
+    rows: Sequence[Variant], split: Split, preprocess: Any, on_batch: Callable[[int], None] = lambda _: None
 ) -> dict[str, Outcome]:
     """Run variants of one dense tower, on its device and in its precision, over a split.
 
-    ``preprocess`` maps a PIL image to (C, H, W). ``on_run`` takes after each row on a batch how often rows were run on
-    an image.
+    ``preprocess`` maps a PIL image to (C, H, W). ``on_batch`` takes the number of images done.
 
     Raises:
         ValueError: a golden row, and an image without golden ranking; nothing was drawn.
@@ -414,20 +404,15 @@ def outcomes(
     oracle = {row.key: _importance(row, split.image_ids).to(like.device) for row in rows if row.method == GOLDEN}
     parts: dict[str, list[Outcome]] = {row.key: [] for row in rows}
     dense = {row.key for row in rows if row.method == DENSE}
-    done = runs = 0
-
-    def on_row() -> None:
-        nonlocal runs
-        runs += len(examples)
-        on_run(runs)
-
+    done = 0
     for examples, images in batches(split, preprocess):
         batch = {key: values[done : done + len(examples)] for key, values in oracle.items()}
         height, width = images.shape[-2:]
         detail = np.array([[measure_detail(example.image, (width, height))] for example in examples], dtype=np.float32)
-        for key, output in run(rows, images.to(like), batch, on_row).items():
+        for key, output in run(rows, images.to(like), batch).items():
             parts[key].append(replace(output, detail=detail) if key in dense else output)
         done += len(examples)
+        on_batch(done)
     return {key: Outcome.join(part) for key, part in parts.items()}
 
 

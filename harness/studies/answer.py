@@ -116,21 +116,21 @@ def _judge(
     )  # fmt: skip
     dense = case.untuned(1.0)
     rows = [dense, *(row for line in lines for row in line.rows)]
-    bench = Bench(plan, case.dataset, tower.clip, rows, tower.tag, case.weights, case.progress, folder=folder)
+    bench = Bench(plan, case.dataset, tower.clip, rows, tower.tag, case.weights, case.progress, known, folder=folder)
     # Other seeds cost the same as the first.
     first = costs([dense, *(line.rows[0] for line in lines)], plan.latency_rounds, case.progress)
     bench.costs = {row.key: first[line.rows[0].key] for line in lines for row in line.rows}
     bench.costs |= {dense.key: first[dense.key]}
     plain = [dense, *(row for line in lines if not line.prompts for row in line.rows)]
-    judged = iter(bench.judge(Tuning(seed=plan.seed), plain, {}, known))
+    judged = iter(bench.judge(Tuning(seed=plan.seed), plain, {}))
     records = [[next(judged)]]
     for line in lines:
-        tuned = _judge_tuned(bench, line, known) if line.prompts else [next(judged) for _ in line.rows]
+        tuned = _judge_tuned(bench, line) if line.prompts else [next(judged) for _ in line.rows]
         records.append(tuned)
     return bench, records
 
 
-def _judge_tuned(bench: Bench, line: StudyLine, known: Sequence[Record]) -> list[Record]:
+def _judge_tuned(bench: Bench, line: StudyLine) -> list[Record]:
     """Judge each row of a line by its prompts; what it costs is counted once."""
     first = replace(line.rows[0], vit=line.prompts[0].vit)
     bench.prompted_costs = {}
@@ -140,5 +140,5 @@ def _judge_tuned(bench: Bench, line: StudyLine, known: Sequence[Record]) -> list
     records = []
     for row, own in zip(line.rows, line.prompts, strict=True):
         own.vit.to(bench.plan.device, DTYPES[bench.plan.dtype])
-        records += bench.judge(tuning_of(own.file), [row], {row.key: own}, known)
+        records += bench.judge(tuning_of(own.file), [row], {row.key: own})
     return records

@@ -264,7 +264,7 @@ def test_rungs_after_the_first_that_fails_are_not_judged(monkeypatch):
 @pytest.mark.usefixtures("small", "clock")
 def test_answers_meet_a_bound_and_what_comes_nearest_is_told_where_nothing_does():
     right = chosen(SetupBounds(max_loss=30), dataset="named")
-    assert right.setup.certificate["fidelity"]["top1_change"]["low"] >= -0.3
+    assert right.setup.certificate["fidelity"]["diff_to_dense"]["low"] >= -0.3
     choice = chosen(SetupBounds(min_cosine=0.9999999999999))
     assert not choice.met
     assert choice.why.startswith("--min-cosine 0.9999999999999 is missed: the mean cosine on pictures held out")

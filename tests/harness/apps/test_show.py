@@ -219,7 +219,7 @@ def test_a_gallery_shows_the_lowest_rates_beside_the_golden_ranking(shipped, mon
             right = answers[i] == kept.split[i].label
             assert row.captions[method] == f"{'✓' if right else '✗'} {kept.classes[answers[i]]}"
     records = [record for record, *_ in kept.rows]
-    [gallery] = read_galleries([tmp_path], records, pytest.fail)
+    [gallery] = read_galleries([tmp_path], records)
     right = [sum(row.captions[name].startswith("✓") for row in sheet.rows) for name in ("image", "evit", "tome")]
     words = "right answers: dense {}, evit {}, tome {}.".format(*right)
     assert gallery.alt.endswith(f"is kept of them by golden ranking, evit, tome; {words}")
@@ -234,5 +234,5 @@ def test_images_without_labels_have_a_gallery_and_controls_none(benchmark, unlab
     assert list(tmp_path.iterdir()) == []
     [kept] = kept_by(methods=("evit",))
     write_gallery(kept, tmp_path)
-    [gallery] = read_galleries([tmp_path], [kept.rows[0][0]], pytest.fail)
+    [gallery] = read_galleries([tmp_path], [kept.rows[0][0]])
     assert gallery.alt == f"4 images ({', '.join(kept.split.image_ids)}) and what is kept of them by evit."

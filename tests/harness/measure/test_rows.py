@@ -36,7 +36,7 @@ def test_a_row_per_method_and_keep_rate_on_the_towers_own_weights(rows, dense):
     assert usual_methods() == (DENSE, *REDUCERS, GOLDEN)
     assert [row.model for row in rows] == [ARCH, *(f"{ARCH}_{m}{k}" for m in (*REDUCERS, GOLDEN) for k in (60, 30))]
     assert [row.keep for row in rows] == [1.0] + [0.6, 0.3] * (len(REDUCERS) + 1)
-    leaves = dict.fromkeys(usual_methods(), 3) | {"dense": 6, "evit": 2, "tome": 0, "rankmerge": 0}
+    leaves = dict.fromkeys(usual_methods(), 3) | {"dense": 6, "tome": 0, "rankmerge": 0, "evit": 2}
     assert {row.method: row.first_block for row in rows} == leaves
     ours = dict(dense.named_parameters())
     for row in rows:
