@@ -18,7 +18,6 @@ from filelock import FileLock, Timeout
 
 from zoo.core.files import DEVICE, PARTIAL, PIPE, kind_of, no_room, require_file
 
-MOST_UNPACKED = 2**30  # bytes of a file that is read packed
 T = TypeVar("T")
 
 
@@ -124,7 +123,7 @@ def read_lines(path: Path) -> tuple[list[bytes], bool]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no file, no gzip file, not the whole of one, or one of more than `MOST_UNPACKED` bytes.
+        ValueError: no file, no gzip file, or not the whole of one.
     """
     require_file(path)
     lines, torn = _split(path)
@@ -135,22 +134,14 @@ def read_lines(path: Path) -> tuple[list[bytes], bool]:
 
 
 def _split(path: Path) -> tuple[list[bytes], bool]:
-    content = _unpack(path) if path.suffix == ".gz" else path.read_bytes()
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: not a whole gzip file ({error}); unpack what there is with gzip -dc") from error
     *lines, last = content.split(b"\n")
     return ([*lines, last], _is_torn(last)) if last else (lines, False)
-
-
-def _unpack(path: Path) -> bytes:
-    try:
-        with gzip.open(path) as file:
-            content = file.read(MOST_UNPACKED + 1)
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file ({error}); unpack what there is with gzip -dc") from error
-    if len(content) > MOST_UNPACKED:
-        raise ValueError(f"{path}: unpacks to more than {MOST_UNPACKED:,} bytes; unpack it with gzip -d")
-    return content
 
 
 def parse_lines(path: Path, parse: Callable[[bytes], T]) -> list[T]:

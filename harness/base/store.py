@@ -18,13 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from harness.base.lines import hold_lock
-from zoo.core.files import PARTIAL, NoRoomError, digest, from_json, is_out_of_memory, require_file, write_whole
+from zoo.core.files import PARTIAL, NoRoomError, digest, from_json, require_file, write_whole
 
 VERSION = 1  # of the metadata
 CODEC = "zstd"
 LOCK = ".lock"  # pandas, polars and datasets leave out names that start with a dot
 _MAGIC = b"PAR1"
-_DENSEST = 2**15  # bytes that zstd packs into one at most: 128 KiB into a block of four
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
 
 
@@ -32,31 +31,14 @@ class BrokenShardError(ValueError):
     """A file that is cut off, changed or not one at all."""
 
 
-def has_codec() -> bool:
-    """Tell whether this pyarrow reads our files' compression."""
-    return bool(pa.Codec.is_available(CODEC))
-
-
 @contextlib.contextmanager
-def _reading(size: int) -> Iterator[None]:
-    """Take what goes wrong with a file of ``size`` bytes for a broken one, unless this machine may lack something.
-
-    That is an OSError. Lack of memory proves nothing, unless more was asked for than any file of that size holds.
-    """
+def _reading() -> Iterator[None]:
+    """Take what goes wrong for a broken file; a changed footer can raise anything."""
     try:
         yield
     except BrokenShardError:
         raise
-    except Exception as error:  # a changed footer can raise anything, MemoryError included, pyarrow's own are kinds
-        asked = re.search(r"alloc of size (\d+)", str(error))
-        short = "alloc" in str(error).lower() or is_out_of_memory(error)  # thrift and zstd say so in errors of parsing
-        if short and asked is not None:
-            short = int(asked[1]) <= _DENSEST * size
-        if short or (isinstance(error, NotImplementedError) and not has_codec()):
-            raise OSError(
-                f"can't be read here ({str(error).strip() or type(error).__name__}), which doesn't show it to be "
-                f"broken, so it is kept: give this process more memory, or a pyarrow with {CODEC}, or delete the file"
-            ) from error
+    except Exception as error:
         raise BrokenShardError(f"unreadable ({type(error).__name__})") from error
 
 
@@ -105,15 +87,15 @@ def unseal(content: bytes, kind: str) -> tuple[Any, dict[str, Any]]:
     """
     if content[:4] != _MAGIC or content[-4:] != _MAGIC:
         raise BrokenShardError("cut off, or no Parquet file")
-    with _reading(len(content)):
+    with _reading():
         file = pq.ParquetFile(pa.BufferReader(content))
         texts, whole = file.metadata.metadata or {}, file.metadata
         rows = [whole.row_group(at).num_rows for at in range(whole.num_row_groups)]
-        if sum(rows) != whole.num_rows or max(rows, default=0) > _DENSEST * len(content):  # Arrow would take memory
+        if sum(rows) != whole.num_rows:  # Arrow would take memory for them
             raise BrokenShardError("its numbers of rows don't agree")
     if kind.encode() not in texts and json.dumps({"kind": kind})[1:-1].encode() not in content:
         raise ValueError(f"a Parquet file, but not of {kind}")
-    with _reading(len(content)):
+    with _reading():
         facts = json.loads(texts[kind.encode()])
         table, known = file.read(use_threads=False), facts.pop("sha256")
         if _digest(table, facts) != known or facts.pop("kind") != kind:
@@ -192,7 +174,7 @@ class ShardKind(Generic[P]):
         shard = Shard(table=table, provenance=provenance, **facts)
         if not 1 <= shard.covers <= shard.size or shard.first % shard.size:
             raise BrokenShardError(f"covers {shard.covers} from {shard.first}, of {shard.size} per shard")
-        with _reading(len(content)):
+        with _reading():
             self.check(shard)
         return shard
 
@@ -202,7 +184,6 @@ class ShardKind(Generic[P]):
         Raises:
             BrokenShardError: it is not whole, or not the one that its name says.
             ValueError: it is somebody else's.
-            OSError: it can't be read here, which doesn't say what it is.
         """
         require_file(path)
         content = path.read_bytes()
@@ -210,8 +191,6 @@ class ShardKind(Generic[P]):
             shard = self.decode(content)
         except BrokenShardError:
             raise
-        except OSError as error:
-            raise OSError(f"{str(path)!r} {error}") from error
         except ValueError as error:
             raise ValueError(f"{str(path)!r}: {error}; use another folder for {self.what}") from error
         if shard.first != index * shard.size:
@@ -289,7 +268,7 @@ class Store(Generic[P]):
 
     @contextlib.contextmanager
     def open(self, say: Callable[[str], object]) -> Iterator[Self]:
-        """Keep other runs out, and check all that is there: broken shards, each told by ``say``, and partial files go.
+        """Keep other runs out, and check all that is there; broken shards are told by ``say``, and partial files go.
 
         Raises:
             ValueError: another run writes there, or a shard is somebody else's.
@@ -301,8 +280,7 @@ class Store(Generic[P]):
                 try:
                     self.present[index] = replace(self.kind.read(path, index), table=None)
                 except BrokenShardError as error:
-                    path.unlink(missing_ok=True)
-                    say(f"{path.name} is broken ({error}): removed, to be made again")
+                    say(f"{path.name} is broken ({error}): to be made again")
             yield self
 
     def positions(self, index: int) -> range:

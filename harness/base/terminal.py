@@ -8,11 +8,11 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
@@ -87,14 +87,51 @@ def colour_choice(when: str, environ: Mapping[str, str]) -> str:
     return "always" if environ.get("FORCE_COLOR") else "auto"
 
 
+@dataclass(eq=False)
+class _Task:
+    """Work that goes on."""
+
+    name: str
+    total: float  # 0 if unknown
+    what: str
+    unit: Callable[[int], str]
+    done: float
+    spared: float  # of what is done: it took no time here and tells nothing of the pace
+    begin_s: float
+
+    def text(self) -> str:
+        done = self.unit(int(self.done))
+        return f"{done}/{self.unit(int(self.total))}" if self.total else done
+
+    def left(self, spent_s: float) -> str:
+        """Return how long the rest takes at the pace until now, "" if there is none."""
+        if not self.total or self.done <= self.spared:
+            return ""
+        return str(_clock(spent_s * max(self.total - self.done, 0) / (self.done - self.spared)))
+
+    def line(self, spent_s: float) -> str:
+        line = f"{self.name}: {self.text().replace('/', ' of ')} {self.what}".rstrip()
+        if self.done < self.total:
+            left = self.left(spent_s)
+            line += f" ({100 * self.done / self.total:.0f} %), {_clock(spent_s)} so far"
+            line += f", about {left} left" if left else ""
+        return line
+
+
 class Progress:
     """Show bars on a terminal, one below the other; elsewhere a line of the outermost one now and then."""
 
     def __init__(self, console: Console | None = None) -> None:
         """Take a console, or None to show nothing."""
         self._console = console
-        self._bars: Bars | None = None  # while a task is shown
-        self._depth = 0  # of tasks that go on
+        self._bars: Bars | None = None  # while a task is shown on a terminal
+        self._tasks: list[_Task] = []  # that go on, the outermost first
+        self._said_s = 0.0  # when the last line was printed
+        self._move: Callable[[float], None] = lambda _: None  # moves the task around the next one
+
+    def __reduce__(self) -> tuple[type["Progress"], tuple[()]]:
+        """Show nothing in another process."""
+        return Progress, ()
 
     def say(self, text: str) -> None:
         """Print a line beside the bars."""
@@ -102,48 +139,103 @@ class Progress:
             self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def task(self, name: str, total: float, begun: int = 0, what: str = "") -> Iterator[Callable[[float], None]]:
-        """Show how far work is; call what it yields with the number done.
+    def task(
+        self,
+        name: str,
+        total: float,
+        begun: float = 0,
+        what: str = "",
+        *,
+        unit: Callable[[int], str] = str,
+        parts: bool = False,
+        part: bool = False,
+    ) -> Iterator[Callable[..., None]]:
+        """Show how far work is; call what it yields with the number done, and the total if that is new.
 
         Of ``total``, earlier runs did ``begun``, which tells nothing of the pace. ``what`` they are is named for
         work that may go on for days: where there is no terminal a line says that it begins, and another that it ends.
+        A task of ``parts`` goes on by one while a task in it does that is a ``part``; else it was spared work.
         """
-        if self._console is not None and self._console.is_interactive:
-            with self._bar(name, total, begun) as update:
+        now_s = time.monotonic()
+        task, outer_move = _Task(name, total, what, unit, begun, begun, now_s), self._move
+        if not self._tasks:
+            self._said_s = now_s
+        self._tasks.append(task)
+        counted = float(begun)
+        with self._bar(task) as draw:
+
+            def show(done: float) -> None:
+                task.done = done
+                draw()
+                if part and task.total:
+                    outer_move(done / task.total)
+                if not self._drawn:
+                    self._say_line(task, ends=bool(what) and done >= task.total > begun)
+
+            def move(fraction: float) -> None:
+                show(max(task.done, counted + fraction))
+
+            def update(done: float, new_total: float = 0) -> None:
+                nonlocal counted
+                task.total = new_total or task.total
+                task.spared += parts * max(done - task.done, 0)
+                counted = done
+                show(done)
+
+            if what and not self._drawn:
+                self.say(f"{name}: {begun} of {total} {what} are there")
+            self._move = move if parts else lambda _: None
+            try:
                 yield update
-            return
-        begin = said = time.monotonic()
-        outermost = self._depth == 0 or what
-        if what:
-            self.say(f"{name}: {begun} of {total} {what} are there")
+            finally:
+                self._move = outer_move
+                self._tasks.remove(task)
 
-        def line(done: float) -> None:
-            nonlocal said
-            now = time.monotonic()
-            if not outermost or done <= begun or (now - said < LINE_S and not (what and done >= total)):
-                return
-            said, left = now, _left(now - begin, done, begun, total)
-            pace = f" ({100 * done / total:.0f} %), {_clock(now - begin)} so far, about {left} left"
-            self.say(f"{name}: {f'{done:g} of {total:g} {what}'.rstrip()}{pace if done < total else ''}")
+    @property
+    def _drawn(self) -> bool:
+        return self._console is not None and self._console.is_interactive
 
-        self._depth += 1
-        try:
-            yield line
-        finally:
-            self._depth -= 1
+    def _say_line(self, task: _Task, ends: bool) -> None:
+        """Print a line if ``task`` ends; else one of the outermost task, if the last line is old."""
+        now_s = time.monotonic()
+        if ends or now_s - self._said_s >= LINE_S:
+            self._said_s = now_s
+            outer = task if ends else self._tasks[0]  # of no pace at first, so the line says how far its inner task is
+            spent_s = now_s - outer.begin_s
+            inner = f"; {task.name}: {task.text()}" if outer is not task and not outer.left(spent_s) else ""
+            self.say(outer.line(spent_s) + inner)
 
     @contextmanager
-    def bytes(self, name: str, total: int = 0) -> Iterator[Callable[..., None]]:
-        """Show a bar of bytes; call what it yields with those done, and the total if it is new.
-
-        Where there is no terminal, a line says that it begins.
-        """
-        if self._console is None or not self._console.is_interactive:
-            self.say(name)
-            yield lambda *_: None
+    def _bar(self, task: _Task) -> Iterator[Callable[[], None]]:
+        """Add a bar below those that are shown; call what it yields when the task went on."""
+        if not self._drawn:
+            yield lambda: None
             return
-        with self._bar(name, total, unit=decimal) as update:
-            yield update
+        if self._bars is None:
+            columns = (
+                SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
+                TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+            )  # fmt: skip
+            # Results go to standard output as they are, while no bar is shown.
+            how: dict[str, Any] = {"transient": True, "redirect_stdout": False, "refresh_per_second": FRAMES}
+            self._bars = Bars(*columns, console=self._console, **how)
+            self._bars.start()
+        bars = self._bars
+        key = bars.add_task(
+            printable(task.name, ""), total=task.total or None, completed=int(task.done), text="", left=""
+        )
+        try:
+
+            def draw() -> None:
+                left = task.left(time.monotonic() - task.begin_s) or "-:--:--"
+                bars.update(key, text=task.text(), left=left, completed=task.done, total=task.total or None)
+
+            yield draw
+        finally:
+            bars.remove_task(key)
+            if not bars.task_ids:
+                bars.stop()
+                self._bars = None
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -157,42 +249,6 @@ class Progress:
             if bars is not None:
                 bars.start()
 
-    @contextmanager
-    def _bar(
-        self, name: str, total: float, begun: int = 0, unit: Callable[[Any], str] = "{:g}".format
-    ) -> Iterator[Callable[..., None]]:
-        """Add a bar below those that are shown; call what it yields with the number done, and the total if new."""
-        if self._bars is None:
-            columns = (
-                SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
-                TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
-            )  # fmt: skip
-            # Results go to standard output as they are, while no bar is shown.
-            how: dict[str, Any] = {"transient": True, "redirect_stdout": False, "refresh_per_second": FRAMES}
-            self._bars = Bars(*columns, console=self._console, **how)
-            self._bars.start()
-        bars, begin = self._bars, time.monotonic()
-        key = bars.add_task(printable(name, ""), total=total or None, completed=begun, text="", left="")
-
-        def update(done: float, new_total: float = 0) -> None:
-            whole = new_total or total
-            text = f"{unit(done)}/{unit(whole)}" if whole else unit(done)
-            left = _left(time.monotonic() - begin, done, begun, whole) if whole and done > begun else "-:--:--"
-            bars.update(key, text=text, left=left, completed=done, total=whole or None)
-
-        try:
-            yield update
-        finally:
-            bars.remove_task(key)
-            if not bars.task_ids:
-                bars.stop()
-                self._bars = None
-
 
 def _clock(seconds: float) -> timedelta:
     return timedelta(seconds=round(seconds))
-
-
-def _left(spent_s: float, done: float, begun: float, total: float) -> str:
-    """Return how long the rest takes at the pace of what was done beyond what earlier runs did."""
-    return str(_clock(spent_s * max(total - done, 0) / (done - begun)))

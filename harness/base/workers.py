@@ -1,7 +1,6 @@
 """Shards made in this process, or by Ray's actors on one machine or several."""
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -11,17 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from harness.base.hints import describe_error
-from harness.base.store import shard_path
-from harness.base.terminal import Progress
-from zoo.core.files import PARTIAL
 
-MOST_DEATHS = 3  # of workers on one shard
-# Makes shards by their numbers and yields values that JSON holds while it goes on.
+MOST_DEATHS = 3  # of workers on one shard, which Ray gives to another one
+# Makes shards by their numbers and yields values while it goes on.
 Make = Callable[[Sequence[int]], Iterator[Any]]
 
 
@@ -56,7 +50,6 @@ class ShardJob:
 
 def make_shards(
     job: ShardJob,
-    folder: Path,
     todo: Sequence[int],
     make: Make,
     *,
@@ -77,35 +70,25 @@ def make_shards(
     release()
     torch.cuda.empty_cache()
     import ray
-    import ray.data
     from ray.exceptions import RayError
+    from ray.util import ActorPool
 
-    shards = [{"shard": index} for index in todo]
+    gpus = 1 if job.device == "cuda" else 0
+    kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=MOST_DEATHS - 1)(_Actor)
     with _ray_running(job.workers):
-        # A dataset may hold a console to show its downloads on.
-        ray.util.register_serializer(Progress, serializer=lambda _: None, deserializer=lambda _: Progress())
-        # By reference: Ray Data logs what it is given, item by item, and would decode all images.
-        task = ray.put((start, folder.absolute(), str(Path.cwd())))
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        made = ray.data.from_items(shards, override_num_blocks=len(todo)).map_batches(
-            _Actor,
-            fn_constructor_args=(task,),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=job.workers, max_tasks_in_flight_per_actor=1),
-            num_cpus=1,
-            num_gpus=1 if job.device == "cuda" else None,
-        )
+        pool: Any = ActorPool([kind.remote(start, str(Path.cwd())) for _ in range(job.workers)])
         try:
-            for block in made.iter_batches(batch_size=None, prefetch_batches=0):
-                for value, error in zip(block["made"], block["error"], strict=True):
-                    if error:
-                        raise ValueError(str(error))
-                    yield from json.loads(str(value))
+            for values, error in pool.map_unordered(lambda actor, index: actor.make_shard.remote(index), list(todo)):
+                if error:
+                    raise ValueError(error)
+                yield from values
         except RayError as error:
             reason = str(error).strip().partition("\n")[0]
-            kept = "finished shards are kept, the same command goes on"
-            raise ValueError(f"the workers can't go on ({reason}); {kept}") from error
+            raise ValueError(
+                f"the workers can't go on ({reason}), as after {MOST_DEATHS} that one shard ended: too little memory, "
+                "or an image that breaks its decoder? Finished shards are kept, the same command goes on; without "
+                "--workers it may say more"
+            ) from error
 
 
 def require_same(differences: Sequence[str]) -> None:
@@ -120,47 +103,19 @@ def require_same(differences: Sequence[str]) -> None:
 class _Actor:
     """What an actor of Ray runs; errors that a user can mend come back as text, not as Ray's tracebacks."""
 
-    def __init__(self, task: Any) -> None:
-        import ray
-
-        self.start: Callable[[], Make]
-        self.folder: Path
-        self.start, self.folder, place = ray.get(task)
+    def __init__(self, start: Callable[[], Make], place: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # another machine's; its paths are absolute
             os.chdir(place)  # what relative paths start from
+        self.start = start
         self.make: Make | None = None
 
-    def __call__(self, rows: dict[str, NDArray[np.int64]]) -> dict[str, list[str]]:
-        (index,) = rows["shard"]
+    def make_shard(self, index: int) -> tuple[list[Any], str]:
+        """Return what making a shard yields, or an error's text."""
         try:
-            with _attempt(self.folder, int(index)):
-                self.make = self.make or self.start()
-                return {"made": [json.dumps([*self.make([int(index)])])], "error": [""]}
+            self.make = self.make or self.start()
+            return list(self.make([index])), ""
         except (ValueError, OSError) as error:
-            return {"made": [""], "error": [describe_error(error)]}
-
-
-@contextlib.contextmanager
-def _attempt(folder: Path, index: int) -> Iterator[None]:
-    """Note in a file beside a shard that a worker begins it; only its sudden end leaves the file.
-
-    Ray starts a worker anew whenever it dies, and gives it the same shard: here that has an end, a ValueError.
-    """
-    path = shard_path(folder, index)
-    note = path.with_name(f".{path.name}.attempts{PARTIAL}")  # the next run removes it
-    with note.open("ab") as file:
-        file.write(b".")
-    deaths = note.stat().st_size - 1
-    try:
-        if deaths >= MOST_DEATHS:
-            raise ValueError(
-                f"shard {index}, {path.name}, ended {deaths} workers without a message: too "
-                "little memory, or an image that breaks its decoder? Finished shards are kept; "
-                "without --workers the same command may say more"
-            )
-        yield
-    finally:
-        note.unlink(missing_ok=True)
+            return [], describe_error(error)
 
 
 def _cluster() -> str | None:
@@ -181,8 +136,7 @@ def _ray_running(workers: int) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = _cluster()
-    # Workers that took all logical CPUs would leave none for Ray's own tasks.
-    where = {"address": address} if address else {"num_cpus": workers + 1, "include_dashboard": False}
+    where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
     # Ray tells on standard output of workers that die, until it has stopped; that is for results.
     with contextlib.redirect_stdout(sys.stderr):
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)

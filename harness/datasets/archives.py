@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import requests
 from filelock import FileLock
+from rich.filesize import decimal
 
 from harness.base.terminal import Progress
 from zoo.core.files import require_file
@@ -76,11 +77,12 @@ def provide(name: str, folder: Path, archives: Sequence[Archive], *, download: b
             for archive in filter(missing, archives):
                 file = folder / archive.file
                 if download and archive.url and not file.exists():
-                    with progress.bytes(f"downloading {archive.file}") as update:
+                    with progress.task(f"downloading {archive.file}", 0, unit=decimal) as update:
                         fetch(archive, file, update)
                 if archive.packed and file.exists():
                     require_file(file)
-                    with progress.bytes(f"checking and unpacking {archive.file}", file.stat().st_size) as update:
+                    label, size = f"checking and unpacking {archive.file}", file.stat().st_size
+                    with progress.task(label, size, unit=decimal) as update:
                         require_sum(archive, file)
                         unpack(archive, file, folder, update)
     lines = [f"dataset {name!r} isn't complete in {str(folder)!r}:"]

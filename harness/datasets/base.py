@@ -29,7 +29,6 @@ SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
 DATA_DIR = Path(__file__).parent.parent / "embedded" / "data"
-LARGEST = 4 << 20  # bytes of a list of names
 
 # An RGB image, of canvas size if drawn here, and the (H, W) bool pixels of its object or None.
 Rendered = tuple[Image.Image, NDArray[np.bool_] | None]
@@ -120,7 +119,6 @@ class Dataset(abc.ABC):
     name: str
     title: str
     license: str
-    source: str
     files: tuple[str, ...] = ()  # that ship
     build_command: str = ""  # that makes them
     templates: tuple[str, ...]  # prompts with one `{}`
@@ -327,8 +325,6 @@ def require_template(template: str, where: str = "") -> None:
 def lines_of(file: Path) -> list[str]:
     """Read the lines of a small text file that somebody else may have written."""
     require_file(file)
-    if file.stat().st_size > LARGEST:
-        raise ValueError(f"{str(file)!r} has more than {LARGEST:,} bytes and is no list of names")
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().split("\n")]
     except UnicodeDecodeError as error:

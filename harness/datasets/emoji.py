@@ -68,7 +68,6 @@ class _EmojiTask(Dataset):
 
     images_of = "emoji"
     license = "Apache-2.0 (Noto art), MIT (Fluent art; names and categories)"
-    source = "npm emoji-datasource-google 16.0.0, npm @lobehub/fluent-emoji-3d 1.1.0"
     files = ("emoji-noto.pack", "emoji-fluent.pack", "emoji-final.pack", "emoji-index.json")
     build_command = "python -m tools.build_emoji"
     studied = True

@@ -88,7 +88,6 @@ class Fashion(Dataset):
     name = "fashion"
     title = "Fashion-MNIST items on cluttered canvases"
     license = "MIT"
-    source = "Fashion-MNIST, Zalando SE (Debian package dataset-fashion-mnist)"
     files = ("fashion-items.idx3", "fashion-final.idx3", "fashion-index.json")
     build_command = "python -m tools.build_fashion"
     shots_from = "val"

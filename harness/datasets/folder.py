@@ -46,7 +46,6 @@ class FolderDataset(OwnDataset, ListedDataset):
 
     prefix, expected = "folder", "folder of class folders"
     what = f"a {expected}, or of train, val and test with such"
-    source = "a folder of class folders"
 
     def __init__(self, place: Path) -> None:
         folder, where = self.take_folder(place, "folder", "Images of the folder")
@@ -57,8 +56,8 @@ class FolderDataset(OwnDataset, ListedDataset):
         for split in SPLITS:
             folders = [(roots[split] / name, label) for label, name in enumerate(names) if split in roots]
             found = [(file, label) for inner, label in folders if inner.is_dir() for file in find_images(inner)]
-            files = [(file, label) for file, label in found if not file.wrong]
-            lists[split] = list_files(folder, [f for f, _ in files], [label for _, label in files], self.name)
+            files = [(file.path.relative_to(folder).as_posix(), label) for file, label in found if not file.wrong]
+            lists[split] = list_files(folder, [path for path, _ in files], [label for _, label in files], self.name)
             self.notes += tell_unread((file for file, _ in found), folder, where)
         self._lists = lists
         require_inside(folder, chain.from_iterable(images.paths for images in self._lists.values()), where)
@@ -118,7 +117,6 @@ class ImageFolder(OwnDataset, ListedDataset):
 
     prefix, expected = "images", "folder of images"
     what = "all images below a folder, without classes, split here into train, val and test"
-    source = "a folder of images"
     templates: tuple[str, ...] = ()
 
     def __init__(self, place: Path) -> None:

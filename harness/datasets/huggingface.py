@@ -214,7 +214,6 @@ class HfDataset(OwnDataset):
     prefix, downloads = "hfds", True
     expected = "folder, or owner/name of the hub"
     what = "a dataset of the Hugging Face `datasets` library, in a folder or as owner/name"
-    source = "the Hugging Face `datasets` library"
 
     def __init__(self, place: Path, *, download: bool = False) -> None:
         source, choice = parse_place(str(place))

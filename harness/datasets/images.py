@@ -2,13 +2,13 @@
 
 import io
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import blake2b
+from itertools import compress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -49,7 +49,6 @@ SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with 
 SHOWN = 3  # images or classes in a line
 MISSING = -1  # bytes of a file that isn't there
 CHUNK = 128  # images that threads share out
-SAVED_S = 30.0  # seconds between two states on disk
 DECODER = 8  # bytes that a decoder may need for a pixel, beside the image
 
 
@@ -224,7 +223,7 @@ class ImageList:
 
     def subset(self, chosen: NDArray[np.bool_]) -> "ImageList":
         """Keep the images that are chosen, (n,)."""
-        paths = [path for path, one in zip(self.paths, chosen.tolist(), strict=True) if one]
+        paths = list(compress(self.paths, chosen))
         return replace(self, paths=paths, labels=self.labels[chosen], sizes=self.sizes[chosen])
 
     @property
@@ -304,23 +303,22 @@ def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE
     folder, where = Path(path), f"{flag}{str(path)!r}"
     require_folder(folder, where, "the folder it lies in")
     found = find_images(folder)
-    notes, files = tell_unread(found, folder, where), [file for file in found if not file.wrong]
-    if not files:
+    notes = tell_unread(found, folder, where)
+    paths = [file.path.relative_to(folder).as_posix() for file in found if not file.wrong]
+    if not paths:
         raise ValueError("; ".join([f"{where}: no images below this folder", KNOWN, *notes]))
-    listed = list_files(folder, files, np.full(len(files), -1, dtype=np.int64))
+    listed = list_files(folder, paths, [-1] * len(paths))
     return replace(listed, by_content=True, way=way, notes=notes)
 
 
 def list_files(
-    root: Path, files: Sequence[FoundFile | str], labels: Sequence[int] | NDArray[np.int64], prefix: str = ""
+    root: Path, paths: Sequence[str], labels: Sequence[int] | NDArray[np.int64], prefix: str = ""
 ) -> ImageList:
-    """List files below a root, or what should be there, by their paths or by those relative to it."""
-    paths = [file if isinstance(file, str) else file.path.relative_to(root).as_posix() for file in files]
-    sizes = np.array([MISSING if isinstance(file, str) else file.size for file in files], dtype=np.int64)
-    for index, file in enumerate(files):
-        if isinstance(file, str):
-            with suppress(FileNotFoundError, NotADirectoryError):
-                sizes[index] = (root / file).stat().st_size
+    """List files below a root, or what should be there, by their paths relative to it."""
+    sizes = np.full(len(paths), MISSING, dtype=np.int64)
+    for index, path in enumerate(paths):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            sizes[index] = (root / path).stat().st_size
     return ImageList(root=root, paths=paths, labels=np.array(labels, dtype=np.int64), sizes=sizes, prefix=prefix)
 
 
@@ -360,33 +358,29 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     """
     splits = {name: dataset.split(name) for name in SPLITS}
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(getattr(dataset, "root", None))]
-    path, kept = cached_json("decoded", "upright", *identity)
-    state = Decoded(digests={name: [""] * len(split) for name, split in splits.items()}, bad={})
-    with suppress(KeyError, TypeError, AttributeError):
-        earlier = Decoded(**kept)
-        complete = sum(digests.count("") for digests in earlier.digests.values()) == len(earlier.bad)
-        if all(len(earlier.digests[name]) == len(split) for name, split in splits.items()) and (known or not complete):
-            state = earlier
-    unread = [(name, i) for name in SPLITS for i, one in enumerate(state.digests[name]) if not one]
-    saved = time.monotonic()
+    path, kept = cached_json("decoded", "pixels, or why not", *identity)
+    places = [(name, index) for name in SPLITS for index in range(len(splits[name]))]
+    results = [("", "")] * len(places)  # digests of pixels, or why there is none; neither until it's read
+    if kept is not None and len(kept) == len(places) and (known or not all(map(any, kept))):
+        results = [(pixels, why) for pixels, why in kept]
+    unread = [at for at, (pixels, _) in enumerate(results) if not pixels]
     with progress.task(f"reading {dataset.name}", len(unread)) as update, ThreadPoolExecutor() as threads:
         try:
             for start in range(0, len(unread), CHUNK):
                 chunk = unread[start : start + CHUNK]
-                results = list(threads.map(lambda one: _decode(splits[one[0]], one[1]), chunk))
-                for (name, index), (pixels, why) in zip(chunk, results, strict=True):
-                    state.digests[name][index] = pixels
-                    image_id = splits[name].image_id(index)
-                    state.bad.pop(image_id, None)
-                    if why:
-                        state.bad[image_id] = why
+                found = list(threads.map(lambda at: _decode(splits[places[at][0]], places[at][1]), chunk))
+                for at, result in zip(chunk, found, strict=True):
+                    results[at] = result
                 update(start + len(chunk))
-                if time.monotonic() - saved > SAVED_S:
-                    keep_json(path, asdict(state))
-                    saved = time.monotonic()
         finally:
-            keep_json(path, asdict(state))
-    return state
+            keep_json(path, results)
+    digests: dict[SplitName, list[str]] = {name: [] for name in SPLITS}
+    bad: dict[str, str] = {}
+    for (name, index), (pixels, why) in zip(places, results, strict=True):
+        digests[name].append(pixels)
+        if why:
+            bad[splits[name].image_id(index)] = why
+    return Decoded(digests=digests, bad=bad)
 
 
 def _decode(split: Split, index: int) -> tuple[str, str]:

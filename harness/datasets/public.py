@@ -123,7 +123,6 @@ class RootedDataset(ListedDataset):
     name: str
     title: str
     license: str
-    source: str
     homepage: str  # and page of archives that have no other
     folder: str  # below the root
     images: str  # folder of the images, in that; what archives hold unless they say otherwise
@@ -360,7 +359,6 @@ class CoopSplit(OwnDataset, ListedDataset):
 
     prefix, what, expected = "coop", "a split file of CoOp", "split_zhou_*.json"
     listed_by_coop = True
-    source = "split file of CoOp (Zhou et al., IJCV 2022)"
 
     def __init__(self, place: Path) -> None:
         self.asked_path = self.file = place.expanduser().absolute()

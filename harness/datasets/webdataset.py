@@ -8,6 +8,7 @@ from elsewhere, so nothing is extracted, and other members are never read.
 """
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -33,9 +34,7 @@ CLASSES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 IMAGES = ("jpeg", "jpg", "png", "webp")
 LABEL, CAPTIONS = "cls", "txt"
 TYPE, RETRIEVAL = "dataset_type.txt", "retrieval"
-LARGEST = 256 << 20  # bytes of an image file
-TEXTS = 1 << 16  # bytes of the label or captions of an image
-DIGITS = 9  # of a label, and of a number of tars
+LARGEST = 256 << 20  # bytes of a file
 
 
 class TarSample(NamedTuple):
@@ -55,7 +54,6 @@ class TarDataset(OwnDataset):
 
     prefix, what = "wds", "a folder of tars as CLIP_benchmark has them"
     expected = "folder with test/0.tar, and classnames.txt or captions"
-    source = "tars in CLIP_benchmark's layout"
 
     def __init__(self, place: Path) -> None:
         folder, where = self.take_folder(place, "folder of tars", "Tars of the folder")
@@ -148,30 +146,18 @@ def _shards(folder: Path, split: SplitName) -> list[Path]:
         both = " and ".join(present)
         raise ValueError(f"folder of tars {str(folder)!r}: {both} would both be the {split} split; leave one")
     place = folder / (present or [split])[0]
+    tars = sorted(sorted(place.glob("*.tar")), key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
     count_file = place / "nshards.txt"
-    if count_file.exists():
-        count = _number(" ".join(lines_of(count_file)), f"{str(count_file)!r}", "the number of tars")
-        shards = list[Path]()
-        for number in range(count):  # one by one: a wrong count may be huge
-            shards.append(place / f"{number}.tar")
-            if not shards[-1].exists():
-                raise FileNotFoundError(f"tar {str(shards[-1])!r} is missing; {count_file.name} beside it says {count}")
-        return shards
-    return sorted(sorted(place.glob("*.tar")), key=lambda path: int(path.stem) if path.stem.isdecimal() else -1)
-
-
-def _number(text: str, where: str, what: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > DIGITS:
-        raise ValueError(f"{where}: expected {what}, got {text[:20]!r}")
-    return int(text)
+    if count_file.exists() and (text := " ".join(lines_of(count_file))) != str(len(tars)):
+        raise ValueError(f"{str(count_file)!r} says {text!r}, but {len(tars)} tars lie beside it; get the others")
+    return tars
 
 
 def _samples(number: int, shard: Path, wanted: str) -> list[TarSample]:
     """Index one tar, whose images have what is ``wanted`` beside them: LABEL or CAPTIONS."""
     what = f"tar {str(shard)!r}"
-    places: dict[str, tuple[int, int, str]] = {}  # of images by key: offset, bytes and extension
-    texts: dict[str, bytes] = {}
-    keys: dict[str, None] = {}  # in their order
+    parts: dict[str, dict[str, tuple[int, int]]] = {}  # by key and extension: offset and bytes
+    samples = []
     require_file(shard)
     with shard.open("rb") as file:
         for member in members_of(file, what):
@@ -180,29 +166,24 @@ def _samples(number: int, shard: Path, wanted: str) -> list[TarSample]:
             extension = extension.lower()
             if not member.isreg() or not stem or extension not in (*IMAGES, wanted):
                 continue
-            key, where = f"{parent}{slash}{stem}", f"{what}: member {member.name!r}"
-            most = TEXTS if extension == wanted else LARGEST
-            if member.size > most or member.issparse():
-                raise ValueError(f"{where} has {member.size:,} bytes; expected {most:,} at most")
-            if key in (texts if extension == wanted else places):
+            where, own = f"{what}: member {member.name!r}", parts.setdefault(f"{parent}{slash}{stem}", {})
+            if member.size > LARGEST or member.issparse():
+                raise ValueError(f"{where} has {member.size:,} bytes; expected {LARGEST:,} at most")
+            if extension in own:
                 raise ValueError(f"{where} is a second one of its kind and key")
-            if extension == wanted:
-                texts[key] = os.pread(file.fileno(), member.size, member.offset_data)
-            else:
-                places[key] = (member.offset_data, member.size, extension)
-            keys[key] = None
-    samples = []
-    for key in keys:
-        where = f"{what}: {key!r}"
-        if not key.isprintable():
-            raise ValueError(f"{where} can't be printed")
-        if key not in places:
-            raise ValueError(f"{where} has no image ({', '.join(IMAGES)})")
-        if key not in texts:
-            raise ValueError(f"{where} has no {key}.{wanted}")
-        label, captions = _read_text(texts[key], wanted, f"{where}: {key}.{wanted}")
-        offset, size, extension = places[key]
-        samples.append(TarSample(number, offset, size, label, key, extension, captions))
+            own[extension] = (member.offset_data, member.size)
+        for key, own in parts.items():
+            where, images = f"{what}: {key!r}", [extension for extension in own if extension != wanted]
+            if not key.isprintable():
+                raise ValueError(f"{where} can't be printed")
+            if len(images) != 1:
+                raise ValueError(f"{where} has {len(images)} images ({', '.join(IMAGES)}); expected one")
+            if wanted not in own:
+                raise ValueError(f"{where} has no {key}.{wanted}")
+            offset, size = own[wanted]
+            text = os.pread(file.fileno(), size, offset)
+            label, captions = _read_text(text, wanted, f"{where}: {key}.{wanted}")
+            samples.append(TarSample(number, *own[images[0]], label, key, images[0], captions))
     return samples
 
 
@@ -213,7 +194,9 @@ def _read_text(content: bytes, wanted: str, where: str) -> tuple[int, tuple[str,
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not text in UTF-8: {error}") from error
     if wanted == LABEL:
-        return _number(" ".join(lines), where, "the number of a class"), ()
+        if not re.fullmatch(r"[0-9]{1,9}", text := " ".join(lines)):
+            raise ValueError(f"{where}: expected the number of a class, got {text[:20]!r}")
+        return int(text), ()
     if not lines:
         raise ValueError(f"{where} holds no caption; expected one a line")
     return -1, lines

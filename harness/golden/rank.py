@@ -235,8 +235,8 @@ class ShardRanker:
         folders = {score: store.folder.absolute() for score, store in self.stores.items()}
         settled = replace(self.job, dtype=first.dtype, batch=first.batch)
         start = partial(_start, settled, folders, wanted, dict(todo))
-        make, folder = partial(self.make, todo), folders[self.job.config.score]
-        return make_shards(self.job, folder, list(todo), make, start=start, release=self.tower.vit.cpu)
+        make = partial(self.make, todo)
+        return make_shards(self.job, list(todo), make, start=start, release=self.tower.vit.cpu)
 
     def make(self, todo: Mapping[int, Sequence[str]], indices: Sequence[int]) -> Iterator[int]:
         """Rank the images of shards and write them; yield the number of images of each call."""

@@ -112,17 +112,20 @@ def compare(
         )
     if plan.dtype == "bfloat16" != best_precision(plan.device):
         progress.say("this processor has no bfloat16 of its own: it takes many times as long as float32")
-    for name in plan.models:
-        bench = replace(Bench.build(plan, name, pairs[0][0], progress, known), folder=folder)
-        for dataset, group in groupby(pairs, key=lambda pair: pair[0]):
-            bench = replace(bench, dataset=dataset)
-            for _, shots in group:
-                yield bench.measure(shots)
-                while bench.kept:  # the records are written by now
-                    kept = bench.kept.pop(0)
-                    if on_kept is not None:
-                        on_kept(kept)
-            bench.outcomes.forget()
+    done = 0
+    with progress.task("models x datasets", len(plan.models) * len(pairs), parts=True) as update:
+        for name in plan.models:
+            bench = replace(Bench.build(plan, name, pairs[0][0], progress, known), folder=folder)
+            for dataset, group in groupby(pairs, key=lambda pair: pair[0]):
+                bench = replace(bench, dataset=dataset)
+                for _, shots in group:
+                    yield bench.measure(shots)
+                    update(done := done + 1)
+                    while bench.kept:  # the records are written by now
+                        kept = bench.kept.pop(0)
+                        if on_kept is not None:
+                            on_kept(kept)
+                bench.outcomes.forget()
 
 
 def _pairs(datasets: Sequence[Dataset], plan: Plan, progress: Progress) -> list[tuple[Dataset, int]]:
@@ -253,7 +256,8 @@ class Bench:
         if len(present) == len(rows):
             return self._add_times(rows, present)
         captions = self.captions(split) if dataset.captioned else None  # refuses before images are run
-        found = self.outcomes.find(rows, split, f"{self.rows[0].model} on {dataset.name}")
+        label = f"{self.rows[0].model} on {dataset.name}"
+        found = self.outcomes.find(rows, split, label, part=not tuning.shots)
         classifiers = self.classifiers(tuning, prompts) if dataset.classes else {}
         # A probe's weights have no length that cosines or a temperature could go by.
         scale = None if tuning.kind == PROBE else self.parts.model.logit_scale.exp().item()

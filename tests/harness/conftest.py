@@ -48,7 +48,6 @@ class Toy(Dataset):
     name = "toy"
     title = "Toy images"
     license = "CC0-1.0"
-    source = "drawn on the spot"
     files = ()
     build_command = "true"
     templates = ("a photo of a {}.", "{}")

@@ -425,7 +425,7 @@ class Embedder:
     def run(self, todo: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Make shards here or by workers; yield what each batch took, see ``make``."""
         start = partial(_start, self.job, self.provenance)
-        yield from make_shards(self.job, self.job.out, todo, self.make, start=start, release=self.encoder.release)
+        yield from make_shards(self.job, todo, self.make, start=start, release=self.encoder.release)
 
     def make(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Embed what some shards cover and write each when it is whole.

@@ -59,3 +59,42 @@ def test_long_work_in_a_pipe_has_a_line_when_it_begins_and_ends(monkeypatch):
         "rankings: 8 of 12 images (67 %), 0:00:30 so far, about 0:00:30 left",
         "rankings: 12 of 12 images",
     ]
+
+
+def test_only_the_outermost_task_has_lines_at_the_pace_of_what_was_not_spared(monkeypatch):
+    """Of four datasets the first is known; the parts of the others take 6 seconds for each of ten images."""
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    console = Console(file=io.StringIO(), width=20)
+    progress = Progress(console)
+    with progress.task("datasets", 4, parts=True) as outer:
+        outer(1)
+        with progress.task("loading", 1) as update:
+            clock[0] = 40.0
+            update(1)
+        for dataset in (2, 3):
+            with progress.task("images", 10, part=True) as update:
+                for done in range(1, 11):
+                    clock[0] += 6.0
+                    update(done)
+            outer(dataset)
+    assert console.file.getvalue().splitlines() == [
+        "datasets: 1 of 4 (25 %), 0:00:40 so far; loading: 1/1",
+        "datasets: 1 of 4 (38 %), 0:01:10 so far, about 0:05:50 left",
+        "datasets: 2 of 4 (50 %), 0:01:40 so far, about 0:03:20 left",
+        "datasets: 2 of 4 (62 %), 0:02:10 so far, about 0:02:10 left",
+        "datasets: 3 of 4 (75 %), 0:02:40 so far, about 0:01:20 left",
+    ]
+
+
+def test_bars_on_a_terminal_go_when_their_tasks_end():
+    console = Console(file=io.StringIO(), width=99, force_terminal=True)
+    progress = Progress(console)
+    with progress.task("downloading", 0, unit="{} B".format) as outer, progress.task("inner", 4) as inner:
+        outer(30, 300)
+        inner(3)
+        progress._bars.refresh()
+    shown = console.file.getvalue()
+    assert "30 B/300 B" in shown
+    assert "3/4" in shown
+    assert progress._bars is None

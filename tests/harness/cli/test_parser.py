@@ -70,7 +70,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("compare --keeps 60", "--keeps 60: did you mean 0.6?"),
     ("compare --images photos", "no flag '--images': did you mean '--dataset images:photos'?"),
     ("compare --models clip_vit_s14", "no flag '--models': did you mean '--model'?"),
-    ("compare clip_vit_s14_patchrank60", "model 'clip_vit_s14_patchrank60': did you mean 'clip_vit_s14"),
+    ("compare clip_vit_s14_patchrank60", "'clip_vit_s14_patchrank60' is reduced; give the dense one, clip_vit_s14,"),
     ("compare --methods evti", "method 'evti': did you mean 'evit'?"),
     ("eval clip_vit_s14 --model clip_vit_s14", "'clip_vit_s14' and --model: give one of the two"),
     ("compare --dataset fashion --dataset emoji", "--dataset is given twice: give it once, with all its values"),

@@ -244,7 +244,7 @@ def test_missing_and_empty_images_are_told_or_left_out(make: Make):
     (lists() | {"test": []}, "test has no images"),
     (lists() | {"val": {}}, "'val': {}"),
     (lists("val", 2, ["a.jpg", "0", "bag"]), r"val\[2\] is \['a.jpg', '0'"),
-    (lists("val", 2, ["a.jpg", 3, "a\x1b[2J"]), r"'a\\x1b\[2J'"),
+    (lists("val", 2, ["a.jpg", 3, "a\x1b[2J"]), r"'a\\x1b\[2J \(label 3\)'"),
     (lists("test", 0, ["a.jpg", 1, "dog"]), "label 1 is both 'bag' and 'dog'"),
     (lists("test", 0, ["a.jpg", 3, "bag"]), r"'bag \(label 1\)' and 'bag \(label 3\)'"),
     (lists("test", 0, ["a.jpg", 4, "dog"]), "3 is missing"),

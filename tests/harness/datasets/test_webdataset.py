@@ -110,22 +110,20 @@ IMAGE, LABEL = ("a.png", b"x"), ("a.cls", b"0")
 
 @pytest.mark.parametrize(("members", "files", "match"), [
     ([IMAGE, ("a.npy", b"x")], {}, "'a' has no a.cls"),
-    ([LABEL], {}, "'a' has no image"),
-    ([LABEL, header("a.png", tarfile.SYMTYPE, "/etc/passwd")], {}, "'a' has no image"),
+    ([LABEL], {}, "'a' has 0 images"),
+    ([LABEL, header("a.png", tarfile.SYMTYPE, "/etc/passwd")], {}, "'a' has 0 images"),
     ([LABEL, LABEL], {}, "member 'a.cls' is a second"),
     *(([("a.cls", label), IMAGE], {}, f"a.cls: expected the number of a class, got '{label[:9].decode()}")
       for label in (b"-1", b"1" * 999, b"")),
     ([("a.cls", b"2"), IMAGE], {}, "'a' has the label 2; classnames.txt has 2 lines"),
     ([("a\n.png", b"x"), ("a\n.cls", b"0")], {}, r"'a\\n' can't be printed"),
     ([], {}, "has no tars with images"),
-    (samples(0), {"test/nshards": "3"}, "1.tar' is missing; nshards.txt beside it says 3"),
-    (samples(0), {"test/nshards": "²"}, "nshards.txt': expected the number of tars, got '²'"),
+    (samples(0), {"test/nshards": "3"}, "nshards.txt' says '3', but 1 tars"),
     (samples(0), {"dataset_type": "clustering"}, "dataset_type.txt says 'clustering'"),
     (samples(0), {"zeroshot_classification_templates": "a {}{c}"}, r"templates.txt.*: template 'a \{\}\{\}'"),
     ([IMAGE, LABEL], {"dataset_type": "retrieval"}, "'a' has no a.txt"),
     ([("a.txt", b" \n\n"), IMAGE], {"dataset_type": "retrieval"}, "a.txt holds no caption"),
     ([("a.txt", b"\xff"), IMAGE], {"dataset_type": "retrieval"}, "a.txt is not text in UTF-8"),
-    ([("a.txt", b"a" * 70_000), IMAGE], {"dataset_type": "retrieval"}, "'a.txt' has 70,000 bytes"),
 ])  # fmt: skip
 def test_refusals(members: list[Member], files: dict[str, str], match: str, make: Make):
     with pytest.raises((ValueError, FileNotFoundError), match=match):
