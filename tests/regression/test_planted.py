@@ -13,7 +13,6 @@ import pytest
 import torch
 from rich.console import Console
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from timm.models.vision_transformer import Block
 from torch import Tensor
 
 import baselines.evit
@@ -174,7 +173,7 @@ PLANTS = {
         "tome", "tome30: cosine distance",
     ),
     "later blocks without bias": Plant(
-        ((Block, "forward"),), lambda real, block, x, *_, **__: real(block, x),
+        ((ViTBlock, "whole"),), lambda real, block, tokens, *_, **__: real(block, tokens),
         "tome", f"{SPARSE}: cosine distance",
     ),
     "no proportional attention": Plant(
