@@ -67,7 +67,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
     if file is not None:
         # timm saves the arguments that a model was built with. The network's shape is not among them where it came
         # from the predictor's file.
-        model._model_args = {**model._model_args, **file.options}
+        model._model_args = {**getattr(model, "_model_args", {}), **file.options}
     return model if recovery is None else add_recovery(model, recovery)
 
 
