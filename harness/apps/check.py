@@ -47,7 +47,6 @@ from zoo.loading.clip import ClipParts, CompactText
 from zoo.loading.sizes import MODELS
 
 FOLDER = Path(__file__).parents[1] / "expected"  # the expectation that ships, a file per dataset
-LIMIT, BATCHES = 48, (1,)  # what it is measured on
 KEEPS = (0.6, 0.3)
 # What no model's name asks for: a fused token, merging in some blocks only, so that others see
 # merged tokens without merging, and several reduction points.
@@ -206,11 +205,17 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
         FileNotFoundError: an expectation, weights or images are missing.
         OSError: a file can't be written; nothing is measured.
     """
-    if plan.update:
-        _require_writable(plan.files)
+    for file in plan.files if plan.update else ():
+        _require_writable(file)
     towers = tower_names(plan.models or ())
     cases = [case for file in plan.files for case in cases_of(read_run(file), file)] if plan.files else shipped_cases()
-    checked = list(measure(narrow(cases, plan, towers), plan, towers, progress))
+    cases = narrow(cases, plan, towers)
+    if plan.update and not plan.files and git_commit() is None:
+        raise ValueError(
+            "--update without FILE writes the expectation that ships with this package, for which "
+            "it takes a checkout; name a FILE for one of your own"
+        )
+    checked = list(measure(cases, plan, towers, progress))
     if not plan.update:
         both = [(one.then, one.now) for one in checked if one.then is not None and one.now is not None]
         return show_verdict(checked, bounds, other_conditions(both))
@@ -225,18 +230,12 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
     return show_verdict(checked, EXACT, notes, update=True)
 
 
-def _require_writable(files: Sequence[Path]) -> None:
+def _require_writable(file: Path) -> None:
     """Refuse what couldn't be written once all is measured."""
-    if not files and git_commit() is None:
-        raise ValueError(
-            "--update without FILE writes the expectation that ships with this package, for which "
-            "it takes a checkout; name a FILE for one of your own"
-        )
-    for file in files:
-        if file.is_dir():
-            example = str(file / "records.jsonl")
-            raise IsADirectoryError(f"--update of {str(file)!r}, a folder; give a file of records, such as {example!r}")
-        require_appendable(file, "--update in")
+    if file.is_dir():
+        example = str(file / "records.jsonl")
+        raise IsADirectoryError(f"--update of {str(file)!r}, a folder; give a file of records, such as {example!r}")
+    require_appendable(file, "--update in")
 
 
 def narrow(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) -> list[Case]:

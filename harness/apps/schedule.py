@@ -126,13 +126,18 @@ def starts(depth: int, most: int) -> list[Shape]:
     points = RankMergeConfig(keep=1).points(depth)
     shapes, later = [], len(points) - 1
     for first in range(UNITS // 3 + 1) if 1 <= later < most else ():
-        parts = [(UNITS - first) // later + (at < (UNITS - first) % later) for at in range(later)]
-        shapes.append(Shape(points, (first, *parts)) if first else Shape(points[1:], tuple(parts)))
+        parts = even_parts(UNITS - first, later)
+        shapes.append(Shape(points, (first, *parts)) if first else Shape(points[1:], parts))
     for first in (0, depth // 3):
         for count in range(1, min(most, depth - first) + 1):
             points = tuple(first + (depth - first) * at // count for at in range(count))
-            shapes.append(Shape(points, tuple(UNITS // count + (at < UNITS % count) for at in range(count))))
+            shapes.append(Shape(points, even_parts(UNITS, count)))
     return list(dict.fromkeys(shapes))
+
+
+def even_parts(units: int, count: int) -> tuple[int, ...]:
+    """Share units out to so many points; where that leaves a rest, the first points have one more."""
+    return tuple(units // count + (at < units % count) for at in range(count))
 
 
 def neighbours(shape: Shape, depth: int, most: int, step: int) -> list[Shape]:

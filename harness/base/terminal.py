@@ -127,7 +127,7 @@ class Progress:
         self._bars: Bars | None = None  # while a task is shown on a terminal
         self._tasks: list[_Task] = []  # that go on, the outermost first
         self._said_s = 0.0  # when the last line was printed
-        self._move: Callable[[float], None] = lambda _: None  # moves the task around the next one
+        self._move: Callable[..., None] = lambda *_, **__: None  # moves the task around the next one
 
     def __reduce__(self) -> tuple[type["Progress"], tuple[()]]:
         """Show nothing in another process."""
@@ -160,6 +160,8 @@ class Progress:
         task, outer_move = _Task(name, total, what, unit, begun, begun, now_s), self._move
         if not self._tasks:
             self._said_s = now_s
+        if part and begun:
+            outer_move(begun / total, spared=True)
         self._tasks.append(task)
         counted = float(begun)
         with self._bar(task) as draw:
@@ -172,8 +174,10 @@ class Progress:
                 if not self._drawn:
                     self._say_line(task, ends=bool(what) and done >= task.total > begun)
 
-            def move(fraction: float) -> None:
-                show(max(task.done, counted + fraction))
+            def move(fraction: float, *, spared: bool = False) -> None:
+                done = max(task.done, counted + fraction)
+                task.spared += spared * (done - task.done)
+                show(done)
 
             def update(done: float, new_total: float = 0) -> None:
                 nonlocal counted
@@ -184,7 +188,7 @@ class Progress:
 
             if what and not self._drawn:
                 self.say(f"{name}: {begun} of {total} {what} are there")
-            self._move = move if parts else lambda _: None
+            self._move = move if parts else lambda *_, **__: None
             try:
                 yield update
             finally:

@@ -28,7 +28,7 @@ TIMEOUT_S = 60
 # Photographs hardly shrink, lists of names do; bombs are above 1000.
 RATIO = 20
 ALLOWANCE = 2**26
-RECORD = 512  # bytes of a tar's header
+RECORD = 512  # bytes of a tar's header, and those that any member counts at least
 MOST = 2**62  # bytes of a member: Arrow's numbers hold no more
 AGAIN = "delete it and get it again, by --download or by hand"
 DAMAGE = (
@@ -202,8 +202,8 @@ def _extract(file: Path, goal: Path, on_bytes: OnBytes = lambda _: None) -> None
 
     def count(name: str, size: int) -> None:
         nonlocal left
-        left -= size
-        if left < 0:
+        left -= RECORD + size
+        if size < 0 or left < 0:  # by a size below 0 tarfile goes backwards for ever
             raise ValueError(f"archive {file.name!r} unpacks to by far more than its bytes, at {name[:60]!r}")
 
     if file.suffix == ".zip":

@@ -26,7 +26,7 @@ from harness.datasets.images import (
     find_images,
     folder_images,
     is_image,
-    list_files,
+    list_found,
     require_inside,
     tell_unread,
 )
@@ -56,8 +56,8 @@ class FolderDataset(OwnDataset, ListedDataset):
         for split in SPLITS:
             folders = [(roots[split] / name, label) for label, name in enumerate(names) if split in roots]
             found = [(file, label) for inner, label in folders if inner.is_dir() for file in find_images(inner)]
-            files = [(file.path.relative_to(folder).as_posix(), label) for file, label in found if not file.wrong]
-            lists[split] = list_files(folder, [path for path, _ in files], [label for _, label in files], self.name)
+            files = [(file, label) for file, label in found if not file.wrong]
+            lists[split] = list_found(folder, [file for file, _ in files], [label for _, label in files], self.name)
             self.notes += tell_unread((file for file, _ in found), folder, where)
         self._lists = lists
         require_inside(folder, chain.from_iterable(images.paths for images in self._lists.values()), where)

@@ -148,7 +148,12 @@ class HfRows:
 
     def __init__(self, table: Any, image: str, label: str, roots: Sequence[str], what: str) -> None:
         self._images, self._roots, self.what = table.select_columns([image]).with_format("arrow"), roots, what
-        self.labels = self._numbers(table.select_columns([label]).with_format("arrow")[:].column(0))
+        whole = table.select_columns([image, label]).with_format("arrow")[:]
+        try:
+            whole.validate(full=True)  # of images only where they begin and end; else to read one may end the process
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{what}: the table is damaged: {error}") from error
+        self.labels = self._numbers(whole.column(label))
         classes = table.features[label].num_classes
         if wrong := int(np.count_nonzero((self.labels < 0) | (self.labels >= classes))):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -49,6 +50,7 @@ SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with 
 SHOWN = 3  # images or classes in a line
 MISSING = -1  # bytes of a file that isn't there
 CHUNK = 128  # images that threads share out
+SAVED_S = 30.0  # seconds between two states on disk, of which a kill costs one
 DECODER = 8  # bytes that a decoder may need for a pixel, beside the image
 
 
@@ -303,12 +305,17 @@ def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE
     folder, where = Path(path), f"{flag}{str(path)!r}"
     require_folder(folder, where, "the folder it lies in")
     found = find_images(folder)
-    notes = tell_unread(found, folder, where)
-    paths = [file.path.relative_to(folder).as_posix() for file in found if not file.wrong]
-    if not paths:
+    notes, files = tell_unread(found, folder, where), [file for file in found if not file.wrong]
+    if not files:
         raise ValueError("; ".join([f"{where}: no images below this folder", KNOWN, *notes]))
-    listed = list_files(folder, paths, [-1] * len(paths))
-    return replace(listed, by_content=True, way=way, notes=notes)
+    return replace(list_found(folder, files, [-1] * len(files)), by_content=True, way=way, notes=notes)
+
+
+def list_found(root: Path, files: Sequence[FoundFile], labels: Sequence[int], prefix: str = "") -> ImageList:
+    """List files that were found below a root; they aren't looked at again."""
+    paths = [file.path.relative_to(root).as_posix() for file in files]
+    sizes = np.array([file.size for file in files], dtype=np.int64)
+    return ImageList(root=root, paths=paths, labels=np.array(labels, dtype=np.int64), sizes=sizes, prefix=prefix)
 
 
 def list_files(
@@ -363,7 +370,7 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
     results = [("", "")] * len(places)  # digests of pixels, or why there is none; neither until it's read
     if kept is not None and len(kept) == len(places) and (known or not all(map(any, kept))):
         results = [(pixels, why) for pixels, why in kept]
-    unread = [at for at, (pixels, _) in enumerate(results) if not pixels]
+    unread, saved_s = [at for at, (pixels, _) in enumerate(results) if not pixels], time.monotonic()
     with progress.task(f"reading {dataset.name}", len(unread)) as update, ThreadPoolExecutor() as threads:
         try:
             for start in range(0, len(unread), CHUNK):
@@ -372,6 +379,9 @@ def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> D
                 for at, result in zip(chunk, found, strict=True):
                     results[at] = result
                 update(start + len(chunk))
+                if time.monotonic() - saved_s >= SAVED_S:
+                    keep_json(path, results)
+                    saved_s = time.monotonic()
         finally:
             keep_json(path, results)
     digests: dict[SplitName, list[str]] = {name: [] for name in SPLITS}

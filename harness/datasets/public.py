@@ -318,10 +318,10 @@ def sort_validation(place: Path) -> None:
 
     torchvision reads the classes out of the devkit's archive, which has to lie in the folder of the dataset.
     """
-    from torchvision.datasets import imagenet
-
     if not any((place / VAL).glob("ILSVRC2012_val_*.JPEG")):
         return
+    from torchvision.datasets import imagenet
+
     with FileLock(place / LOCK):
         try:
             imagenet.parse_devkit_archive(place)

@@ -161,6 +161,7 @@ def judge(plan: Plan, prompts: Path, progress: Progress) -> tuple[list[Record], 
     file = PromptFile.read(prompts)
     file.require_classes(dataset.classes)
     tuning = tuning_of(file)
+    require_towers(plan.recoveries, plan.models)
     require_rows(plan.models[0], product(plan.methods, plan.keeps))
     bench = Bench.build(plan, plan.models[0], dataset, progress)
     row = bench.rows[-1]

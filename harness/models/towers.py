@@ -127,7 +127,7 @@ def load_tower(name: str) -> Tower:
     """
     if not name.isprintable():
         raise ValueError(f"model {name!r} has a character in its name that can't be shown; rename its folder")
-    dense, method, keep = (name, None, 1.0) if ":" in name else split_method(name)
+    dense, method, keep = split_method(name)
     if method is not None:
         raise ValueError(f"model {name!r} is reduced; give the dense one, {dense}, with method {method}, keep {keep:g}")
     if name.startswith(OPEN_CLIP):

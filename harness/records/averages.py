@@ -100,6 +100,15 @@ class Average:
         """
         if len(self.records) == 1:
             return self.first.metrics.get(name)
+        if name not in self._means:  # a table asks several times, and a bootstrap takes a while
+            self._means[name] = self._over_seeds(name)
+        return self._means[name]
+
+    @functools.cached_property
+    def _means(self) -> dict[str, Measured | None]:
+        return {}
+
+    def _over_seeds(self, name: str) -> Measured | None:
         if name == "diff_to_dense":
             if self.dense is None:
                 return None
@@ -203,7 +212,7 @@ class Level:
     target: Average  # of the reference method
     batch: int | None  # cost is time by the dense model's at this batch size; None: it is GFLOPs
     rows: Sequence[Average]  # the target among them, nearest to dense first
-    missing: Sequence[str]  # methods whose nearest cost is further off than `CLOSE`
+    missing: Mapping[str, Average]  # rows of the nearest cost by method where that is further off than `CLOSE`
 
 
 def levels(rows: Sequence[Average], reference: str | None = None) -> list[Level]:
@@ -219,11 +228,12 @@ def levels(rows: Sequence[Average], reference: str | None = None) -> list[Level]
     found = []
     for target in sorted(targets.values(), key=lambda row: -row.keep):
         batches = {facts["batch"] for row in rows if (facts := matched(row, target))}
-        found += [_level(rows, target, batch) for batch in (None, *sorted(batches))]
+        found += [level_of(rows, target, batch) for batch in (None, *sorted(batches))]
     return [level for level in found if len(level.rows) > 1 or level.missing]
 
 
-def _level(rows: Sequence[Average], target: Average, batch: int | None) -> Level:
+def level_of(rows: Sequence[Average], target: Average, batch: int | None = None) -> Level:
+    """Return the rows of a table at the cost of one of them, by time at a batch size or by GFLOPs."""
     goal, names, offs = cost_of(target, batch), labels(rows), dict[str, list[tuple[float, Average]]]()
     for row in rows:
         alike = matched(row, target).get("batch") == batch if batch else MATCHED not in row.first.method_config
@@ -232,7 +242,7 @@ def _level(rows: Sequence[Average], target: Average, batch: int | None) -> Level
             offs.setdefault(name, []).append((abs(cost / goal - 1), row))
     nearest = {name: min(own, key=lambda one: one[0]) for name, own in offs.items()}
     equal = [target, *(row for off, row in nearest.values() if off <= CLOSE)]
-    missing = [name for name, (off, _) in nearest.items() if off > CLOSE]
+    missing = {name: row for name, (off, row) in nearest.items() if off > CLOSE}
     return Level(target=target, batch=batch, rows=sorted(equal, key=nearness), missing=missing)
 
 
@@ -395,8 +405,9 @@ def protocol(record: Record) -> str:
         return f"{record.shots} {'shot' if record.shots == 1 else 'shots'}, {how}"
     if not record.labelled:
         return "without labels" if record.caption_count is None else f"retrieval by {record.caption_count:,} captions"
-    if record.tag in SIZES[EMBEDDED].tags and record.dataset in list_datasets():
-        return captions(record.dataset)
+    whole = record.dataset.partition(",")[0]  # of which the record may be a half
+    if record.tag in SIZES[EMBEDDED].tags and whole in list_datasets():
+        return captions(whole)
     return "text classifier"
 
 

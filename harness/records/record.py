@@ -465,11 +465,13 @@ def _on_images(record: Record, places: NDArray[np.int64], name: str) -> Record:
     groups = None if record.groups is None else record.groups[places]
     metrics = dict[str, Measured]()
     for metric, own in record.metrics.items():
-        if own.values is not None and metric in METRICS:
+        if metric not in METRICS:
+            continue
+        if own.values is not None:
             values = unpack(own.values, record.image_count)[places]
             part = METRICS[metric].summarise(values, groups, own.chance, own.at)
-        else:
-            part = own if own.interval is None else None
+        else:  # what is counted, such as GFLOPs, is the same for all images
+            part = own if METRICS[metric].bound == "exact" and own.interval is None else None
         metrics |= {} if part is None else {metric: part}
     return replace(
         record,

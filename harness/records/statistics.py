@@ -4,7 +4,7 @@ Scipy has the intervals of Wilson, Student and the median and the exact binomial
 draws in memory, and for Holm's adjustment alone statsmodels would bring pandas along.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -122,18 +122,17 @@ def bootstrap_mean(values: ArrayLike, seed: int, groups: ArrayLike | None = None
     """
     sample = finite_sample(values)
     sums, sizes = (sample, None) if groups is None else (_sums(sample, groups), np.bincount(np.asarray(groups)))
-    means = []
-    for size, generator in _parts(seed, sums.size):
-        drawn = generator.integers(sums.size, size=(size, sums.size))
-        means.append(sums[drawn].mean(1) if sizes is None else sums[drawn].sum(1) / sizes[drawn].sum(1))
-    return Interval(float(sample.mean()), *_percentiles(np.concatenate(means)))
+    return Interval(float(sample.mean()), *_percentiles(_resampled(sums, sizes, seed)))
 
 
-def _parts(seed: int, width: int) -> Iterator[tuple[int, np.random.Generator]]:
-    """Yield how many resamples of so many values to hold at once, until there are all, and what to draw them by."""
-    generator, rows = np.random.default_rng(seed), max(1, _CHUNK // width)
+def _resampled(sums: NDArray[np.float64], sizes: NDArray[Any] | None, seed: int) -> NDArray[np.float64]:
+    """Return the sum of (n,) values over that of their ``sizes``, or over n, of each resample."""
+    generator, rows = np.random.default_rng(seed), max(1, _CHUNK // sums.size)
+    ratios = []
     for start in range(0, RESAMPLES, rows):
-        yield min(rows, RESAMPLES - start), generator
+        drawn = generator.integers(sums.size, size=(min(rows, RESAMPLES - start), sums.size))
+        ratios.append(sums[drawn].sum(1) / (sums.size if sizes is None else sizes[drawn].sum(1)))
+    return np.concatenate(ratios)
 
 
 def paired_mean(a: ArrayLike, b: ArrayLike, seed: int, groups: ArrayLike | None = None) -> Interval:
@@ -145,11 +144,7 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, seed: int, groups: ArrayLike | None
     """Return the mean of ``a`` over the mean of ``b`` on the same images, with the resampling of `bootstrap_mean`."""
     both = [finite_sample(values) for values in (a, b)]
     top, bottom = both if groups is None else (_sums(values, groups) for values in both)
-    ratios = []
-    for size, generator in _parts(seed, top.size):
-        drawn = generator.integers(top.size, size=(size, top.size))
-        ratios.append(top[drawn].sum(1) / bottom[drawn].sum(1))
-    return Interval(float(top.sum() / bottom.sum()), *_percentiles(np.concatenate(ratios)))
+    return Interval(float(top.sum() / bottom.sum()), *_percentiles(_resampled(top, bottom, seed)))
 
 
 def _sums(values: NDArray[np.float64], groups: ArrayLike) -> NDArray[np.float64]:

@@ -12,12 +12,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from harness.base.table import Shown
+from harness.base.table import Shown, Table
 from harness.base.terminal import Progress
 from harness.records.record import RECORDS, Record, halves, read_run
 from harness.report.charts import INK, Plot, draw, draw_sample, encode, id_of, names_of, render, styles_of
 from harness.report.groups import Group, count_of, group_records, sections
-from harness.report.highlights import Standing, headline, plots_of, standings
+from harness.report.highlights import headline, plots_of, standings
 from harness.report.pictures import Gallery, read_galleries
 from harness.report.writers import latex, markdown, records_csv
 from zoo.core.files import write_whole
@@ -70,7 +70,7 @@ def write_report(
         raise NotADirectoryError(f"{str(folder)!r} is a file; expected a folder for the report")
     brief, conclusion = [one.table() for one in ranked], headline(ranked)
     tables: dict[str, Callable[[], bytes | str]] = {
-        "report.html": lambda: page(groups, plots, ranked, pictures),
+        "report.html": lambda: page(groups, plots, found, brief, conclusion, pictures),
         "table.md": lambda: markdown([*brief, *found]),
         "table.tex": lambda: latex([one.wide(summary=True) for one in found]),
         "table.csv": lambda: records_csv(records, sources),
@@ -101,7 +101,9 @@ def write_report(
 def page(
     groups: Sequence[Group],
     plots: Sequence[Plot],
-    ranked: Sequence[Standing] = (),
+    tables: Sequence[Table],
+    brief: Sequence[Table] = (),
+    conclusion: Sequence[str] = (),
     pictures: Sequence[Gallery] = (),
 ) -> str:
     """Return all as one page; its template, style and script lie beside this."""
@@ -110,9 +112,9 @@ def page(
     return _template().render(
         groups=groups,
         title=TITLE,
-        brief=[one.table() for one in ranked],
-        tables=[one.wide() for one in sections(groups)],
-        headline=headline(ranked),
+        brief=brief,
+        tables=[one.wide() for one in tables],
+        headline=conclusion,
         legend=[
             (id_of(name, styles), name, inline(draw_sample(styles[name]), f"sample-{id_of(name, styles)}"))
             for name in names_of([chart for _, chart in shown], styles)

@@ -13,7 +13,7 @@ from harness.measure.bench import compare
 from harness.measure.plan import Plan
 from harness.measure.rows import make_row, usual_methods
 from harness.models.towers import load_tower
-from harness.records.averages import CLOSE, Average, averages, cost_of, tower_of
+from harness.records.averages import CLOSE, Average, averages, cost_of, level_of, tower_of
 from harness.records.metrics import METRICS
 from harness.records.record import DENSE, GOLDEN, Record
 from harness.records.statistics import paired_ratio
@@ -81,12 +81,19 @@ def summarise(groups: Sequence[Sequence[Record]], match_to: str) -> Table:
     for group in groups:
         rows = averages(group)
         for target in (row for row in rows if row.method == match_to):
-            nearest = _nearest(rows, target)
+            level = level_of(rows, target)
+            nearest = {row.method: row for row in (*level.rows, *level.missing.values())}
             for method, row in nearest.items():
                 key = (tower_of(group[0]), target.keep, method)
                 costs[key] = (cost_of(row) or 0) / (cost_of(target) or 1)
                 cells.setdefault(key, {})[_set_of(group)] = _cell(row, nearest.get(AGAINST))
-    order = sorted(cells, key=lambda key: ([tower for tower, *_ in cells].index(key[0]), -key[1], _least(cells[key])))
+    towers = [tower for tower, *_ in cells]
+
+    def place(key: tuple[str, float, str]) -> tuple[float, ...]:
+        """Sort by tower, then costs falling, then the sum of distances."""
+        return towers.index(key[0]), -key[1], sum(float(cell.value or 0) for cell in cells[key].values())
+
+    order = sorted(cells, key=place)
     lines = [
         [
             tower,
@@ -108,15 +115,6 @@ def summarise(groups: Sequence[Sequence[Record]], match_to: str) -> Table:
     )
 
 
-def _nearest(rows: Sequence[Average], target: Average) -> dict[str, Average]:
-    """Return each method's row of the cost nearest to a target's."""
-    goal, found = cost_of(target) or 1, dict[str, Average]()
-    for row in sorted(rows, key=lambda row: -abs((cost_of(row) or 0) / goal - 1)):
-        if row.method != DENSE:
-            found[row.method] = row
-    return found
-
-
 def _is_off(ratio: float) -> bool:
     return abs(ratio - 1) > CLOSE / 2
 
@@ -128,10 +126,6 @@ def _cell(row: Average, against: Average | None) -> Cell:
         return Cell(DISTANCE.text(mean), mean)
     ratio, low, high = paired_ratio(values, other, 0, row.first.groups)
     return Cell(f"{DISTANCE.text(mean)}, x{ratio:.2f} [{low:.2f}, {high:.2f}]", mean)
-
-
-def _least(cells: dict[str, Cell]) -> float:
-    return sum(float(cell.value or 0) for cell in cells.values())
 
 
 def _set_of(group: Sequence[Record]) -> str:

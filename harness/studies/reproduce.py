@@ -460,7 +460,7 @@ def draw(comparison: Comparison) -> bytes:
 def produce(
     target: PaperTable, config: StudyConfig, known: Sequence[Record], progress: Progress, folder: Path | None = None
 ) -> Iterator[tuple[StudyTable, list[Record]]]:
-    """Measure what a table needs and ``known`` lacks; see ``harness.studies.workshop.answer``."""
+    """Measure what a table needs and ``known`` lacks; see ``harness.studies.answer.answer``."""
     for part in target.groups(config):
         yield from answer(target.study, part, known, progress, folder=folder)
 

@@ -239,6 +239,15 @@ def test_refused_by_another_model(tiny: Build, tmp_path: Path, words: str):
     assert error.value.wanted == ("recovery", {"datasets": [{"name": "toy", "before": 1.0, "after": 0.5}]})
 
 
+def test_refused_where_the_methods_rule_has_changed(tiny: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Settings that leave reduction points and shares to a rule are the same before and after."""
+    model = tiny("clip_vit_b16_rankmerge50.openai")
+    path = lively_file(model, tmp_path / "r").path
+    monkeypatch.setattr("zoo.core.reducer.SHARE", 1.0)
+    with pytest.raises(ValueError, match=r"with counts=\{'0': 49, .*, this model has counts=\{'0': 32, "):
+        add_recovery(model, path)
+
+
 @pytest.mark.parametrize(
     ("words", "facts", "tensors"),
     [

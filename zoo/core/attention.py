@@ -92,12 +92,13 @@ def _prefers_channels(query: Tensor, key: Tensor, bias: Tensor) -> bool:
 
     CPUs' kernels take a mask, and float32 has no flash kernel.
     """
-    if torch.compiler.is_compiling() or not query.is_cuda or query.dtype == torch.float32:
+    low = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    if torch.compiler.is_compiling() or not low or bias.shape != (len(key), 1, 1, key.shape[2]):
         return False
     kind = (query.device, query.dtype, key.shape[1], key.shape[3])
     if kind not in _CHANNELS and not torch.cuda.is_current_stream_capturing():
         _CHANNELS[kind] = _time_channels(*kind)
-    return bias.shape == (len(key), 1, 1, key.shape[2]) and _CHANNELS.get(kind, False)
+    return _CHANNELS.get(kind, False)
 
 
 _CHANNELS: dict[tuple[torch.device, torch.dtype, int, int], bool] = {}  # whether they are faster, once measured

@@ -49,7 +49,7 @@ def spread(
 
 
 def delay(depth: int) -> float:
-    """Return up to which ln(1 / keep) a delayed schedule leaves block 0 alone in a tower of ``depth`` blocks.
+    """Return the ln(1 / keep) up to which a delayed schedule leaves block 0 alone in a tower of ``depth`` blocks.
 
     Found on validation images in towers of 9 and 12 blocks: 1/3 and 3/4; deeper towers weren't tried.
     """
@@ -57,7 +57,7 @@ def delay(depth: int) -> float:
 
 
 def _rates(keep: float, stages: int, spared: float | None) -> tuple[float, ...]:
-    """Return the keep rate after each stage but the last; the first is ``spared`` up to ln(1 / keep), by None not."""
+    """Return the keep rate after each stage but the last; up to a ln(1 / keep) of ``spared`` the first is 1."""
     if spared is None or stages == 1:
         return tuple(keep ** (done / stages) for done in range(1, stages))
     first = min(1.0, (keep * math.exp(spared)) ** SHARE)

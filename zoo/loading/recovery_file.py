@@ -1,6 +1,7 @@
 """Files of recoveries: small changes of a reduced tower that were learned without labels, and adding them."""
 
 import copy
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from zoo.loading.learned_files import check_settings, dataset_names, difference
 
 WHATS = ("head", "norm", "lora", "head+norm", "head+lora")
 DTYPES = (AUTO, "float32", "bfloat16")
-FORMAT = 2  # of a file
+FORMAT = 3  # of a file
 HEAD = "head.weight"  # of the linear map that gives the features
 UP, DOWN = ".up", ".down"  # of a low-rank update, behind the weight's name
 T = TypeVar("T", bound=Host)
@@ -180,6 +181,8 @@ class RecoveryFile:
     weights: str  # its ``blocks_fingerprint``, for a head with that of the map's weight
     method: str
     options: dict[str, Any]  # the method's settings, as JSON values
+    patches: int  # patch tokens of an image in training
+    counts: dict[str, int]  # of these, how many were left after each reduction point: settings may leave it to a rule
     reducer: str | None  # digest of the reducer's own weights, such as a predictor's
     datasets: list[dict[str, Any]]  # name, revision, images, and 1 - cosine before and after, of each
     recipe: dict[str, Any]  # fields of ``RecoveryConfig``
@@ -201,11 +204,13 @@ class RecoveryFile:
         """Refuse, by ValueError, a tower with other weights, or one that is reduced otherwise."""
         reducer = model.reducer
         own = {"weights": self.weights, "tokens learned": False, "method": self.method, **self.options}
+        own["counts"] = self.counts
         other = {
             "weights": _weights_mark(model, self.recipe["what"]),
             "tokens learned": model.prompts is not None,
             "method": None if reducer is None else reducer.method,
             **({} if reducer is None else reducer.config.plain()),
+            "counts": None if reducer is None else _stage_counts(reducer, self.patches),
         }
         have = None if reducer is None else reducer_digest(reducer)
         if differs := difference({**own, "predictor": self.reducer}, {**other, "predictor": have}):
@@ -242,6 +247,11 @@ def reducer_digest(reducer: Reducer) -> str | None:
     return weights_digest(state) if state else None
 
 
+def _stage_counts(reducer: Reducer, patches: int) -> dict[str, int]:
+    """Return how many patch tokens are left after each reduction point, as JSON has it."""
+    return {str(index): count for index, count in reducer.counts(patches).items()}
+
+
 def _weights_mark(model: Host, what: str) -> str:
     blocks = blocks_fingerprint(model.state_dict(), model.blocks_prefix)
     if not what.startswith("head"):
@@ -276,6 +286,8 @@ def save_recovery(
         "weights": _weights_mark(with_head(model, config.what), config.what),
         "method": model.reducer.method,
         "options": model.reducer.config.plain(),
+        "patches": math.prod(model.grid),
+        "counts": _stage_counts(model.reducer, math.prod(model.grid)),
         "reducer": reducer_digest(model.reducer),
         "datasets": sets,
         "recipe": asdict(with_precision(config, model)),

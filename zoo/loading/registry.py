@@ -66,7 +66,7 @@ def build(name: ModelName, pretrained: bool = False, **kwargs: Any) -> ReducedVi
         model = _assemble(name, pretrained, tag, options, file, arguments)
     if file is not None:
         # timm saves the arguments that a model was built with. The network's shape is not among them where it came
-        # from the predictor's file.
+        # from the predictor's file. timm's wrapper of features_only has no arguments yet.
         model._model_args = {**getattr(model, "_model_args", {}), **file.options}
     return model if recovery is None else add_recovery(model, recovery)
 

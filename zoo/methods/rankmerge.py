@@ -73,7 +73,7 @@ class RankMergeConfig(ReducerConfig):
 
     def other_rules(self, depth: int) -> tuple[dict[str, Any], ...]:
         """Return what is better on some pictures: block 0 as strong as the other points, and without it."""
-        later = RankMergeConfig(keep=1).points(depth)[1:]
+        later = self.points(depth)[1:]
         return {"schedule": "geometric"}, *([{"reduce_at": later}] if later else [])
 
     def predictor_block(self, depth: int) -> int | None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from harness.apps.setup import Setup, make_runtime
 from harness.apps.vectors.decode import Decoders, Item, processes_beside, stack
 from harness.apps.vectors.source import PictureFile, PictureSource, TextSource, open_source
-from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, to_lists
+from harness.base.store import BrokenShardError, Origin, Shard, ShardKind, Store, from_lists, shard_path, to_lists
 from harness.base.terminal import Progress
 from harness.base.workers import Make, ShardJob, make_shards, require_same
 from harness.models.towers import no_text
@@ -358,19 +358,19 @@ def _require_unchanged(job: EmbedJob) -> None:
         )
 
 
-def _find_change(folder: Path, count: int, source: PictureSource, progress: Progress) -> str | None:
-    """Say where pictures differ from the ``count`` that shards were made of; None if nothing but times does."""
+def _find_change(store: Store[VectorsProvenance], count: int, source: PictureSource, progress: Progress) -> str | None:
+    """Say where pictures differ from the ``count`` that whole shards were made of; None if nothing but times does."""
     changes = [] if len(source) == count else [f"{count:,} then, {len(source):,} now"]
     with progress.task("comparing pictures", count) as update:
-        for vectors in map(_from_shard, VECTORS.shards(folder)):
-            contents = vectors.contents
+        for index in store.present:
+            contents = _from_shard(VECTORS.read(shard_path(store.folder, index), index)).contents
             places = range(min(contents), max(contents) + 1)
             for place, picture in zip(places, source.pictures(places), strict=False):
                 name, known = contents[place]
                 if picture.path != name:
                     return ", ".join([*changes, f"{picture.path!r} is in the place of {name!r}"])
-                if picture.digest() != known:
-                    return ", ".join([*changes, f"{name!r} has other content"])
+                if not changes and picture.digest() != known:
+                    return f"{name!r} has other content"
             update(places.stop)
     return "".join(changes) or None
 
@@ -413,7 +413,7 @@ class Embedder:
         same = dataclasses.replace(wanted, revision=there.revision, count=there.count) == there
         if there.revision == wanted.revision or isinstance(source, TextSource) or not same:
             return  # of other settings the store tells
-        if change := _find_change(self.job.out, there.count, source, progress):
+        if change := _find_change(self.store, there.count, source, progress):
             raise ValueError(
                 f"the pictures of {str(self.job.out)!r} have changed since they were embedded: {change}. Use another "
                 "--output, or delete that folder"

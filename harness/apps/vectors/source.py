@@ -98,11 +98,6 @@ class ListedSource:
     def __len__(self) -> int:
         return len(self.table)
 
-    @property
-    def names(self) -> list[str]:
-        """The pictures' paths."""
-        return self.table["path"].to_pylist()
-
     def pictures(self, positions: range) -> Iterator[PictureFile]:
         """Yield the pictures at consecutive positions, from 0."""
         for batch in self.table.slice(positions.start, len(positions)).to_batches(max_chunksize=ROWS):
@@ -243,12 +238,6 @@ class ParquetSource:
 
     def __len__(self) -> int:
         return self.firsts[-1]
-
-    @property
-    def names(self) -> list[str]:
-        """The pictures' paths."""
-        spans = zip(self.files, pairwise(self.firsts), strict=True)
-        return [f"{file}/{row}" for file, (first, end) in spans for row in range(end - first)]
 
     def pictures(self, positions: range) -> Iterator[PictureFile]:
         """Yield the pictures at consecutive positions, from 0, read a few at a time."""

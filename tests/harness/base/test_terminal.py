@@ -87,6 +87,17 @@ def test_only_the_outermost_task_has_lines_at_the_pace_of_what_was_not_spared(mo
     ]
 
 
+def test_images_of_earlier_runs_make_the_whole_no_faster(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    console = Console(file=io.StringIO(), width=20)
+    progress = Progress(console)
+    with progress.task("datasets", 2, parts=True), progress.task("images", 10, 8, part=True) as update:
+        clock[0] = 40.0
+        update(9)
+    assert console.file.getvalue() == "datasets: 0 of 2 (45 %), 0:00:40 so far, about 0:07:20 left\n"
+
+
 def test_bars_on_a_terminal_go_when_their_tasks_end():
     console = Console(file=io.StringIO(), width=99, force_terminal=True)
     progress = Progress(console)

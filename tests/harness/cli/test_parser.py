@@ -120,7 +120,7 @@ FINAL_ONLY = "only `patchrank study final`, and `study NAME --split final`"
     ("datasets check --dataset folder:gone", "gone' does not exist"),
     ("datasets check --dataset caltech101", "dataset 'caltech101' isn't shipped here; say where it lies: --root"),
     ("datasets check --dataset fashion --download", "--download: none of fashion lies below a root"),
-    ("check --update --methods tome", "--update "),  # a part of the rows, or no checkout
+    ("check --update --methods tome", "--methods with --update takes "),
     ("check --methods tmoe", "--methods: the expectation has no such row; it is of clip_vit_s14"),
     ("check --keeps 2", "--keeps 2: expected fractions in (0, 1]"),
     ("check --dataset cifar", "--dataset: the expectation has no such row; it is of clip_vit_s14"),

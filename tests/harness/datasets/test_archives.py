@@ -76,6 +76,8 @@ def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "ALLOWANCE", 2**17)
     for kind in ("x.zip", "x.tgz"):
         refused(pack(tmp_path / kind, ("top/zeros", b"\0" * 2**22)), "by far more than its bytes, at 'top/zeros'")
+    monkeypatch.setattr(module, "RATIO", 1)
+    refused(pack(tmp_path / "z.tgz", *((f"top/{i}", b"") for i in range(999))), "by far more than its")
 
 
 @pytest.mark.parametrize("kind", ["x.tgz", "x.zip"])
@@ -95,6 +97,7 @@ def test_a_tar_whose_sizes_lead_back_or_are_beyond_numbers(tmp_path: Path):
         (tmp_path / "x.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(20 * 512))
         with (tmp_path / "x.tar").open("rb") as file, pytest.raises(ValueError, match=f"'x'.*{size:,} bytes"):
             list(islice(members_of(file, "tar 'x'"), 99))
+        refused(tmp_path / "x.tar", "by far more than its bytes, at 'a.png'")
 
 
 def test_another_archive_a_stop_and_a_pipe_leave_nothing(tmp_path: Path):

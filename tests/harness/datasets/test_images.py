@@ -233,12 +233,16 @@ def test_digests_are_of_pixels(pets: Path):
     assert len(set(digests)) == len(digests) - 1
 
 
-def test_a_stopped_pass_goes_on(pets: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_stopped_pass_goes_on(killed: bool, pets: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "SAVED_S", 0.0)
     real = module._decode
 
     def stopping(split, index):
         if len(calls) == 8:
+            if killed:
+                patch.setattr(module, "keep_json", lambda *_: None)
             raise KeyboardInterrupt
         return real(split, index)
 

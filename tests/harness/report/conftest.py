@@ -11,7 +11,7 @@ from by_hand import make, replace
 from harness.records.metrics import pack
 from harness.records.record import Record, Times
 from harness.report.folder import page
-from harness.report.groups import group_records
+from harness.report.groups import group_records, sections
 from harness.report.highlights import plots_of
 
 Make = Callable[..., Record]
@@ -138,7 +138,7 @@ def made() -> Callable[..., tuple[str, Page]]:
 
     def make(records: list[Record], **more: Any) -> tuple[str, Page]:
         groups = group_records(records)
-        text = page(groups, plots_of(groups), **more)
+        text = page(groups, plots_of(groups), list(sections(groups)), **more)
         return text, Page(text)
 
     return make

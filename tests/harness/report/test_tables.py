@@ -224,7 +224,7 @@ def test_a_metric_is_one_function_that_all_tables_and_check_read(sharpness: Call
     assert r"Sharpness, \%" in latex([section])
     plots = plots_of(groups)
     assert "sharpness_gflops" in {plot.name for plot in plots}
-    text = page(groups, plots)
+    text = page(groups, plots, [section])
     assert 'data-sort="0.2578125">25.8' in text
     [first, _] = csv.DictReader(io.StringIO(records_csv(rows)))
     assert first["sharpness_fraction"] == "0.5078125"

@@ -179,6 +179,7 @@ def test_a_touched_folder_goes_on_with_the_same_bytes(job: Any, changing: Path, 
     whole = files(embed(job(**arguments), Progress()).path)
     out = job().out
     (out / "part-00001.parquet").unlink()
+    (out / "part-00002.parquet").write_bytes(b"cut off")
     os.utime(changing / "0.bmp", ns=(0, 1))
     console = Console(record=True, width=300)
     done = embed(job(**arguments | {"source": open_source([str(changing)])}), Progress(console))
