@@ -176,10 +176,10 @@ def train_lit(
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
     # Matrices alone decay: no biases, norms, tables or the scale.
-    groups = [{"params": list[nn.Parameter](), "weight_decay": decay} for decay in (0.05, 0.0)]
-    for name, one in model.named_parameters():
-        groups[one.ndim < 2 or "embedding" in name]["params"].append(one)
-    optimiser = torch.optim.AdamW(groups, lr=peak)
+    groups: dict[float, list[nn.Parameter]] = {0.05: [], 0.0: []}  # by the decay
+    for name, parameter in model.named_parameters():
+        groups[0.05 if parameter.ndim >= 2 and "embedding" not in name else 0.0].append(parameter)
+    optimiser = torch.optim.AdamW([{"params": own, "weight_decay": decay} for decay, own in groups.items()], lr=peak)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     spread, member = images.std(dim=0) * 0.1, [torch.tensor(list(own)) for own in captions]
     generator, losses = torch.Generator(), list[float]()
