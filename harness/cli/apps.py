@@ -334,7 +334,7 @@ def run_show(args: Namespace, status: Console) -> Shown:
 
 
 def _check_flags(parser: CommandParser) -> None:
-    tolerances = outline("harness.apps.movements").Tolerances
+    tolerances = outline("harness.report.changes").Tolerances
     text = "expected records; default: those that ship"
     files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
     files.required = False  # not "*": see `compare`
@@ -359,7 +359,7 @@ def _check_flags(parser: CommandParser) -> None:
 def run_check(args: Namespace, status: Console) -> Shown:
     """Check expectations, or write them anew."""
     from harness.apps.check import CheckPlan, check
-    from harness.apps.movements import Tolerances
+    from harness.report.changes import Tolerances
 
     plan, bounds = ({field.name: getattr(args, field.name) for field in fields(one)} for one in (CheckPlan, Tolerances))
     if args.no_latency:

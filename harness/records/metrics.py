@@ -156,7 +156,6 @@ class Metric:
     better: Literal["", "higher", "lower"] = ""  # empty: neither
     # How far `check` lets it move: not at all, an attribute of its bounds, or a number; empty: unchecked.
     bound: str | float = "exact"
-    change: str = ""  # ``format`` of differences in ``compare RUN RUN``; empty: it has no column
     fidelity: str = ""  # of one that says how near to the dense model a row is: what it is, for captions
     plotted: str = ""  # what the files of its plots against cost begin with; empty: it has none
     least: float = -1e9  # that it can be; rounding may take it a little further
@@ -169,9 +168,9 @@ class Metric:
         """What it is called in a sentence."""
         return self.heading.partition(",")[0] or self.name.replace("_", " ")
 
-    def text(self, value: float | None, form: str | None = None) -> str:
+    def text(self, value: float | None) -> str:
         """Format a value; a dash if it was not measured."""
-        return NOT_MEASURED if value is None else format(value, self.form if form is None else form).removesuffix("%")
+        return NOT_MEASURED if value is None else format(value, self.form).removesuffix("%")
 
     def require_value(self, value: float) -> None:
         """Raise ValueError for a number that it can't have."""
@@ -291,7 +290,7 @@ def _declare_recalls() -> None:
     for k in RECALL_AT:
         for found, way in (("image", "Text → image"), ("text", "Image → text")):
             name = f"recall_{found}_{k}"
-            declare = metric(name, heading=f"{way} R@{k}, %", bound="flips", change="+.1%", **SHARE)
+            declare = metric(name, heading=f"{way} R@{k}, %", bound="flips", **SHARE)
             declare(functools.partial(recall, name))
             metric(f"{name}_diff", heading=f"{way} R@{k} to dense", **DIFFERENCE)(functools.partial(difference, name))
 
@@ -301,14 +300,14 @@ _declare_recalls()
 
 @metric(
     "cosine_distance", heading="1 - cosine", form=".4f", least=0, most=2, better="lower", bound="cosine",
-    change="+.4f", fidelity="1 - cosine of the features to dense", plotted="fidelity",
+    fidelity="1 - cosine of the features to dense", plotted="fidelity",
 )  # fmt: skip
 def _cosine_distance(sample: Sample) -> Found:
     return None if sample.dense is None else cosine_distance(sample.features, sample.dense.features)
 
 
 @metric(
-    "dense_agreement", heading="Dense's answer, %", **SHARE, bound="flips", change="+.1%",
+    "dense_agreement", heading="Dense's answer, %", **SHARE, bound="flips",
     fidelity="same class as dense, %",
 )  # fmt: skip
 def _dense_agreement(sample: Sample) -> Found:
@@ -317,7 +316,7 @@ def _dense_agreement(sample: Sample) -> Found:
 
 @metric(
     "kl_to_dense", heading="KL, nats", form=".3f", unit="nats", least=0, most=1e6, better="lower", bound="divergence",
-    change="+.4f", fidelity="divergence of class probabilities from dense, nats",
+    fidelity="divergence of class probabilities from dense, nats",
 )  # fmt: skip
 def _kl_to_dense(sample: Sample) -> Found:
     """Diverge at the tower's own temperature; a linear probe has none."""
@@ -328,7 +327,7 @@ def _kl_to_dense(sample: Sample) -> Found:
 
 
 @metric(
-    "neighbour_overlap", heading="Neighbours@10, %", **SHARE, bound="divergence", change="+.1%",
+    "neighbour_overlap", heading="Neighbours@10, %", **SHARE, bound="divergence",
     fidelity="dense's 10 nearest images found, %",
 )  # fmt: skip
 def _neighbour_overlap(sample: Sample) -> Found:
@@ -338,7 +337,7 @@ def _neighbour_overlap(sample: Sample) -> Found:
     return overlap(neighbours(sample.features, sample.dense.features), sample.dense.neighbours)
 
 
-@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", change="+.1%", plotted="accuracy")
+@metric("top1", heading="Top-1, %", **SHARE, bound="", interval="wilson", plotted="accuracy")
 def _top1(sample: Sample) -> Found:
     return sample.hits
 
@@ -366,7 +365,7 @@ _declare_cost("activations", 1e15, unit="per_image")  # elements that products g
 _declare_cost("params", 1e15, unit="count")
 
 
-@metric("tau", heading="Kendall τ", form="+.2f", least=-1, most=1, change="+.3f", **RANKING | {"bound": "tau"})
+@metric("tau", heading="Kendall τ", form="+.2f", least=-1, most=1, **RANKING | {"bound": "tau"})
 def _tau(sample: Sample) -> Found:
     return sample.taus
 
