@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import zoo
 from harness.datasets.canvas import seeded
-from harness.datasets.emoji import CATEGORIES, STYLES, SUBCATEGORIES, Emoji, EmojiCategory
+from harness.datasets.emoji import CATEGORIES, STYLES, Emoji, EmojiCategory
 from harness.datasets.fashion import CLASSES, Fashion, sample
 from tools import build_fashion
 from zoo.core.files import cache_folder, digest, write_whole
@@ -44,6 +44,18 @@ FASHION_CANVASES = 12_000
 EMOJI_VARIANTS = 4
 BATCH = 32  # images that the tower sees at once
 STYLE_TEMPLATES = (("a flat icon of {}.", "a noto emoji of {}."), ("a 3d rendering of {}.", "a glossy 3d emoji of {}."))
+SUBCATEGORIES = {
+    "face-neutral-skeptical": "neutral or skeptical face", "face-concerned": "worried or sad face",
+    "emotion": "comic symbol of emotion", "body-parts": "body part", "person": "plain person",
+    "person-role": "person with a job or role", "animal-mammal": "mammal", "animal-bird": "bird",
+    "plant-other": "plant", "food-fruit": "fruit", "food-vegetable": "vegetable",
+    "food-prepared": "prepared food", "food-asian": "asian food", "drink": "drink",
+    "place-building": "building", "transport-ground": "land vehicle",
+    "sky & weather": "sky and weather", "event": "celebration", "sport": "sport equipment",
+    "game": "game or toy", "clothing": "clothing", "light & video": "camera or light",
+    "office": "office supply", "tool": "tool", "household": "household item",
+    "transport-sign": "public information sign", "other-symbol": "other symbol",
+}  # fmt: skip
 
 
 class Source(NamedTuple):

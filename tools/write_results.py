@@ -27,7 +27,7 @@ RESULTS = Path("docs/results")
 BEGIN, END = "<!-- --8<-- [start:{}] -->", "<!-- --8<-- [end:{}] -->"
 TIMED = {  # records by column
     f"batch {batch}, {dtype}": f"equal_time_{batch}_{dtype}.jsonl.gz"
-    for batch in (1, 8)
+    for batch in (1, 8, 32)
     for dtype in ("float32", "bfloat16")
 }
 PHOTOGRAPHS = ("photos", "frames")  # datasets that are split into halves by their detail

@@ -19,12 +19,11 @@ from rich.console import Console
 from harness import git_commit
 from harness.base.hints import nearest
 from harness.base.table import Shown, Work
-from harness.base.terminal import WHENS
 
 PROGRAM = "patchrank"  # however it was started
 PACKAGE = "clip-patchrank"
 WIDEST = 100  # columns of help
-SHARED = ("--json", "--explain", "--quiet", "--color")  # flags that every command takes
+SHARED = ("--json", "--explain", "--quiet")  # flags that every command takes
 TEXTS = tomllib.loads(Path(__file__).with_name("commands.toml").read_text("utf-8"))
 EXIT_CODES = {
     0: "fine",
@@ -222,8 +221,6 @@ def add_shared(group: Any, default: Any = None) -> None:
     group.add_argument("--explain", action="store_true", default=off, help=text)
     text = "print results and errors only, no progress and no notes"
     group.add_argument("--quiet", "-q", action="store_true", default=off, help=text)
-    text = "auto (on a terminal, see also NO_COLOR and FORCE_COLOR), always or never"
-    group.add_argument("--color", metavar="WHEN", choices=WHENS, default=default or "auto", help=text)
 
 
 class Version(argparse.Action):

@@ -121,11 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it warns of each try again; what comes of it is told
     words = list(sys.argv[1:] if argv is None else argv)
-    color, goes_on = "auto", False
+    goes_on = False
     try:
         require_own_packages()
         args = build_parser().parse_args(words)
-        args.argv, color = words, args.color
+        args.argv = words
         goes_on = COMMANDS[args.command].goes_on and not vars(args).get("fresh")
         with _no_empty_folders(args), _warnings_as_notes(args):
             code = _run(args)
@@ -137,13 +137,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         # Not wrapped, so that a command or a path in it can be copied.
         text = f"[bold red]{PROGRAM}: error:[/] {escape(_describe(error))}"
-        errors(color).print(text, highlight=False, soft_wrap=True)
+        errors().print(text, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         if "-q" not in words and "--quiet" not in words:
             on = "finished work is kept, and the same command continues it"
             anew = "nothing is left half-written; the same command starts again"
-            errors(color).print(f"stopped; {on if goes_on else anew}")
+            errors().print(f"stopped; {on if goes_on else anew}")
         return 130
     return code
 
@@ -205,7 +205,7 @@ def _run(args: Namespace) -> int:
     from harness.datasets import forget
 
     status, flags = notes(args), vars(args)
-    output = None if args.json else results(args)
+    output = None if args.json else results()
     try:
         if flags.get("device") is not None and flags.get("workers") is None:
             check_device(args.device)  # that of workers may be elsewhere
@@ -230,7 +230,7 @@ def _name_datasets(args: Namespace, status: Console) -> None:
     Raises:
         ValueError: a flag for datasets with ``--images``, or a dataset that can't be.
     """
-    from harness.datasets import names_of
+    from harness.datasets import Options, names_of
 
     flags = vars(args)
     ways = ("root", "download", "templates", "skip_bad", "skip_unknown_classes")
@@ -243,7 +243,7 @@ def _name_datasets(args: Namespace, status: Console) -> None:
     if flags.get("dry_run") or flags.get("runs"):
         datasets = []  # what is missing is part of what it tells; two runs need no images
     several: list[str] = [datasets] if isinstance(datasets, str) else datasets
-    names = names_of(several, **how, progress=Progress(status))
+    names = names_of(several, Options(**how, progress=Progress(status)))
     if datasets:
         setattr(args, option, names[0] if isinstance(datasets, str) else names)
 

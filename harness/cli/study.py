@@ -107,7 +107,7 @@ def _measure_table(
     from zoo.core.files import write_whole
 
     path = args.output / f"{table.name}.jsonl"
-    known = earlier(path, progress, fresh=args.fresh)
+    known = earlier(path, fresh=args.fresh)
     tables, tower = [], get_tower(config.model)
     for measured, records in produce(table, config, known, progress, path.with_suffix(UNFINISHED)):
         keep_new(path, records, known)
@@ -181,7 +181,7 @@ def run_final(args: Namespace, status: Console) -> Work:
     from zoo.core.files import write_whole
 
     path, progress = args.output / RECORDS, Progress(status)
-    known = earlier(path, progress, fresh=args.fresh)
+    known = earlier(path, fresh=args.fresh)
     config = flags.settings(FinalConfig, args, methods=tuple(args.methods or ()))
     commit = git_commit() or "unknown"
     words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
@@ -248,7 +248,7 @@ def run_study(args: Namespace, status: Console) -> Work:
         table, facts = _stock_table(study.name, study.title, config.model, take_stock(study, config, progress), {})
         return Shown(parts=(table,), data=facts)
     path = args.output / f"{study.name}.jsonl"
-    known = earlier(path, progress, fresh=args.fresh)
+    known = earlier(path, fresh=args.fresh)
     tables = []
     for measured, records in answer(study, config, known, progress, folder=path.with_suffix(UNFINISHED)):
         keep_new(path, records, known)

@@ -2,14 +2,13 @@
 
 import io
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import blake2b
-from itertools import compress
+from itertools import compress, islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -50,7 +49,6 @@ SKIP_BAD = f"{LEAVE_OUT}, as --skip-bad does"  # where there is that flag, with 
 SHOWN = 3  # images or classes in a line
 MISSING = -1  # bytes of a file that isn't there
 CHUNK = 128  # images that threads share out
-SAVED_S = 30.0  # seconds between two states on disk, of which a kill costs one
 DECODER = 8  # bytes that a decoder may need for a pixel, beside the image
 
 
@@ -130,59 +128,47 @@ class FoundFile(NamedTuple):
 def find_images(folder: Path) -> list[FoundFile]:
     """Find what is named like an image below a folder, in an order that is the same on every machine.
 
-    Links are followed, but from hidden folders, and a folder that is reached twice, as in a loop of links, counts once.
+    Hidden files and folders don't count. Links are followed, and a folder that is reached twice, as in a loop of links,
+    counts once.
     """
 
     def refuse(error: OSError) -> None:
-        if _hidden_part(os.path.relpath(error.filename, folder)) is None:
-            raise error  # os.walk would swallow it, as of a folder without permission
+        raise error  # os.walk would swallow it, as of a folder without permission
 
     found: list[FoundFile] = []
-    visited: set[tuple[int, int, bool]] = set()
+    visited: set[tuple[int, int]] = set()
     for root, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        facts, inside = Path(root).stat(), os.path.relpath(root, folder)
-        # A folder that a link brings out of a hidden one is seen there, too.
-        place = (facts.st_dev, facts.st_ino, _hidden_part(inside) is None)
-        if place in visited:
+        facts = Path(root).stat()
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        if (facts.st_dev, facts.st_ino) in visited:
             folders.clear()
             continue
-        visited.add(place)
-        # What a hidden folder links to isn't hidden itself.
-        folders[:] = sorted(n for n in folders if not (_hidden_part(f"{inside}/{n}") and Path(root, n).is_symlink()))
-        found += [_look_at(Path(root, name), f"{inside}/{name}") for name in names if is_named_like_image(name)]
+        visited.add((facts.st_dev, facts.st_ino))
+        found += [_look_at(Path(root, name)) for name in names if is_named_like_image(name)]
     return sorted(found, key=lambda file: file.path.relative_to(folder).parts)
 
 
-def _look_at(file: Path, inside: str) -> FoundFile:
-    fault = name_fault(inside)
+def _look_at(file: Path) -> FoundFile:
     try:
         facts = file.stat()
     except OSError as error:
         what = f"it is a link to {str(file.readlink())!r}, which" if file.is_symlink() else "it"
-        return FoundFile(file, wrong=fault or f"{what} can't be read: {error.strerror}")
-    if kind := odd_kind(facts.st_mode):
-        fault = fault or f"it is {kind}; expected a regular file"
+        return FoundFile(file, wrong=f"{what} can't be read: {error.strerror}")
+    kind = odd_kind(facts.st_mode)
+    fault = name_fault(file.name) or (f"it is {kind}; expected a regular file" if kind else None)
     return FoundFile(file, facts.st_size, facts.st_mtime_ns, fault)
 
 
-def is_named_like_image(name: str) -> bool:
-    """Tell whether a name has the extension of an image, be it of a format that isn't read."""
-    return PurePosixPath(name).suffix.lower() in _NAMED
+def is_named_like_image(path: str) -> bool:
+    """Tell whether a path has the extension of an image, be it of a format that isn't read, and isn't hidden."""
+    hidden = any(part.startswith(".") and part != ".." for part in PurePosixPath(path).parts)
+    return PurePosixPath(path).suffix.lower() in _NAMED and not hidden
 
 
 def name_fault(path: str) -> str | None:
-    """Say why an image of that path, relative to the folder or in the tar, isn't read; None if it may be."""
-    if PurePosixPath(path).name.startswith("._"):
-        return "it is what macOS writes beside a file, no image"
-    if (hidden := _hidden_part(path)) is not None:
-        return f"it is hidden: {hidden!r} starts with a dot"
-    if (suffix := PurePosixPath(path).suffix.lower()) in UNREAD:
-        return f"{suffix} files aren't read; convert it, for instance to .png"
-    return None
-
-
-def _hidden_part(path: str) -> str | None:
-    return next((part for part in PurePosixPath(path).parts if part.startswith(".") and part != ".."), None)
+    """Say why an image of that name isn't read; None if it may be."""
+    suffix = PurePosixPath(path).suffix.lower()
+    return f"{suffix} files aren't read; convert it, for instance to .png" if suffix in UNREAD else None
 
 
 def tell_unread(found: Iterable[FoundFile], root: Path, where: str) -> tuple[str, ...]:
@@ -358,39 +344,29 @@ class Decoded:
 
 
 def decode_all(dataset: Dataset, progress: Progress, *, known: bool = True) -> Decoded:
-    """Decode every image of a dataset; what was found is kept in the user's cache.
+    """Decode every image of a dataset.
 
-    With ``known`` an earlier pass that came to its end counts, and images that it couldn't read are
-    tried again. A pass that was stopped always counts.
+    With ``known`` only those are tried that no earlier pass could read, as the user's cache has it.
     """
     splits = {name: dataset.split(name) for name in SPLITS}
     identity = [dataset.name, dataset.revision, dataset.asked_as, str(getattr(dataset, "root", None))]
     path, kept = cached_json("decoded", "pixels, or why not", *identity)
-    places = [(name, index) for name in SPLITS for index in range(len(splits[name]))]
-    results = [("", "")] * len(places)  # digests of pixels, or why there is none; neither until it's read
-    if kept is not None and len(kept) == len(places) and (known or not all(map(any, kept))):
-        results = [(pixels, why) for pixels, why in kept]
-    unread, saved_s = [at for at, (pixels, _) in enumerate(results) if not pixels], time.monotonic()
+    places = [(split, index) for split in splits.values() for index in range(len(split))]
+    results = kept if known and kept else [("", "")] * len(places)  # digests of pixels, or why there is none
+    unread = [at for at, (pixels, _) in enumerate(results) if not pixels]
     with progress.task(f"reading {dataset.name}", len(unread)) as update, ThreadPoolExecutor() as threads:
-        try:
-            for start in range(0, len(unread), CHUNK):
-                chunk = unread[start : start + CHUNK]
-                found = list(threads.map(lambda at: _decode(splits[places[at][0]], places[at][1]), chunk))
-                for at, result in zip(chunk, found, strict=True):
-                    results[at] = result
-                update(start + len(chunk))
-                if time.monotonic() - saved_s >= SAVED_S:
-                    keep_json(path, results)
-                    saved_s = time.monotonic()
-        finally:
-            keep_json(path, results)
-    digests: dict[SplitName, list[str]] = {name: [] for name in SPLITS}
-    bad: dict[str, str] = {}
-    for (name, index), (pixels, why) in zip(places, results, strict=True):
-        digests[name].append(pixels)
-        if why:
-            bad[splits[name].image_id(index)] = why
-    return Decoded(digests=digests, bad=bad)
+        for start in range(0, len(unread), CHUNK):
+            chunk = unread[start : start + CHUNK]
+            for at, result in zip(chunk, threads.map(lambda at: _decode(*places[at]), chunk), strict=True):
+                results[at] = result
+            update(start + len(chunk))
+    keep_json(path, results)
+    left = iter(results)
+    found = {name: list(islice(left, len(split))) for name, split in splits.items()}
+    return Decoded(
+        digests={name: [pixels for pixels, _ in own] for name, own in found.items()},
+        bad={splits[name].image_id(at): why for name, own in found.items() for at, (_, why) in enumerate(own) if why},
+    )
 
 
 def _decode(split: Split, index: int) -> tuple[str, str]:

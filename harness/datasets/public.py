@@ -7,7 +7,6 @@ docs/datasets.md names the papers. Files come from elsewhere, so nothing of them
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -18,16 +17,13 @@ from reprlib import repr as brief
 from typing import NamedTuple, Self
 
 import numpy as np
-from filelock import FileLock
 
 from harness.base.terminal import Progress
-from harness.datasets.archives import LOCK, Archive, provide
+from harness.datasets.archives import Archive, provide
 from harness.datasets.base import (
     SPLITS,
     OwnDataset,
     SplitName,
-    cached_json,
-    keep_json,
     lines_of,
     require_folder,
     require_unique,
@@ -37,7 +33,6 @@ from zoo.core.files import digest, from_json, require_file, strict_json
 
 DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
 COOP_PAGE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
-CACHED_FROM = 20_000  # files; fewer are listed in no time
 TRAIN, VAL = "images/train", "images/val"
 CARVED = 50  # images of a class
 CARVED_SHARE = 5  # one in as many, of classes with few images
@@ -186,11 +181,6 @@ class RootedDataset(ListedDataset):
         """The images of train, val and test."""
         return self._listing.images
 
-    @property
-    def captions_seen(self) -> tuple[bool, ...]:
-        """True throughout: nobody knows, so no result counts as zero-shot."""
-        return (True,) * self.class_count
-
     def _revision(self) -> str:
         """12 hex digits over what lists the images and their names and sizes."""
         return digest(self._listing.source, *(self.image_lists[split].facts for split in SPLITS), length=12)
@@ -268,24 +258,14 @@ def _class_images(dataset: RootedDataset, images: str, folders: tuple[str, ...])
 
 
 def class_folders(folder: Path) -> dict[str, dict[str, int]]:
-    """List the images in each folder of a folder, sorted, with their bytes; nothing where there is no such folder.
-
-    A long listing is kept in the user's cache as long as no folder says that a name was added or removed; a file that
-    was overwritten in place goes unnoticed.
-    """
+    """List the images in each folder of a folder, sorted, with their bytes; nothing where there is no such folder."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
-        inner = sorted((e.name, e.stat().st_mtime_ns) for e in entries if e.name[0] != "." and e.is_dir())
-    file, kept = cached_json("folders", os.path.realpath(folder), inner)
-    listing: dict[str, dict[str, int]] = kept or {name: _list_images(folder / name) for name, _ in inner}
-    if kept is None and sum(map(len, listing.values())) >= CACHED_FROM:
-        with suppress(OSError, RuntimeError):  # a cache that can't be written costs time only
-            keep_json(file, listing)
-    return listing
+        return {e.name: _list_images(e.path) for e in entries if e.name[0] != "." and e.is_dir()}
 
 
-def _list_images(folder: Path) -> dict[str, int]:
+def _list_images(folder: str) -> dict[str, int]:
     with os.scandir(folder) as entries:  # a million: without a Path for each
         named = ((entry, entry.name.rpartition(".")) for entry in entries if entry.name[0] != ".")
         images = (entry for entry, (_, dot, ending) in named if dot + ending.lower() in EXTENSIONS)
@@ -300,7 +280,6 @@ def as_imagenet(dataset: RootedDataset) -> Listing:
     Without the training images train and val are empty.
     """
     synsets = synsets_of("imagenet")
-    sort_validation(dataset.place)
     test, whole = (_class_images(dataset, folder, synsets) for folder in (VAL, TRAIN))
     hashes = b"".join(sha256(path.rpartition("/")[2].encode()).digest()[:8] for path in whole.paths)
     order = np.frombuffer(hashes, dtype=">u8")
@@ -311,27 +290,6 @@ def as_imagenet(dataset: RootedDataset) -> Listing:
         carved[start + np.argsort(order[start:end], kind="stable")[:most]] = True
     images: dict[SplitName, ImageList] = {"train": whole.subset(~carved), "val": whole.subset(carved), "test": test}
     return Listing(captions_of(synsets), images)
-
-
-def sort_validation(place: Path) -> None:
-    """Move ImageNet's validation images that lie in one folder, as shipped, into folders by class.
-
-    torchvision reads the classes out of the devkit's archive, which has to lie in the folder of the dataset.
-    """
-    if not any((place / VAL).glob("ILSVRC2012_val_*.JPEG")):
-        return
-    from torchvision.datasets import imagenet
-
-    with FileLock(place / LOCK):
-        try:
-            imagenet.parse_devkit_archive(place)
-        except RuntimeError as error:
-            raise ValueError(f"{error} It says the classes of the images in {str(place / VAL)!r}.") from error
-        for number, synset in enumerate(imagenet.load_meta_file(place)[1], start=1):
-            image = place / VAL / f"ILSVRC2012_val_{number:08}.JPEG"
-            if image.is_file():
-                (place / VAL / synset).mkdir(exist_ok=True)
-                image.rename(place / VAL / synset / image.name)
 
 
 LAYOUTS: Mapping[str, Callable[[RootedDataset], Listing]] = {
