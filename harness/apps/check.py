@@ -31,6 +31,7 @@ from harness.records.record import (
     GOLDEN,
     MATCHED,
     OPTIMIZED,
+    RECORDS,
     Record,
     Tuning,
     lacks_times,
@@ -225,10 +226,11 @@ def check(plan: CheckPlan, bounds: Tolerances, progress: Progress) -> Shown:
         FileNotFoundError: an expectation, weights or images are missing.
         OSError: a file can't be written; nothing is measured.
     """
-    for file in plan.files if plan.update else ():
-        _require_writable(file)
+    files = [path / RECORDS if path.is_dir() else path for path in plan.files]
+    for file in files if plan.update else ():
+        require_appendable(file, "--update in")
     towers = tower_names(plan.models or ())
-    cases = [case for file in plan.files for case in cases_of(read_run(file), file)] if plan.files else shipped_cases()
+    cases = [case for file in files for case in cases_of(read_run(file), file)] if files else shipped_cases()
     cases = narrow(cases, plan, towers)
     if plan.update and not plan.files and git_commit() is None:
         raise ValueError(
@@ -276,14 +278,6 @@ def show_verdict(
         "notes": list(notes),
     }
     return Shown(parts=(*tables, *notes, summary), data=data, code=0 if update or not moved else 1)
-
-
-def _require_writable(file: Path) -> None:
-    """Refuse what couldn't be written once all is measured."""
-    if file.is_dir():
-        example = str(file / "records.jsonl")
-        raise IsADirectoryError(f"--update of {str(file)!r}, a folder; give a file of records, such as {example!r}")
-    require_appendable(file, "--update in")
 
 
 def narrow(cases: Sequence[Case], plan: CheckPlan, towers: Mapping[str, str]) -> list[Case]:

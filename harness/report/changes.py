@@ -108,10 +108,10 @@ class Pair:
 
     def differing(self, names: Sequence[str], *, known: bool = False) -> list[Movement]:
         """Return the fields and metrics that differ; with ``known`` only of what both have."""
-        values = (
-            Movement(name, *(r.mean(name) if name in METRICS else getattr(r, name) for r in (self.then, self.now)))
-            for name in names
+        then, now = (
+            [r.mean(name) if name in METRICS else getattr(r, name) for name in names] for r in (self.then, self.now)
         )
+        values = map(Movement, names, then, now)
         return [one for one in values if one.then != one.now and not (known and None in (one.then, one.now))]
 
     @cached_property
@@ -198,10 +198,11 @@ def find_movements(then: Record | None, now: Record | None, bounds: Tolerances) 
     else:
         yield from _answers(pair, bounds)
         yield from _near(then, now, bounds)
-    for quantity, before, here in pair.times(["device"]) if bounds.slower is not None else ():
-        if here.low > (most := bounds.slower * before.estimate):
-            by = here.estimate - before.estimate
-            yield Movement(quantity, before.estimate, here.estimate, by, f"up to {most:.2f}")
+    if (factor := bounds.slower) is not None:
+        for quantity, before, here in pair.times(["device"]):
+            if here.low > (most := factor * before.estimate):
+                by = here.estimate - before.estimate
+                yield Movement(quantity, before.estimate, here.estimate, by, f"up to {most:.2f}")
 
 
 def _answers(pair: Pair, bounds: Tolerances) -> Iterator[Movement]:
