@@ -347,7 +347,7 @@ def _check_flags(parser: CommandParser) -> None:
     flags.fields(bounds, tolerances, cosine="mean cosines: to dense, and between classes")
     flags.fields(bounds, tolerances, divergence="mean KL to dense in nats; share of dense's neighbours")
     flags.fields(bounds, tolerances, probe="mean feature along fixed directions")
-    flags.fields(bounds, tolerances, tau="Kendall's tau, which must also stay in its expected interval")
+    flags.fields(bounds, tolerances, tau="Kendall's tau")
     flags.fields(bounds, tolerances, slower="factor on the expected ratio of time to dense")
     how = parser.add_argument_group("how it is measured")
     flags.usual(how, "device", default=None, text="torch device; default: the expectation's, or cpu")

@@ -124,14 +124,6 @@ class Sample:
             values[known] = compare(self.golden[known], self.scores[known])
         return values
 
-    @property
-    def border(self) -> tuple[int, int]:
-        """Patches that the row keeps, and all patches."""
-        assert self.golden is not None
-        assert self.final_tokens is not None
-        cells = self.golden.shape[1]
-        return min(self.final_tokens, cells), cells
-
 
 class PerImage(NamedTuple):
     """Values per image of a metric that is for a number of patches, or has a level of chance."""
@@ -319,11 +311,22 @@ def _dense_agreement(sample: Sample) -> Found:
     fidelity="divergence of class probabilities from dense, nats",
 )  # fmt: skip
 def _kl_to_dense(sample: Sample) -> Found:
-    """Diverge at the tower's own temperature; a linear probe has none."""
+    """Return KL(dense || row) of each image's class probabilities, by the softmax at the tower's own temperature.
+
+    A linear probe has none. Each row has its own classifier where prompts were learned. Classes whose row is NaN are
+    left out of both.
+    """
     dense, scale = sample.dense, sample.scale
     if dense is None or sample.classifier is None or dense.classifier is None or scale is None:
         return None
-    return divergence(sample.features, sample.classifier, dense.features, dense.classifier, scale)
+    known = ~(sample.classifier + dense.classifier).isnan().any(dim=1)
+    ours, theirs = sample.classifier[known].double().T, dense.classifier[known].double().T
+    parts = []
+    for own, other in zip(sample.features.split(_PART), dense.features.split(_PART), strict=True):
+        pairs = ((other, theirs), (own, ours))
+        p, q = ((scale * (images.double() @ classes)).log_softmax(dim=1) for images, classes in pairs)
+        parts.append((p.exp() * (p - q)).sum(dim=1).clamp(min=0))
+    return np.asarray(torch.cat(parts).numpy())
 
 
 @metric(
@@ -351,9 +354,17 @@ def _diff_to_dense(sample: Sample) -> Found:
 
 @metric("margin", least=-2, most=2, better="higher", bound="cosine")
 def _margin(sample: Sample) -> Found:
+    """Return the mean cosine with an image's own class minus that with the best other class.
+
+    It moves with every feature, of images and of text, long before an answer flips. None where there is only one class.
+    """
     if sample.classifier is None or sample.scale is None or sample.labels is None:
         return None
-    return margin(sample.features, sample.classifier, sample.labels)
+    cosines = (sample.features @ sample.classifier.T).nan_to_num(nan=-torch.inf)
+    own = torch.from_numpy(sample.labels).unsqueeze(1)
+    others = cosines.scatter(1, own, -torch.inf).amax(dim=1)
+    mean = float((cosines.gather(1, own).squeeze(1) - others).mean())
+    return mean if math.isfinite(mean) else None
 
 
 def _declare_cost(name: str, most: float, **facts: Any) -> None:
@@ -380,7 +391,10 @@ def _match_at_k(sample: Sample) -> Found:
     """Share golden's k best patches, k being as many as the row keeps."""
     if sample.taus is None:
         return None
-    k, cells = sample.border
+    assert sample.golden is not None
+    assert sample.final_tokens is not None
+    cells = sample.golden.shape[1]
+    k = min(sample.final_tokens, cells)
     return PerImage(sample.ranked(functools.partial(statistics.match_at_k, k=k)), statistics.match_chance(k, cells), k)
 
 
@@ -410,50 +424,12 @@ def predicted(features: Tensor, classifier: Tensor) -> NDArray[np.int64]:
     return np.asarray(logits.argmax(dim=1).numpy())
 
 
-def correct(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell for each image whether the class of `predicted` is its own, ``labels`` (n,)."""
-    return np.asarray(predicted(features, classifier) == labels)
-
-
-def margin(features: Tensor, classifier: Tensor, labels: NDArray[np.int64]) -> float | None:
-    """Return the mean cosine with an image's own class minus that with the best other class.
-
-    It moves with every feature, of images and of text, long before an answer flips. None where there is only one class.
-    Shapes are those of `correct`; features of images and text are unit.
-    """
-    cosines = (features @ classifier.T).nan_to_num(nan=-torch.inf)
-    own = torch.from_numpy(labels).unsqueeze(1)
-    others = cosines.scatter(1, own, -torch.inf).amax(dim=1)
-    mean = float((cosines.gather(1, own).squeeze(1) - others).mean())
-    return mean if math.isfinite(mean) else None
-
-
 def cosine_distance(features: Tensor, dense: Tensor) -> NDArray[np.float64]:
     """Return 1 - cosine of each image's unit features (n, D) with the dense model's, (n,).
 
     By the difference of the two, so that nothing is cancelled and equal features are at exactly 0.
     """
     return np.asarray(((features.double() - dense.double()).square().sum(dim=1) / 2).numpy())
-
-
-def divergence(
-    features: Tensor, classifier: Tensor, dense: Tensor, dense_classifier: Tensor, scale: float
-) -> NDArray[np.float64]:
-    """Return KL(dense || row) of each image's class probabilities, in nats, (n,).
-
-    Probabilities are the softmax of ``scale`` times the cosines of features (n, D) with the row's own classifier
-    (classes, D); where prompts were learned each row has its own. Classes whose row is NaN are left out of both.
-    """
-
-    def log_chances(images: Tensor, classes: Tensor) -> Tensor:
-        return (scale * (images.double() @ classes.double().T)).log_softmax(dim=1)
-
-    known = ~(classifier + dense_classifier).isnan().any(dim=1)
-    parts = []
-    for own, other in zip(features.split(_PART), dense.split(_PART), strict=True):
-        p, q = log_chances(other, dense_classifier[known]), log_chances(own, classifier[known])
-        parts.append((p.exp() * (p - q)).sum(dim=1).clamp(min=0))
-    return np.asarray(torch.cat(parts).numpy())
 
 
 def neighbours(features: Tensor, gallery: Tensor) -> NDArray[np.int64]:

@@ -226,10 +226,6 @@ class Record:
         """Return the mean of a metric; None where it wasn't measured."""
         return self.metrics[name].mean if name in self.metrics else None
 
-    def interval(self, name: str) -> Interval | None:
-        """Return the mean of a metric with its interval; None where there is none."""
-        return self.metrics[name].interval if name in self.metrics else None
-
     def per_image(self, name: str) -> NDArray[np.float64] | None:
         """Return (image_count,) values of a metric; None if there are none."""
         return self.metrics[name].per_image(self.image_count) if name in self.metrics else None

@@ -52,7 +52,7 @@ def test_the_nearest_method_is_named_where_all_others_are_clearly_further(row: A
     [text] = headline(standings(group_records(records)))
     assert text.startswith("At 50 % of dense's multiply-adds, tome stays nearest to dense on photos and emoji (")
     value = {
-        r.method: "{:.4f} [{:.4f}, {:.4f}]".format(*r.interval(DISTANCE))
+        r.method: "{:.4f} [{:.4f}, {:.4f}]".format(*r.metrics[DISTANCE].interval)
         for r in records
         if r.dataset == "photos"
         if r.method != "dense"
