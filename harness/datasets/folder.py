@@ -26,7 +26,6 @@ from harness.datasets.images import (
     find_images,
     folder_images,
     is_image,
-    list_found,
     require_inside,
     tell_unread,
 )
@@ -57,12 +56,14 @@ class FolderDataset(OwnDataset, ListedDataset):
             folders = [(roots[split] / name, label) for label, name in enumerate(names) if split in roots]
             found = [(file, label) for inner, label in folders if inner.is_dir() for file in find_images(inner)]
             files = [(file, label) for file, label in found if not file.wrong]
-            lists[split] = list_found(folder, [file for file, _ in files], [label for _, label in files], self.name)
+            paths = [file.path.relative_to(folder).as_posix() for file, _ in files]
+            labels = np.array([label for _, label in files], dtype=np.int64)
+            lists[split] = ImageList(root=folder, paths=paths, labels=labels, prefix=self.name)
             self.notes += tell_unread((file for file, _ in found), folder, where)
         self._lists = lists
         require_inside(folder, chain.from_iterable(images.paths for images in self._lists.values()), where)
-        labels = np.concatenate([images.labels for images in self._lists.values()])
-        if missing := sorted(set(range(len(names))) - set(labels.tolist())):
+        used = {label for images in self._lists.values() for label in images.labels.tolist()}
+        if missing := sorted(set(range(len(names))) - used):
             raise ValueError(
                 f"{where}: class folder {names[missing[0]]!r} has no images; remove it, or put some there; {KNOWN}"
             )

@@ -36,7 +36,6 @@ from zoo.core.messages import expected
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 IMAGE, CLASSES = "Image", "ClassLabel"  # types of columns
 LOOKED_AT = 32  # images of a split whose bytes count for its revision
-OLDEST = 5  # release of the library; those before 4 ran scripts
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk writes
 READERS = ("arrow", "cache", "imagefolder", "parquet")
 # What may follow "#", as in #image=img,test=validation: the config of a dataset that has several,
@@ -113,11 +112,8 @@ def _library() -> Any:
     """Import the library, which keeps its warnings to itself and its bars to terminals."""
     try:
         library: Any = importlib.import_module("datasets")
-        here = library.__version__
-    except ModuleNotFoundError:
-        here = "0"
-    if int(here.partition(".")[0]) < OLDEST:
-        raise ValueError(f"hfds: needs `datasets`, got {here}; `python -m pip install 'datasets>={OLDEST}'`")
+    except ModuleNotFoundError as error:
+        raise ValueError("hfds: needs `datasets`; pip install 'clip-patchrank[hfds]'") from error
     library.utils.logging.set_verbosity(library.utils.logging.CRITICAL)
     if not sys.stderr.isatty():
         library.disable_progress_bars()

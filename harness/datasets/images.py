@@ -4,7 +4,6 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import blake2b
@@ -203,7 +202,6 @@ class ImageList:
     root: Path
     paths: Sequence[str]  # relative to the root, with "/"
     labels: NDArray[np.int64]  # (n,)
-    sizes: NDArray[np.int64]  # bytes of each file, (n,), -1 of those that are missing
     prefix: str = ""  # what ids start with, before "/" and the path
     by_content: bool = False  # ids are hashes of files' bytes: they stay when files move, and copies share one
     way: str = SKIP_BAD  # out of a damaged image, for messages
@@ -211,8 +209,7 @@ class ImageList:
 
     def subset(self, chosen: NDArray[np.bool_]) -> "ImageList":
         """Keep the images that are chosen, (n,)."""
-        paths = list(compress(self.paths, chosen))
-        return replace(self, paths=paths, labels=self.labels[chosen], sizes=self.sizes[chosen])
+        return replace(self, paths=list(compress(self.paths, chosen)), labels=self.labels[chosen])
 
     @property
     def split(self) -> Split:
@@ -229,6 +226,11 @@ class ImageList:
         if not path.is_file():
             raise FileNotFoundError(f"image {str(path)!r} is missing; `datasets check` lists all that are")
         return read_image(path, way=self.way), None
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each file, (n,), -1 of those that are missing."""
+        return np.array([_file_size(f"{self.root}/{path}") for path in self.paths], dtype=np.int64)
 
     @cached_property
     def digests(self) -> NDArray[np.str_]:
@@ -258,6 +260,13 @@ class ImageList:
             if (where := np.flatnonzero(self.sizes == size)).size:
                 names = shorten([self.paths[index] for index in where[: SHOWN + 1]])
                 yield f"{how_many(where.size, what)} in {str(self.root)!r}: {names}"
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116  (of a million files: without a Path for each)
+    except (FileNotFoundError, NotADirectoryError):
+        return MISSING
 
 
 class ListedDataset(Dataset):
@@ -294,25 +303,9 @@ def folder_images(path: Path | str, *, flag: str = "--images ", way: str = LEAVE
     notes, files = tell_unread(found, folder, where), [file for file in found if not file.wrong]
     if not files:
         raise ValueError("; ".join([f"{where}: no images below this folder", KNOWN, *notes]))
-    return replace(list_found(folder, files, [-1] * len(files)), by_content=True, way=way, notes=notes)
-
-
-def list_found(root: Path, files: Sequence[FoundFile], labels: Sequence[int], prefix: str = "") -> ImageList:
-    """List files that were found below a root; they aren't looked at again."""
-    paths = [file.path.relative_to(root).as_posix() for file in files]
-    sizes = np.array([file.size for file in files], dtype=np.int64)
-    return ImageList(root=root, paths=paths, labels=np.array(labels, dtype=np.int64), sizes=sizes, prefix=prefix)
-
-
-def list_files(
-    root: Path, paths: Sequence[str], labels: Sequence[int] | NDArray[np.int64], prefix: str = ""
-) -> ImageList:
-    """List files below a root, or what should be there, by their paths relative to it."""
-    sizes = np.full(len(paths), MISSING, dtype=np.int64)
-    for index, path in enumerate(paths):
-        with suppress(FileNotFoundError, NotADirectoryError):
-            sizes[index] = (root / path).stat().st_size
-    return ImageList(root=root, paths=paths, labels=np.array(labels, dtype=np.int64), sizes=sizes, prefix=prefix)
+    paths = [file.path.relative_to(folder).as_posix() for file in files]
+    labels = np.full(len(files), -1, dtype=np.int64)
+    return ImageList(root=folder, paths=paths, labels=labels, by_content=True, way=way, notes=notes)
 
 
 def measure_detail(image: Image.Image, size: tuple[int, int] | None = None) -> float:

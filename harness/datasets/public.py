@@ -28,7 +28,7 @@ from harness.datasets.base import (
     require_folder,
     require_unique,
 )
-from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset, list_files, require_inside
+from harness.datasets.images import EXTENSIONS, ImageList, ListedDataset, require_inside
 from zoo.core.files import digest, from_json, require_file, strict_json
 
 DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
@@ -100,10 +100,10 @@ def list_entries(entries: Mapping[SplitName, list[Entry]], root: Path, prefix: s
     classes = tuple(names[label] for label in range(len(names)))
     require_unique(classes, [f"{name} (label {label})" for label, name in enumerate(classes)], what)
     require_inside(root, splits, what)
-    images = {
-        split: list_files(root, [one.path for one in own], [one.label for one in own], prefix)
-        for split, own in entries.items()
-    }
+    images: dict[SplitName, ImageList] = {}
+    for split, own in entries.items():
+        labels = np.array([one.label for one in own], dtype=np.int64)
+        images[split] = ImageList(root=root, paths=[one.path for one in own], labels=labels, prefix=prefix)
     return Listing(classes, images)
 
 
@@ -246,30 +246,25 @@ def by_class_folder(dataset: RootedDataset) -> Listing:
 
 def _class_images(dataset: RootedDataset, images: str, folders: tuple[str, ...]) -> ImageList:
     """List the images of class folders, class by class; other folders are left out."""
-    listing = class_folders(dataset.place / images)
-    present = [listing.get(name, {}) for name in folders]
+    root = dataset.place / images
+    present = [_image_names(f"{root}/{folder}") for folder in folders]
     return ImageList(
-        root=dataset.place / images,
-        paths=[f"{folder}/{name}" for folder, inner in zip(folders, present, strict=True) for name in inner],
-        labels=np.repeat(np.arange(len(present)), [len(inner) for inner in present]),
-        sizes=np.array([size for inner in present for size in inner.values()], np.int64),
+        root=root,
+        paths=[f"{folder}/{name}" for folder, names in zip(folders, present, strict=True) for name in names],
+        labels=np.repeat(np.arange(len(present)), [len(names) for names in present]),
         prefix=f"{dataset.name}/{images}",
     )
 
 
-def class_folders(folder: Path) -> dict[str, dict[str, int]]:
-    """List the images in each folder of a folder, sorted, with their bytes; nothing where there is no such folder."""
-    if not folder.is_dir():
-        return {}
-    with os.scandir(folder) as entries:
-        return {e.name: _list_images(e.path) for e in entries if e.name[0] != "." and e.is_dir()}
-
-
-def _list_images(folder: str) -> dict[str, int]:
-    with os.scandir(folder) as entries:  # a million: without a Path for each
-        named = ((entry, entry.name.rpartition(".")) for entry in entries if entry.name[0] != ".")
-        images = (entry for entry, (_, dot, ending) in named if dot + ending.lower() in EXTENSIONS)
-        return dict(sorted((entry.name, entry.stat().st_size) for entry in images if entry.is_file()))
+def _image_names(folder: str) -> list[str]:
+    """List the images of a folder, sorted; none where there is no folder."""
+    try:
+        with os.scandir(folder) as entries:  # of a million files: without a Path for each
+            named = ((entry, entry.name.rpartition(".")) for entry in entries if entry.name[0] != ".")
+            images = (entry for entry, (_, dot, ending) in named if dot + ending.lower() in EXTENSIONS)
+            return sorted(entry.name for entry in images if entry.is_file())
+    except FileNotFoundError:
+        return []
 
 
 def as_imagenet(dataset: RootedDataset) -> Listing:

@@ -114,7 +114,8 @@ class Average:
                 return None
             # Whole numbers are resampled and divided at the end, so equal rows differ by exactly 0.
             counts = bootstrap_counts(self.hits - self.dense.hits, seed=0)
-            return Measured(**{name: own / len(self.records) for name, own in zip(ENDS, counts, strict=True)})
+            mean, low, high = (count / len(self.records) for count in counts)
+            return Measured(mean=mean, low=low, high=high)
         if not all(name in record.metrics for record in self.records):
             return None
         own = [record.metrics[name] for record in self.records]

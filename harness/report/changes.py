@@ -228,7 +228,8 @@ def _near(then: Record, now: Record, bounds: Tolerances) -> Iterator[Movement]:
     if (probe := then.feature_probe) is not None:
         here = now.feature_probe
         most = 0 if here is None else int(np.abs(np.subtract(here, probe)).argmax())
-        limits.append(("feature_probe", probe[most], here and here[most], bounds.probe, f"±{bounds.probe:g}"))
+        found = None if here is None else here[most]
+        limits.append(("feature_probe", probe[most], found, bounds.probe, f"±{bounds.probe:g}"))
     for name, value, found, limit, words in limits:
         if found is None or not abs(found - value) <= limit:
             by = None if found is None else found - value
