@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
 from harness.records.times import AGAIN, EAGER, TOO_BUSY, Timing, cores
@@ -67,7 +68,7 @@ class BusyError(OSError):
 
 def watch_others(seconds: float) -> float | None:
     """Wait, and return how many cores other processes kept busy meanwhile; None where the system doesn't say."""
-    others_cores = _count_others()
+    others_cores = count_others()
     time.sleep(seconds)
     return others_cores()
 
@@ -171,7 +172,7 @@ def interleave(
     ``rounds`` rounds and ``seconds`` seconds, at least, but after the former in no more than ``MOST_ROUNDS``. The wall
     clock is the usual stopwatch; ``now`` gives seconds, ``tick`` takes finished rounds.
     """
-    wait, others_cores = synchronizer(images.device), _count_others()
+    wait, others_cores = synchronizer(images.device), count_others()
     watch = stopwatch or wall_clock(wait)
     names = list(callables)
     samples: dict[K, list[float]] = {name: [] for name in names}
@@ -264,7 +265,7 @@ def cuda_events(device: torch.device) -> Stopwatch:
     return Stopwatch("CUDA events", time_ms)
 
 
-def _count_others() -> Callable[[], float | None]:
+def count_others() -> Callable[[], float | None]:
     """Return what tells how many cores other processes kept busy from now on."""
     before, begun = others_s(), time.monotonic()
 
@@ -307,6 +308,7 @@ class ReadyModel:
     deviation: float | None = None  # of its features from eager's, largest over images
     peak_mib: float | None = None
     weights_mib: float | None = None  # of an optimised model, after a call; of others they are the model's own
+    attention: tuple[str, ...] | None = None  # kernels of fused attention that it runs; None of exported files
 
 
 def check_ways(flag: str, ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
@@ -355,6 +357,9 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
             ready = _first_call(vit, way, images, dtype)
             assert ready.call is not None
             apart = _apart(ready.call, vit, images)
+            if way not in EXPORTED:
+                eager: Call = vit if dtype is None else Served(vit, dtype).eval()
+                ready = replace(ready, attention=attention_kernels(ready.call if way == OPTIMIZED else eager, images))
     except Exception as error:
         # Exporters and runtimes of others raise whatever they like.
         if not (is_out_of_memory(error) or _is_refusal(error) or way in EXPORTED):
@@ -478,6 +483,26 @@ def _captured(model: nn.Module, images: Tensor) -> Call:
         return features
 
     return replay
+
+
+class _AttentionWatch(TorchDispatchMode):
+    """Note which kernels of fused attention run, by aten's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = set[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aten" and "attention" in func.__name__:
+            self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def attention_kernels(call: Call, images: Tensor) -> tuple[str, ...]:
+    """Return the kernels of fused attention that a call runs, sorted; none if attention is plain products."""
+    with _AttentionWatch() as watch:
+        call(images)
+    return tuple(sorted(watch.names))
 
 
 def deviations(features: Tensor, eager: Tensor) -> Tensor:
