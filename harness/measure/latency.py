@@ -17,7 +17,7 @@ from harness.base.terminal import Progress
 from harness.measure import timing
 from harness.measure.cost import count_costs
 from harness.measure.rows import MethodRate, Variant, known_methods, require_rows, rows_of
-from harness.measure.server import measure_loads, prepare_server
+from harness.measure.server import Servers, measure_loads, prepare_server
 from harness.models import towers
 from harness.models.towers import split_method, split_name
 from harness.records.record import DENSE, DTYPES, GOLDEN, utc_now
@@ -47,7 +47,6 @@ SCENARIOS = (CALLS, SERVER)
 SERVER_BATCHES = (8, 64)  # of a CPU and of CUDA
 MOST_THREADS = 1024  # of so many more OpenMP ends the process, without an error to catch
 WARMUP, WARMUP_S = 3, 0.5
-MADE_READY = ("failed", "first_call_s", "deviation", "peak_mib", "attention")  # of a record
 
 
 class Condition(NamedTuple):
@@ -149,9 +148,7 @@ class Family:
     counts: dict[str, dict[str, Any]]  # see `count_costs`, by the row's key
 
 
-def load_family(
-    dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress
-) -> Family:
+def load_family(dense: str, pairs: Sequence[MethodRate], *, random_weights: bool, progress: Progress) -> Family:
     """Load a dense tower, or build it without weights, and reduce it."""
     if not random_weights:
         require_rows(dense, pairs)
@@ -290,27 +287,37 @@ def _time(
             if not is_out_of_memory(error):
                 raise
             reason = f"{timing.OUT_OF_MEMORY}, for the images alone"
-            ready, found = dict.fromkeys(models, timing.ReadyModel(failed=reason)), dict[int, Any]()
+            ready = dict.fromkeys(models, timing.ReadyModel(failed=reason))
+            found: Mapping[int, Timing | Load] = {}
         else:
             ready, found = time_runnables(
                 models, images, plan, condition, patience, tick=lambda done: tick(min(done, total))
             )
     if plan.runtimes or way == timing.COMPILE:
         torch._dynamo.reset()
-    new = {}
-    for i, (blank, _) in runs.items():
-        fields = {name: getattr(ready[i], name) for name in MADE_READY}
-        if ready[i].weights_mib is not None:
-            fields["weights_mib"] = ready[i].weights_mib
-        if isinstance(own := found.get(i), Load):
-            fields |= {"load": own, "verdict": own.verdict(plan.bound_ms)}
-        elif own is not None:
-            fields |= time_fields(own, found.get(0) if i else None)
-        elif plan.scenario == SERVER and ready[i].failed is None:
-            fields["failed"] = f"p99 isn't within {plan.bound_ms:g} ms at any rate"
-        new[i] = replace(blank, created=utc_now(), gpu=GpuState.read(device), **fields)
+    new = {
+        i: _complete(replace(blank, gpu=GpuState.read(device)), ready[i], found.get(i), found.get(0) if i else None)
+        for i, (blank, _) in runs.items()
+    }
     progress.say(f"{label}: {len(found)} of {len(new)} models timed")
     return new
+
+
+def _complete(
+    blank: LatencyRecord, ready: timing.ReadyModel, own: Timing | Load | None, dense: Timing | Load | None
+) -> LatencyRecord:
+    """Return a record with what was measured."""
+    fields = {name: getattr(ready, name) for name in ("failed", "first_call_s", "deviation", "peak_mib", "attention")}
+    if ready.weights_mib is not None:
+        fields["weights_mib"] = ready.weights_mib
+    if isinstance(own, Load):
+        assert blank.bound_ms is not None
+        fields |= {"load": own, "verdict": own.verdict(blank.bound_ms)}
+    elif own is not None:
+        fields |= time_fields(own, dense if isinstance(dense, Timing) else None)
+    elif ready.failed is None:  # a server
+        fields["failed"] = f"p99 isn't within {blank.bound_ms:g} ms at any rate"
+    return replace(blank, created=utc_now(), **fields)
 
 
 class Runnable(NamedTuple):
@@ -346,12 +353,13 @@ def time_runnables(
     if not calls:
         return ready, {}
     how: dict[str, Any] = {"rounds": plan.rounds, "seconds": plan.seconds}
-    how["tick"] = lambda done: tick(len(ready) + done)
+    done: dict[str, Any] = {"tick": lambda rounds: tick(len(ready) + rounds)}
     try:
         if plan.scenario == SERVER:
-            return ready, measure_loads(calls, images, bound_ms=plan.bound_ms, rate=condition.rate, **how)
+            servers = Servers(calls=calls, images=images, **how)
+            return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=condition.rate, **done)
         how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan, condition.threads)}
-        return ready, patience.time(lambda: timing.interleave(calls, images, **how), images.device)
+        return ready, patience.time(lambda: timing.interleave(calls, images, **how, **done), images.device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

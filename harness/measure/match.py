@@ -120,8 +120,8 @@ def equal_times(
     for key, (count, off) in found.items():
         goal = ratios[key[1]]
         if abs(1 / goal - 1) <= SLACK:  # keeping all is apart, as that spares the method's own work too
-            count, off = solvers[key].patches, 0.0
-        if abs(off) <= CLOSE:
+            answers[key] = 1.0
+        elif abs(off) <= CLOSE:
             answers[key] = count / solvers[key].patches
         else:
             say_miss(key, count / solvers[key].patches, goal * (1 + off), goal, plan, progress.say)

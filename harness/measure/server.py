@@ -4,11 +4,13 @@ A query is one image, arrivals are a Poisson process, and a latency counts from 
 that is late isn't forgiven (Reddi et al., 2020, "MLPerf Inference Benchmark").
 """
 
+import functools
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -21,11 +23,12 @@ from harness.records.times import LEAST_QUERIES, MET, Load, Percentiles
 from zoo.towers.vit import ReducedViT
 
 STATIC = (timing.COMPILE, timing.CUDA_GRAPHS)  # ways whose batches have fixed sizes
-STEPS, NEAR = 12, 0.03  # of a search, at most; share of a rate at which it ends
-LOWER, TRIES = 0.95, 6  # factor for a rate that misses the bound in the end; rates that are tried
+STEPS, RUNS = 24, 3  # of a search, at most; of each step
+NEAR = 0.03  # share of a rate at which a search ends
+LOWER, TRIES = 0.9, 8  # factor for a rate that misses the bound in the end; rates that are tried
 UNSEEN = 1000  # seed of arrivals from which on no search has seen them
 
-K = TypeVar("K")
+K = TypeVar("K", bound=Hashable)
 Seconds = NDArray[np.float64]
 
 
@@ -66,18 +69,27 @@ def serve_queries(
 def find_rates(is_within: Callable[[K, float, int], bool], starts: Mapping[K, float]) -> dict[K, float]:
     """Double and bisect rates, all of them in turn, for the highest that are within a bound; 0 where none is.
 
-    ``is_within`` takes a rate and a seed. Two answers of three decide, as other processes may disturb one.
+    ``is_within`` judges a run by rate and seed; `RUNS` must be within. In the end the lowest rate that missed the bound
+    is tried again, as other processes may have disturbed it.
     """
     low, high = dict.fromkeys(starts, 0.0), dict.fromkeys(starts, math.inf)
-    asked = dict(starts)
+    asked, doubted = dict(starts), set[K]()
     for step in range(STEPS):
         for key, rate in list(asked.items()):
-            first, second = (is_within(key, rate, 3 * step + turn) for turn in range(2))
-            within = first if first == second else is_within(key, rate, 3 * step + 2)
-            (low if within else high)[key] = rate
-            asked[key] = 2 * rate if high[key] == math.inf else (low[key] + high[key]) / 2
-            if high[key] - low[key] <= NEAR * high[key] < math.inf:
+            if all(is_within(key, rate, RUNS * step + turn) for turn in range(RUNS)):
+                low[key] = rate
+                high[key] = math.inf if rate >= high[key] else high[key]
+            else:
+                high[key] = rate
+            if high[key] == math.inf:
+                asked[key] = 2 * rate
+            elif high[key] - low[key] > NEAR * high[key]:
+                asked[key] = (low[key] + high[key]) / 2
+            elif key in doubted:
                 del asked[key]
+            else:
+                asked[key] = high[key]
+                doubted.add(key)
     return low
 
 
@@ -105,68 +117,81 @@ def prepare_server(vit: ReducedViT, way: str, images: Tensor, dtype: str | None 
     return replace(ready[most], call=call, first_call_s=sum(one.first_call_s or 0.0 for one in ready.values()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Servers(Generic[K]):
+    """Models that are ready, run as servers in turn, with batches of no more than the images."""
+
+    calls: Mapping[K, timing.Call]
+    images: Tensor  # (B, C, H, W)
+    rounds: int  # runs of each
+    seconds: float  # that these last together, at least
+
+    def serve(self, key: K, count: int) -> None:
+        """Answer so many queries."""
+        self.calls[key](self.images[:count])
+        timing.synchronizer(self.images.device)()
+
+    def warm(self, key: K) -> float:
+        """Call a model with each size, and return the queries a second that it answers one by one."""
+        for count in range(len(self.images), 0, -1):
+            self.serve(key, count)
+        begun = time.perf_counter()
+        self.serve(key, 1)
+        return 1 / (time.perf_counter() - begun)
+
+    def run(self, key: K, rate: float, seed: int, bound_ms: float = math.inf) -> tuple[Percentiles, int]:
+        """Run a model once, and return its latencies and the number of calls."""
+        arrivals = draw_arrivals(rate, self.count_queries(rate), seed)
+        serve = functools.partial(self.serve, key)
+        latencies_s, calls = serve_queries(serve, arrivals, len(self.images), bound_ms=bound_ms)
+        return Percentiles.of(1000 * latencies_s), calls
+
+    def count_queries(self, rate: float) -> int:
+        """Return how many queries a run has."""
+        return max(LEAST_QUERIES, math.ceil(rate * self.seconds / self.rounds))
+
+    def run_rounds(self, rates: Mapping[K, float], tick: Callable[[int], object]) -> dict[K, Load]:
+        """Run each model at its rate, with arrivals that no search has seen."""
+        keys, runs, calls = list(rates), {key: list[Percentiles]() for key in rates}, Counter[K]()
+        for turn in range(self.rounds if rates else 0):
+            first = turn % len(keys)
+            for key in keys[first:] + keys[:first]:
+                percentiles, count = self.run(key, rates[key], UNSEEN + turn)
+                runs[key].append(percentiles)
+                calls[key] += count
+            tick(turn + 1)
+        loads = {}
+        for key, rate in rates.items():
+            queries = self.count_queries(rate)
+            mean = self.rounds * queries / calls[key]
+            loads[key] = Load(rate=rate, queries=queries, runs=tuple(runs[key]), batch_mean=mean)
+        return loads
+
+
 @torch.inference_mode()
 def measure_loads(
-    calls: Mapping[K, timing.Call],
-    images: Tensor,
-    rounds: int,
-    seconds: float,
-    *,
-    bound_ms: float,
-    rate: float | None,
-    tick: Callable[[int], object] = lambda _: None,
+    servers: Servers[K], *, bound_ms: float, rate: float | None, tick: Callable[[int], object] = lambda _: None
 ) -> dict[K, Load]:
-    """Run models as servers, in turn, on the same arrivals, with batches of at most these images (B, C, H, W).
+    """Run servers at a rate, or without one each at the highest that is found to keep p99 within ``bound_ms``.
 
-    Each has ``rounds`` runs, of ``seconds`` in all and `LEAST_QUERIES` each, at least. Without a ``rate`` each has the
-    highest that is found to keep p99 within ``bound_ms``; a model that has none is missing.
+    A model that has none is missing. ``tick`` takes finished rounds.
 
     Raises:
         BusyError: other processes left too little of the CPU.
     """
-    most, wait = len(images), timing.synchronizer(images.device)
-
-    def run(key: K, rate: float, seed: int, bound_ms: float = math.inf) -> tuple[Percentiles, int]:
-        def serve(count: int) -> None:
-            calls[key](images[:count])
-            wait()
-
-        arrivals = draw_arrivals(rate, count_queries(rate), seed)
-        latencies_s, called = serve_queries(serve, arrivals, most, bound_ms=bound_ms)
-        return Percentiles.of(1000 * latencies_s), called
-
-    def count_queries(rate: float) -> int:
-        return max(LEAST_QUERIES, math.ceil(rate * seconds / rounds))
-
-    def run_rounds(rates: Mapping[K, float]) -> dict[K, Load]:
-        keys, found = list(rates), {key: list[tuple[Percentiles, int]]() for key in rates}
-        for turn in range(rounds):
-            first = turn % len(keys)
-            for key in keys[first:] + keys[:first]:
-                found[key].append(run(key, rates[key], UNSEEN + turn))
-            tick(turn + 1)
-        loads = {}
-        for key, own in found.items():
-            runs, called = zip(*own, strict=True)
-            queries = count_queries(rates[key])
-            loads[key] = Load(rate=rates[key], queries=queries, runs=runs, batch_mean=rounds * queries / sum(called))
-        return loads
-
-    others_cores, starts = timing.count_others(), dict[K, float]()
-    for key, call in calls.items():
-        for count in range(most, 0, -1):  # whose first call sets something up
-            call(images[:count])
-        starts[key] = 1000 / timing.wall_clock(wait).time_ms(call, images[:1])
-    if rate is None:
-        found = find_rates(lambda *asked: run(*asked, bound_ms)[0].p99_ms <= bound_ms, starts)
-        rates = {key: one for key, one in found.items() if one}
+    others_cores = timing.count_others()
+    starts = {key: servers.warm(key) for key in servers.calls}
+    if rate is not None:
+        loads = servers.run_rounds(dict.fromkeys(starts, rate), tick)
     else:
-        rates = dict.fromkeys(calls, rate)
-    loads = dict[K, Load]()
-    for _ in range(1 if rate is not None else TRIES):
-        if rates:
-            loads |= run_rounds(rates)
-        rates = {key: LOWER * rates[key] for key in rates if loads[key].verdict(bound_ms) != MET}
-    if images.device.type == "cpu" and (why := timing.why_crowded(others_cores())):
+
+        def is_within(key: K, rate: float, seed: int) -> bool:
+            return servers.run(key, rate, seed, bound_ms)[0].p99_ms <= bound_ms
+
+        loads, rates = {}, {key: rate for key, rate in find_rates(is_within, starts).items() if rate}
+        for _ in range(TRIES):
+            loads |= servers.run_rounds(rates, tick)
+            rates = {key: LOWER * rates[key] for key in rates if loads[key].verdict(bound_ms) != MET}
+    if servers.images.device.type == "cpu" and (why := timing.why_crowded(others_cores())):
         raise timing.BusyError(why)
     return loads

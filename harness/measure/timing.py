@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 
 from harness.records.times import AGAIN, EAGER, TOO_BUSY, Timing, cores
@@ -485,26 +484,6 @@ def _captured(model: nn.Module, images: Tensor) -> Call:
     return replay
 
 
-class _AttentionWatch(TorchDispatchMode):
-    """Note which kernels of fused attention run, by aten's names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names = set[str]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "aten" and "attention" in func.__name__:
-            self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-def attention_kernels(call: Call, images: Tensor) -> tuple[str, ...]:
-    """Return the kernels of fused attention that a call runs, sorted; none if attention is plain products."""
-    with _AttentionWatch() as watch:
-        call(images)
-    return tuple(sorted(watch.names))
-
-
 def deviations(features: Tensor, eager: Tensor) -> Tensor:
     """Return (B,) by how much features differ from the eager model's, in lengths of the latter."""
     ours, theirs = features.detach().double(), eager.detach().double()
@@ -557,12 +536,7 @@ def peak_mib(call: Call, images: Tensor) -> float | None:
 
 
 def _cpu_peak(call: Call, images: Tensor) -> float:
-    # Else the profiler tells the terminal when it starts and stops.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        call(images)
+    profiler = _profile(call, images)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
@@ -570,3 +544,19 @@ def _cpu_peak(call: Call, images: Tensor) -> float:
     moves = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
     most: int = max(accumulate((count for _, count in moves), initial=0))
     return most / MIB
+
+
+def attention_kernels(call: Call, images: Tensor) -> tuple[str, ...]:
+    """Return the kernels that fused attention takes in a call, by aten's names; none if it isn't called."""
+    prefix, names = "aten::_scaled_dot_product_", {event.key for event in _profile(call, images).key_averages()}
+    return tuple(sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix)))
+
+
+def _profile(call: Call, images: Tensor) -> Any:
+    # Else the profiler tells the terminal when it starts and stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        call(images)
+    return profiler

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -424,7 +425,7 @@ def _columns(rows: Sequence[LatencyRecord]) -> Iterator[TimeColumn]:
     yield Column(heading="ms", about="ms: median [quartiles] of whole calls"), _time
     for percent in (90, 99):
         about = f"ms that {percent} % of the calls did not exceed"
-        yield _number(f"p{percent}", lambda row, percent=percent: row.percentile_ms(percent), ".2f", about=about)
+        yield _number(f"p{percent}", partial(LatencyRecord.percentile_ms, percent=percent), ".2f", about=about)
     yield _number("images/s", lambda row: row.times.images_per_s if row.times else None, ".1f")
     yield Column(heading="ratio"), lambda row: estimate_cell(row.ratio, "{:.3f}".format)
     yield _words("verdict", _verdict)
@@ -455,8 +456,8 @@ def _server_columns(rows: Sequence[LatencyRecord]) -> Iterator[TimeColumn]:
             return row.load.rate / dense[row.batch] if row.load is not None and row.batch in dense else None
 
         yield _number("x dense", times_dense, ".2f", about="queries/s by the dense model's", forms=FORMS)
-    for name in ("p50", "p90"):
-        yield _number(name, value(lambda load, name=name: load.summary(f"{name}_ms").estimate), ".1f")
+    yield _number("p50", value(lambda load: load.summary("p50_ms").estimate), ".1f")
+    yield _number("p90", value(lambda load: load.summary("p90_ms").estimate), ".1f")
     p99 = Column(heading="p99, ms", about="p50, p90, p99: ms from the scheduled arrival, medians over runs")
     yield p99, lambda row: estimate_cell(None if row.load is None else row.load.summary("p99_ms"), "{:.1f}".format)
     yield _number("a call", value(lambda load: load.batch_mean), ".1f", about="queries that shared a call, on average")

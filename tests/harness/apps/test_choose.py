@@ -34,7 +34,6 @@ from harness.records.times import Timing
 from zoo.core.files import cache_folder
 from zoo.core.precision import PRECISIONS
 from zoo.deploy.export import EXPORTED_PROGRAM
-from zoo.loading.learned_files import ScheduleFile
 
 ARCH, TAG = "clip_vit_b16", "openai"
 
@@ -291,42 +290,6 @@ def test_a_method_without_a_predictor_is_left_out_and_told(predictor_file: Path)
     assert [way.method for way in lab.reductions] == ["clsattn", "evit", *3 * ["rankmerge"], "tome"]
     with pytest.raises(FileNotFoundError, match="no predictor"):
         chosen(SetupBounds(min_cosine=0.9))  # which asks for it by name
-
-
-@pytest.mark.usefixtures("small", "clock")
-def test_a_schedule_is_stretched_over_keep_rates(tmp_path: Path, tower: Tower):
-    file = ScheduleFile(
-        reduce_at=(1, 3), schedule=(0.7,), keep=0.49, model=ARCH, tag=TAG, weights="", method="tome",
-        options={"proportional": False}, cost={}, found=True, datasets=[], candidates=1, seconds=1.0, version="1",
-    )  # fmt: skip
-    file.write(tmp_path / "s.json")
-    replace(file, method="tomme").write(tmp_path / "other.json")  # as another package may have registered it
-    with pytest.raises(ValueError, match=r"other\.json' of method 'tomme': did you mean 'tome'"):
-        make_lab(replace(CONFIG, schedules=(tmp_path / "other.json",)))
-    lab = make_lab(replace(CONFIG, methods=("clsattn",), schedules=(tmp_path / "s.json",)))
-    way = lab.reductions[-1]
-    assert (way.method, way.name, len(way.rates)) == ("tome", "tome 98 with s.json", len(RATES))
-    own = {"proportional": False, "reduce_at": [1, 3]}
-    assert lab.find_setup(way._replace(keep=0.49)).options == own | {"schedule": [0.7], "keep": 0.49}
-    setup = lab.find_setup(way._replace(keep=0.64))
-    assert setup.options == own | {"schedule": [0.8], "keep": 0.64}
-    assert zoo.reduce(tower.vit, method=setup.method, **setup.options).reducer.points == (1, 3)
-
-
-@pytest.mark.usefixtures("small", "clock")
-def test_a_recovery_is_a_setup_of_its_own(tmp_path: Path, tower: Tower):
-    student, images = zoo.reduce(tower.vit, method="tome", keep=0.5), [torch.randn(4, 3, 64, 64)]
-    recipe, path = zoo.RecoveryConfig(rounds=1, steps=1, batch=2), tmp_path / "r.safetensors"
-    recovered, origin = zoo.recover(student, images, images, recipe), {"name": ARCH, "tag": TAG, "commit": None}
-    zoo.save_recovery(path, student, recovered, recipe, **origin, datasets=[{"name": "elsewhere"}])
-    lab = make_lab(replace(CONFIG, methods=("clsattn",), recoveries=(path,)))
-    way = lab.reductions[-1]
-    assert (way.name, way.rates) == ("tome 50 with r.safetensors", [way])
-    setup = lab.find_setup(way)
-    assert (setup.options, setup.recovery) == ({"keep": 0.5}, str(path))
-    plain = zoo.add_recovery(zoo.reduce(tower.vit, method="tome", keep=0.5), path).eval()
-    with torch.inference_mode():
-        torch.testing.assert_close(lab.serve(way).vit(images[0]), zoo.optimize(plain)(images[0]))
 
 
 @pytest.mark.parametrize(("make", "quoted"), [

@@ -326,12 +326,10 @@ def test_the_embedded_model_is_timed_in_every_way_that_cuda_has(tmp_path):
     assert all(record.failed is None for record in read_latencies(tmp_path / "latency.jsonl"))
 
 
-SERVER = "--scenario server --batches 4"
-
-
 @pytest.mark.usefixtures("benchmark")
-def test_a_server_is_run_at_a_rate_or_has_none_within_the_bound(tmp_path, capsys):
-    argv = [*RANDOM.split(), *SERVER.split(), "--output", str(tmp_path)]
+def test_a_server_is_run_at_a_rate_or_has_none_within_the_bound(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "why_crowded", lambda _: "")
+    argv = [*RANDOM.replace("--batches 1", "--scenario server --batches 4").split(), "--output", str(tmp_path)]
     assert main([*argv, "--rate", "900", "1800"]) == 0
     out, file = capsys.readouterr().out, tmp_path / "latency.jsonl"
     records, before = read_latencies(file), file.read_bytes()

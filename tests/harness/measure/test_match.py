@@ -144,8 +144,10 @@ def test_a_search_is_steady_under_noise(dense, clock):
     for seed in range(12):
         clock(noise=0.02, seed=seed)
         rows = matched_rows(dense, ARCH, TAG, replace(PLAN, match="time", methods=("patchrank", "evit")), Progress())
-        off += [SMOOTH["evit"](round(64 * row.keep)) / SMOOTH["patchrank"](round(64 * rate)) - 1
-                for row, rate in zip(rows[3:], (0.7, 0.4), strict=True)]
+        off += [
+            SMOOTH["evit"](round(64 * row.keep)) / SMOOTH["patchrank"](round(64 * rate)) - 1
+            for row, rate in zip(rows[3:], (0.7, 0.4), strict=True)
+        ]
     assert np.mean(np.abs(off) <= TOLERANCE["time"]) > 2 / 3
     assert abs(np.mean(off)) < TOLERANCE["time"] / 2
 
