@@ -10,17 +10,15 @@ Lehmacher, 1995): a setup that misses the bounds is certified no more often than
 
 import copy
 import dataclasses
-import math
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from harness import git_commit
@@ -51,10 +49,7 @@ from zoo.loading.predictor_file import PredictorFile, find_predictor
 RATES = tuple(percent / 100 for percent in range(2, 100, 2))  # keep rates that are tried, ascending
 CONTROLS = (RANDOM, GOLDEN)  # what methods are compared with: nothing to run
 ROUNDS = 6  # in which candidates are compared
-SPARSE = 12  # keep rates from one that is timed to the next, for a bound on time
 SAFER = (8, 4, 2, 1, 0)  # keep rates above the lowest that meets the bounds: the rungs of the ladder
-SLACK = 0.03  # of the time that is asked for, which a search for it leaves, as timing again moves it
-PARTS = (1, 0.9, 0.8)  # of that time, at which two setups each are tried: the first may miss it when timed again
 WORDS = {  # what metrics are called, as columns
     COSINE: "cosine",
     OVERLAP: "neighbour overlap",
@@ -380,29 +375,6 @@ def build_ladder(lab: Any) -> list[Candidate]:
     return [*dense, *rungs[min(ratios, key=ratios.__getitem__)]]
 
 
-def find_in_time(lab: Any, goal: float) -> Iterator[Candidate]:
-    """Yield setups whose time is at most ``goal`` of dense's, the most faithful first, and last the fastest of all.
-
-    Dense towers come before reductions, whose precision is the one in which dense is fastest. All methods are timed in
-    the same rounds at few keep rates, between which times are interpolated.
-    """
-    lab.say("times of dense in each precision")
-    timed, goal = lab.ratios(lab.dense), goal * (1 - SLACK)
-    yield from sorted((one for one in lab.dense if timed[one] <= goal), key=lab.share)
-    lab.say("times of all methods")
-    dtype = min(lab.dense, key=timed.__getitem__).dtype
-    ways = [way._replace(dtype=dtype).rates for way in lab.reductions]
-    timed |= lab.ratios(one for rates in ways for one in rates[::SPARSE])
-    for part in PARTS:
-        near = list[Candidate]()
-        for rates in ways:
-            times, keeps = zip(*((timed[one], one.keep) for one in rates if one in timed), strict=True)
-            keep = np.interp(part * goal, np.maximum.accumulate(times), keeps, left=0)
-            near += [one for one in rates if one.keep <= keep][-1:]
-        yield from sorted((one for one in near if lab.share(one) < math.inf), key=lab.share)[:2]
-    yield min(timed, key=timed.__getitem__)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """What a search came to."""
@@ -428,9 +400,9 @@ def choose(
 ) -> Selection:
     """Search the fastest setup of a tower that meets bounds on a dataset's pictures, on this machine.
 
-    With a bound on time alone it is the most faithful one within it. A reduction that isn't clearly faster than the
-    dense tower in the same precision and runtime is never chosen. A search that was stopped goes on where it was, and
-    one with other bounds takes what was measured on the same pictures; ``fresh`` measures everything anew.
+    A reduction that isn't clearly faster than the dense tower in the same precision and runtime is never chosen. A
+    search that was stopped goes on where it was, and one with other bounds takes what was measured on the same
+    pictures; ``fresh`` measures everything anew.
 
     Raises:
         ValueError: a reduced model, pictures or classes that a bound needs and that aren't there, or an unknown name.
@@ -438,13 +410,13 @@ def choose(
     """
     begun = time.monotonic()
     lab = Lab(model, dataset, bounds, config or ChooseConfig(), progress.say, fresh=fresh)
-    judged = _judge_by_fidelity(lab) if bounds.floors else _judge_by_time(lab)
+    judged = _judge(lab)
     why = _describe_miss(bounds, judged[-1])
     setup = lab.certify(judged, met=not why, seconds=time.monotonic() - begun)
     return Selection(setup=setup, why=why, judged=tuple(judged))
 
 
-def _judge_by_fidelity(lab: Lab) -> list[Assessment]:
+def _judge(lab: Lab) -> list[Assessment]:
     """Go down the ladder on pictures held out, from the most faithful rung on, until one fails.
 
     The last rung that passed competes with the dense towers; the fastest that pays comes last in the list.
@@ -461,18 +433,6 @@ def _judge_by_fidelity(lab: Lab) -> list[Assessment]:
     met = [one for one in paying if not _describe_miss(lab.bounds, judged[one])]
     last = judged.pop(min(met or paying, key=lambda one: judged[one].time[TOTAL]["estimate"]))
     return [*judged.values(), last]
-
-
-def _judge_by_time(lab: Lab) -> list[Assessment]:
-    """Time setups, the most faithful first, until one is as fast as asked; it comes last, or the fastest if none is."""
-    judged = list[Assessment]()
-    assert lab.bounds.speed_up is not None
-    for one in find_in_time(lab, 1 / lab.bounds.speed_up):
-        own = dataclasses.replace(lab.assess(one), time=lab.measure_times([one])[one])
-        judged.append(dataclasses.replace(own, passed=not _describe_miss(lab.bounds, own)))
-        if judged[-1].passed:
-            return judged
-    return sorted(judged, key=lambda own: -own.time[TOTAL]["high"])
 
 
 def _describe_miss(bounds: SetupBounds, one: Assessment) -> str:
@@ -516,7 +476,6 @@ def selection_table(selection: Selection) -> Table:
         roomy=[WORDS[metric] for metric in metrics[1:]],
         caption="setup: method and keep rate in %; means are relative to dense in float32, with 95 % intervals over "
         "photographs; x dense: time relative to dense in eager float32; x dense alike: time relative to dense in the "
-        "same precision and runtime; met: whether it meets the bounds and, for a bound on time alone, pays; the last "
-        "setup is "
+        "same precision and runtime; met: whether it meets the bounds on fidelity; the last setup is "
         f"{'chosen' if selection.met else 'the nearest'}",
     )

@@ -33,7 +33,7 @@ def _choose_flags(parser: CommandParser) -> None:
     flags.add(pictures, "--images", None, IMAGES_HELP, Path, metavar="DIR")
     flags.usual(pictures, "dataset")
     flags.data(parser)
-    bounds = parser.add_argument_group("bounds; give at least one")
+    bounds = parser.add_argument_group("bounds; give at least one on fidelity")
     for flag, text in (
         ("--min-cosine", "least mean cosine to dense features, such as 0.99"),
         ("--min-overlap", "least mean share of dense's 10 nearest pictures; needs 1000 pictures"),
