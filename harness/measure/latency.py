@@ -316,7 +316,7 @@ def _complete(
     elif own is not None:
         fields |= time_fields(own, dense if isinstance(dense, Timing) else None)
     elif ready.failed is None:  # a server
-        fields["failed"] = f"p99 isn't within {blank.bound_ms:g} ms at any rate"
+        fields["failed"] = f"p99 isn't within {blank.bound_ms:g} ms even where queries hardly ever wait"
     return replace(blank, created=utc_now(), **fields)
 
 

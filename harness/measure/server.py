@@ -25,6 +25,7 @@ from zoo.towers.vit import ReducedViT
 STATIC = (timing.COMPILE, timing.CUDA_GRAPHS)  # ways whose batches have fixed sizes
 STEPS, RUNS = 24, 3  # of a search, at most; of each step
 NEAR = 0.03  # share of a rate at which a search ends
+SELDOM = 1 / 32  # of the rate of single queries: below it they hardly ever wait for each other
 LOWER, TRIES = 0.9, 8  # factor for a rate that misses the bound in the end; rates that are tried
 UNSEEN = 1000  # seed of arrivals from which on no search has seen them
 
@@ -69,8 +70,8 @@ def serve_queries(
 def find_rates(is_within: Callable[[K, float, int], bool], starts: Mapping[K, float]) -> dict[K, float]:
     """Double and bisect rates, all of them in turn, for the highest that are within a bound; 0 where none is.
 
-    ``is_within`` judges a run by rate and seed; `RUNS` must be within. In the end the lowest rate that missed the bound
-    is tried again, as other processes may have disturbed it.
+    They begin at ``starts``, the rates of single queries. ``is_within`` judges a run by rate and seed; `RUNS` must be
+    within. In the end the lowest rate that missed is tried again, as other processes may have disturbed it.
     """
     low, high = dict.fromkeys(starts, 0.0), dict.fromkeys(starts, math.inf)
     asked, doubted = dict(starts), set[K]()
@@ -83,6 +84,8 @@ def find_rates(is_within: Callable[[K, float, int], bool], starts: Mapping[K, fl
                 high[key] = rate
             if high[key] == math.inf:
                 asked[key] = 2 * rate
+            elif high[key] < SELDOM * starts[key]:
+                del asked[key]
             elif high[key] - low[key] > NEAR * high[key]:
                 asked[key] = (low[key] + high[key]) / 2
             elif key in doubted:

@@ -83,7 +83,7 @@ def test_arrivals_are_a_poisson_process_that_a_seed_determines():
     assert (gaps > 1 / 50).mean() == pytest.approx(math.exp(-1), abs=0.03)  # memoryless
 
 
-@pytest.mark.parametrize("start", [1.0, 90.0, 1000.0])
+@pytest.mark.parametrize("start", [1.0, 90.0, 700.0])
 @pytest.mark.parametrize("disturbed", [None, 0, 4, 7])
 def test_a_search_finds_the_highest_rate_though_a_step_is_disturbed(start: float, disturbed: int | None):
     truths = {"slow": 40.0, "fast": 300.0, "none": 0.0}
