@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import statistics
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -21,12 +23,16 @@ from zoo.loading.adopt import reduce
 from zoo.towers.vit import ReducedViT
 
 TOLERANCE = {"gflops": 0.01, "time": 0.02}  # of the target's cost; a row further off is reported
-SLACK = TOLERANCE["time"] / 2  # of dense's time, that a target may differ from it and be met by keeping all
-WIDTHS = (1, 0.15, 0.08, 0.04)  # of all patch tokens, that each step of a search looks up and down
-COUNTS, ROUNDS = 5, 3  # of patch tokens, that it tries, and how often
+# Of the target's time, which a search may be off: half the tolerance, as timing again moves it.
+SLACK = TOLERANCE["time"] / 2
+ROUNDS = 4  # of a search's steps
+STEPS = 12  # of a search, at most
+SURE = 3  # costs of one count, of which one may be disturbed
 
 K = TypeVar("K")
 Build = Callable[[float], ReducedViT]  # a model for a keep rate, or ValueError where there is none
+# Asks for costs of counts of patch tokens; returns one of them with its cost minus 1.
+Search = Generator[int, float, tuple[int, float]]
 
 
 @dataclass
@@ -61,6 +67,45 @@ class KeepSolver:
         counts = (self.patches, above, max(above - 1, self.least))
         return min(counts, key=lambda count: abs(cost(count) / goal - 1))
 
+    def search(self, start: int) -> Search:
+        """Look, from ``start``, for the number of patch tokens whose cost is 1, under noise that any sample may have.
+
+        It ends where the median of `SURE` costs is within `SLACK`, or with the nearest after `STEPS`.
+        """
+        self.build(1.0)  # a method that can't do even this says why
+        samples = defaultdict[int, list[float]](list)
+        # Keeping all is apart, as that spares the method's own work too.
+        if abs((yield self.patches) - 1) <= SLACK:
+            return self.patches, 0.0
+        count = min(max(start, self.least), self.patches - 1)
+        for _ in range(STEPS - 1):
+            samples[count].append((yield count))
+            off = {each: statistics.median(costs) - 1 for each, costs in samples.items()}
+            likely = [count] if abs(off[count]) <= SLACK else self._meeting(off)
+            unsure = [each for each in likely if len(samples.get(each, ())) < SURE]
+            if not unsure:
+                break
+            count = min(unsure, key=lambda each: len(samples.get(each, ())))
+        best = min(off, key=lambda each: (len(samples[each]) == 1, abs(off[each]), -each))
+        return best, off[best]
+
+    def _meeting(self, off: Mapping[int, float]) -> Sequence[int]:
+        """Return counts at which costs, how far they are off by count, may meet the goal, the likeliest first.
+
+        They are taken for the rising (isotonic) function that is nearest to them. Where all of it lies on one side,
+        their line goes on from the outermost, or its cost changes in proportion.
+        """
+        counts = sorted(off)
+        rising = isotonic_regression([off[count] for count in counts]).x
+        if rising[0] < 0 < rising[-1]:
+            above = int(np.searchsorted(rising, 0.0))
+            return round(float(np.interp(0.0, rising, counts))), counts[above - 1], counts[above]
+        at, gap = (counts[0], rising[0]) if rising[0] >= 0 else (counts[-1], rising[-1])
+        slope = 1 / at
+        if len(counts) > 1:  # of noise, or flat over what a processor does at once, no line follows
+            slope = max(np.polyfit(counts, [off[count] for count in counts], 1)[0], slope / 4)
+        return (round(min(max(at - gap / slope, at / 4, self.least), 4 * at, self.patches - 1)),)
+
     @functools.cached_property
     def least(self) -> int:
         """The fewest patch tokens that the model can end with; ToMe, say, halves at most."""
@@ -93,47 +138,35 @@ def equal_times(
     plan: Plan,
     progress: Progress,
 ) -> dict[MethodRate, float]:
-    """Solve keep rates for the time of the targets, by method and the target's keep rate.
+    """Solve keep rates for the time of the targets, by method and the target's keep rate, where searches start.
 
-    There is none for a method that stays further off than `CLOSE`. Each step times the dense tower, the targets and,
-    of all methods, a few counts of patch tokens in the same rounds. The next step looks around the best of them, so
-    that it corrects one that was disturbed.
+    There is none for a method that stays further off than `CLOSE`. Every step times the dense tower, the targets and
+    what all searches ask for in the same rounds.
     """
     # A copy, as predictors know the tower by its weights.
     dense = copy.deepcopy(dense).to(plan.device, DTYPES[plan.dtype])
-    found, patience = dict[MethodRate, tuple[int, float]](), Patience(say=progress.say)
-    with progress.task("keep rates of equal time", len(WIDTHS)) as update:
-        for step, width in enumerate(WIDTHS, start=1):
-            counts, vits = {}, dict[Any, ReducedViT](targets)
-            for key, solver in solvers.items():
-                solver.build(1.0)  # a method that can't do even this says why
-                middle = found[key][0] if found else solver.patches
-                low, high = (middle + sign * width * solver.patches for sign in (-1, 1))
-                spread = np.linspace(max(low, solver.least), min(high, solver.patches - 1), COUNTS)
-                counts[key] = sorted({round(count) for count in spread})
-                vits |= {(key, count): solver.build(count / solver.patches) for count in counts[key]}
+    searches = {key: solver.search(round(key[1] * solver.patches)) for key, solver in solvers.items()}
+    asked, answers, step = {key: next(search) for key, search in searches.items()}, dict[MethodRate, float](), 0
+    patience = Patience(say=progress.say)
+    with progress.task("keep rates of equal time", STEPS) as update:
+        while asked:
+            vits: dict[Any, ReducedViT] = {key[1]: targets[key[1]] for key in solvers}
+            for key, count in asked.items():
+                if count < solvers[key].patches:  # else it is the dense tower
+                    vits[key] = solvers[key].build(count / solvers[key].patches)
             ratios = time_ratios(dense, vits, plan.match_batch, patience)
-            for key, tried in counts.items():
-                found[key] = _meet(tried, [ratios[key, count] / ratios[key[1]] - 1 for count in tried])
-            update(step)
-    answers = {}
-    for key, (count, off) in found.items():
-        goal = ratios[key[1]]
-        if abs(1 / goal - 1) <= SLACK:  # keeping all is apart, as that spares the method's own work too
-            answers[key] = 1.0
-        elif abs(off) <= CLOSE:
-            answers[key] = count / solvers[key].patches
-        else:
-            say_miss(key, count / solvers[key].patches, goal * (1 + off), goal, plan, progress.say)
+            update(step := step + 1)
+            for key in list(asked):
+                try:
+                    asked[key] = searches[key].send(ratios.get(key, 1.0) / ratios[key[1]])
+                except StopIteration as end:
+                    (count, off), goal = end.value, ratios[key[1]]
+                    if abs(off) <= CLOSE:
+                        answers[key] = count / solvers[key].patches
+                    else:
+                        say_miss(key, count / solvers[key].patches, goal * (1 + off), goal, plan, progress.say)
+                    del asked[key]
     return answers
-
-
-def _meet(counts: Sequence[int], off: Sequence[float]) -> tuple[int, float]:
-    """Return the count whose cost is nearest to the goal, and how far off, by the rising curve nearest to the costs."""
-    every = np.arange(counts[0], counts[-1] + 1)
-    rising = np.interp(every, counts, isotonic_regression(off).x)
-    best = int(np.abs(rising).argmin())
-    return int(every[best]), float(rising[best])
 
 
 def find_record(known: Sequence[Record], target: Variant, method: str, matched: Mapping[str, Any]) -> Record | None:

@@ -130,26 +130,34 @@ def test_equal_time_is_met_or_the_nearest(dense, clock):
             assert rate not in found or off[found[rate]] <= max(SLACK, min(off.values()) + 1e-9), (method, rate)
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 3])
+@pytest.mark.parametrize("step", [1, 3, 6])
 def test_a_disturbed_step_of_a_search_is_found_out(dense, clock, step):
-    clock(noise=0.01, disturbed=step)
+    clock(disturbed=step)
     plan = replace(PLAN, match="time", methods=("patchrank", "evit"), keeps=(0.4,))
     *_, row = matched_rows(dense, ARCH, TAG, plan, Progress())
-    assert SMOOTH["evit"](round(64 * row.keep)) == pytest.approx(SMOOTH["patchrank"](26), rel=2 * TOLERANCE["time"])
+    assert SMOOTH["evit"](round(64 * row.keep)) == pytest.approx(SMOOTH["patchrank"](26), rel=TOLERANCE["time"])
 
 
-def test_a_search_is_steady_under_noise(dense, clock):
-    """Two searches of three come within the tolerance, and none is favoured."""
-    off = []
-    for seed in range(12):
-        clock(noise=0.02, seed=seed)
-        rows = matched_rows(dense, ARCH, TAG, replace(PLAN, match="time", methods=("patchrank", "evit")), Progress())
-        off += [
-            SMOOTH["evit"](round(64 * row.keep)) / SMOOTH["patchrank"](round(64 * rate)) - 1
-            for row, rate in zip(rows[3:], (0.7, 0.4), strict=True)
-        ]
+def test_a_search_is_steady_under_noise(dense):
+    """One cost in twenty is disturbed; two searches of three come within the tolerance, and none is favoured."""
+
+    def found(seed: int) -> float:
+        generator = np.random.default_rng(seed)
+        search = KeepSolver(dense, lambda _: dense).search(32)
+        count = next(search)
+        while True:
+            noise = (1 + 0.02 * generator.standard_normal()) * (1.15 if generator.random() < 0.05 else 1.0)
+            try:
+                count = search.send(true(count) * noise)
+            except StopIteration as end:
+                return true(end.value[0]) - 1
+
+    def true(count: int) -> float:
+        return (0.35 + 0.65 * count / 64) / 0.73
+
+    off = np.array([found(seed) for seed in range(60)])
     assert np.mean(np.abs(off) <= TOLERANCE["time"]) > 2 / 3
-    assert abs(np.mean(off)) < TOLERANCE["time"] / 2
+    assert abs(off.mean()) < TOLERANCE["time"] / 2
 
 
 def test_matched_rows_are_records_like_any(tmp_path, monkeypatch, clock):
@@ -215,7 +223,7 @@ def test_refusals(change, match):
 
 def test_the_main_job_names_equal_time_as_the_next_step(tmp_path, capsys, clock):
     clock()
-    command = "compare --model clip_vit_b16 --dataset toy --keeps 0.5 --batches 8 --limit 8 --no-gallery --output"
+    command = "compare --model clip_vit_b16 --dataset toy --keeps 0.5 --batches 8 --limit 8 --output"
     command += f" {tmp_path} --methods evit"  # no patchrank, so evit is what others meet
     assert main([*command.split(), "random"]) == 0
     [_, *again] = re.search("next, at equal time: (patchrank .*)", capsys.readouterr().err)[1].split()
