@@ -252,13 +252,13 @@ def _embedded_lines(done: "Embedded", job: "EmbedJob") -> tuple[str, ...]:
     """Say what came of it: how fast, then where it is and what is missing."""
     lines = []
     if done.binds is not None:
-        rates = {name: f"{rate:,.3g} {job.kind}/s" for name, rate in done.rates.items()}
-        line = f"the model embeds {rates['model']}"
-        if "decoding" in rates:
-            count = job.processes * (job.workers or 1)
-            by = f"{count} process{'es' if count > 1 else ''}" if count else "the model's process"
-            line = f"{done.binds} is the bottleneck: {line}, {by} decode{'s' * (count < 2)} {rates['decoding']}"
-        lines.append(line)
+        count = job.processes * (job.workers or 1)
+        by = (
+            f"{count} process{'es' * (count > 1)} decode{'s' * (count < 2)}" if count else "the model's process decodes"
+        )
+        what = {"decoding": by, "copying": "copying takes", "model": "the model embeds"}
+        line = ", ".join(f"{what[name]} {rate:,.3g} {job.kind}/s" for name, rate in done.rates.items())
+        lines.append(f"{done.binds} is the bottleneck: {line}" if len(done.rates) > 1 else line)
     text = f"wrote {done.path}: {done.total - done.bad:,} of {done.total:,} {job.kind}"
     if done.bad:
         text += f"; {done.bad:,} can't be embedded; {done.errors} lists them"
