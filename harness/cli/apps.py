@@ -334,7 +334,7 @@ def run_show(args: Namespace, status: Console) -> Shown:
 
 
 def _check_flags(parser: CommandParser) -> None:
-    tolerances = outline("harness.apps.movements").Tolerances
+    tolerances = outline("harness.report.changes").Tolerances
     text = "expected records; default: those that ship"
     files = parser.add_argument("files", nargs="+", type=Path, metavar="FILE", default=[], help=text)
     files.required = False  # not "*": see `compare`
@@ -347,7 +347,7 @@ def _check_flags(parser: CommandParser) -> None:
     flags.fields(bounds, tolerances, cosine="mean cosines: to dense, and between classes")
     flags.fields(bounds, tolerances, divergence="mean KL to dense in nats; share of dense's neighbours")
     flags.fields(bounds, tolerances, probe="mean feature along fixed directions")
-    flags.fields(bounds, tolerances, tau="Kendall's tau, which must also stay in its expected interval")
+    flags.fields(bounds, tolerances, tau="Kendall's tau")
     flags.fields(bounds, tolerances, slower="factor on the expected ratio of time to dense")
     how = parser.add_argument_group("how it is measured")
     flags.usual(how, "device", default=None, text="torch device; default: the expectation's, or cpu")
@@ -359,7 +359,7 @@ def _check_flags(parser: CommandParser) -> None:
 def run_check(args: Namespace, status: Console) -> Shown:
     """Check expectations, or write them anew."""
     from harness.apps.check import CheckPlan, check
-    from harness.apps.movements import Tolerances
+    from harness.report.changes import Tolerances
 
     plan, bounds = ({field.name: getattr(args, field.name) for field in fields(one)} for one in (CheckPlan, Tolerances))
     if args.no_latency:

@@ -56,7 +56,6 @@ def _compare_flags(parser: CommandParser) -> None:
     files = parser.add_argument_group("files")
     flags.usual(files, "fresh", "halves")
     flags.output(files, "results", "folder of the run")
-    flags.add(files, "--no-gallery", False, "draw no images with the patches that are kept of them")
 
 
 def _learned(group: Any) -> None:
@@ -89,10 +88,9 @@ def run_compare(args: Namespace, status: Console) -> Shown | Work:
 
 def _side_by_side(args: Namespace, status: Console) -> Work:
     """Measure, show a table per dataset, write records and the report, and draw the conclusion."""
-    from harness.apps.show import write_gallery
     from harness.base.lines import require_appendable
     from harness.base.store import claim
-    from harness.measure.bench import KeptPatches, compare
+    from harness.measure.bench import compare
     from harness.records.averages import training_free
     from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new, record_values
     from harness.report.folder import write_report
@@ -102,14 +100,10 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
     plan = _plan_of(args)
     records: list[Record] = []
 
-    def draw(kept: KeptPatches) -> None:
-        if not args.no_gallery:
-            write_gallery(kept, args.output)
-
     require_appendable(path)
     with claim(args.output):  # no other run writes there
-        known = earlier(path, progress, fresh=args.fresh)
-        for group in compare(plan, known, progress, on_kept=draw, folder=path.with_suffix(UNFINISHED)):
+        known = earlier(path, fresh=args.fresh)
+        for group in compare(plan, known, progress, folder=path.with_suffix(UNFINISHED)):
             keep_new(path, group, known)
             records += group
             with progress.hidden():
@@ -118,11 +112,8 @@ def _side_by_side(args: Namespace, status: Console) -> Work:
                     table = comparison_table(part, plan.match_to, plan.batches)
                     yield table
                     yield from table.notes
-        sources = [str(args.output)] * len(records)
         drawn = ("fidelity_gflops.svg", "accuracy_gflops.svg")  # `report` writes all
-        report = write_report(
-            records, args.output, progress, runs=[args.output], sources=sources, drawn=drawn, by_half=args.halves
-        )
+        report = write_report({str(args.output): records}, args.output, progress, drawn=drawn, by_half=args.halves)
     progress.say(f"records: {path}; report: {args.output / 'report.html'}")
     for line in _next_steps(args, plan):
         progress.say(line)
@@ -244,7 +235,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
     """Time models in turn with their dense towers, and write records and tables."""
     import torch
 
-    from harness.base.lines import can_resume, require_appendable
+    from harness.base.lines import require_appendable
     from harness.measure.latency import LatencyPlan, batches_for, measure_latency
     from harness.records import times
     from harness.report.writers import markdown
@@ -258,7 +249,7 @@ def run_latency(args: Namespace, status: Console) -> Work:
         progress.say(f"batches {' '.join(map(str, plan.batches))}; choose others with --batches")
     path, page = args.output / times.LATENCIES, args.output / "latency.md"
     require_appendable(path)
-    known = times.read_latencies(path) if can_resume(path, progress.say, fresh=args.fresh) else []
+    known = times.read_latencies(path) if path.is_file() and not args.fresh else []
 
     def timed() -> Iterator[times.LatencyRecord]:
         for cell, new in measure_latency(plan, known, progress):
@@ -292,9 +283,9 @@ def _report_flags(parser: CommandParser) -> None:
 
 def run_report(args: Namespace, status: Console) -> Shown:
     """Write a report and say which method is nearest to dense at equal cost."""
-    from harness.report.folder import report_runs
+    from harness.report.folder import read_runs, write_report
 
-    return report_runs(args.runs, args.output, Progress(status), by_half=args.halves)
+    return write_report(read_runs(args.runs), args.output, Progress(status), by_half=args.halves)
 
 
 def run_list(args: Namespace, _status: Console) -> Shown:
