@@ -361,7 +361,7 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
                 ready = replace(ready, attention=attention_kernels(ready.call if way == OPTIMIZED else eager, images))
     except Exception as error:
         # Exporters and runtimes of others raise whatever they like.
-        if not (is_out_of_memory(error) or _is_refusal(error) or way in EXPORTED):
+        if not (is_out_of_memory(error) or is_refusal(error) or way in EXPORTED):
             raise
         reason = _reason(error)
     if reason:
@@ -439,7 +439,7 @@ def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None)
     if dtype is not None:
         model = Served(model, dtype).eval()
     if way == CUDA_GRAPHS:
-        return _captured(model, images)
+        return capture(model, images)
     if way != COMPILE:
         return model
     compiled: Call = torch.compile(_own_code(model), dynamic=False, fullgraph=True)
@@ -460,7 +460,7 @@ def _own_code(model: nn.Module) -> Callable[[Tensor], Any]:
     return forward
 
 
-def _captured(model: nn.Module, images: Tensor) -> Call:
+def capture(model: Call, images: Tensor) -> Call:
     """Capture one call; what is returned copies images to the graph's and replays it."""
     inside = images.clone()
     graph = torch.cuda.CUDAGraph()
@@ -491,7 +491,7 @@ def deviations(features: Tensor, eager: Tensor) -> Tensor:
     return result.cpu()
 
 
-def _is_refusal(error: Exception) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Tell whether the compiler, or CUDA when capturing, can't do it."""
     compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
     return compiler or isinstance(error, RefusedError) or "captur" in str(error)
