@@ -59,7 +59,7 @@ class Codes(NamedTuple):
         if not np.isfinite(self.codes if self.scale is None else self.scale).all():
             raise BrokenShardError("an embedding is not finite")
         wide = -(-self.width // 8) if self.precision == BINARY else self.width
-        if (self.codes.dtype, self.codes.shape[1]) != (PRECISIONS[self.precision], wide):
+        if self.codes.dtype != PRECISIONS[self.precision] or self.codes.shape[1] != wide:
             raise BrokenShardError("its columns aren't as they were written")
 
     def decode(self, rows: Any = slice(None)) -> NDArray[np.float32]:

@@ -140,7 +140,7 @@ def nearest(
         searched += len(ids)
         bad += len(vectors.bad)
     best = sorted(best, key=lambda hit: (-hit[1], hit[2]))[:top]
-    hits = [Hit(rank, *hit) for rank, (_, *hit) in enumerate(best, start=1)]
+    hits = [Hit(rank, *hit[1:]) for rank, hit in enumerate(best, start=1)]
     missing = vectors.provenance.count - searched - bad
     return SearchResult(hits=hits, searched=searched, missing=missing, provenance=vectors.provenance)
 
@@ -178,9 +178,11 @@ def measure_losses(folder: Path, say: Callable[[str], object] = warnings.warn) -
     for precision in PRECISIONS:
         codes = Codes.of(floats, precision)
         decoded = torch.from_numpy(codes.decode())
-        facts = {"bytes": codes.bytes_each, "cosine": float(F.cosine_similarity(queries, decoded).double().mean())}
+        cosine = float(F.cosine_similarity(queries, decoded).double().mean())
         found = {precision: neighbours(queries, decoded)} if precision != BINARY else _search_bits(codes, floats)
-        losses += [Loss(stored=name, overlap=over_images(overlap(own, truth)), **facts) for name, own in found.items()]
+        for name, own in found.items():
+            share = over_images(overlap(own, truth))
+            losses.append(Loss(stored=name, bytes=codes.bytes_each, cosine=cosine, overlap=share))
     return len(floats), losses
 
 
