@@ -1,6 +1,7 @@
 """The contract of tests/zoo/test_towers.py for transformers' towers, and what is built on them: tiny random ones."""
 
 import copy
+import io
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import transformers
@@ -17,6 +19,11 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 import zoo
+from harness.apps.setup import Setup
+from harness.apps.vectors.decode import prepare, stack
+from harness.apps.vectors.embed import Encoder
+from harness.apps.vectors.source import PictureFile
+from harness.cli.entry import main
 from harness.models.towers import load_tower
 from tools import write_towers as towers
 from zoo.core.files import blocks_fingerprint
@@ -339,3 +346,35 @@ def test_importing_zoo_needs_no_transformers():
     code = "import sys; sys.modules['transformers'] = None; import zoo"
     code += "; assert 'zoo.towers.transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["clip_vit_s14_rankmerge60", "local-dir"])
+def test_a_pushed_folder_opens_in_sentence_transformers(name: str, tmp_path: Path):
+    """With embed's vectors, of pictures that are turned by EXIF, of 16 bits and in any order with texts."""
+    if name == "local-dir":
+        tower = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=3, num_classes=0).eval()
+        timm.models.save_for_hf(zoo.reduce(tower, method="tome", keep=0.5), tmp_path / "own", safe_serialization=True)
+        name = f"local-dir:{tmp_path}/own"
+    flags = ["--format", "sentence-transformers", "--folder", str(tmp_path / "out")]
+    assert main(["push", "--model", name, "--to", "me/it", *flags]) == 0
+    model = SentenceTransformer(str(tmp_path / "out"), trust_remote_code=True, device="cpu")
+    sideways = Image.fromarray(pixels((40, 50, 3)))
+    sideways.getexif()[274] = 6
+    images = [sideways, Image.fromarray(pixels((40, 50)).astype(np.uint16) * 256)]
+    contents = []
+    for image in images:
+        image.save(sink := io.BytesIO(), "png", exif=image.getexif())
+        contents.append(PictureFile("", content=sink.getvalue()))
+    encoder = Encoder(Setup.of(name) if "local-dir" not in name else Setup.of(f"local-dir:{tmp_path}/out"))
+    wanted = encoder.pictures(torch.from_numpy(stack(prepare(contents, encoder.preprocess).items)))
+    np.testing.assert_allclose(model.encode(images), wanted, atol=1e-5)
+    assert model.get_embedding_dimension() == wanted.shape[1]
+    if model.supports("text"):
+        texts = encoder.texts(["a photo of a dress"])[0]
+        mixed = model.encode([images[0], "a photo of a dress", images[1]])
+        np.testing.assert_allclose(mixed, np.stack([wanted[0], texts[0], wanted[1]]), atol=1e-5)
+        model.save_pretrained(str(tmp_path / "again"))
+        again = SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True, device="cpu")
+        np.testing.assert_array_equal(again.encode(images), model.encode(images))
+    with pytest.raises(ValueError, match="open pictures with"):
+        model.encode(["photo.jpg"])
