@@ -80,34 +80,26 @@ class SentenceTower(nn.Module):
     get_sentence_embedding_dimension = get_embedding_dimension  # its name in older releases
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
-        """Turn PIL images and texts, in any order, into tensors; ``order`` says what row each becomes.
+        """Turn PIL images, or texts, into a tensor for ``forward``; sentence-transformers mixes no batch of both.
 
         Raises:
-            ValueError: something else, or a text where there is no text tower or whose words it never saw.
+            ValueError: something else, or texts where there is no text tower or whose words it never saw.
         """
-        pictures = [place for place, one in enumerate(inputs) if isinstance(one, Image.Image)]
-        texts = [place for place, one in enumerate(inputs) if isinstance(one, str)]
+        if all(isinstance(one, Image.Image) for one in inputs):
+            return {"pixel_values": torch.stack([self.transform(upright_rgb(one.copy())) for one in inputs])}
         for one in inputs:
-            if not isinstance(one, Image.Image | str) or (isinstance(one, str) and Path(one).suffix in EXTENSIONS):
-                raise ValueError(f"{one!r:.80}: expected a PIL image or a text; open pictures with PIL.Image.open")
-        if texts and self.text is None:
-            raise ValueError(f"{inputs[texts[0]]!r}: this model has no text tower; expected PIL images")
-        features = {"order": torch.tensor([*pictures, *texts]).argsort()}
-        if pictures:
-            images = [self.transform(upright_rgb(inputs[place].copy())) for place in pictures]
-            features["pixel_values"] = torch.stack(images)
-        if texts:
-            features["input_ids"] = self.words([f"{prompt or ''}{inputs[place]}" for place in texts])
-        return features
+            if not isinstance(one, str) or Path(one).suffix in EXTENSIONS:
+                raise ValueError(f"{one!r:.80}: expected PIL images, or texts; open pictures with PIL.Image.open")
+        if self.text is None:
+            raise ValueError(f"{inputs[0]!r:.80}: this model has no text tower; expected PIL images")
+        return {"input_ids": self.words([f"{prompt or ''}{one}" for one in inputs])}
 
     tokenize = preprocess  # its name in older releases
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Add ``sentence_embedding``, (n, D) of unit length."""
-        parts = []
         if "pixel_values" in features:
-            parts.append(self.visual(features["pixel_values"]))
-        if "input_ids" in features:
-            parts.append(self.text(features["input_ids"]))
-        vectors = F.normalize(torch.cat(parts).float(), dim=-1)[features["order"]]
-        return {**features, "sentence_embedding": vectors}
+            vectors = self.visual(features["pixel_values"])
+        else:
+            vectors = self.text(features["input_ids"])
+        return {**features, "sentence_embedding": F.normalize(vectors.float(), dim=-1)}
