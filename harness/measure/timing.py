@@ -23,8 +23,7 @@ from torch.utils.benchmark import Timer
 from harness.records.times import AGAIN, EAGER, TOO_BUSY, Timing, cores
 from zoo.core.files import is_out_of_memory
 from zoo.core.messages import expected
-from zoo.core.precision import PRECISIONS
-from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, Served, as_runtime, require_format
+from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, as_runtime, require_format
 from zoo.deploy.optimized import OptimizedHost, optimize
 from zoo.towers.vit import ReducedViT
 
@@ -36,9 +35,8 @@ LOOK_S, POLL_S = 0.2, 1.0  # that other processes are watched: before a timing, 
 STAT = Path("/proc/stat")
 COMPILE, CUDA_GRAPHS, OPTIMIZED = "compile", "cuda-graphs", "optimized"
 EXPORTED = (AOTI, ONNX, OPENVINO)
-# As it is; torch.compile; the eager model's launches captured once and replayed; what zoo.optimize makes of it.
-WAYS = (EAGER, COMPILE, CUDA_GRAPHS, OPTIMIZED)
-RUNTIMES = (*WAYS, *EXPORTED)  # what --runtimes times in one round, in several precisions
+# As it is; torch.compile; the eager model's launches captured once and replayed; what zoo.optimize makes of it; files.
+WAYS = (EAGER, COMPILE, CUDA_GRAPHS, OPTIMIZED, *EXPORTED)
 OUT_OF_MEMORY = "out of memory"
 # Of the features' length. Rounding may turn which of two equal tokens goes, in low precision in
 # most images, so that features of compiled models differ by about as much as those of float32.
@@ -310,13 +308,12 @@ class ReadyModel:
     attention: tuple[str, ...] | None = None  # kernels of fused attention that it runs; None of exported files
 
 
-def check_ways(flag: str, ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
-    """Raise ValueError for what ``--ways`` or ``--runtimes`` names and what the device or the packages can't run."""
-    known = WAYS if flag == "--ways" else RUNTIMES
+def check_ways(ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
+    """Raise ValueError for what ``--ways`` names and what the device or the packages can't run."""
     for way in ways:
-        if way not in known:
-            raise ValueError(f"{flag} {way!r}: {expected(way, known)}")
-        there = f"{flag} {way} on --device {str(device)!r}"
+        if way not in WAYS:
+            raise ValueError(f"--ways {way!r}: {expected(way, WAYS)}")
+        there = f"--ways {way} on --device {str(device)!r}"
         if way == CUDA_GRAPHS and device.type != "cuda":
             raise ValueError(f"{there}: CUDA graphs need a CUDA device; leave it out, or add --device cuda")
         if way in EXPORTED and device.type != "cpu":
@@ -346,9 +343,9 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
 
     A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
     model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W).
-    With a ``dtype`` both are float32, and what the way runs is in that precision behind float32 images.
+    Both are float32 for an exported file, which computes in ``dtype``.
     """
-    if dtype is not None and dtype not in (FORMATS[way].dtypes if way in EXPORTED else PRECISIONS):
+    if way in EXPORTED and dtype not in FORMATS[way].dtypes:
         return ReadyModel(failed=f"{way} computes no {dtype}")
     reason = ""
     try:
@@ -357,8 +354,8 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
             assert ready.call is not None
             apart = _apart(ready.call, vit, images)
             if way not in EXPORTED:
-                eager: Call = vit if dtype is None else Served(vit, dtype).eval()
-                ready = replace(ready, attention=attention_kernels(ready.call if way == OPTIMIZED else eager, images))
+                kernels = attention_kernels(ready.call if way == OPTIMIZED else vit, images)
+                ready = replace(ready, attention=kernels)
     except Exception as error:
         # Exporters and runtimes of others raise whatever they like.
         if not (is_out_of_memory(error) or is_refusal(error) or way in EXPORTED):
@@ -423,21 +420,19 @@ def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
 
 
 def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None) -> Call:
-    """Return a model as the way runs it on images like these, (B, C, H, W), in a precision if one is given.
+    """Return a model as the way runs it on images like these, (B, C, H, W); ``dtype`` is an exported file's.
 
     Compiling and capturing may wait for the first call.
     """
     if way in EXPORTED:
         others = random_images(CHECKED, (images.shape[2], images.shape[3]), images.device, torch.float32)
         return as_runtime(model, others, format=way, dtype=dtype or "float32")
-    try:
-        if way == OPTIMIZED:
-            optimized: Call = optimize(model, dtype=dtype or images.dtype)
-            return optimized
-    except ValueError as error:
-        raise RefusedError(str(error)) from error
-    if dtype is not None:
-        model = Served(model, dtype).eval()
+    if way == OPTIMIZED:
+        try:
+            optimized: Call = optimize(model, dtype=images.dtype)
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
+        return optimized
     if way == CUDA_GRAPHS:
         return capture(model, images)
     if way != COMPILE:

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import groupby, pairwise
@@ -29,11 +29,10 @@ MET, MISSED = "met", "missed"  # the interval of a server's p99 lies within the 
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 LATENCIES = "latency.jsonl"  # file of a run's records
 SCHEMA_VERSION = 4
-OWN, EAGER_FLOAT32 = "the dense model", "the dense model in eager float32"  # what ratios are to
 CONDITIONS = (
     "version", "model", "method", "keep", "method_config", "tag", "weights_sha256",
     "random_weights", "image_size", "device", "dtype", "way", "batch", "threads", "stopwatch",
-    "reference", "bound_ms", "rate", "machine",
+    "bound_ms", "rate", "machine",
 )  # fmt: skip
 TOO_BUSY = "too busy to time"  # what a reason begins with that isn't kept
 AGAIN = "the same command times again when the machine is idle, or with fewer threads: OMP_NUM_THREADS=2"
@@ -224,11 +223,10 @@ class LatencyRecord:
     image_size: tuple[int, ...]  # height and width
     device: str
     dtype: str
-    way: str  # of timing.WAYS or RUNTIMES
+    way: str  # of timing.WAYS
     batch: int
     threads: int
     stopwatch: str
-    reference: str = OWN  # the dense model of the same way and precision, or in eager float32
     bound_ms: float | None = None  # on p99 of queries that arrive at random; None where calls follow each other
     rate: float | None = None  # queries a second that were asked for; None for the highest within the bound
     machine: Machine
@@ -323,7 +321,7 @@ def fitting(blank: LatencyRecord, known: Sequence[LatencyRecord], rounds: int) -
     return None
 
 
-LEGEND = "ratio: to the time of {} in the same round, with its 95 % interval"
+LEGEND = "ratio: to the time of the dense model in the same round, with its 95 % interval"
 SERVER_LEGEND = "verdict: whether p99 stays within {:g} ms, by its 95 % interval over runs of {} queries or more"
 TimeColumn = tuple[Column, Callable[[LatencyRecord], Cell]]
 
@@ -332,7 +330,7 @@ def latency_table(rows: Sequence[LatencyRecord]) -> Table:
     """Lay out records of one title, those of a batch together, with what failed or is open as notes."""
     bound_ms = rows[0].bound_ms
     if bound_ms is None:
-        columns, legend = list(_columns(rows)), LEGEND.format(rows[0].reference)
+        columns, legend = list(_columns(rows)), LEGEND
     else:
         columns, legend = list(_server_columns(rows)), SERVER_LEGEND.format(bound_ms, LEAST_QUERIES)
     return Table(
@@ -376,7 +374,7 @@ def table_of(row: LatencyRecord) -> str:
     """Return the title of the table that a record belongs to."""
     weights = "random weights" if row.random_weights else row.tag or "its own weights"
     side = "x".join(map(str, row.image_size))
-    how = f"{row.dtype}, {row.way}" if row.reference == OWN else f"ratios to {row.reference}"
+    how = f"{row.dtype}, {row.way}"
     if row.bound_ms is not None:
         how = f"{how}, server with p99 within {row.bound_ms:g} ms"
     dense = row.model if row.method == DENSE else row.model.rpartition("_")[0]
@@ -388,8 +386,7 @@ def table_of(row: LatencyRecord) -> str:
 
 def short_name(row: LatencyRecord) -> str:
     """Return a model's name without its tower's, which the title has."""
-    name = row.method if row.method == DENSE else row.model.rpartition("_")[2]
-    return name if row.reference == OWN else f"{name} ({row.way}, {row.dtype})"
+    return row.method if row.method == DENSE else row.model.rpartition("_")[2]
 
 
 def _words(heading: str, text: Callable[[LatencyRecord], str]) -> TimeColumn:
@@ -408,20 +405,17 @@ def _number(
     return column, lambda row: figure(value(row), form, unit)
 
 
-def _model_columns(rows: Sequence[LatencyRecord], batch: str = "") -> Iterator[TimeColumn]:
+def _model_columns(batch: str = "") -> Iterator[TimeColumn]:
     """Yield the columns that say what was timed."""
     yield _number("batch", lambda row: row.batch, "d", about=batch, forms=FORMS)
-    yield _words("model", lambda row: short_name(replace(row, reference=OWN)))
-    if any(row.reference != OWN for row in rows):  # ways and precisions in one table
-        yield _words("runtime", lambda row: row.way)
-        yield _words("precision", lambda row: row.dtype)
+    yield _words("model", short_name)
     yield _number("tokens", lambda row: row.final_tokens, "d")
     yield _number("GFLOPs", lambda row: row.gflops, ".2f")
 
 
 def _columns(rows: Sequence[LatencyRecord]) -> Iterator[TimeColumn]:
     """Yield the columns of a table of calls that follow each other, and what fills them."""
-    yield from _model_columns(rows)
+    yield from _model_columns()
     yield Column(heading="ms", about="ms: median [quartiles] of whole calls"), _time
     for percent in (90, 99):
         about = f"ms that {percent} % of the calls did not exceed"
@@ -431,10 +425,9 @@ def _columns(rows: Sequence[LatencyRecord]) -> Iterator[TimeColumn]:
     yield _words("verdict", _verdict)
     saved = "share of the dense model's multiply-adds that isn't done"
     yield _number("saved", lambda row: row.saved_gflops, ".0%", " %", saved)
-    if all(row.reference == OWN for row in rows):
-        about = "MiB: weights + the most that a call holds beside them and images"
-        column = Column(heading="MiB", forms=FORMS[:1], about=about)
-        yield column, lambda r: Cell(f"{figure(r.weights_mib, '.0f')} + {figure(r.peak_mib, '.1f')}", r.peak_mib)
+    about = "MiB: weights + the most that a call holds beside them and images"
+    column = Column(heading="MiB", forms=FORMS[:1], about=about)
+    yield column, lambda r: Cell(f"{figure(r.weights_mib, '.0f')} + {figure(r.peak_mib, '.1f')}", r.peak_mib)
     if any(row.way != EAGER for row in rows):
         yield _number("first, s", lambda row: row.first_call_s, ".1f", about="preparing, compiling and the first call")
         off = "largest difference of features from eager's, by their length"
@@ -447,7 +440,7 @@ def _server_columns(rows: Sequence[LatencyRecord]) -> Iterator[TimeColumn]:
     def value(read: Callable[[Load], float]) -> Callable[[LatencyRecord], float | None]:
         return lambda row: None if row.load is None else read(row.load)
 
-    yield from _model_columns(rows, "queries that share a call, at most")
+    yield from _model_columns("queries that share a call, at most")
     yield _number("queries/s", value(lambda load: load.rate), ".1f", about="arrivals per second", forms=FORMS)
     if rows[0].rate is None:
         dense = {row.batch: row.load.rate for row in reversed(rows) if row.method == DENSE and row.load is not None}

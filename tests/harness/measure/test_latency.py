@@ -1,6 +1,5 @@
 """From a plan to records: whose dense tower is whose, what shares a round, what isn't redone; and the command."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -28,7 +27,7 @@ from harness.measure.latency import (
     time_runnables,
 )
 from harness.measure.rows import variants
-from harness.measure.timing import ONNX, ReadyModel, Stopwatch
+from harness.measure.timing import ONNX, OPENVINO, ReadyModel, Stopwatch
 from harness.models import towers
 from harness.records.times import EAGER, LatencyRecord, Timing, read_latencies, write_latencies
 from zoo.core.files import fingerprint
@@ -204,49 +203,24 @@ def test_a_model_without_memory_has_a_row_and_is_not_tried_again(runs):
     assert len(runs.calls) == 2
 
 
-# --- runtimes share a round with eager float32
-
-
-@pytest.fixture
-def timed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[LatencyRecord]]:
-    """Time the tiny tower, dense and by rankmerge, for real."""
-    runs.family("rankmerge")
-    monkeypatch.setattr(latency, "time_runnables", time_runnables)
-    return lambda **changes: runs.go(replace(PLAN, batches=(2,), **changes))
-
-
-def test_precisions_share_a_round_with_eager_float32(runs, timed):
-    records = timed(runtimes=(EAGER,), dtypes=("bfloat16",))
-    assert [(one.dtype, one.method) for one in records] == [
-        (dtype, method) for dtype in ("float32", "bfloat16") for method in ("dense", "rankmerge")
-    ]
-    reference, *others = records
-    assert (reference.ratio, reference.stopwatch) == (None, "torch.utils.benchmark.Timer")
-    for one in others:
-        pairs = zip(one.samples_ms, reference.samples_ms, strict=True)
-        assert min(a / b for a, b in pairs) <= one.times.ratio_to_dense
-    assert 0 < others[1].deviation < timing.ALLOWED["bfloat16"]  # of features from eager float32's
-    # All of it is used again, and none of it where ratios are to another dense model.
-    assert timed(runtimes=(EAGER,), dtypes=("bfloat16",)) == records == read_latencies(runs.path)
-    assert not set(map(id, timed(dtypes=("bfloat16",)))) & set(map(id, records))
-    assert len(read_latencies(runs.path)) == 6
-
-
-def test_optimised_models_and_exported_files(timed, monkeypatch):
+def test_optimised_models_and_exported_files(runs, monkeypatch):
     """Whether files compute what the model does is a question to `zoo.export`'s own tests."""
-    monkeypatch.setattr(timing, "check_ways", lambda *_: None)
-    monkeypatch.setattr(timing, "as_runtime", lambda model, *_, **__: model)
-    records = timed(runtimes=(timing.OPTIMIZED, ONNX))
-    assert [one.way for one in records[::2]] == [EAGER, timing.OPTIMIZED, ONNX]
-    for one in records:
-        assert one.failed is None
-        assert len(one.samples_ms) == 6
-        assert one.deviation < 1e-4
-        assert (one.peak_mib is None) == (one.way == ONNX)  # another's allocator
+    runs.family("rankmerge")
+    for name, new in (("check_ways", lambda *_: None), ("as_runtime", lambda model, *_, **__: model)):
+        monkeypatch.setattr(timing, name, new)
+    monkeypatch.setattr(latency, "time_runnables", time_runnables)
+    plan = replace(PLAN, batches=(2,), dtypes=("bfloat16",), ways=(timing.OPTIMIZED, ONNX, OPENVINO))
+    records = runs.go(plan)
+    assert [one.way for one in records[::2]] == [*plan.ways]
+    for one in records[:2] + records[4:]:
+        assert (one.dtype, one.failed, len(one.samples_ms)) == ("bfloat16", None, 6)
+        assert one.deviation < timing.ALLOWED["bfloat16"]
+        assert (one.peak_mib is None) == (one.way == OPENVINO)  # another's allocator
+    assert {one.failed for one in records[2:4]} == {"onnx computes no bfloat16"}
+    assert runs.go(plan) == records == read_latencies(runs.path)
     monkeypatch.setattr(timing, "as_runtime", Mock(side_effect=RuntimeError("node 7 isn't known")))
-    records = timed(runtimes=(timing.AOTI,))
-    assert [one.failed for one in records[2:]] == ["RuntimeError: node 7 isn't known"] * 2
-    assert all(one.samples_ms for one in records[:2])
+    records = runs.go(replace(plan, ways=(timing.AOTI,)))
+    assert [one.failed for one in records] == ["RuntimeError: node 7 isn't known"] * 2
 
 
 # --- the command
@@ -285,7 +259,6 @@ def test_a_run_is_shown_again_without_timing_anew(tmp_path, monkeypatch, capsys)
     ("clip_vit_s14 --methods golden", "--methods 'golden'"),
     ("clip_vit_s14 --keeps 1.5", "--keeps 1.5: expected fractions in (0, 1]"),
     ("clip_vit_s14 --device cudda", "--device 'cudda' isn't available"),
-    ("clip_vit_s14 --runtimes eager --ways compile", "--runtimes with --ways compile: give one of the two"),
     ("clip_vit_s14 --rate 30", "--rate 30 with --scenario calls: give --scenario server"),
     ("clip_vit_s14 --scenario server --rate 0", "--rate 0: expected queries a second, above 0"),
     ("clip_vit_s14 --scenario server --bound-ms -5", "bound_ms=-5.0: expected a number in (0, inf)"),

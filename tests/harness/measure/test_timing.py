@@ -221,22 +221,22 @@ def reduced(dense: zoo.ReducedViT, method: str | None) -> zoo.ReducedViT:
     return zoo.reduce(dense, method=method, **options).eval()
 
 
-@pytest.mark.parametrize(("flag", "way", "device", "message"), [
-    ("--ways", "compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
-    ("--ways", timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
-    ("--ways", timing.COMPILE, CPU, r"'no-such-compiler' isn't there: install it .*CXX"),
-    ("--ways", timing.COMPILE, CUDA, "needs triton: pip install triton"),
-    ("--runtimes", timing.ONNX, CUDA, "--runtimes onnx on --device 'cuda:0': exported files"),
-    ("--runtimes", timing.OPENVINO, CPU, r"needs openvino, onnx, onnxscript: pip install '.*export\]'"),
+@pytest.mark.parametrize(("way", "device", "message"), [
+    ("compiled", CPU, r"--ways 'compiled': did you mean 'compile'"),
+    (timing.CUDA_GRAPHS, CPU, r"--ways cuda-graphs on --device 'cpu': .*--device cuda"),
+    (timing.COMPILE, CPU, r"'no-such-compiler' isn't there: install it .*CXX"),
+    (timing.COMPILE, CUDA, "needs triton: pip install triton"),
+    (timing.ONNX, CUDA, "--ways onnx on --device 'cuda:0': exported files"),
+    (timing.OPENVINO, CPU, r"needs openvino, onnx, onnxscript: pip install '.*export\]'"),
 ])  # fmt: skip
-def test_what_a_device_cannot_do_is_refused(flag, way, device, message, monkeypatch):
+def test_what_a_device_cannot_do_is_refused(way, device, message, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     for module in ("zoo.deploy.export", "harness.measure.timing"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
-        timing.check_ways(flag, [EAGER, way], ["float32"], device)
+        timing.check_ways([EAGER, way], ["float32"], device)
     monkeypatch.undo()
-    timing.check_ways(flag, [EAGER, timing.OPTIMIZED, timing.COMPILE], ["float32"], CPU)
+    timing.check_ways([EAGER, timing.OPTIMIZED, timing.COMPILE], ["float32"], CPU)
 
 
 def test_compiled_models_are_eager_and_what_cannot_be_optimized_says_so():
