@@ -240,7 +240,7 @@ def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition
         image_size=row.vit.input_size,
         device=plan.device,
         **condition._asdict(),
-        stopwatch=_stopwatch(plan, condition.threads).name,
+        stopwatch=_stopwatch(plan).name,
         bound_ms=plan.bound_ms if plan.scenario == SERVER else None,
         machine=machine,
         failed="not timed",
@@ -250,11 +250,11 @@ def _blank(plan: LatencyPlan, family: Family, row: Variant, condition: Condition
     )
 
 
-def _stopwatch(plan: LatencyPlan, threads: int) -> timing.Stopwatch:
+def _stopwatch(plan: LatencyPlan) -> timing.Stopwatch:
     device = torch.device(plan.device)
     if plan.scenario == SERVER:
         return timing.wall_clock(timing.synchronizer(device))
-    return timing.stopwatch(device, threads)
+    return timing.stopwatch(device)
 
 
 def _time(
@@ -348,7 +348,7 @@ def time_runnables(
         if plan.scenario == SERVER:
             servers = Servers(calls=calls, images=images, **how)
             return ready, measure_loads(servers, bound_ms=plan.bound_ms, rate=condition.rate, **done)
-        how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan, condition.threads)}
+        how |= {"warmup": WARMUP, "warmup_s": WARMUP_S, "stopwatch": _stopwatch(plan)}
         return ready, patience.time(lambda: timing.interleave(calls, images, **how, **done), images.device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

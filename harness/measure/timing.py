@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from harness.records.times import AGAIN, EAGER, TOO_BUSY, Timing, cores
 from zoo.core.files import is_out_of_memory
@@ -215,35 +214,28 @@ def synchronizer(device: torch.device) -> Callable[[], object]:
     return torch.mps.synchronize if device.type == "mps" else lambda: None
 
 
-def stopwatch(device: torch.device, threads: int) -> Stopwatch:
+def stopwatch(device: torch.device) -> Stopwatch:
     """Return what times a model by itself on this device, as when it is served."""
     if device.type == "cuda":
         return cuda_events(device)
-    return torch_timer(threads) if device.type == "cpu" else wall_clock(synchronizer(device))
+    return wall_clock(synchronizer(device), warm=2)
 
 
-def wall_clock(wait: Callable[[], object] = lambda: None, clock: Callable[[], int] = time.perf_counter_ns) -> Stopwatch:
-    """Return a stopwatch that times a call, in ``clock``'s nanoseconds, between two waits."""
+def wall_clock(
+    wait: Callable[[], object] = lambda: None, clock: Callable[[], int] = time.perf_counter_ns, warm: int = 0
+) -> Stopwatch:
+    """Return a stopwatch that times a call, in ``clock``'s nanoseconds, between two waits, after ``warm`` calls."""
 
     def time_ms(call: Call, images: Tensor) -> float:
+        for _ in range(warm):
+            call(images)
         wait()
         begin = clock()
         call(images)
         wait()
         return (clock() - begin) / 1e6
 
-    return Stopwatch("wall clock", time_ms)
-
-
-def torch_timer(threads: int, clock: Callable[[], float] = time.perf_counter) -> Stopwatch:
-    """Return torch's benchmark timer, of ``clock``'s seconds: it calls a model twice before the call that counts."""
-
-    def time_ms(call: Call, images: Tensor) -> float:
-        names = {"call": call, "images": images}
-        timer = Timer("call(images)", timer=clock, globals=names, num_threads=threads)
-        return 1000 * timer.timeit(1).median
-
-    return Stopwatch("torch.utils.benchmark.Timer", time_ms)
+    return Stopwatch(f"wall clock after {warm} calls" if warm else "wall clock", time_ms)
 
 
 def cuda_events(device: torch.device) -> Stopwatch:

@@ -109,15 +109,12 @@ def test_calls_and_seconds_are_least_numbers_of_rounds_and_of_warming_up(options
     assert shop.diary.count("ten") == untimed + rounds
 
 
-def test_torchs_timer_times_the_third_call_and_gives_the_threads_back():
-    shop, threads, before = Workshop(), [], torch.get_num_threads()
+def test_models_by_themselves_are_timed_at_the_third_call():
+    shop = Workshop()
     worker = shop.worker("longer", iter(1e3 * turn for turn in range(1, 7)))
-    watch = timing.torch_timer(2, clock=lambda: shop.now)
-    assert watch.time_ms(worker, IMAGES) == pytest.approx(3000)
-    assert watch.time_ms(worker, IMAGES) == pytest.approx(6000)
-    assert timing.torch_timer(before + 1).time_ms(lambda images: threads.append(torch.get_num_threads()), IMAGES) > 0
-    assert set(threads) == {before + 1}
-    assert torch.get_num_threads() == before
+    watch = timing.wall_clock(clock=lambda: int(shop.now * 1e9), warm=2)
+    assert [watch.time_ms(worker, IMAGES) for _ in range(2)] == pytest.approx([3000, 6000])
+    assert timing.stopwatch(CPU).name == "wall clock after 2 calls"
 
 
 @pytest.mark.cuda
