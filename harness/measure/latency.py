@@ -265,14 +265,13 @@ def _time(
     patience: timing.Patience,
 ) -> dict[int, LatencyRecord]:
     """Time models, the first a dense one in ``condition``, and complete their blank records."""
-    dtype, threads, way, batch, _ = condition
-    device, (first, vit) = torch.device(plan.device), runs[0]
+    device, (first, dense) = torch.device(plan.device), runs[0]
     label = f"{first.model}: {condition.label}"
-    models = {i: Runnable(vit, way, dtype if way in timing.EXPORTED else None) for i, (_, vit) in runs.items()}
-    total = len(runs) + plan.rounds
-    with _threads(threads), progress.task(label, total) as tick:
+    models, total = {i: vit for i, (_, vit) in runs.items()}, len(runs) + plan.rounds
+    with _threads(condition.threads), progress.task(label, total) as tick:
         try:
-            images = timing.random_images(batch, vit.input_size, device, DTYPES[condition.model_dtype])
+            precision = DTYPES[condition.model_dtype]
+            images = timing.random_images(condition.batch, dense.input_size, device, precision)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -280,10 +279,10 @@ def _time(
             ready = dict.fromkeys(models, timing.ReadyModel(failed=reason))
             found: Mapping[int, Timing | Load] = {}
         else:
-            ready, found = time_runnables(
+            ready, found = time_in_turn(
                 models, images, plan, condition, patience, tick=lambda done: tick(min(done, total))
             )
-    if way in (timing.COMPILE, *timing.EXPORTED):
+    if condition.way in (timing.COMPILE, *timing.EXPORTED):
         torch._dynamo.reset()
     new = {
         i: _complete(replace(blank, gpu=GpuState.read(device)), ready[i], found.get(i), found.get(0) if i else None)
@@ -310,23 +309,15 @@ def _complete(
     return replace(blank, created=utc_now(), **fields)
 
 
-class Runnable(NamedTuple):
-    """A model in evaluation mode on its images' device, and how it is run."""
-
-    vit: ReducedViT
-    way: str
-    dtype: str | None = None  # of an exported file; None for the images' own
-
-
-def time_runnables(
-    models: Mapping[int, Runnable],
+def time_in_turn(
+    models: Mapping[int, ReducedViT],
     images: Tensor,
     plan: LatencyPlan,
     condition: Condition,
     patience: timing.Patience,
     tick: Callable[[int], object] = lambda _: None,
 ) -> tuple[dict[int, timing.ReadyModel], Mapping[int, Timing | Load]]:
-    """Make models ready and time those that can be timed in turn on the same images (B, C, H, W).
+    """Make models on the images' device ready and time those that can be timed in turn on these (B, C, H, W).
 
     ``tick`` takes models ready and rounds done.
 
@@ -336,8 +327,8 @@ def time_runnables(
     patience.wait(images.device)  # before models are made ready, which takes a while
     prepare = prepare_server if plan.scenario == SERVER else timing.prepare
     ready = {}
-    for key, one in models.items():
-        ready[key] = prepare(one.vit, one.way, images, one.dtype)
+    for key, vit in models.items():
+        ready[key] = prepare(vit, condition.way, images, condition.dtype)
         tick(len(ready))
     calls = {key: one.call for key, one in ready.items() if one.call is not None}
     if not calls:

@@ -330,12 +330,12 @@ def _require_compiler(there: str, device: torch.device) -> None:
         )
 
 
-def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> ReadyModel:
+def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str = "float32") -> ReadyModel:
     """Prepare a model, call it, and compare its features with the eager model's.
 
     A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
     model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W).
-    Both are float32 for an exported file, which computes in ``dtype``.
+    Both are in ``dtype``, or float32 for an exported file, which computes in it.
     """
     if way in EXPORTED and dtype not in FORMATS[way].dtypes:
         return ReadyModel(failed=f"{way} computes no {dtype}")
@@ -359,7 +359,7 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
             torch.cuda.empty_cache()
         return ReadyModel(failed=reason)
     most, typical = float(apart.max()), float(apart.median())
-    allowed = ALLOWED[dtype or str(images.dtype).removeprefix("torch.")]
+    allowed = ALLOWED[dtype]
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
     if not math.isfinite(typical):
         return ReadyModel(failed="features aren't finite, so they can't be compared with eager's")
@@ -370,7 +370,7 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
     return replace(ready, deviation=deviation)
 
 
-def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> ReadyModel:
+def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory of a call."""
     wait = synchronizer(images.device)
     calls: list[Call] = []
@@ -411,14 +411,14 @@ def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None) -> Call:
+def as_run(model: nn.Module, way: str, images: Tensor, dtype: str = "float32") -> Call:
     """Return a model as the way runs it on images like these, (B, C, H, W); ``dtype`` is an exported file's.
 
     Compiling and capturing may wait for the first call.
     """
     if way in EXPORTED:
         others = random_images(CHECKED, (images.shape[2], images.shape[3]), images.device, torch.float32)
-        return as_runtime(model, others, format=way, dtype=dtype or "float32")
+        return as_runtime(model, others, format=way, dtype=dtype)
     if way == OPTIMIZED:
         try:
             optimized: Call = optimize(model, dtype=images.dtype)

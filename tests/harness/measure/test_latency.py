@@ -21,10 +21,9 @@ from harness.measure.latency import (
     Condition,
     Family,
     LatencyPlan,
-    Runnable,
     load_family,
     measure_latency,
-    time_runnables,
+    time_in_turn,
 )
 from harness.measure.rows import variants
 from harness.measure.timing import ONNX, OPENVINO, ReadyModel, Stopwatch
@@ -85,13 +84,13 @@ def test_without_weights_predictors_are_random(monkeypatch, tower):
 def in_a_cell(dense: zoo.ReducedViT, time_ms: Any = None, **options: Any) -> Any:
     """Time two models; by itself the first takes 10 ms and the second 5, whatever they do."""
     vits = (dense, zoo.reduce(dense, method="random", keep=0.5).eval())
-    models = {at: Runnable(vit, EAGER) for at, vit in enumerate(vits)}
+    models = dict(enumerate(vits))
     times: dict[Any, float] = {}
     watch = Stopwatch("metronome", time_ms or (lambda call, images: times.setdefault(call, 10 / (1 + len(times)))))
     condition = Condition("float32", 1, EAGER, 2)
     with patch.object(timing, "stopwatch", lambda *_: watch):
         images, patience = torch.randn(2, 3, 64, 64), timing.Patience(say=print)
-        return time_runnables(models, images, PLAN, condition, patience, **options)
+        return time_in_turn(models, images, PLAN, condition, patience, **options)
 
 
 def test_all_models_of_a_cell_are_timed_and_those_without_memory_left_out(dense, monkeypatch):
@@ -112,14 +111,14 @@ def test_all_models_of_a_cell_are_timed_and_those_without_memory_left_out(dense,
 
 
 class Runs:
-    """Run plans on the tiny tower with a stand-in for ``time_runnables``; models whose index is ``failing`` fail."""
+    """Run plans on the tiny tower with a stand-in for ``time_in_turn``; models whose index is ``failing`` fail."""
 
     def __init__(self, dense: zoo.ReducedViT, path: Path, patch: pytest.MonkeyPatch) -> None:
         self.dense, self.path, self.patch = dense, path, patch
         self.calls: list[tuple[list[int], int, torch.dtype, int]] = []
         self.failing = -1
         patch.setattr(LatencyPlan, "groups", {"clip_vit_b16.openai": []})
-        patch.setattr(latency, "time_runnables", self.time)
+        patch.setattr(latency, "time_in_turn", self.time)
 
     def family(self, *methods: str) -> None:
         """Let a plan's models be the tiny tower with these methods at keep 50."""
@@ -132,7 +131,7 @@ class Runs:
         self.calls.append((list(models), len(images), images.dtype, torch.get_num_threads()))
         ready, timings = {}, {}
         for index, name in enumerate(models):
-            assert next(models[name].vit.parameters()).dtype == images.dtype
+            assert next(models[name].parameters()).dtype == images.dtype
             if name == self.failing:
                 ready[name] = ReadyModel(failed="out of memory")
                 continue
@@ -208,7 +207,7 @@ def test_optimised_models_and_exported_files(runs, monkeypatch):
     runs.family("rankmerge")
     for name, new in (("check_ways", lambda *_: None), ("as_runtime", lambda model, *_, **__: model)):
         monkeypatch.setattr(timing, name, new)
-    monkeypatch.setattr(latency, "time_runnables", time_runnables)
+    monkeypatch.setattr(latency, "time_in_turn", time_in_turn)
     plan = replace(PLAN, batches=(2,), dtypes=("bfloat16",), ways=(timing.OPTIMIZED, ONNX, OPENVINO))
     records = runs.go(plan)
     assert [one.way for one in records[::2]] == [*plan.ways]
@@ -239,7 +238,7 @@ def test_a_run_is_shown_again_without_timing_anew(tmp_path, monkeypatch, capsys)
     assert (random.model, random.final_tokens, len(random.samples_ms)) == ("clip_vit_b16_random60", 38, 6)
     assert f"{random.times.ratio_to_dense:.3f} [" in out
     assert f"| {random.gflops:.2f} |" in page.read_text("utf-8")
-    monkeypatch.setattr(latency, "time_runnables", None)
+    monkeypatch.setattr(latency, "time_in_turn", None)
     assert main(argv) == 0
     assert file.read_bytes() == before
     assert capsys.readouterr().out == out
