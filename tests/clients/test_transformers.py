@@ -375,5 +375,5 @@ def test_a_pushed_folder_opens_in_sentence_transformers(name: str, tmp_path: Pat
         model.save_pretrained(str(tmp_path / "again"))
         again = SentenceTransformer(str(tmp_path / "again"), trust_remote_code=True, device="cpu")
         np.testing.assert_array_equal(again.encode(images), model.encode(images))
-    with pytest.raises(ValueError, match="open pictures with|'text' is not supported"):
+    with pytest.raises(ValueError, match=r"open pictures with|'text' is not supported"):
         model.encode(["photo.jpg"])
