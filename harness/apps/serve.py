@@ -9,6 +9,7 @@ import base64
 import binascii
 import contextlib
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from harness.apps.setup import Setup
 from harness.apps.vectors.decode import Item, prepare, stack
 from harness.apps.vectors.embed import Encoder
 from harness.apps.vectors.source import PictureFile
-from harness.base.workers import ray_running, require_actors
+from harness.base.workers import cluster_address, ray_running, require_actors
 from zoo.core.files import strict_json
 
 MOST = 2048  # inputs of a request, as OpenAI allows
@@ -248,7 +249,15 @@ def serving(setup: Setup, config: ServeConfig) -> Iterator[Served]:
     Raises:
         ValueError: what the tower refuses, or why Ray can't start a replica.
         FileNotFoundError: no weights.
+        OSError: another program has the port.
     """
+    if cluster_address() is None and not ray.is_initialized():
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        try:
+            socket.create_server((config.host, config.port), family=family).close()
+        except OSError as error:
+            where = f"{config.host}:{config.port}"
+            raise OSError(f"can't listen at {where}: {error.strerror}; use another --host or --port") from error
     setup.load(random_weights=config.random_weights)  # what is missing here is said in one sentence
     setup = setup.absolute()
     logs = {"log_level": "ERROR", "enable_access_log": False}

@@ -378,9 +378,9 @@ def run_serve(args: Namespace, status: Console) -> Generator[Part, None, Shown]:
     from harness.apps.serve import ServeConfig, serving
 
     setup, config = flags.setup_of(args), flags.settings(ServeConfig, args)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     Progress(status).say(f"{setup.name}: starting {config.replicas} replicas of {config.cores} threads")
     with serving(setup, config) as served:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # now, as Ray sets its own when it starts
         yield f"{setup.name} is served at {served.url}/v1/embeddings; Ray's metrics are at {served.metrics}"
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()

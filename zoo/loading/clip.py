@@ -261,7 +261,7 @@ def _create_pretrained(
     return visual, text
 
 
-def clip_transform(visual: ReducedViT) -> Any:
+def clip_transform(visual: nn.Module) -> Any:
     """Return open_clip's preprocessing of an image tower of ours: from PIL image to (C, H, W)."""
     facts: Any = visual.pretrained_cfg
     patches: Any = visual.patch_embed

@@ -17,7 +17,7 @@ from harness.datasets.images import EXTENSIONS, upright_rgb
 from zoo.loading.clip import clip_transform, image_transform, load_text, open_clip_text, tokenizer
 from zoo.loading.open_clip import FOLDER
 from zoo.loading.sizes import SIZES
-from zoo.towers.vit import ReducedViT
+from zoo.towers.vit import TimmHost
 
 TEXT = "text.safetensors"
 CODE = '''"""What sentence-transformers opens this folder with."""
@@ -38,7 +38,7 @@ class SentenceTower(nn.Module):
     save_in_root = True
 
     def __init__(
-        self, visual: ReducedViT, size: str = "", tag: str = "", weights: dict[str, Tensor] | None = None
+        self, visual: TimmHost, size: str = "", tag: str = "", weights: dict[str, Tensor] | None = None
     ) -> None:
         """Take an image tower; its text tower has a size and tag of ours, and ``weights`` unless these ship."""
         super().__init__()
