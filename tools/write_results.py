@@ -20,7 +20,6 @@ from harness.report.groups import group_records
 from harness.report.highlights import standings
 from harness.report.writers import markdown
 from harness.studies.final import FinalConfig, summarise
-from tools import replace_part
 from zoo.core.files import write_whole
 
 RESULTS = Path("docs/results")
@@ -72,7 +71,8 @@ def write(page: Path) -> str:
     text = page.read_text("utf-8")
     for name, make in PARTS[page].items():
         begin, end = (marker.format(name) for marker in (BEGIN, END))
-        text = replace_part(text, f"{begin}\n{markdown(make()).strip()}\n{end}\n", begin, end, page)
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{markdown(make()).strip()}\n{end}{rest.partition(end)[2]}"
     return text
 
 
@@ -85,7 +85,7 @@ def measure(limit: str) -> None:
         jobs[name] += ["--dtype", dtype]
     for name, flags in jobs.items():
         with TemporaryDirectory() as folder:
-            if code := main(["compare", *flags, "--limit", limit, "--no-gallery", "--output", folder]):
+            if code := main(["compare", *flags, "--limit", limit, "--output", folder]):
                 sys.exit(code)
             content = (Path(folder) / RECORDS).read_bytes()
             write_whole(RESULTS / name, gzip.compress(content, mtime=0) if name.endswith(".gz") else content)

@@ -18,13 +18,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from harness.records.times import AGAIN, EAGER, TOO_BUSY, Timing, cores
 from zoo.core.files import is_out_of_memory
 from zoo.core.messages import expected
-from zoo.core.precision import PRECISIONS
-from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, Served, as_runtime, require_format
+from zoo.deploy.export import AOTI, FORMATS, ONNX, OPENVINO, as_runtime, require_format
 from zoo.deploy.optimized import OptimizedHost, optimize
 from zoo.towers.vit import ReducedViT
 
@@ -36,9 +34,8 @@ LOOK_S, POLL_S = 0.2, 1.0  # that other processes are watched: before a timing, 
 STAT = Path("/proc/stat")
 COMPILE, CUDA_GRAPHS, OPTIMIZED = "compile", "cuda-graphs", "optimized"
 EXPORTED = (AOTI, ONNX, OPENVINO)
-# As it is; torch.compile; the eager model's launches captured once and replayed; what zoo.optimize makes of it.
-WAYS = (EAGER, COMPILE, CUDA_GRAPHS, OPTIMIZED)
-RUNTIMES = (*WAYS, *EXPORTED)  # what --runtimes times in one round, in several precisions
+# As it is; torch.compile; the eager model's launches captured once and replayed; what zoo.optimize makes of it; files.
+WAYS = (EAGER, COMPILE, CUDA_GRAPHS, OPTIMIZED, *EXPORTED)
 OUT_OF_MEMORY = "out of memory"
 # Of the features' length. Rounding may turn which of two equal tokens goes, in low precision in
 # most images, so that features of compiled models differ by about as much as those of float32.
@@ -67,7 +64,7 @@ class BusyError(OSError):
 
 def watch_others(seconds: float) -> float | None:
     """Wait, and return how many cores other processes kept busy meanwhile; None where the system doesn't say."""
-    others_cores = _count_others()
+    others_cores = count_others()
     time.sleep(seconds)
     return others_cores()
 
@@ -171,7 +168,7 @@ def interleave(
     ``rounds`` rounds and ``seconds`` seconds, at least, but after the former in no more than ``MOST_ROUNDS``. The wall
     clock is the usual stopwatch; ``now`` gives seconds, ``tick`` takes finished rounds.
     """
-    wait, others_cores = synchronizer(images.device), _count_others()
+    wait, others_cores = synchronizer(images.device), count_others()
     watch = stopwatch or wall_clock(wait)
     names = list(callables)
     samples: dict[K, list[float]] = {name: [] for name in names}
@@ -217,35 +214,28 @@ def synchronizer(device: torch.device) -> Callable[[], object]:
     return torch.mps.synchronize if device.type == "mps" else lambda: None
 
 
-def stopwatch(device: torch.device, threads: int) -> Stopwatch:
+def stopwatch(device: torch.device) -> Stopwatch:
     """Return what times a model by itself on this device, as when it is served."""
     if device.type == "cuda":
         return cuda_events(device)
-    return torch_timer(threads) if device.type == "cpu" else wall_clock(synchronizer(device))
+    return wall_clock(synchronizer(device), warm=2)
 
 
-def wall_clock(wait: Callable[[], object] = lambda: None, clock: Callable[[], int] = time.perf_counter_ns) -> Stopwatch:
-    """Return a stopwatch that times a call, in ``clock``'s nanoseconds, between two waits."""
+def wall_clock(
+    wait: Callable[[], object] = lambda: None, clock: Callable[[], int] = time.perf_counter_ns, warm: int = 0
+) -> Stopwatch:
+    """Return a stopwatch that times a call, in ``clock``'s nanoseconds, between two waits, after ``warm`` calls."""
 
     def time_ms(call: Call, images: Tensor) -> float:
+        for _ in range(warm):
+            call(images)
         wait()
         begin = clock()
         call(images)
         wait()
         return (clock() - begin) / 1e6
 
-    return Stopwatch("wall clock", time_ms)
-
-
-def torch_timer(threads: int, clock: Callable[[], float] = time.perf_counter) -> Stopwatch:
-    """Return torch's benchmark timer, of ``clock``'s seconds: it calls a model twice before the call that counts."""
-
-    def time_ms(call: Call, images: Tensor) -> float:
-        names = {"call": call, "images": images}
-        timer = Timer("call(images)", timer=clock, globals=names, num_threads=threads)
-        return 1000 * timer.timeit(1).median
-
-    return Stopwatch("torch.utils.benchmark.Timer", time_ms)
+    return Stopwatch(f"wall clock after {warm} calls" if warm else "wall clock", time_ms)
 
 
 def cuda_events(device: torch.device) -> Stopwatch:
@@ -264,7 +254,7 @@ def cuda_events(device: torch.device) -> Stopwatch:
     return Stopwatch("CUDA events", time_ms)
 
 
-def _count_others() -> Callable[[], float | None]:
+def count_others() -> Callable[[], float | None]:
     """Return what tells how many cores other processes kept busy from now on."""
     before, begun = others_s(), time.monotonic()
 
@@ -307,15 +297,15 @@ class ReadyModel:
     deviation: float | None = None  # of its features from eager's, largest over images
     peak_mib: float | None = None
     weights_mib: float | None = None  # of an optimised model, after a call; of others they are the model's own
+    attention: tuple[str, ...] | None = None  # kernels of fused attention that it runs; None of exported files
 
 
-def check_ways(flag: str, ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
-    """Raise ValueError for what ``--ways`` or ``--runtimes`` names and what the device or the packages can't run."""
-    known = WAYS if flag == "--ways" else RUNTIMES
+def check_ways(ways: Sequence[str], dtypes: Sequence[str], device: torch.device) -> None:
+    """Raise ValueError for what ``--ways`` names and what the device or the packages can't run."""
     for way in ways:
-        if way not in known:
-            raise ValueError(f"{flag} {way!r}: {expected(way, known)}")
-        there = f"{flag} {way} on --device {str(device)!r}"
+        if way not in WAYS:
+            raise ValueError(f"--ways {way!r}: {expected(way, WAYS)}")
+        there = f"--ways {way} on --device {str(device)!r}"
         if way == CUDA_GRAPHS and device.type != "cuda":
             raise ValueError(f"{there}: CUDA graphs need a CUDA device; leave it out, or add --device cuda")
         if way in EXPORTED and device.type != "cpu":
@@ -340,14 +330,14 @@ def _require_compiler(there: str, device: torch.device) -> None:
         )
 
 
-def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None) -> ReadyModel:
+def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str = "float32") -> ReadyModel:
     """Prepare a model, call it, and compare its features with the eager model's.
 
     A model that runs out of memory, that can't be compiled, captured or exported, or whose features aren't the eager
     model's, has a reason instead of a call. ``vit`` is in evaluation mode on the device of ``images`` (B, C, H, W).
-    With a ``dtype`` both are float32, and what the way runs is in that precision behind float32 images.
+    Both are in ``dtype``, or float32 for an exported file, which computes in it.
     """
-    if dtype is not None and dtype not in (FORMATS[way].dtypes if way in EXPORTED else PRECISIONS):
+    if way in EXPORTED and dtype not in FORMATS[way].dtypes:
         return ReadyModel(failed=f"{way} computes no {dtype}")
     reason = ""
     try:
@@ -355,9 +345,12 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
             ready = _first_call(vit, way, images, dtype)
             assert ready.call is not None
             apart = _apart(ready.call, vit, images)
+            if way not in EXPORTED:
+                kernels = attention_kernels(ready.call if way == OPTIMIZED else vit, images)
+                ready = replace(ready, attention=kernels)
     except Exception as error:
         # Exporters and runtimes of others raise whatever they like.
-        if not (is_out_of_memory(error) or _is_refusal(error) or way in EXPORTED):
+        if not (is_out_of_memory(error) or is_refusal(error) or way in EXPORTED):
             raise
         reason = _reason(error)
     if reason:
@@ -366,7 +359,7 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
             torch.cuda.empty_cache()
         return ReadyModel(failed=reason)
     most, typical = float(apart.max()), float(apart.median())
-    allowed = ALLOWED[dtype or str(images.dtype).removeprefix("torch.")]
+    allowed = ALLOWED[dtype]
     # Judged by the middle: a token that ties may go in one image, a wrong model is wrong in most.
     if not math.isfinite(typical):
         return ReadyModel(failed="features aren't finite, so they can't be compared with eager's")
@@ -377,7 +370,7 @@ def prepare(vit: ReducedViT, way: str, images: Tensor, dtype: str | None = None)
     return replace(ready, deviation=deviation)
 
 
-def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str | None) -> ReadyModel:
+def _first_call(vit: ReducedViT, way: str, images: Tensor, dtype: str) -> ReadyModel:
     """Prepare and call once, which is timed; take the memory of a call."""
     wait = synchronizer(images.device)
     calls: list[Call] = []
@@ -418,24 +411,22 @@ def _apart(call: Call, vit: ReducedViT, images: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def as_run(model: nn.Module, way: str, images: Tensor, dtype: str | None = None) -> Call:
-    """Return a model as the way runs it on images like these, (B, C, H, W), in a precision if one is given.
+def as_run(model: nn.Module, way: str, images: Tensor, dtype: str = "float32") -> Call:
+    """Return a model as the way runs it on images like these, (B, C, H, W); ``dtype`` is an exported file's.
 
     Compiling and capturing may wait for the first call.
     """
     if way in EXPORTED:
         others = random_images(CHECKED, (images.shape[2], images.shape[3]), images.device, torch.float32)
-        return as_runtime(model, others, format=way, dtype=dtype or "float32")
-    try:
-        if way == OPTIMIZED:
-            optimized: Call = optimize(model, dtype=dtype or images.dtype)
-            return optimized
-    except ValueError as error:
-        raise RefusedError(str(error)) from error
-    if dtype is not None:
-        model = Served(model, dtype).eval()
+        return as_runtime(model, others, format=way, dtype=dtype)
+    if way == OPTIMIZED:
+        try:
+            optimized: Call = optimize(model, dtype=images.dtype)
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
+        return optimized
     if way == CUDA_GRAPHS:
-        return _captured(model, images)
+        return capture(model, images)
     if way != COMPILE:
         return model
     compiled: Call = torch.compile(_own_code(model), dynamic=False, fullgraph=True)
@@ -456,7 +447,7 @@ def _own_code(model: nn.Module) -> Callable[[Tensor], Any]:
     return forward
 
 
-def _captured(model: nn.Module, images: Tensor) -> Call:
+def capture(model: Call, images: Tensor) -> Call:
     """Capture one call; what is returned copies images to the graph's and replays it."""
     inside = images.clone()
     graph = torch.cuda.CUDAGraph()
@@ -487,7 +478,7 @@ def deviations(features: Tensor, eager: Tensor) -> Tensor:
     return result.cpu()
 
 
-def _is_refusal(error: Exception) -> bool:
+def is_refusal(error: Exception) -> bool:
     """Tell whether the compiler, or CUDA when capturing, can't do it."""
     compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
     return compiler or isinstance(error, RefusedError) or "captur" in str(error)
@@ -532,12 +523,7 @@ def peak_mib(call: Call, images: Tensor) -> float | None:
 
 
 def _cpu_peak(call: Call, images: Tensor) -> float:
-    # Else the profiler tells the terminal when it starts and stops.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        call(images)
+    profiler = _profile(call, images)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
@@ -545,3 +531,19 @@ def _cpu_peak(call: Call, images: Tensor) -> float:
     moves = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
     most: int = max(accumulate((count for _, count in moves), initial=0))
     return most / MIB
+
+
+def attention_kernels(call: Call, images: Tensor) -> tuple[str, ...]:
+    """Return the kernels that fused attention takes in a call, by aten's names; none if it isn't called."""
+    prefix, names = "aten::_scaled_dot_product_", {event.key for event in _profile(call, images).key_averages()}
+    return tuple(sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix)))
+
+
+def _profile(call: Call, images: Tensor) -> Any:
+    # Else the profiler tells the terminal when it starts and stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        call(images)
+    return profiler

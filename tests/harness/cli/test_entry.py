@@ -18,7 +18,7 @@ from harness.apps import show
 from harness.base.lines import claim_file
 from harness.base.store import claim
 from harness.base.table import Shown
-from harness.cli.entry import BROKEN_PIPE, COMMANDS, build_parser, main
+from harness.cli.entry import BROKEN_PIPE, COMMANDS, main, parse
 from harness.datasets.base import Dataset
 from harness.models.towers import Tower
 from harness.records.record import read_records
@@ -27,7 +27,7 @@ from zoo.core.files import NoRoomError
 ROOT = Path(__file__).parents[3]
 LIST = [sys.executable, "-m", "harness", "list"]
 RANDOM = "compare --dataset emoji --methods random --keeps 0.6 --limit 8 --batches 1 --rounds 6"
-TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit 40 --batches --no-gallery"
+TWO_BATCHES = "compare --dataset emoji --methods random evit --keeps 0.3 --limit 40 --batches"
 
 
 def test_compare_writes_what_it_measured_and_a_second_run_reuses_all_of_it(tmp_path: Path, monkeypatch, capsys):
@@ -124,7 +124,7 @@ def test_a_mistake_of_ours_is_no_wrong_use_and_a_nan_is_no_result(command):
 
 
 def test_flags_of_every_command_stand_before_it_or_after_it():
-    args = build_parser().parse_args(["-q", "list", "--json"])
+    args = parse(["-q", "list", "--json"])
     assert (args.json, args.quiet) == (True, True)
 
 
