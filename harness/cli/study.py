@@ -3,8 +3,8 @@
 import json
 import shlex
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,7 +16,6 @@ from harness.cli.command import CommandParser, command
 from harness.cli.outline import HOUSE, decorated, outline
 
 if TYPE_CHECKING:
-    from harness.studies.answer import Stock
     from harness.studies.reproduce import PaperTable
     from harness.studies.workshop import StudyConfig
 
@@ -81,13 +80,12 @@ def run_reproduce(args: Namespace, status: Console) -> Work:
     return Shown(parts=(), data={"plans" if args.dry_run else "tables": data})
 
 
-def _stock_table(name: str, title: str, model: str, steps: "Sequence[Stock]") -> tuple[Table, dict[str, Any]]:
+def _stock_table(name: str, title: str, model: str, steps: list[dict[str, Any]]) -> tuple[Table, dict[str, Any]]:
     """Lay out what is cached and what is missing."""
-    rows = [[one.kind, one.of, f"{one.cached:,}", f"{one.missing:,}"] for one in steps]
-    caption = "Rankings are counted in images. What is cached takes no time"
-    heads = ("what", "of", "cached", "missing")
+    rows = [[one["kind"], one["of"], f"{one['cached']:,}", f"{one['missing']:,}"] for one in steps]
+    caption, heads = "Rankings are counted in images. What is cached takes no time", ("what", "of", "cached", "missing")
     table = Table.of(f"{title}; {model}", heads, rows, words=heads[:2], caption=caption)
-    return table, json_values({"name": name, "model": model, "steps": steps})
+    return table, {"name": name, "model": model, "steps": steps}
 
 
 def _measure_table(
@@ -95,22 +93,27 @@ def _measure_table(
 ) -> tuple[Table, dict[str, Any]]:
     """Measure a table; what is known so far is written after each dataset, so that a stopped run leaves it."""
     from harness.records.record import UNFINISHED, earlier, keep_new
-    from harness.studies.answer import get_tower
-    from harness.studies.reproduce import compare_rows, draw, paper, produce
+    from harness.report.charts import render
+    from harness.studies.answer import answer, get_tower
+    from harness.studies.reproduce import compare_rows
     from zoo.core.files import write_whole
 
     path = args.output / f"{table.name}.jsonl"
     known = earlier(path, fresh=args.fresh)
     tables, tower = [], get_tower(config.model)
-    for measured, records in produce(table, config, known, progress, path.with_suffix(UNFINISHED)):
+    folder = path.with_suffix(UNFINISHED)
+    for measured, records in chain.from_iterable(
+        answer(table.study, part, known, progress, folder) for part in table.groups(config)
+    ):
         keep_new(path, records, known)
         tables.append(measured)
         comparison = compare_rows(table, config, tower.vit.depth, tower.name, tables)
         command, words = f"patchrank {shlex.join(args.argv)}", config.describe(tunes=table.study.tunes)
         page = f"```\n{command}\n```\n\n{comparison.markdown()}- {words}\n"
         write_whole(path.with_suffix(".md"), page.encode())
-        if paper(table.name)["axis"]:
-            write_whole(path.with_suffix(".svg"), draw(comparison))
+        if table.plot:
+            charts = [one.chart(*table.plot, accuracy=True) for one in tables]
+            write_whole(path.with_suffix(".svg"), render(charts))
     progress.say(f"records and table: {path.with_suffix('')}.{{jsonl,md}}")
     return comparison.table(), comparison.data()
 
