@@ -152,13 +152,14 @@ def paper_config(args: Namespace, name: str) -> "StudyConfig":
 
 
 def _final_flags(parser: CommandParser) -> None:
-    config = outline("harness.studies.final").FinalConfig
     what = parser.add_argument_group("what is measured")
-    flags.usual(what, "models", default=list(config.models), text="dense models' names, see `list`")
+    flags.usual(what, "models", default=[flags.DENSE], text="dense models' names, see `list`")
     flags.usual(what, "methods", text="default: the usual ones but golden")
-    flags.usual(what, "keeps", default=list(config.keeps), text="keep rates of --match-to")
-    flags.add(what, "--match-to", config.match_to, "method whose GFLOPs the others meet", metavar="METHOD")
-    flags.usual(what, "datasets", default=list(config.datasets), text="datasets with the split")
+    flags.usual(what, "keeps", default=[0.6, 0.5, 0.3], text="keep rates of --match-to")
+    text, method = "method whose GFLOPs the others meet", outline("harness.studies.final").MATCH_TO
+    flags.add(what, "--match-to", method, text, metavar="METHOD")
+    datasets = [*flags.FASHION_AND_EMOJI, "photos", "frames"]
+    flags.usual(what, "datasets", default=datasets, text="datasets with the split")
     flags.add(what, "--split", "final", "split to judge by", choices=("final", "test"))
     flags.limits(what, None, "images per dataset; default: all")
     flags.usual(what, "halves")
@@ -170,27 +171,29 @@ def _final_flags(parser: CommandParser) -> None:
 def run_final(args: Namespace, status: Console) -> Work:
     """Judge methods on the split that nothing was chosen by, and name the commit."""
     from harness import git_commit
+    from harness.measure.plan import Plan
     from harness.records.record import RECORDS, UNFINISHED, earlier, halves, keep_new
     from harness.report.tables import comparison_table
     from harness.report.writers import markdown
-    from harness.studies.final import FinalConfig, judge, summarise
+    from harness.studies.final import judge, summarise
     from zoo.core.files import write_whole
 
     path, progress = args.output / RECORDS, Progress(status)
     known = earlier(path, fresh=args.fresh)
-    config = flags.settings(FinalConfig, args, methods=tuple(args.methods or ()))
+    how: dict[str, Any] = {"methods": tuple(args.methods or ()), "batches": (), "match": "gflops", "far": True}
+    plan = flags.settings(Plan, args, **how)
     commit = git_commit() or "unknown"
     words = f"commit {commit.removesuffix('-dirty')}" + (", uncommitted changes" if commit.endswith("-dirty") else "")
     groups, tables = [], []
-    for group in judge(config, known, progress, path.with_suffix(UNFINISHED)):
+    for group in judge(plan, known, progress, path.with_suffix(UNFINISHED)):
         keep_new(path, group, known)
         groups.append(group)
-        table = comparison_table(group, config.match_to)
+        table = comparison_table(group, plan.match_to)
         tables.append(replace(table, title=f"{table.title}; {words}"))
         with progress.hidden():
             yield tables[-1]
     parts = [part for group in groups for part in (group, *(halves(group) if args.halves else ()))]
-    tables.append(summarise(parts, config.match_to))
+    tables.append(summarise(parts, plan.match_to))
     write_whole(path.with_name("table.md"), markdown(tables).encode())
     progress.say(f"records: {path}; tables: {path.with_name('table.md')}")
     records = [record for group in groups for record in group]

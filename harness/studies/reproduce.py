@@ -5,7 +5,7 @@ The paper's numbers are in ``paper.json``; what isn't known of them is None, nev
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -71,6 +71,7 @@ MEASURES = {
     "gflops": (".2f", ".3f", "1e9 multiply-adds"),
     "latency": (".3g", ".3f", "ms per image"),
 }
+MEAN = "mean"  # over all datasets
 RATIOS = ("gflops", "latency")  # compared by dividing
 
 
@@ -261,19 +262,14 @@ def mean_of(intervals: Sequence[Interval]) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperResult:
-    """What was measured for a row."""
+    """What was measured for a row, and what the paper has, by dataset and as `MEAN` over all of them."""
 
     row: PaperRow
-    ours: dict[str, Interval]  # by dataset, those that were measured
-    to: dict[str, Interval]  # by dataset, against the row's reference
-    reference: PaperRow | None  # that this one is compared with
-
-    def paper_to(self, datasets: Sequence[str]) -> float | None:
-        """Return the paper's mean over datasets against that of the row's reference."""
-        ours, theirs = (None if one is None else one.mean_over(datasets) for one in (self.row, self.reference))
-        if ours is None or theirs is None:
-            return None
-        return ours / theirs if self.row.measure in RATIOS else ours - theirs
+    unit: str
+    ours: dict[str, Interval]
+    to: dict[str, Interval]  # against the row's reference
+    paper: dict[str, float | None]
+    paper_to: float | None  # the mean against that of the row's reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,13 +299,9 @@ class Comparison:
         text, other = f"{paper(self.name)['title']}; ours: {self.tower}, {on}", " and ".join(self.differences)
         return f"{text}; NOT the paper's {other}: what differs is no failed reproduction" if other else text
 
-    def mean(self, values: Mapping[str, Interval]) -> Interval | None:
-        """Return the mean over datasets, None unless each has a value."""
-        return mean_of(list(values.values())) if set(values) == set(self.datasets) else None
-
     def table(self) -> Table:
         """Lay out what we have of each row, what the paper has, and the difference."""
-        heads = ("", "whose", *self.datasets, "mean", "compared with", "by")
+        heads = ("", "whose", *self.datasets, MEAN, "compared with", "by")
         rows: list[list[str]] = []
         sections = []
         for one in self.results:
@@ -320,19 +312,17 @@ class Comparison:
         return Table.of(self.title, heads, rows, words=words, wide=wide, **about)
 
     def _lines(self, one: PaperResult) -> Iterator[list[str]]:
-        form, relative, _ = MEASURES[one.row.measure]
-        own, to = [*map(one.ours.get, self.datasets), self.mean(one.ours)], self.mean(one.to)
+        (form, relative, _), places = MEASURES[one.row.measure], (*self.datasets, MEAN)
+        own, theirs, to = [*map(one.ours.get, places)], [*map(one.paper.get, places)], one.to.get(MEAN)
         cells = [_interval(each, form) for each in own]
         yield [one.row.name, "ours", *cells, one.row.against or "", _interval(to, relative)]
         if not one.row.source:
             return
-        theirs = [*map(one.row.by_dataset.get, self.datasets), one.row.mean_over(self.datasets)]
-        theirs_to = one.paper_to(self.datasets)
-        yield ["", "paper", *(figure(value, form) for value in theirs), "", figure(theirs_to, relative)]
+        yield ["", "paper", *(figure(value, form) for value in theirs), "", figure(one.paper_to, relative)]
         off = [NOT_MEASURED] * len(own)
         if not self.differences:
             off = [_difference(*pair, f"+{form}") for pair in zip(own, theirs, strict=True)]
-        off += ["", _difference(to, theirs_to, f"+{relative.removeprefix('+')}")]
+        off += ["", _difference(to, one.paper_to, f"+{relative.removeprefix('+')}")]
         if any(cell not in ("", NOT_MEASURED) for cell in off):
             yield ["", "difference", *off]
 
@@ -343,14 +333,9 @@ class Comparison:
         return markdown([replace(self.table(), notes=[*paper(self.name)["notes"], source])], level=2)
 
     def data(self) -> dict[str, Any]:
-        """Return rows by dataset and as mean, ours and the paper's, as JSON values."""
-        rows = []
-        for one in self.results:
-            ours = {"by_dataset": one.ours, "mean": self.mean(one.ours), "compared_by_dataset": one.to}
-            theirs = {"mean": one.row.mean_over(self.datasets), "mean_compared": one.paper_to(self.datasets)}
-            rows.append({"row": one.row, "unit": MEASURES[one.row.measure][2], "ours": ours, "paper": theirs})
-        about = {"name": self.name, "title": self.title, "tower": self.tower, "images_by_dataset": self.images}
-        values: dict[str, Any] = json_values({**about, "comparable": not self.differences, "rows": rows})
+        """Return it as JSON values."""
+        facts = {"name": self.name, "title": self.title, "tower": self.tower, "images_by_dataset": self.images}
+        values: dict[str, Any] = json_values({**facts, "comparable": not self.differences, "rows": self.results})
         return values
 
 
@@ -374,18 +359,26 @@ def compare_rows(
     results: dict[str, PaperResult] = {}
     records: dict[str, dict[str, Sequence[Record]]] = {}
     for row in paper_rows(target.name, config, depth):
-        others = records.get(row.against or "", {})
+        others, reference = records.get(row.against or "", {}), results.get(row.against or "")
         own = records[row.name] = row.records(by_dataset)
         ours = {name: read(row.measure, part) for name, part in own.items()}
         to = {name: read(row.measure, part, others[name]) for name, part in own.items() if name in others}
+        mean, base = row.mean_over([*by_dataset]), None if reference is None else reference.paper[MEAN]
+        paper_to = None
+        if mean is not None and base is not None:
+            paper_to = mean / base if row.measure in RATIOS else mean - base
         results[row.name] = PaperResult(
-            row=row,
-            ours={name: value for name, value in ours.items() if value is not None},
-            to={name: value for name, value in to.items() if value is not None},
-            reference=results[row.against].row if row.against in results else None,
-        )
+            row=row, unit=MEASURES[row.measure][2], ours=_add_mean(ours, by_dataset), to=_add_mean(to, by_dataset),
+            paper={**row.by_dataset, MEAN: mean}, paper_to=paper_to,
+        )  # fmt: skip
     images = {name: table.dense.image_count for name, table in by_dataset.items()}
     return Comparison(name=target.name, tower=tower, results=tuple(results.values()), images=images)
+
+
+def _add_mean(values: Mapping[str, Interval | None], datasets: Collection[str]) -> dict[str, Interval]:
+    """Return what was measured, with the mean where each dataset has a value."""
+    found = {name: value for name, value in values.items() if value is not None}
+    return found | ({MEAN: mean_of([*found.values()])} if found and len(found) == len(datasets) else {})
 
 
 def require_readable(names: Sequence[str], table: PaperTable) -> None:

@@ -371,17 +371,12 @@ class Study:
         """What it is called on the command line."""
         return str(self.lines.__name__)
 
-    @property
-    def question(self) -> str:
-        """What it answers."""
-        return (self.lines.__doc__ or "").partition("\n")[0]
-
 
 def study(title: str, keeps: tuple[float, ...], **facts: Any) -> Callable[[Lines], Study]:
     """Declare a study of a function's name, whose docstring is the question and which yields the lines of the answer.
 
     ``facts`` are fields of `Study`; ``tunes`` implies ``labels``, and without ``fits`` that it fits no predictors.
-    ``harness.cli`` reads them from the source: each study has its own flags.
+    ``harness.cli`` reads the questions from the source.
     """
     tunes = facts.get("tunes", False)
     facts = {"fits": not tunes, "labels": tunes} | facts
