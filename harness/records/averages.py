@@ -47,6 +47,7 @@ from zoo.loading.sizes import SIZES
 CLOSE = 0.05  # costs that differ by more are not equal
 REFERENCE = "patchrank"  # method that fidelity is compared with, unless another is named
 EMBEDDED = "s14"  # the size whose text tower we trained
+ENDS = ("mean", "low", "high")  # of what is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +112,19 @@ class Average:
         if name == "diff_to_dense":
             if self.dense is None:
                 return None
-            difference = mean_difference(self, self.dense)
-            return Measured(mean=difference.estimate, low=difference.low, high=difference.high)
+            # Whole numbers are resampled and divided at the end, so equal rows differ by exactly 0.
+            counts = bootstrap_counts(self.hits - self.dense.hits, seed=0)
+            mean, low, high = (count / len(self.records) for count in counts)
+            return Measured(mean=mean, low=low, high=high)
         if not all(name in record.metrics for record in self.records):
             return None
         own = [record.metrics[name] for record in self.records]
-        numbers = {part: _mean([getattr(one, part) for one in own]) for part in ("mean", "low", "high", "at", "chance")}
+        numbers = {part: _mean([getattr(one, part) for one in own]) for part in (*ENDS, "at", "chance")}
         if name == "top1":
             ends = mean_interval([one.mean for one in own])[1:]
             numbers["low"], numbers["high"] = np.clip(ends, 0.0, 1.0).tolist()
         elif (values := self.per_image(name)) is not None and (found := over_images(values, groups=self.first.groups)):
-            numbers["mean"], numbers["low"], numbers["high"] = found
+            numbers |= zip(ENDS, found, strict=True)
         return Measured(**numbers)
 
     def mean(self, name: str) -> Any:
@@ -294,7 +297,8 @@ def judge_rows(rows: Sequence[Average], reference: str | None = None) -> Judgeme
     others = [row for row in rows if row.measured("diff_to_dense") is not None]
     if dense is not None and others:
         families["diff_to_dense"] = family = together({row.identity: row_p(row, dense) for row in others})
-        note = f"top-1: {mark_note(exact_test(dense))}"
+        test = MCNEMAR if len(dense.records) == 1 else f"{SIGN_FLIP} of the mean over these seeds"
+        note = f"top-1: {mark_note(test)}"
         if len(dense.records) == 1:
             truth = dense.first.correct
             left = [row.first.correct != truth for row in others if not family.mark(row.identity)]
@@ -332,17 +336,6 @@ def fidelity_difference(row: Average, other: Average, metric: Metric) -> tuple[I
 def row_p(row: Average, other: Average) -> float:
     """Return the exact p-value that two rows are equally often right; see `paired_p`."""
     return paired_p(row.hits, other.hits, len(row.records), len(other.records))
-
-
-def exact_test(row: Average) -> str:
-    """Name the test that compares rows of as many seeds."""
-    return MCNEMAR if len(row.records) == 1 else f"{SIGN_FLIP} of the mean over these seeds"
-
-
-def mean_difference(row: Average, other: Average) -> Interval:
-    """Return top-1 of a row minus another's, mean over their seeds, paired by image, with a bootstrap over images."""
-    # Whole numbers are resampled and divided at the end, so equal rows differ by exactly 0.
-    return Interval(*(number / len(row.records) for number in bootstrap_counts(row.hits - other.hits, seed=0)))
 
 
 def time_ratio(latency: Sequence[Times], batch: int) -> float | None:
@@ -412,11 +405,6 @@ def tower_of(record: Record) -> str:
     """Return the name of the dense tower of a record, with its weight tag."""
     reduction = "" if record.method == DENSE else f"_{record.method}{round(100 * record.keep)}"
     return tower_name(record.model.removesuffix(reduction), record.tag)
-
-
-def seeds(records: Sequence[Record]) -> str:
-    """Say of how many seeds a row is the mean; nothing of one."""
-    return f"; mean of {len(records)} seeds" if len(records) > 1 else ""
 
 
 def with_recovery(rows: Sequence[Average]) -> str:
