@@ -201,13 +201,15 @@ def run_final(args: Namespace, status: Console) -> Work:
     return Shown(parts=(tables[-1],), data={"commit": commit, "records": json_values(records)})
 
 
-def _study_flags(tunes: bool, fits: bool, parser: CommandParser) -> None:
+def _study_flags(tunes: bool, fits: bool, foreground: bool, parser: CommandParser) -> None:
     what = parser.add_argument_group("what is studied")
     flags.usual(what, "model", text="a dense model with a text tower")
     flags.usual(what, "datasets", default=list(outline("harness.measure.plan").Plan.datasets))
     flags.usual(what, "keeps", text="keep rates in (0, 1]; default: the study's own")
     if tunes:
         flags.add(what, "--split", "test", "split to judge by", choices=("val", "test", "final"))
+    elif foreground:
+        parser.set_defaults(split="test")  # val chooses the strength of probes
     else:
         flags.usual(what, "split", default="val", text="split to judge by", choices=("val", "test"))
     flags.limits(what, 300)
@@ -270,7 +272,7 @@ def _studies() -> Iterator[Command]:
     for name, question, facts in decorated("harness.studies.questions", "study"):
         tunes = facts.get("tunes", False)
         examples = [(line.replace("NAME", name), purpose) for line, purpose in any_study.examples]
-        own = partial(_study_flags, tunes, facts.get("fits", not tunes))
+        own = partial(_study_flags, tunes, facts.get("fits", not tunes), facts.get("foreground", False))
         yield replace(any_study, path=f"study {name}", what=question, examples=examples, flags=own)
 
 

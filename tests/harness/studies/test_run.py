@@ -46,7 +46,8 @@ def stock_of(name: str, config: StudyConfig) -> list[Stock]:
 @pytest.mark.parametrize("name", list_studies())
 @pytest.mark.usefixtures("predictor_file", "quick_costs")
 def test_a_study_makes_what_its_dry_run_lists_and_nothing_again(few: StudyConfig, name: str, studied, work):
-    few = replace(few, split="test" if list_studies()[name].tunes else "val", seeds=1)
+    study = list_studies()[name]
+    few = replace(few, split="test" if study.tunes or study.foreground else "val", seeds=1)
     before = stock_of(name, few)
     assert not work
     assert all(one.cached == 0 for one in before)
