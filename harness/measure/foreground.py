@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.datasets.base import Example
 from harness.models.towers import undo_preprocess
 
-IMAGES = 200  # of train that probes are fitted to, and of val that choose strength and threshold
+IMAGES = 100  # of train that probes are fitted to, and of val that choose strength and threshold
 STRENGTHS = tuple(10.0**power for power in range(-6, 1))  # of ridge regression of -1 and 1 on unit features
 THRESHOLDS = tuple(tenth / 10 for tenth in range(-6, 3))
 Patches = Iterable[tuple[str, Tensor, Tensor]]  # a row's key, unit features (B, N, D) and foreground (B, N) bool
